@@ -1,0 +1,161 @@
+"""Every record and protocol that more than one room of the package uses, on one page.
+
+Host records are frozen dataclasses of plain Python values; device batches are `flax.struct` pytrees of arrays.
+
+Letters: `R` rows, `T` tokens of a row, `N` samples of a row, `A` actions of a sample, `B = R * N` samples,
+`D` width, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+Metrics = dict[str, float]
+
+
+# --- what is said ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One message. `profile` is what an assistant wrote about its user beside the reply (RLPA)."""
+
+    role: Literal['system', 'user', 'assistant']
+    content: str
+    profile: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """A simulated or real user. `facts` is the golden profile, one `slot: value` (or free sentence) each."""
+
+    id: str
+    facts: tuple[str, ...]
+    opening: str = 'Hello'
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+    """A conversation so far. Turns alternate user, assistant, ...; the system prompt is not part of it."""
+
+    person: Person
+    turns: tuple[Turn, ...]
+
+    @property
+    def round(self) -> int:
+        """Number of assistant turns taken."""
+        return sum(turn.role == 'assistant' for turn in self.turns)
+
+
+# --- what is sampled ------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. `temperature=0` is greedy; `top_k=0` and `top_p=1` are off; `stop` are strings."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_tokens: int = 64
+    stop: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What a decoder returns for one prompt. `token_ids` includes a sampled end-of-turn token; `text` excludes it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: Literal['stop', 'length']
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One completion of one prompt with its reward. Samples of one prompt share `group` and stand side by side."""
+
+    dialogue: Dialogue
+    prompt_ids: tuple[int, ...]
+    completion: Completion
+    group: int
+    reward: float = 0.0
+    info: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    ok: bool = True  # False: no judge could answer; masked from the loss and counted
+
+
+# --- who answers and who judges: batched, one result per input, in order ----------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A judge's answer: named scores in [0, 1]. `ok=False`: no answer could be had."""
+
+    scores: Mapping[str, float]
+    ok: bool = True
+
+
+class UserSimulator(Protocol):
+    """Plays the person of each dialogue; its answer is the next user message."""
+
+    def __call__(self, dialogues: Sequence[Dialogue], seed: int) -> list[str]: ...
+
+
+class ProfileMatcher(Protocol):
+    """Counts the golden facts that an inferred profile states, each at most once. `None`: no answer could be had."""
+
+    def __call__(self, inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[str]]) -> list[int | None]: ...
+
+
+class ResponseJudge(Protocol):
+    """Scores a reply as the person of the dialogue would, given the inferred facts. Never sees the golden profile."""
+
+    def __call__(
+        self, dialogues: Sequence[Dialogue], inferred: Sequence[Sequence[str]], replies: Sequence[str], seed: int
+    ) -> list[Verdict]: ...
+
+
+class RewardFn(Protocol):
+    """Fills in `reward`, `info` and `ok` of samples."""
+
+    def __call__(self, samples: Sequence[Sample], seed: int) -> list[Sample]: ...
+
+
+# --- what a device sees ---------------------------------------------------------------------------------------------
+
+
+class TokenBatch(struct.PyTreeNode):
+    """Rows of tokens and the actions to be scored in them.
+
+    A row holds one prompt and the `N` completions sampled from it, so the prompt is computed once for all of them.
+    A token sees the earlier tokens of its own segment and of the segment named in `prefix` (the prompt).
+    `states[r, n, a]` is the column whose hidden state chose `actions[r, n, a]`: the token before it in its own
+    sequence, which for the first token of every completion is the last token of the prompt.
+    """
+
+    tokens: Int[Array, 'R T']
+    positions: Int[Array, 'R T']
+    segments: Int[Array, 'R T']  # 0 is padding
+    prefix: Int[Array, 'R T']  # a segment it also sees; its own where there is none
+    states: Int[Array, 'R N A']
+    actions: Int[Array, 'R N A']
+    acts: Bool[Array, 'R N A']  # the policy chose it, so it is trained on
+
+
+class RolloutBatch(struct.PyTreeNode):
+    """Samples on the device. Arrays `B A` are indexed by sample and action; the last four are filled by `annotate`."""
+
+    tokens: TokenBatch
+    reward: Float[Array, ' B']
+    ok: Bool[Array, ' B']
+    sampler_logprobs: Float[Array, 'B A']
+    logprobs: Float[Array, 'B A'] | None = None
+    ref_logprobs: Float[Array, 'B A'] | None = None
+    values: Float[Array, 'B A'] | None = None
+    advantages: Float[Array, 'B A'] | None = None
+    returns: Float[Array, 'B A'] | None = None
