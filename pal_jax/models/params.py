@@ -1,0 +1,87 @@
+"""Parameters, described once: initial values, abstract tree and shardings all derive from the same `ParamSpec`s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from pal_jax.models.config import ModelConfig
+
+Params = dict[str, Any]
+
+
+class ParamSpec(NamedTuple):
+    """Shape, logical axes (see `runtime.sharding.RULES`) and initial value of one parameter."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Callable[..., Array]
+
+
+def is_spec(x: Any) -> bool:
+    return isinstance(x, ParamSpec)
+
+
+def decoder_specs(cfg: ModelConfig) -> Params:
+    """Every parameter of a decoder. Layers are stacked on the first axis."""
+    L, D, H, G, K, F = cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp
+    dense, ones, zeros = jax.nn.initializers.normal(0.02), jax.nn.initializers.ones, jax.nn.initializers.zeros
+    attn = {
+        'q': ParamSpec((L, D, H, K), ('layers', 'width', 'heads', None), dense),
+        'k': ParamSpec((L, D, G, K), ('layers', 'width', 'kv_heads', None), dense),
+        'v': ParamSpec((L, D, G, K), ('layers', 'width', 'kv_heads', None), dense),
+        'o': ParamSpec((L, H, K, D), ('layers', 'heads', None, 'width'), dense),
+    }
+    if cfg.qkv_bias:
+        attn['q_bias'] = ParamSpec((L, H, K), ('layers', 'heads', None), zeros)
+        attn['k_bias'] = ParamSpec((L, G, K), ('layers', 'kv_heads', None), zeros)
+        attn['v_bias'] = ParamSpec((L, G, K), ('layers', 'kv_heads', None), zeros)
+    mlp = {
+        'gate': ParamSpec((L, D, F), ('layers', 'width', 'mlp'), dense),
+        'up': ParamSpec((L, D, F), ('layers', 'width', 'mlp'), dense),
+        'down': ParamSpec((L, F, D), ('layers', 'mlp', 'width'), dense),
+    }
+    norm = {name: ParamSpec((L, D), ('layers', None), ones) for name in ('attn', 'mlp')}
+    specs = {
+        'embed': ParamSpec((cfg.vocab, D), ('vocab', 'width'), dense),
+        'layers': {'attn': attn, 'mlp': mlp, 'norm': norm},
+        'final_norm': ParamSpec((D,), (None,), ones),
+    }
+    if not cfg.tie_embed:
+        specs['unembed'] = ParamSpec((D, cfg.vocab), ('width', 'vocab'), dense)
+    return specs
+
+
+def init(specs: Params, key: Array, dtype: str = 'float32') -> Params:
+    """Random values for a tree of specs. The same key gives the same values on every mesh."""
+    leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
+    keys = jax.random.split(key, len(leaves))
+    return tree.unflatten([spec.init(k, spec.shape, dtype) for spec, k in zip(leaves, keys, strict=True)])
+
+
+def abstract(specs: Params, dtype: str = 'float32') -> Params:
+    """Shapes and dtypes of a tree of specs, without values."""
+    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype), specs, is_leaf=is_spec)
+
+
+def count(params: Params) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def unstack(tree: Params) -> list[Params]:
+    """`[L, ...]` leaves to `L` trees. Its gradient is one concatenation, where indexing's would be `L` padded sums."""
+    leaves, treedef = jax.tree.flatten(tree)
+    layers = leaves[0].shape[0]
+    columns = [[x.reshape(x.shape[1:]) for x in lax.split(leaf, (1,) * layers)] for leaf in leaves]
+    return [treedef.unflatten(row) for row in zip(*columns, strict=True)]
+
+
+def cast(params: Params, dtype: Any) -> Params:
+    """Every floating leaf in another precision."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
