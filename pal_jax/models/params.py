@@ -53,7 +53,7 @@ def decoder_specs(cfg: ModelConfig) -> Params:
         'final_norm': ParamSpec((D,), (None,), ones),
     }
     if not cfg.tie_embed:
-        specs['unembed'] = ParamSpec((D, cfg.vocab), ('width', 'vocab'), dense)
+        specs['unembed'] = ParamSpec((cfg.vocab, D), ('vocab', 'width'), dense)
     return specs
 
 
