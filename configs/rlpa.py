@@ -1,0 +1,76 @@
+r"""RLPA: multi-turn PPO that learns its user's profile while talking (arXiv 2505.15456).
+
+  python -m pal_jax.train --config=configs/rlpa.py            # SmolLM2-135M and scripted users: learns on two CPU cores
+  python -m pal_jax.train --config=configs/rlpa.py:smoke      # a random tiny model, under a minute
+  python -m pal_jax.train --config=configs/rlpa.py:paper      # Qwen2.5-3B-Instruct, the published settings
+
+Any value can be changed: --config.ppo.clip=0.1 --config.dialogue.profiles=people.jsonl
+"""
+
+from ml_collections import ConfigDict
+
+from pal_jax import presets as p
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    variant = p.parse_variant(variant, 'smoke', 'paper')
+    config = p.base(recipe='rlpa', total_steps=30)
+    config.policy = p.policy(p.EMBEDDED)
+    config.optimizer = p.adamw(lr=3e-5, warmup_ratio=0.1)
+    config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
+    config.warmup = dict(steps=20, batch=8, examples=160, optimizer=p.adamw(lr=5e-5))
+    config.ppo = p.ppo(
+        estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, negative_scale=0.2, micro_rows=4
+    )
+    config.sampling = p.sampling(temperature=1.0, max_tokens=56, stop=('</response>',))
+    config.dialogue = dict(
+        profiles='embedded',  # or a JSONL file of people
+        people=240,
+        facts=4,  # of each embedded person
+        system='embedded',  # or the text of a system prompt
+        user='scripted',
+        p_spontaneous=1.0,  # chance that a scripted user tells something unasked
+        use_multiturn=True,
+        max_rounds=3,
+        n_samples_per_prompt=4,
+        rollout_batch_size=8,  # prompts a step
+        round_batch_size=8,  # > 0: depth-first, < 0: breadth-first
+    )
+    config.reward = dict(
+        matcher='exact', judge='rule', response='graded', profile_weight=1.0, response_weight=1.0, max_failed=0.1
+    )
+    config.decode = dict(slots=32, stride=4)
+    config.eval = dict(people=64, every=0, shown=3)  # every=0: before, after the warm-up and at the end
+    return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    config.policy.source = 'random:tiny'
+    config.policy.dtype = 'float32'
+    config.total_steps = 6
+    config.warmup.update(steps=4, batch=4, examples=16)
+    config.warmup.optimizer.lr = 3e-3
+    config.sampling.max_tokens = 32
+    config.dialogue.update(people=8, max_rounds=2, rollout_batch_size=4, round_batch_size=4)
+    config.decode.slots = 16
+    config.eval.people = 4
+    config.checkpoint.every = 2
+    return config
+
+
+def paper(config: ConfigDict) -> ConfigDict:
+    """Section 4 and the appendix of the paper; people and users stay scripted until endpoints are chosen."""
+    config.policy.source = 'hf:Qwen/Qwen2.5-3B-Instruct'
+    config.policy.remat = True
+    config.total_steps = 150
+    config.optimizer = p.adamw(lr=5e-7)
+    config.warmup.steps = 0
+    config.ppo = p.ppo(estimator='gae', minibatches=8, micro_rows=32, loss_agg='token_mean')
+    config.sampling = p.sampling(temperature=1.0, max_tokens=1024)
+    config.dialogue.update(
+        people=3840, facts=10, max_rounds=10, rollout_batch_size=256, round_batch_size=256, p_spontaneous=0.3
+    )
+    config.reward.response = 'strict'
+    config.decode = dict(slots=256, stride=8)
+    config.eval.people = 74
+    return config

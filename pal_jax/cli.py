@@ -1,0 +1,87 @@
+"""What the entry points share: flags, and errors a person can act on."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Configuration file, with :variant behind it; --config.<key>=<value> changes one value.',
+    lock_config=True,
+)  # fmt: skip
+
+
+class Fault(Exception):
+    """A wrong input or a world that does not play along: shown as one line. `code` is the exit status."""
+
+    def __init__(self, message: str, code: int = 2):
+        super().__init__(message)
+        self.code = code
+
+
+def run(main: Callable[[], None], usage: str) -> None:
+    """Parses the command line, calls `main` and turns a `Fault` into one line on stderr and an exit status."""
+    argv = sys.argv
+    if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
+        print(usage.strip())
+        sys.exit(0)
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
+    try:
+        _parse(argv)
+        app.run(lambda _: main(), argv=argv[:1])
+    except Fault as fault:
+        print(f'error: {fault}', file=sys.stderr)
+        sys.stderr.flush()
+        sys.exit(fault.code)
+
+
+def _parse(argv: Sequence[str]) -> None:
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+        raise Fault(' '.join(str(error.args[0] if error.args else error).split())) from None
+    if rest[1:]:
+        raise Fault(f'unexpected argument {rest[1]!r}; every option is written --name=value')
+    if CONFIG.value is None:
+        raise Fault('no configuration; give one, such as --config=configs/rlpa.py')
+
+
+def config() -> ConfigDict:
+    return CONFIG.value
+
+
+def workdir() -> Path:
+    """The folder that --workdir names, or runs/<config>[-<variant>]."""
+    if WORKDIR.value:
+        return Path(WORKDIR.value)
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
+    name = Path(path).stem
+    return Path('runs') / (f'{name}-{variant}' if variant else name)
+
+
+def recipe_module(config: ConfigDict):
+    """`pal_jax.recipes.<config.recipe>`."""
+    return importlib.import_module(f'pal_jax.recipes.{config.recipe}')
+
+
+def faults(call: Callable, *args, **kwargs):
+    """`call(...)`, with its ValueErrors (exit status 2) and RuntimeErrors (1) as faults."""
+    try:
+        return call(*args, **kwargs)
+    except ValueError as error:
+        raise Fault(_one_line(error), 2) from error
+    except (RuntimeError, OSError) as error:
+        if os.environ.get('PAL_JAX_TRACEBACK'):
+            raise
+        raise Fault(_one_line(error), 1) from error
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())

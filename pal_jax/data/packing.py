@@ -1,0 +1,86 @@
+"""Host records to padded device batches: the only place where shapes are born.
+
+A row is a prompt followed by the completions sampled from it (`types.TokenBatch`): with four samples of a 200-token
+prompt and 60-token answers a row has 440 tokens where four separate sequences have 1,040.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from pal_jax.runtime import sharding
+from pal_jax.types import RolloutBatch, Sample, TokenBatch
+
+PROMPT = 1  # its segment; completion n has segment n + 2
+
+
+class Row(NamedTuple):
+    """One prompt and what follows it."""
+
+    prompt: Sequence[int]
+    completions: Sequence[Sequence[int]]
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + sum(map(len, self.completions))
+
+
+def round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def pack_rows(
+    rows: Sequence[Row], *, samples: int, length: int, actions: int, height: int | None = None
+) -> TokenBatch:
+    """Numpy arrays of `height` rows (all by default) of `length` tokens and `samples` times `actions` actions.
+
+    A row may have fewer than `samples` completions; the missing ones have no actions.
+    """
+    height = height or len(rows)
+    tokens, positions, segments, prefix = (np.zeros((height, length), np.int32) for _ in range(4))
+    states, chosen = (np.zeros((height, samples, actions), np.int32) for _ in range(2))
+    acts = np.zeros((height, samples, actions), bool)
+    for r, row in enumerate(rows):
+        start = len(row.prompt)
+        tokens[r, :start], positions[r, :start] = row.prompt, np.arange(start)
+        segments[r, :start] = prefix[r, :start] = PROMPT
+        for n, completion in enumerate(row.completions):
+            size, where = len(completion), slice(start, start + len(completion))
+            tokens[r, where] = chosen[r, n, :size] = completion
+            positions[r, where] = len(row.prompt) + np.arange(size)
+            segments[r, where], prefix[r, where] = n + 2, PROMPT
+            states[r, n, :size] = np.concatenate([[len(row.prompt) - 1], np.arange(start, start + size - 1)])
+            acts[r, n, :size] = True
+            start += size
+    return TokenBatch(tokens, positions, segments, prefix, states, chosen, acts)
+
+
+def pack_rollouts(
+    samples: Sequence[Sample], *, n: int, height: int, actions: int, mesh: Mesh, multiple: int = 128
+) -> RolloutBatch:
+    """Samples, `n` neighbours to a prompt, as a global batch of `height` rows a process.
+
+    Rows are padded to a `multiple` of tokens, which bounds the number of programs to compile.
+
+    Rows that are missing (a short last batch) are padding: `ok` is False and nothing acts.
+    """
+    groups = [samples[i : i + n] for i in range(0, len(samples), n)]
+    rows = [Row(group[0].prompt_ids, [s.completion.token_ids for s in group]) for group in groups]
+    length = round_up(max(row.length for row in rows), multiple)
+    tokens = pack_rows(rows, samples=n, length=length, actions=actions, height=height)
+    reward, ok = np.zeros((height, n), np.float32), np.zeros((height, n), bool)
+    logprobs = np.zeros(tokens.acts.shape, np.float32)
+    for r, group in enumerate(groups):
+        for i, sample in enumerate(group):
+            reward[r, i], ok[r, i] = sample.reward, sample.ok
+            logprobs[r, i, : len(sample.completion.logprobs)] = sample.completion.logprobs
+    return sharding.put_batch(RolloutBatch(tokens, reward, ok, logprobs), mesh)
+
+
+def real_share(tokens: TokenBatch) -> float:
+    """Share of a batch's tokens that are not padding."""
+    return float((np.asarray(tokens.segments) > 0).mean())

@@ -1,0 +1,199 @@
+"""Text to token ids and back: a Hugging Face fast tokenizer with its chat template, built without torch.
+
+`transformers` can read a tokenizer out of a GGUF file itself, but only with torch installed, so `from_gguf` builds it
+with the `tokenizers` library. `AutoTokenizer` imports torch where it finds it, hence `PreTrainedTokenizerFast`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
+from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+Message = Mapping[str, str]  # {'role': 'system' | 'user' | 'assistant', 'content': ...}
+
+# Tokens that end a turn or a text in the templates of the supported families, where the vocabulary has them.
+ENDS = ('<|im_end|>', '<|eot_id|>', '<|endoftext|>', '<|end_of_text|>', '</s>')
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+class Tokenizer:
+    """Encodes, decodes and renders chats.
+
+    `stop_ids` end a sampled turn: the tokenizer's end of sequence first, then the other `ENDS` in its vocabulary.
+    `pad_id` is its padding token, or its first stop where it has none. `vocab_size` counts added tokens; a model's
+    vocabulary may be padded beyond it. `fast` is the wrapped tokenizer.
+    """
+
+    def __init__(self, fast: PreTrainedTokenizerFast):
+        self.fast = fast
+        self.vocab_size = len(fast)
+        self.stop_ids = _stop_ids(fast)
+        self.pad_id: int = self.stop_ids[0] if fast.pad_token_id is None else fast.pad_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` and nothing around them. Special tokens written out in `text` are recognised."""
+        return self.fast.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens included."""
+        return self._text(ids, skip_special=False)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without special tokens."""
+        return self._text(ids, skip_special=True)
+
+    def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a conversation in the model's own template.
+
+        With a ChatML template the ids of `messages[:k]` are a prefix of those of `messages[:k + 1]` if the added message
+        is the assistant's and does not begin with white space, so a sampled turn continues exactly what it followed.
+
+        Some templates put in a system message when the first message is not one (SmolLM2: 'You are a helpful AI
+        assistant named SmolLM ...'). To avoid that always pass one, if only `{'role': 'system', 'content': ''}`.
+
+        Raises:
+          ValueError: the tokenizer has no chat template.
+        """
+        if not self.fast.chat_template:
+            raise ValueError('the tokenizer has no chat template; use an instruct model or add chat_template.jinja')
+        text = self.fast.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return self.encode(str(text))
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and the chat template, for `from_folder` and `AutoTokenizer`."""
+        self.fast.save_pretrained(str(folder))
+        path = Path(folder) / 'tokenizer_config.json'
+        # transformers 5 writes a class name that 4 (and what is built on it) does not know; this one both do.
+        config = json.loads(path.read_text()) | {'tokenizer_class': 'PreTrainedTokenizerFast'}
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n')
+
+    def _text(self, ids: Sequence[int], skip_special: bool) -> str:
+        text = self.fast.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
+        return str(text)
+
+
+def _stop_ids(fast: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    vocab = fast.get_vocab()
+    known = [vocab[token] for token in ENDS if token in vocab]
+    eos = [] if fast.eos_token_id is None else [fast.eos_token_id]
+    if not eos + known:
+        raise ValueError(f'the tokenizer has no eos_token and none of {", ".join(ENDS)}; set eos_token in its config')
+    return tuple(dict.fromkeys(eos + known))
+
+
+def from_folder(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face model folder (or hub id).
+
+    Raises:
+      ValueError: the folder has no tokenizer.json.
+    """
+    if Path(folder).is_dir() and not (Path(folder) / 'tokenizer.json').exists():
+        raise ValueError(f'no tokenizer.json in {folder}; save the tokenizer there with transformers first')
+    return Tokenizer(PreTrainedTokenizerFast.from_pretrained(str(folder)))
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token per byte and a few special ones in ChatML: for random models, in milliseconds. 264 tokens."""
+    specials = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|pad|>', *(f'<|reserved_{i}|>' for i in range(4))]
+    alphabet = sorted(ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token='<|im_end|>', pad_token='<|pad|>', chat_template=CHATML
+    )
+    return Tokenizer(fast)
+
+
+# --- from a GGUF file -----------------------------------------------------------------------------------------------
+
+CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+
+
+def from_gguf(reader: GGUFReader) -> Tokenizer:
+    """The byte-level BPE tokenizer and chat template that a GGUF file carries as tokens, merges and flags.
+
+    Raises:
+      ValueError: another kind of tokenizer, or a pre-tokenizer that is not in `_pre_tokenizer`.
+    """
+    kind = _field(reader, 'ggml.model')
+    if kind != 'gpt2':
+        raise ValueError(f'tokenizer.ggml.model={kind} is not supported, only gpt2 (byte-level BPE); use hf:<folder>')
+    tokens: list[str] = _field(reader, 'ggml.tokens')
+    backend = _byte_level_bpe(tokens, _field(reader, 'ggml.merges'), _field(reader, 'ggml.pre'))
+    _mark_added(backend, tokens, _field(reader, 'ggml.token_type'))
+    named = {'bos_token': 'bos', 'eos_token': 'eos', 'unk_token': 'unknown', 'pad_token': 'padding'}
+    ids = {name: _field(reader, f'ggml.{key}_token_id') for name, key in named.items()}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=_field(reader, 'chat_template'),
+        add_bos_token=bool(_field(reader, 'ggml.add_bos_token')),
+        **{name: tokens[i] for name, i in ids.items() if i is not None},
+    )
+    return Tokenizer(fast)
+
+
+def _field(reader: GGUFReader, key: str) -> Any:
+    field = reader.get_field(f'tokenizer.{key}')
+    return None if field is None else field.contents()
+
+
+def _byte_level_bpe(tokens: Sequence[str], merges: Sequence[str], pre: str) -> tokenizers.Tokenizer:
+    vocab = {token: i for i, token in enumerate(tokens)}
+    pairs = [(left, right) for left, right in (merge.split(' ') for merge in merges)]
+    # Llama 3 takes a word that is a token as it is, even where no chain of merges leads to it.
+    backend = tokenizers.Tokenizer(BPE(vocab=vocab, merges=pairs, ignore_merges=pre == 'llama-bpe'))
+    backend.pre_tokenizer = _pre_tokenizer(pre)
+    backend.decoder = decoders.ByteLevel()
+    if pre == 'qwen2':
+        backend.normalizer = normalizers.NFC()
+    return backend
+
+
+def _pre_tokenizer(pre: str) -> PreTokenizer:
+    """How text is cut into words before merging, by the name that `tokenizer.ggml.pre` gives it."""
+    gpt2 = ByteLevel(add_prefix_space=False, use_regex=True)
+    match pre:
+        case 'gpt-2':
+            return gpt2
+        case 'smollm':
+            return pre_tokenizers.Sequence([Digits(individual_digits=True), gpt2])
+        case 'llama-bpe':
+            return _split(digits=r'\p{N}{1,3}')
+        case 'qwen2':
+            return _split(digits=r'\p{N}')
+    raise ValueError(f'tokenizer.ggml.pre={pre} is not supported, only gpt-2, smollm, llama-bpe, qwen2; use hf:<folder>')
+
+
+def _split(digits: str) -> PreTokenizer:
+    """The GPT-4 way: contractions, words with one leading mark, digits, punctuation with its line ends, white space."""
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+    rest = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+    cut = Split(Regex(f'{words}|{digits}|{rest}'), behavior='isolated')
+    return pre_tokenizers.Sequence([cut, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _mark_added(backend: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
+    """Tokens that are matched whole before any splitting: control tokens are special, user-defined ones are text."""
+    for kind, add in ((CONTROL, backend.add_special_tokens), (USER_DEFINED, backend.add_tokens)):
+        special = kind == CONTROL
+        chosen = (token for token, type_ in zip(tokens, types, strict=True) if type_ == kind)
+        add([AddedToken(token, special=special, normalized=False) for token in chosen])

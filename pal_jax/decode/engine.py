@@ -1,0 +1,186 @@
+"""Prefill, insert, generate: continuous batching as three pure functions over a fixed set of slots.
+
+A slot holds one request: its cache, its position, its sampling settings and its random key. All slots advance together,
+each at its own position. The layers are straight-line code with one cache array each: the step updates every cache in
+place (the state is donated) and reads each weight once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from pal_jax.decode import sampling
+from pal_jax.models import attention, decoder, params as model_params
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+
+Cache = tuple[Float[Array, 'B G S K'], ...]
+
+
+class DecodeState(struct.PyTreeNode):
+    """`B` slots. `token` is the last token of each, not yet in the cache; `length` is how many are."""
+
+    keys: Cache
+    values: Cache
+    length: Int[Array, ' B']
+    token: Int[Array, ' B']
+    rng: UInt32[Array, 'B 2']
+    temperature: Float[Array, ' B']
+    top_k: Int[Array, ' B']
+    top_p: Float[Array, ' B']
+
+
+class Prefix(struct.PyTreeNode):
+    """The cache of `N` prompts without their last tokens, which the first `generate` reads."""
+
+    keys: Cache
+    values: Cache
+    length: Int[Array, ' N']
+    token: Int[Array, ' N']
+
+
+class Admission(NamedTuple):
+    """Which prompts go into which slots: entry `m` copies prompt `row[m]` into `slot[m]` (past the end: nowhere)."""
+
+    row: Int[Array, ' M']
+    slot: Int[Array, ' M']
+    rng: UInt32[Array, 'M 2']
+    temperature: Float[Array, ' M']
+    top_k: Int[Array, ' M']
+    top_p: Float[Array, ' M']
+
+
+class Sampled(NamedTuple):
+    token: Int[Array, ' B']
+    logprob: Float[Array, ' B']
+
+
+def decode_weights(params: Params, cfg: ModelConfig) -> Params:
+    """Weights as decoding wants them: matrix products in `cfg.dtype`, a list of layers, an unembedding of its own.
+
+    Layers are separate arrays because a slice of a stacked one is a copy before every product.
+    """
+    layers = model_params.unstack(params['layers'])
+    for layer in layers:
+        layer['attn'] = model_params.cast(layer['attn'], cfg.dtype)
+        layer['mlp'] = model_params.cast(layer['mlp'], cfg.dtype)
+    return {
+        'embed': params['embed'].astype(cfg.dtype),
+        'unembed': decoder.unembed_weight(params).T.astype(cfg.dtype),
+        'final_norm': params['final_norm'],
+        'layers': layers,
+    }
+
+
+def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:
+    """Empty slots with room for `length` tokens each."""
+    cache = tuple(jnp.zeros((slots, cfg.kv_heads, length, cfg.head_dim), cfg.act_dtype) for _ in range(cfg.layers))
+    ints = jnp.zeros(slots, jnp.int32)
+    return DecodeState(
+        keys=cache,
+        values=jax.tree.map(jnp.copy, cache),
+        length=ints,
+        token=jnp.copy(ints),
+        rng=jnp.zeros((slots, 2), jnp.uint32),
+        temperature=jnp.zeros(slots),
+        top_k=jnp.copy(ints),
+        top_p=jnp.ones(slots),
+    )
+
+
+def prefill(weights: Params, cfg: ModelConfig, tokens: Int[Array, 'N T'], length: Int[Array, ' N']) -> Prefix:
+    """Computes the cache of right-padded prompts of `length` tokens each."""
+    columns = jnp.arange(tokens.shape[1])
+    visible = jnp.broadcast_to(columns[None, :, None] >= columns[None, None, :], (len(tokens), *(len(columns),) * 2))
+    positions = jnp.broadcast_to(columns, tokens.shape)
+
+    def attend(q, k, v):
+        return attention.attention(q, k, v, visible, cfg), (k.swapaxes(1, 2), v.swapaxes(1, 2))
+
+    x = decoder.embed(weights, cfg, tokens)
+    cache = []
+    for layer in weights['layers']:
+        x, keys_values = decoder.block(layer, cfg, x, positions, attend)
+        cache.append(keys_values)
+    keys, values = zip(*cache, strict=True)
+    last = jnp.take_along_axis(tokens, length[:, None] - 1, axis=1)[:, 0]
+    return Prefix(keys=keys, values=values, length=length - 1, token=last)
+
+
+def insert(state: DecodeState, prefix: Prefix, entry: Admission) -> DecodeState:
+    """Copies prompts into slots. Entries whose slot is past the last are dropped, so `M` can be a fixed size."""
+
+    def place(cache: Array, new: Array) -> Array:
+        return cache.at[entry.slot, :, : new.shape[2]].set(new[entry.row].astype(cache.dtype), mode='drop')
+
+    def put(old: Array, new: Array) -> Array:
+        return old.at[entry.slot].set(new, mode='drop')
+
+    return DecodeState(
+        keys=jax.tree.map(place, state.keys, prefix.keys),
+        values=jax.tree.map(place, state.values, prefix.values),
+        length=put(state.length, prefix.length[entry.row]),
+        token=put(state.token, prefix.token[entry.row]),
+        rng=put(state.rng, entry.rng),
+        temperature=put(state.temperature, entry.temperature),
+        top_k=put(state.top_k, entry.top_k),
+        top_p=put(state.top_p, entry.top_p),
+    )
+
+
+def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[DecodeState, Sampled]:
+    """One token for every slot, finished or not: a driver ignores those of slots that hold nothing."""
+    rows = jnp.arange(state.token.shape[0])
+    position = state.length[:, None]
+    visible = jnp.arange(state.keys[0].shape[2]) <= position
+    x = decoder.embed(weights, cfg, state.token[:, None])
+    keys, values = [], []
+    for layer, old_keys, old_values in zip(weights['layers'], state.keys, state.values, strict=True):
+
+        def attend(q, k, v, old_keys=old_keys, old_values=old_values):
+            new_keys = old_keys.at[rows, :, state.length].set(k[:, 0].astype(old_keys.dtype), mode='drop')
+            new_values = old_values.at[rows, :, state.length].set(v[:, 0].astype(old_values.dtype), mode='drop')
+            return attend_cache(q, new_keys, new_values, visible), (new_keys, new_values)
+
+        x, (new_keys, new_values) = decoder.block(layer, cfg, x, position, attend)
+        keys.append(new_keys)
+        values.append(new_values)
+    hidden = decoder.rms_norm(x, weights['final_norm'], cfg)[:, 0]
+    logits = lax.dot(hidden.astype(cfg.dtype), weights['unembed'], preferred_element_type=jnp.float32)
+    step_keys = jax.vmap(jax.random.fold_in)(state.rng, state.length)
+    token, logprob = sampling.sample(logits, step_keys, state.temperature, state.top_k, state.top_p)
+    state = state.replace(keys=tuple(keys), values=tuple(values), length=state.length + 1, token=token)
+    return state, Sampled(token, logprob)
+
+
+def attend_cache(
+    q: Float[Array, 'B 1 H K'],
+    keys: Float[Array, 'B G S K'],
+    values: Float[Array, 'B G S K'],
+    visible: Bool[Array, 'B S'],
+) -> Float[Array, 'B 1 H K']:
+    """One query a slot against its cache; the queries of a group share its keys."""
+    B, _, H, K = q.shape
+    q = q.reshape(B, keys.shape[1], -1, K) * K**-0.5
+    scores = jnp.einsum('bghk,bgsk->bghs', q, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible[:, None, None, :], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    out = jnp.einsum('bghs,bgsk->bghk', weights, values, preferred_element_type=jnp.float32)
+    return out.reshape(B, 1, H, K).astype(q.dtype)
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded tokens [rows, length] and lengths [rows]; rows beyond the prompts hold one padding token."""
+    tokens, lengths = np.zeros((rows, length), np.int32), np.ones(rows, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+        lengths[row] = len(prompt)
+    return tokens, lengths

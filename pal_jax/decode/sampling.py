@@ -1,0 +1,75 @@
+"""Logits to tokens. Every row has its own settings and its own random key, so no row depends on another."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, UInt32
+
+BLOCK = 256
+
+
+def sample(
+    logits: Float[Array, 'B V'],
+    keys: UInt32[Array, 'B 2'],
+    temperature: Float[Array, ' B'],
+    top_k: Int[Array, ' B'],
+    top_p: Float[Array, ' B'],
+) -> tuple[Int[Array, ' B'], Float[Array, ' B']]:
+    """Draws one token a row.
+
+    Returns:
+      tokens [B], and their log-probs [B] under softmax(logits / temperature) before top-k and top-p cut it (what the
+      trainer's own log-probs speak of); for greedy rows (temperature 0) under softmax(logits).
+    """
+    greedy = temperature == 0
+    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
+    cut = lax.cond(
+        jnp.any((top_k > 0) | (top_p < 1)), lambda: truncate(scaled, top_k, top_p), lambda: scaled
+    )
+    uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
+    tokens = jnp.where(greedy, jnp.argmax(logits, axis=-1), inverse_cdf(cut, uniform)).astype(jnp.int32)
+    chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - log_sum_exp(scaled)
+
+
+def log_sum_exp(logits: Float[Array, 'B V']) -> Float[Array, ' B']:
+    """As `jax.nn.logsumexp`, with the exponentials written out before they are summed (vectorised on CPU)."""
+    top = jnp.max(logits, axis=-1)
+    return top + jnp.log(jnp.sum(lax.optimization_barrier(jnp.exp(logits - top[:, None])), axis=-1))
+
+
+def truncate(
+    logits: Float[Array, 'B V'], top_k: Int[Array, ' B'], top_p: Float[Array, ' B']
+) -> Float[Array, 'B V']:
+    """-inf below the `top_k`-th largest logit and outside the smallest set of tokens with probability `top_p`."""
+    ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+    vocab = logits.shape[-1]
+    kth = jnp.take_along_axis(ordered, jnp.where(top_k > 0, top_k, vocab)[:, None] - 1, axis=-1)
+    ordered = jnp.where(ordered >= kth, ordered, -jnp.inf)
+    before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1) - jax.nn.softmax(ordered, axis=-1)
+    kept = jnp.sum(before < top_p[:, None], axis=-1, keepdims=True)
+    threshold = jnp.take_along_axis(ordered, jnp.maximum(kept, 1) - 1, axis=-1)
+    return jnp.where(logits >= jnp.maximum(kth, threshold), logits, -jnp.inf)
+
+
+def inverse_cdf(logits: Float[Array, 'B V'], uniform: Float[Array, ' B']) -> Int[Array, ' B']:
+    """The token at which the cumulative probability passes `uniform`: first its block of 256, then inside the block.
+
+    One uniform number a row instead of a Gumbel number a token, and no cumulative sum over the whole vocabulary.
+    """
+    mass = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    mass = jnp.pad(mass, ((0, 0), (0, -mass.shape[1] % BLOCK))).reshape(mass.shape[0], -1, BLOCK)
+    blocks = jnp.cumsum(jnp.sum(mass, axis=-1), axis=-1)
+    target = uniform * blocks[:, -1]
+    block = _first_above(blocks, target)
+    inside = jnp.cumsum(jnp.take_along_axis(mass, block[:, None, None], axis=1)[:, 0], axis=-1)
+    passed = jnp.where(block > 0, jnp.take_along_axis(blocks, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0], 0.0)
+    return block * BLOCK + _first_above(inside, target - passed)
+
+
+def _first_above(cumulative: Float[Array, 'B N'], target: Float[Array, ' B']) -> Int[Array, ' B']:
+    # The second term guards against rounding: never past the last entry that has any mass.
+    index = jnp.sum(cumulative <= target[:, None], axis=-1)
+    return jnp.minimum(index, jnp.sum(cumulative < cumulative[:, -1:], axis=-1))

@@ -1,0 +1,154 @@
+"""The queue of open conversations of RLPA (appendix and published code), as pure functions over a frozen record.
+
+Per step: `pop` the dialogues to be answered, sample and reward n completions of each, and `continue_best`: the best
+reply of each goes on, the person answers it, and the dialogue queues up for its next round.
+
+`round_batch_size` says when and where: once so many best replies wait, their people answer together, and the dialogues
+join the queue at the front (> 0, depth-first: the same people go on) or at the end (< 0, breadth-first: everyone's
+round t comes before t + 1). 0 stands for 128, depth-first. Order is always that of arrival.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pal_jax.feedback.profiles import parse_completion, plain_history, render_completion
+from pal_jax.types import Dialogue, Person, Sample, Turn, UserSimulator
+
+_DEFAULT_ROUND_BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Queue:
+    """`pending` dialogues end with the person's message; `waiting` ones with a best reply nobody has answered yet."""
+
+    pending: tuple[Dialogue, ...]
+    waiting: tuple[Dialogue, ...] = ()
+    episode: int = 0
+
+
+def open_queue(people: Sequence[Person], *, episode: int = 0) -> Queue:
+    """Every person's conversation at its first message, in the order of the data."""
+    if not people:
+        raise ValueError('there are no people to talk to; give at least one')
+    return Queue(tuple(Dialogue(person, (Turn('user', person.opening),)) for person in people), episode=episode)
+
+
+def pop(
+    queue: Queue, n: int, *, people: Sequence[Person], user: UserSimulator, seed: int
+) -> tuple[list[Dialogue], Queue]:
+    """Up to `n` dialogues to answer, and the rest of the queue.
+
+    When none are pending, the waiting ones are answered first, however few; an episode may end with a short batch.
+    Only when both have run dry does the next episode open with `people`.
+    """
+    if n < 1:
+        raise ValueError(f'cannot pop {n} dialogues; the rollout batch must be at least 1')
+    if not queue.pending and not queue.waiting:
+        queue = open_queue(people, episode=queue.episode + 1)
+    if len(queue.pending) < n and queue.waiting:
+        answered = _answer(queue.waiting, user, seed)
+        queue = dataclasses.replace(queue, pending=queue.pending + answered, waiting=())
+    return list(queue.pending[:n]), dataclasses.replace(queue, pending=queue.pending[n:])
+
+
+def continue_best(
+    queue: Queue,
+    groups: Sequence[Sequence[Sample]],
+    *,
+    max_rounds: int,
+    round_batch_size: int,
+    user: UserSimulator,
+    seed: int,
+) -> Queue:
+    """Take each group's dialogue on with its best reply, unless that was the last of `max_rounds`.
+
+    `max_rounds=1` is ordinary single-turn training: nothing is continued and no user is asked.
+    """
+    if max_rounds < 1:
+        raise ValueError(f'max_rounds={max_rounds} leaves nothing to say; use at least 1')
+    replied = (with_best_reply(group) for group in groups)
+    waiting = queue.waiting + tuple(dialogue for dialogue in replied if dialogue and dialogue.round < max_rounds)
+    size = abs(round_batch_size) or _DEFAULT_ROUND_BATCH
+    full = len(waiting) - len(waiting) % size
+    answered = _answer(waiting[:full], user, seed)
+    pending = answered + queue.pending if round_batch_size >= 0 else queue.pending + answered
+    return dataclasses.replace(queue, pending=pending, waiting=waiting[full:])
+
+
+def with_best_reply(group: Sequence[Sample]) -> Dialogue | None:
+    """The dialogue of one group with its best reply, whose profile stays beside it; `None` if all are malformed.
+
+    Best is the first maximum of the reward among well-formed completions; one that no judge could score wins only if
+    there is no other. (The published code goes on with the text "None" where all are malformed.)
+    """
+    if not group:
+        raise ValueError('a group has no samples; sample at least one completion of each dialogue')
+    dialogue = group[0].dialogue
+    if any(sample.dialogue != dialogue for sample in group):
+        raise ValueError(f'a group mixes dialogues, one of them of {dialogue.person.id!r}; group samples by prompt')
+    parses = [(sample, parse_completion(sample.completion.text)) for sample in group]
+    formed = [(sample, parsed) for sample, parsed in parses if parsed is not None]
+    if not formed:
+        return None
+    _, best = max(formed, key=lambda entry: (entry[0].ok, entry[0].reward))
+    return dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('assistant', best.reply, best.profile)))
+
+
+def _answer(dialogues: tuple[Dialogue, ...], user: UserSimulator, seed: int) -> tuple[Dialogue, ...]:
+    if not dialogues:
+        return ()
+    lines = user([plain_history(dialogue) for dialogue in dialogues], seed)
+    return tuple(
+        dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('user', line)))
+        for dialogue, line in zip(dialogues, lines, strict=True)
+    )
+
+
+# --- what the policy reads ------------------------------------------------------------------------------------------
+
+
+def actor_prompt(slots: Sequence[str]) -> str:
+    """A short system prompt: the topics of a profile, no value of any, and the layout of an answer."""
+    layout = render_completion('- topic: value\n', 'short reply')
+    return f'Note what the user told about {", ".join(slots)}. Then reply. Format:\n{layout}'
+
+
+def messages(dialogue: Dialogue, system: str = '') -> list[dict[str, str]]:
+    """The dialogue as chat messages for the policy, after the `system` prompt if there is one.
+
+    Of its own turns only the last shows the profile written with it; the older ones are bare replies.
+    """
+    last = max((i for i, turn in enumerate(dialogue.turns) if turn.role == 'assistant'), default=None)
+    chat = [{'role': 'system', 'content': system}] if system else []
+    for i, turn in enumerate(dialogue.turns):
+        content = render_completion(turn.profile, turn.content) if i == last else turn.content
+        chat.append({'role': turn.role, 'content': content})
+    return chat
+
+
+# --- what a checkpoint keeps ----------------------------------------------------------------------------------------
+
+
+def to_json(queue: Queue) -> dict[str, Any]:
+    """The queue as plain dicts, lists, strings and integers; inverse of `from_json`."""
+    return dataclasses.asdict(queue)
+
+
+def from_json(record: Mapping[str, Any]) -> Queue:
+    """The queue that `to_json` gave, also after it went through JSON text. `ValueError` if a field is missing."""
+    try:
+        pending, waiting = (tuple(map(_dialogue, record[name])) for name in ('pending', 'waiting'))
+        return Queue(pending, waiting, int(record['episode']))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'this is no saved queue ({error!r}); it must come from to_json') from None
+
+
+def _dialogue(record: Mapping[str, Any]) -> Dialogue:
+    person = record['person']
+    return Dialogue(
+        Person(person['id'], tuple(person['facts']), person['opening']),
+        tuple(Turn(turn['role'], turn['content'], turn['profile']) for turn in record['turns']),
+    )

@@ -1,0 +1,47 @@
+"""Alignment by turn and its normalised improvement rate (ALOE, arXiv 2410.03642; RLPA, arXiv 2505.15456, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+
+class Improvement(NamedTuple):
+    """Least-squares line through a min-max normalised alignment curve: slope, intercept and R²."""
+
+    n_ir: float
+    intercept: float
+    n_r2: float
+
+
+def alignment(scores: Float[np.ndarray, 'users turns']) -> Float[np.ndarray, ' turns']:
+    """AL(k) in percent: mean over users of the judge's score in [0, 1] at turn k. NaN marks a missing verdict.
+
+    Raises ValueError for a turn that was judged for no user.
+    """
+    judged = np.isfinite(scores).sum(axis=0)
+    if not judged.all():
+        raise ValueError(f'turn {int(np.argmin(judged)) + 1} has no verdict; judge it for at least one user')
+    return 100.0 * np.nanmean(scores, axis=0)
+
+
+def normalized_improvement(levels: Sequence[float] | ArrayLike) -> Improvement:
+    """N-IR and N-R² of AL(1), AL(2), ...: fit of `(AL - min) / (max - min)` on k = 1, 2, ...
+
+    A flat curve gives zeros. The curve is stretched to [0, 1] first, so N-IR says how steadily a method improves, not
+    by how much: read it beside the mean of AL.
+    """
+    al = np.asarray(levels, np.float64)
+    if al.ndim != 1 or al.size < 2:
+        raise ValueError(f'a curve needs one level for each of two or more turns, got shape {al.shape}')
+    span = al.max() - al.min()
+    if span == 0.0:
+        return Improvement(0.0, 0.0, 0.0)
+    y, k = (al - al.min()) / span, np.arange(1, al.size + 1)
+    slope, intercept = np.polyfit(k, y, 1)
+    residual = y - (slope * k + intercept)
+    return Improvement(float(slope), float(intercept), float(1.0 - residual @ residual / np.sum((y - y.mean()) ** 2)))

@@ -1,0 +1,201 @@
+"""The rule judge: five yes-or-no criteria on a reply, without a model (RLPA section 3.3, IV.2 of the toy world).
+
+naturalness     short, plain, whole sentences; no markup, no placeholders, no talk of being a program
+relevance       uses something this person told, or asks about one or two topics that are still open
+logic           picks up a telling word of the person's last message (a bare greeting has none), and is no echo of it
+engagement      asks or invites, in other sentences than before
+informativeness at least three content words that are new in this dialogue, and no flattery
+
+A policy will find whatever one fixed text can satisfy, so no rule can be met twice by the same words: values and
+topics are taken out before two replies are compared, common words of any user line do not count as picked up, an
+invented profile does not count as told, and a list of all topics is no question.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from pal_jax.feedback.people import SCHEMA
+from pal_jax.feedback.profiles import mentions, split_fact
+from pal_jax.types import Dialogue, Verdict
+
+CRITERIA = ('naturalness', 'relevance', 'logic', 'engagement', 'informativeness')
+SCORES = (*CRITERIA, 'graded', 'strict')
+
+_MAX_TOKENS = 60
+_MIN_WORDS = 4
+_NEW_WORDS = 3
+_SAME_REPLY, _SAME_SENTENCE = 0.5, 0.67  # from these shares of common words on (`_overlap`) two texts are the same
+
+_STOP_WORDS = frozenset(
+    """
+    a able about above after again all almost alone already also always am an and another any anything are around as at
+    away back bad be because been before being best better between big bit both but by call came can cannot come could
+    course day days did different do does doing done down each early else enough even evening ever every everything far
+    feel few find first for friend from full get give go goes going good got great had half hard has have having he hello
+    her here hers hey hi him his home how however i if in into is it its just keep kind know last lately later least less
+    let like likely little long look lot love low made make makes many may maybe me mean might mine moment more morning
+    most much must my myself near nearly need never new next nice no nor not nothing now of off often oh okay old on once
+    one only or other our out over own part people perhaps please quite rather really right said same say see seem she
+    should since so some something soon sorry still such sure take tell than thank thanks that the their them then there
+    these they thing things think this those though through time times to today together too two under until up upon us
+    use used usual usually very want was way we week weeks well were what when where whether which while who whole why
+    will with without would year years yes yesterday yet you your yours yourself
+    """.split()
+)
+_SMALL_TALK_WORDS = frozenset('choose enjoy favorite favourite hear mind prefer share talk talking'.split())
+_FLATTERY = (
+    'adorable, amazing, astonishing, awesome, breathtaking, brilliant, divine, excellent, exceptional, extraordinary, '
+    'fabulous, fantastic, flawless, genius, gorgeous, impressive, incredible, magnificent, marvelous, outstanding, '
+    'perfect, phenomenal, remarkable, sensational, spectacular, splendid, stunning, superb, terrific, wonderful'
+).split(', ')
+_PROGRAM_TALK = 'as an ai, language model, chatbot, the user, user profile, your profile, prompt'.split(', ')
+_INVITATIONS = (
+    'tell me, let me know, i would love to hear, i want to hear, would love to know, share with me, go on'
+).split(', ')
+_MARKUP = re.compile(r'[<>\[\]{}*#`|_\\^~=]|https?:|^\s*(?:[-•]|\d+[.)])\s|\n', re.MULTILINE)
+
+
+def judge_by_rules(
+    dialogues: Sequence[Dialogue], inferred: Sequence[Sequence[str]], replies: Sequence[str], seed: int
+) -> list[Verdict]:
+    """The rule `ResponseJudge`. Scores of 0 or 1 for the `CRITERIA`, and two totals:
+
+    `graded` = N (R + L + G + F) / 4, `strict` = N R L G F. Deterministic, so `seed` plays no part.
+    """
+    return [Verdict(_scores(*case)) for case in zip(dialogues, inferred, replies, strict=True)]
+
+
+def _scores(dialogue: Dialogue, inferred: Sequence[str], reply: str) -> dict[str, float]:
+    said = [turn.content for turn in dialogue.turns if turn.role == 'user']
+    earlier = [turn.content for turn in dialogue.turns if turn.role == 'assistant']
+    told = _told_values(said, inferred)
+    met = (
+        _is_natural(reply),
+        _is_relevant(reply, told),
+        _is_logical(reply, said),
+        _is_engaging(reply, said, earlier, told),
+        _is_informative(reply, said, earlier),
+    )
+    natural, *others = map(float, met)
+    return dict(zip(CRITERIA, map(float, met))) | {'graded': natural * sum(others) / 4, 'strict': float(all(met))}
+
+
+def _is_natural(reply: str) -> bool:
+    words = _words(reply)
+    trigrams = list(zip(words, words[1:], words[2:]))
+    return (
+        len(words) >= _MIN_WORDS
+        and len(re.findall(r"[\w'-]+|[^\w\s]", reply)) <= _MAX_TOKENS
+        and reply.rstrip()[-1] in '.!?'
+        and reply.count('?') <= 2
+        and reply.count('!') <= 2
+        and _MARKUP.search(reply.strip()) is None
+        and not any(mentions(reply, phrase) for phrase in _PROGRAM_TALK)
+        and not any(word == following for word, following in zip(words, words[1:]))
+        and len(set(trigrams)) == len(trigrams)
+    )
+
+
+def _is_relevant(reply: str, told: dict[str, str]) -> bool:
+    """Uses a told value, or asks about one or two open topics; never asks again what was told."""
+    asked = {slot for question in _questions(reply) for slot in _topics(question)}
+    used = any(_uses(reply, value) for value in told.values())
+    known = asked & told.keys()
+    if any(not _uses(reply, told[slot]) for slot in known):
+        return False
+    return len(asked) <= 2 and (used or bool(asked - known))
+
+
+def _is_logical(reply: str, said: Sequence[str]) -> bool:
+    """Picks up a telling word of the last message without saying that message back."""
+    last = said[-1] if said else ''
+    telling = _telling_words(last)
+    return (not telling or bool(telling & _content_words(reply))) and not _repeats(reply, [last], _word_set)
+
+
+def _is_engaging(reply: str, said: Sequence[str], earlier: Sequence[str], told: dict[str, str]) -> bool:
+    def frame(text: str) -> frozenset[str]:
+        """The words that are neither a topic nor a value: the same for all fillings of one template."""
+        return _word_set(text) - _TOPIC_WORDS - _VALUE_WORDS - _content_words(' '.join(told.values()))
+
+    invites = bool(_questions(reply)) or any(mentions(reply, phrase) for phrase in _INVITATIONS)
+    fresh = all(_overlap(frame(reply), frame(old)) < _SAME_REPLY for old in earlier)
+    return invites and fresh and not _repeats(reply, (*earlier, *said), frame)
+
+
+def _is_informative(reply: str, said: Sequence[str], earlier: Sequence[str]) -> bool:
+    old = _content_words(' '.join((*said[-1:], *earlier)))
+    return len(_content_words(reply) - old) >= _NEW_WORDS and not any(mentions(reply, word) for word in _FLATTERY)
+
+
+def _told_values(said: Sequence[str], inferred: Sequence[str]) -> dict[str, str]:
+    """Slot -> value of all that the person's own lines confirm: schema values, and inferred facts found in them.
+
+    The judge trusts no inferred fact by itself: a policy would invent the profile that suits its reply. Nor does a
+    value without a content word count: `note: is` would be confirmed by every line. A free sentence stands under
+    itself, and is confirmed when two of its content words were said.
+    """
+    text = '\n'.join(said)
+    facts = [(slot.lower() or value, value) for slot, value in map(split_fact, inferred) if _content_words(value)]
+    confirmed = {slot: value for slot, value in facts if _uses(text, value)}
+    return confirmed | {slot: value for slot, value in _SCHEMA_VALUES if mentions(text, value)}
+
+
+def _uses(text: str, value: str) -> bool:
+    """Whether `text` has `value`, or at least two content words of a long one."""
+    words = _content_words(value)
+    return mentions(text, value) or bool(words) and len(words & _content_words(text)) >= min(2, len(words))
+
+
+def _topics(text: str) -> set[str]:
+    return {slot.name for slot in SCHEMA if any(mentions(text, keyword) for keyword in slot.keywords)}
+
+
+def _questions(text: str) -> list[str]:
+    return [sentence for sentence in _sentences(text) if sentence.endswith('?')]
+
+
+def _sentences(text: str) -> list[str]:
+    return [sentence.strip() for sentence in re.findall(r'[^.!?]+[.!?]*', text) if sentence.strip()]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+", text.lower())
+
+
+def _stem(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith('s') and not word.endswith('ss') else word
+
+
+def _content_words(text: str) -> set[str]:
+    """Words that carry matter: no stop words, no contractions, at least three letters, without a plural `s`."""
+    words = (word for word in _words(text) if len(word) >= 3 and word not in _STOP_WORDS)
+    return {_stem(word) for word in words if not re.search("['’]", word)}
+
+
+def _telling_words(line: str) -> set[str]:
+    """Content words of a user line that a fixed text could not hold for all of them: no topic or small-talk words."""
+    return _content_words(line) - _SMALL_TALK_WORDS - _TOPIC_WORDS
+
+
+_SCHEMA_VALUES = [(slot.name, value) for slot in SCHEMA for value in (*slot.known, *slot.unseen)]
+_TOPIC_WORDS = _content_words(' '.join(keyword for slot in SCHEMA for keyword in slot.keywords))
+_VALUE_WORDS = _content_words(' '.join(value for _, value in _SCHEMA_VALUES))
+
+
+def _word_set(text: str) -> frozenset[str]:
+    return frozenset(map(_stem, _words(text)))
+
+
+def _repeats(reply: str, earlier: Sequence[str], reduce: Callable[[str], frozenset[str]]) -> bool:
+    """Whether a sentence of `reply` is nearly one of `earlier`, both reduced to sets of at least three words."""
+    new = [reduce(sentence) for sentence in _sentences(reply)]
+    old = [reduce(sentence) for text in earlier for sentence in _sentences(text)]
+    return any(len(a) >= 3 and _overlap(a, b) >= _SAME_SENTENCE for a in new for b in old)
+
+
+def _overlap(frame: frozenset[str], other: frozenset[str]) -> float:
+    """Jaccard index: shared words over all words, in [0, 1]."""
+    return len(frame & other) / max(1, len(frame | other))

@@ -1,0 +1,130 @@
+"""Profiles: what the policy writes about its user, how it is read, and how it is compared with the truth.
+
+A completion holds two blocks (RLPA section 3; the layout is that of the published code):
+
+    <profile>
+    - pet: ferret
+    </profile>
+
+    <response>
+    A ferret! Who looks after it when you travel?</response>
+
+A fact is one line, either `slot: value` or a free sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from pal_jax.types import Dialogue
+
+_BLOCKS = re.compile(r'<profile>\n(.*?)</profile>\n\n<response>\n(.*?)</response>', re.DOTALL)
+_TAG = re.compile(r'</?(?:profile|response)>')
+_BULLET = re.compile(r'^(?:[-*•]+\s*|\d{1,2}[.)]\s+)')
+_ARTICLE = re.compile(r'^(?:an?|the)\s+')
+_SLOT_WORDS = 3
+
+
+class Parsed(NamedTuple):
+    """A well-formed completion: `profile` as it was written, the `facts` in it, and the bare `reply`."""
+
+    profile: str
+    facts: tuple[str, ...]
+    reply: str
+
+
+class ProfileScores(NamedTuple):
+    """Agreement of an inferred with a golden profile; all but the count `matched` lie in [0, 1]."""
+
+    matched: int
+    precision: float
+    recall: float
+    f1: float
+
+
+def parse_completion(text: str) -> Parsed | None:
+    """The first pair of blocks anywhere in `text`; `None` if there is none, to which the reward is exactly 0.
+
+    Stricter than the published code in one point: a block that holds a tag of the format is malformed. Otherwise a
+    reply could carry a profile block into the history, where the user and the judges would see it.
+    """
+    found = _BLOCKS.search(text)
+    if found is None or any(_TAG.search(block) for block in found.groups()):
+        return None
+    profile, reply = found.groups()
+    return Parsed(profile, parse_facts(profile), reply.strip())
+
+
+def render_completion(profile: str, reply: str) -> str:
+    """The two blocks; inverse of `parse_completion`. A non-empty `profile` ends its last line with a newline."""
+    return f'<profile>\n{profile}</profile>\n\n<response>\n{reply}</response>'
+
+
+def render_facts(facts: Iterable[str]) -> str:
+    """Facts as the lines of a profile block: `- fact`, each with its newline."""
+    return ''.join(f'- {fact}\n' for fact in facts)
+
+
+def parse_facts(profile: str) -> tuple[str, ...]:
+    """The facts of a profile text, one a line, without bullets, repeats, and lines that state nothing.
+
+    Brackets (of a JSON list, say) and headings such as `Interests:` state nothing; counting them would punish layout.
+    """
+    facts = {}
+    for line in profile.splitlines():
+        fact = _BULLET.sub('', line.strip()).strip()
+        if re.search(r'\w', fact) and not fact.endswith(':'):
+            facts.setdefault(fact_key(fact), fact)
+    return tuple(facts.values())
+
+
+def split_fact(fact: str) -> tuple[str, str]:
+    """`('pet', 'ferret')` of `pet: ferret`, and `('', fact)` of a free sentence: a slot has at most three words."""
+    slot, colon, value = fact.partition(':')
+    if colon and slot.strip() and value.strip() and len(slot.split()) <= _SLOT_WORDS:
+        return slot.strip(), value.strip()
+    return '', fact.strip()
+
+
+def fact_key(fact: str) -> tuple[str, str]:
+    """What two spellings of one fact share: lower case, no bullet, article or end punctuation, single spaces."""
+    slot, value = split_fact(_BULLET.sub('', fact.strip()))
+    return _normalize(slot), _normalize(value)
+
+
+def _normalize(text: str) -> str:
+    return _ARTICLE.sub('', ' '.join(text.lower().split()).strip(' .,;:!?"\'()[]'))
+
+
+def match_exactly(inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[str]]) -> list[int | None]:
+    """The exact `ProfileMatcher`: size of the intersection of two sets of facts, hence one-to-one by construction."""
+    return [len({*map(fact_key, ours)} & {*map(fact_key, true)}) for ours, true in zip(inferred, golden, strict=True)]
+
+
+def profile_scores(matched: int, inferred: int, golden: int) -> ProfileScores:
+    """Precision c/n_hat, recall c/n and F1 = 2c/(n_hat + n), with c clamped to [0, min(n_hat, n)].
+
+    The clamp keeps a matcher that over-counts from paying more than 1 (the published code does not have it).
+    """
+    c = max(0, min(matched, inferred, golden))
+    if c == 0:
+        return ProfileScores(0, 0.0, 0.0, 0.0)
+    return ProfileScores(c, c / inferred, c / golden, 2 * c / (inferred + golden))
+
+
+def profile_f1(matched: int, inferred: int, golden: int) -> float:
+    """The profile reward R_p of RLPA: F1 of `matched` facts out of `inferred` and `golden` ones, in [0, 1]."""
+    return profile_scores(matched, inferred, golden).f1
+
+
+def mentions(text: str, phrase: str) -> bool:
+    """Whether `text` has `phrase` as whole words in either case; a plural `s` at its end is let pass."""
+    return re.search(rf'(?<!\w){re.escape(phrase)}s?(?!\w)', text, re.IGNORECASE) is not None
+
+
+def plain_history(dialogue: Dialogue) -> Dialogue:
+    """The dialogue as users and judges may see it: bare replies, without the profiles written beside them."""
+    return dataclasses.replace(dialogue, turns=tuple(dataclasses.replace(turn, profile='') for turn in dialogue.turns))

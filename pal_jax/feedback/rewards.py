@@ -1,0 +1,80 @@
+"""The reward of RLPA: profile F1 plus the judge's score of the reply, for every turn by itself (section 3.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from pal_jax.feedback.judges import SCORES
+from pal_jax.feedback.profiles import Parsed, ProfileScores, parse_completion, plain_history, profile_scores
+from pal_jax.types import Dialogue, ProfileMatcher, ResponseJudge, RewardFn, Sample, Verdict
+
+_NO_INFO = dict.fromkeys(
+    ('format', 'profile', 'response', *SCORES, 'facts', 'matched', 'precision', 'recall'), 0.0
+)  # fmt: skip
+
+
+def make_reward(
+    matcher: ProfileMatcher,
+    judge: ResponseJudge,
+    *,
+    response: Literal['graded', 'strict'] = 'graded',
+    profile_weight: float = 1.0,
+    response_weight: float = 1.0,
+) -> RewardFn:
+    """`profile_weight * R_p + response_weight * R_r`, R_p the profile F1 and R_r the judge's score named `response`.
+
+    A malformed completion gets exactly 0 and reaches neither matcher nor judge. Each of them is called once, with all
+    well-formed samples; where one has no answer the sample is `ok=False` with reward 0. With a weight of 0 (the
+    paper's ablations) the part is still measured. Every sample's `info` has the same keys, all floats.
+    """
+    if response not in ('graded', 'strict'):
+        raise ValueError(f"response={response!r} is unknown; use 'graded' or 'strict'")
+    for name, weight in (('profile_weight', profile_weight), ('response_weight', response_weight)):
+        if not 0 <= weight < math.inf:
+            raise ValueError(f'{name}={weight} must be a finite number of at least 0')
+
+    def score(sample: Sample, parsed: Parsed, matched: int | None, verdict: Verdict) -> Sample:
+        info = _NO_INFO | {'format': 1.0, 'facts': float(len(parsed.facts))}
+        if matched is not None:
+            info |= _profile_info(profile_scores(matched, len(parsed.facts), len(sample.dialogue.person.facts)))
+        if verdict.ok:
+            info |= _response_info(verdict, response)
+        ok = matched is not None and verdict.ok
+        total = profile_weight * info['profile'] + response_weight * info['response']
+        return dataclasses.replace(sample, reward=total if ok else 0.0, info=info, ok=ok)
+
+    def reward(samples: Sequence[Sample], seed: int) -> list[Sample]:
+        scored = [dataclasses.replace(sample, reward=0.0, info=dict(_NO_INFO), ok=True) for sample in samples]
+        parses = ((i, parse_completion(sample.completion.text)) for i, sample in enumerate(samples))
+        formed = [(i, parsed) for i, parsed in parses if parsed is not None]
+        if not formed:
+            return scored
+        inferred = [parsed.facts for _, parsed in formed]
+        matches = matcher(inferred, [samples[i].dialogue.person.facts for i, _ in formed])
+        shown = [judged_dialogue(samples[i].dialogue) for i, _ in formed]
+        verdicts = judge(shown, inferred, [parsed.reply for _, parsed in formed], seed)
+        for (i, parsed), matched, verdict in zip(formed, matches, verdicts, strict=True):
+            scored[i] = score(samples[i], parsed, matched, verdict)
+        return scored
+
+    return reward
+
+
+def judged_dialogue(dialogue: Dialogue) -> Dialogue:
+    """What the response judge gets of a dialogue: bare replies, and a person whose golden profile is withheld."""
+    return dataclasses.replace(plain_history(dialogue), person=dataclasses.replace(dialogue.person, facts=()))
+
+
+def _profile_info(scores: ProfileScores) -> dict[str, float]:
+    matched, precision, recall, f1 = map(float, scores)
+    return {'profile': f1, 'matched': matched, 'precision': precision, 'recall': recall}
+
+
+def _response_info(verdict: Verdict, response: str) -> dict[str, float]:
+    missing = [name for name in SCORES if name not in verdict.scores]
+    if missing:
+        raise ValueError(f'the judge gave no score for {missing}; a response judge must give {list(SCORES)}')
+    return {name: float(verdict.scores[name]) for name in SCORES} | {'response': float(verdict.scores[response])}

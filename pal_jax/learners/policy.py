@@ -1,0 +1,353 @@
+"""An actor, its critic and its reference, with their jitted updates.
+
+    state = learner.init(params)                          # plain decoder weights on the mesh
+    state, metrics = learner.imitate(state, tokens)       # one supervised step
+    state = learner.anchor(state)                         # the actor is now the reference; its optimiser starts afresh
+    batch, metrics = learner.annotate(state, batch)       # old and reference log-probs, values, advantages, returns
+    state, metrics = learner.update(state, batch, key)    # epochs x minibatches of PPO
+    params = learner.weights(state)                       # plain weights again, for a decoder or an export
+
+A minibatch is computed in micro-batches of rows whose gradients are summed. What each token counts is decided for the
+whole minibatch before, so the result does not depend on the cut.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from pal_jax.learners import ppo as passes
+from pal_jax.learners.ppo import PPO
+from pal_jax.models import lora
+from pal_jax.models import params as model_params
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+from pal_jax.objectives import advantages as adv
+from pal_jax.runtime import sharding
+from pal_jax.types import Metrics, RolloutBatch, TokenBatch
+
+
+class Lora(NamedTuple):
+    """Low-rank adapters in place of full parameters (Hu et al. 2021)."""
+
+    rank: int
+    alpha: float
+    targets: str | tuple[str, ...]
+
+
+class TrainState(struct.PyTreeNode):
+    """Trainable parameters, the frozen ones they are adapters of (empty without LoRA), and the optimiser."""
+
+    params: Params
+    frozen: Params
+    opt_state: optax.OptState
+
+
+class PolicyState(struct.PyTreeNode):
+    """`reference` is empty where it is the base below a LoRA actor; `critic` is None for estimators without one."""
+
+    step: Int[Array, '']  # optimiser steps since `anchor`
+    actor: TrainState
+    critic: TrainState | None
+    reference: Params
+    kl_coef: Float[Array, '']
+    skipped: Int[Array, '']  # the last so many updates were not finite, so they were not made
+
+
+class Optimizers(NamedTuple):
+    """`imitation` differs from `actor` in its schedule alone: the two share one state."""
+
+    actor: optax.GradientTransformation
+    critic: optax.GradientTransformation
+    imitation: optax.GradientTransformation
+
+
+class PolicyLearner:
+    """Functions over `PolicyState`; the object holds only what is static.
+
+    Args:
+      n: samples per prompt, which are a row's completions.
+      length: the constant that `loss_agg='constant'` divides by: the largest number of tokens sampled.
+    Raises:
+      ValueError: an estimator that compares samples with `n=1`, or a dimension that does not divide over the mesh.
+    """
+
+    def __init__(
+        self, cfg: ModelConfig, ppo: PPO, optimizers: Optimizers, mesh: Mesh, *, n: int, length: int,
+        adapters: Lora | None = None, seed: int = 0,
+    ):  # fmt: skip
+        if ppo.estimator not in adv.UNGROUPED and n < 2:
+            raise ValueError(
+                f'ppo.estimator={ppo.estimator!r} compares the samples of a prompt, got n_samples_per_prompt={n}; '
+                'use 2 or more, or the estimator gae or reinforce'
+            )
+        self.cfg, self.ppo, self.optimizers, self.mesh = cfg, ppo, optimizers, mesh
+        self.n, self.length, self.adapters, self.seed = n, length, adapters, seed
+        specs = model_params.decoder_specs(cfg)
+        self.param_shardings = sharding.param_shardings(specs, mesh)
+        shapes = jax.eval_shape(self._new_state, model_params.abstract(specs))
+        self.abstract: PolicyState = _placed(shapes, lora_aware_axes(specs, adapters), mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
+        self.init = jax.jit(self._new_state, out_shardings=shardings)
+        self._anchored = jax.jit(self._anchor, out_shardings=shardings)
+        self._rows = sharding.sharding(mesh, ('batch',))
+
+    # --- states ------------------------------------------------------------------------------------------------------
+
+    def _new_state(self, params: Params) -> PolicyState:
+        return PolicyState(
+            step=jnp.zeros((), jnp.int32),
+            actor=self._train_state(params, self.optimizers.actor, 0),
+            critic=self._new_critic(params),
+            reference=self._new_reference(params),
+            kl_coef=jnp.asarray(self.ppo.kl_coef, jnp.float32),
+            skipped=jnp.zeros((), jnp.int32),
+        )
+
+    def _train_state(self, params: Params, optimizer: optax.GradientTransformation, salt: int) -> TrainState:
+        frozen: Params = {}
+        if self.adapters:
+            key = jax.random.key(self.seed + salt)
+            params, frozen = lora.split(lora.attach(params, key=key, **self.adapters._asdict()))
+        return TrainState(params, frozen, optimizer.init(params))
+
+    def _new_critic(self, params: Params) -> TrainState | None:
+        """The actor's weights under a linear head of its own, drawn from N(0, 1 / (D + 1))."""
+        if not self.ppo.has_critic:
+            return None
+        # A copy: what `jit` hands through unchanged keeps its buffer, and the actor's is donated at every update.
+        state = self._train_state(jax.tree.map(jnp.copy, params), self.optimizers.critic, 1)
+        width = self.cfg.width
+        head = jax.random.normal(jax.random.key(self.seed + 2), (width,)) / (width + 1)
+        trainable = {'decoder': state.params, 'head': head}
+        return state.replace(params=trainable, opt_state=self.optimizers.critic.init(trainable))
+
+    def _new_reference(self, params: Params) -> Params:
+        # Products round their inputs to `dtype` anyway: nothing is lost by keeping the weights in it.
+        dtype = self.cfg.dtype
+        narrow = jax.tree.map(lambda x: x.astype(dtype if x.ndim > 2 else x.dtype), params)
+        return {} if self.adapters else jax.tree.map(jnp.copy, narrow)
+
+    def _anchor(self, state: PolicyState) -> PolicyState:
+        params = merged(state.actor)
+        fresh = self._new_state(params)
+        if self.adapters:
+            # The adapters learnt so far stay; the base, which is the reference, does not move.
+            actor = state.actor.replace(opt_state=self.optimizers.actor.init(state.actor.params))
+            return fresh.replace(actor=actor)
+        return fresh
+
+    def anchor(self, state: PolicyState) -> PolicyState:
+        """Makes the actor as it is the reference (full parameters) and the critic's start; optimisers start afresh."""
+        return self._anchored(state)
+
+    def weights(self, state: PolicyState) -> Params:
+        """The actor as plain decoder weights."""
+        return _merge(state.actor) if self.adapters else state.actor.params
+
+    def reference(self, state: PolicyState) -> Params:
+        """The reference policy as plain decoder weights."""
+        return state.actor.frozen if self.adapters else state.reference
+
+    # --- supervised --------------------------------------------------------------------------------------------------
+
+    def imitate(self, state: PolicyState, batch: TokenBatch) -> tuple[PolicyState, Metrics]:
+        """One supervised step: the mean cross-entropy of the actions of `batch`."""
+        grads, loss = self._imitation(_zeros(state.actor.params), state.actor, batch, 1.0)
+        actor, norm = self._apply(self.optimizers.imitation, state.actor, grads)
+        state = state.replace(step=state.step + 1, actor=actor, skipped=_skipped(state.skipped, norm))
+        return state, floats({'loss': loss, 'grad_norm': norm})
+
+    def _imitation(self, grads: Params, actor: TrainState, batch: TokenBatch, coef: float) -> tuple[Params, Array]:
+        weight = coef * batch.acts / jnp.maximum(jnp.sum(batch.acts), 1)
+        total = jnp.zeros(())
+        for micro, micro_weight in self._micro_batches((batch, weight)):
+            grads, loss = self._imitation_gradients(grads, actor.params, actor.frozen, micro, micro_weight)
+            total += loss
+        return grads, total
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def _imitation_gradients(self, grads, trainable, frozen, batch, weight):
+        def loss(trainable):
+            return passes.imitation_loss(join(trainable, frozen), self.cfg, batch, weight)[0]
+
+        value, new = jax.value_and_grad(loss)(trainable)
+        return jax.tree.map(jnp.add, grads, new), value
+
+    # --- annotate ----------------------------------------------------------------------------------------------------
+
+    def annotate(self, state: PolicyState, batch: RolloutBatch) -> tuple[RolloutBatch, Metrics]:
+        """Fills in what the update takes as given: old and reference log-probs, values, advantages, returns."""
+        parts = [self._score(state, micro) for micro in self._micro_batches(batch.tokens)]
+        old, entropy, reference, values = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+        batch = batch.replace(logprobs=old, ref_logprobs=reference, values=values)
+        batch, metrics = self._advantages(batch, state.kl_coef)
+        mask = np.asarray(passes.used(batch))
+        return batch, floats(metrics) | {'entropy': float(np.asarray(passes.by_sample(entropy))[mask].mean())}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _score(self, state: PolicyState, batch: TokenBatch):
+        old, entropy = passes.logprobs(join(state.actor.params, state.actor.frozen), self.cfg, self.ppo, batch)
+        reference, _ = passes.logprobs(self.reference(state), self.cfg, self.ppo, batch)
+        values = passes.values(critic_params(state.critic), self.cfg, batch) if state.critic else None
+        return old, entropy, reference, values
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _advantages(self, batch: RolloutBatch, kl_coef: Array):
+        return passes.with_advantages(self.ppo, batch, kl_coef)
+
+    # --- update ------------------------------------------------------------------------------------------------------
+
+    def update(
+        self, state: PolicyState, batch: RolloutBatch, key: Array, ptx: TokenBatch | None = None
+    ) -> tuple[PolicyState, Metrics]:
+        """PPO on an annotated batch, in shuffled minibatches; `ptx` adds its cross-entropy to each of them.
+
+        Metrics are means over minibatches; `first_ratio_deviation` is that of the first, which no update precedes.
+        """
+        height, parts = batch.reward.shape[0], self.ppo.minibatches
+        history = []
+        for epoch in range(self.ppo.epochs):
+            order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), height))
+            for index in np.split(order, parts):
+                state, metrics = self._minibatch(state, self._take(batch, index) if parts > 1 else batch, ptx)
+                history.append(metrics)
+        state = state.replace(kl_coef=passes.adapted_kl(self.ppo, batch, state.kl_coef))
+        means = {name: float(np.mean([row[name] for row in history])) for name in history[-1]}
+        first = history[0]['ratio_deviation']
+        return state, means | {'kl_coef': float(state.kl_coef), 'first_ratio_deviation': first}
+
+    def _minibatch(
+        self, state: PolicyState, batch: RolloutBatch, ptx: TokenBatch | None
+    ) -> tuple[PolicyState, Metrics]:
+        weight = passes.loss_weights(self.ppo, batch, self.length)
+        grads = _zeros(state.actor.params), _zeros(critic_trainable(state.critic))
+        outs = []
+        for micro, micro_weight in self._micro_batches((batch, weight)):
+            grads, out = self._gradients(grads, state, micro, micro_weight)
+            outs.append(out)
+        new = jnp.concatenate([out.pop('logprobs') for out in outs])
+        metrics = jax.tree.map(lambda *xs: sum(xs), *outs) | passes.progress(self.ppo, batch, new)
+        actor_grads, critic_grads = grads
+        if ptx is not None:
+            actor_grads, metrics['ptx_loss'] = self._imitation(actor_grads, state.actor, ptx, self.ppo.ptx_coef)
+        state = state.replace(step=state.step + 1)
+        if int(state.step) > self.ppo.freezing_actor_steps:
+            actor, metrics['grad_norm'] = self._apply(self.optimizers.actor, state.actor, actor_grads)
+            state = state.replace(actor=actor, skipped=_skipped(state.skipped, metrics['grad_norm']))
+        if state.critic:
+            critic, metrics['critic_grad_norm'] = self._apply(self.optimizers.critic, state.critic, critic_grads)
+            state = state.replace(critic=critic)
+        return state, floats(metrics)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def _gradients(self, grads, state: PolicyState, batch: RolloutBatch, weight: Array):
+        def actor_loss(trainable):
+            params = join(trainable, state.actor.frozen)
+            return passes.policy_loss(params, self.cfg, self.ppo, batch, weight, state.kl_coef)
+
+        def critic_loss(trainable):
+            params = critic_params(state.critic.replace(params=trainable))
+            return passes.value_loss(params, self.cfg, self.ppo, batch, weight)[0]
+
+        (loss, logprobs), actor = jax.value_and_grad(actor_loss, has_aux=True)(state.actor.params)
+        out, critic = {'policy_loss': loss, 'logprobs': logprobs}, {}
+        if state.critic:
+            out['value_loss'], critic = jax.value_and_grad(critic_loss)(state.critic.params)
+        return jax.tree.map(jnp.add, grads, (actor, critic)), out
+
+    @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+    def _apply(self, optimizer, state: TrainState, grads: Params) -> tuple[TrainState, Array]:
+        norm = optax.global_norm(grads)
+
+        def step() -> TrainState:
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            return state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+
+        return jax.lax.cond(jnp.isfinite(norm), step, lambda: state), norm
+
+    # --- rows --------------------------------------------------------------------------------------------------------
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _take(self, batch: Any, index: Array) -> Any:
+        return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[index], batch), self._rows)
+
+    def _micro_batches(self, tree: Any) -> Iterator[Any]:
+        height = jax.tree.leaves(tree)[0].shape[0]
+        size = min(self.ppo.micro_rows, height)
+        if size == height:
+            yield tree
+            return
+        for index in np.split(np.arange(height), height // size):
+            yield self._take(tree, index)
+
+
+def join(trainable: Params, frozen: Params) -> Params:
+    """The whole model: adapters on what they adapt, or the parameters themselves."""
+    return lora.join(trainable, frozen) if frozen else trainable
+
+
+def merged(state: TrainState) -> Params:
+    """Plain weights that compute what the state's do."""
+    return lora.merge(join(state.params, state.frozen))
+
+
+_merge = jax.jit(merged)
+_zeros = jax.jit(lambda params: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params))
+
+
+def critic_trainable(critic: TrainState | None) -> Params:
+    return critic.params if critic else {}
+
+
+def critic_params(critic: TrainState | None) -> Params:
+    assert critic is not None
+    return {'decoder': join(critic.params['decoder'], critic.frozen), 'head': critic.params['head']}
+
+
+def floats(metrics: dict[str, Any]) -> Metrics:
+    """Device scalars as Python numbers, in one transfer."""
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+
+def _skipped(before: Array, norm: Array) -> Array:
+    return jnp.where(jnp.isfinite(norm), 0, before + 1)
+
+
+def lora_aware_axes(specs: Params, adapters: Lora | None) -> dict[tuple[str, ...], tuple[str | None, ...]]:
+    """Logical axes by the path of a leaf, adapters included."""
+    if adapters:
+        trainable, frozen = lora.split(lora.lora_specs(specs, **adapters._asdict()))
+        trees = [trainable, frozen]
+    else:
+        trees = [specs]
+    leaves = [leaf for tree in trees for leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=model_params.is_spec)]
+    return {_names(path): spec.axes for path, spec in leaves}
+
+
+def _placed(shapes: Any, axes: dict[tuple[str, ...], tuple[str | None, ...]], mesh: Mesh) -> Any:
+    """A leaf whose path ends as a parameter's does (its moments, say) lies where the parameter lies; others everywhere.
+
+    Adafactor's factored moments have other ranks than their parameters and stay everywhere too: they are small.
+    """
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = _names(path)
+        found = next((axes[names[i:]] for i in range(len(names)) if names[i:] in axes), ())
+        where = sharding.sharding(mesh, found) if len(found) == leaf.ndim else sharding.replicated(mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', '')))) for key in path)

@@ -1,0 +1,214 @@
+"""PPO on a micro-batch of rows: hyper-parameters, the passes over a model and the losses. Pure functions.
+
+A row holds a prompt once and its `N` completions (`types.TokenBatch`); `[R, N, A]` speaks of their actions, `[R, M]` of
+a row's actions side by side, `[B, A]` of samples as the estimators in `objectives` want them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pal_jax.models import attention, decoder
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+from pal_jax.objectives import advantages as adv
+from pal_jax.objectives import kl as kl_divergence
+from pal_jax.objectives import logprobs as lp
+from pal_jax.objectives import policy as losses
+from pal_jax.objectives.masked import masked_mean, masked_var
+from pal_jax.types import RolloutBatch, TokenBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class PPO:
+    """Hyper-parameters under the papers' names; defaults are those of RLPA's published code.
+
+    Raises:
+      ValueError: a value that is not one of those known, or two that contradict each other.
+    """
+
+    estimator: adv.Estimator = 'gae'
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float = 0.2
+    clip_high: float = 0.2  # above `clip` it keeps entropy (DAPO)
+    value_clip: float = 0.2
+    kl_coef: float = 0.01
+    kl_estimator: kl_divergence.KLEstimator = 'k1'
+    kl_in: Literal['reward', 'loss'] = 'reward'
+    kl_target: float = 0.0  # nats per token; adapts kl_coef when above 0
+    kl_horizon: int = 10_000
+    reward_clip: tuple[float, float] = (-10.0, 10.0)
+    negative_scale: float = 1.0  # weight of negative advantages
+    loss_agg: losses.Aggregation = 'seq_mean'
+    epochs: int = 1
+    minibatches: int = 1
+    micro_rows: int = 4  # rows in memory at once, over all devices
+    ptx_coef: float = 0.0
+    freezing_actor_steps: int = -1  # the actor stays as it is while step <= this: time for the critic to settle
+    temperature: float = 1.0  # of the samples: log-probs are taken at it
+
+    def __post_init__(self):
+        known = {
+            'estimator': adv.Estimator,
+            'kl_estimator': kl_divergence.KLEstimator,
+            'kl_in': Literal['reward', 'loss'],
+            'loss_agg': losses.Aggregation,
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in get_args(values):
+                raise ValueError(f'ppo.{name}={getattr(self, name)!r}; use one of {", ".join(get_args(values))}')
+        if self.kl_in == 'loss' and self.kl_estimator == 'k1':
+            raise ValueError("ppo.kl_estimator='k1' has no gradient as a loss; use k2 or k3, or ppo.kl_in='reward'")
+
+    @property
+    def has_critic(self) -> bool:
+        return self.estimator in adv.CRITIC
+
+
+def flat(x: Array) -> Array:
+    """[R, N, A] to [R, M]."""
+    return x.reshape(x.shape[0], -1)
+
+
+def by_sample(x: Array) -> Array:
+    """[R, N, A] to [B, A]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def used(batch: RolloutBatch) -> Array:
+    """[B, A]: the actions that count."""
+    return by_sample(batch.tokens.acts & batch.ok[..., None])
+
+
+def action_states(params: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R M D']:
+    """The hidden state that chose each action."""
+    visible = attention.visibility(batch.segments, batch.prefix)
+    hidden = decoder.forward(params, cfg, batch.tokens, batch.positions, visible)
+    return jnp.take_along_axis(hidden, flat(batch.states)[..., None], axis=1)
+
+
+def logprobs(
+    params: Params, cfg: ModelConfig, ppo: PPO, batch: TokenBatch
+) -> tuple[Float[Array, 'R N A'], Float[Array, 'R N A']]:
+    """Log-probability of each action and the entropy it was drawn with, in nats."""
+    states, unembed = action_states(params, cfg, batch), decoder.unembed_weight(params)
+    out = lp.token_logprobs(states, unembed, flat(batch.actions), temperature=ppo.temperature, dtype=cfg.dtype)
+    return jax.tree.map(lambda x: x.reshape(batch.acts.shape), out)
+
+
+def values(critic: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N A']:
+    """The critic's value of the state before each action: a bias-free linear head on a decoder of its own."""
+    states = action_states(critic['decoder'], cfg, batch)
+    return (states.astype(jnp.float32) @ critic['head']).reshape(batch.acts.shape)
+
+
+def policy_loss(
+    params: Params, cfg: ModelConfig, ppo: PPO, batch: RolloutBatch, weight: Float[Array, 'R N A'], kl_coef: Array
+) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:
+    """Clipped surrogate, plus the KL loss where it is one, and the new log-probs. `weight`: see `loss_weights`."""
+
+    def per_token(logprob: Array, aux: dict[str, Array]) -> Array:
+        loss = losses.ppo_token_loss(logprob, aux['old'], aux['advantage'], clip=ppo.clip, clip_high=ppo.clip_high)
+        if ppo.kl_in == 'loss':
+            loss += aux['kl_coef'] * losses.kl_token_loss(logprob, aux['reference'], ppo.kl_estimator)
+        return jnp.where(aux['weight'] > 0, aux['weight'] * loss, 0.0)
+
+    aux = {
+        'old': batch.logprobs,
+        'advantage': batch.advantages,
+        'reference': batch.ref_logprobs,
+        'kl_coef': jnp.broadcast_to(kl_coef, weight.shape),
+        'weight': weight,
+    }
+    states, unembed = action_states(params, cfg, batch.tokens), decoder.unembed_weight(params)
+    loss, new = lp.token_loss(
+        states, unembed, flat(batch.tokens.actions), jax.tree.map(flat, aux), per_token,
+        temperature=ppo.temperature, dtype=cfg.dtype,
+    )  # fmt: skip
+    return loss, new.reshape(weight.shape)
+
+
+def value_loss(
+    critic: Params, cfg: ModelConfig, ppo: PPO, batch: RolloutBatch, weight: Float[Array, 'R N A']
+) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:
+    """Clipped squared error of the values, and the new values."""
+    new = values(critic, cfg, batch.tokens)
+    assert batch.values is not None and batch.returns is not None
+    token = losses.value_token_loss(new, batch.values, batch.returns, clip=ppo.value_clip)
+    return jnp.sum(jnp.where(weight > 0, weight * token, 0.0)), new
+
+
+def imitation_loss(
+    params: Params, cfg: ModelConfig, batch: TokenBatch, weight: Float[Array, 'R N A']
+) -> tuple[Float[Array, ''], Float[Array, 'R M']]:
+    """Cross-entropy of the actions (supervised fine-tuning, PTX), and their log-probs."""
+
+    def per_token(logprob: Array, weight: Array) -> Array:
+        return jnp.where(weight > 0, -weight * logprob, 0.0)
+
+    states, unembed = action_states(params, cfg, batch), decoder.unembed_weight(params)
+    return lp.token_loss(states, unembed, flat(batch.actions), flat(weight), per_token, dtype=cfg.dtype)
+
+
+def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R N A']:
+    """What each action counts in the loss of a whole minibatch."""
+    acts = batch.tokens.acts
+    return losses.loss_weights(by_sample(acts), batch.ok.reshape(-1), ppo.loss_agg, length=length).reshape(acts.shape)
+
+
+def with_advantages(
+    ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']
+) -> tuple[RolloutBatch, dict[str, Float[Array, '']]]:
+    """Advantages and returns of a batch that has its log-probs and values (rlpa_plus I.3), and what they look like."""
+    acts, mask, shape = by_sample(batch.tokens.acts), used(batch), batch.tokens.acts.shape
+    assert batch.logprobs is not None and batch.ref_logprobs is not None
+    new, reference = by_sample(batch.logprobs), by_sample(batch.ref_logprobs)
+    old_values = None if batch.values is None else by_sample(batch.values)
+    advantages, returns = adv.advantages_and_returns(
+        batch.reward.reshape(-1),
+        kl_divergence.token_kl(new, reference, ppo.kl_estimator),
+        old_values,
+        acts,
+        batch.ok.reshape(-1),
+        estimator=ppo.estimator,
+        n=shape[1],
+        kl_coef=kl_coef if ppo.kl_in == 'reward' else 0.0,
+        gamma=ppo.gamma,
+        lam=ppo.lam,
+        clip_range=ppo.reward_clip,
+        negative_scale=ppo.negative_scale,
+    )
+    drift = jnp.abs(new - by_sample(batch.sampler_logprobs))
+    metrics = {
+        'kl': masked_mean(kl_divergence.token_kl(new, reference), mask),
+        'advantage_std': jnp.sqrt(masked_var(advantages, mask)),
+        'sampler_drift': masked_mean(drift, mask),
+        'sampler_drift_max': jnp.max(drift, initial=0.0, where=mask),
+    }
+    if old_values is not None:
+        metrics['explained_variance'] = losses.explained_variance(old_values, returns, mask)
+    return batch.replace(advantages=advantages.reshape(shape), returns=returns.reshape(shape)), metrics
+
+
+def adapted_kl(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']) -> Float[Array, '']:
+    """The KL coefficient for the next rollout; the same where no target is set."""
+    if not ppo.kl_target:
+        return kl_coef
+    assert batch.logprobs is not None and batch.ref_logprobs is not None
+    mask = used(batch)
+    kl = masked_mean(kl_divergence.token_kl(by_sample(batch.logprobs), by_sample(batch.ref_logprobs)), mask)
+    return kl_divergence.adapt_kl(kl_coef, kl, target=ppo.kl_target, n=mask.shape[0], horizon=ppo.kl_horizon)
+
+
+def progress(ppo: PPO, batch: RolloutBatch, new: Float[Array, 'R N A']) -> dict[str, Float[Array, '']]:
+    """How far a minibatch found the policy from the one that was sampled."""
+    assert batch.logprobs is not None
+    return losses.policy_metrics(
+        by_sample(new), by_sample(batch.logprobs), used(batch), clip=ppo.clip, clip_high=ppo.clip_high
+    )

@@ -1,0 +1,132 @@
+"""GGUF files: llama.cpp's metadata and quantised tensors as a `ModelConfig` and parameters.
+
+The only file that imports `gguf`. Tensors are dequantised one by one and handed to `models.hf.assemble` in the layout
+of a Hugging Face checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader
+from gguf.quants import dequantize
+
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.hf import Names, assemble
+from pal_jax.models.params import Params
+
+ARCHITECTURES = ('llama', 'qwen2')  # rows of models.hf.FAMILIES
+
+NAMES: Names = {
+    'embed': 'token_embd.weight',
+    'unembed': 'output.weight',
+    'final_norm': 'output_norm.weight',
+    'layers/norm/attn': 'blk.{}.attn_norm.weight',
+    'layers/norm/mlp': 'blk.{}.ffn_norm.weight',
+    'layers/attn/q': 'blk.{}.attn_q.weight',
+    'layers/attn/k': 'blk.{}.attn_k.weight',
+    'layers/attn/v': 'blk.{}.attn_v.weight',
+    'layers/attn/o': 'blk.{}.attn_output.weight',
+    'layers/attn/q_bias': 'blk.{}.attn_q.bias',
+    'layers/attn/k_bias': 'blk.{}.attn_k.bias',
+    'layers/attn/v_bias': 'blk.{}.attn_v.bias',
+    'layers/mlp/gate': 'blk.{}.ffn_gate.weight',
+    'layers/mlp/up': 'blk.{}.ffn_up.weight',
+    'layers/mlp/down': 'blk.{}.ffn_down.weight',
+}
+
+
+def open_gguf(path: str | Path) -> GGUFReader:
+    """A memory-mapped reader: metadata now, tensors when they are asked for.
+
+    Raises:
+      ValueError: there is no such file, or it is not GGUF.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f'no file {path}; give the path of a .gguf file')
+    try:
+        return GGUFReader(path)
+    except ValueError as error:
+        raise ValueError(f'{path} is not a readable GGUF file ({error}); download it again') from error
+
+
+def config_from_gguf(reader: GGUFReader) -> ModelConfig:
+    """The `ModelConfig` that the metadata and tensor shapes state. Reads no tensor.
+
+    Raises:
+      ValueError: an architecture or a feature that the decoder does not have, or a missing field.
+    """
+    arch = _field(reader, 'general.architecture')
+    if arch not in ARCHITECTURES:
+        raise ValueError(f'GGUF architecture {arch} is not supported; use one of {", ".join(ARCHITECTURES)}')
+    _check_features(reader, arch)
+    heads, width = _field(reader, f'{arch}.attention.head_count'), _field(reader, f'{arch}.embedding_length')
+    shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
+    return ModelConfig(
+        family=arch,
+        vocab=int(shapes['token_embd.weight'][1]),
+        width=width,
+        layers=_field(reader, f'{arch}.block_count'),
+        heads=heads,
+        kv_heads=_field(reader, f'{arch}.attention.head_count_kv', heads),
+        head_dim=_field(reader, f'{arch}.attention.key_length', width // heads),
+        mlp=_field(reader, f'{arch}.feed_forward_length'),
+        max_len=_field(reader, f'{arch}.context_length'),
+        rope_theta=_decimal(_field(reader, f'{arch}.rope.freq_base', 10_000.0)),
+        norm_eps=_decimal(_field(reader, f'{arch}.attention.layer_norm_rms_epsilon')),
+        qkv_bias='blk.0.attn_q.bias' in shapes,
+        tie_embed='output.weight' not in shapes,
+    )
+
+
+def load_params(reader: GGUFReader, cfg: ModelConfig, shardings: Params | None = None, dtype: str = 'float32') -> Params:
+    """The parameters of a GGUF file, dequantised. `shardings`: a tree like the parameters.
+
+    Raises:
+      ValueError: names or shapes are not those of `cfg`.
+    """
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    def read(name: str) -> np.ndarray:
+        x = dequantize(tensors[name].data, tensors[name].tensor_type)
+        return _unpermuted(x, heads) if (heads := _permuted_heads(name, cfg)) else x
+
+    return assemble(cfg, NAMES, read, tensors, shardings, dtype)
+
+
+def _field(reader: GGUFReader, key: str, default: Any = None) -> Any:
+    field = reader.get_field(key)
+    value = default if field is None else field.contents()
+    if value is None:
+        raise ValueError(f'the GGUF file has no {key}; is it a complete language model?')
+    return value
+
+
+def _check_features(reader: GGUFReader, arch: str) -> None:
+    """Llama 3.1 stores its stretched frequencies as a tensor that cannot be turned back into `RopeScaling`."""
+    unsupported = {f'{arch}.expert_count': 0, f'{arch}.rope.scaling.type': 'none'}
+    for key, allowed in unsupported.items():
+        if (got := _field(reader, key, allowed)) != allowed:
+            raise ValueError(f'GGUF with {key}={got} is not supported; use a model with {key}={allowed}')
+    if any(tensor.name.startswith('rope_') for tensor in reader.tensors):
+        raise ValueError('GGUF with a tensor of rope frequencies is not supported; use hf:<folder> of the same model')
+
+
+def _decimal(x: float) -> float:
+    """The number that was written: a float32 1e-5 reads as 9.999999747e-06."""
+    return float(str(np.float32(x)))
+
+
+def _permuted_heads(name: str, cfg: ModelConfig) -> int:
+    """Heads of a tensor whose rows llama.cpp reorders, which it does for q and k of `llama` only; else 0."""
+    if cfg.family != 'llama':
+        return 0
+    return {'attn_q': cfg.heads, 'attn_k': cfg.kv_heads}.get(name.split('.')[-2], 0)
+
+
+def _unpermuted(x: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k from llama.cpp's order, where the two halves of a head alternate (rotated as neighbours), to
+    Hugging Face's, where the second half follows the first."""
+    return x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)

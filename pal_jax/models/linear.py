@@ -1,0 +1,70 @@
+"""Products of activations and weights: the precision of every matrix product of the decoder is decided here."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float
+
+from pal_jax.models.config import ModelConfig
+
+
+class LoraWeight(struct.PyTreeNode):
+    """A frozen weight and its low-rank correction (Hu et al. 2021): `base + scale * a @ b`.
+
+    A stack of layers has a leading `L` on all three arrays.
+    """
+
+    base: Float[Array, '...']  # [*in, *out]
+    a: Float[Array, '...']  # [prod(in), rank]
+    b: Float[Array, '...']  # [rank, prod(out)]
+    scale: float = struct.field(pytree_node=False)
+
+
+def linear(x: Float[Array, '...'], w: Array | LoraWeight, cfg: ModelConfig, in_dims: int = 1) -> Float[Array, '...']:
+    """`x [..., *in]` times `w [*in, *out]`: `[..., *out]` in `cfg.act_dtype`. `in` is the last `in_dims` axes of `x`."""
+    if isinstance(w, LoraWeight):
+        low = linear(x.reshape(*x.shape[: x.ndim - in_dims], -1), w.a, cfg)
+        correction = w.scale * linear(low, w.b, cfg)
+        frozen = linear(x, w.base, cfg, in_dims)
+        return frozen + correction.reshape(frozen.shape)
+    rows, inner, out = x.shape[: x.ndim - in_dims], x.shape[x.ndim - in_dims :], w.shape[in_dims:]
+    if inner != w.shape[:in_dims]:
+        raise ValueError(f'x ends in {inner} but the weight {w.shape} starts with {w.shape[:in_dims]}; check in_dims')
+    size = math.prod(inner)
+    return _product(x.reshape(*rows, size), w.reshape(size, -1), cfg.dtype, cfg.act_dtype).reshape(*rows, *out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x: Array, w: Array, dtype: str, out_dtype: str) -> Array:
+    """`x [..., I] @ w [I, O]`.
+
+    Autodiff would multiply a wide cotangent with a narrow weight, at the speed of the wide one; here every product of
+    the backward pass takes `dtype` too. The weight's gradient contracts rows and tokens as they are: flattened to a
+    2-D dot it misses XLA's fast path on CPU.
+    """
+    return lax.dot_general(
+        x.astype(dtype), w.astype(dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=out_dtype
+    )
+
+
+def _product_fwd(x: Array, w: Array, dtype: str, out_dtype: str) -> tuple[Array, tuple[Array, Array, Array]]:
+    narrow = x.astype(dtype)
+    return _product(narrow, w, dtype, out_dtype), (narrow, w, jnp.zeros((), x.dtype))
+
+
+def _product_bwd(dtype: str, out_dtype: str, saved: tuple[Array, Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, w, like = saved
+    dy = dy.astype(dtype)
+    rows = tuple(range(x.ndim - 1))
+    dx = lax.dot_general(dy, w.astype(dtype), (((dy.ndim - 1,), (1,)), ((), ())), preferred_element_type=out_dtype)
+    dw = lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return dx.astype(like.dtype), dw.astype(w.dtype)
+
+
+_product.defvjp(_product_fwd, _product_bwd)

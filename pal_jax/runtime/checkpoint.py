@@ -1,0 +1,176 @@
+"""Checkpoints: one pytree of arrays and one JSON-able `host` item a step, written in the background by Orbax.
+
+A checkpoint appears under its step number in one piece or not at all, so a kill loses only the steps since the last.
+Every leaf's bits are summed up at save and checked at restore: a file that was damaged since is not trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import Array, UInt32
+from orbax.checkpoint import checkpoint_managers
+
+State = TypeVar('State')
+
+FOLDER = 'checkpoints'
+
+
+class Checkpoints:
+    """The checkpoints of a run: the `keep` latest and, by the `reward` they were saved with, the best."""
+
+    def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 2, log: Callable[[str], None] = print):
+        self.folder = Path(workdir).absolute() / FOLDER
+        self._log = log
+        policies = [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: metrics['reward'], n=1, keep_checkpoints_without_metrics=False
+            ),
+        ]
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_names=('state', 'host'),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                best_fn=lambda metrics: metrics['reward'],
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def save(self, step: int, state: Any, host: dict[str, Any], reward: float | None = None) -> None:
+        """Starts to write the state after `step` steps; returns once the arrays are safe to change.
+
+        Raises:
+          RuntimeError: this or the previous save failed (no room on the disk, say); older checkpoints are intact.
+        """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // jax.process_count()
+        free = shutil.disk_usage(self.folder).free
+        if free < 1.1 * needed:
+            raise RuntimeError(self._failure(step, f'it needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} are free'))
+        item = {'host': host, 'fingerprint': np.asarray(fingerprint(state)).tolist()}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(item)),
+                metrics=None if reward is None else {'reward': reward},
+            )
+        except Exception as error:  # Orbax raises what the previous, background save met
+            raise RuntimeError(self._failure(step, str(error))) from error
+
+    def restore(self, abstract: State, step: int | None = None) -> tuple[State, dict[str, Any], int] | None:
+        """The newest checkpoint that is whole (or the one of `step`): state, host item and step; None if there is none.
+
+        A damaged one is left out with a line that says so; those after the one restored are deleted, since the run
+        will write them again.
+
+        Raises:
+          RuntimeError: there are checkpoints, and none of them can be read.
+        """
+        steps = [step] if step is not None else sorted(self._manager.all_steps(), reverse=True)
+        for candidate in steps:
+            try:
+                state, host = self._read(candidate, abstract)
+            except Exception as error:
+                self._log(f'checkpoint {candidate} cannot be read, trying an older one: {_first_line(error)}')
+                continue
+            return state, host, candidate
+        if steps:
+            raise RuntimeError(
+                f'none of the checkpoints {steps} in {self.folder} can be read; delete the folder to start again'
+            )
+        return None
+
+    def discard_after(self, step: int) -> None:
+        """Deletes the checkpoints later than `step`: damaged ones, which a resumed run writes anew."""
+        for later in self._manager.all_steps():
+            if later > step:
+                self._manager.delete(later)
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk.
+
+        Raises:
+          RuntimeError: it could not be written; older checkpoints are intact.
+        """
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise RuntimeError(self._failure(self.latest, str(error))) from error
+
+    def close(self) -> None:
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def _read(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=args)
+        state, item = restored['state'], restored['host']
+        if np.asarray(fingerprint(state)).tolist() != item['fingerprint']:
+            raise ValueError('its contents have changed since they were written')
+        return state, item['host']
+
+    def _failure(self, step: int | None, why: str) -> str:
+        good = [s for s in self._manager.all_steps() if s != step]
+        kept = f'checkpoint {max(good)} is intact: free some room and run the same command' if good else 'none is kept'
+        return f'checkpoint {step} could not be written to {self.folder}: {why.splitlines()[0]}; {kept}'
+
+
+@jax.jit
+def fingerprint(state: Any) -> UInt32[Array, ' leaves']:
+    """The sum of each leaf's bits, position-weighted, modulo 2^32: the same on every mesh."""
+    return jnp.stack([_bit_sum(leaf) for leaf in jax.tree.leaves(state)])
+
+
+def _bit_sum(leaf: Array) -> Array:
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = leaf.astype(width) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, width)
+    bits = bits.reshape(-1).astype(jnp.uint32)
+    return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+
+def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: tuple[str, ...] = ()) -> None:
+    """Writes the run's configuration to its folder, or compares with the one there.
+
+    Args:
+      free: keys that may change between two calls of one run, such as `total_steps`.
+    Raises:
+      ValueError: the folder belongs to a run of another configuration; the changed keys are listed.
+    """
+    path = Path(workdir) / 'config.json'
+    new = json.loads(json.dumps(config))
+    if path.exists():
+        old, ours = _flatten(json.loads(path.read_text())), _flatten(new)
+        changed = [k for k in sorted(old.keys() | ours.keys()) if old.get(k) != ours.get(k) and k not in free]
+        if changed:
+            listed = ', '.join(f'{key}: {old.get(key)!r} -> {ours.get(key)!r}' for key in changed)
+            raise ValueError(f'{workdir} was made by another config ({listed}); use another --workdir or delete it')
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix('.tmp')
+        temporary.write_text(json.dumps(new, indent=2) + '\n')
+        os.replace(temporary, path)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f'{prefix}{key}.') if isinstance(value, dict) and value else {prefix + key: value}
+    return flat
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

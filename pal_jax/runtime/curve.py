@@ -1,0 +1,113 @@
+"""The learning curve of a run as a picture."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+PANELS = {'profile': 'Profile F1', 'response': 'Reply score', 'format': 'Format rate', 'kl': 'KL to the reference'}
+INK, BLUE, GREY, RULE = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db'
+
+Rows = Sequence[Mapping[str, Any]]
+
+STYLE = {
+    'font.size': 10,
+    'text.color': INK,
+    'axes.labelcolor': INK,
+    'axes.edgecolor': RULE,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.titlesize': 10,
+    'axes.titlelocation': 'left',
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.color': '#f0f1f3',
+    'xtick.color': INK,
+    'ytick.color': INK,
+}
+
+
+def learning_curve(rows: Rows) -> bytes:
+    """A PNG of the reward by step, with smaller panels for the metrics of `PANELS` that were logged.
+
+    `reward` is a step's mean over `samples` samples whose standard deviation is `reward_std`.
+    """
+    panels = [key for key in PANELS if np.isfinite(column(rows, key)).any()]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 6.4 if panels else 4.2), layout='constrained')
+        mosaic = [['reward'] * max(1, len(panels))] + ([panels] if panels else [])
+        axes = figure.subplot_mosaic(mosaic, height_ratios=[2.4, 1] if panels else [1])
+        _draw_reward(axes['reward'], rows)
+        for key in panels:
+            axes[key].set_title(PANELS[key])
+            _draw_series(axes[key], rows, key, size=2)
+        for key, ax in axes.items():
+            _draw_phase_ends(ax, rows, name=key == 'reward')
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=8 if key == 'reward' else 4, integer=True))
+        picture = io.BytesIO()
+        figure.savefig(picture, format='png', dpi=160)
+    return picture.getvalue()
+
+
+def column(rows: Rows, key: str) -> np.ndarray:
+    """A metric as an array, NaN where it was not logged."""
+    return np.array([np.nan if row.get(key) is None else row[key] for row in rows], dtype=float)
+
+
+def running_mean(values: np.ndarray, errors: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the last `window` steps at each step, and its standard error made from theirs.
+
+    Steps without a value (NaN) are left out. The error is that of sampling alone: sqrt(sum of errors^2) / count.
+    """
+    spans = [slice(max(0, i - window + 1), i + 1) for i in range(len(values))]
+    kept = [(values[span][seen], errors[span][seen]) for span in spans for seen in [np.isfinite(values[span])]]
+    mean = [v.mean() if v.size else np.nan for v, _ in kept]
+    error = [np.sqrt((e**2).sum()) / e.size if e.size else np.nan for _, e in kept]
+    return np.array(mean), np.array(error)
+
+
+def _draw_reward(ax: Axes, rows: Rows) -> None:
+    ax.set_title('Mean reward of a step', fontsize=13, fontweight='bold')
+    ax.set_xlabel('step')
+    window = _draw_series(ax, rows, 'reward', size=3)
+    marks = [
+        Line2D([], [], color=GREY, marker='o', markersize=3, linestyle=''),
+        Line2D([], [], color=BLUE, linewidth=2),
+        Patch(color=BLUE, alpha=0.18, linewidth=0),
+    ]
+    labels = ['one step', f'mean of the last {window}', '± 1 s.e. of its samples']
+    ax.legend(marks, labels, frameon=False, loc='lower right', bbox_to_anchor=(1, 1), ncols=3, fontsize=9)
+
+
+def _draw_series(ax: Axes, rows: Rows, key: str, size: float) -> int:
+    """Draws steps, running mean and band of each phase by itself; returns the window of the last phase."""
+    window = 0
+    for _, group in itertools.groupby(rows, key=lambda row: row['phase']):
+        part = list(group)
+        steps, values = column(part, 'step'), column(part, key)
+        errors = column(part, f'{key}_std') / np.sqrt(column(part, 'samples'))
+        window = max(3, int(np.isfinite(values).sum()) // 10)
+        mean, error = running_mean(values, errors, window)
+        ax.plot(steps, values, 'o', color=GREY, markersize=size, markeredgewidth=0)
+        ax.fill_between(steps, mean - error, mean + error, color=BLUE, alpha=0.18, linewidth=0)
+        ax.plot(steps, mean, color=BLUE, linewidth=size / 1.5)
+    return window
+
+
+def _draw_phase_ends(ax: Axes, rows: Rows, name: bool) -> None:
+    for row, after in itertools.pairwise(rows):
+        if row['phase'] != after['phase']:
+            end = (row['step'] + after['step']) / 2
+            ax.axvline(end, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+            if name:
+                ax.text(end, 0.99, f' {row["phase"]} ends', transform=ax.get_xaxis_transform(), va='top', fontsize=9)

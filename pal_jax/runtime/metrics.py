@@ -1,0 +1,162 @@
+"""What a run writes while it runs: JSON lines, TensorBoard and, when asked for, Weights & Biases.
+
+A run's folder holds `metrics.jsonl` (one object a step), `evals.jsonl` (one an evaluation), `dialogues.jsonl` (sample
+dialogues of the evaluations) and `tensorboard/`. Every object has a `step`: the index of the step it belongs to or
+came after. A resumed run drops what lies at or beyond its first step and writes it again, so that an interrupted run
+leaves the same lines as an unbroken one. Only the keys that start with `seconds_` differ between the two.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from pal_jax.types import Metrics
+
+METRICS, EVALS, DIALOGUES, TENSORBOARD = 'metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'tensorboard'
+
+# Text of models may hold half a surrogate pair, which UTF-8 cannot say but a JSON escape can.
+_TEXT: Any = {'encoding': 'utf-8', 'errors': 'backslashreplace'}
+
+
+class MetricsWriter:
+    """Appends to the files of a run; each line is on disk when its call returns. Only process 0 writes.
+
+    A record must be written before the checkpoint that says its step is done: a resumed run does not write it again.
+
+    Args:
+      workdir: the run's folder, made if it is missing.
+      first_step: the step that the run starts or resumes at; lines of this step and later ones are dropped.
+      wandb: project to log to as well. ValueError if the `wandb` package is not installed.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], first_step: int = 0, wandb: str | None = None):
+        self._dir = Path(workdir)
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        self._dir.mkdir(parents=True, exist_ok=True)
+        self._wandb = _start_wandb(wandb, self._dir) if wandb else None
+        for name in (METRICS, EVALS, DIALOGUES):
+            _truncate(self._dir / name, first_step)
+        self._files = {name: (self._dir / name).open('a', **_TEXT) for name in (METRICS, EVALS, DIALOGUES)}
+        from tensorboardX import SummaryWriter  # half a second that no other process needs
+
+        self._board = SummaryWriter(str(self._dir / TENSORBOARD), purge_step=first_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, step: int, phase: str, metrics: Metrics) -> None:
+        """Writes one training step. `phase` names the part of the run: `'warm-up'`, `'rlpa'`, ..."""
+        if self._active:
+            self._append(METRICS, {'step': step, 'phase': phase, **metrics})
+            self._scalars(step, metrics, prefix='')
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """Writes one evaluation: `step`, `stage` ('base', 'warm-up', 'step' or 'final'), numbers and lists of them."""
+        if self._active:
+            self._append(EVALS, record)
+            self._scalars(record['step'], record, prefix='eval/')
+
+    def dialogues(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Writes sample dialogues: `step`, `stage`, `person`, `facts` and `turns`, each a list of objects."""
+        if self._active:
+            for record in records:
+                self._append(DIALOGUES, record)
+
+    def close(self) -> None:
+        if not self._active:
+            return
+        for file in self._files.values():
+            file.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        file = self._files[name]
+        file.write(json.dumps(plain(record), ensure_ascii=False) + '\n')
+        file.flush()
+
+    def _scalars(self, step: int, record: Mapping[str, Any], prefix: str) -> None:
+        scalars = {prefix + k: float(v) for k, v in record.items() if k != 'step' and np.ndim(v) == 0 and _is_number(v)}
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
+        if self._wandb is not None:
+            self._wandb.log(scalars, step=step)
+
+
+def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file; none if there is no file. A last line cut short by a kill is left out.
+
+    Raises:
+      ValueError: another line is not a JSON object with an integer `step`.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text(encoding='utf-8').split('\n')  # what follows the last newline was never finished
+    return [_parse(line, f'{path}, line {number}') for number, line in enumerate(lines, 1)]
+
+
+def _truncate(path: Path, first_step: int) -> None:
+    """Drops the records of `first_step` and later steps. The file is replaced in one piece, or left alone."""
+    if not path.exists():
+        return
+    kept = [record for record in read_records(path) if record['step'] < first_step]
+    text = ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in kept)
+    temporary = path.with_name(path.name + '.tmp')
+    temporary.write_text(text, **_TEXT)
+    os.replace(temporary, path)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: arrays become numbers and lists; NaN and infinity, which JSON lacks, become null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
+
+
+def _parse(line: str, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{place}: not JSON ({error}); mend or delete the line') from error
+    if not isinstance(record, dict) or not isinstance(record.get('step'), int):
+        raise ValueError(f'{place}: expected an object with an integer "step", got {line[:80]!r}; delete the line')
+    return record
+
+
+def _start_wandb(project: str, workdir: Path) -> Any:
+    if importlib.util.find_spec('wandb') is None:
+        raise ValueError(f'asked to log to wandb project {project!r}, but wandb is missing: pip install wandb')
+    identity = workdir / 'wandb_id'  # kept in the folder, so that a resumed run goes on in the same chart
+    if not identity.exists():
+        identity.write_text(secrets.token_hex(4))
+    wandb = importlib.import_module('wandb')
+    return wandb.init(project=project, dir=str(workdir), id=identity.read_text(), resume='allow')

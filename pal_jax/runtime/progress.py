@@ -1,0 +1,133 @@
+"""Where a run stands: a progress bar in a terminal, plain lines in a log, and the wall seconds of each phase."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import datetime
+import time
+from collections.abc import Callable, Iterator
+from typing import Self
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+
+from pal_jax.types import Metrics
+
+OTHER = 'other'  # the phase of time that no phase claims
+
+
+class Stopwatch:
+    """Splits wall time into named phases: the one timer of the code base.
+
+    Every moment belongs to exactly one phase, the innermost open one, so the seconds add up to the time that passed.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._seconds: dict[str, float] = collections.defaultdict(float)
+        self._current, self._since = OTHER, clock()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the time inside the `with` block as `name`, less that of phases opened within it."""
+        outer = self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def take_seconds(self) -> Metrics:
+        """Wall time by phase since the last call, as metrics `seconds_<phase>`."""
+        self._switch(self._current)
+        taken, self._seconds = self._seconds, collections.defaultdict(float)
+        return {f'seconds_{name}': seconds for name, seconds in taken.items()}
+
+    def _switch(self, name: str) -> str:
+        now, outer = self._clock(), self._current
+        self._seconds[outer] += now - self._since
+        self._current, self._since = name, now
+        return outer
+
+
+def describe(metrics: Metrics) -> str:
+    """The latest numbers in a few words: `reward 0.412  format 0.98`."""
+    shown = [key for key in ('loss', 'reward', 'format', 'kl') if key in metrics]
+    return '  '.join(f'{key} {metrics[key]:.3g}' for key in shown)
+
+
+class Progress:
+    """Shows how far a run is. Silent on every process but the first.
+
+    Phases are timed from the start; the bar appears with `start`, once it is known how many steps there are.
+
+    Args:
+      describe: the text shown for the latest metrics.
+      console: where to write; a bar if it is a terminal, else a line per step.
+    """
+
+    def __init__(
+        self,
+        describe: Callable[[Metrics], str] = describe,
+        *,
+        console: Console | None = None,
+        stopwatch: Stopwatch | None = None,
+    ):
+        self._describe, self._total = describe, 0
+        self._console = console or Console(quiet=jax.process_index() != 0)
+        self._stopwatch = stopwatch or Stopwatch()
+        self._recent: collections.deque[float] = collections.deque(maxlen=20)  # a slow first step is soon forgotten
+        self._bar = _make_bar(self._console) if self._console.is_terminal and not self._console.quiet else None
+        self._task: TaskID | None = None
+
+    @contextlib.contextmanager
+    def start(self, total: int, first: int = 0) -> Iterator[Self]:
+        """Shows the bar of a run of `total` steps that starts or resumes at step `first`."""
+        self._total = total
+        if self._bar is None:
+            yield self
+            return
+        self._task = self._bar.add_task('', total=total, completed=first, phase='starting', latest='', eta='')
+        with self._bar:
+            yield self
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Shows and times a part of the work: rollout, annotate, update, evaluate, save."""
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, phase=name)
+        with self._stopwatch.phase(name):
+            yield
+
+    def take_seconds(self) -> Metrics:
+        """Wall time by phase since the last call, as metrics `seconds_<phase>`."""
+        return self._stopwatch.take_seconds()
+
+    def done(self, step: int, stage: str, metrics: Metrics) -> None:
+        """Shows that step number `step` (from 0) of part `stage` is done. Time is read from its `seconds_` metrics."""
+        self._recent.append(sum(value for key, value in metrics.items() if key.startswith('seconds_')))
+        pace = sum(self._recent) / len(self._recent)
+        left = datetime.timedelta(seconds=round(pace * (self._total - step - 1)))
+        latest = self._describe(metrics)
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=step + 1, description=stage, latest=latest, eta=f'{left} left')
+        else:
+            self.log(f'{stage} {step + 1}/{self._total}  {latest}  {self._recent[-1]:.1f} s  {left} left')
+
+    def log(self, text: str) -> None:
+        """Writes a line; above the bar if there is one. The text is taken as it is, without markup."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _make_bar(console: Console) -> Bar:
+    return Bar(
+        SpinnerColumn(),
+        TextColumn('{task.description} {task.fields[phase]}', markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn('{task.fields[latest]}', markup=False),
+        TextColumn('{task.fields[eta]}', markup=False),
+        console=console,
+    )

@@ -1,0 +1,131 @@
+"""A run's report: one HTML page that needs nothing else, made from the files of the run alone.
+
+  python -m pal_jax.runtime.report runs/rlpa
+makes it (and `learning_curve.png`) again at any time.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pal_jax.runtime.curve import learning_curve
+from pal_jax.runtime.metrics import DIALOGUES, EVALS, METRICS, read_records
+from pal_jax.runtime.summary import SUMMARY, by_stage, headline, main_part, scalars
+
+REPORT, CURVE = 'report.html', 'learning_curve.png'
+SHOWN_DIALOGUES = 3
+
+Record = Mapping[str, Any]
+
+
+def write_report(workdir: str | os.PathLike[str]) -> Path:
+    """Writes `learning_curve.png` and `report.html` into a run's folder and returns the page's path.
+
+    Raises:
+      ValueError: the folder has no training steps to report on.
+    """
+    workdir = Path(workdir)
+    rows, evals, dialogues = (read_records(workdir / name) for name in (METRICS, EVALS, DIALOGUES))
+    if not rows:
+        raise ValueError(f'{workdir / METRICS}: no steps to report on; train first, or name the folder of a run')
+    curve = learning_curve(rows)
+    (workdir / CURVE).write_bytes(curve)
+    summary = json.loads(path.read_text(encoding='utf-8')) if (path := workdir / SUMMARY).exists() else {}
+    page = render(workdir.resolve().name, rows, evals, dialogues, summary, curve)
+    (workdir / REPORT).write_text(page, encoding='utf-8', errors='xmlcharrefreplace')
+    return workdir / REPORT
+
+
+def render(
+    name: str,
+    rows: Sequence[Record],
+    evals: Sequence[Record],
+    dialogues: Sequence[Record],
+    summary: Record,
+    curve: bytes,
+) -> str:
+    """The page. Every text in it comes from models, users or files, so every text is escaped."""
+    env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    env.filters |= {'number': number, 'duration': duration, 'gigabytes': gigabytes, 'flat': flatten}
+    template = env.from_string(resources.files(__package__).joinpath('report.html.jinja').read_text(encoding='utf-8'))
+    evaluations = by_stage(evals)
+    by_turn = [(stage, lists) for stage, record in evaluations.items() if (lists := turn_lists(record))]
+    return template.render(
+        name=name,
+        facts=headline(rows, evals),
+        steps=len(main_part(rows)),
+        evaluations=evaluations,
+        numbers=number_rows(list(evaluations.values())),
+        by_turn=by_turn,
+        turns=max((len(values) for _, lists in by_turn for values in lists.values()), default=0),
+        pairs=before_and_after(dialogues),
+        summary=summary,
+        curve=base64.b64encode(curve).decode(),
+    )
+
+
+def number_rows(evals: Sequence[Record]) -> list[tuple[str, list[tuple[Any, Any]]]]:
+    """For each number of the evaluations, its value and standard error (`<name>_se`) in each of them."""
+    keys = dict.fromkeys(key for record in evals for key in scalars(record) if not key.endswith('_se'))
+    return [(key, [(record.get(key), record.get(f'{key}_se')) for record in evals]) for key in keys]
+
+
+def turn_lists(record: Record) -> Record:
+    """The lists by turn of an evaluation: `f1_by_turn`, its bound and its controls."""
+    return {key.removesuffix('_by_turn'): value for key, value in record.items() if key.endswith('_by_turn')}
+
+
+def before_and_after(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """The same people's dialogues at the first and at the last evaluation that had some, at most three."""
+    if not dialogues or _moment(dialogues[0]) == _moment(dialogues[-1]):
+        return []
+    first, last = (
+        {record['person']: record for record in dialogues if _moment(record) == _moment(end)}
+        for end in (dialogues[0], dialogues[-1])
+    )
+    return [(first[person], last[person]) for person in first if person in last][:SHOWN_DIALOGUES]
+
+
+def _moment(record: Record) -> tuple[int, str]:
+    return record['step'], record['stage']
+
+
+def number(value: Any) -> str:
+    """Three significant digits; whole numbers in full; a dash for what is unknown."""
+    if value is None:
+        return '–'
+    return f'{value:,}' if isinstance(value, int) else f'{value:.3g}' if abs(value) < 1000 else f'{value:,.0f}'
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, or `7.3 s` below a minute."""
+    return f'{seconds:.1f} s' if seconds < 60 else str(datetime.timedelta(seconds=round(seconds)))
+
+
+def gigabytes(count: int | None) -> str:
+    return '–' if count is None else f'{count / 1e9:.1f} GB'
+
+
+def flatten(tree: Record, prefix: str = '') -> Iterable[tuple[str, Any]]:
+    """Nested settings as `ppo.clip`, value."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f'{prefix}{key}.')
+        else:
+            yield prefix + key, value
+
+
+if __name__ == '__main__':
+    if len(sys.argv) != 2:
+        sys.exit('usage: python -m pal_jax.runtime.report <folder of a run>')
+    print(write_report(sys.argv[1]))

@@ -1,0 +1,156 @@
+"""A run in a page of numbers: did the reward rise, what did it cost, on what machine."""
+
+from __future__ import annotations
+
+import collections
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pal_jax.runtime.metrics import EVALS, METRICS, plain, read_records
+
+SUMMARY = 'summary.json'
+PACKAGES = ('pal_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'numpy')
+
+Record = Mapping[str, Any]
+
+
+def summarize(workdir: str | os.PathLike[str], extra: Record | None = None) -> dict[str, Any]:
+    """Writes `summary.json` of a run and returns it. To be called by the process that trained, while it has its devices.
+
+    Args:
+      workdir: the run's folder.
+      extra: further entries, such as `{'config': ...}`; they win over those found here.
+    """
+    rows, evals = read_records(Path(workdir, METRICS)), read_records(Path(workdir, EVALS))
+    summary = headline(rows, evals) | machine() | dict(extra or {})
+    path = Path(workdir, SUMMARY)
+    temporary = path.with_name(SUMMARY + '.tmp')
+    temporary.write_text(json.dumps(plain(summary), indent=2) + '\n', encoding='utf-8')
+    os.replace(temporary, path)
+    return summary
+
+
+def headline(rows: Sequence[Record], evals: Sequence[Record] = ()) -> dict[str, Any]:
+    """What the files of a run say: the reward's rise in its main part, evaluations by stage, and wall seconds."""
+    main = main_part(rows)
+    seconds = seconds_by_phase([*rows, *evals])
+    return {
+        'steps': len(rows),
+        'phase': main[-1]['phase'] if main else None,
+        'reward': first_last_fifth(main) if observed(main, 'reward') else None,
+        'format': fifths(main, 'format') if observed(main, 'format') else None,
+        'evaluations': {stage: scalars(record) for stage, record in by_stage(evals).items()},
+        'seconds': seconds,
+        'seconds_total': sum(seconds.values()),
+    }
+
+
+def main_part(rows: Sequence[Record]) -> list[Record]:
+    """The steps of the phase that a run ends in; a warm-up comes before it."""
+    return [row for row in rows if row['phase'] == rows[-1]['phase']]
+
+
+def by_stage(evals: Iterable[Record]) -> dict[str, Record]:
+    """Evaluations by name: base, warm-up, step 10, ..., final. Of several with one name the last counts."""
+    return {f'step {record["step"]}' if record['stage'] == 'step' else record['stage']: record for record in evals}
+
+
+def observed(rows: Iterable[Record], key: str) -> list[float]:
+    """The finite values of a metric, in order."""
+    return [float(row[key]) for row in rows if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
+
+
+def first_last_fifth(rows: Sequence[Record]) -> dict[str, Any]:
+    """Mean reward of the first and the last fifth of the steps, and whether they differ by more than chance.
+
+    Each step's mean reward is one observation: the samples of a step share its policy and its users, so its spread
+    between steps, not between samples, is what the standard errors are made from. A trend inside a fifth widens them.
+    With fewer than ten steps a fifth is one step, which has no standard error; those entries are None.
+
+    Raises:
+      ValueError: no row has a finite `reward`.
+    """
+    part = fifths(rows, 'reward')
+    gain = part['last'] - part['first']
+    known = part['first_se'] is not None and part['last_se'] is not None
+    gain_se = math.hypot(part['first_se'], part['last_se']) if known else None
+    return part | {'gain': gain, 'gain_se': gain_se, 'gain_in_se': gain / gain_se if gain_se else None}
+
+
+def fifths(rows: Sequence[Record], key: str) -> dict[str, Any]:
+    """Mean and standard error (None for one step) of a metric over the first and the last fifth of the steps."""
+    values = observed(rows, key)
+    if not values:
+        raise ValueError(f'{key}: none of {len(rows)} rows has a finite value; has the run made a step of this phase?')
+    size = max(1, len(values) // 5)
+    (first, first_se), (last, last_se) = _mean_and_error(values[:size]), _mean_and_error(values[-size:])
+    return {'first': first, 'first_se': first_se, 'last': last, 'last_se': last_se, 'steps_each': size}
+
+
+def seconds_by_phase(records: Iterable[Record]) -> dict[str, float]:
+    """Wall seconds by phase over all steps and evaluations, longest first. Survives restarts: the files do."""
+    total = collections.Counter[str]()
+    for record in records:
+        for key, value in record.items():
+            if key.startswith('seconds_') and value is not None:
+                total[key.removeprefix('seconds_')] += value
+    return dict(total.most_common())
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """The numbers of a record, without its step and timings."""
+    return {
+        key: value
+        for key, value in record.items()
+        if isinstance(value, int | float) and key != 'step' and not key.startswith('seconds_')
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Devices, versions and the most memory this process has used, in bytes."""
+    devices = jax.devices()
+    return {
+        'devices': {'platform': devices[0].platform, 'kind': devices[0].device_kind, 'count': len(devices)},
+        'processes': jax.process_count(),
+        'host': {'system': platform.platform(terse=True), 'machine': platform.machine(), 'cores': os.cpu_count()},
+        'versions': {'python': platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        'peak_memory_bytes': {'host': _peak_host_bytes(), 'device': _peak_device_bytes()},
+    }
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    return float(np.mean(values)), error
+
+
+def _version(package: str) -> str | None:
+    if package == 'pal_jax':
+        from pal_jax import __version__  # the repository also runs without being installed
+
+        return __version__
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _peak_host_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024  # Linux counts kibibytes
+
+
+def _peak_device_bytes() -> int | None:
+    """The fullest device of this process; None where a platform (the CPU) does not count."""
+    counts = [device.memory_stats() or {} for device in jax.local_devices()]
+    return max((count['peak_bytes_in_use'] for count in counts if 'peak_bytes_in_use' in count), default=None)

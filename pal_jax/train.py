@@ -1,0 +1,122 @@
+"""The training loop of every method.
+
+  python -m pal_jax.train --config=configs/rlpa.py                      train, or go on where the run stopped
+  python -m pal_jax.train --config=configs/rlpa.py:smoke                a variant of the file
+  python -m pal_jax.train --config=configs/rlpa.py --config.ppo.clip=0.1 --workdir=runs/clip
+
+Options:
+  --config=FILE[:VARIANT]   what to train; read the file: it is short and names every key
+  --config.KEY=VALUE        change one value
+  --workdir=FOLDER          where checkpoints, metrics, report and export go; default runs/<name of the config>
+
+The same command again resumes; a larger --config.total_steps goes on from a finished run. The folder then holds
+report.html, learning_curve.png, summary.json, metrics.jsonl, tensorboard/, checkpoints/ and export/ (Hugging Face).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from pal_jax import cli
+from pal_jax.models import hf
+from pal_jax.recipes.recipe import Context, Recipe
+from pal_jax.runtime import checkpoint, devices, report
+from pal_jax.runtime.metrics import MetricsWriter
+from pal_jax.runtime.progress import Progress
+from pal_jax.runtime.summary import summarize
+
+MAY_CHANGE = ('total_steps', 'checkpoint.every', 'checkpoint.keep', 'metrics.wandb', 'export', 'eval.every', 'eval.shown')
+
+
+def main() -> None:
+    config, workdir, progress = cli.config(), cli.workdir(), Progress()
+    recipe = cli.faults(prepare, config, workdir, progress)
+    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, log=progress.log)
+    restored = cli.faults(checkpoints.restore, recipe.abstract)
+    if restored and restored[2] >= recipe.total_steps and (workdir / report.REPORT).exists():
+        progress.log(f'{workdir} is finished; a larger --config.total_steps goes on from there')
+        return
+    cli.faults(run, config, workdir, recipe, progress, checkpoints, restored)
+    checkpoints.close()
+
+
+def prepare(config: ConfigDict, workdir: Path, progress: Progress) -> Recipe:
+    """The recipe; everything that can fail before a weight is read fails here."""
+    devices.initialize(workdir / 'compiled')
+    mesh = devices.make_mesh(**config.mesh)
+    recipe = cli.recipe_module(config).make(config, Context(mesh, progress.phase))
+    checkpoint.check_config(workdir, config.to_dict(), free=MAY_CHANGE)
+    return recipe
+
+
+def load_run(config: ConfigDict, workdir: Path, step: int | None = None):
+    """A run's recipe, state, the step it was saved at, and the progress its phases are shown by.
+
+    Raises:
+      ValueError: the folder has no checkpoint, or is of another config.
+    """
+    progress = Progress()
+    if not (workdir / checkpoint.FOLDER).is_dir():
+        raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
+    recipe = prepare(config, workdir, progress)
+    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, log=progress.log)
+    restored = checkpoints.restore(recipe.abstract, step)
+    checkpoints.close()
+    if restored is None:
+        raise ValueError(f'{workdir} has no checkpoint yet; train until the first is saved')
+    state, _, step = restored
+    return recipe, state, step, progress
+
+
+def run(config, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored) -> None:
+    """Steps from where the run stands to its end, then its report and export."""
+    if restored:
+        state, host, first = restored
+        checkpoints.discard_after(first)
+        progress.log(f'resuming {workdir} at step {first} of {recipe.total_steps}')
+    else:
+        with progress.phase('load'):
+            (state, host), first = recipe.init(), 0
+    with MetricsWriter(workdir, first, wandb=config.metrics.wandb or None) as writer, progress.start(recipe.total_steps, first):
+        for i in range(first, recipe.total_steps + 1):
+            if stage := recipe.stage(i):
+                evaluate(recipe, state, stage, i, writer, progress)
+            if i == recipe.total_steps:
+                break
+            state, host, phase, metrics = recipe.step(state, host, i)
+            seconds = progress.take_seconds()
+            writer.write(i, phase, metrics | seconds)
+            progress.done(i, phase, metrics | seconds)
+            if (i + 1) % config.checkpoint.every == 0 or i + 1 == recipe.total_steps:
+                with progress.phase('save'):
+                    checkpoints.save(i + 1, state, host, metrics.get('reward'))
+        checkpoints.wait()
+    finish(config, workdir, recipe, state, progress)
+
+
+def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, progress: Progress) -> None:
+    """One evaluation into the run's files and a line on the console."""
+    evaluation = recipe.evaluate(state, stage)
+    writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **progress.take_seconds()})
+    writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
+    figures = '  '.join(f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in ('reward', 'format', 'profile', 'strict'))
+    progress.log(f'evaluation ({stage}): {figures}')
+
+
+def finish(config: ConfigDict, workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
+    """Summary, report and exports, from the files of the run and its last state."""
+    if config.export:
+        for name, export in recipe.exports(state).items():
+            hf.save(export.params, export.model, export.tokenizer, workdir / name)
+    if jax.process_index() == 0:
+        summarize(workdir, {'config': config.to_dict(), 'finished': time.strftime('%Y-%m-%d %H:%M:%S')})
+        report.write_report(workdir)
+        progress.log(f'report: {workdir / report.REPORT}')
+
+
+if __name__ == '__main__':
+    cli.run(main, __doc__ or '')

@@ -1,0 +1,32 @@
+"""The whole suite runs on eight pretended CPU devices, strictly: no silent rank promotion, no warnings.
+
+`JAX_PLATFORMS=cuda pytest -m gpu` (or `tpu`) runs the tests that need a device on that device instead.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'  # XLA logs a page per program it finds in the cache below
+
+import jax
+import pytest
+
+PLATFORMS = {'gpu': 'cuda', 'tpu': 'tpu'}  # marker and what JAX_PLATFORMS calls it
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    jax.config.update('jax_numpy_rank_promotion', 'raise')
+    # Compiled programs outlive the session in .pytest_cache (which git ignores; --cache-clear drops them).
+    jax.config.update('jax_compilation_cache_dir', str(config.cache.mkdir('jax')) if config.cache else None)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs another platform than this session's."""
+    for item in items:
+        for marker, platform in PLATFORMS.items():
+            if item.get_closest_marker(marker) and jax.default_backend() != marker:
+                item.add_marker(pytest.mark.skip(reason=f'needs JAX_PLATFORMS={platform}'))

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import random
+
+import gguf
+import pytest
+from tokenizers.pre_tokenizers import ByteLevel
+
+from pal_jax.data import tokenizer
+from pal_jax.data.tokenizer import Tokenizer, byte_tokenizer
+
+ALPHABET = sorted(ByteLevel.alphabet())  # one character for every byte; Ġ is the space
+CONTROL, NORMAL, USER_DEFINED = 3, 1, 4
+
+
+def write_gguf(path, pre: str, merges: list[str], extra: list[str] = [], model: str = 'gpt2', **ids: int) -> None:  # noqa: B006
+    """A GGUF file that holds nothing but a byte-level tokenizer and a template with a default system message."""
+    specials = ['<|end|>', '<tool>']
+    tokens = ALPHABET + [merge.replace(' ', '') for merge in merges] + extra + specials
+    writer = gguf.GGUFWriter(path, 'llama')
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([NORMAL] * (len(tokens) - 2) + [CONTROL, USER_DEFINED])
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(tokens.index('<|end|>'))
+    writer.add_chat_template("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<|end|>' }}{% endfor %}")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def from_gguf(tmp_path, pre: str, merges: list[str], extra: list[str] = [], model: str = 'gpt2') -> Tokenizer:  # noqa: B006
+    write_gguf(tmp_path / 't.gguf', pre, merges, extra, model)
+    return tokenizer.from_gguf(gguf.GGUFReader(tmp_path / 't.gguf'))
+
+
+def pieces(tok: Tokenizer, text: str) -> list[str]:
+    """The tokens of `text` as text. Only for ASCII: other characters may be several tokens."""
+    return [tok.decode([i]) for i in tok.encode(text)]
+
+
+# --- bytes ----------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_come_back_whatever_they_are():
+    tok, rng = byte_tokenizer(), random.Random(0)
+    for _ in range(50):
+        text = ''.join(chr(rng.choice([rng.randrange(1, 0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(20))
+        ids = tok.encode(text)
+        assert len(ids) == len(text.encode()) and max(ids) < 256
+        assert tok.decode(ids) == tok.text_of(ids) == text
+
+
+def test_the_byte_template_is_chatml():
+    tok = byte_tokenizer()
+    ids = tok.chat([{'role': 'system', 'content': 'Be kind.'}, {'role': 'user', 'content': ' {{hé}}\n'}])
+    assert tok.decode(ids) == (
+        '<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n {{hé}}\n<|im_end|>\n<|im_start|>assistant\n'
+    )
+    assert tok.text_of(ids) == 'system\nBe kind.\nuser\n {{hé}}\n\nassistant\n'
+    without = tok.chat([{'role': 'user', 'content': 'x'}], add_generation_prompt=False)
+    assert tok.decode(without) == '<|im_start|>user\nx<|im_end|>\n'
+
+
+def test_stop_pad_and_size():
+    tok = byte_tokenizer()
+    assert [tok.decode([i]) for i in tok.stop_ids] == ['<|im_end|>', '<|endoftext|>']
+    assert tok.decode([tok.pad_id]) == '<|pad|>'
+    assert tok.vocab_size == 264 and tok.pad_id not in tok.stop_ids
+
+
+def test_a_reply_continues_exactly_the_prompt_it_was_sampled_from():
+    tok = byte_tokenizer()
+    messages = [{'role': 'user', 'content': 'Hi'}]
+    for reply, question in (('Hello!', 'Who are you?'), ('Nobody.', 'Nice.'), ('', '')):
+        prompt = tok.chat(messages)
+        sampled = [*tok.encode(reply), tok.stop_ids[0]]
+        messages += [{'role': 'assistant', 'content': reply}, {'role': 'user', 'content': question}]
+        assert tok.chat(messages)[: len(prompt) + len(sampled)] == prompt + sampled
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    tok = byte_tokenizer()
+    tok.save(tmp_path)
+    again = tokenizer.from_folder(tmp_path)
+    messages = [{'role': 'user', 'content': 'naïve 文字 <|im_end|>'}]
+    assert again.chat(messages) == tok.chat(messages)
+    assert (again.stop_ids, again.pad_id, again.vocab_size) == (tok.stop_ids, tok.pad_id, tok.vocab_size)
+    config = json.loads((tmp_path / 'tokenizer_config.json').read_text())
+    assert config['tokenizer_class'] == 'PreTrainedTokenizerFast'
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(ValueError, match='no tokenizer.json in'):
+        tokenizer.from_folder(tmp_path)
+
+
+def test_without_a_template_or_an_end_it_says_so():
+    fast = byte_tokenizer().fast
+    fast.chat_template = None
+    with pytest.raises(ValueError, match='no chat template'):
+        Tokenizer(fast).chat([{'role': 'user', 'content': 'x'}])
+
+
+# --- GGUF -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('pre', 'text', 'expected'),
+    [
+        ('gpt-2', 'a 12  3', ['a', ' 12', ' ', ' 3']),
+        ('smollm', 'a 12  3', ['a', ' ', '1', '2', '  ', '3']),
+        ('qwen2', 'a 12  3', ['a', ' ', '1', '2', ' ', ' ', '3']),
+        ('llama-bpe', 'a 1234', ['a', ' ', '12', '3', '4']),
+        ('gpt-2', 'a\n\n\nb', ['a', '\n\n', '\n', 'b']),
+        ('qwen2', 'a\n\n\nb', ['a', '\n\n', '\n', 'b']),
+        ('qwen2', '(ab', ['(a', 'b']),
+        ('gpt-2', '(ab', ['(', 'a', 'b']),
+        ('qwen2', "X'LL", ['X', "'LL"]),
+        ('gpt-2', "X'LL", ['X', "'", 'LL']),
+    ],
+)
+def test_each_pre_tokenizer_cuts_its_own_way(pre, text, expected, tmp_path):
+    merges = ['1 2', 'Ġ 12', 'Ġ 3', 'Ġ Ġ', 'Ċ Ċ', '( a', 'L L', "' LL"]
+    assert pieces(from_gguf(tmp_path, pre, merges), text) == expected
+
+
+def test_only_llama_3_takes_a_whole_word_past_the_merges(tmp_path):
+    assert pieces(from_gguf(tmp_path, 'llama-bpe', ['a b'], extra=['abc']), 'abc') == ['abc']
+    assert pieces(from_gguf(tmp_path, 'qwen2', ['a b'], extra=['abc']), 'abc') == ['ab', 'c']
+
+
+def test_only_qwen2_composes_accents(tmp_path):
+    decomposed, composed = 'e\u0301', 'é'
+    qwen, smollm = from_gguf(tmp_path, 'qwen2', ['a b']), from_gguf(tmp_path, 'smollm', ['a b'])
+    assert qwen.encode(decomposed) == qwen.encode(composed)
+    assert smollm.decode(smollm.encode(decomposed)) == decomposed
+
+
+def test_control_and_user_defined_tokens_stay_whole(tmp_path):
+    tok = from_gguf(tmp_path, 'smollm', ['a b'])
+    ids = tok.encode('ab<tool>ab<|end|>')
+    assert [tok.decode([i]) for i in ids] == ['ab', '<tool>', 'ab', '<|end|>']
+    assert tok.text_of(ids) == 'ab<tool>ab'
+    assert tok.stop_ids == (ids[-1],) and tok.pad_id == ids[-1]
+    assert tok.decode(tok.chat([{'role': 'user', 'content': 'ab'}])) == 'user:ab<|end|>'
+
+
+def test_unknown_kinds_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='tokenizer.ggml.pre=tekken is not supported, only gpt-2, smollm'):
+        from_gguf(tmp_path, 'tekken', ['a b'])
+    with pytest.raises(ValueError, match='tokenizer.ggml.model=llama is not supported'):
+        from_gguf(tmp_path, 'smollm', ['a b'], model='llama')

@@ -1,0 +1,188 @@
+"""Names, shapes and bytes of checkpoints, on random tensors written as transformers would write them. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.models import hf, params
+from pal_jax.models.config import ModelConfig, RopeScaling, tiny
+from pal_jax.runtime.sharding import param_shardings
+
+LLAMA = dataclasses.replace(tiny(vocab=264), tie_embed=False)
+QWEN2 = dataclasses.replace(tiny(vocab=264), family='qwen2', qkv_bias=True)
+# the width of the heads is not the width of the model, as in Mistral Nemo
+MISTRAL = dataclasses.replace(tiny(vocab=264), family='mistral', head_dim=8, tie_embed=False)
+CONFIGS = pytest.mark.parametrize('cfg', [LLAMA, QWEN2, MISTRAL], ids=lambda cfg: cfg.family)
+
+
+def torch_tensors(cfg: ModelConfig, dtype=np.float32) -> dict[str, np.ndarray]:
+    """Random tensors with the names and [out, in] shapes of a torch checkpoint, spelled out by hand."""
+    D, H, G, K, F = cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp
+    shapes = {'model.embed_tokens.weight': (cfg.vocab, D), 'model.norm.weight': (D,)}
+    if not cfg.tie_embed:
+        shapes['lm_head.weight'] = (cfg.vocab, D)
+    layer = {'input_layernorm.weight': (D,), 'post_attention_layernorm.weight': (D,)}
+    layer |= {'self_attn.q_proj.weight': (H * K, D), 'self_attn.o_proj.weight': (D, H * K)}
+    layer |= {'self_attn.k_proj.weight': (G * K, D), 'self_attn.v_proj.weight': (G * K, D)}
+    layer |= {'mlp.gate_proj.weight': (F, D), 'mlp.up_proj.weight': (F, D), 'mlp.down_proj.weight': (D, F)}
+    if cfg.qkv_bias:
+        layer |= {f'self_attn.{name}_proj.bias': (n * K,) for name, n in zip('qkv', (H, G, G), strict=True)}
+    shapes |= {f'model.layers.{i}.{name}': shape for i in range(cfg.layers) for name, shape in layer.items()}
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def folder(tmp_path, request):
+    """A folder with the tensors of `cfg` in one file."""
+    cfg = request.getfixturevalue('cfg')
+    save_file(torch_tensors(cfg), tmp_path / 'model.safetensors', metadata={'format': 'pt'})
+    return tmp_path
+
+
+@CONFIGS
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('file_bytes', [1 << 30, 100_000], ids=['one file', 'many files'])
+def test_a_round_trip_keeps_every_bit(cfg, dtype, file_bytes, tmp_path):
+    tensors = torch_tensors(cfg, np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    save_file(tensors, tmp_path / 'model.safetensors')
+    out = tmp_path / 'out'
+    hf.save(hf.load_params(tmp_path, cfg, dtype=dtype), cfg, byte_tokenizer(), out, dtype, file_bytes)
+
+    files = list(out.glob('*.safetensors'))
+    assert (len(files) > 1) == (file_bytes < 1 << 30)
+    written = {name: x for file in files for name, x in load_file(file).items()}
+    assert written.keys() == tensors.keys()
+    for name, x in tensors.items():
+        assert written[name].dtype == x.dtype and written[name].tobytes() == x.tobytes(), name
+    again = hf.load_params(out, hf.read_config(out), dtype=dtype)
+    jax.tree.map(np.testing.assert_array_equal, again, hf.load_params(tmp_path, cfg, dtype=dtype))
+
+
+@CONFIGS
+def test_the_tree_is_that_of_the_specs(cfg, folder):
+    loaded = hf.load_params(folder, cfg)
+    expected = params.abstract(params.decoder_specs(cfg))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), loaded) == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
+
+
+@pytest.mark.parametrize('cfg', [QWEN2])
+def test_leaves_are_the_transposes_of_torchs(cfg, folder):
+    loaded, tensors = flatten_dict(hf.load_params(folder, cfg), sep='/'), torch_tensors(cfg)
+    x = np.random.default_rng(1).standard_normal(cfg.width).astype(np.float32)
+    q = np.einsum('d,dhk->hk', x, loaded['layers/attn/q'][1]) + loaded['layers/attn/q_bias'][1]
+    attn = 'model.layers.1.self_attn.'
+    np.testing.assert_allclose(
+        q.ravel(), tensors[f'{attn}q_proj.weight'] @ x + tensors[f'{attn}q_proj.bias'], rtol=1e-4, atol=1e-4
+    )
+    heads = x.reshape(cfg.heads, cfg.head_dim)
+    out = np.einsum('hk,hkd->d', heads, loaded['layers/attn/o'][0])
+    expected = tensors['model.layers.0.self_attn.o_proj.weight'] @ x
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('cfg', [LLAMA])
+def test_leaves_go_where_the_shardings_say(cfg, folder):
+    mesh = Mesh(np.array(jax.devices()).reshape(1, -1, 1), ('data', 'fsdp', 'tensor'))
+    places = param_shardings(params.decoder_specs(cfg), mesh)
+    loaded = hf.load_params(folder, cfg, places)
+    jax.tree.map(lambda x, place: x.sharding.is_equivalent_to(place, x.ndim) or pytest.fail(str(place)), loaded, places)
+    jax.tree.map(np.testing.assert_array_equal, loaded, hf.load_params(folder, cfg))
+
+
+@pytest.mark.parametrize('cfg', [LLAMA])
+def test_wrong_tensors_are_named(cfg, folder):
+    with pytest.raises(ValueError, match=r'has no model\.layers\.2\.input_layernorm\.weight.*9 in all'):
+        hf.load_params(folder, dataclasses.replace(cfg, layers=3))
+    with pytest.raises(ValueError, match=r'unexpected model\.layers\.1\.'):
+        hf.load_params(folder, dataclasses.replace(cfg, layers=1))
+    with pytest.raises(ValueError, match=r'gate_proj\.weight has shape \(128, 64\), the config says \(96, 64\)'):
+        hf.load_params(folder, dataclasses.replace(cfg, mlp=96))
+    with pytest.raises(ValueError, match='no model.safetensors'):
+        hf.load_params(folder / 'nowhere', cfg)
+
+
+@pytest.mark.parametrize('cfg', [LLAMA])
+def test_a_tied_config_lets_a_written_output_matrix_lie(cfg, folder):
+    assert 'unembed' not in hf.load_params(folder, dataclasses.replace(cfg, tie_embed=True))
+
+
+def test_an_export_replaces_a_model_and_nothing_else(tmp_path):
+    tok, cfg = byte_tokenizer(), LLAMA
+    values = params.init(params.decoder_specs(cfg), jax.random.key(0))
+    out = tmp_path / 'deep' / 'model'
+    hf.save(values, cfg, tok, out)
+    hf.save(jax.tree.map(jnp.zeros_like, values), cfg, tok, out)
+    assert not load_file(out / 'model.safetensors')['lm_head.weight'].any()
+    assert [path.name for path in out.parent.iterdir()] == ['model']
+    with safe_open(out / 'model.safetensors', 'numpy') as f:
+        assert f.metadata() == {'format': 'pt'}
+    (tmp_path / 'thesis.txt').write_text('precious')
+    with pytest.raises(ValueError, match='holds no model'):
+        hf.save(values, cfg, tok, tmp_path)
+    assert (tmp_path / 'thesis.txt').exists()
+
+
+def test_generation_stops_where_the_tokenizer_says(tmp_path):
+    tok = byte_tokenizer()
+    hf.save(params.init(params.decoder_specs(QWEN2), jax.random.key(0)), QWEN2, tok, tmp_path / 'model')
+    generation = json.loads((tmp_path / 'model' / 'generation_config.json').read_text())
+    assert tuple(generation['eos_token_id']) == tok.stop_ids
+    assert generation['pad_token_id'] == tok.pad_id
+
+
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        *(LLAMA, QWEN2, MISTRAL),
+        dataclasses.replace(LLAMA, rope_theta=5e5, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), norm_eps=1e-6),
+    ],
+    ids=['llama', 'qwen2', 'mistral', 'llama3'],
+)
+def test_config_round_trip(cfg):
+    assert hf.config_from_hf(json.loads(json.dumps(hf.config_to_hf(cfg, byte_tokenizer())))) == cfg
+
+
+def test_transformers_5_rope_is_read():
+    config = hf.config_to_hf(LLAMA, byte_tokenizer())
+    del config['rope_theta'], config['rope_scaling']
+    config['rope_parameters'] = {'rope_type': 'default', 'rope_theta': 123.0}
+    assert hf.config_from_hf(config).rope_theta == 123.0
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'architectures': ['MambaForCausalLM']}, 'MambaForCausalLM is not supported; use one of LlamaForCausalLM'),
+        ({'architectures': None}, 'architecture none'),
+        ({'hidden_act': 'gelu'}, 'hidden_act=gelu'),
+        ({'attention_bias': True}, 'attention_bias=True'),
+        ({'mlp_bias': True}, 'mlp_bias=True'),
+        ({'quantization_config': {'quant_method': 'fp8'}}, 'quantization_config'),
+        ({'rope_scaling': {'rope_type': 'yarn', 'factor': 4.0}}, 'rope_type=yarn'),
+        ({'architectures': ['MistralForCausalLM'], 'sliding_window': 4096}, 'sliding_window=4096'),
+        ({'architectures': ['Qwen2ForCausalLM'], 'use_sliding_window': True}, 'use_sliding_window=True'),
+    ],
+)
+def test_what_the_decoder_lacks_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        hf.config_from_hf(hf.config_to_hf(LLAMA, byte_tokenizer()) | change)
+
+
+def test_a_missing_field_is_named():
+    config = hf.config_to_hf(LLAMA, byte_tokenizer())
+    del config['hidden_size']
+    with pytest.raises(ValueError, match='no hidden_size'):
+        hf.config_from_hf(config)

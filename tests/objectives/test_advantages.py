@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pal_jax.objectives.advantages import (
+    Estimator,
+    advantages_and_returns,
+    gae,
+    reward_to_go,
+    scale_negative,
+    shape_rewards,
+    token_rewards,
+)
+
+ESTIMATORS: list[Estimator] = ['gae', 'reinforce', 'rloo', 'reinforce_baseline', 'group_norm', 'dr_grpo']
+GROUPED = ESTIMATORS[2:]
+B, A, N = 8, 6, 4
+
+
+def buffer(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, A + 1, B)
+    return {
+        'reward': rng.normal(size=B).astype(np.float32),
+        'kl': rng.normal(0, 0.1, (B, A)).astype(np.float32),
+        'values': rng.normal(size=(B, A)).astype(np.float32),
+        'acts': np.arange(A) < lengths[:, None],
+        'ok': np.ones(B, bool),
+    }
+
+
+jitted = jax.jit(advantages_and_returns, static_argnames=('estimator', 'n', 'clip_range'))
+
+
+def compute(data, estimator, **options):
+    options = {'n': N, 'kl_coef': 0.1, 'gamma': 0.9, 'lam': 0.8} | options
+    return jitted(**jax.tree.map(jnp.asarray, data), estimator=estimator, **options)
+
+
+def assert_same(actual, expected, tolerance=1e-5):
+    for x, y in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+# --- against plain Python loops -------------------------------------------------------------------------------------
+
+
+def looped_gae(rewards, values, length, gamma, lam):
+    advantages, later, next_value = np.zeros(len(rewards)), 0.0, 0.0
+    for t in reversed(range(length)):
+        delta = rewards[t] + gamma * next_value - values[t]
+        advantages[t] = later = delta + gamma * lam * later
+        next_value = values[t]
+    return advantages
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), gamma=st.floats(0, 1), lam=st.floats(0, 1))
+def test_gae_equals_a_loop(seed, gamma, lam):
+    data = buffer(seed)
+    acts, values = data['acts'], data['values']
+    rewards = np.where(acts, data['kl'], 0)
+    expected = [looped_gae(r, v, m.sum(), gamma, lam) for r, v, m in zip(rewards, values, acts, strict=True)]
+    advantages, returns = gae(jnp.asarray(rewards), jnp.asarray(values), jnp.asarray(acts), gamma=gamma, lam=lam)
+    assert_same((advantages, returns), (expected, np.where(acts, expected + values, 0)))
+
+
+@pytest.mark.parametrize('gamma', [1.0, 0.7])
+def test_gae_at_lambda_one_is_return_minus_value(gamma):
+    data = jax.tree.map(jnp.asarray, buffer(0))
+    advantages, returns = gae(data['kl'], data['values'], data['acts'], gamma=gamma, lam=1.0)
+    to_go = reward_to_go(data['kl'], data['acts'], gamma=gamma)
+    assert_same((advantages, returns), (jnp.where(data['acts'], to_go - data['values'], 0), to_go))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_group_statistics_equal_numpy_over_the_ok_samples(seed):
+    rng = np.random.default_rng(seed)
+    reward, ok = rng.normal(size=(2, 5)), rng.random((2, 5)) < 0.7
+    dirty = jnp.asarray(np.where(ok, reward, np.nan).reshape(-1), jnp.float32)
+    for estimator in GROUPED:
+        shaped = np.asarray(shape_rewards(dirty, 5, estimator, jnp.asarray(ok.reshape(-1)))).reshape(2, 5)
+        for row, r, kept in zip(shaped, reward, ok, strict=True):
+            np.testing.assert_allclose(row[kept], _shaped(r[kept], estimator), rtol=1e-4, atol=1e-5)
+            assert not row[~kept].any()
+
+
+def _shaped(r: np.ndarray, estimator: str) -> np.ndarray:
+    if len(r) < 2:
+        return np.zeros_like(r)
+    if estimator == 'rloo':
+        return np.array([r[i] - np.delete(r, i).mean() for i in range(len(r))])
+    centred = r - r.mean()
+    return centred / (r.std(ddof=1) + 1e-9) if estimator == 'group_norm' else centred
+
+
+# --- properties -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('estimator', ESTIMATORS)
+def test_padding_and_what_stands_on_it_change_nothing(estimator):
+    data = buffer(1)
+    expected = compute(data, estimator)
+    acts = np.pad(data['acts'], ((0, 0), (0, 3)))
+    for junk in (3.0, np.nan, np.inf):
+        padded = {k: np.where(acts, np.pad(data[k], ((0, 0), (0, 3))), junk) for k in ('kl', 'values')}
+        actual = compute(data | padded | {'acts': acts}, estimator)
+        assert_same([x[:, :A] for x in actual], expected)
+        assert not any(np.any(x[:, A:]) for x in actual)
+
+
+@pytest.mark.parametrize('estimator', ESTIMATORS)
+def test_order_of_groups_and_of_samples_in_them_does_not_matter(estimator):
+    data = buffer(2)
+    order = np.array([6, 4, 7, 5, 1, 0, 3, 2])
+    shuffled = compute({k: v[order] for k, v in data.items()}, estimator)
+    assert_same(shuffled, [x[order] for x in compute(data, estimator)])
+
+
+@pytest.mark.parametrize('estimator', ESTIMATORS)
+def test_failed_samples_get_zeros_and_leave_no_trace(estimator):
+    data = buffer(3)
+    data['ok'] = np.arange(B) != 5
+    results = []
+    for junk in (0.0, 100.0, np.nan):
+        dirty = {k: data[k].copy() for k in ('reward', 'kl', 'values')}
+        for x in dirty.values():
+            x[5] = junk
+        results.append(compute(data | dirty, estimator))
+    assert_same(results[0], results[1])
+    assert_same(results[0], results[2])
+    assert not any(np.any(x[5]) for x in results[0])
+    assert all(np.any(x[4]) for x in results[0])
+
+
+@pytest.mark.parametrize('estimator', GROUPED)
+@pytest.mark.parametrize('n', [3, 7])
+def test_constant_groups_are_exactly_zero(estimator, n):
+    reward = jnp.repeat(jnp.array([0.0, 0.1, -1 / 3, 1e6]), n)
+    shape = jax.jit(functools.partial(shape_rewards, n=n, estimator=estimator))
+    np.testing.assert_array_equal(shape(reward), np.zeros(4 * n))
+
+
+@pytest.mark.parametrize('estimator', GROUPED)
+def test_groups_without_any_verdict_give_zeros(estimator):
+    data = buffer(4) | {'reward': np.full(B, np.nan, np.float32), 'ok': np.zeros(B, bool)}
+    assert not any(np.any(x) for x in compute(data, estimator))
+
+
+@pytest.mark.parametrize('estimator', ESTIMATORS)
+def test_advantages_are_whitened_unless_the_estimator_keeps_their_scale(estimator):
+    data = buffer(5)
+    advantages = np.asarray(compute(data, estimator)[0])[data['acts']]
+    whitened = abs(advantages.mean()) < 1e-5 and abs(advantages.std() - 1) < 1e-4
+    assert whitened == (estimator not in ('group_norm', 'dr_grpo'))
+
+
+def test_without_kl_the_grouped_advantage_is_the_shaped_reward_at_every_token():
+    data = buffer(6)
+    advantages, returns = compute(data, 'group_norm', kl_coef=0.0, gamma=1.0)
+    shaped = np.asarray(shape_rewards(jnp.asarray(data['reward']), N, 'group_norm'))
+    assert_same((advantages, returns), [np.where(data['acts'], shaped[:, None], 0)] * 2)
+
+
+def test_negative_scale_touches_negative_advantages_only():
+    data = buffer(7)
+    plain, damped = compute(data, 'group_norm')[0], compute(data, 'group_norm', negative_scale=0.2)[0]
+    np.testing.assert_allclose(damped, np.where(plain < 0, 0.2 * plain, plain), rtol=1e-6)
+    np.testing.assert_allclose(scale_negative(jnp.array([-2.0, 0.0, 3.0]), 0.5), [-1, 0, 3])
+
+
+def test_reward_is_clipped_and_a_negative_coefficient_pays_nothing():
+    acts, kl = jnp.array([[True, True, False]]), jnp.ones((1, 3))
+    np.testing.assert_array_equal(token_rewards(jnp.array([99.0]), kl, acts, 0.0), [[0, 10, 0]])
+    np.testing.assert_array_equal(token_rewards(jnp.array([-9.0]), kl, acts, -1.0, (-2.0, 2.0)), [[0, -2, 0]])
+
+
+def test_a_sample_without_actions_is_paid_nothing():
+    assert not token_rewards(jnp.array([1.0]), jnp.ones((1, 3)), jnp.zeros((1, 3), bool), 0.1).any()
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('samples', 'n', 'estimator', 'message'),
+    [
+        (4, 1, 'rloo', 'got n=1; use n >= 2'),
+        (5, 2, 'group_norm', '5 rewards do not form groups of n=2'),
+        (4, 2, 'grpo', "unknown advantage estimator 'grpo'; use one of gae"),
+    ],
+)
+def test_bad_groups(samples, n, estimator, message):
+    with pytest.raises(ValueError, match=message):
+        shape_rewards(jnp.zeros(samples), n, estimator)
+
+
+def test_gae_needs_values():
+    with pytest.raises(ValueError, match="'gae' needs values, got None"):
+        compute(buffer(8) | {'values': None}, 'gae')

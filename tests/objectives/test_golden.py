@@ -1,0 +1,161 @@
+"""Golden numbers of the RLPA/PLUS specification by id, derived by hand from two short samples.
+
+Sample 1 has four actions and reward 1.5, sample 2 two actions, reward 0.5 and no KL.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pal_jax.feedback.profiles import parse_completion, profile_f1
+from pal_jax.objectives.advantages import gae, reward_to_go, shape_rewards, token_rewards
+from pal_jax.objectives.kl import adapt_kl, token_kl
+from pal_jax.objectives.masked import masked_mean, masked_var, whiten
+from pal_jax.objectives.policy import loss_weights, ppo_token_loss, value_token_loss
+from pal_jax.runtime.optim import make_schedule
+
+ACTS = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
+OK = jnp.array([True, True])
+LOGPROB = jnp.array([[-1.0, -0.5, -2.0, -0.1], [-0.7, -0.7, 0.0, 0.0]])
+REF = jnp.array([[-1.1, -0.3, -2.05, -0.1], [-0.7, -0.7, 0.0, 0.0]])
+VALUES = jnp.array([[0.5, 0.4, 0.3, 0.2], [0.1, 0.3, 0.0, 0.0]])
+REWARD = jnp.array([1.5, 0.5])
+BETA = 0.01
+WIDE = (slice(None), slice(0, 4))
+
+
+@pytest.fixture(params=['eager', 'jit'])
+def run(request):
+    return jax.jit if request.param == 'jit' else lambda f: f
+
+
+def close(actual, expected, tolerance=1e-5):
+    np.testing.assert_allclose(actual, np.array(expected, np.float32), atol=tolerance, rtol=tolerance)
+
+
+def rewards(acts=ACTS, logprob=LOGPROB, ref=REF):
+    return token_rewards(REWARD, token_kl(logprob, ref, 'k1'), acts, BETA, (-10.0, 10.0))
+
+
+def advantages(gamma=1.0, lam=0.95):
+    return gae(rewards(), VALUES, ACTS, gamma=gamma, lam=lam)
+
+
+def widen(x, fill):
+    return jnp.full((2, 6), fill, x.dtype).at[WIDE].set(jnp.where(ACTS, x, jnp.asarray(fill, x.dtype)))
+
+
+def test_g1_k1(run):
+    close(run(lambda: token_kl(LOGPROB, REF, 'k1'))()[0], [0.1, -0.2, 0.05, 0])
+
+
+def test_g2_k2_and_k3(run):
+    close(run(lambda: token_kl(LOGPROB, REF, 'k2'))()[0], [0.005, 0.02, 0.00125, 0])
+    close(run(lambda: token_kl(LOGPROB, REF, 'k3'))()[0], [0.004837, 0.021403, 0.001229, 0])
+
+
+def test_g3_token_rewards(run):
+    close(run(rewards)(), [[-0.001, 0.002, -0.0005, 1.5], [0, 0.5, 0, 0]])
+
+
+def test_g4_g7_gae(run):
+    adv, ret = run(advantages)()
+    close(adv, [[0.829786, 0.979775, 1.1345, 1.3], [0.39, 0.2, 0, 0]])
+    close(ret, [[1.329786, 1.379775, 1.4345, 1.5], [0.49, 0.5, 0, 0]])
+
+
+def test_g5_gae_at_lambda_one(run):
+    adv, _ = run(lambda: advantages(1.0, 1.0))()
+    close(adv[0], [1.0005, 1.1015, 1.1995, 1.3])
+
+
+def test_g6_gae_discounted(run):
+    adv, ret = run(lambda: advantages(0.9, 0.8))()
+    close(adv[0], [0.189595, 0.45916, 0.8155, 1.3])
+    close(ret[0], [0.689595, 0.85916, 1.1155, 1.5])
+
+
+@pytest.mark.parametrize('junk', [0.0, 7.5, -1e30, np.nan, np.inf])
+def test_g8_values_on_padding_change_nothing(run, junk):
+    acts = widen(ACTS, False)
+
+    def padded():
+        paid = rewards(acts, widen(LOGPROB, junk), widen(REF, junk))
+        return gae(jnp.where(acts, paid, junk), widen(VALUES, junk), acts, gamma=1.0, lam=0.95)
+
+    for actual, expected in zip(run(padded)(), advantages(), strict=True):
+        close(actual[WIDE], expected, 1e-6)
+        assert not np.any(actual[:, 4:])
+
+
+def test_g9_whitening(run):
+    adv, _ = advantages()
+    close(masked_mean(adv, ACTS), 0.805677)
+    close(jnp.sqrt(masked_var(adv, ACTS)), 0.392217)
+    expected = [[0.06147, 0.443883, 0.838371, 1.260332], [-1.059815, -1.544241, 0, 0]]
+    close(run(lambda: whiten(adv, ACTS))(), expected)
+
+
+def test_g10_policy_loss(run):
+    adv = whiten(advantages()[0], ACTS)
+    moved = LOGPROB + jnp.array([[0.3, -0.1, 0, 0.05], [-0.4, 0.1, 0, 0]])
+    tokens = run(lambda: ppo_token_loss(moved, LOGPROB, adv, clip=0.2))()
+    close(tokens, [[-0.073763, -0.401642, -0.838371, -1.324951], [0.847852, 1.70665, 0, 0]])
+    close(jnp.sum(loss_weights(ACTS, OK, 'seq_mean') * tokens), 0.308785)
+    close(jnp.sum(loss_weights(ACTS, OK, 'token_mean') * tokens), -0.014038)
+
+
+def test_g11_value_loss(run):
+    new = jnp.array([[0.8, 0.45, 0.3, -0.1], [0.1, 0.6, 0, 0]])
+    tokens = run(lambda: value_token_loss(new, VALUES, advantages()[1], clip=0.2))()
+    close(2 * tokens, [[0.396631, 0.864482, 1.28709, 2.56], [0.1521, 0.01, 0, 0]])
+    close(jnp.sum(loss_weights(ACTS, OK, 'seq_mean') * tokens), 0.339525)
+    close(jnp.sum(loss_weights(ACTS, OK, 'token_mean') * tokens), 0.439192)
+
+
+@pytest.mark.parametrize(
+    ('estimator', 'expected'),
+    [
+        ('rloo', [1.066667, -0.933333, 0.133333, -0.266667]),
+        ('reinforce_baseline', [0.8, -0.7, 0.1, -0.2]),
+        ('group_norm', [1.275586, -1.116137, 0.159448, -0.318896]),
+    ],
+)
+def test_g12_group_rewards(run, estimator, expected):
+    shape = run(lambda r: shape_rewards(r, 4, estimator))
+    shaped = shape(jnp.array([1.5, 0, 0.8, 0.5, 2, 2, 2, 2]))
+    close(shaped[:4], expected)
+    np.testing.assert_array_equal(shaped[4:], 0)
+
+
+def test_g13_reward_to_go(run):
+    close(run(lambda: reward_to_go(rewards(), ACTS, gamma=1.0))()[0], [1.5005, 1.5015, 1.4995, 1.5])
+    close(run(lambda: reward_to_go(rewards(), ACTS, gamma=0.9))()[0], [1.093895, 1.21655, 1.3495, 1.5])
+
+
+@pytest.mark.parametrize(('kl', 'expected'), [(0.12, 0.0102048), (0.05, 0.0097952), (0.105, 0.0100512)])
+def test_g14_adaptive_kl(run, kl, expected):
+    close(run(lambda kl: adapt_kl(BETA, kl, target=0.1, n=1024))(jnp.float32(kl)), expected, 1e-7)
+
+
+@pytest.mark.parametrize(('step', 'rate'), [(0, 0), (15, 2.5e-7), (30, 5e-7), (515, 2.75e-7), (1000, 5e-8)])
+def test_g15_learning_rate(run, step, rate):
+    schedule = make_schedule(lr=5e-7, total_steps=1000, warmup_ratio=0.03)
+    with jax.numpy_dtype_promotion('standard'):  # optax multiplies its integer count with floats
+        np.testing.assert_allclose(run(schedule)(jnp.int32(step)), rate, rtol=1e-5)
+
+
+def test_g16_total_reward():
+    assert profile_f1(3, 4, 10) + 1.0 == pytest.approx(1.428571, abs=1e-6)
+    assert profile_f1(3, 4, 10) == pytest.approx(0.428571, abs=1e-6)
+    assert parse_completion('<profile>\n- age: 34</profile>\n<response>\nHello</response>') is None
+
+
+def test_g18_truncated_sample_is_paid_at_its_last_column():
+    acts = jnp.ones((1, 5), bool)
+    paid = token_rewards(jnp.array([1.5]), jnp.zeros((1, 5)), acts, BETA)
+    np.testing.assert_array_equal(paid, [[0, 0, 0, 0, 1.5]])
+    assert loss_weights(acts, jnp.array([True]), 'seq_mean')[0, -1] == pytest.approx(0.2)

@@ -1,0 +1,91 @@
+"""Wall time by phase, on a clock that the test turns, and what is shown of a run."""
+
+from __future__ import annotations
+
+import io
+
+import jax
+import pytest
+from rich.console import Console
+
+from pal_jax.runtime.progress import Progress, Stopwatch, describe
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_every_second_belongs_to_one_phase():
+    clock = Clock()
+    watch = Stopwatch(clock)
+    clock.now += 1
+    with watch.phase('update'):
+        clock.now += 2
+        with watch.phase('save'):
+            clock.now += 4
+        clock.now += 8
+    clock.now += 16
+    assert watch.take_seconds() == {'seconds_other': 17.0, 'seconds_update': 10.0, 'seconds_save': 4.0}
+
+
+def test_seconds_are_taken_once_and_a_phase_may_span_two_takes():
+    clock = Clock()
+    watch = Stopwatch(clock)
+    with watch.phase('rollout'):
+        clock.now += 1
+        assert watch.take_seconds() == {'seconds_other': 0.0, 'seconds_rollout': 1.0}
+        clock.now += 2
+    assert watch.take_seconds() == {'seconds_rollout': 2.0, 'seconds_other': 0.0}
+
+
+def test_a_phase_that_fails_is_closed():
+    clock = Clock()
+    watch = Stopwatch(clock)
+    with pytest.raises(KeyError), watch.phase('rollout'):
+        clock.now += 1
+        raise KeyError
+    clock.now += 2
+    assert watch.take_seconds() == {'seconds_other': 2.0, 'seconds_rollout': 1.0}
+
+
+def test_a_log_gets_a_line_a_step_with_the_time_left():
+    console = Console(file=io.StringIO(), width=40)
+    with Progress(console=console).start(10, first=7) as progress:
+        progress.done(7, 'rlpa', {'reward': 0.41234, 'kl': 0.01, 'seconds_update': 60.0, 'seconds_other': 30.0})
+        progress.done(8, 'rlpa', {'reward': 0.5, 'seconds_update': 30.0})
+    assert output(console).splitlines() == [
+        'rlpa 8/10  reward 0.412  kl 0.01  90.0 s  0:03:00 left',
+        'rlpa 9/10  reward 0.5  30.0 s  0:01:00 left',
+    ]
+
+
+def test_a_terminal_gets_a_bar_with_phase_and_latest_numbers():
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, _environ={'TERM': 'xterm'})
+    with Progress(console=console).start(10, first=7) as progress:
+        progress.done(7, 'rlpa', {'reward': 0.41234, 'seconds_update': 60.0})
+        with progress.phase('rollout'):
+            pass
+        progress.log('[red]text of a model is not markup')
+    shown = output(console)
+    assert all(text in shown for text in ('8/10', 'rollout', 'reward 0.412', '0:02:00 left', '[red]text'))
+
+
+def test_other_processes_show_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    with Progress().start(3) as progress:
+        progress.done(0, 'rlpa', {'reward': 1.0})
+        progress.log('hello')
+    assert capsys.readouterr() == ('', '')
+
+
+def test_only_the_metrics_that_matter_are_described():
+    assert describe({'kl': 0.0123, 'reward': 1.0, 'grad_norm': 3.0}) == 'reward 1  kl 0.0123'
+
+
+def output(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()

@@ -1,0 +1,150 @@
+"""The report of a run: made from its files alone, complete, self-contained, and safe to open."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+
+import numpy as np
+import pytest
+
+from pal_jax.runtime.curve import learning_curve, running_mean
+from pal_jax.runtime.metrics import MetricsWriter
+from pal_jax.runtime.report import before_and_after, duration, flatten, number, number_rows, write_report
+from pal_jax.runtime.summary import summarize
+
+ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+def dialogue(step, stage, person, reply='Hi'):
+    turns = [
+        {'role': 'user', 'content': ATTACK},
+        {'role': 'assistant', 'content': reply, 'profile': ATTACK, 'rewards': {'profile': 0.5}},
+    ]
+    return {'step': step, 'stage': stage, 'person': person, 'facts': [ATTACK], 'turns': turns}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    folder = tmp_path / 'a & b'
+    with MetricsWriter(folder) as writer:
+        writer.evaluation({'step': 0, 'stage': 'base', 'reward': 0.111, 'reward_se': 0.02, 'f1_by_turn': [0.0, 0.05]})
+        writer.dialogues([dialogue(0, 'base', f'p{i}', reply='Dull.') for i in range(5)])
+        for step in range(4):
+            writer.write(step, 'warm-up', {'loss': 1.0 / (step + 1), 'seconds_update': 30.0})
+        for step in range(4, 14):
+            metrics = {'reward': step / 20, 'reward_std': 0.3, 'samples': 32, 'format': 0.9, 'kl': 0.01}
+            writer.write(step, 'rlpa', metrics | {'seconds_rollout': 60.0})
+        final = {'f1_by_turn': [0.0, 0.31], 'f1_bound_by_turn': [0.0, 0.42], 'f1_shuffled_by_turn': [0.01, 0.02]}
+        writer.evaluation({'step': 13, 'stage': 'final', 'reward': 0.777, 'format': 0.95} | final)
+        writer.dialogues([dialogue(13, 'final', f'p{i}', reply='Lively!') for i in range(5)])
+    return folder
+
+
+class Text(html.parser.HTMLParser):
+    """Collects tags, attributes and text of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], {}, ''
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.update(attrs)
+
+    def handle_data(self, data):
+        self.text += data + ' '
+
+
+def test_the_page_holds_what_happened(workdir):
+    summarize(workdir, {'config': {'ppo': {'clip': 0.2}}})
+    text = Text(write_report(workdir).read_text()).text
+    for shown in ('0.225', '0.625', '+0.400', '± 0.02', '0.777', 'ppo.clip', 'rollout', '10:00', 'Dull.', 'Lively!'):
+        assert shown in text, shown
+
+
+def test_f1_stands_beside_its_bound_and_control(workdir):
+    rows = re.findall(r'<tr[^>]*>(.*?)</tr>', write_report(workdir).read_text())
+    cells = [re.findall(r'<t[dh][^>]*>(.*?)</t[dh]>', row) for row in rows]
+    assert ['base', 'f1', '0', '0.05'] in cells
+    assert [row[1:] for row in cells if row[1] in {'f1', 'f1_bound', 'f1_shuffled'}][1:] == [
+        ['f1', '0', '0.31'],
+        ['f1_bound', '0', '0.42'],
+        ['f1_shuffled', '0.01', '0.02'],
+    ]
+
+
+def test_texts_of_models_users_and_files_are_escaped(workdir):
+    summarize(workdir, {'config': {ATTACK: ATTACK}})
+    page = Text(write_report(workdir).read_text())
+    assert 'script' not in page.tags
+    assert 'onerror' not in page.attributes
+    assert page.tags.count('img') == 1  # the learning curve
+    assert page.text.count(ATTACK) >= 8
+
+
+def test_the_page_asks_nothing_of_anyone(workdir):
+    page = write_report(workdir).read_text()
+    assert not re.search(r'(?:src|href|url)\s*[=(]\s*["\']?\s*(?:https?:|//|file:)', page)
+    assert 'data:image/png;base64,' in page
+
+
+def test_three_people_are_shown_before_beside_after(workdir):
+    page = write_report(workdir).read_text()
+    assert page.count('class="pair"') == page.count('Dull.') == page.count('Lively!') == 3
+
+
+def test_it_can_be_made_again_without_a_summary_and_is_the_same(workdir):
+    first = write_report(workdir).read_bytes()
+    (workdir / 'report.html').unlink()
+    assert write_report(workdir).read_bytes() == first
+
+
+def test_a_folder_without_steps_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match='no steps to report on; train first'):
+        write_report(tmp_path)
+
+
+def test_a_run_of_one_bare_step_has_a_report(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(0, 'sft', {'loss': 2.0})
+    assert 'sft' in write_report(tmp_path).read_text()
+
+
+def test_before_and_after_pair_the_same_people():
+    dialogues = [dialogue(0, 'base', 'a'), dialogue(0, 'base', 'b'), dialogue(5, 'step', 'b'), dialogue(9, 'final', 'b')]
+    assert [(b['step'], a['step'], a['person']) for b, a in before_and_after(dialogues)] == [(0, 9, 'b')]
+    assert before_and_after(dialogues[:2]) == before_and_after([]) == []
+
+
+def test_number_rows_line_up_across_evaluations():
+    rows = number_rows([{'step': 0, 'f1': 0.5, 'f1_se': 0.1}, {'step': 1, 'kl': 0.2, 'f1': 0.75}])
+    assert rows == [('f1', [(0.5, 0.1), (0.75, None)]), ('kl', [(None, None), (0.2, None)])]
+
+
+@pytest.mark.parametrize(
+    ('value', 'shown'), [(None, '–'), (0.12345, '0.123'), (12, '12'), (12345, '12,345'), (12345.6, '12,346')]
+)
+def test_numbers_are_shown_short(value, shown):
+    assert number(value) == shown
+
+
+def test_durations_and_nested_settings():
+    assert [duration(s) for s in (7.26, 61, 3723)] == ['7.3 s', '0:01:01', '1:02:03']
+    assert list(flatten({'a': 1, 'b': {'c': {'d': 2}}})) == [('a', 1), ('b.c.d', 2)]
+
+
+def test_running_mean_against_numpy_and_over_gaps():
+    values, errors = np.array([1.0, 2.0, np.nan, 6.0]), np.array([0.3, 0.4, np.nan, 1.2])
+    mean, error = running_mean(values, errors, window=2)
+    np.testing.assert_allclose(mean, [1.0, 1.5, 2.0, 6.0])
+    np.testing.assert_allclose(error, [0.3, 0.25, 0.4, 1.2])
+
+
+def test_the_curve_is_a_picture_that_changes_with_the_reward(workdir):
+    rows = [{'step': i, 'phase': 'rlpa', 'reward': float(i)} for i in range(6)]
+    picture = learning_curve(rows)
+    assert picture.startswith(b'\x89PNG')
+    assert picture == learning_curve(rows)
+    assert picture != learning_curve(rows[:-1])
