@@ -43,7 +43,7 @@ class Tokenizer:
         self.fast = fast
         self.vocab_size = len(fast)
         self.stop_ids = _stop_ids(fast)
-        self.pad_id: int = self.stop_ids[0] if fast.pad_token_id is None else fast.pad_token_id
+        self.pad_id = fast.get_vocab().get(str(fast.pad_token), self.stop_ids[0])
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` and nothing around them. Special tokens written out in `text` are recognised."""
@@ -60,8 +60,8 @@ class Tokenizer:
     def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation in the model's own template.
 
-        With a ChatML template the ids of `messages[:k]` are a prefix of those of `messages[:k + 1]` if the added message
-        is the assistant's and does not begin with white space, so a sampled turn continues exactly what it followed.
+        With a ChatML template the ids of `messages[:k]` are a prefix of those of `messages[:k + 1]` if the added
+        message is the assistant's and does not begin with white space: a sampled turn continues what it followed.
 
         Some templates put in a system message when the first message is not one (SmolLM2: 'You are a helpful AI
         assistant named SmolLM ...'). To avoid that always pass one, if only `{'role': 'system', 'content': ''}`.
@@ -80,9 +80,9 @@ class Tokenizer:
         """Write tokenizer.json, tokenizer_config.json and the chat template, for `from_folder` and `AutoTokenizer`."""
         self.fast.save_pretrained(str(folder))
         path = Path(folder) / 'tokenizer_config.json'
-        # transformers 5 writes a class name that 4 (and what is built on it) does not know; this one both do.
-        config = json.loads(path.read_text()) | {'tokenizer_class': 'PreTrainedTokenizerFast'}
-        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n')
+        # transformers 5 writes a class name that 4 (and what is built on it) does not know; both know this one.
+        config = json.loads(path.read_text('utf-8')) | {'tokenizer_class': 'PreTrainedTokenizerFast'}
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n', 'utf-8')
 
     def _text(self, ids: Sequence[int], skip_special: bool) -> str:
         text = self.fast.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
@@ -91,11 +91,10 @@ class Tokenizer:
 
 def _stop_ids(fast: PreTrainedTokenizerFast) -> tuple[int, ...]:
     vocab = fast.get_vocab()
-    known = [vocab[token] for token in ENDS if token in vocab]
-    eos = [] if fast.eos_token_id is None else [fast.eos_token_id]
-    if not eos + known:
+    known = [vocab[token] for token in (fast.eos_token, *ENDS) if token in vocab]
+    if not known:
         raise ValueError(f'the tokenizer has no eos_token and none of {", ".join(ENDS)}; set eos_token in its config')
-    return tuple(dict.fromkeys(eos + known))
+    return tuple(dict.fromkeys(known))
 
 
 def from_folder(folder: str | Path) -> Tokenizer:
@@ -180,7 +179,9 @@ def _pre_tokenizer(pre: str) -> PreTokenizer:
             return _split(digits=r'\p{N}{1,3}')
         case 'qwen2':
             return _split(digits=r'\p{N}')
-    raise ValueError(f'tokenizer.ggml.pre={pre} is not supported, only gpt-2, smollm, llama-bpe, qwen2; use hf:<folder>')
+    raise ValueError(
+        f'tokenizer.ggml.pre={pre} is not supported, only gpt-2, smollm, llama-bpe, qwen2; use hf:<folder>'
+    )
 
 
 def _split(digits: str) -> PreTokenizer:

@@ -140,7 +140,7 @@ def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[Dec
     """One token for every slot, finished or not: a driver ignores those of slots that hold nothing."""
     rows = jnp.arange(state.token.shape[0])
     position = state.length[:, None]
-    visible = jnp.arange(state.keys[0].shape[2]) <= position
+    visible = jnp.arange(state.keys[0].shape[2])[None] <= position
     x = decoder.embed(weights, cfg, state.token[:, None])
     keys, values = [], []
     for layer, old_keys, old_values in zip(weights['layers'], state.keys, state.values, strict=True):

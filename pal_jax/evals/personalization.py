@@ -23,6 +23,20 @@ Respond = Callable[[Sequence[Dialogue], int], list[Sample]]  # one rewarded comp
 Talk = list[Sample]  # one person's dialogue, a sample a turn
 
 
+def evaluate(
+    respond: Respond, user: UserSimulator, splits: Mapping[str, Sequence[Person]], *, rounds: int, guess: Sequence[str]
+) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+    """Figures of every split of people, and all dialogues; the first split's figures go by their own names."""
+    record: dict[str, Any] = {}
+    dialogues: list[Mapping[str, Any]] = []
+    for number, (name, people) in enumerate(splits.items()):
+        talks = play(respond, user, people, rounds=rounds, seed=number * rounds)
+        figures = table(talks, rounds=rounds, guess=guess)
+        record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
+        dialogues += map(shown, talks)
+    return record, dialogues
+
+
 def play(respond: Respond, user: UserSimulator, people: Sequence[Person], *, rounds: int, seed: int) -> list[Talk]:
     """Talks with every person for `rounds` turns, all of them in step. A malformed turn ends its dialogue."""
     talks: list[Talk] = [[] for _ in people]

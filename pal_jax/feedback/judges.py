@@ -6,13 +6,14 @@ logic           picks up a telling word of the person's last message (a bare gre
 engagement      asks or invites, in other sentences than before
 informativeness at least three content words that are new in this dialogue, and no flattery
 
-A policy will find whatever one fixed text can satisfy, so no rule can be met twice by the same words: values and
-topics are taken out before two replies are compared, common words of any user line do not count as picked up, an
-invented profile does not count as told, and a list of all topics is no question.
+A policy will find whatever a fixed text can satisfy, so no text may be liked in every round: replies are compared with
+their values and topics taken out, common words of user lines do not count as picked up, saying a line back is no
+answer, an invented profile is not something told, and a list of all topics is no question.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
@@ -30,18 +31,19 @@ _SAME_REPLY, _SAME_SENTENCE = 0.5, 0.67  # from these shares of common words on 
 
 _STOP_WORDS = frozenset(
     """
-    a able about above after again all almost alone already also always am an and another any anything are around as at
-    away back bad be because been before being best better between big bit both but by call came can cannot come could
-    course day days did different do does doing done down each early else enough even evening ever every everything far
-    feel few find first for friend from full get give go goes going good got great had half hard has have having he hello
-    her here hers hey hi him his home how however i if in into is it its just keep kind know last lately later least less
-    let like likely little long look lot love low made make makes many may maybe me mean might mine moment more morning
-    most much must my myself near nearly need never new next nice no nor not nothing now of off often oh okay old on once
-    one only or other our out over own part people perhaps please quite rather really right said same say see seem she
-    should since so some something soon sorry still such sure take tell than thank thanks that the their them then there
-    these they thing things think this those though through time times to today together too two under until up upon us
-    use used usual usually very want was way we week weeks well were what when where whether which while who whole why
-    will with without would year years yes yesterday yet you your yours yourself
+    a able about above after again all almost alone already also always am an and another any anything are around as
+    at away back bad be because been before being best better between big bit both but by call came can cannot come
+    could course day days did different do does doing done down each early else enough even evening ever every
+    everything far feel few find first for friend from full get give go goes going good got great had half hard has
+    have having he hello her here hers hey hi him his home how however i if in into is it its just keep kind know
+    last lately later least less let like likely little long look lot love low made make makes many may maybe me
+    mean might mine moment more morning most much must my myself near nearly need never new next nice no nor not
+    nothing now of off often oh okay old on once one only or other our out over own part people perhaps please quite
+    rather really right said same say see seem she should since so some something soon sorry still such sure take
+    tell than thank thanks that the their them then there these they thing things think this those though through
+    time times to today together too two under until up upon us use used usual usually very want was way we week
+    weeks well were what when where whether which while who whole why will with without would year years yes
+    yesterday yet you your yours yourself
     """.split()
 )
 _SMALL_TALK_WORDS = frozenset('choose enjoy favorite favourite hear mind prefer share talk talking'.split())
@@ -79,12 +81,15 @@ def _scores(dialogue: Dialogue, inferred: Sequence[str], reply: str) -> dict[str
         _is_informative(reply, said, earlier),
     )
     natural, *others = map(float, met)
-    return dict(zip(CRITERIA, map(float, met))) | {'graded': natural * sum(others) / 4, 'strict': float(all(met))}
+    return dict(zip(CRITERIA, map(float, met), strict=True)) | {
+        'graded': natural * sum(others) / 4,
+        'strict': float(all(met)),
+    }
 
 
 def _is_natural(reply: str) -> bool:
     words = _words(reply)
-    trigrams = list(zip(words, words[1:], words[2:]))
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
     return (
         len(words) >= _MIN_WORDS
         and len(re.findall(r"[\w'-]+|[^\w\s]", reply)) <= _MAX_TOKENS
@@ -93,7 +98,7 @@ def _is_natural(reply: str) -> bool:
         and reply.count('!') <= 2
         and _MARKUP.search(reply.strip()) is None
         and not any(mentions(reply, phrase) for phrase in _PROGRAM_TALK)
-        and not any(word == following for word, following in zip(words, words[1:]))
+        and not any(word == following for word, following in itertools.pairwise(words))
         and len(set(trigrams)) == len(trigrams)
     )
 
@@ -146,7 +151,7 @@ def _told_values(said: Sequence[str], inferred: Sequence[str]) -> dict[str, str]
 def _uses(text: str, value: str) -> bool:
     """Whether `text` has `value`, or at least two content words of a long one."""
     words = _content_words(value)
-    return mentions(text, value) or bool(words) and len(words & _content_words(text)) >= min(2, len(words))
+    return mentions(text, value) or (bool(words) and len(words & _content_words(text)) >= min(2, len(words)))
 
 
 def _topics(text: str) -> set[str]:
@@ -180,11 +185,6 @@ def _telling_words(line: str) -> set[str]:
     return _content_words(line) - _SMALL_TALK_WORDS - _TOPIC_WORDS
 
 
-_SCHEMA_VALUES = [(slot.name, value) for slot in SCHEMA for value in (*slot.known, *slot.unseen)]
-_TOPIC_WORDS = _content_words(' '.join(keyword for slot in SCHEMA for keyword in slot.keywords))
-_VALUE_WORDS = _content_words(' '.join(value for _, value in _SCHEMA_VALUES))
-
-
 def _word_set(text: str) -> frozenset[str]:
     return frozenset(map(_stem, _words(text)))
 
@@ -199,3 +199,8 @@ def _repeats(reply: str, earlier: Sequence[str], reduce: Callable[[str], frozens
 def _overlap(frame: frozenset[str], other: frozenset[str]) -> float:
     """Jaccard index: shared words over all words, in [0, 1]."""
     return len(frame & other) / max(1, len(frame | other))
+
+
+_SCHEMA_VALUES = [(slot.name, value) for slot in SCHEMA for value in (*slot.known, *slot.unseen)]
+_TOPIC_WORDS = _content_words(' '.join(keyword for slot in SCHEMA for keyword in slot.keywords))
+_VALUE_WORDS = _content_words(' '.join(value for _, value in _SCHEMA_VALUES))

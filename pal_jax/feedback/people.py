@@ -127,7 +127,9 @@ def make_people(n: int, *, seed: int, split: Split = 'train', facts: int = 4) ->
         if split == 'unseen' or _is_heldout(profile) == (split == 'heldout'):
             profiles[profile] = None
     if len(profiles) < n:
-        raise ValueError(f'only {len(profiles)} different {split} people of facts={facts} found, not {n}; ask for fewer')
+        raise ValueError(
+            f'only {len(profiles)} different {split} people of facts={facts} found, not {n}; ask for fewer'
+        )
     return [Person(id=f'{split}-{seed}-{i:04d}', facts=profile) for i, profile in enumerate(profiles)]
 
 

@@ -159,7 +159,9 @@ def _answer(dialogue: Dialogue, seed: int, p_spontaneous: float) -> str:
         return dialogue.person.opening
     *earlier, last = dialogue.turns
     if last.role != 'assistant':
-        raise ValueError(f'the user answers a reply, but the dialogue of {dialogue.person.id!r} ends with {last.role!r}')
+        raise ValueError(
+            f'the user answers a reply, but the dialogue of {dialogue.person.id!r} ends with {last.role!r}'
+        )
     rng = random.Random('\n'.join((str(seed), dialogue.person.id, *(turn.content for turn in dialogue.turns))))
     if any(turn.role == 'assistant' and _same(turn.content, last.content) for turn in earlier):
         return rng.choice(_COMPLAINTS)

@@ -20,7 +20,7 @@ from pal_jax.objectives import advantages as adv
 from pal_jax.objectives import kl as kl_divergence
 from pal_jax.objectives import logprobs as lp
 from pal_jax.objectives import policy as losses
-from pal_jax.objectives.masked import masked_mean, masked_var
+from pal_jax.objectives.masked import keep, masked_mean, masked_var
 from pal_jax.types import RolloutBatch, TokenBatch
 
 
@@ -114,10 +114,12 @@ def policy_loss(
     """Clipped surrogate, plus the KL loss where it is one, and the new log-probs. `weight`: see `loss_weights`."""
 
     def per_token(logprob: Array, aux: dict[str, Array]) -> Array:
+        counts = aux['weight'] > 0
+        logprob, aux = jax.tree.map(lambda x: keep(x, counts), (logprob, aux))
         loss = losses.ppo_token_loss(logprob, aux['old'], aux['advantage'], clip=ppo.clip, clip_high=ppo.clip_high)
         if ppo.kl_in == 'loss':
             loss += aux['kl_coef'] * losses.kl_token_loss(logprob, aux['reference'], ppo.kl_estimator)
-        return jnp.where(aux['weight'] > 0, aux['weight'] * loss, 0.0)
+        return aux['weight'] * loss
 
     aux = {
         'old': batch.logprobs,
@@ -140,8 +142,8 @@ def value_loss(
     """Clipped squared error of the values, and the new values."""
     new = values(critic, cfg, batch.tokens)
     assert batch.values is not None and batch.returns is not None
-    token = losses.value_token_loss(new, batch.values, batch.returns, clip=ppo.value_clip)
-    return jnp.sum(jnp.where(weight > 0, weight * token, 0.0)), new
+    inputs = (keep(x, weight > 0) for x in (new, batch.values, batch.returns))
+    return jnp.sum(weight * losses.value_token_loss(*inputs, clip=ppo.value_clip)), new
 
 
 def imitation_loss(
@@ -150,7 +152,7 @@ def imitation_loss(
     """Cross-entropy of the actions (supervised fine-tuning, PTX), and their log-probs."""
 
     def per_token(logprob: Array, weight: Array) -> Array:
-        return jnp.where(weight > 0, -weight * logprob, 0.0)
+        return -weight * keep(logprob, weight > 0)
 
     states, unembed = action_states(params, cfg, batch), decoder.unembed_weight(params)
     return lp.token_loss(states, unembed, flat(batch.actions), flat(weight), per_token, dtype=cfg.dtype)
@@ -184,10 +186,11 @@ def with_advantages(
         clip_range=ppo.reward_clip,
         negative_scale=ppo.negative_scale,
     )
+    raw = returns if old_values is None else returns - old_values  # before whitening
     drift = jnp.abs(new - by_sample(batch.sampler_logprobs))
     metrics = {
         'kl': masked_mean(kl_divergence.token_kl(new, reference), mask),
-        'advantage_std': jnp.sqrt(masked_var(advantages, mask)),
+        'advantage_std': jnp.sqrt(masked_var(raw, mask)),
         'sampler_drift': masked_mean(drift, mask),
         'sampler_drift_max': jnp.max(drift, initial=0.0, where=mask),
     }

@@ -20,13 +20,14 @@ BLOCK = 128  # queries of a causal block on CPU: smaller ones mask less in vain 
 def rope(x: Float[Array, 'R T H K'], positions: Int[Array, 'R T'], cfg: ModelConfig) -> Float[Array, 'R T H K']:
     """Rotary position embedding (Su et al. 2021) in the half-split layout of Hugging Face, computed in float32."""
     cos, sin = _rotation(positions, cfg)
-    return (x * cos + jnp.roll(x, cfg.head_dim // 2, axis=-1) * sin).astype(x.dtype)
+    wide = x.astype(jnp.float32)
+    return (wide * cos + jnp.roll(wide, cfg.head_dim // 2, axis=-1) * sin).astype(x.dtype)
 
 
 def _rotation(positions: Array, cfg: ModelConfig) -> tuple[Array, Array]:
     """Factors `[R, T, 1, K]` of a head and of its swapped halves. The barrier keeps XLA from taking every cosine
     again for every head and layer."""
-    angles = positions[..., None].astype(jnp.float32) * _frequencies(cfg)
+    angles = positions[..., None].astype(jnp.float32) * _frequencies(cfg)[None, None]
     cos, sin = lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
     return jnp.concatenate([cos, cos], -1)[:, :, None], jnp.concatenate([-sin, sin], -1)[:, :, None]
 

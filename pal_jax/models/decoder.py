@@ -81,7 +81,7 @@ def _project(attn: Params, cfg: ModelConfig, x: Array) -> tuple[Array, ...]:
     heads = [linear(x, attn[name], cfg) for name in 'qkv']
     if not cfg.qkv_bias:
         return tuple(heads)
-    return tuple(h + attn[f'{name}_bias'].astype(h.dtype) for name, h in zip('qkv', heads, strict=True))
+    return tuple(h + attn[f'{name}_bias'].astype(h.dtype)[None, None] for name, h in zip('qkv', heads, strict=True))
 
 
 def _mlp(mlp: Params, cfg: ModelConfig, x: Array) -> Array:
@@ -92,7 +92,8 @@ def rms_norm(x: Float[Array, '... D'], weight: Float[Array, ' D'], cfg: ModelCon
     """`x / rms(x) * weight` over the last axis, in float32 inside (Zhang & Sennrich 2019)."""
     wide = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + cfg.norm_eps)
-    return (wide * inverse * weight.astype(jnp.float32)).astype(x.dtype)
+    scale = jnp.expand_dims(weight.astype(jnp.float32), tuple(range(x.ndim - 1)))
+    return (wide * inverse * scale).astype(x.dtype)
 
 
 def embed(params: Params, cfg: ModelConfig, tokens: Int[Array, 'R T']) -> Float[Array, 'R T D']:

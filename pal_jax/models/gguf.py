@@ -81,7 +81,9 @@ def config_from_gguf(reader: GGUFReader) -> ModelConfig:
     )
 
 
-def load_params(reader: GGUFReader, cfg: ModelConfig, shardings: Params | None = None, dtype: str = 'float32') -> Params:
+def load_params(
+    reader: GGUFReader, cfg: ModelConfig, shardings: Params | None = None, dtype: str = 'float32'
+) -> Params:
     """The parameters of a GGUF file, dequantised. `shardings`: a tree like the parameters.
 
     Raises:

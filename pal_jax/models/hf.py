@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.models.config import ModelConfig, RopeScaling
-from pal_jax.models.params import ParamSpec, Params, decoder_specs
+from pal_jax.models.params import Params, ParamSpec, decoder_specs
 
 Names = Mapping[str, str]  # path of a leaf -> name of a tensor, with {} for the layer
 Read = Callable[[str], np.ndarray]  # name of a tensor -> its values
@@ -224,11 +224,16 @@ def assemble(
     Raises:
       ValueError: `present` lacks a tensor of `cfg` or has one that `cfg` has no place for, or a shape differs.
     """
-    specs = flatten_dict(decoder_specs(cfg), sep='/')
-    places = flatten_dict(shardings, sep='/') if shardings else dict.fromkeys(specs)
+    specs = by_path(decoder_specs(cfg))
+    places: dict[str, Any] = by_path(shardings) if shardings else dict.fromkeys(specs)
     _check_names({name for path in specs for name, _ in _slots(path, names, cfg)}, set(present))
     leaves = {path: _put(_leaf(path, spec, cfg, names, read, dtype), places[path]) for path, spec in specs.items()}
-    return unflatten_dict(leaves, sep='/')
+    return dict(unflatten_dict(leaves, sep='/'))
+
+
+def by_path(tree: Params) -> dict[str, Any]:
+    """The leaves of a tree by their path, 'layers/attn/q'."""
+    return dict(flatten_dict(tree, sep='/'))
 
 
 def _slots(path: str, names: Names, cfg: ModelConfig) -> list[tuple[str, Any]]:
@@ -318,7 +323,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_tensors(params: Params, cfg: ModelConfig, folder: Path, dtype: str, file_bytes: int) -> None:
-    leaves = flatten_dict(params, sep='/')
+    leaves = by_path(params)
     names = FAMILIES[cfg.family].names
     itemsize = jnp.dtype(dtype).itemsize
     slots = [(name, path, at) for path in leaves for name, at in _slots(path, names, cfg)]

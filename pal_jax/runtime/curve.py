@@ -1,9 +1,10 @@
-"""The learning curve of a run as a picture."""
+"""The learning curve of a run, and its evaluations by turn, as pictures."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ INK, BLUE, GREY, RULE = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db'
 
 Rows = Sequence[Mapping[str, Any]]
 
-STYLE = {
+STYLE: Any = {
     'font.size': 10,
     'text.color': INK,
     'axes.labelcolor': INK,
@@ -45,7 +46,7 @@ def learning_curve(rows: Rows) -> bytes:
     panels = [key for key in PANELS if np.isfinite(column(rows, key)).any()]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 6.4 if panels else 4.2), layout='constrained')
-        mosaic = [['reward'] * max(1, len(panels))] + ([panels] if panels else [])
+        mosaic: Any = [['reward'] * max(1, len(panels))] + ([panels] if panels else [])
         axes = figure.subplot_mosaic(mosaic, height_ratios=[2.4, 1] if panels else [1])
         _draw_reward(axes['reward'], rows)
         for key in panels:
@@ -57,6 +58,31 @@ def learning_curve(rows: Rows) -> bytes:
         picture = io.BytesIO()
         figure.savefig(picture, format='png', dpi=160)
     return picture.getvalue()
+
+
+def plot_turns(stages: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """A PNG of the profile F1 by turn, a line for each evaluation, beside its bound and the best constant guess."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 4), layout='constrained')
+        ax = figure.subplots()
+        ax.set_title('Profile F1 by turn', fontsize=13, fontweight='bold')
+        ax.set_xlabel('turn')
+        for number, (stage, record) in enumerate(stages.items(), 1):
+            _draw_turns(ax, record, 'f1', label=stage, color=BLUE, alpha=number / len(stages), marker='o')
+        last = list(stages.values())[-1] if stages else {}
+        _draw_turns(ax, last, 'bound', label='bound', color=INK, linestyle='--')
+        _draw_turns(ax, last, 'guesser', label='best constant guess', color=GREY, linestyle=':')
+        _draw_turns(ax, last, 'shuffled', label='against another person', color=GREY, linestyle='-.')
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if ax.lines:
+            ax.legend(frameon=False)
+        figure.savefig(path, format='png', dpi=160)
+
+
+def _draw_turns(ax: Axes, record: Mapping[str, Any], key: str, **style: Any) -> None:
+    values = record.get(f'{key}_by_turn')
+    if values:
+        ax.plot(range(1, len(values) + 1), values, **style)
 
 
 def column(rows: Rows, key: str) -> np.ndarray:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 import platform as host
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -29,13 +30,15 @@ def _on_pod() -> bool:
     return ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-    """All devices as a mesh `data x fsdp x tensor`; -1 is what the others leave.
+def make_mesh(
+    data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """`devices` (all by default) as a mesh `data x fsdp x tensor`; -1 is what the others leave.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
     """
-    sizes, devices = [data, fsdp, tensor], jax.devices()
+    sizes, devices = [data, fsdp, tensor], devices or jax.devices()
     if sizes.count(-1) > 1:
         raise ValueError(f'mesh: {dict(zip(AXES, sizes, strict=True))} has more than one -1; leave at most one open')
     if -1 in sizes:

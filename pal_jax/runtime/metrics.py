@@ -1,9 +1,9 @@
 """What a run writes while it runs: JSON lines, TensorBoard and, when asked for, Weights & Biases.
 
 A run's folder holds `metrics.jsonl` (one object a step), `evals.jsonl` (one an evaluation), `dialogues.jsonl` (sample
-dialogues of the evaluations) and `tensorboard/`. Every object has a `step`: the index of the step it belongs to or
-came after. A resumed run drops what lies at or beyond its first step and writes it again, so that an interrupted run
-leaves the same lines as an unbroken one. Only the keys that start with `seconds_` differ between the two.
+dialogues of the evaluations) and `tensorboard/`. Every object has a `step`: the step it tells of, or the step that the
+evaluation was made before. A resumed run drops what lies at or beyond its first step and writes it again, so that an
+interrupted run leaves the same lines as an unbroken one. Only the keys that start with `seconds_` differ between them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TEXT: Any = {'encoding': 'utf-8', 'errors': 'backslashreplace'}
 class MetricsWriter:
     """Appends to the files of a run; each line is on disk when its call returns. Only process 0 writes.
 
-    A record must be written before the checkpoint that says its step is done: a resumed run does not write it again.
+    A step must be written before the checkpoint that says it is done: a resumed run does not write it again.
 
     Args:
       workdir: the run's folder, made if it is missing.

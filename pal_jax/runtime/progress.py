@@ -61,11 +61,13 @@ def describe(metrics: Metrics) -> str:
 class Progress:
     """Shows how far a run is. Silent on every process but the first.
 
-    Phases are timed from the start; the bar appears with `start`, once it is known how many steps there are.
+    Phases are timed from the beginning; the bar appears inside `with progress.start(total, first):`. No device is
+    touched before the first line or bar is shown, so that the processes of a pod can still find each other.
 
     Args:
       describe: the text shown for the latest metrics.
       console: where to write; a bar if it is a terminal, else a line per step.
+      clock: seconds, from any origin.
     """
 
     def __init__(
@@ -73,30 +75,31 @@ class Progress:
         describe: Callable[[Metrics], str] = describe,
         *,
         console: Console | None = None,
-        stopwatch: Stopwatch | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ):
-        self._describe, self._total = describe, 0
-        self._console = console or Console(quiet=jax.process_index() != 0)
-        self._stopwatch = stopwatch or Stopwatch()
+        self._describe, self._console, self._stopwatch = describe, console or Console(), Stopwatch(clock)
         self._recent: collections.deque[float] = collections.deque(maxlen=20)  # a slow first step is soon forgotten
-        self._bar = _make_bar(self._console) if self._console.is_terminal and not self._console.quiet else None
-        self._task: TaskID | None = None
+        self._total = 0
+        self._bar: Bar | None = None
+        self._task = TaskID(0)
 
     @contextlib.contextmanager
     def start(self, total: int, first: int = 0) -> Iterator[Self]:
-        """Shows the bar of a run of `total` steps that starts or resumes at step `first`."""
+        """Shows a run of `total` steps that starts or resumes at step `first`."""
         self._total = total
-        if self._bar is None:
-            yield self
-            return
-        self._task = self._bar.add_task('', total=total, completed=first, phase='starting', latest='', eta='')
-        with self._bar:
-            yield self
+        if self._console.is_terminal and jax.process_index() == 0:
+            self._bar = _make_bar(self._console)
+            self._task = self._bar.add_task('', total=total, completed=first, phase='', latest='', eta='')
+        try:
+            with self._bar or contextlib.nullcontext():
+                yield self
+        finally:
+            self._bar = None
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Shows and times a part of the work: rollout, annotate, update, evaluate, save."""
-        if self._bar and self._task is not None:
+        if self._bar:
             self._bar.update(self._task, phase=name)
         with self._stopwatch.phase(name):
             yield
@@ -111,14 +114,15 @@ class Progress:
         pace = sum(self._recent) / len(self._recent)
         left = datetime.timedelta(seconds=round(pace * (self._total - step - 1)))
         latest = self._describe(metrics)
-        if self._bar and self._task is not None:
+        if self._bar:
             self._bar.update(self._task, completed=step + 1, description=stage, latest=latest, eta=f'{left} left')
         else:
             self.log(f'{stage} {step + 1}/{self._total}  {latest}  {self._recent[-1]:.1f} s  {left} left')
 
     def log(self, text: str) -> None:
         """Writes a line; above the bar if there is one. The text is taken as it is, without markup."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if jax.process_index() == 0:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _make_bar(console: Console) -> Bar:

@@ -57,7 +57,9 @@ def render(
     """The page. Every text in it comes from models, users or files, so every text is escaped."""
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {'number': number, 'duration': duration, 'gigabytes': gigabytes, 'flat': flatten}
-    template = env.from_string(resources.files(__package__).joinpath('report.html.jinja').read_text(encoding='utf-8'))
+    template = env.from_string(
+        resources.files('pal_jax.runtime').joinpath('report.html.jinja').read_text(encoding='utf-8')
+    )
     evaluations = by_stage(evals)
     by_turn = [(stage, lists) for stage, record in evaluations.items() if (lists := turn_lists(record))]
     return template.render(

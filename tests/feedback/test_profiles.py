@@ -61,7 +61,9 @@ def test_rendering_is_the_inverse_of_parsing(facts):
     assert render_completion(parsed.profile, parsed.reply) == render_completion(render_facts(facts), 'Hello.')
 
 
-@pytest.mark.parametrize('profile', ['- a\n- b', '- a\n- b\n', '\n* a\n\n  • b  \n', '1. a\n2) b\n', '- a\n- b\n- A.\n'])
+@pytest.mark.parametrize(
+    'profile', ['- a\n- b', '- a\n- b\n', '\n* a\n\n  • b  \n', '1. a\n2) b\n', '- a\n- b\n- A.\n']
+)
 def test_facts_do_not_depend_on_layout(profile):
     assert parse_facts(profile) == ('a', 'b')
 
@@ -99,7 +101,7 @@ def test_exact_match_counts_shared_facts(inferred, golden, count):
 
 def test_exact_match_is_batched_in_order():
     assert match_exactly([['a'], ['b'], ['c']], [['a'], ['x'], ['c']]) == [1, 0, 1]
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match='zip'):
         match_exactly([['a']], [])
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import gguf as ggml
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
 from pal_jax.models import gguf, params
 from pal_jax.models.config import ModelConfig, tiny
+from pal_jax.models.hf import by_path
 
 LLAMA = dataclasses.replace(tiny(vocab=96), tie_embed=False, rope_theta=100_000.0)
 QWEN2 = dataclasses.replace(tiny(vocab=96), family='qwen2', qkv_bias=True)
@@ -36,7 +38,7 @@ def as_ggml(name: str, x: np.ndarray, cfg: ModelConfig) -> np.ndarray:
     return interleaved(x, heads) if heads and cfg.family == 'llama' else x
 
 
-def write(path, cfg: ModelConfig, values, quantize: bool = False, **extra: int) -> None:
+def write(path, cfg: ModelConfig, values, quantize: bool = False, extra: Mapping[str, int] = MappingProxyType({})):
     writer = ggml.GGUFWriter(path, cfg.family)
     writer.add_block_count(cfg.layers)
     writer.add_context_length(cfg.max_len)
@@ -48,7 +50,7 @@ def write(path, cfg: ModelConfig, values, quantize: bool = False, **extra: int) 
     writer.add_rope_freq_base(cfg.rope_theta)
     for key, value in extra.items():
         writer.add_uint32(f'{cfg.family}.{key}', value)
-    for path_, leaf in flatten_dict(values, sep='/').items():
+    for path_, leaf in by_path(values).items():
         pattern = gguf.NAMES[path_]
         layers = range(cfg.layers) if '{}' in pattern else [...]
         for i in layers:
@@ -94,7 +96,7 @@ def test_quantised_tensors_come_back_within_half_a_step(tmp_path):
 def test_the_head_size_may_be_stated(tmp_path):
     cfg = dataclasses.replace(LLAMA, head_dim=8)
     values = random_params(cfg)
-    write(tmp_path / 'm.gguf', cfg, values, **{'attention.key_length': 8})
+    write(tmp_path / 'm.gguf', cfg, values, extra={'attention.key_length': 8})
     reader = gguf.open_gguf(tmp_path / 'm.gguf')
     assert gguf.config_from_gguf(reader) == cfg
     jax.tree.map(np.testing.assert_array_equal, gguf.load_params(reader, cfg), values)
@@ -113,7 +115,7 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     [('gemma3', {}, 'architecture gemma3'), ('llama', {'expert_count': 8}, 'expert_count=8')],
 )
 def test_what_the_decoder_lacks_is_refused(family, extra, message, tmp_path):
-    write(tmp_path / 'm.gguf', dataclasses.replace(LLAMA, family=family), random_params(LLAMA), **extra)
+    write(tmp_path / 'm.gguf', dataclasses.replace(LLAMA, family=family), random_params(LLAMA), extra=extra)
     with pytest.raises(ValueError, match=message):
         gguf.config_from_gguf(gguf.open_gguf(tmp_path / 'm.gguf'))
 

@@ -7,10 +7,8 @@ import json
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -27,7 +25,7 @@ MISTRAL = dataclasses.replace(tiny(vocab=264), family='mistral', head_dim=8, tie
 CONFIGS = pytest.mark.parametrize('cfg', [LLAMA, QWEN2, MISTRAL], ids=lambda cfg: cfg.family)
 
 
-def torch_tensors(cfg: ModelConfig, dtype=np.float32) -> dict[str, np.ndarray]:
+def torch_tensors(cfg: ModelConfig, dtype: str = 'float32') -> dict[str, np.ndarray]:
     """Random tensors with the names and [out, in] shapes of a torch checkpoint, spelled out by hand."""
     D, H, G, K, F = cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp
     shapes = {'model.embed_tokens.weight': (cfg.vocab, D), 'model.norm.weight': (D,)}
@@ -41,7 +39,7 @@ def torch_tensors(cfg: ModelConfig, dtype=np.float32) -> dict[str, np.ndarray]:
         layer |= {f'self_attn.{name}_proj.bias': (n * K,) for name, n in zip('qkv', (H, G, G), strict=True)}
     shapes |= {f'model.layers.{i}.{name}': shape for i in range(cfg.layers) for name, shape in layer.items()}
     rng = np.random.default_rng(0)
-    return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    return {name: rng.standard_normal(shape).astype(jnp.dtype(dtype)) for name, shape in shapes.items()}
 
 
 @pytest.fixture
@@ -56,7 +54,7 @@ def folder(tmp_path, request):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('file_bytes', [1 << 30, 100_000], ids=['one file', 'many files'])
 def test_a_round_trip_keeps_every_bit(cfg, dtype, file_bytes, tmp_path):
-    tensors = torch_tensors(cfg, np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    tensors = torch_tensors(cfg, dtype)
     save_file(tensors, tmp_path / 'model.safetensors')
     out = tmp_path / 'out'
     hf.save(hf.load_params(tmp_path, cfg, dtype=dtype), cfg, byte_tokenizer(), out, dtype, file_bytes)
@@ -80,7 +78,7 @@ def test_the_tree_is_that_of_the_specs(cfg, folder):
 
 @pytest.mark.parametrize('cfg', [QWEN2])
 def test_leaves_are_the_transposes_of_torchs(cfg, folder):
-    loaded, tensors = flatten_dict(hf.load_params(folder, cfg), sep='/'), torch_tensors(cfg)
+    loaded, tensors = hf.by_path(hf.load_params(folder, cfg)), torch_tensors(cfg)
     x = np.random.default_rng(1).standard_normal(cfg.width).astype(np.float32)
     q = np.einsum('d,dhk->hk', x, loaded['layers/attn/q'][1]) + loaded['layers/attn/q_bias'][1]
     attn = 'model.layers.1.self_attn.'

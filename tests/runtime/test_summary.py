@@ -65,7 +65,9 @@ def test_no_reward_at_all_is_an_error(rows):
 
 def test_the_headline_is_of_the_main_phase():
     rows = rewards([9.0] * 10, phase='warm-up') + rewards([0.0] * 5 + [1.0] * 5)
-    facts = headline(rows, [{'step': 0, 'stage': 'base', 'reward': 0.125, 'f1_by_turn': [0.0], 'seconds_evaluate': 2.0}])
+    facts = headline(
+        rows, [{'step': 0, 'stage': 'base', 'reward': 0.125, 'f1_by_turn': [0.0], 'seconds_evaluate': 2.0}]
+    )
     assert (facts['phase'], facts['reward']['first'], facts['reward']['last']) == ('rlpa', 0.0, 1.0)
     assert facts['evaluations'] == {'base': {'reward': 0.125}}
     assert (facts['steps'], facts['seconds'], facts['seconds_total']) == (20, {'evaluate': 2.0}, 2.0)
@@ -82,7 +84,9 @@ def test_seconds_add_up_over_steps_and_evaluations():
 
 
 def test_the_last_evaluation_of_a_name_counts():
-    records = [{'step': s, 'stage': stage, 'n': n} for n, (s, stage) in enumerate([(5, 'step'), (9, 'step'), (5, 'step')])]
+    records = [
+        {'step': s, 'stage': stage, 'n': n} for n, (s, stage) in enumerate([(5, 'step'), (9, 'step'), (5, 'step')])
+    ]
     assert {stage: record['n'] for stage, record in by_stage(records).items()} == {'step 5': 2, 'step 9': 1}
 
 

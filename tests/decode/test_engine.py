@@ -1,0 +1,127 @@
+"""The engine against the full forward pass, and the driver's promises."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.decode.local import LocalDecoder, Request, bucket
+from pal_jax.models import config, decoder, params
+from pal_jax.models.attention import visibility
+from pal_jax.runtime import devices
+from pal_jax.types import Sampling
+
+TOKENIZER = byte_tokenizer()
+CFG = dataclasses.replace(config.tiny(vocab=TOKENIZER.vocab_size), unroll=True)
+GREEDY = Sampling(temperature=0.0, max_tokens=12)
+
+
+@pytest.fixture(scope='module')
+def weights():
+    # Larger than usual, so that greedy tokens differ from place to place.
+    return jax.tree.map(lambda x: 8 * x if x.ndim > 2 else x, params.init(params.decoder_specs(CFG), jax.random.key(0)))
+
+
+@pytest.fixture(scope='module')
+def driver(weights):
+    driver = LocalDecoder(CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8, prefill_rows=4, stride=3)
+    driver.load(weights)
+    return driver
+
+
+@jax.jit
+def all_logits(weights, tokens):
+    ones = jnp.ones_like(tokens)
+    hidden = decoder.forward(weights, CFG, tokens, jnp.arange(tokens.shape[1])[None], visibility(ones, ones))
+    return decoder.unembed(weights, CFG, hidden)[0]
+
+
+def full_logits(weights, tokens):
+    padded = jnp.zeros((1, 64), jnp.int32).at[0, : len(tokens)].set(jnp.asarray(tokens))
+    return np.asarray(all_logits(weights, padded))[: len(tokens)]
+
+
+def prompt(seed, length):
+    return tuple(np.random.default_rng(seed).integers(0, 250, length).tolist())
+
+
+def test_greedy_tokens_and_logprobs_are_those_of_the_full_forward(weights, driver):
+    requests = [Request(prompt(i, 5 + 9 * i), GREEDY, seed=i) for i in range(5)]
+    for request, completion in zip(requests, driver(requests), strict=True):
+        tokens = list(request.prompt_ids)
+        for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True):
+            logits = full_logits(weights, tokens)[-1]
+            assert token == int(logits.argmax())
+            assert logprob == pytest.approx(float(jax.nn.log_softmax(logits)[token]), abs=2e-4)
+            tokens.append(token)
+
+
+def test_a_result_does_not_depend_on_its_neighbours(driver):
+    sampling = Sampling(temperature=1.0, max_tokens=10)
+    request = Request(prompt(1, 20), sampling, seed=7)
+    others = [Request(prompt(i, 3 + i), Sampling(temperature=0.7, max_tokens=3 + i), seed=i) for i in range(12)]
+    (alone,), crowd = driver([request]), driver([*others[:6], request, *others[6:]])
+    assert crowd[6].token_ids == alone.token_ids
+    assert len({c.token_ids for c in driver([dataclasses.replace(request, seed=s) for s in range(6)])}) > 1
+
+
+def test_more_requests_than_slots_come_back_in_order_and_reuse_slots(driver):
+    requests = [Request(prompt(i, 4 + i % 7), Sampling(temperature=0.0, max_tokens=1 + i % 5), seed=0) for i in range(20)]
+    completions = driver(requests)
+    for i, completion in enumerate(completions):
+        limit = 1 + i % 5
+        assert len(completion.token_ids) == limit or completion.finish_reason == 'stop'
+        assert completion.token_ids == driver([requests[i]])[0].token_ids
+
+
+def test_stop_ids_and_stop_strings_end_a_completion_and_stay_in_it(driver):
+    (free,) = driver([Request(prompt(3, 9), GREEDY, seed=0)])
+    stop = TOKENIZER.text_of(free.token_ids[4:6])
+    (stopped,) = driver([Request(prompt(3, 9), dataclasses.replace(GREEDY, stop=(stop,)), seed=0)])
+    assert stopped.finish_reason == 'stop'
+    assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
+    assert stop in stopped.text
+    assert stop not in TOKENIZER.text_of(stopped.token_ids[:-1])
+
+
+def test_an_end_of_turn_token_is_returned_and_not_in_the_text(weights):
+    stop_id = TOKENIZER.stop_ids[0]
+    tied = dict(weights, embed=weights['embed'].at[stop_id].mul(40.0))
+    driver = LocalDecoder(CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8)
+    driver.load(tied)
+    completions = driver([Request(prompt(i, 6), Sampling(max_tokens=20), seed=i) for i in range(8)])
+    ended = [c for c in completions if c.finish_reason == 'stop']
+    assert ended
+    for completion in ended:
+        assert completion.token_ids[-1] == stop_id
+        assert completion.text == TOKENIZER.text_of(completion.token_ids[:-1])
+
+
+def test_new_weights_reach_the_engine(weights):
+    driver = LocalDecoder(CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8)
+    request = Request(prompt(5, 12), GREEDY, seed=0)
+    driver.load(weights)
+    (before,) = driver([request])
+    changed = jax.tree.map(lambda x: x * 1.5, weights)
+    driver.load(changed)
+    (after,) = driver([request])
+    logits = full_logits(changed, list(request.prompt_ids))[-1]
+    assert after.logprobs[0] == pytest.approx(float(jax.nn.log_softmax(logits).max()), abs=2e-4)
+    assert after.logprobs[0] != before.logprobs[0]
+
+
+def test_misuse_is_told_plainly(driver):
+    with pytest.raises(RuntimeError, match='no weights'):
+        LocalDecoder(CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]))([Request((1,), GREEDY, 0)])
+    with pytest.raises(ValueError, match=r'need 1112 tokens, the model has room for 1024'):
+        driver([Request(prompt(0, 1100), GREEDY, 0)])
+    assert driver([]) == []
+
+
+def test_buckets_are_powers_of_two():
+    assert [bucket(n) for n in (1, 64, 65, 128, 300)] == [64, 64, 128, 128, 512]

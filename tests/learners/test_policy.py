@@ -1,0 +1,186 @@
+"""The learner: exactness of its cuts, its first minibatch, its reference, its optimisers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pal_jax.data.packing import Row, pack_rollouts, pack_rows
+from pal_jax.learners import ppo as passes
+from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner
+from pal_jax.learners.ppo import PPO
+from pal_jax.models import config, params
+from pal_jax.runtime import devices
+from pal_jax.runtime.optim import make_optimizer
+from pal_jax.types import Completion, Dialogue, Person, Sample
+
+CFG = dataclasses.replace(config.tiny(vocab=64), unroll=True)
+N, A = 2, 8
+ONE = devices.make_mesh(devices=jax.devices()[:1])
+
+
+def make_learner(mesh=ONE, adapters=None, n=N, lr=1e-2, name='adamw', **changes) -> PolicyLearner:
+    optimizer = make_optimizer(name, lr=lr, total_steps=10, warmup_ratio=0.0)
+    ppo = PPO(**{'estimator': 'gae', 'micro_rows': 8, **changes})
+    return PolicyLearner(CFG, ppo, Optimizers(*[optimizer] * 3), mesh, n=n, length=A, adapters=adapters)
+
+
+def weights():
+    return params.init(params.decoder_specs(CFG), jax.random.key(1))
+
+
+def rollouts(rows=8, mesh=ONE, seed=0):
+    rng = np.random.default_rng(seed)
+    dialogue, samples = Dialogue(Person('a', ('x: y',)), ()), []
+    for r in range(rows):
+        prompt = tuple(rng.integers(0, 64, rng.integers(2, 9)).tolist())
+        for _ in range(N):
+            ids = tuple(rng.integers(0, 64, rng.integers(1, A + 1)).tolist())
+            completion = Completion('', ids, tuple(-1.0 for _ in ids), 'stop')
+            samples.append(Sample(dialogue, prompt, completion, r, reward=float(rng.normal())))
+    return samples, pack_rollouts(samples, n=N, height=rows, actions=A, mesh=mesh, multiple=32)
+
+
+def run(learner, batch, seed=0):
+    state = learner.init(weights())
+    batch, annotated = learner.annotate(state, batch)
+    state, updated = learner.update(state, batch, jax.random.key(seed))
+    return state, batch, annotated | updated
+
+
+def close(a, b, atol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+def test_a_fresh_rollout_has_ratio_one_no_clipping_and_no_kl():  # G19
+    _, _, metrics = run(make_learner(kl_in='loss', kl_estimator='k3'), rollouts()[1])
+    assert metrics['first_ratio_deviation'] < 1e-3
+    assert metrics['clip_fraction'] == 0.0
+    assert abs(metrics['kl']) < 1e-6
+
+
+def test_logprobs_of_a_shared_row_are_those_of_separate_sequences():
+    samples, batch = rollouts()
+    learner = make_learner()
+    shared = learner.annotate(learner.init(weights()), batch)[0].logprobs
+    apart = pack_rows(
+        [Row(s.prompt_ids, [s.completion.token_ids]) for s in samples], samples=1, length=32, actions=A
+    )
+    separate, _ = jax.jit(lambda p, b: passes.logprobs(p, CFG, PPO(), b))(weights(), jax.tree.map(jnp.asarray, apart))
+    mask = np.asarray(batch.tokens.acts).reshape(-1, A)
+    np.testing.assert_allclose(np.asarray(shared).reshape(-1, A)[mask], np.asarray(separate)[:, 0][mask], atol=1e-5)
+
+
+@pytest.mark.parametrize('loss_agg', ['seq_mean', 'token_mean', 'constant'])
+def test_micro_batches_change_nothing(loss_agg):
+    whole, _, metrics = run(make_learner(name='sgd', loss_agg=loss_agg), rollouts()[1])
+    cut, _, cut_metrics = run(make_learner(name='sgd', loss_agg=loss_agg, micro_rows=2), rollouts()[1])
+    close(whole.actor.params, cut.actor.params, atol=1e-5)
+    close(whole.critic.params, cut.critic.params, atol=1e-5)
+    assert metrics['policy_loss'] == pytest.approx(cut_metrics['policy_loss'], abs=1e-6)
+
+
+def test_eight_devices_learn_what_one_does():
+    samples, batch = rollouts()
+    one, _, metrics = run(make_learner(name='sgd'), batch)
+    mesh = devices.make_mesh(data=2, fsdp=2, tensor=2)
+    many, _, many_metrics = run(make_learner(mesh, name='sgd'), rollouts(mesh=mesh)[1])
+    close(one.actor.params, many.actor.params, atol=1e-5)
+    assert metrics['value_loss'] == pytest.approx(many_metrics['value_loss'], abs=1e-5)
+    gate = many.actor.params['layers']['mlp']['gate']
+    assert gate.addressable_shards[0].data.shape == (2, 32, 64)
+    moments = make_learner(mesh).init(weights()).actor.opt_state[1].mu['layers']['mlp']['gate']
+    assert moments.sharding == gate.sharding
+
+
+def test_rewards_of_masked_samples_do_not_matter():
+    _, batch = rollouts()
+    ok = batch.ok.at[2, 1].set(False)
+    learner = make_learner(estimator='rloo')
+    a = run(learner, batch.replace(ok=ok))[0]
+    b = run(learner, batch.replace(ok=ok, reward=batch.reward.at[2, 1].set(1e6)))[0]
+    close(a.actor.params, b.actor.params, atol=0.0)
+
+
+def test_a_good_action_becomes_likelier_and_a_bad_one_less_likely():
+    _, batch = rollouts()
+    learner = make_learner(estimator='rloo', kl_coef=0.0, lr=1e-3)
+    state, batch, _ = run(learner, batch)
+    new, _ = passes.logprobs(state.actor.params, CFG, learner.ppo, batch.tokens)
+    change = np.where(batch.tokens.acts, np.asarray(new - batch.logprobs), 0).sum(-1)
+    better = np.asarray(batch.reward) > np.asarray(batch.reward).mean(1, keepdims=True)
+    assert change[better].mean() > 0 > change[~better].mean()
+
+
+def test_adapters_train_alone_and_the_reference_is_the_base():
+    learner = make_learner(adapters=Lora(4, 8.0, 'all-linear'), estimator='rloo')
+    base = weights()
+    state, _, metrics = run(learner, rollouts()[1])
+    close(learner.reference(state), base, atol=0.0)
+    assert state.reference == {}
+    assert abs(metrics['kl']) < 1e-6
+    moved = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), learner.weights(state)['layers']['attn'], base['layers']['attn'])
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_imitation_learns_its_examples_and_anchor_makes_it_the_reference():
+    learner = make_learner(estimator='rloo')
+    state = learner.init(weights())
+    rows = jax.tree.map(jnp.asarray, pack_rows([Row([1, 2], [[3, 4, 5]])] * 4, samples=1, length=32, actions=A))
+    losses = []
+    for _ in range(12):
+        state, metrics = learner.imitate(state, rows)
+        losses.append(metrics['loss'])
+    assert losses[-1] < 0.2 * losses[0]
+    state = learner.anchor(state)
+    close(learner.reference(state), state.actor.params, atol=0.0)
+    assert int(state.step) == 0
+    assert float(jnp.abs(jax.tree.leaves(state.actor.opt_state[1].mu)[0]).max()) == 0.0
+    _, annotated = learner.annotate(state, rollouts()[1])
+    assert abs(annotated['kl']) < 1e-6
+
+
+def test_minibatches_and_epochs_make_as_many_updates():
+    state, _, metrics = run(make_learner(epochs=2, minibatches=4), rollouts()[1])
+    assert int(state.step) == 8
+    assert metrics['ratio_deviation'] > metrics['first_ratio_deviation']
+
+
+def test_the_actor_waits_for_its_critic_and_ptx_adds_its_loss():
+    _, batch = rollouts()
+    frozen, _, _ = run(make_learner(freezing_actor_steps=1), batch)
+    close(frozen.actor.params, weights(), atol=0.0)
+    learner = make_learner(ptx_coef=0.5, estimator='reinforce')
+    state = learner.init(weights())
+    annotated, _ = learner.annotate(state, batch)
+    rows = jax.tree.map(jnp.asarray, pack_rows([Row([1, 2], [[3, 4, 5]])] * 8, samples=1, length=32, actions=A))
+    _, metrics = learner.update(state, annotated, jax.random.key(0), rows)
+    assert metrics['ptx_loss'] == pytest.approx(0.5 * np.log(64), rel=0.05)
+
+
+def test_the_kl_coefficient_follows_its_target():
+    state, _, metrics = run(make_learner(kl_target=0.1), rollouts()[1])  # KL 0 is below the target
+    assert metrics['kl_coef'] == pytest.approx(0.01 * (1 - 0.2 * 16 / 10_000), rel=1e-6)
+
+
+def test_an_update_that_is_not_finite_is_not_made_and_counted():
+    _, batch = rollouts()
+    learner = make_learner(estimator='reinforce')
+    state = learner.init(weights())
+    annotated, _ = learner.annotate(state, batch)
+    state, _ = learner.update(state, annotated.replace(advantages=annotated.advantages * jnp.nan), jax.random.key(0))
+    close(state.actor.params, weights(), atol=0.0)
+    assert int(state.skipped) == 1
+
+
+def test_one_sample_cannot_be_compared():
+    with pytest.raises(ValueError, match='n_samples_per_prompt=1'):
+        make_learner(estimator='rloo', n=1)
+    with pytest.raises(ValueError, match="ppo.estimator='ppo'; use one of gae"):
+        PPO(estimator='ppo')
+    with pytest.raises(ValueError, match="kl_estimator='k1' has no gradient"):
+        PPO(kl_in='loss')

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pal_jax.models import decoder, lora, params
+from pal_jax.models.attention import attention, visibility
+from pal_jax.models.config import ModelConfig, tiny
+from pal_jax.objectives.logprobs import token_loss
+from pal_jax.runtime.devices import make_mesh
+from pal_jax.runtime.sharding import param_shardings, sharding
+
+CFG = tiny(vocab=64)
+WEIGHTS = params.init(params.decoder_specs(CFG), jax.random.key(0))
+TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, CFG.vocab)
+
+
+@pytest.fixture(autouse=True)
+def strict() -> Iterator[None]:
+    with jax.numpy_dtype_promotion('strict'):
+        yield
+
+
+def layout(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Positions and visibility of rows that are one segment."""
+    segments = jnp.ones_like(tokens)
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape), visibility(segments, segments)
+
+
+def logits(weights: params.Params, cfg: ModelConfig = CFG, tokens: jax.Array = TOKENS) -> jax.Array:
+    return decoder.unembed(weights, cfg, decoder.forward(weights, cfg, tokens, *layout(tokens)))
+
+
+def loss(weights: params.Params, cfg: ModelConfig = CFG, tokens: jax.Array = TOKENS) -> jax.Array:
+    hidden = decoder.forward(weights, cfg, tokens, *layout(tokens))[:, :-1]
+    unembed, targets = decoder.unembed_weight(weights), tokens[:, 1:]
+    aux = jnp.full(targets.shape, 1 / targets.size)
+    return token_loss(hidden, unembed, targets, aux, lambda lp, w: -lp * w, dtype=cfg.dtype)[0]
+
+
+def variant(**changes: Any) -> ModelConfig:
+    return dataclasses.replace(CFG, **changes)
+
+
+def assert_trees_close(got: Any, want: Any, relative: float) -> None:
+    """Each leaf within `relative` of the largest value of its counterpart."""
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(g, w, rtol=0, atol=relative * float(jnp.abs(w).max()))
+
+
+VALUE_AND_GRAD = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+
+
+@pytest.mark.parametrize('changes', [{'unroll': True}, {'remat': True}, {'unroll': True, 'remat': True}], ids=str)
+def test_how_layers_are_run_changes_neither_loss_nor_gradient(changes: dict[str, bool]) -> None:
+    assert_trees_close(VALUE_AND_GRAD(WEIGHTS, variant(**changes)), VALUE_AND_GRAD(WEIGHTS, CFG), 1e-5)
+
+
+@pytest.mark.parametrize('unroll', [False, True])
+@pytest.mark.parametrize('act_dtype', ['float32', 'bfloat16'])
+def test_bfloat16_is_close_to_float32(unroll: bool, act_dtype: str) -> None:
+    cfg = variant(dtype='bfloat16', act_dtype=act_dtype, unroll=unroll)
+    hidden = decoder.forward(WEIGHTS, cfg, TOKENS, *layout(TOKENS))
+    assert (hidden.dtype, decoder.unembed(WEIGHTS, cfg, hidden).dtype) == (act_dtype, jnp.float32)
+    (value, grads), (narrow, narrow_grads) = VALUE_AND_GRAD(WEIGHTS, CFG), VALUE_AND_GRAD(WEIGHTS, cfg)
+    np.testing.assert_allclose(narrow, value, rtol=2e-3)
+    assert_trees_close(narrow_grads, grads, 0.08)
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(narrow_grads))
+
+
+def test_a_small_step_against_the_gradient_lowers_the_loss_by_its_square() -> None:
+    value, grads = VALUE_AND_GRAD(WEIGHTS, CFG)
+    square = sum(float((g * g).sum()) for g in jax.tree.leaves(grads))
+    step = 1e-2 / square
+    moved = jax.tree.map(lambda w, g: w - step * g, WEIGHTS, grads)
+    np.testing.assert_allclose(float(value - VALUE_AND_GRAD(moved, CFG)[0]), 1e-2, rtol=0.1)
+
+
+def test_later_tokens_change_nothing_before_them() -> None:
+    changed = TOKENS.at[:, 6:].set((TOKENS[:, 6:] + 1) % CFG.vocab)
+    before, after = logits(WEIGHTS), logits(WEIGHTS, tokens=changed)
+    np.testing.assert_array_equal(before[:, :6], after[:, :6])
+    assert float(jnp.abs(before - after)[:, 6:].max()) > 1e-3
+
+
+def test_padding_changes_nothing() -> None:
+    padded = jnp.pad(TOKENS, ((0, 0), (0, 5)), constant_values=7)
+    real = (jnp.arange(14)[None] < 9).astype(jnp.int32) * jnp.ones((2, 1), jnp.int32)
+    positions = jnp.arange(14)[None] * real
+    hidden = decoder.forward(WEIGHTS, CFG, padded, positions, visibility(real, real))
+    assert bool(jnp.isfinite(hidden).all())
+    np.testing.assert_allclose(decoder.unembed(WEIGHTS, CFG, hidden)[:, :9], logits(WEIGHTS), atol=1e-5)
+
+
+@pytest.mark.parametrize('unroll', [False, True])
+def test_completions_that_share_a_prompt_equal_rows_of_their_own(unroll: bool) -> None:
+    cfg, prompt = variant(unroll=unroll), [5, 9, 2, 7, 1]
+    completions = [[3, 8, 8, 4], [3, 6, 0], [11]]
+    row = prompt + sum(completions, [])
+    segments = [1] * len(prompt) + [n + 2 for n, c in enumerate(completions) for _ in c]
+    positions = list(range(len(prompt))) + [len(prompt) + i for c in completions for i in range(len(c))]
+    pad = [0, 0]
+    tokens, segments, prefix, positions = (jnp.array([x + pad]) for x in (row, segments, [1] * len(row), positions))
+    hidden = decoder.forward(WEIGHTS, cfg, tokens, positions, visibility(segments, prefix))
+    shared = decoder.unembed(WEIGHTS, cfg, hidden)[0]
+    start = len(prompt)
+    for completion in completions:
+        alone = logits(WEIGHTS, cfg, jnp.array([prompt + completion]))[0]
+        np.testing.assert_allclose(shared[: len(prompt)], alone[: len(prompt)], atol=1e-5)
+        np.testing.assert_allclose(shared[start : start + len(completion)], alone[len(prompt) :], atol=1e-5)
+        start += len(completion)
+
+
+@pytest.mark.parametrize('unroll', [False, True])
+def test_kept_keys_and_values_continue_a_sequence(unroll: bool) -> None:
+    """A last token that attends to the kept keys and values comes out as in the whole sequence."""
+    cfg = variant(unroll=unroll)
+    whole = decoder.forward(WEIGHTS, cfg, TOKENS, *layout(TOKENS))
+    hidden, (k, v) = decoder.forward_kv(WEIGHTS, cfg, TOKENS[:, :-1], *layout(TOKENS[:, :-1]))
+    assert k.shape == v.shape == (cfg.layers, 2, 8, cfg.kv_heads, cfg.head_dim)
+    np.testing.assert_allclose(hidden, whole[:, :-1], atol=1e-5)
+    x, last = decoder.embed(WEIGHTS, cfg, TOKENS[:, -1:]), jnp.full((2, 1), 8)
+    for layer, old_k, old_v in zip(params.unstack(WEIGHTS['layers']), k, v, strict=True):
+
+        def attend(q: jax.Array, new_k: jax.Array, new_v: jax.Array, old_k=old_k, old_v=old_v):
+            seen = jnp.concatenate([old_k, new_k], 1), jnp.concatenate([old_v, new_v], 1)
+            return attention(q, *seen, jnp.ones((2, 1, 9), bool), cfg), 'kept'
+
+        x, extra = decoder.block(layer, cfg, x, last, attend)
+        assert extra == 'kept'
+    np.testing.assert_allclose(decoder.rms_norm(x, WEIGHTS['final_norm'], cfg), whole[:, -1:], atol=1e-5)
+
+
+def test_every_parameter_counts() -> None:
+    """Biases and an unembedding of its own included: each leaf has a gradient that is not zero."""
+    cfg = variant(qkv_bias=True, tie_embed=False)
+    weights = params.init(params.decoder_specs(cfg), jax.random.key(2))
+    for path, grad in jax.tree.leaves_with_path(VALUE_AND_GRAD(weights, cfg)[1]):
+        # A bias on every key adds the same to all scores of a query before rotation only: its gradient is small.
+        assert float(jnp.abs(grad).max()) > 1e-9, jax.tree_util.keystr(path)
+
+
+def test_rms_norm_against_numpy() -> None:
+    x, weight = np.random.default_rng(0).normal(size=(2, 3, 8)), np.linspace(0.5, 2.0, 8)
+    got = decoder.rms_norm(jnp.asarray(x, jnp.float32), jnp.asarray(weight, jnp.float32), CFG)
+    np.testing.assert_allclose(got, x / np.sqrt((x**2).mean(-1, keepdims=True) + CFG.norm_eps) * weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize('unroll', [False, True])
+def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained(unroll: bool) -> None:
+    cfg = variant(unroll=unroll)
+    adapted = lora.attach(WEIGHTS, rank=2, alpha=4.0, targets='all-linear', key=jax.random.key(3))
+    np.testing.assert_allclose(logits(adapted, cfg), logits(WEIGHTS, cfg), atol=1e-6)
+    trainable, frozen = lora.split(adapted)
+    grads = jax.jit(jax.grad(lambda t: loss(lora.join(t, frozen), cfg)))(trainable)
+    assert all(float(jnp.abs(adapter.b).max()) > 0 for adapter in jax.tree.leaves(grads, is_leaf=is_adapter))
+    assert all(float(jnp.abs(adapter.a).max()) == 0 for adapter in jax.tree.leaves(grads, is_leaf=is_adapter))
+
+
+def is_adapter(x: Any) -> bool:
+    return isinstance(x, lora.Adapter)
+
+
+@pytest.mark.parametrize('unroll', [False, True])
+@pytest.mark.parametrize('sizes', [(2, 2, 2), (1, 4, 2), (8, 1, 1)], ids=str)
+def test_a_sharded_step_equals_an_unsharded_one(sizes: tuple[int, int, int], unroll: bool) -> None:
+    cfg, mesh = variant(unroll=unroll), make_mesh(*sizes)
+    tokens = jax.random.randint(jax.random.key(4), (8, 9), 0, cfg.vocab)
+    spread = jax.device_put(WEIGHTS, param_shardings(params.decoder_specs(cfg), mesh))
+    rows = jax.device_put(tokens, sharding(mesh, ('batch', None)))
+    assert_trees_close(VALUE_AND_GRAD(spread, cfg, rows), VALUE_AND_GRAD(WEIGHTS, cfg, tokens), 1e-4)

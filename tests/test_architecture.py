@@ -1,0 +1,173 @@
+"""The house rules of docs/architecture.md, read off the source: who imports whom, sizes, names, doors."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'pal_jax'
+
+# Down only: a room may import from floors below its own, and from itself. Rooms of one floor do not see each other.
+# Two files of models/ lie lower than their room: they only describe, for all that comes above.
+FLOORS = (
+    {'__init__'},
+    {'types', 'models/config', 'models/params'},
+    {'objectives', 'runtime'},
+    {'data'},
+    {'models'},
+    {'decode'},
+    {'feedback'},
+    {'learners', 'envs'},
+    {'evals'},
+    {'recipes'},
+    {'presets', 'cli'},
+    {'train'},
+    {'evaluate', 'export', 'serve', 'chat', 'plan', 'merge'},
+)
+PURE = {
+    'jax',
+    'jaxtyping',
+    'optax',
+    'flax',
+    'numpy',
+    'pal_jax',
+}  # all that objectives/ may import, and the standard library
+LAZY = {
+    'jetstream': {'decode/jetstream.py'},
+    'tensorflow': {'data/sources.py'},
+    'tensorflow_datasets': {'data/sources.py'},
+    'gguf': {'models/gguf.py', 'models/sources.py', 'data/tokenizer.py'},
+    'wandb': set(),
+    'torch': set(),
+}
+LAZY_FILES = LAZY['jetstream'] | LAZY['tensorflow_datasets']
+BANNED = ('util', 'helper', 'common', 'misc', 'manager')
+FILES = sorted(PACKAGE.rglob('*.py'))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def room(module: str) -> str:
+    """The part of the house a file such as `models/hf.py` is in, as named in FLOORS."""
+    module = module.removesuffix('.py')
+    return module if any(module in rooms for rooms in FLOORS) else module.split('/')[0]
+
+
+def floor(room: str) -> int:
+    found = [level for level, rooms in enumerate(FLOORS) if room in rooms]
+    assert found, f'pal_jax/{room} is on no floor; add it to FLOORS and to docs/architecture.md'
+    return found[0]
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """Dotted names of all modules imported in a tree. Of `from a.b import c`, `a.b.c`, for `c` may be a module."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f'line {child.lineno}: imports are absolute'
+            yield from (f'{child.module}.{alias.name}' for alias in child.names)
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding='utf-8'))
+
+
+def rooms_imported(path: Path) -> set[str]:
+    names = [imported.split('.')[1:3] for imported in imports(tree(path)) if imported.split('.')[0] == 'pal_jax']
+    return {room('/'.join(parts)) if parts and is_module(parts[0]) else '__init__' for parts in names}
+
+
+def is_module(part: str) -> bool:
+    return (PACKAGE / part).is_dir() or (PACKAGE / f'{part}.py').exists()
+
+
+@pytest.mark.parametrize('path', FILES, ids=name)
+def test_imports_go_down(path):
+    here, home = room(name(path)), name(path).split('/')[0]
+    bad = {other for other in rooms_imported(path) if floor(other) + (other.split('/')[0] != home) > floor(here)}
+    assert not bad, f'{name(path)} imports {sorted(bad)}, which lie no lower than {here}'
+
+
+@pytest.mark.parametrize('path', [path for path in FILES if room(name(path)) == 'objectives'], ids=name)
+def test_objectives_are_pure_maths(path):
+    allowed = PURE | set(sys.stdlib_module_names)
+    assert {imported.split('.')[0] for imported in imports(tree(path))} <= allowed
+    assert rooms_imported(path) <= {'types', 'objectives'}
+
+
+@pytest.mark.parametrize('path', FILES, ids=name)
+def test_heavy_packages_stay_in_the_one_file_that_needs_them(path):
+    heavy = {imported.split('.')[0] for imported in imports(tree(path))} & LAZY.keys()
+    assert {package for package in heavy if name(path) not in LAZY[package]} == set()
+
+
+@pytest.mark.parametrize('path', FILES, ids=name)
+def test_configs_stop_at_the_recipe(path):
+    if floor(room(name(path))) < floor('recipes'):
+        assert not any(imported.split('.')[0] == 'ml_collections' for imported in imports(tree(path)))
+
+
+@pytest.mark.parametrize('path', FILES, ids=name)
+def test_files_and_functions_are_short(path):
+    limits = {'train.py': 200} | {f'recipes/{file.name}': 300 for file in (PACKAGE / 'recipes').glob('*.py')}
+    lines = len(path.read_text(encoding='utf-8').splitlines())
+    assert lines <= limits.get(name(path), 500), f'{name(path)} has {lines} lines'
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not makes_closures(node):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= 80, f'{name(path)}: {node.name} has {length} lines'
+
+
+def makes_closures(node: ast.AST) -> bool:
+    """A builder such as `make`: it is as long as the functions defined in it, and those are measured themselves."""
+    return any(isinstance(child, ast.FunctionDef) for child in ast.iter_child_nodes(node))
+
+
+@pytest.mark.parametrize('path', FILES, ids=name)
+def test_names_say_what_is_inside(path):
+    assert not any(word in part for part in name(path).removesuffix('.py').split('/') for word in BANNED)
+
+
+@pytest.mark.parametrize('path', FILES, ids=name)
+def test_modules_say_what_they_are(path):
+    if path.name != '__init__.py':
+        assert ast.get_docstring(tree(path)), f'{name(path)} has no docstring'
+
+
+@pytest.mark.parametrize('config', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
+def test_a_method_opens_four_doors(config):
+    method = config.stem
+    doors = (f'pal_jax/recipes/{method}.py', f'tests/recipes/test_{method}.py', f'docs/methods/{method}.md')
+    assert [door for door in doors if not (ROOT / door).exists()] == []
+
+
+@pytest.mark.parametrize('recipe', sorted((PACKAGE / 'recipes').glob('[!_]*.py')), ids=lambda path: path.stem)
+def test_a_recipe_has_a_config(recipe):
+    if recipe.stem != 'recipe':  # what recipes are made of
+        assert (ROOT / 'configs' / recipe.name).exists()
+
+
+def test_importing_the_package_touches_no_device_and_nothing_heavy():
+    files = [path for path in FILES if floor(room(name(path))) < len(FLOORS) - 1 and name(path) not in LAZY_FILES]
+    modules = [path.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.') for path in files]
+    code = (
+        f'import importlib, json, sys\nfor module in {modules!r}: importlib.import_module(module)\n'
+        'from jax._src import xla_bridge\n'
+        f'print(json.dumps([xla_bridge.backends_are_initialized(), sorted(set({sorted(LAZY)!r}) & set(sys.modules))]))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
+    started, heavy = json.loads(done.stdout)
+    assert not started
+    assert heavy in ([], ['gguf'])  # gguf is light; the others take seconds
