@@ -34,23 +34,15 @@ class Contestant(NamedTuple):
 
 
 def make_pal_jax(batch: int, length: int, dtype: str) -> Step:
-    """Our step. On an accelerator activations are as narrow as the products and layers are scanned."""
+    """Our step, computed as `for_platform` has it."""
     import jax
     import optax
 
-    from pal_jax.models import decoder, params
+    from pal_jax.models import params
     from pal_jax.models.config import ModelConfig
+    from pal_jax.runtime.devices import for_platform
 
-    on_cpu = jax.default_backend() == 'cpu'
-    cfg = ModelConfig(
-        family='llama',
-        **SHAPE,
-        max_len=length,
-        rope_theta=ROPE_THETA,
-        dtype=dtype,
-        act_dtype='float32' if on_cpu else dtype,
-        unroll=on_cpu,
-    )
+    cfg = for_platform(ModelConfig(family='llama', **SHAPE, max_len=length, rope_theta=ROPE_THETA), dtype)
     optimizer = optax.adamw(LEARNING_RATE)
     tokens = jax.random.randint(jax.random.key(1), (batch, length), 0, cfg.vocab)
     weights = params.init(params.decoder_specs(cfg), jax.random.key(0))
@@ -67,7 +59,7 @@ def make_pal_jax(batch: int, length: int, dtype: str) -> Step:
         jax.block_until_ready(state)
         return float(loss)
 
-    del decoder, weights
+    del weights
     return step
 
 
@@ -106,7 +98,8 @@ def make_torch(batch: int, length: int, dtype: str) -> Step:
         rope_parameters={'rope_type': 'default', 'rope_theta': ROPE_THETA},
         tie_word_embeddings=True,
     )
-    model = LlamaForCausalLM(config).to(device).train()
+    with torch.device(device):
+        model = LlamaForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     tokens = torch.randint(0, SHAPE['vocab'], (batch, length), device=device)
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
+
+from pal_jax.recipes.recipe import Config
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
 CONFIG = config_flags.DEFINE_config_file(
@@ -53,7 +55,7 @@ def _parse(argv: Sequence[str]) -> None:
         raise Fault('no configuration; give one, such as --config=configs/rlpa.py')
 
 
-def config() -> ConfigDict:
+def config() -> Config:
     return CONFIG.value
 
 
@@ -66,7 +68,7 @@ def workdir() -> Path:
     return Path('runs') / (f'{name}-{variant}' if variant else name)
 
 
-def recipe_module(config: ConfigDict):
+def recipe_module(config: Config):
     """`pal_jax.recipes.<config.recipe>`."""
     return importlib.import_module(f'pal_jax.recipes.{config.recipe}')
 

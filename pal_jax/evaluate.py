@@ -13,7 +13,6 @@ Prints a table and writes evaluation.json and evaluation.png to the run's folder
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from absl import flags

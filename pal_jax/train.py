@@ -19,17 +19,24 @@ import time
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from pal_jax import cli
 from pal_jax.models import hf
-from pal_jax.recipes.recipe import Context, Recipe
+from pal_jax.recipes.recipe import Config, Context, Recipe
 from pal_jax.runtime import checkpoint, devices, report
 from pal_jax.runtime.metrics import MetricsWriter
 from pal_jax.runtime.progress import Progress
 from pal_jax.runtime.summary import summarize
 
-MAY_CHANGE = ('total_steps', 'checkpoint.every', 'checkpoint.keep', 'metrics.wandb', 'export', 'eval.every', 'eval.shown')
+MAY_CHANGE = (
+    'total_steps',
+    'checkpoint.every',
+    'checkpoint.keep',
+    'metrics.wandb',
+    'export',
+    'eval.every',
+    'eval.shown',
+)
 
 
 def main() -> None:
@@ -44,7 +51,7 @@ def main() -> None:
     checkpoints.close()
 
 
-def prepare(config: ConfigDict, workdir: Path, progress: Progress) -> Recipe:
+def prepare(config: Config, workdir: Path, progress: Progress) -> Recipe:
     """The recipe; everything that can fail before a weight is read fails here."""
     devices.initialize(workdir / 'compiled')
     mesh = devices.make_mesh(**config.mesh)
@@ -53,7 +60,7 @@ def prepare(config: ConfigDict, workdir: Path, progress: Progress) -> Recipe:
     return recipe
 
 
-def load_run(config: ConfigDict, workdir: Path, step: int | None = None):
+def load_run(config: Config, workdir: Path, step: int | None = None):
     """A run's recipe, state, the step it was saved at, and the progress its phases are shown by.
 
     Raises:
@@ -81,7 +88,10 @@ def run(config, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, 
     else:
         with progress.phase('load'):
             (state, host), first = recipe.init(), 0
-    with MetricsWriter(workdir, first, wandb=config.metrics.wandb or None) as writer, progress.start(recipe.total_steps, first):
+    with (
+        MetricsWriter(workdir, first, wandb=config.metrics.wandb or None) as writer,
+        progress.start(recipe.total_steps, first),
+    ):
         for i in range(first, recipe.total_steps + 1):
             if stage := recipe.stage(i):
                 evaluate(recipe, state, stage, i, writer, progress)
@@ -103,11 +113,13 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
     evaluation = recipe.evaluate(state, stage)
     writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **progress.take_seconds()})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
-    figures = '  '.join(f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in ('reward', 'format', 'profile', 'strict'))
+    figures = '  '.join(
+        f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in ('reward', 'format', 'profile', 'strict')
+    )
     progress.log(f'evaluation ({stage}): {figures}')
 
 
-def finish(config: ConfigDict, workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
+def finish(config: Config, workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
     """Summary, report and exports, from the files of the run and its last state."""
     if config.export:
         for name, export in recipe.exports(state).items():

@@ -7,7 +7,7 @@ prompt and 60-token answers a row has 440 tokens where four separate sequences h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -33,17 +33,15 @@ def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def pack_rows(
-    rows: Sequence[Row], *, samples: int, length: int, actions: int, height: int | None = None
-) -> TokenBatch:
+def pack_rows(rows: Sequence[Row], *, samples: int, length: int, actions: int, height: int | None = None) -> TokenBatch:
     """Numpy arrays of `height` rows (all by default) of `length` tokens and `samples` times `actions` actions.
 
     A row may have fewer than `samples` completions; the missing ones have no actions.
     """
     height = height or len(rows)
-    tokens, positions, segments, prefix = (np.zeros((height, length), np.int32) for _ in range(4))
-    states, chosen = (np.zeros((height, samples, actions), np.int32) for _ in range(2))
-    acts = np.zeros((height, samples, actions), bool)
+    tokens, positions, segments, prefix = (_zeros((height, length), np.int32) for _ in range(4))
+    states, chosen = (_zeros((height, samples, actions), np.int32) for _ in range(2))
+    acts = _zeros((height, samples, actions), bool)
     for r, row in enumerate(rows):
         start = len(row.prompt)
         tokens[r, :start], positions[r, :start] = row.prompt, np.arange(start)
@@ -72,8 +70,8 @@ def pack_rollouts(
     rows = [Row(group[0].prompt_ids, [s.completion.token_ids for s in group]) for group in groups]
     length = round_up(max(row.length for row in rows), multiple)
     tokens = pack_rows(rows, samples=n, length=length, actions=actions, height=height)
-    reward, ok = np.zeros((height, n), np.float32), np.zeros((height, n), bool)
-    logprobs = np.zeros(tokens.acts.shape, np.float32)
+    reward, ok = _zeros((height, n), np.float32), _zeros((height, n), bool)
+    logprobs = _zeros(tokens.acts.shape, np.float32)
     for r, group in enumerate(groups):
         for i, sample in enumerate(group):
             reward[r, i], ok[r, i] = sample.reward, sample.ok
@@ -84,3 +82,8 @@ def pack_rollouts(
 def real_share(tokens: TokenBatch) -> float:
     """Share of a batch's tokens that are not padding."""
     return float((np.asarray(tokens.segments) > 0).mean())
+
+
+def _zeros(shape: tuple[int, ...], dtype: type) -> Any:
+    """A host array that becomes a device array; to a type checker the two are not the same."""
+    return np.zeros(shape, dtype)

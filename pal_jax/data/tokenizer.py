@@ -66,13 +66,17 @@ class Tokenizer:
         Some templates put in a system message when the first message is not one (SmolLM2: 'You are a helpful AI
         assistant named SmolLM ...'). To avoid that always pass one, if only `{'role': 'system', 'content': ''}`.
 
+        Special tokens written out in a message are left out: a user who types `<|im_end|>` ends no turn.
+
         Raises:
           ValueError: the tokenizer has no chat template.
         """
         if not self.fast.chat_template:
             raise ValueError('the tokenizer has no chat template; use an instruct model or add chat_template.jinja')
         text = self.fast.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+            [{**message, 'content': self._defused(message['content'])} for message in messages],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
         return self.encode(str(text))
 
@@ -83,6 +87,12 @@ class Tokenizer:
         # transformers 5 writes a class name that 4 (and what is built on it) does not know; both know this one.
         config = json.loads(path.read_text('utf-8')) | {'tokenizer_class': 'PreTrainedTokenizerFast'}
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n', 'utf-8')
+
+    def _defused(self, content: str) -> str:
+        while found := [token for token in self.fast.all_special_tokens if token in content]:
+            for token in found:  # again until none is left: taking one out may put another together
+                content = content.replace(token, '')
+        return content
 
     def _text(self, ids: Sequence[int], skip_special: bool) -> str:
         text = self.fast.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)

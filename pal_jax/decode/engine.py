@@ -18,7 +18,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pal_jax.decode import sampling
-from pal_jax.models import attention, decoder, params as model_params
+from pal_jax.models import attention, decoder
+from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,13 @@ class LocalDecoder:
     """
 
     def __init__(
-        self, cfg: ModelConfig, tokenizer: Tokenizer, mesh: Mesh, *, slots: int = 32, prefill_rows: int = 8,
+        self,
+        cfg: ModelConfig,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        *,
+        slots: int = 32,
+        prefill_rows: int = 8,
         stride: int = 4,
     ):
         # A product with a single row runs outside the fast path on CPU; eight rows cost the same.
@@ -57,8 +64,9 @@ class LocalDecoder:
         self._weights: Params | None = None
         specs = model_params.decoder_specs(cfg)
         shardings = sharding.param_shardings(specs, mesh, sharding.DECODE_RULES)
-        self._publish = jax.jit(lambda params: engine.decode_weights(
-            jax.lax.with_sharding_constraint(params, shardings), cfg))
+        self._publish = jax.jit(
+            lambda params: engine.decode_weights(jax.lax.with_sharding_constraint(params, shardings), cfg)
+        )
         self._prefill = jax.jit(lambda weights, tokens, length: engine.prefill(weights, cfg, tokens, length))
         self._insert = jax.jit(engine.insert, donate_argnums=0)
         self._generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
@@ -141,7 +149,7 @@ class LocalDecoder:
         def column(values, pad, dtype):
             return np.asarray([*values, *[pad] * fill], dtype)
 
-        entry = engine.Admission(
+        entry: Any = dict(
             row=column((row for row, _, _ in placed), 0, np.int32),
             slot=column((number for _, number, _ in placed), self.slots, np.int32),
             rng=np.stack([_key(r.seed) for r in requests] + [np.zeros(2, np.uint32)] * fill),
@@ -149,7 +157,7 @@ class LocalDecoder:
             top_k=column((r.sampling.top_k for r in requests), 0, np.int32),
             top_p=column((r.sampling.top_p for r in requests), 1, np.float32),
         )
-        return self._insert(state, prefix, jax.tree.map(jnp.asarray, entry))
+        return self._insert(state, prefix, engine.Admission(**jax.tree.map(jnp.asarray, entry)))
 
     def _advance(self, slot: Slot, tokens: np.ndarray, logprobs: np.ndarray) -> Completion | None:
         """Takes the new tokens of one slot up to its end, if it has reached one."""

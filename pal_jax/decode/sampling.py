@@ -25,9 +25,7 @@ def sample(
     """
     greedy = temperature == 0
     scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
-    cut = lax.cond(
-        jnp.any((top_k > 0) | (top_p < 1)), lambda: truncate(scaled, top_k, top_p), lambda: scaled
-    )
+    cut = lax.cond(jnp.any((top_k > 0) | (top_p < 1)), lambda: truncate(scaled, top_k, top_p), lambda: scaled)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
     tokens = jnp.where(greedy, jnp.argmax(logits, axis=-1), inverse_cdf(cut, uniform)).astype(jnp.int32)
     chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
@@ -40,9 +38,7 @@ def log_sum_exp(logits: Float[Array, 'B V']) -> Float[Array, ' B']:
     return top + jnp.log(jnp.sum(lax.optimization_barrier(jnp.exp(logits - top[:, None])), axis=-1))
 
 
-def truncate(
-    logits: Float[Array, 'B V'], top_k: Int[Array, ' B'], top_p: Float[Array, ' B']
-) -> Float[Array, 'B V']:
+def truncate(logits: Float[Array, 'B V'], top_k: Int[Array, ' B'], top_p: Float[Array, ' B']) -> Float[Array, 'B V']:
     """-inf below the `top_k`-th largest logit and outside the smallest set of tokens with probability `top_p`."""
     ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
     vocab = logits.shape[-1]

@@ -67,7 +67,9 @@ def table(talks: Sequence[Talk], *, rounds: int, guess: Sequence[str]) -> dict[s
     f1 = by_turn(lambda i, sample: f1_against(sample, people[i]))
     totals = [sum(sample.reward for sample in talk) / rounds for talk in talks]
     turns = [sample for talk in talks for sample in talk]
-    means = {name: sum(s.info[name] for s in turns) / (rounds * len(talks)) for name in ('profile', 'response', 'strict')}
+    means = {
+        name: sum(s.info[name] for s in turns) / (rounds * len(talks)) for name in ('profile', 'response', 'strict')
+    }
     return {
         'people': len(talks),
         'reward': float(np.mean(totals)),

@@ -256,6 +256,7 @@ class PolicyLearner:
             return passes.policy_loss(params, self.cfg, self.ppo, batch, weight, state.kl_coef)
 
         def critic_loss(trainable):
+            assert state.critic is not None
             params = critic_params(state.critic.replace(params=trainable))
             return passes.value_loss(params, self.cfg, self.ppo, batch, weight)[0]
 
@@ -330,7 +331,9 @@ def lora_aware_axes(specs: Params, adapters: Lora | None) -> dict[tuple[str, ...
         trees = [trainable, frozen]
     else:
         trees = [specs]
-    leaves = [leaf for tree in trees for leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=model_params.is_spec)]
+    leaves = [
+        leaf for tree in trees for leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=model_params.is_spec)
+    ]
     return {_names(path): spec.axes for path, spec in leaves}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -98,8 +97,7 @@ class Saved(NamedTuple):
     like: Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _folded(q: Array, k: Array, v: Array, visible: Array, dtype: str) -> Array:
+def _fold_and_attend(q: Array, k: Array, v: Array, visible: Array, dtype: str) -> Array:
     """Attention whose batched products have one matrix per kv head, and whose backward pass keeps only the
     probabilities, in `dtype`. Float32 out."""
     return _folded_fwd(q, k, v, visible, dtype)[0]
@@ -126,6 +124,7 @@ def _folded_bwd(dtype: str, saved: Saved, dout: Array) -> tuple[Array, Array, Ar
     return dq.astype(like.dtype), dk.astype(like.dtype), dv.astype(like.dtype), None
 
 
+_folded = jax.custom_vjp(_fold_and_attend, nondiff_argnums=(4,))
 _folded.defvjp(_folded_fwd, _folded_bwd)
 
 

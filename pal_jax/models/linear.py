@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
@@ -27,7 +26,11 @@ class LoraWeight(struct.PyTreeNode):
 
 
 def linear(x: Float[Array, '...'], w: Array | LoraWeight, cfg: ModelConfig, in_dims: int = 1) -> Float[Array, '...']:
-    """`x [..., *in]` times `w [*in, *out]`: `[..., *out]` in `cfg.act_dtype`. `in` is the last `in_dims` axes of `x`."""
+    """`x [..., *in]` times `w [*in, *out]`: `[..., *out]` in `cfg.act_dtype`, inputs in `cfg.dtype`.
+
+    Raises:
+      ValueError: the last `in_dims` axes of `x` are not the first of `w`.
+    """
     if isinstance(w, LoraWeight):
         low = linear(x.reshape(*x.shape[: x.ndim - in_dims], -1), w.a, cfg)
         correction = w.scale * linear(low, w.b, cfg)
@@ -40,25 +43,22 @@ def linear(x: Float[Array, '...'], w: Array | LoraWeight, cfg: ModelConfig, in_d
     return _product(x.reshape(*rows, size), w.reshape(size, -1), cfg.dtype, cfg.act_dtype).reshape(*rows, *out)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x: Array, w: Array, dtype: str, out_dtype: str) -> Array:
-    """`x [..., I] @ w [I, O]`.
-
-    Autodiff would multiply a wide cotangent with a narrow weight, at the speed of the wide one; here every product of
-    the backward pass takes `dtype` too. The weight's gradient contracts rows and tokens as they are: flattened to a
-    2-D dot it misses XLA's fast path on CPU.
-    """
+def _multiply(x: Array, w: Array, dtype: str, out_dtype: str) -> Array:
+    """`x [..., I] @ w [I, O]`."""
     return lax.dot_general(
         x.astype(dtype), w.astype(dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=out_dtype
     )
 
 
-def _product_fwd(x: Array, w: Array, dtype: str, out_dtype: str) -> tuple[Array, tuple[Array, Array, Array]]:
+def _multiply_fwd(x: Array, w: Array, dtype: str, out_dtype: str) -> tuple[Array, tuple[Array, Array, Array]]:
     narrow = x.astype(dtype)
-    return _product(narrow, w, dtype, out_dtype), (narrow, w, jnp.zeros((), x.dtype))
+    return _multiply(narrow, w, dtype, out_dtype), (narrow, w, jnp.empty((), x.dtype))
 
 
-def _product_bwd(dtype: str, out_dtype: str, saved: tuple[Array, Array, Array], dy: Array) -> tuple[Array, Array]:
+def _multiply_bwd(dtype: str, out_dtype: str, saved: tuple[Array, Array, Array], dy: Array) -> tuple[Array, Array]:
+    """Autodiff would multiply a wide cotangent with a narrow weight, at the speed of the wide one; here every product
+    takes `dtype`. The weight's gradient contracts rows and tokens as they are: flattened to a 2-D dot it misses XLA's
+    fast path on CPU."""
     x, w, like = saved
     dy = dy.astype(dtype)
     rows = tuple(range(x.ndim - 1))
@@ -67,4 +67,5 @@ def _product_bwd(dtype: str, out_dtype: str, saved: tuple[Array, Array, Array], 
     return dx.astype(like.dtype), dw.astype(w.dtype)
 
 
-_product.defvjp(_product_fwd, _product_bwd)
+_product = jax.custom_vjp(_multiply, nondiff_argnums=(2, 3))
+_product.defvjp(_multiply_fwd, _multiply_bwd)

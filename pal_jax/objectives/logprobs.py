@@ -6,7 +6,6 @@ Letters: `R` rows, `M` states of a row, `D` width, `V` vocabulary. `targets[r, m
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,9 +41,8 @@ def token_logprobs(
         entropy = log_total - (weights * logits).sum(-1) / total
         return None, (_pick(logits, chosen) - log_total, entropy)
 
-    length = targets.shape[1]
-    columns = _split((hidden / temperature, targets), _columns(*targets.shape, chunk))
-    return _join(lax.scan(body, None, columns)[1], length)
+    columns = _split((hidden / temperature, targets), _width(targets, chunk))
+    return _join(lax.scan(body, None, columns)[1], targets.shape[1])
 
 
 def token_loss(
@@ -68,16 +66,16 @@ def token_loss(
     return loss, lax.stop_gradient(logprobs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _loss(hidden: Array, unembed: Array, targets: Array, aux: Any, per_token: PerToken, dtype: str, chunk: int):
+def _loss_value(
+    hidden: Array, unembed: Array, targets: Array, aux: Any, per_token: PerToken, dtype: str, chunk: int
+) -> tuple[Array, Array]:
     logprobs, _ = token_logprobs(hidden, unembed, targets, dtype=dtype, chunk=chunk)
     return per_token(logprobs, aux).sum(), logprobs
 
 
 def _loss_fwd(hidden: Array, unembed: Array, targets: Array, aux: Any, per_token: PerToken, dtype: str, chunk: int):
     weight = unembed.astype(dtype)
-    length, width = targets.shape[1], _columns(*targets.shape, chunk)
-    real = jnp.ones_like(targets, bool)
+    width = _width(targets, chunk)
 
     def body(carry: tuple[Array, Array], columns: Any):
         loss, dweight = carry
@@ -93,18 +91,19 @@ def _loss_fwd(hidden: Array, unembed: Array, targets: Array, aux: Any, per_token
         return (loss + losses.sum(), dweight + step), (logprobs, dstates.astype(hidden.dtype))
 
     start = jnp.zeros(()), jnp.zeros(unembed.shape, jnp.float32)
-    columns = _split((hidden, targets, aux), width) + (_split(real, width, mode='constant'),)
+    exists = _split(jnp.ones_like(targets, bool), width, mode='constant')
+    columns = *_split((hidden, targets, aux), width), exists
     (loss, dweight), outs = lax.scan(body, start, columns)
-    logprobs, dhidden = _join(outs, length)
+    logprobs, dhidden = _join(outs, targets.shape[1])
     return (loss, logprobs), (dhidden, dweight.astype(unembed.dtype))
 
 
 def _loss_bwd(per_token: PerToken, dtype: str, chunk: int, saved: tuple[Array, Array], cotangents: tuple[Array, Array]):
-    dhidden, dweight = saved
-    scale = cotangents[0]
-    return (dhidden * scale).astype(dhidden.dtype), (dweight * scale).astype(dweight.dtype), None, None
+    dhidden, dweight = ((x.astype(jnp.float32) * cotangents[0]).astype(x.dtype) for x in saved)
+    return dhidden, dweight, None, None
 
 
+_loss = jax.custom_vjp(_loss_value, nondiff_argnums=(4, 5, 6))
 _loss.defvjp(_loss_fwd, _loss_bwd)
 
 
@@ -133,10 +132,11 @@ def _dlogits(weights: Array, total: Array, chosen: Array, slope: Array) -> Array
     return jnp.where(hit, slope[..., None], 0.0) - weights * (slope / total)[..., None]
 
 
-def _columns(rows: int, length: int, chunk: int) -> int:
-    """Columns of a chunk: as equal as they can be, with about `chunk` states in each."""
-    chunks = -(-rows * length // chunk)
-    return -(-length // min(chunks, length))
+def _width(targets: Array, chunk: int) -> int:
+    """Columns of a chunk: as equal as they can be, with at most `chunk` states in each (or one column)."""
+    rows, length = targets.shape
+    chunks = min(-(-rows * length // chunk), length)
+    return -(-length // chunks)
 
 
 def _split(tree: Any, width: int, mode: str = 'edge') -> Any:

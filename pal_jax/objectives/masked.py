@@ -19,12 +19,12 @@ def keep(x: Float[Array, '*S'], mask: Bool[Array, '*S']) -> Float[Array, '*S']:
     return jnp.where(mask, x, 0.0)
 
 
-def masked_sum(x: Float[Array, '*S'], mask: Bool[Array, '*S'], axis: int | None = None) -> Float[Array, ...]:
+def masked_sum(x: Float[Array, '*S'], mask: Bool[Array, '*S'], axis: int | None = None) -> Float[Array, '...']:
     """Sum of the kept entries, over one axis or over all."""
     return jnp.sum(keep(x, mask), axis=axis)
 
 
-def masked_mean(x: Float[Array, '*S'], mask: Bool[Array, '*S'], axis: int | None = None) -> Float[Array, ...]:
+def masked_mean(x: Float[Array, '*S'], mask: Bool[Array, '*S'], axis: int | None = None) -> Float[Array, '...']:
     """Mean of the kept entries, over one axis or over all; 0 where nothing is kept."""
     count = jnp.sum(mask, axis=axis).astype(x.dtype)
     return masked_sum(x, mask, axis) / jnp.maximum(count, 1.0)

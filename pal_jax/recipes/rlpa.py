@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from pal_jax.data.packing import Row, pack_rollouts, pack_rows, real_share, round_up
 from pal_jax.data.tokenizer import Tokenizer
@@ -25,7 +24,7 @@ from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
 from pal_jax.feedback.demonstrations import Demonstration, make_demonstrations
 from pal_jax.feedback.judges import judge_by_rules
-from pal_jax.feedback.people import SLOTS, load_people, make_people
+from pal_jax.feedback.people import SLOTS, Split, load_people, make_people
 from pal_jax.feedback.profiles import match_exactly, split_fact
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.users import make_scripted_user
@@ -33,7 +32,7 @@ from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes.recipe import Context, Evaluation, Export, Host, Recipe
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Export, Host, Recipe
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Dialogue, Metrics, Person, RewardFn, Sample, Sampling, TokenBatch, UserSimulator
@@ -41,7 +40,7 @@ from pal_jax.types import Dialogue, Metrics, Person, RewardFn, Sample, Sampling,
 EVALUATION = 2**31  # stands where a training step has its number in seeds
 
 
-def make(config: ConfigDict, ctx: Context) -> Recipe:
+def make(config: Config, ctx: Context) -> Recipe:
     """Checks the config and builds the parts; weights are read by `init`.
 
     Raises:
@@ -59,6 +58,7 @@ def make(config: ConfigDict, ctx: Context) -> Recipe:
     sampling, warmup, dialogue = make_sampling(config), config.warmup.steps, config.dialogue
     n, height = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
     max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
+    rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
     demonstrations = supervised_rows(config, world, tokenizer) if warmup or config.ppo.ptx_coef else []
 
     def sample_turns(dialogues: Sequence[Dialogue], n: int, seed: Sequence[int]) -> list[Sample]:
@@ -88,9 +88,7 @@ def make(config: ConfigDict, ctx: Context) -> Recipe:
             decoder.release()
             samples = world.reward(samples, i)
             groups = [samples[k : k + n] for k in range(0, len(samples), n)]
-            queue = env.continue_best(
-                queue, groups, max_rounds=max_rounds, round_batch_size=dialogue.round_batch_size, user=world.user, seed=i
-            )  # fmt: skip
+            queue = env.continue_best(queue, groups, **rounds, user=world.user, seed=i)
         with ctx.phase('annotate'):
             batch = pack_rollouts(samples, n=n, height=height, actions=round_up(sampling.max_tokens, 8), mesh=ctx.mesh)
             batch, annotated = learner.annotate(state, batch)
@@ -142,13 +140,15 @@ class World:
     reward: RewardFn
 
 
-def make_world(config: ConfigDict) -> World:
+def make_world(config: Config) -> World:
     """People, their simulator and the reward, from `config.dialogue` and `config.reward`."""
     dialogue, tested = config.dialogue, config.eval.people
     if dialogue.profiles == 'embedded':
-        splits = {'heldout': tested, 'unseen': tested}
         train = make_people(dialogue.people, seed=config.seed, split='train', facts=dialogue.facts)
-        tests = {k: make_people(v, seed=0, split=k, facts=dialogue.facts) for k, v in splits.items()}
+        splits: tuple[Split, ...] = ('heldout', 'unseen')
+        tests: dict[str, list[Person]] = {
+            split: make_people(tested, seed=0, split=split, facts=dialogue.facts) for split in splits
+        }
         slots = SLOTS
     else:
         people = load_people(dialogue.profiles)
@@ -162,7 +162,9 @@ def make_world(config: ConfigDict) -> World:
         tests=tests,
         guess=personalization.most_common_facts(train),
         system=env.actor_prompt(slots) if dialogue.system == 'embedded' else dialogue.system,
-        user=choose('dialogue.user', dialogue.user, scripted=lambda: make_scripted_user(p_spontaneous=dialogue.p_spontaneous)),
+        user=choose(
+            'dialogue.user', dialogue.user, scripted=lambda: make_scripted_user(p_spontaneous=dialogue.p_spontaneous)
+        ),
         reward=make_reward(
             choose('reward.matcher', config.reward.matcher, exact=lambda: match_exactly),
             choose('reward.judge', config.reward.judge, rule=lambda: judge_by_rules),
@@ -183,7 +185,7 @@ def choose(key: str, name: str, **known: Callable[[], Any]) -> Any:
 # --- parts from the config ------------------------------------------------------------------------------------------
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Everything that can be wrong before a file is read."""
     dialogue, rows = config.dialogue, config.dialogue.rollout_batch_size
     for key, value in {
@@ -205,12 +207,15 @@ def check(config: ConfigDict) -> None:
         raise ValueError(
             f'dialogue.rollout_batch_size={rows} does not divide into ppo.minibatches={config.ppo.minibatches}'
         )
-    for key, size in {'dialogue.rollout_batch_size / ppo.minibatches': minibatch, 'warmup.batch': config.warmup.batch}.items():
+    for key, size in {
+        'dialogue.rollout_batch_size / ppo.minibatches': minibatch,
+        'warmup.batch': config.warmup.batch,
+    }.items():
         if size % min(config.ppo.micro_rows, size):
             raise ValueError(f'{key}={size} does not divide into ppo.micro_rows={config.ppo.micro_rows}')
 
 
-def make_learner(config: ConfigDict, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
+def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     dialogue, lora = config.dialogue, config.policy.lora
     ways = sharding.batch_ways(ctx.mesh)
     for key, size in {
@@ -236,11 +241,11 @@ def make_learner(config: ConfigDict, cfg: ModelConfig, ctx: Context) -> PolicyLe
     )
 
 
-def make_sampling(config: ConfigDict) -> Sampling:
+def make_sampling(config: Config) -> Sampling:
     return Sampling(**config.sampling.to_dict() | {'stop': tuple(config.sampling.stop)})
 
 
-def supervised_rows(config: ConfigDict, world: World, tokenizer: Tokenizer) -> list[Row]:
+def supervised_rows(config: Config, world: World, tokenizer: Tokenizer) -> list[Row]:
     """The warm-up's examples as tokens, each ended by the token that ends a turn."""
 
     def row(example: Demonstration) -> Row:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform as host
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,9 +31,7 @@ def _on_pod() -> bool:
     return ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
 
 
-def make_mesh(
-    data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
     """`devices` (all by default) as a mesh `data x fsdp x tensor`; -1 is what the others leave.
 
     Raises:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pal_jax.models.params import ParamSpec, Params, is_spec
+from pal_jax.models.params import Params, ParamSpec, is_spec
 
 Rules = dict[str, str | tuple[str, ...] | None]
 

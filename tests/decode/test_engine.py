@@ -29,7 +29,9 @@ def weights():
 
 @pytest.fixture(scope='module')
 def driver(weights):
-    driver = LocalDecoder(CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8, prefill_rows=4, stride=3)
+    driver = LocalDecoder(
+        CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8, prefill_rows=4, stride=3
+    )
     driver.load(weights)
     return driver
 
@@ -71,7 +73,9 @@ def test_a_result_does_not_depend_on_its_neighbours(driver):
 
 
 def test_more_requests_than_slots_come_back_in_order_and_reuse_slots(driver):
-    requests = [Request(prompt(i, 4 + i % 7), Sampling(temperature=0.0, max_tokens=1 + i % 5), seed=0) for i in range(20)]
+    requests = [
+        Request(prompt(i, 4 + i % 7), Sampling(temperature=0.0, max_tokens=1 + i % 5), seed=0) for i in range(20)
+    ]
     completions = driver(requests)
     for i, completion in enumerate(completions):
         limit = 1 + i % 5

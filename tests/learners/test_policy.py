@@ -67,9 +67,7 @@ def test_logprobs_of_a_shared_row_are_those_of_separate_sequences():
     samples, batch = rollouts()
     learner = make_learner()
     shared = learner.annotate(learner.init(weights()), batch)[0].logprobs
-    apart = pack_rows(
-        [Row(s.prompt_ids, [s.completion.token_ids]) for s in samples], samples=1, length=32, actions=A
-    )
+    apart = pack_rows([Row(s.prompt_ids, [s.completion.token_ids]) for s in samples], samples=1, length=32, actions=A)
     separate, _ = jax.jit(lambda p, b: passes.logprobs(p, CFG, PPO(), b))(weights(), jax.tree.map(jnp.asarray, apart))
     mask = np.asarray(batch.tokens.acts).reshape(-1, A)
     np.testing.assert_allclose(np.asarray(shared).reshape(-1, A)[mask], np.asarray(separate)[:, 0][mask], atol=1e-5)
@@ -85,7 +83,7 @@ def test_micro_batches_change_nothing(loss_agg):
 
 
 def test_eight_devices_learn_what_one_does():
-    samples, batch = rollouts()
+    _, batch = rollouts()
     one, _, metrics = run(make_learner(name='sgd'), batch)
     mesh = devices.make_mesh(data=2, fsdp=2, tensor=2)
     many, _, many_metrics = run(make_learner(mesh, name='sgd'), rollouts(mesh=mesh)[1])
@@ -123,7 +121,9 @@ def test_adapters_train_alone_and_the_reference_is_the_base():
     close(learner.reference(state), base, atol=0.0)
     assert state.reference == {}
     assert abs(metrics['kl']) < 1e-6
-    moved = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), learner.weights(state)['layers']['attn'], base['layers']['attn'])
+    moved = jax.tree.map(
+        lambda x, y: float(jnp.abs(x - y).max()), learner.weights(state)['layers']['attn'], base['layers']['attn']
+    )
     assert min(jax.tree.leaves(moved)) > 0
 
 
@@ -163,7 +163,7 @@ def test_the_actor_waits_for_its_critic_and_ptx_adds_its_loss():
 
 
 def test_the_kl_coefficient_follows_its_target():
-    state, _, metrics = run(make_learner(kl_target=0.1), rollouts()[1])  # KL 0 is below the target
+    _, _, metrics = run(make_learner(kl_target=0.1), rollouts()[1])  # KL 0 is below the target
     assert metrics['kl_coef'] == pytest.approx(0.01 * (1 - 0.2 * 16 / 10_000), rel=1e-6)
 
 

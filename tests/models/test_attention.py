@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import cmath
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.models import attention as A
+from pal_jax.models import attention
 from pal_jax.models.config import RopeScaling, tiny
 
 CFG = tiny()
@@ -44,12 +45,12 @@ def one_by_one(q, k, v, visible) -> np.ndarray:
 
 def causal(rows: int, length: int) -> jax.Array:
     segments = jnp.ones((rows, length), jnp.int32)
-    return A.visibility(segments, segments)
+    return attention.visibility(segments, segments)
 
 
 def test_golden_visibility_of_a_shared_prompt() -> None:
     """A prompt of two tokens, two completions of it of two and one, and padding."""
-    visible = A.visibility(jnp.array([[1, 1, 2, 2, 3, 0]]), jnp.array([[1, 1, 1, 1, 1, 0]]))
+    visible = attention.visibility(jnp.array([[1, 1, 2, 2, 3, 0]]), jnp.array([[1, 1, 1, 1, 1, 0]]))
     expected = ['x.....', 'xx....', 'xxx...', 'xxxx..', 'xx..x.', '.....x']
     assert [''.join('.x'[int(seen)] for seen in row) for row in visible[0]] == expected
 
@@ -59,7 +60,8 @@ def test_rope_rotates_pairs_as_complex_numbers(scaling) -> None:
     cfg = dataclasses.replace(CFG, rope_theta=100.0, rope_scaling=scaling)
     x, half = normal(0, 1, 40, 2, cfg.head_dim), cfg.head_dim // 2
     positions = jnp.arange(40)[None] * 3
-    got = np.asarray(A.rope(x, positions, cfg))
+    got = np.asarray(jax.jit(attention.rope, static_argnums=2)(x, positions, cfg))
+    x = np.asarray(x)
     for t, h, i in np.ndindex(40, 2, half):
         angle = 3 * t * frequency(i / half, cfg.rope_theta, scaling)
         turned = complex(x[0, t, h, i], x[0, t, h, half + i]) * cmath.exp(1j * angle)
@@ -87,26 +89,30 @@ def frequency(exponent: float, theta: float, scaling: RopeScaling | None) -> flo
 def test_attention_agrees_with_its_definition() -> None:
     q, k, v = heads(length=5, columns=9)
     visible = jax.random.bernoulli(jax.random.key(3), 0.4, (2, 5, 9)).at[:, :, 0].set(True)
-    np.testing.assert_allclose(A.attention(q, k, v, visible, CFG), one_by_one(q, k, v, visible), atol=1e-5)
+    np.testing.assert_allclose(attention.attention(q, k, v, visible, CFG), one_by_one(q, k, v, visible), atol=1e-5)
 
 
 def test_attention_on_cpu_agrees_with_that_of_other_platforms(monkeypatch) -> None:
     q, k, v = heads(length=12, columns=12)
     visible = causal(2, 12)
-    here = A.attention(q, k, v, visible, CFG, causal=True)
+    here = jax.jit(lambda *x: attention.attention(*x, CFG, causal=True))(q, k, v, visible)
     monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
-    np.testing.assert_allclose(A.attention(q, k, v, visible, CFG, causal=True), here, atol=1e-5)
+    there = jax.jit(lambda *x: attention.attention(*x, CFG, causal=True))(q, k, v, visible)
+    np.testing.assert_allclose(there, here, atol=1e-5)
 
 
 @pytest.mark.parametrize('length', [3, 8, 13])
 def test_causal_blocks_change_neither_value_nor_gradient(length, monkeypatch) -> None:
     q, k, v = heads(length, length)
     visible = causal(2, length)
-    monkeypatch.setattr(A, 'BLOCK', 4)
-    blocked, blocked_pull = jax.vjp(lambda *x: A.attention(*x, visible, CFG, causal=True), q, k, v)
-    whole, whole_pull = jax.vjp(lambda *x: A.attention(*x, visible, CFG), q, k, v)
-    np.testing.assert_allclose(blocked, whole, atol=1e-5)
-    for got, want in zip(blocked_pull(blocked), whole_pull(blocked), strict=True):
+    monkeypatch.setattr(attention, 'BLOCK', 4)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def out_and_gradients(causal: bool, *qkv: jax.Array):
+        out, pull = jax.vjp(lambda *x: attention.attention(*x, visible, CFG, causal), *qkv)
+        return out, *pull(normal(3, *out.shape))
+
+    for got, want in zip(out_and_gradients(True, q, k, v), out_and_gradients(False, q, k, v), strict=True):
         np.testing.assert_allclose(got, want, atol=2e-5)
 
 
@@ -121,11 +127,10 @@ def test_gradients_are_those_of_plain_autodiff(cfg, tolerance) -> None:
         p = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf))
         return (jnp.einsum('rhts,rshk->rthk', p, v) * weight).sum()
 
-    @jax.jit
     def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return (A.attention(q, k, v, visible, cfg, causal=True) * weight).sum()
+        return (attention.attention(q, k, v, visible, cfg, causal=True) * weight).sum()
 
-    got, want = jax.grad(ours, (0, 1, 2))(q, k, v), jax.grad(plain, (0, 1, 2))(q, k, v)
+    got, want = (jax.jit(jax.grad(f, (0, 1, 2)))(q, k, v) for f in (ours, plain))
     for g, w in zip(got, want, strict=True):
         np.testing.assert_allclose(g, w, atol=tolerance * float(jnp.abs(w).max()))
 
@@ -133,6 +138,6 @@ def test_gradients_are_those_of_plain_autodiff(cfg, tolerance) -> None:
 def test_large_scores_and_rows_that_see_one_column_stay_finite() -> None:
     q, k, v = (1e3 * x for x in heads(length=4, columns=4))
     visible = jnp.broadcast_to(jnp.eye(4, dtype=bool), (2, 4, 4))
-    out, pull = jax.vjp(lambda *x: A.attention(*x, visible, CFG), q, k, v)
+    out, pull = jax.vjp(lambda *x: attention.attention(*x, visible, CFG), q, k, v)
     np.testing.assert_allclose(out, jnp.repeat(v, 3, axis=2), rtol=1e-6)
     assert all(bool(jnp.isfinite(g).all()) for g in pull(out))

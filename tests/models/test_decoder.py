@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,8 +34,12 @@ def layout(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape), visibility(segments, segments)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def logits(weights: params.Params, cfg: ModelConfig = CFG, tokens: jax.Array = TOKENS) -> jax.Array:
     return decoder.unembed(weights, cfg, decoder.forward(weights, cfg, tokens, *layout(tokens)))
+
+
+FORWARD = jax.jit(decoder.forward, static_argnums=1)
 
 
 def loss(weights: params.Params, cfg: ModelConfig = CFG, tokens: jax.Array = TOKENS) -> jax.Array:
@@ -66,7 +71,7 @@ def test_how_layers_are_run_changes_neither_loss_nor_gradient(changes: dict[str,
 @pytest.mark.parametrize('act_dtype', ['float32', 'bfloat16'])
 def test_bfloat16_is_close_to_float32(unroll: bool, act_dtype: str) -> None:
     cfg = variant(dtype='bfloat16', act_dtype=act_dtype, unroll=unroll)
-    hidden = decoder.forward(WEIGHTS, cfg, TOKENS, *layout(TOKENS))
+    hidden = FORWARD(WEIGHTS, cfg, TOKENS, *layout(TOKENS))
     assert (hidden.dtype, decoder.unembed(WEIGHTS, cfg, hidden).dtype) == (act_dtype, jnp.float32)
     (value, grads), (narrow, narrow_grads) = VALUE_AND_GRAD(WEIGHTS, CFG), VALUE_AND_GRAD(WEIGHTS, cfg)
     np.testing.assert_allclose(narrow, value, rtol=2e-3)
@@ -84,7 +89,7 @@ def test_a_small_step_against_the_gradient_lowers_the_loss_by_its_square() -> No
 
 def test_later_tokens_change_nothing_before_them() -> None:
     changed = TOKENS.at[:, 6:].set((TOKENS[:, 6:] + 1) % CFG.vocab)
-    before, after = logits(WEIGHTS), logits(WEIGHTS, tokens=changed)
+    before, after = logits(WEIGHTS), logits(WEIGHTS, CFG, changed)
     np.testing.assert_array_equal(before[:, :6], after[:, :6])
     assert float(jnp.abs(before - after)[:, 6:].max()) > 1e-3
 
@@ -93,7 +98,7 @@ def test_padding_changes_nothing() -> None:
     padded = jnp.pad(TOKENS, ((0, 0), (0, 5)), constant_values=7)
     real = (jnp.arange(14)[None] < 9).astype(jnp.int32) * jnp.ones((2, 1), jnp.int32)
     positions = jnp.arange(14)[None] * real
-    hidden = decoder.forward(WEIGHTS, CFG, padded, positions, visibility(real, real))
+    hidden = FORWARD(WEIGHTS, CFG, padded, positions, visibility(real, real))
     assert bool(jnp.isfinite(hidden).all())
     np.testing.assert_allclose(decoder.unembed(WEIGHTS, CFG, hidden)[:, :9], logits(WEIGHTS), atol=1e-5)
 
@@ -102,12 +107,12 @@ def test_padding_changes_nothing() -> None:
 def test_completions_that_share_a_prompt_equal_rows_of_their_own(unroll: bool) -> None:
     cfg, prompt = variant(unroll=unroll), [5, 9, 2, 7, 1]
     completions = [[3, 8, 8, 4], [3, 6, 0], [11]]
-    row = prompt + sum(completions, [])
+    row = prompt + [token for completion in completions for token in completion]
     segments = [1] * len(prompt) + [n + 2 for n, c in enumerate(completions) for _ in c]
     positions = list(range(len(prompt))) + [len(prompt) + i for c in completions for i in range(len(c))]
     pad = [0, 0]
     tokens, segments, prefix, positions = (jnp.array([x + pad]) for x in (row, segments, [1] * len(row), positions))
-    hidden = decoder.forward(WEIGHTS, cfg, tokens, positions, visibility(segments, prefix))
+    hidden = FORWARD(WEIGHTS, cfg, tokens, positions, visibility(segments, prefix))
     shared = decoder.unembed(WEIGHTS, cfg, hidden)[0]
     start = len(prompt)
     for completion in completions:
@@ -121,8 +126,10 @@ def test_completions_that_share_a_prompt_equal_rows_of_their_own(unroll: bool) -
 def test_kept_keys_and_values_continue_a_sequence(unroll: bool) -> None:
     """A last token that attends to the kept keys and values comes out as in the whole sequence."""
     cfg = variant(unroll=unroll)
-    whole = decoder.forward(WEIGHTS, cfg, TOKENS, *layout(TOKENS))
-    hidden, (k, v) = decoder.forward_kv(WEIGHTS, cfg, TOKENS[:, :-1], *layout(TOKENS[:, :-1]))
+    whole = FORWARD(WEIGHTS, cfg, TOKENS, *layout(TOKENS))
+    hidden, (k, v) = jax.jit(decoder.forward_kv, static_argnums=1)(
+        WEIGHTS, cfg, TOKENS[:, :-1], *layout(TOKENS[:, :-1])
+    )
     assert k.shape == v.shape == (cfg.layers, 2, 8, cfg.kv_heads, cfg.head_dim)
     np.testing.assert_allclose(hidden, whole[:, :-1], atol=1e-5)
     x, last = decoder.embed(WEIGHTS, cfg, TOKENS[:, -1:]), jnp.full((2, 1), 8)
@@ -142,7 +149,6 @@ def test_every_parameter_counts() -> None:
     cfg = variant(qkv_bias=True, tie_embed=False)
     weights = params.init(params.decoder_specs(cfg), jax.random.key(2))
     for path, grad in jax.tree.leaves_with_path(VALUE_AND_GRAD(weights, cfg)[1]):
-        # A bias on every key adds the same to all scores of a query before rotation only: its gradient is small.
         assert float(jnp.abs(grad).max()) > 1e-9, jax.tree_util.keystr(path)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -48,7 +49,8 @@ CASES = {'cross-entropy': (weighted, WEIGHTS), 'ppo': (clipped, {'old': OLD, 'ad
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
 @pytest.mark.parametrize('chunk', [1, 4, 6, 1024])
 def test_logprobs_and_entropy_against_numpy(chunk: int, temperature: float) -> None:
-    got, entropy = token_logprobs(HIDDEN, UNEMBED, TARGETS, temperature=temperature, chunk=chunk)
+    evaluate = jax.jit(functools.partial(token_logprobs, temperature=temperature, chunk=chunk))
+    got, entropy = evaluate(HIDDEN, UNEMBED, TARGETS)
     logits = np.asarray(HIDDEN, np.float64) @ np.asarray(UNEMBED, np.float64).T / temperature
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     np.testing.assert_allclose(got, np.log(np.take_along_axis(p, np.asarray(TARGETS)[..., None], -1))[..., 0], 1e-5)
@@ -68,7 +70,7 @@ def test_loss_and_gradients_are_those_of_plain_autodiff(case: str, chunk: int, t
         return per_token(plain_logprobs(hidden, unembed, temperature), aux).sum()
 
     (loss, logprobs), grads = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(HIDDEN, UNEMBED)
-    expected, expected_grads = jax.value_and_grad(plain, (0, 1))(HIDDEN, UNEMBED)
+    expected, expected_grads = jax.jit(jax.value_and_grad(plain, (0, 1)))(HIDDEN, UNEMBED)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(logprobs, plain_logprobs(HIDDEN, UNEMBED, temperature), rtol=1e-5, atol=1e-5)
     for got, want in zip(grads, expected_grads, strict=True):
@@ -77,6 +79,7 @@ def test_loss_and_gradients_are_those_of_plain_autodiff(case: str, chunk: int, t
 
 @pytest.mark.parametrize('seed', range(3))
 def test_gradient_by_finite_differences(seed: int) -> None:
+    @jax.jit
     def loss(hidden: jax.Array, unembed: jax.Array) -> jax.Array:
         return token_loss(hidden, unembed, TARGETS, WEIGHTS, weighted, temperature=1.3, chunk=4)[0]
 
