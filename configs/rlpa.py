@@ -18,7 +18,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.policy = p.policy(p.EMBEDDED)
     config.optimizer = p.adamw(lr=3e-5, warmup_ratio=0.1)
     config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
-    config.warmup = dict(steps=20, batch=8, examples=160, optimizer=p.adamw(lr=5e-5))
+    config.warmup = dict(steps=20, rows=2, examples_per_row=4, examples=160, optimizer=p.adamw(lr=5e-5))
     config.ppo = p.ppo(
         estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, negative_scale=0.2, micro_rows=4
     )
@@ -48,7 +48,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.policy.source = 'random:tiny'
     config.policy.dtype = 'float32'
     config.total_steps = 6
-    config.warmup.update(steps=4, batch=4, examples=16)
+    config.warmup.update(steps=4, rows=2, examples_per_row=2, examples=16)
     config.warmup.optimizer.lr = 3e-3
     config.sampling.max_tokens = 32
     config.dialogue.update(people=8, max_rounds=2, rollout_batch_size=4, round_batch_size=4)

@@ -110,10 +110,10 @@ def _answer(dialogues: tuple[Dialogue, ...], user: UserSimulator, seed: int) -> 
 # --- what the policy reads ------------------------------------------------------------------------------------------
 
 
-def actor_prompt(slots: Sequence[str]) -> str:
+def actor_prompt(topics: Sequence[str]) -> str:
     """A short system prompt: the topics of a profile, no value of any, and the layout of an answer."""
-    layout = render_completion('- topic: value\n', 'short reply')
-    return f'Note what the user told about {", ".join(slots)}. Then reply. Format:\n{layout}'
+    layout = render_completion('- topic: ...\n', '...')
+    return f'Note only what the user told about {", ".join(topics)}. Then reply. Format:\n{layout}'
 
 
 def messages(dialogue: Dialogue, system: str = '') -> list[dict[str, str]]:

@@ -133,7 +133,7 @@ def _dlogits(weights: Array, total: Array, chosen: Array, slope: Array) -> Array
 
 
 def _width(targets: Array, chunk: int) -> int:
-    """Columns of a chunk: as equal as they can be, with at most `chunk` states in each (or one column)."""
+    """Columns of a chunk: as equal as they can be, with about `chunk` states in each."""
     rows, length = targets.shape
     chunks = min(-(-rows * length // chunk), length)
     return -(-length // chunks)

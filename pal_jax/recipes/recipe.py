@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.params import Params
+from pal_jax.models.params import Params, cast
+from pal_jax.models.sources import Source
+from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.types import Metrics
 
 Config = Any  # an ml_collections.ConfigDict: its attributes are the keys of a config file
@@ -49,6 +56,7 @@ class Recipe(NamedTuple):
     stage: the name of the evaluation that is due before step `i` ('base', 'final', ...), or None.
     evaluate: `(state, stage) -> Evaluation`; changes nothing.
     exports: models by the name of their folder.
+    model, tokenizer: of the policy.
     """
 
     total_steps: int
@@ -58,3 +66,30 @@ class Recipe(NamedTuple):
     stage: Callable[[int], str | None]
     evaluate: Callable[[Any, str], Evaluation]
     exports: Callable[[Any], dict[str, Export]]
+    model: ModelConfig
+    tokenizer: Callable[[], Tokenizer]
+
+
+def open_run(workdir: str, ctx: Context) -> Source:
+    """The model a run has trained, as a source for another run (`orbax:<workdir>`): its last whole checkpoint.
+
+    Raises:
+      ValueError: the folder is not that of a run, or has no checkpoint.
+    """
+    path = Path(workdir) / 'config.json'
+    if not path.exists():
+        raise ValueError(f'orbax:{workdir} is no run of this package: {path} is missing')
+    config = ConfigDict(json.loads(path.read_text()))
+    recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx)
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    latest = checkpoints.latest
+    if latest is None:
+        raise ValueError(f'orbax:{workdir} has no checkpoint; train it first')
+
+    def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
+        restored = checkpoints.restore(recipe.abstract)
+        assert restored is not None
+        params = cast(next(iter(recipe.exports(restored[0]).values())).params, dtype)
+        return jax.device_put(params, shardings) if shardings else params
+
+    return Source(recipe.model, recipe.tokenizer, load)

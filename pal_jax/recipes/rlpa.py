@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from pal_jax.data.packing import Row, pack_rollouts, pack_rows, real_share, round_up
+from pal_jax.data.packing import pack_rollouts, pack_rows, real_share, round_up, shared_row
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.local import LocalDecoder, Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
-from pal_jax.feedback.demonstrations import Demonstration, make_demonstrations
+from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.people import SLOTS, Split, load_people, make_people
 from pal_jax.feedback.profiles import match_exactly, split_fact
@@ -32,7 +32,7 @@ from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Export, Host, Recipe
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Export, Host, Recipe, open_run
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Dialogue, Metrics, Person, RewardFn, Sample, Sampling, TokenBatch, UserSimulator
@@ -49,7 +49,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     """
     check(config)
     world = make_world(config)
-    source = sources.resolve(config.policy.source, seed=config.seed)
+    source = sources.resolve(config.policy.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
     tokenizer = source.tokenizer()
     cfg = devices.for_platform(source.config, config.policy.dtype)
     cfg = dataclasses.replace(cfg, remat=config.policy.remat)
@@ -59,7 +59,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     n, height = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
     max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
     rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
-    demonstrations = supervised_rows(config, world, tokenizer) if warmup or config.ppo.ptx_coef else []
+    examples = supervised_examples(config, tokenizer) if warmup or config.ppo.ptx_coef else []
 
     def sample_turns(dialogues: Sequence[Dialogue], n: int, seed: Sequence[int]) -> list[Sample]:
         prompts = [tuple(tokenizer.chat(env.messages(each, world.system))) for each in dialogues]
@@ -68,7 +68,8 @@ def make(config: Config, ctx: Context) -> Recipe:
         return [Sample(dialogues[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
 
     def supervised(i: int) -> TokenBatch:
-        return sharding.put_batch(demonstration_batch(demonstrations, config.warmup.batch, i, config.seed), ctx.mesh)
+        batch = demonstration_batch(examples, config.warmup.rows, config.warmup.examples_per_row, i, config.seed)
+        return sharding.put_batch(batch, ctx.mesh)
 
     def init() -> tuple[PolicyState, Host]:
         params = source.load(learner.param_shardings)
@@ -122,7 +123,8 @@ def make(config: Config, ctx: Context) -> Recipe:
     def exports(state: PolicyState) -> dict[str, Export]:
         return {'export': Export(learner.weights(state), cfg, tokenizer)}
 
-    return Recipe(warmup + config.total_steps, learner.abstract, init, step, stage, evaluate, exports)
+    steps = warmup + config.total_steps
+    return Recipe(steps, learner.abstract, init, step, stage, evaluate, exports, cfg, lambda: tokenizer)
 
 
 # --- the world ------------------------------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ def check(config: Config) -> None:
         )
     for key, size in {
         'dialogue.rollout_batch_size / ppo.minibatches': minibatch,
-        'warmup.batch': config.warmup.batch,
+        'warmup.rows': config.warmup.rows,
     }.items():
         if size % min(config.ppo.micro_rows, size):
             raise ValueError(f'{key}={size} does not divide into ppo.micro_rows={config.ppo.micro_rows}')
@@ -245,27 +247,32 @@ def make_sampling(config: Config) -> Sampling:
     return Sampling(**config.sampling.to_dict() | {'stop': tuple(config.sampling.stop)})
 
 
-def supervised_rows(config: Config, world: World, tokenizer: Tokenizer) -> list[Row]:
-    """The warm-up's examples as tokens, each ended by the token that ends a turn."""
+def supervised_examples(config: Config, tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
+    """The warm-up's prompts and completions as tokens, each ended by the token that ends a turn."""
+    system = env.actor_prompt(TOPICS)
 
-    def row(example: Demonstration) -> Row:
-        prompt = tokenizer.chat(env.messages(example.dialogue, world.system))
-        return Row(prompt, [[*tokenizer.encode(example.completion), tokenizer.stop_ids[0]]])
+    def example(each: Demonstration) -> tuple[list[int], list[int]]:
+        prompt = tokenizer.chat(env.messages(each.dialogue, system))
+        return prompt, [*tokenizer.encode(each.completion), tokenizer.stop_ids[0]]
 
-    return [row(example) for example in make_demonstrations(config.warmup.examples, seed=config.seed)]
+    return [example(each) for each in make_demonstrations(config.warmup.examples, seed=config.seed)]
 
 
-def demonstration_batch(rows: Sequence[Row], size: int, i: int, seed: int) -> TokenBatch:
-    """Batch `i` of an endless shuffled pass over the rows, all batches of one shape."""
-    start = i * size
-    order = np.concatenate([
-        np.random.default_rng((seed, epoch)).permutation(len(rows))
-        for epoch in range(start // len(rows), (start + size - 1) // len(rows) + 1)
-    ])  # fmt: skip
-    offset = start - start // len(rows) * len(rows)
-    chosen = [rows[k] for k in order[offset : offset + size]]
-    longest, actions = max(row.length for row in rows), max(len(row.completions[0]) for row in rows)
-    return pack_rows(chosen, samples=1, length=round_up(longest, 64), actions=round_up(actions, 8))
+def demonstration_batch(
+    examples: Sequence[tuple[list[int], list[int]]], rows: int, samples: int, i: int, seed: int
+) -> TokenBatch:
+    """Batch `i` of an endless shuffled pass over the examples: `rows` rows of `samples` each, always of one shape."""
+    size = rows * samples
+    passes = range(i * size // len(examples), ((i + 1) * size - 1) // len(examples) + 1)
+    order = np.concatenate([np.random.default_rng((seed, each)).permutation(len(examples)) for each in passes])
+    start = i * size - passes[0] * len(examples)
+    chosen = [examples[k] for k in order[start : start + size]]
+    packed = [shared_row(chosen[k : k + samples]) for k in range(0, size, samples)]
+    longest = max(len(prompt) + len(completion) for prompt, completion in examples)
+    shared = len(packed[0].prompt)
+    length = round_up(shared + samples * (longest - shared) * 3 // 4, 64)
+    actions = round_up(max(len(completion) for _, completion in examples), 8)
+    return pack_rows(packed, samples=samples, length=max(length, *(round_up(r.length, 64) for r in packed)), actions=actions)
 
 
 # --- what a step reports --------------------------------------------------------------------------------------------

@@ -1,0 +1,182 @@
+"""RLPA from its config: what goes into the batches, and what is refused before a weight is read."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pal_jax.recipes import rlpa
+from pal_jax.recipes.recipe import Context
+from pal_jax.runtime import devices
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def no_phase(name):
+    yield
+
+
+CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
+
+
+def get_config(variant='smoke', **changes):
+    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'rlpa.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def run(config, steps, monkeypatch):
+    """The batches of the first `steps` PPO steps, and the last state."""
+    seen, pack = [], rlpa.pack_rollouts
+
+    def spy(samples, **kwargs):
+        batch = pack(samples, **kwargs)
+        seen.append((samples, jax.tree.map(np.asarray, batch)))
+        return batch
+
+    monkeypatch.setattr(rlpa, 'pack_rollouts', spy)
+    recipe = rlpa.make(config, CONTEXT)
+    state, host = recipe.init()
+    for i in range(steps):
+        state, host, _, metrics = recipe.step(state, host, i)
+    return seen, state, host, metrics
+
+
+def small(**changes):
+    return get_config(**{'warmup.steps': 0, 'decode.slots': 8, 'sampling.max_tokens': 8, **changes})
+
+
+def test_without_multiturn_the_batches_are_those_of_single_turns(monkeypatch):  # IV.3-8
+    off, *_ = run(small(**{'dialogue.use_multiturn': False, 'dialogue.max_rounds': 3}), 3, monkeypatch)
+    single, *_ = run(small(**{'dialogue.max_rounds': 1}), 3, monkeypatch)
+    for (_, a), (_, b) in zip(off, single, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_what_was_sampled_is_what_is_trained_on(monkeypatch):
+    seen, *_ = run(small(), 1, monkeypatch)
+    samples, batch = seen[0]
+    n = 4
+    for b, sample in enumerate(samples):
+        r, i = divmod(b, n)
+        size = len(sample.completion.token_ids)
+        assert tuple(batch.tokens.actions[r, i, :size]) == sample.completion.token_ids
+        assert tuple(batch.tokens.tokens[r, : len(sample.prompt_ids)]) == sample.prompt_ids
+        np.testing.assert_array_equal(batch.sampler_logprobs[r, i, :size], np.float32(sample.completion.logprobs))
+
+
+def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one(monkeypatch):  # IV.3-9
+    seen, *_ = run(small(), 1, monkeypatch)
+    learner = rlpa.make_learner(small(), rlpa_model(), CONTEXT)
+    batch = jax.tree.map(jax.numpy.asarray, seen[0][1])
+    state = learner.init(rlpa.sources.resolve('random:tiny').load())
+    rewards = batch.reward.at[0].set(jax.numpy.arange(4.0))
+    before, _ = learner.annotate(state, batch.replace(reward=rewards))
+    after, _ = learner.annotate(state, batch.replace(reward=rewards.at[1].set(jax.numpy.asarray([5.0, 1.0, 0.0, 2.0]))))
+    np.testing.assert_array_equal(before.advantages[0], after.advantages[0])
+    assert float(abs(before.advantages[0]).max()) > 0
+    assert float(abs(after.advantages[1] - before.advantages[1]).max()) > 0
+
+
+def rlpa_model():
+    return devices.for_platform(rlpa.sources.resolve('random:tiny').config, 'float32')
+
+
+def test_sampler_and_trainer_agree_on_logprobs_and_the_host_item_is_json(monkeypatch):
+    _, _, host, metrics = run(small(), 2, monkeypatch)
+    assert metrics['sampler_drift_max'] < 2e-3
+    assert metrics['first_ratio_deviation'] < 1e-3
+    assert host == json.loads(json.dumps(host))
+
+
+@pytest.mark.parametrize('variant', ['', 'paper'])
+def test_every_variant_is_complete_and_small_changes_are_named(variant):
+    config = get_config(variant)
+    rlpa.check(config)
+    with pytest.raises(AttributeError, match='Did you mean'):
+        config.ppo.clp = 0.1
+
+
+def test_the_published_model_is_sharded_as_declared_without_its_weights():
+    """Qwen2.5-3B by its published shape, on eight devices: every leaf has a place, and large ones are cut."""
+    cfg = rlpa.sources.config.ModelConfig(
+        family='qwen2', vocab=151_936, width=2048, layers=36, heads=16, kv_heads=2, head_dim=128, mlp=11_008,
+        max_len=32_768, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True, dtype='bfloat16', act_dtype='bfloat16', remat=True,
+    )  # fmt: skip
+    mesh = devices.make_mesh(data=1, fsdp=4, tensor=2)
+    learner = rlpa.make_learner(get_config('paper'), cfg, Context(mesh, no_phase))
+    leaves = jax.tree.leaves(learner.abstract)
+    assert all(leaf.sharding.mesh.shape == mesh.shape for leaf in leaves)
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    shard = sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
+    assert shard < 1.01 * total / 8
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'ppo.estimator': 'rloo', 'dialogue.n_samples_per_prompt': 1}, 'n_samples_per_prompt=1'),
+        ({'ppo.minibatches': 3}, 'rollout_batch_size=4 does not divide into ppo.minibatches=3'),
+        ({'ppo.micro_rows': 3}, 'does not divide into ppo.micro_rows=3'),
+        ({'dialogue.rollout_batch_size': 0}, 'dialogue.rollout_batch_size=0 must be at least 1'),
+        ({'reward.judge': 'rules'}, "reward.judge='rules' is unknown; use rule"),
+        ({'policy.source': 'hf:nowhere/at all'}, 'nowhere/at all'),
+        ({'policy.source': 'elsewhere:x'}, 'unknown model source'),
+        ({'policy.lora.rank': 4, 'policy.lora.targets': 'q,w'}, "unknown LoRA targets \\['w'\\]"),
+        ({'ppo.kl_estimator': 'k4'}, "ppo.kl_estimator='k4'; use one of k1, k2, k3"),
+    ],
+)
+def test_wrong_values_are_told_in_one_line(changes, message):
+    with pytest.raises((ValueError, RuntimeError), match=message) as error:
+        rlpa.make(get_config(**changes), CONTEXT)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('lines', 'message'),
+    [
+        (['{"profile": "- a\\n- b"}', '{"profile": 3}'], r'people.jsonl, line 2: '),
+        (['{"profile": "- a\\n- b"}', '{broken'], r'people.jsonl, line 2: '),
+        ([], 'no people'),
+        (['{"profile": "- a\\n- b"}'], 'one is kept for testing'),
+    ],
+)
+def test_bad_profile_files_are_told_by_line(tmp_path, lines, message):
+    path = tmp_path / 'people.jsonl'
+    path.write_text('\n'.join(lines))
+    with pytest.raises(ValueError, match=message):
+        rlpa.make(get_config(**{'dialogue.profiles': str(path)}), CONTEXT)
+
+
+def test_own_people_are_split_and_their_topics_named(tmp_path):
+    path = tmp_path / 'people.jsonl'
+    path.write_text('\n'.join(json.dumps({'facts': {'band': f'b{i}', 'tea': f't{i}'}}) for i in range(10)))
+    world = rlpa.make_world(get_config(**{'dialogue.profiles': str(path)}))
+    assert (len(world.train), len(world.tests['heldout'])) == (8, 2)
+    assert 'band, tea' in world.system
+
+
+def test_a_run_can_start_from_what_another_has_trained(tmp_path, monkeypatch):
+    from pal_jax.runtime.checkpoint import Checkpoints, check_config
+
+    config = small()
+    _, state, host, _ = run(config, 1, monkeypatch)
+    check_config(tmp_path, config.to_dict())
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, host)
+    checkpoints.wait()
+    recipe = rlpa.make(small(**{'policy.source': f'orbax:{tmp_path}'}), CONTEXT)
+    start, _ = recipe.init()
+    jax.tree.map(np.testing.assert_array_equal, start.actor.params, state.actor.params)
+    with pytest.raises(ValueError, match='is no run of this package'):
+        rlpa.make(small(**{'policy.source': 'orbax:nowhere'}), CONTEXT)

@@ -1,0 +1,111 @@
+"""Checkpoints: whole or not at all, damage is noticed, the good ones survive."""
+
+from __future__ import annotations
+
+import collections
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pal_jax.runtime import checkpoint, devices
+from pal_jax.runtime.checkpoint import Checkpoints, check_config, fingerprint
+from pal_jax.runtime.sharding import replicated
+
+
+def make_state(seed=0):
+    key = jax.random.key(seed)
+    return {'w': jax.random.normal(key, (64, 8)), 'half': jnp.ones(7, jnp.bfloat16), 'step': jnp.asarray(seed)}
+
+
+def abstract(state):
+    where = replicated(devices.make_mesh())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def save(folder, *steps, keep=2):
+    checkpoints = Checkpoints(folder, keep=keep)
+    for step in steps:
+        checkpoints.save(step, make_state(step), {'queue': [step]}, reward=-float(step))
+    checkpoints.wait()
+    return checkpoints
+
+
+def damage(folder):
+    """Overwrites the middle of the largest file of array data."""
+    files = [p for p in (folder / 'state').rglob('*') if p.is_file() and '/d/' in str(p)]
+    path = max(files, key=lambda p: p.stat().st_size)
+    raw = bytearray(path.read_bytes())
+    middle = len(raw) // 2
+    raw[middle : middle + 8] = bytes(b ^ 0x5A for b in raw[middle : middle + 8])
+    path.write_bytes(raw)
+
+
+def test_what_is_restored_is_what_was_saved(tmp_path):
+    assert Checkpoints(tmp_path).restore(abstract(make_state())) is None
+    checkpoints = save(tmp_path, 3)
+    state, host, step = checkpoints.restore(abstract(make_state()))
+    same(state, make_state(3))
+    assert (host, step) == ({'queue': [3]}, 3)
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path):
+    save(tmp_path, 1, 2, 3, 4)  # rewards fall, so the first is the best
+    assert sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()) == [1, 3, 4]
+
+
+def test_a_damaged_checkpoint_is_left_out_and_said(tmp_path):
+    save(tmp_path, 1, 2).close()
+    damage(tmp_path / 'checkpoints' / '2')
+    said = []
+    checkpoints = Checkpoints(tmp_path, log=said.append)
+    state, _, step = checkpoints.restore(abstract(make_state()))
+    same(state, make_state(1))
+    assert step == 1
+    assert len(said) == 1
+    assert 'checkpoint 2 cannot be read' in said[0]
+    checkpoints.discard_after(1)
+    assert checkpoints.latest == 1
+
+
+def test_when_all_are_damaged_the_run_says_what_to_do(tmp_path):
+    save(tmp_path, 1).close()
+    shutil.rmtree(tmp_path / 'checkpoints' / '1' / 'state')
+    with pytest.raises(RuntimeError, match=r'none of the checkpoints \[1\].*delete the folder'):
+        Checkpoints(tmp_path, log=lambda _: None).restore(abstract(make_state()))
+
+
+def test_a_full_disk_stops_before_it_writes_and_leaves_the_last_one_intact(tmp_path, monkeypatch):
+    checkpoints = save(tmp_path, 1)
+    usage = collections.namedtuple('usage', 'total used free')
+    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda _: usage(10, 10, 100))
+    with pytest.raises(RuntimeError, match=r'checkpoint 2 could not be written.*checkpoint 1 is intact'):
+        checkpoints.save(2, make_state(2), {})
+    same(checkpoints.restore(abstract(make_state()))[0], make_state(1))
+
+
+def test_fingerprints_see_every_bit_and_no_mesh():
+    state = make_state(5)
+    plain = np.asarray(fingerprint(state))
+    assert not np.array_equal(plain, np.asarray(fingerprint(state | {'w': state['w'].at[3, 3].multiply(1.0000001)})))
+    swapped = state['w'].at[jnp.asarray([0, 1])].set(state['w'][jnp.asarray([1, 0])])
+    assert not np.array_equal(plain, np.asarray(fingerprint(state | {'w': swapped})))
+    mesh = devices.make_mesh()
+    spread = jax.device_put(state['w'], jax.NamedSharding(mesh, jax.P('fsdp')))
+    np.testing.assert_array_equal(plain, np.asarray(fingerprint(state | {'w': spread})))
+
+
+def test_another_config_is_refused_with_the_changed_keys(tmp_path):
+    config = {'total_steps': 3, 'ppo': {'clip': 0.2, 'range': (1, 2)}}
+    check_config(tmp_path, config)
+    check_config(tmp_path, config | {'total_steps': 9}, free=('total_steps',))
+    assert json.loads((tmp_path / 'config.json').read_text())['total_steps'] == 9
+    with pytest.raises(ValueError, match=r'another config \(ppo.clip: 0.2 -> 0.1, ppo.kl: None -> 1\)'):
+        check_config(tmp_path, {'total_steps': 9, 'ppo': {'clip': 0.1, 'range': (1, 2), 'kl': 1}})

@@ -1,0 +1,105 @@
+"""The command itself: errors with status 2, and a run that is killed three times ends as an unbroken one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Kills its own process in the middle of something: {target} at its {count}-th call, before or after it was made.
+KILLER = """
+import os, signal, sys
+from pal_jax.decode.local import LocalDecoder
+from pal_jax.learners.policy import PolicyLearner
+from pal_jax.runtime.checkpoint import Checkpoints
+owner, name, count = {owner}, {name!r}, {count}
+original, calls = getattr(owner, name), []
+def deadly(*args, **kwargs):
+    calls.append(1)
+    out = original(*args, **kwargs)
+    if len(calls) == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return out
+setattr(owner, name, deadly)
+from pal_jax import cli, train
+cli.run(train.main, '')
+"""
+
+
+def python(*args, cache=None):
+    env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+    if cache:
+        env |= {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def records(workdir, name):
+    lines = (workdir / name).read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith('seconds_')} for line in lines]
+
+
+def test_a_run_killed_in_rollout_update_and_save_ends_as_an_unbroken_one(tmp_path):
+    flags = ['--config=configs/rlpa.py:smoke', '--config.checkpoint.every=1']
+    whole, broken, cache = tmp_path / 'whole', tmp_path / 'broken', tmp_path / 'cache'
+    result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}', cache=cache)
+    assert result.returncode == 0, result.stderr
+    for owner, name, count in (
+        ('LocalDecoder', '__call__', 9),  # evaluations take some calls, then step 4 samples
+        ('PolicyLearner', '_minibatch', 2),
+        ('Checkpoints', 'save', 2),  # the background write has just begun
+    ):
+        script = KILLER.format(owner=owner, name=name, count=count)
+        killed = python('-c', script, *flags, f'--workdir={broken}', cache=cache)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}', cache=cache)
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resuming' in resumed.stdout
+    for name in ('metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl'):
+        assert records(broken, name) == records(whole, name)
+    last = Path('checkpoints') / '10' / 'host' / 'metadata'
+    assert json.loads((broken / last).read_text()) == json.loads((whole / last).read_text())
+    exported = Path('export') / 'model.safetensors'
+    assert (broken / exported).read_bytes() == (whole / exported).read_bytes()
+    again = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}', cache=cache)
+    assert 'is finished' in again.stdout
+    other = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}', '--config.ppo.clip=0.1', cache=cache)
+    assert_refused(other, 'ppo.clip: 0.2 -> 0.1')
+    for name in ('report.html', 'learning_curve.png', 'summary.json'):
+        assert (whole / name).stat().st_size > 0
+
+
+def assert_refused(result, message):
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert result.stderr.startswith('error: ')
+    assert result.stderr.count('\n') == 1, result.stderr
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        ([], 'no configuration; give one, such as --config=configs/rlpa.py'),
+        (['--config=configs/nothing.py'], 'configs/nothing.py'),
+        (['--config=configs/rlpa.py:smok'], "variant 'smok' is unknown"),
+        (['--config=configs/rlpa.py:smoke', '--config.ppo.clp=0.1'], 'Did you mean'),
+        (['--config=configs/rlpa.py:smoke', '--config.ppo.minibatches=3'], 'does not divide'),
+    ],
+)
+def test_wrong_commands_end_with_one_line_and_status_2(flags, message, tmp_path):
+    if not any('workdir' in flag for flag in flags):
+        flags = [*flags, f'--workdir={tmp_path}']
+    assert_refused(python('-m', 'pal_jax.train', *flags), message)
+    assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_help_tells_how_to_start():
+    result = python('-m', 'pal_jax.train', '--help')
+    assert result.returncode == 0
+    assert '--config=configs/rlpa.py' in result.stdout
