@@ -7,7 +7,7 @@ separate sequences have 1,040.
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -38,14 +38,33 @@ class Row(NamedTuple):
         return len(self.prompt) + sum(len(branch.tokens) for branch in self.branches)
 
 
-def shared_row(examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Row:
-    """Examples (prompt, completion) as one row: what all prompts begin with is its prompt."""
-    prompts = [prompt for prompt, _ in examples]
-    shared = min(len(os.path.commonprefix(prompts)), *(len(prompt) for prompt in prompts))
+class Example(NamedTuple):
+    """What to learn by imitation: the completion, after the prompt."""
+
+    prompt: Sequence[int]
+    completion: Sequence[int]
+
+
+def shared_row(examples: Sequence[Example]) -> Row:
+    """Examples as one row: what all their prompts begin with is its prompt."""
+    columns = zip(*(example.prompt for example in examples), strict=False)
+    shared = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
     if not shared:
         raise ValueError('these examples have not even a first token in common; put them into rows of their own')
-    branches = [Branch([*p[shared:], *completion], acted=len(p) - shared) for p, completion in examples]
-    return Row(prompts[0][:shared], branches)
+    cut = len(shared)
+    return Row(shared, [Branch([*e.prompt[cut:], *e.completion], acted=len(e.prompt) - cut) for e in examples])
+
+
+def pack_examples(examples: Sequence[Example], *, rows: int, samples: int, i: int, seed: int) -> TokenBatch:
+    """Batch `i` of an endless shuffled pass over the examples: `rows` rows of `samples` each."""
+    size = rows * samples
+    passes = range(i * size // len(examples), ((i + 1) * size - 1) // len(examples) + 1)
+    order = np.concatenate([np.random.default_rng((seed, each)).permutation(len(examples)) for each in passes])
+    start = i * size - passes[0] * len(examples)
+    chosen = [examples[k] for k in order[start : start + size]]
+    packed = [shared_row(chosen[k : k + samples]) for k in range(0, size, samples)]
+    actions = round_up(max(len(example.completion) for example in examples), 8)
+    return pack_rows(packed, samples=samples, length=round_up(max(row.length for row in packed), 128), actions=actions)
 
 
 def round_up(length: int, multiple: int) -> int:
@@ -82,12 +101,14 @@ def pack_rollouts(
 ) -> RolloutBatch:
     """Samples, `n` neighbours to a prompt, as a global batch of `height` rows a process.
 
-    Rows are padded to a `multiple` of tokens, which bounds the number of programs to compile.
+    Rows are padded to a `multiple` of tokens, which bounds the number of programs to compile, and stand in order of
+    length, so that micro-batches of neighbours have little padding.
 
     Rows that are missing (a short last batch) are padding: `ok` is False and nothing acts.
     """
     groups = [samples[i : i + n] for i in range(0, len(samples), n)]
-    rows = [Row(group[0].prompt_ids, [Branch(s.completion.token_ids) for s in group]) for group in groups]
+    groups.sort(key=lambda group: _row(group).length)
+    rows = [_row(group) for group in groups]
     length = round_up(max(row.length for row in rows), multiple)
     tokens = pack_rows(rows, samples=n, length=length, actions=actions, height=height)
     reward, ok = _zeros((height, n), np.float32), _zeros((height, n), bool)
@@ -99,9 +120,8 @@ def pack_rollouts(
     return sharding.put_batch(RolloutBatch(tokens, reward, ok, logprobs), mesh)
 
 
-def real_share(tokens: TokenBatch) -> float:
-    """Share of a batch's tokens that are not padding."""
-    return float((np.asarray(tokens.segments) > 0).mean())
+def _row(group: Sequence[Sample]) -> Row:
+    return Row(group[0].prompt_ids, [Branch(sample.completion.token_ids) for sample in group])
 
 
 def _zeros(shape: tuple[int, ...], dtype: type) -> Any:

@@ -32,6 +32,7 @@ from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives import advantages as adv
+from pal_jax.objectives.masked import masked_mean
 from pal_jax.runtime import sharding
 from pal_jax.types import Metrics, RolloutBatch, TokenBatch
 
@@ -187,12 +188,14 @@ class PolicyLearner:
 
     def annotate(self, state: PolicyState, batch: RolloutBatch) -> tuple[RolloutBatch, Metrics]:
         """Fills in what the update takes as given: old and reference log-probs, values, advantages, returns."""
-        parts = [self._score(state, micro) for micro in self._micro_batches(batch.tokens)]
+        micro_batches = list(self._micro_batches(batch.tokens))
+        parts = [self._score(state, micro) for micro in micro_batches]
         old, entropy, reference, values = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
         batch = batch.replace(logprobs=old, ref_logprobs=reference, values=values)
         batch, metrics = self._advantages(batch, state.kl_coef)
-        mask = np.asarray(passes.used(batch))
-        return batch, floats(metrics) | {'entropy': float(np.asarray(passes.by_sample(entropy))[mask].mean())}
+        metrics['entropy'] = masked_mean(passes.by_sample(entropy), passes.used(batch))
+        metrics['real_share'] = jnp.sum(batch.tokens.segments > 0) / sum(m.tokens.size for m in micro_batches)
+        return batch, floats(metrics)
 
     @functools.partial(jax.jit, static_argnums=0)
     def _score(self, state: PolicyState, batch: TokenBatch):
@@ -283,13 +286,22 @@ class PolicyLearner:
         return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[index], batch), self._rows)
 
     def _micro_batches(self, tree: Any) -> Iterator[Any]:
+        """Neighbouring rows, `micro_rows` at a time, without the columns that are padding in all of them."""
         height = jax.tree.leaves(tree)[0].shape[0]
         size = min(self.ppo.micro_rows, height)
-        if size == height:
-            yield tree
-            return
         for index in np.split(np.arange(height), height // size):
-            yield self._take(tree, index)
+            part = tree if size == height else self._take(tree, index)
+            yield jax.tree.map(trim, part, is_leaf=lambda x: isinstance(x, TokenBatch))
+
+
+def trim(x: Any, multiple: int = 128) -> Any:
+    """A `TokenBatch` cut to its longest row, rounded up so that the programs to compile stay few; others unchanged."""
+    if not isinstance(x, TokenBatch):
+        return x
+    longest = int(jnp.max(jnp.sum(x.segments > 0, axis=1)))
+    length = min(x.tokens.shape[1], -(-longest // multiple) * multiple)
+    columns = {name: getattr(x, name)[:, :length] for name in ('tokens', 'positions', 'segments', 'prefix')}
+    return x.replace(**columns)
 
 
 def join(trainable: Params, frozen: Params) -> Params:

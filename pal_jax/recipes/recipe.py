@@ -79,7 +79,7 @@ def open_run(workdir: str, ctx: Context) -> Source:
     path = Path(workdir) / 'config.json'
     if not path.exists():
         raise ValueError(f'orbax:{workdir} is no run of this package: {path} is missing')
-    config = ConfigDict(json.loads(path.read_text()))
+    config: Config = ConfigDict(json.loads(path.read_text()))
     recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     latest = checkpoints.latest

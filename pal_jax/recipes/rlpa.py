@@ -11,13 +11,14 @@ topic and no value with those of the training come first. The reference policy i
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from pal_jax.data.packing import pack_rollouts, pack_rows, real_share, round_up, shared_row
+from pal_jax.data.packing import Example, pack_examples, pack_rollouts, round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.local import LocalDecoder, Request
 from pal_jax.envs import dialogue as env
@@ -68,7 +69,8 @@ def make(config: Config, ctx: Context) -> Recipe:
         return [Sample(dialogues[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
 
     def supervised(i: int) -> TokenBatch:
-        batch = demonstration_batch(examples, config.warmup.rows, config.warmup.examples_per_row, i, config.seed)
+        rows, per_row = config.warmup.rows, config.warmup.examples_per_row
+        batch = pack_examples(examples, rows=rows, samples=per_row, i=i, seed=config.seed)
         return sharding.put_batch(batch, ctx.mesh)
 
     def init() -> tuple[PolicyState, Host]:
@@ -97,16 +99,11 @@ def make(config: Config, ctx: Context) -> Recipe:
             ptx = supervised(i) if config.ppo.ptx_coef else None
             state, updated = learner.update(state, batch, jax.random.fold_in(jax.random.key(config.seed), i), ptx)
         check_health(state, samples, config.reward.max_failed)
-        metrics = summarize(samples) | {'real_share': real_share(batch.tokens)} | annotated | updated
+        metrics = summarize(samples) | annotated | updated
         return state, {'queue': env.to_json(queue)}, 'rlpa', metrics
 
     def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         return (imitation_step if i < warmup else rlpa_step)(state, host, i)
-
-    def stage(i: int) -> str | None:
-        named = {0: 'base', warmup: 'warm-up' if warmup else 'base', warmup + config.total_steps: 'final'}
-        every = config.eval.every
-        return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
 
     def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
         return world.reward(sample_turns(dialogues, 1, (config.seed, EVALUATION, seed)), seed)
@@ -124,7 +121,14 @@ def make(config: Config, ctx: Context) -> Recipe:
         return {'export': Export(learner.weights(state), cfg, tokenizer)}
 
     steps = warmup + config.total_steps
+    stage = functools.partial(stage_before, warmup=warmup, steps=steps, every=config.eval.every)
     return Recipe(steps, learner.abstract, init, step, stage, evaluate, exports, cfg, lambda: tokenizer)
+
+
+def stage_before(i: int, *, warmup: int, steps: int, every: int) -> str | None:
+    """The evaluation due before step `i`: the base model, the warmed-up one, the last, and every so many in between."""
+    named = {0: 'base', warmup: 'warm-up' if warmup else 'base', steps: 'final'}
+    return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
 
 
 # --- the world ------------------------------------------------------------------------------------------------------
@@ -247,32 +251,15 @@ def make_sampling(config: Config) -> Sampling:
     return Sampling(**config.sampling.to_dict() | {'stop': tuple(config.sampling.stop)})
 
 
-def supervised_examples(config: Config, tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
+def supervised_examples(config: Config, tokenizer: Tokenizer) -> list[Example]:
     """The warm-up's prompts and completions as tokens, each ended by the token that ends a turn."""
     system = env.actor_prompt(TOPICS)
 
-    def example(each: Demonstration) -> tuple[list[int], list[int]]:
+    def example(each: Demonstration) -> Example:
         prompt = tokenizer.chat(env.messages(each.dialogue, system))
-        return prompt, [*tokenizer.encode(each.completion), tokenizer.stop_ids[0]]
+        return Example(prompt, [*tokenizer.encode(each.completion), tokenizer.stop_ids[0]])
 
     return [example(each) for each in make_demonstrations(config.warmup.examples, seed=config.seed)]
-
-
-def demonstration_batch(
-    examples: Sequence[tuple[list[int], list[int]]], rows: int, samples: int, i: int, seed: int
-) -> TokenBatch:
-    """Batch `i` of an endless shuffled pass over the examples: `rows` rows of `samples` each, always of one shape."""
-    size = rows * samples
-    passes = range(i * size // len(examples), ((i + 1) * size - 1) // len(examples) + 1)
-    order = np.concatenate([np.random.default_rng((seed, each)).permutation(len(examples)) for each in passes])
-    start = i * size - passes[0] * len(examples)
-    chosen = [examples[k] for k in order[start : start + size]]
-    packed = [shared_row(chosen[k : k + samples]) for k in range(0, size, samples)]
-    longest = max(len(prompt) + len(completion) for prompt, completion in examples)
-    shared = len(packed[0].prompt)
-    length = round_up(shared + samples * (longest - shared) * 3 // 4, 64)
-    actions = round_up(max(len(completion) for _, completion in examples), 8)
-    return pack_rows(packed, samples=samples, length=max(length, *(round_up(r.length, 64) for r in packed)), actions=actions)
 
 
 # --- what a step reports --------------------------------------------------------------------------------------------

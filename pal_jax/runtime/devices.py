@@ -21,11 +21,11 @@ AXES = ('data', 'fsdp', 'tensor')
 def initialize(cache_dir: str | os.PathLike[str] | None = None) -> None:
     """Joins the other processes of a pod, if there are any, and keeps compiled programs in `cache_dir`.
 
-    A cache that JAX was given already, by JAX_COMPILATION_CACHE_DIR say, is left alone.
+    JAX_COMPILATION_CACHE_DIR names another place for them.
     """
     if os.environ.get('JAX_COORDINATOR_ADDRESS') or os.environ.get('SLURM_NTASKS', '1') != '1' or _on_pod():
         jax.distributed.initialize()
-    if cache_dir and not jax.config.jax_compilation_cache_dir:
+    if cache_dir and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         jax.config.update('jax_compilation_cache_dir', os.fspath(cache_dir))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from pal_jax.data.packing import Row, pack_rollouts, pack_rows, real_share
+from pal_jax.data.packing import Branch, Example, Row, pack_examples, pack_rollouts, pack_rows, shared_row
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Dialogue, Person, Sample
 
-ROWS = [Row([1, 2, 3], [[4, 5], [6, 7, 8]]), Row([9], [[10], [11, 12]])]
+ROWS = [Row([1, 2, 3], [Branch([4, 5]), Branch([6, 7, 8])]), Row([9], [Branch([10]), Branch([11, 12])])]
 
 
 @pytest.fixture(scope='module')
@@ -20,7 +20,7 @@ def batch():
 
 def test_every_action_follows_its_own_sequence(batch):
     for r, row in enumerate(ROWS):
-        for n, completion in enumerate(row.completions):
+        for n, (completion, _) in enumerate(row.branches):
             size = len(completion)
             assert batch.actions[r, n, :size].tolist() == completion
             assert batch.acts[r, n].sum() == size
@@ -40,7 +40,6 @@ def test_segments_keep_completions_apart_and_share_the_prompt(batch):
 def test_missing_rows_and_padding_do_not_act(batch):
     assert not batch.acts[2].any()
     assert not batch.segments[2].any()
-    assert real_share(batch) == pytest.approx((8 + 4) / 48)
 
 
 def test_rollouts_keep_rewards_and_logprobs_beside_their_tokens():
@@ -54,3 +53,34 @@ def test_rollouts_keep_rewards_and_logprobs_beside_their_tokens():
     assert np.asarray(batch.ok)[:2].tolist() == [[True, False], [False, False]]
     assert np.asarray(batch.sampler_logprobs)[0, 0, :3].tolist() == [-0.5, -1.5, 0.0]
     assert batch.tokens.tokens.shape == (8, 128)
+
+
+def test_examples_with_one_system_prompt_share_it_and_only_completions_act():
+    examples = [Example([7, 7, 1], [2, 3]), Example([7, 7, 4, 5], [6])]
+    row = shared_row(examples)
+    assert row == Row([7, 7], [Branch([1, 2, 3], acted=1), Branch([4, 5, 6], acted=2)])
+    batch = pack_rows([row], samples=2, length=16, actions=8)
+    assert batch.actions[0, :, :2].tolist() == [[2, 3], [6, 0]]
+    assert batch.acts[0].sum(-1).tolist() == [2, 1]
+    assert batch.tokens[0, batch.states[0, 0, :2]].tolist() == [1, 2]
+    assert batch.tokens[0, batch.states[0, 1, 0]] == 5
+    with pytest.raises(ValueError, match='not even a first token'):
+        shared_row([Example([1], [2]), Example([3], [4])])
+
+
+def test_batches_pass_over_all_examples_and_depend_on_their_number_alone():
+    examples = [Example([1], [10 + k]) for k in range(6)]
+
+    def chosen(i):
+        return pack_examples(examples, rows=2, samples=2, i=i, seed=3).actions[..., 0].reshape(-1).tolist()
+
+    assert sorted(chosen(0) + chosen(1)[:2]) == [10, 11, 12, 13, 14, 15]
+    assert sorted(chosen(1)[2:] + chosen(2)) == [10, 11, 12, 13, 14, 15]
+    assert chosen(5) == chosen(5)
+
+
+def test_rows_of_rollouts_stand_in_order_of_length():
+    dialogue = Dialogue(Person('a', ('x: y',)), ())
+    samples = [Sample(dialogue, (1,) * k, Completion('', (2,), (0.0,), 'stop'), 0, reward=k) for k in (5, 2, 9)]
+    batch = pack_rollouts(samples, n=1, height=3, actions=8, mesh=devices.make_mesh(devices=jax.devices()[:1]))
+    assert np.asarray(batch.reward)[:, 0].tolist() == [2, 5, 9]

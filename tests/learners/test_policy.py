@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.data.packing import Row, pack_rollouts, pack_rows
+from pal_jax.data.packing import Branch, Row, pack_rollouts, pack_rows
 from pal_jax.learners import ppo as passes
-from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner
+from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, trim
 from pal_jax.learners.ppo import PPO
 from pal_jax.models import config, params
 from pal_jax.runtime import devices
@@ -42,6 +42,10 @@ def rollouts(rows=8, mesh=ONE, seed=0):
             ids = tuple(rng.integers(0, 64, rng.integers(1, A + 1)).tolist())
             completion = Completion('', ids, tuple(-1.0 for _ in ids), 'stop')
             samples.append(Sample(dialogue, prompt, completion, r, reward=float(rng.normal())))
+    samples = sorted(
+        samples,
+        key=lambda s: sum(len(o.completion.token_ids) for o in samples if o.group == s.group) + len(s.prompt_ids),
+    )
     return samples, pack_rollouts(samples, n=N, height=rows, actions=A, mesh=mesh, multiple=32)
 
 
@@ -67,7 +71,9 @@ def test_logprobs_of_a_shared_row_are_those_of_separate_sequences():
     samples, batch = rollouts()
     learner = make_learner()
     shared = learner.annotate(learner.init(weights()), batch)[0].logprobs
-    apart = pack_rows([Row(s.prompt_ids, [s.completion.token_ids]) for s in samples], samples=1, length=32, actions=A)
+    apart = pack_rows(
+        [Row(s.prompt_ids, [Branch(s.completion.token_ids)]) for s in samples], samples=1, length=32, actions=A
+    )
     separate, _ = jax.jit(lambda p, b: passes.logprobs(p, CFG, PPO(), b))(weights(), jax.tree.map(jnp.asarray, apart))
     mask = np.asarray(batch.tokens.acts).reshape(-1, A)
     np.testing.assert_allclose(np.asarray(shared).reshape(-1, A)[mask], np.asarray(separate)[:, 0][mask], atol=1e-5)
@@ -130,7 +136,7 @@ def test_adapters_train_alone_and_the_reference_is_the_base():
 def test_imitation_learns_its_examples_and_anchor_makes_it_the_reference():
     learner = make_learner(estimator='rloo')
     state = learner.init(weights())
-    rows = jax.tree.map(jnp.asarray, pack_rows([Row([1, 2], [[3, 4, 5]])] * 4, samples=1, length=32, actions=A))
+    rows = jax.tree.map(jnp.asarray, pack_rows([Row([1, 2], [Branch([3, 4, 5])])] * 4, samples=1, length=32, actions=A))
     losses = []
     for _ in range(12):
         state, metrics = learner.imitate(state, rows)
@@ -157,7 +163,7 @@ def test_the_actor_waits_for_its_critic_and_ptx_adds_its_loss():
     learner = make_learner(ptx_coef=0.5, estimator='reinforce')
     state = learner.init(weights())
     annotated, _ = learner.annotate(state, batch)
-    rows = jax.tree.map(jnp.asarray, pack_rows([Row([1, 2], [[3, 4, 5]])] * 8, samples=1, length=32, actions=A))
+    rows = jax.tree.map(jnp.asarray, pack_rows([Row([1, 2], [Branch([3, 4, 5])])] * 8, samples=1, length=32, actions=A))
     _, metrics = learner.update(state, annotated, jax.random.key(0), rows)
     assert metrics['ptx_loss'] == pytest.approx(0.5 * np.log(64), rel=0.05)
 
@@ -184,3 +190,12 @@ def test_one_sample_cannot_be_compared():
         PPO(estimator='ppo')
     with pytest.raises(ValueError, match="kl_estimator='k1' has no gradient"):
         PPO(kl_in='loss')
+
+
+def test_padding_columns_are_cut_from_micro_batches():
+    _, batch = rollouts()
+    wide = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 256))) if x.ndim == 2 else x, batch.tokens)
+    cut = trim(wide)
+    assert cut.tokens.shape == (8, 128)
+    np.testing.assert_array_equal(cut.segments[:, :32], batch.tokens.segments[:, :32])
+    assert cut.actions is wide.actions

@@ -67,12 +67,17 @@ def test_what_was_sampled_is_what_is_trained_on(monkeypatch):
     seen, *_ = run(small(), 1, monkeypatch)
     samples, batch = seen[0]
     n = 4
-    for b, sample in enumerate(samples):
+    groups = sorted((samples[k : k + n] for k in range(0, len(samples), n)), key=lambda g: row_length(g))
+    for b, sample in enumerate(sample for group in groups for sample in group):
         r, i = divmod(b, n)
         size = len(sample.completion.token_ids)
         assert tuple(batch.tokens.actions[r, i, :size]) == sample.completion.token_ids
         assert tuple(batch.tokens.tokens[r, : len(sample.prompt_ids)]) == sample.prompt_ids
         np.testing.assert_array_equal(batch.sampler_logprobs[r, i, :size], np.float32(sample.completion.logprobs))
+
+
+def row_length(group):
+    return len(group[0].prompt_ids) + sum(len(sample.completion.token_ids) for sample in group)
 
 
 def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one(monkeypatch):  # IV.3-9
@@ -111,7 +116,8 @@ def test_the_published_model_is_sharded_as_declared_without_its_weights():
     """Qwen2.5-3B by its published shape, on eight devices: every leaf has a place, and large ones are cut."""
     cfg = rlpa.sources.config.ModelConfig(
         family='qwen2', vocab=151_936, width=2048, layers=36, heads=16, kv_heads=2, head_dim=128, mlp=11_008,
-        max_len=32_768, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True, dtype='bfloat16', act_dtype='bfloat16', remat=True,
+        max_len=32_768, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True, dtype='bfloat16', act_dtype='bfloat16',
+        remat=True,
     )  # fmt: skip
     mesh = devices.make_mesh(data=1, fsdp=4, tensor=2)
     learner = rlpa.make_learner(get_config('paper'), cfg, Context(mesh, no_phase))

@@ -1,0 +1,126 @@
+"""A contest of programs on one machine: each in a process of its own, all taking rounds in turn.
+
+A busy machine is then as busy for one as for the other: read the ratios.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+from benchmarks import machine
+
+HUGE_PAGES = 'glibc.malloc.hugetlb=1'
+Round = Callable[[], dict[str, float]]  # takes one round and returns what it has to tell; it is over when it returns
+
+
+class Contestant(NamedTuple):
+    """`make()` gets ready; `device_peak()` is the peak memory of its device, None where that is the process's own."""
+
+    make: Callable[[], Round]
+    device_peak: Callable[[], int | None]
+
+
+class Result(NamedTuple):
+    """`first` is what the first round told, the one that compiles; `seconds` and `told` are of the rounds after it."""
+
+    init_s: float
+    first_s: float
+    first: dict[str, float]
+    seconds: list[float]
+    told: list[dict[str, float]]
+    peak_bytes: int
+
+    def startup(self) -> dict[str, float]:
+        """What is spent once: to get ready, to compile (what the first round takes longer), and memory."""
+        return {
+            'init_s': round(self.init_s, 1),
+            'compile_s': round(self.first_s - statistics.median(self.seconds), 1),
+            'peak_gib': round(self.peak_bytes / 2**30, 2),
+        }
+
+
+def ask_for_huge_pages() -> None:
+    """For the processes to come: the C library reads it as a process starts.
+
+    Faulting in fresh 4 KiB pages is a quarter of a training step on a CPU.
+    """
+    os.environ.setdefault('GLIBC_TUNABLES', HUGE_PAGES)
+
+
+def race(contestants: dict[str, Contestant], rounds: int) -> dict[str, Result]:
+    """Rounds in turn; one process at a time is awake."""
+    context = multiprocessing.get_context('spawn')
+    pipes: dict[str, Connection] = {}
+    starts, rest = {}, {name: [] for name in contestants}
+    for name, contestant in contestants.items():
+        pipes[name], end = context.Pipe()
+        context.Process(target=_serve, args=(end, contestant), daemon=True).start()
+        end.close()
+        starts[name] = pipes[name].recv()
+    for _ in range(rounds):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            rest[name].append(pipe.recv())
+    results = {}
+    for name, pipe in pipes.items():
+        pipe.send(False)
+        seconds, told = zip(*rest[name], strict=True)
+        results[name] = Result(*starts[name], list(seconds), list(told), pipe.recv())
+    return results
+
+
+def _serve(pipe: Connection, contestant: Contestant) -> None:
+    """The life of a contestant's process: the first round, then one for each message, then its peak memory."""
+    start = time.perf_counter()
+    play = contestant.make()
+    init_s = time.perf_counter() - start
+    pipe.send((init_s, *_timed(play)))
+    while pipe.recv():
+        pipe.send(_timed(play))
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pipe.send(contestant.device_peak() or own)
+
+
+def _timed(play: Round) -> tuple[float, dict[str, float]]:
+    start = time.perf_counter()
+    told = play()
+    return time.perf_counter() - start, told
+
+
+def jax_peak() -> int | None:
+    import jax
+
+    return (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+
+
+def torch_peak() -> int | None:
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def ratios(ours: Result, theirs: Result) -> dict[str, float]:
+    """How many times faster we are: by the fastest rounds, and by the median over rounds. They agree where the machine
+    is quiet; where they do not, neither is to be quoted."""
+    rounds = [them / us for us, them in zip(ours.seconds, theirs.seconds, strict=True)]
+    fastest = min(theirs.seconds) / min(ours.seconds)
+    return {'fastest': round(fastest, 2), 'median': round(statistics.median(rounds), 2)}
+
+
+def surroundings(*packages: str) -> dict[str, object]:
+    """What a number depends on besides the program: the machine's own limits, the allocator, versions."""
+    with multiprocessing.get_context('spawn').Pool(1) as pool:  # under the same allocator as the contestants
+        limits = pool.apply(machine.measure)
+    return {
+        'machine': limits,
+        'malloc': os.environ.get('GLIBC_TUNABLES', ''),
+        'versions': {name: importlib.metadata.version(name) for name in packages},
+    }
