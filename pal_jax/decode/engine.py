@@ -2,7 +2,8 @@
 
 A slot holds one request: its cache, its position, its sampling settings and its random key. All slots advance together,
 each at its own position. The layers are straight-line code with one cache array each: the step updates every cache in
-place (the state is donated) and reads each weight once.
+place (the state is donated) and reads each weight once. Keys lie with their columns last, as the product with the
+queries reads them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pal_jax.decode import sampling
@@ -23,14 +23,15 @@ from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 
-Cache = tuple[Float[Array, 'B G S K'], ...]
+Keys = tuple[Float[Array, 'B G K S'], ...]  # an array a layer
+Values = tuple[Float[Array, 'B G S K'], ...]
 
 
 class DecodeState(struct.PyTreeNode):
     """`B` slots. `token` is the last token of each, not yet in the cache; `length` is how many are."""
 
-    keys: Cache
-    values: Cache
+    keys: Keys
+    values: Values
     length: Int[Array, ' B']
     token: Int[Array, ' B']
     rng: UInt32[Array, 'B 2']
@@ -42,8 +43,8 @@ class DecodeState(struct.PyTreeNode):
 class Prefix(struct.PyTreeNode):
     """The cache of `N` prompts without their last tokens, which the first `generate` reads."""
 
-    keys: Cache
-    values: Cache
+    keys: Keys
+    values: Values
     length: Int[Array, ' N']
     token: Int[Array, ' N']
 
@@ -65,7 +66,7 @@ class Sampled(NamedTuple):
 
 
 def decode_weights(params: Params, cfg: ModelConfig) -> Params:
-    """Weights as decoding wants them: matrix products in `cfg.dtype`, a list of layers, an unembedding of its own.
+    """Weights as decoding wants them: matrix products in `cfg.dtype`, a list of layers.
 
     Layers are separate arrays because a slice of a stacked one is a copy before every product.
     """
@@ -73,21 +74,17 @@ def decode_weights(params: Params, cfg: ModelConfig) -> Params:
     for layer in layers:
         layer['attn'] = model_params.cast(layer['attn'], cfg.dtype)
         layer['mlp'] = model_params.cast(layer['mlp'], cfg.dtype)
-    return {
-        'embed': params['embed'].astype(cfg.dtype),
-        'unembed': decoder.unembed_weight(params).T.astype(cfg.dtype),
-        'final_norm': params['final_norm'],
-        'layers': layers,
-    }
+    outer = {name: params[name].astype(cfg.dtype) for name in ('embed', 'unembed') if name in params}
+    return {**outer, 'final_norm': params['final_norm'], 'layers': layers}
 
 
 def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:
     """Empty slots with room for `length` tokens each."""
-    cache = tuple(jnp.zeros((slots, cfg.kv_heads, length, cfg.head_dim), cfg.act_dtype) for _ in range(cfg.layers))
+    heads, size, dtype = cfg.kv_heads, cfg.head_dim, cfg.act_dtype
     ints = jnp.zeros(slots, jnp.int32)
     return DecodeState(
-        keys=cache,
-        values=jax.tree.map(jnp.copy, cache),
+        keys=tuple(jnp.zeros((slots, heads, size, length), dtype) for _ in range(cfg.layers)),
+        values=tuple(jnp.zeros((slots, heads, length, size), dtype) for _ in range(cfg.layers)),
         length=ints,
         token=jnp.copy(ints),
         rng=jnp.zeros((slots, 2), jnp.uint32),
@@ -104,7 +101,7 @@ def prefill(weights: Params, cfg: ModelConfig, tokens: Int[Array, 'N T'], length
     positions = jnp.broadcast_to(columns, tokens.shape)
 
     def attend(q, k, v):
-        return attention.attention(q, k, v, visible, cfg), (k.swapaxes(1, 2), v.swapaxes(1, 2))
+        return attention.attention(q, k, v, visible, cfg), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
 
     x = decoder.embed(weights, cfg, tokens)
     cache = []
@@ -120,7 +117,8 @@ def insert(state: DecodeState, prefix: Prefix, entry: Admission) -> DecodeState:
     """Copies prompts into slots. Entries whose slot is past the last are dropped, so `M` can be a fixed size."""
 
     def place(cache: Array, new: Array) -> Array:
-        return cache.at[entry.slot, :, : new.shape[2]].set(new[entry.row].astype(cache.dtype), mode='drop')
+        where = (entry.slot, *(slice(size) for size in new.shape[1:]))
+        return cache.at[where].set(new[entry.row].astype(cache.dtype), mode='drop')
 
     def put(old: Array, new: Array) -> Array:
         return old.at[entry.slot].set(new, mode='drop')
@@ -141,21 +139,20 @@ def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[Dec
     """One token for every slot, finished or not: a driver ignores those of slots that hold nothing."""
     rows = jnp.arange(state.token.shape[0])
     position = state.length[:, None]
-    visible = jnp.arange(state.keys[0].shape[2])[None] <= position
+    visible = jnp.arange(state.keys[0].shape[3])[None] <= position
     x = decoder.embed(weights, cfg, state.token[:, None])
     keys, values = [], []
     for layer, old_keys, old_values in zip(weights['layers'], state.keys, state.values, strict=True):
 
         def attend(q, k, v, old_keys=old_keys, old_values=old_values):
-            new_keys = old_keys.at[rows, :, state.length].set(k[:, 0].astype(old_keys.dtype), mode='drop')
+            new_keys = old_keys.at[rows, :, :, state.length].set(k[:, 0].astype(old_keys.dtype), mode='drop')
             new_values = old_values.at[rows, :, state.length].set(v[:, 0].astype(old_values.dtype), mode='drop')
             return attend_cache(q, new_keys, new_values, visible), (new_keys, new_values)
 
         x, (new_keys, new_values) = decoder.block(layer, cfg, x, position, attend)
         keys.append(new_keys)
         values.append(new_values)
-    hidden = decoder.rms_norm(x, weights['final_norm'], cfg)[:, 0]
-    logits = lax.dot(hidden.astype(cfg.dtype), weights['unembed'], preferred_element_type=jnp.float32)
+    logits = decoder.unembed(weights, cfg, decoder.rms_norm(x, weights['final_norm'], cfg)[:, 0])
     step_keys = jax.vmap(jax.random.fold_in)(state.rng, state.length)
     token, logprob = sampling.sample(logits, step_keys, state.temperature, state.top_k, state.top_p)
     state = state.replace(keys=tuple(keys), values=tuple(values), length=state.length + 1, token=token)
@@ -164,14 +161,14 @@ def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[Dec
 
 def attend_cache(
     q: Float[Array, 'B 1 H K'],
-    keys: Float[Array, 'B G S K'],
+    keys: Float[Array, 'B G K S'],
     values: Float[Array, 'B G S K'],
     visible: Bool[Array, 'B S'],
 ) -> Float[Array, 'B 1 H K']:
     """One query a slot against its cache; the queries of a group share its keys."""
     B, _, H, K = q.shape
     q = q.reshape(B, keys.shape[1], -1, K) * K**-0.5
-    scores = jnp.einsum('bghk,bgsk->bghs', q, keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum('bghk,bgks->bghs', q, keys, preferred_element_type=jnp.float32)
     scores = jnp.where(visible[:, None, None, :], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     out = jnp.einsum('bghs,bgsk->bghk', weights, values, preferred_element_type=jnp.float32)

@@ -286,9 +286,9 @@ class PolicyLearner:
         return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[index], batch), self._rows)
 
     def _micro_batches(self, tree: Any) -> Iterator[Any]:
-        """Neighbouring rows, `micro_rows` at a time, without the columns that are padding in all of them."""
+        """Neighbouring rows, `micro_rows` a device at a time, without the columns that are padding in all of them."""
         height = jax.tree.leaves(tree)[0].shape[0]
-        size = min(self.ppo.micro_rows, height)
+        size = min(self.ppo.micro_rows * sharding.batch_ways(self.mesh), height)
         for index in np.split(np.arange(height), height // size):
             part = tree if size == height else self._take(tree, index)
             yield jax.tree.map(trim, part, is_leaf=lambda x: isinstance(x, TokenBatch))

@@ -48,7 +48,7 @@ class PPO:
     loss_agg: losses.Aggregation = 'seq_mean'
     epochs: int = 1
     minibatches: int = 1
-    micro_rows: int = 4  # rows in memory at once, over all devices
+    micro_rows: int = 4  # rows in a device's memory at once
     ptx_coef: float = 0.0
     freezing_actor_steps: int = -1  # the actor stays as it is while step <= this: time for the critic to settle
     temperature: float = 1.0  # of the samples: log-probs are taken at it

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from pal_jax.data.packing import Example, pack_examples, pack_rollouts, round_up
 from pal_jax.data.tokenizer import Tokenizer
@@ -48,7 +49,7 @@ def make(config: Config, ctx: Context) -> Recipe:
       ValueError: a value is wrong, or two do not fit together.
       RuntimeError: the model cannot be had.
     """
-    check(config)
+    check(config, ctx.mesh)
     world = make_world(config)
     source = sources.resolve(config.policy.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
     tokenizer = source.tokenizer()
@@ -57,7 +58,8 @@ def make(config: Config, ctx: Context) -> Recipe:
     learner = make_learner(config, cfg, ctx)
     decoder = LocalDecoder(cfg, tokenizer, ctx.mesh, slots=config.decode.slots, stride=config.decode.stride)
     sampling, warmup, dialogue = make_sampling(config), config.warmup.steps, config.dialogue
-    n, height = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
+    n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
+    ways = sharding.batch_ways(ctx.mesh)
     max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
     rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
     examples = supervised_examples(config, tokenizer) if warmup or config.ppo.ptx_coef else []
@@ -70,7 +72,7 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     def supervised(i: int) -> TokenBatch:
         rows, per_row = config.warmup.rows, config.warmup.examples_per_row
-        batch = pack_examples(examples, rows=rows, samples=per_row, i=i, seed=config.seed)
+        batch = pack_examples(examples, rows=round_up(rows, ways), samples=per_row, i=i, seed=config.seed)
         return sharding.put_batch(batch, ctx.mesh)
 
     def init() -> tuple[PolicyState, Host]:
@@ -86,14 +88,15 @@ def make(config: Config, ctx: Context) -> Recipe:
         queue = env.from_json(host['queue'])
         with ctx.phase('rollout'):
             decoder.load(learner.weights(state))
-            open_dialogues, queue = env.pop(queue, height, people=world.train, user=world.user, seed=i)
+            open_dialogues, queue = env.pop(queue, prompts_a_step, people=world.train, user=world.user, seed=i)
             samples = sample_turns(open_dialogues, n, (config.seed, i))
             decoder.release()
             samples = world.reward(samples, i)
             groups = [samples[k : k + n] for k in range(0, len(samples), n)]
             queue = env.continue_best(queue, groups, **rounds, user=world.user, seed=i)
         with ctx.phase('annotate'):
-            batch = pack_rollouts(samples, n=n, height=height, actions=round_up(sampling.max_tokens, 8), mesh=ctx.mesh)
+            height, actions = round_up(prompts_a_step, ways * config.ppo.minibatches), round_up(sampling.max_tokens, 8)
+            batch = pack_rollouts(samples, n=n, height=height, actions=actions, mesh=ctx.mesh)
             batch, annotated = learner.annotate(state, batch)
         with ctx.phase('update'):
             ptx = supervised(i) if config.ppo.ptx_coef else None
@@ -191,7 +194,7 @@ def choose(key: str, name: str, **known: Callable[[], Any]) -> Any:
 # --- parts from the config ------------------------------------------------------------------------------------------
 
 
-def check(config: Config) -> None:
+def check(config: Config, mesh: Mesh) -> None:
     """Everything that can be wrong before a file is read."""
     dialogue, rows = config.dialogue, config.dialogue.rollout_batch_size
     for key, value in {
@@ -208,27 +211,24 @@ def check(config: Config) -> None:
     }.items():
         if value < 1:
             raise ValueError(f'{key}={value} must be at least 1')
-    minibatch = rows // config.ppo.minibatches
     if rows % config.ppo.minibatches:
         raise ValueError(
             f'dialogue.rollout_batch_size={rows} does not divide into ppo.minibatches={config.ppo.minibatches}'
         )
-    for key, size in {
-        'dialogue.rollout_batch_size / ppo.minibatches': minibatch,
-        'warmup.rows': config.warmup.rows,
-    }.items():
-        if size % min(config.ppo.micro_rows, size):
-            raise ValueError(f'{key}={size} does not divide into ppo.micro_rows={config.ppo.micro_rows}')
+    ways, micro = sharding.batch_ways(mesh), config.ppo.micro_rows
+    for key, size in (
+        ('rollout_batch_size / minibatches', rows // config.ppo.minibatches),
+        ('warmup.rows', config.warmup.rows),
+    ):
+        height = round_up(size, ways)
+        if height % min(micro * ways, height):
+            raise ValueError(f'{key}={height} does not divide into ppo.micro_rows={micro} on each of {ways} devices')
+    if jax.process_count() > 1:
+        raise ValueError(f'RLPA samples in one process, got {jax.process_count()}; start it on a single host')
 
 
 def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     dialogue, lora = config.dialogue, config.policy.lora
-    ways = sharding.batch_ways(ctx.mesh)
-    for key, size in {
-        'dialogue.rollout_batch_size': dialogue.rollout_batch_size, 'ppo.micro_rows': config.ppo.micro_rows
-    }.items():  # fmt: skip
-        if size % ways:
-            raise ValueError(f'{key}={size} does not divide over {ways} devices (mesh.data x mesh.fsdp)')
     updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
     targets = lora.targets if lora.targets == 'all-linear' else tuple(lora.targets.split(','))
     return PolicyLearner(

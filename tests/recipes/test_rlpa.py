@@ -107,7 +107,7 @@ def test_sampler_and_trainer_agree_on_logprobs_and_the_host_item_is_json(monkeyp
 @pytest.mark.parametrize('variant', ['', 'paper'])
 def test_every_variant_is_complete_and_small_changes_are_named(variant):
     config = get_config(variant)
-    rlpa.check(config)
+    rlpa.check(config, CONTEXT.mesh)
     with pytest.raises(AttributeError, match='Did you mean'):
         config.ppo.clp = 0.1
 

@@ -1,0 +1,94 @@
+"""Runs side by side, from their files: seeds of one config, or a method and its controls.
+
+  python -m pal_jax.runtime.compare runs/rlpa runs/rlpa-1 runs/rlpa-2 --output=seeds.png
+draws their rewards into one picture and prints two tables in Markdown: the rise of the reward, and the evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from pal_jax.runtime.curve import PANELS, STYLE, column, running_mean
+from pal_jax.runtime.metrics import EVALS, METRICS, read_records
+from pal_jax.runtime.summary import first_last_fifth, main_part
+
+COLOURS = ('#2563eb', '#d97706', '#059669', '#9333ea', '#dc2626', '#4b5563')
+KEYS = ('reward', *[key for key in PANELS if key != 'kl'])
+
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # records by the run's name
+
+
+def draw(runs: Runs, path: str | os.PathLike[str]) -> None:
+    """A PNG with a panel for each of `KEYS`, a colour for each run: steps as dots, running means as lines."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 6), layout='constrained')
+        for key, ax in zip(KEYS, figure.subplots(2, 2).flat, strict=True):
+            ax.set_title({'reward': 'Mean reward of a step', **PANELS}[key], fontweight='bold')
+            for (name, rows), colour in zip(runs.items(), COLOURS, strict=False):
+                part = main_part(rows)
+                steps, values = column(part, 'step'), column(part, key)
+                mean, _ = running_mean(values, values * 0, max(3, len(part) // 5))
+                ax.plot(steps, values, 'o', color=colour, alpha=0.35, markersize=3, markeredgewidth=0)
+                ax.plot(steps, mean, color=colour, label=name)
+        figure.axes[0].legend(frameon=False)
+        figure.savefig(path, format='png', dpi=160)
+
+
+def rise_table(runs: Runs) -> str:
+    """The reward of the first and the last fifth of each run's steps, with standard errors."""
+    lines = [
+        '| run | first fifth | last fifth | gain | standard errors | format at the end |',
+        '|---|---|---|---|---|---|',
+    ]
+    for name, rows in runs.items():
+        part = main_part(rows)
+        rise, ending = first_last_fifth(part), column(part, 'format')[-max(1, len(part) // 5) :].mean()
+        cells = (f'{rise[f"{end}"]:.3f} ± {rise[f"{end}_se"] or 0:.3f}' for end in ('first', 'last'))
+        in_se = f'{rise["gain_in_se"]:.1f}' if rise['gain_in_se'] is not None else ''
+        lines.append(f'| {name} | {" | ".join(cells)} | {rise["gain"]:+.3f} | {in_se} | {ending:.2f} |')
+    return '\n'.join(lines)
+
+
+def stage_table(evals: Runs) -> str:
+    """The evaluations of each run: numbers, and the profile F1 by turn beside what it is compared with."""
+    columns = ('reward', 'format', 'response', 'strict', 'profile')
+    turns = ('f1_by_turn', 'bound_by_turn', 'guesser_by_turn', 'shuffled_by_turn')
+    names = [*columns, *[turn.replace('_by_turn', ' by turn') for turn in turns]]
+    lines = ['| run | stage | people | ' + ' | '.join(names) + ' |', '|---|---|---|' + '---|' * len(names)]
+    for run, records in evals.items():
+        for record in records:
+            for people, prefix in (('known values', ''), ('unseen values', 'unseen_')):
+                if f'{prefix}reward' in record:
+                    cells = [_cell(record.get(prefix + key)) for key in (*columns, *turns)]
+                    lines.append(f'| {run} | {record["stage"]} | {people} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ' '.join(f'{each:.2f}' for each in value)
+    return '' if value is None else f'{value:.3f}'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('runs', nargs='+', type=Path, help='folders of runs')
+    parser.add_argument('--output', type=Path, default=Path('compared.png'), help='picture to write')
+    arguments = parser.parse_args()
+    runs = {folder.resolve().name: read_records(folder / METRICS) for folder in arguments.runs}
+    if empty := [name for name, rows in runs.items() if not rows]:
+        parser.error(f'no steps in {", ".join(empty)}; name folders of runs')
+    draw(runs, arguments.output)
+    evals = {folder.resolve().name: read_records(folder / EVALS) for folder in arguments.runs}
+    print(rise_table(runs), stage_table(evals), sep='\n\n')
+
+
+if __name__ == '__main__':
+    main()
