@@ -14,15 +14,15 @@ from pal_jax import presets as p
 
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'smoke', 'paper')
-    config = p.base(recipe='rlpa', total_steps=30)
+    config = p.base(recipe='rlpa', total_steps=36)
     config.policy = p.policy(p.EMBEDDED)
     config.optimizer = p.adamw(lr=3e-5, warmup_ratio=0.1)
     config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
-    config.warmup = dict(steps=20, rows=2, examples_per_row=4, examples=160, optimizer=p.adamw(lr=5e-5))
+    config.warmup = dict(steps=16, rows=2, examples_per_row=4, examples=160, optimizer=p.adamw(lr=1e-4))
     config.ppo = p.ppo(
-        estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, negative_scale=0.2, micro_rows=4
+        estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, negative_scale=0.2, micro_rows=2
     )
-    config.sampling = p.sampling(temperature=1.0, max_tokens=56, stop=('</response>',))
+    config.sampling = p.sampling(temperature=0.7, max_tokens=56, stop=('</response>',))
     config.dialogue = dict(
         profiles='embedded',  # or a JSONL file of people
         people=240,
@@ -34,7 +34,7 @@ def get_config(variant: str = '') -> ConfigDict:
         max_rounds=3,
         n_samples_per_prompt=4,
         rollout_batch_size=8,  # prompts a step
-        round_batch_size=8,  # > 0: depth-first, < 0: breadth-first
+        round_batch_size=5,  # > 0: depth-first, < 0: breadth-first; less than a batch mixes rounds
     )
     config.reward = dict(
         matcher='exact', judge='rule', response='graded', profile_weight=1.0, response_weight=1.0, max_failed=0.1
