@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks import machine
 
@@ -72,8 +72,9 @@ def race(contestants: dict[str, Contestant], rounds: int) -> dict[str, Result]:
     results = {}
     for name, pipe in pipes.items():
         pipe.send(False)
+        init_s, first_s, first = starts[name]
         seconds, told = zip(*rest[name], strict=True)
-        results[name] = Result(*starts[name], list(seconds), list(told), pipe.recv())
+        results[name] = Result(init_s, first_s, first, list(seconds), list(told), pipe.recv())
     return results
 
 
@@ -115,7 +116,7 @@ def ratios(ours: Result, theirs: Result) -> dict[str, float]:
     return {'fastest': round(fastest, 2), 'median': round(statistics.median(rounds), 2)}
 
 
-def surroundings(*packages: str) -> dict[str, object]:
+def surroundings(*packages: str) -> dict[str, Any]:
     """What a number depends on besides the program: the machine's own limits, the allocator, versions."""
     with multiprocessing.get_context('spawn').Pool(1) as pool:  # under the same allocator as the contestants
         limits = pool.apply(machine.measure)

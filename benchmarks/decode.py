@@ -15,9 +15,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import contest
+from benchmarks import contest, shapes
 from benchmarks.contest import Contestant, Result, Round
-from benchmarks.shapes import SHAPES, as_llama
+from benchmarks.shapes import SHAPES
 from pal_jax.models.config import ModelConfig
 
 
@@ -36,7 +36,7 @@ def make_engine(task: Task, dtype: str, stride: int = 4) -> Round:
     import jax.numpy as jnp
 
     from pal_jax.decode import engine
-    from pal_jax.models import params
+    from pal_jax.models import decoder, params
     from pal_jax.runtime.devices import for_platform
 
     cfg = for_platform(task.shape, dtype)
@@ -44,6 +44,8 @@ def make_engine(task: Task, dtype: str, stride: int = 4) -> Round:
     generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
     room = -(-(task.prompt + task.new) // 128) * 128
     states = [engine.init_state(cfg, task.batch, room)]
+    read = (weights['layers'], decoder.unembed_weight(weights), states[0].keys, states[0].values)
+    step_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
 
     def decode() -> dict[str, float]:
         state, sampled = states.pop().replace(length=jnp.full(task.batch, task.prompt - 1)), []
@@ -54,8 +56,7 @@ def make_engine(task: Task, dtype: str, stride: int = 4) -> Round:
                 jax.device_get(sampled[-stride:])
         jax.block_until_ready(state)
         states.append(state)
-        read = sum(x.nbytes for x in jax.tree.leaves((weights, state.keys, state.values))) - weights['embed'].nbytes
-        return {'tokens': len(sampled) * task.batch, 'step_bytes': read}
+        return {'tokens': len(sampled) * task.batch, 'step_bytes': step_bytes}
 
     return decode
 
@@ -97,7 +98,7 @@ def make_torch(task: Task, dtype: str) -> Round:
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.manual_seed(0)
     with torch.device(device):
-        model = LlamaForCausalLM(as_llama(task.shape)).eval().to(getattr(torch, dtype))
+        model: Any = LlamaForCausalLM(shapes.as_llama(task.shape)).eval().to(getattr(torch, dtype))
         prompts = torch.randint(0, task.shape.vocab, (task.batch, task.prompt))
     greedy: Any = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=task.new, min_new_tokens=task.new)
     greedy.pad_token_id = greedy.eos_token_id = 0
@@ -114,7 +115,7 @@ def contestants(task: Task, dtype: str, against: str | None) -> dict[str, Contes
     all_of_them = {
         name: Contestant(functools.partial(make, task, dtype), contest.jax_peak) for name, make in ours.items()
     }
-    for peer_dtype in ('bfloat16', 'float32') if against == 'torch' else ():
+    for peer_dtype in shapes.peers(against):
         make = functools.partial(make_torch, task, peer_dtype)
         all_of_them[f'torch_{peer_dtype}'] = Contestant(make, contest.torch_peak)
     return all_of_them
@@ -144,14 +145,11 @@ def compare(results: dict[str, Result], task: Task, memory_gbytes_per_s: float) 
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--shape', choices=SHAPES, default='smollm2-135m')
+    parser = shapes.arguments(__doc__)
     parser.add_argument('--batch', type=int, nargs='+', default=[8, 16], help='prompts decoded at once, a contest each')
     parser.add_argument('--prompt', type=int, default=64, help='tokens of a prompt')
     parser.add_argument('--new', type=int, default=128, help='tokens decoded after it')
     parser.add_argument('--rounds', type=int, default=5, help='timed rounds of each contestant')
-    parser.add_argument('--dtype', choices=('bfloat16', 'float32'), default='bfloat16', help='of our matrix products')
-    parser.add_argument('--against', choices=('torch',), help="also run transformers' generate, in both precisions")
     return parser.parse_args(argv)
 
 
@@ -162,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = {
         batch: contest.race(contestants(task, args.dtype, args.against), args.rounds) for batch, task in tasks.items()
     }
-    around: dict[str, Any] = contest.surroundings('jax', 'torch', 'transformers')
+    around = contest.surroundings(*shapes.packages(args.against))
     report = {'shape': args.shape, 'prompt': args.prompt, 'new': args.new, 'dtype': args.dtype, **around}
     bandwidth = around['machine']['memory_gbytes_per_s']
     for batch, task in tasks.items():

@@ -13,9 +13,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import contest
+from benchmarks import contest, shapes
 from benchmarks.contest import Contestant, Result, Round
-from benchmarks.shapes import SHAPES, as_llama
+from benchmarks.shapes import SHAPES
 from pal_jax.models.config import ModelConfig
 
 LEARNING_RATE = 1e-5
@@ -74,7 +74,7 @@ def make_torch(shape: ModelConfig, batch: int, length: int, dtype: str) -> Round
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.manual_seed(0)
     with torch.device(device):
-        model = LlamaForCausalLM(as_llama(shape)).train()
+        model = LlamaForCausalLM(shapes.as_llama(shape)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     tokens = torch.randint(0, shape.vocab, (batch, length), device=device)
 
@@ -108,13 +108,10 @@ def summary(result: Result, tokens: int, work: float, peak_gflops: float) -> dic
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--shape', choices=SHAPES, default='smollm2-135m')
+    parser = shapes.arguments(__doc__)
     parser.add_argument('--batch', type=int, default=4, help='rows of a step')
     parser.add_argument('--seq', type=int, default=256, help='tokens of a row')
     parser.add_argument('--steps', type=int, default=5, help='timed steps of each contestant')
-    parser.add_argument('--dtype', choices=('bfloat16', 'float32'), default='bfloat16', help='of our matrix products')
-    parser.add_argument('--against', choices=('torch',), help='also run transformers and torch, in both precisions')
     parser.add_argument('--small-pages', action='store_true', help="leave the C library's allocator as it is")
     return parser.parse_args(argv)
 
@@ -126,12 +123,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape, dtypes = SHAPES[args.shape], {'pal_jax': args.dtype}
     ours = functools.partial(make_pal_jax, shape, args.batch, args.seq, args.dtype)
     contestants = {'pal_jax': Contestant(ours, contest.jax_peak)}
-    for dtype in ('bfloat16', 'float32') if args.against == 'torch' else ():
+    for dtype in shapes.peers(args.against):
         dtypes[f'torch_{dtype}'] = dtype
         theirs = functools.partial(make_torch, shape, args.batch, args.seq, dtype)
         contestants[f'torch_{dtype}'] = Contestant(theirs, contest.torch_peak)
     results = contest.race(contestants, args.steps)
-    around: dict[str, Any] = contest.surroundings('jax', 'optax', 'torch', 'transformers')
+    around = contest.surroundings('optax', *shapes.packages(args.against))
     report: dict[str, Any] = {'shape': args.shape, 'batch': args.batch, 'seq': args.seq, 'dtype': args.dtype, **around}
     work = flops(shape, args.batch, args.seq)
     for name, result in results.items():

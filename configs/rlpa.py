@@ -37,7 +37,12 @@ def get_config(variant: str = '') -> ConfigDict:
         round_batch_size=5,  # > 0: depth-first, < 0: breadth-first; less than a batch mixes rounds
     )
     config.reward = dict(
-        matcher='exact', judge='rule', response='graded', profile_weight=1.0, response_weight=1.0, max_failed=0.1
+        matcher='exact',  # or 'shuffled', the control: another person's profile
+        judge='rule',
+        response='graded',  # or 'strict'
+        profile_weight=1.0,
+        response_weight=1.0,
+        max_failed=0.1,  # share of samples without a reward at which a run stops
     )
     config.decode = dict(slots=32, stride=4)
     config.eval = dict(people=64, every=0, shown=3)  # every=0: before, after the warm-up and at the end

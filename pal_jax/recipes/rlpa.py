@@ -27,7 +27,7 @@ from pal_jax.evals import personalization
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.people import SLOTS, Split, load_people, make_people
-from pal_jax.feedback.profiles import match_exactly, split_fact
+from pal_jax.feedback.profiles import match_exactly, match_shuffled, split_fact
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.users import make_scripted_user
 from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, PolicyState
@@ -175,7 +175,9 @@ def make_world(config: Config) -> World:
             'dialogue.user', dialogue.user, scripted=lambda: make_scripted_user(p_spontaneous=dialogue.p_spontaneous)
         ),
         reward=make_reward(
-            choose('reward.matcher', config.reward.matcher, exact=lambda: match_exactly),
+            choose(
+                'reward.matcher', config.reward.matcher, exact=lambda: match_exactly, shuffled=lambda: match_shuffled
+            ),
             choose('reward.judge', config.reward.judge, rule=lambda: judge_by_rules),
             response=config.reward.response,
             profile_weight=config.reward.profile_weight,
