@@ -86,15 +86,18 @@ def recipe_module(config: Config):
 
 
 def faults(call: Callable, *args, **kwargs):
-    """`call(...)`, with its ValueErrors (exit status 2) and RuntimeErrors (1) as faults."""
+    """`call(...)`, with its ValueErrors (exit status 2) and RuntimeErrors and OSErrors (1) as faults.
+
+    PAL_JAX_TRACEBACK=1 in the environment lets them through, to see where they come from.
+    """
     try:
         return call(*args, **kwargs)
-    except ValueError as error:
-        raise Fault(_one_line(error), 2) from error
-    except (RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get('PAL_JAX_TRACEBACK'):
             raise
-        raise Fault(_one_line(error), 1) from error
+        wrong_input = isinstance(error, ValueError)
+        hint = '' if wrong_input else ' (PAL_JAX_TRACEBACK=1 shows where)'
+        raise Fault(_one_line(error) + hint, 2 if wrong_input else 1) from error
 
 
 def _one_line(error: Exception) -> str:

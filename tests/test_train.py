@@ -69,6 +69,9 @@ def test_a_run_killed_in_rollout_update_and_save_ends_as_an_unbroken_one(tmp_pat
     assert (broken / exported).read_bytes() == (whole / exported).read_bytes()
     again = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}', cache=cache)
     assert 'is finished' in again.stdout
+    further = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}', '--config.total_steps=7', cache=cache)
+    assert further.returncode == 0, further.stderr
+    assert [row['step'] for row in records(whole, 'metrics.jsonl')] == list(range(11))
     other = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}', '--config.ppo.clip=0.1', cache=cache)
     assert_refused(other, 'ppo.clip: 0.2 -> 0.1')
     for name in ('report.html', 'learning_curve.png', 'summary.json'):

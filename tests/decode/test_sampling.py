@@ -45,6 +45,12 @@ def test_temperature_zero_is_greedy_and_reports_the_plain_logprob():
     np.testing.assert_allclose(logprobs, np.log(softmax(logits))[1], atol=1e-6)
 
 
+def test_argmax_is_the_first_of_the_largest_in_any_block():
+    logits = np.random.default_rng(0).integers(-9, 9, (64, 700)).astype(np.float32)  # ties, and a last block cut short
+    logits[0] = -np.inf
+    np.testing.assert_array_equal(sampling.argmax(jnp.asarray(logits)), logits.argmax(-1))
+
+
 def test_top_k_and_top_p_keep_what_they_say():
     logits = np.log(np.array([0.4, 0.3, 0.2, 0.07, 0.03]))
     assert set(np.asarray(draw(logits, top_k=2)[0]).tolist()) == {0, 1}
