@@ -37,7 +37,8 @@ def get_config(variant: str = '') -> ConfigDict:
         round_batch_size=5,  # > 0: depth-first, < 0: breadth-first; less than a batch mixes rounds
     )
     config.reward = dict(
-        matcher='exact',  # or 'shuffled', the control: another person's profile
+        matcher='exact',
+        shuffled=False,  # the control: score predictions against another person's profile
         judge='rule',
         response='graded',  # or 'strict'
         profile_weight=1.0,
@@ -71,7 +72,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.optimizer = p.adamw(lr=5e-7)
     config.warmup.steps = 0
     config.ppo = p.ppo(estimator='gae', minibatches=8, micro_rows=32, loss_agg='token_mean')
-    config.sampling = p.sampling(temperature=1.0, max_tokens=1024)
+    config.sampling = p.sampling(temperature=1.0, max_tokens=4096)
     config.dialogue.update(
         people=3840, facts=10, max_rounds=10, rollout_batch_size=256, round_batch_size=256, p_spontaneous=0.3
     )

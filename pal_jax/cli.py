@@ -73,6 +73,10 @@ def config() -> Config:
 
 def workdir() -> Path:
     """The folder that --workdir names, or runs/<config>[-<variant>]."""
+    if '://' in (WORKDIR.value or ''):
+        raise Fault(
+            f'--workdir={WORKDIR.value} is not a folder of a file system; mount the bucket and name that folder'
+        )
     if WORKDIR.value:
         return Path(WORKDIR.value)
     path, _, variant = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
@@ -82,7 +86,10 @@ def workdir() -> Path:
 
 def recipe_module(config: Config):
     """`pal_jax.recipes.<config.recipe>`."""
-    return importlib.import_module(f'pal_jax.recipes.{config.recipe}')
+    try:
+        return importlib.import_module(f'pal_jax.recipes.{config.recipe}')
+    except ModuleNotFoundError:
+        raise ValueError(f'config.recipe={config.recipe!r} is no method of this package; see pal_jax/recipes') from None
 
 
 def faults(call: Callable, *args, **kwargs):

@@ -13,6 +13,7 @@ Prints a table and writes evaluation.json and evaluation.png to the run's folder
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -22,6 +23,7 @@ from rich.table import Table
 from pal_jax import cli
 from pal_jax.runtime.curve import plot_turns
 from pal_jax.runtime.metrics import EVALS, plain, read_records
+from pal_jax.runtime.summary import by_stage
 from pal_jax.train import load_run
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
@@ -29,13 +31,19 @@ STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default
 
 def main() -> None:
     workdir = cli.workdir()
-    recipe, state, step, _ = cli.faults(load_run, cli.config(), workdir, STEP.value)
-    stages = {record['stage']: record for record in read_records(workdir / EVALS) if record['stage'] != 'final'}
-    stages['trained'] = {'step': step, **recipe.evaluate(state, 'final').record}
-    (workdir / 'evaluation.json').write_text(json.dumps(plain(stages), indent=2) + '\n')
+    stages = cli.faults(evaluate, workdir)
     Console().print(as_table(stages))
-    plot_turns(stages, workdir / 'evaluation.png')
     print(f'{workdir / "evaluation.json"}, {workdir / "evaluation.png"}')
+
+
+def evaluate(workdir: Path) -> dict[str, Any]:
+    """The evaluations the run made before this step, and one of this step, by name."""
+    recipe, state, step, _ = load_run(cli.config(), workdir, STEP.value)
+    earlier = [r for r in read_records(workdir / EVALS) if r['step'] < step and r['stage'] != 'final']
+    stages = {**by_stage(earlier), f'step {step}': {'step': step, **recipe.evaluate(state, 'final').record}}
+    (workdir / 'evaluation.json').write_text(json.dumps(plain(stages), indent=2) + '\n')
+    plot_turns(stages, workdir / 'evaluation.png')
+    return stages
 
 
 def as_table(stages: dict[str, dict[str, Any]]) -> Table:

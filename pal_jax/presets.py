@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from pal_jax.models.sources import EMBEDDED
 
-__all__ = ['EMBEDDED', 'adamw', 'base', 'lora', 'parse_variant', 'policy', 'ppo', 'sampling']
+__all__ = ['EMBEDDED', 'adamw', 'base', 'parse_variant', 'policy', 'ppo', 'sampling']
 
 
 def parse_variant(text: str, *known: str) -> str:
@@ -35,14 +35,16 @@ def base(recipe: str, total_steps: int) -> ConfigDict:
     )
 
 
-def policy(source: str, *, dtype: str = 'auto', remat: bool = False, adapters: ConfigDict | None = None) -> ConfigDict:
+def policy(source: str) -> ConfigDict:
     """A model by its source (see `models/sources.py`) and how it is trained."""
-    return ConfigDict({'source': source, 'dtype': dtype, 'remat': remat, 'lora': adapters or lora(rank=0)})
-
-
-def lora(rank: int, alpha: float = 16.0, targets: str = 'all-linear') -> ConfigDict:
-    """Low-rank adapters; rank 0 trains all parameters. `targets`: names of weights, comma-separated."""
-    return ConfigDict({'rank': rank, 'alpha': alpha, 'targets': targets})
+    return ConfigDict(
+        {
+            'source': source,
+            'dtype': 'auto',  # of matrix products: bfloat16 where the machine has it
+            'remat': False,  # compute each layer again in the backward pass
+            'lora': {'rank': 0, 'alpha': 16.0, 'targets': 'all-linear'},  # rank 0: all parameters; targets: a,b,c
+        }
+    )
 
 
 def adamw(lr: float, *, name: str = 'adamw', warmup_ratio: float = 0.03) -> ConfigDict:
@@ -73,7 +75,7 @@ def ppo(**changes: object) -> ConfigDict:
             'gamma': 1.0,
             'lam': 0.95,
             'clip': 0.2,
-            'clip_high': 0.2,
+            'clip_high': 0.0,  # 0: as clip
             'value_clip': 0.2,
             'kl_coef': 0.01,
             'kl_estimator': 'k1',

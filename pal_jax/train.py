@@ -24,7 +24,7 @@ from pal_jax import cli
 from pal_jax.models import hf
 from pal_jax.recipes.recipe import Config, Context, Recipe
 from pal_jax.runtime import checkpoint, devices, report
-from pal_jax.runtime.metrics import MetricsWriter
+from pal_jax.runtime.metrics import MetricsWriter, require_wandb
 from pal_jax.runtime.progress import Progress
 from pal_jax.runtime.summary import summarize
 
@@ -54,10 +54,11 @@ def main() -> None:
 def prepare(config: Config, workdir: Path, progress: Progress) -> Recipe:
     """The recipe; everything that can fail before a weight is read fails here."""
     devices.initialize(workdir / 'compiled')
-    mesh = devices.make_mesh(**config.mesh)
-    recipe = cli.recipe_module(config).make(config, Context(mesh, progress.phase))
     checkpoint.check_config(workdir, config.to_dict(), free=MAY_CHANGE)
-    return recipe
+    if config.metrics.wandb:
+        require_wandb(config.metrics.wandb)
+    mesh = devices.make_mesh(**config.mesh)
+    return cli.recipe_module(config).make(config, Context(mesh, progress.phase))
 
 
 def load_run(config: Config, workdir: Path, step: int | None = None):
@@ -70,7 +71,7 @@ def load_run(config: Config, workdir: Path, step: int | None = None):
     if not (workdir / checkpoint.FOLDER).is_dir():
         raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
     recipe = prepare(config, workdir, progress)
-    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, log=progress.log)
+    checkpoints = checkpoint.Checkpoints(workdir, read_only=True, log=progress.log)
     restored = checkpoints.restore(recipe.abstract, step)
     checkpoints.close()
     if restored is None:
@@ -81,9 +82,11 @@ def load_run(config: Config, workdir: Path, step: int | None = None):
 
 def run(config, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored) -> None:
     """Steps from where the run stands to its end, then its report and export."""
+    checkpoint.write_config(workdir, config.to_dict())
+    (workdir / report.REPORT).unlink(missing_ok=True)  # a report says that a run is finished
     if restored:
         state, host, first = restored
-        checkpoints.discard_after(first)
+        checkpoints.set_aside_after(first)
         progress.log(f'resuming {workdir} at step {first} of {recipe.total_steps}')
     else:
         with progress.phase('load'):

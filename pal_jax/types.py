@@ -57,13 +57,28 @@ class Dialogue:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `temperature=0` is greedy; `top_k=0` and `top_p=1` are off; `stop` are strings."""
+    """How tokens are drawn. `temperature=0` is greedy; `top_k=0` and `top_p=1` are off.
+
+    A completion ends with the tokenizer's own end tokens, with a token of `stop_ids`, and where its text has a string
+    of `stop`; what ended it stays in it.
+
+    Raises:
+      ValueError: a value out of its range.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     max_tokens: int = 64
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+            raise ValueError(
+                f'temperature={self.temperature} and top_k={self.top_k} must be at least 0, top_p={self.top_p} '
+                f'in (0, 1], max_tokens={self.max_tokens} at least 1'
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,8 @@ PLATFORMS = {'gpu': 'cuda', 'tpu': 'tpu'}  # marker and what JAX_PLATFORMS calls
 def pytest_configure(config: pytest.Config) -> None:
     jax.config.update('jax_numpy_rank_promotion', 'raise')
     # Compiled programs outlive the session in .pytest_cache (which git ignores; --cache-clear drops them).
-    jax.config.update('jax_compilation_cache_dir', str(config.cache.mkdir('jax')) if config.cache else None)
+    cache = getattr(config, 'cache', None)  # absent under -p no:cacheprovider
+    jax.config.update('jax_compilation_cache_dir', str(cache.mkdir('jax')) if cache else None)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 

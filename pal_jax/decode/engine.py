@@ -101,7 +101,7 @@ def prefill(weights: Params, cfg: ModelConfig, tokens: Int[Array, 'N T'], length
     positions = jnp.broadcast_to(columns, tokens.shape)
 
     def attend(q, k, v):
-        return attention.attention(q, k, v, visible, cfg), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
+        return attention.attention(q, k, v, visible, cfg, causal=True), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
 
     x = decoder.embed(weights, cfg, tokens)
     cache = []

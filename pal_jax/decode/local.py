@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,6 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.runtime import sharding
 from pal_jax.types import Completion, Sampling
-
-STOP_TAIL = 16  # tokens looked at for a stop string: longer than any stop string has tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +78,8 @@ class LocalDecoder:
         """Gives the weights' memory back until the next `load`."""
         self._weights = None
 
-    def __call__(self, requests: Sequence[Request], on_finish: Callable[[], None] | None = None) -> list[Completion]:
-        """Completions in the order of the requests; `on_finish` is called as each is done.
+    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
+        """Completions in the order of the requests.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -110,8 +108,6 @@ class LocalDecoder:
                 if completion is not None:
                     done[slot.index] = completion
                     del active[number]
-                    if on_finish:
-                        on_finish()
         return [done[i] for i in range(len(requests))]
 
     def _steps(self, state: engine.DecodeState) -> tuple[engine.DecodeState, np.ndarray, np.ndarray]:
@@ -165,10 +161,11 @@ class LocalDecoder:
         for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
             slot.tokens.append(token)
             slot.logprobs.append(logprob)
-            if token in self.tokenizer.stop_ids:
+            if token in self.tokenizer.stop_ids or token in settings.stop_ids:
                 return self._finish(slot, 'stop')
             if settings.stop:
-                tail = self.tokenizer.text_of(slot.tokens[-STOP_TAIL:])
+                longest = max(len(stop.encode()) for stop in settings.stop)  # in tokens it is no longer than in bytes
+                tail = self.tokenizer.text_of(slot.tokens[-longest:])
                 if any(stop in tail for stop in settings.stop):
                     return self._finish(slot, 'stop')
             if len(slot.tokens) == settings.max_tokens:

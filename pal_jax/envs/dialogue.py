@@ -41,7 +41,7 @@ def pop(
 ) -> tuple[list[Dialogue], Queue]:
     """Up to `n` dialogues to answer, and the rest of the queue.
 
-    When none are pending, the waiting ones are answered first, however few; an episode may end with a short batch.
+    When fewer than `n` are pending, the waiting ones are answered first; an episode may end with a short batch.
     Only when both have run dry does the next episode open with `people`.
     """
     if n < 1:
@@ -112,8 +112,8 @@ def _answer(dialogues: tuple[Dialogue, ...], user: UserSimulator, seed: int) -> 
 
 def actor_prompt(topics: Sequence[str]) -> str:
     """A short system prompt: the topics of a profile, no value of any, and the layout of an answer."""
-    layout = render_completion('- topic: ...\n', '...')
-    return f'Note only what the user told about {", ".join(topics)}. Then reply. Format:\n{layout}'
+    layout = render_completion('- topic: ...\n' if topics else '- ...\n', '...')
+    return f'Note only what the user told about {", ".join(topics) or "themselves"}. Then reply. Format:\n{layout}'
 
 
 def messages(dialogue: Dialogue, system: str = '') -> list[dict[str, str]]:

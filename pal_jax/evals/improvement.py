@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 
@@ -16,17 +15,6 @@ class Improvement(NamedTuple):
     n_ir: float
     intercept: float
     n_r2: float
-
-
-def alignment(scores: Float[np.ndarray, 'users turns']) -> Float[np.ndarray, ' turns']:
-    """AL(k) in percent: mean over users of the judge's score in [0, 1] at turn k. NaN marks a missing verdict.
-
-    Raises ValueError for a turn that was judged for no user.
-    """
-    judged = np.isfinite(scores).sum(axis=0)
-    if not judged.all():
-        raise ValueError(f'turn {int(np.argmin(judged)) + 1} has no verdict; judge it for at least one user')
-    return 100.0 * np.nanmean(scores, axis=0)
 
 
 def normalized_improvement(levels: Sequence[float] | ArrayLike) -> Improvement:

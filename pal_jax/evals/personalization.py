@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pal_jax.envs import dialogue as env
+from pal_jax.evals.improvement import Improvement, normalized_improvement
 from pal_jax.feedback.profiles import match_exactly, parse_completion, profile_f1
 from pal_jax.feedback.users import revealed
 from pal_jax.types import Dialogue, Person, Sample, UserSimulator
@@ -56,7 +57,10 @@ def play(respond: Respond, user: UserSimulator, people: Sequence[Person], *, rou
 
 
 def table(talks: Sequence[Talk], *, rounds: int, guess: Sequence[str]) -> dict[str, Any]:
-    """Means over people. Turns that a malformed one cut off count as 0, but not in `format`."""
+    """Means over people. Turns that a malformed one cut off count as 0, but not in `format`.
+
+    `n_ir` and `n_r2` are the paper's, of the strict reply score by turn.
+    """
     people = [talk[0].dialogue.person for talk in talks]
     others = [*people[1:], *people[:1]]
 
@@ -65,6 +69,8 @@ def table(talks: Sequence[Talk], *, rounds: int, guess: Sequence[str]) -> dict[s
         return np.mean(cells, axis=0).tolist()
 
     f1 = by_turn(lambda i, sample: f1_against(sample, people[i]))
+    strict = by_turn(lambda i, sample: sample.info['strict'])
+    rise = normalized_improvement([100.0 * level for level in strict]) if rounds > 1 else Improvement(0.0, 0.0, 0.0)
     totals = [sum(sample.reward for sample in talk) / rounds for talk in talks]
     turns = [sample for talk in talks for sample in talk]
     means = {
@@ -81,7 +87,9 @@ def table(talks: Sequence[Talk], *, rounds: int, guess: Sequence[str]) -> dict[s
         'guesser_by_turn': [float(np.mean([_f1(guess, person.facts) for person in people]))] * rounds,
         'shuffled_by_turn': by_turn(lambda i, sample: f1_against(sample, others[i])),
         'response_by_turn': by_turn(lambda i, sample: sample.info['response']),
-        'strict_by_turn': by_turn(lambda i, sample: sample.info['strict']),
+        'strict_by_turn': strict,
+        'n_ir': rise.n_ir,
+        'n_r2': rise.n_r2,
         'length': float(np.mean([len(sample.completion.token_ids) for sample in turns])),
     }
 

@@ -154,6 +154,8 @@ def load_people(path: str | Path) -> list[Person]:
     """
     path = Path(path)
     people: dict[str, Person] = {}
+    if not path.is_file():
+        raise ValueError(f'{path} is no file; name a JSON-lines file of people')
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue

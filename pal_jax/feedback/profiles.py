@@ -104,15 +104,6 @@ def match_exactly(inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[s
     return [len({*map(fact_key, ours)} & {*map(fact_key, true)}) for ours, true in zip(inferred, golden, strict=True)]
 
 
-def match_shuffled(inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[str]]) -> list[int | None]:
-    """The control of `match_exactly`: every prediction is compared with the profile of another sample's person.
-
-    What a policy learns from it has nothing to do with its user. The other sample stands half a batch away.
-    """
-    half = len(golden) // 2
-    return match_exactly(inferred, [*golden[half:], *golden[:half]])
-
-
 def profile_scores(matched: int, inferred: int, golden: int) -> ProfileScores:
     """Precision c/n_hat, recall c/n and F1 = 2c/(n_hat + n), with c clamped to [0, min(n_hat, n)].
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pal_jax.feedback.judges import SCORES
 from pal_jax.feedback.profiles import Parsed, ProfileScores, parse_completion, plain_history, profile_scores
-from pal_jax.types import Dialogue, ProfileMatcher, ResponseJudge, RewardFn, Sample, Verdict
+from pal_jax.types import Dialogue, Person, ProfileMatcher, ResponseJudge, RewardFn, Sample, Verdict
 
 _NO_INFO = dict.fromkeys(
     ('format', 'profile', 'response', *SCORES, 'facts', 'matched', 'precision', 'recall'), 0.0
@@ -23,12 +23,16 @@ def make_reward(
     response: Literal['graded', 'strict'] = 'graded',
     profile_weight: float = 1.0,
     response_weight: float = 1.0,
+    shuffled: bool = False,
 ) -> RewardFn:
     """`profile_weight * R_p + response_weight * R_r`, R_p the profile F1 and R_r the judge's score named `response`.
 
     A malformed completion gets exactly 0 and reaches neither matcher nor judge. Each of them is called once, with all
     well-formed samples; where one has no answer the sample is `ok=False` with reward 0. With a weight of 0 (the
     paper's ablations) the part is still measured. Every sample's `info` has the same keys, all floats.
+
+    `shuffled` is a control: every prediction is scored against the profile of another person of the call, so what is
+    learnt from it has nothing to do with its user.
     """
     if response not in ('graded', 'strict'):
         raise ValueError(f"response={response!r} is unknown; use 'graded' or 'strict'")
@@ -36,10 +40,10 @@ def make_reward(
         if not 0 <= weight < math.inf:
             raise ValueError(f'{name}={weight} must be a finite number of at least 0')
 
-    def score(sample: Sample, parsed: Parsed, matched: int | None, verdict: Verdict) -> Sample:
+    def score(sample: Sample, golden: Sequence[str], parsed: Parsed, matched: int | None, verdict: Verdict) -> Sample:
         info = _NO_INFO | {'format': 1.0, 'facts': float(len(parsed.facts))}
         if matched is not None:
-            info |= _profile_info(profile_scores(matched, len(parsed.facts), len(sample.dialogue.person.facts)))
+            info |= _profile_info(profile_scores(matched, len(parsed.facts), len(golden)))
         if verdict.ok:
             info |= _response_info(verdict, response)
         ok = matched is not None and verdict.ok
@@ -53,14 +57,25 @@ def make_reward(
         if not formed:
             return scored
         inferred = [parsed.facts for _, parsed in formed]
-        matches = matcher(inferred, [samples[i].dialogue.person.facts for i, _ in formed])
+        people = [samples[i].dialogue.person for i, _ in formed]
+        golden = [person.facts for person in (others(people) if shuffled else people)]
+        matches = matcher(inferred, golden)
         shown = [judged_dialogue(samples[i].dialogue) for i, _ in formed]
         verdicts = judge(shown, inferred, [parsed.reply for _, parsed in formed], seed)
-        for (i, parsed), matched, verdict in zip(formed, matches, verdicts, strict=True):
-            scored[i] = score(samples[i], parsed, matched, verdict)
+        for (i, parsed), facts, matched, verdict in zip(formed, golden, matches, verdicts, strict=True):
+            scored[i] = score(samples[i], facts, parsed, matched, verdict)
         return scored
 
     return reward
+
+
+def others(people: Sequence[Person]) -> list[Person]:
+    """For each person the next different one of the list, round and round; one without facts where there is none."""
+    distinct = list({person.id: person for person in people}.values())
+    if len(distinct) < 2:
+        return [dataclasses.replace(person, facts=()) for person in people]
+    following = dict(zip((person.id for person in distinct), [*distinct[1:], distinct[0]], strict=True))
+    return [following[person.id] for person in people]
 
 
 def judged_dialogue(dialogue: Dialogue) -> Dialogue:

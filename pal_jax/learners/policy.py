@@ -224,10 +224,9 @@ class PolicyLearner:
             for index in np.split(order, parts):
                 state, metrics = self._minibatch(state, self._take(batch, index) if parts > 1 else batch, ptx)
                 history.append(metrics)
-        state = state.replace(kl_coef=passes.adapted_kl(self.ppo, batch, state.kl_coef))
         means = {name: float(np.mean([row[name] for row in history])) for name in history[-1]}
-        first = history[0]['ratio_deviation']
-        return state, means | {'kl_coef': float(state.kl_coef), 'first_ratio_deviation': first}
+        means |= {'kl_coef': float(state.kl_coef), 'first_ratio_deviation': history[0]['ratio_deviation']}
+        return state.replace(kl_coef=passes.adapted_kl(self.ppo, batch, state.kl_coef)), means
 
     def _minibatch(
         self, state: PolicyState, batch: RolloutBatch, ptx: TokenBatch | None
@@ -244,13 +243,14 @@ class PolicyLearner:
         if ptx is not None:
             actor_grads, metrics['ptx_loss'] = self._imitation(actor_grads, state.actor, ptx, self.ppo.ptx_coef)
         state = state.replace(step=state.step + 1)
+        norm = metrics['grad_norm'] = optax.global_norm(actor_grads)
         if int(state.step) > self.ppo.freezing_actor_steps:
-            actor, metrics['grad_norm'] = self._apply(self.optimizers.actor, state.actor, actor_grads)
-            state = state.replace(actor=actor, skipped=_skipped(state.skipped, metrics['grad_norm']))
+            actor, _ = self._apply(self.optimizers.actor, state.actor, actor_grads)
+            state = state.replace(actor=actor)
         if state.critic:
             critic, metrics['critic_grad_norm'] = self._apply(self.optimizers.critic, state.critic, critic_grads)
-            state = state.replace(critic=critic)
-        return state, floats(metrics)
+            state, norm = state.replace(critic=critic), norm + metrics['critic_grad_norm']
+        return state.replace(skipped=_skipped(state.skipped, norm)), floats(metrics)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _gradients(self, grads, state: PolicyState, batch: RolloutBatch, weight: Array):

@@ -36,7 +36,7 @@ class PPO:
     gamma: float = 1.0
     lam: float = 0.95
     clip: float = 0.2
-    clip_high: float = 0.2  # above `clip` it keeps entropy (DAPO)
+    clip_high: float = 0.0  # 0: as `clip`; above it keeps entropy (DAPO)
     value_clip: float = 0.2
     kl_coef: float = 0.01
     kl_estimator: kl_divergence.KLEstimator = 'k1'
@@ -116,7 +116,9 @@ def policy_loss(
     def per_token(logprob: Array, aux: dict[str, Array]) -> Array:
         counts = aux['weight'] > 0
         logprob, aux = jax.tree.map(lambda x: keep(x, counts), (logprob, aux))
-        loss = losses.ppo_token_loss(logprob, aux['old'], aux['advantage'], clip=ppo.clip, clip_high=ppo.clip_high)
+        loss = losses.ppo_token_loss(
+            logprob, aux['old'], aux['advantage'], clip=ppo.clip, clip_high=ppo.clip_high or None
+        )
         if ppo.kl_in == 'loss':
             loss += aux['kl_coef'] * losses.kl_token_loss(logprob, aux['reference'], ppo.kl_estimator)
         return aux['weight'] * loss
@@ -206,12 +208,12 @@ def adapted_kl(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']) -> Floa
     assert batch.logprobs is not None and batch.ref_logprobs is not None
     mask = used(batch)
     kl = masked_mean(kl_divergence.token_kl(by_sample(batch.logprobs), by_sample(batch.ref_logprobs)), mask)
-    return kl_divergence.adapt_kl(kl_coef, kl, target=ppo.kl_target, n=mask.shape[0], horizon=ppo.kl_horizon)
+    return kl_divergence.adapt_kl(kl_coef, kl, target=ppo.kl_target, n=jnp.sum(mask[:, 0]), horizon=ppo.kl_horizon)
 
 
 def progress(ppo: PPO, batch: RolloutBatch, new: Float[Array, 'R N A']) -> dict[str, Float[Array, '']]:
     """How far a minibatch found the policy from the one that was sampled."""
     assert batch.logprobs is not None
     return losses.policy_metrics(
-        by_sample(new), by_sample(batch.logprobs), used(batch), clip=ppo.clip, clip_high=ppo.clip_high
+        by_sample(new), by_sample(batch.logprobs), used(batch), clip=ppo.clip, clip_high=ppo.clip_high or None
     )

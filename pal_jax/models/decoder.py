@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,40 +27,21 @@ def forward(
     visible: Bool[Array, 'R T T'],
 ) -> Float[Array, 'R T D']:
     """Hidden states after the final norm, in `cfg.act_dtype`. `visible` (see `attention.visibility`) is causal."""
-    return _run(params, cfg, tokens, positions, visible, keep_kv=False)[0]
 
+    def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+        return attention(q, k, v, visible, cfg, causal=True), None
 
-def forward_kv(
-    params: Params,
-    cfg: ModelConfig,
-    tokens: Int[Array, 'R T'],
-    positions: Int[Array, 'R T'],
-    visible: Bool[Array, 'R T T'],
-) -> tuple[Float[Array, 'R T D'], tuple[Float[Array, 'L R T G K'], Float[Array, 'L R T G K']]]:
-    """`forward` and the keys (already rotated) and values of every layer: what a prefill leaves in a cache."""
-    return _run(params, cfg, tokens, positions, visible, keep_kv=True)
-
-
-def _run(params: Params, cfg: ModelConfig, tokens: Array, positions: Array, visible: Array, keep_kv: bool):
-    def attend(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-        return attention(q, k, v, visible, cfg, causal=True), (k, v) if keep_kv else None
-
-    def body(x: Array, layer: Params) -> tuple[Array, Any]:
+    def body(x: Array, layer: Params) -> tuple[Array, None]:
         return block(layer, cfg, x, positions, attend)
 
-    x, kv = _through_layers(body, embed(params, cfg, tokens), params['layers'], cfg)
-    return rms_norm(x, params['final_norm'], cfg), kv
-
-
-def _through_layers(body: Callable[[Array, Params], tuple[Array, Any]], x: Array, layers: Params, cfg: ModelConfig):
     body = jax.checkpoint(body) if cfg.remat else body
-    if not cfg.unroll:
-        return lax.scan(body, x, layers)
-    extras = []
-    for layer in unstack(layers):
-        x, extra = body(x, layer)
-        extras.append(extra)
-    return x, jax.tree.map(lambda *each: jnp.stack(each), *extras)
+    x = embed(params, cfg, tokens)
+    if cfg.unroll:
+        for layer in unstack(params['layers']):
+            x, _ = body(x, layer)
+    else:
+        x, _ = lax.scan(body, x, params['layers'])
+    return rms_norm(x, params['final_norm'], cfg)
 
 
 def block(

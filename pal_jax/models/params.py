@@ -69,11 +69,6 @@ def abstract(specs: Params, dtype: str = 'float32') -> Params:
     return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype), specs, is_leaf=is_spec)
 
 
-def count(params: Params) -> int:
-    """Number of parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
 def unstack(tree: Params) -> list[Params]:
     """`[L, ...]` leaves to `L` trees. Its gradient is one concatenation, where indexing's would be `L` padded sums."""
     leaves, treedef = jax.tree.flatten(tree)

@@ -30,7 +30,7 @@ def token_kl(
 
 
 def adapt_kl(
-    coef: float | Float[Array, ''], kl: Float[Array, ''], *, target: float, n: int, horizon: int = 10_000
+    coef: float | Float[Array, ''], kl: Float[Array, ''], *, target: float, n: int | Array, horizon: int = 10_000
 ) -> Float[Array, '']:
     """The KL coefficient after a rollout of `n` samples whose mean KL per token was `kl`.
 

@@ -81,7 +81,7 @@ def open_run(workdir: str, ctx: Context) -> Source:
         raise ValueError(f'orbax:{workdir} is no run of this package: {path} is missing')
     config: Config = ConfigDict(json.loads(path.read_text()))
     recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, read_only=True)
     latest = checkpoints.latest
     if latest is None:
         raise ValueError(f'orbax:{workdir} has no checkpoint; train it first')

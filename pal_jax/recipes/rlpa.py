@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -25,19 +24,15 @@ from pal_jax.decode.local import LocalDecoder, Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
-from pal_jax.feedback.judges import judge_by_rules
-from pal_jax.feedback.people import SLOTS, Split, load_people, make_people
-from pal_jax.feedback.profiles import match_exactly, match_shuffled, split_fact
-from pal_jax.feedback.rewards import make_reward
-from pal_jax.feedback.users import make_scripted_user
 from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Export, Host, Recipe, open_run
+from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.optim import make_optimizer
-from pal_jax.types import Dialogue, Metrics, Person, RewardFn, Sample, Sampling, TokenBatch, UserSimulator
+from pal_jax.types import Dialogue, Metrics, Sample, Sampling, TokenBatch
 
 EVALUATION = 2**31  # stands where a training step has its number in seeds
 
@@ -82,6 +77,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     def imitation_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         with ctx.phase('update'):
             state, metrics = learner.imitate(state, supervised(i))
+        check_finite(state)
         return learner.anchor(state) if i == warmup - 1 else state, host, 'warm-up', metrics
 
     def rlpa_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
@@ -101,7 +97,8 @@ def make(config: Config, ctx: Context) -> Recipe:
         with ctx.phase('update'):
             ptx = supervised(i) if config.ppo.ptx_coef else None
             state, updated = learner.update(state, batch, jax.random.fold_in(jax.random.key(config.seed), i), ptx)
-        check_health(state, samples, config.reward.max_failed)
+        check_finite(state)
+        check_answered(samples, config.reward.max_failed)
         metrics = summarize(samples) | annotated | updated
         return state, {'queue': env.to_json(queue)}, 'rlpa', metrics
 
@@ -109,7 +106,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         return (imitation_step if i < warmup else rlpa_step)(state, host, i)
 
     def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
-        return world.reward(sample_turns(dialogues, 1, (config.seed, EVALUATION, seed)), seed)
+        return world.score(sample_turns(dialogues, 1, (config.seed, EVALUATION, seed)), seed)
 
     def evaluate(state: PolicyState, stage: str) -> Evaluation:
         with ctx.phase('evaluate'):
@@ -134,65 +131,6 @@ def stage_before(i: int, *, warmup: int, steps: int, every: int) -> str | None:
     return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
 
 
-# --- the world ------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class World:
-    """Who is talked to, who answers and who judges."""
-
-    train: list[Person]
-    tests: dict[str, list[Person]]  # people it never trains on, by the name of their split
-    guess: tuple[str, ...]  # the constant profile that suits the training people best
-    system: str
-    user: UserSimulator
-    reward: RewardFn
-
-
-def make_world(config: Config) -> World:
-    """People, their simulator and the reward, from `config.dialogue` and `config.reward`."""
-    dialogue, tested = config.dialogue, config.eval.people
-    if dialogue.profiles == 'embedded':
-        train = make_people(dialogue.people, seed=config.seed, split='train', facts=dialogue.facts)
-        splits: tuple[Split, ...] = ('heldout', 'unseen')
-        tests: dict[str, list[Person]] = {
-            split: make_people(tested, seed=0, split=split, facts=dialogue.facts) for split in splits
-        }
-        slots = SLOTS
-    else:
-        people = load_people(dialogue.profiles)
-        cut = len(people) - min(tested, len(people) // 5 or 1)
-        if cut < 1:
-            raise ValueError(f'{dialogue.profiles} has {len(people)} person; give two or more, one is kept for testing')
-        train, tests = people[:cut], {'heldout': people[cut:]}
-        slots = tuple(dict.fromkeys(slot for p in train for slot, _ in map(split_fact, p.facts) if slot))[:12]
-    return World(
-        train=train,
-        tests=tests,
-        guess=personalization.most_common_facts(train),
-        system=env.actor_prompt(slots) if dialogue.system == 'embedded' else dialogue.system,
-        user=choose(
-            'dialogue.user', dialogue.user, scripted=lambda: make_scripted_user(p_spontaneous=dialogue.p_spontaneous)
-        ),
-        reward=make_reward(
-            choose(
-                'reward.matcher', config.reward.matcher, exact=lambda: match_exactly, shuffled=lambda: match_shuffled
-            ),
-            choose('reward.judge', config.reward.judge, rule=lambda: judge_by_rules),
-            response=config.reward.response,
-            profile_weight=config.reward.profile_weight,
-            response_weight=config.reward.response_weight,
-        ),
-    )
-
-
-def choose(key: str, name: str, **known: Callable[[], Any]) -> Any:
-    """`known[name]()`, or an error that names the key and the choices."""
-    if name not in known:
-        raise ValueError(f'{key}={name!r} is unknown; use {" or ".join(known)}')
-    return known[name]()
-
-
 # --- parts from the config ------------------------------------------------------------------------------------------
 
 
@@ -208,6 +146,11 @@ def check(config: Config, mesh: Mesh) -> None:
         'ppo.epochs': config.ppo.epochs,
         'ppo.minibatches': config.ppo.minibatches,
         'ppo.micro_rows': config.ppo.micro_rows,
+        'warmup.rows': config.warmup.rows,
+        'warmup.examples_per_row': config.warmup.examples_per_row,
+        'warmup.examples': config.warmup.examples,
+        'dialogue.people': dialogue.people,
+        'decode.stride': config.decode.stride,
         'eval.people': config.eval.people,
         'checkpoint.every': config.checkpoint.every,
     }.items():
@@ -220,6 +163,7 @@ def check(config: Config, mesh: Mesh) -> None:
     ways, micro = sharding.batch_ways(mesh), config.ppo.micro_rows
     for key, size in (
         ('rollout_batch_size / minibatches', rows // config.ppo.minibatches),
+        ('rollout_batch_size', round_up(rows, ways * config.ppo.minibatches)),
         ('warmup.rows', config.warmup.rows),
     ):
         height = round_up(size, ways)
@@ -232,6 +176,7 @@ def check(config: Config, mesh: Mesh) -> None:
 def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     dialogue, lora = config.dialogue, config.policy.lora
     updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
+    imitation = config.warmup.optimizer.to_dict() | {'name': config.optimizer.name}  # they share one state
     targets = lora.targets if lora.targets == 'all-linear' else tuple(lora.targets.split(','))
     return PolicyLearner(
         cfg,
@@ -239,7 +184,7 @@ def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearne
         Optimizers(
             actor=make_optimizer(**config.optimizer, total_steps=updates),
             critic=make_optimizer(**config.critic, total_steps=updates),
-            imitation=make_optimizer(**config.warmup.optimizer, total_steps=max(config.warmup.steps, 1)),
+            imitation=make_optimizer(**imitation, total_steps=max(config.warmup.steps, 1)),
         ),
         ctx.mesh,
         n=dialogue.n_samples_per_prompt,
@@ -255,7 +200,7 @@ def make_sampling(config: Config) -> Sampling:
 
 def supervised_examples(config: Config, tokenizer: Tokenizer) -> list[Example]:
     """The warm-up's prompts and completions as tokens, each ended by the token that ends a turn."""
-    system = env.actor_prompt(TOPICS)
+    system = env.actor_prompt(TOPICS) if config.dialogue.system == 'embedded' else config.dialogue.system
 
     def example(each: Demonstration) -> Example:
         prompt = tokenizer.chat(env.messages(each.dialogue, system))
@@ -277,6 +222,11 @@ def summarize(samples: Sequence[Sample]) -> Metrics:
         'reward_std': float(np.std(rewards)) if used else 0.0,
         'samples': float(len(used)),
         'failed': float(len(samples) - len(used)),
+        **{
+            f'{name}_std': float(np.std([s.info[name] for s in used]))
+            for name in ('profile', 'response', 'format')
+            if used
+        },
         'round': float(np.mean([sample.dialogue.round + 1 for sample in samples])),
         'length': float(np.mean(lengths)),
         'truncated': float(np.mean([s.completion.finish_reason == 'length' for s in samples])),
@@ -284,16 +234,16 @@ def summarize(samples: Sequence[Sample]) -> Metrics:
     }
 
 
-def check_health(state: PolicyState, samples: Sequence[Sample], max_failed: float) -> None:
-    """Stops a run that cannot go on.
-
-    Raises:
-      RuntimeError: too many samples without a reward, or three updates in a row that were not finite.
-    """
+def check_answered(samples: Sequence[Sample], max_failed: float) -> None:
+    """Raises RuntimeError when too many samples have no reward."""
     failed = np.mean([not sample.ok for sample in samples])
     if failed > max_failed:
         raise RuntimeError(
             f'{failed:.0%} of the samples got no reward, more than reward.max_failed={max_failed}; check the judge'
         )
+
+
+def check_finite(state: PolicyState) -> None:
+    """Raises RuntimeError after three updates in a row that were not finite, and so were not made."""
     if int(state.skipped) >= 3:
         raise RuntimeError('three updates in a row were not finite; lower optimizer.lr or raise ppo.kl_coef')

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,13 +23,23 @@ from orbax.checkpoint import checkpoint_managers
 
 State = TypeVar('State')
 
-FOLDER = 'checkpoints'
+FOLDER, CONFIG = 'checkpoints', 'config.json'
 
 
 class Checkpoints:
-    """The checkpoints of a run: the `keep` latest and, by the `reward` they were saved with, the best."""
+    """The checkpoints of a run: the `keep` latest and, by the `reward` they were saved with, the best.
 
-    def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 2, log: Callable[[str], None] = print):
+    With `read_only` nothing in the folder is touched, so a run that is still writing to it is not disturbed.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        keep: int = 2,
+        read_only: bool = False,
+        log: Callable[[str], None] = print,
+    ):
         self.folder = Path(workdir).absolute() / FOLDER
         self._log = log
         policies = [
@@ -43,7 +54,9 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 best_fn=lambda metrics: metrics['reward'],
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
             ),
         )
 
@@ -70,13 +83,16 @@ class Checkpoints:
     def restore(self, abstract: State, step: int | None = None) -> tuple[State, dict[str, Any], int] | None:
         """The newest checkpoint that is whole (or the one of `step`): state, host item and step; None if there is none.
 
-        A damaged one is left out with a line that says so; those after the one restored are deleted, since the run
-        will write them again.
+        One that cannot be read is left out with a line that says so.
 
         Raises:
+          ValueError: there is no checkpoint of `step`.
           RuntimeError: there are checkpoints, and none of them can be read.
         """
-        steps = [step] if step is not None else sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if step is not None and step not in steps:
+            raise ValueError(f'there is no checkpoint {step} in {self.folder}; there are {steps}')
+        steps = [step] if step is not None else steps
         for candidate in steps:
             try:
                 state, host = self._read(candidate, abstract)
@@ -86,15 +102,18 @@ class Checkpoints:
             return state, host, candidate
         if steps:
             raise RuntimeError(
-                f'none of the checkpoints {steps} in {self.folder} can be read; delete the folder to start again'
+                f'none of the checkpoints {steps} in {self.folder} can be read; move the folder away to start again'
             )
         return None
 
-    def discard_after(self, step: int) -> None:
-        """Deletes the checkpoints later than `step`: damaged ones, which a resumed run writes anew."""
+    def set_aside_after(self, step: int) -> None:
+        """Moves the checkpoints later than `step`, which could not be read, out of the way of a run that resumes."""
         for later in self._manager.all_steps():
-            if later > step:
-                self._manager.delete(later)
+            if later > step and jax.process_index() == 0:
+                aside = self.folder.with_name('unreadable') / f'{later}-{time.time_ns()}'
+                aside.parent.mkdir(exist_ok=True)
+                (self.folder / str(later)).rename(aside)
+        self._manager.reload()
 
     def wait(self) -> None:
         """Returns when everything saved is on disk.
@@ -143,25 +162,30 @@ def _bit_sum(leaf: Array) -> Array:
 
 
 def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: tuple[str, ...] = ()) -> None:
-    """Writes the run's configuration to its folder, or compares with the one there.
+    """Compares a configuration with the one that the run in `workdir` has written, if it has.
 
     Args:
       free: keys that may change between two calls of one run, such as `total_steps`.
     Raises:
       ValueError: the folder belongs to a run of another configuration; the changed keys are listed.
     """
-    path = Path(workdir) / 'config.json'
-    new = json.loads(json.dumps(config))
-    if path.exists():
-        old, ours = _flatten(json.loads(path.read_text())), _flatten(new)
-        changed = [k for k in sorted(old.keys() | ours.keys()) if old.get(k) != ours.get(k) and k not in free]
-        if changed:
-            listed = ', '.join(f'{key}: {old.get(key)!r} -> {ours.get(key)!r}' for key in changed)
-            raise ValueError(f'{workdir} was made by another config ({listed}); use another --workdir or delete it')
+    path = Path(workdir) / CONFIG
+    if not path.exists():
+        return
+    old, ours = _flatten(json.loads(path.read_text())), _flatten(json.loads(json.dumps(config)))
+    changed = [k for k in sorted(old.keys() | ours.keys()) if old.get(k) != ours.get(k) and k not in free]
+    if changed:
+        listed = ', '.join(f'{key}: {old.get(key)!r} -> {ours.get(key)!r}' for key in changed)
+        raise ValueError(f'{workdir} was made by another config ({listed}); use another --workdir or delete it')
+
+
+def write_config(workdir: str | os.PathLike[str], config: dict[str, Any]) -> None:
+    """Writes the configuration of the run in `workdir`, in one piece."""
     if jax.process_index() == 0:
+        path = Path(workdir) / CONFIG
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix('.tmp')
-        temporary.write_text(json.dumps(new, indent=2) + '\n')
+        temporary.write_text(json.dumps(config, indent=2) + '\n')
         os.replace(temporary, path)
 
 

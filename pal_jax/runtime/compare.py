@@ -7,6 +7,7 @@ draws their rewards into one picture and prints two tables in Markdown: the rise
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 
 from pal_jax.runtime.curve import PANELS, STYLE, column, running_mean
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
-from pal_jax.runtime.summary import first_last_fifth, main_part
+from pal_jax.runtime.summary import fifths, first_last_fifth, main_part
 
 COLOURS = ('#2563eb', '#d97706', '#059669', '#9333ea', '#dc2626', '#4b5563')
 KEYS = ('reward', *[key for key in PANELS if key != 'kl'])
@@ -31,7 +32,7 @@ def draw(runs: Runs, path: str | os.PathLike[str]) -> None:
         figure = Figure(figsize=(9, 6), layout='constrained')
         for key, ax in zip(KEYS, figure.subplots(2, 2).flat, strict=True):
             ax.set_title({'reward': 'Mean reward of a step', **PANELS}[key], fontweight='bold')
-            for (name, rows), colour in zip(runs.items(), COLOURS, strict=False):
+            for (name, rows), colour in zip(runs.items(), itertools.cycle(COLOURS), strict=False):
                 part = main_part(rows)
                 steps, values = column(part, 'step'), column(part, key)
                 mean, _ = running_mean(values, values * 0, max(3, len(part) // 5))
@@ -49,7 +50,7 @@ def rise_table(runs: Runs) -> str:
     ]
     for name, rows in runs.items():
         part = main_part(rows)
-        rise, ending = first_last_fifth(part), column(part, 'format')[-max(1, len(part) // 5) :].mean()
+        rise, ending = first_last_fifth(part), fifths(part, 'format')['last']
         cells = (f'{rise[f"{end}"]:.3f} ± {rise[f"{end}_se"] or 0:.3f}' for end in ('first', 'last'))
         in_se = f'{rise["gain_in_se"]:.1f}' if rise['gain_in_se'] is not None else ''
         lines.append(f'| {name} | {" | ".join(cells)} | {rise["gain"]:+.3f} | {in_se} | {ending:.2f} |')
@@ -82,11 +83,11 @@ def main() -> None:
     parser.add_argument('runs', nargs='+', type=Path, help='folders of runs')
     parser.add_argument('--output', type=Path, default=Path('compared.png'), help='picture to write')
     arguments = parser.parse_args()
-    runs = {folder.resolve().name: read_records(folder / METRICS) for folder in arguments.runs}
+    runs = {str(folder): read_records(folder / METRICS) for folder in arguments.runs}
     if empty := [name for name, rows in runs.items() if not rows]:
         parser.error(f'no steps in {", ".join(empty)}; name folders of runs')
     draw(runs, arguments.output)
-    evals = {folder.resolve().name: read_records(folder / EVALS) for folder in arguments.runs}
+    evals = {str(folder): read_records(folder / EVALS) for folder in arguments.runs}
     print(rise_table(runs), stage_table(evals), sep='\n\n')
 
 

@@ -41,6 +41,8 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequen
       ValueError: the sizes do not multiply to the number of devices.
     """
     sizes, devices = [data, fsdp, tensor], devices or jax.devices()
+    if any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(f'mesh: {dict(zip(AXES, sizes, strict=True))}; a size is at least 1, or -1 for the rest')
     if sizes.count(-1) > 1:
         raise ValueError(f'mesh: {dict(zip(AXES, sizes, strict=True))} has more than one -1; leave at most one open')
     if -1 in sizes:
@@ -59,6 +61,8 @@ def for_platform(cfg: ModelConfig, dtype: str = 'auto') -> ModelConfig:
     A CPU multiplies bf16 fast only where the chip has instructions for it, keeps activations in float32 (elementwise
     bf16 is emulated) and runs straight-line layers faster than a loop; accelerators are the reverse.
     """
+    if dtype not in ('auto', 'float32', 'bfloat16'):
+        raise ValueError(f"policy.dtype={dtype!r} is unknown; use 'auto', 'float32' or 'bfloat16'")
     on_cpu = jax.default_backend() == 'cpu'
     if dtype == 'auto':
         dtype = 'float32' if on_cpu and not _cpu_has_bf16() else 'bfloat16'

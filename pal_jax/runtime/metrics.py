@@ -152,9 +152,14 @@ def _parse(line: str, place: str) -> dict[str, Any]:
     return record
 
 
-def _start_wandb(project: str, workdir: Path) -> Any:
+def require_wandb(project: str) -> None:
+    """Raises ValueError if `wandb` is not installed."""
     if importlib.util.find_spec('wandb') is None:
         raise ValueError(f'asked to log to wandb project {project!r}, but wandb is missing: pip install wandb')
+
+
+def _start_wandb(project: str, workdir: Path) -> Any:
+    require_wandb(project)
     identity = workdir / 'wandb_id'  # kept in the folder, so that a resumed run goes on in the same chart
     if not identity.exists():
         identity.write_text(secrets.token_hex(4))

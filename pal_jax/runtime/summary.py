@@ -50,7 +50,7 @@ def headline(rows: Sequence[Record], evals: Sequence[Record] = ()) -> dict[str, 
         'phase': main[-1]['phase'] if main else None,
         'reward': first_last_fifth(main) if observed(main, 'reward') else None,
         'format': fifths(main, 'format') if observed(main, 'format') else None,
-        'evaluations': {stage: scalars(record) for stage, record in by_stage(evals).items()},
+        'evaluations': {stage: figures(record) for stage, record in by_stage(evals).items()},
         'seconds': seconds,
         'seconds_total': sum(seconds.values()),
     }
@@ -106,6 +106,12 @@ def seconds_by_phase(records: Iterable[Record]) -> dict[str, float]:
             if key.startswith('seconds_') and value is not None:
                 total[key.removeprefix('seconds_')] += value
     return dict(total.most_common())
+
+
+def figures(record: Record) -> dict[str, Any]:
+    """The numbers and lists of numbers of a record, without its step and timings."""
+    lists = {key: value for key, value in record.items() if isinstance(value, list)}
+    return scalars(record) | lists
 
 
 def scalars(record: Record) -> dict[str, float]:

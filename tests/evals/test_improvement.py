@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from pal_jax.evals.improvement import alignment, normalized_improvement
+from pal_jax.evals.improvement import normalized_improvement
 
 # Turn-wise alignment levels published with RLPA (arXiv 2505.15456), N-IR and N-R2 as recomputed from them.
 CURVES = {
@@ -47,13 +46,3 @@ def test_straight_line_fits_perfectly_whatever_its_offset_and_scale():
 def test_a_curve_has_two_turns_or_more(levels):
     with pytest.raises(ValueError, match='two or more turns, got shape'):
         normalized_improvement(levels)
-
-
-def test_alignment_is_a_percentage_over_users_with_a_verdict():
-    scores = np.array([[0.0, 1.0, np.nan], [1.0, 1.0, 0.5], [0.0, 0.0, np.nan], [0.0, 1.0, 1.0]])
-    np.testing.assert_allclose(alignment(scores), [25, 75, 75])
-
-
-def test_a_turn_without_verdicts_is_an_error():
-    with pytest.raises(ValueError, match='turn 2 has no verdict'):
-        alignment(np.array([[0.0, np.nan], [1.0, np.nan]]))

@@ -175,3 +175,15 @@ def test_bad_settings_are_refused(kwargs, message):
 def test_judge_without_a_score_is_refused():
     with pytest.raises(ValueError, match='no score for'):
         make_reward(match_exactly, constant_judge({'graded': 1.0}))([sample()], 0)
+
+
+def test_the_shuffled_control_scores_against_another_person():
+    people = [Person('a', ('pet: cat',)), Person('a', ('pet: cat',)), Person('b', ('pet: dog', 'job: baker'))]
+    assert [person.id for person in others(people)] == ['b', 'b', 'a']
+    assert others(people[:2])[0].facts == ()
+    reward = make_reward(match_exactly, judge_by_rules, shuffled=True)
+    text = render_completion('- pet: cat\n', 'Tell me more about it, please.')
+    samples = [
+        Sample(Dialogue(p, (Turn('user', 'Hello'),)), (1,), Completion(text, (1,), (0.0,), 'stop'), 0) for p in people
+    ]
+    assert [sample.info['profile'] for sample in reward(samples, 0)] == [0.0, 0.0, 1.0]

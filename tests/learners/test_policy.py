@@ -160,6 +160,9 @@ def test_the_actor_waits_for_its_critic_and_ptx_adds_its_loss():
     _, batch = rollouts()
     frozen, _, _ = run(make_learner(freezing_actor_steps=1), batch)
     close(frozen.actor.params, weights(), atol=0.0)
+    thawed, _, metrics = run(make_learner(freezing_actor_steps=1, minibatches=2), batch)
+    assert metrics['grad_norm'] > 0
+    assert not np.array_equal(thawed.actor.params['final_norm'], weights()['final_norm'])
     learner = make_learner(ptx_coef=0.5, estimator='reinforce')
     state = learner.init(weights())
     annotated, _ = learner.annotate(state, batch)

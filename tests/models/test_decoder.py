@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pal_jax.models import decoder, lora, params
-from pal_jax.models.attention import attention, visibility
+from pal_jax.models.attention import visibility
 from pal_jax.models.config import ModelConfig, tiny
 from pal_jax.objectives.logprobs import token_loss
 from pal_jax.runtime.devices import make_mesh
@@ -120,28 +120,6 @@ def test_completions_that_share_a_prompt_equal_rows_of_their_own(unroll: bool) -
         np.testing.assert_allclose(shared[: len(prompt)], alone[: len(prompt)], atol=1e-5)
         np.testing.assert_allclose(shared[start : start + len(completion)], alone[len(prompt) :], atol=1e-5)
         start += len(completion)
-
-
-@pytest.mark.parametrize('unroll', [False, True])
-def test_kept_keys_and_values_continue_a_sequence(unroll: bool) -> None:
-    """A last token that attends to the kept keys and values comes out as in the whole sequence."""
-    cfg = variant(unroll=unroll)
-    whole = FORWARD(WEIGHTS, cfg, TOKENS, *layout(TOKENS))
-    hidden, (k, v) = jax.jit(decoder.forward_kv, static_argnums=1)(
-        WEIGHTS, cfg, TOKENS[:, :-1], *layout(TOKENS[:, :-1])
-    )
-    assert k.shape == v.shape == (cfg.layers, 2, 8, cfg.kv_heads, cfg.head_dim)
-    np.testing.assert_allclose(hidden, whole[:, :-1], atol=1e-5)
-    x, last = decoder.embed(WEIGHTS, cfg, TOKENS[:, -1:]), jnp.full((2, 1), 8)
-    for layer, old_k, old_v in zip(params.unstack(WEIGHTS['layers']), k, v, strict=True):
-
-        def attend(q: jax.Array, new_k: jax.Array, new_v: jax.Array, old_k=old_k, old_v=old_v):
-            seen = jnp.concatenate([old_k, new_k], 1), jnp.concatenate([old_v, new_v], 1)
-            return attention(q, *seen, jnp.ones((2, 1, 9), bool), cfg), 'kept'
-
-        x, extra = decoder.block(layer, cfg, x, last, attend)
-        assert extra == 'kept'
-    np.testing.assert_allclose(decoder.rms_norm(x, WEIGHTS['final_norm'], cfg), whole[:, -1:], atol=1e-5)
 
 
 def test_every_parameter_counts() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from pal_jax.recipes import rlpa
 from pal_jax.recipes.recipe import Context
+from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +136,15 @@ def test_the_published_model_is_sharded_as_declared_without_its_weights():
         ({'ppo.minibatches': 3}, 'rollout_batch_size=4 does not divide into ppo.minibatches=3'),
         ({'ppo.micro_rows': 3}, 'does not divide into ppo.micro_rows=3'),
         ({'dialogue.rollout_batch_size': 0}, 'dialogue.rollout_batch_size=0 must be at least 1'),
+        (
+            {'dialogue.rollout_batch_size': 5, 'ppo.minibatches': 5, 'ppo.micro_rows': 2},
+            'does not divide into ppo.micro',
+        ),
+        ({'warmup.rows': 0}, 'warmup.rows=0 must be at least 1'),
+        ({'dialogue.people': 0}, 'dialogue.people=0 must be at least 1'),
+        ({'dialogue.profiles': 'nowhere.jsonl'}, 'nowhere.jsonl is no file'),
+        ({'policy.dtype': 'float16'}, "policy.dtype='float16' is unknown"),
+        ({'sampling.temperature': -1.0}, 'temperature=-1.0'),
         ({'reward.judge': 'rules'}, "reward.judge='rules' is unknown; use rule"),
         ({'policy.source': 'hf:nowhere/at all'}, 'nowhere/at all'),
         ({'policy.source': 'elsewhere:x'}, 'unknown model source'),
@@ -167,17 +177,17 @@ def test_bad_profile_files_are_told_by_line(tmp_path, lines, message):
 def test_own_people_are_split_and_their_topics_named(tmp_path):
     path = tmp_path / 'people.jsonl'
     path.write_text('\n'.join(json.dumps({'facts': {'band': f'b{i}', 'tea': f't{i}'}}) for i in range(10)))
-    world = rlpa.make_world(get_config(**{'dialogue.profiles': str(path)}))
+    world = make_world(get_config(**{'dialogue.profiles': str(path)}))
     assert (len(world.train), len(world.tests['heldout'])) == (8, 2)
     assert 'band, tea' in world.system
 
 
 def test_a_run_can_start_from_what_another_has_trained(tmp_path, monkeypatch):
-    from pal_jax.runtime.checkpoint import Checkpoints, check_config
+    from pal_jax.runtime.checkpoint import Checkpoints, write_config
 
     config = small()
     _, state, host, _ = run(config, 1, monkeypatch)
-    check_config(tmp_path, config.to_dict())
+    write_config(tmp_path, config.to_dict())
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state, host)
     checkpoints.wait()

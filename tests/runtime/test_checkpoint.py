@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pal_jax.runtime import checkpoint, devices
-from pal_jax.runtime.checkpoint import Checkpoints, check_config, fingerprint
+from pal_jax.runtime.checkpoint import Checkpoints, check_config, fingerprint, write_config
 from pal_jax.runtime.sharding import replicated
 
 
@@ -71,14 +71,29 @@ def test_a_damaged_checkpoint_is_left_out_and_said(tmp_path):
     assert step == 1
     assert len(said) == 1
     assert 'checkpoint 2 cannot be read' in said[0]
-    checkpoints.discard_after(1)
+    checkpoints.set_aside_after(1)
     assert checkpoints.latest == 1
+    assert (tmp_path / 'unreadable').is_dir()
+    checkpoints.save(2, make_state(2), {})
+    checkpoints.wait()
+    assert checkpoints.restore(abstract(make_state()))[2] == 2
+
+
+def test_a_reader_touches_nothing_and_a_wrong_step_is_told(tmp_path):
+    save(tmp_path, 1).close()
+    under_way = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp-0'
+    under_way.mkdir()
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.restore(abstract(make_state()))[2] == 1
+    assert under_way.exists()
+    with pytest.raises(ValueError, match=r'no checkpoint 5 in .*; there are \[1\]'):
+        reader.restore(abstract(make_state()), 5)
 
 
 def test_when_all_are_damaged_the_run_says_what_to_do(tmp_path):
     save(tmp_path, 1).close()
     shutil.rmtree(tmp_path / 'checkpoints' / '1' / 'state')
-    with pytest.raises(RuntimeError, match=r'none of the checkpoints \[1\].*delete the folder'):
+    with pytest.raises(RuntimeError, match=r'none of the checkpoints \[1\].*move the folder away'):
         Checkpoints(tmp_path, log=lambda _: None).restore(abstract(make_state()))
 
 
@@ -104,8 +119,9 @@ def test_fingerprints_see_every_bit_and_no_mesh():
 
 def test_another_config_is_refused_with_the_changed_keys(tmp_path):
     config = {'total_steps': 3, 'ppo': {'clip': 0.2, 'range': (1, 2)}}
-    check_config(tmp_path, config)
+    check_config(tmp_path, config)  # no run yet
+    write_config(tmp_path, config)
     check_config(tmp_path, config | {'total_steps': 9}, free=('total_steps',))
-    assert json.loads((tmp_path / 'config.json').read_text())['total_steps'] == 9
+    assert json.loads((tmp_path / 'config.json').read_text())['total_steps'] == 3
     with pytest.raises(ValueError, match=r'another config \(ppo.clip: 0.2 -> 0.1, ppo.kl: None -> 1\)'):
-        check_config(tmp_path, {'total_steps': 9, 'ppo': {'clip': 0.1, 'range': (1, 2), 'kl': 1}})
+        check_config(tmp_path, {'total_steps': 3, 'ppo': {'clip': 0.1, 'range': (1, 2), 'kl': 1}})
