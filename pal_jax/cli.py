@@ -58,12 +58,15 @@ def use_huge_pages() -> None:
 
 def _parse(argv: Sequence[str]) -> None:
     try:
-        rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
-        raise Fault(' '.join(str(error.args[0] if error.args else error).split())) from None
+        rest, config = flags.FLAGS(argv), CONFIG.value
+    except OSError:
+        path = config_flags.get_config_filename(flags.FLAGS['config'])
+        raise Fault(f'there is no configuration file {path.partition(":")[0]}; see configs/') from None
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
+        raise Fault(_one_line(error)) from None
     if rest[1:]:
         raise Fault(f'unexpected argument {rest[1]!r}; every option is written --name=value')
-    if CONFIG.value is None:
+    if config is None:
         raise Fault('no configuration; give one, such as --config=configs/rlpa.py')
 
 
@@ -108,4 +111,4 @@ def faults(call: Callable, *args, **kwargs):
 
 
 def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())
+    return ' '.join(str(error.args[0] if error.args else error).split())

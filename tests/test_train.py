@@ -45,6 +45,7 @@ def records(workdir, name):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith('seconds_')} for line in lines]
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_rollout_update_and_save_ends_as_an_unbroken_one(tmp_path):
     flags = ['--config=configs/rlpa.py:smoke', '--config.checkpoint.every=1']
     whole, broken, cache = tmp_path / 'whole', tmp_path / 'broken', tmp_path / 'cache'
@@ -89,7 +90,7 @@ def assert_refused(result, message):
     ('flags', 'message'),
     [
         ([], 'no configuration; give one, such as --config=configs/rlpa.py'),
-        (['--config=configs/nothing.py'], 'configs/nothing.py'),
+        (['--config=configs/nothing.py'], 'there is no configuration file configs/nothing.py'),
         (['--config=configs/rlpa.py:smok'], "variant 'smok' is unknown"),
         (['--config=configs/rlpa.py:smoke', '--config.ppo.clp=0.1'], 'Did you mean'),
         (['--config=configs/rlpa.py:smoke', '--config.ppo.minibatches=3'], 'does not divide'),

@@ -226,7 +226,8 @@ def test_actor_prompt_lists_every_topic_no_value_and_the_format():
     prompt = actor_prompt(SLOTS)
     assert all(mentions(prompt, slot) for slot in SLOTS)
     assert not [value for slot in SCHEMA for value in (*slot.known, *slot.unseen) if mentions(prompt, value)]
-    assert parse_completion(prompt) == ('- topic: value\n', ('topic: value',), 'short reply')
+    assert parse_completion(prompt) == ('- topic: ...\n', ('topic: ...',), '...')
+    assert 'told about themselves. Then' in actor_prompt(())
     assert len(re.findall(r'\w+', prompt)) < 40
 
 

@@ -5,7 +5,7 @@ import pytest
 from pal_jax.feedback.judges import CRITERIA, SCORES, judge_by_rules
 from pal_jax.feedback.people import SCHEMA, SLOTS, make_people
 from pal_jax.feedback.profiles import match_exactly, profile_f1, render_completion, render_facts
-from pal_jax.feedback.rewards import judged_dialogue, make_reward
+from pal_jax.feedback.rewards import judged_dialogue, make_reward, others
 from pal_jax.types import Completion, Dialogue, Person, Sample, Turn, Verdict
 
 FACTS = ('food: pizza', 'pet: cat', 'job: nurse', 'city: Oslo')

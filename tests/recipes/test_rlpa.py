@@ -45,11 +45,12 @@ def run(config, steps, monkeypatch):
         seen.append((samples, jax.tree.map(np.asarray, batch)))
         return batch
 
-    monkeypatch.setattr(rlpa, 'pack_rollouts', spy)
-    recipe = rlpa.make(config, CONTEXT)
-    state, host = recipe.init()
-    for i in range(steps):
-        state, host, _, metrics = recipe.step(state, host, i)
+    with monkeypatch.context() as patch:
+        patch.setattr(rlpa, 'pack_rollouts', spy)
+        recipe = rlpa.make(config, CONTEXT)
+        state, host = recipe.init()
+        for i in range(steps):
+            state, host, _, metrics = recipe.step(state, host, i)
     return seen, state, host, metrics
 
 
@@ -99,16 +100,19 @@ def rlpa_model():
 
 
 def test_sampler_and_trainer_agree_on_logprobs_and_the_host_item_is_json(monkeypatch):
-    _, _, host, metrics = run(small(), 2, monkeypatch)
+    _, _, host, metrics = run(small(), 1, monkeypatch)
     assert metrics['sampler_drift_max'] < 2e-3
     assert metrics['first_ratio_deviation'] < 1e-3
-    assert host == json.loads(json.dumps(host))
+    queue = rlpa.env.from_json(host['queue'])
+    assert queue.pending
+    assert rlpa.env.from_json(json.loads(json.dumps(host))['queue']) == queue
 
 
 @pytest.mark.parametrize('variant', ['', 'paper'])
 def test_every_variant_is_complete_and_small_changes_are_named(variant):
     config = get_config(variant)
     rlpa.check(config, CONTEXT.mesh)
+    config.lock()
     with pytest.raises(AttributeError, match='Did you mean'):
         config.ppo.clp = 0.1
 
