@@ -58,16 +58,16 @@ def use_huge_pages() -> None:
 
 def _parse(argv: Sequence[str]) -> None:
     try:
-        rest, config = flags.FLAGS(argv), CONFIG.value
-    except OSError:
-        path = config_flags.get_config_filename(flags.FLAGS['config'])
-        raise Fault(f'there is no configuration file {path.partition(":")[0]}; see configs/') from None
+        rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
         raise Fault(_one_line(error)) from None
     if rest[1:]:
         raise Fault(f'unexpected argument {rest[1]!r}; every option is written --name=value')
-    if config is None:
+    if CONFIG.value is None:
         raise Fault('no configuration; give one, such as --config=configs/rlpa.py')
+    path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
+    if not Path(path).is_file():
+        raise Fault(f'there is no configuration file {path}; see configs/')
 
 
 def config() -> Config:
