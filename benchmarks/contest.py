@@ -56,7 +56,13 @@ def ask_for_huge_pages() -> None:
 
 
 def race(contestants: dict[str, Contestant], rounds: int) -> dict[str, Result]:
-    """Rounds in turn; one process at a time is awake."""
+    """Rounds in turn; one process at a time is awake.
+
+    Raises:
+      ValueError: no rounds to time.
+    """
+    if rounds < 1:
+        raise ValueError(f'a contest of {rounds} rounds has no times; ask for 1 or more')
     context = multiprocessing.get_context('spawn')
     pipes: dict[str, Connection] = {}
     starts, rest = {}, {name: [] for name in contestants}

@@ -2,7 +2,8 @@
 
   python -m benchmarks.rlpa_step --steps=6
 Prints one JSON object. The steps are taken twice from the same start: the first pass compiles what the steps need, the
-second is measured. Without the warm-up most answers run to their limit of tokens; the shares are those of long answers.
+second is measured. `real_share` is that of the micro-batches of the update; a token counts as trained when it was
+sampled and has been annotated and updated on.
 """
 
 from __future__ import annotations

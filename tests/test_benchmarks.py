@@ -96,6 +96,11 @@ def test_torch_takes_part_in_both_precisions(report, known_machine, module, args
     assert all(ratio.keys() == {'fastest', 'median'} for ratio in ratios)
 
 
+def test_a_contest_without_rounds_is_refused():
+    with pytest.raises(ValueError, match='contest of 0 rounds'):
+        contest.race({}, 0)
+
+
 def test_ratios_and_startup_are_read_off_the_rounds():
     ours, theirs = result(2.0, 1.0, 2.0), result(4.0, 5.0, 6.0)
     assert contest.ratios(ours, theirs) == {'fastest': 4.0, 'median': 3.0}

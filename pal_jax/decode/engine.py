@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pal_jax.decode import sampling
@@ -170,9 +171,10 @@ def attend_cache(
     q = q.reshape(B, keys.shape[1], -1, K) * K**-0.5
     scores = jnp.einsum('bghk,bgks->bghs', q, keys, preferred_element_type=jnp.float32)
     scores = jnp.where(visible[:, None, None, :], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    out = jnp.einsum('bghs,bgsk->bghk', weights, values, preferred_element_type=jnp.float32)
-    return out.reshape(B, 1, H, K).astype(q.dtype)
+    # Written out before it is summed, as in `models.attention`; the few outputs are divided, not the many weights.
+    mass = lax.optimization_barrier(jnp.exp(scores - scores.max(-1, keepdims=True)))
+    out = jnp.einsum('bghs,bgsk->bghk', mass.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (out / mass.sum(-1, keepdims=True)).reshape(B, 1, H, K).astype(q.dtype)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
