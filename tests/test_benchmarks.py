@@ -40,6 +40,7 @@ def result(*seconds, first_s=9.0, **first):
     return Result(1.0, first_s, first, list(seconds), [first] * len(seconds), 3 * 2**30)
 
 
+@pytest.mark.slow
 def test_decode_reports_the_engine_and_the_whole_call(report, known_machine):
     out = report(decode, '--shape=tiny', '--batch', '8', '--prompt=5', '--new=8', '--rounds=1')
     assert out['versions'] == ['jax']
@@ -48,6 +49,7 @@ def test_decode_reports_the_engine_and_the_whole_call(report, known_machine):
     assert out['batch_8']['pal_jax_engine']['fraction_of_memory_bandwidth'] > 0
 
 
+@pytest.mark.slow
 def test_rlpa_step_reports_where_the_time_goes(report, known_machine):
     out = report(rlpa_step, '--variant=smoke', '--steps=1')
     assert out['config'] == 'rlpa:smoke'
@@ -64,6 +66,7 @@ def test_rlpa_step_reports_where_the_time_goes(report, known_machine):
     assert 0 < out['real_share'] <= 1
 
 
+@pytest.mark.slow
 def test_train_step_reports_its_share_of_the_peak(report, known_machine):
     out = report(train_step, '--shape=tiny', '--batch=1', '--seq=16', '--steps=1')
     assert out['pal_jax'].keys() == STARTUP | {

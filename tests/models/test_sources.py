@@ -142,6 +142,7 @@ assert not loaded, loaded
 
 
 @embedded
+@pytest.mark.slow
 def test_no_source_imports_another_framework(saved):
     names = ['random:tiny', f'hf:{saved}', sources.EMBEDDED]
     done = subprocess.run([sys.executable, '-c', USE, *names], capture_output=True, text=True)

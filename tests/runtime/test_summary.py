@@ -69,7 +69,7 @@ def test_the_headline_is_of_the_main_phase():
         rows, [{'step': 0, 'stage': 'base', 'reward': 0.125, 'f1_by_turn': [0.0], 'seconds_evaluate': 2.0}]
     )
     assert (facts['phase'], facts['reward']['first'], facts['reward']['last']) == ('rlpa', 0.0, 1.0)
-    assert facts['evaluations'] == {'base': {'reward': 0.125}}
+    assert facts['evaluations'] == {'base': {'reward': 0.125, 'f1_by_turn': [0.0]}}
     assert (facts['steps'], facts['seconds'], facts['seconds_total']) == (20, {'evaluate': 2.0}, 2.0)
 
 
