@@ -13,9 +13,6 @@ EXTRA ?= cpu
 ARGS ?=
 TORCH_INDEX ?=
 
-# Huge pages for XLA's temporaries; without this the commands set it themselves and start once more.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-
 VENV := .venv
 RUN := $(VENV)/bin/python
 # Compiling all modules at once is a third of the set-up time; Python compiles the few that are used on first import.

@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from benchmarks import machine
+from pal_jax.runtime.memory import ALLOCATOR, SETTING
 
-HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 Round = Callable[[], dict[str, float]]  # takes one round and returns what it has to tell; it is over when it returns
 
 
@@ -47,28 +47,24 @@ class Result(NamedTuple):
         }
 
 
-def ask_for_huge_pages() -> None:
-    """For the processes to come: the C library reads it as a process starts.
-
-    Faulting in fresh 4 KiB pages is a quarter of a training step on a CPU.
-    """
-    os.environ.setdefault('GLIBC_TUNABLES', HUGE_PAGES)
-
-
 def race(contestants: dict[str, Contestant], rounds: int) -> dict[str, Result]:
-    """Rounds in turn; one process at a time is awake.
+    """Rounds in turn; one process at a time is awake. All run under the allocator that our commands start with:
+    without it either side spends a part of its rounds on page faults, and a different one each time.
 
     Raises:
       ValueError: no rounds to time.
     """
     if rounds < 1:
         raise ValueError(f'a contest of {rounds} rounds has no times; ask for 1 or more')
+    os.environ[SETTING] = ALLOCATOR  # the C library reads it as a process starts
     context = multiprocessing.get_context('spawn')
     pipes: dict[str, Connection] = {}
+    processes = []
     starts, rest = {}, {name: [] for name in contestants}
     for name, contestant in contestants.items():
         pipes[name], end = context.Pipe()
-        context.Process(target=_serve, args=(end, contestant), daemon=True).start()
+        processes.append(context.Process(target=_serve, args=(end, contestant), daemon=True))
+        processes[-1].start()
         end.close()
         starts[name] = pipes[name].recv()
     for _ in range(rounds):
@@ -81,6 +77,8 @@ def race(contestants: dict[str, Contestant], rounds: int) -> dict[str, Result]:
         init_s, first_s, first = starts[name]
         seconds, told = zip(*rest[name], strict=True)
         results[name] = Result(init_s, first_s, first, list(seconds), list(told), pipe.recv())
+    for process in processes:
+        process.join()  # what is measured next has the machine to itself
     return results
 
 
@@ -124,10 +122,11 @@ def ratios(ours: Result, theirs: Result) -> dict[str, float]:
 
 def surroundings(*packages: str) -> dict[str, Any]:
     """What a number depends on besides the program: the machine's own limits, the allocator, versions."""
-    with multiprocessing.get_context('spawn').Pool(1) as pool:  # under the same allocator as the contestants
+    os.environ[SETTING] = ALLOCATOR
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
         limits = pool.apply(machine.measure)
     return {
         'machine': limits,
-        'malloc': os.environ.get('GLIBC_TUNABLES', ''),
+        'malloc': ALLOCATOR,
         'versions': {name: importlib.metadata.version(name) for name in packages},
     }

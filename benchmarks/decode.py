@@ -155,12 +155,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
-    contest.ask_for_huge_pages()
     tasks = {batch: Task(SHAPES[args.shape], batch, args.prompt, args.new) for batch in args.batch}
+    around = contest.surroundings(*shapes.packages(args.against))
     results = {
         batch: contest.race(contestants(task, args.dtype, args.against), args.rounds) for batch, task in tasks.items()
     }
-    around = contest.surroundings(*shapes.packages(args.against))
     report = {'shape': args.shape, 'prompt': args.prompt, 'new': args.new, 'dtype': args.dtype, **around}
     bandwidth = around['machine']['memory_gbytes_per_s']
     for batch, task in tasks.items():

@@ -85,7 +85,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
-    contest.ask_for_huge_pages()
     make = functools.partial(make_rlpa, args.variant, args.source, args.steps)
     result = contest.race({'rlpa': Contestant(make, contest.jax_peak)}, args.rounds)['rlpa']
     report = {'config': f'rlpa:{args.variant}'.rstrip(':'), 'steps': args.steps}

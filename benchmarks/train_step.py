@@ -112,14 +112,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=4, help='rows of a step')
     parser.add_argument('--seq', type=int, default=256, help='tokens of a row')
     parser.add_argument('--steps', type=int, default=5, help='timed steps of each contestant')
-    parser.add_argument('--small-pages', action='store_true', help="leave the C library's allocator as it is")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
-    if not args.small_pages:
-        contest.ask_for_huge_pages()
     shape, dtypes = SHAPES[args.shape], {'pal_jax': args.dtype}
     ours = functools.partial(make_pal_jax, shape, args.batch, args.seq, args.dtype)
     contestants = {'pal_jax': Contestant(ours, contest.jax_peak)}
@@ -127,8 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         dtypes[f'torch_{dtype}'] = dtype
         theirs = functools.partial(make_torch, shape, args.batch, args.seq, dtype)
         contestants[f'torch_{dtype}'] = Contestant(theirs, contest.torch_peak)
-    results = contest.race(contestants, args.steps)
     around = contest.surroundings('optax', *shapes.packages(args.against))
+    results = contest.race(contestants, args.steps)
     report: dict[str, Any] = {'shape': args.shape, 'batch': args.batch, 'seq': args.seq, 'dtype': args.dtype, **around}
     work = flops(shape, args.batch, args.seq)
     for name, result in results.items():

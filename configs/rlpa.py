@@ -14,11 +14,11 @@ from pal_jax import presets as p
 
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'smoke', 'paper')
-    config = p.base(recipe='rlpa', total_steps=36)
+    config = p.base(recipe='rlpa', total_steps=48)
     config.policy = p.policy(p.EMBEDDED)
     config.optimizer = p.adamw(lr=3e-5, warmup_ratio=0.1)
     config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
-    config.warmup = dict(steps=16, rows=2, examples_per_row=4, examples=160, optimizer=p.adamw(lr=1e-4))
+    config.warmup = dict(steps=24, rows=2, examples_per_row=4, examples=160, optimizer=p.adamw(lr=1e-4))
     config.ppo = p.ppo(
         estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, negative_scale=0.2, micro_rows=2
     )

@@ -12,6 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pal_jax.recipes.recipe import Config
+from pal_jax.runtime import memory
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
 CONFIG = config_flags.DEFINE_config_file(
@@ -34,7 +35,7 @@ def run(main: Callable[[], None], usage: str) -> None:
     if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
         print(usage.strip())
         sys.exit(0)
-    use_huge_pages()
+    memory.keep_freed()
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
     try:
         _parse(argv)
@@ -43,17 +44,6 @@ def run(main: Callable[[], None], usage: str) -> None:
         print(f'error: {fault}', file=sys.stderr)
         sys.stderr.flush()
         sys.exit(fault.code)
-
-
-def use_huge_pages() -> None:
-    """Starts this command again with an allocator that asks Linux for huge pages, unless it was told about pages.
-
-    XLA's temporaries on a CPU are fresh memory at every step: with 4 KiB pages a quarter of a training step is page
-    faults. glibc reads the setting when a process starts and never again.
-    """
-    if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
-        os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _parse(argv: Sequence[str]) -> None:

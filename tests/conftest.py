@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -31,3 +32,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, platform in PLATFORMS.items():
             if item.get_closest_marker(marker) and jax.default_backend() != marker:
                 item.add_marker(pytest.mark.skip(reason=f'needs JAX_PLATFORMS={platform}'))
+
+
+@pytest.fixture
+def strict_promotion() -> Iterator[None]:
+    """No silent promotion of dtypes either; optax needs the standard one."""
+    with jax.numpy_dtype_promotion('strict'):
+        yield

@@ -99,7 +99,7 @@ class PolicyLearner:
         self.abstract: PolicyState = _placed(shapes, lora_aware_axes(specs, adapters), mesh)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
         self.init = jax.jit(self._new_state, out_shardings=shardings)
-        self._anchored = jax.jit(self._anchor, out_shardings=shardings)
+        self._anchored = jax.jit(self._anchor, donate_argnums=0, out_shardings=shardings)
         self._rows = sharding.sharding(mesh, ('batch',))
 
     # --- states ------------------------------------------------------------------------------------------------------
@@ -148,7 +148,10 @@ class PolicyLearner:
         return fresh
 
     def anchor(self, state: PolicyState) -> PolicyState:
-        """Makes the actor as it is the reference (full parameters) and the critic's start; optimisers start afresh."""
+        """Makes the actor as it is the reference (full parameters) and the critic's start; optimisers start afresh.
+
+        `state` is used up, as by an update.
+        """
         return self._anchored(state)
 
     def weights(self, state: PolicyState) -> Params:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -54,21 +54,17 @@ def make(config: Config, ctx: Context) -> Recipe:
     decoder = LocalDecoder(cfg, tokenizer, ctx.mesh, slots=config.decode.slots, stride=config.decode.stride)
     sampling, warmup, dialogue = make_sampling(config), config.warmup.steps, config.dialogue
     n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
-    ways = sharding.batch_ways(ctx.mesh)
     max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
     rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
-    examples = supervised_examples(config, tokenizer) if warmup or config.ppo.ptx_coef else []
+    height = round_up(prompts_a_step, sharding.batch_ways(ctx.mesh) * config.ppo.minibatches)
+    shape = {'n': n, 'height': height, 'actions': round_up(sampling.max_tokens, 8)}
+    supervised = make_supervised(config, tokenizer, ctx.mesh)
 
     def sample_turns(dialogues: Sequence[Dialogue], n: int, seed: Sequence[int]) -> list[Sample]:
         prompts = [tuple(tokenizer.chat(env.messages(each, world.system))) for each in dialogues]
         seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
         completions = decoder([Request(prompts[k // n], sampling, seed) for k, seed in enumerate(seeds)])
         return [Sample(dialogues[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
-
-    def supervised(i: int) -> TokenBatch:
-        rows, per_row = config.warmup.rows, config.warmup.examples_per_row
-        batch = pack_examples(examples, rows=round_up(rows, ways), samples=per_row, i=i, seed=config.seed)
-        return sharding.put_batch(batch, ctx.mesh)
 
     def init() -> tuple[PolicyState, Host]:
         params = source.load(learner.param_shardings)
@@ -91,16 +87,14 @@ def make(config: Config, ctx: Context) -> Recipe:
             groups = [samples[k : k + n] for k in range(0, len(samples), n)]
             queue = env.continue_best(queue, groups, **rounds, user=world.user, seed=i)
         with ctx.phase('annotate'):
-            height, actions = round_up(prompts_a_step, ways * config.ppo.minibatches), round_up(sampling.max_tokens, 8)
-            batch = pack_rollouts(samples, n=n, height=height, actions=actions, mesh=ctx.mesh)
+            batch = pack_rollouts(samples, **shape, mesh=ctx.mesh)
             batch, annotated = learner.annotate(state, batch)
         with ctx.phase('update'):
             ptx = supervised(i) if config.ppo.ptx_coef else None
             state, updated = learner.update(state, batch, jax.random.fold_in(jax.random.key(config.seed), i), ptx)
         check_finite(state)
         check_answered(samples, config.reward.max_failed)
-        metrics = summarize(samples) | annotated | updated
-        return state, {'queue': env.to_json(queue)}, 'rlpa', metrics
+        return state, {'queue': env.to_json(queue)}, 'rlpa', summarize(samples) | annotated | updated
 
     def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         return (imitation_step if i < warmup else rlpa_step)(state, host, i)
@@ -198,15 +192,22 @@ def make_sampling(config: Config) -> Sampling:
     return Sampling(**config.sampling.to_dict() | {'stop': tuple(config.sampling.stop)})
 
 
-def supervised_examples(config: Config, tokenizer: Tokenizer) -> list[Example]:
-    """The warm-up's prompts and completions as tokens, each ended by the token that ends a turn."""
+def make_supervised(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Callable[[int], TokenBatch]:
+    """The batch of a step's supervised update: demonstrations, each ended by the token that ends a turn."""
     system = env.actor_prompt(TOPICS) if config.dialogue.system == 'embedded' else config.dialogue.system
 
     def example(each: Demonstration) -> Example:
         prompt = tokenizer.chat(env.messages(each.dialogue, system))
         return Example(prompt, [*tokenizer.encode(each.completion), tokenizer.stop_ids[0]])
 
-    return [example(each) for each in make_demonstrations(config.warmup.examples, seed=config.seed)]
+    examples = [example(each) for each in make_demonstrations(config.warmup.examples, seed=config.seed)]
+    rows, per_row = round_up(config.warmup.rows, sharding.batch_ways(mesh)), config.warmup.examples_per_row
+
+    def batch(i: int) -> TokenBatch:
+        packed = pack_examples(examples, rows=rows, samples=per_row, i=i, seed=config.seed)
+        return sharding.put_batch(packed, mesh)
+
+    return batch
 
 
 # --- what a step reports --------------------------------------------------------------------------------------------

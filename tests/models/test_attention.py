@@ -4,7 +4,6 @@ import cmath
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,10 @@ import pytest
 from pal_jax.models import attention
 from pal_jax.models.config import RopeScaling, tiny
 
+pytestmark = pytest.mark.usefixtures('strict_promotion')
+
 CFG = tiny()
 NARROW = dataclasses.replace(CFG, dtype='bfloat16')
-
-
-@pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
-    with jax.numpy_dtype_promotion('strict'):
-        yield
 
 
 def normal(seed: int, *shape: int) -> jax.Array:

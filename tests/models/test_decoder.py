@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,15 +16,11 @@ from pal_jax.objectives.logprobs import token_loss
 from pal_jax.runtime.devices import make_mesh
 from pal_jax.runtime.sharding import param_shardings, sharding
 
+pytestmark = pytest.mark.usefixtures('strict_promotion')
+
 CFG = tiny(vocab=64)
 WEIGHTS = params.init(params.decoder_specs(CFG), jax.random.key(0))
 TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, CFG.vocab)
-
-
-@pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
-    with jax.numpy_dtype_promotion('strict'):
-        yield
 
 
 def layout(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

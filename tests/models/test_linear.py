@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +10,9 @@ import pytest
 from pal_jax.models.config import tiny
 from pal_jax.models.linear import LoraWeight, linear
 
+pytestmark = pytest.mark.usefixtures('strict_promotion')
+
 NARROW = dataclasses.replace(tiny(), dtype='bfloat16')
-
-
-@pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
-    with jax.numpy_dtype_promotion('strict'):
-        yield
 
 
 def normal(seed: int, *shape: int) -> jax.Array:

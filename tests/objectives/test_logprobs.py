@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,9 @@ import pytest
 
 from pal_jax.objectives.logprobs import token_logprobs, token_loss
 
+pytestmark = pytest.mark.usefixtures('strict_promotion')
+
 R, M, D, V = 2, 7, 6, 11
-
-
-@pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
-    with jax.numpy_dtype_promotion('strict'):
-        yield
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
