@@ -54,7 +54,7 @@ def main() -> None:
 def prepare(config: Config, workdir: Path, progress: Progress) -> Recipe:
     """The recipe; everything that can fail before a weight is read fails here."""
     devices.initialize(workdir / 'compiled')
-    memory.give_back_after_compiling()
+    memory.give_back_when_compiling()
     checkpoint.check_config(workdir, config.to_dict(), free=MAY_CHANGE)
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)

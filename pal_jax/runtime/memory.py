@@ -2,8 +2,8 @@
 
 XLA's temporaries are fresh memory at every step, gigabytes of it. Faulting in their pages took a quarter of a training
 step, and half on a machine that runs other programs too. From one heap that is not given back to the system between
-steps, a step faults in none. A program compiled later wants other sizes and would find the heap in pieces: before its
-first run the heap gives back what is free.
+steps, a step faults in none. A new program wants other sizes and would find the heap in pieces, so around every long
+compilation the heap gives back what is free.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ ALLOCATOR = ':'.join((
     'glibc.malloc.mmap_max=0',
     f'glibc.malloc.trim_threshold={1 << 40}',
 ))  # fmt: skip
-LARGE_PROGRAM = 1.0  # seconds to compile
+STAGES = ('jaxpr_to_mlir_module_duration', 'backend_compile_duration')  # jax tells of the end of each
+LARGE_PROGRAM = 0.2  # seconds of a stage
 
 
 def keep_freed() -> None:
@@ -34,12 +35,12 @@ def keep_freed() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def give_back_after_compiling() -> None:
-    """From now on a large program's compilation ends with the heap's free pages given back."""
+def give_back_when_compiling() -> None:
+    """From now on the heap's free pages are given back before and after a large program is compiled."""
     if os.environ.get(SETTING) == ALLOCATOR:
         jax.monitoring.register_event_duration_secs_listener(_give_back)
 
 
 def _give_back(event: str, duration_secs: float, **_: str | int) -> None:
-    if event == '/jax/core/compile/backend_compile_duration' and duration_secs > LARGE_PROGRAM:
+    if event.endswith(STAGES) and duration_secs > LARGE_PROGRAM:
         ctypes.CDLL(None).malloc_trim(0)

@@ -29,7 +29,7 @@ for block in blocks:
 full = resident()
 for block in blocks:
     libc.free(ctypes.c_void_p(block))
-memory.give_back_after_compiling()
+memory.give_back_when_compiling()
 figures = [full - resident()]
 for seconds in (0.1, 10.0):
     jax.monitoring.record_event_duration_secs('/jax/core/compile/backend_compile_duration', seconds)
