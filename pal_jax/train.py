@@ -42,8 +42,8 @@ MAY_CHANGE = (
 def main() -> None:
     config, workdir, progress = cli.config(), cli.workdir(), Progress()
     recipe = cli.faults(prepare, config, workdir, progress)
-    checkpoints = checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, log=progress.log)
-    restored = cli.faults(checkpoints.restore, recipe.abstract)
+    checkpoints = checkpoint.Checkpoints(workdir, recipe.abstract, keep=config.checkpoint.keep, log=progress.log)
+    restored = cli.faults(checkpoints.restore)
     if restored and restored[2] >= recipe.total_steps and (workdir / report.REPORT).exists():
         progress.log(f'{workdir} is finished; a larger --config.total_steps goes on from there')
         return
@@ -72,8 +72,8 @@ def load_run(config: Config, workdir: Path, step: int | None = None):
     if not (workdir / checkpoint.FOLDER).is_dir():
         raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
     recipe = prepare(config, workdir, progress)
-    checkpoints = checkpoint.Checkpoints(workdir, read_only=True, log=progress.log)
-    restored = checkpoints.restore(recipe.abstract, step)
+    checkpoints = checkpoint.Checkpoints(workdir, recipe.abstract, read_only=True, log=progress.log)
+    restored = checkpoints.restore(step)
     checkpoints.close()
     if restored is None:
         raise ValueError(f'{workdir} has no checkpoint yet; train until the first is saved')

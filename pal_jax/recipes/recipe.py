@@ -81,13 +81,13 @@ def open_run(workdir: str, ctx: Context) -> Source:
         raise ValueError(f'orbax:{workdir} is no run of this package: {path} is missing')
     config: Config = ConfigDict(json.loads(path.read_text()))
     recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx)
-    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(workdir, recipe.abstract, read_only=True)
     latest = checkpoints.latest
     if latest is None:
         raise ValueError(f'orbax:{workdir} has no checkpoint; train it first')
 
     def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
-        restored = checkpoints.restore(recipe.abstract)
+        restored = checkpoints.restore()
         assert restored is not None
         params = cast(next(iter(recipe.exports(restored[0]).values())).params, dtype)
         return jax.device_put(params, shardings) if shardings else params

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,27 +21,27 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import checkpoint_managers
 
-State = TypeVar('State')
-
 FOLDER, CONFIG = 'checkpoints', 'config.json'
 
 
 class Checkpoints:
     """The checkpoints of a run: the `keep` latest and, by the `reward` they were saved with, the best.
 
+    `abstract` is the state they hold: its shapes, dtypes and shardings.
     With `read_only` nothing in the folder is touched, so a run that is still writing to it is not disturbed.
     """
 
     def __init__(
         self,
         workdir: str | os.PathLike[str],
+        abstract: Any,
         *,
         keep: int = 2,
         read_only: bool = False,
         log: Callable[[str], None] = print,
     ):
         self.folder = Path(workdir).absolute() / FOLDER
-        self._log = log
+        self._abstract, self._log = abstract, log
         policies = [
             checkpoint_managers.LatestN(keep),
             checkpoint_managers.BestN(
@@ -50,7 +50,7 @@ class Checkpoints:
         ]
         self._manager = ocp.CheckpointManager(
             self.folder,
-            item_names=('state', 'host'),
+            item_handlers={'state': _array_handler(abstract), 'host': ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 best_fn=lambda metrics: metrics['reward'],
@@ -80,7 +80,7 @@ class Checkpoints:
         except Exception as error:  # Orbax raises what the previous, background save met
             raise RuntimeError(self._failure(step, str(error))) from error
 
-    def restore(self, abstract: State, step: int | None = None) -> tuple[State, dict[str, Any], int] | None:
+    def restore(self, step: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
         """The newest checkpoint that is whole (or the one of `step`): state, host item and step; None if there is none.
 
         One that cannot be read is left out with a line that says so.
@@ -95,7 +95,7 @@ class Checkpoints:
         steps = [step] if step is not None else steps
         for candidate in steps:
             try:
-                state, host = self._read(candidate, abstract)
+                state, host = self._read(candidate)
             except Exception as error:
                 self._log(f'checkpoint {candidate} cannot be read, trying an older one: {_first_line(error)}')
                 continue
@@ -134,8 +134,8 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def _read(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore())
+    def _read(self, step: int) -> tuple[Any, dict[str, Any]]:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(self._abstract), host=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=args)
         state, item = restored['state'], restored['host']
         if np.asarray(fingerprint(state)).tolist() != item['fingerprint']:
@@ -146,6 +146,13 @@ class Checkpoints:
         good = [s for s in self._manager.all_steps() if s != step]
         kept = f'checkpoint {max(good)} is intact: free some room and run the same command' if good else 'none is kept'
         return f'checkpoint {step} could not be written to {self.folder}: {why.splitlines()[0]}; {kept}'
+
+
+def _array_handler(abstract: Any) -> ocp.StandardCheckpointHandler:
+    """Writes and reads a few arrays at a time: all at once hold the whole state once more, encoded, in memory."""
+    largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    limit = max(3 * largest / 1e9, 0.1)  # Orbax refuses an array that alone is above it
+    return ocp.StandardCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit)
 
 
 @jax.jit

@@ -192,7 +192,7 @@ def test_a_run_can_start_from_what_another_has_trained(tmp_path, monkeypatch):
     config = small()
     _, state, host, _ = run(config, 1, monkeypatch)
     write_config(tmp_path, config.to_dict())
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, rlpa.make(config, CONTEXT).abstract)
     checkpoints.save(1, state, host)
     checkpoints.wait()
     recipe = rlpa.make(small(**{'policy.source': f'orbax:{tmp_path}'}), CONTEXT)

@@ -26,12 +26,15 @@ def abstract(state):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state)
 
 
+ABSTRACT = abstract(make_state())
+
+
 def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def save(folder, *steps, keep=2):
-    checkpoints = Checkpoints(folder, keep=keep)
+    checkpoints = Checkpoints(folder, ABSTRACT, keep=keep)
     for step in steps:
         checkpoints.save(step, make_state(step), {'queue': [step]}, reward=-float(step))
     checkpoints.wait()
@@ -49,9 +52,9 @@ def damage(folder):
 
 
 def test_what_is_restored_is_what_was_saved(tmp_path):
-    assert Checkpoints(tmp_path).restore(abstract(make_state())) is None
+    assert Checkpoints(tmp_path, ABSTRACT).restore() is None
     checkpoints = save(tmp_path, 3)
-    state, host, step = checkpoints.restore(abstract(make_state()))
+    state, host, step = checkpoints.restore()
     same(state, make_state(3))
     assert (host, step) == ({'queue': [3]}, 3)
 
@@ -65,8 +68,8 @@ def test_a_damaged_checkpoint_is_left_out_and_said(tmp_path):
     save(tmp_path, 1, 2).close()
     damage(tmp_path / 'checkpoints' / '2')
     said = []
-    checkpoints = Checkpoints(tmp_path, log=said.append)
-    state, _, step = checkpoints.restore(abstract(make_state()))
+    checkpoints = Checkpoints(tmp_path, ABSTRACT, log=said.append)
+    state, _, step = checkpoints.restore()
     same(state, make_state(1))
     assert step == 1
     assert len(said) == 1
@@ -76,25 +79,25 @@ def test_a_damaged_checkpoint_is_left_out_and_said(tmp_path):
     assert (tmp_path / 'unreadable').is_dir()
     checkpoints.save(2, make_state(2), {})
     checkpoints.wait()
-    assert checkpoints.restore(abstract(make_state()))[2] == 2
+    assert checkpoints.restore()[2] == 2
 
 
 def test_a_reader_touches_nothing_and_a_wrong_step_is_told(tmp_path):
     save(tmp_path, 1).close()
     under_way = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp-0'
     under_way.mkdir()
-    reader = Checkpoints(tmp_path, read_only=True)
-    assert reader.restore(abstract(make_state()))[2] == 1
+    reader = Checkpoints(tmp_path, ABSTRACT, read_only=True)
+    assert reader.restore()[2] == 1
     assert under_way.exists()
     with pytest.raises(ValueError, match=r'no checkpoint 5 in .*; there are \[1\]'):
-        reader.restore(abstract(make_state()), 5)
+        reader.restore(5)
 
 
 def test_when_all_are_damaged_the_run_says_what_to_do(tmp_path):
     save(tmp_path, 1).close()
     shutil.rmtree(tmp_path / 'checkpoints' / '1' / 'state')
     with pytest.raises(RuntimeError, match=r'none of the checkpoints \[1\].*move the folder away'):
-        Checkpoints(tmp_path, log=lambda _: None).restore(abstract(make_state()))
+        Checkpoints(tmp_path, ABSTRACT, log=lambda _: None).restore()
 
 
 def test_a_full_disk_stops_before_it_writes_and_leaves_the_last_one_intact(tmp_path, monkeypatch):
@@ -103,7 +106,7 @@ def test_a_full_disk_stops_before_it_writes_and_leaves_the_last_one_intact(tmp_p
     monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda _: usage(10, 10, 100))
     with pytest.raises(RuntimeError, match=r'checkpoint 2 could not be written.*checkpoint 1 is intact'):
         checkpoints.save(2, make_state(2), {})
-    same(checkpoints.restore(abstract(make_state()))[0], make_state(1))
+    same(checkpoints.restore()[0], make_state(1))
 
 
 def test_fingerprints_see_every_bit_and_no_mesh():
