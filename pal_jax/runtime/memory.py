@@ -1,9 +1,9 @@
-"""What a process on a CPU does with memory that XLA frees: keeps it, in huge pages, until a new program is compiled.
+"""What a process on a CPU does with memory that XLA frees: keeps it, in huge pages, to the end of a phase of a step.
 
-XLA's temporaries are fresh memory at every step, gigabytes of it. Faulting in their pages took a quarter of a training
-step, and half on a machine that runs other programs too. From one heap that is not given back to the system between
-steps, a step faults in none. A new program wants other sizes and would find the heap in pieces, so around every long
-compilation the heap gives back what is free.
+XLA's temporaries are fresh memory in every program, gigabytes of it. Faulting in their pages took a quarter of an update,
+and half on a machine that runs other programs too. From one heap that is not given back to the system, programs of one
+kind fault in none. Those of the next phase want other sizes and would find the heap in pieces, so at the end of a phase
+and around every long compilation it gives back what is free.
 """
 
 from __future__ import annotations
@@ -35,12 +35,17 @@ def keep_freed() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def give_back_when_compiling() -> None:
-    """From now on the heap's free pages are given back before and after a large program is compiled."""
+def give_back() -> None:
+    """Returns the heap's free pages to the system."""
     if os.environ.get(SETTING) == ALLOCATOR:
-        jax.monitoring.register_event_duration_secs_listener(_give_back)
-
-
-def _give_back(event: str, duration_secs: float, **_: str | int) -> None:
-    if event.endswith(STAGES) and duration_secs > LARGE_PROGRAM:
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def give_back_when_compiling() -> None:
+    """From now on free pages are given back before and after a large program is compiled."""
+    jax.monitoring.register_event_duration_secs_listener(_after_stage)
+
+
+def _after_stage(event: str, duration_secs: float, **_: str | int) -> None:
+    if event.endswith(STAGES) and duration_secs > LARGE_PROGRAM:
+        give_back()

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
+from pal_jax.runtime import memory
 from pal_jax.types import Metrics
 
 OTHER = 'other'  # the phase of time that no phase claims
@@ -98,11 +99,13 @@ class Progress:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Shows and times a part of the work: rollout, annotate, update, evaluate, save."""
+        """Shows and times a part of the work: rollout, annotate, update, evaluate, save. What it leaves free in the
+        heap is given back: the next part wants other sizes."""
         if self._bar:
             self._bar.update(self._task, phase=name)
         with self._stopwatch.phase(name):
             yield
+            memory.give_back()
 
     def take_seconds(self) -> Metrics:
         """Wall time by phase since the last call, as metrics `seconds_<phase>`."""
