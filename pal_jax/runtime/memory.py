@@ -1,9 +1,9 @@
 """What a process on a CPU does with memory that XLA frees: keeps it, in huge pages, to the end of a phase of a step.
 
-XLA's temporaries are fresh memory in every program, gigabytes of it. Faulting in their pages took a quarter of an update,
-and half on a machine that runs other programs too. From one heap that is not given back to the system, programs of one
-kind fault in none. Those of the next phase want other sizes and would find the heap in pieces, so at the end of a phase
-and around every long compilation it gives back what is free.
+XLA's temporaries are fresh memory in every program, gigabytes of it. Faulting in their pages took a quarter of an
+update, and half on a machine that runs other programs too. From one heap that is not given back to the system, programs
+of one kind fault in none. Those of the next phase want other sizes and would find the heap in pieces, so at the end of
+a phase and around every long compilation it gives back what is free.
 """
 
 from __future__ import annotations
