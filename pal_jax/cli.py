@@ -29,7 +29,7 @@ class Fault(Exception):
         self.code = code
 
 
-def run(main: Callable[[], None], usage: str) -> None:
+def run(main: Callable[[], None], usage: str, *, needs_config: bool = True) -> None:
     """Parses the command line, calls `main` and turns a `Fault` into one line on stderr and an exit status."""
     argv = sys.argv
     if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
@@ -39,6 +39,8 @@ def run(main: Callable[[], None], usage: str) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
     try:
         _parse(argv)
+        if needs_config:
+            _find_config()
         app.run(lambda _: main(), argv=argv[:1])
     except Fault as fault:
         print(f'error: {fault}', file=sys.stderr)
@@ -53,6 +55,9 @@ def _parse(argv: Sequence[str]) -> None:
         raise Fault(_one_line(error)) from None
     if rest[1:]:
         raise Fault(f'unexpected argument {rest[1]!r}; every option is written --name=value')
+
+
+def _find_config() -> None:
     if CONFIG.value is None:
         raise Fault('no configuration; give one, such as --config=configs/rlpa.py')
     path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]

@@ -81,14 +81,19 @@ class Sampling:
             )
 
 
+FinishReason = Literal['stop', 'length', 'aborted']
+
+
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What a decoder returns for one prompt. `token_ids` includes a sampled end-of-turn token; `text` excludes it."""
+    """What a decoder returns for one prompt. `token_ids` includes a sampled end-of-turn token; `text` excludes it.
+    `versions` are those of the weights each token was made with."""
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    finish_reason: Literal['stop', 'length']
+    finish_reason: FinishReason
+    versions: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

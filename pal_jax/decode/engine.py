@@ -40,6 +40,11 @@ class DecodeState(struct.PyTreeNode):
     top_k: Int[Array, ' B']
     top_p: Float[Array, ' B']
 
+    @property
+    def capacity(self) -> int:
+        """Tokens that a slot has room for."""
+        return self.values[0].shape[2]
+
 
 class Prefix(struct.PyTreeNode):
     """The cache of `N` prompts without their last tokens, which the first `generate` reads."""
@@ -92,6 +97,15 @@ def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:
         temperature=jnp.zeros(slots),
         top_k=jnp.copy(ints),
         top_p=jnp.ones(slots),
+    )
+
+
+def grow(state: DecodeState, length: int) -> DecodeState:
+    """The same slots with room for `length` tokens each."""
+    more = length - state.capacity
+    return state.replace(
+        keys=jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more))), state.keys),
+        values=jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))), state.values),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.runtime import sharding
-from pal_jax.types import Completion, Sampling
+from pal_jax.types import Completion, FinishReason, Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +30,34 @@ class Request:
     seed: int
 
 
+class Progress(NamedTuple):
+    """What a step brought one request; the last has its `completion`."""
+
+    number: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    completion: Completion | None
+
+
 @dataclasses.dataclass
-class Slot:
+class Live:
     """A request under way."""
 
-    index: int
+    number: int
     request: Request
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
+    versions: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Counters:
+    """Work done since the start: what a rate or a share is computed from."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0  # that belong to a request
+    slot_steps: int = 0  # slots times steps: tokens there was room for
 
 
 class LocalDecoder:
@@ -59,85 +79,158 @@ class LocalDecoder:
         # A product with a single row runs outside the fast path on CPU; eight rows cost the same.
         self.cfg, self.tokenizer, self.mesh = cfg, tokenizer, mesh
         self.slots, self.prefill_rows, self.stride = max(slots, 8), prefill_rows, stride
+        self.version, self.counters = 0, Counters()
         self._weights: Params | None = None
-        specs = model_params.decoder_specs(cfg)
-        shardings = sharding.param_shardings(specs, mesh, sharding.DECODE_RULES)
+        self._state: engine.DecodeState | None = None
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._live: dict[int, Live] = {}  # by slot
+        self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
         self._publish = jax.jit(
-            lambda params: engine.decode_weights(jax.lax.with_sharding_constraint(params, shardings), cfg)
+            lambda params: engine.decode_weights(jax.lax.with_sharding_constraint(params, self.param_shardings), cfg)
         )
         self._prefill = jax.jit(lambda weights, tokens, length: engine.prefill(weights, cfg, tokens, length))
         self._insert = jax.jit(engine.insert, donate_argnums=0)
         self._generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
+        self._grow = jax.jit(engine.grow, static_argnums=1)
 
-    def load(self, params: Params) -> None:
-        """Decodes with these (plain, merged) parameters from now on."""
+    def load(self, params: Params, version: int = 0) -> None:
+        """Decodes with these (plain, merged) parameters from now on; what is under way goes on with them."""
         self._weights = None  # frees the old ones first
-        self._weights = self._publish(params)
+        self._weights, self.version = self._publish(params), version
 
     def release(self) -> None:
         """Gives the weights' memory back until the next `load`."""
         self._weights = None
+
+    def reset(self) -> None:
+        """Drops every request and the caches: the way back after a step that raised."""
+        self._state = None
+        self._waiting.clear()
+        self._live.clear()
+
+    @property
+    def free(self) -> int:
+        """Slots that nothing decodes in and nothing waits for."""
+        return self.slots - len(self._live) - len(self._waiting)
+
+    def check(self, request: Request) -> None:
+        """Raises ValueError where a request cannot be met by this model."""
+        length, vocab = len(request.prompt_ids), self.cfg.vocab
+        if not length or min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab:
+            raise ValueError(f'a prompt has one or more token ids from 0 to {vocab - 1}')
+        room = length + request.sampling.max_tokens
+        if room > self.cfg.max_len:
+            raise ValueError(
+                f'a prompt and its completion need {room} tokens, the model has room for {self.cfg.max_len}; '
+                'shorten the prompt (fewer rounds of a dialogue) or max_tokens'
+            )
+
+    def add(self, request: Request) -> int:
+        """Puts a request in line and returns its number.
+
+        Raises:
+          ValueError: the model cannot meet it.
+        """
+        self.check(request)
+        self.counters.requests += 1
+        self._waiting.append((self.counters.requests, request))
+        return self.counters.requests
+
+    def cancel(self, number: int) -> Completion | None:
+        """Takes a request back and returns what it has so far; None if it had ended."""
+        for entry in self._waiting:
+            if entry[0] == number:
+                self._waiting.remove(entry)
+                return Completion('', (), (), 'aborted')
+        for slot, live in self._live.items():
+            if live.number == number:
+                return self._finish(self._live.pop(slot), 'aborted')
+        return None
+
+    def step(self) -> list[Progress]:
+        """Fills free slots and decodes `stride` tokens in each.
+
+        Raises:
+          RuntimeError: no weights are loaded.
+        """
+        if self._weights is None:
+            raise RuntimeError('the decoder has no weights; call load(params) first')
+        self._admit()
+        if not self._live:
+            return []
+        tokens, logprobs = self._decode()
+        progress = []
+        for slot, live in list(self._live.items()):
+            before = len(live.tokens)
+            completion = self._advance(live, tokens[:, slot], logprobs[:, slot])
+            news = tuple(live.tokens[before:]), tuple(live.logprobs[before:])
+            progress.append(Progress(live.number, *news, completion))
+            self.counters.tokens += len(news[0])
+            if completion is not None:
+                del self._live[slot]
+        if not self._live and not self._waiting:
+            self._state = None  # an idle decoder holds no caches
+        return progress
 
     def __call__(self, requests: Sequence[Request]) -> list[Completion]:
         """Completions in the order of the requests.
 
         Raises:
           ValueError: a request does not fit the model's context.
-          RuntimeError: no weights are loaded.
+          RuntimeError: no weights are loaded, or other requests are under way.
         """
-        if self._weights is None:
-            raise RuntimeError('the decoder has no weights; call load(params) first')
-        if not requests:
-            return []
-        room = max(len(r.prompt_ids) + r.sampling.max_tokens for r in requests)
-        if room > self.cfg.max_len:
-            raise ValueError(
-                f'a prompt and its completion need {room} tokens, the model has room for {self.cfg.max_len}; '
-                'shorten the dialogue (--config.dialogue.max_rounds) or --config.sampling.max_tokens'
-            )
-        room = max(room, *(bucket(len(r.prompt_ids)) for r in requests))
-        state = engine.init_state(self.cfg, self.slots, -(-room // 128) * 128)
-        waiting = deque(enumerate(requests))
-        active: dict[int, Slot] = {}
+        if self._live or self._waiting:
+            raise RuntimeError('this decoder has requests under way; add() yours to them')
+        for request in requests:
+            self.check(request)
+        numbers = [self.add(request) for request in requests]
         done: dict[int, Completion] = {}
-        while waiting or active:
-            state = self._admit(state, waiting, active)
-            state, tokens, logprobs = self._steps(state)
-            for number, slot in list(active.items()):
-                completion = self._advance(slot, tokens[:, number], logprobs[:, number])
-                if completion is not None:
-                    done[slot.index] = completion
-                    del active[number]
-        return [done[i] for i in range(len(requests))]
+        while len(done) < len(numbers):
+            done |= {each.number: each.completion for each in self.step() if each.completion is not None}
+        return [done[number] for number in numbers]
 
-    def _steps(self, state: engine.DecodeState) -> tuple[engine.DecodeState, np.ndarray, np.ndarray]:
+    def _decode(self) -> tuple[np.ndarray, np.ndarray]:
         sampled = []
         for _ in range(self.stride):
-            state, step = self._generate(self._weights, state)
+            self._state, step = self._generate(self._weights, self._state)
             sampled.append(step)
+        self.counters.slot_steps += self.slots * self.stride
         tokens, logprobs = jax.device_get((tuple(s.token for s in sampled), tuple(s.logprob for s in sampled)))
-        return state, np.stack(tokens), np.stack(logprobs)
+        return np.stack(tokens), np.stack(logprobs)
 
-    def _admit(self, state, waiting: deque[tuple[int, Request]], active: dict[int, Slot]):
-        free = deque(number for number in range(self.slots) if number not in active)
-        while free and waiting:
+    def _admit(self) -> None:
+        """Prompts into free slots, `prefill_rows` different ones at a time; equal prompts are computed once."""
+        free = deque(slot for slot in range(self.slots) if slot not in self._live)
+        if free and self._waiting:
+            self._make_room()
+        while free and self._waiting:
             prompts: dict[tuple[int, ...], int] = {}
             placed: list[tuple[int, int, Request]] = []
-            while free and waiting:
-                index, request = waiting[0]
+            while free and self._waiting:
+                number, request = self._waiting[0]
                 if request.prompt_ids not in prompts and len(prompts) == self.prefill_rows:
                     break
-                waiting.popleft()
+                self._waiting.popleft()
                 row = prompts.setdefault(request.prompt_ids, len(prompts))
-                number = free.popleft()
-                active[number] = Slot(index, request)
-                placed.append((row, number, request))
-            state = self._place(state, list(prompts), placed)
-        return state
+                slot = free.popleft()
+                self._live[slot] = Live(number, request)
+                placed.append((row, slot, request))
+            self._state = self._place(self._state, list(prompts), placed)
+
+    def _make_room(self) -> None:
+        """The caches as long as the requests at hand need, in steps of 128: their length is what attention costs."""
+        requests = [live.request for live in self._live.values()] + [request for _, request in self._waiting]
+        room = max(max(len(r.prompt_ids) + r.sampling.max_tokens, bucket(len(r.prompt_ids))) for r in requests)
+        room = -(-room // 128) * 128
+        if not self._live or self._state is None:
+            self._state = engine.init_state(self.cfg, self.slots, room)
+        elif room > self._state.capacity:
+            self._state = self._grow(self._state, room)
 
     def _place(self, state, prompts: list[tuple[int, ...]], placed: list[tuple[int, int, Request]]):
         rows = 1 if len(prompts) == 1 else self.prefill_rows
         length = bucket(max(len(prompt) for prompt in prompts))
+        self.counters.prompt_tokens += sum(map(len, prompts))
         prefix = self._prefill(self._weights, *engine.pad_prompts(prompts, rows, length))
         fill = self.slots - len(placed)
         requests = [request for _, _, request in placed]
@@ -155,25 +248,27 @@ class LocalDecoder:
         )
         return self._insert(state, prefix, engine.Admission(**jax.tree.map(jnp.asarray, entry)))
 
-    def _advance(self, slot: Slot, tokens: np.ndarray, logprobs: np.ndarray) -> Completion | None:
-        """Takes the new tokens of one slot up to its end, if it has reached one."""
-        settings = slot.request.sampling
+    def _advance(self, live: Live, tokens: np.ndarray, logprobs: np.ndarray) -> Completion | None:
+        """Takes the new tokens of a request up to its end, if it has reached one."""
+        settings = live.request.sampling
         for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
-            slot.tokens.append(token)
-            slot.logprobs.append(logprob)
+            live.tokens.append(token)
+            live.logprobs.append(logprob)
+            live.versions.append(self.version)
             if token in self.tokenizer.stop_ids or token in settings.stop_ids:
-                return self._finish(slot, 'stop')
+                return self._finish(live, 'stop')
             if settings.stop:
                 longest = max(len(stop.encode()) for stop in settings.stop)  # in tokens it is no longer than in bytes
-                tail = self.tokenizer.text_of(slot.tokens[-longest:])
+                tail = self.tokenizer.text_of(live.tokens[-longest:])
                 if any(stop in tail for stop in settings.stop):
-                    return self._finish(slot, 'stop')
-            if len(slot.tokens) == settings.max_tokens:
-                return self._finish(slot, 'length')
+                    return self._finish(live, 'stop')
+            if len(live.tokens) == settings.max_tokens:
+                return self._finish(live, 'length')
         return None
 
-    def _finish(self, slot: Slot, reason) -> Completion:
-        return Completion(self.tokenizer.text_of(slot.tokens), tuple(slot.tokens), tuple(slot.logprobs), reason)
+    def _finish(self, live: Live, reason: FinishReason) -> Completion:
+        text = self.tokenizer.text_of(live.tokens)
+        return Completion(text, tuple(live.tokens), tuple(live.logprobs), reason, tuple(live.versions))
 
 
 def bucket(length: int, smallest: int = 64) -> int:

@@ -1,0 +1,214 @@
+"""A decoder on a thread of its own, for servers: submit from any thread, stream, cancel, swap weights, drain.
+
+The thread is the only one that touches the decoder. It takes commands between steps, feeds the decoder no more requests
+than it has free slots, and hands what each step brought to the callback of its request. A step that raises fails the
+requests under way and no others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Literal
+
+from pal_jax.decode.local import LocalDecoder, Progress, Request
+from pal_jax.models.params import Params
+
+Notify = Callable[[Progress | Exception], None]  # called on the driver's thread; the last call has the completion
+SwapPolicy = Literal['drain', 'continue', 'abort']
+
+
+class Busy(RuntimeError):
+    """The line is full; try again later."""
+
+
+class Closed(RuntimeError):
+    """The driver takes no more requests."""
+
+
+@dataclasses.dataclass(eq=False)
+class Ticket:
+    """A request in the driver's hands. Times are of `time.perf_counter`."""
+
+    request: Request
+    notify: Notify
+    submitted: float
+    started: float = 0.0
+    number: int = 0  # the decoder's, once it has started
+
+
+@dataclasses.dataclass
+class Swap:
+    """New weights on their way into the decoder."""
+
+    params: Params
+    version: int
+    policy: SwapPolicy
+    done: Future[int]
+
+
+class Driver:
+    """Args:
+    decoder: one with weights loaded; nobody else may use it from now on.
+    line: requests that may wait beside those being decoded.
+    """
+
+    def __init__(self, decoder: LocalDecoder, *, line: int = 256):
+        self.decoder = decoder
+        self._room = decoder.slots + line
+        self._accepted, self._closing, self._lock = 0, False, threading.Lock()
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._line: deque[Ticket] = deque()
+        self._live: dict[int, Ticket] = {}
+        self._swaps: deque[Swap] = deque()
+        self._drained: list[Future[None]] = []
+        self._open = True
+        self._thread = threading.Thread(target=self._run, name='decoder', daemon=True)
+        self._thread.start()
+
+    # --- from any thread ---------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, notify: Notify) -> Ticket:
+        """Puts a request in line.
+
+        Raises:
+          ValueError: the model cannot meet it.
+          Busy: the line is full.
+          Closed: the driver is draining or closed.
+        """
+        self.decoder.check(request)
+        with self._lock:
+            if self._closing:
+                raise Closed('the server is shutting down')
+            if self._accepted >= self._room:
+                raise Busy(f'{self._accepted} requests are under way or in line; try again later')
+            self._accepted += 1
+        ticket = Ticket(request, notify, time.perf_counter())
+        self._commands.put(lambda: self._line.append(ticket))
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Takes a request back; if it has not ended by then, it ends `aborted` with what it has."""
+        self._commands.put(lambda: self._cancel(ticket))
+
+    def swap(self, params: Params, version: int, policy: SwapPolicy = 'drain') -> Future[int]:
+        """New weights for all requests that start from now on; the future has the version once they are in.
+
+        Requests under way end first on the old weights (`drain`), end at once as `aborted` (`abort`), or go on with
+        the new weights over a cache made by the old ones (`continue`: their tokens are of no one policy).
+        """
+        swap = Swap(params, version, policy, Future())
+        self._commands.put(lambda: self._swaps.append(swap))
+        return swap.done
+
+    def drain(self) -> None:
+        """Takes no more requests and returns when the last has ended."""
+        with self._lock:
+            self._closing = True
+        drained: Future[None] = Future()
+        self._commands.put(lambda: self._drained.append(drained))
+        drained.result()
+
+    def close(self) -> None:
+        """Takes no more requests, ends those under way or in line as `aborted`, and stops the thread."""
+        with self._lock:
+            self._closing = True
+        if self._thread.is_alive():
+            self._commands.put(self._stop)
+            self._thread.join()
+
+    @property
+    def accepted(self) -> int:
+        """Requests under way or in line."""
+        return self._accepted
+
+    # --- on the driver's thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._open:
+            self._obey()
+            self._swap_when_due()
+            self._feed()
+            try:
+                progress = self.decoder.step()
+            except Exception as error:  # a request alone must not take the server with it
+                self._fail(error)
+                continue
+            for each in progress:
+                self._tell(self._live[each.number], each)
+            while self._drained and not (self._live or self._line):
+                self._drained.pop().set_result(None)
+
+    def _obey(self) -> None:
+        """Carries out what was asked since the last step; waits for something where there is nothing else to do."""
+        wait = not (self._live or self._line or self._swaps)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._commands.get(block=wait)()
+                wait = False
+
+    def _swap_when_due(self) -> None:
+        while self._swaps:
+            swap = self._swaps[0]
+            if swap.policy == 'abort':
+                for ticket in list(self._live.values()):
+                    self._cancel(ticket)
+            if swap.policy == 'drain' and self._live:
+                return
+            self._swaps.popleft()
+            try:
+                self.decoder.load(swap.params, swap.version)
+            except Exception as error:
+                swap.done.set_exception(error)
+            else:
+                swap.done.set_result(swap.version)
+
+    def _feed(self) -> None:
+        """Starts requests in line, unless new weights wait for the old requests to end."""
+        while self._line and self.decoder.free > 0 and not self._swaps:
+            ticket = self._line.popleft()
+            ticket.number, ticket.started = self.decoder.add(ticket.request), time.perf_counter()
+            self._live[ticket.number] = ticket
+
+    def _tell(self, ticket: Ticket, news: Progress | Exception) -> None:
+        ended = isinstance(news, Exception) or news.completion is not None
+        if ended:
+            self._live.pop(ticket.number, None)
+            with self._lock:
+                self._accepted -= 1
+        try:
+            ticket.notify(news)
+        except Exception:  # whoever asked is gone
+            if not ended:
+                ticket.notify = _nobody
+                self._cancel(ticket)
+
+    def _cancel(self, ticket: Ticket) -> None:
+        if ticket in self._line:
+            self._line.remove(ticket)
+            self._tell(ticket, Closed('cancelled before it started'))
+        elif ticket.number in self._live:
+            completion = self.decoder.cancel(ticket.number)
+            self._tell(ticket, Progress(ticket.number, (), (), completion))
+
+    def _fail(self, error: Exception) -> None:
+        self.decoder.reset()
+        for ticket in list(self._live.values()):
+            self._tell(ticket, error)
+
+    def _stop(self) -> None:
+        for ticket in [*self._line, *self._live.values()]:
+            self._cancel(ticket)
+        for drained in self._drained:
+            drained.set_result(None)
+        self._open = False
+
+
+def _nobody(_: Progress | Exception) -> None:
+    """Told the rest of a request whose asker is gone."""

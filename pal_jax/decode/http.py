@@ -1,0 +1,308 @@
+"""An OpenAI-compatible server over a `Driver`: completions, streamed or whole, models, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode import local
+from pal_jax.decode.driver import Busy, Closed, Driver, Ticket
+from pal_jax.decode.local import Progress
+from pal_jax.decode.openai_api import ChatForm, ChatRequest, Choice, Form, Options, TextForm, TextRequest, usage_of
+from pal_jax.types import FinishReason, Sampling
+
+MAX_TOKENS = 512  # of an answer that names no limit
+BODY_LIMIT = 1 << 20  # bytes
+
+
+class Refusal(Exception):
+    """An answer in OpenAI's error JSON."""
+
+    def __init__(self, status: int, message: str, kind: str = 'invalid_request_error', param: str | None = None):
+        super().__init__(message)
+        self.status, self.error = status, {'message': message, 'type': kind, 'param': param, 'code': None}
+
+
+class LimitBody:
+    """ASGI middleware: a body of more than `BODY_LIMIT` bytes is refused, also one that does not tell its length."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope['type'] != 'http':
+            return await self.app(scope, receive, send)
+        parts, size, more = [], 0, True
+        while more and size <= BODY_LIMIT:
+            message = await receive()
+            if message['type'] != 'http.request':
+                return None
+            parts.append(message.get('body', b''))
+            size, more = size + len(parts[-1]), message.get('more_body', False)
+        if size > BODY_LIMIT:
+            return await _refuse(Refusal(413, f'a request has at most {BODY_LIMIT} bytes'))(scope, receive, send)
+        body = iter([{'type': 'http.request', 'body': b''.join(parts), 'more_body': False}])
+
+        async def replay() -> Message:
+            return next(body, None) or await receive()
+
+        return await self.app(scope, replay, send)
+
+
+class News(NamedTuple):
+    """What came for one of a request's choices."""
+
+    index: int
+    progress: Progress | Exception
+
+
+class Metrics:
+    """What Prometheus scrapes."""
+
+    def __init__(self, driver: Driver):
+        self.registry = CollectorRegistry()
+        seconds = {
+            'buckets': (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            'registry': self.registry,
+        }
+        self.requests = Counter('requests', 'Answers by how they ended', ['ended'], registry=self.registry)
+        self.queue = Histogram('queue_seconds', 'From arrival to a slot', **seconds)
+        self.first = Histogram('first_token_seconds', 'From arrival to the first token', **seconds)
+        self.between = Histogram(
+            'between_tokens_seconds', 'Between the tokens of one answer, mean of a step', **seconds
+        )
+        counters, decoder = driver.decoder.counters, driver.decoder
+        for name, about, value in (
+            ('accepted_requests', 'Requests decoding or in line', lambda: driver.accepted),
+            ('tokens_generated', 'Tokens sampled since the start', lambda: counters.tokens),
+            ('prompt_tokens', 'Tokens prefilled since the start', lambda: counters.prompt_tokens),
+            (
+                'slot_occupancy',
+                'Share of slot steps that made a token',
+                lambda: counters.tokens / max(counters.slot_steps, 1),
+            ),
+            ('slots', 'Requests that decode at once', lambda: decoder.slots),
+            ('weights_version', 'Version of the weights', lambda: decoder.version),
+        ):
+            Gauge(name, about, registry=self.registry).set_function(value)
+
+
+class Service:
+    """What the routes do."""
+
+    def __init__(self, driver: Driver, tokenizer: Tokenizer, model: str):
+        self.driver, self.tokenizer, self.model = driver, tokenizer, model
+        self.created, self.metrics = int(time.time()), Metrics(driver)
+
+    def health(self) -> dict[str, Any]:
+        return {'status': 'ok', 'model': self.model, 'weights_version': self.driver.decoder.version}
+
+    def scrape(self) -> Response:
+        return Response(generate_latest(self.metrics.registry), media_type='text/plain; version=0.0.4')
+
+    def models(self) -> dict[str, Any]:
+        entry = {'id': self.model, 'object': 'model', 'created': self.created, 'owned_by': 'pal_jax'}
+        return {'object': 'list', 'data': [entry]}
+
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
+        try:
+            prompt = await asyncio.to_thread(self.tokenizer.chat, [message.plain() for message in body.messages])
+        except (jinja2.TemplateError, ValueError) as error:
+            raise Refusal(400, f'the chat template refuses these messages: {error}', param='messages') from None
+        form = ChatForm(f'chatcmpl-{uuid.uuid4().hex}', self.model, self.tokenizer, body.logprobs)
+        return await self._answer(form, body, prompt, body.max_completion_tokens or body.max_tokens, request)
+
+    async def text(self, body: TextRequest, request: Request) -> Response:
+        prompt = body.prompt
+        if isinstance(prompt, str):
+            prompt = await asyncio.to_thread(self.tokenizer.encode, prompt)
+        form = TextForm(f'cmpl-{uuid.uuid4().hex}', self.model, self.tokenizer, body.logprobs is not None)
+        return await self._answer(form, body, prompt, body.max_tokens, request)
+
+    async def _answer(
+        self, form: Form, body: Options, prompt: Sequence[int], limit: int | None, request: Request
+    ) -> Response:
+        if limit is None:
+            limit = max(min(MAX_TOKENS, self.driver.decoder.cfg.max_len - len(prompt)), 1)
+        sampling = Sampling(body.temperature, body.top_k, body.top_p, limit, body.stops())
+        seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
+        requests = [local.Request(tuple(prompt), sampling, seed + i) for i in range(body.n)]
+        choices = [Choice(self.tokenizer, body.stops()) for _ in requests]
+        news = _ask(self.driver, requests, self.metrics)
+        first = await _unless_gone(request, anext(news))  # what is refused is refused before a stream begins
+        if not body.stream:
+            ended = await _unless_gone(request, _collect(choices, first, news))
+            return JSONResponse(form.whole(choices, ended, len(prompt)))
+        usage = len(prompt) if (body.stream_options or {}).get('include_usage') else None
+        return StreamingResponse(_stream(form, choices, first, news, usage), media_type='text/event-stream')
+
+
+def make_app(driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '') -> FastAPI:
+    """The server. `model` is the name it answers by; a `token` is asked of every caller of /v1.
+
+    The driver is closed when the server stops: requests under way have ended by then.
+    """
+    service = Service(driver, tokenizer, model)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(driver.close)
+
+    def known(request: Request) -> None:
+        given = request.headers.get('authorization', '').removeprefix('Bearer ')
+        if token and not secrets.compare_digest(given.encode(), token.encode()):
+            raise Refusal(401, 'a bearer token is needed, and this is not the one', 'authentication_error')
+
+    app = FastAPI(title='pal_jax', lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(LimitBody)
+    _answer_errors(app)
+    app.get('/health')(service.health)
+    app.get('/metrics')(service.scrape)
+    app.get('/v1/models', dependencies=[Depends(known)])(service.models)
+    app.post('/v1/chat/completions', dependencies=[Depends(known)])(service.chat)
+    app.post('/v1/completions', dependencies=[Depends(known)])(service.text)
+    return app
+
+
+# --- from the driver's thread to the event loop ----------------------------------------------------------------------
+
+
+async def _ask(driver: Driver, requests: Sequence[local.Request], metrics: Metrics) -> AsyncIterator[News]:
+    """News of all the requests as they come, until each has ended; left early, it takes the rest back."""
+    loop, inbox = asyncio.get_running_loop(), asyncio.Queue[News]()
+    tickets: list[Ticket] = []
+
+    def notify(index: int):
+        return lambda progress: loop.call_soon_threadsafe(inbox.put_nowait, News(index, progress))
+
+    under_way = set(range(len(requests)))
+    try:
+        for index, request in enumerate(requests):
+            tickets.append(_submit(driver, request, notify(index)))
+        last = [ticket.submitted for ticket in tickets]
+        while under_way:
+            index, progress = news = await inbox.get()
+            if isinstance(progress, Exception):
+                metrics.requests.labels('error').inc()
+                raise Refusal(500, f'decoding failed: {progress}', 'server_error') from progress
+            last[index] = _time(metrics, tickets[index], progress, last[index])
+            if progress.completion is not None:
+                under_way.discard(index)
+                metrics.requests.labels(progress.completion.finish_reason).inc()
+            yield news
+    finally:
+        for index in under_way:
+            if index < len(tickets):
+                driver.cancel(tickets[index])
+
+
+def _submit(driver: Driver, request: local.Request, notify) -> Ticket:
+    try:
+        return driver.submit(request, notify)
+    except ValueError as error:
+        raise Refusal(400, str(error)) from None
+    except Busy as error:
+        raise Refusal(429, str(error), 'rate_limit_error') from None
+    except Closed as error:
+        raise Refusal(503, str(error), 'server_error') from None
+
+
+def _time(metrics: Metrics, ticket: Ticket, progress: Progress, last: float) -> float:
+    now = time.perf_counter()
+    if last == ticket.submitted:
+        metrics.queue.observe(ticket.started - ticket.submitted)
+        metrics.first.observe(now - ticket.submitted)
+    elif progress.tokens:
+        metrics.between.observe((now - last) / len(progress.tokens))
+    return now
+
+
+async def _collect(choices: list[Choice], first: News, news: AsyncIterator[News]) -> list[FinishReason]:
+    ended: list[FinishReason] = ['aborted'] * len(choices)
+    async for each in _chain(first, news):
+        choices[each.index].take(each.progress)
+        if each.progress.completion is not None:
+            ended[each.index] = each.progress.completion.finish_reason
+    return ended
+
+
+async def _unless_gone(request: Request, work) -> Any:
+    """The result of `work`, which is given up when the client goes away."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        await asyncio.wait([task], timeout=0.2)
+        if not task.done() and await request.is_disconnected():
+            task.cancel()
+    return await task
+
+
+async def _stream(
+    form: Form, choices: list[Choice], first: News, news: AsyncIterator[News], usage: int | None
+) -> AsyncIterator[str]:
+    """Server-sent events; `usage` is the prompt's length where the caller wants the count at the end."""
+    try:
+        async for index, progress in _chain(first, news):
+            choice = choices[index]
+            at = len(choice.tokens)
+            choice.take(progress)
+            ended = progress.completion
+            text = choice.news(ended is not None)
+            if text or ended or form.logprobs:
+                yield _event(form.piece(index, choice, at, text, ended.finish_reason if ended else None))
+        if usage is not None:
+            yield _event(form.head() | {'choices': [], 'usage': usage_of(usage, choices)})
+        yield 'data: [DONE]\n\n'
+    except Refusal as refusal:
+        yield _event({'error': refusal.error})
+
+
+async def _chain(first: News, news: AsyncIterator[News]) -> AsyncIterator[News]:
+    async with contextlib.aclosing(news):
+        yield first
+        async for each in news:
+            yield each
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f'data: {json.dumps(data)}\n\n'
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Whatever goes wrong is told in OpenAI's error JSON."""
+
+    @app.exception_handler(Refusal)
+    async def refused(_: Request, refusal: Refusal) -> JSONResponse:
+        return _refuse(refusal)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = '.'.join(str(part) for part in first['loc'][1:]) or None
+        return _refuse(Refusal(400, f'{where or "body"}: {first["msg"]}', param=where))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        return _refuse(Refusal(error.status_code, str(error.detail)), error.headers)
+
+
+def _refuse(refusal: Refusal, headers: Any = None) -> JSONResponse:
+    return JSONResponse({'error': refusal.error}, refusal.status, headers)

@@ -1,0 +1,203 @@
+"""OpenAI's requests and answers as records: what is accepted, and the JSON that is told.
+
+What OpenAI's API has and this one has not (tools, images, penalties, top_logprobs) is refused, not ignored. Text ends
+before a stop string; the tokens that made it are counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.local import Progress
+from pal_jax.types import FinishReason
+
+MAX_CHOICES = 64
+
+
+def _encodable(text: str) -> str:
+    text.encode()  # half of a surrogate pair is a str to Python and to nobody else
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Word = Annotated[Text, Field(min_length=1, max_length=256)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Options(BaseModel):
+    """What both kinds of completion share, under OpenAI's names."""
+
+    model_config = ConfigDict(extra='forbid')
+
+    model: str = ''
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    max_tokens: int | None = Field(None, ge=1, le=1 << 20)
+    temperature: float = Field(1.0, ge=0.0, le=100.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: int = Field(0, ge=0, le=1 << 20)  # not OpenAI's, but every other server's
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Word | Annotated[list[Word], Field(max_length=16)] | None = None
+    stream: bool = False
+    stream_options: dict[Literal['include_usage'], bool] | None = None
+    user: str | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class Part(BaseModel):
+    type: Literal['text']
+    text: Text
+
+
+class ChatMessage(BaseModel):
+    model_config = ConfigDict(extra='forbid')
+
+    role: Literal['system', 'developer', 'user', 'assistant']
+    content: Text | list[Part]
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        role = 'system' if self.role == 'developer' else self.role
+        content = self.content if isinstance(self.content, str) else ''.join(part.text for part in self.content)
+        return {'role': role, 'content': content}
+
+
+class ChatRequest(Options):
+    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
+    logprobs: bool = False
+    top_logprobs: Literal[0] | None = None
+
+
+class TextRequest(Options):
+    prompt: Text | Annotated[list[Token], Field(min_length=1)]
+    logprobs: Literal[0] | None = None
+    echo: Literal[False] = False
+    best_of: Literal[1] | None = None
+
+
+class Choice:
+    """The text of one answer as its tokens come in, up to the first stop string.
+
+    What could still become a stop string, or half of a character, is held back until the next token tells.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]):
+        self._tokenizer, self._stops = tokenizer, stops
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.text, self._told = '', 0
+
+    def take(self, progress: Progress) -> None:
+        self.tokens += progress.tokens
+        self.logprobs += progress.logprobs
+        text = self._tokenizer.text_of(self.tokens)
+        ends = [at for at in map(text.find, self._stops) if at >= 0]
+        self.text = text[: min(ends)] if ends else text
+
+    def news(self, ended: bool) -> str:
+        """The text that is certain and was not told before."""
+        sure = len(self.text) if ended else self._sure()
+        told, self._told = self._told, max(sure, self._told)
+        return self.text[told : self._told]
+
+    def _sure(self) -> int:
+        whole = len(self.text.rstrip('\ufffd'))
+        for stop in self._stops:
+            for size in range(len(stop) - 1, 0, -1):
+                if self.text.endswith(stop[:size]):
+                    whole = min(whole, len(self.text) - size)
+                    break
+        return whole
+
+
+class Form:
+    """An answer's id, its model, and whether log-probs are wanted."""
+
+    kind = chunk = ''
+
+    def __init__(self, id: str, model: str, tokenizer: Tokenizer, logprobs: bool):
+        self.id, self.model, self.tokenizer, self.logprobs, self.created = (
+            id,
+            model,
+            tokenizer,
+            logprobs,
+            int(time.time()),
+        )
+
+    def head(self, whole: bool = False) -> dict[str, Any]:
+        kind = self.kind if whole else self.chunk
+        return {'id': self.id, 'object': kind, 'created': self.created, 'model': self.model}
+
+    def whole(self, choices: Sequence[Choice], ended: Sequence[FinishReason], prompt: int) -> dict[str, Any]:
+        listed = [
+            {
+                'index': i,
+                **self.content(choice.text, False),
+                'logprobs': self.scores(choice, 0),
+                'finish_reason': _reason(end),
+            }
+            for i, (choice, end) in enumerate(zip(choices, ended, strict=True))
+        ]
+        return self.head(whole=True) | {'choices': listed, 'usage': usage_of(prompt, choices)}
+
+    def piece(self, index: int, choice: Choice, at: int, text: str, ended: FinishReason | None) -> dict[str, Any]:
+        reason = None if ended is None else _reason(ended)
+        scores = self.scores(choice, at)
+        return self.head() | {
+            'choices': [{'index': index, **self.content(text, True), 'logprobs': scores, 'finish_reason': reason}]
+        }
+
+    def content(self, text: str, streamed: bool) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def scores(self, choice: Choice, at: int) -> dict[str, Any] | None:
+        raise NotImplementedError
+
+
+class ChatForm(Form):
+    kind, chunk = 'chat.completion', 'chat.completion.chunk'
+
+    def content(self, text: str, streamed: bool) -> dict[str, Any]:
+        message = {'role': 'assistant', 'content': text}
+        return {'delta': message} if streamed else {'message': message | {'refusal': None}}
+
+    def scores(self, choice: Choice, at: int) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        words = [self.tokenizer.decode([token]) for token in choice.tokens[at:]]
+        listed = [
+            {'token': word, 'logprob': logprob, 'bytes': list(word.encode()), 'top_logprobs': []}
+            for word, logprob in zip(words, choice.logprobs[at:], strict=True)
+        ]
+        return {'content': listed, 'refusal': None}
+
+
+class TextForm(Form):
+    kind = chunk = 'text_completion'
+
+    def content(self, text: str, streamed: bool) -> dict[str, Any]:
+        return {'text': text}
+
+    def scores(self, choice: Choice, at: int) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        words = [self.tokenizer.decode([token]) for token in choice.tokens[at:]]
+        return {'tokens': words, 'token_logprobs': choice.logprobs[at:], 'top_logprobs': None, 'text_offset': []}
+
+
+def _reason(ended: FinishReason) -> str:
+    return 'length' if ended == 'aborted' else ended  # OpenAI has no word for an answer cut short
+
+
+def usage_of(prompt: int, choices: Sequence[Choice]) -> dict[str, int]:
+    sampled = sum(len(choice.tokens) for choice in choices)
+    return {'prompt_tokens': prompt, 'completion_tokens': sampled, 'total_tokens': prompt + sampled}

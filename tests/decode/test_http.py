@@ -1,0 +1,230 @@
+"""The HTTP server, as OpenAI's own client sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import socket
+import threading
+import time
+
+import httpx
+import jax
+import openai
+import pytest
+import uvicorn
+
+from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.decode.driver import Driver
+from pal_jax.decode.http import BODY_LIMIT, make_app
+from pal_jax.decode.local import LocalDecoder, Progress, Request
+from pal_jax.decode.openai_api import Choice
+from pal_jax.models import config, params
+from pal_jax.runtime import devices
+from pal_jax.types import Sampling
+
+TOKENIZER = byte_tokenizer()
+CFG = dataclasses.replace(config.tiny(vocab=TOKENIZER.vocab_size), unroll=True)
+HELLO = [{'role': 'user', 'content': 'Hello'}]
+
+
+@contextlib.contextmanager
+def serving(driver: Driver, **options):
+    """A server in a thread; yields its address."""
+    listener = socket.create_server(('127.0.0.1', 0))
+    app = make_app(driver, TOKENIZER, model='tiny', **options)
+    server = uvicorn.Server(uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]})
+    thread.start()
+    try:
+        yield f'http://127.0.0.1:{listener.getsockname()[1]}'
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def make_decoder() -> LocalDecoder:
+    weights = params.init(params.decoder_specs(CFG), jax.random.key(0))
+    decoder = LocalDecoder(CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8, stride=2)
+    decoder.load(jax.tree.map(lambda x: 8 * x if x.ndim > 2 else x, weights), version=7)
+    return decoder
+
+
+@pytest.fixture(scope='module')
+def lone():
+    return make_decoder()
+
+
+@pytest.fixture(scope='module')
+def driver():
+    return Driver(make_decoder(), line=4)
+
+
+@pytest.fixture(scope='module')
+def address(driver):
+    with serving(driver) as address:
+        yield address
+    assert driver.decoder.free == driver.decoder.slots
+
+
+@pytest.fixture
+def client(address):
+    with openai.OpenAI(base_url=f'{address}/v1', api_key='none', max_retries=0, timeout=60) as client:
+        yield client
+
+
+def expected(lone: LocalDecoder, max_tokens: int, seed: int = 0, temperature: float = 0.0):
+    (completion,) = lone([Request(tuple(TOKENIZER.chat(HELLO)), Sampling(temperature, max_tokens=max_tokens), seed)])
+    return completion
+
+
+def test_a_chat_is_answered_whole_and_streamed_alike(client, lone):
+    ask = dict(model='tiny', messages=HELLO, temperature=0, max_tokens=12, logprobs=True)
+    whole = client.chat.completions.create(**ask)
+    alone = expected(lone, 12)
+    choice = whole.choices[0]
+    assert choice.message.content == alone.text
+    assert choice.finish_reason == alone.finish_reason
+    assert tuple(entry.logprob for entry in choice.logprobs.content) == pytest.approx(alone.logprobs, abs=1e-5)
+    assert whole.usage.completion_tokens == len(alone.token_ids)
+    assert whole.usage.prompt_tokens == len(TOKENIZER.chat(HELLO))
+    pieces = list(client.chat.completions.create(**ask, stream=True, stream_options={'include_usage': True}))
+    assert ''.join(piece.choices[0].delta.content for piece in pieces[:-1]) == alone.text
+    assert [piece.choices[0].finish_reason for piece in pieces[:-1]][-1] == alone.finish_reason
+    assert sum(len(piece.choices[0].logprobs.content) for piece in pieces[:-1]) == len(alone.token_ids)
+    assert pieces[-1].usage == whole.usage
+
+
+def test_n_answers_come_from_seeds_that_follow_each_other(client, lone):
+    answer = client.chat.completions.create(model='', messages=HELLO, n=3, seed=5, max_tokens=8)
+    assert [c.message.content for c in answer.choices] == [expected(lone, 8, 5 + i, 1.0).text for i in range(3)]
+    assert len({c.message.content for c in answer.choices}) > 1
+
+
+def test_text_ends_before_a_stop_string(client, lone):
+    text = expected(lone, 12).text
+    stop = text[4:6]
+    cut = text[: text.index(stop)]
+    ask = dict(model='', messages=HELLO, temperature=0, max_tokens=12, stop=[stop, 'never'])
+    whole = client.chat.completions.create(**ask)
+    assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (cut, 'stop')
+    assert ''.join(p.choices[0].delta.content for p in client.chat.completions.create(**ask, stream=True)) == cut
+
+
+def test_a_text_completion_takes_text_or_tokens(client, lone):
+    ids = TOKENIZER.encode('Once upon')
+    (alone,) = lone([Request(tuple(ids), Sampling(0.0, max_tokens=6), 0)])
+    for prompt in ('Once upon', ids):
+        answer = client.completions.create(model='', prompt=prompt, temperature=0, max_tokens=6, logprobs=0)
+        assert answer.choices[0].text == alone.text
+        assert answer.choices[0].logprobs.token_logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+
+
+def test_what_the_server_is(client, address):
+    assert [model.id for model in client.models.list()] == ['tiny']
+    assert httpx.get(f'{address}/health').json() == {'status': 'ok', 'model': 'tiny', 'weights_version': 7}
+    client.completions.create(model='', prompt='a', max_tokens=3)
+    metrics = httpx.get(f'{address}/metrics').text
+    assert 'requests_total{ended=' in metrics
+    assert 'first_token_seconds_count' in metrics
+    assert 'slots 8.0' in metrics
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        ({'messages': []}, 'messages'),
+        ({'messages': [{'role': 'robot', 'content': 'x'}]}, 'messages.0.role'),
+        ({'temperature': -1}, 'temperature'),
+        ({'max_tokens': 0}, 'max_tokens'),
+        ({'max_tokens': 5000}, 'the model has room for'),
+        ({'n': 1000}, 'n: '),
+        ({'tools': []}, 'tools'),
+        ({'top_logprobs': 3}, 'top_logprobs'),
+        ({'messages': [{'role': 'user', 'content': 'x' * 2000}]}, 'the model has room for'),
+    ],
+)
+def test_a_wrong_request_gets_openais_error(client, change, told):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{'model': '', 'messages': HELLO, 'max_tokens': 4, **change})
+    assert told in caught.value.body['message']
+    assert caught.value.body['type'] == 'invalid_request_error'
+
+
+@pytest.mark.parametrize(
+    'body',
+    [b'', b'{', b'[]', b'null', b'"x"', b'\xff\xfe', b'{"messages": NaN}', b'[' * 100_000, b'{"prompt": "\\ud800"}',
+     b'{"prompt": [-1]}', b'{"prompt": [99999]}', b'{"prompt": "a", "seed": 1e400}', b'{"prompt": "a", "stop": [""]}',
+     b'{"prompt": ""}'],
+)  # fmt: skip
+def test_rubbish_is_refused_and_the_server_goes_on(address, client, body):
+    for path in ('chat/completions', 'completions'):
+        answer = httpx.post(f'{address}/v1/{path}', content=body, headers={'content-type': 'application/json'})
+        assert 400 <= answer.status_code < 500
+        assert answer.json()['error']['message']
+    assert client.completions.create(model='', prompt='a', max_tokens=1).usage.completion_tokens == 1
+
+
+def test_a_large_body_and_an_unknown_route_are_refused(address):
+    assert httpx.post(f'{address}/v1/completions', content=b'x' * (BODY_LIMIT + 1)).status_code == 413
+    chunked = (b'x' * 65536 for _ in range(2 * BODY_LIMIT // 65536))
+    assert httpx.post(f'{address}/v1/completions', content=chunked).status_code == 413
+    answer = httpx.get(f'{address}/nothing')
+    assert (answer.status_code, answer.json()['error']['message']) == (404, 'Not Found')
+
+
+def test_a_full_line_gets_429_and_those_who_leave_free_their_slots(client, address, driver, monkeypatch):
+    decode = driver.decoder._decode
+    monkeypatch.setattr(TOKENIZER, 'stop_ids', ())  # nothing ends by itself
+    monkeypatch.setattr(driver.decoder, '_decode', lambda: (time.sleep(0.02), decode())[1])
+    endless = {'messages': HELLO, 'max_tokens': 900, 'temperature': 0, 'stream': True, 'n': 6}
+    held = []  # an iterator that is dropped closes its connection
+    with contextlib.ExitStack() as streams:
+        for _ in range(2):  # 12 requests: eight slots and a line of four
+            response = streams.enter_context(
+                httpx.stream('POST', f'{address}/v1/chat/completions', json=endless, timeout=60)
+            )
+            held.append(response.iter_lines())
+            next(held[-1])
+        with pytest.raises(openai.RateLimitError):
+            client.completions.create(model='', prompt='a', max_tokens=1)
+    until(lambda: driver.accepted == 0)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f'{address}/v1/chat/completions', json=endless | {'stream': False}, timeout=0.5)
+    until(lambda: driver.accepted == 0)
+
+
+def until(condition, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_token_is_asked_for():
+    with serving(Driver(make_decoder()), token='secret') as address:
+        for key, status in (('wrong', 401), ('secret', 200)):
+            answer = httpx.get(f'{address}/v1/models', headers={'authorization': f'Bearer {key}'})
+            assert answer.status_code == status
+        assert httpx.get(f'{address}/health').status_code == 200
+
+
+def test_a_decoder_that_fails_is_an_error_and_not_the_end(client, driver, monkeypatch):
+    monkeypatch.setattr(driver.decoder, '_decode', lambda: 1 / 0)
+    with pytest.raises(openai.InternalServerError):
+        client.completions.create(model='', prompt='a', max_tokens=1)
+    monkeypatch.undo()
+    assert client.completions.create(model='', prompt='a', max_tokens=1).choices
+
+
+def test_halves_of_characters_and_of_stop_strings_are_held_back():
+    choice = Choice(TOKENIZER, ['</end>'])
+    told = []
+    for token in TOKENIZER.encode('naïve <b> </end>'):
+        choice.take(Progress(0, (token,), (0.0,), None))
+        told.append(choice.news(ended=False))
+    assert ''.join(told) == 'naïve <b> '
+    assert '\ufffd' not in ''.join(told)
+    assert json.dumps(told).count('<') == 1

@@ -1,0 +1,63 @@
+"""The server as a command: it starts, answers, ends when told to, and says what is wrong before a weight is read."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def serve(*args: str, **env: str) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'PAL_JAX_TOKEN')}
+    return subprocess.Popen(
+        [sys.executable, '-m', 'pal_jax.serve', '--source=random:tiny', *args],
+        cwd=ROOT, env=environment | {'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': ''} | env,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_it_answers_and_ends_what_is_under_way_when_told_to_stop():
+    with serve('--port=0', '--name=mine') as process:
+        assert process.stdout is not None
+        (address,) = re.findall(r'http://\S+', process.stdout.readline())
+        assert httpx.get(f'{address}/models').json()['data'][0]['id'] == 'mine'
+        ask = {'prompt': 'Hello', 'max_tokens': 200, 'stream': True}
+        with httpx.stream('POST', f'{address}/completions', json=ask, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line][-1] == 'data: [DONE]'
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize(
+    ('args', 'told', 'code'),
+    [
+        (['--host=0.0.0.0'], 'set PAL_JAX_TOKEN to a secret', 2),
+        (['--source=nothing'], "unknown model source 'nothing'", 2),
+        (['--slots=0'], 'slots', 2),
+        (['--prot=9'], 'prot', 2),
+    ],
+)
+def test_what_is_wrong_is_one_line(args, told, code):
+    _, error = (process := serve('--port=0', *args)).communicate(timeout=60)
+    assert told in error
+    assert error.startswith('error: ')
+    assert error.count('\n') == 1
+    assert process.returncode == code
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        _, error = (process := serve(f'--port={taken.getsockname()[1]}')).communicate(timeout=60)
+    assert 'choose another --port' in error
+    assert process.returncode == 1
