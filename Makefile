@@ -34,7 +34,7 @@ smoke: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py:smoke $(ARGS)
 
 test: $(TEST_READY)
-	$(RUN) -m pytest -q -m 'not slow and not network' $(ARGS)
+	$(RUN) -m pytest -q -n auto -m 'not slow and not network' $(ARGS)
 
 test-slow: $(TEST_READY)
 	$(RUN) -m pytest -q -m 'slow and not network' $(ARGS)
