@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Configuration file, with :variant behind it; --config.<key>=<value> changes one value.',
     lock_config=True,
 )  # fmt: skip
+QUOTES = '\\\'" '
 
 
 class Fault(Exception):
@@ -106,4 +108,11 @@ def faults(call: Callable, *args, **kwargs):
 
 
 def _one_line(error: Exception) -> str:
-    return ' '.join(str(error.args[0] if error.args else error).split())
+    """Its message. Of a traceback that a library has made its message, the last line."""
+    message = str(error.args[0] if error.args else error)
+    if 'Traceback (most recent call last)' in message:
+        message = message.strip().splitlines()[-1].partition(': ')[2]
+    if isinstance(error, KeyError | AttributeError):  # ml_collections quotes the key, and then its message
+        name, *hint = re.split(r'\\n|\n', message)
+        message = '; '.join([f'unknown key {name.strip(QUOTES)}', *(text.strip(QUOTES).lower() for text in hint)])
+    return ' '.join(message.split())

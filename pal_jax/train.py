@@ -5,8 +5,8 @@
   python -m pal_jax.train --config=configs/rlpa.py --config.ppo.clip=0.1 --workdir=runs/clip
 
 Options:
-  --config=FILE[:VARIANT]   what to train; read the file: it is short and names every key
-  --config.KEY=VALUE        change one value
+  --config=FILE[:VARIANT]   what to train; read the file: it is short
+  --config.KEY=VALUE        change one value; config.json of a run names every key
   --workdir=FOLDER          where checkpoints, metrics, report and export go; default runs/<name of the config>
 
 The same command again resumes; a larger --config.total_steps goes on from a finished run. The folder then holds

@@ -92,7 +92,10 @@ def assert_refused(result, message):
         ([], 'no configuration; give one, such as --config=configs/rlpa.py'),
         (['--config=configs/nothing.py'], 'there is no configuration file configs/nothing.py'),
         (['--config=configs/rlpa.py:smok'], "variant 'smok' is unknown"),
-        (['--config=configs/rlpa.py:smoke', '--config.ppo.clp=0.1'], 'Did you mean'),
+        (
+            ['--config=configs/rlpa.py:smoke', '--config.ppo.clp=0.1'],
+            'error: unknown key clp; did you mean "clip" instead of "clp"?',
+        ),
         (['--config=configs/rlpa.py:smoke', '--config.ppo.minibatches=3'], 'does not divide'),
     ],
 )

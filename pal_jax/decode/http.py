@@ -296,8 +296,11 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first['type'] == 'json_invalid':
+            return _refuse(Refusal(400, 'the body is not valid JSON'))
         where = '.'.join(str(part) for part in first['loc'][1:]) or None
-        return _refuse(Refusal(400, f'{where or "body"}: {first["msg"]}', param=where))
+        why = 'is not supported' if first['type'] == 'extra_forbidden' else first['msg']
+        return _refuse(Refusal(400, f'{where or "body"}: {why}', param=where))
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:

@@ -163,7 +163,9 @@ def load_people(path: str | Path) -> list[Person]:
             person = _person(json.loads(line), default_id=f'{path.stem}-{number}')
             if person.id in people:
                 raise ValueError(f'the id {person.id!r} is taken by an earlier line; make ids unique or leave them out')
-        except ValueError as error:  # JSON and UTF-8 errors are ValueErrors, too
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{path}, line {number}: not valid JSON, {error.msg} at column {error.colno}') from None
+        except ValueError as error:  # of UTF-8, too
             raise ValueError(f'{path}, line {number}: {error}') from None
         people[person.id] = person
     if not people:

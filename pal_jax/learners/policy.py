@@ -301,7 +301,7 @@ def trim(x: Any, multiple: int = 128) -> Any:
     """A `TokenBatch` cut to its longest row, rounded up so that the programs to compile stay few; others unchanged."""
     if not isinstance(x, TokenBatch):
         return x
-    longest = int(jnp.max(jnp.sum(x.segments > 0, axis=1)))
+    longest = max(int(jnp.max(jnp.sum(x.segments > 0, axis=1))), 1)  # a batch may be short: rows of padding alone
     length = min(x.tokens.shape[1], -(-longest // multiple) * multiple)
     columns = {name: getattr(x, name)[:, :length] for name in ('tokens', 'positions', 'segments', 'prefix')}
     return x.replace(**columns)

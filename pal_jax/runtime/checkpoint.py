@@ -91,7 +91,7 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         if step is not None and step not in steps:
-            raise ValueError(f'there is no checkpoint {step} in {self.folder}; there are {steps}')
+            raise ValueError(f'there is no checkpoint {step} in {self.folder}; there are {steps[::-1]}')
         steps = [step] if step is not None else steps
         for candidate in steps:
             try:
@@ -183,7 +183,9 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
     changed = [k for k in sorted(old.keys() | ours.keys()) if old.get(k) != ours.get(k) and k not in free]
     if changed:
         listed = ', '.join(f'{key}: {old.get(key)!r} -> {ours.get(key)!r}' for key in changed)
-        raise ValueError(f'{workdir} was made by another config ({listed}); use another --workdir or delete it')
+        raise ValueError(
+            f'{workdir} was made by another config ({listed}); give that one, another --workdir, or delete it'
+        )
 
 
 def write_config(workdir: str | os.PathLike[str], config: dict[str, Any]) -> None:

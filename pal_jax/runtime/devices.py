@@ -45,8 +45,14 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequen
         raise ValueError(f'mesh: {dict(zip(AXES, sizes, strict=True))}; a size is at least 1, or -1 for the rest')
     if sizes.count(-1) > 1:
         raise ValueError(f'mesh: {dict(zip(AXES, sizes, strict=True))} has more than one -1; leave at most one open')
+    rest = -int(np.prod(sizes))
+    if -1 in sizes and len(devices) % rest:
+        raise ValueError(
+            f'mesh: {dict(zip(AXES, sizes, strict=True))} divides the devices by {rest}, got {len(devices)}; lower '
+            '--config.mesh.data, .fsdp or .tensor'
+        )
     if -1 in sizes:
-        sizes[sizes.index(-1)] = len(devices) // -int(np.prod(sizes))
+        sizes[sizes.index(-1)] = len(devices) // rest
     if np.prod(sizes) != len(devices):
         raise ValueError(
             f'mesh: {dict(zip(AXES, sizes, strict=True))} needs {np.prod(sizes)} devices, got {len(devices)}; '

@@ -65,6 +65,15 @@ def test_without_multiturn_the_batches_are_those_of_single_turns(monkeypatch):  
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_a_batch_may_be_short_of_people(monkeypatch):
+    """Two open conversations where a batch takes four: whole micro-batches are padding."""
+    config = small(**{'dialogue.people': 2, 'ppo.micro_rows': 1})
+    seen, state, _, metrics = run(config, 1, monkeypatch)
+    assert len(seen[0][0]) == 2 * 4
+    assert metrics['samples'] == 8
+    assert int(state.skipped) == 0
+
+
 def test_what_was_sampled_is_what_is_trained_on(monkeypatch):
     seen, *_ = run(small(), 1, monkeypatch)
     samples, batch = seen[0]
