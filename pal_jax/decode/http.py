@@ -8,7 +8,7 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
@@ -65,10 +65,10 @@ class LimitBody:
 
 
 class News(NamedTuple):
-    """What came for one of a request's choices."""
+    """What came for one of a request's choices, by its number."""
 
-    index: int
-    progress: Progress | Exception
+    number: int
+    progress: Progress
 
 
 class Metrics:
@@ -183,13 +183,13 @@ def make_app(driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '
 # --- from the driver's thread to the event loop ----------------------------------------------------------------------
 
 
-async def _ask(driver: Driver, requests: Sequence[local.Request], metrics: Metrics) -> AsyncIterator[News]:
+async def _ask(driver: Driver, requests: Sequence[local.Request], metrics: Metrics) -> AsyncGenerator[News, None]:
     """News of all the requests as they come, until each has ended; left early, it takes the rest back."""
-    loop, inbox = asyncio.get_running_loop(), asyncio.Queue[News]()
+    loop, inbox = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Progress | Exception]]()
     tickets: list[Ticket] = []
 
     def notify(index: int):
-        return lambda progress: loop.call_soon_threadsafe(inbox.put_nowait, News(index, progress))
+        return lambda progress: loop.call_soon_threadsafe(inbox.put_nowait, (index, progress))
 
     under_way = set(range(len(requests)))
     try:
@@ -197,7 +197,7 @@ async def _ask(driver: Driver, requests: Sequence[local.Request], metrics: Metri
             tickets.append(_submit(driver, request, notify(index)))
         last = [ticket.submitted for ticket in tickets]
         while under_way:
-            index, progress = news = await inbox.get()
+            index, progress = await inbox.get()
             if isinstance(progress, Exception):
                 metrics.requests.labels('error').inc()
                 raise Refusal(500, f'decoding failed: {progress}', 'server_error') from progress
@@ -205,7 +205,7 @@ async def _ask(driver: Driver, requests: Sequence[local.Request], metrics: Metri
             if progress.completion is not None:
                 under_way.discard(index)
                 metrics.requests.labels(progress.completion.finish_reason).inc()
-            yield news
+            yield News(index, progress)
     finally:
         for index in under_way:
             if index < len(tickets):
@@ -233,12 +233,12 @@ def _time(metrics: Metrics, ticket: Ticket, progress: Progress, last: float) -> 
     return now
 
 
-async def _collect(choices: list[Choice], first: News, news: AsyncIterator[News]) -> list[FinishReason]:
+async def _collect(choices: list[Choice], first: News, news: AsyncGenerator[News, None]) -> list[FinishReason]:
     ended: list[FinishReason] = ['aborted'] * len(choices)
     async for each in _chain(first, news):
-        choices[each.index].take(each.progress)
+        choices[each.number].take(each.progress)
         if each.progress.completion is not None:
-            ended[each.index] = each.progress.completion.finish_reason
+            ended[each.number] = each.progress.completion.finish_reason
     return ended
 
 
@@ -253,7 +253,7 @@ async def _unless_gone(request: Request, work) -> Any:
 
 
 async def _stream(
-    form: Form, choices: list[Choice], first: News, news: AsyncIterator[News], usage: int | None
+    form: Form, choices: list[Choice], first: News, news: AsyncGenerator[News, None], usage: int | None
 ) -> AsyncIterator[str]:
     """Server-sent events; `usage` is the prompt's length where the caller wants the count at the end."""
     try:
@@ -272,7 +272,7 @@ async def _stream(
         yield _event({'error': refusal.error})
 
 
-async def _chain(first: News, news: AsyncIterator[News]) -> AsyncIterator[News]:
+async def _chain(first: News, news: AsyncGenerator[News, None]) -> AsyncIterator[News]:
     async with contextlib.aclosing(news):
         yield first
         async for each in news:
