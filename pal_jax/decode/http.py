@@ -198,6 +198,8 @@ async def _ask(driver: Driver, requests: Sequence[local.Request], metrics: Metri
         last = [ticket.submitted for ticket in tickets]
         while under_way:
             index, progress = await inbox.get()
+            if isinstance(progress, Closed):
+                raise Refusal(503, str(progress), 'server_error')
             if isinstance(progress, Exception):
                 metrics.requests.labels('error').inc()
                 raise Refusal(500, f'decoding failed: {progress}', 'server_error') from progress
@@ -209,7 +211,7 @@ async def _ask(driver: Driver, requests: Sequence[local.Request], metrics: Metri
     finally:
         for index in under_way:
             if index < len(tickets):
-                driver.cancel(tickets[index])
+                driver.cancel(tickets[index])  # of one that has ended nothing is left to take back
 
 
 def _submit(driver: Driver, request: local.Request, notify) -> Ticket:
