@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnContext
 from typing import Any, NamedTuple
 
 from benchmarks import machine
@@ -56,8 +57,7 @@ def race(contestants: dict[str, Contestant], rounds: int) -> dict[str, Result]:
     """
     if rounds < 1:
         raise ValueError(f'a contest of {rounds} rounds has no times; ask for 1 or more')
-    os.environ[SETTING] = ALLOCATOR  # the C library reads it as a process starts
-    context = multiprocessing.get_context('spawn')
+    context = _processes()
     pipes: dict[str, Connection] = {}
     processes = []
     starts, rest = {}, {name: [] for name in contestants}
@@ -80,6 +80,12 @@ def race(contestants: dict[str, Contestant], rounds: int) -> dict[str, Result]:
     for process in processes:
         process.join()  # what is measured next has the machine to itself
     return results
+
+
+def _processes() -> SpawnContext:
+    """Where processes come from that run under our allocator: the C library reads its setting as they start."""
+    os.environ[SETTING] = ALLOCATOR
+    return multiprocessing.get_context('spawn')
 
 
 def _serve(pipe: Connection, contestant: Contestant) -> None:
@@ -122,8 +128,7 @@ def ratios(ours: Result, theirs: Result) -> dict[str, float]:
 
 def surroundings(*packages: str) -> dict[str, Any]:
     """What a number depends on besides the program: the machine's own limits, the allocator, versions."""
-    os.environ[SETTING] = ALLOCATOR
-    with multiprocessing.get_context('spawn').Pool(1) as pool:
+    with _processes().Pool(1) as pool:
         limits = pool.apply(machine.measure)
     return {
         'machine': limits,

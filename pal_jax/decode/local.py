@@ -132,6 +132,9 @@ class LocalDecoder:
           ValueError: the model cannot meet it.
         """
         self.check(request)
+        return self._queue(request)
+
+    def _queue(self, request: Request) -> int:
         self.counters.requests += 1
         self._waiting.append((self.counters.requests, request))
         return self.counters.requests
@@ -183,7 +186,7 @@ class LocalDecoder:
             raise RuntimeError('this decoder has requests under way; add() yours to them')
         for request in requests:
             self.check(request)
-        numbers = [self.add(request) for request in requests]
+        numbers = [self._queue(request) for request in requests]
         done: dict[int, Completion] = {}
         while len(done) < len(numbers):
             done |= {each.number: each.completion for each in self.step() if each.completion is not None}

@@ -125,13 +125,8 @@ class Form:
     kind = chunk = ''
 
     def __init__(self, id: str, model: str, tokenizer: Tokenizer, logprobs: bool):
-        self.id, self.model, self.tokenizer, self.logprobs, self.created = (
-            id,
-            model,
-            tokenizer,
-            logprobs,
-            int(time.time()),
-        )
+        self.id, self.model, self.tokenizer, self.logprobs = id, model, tokenizer, logprobs
+        self.created = int(time.time())
 
     def head(self, whole: bool = False) -> dict[str, Any]:
         kind = self.kind if whole else self.chunk
@@ -139,27 +134,26 @@ class Form:
 
     def whole(self, choices: Sequence[Choice], ended: Sequence[FinishReason], prompt: int) -> dict[str, Any]:
         listed = [
-            {
-                'index': i,
-                **self.content(choice.text, False),
-                'logprobs': self.scores(choice, 0),
-                'finish_reason': _reason(end),
-            }
+            self._entry(i, choice, 0, self.content(choice.text, False), end)
             for i, (choice, end) in enumerate(zip(choices, ended, strict=True))
         ]
         return self.head(whole=True) | {'choices': listed, 'usage': usage_of(prompt, choices)}
 
     def piece(self, index: int, choice: Choice, at: int, text: str, ended: FinishReason | None) -> dict[str, Any]:
-        reason = None if ended is None else _reason(ended)
-        scores = self.scores(choice, at)
-        return self.head() | {
-            'choices': [{'index': index, **self.content(text, True), 'logprobs': scores, 'finish_reason': reason}]
-        }
+        return self.head() | {'choices': [self._entry(index, choice, at, self.content(text, True), ended)]}
+
+    def _entry(
+        self, index: int, choice: Choice, at: int, content: dict[str, Any], ended: FinishReason | None
+    ) -> dict[str, Any]:
+        words = [self.tokenizer.decode([token]) for token in choice.tokens[at:]] if self.logprobs else []
+        scores = self.scores(words, choice.logprobs[at:]) if self.logprobs else None
+        reason = 'length' if ended == 'aborted' else ended  # OpenAI has no word for an answer cut short
+        return {'index': index, **content, 'logprobs': scores, 'finish_reason': reason}
 
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
         raise NotImplementedError
 
-    def scores(self, choice: Choice, at: int) -> dict[str, Any] | None:
+    def scores(self, words: Sequence[str], logprobs: Sequence[float]) -> dict[str, Any]:
         raise NotImplementedError
 
 
@@ -170,13 +164,10 @@ class ChatForm(Form):
         message = {'role': 'assistant', 'content': text}
         return {'delta': message} if streamed else {'message': message | {'refusal': None}}
 
-    def scores(self, choice: Choice, at: int) -> dict[str, Any] | None:
-        if not self.logprobs:
-            return None
-        words = [self.tokenizer.decode([token]) for token in choice.tokens[at:]]
+    def scores(self, words: Sequence[str], logprobs: Sequence[float]) -> dict[str, Any]:
         listed = [
             {'token': word, 'logprob': logprob, 'bytes': list(word.encode()), 'top_logprobs': []}
-            for word, logprob in zip(words, choice.logprobs[at:], strict=True)
+            for word, logprob in zip(words, logprobs, strict=True)
         ]
         return {'content': listed, 'refusal': None}
 
@@ -187,15 +178,8 @@ class TextForm(Form):
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
         return {'text': text}
 
-    def scores(self, choice: Choice, at: int) -> dict[str, Any] | None:
-        if not self.logprobs:
-            return None
-        words = [self.tokenizer.decode([token]) for token in choice.tokens[at:]]
-        return {'tokens': words, 'token_logprobs': choice.logprobs[at:], 'top_logprobs': None, 'text_offset': []}
-
-
-def _reason(ended: FinishReason) -> str:
-    return 'length' if ended == 'aborted' else ended  # OpenAI has no word for an answer cut short
+    def scores(self, words: Sequence[str], logprobs: Sequence[float]) -> dict[str, Any]:
+        return {'tokens': words, 'token_logprobs': logprobs, 'top_logprobs': None, 'text_offset': []}
 
 
 def usage_of(prompt: int, choices: Sequence[Choice]) -> dict[str, int]:
