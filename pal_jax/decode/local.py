@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -115,15 +115,7 @@ class LocalDecoder:
 
     def check(self, request: Request) -> None:
         """Raises ValueError where a request cannot be met by this model."""
-        length, vocab = len(request.prompt_ids), self.cfg.vocab
-        if not length or min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab:
-            raise ValueError(f'a prompt has one or more token ids from 0 to {vocab - 1}')
-        room = length + request.sampling.max_tokens
-        if room > self.cfg.max_len:
-            raise ValueError(
-                f'a prompt and its completion need {room} tokens, the model has room for {self.cfg.max_len}; '
-                'shorten the prompt (fewer rounds of a dialogue) or max_tokens'
-            )
+        check(request, self.cfg)
 
     def add(self, request: Request) -> int:
         """Puts a request in line and returns its number.
@@ -147,7 +139,7 @@ class LocalDecoder:
                 return Completion('', (), (), 'aborted')
         for slot, live in self._live.items():
             if live.number == number:
-                return self._finish(self._live.pop(slot), 'aborted')
+                return finish(self._live.pop(slot), self.tokenizer, 'aborted')
         return None
 
     def step(self) -> list[Progress]:
@@ -165,7 +157,7 @@ class LocalDecoder:
         progress = []
         for slot, live in list(self._live.items()):
             before = len(live.tokens)
-            completion = self._advance(live, tokens[:, slot], logprobs[:, slot])
+            completion = advance(live, self.tokenizer, self.version, tokens[:, slot].tolist(), logprobs[:, slot].tolist())
             news = tuple(live.tokens[before:]), tuple(live.logprobs[before:])
             progress.append(Progress(live.number, *news, completion))
             self.counters.tokens += len(news[0])
@@ -221,10 +213,9 @@ class LocalDecoder:
             self._state = self._place(self._state, list(prompts), placed)
 
     def _make_room(self) -> None:
-        """The caches as long as the requests at hand need, in steps of 128: their length is what attention costs."""
+        """The caches as long as the requests at hand need."""
         requests = [live.request for live in self._live.values()] + [request for _, request in self._waiting]
-        room = max(max(len(r.prompt_ids) + r.sampling.max_tokens, bucket(len(r.prompt_ids))) for r in requests)
-        room = -(-room // 128) * 128
+        room = room_for(requests)
         if not self._live or self._state is None:
             self._state = engine.init_state(self.cfg, self.slots, room)
         elif room > self._state.capacity:
@@ -235,43 +226,74 @@ class LocalDecoder:
         length = bucket(max(len(prompt) for prompt in prompts))
         self.counters.prompt_tokens += sum(map(len, prompts))
         prefix = self._prefill(self._weights, *engine.pad_prompts(prompts, rows, length))
-        fill = self.slots - len(placed)
-        requests = [request for _, _, request in placed]
+        return self._insert(state, prefix, admission(placed, self.slots))
 
-        def column(values, pad, dtype):
-            return np.asarray([*values, *[pad] * fill], dtype)
 
-        entry: Any = dict(
-            row=column((row for row, _, _ in placed), 0, np.int32),
-            slot=column((number for _, number, _ in placed), self.slots, np.int32),
-            rng=np.stack([_key(r.seed) for r in requests] + [np.zeros(2, np.uint32)] * fill),
-            temperature=column((r.sampling.temperature for r in requests), 0, np.float32),
-            top_k=column((r.sampling.top_k for r in requests), 0, np.int32),
-            top_p=column((r.sampling.top_p for r in requests), 1, np.float32),
+# --- what every decoder shares ---------------------------------------------------------------------------------------
+
+
+def check(request: Request, cfg: ModelConfig) -> None:
+    """Raises ValueError where a request cannot be met by this model."""
+    length, vocab = len(request.prompt_ids), cfg.vocab
+    if not length or min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab:
+        raise ValueError(f'a prompt has one or more token ids from 0 to {vocab - 1}')
+    room = length + request.sampling.max_tokens
+    if room > cfg.max_len:
+        raise ValueError(
+            f'a prompt and its completion need {room} tokens, the model has room for {cfg.max_len}; '
+            'shorten the prompt (fewer rounds of a dialogue) or max_tokens'
         )
-        return self._insert(state, prefix, engine.Admission(**jax.tree.map(jnp.asarray, entry)))
 
-    def _advance(self, live: Live, tokens: np.ndarray, logprobs: np.ndarray) -> Completion | None:
-        """Takes the new tokens of a request up to its end, if it has reached one."""
-        settings = live.request.sampling
-        for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
-            live.tokens.append(token)
-            live.logprobs.append(logprob)
-            live.versions.append(self.version)
-            if token in self.tokenizer.stop_ids or token in settings.stop_ids:
-                return self._finish(live, 'stop')
-            if settings.stop:
-                longest = max(len(stop.encode()) for stop in settings.stop)  # in tokens it is no longer than in bytes
-                tail = self.tokenizer.text_of(live.tokens[-longest:])
-                if any(stop in tail for stop in settings.stop):
-                    return self._finish(live, 'stop')
-            if len(live.tokens) == settings.max_tokens:
-                return self._finish(live, 'length')
-        return None
 
-    def _finish(self, live: Live, reason: FinishReason) -> Completion:
-        text = self.tokenizer.text_of(live.tokens)
-        return Completion(text, tuple(live.tokens), tuple(live.logprobs), reason, tuple(live.versions))
+def room_for(requests: Iterable[Request]) -> int:
+    """How long caches must be for all of these, in steps of 128: their length is what attention costs."""
+    room = max(max(len(r.prompt_ids) + r.sampling.max_tokens, bucket(len(r.prompt_ids))) for r in requests)
+    return -(-room // 128) * 128
+
+
+def admission(placed: Sequence[tuple[int, int, Request]], slots: int) -> engine.Admission:
+    """The settings of requests by (row of the prefix, slot, request); the rest of `slots` entries goes nowhere."""
+    fill, requests = slots - len(placed), [request for _, _, request in placed]
+
+    def column(values, pad, dtype):
+        return np.asarray([*values, *[pad] * fill], dtype)
+
+    entry: Any = dict(
+        row=column((row for row, _, _ in placed), 0, np.int32),
+        slot=column((slot for _, slot, _ in placed), slots, np.int32),
+        rng=np.stack([_key(r.seed) for r in requests] + [np.zeros(2, np.uint32)] * fill),
+        temperature=column((r.sampling.temperature for r in requests), 0, np.float32),
+        top_k=column((r.sampling.top_k for r in requests), 0, np.int32),
+        top_p=column((r.sampling.top_p for r in requests), 1, np.float32),
+    )
+    return engine.Admission(**jax.tree.map(jnp.asarray, entry))
+
+
+def advance(
+    live: Live, tokenizer: Tokenizer, version: int, tokens: Sequence[int], logprobs: Sequence[float]
+) -> Completion | None:
+    """Takes the new tokens of a request up to its end, if it has reached one."""
+    settings = live.request.sampling
+    for token, logprob in zip(tokens, logprobs, strict=True):
+        live.tokens.append(token)
+        live.logprobs.append(logprob)
+        live.versions.append(version)
+        if token in tokenizer.stop_ids or token in settings.stop_ids:
+            return finish(live, tokenizer, 'stop')
+        if settings.stop:
+            longest = max(len(stop.encode()) for stop in settings.stop)  # in tokens it is no longer than in bytes
+            tail = tokenizer.text_of(live.tokens[-longest:])
+            if any(stop in tail for stop in settings.stop):
+                return finish(live, tokenizer, 'stop')
+        if len(live.tokens) == settings.max_tokens:
+            return finish(live, tokenizer, 'length')
+    return None
+
+
+def finish(live: Live, tokenizer: Tokenizer, reason: FinishReason) -> Completion:
+    """What a request has, as its completion."""
+    text = tokenizer.text_of(live.tokens)
+    return Completion(text, tuple(live.tokens), tuple(live.logprobs), reason, tuple(live.versions))
 
 
 def bucket(length: int, smallest: int = 64) -> int:
