@@ -1,0 +1,306 @@
+"""The engine as google-jetstream 0.2 wants it, and all that the package needs to know of that library.
+
+Importing this module imports google-jetstream with three repairs: it starts without seqio, and so without TensorFlow;
+its logging stays its own; and neither its threads nor its clean-up of caches can end the process or a request. Nothing
+imports this module before a driver of JetStream's is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import sys
+import threading
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode import engine
+from pal_jax.decode.local import Counters, Request, admission, bucket
+from pal_jax.models import params as model_params
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+from pal_jax.runtime import sharding
+from pal_jax.types import Sampling
+
+KNOWN = '0.2.'  # the versions that the repairs below were written for
+
+
+@contextlib.contextmanager
+def _repaired() -> Iterator[None]:
+    """Around the import of google-jetstream: stand-ins for seqio, and the root logger as it was."""
+    try:
+        version = importlib.metadata.version('google-jetstream')
+    except importlib.metadata.PackageNotFoundError:
+        version = 'none'
+    if not version.startswith(KNOWN):
+        raise RuntimeError(f'the JetStream driver needs google-jetstream {KNOWN}x, got {version}; install 0.2.2')
+    vocabularies: Any = types.ModuleType('seqio.vocabularies')
+    vocabularies.Vocabulary = vocabularies.SentencePieceVocabulary = type('Vocabulary', (), {})
+    seqio: Any = types.ModuleType('seqio')
+    seqio.vocabularies = vocabularies
+    stand_ins = {} if 'seqio' in sys.modules else {'seqio': seqio, 'seqio.vocabularies': vocabularies}
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]  # whoever needs seqio later gets the real one
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+with _repaired():
+    from jetstream.core import orchestrator
+    from jetstream.engine import engine_api, token_utils, tokenizer_api, tokenizer_pb2
+
+
+class Thread(threading.Thread):
+    """In place of JetStream's, which ends the process with SIGKILL when it fails and can keep it from ending."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs | {'daemon': True})
+
+
+orchestrator.JetThread = Thread  # type: ignore[misc]
+# Theirs calls a function that jax no longer has. A prefix goes with its last reference, and may be inserted many times.
+orchestrator.delete_pytree = lambda _: None
+
+
+class Weights:
+    """JetStream's `Params`: its threads hold this handle from the start, and new weights are one assignment to it."""
+
+    def __init__(self):
+        self.current: tuple[Params, int] | None = None  # and their version
+
+    def read(self) -> tuple[Params, int]:
+        if self.current is None:
+            raise RuntimeError('the decoder has no weights; call load(params) first')
+        return self.current
+
+
+class Prefix(NamedTuple):
+    """A prefilled prompt on its way into a slot: row `row` of a batch, and who asked for it."""
+
+    cache: engine.Prefix
+    row: int
+    request: Request
+
+
+class Slots(struct.PyTreeNode):
+    """The decode state, and how long each slot's cache was when its request came in."""
+
+    decode: engine.DecodeState
+    start: Int[Array, ' B']
+
+
+@struct.dataclass
+class Stride(engine_api.ResultTokens):
+    """The tokens of a few steps, then columns of 1, then the count of tokens so far, then the bits of the log-probs.
+    `version` is that of the weights they were made with."""
+
+    version: int = struct.field(pytree_node=False, default=0)
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and log-probs [slots, steps], once they are there."""
+        data = np.asarray(self.data)
+        steps = self.tokens_idx[1]
+        return data[:, :steps], np.ascontiguousarray(data[:, 2 * steps + 1 :]).view(np.float32)
+
+
+def pack(tokens: Sequence[Array], logprobs: Sequence[Array], generated: Int[Array, ' B']) -> Int[Array, 'B C']:
+    """One array, so that one copy brings a stride to the host."""
+    tokens_ = jnp.stack(tokens, axis=1)
+    bits = lax.bitcast_convert_type(jnp.stack(logprobs, axis=1).astype(jnp.float32), jnp.int32)
+    return jnp.concatenate([tokens_, jnp.ones_like(tokens_), generated[:, None], bits], axis=1)
+
+
+def insert(slots: Slots, prefix: engine.Prefix, entry: engine.Admission) -> Slots:
+    start = slots.start.at[entry.slot].set(prefix.length[entry.row], mode='drop')
+    return Slots(decode=engine.insert(slots.decode, prefix, entry), start=start)
+
+
+class JetStreamEngine(engine_api.Engine):
+    """`decode.engine` under JetStream's names: `slots` requests at once, `stride` steps a call of `generate`.
+
+    Prompts are padded and caches grow as in `LocalDecoder`, so both compute the same numbers.
+    """
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        *,
+        slots: int = 32,
+        prefill_rows: int = 8,
+        stride: int = 4,
+    ):
+        self.cfg, self.tokenizer, self._mesh = cfg, tokenizer, mesh
+        self.slots, self.prefill_rows, self.stride = max(slots, 8), prefill_rows, stride
+        self.weights, self.counters = Weights(), Counters()
+        self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
+        self._publish = jax.jit(
+            lambda params: engine.decode_weights(lax.with_sharding_constraint(params, self.param_shardings), cfg)
+        )
+        self._prefill = jax.jit(lambda weights, tokens, length: engine.prefill(weights, cfg, tokens, length))
+        self._insert = jax.jit(insert, donate_argnums=0)
+        self._generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
+        self._grow = jax.jit(engine.grow, static_argnums=1)
+        self._pack = jax.jit(pack)
+
+    # --- weights -----------------------------------------------------------------------------------------------------
+
+    def load(self, params: Params, version: int = 0) -> None:
+        """The next call decodes with these (plain, merged) parameters."""
+        self.weights.current = self._publish(params), version
+
+    def release(self) -> None:
+        """Gives the weights' memory back until the next `load`."""
+        self.weights.current = None
+
+    @property
+    def version(self) -> int:
+        """Of the weights; 0 where there are none."""
+        return self.weights.current[1] if self.weights.current else 0
+
+    # --- what JetStream calls ----------------------------------------------------------------------------------------
+
+    def load_params(self, *args: Any, **kwargs: Any) -> Weights:
+        return self.weights
+
+    def prefill(
+        self, *, params: Weights, existing_prefix: Any = None, padded_tokens: Any, true_length: int
+    ) -> Prefix:
+        """One prompt, to be decoded greedily. A prompt longer than its padding has lost its head to the caller."""
+        if existing_prefix is not None:
+            raise ValueError('a prompt that continues a prefix is not supported; send the whole prompt')
+        ids = np.asarray(padded_tokens)[: min(true_length, len(padded_tokens))].tolist()
+        request = Request(tuple(ids), Sampling(0.0, max_tokens=max(self.cfg.max_len - len(ids), 1)), 0)
+        return Prefix(self.prefill_prompts(params, [request.prompt_ids]), 0, request)
+
+    def insert(self, prefix: Prefix, decode_state: Slots, slot: int) -> Slots:
+        return self.place(decode_state, prefix.cache, [(prefix.row, slot, prefix.request)])
+
+    def generate(self, params: Weights, decode_state: Slots) -> tuple[Slots, Stride]:
+        """`stride` tokens for every slot, whether it holds a request or not."""
+        weights, version = params.read()
+        state, tokens, logprobs = decode_state.decode, [], []
+        for _ in range(self.stride):
+            state, sampled = self._generate(weights, state)
+            tokens.append(sampled.token)
+            logprobs.append(sampled.logprob)
+        self.counters.slot_steps += self.slots * self.stride
+        data, steps = self._pack(tokens, logprobs, state.length - decode_state.start), self.stride
+        where = (0, steps), (steps, 2 * steps), (2 * steps, 2 * steps + 1)
+        stride = Stride(data, *where, self.samples_per_slot, version)
+        return Slots(decode=state, start=decode_state.start), stride
+
+    def init_decode_state(self, *args: Any, **kwargs: Any) -> Slots:
+        return self.empty(self.cfg.max_len)
+
+    # --- the same for many at once -----------------------------------------------------------------------------------
+
+    def prefill_prompts(self, params: Weights, prompts: Sequence[tuple[int, ...]]) -> engine.Prefix:
+        """The caches of up to `prefill_rows` prompts."""
+        rows = 1 if len(prompts) == 1 else self.prefill_rows
+        length = bucket(max(len(prompt) for prompt in prompts))
+        self.counters.prompt_tokens += sum(map(len, prompts))
+        return self._prefill(params.read()[0], *engine.pad_prompts(prompts, rows, length))
+
+    def place(self, state: Slots, cache: engine.Prefix, placed: Sequence[tuple[int, int, Request]]) -> Slots:
+        """Copies prefilled prompts, by (row, slot, request), into slots; one row may go into many."""
+        return self._insert(state, cache, admission(placed, self.slots))
+
+    def empty(self, room: int) -> Slots:
+        """Free slots with room for `room` tokens each."""
+        return Slots(
+            decode=engine.init_state(self.cfg, self.slots, room), start=jnp.zeros(self.slots, jnp.int32)
+        )
+
+    def grown(self, state: Slots, room: int) -> Slots:
+        """The same slots with room for at least `room` tokens each."""
+        if room <= state.decode.capacity:
+            return state
+        return state.replace(decode=self._grow(state.decode, room))
+
+    # --- what JetStream asks -----------------------------------------------------------------------------------------
+
+    def get_prefix_destination_sharding(self) -> None:
+        return None  # prefill and decode share their devices
+
+    def get_tokenizer(self) -> Any:
+        return tokenizer_pb2.TokenizerParameters()
+
+    def build_tokenizer(self, metadata: Any) -> TokenizerAdapter:
+        return TokenizerAdapter(self.tokenizer)
+
+    @property
+    def max_concurrent_decodes(self) -> int:
+        return self.slots
+
+    @property
+    def samples_per_slot(self) -> int:
+        return 1
+
+    @property
+    def max_prefill_length(self) -> int:
+        """JetStream pads prompts to powers of two."""
+        return 1 << (self.cfg.max_len.bit_length() - 1)
+
+    @property
+    def mesh(self) -> Mesh:
+        return self._mesh
+
+    @property
+    def colocated_cpus(self) -> None:
+        return None
+
+
+class TokenizerAdapter(tokenizer_api.Tokenizer):
+    """Our tokenizer for JetStream's own driver. Adds no token at the beginning of a text."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+
+    def encode(self, s: str, **kwargs: Any) -> tuple[Any, int]:
+        ids = np.asarray(self._tokenizer.encode(s), np.int32)
+        return token_utils.pad_tokens(
+            ids,
+            self.bos_id,
+            self.pad_id,
+            is_bos=False,
+            max_prefill_length=kwargs.get('max_prefill_length'),
+            jax_padding=kwargs.get('jax_padding', True),
+        )
+
+    def decode(self, token_ids: list[int], **kwargs: Any) -> str:
+        return self._tokenizer.text_of(token_ids)
+
+    @property
+    def pad_id(self) -> int:
+        return self._tokenizer.pad_id
+
+    @property
+    def eos_id(self) -> int:
+        return self._tokenizer.stop_ids[0]
+
+    @property
+    def bos_id(self) -> int:
+        return self.eos_id  # asked for, never used: a text begins with itself
+
+    @property
+    def stop_tokens(self) -> set[int]:
+        return set(self._tokenizer.stop_ids)

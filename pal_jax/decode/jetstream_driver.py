@@ -1,0 +1,521 @@
+"""JetStream's driver, made safe for rollouts and servers.
+
+Its threads stay (prefill, generate, detokenize); what they do is replaced. Prompts in line are prefilled together, equal
+ones once; free slots are filled before the next stride; a request ends where `LocalDecoder` ends it, with the same
+tokens, log-probs and reason. What fails, fails the requests it was computed for. Requests can be taken back, the line is
+bounded, and weights change between requests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from pal_jax.decode import engine, local
+from pal_jax.decode.driver import Busy, Closed, Notify, Swap, SwapPolicy
+from pal_jax.decode.jetstream import JetStreamEngine, Slots, Stride, orchestrator
+from pal_jax.decode.local import Live, Progress, Request
+from pal_jax.models.params import Params
+from pal_jax.types import Completion, Sampling
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Ticket(orchestrator.ActiveRequest):
+    """A request in the driver's hands. Times are of `time.perf_counter`."""
+
+    live: Live
+    notify: Notify
+    submitted: float
+    started: float = 0.0
+    cancelled: bool = False
+    __eq__, __hash__ = object.__eq__, object.__hash__  # a request is itself alone; JetStream compares fields
+
+    @property
+    def request(self) -> Request:
+        return self.live.request
+
+
+class Group(NamedTuple):
+    """Requests whose prompts were prefilled together, by their rows, and that wait for slots."""
+
+    prefix: engine.Prefix
+    waiting: deque[tuple[int, Ticket]]
+
+
+class Placing(NamedTuple):
+    """What goes into free slots now: rows of a prefix, slots and whose they are."""
+
+    prefix: engine.Prefix
+    entries: list[tuple[int, int, Ticket]]
+
+
+def _guarded(body: Callable[[JetStreamDriver, int], None]) -> Callable[[JetStreamDriver, int], None]:
+    """A thread's body. What it does not foresee ends every request with an error, and the driver."""
+
+    def run(self: JetStreamDriver, idx: int) -> None:
+        try:
+            body(self, idx)
+        except Exception as error:
+            self._collapse(error)
+
+    return run
+
+
+class JetStreamDriver(orchestrator.Driver):
+    """Args:
+    engine: one with weights loaded, or that gets them before the first request.
+    line: requests that may wait beside those being decoded.
+    ahead: strides that the device may begin before the last one is told. Each is lost on a request that a token ends.
+    """
+
+    def __init__(self, engine: JetStreamEngine, *, line: int = 256, ahead: int | None = None):
+        self.engine, self.room = engine, engine.slots + line
+        # A CPU computes on the cores that would meanwhile tell of the last stride, so it gains nothing by going ahead.
+        self._ahead = (0 if jax.default_backend() == 'cpu' else 1) if ahead is None else ahead
+        self._lock = threading.Lock()
+        self._for_prefill, self._for_generate, self._for_drain = (threading.Condition(self._lock) for _ in range(3))
+        self._line: deque[Ticket] = deque()
+        self._ready: Group | None = None
+        self._started: set[Ticket] = set()  # out of the line and not ended
+        self._coming = 0  # of these, still without a slot
+        self._undecoded = 0  # strides begun and not told
+        self._lost: Exception | None = None  # why the decode state is of no more use
+        self._swaps: deque[Swap] = deque()
+        self._accepted, self._closing = 0, False
+        super().__init__([engine], [engine], [engine.weights], [engine.weights], interleaved_mode=True)
+
+    # --- from any thread ---------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, notify: Notify) -> Ticket:
+        """As `submit_all`, of one request."""
+        return self.submit_all([request], lambda _, news: notify(news))[0]
+
+    def submit_all(
+        self, requests: Sequence[Request], notify: Callable[[int, Progress | Exception], None]
+    ) -> list[Ticket]:
+        """Puts requests in line, all or none; `notify` is told of each by its number, on a thread of the driver.
+
+        An idle driver takes any number of them: the line bounds what others add.
+
+        Raises:
+          ValueError: the model cannot meet one of them.
+          Busy: the line is full.
+          Closed: the driver is draining or closed.
+        """
+        for request in requests:
+            local.check(request, self.engine.cfg)
+        now = time.perf_counter()
+        with self._lock:
+            if self._closing:
+                raise Closed('the server is shutting down')
+            if self._accepted and self._accepted + len(requests) > self.room:
+                raise Busy(f'{self._accepted} requests are under way or in line; try again later')
+            tickets = [
+                Ticket(
+                    max_tokens=request.sampling.max_tokens,
+                    return_channel=None,  # type: ignore[arg-type]  # an event loop's; see `notify`
+                    live=Live(self.engine.counters.requests + i + 1, request),
+                    notify=_numbered(notify, i),
+                    submitted=now,
+                )
+                for i, request in enumerate(requests)
+            ]
+            self.engine.counters.requests += len(tickets)
+            self._accepted += len(tickets)
+            self._line.extend(tickets)
+            self._for_prefill.notify()
+            self._for_generate.notify()
+        return tickets
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Takes a request back; if it has not ended by then, it ends `aborted` with what it has."""
+        with self._lock:
+            ticket.cancelled = True
+            waited = ticket in self._line
+            if waited:
+                self._line.remove(ticket)
+        if waited:
+            self._end(ticket, Closed('cancelled before it started'))
+
+    def swap(self, params: Params, version: int, policy: SwapPolicy = 'drain') -> Future[int]:
+        """New weights for all requests that start from now on; the future has the version once they are in.
+
+        Requests under way end first on the old weights (`drain`), end at once as `aborted` (`abort`), or go on with
+        the new weights over a cache made by the old ones (`continue`: their tokens are of no one policy).
+
+        Raises:
+          Closed: the driver is draining or closed.
+        """
+        swap = Swap(params, version, policy, Future())
+        with self._lock:
+            if self._closing:
+                raise Closed('the server is shutting down')
+            self._swaps.append(swap)
+            if policy == 'abort':
+                for ticket in self._started:
+                    ticket.cancelled = True
+            self._for_prefill.notify()
+            self._for_generate.notify()
+        return swap.done
+
+    def drain(self) -> None:
+        """Takes no more requests and returns when the last has ended."""
+        with self._lock:
+            self._closing = True
+            self._for_drain.wait_for(lambda: not self._accepted)
+
+    def stop(self) -> None:
+        """Takes no more requests, ends those under way or in line as `aborted`, and stops the threads."""
+        with self._lock:
+            self._closing, self.live = True, False
+            self._for_prefill.notify()
+            self._for_generate.notify()
+        for thread in self._all_threads:
+            thread.join()
+        ready = [ticket for _, ticket in self._ready.waiting] if self._ready else []
+        left, self._ready = [*self._line, *ready], None
+        self._line.clear()
+        for ticket in left:
+            self._end(ticket, Closed('the server is shutting down'))
+        for swap in self._swaps:
+            swap.done.set_exception(Closed('the server is shutting down'))
+        self._swaps.clear()
+
+    @property
+    def accepted(self) -> int:
+        """Requests under way or in line."""
+        return self._accepted
+
+    @property
+    def free(self) -> int:
+        """Slots that nothing decodes in."""
+        return self._generate_slots[0].qsize()
+
+    def place_request_on_prefill_queue(self, request: Any) -> None:
+        """The way in from JetStream's own orchestrator, in this process: greedy, a message a stride, the end kept."""
+        content, channel = request.prefill_content, request.return_channel
+        if request.history_path:
+            raise ValueError('session_cache is not supported; send the whole prompt')
+        ids = self.engine.tokenizer.encode(content) if isinstance(content, str) else content
+        text = local.Live(0, Request(tuple(ids), Sampling(0.0, max_tokens=request.max_tokens), 0))
+
+        def notify(news: Progress | Exception) -> None:
+            if channel.cancelled():
+                raise CancelledError
+            if isinstance(news, Exception):
+                channel.set_exception(news)
+                return
+            told = self.engine.tokenizer.text_of(text.tokens)
+            text.tokens += news.tokens
+            piece = self.engine.tokenizer.text_of(text.tokens)[len(told) :]
+            channel.add_result([orchestrator.ReturnSample(text=[piece], token_ids=list(news.tokens))])
+            if news.completion is not None:
+                channel.close()
+
+        self.submit(text.request, notify)
+
+    def _collapse(self, error: Exception) -> None:
+        with self._lock:
+            self._closing, self.live = True, False
+            left = [*self._line, *self._started]
+            self._for_prefill.notify()
+            self._for_generate.notify()
+        for ticket in left:
+            self._tell(ticket, RuntimeError(f'the driver has failed and takes no more requests: {error!r}'))
+
+    # --- prefill's thread: prompts, and new weights between them ------------------------------------------------------
+
+    @_guarded
+    def _prefill_thread(self, idx: int) -> None:
+        while (tickets := self._take()) is not None:
+            prompts: dict[tuple[int, ...], int] = {}
+            rows = [prompts.setdefault(ticket.request.prompt_ids, len(prompts)) for ticket in tickets]
+            try:
+                prefix = self.engine.prefill_prompts(self._prefill_params[idx], list(prompts))
+            except Exception as error:
+                with self._lock:
+                    self._coming -= len(tickets)
+                for ticket in tickets:
+                    self._end(ticket, error)
+                continue
+            with self._lock:
+                self._ready = Group(prefix, deque(zip(rows, tickets, strict=True)))
+                self._for_generate.notify()
+            del prefix
+
+    def _take(self) -> list[Ticket] | None:
+        """The next requests to prefill together, once the last are in their slots; None at the end."""
+        while True:
+            with self._lock:
+                self._for_prefill.wait_for(
+                    lambda: not self.live
+                    or self._swap_is_due()
+                    or (self._line and not self._swaps and self._ready is None)
+                )
+                if not self.live:
+                    return None
+                swap = self._swaps[0] if self._swap_is_due() else None
+                if swap is None:
+                    return self._take_group()
+            self._carry_out(swap)
+            with self._lock:
+                self._swaps.popleft()
+
+    def _swap_is_due(self) -> bool:
+        return bool(self._swaps) and (self._swaps[0].policy == 'continue' or not self._started)
+
+    def _take_group(self) -> list[Ticket]:
+        prompts, tickets = set(), []
+        while self._line and len(tickets) < self.engine.slots:
+            prompts.add(self._line[0].request.prompt_ids)
+            if len(prompts) > self.engine.prefill_rows:
+                break
+            tickets.append(self._line.popleft())
+        self._started.update(tickets)
+        self._coming += len(tickets)
+        return tickets
+
+    def _carry_out(self, swap: Swap) -> None:
+        try:
+            if swap.policy != 'continue':
+                self.engine.release()  # frees the old ones first
+            self.engine.load(swap.params, swap.version)
+        except Exception as error:
+            swap.done.set_exception(error)
+        else:
+            swap.done.set_result(swap.version)
+
+    def _transfer_thread(self, idx: int) -> None:
+        """Nothing to do: prefill and decode share their devices."""
+
+    # --- generate's thread: it alone has the decode state -------------------------------------------------------------
+
+    @_guarded
+    def _generate_thread(self, idx: int) -> None:
+        state, out = None, self._detokenize_backlogs[idx]
+        while (work := self._next(state is not None)) != 'stop':
+            try:
+                if isinstance(work, Placing):
+                    out.put({slot: ticket for _, slot, ticket in work.entries})
+                    state = self._place(state, work)
+                elif work == 'decode':
+                    state, stride = self.engine.generate(self._generate_params[idx], state)
+                    stride.copy_to_host_async()
+                    with self._lock:
+                        self._undecoded += 1
+                    out.put(stride)
+                else:
+                    state = None
+                    if self._lost is not None:
+                        self._lost, error = None, self._lost
+                        out.put(error)
+            except Exception as error:
+                state = None
+                out.put(error)
+            del work  # a prefix goes with its last reference
+        out.put(None)
+
+    def _next(self, has_state: bool) -> Placing | Literal['decode', 'forget', 'stop']:
+        """Waits for something to do: to fill free slots, else to decode, else to let go of the caches."""
+        with self._lock:
+            while (work := self._work(has_state)) is None:
+                self._for_generate.wait()
+            return work
+
+    def _work(self, has_state: bool) -> Placing | Literal['decode', 'forget', 'stop'] | None:
+        if not self.live:
+            return 'stop'
+        if self._lost is not None:
+            return None if self._undecoded else 'forget'
+        if self._ready is not None and self.free:
+            return self._fill(self._ready)
+        decoding = len(self._started) - self._coming
+        coming = self._coming or (self._line and not self._swaps)
+        if decoding and self._undecoded <= self._ahead and not (self.free and coming):
+            return 'decode'
+        return 'forget' if has_state and not decoding and not coming else None
+
+    def _fill(self, group: Group) -> Placing:
+        slots, entries = self._generate_slots[0], []
+        while group.waiting and slots.qsize():
+            row, ticket = group.waiting.popleft()
+            entries.append((row, slots.get(), ticket))
+        self._coming -= len(entries)
+        if not group.waiting:
+            self._ready = None
+            self._for_prefill.notify()
+        return Placing(group.prefix, entries)
+
+    def _place(self, state: Slots | None, work: Placing) -> Slots:
+        with self._lock:
+            here = [ticket.request for ticket in self._started]
+            room = local.room_for([*here, *(ticket.request for ticket in self._line)])
+            alone = len(self._started) - self._coming == len(work.entries)
+        # Caches that nothing is in are made anew: they may be longer than what comes needs.
+        state = self.engine.empty(room) if alone or state is None else self.engine.grown(state, room)
+        return self.engine.place(state, work.prefix, [(row, slot, ticket.request) for row, slot, ticket in work.entries])
+
+    # --- detokenize's thread: what a stride brought to whom -----------------------------------------------------------
+
+    @_guarded
+    def _detokenize_thread(self, idx: int) -> None:
+        slots: dict[int, Ticket] = {}
+        while (item := self._detokenize_backlogs[idx].get()) is not None:
+            if isinstance(item, dict):
+                slots |= item
+                for ticket in item.values():
+                    ticket.started = time.perf_counter()
+                continue
+            news = self._read(slots, item) if isinstance(item, Stride) else dict.fromkeys(slots, item)
+            self._hand_out(slots, news, strides=int(isinstance(item, Stride)))
+        self._hand_out(slots, {slot: self._aborted(ticket) for slot, ticket in slots.items()})
+
+    def _read(self, slots: dict[int, Ticket], stride: Stride) -> dict[int, Progress | Exception]:
+        try:
+            tokens, logprobs = (column.tolist() for column in stride.columns())
+        except Exception as error:  # the device failed after the call: generate's thread lets go of what it has
+            self._lost = error
+            return {}
+        news = {}
+        for slot, ticket in slots.items():
+            try:
+                news[slot] = self._advance(ticket, stride.version, tokens[slot], logprobs[slot])
+            except Exception as error:
+                news[slot] = error
+        return news
+
+    def _advance(self, ticket: Ticket, version: int, tokens: list[int], logprobs: list[float]) -> Progress:
+        if ticket.cancelled:
+            return self._aborted(ticket)
+        live = ticket.live
+        before = len(live.tokens)
+        completion = local.advance(live, self.engine.tokenizer, version, tokens, logprobs)
+        self.engine.counters.tokens += len(live.tokens) - before
+        return Progress(live.number, tuple(live.tokens[before:]), tuple(live.logprobs[before:]), completion)
+
+    def _aborted(self, ticket: Ticket) -> Progress:
+        return Progress(ticket.live.number, (), (), local.finish(ticket.live, self.engine.tokenizer, 'aborted'))
+
+    def _hand_out(self, slots: dict[int, Ticket], news: dict[int, Progress | Exception], strides: int = 0) -> None:
+        """Frees the slots of what has ended, so that the device can go on, and then tells."""
+        told = [(slots[slot], each) for slot, each in news.items()]
+        ended = [slot for slot, each in news.items() if _ends(each)]
+        with self._lock:
+            self._undecoded -= strides
+            for slot in ended:
+                self._started.discard(slots.pop(slot))
+                self._generate_slots[0].put(slot)
+            self._for_generate.notify()
+            self._for_prefill.notify()
+        for ticket, each in told:
+            self._tell(ticket, each)
+
+    def _end(self, ticket: Ticket, error: Exception) -> None:
+        """Ends a request that has no slot."""
+        with self._lock:
+            self._started.discard(ticket)
+            self._for_generate.notify()
+            self._for_prefill.notify()
+        self._tell(ticket, error)
+
+    def _tell(self, ticket: Ticket, news: Progress | Exception) -> None:
+        try:
+            ticket.notify(news)
+        except Exception:  # whoever asked is gone
+            ticket.notify, ticket.cancelled = _nobody, True
+        if _ends(news):
+            with self._lock:
+                self._accepted -= 1
+                self._for_drain.notify_all()
+
+
+def _ends(news: Progress | Exception) -> bool:
+    return isinstance(news, Exception) or news.completion is not None
+
+
+def _numbered(notify: Callable[[int, Progress | Exception], None], number: int) -> Notify:
+    return lambda news: notify(number, news)
+
+
+def _nobody(_: Progress | Exception) -> None:
+    """Told the rest of a request whose asker is gone."""
+
+
+class Answers:
+    """What comes for a batch of requests, by their numbers, until each has ended; left early, the rest is taken back.
+
+    Iterate once. Only ends are told unless `stream`.
+
+    Raises:
+      what `submit_all` raises; while iterating, what a request failed with.
+    """
+
+    def __init__(self, driver: JetStreamDriver, requests: Sequence[Request], *, stream: bool = False):
+        self._driver = driver
+        self._inbox: queue.SimpleQueue[tuple[int, Progress | Exception]] = queue.SimpleQueue()
+
+        def notify(number: int, news: Progress | Exception) -> None:
+            if stream or _ends(news):
+                self._inbox.put((number, news))
+
+        self._tickets = driver.submit_all(requests, notify)
+
+    def abandon(self) -> None:
+        """Ends the iteration from another thread."""
+        self._inbox.put((0, Closed('nobody waits for the answer any more')))
+
+    def __iter__(self) -> Iterator[tuple[int, Progress]]:
+        left = set(range(len(self._tickets)))
+        try:
+            while left:
+                number, news = self._inbox.get()
+                if isinstance(news, Exception):
+                    raise news
+                if news.completion is not None:
+                    left.discard(number)
+                yield number, news
+        finally:
+            for number in left:
+                self._driver.cancel(self._tickets[number])
+
+
+class JetStreamDecoder:
+    """`JetStreamDriver` in the trainer's own process. Its threads live from `load` to `release`."""
+
+    def __init__(self, engine: JetStreamEngine):
+        self.engine = engine
+        self._driver: JetStreamDriver | None = None
+
+    def load(self, params: Params, version: int = 0) -> None:
+        """Decodes with these (plain, merged) parameters from now on."""
+        self.engine.release()  # frees the old ones first
+        self.engine.load(params, version)
+        if self._driver is None:
+            self._driver = JetStreamDriver(self.engine)
+
+    def release(self) -> None:
+        """Stops the threads and gives the weights' memory back until the next `load`."""
+        if self._driver is not None:
+            self._driver.stop()
+        self._driver = None
+        self.engine.release()
+
+    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
+        """Completions in the order of the requests.
+
+        Raises:
+          ValueError: a request does not fit the model's context.
+          RuntimeError: no weights are loaded.
+        """
+        if self._driver is None:
+            raise RuntimeError('the decoder has no weights; call load(params) first')
+        done = {number: each.completion for number, each in Answers(self._driver, requests) if each.completion}
+        return [done[number] for number in range(len(requests))]
