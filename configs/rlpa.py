@@ -45,7 +45,12 @@ def get_config(variant: str = '') -> ConfigDict:
         response_weight=1.0,
         max_failed=0.1,  # share of samples without a reward at which a run stops
     )
-    config.decode = dict(slots=32, stride=4)
+    config.decode = dict(
+        slots=32,  # completions sampled at once
+        stride=4,  # tokens a round trip between device and host
+        driver='local',  # or 'jetstream': the same tokens through google-jetstream's driver
+        address='',  # host:port of a pal_jax.serve --driver=jetstream that samples instead; see docs/serving.md
+    )
     config.eval = dict(people=64, every=0, shown=3)  # every=0: before, after the warm-up and at the end
     return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()
 
@@ -77,6 +82,6 @@ def paper(config: ConfigDict) -> ConfigDict:
         people=3840, facts=10, max_rounds=10, rollout_batch_size=256, round_batch_size=256, p_spontaneous=0.3
     )
     config.reward.response = 'strict'
-    config.decode = dict(slots=256, stride=8)
+    config.decode.update(slots=256, stride=8)
     config.eval.people = 74
     return config

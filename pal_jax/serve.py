@@ -1,19 +1,22 @@
-"""Serves a model to OpenAI's clients.
+"""Serves a model: over HTTP to OpenAI's clients, or over gRPC to JetStream's and to a trainer elsewhere.
 
   python -m pal_jax.serve --source=orbax:runs/rlpa                      a run of this package, at http://127.0.0.1:8000
   python -m pal_jax.serve --source=hf:Qwen/Qwen2.5-0.5B-Instruct --port=9000
+  python -m pal_jax.serve --source=orbax:runs/rlpa --driver=jetstream --port=9000         gRPC
 
 Options:
   --source=SOURCE     gguf:<file>, hf:<folder or hub id>, orbax:<workdir>, random:tiny; default the embedded model
+  --driver=NAME       local: HTTP; jetstream: gRPC through google-jetstream's driver; default local
   --host=ADDRESS      default 127.0.0.1; any other needs PAL_JAX_TOKEN in the environment, which callers must then send
   --port=N            default 8000
   --name=NAME         what the model is called in /v1/models; default the source
   --slots=N           requests decoded at once; default 16
-  --line=N            requests that may wait; the next gets 429; default 256
+  --line=N            requests that may wait; the next gets 429, or RESOURCE_EXHAUSTED; default 256
+  --dtype=NAME        of matrix products: float32, bfloat16 or auto, the best of this machine; default auto
   --max_len=N         tokens of a prompt and its answer; default 2048, or what the model has room for
 
-Answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus). SIGTERM ends it once the
-answers under way are told.
+HTTP answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus); gRPC has the services
+jetstream_proto.Orchestrator and pal_jax.Rollout. SIGTERM ends it once the answers under way are told.
 """
 
 from __future__ import annotations
@@ -22,38 +25,81 @@ import contextlib
 import dataclasses
 import ipaddress
 import os
+import signal
 import socket
+import threading
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from absl import flags
 
 from pal_jax import cli
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.http import make_app
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.models import sources
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.sources import Source
 from pal_jax.recipes.recipe import Context, open_run
 from pal_jax.runtime import devices, memory
 
 SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
+DRIVER = flags.DEFINE_enum('driver', 'local', ['local', 'jetstream'], 'HTTP or gRPC.')
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
 PORT = flags.DEFINE_integer('port', 8000, 'Port to listen on.')
 NAME = flags.DEFINE_string('name', None, 'Name of the model; the source by default.')
 SLOTS = flags.DEFINE_integer('slots', 16, 'Requests decoded at once.', lower_bound=1)
 LINE = flags.DEFINE_integer('line', 256, 'Requests that may wait.', lower_bound=0)
 MAX_LEN = flags.DEFINE_integer('max_len', 2048, 'Tokens of a prompt and its answer.', lower_bound=2)
+DTYPE = flags.DEFINE_string('dtype', 'auto', 'Of matrix products.')
 CACHE = '~/.cache/pal_jax/compiled'
-TOKEN = 'PAL_JAX_TOKEN'
+GRACE = 60  # seconds that answers under way have when the server is told to stop
 
 
 def main() -> None:
+    (serve_grpc if DRIVER.value == 'jetstream' else serve_http)()
+
+
+def serve_http() -> None:
     listener, token = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
-        app = cli.faults(load, SOURCE.value, NAME.value or SOURCE.value, token)
+        app = cli.faults(make_http, token)
         print(f'serving {SOURCE.value} at http://{HOST.value}:{listener.getsockname()[1]}/v1', flush=True)
-        config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=60)
+        config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=GRACE)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def serve_grpc() -> None:
+    from pal_jax.decode.rpc import GrpcServer
+
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    _, _, token = cli.faults(resolve, HOST.value, PORT.value)
+    server = cli.faults(GrpcServer, HOST.value, PORT.value, requests=SLOTS.value + LINE.value, token=token)
+    driver = cli.faults(make_driver)
+    server.start(driver, NAME.value or SOURCE.value)
+    print(f'serving {SOURCE.value} at {HOST.value}:{server.port} (gRPC)', flush=True)
+    told.wait()
+    server.stop(GRACE)
+    driver.stop()
+
+
+def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any, str]:
+    """The family and address to listen at, and the token that callers must send.
+
+    Raises:
+      ValueError: an address others can reach and no token.
+      OSError: the host is unknown.
+    """
+    token = os.environ.get(TOKEN, '')
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    if not token and not ipaddress.ip_address(address[0]).is_loopback:
+        raise ValueError(f'--host={host} can be reached by others; set {TOKEN} to a secret that callers must send')
+    return family, address, token
 
 
 def listen(host: str, port: int) -> tuple[socket.socket, str]:
@@ -63,10 +109,7 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
       ValueError: an address others can reach and no token.
       OSError: the port is taken.
     """
-    token = os.environ.get(TOKEN, '')
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    if not token and not ipaddress.ip_address(address[0]).is_loopback:
-        raise ValueError(f'--host={host} can be reached by others; set {TOKEN} to a secret that callers must send')
+    family, address, token = resolve(host, port)
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -76,20 +119,36 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
     return listener, token
 
 
-def load(source: str, name: str, token: str):
+def make_http(token: str):
     """The application, its model read and its driver running."""
+    found, cfg, tokenizer, mesh = open_model()
+    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value)
+    decoder.load(found.load(decoder.param_shardings))
+    return make_app(Driver(decoder, line=LINE.value), tokenizer, model=NAME.value or SOURCE.value, token=token)
+
+
+def make_driver():
+    """JetStream's driver, its model read and its threads running."""
+    from pal_jax.decode.jetstream import JetStreamEngine
+    from pal_jax.decode.jetstream_driver import JetStreamDriver
+
+    found, cfg, tokenizer, mesh = open_model()
+    engine = JetStreamEngine(cfg, tokenizer, mesh, slots=SLOTS.value)
+    engine.load(found.load(engine.param_shardings))
+    return JetStreamDriver(engine, line=LINE.value)
+
+
+def open_model() -> tuple[Source, ModelConfig, Tokenizer, Any]:
+    """The source, the model as this machine computes it, its tokenizer, and the mesh."""
     devices.initialize(Path(CACHE).expanduser())
     memory.give_back_when_compiling()
     mesh = devices.make_mesh()
     found = sources.resolve(
-        source, open_run=lambda run: open_run(run, Context(mesh, lambda _: contextlib.nullcontext()))
+        SOURCE.value, open_run=lambda run: open_run(run, Context(mesh, lambda _: contextlib.nullcontext()))
     )
-    cfg = devices.for_platform(found.config)
+    cfg = devices.for_platform(found.config, DTYPE.value)
     cfg = dataclasses.replace(cfg, max_len=min(cfg.max_len, MAX_LEN.value))
-    tokenizer = found.tokenizer()
-    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value)
-    decoder.load(found.load(decoder.param_shardings))
-    return make_app(Driver(decoder, line=LINE.value), tokenizer, model=name, token=token)
+    return found, cfg, found.tokenizer(), mesh
 
 
 if __name__ == '__main__':

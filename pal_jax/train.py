@@ -32,6 +32,8 @@ MAY_CHANGE = (
     'total_steps',
     'checkpoint.every',
     'checkpoint.keep',
+    'decode.driver',
+    'decode.address',
     'metrics.wandb',
     'export',
     'eval.every',

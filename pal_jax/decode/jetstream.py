@@ -64,7 +64,13 @@ def _repaired() -> Iterator[None]:
 
 with _repaired():
     from jetstream.core import orchestrator
+    from jetstream.core.proto import jetstream_pb2, jetstream_pb2_grpc
     from jetstream.engine import engine_api, token_utils, tokenizer_api, tokenizer_pb2
+
+
+protocol: Any = jetstream_pb2  # its messages are made at run time
+tokenizer_protocol: Any = tokenizer_pb2
+protocol_grpc = jetstream_pb2_grpc
 
 
 class Thread(threading.Thread):
@@ -181,9 +187,7 @@ class JetStreamEngine(engine_api.Engine):
     def load_params(self, *args: Any, **kwargs: Any) -> Weights:
         return self.weights
 
-    def prefill(
-        self, *, params: Weights, existing_prefix: Any = None, padded_tokens: Any, true_length: int
-    ) -> Prefix:
+    def prefill(self, *, params: Weights, existing_prefix: Any = None, padded_tokens: Any, true_length: int) -> Prefix:
         """One prompt, to be decoded greedily. A prompt longer than its padding has lost its head to the caller."""
         if existing_prefix is not None:
             raise ValueError('a prompt that continues a prefix is not supported; send the whole prompt')
@@ -226,9 +230,7 @@ class JetStreamEngine(engine_api.Engine):
 
     def empty(self, room: int) -> Slots:
         """Free slots with room for `room` tokens each."""
-        return Slots(
-            decode=engine.init_state(self.cfg, self.slots, room), start=jnp.zeros(self.slots, jnp.int32)
-        )
+        return Slots(decode=engine.init_state(self.cfg, self.slots, room), start=jnp.zeros(self.slots, jnp.int32))
 
     def grown(self, state: Slots, room: int) -> Slots:
         """The same slots with room for at least `room` tokens each."""
@@ -242,7 +244,7 @@ class JetStreamEngine(engine_api.Engine):
         return None  # prefill and decode share their devices
 
     def get_tokenizer(self) -> Any:
-        return tokenizer_pb2.TokenizerParameters()
+        return tokenizer_protocol.TokenizerParameters()
 
     def build_tokenizer(self, metadata: Any) -> TokenizerAdapter:
         return TokenizerAdapter(self.tokenizer)

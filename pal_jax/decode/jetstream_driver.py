@@ -1,21 +1,22 @@
 """JetStream's driver, made safe for rollouts and servers.
 
-Its threads stay (prefill, generate, detokenize); what they do is replaced. Prompts in line are prefilled together, equal
-ones once; free slots are filled before the next stride; a request ends where `LocalDecoder` ends it, with the same
-tokens, log-probs and reason. What fails, fails the requests it was computed for. Requests can be taken back, the line is
-bounded, and weights change between requests.
+Its threads stay (prefill, generate, detokenize); what they do is replaced. Prompts in line are prefilled together,
+equal ones once; free slots are filled before the next stride; a request ends where `LocalDecoder` ends it, with the
+same tokens, log-probs and reason. What fails, fails the requests it was computed for. Requests can be taken back, the
+line is bounded, and weights change between requests.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import jax
 
@@ -24,11 +25,13 @@ from pal_jax.decode.driver import Busy, Closed, Notify, Swap, SwapPolicy
 from pal_jax.decode.jetstream import JetStreamEngine, Slots, Stride, orchestrator
 from pal_jax.decode.local import Live, Progress, Request
 from pal_jax.models.params import Params
-from pal_jax.types import Completion, Sampling
+from pal_jax.types import Sampling
+
+Body = TypeVar('Body', bound=Callable[..., None])
 
 
-@dataclasses.dataclass(eq=False, kw_only=True)
-class Ticket(orchestrator.ActiveRequest):
+@dataclasses.dataclass(eq=False)
+class Ticket:
     """A request in the driver's hands. Times are of `time.perf_counter`."""
 
     live: Live
@@ -36,7 +39,7 @@ class Ticket(orchestrator.ActiveRequest):
     submitted: float
     started: float = 0.0
     cancelled: bool = False
-    __eq__, __hash__ = object.__eq__, object.__hash__  # a request is itself alone; JetStream compares fields
+    ended: bool = False
 
     @property
     def request(self) -> Request:
@@ -57,16 +60,17 @@ class Placing(NamedTuple):
     entries: list[tuple[int, int, Ticket]]
 
 
-def _guarded(body: Callable[[JetStreamDriver, int], None]) -> Callable[[JetStreamDriver, int], None]:
+def _guarded(body: Body) -> Body:
     """A thread's body. What it does not foresee ends every request with an error, and the driver."""
 
+    @functools.wraps(body)
     def run(self: JetStreamDriver, idx: int) -> None:
         try:
             body(self, idx)
         except Exception as error:
             self._collapse(error)
 
-    return run
+    return cast(Body, run)
 
 
 class JetStreamDriver(orchestrator.Driver):
@@ -89,6 +93,8 @@ class JetStreamDriver(orchestrator.Driver):
         self._undecoded = 0  # strides begun and not told
         self._lost: Exception | None = None  # why the decode state is of no more use
         self._swaps: deque[Swap] = deque()
+        # From generate's thread to detokenize's; `_ahead` bounds it, where JetStream's own queue may block for ever.
+        self._outbox: queue.SimpleQueue[dict[int, Ticket] | Stride | Exception | None] = queue.SimpleQueue()
         self._accepted, self._closing = 0, False
         super().__init__([engine], [engine], [engine.weights], [engine.weights], interleaved_mode=True)
 
@@ -119,13 +125,7 @@ class JetStreamDriver(orchestrator.Driver):
             if self._accepted and self._accepted + len(requests) > self.room:
                 raise Busy(f'{self._accepted} requests are under way or in line; try again later')
             tickets = [
-                Ticket(
-                    max_tokens=request.sampling.max_tokens,
-                    return_channel=None,  # type: ignore[arg-type]  # an event loop's; see `notify`
-                    live=Live(self.engine.counters.requests + i + 1, request),
-                    notify=_numbered(notify, i),
-                    submitted=now,
-                )
+                Ticket(Live(self.engine.counters.requests + i + 1, request), _numbered(notify, i), now)
                 for i, request in enumerate(requests)
             ]
             self.engine.counters.requests += len(tickets)
@@ -228,6 +228,7 @@ class JetStreamDriver(orchestrator.Driver):
             left = [*self._line, *self._started]
             self._for_prefill.notify()
             self._for_generate.notify()
+        self._outbox.put(None)
         for ticket in left:
             self._tell(ticket, RuntimeError(f'the driver has failed and takes no more requests: {error!r}'))
 
@@ -256,9 +257,9 @@ class JetStreamDriver(orchestrator.Driver):
         while True:
             with self._lock:
                 self._for_prefill.wait_for(
-                    lambda: not self.live
-                    or self._swap_is_due()
-                    or (self._line and not self._swaps and self._ready is None)
+                    lambda: (
+                        not self.live or self._swap_is_due() or (self._line and not self._swaps and self._ready is None)
+                    )
                 )
                 if not self.live:
                     return None
@@ -300,7 +301,8 @@ class JetStreamDriver(orchestrator.Driver):
 
     @_guarded
     def _generate_thread(self, idx: int) -> None:
-        state, out = None, self._detokenize_backlogs[idx]
+        state: Any = None
+        out = self._outbox
         while (work := self._next(state is not None)) != 'stop':
             try:
                 if isinstance(work, Placing):
@@ -361,21 +363,25 @@ class JetStreamDriver(orchestrator.Driver):
             alone = len(self._started) - self._coming == len(work.entries)
         # Caches that nothing is in are made anew: they may be longer than what comes needs.
         state = self.engine.empty(room) if alone or state is None else self.engine.grown(state, room)
-        return self.engine.place(state, work.prefix, [(row, slot, ticket.request) for row, slot, ticket in work.entries])
+        return self.engine.place(
+            state, work.prefix, [(row, slot, ticket.request) for row, slot, ticket in work.entries]
+        )
 
     # --- detokenize's thread: what a stride brought to whom -----------------------------------------------------------
 
     @_guarded
     def _detokenize_thread(self, idx: int) -> None:
         slots: dict[int, Ticket] = {}
-        while (item := self._detokenize_backlogs[idx].get()) is not None:
+        while (item := self._outbox.get()) is not None:
             if isinstance(item, dict):
                 slots |= item
                 for ticket in item.values():
                     ticket.started = time.perf_counter()
                 continue
-            news = self._read(slots, item) if isinstance(item, Stride) else dict.fromkeys(slots, item)
-            self._hand_out(slots, news, strides=int(isinstance(item, Stride)))
+            if isinstance(item, Stride):
+                self._hand_out(slots, self._read(slots, item), strides=1)
+            else:
+                self._hand_out(slots, dict.fromkeys(slots, item))
         self._hand_out(slots, {slot: self._aborted(ticket) for slot, ticket in slots.items()})
 
     def _read(self, slots: dict[int, Ticket], stride: Stride) -> dict[int, Progress | Exception]:
@@ -404,10 +410,10 @@ class JetStreamDriver(orchestrator.Driver):
     def _aborted(self, ticket: Ticket) -> Progress:
         return Progress(ticket.live.number, (), (), local.finish(ticket.live, self.engine.tokenizer, 'aborted'))
 
-    def _hand_out(self, slots: dict[int, Ticket], news: dict[int, Progress | Exception], strides: int = 0) -> None:
+    def _hand_out(self, slots: dict[int, Ticket], news: Mapping[int, Progress | Exception], strides: int = 0) -> None:
         """Frees the slots of what has ended, so that the device can go on, and then tells."""
         told = [(slots[slot], each) for slot, each in news.items()]
-        ended = [slot for slot, each in news.items() if _ends(each)]
+        ended = [slot for slot, each in news.items() if ends(each)]
         with self._lock:
             self._undecoded -= strides
             for slot in ended:
@@ -427,17 +433,22 @@ class JetStreamDriver(orchestrator.Driver):
         self._tell(ticket, error)
 
     def _tell(self, ticket: Ticket, news: Progress | Exception) -> None:
+        with self._lock:
+            if ticket.ended:
+                return
+            ticket.ended = ends(news)
         try:
             ticket.notify(news)
         except Exception:  # whoever asked is gone
             ticket.notify, ticket.cancelled = _nobody, True
-        if _ends(news):
+        if ticket.ended:
             with self._lock:
                 self._accepted -= 1
                 self._for_drain.notify_all()
 
 
-def _ends(news: Progress | Exception) -> bool:
+def ends(news: Progress | Exception) -> bool:
+    """Nothing comes after it."""
     return isinstance(news, Exception) or news.completion is not None
 
 
@@ -447,75 +458,3 @@ def _numbered(notify: Callable[[int, Progress | Exception], None], number: int) 
 
 def _nobody(_: Progress | Exception) -> None:
     """Told the rest of a request whose asker is gone."""
-
-
-class Answers:
-    """What comes for a batch of requests, by their numbers, until each has ended; left early, the rest is taken back.
-
-    Iterate once. Only ends are told unless `stream`.
-
-    Raises:
-      what `submit_all` raises; while iterating, what a request failed with.
-    """
-
-    def __init__(self, driver: JetStreamDriver, requests: Sequence[Request], *, stream: bool = False):
-        self._driver = driver
-        self._inbox: queue.SimpleQueue[tuple[int, Progress | Exception]] = queue.SimpleQueue()
-
-        def notify(number: int, news: Progress | Exception) -> None:
-            if stream or _ends(news):
-                self._inbox.put((number, news))
-
-        self._tickets = driver.submit_all(requests, notify)
-
-    def abandon(self) -> None:
-        """Ends the iteration from another thread."""
-        self._inbox.put((0, Closed('nobody waits for the answer any more')))
-
-    def __iter__(self) -> Iterator[tuple[int, Progress]]:
-        left = set(range(len(self._tickets)))
-        try:
-            while left:
-                number, news = self._inbox.get()
-                if isinstance(news, Exception):
-                    raise news
-                if news.completion is not None:
-                    left.discard(number)
-                yield number, news
-        finally:
-            for number in left:
-                self._driver.cancel(self._tickets[number])
-
-
-class JetStreamDecoder:
-    """`JetStreamDriver` in the trainer's own process. Its threads live from `load` to `release`."""
-
-    def __init__(self, engine: JetStreamEngine):
-        self.engine = engine
-        self._driver: JetStreamDriver | None = None
-
-    def load(self, params: Params, version: int = 0) -> None:
-        """Decodes with these (plain, merged) parameters from now on."""
-        self.engine.release()  # frees the old ones first
-        self.engine.load(params, version)
-        if self._driver is None:
-            self._driver = JetStreamDriver(self.engine)
-
-    def release(self) -> None:
-        """Stops the threads and gives the weights' memory back until the next `load`."""
-        if self._driver is not None:
-            self._driver.stop()
-        self._driver = None
-        self.engine.release()
-
-    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions in the order of the requests.
-
-        Raises:
-          ValueError: a request does not fit the model's context.
-          RuntimeError: no weights are loaded.
-        """
-        if self._driver is None:
-            raise RuntimeError('the decoder has no weights; call load(params) first')
-        done = {number: each.completion for number, each in Answers(self._driver, requests) if each.completion}
-        return [done[number] for number in range(len(requests))]

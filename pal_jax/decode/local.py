@@ -157,7 +157,9 @@ class LocalDecoder:
         progress = []
         for slot, live in list(self._live.items()):
             before = len(live.tokens)
-            completion = advance(live, self.tokenizer, self.version, tokens[:, slot].tolist(), logprobs[:, slot].tolist())
+            completion = advance(
+                live, self.tokenizer, self.version, tokens[:, slot].tolist(), logprobs[:, slot].tolist()
+            )
             news = tuple(live.tokens[before:]), tuple(live.logprobs[before:])
             progress.append(Progress(live.number, *news, completion))
             self.counters.tokens += len(news[0])

@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 
 from pal_jax.data.packing import Example, pack_examples, pack_rollouts, round_up
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.local import LocalDecoder, Request
+from pal_jax.decode.choose import make_decoder
+from pal_jax.decode.local import Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
@@ -51,7 +52,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     cfg = devices.for_platform(source.config, config.policy.dtype)
     cfg = dataclasses.replace(cfg, remat=config.policy.remat)
     learner = make_learner(config, cfg, ctx)
-    decoder = LocalDecoder(cfg, tokenizer, ctx.mesh, slots=config.decode.slots, stride=config.decode.stride)
+    decoder = make_decoder(cfg, tokenizer, ctx.mesh, **config.decode)
     sampling, warmup, dialogue = make_sampling(config), config.warmup.steps, config.dialogue
     n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
     max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1

@@ -1,0 +1,51 @@
+"""Which decoder samples a trainer's rollouts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+from jax.sharding import Mesh
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.local import LocalDecoder, Request
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+from pal_jax.types import Completion
+
+TOKEN = 'PAL_JAX_TOKEN'  # the environment variable that a server's secret is in
+
+
+class Decoder(Protocol):
+    """What a recipe samples with. A completion depends on its request and the weights, not on who made it."""
+
+    def load(self, params: Params, version: int = 0) -> None: ...
+
+    def release(self) -> None: ...
+
+    def __call__(self, requests: Sequence[Request]) -> list[Completion]: ...
+
+
+def make_decoder(
+    cfg: ModelConfig, tokenizer: Tokenizer, mesh: Mesh, *, driver: str, address: str, slots: int, stride: int
+) -> Decoder:
+    """The decoder that `config.decode` names.
+
+    Raises:
+      ValueError: an unknown driver, or an address for one that has none.
+    """
+    if driver not in ('local', 'jetstream'):
+        raise ValueError(f"decode.driver={driver!r} is unknown; use 'local' or 'jetstream'")
+    if driver == 'local':
+        if address:
+            raise ValueError(f"decode.address={address!r} needs decode.driver='jetstream'")
+        return LocalDecoder(cfg, tokenizer, mesh, slots=slots, stride=stride)
+    if address:
+        from pal_jax.decode.remote import RemoteDecoder
+
+        return RemoteDecoder(cfg, tokenizer, address, os.environ.get(TOKEN, ''))
+    from pal_jax.decode.jetstream import JetStreamEngine
+    from pal_jax.decode.jetstream_decoder import JetStreamDecoder
+
+    return JetStreamDecoder(JetStreamEngine(cfg, tokenizer, mesh, slots=slots, stride=stride))

@@ -1,0 +1,127 @@
+"""Rollouts in another process or on another machine, by `python -m pal_jax.serve --driver=jetstream`.
+
+`load` pushes the weights over gRPC; the server's own sampling, tokens and log-probs come back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode import local, wire
+from pal_jax.decode.local import Request
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+from pal_jax.types import Completion
+
+PATIENCE = 600.0  # seconds in which a full server is asked again
+HINTS = {
+    grpc.StatusCode.UNAVAILABLE: 'it cannot be reached; start python -m pal_jax.serve --driver=jetstream there',
+    grpc.StatusCode.UNIMPLEMENTED: 'it is no server of this package; start python -m pal_jax.serve --driver=jetstream',
+    grpc.StatusCode.UNAUTHENTICATED: 'it asks for another token; set PAL_JAX_TOKEN to its secret',
+}
+
+
+class RemoteDecoder:
+    """Nothing is sent before the first `load`; a connection lives from there to `release`."""
+
+    def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer, address: str, token: str = ''):
+        self.cfg, self.tokenizer, self.address, self.version = cfg, tokenizer, address, 0
+        self._metadata = (('authorization', f'Bearer {token}'),) if token else ()
+        self._channel: grpc.Channel | None = None
+
+    def load(self, params: Params, version: int = 0) -> None:
+        """Decodes with these (plain, merged) parameters from now on; requests under way end on the old ones.
+
+        Raises:
+          RuntimeError: the server cannot be reached, or refuses.
+          ValueError: it has another model.
+        """
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(self.address, options=wire.OPTIONS)
+            with self._told():
+                self._check(wire.unpack(wire.Status, self._method('unary_unary', 'Status')(b'')))
+        with self._told():
+            self._method('stream_unary', 'Update')(wire.update(params, version, 'drain'))
+        self.version = version
+
+    def release(self) -> None:
+        """Closes the connection. The server keeps the weights and answers others with them."""
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = None
+
+    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
+        """Completions in the order of the requests.
+
+        Raises:
+          ValueError: a request does not fit the model's context.
+          RuntimeError: no weights are loaded, the server cannot be reached, or it refuses.
+        """
+        if self._channel is None:
+            raise RuntimeError('the decoder has no weights; call load(params) first')
+        for request in requests:
+            local.check(request, self.cfg)
+        if not requests:
+            return []
+        batch = wire.pack(wire.Batch(requests=[wire.ask(request) for request in requests]))
+        if len(batch) > wire.LIMIT:
+            raise ValueError(
+                f'{len(requests)} requests take {len(batch) >> 20} MiB, a message at most {wire.LIMIT >> 20}; lower '
+                'dialogue.rollout_batch_size'
+            )
+        give_up = time.monotonic() + PATIENCE
+        with self._told():
+            while True:
+                try:
+                    answers = self._method('unary_stream', 'Generate')(batch)
+                    done = {each.index: wire.completion_of(each) for each in map(_answer, answers)}
+                    break
+                except grpc.RpcError as error:
+                    if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED or time.monotonic() > give_up:  # type: ignore[attr-defined]
+                        raise
+                    time.sleep(1.0)  # others fill its line
+        versions = {version for each in done.values() for version in each.versions}
+        if versions - {self.version}:
+            raise RuntimeError(
+                f'the server at {self.address} got weights from elsewhere: asked version {self.version}, got '
+                f'{sorted(versions)}; give every trainer a server of its own'
+            )
+        return [done[number] for number in range(len(requests))]
+
+    def _method(self, kind: str, name: str) -> Any:
+        method = getattr(self._channel, kind)(f'/{wire.SERVICE}/{name}')
+        return lambda message: method(message, metadata=self._metadata)
+
+    def _check(self, status: wire.Status) -> None:
+        ours, theirs = wire.identity(self.cfg), status.model
+        for key in ours:
+            if ours[key] != theirs.get(key):
+                raise ValueError(
+                    f'the server at {self.address} has another model ({status.name}): its {key} is {theirs.get(key)}, '
+                    f'ours {ours[key]}; start it with the --source and --dtype of this run'
+                )
+        if list(self.tokenizer.stop_ids) != status.stop_ids:
+            raise ValueError(
+                f'the server at {self.address} has another tokenizer: its answers end with {status.stop_ids}, ours '
+                f'with {list(self.tokenizer.stop_ids)}; start it with the --source of this run'
+            )
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors of gRPC in one line."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            code, details = error.code(), error.details()  # type: ignore[attr-defined]
+            hint = HINTS.get(code, details)
+            raise RuntimeError(f'the decode server at {self.address}: {hint}') from error
+
+
+def _answer(data: bytes) -> wire.Answer:
+    return wire.unpack(wire.Answer, data)

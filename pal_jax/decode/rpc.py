@@ -1,0 +1,194 @@
+"""The gRPC server over a `JetStreamDriver`: JetStream's own service, and ours for what it has no words for.
+
+`jetstream_proto.Orchestrator`, as JetStream's clients know it: `Decode` of text or token ids, greedily, a message a
+stride; the token that ends an answer is told, and why it ended stands in the trailing metadata (`finish-reason`).
+`pal_jax.Rollout`, in the messages of `wire.py`: `Generate` (a batch of requests with their sampling; answers as they
+end), `Update` (new weights in chunks; a stream that breaks before its commit changes nothing) and `Status`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any, NoReturn
+
+import grpc
+import jax
+
+from pal_jax.decode import wire
+from pal_jax.decode.driver import Busy, Closed
+from pal_jax.decode.jetstream import protocol, protocol_grpc
+from pal_jax.decode.jetstream_decoder import Answers
+from pal_jax.decode.jetstream_driver import JetStreamDriver
+from pal_jax.decode.local import Request
+from pal_jax.decode.openai_api import Choice
+from pal_jax.types import Sampling
+
+SPARE = 16  # threads for calls that are no requests to the model
+METHODS = ('Generate', 'Update', 'Status')
+
+
+class GrpcServer:
+    """Takes its port at once and answers from `start` on. A `token` is asked of every caller.
+
+    Raises:
+      OSError: the port is taken.
+    """
+
+    def __init__(self, host: str, port: int, *, requests: int, token: str = ''):
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(requests + SPARE, thread_name_prefix='grpc'),
+            interceptors=[BearerToken(token)] if token else [],
+            options=(*wire.OPTIONS, ('grpc.so_reuseport', 0)),
+        )
+        address = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise OSError(f'cannot listen on {address}; choose another --port') from None
+
+    def start(self, driver: JetStreamDriver, name: str) -> None:
+        protocol_grpc.add_OrchestratorServicer_to_server(Orchestrator(driver), self._server)
+        rollout = Rollout(driver, name)
+        handlers = {
+            'Generate': grpc.unary_stream_rpc_method_handler(rollout.generate),
+            'Update': grpc.stream_unary_rpc_method_handler(rollout.update),
+            'Status': grpc.unary_unary_rpc_method_handler(rollout.status),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(wire.SERVICE, handlers),))
+        self._server.start()
+
+    def stop(self, grace: float) -> None:
+        """Takes no more calls, gives those under way `grace` seconds, and cuts what is left."""
+        self._server.stop(grace).wait()
+
+
+class BearerToken(grpc.ServerInterceptor):
+    """Refuses every call without the token."""
+
+    def __init__(self, token: str):
+        self._wanted = f'Bearer {token}'.encode()
+        self._refuse = grpc.unary_unary_rpc_method_handler(_unauthenticated)
+
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        given = dict(handler_call_details.invocation_metadata).get('authorization', '')
+        return (
+            continuation(handler_call_details) if secrets.compare_digest(given.encode(), self._wanted) else self._refuse
+        )
+
+
+def _unauthenticated(_: Any, context: grpc.ServicerContext) -> NoReturn:
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, 'a bearer token is needed, and this is not the one')
+
+
+class Orchestrator(protocol_grpc.OrchestratorServicer):
+    """JetStream's service. Its `priority` is ignored, as it is there; sessions are refused."""
+
+    def __init__(self, driver: JetStreamDriver):
+        self._driver, self._tokenizer = driver, driver.engine.tokenizer
+
+    def Decode(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        try:
+            answers = Answers(self._driver, [self._request(request)], stream=True)
+            if not context.add_callback(answers.abandon):
+                return
+            choice = Choice(self._tokenizer, ())
+            for _, progress in answers:
+                choice.take(progress)
+                completion = progress.completion
+                if completion is not None and completion.finish_reason == 'aborted':
+                    raise Aborted('the answer was cut short: new weights, or the server is shutting down')
+                text = choice.news(completion is not None)
+                sample = protocol.DecodeResponse.StreamContent.Sample(text=text, token_ids=progress.tokens)
+                if completion is not None:
+                    context.set_trailing_metadata((('finish-reason', completion.finish_reason),))
+                yield protocol.DecodeResponse(stream_content=protocol.DecodeResponse.StreamContent(samples=[sample]))
+        except Exception as error:
+            refuse(context, error)
+
+    def _request(self, request: Any) -> Request:
+        if request.session_cache:
+            raise ValueError('session_cache is not supported; send the whole prompt')
+        kind = request.WhichOneof('content')
+        if kind is None:
+            raise ValueError('a request has text_content or token_content, got neither')
+        ids = (
+            self._tokenizer.encode(request.text_content.text)
+            if kind == 'text_content'
+            else request.token_content.token_ids
+        )
+        return Request(tuple(ids), Sampling(0.0, max_tokens=request.max_tokens), 0)
+
+    def HealthCheck(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return protocol.HealthCheckResponse(is_live=self._driver.live)
+
+
+class Rollout:
+    """Our service."""
+
+    def __init__(self, driver: JetStreamDriver, name: str):
+        self._driver, self._name = driver, name
+        self._updating = threading.Lock()
+
+    def generate(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        try:
+            batch: wire.Batch = wire.unpack(wire.Batch, data)
+            requests = [wire.request_of(each, self._driver.engine.tokenizer) for each in batch.requests]
+            answers = Answers(self._driver, requests)
+            if not context.add_callback(answers.abandon):
+                return
+            for index, progress in answers:
+                if progress.completion is not None:
+                    yield wire.pack(wire.answer(index, progress.completion))
+        except Exception as error:
+            refuse(context, error)
+
+    def update(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        if not self._updating.acquire(blocking=False):
+            refuse(context, Busy('another update is under way'))
+        try:
+            header, params = wire.read_update(messages, self._driver.engine.cfg)
+            params = jax.device_put(params, self._driver.engine.param_shardings)
+            self._driver.swap(params, header.version, header.policy).result()
+            return self.status(b'', context)
+        except Exception as error:
+            refuse(context, error)
+        finally:
+            self._updating.release()
+
+    def status(self, _: bytes, context: grpc.ServicerContext) -> bytes:
+        engine = self._driver.engine
+        return wire.pack(
+            wire.Status(
+                name=self._name,
+                model=wire.identity(engine.cfg),
+                stop_ids=list(engine.tokenizer.stop_ids),
+                version=engine.version,
+                slots=engine.slots,
+                free=self._driver.free,
+                accepted=self._driver.accepted,
+                room=self._driver.room,
+            )
+        )
+
+
+class Aborted(RuntimeError):
+    """An answer without an end, where the protocol has no word for it."""
+
+
+CODES = {
+    ValueError: grpc.StatusCode.INVALID_ARGUMENT,
+    Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Closed: grpc.StatusCode.UNAVAILABLE,
+    Aborted: grpc.StatusCode.ABORTED,
+}
+
+
+def refuse(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    """Ends a call with an error's code and words."""
+    for kind, code in CODES.items():
+        if isinstance(error, kind):
+            context.abort(code, str(error))
+    context.abort(grpc.StatusCode.INTERNAL, f'decoding failed: {error!r}')
