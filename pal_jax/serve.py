@@ -78,28 +78,16 @@ def serve_grpc() -> None:
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
-    _, _, token = cli.faults(resolve, HOST.value, PORT.value)
-    server = cli.faults(GrpcServer, HOST.value, PORT.value, requests=SLOTS.value + LINE.value, token=token)
+    listener, token = cli.faults(listen, HOST.value, PORT.value)
+    with contextlib.closing(listener):  # gRPC takes no socket, only the address of a free one
+        host, port, *_ = listener.getsockname()
+    server = cli.faults(GrpcServer, host, port, requests=SLOTS.value + LINE.value, token=token)
     driver = cli.faults(make_driver)
     server.start(driver, NAME.value or SOURCE.value)
     print(f'serving {SOURCE.value} at {HOST.value}:{server.port} (gRPC)', flush=True)
     told.wait()
     server.stop(GRACE)
     driver.stop()
-
-
-def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any, str]:
-    """The family and address to listen at, and the token that callers must send.
-
-    Raises:
-      ValueError: an address others can reach and no token.
-      OSError: the host is unknown.
-    """
-    token = os.environ.get(TOKEN, '')
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    if not token and not ipaddress.ip_address(address[0]).is_loopback:
-        raise ValueError(f'--host={host} can be reached by others; set {TOKEN} to a secret that callers must send')
-    return family, address, token
 
 
 def listen(host: str, port: int) -> tuple[socket.socket, str]:
@@ -109,7 +97,10 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
       ValueError: an address others can reach and no token.
       OSError: the port is taken.
     """
-    family, address, token = resolve(host, port)
+    token = os.environ.get(TOKEN, '')
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    if not token and not ipaddress.ip_address(address[0]).is_loopback:
+        raise ValueError(f'--host={host} can be reached by others; set {TOKEN} to a secret that callers must send')
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
