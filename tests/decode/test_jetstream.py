@@ -60,6 +60,14 @@ def local():
 
 
 @pytest.fixture(scope='module')
+def endless(local) -> Request:
+    """One that no token ends soon."""
+    tried = [request(seed, 300) for seed in range(8)]
+    found = next(r for r, end in zip(tried, local(tried), strict=True) if end.finish_reason == 'length')
+    return dataclasses.replace(found, sampling=ENDLESS)
+
+
+@pytest.fixture(scope='module')
 def engine():
     return JetStreamEngine(CFG, TOKENIZER, MESH, slots=8, stride=2)
 
@@ -212,8 +220,8 @@ class Poisoned:
 
 
 @pytest.mark.parametrize('where', ['generate', 'place', 'fetch'])
-def test_a_failing_step_fails_the_requests_under_way_and_no_others(driver, engine, monkeypatch, where):
-    asker = Asker(driver, Request(prompt(0), ENDLESS, 0))
+def test_a_failing_step_fails_the_requests_under_way_and_no_others(driver, engine, endless, monkeypatch, where):
+    asker = Asker(driver, endless)
     asker.news.get(timeout=60)
     if where == 'fetch':
         monkeypatch.setattr(engine, '_pack', lambda *_: Poisoned())

@@ -229,7 +229,7 @@ def test_a_full_line_is_told_and_text_is_taken_for_a_prompt(channel, driver):
     many = wire.pack(wire.Batch(requests=[wire.Ask(prompt='Hello', max_tokens=900, temperature=0.0)] * 20))
     calls = [method(channel, 'Generate')(many, timeout=60)]
     wait_until(lambda: driver.accepted == 20)
-    with pytest.raises(grpc.RpcError, match='20 requests are under way') as error:
+    with pytest.raises(grpc.RpcError, match='requests are under way') as error:
         list(method(channel, 'Generate')(many, timeout=60))
     assert error.value.code() == CODE.RESOURCE_EXHAUSTED
     calls[0].cancel()
