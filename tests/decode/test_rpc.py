@@ -32,9 +32,10 @@ CODE = grpc.StatusCode
 
 
 def weights(seed: int) -> params.Params:
-    return jax.tree.map(
-        lambda x: 8 * x if x.ndim > 2 else x, params.init(params.decoder_specs(CFG), jax.random.key(seed))
-    )
+    """Greedily they never end a text."""
+    tree = params.init(params.decoder_specs(CFG), jax.random.key(seed))
+    tree = jax.tree.map(lambda x: 8 * x if x.ndim > 2 else x, tree)
+    return {**tree, 'embed': tree['embed'].at[jax.numpy.asarray(TOKENIZER.stop_ids)].set(0)}
 
 
 VERSIONS = {version: weights(version) for version in range(4)}
