@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,8 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
+
+from pal_jax.decode.jetstream import protocol, protocol_grpc
 
 pytestmark = pytest.mark.slow  # each starts a process
 
@@ -41,10 +45,45 @@ def test_it_answers_and_ends_what_is_under_way_when_told_to_stop():
         assert process.wait(timeout=30) == -signal.SIGTERM  # uvicorn ends by the signal, once all is told
 
 
+def test_it_speaks_jetstreams_protocol_and_samples_for_a_trainer(tmp_path):
+    with serve('--port=0', '--driver=jetstream', '--dtype=float32', PAL_JAX_TOKEN='wonderland') as process:
+        assert process.stdout is not None
+        (address,) = re.findall(r'at (\S+:\d+)', process.stdout.readline())
+        train = [sys.executable, '-m', 'pal_jax.train', '--config=configs/rlpa.py:smoke', '--config.total_steps=2']
+        environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {
+            'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': '', 'PAL_JAX_TOKEN': 'wonderland',
+        }  # fmt: skip
+        rewards = {}
+        for name, flags in (
+            ('here', []),
+            ('there', ['--config.decode.driver=jetstream', f'--config.decode.address={address}']),
+        ):
+            done = subprocess.run(
+                [*train, f'--workdir={tmp_path / name}', *flags],
+                cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            lines = map(json.loads, (tmp_path / name / 'metrics.jsonl').read_text().splitlines())
+            rewards[name] = [line.get('reward') for line in lines]
+        assert rewards['here'] == rewards['there']
+        with grpc.insecure_channel(address) as channel:
+            answers = protocol_grpc.OrchestratorStub(channel).Decode(
+                protocol.DecodeRequest(text_content=protocol.DecodeRequest.TextContent(text='Hello'), max_tokens=200),
+                metadata=(('authorization', 'Bearer wonderland'),),
+            )
+            next(answers)
+            process.send_signal(signal.SIGTERM)
+            list(answers)
+            assert answers.code() == grpc.StatusCode.OK
+        assert process.wait(timeout=30) == 0
+
+
 @pytest.mark.parametrize(
     ('args', 'told', 'code'),
     [
         (['--host=0.0.0.0'], 'set PAL_JAX_TOKEN to a secret', 2),
+        (['--host=0.0.0.0', '--driver=jetstream'], 'set PAL_JAX_TOKEN to a secret', 2),
+        (['--driver=vllm'], 'driver', 2),
         (['--source=nothing'], "unknown model source 'nothing'", 2),
         (['--slots=0'], 'slots', 2),
         (['--prot=9'], 'prot', 2),
@@ -58,8 +97,10 @@ def test_what_is_wrong_is_one_line(args, told, code):
     assert process.returncode == code
 
 
-def test_a_port_that_is_taken_is_told():
+@pytest.mark.parametrize('driver', ['local', 'jetstream'])
+def test_a_port_that_is_taken_is_told(driver):
     with socket.create_server(('127.0.0.1', 0)) as taken:
-        _, error = (process := serve(f'--port={taken.getsockname()[1]}')).communicate(timeout=60)
+        _, error = (process := serve(f'--port={taken.getsockname()[1]}', f'--driver={driver}')).communicate(timeout=60)
     assert 'choose another --port' in error
+    assert error.count('\n') == 1
     assert process.returncode == 1

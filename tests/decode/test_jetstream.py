@@ -213,8 +213,8 @@ class Poisoned:
 
 
 @pytest.mark.parametrize('where', ['generate', 'place', 'fetch'])
-def test_a_failing_step_fails_the_requests_under_way_and_no_others(driver, engine, endless, monkeypatch, where):
-    asker = Asker(driver, endless)
+def test_a_failing_step_fails_the_requests_under_way_and_no_others(driver, engine, monkeypatch, where):
+    asker = Asker(driver, Request(prompt(0), ENDLESS, 0))
     asker.news.get(timeout=60)
     if where == 'fetch':
         monkeypatch.setattr(engine, '_pack', lambda *_: Poisoned())

@@ -65,6 +65,16 @@ def test_without_multiturn_the_batches_are_those_of_single_turns(monkeypatch):  
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.parametrize('temperature', [0.0, 0.7])
+def test_jetstreams_driver_gives_the_same_samples_and_rewards(monkeypatch, temperature):
+    changes = {'sampling.temperature': temperature, 'decode.slots': 8}
+    local, *_ = run(get_config(**{'warmup.steps': 0, **changes}), 2, monkeypatch)
+    other, *_ = run(get_config(**{'warmup.steps': 0, **changes, 'decode.driver': 'jetstream'}), 2, monkeypatch)
+    for (mine, _), (theirs, _) in zip(local, other, strict=True):
+        assert [sample.reward for sample in mine] == [sample.reward for sample in theirs]
+        assert [sample.completion.token_ids for sample in mine] == [s.completion.token_ids for s in theirs]
+
+
 def test_a_batch_may_be_short_of_people(monkeypatch):
     """Two open conversations where a batch takes four: whole micro-batches are padding."""
     config = small(**{'dialogue.people': 2, 'ppo.micro_rows': 1})
@@ -158,6 +168,8 @@ def test_the_published_model_is_sharded_as_declared_without_its_weights():
         ({'dialogue.profiles': 'nowhere.jsonl'}, 'nowhere.jsonl is no file'),
         ({'policy.dtype': 'float16'}, "policy.dtype='float16' is unknown"),
         ({'sampling.temperature': -1.0}, 'temperature=-1.0'),
+        ({'decode.driver': 'vllm'}, "decode.driver='vllm' is unknown; use 'local' or 'jetstream'"),
+        ({'decode.address': 'a:1'}, "decode.address='a:1' needs decode.driver='jetstream'"),
         ({'reward.judge': 'rules'}, "reward.judge='rules' is unknown; use rule"),
         ({'policy.source': 'hf:nowhere/at all'}, 'nowhere/at all'),
         ({'policy.source': 'elsewhere:x'}, 'unknown model source'),
