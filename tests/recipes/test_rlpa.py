@@ -65,14 +65,33 @@ def test_without_multiturn_the_batches_are_those_of_single_turns(monkeypatch):  
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+class Sampled(Exception):
+    """Raised with a step's samples where its batch would be made."""
+
+
 @pytest.mark.parametrize('temperature', [0.0, 0.7])
 def test_jetstreams_driver_gives_the_same_samples_and_rewards(monkeypatch, temperature):
-    changes = {'sampling.temperature': temperature, 'decode.slots': 8}
-    local, *_ = run(get_config(**{'warmup.steps': 0, **changes}), 2, monkeypatch)
-    other, *_ = run(get_config(**{'warmup.steps': 0, **changes, 'decode.driver': 'jetstream'}), 2, monkeypatch)
+    def stop(samples, **_):
+        raise Sampled(samples)
+
+    monkeypatch.setattr(rlpa, 'pack_rollouts', stop)
+    seen = {}
+    for driver in ('local', 'jetstream'):
+        recipe = rlpa.make(small(**{'sampling.temperature': temperature, 'decode.driver': driver}), CONTEXT)
+        state, host = recipe.init()
+        with pytest.raises(Sampled) as step:
+            recipe.step(state, host, 0)
+        seen[driver] = [(s.reward, s.completion.token_ids) for s in step.value.args[0]], recipe.evaluate(state, 'base')
+    assert seen['local'] == seen['jetstream']
+
+
+@pytest.mark.slow
+def test_a_run_through_jetstreams_driver_is_the_local_one(monkeypatch):
+    local, *_ = run(small(), 3, monkeypatch)
+    other, *_ = run(small(**{'decode.driver': 'jetstream'}), 3, monkeypatch)
     for (mine, _), (theirs, _) in zip(local, other, strict=True):
-        assert [sample.reward for sample in mine] == [sample.reward for sample in theirs]
-        assert [sample.completion.token_ids for sample in mine] == [s.completion.token_ids for s in theirs]
+        assert [s.reward for s in mine] == [s.reward for s in theirs]
+        assert [s.completion.token_ids for s in mine] == [s.completion.token_ids for s in theirs]
 
 
 def test_a_batch_may_be_short_of_people(monkeypatch):
