@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import queue
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +18,7 @@ from pal_jax.types import Completion
 class Answers:
     """What comes for a batch of requests, by their numbers, until each has ended; left early, the rest is taken back.
 
-    Iterate once. Only ends are told unless `stream`.
+    Iterate once: what a stride brought comes together. Only ends are told unless `stream`.
 
     Raises:
       what `submit_all` raises; while iterating, what a request failed with.
@@ -39,17 +41,23 @@ class Answers:
             self._driver.cancel(self._tickets[number])
         self._inbox.put((0, Closed('nobody waits for the answer any more')))
 
-    def __iter__(self) -> Iterator[tuple[int, Progress]]:
+    def __iter__(self) -> Iterator[list[tuple[int, Progress]]]:
         try:
             while self._left:
-                number, news = self._inbox.get()
-                if isinstance(news, Exception):
-                    raise news
-                if news.completion is not None:
-                    self._left.discard(number)
-                yield number, news
+                told = [self._take(*self._inbox.get())]
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        told.append(self._take(*self._inbox.get_nowait()))
+                yield told
         finally:
             self.abandon()
+
+    def _take(self, number: int, news: Progress | Exception) -> tuple[int, Progress]:
+        if isinstance(news, Exception):
+            raise news
+        if news.completion is not None:
+            self._left.discard(number)
+        return number, news
 
 
 class JetStreamDecoder:
@@ -82,5 +90,6 @@ class JetStreamDecoder:
         """
         if self._driver is None:
             raise RuntimeError('the decoder has no weights; call load(params) first')
-        done = {number: each.completion for number, each in Answers(self._driver, requests) if each.completion}
+        told = itertools.chain.from_iterable(Answers(self._driver, requests))
+        done = {number: each.completion for number, each in told if each.completion is not None}
         return [done[number] for number in range(len(requests))]

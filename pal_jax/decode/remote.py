@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -80,7 +81,8 @@ class RemoteDecoder:
             while True:
                 try:
                     answers = self._method('unary_stream', 'Generate')(batch)
-                    done = {each.index: wire.completion_of(each) for each in map(_answer, answers)}
+                    told = itertools.chain.from_iterable(wire.unpack(wire.Answers, data).answers for data in answers)
+                    done = {each.index: wire.completion_of(each) for each in told}
                     break
                 except grpc.RpcError as error:
                     if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED or time.monotonic() > give_up:  # type: ignore[attr-defined]
@@ -121,7 +123,3 @@ class RemoteDecoder:
             code, details = error.code(), error.details()  # type: ignore[attr-defined]
             hint = HINTS.get(code, details)
             raise RuntimeError(f'the decode server at {self.address}: {hint}') from error
-
-
-def _answer(data: bytes) -> wire.Answer:
-    return wire.unpack(wire.Answer, data)

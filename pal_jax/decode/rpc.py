@@ -8,6 +8,7 @@ end), `Update` (new weights in chunks; a stream that breaks before its commit ch
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -95,7 +96,7 @@ class Orchestrator(protocol_grpc.OrchestratorServicer):
             if not context.add_callback(answers.abandon):
                 return
             choice = Choice(self._tokenizer, ())
-            for _, progress in answers:
+            for _, progress in itertools.chain.from_iterable(answers):
                 choice.take(progress)
                 completion = progress.completion
                 if completion is not None and completion.finish_reason == 'aborted':
@@ -139,9 +140,9 @@ class Rollout:
             answers = Answers(self._driver, requests)
             if not context.add_callback(answers.abandon):
                 return
-            for index, progress in answers:
-                if progress.completion is not None:
-                    yield wire.pack(wire.answer(index, progress.completion))
+            for told in answers:
+                ended = [wire.answer(index, each.completion) for index, each in told if each.completion is not None]
+                yield wire.pack(wire.Answers(answers=ended))
         except Exception as error:
             refuse(context, error)
 

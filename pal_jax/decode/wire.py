@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
+import msgpack
 import numpy as np
-from flax import serialization, traverse_util
+from flax import traverse_util
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pal_jax.data.tokenizer import Tokenizer
@@ -68,6 +69,12 @@ class Answer(Message):
     finish_reason: FinishReason
 
 
+class Answers(Message):
+    """Those that ended together."""
+
+    answers: list[Answer]
+
+
 class Tensor(Message):
     shape: list[int]
     dtype: Literal['float32', 'bfloat16']
@@ -109,13 +116,13 @@ class Status(Message):
 
 
 def pack(message: Message) -> bytes:
-    return serialization.msgpack_serialize(message.model_dump())
+    return msgpack.packb(message.model_dump())  # type: ignore[return-value]
 
 
 def unpack(kind: type[Message], data: bytes) -> Any:
     """Raises ValueError where the bytes are no such message."""
     try:
-        return kind.model_validate(serialization.msgpack_restore(data))
+        return kind.model_validate(msgpack.unpackb(data))
     except ValidationError as error:
         first = error.errors()[0]
         where = '.'.join(map(str, first['loc'])) or kind.__name__
@@ -141,7 +148,7 @@ def request_of(ask: Ask, tokenizer: Tokenizer) -> Request:
 
 
 def answer(index: int, each: Completion) -> Answer:
-    return Answer.model_construct(
+    return Answer(
         index=index,
         text=each.text,
         tokens=list(each.token_ids),

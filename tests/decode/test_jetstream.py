@@ -94,7 +94,7 @@ class Asker:
 
 
 def whole(driver: JetStreamDriver, requests: list[Request]) -> list[Completion]:
-    done = {number: each.completion for number, each in Answers(driver, requests)}
+    done = {number: each.completion for told in Answers(driver, requests) for number, each in told}
     return [done[number] for number in range(len(requests))]
 
 
@@ -285,7 +285,7 @@ def test_two_drivers_in_one_process_do_not_meet(local, driver):
     second = JetStreamDriver(other)
     requests = [request(seed, 30) for seed in range(12)]
     mine, theirs = Answers(driver, requests), Answers(second, requests)
-    mine, theirs = ({number: each.completion for number, each in answers} for answers in (mine, theirs))
+    mine, theirs = ({number: each.completion for told in a for number, each in told} for a in (mine, theirs))
     second.stop()
     assert {v for each in mine.values() for v in each.versions} == {0}
     assert {v for each in theirs.values() for v in each.versions} == {1}
