@@ -85,7 +85,7 @@ class RemoteDecoder:
                     done = {each.index: wire.completion_of(each) for each in told}
                     break
                 except grpc.RpcError as error:
-                    if error.code() != grpc.StatusCode.RESOURCE_EXHAUSTED or time.monotonic() > give_up:  # type: ignore[attr-defined]
+                    if _status(error)[0] != grpc.StatusCode.RESOURCE_EXHAUSTED or time.monotonic() > give_up:
                         raise
                     time.sleep(1.0)  # others fill its line
         versions = {version for each in done.values() for version in each.versions}
@@ -120,6 +120,11 @@ class RemoteDecoder:
         try:
             yield
         except grpc.RpcError as error:
-            code, details = error.code(), error.details()  # type: ignore[attr-defined]
+            code, details = _status(error)
             hint = HINTS.get(code, details)
             raise RuntimeError(f'the decode server at {self.address}: {hint}') from error
+
+
+def _status(error: Any) -> tuple[grpc.StatusCode, str]:
+    """Of an error of gRPC, whose type does not say that it has them."""
+    return error.code(), error.details()
