@@ -2,6 +2,7 @@
 call of our decoder with its prefill and its loop on the host.
 
   python -m benchmarks.decode --batch 8 16 --against=torch
+  python -m benchmarks.decode --batch 32 --through jetstream grpc      what google-jetstream's driver and gRPC cost
 Prints one JSON object; see `contest.py` for how the numbers come about. Torch is transformers' `generate` and is
 compared with the whole call. All are greedy, and none may stop early.
 """
@@ -19,6 +20,8 @@ from benchmarks import contest, shapes
 from benchmarks.contest import Contestant, Result, Round
 from benchmarks.shapes import SHAPES
 from pal_jax.models.config import ModelConfig
+
+SERVERS: list[Any] = []  # kept to the end of the process
 
 
 class Task(NamedTuple):
@@ -70,24 +73,40 @@ class Endless:
         return ''
 
 
-def make_decoder(task: Task, dtype: str) -> Round:
-    """One call of `LocalDecoder` on prompts that have nothing in common."""
+def make_decoder(task: Task, dtype: str, driver: str = 'local') -> Round:
+    """One call of a decoder on prompts that have nothing in common; for 'grpc' its server is in the same process."""
     import jax
     import numpy as np
 
-    from pal_jax.decode.local import LocalDecoder, Request
+    from pal_jax.decode.choose import make_decoder
+    from pal_jax.decode.local import Request
     from pal_jax.models import params
     from pal_jax.runtime.devices import for_platform, make_mesh
     from pal_jax.types import Sampling
 
     cfg = for_platform(task.shape, dtype)
     endless: Any = Endless()
-    decoder = LocalDecoder(cfg, endless, make_mesh(devices=jax.devices()[:1]), slots=task.batch)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    where = serve(cfg, endless, mesh, task.batch) if driver == 'grpc' else ''
+    driver = 'jetstream' if driver == 'grpc' else driver
+    decoder = make_decoder(cfg, endless, mesh, driver=driver, address=where, slots=task.batch, stride=4)
     decoder.load(params.init(params.decoder_specs(cfg), jax.random.key(0)))
     prompts = np.random.default_rng(0).integers(0, cfg.vocab, (task.batch, task.prompt)).tolist()
     sampling = Sampling(temperature=0.0, max_tokens=task.new)
     requests = [Request(tuple(prompt), sampling, seed=0) for prompt in prompts]
     return lambda: {'tokens': sum(len(completion.token_ids) for completion in decoder(requests))}
+
+
+def serve(cfg: ModelConfig, tokenizer: Any, mesh: Any, slots: int) -> str:
+    """Starts a gRPC server that lives as long as this process; returns its address."""
+    from pal_jax.decode.jetstream import JetStreamEngine
+    from pal_jax.decode.jetstream_driver import JetStreamDriver
+    from pal_jax.decode.rpc import GrpcServer
+
+    server = GrpcServer('127.0.0.1', 0, requests=slots)
+    server.start(JetStreamDriver(JetStreamEngine(cfg, tokenizer, mesh, slots=slots)), 'benchmark')
+    SERVERS.append(server)
+    return f'127.0.0.1:{server.port}'
 
 
 def make_torch(task: Task, dtype: str) -> Round:
@@ -110,8 +129,9 @@ def make_torch(task: Task, dtype: str) -> Round:
     return generate
 
 
-def contestants(task: Task, dtype: str, against: str | None) -> dict[str, Contestant]:
+def contestants(task: Task, dtype: str, against: str | None, through: Sequence[str] = ()) -> dict[str, Contestant]:
     ours = {'pal_jax': make_decoder, 'pal_jax_engine': make_engine}
+    ours |= {f'pal_jax_{driver}': functools.partial(make_decoder, driver=driver) for driver in through}
     all_of_them = {
         name: Contestant(functools.partial(make, task, dtype), contest.jax_peak) for name, make in ours.items()
     }
@@ -138,6 +158,9 @@ def compare(results: dict[str, Result], task: Task, memory_gbytes_per_s: float) 
     """Every contestant's numbers, and how many times faster a call of ours is than transformers' better precision."""
     report: dict[str, Any] = {name: summary(result, task, memory_gbytes_per_s) for name, result in results.items()}
     peers = {name: result for name, result in results.items() if name.startswith('torch')}
+    for driver in ('jetstream', 'grpc'):
+        if result := results.get(f'pal_jax_{driver}'):
+            report[f'pal_jax_over_{driver}'] = contest.ratios(results['pal_jax'], result)
     if peers:
         best = min(peers, key=lambda name: min(peers[name].seconds))
         report[f'pal_jax_over_{best}'] = contest.ratios(results['pal_jax'], peers[best])
@@ -150,6 +173,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--prompt', type=int, default=64, help='tokens of a prompt')
     parser.add_argument('--new', type=int, default=128, help='tokens decoded after it')
     parser.add_argument('--rounds', type=int, default=5, help='timed rounds of each contestant')
+    parser.add_argument('--through', nargs='+', default=[], choices=['jetstream', 'grpc'], help='drivers to compare')
     return parser.parse_args(argv)
 
 
@@ -158,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = {batch: Task(SHAPES[args.shape], batch, args.prompt, args.new) for batch in args.batch}
     around = contest.surroundings(*shapes.packages(args.against))
     results = {
-        batch: contest.race(contestants(task, args.dtype, args.against), args.rounds) for batch, task in tasks.items()
+        batch: contest.race(contestants(task, args.dtype, args.against, args.through), args.rounds)
+        for batch, task in tasks.items()
     }
     report = {'shape': args.shape, 'prompt': args.prompt, 'new': args.new, 'dtype': args.dtype, **around}
     bandwidth = around['machine']['memory_gbytes_per_s']

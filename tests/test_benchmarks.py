@@ -50,6 +50,14 @@ def test_decode_reports_the_engine_and_the_whole_call(report, known_machine):
 
 
 @pytest.mark.slow
+def test_decode_compares_the_drivers(report, known_machine):
+    out = report(
+        decode, '--shape=tiny', '--batch', '8', '--prompt=5', '--new=8', '--rounds=1', '--through', 'jetstream', 'grpc'
+    )
+    assert out['batch_8']['pal_jax_over_jetstream'].keys() == out['batch_8']['pal_jax_over_grpc'].keys()
+
+
+@pytest.mark.slow
 def test_rlpa_step_reports_where_the_time_goes(report, known_machine):
     out = report(rlpa_step, '--variant=smoke', '--steps=1')
     assert out['config'] == 'rlpa:smoke'
