@@ -185,9 +185,8 @@ class JetStreamDriver(orchestrator.Driver):
         self._line.clear()
         for ticket in left:
             self._end(ticket, Closed('the server is shutting down'))
-        for swap in self._swaps:
-            swap.done.set_exception(Closed('the server is shutting down'))
-        self._swaps.clear()
+        while self._swaps:
+            self._swaps.popleft().done.set_exception(Closed('the server is shutting down'))
 
     @property
     def accepted(self) -> int:
@@ -223,14 +222,18 @@ class JetStreamDriver(orchestrator.Driver):
         self.submit(text.request, notify)
 
     def _collapse(self, error: Exception) -> None:
+        failure = RuntimeError(f'the driver has failed and takes no more requests: {error!r}')
         with self._lock:
             self._closing, self.live = True, False
-            left = [*self._line, *self._started]
+            tickets, swaps = [*self._line, *self._started], list(self._swaps)
+            self._swaps.clear()
             self._for_prefill.notify()
             self._for_generate.notify()
         self._outbox.put(None)
-        for ticket in left:
-            self._tell(ticket, RuntimeError(f'the driver has failed and takes no more requests: {error!r}'))
+        for ticket in tickets:
+            self._tell(ticket, failure)
+        for swap in swaps:
+            swap.done.set_exception(failure)
 
     # --- prefill's thread: prompts, and new weights between them ------------------------------------------------------
 
@@ -263,12 +266,10 @@ class JetStreamDriver(orchestrator.Driver):
                 )
                 if not self.live:
                     return None
-                swap = self._swaps[0] if self._swap_is_due() else None
-                if swap is None:
+                if not self._swap_is_due():
                     return self._take_group()
+                swap = self._swaps.popleft()
             self._carry_out(swap)
-            with self._lock:
-                self._swaps.popleft()
 
     def _swap_is_due(self) -> bool:
         return bool(self._swaps) and (self._swaps[0].policy == 'continue' or not self._started)

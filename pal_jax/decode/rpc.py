@@ -93,8 +93,8 @@ class Orchestrator(protocol_grpc.OrchestratorServicer):
     def Decode(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         try:
             answers = Answers(self._driver, [self._request(request)], stream=True)
-            if not context.add_callback(answers.abandon):
-                return
+            if not context.add_callback(answers.abandon):  # the caller is gone already
+                answers.abandon()
             choice = Choice(self._tokenizer, ())
             for _, progress in itertools.chain.from_iterable(answers):
                 choice.take(progress)
@@ -138,8 +138,8 @@ class Rollout:
             batch: wire.Batch = wire.unpack(wire.Batch, data)
             requests = [wire.request_of(each, self._driver.engine.tokenizer) for each in batch.requests]
             answers = Answers(self._driver, requests)
-            if not context.add_callback(answers.abandon):
-                return
+            if not context.add_callback(answers.abandon):  # the caller is gone already
+                answers.abandon()
             for told in answers:
                 ended = [wire.answer(index, each.completion) for index, each in told if each.completion is not None]
                 yield wire.pack(wire.Answers(answers=ended))

@@ -273,8 +273,10 @@ def test_drain_ends_what_was_accepted_and_stop_aborts_it(driver, engine):
 def test_what_nobody_foresaw_ends_every_request_and_not_the_process(driver, monkeypatch):
     askers = [Asker(driver, Request(prompt(i), ENDLESS, i)) for i in range(12)]
     askers[0].news.get(timeout=60)
+    swap = driver.swap(VERSIONS[1], 1)
     monkeypatch.setattr(driver, '_work', lambda _: 1 / 0)
     assert all(isinstance(asker.result()[1], RuntimeError | Completion) for asker in askers)
+    assert 'takes no more requests' in str(swap.exception(timeout=60))
     with pytest.raises(Closed):
         driver.submit(request(0), print)
 

@@ -272,6 +272,20 @@ def test_an_update_that_is_not_whole_changes_nothing(channel, local):
     assert tuple(wire.unpack(wire.Answers, told).answers[0].tokens) == alone(local, [request(5)], 3)[0].token_ids
 
 
+def test_an_update_may_cut_what_is_under_way(channel, driver):
+    stream = protocol_grpc.OrchestratorStub(channel).Decode(stock(ids=[3], max_tokens=1000), timeout=60)
+    next(stream)
+    batch = wire.pack(wire.Batch(requests=[wire.ask(request(3, 900))]))
+    whole = method(channel, 'Generate')(batch, timeout=60)
+    wait_until(lambda: driver.free == 6)
+    method(channel, 'Update')(wire.update(VERSIONS[0], 10, 'abort'), timeout=60)
+    with pytest.raises(grpc.RpcError, match='cut short') as error:
+        list(stream)
+    assert error.value.code() == CODE.ABORTED
+    (told,) = whole
+    assert wire.unpack(wire.Answers, told).answers[0].finish_reason == 'aborted'
+
+
 def test_an_update_whose_sender_vanishes_leaves_room_for_the_next(channel):
     release, sent = threading.Event(), threading.Event()
 
