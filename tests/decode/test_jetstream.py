@@ -118,6 +118,27 @@ def test_completions_are_those_of_the_local_decoder(local, driver):
     assert {each.finish_reason for each in ours} == {'stop', 'length'}
 
 
+def test_a_device_that_goes_ahead_of_the_host_changes_no_answer(local, engine, monkeypatch):
+    """As on accelerators: slots are filled and weights swapped with a stride still on its way."""
+    engine.load(VERSIONS[0])
+    driver = JetStreamDriver(engine, line=40, ahead=1)
+    stops = Sampling(1.0, max_tokens=40, stop_ids=tuple(range(0, 250, 5)))
+    requests = [Request(prompt(i // 2), stops if i % 2 else Sampling(0.0, max_tokens=5 + i), i) for i in range(30)]
+    assert [each.token_ids for each in whole(driver, requests)] == [each.token_ids for each in local(requests)]
+    under_way = [Asker(driver, Request(prompt(i), ENDLESS, i)) for i in range(10)]
+    under_way[0].news.get(timeout=60)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, '_pack', lambda *_: Poisoned())
+        assert isinstance(under_way[0].result()[1], RuntimeError)
+    for asker in under_way[1:]:
+        driver.cancel(asker.ticket)
+        assert asker.result()[1] is not None
+    assert driver.swap(VERSIONS[1], 1, 'abort').result(timeout=60) == 1
+    assert set(whole(driver, [request(0)])[0].versions) == {1}
+    driver.stop()
+    assert (driver.free, driver.accepted) == (8, 0)
+
+
 def test_the_token_that_ends_an_answer_is_kept(local, driver):
     stop = local([request(1)])[0].token_ids[4]
     ended = Request(prompt(1), Sampling(0.0, max_tokens=8, stop_ids=(stop,)), 1)
