@@ -47,7 +47,7 @@ class DecodeState(struct.PyTreeNode):
 
 
 class Prefix(struct.PyTreeNode):
-    """The cache of `N` prompts without their last tokens, which the first `generate` reads."""
+    """The caches of `N` prompts without their last tokens, which the first `generate` reads."""
 
     keys: Keys
     values: Values
@@ -56,19 +56,15 @@ class Prefix(struct.PyTreeNode):
 
 
 class Admission(NamedTuple):
-    """Which prompts go into which slots: entry `m` copies prompt `row[m]` into `slot[m]` (past the end: nowhere)."""
+    """Which prompts go into which slots: each of the first `size` entries copies prompt `row[m]` into `slot[m]`."""
 
+    size: Int[Array, '']
     row: Int[Array, ' M']
     slot: Int[Array, ' M']
     rng: UInt32[Array, 'M 2']
     temperature: Float[Array, ' M']
     top_k: Int[Array, ' M']
     top_p: Float[Array, ' M']
-
-
-class Sampled(NamedTuple):
-    token: Int[Array, ' B']
-    logprob: Float[Array, ' B']
 
 
 def decode_weights(params: Params, cfg: ModelConfig) -> Params:
@@ -109,38 +105,83 @@ def grow(state: DecodeState, length: int) -> DecodeState:
     )
 
 
-def prefill(weights: Params, cfg: ModelConfig, tokens: Int[Array, 'N T'], length: Int[Array, ' N']) -> Prefix:
-    """Computes the cache of right-padded prompts of `length` tokens each."""
+def prefill(
+    weights: Params,
+    cfg: ModelConfig,
+    tokens: Int[Array, 'N T'],
+    length: Int[Array, ' N'],
+    cached: Prefix | None = None,
+) -> Prefix:
+    """Computes the cache of right-padded prompts of `length` tokens each; with `cached`, of what follows on it.
+
+    The room of `cached` must do for its length and `T` more tokens.
+    """
     columns = jnp.arange(tokens.shape[1])
-    visible = jnp.broadcast_to(columns[None, :, None] >= columns[None, None, :], (len(tokens), *(len(columns),) * 2))
-    positions = jnp.broadcast_to(columns, tokens.shape)
-
-    def attend(q, k, v):
-        return attention.attention(q, k, v, visible, cfg, causal=True), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
-
+    start = cached.length if cached else jnp.zeros_like(length)
+    positions = start[:, None] + columns[None]
     x = decoder.embed(weights, cfg, tokens)
     cache = []
-    for layer in weights['layers']:
+    for i, layer in enumerate(weights['layers']):
+
+        def attend(q, k, v, i=i):
+            new = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
+            if cached is None:
+                visible = jnp.broadcast_to(columns[:, None] >= columns[None, :], (len(tokens), *(len(columns),) * 2))
+                return attention.attention(q, k, v, visible, cfg, causal=True), new
+            keys = _write(cached.keys[i], new[0], start, axis=2)
+            values = _write(cached.values[i], new[1], start, axis=1)
+            visible = jnp.arange(values.shape[2])[None, None] <= positions[:, :, None]
+            k, v = keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
+            return attention.attention(q, k, v, visible, cfg), (keys, values)
+
         x, keys_values = decoder.block(layer, cfg, x, positions, attend)
         cache.append(keys_values)
     keys, values = zip(*cache, strict=True)
     last = jnp.take_along_axis(tokens, length[:, None] - 1, axis=1)[:, 0]
-    return Prefix(keys=keys, values=values, length=length - 1, token=last)
+    return Prefix(keys=keys, values=values, length=start + length - 1, token=last)
+
+
+def _write(rows: Array, new: Array, start: Int[Array, ' N'], axis: int) -> Array:
+    """`new[n]` from `start[n]` on along an axis of `rows[n]`. A loop of slices: a scatter goes element by element on
+    CPU."""
+
+    def write(n: Array, rows: Array) -> Array:
+        where = [n, *[0] * (rows.ndim - 1)]
+        where[1 + axis] = start[n]
+        return lax.dynamic_update_slice(rows, lax.dynamic_slice_in_dim(new, n, 1).astype(rows.dtype), where)
+
+    return lax.fori_loop(0, len(rows), write, rows)
+
+
+def read(state: DecodeState, slots: Int[Array, ' N'], length: Int[Array, ' N']) -> Prefix:
+    """The first `length` tokens that these slots hold, for `prefill` to go on from."""
+    return Prefix(
+        keys=tuple(x[slots] for x in state.keys),
+        values=tuple(x[slots] for x in state.values),
+        length=length,
+        token=jnp.zeros_like(length),
+    )
 
 
 def insert(state: DecodeState, prefix: Prefix, entry: Admission) -> DecodeState:
-    """Copies prompts into slots. Entries whose slot is past the last are dropped, so `M` can be a fixed size."""
+    """Copies prompts into slots."""
 
-    def place(cache: Array, new: Array) -> Array:
-        where = (entry.slot, *(slice(size) for size in new.shape[1:]))
-        return cache.at[where].set(new[entry.row].astype(cache.dtype), mode='drop')
+    def place(m: Array, caches: tuple[Keys, Values]) -> tuple[Keys, Values]:
+        def copy(cache: Array, new: Array) -> Array:
+            row = lax.dynamic_slice_in_dim(new, entry.row[m], 1).astype(cache.dtype)
+            return lax.dynamic_update_slice(cache, row, (entry.slot[m], 0, 0, 0))
+
+        return jax.tree.map(copy, caches, (prefix.keys, prefix.values))
+
+    keys, values = lax.fori_loop(0, entry.size, place, (state.keys, state.values))
+    slot = jnp.where(jnp.arange(len(entry.slot)) < entry.size, entry.slot, len(state.token))
 
     def put(old: Array, new: Array) -> Array:
-        return old.at[entry.slot].set(new, mode='drop')
+        return old.at[slot].set(new, mode='drop')
 
     return DecodeState(
-        keys=jax.tree.map(place, state.keys, prefix.keys),
-        values=jax.tree.map(place, state.values, prefix.values),
+        keys=keys,
+        values=values,
         length=put(state.length, prefix.length[entry.row]),
         token=put(state.token, prefix.token[entry.row]),
         rng=put(state.rng, entry.rng),
@@ -150,7 +191,7 @@ def insert(state: DecodeState, prefix: Prefix, entry: Admission) -> DecodeState:
     )
 
 
-def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[DecodeState, Sampled]:
+def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[DecodeState, sampling.Sampled]:
     """One token for every slot, finished or not: a driver ignores those of slots that hold nothing."""
     rows = jnp.arange(state.token.shape[0])
     position = state.length[:, None]
@@ -169,9 +210,9 @@ def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[Dec
         values.append(new_values)
     logits = decoder.unembed(weights, cfg, decoder.rms_norm(x, weights['final_norm'], cfg)[:, 0])
     step_keys = jax.vmap(jax.random.fold_in)(state.rng, state.length)
-    token, logprob = sampling.sample(logits, step_keys, state.temperature, state.top_k, state.top_p)
-    state = state.replace(keys=tuple(keys), values=tuple(values), length=state.length + 1, token=token)
-    return state, Sampled(token, logprob)
+    sampled = sampling.sample(logits, step_keys, state.temperature, state.top_k, state.top_p)
+    state = state.replace(keys=tuple(keys), values=tuple(values), length=state.length + 1, token=sampled.token)
+    return state, sampled
 
 
 def attend_cache(

@@ -127,5 +127,8 @@ def test_misuse_is_told_plainly(driver):
     assert driver([]) == []
 
 
-def test_buckets_are_powers_of_two():
-    assert [bucket(n) for n in (1, 64, 65, 128, 300)] == [64, 64, 128, 128, 512]
+def test_buckets_are_few_and_a_third_padding_at_most():
+    sizes = [bucket(n, 64) for n in (1, 64, 65, 129, 200, 257, 390, 600)]
+    assert sizes == [64, 64, 128, 192, 256, 384, 512, 768]
+    assert all(n <= bucket(n, 128) <= max(1.5 * n, n + 127) for n in range(1, 5000))
+    assert len({bucket(n, 128) for n in range(1, 4097)}) == 11
