@@ -83,6 +83,7 @@ class LocalDecoder:
     any slot: of the same prompt, an earlier turn of its dialogue, or a system prompt.
 
     Args:
+      int8: decodes with weights of eight bits.
       reuse: whether prompts start from what the caches hold; off, every token of every prompt is computed.
     """
 
@@ -97,6 +98,7 @@ class LocalDecoder:
         stride: int = 4,
         chunk: int = 512,
         reuse: bool = True,
+        int8: bool = False,
     ):
         ways = sharding.batch_ways(mesh)
         # A product with a single row runs outside the fast path on CPU; eight rows cost the same.
@@ -112,14 +114,16 @@ class LocalDecoder:
         self._prompts: list[Prompt] = []
         self._live: dict[int, Live] = {}  # by slot
         self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
-        self._compile(cfg, mesh)
+        self._compile(cfg, mesh, int8)
 
-    def _compile(self, cfg: ModelConfig, mesh: Mesh) -> None:
+    def _compile(self, cfg: ModelConfig, mesh: Mesh, int8: bool) -> None:
         cache, row = (sharding.sharding(mesh, axes) for axes in (('batch', 'kv_heads', None, None), ('batch',)))
         parts: list[Any] = [cache, cache, *[row] * 6]  # shardings, in the places of the arrays
         state = engine.DecodeState(*parts)
         self._publish = jax.jit(
-            lambda params: engine.decode_weights(jax.lax.with_sharding_constraint(params, self.param_shardings), cfg)
+            lambda params: engine.decode_weights(
+                jax.lax.with_sharding_constraint(params, self.param_shardings), cfg, int8=int8
+            )
         )
         self._init = jax.jit(
             lambda room: engine.init_state(cfg, self.slots, room), static_argnums=0, out_shardings=state
