@@ -87,12 +87,16 @@ FinishReason = Literal['stop', 'length', 'aborted']
 @dataclasses.dataclass(frozen=True)
 class Completion:
     """What a decoder returns for one prompt. `token_ids` includes a sampled end-of-turn token; `text` excludes it.
-    `versions` are those of the weights each token was made with."""
+
+    For each token: `logprobs` under the distribution it was drawn from (at its temperature, cut by top-k and top-p),
+    `policy_logprobs` under the model's own, `versions` of the weights it was made with.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    policy_logprobs: tuple[float, ...] = ()
     versions: tuple[int, ...] = ()
 
 

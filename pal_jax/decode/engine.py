@@ -22,6 +22,7 @@ from pal_jax.decode import sampling
 from pal_jax.models import attention, decoder
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
+from pal_jax.models.linear import Int8Weight, quantize
 from pal_jax.models.params import Params
 
 Keys = tuple[Float[Array, 'B G K S'], ...]  # an array a layer
@@ -47,7 +48,7 @@ class DecodeState(struct.PyTreeNode):
 
 
 class Prefix(struct.PyTreeNode):
-    """The cache of `N` prompts without their last tokens, which the first `generate` reads."""
+    """The caches of `N` prompts without their last tokens, which the first `generate` reads."""
 
     keys: Keys
     values: Values
@@ -56,8 +57,9 @@ class Prefix(struct.PyTreeNode):
 
 
 class Admission(NamedTuple):
-    """Which prompts go into which slots: entry `m` copies prompt `row[m]` into `slot[m]` (past the end: nowhere)."""
+    """Which prompts go into which slots: each of the first `size` entries copies prompt `row[m]` into `slot[m]`."""
 
+    size: Int[Array, '']
     row: Int[Array, ' M']
     slot: Int[Array, ' M']
     rng: UInt32[Array, 'M 2']
@@ -66,22 +68,24 @@ class Admission(NamedTuple):
     top_p: Float[Array, ' M']
 
 
-class Sampled(NamedTuple):
-    token: Int[Array, ' B']
-    logprob: Float[Array, ' B']
-
-
-def decode_weights(params: Params, cfg: ModelConfig) -> Params:
+def decode_weights(params: Params, cfg: ModelConfig, *, int8: bool = False) -> Params:
     """Weights as decoding wants them: matrix products in `cfg.dtype`, a list of layers.
 
-    Layers are separate arrays because a slice of a stacked one is a copy before every product.
+    Layers are separate arrays because a slice of a stacked one is a copy before every product. `int8` rounds the
+    matrices of the layers to eight bits, which halves what a step reads, and makes the policy a slightly other one.
     """
     layers = model_params.unstack(params['layers'])
     for layer in layers:
-        layer['attn'] = model_params.cast(layer['attn'], cfg.dtype)
-        layer['mlp'] = model_params.cast(layer['mlp'], cfg.dtype)
+        for part in ('attn', 'mlp'):
+            layer[part] = {name: _narrow(name, w, cfg, int8) for name, w in layer[part].items()}
     outer = {name: params[name].astype(cfg.dtype) for name in ('embed', 'unembed') if name in params}
     return {**outer, 'final_norm': params['final_norm'], 'layers': layers}
+
+
+def _narrow(name: str, w: Array, cfg: ModelConfig, int8: bool) -> Array | Int8Weight:
+    if int8 and not name.endswith('_bias'):
+        return quantize(w, in_dims=2 if name == 'o' else 1)
+    return w.astype(cfg.dtype)
 
 
 def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:
@@ -109,38 +113,83 @@ def grow(state: DecodeState, length: int) -> DecodeState:
     )
 
 
-def prefill(weights: Params, cfg: ModelConfig, tokens: Int[Array, 'N T'], length: Int[Array, ' N']) -> Prefix:
-    """Computes the cache of right-padded prompts of `length` tokens each."""
+def prefill(
+    weights: Params,
+    cfg: ModelConfig,
+    tokens: Int[Array, 'N T'],
+    length: Int[Array, ' N'],
+    cached: Prefix | None = None,
+) -> Prefix:
+    """Computes the cache of right-padded prompts of `length` tokens each; with `cached`, of what follows on it.
+
+    The room of `cached` must do for its length and `T` more tokens.
+    """
     columns = jnp.arange(tokens.shape[1])
-    visible = jnp.broadcast_to(columns[None, :, None] >= columns[None, None, :], (len(tokens), *(len(columns),) * 2))
-    positions = jnp.broadcast_to(columns, tokens.shape)
-
-    def attend(q, k, v):
-        return attention.attention(q, k, v, visible, cfg, causal=True), (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
-
+    start = cached.length if cached else jnp.zeros_like(length)
+    positions = start[:, None] + columns[None]
     x = decoder.embed(weights, cfg, tokens)
     cache = []
-    for layer in weights['layers']:
+    for i, layer in enumerate(weights['layers']):
+
+        def attend(q, k, v, i=i):
+            new = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
+            if cached is None:
+                visible = jnp.broadcast_to(columns[:, None] >= columns[None, :], (len(tokens), *(len(columns),) * 2))
+                return attention.attention(q, k, v, visible, cfg, causal=True), new
+            keys = _write(cached.keys[i], new[0], start, axis=2)
+            values = _write(cached.values[i], new[1], start, axis=1)
+            visible = jnp.arange(values.shape[2])[None, None] <= positions[:, :, None]
+            k, v = keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
+            return attention.attention(q, k, v, visible, cfg), (keys, values)
+
         x, keys_values = decoder.block(layer, cfg, x, positions, attend)
         cache.append(keys_values)
     keys, values = zip(*cache, strict=True)
     last = jnp.take_along_axis(tokens, length[:, None] - 1, axis=1)[:, 0]
-    return Prefix(keys=keys, values=values, length=length - 1, token=last)
+    return Prefix(keys=keys, values=values, length=start + length - 1, token=last)
+
+
+def _write(rows: Array, new: Array, start: Int[Array, ' N'], axis: int) -> Array:
+    """`new[n]` from `start[n]` on along an axis of `rows[n]`. A loop of slices: a scatter goes element by element on
+    CPU."""
+
+    def write(n: Array, rows: Array) -> Array:
+        where = [n, *[0] * (rows.ndim - 1)]
+        where[1 + axis] = start[n]
+        return lax.dynamic_update_slice(rows, lax.dynamic_slice_in_dim(new, n, 1).astype(rows.dtype), where)
+
+    return lax.fori_loop(0, len(rows), write, rows)
+
+
+def read(state: DecodeState, slots: Int[Array, ' N'], length: Int[Array, ' N']) -> Prefix:
+    """The first `length` tokens that these slots hold, for `prefill` to go on from."""
+    return Prefix(
+        keys=tuple(x[slots] for x in state.keys),
+        values=tuple(x[slots] for x in state.values),
+        length=length,
+        token=jnp.zeros_like(length),
+    )
 
 
 def insert(state: DecodeState, prefix: Prefix, entry: Admission) -> DecodeState:
-    """Copies prompts into slots. Entries whose slot is past the last are dropped, so `M` can be a fixed size."""
+    """Copies prompts into slots."""
 
-    def place(cache: Array, new: Array) -> Array:
-        where = (entry.slot, *(slice(size) for size in new.shape[1:]))
-        return cache.at[where].set(new[entry.row].astype(cache.dtype), mode='drop')
+    def place(m: Array, caches: tuple[Keys, Values]) -> tuple[Keys, Values]:
+        def copy(cache: Array, new: Array) -> Array:
+            row = lax.dynamic_slice_in_dim(new, entry.row[m], 1).astype(cache.dtype)
+            return lax.dynamic_update_slice(cache, row, (entry.slot[m], 0, 0, 0))
+
+        return jax.tree.map(copy, caches, (prefix.keys, prefix.values))
+
+    keys, values = lax.fori_loop(0, entry.size, place, (state.keys, state.values))
+    slot = jnp.where(jnp.arange(len(entry.slot)) < entry.size, entry.slot, len(state.token))
 
     def put(old: Array, new: Array) -> Array:
-        return old.at[entry.slot].set(new, mode='drop')
+        return old.at[slot].set(new, mode='drop')
 
     return DecodeState(
-        keys=jax.tree.map(place, state.keys, prefix.keys),
-        values=jax.tree.map(place, state.values, prefix.values),
+        keys=keys,
+        values=values,
         length=put(state.length, prefix.length[entry.row]),
         token=put(state.token, prefix.token[entry.row]),
         rng=put(state.rng, entry.rng),
@@ -150,7 +199,7 @@ def insert(state: DecodeState, prefix: Prefix, entry: Admission) -> DecodeState:
     )
 
 
-def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[DecodeState, Sampled]:
+def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[DecodeState, sampling.Sampled]:
     """One token for every slot, finished or not: a driver ignores those of slots that hold nothing."""
     rows = jnp.arange(state.token.shape[0])
     position = state.length[:, None]
@@ -169,9 +218,9 @@ def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[Dec
         values.append(new_values)
     logits = decoder.unembed(weights, cfg, decoder.rms_norm(x, weights['final_norm'], cfg)[:, 0])
     step_keys = jax.vmap(jax.random.fold_in)(state.rng, state.length)
-    token, logprob = sampling.sample(logits, step_keys, state.temperature, state.top_k, state.top_p)
-    state = state.replace(keys=tuple(keys), values=tuple(values), length=state.length + 1, token=token)
-    return state, Sampled(token, logprob)
+    sampled = sampling.sample(logits, step_keys, state.temperature, state.top_k, state.top_p)
+    state = state.replace(keys=tuple(keys), values=tuple(values), length=state.length + 1, token=sampled.token)
+    return state, sampled
 
 
 def attend_cache(

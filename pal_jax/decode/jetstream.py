@@ -13,7 +13,7 @@ import logging
 import sys
 import threading
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +24,11 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from pal_jax.data.packing import round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import engine
 from pal_jax.decode.local import Counters, Request, admission, bucket
+from pal_jax.decode.sampling import Sampled
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
@@ -119,22 +121,25 @@ class Stride(engine_api.ResultTokens):
 
     version: int = struct.field(pytree_node=False, default=0)
 
-    def columns(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and log-probs [slots, steps], once they are there."""
+    def columns(self) -> list[np.ndarray]:
+        """Tokens, log-probs and the policy's log-probs [slots, steps], once they are there."""
         data = np.asarray(self.data)
         steps = self.tokens_idx[1]
-        return data[:, :steps], np.ascontiguousarray(data[:, 2 * steps + 1 :]).view(np.float32)
+        bits = np.ascontiguousarray(data[:, 2 * steps + 1 :]).view(np.float32)
+        return [data[:, :steps], bits[:, :steps], bits[:, steps:]]
 
 
-def pack(tokens: Sequence[Array], logprobs: Sequence[Array], generated: Int[Array, ' B']) -> Int[Array, 'B C']:
+def pack(steps: Sequence[Sampled], generated: Int[Array, ' B']) -> Int[Array, 'B C']:
     """One array, so that one copy brings a stride to the host."""
-    tokens_ = jnp.stack(tokens, axis=1)
+    tokens = jnp.stack([step.token for step in steps], axis=1)
+    logprobs = [step.logprob for step in steps] + [step.policy_logprob for step in steps]
     bits = lax.bitcast_convert_type(jnp.stack(logprobs, axis=1).astype(jnp.float32), jnp.int32)
-    return jnp.concatenate([tokens_, jnp.ones_like(tokens_), generated[:, None], bits], axis=1)
+    return jnp.concatenate([tokens, jnp.ones_like(tokens), generated[:, None], bits], axis=1)
 
 
 def insert(slots: Slots, prefix: engine.Prefix, entry: engine.Admission) -> Slots:
-    start = slots.start.at[entry.slot].set(prefix.length[entry.row], mode='drop')
+    slot = jnp.where(jnp.arange(len(entry.slot)) < entry.size, entry.slot, len(slots.start))
+    start = slots.start.at[slot].set(prefix.length[entry.row], mode='drop')
     return Slots(decode=engine.insert(slots.decode, prefix, entry), start=start)
 
 
@@ -155,16 +160,29 @@ class JetStreamEngine(engine_api.Engine):
         stride: int = 4,
     ):
         self.cfg, self.tokenizer, self._mesh = cfg, tokenizer, mesh
-        self.slots, self.prefill_rows, self.stride = max(slots, 8), prefill_rows, stride
+        ways = sharding.batch_ways(mesh)
+        self.slots, self.stride = round_up(max(slots, 8), ways), stride
+        self.rows = (1 if ways == 1 else round_up(prefill_rows, ways), round_up(prefill_rows, ways))
         self.weights, self.counters = Weights(), Counters()
         self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
         self._publish = jax.jit(
             lambda params: engine.decode_weights(lax.with_sharding_constraint(params, self.param_shardings), cfg)
         )
         self._prefill = jax.jit(lambda weights, tokens, length: engine.prefill(weights, cfg, tokens, length))
-        self._insert = jax.jit(insert, donate_argnums=0)
-        self._generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
-        self._grow = jax.jit(engine.grow, static_argnums=1)
+        cache, row = (sharding.sharding(mesh, axes) for axes in (('batch', 'kv_heads', None, None), ('batch',)))
+        parts: list[Any] = [cache, cache, *[row] * 6]  # shardings, in the places of the arrays
+        state = engine.DecodeState(*parts)
+        places: Any = Slots(decode=state, start=row)  # type: ignore[arg-type]
+        self._init = jax.jit(
+            lambda room: Slots(engine.init_state(cfg, self.slots, room), jnp.zeros(self.slots, jnp.int32)),
+            static_argnums=0,
+            out_shardings=places,
+        )
+        self._insert = jax.jit(insert, donate_argnums=0, out_shardings=places)
+        self._generate = jax.jit(
+            lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1, out_shardings=(state, None)
+        )
+        self._grow = jax.jit(engine.grow, static_argnums=1, out_shardings=state)
         self._pack = jax.jit(pack)
 
     # --- weights -----------------------------------------------------------------------------------------------------
@@ -201,28 +219,26 @@ class JetStreamEngine(engine_api.Engine):
     def generate(self, params: Weights, decode_state: Slots) -> tuple[Slots, Stride]:
         """`stride` tokens for every slot, whether it holds a request or not."""
         weights, version = params.read()
-        state, tokens, logprobs = decode_state.decode, [], []
+        state, sampled = decode_state.decode, []
         for _ in range(self.stride):
-            state, sampled = self._generate(weights, state)
-            tokens.append(sampled.token)
-            logprobs.append(sampled.logprob)
+            state, step = self._generate(weights, state)
+            sampled.append(step)
         self.counters.slot_steps += self.slots * self.stride
-        data, steps = self._pack(tokens, logprobs, state.length - decode_state.start), self.stride
+        data, steps = self._pack(sampled, state.length - decode_state.start), self.stride
         where = (0, steps), (steps, 2 * steps), (2 * steps, 2 * steps + 1)
         stride = Stride(data, *where, self.samples_per_slot, version)
         return Slots(decode=state, start=decode_state.start), stride
 
     def init_decode_state(self, *args: Any, **kwargs: Any) -> Slots:
-        return self.empty(self.cfg.max_len)
+        return self.empty(bucket(self.cfg.max_len, 128))
 
     # --- the same for many at once -----------------------------------------------------------------------------------
 
     def prefill_prompts(self, params: Weights, prompts: Sequence[tuple[int, ...]]) -> engine.Prefix:
-        """The caches of up to `prefill_rows` prompts."""
-        rows = 1 if len(prompts) == 1 else self.prefill_rows
-        length = bucket(max(len(prompt) for prompt in prompts))
+        """The caches of up to `rows[1]` prompts."""
+        padded = engine.pad_prompts(prompts, self.rows[len(prompts) > 1], bucket(max(map(len, prompts)), 64))
         self.counters.prompt_tokens += sum(map(len, prompts))
-        return self._prefill(params.read()[0], *engine.pad_prompts(prompts, rows, length))
+        return self._prefill(params.read()[0], *jax.device_put(padded, sharding.sharding(self._mesh, ('batch',))))
 
     def place(self, state: Slots, cache: engine.Prefix, placed: Sequence[tuple[int, int, Request]]) -> Slots:
         """Copies prefilled prompts, by (row, slot, request), into slots; one row may go into many."""
@@ -230,13 +246,19 @@ class JetStreamEngine(engine_api.Engine):
 
     def empty(self, room: int) -> Slots:
         """Free slots with room for `room` tokens each."""
-        return Slots(decode=engine.init_state(self.cfg, self.slots, room), start=jnp.zeros(self.slots, jnp.int32))
+        return self._init(room)
 
     def grown(self, state: Slots, room: int) -> Slots:
         """The same slots with room for at least `room` tokens each."""
         if room <= state.decode.capacity:
             return state
         return state.replace(decode=self._grow(state.decode, room))
+
+    @staticmethod
+    def room_for(requests: Iterable[Request]) -> int:
+        """How long caches must be for all of these: their length is what attention costs."""
+        lengths = ((len(r.prompt_ids), r.sampling.max_tokens) for r in requests)
+        return bucket(max(max(prompt + more, bucket(prompt, 64)) for prompt, more in lengths), 128)
 
     # --- what JetStream asks -----------------------------------------------------------------------------------------
 

@@ -278,7 +278,7 @@ class JetStreamDriver(orchestrator.Driver):
         prompts, tickets = set(), []
         while self._line and len(tickets) < self.engine.slots:
             prompts.add(self._line[0].request.prompt_ids)
-            if len(prompts) > self.engine.prefill_rows:
+            if len(prompts) > self.engine.rows[1]:
                 break
             tickets.append(self._line.popleft())
         self._started.update(tickets)
@@ -360,7 +360,7 @@ class JetStreamDriver(orchestrator.Driver):
     def _place(self, state: Slots | None, work: Placing) -> Slots:
         with self._lock:
             here = [ticket.request for ticket in self._started]
-            room = local.room_for([*here, *(ticket.request for ticket in self._line)])
+            room = self.engine.room_for([*here, *(ticket.request for ticket in self._line)])
             alone = len(self._started) - self._coming == len(work.entries)
         # Caches that nothing is in are made anew: they may be longer than what comes needs.
         state = self.engine.empty(room) if alone or state is None else self.engine.grown(state, room)
@@ -387,24 +387,25 @@ class JetStreamDriver(orchestrator.Driver):
 
     def _read(self, slots: dict[int, Ticket], stride: Stride) -> dict[int, Progress | Exception]:
         try:
-            tokens, logprobs = (column.tolist() for column in stride.columns())
+            columns = [column.tolist() for column in stride.columns()]
         except Exception as error:  # the device failed after the call: generate's thread lets go of what it has
             self._lost = error
             return {}
         news = {}
         for slot, ticket in slots.items():
             try:
-                news[slot] = self._advance(ticket, stride.version, tokens[slot], logprobs[slot])
+                news[slot] = self._advance(ticket, stride.version, [column[slot] for column in columns])
             except Exception as error:
                 news[slot] = error
         return news
 
-    def _advance(self, ticket: Ticket, version: int, tokens: list[int], logprobs: list[float]) -> Progress:
+    def _advance(self, ticket: Ticket, version: int, columns: list[list[Any]]) -> Progress:
         if ticket.cancelled:
             return self._aborted(ticket)
-        live = ticket.live
+        live, tokenizer = ticket.live, self.engine.tokenizer
         before = len(live.tokens)
-        completion = local.advance(live, self.engine.tokenizer, version, tokens, logprobs)
+        reason = local.advance(live, tokenizer, version, *columns)
+        completion = local.finish(live, tokenizer, reason) if reason else None
         self.engine.counters.tokens += len(live.tokens) - before
         return Progress(live.number, tuple(live.tokens[before:]), tuple(live.logprobs[before:]), completion)
 

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pal_jax.data.packing import round_up
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode import engine
+from pal_jax.decode import engine, sampling
+from pal_jax.decode.prefixes import WORTH, Prefixes, common
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
@@ -41,13 +42,26 @@ class Progress(NamedTuple):
 
 @dataclasses.dataclass
 class Live:
-    """A request under way."""
+    """A request in a slot. It decodes once its prompt is in the cache."""
 
     number: int
     request: Request
+    ready: bool = False
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
+    policy_logprobs: list[float] = dataclasses.field(default_factory=list)
     versions: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(eq=False)
+class Prompt:
+    """A prompt on its way into the caches of `slots`, each of which samples from it: the first gets every chunk of it,
+    all get it when it is whole. `done` of its tokens are in the cache of slot `source`."""
+
+    tokens: tuple[int, ...]
+    slots: list[int]
+    source: int = 0
+    done: int = 0
 
 
 @dataclasses.dataclass
@@ -55,15 +69,22 @@ class Counters:
     """Work done since the start: what a rate or a share is computed from."""
 
     requests: int = 0
-    prompt_tokens: int = 0
-    tokens: int = 0  # that belong to a request
+    prompt_tokens: int = 0  # computed
+    reused_tokens: int = 0  # of prompts, found in a cache
+    tokens: int = 0  # sampled, that belong to a request
     slot_steps: int = 0  # slots times steps: tokens there was room for
 
 
 class LocalDecoder:
-    """Drives the engine's three functions. `slots` requests decode at once; `stride` steps run per host round trip.
+    """Drives the engine's pure functions. `slots` requests decode at once; `stride` steps run per host round trip.
 
-    Prompts are padded to powers of two and the cache to a multiple of 128, so the programs to compile are few.
+    Prompts are padded and caches rounded up to few sizes, so few programs are compiled. A prompt is prefilled in chunks
+    of `chunk` tokens, between the steps of what decodes already, and starts from the longest prefix of it that is in
+    any slot: of the same prompt, an earlier turn of its dialogue, or a system prompt.
+
+    Args:
+      int8: decodes with weights of eight bits.
+      reuse: whether prompts start from what the caches hold; off, every token of every prompt is computed.
     """
 
     def __init__(
@@ -75,38 +96,77 @@ class LocalDecoder:
         slots: int = 32,
         prefill_rows: int = 8,
         stride: int = 4,
+        chunk: int = 512,
+        reuse: bool = True,
+        int8: bool = False,
     ):
+        ways = sharding.batch_ways(mesh)
         # A product with a single row runs outside the fast path on CPU; eight rows cost the same.
         self.cfg, self.tokenizer, self.mesh = cfg, tokenizer, mesh
-        self.slots, self.prefill_rows, self.stride = max(slots, 8), prefill_rows, stride
+        self.slots, self.stride, self.reuse = round_up(max(slots, 8), ways), stride, reuse
+        self.chunk = bucket(chunk, 64)
+        self._rows = (1 if ways == 1 else round_up(prefill_rows, ways), round_up(prefill_rows, ways))
         self.version, self.counters = 0, Counters()
         self._weights: Params | None = None
         self._state: engine.DecodeState | None = None
+        self._prefixes = Prefixes(self.slots)
         self._waiting: deque[tuple[int, Request]] = deque()
+        self._prompts: list[Prompt] = []
         self._live: dict[int, Live] = {}  # by slot
         self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
+        self._compile(cfg, mesh, int8)
+
+    def _compile(self, cfg: ModelConfig, mesh: Mesh, int8: bool) -> None:
+        cache, row = (sharding.sharding(mesh, axes) for axes in (('batch', 'kv_heads', None, None), ('batch',)))
+        parts: list[Any] = [cache, cache, *[row] * 6]  # shardings, in the places of the arrays
+        state = engine.DecodeState(*parts)
         self._publish = jax.jit(
-            lambda params: engine.decode_weights(jax.lax.with_sharding_constraint(params, self.param_shardings), cfg)
+            lambda params: engine.decode_weights(
+                jax.lax.with_sharding_constraint(params, self.param_shardings), cfg, int8=int8
+            )
         )
+        self._init = jax.jit(
+            lambda room: engine.init_state(cfg, self.slots, room), static_argnums=0, out_shardings=state
+        )
+        self._grow = jax.jit(engine.grow, static_argnums=1, out_shardings=state)
         self._prefill = jax.jit(lambda weights, tokens, length: engine.prefill(weights, cfg, tokens, length))
-        self._insert = jax.jit(engine.insert, donate_argnums=0)
-        self._generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
-        self._grow = jax.jit(engine.grow, static_argnums=1)
+        self._extend = jax.jit(
+            lambda weights, state, slots, start, tokens, length: engine.prefill(
+                weights, cfg, tokens, length, engine.read(state, slots, start)
+            )
+        )
+        self._insert = jax.jit(engine.insert, donate_argnums=0, out_shardings=state)
+        self._generate = jax.jit(
+            lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1, out_shardings=(state, None)
+        )
 
     def load(self, params: Params, version: int = 0) -> None:
-        """Decodes with these (plain, merged) parameters from now on; what is under way goes on with them."""
+        """Decodes with these (plain, merged) parameters from now on; what is under way goes on with them.
+
+        What the caches hold is of the old ones, and no prompt starts from it any more.
+        """
         self._weights = None  # frees the old ones first
         self._weights, self.version = self._publish(params), version
+        self._prefixes.clear()
+        for prompt in self._prompts:
+            prompt.done = 0
 
     def release(self) -> None:
-        """Gives the weights' memory back until the next `load`."""
+        """Gives the memory of the weights, and of caches nothing decodes in, back until the next `load`."""
         self._weights = None
+        if not self._live:
+            self._drop_caches()
 
     def reset(self) -> None:
         """Drops every request and the caches: the way back after a step that raised."""
-        self._state = None
+        self._drop_caches()
         self._waiting.clear()
+        self._prompts.clear()
         self._live.clear()
+
+    def _drop_caches(self) -> None:
+        self._state = None
+        self._prefixes.clear()
 
     @property
     def free(self) -> int:
@@ -139,11 +199,12 @@ class LocalDecoder:
                 return Completion('', (), (), 'aborted')
         for slot, live in self._live.items():
             if live.number == number:
-                return finish(self._live.pop(slot), self.tokenizer, 'aborted')
+                return self._leave(slot, 'aborted')
         return None
 
     def step(self) -> list[Progress]:
-        """Fills free slots and decodes `stride` tokens in each.
+        """Fills free slots and decodes `stride` tokens in each. What decodes already waits for one batch of chunks of
+        prompts at most.
 
         Raises:
           RuntimeError: no weights are loaded.
@@ -151,22 +212,23 @@ class LocalDecoder:
         if self._weights is None:
             raise RuntimeError('the decoder has no weights; call load(params) first')
         self._admit()
+        decoding = any(live.ready for live in self._live.values())
+        while self._prompts:
+            self._prefill_batch()
+            if decoding:
+                break
         if not self._live:
             return []
-        tokens, logprobs = self._decode()
+        sampled = self._decode()
         progress = []
         for slot, live in list(self._live.items()):
+            if not live.ready:
+                continue
             before = len(live.tokens)
-            completion = advance(
-                live, self.tokenizer, self.version, tokens[:, slot].tolist(), logprobs[:, slot].tolist()
-            )
+            ended = advance(live, self.tokenizer, self.version, *(column[:, slot].tolist() for column in sampled))
             news = tuple(live.tokens[before:]), tuple(live.logprobs[before:])
-            progress.append(Progress(live.number, *news, completion))
             self.counters.tokens += len(news[0])
-            if completion is not None:
-                del self._live[slot]
-        if not self._live and not self._waiting:
-            self._state = None  # an idle decoder holds no caches
+            progress.append(Progress(live.number, *news, self._leave(slot, ended) if ended else None))
         return progress
 
     def __call__(self, requests: Sequence[Request]) -> list[Completion]:
@@ -186,49 +248,141 @@ class LocalDecoder:
             done |= {each.number: each.completion for each in self.step() if each.completion is not None}
         return [done[number] for number in numbers]
 
-    def _decode(self) -> tuple[np.ndarray, np.ndarray]:
-        sampled = []
+    def _decode(self) -> sampling.Sampled:
+        """What `stride` steps sampled: arrays [stride, slots]."""
+        steps = []
         for _ in range(self.stride):
-            self._state, step = self._generate(self._weights, self._state)
-            sampled.append(step)
+            self._state, sampled = self._generate(self._weights, self._state)
+            steps.append(sampled)
         self.counters.slot_steps += self.slots * self.stride
-        tokens, logprobs = jax.device_get((tuple(s.token for s in sampled), tuple(s.logprob for s in sampled)))
-        return np.stack(tokens), np.stack(logprobs)
+        return jax.tree.map(lambda *rows: np.stack(rows), *jax.device_get(steps))
+
+    # --- from the line into slots ------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Prompts into free slots, `prefill_rows` different ones at a time; equal prompts are computed once."""
-        free = deque(slot for slot in range(self.slots) if slot not in self._live)
+        """Gives requests in line their slots. Equal prompts are computed once."""
+        free = [slot for slot in range(self.slots) if slot not in self._live]
         if free and self._waiting:
             self._make_room()
         while free and self._waiting:
-            prompts: dict[tuple[int, ...], int] = {}
-            placed: list[tuple[int, int, Request]] = []
-            while free and self._waiting:
-                number, request = self._waiting[0]
-                if request.prompt_ids not in prompts and len(prompts) == self.prefill_rows:
-                    break
-                self._waiting.popleft()
-                row = prompts.setdefault(request.prompt_ids, len(prompts))
-                slot = free.popleft()
-                self._live[slot] = Live(number, request)
-                placed.append((row, slot, request))
-            self._state = self._place(self._state, list(prompts), placed)
+            number, request = self._waiting.popleft()
+            prompt = next((each for each in self._prompts if each.tokens == request.prompt_ids), None)
+            slot = self._choose(free, request.prompt_ids if prompt is None else ())
+            free.remove(slot)
+            self._live[slot] = Live(number, request)
+            if prompt is None:
+                self._prompts.append(Prompt(request.prompt_ids, [slot]))
+            else:
+                prompt.slots.append(slot)
+
+    def _choose(self, free: Sequence[int], tokens: Sequence[int]) -> int:
+        """A free slot: the one whose cache the prompt goes on from, if that costs no other prompt its prefix."""
+        slot, count = self._start(tokens)
+        oldest = self._prefixes.oldest(free)
+        goes_on = count > 0 and count == self._prefixes.held(slot)
+        if slot in free and count and (goes_on or self._prefixes.held(oldest)):
+            self._prefixes.forget(slot, count)
+            return slot
+        self._prefixes.forget(oldest)
+        return oldest
+
+    def _start(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """A slot that holds the first so many of a prompt's tokens; its last one is always computed."""
+        slot, count = self._prefixes.longest(tokens[:-1]) if self.reuse else (0, 0)
+        return (slot, count) if count >= WORTH else (0, 0)
 
     def _make_room(self) -> None:
-        """The caches as long as the requests at hand need."""
+        """Caches as long as the requests at hand need: their length is what attention costs."""
         requests = [live.request for live in self._live.values()] + [request for _, request in self._waiting]
-        room = room_for(requests)
-        if not self._live or self._state is None:
-            self._state = engine.init_state(self.cfg, self.slots, room)
+        room = bucket(max(len(r.prompt_ids) + max(r.sampling.max_tokens, self._padding(r)) for r in requests), 128)
+        if self._state is None or (not self._live and 2 * room <= self._state.capacity):
+            self._drop_caches()
+            self._state = self._init(room)
         elif room > self._state.capacity:
             self._state = self._grow(self._state, room)
 
-    def _place(self, state, prompts: list[tuple[int, ...]], placed: list[tuple[int, int, Request]]):
-        rows = 1 if len(prompts) == 1 else self.prefill_rows
-        length = bucket(max(len(prompt) for prompt in prompts))
-        self.counters.prompt_tokens += sum(map(len, prompts))
-        prefix = self._prefill(self._weights, *engine.pad_prompts(prompts, rows, length))
-        return self._insert(state, prefix, admission(placed, self.slots))
+    def _padding(self, request: Request) -> int:
+        """The most that the last chunk of a prompt can be padded by."""
+        return max(bucket(min(len(request.prompt_ids), self.chunk), 64) // 3, 64)
+
+    # --- prompts into the cache --------------------------------------------------------------------------------------
+
+    def _prefill_batch(self) -> None:
+        """The next chunk of as many prompts as fit in a batch; those that are whole then start to decode."""
+        batch, tokens = self._next_batch()
+        rows = self._rows[len(batch) > 1]
+        pieces = [prompt.tokens[prompt.done : prompt.done + self.chunk] for prompt in batch]
+        padded = self._place(engine.pad_prompts(pieces, rows, tokens))
+        if any(prompt.done for prompt in batch):
+            source, start = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+            source[: len(batch)] = [prompt.source for prompt in batch]
+            start[: len(batch)] = [prompt.done for prompt in batch]
+            prefix = self._extend(self._weights, self._state, *self._place((source, start)), *padded)
+        else:
+            prefix = self._prefill(self._weights, *padded)
+        placed = []
+        for row, (prompt, piece) in enumerate(zip(batch, pieces, strict=True)):
+            whole = prompt.done + len(piece) == len(prompt.tokens)
+            self.counters.prompt_tokens += len(piece)
+            for slot in prompt.slots if whole else prompt.slots[:1]:
+                placed.append((row, slot))
+                self._live[slot].ready = whole
+            self._prefixes.write(prompt.slots[0], 0, prompt.tokens[: prompt.done + len(piece)])
+            prompt.source, prompt.done = prompt.slots[0], prompt.done + len(piece)
+        entry = admission([(row, slot, self._live[slot].request) for row, slot in placed], self.slots)
+        self._state = self._insert(self._state, prefix, entry)
+        for prompt in batch:
+            if prompt.done == len(prompt.tokens):
+                self._prompts.remove(prompt)
+
+    def _next_batch(self) -> tuple[list[Prompt], int]:
+        """Prompts whose next chunks make a batch, and its padded length.
+
+        One that shares a beginning with another of the batch waits: it can go on from there.
+        """
+        assert self._state is not None
+        batch: list[Prompt] = []
+        longest = width = 0
+        for prompt in self._prompts:
+            source, start = (prompt.source, prompt.done) if prompt.done else self._start(prompt.tokens)
+            shared = max((common(prompt.tokens[:-1], other.tokens) for other in batch), default=0)
+            if self.reuse and not prompt.done and shared - start >= WORTH:
+                continue
+            size = bucket(min(len(prompt.tokens) - start, self.chunk), 64)
+            if batch and max(longest, start) + max(width, size) > self._state.capacity:
+                continue
+            longest, width = max(longest, start), max(width, size)
+            self.counters.reused_tokens += 0 if prompt.done else start
+            prompt.source, prompt.done = source, start
+            batch.append(prompt)
+            if len(batch) == self._rows[1]:
+                break
+        return batch, width
+
+    def _place(self, arrays: tuple[np.ndarray, ...]) -> tuple[Any, ...]:
+        """Rows of prompts spread over the mesh as batches are."""
+        return jax.device_put(arrays, sharding.sharding(self.mesh, ('batch',)))
+
+    # --- out of slots ------------------------------------------------------------------------------------------------
+
+    def _leave(self, slot: int, reason: FinishReason) -> Completion:
+        """Ends the request in a slot. What the slot's cache holds stays for others to start from."""
+        live = self._live.pop(slot)
+        prompt = live.request.prompt_ids
+        if live.ready:  # its last token is in no cache
+            self._prefixes.write(slot, len(prompt) - 1, [prompt[-1], *live.tokens[:-1]])
+        else:
+            self._withdraw(slot)
+        return finish(live, self.tokenizer, reason)
+
+    def _withdraw(self, slot: int) -> None:
+        """Takes a slot from the prompt on its way into it."""
+        prompt = next(each for each in self._prompts if slot in each.slots)
+        if prompt.slots[0] == slot:
+            prompt.done = 0  # the chunks are in this slot: the next one starts from there
+        prompt.slots.remove(slot)
+        if not prompt.slots:
+            self._prompts.remove(prompt)
 
 
 # --- what every decoder shares ---------------------------------------------------------------------------------------
@@ -247,60 +401,69 @@ def check(request: Request, cfg: ModelConfig) -> None:
         )
 
 
-def room_for(requests: Iterable[Request]) -> int:
-    """How long caches must be for all of these, in steps of 128: their length is what attention costs."""
-    room = max(max(len(r.prompt_ids) + r.sampling.max_tokens, bucket(len(r.prompt_ids))) for r in requests)
-    return -(-room // 128) * 128
-
-
 def admission(placed: Sequence[tuple[int, int, Request]], slots: int) -> engine.Admission:
-    """The settings of requests by (row of the prefix, slot, request); the rest of `slots` entries goes nowhere."""
+    """Which rows of a prefix go into which slots, with the settings of the requests there."""
     fill, requests = slots - len(placed), [request for _, _, request in placed]
 
-    def column(values, pad, dtype):
-        return np.asarray([*values, *[pad] * fill], dtype)
+    def column(values: Iterable[float], dtype: Any) -> np.ndarray:
+        return np.asarray([*values, *[0] * fill], dtype)
 
     entry: Any = dict(
-        row=column((row for row, _, _ in placed), 0, np.int32),
-        slot=column((slot for _, slot, _ in placed), slots, np.int32),
+        size=np.int32(len(placed)),
+        row=column((row for row, _, _ in placed), np.int32),
+        slot=column((slot for _, slot, _ in placed), np.int32),
         rng=np.stack([_key(r.seed) for r in requests] + [np.zeros(2, np.uint32)] * fill),
-        temperature=column((r.sampling.temperature for r in requests), 0, np.float32),
-        top_k=column((r.sampling.top_k for r in requests), 0, np.int32),
-        top_p=column((r.sampling.top_p for r in requests), 1, np.float32),
+        temperature=column((r.sampling.temperature for r in requests), np.float32),
+        top_k=column((r.sampling.top_k for r in requests), np.int32),
+        top_p=column((r.sampling.top_p for r in requests), np.float32),
     )
-    return engine.Admission(**jax.tree.map(jnp.asarray, entry))
+    return engine.Admission(**entry)
 
 
 def advance(
-    live: Live, tokenizer: Tokenizer, version: int, tokens: Sequence[int], logprobs: Sequence[float]
-) -> Completion | None:
-    """Takes the new tokens of a request up to its end, if it has reached one."""
+    live: Live,
+    tokenizer: Tokenizer,
+    version: int,
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+    policy_logprobs: Sequence[float],
+) -> FinishReason | None:
+    """Takes the new tokens of a request up to its end, and says how it ended if it did."""
     settings = live.request.sampling
-    for token, logprob in zip(tokens, logprobs, strict=True):
+    for token, logprob, policy_logprob in zip(tokens, logprobs, policy_logprobs, strict=True):
         live.tokens.append(token)
         live.logprobs.append(logprob)
+        live.policy_logprobs.append(policy_logprob)
         live.versions.append(version)
         if token in tokenizer.stop_ids or token in settings.stop_ids:
-            return finish(live, tokenizer, 'stop')
+            return 'stop'
         if settings.stop:
             longest = max(len(stop.encode()) for stop in settings.stop)  # in tokens it is no longer than in bytes
             tail = tokenizer.text_of(live.tokens[-longest:])
             if any(stop in tail for stop in settings.stop):
-                return finish(live, tokenizer, 'stop')
+                return 'stop'
         if len(live.tokens) == settings.max_tokens:
-            return finish(live, tokenizer, 'length')
+            return 'length'
     return None
 
 
 def finish(live: Live, tokenizer: Tokenizer, reason: FinishReason) -> Completion:
     """What a request has, as its completion."""
-    text = tokenizer.text_of(live.tokens)
-    return Completion(text, tuple(live.tokens), tuple(live.logprobs), reason, tuple(live.versions))
+    return Completion(
+        tokenizer.text_of(live.tokens),
+        tuple(live.tokens),
+        tuple(live.logprobs),
+        reason,
+        policy_logprobs=tuple(live.policy_logprobs),
+        versions=tuple(live.versions),
+    )
 
 
-def bucket(length: int, smallest: int = 64) -> int:
-    """The next power of two: how long a prompt is padded to."""
-    return max(smallest, 1 << (length - 1).bit_length())
+def bucket(length: int, unit: int) -> int:
+    """`length` rounded up to 1, 2, 3, 4, 6, 8, 12, 16, ... units: at most a third of it is padding, few sizes exist."""
+    units = -(-length // unit)
+    step = 1 << max((units - 1).bit_length() - 2, 0)
+    return -(-units // step) * step * unit
 
 
 def _key(seed: int) -> np.ndarray:

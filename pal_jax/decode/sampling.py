@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -10,26 +12,35 @@ from jaxtyping import Array, Float, Int, UInt32
 BLOCK = 256
 
 
+class Sampled(NamedTuple):
+    token: Int[Array, ' B']
+    logprob: Float[Array, ' B']
+    policy_logprob: Float[Array, ' B']
+
+
 def sample(
     logits: Float[Array, 'B V'],
     keys: UInt32[Array, 'B 2'],
     temperature: Float[Array, ' B'],
     top_k: Int[Array, ' B'],
     top_p: Float[Array, ' B'],
-) -> tuple[Int[Array, ' B'], Float[Array, ' B']]:
-    """Draws one token a row.
+) -> Sampled:
+    """Draws one token a row; at temperature 0 the likeliest one.
 
-    Returns:
-      tokens [B], and their log-probs [B] under softmax(logits / temperature) before top-k and top-p cut it (what the
-      trainer's own log-probs speak of); for greedy rows (temperature 0) under softmax(logits).
+    `logprob` is that of the distribution drawn from: softmax(logits / temperature), cut by top-k and top-p; of the
+    plain one for greedy rows. `policy_logprob` is that of softmax(logits), whatever the settings.
     """
     greedy = temperature == 0
     scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
-    cut = lax.cond(jnp.any((top_k > 0) | (top_p < 1)), lambda: truncate(scaled, top_k, top_p), lambda: scaled)
+    drawn = lax.cond(jnp.any((top_k > 0) | (top_p < 1)), lambda: truncate(scaled, top_k, top_p), lambda: scaled)
+    drawn = jnp.where(greedy[:, None], logits, drawn)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
-    tokens = jnp.where(greedy, argmax(logits), inverse_cdf(cut, uniform)).astype(jnp.int32)
-    chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - log_sum_exp(scaled)
+    tokens = jnp.where(greedy, argmax(logits), inverse_cdf(drawn, uniform)).astype(jnp.int32)
+    return Sampled(tokens, _logprob(drawn, tokens), _logprob(logits, tokens))
+
+
+def _logprob(logits: Float[Array, 'B V'], tokens: Int[Array, ' B']) -> Float[Array, ' B']:
+    return jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - log_sum_exp(logits)
 
 
 def argmax(logits: Float[Array, 'B V']) -> Int[Array, ' B']:

@@ -65,6 +65,7 @@ class Answer(Message):
     text: str
     tokens: list[int]
     logprobs: list[float]
+    policy_logprobs: list[float]
     versions: list[int]
     finish_reason: FinishReason
 
@@ -153,6 +154,7 @@ def answer(index: int, each: Completion) -> Answer:
         text=each.text,
         tokens=list(each.token_ids),
         logprobs=list(each.logprobs),
+        policy_logprobs=list(each.policy_logprobs),
         versions=list(each.versions),
         finish_reason=each.finish_reason,
     )
@@ -164,7 +166,8 @@ def completion_of(answer: Answer) -> Completion:
         tuple(answer.tokens),
         tuple(answer.logprobs),
         answer.finish_reason,
-        tuple(answer.versions),
+        policy_logprobs=tuple(answer.policy_logprobs),
+        versions=tuple(answer.versions),
     )
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int8
 
 from pal_jax.models.config import ModelConfig
 
@@ -25,7 +25,24 @@ class LoraWeight(struct.PyTreeNode):
     scale: float = struct.field(pytree_node=False)
 
 
-def linear(x: Float[Array, '...'], w: Array | LoraWeight, cfg: ModelConfig, in_dims: int = 1) -> Float[Array, '...']:
+class Int8Weight(struct.PyTreeNode):
+    """A weight in eight bits, `values * scale`, one scale for each output (Dettmers et al. 2022, section 2)."""
+
+    values: Int8[Array, '...']  # [*in, *out]
+    scale: Float[Array, '...']  # [*out]
+
+
+def quantize(w: Float[Array, '...'], in_dims: int = 1) -> Int8Weight:
+    """`w [*in, *out]` rounded to 255 steps between the extremes of each output."""
+    inner = tuple(range(in_dims))
+    scale = jnp.max(jnp.abs(w), axis=inner, keepdims=True).astype(jnp.float32) / 127
+    values = jnp.round(w / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8)
+    return Int8Weight(values, scale.reshape(w.shape[in_dims:]))
+
+
+def linear(
+    x: Float[Array, '...'], w: Array | LoraWeight | Int8Weight, cfg: ModelConfig, in_dims: int = 1
+) -> Float[Array, '...']:
     """`x [..., *in]` times `w [*in, *out]`: `[..., *out]` in `cfg.act_dtype`, inputs in `cfg.dtype`.
 
     Raises:
@@ -36,6 +53,9 @@ def linear(x: Float[Array, '...'], w: Array | LoraWeight, cfg: ModelConfig, in_d
         correction = w.scale * linear(low, w.b, cfg)
         frozen = linear(x, w.base, cfg, in_dims)
         return frozen + correction.reshape(frozen.shape)
+    if isinstance(w, Int8Weight):
+        out = linear(x, w.values, cfg, in_dims)
+        return (out * jnp.expand_dims(w.scale, tuple(range(x.ndim - in_dims)))).astype(out.dtype)
     rows, inner, out = x.shape[: x.ndim - in_dims], x.shape[x.ndim - in_dims :], w.shape[in_dims:]
     if inner != w.shape[:in_dims]:
         raise ValueError(f'x ends in {inner} but the weight {w.shape} starts with {w.shape[:in_dims]}; check in_dims')

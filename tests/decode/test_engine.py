@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,10 @@ def all_logits(weights, tokens):
 def full_logits(weights, tokens):
     padded = jnp.zeros((1, 64), jnp.int32).at[0, : len(tokens)].set(jnp.asarray(tokens))
     return np.asarray(all_logits(weights, padded))[: len(tokens)]
+
+
+def nbytes(tree):
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
 def prompt(seed, length):
@@ -127,5 +132,50 @@ def test_misuse_is_told_plainly(driver):
     assert driver([]) == []
 
 
-def test_buckets_are_powers_of_two():
-    assert [bucket(n) for n in (1, 64, 65, 128, 300)] == [64, 64, 128, 128, 512]
+def test_eight_bit_weights_change_logprobs_a_little(weights, driver):
+    small = LocalDecoder(CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8, int8=True)
+    small.load(jax.tree.map(lambda x: x / 4, weights))
+    driver.load(jax.tree.map(lambda x: x / 4, weights))
+    requests = [Request(prompt(i, 30), Sampling(temperature=0.0, max_tokens=1), seed=0) for i in range(8)]
+    found, expected = small(requests), driver(requests)
+    driver.load(weights)
+    off = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in zip(found, expected, strict=True)]
+    assert 0 < max(off) < 0.1
+    bits = jax.tree.leaves(small._weights['layers'][0]['mlp'])
+    assert (
+        sum(x.nbytes for x in bits)
+        < 0.3 * sum(x.nbytes for x in jax.tree.leaves(weights['layers']['mlp'])) / CFG.layers
+    )
+
+
+def test_no_program_moves_whole_caches_between_devices(weights):
+    decoder = LocalDecoder(CFG, TOKENIZER, devices.make_mesh(2, 2, 2), slots=16, prefill_rows=4)
+    decoder.load(jax.device_put(weights, decoder.param_shardings))
+    decoder.add(Request(prompt(0, 40), GREEDY, seed=0))
+    decoder.step()
+    program = decoder._generate.lower(decoder._weights, decoder._state).compile().as_text()
+    moved = re.findall(r'= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute|all-reduce)\(', program)
+    assert moved  # of a token's activations
+    assert (
+        max(int(np.prod([int(n) for n in shape.split(',') if n])) for shape in moved) < decoder._state.keys[0].size / 8
+    )
+
+
+def test_buckets_are_few_and_a_third_padding_at_most():
+    sizes = [bucket(n, 64) for n in (1, 64, 65, 129, 200, 257, 390, 600)]
+    assert sizes == [64, 64, 128, 192, 256, 384, 512, 768]
+    assert all(n <= bucket(n, 128) <= max(1.5 * n, n + 127) for n in range(1, 5000))
+    assert len({bucket(n, 128) for n in range(1, 4097)}) == 10
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_slots_and_heads_spread_over_a_mesh_decode_the_same(weights, driver, shape):
+    system = prompt(50, 80)
+    requests = [Request(system + prompt(i, 5 + 9 * i), GREEDY, seed=i) for i in range(9)]
+    meshed = LocalDecoder(CFG, TOKENIZER, devices.make_mesh(*shape), slots=8, prefill_rows=4, stride=3)
+    meshed.load(jax.device_put(weights, meshed.param_shardings))
+    for found, expected in zip(meshed(requests), driver(requests), strict=True):
+        assert found.token_ids == expected.token_ids
+        np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-4)
+    cache = meshed._state.keys[0]  # what `release` would drop
+    assert cache.sharding.shard_shape(cache.shape)[:2] == (8 // (shape[0] * shape[1]), CFG.kv_heads // shape[2])

@@ -115,6 +115,7 @@ def test_completions_are_those_of_the_local_decoder(local, driver):
     for one, other in zip(ours, theirs, strict=True):
         assert (one.text, one.finish_reason, one.versions) == (other.text, other.finish_reason, other.versions)
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+        np.testing.assert_allclose(one.policy_logprobs, other.policy_logprobs, atol=1e-5)
     assert {each.finish_reason for each in ours} == {'stop', 'length'}
 
 

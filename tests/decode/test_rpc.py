@@ -194,8 +194,10 @@ def test_batches_equal_the_local_decoder(address, local):
         decoder.load(VERSIONS[version], version)
         ours, theirs = decoder(requests), alone(local, requests, version)
         for one, other in zip(ours, theirs, strict=True):
-            assert dataclasses.replace(one, logprobs=()) == dataclasses.replace(other, logprobs=())
+            plain = [dataclasses.replace(each, logprobs=(), policy_logprobs=()) for each in (one, other)]
+            assert plain[0] == plain[1]
             np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+            np.testing.assert_allclose(one.policy_logprobs, other.policy_logprobs, atol=1e-5)
     with pytest.raises(ValueError, match='has room for'):
         decoder([request(0, 2000)])
     assert decoder([]) == []

@@ -26,7 +26,7 @@ def softmax(x):
 def test_frequencies_are_the_softmax_across_blocks():
     rng = np.random.default_rng(0)
     logits = np.where(rng.random(700) < 0.02, rng.normal(size=700) + 4, -8.0)  # a vocabulary of three blocks
-    tokens, _ = draw(logits)
+    tokens, *_ = draw(logits)
     counts = np.bincount(np.asarray(tokens), minlength=700) / ROWS
     expected = softmax(logits)
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max() / ROWS)
@@ -34,13 +34,13 @@ def test_frequencies_are_the_softmax_across_blocks():
 
 def test_logprobs_are_those_of_the_tempered_distribution():
     logits = np.array([0.0, 1.0, 2.0, -1.0])
-    tokens, logprobs = draw(logits, temperature=0.5, rows=50)
+    tokens, logprobs, _ = draw(logits, temperature=0.5, rows=50)
     np.testing.assert_allclose(logprobs, np.log(softmax(logits / 0.5))[np.asarray(tokens)], atol=1e-6)
 
 
 def test_temperature_zero_is_greedy_and_reports_the_plain_logprob():
     logits = np.array([0.0, 3.0, 2.0])
-    tokens, logprobs = draw(logits, temperature=0.0, rows=5)
+    tokens, logprobs, _ = draw(logits, temperature=0.0, rows=5)
     assert np.asarray(tokens).tolist() == [1] * 5
     np.testing.assert_allclose(logprobs, np.log(softmax(logits))[1], atol=1e-6)
 

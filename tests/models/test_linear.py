@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pal_jax.models.config import tiny
-from pal_jax.models.linear import LoraWeight, linear
+from pal_jax.models.linear import LoraWeight, linear, quantize
 
 pytestmark = pytest.mark.usefixtures('strict_promotion')
 
@@ -83,3 +83,16 @@ def test_lora_is_the_sum_of_base_and_low_rank(in_dims: int) -> None:
 def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r'ends in \(4,\).*starts with \(5,\); check in_dims'):
         linear(jnp.ones((2, 4)), jnp.ones((5, 3)), tiny())
+
+
+@pytest.mark.parametrize(('x_shape', 'w_shape', 'in_dims'), CASES)
+def test_eight_bits_are_off_by_half_a_step_of_their_output_at_most(x_shape, w_shape, in_dims) -> None:
+    x, w = normal(0, *x_shape), normal(1, *w_shape)
+    w = w.at[..., 0].set(0.0)  # an output without weights has no steps
+    small = quantize(w, in_dims)
+    inner = tuple(range(in_dims))
+    step = np.abs(np.asarray(w)).max(axis=inner) / 127
+    assert small.values.dtype == jnp.int8
+    assert np.all(np.abs(np.asarray(small.values) * np.asarray(small.scale) - np.asarray(w)) <= step / 2 + 1e-6)
+    expected = np.tensordot(np.asarray(x), np.asarray(small.values) * np.asarray(small.scale), in_dims)
+    np.testing.assert_allclose(linear(x, small, tiny(), in_dims), expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,63 @@
+"""Which slot's cache a prompt can start from: the tokens whose keys and values each slot holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+WORTH = 32  # tokens: a shorter prefix is computed again, the copy would cost as much
+
+
+class Prefixes:
+    """A table of the tokens in the caches of `slots`, and when each slot was last used.
+
+    A slot whose first columns are not what the table can vouch for is entered with a gap, and matches nothing.
+    """
+
+    def __init__(self, slots: int):
+        self._tokens = np.full((slots, 0), -1, np.int32)
+        self._used = np.zeros(slots, np.int64)
+        self._clock = 0
+
+    def clear(self) -> None:
+        """Forgets everything: the caches are of other weights now, or gone."""
+        self._tokens = np.full((len(self._tokens), 0), -1, np.int32)
+
+    def forget(self, slot: int, start: int = 0) -> None:
+        """Forgets the columns of a slot from `start` on."""
+        self._tokens[slot, start:] = -1
+
+    def write(self, slot: int, start: int, tokens: Sequence[int]) -> None:
+        """Enters tokens into the columns of a slot from `start` on, in place of all that was there."""
+        end = start + len(tokens)
+        if end > self._tokens.shape[1]:
+            more = max(end, 2 * self._tokens.shape[1]) - self._tokens.shape[1]
+            self._tokens = np.pad(self._tokens, ((0, 0), (0, more)), constant_values=-1)
+        self._tokens[slot, start:] = -1
+        self._tokens[slot, start:end] = tokens
+        self._clock += 1
+        self._used[slot] = self._clock
+
+    def longest(self, prompt: Sequence[int]) -> tuple[int, int]:
+        """The slot that holds most of the prompt's first tokens, and how many; the least recently used of equals."""
+        width = min(len(prompt), self._tokens.shape[1])
+        same = self._tokens[:, :width] == np.asarray(prompt[:width], np.int32)[None]
+        counts = np.where(same.all(axis=1), width, np.argmin(same, axis=1)) if width else np.zeros(len(same), int)
+        slot = min(range(len(counts)), key=lambda slot: (-counts[slot], self._used[slot]))
+        return slot, int(counts[slot])
+
+    def held(self, slot: int) -> int:
+        """How many tokens a slot holds."""
+        return int((self._tokens[slot] >= 0).sum())
+
+    def oldest(self, slots: Sequence[int]) -> int:
+        """Of these slots an empty one, or else the least recently used."""
+        return min(slots, key=lambda slot: (self.held(slot) > 0, self._used[slot]))
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens two prompts share."""
+    width = min(len(a), len(b))
+    same = np.asarray(a[:width]) == np.asarray(b[:width])
+    return width if same.all() else int(np.argmin(same))
