@@ -129,12 +129,12 @@ class Stride(engine_api.ResultTokens):
         return [data[:, :steps], bits[:, :steps], bits[:, steps:]]
 
 
-def pack(steps: Sequence[Sampled], generated: Int[Array, ' B']) -> Int[Array, 'B C']:
+def pack(steps: Sequence[Sampled], length: Int[Array, ' B'], start: Int[Array, ' B']) -> Int[Array, 'B C']:
     """One array, so that one copy brings a stride to the host."""
     tokens = jnp.stack([step.token for step in steps], axis=1)
     logprobs = [step.logprob for step in steps] + [step.policy_logprob for step in steps]
     bits = lax.bitcast_convert_type(jnp.stack(logprobs, axis=1).astype(jnp.float32), jnp.int32)
-    return jnp.concatenate([tokens, jnp.ones_like(tokens), generated[:, None], bits], axis=1)
+    return jnp.concatenate([tokens, jnp.ones_like(tokens), (length - start)[:, None], bits], axis=1)
 
 
 def insert(slots: Slots, prefix: engine.Prefix, entry: engine.Admission) -> Slots:
@@ -164,6 +164,8 @@ class JetStreamEngine(engine_api.Engine):
         self.slots, self.stride = round_up(max(slots, 8), ways), stride
         self.rows = (1 if ways == 1 else round_up(prefill_rows, ways), round_up(prefill_rows, ways))
         self.weights, self.counters = Weights(), Counters()
+        # Programs of several devices that two threads start at once may wait for each other for ever.
+        self._one_at_a_time = threading.Lock()
         self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
         self._publish = jax.jit(
             lambda params: engine.decode_weights(lax.with_sharding_constraint(params, self.param_shardings), cfg)
@@ -189,7 +191,8 @@ class JetStreamEngine(engine_api.Engine):
 
     def load(self, params: Params, version: int = 0) -> None:
         """The next call decodes with these (plain, merged) parameters."""
-        self.weights.current = self._publish(params), version
+        with self._one_at_a_time:
+            self.weights.current = self._publish(params), version
 
     def release(self) -> None:
         """Gives the weights' memory back until the next `load`."""
@@ -220,11 +223,13 @@ class JetStreamEngine(engine_api.Engine):
         """`stride` tokens for every slot, whether it holds a request or not."""
         weights, version = params.read()
         state, sampled = decode_state.decode, []
-        for _ in range(self.stride):
-            state, step = self._generate(weights, state)
-            sampled.append(step)
+        with self._one_at_a_time:
+            for _ in range(self.stride):
+                state, step = self._generate(weights, state)
+                sampled.append(step)
+            data = self._pack(sampled, state.length, decode_state.start)
         self.counters.slot_steps += self.slots * self.stride
-        data, steps = self._pack(sampled, state.length - decode_state.start), self.stride
+        steps = self.stride
         where = (0, steps), (steps, 2 * steps), (2 * steps, 2 * steps + 1)
         stride = Stride(data, *where, self.samples_per_slot, version)
         return Slots(decode=state, start=decode_state.start), stride
@@ -238,21 +243,26 @@ class JetStreamEngine(engine_api.Engine):
         """The caches of up to `rows[1]` prompts."""
         padded = engine.pad_prompts(prompts, self.rows[len(prompts) > 1], bucket(max(map(len, prompts)), 64))
         self.counters.prompt_tokens += sum(map(len, prompts))
-        return self._prefill(params.read()[0], *jax.device_put(padded, sharding.sharding(self._mesh, ('batch',))))
+        with self._one_at_a_time:
+            placed = jax.device_put(padded, sharding.sharding(self._mesh, ('batch',)))
+            return self._prefill(params.read()[0], *placed)
 
     def place(self, state: Slots, cache: engine.Prefix, placed: Sequence[tuple[int, int, Request]]) -> Slots:
         """Copies prefilled prompts, by (row, slot, request), into slots; one row may go into many."""
-        return self._insert(state, cache, admission(placed, self.slots))
+        with self._one_at_a_time:
+            return self._insert(state, cache, admission(placed, self.slots))
 
     def empty(self, room: int) -> Slots:
         """Free slots with room for `room` tokens each."""
-        return self._init(room)
+        with self._one_at_a_time:
+            return self._init(room)
 
     def grown(self, state: Slots, room: int) -> Slots:
         """The same slots with room for at least `room` tokens each."""
         if room <= state.decode.capacity:
             return state
-        return state.replace(decode=self._grow(state.decode, room))
+        with self._one_at_a_time:
+            return state.replace(decode=self._grow(state.decode, room))
 
     @staticmethod
     def room_for(requests: Iterable[Request]) -> int:
