@@ -34,7 +34,7 @@ from pal_jax.decode.http import make_app
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.models import sources
 from pal_jax.recipes.recipe import Context, open_run
-from pal_jax.runtime import devices, memory
+from pal_jax.runtime import devices
 
 SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
@@ -79,7 +79,6 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
 def load(source: str, name: str, token: str):
     """The application, its model read and its driver running."""
     devices.initialize(Path(CACHE).expanduser())
-    memory.give_back_when_compiling()
     mesh = devices.make_mesh()
     found = sources.resolve(
         source, open_run=lambda run: open_run(run, Context(mesh, lambda _: contextlib.nullcontext()))

@@ -23,7 +23,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import local
 from pal_jax.decode.driver import Busy, Closed, Driver, Ticket
 from pal_jax.decode.local import Progress
-from pal_jax.decode.openai_api import ChatForm, ChatRequest, Choice, Form, Options, TextForm, TextRequest, usage_of
+from pal_jax.decode.openai_api import ChatForm, ChatRequest, Choice, Form, Options, TextForm, TextRequest
 from pal_jax.types import FinishReason, Sampling
 
 MAX_TOKENS = 512  # of an answer that names no limit
@@ -268,7 +268,7 @@ async def _stream(
             if text or ended or form.logprobs:
                 yield _event(form.piece(index, choice, at, text, ended.finish_reason if ended else None))
         if usage is not None:
-            yield _event(form.head() | {'choices': [], 'usage': usage_of(usage, choices)})
+            yield _event(form.last(choices, usage))
         yield 'data: [DONE]\n\n'
     except Refusal as refusal:
         yield _event({'error': refusal.error})

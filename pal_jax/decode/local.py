@@ -31,12 +31,13 @@ class Request:
 
 
 class Progress(NamedTuple):
-    """What a step brought one request; the last has its `completion`."""
+    """What a step brought one request; the last has its `completion`. `version`: of the weights that made the tokens."""
 
     number: int
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     completion: Completion | None
+    version: int = 0
 
 
 @dataclasses.dataclass
@@ -167,7 +168,7 @@ class LocalDecoder:
             before = len(live.tokens)
             completion = self._advance(live, tokens[:, slot], logprobs[:, slot])
             news = tuple(live.tokens[before:]), tuple(live.logprobs[before:])
-            progress.append(Progress(live.number, *news, completion))
+            progress.append(Progress(live.number, *news, completion, self.version))
             self.counters.tokens += len(news[0])
             if completion is not None:
                 del self._live[slot]
