@@ -31,7 +31,7 @@ class Request:
 
 
 class Progress(NamedTuple):
-    """What a step brought one request; the last has its `completion`. `version`: of the weights that made the tokens."""
+    """What a step brought one request; the last has its `completion`. `version` is of the weights."""
 
     number: int
     tokens: tuple[int, ...]
@@ -64,7 +64,7 @@ class Counters:
 class LocalDecoder:
     """Drives the engine's three functions. `slots` requests decode at once; `stride` steps run per host round trip.
 
-    Prompts are padded to powers of two and the cache to a multiple of 128, so the programs to compile are few.
+    Prompts are padded to powers of two and the cache to a multiple of `grain`, so the programs to compile are few.
     """
 
     def __init__(
@@ -76,10 +76,11 @@ class LocalDecoder:
         slots: int = 32,
         prefill_rows: int = 8,
         stride: int = 4,
+        grain: int = 128,
     ):
         # A product with a single row runs outside the fast path on CPU; eight rows cost the same.
         self.cfg, self.tokenizer, self.mesh = cfg, tokenizer, mesh
-        self.slots, self.prefill_rows, self.stride = max(slots, 8), prefill_rows, stride
+        self.slots, self.prefill_rows, self.stride, self.grain = max(slots, 8), prefill_rows, stride, grain
         self.version, self.counters = 0, Counters()
         self._weights: Params | None = None
         self._state: engine.DecodeState | None = None
@@ -222,10 +223,10 @@ class LocalDecoder:
             self._state = self._place(self._state, list(prompts), placed)
 
     def _make_room(self) -> None:
-        """The caches as long as the requests at hand need, in steps of 128: their length is what attention costs."""
+        """The caches as long as the requests at hand need, in steps of `grain`: attention costs their length."""
         requests = [live.request for live in self._live.values()] + [request for _, request in self._waiting]
         room = max(max(len(r.prompt_ids) + r.sampling.max_tokens, bucket(len(r.prompt_ids))) for r in requests)
-        room = -(-room // 128) * 128
+        room = -(-room // self.grain) * self.grain
         if not self._live or self._state is None:
             self._state = engine.init_state(self.cfg, self.slots, room)
         elif room > self._state.capacity:

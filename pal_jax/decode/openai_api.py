@@ -88,8 +88,8 @@ class TextRequest(Options):
 class Choice:
     """The text of one answer as its tokens come in, up to the first stop string.
 
-    A token is decoded once, after the last ones that made text: some tokenizers drop the space before a first word. What
-    could still become a stop string, or half of a character, is held back until the next token tells.
+    A token is decoded once, behind the last ones that made text: some tokenizers drop the space before a first word.
+    What could still become a stop string, or half of a character, is held back until the next token tells.
 
     `offsets`: where in the text each token begins; tokens that share a character begin with it. `versions`: of the
     weights the tokens were made with.
@@ -99,7 +99,8 @@ class Choice:
         self._tokenizer, self._stops = tokenizer, stops
         self._before, self._open = 0, 0  # where the tokens of the last settled text begin and end
         self._settled, self._tail, self._told = '', '', 0
-        self._stopped = False
+        self._over = False
+        self.stop_reason: str | None = None  # the stop string that ended the text
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.offsets: list[int] = []
@@ -112,15 +113,15 @@ class Choice:
             self._add(token)
             self.versions.add(progress.version)
         self.logprobs += progress.logprobs
-        if not self._stopped:
+        if not self._over:
             self._cut(self._settled + self._tail, searched)
 
     def _cut(self, text: str, searched: int) -> None:
         """Ends the text before the first stop string in it; up to `searched` none has ended."""
-        found = [(text.find(stop, max(searched - len(stop) + 1, 0)), len(stop)) for stop in self._stops]
-        at, length = min((each for each in found if each[0] >= 0), default=(len(text), 0))
+        found = [(text.find(stop, max(searched - len(stop) + 1, 0)), stop) for stop in self._stops]
+        at, self.stop_reason = min((each for each in found if each[0] >= 0), default=(len(text), None))
         self.text = text[:at]
-        self._stopped = 0 < length <= len(self._settled) - at
+        self._over = self.stop_reason is not None and at + len(self.stop_reason) <= len(self._settled)
 
     def _add(self, token: int) -> None:
         self.offsets.append(len(self._settled) + len(self._tail.rstrip(HALF)))
@@ -157,8 +158,8 @@ class Form:
         self.created = int(time.time())
 
     def head(self, versions: Iterable[int], whole: bool = False) -> dict[str, Any]:
-        """What all answers begin with. OpenAI's `system_fingerprint` tells of the weights: `weights-7`, or `weights-7+8`
-        where they changed under the answer."""
+        """What all answers begin with. OpenAI's `system_fingerprint` tells of the weights: `weights-7`, or
+        `weights-7+8` where they changed under the answer."""
         kind, known = self.kind if whole else self.chunk, '+'.join(map(str, sorted(versions)))
         prints = f'weights-{known}' if known else None
         return {
@@ -186,7 +187,8 @@ class Form:
         words = [self.tokenizer.decode([token]) for token in choice.tokens[at:]] if self.logprobs else []
         scores = self.scores(words, choice.logprobs[at:], choice.offsets[at:]) if self.logprobs else None
         reason = 'length' if ended == 'aborted' else ended  # OpenAI has no word for an answer cut short
-        return {'index': index, **content, 'logprobs': scores, 'finish_reason': reason}
+        entry = {'index': index, **content, 'logprobs': scores, 'finish_reason': reason}
+        return entry | {'stop_reason': choice.stop_reason}  # not OpenAI's: which stop string it was, if any
 
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
         raise NotImplementedError

@@ -72,16 +72,25 @@ class Recipe(NamedTuple):
     tokenizer: Callable[[], Tokenizer]
 
 
+def read_config(workdir: str) -> Config:
+    """The config of the run in `workdir`.
+
+    Raises:
+      ValueError: the folder is not that of a run.
+    """
+    path = Path(workdir) / 'config.json'
+    if not path.exists():
+        raise ValueError(f'orbax:{workdir} is no run of this package: {path} is missing')
+    return ConfigDict(json.loads(path.read_text()))
+
+
 def open_run(workdir: str, ctx: Context) -> Source:
     """The model a run has trained, as a source for another run (`orbax:<workdir>`): its last whole checkpoint.
 
     Raises:
       ValueError: the folder is not that of a run, or has no checkpoint.
     """
-    path = Path(workdir) / 'config.json'
-    if not path.exists():
-        raise ValueError(f'orbax:{workdir} is no run of this package: {path} is missing')
-    config: Config = ConfigDict(json.loads(path.read_text()))
+    config = read_config(workdir)
     recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx)
     checkpoints = Checkpoints(workdir, recipe.exported, read_only=True)
     latest = checkpoints.latest

@@ -27,8 +27,8 @@ FOLDER, CONFIG = 'checkpoints', 'config.json'
 class Checkpoints:
     """The checkpoints of a run: the `keep` latest and, by the `reward` they were saved with, the best.
 
-    `abstract` is the state they hold: its shapes, dtypes and shardings. What a reader has no use for is `...` there, and
-    in what it restores: it is not read.
+    `abstract` is the state they hold: its shapes, dtypes and shardings. What a reader has no use for is `...` there
+    and in what it restores: it is not read.
     With `read_only` nothing in the folder is touched, so a run that is still writing to it is not disturbed.
     """
 

@@ -20,8 +20,8 @@ AXES = ('data', 'fsdp', 'tensor')
 
 
 def initialize(cache_dir: str | os.PathLike[str] | None = None) -> None:
-    """Joins the other processes of a pod, if there are any, keeps compiled programs in `cache_dir`, and has memory given
-    back around compilations.
+    """Joins the other processes of a pod, if there are any, keeps compiled programs in `cache_dir`, and has memory
+    given back around compilations.
 
     JAX_COMPILATION_CACHE_DIR names another place for the programs.
     """
