@@ -24,7 +24,6 @@ import ipaddress
 import os
 import queue
 import socket
-import threading
 from pathlib import Path
 
 import uvicorn
@@ -99,9 +98,9 @@ def load(source: str, name: str, token: str):
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN)
     decoder.load(found.load(decoder.param_shardings))
     driver, preset = Driver(decoder, line=LINE.value), chat_preset(source)
-    first = min(len(tokenizer.encode(preset.system)) + 32, cfg.max_len - preset.sampling.max_tokens)
-    warm_up(driver, first, preset.sampling)
-    threading.Thread(target=warm_up, args=(driver, 2 * first, preset.sampling), daemon=True).start()
+    hello = len(tokenizer.encode(preset.system)) + 40  # as many tokens as a first message and its frame
+    for length in (hello, 2 * hello):
+        warm_up(driver, length, preset.sampling)
     return make_app(driver, tokenizer, model=name, token=token, preset=preset)
 
 

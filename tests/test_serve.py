@@ -30,7 +30,8 @@ def serve(*args: str, **env: str) -> subprocess.Popen[str]:
 def test_it_answers_and_ends_what_is_under_way_when_told_to_stop():
     with serve('--port=0', '--name=mine') as process:
         assert process.stdout is not None
-        (address,) = re.findall(r'http://\S+', process.stdout.readline())
+        address, page = re.findall(r'http://[^\s,]+', process.stdout.readline())
+        assert '<title>' in httpx.get(page).text
         assert httpx.get(f'{address}/models').json()['data'][0]['id'] == 'mine'
         ask = {'prompt': 'Hello', 'max_tokens': 200, 'stream': True}
         with httpx.stream('POST', f'{address}/completions', json=ask, timeout=60) as answer:

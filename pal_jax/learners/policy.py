@@ -165,9 +165,8 @@ class PolicyLearner:
     @property
     def abstract_weights(self) -> PolicyState:
         """What `weights` reads of `abstract`; the rest is `...`, which a checkpoint's reader leaves out."""
-        kept = TrainState(self.abstract.actor.params, self.abstract.actor.frozen, opt_state=None)
         nothing: PolicyState = jax.tree.map(lambda _: ..., self.abstract)
-        return nothing.replace(actor=kept.replace(opt_state=nothing.actor.opt_state))
+        return nothing.replace(actor=self.abstract.actor.replace(opt_state=nothing.actor.opt_state))
 
     # --- supervised --------------------------------------------------------------------------------------------------
 
