@@ -307,7 +307,8 @@ def _answer_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         if first['type'] == 'json_invalid':
             return _refuse(Refusal(400, 'the body is not valid JSON'))
-        where = '.'.join(str(part) for part in first['loc'][1:]) or None
+        steps = [str(part) for part in first['loc'][1:]]
+        where = '.'.join(step for step in steps if '[' not in step) or None  # pydantic also names the types it tried
         why = 'is not supported' if first['type'] == 'extra_forbidden' else first['msg']
         return _refuse(Refusal(400, f'{where or "body"}: {why}', param=where))
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
 
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.driver import Driver
@@ -86,20 +83,17 @@ class ScriptedDecoder:
         return Completion(TOKENIZER.text_of(said), tuple(said), (0.0,) * len(said), reason, (3,) * len(said))
 
 
-@contextlib.contextmanager
-def serving(*lines: str, preset: Preset = TRAINED, line: int = 4, **options) -> Iterator[tuple[str, Driver]]:
-    listener = socket.create_server(('127.0.0.1', 0))
-    driver = Driver(ScriptedDecoder(*lines), line=line)
-    app = make_app(driver, TOKENIZER, model='rlpa', preset=preset, **options)
-    server = uvicorn.Server(uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]})
-    thread.start()
-    try:
-        yield f'http://127.0.0.1:{listener.getsockname()[1]}', driver
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+@pytest.fixture
+def talking(serve):
+    """A server whose model says `lines`, and its driver."""
+
+    @contextlib.contextmanager
+    def talking(*lines: str, preset: Preset = TRAINED, line: int = 4, token: str = '') -> Iterator[tuple[str, Driver]]:
+        driver = Driver(ScriptedDecoder(*lines), line=line)
+        with serve(make_app(driver, TOKENIZER, model='rlpa', preset=preset, token=token)) as address:
+            yield address, driver
+
+    return talking
 
 
 @pytest.fixture(scope='module')
@@ -151,11 +145,11 @@ def rendered(*turns: Turn) -> list[dict[str, str]]:
 
 
 @needs_browser
-def test_a_trained_model_is_talked_with_as_in_its_training(visitor):
+def test_a_trained_model_is_talked_with_as_in_its_training(visitor, talking):
     profiles = ['- pet: ferret\n', '- pet: ferret\n- city: Oslo\n', '- city: Oslo\n']
     replies = ['A ferret! Where do you live?', 'Oslo is naïve 🙂.', 'Well.']
     said = ['I have a ferret.', 'In Oslo.', 'It ran away.']
-    with serving(*map(render_completion, profiles, replies)) as (address, driver):
+    with talking(*map(render_completion, profiles, replies)) as (address, driver):
         visitor.page.goto(address)
         turns = []
         for text, profile, reply in zip(said, profiles, replies, strict=True):
@@ -178,9 +172,9 @@ def test_a_trained_model_is_talked_with_as_in_its_training(visitor):
 
 
 @needs_browser
-def test_hostile_text_is_shown_as_text_and_a_malformed_answer_is_not_read_again(visitor):
+def test_hostile_text_is_shown_as_text_and_a_malformed_answer_is_not_read_again(visitor, talking):
     hostile = '<img src=x onerror="document.title = 1"><script>document.title = 2</script>'
-    with serving('No blocks here. ' + hostile, render_completion(f'- {hostile}\n', hostile)) as (address, _):
+    with talking('No blocks here. ' + hostile, render_completion(f'- {hostile}\n', hostile)) as (address, _):
         visitor.page.goto(address)
         visitor.say(hostile)
         visitor.say('Hello')
@@ -193,8 +187,8 @@ def test_hostile_text_is_shown_as_text_and_a_malformed_answer_is_not_read_again(
 
 
 @needs_browser
-def test_stop_keeps_what_was_said_and_frees_the_slot(visitor):
-    with serving(preset=PLAIN) as (address, driver):  # endless
+def test_stop_keeps_what_was_said_and_frees_the_slot(visitor, talking):
+    with talking(preset=PLAIN) as (address, driver):  # endless
         visitor.page.goto(address)
         visitor.say('Hello', wait=False)
         visitor.page.locator('.assistant', has_text='zzzzzzzz').wait_for()
@@ -210,8 +204,8 @@ def test_stop_keeps_what_was_said_and_frees_the_slot(visitor):
 
 
 @needs_browser
-def test_other_models_get_the_users_own_system_prompt_and_settings(visitor):
-    with serving('Ahoy.', 'Bye.', preset=PLAIN) as (address, _):
+def test_other_models_get_the_users_own_system_prompt_and_settings(visitor, talking):
+    with talking('Ahoy.', 'Bye.', preset=PLAIN) as (address, _):
         visitor.page.goto(address)
         assert not visitor.page.locator('#side').is_visible()
         visitor.say('Hello')
@@ -231,8 +225,8 @@ def test_other_models_get_the_users_own_system_prompt_and_settings(visitor):
 
 
 @needs_browser
-def test_what_goes_wrong_is_told_in_one_line_and_the_message_stays(visitor):
-    with serving(preset=PLAIN, line=0) as (address, driver):
+def test_what_goes_wrong_is_told_in_one_line_and_the_message_stays(visitor, talking):
+    with talking(preset=PLAIN, line=0) as (address, driver):
         visitor.page.goto(address)
         tickets = [driver.submit(Request((1,), Sampling(), 0), lambda _: None) for _ in range(8)]
         visitor.say('Hello')
@@ -249,8 +243,8 @@ def test_what_goes_wrong_is_told_in_one_line_and_the_message_stays(visitor):
 
 
 @needs_browser
-def test_a_token_is_asked_for_and_kept_by_this_tab_alone(visitor):
-    with serving('Ahoy.', preset=PLAIN, token='secret') as (address, _):
+def test_a_token_is_asked_for_and_kept_by_this_tab_alone(visitor, talking):
+    with talking('Ahoy.', preset=PLAIN, token='secret') as (address, _):
         visitor.page.goto(address)
         for key in ('wrong', 'secret'):
             visitor.wait_for_error('asks for its token')
@@ -263,8 +257,8 @@ def test_a_token_is_asked_for_and_kept_by_this_tab_alone(visitor):
 
 
 @needs_browser
-def test_it_fits_a_phone(visitor):
-    with serving(render_completion('- pet: ferret\n' * 3, 'word ' * 60)) as (address, _):
+def test_it_fits_a_phone(visitor, talking):
+    with talking(render_completion('- pet: ferret\n' * 3, 'word ' * 60)) as (address, _):
         visitor.page.set_viewport_size({'width': 320, 'height': 568})
         visitor.page.goto(address)
         visitor.say('x' * 200)
