@@ -30,9 +30,9 @@ def spaced() -> Tokenizer:
 
 
 TOKENIZERS = {'bytes': BYTES, 'spaced': spaced()}
-TEXT = st.text(alphabet=st.sampled_from('ab <>/éñ漢🙂\u200d\ufffd\n'), max_size=20).map(BYTES.encode)
+TEXT = st.text(alphabet=st.sampled_from('ab</é🙂\ufffd\n'), min_size=1, max_size=30).map(BYTES.encode)
 ANY = st.lists(st.integers(0, BYTES.vocab_size - 1), max_size=12)
-STOPS = st.lists(st.sampled_from(['a', 'ab', '</', 'é', '🙂', 'b <', '\n\n', ' bc']), max_size=3)
+STOPS = st.lists(st.sampled_from(['ab', '</', 'aé', '🙂', 'b<', '\n\n', ' bc', 'a bc']), max_size=2)
 
 
 def until_stop(tokenizer: Tokenizer, tokens: list[int], stops: list[str]) -> list[int]:
@@ -53,7 +53,7 @@ def test_token_by_token_is_the_whole_text(name, data):
     tokens = until_stop(tokenizer, list(itertools.chain(*parts)), stops)
     choice, told, at = Choice(tokenizer, stops), [], 0
     while at < len(tokens):
-        size = data.draw(st.integers(1, 4))
+        size = data.draw(st.sampled_from([1, 1, 2, 4]))
         piece = tuple(tokens[at : at + size])
         choice.take(Progress(0, piece, (0.0,) * len(piece), None))
         at += size
