@@ -25,7 +25,7 @@ TOKENIZER = byte_tokenizer()
 CFG = dataclasses.replace(config.tiny(vocab=TOKENIZER.vocab_size), unroll=True, max_len=64)
 PATHS = ('chat/completions', 'completions')
 FUZZ = settings(
-    max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 JSON = st.recursive(
     st.none()
