@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -14,7 +15,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from configs.rlpa import get_config
 from pal_jax.decode.page import PLAIN
 from pal_jax.feedback.profiles import render_completion
 from pal_jax.serve import chat_preset
@@ -50,7 +50,9 @@ def test_it_answers_and_ends_what_is_under_way_when_told_to_stop():
 
 
 def test_the_page_of_a_run_of_rlpa_has_what_its_training_had(tmp_path):
-    config = get_config()
+    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'rlpa.py')
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    config = module.get_config()
     config.dialogue.system = 'Note what the user told.'
     (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
     preset = chat_preset(f'orbax:{tmp_path}')
