@@ -12,8 +12,8 @@ Options:
   --line=N            requests that may wait; the next gets 429; default 256
   --max_len=N         tokens of a prompt and its answer; default 2048, or what the model has room for
 
-Answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus). SIGTERM ends it once the
-answers under way are told.
+Answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus), and shows a chat page at /
+to browsers. SIGTERM ends it once the answers under way are told.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import os
+import queue
 import socket
 from pathlib import Path
 
@@ -31,10 +32,15 @@ from absl import flags
 from pal_jax import cli
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.http import make_app
-from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.local import LocalDecoder, Progress, Request
+from pal_jax.decode.page import PLAIN, Preset
+from pal_jax.feedback.profiles import render_completion
 from pal_jax.models import sources
-from pal_jax.recipes.recipe import Context, open_run
-from pal_jax.runtime import devices, memory
+from pal_jax.recipes.recipe import Context, open_run, read_config
+from pal_jax.recipes.rlpa import make_sampling
+from pal_jax.recipes.world import make_world
+from pal_jax.runtime import devices
+from pal_jax.types import Sampling
 
 SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
@@ -44,6 +50,7 @@ SLOTS = flags.DEFINE_integer('slots', 16, 'Requests decoded at once.', lower_bou
 LINE = flags.DEFINE_integer('line', 256, 'Requests that may wait.', lower_bound=0)
 MAX_LEN = flags.DEFINE_integer('max_len', 2048, 'Tokens of a prompt and its answer.', lower_bound=2)
 CACHE = '~/.cache/pal_jax/compiled'
+CACHE_GRAIN = 512  # a conversation grows every turn, and each size of the cache is a program to compile
 TOKEN = 'PAL_JAX_TOKEN'
 
 
@@ -51,7 +58,9 @@ def main() -> None:
     listener, token = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
         app = cli.faults(load, SOURCE.value, NAME.value or SOURCE.value, token)
-        print(f'serving {SOURCE.value} at http://{HOST.value}:{listener.getsockname()[1]}/v1', flush=True)
+        listener.listen(2048)  # before it is announced: who calls from now on waits and is not refused
+        address = f'http://{HOST.value}:{listener.getsockname()[1]}'
+        print(f'serving {SOURCE.value} at {address}/v1, and a page to talk with it at {address}', flush=True)
         config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=60)
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -79,7 +88,6 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
 def load(source: str, name: str, token: str):
     """The application, its model read and its driver running."""
     devices.initialize(Path(CACHE).expanduser())
-    memory.give_back_when_compiling()
     mesh = devices.make_mesh()
     found = sources.resolve(
         source, open_run=lambda run: open_run(run, Context(mesh, lambda _: contextlib.nullcontext()))
@@ -87,9 +95,36 @@ def load(source: str, name: str, token: str):
     cfg = devices.for_platform(found.config)
     cfg = dataclasses.replace(cfg, max_len=min(cfg.max_len, MAX_LEN.value))
     tokenizer = found.tokenizer()
-    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value)
+    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN)
     decoder.load(found.load(decoder.param_shardings))
-    return make_app(Driver(decoder, line=LINE.value), tokenizer, model=name, token=token)
+    driver, preset = Driver(decoder, line=LINE.value), chat_preset(source)
+    hello = len(tokenizer.encode(preset.system)) + 40  # as many tokens as a first message and its frame
+    for length in (hello, hello + 40):  # the second goes on from the first, as the next turn does
+        warm_up(driver, length, preset.sampling)
+    return make_app(driver, tokenizer, model=name, token=token, preset=preset)
+
+
+def chat_preset(source: str) -> Preset:
+    """How the chat page talks with the model: as in its training with a run of RLPA, plainly with any other."""
+    kind, _, workdir = source.partition(':')
+    if kind != 'orbax' or (config := read_config(workdir)).recipe != 'rlpa':
+        return PLAIN
+    return Preset(make_world(config).system, render_completion('{profile}', '{reply}'), make_sampling(config))
+
+
+def warm_up(driver: Driver, length: int, sampling: Sampling) -> None:
+    """Compiles what a prompt of `length` tokens needs, if the model has room for it, so that nobody waits for it later.
+
+    Raises:
+      Exception: what the decoder raised.
+    """
+    if not 0 < length <= driver.decoder.cfg.max_len - sampling.max_tokens:
+        return
+    told: queue.SimpleQueue[Progress | Exception] = queue.SimpleQueue()
+    ticket = driver.submit(Request((0,) * length, sampling, 0), told.put)
+    if isinstance(news := told.get(), Exception):
+        raise news
+    driver.cancel(ticket)
 
 
 if __name__ == '__main__':
