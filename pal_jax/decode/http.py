@@ -92,6 +92,7 @@ class Metrics:
             ('accepted_requests', 'Requests decoding or in line', lambda: driver.accepted),
             ('tokens_generated', 'Tokens sampled since the start', lambda: counters.tokens),
             ('prompt_tokens', 'Tokens prefilled since the start', lambda: counters.prompt_tokens),
+            ('reused_tokens', 'Tokens of prompts found in a cache since the start', lambda: counters.reused_tokens),
             (
                 'slot_occupancy',
                 'Share of slot steps that made a token',
