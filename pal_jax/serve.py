@@ -1,4 +1,4 @@
-"""Serves a model: over HTTP to OpenAI's clients, or over gRPC to JetStream's and to a trainer elsewhere.
+"""Serves a model to OpenAI's clients.
 
   python -m pal_jax.serve --source=orbax:runs/rlpa                      a run of this package, at http://127.0.0.1:8000
   python -m pal_jax.serve --source=hf:Qwen/Qwen2.5-0.5B-Instruct --port=9000
@@ -15,8 +15,9 @@ Options:
   --dtype=NAME        of matrix products: float32, bfloat16 or auto, the best of this machine; default auto
   --max_len=N         tokens of a prompt and its answer; default 2048, or what the model has room for
 
-HTTP answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus); gRPC has the services
-jetstream_proto.Orchestrator and pal_jax.Rollout. SIGTERM ends it once the answers under way are told.
+HTTP answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus), and shows a chat page
+at / to browsers; gRPC has the services jetstream_proto.Orchestrator and pal_jax.Rollout. SIGTERM ends it once the
+answers under way are told.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import os
+import queue
 import signal
 import socket
 import threading
@@ -39,12 +41,17 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.http import make_app
-from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.local import LocalDecoder, Progress, Request
+from pal_jax.decode.page import PLAIN, Preset
+from pal_jax.feedback.profiles import render_completion
 from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.sources import Source
-from pal_jax.recipes.recipe import Context, open_run
-from pal_jax.runtime import devices, memory
+from pal_jax.recipes.recipe import Context, open_run, read_config
+from pal_jax.recipes.rlpa import make_sampling
+from pal_jax.recipes.world import make_world
+from pal_jax.runtime import devices
+from pal_jax.types import Sampling
 
 SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
 DRIVER = flags.DEFINE_enum('driver', 'local', ['local', 'jetstream'], 'HTTP or gRPC.')
@@ -56,6 +63,7 @@ LINE = flags.DEFINE_integer('line', 256, 'Requests that may wait.', lower_bound=
 MAX_LEN = flags.DEFINE_integer('max_len', 2048, 'Tokens of a prompt and its answer.', lower_bound=2)
 DTYPE = flags.DEFINE_string('dtype', 'auto', 'Of matrix products.')
 CACHE = '~/.cache/pal_jax/compiled'
+CACHE_GRAIN = 512  # a conversation grows every turn, and each size of the cache is a program to compile
 GRACE = 60  # seconds that answers under way have when the server is told to stop
 
 
@@ -67,7 +75,9 @@ def serve_http() -> None:
     listener, token = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
         app = cli.faults(make_http, token)
-        print(f'serving {SOURCE.value} at http://{HOST.value}:{listener.getsockname()[1]}/v1', flush=True)
+        listener.listen(2048)  # before it is announced: who calls from now on waits and is not refused
+        address = f'http://{HOST.value}:{listener.getsockname()[1]}'
+        print(f'serving {SOURCE.value} at {address}/v1, and a page to talk with it at {address}', flush=True)
         config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=GRACE)
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -113,9 +123,13 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
 def make_http(token: str):
     """The application, its model read and its driver running."""
     found, cfg, tokenizer, mesh = open_model()
-    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value)
+    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN)
     decoder.load(found.load(decoder.param_shardings))
-    return make_app(Driver(decoder, line=LINE.value), tokenizer, model=NAME.value or SOURCE.value, token=token)
+    driver, preset = Driver(decoder, line=LINE.value), chat_preset(SOURCE.value)
+    hello = len(tokenizer.encode(preset.system)) + 40  # as many tokens as a first message and its frame
+    for length in (hello, hello + 40):  # the second goes on from the first, as the next turn does
+        warm_up(driver, length, preset.sampling)
+    return make_app(driver, tokenizer, model=NAME.value or SOURCE.value, token=token, preset=preset)
 
 
 def make_driver():
@@ -124,7 +138,7 @@ def make_driver():
     from pal_jax.decode.jetstream_driver import JetStreamDriver
 
     found, cfg, tokenizer, mesh = open_model()
-    engine = JetStreamEngine(cfg, tokenizer, mesh, slots=SLOTS.value)
+    engine = JetStreamEngine(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN)
     engine.load(found.load(engine.param_shardings))
     return JetStreamDriver(engine, line=LINE.value)
 
@@ -132,7 +146,6 @@ def make_driver():
 def open_model() -> tuple[Source, ModelConfig, Tokenizer, Any]:
     """The source, the model as this machine computes it, its tokenizer, and the mesh."""
     devices.initialize(Path(CACHE).expanduser())
-    memory.give_back_when_compiling()
     mesh = devices.make_mesh()
     found = sources.resolve(
         SOURCE.value, open_run=lambda run: open_run(run, Context(mesh, lambda _: contextlib.nullcontext()))
@@ -140,6 +153,29 @@ def open_model() -> tuple[Source, ModelConfig, Tokenizer, Any]:
     cfg = devices.for_platform(found.config, DTYPE.value)
     cfg = dataclasses.replace(cfg, max_len=min(cfg.max_len, MAX_LEN.value))
     return found, cfg, found.tokenizer(), mesh
+
+
+def chat_preset(source: str) -> Preset:
+    """How the chat page talks with the model: as in its training with a run of RLPA, plainly with any other."""
+    kind, _, workdir = source.partition(':')
+    if kind != 'orbax' or (config := read_config(workdir)).recipe != 'rlpa':
+        return PLAIN
+    return Preset(make_world(config).system, render_completion('{profile}', '{reply}'), make_sampling(config))
+
+
+def warm_up(driver: Driver, length: int, sampling: Sampling) -> None:
+    """Compiles what a prompt of `length` tokens needs, if the model has room for it, so that nobody waits for it later.
+
+    Raises:
+      Exception: what the decoder raised.
+    """
+    if not 0 < length <= driver.decoder.cfg.max_len - sampling.max_tokens:
+        return
+    told: queue.SimpleQueue[Progress | Exception] = queue.SimpleQueue()
+    ticket = driver.submit(Request((0,) * length, sampling, 0), told.put)
+    if isinstance(news := told.get(), Exception):
+        raise news
+    driver.cancel(ticket)
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ import jax
 from pal_jax import cli
 from pal_jax.models import hf
 from pal_jax.recipes.recipe import Config, Context, Recipe
-from pal_jax.runtime import checkpoint, devices, memory, report
+from pal_jax.runtime import checkpoint, devices, report
 from pal_jax.runtime.metrics import MetricsWriter, require_wandb
 from pal_jax.runtime.progress import Progress
 from pal_jax.runtime.summary import summarize
@@ -56,7 +56,6 @@ def main() -> None:
 def prepare(config: Config, workdir: Path, progress: Progress) -> Recipe:
     """The recipe; everything that can fail before a weight is read fails here."""
     devices.initialize(workdir / 'compiled')
-    memory.give_back_when_compiling()
     checkpoint.check_config(workdir, config.to_dict(), free=MAY_CHANGE)
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,10 @@ import httpx
 import pytest
 
 from pal_jax.decode.jetstream import protocol, protocol_grpc
+from pal_jax.decode.page import PLAIN
+from pal_jax.feedback.profiles import render_completion
+from pal_jax.serve import chat_preset
+from pal_jax.types import Sampling
 
 pytestmark = pytest.mark.slow  # each starts a process
 
@@ -34,7 +39,8 @@ def serve(*args: str, **env: str) -> subprocess.Popen[str]:
 def test_it_answers_and_ends_what_is_under_way_when_told_to_stop():
     with serve('--port=0', '--name=mine') as process:
         assert process.stdout is not None
-        (address,) = re.findall(r'http://\S+', process.stdout.readline())
+        address, page = re.findall(r'http://[^\s,]+', process.stdout.readline())
+        assert '<title>' in httpx.get(page).text
         assert httpx.get(f'{address}/models').json()['data'][0]['id'] == 'mine'
         ask = {'prompt': 'Hello', 'max_tokens': 200, 'stream': True}
         with httpx.stream('POST', f'{address}/completions', json=ask, timeout=60) as answer:
@@ -76,6 +82,19 @@ def test_it_speaks_jetstreams_protocol_and_samples_for_a_trainer(tmp_path):
             list(answers)
             assert answers.code() == grpc.StatusCode.OK
         assert process.wait(timeout=30) == 0
+
+
+def test_the_page_of_a_run_of_rlpa_has_what_its_training_had(tmp_path):
+    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'rlpa.py')
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    config = module.get_config()
+    config.dialogue.system = 'Note what the user told.'
+    (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
+    preset = chat_preset(f'orbax:{tmp_path}')
+    assert preset.system == 'Note what the user told.'
+    assert preset.layout.format(profile='- pet: ferret\n', reply='Hi') == render_completion('- pet: ferret\n', 'Hi')
+    assert preset.sampling == Sampling(0.7, max_tokens=56, stop=('</response>',))
+    assert chat_preset('random:tiny') == PLAIN
 
 
 @pytest.mark.parametrize(

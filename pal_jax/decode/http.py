@@ -23,7 +23,8 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import local
 from pal_jax.decode.driver import Busy, Closed, Driver, Ticket
 from pal_jax.decode.local import Progress
-from pal_jax.decode.openai_api import ChatForm, ChatRequest, Choice, Form, Options, TextForm, TextRequest, usage_of
+from pal_jax.decode.openai_api import ChatForm, ChatRequest, Choice, Form, Options, TextForm, TextRequest
+from pal_jax.decode.page import PLAIN, Preset, chat_page
 from pal_jax.types import FinishReason, Sampling
 
 MAX_TOKENS = 512  # of an answer that names no limit
@@ -91,6 +92,7 @@ class Metrics:
             ('accepted_requests', 'Requests decoding or in line', lambda: driver.accepted),
             ('tokens_generated', 'Tokens sampled since the start', lambda: counters.tokens),
             ('prompt_tokens', 'Tokens prefilled since the start', lambda: counters.prompt_tokens),
+            ('reused_tokens', 'Tokens of prompts found in a cache since the start', lambda: counters.reused_tokens),
             (
                 'slot_occupancy',
                 'Share of slot steps that made a token',
@@ -105,8 +107,8 @@ class Metrics:
 class Service:
     """What the routes do."""
 
-    def __init__(self, driver: Driver, tokenizer: Tokenizer, model: str):
-        self.driver, self.tokenizer, self.model = driver, tokenizer, model
+    def __init__(self, driver: Driver, tokenizer: Tokenizer, model: str, preset: Preset):
+        self.driver, self.tokenizer, self.model, self.preset = driver, tokenizer, model, preset
         self.created, self.metrics = int(time.time()), Metrics(driver)
 
     def health(self) -> dict[str, Any]:
@@ -118,6 +120,9 @@ class Service:
     def models(self) -> dict[str, Any]:
         entry = {'id': self.model, 'object': 'model', 'created': self.created, 'owned_by': 'pal_jax'}
         return {'object': 'list', 'data': [entry]}
+
+    def about_chat(self) -> dict[str, Any]:
+        return {'model': self.model} | self.preset.record()
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         try:
@@ -152,12 +157,13 @@ class Service:
         return StreamingResponse(_stream(form, choices, first, news, usage), media_type='text/event-stream')
 
 
-def make_app(driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '') -> FastAPI:
-    """The server. `model` is the name it answers by; a `token` is asked of every caller of /v1.
+def make_app(driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '', preset: Preset = PLAIN) -> FastAPI:
+    """The server. `model` is the name it answers by; a `token` is asked of every caller of /v1, and of
+    the chat page, which talks as `preset` says.
 
     The driver is closed when the server stops: requests under way have ended by then.
     """
-    service = Service(driver, tokenizer, model)
+    service = Service(driver, tokenizer, model, preset)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -172,6 +178,8 @@ def make_app(driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '
     app = FastAPI(title='pal_jax', lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(LimitBody)
     _answer_errors(app)
+    app.get('/', include_in_schema=False)(chat_page)
+    app.get('/chat.json', dependencies=[Depends(known)])(service.about_chat)
     app.get('/health')(service.health)
     app.get('/metrics')(service.scrape)
     app.get('/v1/models', dependencies=[Depends(known)])(service.models)
@@ -268,7 +276,7 @@ async def _stream(
             if text or ended or form.logprobs:
                 yield _event(form.piece(index, choice, at, text, ended.finish_reason if ended else None))
         if usage is not None:
-            yield _event(form.head() | {'choices': [], 'usage': usage_of(usage, choices)})
+            yield _event(form.last(choices, usage))
         yield 'data: [DONE]\n\n'
     except Refusal as refusal:
         yield _event({'error': refusal.error})
@@ -300,7 +308,8 @@ def _answer_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         if first['type'] == 'json_invalid':
             return _refuse(Refusal(400, 'the body is not valid JSON'))
-        where = '.'.join(str(part) for part in first['loc'][1:]) or None
+        steps = [str(part) for part in first['loc'][1:]]
+        where = '.'.join(step for step in steps if '[' not in step) or None  # pydantic also names the types it tried
         why = 'is not supported' if first['type'] == 'extra_forbidden' else first['msg']
         return _refuse(Refusal(400, f'{where or "body"}: {why}', param=where))
 

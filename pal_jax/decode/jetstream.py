@@ -158,10 +158,11 @@ class JetStreamEngine(engine_api.Engine):
         slots: int = 32,
         prefill_rows: int = 8,
         stride: int = 4,
+        grain: int = 128,
     ):
         self.cfg, self.tokenizer, self._mesh = cfg, tokenizer, mesh
         ways = sharding.batch_ways(mesh)
-        self.slots, self.stride = round_up(max(slots, 8), ways), stride
+        self.slots, self.stride, self.grain = round_up(max(slots, 8), ways), stride, grain
         self.rows = (1 if ways == 1 else round_up(prefill_rows, ways), round_up(prefill_rows, ways))
         self.weights, self.counters = Weights(), Counters()
         # Programs of several devices that two threads start at once may wait for each other for ever.
@@ -264,11 +265,10 @@ class JetStreamEngine(engine_api.Engine):
         with self._one_at_a_time:
             return state.replace(decode=self._grow(state.decode, room))
 
-    @staticmethod
-    def room_for(requests: Iterable[Request]) -> int:
+    def room_for(self, requests: Iterable[Request]) -> int:
         """How long caches must be for all of these: their length is what attention costs."""
         lengths = ((len(r.prompt_ids), r.sampling.max_tokens) for r in requests)
-        return bucket(max(max(prompt + more, bucket(prompt, 64)) for prompt, more in lengths), 128)
+        return bucket(max(max(prompt + more, bucket(prompt, 64)) for prompt, more in lengths), self.grain)
 
     # --- what JetStream asks -----------------------------------------------------------------------------------------
 

@@ -407,7 +407,7 @@ class JetStreamDriver(orchestrator.Driver):
         reason = local.advance(live, tokenizer, version, *columns)
         completion = local.finish(live, tokenizer, reason) if reason else None
         self.engine.counters.tokens += len(live.tokens) - before
-        return Progress(live.number, tuple(live.tokens[before:]), tuple(live.logprobs[before:]), completion)
+        return Progress(live.number, tuple(live.tokens[before:]), tuple(live.logprobs[before:]), completion, version)
 
     def _aborted(self, ticket: Ticket) -> Progress:
         return Progress(ticket.live.number, (), (), local.finish(ticket.live, self.engine.tokenizer, 'aborted'))

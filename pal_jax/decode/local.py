@@ -32,12 +32,13 @@ class Request:
 
 
 class Progress(NamedTuple):
-    """What a step brought one request; the last has its `completion`."""
+    """What a step brought one request; the last has its `completion`. `version` is of the weights."""
 
     number: int
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     completion: Completion | None
+    version: int = 0
 
 
 @dataclasses.dataclass
@@ -83,6 +84,7 @@ class LocalDecoder:
     any slot: of the same prompt, an earlier turn of its dialogue, or a system prompt.
 
     Args:
+      grain: the caches' unit of length; a server takes a large one, as its requests grow turn by turn.
       int8: decodes with weights of eight bits.
       reuse: whether prompts start from what the caches hold; off, every token of every prompt is computed.
     """
@@ -99,6 +101,7 @@ class LocalDecoder:
         chunk: int = 512,
         reuse: bool = True,
         int8: bool = False,
+        grain: int = 128,
     ):
         ways = sharding.batch_ways(mesh)
         # A product with a single row runs outside the fast path on CPU; eight rows cost the same.
@@ -106,6 +109,7 @@ class LocalDecoder:
         self.slots, self.stride, self.reuse = round_up(max(slots, 8), ways), stride, reuse
         self.chunk = bucket(chunk, 64)
         self._rows = (1 if ways == 1 else round_up(prefill_rows, ways), round_up(prefill_rows, ways))
+        self.grain = grain
         self.version, self.counters = 0, Counters()
         self._weights: Params | None = None
         self._state: engine.DecodeState | None = None
@@ -228,7 +232,8 @@ class LocalDecoder:
             ended = advance(live, self.tokenizer, self.version, *(column[:, slot].tolist() for column in sampled))
             news = tuple(live.tokens[before:]), tuple(live.logprobs[before:])
             self.counters.tokens += len(news[0])
-            progress.append(Progress(live.number, *news, self._leave(slot, ended) if ended else None))
+            completion = self._leave(slot, ended) if ended else None
+            progress.append(Progress(live.number, *news, completion, self.version))
         return progress
 
     def __call__(self, requests: Sequence[Request]) -> list[Completion]:
@@ -294,7 +299,9 @@ class LocalDecoder:
     def _make_room(self) -> None:
         """Caches as long as the requests at hand need: their length is what attention costs."""
         requests = [live.request for live in self._live.values()] + [request for _, request in self._waiting]
-        room = bucket(max(len(r.prompt_ids) + max(r.sampling.max_tokens, self._padding(r)) for r in requests), 128)
+        room = bucket(
+            max(len(r.prompt_ids) + max(r.sampling.max_tokens, self._padding(r)) for r in requests), self.grain
+        )
         if self._state is None or (not self._live and 2 * room <= self._state.capacity):
             self._drop_caches()
             self._state = self._init(room)

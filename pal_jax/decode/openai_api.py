@@ -7,7 +7,7 @@ before a stop string; the tokens that made it are counted.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -17,6 +17,7 @@ from pal_jax.decode.local import Progress
 from pal_jax.types import FinishReason
 
 MAX_CHOICES = 64
+HALF = '\ufffd'  # what a decoder shows where the rest of a character is still to come
 
 
 def _encodable(text: str) -> str:
@@ -87,21 +88,49 @@ class TextRequest(Options):
 class Choice:
     """The text of one answer as its tokens come in, up to the first stop string.
 
+    A token is decoded once, behind the last ones that made text: some tokenizers drop the space before a first word.
     What could still become a stop string, or half of a character, is held back until the next token tells.
+
+    `offsets`: where in the text each token begins; tokens that share a character begin with it. `versions`: of the
+    weights the tokens were made with.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]):
         self._tokenizer, self._stops = tokenizer, stops
+        self._before, self._open = 0, 0  # where the tokens of the last settled text begin and end
+        self._settled, self._tail, self._told = '', '', 0
+        self._over = False
+        self.stop_reason: str | None = None  # the stop string that ended the text
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
-        self.text, self._told = '', 0
+        self.offsets: list[int] = []
+        self.versions: set[int] = set()
+        self.text = ''
 
     def take(self, progress: Progress) -> None:
-        self.tokens += progress.tokens
+        searched = len(self._settled)
+        for token in progress.tokens:
+            self._add(token)
+            self.versions.add(progress.version)
         self.logprobs += progress.logprobs
-        text = self._tokenizer.text_of(self.tokens)
-        ends = [at for at in map(text.find, self._stops) if at >= 0]
-        self.text = text[: min(ends)] if ends else text
+        if not self._over:
+            self._cut(self._settled + self._tail, searched)
+
+    def _cut(self, text: str, searched: int) -> None:
+        """Ends the text before the first stop string in it; up to `searched` none has ended."""
+        found = [(text.find(stop, max(searched - len(stop) + 1, 0)), stop) for stop in self._stops]
+        at, self.stop_reason = min((each for each in found if each[0] >= 0), default=(len(text), None))
+        self.text = text[:at]
+        self._over = self.stop_reason is not None and at + len(self.stop_reason) <= len(self._settled)
+
+    def _add(self, token: int) -> None:
+        self.offsets.append(len(self._settled) + len(self._tail.rstrip(HALF)))
+        self.tokens.append(token)
+        known = self._tokenizer.text_of(self.tokens[self._before : self._open])
+        self._tail = self._tokenizer.text_of(self.tokens[self._before :])[len(known) :]
+        if self._tail and not self._tail.endswith(HALF):
+            self._settled, self._tail = self._settled + self._tail, ''
+            self._before, self._open = self._open, len(self.tokens)
 
     def news(self, ended: bool) -> str:
         """The text that is certain and was not told before."""
@@ -110,7 +139,7 @@ class Choice:
         return self.text[told : self._told]
 
     def _sure(self) -> int:
-        whole = len(self.text.rstrip('\ufffd'))
+        whole = len(self.text.rstrip(HALF))
         for stop in self._stops:
             for size in range(len(stop) - 1, 0, -1):
                 if self.text.endswith(stop[:size]):
@@ -128,32 +157,43 @@ class Form:
         self.id, self.model, self.tokenizer, self.logprobs = id, model, tokenizer, logprobs
         self.created = int(time.time())
 
-    def head(self, whole: bool = False) -> dict[str, Any]:
-        kind = self.kind if whole else self.chunk
-        return {'id': self.id, 'object': kind, 'created': self.created, 'model': self.model}
+    def head(self, versions: Iterable[int], whole: bool = False) -> dict[str, Any]:
+        """What all answers begin with. OpenAI's `system_fingerprint` tells of the weights: `weights-7`, or
+        `weights-7+8` where they changed under the answer."""
+        kind, known = self.kind if whole else self.chunk, '+'.join(map(str, sorted(versions)))
+        prints = f'weights-{known}' if known else None
+        return {
+            'id': self.id, 'object': kind, 'created': self.created, 'model': self.model, 'system_fingerprint': prints,
+        }  # fmt: skip
 
     def whole(self, choices: Sequence[Choice], ended: Sequence[FinishReason], prompt: int) -> dict[str, Any]:
         listed = [
             self._entry(i, choice, 0, self.content(choice.text, False), end)
             for i, (choice, end) in enumerate(zip(choices, ended, strict=True))
         ]
-        return self.head(whole=True) | {'choices': listed, 'usage': usage_of(prompt, choices)}
+        return self.head(_versions(choices), whole=True) | {'choices': listed, 'usage': usage_of(prompt, choices)}
 
     def piece(self, index: int, choice: Choice, at: int, text: str, ended: FinishReason | None) -> dict[str, Any]:
-        return self.head() | {'choices': [self._entry(index, choice, at, self.content(text, True), ended)]}
+        entry = self._entry(index, choice, at, self.content(text, True), ended)
+        return self.head(choice.versions) | {'choices': [entry]}
+
+    def last(self, choices: Sequence[Choice], prompt: int) -> dict[str, Any]:
+        """The end of a stream whose caller wants the count of tokens."""
+        return self.head(_versions(choices)) | {'choices': [], 'usage': usage_of(prompt, choices)}
 
     def _entry(
         self, index: int, choice: Choice, at: int, content: dict[str, Any], ended: FinishReason | None
     ) -> dict[str, Any]:
         words = [self.tokenizer.decode([token]) for token in choice.tokens[at:]] if self.logprobs else []
-        scores = self.scores(words, choice.logprobs[at:]) if self.logprobs else None
+        scores = self.scores(words, choice.logprobs[at:], choice.offsets[at:]) if self.logprobs else None
         reason = 'length' if ended == 'aborted' else ended  # OpenAI has no word for an answer cut short
-        return {'index': index, **content, 'logprobs': scores, 'finish_reason': reason}
+        entry = {'index': index, **content, 'logprobs': scores, 'finish_reason': reason}
+        return entry | {'stop_reason': choice.stop_reason}  # not OpenAI's: which stop string it was, if any
 
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
         raise NotImplementedError
 
-    def scores(self, words: Sequence[str], logprobs: Sequence[float]) -> dict[str, Any]:
+    def scores(self, words: Sequence[str], logprobs: Sequence[float], offsets: Sequence[int]) -> dict[str, Any]:
         raise NotImplementedError
 
 
@@ -164,7 +204,7 @@ class ChatForm(Form):
         message = {'role': 'assistant', 'content': text}
         return {'delta': message} if streamed else {'message': message | {'refusal': None}}
 
-    def scores(self, words: Sequence[str], logprobs: Sequence[float]) -> dict[str, Any]:
+    def scores(self, words: Sequence[str], logprobs: Sequence[float], offsets: Sequence[int]) -> dict[str, Any]:
         listed = [
             {'token': word, 'logprob': logprob, 'bytes': list(word.encode()), 'top_logprobs': []}
             for word, logprob in zip(words, logprobs, strict=True)
@@ -178,8 +218,12 @@ class TextForm(Form):
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
         return {'text': text}
 
-    def scores(self, words: Sequence[str], logprobs: Sequence[float]) -> dict[str, Any]:
-        return {'tokens': words, 'token_logprobs': logprobs, 'top_logprobs': None, 'text_offset': []}
+    def scores(self, words: Sequence[str], logprobs: Sequence[float], offsets: Sequence[int]) -> dict[str, Any]:
+        return {'tokens': words, 'token_logprobs': logprobs, 'top_logprobs': None, 'text_offset': offsets}
+
+
+def _versions(choices: Sequence[Choice]) -> set[int]:
+    return set().union(*(choice.versions for choice in choices))
 
 
 def usage_of(prompt: int, choices: Sequence[Choice]) -> dict[str, int]:

@@ -162,6 +162,12 @@ class PolicyLearner:
         """The reference policy as plain decoder weights."""
         return state.actor.frozen if self.adapters else state.reference
 
+    @property
+    def abstract_weights(self) -> PolicyState:
+        """What `weights` reads of `abstract`; the rest is `...`, which a checkpoint's reader leaves out."""
+        nothing: PolicyState = jax.tree.map(lambda _: ..., self.abstract)
+        return nothing.replace(actor=self.abstract.actor.replace(opt_state=nothing.actor.opt_state))
+
     # --- supervised --------------------------------------------------------------------------------------------------
 
     def imitate(self, state: PolicyState, batch: TokenBatch) -> tuple[PolicyState, Metrics]:

@@ -56,6 +56,7 @@ class Recipe(NamedTuple):
     stage: the name of the evaluation that is due before step `i` ('base', 'final', ...), or None.
     evaluate: `(state, stage) -> Evaluation`; changes nothing.
     exports: models by the name of their folder.
+    exported: the part of `abstract` that `exports` reads; the rest is `...`.
     model, tokenizer: of the policy.
     """
 
@@ -66,8 +67,21 @@ class Recipe(NamedTuple):
     stage: Callable[[int], str | None]
     evaluate: Callable[[Any, str], Evaluation]
     exports: Callable[[Any], dict[str, Export]]
+    exported: Any
     model: ModelConfig
     tokenizer: Callable[[], Tokenizer]
+
+
+def read_config(workdir: str) -> Config:
+    """The config of the run in `workdir`.
+
+    Raises:
+      ValueError: the folder is not that of a run.
+    """
+    path = Path(workdir) / 'config.json'
+    if not path.exists():
+        raise ValueError(f'orbax:{workdir} is no run of this package: {path} is missing')
+    return ConfigDict(json.loads(path.read_text()))
 
 
 def open_run(workdir: str, ctx: Context) -> Source:
@@ -76,12 +90,9 @@ def open_run(workdir: str, ctx: Context) -> Source:
     Raises:
       ValueError: the folder is not that of a run, or has no checkpoint.
     """
-    path = Path(workdir) / 'config.json'
-    if not path.exists():
-        raise ValueError(f'orbax:{workdir} is no run of this package: {path} is missing')
-    config: Config = ConfigDict(json.loads(path.read_text()))
+    config = read_config(workdir)
     recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx)
-    checkpoints = Checkpoints(workdir, recipe.abstract, read_only=True)
+    checkpoints = Checkpoints(workdir, recipe.exported, read_only=True)
     latest = checkpoints.latest
     if latest is None:
         raise ValueError(f'orbax:{workdir} has no checkpoint; train it first')

@@ -117,7 +117,8 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     steps = warmup + config.total_steps
     stage = functools.partial(stage_before, warmup=warmup, steps=steps, every=config.eval.every)
-    return Recipe(steps, learner.abstract, init, step, stage, evaluate, exports, cfg, lambda: tokenizer)
+    exported = learner.abstract_weights
+    return Recipe(steps, learner.abstract, init, step, stage, evaluate, exports, exported, cfg, lambda: tokenizer)
 
 
 def stage_before(i: int, *, warmup: int, steps: int, every: int) -> str | None:

@@ -27,7 +27,8 @@ FOLDER, CONFIG = 'checkpoints', 'config.json'
 class Checkpoints:
     """The checkpoints of a run: the `keep` latest and, by the `reward` they were saved with, the best.
 
-    `abstract` is the state they hold: its shapes, dtypes and shardings.
+    `abstract` is the state they hold: its shapes, dtypes and shardings. What a reader has no use for is `...` there
+    and in what it restores: it is not read.
     With `read_only` nothing in the folder is touched, so a run that is still writing to it is not disturbed.
     """
 
@@ -74,7 +75,7 @@ class Checkpoints:
         try:
             self._manager.save(
                 step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(item)),
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), host=ocp.args.JsonSave(item)),
                 metrics=None if reward is None else {'reward': reward},
             )
         except Exception as error:  # Orbax raises what the previous, background save met
@@ -135,10 +136,12 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def _read(self, step: int) -> tuple[Any, dict[str, Any]]:
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(self._abstract), host=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
+        wanted = ocp.args.PyTreeRestore(self._abstract, ocp.checkpoint_utils.construct_restore_args(self._abstract))
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=wanted, host=ocp.args.JsonRestore()))
         state, item = restored['state'], restored['host']
-        if np.asarray(fingerprint(state)).tolist() != item['fingerprint']:
+        leaves = jax.tree.leaves(state)
+        read = [i for i, leaf in enumerate(leaves) if leaf is not ...]
+        if np.asarray(fingerprint([leaves[i] for i in read])).tolist() != [item['fingerprint'][i] for i in read]:
             raise ValueError('its contents have changed since they were written')
         return state, item['host']
 
@@ -148,11 +151,11 @@ class Checkpoints:
         return f'checkpoint {step} could not be written to {self.folder}: {why.splitlines()[0]}; {kept}'
 
 
-def _array_handler(abstract: Any) -> ocp.StandardCheckpointHandler:
+def _array_handler(abstract: Any) -> ocp.PyTreeCheckpointHandler:
     """Writes and reads a few arrays at a time: all at once hold the whole state once more, encoded, in memory."""
-    largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract) if leaf is not ...)
     limit = max(3 * largest / 1e9, 0.1)  # Orbax refuses an array that alone is above it
-    return ocp.StandardCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit)
+    return ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit)
 
 
 @jax.jit

@@ -14,15 +14,18 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from pal_jax.models.config import ModelConfig
+from pal_jax.runtime import memory
 
 AXES = ('data', 'fsdp', 'tensor')
 
 
 def initialize(cache_dir: str | os.PathLike[str] | None = None) -> None:
-    """Joins the other processes of a pod, if there are any, and keeps compiled programs in `cache_dir`.
+    """Joins the other processes of a pod, if there are any, keeps compiled programs in `cache_dir`, and has memory
+    given back around compilations.
 
-    JAX_COMPILATION_CACHE_DIR names another place for them.
+    JAX_COMPILATION_CACHE_DIR names another place for the programs.
     """
+    memory.give_back_when_compiling()
     if os.environ.get('JAX_COORDINATOR_ADDRESS') or os.environ.get('SLURM_NTASKS', '1') != '1' or _on_pod():
         jax.distributed.initialize()
     if cache_dir and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):

@@ -12,7 +12,7 @@ import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.local import LocalDecoder, Request, bucket
-from pal_jax.models import config, decoder, params
+from pal_jax.models import config, decoder, lora, params
 from pal_jax.models.attention import visibility
 from pal_jax.runtime import devices
 from pal_jax.types import Sampling
@@ -122,6 +122,45 @@ def test_new_weights_reach_the_engine(weights):
     logits = full_logits(changed, list(request.prompt_ids))[-1]
     assert after.logprobs[0] == pytest.approx(float(jax.nn.log_softmax(logits).max()), abs=2e-4)
     assert after.logprobs[0] != before.logprobs[0]
+
+
+def test_trained_adapters_reach_the_engine_merged(weights):
+    attached = lora.attach(weights, rank=2, alpha=4.0, targets='all-linear', key=jax.random.key(1))
+    trainable, frozen = lora.split(attached)
+    trained = lora.join(
+        jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(2), x.shape), trainable), frozen
+    )
+    decoder = LocalDecoder(CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8)
+    request = Request(prompt(5, 12), GREEDY, seed=0)
+    decoder.load(weights)
+    (before,) = decoder([request])
+    decoder.load(jax.jit(lora.merge)(trained), version=1)
+    (after,) = decoder([request])
+    logits = full_logits(trained, list(request.prompt_ids))[-1]  # adapters applied, not merged
+    assert after.logprobs[0] == pytest.approx(float(jax.nn.log_softmax(logits).max()), abs=2e-3)
+    assert abs(after.logprobs[0] - before.logprobs[0]) > 0.01
+    assert set(after.versions) == {1}
+
+
+def test_no_more_programs_are_compiled_than_there_are_sizes(weights):
+    decoder = LocalDecoder(
+        CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8, prefill_rows=4, stride=3, chunk=128
+    )
+    decoder.load(weights)
+    rng = np.random.default_rng(0)
+
+    lengths, news = rng.integers(1, 400, 300).tolist(), rng.integers(1, 12, 300).tolist()
+    decoder(
+        [
+            Request(prompt(i % 6, length), Sampling(float(i % 2), top_k=i % 5, max_tokens=new), i)
+            for i, (length, new) in enumerate(zip(lengths, news, strict=True))
+        ]
+    )
+    caches, chunks, rows = 4, 2, 2  # 128 to 512 long; 64 and 128 tokens; one prompt or a batch
+    assert decoder._generate._cache_size() <= caches
+    assert decoder._prefill._cache_size() <= rows * chunks
+    assert decoder._extend._cache_size() <= rows * chunks * caches
+    assert decoder._insert._cache_size() <= (1 + rows * chunks) * caches
 
 
 def test_misuse_is_told_plainly(driver):

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import socket
-import threading
 import time
 
 import httpx
 import jax
 import openai
 import pytest
-import uvicorn
 
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.driver import Driver
@@ -27,22 +24,6 @@ from pal_jax.types import Sampling
 TOKENIZER = byte_tokenizer()
 CFG = dataclasses.replace(config.tiny(vocab=TOKENIZER.vocab_size), unroll=True)
 HELLO = [{'role': 'user', 'content': 'Hello'}]
-
-
-@contextlib.contextmanager
-def serving(driver: Driver, **options):
-    """A server in a thread; yields its address."""
-    listener = socket.create_server(('127.0.0.1', 0))
-    app = make_app(driver, TOKENIZER, model='tiny', **options)
-    server = uvicorn.Server(uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]})
-    thread.start()
-    try:
-        yield f'http://127.0.0.1:{listener.getsockname()[1]}'
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
 
 
 def make_decoder() -> LocalDecoder:
@@ -63,8 +44,8 @@ def driver():
 
 
 @pytest.fixture(scope='module')
-def address(driver):
-    with serving(driver) as address:
+def address(driver, serve):
+    with serve(make_app(driver, TOKENIZER, model='tiny')) as address:
         yield address
     assert driver.decoder.free == driver.decoder.slots
 
@@ -203,8 +184,8 @@ def until(condition, seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def test_a_token_is_asked_for():
-    with serving(Driver(make_decoder()), token='secret') as address:
+def test_a_token_is_asked_for(serve):
+    with serve(make_app(Driver(make_decoder()), TOKENIZER, model='tiny', token='secret')) as address:
         for key, status in (('wrong', 401), ('secret', 200)):
             answer = httpx.get(f'{address}/v1/models', headers={'authorization': f'Bearer {key}'})
             assert answer.status_code == status

@@ -128,3 +128,14 @@ def test_another_config_is_refused_with_the_changed_keys(tmp_path):
     assert json.loads((tmp_path / 'config.json').read_text())['total_steps'] == 3
     with pytest.raises(ValueError, match=r'another config \(ppo.clip: 0.2 -> 0.1, ppo.kl: None -> 1\)'):
         check_config(tmp_path, {'total_steps': 3, 'ppo': {'clip': 0.1, 'range': (1, 2), 'kl': 1}})
+
+
+def test_a_reader_of_one_part_reads_and_checks_no_other(tmp_path):
+    save(tmp_path, 1).close()
+    part = ABSTRACT | {'w': ...}
+    damage(tmp_path / 'checkpoints' / '1')  # the largest array, `w`
+    state, _, _ = Checkpoints(tmp_path, part, read_only=True).restore()
+    assert state.pop('w') is ...
+    same(state, {name: value for name, value in make_state(1).items() if name != 'w'})
+    with pytest.raises(RuntimeError, match=r'none of the checkpoints \[1\]'):
+        Checkpoints(tmp_path, ABSTRACT | {'half': ...}, read_only=True, log=lambda _: None).restore()
