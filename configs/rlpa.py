@@ -50,6 +50,8 @@ def get_config(variant: str = '') -> ConfigDict:
         stride=4,  # tokens a round trip between device and host
         driver='local',  # or 'jetstream': the same tokens through google-jetstream's driver
         address='',  # host:port of a pal_jax.serve --driver=jetstream that samples instead; see docs/serving.md
+        reuse=True,  # prompts start from what caches hold of them
+        int8=False,  # sample with weights of eight bits
     )
     config.eval = dict(people=64, every=0, shown=3)  # every=0: before, after the warm-up and at the end
     return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()

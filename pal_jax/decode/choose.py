@@ -28,19 +28,30 @@ class Decoder(Protocol):
 
 
 def make_decoder(
-    cfg: ModelConfig, tokenizer: Tokenizer, mesh: Mesh, *, driver: str, address: str, slots: int, stride: int
+    cfg: ModelConfig,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    *,
+    driver: str,
+    address: str,
+    slots: int,
+    stride: int,
+    reuse: bool,
+    int8: bool,
 ) -> Decoder:
     """The decoder that `config.decode` names.
 
     Raises:
-      ValueError: an unknown driver, or an address for one that has none.
+      ValueError: an unknown driver, or an address or eight-bit weights for one that has none.
     """
     if driver not in ('local', 'jetstream'):
         raise ValueError(f"decode.driver={driver!r} is unknown; use 'local' or 'jetstream'")
     if driver == 'local':
         if address:
             raise ValueError(f"decode.address={address!r} needs decode.driver='jetstream'")
-        return LocalDecoder(cfg, tokenizer, mesh, slots=slots, stride=stride)
+        return LocalDecoder(cfg, tokenizer, mesh, slots=slots, stride=stride, reuse=reuse, int8=int8)
+    if int8:
+        raise ValueError("decode.int8 needs decode.driver='local'")
     if address:
         from pal_jax.decode.remote import RemoteDecoder
 

@@ -188,6 +188,7 @@ def test_the_published_model_is_sharded_as_declared_without_its_weights():
         ({'policy.dtype': 'float16'}, "policy.dtype='float16' is unknown"),
         ({'sampling.temperature': -1.0}, 'temperature=-1.0'),
         ({'decode.driver': 'vllm'}, "decode.driver='vllm' is unknown; use 'local' or 'jetstream'"),
+        ({'decode.driver': 'jetstream', 'decode.int8': True}, "decode.int8 needs decode.driver='local'"),
         ({'decode.address': 'a:1'}, "decode.address='a:1' needs decode.driver='jetstream'"),
         ({'reward.judge': 'rules'}, "reward.judge='rules' is unknown; use rule"),
         ({'policy.source': 'hf:nowhere/at all'}, 'nowhere/at all'),
