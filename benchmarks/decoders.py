@@ -71,8 +71,6 @@ def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Ro
 
 def local_decoder(model: str, dtype: str, slots: int, reuse: bool = True) -> LocalDecoder:
     """Ours, with random weights."""
-    import jax
-
     from pal_jax.decode.local import LocalDecoder
 
     cfg, tokenizer, mesh = _parts(model, dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,10 @@ from benchmarks.contest import Contestant, Result
 from benchmarks.contestant import Round
 from benchmarks.decoders import ask, local_decoder
 from benchmarks.shapes import SHAPES
+
+if TYPE_CHECKING:
+    from pal_jax.recipes.world import World
+    from pal_jax.types import Dialogue
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'rlpa.py'
 ROUNDS, SYSTEM, MESSAGE, REPLY = 6, 128, 32, 32  # rounds of a dialogue; tokens
@@ -45,35 +49,51 @@ def once(people: int) -> int:
 
 
 def make_rollouts(variant: str, steps: int, reuse: bool) -> Round:
-    """The first rollouts of configs/rlpa.py with the model it starts from, which learns nothing meanwhile."""
+    """The first rollouts of configs/rlpa.py as a policy meets them that writes its format, sampled by the one that the
+    config starts from. What is sampled goes nowhere: both sides read the same dialogues."""
     from pal_jax.decode.local import LocalDecoder
-    from pal_jax.envs import dialogue as env
     from pal_jax.models import sources
     from pal_jax.recipes import rlpa
     from pal_jax.recipes.world import make_world
     from pal_jax.runtime import devices
 
     config = runpy.run_path(str(CONFIG))['get_config'](variant)
-    world, mesh, source = (
-        make_world(config),
-        devices.make_mesh(),
-        sources.resolve(config.policy.source, seed=config.seed),
-    )
+    source, mesh, n = sources.resolve(config.policy.source), devices.make_mesh(), config.dialogue.n_samples_per_prompt
     cfg, tokenizer = devices.for_platform(source.config, config.policy.dtype), source.tokenizer()
-    slots, stride = config.decode.slots, config.decode.stride
+    slots, stride, world = config.decode.slots, config.decode.stride, make_world(config)
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=slots, stride=stride, reuse=reuse)
-    weights = source.load(decoder.param_shardings)
-    rollout = rlpa.make_rollout(config, world, rlpa.make_sampler(config, world, tokenizer, decoder), decoder)
+    weights, batches = source.load(decoder.param_shardings), script(config.dialogue, world, steps)
+    sample = rlpa.make_sampler(config, world.system, tokenizer, decoder)
 
     def roll() -> dict[str, float]:
-        queue, before = env.open_queue(world.train), decoder.counters.prompt_tokens
-        sampled = 0
-        for i in range(steps):
-            samples, queue = rollout(weights, queue, i)
-            sampled += sum(len(sample.completion.token_ids) for sample in samples)
+        before, sampled = decoder.counters.prompt_tokens, 0
+        for i, batch in enumerate(batches):
+            decoder.load(weights)
+            sampled += sum(len(each.completion.token_ids) for each in sample(batch, n, (config.seed, i)))
+            decoder.release()
         return {'prompt_tokens': decoder.counters.prompt_tokens - before, 'tokens': sampled}
 
     return roll
+
+
+def script(dialogue: Any, world: World, steps: int) -> list[list[Dialogue]]:
+    """The dialogues of the first steps, where the policy notes a fact a round and asks for more."""
+    from pal_jax.envs import dialogue as env
+    from pal_jax.feedback.profiles import render_completion, render_facts
+    from pal_jax.types import Completion, Sample
+
+    def answer(each: Dialogue, group: int) -> Sample:
+        text = render_completion(render_facts(each.person.facts[: each.round + 1]), 'I see. What else do you enjoy?')
+        return Sample(each, (), Completion(text, (), (), 'stop'), group)
+
+    rounds = {'max_rounds': dialogue.max_rounds, 'round_batch_size': dialogue.round_batch_size}
+    queue, batches = env.open_queue(world.train), []
+    for i in range(steps):
+        batch, queue = env.pop(queue, dialogue.rollout_batch_size, people=world.train, user=world.user, seed=i)
+        replies = [[answer(each, group)] for group, each in enumerate(batch)]
+        queue = env.continue_best(queue, replies, **rounds, user=world.user, seed=i)
+        batches.append(batch)
+    return batches
 
 
 def measure(model: str, dtype: str, people: int, rounds: int) -> dict[str, Any]:

@@ -28,15 +28,13 @@ from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.params import Params
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Export, Host, Recipe, open_run
-from pal_jax.recipes.world import World, make_world
+from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Dialogue, Metrics, Sample, Sampling, TokenBatch
 
 Sampler = Callable[[Sequence[Dialogue], int, Sequence[int]], list[Sample]]
-Rollout = Callable[[Params, env.Queue, int], tuple[list[Sample], env.Queue]]
 
 EVALUATION = 2**31  # stands where a training step has its number in seeds
 
@@ -56,11 +54,13 @@ def make(config: Config, ctx: Context) -> Recipe:
     cfg = dataclasses.replace(cfg, remat=config.policy.remat)
     learner = make_learner(config, cfg, ctx)
     decoder = LocalDecoder(cfg, tokenizer, ctx.mesh, slots=config.decode.slots, stride=config.decode.stride)
-    sample_turns = make_sampler(config, world, tokenizer, decoder)
-    rollout, warmup, dialogue = make_rollout(config, world, sample_turns, decoder), config.warmup.steps, config.dialogue
-    height = round_up(dialogue.rollout_batch_size, sharding.batch_ways(ctx.mesh) * config.ppo.minibatches)
-    actions = round_up(config.sampling.max_tokens, 8)
-    shape = {'n': dialogue.n_samples_per_prompt, 'height': height, 'actions': actions}
+    sample_turns = make_sampler(config, world.system, tokenizer, decoder)
+    warmup, dialogue = config.warmup.steps, config.dialogue
+    n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
+    max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
+    rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
+    height = round_up(prompts_a_step, sharding.batch_ways(ctx.mesh) * config.ppo.minibatches)
+    shape = {'n': n, 'height': height, 'actions': round_up(config.sampling.max_tokens, 8)}
     supervised = make_supervised(config, tokenizer, ctx.mesh)
 
     def init() -> tuple[PolicyState, Host]:
@@ -74,8 +74,15 @@ def make(config: Config, ctx: Context) -> Recipe:
         return learner.anchor(state) if i == warmup - 1 else state, host, 'warm-up', metrics
 
     def rlpa_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        queue = env.from_json(host['queue'])
         with ctx.phase('rollout'):
-            samples, queue = rollout(learner.weights(state), env.from_json(host['queue']), i)
+            decoder.load(learner.weights(state))
+            open_dialogues, queue = env.pop(queue, prompts_a_step, people=world.train, user=world.user, seed=i)
+            samples = sample_turns(open_dialogues, n, (config.seed, i))
+            decoder.release()
+            samples = world.reward(samples, i)
+            groups = [samples[k : k + n] for k in range(0, len(samples), n)]
+            queue = env.continue_best(queue, groups, **rounds, user=world.user, seed=i)
         with ctx.phase('annotate'):
             batch = pack_rollouts(samples, **shape, mesh=ctx.mesh)
             batch, annotated = learner.annotate(state, batch)
@@ -96,7 +103,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         with ctx.phase('evaluate'):
             decoder.load(learner.weights(state))
             record, dialogues = personalization.evaluate(
-                respond, world.user, world.tests, rounds=max_rounds(config), guess=world.guess
+                respond, world.user, world.tests, rounds=max_rounds, guess=world.guess
             )
             decoder.release()
         return Evaluation(record, dialogues[: config.eval.shown])
@@ -157,38 +164,17 @@ def check(config: Config, mesh: Mesh) -> None:
         raise ValueError(f'RLPA samples in one process, got {jax.process_count()}; start it on a single host')
 
 
-def max_rounds(config: Config) -> int:
-    return config.dialogue.max_rounds if config.dialogue.use_multiturn else 1
-
-
-def make_sampler(config: Config, world: World, tokenizer: Tokenizer, decoder: LocalDecoder) -> Sampler:
+def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: LocalDecoder) -> Sampler:
     """Samples the next turn of dialogues, `n` times each."""
     sampling = make_sampling(config)
 
     def sample_turns(dialogues: Sequence[Dialogue], n: int, seed: Sequence[int]) -> list[Sample]:
-        prompts = [tuple(tokenizer.chat(env.messages(each, world.system))) for each in dialogues]
+        prompts = [tuple(tokenizer.chat(env.messages(each, system))) for each in dialogues]
         seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
         completions = decoder([Request(prompts[k // n], sampling, seed) for k, seed in enumerate(seeds)])
         return [Sample(dialogues[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
 
     return sample_turns
-
-
-def make_rollout(config: Config, world: World, sample_turns: Sampler, decoder: LocalDecoder) -> Rollout:
-    """The rollout of step `i` with the given weights: its rewarded samples, and the queue after it."""
-    dialogue, n = config.dialogue, config.dialogue.n_samples_per_prompt
-    rounds = {'max_rounds': max_rounds(config), 'round_batch_size': dialogue.round_batch_size}
-
-    def rollout(params: Params, queue: env.Queue, i: int) -> tuple[list[Sample], env.Queue]:
-        decoder.load(params)
-        open_dialogues, queue = env.pop(queue, dialogue.rollout_batch_size, people=world.train, user=world.user, seed=i)
-        samples = sample_turns(open_dialogues, n, (config.seed, i))
-        decoder.release()
-        samples = world.reward(samples, i)
-        groups = [samples[k : k + n] for k in range(0, len(samples), n)]
-        return samples, env.continue_best(queue, groups, **rounds, user=world.user, seed=i)
-
-    return rollout
 
 
 def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
