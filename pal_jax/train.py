@@ -55,6 +55,7 @@ def prepare(config: Config, workdir: Path, progress: Progress) -> Recipe:
     """The recipe; everything that can fail before a weight is read fails here."""
     devices.initialize(workdir / 'compiled')
     memory.give_back_when_compiling()
+    progress.time_compilation()
     checkpoint.check_config(workdir, config.to_dict(), free=MAY_CHANGE)
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)
