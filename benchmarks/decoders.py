@@ -40,7 +40,8 @@ class Endless:
 
 
 def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
-    """Steps of the engine from a full prompt on, tokens fetched every `STRIDE` steps as `LocalDecoder` does."""
+    """Steps of the engine from a full prompt on, in as many rows as `LocalDecoder` has for them, tokens fetched every
+    `STRIDE` steps as it does."""
     import jax
     import jax.numpy as jnp
 
@@ -51,12 +52,13 @@ def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Ro
     cfg = for_platform(SHAPES[model], dtype)
     weights = engine.decode_weights(params.init(params.decoder_specs(cfg), jax.random.key(0)), cfg)
     generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
-    states = [engine.init_state(cfg, batch, -(-(prompt + new) // 128) * 128)]
+    rows = max(batch, 8)
+    states = [engine.init_state(cfg, rows, -(-(prompt + new) // 128) * 128)]
     read = (weights['layers'], decoder.unembed_weight(weights), states[0].keys, states[0].values)
     step_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
 
     def decode() -> dict[str, float]:
-        state, sampled = states.pop().replace(length=jnp.full(batch, prompt - 1)), []
+        state, sampled = states.pop().replace(length=jnp.full(rows, prompt - 1)), []
         for i in range(new):
             state, step = generate(weights, state)
             sampled.append(step)
