@@ -5,28 +5,33 @@ A busy machine is then as busy for one as for the other: read the ratios.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import multiprocessing
+import json
 import os
-import resource
 import statistics
-import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnContext
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import machine
 from pal_jax.runtime.memory import ALLOCATOR, SETTING
 
-Round = Callable[[], dict[str, float]]  # takes one round and returns what it has to tell; it is over when it returns
+ROOT = Path(__file__).parents[1]
 
 
 class Contestant(NamedTuple):
-    """`make()` gets ready; `device_peak()` is the peak memory of its device, None where that is the process's own."""
+    """`make`, the `module:name` of a function, gets ready from `settings` and returns a `Round`.
 
-    make: Callable[[], Round]
-    device_peak: Callable[[], int | None]
+    `library` counts its device's memory, its versions are those of `packages`, and `python` is the interpreter that has
+    them.
+    """
+
+    make: str
+    settings: dict[str, Any]
+    library: str = 'jax'
+    packages: tuple[str, ...] = ()
+    python: str = sys.executable
 
 
 class Result(NamedTuple):
@@ -38,84 +43,104 @@ class Result(NamedTuple):
     seconds: list[float]
     told: list[dict[str, float]]
     peak_bytes: int
+    versions: dict[str, str]
 
-    def startup(self) -> dict[str, float]:
+    def startup(self) -> dict[str, Any]:
         """What is spent once: to get ready, to compile (what the first round takes longer), and memory."""
         return {
             'init_s': round(self.init_s, 1),
             'compile_s': round(self.first_s - statistics.median(self.seconds), 1),
             'peak_gib': round(self.peak_bytes / 2**30, 2),
+            **({'versions': self.versions} if self.versions else {}),
         }
 
+    def best(self) -> dict[str, float]:
+        """What the fastest round told."""
+        return self.told[self.seconds.index(min(self.seconds))]
 
-def race(contestants: dict[str, Contestant], rounds: int) -> dict[str, Result]:
+
+class Outcome(NamedTuple):
+    """Results by contestant; `absent` are those whose packages are not installed, and what they missed."""
+
+    results: dict[str, Result]
+    absent: dict[str, str]
+
+
+def race(contestants: dict[str, Contestant], rounds: int) -> Outcome:
     """Rounds in turn; one process at a time is awake. All run under the allocator that our commands start with:
     without it either side spends a part of its rounds on page faults, and a different one each time.
 
     Raises:
       ValueError: no rounds to time.
+      RuntimeError: a contestant failed.
     """
     if rounds < 1:
         raise ValueError(f'a contest of {rounds} rounds has no times; ask for 1 or more')
-    context = _processes()
-    pipes: dict[str, Connection] = {}
-    processes = []
-    starts, rest = {}, {name: [] for name in contestants}
-    for name, contestant in contestants.items():
-        pipes[name], end = context.Pipe()
-        processes.append(context.Process(target=_serve, args=(end, contestant), daemon=True))
-        processes[-1].start()
-        end.close()
-        starts[name] = pipes[name].recv()
-    for _ in range(rounds):
-        for name, pipe in pipes.items():
-            pipe.send(True)
-            rest[name].append(pipe.recv())
-    results = {}
-    for name, pipe in pipes.items():
-        pipe.send(False)
-        init_s, first_s, first = starts[name]
-        seconds, told = zip(*rest[name], strict=True)
-        results[name] = Result(init_s, first_s, first, list(seconds), list(told), pipe.recv())
-    for process in processes:
-        process.join()  # what is measured next has the machine to itself
-    return results
+    with contextlib.ExitStack() as stack:
+        players, starts, absent = {}, {}, {}
+        for name, contestant in contestants.items():
+            player = Player(name, contestant, stack)
+            started = player.hear()
+            if 'absent' in started:
+                absent[name] = started['absent']
+            else:
+                players[name], starts[name] = player, started
+        taken = {name: [] for name in players}
+        for _ in range(rounds):
+            for name, player in players.items():
+                player.say('')
+                taken[name].append(player.hear())
+        peaks = {name: player.end() for name, player in players.items()}
+    return Outcome({name: _result(starts[name], taken[name], peaks[name]) for name in players}, absent)
 
 
-def _processes() -> SpawnContext:
-    """Where processes come from that run under our allocator: the C library reads its setting as they start."""
-    os.environ[SETTING] = ALLOCATOR
-    return multiprocessing.get_context('spawn')
+class Player:
+    """A contestant's process. It ends with its input: when it is told to, or this process is gone."""
+
+    def __init__(self, name: str, contestant: Contestant, stack: contextlib.ExitStack):
+        self.name = name
+        self._process = stack.enter_context(
+            subprocess.Popen(
+                [contestant.python, '-m', 'benchmarks.contestant'],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                env=_environment(),
+            )
+        )
+        stack.callback(self._process.kill)  # before the process is waited for; no news to one that ended
+        self.say(json.dumps(contestant._asdict()))
+
+    def say(self, line: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(line + '\n')
+        self._process.stdin.flush()
+
+    def hear(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f'the contestant {self.name} failed; what it wrote above says why')
+        return json.loads(line)
+
+    def end(self) -> int:
+        """The peak of its memory; what is measured next has the machine to itself."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        peak = self.hear()['peak_bytes']
+        self._process.wait()
+        return peak
 
 
-def _serve(pipe: Connection, contestant: Contestant) -> None:
-    """The life of a contestant's process: the first round, then one for each message, then its peak memory."""
-    start = time.perf_counter()
-    play = contestant.make()
-    init_s = time.perf_counter() - start
-    pipe.send((init_s, *_timed(play)))
-    while pipe.recv():
-        pipe.send(_timed(play))
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    pipe.send(contestant.device_peak() or own)
+def _result(start: dict[str, Any], rounds: list[dict[str, Any]], peak: int) -> Result:
+    seconds, told = ([each[key] for each in rounds] for key in ('seconds', 'told'))
+    return Result(start['init_s'], start['seconds'], start['told'], seconds, told, peak, start['versions'])
 
 
-def _timed(play: Round) -> tuple[float, dict[str, float]]:
-    start = time.perf_counter()
-    told = play()
-    return time.perf_counter() - start, told
-
-
-def jax_peak() -> int | None:
-    import jax
-
-    return (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
-
-
-def torch_peak() -> int | None:
-    import torch
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+def _environment() -> dict[str, str]:
+    """That of processes under our allocator: the C library reads its setting as they start."""
+    return os.environ | {SETTING: ALLOCATOR}
 
 
 def ratios(ours: Result, theirs: Result) -> dict[str, float]:
@@ -127,11 +152,11 @@ def ratios(ours: Result, theirs: Result) -> dict[str, float]:
 
 
 def surroundings(*packages: str) -> dict[str, Any]:
-    """What a number depends on besides the program: the machine's own limits, the allocator, versions."""
-    with _processes().Pool(1) as pool:
-        limits = pool.apply(machine.measure)
+    """What a number depends on besides the program: the machine's own limits, the allocator, our versions."""
+    command = [sys.executable, '-m', 'benchmarks.machine']
+    limits = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT, env=_environment()).stdout
     return {
-        'machine': limits,
+        'machine': json.loads(limits),
         'malloc': ALLOCATOR,
         'versions': {name: importlib.metadata.version(name) for name in packages},
     }

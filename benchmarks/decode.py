@@ -1,147 +1,78 @@
-"""Speed of decoding with a model of SmolLM2-135M's shape, with random weights: our engine's step alone, and a whole
-call of our decoder with its prefill and its loop on the host.
+"""Speed of decoding with a model of SmolLM2-135M's shape, with random weights.
 
-  python -m benchmarks.decode --batch 8 16 --against=torch
-  python -m benchmarks.decode --batch 32 --through jetstream grpc      what google-jetstream's driver and gRPC cost
-Prints one JSON object; see `contest.py` for how the numbers come about. Torch is transformers' `generate` and is
-compared with the whole call. All are greedy, and none may stop early.
+  python benchmarks/decode.py --batch=1,8,32 --prompt=128 --new=128 --against=torch,tunix --json=out.json
+Prints one JSON object; see `contest.py` for how the numbers come about. It has a part for each question, `--parts`:
+  calls     calls of equal lengths: ours, our engine's steps alone, and others; at the largest batch JetStream's driver
+  mixed     more requests than slots, of many lengths, against as many of equal ones; time to first and between tokens
+  dialogue  rounds of dialogues with and without the reuse of what the caches hold
+  rollout   the same for the rollouts of configs/rlpa.py
+Others are those of requirements-peers.txt; one that is not installed is named as absent. Tunix may live in an
+environment of its own, see `--tunix-python`.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
+import os
 import statistics
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from benchmarks import contest, shapes
-from benchmarks.contest import Contestant, Result, Round
-from benchmarks.shapes import SHAPES
-from pal_jax.models.config import ModelConfig
+if not __package__:
+    sys.path[0] = str(Path(__file__).parents[1])  # python benchmarks/decode.py is python -m benchmarks.decode
 
-SERVERS: list[Any] = []  # kept to the end of the process
+from benchmarks import contest, dialogues, shapes, traffic
+from benchmarks.contest import Contestant, Result
 
-
-class Task(NamedTuple):
-    """What each contestant decodes in a round: `new` tokens after each of `batch` prompts."""
-
-    shape: ModelConfig
-    batch: int
-    prompt: int
-    new: int
+PEERS = {'torch': ('torch', 'transformers'), 'tunix': ('google-tunix', 'jax', 'flax')}  # and whose versions count
+DRIVERS = ('jetstream', 'grpc')
 
 
-def make_engine(task: Task, dtype: str, stride: int = 4) -> Round:
-    """Steps of the engine from a full prompt on, tokens fetched every `stride` steps as `LocalDecoder` does."""
-    import jax
-    import jax.numpy as jnp
-
-    from pal_jax.decode import engine
-    from pal_jax.models import decoder, params
-    from pal_jax.runtime.devices import for_platform
-
-    cfg = for_platform(task.shape, dtype)
-    weights = engine.decode_weights(params.init(params.decoder_specs(cfg), jax.random.key(0)), cfg)
-    generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
-    room = -(-(task.prompt + task.new) // 128) * 128
-    states = [engine.init_state(cfg, task.batch, room)]
-    read = (weights['layers'], decoder.unembed_weight(weights), states[0].keys, states[0].values)
-    step_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
-
-    def decode() -> dict[str, float]:
-        state, sampled = states.pop().replace(length=jnp.full(task.batch, task.prompt - 1)), []
-        for i in range(task.new):
-            state, step = generate(weights, state)
-            sampled.append(step)
-            if i % stride == stride - 1:
-                jax.device_get(sampled[-stride:])
-        jax.block_until_ready(state)
-        states.append(state)
-        return {'tokens': len(sampled) * task.batch, 'step_bytes': step_bytes}
-
-    return decode
-
-
-class Endless:
-    """A tokenizer to which no token ends a turn."""
-
-    stop_ids = ()
-
-    def text_of(self, ids: Sequence[int]) -> str:
-        return ''
-
-
-def make_decoder(task: Task, dtype: str, driver: str = 'local') -> Round:
-    """One call of a decoder on prompts that have nothing in common; for 'grpc' its server is in the same process."""
-    import jax
-    import numpy as np
-
-    from pal_jax.decode.choose import make_decoder
-    from pal_jax.decode.local import Request
-    from pal_jax.models import params
-    from pal_jax.runtime.devices import for_platform, make_mesh
-    from pal_jax.types import Sampling
-
-    cfg = for_platform(task.shape, dtype)
-    endless: Any = Endless()
-    mesh = make_mesh(devices=jax.devices()[:1])
-    where = serve(cfg, endless, mesh, task.batch) if driver == 'grpc' else ''
-    driver = 'jetstream' if driver == 'grpc' else driver
-    decoder = make_decoder(cfg, endless, mesh, driver=driver, address=where, slots=task.batch, stride=4)
-    decoder.load(params.init(params.decoder_specs(cfg), jax.random.key(0)))
-    prompts = np.random.default_rng(0).integers(0, cfg.vocab, (task.batch, task.prompt)).tolist()
-    sampling = Sampling(temperature=0.0, max_tokens=task.new)
-    requests = [Request(tuple(prompt), sampling, seed=0) for prompt in prompts]
-    return lambda: {'tokens': sum(len(completion.token_ids) for completion in decoder(requests))}
-
-
-def serve(cfg: ModelConfig, tokenizer: Any, mesh: Any, slots: int) -> str:
-    """Starts a gRPC server that lives as long as this process; returns its address."""
-    from pal_jax.decode.jetstream import JetStreamEngine
-    from pal_jax.decode.jetstream_driver import JetStreamDriver
-    from pal_jax.decode.rpc import GrpcServer
-
-    server = GrpcServer('127.0.0.1', 0, requests=slots)
-    server.start(JetStreamDriver(JetStreamEngine(cfg, tokenizer, mesh, slots=slots)), 'benchmark')
-    SERVERS.append(server)
-    return f'127.0.0.1:{server.port}'
-
-
-def make_torch(task: Task, dtype: str) -> Round:
-    """One call of transformers' `generate`."""
-    import torch
-    from transformers import GenerationConfig, LlamaForCausalLM
-
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    torch.manual_seed(0)
-    with torch.device(device):
-        model: Any = LlamaForCausalLM(shapes.as_llama(task.shape)).eval().to(getattr(torch, dtype))
-        prompts = torch.randint(0, task.shape.vocab, (task.batch, task.prompt))
-    greedy: Any = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=task.new, min_new_tokens=task.new)
-    greedy.pad_token_id = greedy.eos_token_id = 0
-
-    def generate() -> dict[str, float]:
-        tokens = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=greedy)
-        return {'tokens': tokens[:, task.prompt :].numel()}
-
-    return generate
-
-
-def contestants(task: Task, dtype: str, against: str | None, through: Sequence[str] = ()) -> dict[str, Contestant]:
-    ours = {'pal_jax': make_decoder, 'pal_jax_engine': make_engine}
-    ours |= {f'pal_jax_{driver}': functools.partial(make_decoder, driver=driver) for driver in through}
-    all_of_them = {
-        name: Contestant(functools.partial(make, task, dtype), contest.jax_peak) for name, make in ours.items()
+def contestants(args: argparse.Namespace, batch: int) -> dict[str, Contestant]:
+    """Ours, each peer in both precisions, and the other drivers at the largest batch."""
+    task = {'model': args.model, 'batch': batch, 'prompt': args.prompt, 'new': args.new}
+    ours = {'pal_jax': 'local', 'pal_jax_engine': 'engine'}
+    if batch == max(args.batch):
+        ours |= dict(zip(DRIVERS, DRIVERS, strict=True))
+    names = {
+        name: Contestant(f'benchmarks.decoders:make_{make}', task | {'dtype': args.dtype})
+        for name, make in ours.items()
     }
-    for peer_dtype in shapes.peers(against):
-        make = functools.partial(make_torch, task, peer_dtype)
-        all_of_them[f'torch_{peer_dtype}'] = Contestant(make, contest.torch_peak)
-    return all_of_them
+    for peer in args.against:
+        for dtype in ('bfloat16', 'float32'):
+            names[f'{peer}_{dtype}'] = Contestant(
+                f'benchmarks.decoders:make_{peer}',
+                task | {'dtype': dtype},
+                'torch' if peer == 'torch' else 'jax',
+                PEERS[peer],
+                args.tunix_python if peer == 'tunix' else sys.executable,
+            )
+    return names
 
 
-def summary(result: Result, task: Task, memory_gbytes_per_s: float) -> dict[str, float]:
+def calls(args: argparse.Namespace, memory_gbytes_per_s: float) -> dict[str, Any]:
+    report = {}
+    for batch in args.batch:
+        results, absent = contest.race(contestants(args, batch), args.rounds)
+        report[f'batch_{batch}'] = compare(results, args.new, memory_gbytes_per_s) | {'absent': absent}
+    return report
+
+
+def compare(results: dict[str, Result], new: int, memory_gbytes_per_s: float) -> dict[str, Any]:
+    """Every contestant's numbers, and how many times faster a call of ours is than each peer's better precision."""
+    report: dict[str, Any] = {name: summary(result, new, memory_gbytes_per_s) for name, result in results.items()}
+    for peer in (*PEERS, *DRIVERS):
+        theirs = [name for name in results if name.split('_')[0] == peer]
+        if theirs:
+            best = min(theirs, key=lambda name: min(results[name].seconds))
+            report[f'pal_jax_over_{best}'] = contest.ratios(results['pal_jax'], results[best])
+    return report
+
+
+def summary(result: Result, new: int, memory_gbytes_per_s: float) -> dict[str, Any]:
     best, tokens = min(result.seconds), result.first['tokens']
     numbers = {
         'tokens_per_s': round(tokens / best, 1),
@@ -149,48 +80,52 @@ def summary(result: Result, task: Task, memory_gbytes_per_s: float) -> dict[str,
         **result.startup(),
     }
     if 'step_bytes' in result.first:
-        rate = result.first['step_bytes'] * task.new / best / 1e9
+        rate = result.first['step_bytes'] * new / best / 1e9
         numbers['fraction_of_memory_bandwidth'] = round(rate / memory_gbytes_per_s, 3)
     return numbers
 
 
-def compare(results: dict[str, Result], task: Task, memory_gbytes_per_s: float) -> dict[str, Any]:
-    """Every contestant's numbers, and how many times faster a call of ours is than transformers' better precision."""
-    report: dict[str, Any] = {name: summary(result, task, memory_gbytes_per_s) for name, result in results.items()}
-    peers = {name: result for name, result in results.items() if name.startswith('torch')}
-    for driver in ('jetstream', 'grpc'):
-        if result := results.get(f'pal_jax_{driver}'):
-            report[f'pal_jax_over_{driver}'] = contest.ratios(results['pal_jax'], result)
-    if peers:
-        best = min(peers, key=lambda name: min(peers[name].seconds))
-        report[f'pal_jax_over_{best}'] = contest.ratios(results['pal_jax'], peers[best])
-    return report
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = shapes.arguments(__doc__)
-    parser.add_argument('--batch', type=int, nargs='+', default=[8, 16], help='prompts decoded at once, a contest each')
-    parser.add_argument('--prompt', type=int, default=64, help='tokens of a prompt')
+    numbers = shapes.listed(int)
+    parser.add_argument('--batch', type=numbers, default=[8, 32], help='prompts decoded at once, a contest each')
+    parser.add_argument('--prompt', type=int, default=128, help='tokens of a prompt')
     parser.add_argument('--new', type=int, default=128, help='tokens decoded after it')
     parser.add_argument('--rounds', type=int, default=5, help='timed rounds of each contestant')
-    parser.add_argument('--through', nargs='+', default=[], choices=['jetstream', 'grpc'], help='drivers to compare')
+    parser.add_argument('--against', type=shapes.listed(str, tuple(PEERS)), default=[], help=f'of {", ".join(PEERS)}')
+    parser.add_argument('--parts', type=shapes.listed(str, tuple(PARTS)), default=list(PARTS), help='what to measure')
+    parser.add_argument(
+        '--tunix-python',
+        default=os.environ.get('TUNIX_PYTHON', sys.executable),
+        help='the interpreter that has Tunix; default $TUNIX_PYTHON, or else this one',
+    )
+    parser.add_argument('--slots', type=int, default=32, help='of the mixed lengths')
+    parser.add_argument('--requests', type=int, default=128, help='of the mixed lengths')
+    parser.add_argument('--people', type=int, default=8, help='of the dialogues')
+    parser.add_argument('--variant', default='', help="of configs/rlpa.py, such as 'smoke'")
+    parser.add_argument('--steps', type=int, default=6, help='rollouts of a round of it')
+    parser.add_argument('--json', type=Path, help='a file that gets the report too')
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
-    tasks = {batch: Task(SHAPES[args.shape], batch, args.prompt, args.new) for batch in args.batch}
-    around = contest.surroundings(*shapes.packages(args.against))
-    results = {
-        batch: contest.race(contestants(task, args.dtype, args.against, args.through), args.rounds)
-        for batch, task in tasks.items()
-    }
-    report = {'shape': args.shape, 'prompt': args.prompt, 'new': args.new, 'dtype': args.dtype, **around}
-    bandwidth = around['machine']['memory_gbytes_per_s']
-    for batch, task in tasks.items():
-        report[f'batch_{batch}'] = compare(results[batch], task, bandwidth)
-    print(json.dumps(report))
+    around = contest.surroundings('jax')
+    report = {'model': args.model, 'prompt': args.prompt, 'new': args.new, 'dtype': args.dtype, **around}
+    for part in args.parts:
+        report |= PARTS[part](args, around['machine']['memory_gbytes_per_s'])
+    text = json.dumps(report)
+    if args.json:
+        args.json.write_text(text + '\n', encoding='utf-8')
+    print(text)
 
+
+PARTS: dict[str, Callable[[argparse.Namespace, float], dict[str, Any]]] = {
+    'calls': calls,
+    'mixed': lambda args, _: {'mixed': traffic.measure(args.model, args.dtype, args.slots, args.requests, args.rounds)},
+    'dialogue': lambda args, _: {'dialogue': dialogues.measure(args.model, args.dtype, args.people, args.rounds)},
+    'rollout': lambda args, _: {'rollout': dialogues.measure_rollouts(args.variant, args.steps, args.rounds)},
+}
 
 if __name__ == '__main__':
     main()

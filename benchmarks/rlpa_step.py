@@ -9,7 +9,6 @@ sampled and has been annotated and updated on.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import runpy
 from collections.abc import Sequence
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import contest
-from benchmarks.contest import Contestant, Round
+from benchmarks.contest import Contestant
+from benchmarks.contestant import Round
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'rlpa.py'
 PHASES = ('rollout', 'annotate', 'update')
@@ -85,8 +85,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
-    make = functools.partial(make_rlpa, args.variant, args.source, args.steps)
-    result = contest.race({'rlpa': Contestant(make, contest.jax_peak)}, args.rounds)['rlpa']
+    settings = {'variant': args.variant, 'source': args.source, 'steps': args.steps}
+    outcome = contest.race({'rlpa': Contestant('benchmarks.rlpa_step:make_rlpa', settings)}, args.rounds)
+    result = outcome.results['rlpa']
     report = {'config': f'rlpa:{args.variant}'.rstrip(':'), 'steps': args.steps}
     report |= summary(result.first, result.told, args.steps)
     report |= {'peak_gib': round(result.peak_bytes / 2**30, 2)}

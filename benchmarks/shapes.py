@@ -1,9 +1,10 @@
-"""Shapes of models with random weights, for us and for transformers, and the flags that choose among them."""
+"""Shapes of models with random weights, for us and for others, and the flags that choose among them."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pal_jax.models.config import ModelConfig, tiny
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig
 
 SHAPES = {
-    'smollm2-135m': ModelConfig(
+    'default': ModelConfig(
         family='llama', vocab=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, mlp=1536, max_len=8192,
         rope_theta=100_000.0,
     ),
@@ -37,20 +38,40 @@ def as_llama(cfg: ModelConfig) -> LlamaConfig:
     )
 
 
+def as_tunix(cfg: ModelConfig) -> Any:
+    """The same shape for Tunix."""
+    from tunix.models.llama3.model import ModelConfig as TunixConfig
+
+    return TunixConfig(
+        num_layers=cfg.layers,
+        vocab_size=cfg.vocab,
+        embed_dim=cfg.width,
+        hidden_dim=cfg.mlp,
+        num_heads=cfg.heads,
+        head_dim=cfg.head_dim,
+        num_kv_heads=cfg.kv_heads,
+        rope_theta=int(cfg.rope_theta),
+        norm_eps=cfg.norm_eps,
+        weight_tying=cfg.tie_embed,
+    )
+
+
 def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """Flags of every program that compares us with torch."""
+    """Flags of every program that compares us with others."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--shape', choices=SHAPES, default='smollm2-135m')
+    parser.add_argument('--model', choices=SHAPES, default='default', help="its shape; 'default' is SmolLM2-135M's")
     parser.add_argument('--dtype', choices=('bfloat16', 'float32'), default='bfloat16', help='of our matrix products')
-    parser.add_argument('--against', choices=('torch',), help='also run transformers on torch, in both precisions')
     return parser
 
 
-def peers(against: str | None) -> tuple[str, ...]:
-    """The precisions in which torch takes part."""
-    return ('bfloat16', 'float32') if against == 'torch' else ()
+def listed(kind: type, choices: Sequence[str] = ()) -> Callable[[str], list[Any]]:
+    """The type of a flag that takes a list with commas."""
 
+    def parse(text: str) -> list[Any]:
+        parts = [part for part in text.split(',') if part]
+        if unknown := [part for part in parts if choices and part not in choices]:
+            raise argparse.ArgumentTypeError(f'{unknown[0]!r} is unknown; choose from {", ".join(choices)}')
+        return [kind(part) for part in parts]
 
-def packages(against: str | None) -> tuple[str, ...]:
-    """Whose versions a comparison depends on."""
-    return ('jax', 'torch', 'transformers') if against == 'torch' else ('jax',)
+    parse.__name__ = f'list of {kind.__name__}'
+    return parse

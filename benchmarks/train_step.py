@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import contest, shapes
-from benchmarks.contest import Contestant, Result, Round
+from benchmarks.contest import Contestant, Result
+from benchmarks.contestant import Round
 from benchmarks.shapes import SHAPES
 from pal_jax.models.config import ModelConfig
 
 LEARNING_RATE = 1e-5
 
 
-def make_pal_jax(shape: ModelConfig, batch: int, length: int, dtype: str) -> Round:
+def make_pal_jax(model: str, batch: int, length: int, dtype: str) -> Round:
     """Our step, computed as `for_platform` has it."""
     import jax
     import optax
@@ -29,7 +30,7 @@ def make_pal_jax(shape: ModelConfig, batch: int, length: int, dtype: str) -> Rou
     from pal_jax.models import params
     from pal_jax.runtime.devices import for_platform
 
-    cfg = for_platform(shape, dtype)
+    cfg = for_platform(SHAPES[model], dtype)
     optimizer = optax.adamw(LEARNING_RATE)
     tokens = jax.random.randint(jax.random.key(1), (batch, length), 0, cfg.vocab)
     weights = params.init(params.decoder_specs(cfg), jax.random.key(0))
@@ -66,7 +67,7 @@ def _cross_entropy(weights: Any, cfg: Any, tokens: Any) -> Any:
     return token_loss(states, unembed, targets, share, lambda lp, w: -lp * w, dtype=cfg.dtype)[0]
 
 
-def make_torch(shape: ModelConfig, batch: int, length: int, dtype: str) -> Round:
+def make_torch(model: str, batch: int, length: int, dtype: str) -> Round:
     """Transformers' Llama under torch; bfloat16 is autocast over float32 weights."""
     import torch
     from transformers import LlamaForCausalLM
@@ -74,13 +75,13 @@ def make_torch(shape: ModelConfig, batch: int, length: int, dtype: str) -> Round
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.manual_seed(0)
     with torch.device(device):
-        model = LlamaForCausalLM(shapes.as_llama(shape)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
-    tokens = torch.randint(0, shape.vocab, (batch, length), device=device)
+        network = LlamaForCausalLM(shapes.as_llama(SHAPES[model])).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, fused=True)
+    tokens = torch.randint(0, SHAPES[model].vocab, (batch, length), device=device)
 
     def step() -> dict[str, float]:
         with torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16'):
-            loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+            loss = network(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -96,7 +97,7 @@ def flops(shape: ModelConfig, batch: int, length: int) -> float:
     return 6.0 * batch * length * (shape.layers * layer + shape.vocab * shape.width)
 
 
-def summary(result: Result, tokens: int, work: float, peak_gflops: float) -> dict[str, float]:
+def summary(result: Result, tokens: int, work: float, peak_gflops: float) -> dict[str, Any]:
     best = min(result.seconds)
     return {
         'tokens_per_s': round(tokens / best, 1),
@@ -112,28 +113,31 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=4, help='rows of a step')
     parser.add_argument('--seq', type=int, default=256, help='tokens of a row')
     parser.add_argument('--steps', type=int, default=5, help='timed steps of each contestant')
+    parser.add_argument('--against', choices=('torch',), help='also run transformers on torch, in both precisions')
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
-    shape, dtypes = SHAPES[args.shape], {'pal_jax': args.dtype}
-    ours = functools.partial(make_pal_jax, shape, args.batch, args.seq, args.dtype)
-    contestants = {'pal_jax': Contestant(ours, contest.jax_peak)}
-    for dtype in shapes.peers(args.against):
+    settings = {'model': args.model, 'batch': args.batch, 'length': args.seq}
+    dtypes = {'pal_jax': args.dtype}
+    contestants = {'pal_jax': Contestant('benchmarks.train_step:make_pal_jax', settings | {'dtype': args.dtype})}
+    for dtype in ('bfloat16', 'float32') if args.against else ():
+        theirs = settings | {'dtype': dtype}
         dtypes[f'torch_{dtype}'] = dtype
-        theirs = functools.partial(make_torch, shape, args.batch, args.seq, dtype)
-        contestants[f'torch_{dtype}'] = Contestant(theirs, contest.torch_peak)
-    around = contest.surroundings('optax', *shapes.packages(args.against))
-    results = contest.race(contestants, args.steps)
-    report: dict[str, Any] = {'shape': args.shape, 'batch': args.batch, 'seq': args.seq, 'dtype': args.dtype, **around}
-    work = flops(shape, args.batch, args.seq)
+        contestants[f'torch_{dtype}'] = Contestant(
+            'benchmarks.train_step:make_torch', theirs, 'torch', ('torch', 'transformers')
+        )
+    around = contest.surroundings('jax', 'optax')
+    results, absent = contest.race(contestants, args.steps)
+    report: dict[str, Any] = {'model': args.model, 'batch': args.batch, 'seq': args.seq, 'dtype': args.dtype, **around}
+    work = flops(SHAPES[args.model], args.batch, args.seq)
     for name, result in results.items():
         peak = float(around['machine'][f'{dtypes[name]}_gflops'])
         report[name] = summary(result, args.batch * args.seq, work, peak)
     for name in list(results)[1:]:
         report[f'pal_jax_over_{name}'] = contest.ratios(results['pal_jax'], results[name])
-    print(json.dumps(report))
+    print(json.dumps(report | {'absent': absent}))
 
 
 if __name__ == '__main__':

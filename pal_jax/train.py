@@ -56,6 +56,7 @@ def main() -> None:
 def prepare(config: Config, workdir: Path, progress: Progress) -> Recipe:
     """The recipe; everything that can fail before a weight is read fails here."""
     devices.initialize(workdir / 'compiled')
+    progress.time_compilation()
     checkpoint.check_config(workdir, config.to_dict(), free=MAY_CHANGE)
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
 
-from benchmarks import contest, decode, rlpa_step, train_step
-from benchmarks.contest import Result
+from benchmarks import contest, decode, dialogues, rlpa_step, shapes, traffic, train_step
+from benchmarks.contest import Contestant, Outcome, Result
 from benchmarks.shapes import SHAPES
 
 STARTUP = {'init_s', 'compile_s', 'peak_gib'}
@@ -37,24 +40,46 @@ def known_machine(monkeypatch):
 
 
 def result(*seconds, first_s=9.0, **first):
-    return Result(1.0, first_s, first, list(seconds), [first] * len(seconds), 3 * 2**30)
+    return Result(1.0, first_s, first, list(seconds), [first] * len(seconds), 3 * 2**30, {})
 
 
 @pytest.mark.slow
-def test_decode_reports_the_engine_and_the_whole_call(report, known_machine):
-    out = report(decode, '--shape=tiny', '--batch', '8', '--prompt=5', '--new=8', '--rounds=1')
+def test_decode_reports_the_engine_and_the_whole_call(report, known_machine, tmp_path):
+    file = tmp_path / 'out.json'
+    out = report(
+        decode, '--model=tiny', '--batch=2,8', '--prompt=5', '--new=8', '--rounds=1', '--parts=calls', f'--json={file}'
+    )
+    assert out == json.loads(file.read_text())
     assert out['versions'] == ['jax']
-    assert out['batch_8'].keys() == {'pal_jax', 'pal_jax_engine'}
+    assert out['batch_2'].keys() == {'pal_jax', 'pal_jax_engine', 'absent'}  # JetStream is for the largest batch
     assert out['batch_8']['pal_jax'].keys() == STARTUP | {'tokens_per_s', 'median_tokens_per_s'}
     assert out['batch_8']['pal_jax_engine']['fraction_of_memory_bandwidth'] > 0
 
 
 @pytest.mark.slow
-def test_decode_compares_the_drivers(report, known_machine):
+def test_decode_reports_the_crowd_the_dialogues_and_the_rollouts(report, known_machine):
     out = report(
-        decode, '--shape=tiny', '--batch', '8', '--prompt=5', '--new=8', '--rounds=1', '--through', 'jetstream', 'grpc'
+        decode, '--model=tiny', '--parts=mixed,dialogue,rollout', '--rounds=1',
+        '--slots=8', '--requests=9', '--people=2', '--variant=smoke', '--steps=2',
+    )  # fmt: skip
+    assert out['mixed']['mixed'].keys() >= {
+        'tokens_per_s',
+        'slots_occupied',
+        'first_token_s_p99',
+        'between_tokens_s_p50',
+    }
+    dialogue = out['dialogue']
+    assert dialogue['reuse']['prompt_tokens'] == dialogue['once'] < dialogue['no_reuse']['prompt_tokens']
+    assert out['rollout']['reuse']['prompt_tokens'] < out['rollout']['no_reuse']['prompt_tokens']
+
+
+@pytest.mark.slow
+def test_decode_runs_as_a_file_too():
+    command = [sys.executable, 'benchmarks/decode.py', '--help']
+    assert (
+        'requirements-peers.txt'
+        in subprocess.run(command, cwd=contest.ROOT, env=os.environ, capture_output=True, text=True, check=True).stdout
     )
-    assert out['batch_8']['pal_jax_over_jetstream'].keys() == out['batch_8']['pal_jax_over_grpc'].keys()
 
 
 @pytest.mark.slow
@@ -76,7 +101,7 @@ def test_rlpa_step_reports_where_the_time_goes(report, known_machine):
 
 @pytest.mark.slow
 def test_train_step_reports_its_share_of_the_peak(report, known_machine):
-    out = report(train_step, '--shape=tiny', '--batch=1', '--seq=16', '--steps=1')
+    out = report(train_step, '--model=tiny', '--batch=1', '--seq=16', '--steps=1')
     assert out['pal_jax'].keys() == STARTUP | {
         'tokens_per_s', 'fraction_of_gemm_peak', 'median_step_s', 'first_loss'
     }  # fmt: skip
@@ -95,12 +120,12 @@ def test_surroundings_are_the_machine_the_allocator_and_versions():
 @pytest.mark.parametrize(
     ('module', 'args', 'fields'),
     [
-        (decode, ('--batch', '2', '--prompt=4', '--new=4', '--rounds=1'), lambda out: out['batch_2']),
+        (decode, ('--batch=2', '--prompt=4', '--new=4', '--rounds=1', '--parts=calls'), lambda out: out['batch_2']),
         (train_step, ('--batch=1', '--seq=16', '--steps=1'), lambda out: out),
     ],
 )
 def test_torch_takes_part_in_both_precisions(report, known_machine, module, args, fields):
-    out = fields(report(module, '--shape=tiny', '--against=torch', *args))
+    out = fields(report(module, '--model=tiny', '--against=torch', *args))
     assert {'torch_bfloat16', 'torch_float32'} <= out.keys()
     ratios = [value for key, value in out.items() if key.startswith('pal_jax_over_torch')]
     assert ratios
@@ -112,29 +137,87 @@ def test_a_contest_without_rounds_is_refused():
         contest.race({}, 0)
 
 
+@pytest.mark.slow
+def test_a_contestant_without_its_packages_is_absent_and_one_that_fails_is_named():
+    there = Contestant('benchmarks.machine:measure', {}, packages=('jax',))
+    lost = Contestant('benchmarks.nowhere:make', {})
+    assert contest.race({'lost': lost}, 1) == Outcome({}, {'lost': "No module named 'benchmarks.nowhere'"})
+    with pytest.raises(RuntimeError, match='contestant odd failed'):
+        contest.race({'odd': there._replace(settings={'no': 'such setting'})}, 1)
+
+
 def test_ratios_and_startup_are_read_off_the_rounds():
     ours, theirs = result(2.0, 1.0, 2.0), result(4.0, 5.0, 6.0)
     assert contest.ratios(ours, theirs) == {'fastest': 4.0, 'median': 3.0}
     assert ours.startup() == {'init_s': 1.0, 'compile_s': 7.0, 'peak_gib': 3.0}
 
 
-def test_decode_compares_whole_calls_with_the_better_precision_of_the_peer():
-    task = decode.Task(SHAPES['tiny'], batch=8, prompt=4, new=10)
+def test_decode_compares_whole_calls_with_the_better_precision_of_each_peer():
     results = {
         'pal_jax': result(2.0, tokens=80),
         'pal_jax_engine': result(1.0, tokens=80, step_bytes=2e9),
+        'jetstream': result(2.2, tokens=80),
         'torch_bfloat16': result(3.0, tokens=80),
         'torch_float32': result(4.0, tokens=80),
+        'tunix_bfloat16': result(6.0, tokens=80),
+        'tunix_float32': result(5.0, tokens=80),
     }
-    out = decode.compare(results, task, memory_gbytes_per_s=40.0)
+    out = decode.compare(results, new=10, memory_gbytes_per_s=40.0)
     assert out['pal_jax']['tokens_per_s'] == 40.0
     assert out['pal_jax_engine']['fraction_of_memory_bandwidth'] == 0.5
-    assert out['pal_jax_over_torch_bfloat16'] == {'fastest': 1.5, 'median': 1.5}
-    assert 'pal_jax_over_torch_float32' not in out
+    assert {name: each['fastest'] for name, each in out.items() if 'over' in name} == {
+        'pal_jax_over_torch_bfloat16': 1.5,
+        'pal_jax_over_tunix_float32': 2.5,
+        'pal_jax_over_jetstream': 1.1,
+    }
+
+
+def test_peers_run_in_both_precisions_and_tunix_where_it_lives():
+    args = decode._parse(['--batch=1,8', '--against=torch,tunix', '--tunix-python=/elsewhere/python'])
+    small, large = (decode.contestants(args, batch) for batch in args.batch)
+    assert large.keys() - small.keys() == {'jetstream', 'grpc'}
+    assert {name for name, each in large.items() if each.python == '/elsewhere/python'} == {
+        'tunix_bfloat16', 'tunix_float32'
+    }  # fmt: skip
+    assert large['torch_float32'].settings == {
+        'model': 'default', 'batch': 8, 'prompt': 128, 'new': 128, 'dtype': 'float32'
+    }  # fmt: skip
+
+
+def test_an_unknown_name_in_a_list_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        decode._parse(['--against=torch,vllm'])
+    assert "'vllm' is unknown; choose from torch, tunix" in capsys.readouterr().err
+
+
+def test_both_crowds_ask_for_as_much():
+    mixed, equal = traffic.mixed(128), traffic.equal(128)
+    assert mixed.prompt.min() >= 16 and mixed.prompt.max() <= 512 and mixed.new.min() >= 8 and mixed.new.max() <= 256
+    assert abs(mixed.new.sum() - equal.new.sum()) <= 64 and abs(mixed.prompt.sum() - equal.prompt.sum()) <= 64
+    assert (mixed.prompt + mixed.new).max() <= shapes.SHAPES['tiny'].max_len
+
+
+def test_tokens_told_together_share_the_time_since_the_last():
+    out = traffic.latency([[(1.0, 4), (3.0, 4)], [(2.0, 4), (3.0, 2)]])
+    assert (out['first_token_s_p50'], out['between_tokens_s_p50']) == (1.5, 0.5)
+    assert out['first_token_s_p99'] == pytest.approx(1.99)
+    assert traffic.latency([[(1.0, 4)]]).keys() == {'first_token_s_p50', 'first_token_s_p99'}
+
+
+def test_a_crowd_is_compared_by_tokens_not_by_time():
+    out = traffic.compare({'mixed': result(2.0, tokens=90), 'equal': result(1.0, tokens=60)})
+    assert out['mixed_over_equal'] == {'fastest': 0.75, 'median': 0.75}
+    assert out['mixed']['tokens_per_s'] == 45.0
+
+
+def test_reuse_is_compared_with_its_absence():
+    out = dialogues.compare({'reuse': result(2.0, prompt_tokens=9), 'no_reuse': result(3.0, prompt_tokens=40)})
+    assert out['reuse_over_no_reuse'] == {'fastest': 1.5, 'median': 1.5}
+    assert (out['reuse']['prompt_tokens'], out['no_reuse']['prompt_tokens']) == (9, 40)
 
 
 def test_flops_of_a_step_are_six_for_each_weight_and_token_and_some_for_attention():
-    shape, batch, length = SHAPES['smollm2-135m'], 4, 256
+    shape, batch, length = SHAPES['default'], 4, 256
     weights = 134_479_872  # in its matrices, of which the embedding counts once
     attention = 2 * length * shape.layers * shape.heads * shape.head_dim / 2
     assert train_step.flops(shape, batch, length) == 6.0 * batch * length * (weights + attention)

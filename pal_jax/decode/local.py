@@ -86,7 +86,7 @@ class LocalDecoder:
     Args:
       grain: the caches' unit of length; a server takes a large one, as its requests grow turn by turn.
       int8: decodes with weights of eight bits.
-      reuse: whether prompts start from what the caches hold; off, every token of every prompt is computed.
+      reuse: whether prompts start from what the caches hold; off, only equal prompts at hand share what is computed.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from pal_jax.data.packing import Example, pack_examples, pack_rollouts, round_up
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.choose import make_decoder
+from pal_jax.decode.choose import Decoder, make_decoder
 from pal_jax.decode.local import Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
@@ -34,6 +34,8 @@ from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Dialogue, Metrics, Sample, Sampling, TokenBatch
+
+Sampler = Callable[[Sequence[Dialogue], int, Sequence[int]], list[Sample]]
 
 EVALUATION = 2**31  # stands where a training step has its number in seeds
 
@@ -53,19 +55,14 @@ def make(config: Config, ctx: Context) -> Recipe:
     cfg = dataclasses.replace(cfg, remat=config.policy.remat)
     learner = make_learner(config, cfg, ctx)
     decoder = make_decoder(cfg, tokenizer, ctx.mesh, **config.decode)
-    sampling, warmup, dialogue = make_sampling(config), config.warmup.steps, config.dialogue
+    sample_turns = make_sampler(config, world.system, tokenizer, decoder)
+    warmup, dialogue = config.warmup.steps, config.dialogue
     n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
     max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
     rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
     height = round_up(prompts_a_step, sharding.batch_ways(ctx.mesh) * config.ppo.minibatches)
-    shape = {'n': n, 'height': height, 'actions': round_up(sampling.max_tokens, 8)}
+    shape = {'n': n, 'height': height, 'actions': round_up(config.sampling.max_tokens, 8)}
     supervised = make_supervised(config, tokenizer, ctx.mesh)
-
-    def sample_turns(dialogues: Sequence[Dialogue], n: int, seed: Sequence[int]) -> list[Sample]:
-        prompts = [tuple(tokenizer.chat(env.messages(each, world.system))) for each in dialogues]
-        seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
-        completions = decoder([Request(prompts[k // n], sampling, seed) for k, seed in enumerate(seeds)])
-        return [Sample(dialogues[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
 
     def init() -> tuple[PolicyState, Host]:
         params = source.load(learner.param_shardings)
@@ -167,6 +164,19 @@ def check(config: Config, mesh: Mesh) -> None:
             raise ValueError(f'{key}={height} does not divide into ppo.micro_rows={micro} on each of {ways} devices')
     if jax.process_count() > 1:
         raise ValueError(f'RLPA samples in one process, got {jax.process_count()}; start it on a single host')
+
+
+def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
+    """Samples the next turn of dialogues, `n` times each."""
+    sampling = make_sampling(config)
+
+    def sample_turns(dialogues: Sequence[Dialogue], n: int, seed: Sequence[int]) -> list[Sample]:
+        prompts = [tuple(tokenizer.chat(env.messages(each, system))) for each in dialogues]
+        seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
+        completions = decoder([Request(prompts[k // n], sampling, seed) for k, seed in enumerate(seeds)])
+        return [Sample(dialogues[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
+
+    return sample_turns
 
 
 def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:

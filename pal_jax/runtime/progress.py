@@ -40,6 +40,11 @@ class Stopwatch:
         finally:
             self._switch(outer)
 
+    def claim(self, name: str, seconds: float) -> None:
+        """Counts the last `seconds` of the current phase as `name` instead."""
+        self._seconds[name] += seconds
+        self._seconds[self._current] -= seconds
+
     def take_seconds(self) -> Metrics:
         """Wall time by phase since the last call, as metrics `seconds_<phase>`."""
         self._switch(self._current)
@@ -106,6 +111,14 @@ class Progress:
         with self._stopwatch.phase(name):
             yield
             memory.give_back()
+
+    def time_compilation(self) -> None:
+        """From now on what compiling takes is a phase of its own, `compile`."""
+        jax.monitoring.register_event_duration_secs_listener(self._after_stage)
+
+    def _after_stage(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event.endswith(memory.STAGES):
+            self._stopwatch.claim('compile', duration_secs)
 
     def take_seconds(self) -> Metrics:
         """Wall time by phase since the last call, as metrics `seconds_<phase>`."""

@@ -43,6 +43,19 @@ def test_seconds_are_taken_once_and_a_phase_may_span_two_takes():
     assert watch.take_seconds() == {'seconds_rollout': 2.0, 'seconds_other': 0.0}
 
 
+def test_compiling_is_a_phase_of_its_own_wherever_it_happens():
+    clock = Clock()
+    progress = Progress(console=Console(file=io.StringIO()), clock=clock)
+    progress.time_compilation()
+    with progress.phase('update'):
+        clock.now += 8
+        for stage in ('jaxpr_to_mlir_module', 'backend_compile'):
+            jax.monitoring.record_event_duration_secs(f'/jax/core/compile/{stage}_duration', 2.0)
+        jax.monitoring.record_event_duration_secs('/jax/core/compile/jaxpr_trace_duration', 1.0)
+        clock.now += 1
+    assert progress.take_seconds() == {'seconds_other': 0.0, 'seconds_update': 5.0, 'seconds_compile': 4.0}
+
+
 def test_a_phase_that_fails_is_closed():
     clock = Clock()
     watch = Stopwatch(clock)

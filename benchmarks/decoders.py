@@ -1,0 +1,210 @@
+"""The contestants of `decode.py`: what each decodes in a round is `new` tokens after each of `batch` prompts.
+
+Prompts are new in every round, so nothing that a cache has kept is of use. All are greedy, and none may stop early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks import shapes
+from benchmarks.contestant import Round
+from benchmarks.shapes import SHAPES
+
+if TYPE_CHECKING:
+    from pal_jax.decode.local import LocalDecoder, Request
+
+STRIDE = 4  # steps between two fetches of tokens, ours and the engine's
+
+
+def prompts(model: str, batch: int, length: int) -> Iterator[np.ndarray]:
+    """A round's prompts [batch, length], with no token 0: others pad with it."""
+    rng = np.random.default_rng(0)
+    while True:
+        yield rng.integers(1, SHAPES[model].vocab, (batch, length))
+
+
+class Endless:
+    """A tokenizer to which no token of the vocabulary ends a turn."""
+
+    pad_id = 0
+
+    def __init__(self, vocab: int):
+        self.stop_ids = (vocab,)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        return ''
+
+
+def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
+    """Steps of the engine from a full prompt on, in as many rows as `LocalDecoder` has for them, tokens fetched every
+    `STRIDE` steps as it does."""
+    import jax
+    import jax.numpy as jnp
+
+    from pal_jax.decode import engine
+    from pal_jax.models import decoder, params
+    from pal_jax.runtime.devices import for_platform
+
+    cfg = for_platform(SHAPES[model], dtype)
+    weights = engine.decode_weights(params.init(params.decoder_specs(cfg), jax.random.key(0)), cfg)
+    generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
+    rows = max(batch, 8)
+    states = [engine.init_state(cfg, rows, -(-(prompt + new) // 128) * 128)]
+    read = (weights['layers'], decoder.unembed_weight(weights), states[0].keys, states[0].values)
+    step_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
+
+    def decode() -> dict[str, float]:
+        state, sampled = states.pop().replace(length=jnp.full(rows, prompt - 1)), []
+        for i in range(new):
+            state, step = generate(weights, state)
+            sampled.append(step)
+            if i % STRIDE == STRIDE - 1:
+                jax.device_get(sampled[-STRIDE:])
+        jax.block_until_ready(state)
+        states.append(state)
+        return {'tokens': len(sampled) * batch, 'step_bytes': step_bytes}
+
+    return decode
+
+
+def local_decoder(model: str, dtype: str, slots: int, reuse: bool = True) -> LocalDecoder:
+    """Ours, with random weights."""
+    from pal_jax.decode.local import LocalDecoder
+
+    cfg, tokenizer, mesh = _parts(model, dtype)
+    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=slots, stride=STRIDE, reuse=reuse)
+    decoder.load(_weights(cfg))
+    return decoder
+
+
+def make_local(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
+    """Calls of `LocalDecoder`."""
+    return _calls(local_decoder(model, dtype, batch), model, batch, prompt, new)
+
+
+def make_jetstream(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
+    """The same through JetStream's driver in this process."""
+    from pal_jax.decode.jetstream import JetStreamEngine
+    from pal_jax.decode.jetstream_decoder import JetStreamDecoder
+
+    cfg, tokenizer, mesh = _parts(model, dtype)
+    decoder = JetStreamDecoder(JetStreamEngine(cfg, tokenizer, mesh, slots=batch, stride=STRIDE))
+    decoder.load(_weights(cfg))
+    return _calls(decoder, model, batch, prompt, new)
+
+
+def make_grpc(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
+    """The same asked for over gRPC, of a server of this machine; it runs in this process too."""
+    from pal_jax.decode.jetstream import JetStreamEngine
+    from pal_jax.decode.jetstream_driver import JetStreamDriver
+    from pal_jax.decode.remote import RemoteDecoder
+    from pal_jax.decode.rpc import GrpcServer
+
+    cfg, tokenizer, mesh = _parts(model, dtype)
+    engine, weights = JetStreamEngine(cfg, tokenizer, mesh, slots=batch, stride=STRIDE), _weights(cfg)
+    engine.load(weights)
+    driver = JetStreamDriver(engine)
+    server = GrpcServer('127.0.0.1', 0, requests=driver.room)
+    server.start(driver, model)
+    decoder = RemoteDecoder(cfg, tokenizer, f'127.0.0.1:{server.port}')
+    decoder.load(weights)
+    decoder.server = server  # lives as long as who asks it
+    return _calls(decoder, model, batch, prompt, new)
+
+
+def make_torch(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
+    """Calls of transformers' `generate`."""
+    import torch
+    from transformers import GenerationConfig, LlamaForCausalLM
+
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    torch.manual_seed(0)
+    with torch.device(device):
+        network: Any = LlamaForCausalLM(shapes.as_llama(SHAPES[model])).eval().to(getattr(torch, dtype))
+    fresh = prompts(model, batch, prompt)
+    greedy: Any = GenerationConfig(do_sample=False, use_cache=True, max_new_tokens=new, min_new_tokens=new)
+    greedy.pad_token_id = greedy.eos_token_id = 0
+
+    def generate() -> dict[str, float]:
+        asked = torch.from_numpy(next(fresh)).to(device)
+        tokens = network.generate(asked, attention_mask=torch.ones_like(asked), generation_config=greedy)
+        return {'tokens': tokens[:, prompt:].numel()}
+
+    return generate
+
+
+def make_tunix(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
+    """Calls of Tunix' sampler, with its Llama 3 in the same shape."""
+    import jax
+    from flax import nnx
+    from tunix.generate.sampler import CacheConfig, Sampler
+    from tunix.models.llama3.model import Llama3
+
+    shape = SHAPES[model]
+    network = Llama3(shapes.as_tunix(shape), rngs=nnx.Rngs(0))
+    nnx.update(network, jax.tree.map(lambda x: x.astype(dtype), nnx.state(network)))
+    cache = CacheConfig(prompt + new, shape.layers, shape.kv_heads, shape.head_dim)
+    sampler = Sampler(network, Spelled(), cache)
+    fresh = prompts(model, batch, prompt)
+
+    def generate() -> dict[str, float]:
+        asked = [' '.join(map(str, row)) for row in next(fresh).tolist()]
+        answer = sampler(asked, new, max_prompt_length=prompt, eos_tokens=[shape.vocab])
+        return {'tokens': sum(len(tokens) for tokens in answer.tokens)}
+
+    return generate
+
+
+class Spelled:
+    """A tokenizer for Tunix, of texts that are token ids; it neither begins nor ends them."""
+
+    def encode(self, text: str) -> list[int]:
+        return [int(number) for number in text.split()]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return ''
+
+    def bos_id(self) -> int:
+        return 0
+
+    eos_id = pad_id = bos_id
+
+
+def _parts(model: str, dtype: str) -> tuple[Any, Any, Any]:
+    """The model as this machine computes it, its tokenizer and a mesh of one device."""
+    import jax
+
+    from pal_jax.runtime.devices import for_platform, make_mesh
+
+    return for_platform(SHAPES[model], dtype), Endless(SHAPES[model].vocab), make_mesh(devices=jax.devices()[:1])
+
+
+def _weights(cfg: Any) -> Any:
+    import jax
+
+    from pal_jax.models import params
+
+    return params.init(params.decoder_specs(cfg), jax.random.key(0))
+
+
+def ask(prompt: Sequence[int], new: int) -> Request:
+    """A greedy request."""
+    from pal_jax.decode.local import Request
+    from pal_jax.types import Sampling
+
+    return Request(tuple(prompt), Sampling(temperature=0.0, max_tokens=new), seed=0)
+
+
+def _calls(decoder: Any, model: str, batch: int, prompt: int, new: int) -> Round:
+    """Rounds of one call each."""
+    fresh = prompts(model, batch, prompt)
+
+    def call() -> dict[str, float]:
+        completions = decoder([ask(each, new) for each in next(fresh).tolist()])
+        return {'tokens': sum(len(completion.token_ids) for completion in completions)}
+
+    return call
