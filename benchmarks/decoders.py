@@ -46,13 +46,13 @@ def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Ro
     import jax.numpy as jnp
 
     from pal_jax.decode import engine
+    from pal_jax.decode.local import for_slots
     from pal_jax.models import decoder, params
     from pal_jax.runtime.devices import for_platform
 
-    cfg = for_platform(SHAPES[model], dtype)
-    weights = engine.decode_weights(params.init(params.decoder_specs(cfg), jax.random.key(0)), cfg)
+    cfg, rows = for_slots(for_platform(SHAPES[model], dtype), batch)
+    weights = engine.decode_weights(params.init(params.decoder_specs(cfg), jax.random.key(0)), cfg, slots=rows)
     generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
-    rows = max(batch, 8)
     states = [engine.init_state(cfg, rows, -(-(prompt + new) // 128) * 128)]
     read = (weights['layers'], decoder.unembed_weight(weights), states[0].keys, states[0].values)
     step_bytes = sum(x.nbytes for x in jax.tree.leaves(read))

@@ -36,8 +36,8 @@ def make_decoder(
     address: str,
     slots: int,
     stride: int,
-    reuse: bool,
-    int8: bool,
+    reuse: bool = True,
+    int8: bool = False,
 ) -> Decoder:
     """The decoder that `config.decode` names.
 

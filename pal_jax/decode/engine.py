@@ -22,7 +22,7 @@ from pal_jax.decode import sampling
 from pal_jax.models import attention, decoder
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.linear import Int8Weight, quantize
+from pal_jax.models.linear import Int8Weight, OutputMajor, output_major, quantize
 from pal_jax.models.params import Params
 
 Keys = tuple[Float[Array, 'B G K S'], ...]  # an array a layer
@@ -68,8 +68,8 @@ class Admission(NamedTuple):
     top_p: Float[Array, ' M']
 
 
-def decode_weights(params: Params, cfg: ModelConfig, *, int8: bool = False) -> Params:
-    """Weights as decoding wants them: matrix products in `cfg.dtype`, a list of layers.
+def decode_weights(params: Params, cfg: ModelConfig, *, slots: int, int8: bool = False) -> Params:
+    """Weights as decoding in so many slots wants them: matrix products in `cfg.dtype`, a list of layers.
 
     Layers are separate arrays because a slice of a stacked one is a copy before every product. `int8` rounds the
     matrices of the layers to eight bits, which halves what a step reads, and makes the policy a slightly other one.
@@ -77,15 +77,19 @@ def decode_weights(params: Params, cfg: ModelConfig, *, int8: bool = False) -> P
     layers = model_params.unstack(params['layers'])
     for layer in layers:
         for part in ('attn', 'mlp'):
-            layer[part] = {name: _narrow(name, w, cfg, int8) for name, w in layer[part].items()}
+            layer[part] = {name: _laid_out(name, w, cfg, slots, int8) for name, w in layer[part].items()}
     outer = {name: params[name].astype(cfg.dtype) for name in ('embed', 'unembed') if name in params}
     return {**outer, 'final_norm': params['final_norm'], 'layers': layers}
 
 
-def _narrow(name: str, w: Array, cfg: ModelConfig, int8: bool) -> Array | Int8Weight:
-    if int8 and not name.endswith('_bias'):
-        return quantize(w, in_dims=2 if name == 'o' else 1)
-    return w.astype(cfg.dtype)
+def _laid_out(name: str, w: Array, cfg: ModelConfig, slots: int, int8: bool) -> Array | Int8Weight | OutputMajor:
+    in_dims = 2 if name == 'o' else 1
+    if name.endswith('_bias'):
+        return w.astype(cfg.dtype)
+    if int8:
+        return quantize(w, in_dims)
+    w = w.astype(cfg.dtype)
+    return output_major(w, in_dims) if slots == 1 and jax.default_backend() == 'cpu' else w
 
 
 def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:

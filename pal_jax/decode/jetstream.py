@@ -169,7 +169,9 @@ class JetStreamEngine(engine_api.Engine):
         self._one_at_a_time = threading.Lock()
         self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
         self._publish = jax.jit(
-            lambda params: engine.decode_weights(lax.with_sharding_constraint(params, self.param_shardings), cfg)
+            lambda params: engine.decode_weights(
+                lax.with_sharding_constraint(params, self.param_shardings), cfg, slots=self.slots
+            )
         )
         self._prefill = jax.jit(lambda weights, tokens, length: engine.prefill(weights, cfg, tokens, length))
         cache, row = (sharding.sharding(mesh, axes) for axes in (('batch', 'kv_heads', None, None), ('batch',)))

@@ -32,6 +32,17 @@ class Int8Weight(struct.PyTreeNode):
     scale: Float[Array, '...']  # [*out]
 
 
+class OutputMajor(struct.PyTreeNode):
+    """A weight with its output axes first: on a CPU the product of a single row then reads it in order."""
+
+    values: Float[Array, '...']  # [*out, *in]
+
+
+def output_major(w: Float[Array, '...'], in_dims: int = 1) -> OutputMajor:
+    """`w [*in, *out]` turned around."""
+    return OutputMajor(jnp.moveaxis(w, range(in_dims), range(-in_dims, 0)))
+
+
 def quantize(w: Float[Array, '...'], in_dims: int = 1) -> Int8Weight:
     """`w [*in, *out]` rounded to 255 steps between the extremes of each output."""
     inner = tuple(range(in_dims))
@@ -41,7 +52,7 @@ def quantize(w: Float[Array, '...'], in_dims: int = 1) -> Int8Weight:
 
 
 def linear(
-    x: Float[Array, '...'], w: Array | LoraWeight | Int8Weight, cfg: ModelConfig, in_dims: int = 1
+    x: Float[Array, '...'], w: Array | LoraWeight | Int8Weight | OutputMajor, cfg: ModelConfig, in_dims: int = 1
 ) -> Float[Array, '...']:
     """`x [..., *in]` times `w [*in, *out]`: `[..., *out]` in `cfg.act_dtype`, inputs in `cfg.dtype`.
 
@@ -56,11 +67,20 @@ def linear(
     if isinstance(w, Int8Weight):
         out = linear(x, w.values, cfg, in_dims)
         return (out * jnp.expand_dims(w.scale, tuple(range(x.ndim - in_dims)))).astype(out.dtype)
+    if isinstance(w, OutputMajor):
+        return _output_major_product(x, w.values, cfg, in_dims)
     rows, inner, out = x.shape[: x.ndim - in_dims], x.shape[x.ndim - in_dims :], w.shape[in_dims:]
     if inner != w.shape[:in_dims]:
         raise ValueError(f'x ends in {inner} but the weight {w.shape} starts with {w.shape[:in_dims]}; check in_dims')
     size = math.prod(inner)
     return _product(x.reshape(*rows, size), w.reshape(size, -1), cfg.dtype, cfg.act_dtype).reshape(*rows, *out)
+
+
+def _output_major_product(x: Array, w: Array, cfg: ModelConfig, in_dims: int) -> Array:
+    rows, out = x.shape[: x.ndim - in_dims], w.shape[: w.ndim - in_dims]
+    flat = x.reshape(*rows, -1).astype(cfg.dtype), w.reshape(math.prod(out), -1).astype(cfg.dtype)
+    contract = (((len(rows),), (1,)), ((), ()))
+    return lax.dot_general(*flat, contract, preferred_element_type=cfg.act_dtype).reshape(*rows, *out)
 
 
 def _multiply(x: Array, w: Array, dtype: str, out_dtype: str) -> Array:

@@ -171,6 +171,16 @@ def test_misuse_is_told_plainly(driver):
     assert driver([]) == []
 
 
+def test_a_decoder_of_one_slot_decodes_the_same_one_after_the_other(weights, driver):
+    single = LocalDecoder(CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=1)
+    single.load(weights)
+    requests = [Request(prompt(i, 20), GREEDY, seed=0) for i in range(3)]
+    assert single.slots == 1
+    for found, expected in zip(single(requests), driver(requests), strict=True):
+        assert found.token_ids == expected.token_ids
+        np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-4)
+
+
 def test_eight_bit_weights_change_logprobs_a_little(weights, driver):
     small = LocalDecoder(CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8, int8=True)
     small.load(jax.tree.map(lambda x: x / 4, weights))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pal_jax.models.config import tiny
-from pal_jax.models.linear import LoraWeight, linear, quantize
+from pal_jax.models.linear import LoraWeight, linear, output_major, quantize
 
 pytestmark = pytest.mark.usefixtures('strict_promotion')
 
@@ -96,3 +96,11 @@ def test_eight_bits_are_off_by_half_a_step_of_their_output_at_most(x_shape, w_sh
     assert np.all(np.abs(np.asarray(small.values) * np.asarray(small.scale) - np.asarray(w)) <= step / 2 + 1e-6)
     expected = np.tensordot(np.asarray(x), np.asarray(small.values) * np.asarray(small.scale), in_dims)
     np.testing.assert_allclose(linear(x, small, tiny(), in_dims), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('x_shape', 'w_shape', 'in_dims'), CASES)
+def test_a_weight_turned_around_gives_the_same_product(x_shape, w_shape, in_dims) -> None:
+    x, w = normal(0, *x_shape), normal(1, *w_shape)
+    turned = output_major(w, in_dims)
+    assert turned.values.shape == (*w_shape[in_dims:], *w_shape[:in_dims])
+    np.testing.assert_allclose(linear(x, turned, tiny(), in_dims), np.tensordot(x, w, in_dims), rtol=1e-5, atol=1e-5)
