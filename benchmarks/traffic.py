@@ -40,9 +40,12 @@ def equal(requests: int) -> Lengths:
 
 
 def make_traffic(model: str, dtype: str, slots: int, requests: int, lengths: str) -> Round:
-    """All requests added at once, and steps until each has ended; prompts are new in every round."""
+    """All requests added at once, the longest first as in a call of `LocalDecoder`, and steps until each has ended;
+    prompts are new in every round."""
     decoder = local_decoder(model, dtype, slots)
     wanted = {'mixed': mixed, 'equal': equal}[lengths](requests)
+    order = np.argsort(-wanted.new, kind='stable')
+    wanted = Lengths(wanted.prompt[order], wanted.new[order])
     rng = np.random.default_rng(1)
 
     def decode() -> dict[str, float]:

@@ -237,7 +237,8 @@ class LocalDecoder:
         return progress
 
     def __call__(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions in the order of the requests.
+        """Completions in the order of the requests. Those that may become longest start first, so that the slots are
+        empty together at the end.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -247,11 +248,12 @@ class LocalDecoder:
             raise RuntimeError('this decoder has requests under way; add() yours to them')
         for request in requests:
             self.check(request)
-        numbers = [self._queue(request) for request in requests]
+        longest_first = sorted(range(len(requests)), key=lambda i: -requests[i].sampling.max_tokens)
+        numbers = {i: self._queue(requests[i]) for i in longest_first}
         done: dict[int, Completion] = {}
         while len(done) < len(numbers):
             done |= {each.number: each.completion for each in self.step() if each.completion is not None}
-        return [done[number] for number in numbers]
+        return [done[numbers[i]] for i in range(len(requests))]
 
     def _decode(self) -> sampling.Sampled:
         """What `stride` steps sampled: arrays [stride, slots]."""
