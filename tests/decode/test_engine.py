@@ -217,7 +217,10 @@ def test_buckets_are_few_and_a_third_padding_at_most():
     assert len({bucket(n, 128) for n in range(1, 4097)}) == 10
 
 
-@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize(
+    'shape',
+    [(2, 2, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((1, 4, 2), marks=pytest.mark.slow)],
+)
 def test_slots_and_heads_spread_over_a_mesh_decode_the_same(weights, driver, shape):
     system = prompt(50, 80)
     requests = [Request(system + prompt(i, 5 + 9 * i), GREEDY, seed=i) for i in range(9)]

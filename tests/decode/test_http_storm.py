@@ -72,6 +72,7 @@ def decoder():
     return LocalDecoder(CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8, stride=2)
 
 
+@pytest.mark.slow
 def test_in_a_storm_every_request_ends_and_equals_a_lone_one(decoder, serve):
     loaded = {version: weights(version) for version in range(VERSIONS)}
     decoder.load(loaded[0], 0)
