@@ -14,7 +14,7 @@ from pal_jax import presets as p
 
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'smoke', 'paper')
-    config = p.base(recipe='rlpa', total_steps=48)
+    config = p.base(recipe='rlpa', total_steps=48)  # of PPO; the warm-up's come before
     config.policy = p.policy(p.EMBEDDED)
     config.optimizer = p.adamw(lr=3e-5, warmup_ratio=0.1)
     config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)

@@ -29,6 +29,7 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def serve_http() -> None:
         address = f'http://{HOST.value}:{listener.getsockname()[1]}'
         print(f'serving {SOURCE.value} at {address}/v1, and a page to talk with it at {address}', flush=True)
         config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=GRACE)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again once it has drained
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -48,7 +48,7 @@ def test_it_answers_and_ends_what_is_under_way_when_told_to_stop():
             next(lines)
             process.send_signal(signal.SIGTERM)
             assert [line for line in lines if line][-1] == 'data: [DONE]'
-        assert process.wait(timeout=30) == -signal.SIGTERM  # uvicorn ends by the signal, once all is told
+        assert process.wait(timeout=30) == 0
 
 
 def test_it_speaks_jetstreams_protocol_and_samples_for_a_trainer(tmp_path):

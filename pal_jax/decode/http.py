@@ -77,11 +77,9 @@ class Metrics:
 
     def __init__(self, driver: Driver):
         self.registry = CollectorRegistry()
-        seconds = {
-            'buckets': (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
-            'registry': self.registry,
-        }
-        self.requests = Counter('requests', 'Answers by how they ended', ['ended'], registry=self.registry)
+        ours: dict[str, Any] = {'namespace': 'pal_jax', 'registry': self.registry}
+        seconds: dict[str, Any] = ours | {'buckets': (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)}
+        self.requests = Counter('requests', 'Answers by how they ended', ['ended'], **ours)
         self.queue = Histogram('queue_seconds', 'From arrival to a slot', **seconds)
         self.first = Histogram('first_token_seconds', 'From arrival to the first token', **seconds)
         self.between = Histogram(
@@ -101,7 +99,7 @@ class Metrics:
             ('slots', 'Requests that decode at once', lambda: decoder.slots),
             ('weights_version', 'Version of the weights', lambda: decoder.version),
         ):
-            Gauge(name, about, registry=self.registry).set_function(value)
+            Gauge(name, about, **ours).set_function(value)
 
 
 class Service:

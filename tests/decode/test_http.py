@@ -108,8 +108,8 @@ def test_what_the_server_is(client, address):
     assert httpx.get(f'{address}/health').json() == {'status': 'ok', 'model': 'tiny', 'weights_version': 7}
     client.completions.create(model='', prompt='a', max_tokens=3)
     metrics = httpx.get(f'{address}/metrics').text
-    assert 'requests_total{ended=' in metrics
-    assert 'first_token_seconds_count' in metrics
+    assert 'pal_jax_requests_total{ended=' in metrics
+    assert 'pal_jax_first_token_seconds_count' in metrics
     assert 'slots 8.0' in metrics
 
 
