@@ -9,13 +9,14 @@ queries reads them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pal_jax.decode import sampling
@@ -24,6 +25,7 @@ from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.linear import Int8Weight, OutputMajor, output_major, quantize
 from pal_jax.models.params import Params
+from pal_jax.runtime import sharding
 
 Keys = tuple[Float[Array, 'B G K S'], ...]  # an array a layer
 Values = tuple[Float[Array, 'B G S K'], ...]
@@ -106,6 +108,13 @@ def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:
         top_k=jnp.copy(ints),
         top_p=jnp.ones(slots),
     )
+
+
+def state_shardings(mesh: Mesh) -> DecodeState:
+    """Where a state lies: kv heads over `tensor`, slots over the other axes; shardings in the places of the arrays."""
+    cache, row = (sharding.sharding(mesh, axes) for axes in (('batch', 'kv_heads', None, None), ('batch',)))
+    parts: list[Any] = [cache, cache, *[row] * 6]
+    return DecodeState(*parts)
 
 
 def grow(state: DecodeState, length: int) -> DecodeState:

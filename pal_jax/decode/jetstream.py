@@ -174,10 +174,8 @@ class JetStreamEngine(engine_api.Engine):
             )
         )
         self._prefill = jax.jit(lambda weights, tokens, length: engine.prefill(weights, cfg, tokens, length))
-        cache, row = (sharding.sharding(mesh, axes) for axes in (('batch', 'kv_heads', None, None), ('batch',)))
-        parts: list[Any] = [cache, cache, *[row] * 6]  # shardings, in the places of the arrays
-        state = engine.DecodeState(*parts)
-        places: Any = Slots(decode=state, start=row)  # type: ignore[arg-type]
+        state = engine.state_shardings(mesh)
+        places = Slots(decode=state, start=state.length)
         self._init = jax.jit(
             lambda room: Slots(engine.init_state(cfg, self.slots, room), jnp.zeros(self.slots, jnp.int32)),
             static_argnums=0,

@@ -121,9 +121,7 @@ class LocalDecoder:
         self._compile(cfg, mesh, int8)
 
     def _compile(self, cfg: ModelConfig, mesh: Mesh, int8: bool) -> None:
-        cache, row = (sharding.sharding(mesh, axes) for axes in (('batch', 'kv_heads', None, None), ('batch',)))
-        parts: list[Any] = [cache, cache, *[row] * 6]  # shardings, in the places of the arrays
-        state = engine.DecodeState(*parts)
+        state = engine.state_shardings(mesh)
         self._publish = jax.jit(
             lambda params: engine.decode_weights(
                 jax.lax.with_sharding_constraint(params, self.param_shardings), cfg, slots=self.slots, int8=int8
