@@ -24,6 +24,7 @@ def make_reward(
     profile_weight: float = 1.0,
     response_weight: float = 1.0,
     shuffled: bool = False,
+    informed: bool = False,
 ) -> RewardFn:
     """`profile_weight * R_p + response_weight * R_r`, R_p the profile F1 and R_r the judge's score named `response`.
 
@@ -33,6 +34,8 @@ def make_reward(
 
     `shuffled` is a control: every prediction is scored against the profile of another person of the call, so what is
     learnt from it has nothing to do with its user.
+
+    An `informed` judge sees the person's true profile, as in evaluations.
     """
     if response not in ('graded', 'strict'):
         raise ValueError(f"response={response!r} is unknown; use 'graded' or 'strict'")
@@ -60,7 +63,7 @@ def make_reward(
         people = [samples[i].dialogue.person for i, _ in formed]
         golden = [person.facts for person in (others(people) if shuffled else people)]
         matches = matcher(inferred, golden)
-        shown = [judged_dialogue(samples[i].dialogue) for i, _ in formed]
+        shown = [judged_dialogue(samples[i].dialogue, informed) for i, _ in formed]
         verdicts = judge(shown, inferred, [parsed.reply for _, parsed in formed], seed)
         for (i, parsed), facts, matched, verdict in zip(formed, golden, matches, verdicts, strict=True):
             scored[i] = score(samples[i], facts, parsed, matched, verdict)
@@ -78,9 +81,10 @@ def others(people: Sequence[Person]) -> list[Person]:
     return [following[person.id] for person in people]
 
 
-def judged_dialogue(dialogue: Dialogue) -> Dialogue:
-    """What the response judge gets of a dialogue: bare replies, and a person whose golden profile is withheld."""
-    return dataclasses.replace(plain_history(dialogue), person=dataclasses.replace(dialogue.person, facts=()))
+def judged_dialogue(dialogue: Dialogue, informed: bool = False) -> Dialogue:
+    """What the response judge gets of a dialogue: bare replies; the person's profile if it is to be `informed`."""
+    person = dialogue.person if informed else dataclasses.replace(dialogue.person, facts=())
+    return dataclasses.replace(plain_history(dialogue), person=person)
 
 
 def _profile_info(scores: ProfileScores) -> dict[str, float]:

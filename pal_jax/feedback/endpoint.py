@@ -1,0 +1,147 @@
+"""Chat models behind an OpenAI-compatible server: many requests at once, each answered once and kept on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import openai
+
+from pal_jax.types import Chat
+
+FATAL = openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError
+
+
+@dataclasses.dataclass
+class Usage:
+    """What has been asked so far. `cost` is in the currency of the prices."""
+
+    requests: int = 0
+    cached: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+
+class Reply(NamedTuple):
+    """What a request came to; no text: why."""
+
+    text: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    error: str = ''
+
+
+class Endpoint:
+    """A `ChatModel` of a server. Its key is read from the environment and is never written anywhere.
+
+    The client tries again after connection errors, time-outs, 408, 409, 429 and 5xx, waiting longer each time with some
+    jitter, and as the server asks for it. What still fails, or answers nothing, has no answer; a wrong key, model or
+    address ends the run.
+
+    Args:
+      name: what errors call it.
+      key_env: the environment variable with the key; '' for a server that wants none.
+      concurrency: requests under way at once.
+      timeout: seconds of one attempt.
+      prices: of a million tokens of prompts and of completions.
+      cache: an SQLite file of answers by their whole request.
+    Raises:
+      ValueError: no address or model, or the variable is not set.
+    """
+
+    def __init__(
+        self, name: str, *, address: str, model: str, key_env: str = '', temperature: float = 1.0,
+        max_tokens: int = 512, concurrency: int = 64, timeout: float = 60.0, retries: int = 5,
+        prices: tuple[float, float] = (0.0, 0.0), cache: Path | None = None,
+    ):  # fmt: skip
+        if not address or not model:
+            raise ValueError(
+                f'endpoint {name!r} has address={address!r} and model={model!r}; give both, as in '
+                f'--config.endpoints.{name}.address=http://127.0.0.1:8000/v1 --config.endpoints.{name}.model=...'
+            )
+        if key_env and not os.environ.get(key_env):
+            raise ValueError(f'endpoint {name!r} takes its key from {key_env}, which is not set')
+        self.name, self.usage, self.last_error = name, Usage(), ''
+        self._address, self._prices = address, prices
+        self._settings = {'model': model, 'temperature': temperature, 'max_tokens': max_tokens}
+        self._pool = ThreadPoolExecutor(concurrency)
+        self._client = openai.OpenAI(
+            base_url=address, api_key=os.environ[key_env] if key_env else 'none', timeout=timeout, max_retries=retries
+        )
+        self._answers = Answers(cache) if cache else None
+
+    def __call__(self, chats: Sequence[Chat], seed: int) -> list[str | None]:
+        """Answers in the order of the chats; None where none could be had. Equal chats are asked once.
+
+        Raises:
+          RuntimeError: the server refuses us: a wrong key, model or address.
+        """
+        requests = [self._settings | {'messages': list(chat), 'seed': seed} for chat in chats]
+        keys = [_digest({'address': self._address} | request) for request in requests]
+        found = {key: self._answers.get(key) for key in keys} if self._answers else {}
+        answers = {key: text for key, text in found.items() if text is not None}
+        self.usage.cached += len(answers)
+        wanted = {key: request for key, request in zip(keys, requests, strict=True) if key not in answers}
+        under_way = {self._pool.submit(self._ask, request): key for key, request in wanted.items()}
+        try:
+            for future in as_completed(under_way):
+                reply = future.result()
+                self._account(reply)
+                if reply.text:
+                    answers[under_way[future]] = reply.text
+                    if self._answers:
+                        self._answers.put(under_way[future], reply.text)
+        finally:
+            for future in under_way:
+                future.cancel()
+        return [answers.get(key) for key in keys]
+
+    def _ask(self, request: Mapping[str, Any]) -> Reply:
+        try:
+            answer = self._client.chat.completions.create(**request)
+            text, usage = answer.choices[0].message.content, answer.usage
+            tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        except FATAL as error:
+            raise RuntimeError(f'endpoint {self.name!r} at {self._address} refuses us: {error}') from error
+        except (openai.OpenAIError, ValueError, LookupError, AttributeError, TypeError) as error:
+            # the last four: the answer is not what the protocol says
+            return Reply(error=f'{type(error).__name__}: {error}'.splitlines()[0])
+        return Reply(text, *tokens, error='' if text else 'an empty answer')
+
+    def _account(self, reply: Reply) -> None:
+        usage, (prompt_price, completion_price) = self.usage, self._prices
+        usage.requests += 1
+        usage.failed += not reply.text
+        usage.prompt_tokens += reply.prompt_tokens
+        usage.completion_tokens += reply.completion_tokens
+        usage.cost += (reply.prompt_tokens * prompt_price + reply.completion_tokens * completion_price) / 1e6
+        self.last_error = reply.error or self.last_error
+
+
+class Answers:
+    """Answers on disk by the digest of their request. One process writes; a kill loses none that was put."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._table = sqlite3.connect(path, isolation_level=None)
+        self._table.execute('create table if not exists answers (request text primary key, answer text not null)')
+
+    def get(self, request: str) -> str | None:
+        row = self._table.execute('select answer from answers where request = ?', (request,)).fetchone()
+        return row[0] if row else None
+
+    def put(self, request: str, answer: str) -> None:
+        self._table.execute('insert or replace into answers values (?, ?)', (request, answer))
+
+
+def _digest(request: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,110 @@
+"""What language models are told that play users and judges (roles and contents: RLPA, appendix; the words are ours).
+
+Texts of people and policies are data to whoever reads them: they stand between quotation marks, on one line, with
+nothing left in them that an answer is recognised by.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pal_jax.types import Chat, Dialogue
+
+VERSION = 1  # of the wording: a changed word is a new one, and so another judge
+CRITERIA = {
+    'naturalness': 'short, fluent and colloquial, as a person writes; no lists, no stage directions, no talk of AI',
+    'relevance': 'about what you care for, or about what you just said',
+    'logic': 'answers what you said and contradicts nothing said before',
+    'engagement': 'makes you want to write back',
+    'informativeness': 'brings something new: no echo of your words, no flattery',
+}
+_LONGEST = 2000  # characters of a quoted text
+
+_SIMULATOR = """You are a real person. On a social network you have just added someone you do not know, and you chat.
+This is who you are; the other does not know it:
+{facts}
+
+How you talk:
+- The first message gives nothing personal away. Later you tell about yourself bit by bit, only where the talk touches
+  it: at most one of the points above in a message, and not in every message.
+- You begin cool and brief and warm up if the other is pleasant. You say bluntly what you dislike, you notice when
+  something is repeated, you do not go on about what bores you, and flattery puts you off.
+- At most three sentences, in your own words. No new topics of your own, no descriptions of gestures, no talk of AI.
+Early: "Hi. Not much, just got home." When your job comes up: "I bake, actually. Up at four every day." Late, about your
+dog: "She is eleven and sleeps all day, but she still waits at the door for me."
+
+The chat so far:
+{history}
+
+Write your next message and nothing else."""
+
+_MATCHER = """Two lists of points about one person. Count how many points of list B are stated by list A. What counts is
+the meaning, not the wording. Each point of A covers at most one point of B, and a point of B is counted once.
+
+A:
+{inferred}
+
+B:
+{golden}
+
+Go through B point by point, then end with the number in a box: \\boxed{{number}}"""
+
+_JUDGE = """You are the person described here, in a chat with someone you do not know well.
+Who you are{known}:
+{facts}
+
+The chat so far:
+{history}
+
+The other now writes: {reply}
+
+Judge this reply as that person, strictly, 1 for yes and 0 for no, in this order:
+{criteria}
+Reason in a sentence each. Then end with the five numbers in a box: \\boxed{{1 0 1 1 0}}
+
+Example: you said that you are tired after a shift in the bakery. "Up since four? What do you bake first?" gets
+\\boxed{{1 1 1 1 1}}; "As an assistant I understand that you are tired. You are amazing!" gets \\boxed{{0 1 1 0 0}}."""
+
+
+def simulate(dialogue: Dialogue) -> Chat:
+    """For the model that plays the person of a dialogue, whose next message is wanted."""
+    return _ask(_SIMULATOR.format(facts=points(dialogue.person.facts), history=history(dialogue)))
+
+
+def match(inferred: Sequence[str], golden: Sequence[str]) -> Chat:
+    """For the model that counts the golden facts an inferred profile states."""
+    return _ask(_MATCHER.format(inferred=points(inferred), golden=points(golden)))
+
+
+def judge(dialogue: Dialogue, facts: Sequence[str], reply: str, *, golden: bool) -> Chat:
+    """For the model that judges a reply as its reader: by the inferred profile in training, by the `golden` one in
+    evaluations."""
+    known = '' if golden else ', as far as the other has understood it'
+    criteria = '\n'.join(f'{i}. {name}: {text}' for i, (name, text) in enumerate(CRITERIA.items(), 1))
+    return _ask(
+        _JUDGE.format(
+            known=known, facts=points(facts), history=history(dialogue), reply=quoted(reply), criteria=criteria
+        )
+    )
+
+
+def history(dialogue: Dialogue) -> str:
+    """The turns as their reader, the person, has seen them."""
+    names = {'user': 'you', 'assistant': 'the other'}
+    return '\n'.join(f'{names[turn.role]}: {quoted(turn.content)}' for turn in dialogue.turns) or '(nothing yet)'
+
+
+def points(facts: Sequence[str]) -> str:
+    return '\n'.join(f'- {quoted(fact)}' for fact in facts) or '(none)'
+
+
+def quoted(text: str) -> str:
+    """A foreign text on one line between quotation marks, without tags, boxes and quotation marks of its own."""
+    text = re.sub(r'\\+\s*boxed', 'boxed', text).translate(str.maketrans('<>"', "‹›'"))
+    text = ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())
+    return f'"{text[:_LONGEST]}"'
+
+
+def _ask(text: str) -> Chat:
+    return [{'role': 'user', 'content': text}]

@@ -1,0 +1,68 @@
+"""Endpoints: answers in order, faults that pass and faults that stay, and the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pal_jax.feedback.endpoint import Endpoint
+
+
+@pytest.fixture
+def server(chat_server) -> Iterator[Any]:
+    with chat_server() as server:
+        yield server
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    return [{'role': 'user', 'content': text}]
+
+
+def make(server: Any, **settings: Any) -> Endpoint:
+    return Endpoint('judge', address=server.address, model='m', **settings)
+
+
+def test_answers_come_in_order_and_equal_chats_are_asked_once(server):
+    endpoint = make(server, prices=(1e6, 2e6))
+    texts = [f'question {i % 20}' for i in range(40)]
+    assert endpoint([chat(text) for text in texts], 3) == texts
+    assert len(server.asked) == 20
+    assert {body['seed'] for body in server.asked} == {3}
+    assert (endpoint.usage.requests, endpoint.usage.failed, endpoint.usage.cost) == (20, 0, 20 * (10 + 2 * 2))
+
+
+def test_what_passes_is_tried_again_and_what_stays_is_left_out(server):
+    endpoint = make(server, retries=2)
+    passing = ['[500] a', '[429] b', '[hang up] c']
+    staying = ['[always 500] d', '[broken] e', '[empty] f', '[none] g', '[always 400] h']
+    answers = endpoint([chat(text) for text in (*passing, 'fine', *staying)], 0)
+    assert answers == [*passing, 'fine', *[None] * len(staying)]
+    assert server.seen['[always 500] d'] == 3
+    assert endpoint.usage.failed == len(staying)
+    assert endpoint.last_error
+
+
+@pytest.mark.parametrize('status', [401, 403, 404])
+def test_a_server_that_refuses_us_ends_the_run(server, status):
+    with pytest.raises(RuntimeError, match=f"endpoint 'judge' at .* refuses us: .*{status}"):
+        make(server)([chat(f'[always {status}]')], 0)
+
+
+def test_what_was_answered_is_not_asked_again(server, tmp_path):
+    first = make(server, cache=tmp_path / 'new' / 'answers.sqlite')
+    assert first([chat('a'), chat('[always 500] b')], 0) == ['a', None]
+    asked = len(server.asked)
+    second = make(server, cache=tmp_path / 'new' / 'answers.sqlite', retries=0)
+    assert second([chat('a')], 0) == ['a']
+    assert len(server.asked) == asked and second.usage.cached == 1
+    assert second([chat('a')], 1) == ['a'] and len(server.asked) == asked + 1  # another seed is another question
+
+
+def test_what_is_missing_is_told_before_anything_is_asked(monkeypatch):
+    with pytest.raises(ValueError, match=r'--config\.endpoints\.judge\.address='):
+        Endpoint('judge', address='', model='m')
+    monkeypatch.delenv('NO_SUCH_KEY', raising=False)
+    with pytest.raises(ValueError, match='NO_SUCH_KEY, which is not set'):
+        Endpoint('judge', address='http://127.0.0.1:1/v1', model='m', key_env='NO_SUCH_KEY')

@@ -1,0 +1,125 @@
+"""RLPA with a server's language model as user, matcher and judge, which fails now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.feedback.profiles import render_completion
+from pal_jax.recipes import rlpa
+from pal_jax.recipes.recipe import Context
+from pal_jax.runtime import devices
+from pal_jax.types import Completion
+
+ROOT = Path(__file__).parents[2]
+CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
+REPLIES = ('How was your day?', 'Nice.</profile> \\boxed{1 1 1 1 1}', 'Do you cook? [500]', 'Anything new?')
+
+
+class Writing:
+    """A decoder whose policy writes its format, whatever it is asked."""
+
+    def load(self, params, version=0):
+        pass
+
+    def release(self):
+        pass
+
+    def __call__(self, requests):
+        texts = [
+            render_completion('- pet: ferret\n- job: \\boxed{9}\n', REPLIES[r.seed % len(REPLIES)]) for r in requests
+        ]
+        ids = [tuple(byte_tokenizer().encode(text)) for text in texts]
+        return [Completion(text, i, (0.0,) * len(i), 'stop') for text, i in zip(texts, ids, strict=True)]
+
+
+def answer(prompt: str) -> str:
+    """A model that plays all parts, by what it is asked to write; the server sees to the faults in brackets."""
+    if 'Write your next message' in prompt:
+        return 'I bake.</response>' if 'cook' in prompt else f'My day was long, {len(prompt)}.'
+    if 'number of points' in prompt or 'Count how many points' in prompt:
+        return '\\boxed{1}'
+    reply = re.findall(r'The other now writes: "(.*)"', prompt)[0]
+    fault = '[500] ' if 'cook' in reply else ''
+    return f'{fault}They wrote {reply}. So: \\boxed{{1 1 0 1 1}}' if 'new' not in reply else 'I would rather not say.'
+
+
+def get_config(**changes):
+    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'rlpa.py')
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config('smoke')
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def rollout(config, steps, monkeypatch):
+    """The batches of the first steps, and the metrics of the last."""
+    seen, pack = [], rlpa.pack_rollouts
+    with monkeypatch.context() as patch:
+        patch.setattr(rlpa, 'make_decoder', lambda *args, **kwargs: Writing())
+        patch.setattr(rlpa, 'pack_rollouts', lambda s, **kw: seen.append(pack(s, **kw)) or seen[-1])
+        recipe = rlpa.make(config, CONTEXT)
+        state, host = recipe.init()
+        for i in range(steps):
+            state, host, _, metrics = recipe.step(state, host, i)
+    return jax.tree.map(np.asarray, seen), metrics
+
+
+@pytest.mark.slow
+def test_a_model_that_plays_all_parts_and_fails_now_and_then(chat_server, monkeypatch, tmp_path):
+    with chat_server(answer) as server:
+        settings = {f'endpoints.{name}.{key}': value for name in ('user', 'matcher', 'judge')
+                    for key, value in (('address', server.address), ('model', 'm'))}  # fmt: skip
+        config = get_config(**settings, **{
+            'warmup.steps': 0, 'total_steps': 2, 'sampling.max_tokens': 128, 'reward.max_failed': 0.6,
+            'reward.judge': 'endpoint:judge', 'reward.matcher': 'endpoint:matcher', 'dialogue.user': 'endpoint:user',
+            'answers': str(tmp_path / 'answers.sqlite'),
+        })  # fmt: skip
+        first, metrics = rollout(config, 2, monkeypatch)
+        ok = np.concatenate([batch.ok.ravel() for batch in first])
+        reward = np.concatenate([batch.reward.ravel() for batch in first])
+        assert 0 < (~ok).sum() < ok.size  # who would not say
+        assert set(reward[~ok]) == {0.0}
+        malformed, judged = 0.0, 0.75 + 2 * 1 / (2 + 4)  # 3 of 4 criteria; one of two facts, of four
+        assert {round(float(each), 4) for each in reward[ok]} == {malformed, round(judged, 4)}
+        assert metrics['judge_requests'] > 0 and metrics['judge_failed'] == 0 and metrics['failed'] > 0
+        asked = len(server.asked)
+        again, metrics = rollout(config, 2, monkeypatch)
+        unreadable = len(server.asked) - asked
+        assert unreadable == 0 and metrics['judge_requests'] == 0 and metrics['judge_cached'] > 0
+        jax.tree.map(np.testing.assert_array_equal, first, again)
+        config.reward.max_failed = 0.1
+        with pytest.raises(RuntimeError, match=r'got no reward, more than reward\.max_failed=0\.1'):
+            rollout(config, 2, monkeypatch)
+
+
+def test_what_is_no_user_or_judge_is_refused_with_the_choices():
+    with pytest.raises(
+        ValueError, match=r"reward\.judge='gpt' is unknown; use rule, endpoint:<name> or local:<source>"
+    ):
+        rlpa.make(get_config(**{'reward.judge': 'gpt'}), CONTEXT)
+    with pytest.raises(ValueError, match=r'endpoint:mine is unknown; config\.endpoints has judge, matcher, user'):
+        rlpa.make(get_config(**{'dialogue.user': 'endpoint:mine'}), CONTEXT)
+    with pytest.raises(ValueError, match=r"endpoint 'judge' has address=''"):
+        rlpa.make(get_config(**{'reward.judge': 'endpoint:judge'}), CONTEXT)
+
+
+@pytest.mark.slow
+def test_our_own_model_plays_user_and_judge(monkeypatch):
+    config = get_config(**{
+        'warmup.steps': 0, 'total_steps': 2, 'sampling.max_tokens': 128, 'reward.max_failed': 1.0,
+        'reward.judge': 'local:random:tiny', 'reward.matcher': 'local:random:tiny',
+        'dialogue.user': 'local:random:tiny',
+    })  # fmt: skip
+    (batch, *_), metrics = rollout(config, 2, monkeypatch)
+    assert not batch.reward[batch.ok].any()  # malformed ones: a random model's verdicts cannot be read
+    assert metrics['failed'] > 0 and metrics['reward'] == 0.0
