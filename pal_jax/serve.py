@@ -13,6 +13,7 @@ Options:
   --slots=N           requests decoded at once; default 16
   --line=N            requests that may wait; the next gets 429, or RESOURCE_EXHAUSTED; default 256
   --dtype=NAME        of matrix products: float32, bfloat16 or auto, the best of this machine; default auto
+  --int8              decode with weights of eight bits: less to read, and a slightly other policy
   --max_len=N         tokens of a prompt and its answer; default 2048, or what the model has room for
 
 HTTP answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus), and shows a chat page
@@ -23,7 +24,6 @@ answers under way are told.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import ipaddress
 import os
 import queue
@@ -31,27 +31,17 @@ import signal
 import socket
 import sys
 import threading
-from pathlib import Path
-from typing import Any
 
 import uvicorn
 from absl import flags
 
 from pal_jax import cli
-from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.http import make_app
 from pal_jax.decode.local import LocalDecoder, Progress, Request
-from pal_jax.decode.page import PLAIN, Preset
-from pal_jax.feedback.profiles import render_completion
 from pal_jax.models import sources
-from pal_jax.models.config import ModelConfig
-from pal_jax.models.sources import Source
-from pal_jax.recipes.recipe import Context, open_run, read_config
-from pal_jax.recipes.rlpa import make_sampling
-from pal_jax.recipes.world import make_world
-from pal_jax.runtime import devices
+from pal_jax.talking import chat_preset, open_model
 from pal_jax.types import Sampling
 
 SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
@@ -63,7 +53,7 @@ SLOTS = flags.DEFINE_integer('slots', 16, 'Requests decoded at once.', lower_bou
 LINE = flags.DEFINE_integer('line', 256, 'Requests that may wait.', lower_bound=0)
 MAX_LEN = flags.DEFINE_integer('max_len', 2048, 'Tokens of a prompt and its answer.', lower_bound=2)
 DTYPE = flags.DEFINE_string('dtype', 'auto', 'Of matrix products.')
-CACHE = '~/.cache/pal_jax/compiled'
+INT8 = flags.DEFINE_bool('int8', False, 'Decode with weights of eight bits.')
 CACHE_GRAIN = 512  # a conversation grows every turn, and each size of the cache is a program to compile
 GRACE = 60  # seconds that answers under way have when the server is told to stop
 
@@ -124,8 +114,8 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
 
 def make_http(token: str):
     """The application, its model read and its driver running."""
-    found, cfg, tokenizer, mesh = open_model()
-    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN)
+    found, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
+    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
     decoder.load(found.load(decoder.param_shardings))
     driver, preset = Driver(decoder, line=LINE.value), chat_preset(SOURCE.value)
     hello = len(tokenizer.encode(preset.system)) + 40  # as many tokens as a first message and its frame
@@ -139,30 +129,10 @@ def make_driver():
     from pal_jax.decode.jetstream import JetStreamEngine
     from pal_jax.decode.jetstream_driver import JetStreamDriver
 
-    found, cfg, tokenizer, mesh = open_model()
-    engine = JetStreamEngine(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN)
+    found, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
+    engine = JetStreamEngine(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
     engine.load(found.load(engine.param_shardings))
     return JetStreamDriver(engine, line=LINE.value)
-
-
-def open_model() -> tuple[Source, ModelConfig, Tokenizer, Any]:
-    """The source, the model as this machine computes it, its tokenizer, and the mesh."""
-    devices.initialize(Path(CACHE).expanduser())
-    mesh = devices.make_mesh()
-    found = sources.resolve(
-        SOURCE.value, open_run=lambda run: open_run(run, Context(mesh, lambda _: contextlib.nullcontext()))
-    )
-    cfg = devices.for_platform(found.config, DTYPE.value)
-    cfg = dataclasses.replace(cfg, max_len=min(cfg.max_len, MAX_LEN.value))
-    return found, cfg, found.tokenizer(), mesh
-
-
-def chat_preset(source: str) -> Preset:
-    """How the chat page talks with the model: as in its training with a run of RLPA, plainly with any other."""
-    kind, _, workdir = source.partition(':')
-    if kind != 'orbax' or (config := read_config(workdir)).recipe != 'rlpa':
-        return PLAIN
-    return Preset(make_world(config).system, render_completion('{profile}', '{reply}'), make_sampling(config))
 
 
 def warm_up(driver: Driver, length: int, sampling: Sampling) -> None:

@@ -19,7 +19,7 @@ import pytest
 from pal_jax.decode.jetstream import protocol, protocol_grpc
 from pal_jax.decode.page import PLAIN
 from pal_jax.feedback.profiles import render_completion
-from pal_jax.serve import chat_preset
+from pal_jax.talking import chat_preset
 from pal_jax.types import Sampling
 
 pytestmark = pytest.mark.slow  # each starts a process

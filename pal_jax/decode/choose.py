@@ -10,8 +10,10 @@ from jax.sharding import Mesh
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.local import LocalDecoder, Request
+from pal_jax.decode.shares import SharedDecoder
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
+from pal_jax.runtime.processes import ALONE, Shares
 from pal_jax.types import Completion
 
 TOKEN = 'PAL_JAX_TOKEN'  # the environment variable that a server's secret is in
@@ -36,22 +38,28 @@ def make_decoder(
     address: str,
     slots: int,
     stride: int,
+    shares: Shares = ALONE,
     reuse: bool = True,
     int8: bool = False,
 ) -> Decoder:
     """The decoder that `config.decode` names.
 
     Raises:
-      ValueError: an unknown driver, or an address or eight-bit weights for one that has none.
+      ValueError: an unknown driver, an address or several shares for one that has none, or eight bits at an address.
     """
     if driver not in ('local', 'jetstream'):
         raise ValueError(f"decode.driver={driver!r} is unknown; use 'local' or 'jetstream'")
     if driver == 'local':
         if address:
             raise ValueError(f"decode.address={address!r} needs decode.driver='jetstream'")
-        return LocalDecoder(cfg, tokenizer, mesh, slots=slots, stride=stride, reuse=reuse, int8=int8)
-    if int8:
-        raise ValueError("decode.int8 needs decode.driver='local'")
+        settings = {'slots': slots, 'stride': stride, 'reuse': reuse, 'int8': int8}
+        if shares.parts > 1:
+            return SharedDecoder(cfg, tokenizer, mesh, shares, **settings)
+        return LocalDecoder(cfg, tokenizer, mesh, **settings)
+    if shares.parts > 1:
+        raise ValueError(f"{shares.parts} shares or processes sample with decode.driver='local' alone; choose that")
+    if address and int8:
+        raise ValueError(f'decode.address={address!r} decodes as its server was started; leave decode.int8 off')
     if address:
         from pal_jax.decode.remote import RemoteDecoder
 
@@ -59,4 +67,4 @@ def make_decoder(
     from pal_jax.decode.jetstream import JetStreamEngine
     from pal_jax.decode.jetstream_decoder import JetStreamDecoder
 
-    return JetStreamDecoder(JetStreamEngine(cfg, tokenizer, mesh, slots=slots, stride=stride))
+    return JetStreamDecoder(JetStreamEngine(cfg, tokenizer, mesh, slots=slots, stride=stride, int8=int8))

@@ -8,6 +8,7 @@ queries reads them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,12 +18,12 @@ import numpy as np
 from flax import struct
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from pal_jax.decode import sampling
 from pal_jax.models import attention, decoder
 from pal_jax.models import params as model_params
-from pal_jax.models.config import ModelConfig
+from pal_jax.models.config import LayerKind, ModelConfig
 from pal_jax.models.linear import Int8Weight, OutputMajor, output_major, quantize
 from pal_jax.models.params import Params
 from pal_jax.runtime import sharding
@@ -75,23 +76,28 @@ def decode_weights(params: Params, cfg: ModelConfig, *, slots: int, int8: bool =
 
     Layers are separate arrays because a slice of a stacked one is a copy before every product. `int8` rounds the
     matrices of the layers to eight bits, which halves what a step reads, and makes the policy a slightly other one.
+    A single slot on a CPU reads few large matrices, each in order.
     """
+    single = slots == 1 and jax.default_backend() == 'cpu'
     layers = model_params.unstack(params['layers'])
+    layers = [decoder.fuse(layer, cfg) for layer in layers] if single else layers
     for layer in layers:
         for part in ('attn', 'mlp'):
-            layer[part] = {name: _laid_out(name, w, cfg, slots, int8) for name, w in layer[part].items()}
-    outer = {name: params[name].astype(cfg.dtype) for name in ('embed', 'unembed') if name in params}
+            layer[part] = {name: _laid_out(name, w, cfg, single, int8) for name, w in layer[part].items()}
+    outer = {'embed': params['embed'].astype(cfg.dtype)}
+    if 'unembed' in params or cfg.unit_head:
+        outer['unembed'] = decoder.unembed_weight(params, cfg).astype(cfg.dtype)
     return {**outer, 'final_norm': params['final_norm'], 'layers': layers}
 
 
-def _laid_out(name: str, w: Array, cfg: ModelConfig, slots: int, int8: bool) -> Array | Int8Weight | OutputMajor:
+def _laid_out(name: str, w: Array, cfg: ModelConfig, single: bool, int8: bool) -> Array | Int8Weight | OutputMajor:
     in_dims = 2 if name == 'o' else 1
-    if name.endswith('_bias'):
-        return w.astype(cfg.dtype)
+    if name.endswith(('_bias', '_norm')):
+        return w.astype(cfg.dtype) if name.endswith('_bias') else w
     if int8:
         return quantize(w, in_dims)
     w = w.astype(cfg.dtype)
-    return output_major(w, in_dims) if slots == 1 and jax.default_backend() == 'cpu' else w
+    return output_major(w, in_dims) if single else w
 
 
 def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:
@@ -137,25 +143,24 @@ def prefill(
 
     The room of `cached` must do for its length and `T` more tokens.
     """
-    columns = jnp.arange(tokens.shape[1])
     start = cached.length if cached else jnp.zeros_like(length)
-    positions = start[:, None] + columns[None]
+    positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
+    queries = attention.one_sequence(positions)
     x = decoder.embed(weights, cfg, tokens)
     cache = []
-    for i, layer in enumerate(weights['layers']):
+    for i, (layer, kind) in enumerate(zip(weights['layers'], cfg.kinds, strict=True)):
 
-        def attend(q, k, v, i=i):
+        def attend(q, k, v, i=i, kind=kind):
             new = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
             if cached is None:
-                visible = jnp.broadcast_to(columns[:, None] >= columns[None, :], (len(tokens), *(len(columns),) * 2))
-                return attention.attention(q, k, v, visible, cfg, causal=True), new
+                return attention.attention(q, k, v, queries, queries, cfg, kind, causal=True), new
             keys = _write(cached.keys[i], new[0], start, axis=2)
             values = _write(cached.values[i], new[1], start, axis=1)
-            visible = jnp.arange(values.shape[2])[None, None] <= positions[:, :, None]
             k, v = keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
-            return attention.attention(q, k, v, visible, cfg), (keys, values)
+            columns = attention.one_sequence(jnp.broadcast_to(jnp.arange(k.shape[1]), k.shape[:2]))
+            return attention.attention(q, k, v, queries, columns, cfg, kind), (keys, values)
 
-        x, keys_values = decoder.block(layer, cfg, x, positions, attend)
+        x, keys_values = decoder.block(layer, cfg, kind, x, positions, attend)
         cache.append(keys_values)
     keys, values = zip(*cache, strict=True)
     last = jnp.take_along_axis(tokens, length[:, None] - 1, axis=1)[:, 0]
@@ -216,20 +221,20 @@ def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[Dec
     """One token for every slot, finished or not: a driver ignores those of slots that hold nothing."""
     rows = jnp.arange(state.token.shape[0])
     position = state.length[:, None]
-    visible = jnp.arange(state.keys[0].shape[3])[None] <= position
     x = decoder.embed(weights, cfg, state.token[:, None])
     keys, values = [], []
-    for layer, old_keys, old_values in zip(weights['layers'], state.keys, state.values, strict=True):
+    for layer, kind, old_keys, old_values in zip(weights['layers'], cfg.kinds, state.keys, state.values, strict=True):
 
-        def attend(q, k, v, old_keys=old_keys, old_values=old_values):
+        def attend(q, k, v, kind=kind, old_keys=old_keys, old_values=old_values):
             new_keys = old_keys.at[rows, :, :, state.length].set(k[:, 0].astype(old_keys.dtype), mode='drop')
             new_values = old_values.at[rows, :, state.length].set(v[:, 0].astype(old_values.dtype), mode='drop')
-            return attend_cache(q, new_keys, new_values, visible), (new_keys, new_values)
+            return attend_cache(q, new_keys, new_values, position, cfg, kind), (new_keys, new_values)
 
-        x, (new_keys, new_values) = decoder.block(layer, cfg, x, position, attend)
+        x, (new_keys, new_values) = decoder.block(layer, cfg, kind, x, position, attend)
         keys.append(new_keys)
         values.append(new_values)
-    logits = decoder.unembed(weights, cfg, decoder.rms_norm(x, weights['final_norm'], cfg)[:, 0])
+    head = dataclasses.replace(cfg, unit_head=False)  # `decode_weights` has divided its rows
+    logits = decoder.unembed(weights, head, decoder.rms_norm(x, weights['final_norm'], cfg)[:, 0])
     step_keys = jax.vmap(jax.random.fold_in)(state.rng, state.length)
     sampled = sampling.sample(logits, step_keys, state.temperature, state.top_k, state.top_p)
     state = state.replace(keys=tuple(keys), values=tuple(values), length=state.length + 1, token=sampled.token)
@@ -240,12 +245,22 @@ def attend_cache(
     q: Float[Array, 'B 1 H K'],
     keys: Float[Array, 'B G K S'],
     values: Float[Array, 'B G S K'],
-    visible: Bool[Array, 'B S'],
+    position: Int[Array, 'B 1'],
+    cfg: ModelConfig,
+    kind: LayerKind,
 ) -> Float[Array, 'B 1 H K']:
-    """One query a slot against its cache; the queries of a group share its keys."""
+    """One query a slot against its cache, column `s` of which stands at position `s`; the queries of a group share its
+    keys. Windows, caps and slopes as in `models.attention`."""
     B, _, H, K = q.shape
-    q = q.reshape(B, keys.shape[1], -1, K) * K**-0.5
+    q = q.reshape(B, keys.shape[1], -1, K) * attention.score_scale(cfg)
     scores = jnp.einsum('bghk,bgks->bghs', q, keys, preferred_element_type=jnp.float32)
+    if cfg.attn_softcap is not None:
+        scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
+    distance = position - jnp.arange(keys.shape[3])[None]
+    if cfg.alibi:
+        slopes = attention.alibi_slopes(H).reshape(1, keys.shape[1], -1, 1)
+        scores -= slopes * distance[:, None, None].astype(jnp.float32)
+    visible = distance >= 0 if kind.window is None else (distance >= 0) & (distance < kind.window)
     scores = jnp.where(visible[:, None, None, :], scores, -jnp.inf)
     # Written out before it is summed, as in `models.attention`; the few outputs are divided, not the many weights.
     mass = lax.optimization_barrier(jnp.exp(scores - scores.max(-1, keepdims=True)))

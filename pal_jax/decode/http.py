@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import secrets
 import time
@@ -170,8 +171,12 @@ def make_app(driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '
 
     def known(request: Request) -> None:
         given = request.headers.get('authorization', '').removeprefix('Bearer ')
+        if token and not given:
+            raise Refusal(401, 'a bearer token is needed, got none', 'authentication_error')
         if token and not secrets.compare_digest(given.encode(), token.encode()):
             raise Refusal(401, 'a bearer token is needed, and this is not the one', 'authentication_error')
+        if not token and not _is_loopback(request.url.hostname or ''):  # a web page whose name leads here
+            raise Refusal(403, f'this server answers to localhost alone, not to {request.url.hostname!r}')
 
     app = FastAPI(title='pal_jax', lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(LimitBody)
@@ -184,6 +189,15 @@ def make_app(driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '
     app.post('/v1/chat/completions', dependencies=[Depends(known)])(service.chat)
     app.post('/v1/completions', dependencies=[Depends(known)])(service.text)
     return app
+
+
+def _is_loopback(host: str) -> bool:
+    if host == 'localhost':
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 # --- from the driver's thread to the event loop ----------------------------------------------------------------------

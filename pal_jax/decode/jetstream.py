@@ -27,9 +27,9 @@ from jaxtyping import Array, Int
 from pal_jax.data.packing import round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import engine
-from pal_jax.decode.local import Counters, Request, admission, bucket
+from pal_jax.decode.local import Counters, Request, admission, bucket, for_slots
+from pal_jax.decode.programs import Programs
 from pal_jax.decode.sampling import Sampled
-from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.runtime import sharding
@@ -137,10 +137,10 @@ def pack(steps: Sequence[Sampled], length: Int[Array, ' B'], start: Int[Array, '
     return jnp.concatenate([tokens, jnp.ones_like(tokens), (length - start)[:, None], bits], axis=1)
 
 
-def insert(slots: Slots, prefix: engine.Prefix, entry: engine.Admission) -> Slots:
-    slot = jnp.where(jnp.arange(len(entry.slot)) < entry.size, entry.slot, len(slots.start))
-    start = slots.start.at[slot].set(prefix.length[entry.row], mode='drop')
-    return Slots(decode=engine.insert(slots.decode, prefix, entry), start=start)
+def start(before: Int[Array, ' B'], prefix: engine.Prefix, entry: engine.Admission) -> Int[Array, ' B']:
+    """How long the cache of each slot was when its request came in, once these have."""
+    slot = jnp.where(jnp.arange(len(entry.slot)) < entry.size, entry.slot, len(before))
+    return before.at[slot].set(prefix.length[entry.row], mode='drop')
 
 
 class JetStreamEngine(engine_api.Engine):
@@ -159,33 +159,19 @@ class JetStreamEngine(engine_api.Engine):
         prefill_rows: int = 8,
         stride: int = 4,
         grain: int = 128,
+        int8: bool = False,
     ):
-        self.cfg, self.tokenizer, self._mesh = cfg, tokenizer, mesh
         ways = sharding.batch_ways(mesh)
-        self.slots, self.stride, self.grain = round_up(max(slots, 8), ways), stride, grain
-        self.rows = (1 if ways == 1 else round_up(prefill_rows, ways), round_up(prefill_rows, ways))
+        cfg, slots = for_slots(cfg, slots)
+        self.cfg, self.tokenizer, self._mesh = cfg, tokenizer, mesh
+        self.slots, self.stride, self.grain = round_up(slots, ways), stride, grain
+        self.rows = ways, round_up(prefill_rows, ways)
         self.weights, self.counters = Weights(), Counters()
         # Programs of several devices that two threads start at once may wait for each other for ever.
         self._one_at_a_time = threading.Lock()
-        self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
-        self._publish = jax.jit(
-            lambda params: engine.decode_weights(
-                lax.with_sharding_constraint(params, self.param_shardings), cfg, slots=self.slots
-            )
-        )
-        self._prefill = jax.jit(lambda weights, tokens, length: engine.prefill(weights, cfg, tokens, length))
-        state = engine.state_shardings(mesh)
-        places = Slots(decode=state, start=state.length)
-        self._init = jax.jit(
-            lambda room: Slots(engine.init_state(cfg, self.slots, room), jnp.zeros(self.slots, jnp.int32)),
-            static_argnums=0,
-            out_shardings=places,
-        )
-        self._insert = jax.jit(insert, donate_argnums=0, out_shardings=places)
-        self._generate = jax.jit(
-            lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1, out_shardings=(state, None)
-        )
-        self._grow = jax.jit(engine.grow, static_argnums=1, out_shardings=state)
+        self._programs = Programs(cfg, mesh, slots=self.slots, int8=int8)
+        self.param_shardings = self._programs.param_shardings
+        self._start = jax.jit(start, out_shardings=sharding.sharding(mesh, ('batch',)))
         self._pack = jax.jit(pack)
 
     # --- weights -----------------------------------------------------------------------------------------------------
@@ -193,7 +179,7 @@ class JetStreamEngine(engine_api.Engine):
     def load(self, params: Params, version: int = 0) -> None:
         """The next call decodes with these (plain, merged) parameters."""
         with self._one_at_a_time:
-            self.weights.current = self._publish(params), version
+            self.weights.current = self._programs.publish(params), version
 
     def release(self) -> None:
         """Gives the weights' memory back until the next `load`."""
@@ -226,7 +212,7 @@ class JetStreamEngine(engine_api.Engine):
         state, sampled = decode_state.decode, []
         with self._one_at_a_time:
             for _ in range(self.stride):
-                state, step = self._generate(weights, state)
+                state, step = self._programs.generate(weights, state)
                 sampled.append(step)
             data = self._pack(sampled, state.length, decode_state.start)
         self.counters.slot_steps += self.slots * self.stride
@@ -242,28 +228,29 @@ class JetStreamEngine(engine_api.Engine):
 
     def prefill_prompts(self, params: Weights, prompts: Sequence[tuple[int, ...]]) -> engine.Prefix:
         """The caches of up to `rows[1]` prompts."""
-        padded = engine.pad_prompts(prompts, self.rows[len(prompts) > 1], bucket(max(map(len, prompts)), 64))
+        padded = engine.pad_prompts(prompts, self.rows[len(prompts) > self.rows[0]], bucket(max(map(len, prompts)), 64))
         self.counters.prompt_tokens += sum(map(len, prompts))
         with self._one_at_a_time:
             placed = jax.device_put(padded, sharding.sharding(self._mesh, ('batch',)))
-            return self._prefill(params.read()[0], *placed)
+            return self._programs.prefill(params.read()[0], *placed)
 
     def place(self, state: Slots, cache: engine.Prefix, placed: Sequence[tuple[int, int, Request]]) -> Slots:
         """Copies prefilled prompts, by (row, slot, request), into slots; one row may go into many."""
         with self._one_at_a_time:
-            return self._insert(state, cache, admission(placed, self.slots))
+            entry = admission(placed, self.slots)
+            return Slots(self._programs.insert(state.decode, cache, entry), self._start(state.start, cache, entry))
 
     def empty(self, room: int) -> Slots:
         """Free slots with room for `room` tokens each."""
         with self._one_at_a_time:
-            return self._init(room)
+            return Slots(self._programs.init(room), jnp.zeros(self.slots, jnp.int32))
 
     def grown(self, state: Slots, room: int) -> Slots:
         """The same slots with room for at least `room` tokens each."""
         if room <= state.decode.capacity:
             return state
         with self._one_at_a_time:
-            return state.replace(decode=self._grow(state.decode, room))
+            return state.replace(decode=self._programs.grow(state.decode, room))
 
     def room_for(self, requests: Iterable[Request]) -> int:
         """How long caches must be for all of these: their length is what attention costs."""

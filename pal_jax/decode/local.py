@@ -15,11 +15,13 @@ from pal_jax.data.packing import round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import engine, sampling
 from pal_jax.decode.prefixes import WORTH, Prefixes, common
-from pal_jax.models import params as model_params
+from pal_jax.decode.programs import Programs
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.runtime import sharding
 from pal_jax.types import Completion, FinishReason, Sampling
+
+FULL = 0.75  # of the rows of a prefill: with fewer prompts one at a time costs less than the padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,7 @@ class LocalDecoder:
         self.cfg, self.tokenizer, self.mesh = cfg, tokenizer, mesh
         self.slots, self.stride, self.reuse = round_up(slots, ways), stride, reuse
         self.chunk = bucket(chunk, 64)
-        self._rows = (1 if ways == 1 else round_up(prefill_rows, ways), round_up(prefill_rows, ways))
+        self._rows = ways, round_up(prefill_rows, ways)  # of a prefill: few, or many
         self.grain = grain
         self.version, self.counters = 0, Counters()
         self._weights: Params | None = None
@@ -117,30 +119,8 @@ class LocalDecoder:
         self._waiting: deque[tuple[int, Request]] = deque()
         self._prompts: list[Prompt] = []
         self._live: dict[int, Live] = {}  # by slot
-        self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
-        self._compile(cfg, mesh, int8)
-
-    def _compile(self, cfg: ModelConfig, mesh: Mesh, int8: bool) -> None:
-        state = engine.state_shardings(mesh)
-        self._publish = jax.jit(
-            lambda params: engine.decode_weights(
-                jax.lax.with_sharding_constraint(params, self.param_shardings), cfg, slots=self.slots, int8=int8
-            )
-        )
-        self._init = jax.jit(
-            lambda room: engine.init_state(cfg, self.slots, room), static_argnums=0, out_shardings=state
-        )
-        self._grow = jax.jit(engine.grow, static_argnums=1, out_shardings=state)
-        self._prefill = jax.jit(lambda weights, tokens, length: engine.prefill(weights, cfg, tokens, length))
-        self._extend = jax.jit(
-            lambda weights, state, slots, start, tokens, length: engine.prefill(
-                weights, cfg, tokens, length, engine.read(state, slots, start)
-            )
-        )
-        self._insert = jax.jit(engine.insert, donate_argnums=0, out_shardings=state)
-        self._generate = jax.jit(
-            lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1, out_shardings=(state, None)
-        )
+        self._programs = Programs(cfg, mesh, slots=self.slots, int8=int8)
+        self.param_shardings = self._programs.param_shardings
 
     def load(self, params: Params, version: int = 0) -> None:
         """Decodes with these (plain, merged) parameters from now on; what is under way goes on with them.
@@ -148,7 +128,11 @@ class LocalDecoder:
         What the caches hold is of the old ones, and no prompt starts from it any more.
         """
         self._weights = None  # frees the old ones first
-        self._weights, self.version = self._publish(params), version
+        self.use(self._programs.publish(params), version)
+
+    def use(self, weights: Params, version: int = 0) -> None:
+        """As `load`, with weights that lie on its mesh as decoding wants them: `engine.decode_weights`."""
+        self._weights, self.version = weights, version
         self._prefixes.clear()
         for prompt in self._prompts:
             prompt.done = 0
@@ -205,8 +189,8 @@ class LocalDecoder:
         return None
 
     def step(self) -> list[Progress]:
-        """Fills free slots and decodes `stride` tokens in each. What decodes already waits for one batch of chunks of
-        prompts at most.
+        """Fills free slots and decodes `stride` tokens in each. What decodes already waits for about a chunk of prompts
+        at most, unless there are more prompts to come than an eighth of the slots.
 
         Raises:
           RuntimeError: no weights are loaded.
@@ -214,11 +198,11 @@ class LocalDecoder:
         if self._weights is None:
             raise RuntimeError('the decoder has no weights; call load(params) first')
         self._admit()
-        decoding = any(live.ready for live in self._live.values())
+        decoding, prefilled = any(live.ready for live in self._live.values()), 0
         while self._prompts:
-            self._prefill_batch()
-            if decoding:
+            if decoding and prefilled >= self.chunk and 8 * len(self._prompts) <= self.slots:
                 break
+            prefilled += self._prefill_batch(alone=not decoding)
         if not self._live:
             return []
         sampled = self._decode()
@@ -257,7 +241,7 @@ class LocalDecoder:
         """What `stride` steps sampled: arrays [stride, slots]."""
         steps = []
         for _ in range(self.stride):
-            self._state, sampled = self._generate(self._weights, self._state)
+            self._state, sampled = self._programs.generate(self._weights, self._state)
             steps.append(sampled)
         self.counters.slot_steps += self.slots * self.stride
         return jax.tree.map(lambda *rows: np.stack(rows), *jax.device_get(steps))
@@ -304,9 +288,9 @@ class LocalDecoder:
         )
         if self._state is None or (not self._live and 2 * room <= self._state.capacity):
             self._drop_caches()
-            self._state = self._init(room)
+            self._state = self._programs.init(room)
         elif room > self._state.capacity:
-            self._state = self._grow(self._state, room)
+            self._state = self._programs.grow(self._state, room)
 
     def _padding(self, request: Request) -> int:
         """The most that the last chunk of a prompt can be padded by."""
@@ -314,19 +298,19 @@ class LocalDecoder:
 
     # --- prompts into the cache --------------------------------------------------------------------------------------
 
-    def _prefill_batch(self) -> None:
-        """The next chunk of as many prompts as fit in a batch; those that are whole then start to decode."""
-        batch, tokens = self._next_batch()
-        rows = self._rows[len(batch) > 1]
+    def _prefill_batch(self, alone: bool) -> int:
+        """The next chunk of a few prompts; those that are whole then start to decode. Returns the tokens computed."""
+        batch, size = self._next_batch(alone)
+        rows = self._rows[len(batch) > self._rows[0]]
         pieces = [prompt.tokens[prompt.done : prompt.done + self.chunk] for prompt in batch]
-        padded = self._place(engine.pad_prompts(pieces, rows, tokens))
+        padded = self._place(engine.pad_prompts(pieces, rows, size))
         if any(prompt.done for prompt in batch):
             source, start = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
             source[: len(batch)] = [prompt.source for prompt in batch]
             start[: len(batch)] = [prompt.done for prompt in batch]
-            prefix = self._extend(self._weights, self._state, *self._place((source, start)), *padded)
+            prefix = self._programs.extend(self._weights, self._state, *self._place((source, start)), *padded)
         else:
-            prefix = self._prefill(self._weights, *padded)
+            prefix = self._programs.prefill(self._weights, *padded)
         placed = []
         for row, (prompt, piece) in enumerate(zip(batch, pieces, strict=True)):
             whole = prompt.done + len(piece) == len(prompt.tokens)
@@ -337,34 +321,40 @@ class LocalDecoder:
             self._prefixes.write(prompt.slots[0], 0, prompt.tokens[: prompt.done + len(piece)])
             prompt.source, prompt.done = prompt.slots[0], prompt.done + len(piece)
         entry = admission([(row, slot, self._live[slot].request) for row, slot in placed], self.slots)
-        self._state = self._insert(self._state, prefix, entry)
+        self._state = self._programs.insert(self._state, prefix, entry)
         for prompt in batch:
             if prompt.done == len(prompt.tokens):
                 self._prompts.remove(prompt)
+        return rows * size
 
-    def _next_batch(self) -> tuple[list[Prompt], int]:
-        """Prompts whose next chunks make a batch, and its padded length.
+    def _next_batch(self, alone: bool) -> tuple[list[Prompt], int]:
+        """Prompts whose next chunks are padded to the same length, and that length. They are computed together if they
+        nearly fill a batch and are alone, or nothing would wait long for them; else a few at a time.
 
         One that shares a beginning with another of the batch waits: it can go on from there.
         """
-        assert self._state is not None
         batch: list[Prompt] = []
-        longest = width = 0
+        starts: list[tuple[int, int]] = []
+        size = 0
         for prompt in self._prompts:
             source, start = (prompt.source, prompt.done) if prompt.done else self._start(prompt.tokens)
+            padded = bucket(min(len(prompt.tokens) - start, self.chunk), 64)
             shared = max((common(prompt.tokens[:-1], other.tokens) for other in batch), default=0)
-            if self.reuse and not prompt.done and shared - start >= WORTH:
+            waits = self.reuse and not prompt.done and shared - start >= WORTH
+            if waits or (batch and padded != size):
                 continue
-            size = bucket(min(len(prompt.tokens) - start, self.chunk), 64)
-            if batch and max(longest, start) + max(width, size) > self._state.capacity:
-                continue
-            longest, width = max(longest, start), max(width, size)
-            self.counters.reused_tokens += 0 if prompt.done else start
-            prompt.source, prompt.done = source, start
+            size = padded
             batch.append(prompt)
+            starts.append((source, start))
             if len(batch) == self._rows[1]:
                 break
-        return batch, width
+        few, many = self._rows
+        if len(batch) < FULL * many or (not alone and many * size > self.chunk):
+            del batch[few:], starts[few:]
+        for prompt, (source, start) in zip(batch, starts, strict=True):
+            self.counters.reused_tokens += 0 if prompt.done else start
+            prompt.source, prompt.done = source, start
+        return batch, size
 
     def _place(self, arrays: tuple[np.ndarray, ...]) -> tuple[Any, ...]:
         """Rows of prompts spread over the mesh as batches are."""
@@ -400,6 +390,9 @@ def for_slots(cfg: ModelConfig, slots: int) -> tuple[ModelConfig, int]:
 
     A CPU multiplies few rows in bf16 no faster than eight, but one row in float32.
     """
+    cfg = (
+        dataclasses.replace(cfg, attention='fused') if cfg.attention == 'splash' else cfg
+    )  # prompts are no packed rows
     if jax.default_backend() != 'cpu':
         return cfg, slots
     return (dataclasses.replace(cfg, dtype='float32'), 1) if slots == 1 else (cfg, max(slots, 8))

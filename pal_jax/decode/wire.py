@@ -32,7 +32,7 @@ OPTIONS = (
     ('grpc.keepalive_time_ms', 30_000),  # a peer whose machine is gone is noticed
     ('grpc.http2.min_recv_ping_interval_without_data_ms', 10_000),
 )
-HOW = ('act_dtype', 'unroll', 'remat', 'max_len')  # fields of a model that do not say which model it is
+HOW = ('act_dtype', 'attention', 'unroll', 'remat', 'max_len')  # fields of a model that do not say which model it is
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -176,7 +176,8 @@ def completion_of(answer: Answer) -> Completion:
 
 def identity(cfg: ModelConfig) -> dict[str, Any]:
     """What makes it this model and not another, however it is computed."""
-    return {name: value for name, value in dataclasses.asdict(cfg).items() if name not in HOW}
+    facts = dataclasses.asdict(cfg) | {'pattern': [dataclasses.asdict(kind) for kind in cfg.pattern]}
+    return {name: value for name, value in facts.items() if name not in HOW}
 
 
 def update(params: Params, version: int, policy: SwapPolicy) -> Iterator[bytes]:

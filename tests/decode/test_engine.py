@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -13,7 +14,6 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.local import LocalDecoder, Request, bucket
 from pal_jax.models import config, decoder, lora, params
-from pal_jax.models.attention import visibility
 from pal_jax.runtime import devices
 from pal_jax.types import Sampling
 
@@ -37,16 +37,16 @@ def driver(weights):
     return driver
 
 
-@jax.jit
-def all_logits(weights, tokens):
+@functools.partial(jax.jit, static_argnums=2)
+def all_logits(weights, tokens, cfg):
     ones = jnp.ones_like(tokens)
-    hidden = decoder.forward(weights, CFG, tokens, jnp.arange(tokens.shape[1])[None], visibility(ones, ones))
-    return decoder.unembed(weights, CFG, hidden)[0]
+    hidden = decoder.forward(weights, cfg, tokens, jnp.arange(tokens.shape[1])[None], ones, ones)
+    return decoder.unembed(weights, cfg, hidden)[0]
 
 
-def full_logits(weights, tokens):
-    padded = jnp.zeros((1, 64), jnp.int32).at[0, : len(tokens)].set(jnp.asarray(tokens))
-    return np.asarray(all_logits(weights, padded))[: len(tokens)]
+def full_logits(weights, tokens, cfg=CFG):
+    padded = jnp.zeros((1, 64 if len(tokens) <= 64 else 128), jnp.int32).at[0, : len(tokens)].set(jnp.asarray(tokens))
+    return np.asarray(all_logits(weights, padded, cfg))[: len(tokens)]
 
 
 def nbytes(tree):
@@ -66,6 +66,31 @@ def test_greedy_tokens_and_logprobs_are_those_of_the_full_forward(weights, drive
             assert token == int(logits.argmax())
             assert logprob == pytest.approx(float(jax.nn.log_softmax(logits)[token]), abs=2e-4)
             tokens.append(token)
+
+
+KINDS = {
+    'gemma': dict(
+        pattern=(config.LayerKind(5, 'local'), config.LayerKind()), qk_norm=True, post_norms=True, norm_offset=1.0,
+        scale_embed=True, activation='gelu_tanh', query_scalar=9, attn_softcap=2.0, final_softcap=3.0,
+    ),
+    'baichuan': dict(alibi=True, pattern=(config.LayerKind(rope='none'),), unit_head=True, tie_embed=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', KINDS)
+@pytest.mark.parametrize('slots', [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_kind_of_layer_decodes_as_it_is_trained(name, slots):
+    """A prompt in two chunks, so that the second reads a cache, and tokens that see no further than a window."""
+    cfg = dataclasses.replace(CFG, **KINDS[name])
+    weights = params.init(params.decoder_specs(cfg), jax.random.key(1))
+    weights = jax.tree.map(lambda x: 8 * x if x.ndim > 2 else x + 0.1, weights)
+    driver = LocalDecoder(cfg, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=slots, chunk=64)
+    driver.load(weights)
+    (completion,) = driver([Request(prompt(3, 100), GREEDY, seed=0)])
+    logits = full_logits(weights, [*prompt(3, 100), *completion.token_ids], cfg)[99:-1]
+    assert logits.argmax(-1).tolist() == list(completion.token_ids)
+    expected = jax.nn.log_softmax(logits)[np.arange(len(logits)), np.array(completion.token_ids)]
+    np.testing.assert_allclose(completion.logprobs, expected, atol=2e-4)
 
 
 def test_a_result_does_not_depend_on_its_neighbours(driver):
@@ -142,6 +167,7 @@ def test_trained_adapters_reach_the_engine_merged(weights):
     assert set(after.versions) == {1}
 
 
+@pytest.mark.slow
 def test_no_more_programs_are_compiled_than_there_are_sizes(weights):
     decoder = LocalDecoder(
         CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8, prefill_rows=4, stride=3, chunk=128
@@ -157,10 +183,10 @@ def test_no_more_programs_are_compiled_than_there_are_sizes(weights):
         ]
     )
     caches, chunks, rows = 4, 2, 2  # 128 to 512 long; 64 and 128 tokens; one prompt or a batch
-    assert decoder._generate._cache_size() <= caches
-    assert decoder._prefill._cache_size() <= rows * chunks
-    assert decoder._extend._cache_size() <= rows * chunks * caches
-    assert decoder._insert._cache_size() <= (1 + rows * chunks) * caches
+    assert decoder._programs.generate._cache_size() <= caches
+    assert decoder._programs.prefill._cache_size() <= rows * chunks
+    assert decoder._programs.extend._cache_size() <= rows * chunks * caches
+    assert decoder._programs.insert._cache_size() <= (1 + rows * chunks) * caches
 
 
 def test_misuse_is_told_plainly(driver):
@@ -202,7 +228,7 @@ def test_no_program_moves_whole_caches_between_devices(weights):
     decoder.load(jax.device_put(weights, decoder.param_shardings))
     decoder.add(Request(prompt(0, 40), GREEDY, seed=0))
     decoder.step()
-    program = decoder._generate.lower(decoder._weights, decoder._state).compile().as_text()
+    program = decoder._programs.generate.lower(decoder._weights, decoder._state).compile().as_text()
     moved = re.findall(r'= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all|collective-permute|all-reduce)\(', program)
     assert moved  # of a token's activations
     assert (
@@ -219,7 +245,7 @@ def test_buckets_are_few_and_a_third_padding_at_most():
 
 @pytest.mark.parametrize(
     'shape',
-    [(2, 2, 2), pytest.param((8, 1, 1), marks=pytest.mark.slow), pytest.param((1, 4, 2), marks=pytest.mark.slow)],
+    [pytest.param(shape, marks=pytest.mark.slow) for shape in ((2, 2, 2), (8, 1, 1), (1, 4, 2))],
 )
 def test_slots_and_heads_spread_over_a_mesh_decode_the_same(weights, driver, shape):
     system = prompt(50, 80)

@@ -190,6 +190,13 @@ def test_a_token_is_asked_for(serve):
             answer = httpx.get(f'{address}/v1/models', headers={'authorization': f'Bearer {key}'})
             assert answer.status_code == status
         assert httpx.get(f'{address}/health').status_code == 200
+        assert 'got none' in httpx.get(f'{address}/v1/models').text
+
+
+def test_a_page_under_another_name_is_not_answered(client):
+    address = f'{client.base_url}models'
+    assert httpx.get(address, headers={'host': 'evil.example:8000'}).status_code == 403
+    assert httpx.get(address, headers={'host': '[::1]:8000'}).status_code == 200
 
 
 def test_a_decoder_that_fails_is_an_error_and_not_the_end(client, driver, monkeypatch):

@@ -316,6 +316,7 @@ def test_two_drivers_in_one_process_do_not_meet(local, driver):
     assert [mine[i].token_ids for i in range(12)] == [each.token_ids for each in local(requests)]
 
 
+@pytest.mark.slow
 def test_slots_and_heads_may_be_spread_over_a_mesh(local):
     mesh = devices.make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
     engine = JetStreamEngine(CFG, TOKENIZER, mesh, slots=8, stride=2)

@@ -1,0 +1,127 @@
+"""Talks with a model in the terminal. Of a policy trained to know its user it shows the profile beside the reply.
+
+  python -m pal_jax.chat                                   the embedded model
+  python -m pal_jax.chat --source=orbax:runs/rlpa          a run of this package
+
+Options:
+  --source=SOURCE     gguf:<file>, hf:<folder or hub id>, orbax:<workdir>, random:tiny; default the embedded model
+  --system=TEXT       the system prompt; default the one of its training, or none
+  --temperature=T     0 always takes the likeliest token; default that of its training, or 0.7
+  --max_tokens=N      of an answer; default that of its training, or 256
+  --max_len=N         tokens of the whole conversation; default 2048, or what the model has room for
+  --seed=N            the same seed and the same words get the same answers; default 0
+
+Write a line and press Enter; /again starts anew, /quit or Ctrl-D ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator
+
+from absl import flags
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from pal_jax import cli
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.local import LocalDecoder, Request
+from pal_jax.decode.page import Preset
+from pal_jax.envs.dialogue import messages
+from pal_jax.feedback.profiles import Parsed, parse_completion
+from pal_jax.models import sources
+from pal_jax.talking import chat_preset, open_model
+from pal_jax.types import Dialogue, Person, Turn
+
+SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
+SYSTEM = flags.DEFINE_string('system', None, 'The system prompt.')
+TEMPERATURE = flags.DEFINE_float('temperature', None, 'Of sampling.', lower_bound=0.0)
+MAX_TOKENS = flags.DEFINE_integer('max_tokens', None, 'Of an answer.', lower_bound=1)
+MAX_LEN = flags.DEFINE_integer('max_len', 2048, 'Tokens of the conversation.', lower_bound=2)
+SEED = flags.DEFINE_integer('seed', 0, 'Of sampling.', lower_bound=0)
+YOU = Person('you', ())
+
+
+def main() -> None:
+    console = Console()
+    decoder, tokenizer, preset = cli.faults(open_chat)
+    console.print(Text(f'{SOURCE.value}: /again starts anew, /quit ends'))
+    for answer in talk(decoder, tokenizer, preset, lines(console), seed=SEED.value):
+        console.print(answer)
+
+
+def open_chat() -> tuple[LocalDecoder, Tokenizer, Preset]:
+    """The model in a decoder of one slot, and how to talk with it."""
+    preset = chat_preset(SOURCE.value)
+    changes = {'temperature': TEMPERATURE.value, 'max_tokens': MAX_TOKENS.value}
+    drawn = dataclasses.replace(preset.sampling, **{k: v for k, v in changes.items() if v is not None})
+    preset = preset._replace(sampling=drawn, system=preset.system if SYSTEM.value is None else SYSTEM.value)
+    found, cfg, tokenizer, mesh = open_model(SOURCE.value, 'auto', MAX_LEN.value)
+    decoder = LocalDecoder(cfg, tokenizer, mesh, slots=1, grain=512)
+    decoder.load(found.load(decoder.param_shardings))
+    return decoder, tokenizer, preset
+
+
+def lines(console: Console) -> Iterator[str]:
+    """What the user writes, until there is no more."""
+    while True:
+        try:
+            yield console.input('[bold]you[/bold]: ' if sys.stdin.isatty() else '')
+        except (EOFError, KeyboardInterrupt):
+            return
+
+
+def talk(
+    decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, said: Iterable[str], *, seed: int
+) -> Iterator[Columns | Text]:
+    """What to show after each line that is said."""
+    start = dialogue = Dialogue(YOU, ())
+    for number, line in enumerate(said):
+        if line == '/quit':
+            return
+        if line == '/again':
+            dialogue = start
+        if line == '/again' or not line.strip():
+            continue
+        asked = dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('user', line)))
+        try:
+            text = reply(decoder, tokenizer, preset, asked, seed + number)
+        except ValueError as error:
+            yield Text(f'{error}; /again starts anew', style='red')
+            continue
+        parsed = parse_completion(text) if preset.layout else Parsed('', (), text.strip())
+        if parsed is None:
+            yield Text(f'{text}\n(not in the format it was trained to write; say it otherwise)', style='yellow')
+            continue
+        dialogue = dataclasses.replace(asked, turns=(*asked.turns, Turn('assistant', parsed.reply, parsed.profile)))
+        yield shown(parsed, with_profile=bool(preset.layout))
+
+
+def reply(decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, dialogue: Dialogue, seed: int) -> str:
+    """The text of the next turn.
+
+    Raises:
+      ValueError: the conversation has become too long for the model.
+    """
+    chat = [{'role': 'system', 'content': preset.system}] if preset.system else []
+    chat += [{'role': turn.role, 'content': turn.content} for turn in dialogue.turns]
+    chat = messages(dialogue, preset.system) if preset.layout else chat
+    return decoder([Request(tuple(tokenizer.chat(chat)), preset.sampling, seed)])[0].text
+
+
+def shown(parsed: Parsed, *, with_profile: bool) -> Columns | Text:
+    """A reply, beside it what the policy has noted of its user."""
+    answer = Text(parsed.reply)
+    if not with_profile:
+        return answer
+    notes = Text('\n'.join(parsed.facts) or 'nothing yet', style='' if parsed.facts else 'dim')
+    return Columns(
+        [Panel(answer, title='reply', title_align='left'), Panel(notes, title='profile', title_align='left')]
+    )
+
+
+if __name__ == '__main__':
+    cli.run(main, __doc__ or '', needs_config=False)

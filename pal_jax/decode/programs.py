@@ -1,0 +1,50 @@
+"""The engine's functions, compiled: what every decoder runs."""
+
+from __future__ import annotations
+
+import jax
+from jax import Array
+from jax.sharding import Mesh
+
+from pal_jax.decode import engine
+from pal_jax.models import params as model_params
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+from pal_jax.runtime import sharding
+
+
+class Programs:
+    """`decode.engine` for one model, mesh and number of slots. Each call compiles once for every size of its arguments.
+
+    Args:
+      slots: a multiple of the devices that slots are spread over.
+      int8: `publish` makes weights of eight bits.
+    Raises:
+      ValueError: a dimension of the model does not divide over the mesh.
+    """
+
+    def __init__(self, cfg: ModelConfig, mesh: Mesh, *, slots: int, int8: bool = False):
+        self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
+        state = engine.state_shardings(mesh)
+        self.publish = jax.jit(
+            lambda params: engine.decode_weights(
+                jax.lax.with_sharding_constraint(params, self.param_shardings), cfg, slots=slots, int8=int8
+            )
+        )
+        self.init = jax.jit(lambda room: engine.init_state(cfg, slots, room), static_argnums=0, out_shardings=state)
+        self.grow = jax.jit(engine.grow, static_argnums=1, out_shardings=state)
+
+        def prefill(weights: Params, tokens: Array, length: Array) -> engine.Prefix:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for kernels that no compiler spreads
+                return engine.prefill(weights, cfg, tokens, length)
+
+        self.prefill = jax.jit(prefill)
+        self.extend = jax.jit(
+            lambda weights, state, slots, start, tokens, length: engine.prefill(
+                weights, cfg, tokens, length, engine.read(state, slots, start)
+            )
+        )
+        self.insert = jax.jit(engine.insert, donate_argnums=0, out_shardings=state)
+        self.generate = jax.jit(
+            lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1, out_shardings=(state, None)
+        )

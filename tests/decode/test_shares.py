@@ -1,0 +1,67 @@
+"""Decoders side by side give what each gives alone on its share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from pal_jax.decode.choose import make_decoder
+from pal_jax.decode.local import LocalDecoder, Request
+from pal_jax.decode.shares import SharedDecoder, completion, on_mesh
+from pal_jax.models import sources
+from pal_jax.models.params import decoder_specs
+from pal_jax.runtime import devices, sharding
+from pal_jax.runtime.processes import Shares
+from pal_jax.types import Completion, Sampling
+
+
+def test_a_completion_is_the_same_after_json():
+    one = Completion('a \udcff \x00 "', (1, 2), (-0.1, -1e-30), 'stop', (-1 / 3, -2.0), (0, 0))
+    assert completion(json.loads(json.dumps(dataclasses.asdict(one)))) == one
+
+
+@pytest.mark.parametrize('address', ['', 'elsewhere:1'])
+def test_other_drivers_have_no_shares(address):
+    source, mesh = sources.resolve('random:tiny'), devices.make_mesh()
+    with pytest.raises(ValueError, match="2 shares or processes sample with decode.driver='local' alone"):
+        make_decoder(
+            source.config, source.tokenizer(), mesh, driver='jetstream', address=address, slots=8, stride=2,
+            shares=Shares(2),
+        )  # fmt: skip
+
+
+def test_a_part_of_a_mesh_holds_its_buffers():
+    wide = devices.divide(devices.make_mesh(fsdp=4, tensor=2), 2)
+    part = jax.sharding.Mesh(wide.devices[1:], wide.axis_names, axis_types=wide.axis_types)
+    values = jax.numpy.arange(8.0).reshape(2, 4)
+    spread = jax.device_put(values, sharding.sharding(wide, (None, 'mlp')))
+    taken = on_mesh(spread, part)
+    assert taken.sharding.device_set == set(wide.devices[1].flat)
+    assert (jax.numpy.asarray(taken) == values).all()
+    buffers = {shard.device: shard.data.unsafe_buffer_pointer() for shard in spread.addressable_shards}
+    assert all(shard.data.unsafe_buffer_pointer() == buffers[shard.device] for shard in taken.addressable_shards)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('int8', [False, True])
+def test_shares_sample_what_their_decoders_sample_alone(int8):
+    source = sources.resolve('random:tiny')
+    cfg, tokenizer = devices.for_platform(source.config, 'float32'), source.tokenizer()
+    mesh = devices.make_mesh(fsdp=4, tensor=2)
+    params = source.load(sharding.param_shardings(decoder_specs(cfg), mesh))
+    shared = SharedDecoder(cfg, tokenizer, mesh, Shares(2), slots=16, int8=int8)
+    shared.load(params, 3)
+    texts = [tuple(tokenizer.encode(f'number {i}: ' + 'word ' * i)) for i in range(10)]
+    requests = [Request(text, Sampling(0.7, max_tokens=12), seed) for seed, text in enumerate(texts)]
+    together = shared(requests)
+    for part, half in enumerate((requests[:5], requests[5:])):
+        own = devices.make_mesh(fsdp=2, tensor=2, devices=mesh.devices.flat[4 * part : 4 * part + 4].tolist())
+        alone = LocalDecoder(cfg, tokenizer, own, slots=8, int8=int8)
+        alone.load(source.load(), 3)
+        assert alone(half) == together[5 * part : 5 * part + 5]
+    shared.release()
+    with pytest.raises(RuntimeError, match='no weights'):
+        shared(requests)
