@@ -1,4 +1,4 @@
-"""Rotary positions, who sees whom, and attention. The one place where the maths asks for the platform."""
+"""Rotary positions, who sees whom, and attention."""
 
 from __future__ import annotations
 
@@ -7,34 +7,77 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pal_jax.models.config import ModelConfig, RopeScaling
+from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling
+from pal_jax.models.splash import splash_attention
 
 MASKED = -1e30  # finite, so that a difference of two of them is 0 and not NaN
 BLOCK = 128  # queries of a causal block on CPU: smaller ones mask less in vain but make slower products
 
 
-def rope(x: Float[Array, 'R T H K'], positions: Int[Array, 'R T'], cfg: ModelConfig) -> Float[Array, 'R T H K']:
+class Places(NamedTuple):
+    """Where tokens stand: all that decides who sees whom (see `types.TokenBatch`)."""
+
+    segments: Int[Array, 'R T']
+    prefix: Int[Array, 'R T']
+    positions: Int[Array, 'R T']
+
+
+def one_sequence(positions: Int[Array, 'R T']) -> Places:
+    """Rows that are one segment each."""
+    ones = jnp.ones_like(positions)
+    return Places(ones, ones, positions)
+
+
+def visible(queries: Places, keys: Places, window: int | None = None) -> Bool[Array, 'R T S']:
+    """`[r, t, s]`: query `t` sees keys of its own segment and of its prefix, at its own position and less than `window`
+    before it.
+
+    Padding, segment 0, sees padding, so every softmax has something to sum.
+    """
+    distance, seen = _distance(queries, keys), keys.segments[:, None]
+    related = (seen == queries.segments[:, :, None]) | (seen == queries.prefix[:, :, None])
+    earlier = related & (distance >= 0)
+    return earlier if window is None else earlier & (distance < window)
+
+
+def _distance(queries: Places, keys: Places) -> Int[Array, 'R T S']:
+    return queries.positions[:, :, None] - keys.positions[:, None]
+
+
+def rope(
+    x: Float[Array, 'R T H K'], positions: Int[Array, 'R T'], cfg: ModelConfig, kind: LayerKind
+) -> Float[Array, 'R T H K']:
     """Rotary position embedding (Su et al. 2021) in the half-split layout of Hugging Face, computed in float32."""
-    cos, sin = _rotation(positions, cfg)
+    if kind.rope == 'none':
+        return x
+    cos, sin = _rotation(positions, cfg, kind)
     wide = x.astype(jnp.float32)
     return (wide * cos + jnp.roll(wide, cfg.head_dim // 2, axis=-1) * sin).astype(x.dtype)
 
 
-def _rotation(positions: Array, cfg: ModelConfig) -> tuple[Array, Array]:
+def _rotation(positions: Array, cfg: ModelConfig, kind: LayerKind) -> tuple[Array, Array]:
     """Factors `[R, T, 1, K]` of a head and of its swapped halves. The barrier keeps XLA from taking every cosine
     again for every head and layer."""
-    angles = positions[..., None].astype(jnp.float32) * _frequencies(cfg)[None, None]
+    angles = positions[..., None].astype(jnp.float32) * _frequencies(cfg, kind)[None, None]
     cos, sin = lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
     return jnp.concatenate([cos, cos], -1)[:, :, None], jnp.concatenate([-sin, sin], -1)[:, :, None]
 
 
-def _frequencies(cfg: ModelConfig) -> Float[Array, ' half']:
+def _frequencies(cfg: ModelConfig, kind: LayerKind) -> Float[Array, ' half']:
     exponent = jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim
+    if kind.rope == 'local':
+        return cfg.rope_local_theta**-exponent
     frequencies = cfg.rope_theta**-exponent
-    return frequencies if cfg.rope_scaling is None else _llama3(frequencies, cfg.rope_scaling)
+    match cfg.rope_scaling:
+        case RopeScaling() as scaling:
+            return _llama3(frequencies, scaling)
+        case LinearScaling(factor):
+            return frequencies / factor
+    return frequencies
 
 
 def _llama3(frequencies: Array, scaling: RopeScaling) -> Array:
@@ -45,44 +88,57 @@ def _llama3(frequencies: Array, scaling: RopeScaling) -> Array:
     return frequencies * (blend + (1.0 - blend) / scaling.factor)
 
 
-def visibility(segments: Int[Array, 'R T'], prefix: Int[Array, 'R T']) -> Bool[Array, 'R T T']:
-    """`[r, t, s]`: token `t` sees column `s <= t` of its own segment or of its `prefix` (see `types.TokenBatch`).
+def alibi_slopes(heads: int) -> Float[np.ndarray, ' H']:
+    """How fast each head's scores fall with distance (Press et al. 2022): a geometric sequence for a power of two, and
+    every other slope of the next power for the heads beyond it."""
+    power = 1 << (heads.bit_length() - 1)
+    exponents = [*range(2, 2 * power + 1, 2), *range(1, 2 * power, 2)][:heads]
+    return np.exp2(-4.0 * np.array(exponents) / power).astype(np.float32)
 
-    Padding sees only itself, so every softmax has something to sum.
-    """
-    columns = jnp.arange(segments.shape[1])
-    earlier = columns[:, None] >= columns[None, :]
-    itself = columns[:, None] == columns[None, :]
-    seen = segments[:, None, :]
-    related = (seen == segments[:, :, None]) | (seen == prefix[:, :, None])
-    return (related & (seen != 0) & earlier[None]) | itself[None]
+
+def score_scale(cfg: ModelConfig) -> float:
+    """What products of queries and keys are multiplied by."""
+    return (cfg.head_dim if cfg.query_scalar is None else cfg.query_scalar) ** -0.5
 
 
 def attention(
     q: Float[Array, 'R T H K'],
     k: Float[Array, 'R S G K'],
     v: Float[Array, 'R S G K'],
-    visible: Bool[Array, 'R T S'],
+    queries: Places,
+    keys: Places,
     cfg: ModelConfig,
+    kind: LayerKind,
     causal: bool = False,
 ) -> Float[Array, 'R T H K']:
-    """Softmax attention scaled by `1 / sqrt(K)`; head `h` reads kv head `h // (H / G)`. The softmax is in float32.
+    """Softmax attention with the windows, caps and slopes of `cfg` and `kind`; head `h` reads kv head `h // (H / G)`.
+    The softmax is in float32.
 
-    `causal` states that query `t` sees no column after `t`, so that work on the masked half can be left out.
+    `causal` states that queries and keys are the same tokens and that none sees a column after its own, so that work on
+    the masked half can be left out.
     """
-    if jax.default_backend() == 'cpu':
-        return _blocked(q, k, v, visible, cfg, causal).astype(q.dtype)
-    return jax.nn.dot_product_attention(q, k, v, mask=visible[:, None])
+    if cfg.attention == 'splash' and causal and not cfg.alibi:
+        scale, cap = score_scale(cfg), cfg.attn_softcap
+        return splash_attention(q, k, v, *queries, scale=scale, window=kind.window, soft_cap=cap)
+    if cfg.attention == 'blocks' or cfg.attn_softcap is not None:
+        return _blocked(q, k, v, queries, keys, cfg, kind, causal).astype(q.dtype)
+    mask, bias = visible(queries, keys, kind.window)[:, None], None
+    if cfg.alibi:
+        bias = -alibi_slopes(cfg.heads)[None, :, None, None] * _distance(queries, keys)[:, None].astype(jnp.float32)
+    return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=score_scale(cfg))
 
 
-def _blocked(q: Array, k: Array, v: Array, visible: Array, cfg: ModelConfig, causal: bool) -> Array:
+def _blocked(
+    q: Array, k: Array, v: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind, causal: bool
+) -> Array:
     """Blocks of queries one after the other, each against the columns it may see."""
-    length, columns = visible.shape[1:]
+    length, columns = q.shape[1], k.shape[1]
     size = BLOCK if causal else length
     outs = []
     for start in range(0, length, size):
         rows, seen = slice(start, start + size), slice(start + size if causal else columns)
-        outs.append(_folded(q[:, rows], k[:, seen], v[:, seen], visible[:, rows, seen], cfg.dtype))
+        ours, theirs = Places(*(x[:, rows] for x in queries)), Places(*(x[:, seen] for x in keys))
+        outs.append(_folded(q[:, rows], k[:, seen], v[:, seen], ours, theirs, cfg, kind))
     return jnp.concatenate(outs, axis=1)
 
 
@@ -97,44 +153,61 @@ class Saved(NamedTuple):
     like: Array
 
 
-def _fold_and_attend(q: Array, k: Array, v: Array, visible: Array, dtype: str) -> Array:
+def _fold_and_attend(
+    q: Array, k: Array, v: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind
+) -> Array:
     """Attention whose batched products have one matrix per kv head, and whose backward pass keeps only the
-    probabilities, in `dtype`. Float32 out."""
-    return _folded_fwd(q, k, v, visible, dtype)[0]
+    probabilities, in `cfg.dtype`. Float32 out."""
+    return _folded_fwd(q, k, v, queries, keys, cfg, kind)[0]
 
 
-def _folded_fwd(q: Array, k: Array, v: Array, visible: Array, dtype: str) -> tuple[Array, Saved]:
-    folded, heads = _fold(q.astype(dtype), k.shape[2]), q.shape[2] // k.shape[2]
-    p = _probabilities(folded, k, jnp.repeat(visible, heads, axis=1), dtype)
+def _folded_fwd(
+    q: Array, k: Array, v: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind
+) -> tuple[Array, Saved]:
+    dtype, folded = cfg.dtype, _fold(q.astype(cfg.dtype), k.shape[2])
+    repeated = Places(*(jnp.repeat(x, q.shape[2] // k.shape[2], axis=1) for x in queries))
+    p = _probabilities(_scores(folded, k, cfg), repeated, keys, cfg, kind)
     out = _dot('rgts,rsgk->rgtk', p, v, dtype)
     return _unfold(out, q.shape[1]), Saved(folded, k.astype(dtype), v.astype(dtype), p, out, jnp.empty((), q.dtype))
 
 
-def _folded_bwd(dtype: str, saved: Saved, dout: Array) -> tuple[Array, Array, Array, None]:
+def _folded_bwd(cfg: ModelConfig, kind: LayerKind, saved: Saved, dout: Array) -> tuple[Array | None, ...]:
     q, k, v, p, out, like = saved
-    length = dout.shape[1]
+    dtype, length = cfg.dtype, dout.shape[1]
     dout = _fold(dout, k.shape[2])
     dv = _dot('rgts,rgtk->rsgk', p, dout, dtype)
     dp = _dot('rgtk,rsgk->rgts', dout, v, dtype)
     # sum(p * dp) over S, as the shorter sum over K (Dao et al. 2022)
     mean = (dout * out).sum(-1, keepdims=True)
-    dscores = (p.astype(jnp.float32) * (dp - mean) * q.shape[-1] ** -0.5).astype(dtype)
+    dscores = p.astype(jnp.float32) * (dp - mean) * score_scale(cfg)
+    if cfg.attn_softcap is not None:
+        dscores *= 1.0 - jnp.square(_scores(q, k, cfg) / cfg.attn_softcap)
+    dscores = dscores.astype(dtype)
     dq = _unfold(_dot('rgts,rsgk->rgtk', dscores, k, dtype), length)
     dk = _dot('rgts,rgtk->rsgk', dscores, q, dtype)
-    return dq.astype(like.dtype), dk.astype(like.dtype), dv.astype(like.dtype), None
+    return dq.astype(like.dtype), dk.astype(like.dtype), dv.astype(like.dtype), None, None
 
 
-_folded = jax.custom_vjp(_fold_and_attend, nondiff_argnums=(4,))
+_folded = jax.custom_vjp(_fold_and_attend, nondiff_argnums=(5, 6))
 _folded.defvjp(_folded_fwd, _folded_bwd)
 
 
-def _probabilities(q: Array, k: Array, visible: Array, dtype: str) -> Array:
-    """`[R, G, T*J, S]` in `dtype`, from `q [R, G, T*J, K]`, `k [R, S, G, K]` and `visible [R, T*J, S]`."""
-    scores = _dot('rgtk,rsgk->rgts', q, k, dtype) * q.shape[-1] ** -0.5
-    scores = jnp.where(visible[:, None], scores, MASKED)
+def _scores(q: Array, k: Array, cfg: ModelConfig) -> Array:
+    """`[R, G, T*J, S]` of `q [R, G, T*J, K]` and `k [R, S, G, K]`, scaled and capped."""
+    scores = _dot('rgtk,rsgk->rgts', q, k, cfg.dtype) * score_scale(cfg)
+    return scores if cfg.attn_softcap is None else cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
+
+
+def _probabilities(scores: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind) -> Array:
+    """In `cfg.dtype`; `queries` are those of the rows `T*J` of the scores."""
+    if cfg.alibi:
+        groups, rows = scores.shape[1:3]
+        slopes = np.tile(alibi_slopes(cfg.heads).reshape(groups, -1), rows * groups // cfg.heads)
+        scores -= slopes[None, :, :, None] * _distance(queries, keys)[:, None].astype(jnp.float32)
+    scores = jnp.where(visible(queries, keys, kind.window)[:, None], scores, MASKED)
     # Written out before it is summed: XLA's CPU backend does not vectorise an exp inside a reduction.
     weights = lax.optimization_barrier(jnp.exp(scores - scores.max(-1, keepdims=True)))
-    return (weights / weights.sum(-1, keepdims=True)).astype(dtype)
+    return (weights / weights.sum(-1, keepdims=True)).astype(cfg.dtype)
 
 
 def _dot(spec: str, x: Array, y: Array, dtype: str) -> Array:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,13 +18,32 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """All rotary frequencies divided by `factor` (Chen et al. 2023; `rope_type: linear`)."""
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """In what the layers of one model may differ.
+
+    `window`: a token sees those less than so many positions before it; None is all of them.
+    `rope`: rotary positions with the model's `rope_theta` and `rope_scaling`, with its `rope_local_theta`, or none.
+    """
+
+    window: int | None = None
+    rope: Literal['global', 'local', 'none'] = 'global'
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer. Frozen and hashable, so it is static under `jit`.
 
     The last group is how it is computed, not what it is: see `runtime.devices.for_platform`.
     """
 
-    family: str  # a row of the name table in models/hf.py
+    family: str  # a row of the table in models/families.py
     vocab: int
     width: int
     layers: int
@@ -32,15 +53,40 @@ class ModelConfig:
     mlp: int
     max_len: int
     rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | LinearScaling | None = None
     norm_eps: float = 1e-5
     qkv_bias: bool = False
     tie_embed: bool = True
 
+    pattern: tuple[LayerKind, ...] = (LayerKind(),)  # repeated over the depth
+    rope_local_theta: float = 10_000.0
+    alibi: bool = False  # scores fall with distance (Press et al. 2022)
+    query_scalar: float | None = None  # queries are divided by its root; None: head_dim
+    attn_softcap: float | None = None  # scores are cap * tanh(score / cap)
+    final_softcap: float | None = None  # logits likewise
+    qk_norm: bool = False  # each head's query and key are normalised before they are rotated
+    post_norms: bool = False  # also what attention and network give is normalised, before it is added
+    norm_offset: float = 0.0  # added to the weights of norms
+    activation: Literal['silu', 'gelu_tanh'] = 'silu'
+    scale_embed: bool = False  # embeddings are multiplied by the root of the width
+    unit_head: bool = False  # rows of the output matrix are divided by their length (Baichuan 2's NormHead)
+
     dtype: str = 'float32'  # of what goes into matrix products
     act_dtype: str = 'float32'  # of what comes out of them
     unroll: bool = False  # layers as straight code (faster on CPU) instead of a scan (compiles faster)
-    remat: bool = False  # recompute each layer in the backward pass
+    attention: str = 'blocks'  # in plain XLA; 'fused': XLA's own choice; 'splash': kernels for TPU (models/splash.py)
+    remat: str = 'none'  # what of a layer the backward pass computes again; see `decoder.saved`
+
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kind of every layer."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.layers))
+
+
+def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
+    """The shortest beginning that, repeated, gives the kinds of all layers; the last repetition may be cut off."""
+    period = next(p for p in range(1, len(kinds) + 1) if all(kind == kinds[i % p] for i, kind in enumerate(kinds)))
+    return tuple(kinds[:period])
 
 
 def tiny(vocab: int = 512) -> ModelConfig:

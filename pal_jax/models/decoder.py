@@ -1,22 +1,30 @@
-"""One decoder for every family: pre-norm blocks of grouped rotary attention and a gated SiLU network."""
+"""One decoder for every family: pre-norm blocks of grouped attention and a gated network, as `ModelConfig` has them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from pal_jax.models.attention import attention, rope
-from pal_jax.models.config import ModelConfig
+from pal_jax.models.attention import Places, attention, rope
+from pal_jax.models.config import LayerKind, ModelConfig
 from pal_jax.models.linear import linear
 from pal_jax.models.params import Params, unstack
+from pal_jax.runtime.sharding import constrain
+
+ROWS = ('batch', None, None)  # activations: a device has rows of its own
 
 Extra = TypeVar('Extra')
 Attend = Callable[[Array, Array, Array], tuple[Array, Extra]]
+
+
+ACTIVATIONS = {'silu': jax.nn.silu, 'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True)}
 
 
 def forward(
@@ -24,72 +32,150 @@ def forward(
     cfg: ModelConfig,
     tokens: Int[Array, 'R T'],
     positions: Int[Array, 'R T'],
-    visible: Bool[Array, 'R T T'],
+    segments: Int[Array, 'R T'],
+    prefix: Int[Array, 'R T'],
 ) -> Float[Array, 'R T D']:
-    """Hidden states after the final norm, in `cfg.act_dtype`. `visible` (see `attention.visibility`) is causal."""
+    """Hidden states after the final norm, in `cfg.act_dtype`, of rows as in `types.TokenBatch`."""
+    places = Places(segments, prefix, positions)
 
-    def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-        return attention(q, k, v, visible, cfg, causal=True), None
+    def body(x: Array, layer: Params, kind: LayerKind) -> Array:
+        def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+            return attention(q, k, v, places, places, cfg, kind, causal=True), None
 
-    def body(x: Array, layer: Params) -> tuple[Array, None]:
-        return block(layer, cfg, x, positions, attend)
+        return constrain(block(layer, cfg, kind, x, positions, attend)[0], ROWS)
 
-    body = jax.checkpoint(body) if cfg.remat else body
-    x = embed(params, cfg, tokens)
-    if cfg.unroll:
-        for layer in unstack(params['layers']):
-            x, _ = body(x, layer)
-    else:
-        x, _ = lax.scan(body, x, params['layers'])
+    if cfg.remat != 'none':
+        body = jax.checkpoint(body, policy=saved(cfg.remat), static_argnums=2)
+    x = _run_layers(body, constrain(embed(params, cfg, tokens), ROWS), params['layers'], cfg)
     return rms_norm(x, params['final_norm'], cfg)
 
 
+def saved(remat: str) -> Callable[..., bool]:
+    """What a layer keeps for the backward pass: 'none' computes nothing again, 'full' everything, 'dots' all but the
+    products with weights, and `dots_saveable` or the like what `jax.checkpoint_policies` has under that name.
+
+    Raises:
+      ValueError: the name is none of these.
+    """
+    short = {'none': 'everything_saveable', 'full': 'nothing_saveable', 'dots': 'dots_with_no_batch_dims_saveable'}
+    name = short.get(str(remat), str(remat))
+    if not name.endswith('saveable') or not hasattr(jax.checkpoint_policies, name):
+        raise ValueError(f'policy.remat={remat!r}; use none, full, dots, or such as dots_saveable')
+    return getattr(jax.checkpoint_policies, name)
+
+
+def _run_layers(body: Callable[[Array, Params, LayerKind], Array], x: Array, layers: Params, cfg: ModelConfig) -> Array:
+    """All layers as straight code, or a scan over whole repetitions of the pattern and the rest as straight code."""
+
+    def straight(x: Array, stack: Params, kinds: Sequence[LayerKind]) -> Array:
+        for layer, kind in zip(unstack(stack), kinds, strict=True):
+            x = body(x, layer, kind)
+        return x
+
+    if cfg.unroll:
+        return straight(x, layers, cfg.kinds)
+    period = len(cfg.pattern)
+    whole = cfg.layers // period * period
+    repetitions = jax.tree.map(lambda w: w[:whole].reshape(-1, period, *w.shape[1:]), layers)
+    x, _ = lax.scan(lambda x, stack: (straight(x, stack, cfg.pattern), None), x, repetitions)
+    if whole == cfg.layers:
+        return x
+    return straight(x, jax.tree.map(lambda w: w[whole:], layers), cfg.kinds[whole:])
+
+
 def block(
-    layer: Params, cfg: ModelConfig, x: Float[Array, 'R T D'], positions: Int[Array, 'R T'], attend: Attend[Extra]
+    layer: Params,
+    cfg: ModelConfig,
+    kind: LayerKind,
+    x: Float[Array, 'R T D'],
+    positions: Int[Array, 'R T'],
+    attend: Attend[Extra],
 ) -> tuple[Float[Array, 'R T D'], Extra]:
     """One layer. `attend(q, k, v)` gets rotated `q [R,T,H,K]`, `k, v [R,T,G,K]`, and returns what they attended to
     and anything it wants kept (a cache, or nothing), which `block` hands on."""
     attn, norm = layer['attn'], layer['norm']
     with jax.named_scope('attention'):
         q, k, v = _project(attn, cfg, rms_norm(x, norm['attn'], cfg))
-        out, extra = attend(rope(q, positions, cfg), rope(k, positions, cfg), v)
-        x = x + linear(out, attn['o'], cfg, in_dims=2)
+        out, extra = attend(rope(q, positions, cfg, kind), rope(k, positions, cfg, kind), v)
+        x = x + _post_norm(linear(out, attn['o'], cfg, in_dims=2), norm, 'attn_out', cfg)
     with jax.named_scope('mlp'):
-        return x + _mlp(layer['mlp'], cfg, rms_norm(x, norm['mlp'], cfg)), extra
+        out = _mlp(layer['mlp'], cfg, rms_norm(x, norm['mlp'], cfg))
+        return x + _post_norm(out, norm, 'mlp_out', cfg), extra
 
 
-def _project(attn: Params, cfg: ModelConfig, x: Array) -> tuple[Array, ...]:
-    heads = [linear(x, attn[name], cfg) for name in 'qkv']
-    if not cfg.qkv_bias:
-        return tuple(heads)
-    return tuple(h + attn[f'{name}_bias'].astype(h.dtype)[None, None] for name, h in zip('qkv', heads, strict=True))
+def _post_norm(x: Array, norm: Params, name: str, cfg: ModelConfig) -> Array:
+    return rms_norm(x, norm[name], cfg) if cfg.post_norms else x
+
+
+def fuse(layer: Params, cfg: ModelConfig) -> Params:
+    """The same layer with fewer and larger products: `qkv` [D, G, H/G + 2, K] has the queries, key and value of a group
+    side by side, `gate_up` [D, 2, F] both halves of the gated network. Not for a mesh: it would have to be gathered."""
+
+    def by_group(*heads: Array) -> Array:
+        grouped = [x.reshape(*x.shape[:-2], cfg.kv_heads, -1, cfg.head_dim) for x in heads]
+        return jnp.concatenate(grouped, axis=-2)
+
+    attn, mlp = dict(layer['attn']), dict(layer['mlp'])
+    for kind in ('', '_bias') if cfg.qkv_bias else ('',):
+        attn[f'qkv{kind}'] = by_group(*(attn.pop(f'{name}{kind}') for name in 'qkv'))
+    mlp['gate_up'] = jnp.stack([mlp.pop('gate'), mlp.pop('up')], axis=1)
+    return {**layer, 'attn': attn, 'mlp': mlp}
+
+
+def _project(attn: Params, cfg: ModelConfig, x: Array) -> tuple[Array, Array, Array]:
+    """Queries [R, T, H, K], keys and values [R, T, G, K]."""
+    if 'qkv' in attn:
+        grouped = _with_bias(attn, 'qkv', linear(x, attn['qkv'], cfg))
+        q = grouped[..., :-2, :].reshape(*x.shape[:2], cfg.heads, cfg.head_dim)
+        k, v = grouped[..., -2, :], grouped[..., -1, :]
+    else:
+        q, k, v = (_with_bias(attn, name, linear(x, attn[name], cfg)) for name in 'qkv')
+    if cfg.qk_norm:
+        q, k = rms_norm(q, attn['q_norm'], cfg), rms_norm(k, attn['k_norm'], cfg)
+    return q, k, v
+
+
+def _with_bias(attn: Params, name: str, x: Array) -> Array:
+    bias = attn.get(f'{name}_bias')
+    return x if bias is None else x + bias.astype(x.dtype)[None, None]
 
 
 def _mlp(mlp: Params, cfg: ModelConfig, x: Array) -> Array:
-    return linear(jax.nn.silu(linear(x, mlp['gate'], cfg)) * linear(x, mlp['up'], cfg), mlp['down'], cfg)
+    if 'gate_up' in mlp:
+        both = linear(x, mlp['gate_up'], cfg)
+        gate, up = both[..., 0, :], both[..., 1, :]
+    else:
+        gate, up = linear(x, mlp['gate'], cfg), linear(x, mlp['up'], cfg)
+    return linear(ACTIVATIONS[cfg.activation](gate) * up, mlp['down'], cfg)
 
 
 def rms_norm(x: Float[Array, '... D'], weight: Float[Array, ' D'], cfg: ModelConfig) -> Float[Array, '... D']:
-    """`x / rms(x) * weight` over the last axis, in float32 inside (Zhang & Sennrich 2019)."""
+    """`x / rms(x) * (weight + cfg.norm_offset)` over the last axis, in float32 inside (Zhang & Sennrich 2019)."""
     wide = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + cfg.norm_eps)
-    scale = jnp.expand_dims(weight.astype(jnp.float32), tuple(range(x.ndim - 1)))
+    scale = jnp.expand_dims(weight.astype(jnp.float32) + cfg.norm_offset, tuple(range(x.ndim - 1)))
     return (wide * inverse * scale).astype(x.dtype)
 
 
 def embed(params: Params, cfg: ModelConfig, tokens: Int[Array, 'R T']) -> Float[Array, 'R T D']:
-    """Token embeddings in `cfg.act_dtype`."""
+    """Token embeddings in `cfg.act_dtype`, scaled if `cfg.scale_embed`."""
     with jax.named_scope('embed'):
-        return params['embed'][tokens].astype(cfg.act_dtype)
+        x = constrain(params['embed'], ('vocab', None))[tokens].astype(cfg.act_dtype)
+        return x * math.sqrt(cfg.width) if cfg.scale_embed else x
 
 
-def unembed_weight(params: Params) -> Float[Array, 'V D']:
-    """The output matrix: its own, or the embedding where they are tied."""
-    return params.get('unembed', params['embed'])
+def unembed_weight(params: Params, cfg: ModelConfig) -> Float[Array, 'V D']:
+    """The output matrix: its own, or the embedding where they are tied; with rows of length 1 if `cfg.unit_head`."""
+    weight = params.get('unembed', params['embed'])
+    if not cfg.unit_head:
+        return weight
+    wide = weight.astype(jnp.float32)
+    return (wide / jnp.maximum(jnp.linalg.norm(wide, axis=-1, keepdims=True), 1e-12)).astype(weight.dtype)
 
 
 def unembed(params: Params, cfg: ModelConfig, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
     """Logits in float32. For losses use `objectives.logprobs`, which never holds all of them."""
     with jax.named_scope('unembed'):
-        weight = unembed_weight(params).astype(cfg.dtype)
-        return jnp.einsum('...d,vd->...v', hidden.astype(cfg.dtype), weight, preferred_element_type=jnp.float32)
+        weight = unembed_weight(params, cfg).astype(cfg.dtype)
+        logits = jnp.einsum('...d,vd->...v', hidden.astype(cfg.dtype), weight, preferred_element_type=jnp.float32)
+        return logits if cfg.final_softcap is None else cfg.final_softcap * jnp.tanh(logits / cfg.final_softcap)

@@ -6,6 +6,7 @@ of a Hugging Face checkpoint.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import numpy as np
 from gguf import GGUFReader
 from gguf.quants import dequantize
 
-from pal_jax.models.config import ModelConfig
-from pal_jax.models.hf import Names, assemble
+from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig
+from pal_jax.models.families import FAMILIES, Names
+from pal_jax.models.hf import assemble
 from pal_jax.models.params import Params
 
-ARCHITECTURES = ('llama', 'qwen2')  # rows of models.hf.FAMILIES
+# general.architecture -> row of families.FAMILIES. Mistral's files call themselves llama.
+ARCHITECTURES = {'llama': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'gemma2': 'gemma2', 'gemma3': 'gemma3_text'}
 
 NAMES: Names = {
     'embed': 'token_embd.weight',
@@ -25,6 +28,8 @@ NAMES: Names = {
     'final_norm': 'output_norm.weight',
     'layers/norm/attn': 'blk.{}.attn_norm.weight',
     'layers/norm/mlp': 'blk.{}.ffn_norm.weight',
+    'layers/norm/attn_out': 'blk.{}.post_attention_norm.weight',
+    'layers/norm/mlp_out': 'blk.{}.post_ffw_norm.weight',
     'layers/attn/q': 'blk.{}.attn_q.weight',
     'layers/attn/k': 'blk.{}.attn_k.weight',
     'layers/attn/v': 'blk.{}.attn_v.weight',
@@ -32,10 +37,13 @@ NAMES: Names = {
     'layers/attn/q_bias': 'blk.{}.attn_q.bias',
     'layers/attn/k_bias': 'blk.{}.attn_k.bias',
     'layers/attn/v_bias': 'blk.{}.attn_v.bias',
+    'layers/attn/q_norm': 'blk.{}.attn_q_norm.weight',
+    'layers/attn/k_norm': 'blk.{}.attn_k_norm.weight',
     'layers/mlp/gate': 'blk.{}.ffn_gate.weight',
     'layers/mlp/up': 'blk.{}.ffn_up.weight',
     'layers/mlp/down': 'blk.{}.ffn_down.weight',
 }
+REQUIRED = object()  # a field without a default
 
 
 def open_gguf(path: str | Path) -> GGUFReader:
@@ -64,8 +72,8 @@ def config_from_gguf(reader: GGUFReader) -> ModelConfig:
     _check_features(reader, arch)
     heads, width = _field(reader, f'{arch}.attention.head_count'), _field(reader, f'{arch}.embedding_length')
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
-    return ModelConfig(
-        family=arch,
+    cfg = ModelConfig(
+        family=ARCHITECTURES[arch],
         vocab=int(shapes['token_embd.weight'][1]),
         width=width,
         layers=_field(reader, f'{arch}.block_count'),
@@ -75,10 +83,34 @@ def config_from_gguf(reader: GGUFReader) -> ModelConfig:
         mlp=_field(reader, f'{arch}.feed_forward_length'),
         max_len=_field(reader, f'{arch}.context_length'),
         rope_theta=_decimal(_field(reader, f'{arch}.rope.freq_base', 10_000.0)),
+        rope_scaling=_scaling(reader, arch),
         norm_eps=_decimal(_field(reader, f'{arch}.attention.layer_norm_rms_epsilon')),
-        qkv_bias='blk.0.attn_q.bias' in shapes,
         tie_embed='output.weight' not in shapes,
+        **FAMILIES[ARCHITECTURES[arch]].traits,
     )
+    return dataclasses.replace(cfg, **_gemma(reader, arch, cfg)) if arch.startswith('gemma') else cfg
+
+
+def _scaling(reader: GGUFReader, arch: str) -> LinearScaling | None:
+    if _field(reader, f'{arch}.rope.scaling.type', 'none') == 'none':
+        return None
+    return LinearScaling(_field(reader, f'{arch}.rope.scaling.factor'))
+
+
+def _gemma(reader: GGUFReader, arch: str, cfg: ModelConfig) -> dict[str, Any]:
+    """What Gemma's files state and what llama.cpp knows without them: which layers have windows, and that the largest
+    model of each generation (46 and 62 layers) scales its queries by width per head."""
+    window = _field(reader, f'{arch}.attention.sliding_window')
+    if arch == 'gemma2':
+        pattern = LayerKind(window), LayerKind()
+    else:
+        pattern = *(LayerKind(window, 'local'),) * 5, LayerKind()
+    return {
+        'pattern': pattern,
+        'query_scalar': cfg.width // cfg.heads if cfg.layers in (46, 62) else cfg.head_dim,
+        'attn_softcap': _field(reader, f'{arch}.attn_logit_softcapping', None),
+        'final_softcap': _field(reader, f'{arch}.final_logit_softcapping', None),
+    }
 
 
 def load_params(
@@ -87,31 +119,38 @@ def load_params(
     """The parameters of a GGUF file, dequantised. `shardings`: a tree like the parameters.
 
     Raises:
-      ValueError: names or shapes are not those of `cfg`.
+      ValueError: names or shapes are not those of `cfg`, or a tensor's type of quantisation is unknown.
     """
     tensors = {tensor.name: tensor for tensor in reader.tensors}
 
     def read(name: str) -> np.ndarray:
-        x = dequantize(tensors[name].data, tensors[name].tensor_type)
+        kind = tensors[name].tensor_type
+        try:
+            x = dequantize(tensors[name].data, kind)
+        except NotImplementedError as error:
+            raise ValueError(f'{name} is of type {kind.name}, which gguf cannot read; use a file in Q4_K_M') from error
+        if name.endswith('norm.weight'):
+            return x - np.float32(cfg.norm_offset)  # llama.cpp stores the sum
         return _unpermuted(x, heads) if (heads := _permuted_heads(name, cfg)) else x
 
     return assemble(cfg, NAMES, read, tensors, shardings, dtype)
 
 
-def _field(reader: GGUFReader, key: str, default: Any = None) -> Any:
+def _field(reader: GGUFReader, key: str, default: Any = REQUIRED) -> Any:
     field = reader.get_field(key)
     value = default if field is None else field.contents()
-    if value is None:
+    if value is REQUIRED:
         raise ValueError(f'the GGUF file has no {key}; is it a complete language model?')
     return value
 
 
 def _check_features(reader: GGUFReader, arch: str) -> None:
     """Llama 3.1 stores its stretched frequencies as a tensor that cannot be turned back into `RopeScaling`."""
-    unsupported = {f'{arch}.expert_count': 0, f'{arch}.rope.scaling.type': 'none'}
-    for key, allowed in unsupported.items():
-        if (got := _field(reader, key, allowed)) != allowed:
-            raise ValueError(f'GGUF with {key}={got} is not supported; use a model with {key}={allowed}')
+    supported = {f'{arch}.expert_count': (0,), f'{arch}.rope.scaling.type': ('none', 'linear')}
+    for key, allowed in supported.items():
+        if (got := _field(reader, key, allowed[0])) not in allowed:
+            choice = ' or '.join(str(value) for value in allowed)
+            raise ValueError(f'GGUF with {key}={got} is not supported; use a model with {key}={choice}')
     if any(tensor.name.startswith('rope_') for tensor in reader.tensors):
         raise ValueError('GGUF with a tensor of rope frequencies is not supported; use hf:<folder> of the same model')
 

@@ -1,177 +1,58 @@
-"""Hugging Face folders, both ways: config.json <-> `ModelConfig`, safetensors <-> parameters, bit for bit.
+"""Hugging Face folders, both ways: safetensors <-> parameters, bit for bit, as `families` names them.
 
-A family is a row of data. Tensors are read one by one, stacked per leaf and put on the devices leaf by leaf, so the
-host never holds more than one leaf; on the way out it holds one file's worth.
+Leaves go to the devices one by one, and of each a process reads what its own devices hold, so the host never has
+more than a share of one leaf; on the way out it has one file's worth.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import safe_open
+from jax.sharding import Sharding
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.models.config import ModelConfig, RopeScaling
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.families import FAMILIES, Names, config_from_hf, config_to_hf, token_ids
 from pal_jax.models.params import Params, ParamSpec, decoder_specs
 
-Names = Mapping[str, str]  # path of a leaf -> name of a tensor, with {} for the layer
-Read = Callable[[str], np.ndarray]  # name of a tensor -> its values
 
-LLAMA: Names = {
-    'embed': 'model.embed_tokens.weight',
-    'unembed': 'lm_head.weight',
-    'final_norm': 'model.norm.weight',
-    'layers/norm/attn': 'model.layers.{}.input_layernorm.weight',
-    'layers/norm/mlp': 'model.layers.{}.post_attention_layernorm.weight',
-    'layers/attn/q': 'model.layers.{}.self_attn.q_proj.weight',
-    'layers/attn/k': 'model.layers.{}.self_attn.k_proj.weight',
-    'layers/attn/v': 'model.layers.{}.self_attn.v_proj.weight',
-    'layers/attn/o': 'model.layers.{}.self_attn.o_proj.weight',
-    'layers/mlp/gate': 'model.layers.{}.mlp.gate_proj.weight',
-    'layers/mlp/up': 'model.layers.{}.mlp.up_proj.weight',
-    'layers/mlp/down': 'model.layers.{}.mlp.down_proj.weight',
-}
-QWEN2: Names = {
-    **LLAMA,
-    'layers/attn/q_bias': 'model.layers.{}.self_attn.q_proj.bias',
-    'layers/attn/k_bias': 'model.layers.{}.self_attn.k_proj.bias',
-    'layers/attn/v_bias': 'model.layers.{}.self_attn.v_proj.bias',
-}
+class Tensor(Protocol):
+    """What can be cut by slices before it is read, or an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, index: Any, /) -> np.ndarray: ...
+
+
+class _Stored:
+    """A tensor in a safetensors file, of which only what is asked for is read."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self.shape: tuple[int, ...] = tuple(file.get_shape())
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._file[index]
+
+
+Read = Callable[[str], Tensor]  # by the name of a tensor
+
 # A torch Linear is stored [out, in]: how many leading axes of our leaf are its `in`. Other leaves keep their order.
 IN_AXES = {f'layers/{path}': 1 for path in ('attn/q', 'attn/k', 'attn/v', 'mlp/gate', 'mlp/up', 'mlp/down')}
 IN_AXES['layers/attn/o'] = 2
-
-
-class Family(NamedTuple):
-    """`fixed` are the fields of config.json that our decoder takes for granted: checked on reading, written out."""
-
-    architecture: str
-    names: Names
-    qkv_bias: bool
-    fixed: Mapping[str, Any]
-
-
-FAMILIES = {
-    'llama': Family('LlamaForCausalLM', LLAMA, False, dict(hidden_act='silu', attention_bias=False, mlp_bias=False)),
-    'mistral': Family('MistralForCausalLM', LLAMA, False, dict(hidden_act='silu', sliding_window=None)),
-    'qwen2': Family('Qwen2ForCausalLM', QWEN2, True, dict(hidden_act='silu', use_sliding_window=False)),
-}
-
-
-# --- config.json ----------------------------------------------------------------------------------------------------
-
-
-def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
-    """The `ModelConfig` of a config.json.
-
-    Raises:
-      ValueError: an architecture or a feature that the decoder does not have, or a missing field.
-    """
-    name = _family_of(config)
-    _check_fixed(config, FAMILIES[name])
-    heads, width = _need(config, 'num_attention_heads'), _need(config, 'hidden_size')
-    theta, scaling = _rope(config)
-    return ModelConfig(
-        family=name,
-        vocab=_need(config, 'vocab_size'),
-        width=width,
-        layers=_need(config, 'num_hidden_layers'),
-        heads=heads,
-        kv_heads=config.get('num_key_value_heads') or heads,
-        head_dim=config.get('head_dim') or width // heads,
-        mlp=_need(config, 'intermediate_size'),
-        max_len=_need(config, 'max_position_embeddings'),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        norm_eps=config.get('rms_norm_eps', 1e-6),
-        qkv_bias=FAMILIES[name].qkv_bias,
-        tie_embed=config.get('tie_word_embeddings', False),
-    )
-
-
-def _family_of(config: Mapping[str, Any]) -> str:
-    found = config.get('architectures') or ['none']
-    for name, family in FAMILIES.items():
-        if family.architecture in found:
-            return name
-    supported = ', '.join(family.architecture for family in FAMILIES.values())
-    raise ValueError(f'architecture {", ".join(found)} is not supported; use one of {supported}')
-
-
-def _check_fixed(config: Mapping[str, Any], family: Family) -> None:
-    for key, value in {**family.fixed, 'quantization_config': None}.items():
-        got = config.get(key, value)
-        if got != value:
-            raise ValueError(f'{family.architecture} with {key}={got} is not supported; use a model with {key}={value}')
-
-
-def _need(config: Mapping[str, Any], key: str) -> Any:
-    if key not in config:
-        raise ValueError(f'config.json has no {key}; is it the config of a causal language model?')
-    return config[key]
-
-
-def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """transformers 5 has everything in `rope_parameters`; 4 has `rope_theta` beside `rope_scaling`."""
-    rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
-    theta = float(rope.get('rope_theta', config.get('rope_theta', 10_000.0)))
-    kind = rope.get('rope_type', rope.get('type', 'default'))
-    if kind == 'default':
-        return theta, None
-    if kind != 'llama3':
-        raise ValueError(f'rope_type={kind} is not supported; use a model with rope_type default or llama3')
-    low, high = rope['low_freq_factor'], rope['high_freq_factor']
-    return theta, RopeScaling(rope['factor'], low, high, rope['original_max_position_embeddings'])
-
-
-def config_to_hf(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str = 'float32') -> dict[str, Any]:
-    """The config.json of a model: fields that transformers 4 and 5 both read."""
-    family, scaling = FAMILIES[cfg.family], cfg.rope_scaling
-    rope_scaling = scaling and {
-        'rope_type': 'llama3',
-        'factor': scaling.factor,
-        'low_freq_factor': scaling.low_freq_factor,
-        'high_freq_factor': scaling.high_freq_factor,
-        'original_max_position_embeddings': scaling.original_max_len,
-    }
-    return {
-        'architectures': [family.architecture],
-        'model_type': cfg.family,
-        'vocab_size': cfg.vocab,
-        'hidden_size': cfg.width,
-        'num_hidden_layers': cfg.layers,
-        'num_attention_heads': cfg.heads,
-        'num_key_value_heads': cfg.kv_heads,
-        'head_dim': cfg.head_dim,
-        'intermediate_size': cfg.mlp,
-        'max_position_embeddings': cfg.max_len,
-        'rope_theta': cfg.rope_theta,
-        'rope_scaling': rope_scaling,
-        'rms_norm_eps': cfg.norm_eps,
-        'tie_word_embeddings': cfg.tie_embed,
-        'torch_dtype': dtype,
-        **family.fixed,
-        **_token_ids(tokenizer),
-    }
-
-
-def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """For config.json and generation_config.json: where generation begins and ends."""
-    return {
-        'bos_token_id': tokenizer.fast.bos_token_id,
-        'eos_token_id': list(tokenizer.stop_ids),
-        'pad_token_id': tokenizer.pad_id,
-    }
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -197,9 +78,9 @@ def load_params(
     optional = {'lm_head.weight'} if cfg.tie_embed else set()
     extra = {name for name in files if not name.endswith('rotary_emb.inv_freq')} - optional
 
-    def read(name: str) -> np.ndarray:
-        with safe_open(files[name], 'numpy') as f:
-            return f.get_tensor(name)
+    def read(name: str) -> Tensor:
+        with _opened(files[name]) as f:
+            return _Stored(f.get_slice(name))
 
     return assemble(cfg, FAMILIES[cfg.family].names, read, extra, shardings, dtype)
 
@@ -212,14 +93,22 @@ def _files(folder: Path) -> dict[str, Path]:
     path = folder / 'model.safetensors'
     if not path.exists():
         raise ValueError(f'no model.safetensors in {folder}; save the model there with transformers first')
-    with safe_open(path, 'numpy') as f:
+    with _opened(path) as f:
         return dict.fromkeys(f.keys(), path)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, 'numpy')
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{path} cannot be read ({error}); download it again') from error
 
 
 def assemble(
     cfg: ModelConfig, names: Names, read: Read, present: Iterable[str], shardings: Params | None, dtype: str
 ) -> Params:
-    """Parameters from tensors in torch's layout, read by name, each leaf on the devices before the next is read.
+    """Parameters from tensors in torch's layout, read by name: of each leaf the parts that this process's devices hold,
+    and on them before the next is read.
 
     Raises:
       ValueError: `present` lacks a tensor of `cfg` or has one that `cfg` has no place for, or a shape differs.
@@ -227,7 +116,10 @@ def assemble(
     specs = by_path(decoder_specs(cfg))
     places: dict[str, Any] = by_path(shardings) if shardings else dict.fromkeys(specs)
     _check_names({name for path in specs for name, _ in _slots(path, names, cfg)}, set(present))
-    leaves = {path: _put(_leaf(path, spec, cfg, names, read, dtype), places[path]) for path, spec in specs.items()}
+    leaves = {
+        path: _put(functools.partial(_part, path, specs, cfg, names, read, dtype), specs[path], place)
+        for path, place in places.items()
+    }
     return dict(unflatten_dict(leaves, sep='/'))
 
 
@@ -250,37 +142,91 @@ def _check_names(wanted: set[str], present: set[str]) -> None:
             raise ValueError(f'the checkpoint {what} {some} ({len(names)} in all); does its config belong to it?')
 
 
-def _leaf(path: str, spec: ParamSpec, cfg: ModelConfig, names: Names, read: Read, dtype: str) -> np.ndarray:
-    leaf = np.empty(spec.shape, jnp.dtype(dtype))
-    for name, at in _slots(path, names, cfg):
-        leaf[at] = _from_torch(name, read(name), leaf[at].shape, IN_AXES.get(path, 0))
-    return leaf
+def _part(
+    path: str,
+    specs: Mapping[str, ParamSpec],
+    cfg: ModelConfig,
+    names: Names,
+    read: Read,
+    dtype: str,
+    index: tuple[slice, ...],
+) -> np.ndarray:
+    """A part of a leaf, cut by a slice an axis, from its tensors. Where they hold other leaves too, it takes the rows
+    that are its own."""
+    shapes = {each: _torch_shape(each, specs[each].shape) for each in specs if names[each] == names[path]}
+    rows = [shape[0] for shape in shapes.values()]
+    expected = (sum(rows), *shapes[path][1:])
+    start = sum(rows[: list(shapes).index(path)])
+    where, rest = _torch_index(path, index, specs[path].shape)
+    where = slice(start + where[0].start, start + where[0].stop), *where[1:]
+
+    def cut(name: str) -> np.ndarray:
+        tensor = read(name)
+        if tensor.shape != expected:
+            raise ValueError(
+                f'{name} has shape {tensor.shape}, the config says {expected}; does the config belong to it?'
+            )
+        x = tensor[where]
+        return (x.T if path in IN_AXES else x).reshape(rest.shape)[rest.cuts]
+
+    if not path.startswith('layers/'):
+        return cut(names[path]).astype(dtype)
+    layers = range(cfg.layers)[index[0]]
+    part = np.empty((len(layers), *np.empty(rest.shape, bool)[rest.cuts].shape), jnp.dtype(dtype))
+    for i, layer in enumerate(layers):
+        part[i] = cut(names[path].format(layer))
+    return part
 
 
-def _from_torch(name: str, x: np.ndarray, shape: tuple[int, ...], in_axes: int) -> np.ndarray:
-    expected = _torch_shape(shape, in_axes, bias=name.endswith('.bias'))
-    if x.shape != expected:
-        raise ValueError(f'{name} has shape {x.shape}, the config says {expected}; does the config belong to it?')
-    return (x.T if in_axes else x).reshape(shape)
+class Rest(NamedTuple):
+    """What remains to be cut of what was read: the shape it has as a part of our leaf, and the slices of its axes."""
+
+    shape: tuple[int, ...]
+    cuts: tuple[slice, ...]
 
 
-def _to_torch(name: str, x: np.ndarray, in_axes: int) -> np.ndarray:
-    shape = _torch_shape(x.shape, in_axes, bias=name.endswith('.bias'))
-    # contiguous: safetensors writes the buffer as it lies, whatever the strides say
-    return np.ascontiguousarray(x.reshape(shape[::-1]).T if in_axes else x.reshape(shape))
+def _torch_index(path: str, index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[slice, ...], Rest]:
+    """Where a part of a leaf lies in one of its tensors. Of axes that torch has as one, only the first is cut there."""
+    if path.startswith('layers/'):
+        index, shape = index[1:], shape[1:]
+    index = tuple(slice(*each.indices(size)) for each, size in zip(index, shape, strict=True))
+    inputs = IN_AXES.get(path, 0)
+    groups = [range(inputs, len(shape)), range(inputs)] if inputs else [range(len(shape))]
+    if not inputs and not path.endswith('_bias'):
+        return index, Rest(tuple(each.stop - each.start for each in index), (slice(None),) * len(shape))
+    where, cut, left = [], list(shape), list(index)
+    for first, *merged in groups:
+        size = math.prod(shape[axis] for axis in merged)
+        where.append(slice(index[first].start * size, index[first].stop * size))
+        cut[first], left[first] = index[first].stop - index[first].start, slice(None)
+    return tuple(where), Rest(tuple(cut), tuple(left))
 
 
-def _torch_shape(shape: tuple[int, ...], in_axes: int, bias: bool) -> tuple[int, ...]:
-    """[out, in] of a Linear; the heads of a bias are one axis."""
-    if in_axes:
-        return math.prod(shape[in_axes:]), math.prod(shape[:in_axes])
-    return (math.prod(shape),) if bias else shape
+def _to_torch(path: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return x.reshape(shape[::-1]).T if path in IN_AXES else x.reshape(shape)
 
 
-def _put(leaf: np.ndarray, place: jax.sharding.Sharding | None) -> jax.Array:
+def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of one tensor of a leaf: [out, in] of a Linear; the heads of a bias are one axis."""
+    shape = shape[1:] if path.startswith('layers/') else shape
+    if inputs := IN_AXES.get(path):
+        return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+    return (math.prod(shape),) if path.endswith('_bias') else shape
+
+
+def _put(part: Callable[[tuple[slice, ...]], np.ndarray], spec: ParamSpec, place: Sharding | None) -> jax.Array:
+    """A leaf on its devices, each part of it read once."""
     if place is None:
-        return jnp.array(leaf)
-    return jax.make_array_from_callback(leaf.shape, place, lambda index: leaf[index])
+        return jnp.array(part((slice(None),) * len(spec.shape)))
+    parts: dict[Any, np.ndarray] = {}
+
+    def of(index: Any) -> np.ndarray:
+        key = tuple(each.indices(size) for each, size in zip(index, spec.shape, strict=True))
+        if key not in parts:
+            parts[key] = part(index)
+        return parts[key]
+
+    return jax.make_array_from_callback(spec.shape, place, of)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -309,7 +255,7 @@ def save(
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     _write_json(partial / 'config.json', config_to_hf(cfg, tokenizer, dtype))
-    _write_json(partial / 'generation_config.json', _token_ids(tokenizer))
+    _write_json(partial / 'generation_config.json', token_ids(tokenizer))
     tokenizer.save(partial)
     _write_tensors(params, cfg, partial, dtype, file_bytes)
     if folder.exists():
@@ -323,18 +269,26 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_tensors(params: Params, cfg: ModelConfig, folder: Path, dtype: str, file_bytes: int) -> None:
-    leaves = by_path(params)
-    names = FAMILIES[cfg.family].names
+    leaves, names = by_path(params), FAMILIES[cfg.family].names
+    shapes = {path: _torch_shape(path, leaf.shape) for path, leaf in leaves.items()}
+    parts: dict[str, list[tuple[str, Any]]] = {}  # name of a tensor -> the leaves in it, and where in each
+    for path in sorted(leaves, key=list(names).index):
+        for name, at in _slots(path, names, cfg):
+            parts.setdefault(name, []).append((path, at))
+
+    def tensor(name: str) -> np.ndarray:
+        rows = [_to_torch(p, np.asarray(leaves[p][at], jnp.dtype(dtype)), shapes[p]) for p, at in parts[name]]
+        # contiguous: safetensors writes the buffer as it lies, whatever the strides say
+        return np.ascontiguousarray(rows[0] if len(rows) == 1 else np.concatenate(rows))
+
     itemsize = jnp.dtype(dtype).itemsize
-    slots = [(name, path, at) for path in leaves for name, at in _slots(path, names, cfg)]
-    sizes = [leaves[path].size * itemsize // (1 if at is ... else cfg.layers) for _, path, at in slots]
-    groups = list(_grouped(slots, sizes, file_bytes))
+    sizes = [sum(math.prod(shapes[path]) for path, _ in held) * itemsize for held in parts.values()]
+    groups = list(_grouped(list(parts), sizes, file_bytes))
     weight_map = {}
     for i, group in enumerate(groups, 1):
         file = 'model.safetensors' if len(groups) == 1 else f'model-{i:05}-of-{len(groups):05}.safetensors'
-        host = {n: _to_torch(n, np.asarray(leaves[p][at], jnp.dtype(dtype)), IN_AXES.get(p, 0)) for n, p, at in group}
-        save_file(host, folder / file, metadata={'format': 'pt'})
-        weight_map |= dict.fromkeys(host, file)
+        save_file({name: tensor(name) for name in group}, folder / file, metadata={'format': 'pt'})
+        weight_map |= dict.fromkeys(group, file)
     if len(groups) > 1:
         index = {'metadata': {'total_size': sum(sizes)}, 'weight_map': weight_map}
         _write_json(folder / 'model.safetensors.index.json', index)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float, Int8
+from jaxtyping import Array, Float, Int8, UInt32
 
 from pal_jax.models.config import ModelConfig
 
@@ -16,13 +16,16 @@ from pal_jax.models.config import ModelConfig
 class LoraWeight(struct.PyTreeNode):
     """A frozen weight and its low-rank correction (Hu et al. 2021): `base + scale * a @ b`.
 
-    A stack of layers has a leading `L` on all three arrays.
+    With a `key` what the correction is computed from is dropped with probability `dropout`. A stack of layers has a
+    leading `L` on all arrays.
     """
 
     base: Float[Array, '...']  # [*in, *out]
     a: Float[Array, '...']  # [prod(in), rank]
     b: Float[Array, '...']  # [rank, prod(out)]
     scale: float = struct.field(pytree_node=False)
+    key: UInt32[Array, '... 2'] | None = None  # the data of a random key
+    dropout: float = struct.field(pytree_node=False, default=0.0)
 
 
 class Int8Weight(struct.PyTreeNode):
@@ -60,7 +63,8 @@ def linear(
       ValueError: the last `in_dims` axes of `x` are not the first of `w`.
     """
     if isinstance(w, LoraWeight):
-        low = linear(x.reshape(*x.shape[: x.ndim - in_dims], -1), w.a, cfg)
+        inputs = x if w.key is None else _dropped(x, w.key, w.dropout)
+        low = linear(inputs.reshape(*x.shape[: x.ndim - in_dims], -1), w.a, cfg)
         correction = w.scale * linear(low, w.b, cfg)
         frozen = linear(x, w.base, cfg, in_dims)
         return frozen + correction.reshape(frozen.shape)
@@ -74,6 +78,11 @@ def linear(
         raise ValueError(f'x ends in {inner} but the weight {w.shape} starts with {w.shape[:in_dims]}; check in_dims')
     size = math.prod(inner)
     return _product(x.reshape(*rows, size), w.reshape(size, -1), cfg.dtype, cfg.act_dtype).reshape(*rows, *out)
+
+
+def _dropped(x: Array, key: Array, rate: float) -> Array:
+    kept = jax.random.bernoulli(jax.random.wrap_key_data(key), 1.0 - rate, x.shape)
+    return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def _output_major_product(x: Array, w: Array, cfg: ModelConfig, in_dims: int) -> Array:

@@ -7,6 +7,7 @@ functions act on arrays and on their `ParamSpec`s, so shapes and shardings of an
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,10 +33,13 @@ class Adapter(struct.PyTreeNode):
 
 
 def attach(params: Params, *, rank: int, alpha: float, targets: Sequence[str] | str, key: Array) -> Params:
-    """Adapters on the weights that `targets` names: keys of `IN_DIMS`, or 'all-linear'; their scale is `alpha / rank`.
+    """Adapters on the weights that `targets` names: 'all-linear' or regular expressions. Their scale is `alpha / rank`.
+
+    An expression matches the end of a path, from a name on: `attn/(q|v)` what is `layers/attn/q` and `layers/attn/v`,
+    `down` what is `layers/mlp/down`, `mlp/.*` all linear weights of the network.
 
     `a` is normal with variance 1 / inputs, `b` is 0, so a fresh adapter changes nothing. Both are float32 whatever the
-    precision of the frozen weight. Raises ValueError for a target that is unknown or absent.
+    precision of the frozen weight. Raises ValueError for a target that names no such weight.
     """
     specs = jax.tree.map(lambda w: ParamSpec(w.shape, (None,) * w.ndim, initializers.zeros), params)
     return join(plain.init(_adapter_specs(specs, rank, alpha, targets), key), params)
@@ -44,7 +48,7 @@ def attach(params: Params, *, rank: int, alpha: float, targets: Sequence[str] | 
 def lora_specs(specs: Params, *, rank: int, alpha: float, targets: Sequence[str] | str) -> Params:
     """Specs of the tree that `attach` makes.
 
-    `a` is sharded as the weight's input and `b` as its output, where that is a single axis; the rank never is.
+    `a` is sharded as the weight's input and `b` as its output, over the first of their axes; the rank never is.
     """
     return join(_adapter_specs(specs, rank, alpha, targets), specs)
 
@@ -62,6 +66,19 @@ def join(trainable: Params, frozen: Params) -> Params:
         frozen,
         trainable,
     )
+
+
+def with_dropout(params: Params, rate: float, key: Array) -> Params:
+    """The adapted tree with a random key for every layer of every adapter, which then drops its inputs."""
+    adapted = [w for w in jax.tree.leaves(params, is_leaf=_is_lora) if _is_lora(w)]
+    keys = iter(jax.random.split(key, len(adapted)))
+
+    def dropping(w: Any) -> Any:
+        if not _is_lora(w):
+            return w
+        return w.replace(key=jax.random.key_data(jax.random.split(next(keys), w.a.shape[0])), dropout=rate)
+
+    return _map(dropping, params)
 
 
 def base(params: Params) -> Params:
@@ -88,13 +105,15 @@ def _map(fn: Any, tree: Params, *rest: Params) -> Params:
 def _adapter_specs(specs: Params, rank: int, alpha: float, targets: Sequence[str] | str) -> Params:
     if rank < 1:
         raise ValueError(f'an adapter needs rank >= 1, got {rank}; to train without adapters do not attach any')
-    names = _target_names(targets)
-    present = {_name(path) for path, _ in jax.tree.leaves_with_path(specs, is_leaf=plain.is_spec)}
-    if absent := names - present:
-        raise ValueError(f'no plain weight to adapt is called {sorted(absent)}; adapt a decoder, and only once')
+    patterns = _patterns(targets)
+    linear = [_path(path) for path, _ in jax.tree.leaves_with_path(specs, is_leaf=plain.is_spec) if _in_dims(path)]
+    if absent := [target for target, pattern in patterns.items() if not any(map(pattern.search, linear))]:
+        known = ', '.join(linear) or 'none: adapt a decoder, and only once'
+        raise ValueError(f"LoRA targets {absent} match no linear weight; use 'all-linear' or match some of {known}")
 
     def adapter(path: Any, spec: ParamSpec) -> Adapter | None:
-        return _adapter_spec(spec, rank, alpha, IN_DIMS[_name(path)]) if _name(path) in names else None
+        wanted = _in_dims(path) and any(pattern.search(_path(path)) for pattern in patterns.values())
+        return _adapter_spec(spec, rank, alpha, _in_dims(path)) if wanted else None
 
     return jax.tree.map_with_path(adapter, specs, is_leaf=plain.is_spec)
 
@@ -103,21 +122,32 @@ def _adapter_spec(spec: ParamSpec, rank: int, alpha: float, in_dims: int) -> Ada
     layers, inputs, outputs = spec.shape[0], spec.shape[1 : 1 + in_dims], spec.shape[1 + in_dims :]
     in_axes, out_axes = spec.axes[1 : 1 + in_dims], spec.axes[1 + in_dims :]
     normal = initializers.normal(1.0 / math.sqrt(math.prod(inputs)))
-    a = ParamSpec((layers, math.prod(inputs), rank), (spec.axes[0], _single(in_axes), None), normal)
-    b = ParamSpec((layers, rank, math.prod(outputs)), (spec.axes[0], None, _single(out_axes)), initializers.zeros)
+    # Axes flattened into one lie as the first of them does, in the same blocks.
+    a = ParamSpec((layers, math.prod(inputs), rank), (spec.axes[0], in_axes[0], None), normal)
+    b = ParamSpec((layers, rank, math.prod(outputs)), (spec.axes[0], None, out_axes[0]), initializers.zeros)
     return Adapter(a, b, alpha / rank)
 
 
-def _single(axes: tuple[str | None, ...]) -> str | None:
-    return axes[0] if len(axes) == 1 else None
+def _patterns(targets: Sequence[str] | str) -> dict[str, re.Pattern[str]]:
+    listed = ['.*'] if targets == 'all-linear' else [targets] if isinstance(targets, str) else targets
+    try:
+        return {target: re.compile(f'(?:^|/)(?:{target})$') for target in listed}
+    except re.error as error:
+        raise ValueError(f'LoRA targets {list(listed)} are no regular expressions: {error.msg}') from None
 
 
-def _target_names(targets: Sequence[str] | str) -> set[str]:
-    names = set(IN_DIMS) if targets == 'all-linear' else {targets} if isinstance(targets, str) else set(targets)
-    if unknown := names - set(IN_DIMS):
-        raise ValueError(f"unknown LoRA targets {sorted(unknown)}; use 'all-linear' or some of {', '.join(IN_DIMS)}")
-    return names
+def _path(path: Any) -> str:
+    return '/'.join(_name(path[:i]) for i in range(1, len(path) + 1))
+
+
+def _in_dims(path: Any) -> int:
+    """Input axes of a linear weight after `L`; 0 for what is none."""
+    return IN_DIMS.get(_name(path), 0)
 
 
 def _name(path: Any) -> str:
     return str(getattr(path[-1], 'key', ''))
+
+
+def _is_lora(x: Any) -> bool:
+    return isinstance(x, LoraWeight)

@@ -30,7 +30,8 @@ def is_spec(x: Any) -> bool:
 def decoder_specs(cfg: ModelConfig) -> Params:
     """Every parameter of a decoder. Layers are stacked on the first axis."""
     L, D, H, G, K, F = cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp
-    dense, ones, zeros = jax.nn.initializers.normal(0.02), jax.nn.initializers.ones, jax.nn.initializers.zeros
+    dense, zeros = jax.nn.initializers.normal(0.02), jax.nn.initializers.zeros
+    one = jax.nn.initializers.constant(1.0 - cfg.norm_offset)  # a norm starts as the identity
     attn = {
         'q': ParamSpec((L, D, H, K), ('layers', 'width', 'heads', None), dense),
         'k': ParamSpec((L, D, G, K), ('layers', 'width', 'kv_heads', None), dense),
@@ -41,16 +42,19 @@ def decoder_specs(cfg: ModelConfig) -> Params:
         attn['q_bias'] = ParamSpec((L, H, K), ('layers', 'heads', None), zeros)
         attn['k_bias'] = ParamSpec((L, G, K), ('layers', 'kv_heads', None), zeros)
         attn['v_bias'] = ParamSpec((L, G, K), ('layers', 'kv_heads', None), zeros)
+    if cfg.qk_norm:
+        attn |= {name: ParamSpec((L, K), ('layers', None), one) for name in ('q_norm', 'k_norm')}
     mlp = {
         'gate': ParamSpec((L, D, F), ('layers', 'width', 'mlp'), dense),
         'up': ParamSpec((L, D, F), ('layers', 'width', 'mlp'), dense),
         'down': ParamSpec((L, F, D), ('layers', 'mlp', 'width'), dense),
     }
-    norm = {name: ParamSpec((L, D), ('layers', None), ones) for name in ('attn', 'mlp')}
+    norms = ('attn', 'mlp', 'attn_out', 'mlp_out') if cfg.post_norms else ('attn', 'mlp')
+    norm = {name: ParamSpec((L, D), ('layers', None), one) for name in norms}
     specs = {
         'embed': ParamSpec((cfg.vocab, D), ('vocab', 'width'), dense),
         'layers': {'attn': attn, 'mlp': mlp, 'norm': norm},
-        'final_norm': ParamSpec((D,), (None,), ones),
+        'final_norm': ParamSpec((D,), (None,), one),
     }
     if not cfg.tie_embed:
         specs['unembed'] = ParamSpec((cfg.vocab, D), ('vocab', 'width'), dense)

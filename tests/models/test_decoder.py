@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from pal_jax.models import decoder, lora, params
-from pal_jax.models.attention import visibility
-from pal_jax.models.config import ModelConfig, tiny
+from pal_jax.models.config import LayerKind, ModelConfig, shortest_pattern, tiny
 from pal_jax.objectives.logprobs import token_loss
 from pal_jax.runtime.devices import make_mesh
 from pal_jax.runtime.sharding import param_shardings, sharding
@@ -23,10 +22,10 @@ WEIGHTS = params.init(params.decoder_specs(CFG), jax.random.key(0))
 TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, CFG.vocab)
 
 
-def layout(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Positions and visibility of rows that are one segment."""
+def layout(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Positions, segments and prefix of rows that are one segment."""
     segments = jnp.ones_like(tokens)
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape), visibility(segments, segments)
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape), segments, segments
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -39,9 +38,11 @@ FORWARD = jax.jit(decoder.forward, static_argnums=1)
 
 def loss(weights: params.Params, cfg: ModelConfig = CFG, tokens: jax.Array = TOKENS) -> jax.Array:
     hidden = decoder.forward(weights, cfg, tokens, *layout(tokens))[:, :-1]
-    unembed, targets = decoder.unembed_weight(weights), tokens[:, 1:]
+    unembed, targets = decoder.unembed_weight(weights, cfg), tokens[:, 1:]
     aux = jnp.full(targets.shape, 1 / targets.size)
-    return token_loss(hidden, unembed, targets, aux, lambda lp, w: -lp * w, dtype=cfg.dtype)[0]
+    return token_loss(hidden, unembed, targets, aux, lambda lp, w: -lp * w, softcap=cfg.final_softcap, dtype=cfg.dtype)[
+        0
+    ]
 
 
 def variant(**changes: Any) -> ModelConfig:
@@ -57,13 +58,13 @@ def assert_trees_close(got: Any, want: Any, relative: float) -> None:
 VALUE_AND_GRAD = jax.jit(jax.value_and_grad(loss), static_argnums=1)
 
 
-@pytest.mark.parametrize('changes', [{'unroll': True}, {'remat': True}, {'unroll': True, 'remat': True}], ids=str)
+@pytest.mark.parametrize('changes', [{'unroll': True}, {'remat': 'dots'}, {'unroll': True, 'remat': 'full'}], ids=str)
 def test_how_layers_are_run_changes_neither_loss_nor_gradient(changes: dict[str, bool]) -> None:
     assert_trees_close(VALUE_AND_GRAD(WEIGHTS, variant(**changes)), VALUE_AND_GRAD(WEIGHTS, CFG), 1e-5)
 
 
-@pytest.mark.parametrize('unroll', [False, True])
-@pytest.mark.parametrize('act_dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('unroll', [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('act_dtype', [pytest.param('float32', marks=pytest.mark.slow), 'bfloat16'])
 def test_bfloat16_is_close_to_float32(unroll: bool, act_dtype: str) -> None:
     cfg = variant(dtype='bfloat16', act_dtype=act_dtype, unroll=unroll)
     hidden = FORWARD(WEIGHTS, cfg, TOKENS, *layout(TOKENS))
@@ -93,7 +94,7 @@ def test_padding_changes_nothing() -> None:
     padded = jnp.pad(TOKENS, ((0, 0), (0, 5)), constant_values=7)
     real = (jnp.arange(14)[None] < 9).astype(jnp.int32) * jnp.ones((2, 1), jnp.int32)
     positions = jnp.arange(14)[None] * real
-    hidden = FORWARD(WEIGHTS, CFG, padded, positions, visibility(real, real))
+    hidden = FORWARD(WEIGHTS, CFG, padded, positions, real, real)
     assert bool(jnp.isfinite(hidden).all())
     np.testing.assert_allclose(decoder.unembed(WEIGHTS, CFG, hidden)[:, :9], logits(WEIGHTS), atol=1e-5)
 
@@ -107,7 +108,7 @@ def test_completions_that_share_a_prompt_equal_rows_of_their_own(unroll: bool) -
     positions = list(range(len(prompt))) + [len(prompt) + i for c in completions for i in range(len(c))]
     pad = [0, 0]
     tokens, segments, prefix, positions = (jnp.array([x + pad]) for x in (row, segments, [1] * len(row), positions))
-    hidden = FORWARD(WEIGHTS, cfg, tokens, positions, visibility(segments, prefix))
+    hidden = FORWARD(WEIGHTS, cfg, tokens, positions, segments, prefix)
     shared = decoder.unembed(WEIGHTS, cfg, hidden)[0]
     start = len(prompt)
     for completion in completions:
@@ -117,9 +118,31 @@ def test_completions_that_share_a_prompt_equal_rows_of_their_own(unroll: bool) -
         start += len(completion)
 
 
+MIXED = variant(
+    layers=5, pattern=(LayerKind(3, 'local'), LayerKind()), qk_norm=True, post_norms=True, norm_offset=1.0,
+    attn_softcap=2.0, final_softcap=3.0, scale_embed=True, activation='gelu_tanh',
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_pattern_with_a_remainder_runs_the_same_however_layers_are_run() -> None:
+    weights = params.init(params.decoder_specs(MIXED), jax.random.key(5))
+    straight = VALUE_AND_GRAD(weights, dataclasses.replace(MIXED, unroll=True))
+    assert_trees_close(VALUE_AND_GRAD(weights, dataclasses.replace(MIXED, remat='full')), straight, 1e-5)
+    assert abs(float(loss(weights, dataclasses.replace(MIXED, pattern=(LayerKind(),))) - straight[0])) > 1e-5
+
+
+def test_kinds_repeat_and_the_shortest_pattern_is_found() -> None:
+    local, full = LayerKind(3, 'local'), LayerKind()
+    assert MIXED.kinds == (local, full, local, full, local)
+    assert shortest_pattern(MIXED.kinds) == MIXED.pattern
+    assert shortest_pattern([full] * 4) == (full,)
+    assert shortest_pattern([full, full, local]) == (full, full, local)
+
+
 def test_every_parameter_counts() -> None:
-    """Biases and an unembedding of its own included: each leaf has a gradient that is not zero."""
-    cfg = variant(qkv_bias=True, tie_embed=False)
+    """Biases, norms and an unembedding of its own included: each leaf has a gradient that is not zero."""
+    cfg = variant(qkv_bias=True, qk_norm=True, post_norms=True, unit_head=True, tie_embed=False)
     weights = params.init(params.decoder_specs(cfg), jax.random.key(2))
     for path, grad in jax.tree.leaves_with_path(VALUE_AND_GRAD(weights, cfg)[1]):
         assert float(jnp.abs(grad).max()) > 1e-9, jax.tree_util.keystr(path)
@@ -131,7 +154,7 @@ def test_rms_norm_against_numpy() -> None:
     np.testing.assert_allclose(got, x / np.sqrt((x**2).mean(-1, keepdims=True) + CFG.norm_eps) * weight, rtol=1e-5)
 
 
-@pytest.mark.parametrize('unroll', [False, True])
+@pytest.mark.parametrize('unroll', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained(unroll: bool) -> None:
     cfg = variant(unroll=unroll)
     adapted = lora.attach(WEIGHTS, rank=2, alpha=4.0, targets='all-linear', key=jax.random.key(3))
@@ -146,11 +169,26 @@ def is_adapter(x: Any) -> bool:
     return isinstance(x, lora.Adapter)
 
 
-@pytest.mark.parametrize('unroll', [False, True])
-@pytest.mark.parametrize('sizes', [(2, 2, 2), (1, 4, 2), (8, 1, 1)], ids=str)
+@pytest.mark.parametrize('unroll', [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'sizes', [(2, 2, 2), *(pytest.param(x, marks=pytest.mark.slow) for x in ((1, 4, 2), (8, 1, 1)))], ids=str
+)
 def test_a_sharded_step_equals_an_unsharded_one(sizes: tuple[int, int, int], unroll: bool) -> None:
     cfg, mesh = variant(unroll=unroll), make_mesh(*sizes)
     tokens = jax.random.randint(jax.random.key(4), (8, 9), 0, cfg.vocab)
     spread = jax.device_put(WEIGHTS, param_shardings(params.decoder_specs(cfg), mesh))
     rows = jax.device_put(tokens, sharding(mesh, ('batch', None)))
     assert_trees_close(VALUE_AND_GRAD(spread, cfg, rows), VALUE_AND_GRAD(WEIGHTS, cfg, tokens), 1e-4)
+
+
+def test_a_fused_layer_computes_the_same():
+    cfg = dataclasses.replace(CFG, qkv_bias=True, qk_norm=True)
+    specs = params.decoder_specs(cfg)
+    layer = params.unstack(jax.tree.map(lambda x: x + 0.1, params.init(specs, jax.random.key(3))['layers']))[0]
+    x = jax.random.normal(jax.random.key(4), (2, 5, cfg.width))
+    positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
+    outs = [
+        decoder.block(each, cfg, LayerKind(), x, positions, lambda q, k, v: (q, (k, v)))
+        for each in (layer, decoder.fuse(layer, cfg))
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *outs)

@@ -14,15 +14,42 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.models import hf, params
-from pal_jax.models.config import ModelConfig, RopeScaling, tiny
+from pal_jax.models import families, hf, params
+from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling, tiny
 from pal_jax.runtime.sharding import param_shardings
 
 LLAMA = dataclasses.replace(tiny(vocab=264), tie_embed=False)
 QWEN2 = dataclasses.replace(tiny(vocab=264), family='qwen2', qkv_bias=True)
 # the width of the heads is not the width of the model, as in Mistral Nemo
 MISTRAL = dataclasses.replace(tiny(vocab=264), family='mistral', head_dim=8, tie_embed=False)
-CONFIGS = pytest.mark.parametrize('cfg', [LLAMA, QWEN2, MISTRAL], ids=lambda cfg: cfg.family)
+QWEN3 = dataclasses.replace(tiny(vocab=264), family='qwen3', qk_norm=True, tie_embed=False, norm_eps=1e-6)
+GEMMA2 = dataclasses.replace(
+    tiny(vocab=264),
+    family='gemma2',
+    layers=3,
+    pattern=(LayerKind(8), LayerKind()),
+    query_scalar=24,
+    attn_softcap=50.0,
+    final_softcap=30.0,
+    **families.GEMMA,
+)
+GEMMA3 = dataclasses.replace(
+    GEMMA2,
+    family='gemma3_text',
+    pattern=(LayerKind(8, 'local'), LayerKind(8, 'local'), LayerKind()),
+    qk_norm=True,
+    attn_softcap=None,
+    final_softcap=None,
+    rope_scaling=LinearScaling(8.0),
+    rope_theta=1e6,
+    rope_local_theta=500.0,
+)
+SMOLLM3 = dataclasses.replace(LLAMA, family='smollm3', pattern=(LayerKind(), LayerKind(rope='none')))
+PHI3 = dataclasses.replace(LLAMA, family='phi3', pattern=(LayerKind(5),))
+BAICHUAN = dataclasses.replace(LLAMA, family='baichuan', kv_heads=4, unit_head=True)
+BAICHUAN_13B = dataclasses.replace(BAICHUAN, alibi=True, pattern=(LayerKind(rope='none'),))
+EVERY = [LLAMA, QWEN2, MISTRAL, QWEN3, GEMMA2, GEMMA3, SMOLLM3, PHI3, BAICHUAN]
+CONFIGS = pytest.mark.parametrize('cfg', EVERY, ids=lambda cfg: cfg.family)
 
 
 def torch_tensors(cfg: ModelConfig, dtype: str = 'float32') -> dict[str, np.ndarray]:
@@ -35,6 +62,16 @@ def torch_tensors(cfg: ModelConfig, dtype: str = 'float32') -> dict[str, np.ndar
     layer |= {'self_attn.q_proj.weight': (H * K, D), 'self_attn.o_proj.weight': (D, H * K)}
     layer |= {'self_attn.k_proj.weight': (G * K, D), 'self_attn.v_proj.weight': (G * K, D)}
     layer |= {'mlp.gate_proj.weight': (F, D), 'mlp.up_proj.weight': (F, D), 'mlp.down_proj.weight': (D, F)}
+    if cfg.qk_norm:
+        layer |= {'self_attn.q_norm.weight': (K,), 'self_attn.k_norm.weight': (K,)}
+    if cfg.post_norms:
+        layer |= {'pre_feedforward_layernorm.weight': (D,), 'post_feedforward_layernorm.weight': (D,)}
+    if fused := {'phi3': 'qkv_proj', 'baichuan': 'W_pack'}.get(cfg.family):
+        layer = {name: shape for name, shape in layer.items() if name[10:16] not in ('q_proj', 'k_proj', 'v_proj')}
+        layer[f'self_attn.{fused}.weight'] = ((H + 2 * G) * K, D)
+    if cfg.family == 'phi3':
+        del layer['mlp.gate_proj.weight'], layer['mlp.up_proj.weight']
+        layer['mlp.gate_up_proj.weight'] = (2 * F, D)
     if cfg.qkv_bias:
         layer |= {f'self_attn.{name}_proj.bias': (n * K,) for name, n in zip('qkv', (H, G, G), strict=True)}
     shapes |= {f'model.layers.{i}.{name}': shape for i in range(cfg.layers) for name, shape in layer.items()}
@@ -101,6 +138,27 @@ def test_leaves_go_where_the_shardings_say(cfg, folder):
 
 
 @pytest.mark.parametrize('cfg', [LLAMA])
+def test_no_more_of_a_tensor_is_read_than_its_devices_hold(cfg, folder, monkeypatch):
+    places = param_shardings(
+        params.decoder_specs(cfg), Mesh(np.array(jax.devices()).reshape(2, 2, 2), ('data', 'fsdp', 'tensor'))
+    )
+    read: list[int] = []
+    cut = hf._Stored.__getitem__
+
+    def counted(stored, index):
+        part = cut(stored, index)
+        read.append(part.nbytes)
+        return part
+
+    monkeypatch.setattr(hf._Stored, '__getitem__', counted)
+    loaded = hf.load_params(folder, cfg, places)
+    matrices = [leaf for leaf in jax.tree.leaves(loaded['layers']) if leaf.ndim > 2]
+    assert max(read) <= max(x.nbytes // 2 for x in jax.tree.leaves((loaded['embed'], loaded.get('unembed'))))
+    assert min(read) < min(leaf[0].nbytes for leaf in matrices)
+    assert sum(read) == sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))  # replicas of a part share one reading
+
+
+@pytest.mark.parametrize('cfg', [LLAMA])
 def test_wrong_tensors_are_named(cfg, folder):
     with pytest.raises(ValueError, match=r'has no model\.layers\.2\.input_layernorm\.weight.*9 in all'):
         hf.load_params(folder, dataclasses.replace(cfg, layers=3))
@@ -110,6 +168,33 @@ def test_wrong_tensors_are_named(cfg, folder):
         hf.load_params(folder, dataclasses.replace(cfg, mlp=96))
     with pytest.raises(ValueError, match='no model.safetensors'):
         hf.load_params(folder / 'nowhere', cfg)
+
+
+@pytest.mark.parametrize('cfg', [PHI3])
+def test_a_fused_tensor_holds_its_leaves_below_each_other(cfg, folder):
+    loaded, tensors = hf.by_path(hf.load_params(folder, cfg)), torch_tensors(cfg)
+    x = np.random.default_rng(1).standard_normal(cfg.width).astype(np.float32)
+    for fused, parts in {
+        'self_attn.qkv_proj': ('attn/q', 'attn/k', 'attn/v'),
+        'mlp.gate_up_proj': ('mlp/gate', 'mlp/up'),
+    }.items():
+        outs = [np.tensordot(x, loaded[f'layers/{part}'][1], 1).ravel() for part in parts]
+        np.testing.assert_allclose(
+            np.concatenate(outs), tensors[f'model.layers.1.{fused}.weight'] @ x, rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize('cfg', [LLAMA])
+def test_a_broken_file_is_named(cfg, folder):
+    path = folder / 'model.safetensors'
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r'model\.safetensors cannot be read .*download it again'):
+        hf.load_params(folder, cfg)
+    path.unlink()
+    index = {'weight_map': dict.fromkeys(torch_tensors(cfg), 'model-00001-of-00002.safetensors')}
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+    with pytest.raises(ValueError, match='model-00001-of-00002'):
+        hf.load_params(folder, cfg)
 
 
 @pytest.mark.parametrize('cfg', [LLAMA])
@@ -144,20 +229,22 @@ def test_generation_stops_where_the_tokenizer_says(tmp_path):
 @pytest.mark.parametrize(
     'cfg',
     [
-        *(LLAMA, QWEN2, MISTRAL),
+        *(*EVERY, BAICHUAN_13B),
+        dataclasses.replace(MISTRAL, pattern=(LayerKind(4096),)),
+        dataclasses.replace(QWEN2, layers=4, pattern=(LayerKind(), LayerKind(), LayerKind(64), LayerKind(64))),
         dataclasses.replace(LLAMA, rope_theta=5e5, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), norm_eps=1e-6),
     ],
-    ids=['llama', 'qwen2', 'mistral', 'llama3'],
+    ids=[*(cfg.family for cfg in EVERY), 'baichuan-13B', 'mistral-window', 'qwen2-window', 'llama3'],
 )
 def test_config_round_trip(cfg):
-    assert hf.config_from_hf(json.loads(json.dumps(hf.config_to_hf(cfg, byte_tokenizer())))) == cfg
+    assert families.config_from_hf(json.loads(json.dumps(families.config_to_hf(cfg, byte_tokenizer())))) == cfg
 
 
 def test_transformers_5_rope_is_read():
-    config = hf.config_to_hf(LLAMA, byte_tokenizer())
+    config = families.config_to_hf(LLAMA, byte_tokenizer())
     del config['rope_theta'], config['rope_scaling']
     config['rope_parameters'] = {'rope_type': 'default', 'rope_theta': 123.0}
-    assert hf.config_from_hf(config).rope_theta == 123.0
+    assert families.config_from_hf(config).rope_theta == 123.0
 
 
 @pytest.mark.parametrize(
@@ -170,17 +257,24 @@ def test_transformers_5_rope_is_read():
         ({'mlp_bias': True}, 'mlp_bias=True'),
         ({'quantization_config': {'quant_method': 'fp8'}}, 'quantization_config'),
         ({'rope_scaling': {'rope_type': 'yarn', 'factor': 4.0}}, 'rope_type=yarn'),
-        ({'architectures': ['MistralForCausalLM'], 'sliding_window': 4096}, 'sliding_window=4096'),
-        ({'architectures': ['Qwen2ForCausalLM'], 'use_sliding_window': True}, 'use_sliding_window=True'),
+        ({'rope_scaling': {'rope_type': 'longrope', 'factor': 4.0}}, 'rope_type=longrope'),
+        ({'architectures': ['Phi3ForCausalLM'], 'partial_rotary_factor': 0.75}, 'partial_rotary_factor=0.75'),
+        ({'architectures': ['BaichuanForCausalLM'], 'vocab_size': 64_000}, 'use Baichuan 2'),
+        ({'architectures': ['Qwen3ForCausalLM'], 'attention_bias': True}, 'Qwen3ForCausalLM with attention_bias=True'),
+        (
+            {'architectures': ['Gemma2ForCausalLM'], 'sliding_window': 8, 'layer_types': ['chunked_attention']},
+            'layer_types with chunked_attention',
+        ),
+        ({'architectures': ['Gemma2ForCausalLM'], 'sliding_window': 8}, 'no query_pre_attn_scalar'),
     ],
 )
 def test_what_the_decoder_lacks_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        hf.config_from_hf(hf.config_to_hf(LLAMA, byte_tokenizer()) | change)
+        families.config_from_hf(families.config_to_hf(LLAMA, byte_tokenizer()) | change)
 
 
 def test_a_missing_field_is_named():
-    config = hf.config_to_hf(LLAMA, byte_tokenizer())
+    config = families.config_to_hf(LLAMA, byte_tokenizer())
     del config['hidden_size']
     with pytest.raises(ValueError, match='no hidden_size'):
-        hf.config_from_hf(config)
+        families.config_from_hf(config)

@@ -59,6 +59,44 @@ def test_only_named_targets_are_adapted():
     assert {name for name, w in weights_of(some).items() if isinstance(w, LoraWeight)} == {'q', 'down'}
 
 
+@pytest.mark.parametrize(
+    ('targets', 'names'),
+    [
+        ('attn/(q|v)', {'q', 'v'}),
+        (('attn/[qk]', 'down'), {'q', 'k', 'down'}),
+        ('mlp/.*', {'gate', 'up', 'down'}),
+        ('layers/.*/(o|up)', {'o', 'up'}),
+    ],
+)
+def test_targets_are_patterns_over_the_ends_of_paths(targets, names):
+    some = lora.lora_specs(SPECS, rank=2, alpha=2.0, targets=targets)
+    assert {name for name, w in weights_of(some).items() if isinstance(w, LoraWeight)} == names
+
+
+def test_dropout_keeps_the_mean_of_the_correction_and_spares_the_base():
+    gate = TRAINED['layers']['mlp']['gate']
+    x = jax.random.normal(jax.random.key(3), (1, 1, CFG.width))
+
+    def output(key, rate):
+        w = lora.with_dropout({'gate': gate}, rate, key)['gate']
+        return linear(x, jax.tree.map(lambda leaf: leaf[0], w), CFG)[0, 0]
+
+    keys = jax.random.split(jax.random.key(0), 4000)
+    base, full = (linear(x, jax.tree.map(lambda leaf: leaf[0], w), CFG)[0, 0] for w in (gate.base, gate))
+    dropped = jax.jit(jax.vmap(lambda key: output(key, 0.5)))(keys)
+    spread = dropped.std(0) / np.sqrt(len(keys))
+    assert jnp.all(jnp.abs(dropped.mean(0) - full) < 5 * spread)
+    assert float(spread.min()) > 0
+    np.testing.assert_allclose(output(keys[0], 1.0 - 1e-7), base, atol=1e-5)
+
+
+def test_every_layer_and_adapter_drops_what_no_other_does():
+    tree = lora.with_dropout(FRESH, 0.1, jax.random.key(0))
+    keys = np.concatenate([w.key for w in weights_of(tree).values() if isinstance(w, LoraWeight)])
+    assert len(np.unique(keys, axis=0)) == len(IN_DIMS) * CFG.layers
+    assert_equal(lora.base(tree), PLAIN)
+
+
 def test_a_fresh_adapter_has_unit_gain_and_changes_nothing():
     gate = FRESH['layers']['mlp']['gate']
     assert gate.scale == 2.0
@@ -143,13 +181,13 @@ def test_specs_describe_the_adapted_tree():
 @pytest.mark.parametrize(
     ('name', 'a', 'b'),
     [
-        ('q', ('layers', 'width', None), ('layers', None, None)),
-        ('o', ('layers', None, None), ('layers', None, 'width')),
+        ('q', ('layers', 'width', None), ('layers', None, 'heads')),
+        ('o', ('layers', 'heads', None), ('layers', None, 'width')),
         ('gate', ('layers', 'width', None), ('layers', None, 'mlp')),
         ('down', ('layers', 'mlp', None), ('layers', None, 'width')),
     ],
 )
-def test_factors_are_sharded_as_single_axes_of_their_weight(name, a, b):
+def test_factors_are_sharded_as_the_axes_of_their_weight(name, a, b):
     weight = weights_of(lora.lora_specs(SPECS, **OPTIONS))[name]
     assert (weight.a.axes, weight.b.axes) == (a, b)
 
@@ -157,7 +195,11 @@ def test_factors_are_sharded_as_single_axes_of_their_weight(name, a, b):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'targets': ['q', 'query']}, r"unknown LoRA targets \['query'\]; use 'all-linear' or some of q, k, v"),
+        (
+            {'targets': ['q', 'query']},
+            r"LoRA targets \['query'\] match no linear weight; use 'all-linear' or match some of layers/attn/k",
+        ),
+        ({'targets': 'attn/(q'}, 'are no regular expressions: missing'),
         ({'rank': 0}, 'rank >= 1, got 0'),
     ],
 )
@@ -167,5 +209,5 @@ def test_bad_options(options, message):
 
 
 def test_attaching_twice_is_an_error():
-    with pytest.raises(ValueError, match='no plain weight to adapt is called'):
+    with pytest.raises(ValueError, match='match some of none: adapt a decoder, and only once'):
         lora.attach(FRESH, **OPTIONS, key=jax.random.key(0))

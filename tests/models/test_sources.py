@@ -27,6 +27,18 @@ def saved(tmp_path):
     return tmp_path / 'tiny'
 
 
+def test_a_tokenizer_beyond_the_embeddings_is_refused(saved):
+    """Added without resizing the model. A special token that nothing ends or is padded with may lie there."""
+    tok = sources.from_hf(str(saved)).tokenizer()
+    tok.fast.add_special_tokens({'additional_special_tokens': ['<image>']})
+    tok.save(saved)
+    assert sources.from_hf(str(saved)).tokenizer().vocab_size == 265
+    tok.fast.add_tokens(['<user>'])
+    tok.save(saved)
+    with pytest.raises(ValueError, match='ids up to 265, the model embeds 264 tokens'):
+        sources.from_hf(str(saved)).tokenizer()
+
+
 def test_random_tiny_is_a_function_of_the_seed():
     one, same, other = (sources.resolve('random:tiny', seed=seed).load() for seed in (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, one, same)

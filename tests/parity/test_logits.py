@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,31 +28,61 @@ SMALL = dict(
     max_position_embeddings=256,
 )
 LLAMA3 = dict(rope_type='llama3', rope_theta=1000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
-CASES = {
+LINEAR = dict(rope_type='linear', rope_theta=1000.0, factor=4.0)
+GEMMA = dict(head_dim=16, query_pre_attn_scalar=24, sliding_window=8, num_hidden_layers=5)
+FAMILIES = {
     'llama': ('Llama', dict(tie_word_embeddings=False)),
     'llama-tied-wide-heads': ('Llama', dict(tie_word_embeddings=True, head_dim=16, rms_norm_eps=1e-3)),
     'llama-3.1': ('Llama', dict(rope_parameters=LLAMA3 | dict(original_max_position_embeddings=32))),
     'mistral': ('Mistral', dict(sliding_window=None)),
     'qwen2': ('Qwen2', dict(tie_word_embeddings=True)),
+    'llama-linear': ('Llama', dict(rope_parameters=LINEAR)),
+    'mistral-window': ('Mistral', dict(sliding_window=7)),
+    'qwen2-window': ('Qwen2', dict(use_sliding_window=True, sliding_window=6, max_window_layers=1)),
+    'qwen3': ('Qwen3', dict(head_dim=16, tie_word_embeddings=True)),
+    'gemma2': ('Gemma2', dict(GEMMA, attn_logit_softcapping=5.0, final_logit_softcapping=4.0)),
+    'gemma3': (
+        'Gemma3',
+        dict(
+            GEMMA,
+            layer_types=['sliding_attention', 'sliding_attention', 'full_attention'] * 2,
+            num_hidden_layers=6,
+            rope_parameters=dict(full_attention=LINEAR, sliding_attention=dict(rope_type='default', rope_theta=100.0)),
+        ),
+    ),
+    'gemma3-untied': ('Gemma3', dict(GEMMA, num_hidden_layers=7, tie_word_embeddings=False)),
+    'smollm3': ('SmolLM3', dict(num_hidden_layers=5, pad_token_id=0)),
+    'phi3': ('Phi3', dict(sliding_window=9, pad_token_id=0)),
 }
+QUICK = 'llama-3.1', 'qwen2'
+CASES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in QUICK)]
 
 
 def random_model(architecture: str, options: dict[str, Any]) -> Any:
     """A transformers model in which nothing is zero or one, so no bias or norm can be forgotten."""
-    config = getattr(transformers, f'{architecture}Config')(**SMALL, **options)
+    config_class = f'{architecture}{"Text" if architecture == "Gemma3" else ""}Config'
+    config = getattr(transformers, config_class)(**SMALL | options)
     model = getattr(transformers, f'{architecture}ForCausalLM')(config).eval()
-    generator = torch.Generator().manual_seed(0)
+    generator, norm = torch.Generator().manual_seed(0), 0.0 if 'Gemma' in architecture else 1.0
     with torch.no_grad():
         for name, x in model.named_parameters():
-            x.copy_(torch.randn(x.shape, generator=generator) * 0.3 + (1.0 if 'norm' in name else 0.0))
+            x.copy_(torch.randn(x.shape, generator=generator) * 0.3 + (norm if 'norm' in name else 0.0))
     return model
+
+
+FORWARD = jax.jit(forward, static_argnums=1)
 
 
 def our_logits(params: Params, cfg: ModelConfig, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Logits `[R, T, V]` of rows padded anywhere: a token sees the valid ones before it and counts them."""
-    causal = np.tril(np.ones((tokens.shape[1], tokens.shape[1]), bool))
     positions = np.maximum(valid.cumsum(1) - 1, 0).astype(np.int32)
-    hidden = forward(params, cfg, jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(causal & valid[:, None]))
+    return laid_out_logits(params, cfg, tokens, positions, valid.astype(np.int32))
+
+
+def laid_out_logits(
+    params: Params, cfg: ModelConfig, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
+) -> np.ndarray:
+    hidden = FORWARD(params, cfg, *(jnp.asarray(x) for x in (tokens, positions, segments, segments)))
     return np.asarray(unembed(params, cfg, hidden))
 
 
@@ -102,7 +133,7 @@ def assert_same_greedy_tokens(params: Params, cfg: ModelConfig, model: Any, prom
 @pytest.fixture(params=CASES, scope='module')
 def case(request, tmp_path_factory):
     """A random model, its saved folder, and what we load from it."""
-    architecture, options = CASES[request.param]
+    architecture, options = FAMILIES[request.param]
     model, folder = random_model(architecture, options), tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
     cfg = hf.read_config(folder)
@@ -117,9 +148,22 @@ def test_logits_agree(case, side):
     assert_rows_agree(params, cfg, model, rows, side, atol=1e-4)
 
 
+def test_packed_rows_agree(case):
+    """Two texts in one row, and padding behind them."""
+    model, _, cfg, params = case
+    rng = np.random.default_rng(1)
+    texts = [rng.integers(0, cfg.vocab, n) for n in (23, 34)]
+    tokens = np.concatenate([*texts, np.zeros(3, int)])[None].astype(np.int32)
+    positions = np.concatenate([np.arange(23), np.arange(34), np.zeros(3, int)])[None].astype(np.int32)
+    segments = np.array([[1] * 23 + [2] * 34 + [0] * 3], np.int32)
+    ours = laid_out_logits(params, cfg, tokens, positions, segments)[0]
+    for text, start in zip(texts, (0, 23), strict=True):
+        np.testing.assert_allclose(ours[start : start + len(text)], their_logits(model, text), rtol=0, atol=1e-4)
+
+
 def test_greedy_tokens_agree(case):
     model, _, cfg, params = case
-    assert_same_greedy_tokens(params, cfg, model, [3, 1, 4, 1, 5], steps=16)
+    assert_same_greedy_tokens(params, cfg, model, [3, 1, 4, 1, 5], steps=32)
 
 
 def test_an_export_is_the_model(case, tmp_path):

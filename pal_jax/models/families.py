@@ -1,0 +1,351 @@
+"""Families of models as rows of data, and config.json <-> `ModelConfig`.
+
+A row says how a family's tensors are called, what its models have in common, and which fields of config.json make the
+rest; the decoder knows no families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling, shortest_pattern
+
+Config = Mapping[str, Any]  # a config.json
+Names = Mapping[str, str]  # path of a leaf -> name of a tensor, with {} for the layer
+
+LLAMA: Names = {
+    'embed': 'model.embed_tokens.weight',
+    'unembed': 'lm_head.weight',
+    'final_norm': 'model.norm.weight',
+    'layers/norm/attn': 'model.layers.{}.input_layernorm.weight',
+    'layers/norm/mlp': 'model.layers.{}.post_attention_layernorm.weight',
+    'layers/attn/q': 'model.layers.{}.self_attn.q_proj.weight',
+    'layers/attn/k': 'model.layers.{}.self_attn.k_proj.weight',
+    'layers/attn/v': 'model.layers.{}.self_attn.v_proj.weight',
+    'layers/attn/o': 'model.layers.{}.self_attn.o_proj.weight',
+    'layers/mlp/gate': 'model.layers.{}.mlp.gate_proj.weight',
+    'layers/mlp/up': 'model.layers.{}.mlp.up_proj.weight',
+    'layers/mlp/down': 'model.layers.{}.mlp.down_proj.weight',
+}
+QWEN2: Names = {
+    **LLAMA,
+    'layers/attn/q_bias': 'model.layers.{}.self_attn.q_proj.bias',
+    'layers/attn/k_bias': 'model.layers.{}.self_attn.k_proj.bias',
+    'layers/attn/v_bias': 'model.layers.{}.self_attn.v_proj.bias',
+}
+QK_NORMS: Names = {
+    'layers/attn/q_norm': 'model.layers.{}.self_attn.q_norm.weight',
+    'layers/attn/k_norm': 'model.layers.{}.self_attn.k_norm.weight',
+}
+GEMMA2: Names = {
+    **LLAMA,
+    'layers/norm/attn_out': 'model.layers.{}.post_attention_layernorm.weight',
+    'layers/norm/mlp': 'model.layers.{}.pre_feedforward_layernorm.weight',
+    'layers/norm/mlp_out': 'model.layers.{}.post_feedforward_layernorm.weight',
+}
+# Leaves of one name are one tensor, their outputs below each other in this order.
+BAICHUAN: Names = LLAMA | {f'layers/attn/{x}': 'model.layers.{}.self_attn.W_pack.weight' for x in 'qkv'}
+PHI3: Names = {
+    **LLAMA,
+    **{f'layers/attn/{x}': 'model.layers.{}.self_attn.qkv_proj.weight' for x in 'qkv'},
+    **{f'layers/mlp/{x}': 'model.layers.{}.mlp.gate_up_proj.weight' for x in ('gate', 'up')},
+}
+
+
+# --- what families say in their own way -----------------------------------------------------------------------------
+
+FULL, SLIDING = 'full_attention', 'sliding_attention'
+
+
+def _need(config: Config, *keys: str) -> Any:
+    """The first of these fields that is there and not null."""
+    for key in keys:
+        if config.get(key) is not None:
+            return config[key]
+    raise ValueError(f'config.json has no {" or ".join(keys)}; is it the config of a causal language model?')
+
+
+def _pattern(
+    config: Config, slides: Callable[[int], bool], window: int | None, local: LayerKind | None = None
+) -> tuple[LayerKind, ...]:
+    """Layers that see all and layers that see a window, as `layer_types` or else `slides(layer)` has it."""
+    types = config.get('layer_types') or [
+        SLIDING if slides(i) else FULL for i in range(_need(config, 'num_hidden_layers'))
+    ]
+    if unknown := sorted(set(types) - {FULL, SLIDING}):
+        raise ValueError(f'layer_types with {unknown[0]} is not supported; use a model with {FULL} and {SLIDING} only')
+    kinds = {FULL: LayerKind(), SLIDING: local or LayerKind(window)}
+    return shortest_pattern([kinds[kind] for kind in types])
+
+
+def _windows(cfg: ModelConfig) -> dict[str, Any]:
+    windows = [kind.window for kind in cfg.kinds]
+    return {
+        'sliding_window': next((window for window in windows if window), None),
+        'layer_types': [SLIDING if window else FULL for window in windows],
+    }
+
+
+def _read_mistral(config: Config) -> dict[str, Any]:
+    return {'pattern': (LayerKind(config.get('sliding_window', 4096)),)}
+
+
+def _write_mistral(cfg: ModelConfig) -> dict[str, Any]:
+    return {'sliding_window': cfg.pattern[0].window}
+
+
+def _read_qwen(config: Config) -> dict[str, Any]:
+    if not config.get('use_sliding_window', False):
+        return {}
+    full = config.get('max_window_layers', 28)
+    return {'pattern': _pattern(config, lambda i: i >= full, _need(config, 'sliding_window'))}
+
+
+def _write_qwen(cfg: ModelConfig) -> dict[str, Any]:
+    windows = _windows(cfg)
+    slides = SLIDING in windows['layer_types']
+    first = windows['layer_types'].index(SLIDING) if slides else cfg.layers
+    return {**windows, 'use_sliding_window': slides, 'max_window_layers': first}
+
+
+def _read_gemma2(config: Config) -> dict[str, Any]:
+    return {
+        'pattern': _pattern(config, lambda i: i % 2 == 0, _need(config, 'sliding_window')),
+        'query_scalar': _need(config, 'query_pre_attn_scalar'),
+        'attn_softcap': config.get('attn_logit_softcapping', 50.0),
+        'final_softcap': config.get('final_logit_softcapping', 30.0),
+    }
+
+
+def _read_gemma3(config: Config) -> dict[str, Any]:
+    rope = (config.get('rope_parameters') or {}).get(SLIDING) or {}
+    if (kind := rope.get('rope_type', 'default')) != 'default':
+        raise ValueError(f'rope_type={kind} of windowed layers is not supported; use a model with default there')
+    local, every = LayerKind(_need(config, 'sliding_window'), 'local'), config.get('sliding_window_pattern') or 6
+    return {
+        'pattern': _pattern(config, lambda i: (i + 1) % every != 0, None, local),
+        'rope_local_theta': float(rope.get('rope_theta', config.get('rope_local_base_freq', 10_000.0))),
+        'query_scalar': _need(config, 'query_pre_attn_scalar'),
+        'final_softcap': config.get('final_logit_softcapping'),
+    }
+
+
+def _write_gemma2(cfg: ModelConfig) -> dict[str, Any]:
+    return {
+        **_windows(cfg),
+        'query_pre_attn_scalar': cfg.query_scalar,
+        'attn_logit_softcapping': cfg.attn_softcap,
+        'final_logit_softcapping': cfg.final_softcap,
+    }
+
+
+def _write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
+    return {**_write_gemma2(cfg), 'rope_local_base_freq': cfg.rope_local_theta}
+
+
+def _read_smollm3(config: Config) -> dict[str, Any]:
+    """`no_rope_layers` has a 1 for every layer with rotary positions."""
+    layers, every = _need(config, 'num_hidden_layers'), config.get('no_rope_layer_interval', 4)
+    rotary = config.get('no_rope_layers') or [(i + 1) % every for i in range(layers)]
+    return {'pattern': shortest_pattern([LayerKind() if on else LayerKind(rope='none') for on in rotary])}
+
+
+def _write_smollm3(cfg: ModelConfig) -> dict[str, Any]:
+    return {'no_rope_layers': [int(kind.rope != 'none') for kind in cfg.kinds]}
+
+
+def _read_baichuan(config: Config) -> dict[str, Any]:
+    """13B is told from 7B by its config, which has `model_max_length` in place of `max_position_embeddings`."""
+    if config['vocab_size'] == 64_000:
+        raise ValueError('vocab_size=64000 is the first Baichuan, which is not supported; use Baichuan 2')
+    if config.get('max_position_embeddings') is not None:
+        return {}
+    return {'alibi': True, 'pattern': (LayerKind(rope='none'),)}
+
+
+def _write_baichuan(cfg: ModelConfig) -> dict[str, Any]:
+    lengths = {'max_position_embeddings': None if cfg.alibi else cfg.max_len, 'model_max_length': cfg.max_len}
+    return {**lengths, 'z_loss_weight': 0}
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+class Family(NamedTuple):
+    """`fixed` are the fields of config.json that our decoder takes for granted: checked on reading, written out.
+    `traits` are the fields of `ModelConfig` that all models of the family share; `read` finds the others that
+    config.json does not say in the way of Llama, `write` is its inverse. `tied` and `theta` hold where it is silent.
+    """
+
+    architecture: str
+    names: Names
+    fixed: Config
+    traits: Mapping[str, Any] = MappingProxyType({})
+    tied: bool = False
+    theta: float = 10_000.0
+    read: Callable[[Config], dict[str, Any]] = lambda config: {}
+    write: Callable[[ModelConfig], dict[str, Any]] = lambda cfg: {}
+
+
+SILU: Config = {'hidden_act': 'silu'}
+NO_BIAS: Config = {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False}
+GEMMA: Mapping[str, Any] = {'scale_embed': True, 'norm_offset': 1.0, 'post_norms': True, 'activation': 'gelu_tanh'}
+GEMMA_FIXED: Config = {
+    'hidden_activation': 'gelu_pytorch_tanh',
+    'attention_bias': False,
+    'use_bidirectional_attention': None,
+}
+
+FAMILIES: dict[str, Family] = {  # by config.json's model_type
+    'llama': Family('LlamaForCausalLM', LLAMA, NO_BIAS),
+    'mistral': Family('MistralForCausalLM', LLAMA, SILU, read=_read_mistral, write=_write_mistral),
+    'qwen2': Family('Qwen2ForCausalLM', QWEN2, SILU, {'qkv_bias': True}, read=_read_qwen, write=_write_qwen),
+    'qwen3': Family(
+        'Qwen3ForCausalLM',
+        LLAMA | QK_NORMS,
+        {'hidden_act': 'silu', 'attention_bias': False},
+        {'qk_norm': True},
+        read=_read_qwen,
+        write=_write_qwen,
+    ),
+    'gemma2': Family(
+        'Gemma2ForCausalLM', GEMMA2, GEMMA_FIXED, GEMMA, tied=True, read=_read_gemma2, write=_write_gemma2
+    ),
+    'gemma3_text': Family(
+        'Gemma3ForCausalLM',
+        GEMMA2 | QK_NORMS,
+        GEMMA_FIXED | {'use_bidirectional_attention': False, 'attn_logit_softcapping': None},
+        {**GEMMA, 'qk_norm': True},
+        tied=True,
+        theta=1e6,
+        read=_read_gemma3,
+        write=_write_gemma3,
+    ),
+    'smollm3': Family(
+        'SmolLM3ForCausalLM',
+        LLAMA,
+        NO_BIAS | {'use_sliding_window': False},
+        tied=True,
+        theta=2e6,
+        read=_read_smollm3,
+        write=_write_smollm3,
+    ),
+    'phi3': Family('Phi3ForCausalLM', PHI3, SILU, read=_read_mistral, write=_write_mistral),
+    'baichuan': Family(
+        'BaichuanForCausalLM', BAICHUAN, SILU, {'unit_head': True}, read=_read_baichuan, write=_write_baichuan
+    ),
+}
+
+
+# --- config.json ----------------------------------------------------------------------------------------------------
+
+
+def config_from_hf(config: Config) -> ModelConfig:
+    """The `ModelConfig` of a config.json.
+
+    Raises:
+      ValueError: an architecture or a feature that the decoder does not have, or a missing field.
+    """
+    name = _family_of(config)
+    family = FAMILIES[name]
+    _check_fixed(config, family)
+    heads, width = _need(config, 'num_attention_heads'), _need(config, 'hidden_size')
+    theta, scaling = _rope(config, family.theta)
+    return ModelConfig(
+        family=name,
+        vocab=_need(config, 'vocab_size'),
+        width=width,
+        layers=_need(config, 'num_hidden_layers'),
+        heads=heads,
+        kv_heads=config.get('num_key_value_heads') or heads,
+        head_dim=config.get('head_dim') or width // heads,
+        mlp=_need(config, 'intermediate_size'),
+        max_len=_need(config, 'max_position_embeddings', 'model_max_length'),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=config.get('rms_norm_eps', 1e-6),
+        tie_embed=config.get('tie_word_embeddings', family.tied),
+        **family.traits,
+        **family.read(config),
+    )
+
+
+def _family_of(config: Config) -> str:
+    found = config.get('architectures') or ['none']
+    for name, family in FAMILIES.items():
+        if family.architecture in found:
+            return name
+    supported = ', '.join(family.architecture for family in FAMILIES.values())
+    raise ValueError(f'architecture {", ".join(found)} is not supported; use one of {supported}')
+
+
+def _check_fixed(config: Config, family: Family) -> None:
+    for key, value in {**family.fixed, 'quantization_config': None, 'partial_rotary_factor': 1.0}.items():
+        got = config.get(key, value)
+        if got != value:
+            raise ValueError(f'{family.architecture} with {key}={got} is not supported; use a model with {key}={value}')
+
+
+def _rope(config: Config, theta: float) -> tuple[float, RopeScaling | LinearScaling | None]:
+    """transformers 5 has everything in `rope_parameters`, of Gemma 3 by the type of layer; 4 has `rope_theta` beside
+    `rope_scaling`."""
+    rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
+    rope = rope.get(FULL, rope)
+    theta = float(rope.get('rope_theta', config.get('rope_theta', theta)))
+    match rope.get('rope_type', rope.get('type', 'default')):
+        case 'default':
+            return theta, None
+        case 'linear':
+            return theta, LinearScaling(rope['factor'])
+        case 'llama3':
+            low, high = rope['low_freq_factor'], rope['high_freq_factor']
+            return theta, RopeScaling(rope['factor'], low, high, rope['original_max_position_embeddings'])
+        case kind:
+            raise ValueError(f'rope_type={kind} is not supported; use a model with default, linear or llama3')
+
+
+def config_to_hf(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str = 'float32') -> dict[str, Any]:
+    """The config.json of a model: fields that transformers 4 and 5 both read."""
+    family = FAMILIES[cfg.family]
+    return {
+        'architectures': [family.architecture],
+        'model_type': cfg.family,
+        'vocab_size': cfg.vocab,
+        'hidden_size': cfg.width,
+        'num_hidden_layers': cfg.layers,
+        'num_attention_heads': cfg.heads,
+        'num_key_value_heads': cfg.kv_heads,
+        'head_dim': cfg.head_dim,
+        'intermediate_size': cfg.mlp,
+        'max_position_embeddings': cfg.max_len,
+        'rope_theta': cfg.rope_theta,
+        'rope_scaling': _rope_scaling(cfg),
+        'rms_norm_eps': cfg.norm_eps,
+        'tie_word_embeddings': cfg.tie_embed,
+        'torch_dtype': dtype,
+        **family.fixed,
+        **family.write(cfg),
+        **token_ids(tokenizer),
+    }
+
+
+def _rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
+    match cfg.rope_scaling:
+        case LinearScaling(factor):
+            return {'rope_type': 'linear', 'factor': factor}
+        case RopeScaling(factor, low, high, original):
+            lengths = {'low_freq_factor': low, 'high_freq_factor': high, 'original_max_position_embeddings': original}
+            return {'rope_type': 'llama3', 'factor': factor, **lengths}
+    return None
+
+
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """For config.json and generation_config.json: where generation begins and ends."""
+    return {
+        'bos_token_id': tokenizer.fast.bos_token_id,
+        'eos_token_id': list(tokenizer.stop_ids),
+        'pad_token_id': tokenizer.pad_id,
+    }

@@ -1,0 +1,336 @@
+"""Attention of packed rows on a TPU, block by block in its fast memory: no `[T, T]` array exists at any time.
+
+The online softmax and the two backward passes of FlashAttention-2 (Dao 2023), as Pallas kernels. What is ours is who
+sees whom: a token sees its own segment and one more, so the branches of a prompt attend to it where it stands.
+
+In a kernel scores lie as [columns, queries]: whatever belongs to a query (its maximum, its sum, its segment) is then a
+row that is broadcast down, which costs a vector unit nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+BLOCK = 512  # queries and columns of a block, where a row is that long
+LANES = 128
+MASKED = -1e30  # finite, so that a difference of two of them is 0 and not NaN
+BATCH, HEADS = ('data', 'fsdp'), 'tensor'  # where rows and heads lie: see runtime.sharding
+
+
+class Settings(NamedTuple):
+    """What is static of a call."""
+
+    scale: float
+    window: int | None
+    soft_cap: float | None
+    block: int
+    interpret: bool
+
+
+class Ids(NamedTuple):
+    """Who sees whom, as the kernels read it: by query, by column, and the extremes in every block."""
+
+    queries: Int[Array, 'R 8 T']  # rows: segment, prefix, position
+    columns: Int[Array, 'R T 128']  # columns: segment, position
+    bounds: Int[Array, 'R blocks 6']  # least and largest segment, prefix, position
+
+
+def splash_attention(
+    q: Float[Array, 'R T H K'],
+    k: Float[Array, 'R T G K'],
+    v: Float[Array, 'R T G K'],
+    segments: Int[Array, 'R T'],
+    prefix: Int[Array, 'R T'],
+    positions: Int[Array, 'R T'],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    interpret: bool = False,
+) -> Float[Array, 'R T H K']:
+    """Softmax attention in which token `t` sees columns `s <= t` of its own segment and of segment `prefix[t]`.
+
+    The same as `attention.attention`: head `h` reads kv head `h // (H / G)`, the softmax is in float32. Segment 0 is
+    padding and sees only itself. Products take the dtype of `q`.
+
+    Where a mesh is in context, rows and heads are spread over it as `runtime.sharding.RULES` spreads them.
+
+    Args:
+      scale: of the scores; `1 / sqrt(K)` by default.
+      window: a token sees only those less than so many positions before it.
+      soft_cap: bounds scores by `cap * tanh(score / cap)`.
+      interpret: runs the kernels on any platform, slowly.
+    """
+    length = q.shape[1]
+    block = min(BLOCK, _round_up(length, LANES))
+    settings = Settings(q.shape[3] ** -0.5 if scale is None else scale, window, soft_cap, block, interpret)
+    missing = _round_up(length, block) - length
+    q, k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
+    segments, prefix, positions = (jnp.pad(x, ((0, 0), (0, missing))) for x in (segments, prefix, positions))
+    out = _on_mesh(settings)(q, k, v, _ids(segments, prefix, positions, block))
+    return out.swapaxes(1, 2)[:, :length]
+
+
+def _on_mesh(settings: Settings) -> Callable[..., Array]:
+    """The kernels on every device's own rows and heads: no compiler cuts them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    attend = functools.partial(_attend, settings)
+    if mesh.empty or mesh.size == 1:
+        return attend
+    heads, rows = PartitionSpec(BATCH, HEADS), PartitionSpec(BATCH)
+    return jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+
+
+def _ids(segments: Array, prefix: Array, positions: Array, block: int) -> Ids:
+    each = segments, prefix, positions
+    blocks = [x.reshape(len(x), -1, block) for x in each]
+    return Ids(
+        jnp.pad(jnp.stack(each, axis=1), ((0, 0), (0, 5), (0, 0))),
+        jnp.pad(jnp.stack([segments, positions], axis=-1), ((0, 0), (0, 0), (0, LANES - 2))),
+        jnp.stack([extreme(x, axis=2) for x in blocks for extreme in (jnp.min, jnp.max)], axis=-1),
+    )
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+# --- passes: q, out [R, H, T, K], k, v [R, G, T, K] -----------------------------------------------------------------
+
+
+def _attend(settings: Settings, q: Array, k: Array, v: Array, ids: Ids) -> Array:
+    return _forward(settings, q, k, v, ids)[0]
+
+
+def _forward(settings: Settings, q: Array, k: Array, v: Array, ids: Ids) -> tuple[Array, tuple[Any, ...]]:
+    """The output, and the log of each softmax's denominator [R, H, 1, T] among what the backward pass needs."""
+    grid = _Grid(settings, q, k, outer='query')
+    shapes = _like(q), jax.ShapeDtypeStruct((*q.shape[:2], 1, q.shape[2]), jnp.float32)
+    scratch = (1, grid.block), (1, grid.block), (q.shape[3], grid.block)
+    call = grid.call(_forward_kernel, [grid.q, grid.kv, grid.kv], [grid.q, grid.row], shapes, scratch, products=2)
+    out, log_total = call(ids.bounds, ids.queries, ids.columns, q, k, v)
+    return out, (q, k, v, ids, out, log_total)
+
+
+def _backward(settings: Settings, saved: tuple[Any, ...], dout: Array) -> tuple[Array, Array, Array, None]:
+    q, k, v, ids, out, log_total = saved
+    # sum(p * dp) over columns, as the shorter sum over K (Dao et al. 2022)
+    mean = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(-1)[:, :, None]
+    inputs = ids.bounds, ids.queries, ids.columns, q, k, v, dout, log_total, mean
+
+    def gradients(kernel: Callable[..., None], outer: str, products: int, *of: Array) -> Sequence[Array]:
+        grid = _Grid(settings, q, k, outer)
+        specs = [grid.q, grid.kv, grid.kv, grid.q, grid.row, grid.row]
+        scratch = [(grid.block, x.shape[3]) for x in of]
+        outs = [grid.q if outer == 'query' else grid.kv for _ in of]
+        return grid.call(kernel, specs, outs, [_like(x) for x in of], scratch, products)(*inputs)
+
+    (dq,) = gradients(_query_kernel, 'query', 3, q)
+    dk, dv = gradients(_key_kernel, 'key', 4, k, v)
+    return dq, dk, dv, None
+
+
+_attend = jax.custom_vjp(_attend, nondiff_argnums=(0,))
+_attend.defvjp(_forward, _backward)
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+class _Grid:
+    """Where a kernel is in its arrays at each point of its grid.
+
+    With `outer='query'` a block of queries stays while columns pass: (row, head, query block, key block). With 'key' a
+    block of columns stays while the queries of its group pass: (row, kv head, key block, member of group, query block).
+    """
+
+    def __init__(self, settings: Settings, q: Array, k: Array, outer: str):
+        self.settings, self.block, self.outer = settings, settings.block, outer
+        rows, heads, length, size = q.shape
+        groups, count = k.shape[1], length // self.block
+        self.product = rows * heads * length * length * size  # flops of one; half of the square is never seen
+        self.exps, self.bytes = self.product // size // 2, 2 * q.size * q.dtype.itemsize
+        self.members = heads // groups
+        by_query, by_key = (rows, heads, count, count), (rows, groups, count, self.members, count)
+        self.shape = by_query if outer == 'query' else by_key
+        self.q = self._spec((None, None, self.block, size), lambda r, h, g, i, j: (r, h, i, 0))
+        self.kv = self._spec((None, None, self.block, size), lambda r, h, g, i, j: (r, g, j, 0))
+        self.row = self._spec((None, None, 1, self.block), lambda r, h, g, i, j: (r, h, 0, i))
+        self.queries = self._spec((None, 8, self.block), lambda r, h, g, i, j: (r, 0, i))
+        self.columns = self._spec((None, self.block, LANES), lambda r, h, g, i, j: (r, j, 0))
+
+    def at(self, *point: Any) -> tuple[Any, ...]:
+        """Row, head, kv head, query block and key block of a point."""
+        if self.outer == 'query':
+            r, h, i, j = point
+            return r, h, lax.div(h, jnp.int32(self.members)), i, j
+        r, g, j, member, i = point
+        return r, g * self.members + member, g, i, j
+
+    def _spec(self, shape: tuple[int | None, ...], index: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:
+        def place(*point: Any) -> tuple[Any, ...]:
+            r, h, g, i, j = self.at(*point[: len(self.shape)])
+            # Columns after the queries are never seen: naming the last block again copies nothing.
+            i, j = (i, jnp.minimum(i, j)) if self.outer == 'query' else (jnp.maximum(i, j), j)
+            return index(r, h, g, i, j)
+
+        return pl.BlockSpec(shape, place)
+
+    def call(
+        self, kernel: Any, inputs: Any, outputs: Any, shapes: Any, scratch: Any, products: int
+    ) -> Callable[..., Any]:
+        """`kernel(step, *refs)` at every point, with `scratch` in float32 that lasts while the outer block stays."""
+
+        def body(bounds: Any, queries: Any, columns: Any, *refs: Any) -> None:
+            point = [pl.program_id(axis) for axis in range(len(self.shape))]
+            r, _, _, i, j = self.at(*point)
+            inner = range(3, len(self.shape))
+            first = functools.reduce(jnp.logical_and, [point[axis] == 0 for axis in inner])
+            last = functools.reduce(jnp.logical_and, [point[axis] == self.shape[axis] - 1 for axis in inner])
+            accumulators = refs[len(inputs) + len(outputs) :]
+
+            @pl.when(first)
+            def _() -> None:
+                for each in accumulators:
+                    each[...] = jnp.zeros_like(each)
+
+            meets = _meets(self.settings, bounds, r, i, j)
+            visible = functools.partial(_visible, self.settings, queries, columns, i, j)
+            kernel(Step(self.settings, first, last, meets, visible), *refs)
+
+        return pl.pallas_call(
+            body,
+            out_shape=list(shapes),
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=self.shape,
+                in_specs=[self.queries, self.columns, *inputs],
+                out_specs=list(outputs),
+                scratch_shapes=[pltpu.VMEM(each, jnp.float32) for each in scratch],
+            ),
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=('parallel',) * 3 + ('arbitrary',) * (len(self.shape) - 3)
+            ),
+            cost_estimate=pl.CostEstimate(
+                products * self.product, transcendentals=self.exps, bytes_accessed=self.bytes
+            ),
+            interpret=self.settings.interpret,
+            name=kernel.__name__.strip('_'),
+        )
+
+
+# --- kernels: scores are [columns, queries] -------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """A point of a grid: whether it is the first or last of an outer block, and whether anything in it is seen."""
+
+    settings: Settings
+    first: Any
+    last: Any
+    meets: Any
+    visible: Callable[[], Array]
+
+
+def _meets(settings: Settings, bounds: Any, r: Any, i: Any, j: Any) -> Any:
+    """False where no query of block `i` can see a column of block `j`."""
+    segment, prefix = ([bounds[r, i, n], bounds[r, i, n + 1]] for n in (0, 2))
+    least, largest = bounds[r, j, 0], bounds[r, j, 1]
+    related = [(low <= largest) & (least <= high) for low, high in (segment, prefix)]
+    seen = (j < i) & (related[0] | related[1])
+    if settings.window is not None:
+        seen &= bounds[r, i, 4] - bounds[r, j, 5] < settings.window
+    return seen | (j == i)
+
+
+def _visible(settings: Settings, queries: Any, columns: Any, i: Any, j: Any) -> Array:
+    segment, prefix, position = (queries[n : n + 1, :] for n in range(3))
+    column_segment, column_position = (columns[:, n : n + 1] for n in range(2))
+    size = settings.block
+    query = i * size + lax.broadcasted_iota(jnp.int32, (size, size), 1)
+    column = j * size + lax.broadcasted_iota(jnp.int32, (size, size), 0)
+    seen = ((column_segment == segment) | (column_segment == prefix)) & (column_segment != 0) & (column <= query)
+    if settings.window is not None:
+        seen &= position - column_position < settings.window
+    return seen | (column == query)
+
+
+def _scores(step: Step, q: Any, k: Any) -> tuple[Array, Array | float]:
+    """Scores [columns, queries], and their derivative by the product of query and key."""
+    settings = step.settings
+    scores, slope = _dot(k[...], q[...], 1, 1) * settings.scale, settings.scale
+    if settings.soft_cap is not None:
+        bounded = jnp.tanh(scores / settings.soft_cap)
+        scores, slope = settings.soft_cap * bounded, settings.scale * (1 - bounded * bounded)
+    return jnp.where(step.visible(), scores, MASKED), slope
+
+
+def _forward_kernel(step: Step, q: Any, k: Any, v: Any, out: Any, log_total: Any, top: Any, total: Any, acc: Any):
+    @pl.when(step.first)
+    def _() -> None:
+        top[...] = jnp.full_like(top, MASKED)
+
+    @pl.when(step.meets)
+    def _() -> None:
+        scores, _ = _scores(step, q, k)
+        new = jnp.maximum(top[...], scores.max(axis=0, keepdims=True))
+        p, shrink = jnp.exp(scores - new), jnp.exp(top[...] - new)
+        total[...] = shrink * total[...] + p.sum(axis=0, keepdims=True)
+        acc[...] = shrink * acc[...] + _dot(v[...], p.astype(v.dtype), 0, 0)
+        top[...] = new
+
+    @pl.when(step.last)
+    def _() -> None:
+        out[...] = (acc[...] / total[...]).T.astype(out.dtype)
+        log_total[...] = jnp.log(total[...]) + top[...]
+
+
+def _gradient(step: Step, q: Any, k: Any, v: Any, dout: Any, log_total: Any, mean: Any) -> tuple[Array, Array]:
+    """Probabilities, and the gradient of the products of queries and keys."""
+    scores, slope = _scores(step, q, k)
+    p = jnp.exp(scores - log_total[...])
+    return p, p * (_dot(v[...], dout[...], 1, 1) - mean[...]) * slope
+
+
+def _query_kernel(step: Step, *refs: Any) -> None:
+    *inputs, dq, acc = refs
+
+    @pl.when(step.meets)
+    def _() -> None:
+        _, slope = _gradient(step, *inputs)
+        acc[...] += _dot(slope.astype(dq.dtype), inputs[1][...], 0, 0)
+
+    @pl.when(step.last)
+    def _() -> None:
+        dq[...] = acc[...].astype(dq.dtype)
+
+
+def _key_kernel(step: Step, *refs: Any) -> None:
+    *inputs, dk, dv, acc_k, acc_v = refs
+    q, dout = inputs[0], inputs[3]
+
+    @pl.when(step.meets)
+    def _() -> None:
+        p, slope = _gradient(step, *inputs)
+        acc_v[...] += _dot(p.astype(dout.dtype), dout[...], 1, 0)
+        acc_k[...] += _dot(slope.astype(q.dtype), q[...], 1, 0)
+
+    @pl.when(step.last)
+    def _() -> None:
+        dk[...], dv[...] = acc_k[...].astype(dk.dtype), acc_v[...].astype(dv.dtype)
+
+
+def _dot(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
+    """Products of two matrices along one axis of each, added up in float32."""
+    return lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), preferred_element_type=jnp.float32)
