@@ -1,13 +1,24 @@
 #!/usr/bin/env bash
-# Trains on one CUDA node with all its GPUs. A run that was stopped goes on when the same line is submitted again.
+# Trains on CUDA nodes with all their GPUs, one process a node.
 #   sbatch launch/slurm_cuda.sh --config=configs/rlpa.py --workdir=/shared/runs/rlpa
-# Set up once on a login node: make setup EXTRA=cuda
+#   sbatch --nodes=4 launch/slurm_cuda.sh --config=configs/rlpa.py:paper --workdir=/shared/runs/paper
+# Two minutes before the time limit the run saves a checkpoint and the job queues up again, to go on from there; where it
+# is preempted (SIGTERM) it saves one too, and Slurm queues it up. Set up once on a login node: make setup EXTRA=cuda
 #SBATCH --job-name=pal_jax
 #SBATCH --nodes=1
-#SBATCH --ntasks=1
+#SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
+#SBATCH --requeue
+#SBATCH --signal=USR1@120
+#SBATCH --open-mode=append
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?run this with sbatch, from the repository}"
+trap : TERM # Slurm may tell this script too; it has to outlive the step
 
-srun .venv/bin/python -m pal_jax.train "$@"
+code=0
+srun .venv/bin/python -m pal_jax.train "$@" || code=$?
+if ((code == 75)); then # stopped by USR1, or one of its processes was lost: the same command goes on
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

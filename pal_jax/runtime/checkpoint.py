@@ -21,6 +21,9 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import checkpoint_managers
 
+from pal_jax.runtime import processes
+
+SEEN = 30.0  # seconds after which a shared file system shows to all what one has written
 FOLDER, CONFIG = 'checkpoints', 'config.json'
 
 
@@ -67,7 +70,7 @@ class Checkpoints:
         Raises:
           RuntimeError: this or the previous save failed (no room on the disk, say); older checkpoints are intact.
         """
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // jax.process_count()
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))  # all processes write to one file system
         free = shutil.disk_usage(self.folder).free
         if free < 1.1 * needed:
             raise RuntimeError(self._failure(step, f'it needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} are free'))
@@ -114,6 +117,7 @@ class Checkpoints:
                 aside = self.folder.with_name('unreadable') / f'{later}-{time.time_ns()}'
                 aside.parent.mkdir(exist_ok=True)
                 (self.folder / str(later)).rename(aside)
+        processes.exchange('set aside')
         self._manager.reload()
 
     def wait(self) -> None:
@@ -137,7 +141,14 @@ class Checkpoints:
 
     def _read(self, step: int) -> tuple[Any, dict[str, Any]]:
         wanted = ocp.args.PyTreeRestore(self._abstract, ocp.checkpoint_utils.construct_restore_args(self._abstract))
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=wanted, host=ocp.args.JsonRestore()))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=wanted, host=ocp.args.JsonRestore()))
+            problem = ''
+        except Exception as error:
+            restored, problem = {}, _first_line(error)
+        # Damage is met by the processes that read it; the others have to leave the checkpoint out as well.
+        if problem := next(filter(None, processes.exchange(f'checkpoint {step}', problem)), ''):
+            raise ValueError(problem)
         state, item = restored['state'], restored['host']
         leaves = jax.tree.leaves(state)
         read = [i for i, leaf in enumerate(leaves) if leaf is not ...]
@@ -191,14 +202,36 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
         )
 
 
+def check_processes(config: dict[str, Any]) -> None:
+    """Raises ValueError, with the changed keys, where another process of the run was started with another config."""
+    first, *others = map(_flatten, processes.exchange('config', config))
+    for number, other in enumerate(others, 1):
+        if changed := [key for key in sorted(first.keys() | other.keys()) if first.get(key) != other.get(key)]:
+            listed = ', '.join(f'{key}: {first.get(key)!r} -> {other.get(key)!r}' for key in changed)
+            raise ValueError(f'process {number} has another config than process 0 ({listed}); give all the same flags')
+
+
 def write_config(workdir: str | os.PathLike[str], config: dict[str, Any]) -> None:
-    """Writes the configuration of the run in `workdir`, in one piece."""
+    """Writes the configuration of the run in `workdir`, in one piece.
+
+    Raises:
+      ValueError: another process does not find it there: its `workdir` is not the same folder.
+    """
+    path = Path(workdir) / CONFIG
     if jax.process_index() == 0:
-        path = Path(workdir) / CONFIG
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix('.tmp')
         temporary.write_text(json.dumps(config, indent=2) + '\n')
         os.replace(temporary, path)
+    processes.exchange('config written')
+    deadline = time.monotonic() + SEEN
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f'process {jax.process_index()} does not see what process 0 wrote to {path}; give a --workdir that all '
+                'processes share'
+            )
+        time.sleep(0.1)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

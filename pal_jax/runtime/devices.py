@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import platform as host
@@ -11,30 +12,29 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from pal_jax.models.config import ModelConfig
-from pal_jax.runtime import memory
+from pal_jax.runtime import memory, processes
 
 AXES = ('data', 'fsdp', 'tensor')
 
 
-def initialize(cache_dir: str | os.PathLike[str] | None = None) -> None:
-    """Joins the other processes of a pod, if there are any, keeps compiled programs in `cache_dir`, and has memory
-    given back around compilations.
+def initialize(cache_dir: str | os.PathLike[str] | None = None, place: processes.Place | None = None) -> None:
+    """Joins the other processes, if there are any, keeps compiled programs in `cache_dir`, and has memory given back
+    around compilations.
 
     JAX_COMPILATION_CACHE_DIR names another place for the programs.
+
+    Raises:
+      RuntimeError, ValueError: see `processes.join`.
     """
     memory.give_back_when_compiling()
-    if os.environ.get('JAX_COORDINATOR_ADDRESS') or os.environ.get('SLURM_NTASKS', '1') != '1' or _on_pod():
-        jax.distributed.initialize()
+    processes.join(place)
     if cache_dir and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         jax.config.update('jax_compilation_cache_dir', os.fspath(cache_dir))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-
-
-def _on_pod() -> bool:
-    return ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
@@ -61,21 +61,51 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequen
             f'mesh: {dict(zip(AXES, sizes, strict=True))} needs {np.prod(sizes)} devices, got {len(devices)}; '
             'set one of --config.mesh.data, .fsdp, .tensor to -1'
         )
-    return jax.make_mesh(tuple(sizes), AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    # An axis of a slice such as 8x8x8 may have to be split, which `jax.make_mesh` refuses.
+    placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def for_platform(cfg: ModelConfig, dtype: str = 'auto') -> ModelConfig:
-    """The same model in the precision and layer loop that this platform runs best.
+def divide(mesh: Mesh, parts: int) -> Mesh:
+    """The devices of a mesh as `parts x rest x tensor` on the same axes, those of each part in one process.
+
+    `tensor` is that of the mesh, or as much of it as a part has devices for.
+
+    Raises:
+      ValueError: the devices do not divide into so many parts, or the parts not into processes.
+    """
+    if parts % jax.process_count() or mesh.size % parts:
+        raise ValueError(
+            f'decode.shares={parts} does not divide {mesh.size} devices of {jax.process_count()} processes; use a '
+            'multiple of the processes that divides the devices, or 0 for one share a process'
+        )
+    size = mesh.size // parts
+    tensor = math.gcd(mesh.shape['tensor'], size)
+    together = sorted(mesh.devices.reshape(-1, tensor).tolist(), key=lambda row: row[0].process_index)
+    if any(len({device.process_index for device in row}) > 1 for row in together):  # the mesh crosses hosts with tensor
+        together = sorted(mesh.devices.flat, key=lambda device: (device.process_index, device.id))
+    shaped = np.array(together).reshape(parts, -1, tensor)
+    return Mesh(shaped, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+ATTENTION = {'cpu': 'blocks', 'tpu': 'splash'}  # others: 'fused'
+
+
+def for_platform(cfg: ModelConfig, dtype: str = 'auto', platform: str | None = None) -> ModelConfig:
+    """The same model in the precision, layer loop and attention that a platform runs best: 'cpu', 'tpu', 'gpu', or by
+    default that of this process.
 
     A CPU multiplies bf16 fast only where the chip has instructions for it, keeps activations in float32 (elementwise
     bf16 is emulated) and runs straight-line layers faster than a loop; accelerators are the reverse.
     """
     if dtype not in ('auto', 'float32', 'bfloat16'):
         raise ValueError(f"policy.dtype={dtype!r} is unknown; use 'auto', 'float32' or 'bfloat16'")
-    on_cpu = jax.default_backend() == 'cpu'
+    platform = platform or jax.default_backend()
+    on_cpu = platform == 'cpu'
     if dtype == 'auto':
         dtype = 'float32' if on_cpu and not _cpu_has_bf16() else 'bfloat16'
-    return dataclasses.replace(cfg, dtype=dtype, act_dtype='float32' if on_cpu else dtype, unroll=on_cpu)
+    act_dtype, attention = 'float32' if on_cpu else dtype, ATTENTION.get(platform, 'fused')
+    return dataclasses.replace(cfg, dtype=dtype, act_dtype=act_dtype, unroll=on_cpu, attention=attention)
 
 
 def _cpu_has_bf16() -> bool:

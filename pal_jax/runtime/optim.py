@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
+from optax import contrib
 
 
 def make_optimizer(
@@ -23,7 +26,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clip to a global norm, scale by `name`, decay weights (decoupled, times the rate), follow `make_schedule`.
 
-    `name` is adam (or adamw: they differ only in `weight_decay`), lion, adafactor or sgd. `max_norm=inf` clips nothing.
+    `name` is adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd. `max_norm=inf` clips
+    nothing.
     """
     return optax.chain(
         optax.clip_by_global_norm(max_norm),
@@ -69,6 +73,59 @@ def _direction(name: str, b1: float, b2: float) -> optax.GradientTransformation:
             return optax.scale_by_lion(b1, b2)
         case 'adafactor':
             return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+        case 'muon':
+            return _muon(b1, b2)
         case 'sgd':
             return optax.identity()
-    raise ValueError(f'unknown optimizer {name!r}; use one of adam, adamw, lion, adafactor, sgd')
+    raise ValueError(f'unknown optimizer {name!r}; use one of adam, adamw, lion, adafactor, muon, sgd')
+
+
+def _muon(b1: float, b2: float) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) on the matrices of the layers, Adam on the rest, as its authors have it.
+
+    Updates have the size of Adam's (Liu et al. 2025, section 2.2), so that one rate does for both. A stack of layers is
+    orthogonalised layer by layer.
+    """
+    matrices = optax.chain(
+        contrib.scale_by_muon(weight_dimension_numbers=_matrices),
+        optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(_as_large_as_adam, updates)),
+    )
+
+    def labels(params: optax.Params) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, x: 'adam' if _matrix(path, x) is None else 'muon', params)
+
+    return optax.partition({'muon': matrices, 'adam': optax.scale_by_adam(b1, b2)}, labels)
+
+
+def _matrices(params: optax.Params) -> Any:
+    return jax.tree_util.tree_map_with_path(_matrix, params)
+
+
+def _matrix(path: tuple[Any, ...], x: Any) -> contrib.MuonDimensionNumbers | None:
+    """Which axes of a stack of layers are a matrix's inputs and outputs; None for what is no such stack."""
+    where = jax.tree_util.keystr(path)
+    if 'layers' not in where or 'bias' in where or getattr(x, 'ndim', 0) < 3:
+        return None
+    inputs = x.ndim - 2 if where.endswith("['o']") else 1
+    return contrib.MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, x.ndim)))
+
+
+def _as_large_as_adam(path: tuple[Any, ...], update: Any) -> Any:
+    matrix: Any = _matrix(path, update)
+    sides = [math.prod(update.shape[axis] for axis in axes) for axes in matrix]
+    return 0.2 * math.sqrt(max(sides)) * update
+
+
+def moment_axes(
+    path: Sequence[str], shape: Sequence[int], axes: Sequence[str | None], moment: Sequence[int]
+) -> tuple[str | None, ...]:
+    """Logical axes of what an optimiser keeps for a parameter of this shape, in a field named in `path`: the
+    parameter's, or of Adafactor's factored moments (Shazeer & Stern 2018, section 3) those that are left of them; none
+    for a placeholder."""
+    if tuple(moment) == tuple(shape):
+        return tuple(axes)
+    second, first = np.argsort(shape)[-2:].tolist() if len(shape) > 1 else (0, 0)
+    gone = first if 'v_row' in path else second if 'v_col' in path else None
+    if gone is None or tuple(moment) != (*shape[:gone], *shape[gone + 1 :]):
+        return ()
+    return (*axes[:gone], *axes[gone + 1 :])

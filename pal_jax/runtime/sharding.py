@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from pal_jax.models.params import Params, ParamSpec, is_spec
 
@@ -37,6 +38,17 @@ def sharding(mesh: Mesh, axes: Sequence[str | None], rules: Rules = RULES) -> Na
     return NamedSharding(mesh, PartitionSpec(*(rules[axis] if axis else None for axis in axes)))
 
 
+def constrain(x: Array, axes: Sequence[str | None]) -> Array:
+    """`x`, kept on these logical axes within `jax.sharding.use_abstract_mesh`; unchanged outside of it.
+
+    Without it the compiler may split the width of activations as that of the weights is split, and gather their rows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(RULES[axis] if axis else None for axis in axes)))
+
+
 def param_shardings(specs: Params, mesh: Mesh, rules: Rules = RULES) -> Params:
     """Shardings for a tree of `ParamSpec`s.
 
@@ -63,11 +75,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:
-    """This process's rows (leading axis) as its share of global arrays, spread over `data` and `fsdp`."""
+    """Rows (leading axis), which every process has all of, as global arrays over `data` and `fsdp`."""
     place = sharding(mesh, ('batch',))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, np.asarray(x)), tree)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda index: x[index]), tree)
 
 
-def batch_ways(mesh: Mesh) -> int:
+def to_host(tree: Any) -> Any:
+    """Arrays as process 0 can read them all: as they are, or in several processes gathered leaf by leaf to its memory.
+
+    The other processes take part and get their shapes.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def gather(x: jax.Array) -> Any:
+        assert isinstance(x.sharding, NamedSharding)
+        whole = jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))
+        return np.asarray(whole) if jax.process_index() == 0 else jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+    return jax.tree.map(gather, tree)
+
+
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """Over how many devices a batch is spread; the number of rows must be a multiple."""
     return mesh.shape['data'] * mesh.shape['fsdp']

@@ -11,8 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pal_jax.learners.policy import Optimizers, PolicyLearner
+from pal_jax.learners.ppo import PPO
+from pal_jax.models.config import tiny
 from pal_jax.runtime import checkpoint, devices
-from pal_jax.runtime.checkpoint import Checkpoints, check_config, fingerprint, write_config
+from pal_jax.runtime.checkpoint import Checkpoints, check_config, check_processes, fingerprint, write_config
+from pal_jax.runtime.optim import make_optimizer
 from pal_jax.runtime.sharding import replicated
 
 
@@ -139,3 +143,60 @@ def test_a_reader_of_one_part_reads_and_checks_no_other(tmp_path):
     same(state, {name: value for name, value in make_state(1).items() if name != 'w'})
     with pytest.raises(RuntimeError, match=r'none of the checkpoints \[1\]'):
         Checkpoints(tmp_path, ABSTRACT | {'half': ...}, read_only=True, log=lambda _: None).restore()
+
+
+def train_state(mesh):
+    """Shapes and places of all that RLPA's learner keeps, on a mesh."""
+    optimizer = make_optimizer('adamw', lr=1e-3, total_steps=3)
+    cfg = tiny(vocab=512)
+    return PolicyLearner(cfg, PPO(estimator='group_norm'), Optimizers(*[optimizer] * 3), mesh, n=2, length=8).abstract
+
+
+@pytest.mark.slow
+def test_a_train_state_is_restored_onto_any_mesh(tmp_path):
+    rng = np.random.default_rng(0)
+    meshes = [
+        devices.make_mesh(),
+        devices.make_mesh(data=2, fsdp=2, tensor=2),
+        devices.make_mesh(devices=jax.devices()[:1]),
+    ]
+    first = train_state(meshes[0])
+    values = jax.tree.map(lambda leaf: rng.integers(0, 100, leaf.shape).astype(leaf.dtype), first)
+    state = jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), values, first)
+    assert not state.actor.opt_state[1].mu['layers']['mlp']['up'].sharding.is_fully_replicated
+    for step, mesh in enumerate(meshes[1:], 1):
+        folder = tmp_path / str(step)
+        writer = Checkpoints(folder, jax.tree.map(shape_and_place, state))
+        writer.save(step, state, {})
+        writer.wait()
+        writer.close()
+        state, _, _ = Checkpoints(folder, train_state(mesh), read_only=True).restore()
+        jax.tree.map(lambda leaf, wanted: assert_placed(leaf, wanted), state, train_state(mesh))
+        same(state, values)
+
+
+def shape_and_place(leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def assert_placed(leaf, wanted):
+    assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+
+
+def test_processes_with_other_configs_or_folders_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.processes, 'exchange', lambda what, value=None: [value, {'ppo': {'clip': 0.1}}])
+    with pytest.raises(ValueError, match=r'process 1 has another config than process 0 \(ppo.clip: 0.2 -> 0.1\)'):
+        check_processes({'ppo': {'clip': 0.2}})
+    monkeypatch.setattr(checkpoint, 'SEEN', 0.0)
+    monkeypatch.setattr(checkpoint.jax, 'process_index', lambda: 1)
+    with pytest.raises(ValueError, match='process 1 does not see what process 0 wrote to'):
+        write_config(tmp_path, {})
+
+
+def test_what_another_process_cannot_read_is_left_out_by_all(tmp_path, monkeypatch):
+    save(tmp_path, 1, 2).close()
+    told = {'checkpoint 2': ['', 'out of range'], 'checkpoint 1': ['', '']}
+    monkeypatch.setattr(checkpoint.processes, 'exchange', lambda what, value=None: told[what])
+    said = []
+    assert Checkpoints(tmp_path, ABSTRACT, read_only=True, log=said.append).restore()[2] == 1
+    assert 'checkpoint 2 cannot be read, trying an older one: out of range' in said[0]

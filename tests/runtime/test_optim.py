@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from pal_jax.runtime.optim import decays, make_optimizer, make_schedule
+from pal_jax.runtime.optim import decays, make_optimizer, make_schedule, moment_axes
 
-NAMES = ['adam', 'adamw', 'lion', 'adafactor', 'sgd']
+NAMES = ['adam', 'adamw', 'lion', 'adafactor', 'muon', 'sgd']
 
 
 def steady(name: str, **options) -> optax.GradientTransformation:
@@ -101,6 +101,37 @@ def test_decay_spares_norms_and_biases_of_stacked_layers():
         'layers': {'attn': {'q': True, 'q_bias': False}, 'norm': {'attn': False, 'mlp': False}},
         'final_norm': False,
     }
+
+
+def test_muon_orthogonalises_each_layer_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    params = {
+        'embed': jnp.zeros((5, 4)),
+        'layers': {'attn': {'q': jnp.zeros((2, 6, 2, 2)), 'o': jnp.zeros((2, 2, 2, 6))}, 'norm': jnp.zeros((2, 6))},
+    }
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    updates = first_update(steady('muon', max_norm=np.inf), grads, params)
+    adam = first_update(steady('adam', max_norm=np.inf), grads, params)
+    np.testing.assert_allclose(updates['embed'], adam['embed'], rtol=1e-6)
+    np.testing.assert_allclose(updates['layers']['norm'], adam['layers']['norm'], rtol=1e-6)
+    for name, shape in (('q', (2, 6, 4)), ('o', (2, 4, 6))):
+        both = (tree['layers']['attn'][name].reshape(shape) for tree in (updates, grads))
+        for update, grad in zip(*both, strict=True):
+            u, _, v = np.linalg.svd(grad, full_matrices=False)
+            singular = np.diag(u.T @ (update / (-0.1 * 0.2 * np.sqrt(6))) @ v.T)
+            assert np.all((singular > 0.6) & (singular < 1.3))  # what five steps of Newton-Schulz come to
+
+
+@pytest.mark.parametrize('shape', [(2, 256, 512), (3, 512, 4, 128), (256, 128)])
+def test_factored_moments_keep_the_axes_that_are_left(shape):
+    names = tuple(f'axis{k}' for k in range(len(shape)))
+    state = optax.scale_by_factored_rms().init({'w': jnp.zeros(shape)})
+    for name in ('v_row', 'v_col'):
+        moment = getattr(state, name)['w']
+        axes = moment_axes(('0', name), shape, names, moment.shape)
+        assert tuple(shape[names.index(axis)] for axis in axes if axis) == moment.shape
+    assert moment_axes(('v',), shape, names, (1,)) == ()
+    assert moment_axes(('mu',), shape, names, shape) == names
 
 
 def test_unknown_optimizer():

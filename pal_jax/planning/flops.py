@@ -1,0 +1,41 @@
+"""Arithmetic of a traced program: what its matrix products cost, loops and recomputation included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+
+def flops(jaxpr: Any) -> float:
+    """Floating-point operations of all matrix products of a jaxpr, on all devices together.
+
+    Of a condition the dearer branch counts, of a loop without a known length one turn, of a Pallas kernel what it says
+    of itself.
+    """
+    return sum(_cost(equation) for equation in jaxpr.eqns)
+
+
+def _cost(equation: Any) -> float:
+    params = equation.params
+    match equation.primitive.name:
+        case 'dot_general':
+            (contracted, _), _ = params['dimension_numbers']
+            inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            return 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
+        case 'pallas_call':
+            return float(params['cost_estimate'].flops) if params['cost_estimate'] else 0.0
+        case 'cond':
+            return max(flops(branch.jaxpr) for branch in params['branches'])
+        case 'scan':
+            return params['length'] * flops(params['jaxpr'].jaxpr)
+        case 'shard_map':
+            return params['mesh'].size * flops(params['jaxpr'])
+    return sum(flops(inner) for inner in _inner(params))
+
+
+def _inner(params: dict[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        closed = getattr(value, 'jaxpr', value)
+        if hasattr(closed, 'eqns'):
+            yield closed

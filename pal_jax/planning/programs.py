@@ -1,0 +1,195 @@
+"""The hot functions of a recipe as programs to compile: what they are given, how often a step runs them, and what lies
+in memory beside them. Nothing here has a value: every array is a shape, a dtype and a place.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from pal_jax.data.packing import round_up
+from pal_jax.decode import engine
+from pal_jax.decode.local import bucket
+from pal_jax.decode.programs import Programs
+from pal_jax.learners.policy import PolicyLearner, critic_trainable
+from pal_jax.models import params
+from pal_jax.models.config import ModelConfig
+from pal_jax.runtime import sharding
+from pal_jax.types import RolloutBatch, TokenBatch
+
+Tree = Any
+CHUNK, PREFILL_ROWS = 512, 8  # as decode.local.LocalDecoder has them
+
+
+class Program(NamedTuple):
+    """A hot function and its arguments.
+
+    calls: how often a step runs it.
+    beside: what else is in memory while it runs.
+    """
+
+    name: str
+    function: Any  # jitted
+    arguments: tuple[Any, ...]
+    calls: int
+    beside: Tree
+
+
+class Work(NamedTuple):
+    """The sizes of a step. Every row and completion is taken to be as long as it may become."""
+
+    prompts: int
+    n: int
+    prompt: int
+    completion: int
+    minibatches: int
+    epochs: int
+    slots: int
+
+    @property
+    def row(self) -> int:
+        """Tokens of a row: a prompt and its completions."""
+        return round_up(self.prompt + self.n * self.completion, 128)
+
+    @property
+    def room(self) -> int:
+        """Tokens of a slot."""
+        return bucket(self.prompt + max(self.completion, 64), 128)
+
+
+def work_of(config: Any, prompt: int) -> Work:
+    """The sizes that a config names, with prompts of so many tokens."""
+    dialogue, ppo = config.dialogue, config.ppo
+    return Work(
+        dialogue.rollout_batch_size, dialogue.n_samples_per_prompt, prompt, config.sampling.max_tokens,
+        ppo.minibatches, ppo.epochs, config.decode.slots,
+    )  # fmt: skip
+
+
+def training(learner: PolicyLearner, work: Work) -> list[Program]:
+    """Gradients, optimiser and annotation."""
+    state, mesh, ways = learner.abstract, learner.mesh, sharding.batch_ways(learner.mesh)
+    height = round_up(work.prompts, ways * work.minibatches)
+    minibatch = height // work.minibatches
+    rows, scored = (min(learner.ppo.micro_rows * ways, each) for each in (minibatch, height))
+    batch, weight = rollout(mesh, rows, work)
+    grads = gradients(state.actor.params), gradients(critic_trainable(state.critic))
+    updates = work.minibatches * work.epochs
+    programs = [
+        Program('gradients', type(learner)._gradients, (learner, grads, state, batch, weight, 0),
+                updates * (minibatch // rows), batch),
+        Program('apply', type(learner)._apply, (learner, learner.optimizers.actor, state.actor, grads[0]), updates,
+                (state.critic, state.reference, grads[1])),
+        Program('annotate', type(learner)._score, (learner, state, rollout(mesh, scored, work)[0].tokens),
+                height // scored, ()),
+    ]  # fmt: skip
+    if state.critic:
+        beside = state.actor, state.reference, grads[0]
+        arguments = learner, learner.optimizers.critic, state.critic, grads[1]
+        programs.insert(2, Program('apply critic', type(learner)._apply, arguments, updates, beside))
+    return programs
+
+
+def gradients(params: Tree) -> Tree:
+    """Sums of gradients: float32, where the parameters lie."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), params)
+
+
+def rollout(mesh: Mesh, rows: int, work: Work) -> tuple[RolloutBatch, jax.ShapeDtypeStruct]:
+    """An annotated batch of so many rows, and the weights of its actions."""
+    place = sharding.sharding(mesh, ('batch',))
+    actions = work.n, round_up(work.completion, 8)
+
+    def array(dtype: Any, *sizes: int) -> Any:
+        return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=place)
+
+    column, chosen, floats = array(jnp.int32, work.row), array(jnp.int32, *actions), array(jnp.float32, *actions)
+    tokens = TokenBatch(
+        tokens=column, positions=column, segments=column, prefix=column,
+        states=chosen, actions=chosen, acts=array(jnp.bool_, *actions),
+    )  # fmt: skip
+    batch = RolloutBatch(
+        tokens=tokens, reward=array(jnp.float32, work.n), ok=array(jnp.bool_, work.n), sampler_logprobs=floats,
+        logprobs=floats, ref_logprobs=floats, values=floats, advantages=floats, returns=floats,
+    )  # fmt: skip
+    return batch, floats
+
+
+def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool) -> list[Program]:
+    """Publication of the weights, prefill, insertion and generation, beside the state of the training."""
+    state, ways = learner.abstract, sharding.batch_ways(learner.mesh)
+    slots, rows, room = round_up(work.slots, ways), round_up(PREFILL_ROWS, ways), work.room
+    functions = Programs(cfg, learner.mesh, slots=slots, int8=int8)
+    plain = state.actor.frozen if learner.adapters else state.actor.params  # merged weights lie where the base does
+    weights = result(functions.publish, plain)
+    caches = slots_of(cfg, learner.mesh, slots, room)
+    chunk, place = min(CHUNK, bucket(work.prompt, 64)), sharding.sharding(learner.mesh, ('batch',))
+    tokens, length = (jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=place) for sizes in ((rows, chunk), (rows,)))
+    prompts = weights, caches, length, length, tokens, length
+    cached = jax.eval_shape(functions.extend, *prompts)
+    prefix = jax.tree.map(lambda like, part: placed(part, like.sharding), prefix_of(caches), cached)
+    chunks = -(-work.prompt // chunk) * -(-work.prompts // rows)
+    steps = work.completion * -(-work.prompts * work.n // slots)
+    training = state.replace(actor=state.actor.replace(params={}))
+    return [
+        Program('publish', functions.publish, (plain,), 1, training),
+        Program('prefill', functions.extend, prompts, chunks, state),
+        Program('insert', functions.insert, (caches, prefix, admission(slots)), chunks, (state, weights)),
+        Program('generate', functions.generate, (weights, caches), steps, state),
+    ]
+
+
+def prefix_of(caches: engine.DecodeState) -> engine.Prefix:
+    """The part of slots that prompts have too."""
+    return engine.Prefix(caches.keys, caches.values, caches.length, caches.token)
+
+
+def slots_of(cfg: ModelConfig, mesh: Mesh, slots: int, room: int) -> engine.DecodeState:
+    """Empty slots, where decoding has them."""
+    shapes = jax.eval_shape(lambda: engine.init_state(cfg, slots, room))
+    return jax.tree.map(lambda place, part: placed(part, place), engine.state_shardings(mesh), shapes)
+
+
+def decoding_memory(cfg: ModelConfig, mesh: Mesh, work: Work, *, int8: bool) -> tuple[int, int]:
+    """Bytes on a device of the weights, about, and of the caches that decoding keeps."""
+    specs = params.decoder_specs(cfg)
+    places = sharding.param_shardings(specs, mesh, sharding.DECODE_RULES)
+    weights = jax.tree.map(placed, params.abstract(specs, 'int8' if int8 else cfg.dtype), places)
+    slots = slots_of(cfg, mesh, round_up(work.slots, sharding.batch_ways(mesh)), work.room)
+    return bytes_of(weights), bytes_of(slots)
+
+
+def admission(slots: int) -> engine.Admission:
+    """Into every slot at once."""
+    dtypes = jnp.int32, jnp.int32, jnp.int32, jnp.uint32, jnp.float32, jnp.int32, jnp.float32
+    shapes: Any = [(), (slots,), (slots,), (slots, 2), (slots,), (slots,), (slots,)]
+    arrays: Any = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    return engine.Admission(*arrays)
+
+
+def result(function: Any, *arguments: Any) -> Tree:
+    """What a jitted function returns, and where the compiler puts it."""
+    compiled = function.lower(*arguments).compile()
+    return jax.tree.map(placed, jax.eval_shape(function, *arguments), compiled.output_shardings)
+
+
+def placed(tree: Tree, place: Any) -> Tree:
+    """A tree of shapes in one place."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+
+def bytes_of(tree: Tree) -> int:
+    """Bytes of a tree on one device."""
+    leaves = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.ShapeDtypeStruct)]
+    return sum(_bytes(x) for x in leaves)
+
+
+def _bytes(x: jax.ShapeDtypeStruct) -> int:
+    sizes = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
+    total = jnp.dtype(x.dtype).itemsize
+    for size in sizes:
+        total *= size
+    return total

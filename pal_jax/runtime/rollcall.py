@@ -1,0 +1,219 @@
+"""Who of the processes of a run is still there: one connection of each to process 0, over which lines of JSON go.
+
+JAX lets the others wait at a collective for a process that is gone, and ends them with a stack dump. Here the kernel
+tells within milliseconds of a process that has died, and by TCP's own probes of a machine that is gone. Beats sent by a
+thread of Python would not do: a call that holds the interpreter keeps it from sending.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+SILENCE = 30  # seconds after which a machine that does not answer counts as gone
+GONE = 75  # exit status of the others: EX_TEMPFAIL, the same command again goes on
+_LAST_WORDS = 1.0  # seconds in which process 0 still passes on why it leaves
+
+Message = dict[str, Any]
+
+
+class Peer:
+    """One end of a connection."""
+
+    def __init__(self, connection: socket.socket):
+        probe_when_silent(connection)
+        self._socket, self._lines = connection, connection.makefile('r', encoding='utf-8')
+        self._sending = threading.Lock()
+        self.parted = False
+
+    def send(self, **message: Any) -> None:
+        """Says something; a connection that is closed is for its reader to notice."""
+        with self._sending, contextlib.suppress(OSError):
+            self._socket.sendall((json.dumps(message) + '\n').encode())
+
+    def receive(self, timeout: float | None) -> Message:
+        """The next message. Raises EOFError where the other end has closed, TimeoutError where it is silent."""
+        self._socket.settimeout(timeout)
+        try:
+            line = self._lines.readline()
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise EOFError(str(error)) from error
+        if not line.endswith('\n'):
+            raise EOFError('closed')
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
+
+
+class RollCall:
+    """Process 0 hears every other one, the others hear process 0.
+
+    Args:
+      address: host and port that process 0 listens at.
+      process, processes: which one of how many this is.
+      patience: seconds in which all have to come.
+
+    Raises:
+      RuntimeError: process 0 cannot be reached, or others have not come; the message names them.
+      ValueError: two processes have the same number, or they disagree about how many there are.
+    """
+
+    def __init__(self, address: tuple[str, int], process: int, processes: int, *, patience: float):
+        self.process, self.processes = process, processes
+        self._peers: dict[int, Peer] = {}
+        self._leaving = threading.Lock()
+        if process == 0:
+            self._gather(address[1], time.monotonic() + patience, patience)
+        else:
+            self._peers[0] = self._report(address, time.monotonic() + patience, patience)
+        for number, peer in self._peers.items():
+            threading.Thread(target=self._hear, args=(number, peer), daemon=True).start()
+
+    def leave(self, message: str, code: int) -> None:
+        """Ends this process at once, and tells the others why: they end with the same status."""
+        self._exit(f'process {self.process} stopped: {message}', code, say=False)
+
+    def part(self) -> None:
+        """Closes the connections of a run that all have finished."""
+        for peer in self._peers.values():
+            peer.parted = True
+            peer.send(kind='part')
+
+    # --- coming together ---------------------------------------------------------------------------------------------
+
+    def _gather(self, port: int, until: float, patience: float) -> None:
+        try:
+            server = socket.create_server(('', port), backlog=self.processes)
+        except OSError as error:
+            raise RuntimeError(f'port {port} cannot be had ({error.strerror}); give another --coordinator') from error
+        with contextlib.ExitStack() as undo:
+            undo.callback(server.close)
+            while len(self._peers) < self.processes - 1:
+                server.settimeout(max(until - time.monotonic(), 0.01))
+                try:
+                    peer = Peer(server.accept()[0])
+                except TimeoutError:
+                    missing = [str(i) for i in range(1, self.processes) if i not in self._peers]
+                    raise RuntimeError(
+                        f'process {", ".join(missing)} of {self.processes} did not come within {patience:.0f} s; start '
+                        'one command for each, with the same --coordinator and --processes'
+                    ) from None
+                undo.callback(peer.close)
+                self._admit(peer)
+            undo.pop_all()  # all are there
+        for peer in self._peers.values():
+            peer.send(kind='begin')
+        threading.Thread(target=self._refuse, args=(server,), daemon=True).start()
+
+    def _admit(self, peer: Peer) -> None:
+        try:
+            hello = peer.receive(5.0)
+            number, count = hello['process'], hello['processes']
+        except (EOFError, TimeoutError, ValueError, KeyError, TypeError):  # no process of a run
+            return
+        if count != self.processes:
+            why = f'process {number} was started with --processes={count}, process 0 with {self.processes}'
+        elif number in self._peers or not 0 < number < self.processes:
+            why = f'two processes have the number {number}; give each of {self.processes} its own --process'
+        else:
+            self._peers[number] = peer
+            return
+        for each in (peer, *self._peers.values()):
+            each.send(kind='refuse', message=why)
+        raise ValueError(why)
+
+    def _refuse(self, server: socket.socket) -> None:
+        """Tells those who come when all are there."""
+        server.settimeout(None)
+        while True:
+            peer = Peer(server.accept()[0])
+            with contextlib.suppress(EOFError, TimeoutError, ValueError):
+                peer.receive(5.0)
+            peer.send(kind='refuse', message=f'this run has its {self.processes} processes already')
+            peer.close()
+
+    def _report(self, address: tuple[str, int], until: float, patience: float) -> Peer:
+        host, port = address
+        while True:
+            try:
+                peer = Peer(socket.create_connection(address, timeout=5.0))
+                break
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise RuntimeError(
+                        f'process 0 cannot be reached at {host}:{port} within {patience:.0f} s '
+                        f'({error.strerror or error}); is it running, and is the port open?'
+                    ) from error
+                time.sleep(0.2)
+        peer.send(kind='hello', process=self.process, processes=self.processes)
+        try:
+            answer = peer.receive(patience)
+        except (EOFError, TimeoutError) as error:
+            peer.close()
+            raise RuntimeError(f'process 0 at {host}:{port} has gone before all had come; see what it says') from error
+        if answer['kind'] == 'refuse':
+            peer.close()
+            raise ValueError(answer['message'])
+        return peer
+
+    # --- while it lasts ----------------------------------------------------------------------------------------------
+
+    def _hear(self, number: int, peer: Peer) -> None:
+        while True:
+            try:
+                message = peer.receive(None)
+            except EOFError:
+                if not peer.parted:
+                    self._exit(f'process {number} has died; the same command again goes on', GONE)
+                return
+            except TimeoutError:
+                self._exit(f'the machine of process {number} is gone; the same command again goes on', GONE)
+                return
+            if message['kind'] == 'part':
+                peer.parted = True
+            elif message['kind'] == 'leave':
+                self._exit(message['message'], message['code'])
+
+    def _exit(self, message: str, code: int, *, say: bool = True) -> None:
+        with self._leaving:  # who comes second waits here until the process is gone
+            if say:
+                with _unbuffered(sys.stderr) as err:
+                    err.write(f'error: {message}\n')
+            for peer in self._peers.values():
+                peer.send(kind='leave', message=message, code=code)
+            if self.process == 0:
+                time.sleep(_LAST_WORDS)
+            sys.stdout.flush()
+            os._exit(code)
+
+
+def probe_when_silent(connection: socket.socket) -> None:
+    """Has the kernel end a connection whose other machine is silent for `SILENCE`."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in {
+        'TCP_KEEPIDLE': SILENCE // 3,
+        'TCP_KEEPINTVL': SILENCE // 6,
+        'TCP_KEEPCNT': 4,
+        'TCP_USER_TIMEOUT': 1000 * SILENCE,
+    }.items():
+        if hasattr(socket, name):  # Linux has them all
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+@contextlib.contextmanager
+def _unbuffered(stream: TextIO) -> Iterator[TextIO]:
+    try:
+        yield stream
+    finally:
+        stream.flush()

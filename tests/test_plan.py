@@ -1,0 +1,265 @@
+"""The planner: what it reads off compiled programs, what it knows of models and chips, what it refuses and proposes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pal_jax.models import params
+from pal_jax.models.config import tiny
+from pal_jax.planning import chips, estimate, hlo, programs, shapes
+from pal_jax.planning.chips import GIB, Chip
+from pal_jax.planning.estimate import Choice, Figures, Plan, Request
+from pal_jax.planning.flops import flops
+from pal_jax.recipes import rlpa
+from pal_jax.recipes.recipe import Context
+from pal_jax.runtime.devices import for_platform, make_mesh
+from pal_jax.runtime.progress import Stopwatch
+
+ROOT = Path(__file__).parents[1]
+
+# A loop of five turns. A turn reads a 1 KiB slice of a 5 KiB stack, starts a gather, computes beside it, and waits for
+# an all-reduce of 1 KiB. `near` lies on the chip.
+MODULE = """HloModule jit_f, is_scheduled=true
+
+%sliced (p.0: f32[5,256], p.1: s32[]) -> f32[1,256] {
+  %p.0 = f32[5,256]{1,0} parameter(0)
+  %p.1 = s32[] parameter(1)
+  ROOT %ds = f32[1,256]{1,0} dynamic-slice(%p.0, %p.1, %p.1), dynamic_slice_sizes={1,256}
+}
+
+%body (state: (s32[], f32[5,256])) -> (s32[], f32[5,256]) {
+  %state = (s32[], f32[5,256]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %stack = f32[5,256]{1,0} get-tuple-element(%state), index=1
+  %slice = f32[1,256]{1,0} fusion(%stack, %i), kind=kLoop, calls=%sliced
+  %start = (f32[1,256]{1,0}, f32[1,1024]{1,0}) all-gather-start(%slice), channel_id=1, replica_groups=[1,4]<=[4]
+  %near = f32[1,256]{1,0:S(1)} multiply(%slice, %slice)
+  %work = f32[1,256]{1,0:S(1)} dot(%near, %near), lhs_contracting_dims={1}
+  %gathered = f32[1,1024]{1,0} all-gather-done(%start)
+  %sum = f32[1,256]{1,0:S(1)} all-reduce(%work), channel_id=2, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %next = (s32[], f32[5,256]{1,0}) tuple(%i, %stack)
+}
+
+%condition (state: (s32[], f32[5,256])) -> pred[] {
+  %state.1 = (s32[], f32[5,256]{1,0}) parameter(0)
+  %limit = s32[] constant(5)
+  %at = s32[] get-tuple-element(%state.1), index=0
+  ROOT %less = pred[] compare(%at, %limit), direction=LT
+}
+
+ENTRY %main (x: f32[5,256]) -> f32[5,256] {
+  %x = f32[5,256]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %init = (s32[], f32[5,256]{1,0}) tuple(%zero, %x)
+  %loop = (s32[], f32[5,256]{1,0}) while(%init), condition=%condition, body=%body
+  ROOT %out = f32[5,256]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_golden_traffic_of_a_loop() -> None:
+    found = hlo.traffic(MODULE)
+    assert found.collectives == {'all-gather': 5 * 4096, 'all-reduce': 5 * 2 * 1024}
+    assert (found.started, found.overlapped, found.waiting) == (1, 1, 1)
+    slice_of_stack = 1024 + 1024 + 4  # read, written, and the index
+    gathered = 1024 + (1024 + 4096) + (1024 + 4096) + 4096  # what the start and the end of the gather are given
+    assert found.moved == 5 * (slice_of_stack + gathered + 2 * 1024) + 5 * (4 + 4 + 1) * 0
+
+
+def test_a_transfer_with_nothing_beside_it_is_not_overlapped() -> None:
+    alone = MODULE.replace('  %work = f32[1,256]{1,0:S(1)} dot(%near, %near), lhs_contracting_dims={1}\n', '')
+    assert hlo.traffic(alone).overlapped == 0
+
+
+def test_loops_count_as_often_as_the_compiler_knows_they_run() -> None:
+    known = MODULE.replace('body=%body', 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
+    assert hlo.traffic(known).collectives['all-gather'] == 7 * 4096
+
+
+def test_flops_of_a_loop_and_of_its_gradient() -> None:
+    def loss(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
+
+    x, w = jnp.ones((8, 16)), jnp.ones((3, 16, 16))
+    forward = 3 * 2 * 8 * 16 * 16
+    assert flops(jax.make_jaxpr(loss)(x, w).jaxpr) == forward
+    assert flops(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, w).jaxpr) == 3 * forward
+    again = jax.grad(lambda x, w: jax.checkpoint(loss)(x, w), (0, 1))
+    assert flops(jax.make_jaxpr(again)(x, w).jaxpr) == 4 * forward
+
+
+@pytest.mark.parametrize(
+    ('name', 'millions'),
+    [
+        ('HuggingFaceTB/SmolLM2-135M-Instruct', 134.5),
+        ('Qwen/Qwen2.5-0.5B', 494.0),
+        ('hf:Qwen/Qwen2.5-3B-Instruct', 3086),
+        ('Qwen/Qwen2.5-7B', 7616),
+        ('meta-llama/Llama-3.2-1B', 1236),
+        ('meta-llama/Llama-3.1-8B-Instruct', 8030),
+        ('meta-llama/Llama-3.1-70B', 70554),
+    ],
+)
+def test_known_shapes_have_the_published_number_of_parameters(name, millions) -> None:
+    specs = params.decoder_specs(shapes.shape(name))
+    count = sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs, is_leaf=params.is_spec))
+    assert count / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+def test_a_folder_with_a_config_alone_is_a_shape(tmp_path) -> None:
+    fields = {
+        'architectures': ['LlamaForCausalLM'], 'vocab_size': 512, 'hidden_size': 64, 'num_hidden_layers': 2,
+        'num_attention_heads': 4, 'num_key_value_heads': 2, 'intermediate_size': 128, 'max_position_embeddings': 1024,
+        'rms_norm_eps': 1e-5, 'tie_word_embeddings': True,
+    }  # fmt: skip
+    (tmp_path / 'config.json').write_text(json.dumps(fields))
+    assert shapes.shape(str(tmp_path)) == shapes.shape(f'hf:{tmp_path}') == tiny()
+
+
+# --- plans ----------------------------------------------------------------------------------------------------------
+
+
+def request(memory: float = 64 * GIB, **changes) -> Request:
+    """The smoke config on eight devices, with its training alone."""
+    config = runpy.run_path(str(ROOT / 'configs' / 'rlpa.py'))['get_config']('smoke')
+    config.dialogue.rollout_batch_size = 8
+    config.update_from_flattened_dict(changes)
+    return Request(
+        cfg=tiny(),
+        make_learner=lambda cfg, mesh, _: rlpa.make_learner(config, cfg, Context(mesh, Stopwatch().phase)),
+        work=programs.work_of(config, prompt=64),
+        devices=jax.devices(),
+        chip=Chip(memory, 1e12, 1e11, 1e10),
+        decode=False,
+        int8=False,
+        efficiency=0.5,
+    )
+
+
+def test_a_plan_tells_what_a_device_holds() -> None:
+    asked = request()
+    found = estimate.make_plan(asked, Choice(2, 2, 2, 'none', 4), lambda _: None)
+    specs = params.decoder_specs(asked.cfg)
+    cut = sum(
+        4 * math.prod(spec.shape) // math.prod(2 for axis in spec.axes if axis not in (None, 'layers'))
+        for spec in jax.tree.leaves(specs, is_leaf=params.is_spec)
+    )
+    assert found.memory == {'parameters': 2 * cut, 'optimiser': 2 * cut + 8, 'gradients': cut}  # and the reference
+    assert [each.name for each in found.figures] == ['gradients', 'apply', 'annotate']
+    assert found.fits
+    assert found.worst.peak == max(each.peak for each in found.figures)
+    gradients = found.figures[0]
+    assert gradients.peak == gradients.arguments + gradients.temporaries + gradients.beside
+    assert gradients.arguments > found.memory['parameters'] + found.memory['optimiser']
+    assert set(gradients.collectives) & {'all-reduce', 'reduce-scatter'}
+    assert found.step_seconds == pytest.approx(sum(each.calls * each.seconds for each in found.figures))
+
+
+def test_training_that_cannot_fit_is_refused_before_anything_is_compiled() -> None:
+    found = estimate.make_plan(request(memory=1e4), Choice(1, 8, 1, 'none', 4), lambda name: pytest.fail(name))
+    assert not found.fits
+    assert 'not compiled' in found.worst.refused
+
+
+def test_the_nearest_plan_is_the_cheapest_that_fits(monkeypatch) -> None:
+    tried = []
+
+    def made(asked, choice, log, stop_early):
+        if choice.tensor == 1:
+            raise ValueError('does not divide')
+        tried.append(choice)
+        return Plan(choice, asked.chip, {}, [Figures('gradients', 1, peak=int((3 - (choice.remat == 'full')) * GIB))])
+
+    monkeypatch.setattr(estimate, 'make_plan', made)
+    asked = request(memory=2 * GIB)
+    choices = estimate.choices(asked.cfg, 8, 2)
+    found = estimate.search(asked, choices, lambda _: None)
+    assert found is not None
+    assert found.choice == Choice(1, 4, 2, 'full', 2)
+    assert all(choice.remat != 'full' for choice in tried[:-1])
+    assert estimate.search(request(memory=GIB), choices, lambda _: None) is None
+
+
+def test_choices_divide_the_model_and_come_cheapest_first() -> None:
+    found = estimate.choices(tiny(), 8, 2)
+    assert {choice.tensor for choice in found} == {1, 2}  # two kv heads
+    assert all(choice.data * choice.fsdp * choice.tensor == 8 for choice in found)
+    assert found[:2] == [Choice(1, 8, 1, 'none', 2), Choice(1, 8, 1, 'none', 1)]
+    remats = [choice.remat for choice in found]
+    assert remats == sorted(remats, key=estimate.REMAT.index)
+    assert estimate.settled({'data': 1, 'fsdp': -1, 'tensor': 2}, 8, 'full', 4) == Choice(1, 4, 2, 'full', 4)
+    mesh = make_mesh(**{axis: getattr(found[0], axis) for axis in ('data', 'fsdp', 'tensor')})
+    assert dict(mesh.shape) == {'data': 1, 'fsdp': 8, 'tensor': 1}
+
+
+def test_what_the_compiler_says_of_memory_is_read() -> None:
+    message = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm. Exceeded by 4.75G.'
+    assert estimate.over_memory(message) == int(20.5 * GIB)
+    assert estimate.over_memory('INTERNAL: something else') == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('topology', 'model', 'choice'),
+    [
+        ('v5e:4x4', 'Qwen/Qwen2.5-3B', Choice(1, 16, 1, 'full', 1)),
+        ('v5p:4x4x4', 'meta-llama/Llama-3.1-8B', Choice(1, 64, 1, 'full', 1)),
+    ],
+)
+def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice) -> None:
+    """Two rows of the table in docs/tpu.md: it fits, transfers run beside work, and the logits' loop sends nothing."""
+    pytest.importorskip('libtpu', reason="needs the TPU's compiler: pip install 'pal_jax[plan]'")
+    config = runpy.run_path(str(ROOT / 'configs' / 'rlpa.py'))['get_config']('paper')
+    config.ppo.micro_rows = choice.micro_rows
+    mesh = make_mesh(choice.data, choice.fsdp, choice.tensor, devices=chips.topology_devices(topology))
+    cfg = for_platform(shapes.shape(model), platform='tpu')
+    cfg = dataclasses.replace(cfg, remat=choice.remat)
+    learner = rlpa.make_learner(config, cfg, Context(mesh, Stopwatch().phase))
+    chip = chips.chip(mesh.devices.flat[0])
+    gradients = programs.training(learner, programs.work_of(config, prompt=1024))[0]
+    found = estimate.measure(gradients, mesh.size, chip, efficiency=0.4)
+    assert not found.refused
+    assert found.peak <= chip.memory
+    assert found.overlapped >= 0.9 * found.started > 0
+    unembed = 4 * cfg.vocab * cfg.width
+    assert found.collectives['all-reduce'] < 3 * unembed
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    run = [sys.executable, '-m', 'pal_jax.plan', *arguments]
+    return subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+@pytest.mark.slow
+def test_the_command_plans_this_machine_whole() -> None:
+    done = command('--config=configs/rlpa.py:smoke', '--platform=cpu', '--prompt=64', '--json')
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    names = [each['name'] for each in told['programs']]
+    assert names == ['gradients', 'apply', 'annotate', 'publish', 'prefill', 'insert', 'generate']
+    assert told['fits']
+    assert told['memory']['KV cache'] > 0
+
+
+@pytest.mark.slow
+def test_faults_are_one_line() -> None:
+    for arguments, message in (
+        (['--config=configs/rlpa.py:smoke'], 'name either a slice'),
+        (['--config=configs/rlpa.py:smoke', '--topology=v5e:3x9'], 'v5e:3x9'),
+    ):
+        done = command(*arguments)
+        assert done.returncode in (1, 2)
+        assert message in done.stderr.strip().splitlines()[-1]
