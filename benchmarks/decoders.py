@@ -54,7 +54,7 @@ def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Ro
     weights = engine.decode_weights(params.init(params.decoder_specs(cfg), jax.random.key(0)), cfg, slots=rows)
     generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
     states = [engine.init_state(cfg, rows, -(-(prompt + new) // 128) * 128)]
-    read = (weights['layers'], decoder.unembed_weight(weights), states[0].keys, states[0].values)
+    read = (weights['layers'], decoder.unembed_weight(weights, cfg), states[0].keys, states[0].values)
     step_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
 
     def decode() -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Speed of one full training step (cross-entropy, AdamW) of a model of SmolLM2-135M's shape, with random weights.
 
-  python -m benchmarks.train_step --against=torch
-Prints one JSON object; see `contest.py` for how the numbers come about.
+  python -m benchmarks.train_step --against=torch,tunix
+Prints one JSON object; see `contest.py` for how the numbers come about, and `decode.py` for where Tunix may live.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import statistics
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from benchmarks.shapes import SHAPES
 from pal_jax.models.config import ModelConfig
 
 LEARNING_RATE = 1e-5
+PEERS = {'torch': ('torch', 'transformers'), 'tunix': ('google-tunix', 'jax', 'flax')}  # and whose versions count
 
 
 def make_pal_jax(model: str, batch: int, length: int, dtype: str) -> Round:
@@ -55,15 +58,14 @@ def _cross_entropy(weights: Any, cfg: Any, tokens: Any) -> Any:
     import jax.numpy as jnp
 
     from pal_jax.models import decoder
-    from pal_jax.models.attention import visibility
     from pal_jax.objectives.logprobs import token_loss
 
     one_segment = jnp.ones_like(tokens)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = decoder.forward(weights, cfg, tokens, positions, visibility(one_segment, one_segment))
+    hidden = decoder.forward(weights, cfg, tokens, positions, one_segment, one_segment)
     states, targets = hidden[:, :-1], tokens[:, 1:]
     share = jnp.full(targets.shape, 1 / targets.size)
-    unembed = decoder.unembed_weight(weights)
+    unembed = decoder.unembed_weight(weights, cfg)
     return token_loss(states, unembed, targets, share, lambda lp, w: -lp * w, dtype=cfg.dtype)[0]
 
 
@@ -86,6 +88,35 @@ def make_torch(model: str, batch: int, length: int, dtype: str) -> Round:
         optimizer.step()
         optimizer.zero_grad()
         return {'loss': loss.item()}
+
+    return step
+
+
+def make_tunix(model: str, batch: int, length: int, dtype: str) -> Round:
+    """The step of Tunix' trainer, with its Llama 3 in the same shape; bfloat16 is that of all its weights."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+    from tunix.models.llama3.model import Llama3
+    from tunix.sft.peft_trainer import PeftTrainer, TrainingConfig
+
+    network = Llama3(shapes.as_tunix(SHAPES[model]), rngs=nnx.Rngs(0))
+    nnx.update(network, jax.tree.map(lambda x: x.astype(dtype), nnx.state(network)))
+    trainer = PeftTrainer(network, optax.adamw(LEARNING_RATE), TrainingConfig(eval_every_n_steps=1 << 30))
+    update, _ = trainer.jit_train_and_eval_step(cache_nnx_graph=True)
+    tokens = jax.random.randint(jax.random.key(1), (batch, length), 0, SHAPES[model].vocab)
+    inputs = {
+        'input_tokens': tokens,
+        'input_mask': jnp.ones_like(tokens, bool),
+        'positions': jnp.broadcast_to(jnp.arange(length), tokens.shape),
+        'attention_mask': jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length)),
+    }
+
+    def step() -> dict[str, float]:
+        loss, *_ = update(inputs)
+        jax.block_until_ready(nnx.state(network))
+        return {'loss': float(loss)}
 
     return step
 
@@ -113,7 +144,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=4, help='rows of a step')
     parser.add_argument('--seq', type=int, default=256, help='tokens of a row')
     parser.add_argument('--steps', type=int, default=5, help='timed steps of each contestant')
-    parser.add_argument('--against', choices=('torch',), help='also run transformers on torch, in both precisions')
+    parser.add_argument(
+        '--against',
+        type=shapes.listed(str, tuple(PEERS)),
+        default=[],
+        help=f'of {", ".join(PEERS)}, in both precisions',
+    )
+    parser.add_argument(
+        '--tunix-python',
+        default=os.environ.get('TUNIX_PYTHON', sys.executable),
+        help='the interpreter that has Tunix; default $TUNIX_PYTHON, or else this one',
+    )
     return parser.parse_args(argv)
 
 
@@ -122,12 +163,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {'model': args.model, 'batch': args.batch, 'length': args.seq}
     dtypes = {'pal_jax': args.dtype}
     contestants = {'pal_jax': Contestant('benchmarks.train_step:make_pal_jax', settings | {'dtype': args.dtype})}
-    for dtype in ('bfloat16', 'float32') if args.against else ():
-        theirs = settings | {'dtype': dtype}
-        dtypes[f'torch_{dtype}'] = dtype
-        contestants[f'torch_{dtype}'] = Contestant(
-            'benchmarks.train_step:make_torch', theirs, 'torch', ('torch', 'transformers')
-        )
+    for peer in args.against:
+        python = args.tunix_python if peer == 'tunix' else sys.executable
+        for dtype in ('bfloat16', 'float32'):
+            make, library = f'benchmarks.train_step:make_{peer}', 'torch' if peer == 'torch' else 'jax'
+            dtypes[f'{peer}_{dtype}'] = dtype
+            contestants[f'{peer}_{dtype}'] = Contestant(make, settings | {'dtype': dtype}, library, PEERS[peer], python)
     around = contest.surroundings('jax', 'optax')
     results, absent = contest.race(contestants, args.steps)
     report: dict[str, Any] = {'model': args.model, 'batch': args.batch, 'seq': args.seq, 'dtype': args.dtype, **around}

@@ -28,7 +28,7 @@ def get_config(variant: str = '') -> ConfigDict:
         people=240,
         facts=4,  # of each embedded person
         system='embedded',  # or the text of a system prompt
-        user='scripted',
+        user='scripted',  # or endpoint:<name>, local:<source of a model>
         p_spontaneous=1.0,  # chance that a scripted user tells something unasked
         use_multiturn=True,
         max_rounds=3,
@@ -37,14 +37,20 @@ def get_config(variant: str = '') -> ConfigDict:
         round_batch_size=5,  # > 0: depth-first, < 0: breadth-first; less than a batch mixes rounds
     )
     config.reward = dict(
-        matcher='exact',
+        matcher='exact',  # or endpoint:<name>, local:<source>
         shuffled=False,  # the control: score predictions against another person's profile
-        judge='rule',
+        judge='rule',  # or endpoint:<name>, local:<source>
         response='graded',  # or 'strict'
         profile_weight=1.0,
         response_weight=1.0,
         max_failed=0.1,  # share of samples without a reward at which a run stops
     )
+    config.endpoints = dict(  # language models that play and judge
+        user=p.endpoint(temperature=1.0, max_tokens=120),
+        matcher=p.endpoint(temperature=0.0, max_tokens=512),
+        judge=p.endpoint(temperature=0.0, max_tokens=512),
+    )
+    config.answers = '~/.cache/pal_jax/answers.sqlite'  # what endpoints have answered is not asked again; '': is
     config.decode = dict(
         slots=32,  # completions sampled at once
         stride=4,  # tokens a round trip between device and host
@@ -52,6 +58,7 @@ def get_config(variant: str = '') -> ConfigDict:
         address='',  # host:port of a pal_jax.serve --driver=jetstream that samples instead; see docs/serving.md
         reuse=True,  # prompts start from what caches hold of them
         int8=False,  # sample with weights of eight bits
+        shares=0,  # decoders side by side, each on its share of devices and dialogues; 0: one a process
     )
     config.eval = dict(people=64, every=0, shown=3)  # every=0: before, after the warm-up and at the end
     return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()
@@ -74,7 +81,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
 def paper(config: ConfigDict) -> ConfigDict:
     """Section 4 and the appendix of the paper; people and users stay scripted until endpoints are chosen."""
     config.policy.source = 'hf:Qwen/Qwen2.5-3B-Instruct'
-    config.policy.remat = True
+    config.policy.remat = 'full'
     config.total_steps = 150
     config.optimizer = p.adamw(lr=5e-7)
     config.warmup.steps = 0

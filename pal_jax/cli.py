@@ -6,21 +6,32 @@ import importlib
 import os
 import re
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
+from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
 
 from pal_jax.recipes.recipe import Config
-from pal_jax.runtime import memory
+from pal_jax.runtime import memory, processes
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Configuration file, with :variant behind it; --config.<key>=<value> changes one value.',
     lock_config=True,
 )  # fmt: skip
+COORDINATOR = flags.DEFINE_string(
+    'coordinator', os.environ.get('JAX_COORDINATOR_ADDRESS', ''), 'host:port of process 0, or auto.'
+)
+PROCESSES = flags.DEFINE_integer('processes', os.environ.get('JAX_NUM_PROCESSES'), 'How many processes train together.')
+PROCESS = flags.DEFINE_integer('process', os.environ.get('JAX_PROCESS_ID'), 'Which of them this is, from 0.')
 QUOTES = '\\\'" '
+
+
+SETTLE = 3.0  # seconds in which the roll call tells why a program of several processes failed, if one has died
 
 
 class Fault(Exception):
@@ -31,8 +42,9 @@ class Fault(Exception):
         self.code = code
 
 
-def run(main: Callable[[], None], usage: str, *, needs_config: bool = True) -> None:
-    """Parses the command line, calls `main` and turns a `Fault` into one line on stderr and an exit status."""
+def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True) -> None:
+    """Parses the command line, calls `main`, whose result is the exit status, and turns a `Fault` into one line on
+    stderr and an exit status. Where several processes train together, a fault of one ends all."""
     argv = sys.argv
     if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
         print(usage.strip())
@@ -43,11 +55,28 @@ def run(main: Callable[[], None], usage: str, *, needs_config: bool = True) -> N
         _parse(argv)
         if needs_config:
             _find_config()
-        app.run(lambda _: main(), argv=argv[:1])
+        app.run(lambda _: _together(main), argv=argv[:1])
     except Fault as fault:
+        if isinstance(fault.__cause__, JaxRuntimeError) and processes.joined():
+            time.sleep(SETTLE)
         print(f'error: {fault}', file=sys.stderr)
         sys.stderr.flush()
+        processes.leave(str(fault), fault.code)
         sys.exit(fault.code)
+
+
+def _together(main: Callable[[], int | None]) -> int | None:
+    """`main`, which all processes end at the same time."""
+    try:
+        code = main()
+    except Exception as error:
+        if not isinstance(error, Fault):  # of the program; in one process Python shows it
+            if processes.joined():
+                traceback.print_exc()
+            processes.leave(f'{type(error).__name__}: {_one_line(error)}', 1)
+        raise
+    processes.part()
+    return code
 
 
 def _parse(argv: Sequence[str]) -> None:
@@ -82,6 +111,11 @@ def workdir() -> Path:
     path, _, variant = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
     name = Path(path).stem
     return Path('runs') / (f'{name}-{variant}' if variant else name)
+
+
+def place() -> processes.Place | None:
+    """Which process this is, by --coordinator, --processes and --process or by its environment; None: the only one."""
+    return processes.locate(COORDINATOR.value, PROCESSES.value, PROCESS.value)
 
 
 def recipe_module(config: Config):

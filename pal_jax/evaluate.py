@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from rich.console import Console
 from rich.table import Table
@@ -32,18 +33,18 @@ STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default
 def main() -> None:
     workdir = cli.workdir()
     stages = cli.faults(evaluate, workdir)
-    Console().print(as_table(stages))
-    print(f'{workdir / "evaluation.json"}, {workdir / "evaluation.png"}')
+    if jax.process_index() == 0:
+        (workdir / 'evaluation.json').write_text(json.dumps(plain(stages), indent=2) + '\n')
+        plot_turns(stages, workdir / 'evaluation.png')
+        Console().print(as_table(stages))
+        print(f'{workdir / "evaluation.json"}, {workdir / "evaluation.png"}')
 
 
 def evaluate(workdir: Path) -> dict[str, Any]:
     """The evaluations the run made before this step, and one of this step, by name."""
     recipe, state, step, _ = load_run(cli.config(), workdir, STEP.value)
     earlier = [r for r in read_records(workdir / EVALS) if r['step'] < step and r['stage'] != 'final']
-    stages = {**by_stage(earlier), f'step {step}': {'step': step, **recipe.evaluate(state, 'final').record}}
-    (workdir / 'evaluation.json').write_text(json.dumps(plain(stages), indent=2) + '\n')
-    plot_turns(stages, workdir / 'evaluation.png')
-    return stages
+    return {**by_stage(earlier), f'step {step}': {'step': step, **recipe.evaluate(state, 'final').record}}
 
 
 def as_table(stages: dict[str, dict[str, Any]]) -> Table:

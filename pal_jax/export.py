@@ -1,13 +1,16 @@
 """A checkpoint as a Hugging Face folder, which `AutoModelForCausalLM.from_pretrained` loads.
 
-  python -m pal_jax.export --config=configs/rlpa.py                              the last checkpoint of runs/rlpa
-  python -m pal_jax.export --config=configs/rlpa.py --step=30 --output=my_model
+  python -m pal_jax.export --workdir=runs/rlpa                               its last checkpoint
+  python -m pal_jax.export --workdir=runs/rlpa --step=30 --output=my_model
+
+Takes no accelerator (JAX_PLATFORMS=cpu), whatever the run was trained on.
 
 Options:
-  --config=FILE[:VARIANT]   the config of the run, with the same --config.KEY=VALUE changes
-  --workdir=FOLDER          the run; default runs/<name of the config>
+  --workdir=FOLDER          the run; with --config=FILE[:VARIANT] instead, runs/<name of the config>
   --step=N                  which checkpoint; default the last
   --output=FOLDER           default <workdir>/export
+  --adapter                 of a run with LoRA: only the adapter, in a folder that the library peft loads; default
+                            <workdir>/adapter
 """
 
 from __future__ import annotations
@@ -17,23 +20,44 @@ from pathlib import Path
 from absl import flags
 
 from pal_jax import cli
-from pal_jax.models import hf
-from pal_jax.train import load_run
+from pal_jax.models import peft
+from pal_jax.recipes.recipe import Export, read_config
+from pal_jax.train import load_run, write_exports
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
 OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; <workdir>/export by default.')
+ADAPTER = flags.DEFINE_bool('adapter', False, 'Only the adapter, as the library peft has it.')
 
 
 def main() -> None:
+    if not cli.WORKDIR.value and cli.config() is None:
+        raise cli.Fault('no run; give its folder, such as --workdir=runs/rlpa')
     workdir = cli.workdir()
-    recipe, state, step, _ = cli.faults(load_run, cli.config(), workdir, STEP.value)
+    config = cli.faults(read_config, str(workdir))
+    recipe, state, step, _ = cli.faults(load_run, config, workdir, STEP.value, alone=True)
     exports = recipe.exports(state)
-    for name, export in exports.items():
-        folder = Path(OUTPUT.value) if OUTPUT.value else workdir
-        folder = folder / name if len(exports) > 1 or not OUTPUT.value else folder
-        cli.faults(hf.save, export.params, export.model, export.tokenizer, folder)
-        print(f'step {step} -> {folder}')
+
+    def folder(name: str) -> Path:
+        name = name.replace('export', 'adapter') if ADAPTER.value else name
+        if not OUTPUT.value:
+            return workdir / name
+        return Path(OUTPUT.value) / name if len(exports) > 1 else Path(OUTPUT.value)
+
+    if ADAPTER.value:
+        for name, export in exports.items():
+            cli.faults(save_adapter, export, folder(name))
+    else:
+        cli.faults(write_exports, exports, folder)
+    for name in exports:
+        print(f'step {step} -> {folder(name)}')
+
+
+def save_adapter(export: Export, folder: Path) -> None:
+    """Raises ValueError where there is none."""
+    if export.adapters is None:
+        raise ValueError('this run has no adapter; leave out --adapter, or train with --config.policy.lora.rank=16')
+    peft.save(export.adapters.params, export.model, export.adapters.base, folder, export.adapters.dropout)
 
 
 if __name__ == '__main__':
-    cli.run(main, __doc__ or '')
+    cli.run(main, __doc__ or '', needs_config=False)

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from pal_jax.models.sources import EMBEDDED
 
-__all__ = ['EMBEDDED', 'adamw', 'base', 'parse_variant', 'policy', 'ppo', 'sampling']
+__all__ = ['EMBEDDED', 'adamw', 'base', 'endpoint', 'parse_variant', 'policy', 'ppo', 'sampling']
 
 
 def parse_variant(text: str, *known: str) -> str:
@@ -28,7 +28,7 @@ def base(recipe: str, total_steps: int) -> ConfigDict:
             'seed': 0,
             'total_steps': total_steps,
             'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1},  # -1: all devices that are left
-            'checkpoint': {'every': 10, 'keep': 2},
+            'checkpoint': {'every': 10, 'minutes': 15.0, 'keep': 2},  # saved after so many steps or minutes
             'metrics': {'wandb': ''},  # a project's name
             'export': True,  # write a Hugging Face folder at the end
         }
@@ -41,8 +41,9 @@ def policy(source: str) -> ConfigDict:
         {
             'source': source,
             'dtype': 'auto',  # of matrix products: bfloat16 where the machine has it
-            'remat': False,  # compute each layer again in the backward pass
-            'lora': {'rank': 0, 'alpha': 16.0, 'targets': 'all-linear'},  # rank 0: all parameters; targets: a,b,c
+            'remat': 'none',  # 'full' or 'dots' computes layers again in the backward pass, to save memory
+            # rank 0: all parameters. targets: patterns over paths, such as attn/(q|v),down
+            'lora': {'rank': 0, 'alpha': 16.0, 'targets': 'all-linear', 'dropout': 0.0},
         }
     )
 
@@ -67,6 +68,26 @@ def sampling(*, temperature: float = 1.0, max_tokens: int = 64, stop: tuple[str,
     return ConfigDict({'temperature': temperature, 'top_k': 0, 'top_p': 1.0, 'max_tokens': max_tokens, 'stop': stop})
 
 
+def endpoint(*, temperature: float, max_tokens: int) -> ConfigDict:
+    """A chat model of an OpenAI-compatible server, for who is set to `endpoint:<name>`; of one that is set to
+    `local:<source>` the first two and `slots` count."""
+    return ConfigDict(
+        {
+            'temperature': temperature,
+            'max_tokens': max_tokens,
+            'address': '',  # http://host:port/v1
+            'model': '',
+            'key_env': '',  # the environment variable with the key
+            'concurrency': 64,  # requests under way at once
+            'timeout': 60.0,  # seconds of an attempt
+            'retries': 5,
+            'prompt_price': 0.0,  # of a million tokens, for the metrics
+            'completion_price': 0.0,
+            'slots': 16,
+        }
+    )
+
+
 def ppo(**changes: object) -> ConfigDict:
     """`learners.ppo.PPO` with RLPA's published values, and what is changed in them."""
     config = ConfigDict(
@@ -88,6 +109,7 @@ def ppo(**changes: object) -> ConfigDict:
             'epochs': 1,
             'minibatches': 1,
             'micro_rows': 4,
+            'row_tokens': 0,  # prompts share rows of so many tokens; 0: a row a prompt
             'ptx_coef': 0.0,
             'freezing_actor_steps': -1,
         }

@@ -8,30 +8,41 @@ Options:
   --config=FILE[:VARIANT]   what to train; read the file: it is short
   --config.KEY=VALUE        change one value; config.json of a run names every key
   --workdir=FOLDER          where checkpoints, metrics, report and export go; default runs/<name of the config>
+  --coordinator=HOST:PORT --processes=N --process=I
+                            one of N commands that train together, numbered from 0, which is on HOST; Slurm's tasks and
+                            TPU pods need none of the three (docs/pods.md)
 
-The same command again resumes; a larger --config.total_steps goes on from a finished run. The folder then holds
-report.html, learning_curve.png, summary.json, metrics.jsonl, tensorboard/, checkpoints/ and export/ (Hugging Face).
+The same command again resumes, also after SIGTERM or Ctrl-C, which save a checkpoint first; a larger
+--config.total_steps goes on from a finished run. The folder then holds report.html, learning_curve.png, summary.json,
+metrics.jsonl, tensorboard/, checkpoints/ and export/ (Hugging Face).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
 from pal_jax import cli
 from pal_jax.models import hf
-from pal_jax.recipes.recipe import Config, Context, Recipe
-from pal_jax.runtime import checkpoint, devices, report
+from pal_jax.recipes.recipe import Config, Context, Export, Recipe
+from pal_jax.runtime import checkpoint, devices, processes, report, sharding
 from pal_jax.runtime.metrics import MetricsWriter, require_wandb
 from pal_jax.runtime.progress import Progress
+from pal_jax.runtime.stopping import Stopping, exit_status
 from pal_jax.runtime.summary import summarize
 
 MAY_CHANGE = (
     'total_steps',
     'checkpoint.every',
+    'checkpoint.minutes',
     'checkpoint.keep',
+    'mesh.data',
+    'mesh.fsdp',
+    'mesh.tensor',
+    'decode.shares',
     'decode.driver',
     'decode.address',
     'metrics.wandb',
@@ -41,31 +52,36 @@ MAY_CHANGE = (
 )
 
 
-def main() -> None:
+def main() -> int:
+    """Trains; the exit status is that of a process ended by a signal where one stopped it."""
     config, workdir, progress = cli.config(), cli.workdir(), Progress()
     recipe = cli.faults(prepare, config, workdir, progress)
     checkpoints = checkpoint.Checkpoints(workdir, recipe.abstract, keep=config.checkpoint.keep, log=progress.log)
     restored = cli.faults(checkpoints.restore)
     if restored and restored[2] >= recipe.total_steps and (workdir / report.REPORT).exists():
         progress.log(f'{workdir} is finished; a larger --config.total_steps goes on from there')
-        return
-    cli.faults(run, config, workdir, recipe, progress, checkpoints, restored)
-    checkpoints.close()
+        return 0
+    with Stopping(progress.log) as stopping:
+        stopped = cli.faults(run, config, workdir, recipe, progress, checkpoints, restored, stopping)
+        checkpoints.close()
+    return exit_status(stopped) if stopped else 0
 
 
-def prepare(config: Config, workdir: Path, progress: Progress) -> Recipe:
-    """The recipe; everything that can fail before a weight is read fails here."""
-    devices.initialize(workdir / 'compiled')
+def prepare(config: Config, workdir: Path, progress: Progress, *, alone: bool = False) -> Recipe:
+    """The recipe, on one device if `alone`; everything that can fail before a weight is read fails here."""
+    devices.initialize(workdir / 'compiled', cli.place())
     progress.time_compilation()
+    checkpoint.check_processes(config.to_dict())
     checkpoint.check_config(workdir, config.to_dict(), free=MAY_CHANGE)
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)
-    mesh = devices.make_mesh(**config.mesh)
+    mesh = devices.make_mesh(devices=jax.local_devices()[:1]) if alone else devices.make_mesh(**config.mesh)
     return cli.recipe_module(config).make(config, Context(mesh, progress.phase))
 
 
-def load_run(config: Config, workdir: Path, step: int | None = None):
-    """A run's recipe, state, the step it was saved at, and the progress its phases are shown by.
+def load_run(config: Config, workdir: Path, step: int | None = None, *, alone: bool = False):
+    """A run's recipe, state, the step it was saved at, and the progress its phases are shown by; `alone` on one device,
+    and of the state what an export reads.
 
     Raises:
       ValueError: the folder has no checkpoint, or is of another config.
@@ -73,8 +89,9 @@ def load_run(config: Config, workdir: Path, step: int | None = None):
     progress = Progress()
     if not (workdir / checkpoint.FOLDER).is_dir():
         raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
-    recipe = prepare(config, workdir, progress)
-    checkpoints = checkpoint.Checkpoints(workdir, recipe.abstract, read_only=True, log=progress.log)
+    recipe = prepare(config, workdir, progress, alone=alone)
+    wanted = recipe.exported if alone else recipe.abstract
+    checkpoints = checkpoint.Checkpoints(workdir, wanted, read_only=True, log=progress.log)
     restored = checkpoints.restore(step)
     checkpoints.close()
     if restored is None:
@@ -83,10 +100,13 @@ def load_run(config: Config, workdir: Path, step: int | None = None):
     return recipe, state, step, progress
 
 
-def run(config, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored) -> None:
-    """Steps from where the run stands to its end, then its report and export."""
+def run(
+    config: Config, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored, stopping: Stopping
+) -> int:
+    """Steps from where the run stands to its end, then its report and export. Returns the signal that stopped it."""
     checkpoint.write_config(workdir, config.to_dict())
-    (workdir / report.REPORT).unlink(missing_ok=True)  # a report says that a run is finished
+    if jax.process_index() == 0:
+        (workdir / report.REPORT).unlink(missing_ok=True)  # a report says that a run is finished
     if restored:
         state, host, first = restored
         checkpoints.set_aside_after(first)
@@ -98,6 +118,7 @@ def run(config, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, 
         MetricsWriter(workdir, first, wandb=config.metrics.wandb or None) as writer,
         progress.start(recipe.total_steps, first),
     ):
+        saved = time.monotonic()
         for i in range(first, recipe.total_steps + 1):
             if stage := recipe.stage(i):
                 evaluate(recipe, state, stage, i, writer, progress)
@@ -107,11 +128,25 @@ def run(config, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, 
             seconds = progress.take_seconds()
             writer.write(i, phase, metrics | seconds)
             progress.done(i, phase, metrics | seconds)
-            if (i + 1) % config.checkpoint.every == 0 or i + 1 == recipe.total_steps:
+            due = (i + 1) % config.checkpoint.every == 0 or i + 1 == recipe.total_steps
+            stop, late = agree(stopping.wish, time.monotonic() - saved > 60 * config.checkpoint.minutes)
+            if due or late or stop:
                 with progress.phase('save'):
                     checkpoints.save(i + 1, state, host, metrics.get('reward'))
+                saved = time.monotonic()
+            if stop:
+                checkpoints.wait()
+                progress.log(f'stopped at step {i + 1} of {recipe.total_steps}; the same command again goes on')
+                return stop
         checkpoints.wait()
     finish(config, workdir, recipe, state, progress)
+    return 0
+
+
+def agree(stop: int, late: bool) -> tuple[int, bool]:
+    """What all processes do after a step: stop if one of them was told to, save when the first one's clock says so."""
+    told = processes.exchange('step', [stop, late])
+    return next((wish for wish, _ in told if wish), 0), told[0][1]
 
 
 def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, progress: Progress) -> None:
@@ -128,12 +163,19 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
 def finish(config: Config, workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
     """Summary, report and exports, from the files of the run and its last state."""
     if config.export:
-        for name, export in recipe.exports(state).items():
-            hf.save(export.params, export.model, export.tokenizer, workdir / name)
+        write_exports(recipe.exports(state), lambda name: workdir / name)
     if jax.process_index() == 0:
         summarize(workdir, {'config': config.to_dict(), 'finished': time.strftime('%Y-%m-%d %H:%M:%S')})
         report.write_report(workdir)
         progress.log(f'report: {workdir / report.REPORT}')
+
+
+def write_exports(exports: dict[str, Export], folder: Callable[[str], Path]) -> None:
+    """Models as Hugging Face folders. All processes take part, the first one writes."""
+    for name, export in exports.items():
+        params = sharding.to_host(export.params)
+        if jax.process_index() == 0:
+            hf.save(params, export.model, export.tokenizer, folder(name))
 
 
 if __name__ == '__main__':

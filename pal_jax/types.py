@@ -2,8 +2,8 @@
 
 Host records are frozen dataclasses of plain Python values; device batches are `flax.struct` pytrees of arrays.
 
-Letters: `R` rows, `T` tokens of a row, `N` samples of a row, `A` actions of a sample, `B = R * N` samples,
-`D` width, `V` vocabulary.
+Letters: `R` rows, `T` tokens of a row, `N` samples of a row (of all its prompts), `A` actions of a sample,
+`B = R * N` samples, `D` width, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -124,10 +124,19 @@ class Verdict:
     ok: bool = True
 
 
-class UserSimulator(Protocol):
-    """Plays the person of each dialogue; its answer is the next user message."""
+Chat = Sequence[Mapping[str, str]]  # messages: 'role' and 'content' of each
 
-    def __call__(self, dialogues: Sequence[Dialogue], seed: int) -> list[str]: ...
+
+class ChatModel(Protocol):
+    """A language model that answers chats. `None`: no answer could be had."""
+
+    def __call__(self, chats: Sequence[Chat], seed: int) -> list[str | None]: ...
+
+
+class UserSimulator(Protocol):
+    """Plays the person of each dialogue; its answer is the next user message. `None`: no answer could be had."""
+
+    def __call__(self, dialogues: Sequence[Dialogue], seed: int) -> Sequence[str | None]: ...
 
 
 class ProfileMatcher(Protocol):
@@ -156,7 +165,8 @@ class RewardFn(Protocol):
 class TokenBatch(struct.PyTreeNode):
     """Rows of tokens and the actions to be scored in them.
 
-    A row holds one prompt and the `N` completions sampled from it, so the prompt is computed once for all of them.
+    A row holds one or more prompts, each followed by the completions sampled from it, so that a prompt is computed once
+    for all of them. The completions of a prompt are neighbours among the row's `N`, the same number for each prompt.
     A token sees the earlier tokens of its own segment and of the segment named in `prefix` (the prompt).
     `states[r, n, a]` is the column whose hidden state chose `actions[r, n, a]`: the token before it in its own
     sequence, which for the first token of every completion is the last token of the prompt.

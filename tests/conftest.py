@@ -15,6 +15,8 @@ os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'  # XLA logs a page per program it finds
 import jax
 import pytest
 
+pytest_plugins = ['tests.chat_server']
+
 PLATFORMS = {'gpu': 'cuda', 'tpu': 'tpu'}  # marker and what JAX_PLATFORMS calls it
 
 

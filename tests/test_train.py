@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pal_jax import train
+
 ROOT = Path(__file__).parents[1]
 
 # Kills its own process in the middle of something: {target} at its {count}-th call, before or after it was made.
@@ -104,6 +106,14 @@ def test_wrong_commands_end_with_one_line_and_status_2(flags, message, tmp_path)
         flags = [*flags, f'--workdir={tmp_path}']
     assert_refused(python('-m', 'pal_jax.train', *flags), message)
     assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_processes_agree_on_when_to_stop_and_the_first_ones_clock_says_when_to_save(monkeypatch):
+    told = [[0, False], [signal.SIGTERM, True], [signal.SIGINT, True]]
+    monkeypatch.setattr(train.processes, 'exchange', lambda what, value: told)
+    assert train.agree(0, False) == (signal.SIGTERM, False)
+    told[:] = [[0, True], [0, False]]
+    assert train.agree(0, False) == (0, True)
 
 
 def test_help_tells_how_to_start():

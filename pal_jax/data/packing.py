@@ -1,8 +1,8 @@
 """Host records to padded device batches: the only place where shapes are born.
 
-A row is a prompt and the branches that go on from it (`types.TokenBatch`): the samples of one prompt, or examples that
-share a system prompt. With four samples of a 200-token prompt and 60-token answers a row has 440 tokens where four
-separate sequences have 1,040.
+A group is a prompt and the branches that go on from it: the samples of one prompt, or examples that share a system
+prompt. With four samples of a 200-token prompt and 60-token answers it has 440 tokens where four separate sequences
+have 1,040. A row (`types.TokenBatch`) holds one group, or as many as fit into its tokens.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from jax.sharding import Mesh
 from pal_jax.runtime import sharding
 from pal_jax.types import RolloutBatch, Sample, TokenBatch
 
-PROMPT = 1  # its segment; branch n has segment n + 2
-
 
 class Branch(NamedTuple):
     """Tokens after a prompt, of which those from `acted` on are actions."""
@@ -27,7 +25,7 @@ class Branch(NamedTuple):
     acted: int = 0
 
 
-class Row(NamedTuple):
+class Group(NamedTuple):
     """One prompt, which is not empty, and what follows it."""
 
     prompt: Sequence[int]
@@ -45,83 +43,154 @@ class Example(NamedTuple):
     completion: Sequence[int]
 
 
-def shared_row(examples: Sequence[Example]) -> Row:
-    """Examples as one row: what all their prompts begin with is its prompt."""
-    columns = zip(*(example.prompt for example in examples), strict=False)
-    shared = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
-    if not shared:
-        raise ValueError('these examples have not even a first token in common; put them into rows of their own')
-    cut = len(shared)
-    return Row(shared, [Branch([*e.prompt[cut:], *e.completion], acted=len(e.prompt) - cut) for e in examples])
+class Layout(NamedTuple):
+    """Which groups stand in which row, and the shape of the batch: rows, groups and tokens of a row at most.
+
+    `rows` has the indices of groups; there are `height - len(rows)` empty ones after them.
+    """
+
+    rows: Sequence[Sequence[int]]
+    height: int
+    groups: int
+    length: int
 
 
-def pack_examples(examples: Sequence[Example], *, rows: int, samples: int, i: int, seed: int) -> TokenBatch:
-    """Batch `i` of an endless shuffled pass over the examples: `rows` rows of `samples` each."""
-    size = rows * samples
-    passes = range(i * size // len(examples), ((i + 1) * size - 1) // len(examples) + 1)
-    order = np.concatenate([np.random.default_rng((seed, each)).permutation(len(examples)) for each in passes])
-    start = i * size - passes[0] * len(examples)
-    chosen = [examples[k] for k in order[start : start + size]]
-    packed = [shared_row(chosen[k : k + samples]) for k in range(0, size, samples)]
-    actions = round_up(max(len(example.completion) for example in examples), 8)
-    return pack_rows(packed, samples=samples, length=round_up(max(row.length for row in packed), 128), actions=actions)
+def lay_out(
+    lengths: Sequence[int], *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 0, multiple: int = 128
+) -> Layout:
+    """Groups of these lengths in rows for each of `ways` (devices times minibatches), in whole micro-batches.
+
+    With `row_tokens=0` a row has one group, and rows stand in order of length, so that micro-batches of neighbours have
+    little padding. Otherwise rows have up to `row_tokens` tokens, or what the longest group has if that is more: as few
+    rows as first-fit decreasing finds, as equal in length as they can be. Length is then a `multiple` and `groups` a
+    power of two, so that the programs to compile stay few.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    rows, groups = [[i] for i in order], 1
+    if row_tokens:
+        rows = _first_fit(lengths, order[::-1], max(row_tokens, max(lengths)))
+    height = _height(len(rows), ways, micro_rows)
+    if row_tokens:
+        rows = _evened(lengths, order[::-1], rows, height)
+        groups = 1 << (max(len(row) for row in rows) - 1).bit_length()
+    longest = max(sum(lengths[i] for i in row) for row in rows)
+    return Layout(rows, height, groups, round_up(longest, multiple))
+
+
+def _first_fit(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
+    """Each group in the first row with space for it."""
+    rows: list[list[int]] = []
+    space: list[int] = []
+    for i in order:
+        row = next((r for r, left in enumerate(space) if left >= lengths[i]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            space.append(budget)
+        rows[row].append(i)
+        space[row] -= lengths[i]
+    return rows
+
+
+def _evened(lengths: Sequence[int], order: Sequence[int], rows: list[list[int]], height: int) -> list[list[int]]:
+    """Each group in the shortest of `height` rows, unless one becomes longer than all of `rows` are; shortest first."""
+    even: list[list[int]] = [[] for _ in range(min(height, len(order)))]
+
+    def length(row: Sequence[int]) -> int:
+        return sum(lengths[i] for i in row)
+
+    for i in order:
+        min(even, key=length).append(i)
+    best = even if max(map(length, even)) <= max(map(length, rows)) else rows
+    return sorted(best, key=length)
+
+
+def _height(rows: int, ways: int, micro_rows: int) -> int:
+    each = -(-rows // ways)
+    return ways * round_up(each, min(each, micro_rows))
 
 
 def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def pack_rows(rows: Sequence[Row], *, samples: int, length: int, actions: int, height: int | None = None) -> TokenBatch:
-    """Numpy arrays of `height` rows (all by default) of `length` tokens and `samples` times `actions` actions.
+def pack_groups(groups: Sequence[Group], layout: Layout, *, n: int, actions: int) -> TokenBatch:
+    """Numpy arrays of `layout`'s shape, with `n` times `actions` actions for every group that a row may have.
 
-    A row may have fewer than `samples` branches; the missing ones have no actions.
+    A group may have fewer than `n` branches; what is missing has no actions.
     """
-    height = height or len(rows)
-    tokens, positions, segments, prefix = (_zeros((height, length), np.int32) for _ in range(4))
-    states, chosen = (_zeros((height, samples, actions), np.int32) for _ in range(2))
-    acts = _zeros((height, samples, actions), bool)
-    for r, row in enumerate(rows):
-        start = len(row.prompt)
-        tokens[r, :start], positions[r, :start] = row.prompt, np.arange(start)
-        segments[r, :start] = prefix[r, :start] = PROMPT
-        for n, (branch, acted) in enumerate(row.branches):
-            size, where = len(branch), slice(start, start + len(branch))
-            tokens[r, where], positions[r, where] = branch, len(row.prompt) + np.arange(size)
-            segments[r, where], prefix[r, where] = n + 2, PROMPT
-            before = np.concatenate([[len(row.prompt) - 1], np.arange(start, start + size - 1)])
-            count = size - acted
-            states[r, n, :count], chosen[r, n, :count] = before[acted:], branch[acted:]
-            acts[r, n, :count] = True
-            start += size
+    flat, acted = (layout.height, layout.length), (layout.height, layout.groups * n, actions)
+    tokens, positions, segments, prefix = (_zeros(flat, np.int32) for _ in range(4))
+    states, chosen, acts = _zeros(acted, np.int32), _zeros(acted, np.int32), _zeros(acted, bool)
+    for r, row in enumerate(layout.rows):
+        start = 0
+        for place, group in enumerate(groups[i] for i in row):
+            shared = 1 + place * (n + 1)  # the segment of the prompt; branch k has `shared + 1 + k`
+            size = len(group.prompt)
+            fork, end = start + size - 1, start + size
+            tokens[r, start:end], positions[r, start:end] = group.prompt, np.arange(size)
+            segments[r, start:end] = prefix[r, start:end] = shared
+            start = end
+            for k, (branch, first) in enumerate(group.branches):
+                end = start + len(branch)
+                tokens[r, start:end], positions[r, start:end] = branch, size + np.arange(len(branch))
+                segments[r, start:end], prefix[r, start:end] = shared + 1 + k, shared
+                before = np.concatenate([[fork], np.arange(start, end - 1)])
+                where = r, place * n + k, slice(0, len(branch) - first)
+                states[where], chosen[where], acts[where] = before[first:], branch[first:], True
+                start = end
     return TokenBatch(tokens, positions, segments, prefix, states, chosen, acts)
 
 
 def pack_rollouts(
-    samples: Sequence[Sample], *, n: int, height: int, actions: int, mesh: Mesh, multiple: int = 128
-) -> RolloutBatch:
-    """Samples, `n` neighbours to a prompt, as a global batch of `height` rows a process.
+    samples: Sequence[Sample], *, n: int, actions: int, mesh: Mesh, ways: int = 1, micro_rows: int = 1,
+    row_tokens: int = 0, multiple: int = 128,
+) -> RolloutBatch:  # fmt: skip
+    """Samples, `n` neighbours to a prompt and the same in every process, as a global batch.
 
-    Rows are padded to a `multiple` of tokens, which bounds the number of programs to compile, and stand in order of
-    length, so that micro-batches of neighbours have little padding.
+    `ways` and what follows are `lay_out`'s.
 
-    Rows that are missing (a short last batch) are padding: `ok` is False and nothing acts.
+    Rows and samples that are missing are padding: `ok` is False and nothing acts.
     """
-    groups = [samples[i : i + n] for i in range(0, len(samples), n)]
-    groups.sort(key=lambda group: _row(group).length)
-    rows = [_row(group) for group in groups]
-    length = round_up(max(row.length for row in rows), multiple)
-    tokens = pack_rows(rows, samples=n, length=length, actions=actions, height=height)
-    reward, ok = _zeros((height, n), np.float32), _zeros((height, n), bool)
+    sampled = [samples[i : i + n] for i in range(0, len(samples), n)]
+    groups = [Group(each[0].prompt_ids, [Branch(s.completion.token_ids) for s in each]) for each in sampled]
+    lengths = [group.length for group in groups]
+    layout = lay_out(lengths, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
+    tokens = pack_groups(groups, layout, n=n, actions=actions)
     logprobs = _zeros(tokens.acts.shape, np.float32)
-    for r, group in enumerate(groups):
-        for i, sample in enumerate(group):
-            reward[r, i], ok[r, i] = sample.reward, sample.ok
-            logprobs[r, i, : len(sample.completion.logprobs)] = sample.completion.logprobs
+    reward, ok = _zeros(tokens.acts.shape[:2], np.float32), _zeros(tokens.acts.shape[:2], bool)
+    for r, row in enumerate(layout.rows):
+        for k, sample in enumerate(sample for i in row for sample in sampled[i]):
+            reward[r, k], ok[r, k] = sample.reward, sample.ok
+            logprobs[r, k, : len(sample.completion.logprobs)] = sample.completion.logprobs
     return sharding.put_batch(RolloutBatch(tokens, reward, ok, logprobs), mesh)
 
 
-def _row(group: Sequence[Sample]) -> Row:
-    return Row(group[0].prompt_ids, [Branch(sample.completion.token_ids) for sample in group])
+def shared_prompt(examples: Sequence[Example]) -> Group:
+    """Examples as one group: what all their prompts begin with is its prompt."""
+    columns = zip(*(example.prompt for example in examples), strict=False)
+    shared = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
+    if not shared:
+        raise ValueError('these examples have not even a first token in common; put them into groups of their own')
+    cut = len(shared)
+    return Group(shared, [Branch([*e.prompt[cut:], *e.completion], acted=len(e.prompt) - cut) for e in examples])
+
+
+def pack_examples(
+    examples: Sequence[Example], *, groups: int, n: int, i: int, seed: int, ways: int = 1, row_tokens: int = 0
+) -> TokenBatch:
+    """Batch `i` of an endless shuffled pass over the examples: `groups` of `n` that share a prompt, see `lay_out`.
+
+    Which examples these are follows from `i` and `seed`, so a run that resumes needs to remember no position.
+    """
+    size = groups * n
+    passes = range(i * size // len(examples), ((i + 1) * size - 1) // len(examples) + 1)
+    order = np.concatenate([np.random.default_rng((seed, each)).permutation(len(examples)) for each in passes])
+    start = i * size - passes[0] * len(examples)
+    chosen = [examples[k] for k in order[start : start + size]]
+    shared = [shared_prompt(chosen[k : k + n]) for k in range(0, size, n)]
+    actions = round_up(max(len(example.completion) for example in examples), 8)
+    layout = lay_out([group.length for group in shared], ways=ways, row_tokens=row_tokens)
+    return pack_groups(shared, layout, n=n, actions=actions)
 
 
 def _zeros(shape: tuple[int, ...], dtype: type) -> Any:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, str]  # {'role': 'system' | 'user' | 'assistant', 'content': ...}
 
 # Tokens that end a turn or a text in the templates of the supported families, where the vocabulary has them.
-ENDS = ('<|im_end|>', '<|eot_id|>', '<|endoftext|>', '<|end_of_text|>', '</s>')
+ENDS = ('<|im_end|>', '<|eot_id|>', '<|endoftext|>', '<|end_of_text|>', '<end_of_turn>', '</s>')
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -101,7 +101,8 @@ class Tokenizer:
 
 def _stop_ids(fast: PreTrainedTokenizerFast) -> tuple[int, ...]:
     vocab = fast.get_vocab()
-    known = [vocab[token] for token in (fast.eos_token, *ENDS) if token in vocab]
+    special = {str(token) for token in fast.added_tokens_decoder.values() if token.special}  # Gemma has HTML's </s>
+    known = [vocab[token] for token in (fast.eos_token, *(end for end in ENDS if end in special)) if token in vocab]
     if not known:
         raise ValueError(f'the tokenizer has no eos_token and none of {", ".join(ENDS)}; set eos_token in its config')
     return tuple(dict.fromkeys(known))
@@ -134,21 +135,26 @@ def byte_tokenizer() -> Tokenizer:
 
 # --- from a GGUF file -----------------------------------------------------------------------------------------------
 
-CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
 
 
 def from_gguf(reader: GGUFReader) -> Tokenizer:
-    """The byte-level BPE tokenizer and chat template that a GGUF file carries as tokens, merges and flags.
+    """The tokenizer and chat template that a GGUF file carries: byte-level BPE, or SentencePiece's BPE.
 
     Raises:
       ValueError: another kind of tokenizer, or a pre-tokenizer that is not in `_pre_tokenizer`.
     """
-    kind = _field(reader, 'ggml.model')
-    if kind != 'gpt2':
-        raise ValueError(f'tokenizer.ggml.model={kind} is not supported, only gpt2 (byte-level BPE); use hf:<folder>')
-    tokens: list[str] = _field(reader, 'ggml.tokens')
-    backend = _byte_level_bpe(tokens, _field(reader, 'ggml.merges'), _field(reader, 'ggml.pre'))
-    _mark_added(backend, tokens, _field(reader, 'ggml.token_type'))
+    tokens, types = _field(reader, 'ggml.tokens'), _field(reader, 'ggml.token_type')
+    match _field(reader, 'ggml.model'):
+        case 'gpt2':
+            backend = _byte_level_bpe(tokens, _field(reader, 'ggml.merges'), _field(reader, 'ggml.pre'))
+        case 'llama':
+            prefix = _field(reader, 'ggml.add_space_prefix') is not False
+            backend = _sentencepiece_bpe(tokens, _field(reader, 'ggml.scores'), types, prefix)
+        case kind:
+            known = 'gpt2 (byte-level BPE) and llama (SentencePiece BPE)'
+            raise ValueError(f'tokenizer.ggml.model={kind} is not supported, only {known}; use hf:<folder>')
+    _mark_added(backend, tokens, types)
     named = {'bos_token': 'bos', 'eos_token': 'eos', 'unk_token': 'unknown', 'pad_token': 'padding'}
     ids = {name: _field(reader, f'ggml.{key}_token_id') for name, key in named.items()}
     fast = PreTrainedTokenizerFast(
@@ -174,6 +180,31 @@ def _byte_level_bpe(tokens: Sequence[str], merges: Sequence[str], pre: str) -> t
     backend.decoder = decoders.ByteLevel()
     if pre == 'qwen2':
         backend.normalizer = normalizers.NFC()
+    return backend
+
+
+def _sentencepiece_bpe(
+    tokens: Sequence[str], scores: Sequence[float], types: Sequence[int], prefix: bool
+) -> tokenizers.Tokenizer:
+    """SentencePiece joins the neighbours that make the piece of the highest score; as a list of merges that is every
+    way to cut a piece in two, best pieces first. What has no piece falls back to bytes."""
+    vocab = {token: i for i, token in enumerate(tokens)}
+    best = {token: 0.0 for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED}
+    best |= {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == NORMAL}
+    merges = [
+        (token[:cut], token[cut:])
+        for token in sorted(best, key=lambda token: (-best[token], vocab[token]))
+        for cut in range(1, len(token))
+        if token[:cut] in best and token[cut:] in best
+    ]
+    backend = tokenizers.Tokenizer(BPE(vocab=vocab, merges=merges, byte_fallback=True, fuse_unk=True))
+    spaces: list[Any] = [normalizers.Replace(' ', '▁')]
+    joined: list[Any] = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:  # the first word has a space before it, too
+        spaces.insert(0, normalizers.Prepend('▁'))
+        joined.append(decoders.Strip(' ', 1, 0))
+    backend.normalizer = normalizers.Sequence(spaces)
+    backend.decoder = decoders.Sequence(joined)
     return backend
 
 

@@ -104,6 +104,7 @@ def _answer(dialogues: tuple[Dialogue, ...], user: UserSimulator, seed: int) -> 
     return tuple(
         dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('user', line)))
         for dialogue, line in zip(dialogues, lines, strict=True)
+        if line is not None  # a dialogue that nobody answers ends
     )
 
 

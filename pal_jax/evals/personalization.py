@@ -39,7 +39,8 @@ def evaluate(
 
 
 def play(respond: Respond, user: UserSimulator, people: Sequence[Person], *, rounds: int, seed: int) -> list[Talk]:
-    """Talks with every person for `rounds` turns, all of them in step. A malformed turn ends its dialogue."""
+    """Talks with every person for `rounds` turns, all of them in step. A malformed turn ends its dialogue, and so does
+    a user who has no answer."""
     talks: list[Talk] = [[] for _ in people]
     live = dict(enumerate(env.open_queue(people).pending))
     for turn in range(rounds):
@@ -49,8 +50,8 @@ def play(respond: Respond, user: UserSimulator, people: Sequence[Person], *, rou
         )
         for number, sample in zip(live, samples, strict=True):
             talks[number].append(sample)
-        well_formed = [number for number in live if parse_completion(talks[number][-1].completion.text)]
-        live = dict(zip(well_formed, queue.pending, strict=True)) if queue.pending else {}
+        numbers = {id(people[number]): number for number in live}
+        live = {numbers[id(dialogue.person)]: dialogue for dialogue in queue.pending}
         if not live:
             break
     return talks

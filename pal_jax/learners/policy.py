@@ -14,7 +14,8 @@ whole minibatch before, so the result does not depend on the cut.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -27,22 +28,33 @@ from jaxtyping import Array, Float, Int
 
 from pal_jax.learners import ppo as passes
 from pal_jax.learners.ppo import PPO
-from pal_jax.models import lora
+from pal_jax.models import decoder, lora
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.params import Params
+from pal_jax.models.params import Params, ParamSpec
 from pal_jax.objectives import advantages as adv
 from pal_jax.objectives.masked import masked_mean
 from pal_jax.runtime import sharding
+from pal_jax.runtime.optim import moment_axes
 from pal_jax.types import Metrics, RolloutBatch, TokenBatch
 
 
 class Lora(NamedTuple):
-    """Low-rank adapters in place of full parameters (Hu et al. 2021)."""
+    """Low-rank adapters in place of full parameters (Hu et al. 2021).
+
+    `dropout` is on in updates and off in `annotate`, `weights` and whatever decodes them, so with it the ratios of the
+    first minibatch are not 1: `first_ratio_deviation` and `approx_kl` then measure the dropout too.
+    """
 
     rank: int
     alpha: float
     targets: str | tuple[str, ...]
+    dropout: float = 0.0
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What `models.lora` makes adapters from."""
+        return {'rank': self.rank, 'alpha': self.alpha, 'targets': self.targets}
 
 
 class TrainState(struct.PyTreeNode):
@@ -76,10 +88,11 @@ class PolicyLearner:
     """Functions over `PolicyState`; the object holds only what is static.
 
     Args:
-      n: samples per prompt, which are a row's completions.
+      n: samples per prompt.
       length: the constant that `loss_agg='constant'` divides by: the largest number of tokens sampled.
     Raises:
-      ValueError: an estimator that compares samples with `n=1`, or a dimension that does not divide over the mesh.
+      ValueError: an estimator that compares samples with `n=1`, a dimension that does not divide over the mesh,
+        an unknown `cfg.remat`, or a dropout out of its range.
     """
 
     def __init__(
@@ -93,10 +106,13 @@ class PolicyLearner:
             )
         self.cfg, self.ppo, self.optimizers, self.mesh = cfg, ppo, optimizers, mesh
         self.n, self.length, self.adapters, self.seed = n, length, adapters, seed
+        if adapters and not 0 <= adapters.dropout < 1:
+            raise ValueError(f'policy.lora.dropout={adapters.dropout} must be at least 0 and below 1')
+        decoder.saved(cfg.remat)
         specs = model_params.decoder_specs(cfg)
         self.param_shardings = sharding.param_shardings(specs, mesh)
         shapes = jax.eval_shape(self._new_state, model_params.abstract(specs))
-        self.abstract: PolicyState = _placed(shapes, lora_aware_axes(specs, adapters), mesh)
+        self.abstract: PolicyState = _placed(shapes, trained_specs(specs, adapters), mesh)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
         self.init = jax.jit(self._new_state, out_shardings=shardings)
         self._anchored = jax.jit(self._anchor, donate_argnums=0, out_shardings=shardings)
@@ -118,7 +134,7 @@ class PolicyLearner:
         frozen: Params = {}
         if self.adapters:
             key = jax.random.key(self.seed + salt)
-            params, frozen = lora.split(lora.attach(params, key=key, **self.adapters._asdict()))
+            params, frozen = lora.split(lora.attach(params, key=key, **self.adapters.shape))
         return TrainState(params, frozen, optimizer.init(params))
 
     def _new_critic(self, params: Params) -> TrainState | None:
@@ -172,26 +188,38 @@ class PolicyLearner:
 
     def imitate(self, state: PolicyState, batch: TokenBatch) -> tuple[PolicyState, Metrics]:
         """One supervised step: the mean cross-entropy of the actions of `batch`."""
-        grads, loss = self._imitation(_zeros(state.actor.params), state.actor, batch, 1.0)
+        grads, loss = self._imitation(_zeros(state.actor.params), state.actor, batch, 1.0, state.step)
         actor, norm = self._apply(self.optimizers.imitation, state.actor, grads)
         state = state.replace(step=state.step + 1, actor=actor, skipped=_skipped(state.skipped, norm))
         return state, floats({'loss': loss, 'grad_norm': norm})
 
-    def _imitation(self, grads: Params, actor: TrainState, batch: TokenBatch, coef: float) -> tuple[Params, Array]:
+    def _imitation(
+        self, grads: Params, actor: TrainState, batch: TokenBatch, coef: float, step: Array
+    ) -> tuple[Params, Array]:
         weight = coef * batch.acts / jnp.maximum(jnp.sum(batch.acts), 1)
         total = jnp.zeros(())
-        for micro, micro_weight in self._micro_batches((batch, weight)):
-            grads, loss = self._imitation_gradients(grads, actor.params, actor.frozen, micro, micro_weight)
+        for i, (micro, micro_weight) in enumerate(self._micro_batches((batch, weight))):
+            seen = micro, micro_weight, (0, step, i)
+            grads, loss = self._imitation_gradients(grads, actor.params, actor.frozen, *seen)
             total += loss
         return grads, total
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def _imitation_gradients(self, grads, trainable, frozen, batch, weight):
+    def _imitation_gradients(self, grads, trainable, frozen, batch, weight, moment):
         def loss(trainable):
-            return passes.imitation_loss(join(trainable, frozen), self.cfg, batch, weight)[0]
+            params = self._dropping(join(trainable, frozen), moment)
+            return passes.imitation_loss(params, self.cfg, batch, weight)
 
-        value, new = jax.value_and_grad(loss)(trainable)
-        return jax.tree.map(jnp.add, grads, new), value
+        with self._on_mesh():
+            (value, _), grads = accumulate(loss, trainable, grads)
+        return grads, value
+
+    def _dropping(self, params: Params, moment: tuple[int | Array, ...]) -> Params:
+        """With the adapters' dropout of this moment, which no two micro-batches share."""
+        if not self.adapters or not self.adapters.dropout:
+            return params
+        key = functools.reduce(jax.random.fold_in, moment, jax.random.key(self.seed + 3))
+        return lora.with_dropout(params, self.adapters.dropout, key)
 
     # --- annotate ----------------------------------------------------------------------------------------------------
 
@@ -208,14 +236,15 @@ class PolicyLearner:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _score(self, state: PolicyState, batch: TokenBatch):
-        old, entropy = passes.logprobs(join(state.actor.params, state.actor.frozen), self.cfg, self.ppo, batch)
-        reference, _ = passes.logprobs(self.reference(state), self.cfg, self.ppo, batch)
-        values = passes.values(critic_params(state.critic), self.cfg, batch) if state.critic else None
+        with self._on_mesh():
+            old, entropy = passes.logprobs(join(state.actor.params, state.actor.frozen), self.cfg, self.ppo, batch)
+            reference, _ = passes.logprobs(self.reference(state), self.cfg, self.ppo, batch)
+            values = passes.values(critic_params(state.critic), self.cfg, batch) if state.critic else None
         return old, entropy, reference, values
 
     @functools.partial(jax.jit, static_argnums=0)
     def _advantages(self, batch: RolloutBatch, kl_coef: Array):
-        return passes.with_advantages(self.ppo, batch, kl_coef)
+        return passes.with_advantages(self.ppo, batch, kl_coef, self.n)
 
     # --- update ------------------------------------------------------------------------------------------------------
 
@@ -243,14 +272,16 @@ class PolicyLearner:
         weight = passes.loss_weights(self.ppo, batch, self.length)
         grads = _zeros(state.actor.params), _zeros(critic_trainable(state.critic))
         outs = []
-        for micro, micro_weight in self._micro_batches((batch, weight)):
-            grads, out = self._gradients(grads, state, micro, micro_weight)
+        for i, (micro, micro_weight) in enumerate(self._micro_batches((batch, weight))):
+            grads, out = self._gradients(grads, state, micro, micro_weight, i)
             outs.append(out)
         new = jnp.concatenate([out.pop('logprobs') for out in outs])
         metrics = jax.tree.map(lambda *xs: sum(xs), *outs) | passes.progress(self.ppo, batch, new)
         actor_grads, critic_grads = grads
         if ptx is not None:
-            actor_grads, metrics['ptx_loss'] = self._imitation(actor_grads, state.actor, ptx, self.ppo.ptx_coef)
+            actor_grads, metrics['ptx_loss'] = self._imitation(
+                actor_grads, state.actor, ptx, self.ppo.ptx_coef, state.step
+            )
         state = state.replace(step=state.step + 1)
         norm = metrics['grad_norm'] = optax.global_norm(actor_grads)
         if int(state.step) > self.ppo.freezing_actor_steps:
@@ -262,21 +293,26 @@ class PolicyLearner:
         return state.replace(skipped=_skipped(state.skipped, norm)), floats(metrics)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def _gradients(self, grads, state: PolicyState, batch: RolloutBatch, weight: Array):
+    def _gradients(self, grads, state: PolicyState, batch: RolloutBatch, weight: Array, i: int):
         def actor_loss(trainable):
-            params = join(trainable, state.actor.frozen)
+            params = self._dropping(join(trainable, state.actor.frozen), (1, state.step, i))
             return passes.policy_loss(params, self.cfg, self.ppo, batch, weight, state.kl_coef)
 
         def critic_loss(trainable):
             assert state.critic is not None
             params = critic_params(state.critic.replace(params=trainable))
-            return passes.value_loss(params, self.cfg, self.ppo, batch, weight)[0]
+            params['decoder'] = self._dropping(params['decoder'], (2, state.step, i))
+            return passes.value_loss(params, self.cfg, self.ppo, batch, weight)
 
-        (loss, logprobs), actor = jax.value_and_grad(actor_loss, has_aux=True)(state.actor.params)
-        out, critic = {'policy_loss': loss, 'logprobs': logprobs}, {}
-        if state.critic:
-            out['value_loss'], critic = jax.value_and_grad(critic_loss)(state.critic.params)
-        return jax.tree.map(jnp.add, grads, (actor, critic)), out
+        actor, critic = grads
+        with self._on_mesh():
+            (loss, logprobs), actor = accumulate(actor_loss, state.actor.params, actor)
+            out = {'policy_loss': loss, 'logprobs': logprobs}
+            if state.critic:
+                # After the actor's, so that one model's activations are in memory at a time.
+                actor, trainable = jax.lax.optimization_barrier((actor, state.critic.params))
+                (out['value_loss'], _), critic = accumulate(critic_loss, trainable, critic)
+        return (actor, critic), out
 
     @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
     def _apply(self, optimizer, state: TrainState, grads: Params) -> tuple[TrainState, Array]:
@@ -288,6 +324,10 @@ class PolicyLearner:
 
         return jax.lax.cond(jnp.isfinite(norm), step, lambda: state), norm
 
+    def _on_mesh(self) -> AbstractContextManager[Any]:
+        """Where `sharding.constrain` finds the mesh."""
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+
     # --- rows --------------------------------------------------------------------------------------------------------
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -295,12 +335,28 @@ class PolicyLearner:
         return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[index], batch), self._rows)
 
     def _micro_batches(self, tree: Any) -> Iterator[Any]:
-        """Neighbouring rows, `micro_rows` a device at a time, without the columns that are padding in all of them."""
+        """Neighbouring rows, up to `micro_rows` a device at a time, without the columns that are padding in all."""
         height = jax.tree.leaves(tree)[0].shape[0]
-        size = min(self.ppo.micro_rows * sharding.batch_ways(self.mesh), height)
-        for index in np.split(np.arange(height), height // size):
-            part = tree if size == height else self._take(tree, index)
+        each = height // sharding.batch_ways(self.mesh)
+        parts = next(k for k in range(1, each + 1) if each % k == 0 and each // k <= self.ppo.micro_rows)
+        for index in np.split(np.arange(height), parts):
+            part = tree if parts == 1 else self._take(tree, index)
             yield jax.tree.map(trim, part, is_leaf=lambda x: isinstance(x, TokenBatch))
+
+
+def accumulate(
+    loss: Callable[[Params], tuple[Array, Any]], params: Params, grads: Params
+) -> tuple[tuple[Array, Any], Params]:
+    """`loss(params)`, which is a number and something else, and `grads` with its gradient added.
+
+    The backward pass adds into the sum as it goes, a layer at a time where layers are scanned, so that no second copy
+    of their gradients exists.
+    """
+    sums = jax.tree.map(jax.new_ref, grads)
+    pull: Any  # its declared type lacks `with_refs`
+    value, pull, rest = jax.vjp(loss, params, has_aux=True)
+    pull.with_refs(sums)(jnp.ones_like(value))
+    return (value, rest), jax.tree.map(jax.freeze, sums)
 
 
 def trim(x: Any, multiple: int = 128) -> Any:
@@ -345,30 +401,26 @@ def _skipped(before: Array, norm: Array) -> Array:
     return jnp.where(jnp.isfinite(norm), 0, before + 1)
 
 
-def lora_aware_axes(specs: Params, adapters: Lora | None) -> dict[tuple[str, ...], tuple[str | None, ...]]:
-    """Logical axes by the path of a leaf, adapters included."""
-    if adapters:
-        trainable, frozen = lora.split(lora.lora_specs(specs, **adapters._asdict()))
-        trees = [trainable, frozen]
-    else:
-        trees = [specs]
+def trained_specs(specs: Params, adapters: Lora | None) -> dict[tuple[str, ...], ParamSpec]:
+    """Specs by the path of a leaf, those of adapters included."""
+    trees = lora.split(lora.lora_specs(specs, **adapters.shape)) if adapters else (specs,)
     leaves = [
         leaf for tree in trees for leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=model_params.is_spec)
     ]
-    return {_names(path): spec.axes for path, spec in leaves}
+    return {_names(path): spec for path, spec in leaves}
 
 
-def _placed(shapes: Any, axes: dict[tuple[str, ...], tuple[str | None, ...]], mesh: Mesh) -> Any:
-    """A leaf whose path ends as a parameter's does (its moments, say) lies where the parameter lies; others everywhere.
-
-    Adafactor's factored moments have other ranks than their parameters and stay everywhere too: they are small.
-    """
+def _placed(shapes: Any, specs: dict[tuple[str, ...], ParamSpec], mesh: Mesh) -> Any:
+    """A leaf whose path ends as a parameter's does (its moments, say) lies as the parameter lies; others everywhere."""
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = _names(path)
-        found = next((axes[names[i:]] for i in range(len(names)) if names[i:] in axes), ())
-        where = sharding.sharding(mesh, found) if len(found) == leaf.ndim else sharding.replicated(mesh)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        start = next((i for i in range(len(names)) if names[i:] in specs), len(names))
+        axes = ()
+        if start < len(names):
+            spec = specs[names[start:]]
+            axes = moment_axes(names[:start], spec.shape, spec.axes, leaf.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding(mesh, axes))
 
     return jax.tree_util.tree_map_with_path(place, shapes)
 

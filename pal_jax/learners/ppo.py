@@ -1,19 +1,21 @@
 """PPO on a micro-batch of rows: hyper-parameters, the passes over a model and the losses. Pure functions.
 
-A row holds a prompt once and its `N` completions (`types.TokenBatch`); `[R, N, A]` speaks of their actions, `[R, M]` of
-a row's actions side by side, `[B, A]` of samples as the estimators in `objectives` want them.
+A row holds prompts and their `N` completions (`types.TokenBatch`); `[R, N, A]` speaks of their actions, `[R, M]` of a
+row's actions side by side, `[B, A]` of samples as the estimators in `objectives` want them, those of a prompt together.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
 
-from pal_jax.models import attention, decoder
+from pal_jax.models import decoder
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives import advantages as adv
@@ -21,7 +23,10 @@ from pal_jax.objectives import kl as kl_divergence
 from pal_jax.objectives import logprobs as lp
 from pal_jax.objectives import policy as losses
 from pal_jax.objectives.masked import keep, masked_mean, masked_var
+from pal_jax.runtime.sharding import constrain
 from pal_jax.types import RolloutBatch, TokenBatch
+
+CHUNK = 512  # states whose logits a device has at once: rows with few actions skip most of theirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,7 @@ class PPO:
     epochs: int = 1
     minibatches: int = 1
     micro_rows: int = 4  # rows in a device's memory at once
+    row_tokens: int = 0  # prompts share rows of so many tokens; 0: a row a prompt
     ptx_coef: float = 0.0
     freezing_actor_steps: int = -1  # the actor stays as it is while step <= this: time for the critic to settle
     temperature: float = 1.0  # of the samples: log-probs are taken at it
@@ -63,6 +69,8 @@ class PPO:
         for name, values in known.items():
             if getattr(self, name) not in get_args(values):
                 raise ValueError(f'ppo.{name}={getattr(self, name)!r}; use one of {", ".join(get_args(values))}')
+        if self.row_tokens < 0:
+            raise ValueError(f'ppo.row_tokens={self.row_tokens} must be at least 0; 0 gives every prompt a row')
         if self.kl_in == 'loss' and self.kl_estimator == 'k1':
             raise ValueError("ppo.kl_estimator='k1' has no gradient as a loss; use k2 or k3, or ppo.kl_in='reward'")
 
@@ -86,25 +94,76 @@ def used(batch: RolloutBatch) -> Array:
     return by_sample(batch.tokens.acts & batch.ok[..., None])
 
 
-def action_states(params: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R M D']:
-    """The hidden state that chose each action."""
-    visible = attention.visibility(batch.segments, batch.prefix)
-    hidden = decoder.forward(params, cfg, batch.tokens, batch.positions, visible)
-    return jnp.take_along_axis(hidden, flat(batch.states)[..., None], axis=1)
+def hidden_states(params: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R T D']:
+    return decoder.forward(params, cfg, batch.tokens, batch.positions, batch.segments, batch.prefix)
+
+
+class Order(NamedTuple):
+    """A row's actions with the real ones first, so that nothing is spent on the rest (see `objectives.logprobs`)."""
+
+    columns: Int[Array, 'R M']
+    acts: Bool[Array, 'R M']
+
+    def sort(self, x: Float[Array, 'R N A']) -> Float[Array, 'R M']:
+        return jnp.take_along_axis(flat(x), self.columns, axis=1)
+
+    def unsort(self, x: Float[Array, 'R M'], shape: tuple[int, ...]) -> Float[Array, 'R N A']:
+        return jnp.take_along_axis(x, jnp.argsort(self.columns, axis=1), axis=1).reshape(shape)
+
+    def states(self, hidden: Float[Array, 'R T D'], batch: TokenBatch) -> Float[Array, 'R M D']:
+        """The hidden state that chose each action."""
+        chosen = jnp.take_along_axis(hidden, self.sort(batch.states)[..., None], axis=1)
+        return constrain(chosen, decoder.ROWS)
+
+
+def real_first(batch: TokenBatch) -> Order:
+    acts = flat(batch.acts)
+    columns = jnp.argsort(~acts, axis=1, stable=True)
+    return Order(columns, jnp.take_along_axis(acts, columns, axis=1))
+
+
+def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(unembed, *rows)` on every device's own rows, where a mesh is in context; leading axes are concatenated.
+
+    It loops over chunks of logits. Left to the compiler, every turn of the loop gathers the output matrix and adds its
+    gradient up over all devices; here both happen once.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+
+    def mapped(unembed: Array, *rows: Any) -> Any:
+        spread = PartitionSpec(('data', 'fsdp'))
+        specs = PartitionSpec(), *[spread] * len(rows)
+        manual = jax.shard_map(
+            function, in_specs=specs, out_specs=spread, axis_names={'data', 'fsdp'}, check_vma=False
+        )  # fmt: skip
+        return manual(unembed, *rows)
+
+    return mapped
 
 
 def logprobs(
     params: Params, cfg: ModelConfig, ppo: PPO, batch: TokenBatch
 ) -> tuple[Float[Array, 'R N A'], Float[Array, 'R N A']]:
     """Log-probability of each action and the entropy it was drawn with, in nats."""
-    states, unembed = action_states(params, cfg, batch), decoder.unembed_weight(params)
-    out = lp.token_logprobs(states, unembed, flat(batch.actions), temperature=ppo.temperature, dtype=cfg.dtype)
-    return jax.tree.map(lambda x: x.reshape(batch.acts.shape), out)
+    order, unembed = real_first(batch), decoder.unembed_weight(params, cfg)
+    states = order.states(hidden_states(params, cfg, batch), batch)
+
+    def score(unembed: Array, states: Array, actions: Array, acts: Array) -> tuple[Array, Array]:
+        return lp.token_logprobs(
+            states, unembed, actions,
+            acts=acts, temperature=ppo.temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=CHUNK,
+        )  # fmt: skip
+
+    out = by_rows(score)(unembed, states, order.sort(batch.actions), order.acts)
+    return jax.tree.map(lambda x: order.unsort(x, batch.acts.shape), out)
 
 
 def values(critic: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N A']:
     """The critic's value of the state before each action: a bias-free linear head on a decoder of its own."""
-    states = action_states(critic['decoder'], cfg, batch)
+    hidden = hidden_states(critic['decoder'], cfg, batch)
+    states = constrain(jnp.take_along_axis(hidden, flat(batch.states)[..., None], axis=1), decoder.ROWS)
     return (states.astype(jnp.float32) @ critic['head']).reshape(batch.acts.shape)
 
 
@@ -130,12 +189,19 @@ def policy_loss(
         'kl_coef': jnp.broadcast_to(kl_coef, weight.shape),
         'weight': weight,
     }
-    states, unembed = action_states(params, cfg, batch.tokens), decoder.unembed_weight(params)
-    loss, new = lp.token_loss(
-        states, unembed, flat(batch.tokens.actions), jax.tree.map(flat, aux), per_token,
-        temperature=ppo.temperature, dtype=cfg.dtype,
-    )  # fmt: skip
-    return loss, new.reshape(weight.shape)
+    order, unembed = real_first(batch.tokens), decoder.unembed_weight(params, cfg)
+    states = order.states(hidden_states(params, cfg, batch.tokens), batch.tokens)
+
+    def loss_of(unembed: Array, states: Array, actions: Array, acts: Array, aux: Any) -> tuple[Array, Array]:
+        loss, new = lp.token_loss(
+            states, unembed, actions, aux, per_token,
+            acts=acts, temperature=ppo.temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=CHUNK,
+        )  # fmt: skip
+        return loss[None], new
+
+    rows = states, order.sort(batch.tokens.actions), order.acts, jax.tree.map(order.sort, aux)
+    loss, new = by_rows(loss_of)(unembed, *rows)
+    return loss.sum(), order.unsort(new, weight.shape)
 
 
 def value_loss(
@@ -150,14 +216,24 @@ def value_loss(
 
 def imitation_loss(
     params: Params, cfg: ModelConfig, batch: TokenBatch, weight: Float[Array, 'R N A']
-) -> tuple[Float[Array, ''], Float[Array, 'R M']]:
+) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:
     """Cross-entropy of the actions (supervised fine-tuning, PTX), and their log-probs."""
 
     def per_token(logprob: Array, weight: Array) -> Array:
         return -weight * keep(logprob, weight > 0)
 
-    states, unembed = action_states(params, cfg, batch), decoder.unembed_weight(params)
-    return lp.token_loss(states, unembed, flat(batch.actions), flat(weight), per_token, dtype=cfg.dtype)
+    order, unembed = real_first(batch), decoder.unembed_weight(params, cfg)
+    states = order.states(hidden_states(params, cfg, batch), batch)
+
+    def loss_of(unembed: Array, states: Array, actions: Array, acts: Array, weight: Array) -> tuple[Array, Array]:
+        loss, new = lp.token_loss(
+            states, unembed, actions, weight, per_token,
+            acts=acts, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=CHUNK,
+        )  # fmt: skip
+        return loss[None], new
+
+    loss, new = by_rows(loss_of)(unembed, states, order.sort(batch.actions), order.acts, order.sort(weight))
+    return loss.sum(), order.unsort(new, weight.shape)
 
 
 def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R N A']:
@@ -167,9 +243,12 @@ def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R 
 
 
 def with_advantages(
-    ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']
+    ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int
 ) -> tuple[RolloutBatch, dict[str, Float[Array, '']]]:
-    """Advantages and returns of a batch that has its log-probs and values (rlpa_plus I.3), and what they look like."""
+    """Advantages and returns of a batch that has its log-probs and values (rlpa_plus I.3), and what they look like.
+
+    `n`: samples of a prompt.
+    """
     acts, mask, shape = by_sample(batch.tokens.acts), used(batch), batch.tokens.acts.shape
     assert batch.logprobs is not None and batch.ref_logprobs is not None
     new, reference = by_sample(batch.logprobs), by_sample(batch.ref_logprobs)
@@ -181,7 +260,7 @@ def with_advantages(
         acts,
         batch.ok.reshape(-1),
         estimator=ppo.estimator,
-        n=shape[1],
+        n=n,
         kl_coef=kl_coef if ppo.kl_in == 'reward' else 0.0,
         gamma=ppo.gamma,
         lam=ppo.lam,

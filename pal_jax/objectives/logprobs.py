@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens: the one place where `[.., V]` exists, a chunk of rows at a time.
 
 Letters: `R` rows, `M` states of a row, `D` width, `V` vocabulary. `targets[r, m]` is the token chosen in state
-`hidden[r, m]`; nothing is shifted here, and rows may be sharded, so chunks run along `M`.
+`hidden[r, m]`; nothing is shifted here, and rows may be sharded, so chunks run along `M`. What does not act (`acts`)
+counts nothing, and a chunk in which nothing does is skipped: those that act should come first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from pal_jax.objectives.masked import masked_mean
 
 PerToken = Callable[[Array, Any], Array]  # (logprobs, aux) -> losses, elementwise
 
@@ -22,26 +25,34 @@ def token_logprobs(
     unembed: Float[Array, 'V D'],
     targets: Int[Array, 'R M'],
     *,
+    acts: Bool[Array, 'R M'] | None = None,
     temperature: float = 1.0,
+    softcap: float | None = None,
     dtype: str = 'float32',
     chunk: int = 1024,
 ) -> tuple[Float[Array, 'R M'], Float[Array, 'R M']]:
     """Log-probability of each target and entropy of the distribution it is drawn from, in nats; not for gradients.
 
-    Logits are divided by `temperature`. `dtype` is that of the product's inputs; about `chunk` states have their
-    logits in memory at once.
+    Where nothing acts they may be anything. Logits are capped to `softcap * tanh(logit / softcap)`, then divided by
+    `temperature`. `dtype` is that of the product's inputs; about `chunk` states have their logits in memory at once.
     """
     weight = unembed.astype(dtype)
+    cap = softcap and softcap / temperature
 
-    def body(_: None, columns: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        states, chosen = columns
-        logits = _logits(states, weight)
+    def score(states: Array, chosen: Array) -> tuple[Array, Array]:
+        logits = _logits(states, weight, cap)
         shift, weights, total = _softmax_parts(logits)
         log_total = jnp.log(total) + shift
         entropy = log_total - (weights * logits).sum(-1) / total
-        return None, (_pick(logits, chosen) - log_total, entropy)
+        return _pick(logits, chosen) - log_total, entropy
 
-    columns = _split((hidden / temperature, targets), _width(targets, chunk))
+    def body(_: None, columns: tuple[Array, Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        states, chosen, act = columns
+        nothing = jnp.zeros(chosen.shape), jnp.zeros(chosen.shape)
+        return None, lax.cond(jnp.any(act), score, lambda *_: nothing, states, chosen)
+
+    acts = jnp.ones_like(targets, bool) if acts is None else acts
+    columns = _split((hidden / temperature, targets, acts), _width(targets, chunk))
     return _join(lax.scan(body, None, columns)[1], targets.shape[1])
 
 
@@ -52,63 +63,120 @@ def token_loss(
     aux: Any,
     per_token: PerToken,
     *,
+    acts: Bool[Array, 'R M'] | None = None,
     temperature: float = 1.0,
+    softcap: float | None = None,
     dtype: str = 'float32',
     chunk: int = 1024,
 ) -> tuple[Float[Array, ''], Float[Array, 'R M']]:
-    """`sum(per_token(logprobs, aux))` and the log-probabilities, which carry no gradient.
+    """`sum(per_token(logprobs, aux))` over what acts and the log-probabilities, which carry no gradient.
 
     `per_token` is elementwise and closes over nothing traced; masks, weights, advantages go into `aux`, a tree of
     `[R, M]` arrays, and get no gradient. Gradients reach `hidden` and `unembed`. They are made in the forward pass,
     where the softmax of a chunk is at hand, so the backward pass only scales them.
     """
-    loss, logprobs = _loss(hidden / temperature, unembed, targets, aux, per_token, dtype, chunk)
+    acts = jnp.ones_like(targets, bool) if acts is None else acts
+    cap = softcap and softcap / temperature
+    loss, logprobs = _loss(hidden / temperature, unembed, targets, acts, aux, per_token, cap, dtype, chunk)
     return loss, lax.stop_gradient(logprobs)
 
 
+def max_z_loss(
+    hidden: Float[Array, 'R M D'],
+    unembed: Float[Array, 'V D'],
+    mask: Bool[Array, 'R M'],
+    *,
+    coef: float = 2e-4,
+    dtype: str = 'float32',
+    chunk: int = 1024,
+) -> Float[Array, '']:
+    """`coef` times the mean square of each state's largest logit, to be added to a loss: it keeps logits from growing
+    (Baichuan 2, Yang et al. 2023, section 2.4).
+
+    The largest is looked for a chunk at a time, without a gradient; then it is one product of two vectors.
+    """
+    weight = unembed.astype(dtype)
+    columns = _split(hidden, _width(mask, chunk))
+    best = _join(lax.map(lambda states: _logits(states, weight).argmax(-1), columns), mask.shape[1])
+    largest = (hidden.astype(jnp.float32) * unembed[best].astype(jnp.float32)).sum(-1)
+    return coef * masked_mean(jnp.square(largest), mask)
+
+
 def _loss_value(
-    hidden: Array, unembed: Array, targets: Array, aux: Any, per_token: PerToken, dtype: str, chunk: int
+    hidden: Array,
+    unembed: Array,
+    targets: Array,
+    acts: Array,
+    aux: Any,
+    per_token: PerToken,
+    cap: float | None,
+    dtype: str,
+    chunk: int,
 ) -> tuple[Array, Array]:
-    logprobs, _ = token_logprobs(hidden, unembed, targets, dtype=dtype, chunk=chunk)
-    return per_token(logprobs, aux).sum(), logprobs
+    logprobs, _ = token_logprobs(hidden, unembed, targets, acts=acts, softcap=cap, dtype=dtype, chunk=chunk)
+    return jnp.where(acts, per_token(logprobs, aux), 0.0).sum(), logprobs
 
 
-def _loss_fwd(hidden: Array, unembed: Array, targets: Array, aux: Any, per_token: PerToken, dtype: str, chunk: int):
+def _loss_fwd(
+    hidden: Array,
+    unembed: Array,
+    targets: Array,
+    acts: Array,
+    aux: Any,
+    per_token: PerToken,
+    cap: float | None,
+    dtype: str,
+    chunk: int,
+):
     weight = unembed.astype(dtype)
     width = _width(targets, chunk)
 
-    def body(carry: tuple[Array, Array], columns: Any):
-        loss, dweight = carry
-        states, chosen, extra, exists = columns
-        logits = _logits(states, weight)
+    def score(loss: Array, dweight: Array, states: Array, chosen: Array, act: Array, extra: Any):
+        logits = _logits(states, weight, cap)
         shift, weights, total = _softmax_parts(logits)
         logprobs = _pick(logits, chosen) - shift - jnp.log(total)
-        losses, pull = jax.vjp(lambda lp: jnp.where(exists, per_token(lp, extra), 0.0), logprobs)
+        losses, pull = jax.vjp(lambda lp: jnp.where(act, per_token(lp, extra), 0.0), logprobs)
         (slope,) = pull(jnp.ones_like(losses))
-        dlogits = _dlogits(weights, total, chosen, slope).astype(dtype)
+        dlogits = _dlogits(weights, total, chosen, slope)
+        if cap is not None:
+            dlogits *= 1.0 - jnp.square(logits / cap)
+        dlogits = dlogits.astype(dtype)
         dstates = jnp.einsum('rmv,vd->rmd', dlogits, weight, preferred_element_type=jnp.float32)
         step = jnp.einsum('rmv,rmd->vd', dlogits, states.astype(dtype), preferred_element_type=jnp.float32)
         return (loss + losses.sum(), dweight + step), (logprobs, dstates.astype(hidden.dtype))
 
+    def skip(loss: Array, dweight: Array, states: Array, chosen: Array, *_: Any):
+        return (loss, dweight), (jnp.zeros(chosen.shape), jnp.zeros_like(states))
+
+    def body(carry: tuple[Array, Array], columns: Any):
+        return lax.cond(jnp.any(columns[2]), score, skip, *carry, *columns)
+
     start = jnp.zeros(()), jnp.zeros(unembed.shape, jnp.float32)
-    exists = _split(jnp.ones_like(targets, bool), width, mode='constant')
-    columns = *_split((hidden, targets, aux), width), exists
+    columns = *_split((hidden, targets), width), _split(acts, width, mode='constant'), _split(aux, width)
     (loss, dweight), outs = lax.scan(body, start, columns)
     logprobs, dhidden = _join(outs, targets.shape[1])
     return (loss, logprobs), (dhidden, dweight.astype(unembed.dtype))
 
 
-def _loss_bwd(per_token: PerToken, dtype: str, chunk: int, saved: tuple[Array, Array], cotangents: tuple[Array, Array]):
+def _loss_bwd(
+    per_token: PerToken,
+    cap: float | None,
+    dtype: str,
+    chunk: int,
+    saved: tuple[Array, Array],
+    cotangents: tuple[Array, ...],
+):
     dhidden, dweight = ((x.astype(jnp.float32) * cotangents[0]).astype(x.dtype) for x in saved)
-    return dhidden, dweight, None, None
+    return dhidden, dweight, None, None, None
 
 
-_loss = jax.custom_vjp(_loss_value, nondiff_argnums=(4, 5, 6))
+_loss = jax.custom_vjp(_loss_value, nondiff_argnums=(5, 6, 7, 8))
 _loss.defvjp(_loss_fwd, _loss_bwd)
 
 
-def _logits(states: Array, weight: Array) -> Array:
-    return jnp.einsum('rmd,vd->rmv', states.astype(weight.dtype), weight, preferred_element_type=jnp.float32)
+def _logits(states: Array, weight: Array, cap: float | None = None) -> Array:
+    logits = jnp.einsum('rmd,vd->rmv', states.astype(weight.dtype), weight, preferred_element_type=jnp.float32)
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def _softmax_parts(logits: Array) -> tuple[Array, Array, Array]:

@@ -38,12 +38,21 @@ class Evaluation(NamedTuple):
     dialogues: Sequence[Mapping[str, Any]]
 
 
+class Adapters(NamedTuple):
+    """What was trained of an adapted model: the trainable tree (see `models.lora.split`) and its base's source."""
+
+    params: Params
+    base: str
+    dropout: float
+
+
 class Export(NamedTuple):
-    """A model as Hugging Face has it."""
+    """A model as Hugging Face has it, with its adapters merged, and these by themselves if it has any."""
 
     params: Params
     model: ModelConfig
     tokenizer: Tokenizer
+    adapters: Adapters | None = None
 
 
 class Recipe(NamedTuple):
@@ -80,7 +89,7 @@ def read_config(workdir: str) -> Config:
     """
     path = Path(workdir) / 'config.json'
     if not path.exists():
-        raise ValueError(f'orbax:{workdir} is no run of this package: {path} is missing')
+        raise ValueError(f'{workdir} is no run of this package: {path} is missing')
     return ConfigDict(json.loads(path.read_text()))
 
 

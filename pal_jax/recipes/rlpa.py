@@ -29,10 +29,11 @@ from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Export, Host, Recipe, open_run
+from pal_jax.recipes.recipe import Adapters, Config, Context, Evaluation, Export, Host, Recipe, open_run
 from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.processes import Shares
 from pal_jax.types import Dialogue, Metrics, Sample, Sampling, TokenBatch
 
 Sampler = Callable[[Sequence[Dialogue], int, Sequence[int]], list[Sample]]
@@ -48,20 +49,23 @@ def make(config: Config, ctx: Context) -> Recipe:
       RuntimeError: the model cannot be had.
     """
     check(config, ctx.mesh)
-    world = make_world(config)
+    decode = config.decode.to_dict()
+    shares = decode.pop('shares', 0) or jax.process_count()
+    shares = Shares(shares if ctx.mesh.size > 1 else 1)  # a single device is for exports
+    world = make_world(config, shares)
     source = sources.resolve(config.policy.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
     tokenizer = source.tokenizer()
     cfg = devices.for_platform(source.config, config.policy.dtype)
     cfg = dataclasses.replace(cfg, remat=config.policy.remat)
     learner = make_learner(config, cfg, ctx)
-    decoder = make_decoder(cfg, tokenizer, ctx.mesh, **config.decode)
+    decoder = make_decoder(cfg, tokenizer, ctx.mesh, shares=shares, **decode)
     sample_turns = make_sampler(config, world.system, tokenizer, decoder)
     warmup, dialogue = config.warmup.steps, config.dialogue
     n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
     max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
     rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
-    height = round_up(prompts_a_step, sharding.batch_ways(ctx.mesh) * config.ppo.minibatches)
-    shape = {'n': n, 'height': height, 'actions': round_up(config.sampling.max_tokens, 8)}
+    ways, actions = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, round_up(config.sampling.max_tokens, 8)
+    rows = {'ways': ways, 'micro_rows': config.ppo.micro_rows, 'row_tokens': config.ppo.row_tokens}
     supervised = make_supervised(config, tokenizer, ctx.mesh)
 
     def init() -> tuple[PolicyState, Host]:
@@ -85,14 +89,15 @@ def make(config: Config, ctx: Context) -> Recipe:
             groups = [samples[k : k + n] for k in range(0, len(samples), n)]
             queue = env.continue_best(queue, groups, **rounds, user=world.user, seed=i)
         with ctx.phase('annotate'):
-            batch = pack_rollouts(samples, **shape, mesh=ctx.mesh)
+            batch = pack_rollouts(samples, n=n, actions=actions, mesh=ctx.mesh, **rows)
             batch, annotated = learner.annotate(state, batch)
         with ctx.phase('update'):
             ptx = supervised(i) if config.ppo.ptx_coef else None
             state, updated = learner.update(state, batch, jax.random.fold_in(jax.random.key(config.seed), i), ptx)
         check_finite(state)
-        check_answered(samples, config.reward.max_failed)
-        return state, {'queue': env.to_json(queue)}, 'rlpa', summarize(samples) | annotated | updated
+        check_answered(samples, config.reward.max_failed, world.models.last_error)
+        metrics = summarize(samples) | annotated | updated | world.models.usage
+        return state, {'queue': env.to_json(queue)}, 'rlpa', metrics
 
     def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         return (imitation_step if i < warmup else rlpa_step)(state, host, i)
@@ -110,7 +115,9 @@ def make(config: Config, ctx: Context) -> Recipe:
         return Evaluation(record, dialogues[: config.eval.shown])
 
     def exports(state: PolicyState) -> dict[str, Export]:
-        return {'export': Export(learner.weights(state), cfg, tokenizer)}
+        base, dropout = config.policy.source.removeprefix('hf:'), config.policy.lora.dropout
+        adapters = Adapters(state.actor.params, base, dropout) if config.policy.lora.rank else None
+        return {'export': Export(learner.weights(state), cfg, tokenizer, adapters)}
 
     steps = warmup + config.total_steps
     stage = functools.partial(stage_before, warmup=warmup, steps=steps, every=config.eval.every)
@@ -162,8 +169,6 @@ def check(config: Config, mesh: Mesh) -> None:
         height = round_up(size, ways)
         if height % min(micro * ways, height):
             raise ValueError(f'{key}={height} does not divide into ppo.micro_rows={micro} on each of {ways} devices')
-    if jax.process_count() > 1:
-        raise ValueError(f'RLPA samples in one process, got {jax.process_count()}; start it on a single host')
 
 
 def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
@@ -195,7 +200,7 @@ def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearne
         ctx.mesh,
         n=dialogue.n_samples_per_prompt,
         length=config.sampling.max_tokens,
-        adapters=Lora(lora.rank, lora.alpha, targets) if lora.rank else None,
+        adapters=Lora(lora.rank, lora.alpha, targets, lora.dropout) if lora.rank else None,
         seed=config.seed,
     )
 
@@ -213,10 +218,13 @@ def make_supervised(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Callabl
         return Example(prompt, [*tokenizer.encode(each.completion), tokenizer.stop_ids[0]])
 
     examples = [example(each) for each in make_demonstrations(config.warmup.examples, seed=config.seed)]
-    rows, per_row = round_up(config.warmup.rows, sharding.batch_ways(mesh)), config.warmup.examples_per_row
+    ways, per_row = sharding.batch_ways(mesh), config.warmup.examples_per_row
+    rows = round_up(config.warmup.rows, ways)
 
     def batch(i: int) -> TokenBatch:
-        packed = pack_examples(examples, rows=rows, samples=per_row, i=i, seed=config.seed)
+        packed = pack_examples(
+            examples, groups=rows, n=per_row, i=i, seed=config.seed, ways=ways, row_tokens=config.ppo.row_tokens
+        )
         return sharding.put_batch(packed, mesh)
 
     return batch
@@ -247,12 +255,13 @@ def summarize(samples: Sequence[Sample]) -> Metrics:
     }
 
 
-def check_answered(samples: Sequence[Sample], max_failed: float) -> None:
-    """Raises RuntimeError when too many samples have no reward."""
+def check_answered(samples: Sequence[Sample], max_failed: float, why: str = '') -> None:
+    """Raises RuntimeError when too many samples have no reward; `why` is what the judges' servers said."""
     failed = np.mean([not sample.ok for sample in samples])
     if failed > max_failed:
         raise RuntimeError(
-            f'{failed:.0%} of the samples got no reward, more than reward.max_failed={max_failed}; check the judge'
+            f'{failed:.0%} of the samples got no reward, more than reward.max_failed={max_failed}; check the judge '
+            f'({why or "its answers could not be read"})'
         )
 
 

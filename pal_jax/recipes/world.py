@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
 
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
 from pal_jax.feedback.judges import judge_by_rules
+from pal_jax.feedback.language import make_judge, make_matcher, make_user
+from pal_jax.feedback.local_model import LocalModel
 from pal_jax.feedback.people import SLOTS, Split, load_people, make_people
 from pal_jax.feedback.profiles import match_exactly, split_fact
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.users import make_scripted_user
+from pal_jax.models import sources
 from pal_jax.recipes.recipe import Config
-from pal_jax.types import Person, RewardFn, UserSimulator
+from pal_jax.runtime import devices
+from pal_jax.runtime.processes import ALONE, Shares, exchange
+from pal_jax.types import ChatModel, Dialogue, Metrics, Person, RewardFn, Sample, Sampling, UserSimulator
+
+if TYPE_CHECKING:
+    from pal_jax.feedback.endpoint import Endpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +39,15 @@ class World:
     system: str
     user: UserSimulator
     reward: RewardFn
-    score: RewardFn  # of evaluations: the reward, also where training is given a control
+    score: RewardFn  # of evaluations: the reward without a control, by a judge who knows the person
+    models: Models
 
 
-def make_world(config: Config) -> World:
-    """People, their simulator and the reward, from `config.dialogue` and `config.reward`."""
+def make_world(config: Config, shares: Shares = ALONE) -> World:
+    """People, their simulator and the reward, from `config.dialogue` and `config.reward`.
+
+    Every process asks simulator and judge for its share and is told of the others'.
+    """
     dialogue, tested = config.dialogue, config.eval.people
     if dialogue.profiles == 'embedded':
         train = make_people(dialogue.people, seed=config.seed, split='train', facts=dialogue.facts)
@@ -48,29 +63,130 @@ def make_world(config: Config) -> World:
             raise ValueError(f'{dialogue.profiles} has {len(people)} person; give two or more, one is kept for testing')
         train, tests = people[:cut], {'heldout': people[cut:]}
         slots = tuple(dict.fromkeys(slot for p in train for slot, _ in map(split_fact, p.facts) if slot))[:12]
+    models = Models(config)
+    matcher = models.choose('reward.matcher', config.reward.matcher, make_matcher, exact=lambda: match_exactly)
+    judge, score = (
+        models.choose(
+            'reward.judge',
+            config.reward.judge,
+            functools.partial(make_judge, golden=golden),
+            rule=lambda: judge_by_rules,
+        )
+        for golden in (False, True)
+    )
     reward = functools.partial(
         make_reward,
-        choose('reward.matcher', config.reward.matcher, exact=lambda: match_exactly),
-        choose('reward.judge', config.reward.judge, rule=lambda: judge_by_rules),
+        matcher,
         response=config.reward.response,
         profile_weight=config.reward.profile_weight,
         response_weight=config.reward.response_weight,
+    )
+    user = models.choose(
+        'dialogue.user',
+        dialogue.user,
+        make_user,
+        scripted=lambda: make_scripted_user(p_spontaneous=dialogue.p_spontaneous),
     )
     return World(
         train=train,
         tests=tests,
         guess=personalization.most_common_facts(train),
         system=env.actor_prompt(slots) if dialogue.system == 'embedded' else dialogue.system,
-        user=choose(
-            'dialogue.user', dialogue.user, scripted=lambda: make_scripted_user(p_spontaneous=dialogue.p_spontaneous)
-        ),
-        reward=reward(shuffled=config.reward.shuffled),
-        score=reward(),
+        user=share_user(user, shares),
+        # The control takes another person of the same call, so it has to see all of them.
+        reward=share_reward(reward(judge, shuffled=config.reward.shuffled), shares, together=config.reward.shuffled),
+        score=share_reward(reward(score, informed=True), shares),
+        models=models,
     )
 
 
-def choose(key: str, name: str, **known: Callable[[], Any]) -> Any:
-    """`known[name]()`, or an error that names the key and the choices."""
-    if name not in known:
-        raise ValueError(f'{key}={name!r} is unknown; use {" or ".join(known)}')
-    return known[name]()
+def share_user(user: UserSimulator, shares: Shares) -> UserSimulator:
+    """The simulator, asked for this process's share of the dialogues."""
+
+    def answer(dialogues: Sequence[Dialogue], seed: int) -> list[str | None]:
+        return shares.gather('answers of users', dialogues, lambda _, part: user(part, seed))
+
+    return answer
+
+
+def share_reward(reward: RewardFn, shares: Shares, *, together: bool = False) -> RewardFn:
+    """The reward, asked for this process's share of the samples; `together`, one process is asked for all of them."""
+
+    def verdicts_of(samples: Sequence[Sample], seed: int) -> list[tuple[float, dict[str, float], bool]]:
+        return [(each.reward, dict(each.info), each.ok) for each in reward(samples, seed)]
+
+    def share(samples: Sequence[Sample], seed: int) -> list[Sample]:
+        if together:
+            calls = shares.gather('rewards', [samples], lambda _, part: [verdicts_of(each, seed) for each in part])
+            verdicts = calls[0]
+        else:
+            verdicts = shares.gather('rewards', samples, lambda _, part: verdicts_of(part, seed))
+        return [
+            dataclasses.replace(sample, reward=value, info=info, ok=ok)
+            for sample, (value, info, ok) in zip(samples, verdicts, strict=True)
+        ]
+
+    return share
+
+
+class Models:
+    """The language models among users, matchers and judges, by what they are called; each is opened once."""
+
+    def __init__(self, config: Config):
+        self._config = config
+        self._endpoints: dict[str, Endpoint] = {}
+        self._local: dict[str, LocalModel] = {}
+
+    def choose(self, key: str, name: str, make: Callable[[ChatModel], Any], **known: Callable[[], Any]) -> Any:
+        """`known[name]()`, or `make` of the model that endpoint:<name> or local:<source> is.
+
+        Raises:
+          ValueError: `name` is none of them.
+        """
+        kind, _, rest = name.partition(':')
+        if kind == 'endpoint' and rest:
+            if rest not in self._endpoints:
+                self._endpoints[rest] = self._open_endpoint(rest)
+            return make(self._endpoints[rest])
+        if kind == 'local' and rest:
+            role = key.split('.')[-1]
+            if role not in self._local:
+                self._local[role] = self._open_local(rest, role)
+            return make(self._local[role])
+        if name not in known:
+            raise ValueError(f'{key}={name!r} is unknown; use {", ".join(known)}, endpoint:<name> or local:<source>')
+        return known[name]()
+
+    def _open_endpoint(self, name: str) -> Endpoint:
+        from pal_jax.feedback.endpoint import Endpoint  # its client takes a second to import
+
+        if name not in self._config.endpoints:
+            raise ValueError(f'endpoint:{name} is unknown; config.endpoints has {", ".join(self._config.endpoints)}')
+        settings = self._config.endpoints[name].to_dict()
+        del settings['slots']
+        prices = settings.pop('prompt_price'), settings.pop('completion_price')
+        answers = Path(self._config.answers).expanduser() if self._config.answers else None
+        return Endpoint(name, **settings, prices=prices, cache=answers)
+
+    def _open_local(self, source: str, role: str) -> LocalModel:
+        settings = self._config.endpoints[role]
+        mesh = devices.make_mesh(devices=jax.local_devices())
+        sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
+        return LocalModel(sources.resolve(source, seed=self._config.seed), mesh, sampling, slots=settings.slots)
+
+    @property
+    def usage(self) -> Metrics:
+        """What endpoints have been asked since the start, by endpoint, by all processes together."""
+        own = {
+            f'{name}_{field}': float(value)
+            for name, endpoint in self._endpoints.items()
+            for field, value in dataclasses.asdict(endpoint.usage).items()
+        }
+        told = exchange('usage', own)
+        return {key: sum(each[key] for each in told) for key in own}
+
+    @property
+    def last_error(self) -> str:
+        """Why an endpoint had no answer, the last time."""
+        errors = {name: endpoint.last_error for name, endpoint in self._endpoints.items()}
+        return '; '.join(f'{name}: {error}' for name, error in errors.items() if error)

@@ -5,41 +5,85 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pal_jax.data.packing import Branch, Example, Row, pack_examples, pack_rollouts, pack_rows, shared_row
+from pal_jax.data.packing import (
+    Branch,
+    Example,
+    Group,
+    Layout,
+    lay_out,
+    pack_examples,
+    pack_groups,
+    pack_rollouts,
+    shared_prompt,
+)  # fmt: skip
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Dialogue, Person, Sample
 
-ROWS = [Row([1, 2, 3], [Branch([4, 5]), Branch([6, 7, 8])]), Row([9], [Branch([10]), Branch([11, 12])])]
+GROUPS = [
+    Group([1, 2, 3], [Branch([4, 5]), Branch([6, 7, 8])]),
+    Group([9], [Branch([10]), Branch([11, 12])]),
+    Group([13, 14], [Branch([15, 16])]),
+]
+LAYOUT = Layout([[0, 1], [2]], height=3, groups=2, length=16)
 
 
 @pytest.fixture(scope='module')
 def batch():
-    return pack_rows(ROWS, samples=2, length=16, actions=8, height=3)
+    return pack_groups(GROUPS, LAYOUT, n=2, actions=8)
 
 
-def test_every_action_follows_its_own_sequence(batch):
-    for r, row in enumerate(ROWS):
-        for n, (completion, _) in enumerate(row.branches):
-            size = len(completion)
-            assert batch.actions[r, n, :size].tolist() == completion
-            assert batch.acts[r, n].sum() == size
-            sequence = [*row.prompt, *completion]
-            before = batch.tokens[r, batch.states[r, n, :size]].tolist()
-            assert before == sequence[len(row.prompt) - 1 : -1]
-            assert batch.positions[r, batch.states[r, n, :size]].tolist() == list(
-                range(len(row.prompt) - 1, len(sequence) - 1)
-            )
+@pytest.mark.parametrize(('group', 'row', 'place'), [(0, 0, 0), (1, 0, 1), (2, 1, 0)])
+def test_every_action_follows_its_own_sequence(batch, group, row, place):
+    prompt, branches = GROUPS[group]
+    for n, (completion, _) in enumerate(branches):
+        size, where = len(completion), (row, 2 * place + n)
+        assert batch.actions[where][:size].tolist() == completion
+        assert batch.acts[where].sum() == size
+        sequence, before = [*prompt, *completion], batch.states[where][:size]
+        assert batch.tokens[row, before].tolist() == sequence[len(prompt) - 1 : -1]
+        assert batch.positions[row, before].tolist() == list(range(len(prompt) - 1, len(sequence) - 1))
 
 
-def test_segments_keep_completions_apart_and_share_the_prompt(batch):
-    assert batch.segments[0].tolist() == [1, 1, 1, 2, 2, 3, 3, 3] + [0] * 8
-    assert batch.prefix[0, :8].tolist() == [1] * 8
+def test_segments_keep_completions_apart_and_share_their_own_prompt(batch):
+    assert batch.segments[0].tolist() == [1, 1, 1, 2, 2, 3, 3, 3, 4, 5, 6, 6] + [0] * 4
+    assert batch.prefix[0].tolist() == [1] * 8 + [4] * 4 + [0] * 4
 
 
-def test_missing_rows_and_padding_do_not_act(batch):
+def test_what_is_missing_does_not_act(batch):
     assert not batch.acts[2].any()
     assert not batch.segments[2].any()
+    assert not batch.acts[1, 1:].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=30),
+    row_tokens=st.integers(0, 700),
+    ways=st.integers(1, 4),
+    micro_rows=st.integers(1, 4),
+)
+def test_every_group_has_its_place_in_rows_within_the_budget(lengths, row_tokens, ways, micro_rows):
+    out = lay_out(lengths, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=32)
+    assert sorted(i for row in out.rows for i in row) == list(range(len(lengths)))
+    filled = [sum(lengths[i] for i in row) for row in out.rows]
+    assert filled == sorted(filled)
+    assert max(filled) <= max(row_tokens, max(lengths)) and max(filled) <= out.length < max(filled) + 32
+    assert max(len(row) for row in out.rows) <= out.groups
+    each = out.height // ways
+    assert len(out.rows) <= out.height == each * ways and each % min(each, micro_rows) == 0
+    if not row_tokens:
+        assert out.groups == 1
+
+
+def test_rows_are_few_and_even():
+    lengths = [60, 50, 40, 30, 20]
+    assert [sum(lengths[i] for i in row) for row in lay_out(lengths, row_tokens=100).rows] == [100, 100]
+    assert [sum(lengths[i] for i in row) for row in lay_out(lengths, row_tokens=100, ways=3).rows] == [60, 70, 70]
+    tight = [50, 50, 40, 40, 20]  # longest first into the shortest row would end at 110
+    assert [sum(tight[i] for i in row) for row in lay_out(tight, row_tokens=100).rows] == [100, 100]
 
 
 def test_rollouts_keep_rewards_and_logprobs_beside_their_tokens():
@@ -48,31 +92,45 @@ def test_rollouts_keep_rewards_and_logprobs_beside_their_tokens():
         Sample(dialogue, (1, 2), Completion('', (3, 4), (-0.5, -1.5), 'stop'), group=0, reward=0.25),
         Sample(dialogue, (1, 2), Completion('', (5,), (-2.0,), 'stop'), group=0, reward=1.0, ok=False),
     ]
-    batch = pack_rollouts(samples, n=2, height=8, actions=8, mesh=devices.make_mesh(devices=jax.devices()[:1]))
+    batch = pack_rollouts(samples, n=2, ways=8, actions=8, mesh=devices.make_mesh(devices=jax.devices()[:1]))
     assert np.asarray(batch.reward)[0].tolist() == [0.25, 1.0]
     assert np.asarray(batch.ok)[:2].tolist() == [[True, False], [False, False]]
     assert np.asarray(batch.sampler_logprobs)[0, 0, :3].tolist() == [-0.5, -1.5, 0.0]
     assert batch.tokens.tokens.shape == (8, 128)
 
 
+def test_packed_rollouts_keep_the_samples_of_a_prompt_together():
+    dialogue = Dialogue(Person('a', ('x: y',)), ())
+    samples = [
+        Sample(dialogue, (1,) * size, Completion('', (2, 3), (0.0, k), 'stop'), 0, reward=10 * size + k)
+        for size in (30, 6, 20)
+        for k in range(2)
+    ]
+    mesh = devices.make_mesh(devices=jax.devices()[:1])
+    batch = pack_rollouts(samples, n=2, actions=8, mesh=mesh, row_tokens=64, multiple=32)
+    assert np.asarray(batch.reward).tolist() == [[300, 301, 0, 0], [200, 201, 60, 61]]
+    assert np.asarray(batch.ok).sum(1).tolist() == [2, 4]
+    assert np.asarray(batch.sampler_logprobs)[1, :, 1].tolist() == [0, 1, 0, 1]
+
+
 def test_examples_with_one_system_prompt_share_it_and_only_completions_act():
     examples = [Example([7, 7, 1], [2, 3]), Example([7, 7, 4, 5], [6])]
-    row = shared_row(examples)
-    assert row == Row([7, 7], [Branch([1, 2, 3], acted=1), Branch([4, 5, 6], acted=2)])
-    batch = pack_rows([row], samples=2, length=16, actions=8)
+    group = shared_prompt(examples)
+    assert group == Group([7, 7], [Branch([1, 2, 3], acted=1), Branch([4, 5, 6], acted=2)])
+    batch = pack_groups([group], Layout([[0]], height=1, groups=1, length=16), n=2, actions=8)
     assert batch.actions[0, :, :2].tolist() == [[2, 3], [6, 0]]
     assert batch.acts[0].sum(-1).tolist() == [2, 1]
     assert batch.tokens[0, batch.states[0, 0, :2]].tolist() == [1, 2]
     assert batch.tokens[0, batch.states[0, 1, 0]] == 5
     with pytest.raises(ValueError, match='not even a first token'):
-        shared_row([Example([1], [2]), Example([3], [4])])
+        shared_prompt([Example([1], [2]), Example([3], [4])])
 
 
 def test_batches_pass_over_all_examples_and_depend_on_their_number_alone():
     examples = [Example([1], [10 + k]) for k in range(6)]
 
     def chosen(i):
-        return pack_examples(examples, rows=2, samples=2, i=i, seed=3).actions[..., 0].reshape(-1).tolist()
+        return pack_examples(examples, groups=2, n=2, i=i, seed=3).actions[..., 0].reshape(-1).tolist()
 
     assert sorted(chosen(0) + chosen(1)[:2]) == [10, 11, 12, 13, 14, 15]
     assert sorted(chosen(1)[2:] + chosen(2)) == [10, 11, 12, 13, 14, 15]
@@ -82,5 +140,5 @@ def test_batches_pass_over_all_examples_and_depend_on_their_number_alone():
 def test_rows_of_rollouts_stand_in_order_of_length():
     dialogue = Dialogue(Person('a', ('x: y',)), ())
     samples = [Sample(dialogue, (1,) * k, Completion('', (2,), (0.0,), 'stop'), 0, reward=k) for k in (5, 2, 9)]
-    batch = pack_rollouts(samples, n=1, height=3, actions=8, mesh=devices.make_mesh(devices=jax.devices()[:1]))
+    batch = pack_rollouts(samples, n=1, actions=8, mesh=devices.make_mesh(devices=jax.devices()[:1]))
     assert np.asarray(batch.reward)[:, 0].tolist() == [2, 5, 9]

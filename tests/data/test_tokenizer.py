@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Sequence
@@ -158,5 +159,61 @@ def test_control_and_user_defined_tokens_stay_whole(tmp_path):
 def test_unknown_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match='tokenizer.ggml.pre=tekken is not supported, only gpt-2, smollm'):
         from_gguf(tmp_path, 'tekken', ['a b'])
-    with pytest.raises(ValueError, match='tokenizer.ggml.model=llama is not supported'):
-        from_gguf(tmp_path, 'smollm', ['a b'], model='llama')
+    with pytest.raises(ValueError, match='tokenizer.ggml.model=bert is not supported'):
+        from_gguf(tmp_path, 'smollm', ['a b'], model='bert')
+
+
+# --- SentencePiece --------------------------------------------------------------------------------------------------
+
+BYTE, CORPUS = 6, 'the cat sat on the mat and then that hat went to the other end of the street '
+
+
+def write_sentencepiece(path, space_prefix: bool) -> dict[str, float]:
+    """A GGUF file of a SentencePiece tokenizer with random pieces, and their scores."""
+    rng, text = random.Random(0), CORPUS.replace(' ', '▁')
+    cuts = {text[i : i + rng.randrange(1, 7)] for i in range(len(text)) for _ in range(3)} | set(text)
+    pieces = {piece: -float(i) for i, piece in enumerate(rng.sample(sorted(cuts), len(cuts)))}
+    tokens = ['<unk>', '<s>', '</s>', '  ', *(f'<0x{i:02X}>' for i in range(256)), *pieces]
+    types = [CONTROL] * 3 + [USER_DEFINED] + [BYTE] * 256 + [NORMAL] * len(pieces)
+    writer = gguf.GGUFWriter(path, 'llama')
+    writer.add_tokenizer_model('llama')
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_scores([-1000.0] * 4 + [0.0] * 256 + list(pieces.values()))
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_add_space_prefix(space_prefix)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return pieces
+
+
+def joined_by_score(text: str, scores: dict[str, float]) -> list[str]:
+    """SentencePiece's BPE: the neighbours whose piece has the highest score are joined, until none make a piece."""
+    parts = list(text)
+    while found := [(scores[a + b], -i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in scores]:
+        i = -max(found)[1]
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+@pytest.mark.parametrize('space_prefix', [False, True])
+def test_sentencepiece_joins_the_best_pieces_first(tmp_path, space_prefix):
+    scores = write_sentencepiece(tmp_path / 't.gguf', space_prefix)
+    tok, rng = tokenizer.from_gguf(gguf.GGUFReader(tmp_path / 't.gguf')), random.Random(1)
+    for _ in range(50):
+        words = rng.choices(CORPUS.split(), k=6)
+        text = ' '.join(words)
+        expected = joined_by_score('▁' * space_prefix + text.replace(' ', '▁'), scores)
+        assert tok.fast.convert_ids_to_tokens(tok.encode(text)) == expected
+        assert tok.decode(tok.encode(text)) == text
+    assert tok.stop_ids == (2,)
+
+
+def test_sentencepiece_spells_unknown_characters_in_bytes_and_matches_runs_of_spaces_whole(tmp_path):
+    write_sentencepiece(tmp_path / 't.gguf', space_prefix=False)
+    tok = tokenizer.from_gguf(gguf.GGUFReader(tmp_path / 't.gguf'))
+    assert tok.fast.convert_ids_to_tokens(tok.encode('é  ')) == ['<0xC3>', '<0xA9>', '  ']
+    assert tok.decode(tok.encode('é  ')) == 'é  '

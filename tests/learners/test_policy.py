@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.data.packing import Branch, Row, pack_rollouts, pack_rows
+from pal_jax.data.packing import Branch, Group, lay_out, pack_groups, pack_rollouts
 from pal_jax.learners import ppo as passes
-from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, trim
+from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, accumulate, join, trim
 from pal_jax.learners.ppo import PPO
 from pal_jax.models import config, params
-from pal_jax.runtime import devices
+from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Completion, Dialogue, Person, Sample
 
@@ -33,7 +33,7 @@ def weights():
     return params.init(params.decoder_specs(CFG), jax.random.key(1))
 
 
-def rollouts(rows=8, mesh=ONE, seed=0):
+def rollouts(rows=8, mesh=ONE, seed=0, row_tokens=0):
     rng = np.random.default_rng(seed)
     dialogue, samples = Dialogue(Person('a', ('x: y',)), ()), []
     for r in range(rows):
@@ -46,7 +46,15 @@ def rollouts(rows=8, mesh=ONE, seed=0):
         samples,
         key=lambda s: sum(len(o.completion.token_ids) for o in samples if o.group == s.group) + len(s.prompt_ids),
     )
-    return samples, pack_rollouts(samples, n=N, height=rows, actions=A, mesh=mesh, multiple=32)
+    return samples, pack_rollouts(
+        samples, n=N, actions=A, mesh=mesh, ways=sharding.batch_ways(mesh), row_tokens=row_tokens, multiple=32
+    )
+
+
+def pack(groups):
+    """One branch a group, one group a row, in the order given."""
+    layout = lay_out([1] * len(groups), multiple=32)
+    return pack_groups(groups, layout, n=1, actions=A)
 
 
 def run(learner, batch, seed=0):
@@ -71,12 +79,33 @@ def test_logprobs_of_a_shared_row_are_those_of_separate_sequences():
     samples, batch = rollouts()
     learner = make_learner()
     shared = learner.annotate(learner.init(weights()), batch)[0].logprobs
-    apart = pack_rows(
-        [Row(s.prompt_ids, [Branch(s.completion.token_ids)]) for s in samples], samples=1, length=32, actions=A
-    )
+    apart = pack([Group(s.prompt_ids, [Branch(s.completion.token_ids)]) for s in samples])
     separate, _ = jax.jit(lambda p, b: passes.logprobs(p, CFG, PPO(), b))(weights(), jax.tree.map(jnp.asarray, apart))
     mask = np.asarray(batch.tokens.acts).reshape(-1, A)
     np.testing.assert_allclose(np.asarray(shared).reshape(-1, A)[mask], np.asarray(separate)[:, 0][mask], atol=1e-5)
+
+
+def by_prompt(batch, x):
+    """Rows of `x [R, N, ...]` of the groups that exist, in the order of their rewards."""
+    reward, x = np.asarray(batch.reward).reshape(-1, N), np.asarray(x)
+    x = x.reshape(-1, N, *x.shape[2:])
+    return x[np.argsort(reward[:, 0])][np.sort(reward[:, 0]) != 0]
+
+
+@pytest.mark.parametrize('estimator', [pytest.param('gae', marks=pytest.mark.slow), 'group_norm'])
+def test_prompts_that_share_rows_learn_what_they_do_alone(estimator):
+    options = {'estimator': estimator, 'kl_in': 'loss', 'kl_estimator': 'k3', 'name': 'sgd'}
+    alone, alone_batch, alone_metrics = run(make_learner(**options), rollouts()[1])
+    shared, batch, metrics = run(make_learner(micro_rows=1, **options), rollouts(row_tokens=64)[1])
+    assert batch.tokens.tokens.shape[0] < 8 and metrics['real_share'] > alone_metrics['real_share']
+    for name in ('logprobs', 'ref_logprobs', 'advantages', 'returns'):
+        counts = by_prompt(batch, batch.tokens.acts)
+        np.testing.assert_array_equal(counts, by_prompt(alone_batch, alone_batch.tokens.acts))
+        values = [np.where(counts, by_prompt(b, getattr(b, name)), 0) for b in (batch, alone_batch)]
+        np.testing.assert_allclose(*values, atol=2e-6)
+    assert metrics['policy_loss'] == pytest.approx(alone_metrics['policy_loss'], abs=1e-6)
+    assert metrics['grad_norm'] == pytest.approx(alone_metrics['grad_norm'], rel=1e-5)
+    close(shared.actor.params, alone.actor.params, atol=1e-6)
 
 
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ('token_mean', 'constant')]
@@ -91,6 +120,7 @@ def test_micro_batches_change_nothing(loss_agg):
     assert metrics['policy_loss'] == pytest.approx(cut_metrics['policy_loss'], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_learn_what_one_does():
     _, batch = rollouts()
     one, _, metrics = run(make_learner(name='sgd'), batch)
@@ -136,10 +166,76 @@ def test_adapters_train_alone_and_the_reference_is_the_base():
     assert min(jax.tree.leaves(moved)) > 0
 
 
+@pytest.mark.slow
+def test_dropout_is_of_the_step_and_off_where_the_policy_is_scored():
+    batch, base = rollouts()[1], weights()
+    runs = []
+    for rate in (0.0, 0.5):
+        learner = make_learner(adapters=Lora(4, 8.0, 'all-linear', rate), estimator='rloo', epochs=2, lr=0.1)
+        state = learner.init(base)
+        annotated, _ = learner.annotate(state, batch)
+        state, metrics = learner.update(state, annotated, jax.random.key(0))
+        runs.append((annotated, state, metrics))
+    (plain, _, exact), (dropped, state, metrics) = runs
+    np.testing.assert_array_equal(plain.logprobs, dropped.logprobs)
+    assert exact['first_ratio_deviation'] < 1e-3
+    assert metrics['ratio_deviation'] > 1e-3  # the adapters are 0 in the first epoch, and so is what they drop
+    learner = make_learner(adapters=Lora(4, 8.0, 'all-linear', 0.5), estimator='rloo')
+    params = join(state.actor.params, state.actor.frozen)
+    keys = [
+        np.concatenate([x for x in jax.tree.leaves(learner._dropping(params, (1, step, 0))) if x.dtype == jnp.uint32])
+        for step in (5, 6)
+    ]
+    assert not np.any(keys[0] == keys[1])
+
+
+def test_gradients_add_up_in_place():
+    params = {'stack': jnp.arange(6.0).reshape(3, 2) / 7, 'last': jnp.ones(2)}
+    moved = {'stack': params['stack'] / 2, 'last': jnp.zeros(2)}
+
+    def loss(params):
+        x, _ = jax.lax.scan(lambda x, w: (jnp.sin(x * w), None), params['last'], params['stack'])
+        return x.sum(), 7
+
+    @jax.jit
+    def both():
+        (value, rest), first = accumulate(loss, params, jax.tree.map(jnp.zeros_like, params))
+        return value, rest, accumulate(loss, moved, first)[1]
+
+    value, rest, total = both()
+    assert (int(rest), float(value)) == (7, pytest.approx(float(loss(params)[0])))
+    close(total, jax.tree.map(jnp.add, *(jax.grad(lambda p: loss(p)[0])(each) for each in (params, moved))))
+
+
+def test_values_out_of_range_are_told():
+    with pytest.raises(ValueError, match='policy.lora.dropout=1.0 must be at least 0 and below 1'):
+        make_learner(adapters=Lora(4, 8.0, 'all-linear', 1.0))
+    with pytest.raises(ValueError, match='ppo.row_tokens=-1 must be at least 0'):
+        PPO(row_tokens=-1)
+    with pytest.raises(ValueError, match="policy.remat='some'; use none, full, dots"):
+        PolicyLearner(dataclasses.replace(CFG, remat='some'), PPO(), Optimizers(*[None] * 3), ONE, n=N, length=A)
+
+
+@pytest.mark.parametrize('adapters', [None, Lora(8, 8.0, 'all-linear')], ids=['full', 'lora'])
+@pytest.mark.parametrize('name', ['adamw', 'lion', 'adafactor', 'muon'])
+def test_nothing_large_lies_on_every_device(name, adapters):
+    cfg = dataclasses.replace(CFG, width=256, mlp=512, heads=8, head_dim=128, kv_heads=4, qkv_bias=True)
+    optimizer = make_optimizer(name, lr=1.0, total_steps=1)
+    mesh = devices.make_mesh(data=1, fsdp=4, tensor=2)
+    learner = PolicyLearner(cfg, PPO(), Optimizers(*[optimizer] * 3), mesh, n=N, length=A, adapters=adapters)
+    norms = cfg.layers * cfg.width
+    everywhere = {
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(learner.abstract)
+        if leaf.sharding.is_fully_replicated and leaf.size > norms
+    }
+    assert everywhere == set()
+
+
 def test_imitation_learns_its_examples_and_anchor_makes_it_the_reference():
     learner = make_learner(estimator='rloo')
     state = learner.init(weights())
-    rows = jax.tree.map(jnp.asarray, pack_rows([Row([1, 2], [Branch([3, 4, 5])])] * 4, samples=1, length=32, actions=A))
+    rows = jax.tree.map(jnp.asarray, pack([Group([1, 2], [Branch([3, 4, 5])])] * 4))
     losses = []
     for _ in range(12):
         state, metrics = learner.imitate(state, rows)
@@ -159,6 +255,7 @@ def test_minibatches_and_epochs_make_as_many_updates():
     assert metrics['ratio_deviation'] > metrics['first_ratio_deviation']
 
 
+@pytest.mark.slow
 def test_the_actor_waits_for_its_critic_and_ptx_adds_its_loss():
     _, batch = rollouts()
     frozen, _, _ = run(make_learner(freezing_actor_steps=1), batch)
@@ -169,7 +266,7 @@ def test_the_actor_waits_for_its_critic_and_ptx_adds_its_loss():
     learner = make_learner(ptx_coef=0.5, estimator='reinforce')
     state = learner.init(weights())
     annotated, _ = learner.annotate(state, batch)
-    rows = jax.tree.map(jnp.asarray, pack_rows([Row([1, 2], [Branch([3, 4, 5])])] * 8, samples=1, length=32, actions=A))
+    rows = jax.tree.map(jnp.asarray, pack([Group([1, 2], [Branch([3, 4, 5])])] * 8))
     _, metrics = learner.update(state, annotated, jax.random.key(0), rows)
     assert metrics['ptx_loss'] == pytest.approx(0.5 * np.log(64), rel=0.05)
 

@@ -23,8 +23,11 @@ TARGETS = jax.random.randint(jax.random.key(3), (R, M), 0, V)
 OLD = -2.0 + 0.5 * normal(4, R, M)
 
 
-def plain_logprobs(hidden: jax.Array, unembed: jax.Array, temperature: float = 1.0) -> jax.Array:
-    logits = jnp.einsum('rmd,vd->rmv', hidden, unembed) / temperature
+def plain_logprobs(
+    hidden: jax.Array, unembed: jax.Array, temperature: float = 1.0, softcap: float | None = None
+) -> jax.Array:
+    logits = jnp.einsum('rmd,vd->rmv', hidden, unembed)
+    logits = (softcap * jnp.tanh(logits / softcap) if softcap else logits) / temperature
     return jnp.take_along_axis(jax.nn.log_softmax(logits), TARGETS[..., None], axis=-1)[..., 0]
 
 
@@ -52,22 +55,25 @@ def test_logprobs_and_entropy_against_numpy(chunk: int, temperature: float) -> N
     np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(-1), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize('temperature', [1.0, 0.7])
+@pytest.mark.parametrize(('temperature', 'softcap'), [(1.0, None), (0.7, None), (0.7, 1.5)])
 @pytest.mark.parametrize('chunk', [4, 1024])
 @pytest.mark.parametrize('case', CASES)
-def test_loss_and_gradients_are_those_of_plain_autodiff(case: str, chunk: int, temperature: float) -> None:
+def test_loss_and_gradients_are_those_of_plain_autodiff(
+    case: str, chunk: int, temperature: float, softcap: float | None
+) -> None:
     per_token, aux = CASES[case]
+    how = {'temperature': temperature, 'softcap': softcap}
 
     def ours(hidden: jax.Array, unembed: jax.Array):
-        return token_loss(hidden, unembed, TARGETS, aux, per_token, temperature=temperature, chunk=chunk)
+        return token_loss(hidden, unembed, TARGETS, aux, per_token, chunk=chunk, **how)
 
     def plain(hidden: jax.Array, unembed: jax.Array) -> jax.Array:
-        return per_token(plain_logprobs(hidden, unembed, temperature), aux).sum()
+        return per_token(plain_logprobs(hidden, unembed, **how), aux).sum()
 
     (loss, logprobs), grads = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(HIDDEN, UNEMBED)
     expected, expected_grads = jax.jit(jax.value_and_grad(plain, (0, 1)))(HIDDEN, UNEMBED)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(logprobs, plain_logprobs(HIDDEN, UNEMBED, temperature), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logprobs, plain_logprobs(HIDDEN, UNEMBED, **how), rtol=1e-5, atol=1e-5)
     for got, want in zip(grads, expected_grads, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 

@@ -58,6 +58,7 @@ def small(**changes):
     return get_config(**{'warmup.steps': 0, 'decode.slots': 8, 'sampling.max_tokens': 8, **changes})
 
 
+@pytest.mark.slow
 def test_without_multiturn_the_batches_are_those_of_single_turns(monkeypatch):  # IV.3-8
     off, *_ = run(small(**{'dialogue.use_multiturn': False, 'dialogue.max_rounds': 3}), 3, monkeypatch)
     single, *_ = run(small(**{'dialogue.max_rounds': 1}), 3, monkeypatch)
@@ -94,6 +95,7 @@ def test_a_run_through_jetstreams_driver_is_the_local_one(monkeypatch):
         assert [s.completion.token_ids for s in mine] == [s.completion.token_ids for s in theirs]
 
 
+@pytest.mark.slow
 def test_a_batch_may_be_short_of_people(monkeypatch):
     """Two open conversations where a batch takes four: whole micro-batches are padding."""
     config = small(**{'dialogue.people': 2, 'ppo.micro_rows': 1})
@@ -160,7 +162,7 @@ def test_the_published_model_is_sharded_as_declared_without_its_weights():
     cfg = rlpa.sources.config.ModelConfig(
         family='qwen2', vocab=151_936, width=2048, layers=36, heads=16, kv_heads=2, head_dim=128, mlp=11_008,
         max_len=32_768, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True, dtype='bfloat16', act_dtype='bfloat16',
-        remat=True,
+        remat='full',
     )  # fmt: skip
     mesh = devices.make_mesh(data=1, fsdp=4, tensor=2)
     learner = rlpa.make_learner(get_config('paper'), cfg, Context(mesh, no_phase))
@@ -188,12 +190,12 @@ def test_the_published_model_is_sharded_as_declared_without_its_weights():
         ({'policy.dtype': 'float16'}, "policy.dtype='float16' is unknown"),
         ({'sampling.temperature': -1.0}, 'temperature=-1.0'),
         ({'decode.driver': 'vllm'}, "decode.driver='vllm' is unknown; use 'local' or 'jetstream'"),
-        ({'decode.driver': 'jetstream', 'decode.int8': True}, "decode.int8 needs decode.driver='local'"),
+        ({'decode.driver': 'jetstream', 'decode.address': 'a:1', 'decode.int8': True}, 'leave decode.int8 off'),
         ({'decode.address': 'a:1'}, "decode.address='a:1' needs decode.driver='jetstream'"),
         ({'reward.judge': 'rules'}, "reward.judge='rules' is unknown; use rule"),
         ({'policy.source': 'hf:nowhere/at all'}, 'nowhere/at all'),
         ({'policy.source': 'elsewhere:x'}, 'unknown model source'),
-        ({'policy.lora.rank': 4, 'policy.lora.targets': 'q,w'}, "unknown LoRA targets \\['w'\\]"),
+        ({'policy.lora.rank': 4, 'policy.lora.targets': 'q,w'}, "LoRA targets \\['w'\\] match no linear weight"),
         ({'ppo.kl_estimator': 'k4'}, "ppo.kl_estimator='k4'; use one of k1, k2, k3"),
     ],
 )

@@ -1,0 +1,106 @@
+"""What a mesh changes: where things lie and what is sent, and nothing that is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pal_jax.data.packing import pack_rollouts
+from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner
+from pal_jax.learners.ppo import PPO
+from pal_jax.models import config, params
+from pal_jax.runtime import devices, sharding
+from pal_jax.runtime.optim import make_optimizer
+from pal_jax.types import Completion, Dialogue, Person, RolloutBatch, Sample, TokenBatch
+
+N, A = 2, 32
+CFG = dataclasses.replace(config.tiny(vocab=64), kv_heads=4, heads=8, head_dim=8)  # divides over every mesh of eight
+MESHES = {(8, 1, 1): 1, (1, 8, 1): 64, (1, 2, 4): 1, (4, 2, 1): 64, (1, 4, 2): 1, (2, 2, 2): 2}  # and `micro_rows`
+
+
+def make_learner(mesh, cfg=CFG, adapters=None, **changes) -> PolicyLearner:
+    ppo = PPO(**{'estimator': 'group_norm', 'kl_in': 'loss', 'kl_estimator': 'k3', **changes})
+    optimizer = make_optimizer('adamw', lr=1e-3, total_steps=20, warmup_ratio=0.0)
+    return PolicyLearner(cfg, ppo, Optimizers(*[optimizer] * 3), mesh, n=N, length=A, adapters=adapters)
+
+
+def rollouts(mesh, i: int, row_tokens: int) -> RolloutBatch:
+    rng, dialogue = np.random.default_rng(i), Dialogue(Person('a', ('x: y',)), ())
+    samples = []
+    for group in range(32):
+        prompt = tuple(rng.integers(0, 64, rng.integers(2, 30)).tolist())
+        for _ in range(N):
+            ids = tuple(rng.integers(0, 64, rng.integers(1, A + 1)).tolist())
+            completion = Completion('', ids, (0.0,) * len(ids), 'stop')
+            samples.append(Sample(dialogue, prompt, completion, group, reward=float(rng.normal())))
+    ways = sharding.batch_ways(mesh)
+    return pack_rollouts(samples, n=N, actions=A, mesh=mesh, ways=ways, row_tokens=row_tokens)
+
+
+def losses(mesh, *, adapters: Lora | None, row_tokens: int, micro_rows: int) -> list[float]:
+    """Of five updates: losses, norms of gradients and distances from the reference."""
+    learner = make_learner(mesh, adapters=adapters, micro_rows=micro_rows)
+    plain = params.init(params.decoder_specs(CFG), jax.random.key(0))
+    state, out = learner.init(plain), []
+    for i in range(5):
+        batch, annotated = learner.annotate(state, rollouts(mesh, i, row_tokens))
+        state, updated = learner.update(state, batch, jax.random.key(i))
+        out += [updated['policy_loss'], updated['grad_norm'], annotated['kl'], annotated['entropy']]
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('row_tokens', [0, 256], ids=['alone', 'packed'])
+@pytest.mark.parametrize('adapters', [None, Lora(4, 8.0, 'all-linear')], ids=['full', 'lora'])
+def test_every_mesh_of_eight_learns_what_one_device_does(adapters, row_tokens):
+    one = losses(devices.make_mesh(devices=jax.devices()[:1]), adapters=adapters, row_tokens=row_tokens, micro_rows=64)
+    assert abs(one[-2]) > 1e-6  # it moves
+    for shape, micro_rows in MESHES.items():
+        mesh = devices.make_mesh(*shape)
+        many = losses(mesh, adapters=adapters, row_tokens=row_tokens, micro_rows=micro_rows)
+        np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-6, err_msg=str(shape))
+
+
+def gradient_program(mesh, unroll: bool):
+    """The compiled gradients of a micro-batch, two rows a device of eight."""
+    cfg = dataclasses.replace(
+        config.tiny(vocab=1024), width=256, heads=8, kv_heads=4, head_dim=32, mlp=512, unroll=unroll
+    )
+    learner, place = make_learner(mesh, cfg), sharding.sharding(mesh, ('batch',))
+
+    def rows(dtype, *shape):
+        return jax.ShapeDtypeStruct((16, *shape), dtype, sharding=place)
+
+    columns, acted = [rows(jnp.int32, 256)] * 4, [rows(jnp.int32, N, A)] * 2
+    each = rows(jnp.float32, N, A)
+    tokens = TokenBatch(*columns, *acted, rows(bool, N, A))
+    batch = RolloutBatch(tokens, rows(jnp.float32, N), rows(bool, N), each, each, each, None, each, each)
+    grads = learner.abstract.actor.params, {}
+    return PolicyLearner._gradients.lower(learner, grads, learner.abstract, batch, each, 0).compile()
+
+
+def sent(text: str, kind: str) -> list[int]:
+    """Sizes of the results of a kind of collective."""
+    results = re.findall(rf'= (.*?) {kind}(?:-start)?\(', text)
+    shapes = [shape for result in results for shape in re.findall(r'\w+\[([\d,]*)\]', result)]
+    return [math.prod(int(size) for size in shape.split(',') if size) for shape in shapes]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('unroll', [False, True], ids=['scan', 'unroll'])
+def test_eight_devices_share_the_work_and_gather_a_weight_at_a_time(unroll):
+    one = gradient_program(devices.make_mesh(devices=jax.devices()[:1]), unroll)
+    for shape in ((1, 8, 1), (1, 4, 2), (2, 2, 2)):
+        program = gradient_program(devices.make_mesh(*shape), unroll)
+        assert program.cost_analysis()['flops'] < 1.1 / 8 * one.cost_analysis()['flops'], shape
+        assert program.memory_analysis().temp_size_in_bytes < 0.25 * one.memory_analysis().temp_size_in_bytes, shape
+        gathered = sent(program.as_text(), 'all-gather')
+        assert gathered and max(gathered) <= 1024 * 256, shape  # the embedding; a layer's largest weight is half of it
+        activations = 2 * 8 // shape[2] * 256 * 256  # of a device's rows
+        assert max(sent(program.as_text(), 'all-reduce')) <= max(1024 * 256, activations), shape
