@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -16,6 +18,11 @@ import jax
 import pytest
 
 pytest_plugins = ['tests.chat_server']
+
+# Each compiled program for the CPU holds some dozens of memory maps, of which Linux lets a process have 65,530
+# (vm.max_map_count); above that LLVM crashes. Programs dropped here come back from the cache below.
+MAPS = Path('/proc/self/maps')
+MAX_MAPS = 30_000
 
 PLATFORMS = {'gpu': 'cuda', 'tpu': 'tpu'}  # marker and what JAX_PLATFORMS calls it
 
@@ -34,6 +41,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, platform in PLATFORMS.items():
             if item.get_closest_marker(marker) and jax.default_backend() != marker:
                 item.add_marker(pytest.mark.skip(reason=f'needs JAX_PLATFORMS={platform}'))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    if MAPS.exists() and MAPS.read_bytes().count(b'\n') > MAX_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
