@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import stat
@@ -233,10 +234,22 @@ def test_a_fault_of_one_process_ends_all_with_its_line_and_status(cache, tmp_pat
 
 
 @pytest.mark.slow
-def test_other_configs_and_a_damaged_checkpoint_are_seen_by_all(unbroken, cache, tmp_path):
-    commands = start(tmp_path / 'a', cache, '--config.ppo.clip=0.1', count=2)
-    commands[1].kill()
-    finish(commands)
+def test_a_checkpoint_damaged_for_one_process_is_left_out_by_all(unbroken, cache, tmp_path):
+    workdir = tmp_path / 'run'
+    shutil.copytree(unbroken, workdir)
+    damaged = sorted((workdir / 'checkpoints' / '10').glob('state/ocdbt.process_1/d/*'))
+    assert damaged
+    for path in damaged:
+        path.write_bytes(bytes(path.stat().st_size))
+    ends = finish(start(workdir, cache))
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert any('checkpoint 10 cannot be read, trying an older one' in err for _, err in ends), ends
+    assert [path.name.partition('-')[0] for path in (workdir / 'unreadable').iterdir()] == ['10']
+    assert_same_run(unbroken, workdir)
+
+
+@pytest.mark.slow
+def test_another_config_than_the_runs_is_refused_by_all(unbroken, cache):
     for code, err in finish(start(unbroken, cache, '--config.ppo.clip=0.1')):
         assert code == 2
         assert 'ppo.clip: 0.2 -> 0.1' in err

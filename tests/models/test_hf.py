@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import json
+import re
+import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +161,45 @@ def test_no_more_of_a_tensor_is_read_than_its_devices_hold(cfg, folder, monkeypa
     assert max(read) <= max(x.nbytes // 2 for x in jax.tree.leaves((loaded['embed'], loaded.get('unembed'))))
     assert min(read) < min(leaf[0].nbytes for leaf in matrices)
     assert sum(read) == sum(leaf.nbytes for leaf in jax.tree.leaves(loaded))  # replicas of a part share one reading
+
+
+@contextlib.contextmanager
+def peak_of_anonymous_memory():
+    """The most bytes that were held beyond those at the start, sampled all the time; a list of one at the end."""
+    status, done, peak = Path('/proc/self/status'), threading.Event(), [0]
+
+    def held():
+        return 1024 * int(re.search(r'RssAnon:\s+(\d+)', status.read_text())[1])
+
+    def watch():
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], held() - start)
+
+    start = held()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='reads the memory of the process from /proc')
+def test_loading_holds_little_beside_the_model(tmp_path):
+    cfg = dataclasses.replace(LLAMA, vocab=16_000, width=1024, mlp=4096, layers=6, head_dim=256)
+    values = params.init(params.decoder_specs(cfg), jax.random.key(0))
+    hf.save(values, cfg, byte_tokenizer(), tmp_path, file_bytes=100 << 20)
+    largest = max(path.stat().st_size for path in tmp_path.glob('*.safetensors'))
+    del values
+    gc.collect()
+    mesh = Mesh(np.array(jax.devices()).reshape(1, 4, 2), ('data', 'fsdp', 'tensor'))
+    with peak_of_anonymous_memory() as peak:
+        loaded = jax.block_until_ready(hf.load_params(tmp_path, cfg, param_shardings(params.decoder_specs(cfg), mesh)))
+    model = sum(shard.data.nbytes for leaf in jax.tree.leaves(loaded) for shard in leaf.addressable_shards)
+    assert len(list(tmp_path.glob('*.safetensors'))) >= 4
+    assert peak[0] - model < 1.3 * largest, (peak[0] / 2**20, model / 2**20, largest / 2**20)
 
 
 @pytest.mark.parametrize('cfg', [LLAMA])
