@@ -199,7 +199,7 @@ def kill_at_random(workdir, cache, kills, rng, *flags):
 
 @pytest.mark.slow
 def test_a_run_whose_processes_are_killed_at_random_ends_as_an_unbroken_one(unbroken, cache, tmp_path):
-    waits = kill_at_random(tmp_path, cache, 4, random.Random(0))
+    waits = kill_at_random(tmp_path, cache, 2, random.Random(0))
     assert waits
     assert max(waits) < rollcall.SILENCE
     run(tmp_path, cache)
@@ -207,15 +207,14 @@ def test_a_run_whose_processes_are_killed_at_random_ends_as_an_unbroken_one(unbr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('wish', [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_one_process_stops_all_after_a_checkpoint(wish, unbroken, cache, tmp_path):
+def test_a_signal_to_one_process_stops_all_after_a_checkpoint(unbroken, cache, tmp_path):
     commands = start(tmp_path, cache, '--config.checkpoint.every=100')
     while done(tmp_path) < 6:
         time.sleep(0.1)
         assert all(command.poll() is None for command in commands), finish(commands)
-    commands[1].send_signal(wish)
+    commands[1].send_signal(signal.SIGTERM)
     for code, err in finish(commands):
-        assert code == {signal.SIGTERM: 143, signal.SIGUSR1: 75}[wish], err
+        assert code == 143, err
     (saved,) = (int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit())
     assert 6 <= saved < 10
     assert len(records(tmp_path, 'metrics.jsonl')) == saved
