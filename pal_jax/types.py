@@ -159,6 +159,20 @@ class RewardFn(Protocol):
     def __call__(self, samples: Sequence[Sample], seed: int) -> list[Sample]: ...
 
 
+# --- who prefers what -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferencePair:
+    """One person's choice between two items, each given by its numbers. Pairs of one `situation` were chosen at once."""
+
+    user: str
+    chosen: tuple[float, ...]
+    rejected: tuple[float, ...]
+    situation: str
+    prompt: tuple[float, ...] = ()
+
+
 # --- what a device sees ---------------------------------------------------------------------------------------------
 
 
@@ -193,3 +207,13 @@ class RolloutBatch(struct.PyTreeNode):
     values: Float[Array, 'R N A'] | None = None
     advantages: Float[Array, 'R N A'] | None = None
     returns: Float[Array, 'R N A'] | None = None
+
+
+class PairBatch(struct.PyTreeNode):
+    """Pairs of items by their vectors, `H` wide. Axes of replicas and of updates may stand before `B` pairs."""
+
+    users: Int[Array, '*S B']
+    chosen: Float[Array, '*S B H']
+    rejected: Float[Array, '*S B H']
+    share: Float[Array, '*S B']  # 1 / how many pairs its user has
+    prompt: Float[Array, '*S B H'] | None = None

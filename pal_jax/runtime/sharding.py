@@ -23,6 +23,7 @@ RULES: Rules = {
     'mlp': 'tensor',
     'layers': None,
     'rank': None,
+    'users': 'fsdp',
 }
 
 # Decoding reads every weight at every token: gathering them over fsdp each time would be all it does.
