@@ -164,13 +164,23 @@ class RewardFn(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PreferencePair:
-    """One person's choice between two items, each given by its numbers. Pairs of one `situation` were chosen at once."""
+    """One person's choice between two items, given by their numbers. Pairs of one `situation` were chosen at once."""
 
     user: str
     chosen: tuple[float, ...]
     rejected: tuple[float, ...]
     situation: str
     prompt: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Exhibit:
+    """What a report shows of an evaluation beside its numbers: a text, a table (its first row is the head), a PNG."""
+
+    title: str
+    text: str = ''
+    table: Sequence[Sequence[str]] = ()
+    picture: bytes = b''
 
 
 # --- what a device sees ---------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@
     z = learner.fit(state.params, pairs, weight)     # new users: their logits alone, nothing else moves
     margins = learner.margins(state.params, z, pairs)
 
-A batch moves the users who have a pair in it and no others: rows are gathered, moved by an Adam of their own (its moments
-and its count of updates stand in the table) and put back. So a step costs what its pairs cost, however many users there
-are, and a user who is not in it keeps every bit. The table lies over the mesh by users.
+A batch moves the users who have a pair in it and no others: rows are gathered, moved by an Adam of their own (its
+moments and its count of updates stand in the table) and put back. So a step costs what its pairs cost, however many
+users there are, and a user who is not in it keeps every bit. The table lies over the mesh by users.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from pal_jax.models.params import Params, ParamSpec
 from pal_jax.objectives.preference import PairLoss, bound, pair_loss
 from pal_jax.runtime import sharding
 from pal_jax.types import PairBatch
+
+
+BATCH = (None, None, 'batch')  # replicas, updates, pairs
 
 
 class Rates(NamedTuple):
@@ -95,26 +98,25 @@ class IdealPointLearner:
 
     def __init__(
         self, pal: PAL, loss: Loss, rates: Rates, mesh: Mesh, *, users: int, replicas: int = 1, z_std: float = 0.0,
-        new: NewUsers = NewUsers(),
+        new: NewUsers | None = None,
     ):  # fmt: skip
         if pal.prototypes > users:
             raise ValueError(f'model.prototypes={pal.prototypes} is more than the {users} users; use fewer')
-        self.pal, self.loss, self.rates, self.new, self.mesh = pal, loss, rates, new, mesh
+        self.pal, self.loss, self.rates, self.new, self.mesh = pal, loss, rates, new or NewUsers(), mesh
         self.optimizer = make_optimizer(rates)
         ways = mesh.shape['fsdp']
         table = ParamSpec((-(-users // ways) * ways, pal.logits), ('users', None), jax.nn.initializers.normal(z_std))
         self._specs = {'params': ideal_point.specs(pal), 'z': table}
         shapes = jax.eval_shape(jax.vmap(self._new_state), jax.ShapeDtypeStruct((replicas,), jnp.int32))
         self.abstract: PALState = jax.tree_util.tree_map_with_path(self._place, shapes)
-        self._batch = sharding.sharding(mesh, (None, None, 'batch'))
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
         self.init = jax.jit(jax.vmap(self._new_state), out_shardings=shardings)
         self._updates = jax.jit(
-            jax.vmap(self._many), donate_argnums=0, in_shardings=(shardings, self._batch),
+            jax.vmap(self._many), donate_argnums=0, in_shardings=(shardings, sharding.sharding(mesh, BATCH)),
             out_shardings=(shardings, sharding.replicated(mesh)),
         )  # fmt: skip
-        self.fit = jax.jit(jax.vmap(self._fit))
-        self.margins = jax.jit(jax.vmap(self._margins))
+        self.fit = jax.jit(jax.vmap(self._fit), out_shardings=sharding.replicated(mesh))
+        self.margins = jax.jit(jax.vmap(self._margins), out_shardings=sharding.replicated(mesh))
 
     def _place(self, path, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         of_users = any(getattr(key, 'name', None) == 'users' for key in path)
@@ -131,8 +133,7 @@ class IdealPointLearner:
 
     def update(self, state: PALState, batches: PairBatch) -> tuple[PALState, dict[str, Array]]:
         """One update for each of the batches `[replicas, updates, B]`; metrics are means over them, by replica."""
-        batches = jax.device_put(batches, self._batch)
-        return self._updates(state, batches)
+        return self._updates(state, sharding.put_batch(batches, self.mesh, BATCH))
 
     def _many(self, state: PALState, batches: PairBatch) -> tuple[PALState, dict[str, Array]]:
         state, metrics = jax.lax.scan(self._one, state, batches)
@@ -177,7 +178,7 @@ class IdealPointLearner:
         )
         return u, chosen - rejected
 
-    # --- new users, and what is known of all ---------------------------------------------------------------------------
+    # --- new users ---------------------------------------------------------------------------------------------------
 
     def _fit(
         self, params: Params, pairs: PairBatch, weight: Float[Array, ' B'], prior: Float[Array, 'U K']

@@ -48,7 +48,8 @@ def parse_projector(name: str) -> Projector:
     parts = re.fullmatch(r'mlp(\d+)-(relu|gelu|linear)(?:-dropout(\d+))?(-residual)?(-nobias)?', name)
     if not parts:
         raise ValueError(
-            f'unknown projector {name!r}; use identity or mlp<n>-<relu|gelu|linear>[-dropout<digits>][-residual][-nobias]'
+            f'unknown projector {name!r}; use identity or '
+            'mlp<n>-<relu|gelu|linear>[-dropout<digits>][-residual][-nobias]'
         )
     hidden, activation, digits, residual, nobias = parts.groups()
     dropout = int(digits) / 10 ** len(digits) if digits else 0.0

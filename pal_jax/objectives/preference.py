@@ -3,7 +3,7 @@
 The margin of a pair is `m = r(chosen) - r(rejected)`: what a model says for the choice that was made. Losses are
 elementwise, so a margin may be one number a pair or one a token.
 
-Sources: Bradley & Terry 1952; Ouyang et al. 2022 (reward models); PAL, arXiv 2406.08469 (hinges, token weighting, bound).
+Sources: Bradley & Terry 1952; Ouyang et al. 2022 (reward models); PAL, arXiv 2406.08469 (hinges, tokens, bound).
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def hinge(m: Float[Array, '*S'], *, margin: float = 1.0) -> Float[Array, '*S']:
 
 
 def smooth_hinge(m: Float[Array, '*S'], *, gamma: float = 5.0, margin: float = 1.0) -> Float[Array, '*S']:
-    """A hinge whose last `gamma` before the margin are a parabola: `(margin - m)² / 2γ` there, `margin - γ/2 - m` below."""
+    """A hinge with a parabola for its last `gamma`: `(margin - m)² / 2γ` there, `margin - γ/2 - m` below."""
     short = jnp.maximum(margin - m, 0.0)
     return jnp.where(short <= gamma, jnp.square(short) / (2.0 * gamma), short - gamma / 2.0)
 
 
 def centring(chosen: Float[Array, '*S'], rejected: Float[Array, '*S']) -> Float[Array, '*S']:
-    """`(r(chosen) + r(rejected))²`: keeps rewards about zero, which no margin says anything of (Eisenstein et al. 2023)."""
+    """`(r(chosen) + r(rejected))²`: keeps rewards about zero, of which no margin speaks (Eisenstein et al. 2023)."""
     return jnp.square(chosen + rejected)
 
 

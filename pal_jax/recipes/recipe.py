@@ -18,7 +18,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, cast
 from pal_jax.models.sources import Source
 from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.types import Metrics
+from pal_jax.types import Exhibit, Metrics
 
 Config = Any  # an ml_collections.ConfigDict: its attributes are the keys of a config file
 Host = dict[str, Any]
@@ -32,10 +32,11 @@ class Context(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """One record of numbers and lists of them, and some dialogues to look at."""
+    """One record of numbers and lists of them, some dialogues to look at, and what else a report shows."""
 
     record: Mapping[str, Any]
-    dialogues: Sequence[Mapping[str, Any]]
+    dialogues: Sequence[Mapping[str, Any]] = ()
+    exhibits: Sequence[Exhibit] = ()
 
 
 class Adapters(NamedTuple):
@@ -66,7 +67,7 @@ class Recipe(NamedTuple):
     evaluate: `(state, stage) -> Evaluation`; changes nothing.
     exports: models by the name of their folder.
     exported: the part of `abstract` that `exports` reads; the rest is `...`.
-    model, tokenizer: of the policy.
+    model, tokenizer: of the policy; None in a method that trains no language model, which exports none.
     """
 
     total_steps: int
@@ -75,10 +76,10 @@ class Recipe(NamedTuple):
     step: Callable[[Any, Host, int], tuple[Any, Host, str, Metrics]]
     stage: Callable[[int], str | None]
     evaluate: Callable[[Any, str], Evaluation]
-    exports: Callable[[Any], dict[str, Export]]
-    exported: Any
-    model: ModelConfig
-    tokenizer: Callable[[], Tokenizer]
+    exports: Callable[[Any], dict[str, Export]] = lambda state: {}
+    exported: Any = None
+    model: ModelConfig | None = None
+    tokenizer: Callable[[], Tokenizer] | None = None
 
 
 def read_config(workdir: str) -> Config:
@@ -97,10 +98,12 @@ def open_run(workdir: str, ctx: Context) -> Source:
     """The model a run has trained, as a source for another run (`orbax:<workdir>`): its last whole checkpoint.
 
     Raises:
-      ValueError: the folder is not that of a run, or has no checkpoint.
+      ValueError: the folder is not that of a run, of one without a language model, or has no checkpoint.
     """
     config = read_config(workdir)
     recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx)
+    if recipe.model is None or recipe.tokenizer is None:
+        raise ValueError(f'orbax:{workdir} is a run of {config.recipe}, which trains no language model; name another')
     checkpoints = Checkpoints(workdir, recipe.exported, read_only=True)
     latest = checkpoints.latest
     if latest is None:
