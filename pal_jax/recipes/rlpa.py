@@ -25,8 +25,9 @@ from pal_jax.decode.local import Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
-from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, PolicyState
+from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
+from pal_jax.learners.training import Lora
 from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
 from pal_jax.recipes.recipe import Adapters, Config, Context, Evaluation, Export, Host, Recipe, open_run
