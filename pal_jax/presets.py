@@ -48,14 +48,14 @@ def policy(source: str) -> ConfigDict:
     )
 
 
-def adamw(lr: float, *, name: str = 'adamw', warmup_ratio: float = 0.03) -> ConfigDict:
-    """Linear warm-up, then cosine to a tenth."""
+def adamw(lr: float, *, name: str = 'adamw', warmup_ratio: float = 0.03, min_ratio: float = 0.1) -> ConfigDict:
+    """Linear warm-up, then cosine to `min_ratio` of the rate."""
     return ConfigDict(
         {
             'name': name,
             'lr': lr,
             'warmup_ratio': warmup_ratio,
-            'min_ratio': 0.1,
+            'min_ratio': min_ratio,
             'b1': 0.9,
             'b2': 0.95,
             'weight_decay': 0.0,
@@ -105,6 +105,7 @@ def ppo(**changes: object) -> ConfigDict:
             'kl_horizon': 10_000,
             'reward_clip': (-10.0, 10.0),
             'negative_scale': 1.0,
+            'std_floor': 0.0,
             'loss_agg': 'seq_mean',
             'epochs': 1,
             'minibatches': 1,

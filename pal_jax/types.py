@@ -174,6 +174,32 @@ class PreferencePair:
 
 
 @dataclasses.dataclass(frozen=True)
+class Choice:
+    """A person's choice between two replies to one prompt."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What is told of a person, and choices of the same person that it does not tell: `reward` pays who writes a
+    summary, `train` teaches the reward model that reads it, `held` tests both.
+
+    `kind` is the person's group, where it is known; `ask` the messages that ask for the summary, where they are given.
+    """
+
+    user: str
+    context: str
+    reward: Choice
+    train: Choice
+    held: tuple[Choice, ...]
+    kind: str = ''
+    ask: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Exhibit:
     """What a report shows of an evaluation beside its numbers: a text, a table (its first row is the head), a PNG."""
 

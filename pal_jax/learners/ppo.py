@@ -50,6 +50,7 @@ class PPO:
     kl_horizon: int = 10_000
     reward_clip: tuple[float, float] = (-10.0, 10.0)
     negative_scale: float = 1.0  # weight of negative advantages
+    std_floor: float = 0.0  # added to a group's standard deviation (group_norm): what is below it is taken for noise
     loss_agg: losses.Aggregation = 'seq_mean'
     epochs: int = 1
     minibatches: int = 1
@@ -266,6 +267,7 @@ def with_advantages(
         lam=ppo.lam,
         clip_range=ppo.reward_clip,
         negative_scale=ppo.negative_scale,
+        std_floor=ppo.std_floor,
     )
     raw = returns if old_values is None else returns - old_values  # before whitening
     drift = jnp.abs(new - by_sample(batch.sampler_logprobs))
