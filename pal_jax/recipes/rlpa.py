@@ -23,7 +23,6 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder, make_decoder
 from pal_jax.decode.local import Request
 from pal_jax.envs import dialogue as env
-from pal_jax.evals import personalization
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
 from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
@@ -108,9 +107,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     def evaluate(state: PolicyState, stage: str) -> Evaluation:
         with ctx.phase('evaluate'):
             decoder.load(learner.weights(state))
-            record, dialogues = personalization.evaluate(
-                respond, world.user, world.tests, rounds=max_rounds, guess=world.guess
-            )
+            record, dialogues = world.evaluate(respond, rounds=config.eval.rounds or max_rounds)
             decoder.release()
         return Evaluation(record, dialogues[: config.eval.shown])
 
