@@ -37,7 +37,7 @@ from pal_jax.models.params import decoder_specs
 from pal_jax.recipes.recipe import Config, Context, open_run
 from pal_jax.recipes.rlpa import make_sampling
 from pal_jax.recipes.world import make_world
-from pal_jax.runtime import devices
+from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.curve import plot_alignment, plot_turns
 from pal_jax.runtime.metrics import EVALS, plain, read_records
 from pal_jax.runtime.progress import Stopwatch
@@ -68,7 +68,8 @@ def evaluate(workdir: Path) -> Records:
     """The evaluations the run made before this step, and one of this step, by name."""
     recipe, state, step, _ = load_run(cli.config(), workdir, STEP.value)
     earlier = [r for r in read_records(workdir / EVALS) if r['step'] < step and r['stage'] != 'final']
-    return {**by_stage(earlier), f'step {step}': {'step': step, **recipe.evaluate(state, 'final').record}}
+    stages: Records = {stage: dict(record) for stage, record in by_stage(earlier).items()}
+    return {**stages, f'step {step}': {'step': step, **recipe.evaluate(state, 'final').record}}
 
 
 def compare(workdir: Path) -> None:
@@ -139,15 +140,20 @@ def as_table(stages: Records) -> Table:
 
 
 def as_comparison(records: Records) -> Table:
-    """A row a policy and split of people, a column a figure with its interval; AL and F1 by turn."""
-    table = Table('policy', 'people', *COMPARED, 'AL by turn', 'F1 by turn')
-    for name, record in records.items():
-        splits = [key.removesuffix('intervals') for key in record if key.endswith('intervals')]
-        for split in splits:
-            intervals = record[f'{split}intervals']
-            figures = (f'{cell(record[split + key])}\n{cell(intervals[key])}' for key in COMPARED)
-            turns = (cell(record[f'{split}{key}_by_turn']) for key in ('al', 'f1'))
-            table.add_row(name, split.rstrip('_') or 'heldout', *figures, *turns)
+    """A column a policy, a row a figure with its interval below, by split of people; alignment and F1 by turn."""
+    table = Table('people', 'figure', *records)
+    first = next(iter(records.values()))
+    for split in (key.removesuffix('intervals') for key in first if key.endswith('intervals')):
+        for number, key in enumerate(COMPARED):
+            intervals = (record[f'{split}intervals'][key] for record in records.values())
+            values = (record[split + key] for record in records.values())
+            cells = [f'{cell(v)}\n{cell(i)}' for v, i in zip(values, intervals, strict=True)]
+            table.add_row('' if number else split.rstrip('_') or 'heldout', key, *cells)
+        for key, title in (('al', 'AL'), ('f1', 'F1')):
+            curves = [record[f'{split}{key}_by_turn'] for record in records.values()]
+            for turn, levels in enumerate(zip(*curves, strict=True), 1):
+                table.add_row('', f'{title}({turn})', *map(cell, levels))
+        table.add_section()
     return table
 
 

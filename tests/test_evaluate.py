@@ -26,6 +26,7 @@ def get_config(**changes):
     return config
 
 
+@pytest.mark.slow
 def test_policies_stand_side_by_side(tmp_path):
     people = tmp_path / 'people.jsonl'
     people.write_text('\n'.join(json.dumps({'facts': {'star sign': sign}}) for sign in ('Leo', 'Aries', 'Libra')))
@@ -34,12 +35,12 @@ def test_policies_stand_side_by_side(tmp_path):
     assert list(records) == ['oracle', 'random:tiny', 'base']
     assert records['base']['format'] == 1.0 > records['random:tiny']['format']
     assert len(records['base']['al_by_turn']) == 3 and records['base']['extended_people'] == 2
-    console = Console(width=250)
+    console = Console(width=120)
     with console.capture() as shown:
         console.print(evaluate.as_comparison(records))
-    rows = [line.split('│')[1:3] for line in shown.get().splitlines() if line.startswith('│')]
-    named = [(a.strip(), b.strip()) for a, b in rows if a.strip()]
-    assert named == [(name, split) for name in records for split in ('heldout', 'unseen', 'extended')]
+    rows = [[part.strip() for part in line.split('│')[1:3]] for line in shown.get().splitlines() if '│' in line]
+    assert [people for people, _ in rows if people] == ['heldout', 'unseen', 'extended']
+    assert [figure for _, figure in rows].count('AL(3)') == 3
     plot_alignment(records, tmp_path / 'curves.png')
     assert (tmp_path / 'curves.png').stat().st_size > 5000
 

@@ -84,7 +84,8 @@ def plot_alignment(records: Mapping[str, Mapping[str, Any]], path: str | os.Path
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 4), layout='constrained')
         panels = {'al': 'Alignment level AL(k), %', 'f1': 'Profile F1'}
-        for ax, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        axes = figure.subplots(1, len(panels))
+        for ax, (key, title) in zip(axes, panels.items(), strict=True):
             ax.set_title(title, fontsize=13, fontweight='bold')
             ax.set_xlabel('turn')
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -92,7 +93,7 @@ def plot_alignment(records: Mapping[str, Mapping[str, Any]], path: str | os.Path
                 _draw_turns(ax, record, key, label=name, color=f'C{number}', marker='o', markersize=4)
                 low, high = record['intervals'][f'{key}_by_turn']
                 ax.fill_between(range(1, len(low) + 1), low, high, color=f'C{number}', alpha=0.12, linewidth=0)
-        ax.legend(frameon=False)
+        axes[-1].legend(frameon=False)
         figure.savefig(path, format='png', dpi=160)
 
 
