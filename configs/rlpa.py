@@ -60,7 +60,13 @@ def get_config(variant: str = '') -> ConfigDict:
         int8=False,  # sample with weights of eight bits
         shares=0,  # decoders side by side, each on its share of devices and dialogues; 0: one a process
     )
-    config.eval = dict(people=64, every=0, shown=3)  # every=0: before, after the warm-up and at the end
+    config.eval = dict(
+        people=64,  # of each split
+        profiles='',  # a JSONL file of people of another schema: the Extended setting
+        rounds=0,  # 0: as many as max_rounds
+        every=0,  # 0: before, after the warm-up and at the end
+        shown=3,
+    )
     return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()
 
 

@@ -48,6 +48,8 @@ MAY_CHANGE = (
     'metrics.wandb',
     'export',
     'eval.every',
+    'eval.rounds',
+    'eval.profiles',
     'eval.shown',
 )
 

@@ -54,7 +54,7 @@ from pal_jax.types import Metrics, RolloutBatch, TokenBatch
 
 
 class PolicyState(struct.PyTreeNode):
-    """`reference` is empty where it is the base below a LoRA actor; `critic` is None for estimators without one."""
+    """`reference` is empty where it is the base of a LoRA actor or none is kept, `critic` None where none is used."""
 
     step: Int[Array, '']  # optimiser steps since `anchor`
     actor: TrainState
@@ -78,6 +78,7 @@ class PolicyLearner:
     Args:
       n: samples per prompt.
       length: the constant that `loss_agg='constant'` divides by: the largest number of tokens sampled.
+      anchored: whether a reference is kept; without one only supervised steps can be made.
     Raises:
       ValueError: an estimator that compares samples with `n=1`, a dimension that does not divide over the mesh,
         an unknown `cfg.remat`, or a dropout out of its range.
@@ -85,7 +86,7 @@ class PolicyLearner:
 
     def __init__(
         self, cfg: ModelConfig, ppo: PPO, optimizers: Optimizers, mesh: Mesh, *, n: int, length: int,
-        adapters: Lora | None = None, seed: int = 0,
+        adapters: Lora | None = None, anchored: bool = True, seed: int = 0,
     ):  # fmt: skip
         if ppo.estimator not in adv.UNGROUPED and n < 2:
             raise ValueError(
@@ -93,7 +94,7 @@ class PolicyLearner:
                 'use 2 or more, or the estimator gae or reinforce'
             )
         self.cfg, self.ppo, self.optimizers, self.mesh = cfg, ppo, optimizers, mesh
-        self.n, self.length, self.adapters, self.seed = n, length, adapters, seed
+        self.n, self.length, self.adapters, self.anchored, self.seed = n, length, adapters, anchored, seed
         if adapters and not 0 <= adapters.dropout < 1:
             raise ValueError(f'policy.lora.dropout={adapters.dropout} must be at least 0 and below 1')
         decoder.saved(cfg.remat)
@@ -140,7 +141,7 @@ class PolicyLearner:
         # Products round their inputs to `dtype` anyway: nothing is lost by keeping the weights in it.
         dtype = self.cfg.dtype
         narrow = jax.tree.map(lambda x: x.astype(dtype if x.ndim > 2 else x.dtype), params)
-        return {} if self.adapters else jax.tree.map(jnp.copy, narrow)
+        return {} if self.adapters or not self.anchored else jax.tree.map(jnp.copy, narrow)
 
     def _anchor(self, state: PolicyState) -> PolicyState:
         params = merged(state.actor)
@@ -176,15 +177,21 @@ class PolicyLearner:
 
     def imitate(self, state: PolicyState, batch: TokenBatch) -> tuple[PolicyState, Metrics]:
         """One supervised step: the mean cross-entropy of the actions of `batch`."""
-        grads, loss = self._imitation(zeros(state.actor.params), state.actor, batch, 1.0, state.step)
-        actor, norm = apply(self.optimizers.imitation, state.actor, grads)
-        state = state.replace(step=state.step + 1, actor=actor, skipped=skipped(state.skipped, norm))
+        state, loss, norm = self.imitate_weighted(state, batch, evenly(batch))
         return state, floats({'loss': loss, 'grad_norm': norm})
 
+    def imitate_weighted(
+        self, state: PolicyState, batch: TokenBatch, weight: Float[Array, 'R N A']
+    ) -> tuple[PolicyState, Array, Array]:
+        """One step on `-sum(weight * log-probs)`, that loss and the norm of its gradient."""
+        grads, loss = self._imitation(zeros(state.actor.params), state.actor, batch, weight, state.step)
+        actor, norm = apply(self.optimizers.imitation, state.actor, grads)
+        state = state.replace(step=state.step + 1, actor=actor, skipped=skipped(state.skipped, norm))
+        return state, loss, norm
+
     def _imitation(
-        self, grads: Params, actor: TrainState, batch: TokenBatch, coef: float, step: Array
+        self, grads: Params, actor: TrainState, batch: TokenBatch, weight: Float[Array, 'R N A'], step: Array
     ) -> tuple[Params, Array]:
-        weight = coef * batch.acts / jnp.maximum(jnp.sum(batch.acts), 1)
         total = jnp.zeros(())
         for i, (micro, micro_weight) in enumerate(self._micro_batches((batch, weight))):
             seen = micro, micro_weight, (0, step, i)
@@ -209,6 +216,15 @@ class PolicyLearner:
         key = functools.reduce(jax.random.fold_in, moment, jax.random.key(self.seed + 3))
         return lora.with_dropout(params, self.adapters.dropout, key)
 
+    def logprobs(self, params: Params, batch: TokenBatch) -> Float[Array, 'R N A']:
+        """Log-probability of each action under whole parameters, see `actor_params`; not for gradients."""
+        return jnp.concatenate([self._logprobs(params, micro) for micro in self._micro_batches(batch)])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _logprobs(self, params: Params, batch: TokenBatch) -> Array:
+        with self._on_mesh():
+            return passes.logprobs(params, self.cfg, self.ppo, batch)[0]
+
     # --- annotate ----------------------------------------------------------------------------------------------------
 
     def annotate(self, state: PolicyState, batch: RolloutBatch) -> tuple[RolloutBatch, Metrics]:
@@ -225,7 +241,7 @@ class PolicyLearner:
     @functools.partial(jax.jit, static_argnums=0)
     def _score(self, state: PolicyState, batch: TokenBatch):
         with self._on_mesh():
-            old, entropy = passes.logprobs(join(state.actor.params, state.actor.frozen), self.cfg, self.ppo, batch)
+            old, entropy = passes.logprobs(actor_params(state), self.cfg, self.ppo, batch)
             reference, _ = passes.logprobs(self.reference(state), self.cfg, self.ppo, batch)
             values = passes.values(critic_params(state.critic), self.cfg, batch) if state.critic else None
         return old, entropy, reference, values
@@ -268,7 +284,7 @@ class PolicyLearner:
         actor_grads, critic_grads = grads
         if ptx is not None:
             actor_grads, metrics['ptx_loss'] = self._imitation(
-                actor_grads, state.actor, ptx, self.ppo.ptx_coef, state.step
+                actor_grads, state.actor, ptx, self.ppo.ptx_coef * evenly(ptx), state.step
             )
         state = state.replace(step=state.step + 1)
         norm = metrics['grad_norm'] = optax.global_norm(actor_grads)
@@ -308,6 +324,16 @@ class PolicyLearner:
 
     def _micro_batches(self, tree: Any) -> Iterator[Any]:
         return micro_batches(tree, self.mesh, self.ppo.micro_rows)
+
+
+def evenly(batch: TokenBatch) -> Float[Array, 'R N A']:
+    """Weights that make a sum over the actions their mean."""
+    return batch.acts / jnp.maximum(jnp.sum(batch.acts), 1)
+
+
+def actor_params(state: PolicyState) -> Params:
+    """The whole actor, its adapters beside what they adapt."""
+    return join(state.actor.params, state.actor.frozen)
 
 
 def critic_trainable(critic: TrainState | None) -> Params:

@@ -218,10 +218,10 @@ def value_loss(
 def imitation_loss(
     params: Params, cfg: ModelConfig, batch: TokenBatch, weight: Float[Array, 'R N A']
 ) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:
-    """Cross-entropy of the actions (supervised fine-tuning, PTX), and their log-probs."""
+    """Weighted cross-entropy of the actions (supervised fine-tuning, PTX, DPO), and their log-probs."""
 
     def per_token(logprob: Array, weight: Array) -> Array:
-        return -weight * keep(logprob, weight > 0)
+        return -weight * keep(logprob, weight != 0)
 
     order, unembed = real_first(batch), decoder.unembed_weight(params, cfg)
     states = order.states(hidden_states(params, cfg, batch), batch)

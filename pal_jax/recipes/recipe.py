@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners.policy import PolicyLearner, PolicyState
+from pal_jax.learners.training import Lora
+from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, cast
 from pal_jax.models.sources import Source
+from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.types import Exhibit, Metrics
 
@@ -80,6 +85,47 @@ class Recipe(NamedTuple):
     exported: Any = None
     model: ModelConfig | None = None
     tokenizer: Callable[[], Tokenizer] | None = None
+
+
+class Policy(NamedTuple):
+    """The model that `config.policy` names, as this machine computes it; its weights are read by `load`."""
+
+    cfg: ModelConfig
+    tokenizer: Tokenizer
+    source: Source
+
+
+def make_policy(config: Config, ctx: Context) -> Policy:
+    """Raises ValueError or RuntimeError where the model cannot be had."""
+    source = sources.resolve(config.policy.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
+    cfg = devices.for_platform(source.config, config.policy.dtype)
+    return Policy(dataclasses.replace(cfg, remat=config.policy.remat), source.tokenizer(), source)
+
+
+def make_adapters(config: Config) -> Lora | None:
+    """The adapters that `config.policy.lora` names."""
+    lora = config.policy.lora
+    targets = lora.targets if lora.targets == 'all-linear' else tuple(lora.targets.split(','))
+    return Lora(lora.rank, lora.alpha, targets, lora.dropout) if lora.rank else None
+
+
+def export_policy(config: Config, policy: Policy, learner: PolicyLearner, state: PolicyState) -> dict[str, Export]:
+    """The trained policy, and its adapters if it has any."""
+    base, lora = config.policy.source.removeprefix('hf:'), config.policy.lora
+    adapters = Adapters(state.actor.params, base, lora.dropout) if lora.rank else None
+    return {'export': Export(learner.weights(state), policy.cfg, policy.tokenizer, adapters)}
+
+
+def stage_before(i: int, *, warmup: int, steps: int, every: int) -> str | None:
+    """The evaluation due before step `i`: the base model, the warmed-up one, the last, and every so many in between."""
+    named = {0: 'base', warmup: 'warm-up' if warmup else 'base', steps: 'final'}
+    return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
+
+
+def check_finite(state: PolicyState, advice: str = '') -> None:
+    """Raises RuntimeError after three updates in a row that were not finite, and so were not made."""
+    if int(state.skipped) >= 3:
+        raise RuntimeError(f'three updates in a row were not finite; lower optimizer.lr{advice}')
 
 
 def read_config(workdir: str) -> Config:

@@ -82,6 +82,24 @@ def plot_turns(stages: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[
         figure.savefig(path, format='png', dpi=160)
 
 
+def plot_alignment(records: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """A PNG of AL(k) and of the profile F1 by turn, a line with its 95 % interval for each policy."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4), layout='constrained')
+        panels = {'al': 'Alignment level AL(k), %', 'f1': 'Profile F1'}
+        axes = figure.subplots(1, len(panels))
+        for ax, (key, title) in zip(axes, panels.items(), strict=True):
+            ax.set_title(title, fontsize=13, fontweight='bold')
+            ax.set_xlabel('turn')
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for number, (name, record) in enumerate(records.items()):
+                _draw_turns(ax, record, key, label=name, color=f'C{number}', marker='o', markersize=4)
+                low, high = record['intervals'][f'{key}_by_turn']
+                ax.fill_between(range(1, len(low) + 1), low, high, color=f'C{number}', alpha=0.12, linewidth=0)
+        axes[-1].legend(frameon=False)
+        figure.savefig(path, format='png', dpi=160)
+
+
 def _draw_turns(ax: Axes, record: Mapping[str, Any], key: str, **style: Any) -> None:
     values = record.get(f'{key}_by_turn')
     if values:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from pal_jax.models import sources
 from pal_jax.recipes import rlpa
 from pal_jax.recipes.recipe import Context
 from pal_jax.recipes.world import make_world
@@ -126,7 +127,7 @@ def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one(monkeypatch): 
     seen, *_ = run(small(), 1, monkeypatch)
     learner = rlpa.make_learner(small(), rlpa_model(), CONTEXT)
     batch = jax.tree.map(jax.numpy.asarray, seen[0][1])
-    state = learner.init(rlpa.sources.resolve('random:tiny').load())
+    state = learner.init(sources.resolve('random:tiny').load())
     rewards = batch.reward.at[0].set(jax.numpy.arange(4.0))
     before, _ = learner.annotate(state, batch.replace(reward=rewards))
     after, _ = learner.annotate(state, batch.replace(reward=rewards.at[1].set(jax.numpy.asarray([5.0, 1.0, 0.0, 2.0]))))
@@ -136,7 +137,7 @@ def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one(monkeypatch): 
 
 
 def rlpa_model():
-    return devices.for_platform(rlpa.sources.resolve('random:tiny').config, 'float32')
+    return devices.for_platform(sources.resolve('random:tiny').config, 'float32')
 
 
 def test_sampler_and_trainer_agree_on_logprobs_and_the_host_item_is_json(monkeypatch):
@@ -159,7 +160,7 @@ def test_every_variant_is_complete_and_small_changes_are_named(variant):
 
 def test_the_published_model_is_sharded_as_declared_without_its_weights():
     """Qwen2.5-3B by its published shape, on eight devices: every leaf has a place, and large ones are cut."""
-    cfg = rlpa.sources.config.ModelConfig(
+    cfg = sources.config.ModelConfig(
         family='qwen2', vocab=151_936, width=2048, layers=36, heads=16, kv_heads=2, head_dim=128, mlp=11_008,
         max_len=32_768, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True, dtype='bfloat16', act_dtype='bfloat16',
         remat='full',
