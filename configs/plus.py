@@ -31,7 +31,7 @@ def get_config(variant: str = '') -> ConfigDict:
         reward_clip=(-3.0, 10.0),
     )  # fmt: skip
     config.reward_model = dict(
-        source='',  # another model than the summariser; '' is the same
+        source=p.EMBEDDED,  # may be of another family than the summariser, with another tokenizer
         lora=dict(rank=0, alpha=16.0, targets='all-linear', dropout=0.0),
         optimizer=p.adamw(lr=3e-5, warmup_ratio=0.0, min_ratio=1.0),
         train=True,  # False: it stays as it begins
@@ -51,7 +51,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    config.policy.source = 'random:tiny'
+    config.policy.source = config.reward_model.source = 'random:tiny'
     config.policy.dtype = 'float32'
     config.total_steps = 4
     config.people = 16

@@ -82,9 +82,3 @@ def line(choice: Choice, rng: random.Random, labelled: bool) -> str:
     sides = list(zip(labels, (choice.chosen, choice.rejected), strict=True))
     rng.shuffle(sides)
     return ' '.join(f'{label}: {sentence}' for label, sentence in sides)
-
-
-def named(summary: str) -> list[str]:
-    """The kinds of people that a summary speaks of."""
-    words = summary.lower()
-    return [kind for kind in (*KINDS, *OTHER_KINDS) if kind[:-1] in words]

@@ -5,8 +5,6 @@ The words are ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from pal_jax.types import Chat
 
 MARKER = '##Summary'
@@ -39,8 +37,3 @@ def question(summary: str, prompt: str) -> Chat:
     """The user's message that a reply is judged after; without a summary the prompt alone."""
     text = _KNOWN.format(summary=summary, prompt=prompt) if summary else prompt
     return [{'role': 'user', 'content': text}]
-
-
-def mean_words(summaries: Sequence[str]) -> float:
-    """How long summaries are."""
-    return sum(len(summary.split()) for summary in summaries) / max(len(summaries), 1)

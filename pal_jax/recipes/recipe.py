@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.policy import PolicyLearner, PolicyState
+from pal_jax.learners.reward import RewardState
 from pal_jax.learners.training import Lora
 from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
@@ -95,16 +96,16 @@ class Policy(NamedTuple):
     source: Source
 
 
-def make_policy(config: Config, ctx: Context) -> Policy:
+def make_policy(config: Config, ctx: Context, of: str = 'policy') -> Policy:
     """Raises ValueError or RuntimeError where the model cannot be had."""
-    source = sources.resolve(config.policy.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
+    source = sources.resolve(config[of].source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
     cfg = devices.for_platform(source.config, config.policy.dtype)
     return Policy(dataclasses.replace(cfg, remat=config.policy.remat), source.tokenizer(), source)
 
 
-def make_adapters(config: Config) -> Lora | None:
+def make_adapters(config: Config, of: str = 'policy') -> Lora | None:
     """The adapters that `config.policy.lora` names."""
-    lora = config.policy.lora
+    lora = config[of].lora
     targets = lora.targets if lora.targets == 'all-linear' else tuple(lora.targets.split(','))
     return Lora(lora.rank, lora.alpha, targets, lora.dropout) if lora.rank else None
 
@@ -122,7 +123,7 @@ def stage_before(i: int, *, warmup: int, steps: int, every: int) -> str | None:
     return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
 
 
-def check_finite(state: PolicyState, advice: str = '') -> None:
+def check_finite(state: PolicyState | RewardState, advice: str = '') -> None:
     """Raises RuntimeError after three updates in a row that were not finite, and so were not made."""
     if int(state.skipped) >= 3:
         raise RuntimeError(f'three updates in a row were not finite; lower optimizer.lr{advice}')
