@@ -156,9 +156,8 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
     evaluation = recipe.evaluate(state, stage)
     writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **progress.take_seconds()})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
-    figures = '  '.join(
-        f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in ('reward', 'format', 'profile', 'strict')
-    )
+    shown = 'reward', 'format', 'profile', 'strict', 'loss', 'accuracy'
+    figures = '  '.join(f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in shown)
     progress.log(f'evaluation ({stage}): {figures}')
 
 

@@ -16,7 +16,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-PANELS = {'profile': 'Profile F1', 'response': 'Reply score', 'format': 'Format rate', 'kl': 'KL to the reference'}
+PANELS = {
+    'profile': 'Profile F1',
+    'response': 'Reply score',
+    'format': 'Format rate',
+    'kl': 'KL to the reference',
+    'accuracy': 'Pairs told apart',
+    'margin': 'Margin of pairs',
+}
 INK, BLUE, GREY, RULE = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db'
 
 Rows = Sequence[Mapping[str, Any]]
@@ -39,22 +46,24 @@ STYLE: Any = {
 
 
 def learning_curve(rows: Rows) -> bytes:
-    """A PNG of the reward by step, with smaller panels for the metrics of `PANELS` that were logged.
+    """A PNG of the reward by step, or of the loss where there is none, with smaller panels for the metrics of `PANELS`
+    that were logged.
 
     `reward` is a step's mean over `samples` samples whose standard deviation is `reward_std`.
     """
+    main = 'reward' if np.isfinite(column(rows, 'reward')).any() else 'loss'
     panels = [key for key in PANELS if np.isfinite(column(rows, key)).any()]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 6.4 if panels else 4.2), layout='constrained')
-        mosaic: Any = [['reward'] * max(1, len(panels))] + ([panels] if panels else [])
+        mosaic: Any = [[main] * max(1, len(panels))] + ([panels] if panels else [])
         axes = figure.subplot_mosaic(mosaic, height_ratios=[2.4, 1] if panels else [1])
-        _draw_reward(axes['reward'], rows)
+        _draw_main(axes[main], rows, main)
         for key in panels:
             axes[key].set_title(PANELS[key])
             _draw_series(axes[key], rows, key, size=2)
         for key, ax in axes.items():
-            _draw_phase_ends(ax, rows, name=key == 'reward')
-            ax.xaxis.set_major_locator(MaxNLocator(nbins=8 if key == 'reward' else 4, integer=True))
+            _draw_phase_ends(ax, rows, name=key == main)
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=8 if key == main else 4, integer=True))
         picture = io.BytesIO()
         figure.savefig(picture, format='png', dpi=160)
     return picture.getvalue()
@@ -120,17 +129,19 @@ def running_mean(values: np.ndarray, errors: np.ndarray, window: int) -> tuple[n
     return np.array(mean), np.array(error)
 
 
-def _draw_reward(ax: Axes, rows: Rows) -> None:
-    ax.set_title('Mean reward of a step', fontsize=13, fontweight='bold')
+def _draw_main(ax: Axes, rows: Rows, key: str) -> None:
+    ax.set_title(f'Mean {key} of a step', fontsize=13, fontweight='bold')
     ax.set_xlabel('step')
-    window = _draw_series(ax, rows, 'reward', size=3)
+    window = _draw_series(ax, rows, key, size=3)
     marks = [
         Line2D([], [], color=GREY, marker='o', markersize=3, linestyle=''),
         Line2D([], [], color=BLUE, linewidth=2),
         Patch(color=BLUE, alpha=0.18, linewidth=0),
     ]
     labels = ['one step', f'mean of the last {window}', '± 1 s.e. of its samples']
-    ax.legend(marks, labels, frameon=False, loc='lower right', bbox_to_anchor=(1, 1), ncols=3, fontsize=9)
+    shown = 3 if key == 'reward' else 2  # a loss has no samples whose error could be drawn
+    style: Any = {'frameon': False, 'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'ncols': shown, 'fontsize': 9}
+    ax.legend(marks[:shown], labels[:shown], **style)
 
 
 def _draw_series(ax: Axes, rows: Rows, key: str, size: float) -> int:

@@ -298,7 +298,7 @@ def test_returns_add_up_over_three_turns_and_unjudged_samples_count_nowhere():
     for rewards, oks in (([0.5, 0.3], None), ([2.0, 9.0], [True, False])):
         (live,) = continue_best(Queue(()), turns[-1], max_rounds=3, round_batch_size=1, user=USER, seed=0).pending
         turns.append([group(live, rewards, oks=oks)])
-    # V3 = 2; second turn: 0.5 + 2 and 0.3 + 2 (the only dialogue is the average one), V2 = 2.4; first: 1 + 2.4, 0 + 2.4.
+    # V3 = 2, so 0.5 + 2 and 0.3 + 2 (the only dialogue is the average one); V2 = 2.4, so 1 + 2.4 and 0 + 2.4.
     got = [sample.reward for sample in with_returns(turns, gamma=1.0)]
     assert got == pytest.approx([3.4, 2.4, 2.5, 2.3, 2.0, 9.0])
 

@@ -51,6 +51,7 @@ def losses(context, steps=3, **changes):
     return out, recipe, state
 
 
+@pytest.mark.slow
 def test_it_learns_what_it_is_shown_and_says_how_well(tmp_path):
     train = chats_file(tmp_path / 'a.jsonl')
     changes = {'data.train': train, 'data.test': train, 'optimizer.lr': 1e-2, 'total_steps': 12}
@@ -68,7 +69,7 @@ def test_it_learns_what_it_is_shown_and_says_how_well(tmp_path):
 def test_a_mesh_and_packing_change_no_loss(tmp_path):
     changes = {'data.train': chats_file(tmp_path / 'a.jsonl', 24), 'data.batch_size': 16, 'data.micro_rows': 1}
     alone, *_ = losses(ONE, **changes, **{'data.row_tokens': 0})
-    for context, row_tokens in ((ONE, 256), (EIGHT, 0), (EIGHT, 256)):
+    for context, row_tokens in ((ONE, 256), (EIGHT, 256)):
         again, *_ = losses(context, **changes, **{'data.row_tokens': row_tokens})
         np.testing.assert_allclose(again, alone, rtol=1e-4)
 
