@@ -38,7 +38,7 @@ def get_config(variant: str = '') -> ConfigDict:
         turn_gamma=0.0,  # above 0: rewards of later turns reach earlier ones; a step then plays whole dialogues
     )
     config.reward = dict(
-        matcher='exact',  # or endpoint:<name>, local:<source>
+        matcher='exact',  # or embedding, endpoint:<name>, local:<source>
         shuffled=False,  # the control: score predictions against another person's profile
         judge='rule',  # or endpoint:<name>, local:<source>
         response='graded',  # or 'strict'
