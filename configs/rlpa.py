@@ -35,9 +35,10 @@ def get_config(variant: str = '') -> ConfigDict:
         n_samples_per_prompt=4,
         rollout_batch_size=8,  # prompts a step
         round_batch_size=5,  # > 0: depth-first, < 0: breadth-first; less than a batch mixes rounds
+        turn_gamma=0.0,  # above 0: rewards of later turns reach earlier ones; a step then plays whole dialogues
     )
     config.reward = dict(
-        matcher='exact',  # or endpoint:<name>, local:<source>
+        matcher='exact',  # or embedding, endpoint:<name>, local:<source>
         shuffled=False,  # the control: score predictions against another person's profile
         judge='rule',  # or endpoint:<name>, local:<source>
         response='graded',  # or 'strict'

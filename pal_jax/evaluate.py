@@ -29,19 +29,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pal_jax import cli
-from pal_jax.decode.choose import make_decoder
 from pal_jax.decode.local import Request
 from pal_jax.evals.baselines import BASELINES, Complete, in_format, plainly
-from pal_jax.models import sources
-from pal_jax.models.params import decoder_specs
-from pal_jax.recipes.recipe import Config, Context, open_run
+from pal_jax.recipes.recipe import Config
 from pal_jax.recipes.rlpa import make_sampling
 from pal_jax.recipes.world import make_world
-from pal_jax.runtime import devices, sharding
+from pal_jax.runtime import devices
 from pal_jax.runtime.curve import plot_alignment, plot_turns
 from pal_jax.runtime.metrics import EVALS, plain, read_records
-from pal_jax.runtime.progress import Stopwatch
 from pal_jax.runtime.summary import by_stage
+from pal_jax.talking import open_decoder
 from pal_jax.train import load_run
 from pal_jax.types import Chat, Completion
 
@@ -106,13 +103,8 @@ def evaluate_sources(config: Config, names: Sequence[str]) -> Records:
 
 def open_policy(config: Config, source: str) -> Complete:
     """What a model answers to chats, sampled as `config.sampling` says."""
-    mesh, sampling = devices.make_mesh(**config.mesh), make_sampling(config)
-    context = Context(mesh, Stopwatch().phase)
-    found = sources.resolve(source, seed=config.seed, open_run=lambda run: open_run(run, context))
-    cfg, tokenizer = devices.for_platform(found.config, config.policy.dtype), found.tokenizer()
-    decode = {key: value for key, value in config.decode.items() if key != 'shares'}
-    decoder = make_decoder(cfg, tokenizer, mesh, **decode)
-    decoder.load(found.load(sharding.param_shardings(decoder_specs(cfg), mesh)))
+    decoder, tokenizer = open_decoder(config, source)
+    sampling = make_sampling(config)
 
     def complete(chats: Sequence[Chat], seed: int) -> list[Completion]:
         seeds = np.random.SeedSequence([config.seed, seed]).generate_state(len(chats), np.uint64).tolist()

@@ -54,7 +54,7 @@ MAY_CHANGE = (
 )
 
 
-SHOWN = ('reward', 'format', 'profile', 'strict', 'seen_shared', 'seen_pal', 'new_shared', 'new_pal')  # on the console
+SHOWN = ('reward', 'format', 'profile', 'strict', 'loss', 'accuracy', 'seen_shared', 'seen_pal', 'new_shared', 'new_pal')  # on the console
 
 
 def main() -> int:

@@ -2,7 +2,8 @@
 
 A step answers the open conversations at the head of a queue with `n` samples each, rewards every sample for the profile
 it infers and for its reply, lets the best sample of each conversation go on to the user, and makes PPO's update on all
-of them. A turn is one PPO sequence: the reward of a turn does not reach earlier turns, as in the published code.
+of them. A turn is one PPO sequence: the reward of a turn does not reach earlier turns, as in the published code. With
+`turn_gamma` it does, as in the paper's decision process: a step then holds whole conversations, all their turns.
 
 Small models do not write the format by themselves: `warmup` steps of supervised learning on made-up people who share no
 topic and no value with those of the training come first. The reference policy is the model after them.
@@ -70,6 +71,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     warmup, dialogue = config.warmup.steps, config.dialogue
     n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
     max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
+    turn_gamma, turns_a_step = dialogue.turn_gamma, max_rounds if dialogue.turn_gamma else 1
     rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
     ways, actions = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, round_up(config.sampling.max_tokens, 8)
     rows = {'ways': ways, 'micro_rows': config.ppo.micro_rows, 'row_tokens': config.ppo.row_tokens}
@@ -85,18 +87,22 @@ def make(config: Config, ctx: Context) -> Recipe:
         check_finite(state, ' or raise ppo.kl_coef')
         return learner.anchor(state) if i == warmup - 1 else state, host, 'warm-up', metrics
 
+    def answer(dialogues: Sequence[Dialogue], i: int, turn: int) -> list[list[Sample]]:
+        samples = world.reward(sample_turns(dialogues, n, (config.seed, i, turn)), i)
+        return [samples[k : k + n] for k in range(0, len(samples), n)]
+
     def rlpa_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         queue = env.from_json(host['queue'])
         with ctx.phase('rollout'):
             decoder.load(learner.weights(state))
             open_dialogues, queue = env.pop(queue, prompts_a_step, people=world.train, user=world.user, seed=i)
-            samples = sample_turns(open_dialogues, n, (config.seed, i))
+            turns = env.play(open_dialogues, answer, turns=turns_a_step, user=world.user, seed=i)
             decoder.release()
-            samples = world.reward(samples, i)
-            groups = [samples[k : k + n] for k in range(0, len(samples), n)]
-            queue = env.continue_best(queue, groups, **rounds, user=world.user, seed=i)
+            queue = env.continue_best(queue, turns[-1], **rounds, user=world.user, seed=i)
+        samples = [sample for groups in turns for group in groups for sample in group]
         with ctx.phase('annotate'):
-            batch = pack_rollouts(samples, n=n, actions=actions, mesh=ctx.mesh, **rows)
+            returns = env.with_returns(turns, gamma=turn_gamma)
+            batch = pack_rollouts(returns, n=n, actions=actions, mesh=ctx.mesh, **rows)
             batch, annotated = learner.annotate(state, batch)
         with ctx.phase('update'):
             ptx = supervised(i) if config.ppo.ptx_coef else None
@@ -153,6 +159,8 @@ def check(config: Config, mesh: Mesh) -> None:
     }.items():
         if value < 1:
             raise ValueError(f'{key}={value} must be at least 1')
+    if not 0 <= dialogue.turn_gamma <= 1:
+        raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
     if rows % config.ppo.minibatches:
         raise ValueError(
             f'dialogue.rollout_batch_size={rows} does not divide into ppo.minibatches={config.ppo.minibatches}'

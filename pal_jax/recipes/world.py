@@ -20,7 +20,7 @@ from pal_jax.feedback.people import SLOTS, Split, load_people, make_people
 from pal_jax.feedback.profiles import match_exactly, split_fact
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.users import make_scripted_user
-from pal_jax.models import sources
+from pal_jax.models import bert, sources
 from pal_jax.recipes.recipe import Config
 from pal_jax.runtime import devices
 from pal_jax.runtime.processes import ALONE, Shares, exchange
@@ -70,7 +70,13 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
     dialogue = config.dialogue
     train, tests, topics = make_splits(config)
     models = Models(config)
-    matcher = models.choose('reward.matcher', config.reward.matcher, make_matcher, exact=lambda: match_exactly)
+    matcher = models.choose(
+        'reward.matcher',
+        config.reward.matcher,
+        make_matcher,
+        exact=lambda: match_exactly,
+        embedding=open_embedding_matcher,
+    )
     judge, score = (
         models.choose(
             'reward.judge',
@@ -130,6 +136,13 @@ def make_splits(config: Config) -> tuple[list[Person], dict[str, list[Person]], 
     if config.eval.profiles:
         tests['extended'] = load_people(config.eval.profiles)[:tested]
     return train, tests, topics
+
+
+def open_embedding_matcher() -> ProfileMatcher:
+    """Raises RuntimeError where its model is not installed."""
+    from pal_jax.feedback import embedding  # scipy takes a while to import
+
+    return embedding.make_matcher(embedding.SentenceEncoder(bert.package_folder()))
 
 
 def share_user(user: UserSimulator, shares: Shares) -> UserSimulator:

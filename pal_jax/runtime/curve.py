@@ -17,8 +17,18 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 # The first of these that was logged is drawn large.
-HEADLINES = {'reward': 'Mean reward of a step', 'accuracy': 'Accuracy on the pairs of a step'}
-PANELS = {'profile': 'Profile F1', 'response': 'Reply score', 'format': 'Format rate', 'kl': 'KL to the reference'}
+HEADLINES = {
+    'reward': 'Mean reward of a step',
+    'accuracy': 'Accuracy on the pairs of a step',
+    'loss': 'Mean loss of a step',
+}
+PANELS = {
+    'profile': 'Profile F1',
+    'response': 'Reply score',
+    'format': 'Format rate',
+    'kl': 'KL to the reference',
+    'margin': 'Margin of pairs',
+}
 INK, BLUE, GREY, RULE = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db'
 
 Rows = Sequence[Mapping[str, Any]]
@@ -133,7 +143,9 @@ def _draw_headline(ax: Axes, rows: Rows, key: str) -> None:
         Patch(color=BLUE, alpha=0.18, linewidth=0),
     ]
     labels = ['one step', f'mean of the last {window}', '± 1 s.e. of its samples']
-    ax.legend(marks, labels, frameon=False, loc='lower right', bbox_to_anchor=(1, 1), ncols=3, fontsize=9)
+    shown = 3 if key == 'reward' else 2  # a loss has no samples whose error could be drawn
+    style: Any = {'frameon': False, 'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'ncols': shown, 'fontsize': 9}
+    ax.legend(marks[:shown], labels[:shown], **style)
 
 
 def _draw_series(ax: Axes, rows: Rows, key: str, size: float) -> int:
