@@ -1,4 +1,4 @@
-"""What PAL has found out about a population: a table of methods, curves by K and by comparisons, people and prototypes."""
+"""What PAL has found out about a population: a table of methods, curves by K and by n, people and prototypes."""
 
 from __future__ import annotations
 

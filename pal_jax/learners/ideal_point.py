@@ -30,7 +30,6 @@ from pal_jax.objectives.preference import PairLoss, bound, pair_loss
 from pal_jax.runtime import sharding
 from pal_jax.types import PairBatch
 
-
 BATCH = (None, None, 'batch')  # replicas, updates, pairs
 
 

@@ -1,8 +1,8 @@
 """PAL (arXiv 2406.08469): people's preferences as mixtures of K prototypes, new people from a few comparisons.
 
-A step takes the next batches of seen people's pairs and makes `updates` updates of every model with them: of PAL for each
-K of `prototypes` (K = 1 is the one model that all share), of the baselines that are trained, and of each of these once
-for every split of people and choices. So all that the table at the end compares has met the same pairs.
+A step takes the next batches of seen people's pairs and makes `updates` updates of every model with them: of PAL for
+each K of `prototypes` (K = 1 is the one model that all share), of the baselines that are trained, and of each of these
+once for every split of people and choices. So all that the table at the end compares has met the same pairs.
 
 An evaluation chooses K on each split's validation part, tests seen people on new choices, and fits new people's weights
 from n of their comparisons, with everything else as it was.
