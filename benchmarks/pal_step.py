@@ -3,8 +3,8 @@
   python -m benchmarks.pal_step
   python -m benchmarks.pal_step --users=1000,1000000 --width=512 --batch=4096 --projector=mlp2-gelu-dropout0
 
-Prints a table: users, the table's size with its Adam moments, and the milliseconds of an update (the best of `--repeats`
-programs of `--updates` updates each, compiled before).
+Prints a table: users, the table's size with its Adam moments, and the milliseconds of an update: the best of
+`--repeats` programs of `--updates` updates each, compiled before.
 """
 
 from __future__ import annotations

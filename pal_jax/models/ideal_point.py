@@ -166,14 +166,16 @@ def project(layers: list[Params], shape: Projector, x: Float[Array, '*S H'], key
     return x + hidden if shape.residual else hidden
 
 
-def weights(pal: PAL, z: Float[Array, 'B K'], key: Array | None = None) -> Float[Array, 'B K']:
-    """Users' mixtures; with a key, those of training."""
+def weights(
+    pal: PAL, z: Float[Array, 'B K'], *, training: bool = False, key: Array | None = None
+) -> Float[Array, 'B K']:
+    """Users' mixtures: those they are judged by, or those of training, where a key brings Gumbel's noise."""
     match pal.mixture:
         case 'own':
             return z
         case 'free':
             return jnp.concatenate([jnp.ones_like(z[:, :1]), z[:, 1:]], axis=1)
-        case 'partition' if key is None:
+        case 'partition' if not training:
             return jax.nn.one_hot(jnp.argmax(z, axis=-1), pal.prototypes, dtype=z.dtype)
         case 'gumbel' if key is not None:
             z = z + jax.random.gumbel(key, z.shape, z.dtype)

@@ -162,10 +162,10 @@ def test_mixtures_of_training_and_after_it():
     z, key = jnp.array([[0.0, 1.0, 3.0], [1.0, 1.5, 0.0]]), jax.random.key(0)
     partition = PAL(8, 3, mixture='partition')
     np.testing.assert_array_equal(ideal_point.weights(partition, z), [[0, 0, 1], [0, 1, 0]])
-    np.testing.assert_allclose(ideal_point.weights(partition, z, key), jax.nn.softmax(z), rtol=1e-6)
+    np.testing.assert_allclose(ideal_point.weights(partition, z, training=True), jax.nn.softmax(z), rtol=1e-6)
     gumbel = PAL(8, 3, mixture='gumbel', tau=0.5)
-    np.testing.assert_allclose(ideal_point.weights(gumbel, z), jax.nn.softmax(2 * z), rtol=1e-6)
-    noisy = ideal_point.weights(gumbel, jnp.broadcast_to(z[0], (4000, 3)), key)
+    np.testing.assert_allclose(ideal_point.weights(gumbel, z, training=True), jax.nn.softmax(2 * z), rtol=1e-6)
+    noisy = ideal_point.weights(gumbel, jnp.broadcast_to(z[0], (4000, 3)), training=True, key=key)
     shares = np.bincount(np.argmax(noisy, axis=1), minlength=3) / 4000
     np.testing.assert_allclose(shares, jax.nn.softmax(z[0]), atol=0.03)  # Gumbel's maximum draws from the softmax
 
