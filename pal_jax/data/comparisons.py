@@ -62,10 +62,15 @@ def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) 
     )
 
 
+def scales(data: Comparisons) -> np.ndarray:
+    """The standard deviation of each attribute over all items; 1 for one that is always the same."""
+    deviation = data.items.std(axis=0)
+    return np.where(deviation > 0, deviation, 1.0).astype(np.float32)
+
+
 def standardized(data: Comparisons) -> Comparisons:
-    """Each attribute in units of its standard deviation over all items; one that is always the same stays."""
-    scale = data.items.std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+    """Each attribute in units of its standard deviation."""
+    scale = scales(data)
     return data._replace(chosen=data.chosen / scale, rejected=data.rejected / scale)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -60,7 +60,7 @@ class Results(NamedTuple):
     counts: tuple[int, ...]
 
 
-def measure(panel: Panel, state: States, others: Collection[str] = ()) -> Results:
+def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
     """Everything that is compared, on every trial. `others` are methods without a learner: majority, mixed_logit."""
     data, trials, learners = panel.data, panel.trials, panel.learners
     new = newcomers(data, trials)
@@ -91,6 +91,10 @@ def measure(panel: Panel, state: States, others: Collection[str] = ()) -> Result
         'new people, all their comparisons': {K: measured[f'K={K}'].new[-1] for K in panel.prototypes},
     }
     by_prototypes = {part: {K: [row[r] for r in true] for K, row in rows.items()} for part, rows in parts.items()}
+    if false:
+        by_prototypes['seen people, shuffled ids'] = {
+            K: [measured[f'K={K}'].seen[r] for r in false] for K in panel.prototypes
+        }
     return Results(methods, by_prototypes, chosen, counts)
 
 

@@ -113,7 +113,7 @@ class PAL:
     @property
     def logits(self) -> int:
         """How many numbers a user is."""
-        return self.width if self.mixture == 'own' else self.prototypes
+        return {'own': self.width, 'free': self.prototypes - 1}.get(self.mixture, self.prototypes)
 
 
 def specs(pal: PAL) -> Params:
@@ -167,14 +167,14 @@ def project(layers: list[Params], shape: Projector, x: Float[Array, '*S H'], key
 
 
 def weights(
-    pal: PAL, z: Float[Array, 'B K'], *, training: bool = False, key: Array | None = None
+    pal: PAL, z: Float[Array, 'B Z'], *, training: bool = False, key: Array | None = None
 ) -> Float[Array, 'B K']:
     """Users' mixtures: those they are judged by, or those of training, where a key brings Gumbel's noise."""
     match pal.mixture:
         case 'own':
             return z
         case 'free':
-            return jnp.concatenate([jnp.ones_like(z[:, :1]), z[:, 1:]], axis=1)
+            return jnp.concatenate([jnp.ones((z.shape[0], 1), z.dtype), z], axis=1)
         case 'partition' if not training:
             return jax.nn.one_hot(jnp.argmax(z, axis=-1), pal.prototypes, dtype=z.dtype)
         case 'gumbel' if key is not None:

@@ -51,7 +51,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     learners = make_learners(config, data, ctx, len(trials))
     draw = make_draw(config, data, trials)
     compared = Panel(data, trials, learners, tuple(config.prototypes), tuple(config.new.counts), config.new.toward)
-    others = {name for name in ('majority', 'mixed_logit') if config.baselines[name]}
+    others = [name for name in ('majority', 'mixed_logit') if config.baselines[name]]
 
     def init() -> tuple[States, Host]:
         seeds = jnp.array([trial.seed for trial in trials], jnp.int32)
