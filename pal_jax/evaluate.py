@@ -7,7 +7,7 @@ Options:
   --workdir=FOLDER          the run; default runs/<name of the config>
   --step=N                  which checkpoint; default the last
 
-Prints a table and writes evaluation.json and evaluation.png to the run's folder.
+Prints a table and writes evaluation.json, and evaluation.png of dialogues by turn, to the run's folder.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ def main() -> None:
     stages = cli.faults(evaluate, workdir)
     if jax.process_index() == 0:
         (workdir / 'evaluation.json').write_text(json.dumps(plain(stages), indent=2) + '\n')
-        plot_turns(stages, workdir / 'evaluation.png')
+        written = [workdir / 'evaluation.json']
+        if any('f1_by_turn' in record for record in stages.values()):
+            written.append(workdir / 'evaluation.png')
+            plot_turns(stages, written[-1])
         Console().print(as_table(stages))
-        print(f'{workdir / "evaluation.json"}, {workdir / "evaluation.png"}')
+        print(*written, sep=', ')
 
 
 def evaluate(workdir: Path) -> dict[str, Any]:

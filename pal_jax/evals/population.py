@@ -73,7 +73,7 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
             seen_accuracy(learner, state[name], data, trials, 'test'),
             new_accuracy(learner, state[name], new, counts, prior),
             sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params)),
-            0 if learner.pal.logits == 1 else learner.pal.logits,
+            0 if name == 'K=1' else learner.pal.logits,
         )
     validation = {
         K: seen_accuracy(learners[f'K={K}'], state[f'K={K}'], data, trials, 'validation') for K in panel.prototypes

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -231,6 +232,18 @@ def item_reward(
     if not pal.scaled:
         return reward
     return jnp.minimum(jnp.exp(params['log_scale']), MAX_SCALE) * reward
+
+
+def checked_mixture(mix: Sequence[float], K: int) -> Float[Array, ' K']:
+    """A mixture of K prototypes as an array.
+
+    Raises:
+      ValueError: it has another length, a weight below 0 or not finite, or does not sum to 1 within 1e-6.
+    """
+    total = math.fsum(mix)
+    if len(mix) != K or not all(weight >= 0 for weight in mix) or not abs(total - 1) <= 1e-6:
+        raise ValueError(f'a mixture of {K} prototypes needs {K} weights of at least 0 that sum to 1, got {list(mix)}')
+    return jnp.asarray(mix, jnp.float32)
 
 
 def length(x: Float[Array, '*S D']) -> Float[Array, '*S']:

@@ -191,3 +191,10 @@ def test_an_embedding_is_a_shared_point_and_a_persons_own_directions():
     assert ideal_point.specs(own) == {}
     x = jax.random.normal(jax.random.key(0), (2, 8))
     np.testing.assert_allclose(rewards({}, own, x, x, None), jnp.sum(x * x, axis=1), rtol=1e-5)
+
+
+def test_a_mixture_sums_to_one_within_rounding():
+    np.testing.assert_allclose(ideal_point.checked_mixture([0.1] * 10, 10), 0.1)
+    for wrong in ([0.5, 0.6], [1.0], [1.5, -0.5], [float('nan'), 1.0]):
+        with pytest.raises(ValueError, match='a mixture of 2 prototypes'):
+            ideal_point.checked_mixture(wrong, 2)

@@ -133,6 +133,30 @@ def test_a_run_of_pal_is_no_language_model(table, tmp_path):
         open_run(str(tmp_path), CONTEXT)
 
 
+@pytest.mark.slow
+def test_a_persons_reward_says_what_the_pair_rule_says(table, tmp_path):
+    flags = [f'--config.data={table}', '--config.baselines.own=False', '--config.baselines.embedding=0']
+    done = python('-m', 'pal_jax.train', '--config=configs/pal.py:smoke', *flags, f'--workdir={tmp_path}')
+    assert done.returncode == 0, done.stderr
+    taste = {'p0': [-3.0, 1.0], 'p1': [3.0, 1.0]}
+    items = np.random.default_rng(1).normal(size=(1000, 2)).astype(np.float32)
+    known = 0
+    for split in range(2):
+        for user, wants in taste.items():
+            with contextlib.suppress(ValueError):  # new in this split
+                found = pal.load_pal_reward_model(str(tmp_path), user=user, split=split)
+                assert np.corrcoef(found.reward(items), items @ np.array(wants))[0, 1] > 0.8
+                carried = json.loads(json.dumps(found.mixture))
+                again = pal.load_pal_reward_model(str(tmp_path), mix=carried, split=split)
+                np.testing.assert_allclose(again.reward(items), found.reward(items), rtol=1e-5)
+                known += 1
+    assert known
+    with pytest.raises(ValueError, match="user 'nobody' is not among the 48"):
+        pal.load_pal_reward_model(str(tmp_path), user='nobody')
+    with pytest.raises(ValueError, match='sum to 1'):
+        pal.load_pal_reward_model(str(tmp_path), mix=[0.5, 0.6])
+
+
 def test_a_synthetic_person_prefers_the_nearer_item():
     people = synthetic.make_population('partition', 0, d=4, seen=6, new=3, pairs=5)
     assert people.mixtures.tolist()[:3] == np.eye(3).tolist()
