@@ -207,7 +207,10 @@ def _verdict(results: Results) -> str:
         mean, error = gain(_pairs(ours), _pairs(theirs))
         in_errors = f', {mean / error:.1f} standard errors' if error > 0 else ''
         parts.append(f'{who}: PAL {mean:+.3f} over the shared model{in_errors}')
-    return f'{"; ".join(parts)}. K by split: {", ".join(map(str, results.chosen))}.'
+    count = len(pal.seen)
+    true, false = (', '.join(map(str, part)) for part in (results.chosen[:count], results.chosen[count:]))
+    control = f'; with shuffled ids: {false}' if false else ''
+    return f'{"; ".join(parts)}. K by split: {true}{control}.'
 
 
 def _table(results: Results) -> list[list[str]]:
