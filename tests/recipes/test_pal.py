@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import pal_synthetic
 from pal_jax.data import synthetic
 from pal_jax.recipes import pal
 from pal_jax.recipes.recipe import Context, open_run
@@ -216,3 +217,16 @@ def test_a_run_killed_in_update_and_save_ends_as_an_unbroken_one(table, tmp_path
     exported = python('-m', 'pal_jax.export', f'--workdir={whole}')
     assert exported.returncode == 2
     assert 'nothing to export' in exported.stderr
+
+
+@pytest.mark.slow
+def test_known_prototypes_are_found_by_accuracy():  # II.9, checks 8 to 10
+    one, three = (pal_synthetic.run('partition', 16, 'linear', K, range(5), (5, 20, 50)) for K in (1, 3))
+    assert np.mean(one.seen) <= 0.82
+    assert min(three.seen) >= 0.92
+    assert np.mean(three.seen) - np.mean(one.seen) >= 0.12
+    five, twenty, fifty = (np.mean(row) for row in three.new)
+    assert five >= 0.84
+    assert twenty >= 0.91
+    assert fifty >= max(0.92, np.mean(three.seen) - 0.015)
+    assert np.median(three.found) >= 0.97
