@@ -66,9 +66,9 @@ def test_the_mixed_logits_posterior_is_bayes_rule_over_draws():
 def test_xlogit_finds_the_distribution_that_made_the_choices():
     pytest.importorskip('xlogit', reason="pip install 'pal_jax[choice]'")
     rng, users = np.random.default_rng(0), np.repeat(np.arange(300), 10)
-    beta = rng.normal([1.0, -2.0], [1.0, 0.1], (300, 2))
+    beta = rng.normal([1.0, -2.0], [1.0, 0.5], (300, 2))
     difference = rng.normal(size=(3000, 2))
     chosen = rng.random(3000) < 1 / (1 + np.exp(-np.sum(difference * beta[users], axis=1)))
     model = mixed_logit.fit(np.where(chosen[:, None], difference, -difference), users, seed=0)
     np.testing.assert_allclose(model.mean, [1.0, -2.0], atol=0.25)
-    np.testing.assert_allclose(model.deviation, [1.0, 0.1], atol=0.35)
+    np.testing.assert_allclose(model.deviation, [1.0, 0.5], atol=0.35)
