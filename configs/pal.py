@@ -1,7 +1,7 @@
 r"""PAL: preferences of many people as mixtures of a few prototypes, new people from a few choices (arXiv 2406.08469).
 
   python -m pal_jax.train --config=configs/pal.py                        # 361 people's choices of electricity tariffs
-  python -m pal_jax.train --config=configs/pal.py --config.data=train    # 235 people's of train journeys; swissmetro: 1,192
+  python -m pal_jax.train --config=configs/pal.py --config.data=train    # 235 people's of train journeys
   python -m pal_jax.train --config=configs/pal.py --config.data=my.csv   # your people's (pal_jax/data/tables.py)
   python -m pal_jax.train --config=configs/pal.py:smoke                  # a tenth of the steps and two splits
 
@@ -16,7 +16,7 @@ from pal_jax import presets as p
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'smoke')
     config = p.base(recipe='pal', total_steps=20)
-    config.data = 'electricity'  # or train, swissmetro, a file of your own
+    config.data = 'electricity'  # or train, swissmetro (1,191 people), a file of your own
     config.standardize = True  # attributes in units of their standard deviation
     config.split = dict(
         seeds=5,  # splits at random, side by side
@@ -25,7 +25,7 @@ def get_config(variant: str = '') -> ConfigDict:
         validation=0.2,  # the rest is the test
         control=True,  # as many splits again with shuffled user ids
     )
-    config.prototypes = (1, 2, 3, 4, 5, 6)  # K is chosen on the validation part
+    config.prototypes = (1, 2, 3, 4, 6, 8)  # K is chosen on the validation part
     config.model = dict(
         variant='A',  # B mixes functions of a prompt's vector
         rule='dot',  # or dist, normalized_dist, angle, norm
@@ -43,7 +43,7 @@ def get_config(variant: str = '') -> ConfigDict:
         margin=0.0,
         label_smoothing=0.0,
         gamma=5.0,  # of smooth_hinge
-        pull=0.1,  # precision of a Gaussian prior on users' logits
+        pull=2.0,  # precision of a Gaussian prior on users' logits
         bound=0.0,  # on the length of users' points; 0: none
         bound_coef=1.0,
     )
@@ -53,13 +53,13 @@ def get_config(variant: str = '') -> ConfigDict:
     config.batch = 512
     config.updates = 100  # of every model in a step
     config.new = dict(
-        counts=(0, 1, 2, 5, 10, 20, 50, 100), steps=300, lr=5e-2, pull=0.1, toward='population'
+        counts=(0, 1, 2, 5, 10, 20, 50, 100), steps=300, lr=5e-2, pull=2.0, toward='population'
     )  # or zero
     config.baselines = dict(
-        embedding=3,  # width of a free vector a user; 0: none
+        embedding=4,  # width of a free vector a user; 0: none
         embedding_pull=1.0,
         own=True,  # a model a user
-        own_pull=1.0,
+        own_pull=0.1,
         majority=True,
         mixed_logit=True,
     )

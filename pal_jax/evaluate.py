@@ -11,8 +11,8 @@ Options:
                             plainly, to be personal, and told who the user is; any other is the source of a model that
                             writes profile and reply, such as orbax:<workdir>
 
-Prints a table and writes evaluation.json and evaluation.png to the run's folder, comparison.json and comparison.png of
-several policies. Intervals are 95 % bootstrap intervals over people.
+Prints a table and writes evaluation.json, and evaluation.png of dialogues by turn, to the run's folder, comparison.json
+and comparison.png of several policies. Intervals are 95 % bootstrap intervals over people.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def main() -> None:
     stages = cli.faults(evaluate, workdir)
     if jax.process_index() == 0:
         write(stages, workdir / 'evaluation')
-        plot_turns(stages, workdir / 'evaluation.png')
+        if any('f1_by_turn' in record for record in stages.values()):
+            plot_turns(stages, workdir / 'evaluation.png')
         Console().print(as_table(stages))
     return None
 

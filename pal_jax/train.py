@@ -53,8 +53,19 @@ MAY_CHANGE = (
     'eval.shown',
 )
 
-
-SHOWN = ('reward', 'format', 'profile', 'strict', 'loss', 'accuracy', 'seen_shared', 'seen_pal', 'new_shared', 'new_pal')  # on the console
+# Of an evaluation, on the console.
+SHOWN = ('reward', 'format', 'profile', 'strict', 'loss', 'accuracy', 'seen_shared', 'seen_pal', 'new_shared', 'new_pal')
+    'reward',
+    'format',
+    'profile',
+    'strict',
+    'loss',
+    'accuracy',
+    'seen_shared',
+    'seen_pal',
+    'new_shared',
+    'new_pal',
+)  # on the console
 
 
 def main() -> int:

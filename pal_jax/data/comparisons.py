@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -62,10 +62,15 @@ def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) 
     )
 
 
+def scales(data: Comparisons) -> np.ndarray:
+    """The standard deviation of each attribute over all items; 1 for one that is always the same."""
+    deviation = data.items.std(axis=0)
+    return np.where(deviation > 0, deviation, 1.0).astype(np.float32)
+
+
 def standardized(data: Comparisons) -> Comparisons:
-    """Each attribute in units of its standard deviation over all items; one that is always the same stays."""
-    scale = data.items.std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+    """Each attribute in units of its standard deviation."""
+    scale = scales(data)
     return data._replace(chosen=data.chosen / scale, rejected=data.rejected / scale)
 
 
@@ -97,8 +102,9 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     first = np.minimum(cuts[0], number - 2)
     part = (place >= first[owner]).astype(int) + (place >= (first + cuts[1])[owner])
     of_pair, theirs = part[data.situations], is_seen[data.users]
-    seen_parts = (np.flatnonzero(theirs & (of_pair == k)) for k in range(3))
-    return Split(*seen_parts, np.flatnonzero(~theirs & (of_pair == 0)), np.flatnonzero(~theirs & (of_pair > 0)))
+    seen_parts = [np.flatnonzero(theirs & (of_pair == k)) for k in range(3)]
+    new_parts = [np.flatnonzero(~theirs & (of_pair == 0)), np.flatnonzero(~theirs & (of_pair > 0))]
+    return Split._make([*seen_parts, *new_parts])
 
 
 def rank_within(groups: ArrayLike, keys: ArrayLike) -> np.ndarray:
@@ -119,7 +125,14 @@ def shares(users: np.ndarray, index: np.ndarray) -> np.ndarray:
 def take(data: Comparisons, index: np.ndarray, users: np.ndarray, share: np.ndarray) -> PairBatch:
     """The pairs at `index`, of any number of axes, with users and shares in the same form."""
     prompt = None if data.prompt is None else data.prompt[index]
-    return PairBatch(users=users, chosen=data.chosen[index], rejected=data.rejected[index], share=share, prompt=prompt)
+    columns: Any = {
+        'users': users,
+        'share': share,
+        'chosen': data.chosen[index],
+        'rejected': data.rejected[index],
+        'prompt': prompt,
+    }
+    return PairBatch(**columns)
 
 
 def positions(size: int, i: int, count: int, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ of one person is that distribution given the person's own choices: a weighted se
 from __future__ import annotations
 
 import importlib.util
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def fit(difference: np.ndarray, users: np.ndarray, seed: int) -> MixedLogit:
     difference, users = difference[order].astype(float), users[order]
     n, names = len(users), [f'x{i}' for i in range(difference.shape[1])]
     long = np.stack([difference, np.zeros_like(difference)], axis=1).reshape(2 * n, -1)
-    model = Estimator()
+    model: Any = Estimator()
     model.fit(
         X=long, y=np.tile([1, 0], n), varnames=names, alts=np.tile([1, 2], n), ids=np.repeat(np.arange(n), 2),
         panels=np.repeat(users, 2), randvars=dict.fromkeys(names, 'n'), n_draws=DRAWS, random_state=seed, verbose=0,

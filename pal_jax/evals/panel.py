@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -76,9 +77,7 @@ def margins(learner: IdealPointLearner, params: Params, z: Array, pairs: PairBat
     n = pairs.users.shape[1]
 
     def part(start: int) -> PairBatch:
-        prompt = None if pairs.prompt is None else pairs.prompt[:, start : start + CHUNK]
-        columns = (getattr(pairs, name)[:, start : start + CHUNK] for name in ('users', 'chosen', 'rejected', 'share'))
-        return PairBatch(*columns, prompt)
+        return jax.tree.map(lambda x: x[:, start : start + CHUNK], pairs)
 
     return np.concatenate([np.asarray(learner.margins(params, z, part(start))) for start in range(0, n, CHUNK)], axis=1)
 
@@ -89,9 +88,10 @@ def seen_accuracy(
 ) -> list[Accuracy]:  # fmt: skip
     """By trial, over one part of the seen people's choices."""
     index, exists = padded([getattr(trial.split, part) for trial in trials])
-    pairs = take(data, index, data.users[index], np.zeros(index.shape, np.float32))
+    users = data.users[index]
+    pairs = take(data, index, users, np.zeros(index.shape, np.float32))
     found = margins(learner, state.params, state.users.z, pairs)
-    return [accuracy(found[r][exists[r]], pairs.users[r][exists[r]]) for r in range(len(trials))]
+    return [accuracy(m[keep], u[keep]) for m, keep, u in zip(found, exists, users, strict=True)]
 
 
 def newcomers(data: Comparisons, trials: Sequence[Trial]) -> Newcomers:

@@ -29,12 +29,12 @@ def plot_by_prototypes(curves: Mapping[str, Curve], prototypes: Sequence[int]) -
 
 def plot_by_comparisons(curves: Mapping[str, Curve], counts: Sequence[int]) -> bytes:
     """Accuracy on new people against how many of their comparisons were known, a line for each method."""
-    figure, ax = _axes('New people: accuracy by known comparisons', 'comparisons known of each person')
+    figure, ax = _axes('New people: accuracy by known comparisons', 'comparisons known of each person', width=9.5)
     places = range(len(counts))
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
         _draw(ax, places, curve, name, colour)
     ax.set_xticks(places, [str(count) for count in counts[:-1]] + [f'all (≤ {counts[-1]})'])
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     return _png(figure)
 
 
@@ -68,13 +68,13 @@ def plot_effects(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
     K = len(effects)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 0.6 + 0.28 * len(attributes) + 1.2), layout='constrained')
-        axes = figure.subplots(1, K, sharey=True, squeeze=False)[0]
+        axes = figure.subplots(1, K, sharex=True, sharey=True, squeeze=False)[0]
     for k, ax in enumerate(axes):
         ax.barh(range(len(attributes)), effects[k], color=[BLUE if value > 0 else '#d97706' for value in effects[k]])
         ax.set_title(f'prototype {k + 1}')
         ax.axvline(0, color=INK, linewidth=0.8)
         ax.set_yticks(range(len(attributes)), attributes)
-        ax.invert_yaxis() if k == 0 else None
+    axes[0].invert_yaxis()
     return _png(figure)
 
 
@@ -100,9 +100,9 @@ def _corners(mixtures: np.ndarray) -> np.ndarray:
     return np.linalg.svd(centred, full_matrices=False)[2][:2].T
 
 
-def _axes(title: str, label: str):
+def _axes(title: str, label: str, width: float = 7.0):
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.4), layout='constrained')
+        figure = Figure(figsize=(width, 4.4), layout='constrained')
         ax = figure.subplots()
         ax.set_title(title, fontsize=13, fontweight='bold')
         ax.set_xlabel(label)

@@ -1,8 +1,8 @@
-"""What PAL has found out about a population: a table of methods, curves by K and by comparisons, people and prototypes."""
+"""What PAL has found out about a population: a table of methods, curves by K and by n, people and prototypes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -60,7 +60,7 @@ class Results(NamedTuple):
     counts: tuple[int, ...]
 
 
-def measure(panel: Panel, state: States, others: Collection[str] = ()) -> Results:
+def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
     """Everything that is compared, on every trial. `others` are methods without a learner: majority, mixed_logit."""
     data, trials, learners = panel.data, panel.trials, panel.learners
     new = newcomers(data, trials)
@@ -73,7 +73,7 @@ def measure(panel: Panel, state: States, others: Collection[str] = ()) -> Result
             seen_accuracy(learner, state[name], data, trials, 'test'),
             new_accuracy(learner, state[name], new, counts, prior),
             sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params)),
-            0 if learner.pal.logits == 1 else learner.pal.logits,
+            0 if name == 'K=1' else learner.pal.logits,
         )
     validation = {
         K: seen_accuracy(learners[f'K={K}'], state[f'K={K}'], data, trials, 'validation') for K in panel.prototypes
@@ -91,6 +91,10 @@ def measure(panel: Panel, state: States, others: Collection[str] = ()) -> Result
         'new people, all their comparisons': {K: measured[f'K={K}'].new[-1] for K in panel.prototypes},
     }
     by_prototypes = {part: {K: [row[r] for r in true] for K, row in rows.items()} for part, rows in parts.items()}
+    if false:
+        by_prototypes['seen people, shuffled ids'] = {
+            K: [measured[f'K={K}'].seen[r] for r in false] for K in panel.prototypes
+        }
     return Results(methods, by_prototypes, chosen, counts)
 
 
@@ -203,7 +207,10 @@ def _verdict(results: Results) -> str:
         mean, error = gain(_pairs(ours), _pairs(theirs))
         in_errors = f', {mean / error:.1f} standard errors' if error > 0 else ''
         parts.append(f'{who}: PAL {mean:+.3f} over the shared model{in_errors}')
-    return f'{"; ".join(parts)}. K by split: {", ".join(map(str, results.chosen))}.'
+    count = len(pal.seen)
+    true, false = (', '.join(map(str, part)) for part in (results.chosen[:count], results.chosen[count:]))
+    control = f'; with shuffled ids: {false}' if false else ''
+    return f'{"; ".join(parts)}. K by split: {true}{control}.'
 
 
 def _table(results: Results) -> list[list[str]]:

@@ -13,7 +13,7 @@ users there are, and a user who is not in it keeps every bit. The table lies ove
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +159,7 @@ class IdealPointLearner:
 
     def _losses(self, params: Params, z: Array, batch: PairBatch, key: Array | None) -> tuple[Array, Array]:
         """Loss and margin of each pair, for users' logits by pair."""
-        u, margin = self._judge(params, z, batch, key)
+        u, margin = self._judge(params, z, batch, training=True, key=key)
         each = pair_loss(margin, self.loss.name, **dict(self.loss.options))
         if self.loss.pull:
             each = each + self.loss.pull / 2 * batch.share * jnp.sum(jnp.square(z), axis=-1)
@@ -167,13 +167,16 @@ class IdealPointLearner:
             each = each + self.loss.bound_coef * bound(u, self.loss.bound)
         return each, margin
 
-    def _judge(self, params: Params, z: Array, batch: PairBatch, key: Array | None = None) -> tuple[Array, Array]:
-        """Users' points, and what chosen items are worth to them above rejected ones."""
-        mix, dropout = (None, None) if key is None else jax.random.split(key)
-        w = ideal_point.weights(self.pal, z, mix)
-        u = ideal_point.user_point(params, self.pal, w, batch.prompt, dropout)
+    def _judge(
+        self, params: Params, z: Array, batch: PairBatch, *, training: bool = False, key: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Users' points, and what chosen items are worth to them above rejected ones; a key brings noise."""
+        mix, point, *items = [None] * 4 if key is None else jax.random.split(key, 4)
+        w = ideal_point.weights(self.pal, z, training=training, key=mix)
+        u = ideal_point.user_point(params, self.pal, w, batch.prompt, point)
         chosen, rejected = (
-            ideal_point.item_reward(params, self.pal, u, x, dropout) for x in (batch.chosen, batch.rejected)
+            ideal_point.item_reward(params, self.pal, u, x, k)
+            for x, k in zip((batch.chosen, batch.rejected), items, strict=True)
         )
         return u, chosen - rejected
 
@@ -186,14 +189,14 @@ class IdealPointLearner:
         adam = optax.adam(self.new.lr)
 
         def loss(z: Array) -> Array:
-            _, margin = self._judge(params, z[pairs.users], pairs)
+            _, margin = self._judge(params, z[pairs.users], pairs, training=True)
             each = pair_loss(margin, self.loss.name, **dict(self.loss.options))
             return jnp.sum(weight * each) + self.new.pull / 2 * jnp.sum(jnp.square(z - prior))
 
         def step(carry, _):
             z, moments = carry
             updates, moments = adam.update(jax.grad(loss)(z), moments)
-            return (optax.apply_updates(z, updates), moments), None
+            return (z + updates, moments), None
 
         start = jnp.zeros_like(prior)
         (z, _), _ = jax.lax.scan(step, (start, adam.init(start)), length=self.new.steps)
@@ -216,7 +219,12 @@ def make_optimizer(rates: Rates) -> optax.GradientTransformation:
     """Of all that users share: Adam with a rate a group."""
     adam = functools.partial(optax.adam, b1=rates.b1, b2=rates.b2)
     projector = optax.chain(optax.add_decayed_weights(rates.projector_decay), adam(rates.projector))
-    groups = {'f': projector, 'g': projector, 'P': adam(rates.prototypes), 'log_scale': adam(rates.log_scale)}
+    groups: dict[Any, Any] = {
+        'f': projector,
+        'g': projector,
+        'P': adam(rates.prototypes),
+        'log_scale': adam(rates.log_scale),
+    }
     return optax.partition(groups, lambda params: {name: name for name in params})
 
 

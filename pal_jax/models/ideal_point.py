@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -113,7 +114,7 @@ class PAL:
     @property
     def logits(self) -> int:
         """How many numbers a user is."""
-        return self.width if self.mixture == 'own' else self.prototypes
+        return {'own': self.width, 'free': self.prototypes - 1}.get(self.mixture, self.prototypes)
 
 
 def specs(pal: PAL) -> Params:
@@ -166,14 +167,16 @@ def project(layers: list[Params], shape: Projector, x: Float[Array, '*S H'], key
     return x + hidden if shape.residual else hidden
 
 
-def weights(pal: PAL, z: Float[Array, 'B K'], key: Array | None = None) -> Float[Array, 'B K']:
-    """Users' mixtures; with a key, those of training."""
+def weights(
+    pal: PAL, z: Float[Array, 'B Z'], *, training: bool = False, key: Array | None = None
+) -> Float[Array, 'B K']:
+    """Users' mixtures: those they are judged by, or those of training, where a key brings Gumbel's noise."""
     match pal.mixture:
         case 'own':
             return z
         case 'free':
-            return jnp.concatenate([jnp.ones_like(z[:, :1]), z[:, 1:]], axis=1)
-        case 'partition' if key is None:
+            return jnp.concatenate([jnp.ones((z.shape[0], 1), z.dtype), z], axis=1)
+        case 'partition' if not training:
             return jax.nn.one_hot(jnp.argmax(z, axis=-1), pal.prototypes, dtype=z.dtype)
         case 'gumbel' if key is not None:
             z = z + jax.random.gumbel(key, z.shape, z.dtype)
@@ -229,6 +232,18 @@ def item_reward(
     if not pal.scaled:
         return reward
     return jnp.minimum(jnp.exp(params['log_scale']), MAX_SCALE) * reward
+
+
+def checked_mixture(mix: Sequence[float], K: int) -> Float[Array, ' K']:
+    """A mixture of K prototypes as an array.
+
+    Raises:
+      ValueError: it has another length, a weight below 0 or not finite, or does not sum to 1 within 1e-6.
+    """
+    total = math.fsum(mix)
+    if len(mix) != K or not all(weight >= 0 for weight in mix) or not abs(total - 1) <= 1e-6:
+        raise ValueError(f'a mixture of {K} prototypes needs {K} weights of at least 0 that sum to 1, got {list(mix)}')
+    return jnp.asarray(mix, jnp.float32)
 
 
 def length(x: Float[Array, '*S D']) -> Float[Array, '*S']:

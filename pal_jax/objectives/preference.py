@@ -95,7 +95,7 @@ def token_weights(span: Bool[Array, 'B T'], mode: TokenWeighting) -> Float[Array
     - cumulative: the j-th by j.
     - only_last: the last alone.
     """
-    rank = jnp.cumsum(span, axis=1) * span
+    rank = jnp.where(span, jnp.cumsum(span, axis=1), 0)
     match mode:
         case 'mean':
             weight = span.astype(jnp.float32)

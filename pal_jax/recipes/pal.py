@@ -1,8 +1,8 @@
 """PAL (arXiv 2406.08469): people's preferences as mixtures of K prototypes, new people from a few comparisons.
 
-A step takes the next batches of seen people's pairs and makes `updates` updates of every model with them: of PAL for each
-K of `prototypes` (K = 1 is the one model that all share), of the baselines that are trained, and of each of these once
-for every split of people and choices. So all that the table at the end compares has met the same pairs.
+A step takes the next batches of seen people's pairs and makes `updates` updates of every model with them: of PAL for
+each K of `prototypes` (K = 1 is the one model that all share), of the baselines that are trained, and of each of these
+once for every split of people and choices. So all that the table at the end compares has met the same pairs.
 
 An evaluation chooses K on each split's validation part, tests seen people on new choices, and fits new people's weights
 from n of their comparisons, with everything else as it was.
@@ -10,12 +10,15 @@ from n of their comparisons, with everything else as it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from pal_jax.data import choices, comparisons, tables
 from pal_jax.data.comparisons import Comparisons
@@ -23,10 +26,13 @@ from pal_jax.evals import mixed_logit, panel
 from pal_jax.evals.panel import Trial
 from pal_jax.evals.population import Panel, make_exhibits, make_record, measure
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALState, Rates
+from pal_jax.models import ideal_point
 from pal_jax.models.ideal_point import PAL
 from pal_jax.objectives.preference import pair_loss
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe
-from pal_jax.runtime import sharding
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, read_config
+from pal_jax.runtime import devices, sharding
+from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.runtime.metrics import EVALS, read_records
 from pal_jax.types import Metrics, PairBatch
 
 OPTIONS = {'logistic': ('margin', 'label_smoothing'), 'hinge': ('margin',), 'smooth_hinge': ('margin', 'gamma')}
@@ -43,6 +49,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     """
     check(config, sharding.batch_ways(ctx.mesh))
     data = read(config)
+    data = comparisons.standardized(data) if config.standardize else data
     parts = {name: config.split[name] for name in ('seen', 'train', 'validation')}
     trials = panel.make_trials(
         data, config.split.seeds, config.split.control, config.seed,
@@ -51,7 +58,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     learners = make_learners(config, data, ctx, len(trials))
     draw = make_draw(config, data, trials)
     compared = Panel(data, trials, learners, tuple(config.prototypes), tuple(config.new.counts), config.new.toward)
-    others = {name for name in ('majority', 'mixed_logit') if config.baselines[name]}
+    others = [name for name in ('majority', 'mixed_logit') if config.baselines[name]]
 
     def init() -> tuple[States, Host]:
         seeds = jnp.array([trial.seed for trial in trials], jnp.int32)
@@ -110,12 +117,12 @@ def check(config: Config, ways: int) -> None:
 
 
 def read(config: Config) -> Comparisons:
-    """The choices, and whether the model can use them."""
+    """The choices, in their own units, if the model can use them."""
     known = config.data in choices.TABLES
     data = choices.load(config.data) if known else tables.load(Path(config.data))
     if config.model.variant == 'B' and data.prompt is None:
         raise ValueError(f"model.variant='B' needs the vectors of prompts, and {config.data} has none")
-    return comparisons.standardized(data) if config.standardize else data
+    return data
 
 
 def make_learners(config: Config, data: Comparisons, ctx: Context, replicas: int) -> dict[str, IdealPointLearner]:
@@ -179,3 +186,53 @@ def summarize(metrics: dict[str, dict[str, Any]], trials: Sequence[Trial]) -> Me
     spread = float(np.std(np.asarray(metrics[largest]['accuracy'])[true]))
     named = {f'{key} {name}': value for name, each in means.items() for key, value in each.items()}
     return means[largest] | {'accuracy_std': spread, 'samples': float(len(true))} | named
+
+
+# --- one person's reward ----------------------------------------------------------------------------------------------
+
+
+class PersonalReward(NamedTuple):
+    """`reward(items, prompts)` gives the `[B]` rewards of items `[B, H]`, in the table's own units, to one person.
+
+    `mixture` is all there is of the person: it can be kept as JSON, and given back as `mix`.
+    """
+
+    reward: Callable[..., Array]
+    mixture: list[float]
+
+
+def load_pal_reward_model(
+    workdir: str, *, user: str = '', mix: Sequence[float] | None = None, split: int = 0
+) -> PersonalReward:
+    """The reward of a trained run's `split`, with the K that was chosen on it: of a seen user, of a mixture, or of the
+    population's mean where neither is given.
+
+    Raises:
+      ValueError: the run is not finished, the user is unknown or new in this split, or the mixture is none.
+    """
+    config = read_config(workdir)
+    ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1]), lambda _: contextlib.nullcontext())
+    restored = Checkpoints(workdir, make(config, ctx).abstract, read_only=True).restore()
+    finals = [record for record in read_records(Path(workdir) / EVALS) if record['stage'] == 'final']
+    if restored is None or not finals:
+        raise ValueError(f'{workdir} is not finished: K is chosen at its end; run the same command again')
+    K, data = finals[-1]['chosen_prototypes'][split], read(config)
+    pal = make_learners(config, data, ctx, 1)[f'K={K}'].pal
+    state = jax.tree.map(lambda x: x[split], restored[0][f'K={K}'])
+    trained = np.flatnonzero(state.users.updates)
+    if user and user not in {data.names[i] for i in trained}:
+        raise ValueError(
+            f'user {user!r} is not among the {len(trained)} that split {split} of {workdir} was trained on; leave user '
+            "out for the population's mixture, or give mix=[...]"
+        )
+    mixtures = ideal_point.weights(pal, state.users.z)
+    theirs = mixtures[data.names.index(user)] if user else jnp.mean(mixtures[trained], axis=0)
+    w = ideal_point.checked_mixture(mix, K) if mix is not None else theirs
+    scale = comparisons.scales(data) if config.standardize else np.ones(pal.width, np.float32)
+
+    @jax.jit
+    def reward(items: Array, prompts: Array | None = None) -> Array:
+        u = ideal_point.user_point(state.params, pal, jnp.broadcast_to(w, (items.shape[0], K)), prompts)
+        return ideal_point.item_reward(state.params, pal, u, items / scale[None])
+
+    return PersonalReward(reward, np.asarray(w).tolist())

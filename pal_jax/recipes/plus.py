@@ -78,7 +78,8 @@ def make(config: Config, ctx: Context) -> Recipe:
     judge = make_policy(config, ctx, of='reward_model')
     reader = make_reader(config, judge.cfg, ctx)
     write, pair_up = make_writer(config, policy, ctx), make_pairs(config, judge.tokenizer, ctx)
-    draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
+    draw, choosing = make_draw(config, train), strangers(config.seed) if config.shuffled else themselves
+    hold, learns = config.hold.steps, config.reads == 'summary'
     rows = {'ways': sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, 'micro_rows': config.ppo.micro_rows}
     n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)
 
@@ -100,8 +101,7 @@ def make(config: Config, ctx: Context) -> Recipe:
             count, temperature = (1, config.hold.temperature) if waits else (n, config.sampling.temperature)
             texts, samples = describe(state, people, count, temperature, (config.seed, i))
         with ctx.phase('read'):
-            chosen_by = strangers(people, config.seed, i) if config.shuffled else people
-            choices = [(person.reward, person.train) for person in chosen_by for _ in range(count)]
+            choices = [(person.reward, person.train) for person in choosing(people, i) for _ in range(count)]
             gaps, grads, metrics = reader.read(state['reward'], pair_up(texts, choices))
             rewards = log_sigmoid(gaps[:, 0])
         metrics |= summarize(texts, rewards, people)
@@ -264,10 +264,18 @@ def given(person: History, reads: str) -> str:
     return {'context': person.context, 'kind': f'The user prefers {person.kind}.', 'nothing': ''}[reads]
 
 
-def strangers(people: Sequence[History], seed: int, i: int) -> list[History]:
-    """Somebody at random in everyone's place."""
-    order = np.random.default_rng((seed, i, 1)).permutation(len(people))
-    return [people[k] for k in order]
+def themselves(people: Sequence[History], i: int) -> Sequence[History]:
+    """Those whose choices go with what is told of `people`."""
+    return people
+
+
+def strangers(seed: int) -> Callable[[Sequence[History], int], Sequence[History]]:
+    """As `themselves`, with somebody at random in everyone's place."""
+
+    def choosing(people: Sequence[History], i: int) -> list[History]:
+        return [people[k] for k in np.random.default_rng((seed, i, 1)).permutation(len(people))]
+
+    return choosing
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:

@@ -114,10 +114,10 @@ def test_baselines_train_the_reward_model_alone(reads):
 def test_strangers_are_everyone_in_another_order():
     _, tests = plus.read_people(get_config())
     people = tests['test']
-    others = plus.strangers(people, 0, 1)
+    others = plus.strangers(0)(people, 1)
     assert others != people
     assert sorted(p.user for p in others) == sorted(p.user for p in people)
-    assert others == plus.strangers(people, 0, 1) != plus.strangers(people, 0, 2)
+    assert others == plus.strangers(0)(people, 1) != plus.strangers(0)(people, 2)
 
 
 def test_every_person_is_drawn_once_a_pass():
