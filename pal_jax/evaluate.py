@@ -1,66 +1,159 @@
-"""Evaluates a run on people it was not trained on, before and after training, without training anything.
+"""Evaluates policies on people they were not trained on, without training anything.
 
-  python -m pal_jax.evaluate --config=configs/rlpa.py --workdir=runs/rlpa
+  python -m pal_jax.evaluate --config=configs/rlpa.py --workdir=runs/rlpa      a run, before and after training
+  python -m pal_jax.evaluate --config=configs/rlpa.py --sources=base,reminder,oracle,orbax:runs/rlpa,orbax:runs/sft
 
 Options:
   --config=FILE[:VARIANT]   the config of the run, with the same --config.KEY=VALUE changes
   --workdir=FOLDER          the run; default runs/<name of the config>
   --step=N                  which checkpoint; default the last
+  --sources=NAME,...        policies side by side instead: base, reminder and oracle are config.policy.source, asked
+                            plainly, to be personal, and told who the user is; any other is the source of a model that
+                            writes profile and reply, such as orbax:<workdir>
 
-Prints a table and writes evaluation.json and evaluation.png to the run's folder.
+Prints a table and writes evaluation.json, and evaluation.png of dialogues by turn, to the run's folder, comparison.json
+and comparison.png of several policies. Intervals are 95 % bootstrap intervals over people.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from pal_jax import cli
-from pal_jax.runtime.curve import plot_turns
+from pal_jax.decode.local import Request
+from pal_jax.evals.baselines import BASELINES, Complete, in_format, plainly
+from pal_jax.recipes.recipe import Config
+from pal_jax.recipes.rlpa import make_sampling
+from pal_jax.recipes.world import make_world
+from pal_jax.runtime import devices
+from pal_jax.runtime.curve import plot_alignment, plot_turns
 from pal_jax.runtime.metrics import EVALS, plain, read_records
 from pal_jax.runtime.summary import by_stage
+from pal_jax.talking import open_decoder
 from pal_jax.train import load_run
+from pal_jax.types import Chat, Completion
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
+SOURCES = flags.DEFINE_list('sources', [], 'Policies to evaluate side by side.')
+COMPARED = ('al', 'n_ir', 'n_r2', 'reward', 'profile', 'precision', 'recall', 'response', 'strict')
+
+Records = dict[str, dict[str, Any]]
 
 
 def main() -> None:
     workdir = cli.workdir()
+    if SOURCES.value:
+        return compare(workdir)
     stages = cli.faults(evaluate, workdir)
     if jax.process_index() == 0:
-        (workdir / 'evaluation.json').write_text(json.dumps(plain(stages), indent=2) + '\n')
-        plot_turns(stages, workdir / 'evaluation.png')
+        write(stages, workdir / 'evaluation')
+        if any('f1_by_turn' in record for record in stages.values()):
+            plot_turns(stages, workdir / 'evaluation.png')
         Console().print(as_table(stages))
-        print(f'{workdir / "evaluation.json"}, {workdir / "evaluation.png"}')
+    return None
 
 
-def evaluate(workdir: Path) -> dict[str, Any]:
+def evaluate(workdir: Path) -> Records:
     """The evaluations the run made before this step, and one of this step, by name."""
     recipe, state, step, _ = load_run(cli.config(), workdir, STEP.value)
     earlier = [r for r in read_records(workdir / EVALS) if r['step'] < step and r['stage'] != 'final']
-    return {**by_stage(earlier), f'step {step}': {'step': step, **recipe.evaluate(state, 'final').record}}
+    stages: Records = {stage: dict(record) for stage, record in by_stage(earlier).items()}
+    return {**stages, f'step {step}': {'step': step, **recipe.evaluate(state, 'final').record}}
 
 
-def as_table(stages: dict[str, dict[str, Any]]) -> Table:
+def compare(workdir: Path) -> None:
+    """Evaluates the policies of --sources one after the other."""
+    if cli.faults(cli.place):
+        raise cli.Fault('--sources runs in one process; leave out --processes, or evaluate one run by its --workdir')
+    devices.initialize(workdir / 'compiled')
+    records = cli.faults(evaluate_sources, cli.config(), SOURCES.value)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write(records, workdir / 'comparison')
+    plot_alignment(records, workdir / 'comparison.png')
+    Console().print(as_comparison(records))
+
+
+def evaluate_sources(config: Config, names: Sequence[str]) -> Records:
+    """The record of each policy; all of them meet the same people, users and judges.
+
+    Raises:
+      ValueError, RuntimeError: a source that cannot be had.
+    """
+    world, records = make_world(config), {}
+    rounds = config.eval.rounds or config.dialogue.max_rounds
+    opened = {name: config.policy.source if name in BASELINES else name for name in dict.fromkeys(names)}
+    for source in dict.fromkeys(opened.values()):
+        complete = open_policy(config, source)
+        for name in (each for each in opened if opened[each] == source):
+            if name in BASELINES:
+                respond = plainly(complete, world.score, BASELINES[name], world.topics)
+            else:
+                respond = in_format(complete, world.score, world.system)
+            records[name], _ = world.evaluate(respond, rounds=rounds)
+    return {name: records[name] for name in opened}
+
+
+def open_policy(config: Config, source: str) -> Complete:
+    """What a model answers to chats, sampled as `config.sampling` says."""
+    decoder, tokenizer = open_decoder(config, source)
+    sampling = make_sampling(config)
+
+    def complete(chats: Sequence[Chat], seed: int) -> list[Completion]:
+        seeds = np.random.SeedSequence([config.seed, seed]).generate_state(len(chats), np.uint64).tolist()
+        return decoder([Request(tuple(tokenizer.chat(c)), sampling, s) for c, s in zip(chats, seeds, strict=True)])
+
+    return complete
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
+def write(records: Records, path: Path) -> None:
+    path.with_suffix('.json').write_text(json.dumps(plain(records), indent=2) + '\n')
+    print(f'{path.with_suffix(".json")}, {path.with_suffix(".png")}')
+
+
+def as_table(stages: Records) -> Table:
     """A column a stage, a row a figure; lists are figures by turn."""
     table = Table('figure', *stages)
     names = dict.fromkeys(name for record in stages.values() for name in record)
     for name in names:
-        if not name.startswith('seconds_') and name != 'stage':
+        if not name.startswith('seconds_') and name != 'stage' and not name.endswith('intervals'):
             table.add_row(name, *(cell(record.get(name)) for record in stages.values()))
+    return table
+
+
+def as_comparison(records: Records) -> Table:
+    """A column a policy, a row a figure with its interval below, by split of people; alignment and F1 by turn."""
+    table = Table('people', 'figure', *records)
+    first = next(iter(records.values()))
+    for split in (key.removesuffix('intervals') for key in first if key.endswith('intervals')):
+        for number, key in enumerate(COMPARED):
+            intervals = (record[f'{split}intervals'][key] for record in records.values())
+            values = (record[split + key] for record in records.values())
+            cells = [f'{cell(v)}\n{cell(i)}' for v, i in zip(values, intervals, strict=True)]
+            table.add_row('' if number else split.rstrip('_') or 'heldout', key, *cells)
+        for key, title in (('al', 'AL'), ('f1', 'F1')):
+            curves = [record[f'{split}{key}_by_turn'] for record in records.values()]
+            for turn, levels in enumerate(zip(*curves, strict=True), 1):
+                table.add_row('', f'{title}({turn})', *map(cell, levels))
+        table.add_section()
     return table
 
 
 def cell(value: Any) -> str:
     if isinstance(value, list):
         return ' '.join(map(cell, value))
-    return f'{value:.3f}' if isinstance(value, float) else '' if value is None else str(value)
+    return f'{value:.3g}' if isinstance(value, float) else '' if value is None else str(value)
 
 
 if __name__ == '__main__':

@@ -74,8 +74,10 @@ def make_request(config: Config) -> Request:
     """What the command line asks for.
 
     Raises:
-      ValueError, RuntimeError: an unknown slice, model or device.
+      ValueError, RuntimeError: an unknown slice, model or device, or a method without dialogues.
     """
+    if 'dialogue' not in config:
+        raise ValueError(f'config.recipe={config.recipe!r} has no dialogues to plan; give a config of rlpa')
     os.environ.setdefault('JAX_PLATFORMS', 'cpu' if TOPOLOGY.value else PLATFORM.value)
     cfg = shapes.shape(MODEL.value or config.policy.source)
     found = chips.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chips.local_devices(PLATFORM.value)

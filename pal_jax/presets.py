@@ -6,7 +6,19 @@ from ml_collections import ConfigDict
 
 from pal_jax.models.sources import EMBEDDED
 
-__all__ = ['EMBEDDED', 'adamw', 'base', 'endpoint', 'parse_variant', 'policy', 'ppo', 'sampling']
+__all__ = [
+    'EMBEDDED',
+    'adamw',
+    'base',
+    'endpoint',
+    'oracle',
+    'parse_variant',
+    'policy',
+    'ppo',
+    'rows',
+    'sampling',
+    'smoke_rows',
+]
 
 
 def parse_variant(text: str, *known: str) -> str:
@@ -48,14 +60,14 @@ def policy(source: str) -> ConfigDict:
     )
 
 
-def adamw(lr: float, *, name: str = 'adamw', warmup_ratio: float = 0.03) -> ConfigDict:
-    """Linear warm-up, then cosine to a tenth."""
+def adamw(lr: float, *, name: str = 'adamw', warmup_ratio: float = 0.03, min_ratio: float = 0.1) -> ConfigDict:
+    """Linear warm-up, then cosine to `min_ratio` of the rate."""
     return ConfigDict(
         {
             'name': name,
             'lr': lr,
             'warmup_ratio': warmup_ratio,
-            'min_ratio': 0.1,
+            'min_ratio': min_ratio,
             'b1': 0.9,
             'b2': 0.95,
             'weight_decay': 0.0,
@@ -105,6 +117,7 @@ def ppo(**changes: object) -> ConfigDict:
             'kl_horizon': 10_000,
             'reward_clip': (-10.0, 10.0),
             'negative_scale': 1.0,
+            'std_floor': 0.0,
             'loss_agg': 'seq_mean',
             'epochs': 1,
             'minibatches': 1,
@@ -115,4 +128,38 @@ def ppo(**changes: object) -> ConfigDict:
         }
     )
     config.update(changes)
+    return config
+
+
+def rows(*, batch_size: int) -> ConfigDict:
+    """What a supervised method reads (formats: `data/chats.py`) and how it is batched."""
+    return ConfigDict(
+        {
+            'train': 'oracle',  # or a JSONL file
+            'test': '',  # a JSONL file; '': the last rows of train, a fifth at most
+            'test_rows': 64,
+            'max_length': 1024,  # tokens; longer rows are left out
+            'epochs': 1.0,
+            'batch_size': batch_size,  # rows, or pairs, of an update
+            'micro_rows': 2,  # in a device's memory at once
+            'row_tokens': 1024,  # several share rows of so many tokens; 0: a row each
+        }
+    )
+
+
+def oracle() -> ConfigDict:
+    """The people, all of RLPA's training, to whom the oracle answers where `data.train` is that."""
+    return ConfigDict({'people': 240, 'facts': 4, 'rounds': 3, 'p_spontaneous': 1.0})
+
+
+def smoke_rows(config: ConfigDict) -> ConfigDict:
+    """A random tiny model and a few of the oracle's answers."""
+    config.update(
+        total_steps=6,
+        policy=dict(source='random:tiny', dtype='float32'),
+        optimizer=dict(lr=1e-3),
+        oracle=dict(people=8, rounds=2),
+        data=dict(batch_size=4, test_rows=3),
+        checkpoint=dict(every=2),
+    )
     return config

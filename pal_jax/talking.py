@@ -9,15 +9,17 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.choose import Decoder, make_decoder
 from pal_jax.decode.page import PLAIN, Preset
 from pal_jax.feedback.profiles import render_completion
 from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import decoder_specs
 from pal_jax.models.sources import Source
-from pal_jax.recipes.recipe import Context, open_run, read_config
+from pal_jax.recipes.recipe import Config, Context, open_run, read_config
 from pal_jax.recipes.rlpa import make_sampling
 from pal_jax.recipes.world import make_world
-from pal_jax.runtime import devices
+from pal_jax.runtime import devices, sharding
 
 CACHE = '~/.cache/pal_jax/compiled'
 
@@ -35,6 +37,22 @@ def open_model(source: str, dtype: str, max_len: int) -> tuple[Source, ModelConf
     )
     cfg = devices.for_platform(found.config, dtype)
     return found, dataclasses.replace(cfg, max_len=min(cfg.max_len, max_len)), found.tokenizer(), mesh
+
+
+def open_decoder(config: Config, source: str) -> tuple[Decoder, Tokenizer]:
+    """A model that samples as a run of `config` would, with its weights, and its tokenizer.
+
+    Raises:
+      ValueError, RuntimeError: as `sources.resolve`.
+    """
+    mesh = devices.make_mesh(**config.mesh)
+    context = Context(mesh, lambda _: contextlib.nullcontext())
+    found = sources.resolve(source, seed=config.seed, open_run=lambda run: open_run(run, context))
+    cfg, tokenizer = devices.for_platform(found.config, config.policy.dtype), found.tokenizer()
+    decode = {key: value for key, value in config.decode.items() if key != 'shares'}
+    decoder = make_decoder(cfg, tokenizer, mesh, **decode)
+    decoder.load(found.load(sharding.param_shardings(decoder_specs(cfg), mesh)))
+    return decoder, tokenizer
 
 
 def chat_preset(source: str) -> Preset:

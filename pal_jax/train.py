@@ -48,8 +48,24 @@ MAY_CHANGE = (
     'metrics.wandb',
     'export',
     'eval.every',
+    'eval.rounds',
+    'eval.profiles',
     'eval.shown',
 )
+
+# Of an evaluation, on the console.
+SHOWN = ('reward', 'format', 'profile', 'strict', 'loss', 'accuracy', 'seen_shared', 'seen_pal', 'new_shared', 'new_pal')
+    'reward',
+    'format',
+    'profile',
+    'strict',
+    'loss',
+    'accuracy',
+    'seen_shared',
+    'seen_pal',
+    'new_shared',
+    'new_pal',
+)  # on the console
 
 
 def main() -> int:
@@ -84,12 +100,14 @@ def load_run(config: Config, workdir: Path, step: int | None = None, *, alone: b
     and of the state what an export reads.
 
     Raises:
-      ValueError: the folder has no checkpoint, or is of another config.
+      ValueError: the folder has no checkpoint, is of another config, or `alone` of a run without a model.
     """
     progress = Progress()
     if not (workdir / checkpoint.FOLDER).is_dir():
         raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
     recipe = prepare(config, workdir, progress, alone=alone)
+    if alone and recipe.model is None:
+        raise ValueError(f'{workdir} is a run of {config.recipe}, which trains no language model: nothing to export')
     wanted = recipe.exported if alone else recipe.abstract
     checkpoints = checkpoint.Checkpoints(workdir, wanted, read_only=True, log=progress.log)
     restored = checkpoints.restore(step)
@@ -154,9 +172,8 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
     evaluation = recipe.evaluate(state, stage)
     writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **progress.take_seconds()})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
-    figures = '  '.join(
-        f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in ('reward', 'format', 'profile', 'strict')
-    )
+    writer.exhibits(i, stage, evaluation.exhibits)
+    figures = '  '.join(f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in SHOWN)
     progress.log(f'evaluation ({stage}): {figures}')
 
 

@@ -159,6 +159,56 @@ class RewardFn(Protocol):
     def __call__(self, samples: Sequence[Sample], seed: int) -> list[Sample]: ...
 
 
+# --- who prefers what -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferencePair:
+    """One person's choice between two items, given by their numbers. Pairs of one `situation` were chosen at once."""
+
+    user: str
+    chosen: tuple[float, ...]
+    rejected: tuple[float, ...]
+    situation: str
+    prompt: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A person's choice between two replies to one prompt."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What is told of a person, and choices of the same person that it does not tell: `reward` pays who writes a
+    summary, `train` teaches the reward model that reads it, `held` tests both.
+
+    `kind` is the person's group, where it is known; `ask` the messages that ask for the summary, where they are given.
+    """
+
+    user: str
+    context: str
+    reward: Choice
+    train: Choice
+    held: tuple[Choice, ...]
+    kind: str = ''
+    ask: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Exhibit:
+    """What a report shows of an evaluation beside its numbers: a text, a table (its first row is the head), a PNG."""
+
+    title: str
+    text: str = ''
+    table: Sequence[Sequence[str]] = ()
+    picture: bytes = b''
+
+
 # --- what a device sees ---------------------------------------------------------------------------------------------
 
 
@@ -193,3 +243,13 @@ class RolloutBatch(struct.PyTreeNode):
     values: Float[Array, 'R N A'] | None = None
     advantages: Float[Array, 'R N A'] | None = None
     returns: Float[Array, 'R N A'] | None = None
+
+
+class PairBatch(struct.PyTreeNode):
+    """Pairs of items by their vectors, `H` wide. Axes of replicas and of updates may stand before `B` pairs."""
+
+    users: Int[Array, '*S B']
+    chosen: Float[Array, '*S B H']
+    rejected: Float[Array, '*S B H']
+    share: Float[Array, '*S B']  # 1 / how many pairs its user has
+    prompt: Float[Array, '*S B H'] | None = None

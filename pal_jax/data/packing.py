@@ -19,10 +19,10 @@ from pal_jax.types import RolloutBatch, Sample, TokenBatch
 
 
 class Branch(NamedTuple):
-    """Tokens after a prompt, of which those from `acted` on are actions."""
+    """Tokens after a prompt, and which of them are actions: all, or those that `acts` marks."""
 
     tokens: Sequence[int]
-    acted: int = 0
+    acts: Sequence[bool] | None = None
 
 
 class Group(NamedTuple):
@@ -37,10 +37,11 @@ class Group(NamedTuple):
 
 
 class Example(NamedTuple):
-    """What to learn by imitation: the completion, after the prompt."""
+    """What to learn by imitation: the completion, after the prompt; of it what `acts` marks, if that is given."""
 
     prompt: Sequence[int]
     completion: Sequence[int]
+    acts: Sequence[bool] | None = None
 
 
 class Layout(NamedTuple):
@@ -130,13 +131,14 @@ def pack_groups(groups: Sequence[Group], layout: Layout, *, n: int, actions: int
             tokens[r, start:end], positions[r, start:end] = group.prompt, np.arange(size)
             segments[r, start:end] = prefix[r, start:end] = shared
             start = end
-            for k, (branch, first) in enumerate(group.branches):
+            for k, (branch, acting) in enumerate(group.branches):
                 end = start + len(branch)
                 tokens[r, start:end], positions[r, start:end] = branch, size + np.arange(len(branch))
                 segments[r, start:end], prefix[r, start:end] = shared + 1 + k, shared
                 before = np.concatenate([[fork], np.arange(start, end - 1)])
-                where = r, place * n + k, slice(0, len(branch) - first)
-                states[where], chosen[where], acts[where] = before[first:], branch[first:], True
+                marked = np.arange(len(branch)) if acting is None else np.flatnonzero(acting)
+                where = r, place * n + k, slice(0, len(marked))
+                states[where], chosen[where], acts[where] = before[marked], np.asarray(branch)[marked], True
                 start = end
     return TokenBatch(tokens, positions, segments, prefix, states, chosen, acts)
 
@@ -172,7 +174,14 @@ def shared_prompt(examples: Sequence[Example]) -> Group:
     if not shared:
         raise ValueError('these examples have not even a first token in common; put them into groups of their own')
     cut = len(shared)
-    return Group(shared, [Branch([*e.prompt[cut:], *e.completion], acted=len(e.prompt) - cut) for e in examples])
+    return Group(shared, [_branch(example, cut) for example in examples])
+
+
+def _branch(example: Example, cut: int) -> Branch:
+    """The example after the first `cut` tokens of its prompt."""
+    rest = example.prompt[cut:]
+    acts = [True] * len(example.completion) if example.acts is None else example.acts
+    return Branch([*rest, *example.completion], [*[False] * len(rest), *acts])
 
 
 def pack_examples(
@@ -183,14 +192,38 @@ def pack_examples(
     Which examples these are follows from `i` and `seed`, so a run that resumes needs to remember no position.
     """
     size = groups * n
-    passes = range(i * size // len(examples), ((i + 1) * size - 1) // len(examples) + 1)
-    order = np.concatenate([np.random.default_rng((seed, each)).permutation(len(examples)) for each in passes])
-    start = i * size - passes[0] * len(examples)
-    chosen = [examples[k] for k in order[start : start + size]]
+    chosen = [examples[k] for k in shuffled(len(examples), size=size, i=i, seed=seed)]
     shared = [shared_prompt(chosen[k : k + n]) for k in range(0, size, n)]
     actions = round_up(max(len(example.completion) for example in examples), 8)
-    layout = lay_out([group.length for group in shared], ways=ways, row_tokens=row_tokens)
-    return pack_groups(shared, layout, n=n, actions=actions)
+    return pack_whole(shared, n=n, actions=actions, ways=ways, row_tokens=row_tokens)
+
+
+def pack_shuffled(
+    groups: Sequence[Group], *, size: int, n: int, i: int, seed: int, ways: int = 1, row_tokens: int = 0
+) -> TokenBatch:
+    """Batch `i` of an endless shuffled pass over groups of up to `n` branches: `size` of them, see `lay_out`."""
+    chosen = [groups[k] for k in shuffled(len(groups), size=size, i=i, seed=seed)]
+    return pack_whole(chosen, n=n, actions=most_actions(groups), ways=ways, row_tokens=row_tokens)
+
+
+def pack_whole(groups: Sequence[Group], *, n: int, actions: int, ways: int = 1, row_tokens: int = 0) -> TokenBatch:
+    """These groups as one batch."""
+    layout = lay_out([group.length for group in groups], ways=ways, row_tokens=row_tokens)
+    return pack_groups(groups, layout, n=n, actions=actions)
+
+
+def most_actions(groups: Sequence[Group]) -> int:
+    """The largest number of actions of a branch, rounded up."""
+    branches = (branch for group in groups for branch in group.branches)
+    return round_up(max(len(b.tokens) if b.acts is None else sum(b.acts) for b in branches), 8)
+
+
+def shuffled(total: int, *, size: int, i: int, seed: int) -> list[int]:
+    """Batch `i`, of `size`, of an endless pass over `total` things, each time in another order."""
+    passes = range(i * size // total, ((i + 1) * size - 1) // total + 1)
+    order = np.concatenate([np.random.default_rng((seed, each)).permutation(total) for each in passes])
+    start = i * size - passes[0] * total
+    return order[start : start + size].tolist()
 
 
 def _zeros(shape: tuple[int, ...], dtype: type) -> Any:

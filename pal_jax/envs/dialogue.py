@@ -11,7 +11,7 @@ round t comes before t + 1). 0 stands for 128, depth-first. Order is always that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pal_jax.feedback.profiles import parse_completion, plain_history, render_completion
@@ -95,6 +95,70 @@ def with_best_reply(group: Sequence[Sample]) -> Dialogue | None:
         return None
     _, best = max(formed, key=lambda entry: (entry[0].ok, entry[0].reward))
     return dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('assistant', best.reply, best.profile)))
+
+
+def play(
+    dialogues: Sequence[Dialogue],
+    answer: Callable[[Sequence[Dialogue], int, int], list[list[Sample]]],
+    *,
+    turns: int,
+    user: UserSimulator,
+    seed: int,
+) -> list[list[list[Sample]]]:
+    """The groups of the next `turns` turns of these dialogues, each going on with its best reply until it ends.
+
+    `answer(dialogues, seed, turn)` samples and rewards a group for each dialogue.
+    """
+    played = [answer(dialogues, seed, 0)]
+    last = max(dialogue.round for dialogue in dialogues) + turns
+    for turn in range(1, turns):
+        live = continue_best(Queue(()), played[-1], max_rounds=last, round_batch_size=1, user=user, seed=seed)
+        if not live.pending:
+            break
+        played.append(answer(live.pending, seed, turn))
+    return played
+
+
+def with_returns(turns: Sequence[Sequence[Sequence[Sample]]], *, gamma: float) -> list[Sample]:
+    """Samples whose reward is their return `G = R + gamma V`, of dialogues that begin and end in `turns`.
+
+    `turns` holds each turn's groups. V stands for what comes after a sample:
+    - it went on: the mean return of the group that answers the next message;
+    - it is malformed, or its turn the last: 0, for there the dialogue ends;
+    - it is well-formed, but another went on: nobody knows. It is taken to go on as the dialogues of its turn did on
+      average, so that a sample gains or loses by what followed it only where something did.
+
+    Samples that nobody could judge count in no mean. With `gamma=0` nothing changes.
+    """
+    later: dict[Dialogue, float] = {}  # mean return of a group, by the dialogue it answers
+    credited: list[list[Sample]] = []
+    for groups in reversed(turns):
+        average = sum(later.values()) / len(later) if later else 0.0
+        follows = {before(dialogue): value for dialogue, value in later.items()}
+        done = [_credit(group, follows, average, gamma) for group in groups]
+        judged = {group[0].dialogue: [sample.reward for sample in group if sample.ok] for group in done}
+        later = {dialogue: sum(values) / len(values) for dialogue, values in judged.items() if values}
+        credited.append([sample for group in done for sample in group])
+    return [sample for samples in reversed(credited) for sample in samples]
+
+
+def before(dialogue: Dialogue) -> Dialogue:
+    """The dialogue through its last reply, which its last message answers."""
+    return dataclasses.replace(dialogue, turns=dialogue.turns[:-1])
+
+
+def _credit(group: Sequence[Sample], follows: Mapping[Dialogue, float], average: float, gamma: float) -> list[Sample]:
+    replied = with_best_reply(group)
+    reply = replied.turns[-1] if replied else None
+    value = average if replied is None else follows.get(replied, average)
+    credited, gone = [], False
+    for sample in group:
+        parsed = parse_completion(sample.completion.text)
+        went_on = parsed is not None and not gone and Turn('assistant', parsed.reply, parsed.profile) == reply
+        after = 0.0 if parsed is None else value if went_on else average
+        gone |= went_on
+        credited.append(dataclasses.replace(sample, reward=sample.reward + gamma * after))
+    return credited
 
 
 def _answer(dialogues: tuple[Dialogue, ...], user: UserSimulator, seed: int) -> tuple[Dialogue, ...]:

@@ -13,26 +13,37 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pal_jax.envs import dialogue as env
+from pal_jax.evals.bootstrap import interval, means, resampled_means
 from pal_jax.evals.improvement import Improvement, normalized_improvement
+from pal_jax.feedback.judges import CRITERIA
 from pal_jax.feedback.profiles import match_exactly, parse_completion, profile_f1
 from pal_jax.feedback.users import revealed
-from pal_jax.types import Dialogue, Person, Sample, UserSimulator
+from pal_jax.types import Dialogue, Person, ProfileMatcher, Sample, UserSimulator
+
+SCORED = ('profile', 'precision', 'recall', 'response', 'strict', *CRITERIA)  # of `info`, in the record by these names
 
 Respond = Callable[[Sequence[Dialogue], int], list[Sample]]  # one rewarded completion a dialogue
 Talk = list[Sample]  # one person's dialogue, a sample a turn
 
 
 def evaluate(
-    respond: Respond, user: UserSimulator, splits: Mapping[str, Sequence[Person]], *, rounds: int, guess: Sequence[str]
+    respond: Respond,
+    user: UserSimulator,
+    splits: Mapping[str, Sequence[Person]],
+    *,
+    rounds: int,
+    guess: Sequence[str],
+    matcher: ProfileMatcher = match_exactly,
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
     """Figures of every split of people, and all dialogues; the first split's figures go by their own names."""
     record: dict[str, Any] = {}
     dialogues: list[Mapping[str, Any]] = []
     for number, (name, people) in enumerate(splits.items()):
         talks = play(respond, user, people, rounds=rounds, seed=number * rounds)
-        figures = table(talks, rounds=rounds, guess=guess)
+        figures = table(talks, rounds=rounds, guess=guess, matcher=matcher)
         record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
         dialogues += map(shown, talks)
     return record, dialogues
@@ -57,42 +68,70 @@ def play(respond: Respond, user: UserSimulator, people: Sequence[Person], *, rou
     return talks
 
 
-def table(talks: Sequence[Talk], *, rounds: int, guess: Sequence[str]) -> dict[str, Any]:
-    """Means over people. Turns that a malformed one cut off count as 0, but not in `format`.
+def table(
+    talks: Sequence[Talk], *, rounds: int, guess: Sequence[str], matcher: ProfileMatcher = match_exactly
+) -> dict[str, Any]:
+    """Means over people and, in `intervals`, their 95 % bootstrap intervals over people.
 
-    `n_ir` and `n_r2` are the paper's, of the strict reply score by turn.
+    Turns that a malformed one cut off count as 0, but not in `format`; those that nobody could judge are left out and
+    counted in `unanswered`. `al_by_turn` is AL(k) of the papers: the percentage of replies that meet all criteria;
+    `al` is its mean, `n_ir` and `n_r2` its normalised improvement.
     """
     people = [talk[0].dialogue.person for talk in talks]
-    others = [*people[1:], *people[:1]]
-
-    def by_turn(value: Callable[[int, Sample], float]) -> list[float]:
-        cells = [[value(i, talk[t]) if t < len(talk) else 0.0 for t in range(rounds)] for i, talk in enumerate(talks)]
-        return np.mean(cells, axis=0).tolist()
-
-    f1 = by_turn(lambda i, sample: f1_against(sample, people[i]))
-    strict = by_turn(lambda i, sample: sample.info['strict'])
-    rise = normalized_improvement([100.0 * level for level in strict]) if rounds > 1 else Improvement(0.0, 0.0, 0.0)
-    totals = [sum(sample.reward for sample in talk) / rounds for talk in talks]
     turns = [sample for talk in talks for sample in talk]
-    means = {
-        name: sum(s.info[name] for s in turns) / (rounds * len(talks)) for name in ('profile', 'response', 'strict')
-    }
+
+    def cells(value: Callable[[Sample], float]) -> np.ndarray:
+        """[people, turns]"""
+        rows = [[value(sample) if sample.ok else np.nan for sample in talk] for talk in talks]
+        return np.array([row + [0.0] * (rounds - len(row)) for row in rows])
+
+    scores = {name: cells(lambda sample, name=name: sample.info[name]) for name in SCORED}
+    f1, al = scores['profile'], 100.0 * scores['strict']
+    named = {'f1': f1, 'precision': scores['precision'], 'recall': scores['recall'], 'response': scores['response']}
+    drawn = {name: resampled_means(each) for name, each in {**scores, **named, 'al': al}.items()}
+    rise, rises = improvement(means(al)), np.array([improvement(curve) for curve in drawn['al']])
+    rewards, level = cells(lambda sample: sample.reward), {**scores, 'al': al}
+    totals = means(rewards.T)[np.isfinite(rewards).any(axis=1), None]
     return {
         'people': len(talks),
-        'reward': float(np.mean(totals)),
+        'unanswered': sum(not sample.ok for sample in turns),
+        'reward': float(means(totals)[0]),
         'reward_se': float(np.std(totals, ddof=1) / np.sqrt(len(totals))) if len(totals) > 1 else None,
         'format': float(np.mean([sample.info['format'] for sample in turns])),
-        **means,
-        'f1_by_turn': f1,
-        'bound_by_turn': by_turn(lambda i, sample: bound(sample.dialogue)),
-        'guesser_by_turn': [float(np.mean([_f1(guess, person.facts) for person in people]))] * rounds,
-        'shuffled_by_turn': by_turn(lambda i, sample: f1_against(sample, others[i])),
-        'response_by_turn': by_turn(lambda i, sample: sample.info['response']),
-        'strict_by_turn': strict,
+        **{name: float(means(each).mean()) for name, each in level.items()},
+        **{f'{name}_by_turn': means(each).tolist() for name, each in named.items()},
+        'bound_by_turn': means(cells(lambda sample: bound(sample.dialogue))).tolist(),
+        'guesser_by_turn': [float(np.mean(f1_of(matcher, [guess] * len(people), people)))] * rounds,
+        'shuffled_by_turn': means(shuffled(talks, rounds, matcher)).tolist(),
+        'al_by_turn': means(al).tolist(),
         'n_ir': rise.n_ir,
         'n_r2': rise.n_r2,
         'length': float(np.mean([len(sample.completion.token_ids) for sample in turns])),
+        'intervals': {
+            'reward': interval(resampled_means(totals)[:, 0]) if len(totals) else None,
+            **{name: interval(drawn[name].mean(axis=1)) for name in level},
+            **{f'{name}_by_turn': interval(drawn[name]) for name in ('f1', 'al')},
+            'n_ir': interval(rises[:, 0]),
+            'n_r2': interval(rises[:, 2]),
+        },
     }
+
+
+def improvement(curve: ArrayLike) -> Improvement:
+    """N-IR and N-R² of a curve; of a single turn, zeros."""
+    return normalized_improvement(curve) if np.size(curve) > 1 else Improvement(0.0, 0.0, 0.0)
+
+
+def shuffled(talks: Sequence[Talk], rounds: int, matcher: ProfileMatcher) -> np.ndarray:
+    """[people, turns]: the F1 of what was inferred about a person against the profile of the next one."""
+    people = [talk[0].dialogue.person for talk in talks]
+    places = [(i, t) for i, talk in enumerate(talks) for t in range(len(talk))]
+    inferred = [parsed.facts if (parsed := parse_completion(talks[i][t].completion.text)) else () for i, t in places]
+    scores = np.zeros((len(talks), rounds))
+    found = f1_of(matcher, inferred, [people[(i + 1) % len(people)] for i, _ in places])
+    for place, value in zip(places, found, strict=True):
+        scores[place] = value
+    return scores
 
 
 def bound(dialogue: Dialogue) -> float:
@@ -101,10 +140,13 @@ def bound(dialogue: Dialogue) -> float:
     return 2 * told / (told + facts)
 
 
-def f1_against(sample: Sample, person: Person) -> float:
-    """Profile F1 of a sample's inferred facts against the profile of any person."""
-    parsed = parse_completion(sample.completion.text)
-    return _f1(parsed.facts, person.facts) if parsed else 0.0
+def f1_of(matcher: ProfileMatcher, inferred: Sequence[Sequence[str]], people: Sequence[Person]) -> list[float]:
+    """Profile F1 of inferred facts against people; NaN where the matcher has no answer."""
+    golden = [person.facts for person in people]
+    return [
+        np.nan if matched is None else profile_f1(matched, len(ours), len(true))
+        for matched, ours, true in zip(matcher(inferred, golden), inferred, golden, strict=True)
+    ]
 
 
 def most_common_facts(people: Sequence[Person]) -> tuple[str, ...]:
@@ -112,7 +154,7 @@ def most_common_facts(people: Sequence[Person]) -> tuple[str, ...]:
     ranked = [fact for fact, _ in Counter(fact for person in people for fact in person.facts).most_common()]
     longest = 2 * max(len(person.facts) for person in people)
     sizes = range(1, min(longest, len(ranked)) + 1)
-    best = max(sizes, key=lambda size: sum(_f1(ranked[:size], person.facts) for person in people))
+    best = max(sizes, key=lambda size: sum(f1_of(match_exactly, [ranked[:size]] * len(people), people)))
     return tuple(ranked[:best])
 
 
@@ -126,8 +168,3 @@ def shown(talk: Talk) -> Mapping[str, Any]:
         content, profile = (parsed.reply, parsed.profile) if parsed else (sample.completion.text, '')
         turns.append({'role': 'assistant', 'content': content, 'profile': profile, 'rewards': scores})
     return {'person': person.id, 'facts': list(person.facts), 'turns': turns}
-
-
-def _f1(inferred: Sequence[str], golden: Sequence[str]) -> float:
-    (matched,) = match_exactly([inferred], [golden])
-    return profile_f1(matched or 0, len(inferred), len(golden))

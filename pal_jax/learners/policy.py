@@ -14,7 +14,7 @@ whole minibatch before, so the result does not depend on the cut.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -28,45 +28,33 @@ from jaxtyping import Array, Float, Int
 
 from pal_jax.learners import ppo as passes
 from pal_jax.learners.ppo import PPO
+from pal_jax.learners.training import (
+    Lora,
+    TrainState,
+    accumulate,
+    apply,
+    floats,
+    join,
+    merged,
+    micro_batches,
+    placed,
+    skipped,
+    take,
+    trained_specs,
+    zeros,
+)
 from pal_jax.models import decoder, lora
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.params import Params, ParamSpec
+from pal_jax.models.params import Params
 from pal_jax.objectives import advantages as adv
 from pal_jax.objectives.masked import masked_mean
 from pal_jax.runtime import sharding
-from pal_jax.runtime.optim import moment_axes
 from pal_jax.types import Metrics, RolloutBatch, TokenBatch
 
 
-class Lora(NamedTuple):
-    """Low-rank adapters in place of full parameters (Hu et al. 2021).
-
-    `dropout` is on in updates and off in `annotate`, `weights` and whatever decodes them, so with it the ratios of the
-    first minibatch are not 1: `first_ratio_deviation` and `approx_kl` then measure the dropout too.
-    """
-
-    rank: int
-    alpha: float
-    targets: str | tuple[str, ...]
-    dropout: float = 0.0
-
-    @property
-    def shape(self) -> dict[str, Any]:
-        """What `models.lora` makes adapters from."""
-        return {'rank': self.rank, 'alpha': self.alpha, 'targets': self.targets}
-
-
-class TrainState(struct.PyTreeNode):
-    """Trainable parameters, the frozen ones they are adapters of (empty without LoRA), and the optimiser."""
-
-    params: Params
-    frozen: Params
-    opt_state: optax.OptState
-
-
 class PolicyState(struct.PyTreeNode):
-    """`reference` is empty where it is the base below a LoRA actor; `critic` is None for estimators without one."""
+    """`reference` is empty where it is the base of a LoRA actor or none is kept, `critic` None where none is used."""
 
     step: Int[Array, '']  # optimiser steps since `anchor`
     actor: TrainState
@@ -90,6 +78,7 @@ class PolicyLearner:
     Args:
       n: samples per prompt.
       length: the constant that `loss_agg='constant'` divides by: the largest number of tokens sampled.
+      anchored: whether a reference is kept; without one only supervised steps can be made.
     Raises:
       ValueError: an estimator that compares samples with `n=1`, a dimension that does not divide over the mesh,
         an unknown `cfg.remat`, or a dropout out of its range.
@@ -97,7 +86,7 @@ class PolicyLearner:
 
     def __init__(
         self, cfg: ModelConfig, ppo: PPO, optimizers: Optimizers, mesh: Mesh, *, n: int, length: int,
-        adapters: Lora | None = None, seed: int = 0,
+        adapters: Lora | None = None, anchored: bool = True, seed: int = 0,
     ):  # fmt: skip
         if ppo.estimator not in adv.UNGROUPED and n < 2:
             raise ValueError(
@@ -105,18 +94,18 @@ class PolicyLearner:
                 'use 2 or more, or the estimator gae or reinforce'
             )
         self.cfg, self.ppo, self.optimizers, self.mesh = cfg, ppo, optimizers, mesh
-        self.n, self.length, self.adapters, self.seed = n, length, adapters, seed
+        self.n, self.length, self.adapters, self.anchored, self.seed = n, length, adapters, anchored, seed
         if adapters and not 0 <= adapters.dropout < 1:
             raise ValueError(f'policy.lora.dropout={adapters.dropout} must be at least 0 and below 1')
         decoder.saved(cfg.remat)
         specs = model_params.decoder_specs(cfg)
         self.param_shardings = sharding.param_shardings(specs, mesh)
         shapes = jax.eval_shape(self._new_state, model_params.abstract(specs))
-        self.abstract: PolicyState = _placed(shapes, trained_specs(specs, adapters), mesh)
+        self.abstract: PolicyState = placed(shapes, trained_specs(specs, adapters), mesh)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
         self.init = jax.jit(self._new_state, out_shardings=shardings)
+        self._merge = jax.jit(merged)
         self._anchored = jax.jit(self._anchor, donate_argnums=0, out_shardings=shardings)
-        self._rows = sharding.sharding(mesh, ('batch',))
 
     # --- states ------------------------------------------------------------------------------------------------------
 
@@ -152,7 +141,7 @@ class PolicyLearner:
         # Products round their inputs to `dtype` anyway: nothing is lost by keeping the weights in it.
         dtype = self.cfg.dtype
         narrow = jax.tree.map(lambda x: x.astype(dtype if x.ndim > 2 else x.dtype), params)
-        return {} if self.adapters else jax.tree.map(jnp.copy, narrow)
+        return {} if self.adapters or not self.anchored else jax.tree.map(jnp.copy, narrow)
 
     def _anchor(self, state: PolicyState) -> PolicyState:
         params = merged(state.actor)
@@ -172,7 +161,7 @@ class PolicyLearner:
 
     def weights(self, state: PolicyState) -> Params:
         """The actor as plain decoder weights."""
-        return _merge(state.actor) if self.adapters else state.actor.params
+        return self._merge(state.actor) if self.adapters else state.actor.params
 
     def reference(self, state: PolicyState) -> Params:
         """The reference policy as plain decoder weights."""
@@ -188,15 +177,21 @@ class PolicyLearner:
 
     def imitate(self, state: PolicyState, batch: TokenBatch) -> tuple[PolicyState, Metrics]:
         """One supervised step: the mean cross-entropy of the actions of `batch`."""
-        grads, loss = self._imitation(_zeros(state.actor.params), state.actor, batch, 1.0, state.step)
-        actor, norm = self._apply(self.optimizers.imitation, state.actor, grads)
-        state = state.replace(step=state.step + 1, actor=actor, skipped=_skipped(state.skipped, norm))
+        state, loss, norm = self.imitate_weighted(state, batch, evenly(batch))
         return state, floats({'loss': loss, 'grad_norm': norm})
 
+    def imitate_weighted(
+        self, state: PolicyState, batch: TokenBatch, weight: Float[Array, 'R N A']
+    ) -> tuple[PolicyState, Array, Array]:
+        """One step on `-sum(weight * log-probs)`, that loss and the norm of its gradient."""
+        grads, loss = self._imitation(zeros(state.actor.params), state.actor, batch, weight, state.step)
+        actor, norm = apply(self.optimizers.imitation, state.actor, grads)
+        state = state.replace(step=state.step + 1, actor=actor, skipped=skipped(state.skipped, norm))
+        return state, loss, norm
+
     def _imitation(
-        self, grads: Params, actor: TrainState, batch: TokenBatch, coef: float, step: Array
+        self, grads: Params, actor: TrainState, batch: TokenBatch, weight: Float[Array, 'R N A'], step: Array
     ) -> tuple[Params, Array]:
-        weight = coef * batch.acts / jnp.maximum(jnp.sum(batch.acts), 1)
         total = jnp.zeros(())
         for i, (micro, micro_weight) in enumerate(self._micro_batches((batch, weight))):
             seen = micro, micro_weight, (0, step, i)
@@ -221,6 +216,15 @@ class PolicyLearner:
         key = functools.reduce(jax.random.fold_in, moment, jax.random.key(self.seed + 3))
         return lora.with_dropout(params, self.adapters.dropout, key)
 
+    def logprobs(self, params: Params, batch: TokenBatch) -> Float[Array, 'R N A']:
+        """Log-probability of each action under whole parameters, see `actor_params`; not for gradients."""
+        return jnp.concatenate([self._logprobs(params, micro) for micro in self._micro_batches(batch)])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _logprobs(self, params: Params, batch: TokenBatch) -> Array:
+        with self._on_mesh():
+            return passes.logprobs(params, self.cfg, self.ppo, batch)[0]
+
     # --- annotate ----------------------------------------------------------------------------------------------------
 
     def annotate(self, state: PolicyState, batch: RolloutBatch) -> tuple[RolloutBatch, Metrics]:
@@ -237,7 +241,7 @@ class PolicyLearner:
     @functools.partial(jax.jit, static_argnums=0)
     def _score(self, state: PolicyState, batch: TokenBatch):
         with self._on_mesh():
-            old, entropy = passes.logprobs(join(state.actor.params, state.actor.frozen), self.cfg, self.ppo, batch)
+            old, entropy = passes.logprobs(actor_params(state), self.cfg, self.ppo, batch)
             reference, _ = passes.logprobs(self.reference(state), self.cfg, self.ppo, batch)
             values = passes.values(critic_params(state.critic), self.cfg, batch) if state.critic else None
         return old, entropy, reference, values
@@ -260,7 +264,7 @@ class PolicyLearner:
         for epoch in range(self.ppo.epochs):
             order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), height))
             for index in np.split(order, parts):
-                state, metrics = self._minibatch(state, self._take(batch, index) if parts > 1 else batch, ptx)
+                state, metrics = self._minibatch(state, take(batch, index, self.mesh) if parts > 1 else batch, ptx)
                 history.append(metrics)
         means = {name: float(np.mean([row[name] for row in history])) for name in history[-1]}
         means |= {'kl_coef': float(state.kl_coef), 'first_ratio_deviation': history[0]['ratio_deviation']}
@@ -270,7 +274,7 @@ class PolicyLearner:
         self, state: PolicyState, batch: RolloutBatch, ptx: TokenBatch | None
     ) -> tuple[PolicyState, Metrics]:
         weight = passes.loss_weights(self.ppo, batch, self.length)
-        grads = _zeros(state.actor.params), _zeros(critic_trainable(state.critic))
+        grads = zeros(state.actor.params), zeros(critic_trainable(state.critic))
         outs = []
         for i, (micro, micro_weight) in enumerate(self._micro_batches((batch, weight))):
             grads, out = self._gradients(grads, state, micro, micro_weight, i)
@@ -280,17 +284,17 @@ class PolicyLearner:
         actor_grads, critic_grads = grads
         if ptx is not None:
             actor_grads, metrics['ptx_loss'] = self._imitation(
-                actor_grads, state.actor, ptx, self.ppo.ptx_coef, state.step
+                actor_grads, state.actor, ptx, self.ppo.ptx_coef * evenly(ptx), state.step
             )
         state = state.replace(step=state.step + 1)
         norm = metrics['grad_norm'] = optax.global_norm(actor_grads)
         if int(state.step) > self.ppo.freezing_actor_steps:
-            actor, _ = self._apply(self.optimizers.actor, state.actor, actor_grads)
+            actor, _ = apply(self.optimizers.actor, state.actor, actor_grads)
             state = state.replace(actor=actor)
         if state.critic:
-            critic, metrics['critic_grad_norm'] = self._apply(self.optimizers.critic, state.critic, critic_grads)
+            critic, metrics['critic_grad_norm'] = apply(self.optimizers.critic, state.critic, critic_grads)
             state, norm = state.replace(critic=critic), norm + metrics['critic_grad_norm']
-        return state.replace(skipped=_skipped(state.skipped, norm)), floats(metrics)
+        return state.replace(skipped=skipped(state.skipped, norm)), floats(metrics)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _gradients(self, grads, state: PolicyState, batch: RolloutBatch, weight: Array, i: int):
@@ -314,73 +318,22 @@ class PolicyLearner:
                 (out['value_loss'], _), critic = accumulate(critic_loss, trainable, critic)
         return (actor, critic), out
 
-    @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-    def _apply(self, optimizer, state: TrainState, grads: Params) -> tuple[TrainState, Array]:
-        norm = optax.global_norm(grads)
-
-        def step() -> TrainState:
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            return state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-
-        return jax.lax.cond(jnp.isfinite(norm), step, lambda: state), norm
-
     def _on_mesh(self) -> AbstractContextManager[Any]:
         """Where `sharding.constrain` finds the mesh."""
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
-    # --- rows --------------------------------------------------------------------------------------------------------
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def _take(self, batch: Any, index: Array) -> Any:
-        return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[index], batch), self._rows)
-
     def _micro_batches(self, tree: Any) -> Iterator[Any]:
-        """Neighbouring rows, up to `micro_rows` a device at a time, without the columns that are padding in all."""
-        height = jax.tree.leaves(tree)[0].shape[0]
-        each = height // sharding.batch_ways(self.mesh)
-        parts = next(k for k in range(1, each + 1) if each % k == 0 and each // k <= self.ppo.micro_rows)
-        for index in np.split(np.arange(height), parts):
-            part = tree if parts == 1 else self._take(tree, index)
-            yield jax.tree.map(trim, part, is_leaf=lambda x: isinstance(x, TokenBatch))
+        return micro_batches(tree, self.mesh, self.ppo.micro_rows)
 
 
-def accumulate(
-    loss: Callable[[Params], tuple[Array, Any]], params: Params, grads: Params
-) -> tuple[tuple[Array, Any], Params]:
-    """`loss(params)`, which is a number and something else, and `grads` with its gradient added.
-
-    The backward pass adds into the sum as it goes, a layer at a time where layers are scanned, so that no second copy
-    of their gradients exists.
-    """
-    sums = jax.tree.map(jax.new_ref, grads)
-    pull: Any  # its declared type lacks `with_refs`
-    value, pull, rest = jax.vjp(loss, params, has_aux=True)
-    pull.with_refs(sums)(jnp.ones_like(value))
-    return (value, rest), jax.tree.map(jax.freeze, sums)
+def evenly(batch: TokenBatch) -> Float[Array, 'R N A']:
+    """Weights that make a sum over the actions their mean."""
+    return batch.acts / jnp.maximum(jnp.sum(batch.acts), 1)
 
 
-def trim(x: Any, multiple: int = 128) -> Any:
-    """A `TokenBatch` cut to its longest row, rounded up so that the programs to compile stay few; others unchanged."""
-    if not isinstance(x, TokenBatch):
-        return x
-    longest = max(int(jnp.max(jnp.sum(x.segments > 0, axis=1))), 1)  # a batch may be short: rows of padding alone
-    length = min(x.tokens.shape[1], -(-longest // multiple) * multiple)
-    columns = {name: getattr(x, name)[:, :length] for name in ('tokens', 'positions', 'segments', 'prefix')}
-    return x.replace(**columns)
-
-
-def join(trainable: Params, frozen: Params) -> Params:
-    """The whole model: adapters on what they adapt, or the parameters themselves."""
-    return lora.join(trainable, frozen) if frozen else trainable
-
-
-def merged(state: TrainState) -> Params:
-    """Plain weights that compute what the state's do."""
-    return lora.merge(join(state.params, state.frozen))
-
-
-_merge = jax.jit(merged)
-_zeros = jax.jit(lambda params: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params))
+def actor_params(state: PolicyState) -> Params:
+    """The whole actor, its adapters beside what they adapt."""
+    return join(state.actor.params, state.actor.frozen)
 
 
 def critic_trainable(critic: TrainState | None) -> Params:
@@ -390,40 +343,3 @@ def critic_trainable(critic: TrainState | None) -> Params:
 def critic_params(critic: TrainState | None) -> Params:
     assert critic is not None
     return {'decoder': join(critic.params['decoder'], critic.frozen), 'head': critic.params['head']}
-
-
-def floats(metrics: dict[str, Any]) -> Metrics:
-    """Device scalars as Python numbers, in one transfer."""
-    return {name: float(value) for name, value in jax.device_get(metrics).items()}
-
-
-def _skipped(before: Array, norm: Array) -> Array:
-    return jnp.where(jnp.isfinite(norm), 0, before + 1)
-
-
-def trained_specs(specs: Params, adapters: Lora | None) -> dict[tuple[str, ...], ParamSpec]:
-    """Specs by the path of a leaf, those of adapters included."""
-    trees = lora.split(lora.lora_specs(specs, **adapters.shape)) if adapters else (specs,)
-    leaves = [
-        leaf for tree in trees for leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=model_params.is_spec)
-    ]
-    return {_names(path): spec for path, spec in leaves}
-
-
-def _placed(shapes: Any, specs: dict[tuple[str, ...], ParamSpec], mesh: Mesh) -> Any:
-    """A leaf whose path ends as a parameter's does (its moments, say) lies as the parameter lies; others everywhere."""
-
-    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        names = _names(path)
-        start = next((i for i in range(len(names)) if names[i:] in specs), len(names))
-        axes = ()
-        if start < len(names):
-            spec = specs[names[start:]]
-            axes = moment_axes(names[:start], spec.shape, spec.axes, leaf.shape)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding(mesh, axes))
-
-    return jax.tree_util.tree_map_with_path(place, shapes)
-
-
-def _names(path: Any) -> tuple[str, ...]:
-    return tuple(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', '')))) for key in path)

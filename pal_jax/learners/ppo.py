@@ -50,6 +50,7 @@ class PPO:
     kl_horizon: int = 10_000
     reward_clip: tuple[float, float] = (-10.0, 10.0)
     negative_scale: float = 1.0  # weight of negative advantages
+    std_floor: float = 0.0  # added to a group's standard deviation (group_norm): what is below it is taken for noise
     loss_agg: losses.Aggregation = 'seq_mean'
     epochs: int = 1
     minibatches: int = 1
@@ -217,10 +218,10 @@ def value_loss(
 def imitation_loss(
     params: Params, cfg: ModelConfig, batch: TokenBatch, weight: Float[Array, 'R N A']
 ) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:
-    """Cross-entropy of the actions (supervised fine-tuning, PTX), and their log-probs."""
+    """Weighted cross-entropy of the actions (supervised fine-tuning, PTX, DPO), and their log-probs."""
 
     def per_token(logprob: Array, weight: Array) -> Array:
-        return -weight * keep(logprob, weight > 0)
+        return -weight * keep(logprob, weight != 0)
 
     order, unembed = real_first(batch), decoder.unembed_weight(params, cfg)
     states = order.states(hidden_states(params, cfg, batch), batch)
@@ -266,6 +267,7 @@ def with_advantages(
         lam=ppo.lam,
         clip_range=ppo.reward_clip,
         negative_scale=ppo.negative_scale,
+        std_floor=ppo.std_floor,
     )
     raw = returns if old_values is None else returns - old_values  # before whitening
     drift = jnp.abs(new - by_sample(batch.sampler_logprobs))

@@ -35,6 +35,7 @@ def advantages_and_returns(
     lam: float = 0.95,
     clip_range: tuple[float, float] = (-10.0, 10.0),
     negative_scale: float = 1.0,
+    std_floor: float = 0.0,
 ) -> tuple[Float[Array, 'B A'], Float[Array, 'B A']]:
     """Advantages and returns of a whole rollout buffer.
 
@@ -48,7 +49,7 @@ def advantages_and_returns(
     Samples with `ok=False` (no reward could be had) get zeros and take no part in any statistic.
     """
     used = acts & ok[:, None]
-    rewards = token_rewards(shape_rewards(reward, n, estimator, ok), kl, used, kl_coef, clip_range)
+    rewards = token_rewards(shape_rewards(reward, n, estimator, ok, std_floor), kl, used, kl_coef, clip_range)
     if estimator in CRITIC:
         if values is None:
             raise ValueError(f'estimator {estimator!r} needs values, got None; train a critic or use reinforce')
@@ -61,14 +62,19 @@ def advantages_and_returns(
 
 
 def shape_rewards(
-    reward: Float[Array, ' B'], n: int, estimator: Estimator, ok: Bool[Array, ' B'] | None = None
+    reward: Float[Array, ' B'],
+    n: int,
+    estimator: Estimator,
+    ok: Bool[Array, ' B'] | None = None,
+    std_floor: float = 0.0,
 ) -> Float[Array, ' B']:
     """Rewards relative to the group: the `n` samples of one prompt, which stand side by side.
 
     - gae, reinforce: unchanged.
     - rloo: `r_i - mean of the others` (Ahmadian et al. 2024).
     - reinforce_baseline, dr_grpo: `r_i - mean` (Hu 2025; Liu et al. 2025).
-    - group_norm: `(r_i - mean) / (std + 1e-9)`, `std` unbiased (GRPO, Shao et al. 2024).
+    - group_norm: `(r_i - mean) / (std + std_floor + 1e-9)`, `std` unbiased (GRPO, Shao et al. 2024). Without a floor
+      a group whose rewards differ by noise alone counts as much as any.
 
     Samples with `ok=False` get 0 and are left out of their group's statistics; so does a sample that is alone in it.
     """
@@ -81,17 +87,19 @@ def shape_rewards(
     # the division by its own standard deviation would blow up to 1.
     r = keep(r - jnp.min(r, axis=1, keepdims=True, initial=jnp.inf, where=mask), mask)
     centred = keep(r - masked_mean(r, mask, axis=1)[:, None], mask)
-    return _rescale(centred, mask, estimator).reshape(-1)
+    return _rescale(centred, mask, estimator, std_floor).reshape(-1)
 
 
-def _rescale(centred: Float[Array, 'P n'], mask: Bool[Array, 'P n'], estimator: Estimator) -> Float[Array, 'P n']:
+def _rescale(
+    centred: Float[Array, 'P n'], mask: Bool[Array, 'P n'], estimator: Estimator, std_floor: float
+) -> Float[Array, 'P n']:
     count = jnp.sum(mask, axis=1, keepdims=True).astype(centred.dtype)
     others = jnp.maximum(count - 1.0, 1.0)
     if estimator == 'rloo':  # r_i - (sum - r_i) / (n - 1) = (r_i - mean) * n / (n - 1)
         return centred * count / others
     if estimator == 'group_norm':
         std = jnp.sqrt(masked_sum(jnp.square(centred), mask, axis=1)[:, None] / others)
-        return centred / (std + 1e-9)
+        return centred / (std + std_floor + 1e-9)
     return centred
 
 

@@ -15,6 +15,7 @@ from pal_jax.decode import engine
 from pal_jax.decode.local import bucket
 from pal_jax.decode.programs import Programs
 from pal_jax.learners.policy import PolicyLearner, critic_trainable
+from pal_jax.learners.training import apply
 from pal_jax.models import params
 from pal_jax.models.config import ModelConfig
 from pal_jax.runtime import sharding
@@ -81,15 +82,15 @@ def training(learner: PolicyLearner, work: Work) -> list[Program]:
     programs = [
         Program('gradients', type(learner)._gradients, (learner, grads, state, batch, weight, 0),
                 updates * (minibatch // rows), batch),
-        Program('apply', type(learner)._apply, (learner, learner.optimizers.actor, state.actor, grads[0]), updates,
+        Program('apply', apply, (learner.optimizers.actor, state.actor, grads[0]), updates,
                 (state.critic, state.reference, grads[1])),
         Program('annotate', type(learner)._score, (learner, state, rollout(mesh, scored, work)[0].tokens),
                 height // scored, ()),
     ]  # fmt: skip
     if state.critic:
         beside = state.actor, state.reference, grads[0]
-        arguments = learner, learner.optimizers.critic, state.critic, grads[1]
-        programs.insert(2, Program('apply critic', type(learner)._apply, arguments, updates, beside))
+        arguments = learner.optimizers.critic, state.critic, grads[1]
+        programs.insert(2, Program('apply critic', apply, arguments, updates, beside))
     return programs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners.policy import PolicyLearner, PolicyState
+from pal_jax.learners.reward import RewardState
+from pal_jax.learners.training import Lora
+from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, cast
 from pal_jax.models.sources import Source
+from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.types import Metrics
+from pal_jax.types import Exhibit, Metrics
 
 Config = Any  # an ml_collections.ConfigDict: its attributes are the keys of a config file
 Host = dict[str, Any]
@@ -32,10 +38,11 @@ class Context(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """One record of numbers and lists of them, and some dialogues to look at."""
+    """One record of numbers and lists of them, some dialogues to look at, and what else a report shows."""
 
     record: Mapping[str, Any]
-    dialogues: Sequence[Mapping[str, Any]]
+    dialogues: Sequence[Mapping[str, Any]] = ()
+    exhibits: Sequence[Exhibit] = ()
 
 
 class Adapters(NamedTuple):
@@ -66,7 +73,7 @@ class Recipe(NamedTuple):
     evaluate: `(state, stage) -> Evaluation`; changes nothing.
     exports: models by the name of their folder.
     exported: the part of `abstract` that `exports` reads; the rest is `...`.
-    model, tokenizer: of the policy.
+    model, tokenizer: of the policy; None in a method that trains no language model, which exports none.
     """
 
     total_steps: int
@@ -75,10 +82,51 @@ class Recipe(NamedTuple):
     step: Callable[[Any, Host, int], tuple[Any, Host, str, Metrics]]
     stage: Callable[[int], str | None]
     evaluate: Callable[[Any, str], Evaluation]
-    exports: Callable[[Any], dict[str, Export]]
-    exported: Any
-    model: ModelConfig
-    tokenizer: Callable[[], Tokenizer]
+    exports: Callable[[Any], dict[str, Export]] = lambda state: {}
+    exported: Any = None
+    model: ModelConfig | None = None
+    tokenizer: Callable[[], Tokenizer] | None = None
+
+
+class Policy(NamedTuple):
+    """The model that `config.policy` names, as this machine computes it; its weights are read by `load`."""
+
+    cfg: ModelConfig
+    tokenizer: Tokenizer
+    source: Source
+
+
+def make_policy(config: Config, ctx: Context, of: str = 'policy') -> Policy:
+    """Raises ValueError or RuntimeError where the model cannot be had."""
+    source = sources.resolve(config[of].source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
+    cfg = devices.for_platform(source.config, config.policy.dtype)
+    return Policy(dataclasses.replace(cfg, remat=config.policy.remat), source.tokenizer(), source)
+
+
+def make_adapters(config: Config, of: str = 'policy') -> Lora | None:
+    """The adapters that `config.policy.lora` names."""
+    lora = config[of].lora
+    targets = lora.targets if lora.targets == 'all-linear' else tuple(lora.targets.split(','))
+    return Lora(lora.rank, lora.alpha, targets, lora.dropout) if lora.rank else None
+
+
+def export_policy(config: Config, policy: Policy, learner: PolicyLearner, state: PolicyState) -> dict[str, Export]:
+    """The trained policy, and its adapters if it has any."""
+    base, lora = config.policy.source.removeprefix('hf:'), config.policy.lora
+    adapters = Adapters(state.actor.params, base, lora.dropout) if lora.rank else None
+    return {'export': Export(learner.weights(state), policy.cfg, policy.tokenizer, adapters)}
+
+
+def stage_before(i: int, *, warmup: int, steps: int, every: int) -> str | None:
+    """The evaluation due before step `i`: the base model, the warmed-up one, the last, and every so many in between."""
+    named = {0: 'base', warmup: 'warm-up' if warmup else 'base', steps: 'final'}
+    return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
+
+
+def check_finite(state: PolicyState | RewardState, advice: str = '') -> None:
+    """Raises RuntimeError after three updates in a row that were not finite, and so were not made."""
+    if int(state.skipped) >= 3:
+        raise RuntimeError(f'three updates in a row were not finite; lower optimizer.lr{advice}')
 
 
 def read_config(workdir: str) -> Config:
@@ -97,10 +145,12 @@ def open_run(workdir: str, ctx: Context) -> Source:
     """The model a run has trained, as a source for another run (`orbax:<workdir>`): its last whole checkpoint.
 
     Raises:
-      ValueError: the folder is not that of a run, or has no checkpoint.
+      ValueError: the folder is not that of a run, of one without a language model, or has no checkpoint.
     """
     config = read_config(workdir)
     recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx)
+    if recipe.model is None or recipe.tokenizer is None:
+        raise ValueError(f'orbax:{workdir} is a run of {config.recipe}, which trains no language model; name another')
     checkpoints = Checkpoints(workdir, recipe.exported, read_only=True)
     latest = checkpoints.latest
     if latest is None:

@@ -2,7 +2,8 @@
 
 A step answers the open conversations at the head of a queue with `n` samples each, rewards every sample for the profile
 it infers and for its reply, lets the best sample of each conversation go on to the user, and makes PPO's update on all
-of them. A turn is one PPO sequence: the reward of a turn does not reach earlier turns, as in the published code.
+of them. A turn is one PPO sequence: the reward of a turn does not reach earlier turns, as in the published code. With
+`turn_gamma` it does, as in the paper's decision process: a step then holds whole conversations, all their turns.
 
 Small models do not write the format by themselves: `warmup` steps of supervised learning on made-up people who share no
 topic and no value with those of the training come first. The reference policy is the model after them.
@@ -10,7 +11,6 @@ topic and no value with those of the training come first. The reference policy i
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -23,15 +23,25 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder, make_decoder
 from pal_jax.decode.local import Request
 from pal_jax.envs import dialogue as env
-from pal_jax.evals import personalization
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
-from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, PolicyState
+from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
-from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes.recipe import Adapters, Config, Context, Evaluation, Export, Host, Recipe, open_run
+from pal_jax.recipes.recipe import (
+    Config,
+    Context,
+    Evaluation,
+    Export,
+    Host,
+    Recipe,
+    check_finite,
+    export_policy,
+    make_adapters,
+    make_policy,
+    stage_before,
+)
 from pal_jax.recipes.world import make_world
-from pal_jax.runtime import devices, sharding
+from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.runtime.processes import Shares
 from pal_jax.types import Dialogue, Metrics, Sample, Sampling, TokenBatch
@@ -53,48 +63,51 @@ def make(config: Config, ctx: Context) -> Recipe:
     shares = decode.pop('shares', 0) or jax.process_count()
     shares = Shares(shares if ctx.mesh.size > 1 else 1)  # a single device is for exports
     world = make_world(config, shares)
-    source = sources.resolve(config.policy.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
-    tokenizer = source.tokenizer()
-    cfg = devices.for_platform(source.config, config.policy.dtype)
-    cfg = dataclasses.replace(cfg, remat=config.policy.remat)
+    policy = make_policy(config, ctx)
+    cfg, tokenizer = policy.cfg, policy.tokenizer
     learner = make_learner(config, cfg, ctx)
     decoder = make_decoder(cfg, tokenizer, ctx.mesh, shares=shares, **decode)
     sample_turns = make_sampler(config, world.system, tokenizer, decoder)
     warmup, dialogue = config.warmup.steps, config.dialogue
     n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
     max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
+    turn_gamma, turns_a_step = dialogue.turn_gamma, max_rounds if dialogue.turn_gamma else 1
     rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
     ways, actions = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, round_up(config.sampling.max_tokens, 8)
     rows = {'ways': ways, 'micro_rows': config.ppo.micro_rows, 'row_tokens': config.ppo.row_tokens}
     supervised = make_supervised(config, tokenizer, ctx.mesh)
 
     def init() -> tuple[PolicyState, Host]:
-        params = source.load(learner.param_shardings)
+        params = policy.source.load(learner.param_shardings)
         return learner.init(params), {'queue': env.to_json(env.open_queue(world.train))}
 
     def imitation_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         with ctx.phase('update'):
             state, metrics = learner.imitate(state, supervised(i))
-        check_finite(state)
+        check_finite(state, ' or raise ppo.kl_coef')
         return learner.anchor(state) if i == warmup - 1 else state, host, 'warm-up', metrics
+
+    def answer(dialogues: Sequence[Dialogue], i: int, turn: int) -> list[list[Sample]]:
+        samples = world.reward(sample_turns(dialogues, n, (config.seed, i, turn)), i)
+        return [samples[k : k + n] for k in range(0, len(samples), n)]
 
     def rlpa_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         queue = env.from_json(host['queue'])
         with ctx.phase('rollout'):
             decoder.load(learner.weights(state))
             open_dialogues, queue = env.pop(queue, prompts_a_step, people=world.train, user=world.user, seed=i)
-            samples = sample_turns(open_dialogues, n, (config.seed, i))
+            turns = env.play(open_dialogues, answer, turns=turns_a_step, user=world.user, seed=i)
             decoder.release()
-            samples = world.reward(samples, i)
-            groups = [samples[k : k + n] for k in range(0, len(samples), n)]
-            queue = env.continue_best(queue, groups, **rounds, user=world.user, seed=i)
+            queue = env.continue_best(queue, turns[-1], **rounds, user=world.user, seed=i)
+        samples = [sample for groups in turns for group in groups for sample in group]
         with ctx.phase('annotate'):
-            batch = pack_rollouts(samples, n=n, actions=actions, mesh=ctx.mesh, **rows)
+            returns = env.with_returns(turns, gamma=turn_gamma)
+            batch = pack_rollouts(returns, n=n, actions=actions, mesh=ctx.mesh, **rows)
             batch, annotated = learner.annotate(state, batch)
         with ctx.phase('update'):
             ptx = supervised(i) if config.ppo.ptx_coef else None
             state, updated = learner.update(state, batch, jax.random.fold_in(jax.random.key(config.seed), i), ptx)
-        check_finite(state)
+        check_finite(state, ' or raise ppo.kl_coef')
         check_answered(samples, config.reward.max_failed, world.models.last_error)
         metrics = summarize(samples) | annotated | updated | world.models.usage
         return state, {'queue': env.to_json(queue)}, 'rlpa', metrics
@@ -108,27 +121,17 @@ def make(config: Config, ctx: Context) -> Recipe:
     def evaluate(state: PolicyState, stage: str) -> Evaluation:
         with ctx.phase('evaluate'):
             decoder.load(learner.weights(state))
-            record, dialogues = personalization.evaluate(
-                respond, world.user, world.tests, rounds=max_rounds, guess=world.guess
-            )
+            record, dialogues = world.evaluate(respond, rounds=config.eval.rounds or max_rounds)
             decoder.release()
         return Evaluation(record, dialogues[: config.eval.shown])
 
     def exports(state: PolicyState) -> dict[str, Export]:
-        base, dropout = config.policy.source.removeprefix('hf:'), config.policy.lora.dropout
-        adapters = Adapters(state.actor.params, base, dropout) if config.policy.lora.rank else None
-        return {'export': Export(learner.weights(state), cfg, tokenizer, adapters)}
+        return export_policy(config, policy, learner, state)
 
     steps = warmup + config.total_steps
     stage = functools.partial(stage_before, warmup=warmup, steps=steps, every=config.eval.every)
     exported = learner.abstract_weights
     return Recipe(steps, learner.abstract, init, step, stage, evaluate, exports, exported, cfg, lambda: tokenizer)
-
-
-def stage_before(i: int, *, warmup: int, steps: int, every: int) -> str | None:
-    """The evaluation due before step `i`: the base model, the warmed-up one, the last, and every so many in between."""
-    named = {0: 'base', warmup: 'warm-up' if warmup else 'base', steps: 'final'}
-    return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
 
 
 # --- parts from the config ------------------------------------------------------------------------------------------
@@ -156,6 +159,8 @@ def check(config: Config, mesh: Mesh) -> None:
     }.items():
         if value < 1:
             raise ValueError(f'{key}={value} must be at least 1')
+    if not 0 <= dialogue.turn_gamma <= 1:
+        raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
     if rows % config.ppo.minibatches:
         raise ValueError(
             f'dialogue.rollout_batch_size={rows} does not divide into ppo.minibatches={config.ppo.minibatches}'
@@ -185,10 +190,8 @@ def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Dec
 
 
 def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
-    dialogue, lora = config.dialogue, config.policy.lora
     updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
     imitation = config.warmup.optimizer.to_dict() | {'name': config.optimizer.name}  # they share one state
-    targets = lora.targets if lora.targets == 'all-linear' else tuple(lora.targets.split(','))
     return PolicyLearner(
         cfg,
         PPO(**config.ppo, temperature=config.sampling.temperature or 1.0),
@@ -198,9 +201,9 @@ def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearne
             imitation=make_optimizer(**imitation, total_steps=max(config.warmup.steps, 1)),
         ),
         ctx.mesh,
-        n=dialogue.n_samples_per_prompt,
+        n=config.dialogue.n_samples_per_prompt,
         length=config.sampling.max_tokens,
-        adapters=Lora(lora.rank, lora.alpha, targets, lora.dropout) if lora.rank else None,
+        adapters=make_adapters(config),
         seed=config.seed,
     )
 
@@ -263,9 +266,3 @@ def check_answered(samples: Sequence[Sample], max_failed: float, why: str = '') 
             f'{failed:.0%} of the samples got no reward, more than reward.max_failed={max_failed}; check the judge '
             f'({why or "its answers could not be read"})'
         )
-
-
-def check_finite(state: PolicyState) -> None:
-    """Raises RuntimeError after three updates in a row that were not finite, and so were not made."""
-    if int(state.skipped) >= 3:
-        raise RuntimeError('three updates in a row were not finite; lower optimizer.lr or raise ppo.kl_coef')

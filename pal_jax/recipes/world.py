@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import jax
 
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
+from pal_jax.evals.personalization import Respond
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.language import make_judge, make_matcher, make_user
 from pal_jax.feedback.local_model import LocalModel
@@ -19,11 +20,21 @@ from pal_jax.feedback.people import SLOTS, Split, load_people, make_people
 from pal_jax.feedback.profiles import match_exactly, split_fact
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.users import make_scripted_user
-from pal_jax.models import sources
+from pal_jax.models import bert, sources
 from pal_jax.recipes.recipe import Config
 from pal_jax.runtime import devices
 from pal_jax.runtime.processes import ALONE, Shares, exchange
-from pal_jax.types import ChatModel, Dialogue, Metrics, Person, RewardFn, Sample, Sampling, UserSimulator
+from pal_jax.types import (
+    ChatModel,
+    Dialogue,
+    Metrics,
+    Person,
+    ProfileMatcher,
+    RewardFn,
+    Sample,
+    Sampling,
+    UserSimulator,
+)
 
 if TYPE_CHECKING:
     from pal_jax.feedback.endpoint import Endpoint
@@ -36,11 +47,19 @@ class World:
     train: list[Person]
     tests: dict[str, list[Person]]  # people it never trains on, by the name of their split
     guess: tuple[str, ...]  # the constant profile that suits the training people best
+    topics: tuple[str, ...]  # of a profile
     system: str
     user: UserSimulator
+    matcher: ProfileMatcher
     reward: RewardFn
     score: RewardFn  # of evaluations: the reward without a control, by a judge who knows the person
     models: Models
+
+    def evaluate(self, respond: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+        """Figures and dialogues of a policy with the people it never trains on."""
+        return personalization.evaluate(
+            respond, self.user, self.tests, rounds=rounds, guess=self.guess, matcher=self.matcher
+        )
 
 
 def make_world(config: Config, shares: Shares = ALONE) -> World:
@@ -48,23 +67,16 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
 
     Every process asks simulator and judge for its share and is told of the others'.
     """
-    dialogue, tested = config.dialogue, config.eval.people
-    if dialogue.profiles == 'embedded':
-        train = make_people(dialogue.people, seed=config.seed, split='train', facts=dialogue.facts)
-        splits: tuple[Split, ...] = ('heldout', 'unseen')
-        tests: dict[str, list[Person]] = {
-            split: make_people(tested, seed=0, split=split, facts=dialogue.facts) for split in splits
-        }
-        slots = SLOTS
-    else:
-        people = load_people(dialogue.profiles)
-        cut = len(people) - min(tested, len(people) // 5 or 1)
-        if cut < 1:
-            raise ValueError(f'{dialogue.profiles} has {len(people)} person; give two or more, one is kept for testing')
-        train, tests = people[:cut], {'heldout': people[cut:]}
-        slots = tuple(dict.fromkeys(slot for p in train for slot, _ in map(split_fact, p.facts) if slot))[:12]
+    dialogue = config.dialogue
+    train, tests, topics = make_splits(config)
     models = Models(config)
-    matcher = models.choose('reward.matcher', config.reward.matcher, make_matcher, exact=lambda: match_exactly)
+    matcher = models.choose(
+        'reward.matcher',
+        config.reward.matcher,
+        make_matcher,
+        exact=lambda: match_exactly,
+        embedding=open_embedding_matcher,
+    )
     judge, score = (
         models.choose(
             'reward.judge',
@@ -91,13 +103,46 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
         train=train,
         tests=tests,
         guess=personalization.most_common_facts(train),
-        system=env.actor_prompt(slots) if dialogue.system == 'embedded' else dialogue.system,
+        topics=topics,
+        system=env.actor_prompt(topics) if dialogue.system == 'embedded' else dialogue.system,
         user=share_user(user, shares),
+        matcher=share_matcher(matcher, shares),
         # The control takes another person of the same call, so it has to see all of them.
         reward=share_reward(reward(judge, shuffled=config.reward.shuffled), shares, together=config.reward.shuffled),
         score=share_reward(reward(score, informed=True), shares),
         models=models,
     )
+
+
+def make_splits(config: Config) -> tuple[list[Person], dict[str, list[Person]], tuple[str, ...]]:
+    """People to train on, people never trained on by the name of their split, and the topics of a profile.
+
+    The first split is the papers' Vanilla setting; `extended` (`eval.profiles`) are people of another schema.
+    """
+    dialogue, tested = config.dialogue, config.eval.people
+    if dialogue.profiles == 'embedded':
+        train, topics = make_people(dialogue.people, seed=config.seed, split='train', facts=dialogue.facts), SLOTS
+        splits: tuple[Split, ...] = ('heldout', 'unseen')
+        tests: dict[str, list[Person]] = {
+            split: make_people(tested, seed=0, split=split, facts=dialogue.facts) for split in splits
+        }
+    else:
+        people = load_people(dialogue.profiles)
+        cut = len(people) - min(tested, len(people) // 5 or 1)
+        if cut < 1:
+            raise ValueError(f'{dialogue.profiles} has {len(people)} person; give two or more, one is kept for testing')
+        train, tests = people[:cut], {'heldout': people[cut:]}
+        topics = tuple(dict.fromkeys(slot for p in train for slot, _ in map(split_fact, p.facts) if slot))[:12]
+    if config.eval.profiles:
+        tests['extended'] = load_people(config.eval.profiles)[:tested]
+    return train, tests, topics
+
+
+def open_embedding_matcher() -> ProfileMatcher:
+    """Raises RuntimeError where its model is not installed."""
+    from pal_jax.feedback import embedding  # scipy takes a while to import
+
+    return embedding.make_matcher(embedding.SentenceEncoder(bert.package_folder()))
 
 
 def share_user(user: UserSimulator, shares: Shares) -> UserSimulator:
@@ -107,6 +152,16 @@ def share_user(user: UserSimulator, shares: Shares) -> UserSimulator:
         return shares.gather('answers of users', dialogues, lambda _, part: user(part, seed))
 
     return answer
+
+
+def share_matcher(matcher: ProfileMatcher, shares: Shares) -> ProfileMatcher:
+    """The matcher, asked for this process's share of the profiles."""
+
+    def match(inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[str]]) -> list[int | None]:
+        pairs = list(zip(inferred, golden, strict=True))
+        return shares.gather('matches', pairs, lambda _, part: matcher([o for o, _ in part], [t for _, t in part]))
+
+    return match
 
 
 def share_reward(reward: RewardFn, shares: Shares, *, together: bool = False) -> RewardFn:

@@ -16,7 +16,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-PANELS = {'profile': 'Profile F1', 'response': 'Reply score', 'format': 'Format rate', 'kl': 'KL to the reference'}
+# The first of these that was logged is drawn large.
+HEADLINES = {
+    'reward': 'Mean reward of a step',
+    'accuracy': 'Accuracy on the pairs of a step',
+    'loss': 'Mean loss of a step',
+}
+PANELS = {
+    'profile': 'Profile F1',
+    'response': 'Reply score',
+    'format': 'Format rate',
+    'kl': 'KL to the reference',
+    'margin': 'Margin of pairs',
+}
 INK, BLUE, GREY, RULE = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db'
 
 Rows = Sequence[Mapping[str, Any]]
@@ -39,22 +51,23 @@ STYLE: Any = {
 
 
 def learning_curve(rows: Rows) -> bytes:
-    """A PNG of the reward by step, with smaller panels for the metrics of `PANELS` that were logged.
+    """A PNG of the metric of `HEADLINES` by step, with smaller panels for those of `PANELS` that were logged.
 
-    `reward` is a step's mean over `samples` samples whose standard deviation is `reward_std`.
+    A step's value is a mean over `samples` samples, with the standard deviation `reward_std` (or `accuracy_std`).
     """
+    headline = next((key for key in HEADLINES if np.isfinite(column(rows, key)).any()), 'reward')
     panels = [key for key in PANELS if np.isfinite(column(rows, key)).any()]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 6.4 if panels else 4.2), layout='constrained')
-        mosaic: Any = [['reward'] * max(1, len(panels))] + ([panels] if panels else [])
+        mosaic: Any = [[headline] * max(1, len(panels))] + ([panels] if panels else [])
         axes = figure.subplot_mosaic(mosaic, height_ratios=[2.4, 1] if panels else [1])
-        _draw_reward(axes['reward'], rows)
+        _draw_headline(axes[headline], rows, headline)
         for key in panels:
             axes[key].set_title(PANELS[key])
             _draw_series(axes[key], rows, key, size=2)
         for key, ax in axes.items():
-            _draw_phase_ends(ax, rows, name=key == 'reward')
-            ax.xaxis.set_major_locator(MaxNLocator(nbins=8 if key == 'reward' else 4, integer=True))
+            _draw_phase_ends(ax, rows, name=key == headline)
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=8 if key == headline else 4, integer=True))
         picture = io.BytesIO()
         figure.savefig(picture, format='png', dpi=160)
     return picture.getvalue()
@@ -76,6 +89,24 @@ def plot_turns(stages: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if ax.lines:
             ax.legend(frameon=False)
+        figure.savefig(path, format='png', dpi=160)
+
+
+def plot_alignment(records: Mapping[str, Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """A PNG of AL(k) and of the profile F1 by turn, a line with its 95 % interval for each policy."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4), layout='constrained')
+        panels = {'al': 'Alignment level AL(k), %', 'f1': 'Profile F1'}
+        axes = figure.subplots(1, len(panels))
+        for ax, (key, title) in zip(axes, panels.items(), strict=True):
+            ax.set_title(title, fontsize=13, fontweight='bold')
+            ax.set_xlabel('turn')
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for number, (name, record) in enumerate(records.items()):
+                _draw_turns(ax, record, key, label=name, color=f'C{number}', marker='o', markersize=4)
+                low, high = record['intervals'][f'{key}_by_turn']
+                ax.fill_between(range(1, len(low) + 1), low, high, color=f'C{number}', alpha=0.12, linewidth=0)
+        axes[-1].legend(frameon=False)
         figure.savefig(path, format='png', dpi=160)
 
 
@@ -102,17 +133,19 @@ def running_mean(values: np.ndarray, errors: np.ndarray, window: int) -> tuple[n
     return np.array(mean), np.array(error)
 
 
-def _draw_reward(ax: Axes, rows: Rows) -> None:
-    ax.set_title('Mean reward of a step', fontsize=13, fontweight='bold')
+def _draw_headline(ax: Axes, rows: Rows, key: str) -> None:
+    ax.set_title(HEADLINES[key], fontsize=13, fontweight='bold')
     ax.set_xlabel('step')
-    window = _draw_series(ax, rows, 'reward', size=3)
+    window = _draw_series(ax, rows, key, size=3)
     marks = [
         Line2D([], [], color=GREY, marker='o', markersize=3, linestyle=''),
         Line2D([], [], color=BLUE, linewidth=2),
         Patch(color=BLUE, alpha=0.18, linewidth=0),
     ]
     labels = ['one step', f'mean of the last {window}', '± 1 s.e. of its samples']
-    ax.legend(marks, labels, frameon=False, loc='lower right', bbox_to_anchor=(1, 1), ncols=3, fontsize=9)
+    shown = 3 if key == 'reward' else 2  # a loss has no samples whose error could be drawn
+    style: Any = {'frameon': False, 'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'ncols': shown, 'fontsize': 9}
+    ax.legend(marks[:shown], labels[:shown], **style)
 
 
 def _draw_series(ax: Axes, rows: Rows, key: str, size: float) -> int:

@@ -1,29 +1,33 @@
 """What a run writes while it runs: JSON lines, TensorBoard and, when asked for, Weights & Biases.
 
 A run's folder holds `metrics.jsonl` (one object a step), `evals.jsonl` (one an evaluation), `dialogues.jsonl` (sample
-dialogues of the evaluations) and `tensorboard/`. Every object has a `step`: the step it tells of, or the step that the
-evaluation was made before. A resumed run drops what lies at or beyond its first step and writes it again, so that an
-interrupted run leaves the same lines as an unbroken one. Only the keys that start with `seconds_` differ between them.
+dialogues of the evaluations), `exhibits.jsonl` with `pictures/` (what else a report shows of them) and `tensorboard/`.
+Every object has a `step`: the step it tells of, or the step that the evaluation was made before. A resumed run drops
+what lies at or beyond its first step and writes it again, so that an interrupted run leaves the same lines as an
+unbroken one. Only the keys that start with `seconds_` differ between them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import json
 import math
 import os
+import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
 
-from pal_jax.types import Metrics
+from pal_jax.types import Exhibit, Metrics
 
-METRICS, EVALS, DIALOGUES, TENSORBOARD = 'metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'tensorboard'
+METRICS, EVALS, DIALOGUES, EXHIBITS = 'metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'exhibits.jsonl'
+PICTURES, TENSORBOARD = 'pictures', 'tensorboard'
 
 # Text of models may hold half a surrogate pair, which UTF-8 cannot say but a JSON escape can.
 _TEXT: Any = {'encoding': 'utf-8', 'errors': 'backslashreplace'}
@@ -47,7 +51,7 @@ class MetricsWriter:
             return
         self._dir.mkdir(parents=True, exist_ok=True)
         self._wandb = _start_wandb(wandb, self._dir) if wandb else None
-        for name in (METRICS, EVALS, DIALOGUES):
+        for name in (METRICS, EVALS, DIALOGUES, EXHIBITS):
             _truncate(self._dir / name, first_step)
         self._files = {name: (self._dir / name).open('a', **_TEXT) for name in (METRICS, EVALS, DIALOGUES)}
         from tensorboardX import SummaryWriter  # half a second that no other process needs
@@ -78,6 +82,21 @@ class MetricsWriter:
             for record in records:
                 self._append(DIALOGUES, record)
 
+    def exhibits(self, step: int, stage: str, exhibits: Sequence[Exhibit]) -> None:
+        """Writes what the report shows of an evaluation; pictures go to `pictures/`, by their titles."""
+        if not self._active:
+            return
+        for exhibit in exhibits:
+            record = {'step': step, 'stage': stage, **dataclasses.asdict(exhibit)}
+            record['picture'] = self._picture(exhibit) if exhibit.picture else ''
+            self._append(EXHIBITS, record)
+
+    def _picture(self, exhibit: Exhibit) -> str:
+        name = re.sub(r'\W+', '_', exhibit.title.lower()).strip('_') + '.png'
+        (self._dir / PICTURES).mkdir(exist_ok=True)
+        (self._dir / PICTURES / name).write_bytes(exhibit.picture)
+        return name
+
     def close(self) -> None:
         if not self._active:
             return
@@ -88,6 +107,8 @@ class MetricsWriter:
             self._wandb.finish()
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        if name not in self._files:
+            self._files[name] = (self._dir / name).open('a', **_TEXT)
         file = self._files[name]
         file.write(json.dumps(plain(record), ensure_ascii=False) + '\n')
         file.flush()

@@ -60,7 +60,7 @@ class Stopwatch:
 
 def describe(metrics: Metrics) -> str:
     """The latest numbers in a few words: `reward 0.412  format 0.98`."""
-    shown = [key for key in ('loss', 'reward', 'format', 'kl') if key in metrics]
+    shown = [key for key in ('loss', 'accuracy', 'reward', 'format', 'kl') if key in metrics]
     return '  '.join(f'{key} {metrics[key]:.3g}' for key in shown)
 
 

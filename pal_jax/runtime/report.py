@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 
 from pal_jax.runtime.curve import learning_curve
-from pal_jax.runtime.metrics import DIALOGUES, EVALS, METRICS, read_records
+from pal_jax.runtime.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, read_records
 from pal_jax.runtime.summary import SUMMARY, by_stage, headline, main_part, scalars
 
 REPORT, CURVE = 'report.html', 'learning_curve.png'
@@ -41,9 +41,20 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     curve = learning_curve(rows)
     (workdir / CURVE).write_bytes(curve)
     summary = json.loads(path.read_text(encoding='utf-8')) if (path := workdir / SUMMARY).exists() else {}
-    page = render(workdir.resolve().name, rows, evals, dialogues, summary, curve)
+    page = render(workdir.resolve().name, rows, evals, dialogues, summary, curve, exhibits(workdir))
     (workdir / REPORT).write_text(page, encoding='utf-8', errors='xmlcharrefreplace')
     return workdir / REPORT
+
+
+def exhibits(workdir: Path) -> list[Record]:
+    """What the last evaluation that had exhibits has to show, with pictures as base64."""
+    records = read_records(workdir / EXHIBITS)
+    last = [record for record in records if _moment(record) == _moment(records[-1])]
+
+    def encoded(name: str) -> str:
+        return base64.b64encode((workdir / PICTURES / name).read_bytes()).decode() if name else ''
+
+    return [{**record, 'picture': encoded(record['picture'])} for record in last]
 
 
 def render(
@@ -53,6 +64,7 @@ def render(
     dialogues: Sequence[Record],
     summary: Record,
     curve: bytes,
+    exhibits: Sequence[Record] = (),
 ) -> str:
     """The page. Every text in it comes from models, users or files, so every text is escaped."""
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -71,6 +83,7 @@ def render(
         by_turn=by_turn,
         turns=max((len(values) for _, lists in by_turn for values in lists.values()), default=0),
         pairs=before_and_after(dialogues),
+        exhibits=exhibits,
         summary=summary,
         curve=base64.b64encode(curve).decode(),
     )

@@ -23,6 +23,7 @@ RULES: Rules = {
     'mlp': 'tensor',
     'layers': None,
     'rank': None,
+    'users': 'fsdp',
 }
 
 # Decoding reads every weight at every token: gathering them over fsdp each time would be all it does.
@@ -74,9 +75,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put_batch(tree: Any, mesh: Mesh) -> Any:
-    """Rows (leading axis), which every process has all of, as global arrays over `data` and `fsdp`."""
-    place = sharding(mesh, ('batch',))
+def put_batch(tree: Any, mesh: Mesh, axes: Sequence[str | None] = ('batch',)) -> Any:
+    """Rows (leading axis, or that of `axes`), which every process has all of, as global arrays over `data`, `fsdp`."""
+    place = sharding(mesh, axes)
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda index: x[index]), tree)
 
 

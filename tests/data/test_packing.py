@@ -116,7 +116,7 @@ def test_packed_rollouts_keep_the_samples_of_a_prompt_together():
 def test_examples_with_one_system_prompt_share_it_and_only_completions_act():
     examples = [Example([7, 7, 1], [2, 3]), Example([7, 7, 4, 5], [6])]
     group = shared_prompt(examples)
-    assert group == Group([7, 7], [Branch([1, 2, 3], acted=1), Branch([4, 5, 6], acted=2)])
+    assert group == Group([7, 7], [Branch([1, 2, 3], [False, True, True]), Branch([4, 5, 6], [False, False, True])])
     batch = pack_groups([group], Layout([[0]], height=1, groups=1, length=16), n=2, actions=8)
     assert batch.actions[0, :, :2].tolist() == [[2, 3], [6, 0]]
     assert batch.acts[0].sum(-1).tolist() == [2, 1]

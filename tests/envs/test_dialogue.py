@@ -11,9 +11,11 @@ from pal_jax.envs.dialogue import (
     from_json,
     messages,
     open_queue,
+    play,
     pop,
     to_json,
     with_best_reply,
+    with_returns,
 )
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.people import SCHEMA, SLOTS, make_people
@@ -266,3 +268,65 @@ def test_bad_input_is_refused():
 def test_queue_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         open_queue(people(1)).episode = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# --- credit across turns --------------------------------------------------------------------------------------------
+
+
+BAD = 'no blocks'
+
+
+def two_turns():
+    """Two dialogues of two turns with two samples each; malformed ones get 0."""
+    a, b = (Dialogue(person, (Turn('user', 'Hello'),)) for person in people(2))
+    formed = render_completion('- note: x\n', 'Hm?')
+    first = [group(a, [1.0, 0.2]), group(b, [0.4, 0.0], texts=[formed, BAD])]
+    later = continue_best(Queue(()), first, max_rounds=2, round_batch_size=1, user=USER, seed=0).pending
+    second = [group(later[0], [0.8, 0.6]), group(later[1], [0.2, 0.0], texts=[formed, BAD])]
+    return [first, second]
+
+
+def test_returns_of_two_turns():
+    # Values of the second turn: 0.7 after a, 0.1 after b, 0.4 on average.
+    expected = [1.0 + 0.5 * 0.7, 0.2 + 0.5 * 0.4, 0.4 + 0.5 * 0.1, 0.0, 0.8, 0.6, 0.2, 0.0]
+    assert [sample.reward for sample in with_returns(two_turns(), gamma=0.5)] == pytest.approx(expected)
+
+
+def test_returns_add_up_over_three_turns_and_unjudged_samples_count_nowhere():
+    first = [group(Dialogue(people(1)[0], (Turn('user', 'Hello'),)), [1.0, 0.0])]
+    turns = [first]
+    for rewards, oks in (([0.5, 0.3], None), ([2.0, 9.0], [True, False])):
+        (live,) = continue_best(Queue(()), turns[-1], max_rounds=3, round_batch_size=1, user=USER, seed=0).pending
+        turns.append([group(live, rewards, oks=oks)])
+    # V3 = 2, so 0.5 + 2 and 0.3 + 2 (the only dialogue is the average one); V2 = 2.4, so 1 + 2.4 and 0 + 2.4.
+    got = [sample.reward for sample in with_returns(turns, gamma=1.0)]
+    assert got == pytest.approx([3.4, 2.4, 2.5, 2.3, 2.0, 9.0])
+
+
+def test_without_discount_no_reward_moves_and_with_it_only_those_before():
+    turns = two_turns()
+    flat = [sample for groups in turns for samples in groups for sample in samples]
+    assert with_returns(turns, gamma=0.0) == flat
+    raised = [turns[0], [[dataclasses.replace(s, reward=s.reward + 1.0) for s in samples] for samples in turns[1]]]
+    before, after = ([s.reward for s in with_returns(each, gamma=0.5)] for each in (turns, raised))
+    assert [b - a for a, b in zip(before, after, strict=True)] == pytest.approx([0.5, 0.5, 0.5, 0.0, 1, 1, 1, 1])
+
+
+def test_a_dialogue_is_played_to_its_end_or_until_it_is_malformed():
+    seen = []
+
+    def answer(dialogues, seed, turn):
+        seen.append([(dialogue.person.id, dialogue.round, seed, turn) for dialogue in dialogues])
+        bad = [BAD, BAD]
+        return [group(d, [0.0, 1.0], texts=bad if d.person.id == 'u1' and turn else None) for d in dialogues]
+
+    dialogues = [Dialogue(person, (Turn('user', 'Hello'),)) for person in people(2)]
+    played = play(dialogues, answer, turns=3, user=USER, seed=7)
+    assert [[each[:2] for each in turn] for turn in seen] == [
+        [('u0', 0), ('u1', 0)], [('u0', 1), ('u1', 1)], [('u0', 2)]
+    ]  # fmt: skip
+    assert [[samples[0].dialogue.round for samples in groups] for groups in played] == [[0, 0], [1, 1], [2]]
+    assert {each[2:] for turn in seen for each in turn} == {(7, 0), (7, 1), (7, 2)}
+    seen.clear()
+    play(dialogues, answer, turns=1, user=never, seed=7)
+    assert len(seen) == 1

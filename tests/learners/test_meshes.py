@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import pack_rollouts
-from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner
+from pal_jax.learners.policy import Optimizers, PolicyLearner
 from pal_jax.learners.ppo import PPO
+from pal_jax.learners.training import Lora
 from pal_jax.models import config, params
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.optim import make_optimizer

@@ -11,8 +11,9 @@ import pytest
 
 from pal_jax.data.packing import Branch, Group, lay_out, pack_groups, pack_rollouts
 from pal_jax.learners import ppo as passes
-from pal_jax.learners.policy import Lora, Optimizers, PolicyLearner, accumulate, join, trim
+from pal_jax.learners.policy import Optimizers, PolicyLearner
 from pal_jax.learners.ppo import PPO
+from pal_jax.learners.training import Lora, accumulate, join, trim
 from pal_jax.models import config, params
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.optim import make_optimizer

@@ -11,10 +11,14 @@ import jax
 import numpy as np
 import pytest
 
+from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.feedback.profiles import render_completion
+from pal_jax.models import sources
 from pal_jax.recipes import rlpa
 from pal_jax.recipes.recipe import Context
 from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
+from pal_jax.types import Completion
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,7 +130,7 @@ def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one(monkeypatch): 
     seen, *_ = run(small(), 1, monkeypatch)
     learner = rlpa.make_learner(small(), rlpa_model(), CONTEXT)
     batch = jax.tree.map(jax.numpy.asarray, seen[0][1])
-    state = learner.init(rlpa.sources.resolve('random:tiny').load())
+    state = learner.init(sources.resolve('random:tiny').load())
     rewards = batch.reward.at[0].set(jax.numpy.arange(4.0))
     before, _ = learner.annotate(state, batch.replace(reward=rewards))
     after, _ = learner.annotate(state, batch.replace(reward=rewards.at[1].set(jax.numpy.asarray([5.0, 1.0, 0.0, 2.0]))))
@@ -135,8 +139,41 @@ def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one(monkeypatch): 
     assert float(abs(after.advantages[1] - before.advantages[1]).max()) > 0
 
 
+@pytest.mark.slow
+def test_with_a_discount_a_step_holds_whole_dialogues_and_without_it_nothing_changes(monkeypatch):
+    monkeypatch.setattr(rlpa, 'make_decoder', lambda *args, **kwargs: Writing())
+    config = {'sampling.max_tokens': 64, 'dialogue.rollout_batch_size': 2}
+    (off,), *_ = run(small(**config), 1, monkeypatch)
+    (first, second), _, host, metrics = run(small(**config, **{'dialogue.turn_gamma': 0.5}), 2, monkeypatch)
+    for samples, batch in (first, second):
+        assert [sample.dialogue.round for sample in samples] == [0] * 8 + [1] * 8
+        assert batch.ok.sum() == 16
+    assert metrics['round'] == 1.5
+    assert not host['queue']['waiting'] and {len(each['turns']) for each in host['queue']['pending']} <= {1}
+    gains = [with_later.reward - alone.reward for with_later, alone in zip(first[0][:8], off[0], strict=True)]
+    assert min(gains) >= 0.0 < max(gains)
+    assert metrics['reward'] < np.mean([sample.reward for sample in second[0]])  # metrics tell rewards, not returns
+    with pytest.raises(ValueError, match=r'dialogue\.turn_gamma=1\.5 must be from 0 \(off\) to 1'):
+        rlpa.make(small(**{'dialogue.turn_gamma': 1.5}), CONTEXT)
+
+
+class Writing:
+    """A decoder whose policy writes its format, whatever it is asked."""
+
+    def load(self, params, version=0):
+        pass
+
+    def release(self):
+        pass
+
+    def __call__(self, requests):
+        texts = [render_completion('- pet: cat\n', ('Hm.', 'What is your job?')[r.seed % 2]) for r in requests]
+        ids = [tuple(byte_tokenizer().encode(text))[:64] for text in texts]
+        return [Completion(text, each, (0.0,) * len(each), 'stop') for text, each in zip(texts, ids, strict=True)]
+
+
 def rlpa_model():
-    return devices.for_platform(rlpa.sources.resolve('random:tiny').config, 'float32')
+    return devices.for_platform(sources.resolve('random:tiny').config, 'float32')
 
 
 def test_sampler_and_trainer_agree_on_logprobs_and_the_host_item_is_json(monkeypatch):
@@ -159,7 +196,7 @@ def test_every_variant_is_complete_and_small_changes_are_named(variant):
 
 def test_the_published_model_is_sharded_as_declared_without_its_weights():
     """Qwen2.5-3B by its published shape, on eight devices: every leaf has a place, and large ones are cut."""
-    cfg = rlpa.sources.config.ModelConfig(
+    cfg = sources.config.ModelConfig(
         family='qwen2', vocab=151_936, width=2048, layers=36, heads=16, kv_heads=2, head_dim=128, mlp=11_008,
         max_len=32_768, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True, dtype='bfloat16', act_dtype='bfloat16',
         remat='full',

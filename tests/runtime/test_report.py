@@ -12,6 +12,7 @@ from pal_jax.runtime.curve import learning_curve, plot_turns, running_mean
 from pal_jax.runtime.metrics import MetricsWriter
 from pal_jax.runtime.report import before_and_after, duration, flatten, number, number_rows, write_report
 from pal_jax.runtime.summary import summarize
+from pal_jax.types import Exhibit
 
 ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 
@@ -82,6 +83,26 @@ def test_texts_of_models_users_and_files_are_escaped(workdir):
     assert 'onerror' not in page.attributes
     assert page.tags.count('img') == 1  # the learning curve
     assert page.text.count(ATTACK) >= 8
+
+
+def test_the_last_evaluations_exhibits_are_shown_and_escaped(workdir):
+    picture = learning_curve([{'step': 0, 'phase': 'pal', 'accuracy': 0.5}])
+    with MetricsWriter(workdir, first_step=14) as writer:
+        writer.exhibits(9, 'step', [Exhibit('Early')])
+        writer.exhibits(13, 'final', [Exhibit(ATTACK, table=[['who', 'accuracy'], [ATTACK, '0.8']], picture=picture)])
+    assert [path.read_bytes() for path in (workdir / 'pictures').iterdir()] == [picture]
+    page = Text(write_report(workdir).read_text())
+    assert 'script' not in page.tags
+    assert page.tags.count('img') == 2
+    assert '0.8' in page.text
+    assert 'Early' not in page.text
+
+
+def test_exhibits_beyond_the_step_a_run_resumes_at_are_written_again(workdir):
+    for _ in range(2):
+        with MetricsWriter(workdir, first_step=13) as writer:
+            writer.exhibits(13, 'final', [Exhibit('Table', table=[['a']])])
+    assert len((workdir / 'exhibits.jsonl').read_text().splitlines()) == 1
 
 
 def test_the_page_asks_nothing_of_anyone(workdir):

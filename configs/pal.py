@@ -1,0 +1,78 @@
+r"""PAL: preferences of many people as mixtures of a few prototypes, new people from a few choices (arXiv 2406.08469).
+
+  python -m pal_jax.train --config=configs/pal.py                        # 361 people's choices of electricity tariffs
+  python -m pal_jax.train --config=configs/pal.py --config.data=train    # 235 people's of train journeys
+  python -m pal_jax.train --config=configs/pal.py --config.data=my.csv   # your people's (pal_jax/data/tables.py)
+  python -m pal_jax.train --config=configs/pal.py:smoke                  # a tenth of the steps and two splits
+
+A minute or two on two CPU cores. Any value can be changed: --config.loss.pull=0.1 --config.model.rule=dist
+"""
+
+from ml_collections import ConfigDict
+
+from pal_jax import presets as p
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    variant = p.parse_variant(variant, 'smoke')
+    config = p.base(recipe='pal', total_steps=20)
+    config.data = 'electricity'  # or train, swissmetro (1,191 people), a file of your own
+    config.standardize = True  # attributes in units of their standard deviation
+    config.split = dict(
+        seeds=5,  # splits at random, side by side
+        seen=0.8,  # share of people; the others are new
+        train=0.6,  # share of each person's choice situations
+        validation=0.2,  # the rest is the test
+        control=True,  # as many splits again with shuffled user ids
+    )
+    config.prototypes = (1, 2, 3, 4, 6, 8)  # K is chosen on the validation part
+    config.model = dict(
+        variant='A',  # B mixes functions of a prompt's vector
+        rule='dot',  # or dist, normalized_dist, angle, norm
+        scaled=False,  # rewards times a learnt scale
+        point='Pw',  # or f(Pw), f(P)w, |f(P)|w
+        projector='identity',  # or such as mlp2-gelu-dropout0
+        dim=0,  # of the space of preferences; 0: the items'
+        mixture='softmax',  # or gumbel, partition
+        tau=1.0,
+        prototype_init='unit',  # or expected
+        z_std=0.0,  # of users' first logits
+    )
+    config.loss = dict(
+        name='logistic',  # or hinge, smooth_hinge
+        margin=0.0,
+        label_smoothing=0.0,
+        gamma=5.0,  # of smooth_hinge
+        pull=2.0,  # precision of a Gaussian prior on users' logits
+        bound=0.0,  # on the length of users' points; 0: none
+        bound_coef=1.0,
+    )
+    config.optimizer = dict(  # Adam by group, without a schedule
+        projector=1e-3, projector_decay=0.0, prototypes=2e-2, users=2e-2, log_scale=1e-1, b1=0.9, b2=0.999
+    )
+    config.batch = 512
+    config.updates = 100  # of every model in a step
+    config.new = dict(
+        counts=(0, 1, 2, 5, 10, 20, 50, 100), steps=300, lr=5e-2, pull=2.0, toward='population'
+    )  # or zero
+    config.baselines = dict(
+        embedding=4,  # width of a free vector a user; 0: none
+        embedding_pull=1.0,
+        own=True,  # a model a user
+        own_pull=0.1,
+        majority=True,
+        mixed_logit=True,
+    )
+    config.eval = dict(every=0)  # 0: at the end
+    return {'': lambda: config, 'smoke': lambda: smoke(config)}[variant]()
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    config.total_steps = 4
+    config.updates = 20
+    config.split.seeds = 2
+    config.prototypes = (1, 2)
+    config.new.steps = 50
+    config.baselines.mixed_logit = False
+    config.checkpoint.every = 2
+    return config

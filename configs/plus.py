@@ -1,0 +1,80 @@
+r"""PLUS: summaries of people learnt by reinforcement, with the reward model that reads them (arXiv 2507.13579).
+
+  python -m pal_jax.train --config=configs/plus.py               # SmolLM2-135M as both, people who like dogs or cats
+  python -m pal_jax.train --config=configs/plus.py:smoke         # random tiny models
+  python -m pal_jax.train --config=configs/plus.py --config.reads=context     # a baseline, see `reads` below
+  python -m pal_jax.train --config=configs/plus.py --config.data=people.jsonl # your own (pal_jax/data/histories.py)
+
+Any value can be changed: --config.ppo.kl_coef=0.05 --config.reward_model.source=hf:...
+"""
+
+from ml_collections import ConfigDict
+
+from pal_jax import presets as p
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    variant = p.parse_variant(variant, 'smoke', 'paper')
+    config = p.base(recipe='plus', total_steps=20)  # with both learning; those of `hold` come before
+    config.data = 'pets'  # or a JSONL file of people
+    config.people = 200  # of pets
+    config.labelled = True  # pets tell which side was liked
+    config.shuffled = False  # the control: everyone's summary is of another person
+    # What the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model, the whole
+    # context, the true kind, or nothing. With the last four no summariser is trained.
+    config.reads = 'summary'  # or untrained, context, kind, nothing
+    config.policy = p.policy(p.EMBEDDED)  # the summariser
+    config.optimizer = p.adamw(lr=3e-5, warmup_ratio=0.15)
+    config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
+    config.ppo = p.ppo(
+        estimator='group_norm', std_floor=0.1, kl_in='loss', kl_estimator='k3', kl_coef=0.02, negative_scale=0.2,
+        reward_clip=(-3.0, 10.0),
+    )  # fmt: skip
+    config.reward_model = dict(
+        source=p.EMBEDDED,  # may be of another family than the summariser, with another tokenizer
+        lora=dict(rank=0, alpha=16.0, targets='all-linear', dropout=0.0),
+        optimizer=p.adamw(lr=3e-5, warmup_ratio=0.0, min_ratio=1.0),
+        train=True,  # False: it stays as it begins
+        micro_rows=8,
+    )
+    config.summary = dict(
+        people=8,  # of a step
+        n_samples=4,  # summaries of each
+        prefill='##Summary\nThe user prefers',  # how every summary begins
+    )
+    config.sampling = p.sampling(temperature=1.0, max_tokens=24, stop=('\n',))
+    # Steps in which the summariser waits for a reward model that can read: many people, one cooler summary of each.
+    config.hold = dict(steps=12, people=32, temperature=0.3)
+    config.decode = dict(slots=32, stride=4, driver='local', address='', reuse=True, int8=False)
+    config.eval = dict(people=64, every=0, shown=3)
+    return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    config.policy.source = config.reward_model.source = 'random:tiny'
+    config.policy.dtype = 'float32'
+    config.total_steps = 4
+    config.people = 16
+    config.sampling.max_tokens = 8
+    config.summary.update(people=4, n_samples=2)
+    config.hold.update(steps=2, people=8)
+    config.decode.slots = 8
+    config.eval.people = 8
+    config.checkpoint.every = 2
+    return config
+
+
+def paper(config: ConfigDict) -> ConfigDict:
+    """The published command; give the people with --config.data."""
+    config.policy.source = 'hf:Qwen/Qwen2.5-3B-Instruct'
+    config.policy.remat = 'full'
+    config.total_steps = 100
+    config.optimizer = p.adamw(lr=5e-7)
+    config.ppo = p.ppo(estimator='gae', minibatches=2, micro_rows=32)
+    config.reward_model.update(source='hf:Qwen/Qwen2.5-1.5B-Instruct', micro_rows=16)
+    config.reward_model.optimizer = p.adamw(lr=9e-6)
+    config.summary.update(people=256, n_samples=1, prefill='')
+    config.sampling = p.sampling(temperature=1.0, max_tokens=256)
+    config.hold.update(steps=10, people=256, temperature=1.0)
+    config.decode.update(slots=256, stride=8)
+    return config

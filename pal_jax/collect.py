@@ -1,0 +1,93 @@
+"""Samples a policy in RLPA's dialogues and writes the best against the worst of n answers, for configs/dpo.py.
+
+  python -m pal_jax.collect --config=configs/rlpa.py --source=orbax:runs/sft --output=pairs.jsonl
+
+Options:
+  --config=FILE[:VARIANT]   people, users, rewards, n and rounds, as for training; --config.KEY=VALUE changes one value
+  --source=SOURCE           the policy, which writes profile and reply; default config.policy.source
+  --output=FILE             JSON lines of prompt, chosen and rejected with their rewards; default pairs.jsonl
+  --prompts=N               answer so many prompts; default each person's dialogue once
+
+Dialogues go on with their best answer, as in training. Where all judged answers of a prompt have the same reward, there
+is no pair.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from pal_jax import cli
+from pal_jax.envs import dialogue as env
+from pal_jax.recipes.recipe import Config
+from pal_jax.recipes.rlpa import check_answered, make_sampler
+from pal_jax.recipes.world import make_world
+from pal_jax.runtime import devices
+from pal_jax.talking import open_decoder
+from pal_jax.types import Sample
+
+SOURCE = flags.DEFINE_string('source', None, 'The policy; config.policy.source by default.')
+OUTPUT = flags.DEFINE_string('output', 'pairs.jsonl', 'File to write.')
+PROMPTS = flags.DEFINE_integer('prompts', None, 'How many prompts to answer.', lower_bound=1)
+
+
+def main() -> None:
+    path = Path(OUTPUT.value)
+    if not path.parent.is_dir():
+        raise cli.Fault(f'--output={path}: there is no folder {path.parent}')
+    if cli.faults(cli.place):
+        raise cli.Fault('this runs in one process; leave out --processes')
+    devices.initialize(cli.workdir() / 'compiled')
+    pairs = cli.faults(lambda: list(collect(cli.config(), SOURCE.value, PROMPTS.value)))
+    path.write_text(''.join(json.dumps(pair) + '\n' for pair in pairs))
+    print(f'{path}: {len(pairs)} pairs')
+
+
+def collect(config: Config, source: str | None, prompts: int | None) -> Iterator[dict[str, Any]]:
+    """The pairs of so many prompts.
+
+    Raises:
+      ValueError, RuntimeError: a model that cannot be had, or a judge that does not answer.
+    """
+    world, dialogue = make_world(config), config.dialogue
+    decoder, tokenizer = open_decoder(config, source or config.policy.source)
+    sample_turns = make_sampler(config, world.system, tokenizer, decoder)
+    rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
+    n, left = dialogue.n_samples_per_prompt, prompts or len(world.train) * rounds
+    queue, i = env.open_queue(world.train), 0
+    while left > 0:
+        size = min(left, dialogue.rollout_batch_size)
+        open_dialogues, queue = env.pop(queue, size, people=world.train, user=world.user, seed=i)
+        if queue.episode and prompts is None:
+            return
+        samples = world.reward(sample_turns(open_dialogues, n, (config.seed, i)), i)
+        check_answered(samples, config.reward.max_failed, world.models.last_error)
+        groups = [samples[k : k + n] for k in range(0, len(samples), n)]
+        yield from (pair for group in groups if (pair := best_and_worst(group, world.system)))
+        queue = env.continue_best(
+            queue, groups, max_rounds=rounds, round_batch_size=dialogue.round_batch_size, user=world.user, seed=i
+        )
+        left, i = left - len(open_dialogues), i + 1
+
+
+def best_and_worst(group: Sequence[Sample], system: str) -> dict[str, Any] | None:
+    """A preference pair of the samples of one prompt, the first of equals; None where none is better."""
+    judged = [sample for sample in group if sample.ok]
+    best, worst = (pick(judged, key=lambda sample: sample.reward, default=None) for pick in (max, min))
+    if best is None or worst is None or best.reward == worst.reward:
+        return None
+    texts = {'chosen': best.completion.text, 'rejected': worst.completion.text}
+    return {
+        'prompt': env.messages(group[0].dialogue, system),
+        **{key: [{'role': 'assistant', 'content': text}] for key, text in texts.items()},
+        'chosen_reward': best.reward,
+        'rejected_reward': worst.reward,
+    }
+
+
+if __name__ == '__main__':
+    cli.run(main, __doc__ or '')

@@ -1,0 +1,150 @@
+"""Who chose what, as columns: people split into seen and new, their choices into parts, parts into batches.
+
+A situation is what a person decided at once: of four tariffs one was chosen, which is three pairs. Situations are never
+cut: what a model is tested on was decided at another time than what it was trained on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pal_jax.types import PairBatch, PreferencePair
+
+
+class Comparisons(NamedTuple):
+    """`n` pairs by column. `users` and `situations` are numbers; `names` are the users', `attributes` the items'."""
+
+    users: np.ndarray  # [n]
+    situations: np.ndarray  # [n]
+    chosen: np.ndarray  # [n, H]
+    rejected: np.ndarray  # [n, H]
+    prompt: np.ndarray | None  # [n, H]
+    names: tuple[str, ...]
+    attributes: tuple[str, ...]
+
+    @property
+    def items(self) -> np.ndarray:
+        """All items, chosen ones first."""
+        return np.concatenate([self.chosen, self.rejected])
+
+
+class Split(NamedTuple):
+    """Pairs by their numbers: three parts of the seen people's, two of the new people's."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    fit: np.ndarray
+    new_test: np.ndarray
+
+
+def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) -> Comparisons:
+    """Columns of records; users are numbered in the order they come."""
+    names = tuple(dict.fromkeys(pair.user for pair in pairs))
+    number = {name: i for i, name in enumerate(names)}
+    situations = {key: i for i, key in enumerate(dict.fromkeys((pair.user, pair.situation) for pair in pairs))}
+    chosen, rejected = (
+        np.array([getattr(pair, side) for pair in pairs], np.float32) for side in ('chosen', 'rejected')
+    )
+    return Comparisons(
+        users=np.array([number[pair.user] for pair in pairs], np.int32),
+        situations=np.array([situations[pair.user, pair.situation] for pair in pairs], np.int32),
+        chosen=chosen,
+        rejected=rejected,
+        prompt=np.array([pair.prompt for pair in pairs], np.float32) if pairs[0].prompt else None,
+        names=names,
+        attributes=tuple(attributes) or tuple(f'x{i}' for i in range(chosen.shape[1])),
+    )
+
+
+def scales(data: Comparisons) -> np.ndarray:
+    """The standard deviation of each attribute over all items; 1 for one that is always the same."""
+    deviation = data.items.std(axis=0)
+    return np.where(deviation > 0, deviation, 1.0).astype(np.float32)
+
+
+def standardized(data: Comparisons) -> Comparisons:
+    """Each attribute in units of its standard deviation."""
+    scale = scales(data)
+    return data._replace(chosen=data.chosen / scale, rejected=data.rejected / scale)
+
+
+def split(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:
+    """People into seen and new, then each person's situations into parts, all at random by `seed`.
+
+    A seen person's situations are for training, for validation and, the rest, for the test; a new person's for fitting
+    (as many as for training) and for the test.
+
+    Raises:
+      ValueError: nobody is left to be seen or to be new, or a person has too few situations.
+    """
+    rng, people = np.random.default_rng(seed), len(data.names)
+    count = round(seen * people)
+    if not 0 < count < people:
+        raise ValueError(f'split.seen={seen} of {people} people leaves nobody seen or nobody new')
+    is_seen = np.zeros(people, bool)
+    is_seen[rng.permutation(people)[:count]] = True
+    owner = np.zeros(data.situations.max() + 1, np.int64)
+    owner[data.situations] = data.users
+    place = rank_within(owner, rng.permutation(len(owner)))
+    number = np.bincount(owner, minlength=people)
+    if (few := np.flatnonzero(number < 3)).size:
+        raise ValueError(
+            f'user {data.names[few[0]]!r} has {number[few[0]]} of the 3 choices that are needed for training, '
+            'validation and test; give more of them, or leave the user out'
+        )
+    cuts = np.maximum(np.round(number * train), 1), np.maximum(np.round(number * validation), 1)
+    first = np.minimum(cuts[0], number - 2)
+    part = (place >= first[owner]).astype(int) + (place >= (first + cuts[1])[owner])
+    of_pair, theirs = part[data.situations], is_seen[data.users]
+    seen_parts = [np.flatnonzero(theirs & (of_pair == k)) for k in range(3)]
+    new_parts = [np.flatnonzero(~theirs & (of_pair == 0)), np.flatnonzero(~theirs & (of_pair > 0))]
+    return Split._make([*seen_parts, *new_parts])
+
+
+def rank_within(groups: ArrayLike, keys: ArrayLike) -> np.ndarray:
+    """The place of each entry among those of its group, by `keys`, from 0."""
+    groups = np.asarray(groups)
+    order = np.lexsort((np.asarray(keys), groups))
+    starts = np.searchsorted(groups[order], groups[order])
+    ranks = np.empty(len(groups), np.int64)
+    ranks[order] = np.arange(len(groups)) - starts
+    return ranks
+
+
+def shares(users: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """1 / how many of the pairs at `index` their user has."""
+    return (1.0 / np.bincount(users[index], minlength=int(users.max()) + 1)[users[index]]).astype(np.float32)
+
+
+def take(data: Comparisons, index: np.ndarray, users: np.ndarray, share: np.ndarray) -> PairBatch:
+    """The pairs at `index`, of any number of axes, with users and shares in the same form."""
+    prompt = None if data.prompt is None else data.prompt[index]
+    columns: Any = {
+        'users': users,
+        'share': share,
+        'chosen': data.chosen[index],
+        'rejected': data.rejected[index],
+        'prompt': prompt,
+    }
+    return PairBatch(**columns)
+
+
+def positions(size: int, i: int, count: int, seed: int) -> np.ndarray:
+    """What the `i`-th draw of `count` takes of `size` entries: epochs in an order of their own, one after the other."""
+    place = np.arange(i * count, (i + 1) * count)
+    epoch, within = place // size, place % size
+    out = np.empty(count, np.int64)
+    for each in range(epoch[0], epoch[-1] + 1):
+        out[epoch == each] = _order(size, each, seed)[within[epoch == each]]
+    return out
+
+
+@functools.lru_cache(maxsize=64)
+def _order(size: int, epoch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(size).astype(np.int32)

@@ -1,0 +1,126 @@
+"""A researcher's own table of choices. What is wrong in it is told with the file and the row.
+
+JSON lines: {"user": "ana", "chosen": [1.5, 0], "rejected": [2, 1]}; items are lists of numbers, or objects of named
+    ones, "situation" names what was decided at once, "prompt" is the vector of a prompt (PAL-B).
+CSV, a row an option: columns user, situation, chosen (0 or 1), and an attribute each.
+CSV, a row a pair: columns user, choice (left or right), left_<attribute> and right_<attribute>; situation if known.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pal_jax.data import choices
+from pal_jax.data.comparisons import Comparisons, from_pairs
+from pal_jax.types import PreferencePair
+
+FORMS = (
+    'user, situation, chosen and attributes (a row an option), or user, choice, left_<attribute> and '
+    'right_<attribute> (a row a pair)'
+)
+
+
+def load(path: str | Path) -> Comparisons:
+    """The choices in a file, by its ending `.jsonl` or `.csv`.
+
+    Raises:
+      ValueError: the file is missing, of another kind, or a row is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f'there is no file {path}; give one of choices, or one of {", ".join(choices.TABLES)}')
+    if path.suffix not in ('.jsonl', '.csv'):
+        raise ValueError(f'{path} ends in neither .jsonl nor .csv; see pal_jax/data/tables.py for both')
+    read = _jsonl if path.suffix == '.jsonl' else _csv
+    rows = list(read(path))
+    if not rows:
+        raise ValueError(f'{path} holds no choices')
+    _, attributes, first = rows[0]
+    return from_pairs([_checked(pair, place, first) for place, _, pair in rows], attributes)
+
+
+def _checked(pair: PreferencePair, place: str, first: PreferencePair) -> PreferencePair:
+    for side in ('chosen', 'rejected', 'prompt'):
+        numbers, expected = getattr(pair, side), first.prompt if side == 'prompt' else first.chosen
+        if len(numbers) != len(expected):
+            raise ValueError(f'{place}: {side} has {len(numbers)} numbers, the first row has {len(expected)}')
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f'{place}: {side} holds a number that is not finite: {list(numbers)}')
+    if pair.chosen == pair.rejected:
+        raise ValueError(f'{place}: the two items are identical, so the choice says nothing; delete the row')
+    return pair
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
+    names: tuple[str, ...] = ()
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        place = f'{path}, row {number}'
+        try:
+            record = json.loads(line)
+            user, sides = str(record['user']), [record['chosen'], record['rejected']]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f'{place}: expected an object with user, chosen and rejected ({error})') from None
+        if isinstance(sides[0], Mapping):
+            names = names or tuple(sides[0])
+            if any(not isinstance(side, Mapping) or set(side) != set(names) for side in sides):
+                raise ValueError(f'{place}: expected the attributes {", ".join(names)} in both items')
+            sides = [[side[name] for name in names] for side in sides]
+        chosen, rejected, prompt = (_numbers(values, place) for values in (*sides, record.get('prompt', ())))
+        yield place, names, PreferencePair(user, chosen, rejected, str(record.get('situation', number)), prompt)
+
+
+def _numbers(values: Any, place: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise ValueError(f'{place}: expected a list of numbers, got {str(values)[:60]!r}') from None
+
+
+def _csv(path: Path) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
+    with path.open(newline='', encoding='utf-8') as file:
+        reader = csv.DictReader(file)
+        columns = set(reader.fieldnames or ())
+        rows = [(f'{path}, row {number}', row) for number, row in enumerate(reader, 2)]  # as a spreadsheet counts
+    for place, row in rows:
+        if None in row or None in row.values():
+            raise ValueError(f'{place}: it has another number of cells than the header')
+        if not row.get('user', ' '):
+            raise ValueError(f'{place}: no user')
+    if {'user', 'situation', 'chosen'} < columns:
+        yield from _options(rows)
+    elif {'user', 'choice'} < columns and any(f'right_{c[5:]}' in columns for c in columns if c.startswith('left_')):
+        yield from _pairs(rows)
+    else:
+        raise ValueError(f'{path}: its columns are {", ".join(sorted(columns))}; give {FORMS}')
+
+
+def _pairs(rows: list[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
+    names = tuple(key[5:] for key in rows[0][1] if key.startswith('left_')) if rows else ()
+    for place, row in rows:
+        if row['choice'] not in ('left', 'right'):
+            raise ValueError(f'{place}: choice is {row["choice"]!r}; give left or right')
+        left, right = (_numbers([row.get(f'{side}_{name}') for name in names], place) for side in ('left', 'right'))
+        chosen, rejected = (left, right) if row['choice'] == 'left' else (right, left)
+        yield place, names, PreferencePair(row['user'], chosen, rejected, row.get('situation', place))
+
+
+def _options(rows: list[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
+    names = tuple(key for key in rows[0][1] if key not in ('user', 'situation', 'chosen')) if rows else ()
+    situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
+    for place, row in rows:
+        if row['chosen'] not in ('0', '1'):
+            raise ValueError(f'{place}: chosen is {row["chosen"]!r}; give 0 or 1')
+        option = row['chosen'] == '1', _numbers([row[name] for name in names], place)
+        situations.setdefault((row['user'], row['situation']), []).append((place, option))
+    for (user, key), placed in situations.items():
+        (place, _), options = placed[0], [option for _, option in placed]
+        count = sum(was_chosen for was_chosen, _ in options)
+        if count != 1 or len(options) < 2:
+            raise ValueError(f'{place}: situation {key!r} of {user!r} has {count} chosen of {len(options)} options')
+        for pair in choices.pairs([(user, key, options)]):
+            yield place, names, pair

@@ -1,0 +1,73 @@
+"""Policies in an evaluation: one that writes its profile with every reply, and models that were never taught to.
+
+The latter talk plainly, and beside every reply they are asked for a profile of the user, which nobody else sees (RLPA,
+section 4.1). What they know beforehand is in their system prompt:
+- base: nothing;
+- reminder: that they should be personal;
+- oracle: the user's true profile. It bounds what knowing the user is worth to the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pal_jax.envs import dialogue as env
+from pal_jax.evals.personalization import Respond
+from pal_jax.feedback.profiles import parse_facts, plain_history, render_completion, render_facts
+from pal_jax.types import Chat, Completion, Dialogue, Person, RewardFn, Sample
+
+Complete = Callable[[Sequence[Chat], int], list[Completion]]  # one completion a chat
+Known = Callable[[Person], str]  # a system prompt
+
+REMINDER = 'Be personal: keep in mind all that the user has told about themselves, and let your replies show it.'
+_KNOWN = 'You chat with a user. What you know about them:\n{facts}Let your replies show that you know them.'
+_QUESTION = (
+    'Stop the chat for a moment. Write down what I have told you about me, a line each in the form "- topic: value". '
+    'Topics: {topics}. Leave out what you do not know, and write nothing else.'
+)
+
+BASELINES: dict[str, Known] = {
+    'base': lambda person: '',
+    'reminder': lambda person: REMINDER,
+    'oracle': lambda person: _KNOWN.format(facts=render_facts(person.facts)),
+}
+
+
+def in_format(complete: Complete, score: RewardFn, system: str) -> Respond:
+    """A policy that writes profile and reply in one, after its training's `system` prompt."""
+
+    def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
+        completions = complete([env.messages(each, system) for each in dialogues], seed)
+        return score(_samples(dialogues, completions), seed)
+
+    return respond
+
+
+def plainly(complete: Complete, score: RewardFn, known: Known, topics: Sequence[str]) -> Respond:
+    """A model that replies as it likes after the system prompt `known`, and is asked for a profile besides."""
+    question = {'role': 'user', 'content': _QUESTION.format(topics=', '.join(topics) or 'any')}
+
+    def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
+        chats = [_chat(each, known(each.person)) for each in dialogues]
+        replies = complete(chats, 2 * seed)
+        said = [{'role': 'assistant', 'content': reply.text.strip()} for reply in replies]
+        profiles = complete([[*chat, each, question] for chat, each in zip(chats, said, strict=True)], 2 * seed + 1)
+        return score(_samples(dialogues, list(map(_together, profiles, replies))), seed)
+
+    return respond
+
+
+def _chat(dialogue: Dialogue, system: str) -> list[dict[str, str]]:
+    turns = [{'role': turn.role, 'content': turn.content} for turn in plain_history(dialogue).turns]
+    return [{'role': 'system', 'content': system}, *turns] if system else turns
+
+
+def _together(profile: Completion, reply: Completion) -> Completion:
+    """The reply in the format, with the facts of the profile; one that holds the format's tags stays malformed."""
+    text = render_completion(render_facts(parse_facts(profile.text)), reply.text.strip())
+    return Completion(text, reply.token_ids, reply.logprobs, reply.finish_reason)
+
+
+def _samples(dialogues: Sequence[Dialogue], completions: Sequence[Completion]) -> list[Sample]:
+    cases = enumerate(zip(dialogues, completions, strict=True))
+    return [Sample(dialogue, (), completion, group) for group, (dialogue, completion) in cases]

@@ -1,0 +1,93 @@
+"""Does what is told of a person make a reward model right about the person's choices?
+
+The accuracy on choices that nobody was taught stands next to what it can be compared with: by what is told of a person
+of another kind, of somebody at random, and of nobody. Whatever is left there is not about the person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pal_jax.types import Choice, History
+
+Describe = Callable[[Sequence[History], float], list[str]]  # a text a person, written at a temperature
+Gaps = Callable[[Sequence[str], Sequence[Sequence[Choice]]], np.ndarray]  # [texts, choices of a text]
+
+
+def evaluate(
+    describe: Describe, gaps: Gaps, splits: Mapping[str, Sequence[History]], *, temperature: float, shown: int
+) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+    """Figures of every split of people, those of the first by their own names, and some people with their summaries."""
+    record: dict[str, Any] = {}
+    people: list[Mapping[str, Any]] = []
+    for number, (name, tested) in enumerate(splits.items()):
+        figures, texts, margins = table(describe, gaps, tested, temperature=temperature)
+        record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
+        people += [show(*each) for each in zip(tested[:shown], texts, margins, strict=False)]
+    return record, people
+
+
+def table(
+    describe: Describe, gaps: Gaps, people: Sequence[History], *, temperature: float
+) -> tuple[dict[str, Any], list[str], np.ndarray]:
+    """Figures of some people, with the likeliest summary of each and its gaps.
+
+    `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` by one drawn at
+    `temperature`. A tie is wrong. Standard errors are over people.
+    """
+    kinds = [person.kind for person in people]
+    likeliest, drawn = describe(people, 0.0), describe(people, temperature)
+    told = {'': likeliest, 'sampled_': drawn, 'random_': rolled(likeliest, len(people) // 2 + 1), 'none_': None}
+    if len(set(kinds)) > 1:
+        told['other_'] = [likeliest[i] for i in of_another_kind(kinds)]
+    held = [person.held for person in people]
+    figures: dict[str, Any] = {'people': len(people)}
+    margins = {name: gaps(texts or [''] * len(people), held) for name, texts in told.items()}
+    for name, found in margins.items():
+        right = (found > 0).mean(axis=1)
+        figures[f'{name}accuracy'] = float(right.mean())
+        figures[f'{name}accuracy_se'] = standard_error(right)
+        figures[f'{name}reward'] = float(-np.logaddexp(0.0, -found).mean())
+    figures['words'] = float(np.mean([len(text.split()) for text in likeliest]))
+    if any(kinds):
+        figures |= {'named': names_the_kind(likeliest, kinds), 'sampled_named': names_the_kind(drawn, kinds)}
+    return figures, likeliest, margins['']
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def rolled(texts: Sequence[str], by: int) -> list[str]:
+    """Everyone gets somebody else's."""
+    return [texts[(i + by) % len(texts)] for i in range(len(texts))]
+
+
+def of_another_kind(kinds: Sequence[str]) -> list[int]:
+    """For each person the next one, round and round, of another kind."""
+    count = len(kinds)
+    return [next(j % count for j in range(i + 1, i + count) if kinds[j % count] != kinds[i]) for i in range(count)]
+
+
+def names_the_kind(texts: Sequence[str], kinds: Sequence[str]) -> float:
+    """The share of texts that name the person's kind and no other: singular or plural, whatever the case."""
+    known = set(kinds)
+    stems = {kind: kind.lower().rstrip('s') for kind in known}
+    right = [
+        stems[kind] in text.lower() and not any(stems[each] in text.lower() for each in known - {kind})
+        for text, kind in zip(texts, kinds, strict=True)
+    ]
+    return float(np.mean(right)) if any(kinds) else 0.0
+
+
+def show(person: History, text: str, gaps: np.ndarray) -> Mapping[str, Any]:
+    """A person as a report shows one."""
+    scores = {'accuracy': float((gaps > 0).mean()), 'gap': float(gaps.mean())}
+    turns = [
+        {'role': 'user', 'content': person.context},
+        {'role': 'assistant', 'content': text, 'rewards': scores},
+    ]
+    return {'person': person.user, 'facts': [person.kind] if person.kind else [], 'turns': turns}

@@ -1,0 +1,262 @@
+"""What PAL has found out about a population: a table of methods, curves by K and by n, people and prototypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pal_jax.data.comparisons import Comparisons
+from pal_jax.evals import mixed_logit, people
+from pal_jax.evals.panel import Trial, new_accuracy, newcomers, population, seen_accuracy
+from pal_jax.evals.preference import Accuracy, accuracy, choose, gain, majority, mean_and_error
+from pal_jax.learners.ideal_point import IdealPointLearner, PALState
+from pal_jax.models import ideal_point
+from pal_jax.types import Exhibit
+
+TITLES = {
+    'shared': 'one model for all (K = 1)',
+    'pal': 'PAL, K chosen on validation',
+    'shuffled': 'PAL, shuffled user ids',
+    'embedding': 'user embedding',
+    'own': 'a model of their own each',
+    'majority': 'majority vote on the same pair',
+    'mixed_logit': 'mixed logit (xlogit)',
+}
+SHOWN_ITEMS = 2000  # whose rewards tell what a prototype likes
+
+States = Mapping[str, PALState]
+
+
+class Panel(NamedTuple):
+    """What is compared: PAL's models are named `K=...`, others as in `TITLES`."""
+
+    data: Comparisons
+    trials: Sequence[Trial]
+    learners: Mapping[str, IdealPointLearner]
+    prototypes: tuple[int, ...]
+    counts: tuple[int, ...]
+    toward: Literal['population', 'zero']
+
+
+class Method(NamedTuple):
+    """Accuracies by split: on seen people's new choices, and on new people by number of their known comparisons."""
+
+    seen: Sequence[Accuracy]
+    new: Sequence[Sequence[Accuracy]]
+    shared_parameters: float
+    parameters_a_user: float
+
+
+class Results(NamedTuple):
+    """`by_prototypes`: part of the data -> K -> accuracies by split; `chosen`: K by trial; `counts`: of comparisons."""
+
+    methods: Mapping[str, Method]
+    by_prototypes: Mapping[str, Mapping[int, Sequence[Accuracy]]]
+    chosen: Sequence[int]
+    counts: tuple[int, ...]
+
+
+def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
+    """Everything that is compared, on every trial. `others` are methods without a learner: majority, mixed_logit."""
+    data, trials, learners = panel.data, panel.trials, panel.learners
+    new = newcomers(data, trials)
+    counts = (*(count for count in panel.counts if count < new.most), new.most)
+    measured: dict[str, Method] = {}
+    for name, learner in learners.items():
+        prior = population(state[name])
+        prior = prior if panel.toward == 'population' else jnp.zeros_like(prior)
+        measured[name] = Method(
+            seen_accuracy(learner, state[name], data, trials, 'test'),
+            new_accuracy(learner, state[name], new, counts, prior),
+            sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params)),
+            0 if name == 'K=1' else learner.pal.logits,
+        )
+    validation = {
+        K: seen_accuracy(learners[f'K={K}'], state[f'K={K}'], data, trials, 'validation') for K in panel.prototypes
+    }
+    chosen = choose({K: [each.pairs for each in row] for K, row in validation.items()})
+    true, false = ([r for r, trial in enumerate(trials) if trial.shuffled == wanted] for wanted in (False, True))
+    methods = {'shared': _of(measured['K=1'], true), 'pal': _chosen(measured, chosen, true)}
+    if false:
+        methods['shuffled'] = _chosen(measured, chosen, false)
+    methods |= {name: _of(method, true) for name, method in measured.items() if not name.startswith('K=')}
+    methods |= {name: OTHERS[name](data, [trials[r] for r in true], counts) for name in others}
+    parts = {
+        'seen people, validation': validation,
+        'seen people, test': {K: measured[f'K={K}'].seen for K in panel.prototypes},
+        'new people, all their comparisons': {K: measured[f'K={K}'].new[-1] for K in panel.prototypes},
+    }
+    by_prototypes = {part: {K: [row[r] for r in true] for K, row in rows.items()} for part, rows in parts.items()}
+    if false:
+        by_prototypes['seen people, shuffled ids'] = {
+            K: [measured[f'K={K}'].seen[r] for r in false] for K in panel.prototypes
+        }
+    return Results(methods, by_prototypes, chosen, counts)
+
+
+def _of(method: Method, trials: Sequence[int]) -> Method:
+    return method._replace(seen=[method.seen[r] for r in trials], new=[[row[r] for r in trials] for row in method.new])
+
+
+def _chosen(measured: Mapping[str, Method], chosen: Sequence[int], trials: Sequence[int]) -> Method:
+    """PAL with each trial's own K."""
+    each = [measured[f'K={chosen[r]}'] for r in trials]
+    return Method(
+        [method.seen[r] for method, r in zip(each, trials, strict=True)],
+        [[method.new[n][r] for method, r in zip(each, trials, strict=True)] for n in range(len(each[0].new))],
+        float(np.mean([method.shared_parameters for method in each])),
+        float(np.mean([method.parameters_a_user for method in each])),
+    )
+
+
+# --- methods without a learner ----------------------------------------------------------------------------------------
+
+
+def _by_vote(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
+    """What seen people chose between the same two items; nothing of a person's own counts."""
+    differences = data.chosen - data.rejected
+
+    def of(trial: Trial, index: np.ndarray) -> Accuracy:
+        return accuracy(majority(differences[trial.split.train], differences[index]), data.users[index])
+
+    new = [of(trial, trial.split.new_test) for trial in trials]
+    return Method([of(trial, trial.split.test) for trial in trials], [new for _ in counts], 0, 0)
+
+
+def _by_mixed_logit(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
+    """Each person's coefficients have a posterior given the person's known comparisons: the training part, or n."""
+    differences, users = data.chosen - data.rejected, data.users
+    new = newcomers(data, trials)
+    seen, rows = [], [[] for _ in counts]
+    for r, trial in enumerate(trials):
+        train, test, asked = trial.split.train, trial.split.test, trial.split.new_test
+        model = mixed_logit.fit(differences[train], users[train], trial.seed)
+        found = mixed_logit.margins(model, differences[train], users[train], differences[test], users[test])
+        seen.append(accuracy(found, users[test]))
+        for row, count in zip(rows, counts, strict=True):
+            known = trial.split.fit[new.rank[r, : len(trial.split.fit)] < count]
+            found = mixed_logit.margins(model, differences[known], users[known], differences[asked], users[asked])
+            row.append(accuracy(found, users[asked]))
+    return Method(seen, rows, 2 * differences.shape[1], 0)
+
+
+OTHERS: dict[str, Callable[..., Method]] = {'majority': _by_vote, 'mixed_logit': _by_mixed_logit}
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def make_record(results: Results) -> dict[str, Any]:
+    """Numbers with standard errors over splits, lists by K and by number of comparisons."""
+    record: dict[str, Any] = {}
+    for name, method in results.methods.items():
+        for key, values in (('seen', method.seen), ('new', method.new[-1])):
+            _put(record, f'{key}_{name}', mean_and_error([each.pairs for each in values]))
+    pal, shared = results.methods['pal'], results.methods['shared']
+    _put(record, 'seen_gain', gain(_pairs(pal.seen), _pairs(shared.seen)))
+    _put(record, 'new_gain', gain(_pairs(pal.new[-1]), _pairs(shared.new[-1])))
+    record['chosen_prototypes'] = list(results.chosen)
+    for part, rows in results.by_prototypes.items():
+        record[f'{part.replace(",", "").replace(" ", "_")}_by_prototypes'] = [_mean(row) for row in rows.values()]
+    record['known_comparisons'] = list(results.counts)
+    record |= {f'new_{name}_by_known': [_mean(row) for row in method.new] for name, method in results.methods.items()}
+    return record
+
+
+def _put(record: dict[str, Any], key: str, figure: tuple[float, float]) -> None:
+    record[key] = figure[0]
+    if np.isfinite(figure[1]):
+        record[f'{key}_se'] = figure[1]
+
+
+def _pairs(row: Sequence[Accuracy]) -> list[float]:
+    return [each.pairs for each in row]
+
+
+def _mean(row: Sequence[Accuracy]) -> float:
+    return float(np.mean(_pairs(row)))
+
+
+def make_exhibits(panel: Panel, state: States, results: Results) -> list[Exhibit]:
+    """For the report; the people and prototypes are those of the first split."""
+    curves = {TITLES[name]: _curve(method.new) for name, method in results.methods.items()}
+    by_prototypes = {part: _curve(list(rows.values())) for part, rows in results.by_prototypes.items()}
+    K = results.chosen[0]
+    return [
+        Exhibit('Who is foretold how well', _verdict(results), table=_table(results)),
+        Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
+        Exhibit('New people', picture=people.plot_by_comparisons(curves, results.counts)),
+        *(_portrait(panel, state[f'K={K}'], panel.learners[f'K={K}']) if K > 1 else ()),
+    ]
+
+
+def _curve(rows: Sequence[Sequence[Accuracy]]) -> people.Curve:
+    return [mean_and_error(_pairs(row)) for row in rows]
+
+
+def _verdict(results: Results) -> str:
+    parts, (pal, shared) = [], (results.methods[name] for name in ('pal', 'shared'))
+    for who, ours, theirs in (
+        ("seen people's new choices", pal.seen, shared.seen),
+        ('new people', pal.new[-1], shared.new[-1]),
+    ):
+        mean, error = gain(_pairs(ours), _pairs(theirs))
+        in_errors = f', {mean / error:.1f} standard errors' if error > 0 else ''
+        parts.append(f'{who}: PAL {mean:+.3f} over the shared model{in_errors}')
+    count = len(pal.seen)
+    true, false = (', '.join(map(str, part)) for part in (results.chosen[:count], results.chosen[count:]))
+    control = f'; with shuffled ids: {false}' if false else ''
+    return f'{"; ".join(parts)}. K by split: {true}{control}.'
+
+
+def _table(results: Results) -> list[list[str]]:
+    """Accuracy ± standard error over splits. Each person alike, and the worst tenth of them, are of seen people."""
+    middle = len(results.counts) // 2
+    head = ['', 'seen people', 'each person alike', 'worst tenth', 'new, none known']
+    head += [f'{results.counts[middle]} known', 'all known', 'parameters', 'a user']
+    rows = [head]
+    for name, method in results.methods.items():
+        cells = [method.seen, method.new[0], method.new[middle], method.new[-1]]
+        seen, none, some, known = (_cell(_pairs(row)) for row in cells)
+        alike, worst = (_cell([getattr(each, key) for each in method.seen]) for key in ('people', 'worst'))
+        sizes = (f'{size:.3g}' for size in (method.shared_parameters, method.parameters_a_user))
+        rows.append([TITLES[name], seen, alike, worst, none, some, known, *sizes])
+    return rows
+
+
+def _cell(values: Sequence[float]) -> str:
+    mean, error = mean_and_error(values)
+    return f'{mean:.3f} ± {error:.3f}' if np.isfinite(error) else f'{mean:.3f}'
+
+
+def _portrait(panel: Panel, state: PALState, learner: IdealPointLearner) -> list[Exhibit]:
+    """The people of the first split among its prototypes, and what these like."""
+    data, pal = panel.data, learner.pal
+    seen = np.unique(data.users[panel.trials[0].split.train])
+    mixtures = np.asarray(ideal_point.weights(pal, state.users.z[0][seen]))
+    order = np.argsort(-mixtures.mean(axis=0))
+    params = jax.tree.map(lambda x: x[0], state.params)
+    index = np.random.default_rng(0).permutation(len(data.users))[:SHOWN_ITEMS]
+    items, prompt = jnp.asarray(data.chosen[index]), None if data.prompt is None else jnp.asarray(data.prompt[index])
+
+    def rewards(k: int) -> np.ndarray:
+        w = jnp.zeros((len(index), pal.prototypes)).at[:, k].set(1.0)
+        return np.asarray(ideal_point.item_reward(params, pal, ideal_point.user_point(params, pal, w, prompt), items))
+
+    effects = people.linear_effects(np.stack([rewards(int(k)) for k in order]), np.asarray(items))
+    table = [['prototype', 'mean weight', 'largest for', 'likes most', 'likes least']]
+    for number, k in enumerate(order):
+        mostly = np.mean(mixtures.argmax(axis=1) == k)
+        words = people.in_words(effects[number], data.attributes)
+        table.append([str(number + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *words])
+    return [
+        Exhibit('The people', picture=people.plot_simplex(mixtures[:, order])),
+        Exhibit(
+            'The prototypes', 'Effects on the reward of one standard deviation of an attribute.', table,
+            people.plot_effects(effects, data.attributes) if len(data.attributes) <= 30 else b'',
+        ),
+    ]  # fmt: skip

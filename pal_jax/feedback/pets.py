@@ -1,0 +1,84 @@
+"""People who like dogs or cats: made-up choices on which PLUS is tried first (after Pets of VPL, arXiv 2408.10075).
+
+A sentence is an animal and a predicate that fits every animal, so nothing but the animal tells the sides of a choice
+apart. Everyone likes birds best and rabbits least; half of the people like dogs better than cats, the others cats. What
+is told of a person are four choices, two of which say nothing about that.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+from pal_jax.types import Choice, History
+
+Split = Literal['train', 'test', 'animals']
+
+PROMPT = 'Write a sentence about an animal.'
+KINDS = ('dogs', 'cats')
+OTHER_KINDS = ('horses', 'hamsters')
+EVERYONE = ('birds', 'rabbits')  # liked best, liked least
+
+TRAINED = (
+    'nap in the afternoon, wake up early, look out of the window, enjoy a warm spot, like fresh water, '
+    'notice every sound, remember friendly faces, need a quiet corner, play in the garden, get used to '
+    'routines, learn where the food is, keep their coats clean, stretch after sleeping, follow a moving '
+    'shadow, rest on soft blankets, wait by the door, grow quickly in spring, dislike loud music, explore '
+    'new rooms, recognise their home, eat small meals, hide when it thunders, enjoy a gentle voice, watch '
+    'the rain, chase falling leaves, calm down at night, sit beside the stove, greet the morning, travel '
+    'in small boxes, get curious about bags, react to bright lights, visit the vet each year, live for '
+    'many years, sleep longer in winter, like to be near people, listen to footsteps, carry things '
+    'around, fit into small flats, leave marks on the floor, show when they are tired'
+).split(', ')
+HELD = (
+    'drink from a bowl, dream while they sleep, enjoy the evening sun, feel safe in the dark, turn at '
+    'their names, roll in dry grass, wander along the fence, trust slow movements, cheer up lonely '
+    'people, shed in summer'
+).split(', ')
+
+
+def make_people(count: int, *, seed: int, split: Split, labelled: bool = True) -> list[History]:
+    """As many people, half of each kind. Of one person no predicate stands in two choices.
+
+    Args:
+      split: in `test` what is judged has predicates that nobody in `train` has met, in `animals` it is about animals
+        that they have not met, too, and so is what is told.
+      labelled: whether what is told of a person says which side was liked.
+    """
+    rng = random.Random(f'{split} {seed}')
+    kinds = OTHER_KINDS if split == 'animals' else KINDS
+
+    def person(number: int) -> History:
+        kind, other = kinds[number % 2], kinds[1 - number % 2]
+        told = rng.sample(TRAINED, 8)
+        rest = [each for each in TRAINED if each not in told]
+        one, two, *judged = rng.sample(rest if split == 'train' else HELD, 6)
+        pairs = rng.sample([(kind, other), (kind, other), EVERYONE, EVERYONE], 4)
+        past = [_choice(*pair, *told[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
+        return History(
+            user=f'{split} {number}',
+            context='\n'.join(line(choice, rng, labelled) for choice in past),
+            reward=_choice(kind, other, *judged[:2]),
+            train=_choice(kind, other, *judged[2:]),
+            # With its sides swapped, too: what a predicate is worth cancels out.
+            held=(_choice(kind, other, one, two), _choice(kind, other, two, one)),
+            kind=kind,
+        )
+
+    return [person(number) for number in range(count)]
+
+
+def _choice(liked: str, other: str, one: str, two: str) -> Choice:
+    return Choice(PROMPT, _sentence(liked, one), _sentence(other, two))
+
+
+def _sentence(animal: str, predicate: str) -> str:
+    return f'{animal.capitalize()} {predicate}.'
+
+
+def line(choice: Choice, rng: random.Random, labelled: bool) -> str:
+    """A past choice, its sides in random order."""
+    labels = ('Liked', 'Disliked') if labelled else ('Read', 'Read')
+    sides = list(zip(labels, (choice.chosen, choice.rejected), strict=True))
+    rng.shuffle(sides)
+    return ' '.join(f'{label}: {sentence}' for label, sentence in sides)

@@ -1,0 +1,39 @@
+"""What a summariser is asked, what its answer is, and what a reward model reads of it (PLUS, arXiv 2507.13579).
+
+The words are ours.
+"""
+
+from __future__ import annotations
+
+from pal_jax.types import Chat
+
+MARKER = '##Summary'
+
+_ASK = """These are choices of one person between two texts:
+{context}
+
+In one short sentence, say what this person prefers, not what the texts are about. Start with {marker}"""
+
+_KNOWN = """About the person who will read your answer: {summary}
+Keep that in mind.
+
+{prompt}"""
+
+
+def ask(context: str) -> Chat:
+    """For the model that writes the summary."""
+    return [{'role': 'user', 'content': _ASK.format(context=context, marker=MARKER)}]
+
+
+def extract(completion: str) -> str:
+    """The summary in a completion: what follows the marker it starts with, or all of it, on one line.
+
+    It is read from the completion alone, so nothing of the prompt can get into it (rlpa_plus III.6-3).
+    """
+    return ' '.join(completion.strip().removeprefix(MARKER).split())
+
+
+def question(summary: str, prompt: str) -> Chat:
+    """The user's message that a reply is judged after; without a summary the prompt alone."""
+    text = _KNOWN.format(summary=summary, prompt=prompt) if summary else prompt
+    return [{'role': 'user', 'content': text}]

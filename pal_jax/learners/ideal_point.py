@@ -1,0 +1,233 @@
+"""PAL with its users: parameters that all share, a table of users, and their updates.
+
+    state = learner.init(seeds)                      # a replica a seed, side by side on the leading axis
+    state, metrics = learner.update(state, batches)  # many updates of each replica, one program
+    z = learner.fit(state.params, pairs, weight)     # new users: their logits alone, nothing else moves
+    margins = learner.margins(state.params, z, pairs)
+
+A batch moves the users who have a pair in it and no others: rows are gathered, moved by an Adam of their own (its
+moments and its count of updates stand in the table) and put back. So a step costs what its pairs cost, however many
+users there are, and a user who is not in it keeps every bit. The table lies over the mesh by users.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from pal_jax.models import ideal_point
+from pal_jax.models import params as model_params
+from pal_jax.models.ideal_point import PAL
+from pal_jax.models.params import Params, ParamSpec
+from pal_jax.objectives.preference import PairLoss, bound, pair_loss
+from pal_jax.runtime import sharding
+from pal_jax.types import PairBatch
+
+BATCH = (None, None, 'batch')  # replicas, updates, pairs
+
+
+class Rates(NamedTuple):
+    """Adam's rates by group, as PAL has them, and its moments; `projector_decay` is the L2 form."""
+
+    projector: float = 1e-4
+    projector_decay: float = 0.01
+    prototypes: float = 5e-3
+    users: float = 5e-3
+    log_scale: float = 1e-1
+    b1: float = 0.9
+    b2: float = 0.999
+
+
+class Loss(NamedTuple):
+    """`pull` is the precision of users' Gaussian prior: a user of n pairs loses `pull |z|² / 2` beside n pair losses.
+
+    `bound` is an upper limit on the length of users' points, 0 for none; what is above it is added times `bound_coef`.
+    """
+
+    name: PairLoss = 'logistic'
+    options: tuple[tuple[str, float], ...] = ()
+    pull: float = 0.0
+    bound: float = 0.0
+    bound_coef: float = 1.0
+
+
+class NewUsers(NamedTuple):
+    """How a new user's logits are fitted: Adam from z = 0 on all of the user's pairs."""
+
+    steps: int = 300
+    lr: float = 5e-2
+    pull: float = 1.0
+
+
+class UserTable(struct.PyTreeNode):
+    """Logits, their Adam moments, and how many updates each user has had."""
+
+    z: Float[Array, 'U K']
+    m: Float[Array, 'U K']
+    v: Float[Array, 'U K']
+    updates: Int[Array, ' U']
+
+
+class PALState(struct.PyTreeNode):
+    """A leading axis of replicas stands before every shape."""
+
+    seed: Int[Array, '']
+    step: Int[Array, '']
+    params: Params
+    opt_state: optax.OptState
+    users: UserTable
+
+
+class IdealPointLearner:
+    """Functions over `PALState`; the object holds only what is static.
+
+    Args:
+      users: how many; the table is rounded up to what divides over the mesh.
+      z_std: of users' first logits; 0 starts all in the middle.
+    Raises:
+      ValueError: there are more prototypes than users.
+    """
+
+    def __init__(
+        self, pal: PAL, loss: Loss, rates: Rates, mesh: Mesh, *, users: int, replicas: int = 1, z_std: float = 0.0,
+        new: NewUsers | None = None,
+    ):  # fmt: skip
+        if pal.prototypes > users:
+            raise ValueError(f'model.prototypes={pal.prototypes} is more than the {users} users; use fewer')
+        self.pal, self.loss, self.rates, self.new, self.mesh = pal, loss, rates, new or NewUsers(), mesh
+        self.optimizer = make_optimizer(rates)
+        ways = mesh.shape['fsdp']
+        table = ParamSpec((-(-users // ways) * ways, pal.logits), ('users', None), jax.nn.initializers.normal(z_std))
+        self._specs = {'params': ideal_point.specs(pal), 'z': table}
+        shapes = jax.eval_shape(jax.vmap(self._new_state), jax.ShapeDtypeStruct((replicas,), jnp.int32))
+        self.abstract: PALState = jax.tree_util.tree_map_with_path(self._place, shapes)
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
+        self.init = jax.jit(jax.vmap(self._new_state), out_shardings=shardings)
+        self._updates = jax.jit(
+            jax.vmap(self._many), donate_argnums=0, in_shardings=(shardings, sharding.sharding(mesh, BATCH)),
+            out_shardings=(shardings, sharding.replicated(mesh)),
+        )  # fmt: skip
+        self.fit = jax.jit(jax.vmap(self._fit), out_shardings=sharding.replicated(mesh))
+        self.margins = jax.jit(jax.vmap(self._margins), out_shardings=sharding.replicated(mesh))
+
+    def _place(self, path, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        of_users = any(getattr(key, 'name', None) == 'users' for key in path)
+        axes = (None, 'users', None)[: leaf.ndim] if of_users else ()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding(self.mesh, axes))
+
+    def _new_state(self, seed: Int[Array, '']) -> PALState:
+        drawn = model_params.init(self._specs, jax.random.key(seed))
+        params, z = drawn['params'], drawn['z']
+        users = UserTable(z, jnp.zeros_like(z), jnp.zeros_like(z), jnp.zeros(z.shape[:1], jnp.int32))
+        return PALState(seed, jnp.zeros((), jnp.int32), params, self.optimizer.init(params), users)
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def update(self, state: PALState, batches: PairBatch) -> tuple[PALState, dict[str, Array]]:
+        """One update for each of the batches `[replicas, updates, B]`; metrics are means over them, by replica."""
+        return self._updates(state, sharding.put_batch(batches, self.mesh, BATCH))
+
+    def _many(self, state: PALState, batches: PairBatch) -> tuple[PALState, dict[str, Array]]:
+        state, metrics = jax.lax.scan(self._one, state, batches)
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    def _one(self, state: PALState, batch: PairBatch) -> tuple[PALState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        table, size = state.users, batch.users.shape[0]
+        rows, place = jnp.unique(batch.users, return_inverse=True, size=size, fill_value=table.z.shape[0])
+        mine = jax.tree.map(lambda x: x.at[rows].get(mode='fill', fill_value=0), table)
+
+        def loss(params: Params, z: Array) -> tuple[Array, Array]:
+            each, margin = self._losses(params, z[place], batch, key)
+            return jnp.mean(each), margin
+
+        value = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        (total, margin), (grads, z_grads) = value(state.params, mine.z)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        mine = adam_rows(mine, z_grads, self.rates.users, self.rates.b1, self.rates.b2)
+        table = jax.tree.map(lambda x, new: x.at[rows].set(new, mode='drop', unique_indices=True), table, mine)
+        params = optax.apply_updates(state.params, updates)
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, users=table)
+        return state, {'loss': total, 'accuracy': jnp.mean(correct(margin))}
+
+    def _losses(self, params: Params, z: Array, batch: PairBatch, key: Array | None) -> tuple[Array, Array]:
+        """Loss and margin of each pair, for users' logits by pair."""
+        u, margin = self._judge(params, z, batch, training=True, key=key)
+        each = pair_loss(margin, self.loss.name, **dict(self.loss.options))
+        if self.loss.pull:
+            each = each + self.loss.pull / 2 * batch.share * jnp.sum(jnp.square(z), axis=-1)
+        if self.loss.bound:
+            each = each + self.loss.bound_coef * bound(u, self.loss.bound)
+        return each, margin
+
+    def _judge(
+        self, params: Params, z: Array, batch: PairBatch, *, training: bool = False, key: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Users' points, and what chosen items are worth to them above rejected ones; a key brings noise."""
+        mix, point, *items = [None] * 4 if key is None else jax.random.split(key, 4)
+        w = ideal_point.weights(self.pal, z, training=training, key=mix)
+        u = ideal_point.user_point(params, self.pal, w, batch.prompt, point)
+        chosen, rejected = (
+            ideal_point.item_reward(params, self.pal, u, x, k)
+            for x, k in zip((batch.chosen, batch.rejected), items, strict=True)
+        )
+        return u, chosen - rejected
+
+    # --- new users ---------------------------------------------------------------------------------------------------
+
+    def _fit(
+        self, params: Params, pairs: PairBatch, weight: Float[Array, ' B'], prior: Float[Array, 'U K']
+    ) -> Float[Array, 'U K']:
+        """Logits of new users, numbered from 0 in `pairs`, who start at 0 and are pulled to `prior`."""
+        adam = optax.adam(self.new.lr)
+
+        def loss(z: Array) -> Array:
+            _, margin = self._judge(params, z[pairs.users], pairs, training=True)
+            each = pair_loss(margin, self.loss.name, **dict(self.loss.options))
+            return jnp.sum(weight * each) + self.new.pull / 2 * jnp.sum(jnp.square(z - prior))
+
+        def step(carry, _):
+            z, moments = carry
+            updates, moments = adam.update(jax.grad(loss)(z), moments)
+            return (z + updates, moments), None
+
+        start = jnp.zeros_like(prior)
+        (z, _), _ = jax.lax.scan(step, (start, adam.init(start)), length=self.new.steps)
+        return z
+
+    def _margins(self, params: Params, z: Float[Array, 'U K'], pairs: PairBatch) -> Float[Array, ' B']:
+        return self._judge(params, z[pairs.users], pairs)[1]
+
+
+def adam_rows(rows: UserTable, grads: Float[Array, 'B K'], lr: float, b1: float, b2: float) -> UserTable:
+    """Adam (Kingma & Ba 2015) on the rows at hand, each at its own count of updates."""
+    updates = rows.updates + 1
+    m, v = b1 * rows.m + (1 - b1) * grads, b2 * rows.v + (1 - b2) * jnp.square(grads)
+    t = updates[:, None].astype(jnp.float32)
+    direction = m / (1 - b1**t) / (jnp.sqrt(v / (1 - b2**t)) + 1e-8)
+    return UserTable(rows.z - lr * direction, m, v, updates)
+
+
+def make_optimizer(rates: Rates) -> optax.GradientTransformation:
+    """Of all that users share: Adam with a rate a group."""
+    adam = functools.partial(optax.adam, b1=rates.b1, b2=rates.b2)
+    projector = optax.chain(optax.add_decayed_weights(rates.projector_decay), adam(rates.projector))
+    groups: dict[Any, Any] = {
+        'f': projector,
+        'g': projector,
+        'P': adam(rates.prototypes),
+        'log_scale': adam(rates.log_scale),
+    }
+    return optax.partition(groups, lambda params: {name: name for name in params})
+
+
+def correct(margin: Float[Array, '*S']) -> Float[Array, '*S']:
+    """1 where the chosen item is worth more, 1/2 where both are worth the same."""
+    return (jnp.sign(margin) + 1.0) / 2.0

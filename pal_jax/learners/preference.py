@@ -1,0 +1,79 @@
+"""A policy that learns from pairs of completions (DPO and its relatives, see `objectives.dpo`).
+
+    state, metrics = learner.prefer(state, batch)    # one step
+    metrics = learner.compare(state, batch)[1]       # the same figures, and nothing learnt
+
+A loss of whole completions needs their log-probs before any gradient can be made. They are computed first, by
+micro-batches; the gradient by each log-prob is then a constant, and the update a weighted imitation with the
+machinery of that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, get_args
+
+import jax
+from jaxtyping import Array, Float
+
+from pal_jax.learners.policy import PolicyLearner, PolicyState, actor_params
+from pal_jax.learners.ppo import by_sample
+from pal_jax.learners.training import floats
+from pal_jax.objectives.dpo import PairLoss, preference
+from pal_jax.types import Metrics, TokenBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class DPO:
+    """Hyper-parameters under the papers' names.
+
+    Raises:
+      ValueError: a value that is not one of those known.
+    """
+
+    loss: PairLoss = 'sigmoid'
+    beta: float = 0.1
+    label_smoothing: float = 0.0  # the chance that a pair is the wrong way round; of `sigmoid` alone
+    reference_free: bool = False
+
+    def __post_init__(self):
+        if self.loss not in get_args(PairLoss):
+            raise ValueError(f'dpo.loss={self.loss!r}; use one of {", ".join(get_args(PairLoss))}')
+        if self.beta <= 0:
+            raise ValueError(f'dpo.beta={self.beta} must be above 0')
+        if not 0 <= self.label_smoothing < 0.5 or (self.label_smoothing and self.loss != 'sigmoid'):
+            raise ValueError(f"dpo.label_smoothing={self.label_smoothing} must be in [0, 0.5), and 0 unless 'sigmoid'")
+
+
+class PreferenceLearner(PolicyLearner):
+    """`PolicyLearner` for batches whose neighbouring completions are pairs, the chosen one first."""
+
+    def __init__(self, dpo: DPO, *args: Any, **kwargs: Any):
+        super().__init__(*args, anchored=not dpo.reference_free, **kwargs)
+        self.dpo = dpo
+
+    def prefer(self, state: PolicyState, batch: TokenBatch) -> tuple[PolicyState, Metrics]:
+        """One step on the mean loss of the pairs."""
+        gradient, metrics = self.compare(state, batch)
+        state, _, norm = self.imitate_weighted(state, batch, -gradient)
+        return state, metrics | floats({'grad_norm': norm})
+
+    def compare(self, state: PolicyState, batch: TokenBatch) -> tuple[Float[Array, 'R N A'], Metrics]:
+        """The gradient of the mean loss by each log-prob, and the figures of `objectives.dpo.preference`."""
+        logprobs = self.logprobs(actor_params(state), batch)
+        reference = None if self.dpo.reference_free else self.logprobs(self.reference(state), batch)
+        gradient, metrics = self._preference(logprobs, reference, batch.acts)
+        return gradient, floats(metrics)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _preference(self, logprobs: Array, reference: Array | None, acts: Array) -> tuple[Array, dict[str, Array]]:
+        gradient, metrics = preference(
+            by_sample(logprobs),
+            None if reference is None else by_sample(reference),
+            by_sample(acts),
+            loss=self.dpo.loss,
+            beta=self.dpo.beta,
+            label_smoothing=self.dpo.label_smoothing,
+        )
+        return gradient.reshape(acts.shape), metrics

@@ -1,0 +1,154 @@
+"""What every learner of a decoder does: parameters that train and that do not, where they lie, micro-batches, gradients
+that are summed, the optimiser's step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from pal_jax.models import lora
+from pal_jax.models import params as model_params
+from pal_jax.models.params import Params, ParamSpec
+from pal_jax.runtime import sharding
+from pal_jax.runtime.optim import moment_axes
+from pal_jax.types import Metrics, TokenBatch
+
+
+class Lora(NamedTuple):
+    """Low-rank adapters in place of full parameters (Hu et al. 2021).
+
+    `dropout` is on in updates and off in `annotate`, `weights` and whatever decodes them, so with it the ratios of the
+    first minibatch are not 1: `first_ratio_deviation` and `approx_kl` then measure the dropout too.
+    """
+
+    rank: int
+    alpha: float
+    targets: str | tuple[str, ...]
+    dropout: float = 0.0
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What `models.lora` makes adapters from."""
+        return {'rank': self.rank, 'alpha': self.alpha, 'targets': self.targets}
+
+
+class TrainState(struct.PyTreeNode):
+    """Trainable parameters, the frozen ones they are adapters of (empty without LoRA), and the optimiser."""
+
+    params: Params
+    frozen: Params
+    opt_state: optax.OptState
+
+
+def join(trainable: Params, frozen: Params) -> Params:
+    """The whole model: adapters on what they adapt, or the parameters themselves."""
+    return lora.join(trainable, frozen) if frozen else trainable
+
+
+def merged(state: TrainState) -> Params:
+    """Plain weights that compute what the state's do."""
+    return lora.merge(join(state.params, state.frozen))
+
+
+zeros = jax.jit(lambda params: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params))
+
+
+def trained_specs(specs: Params, adapters: Lora | None) -> dict[tuple[str, ...], ParamSpec]:
+    """Specs by the path of a leaf, those of adapters included."""
+    trees = lora.split(lora.lora_specs(specs, **adapters.shape)) if adapters else (specs,)
+    leaves = [
+        leaf for tree in trees for leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=model_params.is_spec)
+    ]
+    return {_names(path): spec for path, spec in leaves}
+
+
+def placed(shapes: Any, specs: dict[tuple[str, ...], ParamSpec], mesh: Mesh) -> Any:
+    """A leaf whose path ends as a parameter's does (its moments, say) lies as the parameter lies; others everywhere."""
+
+    def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = _names(path)
+        start = next((i for i in range(len(names)) if names[i:] in specs), len(names))
+        axes = ()
+        if start < len(names):
+            spec = specs[names[start:]]
+            axes = moment_axes(names[:start], spec.shape, spec.axes, leaf.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding(mesh, axes))
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', '')))) for key in path)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def take(batch: Any, index: Array | np.ndarray, mesh: Mesh) -> Any:
+    """These rows of a batch, over the mesh as it was."""
+    place = sharding.sharding(mesh, ('batch',))
+    return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[index], batch), place)
+
+
+def micro_batches(tree: Any, mesh: Mesh, micro_rows: int) -> Iterator[Any]:
+    """Neighbouring rows, up to `micro_rows` a device at a time, without the columns that are padding in all."""
+    height = jax.tree.leaves(tree)[0].shape[0]
+    each = height // sharding.batch_ways(mesh)
+    parts = next(k for k in range(1, each + 1) if each % k == 0 and each // k <= micro_rows)
+    for index in np.split(np.arange(height), parts):
+        part = tree if parts == 1 else take(tree, index, mesh)
+        yield jax.tree.map(trim, part, is_leaf=lambda x: isinstance(x, TokenBatch))
+
+
+def trim(x: Any, multiple: int = 128) -> Any:
+    """A `TokenBatch` cut to its longest row, rounded up so that the programs to compile stay few; others unchanged."""
+    if not isinstance(x, TokenBatch):
+        return x
+    longest = max(int(jnp.max(jnp.sum(x.segments > 0, axis=1))), 1)  # a batch may be short: rows of padding alone
+    length = min(x.tokens.shape[1], -(-longest // multiple) * multiple)
+    columns = {name: getattr(x, name)[:, :length] for name in ('tokens', 'positions', 'segments', 'prefix')}
+    return x.replace(**columns)
+
+
+def accumulate(
+    loss: Callable[[Params], tuple[Array, Any]], params: Params, grads: Params
+) -> tuple[tuple[Array, Any], Params]:
+    """`loss(params)`, which is a number and something else, and `grads` with its gradient added.
+
+    The backward pass adds into the sum as it goes, a layer at a time where layers are scanned, so that no second copy
+    of their gradients exists.
+    """
+    sums = jax.tree.map(jax.new_ref, grads)
+    pull: Any  # its declared type lacks `with_refs`
+    value, pull, rest = jax.vjp(loss, params, has_aux=True)
+    pull.with_refs(sums)(jnp.ones_like(value))
+    return (value, rest), jax.tree.map(jax.freeze, sums)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def apply(optimizer: optax.GradientTransformation, state: TrainState, grads: Params) -> tuple[TrainState, Array]:
+    """The optimiser's step and the gradients' norm; where that is not finite, no step."""
+    norm = optax.global_norm(grads)
+
+    def step() -> TrainState:
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+
+    return jax.lax.cond(jnp.isfinite(norm), step, lambda: state), norm
+
+
+def skipped(before: Array, norm: Array) -> Array:
+    """How many updates in a row were not made."""
+    return jnp.where(jnp.isfinite(norm), 0, before + 1)
+
+
+def floats(metrics: dict[str, Any]) -> Metrics:
+    """Device scalars as Python numbers, in one transfer."""
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}

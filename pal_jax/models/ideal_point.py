@@ -1,0 +1,251 @@
+"""PAL (arXiv 2406.08469): a user is a mixture of K prototypes, and an item is the better the closer it is to them.
+
+PAL-A mixes K points, PAL-B mixes K functions of the prompt. Everything here is a function of parameters `f` (items'
+projector), `P` (prototypes) or `g` (their projectors, stacked), `log_scale`, and of a user's logits `z`.
+
+Letters: `B` pairs, `K` prototypes, `H` width of an item's vector, `D` width of the space of preferences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pal_jax.models.params import Params, ParamSpec
+
+Rule = Literal['dist', 'normalized_dist', 'angle', 'dot', 'norm']
+Point = Literal['f(Pw)', 'Pw', 'f(P)w', '|f(P)|w']
+Mixture = Literal['softmax', 'gumbel', 'partition', 'free', 'own']
+
+MAX_SCALE = 100.0
+ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': jax.nn.gelu, 'linear': lambda x: x}
+
+
+class Projector(NamedTuple):
+    """`layers` affine maps of the output's width; the last has no activation behind it. 0 layers: the identity."""
+
+    layers: int
+    activation: str = 'linear'
+    dropout: float = 0.0
+    residual: bool = False
+    bias: bool = True
+
+
+def parse_projector(name: str) -> Projector:
+    """`identity`, or `mlp<hidden layers>-<relu|gelu|linear>[-dropout<digits>][-residual][-nobias]`: dropout75 is 0.75.
+
+    Raises:
+      ValueError: the name is of no projector.
+    """
+    if name == 'identity':
+        return Projector(0)
+    parts = re.fullmatch(r'mlp(\d+)-(relu|gelu|linear)(?:-dropout(\d+))?(-residual)?(-nobias)?', name)
+    if not parts:
+        raise ValueError(
+            f'unknown projector {name!r}; use identity or '
+            'mlp<n>-<relu|gelu|linear>[-dropout<digits>][-residual][-nobias]'
+        )
+    hidden, activation, digits, residual, nobias = parts.groups()
+    dropout = int(digits) / 10 ** len(digits) if digits else 0.0
+    return Projector(int(hidden) + 1, activation, dropout, bool(residual), not nobias)
+
+
+@dataclasses.dataclass(frozen=True)
+class PAL:
+    """Which of PAL's models, static under jit.
+
+    variant: 'A', or 'B' with prompts.
+    rule: what an item's reward is, of its vector x and the user's point u.
+      dist `-|f(x) - u|`, normalized_dist the same of unit vectors, angle `cos(f(x), u)`, dot `f(x) . u`,
+      norm `-|f(x - u)|`.
+    scaled: rewards times `min(exp(log_scale), 100)`, which is learnt. The published rules are dist with a hinge (A),
+      angle scaled with cross-entropy (B), dist scaled (their dist-logistic), angle unscaled with a hinge (angle-hinge).
+    point: how PAL-A's mixture w and prototypes P make a point.
+    mixture: how logits z make weights. softmax; gumbel: with noise in training; partition: softmax in training, the
+      largest alone after it; free: 1 and z without bounds (a user embedding); own: z is the point itself, no P.
+
+    Raises:
+      ValueError: a value that is none of these, or two that do not fit.
+    """
+
+    width: int
+    prototypes: int
+    variant: Literal['A', 'B'] = 'A'
+    dim: int = 0  # of preferences; 0: that of items
+    projector: str = 'identity'
+    rule: Rule = 'dist'
+    scaled: bool = False
+    point: Point = 'f(Pw)'
+    mixture: Mixture = 'softmax'
+    tau: float = 1.0
+    prototype_init: Literal['unit', 'expected'] = 'unit'  # rows of norm 1, or N(0, 1/width)
+
+    def __post_init__(self):
+        for key, value, known in (
+            ('variant', self.variant, ('A', 'B')),
+            ('rule', self.rule, get_args(Rule)),
+            ('point', self.point, get_args(Point)),
+            ('mixture', self.mixture, get_args(Mixture)),
+            ('prototype_init', self.prototype_init, ('unit', 'expected')),
+        ):
+            if value not in known:
+                raise ValueError(f'model.{key}={value!r} is unknown; use one of {", ".join(known)}')
+        shape, d = self.shape, self.dim or self.width
+        if d != self.width and (shape.layers == 0 or shape.residual):
+            raise ValueError(f'model.dim={d} is not the width {self.width} of items, which {self.projector} keeps')
+        if self.prototypes < 1 or self.tau <= 0:
+            raise ValueError(f'model.prototypes={self.prototypes} must be at least 1 and tau={self.tau} above 0')
+        if self.variant == 'B' and self.mixture == 'own':
+            raise ValueError("model.mixture='own' has no prototypes, so it has no variant B")
+        if self.rule == 'norm' and (self.variant == 'B' or self.point != 'Pw'):
+            raise ValueError("model.rule='norm' projects x - u, so it needs variant='A' and point='Pw'")
+
+    @property
+    def shape(self) -> Projector:
+        return parse_projector(self.projector)
+
+    @property
+    def logits(self) -> int:
+        """How many numbers a user is."""
+        return {'own': self.width, 'free': self.prototypes - 1}.get(self.mixture, self.prototypes)
+
+
+def specs(pal: PAL) -> Params:
+    """Every parameter but the users'."""
+    d = pal.dim or pal.width
+    tree: Params = {'log_scale': ParamSpec((), (), lambda *_: jnp.log(jnp.float32(1 / 0.07)))} if pal.scaled else {}
+    if pal.shape.layers:
+        tree['f'] = _projector_specs(pal.shape, pal.width, d)
+    if pal.variant == 'B':
+        tree['g'] = _projector_specs(pal.shape, pal.width, d, pal.prototypes)
+    elif pal.mixture != 'own':
+        size = d if pal.point == 'Pw' and pal.rule != 'norm' else pal.width
+        init = _unit_rows if pal.prototype_init == 'unit' else jax.nn.initializers.normal(size**-0.5)
+        tree['P'] = ParamSpec((pal.prototypes, size), (None, None), init)
+    return tree
+
+
+def _projector_specs(shape: Projector, wide: int, out: int, *stack: int) -> list[Params]:
+    layers = []
+    for i in range(shape.layers):
+        rows = wide if i == 0 else out
+        layer = {'weight': ParamSpec((*stack, rows, out), (None,) * (len(stack) + 2), _normal(rows))}
+        if shape.bias:
+            layer['bias'] = ParamSpec((*stack, out), (None,) * (len(stack) + 1), jax.nn.initializers.zeros)
+        layers.append(layer)
+    return layers
+
+
+def _normal(rows: int):
+    return jax.nn.initializers.normal(1.0 / math.sqrt(rows))
+
+
+def _unit_rows(key: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    rows = jax.random.normal(key, shape, dtype)
+    return rows / length(rows)[:, None]
+
+
+def project(layers: list[Params], shape: Projector, x: Float[Array, '*S H'], key: Array | None = None) -> Array:
+    """The projector of `x`; with a key, which is for training, its dropout is on."""
+    hidden = x
+    for i, layer in enumerate(layers):
+        hidden = hidden @ layer['weight']
+        if 'bias' in layer:
+            hidden = hidden + jnp.reshape(layer['bias'], (1,) * (hidden.ndim - 1) + (-1,))
+        if i + 1 < shape.layers:
+            if key is not None and shape.dropout:
+                keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - shape.dropout, hidden.shape)
+                hidden = jnp.where(keep, hidden / (1.0 - shape.dropout), 0.0)
+            hidden = ACTIVATIONS[shape.activation](hidden)
+    return x + hidden if shape.residual else hidden
+
+
+def weights(
+    pal: PAL, z: Float[Array, 'B Z'], *, training: bool = False, key: Array | None = None
+) -> Float[Array, 'B K']:
+    """Users' mixtures: those they are judged by, or those of training, where a key brings Gumbel's noise."""
+    match pal.mixture:
+        case 'own':
+            return z
+        case 'free':
+            return jnp.concatenate([jnp.ones((z.shape[0], 1), z.dtype), z], axis=1)
+        case 'partition' if not training:
+            return jax.nn.one_hot(jnp.argmax(z, axis=-1), pal.prototypes, dtype=z.dtype)
+        case 'gumbel' if key is not None:
+            z = z + jax.random.gumbel(key, z.shape, z.dtype)
+    return jax.nn.softmax(z / pal.tau, axis=-1)
+
+
+def user_point(
+    params: Params, pal: PAL, w: Float[Array, 'B K'], prompt: Float[Array, 'B H'] | None, key: Array | None = None
+) -> Float[Array, 'B D']:
+    """Where users stand, in the space of preferences (of items for rule 'norm').
+
+    `prompt` is the vector of a prompt's last real token, for PAL-B.
+    """
+    if pal.variant == 'B':
+        assert prompt is not None
+        keys = None if key is None else jax.random.split(key, pal.prototypes)
+        axes = (0, None, None if key is None else 0)
+        points = jax.vmap(lambda g, c, k: project(g, pal.shape, c, k), in_axes=axes)(params['g'], prompt, keys)
+        return jnp.einsum('bk,kbd->bd', w, points)
+    if pal.mixture == 'own':
+        return w
+    P, f = params['P'], params.get('f', [])
+    match pal.point:
+        case 'f(Pw)':
+            return project(f, pal.shape, w @ P, key)
+        case 'f(P)w':
+            return w @ project(f, pal.shape, P, key)
+        case '|f(P)|w':
+            points = project(f, pal.shape, P, key)
+            return w @ (points / length(points)[:, None])
+    return w @ P
+
+
+def item_reward(
+    params: Params, pal: PAL, u: Float[Array, 'B D'], x: Float[Array, 'B *T H'], key: Array | None = None
+) -> Float[Array, 'B *T']:
+    """What items, or the tokens of items, are worth to users at `u`."""
+    u = u.reshape(u.shape[0], *(1,) * (x.ndim - 2), u.shape[1])
+    f = params.get('f', [])
+    if pal.rule == 'norm':
+        reward = -length(project(f, pal.shape, x - u, key))
+    else:
+        point = project(f, pal.shape, x, key)
+        match pal.rule:
+            case 'dist':
+                reward = -length(point - u)
+            case 'normalized_dist':
+                reward = -length(point / length(point)[..., None] - u / length(u)[..., None])
+            case 'angle':
+                reward = jnp.sum(point * u, axis=-1) / (length(point) * length(u))
+            case _:
+                reward = jnp.sum(point * u, axis=-1)
+    if not pal.scaled:
+        return reward
+    return jnp.minimum(jnp.exp(params['log_scale']), MAX_SCALE) * reward
+
+
+def checked_mixture(mix: Sequence[float], K: int) -> Float[Array, ' K']:
+    """A mixture of K prototypes as an array.
+
+    Raises:
+      ValueError: it has another length, a weight below 0 or not finite, or does not sum to 1 within 1e-6.
+    """
+    total = math.fsum(mix)
+    if len(mix) != K or not all(weight >= 0 for weight in mix) or not abs(total - 1) <= 1e-6:
+        raise ValueError(f'a mixture of {K} prototypes needs {K} weights of at least 0 that sum to 1, got {list(mix)}')
+    return jnp.asarray(mix, jnp.float32)
+
+
+def length(x: Float[Array, '*S D']) -> Float[Array, '*S']:
+    """The Euclidean norm, with gradient 0 and not NaN at the origin."""
+    return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1), 1e-12))

@@ -1,0 +1,77 @@
+"""Losses on pairs of completions, of which one is preferred (DPO, Rafailov et al. 2023, and its relatives).
+
+A completion's log-ratio is log π(y|x) - log π_ref(y|x), without a reference log π(y|x). Of `h`, the chosen one's minus
+the rejected one's:
+- sigmoid: -log σ(β h), with `label_smoothing` ε: -(1 - ε) log σ(β h) - ε log σ(-β h) (DPO; cDPO, Mitchell 2023);
+- hinge: max(0, 1 - β h) (SLiC, Zhao et al. 2023);
+- ipo: (h - 1 / (2β))², its log-ratios means over tokens (IPO, Azar et al. 2023; Hugging Face's correction).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pal_jax.objectives.masked import keep, masked_mean
+
+PairLoss = Literal['sigmoid', 'hinge', 'ipo']
+
+
+def log_ratios(
+    logprobs: Float[Array, 'B A'], reference: Float[Array, 'B A'] | None, acts: Bool[Array, 'B A'], loss: PairLoss
+) -> Float[Array, ' B']:
+    """The log-ratio of each completion, a sum over its tokens, for `ipo` their mean; 0 where nothing acts."""
+    ratio = logprobs if reference is None else logprobs - reference
+    return masked_mean(ratio, acts, axis=1) if loss == 'ipo' else jnp.sum(keep(ratio, acts), axis=1)
+
+
+def pair_loss(
+    h: Float[Array, ' P'], *, loss: PairLoss, beta: float, label_smoothing: float = 0.0
+) -> Float[Array, ' P']:
+    """The loss of each pair, from its difference of log-ratios."""
+    match loss:
+        case 'sigmoid':
+            right, wrong = jax.nn.log_sigmoid(beta * h), jax.nn.log_sigmoid(-beta * h)
+            return -(1.0 - label_smoothing) * right - label_smoothing * wrong
+        case 'hinge':
+            return jax.nn.relu(1.0 - beta * h)
+        case 'ipo':
+            return jnp.square(h - 1.0 / (2.0 * beta))
+    raise ValueError(f'unknown pair loss {loss!r}; use one of sigmoid, hinge, ipo')
+
+
+def preference(
+    logprobs: Float[Array, 'B A'],
+    reference: Float[Array, 'B A'] | None,
+    acts: Bool[Array, 'B A'],
+    *,
+    loss: PairLoss,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Array, 'B A'], dict[str, Float[Array, '']]]:
+    """The gradient of the mean loss by each log-prob, and what the pairs look like.
+
+    Completions of a pair are neighbours, the chosen one first; a pair without actions is padding. A policy's gradient
+    is then that of `sum(gradient * logprobs)`, a sum over tokens, which may be cut. `accuracy` is the share of pairs
+    whose chosen log-ratio is the larger (a tie is wrong), `margin` the mean of β h.
+    """
+    pairs = jnp.any(acts, axis=1).reshape(-1, 2).all(axis=1)
+
+    def mean_loss(logprobs: Array) -> tuple[Array, Array]:
+        ratios = log_ratios(logprobs, reference, acts, loss).reshape(-1, 2)
+        each = pair_loss(ratios[:, 0] - ratios[:, 1], loss=loss, beta=beta, label_smoothing=label_smoothing)
+        return masked_mean(each, pairs), ratios
+
+    (value, ratios), gradient = jax.value_and_grad(mean_loss, has_aux=True)(logprobs)
+    h = ratios[:, 0] - ratios[:, 1]
+    metrics = {
+        'loss': value,
+        'accuracy': masked_mean((h > 0).astype(h.dtype), pairs),
+        'margin': beta * masked_mean(h, pairs),
+        'chosen': beta * masked_mean(ratios[:, 0], pairs),
+        'rejected': beta * masked_mean(ratios[:, 1], pairs),
+    }
+    return keep(gradient, acts), metrics

@@ -1,0 +1,108 @@
+"""Losses of pairwise preferences, and which tokens of a pair they are taken over.
+
+The margin of a pair is `m = r(chosen) - r(rejected)`: what a model says for the choice that was made. Losses are
+elementwise, so a margin may be one number a pair or one a token.
+
+Sources: Bradley & Terry 1952; Ouyang et al. 2022 (reward models); PAL, arXiv 2406.08469 (hinges, tokens, bound).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+PairLoss = Literal['logistic', 'hinge', 'smooth_hinge']
+TokenWeighting = Literal['mean', 'cumulative', 'only_last']
+
+
+def pair_loss(m: Float[Array, '*S'], name: PairLoss, **options: float) -> Float[Array, '*S']:
+    """The loss of a margin by its name.
+
+    Raises:
+      ValueError: no loss has this name.
+    """
+    losses = {'logistic': logistic, 'hinge': hinge, 'smooth_hinge': smooth_hinge}
+    if name not in losses:
+        raise ValueError(f'unknown pair loss {name!r}; use one of {", ".join(losses)}')
+    return losses[name](m, **options)
+
+
+def logistic(
+    m: Float[Array, '*S'], *, margin: float | Float[Array, '*S'] = 0.0, label_smoothing: float = 0.0
+) -> Float[Array, '*S']:
+    """Bradley-Terry: `-log sigmoid(m - margin)`; of two choices it is the cross-entropy of their logits.
+
+    `label_smoothing`: the share of choices taken to be made by mistake.
+    """
+    right, wrong = jax.nn.softplus(margin - m), jax.nn.softplus(m - margin)
+    return (1.0 - label_smoothing) * right + label_smoothing * wrong
+
+
+def cross_entropy(logits: Float[Array, '*S C'], target: Int[Array, '*S']) -> Float[Array, '*S']:
+    """`-log softmax(logits)[target]` over any number of options."""
+    chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def hinge(m: Float[Array, '*S'], *, margin: float = 1.0) -> Float[Array, '*S']:
+    """`max(0, margin - m)`."""
+    return jnp.maximum(margin - m, 0.0)
+
+
+def smooth_hinge(m: Float[Array, '*S'], *, gamma: float = 5.0, margin: float = 1.0) -> Float[Array, '*S']:
+    """A hinge with a parabola for its last `gamma`: `(margin - m)² / 2γ` there, `margin - γ/2 - m` below."""
+    short = jnp.maximum(margin - m, 0.0)
+    return jnp.where(short <= gamma, jnp.square(short) / (2.0 * gamma), short - gamma / 2.0)
+
+
+def centring(chosen: Float[Array, '*S'], rejected: Float[Array, '*S']) -> Float[Array, '*S']:
+    """`(r(chosen) + r(rejected))²`: keeps rewards about zero, of which no margin speaks (Eisenstein et al. 2023)."""
+    return jnp.square(chosen + rejected)
+
+
+def bound(u: Float[Array, '*S D'], upper: float) -> Float[Array, '*S']:
+    """`max(|u| - upper, 0)`: a hinge's margin has no scale of its own, and distances would grow without end (PAL)."""
+    return jnp.maximum(jnp.linalg.norm(u, axis=-1) - upper, 0.0)
+
+
+def inverse_counts(users: Int[Array, ' B'], counts: Int[Array, ' U']) -> Float[Array, ' B']:
+    """Weights `1 / count(user)`, which sum to 1 over the batch: every user counts alike."""
+    weight = 1.0 / counts[users].astype(jnp.float32)
+    return weight / jnp.sum(weight)
+
+
+def differing_span(
+    chosen: Int[Array, 'B T'], rejected: Int[Array, 'B T'], exists: Bool[Array, 'B T']
+) -> Bool[Array, 'B T']:
+    """The tokens a pair is judged by: from the first that differs to the last that exists in either.
+
+    `exists` is the union of the two responses' masks; right padding. A pair of equal tokens is judged by its last.
+    """
+    place = jnp.arange(chosen.shape[1])[None]
+    end = jnp.max(jnp.where(exists, place + 1, 0), axis=1, keepdims=True)
+    differs = (chosen != rejected) & exists
+    first = jnp.where(jnp.any(differs, axis=1, keepdims=True), jnp.argmax(differs, axis=1, keepdims=True), end - 1)
+    return (place >= first) & (place < end)
+
+
+def token_weights(span: Bool[Array, 'B T'], mode: TokenWeighting) -> Float[Array, 'B T']:
+    """What each token of a span counts; sums to 1 over a row.
+
+    - mean: all alike.
+    - cumulative: the j-th by j.
+    - only_last: the last alone.
+    """
+    rank = jnp.where(span, jnp.cumsum(span, axis=1), 0)
+    match mode:
+        case 'mean':
+            weight = span.astype(jnp.float32)
+        case 'cumulative':
+            weight = rank.astype(jnp.float32)
+        case 'only_last':
+            weight = (span & (rank == jnp.max(rank, axis=1, keepdims=True))).astype(jnp.float32)
+        case _:
+            raise ValueError(f'unknown token weighting {mode!r}; use one of mean, cumulative, only_last')
+    return weight / jnp.sum(weight, axis=1, keepdims=True)

@@ -1,0 +1,90 @@
+"""Direct preference optimisation (arXiv 2305.18290) and its relatives: of two answers the policy learns to prefer one.
+
+A step scores both answers of `batch_size` pairs under the policy and under its frozen start, makes the loss of the
+difference, and updates once. On the best against the worst of `n` samples (`python -m pal_jax.collect`) it is the
+baseline of RLPA (section 4.1 of arXiv 2505.15456).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from pal_jax.data import chats
+from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners.policy import Optimizers, PolicyState
+from pal_jax.learners.ppo import PPO
+from pal_jax.learners.preference import DPO, PreferenceLearner
+from pal_jax.models.config import ModelConfig
+from pal_jax.recipes import rows as data
+from pal_jax.recipes.recipe import (
+    Config,
+    Context,
+    Evaluation,
+    Export,
+    Host,
+    Recipe,
+    check_finite,
+    export_policy,
+    make_adapters,
+    make_policy,
+    stage_before,
+)
+from pal_jax.runtime.optim import make_optimizer
+from pal_jax.types import Metrics
+
+
+def make(config: Config, ctx: Context) -> Recipe:
+    """Checks the config, reads the rows and builds the parts; weights are read by `init`.
+
+    Raises:
+      ValueError: a value or a line of a file is wrong.
+      RuntimeError: the model cannot be had.
+    """
+    data.check(config)
+    dpo = DPO(**config.dpo)
+    policy = make_policy(config, ctx)
+    rows = data.make_rows(config, policy.tokenizer, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
+    steps = data.steps_of(config, rows)
+    learner = make_learner(config, dpo, policy.cfg, ctx, steps)
+
+    def init() -> tuple[PolicyState, Host]:
+        return learner.init(policy.source.load(learner.param_shardings)), {}
+
+    def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        with ctx.phase('update'):
+            state, metrics = learner.prefer(state, rows.batch(config, ctx.mesh, i))
+        check_finite(state)
+        return state, host, 'dpo', metrics | {'left_out': float(rows.left_out)}
+
+    def evaluate(state: PolicyState, stage: str) -> Evaluation:
+        with ctx.phase('evaluate'):
+            counted = [(count, learner.compare(state, batch)[1]) for count, batch in rows.tests(config, ctx.mesh)]
+        counts = [count for count, _ in counted]
+        means = {name: float(np.average([m[name] for _, m in counted], weights=counts)) for name in counted[0][1]}
+        return Evaluation({'rows': sum(counts), **means}, [])
+
+    def exports(state: PolicyState) -> dict[str, Export]:
+        return export_policy(config, policy, learner, state)
+
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
+    exported = learner.abstract_weights
+    return Recipe(
+        steps, learner.abstract, init, step, stage, evaluate, exports, exported, policy.cfg, lambda: policy.tokenizer
+    )
+
+
+def to_group(tokenizer: Tokenizer, record: object) -> Group:
+    """A pair as a group: the prompt once, then the chosen and the rejected answer."""
+    return shared_prompt(chats.to_prefer(record, tokenizer))
+
+
+def make_learner(config: Config, dpo: DPO, cfg: ModelConfig, ctx: Context, steps: int) -> PreferenceLearner:
+    optimizer = make_optimizer(**config.optimizer, total_steps=steps)
+    ppo = PPO(estimator='reinforce', micro_rows=config.data.micro_rows)  # of it the sizes of supervised steps
+    return PreferenceLearner(
+        dpo, cfg, ppo, Optimizers(*[optimizer] * 3), ctx.mesh,
+        n=1, length=1, adapters=make_adapters(config), seed=config.seed,
+    )  # fmt: skip

@@ -1,0 +1,294 @@
+"""PLUS (arXiv 2507.13579): summaries of people learnt by reinforcement, together with the reward model that reads them.
+
+A step draws people, writes `n_samples` summaries of each from what is told of them, and has the reward model judge two
+of their choices by each summary. The first choice pays the summariser log sigmoid(gap), by the reward model as it is;
+then the summariser makes its PPO update, and after it the reward model its own, on the second choice and the same
+summaries. Nothing but text goes from one to the other.
+
+In the first `hold.steps` the summariser waits: what a reward model says that cannot read yet is noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pal_jax.data import histories
+from pal_jax.data.packing import Example, pack_rollouts, round_up
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.choose import make_decoder
+from pal_jax.decode.local import Request
+from pal_jax.evals import conditioning
+from pal_jax.feedback import pets, summaries
+from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
+from pal_jax.learners.ppo import PPO
+from pal_jax.learners.reward import Pairs, RewardLearner, pack_pairs, to_score
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+from pal_jax.recipes.recipe import (
+    Config,
+    Context,
+    Evaluation,
+    Export,
+    Host,
+    Policy,
+    Recipe,
+    check_finite,
+    export_policy,
+    make_adapters,
+    make_policy,
+    stage_before,
+)
+from pal_jax.runtime import sharding
+from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.processes import Shares
+from pal_jax.types import Choice, Dialogue, History, Metrics, Person, Sample, Sampling, Turn
+
+READS = ('summary', 'untrained', 'context', 'kind', 'nothing')
+WRITTEN = ('summary', 'untrained')  # by a model
+
+State = dict[str, Any]  # 'reward', and 'policy' where one writes
+
+EVALUATION = 2**31  # stands where a training step has its number in seeds
+
+
+class Told(NamedTuple):
+    """What the reward model is told of people; the samples it was taken from, where a model wrote it."""
+
+    texts: list[str]
+    samples: list[Sample]
+
+
+def make(config: Config, ctx: Context) -> Recipe:
+    """Checks the config, reads the people and builds the parts; weights are read by `init`.
+
+    Raises:
+      ValueError: a value is wrong, or a line of the file.
+      RuntimeError: a model cannot be had.
+    """
+    check(config)
+    train, tests = read_people(config)
+    policy = make_policy(config, ctx)
+    learner = make_learner(config, policy.cfg, ctx)
+    judge = make_policy(config, ctx, of='reward_model')
+    reader = make_reader(config, judge.cfg, ctx)
+    write, pair_up = make_writer(config, policy, ctx), make_pairs(config, judge.tokenizer, ctx)
+    draw, choosing = make_draw(config, train), strangers(config.seed) if config.shuffled else themselves
+    hold, learns = config.hold.steps, config.reads == 'summary'
+    rows = {'ways': sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, 'micro_rows': config.ppo.micro_rows}
+    n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)
+
+    def init() -> tuple[State, Host]:
+        state = {'reward': reader.init(judge.source.load(reader.param_shardings))}
+        if config.reads in WRITTEN:
+            state['policy'] = learner.init(policy.source.load(learner.param_shardings))
+        return state, {}
+
+    def describe(state: State, people: Sequence[History], n: int, temperature: float, seed: Sequence[int]) -> Told:
+        """`n` summaries of each person, one after the other, or what a baseline reads instead."""
+        if config.reads not in WRITTEN:
+            return Told([given(person, config.reads) for person in people for _ in range(n)], [])
+        return write(learner.weights(state['policy']), people, n, temperature, seed)
+
+    def step(state: State, host: Host, i: int) -> tuple[State, Host, str, Metrics]:
+        waits, people = i < hold or not learns, draw(i)
+        with ctx.phase('rollout'):
+            count, temperature = (1, config.hold.temperature) if waits else (n, config.sampling.temperature)
+            texts, samples = describe(state, people, count, temperature, (config.seed, i))
+        with ctx.phase('read'):
+            choices = [(person.reward, person.train) for person in choosing(people, i) for _ in range(count)]
+            gaps, grads, metrics = reader.read(state['reward'], pair_up(texts, choices))
+            rewards = log_sigmoid(gaps[:, 0])
+        metrics |= summarize(texts, rewards, people)
+        if not waits:
+            paid = [dataclasses.replace(s, reward=float(r)) for s, r in zip(samples, rewards, strict=True)]
+            improved, updated = improve(state['policy'], paid, i)
+            state, metrics = state | {'policy': improved}, metrics | updated
+        if config.reward_model.train:
+            with ctx.phase('reward model'):
+                reward, applied = reader.apply(state['reward'], grads)
+            check_finite(reward)
+            state, metrics = state | {'reward': reward}, metrics | applied
+        return state, host, 'hold' if i < hold else 'plus', metrics
+
+    def improve(state: PolicyState, samples: Sequence[Sample], i: int) -> tuple[PolicyState, Metrics]:
+        """PPO's update of the summariser."""
+        with ctx.phase('annotate'):
+            batch = pack_rollouts(samples, n=n, actions=actions, mesh=ctx.mesh, **rows)
+            batch, annotated = learner.annotate(state, batch)
+        with ctx.phase('update'):
+            state, updated = learner.update(state, batch, jax.random.fold_in(jax.random.key(config.seed), i))
+        check_finite(state, ' or raise ppo.kl_coef')
+        return state, annotated | updated
+
+    def evaluate(state: State, stage: str) -> Evaluation:
+        drawn = config.sampling.temperature if learns else config.hold.temperature
+        with ctx.phase('evaluate'):
+            record, people = conditioning.evaluate(
+                lambda people, temperature: describe(state, people, 1, temperature, (config.seed, EVALUATION)).texts,
+                lambda texts, choices: reader.gaps(state['reward'], pair_up(texts, choices)),
+                tests,
+                temperature=drawn,
+                shown=config.eval.shown,
+            )
+        return Evaluation(record, people)
+
+    def exports(state: State) -> dict[str, Export]:
+        return export_policy(config, policy, learner, state['policy']) if learns else {}
+
+    steps = hold + config.total_steps
+    stage = functools.partial(stage_before, warmup=hold, steps=steps, every=config.eval.every)
+    abstract = {'reward': reader.abstract} | ({'policy': learner.abstract} if config.reads in WRITTEN else {})
+    exported = jax.tree.map(lambda _: ..., abstract) | ({'policy': learner.abstract_weights} if learns else {})
+    return Recipe(steps, abstract, init, step, stage, evaluate, exports, exported, policy.cfg, lambda: policy.tokenizer)
+
+
+# --- parts from the config ------------------------------------------------------------------------------------------
+
+
+def check(config: Config) -> None:
+    """Everything that can be wrong before a file is read."""
+    if config.reads not in READS:
+        raise ValueError(f'reads={config.reads!r} is unknown; use one of {", ".join(READS)}')
+    for key, value in {
+        'total_steps': config.total_steps,
+        'people': config.people,
+        'summary.people': config.summary.people,
+        'summary.n_samples': config.summary.n_samples,
+        'hold.people': config.hold.people,
+        'eval.people': config.eval.people,
+        'checkpoint.every': config.checkpoint.every,
+    }.items():
+        if value < 1:
+            raise ValueError(f'{key}={value} must be at least 1')
+    if config.hold.steps < 0:
+        raise ValueError(f'hold.steps={config.hold.steps} must be at least 0')
+
+
+def read_people(config: Config) -> tuple[list[History], dict[str, list[History]]]:
+    """Those to learn from, and those to test on by the name of their split."""
+    tested = config.eval.people
+    if config.data == 'pets':
+        people = pets.make_people(config.people, seed=config.seed, split='train', labelled=config.labelled)
+        splits: tuple[pets.Split, ...] = ('test', 'animals')
+        return people, {s: pets.make_people(tested, seed=0, split=s, labelled=config.labelled) for s in splits}
+    people = histories.load(config.data)
+    cut = len(people) - min(tested, len(people) // 5)
+    if cut == len(people):
+        raise ValueError(f'{config.data} has {len(people)} people; give five or more, a fifth is kept for testing')
+    return people[:cut], {'test': people[cut:]}
+
+
+def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
+    updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
+    actor, critic = (make_optimizer(**each, total_steps=updates) for each in (config.optimizer, config.critic))
+    return PolicyLearner(
+        cfg, PPO(**config.ppo, temperature=config.sampling.temperature or 1.0), Optimizers(actor, critic, actor),
+        ctx.mesh, n=config.summary.n_samples, length=config.sampling.max_tokens, adapters=make_adapters(config),
+        anchored=config.reads == 'summary', seed=config.seed,
+    )  # fmt: skip
+
+
+def make_reader(config: Config, cfg: ModelConfig, ctx: Context) -> RewardLearner:
+    settings = config.reward_model
+    optimizer = make_optimizer(**settings.optimizer, total_steps=config.hold.steps + config.total_steps)
+    adapters = make_adapters(config, of='reward_model')
+    return RewardLearner(cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, adapters=adapters, seed=config.seed)
+
+
+def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], list[History]]:
+    """The people of a step: in shuffled passes, a function of its number."""
+    hold, waiting, learning = config.hold.steps, config.hold.people, config.summary.people
+    learning = learning if config.reads == 'summary' else waiting
+
+    def draw(i: int) -> list[History]:
+        start, size = (i * waiting, waiting) if i < hold else (hold * waiting + (i - hold) * learning, learning)
+        passes = range(start // len(train), (start + size - 1) // len(train) + 1)
+        order = np.concatenate([np.random.default_rng((config.seed, k)).permutation(len(train)) for k in passes])
+        first = start - passes[0] * len(train)
+        return [train[k] for k in order[first : first + size]]
+
+    return draw
+
+
+def make_writer(config: Config, policy: Policy, ctx: Context):
+    """Writes summaries of people, so many of each."""
+    decode, tokenizer = config.decode.to_dict(), policy.tokenizer
+    shares = Shares(jax.process_count() if ctx.mesh.size > 1 else 1)
+    decoder = make_decoder(policy.cfg, tokenizer, ctx.mesh, shares=shares, **decode)
+    prefill = tokenizer.encode(config.summary.prefill) if config.summary.prefill else []
+
+    def write(weights: Params, people: Sequence[History], n: int, temperature: float, seed: Sequence[int]) -> Told:
+        sampling = Sampling(**config.sampling.to_dict() | {'temperature': temperature, 'stop': config.sampling.stop})
+        prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context))), *prefill) for p in people]
+        seeds = np.random.SeedSequence(list(seed)).generate_state(len(people) * n, np.uint64).tolist()
+        decoder.load(weights)
+        completions = decoder([Request(prompts[k // n], sampling, each) for k, each in enumerate(seeds)])
+        decoder.release()
+        told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
+        samples = [Sample(told[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
+        return Told([summaries.extract(config.summary.prefill + each.text) for each in completions], samples)
+
+    return write
+
+
+def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context):
+    """What the reward model reads."""
+    ways, micro_rows = sharding.batch_ways(ctx.mesh), config.reward_model.micro_rows
+
+    def example(text: str, prompt: str, reply: str) -> Example:
+        asked = tokenizer.chat([dict(message) for message in summaries.question(text, prompt)])
+        return to_score(asked, [*tokenizer.encode(reply), tokenizer.stop_ids[0]])
+
+    def pair_up(texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
+        """A row for each summary with the replies of all its choices, of which the last is to be learnt from."""
+        rows = [
+            [example(text, c.prompt, reply) for c in each for reply in (c.chosen, c.rejected)]
+            for text, each in zip(texts, choices, strict=True)
+        ]
+        return pack_pairs(rows, ctx.mesh, ways=ways, micro_rows=micro_rows)
+
+    return pair_up
+
+
+# --- people and their summaries -------------------------------------------------------------------------------------
+
+
+def given(person: History, reads: str) -> str:
+    """What a baseline's reward model reads in place of a summary."""
+    return {'context': person.context, 'kind': f'The user prefers {person.kind}.', 'nothing': ''}[reads]
+
+
+def themselves(people: Sequence[History], i: int) -> Sequence[History]:
+    """Those whose choices go with what is told of `people`."""
+    return people
+
+
+def strangers(seed: int) -> Callable[[Sequence[History], int], Sequence[History]]:
+    """As `themselves`, with somebody at random in everyone's place."""
+
+    def choosing(people: Sequence[History], i: int) -> list[History]:
+        return [people[k] for k in np.random.default_rng((seed, i, 1)).permutation(len(people))]
+
+    return choosing
+
+
+def log_sigmoid(x: np.ndarray) -> np.ndarray:
+    return -np.logaddexp(0.0, -x)
+
+
+def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[History]) -> Metrics:
+    """Means over the summaries of a step."""
+    kinds = [person.kind for person in people for _ in range(len(texts) // len(people))]
+    return {
+        'reward': float(np.mean(rewards)),
+        'reward_std': float(np.std(rewards)),
+        'samples': float(len(texts)),
+        'words': float(np.mean([len(text.split()) for text in texts])),
+        'named': conditioning.names_the_kind(texts, kinds),
+    }

@@ -1,0 +1,103 @@
+"""What supervised methods learn from: the lines of files, or the oracle's answers to RLPA's training people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from pal_jax.data import chats
+from pal_jax.data.packing import Group, most_actions, pack_shuffled, pack_whole
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.envs import dialogue as env
+from pal_jax.feedback.oracle import make_answers
+from pal_jax.feedback.people import SLOTS, make_people
+from pal_jax.feedback.users import make_scripted_user
+from pal_jax.recipes.recipe import Config
+from pal_jax.runtime import sharding
+from pal_jax.types import TokenBatch
+
+
+class Rows(NamedTuple):
+    """Groups of `n` branches to learn from and to test on. `left_out` rows were longer than `data.max_length`."""
+
+    train: list[Group]
+    test: list[Group]
+    n: int
+    left_out: int
+
+    def batch(self, config: Config, mesh: Mesh, i: int) -> TokenBatch:
+        """What step `i` learns from."""
+        size, row_tokens = config.data.batch_size, config.data.row_tokens
+        ways = sharding.batch_ways(mesh)
+        packed = pack_shuffled(self.train, size=size, n=self.n, i=i, seed=config.seed, ways=ways, row_tokens=row_tokens)
+        return sharding.put_batch(packed, mesh)
+
+    def tests(self, config: Config, mesh: Mesh) -> Iterator[tuple[int, TokenBatch]]:
+        """All test rows, in batches with their number of rows."""
+        size, ways, actions = config.data.batch_size, sharding.batch_ways(mesh), most_actions(self.test)
+        for start in range(0, len(self.test), size):
+            groups = self.test[start : start + size]
+            packed = pack_whole(groups, n=self.n, actions=actions, ways=ways, row_tokens=config.data.row_tokens)
+            yield len(groups), sharding.put_batch(packed, mesh)
+
+
+def make_rows(config: Config, tokenizer: Tokenizer, convert: Callable[[Any], Group], key: str, n: int) -> Rows:
+    """`convert` of every record: of the oracle's if `data.train` is that, whose good answers go by `key`.
+
+    Raises:
+      ValueError: a file with a line that is none, or nothing to learn from or to test on.
+    """
+    data = config.data
+    if data.train == 'oracle':
+        train = list(map(convert, oracle_records(config, key)))
+    else:
+        train = chats.read(data.train, convert)
+    if data.test:
+        test = chats.read(data.test, convert)
+    else:
+        cut = len(train) - min(data.test_rows, len(train) // 5)
+        train, test = train[:cut], train[cut:]
+    kept, tested = ([group for group in each if group.length <= data.max_length] for each in (train, test))
+    if not kept or not tested:
+        raise ValueError(
+            f'{len(kept)} rows to learn from and {len(tested)} to test on, of {len(train)} and {len(test)}, are of at '
+            f'most data.max_length={data.max_length} tokens; give more rows, a data.test file, or raise it'
+        )
+    return Rows(kept, tested, n, len(train) + len(test) - len(kept) - len(tested))
+
+
+def oracle_records(config: Config, key: str) -> Iterator[dict[str, Any]]:
+    """The oracle's answers in the format of files: the good one as `key`, the other one as `rejected`."""
+    oracle, system = config.oracle, env.actor_prompt(SLOTS)
+    people = make_people(oracle.people, seed=config.seed, facts=oracle.facts)
+    user = make_scripted_user(p_spontaneous=oracle.p_spontaneous)
+    for dialogue, good, worse in make_answers(people, user, rounds=oracle.rounds, seed=config.seed):
+        said = [[{'role': 'assistant', 'content': text}] for text in (good, worse)]
+        yield {'prompt': env.messages(dialogue, system), key: said[0], 'rejected': said[1]}
+
+
+def steps_of(config: Config, rows: Rows) -> int:
+    """`total_steps`, or as many as `data.epochs` passes over the rows take."""
+    return config.total_steps or -(-round(config.data.epochs * len(rows.train)) // config.data.batch_size)
+
+
+def check(config: Config) -> None:
+    """Raises ValueError where a size is wrong, before a file is read."""
+    data, oracle = config.data, config.oracle
+    for key, value, least in (
+        ('total_steps', config.total_steps, 0),
+        ('data.batch_size', data.batch_size, 1),
+        ('data.micro_rows', data.micro_rows, 1),
+        ('data.row_tokens', data.row_tokens, 0),
+        ('data.max_length', data.max_length, 1),
+        ('data.test_rows', data.test_rows, 1),
+        ('oracle.people', oracle.people, 2),
+        ('oracle.rounds', oracle.rounds, 1),
+        ('checkpoint.every', config.checkpoint.every, 1),
+    ):
+        if value < least:
+            raise ValueError(f'{key}={value} must be at least {least}')
+    if not config.total_steps and data.epochs <= 0:
+        raise ValueError(f'data.epochs={data.epochs} must be above 0, or give total_steps')

@@ -1,0 +1,90 @@
+"""Supervised fine-tuning: the policy learns to say what the assistant says in given dialogues.
+
+A step is one update on the mean cross-entropy of the assistant's tokens of `batch_size` rows, several of which share a
+row of the device batch. On the oracle's answers it is the baseline of RLPA (section 4.1 of arXiv 2505.15456).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from pal_jax.data import chats
+from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState, actor_params
+from pal_jax.learners.ppo import PPO
+from pal_jax.models.config import ModelConfig
+from pal_jax.recipes import rows as data
+from pal_jax.recipes.recipe import (
+    Config,
+    Context,
+    Evaluation,
+    Export,
+    Host,
+    Recipe,
+    check_finite,
+    export_policy,
+    make_adapters,
+    make_policy,
+    stage_before,
+)
+from pal_jax.runtime.optim import make_optimizer
+from pal_jax.types import Metrics
+
+
+def make(config: Config, ctx: Context) -> Recipe:
+    """Checks the config, reads the rows and builds the parts; weights are read by `init`.
+
+    Raises:
+      ValueError: a value or a line of a file is wrong.
+      RuntimeError: the model cannot be had.
+    """
+    data.check(config)
+    policy = make_policy(config, ctx)
+    rows = data.make_rows(config, policy.tokenizer, functools.partial(to_group, policy.tokenizer), 'completion', n=1)
+    steps = data.steps_of(config, rows)
+    learner = make_learner(config, policy.cfg, ctx, steps)
+
+    def init() -> tuple[PolicyState, Host]:
+        return learner.init(policy.source.load(learner.param_shardings)), {}
+
+    def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        with ctx.phase('update'):
+            batch = rows.batch(config, ctx.mesh, i)
+            state, metrics = learner.imitate(state, batch)
+        check_finite(state)
+        return state, host, 'sft', metrics | {'tokens': float(batch.acts.sum()), 'left_out': float(rows.left_out)}
+
+    def evaluate(state: PolicyState, stage: str) -> Evaluation:
+        total, count = 0.0, 0
+        with ctx.phase('evaluate'):
+            for _, batch in rows.tests(config, ctx.mesh):
+                logprobs = learner.logprobs(actor_params(state), batch)
+                total, count = total - float((logprobs * batch.acts).sum()), count + int(batch.acts.sum())
+        loss = total / count
+        return Evaluation({'rows': len(rows.test), 'loss': loss, 'perplexity': float(np.exp(loss))}, [])
+
+    def exports(state: PolicyState) -> dict[str, Export]:
+        return export_policy(config, policy, learner, state)
+
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
+    exported = learner.abstract_weights
+    return Recipe(
+        steps, learner.abstract, init, step, stage, evaluate, exports, exported, policy.cfg, lambda: policy.tokenizer
+    )
+
+
+def to_group(tokenizer: Tokenizer, record: object) -> Group:
+    """A record to imitate, as a group of one branch."""
+    return shared_prompt([chats.to_imitate(record, tokenizer)])
+
+
+def make_learner(config: Config, cfg: ModelConfig, ctx: Context, steps: int) -> PolicyLearner:
+    optimizer = make_optimizer(**config.optimizer, total_steps=steps)
+    ppo = PPO(estimator='reinforce', micro_rows=config.data.micro_rows)  # of it the sizes of supervised steps
+    return PolicyLearner(
+        cfg, ppo, Optimizers(*[optimizer] * 3), ctx.mesh,
+        n=1, length=1, adapters=make_adapters(config), anchored=False, seed=config.seed,
+    )  # fmt: skip

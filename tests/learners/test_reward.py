@@ -1,0 +1,126 @@
+"""The reward model: its scores are those of replies by themselves, its gradient is that of its loss."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pal_jax.learners.reward import RewardLearner, pack_pairs, to_score, whole
+from pal_jax.learners.training import Lora
+from pal_jax.models import config, decoder, params
+from pal_jax.runtime import devices
+from pal_jax.runtime.optim import make_optimizer
+
+CFG = dataclasses.replace(config.tiny(vocab=64), unroll=True)
+ONE = devices.make_mesh(devices=jax.devices()[:1])
+
+
+def make_learner(mesh=ONE, **changes):
+    return RewardLearner(CFG, make_optimizer('adamw', lr=1e-2, total_steps=10, warmup_ratio=0.0), mesh, **changes)
+
+
+def make_state(learner):
+    weights = params.init(params.decoder_specs(CFG), jax.random.key(1))
+    return learner.init(jax.device_put(weights, learner.param_shardings))
+
+
+def make_texts(count=8, pairs=2, seed=0):
+    """Token ids of prompts with their replies."""
+    rng = np.random.default_rng(seed)
+
+    def ids(least, most):
+        return rng.integers(1, 64, rng.integers(least, most)).tolist()
+
+    return [(ids(3, 12), [ids(2, 9) for _ in range(2 * pairs)]) for _ in range(count)]
+
+
+def pack(texts, mesh=ONE, ways=1, micro_rows=4):
+    rows = [[to_score(prompt, reply) for reply in replies] for prompt, replies in texts]
+    return pack_pairs(rows, mesh, ways=ways, micro_rows=micro_rows)
+
+
+@jax.jit
+def values(weights, head, tokens):
+    """The head's value of every token of one sequence, which is padded at its end."""
+    positions, ones = jnp.arange(len(tokens))[None], jnp.ones((1, len(tokens)), jnp.int32)
+    return decoder.forward(weights, CFG, tokens[None], positions, ones, ones)[0].astype(jnp.float32) @ head
+
+
+def score_alone(state, prompt, reply):
+    """The head's value of the last token of a sequence that holds nothing else."""
+    weights = whole(state.model.params['decoder'], state.model.frozen)
+    tokens = np.zeros(24, np.int32)
+    tokens[: len(prompt) + len(reply)] = [*prompt, *reply]
+    return float(values(weights, state.model.params['head'], tokens)[len(prompt) + len(reply) - 1])
+
+
+@pytest.mark.parametrize('adapters', [None, Lora(2, 4.0, 'all-linear')], ids=['full', 'lora'])
+def test_gaps_are_those_of_replies_by_themselves(adapters):
+    learner = make_learner(adapters=adapters)
+    state, texts = make_state(learner), make_texts()
+    found = learner.gaps(state, pack(texts))
+    for row, (prompt, replies) in zip(found, texts, strict=True):
+        alone = [score_alone(state, prompt, reply) for reply in replies]
+        np.testing.assert_allclose(row, np.subtract(alone[0::2], alone[1::2]), atol=2e-6)
+
+
+def test_swapping_the_sides_flips_the_sign():  # rlpa_plus IV.4-4
+    learner, texts = make_learner(), make_texts()
+    state = make_state(learner)
+    swapped = [(prompt, [r for k in range(0, len(replies), 2) for r in replies[k : k + 2][::-1]])
+               for prompt, replies in texts]  # fmt: skip
+    np.testing.assert_allclose(learner.gaps(state, pack(texts)), -learner.gaps(state, pack(swapped)), atol=2e-6)
+
+
+def test_reading_scores_all_pairs_and_learns_from_the_last_of_each_text():
+    learner, texts = make_learner(), make_texts()
+    state = make_state(learner)
+    gaps, grads, figures = learner.read(state, pack(texts))
+    np.testing.assert_allclose(gaps, learner.gaps(state, pack(texts)), atol=1e-6)
+    taught = gaps[:, -1]
+    assert figures['reward_loss'] == pytest.approx(float(np.logaddexp(0.0, -taught).mean()), abs=1e-6)
+    assert figures['reward_accuracy'] == pytest.approx(float((taught > 0).mean()))
+    # the other pair may be anything
+    others = [(prompt, [*other, *replies[2:]]) for (prompt, replies), (_, (*other, _, _)) in
+              zip(texts, make_texts(seed=1), strict=True)]  # fmt: skip
+    again = learner.read(state, pack(others))[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, again)
+    # a small step against the gradient lowers the loss by its squared length
+    step = 1e-3
+    moved = state.replace(model=state.model.replace(
+        params=jax.tree.map(lambda p, g: p - step * g, state.model.params, grads)))  # fmt: skip
+    slope = (learner.read(moved, pack(texts))[2]['reward_loss'] - figures['reward_loss']) / step
+    squared = sum(float(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(grads))
+    assert slope == pytest.approx(-squared, rel=0.05)
+
+
+def test_embeddings_stay_and_the_rest_learns_to_tell_the_sides_apart():
+    learner, texts = make_learner(), make_texts(count=4)
+    state, pairs = make_state(learner), pack(texts)
+    embed, first = np.asarray(state.model.frozen['embed']), None
+    for _ in range(10):
+        _, grads, figures = learner.read(state, pairs)
+        first = first or figures['reward_loss']
+        state, _ = learner.apply(state, grads)
+    np.testing.assert_array_equal(state.model.frozen['embed'], embed)
+    assert figures['reward_loss'] < 0.5 * first
+    assert figures['reward_accuracy'] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 4, 2)])
+def test_eight_devices_read_what_one_does(shape):
+    mesh, texts = devices.make_mesh(*shape), make_texts(count=16)
+    one, eight = make_learner(), make_learner(mesh)
+    state, wide = make_state(one), make_state(eight)
+    for _ in range(2):
+        gaps, grads, figures = one.read(state, pack(texts))
+        found, wide_grads, wide_figures = eight.read(wide, pack(texts, mesh, ways=shape[0] * shape[1], micro_rows=1))
+        np.testing.assert_allclose(found, gaps, atol=1e-5)
+        assert wide_figures['reward_loss'] == pytest.approx(figures['reward_loss'], rel=1e-5)
+        state, _ = one.apply(state, grads)
+        wide, _ = eight.apply(wide, wide_grads)

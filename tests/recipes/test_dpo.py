@@ -1,0 +1,137 @@
+"""DPO from its config: it comes to prefer what it is told to, whatever the loss, the mesh and the packing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pal_jax.learners.policy import actor_params
+from pal_jax.recipes import dpo
+from pal_jax.recipes.recipe import Context
+from pal_jax.runtime import devices
+
+ROOT = Path(__file__).parents[2]
+ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
+EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
+
+
+def get_config(variant='smoke', **changes):
+    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'dpo.py')
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def pairs_file(path, rows=12):
+    path.write_text(''.join(
+        json.dumps({'prompt': [{'role': 'user', 'content': f'{i}?' * (1 + i % 3)}],
+                    'chosen': [{'role': 'assistant', 'content': 'yes ' * (1 + i % 2)}],
+                    'rejected': [{'role': 'assistant', 'content': 'no'}]}) + '\n'
+        for i in range(rows)
+    ))  # fmt: skip
+    return str(path)
+
+
+def run(context, steps=3, **changes):
+    recipe = dpo.make(get_config(**changes), context)
+    state, host = recipe.init()
+    rows = []
+    for i in range(steps):
+        state, host, _, metrics = recipe.step(state, host, i)
+        rows.append(metrics)
+    return rows, recipe, state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('changes', [
+    {'dpo.loss': 'sigmoid'}, {'dpo.loss': 'hinge'}, {'dpo.loss': 'ipo'}, {'dpo.reference_free': True},
+    {'policy.lora.rank': 4, 'optimizer.lr': 3e-2},
+], ids=lambda changes: next(iter(map(str, changes.values()))))  # fmt: skip
+def test_it_comes_to_prefer_what_was_chosen(tmp_path, changes):
+    train = pairs_file(tmp_path / 'a.jsonl')
+    settings = {'data.train': train, 'data.test': train, 'optimizer.lr': 1e-2, 'total_steps': 8} | changes
+    rows, recipe, state = run(ONE, steps=8, **settings)
+    if not settings.get('dpo.reference_free'):
+        first = {'sigmoid': np.log(2.0), 'hinge': 1.0, 'ipo': 25.0}[settings.get('dpo.loss', 'sigmoid')]
+        assert rows[0]['loss'] == pytest.approx(first, rel=1e-3)  # the policy is still its reference
+        assert rows[0]['margin'] == pytest.approx(0.0, abs=1e-4)
+    before, after = (recipe.evaluate(each, 'x').record for each in (recipe.init()[0], state))
+    assert after['rows'] == 12 and after['accuracy'] > 0.7
+    assert after['loss'] < before['loss'] and after['margin'] > before['margin'] + 0.05
+
+
+@pytest.mark.slow
+def test_the_step_is_that_of_the_loss_itself(tmp_path):
+    """The gradient by way of log-probs against one through a loss of whole completions, written out."""
+    config = get_config(**{'data.train': pairs_file(tmp_path / 'a.jsonl'), 'data.micro_rows': 1})
+    recipe = dpo.make(config, ONE)
+    learner = dpo.make_learner(config, dpo.DPO(**config.dpo), recipe.model, ONE, 6)
+    state, _ = recipe.init()
+    moved = jax.tree.map(
+        lambda x: x + 0.02 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), state.actor.params
+    )
+    state = state.replace(actor=state.actor.replace(params=moved))
+    rows = dpo.data.make_rows(config, recipe.tokenizer(), lambda r: dpo.to_group(recipe.tokenizer(), r), 'chosen', n=2)
+    batch = rows.batch(config, ONE.mesh, 0)
+
+    def sequence(params):
+        from pal_jax.models import decoder
+
+        hidden = decoder.forward(params, recipe.model, batch.tokens, batch.positions, batch.segments, batch.prefix)
+        logits = hidden @ decoder.unembed_weight(params, recipe.model).T
+        r = jnp.arange(batch.tokens.shape[0])[:, None, None]
+        chosen = jax.nn.log_softmax(logits)[r, batch.states, batch.actions]
+        return jnp.where(batch.acts, chosen, 0.0).sum(-1).reshape(-1, 2)
+
+    def loss(params):
+        h = (sequence(params) - sequence(state.reference)) @ jnp.array([1.0, -1.0])
+        pairs = batch.acts.any(-1).reshape(-1, 2).all(-1)
+        return jnp.where(pairs, -jax.nn.log_sigmoid(0.1 * h), 0.0).sum() / pairs.sum()
+
+    expected, gradient = jax.jit(jax.value_and_grad(loss))(actor_params(state))
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)))
+    _, metrics = learner.prefer(state, batch)
+    assert metrics['loss'] == pytest.approx(float(expected), rel=1e-5)
+    assert metrics['grad_norm'] == pytest.approx(float(norm), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_mesh_and_packing_change_no_loss(tmp_path):
+    changes = {'data.train': pairs_file(tmp_path / 'a.jsonl', 24), 'data.batch_size': 16, 'data.micro_rows': 1}
+    alone, *_ = run(ONE, **changes, **{'data.row_tokens': 0})
+    for context, row_tokens in ((ONE, 256), (EIGHT, 256)):
+        again, *_ = run(context, **changes, **{'data.row_tokens': row_tokens})
+        for a, b in zip(again, alone, strict=True):
+            np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('variant', ['', 'paper'])
+def test_every_variant_is_complete(variant):
+    config = get_config(variant)
+    dpo.data.check(config)
+    dpo.DPO(**config.dpo)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'dpo.loss': 'simpo'}, "dpo.loss='simpo'; use one of sigmoid, hinge, ipo"),
+        ({'dpo.beta': 0.0}, 'dpo.beta=0.0 must be above 0'),
+        ({'dpo.label_smoothing': 0.1, 'dpo.loss': 'ipo'}, 'dpo.label_smoothing=0.1 must be'),
+        ({'data.train': 'nowhere.jsonl'}, 'nowhere.jsonl is no file'),
+    ],
+)
+def test_wrong_values_are_told_in_one_line(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        dpo.make(get_config(**changes), ONE)
+    assert '\n' not in str(error.value)

@@ -1,0 +1,234 @@
+"""PAL from its config: what it finds, what it leaves alone, what it refuses, and runs that are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import pal_synthetic
+from pal_jax.data import synthetic
+from pal_jax.recipes import pal
+from pal_jax.recipes.recipe import Context, open_run
+from pal_jax.runtime import devices
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def no_phase(name):
+    yield
+
+
+CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
+
+
+def get_config(variant='smoke', **changes):
+    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'pal.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope='session')
+def table(tmp_path_factory):
+    """Sixty people of two kinds who want opposite things of two attributes, fifteen choices each."""
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp('table') / 'choices.jsonl'
+    with path.open('w') as file:
+        for person in range(60):
+            taste = np.array([3.0, 1.0]) if person % 2 else np.array([-3.0, 1.0])
+            for _ in range(15):
+                pair = rng.normal(size=(2, 2))
+                better = int((pair @ taste).argmax())
+                record = {'user': f'p{person}', 'chosen': pair[better].tolist(), 'rejected': pair[1 - better].tolist()}
+                file.write(json.dumps(record) + '\n')
+    return path
+
+
+def small(table, **changes):
+    few = {'baselines.embedding': 0, 'baselines.own': False, 'baselines.majority': False, 'new.counts': (0, 5)}
+    return get_config(**{'data': str(table), 'updates': 40, **few, **changes})
+
+
+@pytest.fixture(scope='module')
+def trained(table):
+    config = small(table)
+    recipe = pal.make(config, CONTEXT)
+    state, host = recipe.init()
+    for i in range(config.total_steps):
+        state, host, _, metrics = recipe.step(state, host, i)
+    before = jax.tree.map(np.asarray, state)
+    return recipe, state, before, metrics, recipe.evaluate(state, 'final')
+
+
+def test_two_kinds_of_people_are_told_apart_and_new_ones_placed(trained):
+    record = trained[-1].record
+    assert record['seen_pal'] > 0.9 > 0.7 > record['seen_shared']
+    assert record['new_pal'] > 0.85 > 0.7 > record['new_shared']
+    assert record['chosen_prototypes'][:2] == [2, 2]
+    assert record['seen_shuffled'] < 0.7
+    assert record['new_pal_by_known'][0] < record['new_pal_by_known'][1]
+
+
+def test_an_evaluation_moves_nothing(trained):
+    _, state, before, *_ = trained
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, state))
+
+
+def test_new_people_have_not_moved_while_the_seen_were_trained(trained):
+    _, _, before, *_ = trained
+    users = before['K=2'].users
+    never = users.updates == 0
+    assert never.sum(axis=1).tolist() == [12] * 4  # a fifth of sixty, in every trial
+    np.testing.assert_array_equal(users.z[never], 0.0)
+
+
+def test_exhibits_tell_the_story(trained):
+    exhibits = {exhibit.title: exhibit for exhibit in trained[-1].exhibits}
+    assert 'standard errors' in exhibits['Who is foretold how well'].text
+    assert [row[0] for row in exhibits['Who is foretold how well'].table][1:4] == [
+        'one model for all (K = 1)',
+        'PAL, K chosen on validation',
+        'PAL, shuffled user ids',
+    ]
+    prototypes = exhibits['The prototypes'].table
+    assert len(prototypes) == 3
+    assert {prototypes[1][3].split()[0], prototypes[1][4].split()[0]} & {'x0'}  # what the two kinds disagree about
+    assert all(exhibits[title].picture for title in ('By prototypes', 'New people', 'The people', 'The prototypes'))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'prototypes': (2, 3)}, r'prototypes=\(2, 3\) needs 1'),
+        ({'prototypes': (1, 100)}, 'model.prototypes=100 is more than the 60 users'),
+        ({'batch': 0}, 'batch=0 must be at least 1'),
+        ({'split.train': 0.9}, 'leave nothing for the test'),
+        ({'split.seen': 1.0}, 'leaves nobody seen or nobody new'),
+        ({'loss.name': 'hing'}, "unknown pair loss 'hing'"),
+        ({'model.variant': 'B'}, 'needs the vectors of prompts'),
+        ({'model.rule': 'dots'}, "model.rule='dots' is unknown"),
+        ({'model.mixture': 'free'}, 'is a baseline'),
+        ({'new.toward': 'mean'}, 'use population or zero'),
+    ],
+)
+def test_wrong_values_are_refused(table, changes, message):
+    with pytest.raises(ValueError, match=message):
+        pal.make(small(table, **changes), CONTEXT)
+
+
+def test_a_run_of_pal_is_no_language_model(table, tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps(small(table).to_dict()))
+    with pytest.raises(ValueError, match='trains no language model'):
+        open_run(str(tmp_path), CONTEXT)
+
+
+@pytest.mark.slow
+def test_a_persons_reward_says_what_the_pair_rule_says(table, tmp_path):
+    flags = [f'--config.data={table}', '--config.baselines.own=False', '--config.baselines.embedding=0']
+    done = python('-m', 'pal_jax.train', '--config=configs/pal.py:smoke', *flags, f'--workdir={tmp_path}')
+    assert done.returncode == 0, done.stderr
+    taste = {'p0': [-3.0, 1.0], 'p1': [3.0, 1.0]}
+    items = np.random.default_rng(1).normal(size=(1000, 2)).astype(np.float32)
+    known = 0
+    for split in range(2):
+        for user, wants in taste.items():
+            with contextlib.suppress(ValueError):  # new in this split
+                found = pal.load_pal_reward_model(str(tmp_path), user=user, split=split)
+                assert np.corrcoef(found.reward(items), items @ np.array(wants))[0, 1] > 0.8
+                carried = json.loads(json.dumps(found.mixture))
+                again = pal.load_pal_reward_model(str(tmp_path), mix=carried, split=split)
+                np.testing.assert_allclose(again.reward(items), found.reward(items), rtol=1e-5)
+                known += 1
+    assert known
+    with pytest.raises(ValueError, match="user 'nobody' is not among the 48"):
+        pal.load_pal_reward_model(str(tmp_path), user='nobody')
+    with pytest.raises(ValueError, match='sum to 1'):
+        pal.load_pal_reward_model(str(tmp_path), mix=[0.5, 0.6])
+
+
+def test_a_synthetic_person_prefers_the_nearer_item():
+    people = synthetic.make_population('partition', 0, d=4, seen=6, new=3, pairs=5)
+    assert people.mixtures.tolist()[:3] == np.eye(3).tolist()
+    assert [len(part) for part in people.split] == [30, 30, 30, 15, 15]
+    assert set(people.data.users[people.split.train]) == set(range(6))
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+KILLER = """
+import os, signal
+from pal_jax.learners.ideal_point import IdealPointLearner
+from pal_jax.runtime.checkpoint import Checkpoints
+original, calls = {owner}.{name}, []
+def deadly(*args, **kwargs):
+    calls.append(1)
+    out = original(*args, **kwargs)
+    if len(calls) == {count}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return out
+{owner}.{name} = deadly
+from pal_jax import cli, train
+cli.run(train.main, '')
+"""
+
+
+def python(*args):
+    env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+    if cache := jax.config.values['jax_compilation_cache_dir']:  # this session's
+        env |= {'JAX_COMPILATION_CACHE_DIR': cache, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2'}
+    return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def records(workdir, name):
+    lines = (workdir / name).read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith('seconds_')} for line in lines]
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_update_and_save_ends_as_an_unbroken_one(table, tmp_path):
+    flags = ['--config=configs/pal.py:smoke', f'--config.data={table}', '--config.checkpoint.every=1']
+    flags += ['--config.baselines.own=False', '--config.baselines.embedding=0']
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}')
+    assert result.returncode == 0, result.stderr
+    for owner, name, count in (('IdealPointLearner', 'update', 3), ('Checkpoints', 'save', 2)):
+        killed = python('-c', KILLER.format(owner=owner, name=name, count=count), *flags, f'--workdir={broken}')
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}')
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resuming' in resumed.stdout
+    for name in ('metrics.jsonl', 'evals.jsonl', 'exhibits.jsonl'):
+        assert records(broken, name) == records(whole, name)
+    last = Path('checkpoints') / '4' / 'host' / 'metadata'  # with the sum of every leaf's bits
+    assert json.loads((broken / last).read_text()) == json.loads((whole / last).read_text())
+    page = (whole / 'report.html').read_text()
+    assert page.count('data:image/png') == 5
+    assert 'PAL, K chosen on validation' in page
+    exported = python('-m', 'pal_jax.export', f'--workdir={whole}')
+    assert exported.returncode == 2
+    assert 'nothing to export' in exported.stderr
+
+
+@pytest.mark.slow
+def test_known_prototypes_are_found_by_accuracy():  # II.9, checks 8 to 10
+    one, three = (pal_synthetic.run('partition', 16, 'linear', K, range(5), (5, 20, 50)) for K in (1, 3))
+    assert np.mean(one.seen) <= 0.82
+    assert min(three.seen) >= 0.92
+    assert np.mean(three.seen) - np.mean(one.seen) >= 0.12
+    five, twenty, fifty = (np.mean(row) for row in three.new)
+    assert five >= 0.84
+    assert twenty >= 0.91
+    assert fifty >= max(0.92, np.mean(three.seen) - 0.015)
+    assert np.median(three.found) >= 0.97

@@ -1,0 +1,165 @@
+"""PLUS from its config: who is updated when, what is paid, and what is refused before a weight is read."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pal_jax.learners.reward import RewardLearner
+from pal_jax.recipes import plus
+from pal_jax.recipes.recipe import Context
+from pal_jax.runtime import devices
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def no_phase(name):
+    yield
+
+
+ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
+
+
+def get_config(**changes):
+    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'plus.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config('smoke')
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def steps(config, count, ctx=ONE):
+    """The state before each of some steps and after the last, as numpy, and their metrics."""
+    recipe = plus.make(config, ctx)
+    state, host = recipe.init()
+    states, rows = [jax.tree.map(np.asarray, state)], []
+    for i in range(count):
+        state, host, phase, metrics = recipe.step(state, host, i)
+        states.append(jax.tree.map(np.asarray, state))
+        rows.append((phase, metrics))
+    return states, rows
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.slow
+def test_the_summariser_waits_and_then_both_learn():  # rlpa_plus IV.4-2
+    states, rows = steps(get_config(**{'optimizer.warmup_ratio': 0.0}), 3)
+    assert [phase for phase, _ in rows] == ['hold', 'hold', 'plus']
+    policies, rewards = ([state[name] for state in states] for name in ('policy', 'reward'))
+    assert same(policies[0], policies[2])
+    assert not same(policies[2].actor.params, policies[3].actor.params)
+    assert same(policies[2].reference, policies[3].reference)
+    assert all(not same(a.model.params, b.model.params) for a, b in itertools.pairwise(rewards))
+    for _, metrics in rows:
+        assert metrics['reward'] == pytest.approx(-np.log(2), abs=0.05)  # a new head knows nothing
+
+
+@pytest.mark.slow
+def test_what_pays_is_the_reward_model_from_before_the_step(monkeypatch):
+    seen = []
+    read, apply = RewardLearner.read, RewardLearner.apply
+
+    def reading(self, state, pairs):
+        gaps, *rest = read(self, state, pairs)
+        np.testing.assert_array_equal(gaps, self.gaps(state, pairs))
+        seen.append(('read', float(np.mean(-np.logaddexp(0, -gaps[:, 0])))))
+        return gaps, *rest
+
+    def applying(self, state, grads):
+        seen.append(('apply', None))
+        return apply(self, state, grads)
+
+    def updating(self, *args):
+        seen.append(('update', None))
+        return update(self, *args)
+
+    update = plus.PolicyLearner.update
+    monkeypatch.setattr(RewardLearner, 'read', reading)
+    monkeypatch.setattr(RewardLearner, 'apply', applying)
+    monkeypatch.setattr(plus.PolicyLearner, 'update', updating)
+    _, rows = steps(get_config(**{'hold.steps': 0}), 1)
+    assert [name for name, _ in seen] == ['read', 'update', 'apply']
+    assert rows[0][1]['reward'] == pytest.approx(seen[0][1], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_reward_model_that_does_not_train_keeps_every_bit():  # rlpa_plus IV.4-2
+    states, _ = steps(get_config(**{'reward_model.train': False, 'hold.steps': 0}), 2)
+    assert same(states[0]['reward'], states[-1]['reward'])
+    assert not same(states[0]['policy'].actor.params, states[-1]['policy'].actor.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('reads', ['untrained', 'context', 'kind', 'nothing'])
+def test_baselines_train_the_reward_model_alone(reads):
+    states, rows = steps(get_config(reads=reads), 3)
+    assert ('policy' in states[0]) == (reads == 'untrained')
+    assert same(states[0].get('policy'), states[-1].get('policy'))
+    assert not same(states[2]['reward'].model.params, states[3]['reward'].model.params)
+    assert {metrics['samples'] for _, metrics in rows} == {8.0}
+
+
+def test_strangers_are_everyone_in_another_order():
+    _, tests = plus.read_people(get_config())
+    people = tests['test']
+    others = plus.strangers(0)(people, 1)
+    assert others != people
+    assert sorted(p.user for p in others) == sorted(p.user for p in people)
+    assert others == plus.strangers(0)(people, 1) != plus.strangers(0)(people, 2)
+
+
+def test_every_person_is_drawn_once_a_pass():
+    config = get_config()
+    train, _ = plus.read_people(config)
+    draw = plus.make_draw(config, train)
+    assert sorted(p.user for i in (0, 1) for p in draw(i)) == sorted(p.user for p in train)  # 2 x 8 while it waits
+    assert sorted(p.user for i in range(2, 6) for p in draw(i)) == sorted(p.user for p in train)  # then 4 x 4
+
+
+def test_people_of_a_file_are_cut_in_two(tmp_path):
+    record = {'context': 'c', 'reward_prompt': 'p', 'chosen': 'a', 'rejected': 'b', 'train_prompt': 'p',
+              'train_chosen': 'd', 'train_rejected': 'e', 'eval_prompt': 'p', 'eval_chosen': 'f',
+              'eval_rejected': 'g'}  # fmt: skip
+    path = tmp_path / 'people.jsonl'
+    path.write_text('\n'.join(json.dumps(record | {'user': str(i)}) for i in range(10)))
+    train, tests = plus.read_people(get_config(data=str(path)))
+    assert [person.user for person in train] == list('01234567')
+    assert [person.user for person in tests['test']] == ['8', '9']
+    path.write_text('\n'.join(json.dumps(record) for _ in range(4)))
+    with pytest.raises(ValueError, match='has 4 people; give five or more'):
+        plus.read_people(get_config(data=str(path)))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'reads': 'minds'}, "reads='minds' is unknown; use one of summary, untrained"),
+        ({'summary.people': 0}, 'summary.people=0 must be at least 1'),
+        ({'hold.steps': -1}, 'hold.steps=-1 must be at least 0'),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_file_is_read(changes, message):
+    with pytest.raises(ValueError, match=message):
+        plus.make(get_config(**changes), ONE)
+
+
+@pytest.mark.slow
+def test_eight_devices_learn_what_one_does():
+    config = get_config(**{'summary.people': 8, 'hold.steps': 1, 'ppo.micro_rows': 1, 'reward_model.micro_rows': 1})
+    _, one = steps(config, 2)
+    _, eight = steps(config, 2, Context(devices.make_mesh(), no_phase))
+    for (_, a), (_, b) in zip(one, eight, strict=True):
+        for key in ('reward', 'reward_loss', 'words'):
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key

@@ -1,0 +1,101 @@
+"""SFT from its config: what is learnt, on any mesh, packed or not, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pal_jax.recipes import sft
+from pal_jax.recipes.recipe import Context
+from pal_jax.runtime import devices
+
+ROOT = Path(__file__).parents[2]
+ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
+EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
+
+
+def get_config(variant='smoke', **changes):
+    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'sft.py')
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def chats_file(path, rows=10):
+    words = ('a cat', 'two dogs', 'one bird')
+    path.write_text(''.join(
+        json.dumps({'messages': [{'role': 'user', 'content': f'{i}?'},
+                                 {'role': 'assistant', 'content': words[i % 3] * (1 + i % 2)}]}) + '\n'
+        for i in range(rows)
+    ))  # fmt: skip
+    return str(path)
+
+
+def losses(context, steps=3, **changes):
+    recipe = sft.make(get_config(**changes), context)
+    state, host = recipe.init()
+    out = []
+    for i in range(steps):
+        state, host, phase, metrics = recipe.step(state, host, i)
+        out += [metrics['loss'], metrics['grad_norm']]
+    assert phase == 'sft'
+    return out, recipe, state
+
+
+@pytest.mark.slow
+def test_it_learns_what_it_is_shown_and_says_how_well(tmp_path):
+    train = chats_file(tmp_path / 'a.jsonl')
+    changes = {'data.train': train, 'data.test': train, 'optimizer.lr': 1e-2, 'total_steps': 12}
+    _, recipe, state = losses(ONE, steps=12, **changes)
+    start, _ = recipe.init()
+    before, after = (recipe.evaluate(each, 'x').record for each in (start, state))
+    assert before['rows'] == after['rows'] == 10
+    assert before['loss'] == pytest.approx(np.log(264), abs=0.5)  # a random model of 264 tokens
+    assert after['loss'] < before['loss'] - 1.0
+    assert after['perplexity'] == pytest.approx(np.exp(after['loss']))
+    assert state.reference == {}  # no copy is kept
+
+
+@pytest.mark.slow
+def test_a_mesh_and_packing_change_no_loss(tmp_path):
+    changes = {'data.train': chats_file(tmp_path / 'a.jsonl', 24), 'data.batch_size': 16, 'data.micro_rows': 1}
+    alone, *_ = losses(ONE, **changes, **{'data.row_tokens': 0})
+    for context, row_tokens in ((ONE, 256), (EIGHT, 256)):
+        again, *_ = losses(context, **changes, **{'data.row_tokens': row_tokens})
+        np.testing.assert_allclose(again, alone, rtol=1e-4)
+
+
+def test_passes_over_the_rows_set_the_number_of_steps(tmp_path):
+    train = chats_file(tmp_path / 'a.jsonl', 20)  # 4 are kept for testing
+    config = {'data.train': train, 'total_steps': 0, 'data.epochs': 2.0, 'data.batch_size': 5}
+    assert sft.make(get_config(**config), ONE).total_steps == 7
+
+
+@pytest.mark.parametrize('variant', ['', 'paper'])
+def test_every_variant_is_complete(variant):
+    sft.data.check(get_config(variant))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'data.batch_size': 0}, 'data.batch_size=0 must be at least 1'),
+        ({'total_steps': 0, 'data.epochs': 0.0}, 'data.epochs=0.0 must be above 0, or give total_steps'),
+        ({'data.train': 'nowhere.jsonl'}, 'nowhere.jsonl is no file'),
+        ({'data.max_length': 5}, 'are of at most data.max_length=5 tokens'),
+        ({'oracle.people': 1}, 'oracle.people=1 must be at least 2'),
+    ],
+)
+def test_wrong_values_are_told_in_one_line(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        sft.make(get_config(**changes), ONE)
+    assert '\n' not in str(error.value)

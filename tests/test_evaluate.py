@@ -1,0 +1,50 @@
+"""Several policies in one table."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pal_jax import evaluate
+from pal_jax.runtime.curve import plot_alignment
+
+ROOT = Path(__file__).parents[1]
+
+
+def get_config(**changes):
+    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'rlpa.py')
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config('smoke')
+    config.update_from_flattened_dict({'eval.people': 2, 'sampling.max_tokens': 8, 'mesh.data': 8, 'mesh.fsdp': 1})
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.slow
+def test_policies_stand_side_by_side(tmp_path):
+    people = tmp_path / 'people.jsonl'
+    people.write_text('\n'.join(json.dumps({'facts': {'star sign': sign}}) for sign in ('Leo', 'Aries', 'Libra')))
+    config = get_config(**{'eval.profiles': str(people), 'eval.rounds': 3})
+    records = evaluate.evaluate_sources(config, ['oracle', 'random:tiny', 'base'])
+    assert list(records) == ['oracle', 'random:tiny', 'base']
+    assert records['base']['format'] == 1.0 > records['random:tiny']['format']
+    assert len(records['base']['al_by_turn']) == 3 and records['base']['extended_people'] == 2
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(evaluate.as_comparison(records))
+    rows = [[part.strip() for part in line.split('│')[1:3]] for line in shown.get().splitlines() if '│' in line]
+    assert [people for people, _ in rows if people] == ['heldout', 'unseen', 'extended']
+    assert [figure for _, figure in rows].count('AL(3)') == 3
+    plot_alignment(records, tmp_path / 'curves.png')
+    assert (tmp_path / 'curves.png').stat().st_size > 5000
+
+
+def test_a_source_that_is_none_is_told():
+    with pytest.raises(ValueError, match='unknown model source'):
+        evaluate.evaluate_sources(get_config(), ['orcale'])
