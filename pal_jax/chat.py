@@ -32,11 +32,9 @@ from pal_jax.decode.local import LocalDecoder, Request
 from pal_jax.decode.page import Preset
 from pal_jax.envs.dialogue import messages
 from pal_jax.feedback.profiles import Parsed, parse_completion
-from pal_jax.models import sources
-from pal_jax.talking import chat_preset, open_model
+from pal_jax.talking import SOURCE, chat_preset, open_model
 from pal_jax.types import Dialogue, Person, Turn
 
-SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
 SYSTEM = flags.DEFINE_string('system', None, 'The system prompt.')
 TEMPERATURE = flags.DEFINE_float('temperature', None, 'Of sampling.', lower_bound=0.0)
 MAX_TOKENS = flags.DEFINE_integer('max_tokens', None, 'Of an answer.', lower_bound=1)

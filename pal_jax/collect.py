@@ -27,10 +27,9 @@ from pal_jax.recipes.recipe import Config
 from pal_jax.recipes.rlpa import check_answered, make_sampler
 from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
-from pal_jax.talking import open_decoder
+from pal_jax.talking import SOURCE, open_decoder
 from pal_jax.types import Sample
 
-SOURCE = flags.DEFINE_string('source', None, 'The policy; config.policy.source by default.')
 OUTPUT = flags.DEFINE_string('output', 'pairs.jsonl', 'File to write.')
 PROMPTS = flags.DEFINE_integer('prompts', None, 'How many prompts to answer.', lower_bound=1)
 
@@ -42,19 +41,20 @@ def main() -> None:
     if cli.faults(cli.place):
         raise cli.Fault('this runs in one process; leave out --processes')
     devices.initialize(cli.workdir() / 'compiled')
-    pairs = cli.faults(lambda: list(collect(cli.config(), SOURCE.value, PROMPTS.value)))
+    source = SOURCE.value if SOURCE.present else cli.config().policy.source
+    pairs = cli.faults(lambda: list(collect(cli.config(), source, PROMPTS.value)))
     path.write_text(''.join(json.dumps(pair) + '\n' for pair in pairs))
     print(f'{path}: {len(pairs)} pairs')
 
 
-def collect(config: Config, source: str | None, prompts: int | None) -> Iterator[dict[str, Any]]:
+def collect(config: Config, source: str, prompts: int | None) -> Iterator[dict[str, Any]]:
     """The pairs of so many prompts.
 
     Raises:
       ValueError, RuntimeError: a model that cannot be had, or a judge that does not answer.
     """
     world, dialogue = make_world(config), config.dialogue
-    decoder, tokenizer = open_decoder(config, source or config.policy.source)
+    decoder, tokenizer = open_decoder(config, source)
     sample_turns = make_sampler(config, world.system, tokenizer, decoder)
     rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
     n, left = dialogue.n_samples_per_prompt, prompts or len(world.train) * rounds

@@ -40,11 +40,9 @@ from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.http import make_app
 from pal_jax.decode.local import LocalDecoder, Progress, Request
-from pal_jax.models import sources
-from pal_jax.talking import chat_preset, open_model
+from pal_jax.talking import SOURCE, chat_preset, open_model
 from pal_jax.types import Sampling
 
-SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
 DRIVER = flags.DEFINE_enum('driver', 'local', ['local', 'jetstream'], 'HTTP or gRPC.')
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
 PORT = flags.DEFINE_integer('port', 8000, 'Port to listen on.')

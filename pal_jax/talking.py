@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
+from absl import flags
 from jax.sharding import Mesh
 
 from pal_jax.data.tokenizer import Tokenizer
@@ -21,6 +22,7 @@ from pal_jax.recipes.rlpa import make_sampling
 from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices, sharding
 
+SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
 CACHE = '~/.cache/pal_jax/compiled'
 
 

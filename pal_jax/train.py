@@ -54,18 +54,7 @@ MAY_CHANGE = (
 )
 
 # Of an evaluation, on the console.
-SHOWN = ('reward', 'format', 'profile', 'strict', 'loss', 'accuracy', 'seen_shared', 'seen_pal', 'new_shared', 'new_pal')
-    'reward',
-    'format',
-    'profile',
-    'strict',
-    'loss',
-    'accuracy',
-    'seen_shared',
-    'seen_pal',
-    'new_shared',
-    'new_pal',
-)  # on the console
+SHOWN = 'reward format profile strict loss accuracy seen_shared seen_pal new_shared new_pal'.split()
 
 
 def main() -> int:

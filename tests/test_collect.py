@@ -63,7 +63,7 @@ def writing(requests):
 def test_a_policys_samples_become_what_dpo_learns_from(monkeypatch, tmp_path):
     monkeypatch.setattr(collect, 'open_decoder', lambda *_: (writing, byte_tokenizer()))
     config = get_config('rlpa', **{'dialogue.people': 6, 'eval.people': 2})
-    pairs = list(collect.collect(config, None, None))
+    pairs = list(collect.collect(config, config.policy.source, None))
     assert 0 < len(pairs) <= 12
     assert all(pair['chosen_reward'] > pair['rejected_reward'] for pair in pairs)
     rounds = [sum(message['role'] == 'user' for message in pair['prompt']) for pair in pairs]
@@ -81,4 +81,4 @@ def test_a_number_of_prompts_is_kept_to(monkeypatch):
     monkeypatch.setattr(collect, 'open_decoder', lambda *_: (writing, byte_tokenizer()))
     monkeypatch.setattr(collect, 'best_and_worst', lambda group, system: dataclasses.asdict(group[0].dialogue))
     config = get_config('rlpa', **{'dialogue.people': 6, 'eval.people': 2})
-    assert len(list(collect.collect(config, None, 5))) == 5
+    assert len(list(collect.collect(config, config.policy.source, 5))) == 5

@@ -29,7 +29,6 @@ from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.reward import Pairs, RewardLearner, pack_pairs, to_score
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.params import Params
 from pal_jax.recipes.recipe import (
     Config,
     Context,
@@ -77,9 +76,8 @@ def make(config: Config, ctx: Context) -> Recipe:
     learner = make_learner(config, policy.cfg, ctx)
     judge = make_policy(config, ctx, of='reward_model')
     reader = make_reader(config, judge.cfg, ctx)
-    write, pair_up = make_writer(config, policy, ctx), make_pairs(config, judge.tokenizer, ctx)
-    draw, choosing = make_draw(config, train), strangers(config.seed) if config.shuffled else themselves
-    hold, learns = config.hold.steps, config.reads == 'summary'
+    describe, pair_up = make_writer(config, policy, learner, ctx), make_pairs(config, judge.tokenizer, ctx)
+    draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
     rows = {'ways': sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, 'micro_rows': config.ppo.micro_rows}
     n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)
 
@@ -89,19 +87,13 @@ def make(config: Config, ctx: Context) -> Recipe:
             state['policy'] = learner.init(policy.source.load(learner.param_shardings))
         return state, {}
 
-    def describe(state: State, people: Sequence[History], n: int, temperature: float, seed: Sequence[int]) -> Told:
-        """`n` summaries of each person, one after the other, or what a baseline reads instead."""
-        if config.reads not in WRITTEN:
-            return Told([given(person, config.reads) for person in people for _ in range(n)], [])
-        return write(learner.weights(state['policy']), people, n, temperature, seed)
-
     def step(state: State, host: Host, i: int) -> tuple[State, Host, str, Metrics]:
-        waits, people = i < hold or not learns, draw(i)
+        waits, (people, choosers) = i < hold or not learns, draw(i)
         with ctx.phase('rollout'):
             count, temperature = (1, config.hold.temperature) if waits else (n, config.sampling.temperature)
             texts, samples = describe(state, people, count, temperature, (config.seed, i))
         with ctx.phase('read'):
-            choices = [(person.reward, person.train) for person in choosing(people, i) for _ in range(count)]
+            choices = [(person.reward, person.train) for person in choosers for _ in range(count)]
             gaps, grads, metrics = reader.read(state['reward'], pair_up(texts, choices))
             rewards = log_sigmoid(gaps[:, 0])
         metrics |= summarize(texts, rewards, people)
@@ -201,33 +193,38 @@ def make_reader(config: Config, cfg: ModelConfig, ctx: Context) -> RewardLearner
     return RewardLearner(cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, adapters=adapters, seed=config.seed)
 
 
-def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], list[History]]:
-    """The people of a step: in shuffled passes, a function of its number."""
+def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple[list[History], list[History]]]:
+    """The people of a step, in shuffled passes, and those whose choices go with them: themselves, or, for the control,
+    somebody at random. Both are functions of the step's number."""
     hold, waiting, learning = config.hold.steps, config.hold.people, config.summary.people
     learning = learning if config.reads == 'summary' else waiting
 
-    def draw(i: int) -> list[History]:
+    def draw(i: int) -> tuple[list[History], list[History]]:
         start, size = (i * waiting, waiting) if i < hold else (hold * waiting + (i - hold) * learning, learning)
         passes = range(start // len(train), (start + size - 1) // len(train) + 1)
         order = np.concatenate([np.random.default_rng((config.seed, k)).permutation(len(train)) for k in passes])
         first = start - passes[0] * len(train)
-        return [train[k] for k in order[first : first + size]]
+        people = [train[k] for k in order[first : first + size]]
+        others = np.random.default_rng((config.seed, i, 1)).permutation(size)
+        return people, [people[k] for k in others] if config.shuffled else people
 
     return draw
 
 
-def make_writer(config: Config, policy: Policy, ctx: Context):
-    """Writes summaries of people, so many of each."""
+def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context):
+    """Tells of people: `n` summaries of each, one after the other, or what a baseline reads instead."""
+    if config.reads not in WRITTEN:
+        return lambda state, people, n, *_: Told([given(p, config.reads) for p in people for _ in range(n)], [])
     decode, tokenizer = config.decode.to_dict(), policy.tokenizer
     shares = Shares(jax.process_count() if ctx.mesh.size > 1 else 1)
     decoder = make_decoder(policy.cfg, tokenizer, ctx.mesh, shares=shares, **decode)
     prefill = tokenizer.encode(config.summary.prefill) if config.summary.prefill else []
 
-    def write(weights: Params, people: Sequence[History], n: int, temperature: float, seed: Sequence[int]) -> Told:
+    def write(state: State, people: Sequence[History], n: int, temperature: float, seed: Sequence[int]) -> Told:
         sampling = Sampling(**config.sampling.to_dict() | {'temperature': temperature, 'stop': config.sampling.stop})
         prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context))), *prefill) for p in people]
         seeds = np.random.SeedSequence(list(seed)).generate_state(len(people) * n, np.uint64).tolist()
-        decoder.load(weights)
+        decoder.load(learner.weights(state['policy']))
         completions = decoder([Request(prompts[k // n], sampling, each) for k, each in enumerate(seeds)])
         decoder.release()
         told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
@@ -262,20 +259,6 @@ def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context):
 def given(person: History, reads: str) -> str:
     """What a baseline's reward model reads in place of a summary."""
     return {'context': person.context, 'kind': f'The user prefers {person.kind}.', 'nothing': ''}[reads]
-
-
-def themselves(people: Sequence[History], i: int) -> Sequence[History]:
-    """Those whose choices go with what is told of `people`."""
-    return people
-
-
-def strangers(seed: int) -> Callable[[Sequence[History], int], Sequence[History]]:
-    """As `themselves`, with somebody at random in everyone's place."""
-
-    def choosing(people: Sequence[History], i: int) -> list[History]:
-        return [people[k] for k in np.random.default_rng((seed, i, 1)).permutation(len(people))]
-
-    return choosing
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:

@@ -111,21 +111,22 @@ def test_baselines_train_the_reward_model_alone(reads):
     assert {metrics['samples'] for _, metrics in rows} == {8.0}
 
 
-def test_strangers_are_everyone_in_another_order():
-    _, tests = plus.read_people(get_config())
-    people = tests['test']
-    others = plus.strangers(0)(people, 1)
-    assert others != people
-    assert sorted(p.user for p in others) == sorted(p.user for p in people)
-    assert others == plus.strangers(0)(people, 1) != plus.strangers(0)(people, 2)
-
-
 def test_every_person_is_drawn_once_a_pass():
     config = get_config()
     train, _ = plus.read_people(config)
     draw = plus.make_draw(config, train)
-    assert sorted(p.user for i in (0, 1) for p in draw(i)) == sorted(p.user for p in train)  # 2 x 8 while it waits
-    assert sorted(p.user for i in range(2, 6) for p in draw(i)) == sorted(p.user for p in train)  # then 4 x 4
+    assert sorted(p.user for i in (0, 1) for p in draw(i)[0]) == sorted(p.user for p in train)  # 2 x 8 while it waits
+    assert sorted(p.user for i in range(2, 6) for p in draw(i)[0]) == sorted(p.user for p in train)  # then 4 x 4
+    assert draw(3)[0] == draw(3)[1]
+
+
+def test_the_control_takes_the_choices_of_others():
+    config = get_config(shuffled=True)
+    draw = plus.make_draw(config, plus.read_people(config)[0])
+    people, choosers = draw(0)
+    assert choosers != people
+    assert sorted(p.user for p in choosers) == sorted(p.user for p in people)
+    assert draw(0) == (people, choosers)
 
 
 def test_people_of_a_file_are_cut_in_two(tmp_path):
