@@ -21,7 +21,7 @@ from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.summary import fifths, first_last_fifth, main_part
 
 COLOURS = ('#2563eb', '#d97706', '#059669', '#9333ea', '#dc2626', '#4b5563')
-KEYS = ('reward', *[key for key in PANELS if key != 'kl'])
+KEYS = ('reward', 'profile', 'response', 'format')
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # records by the run's name
 

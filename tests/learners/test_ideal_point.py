@@ -92,7 +92,8 @@ def test_rows_are_corrected_for_their_own_number_of_updates():
     ],
     ids=['A', 'B'],
 )
-@pytest.mark.parametrize('sizes', [(2, 4, 1), pytest.param((1, 8, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('sizes', [(2, 4, 1), (1, 8, 1)])
 def test_eight_devices_compute_what_one_does(pal, sizes):
     data = batches(prompt=pal.variant == 'B')
     alone, meshed = (make_learner(mesh, pal) for mesh in (ONE, devices.make_mesh(*sizes)))

@@ -181,6 +181,7 @@ def test_a_sharded_step_equals_an_unsharded_one(sizes: tuple[int, int, int], unr
     assert_trees_close(VALUE_AND_GRAD(spread, cfg, rows), VALUE_AND_GRAD(WEIGHTS, cfg, tokens), 1e-4)
 
 
+@pytest.mark.slow
 def test_a_fused_layer_computes_the_same():
     cfg = dataclasses.replace(CFG, qkv_bias=True, qk_norm=True)
     specs = params.decoder_specs(cfg)

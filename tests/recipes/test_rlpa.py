@@ -109,6 +109,7 @@ def test_a_batch_may_be_short_of_people(monkeypatch):
     assert int(state.skipped) == 0
 
 
+@pytest.mark.slow
 def test_what_was_sampled_is_what_is_trained_on(monkeypatch):
     seen, *_ = run(small(), 1, monkeypatch)
     samples, batch = seen[0]
