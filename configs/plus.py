@@ -18,7 +18,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config = p.base(recipe='plus', total_steps=20)  # with both learning; those of `hold` come before
     config.data = 'pets'  # or a JSONL file of people
     config.people = 200  # of pets
-    config.labelled = True  # pets tell which side was liked
+    config.labelled = True  # of pets' choices both sides are told; False: those they liked
     config.shuffled = False  # the control: everyone's summary is of another person
     # What the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model, the whole
     # context, the true kind, or nothing. With the last four no summariser is trained.

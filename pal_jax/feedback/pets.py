@@ -43,7 +43,7 @@ def make_people(count: int, *, seed: int, split: Split, labelled: bool = True) -
     Args:
       split: in `test` what is judged has predicates that nobody in `train` has met, in `animals` it is about animals
         that they have not met, too, and so is what is told.
-      labelled: whether what is told of a person says which side was liked.
+      labelled: whether both sides of what a person chose are told, as liked and disliked, or the liked ones alone.
     """
     rng = random.Random(f'{split} {seed}')
     kinds = OTHER_KINDS if split == 'animals' else KINDS
@@ -77,8 +77,9 @@ def _sentence(animal: str, predicate: str) -> str:
 
 
 def line(choice: Choice, rng: random.Random, labelled: bool) -> str:
-    """A past choice, its sides in random order."""
-    labels = ('Liked', 'Disliked') if labelled else ('Read', 'Read')
-    sides = list(zip(labels, (choice.chosen, choice.rejected), strict=True))
+    """A past choice: its sides in random order, or the chosen one alone."""
+    if not labelled:
+        return choice.chosen
+    sides = [f'Liked: {choice.chosen}', f'Disliked: {choice.rejected}']
     rng.shuffle(sides)
-    return ' '.join(f'{label}: {sentence}' for label, sentence in sides)
+    return ' '.join(sides)
