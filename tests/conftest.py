@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+# Eight devices on few cores may wait long for each other: XLA gives up after 40 s by default, and ends the process.
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + (
+    ' --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=300'
+)
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'  # XLA logs a page per program it finds in the cache below
 
 import jax
