@@ -27,6 +27,10 @@ SEEN = 30.0  # seconds after which a shared file system shows to all what one ha
 FOLDER, CONFIG = 'checkpoints', 'config.json'
 
 
+class Unreadable(RuntimeError):
+    """One of several processes cannot read its part of a checkpoint, for which the others wait inside Orbax."""
+
+
 class Checkpoints:
     """The checkpoints of a run: the `keep` latest and, by the `reward` they were saved with, the best.
 
@@ -87,11 +91,12 @@ class Checkpoints:
     def restore(self, step: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
         """The newest checkpoint that is whole (or the one of `step`): state, host item and step; None if there is none.
 
-        One that cannot be read is left out with a line that says so.
+        One that cannot be read is left out with a line that says so; in several processes it ends them.
 
         Raises:
           ValueError: there is no checkpoint of `step`.
           RuntimeError: there are checkpoints, and none of them can be read.
+          Unreadable: this process cannot read one, see there.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         if step is not None and step not in steps:
@@ -100,6 +105,8 @@ class Checkpoints:
         for candidate in steps:
             try:
                 state, host = self._read(candidate)
+            except Unreadable:
+                raise
             except Exception as error:
                 self._log(f'checkpoint {candidate} cannot be read, trying an older one: {_first_line(error)}')
                 continue
@@ -143,12 +150,13 @@ class Checkpoints:
         wanted = ocp.args.PyTreeRestore(self._abstract, ocp.checkpoint_utils.construct_restore_args(self._abstract))
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=wanted, host=ocp.args.JsonRestore()))
-            problem = ''
         except Exception as error:
-            restored, problem = {}, _first_line(error)
-        # Damage is met by the processes that read it; the others have to leave the checkpoint out as well.
-        if problem := next(filter(None, processes.exchange(f'checkpoint {step}', problem)), ''):
-            raise ValueError(problem)
+            if not processes.joined():
+                raise
+            raise Unreadable(
+                f'process {jax.process_index()} cannot read checkpoint {step} ({_first_line(error)}); move '
+                f'{self.folder / str(step)} away and start all again, from an older one'
+            ) from error
         state, item = restored['state'], restored['host']
         leaves = jax.tree.leaves(state)
         read = [i for i, leaf in enumerate(leaves) if leaf is not ...]

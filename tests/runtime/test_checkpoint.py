@@ -193,10 +193,9 @@ def test_processes_with_other_configs_or_folders_are_told(tmp_path, monkeypatch)
         write_config(tmp_path, {})
 
 
-def test_what_another_process_cannot_read_is_left_out_by_all(tmp_path, monkeypatch):
+def test_one_of_several_processes_says_which_checkpoint_to_move_away(tmp_path, monkeypatch):
     save(tmp_path, 1, 2).close()
-    told = {'checkpoint 2': ['', 'out of range'], 'checkpoint 1': ['', '']}
-    monkeypatch.setattr(checkpoint.processes, 'exchange', lambda what, value=None: told[what])
-    said = []
-    assert Checkpoints(tmp_path, ABSTRACT, read_only=True, log=said.append).restore()[2] == 1
-    assert 'checkpoint 2 cannot be read, trying an older one: out of range' in said[0]
+    shutil.rmtree(tmp_path / 'checkpoints' / '2' / 'state')
+    monkeypatch.setattr(checkpoint.processes, 'joined', lambda: True)
+    with pytest.raises(RuntimeError, match=r'process 0 cannot read checkpoint 2 .*move .*checkpoints/2 away'):
+        Checkpoints(tmp_path, ABSTRACT, read_only=True).restore()
