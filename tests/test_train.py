@@ -13,6 +13,7 @@ import pytest
 
 from pal_jax import train
 
+SLOW = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 # Kills its own process in the middle of something: {target} at its {count}-th call, before or after it was made.
@@ -92,13 +93,13 @@ def assert_refused(result, message):
     ('flags', 'message'),
     [
         ([], 'no configuration; give one, such as --config=configs/rlpa.py'),
-        (['--config=configs/nothing.py'], 'there is no configuration file configs/nothing.py'),
-        (['--config=configs/rlpa.py:smok'], "variant 'smok' is unknown"),
+        pytest.param(['--config=configs/nothing.py'], 'there is no configuration file configs/nothing.py', marks=SLOW),
+        pytest.param(['--config=configs/rlpa.py:smok'], "variant 'smok' is unknown", marks=SLOW),
         (
             ['--config=configs/rlpa.py:smoke', '--config.ppo.clp=0.1'],
             'error: unknown key clp; did you mean "clip" instead of "clp"?',
         ),
-        (['--config=configs/rlpa.py:smoke', '--config.ppo.minibatches=3'], 'does not divide'),
+        pytest.param(['--config=configs/rlpa.py:smoke', '--config.ppo.minibatches=3'], 'does not divide', marks=SLOW),
     ],
 )
 def test_wrong_commands_end_with_one_line_and_status_2(flags, message, tmp_path):
