@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from pal_jax.data.comparisons import positions, shares, take
+from pal_jax.data.comparisons import shares, take
+from pal_jax.data.passes import shuffled
 from pal_jax.data.synthetic import Setting, make_population, side_by_side
 from pal_jax.evals.panel import Trial, new_accuracy, newcomers, seen_accuracy
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, Rates
@@ -61,7 +62,10 @@ def run(
     )
     state = learner.init(jnp.array(list(seeds), jnp.int32))
     for i in range(STEPS):
-        index = np.stack([t.split.train[positions(len(t.split.train), i, UPDATES * BATCH, t.seed)] for t in trials])
+        size = UPDATES * BATCH
+        index = np.stack(
+            [t.split.train[shuffled(len(t.split.train), start=i * size, size=size, seed=t.seed)] for t in trials]
+        )
         share = np.stack([shares(data.users, t.split.train)[0].repeat(UPDATES * BATCH) for t in trials])
         index, share = (x.reshape(len(trials), UPDATES, BATCH) for x in (index, share))
         state, _ = learner.update(state, take(data, index, data.users[index], share))

@@ -6,7 +6,6 @@ cut: what a model is tested on was decided at another time than what it was trai
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -133,18 +132,3 @@ def take(data: Comparisons, index: np.ndarray, users: np.ndarray, share: np.ndar
         'prompt': prompt,
     }
     return PairBatch(**columns)
-
-
-def positions(size: int, i: int, count: int, seed: int) -> np.ndarray:
-    """What the `i`-th draw of `count` takes of `size` entries: epochs in an order of their own, one after the other."""
-    place = np.arange(i * count, (i + 1) * count)
-    epoch, within = place // size, place % size
-    out = np.empty(count, np.int64)
-    for each in range(epoch[0], epoch[-1] + 1):
-        out[epoch == each] = _order(size, each, seed)[within[epoch == each]]
-    return out
-
-
-@functools.lru_cache(maxsize=64)
-def _order(size: int, epoch: int, seed: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(size).astype(np.int32)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from pal_jax.data.passes import shuffled
 from pal_jax.runtime import sharding
 from pal_jax.types import RolloutBatch, Sample, TokenBatch
 
@@ -192,18 +193,18 @@ def pack_examples(
     Which examples these are follows from `i` and `seed`, so a run that resumes needs to remember no position.
     """
     size = groups * n
-    chosen = [examples[k] for k in shuffled(len(examples), size=size, i=i, seed=seed)]
+    chosen = [examples[k] for k in shuffled(len(examples), start=i * size, size=size, seed=seed)]
     shared = [shared_prompt(chosen[k : k + n]) for k in range(0, size, n)]
     actions = round_up(max(len(example.completion) for example in examples), 8)
     return pack_whole(shared, n=n, actions=actions, ways=ways, row_tokens=row_tokens)
 
 
 def pack_shuffled(
-    groups: Sequence[Group], *, size: int, n: int, i: int, seed: int, ways: int = 1, row_tokens: int = 0
+    groups: Sequence[Group], *, size: int, n: int, actions: int, i: int, seed: int, ways: int = 1, row_tokens: int = 0
 ) -> TokenBatch:
     """Batch `i` of an endless shuffled pass over groups of up to `n` branches: `size` of them, see `lay_out`."""
-    chosen = [groups[k] for k in shuffled(len(groups), size=size, i=i, seed=seed)]
-    return pack_whole(chosen, n=n, actions=most_actions(groups), ways=ways, row_tokens=row_tokens)
+    chosen = [groups[k] for k in shuffled(len(groups), start=i * size, size=size, seed=seed)]
+    return pack_whole(chosen, n=n, actions=actions, ways=ways, row_tokens=row_tokens)
 
 
 def pack_whole(groups: Sequence[Group], *, n: int, actions: int, ways: int = 1, row_tokens: int = 0) -> TokenBatch:
@@ -216,14 +217,6 @@ def most_actions(groups: Sequence[Group]) -> int:
     """The largest number of actions of a branch, rounded up."""
     branches = (branch for group in groups for branch in group.branches)
     return round_up(max(len(b.tokens) if b.acts is None else sum(b.acts) for b in branches), 8)
-
-
-def shuffled(total: int, *, size: int, i: int, seed: int) -> list[int]:
-    """Batch `i`, of `size`, of an endless pass over `total` things, each time in another order."""
-    passes = range(i * size // total, ((i + 1) * size - 1) // total + 1)
-    order = np.concatenate([np.random.default_rng((seed, each)).permutation(total) for each in passes])
-    start = i * size - passes[0] * total
-    return order[start : start + size].tolist()
 
 
 def _zeros(shape: tuple[int, ...], dtype: type) -> Any:

@@ -22,6 +22,7 @@ from jaxtyping import Array
 
 from pal_jax.data import choices, comparisons, tables
 from pal_jax.data.comparisons import Comparisons
+from pal_jax.data.passes import shuffled
 from pal_jax.evals import mixed_logit, panel
 from pal_jax.evals.panel import Trial
 from pal_jax.evals.population import Panel, make_exhibits, make_record, measure
@@ -160,7 +161,7 @@ def make_draw(config: Config, data: Comparisons, trials: Sequence[Trial]):
     def draw(i: int) -> PairBatch:
         index, users, share = [], [], []
         for trial, its_shares in zip(trials, shares, strict=True):
-            place = comparisons.positions(len(trial.split.train), i, count, trial.seed)
+            place = shuffled(len(trial.split.train), start=i * count, size=count, seed=trial.seed)
             index.append(trial.split.train[place])
             users.append(trial.users[index[-1]])
             share.append(its_shares[place])

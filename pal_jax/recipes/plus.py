@@ -20,6 +20,7 @@ import numpy as np
 
 from pal_jax.data import histories
 from pal_jax.data.packing import Example, pack_rollouts, round_up
+from pal_jax.data.passes import shuffled
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import make_decoder
 from pal_jax.decode.local import Request
@@ -201,10 +202,7 @@ def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple
 
     def draw(i: int) -> tuple[list[History], list[History]]:
         start, size = (i * waiting, waiting) if i < hold else (hold * waiting + (i - hold) * learning, learning)
-        passes = range(start // len(train), (start + size - 1) // len(train) + 1)
-        order = np.concatenate([np.random.default_rng((config.seed, k)).permutation(len(train)) for k in passes])
-        first = start - passes[0] * len(train)
-        people = [train[k] for k in order[first : first + size]]
+        people = [train[k] for k in shuffled(len(train), start=start, size=size, seed=config.seed)]
         others = np.random.default_rng((config.seed, i, 1)).permutation(size)
         return people, [people[k] for k in others] if config.shuffled else people
 

@@ -20,26 +20,29 @@ from pal_jax.types import TokenBatch
 
 
 class Rows(NamedTuple):
-    """Groups of `n` branches to learn from and to test on. `left_out` rows were longer than `data.max_length`."""
+    """Groups of `n` branches of up to `actions` actions, to learn from and to test on. `left_out` rows were longer than
+    `data.max_length`."""
 
     train: list[Group]
     test: list[Group]
     n: int
+    actions: int
     left_out: int
 
     def batch(self, config: Config, mesh: Mesh, i: int) -> TokenBatch:
         """What step `i` learns from."""
-        size, row_tokens = config.data.batch_size, config.data.row_tokens
-        ways = sharding.batch_ways(mesh)
-        packed = pack_shuffled(self.train, size=size, n=self.n, i=i, seed=config.seed, ways=ways, row_tokens=row_tokens)
+        packed = pack_shuffled(
+            self.train, size=config.data.batch_size, n=self.n, actions=self.actions, i=i, seed=config.seed,
+            ways=sharding.batch_ways(mesh), row_tokens=config.data.row_tokens,
+        )  # fmt: skip
         return sharding.put_batch(packed, mesh)
 
     def tests(self, config: Config, mesh: Mesh) -> Iterator[tuple[int, TokenBatch]]:
         """All test rows, in batches with their number of rows."""
-        size, ways, actions = config.data.batch_size, sharding.batch_ways(mesh), most_actions(self.test)
+        size, ways = config.data.batch_size, sharding.batch_ways(mesh)
         for start in range(0, len(self.test), size):
             groups = self.test[start : start + size]
-            packed = pack_whole(groups, n=self.n, actions=actions, ways=ways, row_tokens=config.data.row_tokens)
+            packed = pack_whole(groups, n=self.n, actions=self.actions, ways=ways, row_tokens=config.data.row_tokens)
             yield len(groups), sharding.put_batch(packed, mesh)
 
 
@@ -65,7 +68,7 @@ def make_rows(config: Config, tokenizer: Tokenizer, convert: Callable[[Any], Gro
             f'{len(kept)} rows to learn from and {len(tested)} to test on, of {len(train)} and {len(test)}, are of at '
             f'most data.max_length={data.max_length} tokens; give more rows, a data.test file, or raise it'
         )
-    return Rows(kept, tested, n, len(train) + len(test) - len(kept) - len(tested))
+    return Rows(kept, tested, n, most_actions([*kept, *tested]), len(train) + len(test) - len(kept) - len(tested))
 
 
 def oracle_records(config: Config, key: str) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pytest
 
 from pal_jax.data import choices, comparisons, tables
 from pal_jax.data.comparisons import from_pairs
+from pal_jax.data.passes import shuffled
 from pal_jax.types import PreferencePair
 
 try:
@@ -81,11 +82,11 @@ def test_a_user_with_too_few_choices_is_named():
 
 
 def test_draws_are_epochs_one_after_the_other():
-    draws = [comparisons.positions(10, i, 4, seed=1) for i in range(5)]
+    draws = [shuffled(10, start=4 * i, size=4, seed=1) for i in range(5)]
     together = np.concatenate(draws)
     assert sorted(together[:10]) == sorted(together[10:]) == list(range(10))
     assert not np.array_equal(together[:10], together[10:])
-    np.testing.assert_array_equal(comparisons.positions(10, 0, 20, seed=1), together)
+    np.testing.assert_array_equal(shuffled(10, start=0, size=20, seed=1), together)
 
 
 def test_ranks_are_within_a_group():
