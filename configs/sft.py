@@ -17,6 +17,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.policy = p.policy(p.EMBEDDED)
     config.optimizer = p.adamw(lr=5e-5)
     config.data = p.rows(batch_size=16)
+    config.max_z_coef = 0.0  # how much the squares of the largest logits count (Baichuan 2: 2e-4)
     config.oracle = p.oracle()
     config.eval = dict(every=0)  # 0: before and at the end
     return {'': lambda: config, 'smoke': lambda: p.smoke_rows(config), 'paper': lambda: paper(config)}[variant]()

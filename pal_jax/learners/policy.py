@@ -79,6 +79,7 @@ class PolicyLearner:
       n: samples per prompt.
       length: the constant that `loss_agg='constant'` divides by: the largest number of tokens sampled.
       anchored: whether a reference is kept; without one only supervised steps can be made.
+      max_z_coef: how much the max-z loss counts in supervised steps.
     Raises:
       ValueError: an estimator that compares samples with `n=1`, a dimension that does not divide over the mesh,
         an unknown `cfg.remat`, or a dropout out of its range.
@@ -86,7 +87,7 @@ class PolicyLearner:
 
     def __init__(
         self, cfg: ModelConfig, ppo: PPO, optimizers: Optimizers, mesh: Mesh, *, n: int, length: int,
-        adapters: Lora | None = None, anchored: bool = True, seed: int = 0,
+        adapters: Lora | None = None, anchored: bool = True, max_z_coef: float = 0.0, seed: int = 0,
     ):  # fmt: skip
         if ppo.estimator not in adv.UNGROUPED and n < 2:
             raise ValueError(
@@ -94,7 +95,8 @@ class PolicyLearner:
                 'use 2 or more, or the estimator gae or reinforce'
             )
         self.cfg, self.ppo, self.optimizers, self.mesh = cfg, ppo, optimizers, mesh
-        self.n, self.length, self.adapters, self.anchored, self.seed = n, length, adapters, anchored, seed
+        self.n, self.length, self.adapters, self.anchored = n, length, adapters, anchored
+        self.max_z_coef, self.seed = max_z_coef, seed
         if adapters and not 0 <= adapters.dropout < 1:
             raise ValueError(f'policy.lora.dropout={adapters.dropout} must be at least 0 and below 1')
         decoder.saved(cfg.remat)
@@ -203,7 +205,7 @@ class PolicyLearner:
     def _imitation_gradients(self, grads, trainable, frozen, batch, weight, moment):
         def loss(trainable):
             params = self._dropping(join(trainable, frozen), moment)
-            return passes.imitation_loss(params, self.cfg, batch, weight)
+            return passes.imitation_loss(params, self.cfg, batch, weight, self.max_z_coef)
 
         with self._on_mesh():
             (value, _), grads = accumulate(loss, trainable, grads)

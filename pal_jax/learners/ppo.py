@@ -216,9 +216,9 @@ def value_loss(
 
 
 def imitation_loss(
-    params: Params, cfg: ModelConfig, batch: TokenBatch, weight: Float[Array, 'R N A']
+    params: Params, cfg: ModelConfig, batch: TokenBatch, weight: Float[Array, 'R N A'], max_z_coef: float = 0.0
 ) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:
-    """Weighted cross-entropy of the actions (supervised fine-tuning, PTX, DPO), and their log-probs."""
+    """Weighted cross-entropy of the actions (supervised fine-tuning, PTX, DPO) and max-z loss, and their log-probs."""
 
     def per_token(logprob: Array, weight: Array) -> Array:
         return -weight * keep(logprob, weight != 0)
@@ -231,6 +231,8 @@ def imitation_loss(
             states, unembed, actions, weight, per_token,
             acts=acts, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=CHUNK,
         )  # fmt: skip
+        if max_z_coef:
+            loss += max_z_coef * lp.max_z_loss(states, unembed, weight, dtype=cfg.dtype, chunk=CHUNK)
         return loss[None], new
 
     loss, new = by_rows(loss_of)(unembed, states, order.sort(batch.actions), order.acts, order.sort(weight))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pal_jax.objectives.masked import masked_mean
+from pal_jax.objectives.masked import keep
 
 PerToken = Callable[[Array, Any], Array]  # (logprobs, aux) -> losses, elementwise
 
@@ -84,22 +84,21 @@ def token_loss(
 def max_z_loss(
     hidden: Float[Array, 'R M D'],
     unembed: Float[Array, 'V D'],
-    mask: Bool[Array, 'R M'],
+    weight: Float[Array, 'R M'],
     *,
-    coef: float = 2e-4,
     dtype: str = 'float32',
     chunk: int = 1024,
 ) -> Float[Array, '']:
-    """`coef` times the mean square of each state's largest logit, to be added to a loss: it keeps logits from growing
-    (Baichuan 2, Yang et al. 2023, section 2.4).
+    """The weighted sum of the squares of each state's largest logit: added to a loss, it keeps logits from growing
+    (Baichuan 2, Yang et al. 2023, section 2.4, where the weights come to 2e-4).
 
     The largest is looked for a chunk at a time, without a gradient; then it is one product of two vectors.
     """
-    weight = unembed.astype(dtype)
-    columns = _split(hidden, _width(mask, chunk))
-    best = _join(lax.map(lambda states: _logits(states, weight).argmax(-1), columns), mask.shape[1])
+    matrix = unembed.astype(dtype)
+    columns = _split(hidden, _width(weight, chunk))
+    best = _join(lax.map(lambda states: _logits(states, matrix).argmax(-1), columns), weight.shape[1])
     largest = (hidden.astype(jnp.float32) * unembed[best].astype(jnp.float32)).sum(-1)
-    return coef * masked_mean(jnp.square(largest), mask)
+    return jnp.sum(weight * jnp.square(keep(largest, weight != 0)))
 
 
 def _loss_value(

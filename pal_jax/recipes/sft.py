@@ -86,5 +86,5 @@ def make_learner(config: Config, cfg: ModelConfig, ctx: Context, steps: int) -> 
     ppo = PPO(estimator='reinforce', micro_rows=config.data.micro_rows)  # of it the sizes of supervised steps
     return PolicyLearner(
         cfg, ppo, Optimizers(*[optimizer] * 3), ctx.mesh,
-        n=1, length=1, adapters=make_adapters(config), anchored=False, seed=config.seed,
+        n=1, length=1, adapters=make_adapters(config), anchored=False, max_z_coef=config.max_z_coef, seed=config.seed,
     )  # fmt: skip

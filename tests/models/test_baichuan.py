@@ -119,7 +119,9 @@ def test_golden_logits_and_losses(alibi, tmp_path):
     unembed, targets = decoder.unembed_weight(params, cfg), jnp.array([tokens[1:]])
     loss = token_loss(hidden[:, :-1], unembed, targets, jnp.full((1, 3), 1 / 3), lambda lp, w: -lp * w)[0]
     np.testing.assert_allclose(loss, cross_entropy, atol=2e-6)
-    np.testing.assert_allclose(max_z_loss(hidden[:, :-1], unembed, jnp.ones((1, 3), bool), chunk=2), max_z, rtol=1e-5)
+    np.testing.assert_allclose(
+        max_z_loss(hidden[:, :-1], unembed, jnp.full((1, 3), 2e-4 / 3), chunk=2), max_z, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize('alibi', [False, True], ids=['7B', '13B'])
@@ -139,7 +141,7 @@ def test_norm_head():
     def loss(rows: jax.Array) -> jax.Array:
         logits = decoder.unembed({'embed': rows, 'unembed': rows}, cfg, state)[0, 0]
         unembed = decoder.unembed_weight({'embed': rows, 'unembed': rows}, cfg)
-        return -jax.nn.log_softmax(logits)[0] + max_z_loss(state, unembed, jnp.ones((1, 1), bool))
+        return -jax.nn.log_softmax(logits)[0] + max_z_loss(state, unembed, jnp.full((1, 1), 2e-4))
 
     logits = decoder.unembed({'embed': rows, 'unembed': rows * jnp.array([[7.0], [0.1], [2.0]])}, cfg, state)[0, 0]
     np.testing.assert_allclose(logits, [-0.2, 1.154701, -2.0], atol=1e-6)
@@ -150,13 +152,13 @@ def test_norm_head():
 
 def test_max_z_pushes_the_largest_logit_of_counted_states_only():
     hidden, unembed = jax.random.normal(jax.random.key(0), (2, 5, 4)), jax.random.normal(jax.random.key(1), (7, 4))
-    mask = jnp.arange(5)[None] < jnp.array([[5], [2]])
+    weight = jnp.where(jnp.arange(5)[None] < jnp.array([[5], [2]]), jax.random.uniform(jax.random.key(2), (2, 5)), 0.0)
 
     def dense(hidden: jax.Array, unembed: jax.Array) -> jax.Array:
         largest = (hidden @ unembed.T).max(-1)
-        return 0.5 * (largest**2 * mask).sum() / mask.sum()
+        return (largest**2 * weight).sum()
 
-    got = jax.jit(jax.value_and_grad(lambda *x: max_z_loss(*x, mask, coef=0.5, chunk=4), (0, 1)))(hidden, unembed)
+    got = jax.jit(jax.value_and_grad(lambda *x: max_z_loss(*x, weight, chunk=4), (0, 1)))(hidden, unembed)
     jax.tree.map(
         lambda g, w: np.testing.assert_allclose(g, w, atol=1e-5),
         got,

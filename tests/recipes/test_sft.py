@@ -68,7 +68,10 @@ def test_it_learns_what_it_is_shown_and_says_how_well(tmp_path):
 @pytest.mark.slow
 def test_a_mesh_and_packing_change_no_loss(tmp_path):
     changes = {'data.train': chats_file(tmp_path / 'a.jsonl', 24), 'data.batch_size': 16, 'data.micro_rows': 1}
+    plain, *_ = losses(ONE, steps=1, **changes, **{'data.row_tokens': 0})
+    changes['max_z_coef'] = 0.01
     alone, *_ = losses(ONE, **changes, **{'data.row_tokens': 0})
+    assert alone[0] > plain[0] + 1e-3
     for context, row_tokens in ((ONE, 256), (EIGHT, 256)):
         again, *_ = losses(context, **changes, **{'data.row_tokens': row_tokens})
         np.testing.assert_allclose(again, alone, rtol=1e-4)
