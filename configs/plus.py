@@ -40,9 +40,9 @@ def get_config(variant: str = '') -> ConfigDict:
     config.summary = dict(
         people=8,  # of a step
         n_samples=4,  # summaries of each
-        prefill='##Summary\nThe user prefers',  # how every summary begins
+        prefill='##Summary\nLiked:',  # how every summary begins
     )
-    config.sampling = p.sampling(temperature=1.0, max_tokens=24, stop=('\n',))
+    config.sampling = p.sampling(temperature=1.0, max_tokens=24, stop=('\n', '.'))
     # Steps in which the summariser waits for a reward model that can read: many people, one cooler summary of each.
     config.hold = dict(steps=12, people=32, temperature=0.3)
     config.decode = dict(slots=32, stride=4, driver='local', address='', reuse=True, int8=False)

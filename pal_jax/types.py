@@ -182,21 +182,25 @@ class Choice:
     rejected: str
 
 
-@dataclasses.dataclass(frozen=True)
-class History:
-    """What is told of a person, and choices of the same person that it does not tell: `reward` pays who writes a
-    summary, `train` teaches the reward model that reads it, `held` tests both.
-
-    `kind` is the person's group, where it is known; `ask` the messages that ask for the summary, where they are given.
-    """
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Told:
+    """What is told of a person; `ask` has the messages that ask for a summary of it, where they are given."""
 
     user: str
     context: str
+    ask: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class History(Told):
+    """The same, and choices of the person that it does not tell: `reward` pays who writes a summary, `train` teaches
+    the reward model that reads it, `held` tests both. `kind` is the person's group, where it is known.
+    """
+
     reward: Choice
     train: Choice
     held: tuple[Choice, ...]
     kind: str = ''
-    ask: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pal_jax.types import Choice, History
+from pal_jax.types import Choice, History, Told
 
 PARTS = {
     'reward': ('reward_prompt', 'chosen', 'rejected'),
@@ -22,30 +23,55 @@ def load(path: str | Path) -> list[History]:
     Raises:
       ValueError: a line that is no such record, or whose held-out choice is told before; its number is named.
     """
-    lines = Path(path).read_text(encoding='utf-8').splitlines()
-    people = [_person(f'{path}, line {i}', line) for i, line in enumerate(lines, 1) if line.strip()]
-    if not people:
+    return [_person(where, record) for where, record in _records(path)]
+
+
+def load_told(path: str | Path) -> list[tuple[Told, Choice | None]]:
+    """What is told of a person a line, which is all that has to be there, and the held-out choice of those with one.
+
+    Raises:
+      ValueError: a line that is no such record; its number is named.
+    """
+    return [
+        (_told(where, record), _choice(where, record, 'held') if any(key in record for key in PARTS['held']) else None)
+        for where, record in _records(path)
+    ]
+
+
+def _records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each record stands, and the record."""
+    lines = [(f'{path}, line {i}', line) for i, line in enumerate(Path(path).read_text('utf-8').splitlines(), 1)]
+    lines = [(where, line) for where, line in lines if line.strip()]
+    if not lines:
         raise ValueError(f'{path} has no person; give a JSON object a line')
-    return people
+    for where, line in lines:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{where} is no JSON object: {error}') from None
+        if not isinstance(record, dict):
+            raise ValueError(f'{where} is no JSON object')
+        yield where, record
 
 
-def _person(where: str, line: str) -> History:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{where} is no JSON object: {error}') from None
-    if not isinstance(record, dict):
-        raise ValueError(f'{where} is no JSON object')
-    reward, train, held = (Choice(*(_text(where, record, field) for field in fields)) for fields in PARTS.values())
+def _person(where: str, record: dict[str, Any]) -> History:
+    reward, train, held = (_choice(where, record, part) for part in PARTS)
+    told = _told(where, record)
+    person = History(**vars(told), reward=reward, train=train, held=(held,), kind=str(record.get('kind', '')))
+    check_disjoint(person, where)
+    return person
+
+
+def _told(where: str, record: dict[str, Any]) -> Told:
     ask = _messages(where, record.get('context_messages', ()))
     context = record.get('context') or '\n'.join(message['content'] for message in ask)
     if not isinstance(context, str) or not context:
         raise ValueError(f'{where} has neither context nor context_messages; give one of them')
-    person = History(
-        record.get('user', where), context, reward, train, (held,), kind=str(record.get('kind', '')), ask=ask
-    )
-    check_disjoint(person, where)
-    return person
+    return Told(user=str(record.get('user', where)), context=context, ask=ask)
+
+
+def _choice(where: str, record: dict[str, Any], part: str) -> Choice:
+    return Choice(*(_text(where, record, field) for field in PARTS[part]))
 
 
 def check_disjoint(person: History, where: str) -> None:

@@ -20,32 +20,35 @@ Gaps = Callable[[Sequence[str], Sequence[Sequence[Choice]]], np.ndarray]  # [tex
 def evaluate(
     describe: Describe, gaps: Gaps, splits: Mapping[str, Sequence[History]], *, temperature: float, shown: int
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
-    """Figures of every split of people, those of the first by their own names, and some people with their summaries."""
+    """Figures of every split of people, those of the first by their own names and beside their controls, and some people
+    with their summaries."""
     record: dict[str, Any] = {}
     people: list[Mapping[str, Any]] = []
     for number, (name, tested) in enumerate(splits.items()):
-        figures, texts, margins = table(describe, gaps, tested, temperature=temperature)
+        figures, texts, margins = table(describe, gaps, tested, temperature=temperature, controls=number == 0)
         record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
         people += [show(*each) for each in zip(tested[:shown], texts, margins, strict=False)]
     return record, people
 
 
 def table(
-    describe: Describe, gaps: Gaps, people: Sequence[History], *, temperature: float
+    describe: Describe, gaps: Gaps, people: Sequence[History], *, temperature: float, controls: bool
 ) -> tuple[dict[str, Any], list[str], np.ndarray]:
     """Figures of some people, with the likeliest summary of each and its gaps.
 
     `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` by one drawn at
-    `temperature`. A tie is wrong. Standard errors are over people.
+    `temperature`; the controls are by somebody else's, or none. A tie is wrong. Standard errors are over people.
     """
     kinds = [person.kind for person in people]
     likeliest, drawn = describe(people, 0.0), describe(people, temperature)
-    told = {'': likeliest, 'sampled_': drawn, 'random_': rolled(likeliest, len(people) // 2 + 1), 'none_': None}
-    if len(set(kinds)) > 1:
+    told = {'': likeliest, 'sampled_': drawn}
+    if controls:
+        told |= {'random_': rolled(likeliest, len(people) // 2 + 1), 'none_': [''] * len(people)}
+    if controls and len(set(kinds)) > 1:
         told['other_'] = [likeliest[i] for i in of_another_kind(kinds)]
     held = [person.held for person in people]
     figures: dict[str, Any] = {'people': len(people)}
-    margins = {name: gaps(texts or [''] * len(people), held) for name, texts in told.items()}
+    margins = {name: gaps(texts, held) for name, texts in told.items()}
     for name, found in margins.items():
         right = (found > 0).mean(axis=1)
         figures[f'{name}accuracy'] = float(right.mean())

@@ -97,10 +97,17 @@ class RewardLearner:
         trained = {'decoder': trainable, 'head': head}
         return RewardState(TrainState(trained, frozen, self.optimizer.init(trained)), jnp.zeros((), jnp.int32))
 
+    @property
+    def abstract_weights(self) -> RewardState:
+        """What `gaps` reads of `abstract`; the rest is `...`, which a checkpoint's reader leaves out."""
+        nothing: RewardState = jax.tree.map(lambda _: ..., self.abstract)
+        return nothing.replace(model=self.abstract.model.replace(opt_state=nothing.model.opt_state))
+
     def gaps(self, state: RewardState, pairs: Pairs) -> np.ndarray:
         """How much better the chosen reply of each pair is: an array [texts, pairs of a text]."""
         parts = micro_batches(pairs.batch, self.mesh, self.micro_rows)
-        found = jnp.concatenate([self._gaps(state.model, micro) for micro in parts])
+        model = state.model
+        found = jnp.concatenate([self._gaps(model.params, model.frozen, micro) for micro in parts])
         return np.asarray(found)[pairs.rows]
 
     def read(self, state: RewardState, pairs: Pairs) -> tuple[np.ndarray, Params, Metrics]:
@@ -120,9 +127,9 @@ class RewardLearner:
         return RewardState(model, skipped(state.skipped, norm)), floats({'reward_grad_norm': norm})
 
     @functools.partial(jax.jit, static_argnums=0)
-    def _gaps(self, model: TrainState, batch: TokenBatch) -> Array:
+    def _gaps(self, trained: Params, frozen: Params, batch: TokenBatch) -> Array:
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            return self._everywhere(gaps(model.params, model.frozen, self.cfg, batch))
+            return self._everywhere(gaps(trained, frozen, self.cfg, batch))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _gradients(self, grads: Params, model: TrainState, batch: TokenBatch, weight: Array):

@@ -47,7 +47,7 @@ from pal_jax.recipes.recipe import (
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.runtime.processes import Shares
-from pal_jax.types import Choice, Dialogue, History, Metrics, Person, Sample, Sampling, Turn
+from pal_jax.types import Choice, Dialogue, History, Metrics, Person, Sample, Sampling, Told, Turn
 
 READS = ('summary', 'untrained', 'context', 'kind', 'nothing')
 WRITTEN = ('summary', 'untrained')  # by a model
@@ -57,11 +57,22 @@ State = dict[str, Any]  # 'reward', and 'policy' where one writes
 EVALUATION = 2**31  # stands where a training step has its number in seeds
 
 
-class Told(NamedTuple):
-    """What the reward model is told of people; the samples it was taken from, where a model wrote it."""
+class Written(NamedTuple):
+    """What the reward model reads of people; the samples it was taken from, where a model wrote it."""
 
     texts: list[str]
     samples: list[Sample]
+
+
+class Parts(NamedTuple):
+    """The summariser, the reward model, and how text goes from one to the other."""
+
+    policy: Policy
+    learner: PolicyLearner
+    judge: Policy
+    reader: RewardLearner
+    describe: Callable[..., Written]  # (state, people, n, temperature, seed)
+    pair_up: Callable[[Sequence[str], Sequence[Sequence[Choice]]], Pairs]
 
 
 def make(config: Config, ctx: Context) -> Recipe:
@@ -73,11 +84,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     """
     check(config)
     train, tests = read_people(config)
-    policy = make_policy(config, ctx)
-    learner = make_learner(config, policy.cfg, ctx)
-    judge = make_policy(config, ctx, of='reward_model')
-    reader = make_reader(config, judge.cfg, ctx)
-    describe, pair_up = make_writer(config, policy, learner, ctx), make_pairs(config, judge.tokenizer, ctx)
+    policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
     rows = {'ways': sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, 'micro_rows': config.ppo.micro_rows}
     n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)
@@ -177,6 +184,14 @@ def read_people(config: Config) -> tuple[list[History], dict[str, list[History]]
     return people[:cut], {'test': people[cut:]}
 
 
+def make_parts(config: Config, ctx: Context) -> Parts:
+    """Raises ValueError or RuntimeError where a model cannot be had."""
+    policy, judge = make_policy(config, ctx), make_policy(config, ctx, of='reward_model')
+    learner, reader = make_learner(config, policy.cfg, ctx), make_reader(config, judge.cfg, ctx)
+    describe, pair_up = make_writer(config, policy, learner, ctx), make_pairs(config, judge.tokenizer, ctx)
+    return Parts(policy, learner, judge, reader, describe, pair_up)
+
+
 def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
     actor, critic = (make_optimizer(**each, total_steps=updates) for each in (config.optimizer, config.critic))
@@ -212,13 +227,13 @@ def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple
 def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context):
     """Tells of people: `n` summaries of each, one after the other, or what a baseline reads instead."""
     if config.reads not in WRITTEN:
-        return lambda state, people, n, *_: Told([given(p, config.reads) for p in people for _ in range(n)], [])
+        return lambda state, people, n, *_: Written([given(p, config.reads) for p in people for _ in range(n)], [])
     decode, tokenizer = config.decode.to_dict(), policy.tokenizer
     shares = Shares(jax.process_count() if ctx.mesh.size > 1 else 1)
     decoder = make_decoder(policy.cfg, tokenizer, ctx.mesh, shares=shares, **decode)
     prefill = tokenizer.encode(config.summary.prefill) if config.summary.prefill else []
 
-    def write(state: State, people: Sequence[History], n: int, temperature: float, seed: Sequence[int]) -> Told:
+    def write(state: State, people: Sequence[Told], n: int, temperature: float, seed: Sequence[int]) -> Written:
         sampling = Sampling(**config.sampling.to_dict() | {'temperature': temperature, 'stop': config.sampling.stop})
         prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context))), *prefill) for p in people]
         seeds = np.random.SeedSequence(list(seed)).generate_state(len(people) * n, np.uint64).tolist()
@@ -227,7 +242,7 @@ def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Con
         decoder.release()
         told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
         samples = [Sample(told[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
-        return Told([summaries.extract(config.summary.prefill + each.text) for each in completions], samples)
+        return Written([summaries.extract(config.summary.prefill + each.text) for each in completions], samples)
 
     return write
 

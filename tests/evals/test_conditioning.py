@@ -52,6 +52,8 @@ def test_a_tie_is_wrong_and_a_split_has_its_name():
     assert record['accuracy'] == record['new_accuracy'] == 0.0
     assert record['reward'] == pytest.approx(-0.693147, abs=1e-6)
     assert (record['people'], record['new_people']) == (20, 4)
+    assert 'other_accuracy' in record
+    assert 'new_other_accuracy' not in record  # controls stand beside the first split
 
 
 def test_a_text_that_names_both_kinds_names_none():

@@ -16,6 +16,7 @@ from pal_jax.learners.reward import RewardLearner
 from pal_jax.recipes import plus
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
+from pal_jax.runtime.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,6 +155,25 @@ def test_people_of_a_file_are_cut_in_two(tmp_path):
 def test_what_is_wrong_is_told_before_a_file_is_read(changes, message):
     with pytest.raises(ValueError, match=message):
         plus.make(get_config(**changes), ONE)
+
+
+@pytest.mark.slow
+def test_a_run_that_resumes_ends_with_the_same_bits(tmp_path):
+    """Critic included: the estimator is gae."""
+    recipe = plus.make(get_config(**{'ppo.estimator': 'gae', 'ppo.std_floor': 0.0, 'hold.steps': 1}), ONE)
+    state, host = recipe.init()
+    state, host, *_ = recipe.step(state, host, 0)
+    state, host, *_ = recipe.step(state, host, 1)
+    with contextlib.closing(Checkpoints(tmp_path, recipe.abstract)) as checkpoints:
+        checkpoints.save(2, state, host)
+        checkpoints.wait()
+        restored = checkpoints.restore()
+    assert restored
+    before = jax.tree.map(np.asarray, state['policy'].critic.params)
+    whole, *_ = recipe.step(state, host, 2)
+    resumed, *_ = recipe.step(*restored[:2], 2)
+    assert same(whole, resumed)
+    assert not same(before, resumed['policy'].critic.params)
 
 
 @pytest.mark.slow

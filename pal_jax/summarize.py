@@ -1,0 +1,78 @@
+"""Writes what a run of configs/plus.py makes of people, and what they would choose by it.
+
+  python -m pal_jax.summarize --source=orbax:runs/plus --history=people.jsonl
+  python -m pal_jax.summarize --source=orbax:runs/plus --history=people.jsonl --summary='Liked: Cats sleep'
+
+Options:
+  --source=orbax:FOLDER     the run, with the last checkpoint of its summariser and its reward model
+  --history=FILE            a person a line, as for training (pal_jax/data/histories.py); only `context` must be there
+  --summary=TEXT            your words in place of the model's, for everyone in the file
+  --temperature=T           of the model's words; default 0, the likeliest
+
+Prints a JSON object a person: `user`, `summary` and, where the line has eval_prompt, eval_chosen and eval_rejected,
+`probability`: that the person prefers eval_chosen, as the reward model has it after that summary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from pal_jax import cli
+from pal_jax.data import histories
+from pal_jax.recipes import plus
+from pal_jax.recipes.recipe import Context, read_config
+from pal_jax.runtime import devices
+from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.talking import CACHE, SOURCE
+
+HISTORY = flags.DEFINE_string('history', '', 'A JSONL file of people.')
+SUMMARY = flags.DEFINE_string('summary', None, "Words in place of the model's.")
+TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'Of sampling.', lower_bound=0.0)
+
+
+def main() -> None:
+    if not HISTORY.value:
+        raise cli.Fault('no people; give a file with --history=people.jsonl')
+    kind, _, workdir = SOURCE.value.partition(':')
+    if kind != 'orbax':
+        raise cli.Fault(f'--source={SOURCE.value} is no run; give one of configs/plus.py, such as orbax:runs/plus')
+    devices.initialize(Path(CACHE).expanduser())
+    for record in cli.faults(lambda: list(summarize(workdir, HISTORY.value, SUMMARY.value, TEMPERATURE.value))):
+        print(json.dumps(record, ensure_ascii=False))
+
+
+def summarize(workdir: str, path: str, summary: str | None, temperature: float) -> Iterator[dict[str, Any]]:
+    """A record a person, in the file's order.
+
+    Raises:
+      ValueError: a run that writes no summaries or has no checkpoint, or a line of the file.
+      RuntimeError: a model or checkpoint that cannot be read.
+    """
+    config, people = read_config(workdir), histories.load_told(path)
+    if config.recipe != 'plus' or config.reads not in plus.WRITTEN:
+        raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py')
+    parts = plus.make_parts(config, Context(devices.make_mesh(**config.mesh), lambda _: contextlib.nullcontext()))
+    wanted = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}
+    restored = Checkpoints(workdir, wanted, read_only=True).restore()
+    if restored is None:
+        raise ValueError(f'orbax:{workdir} has no checkpoint; train it first')
+    told = [each for each, _ in people]
+    own = [] if summary is None else [summary] * len(people)
+    texts = own or parts.describe(restored[0], told, 1, temperature, (config.seed,)).texts
+    choices = [[choice] for _, choice in people if choice]
+    asked = [text for text, (_, choice) in zip(texts, people, strict=True) if choice]
+    gaps = iter(parts.reader.gaps(restored[0]['reward'], parts.pair_up(asked, choices))[:, 0] if asked else ())
+    for text, (each, choice) in zip(texts, people, strict=True):
+        prefers = {'probability': float(np.exp(plus.log_sigmoid(next(gaps))))} if choice else {}
+        yield {'user': each.user, 'summary': text, **prefers}
+
+
+if __name__ == '__main__':
+    cli.run(main, __doc__ or '', needs_config=False)

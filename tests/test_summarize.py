@@ -1,0 +1,69 @@
+"""What a run of PLUS makes of people in a file: as its parts have it, in the model's words and in others."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pal_jax.data import histories
+from pal_jax.recipes import plus
+from pal_jax.recipes.recipe import Context
+from pal_jax.runtime import checkpoint, devices
+from pal_jax.summarize import summarize
+
+ROOT = Path(__file__).parents[1]
+PEOPLE = [
+    {'context': 'Liked: Dogs run. Disliked: Cats nap.', 'user': 'ann',
+     'eval_prompt': 'Talk.', 'eval_chosen': 'Dogs dig.', 'eval_rejected': 'Cats purr.'},
+    {'context': 'Liked: Cats nap.'},
+]  # fmt: skip
+
+
+def get_config(name):
+    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config('smoke')
+
+
+@pytest.fixture
+def people(tmp_path):
+    path = tmp_path / 'people.jsonl'
+    path.write_text('\n'.join(map(json.dumps, PEOPLE)))
+    return path
+
+
+@pytest.mark.slow
+def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
+    config, workdir = get_config('plus'), tmp_path / 'run'
+    context = Context(devices.make_mesh(**config.mesh), lambda _: contextlib.nullcontext())
+    recipe = plus.make(config, context)
+    state, host = recipe.init()
+    checkpoint.write_config(workdir, config.to_dict())
+    checkpoints = checkpoint.Checkpoints(workdir, recipe.abstract)
+    checkpoints.save(1, state, host)
+    checkpoints.close()
+
+    one, two = summarize(str(workdir), str(people), None, 0.0)
+    assert (one['user'], two['user']) == ('ann', f'{people}, line 2')
+    assert 'probability' not in two
+    parts = plus.make_parts(config, context)
+    told = histories.load_told(people)
+    assert [one['summary'], two['summary']] == parts.describe(state, [each for each, _ in told], 1, 0.0, (0,)).texts
+    edited, _ = summarize(str(workdir), str(people), 'Likes cats.', 0.0)
+    assert edited['summary'] == 'Likes cats.'
+    for record in (one, edited):
+        gap = parts.reader.gaps(state['reward'], parts.pair_up([record['summary']], [[told[0][1]]]))
+        assert record['probability'] == pytest.approx(1 / (1 + np.exp(-gap.item())), rel=1e-6)
+    assert edited['probability'] != one['probability']
+
+
+def test_a_run_of_another_method_is_refused(tmp_path, people):
+    checkpoint.write_config(tmp_path, get_config('rlpa').to_dict())
+    with pytest.raises(ValueError, match='is no run that writes summaries; give one of'):
+        list(summarize(str(tmp_path), str(people), None, 0.0))
