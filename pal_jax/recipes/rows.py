@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from pal_jax.data import chats
-from pal_jax.data.packing import Group, most_actions, pack_shuffled, pack_whole
+from pal_jax.data.packing import Group, most_actions, pack_whole
+from pal_jax.data.passes import shuffled
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.envs import dialogue as env
 from pal_jax.feedback.oracle import make_answers
@@ -29,21 +30,30 @@ class Rows(NamedTuple):
     actions: int
     left_out: int
 
+    def draw(self, config: Config, i: int) -> list[Group]:
+        """What step `i` learns from, in shuffled passes over all."""
+        size = config.data.batch_size
+        return [self.train[k] for k in shuffled(len(self.train), start=i * size, size=size, seed=config.seed)]
+
     def batch(self, config: Config, mesh: Mesh, i: int) -> TokenBatch:
-        """What step `i` learns from."""
-        packed = pack_shuffled(
-            self.train, size=config.data.batch_size, n=self.n, actions=self.actions, i=i, seed=config.seed,
-            ways=sharding.batch_ways(mesh), row_tokens=config.data.row_tokens,
-        )  # fmt: skip
-        return sharding.put_batch(packed, mesh)
+        """The same as a batch."""
+        return self._packed(self.draw(config, i), config, mesh)
 
     def tests(self, config: Config, mesh: Mesh) -> Iterator[tuple[int, TokenBatch]]:
         """All test rows, in batches with their number of rows."""
-        size, ways = config.data.batch_size, sharding.batch_ways(mesh)
+        for groups in self.test_groups(config):
+            yield len(groups), self._packed(groups, config, mesh)
+
+    def test_groups(self, config: Config) -> Iterator[list[Group]]:
+        """All test rows, as many at once as a step has."""
+        size = config.data.batch_size
         for start in range(0, len(self.test), size):
-            groups = self.test[start : start + size]
-            packed = pack_whole(groups, n=self.n, actions=self.actions, ways=ways, row_tokens=config.data.row_tokens)
-            yield len(groups), sharding.put_batch(packed, mesh)
+            yield self.test[start : start + size]
+
+    def _packed(self, groups: list[Group], config: Config, mesh: Mesh) -> TokenBatch:
+        ways, row_tokens = sharding.batch_ways(mesh), config.data.row_tokens
+        packed = pack_whole(groups, n=self.n, actions=self.actions, ways=ways, row_tokens=row_tokens)
+        return sharding.put_batch(packed, mesh)
 
 
 def make_rows(config: Config, tokenizer: Tokenizer, convert: Callable[[Any], Group], key: str, n: int) -> Rows:
