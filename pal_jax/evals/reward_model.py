@@ -69,7 +69,7 @@ def reliability(gap: np.ndarray, bins: int = BINS) -> list[Bin]:
 
 
 def calibration_error(bins: list[Bin]) -> float:
-    """The expected calibration error: how far confidence is from accuracy, by bin of as many pairs (Guo et al. 2017)."""
+    """The expected calibration error: how far confidence is from accuracy, by bin (Guo et al. 2017)."""
     total = sum(each.pairs for each in bins)
     return sum(each.pairs * abs(each.accuracy - each.confidence) for each in bins) / total
 
