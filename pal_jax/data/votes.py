@@ -53,7 +53,8 @@ def read(conversation: str | Path) -> Votes:
     names = tuple(dict.fromkeys(name for name, *_ in found))
     place_of = {name: i for i, name in enumerate(names)}
     people, statements, agree = zip(*((place_of[name], s, agreed) for name, s, agreed in found), strict=True)
-    groups = np.array([_groups(Path(f'{stem}.people.csv')).get(name, '') for name in names])
+    group_of = _groups(Path(f'{stem}.people.csv'))
+    groups = np.array([group_of.get(name, '') for name in names])
     known = [group for group in np.unique(groups) if group]
     return Votes(
         np.array(people, np.int32), np.array(statements, np.int32), np.array(agree), names, tuple(texts.values()),

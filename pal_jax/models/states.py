@@ -67,7 +67,8 @@ def hidden_states(
     rows: int = 32, multiple: int = 32,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """Numbers of texts and their vectors, `rows` a device at a time, texts of like length together: the mean over a
-    text's tokens of the states after the final norm, or that of its last token."""
+    text's tokens of the states after the final norm, or that of its last token. Layers past `cfg.layers` are cut."""
+    params = {**params, 'layers': jax.tree.map(lambda x: x[: cfg.layers], params['layers'])}
     order = np.argsort([len(text) for text in texts], kind='stable')
     size = rows * sharding.batch_ways(mesh)
 
@@ -95,16 +96,12 @@ def hidden_states(
         yield numbers, np.asarray(found)[: len(numbers)]
 
 
-def first_layers(params: Params, cfg: ModelConfig, layers: int) -> tuple[Params, ModelConfig]:
-    """The decoder cut off after so many layers, its final norm behind them; 0: all.
+def first_layers(cfg: ModelConfig, layers: int) -> ModelConfig:
+    """The decoder cut off after so many layers, with its final norm behind them; 0: all.
 
     Raises:
       ValueError: it has fewer.
     """
     if not 0 <= layers <= cfg.layers:
         raise ValueError(f'text.layers={layers} must be between 0 (all) and {cfg.layers}')
-    if layers in (0, cfg.layers):
-        return params, cfg
-    return {**params, 'layers': jax.tree.map(lambda x: x[:layers], params['layers'])}, dataclasses.replace(
-        cfg, layers=layers
-    )
+    return dataclasses.replace(cfg, layers=layers or cfg.layers)
