@@ -44,12 +44,11 @@ def stored(
     """
     key = hashlib.sha256(json.dumps([dict(settings), list(texts)], sort_keys=True).encode()).hexdigest()[:16]
     path = Path(folder) / f'{key}.npy'
-    rows = () if path.exists() else compute()
-    if rows:
+    if not exchange('states', path.exists())[0]:  # as the first process sees it: all compute, or none
         partial = path.with_suffix(f'.partial{os.getpid()}')
         path.parent.mkdir(parents=True, exist_ok=True)
         table = np.lib.format.open_memmap(partial, 'w+', np.float32, (len(texts), width))
-        for numbers, vectors in rows:
+        for numbers, vectors in compute():
             if not np.isfinite(vectors).all():
                 raise RuntimeError(f'the state of text {texts[numbers[0]][:60]!r} or of one near it is not finite')
             table[numbers] = vectors
@@ -58,7 +57,7 @@ def stored(
             partial.replace(path)
         else:
             partial.unlink()
-    exchange('states')
+    exchange('states written')
     return np.load(path, mmap_mode='r')
 
 

@@ -14,7 +14,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -115,13 +115,26 @@ def check(config: Config, ways: int) -> None:
     if config.new.toward not in ('population', 'zero'):
         raise ValueError(f'new.toward={config.new.toward!r} is unknown; use population or zero')
     pair_loss(jnp.zeros(1), config.loss.name)
-    if config.text.source and (config.standardize or config.baselines.majority or config.baselines.mixed_logit):
+    if config.baselines.mixed_logit:
+        mixed_logit.require()
+    if config.text.source:
+        check_text(config)
+
+
+def check_text(config: Config) -> None:
+    text = config.text
+    if text.pool not in get_args(states.Pool) or '{}' not in text.template or text.pairs < 1:
+        raise ValueError(
+            f'text.pool={text.pool!r} must be mean or last, text.pairs={text.pairs} at least 1, and '
+            f'text.template={text.template!r} needs {{}} where a statement goes'
+        )
+    if config.standardize or config.baselines.majority or config.baselines.mixed_logit:
         raise ValueError(
             'standardize, baselines.majority and baselines.mixed_logit are for attributes; where text.source is given '
             'set them to False'
         )
-    if config.baselines.mixed_logit:
-        mixed_logit.require()
+    if config.model.variant == 'B':
+        raise ValueError("model.variant='B' needs prompts, and statements have none; use variant A")
 
 
 def read(config: Config, ctx: Context) -> Comparisons:
@@ -138,8 +151,6 @@ def read(config: Config, ctx: Context) -> Comparisons:
 def read_votes(config: Config, ctx: Context) -> Comparisons:
     """Pairs of statements, by what a frozen decoder makes of their texts (computed once, and kept in `text.folder`)."""
     text, found = config.text, votes.read(config.data)
-    if config.model.variant == 'B':
-        raise ValueError("model.variant='B' needs prompts, and statements have none; use variant A")
     source = sources.resolve(text.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
     cfg = states.first_layers(devices.for_platform(source.config, text.dtype), text.layers)
     said = [text.template.format(each) for each in found.texts]

@@ -179,6 +179,7 @@ def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monke
     [
         ({'data': 'nowhere'}, 'there is no file nowhere.statements.jsonl'),
         ({'text.layers': 3}, r'text.layers=3 must be between 0 \(all\) and 2'),
+        ({'text.pool': 'max'}, "text.pool='max' must be mean or last"),
         ({'model.variant': 'B'}, 'needs prompts, and statements have none'),
         ({'baselines.majority': True}, 'where text.source is given set them to False'),
     ],
