@@ -93,7 +93,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
 def text(config: ConfigDict) -> ConfigDict:
     """Statements that people vote on, by a frozen decoder; those of the test are new. Give --config.data."""
     config.data = ''
-    config.text.source = p.EMBEDDED
+    config.text.update(source=p.EMBEDDED, layers=20)  # of 30
+    config.prototypes = (1, 2, 3, 4)
     config.standardize = False
     config.split.update(train=0.5, validation=0.2)  # of the statements
     config.updates = 20

@@ -147,7 +147,8 @@ def conversation(tmp_path_factory):
 
 def text_config(conversation, **changes):
     small = {
-        'text.source': 'random:tiny', 'text.dtype': 'float32', 'text.width': 4, 'text.pairs': 60, 'total_steps': 4,
+        'text.source': 'random:tiny', 'text.layers': 0, 'text.dtype': 'float32', 'text.width': 4, 'text.pairs': 60,
+        'total_steps': 4,
         'text.folder': str(conversation.parent / 'states'), 'split.seeds': 2, 'prototypes': (1, 2), 'new.steps': 50,
         'baselines.own': False, 'new.counts': (0, 5), 'updates': 40,
     }  # fmt: skip
