@@ -6,6 +6,7 @@ cut: what a model is tested on was decided at another time than what it was trai
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from numpy.typing import ArrayLike
 from pal_jax.types import PairBatch, PreferencePair
 
 
-class Lookup(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lookup:
     """An array `[n, H]` whose rows are those of a table, which may lie on disk; only what is asked for is read."""
 
     table: np.ndarray  # [S, H]

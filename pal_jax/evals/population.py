@@ -111,14 +111,14 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
 
 def _groups(panel: Panel, state: States, true: Sequence[int], false: Sequence[int]) -> dict[str, list[float]]:
     """How well people's weights agree with their groups, where these are known; with shuffled ids of the largest K."""
-    data, names = panel.data, [name for name in panel.learners if name not in ('K=1', 'own')]
-    if data.groups is None or not (data.groups >= 0).any():
+    known, names = panel.data.groups, [name for name in panel.learners if name not in ('K=1', 'own')]
+    if known is None or not (known >= 0).any():
         return {}
 
     def of(name: str, r: int) -> float:
-        seen = np.unique(data.users[panel.trials[r].split.train])
+        seen = np.unique(panel.data.users[panel.trials[r].split.train])
         mixtures = ideal_point.weights(panel.learners[name].pal, state[name].users.z[r][seen])
-        return groups.agreement(np.asarray(mixtures), data.groups[seen])
+        return groups.agreement(np.asarray(mixtures), known[seen])
 
     found = {name: [of(name, r) for r in true] for name in names}
     last = f'K={panel.prototypes[-1]}'
@@ -145,7 +145,7 @@ def _chosen(measured: Mapping[str, Method], chosen: Sequence[int], trials: Seque
 
 def _by_vote(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
     """What seen people chose between the same two items; nothing of a person's own counts."""
-    differences = data.chosen - data.rejected
+    differences = data.chosen[:] - data.rejected[:]
 
     def of(trial: Trial, index: np.ndarray) -> Accuracy:
         return accuracy(majority(differences[trial.split.train], differences[index]), data.users[index])
@@ -156,7 +156,7 @@ def _by_vote(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) 
 
 def _by_mixed_logit(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
     """Each person's coefficients have a posterior given the person's known comparisons: the training part, or n."""
-    differences, users = data.chosen - data.rejected, data.users
+    differences, users = data.chosen[:] - data.rejected[:], data.users
     new = newcomers(data, trials)
     seen, rows = [], [[] for _ in counts]
     for r, trial in enumerate(trials):
