@@ -3,6 +3,7 @@ r"""PAL: preferences of many people as mixtures of a few prototypes, new people 
   python -m pal_jax.train --config=configs/pal.py                        # 361 people's choices of electricity tariffs
   python -m pal_jax.train --config=configs/pal.py --config.data=train    # 235 people's of train journeys
   python -m pal_jax.train --config=configs/pal.py --config.data=my.csv   # your people's (pal_jax/data/tables.py)
+  python -m pal_jax.train --config=configs/pal.py:text --config.data=polis/bowling_green    # votes on statements
   python -m pal_jax.train --config=configs/pal.py:smoke                  # a tenth of the steps and two splits
 
 A minute or two on two CPU cores. Any value can be changed: --config.loss.pull=0.1 --config.model.rule=dist
@@ -14,9 +15,20 @@ from pal_jax import presets as p
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    variant = p.parse_variant(variant, 'smoke')
+    variant = p.parse_variant(variant, 'smoke', 'text')
     config = p.base(recipe='pal', total_steps=20)
     config.data = 'electricity'  # or train, swissmetro (1,191 people), a file of your own
+    # Of people's votes on statements (pal_jax/data/votes.py): which decoder makes vectors of these; '': no text.
+    config.text = dict(
+        source='',
+        dtype='auto',
+        layers=0,  # the first so many of the decoder's; 0: all
+        pool='mean',  # over the tokens of a statement, or last
+        template='{}',
+        width=32,  # principal coordinates of the states; 0: the states as they are
+        pairs=200,  # at most of a person's
+        folder='runs/states',  # keeps the states
+    )
     config.standardize = True  # attributes in units of their standard deviation
     config.split = dict(
         seeds=5,  # splits at random, side by side
@@ -64,7 +76,7 @@ def get_config(variant: str = '') -> ConfigDict:
         mixed_logit=True,
     )
     config.eval = dict(every=0)  # 0: at the end
-    return {'': lambda: config, 'smoke': lambda: smoke(config)}[variant]()
+    return {'': lambda: config, 'smoke': lambda: smoke(config), 'text': lambda: text(config)}[variant]()
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
@@ -75,4 +87,16 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.new.steps = 50
     config.baselines.mixed_logit = False
     config.checkpoint.every = 2
+    return config
+
+
+def text(config: ConfigDict) -> ConfigDict:
+    """Statements that people vote on, by a frozen decoder; those of the test are new. Give --config.data."""
+    config.data = ''
+    config.text.update(source=p.EMBEDDED, layers=20)  # of 30
+    config.prototypes = (1, 2, 3, 4)
+    config.standardize = False
+    config.split.update(train=0.5, validation=0.2)  # of the statements
+    config.updates = 20
+    config.baselines.update(majority=False, mixed_logit=False)
     return config

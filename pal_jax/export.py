@@ -55,7 +55,9 @@ def main() -> None:
 def save_adapter(export: Export, folder: Path) -> None:
     """Raises ValueError where there is none."""
     if export.adapters is None:
-        raise ValueError('this run has no adapter; leave out --adapter, or train with --config.policy.lora.rank=16')
+        raise ValueError(
+            'this run exports no adapter; leave out --adapter, or train a policy with --config.policy.lora.rank=16'
+        )
     peft.save(export.adapters.params, export.model, export.adapters.base, folder, export.adapters.dropout)
 
 

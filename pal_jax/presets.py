@@ -135,7 +135,7 @@ def rows(*, batch_size: int) -> ConfigDict:
     """What a supervised method reads (formats: `data/chats.py`) and how it is batched."""
     return ConfigDict(
         {
-            'train': 'oracle',  # or a JSONL file
+            'train': 'oracle',  # or recall (feedback/recall.py), or a JSONL file
             'test': '',  # a JSONL file; '': the last rows of train, a fifth at most
             'test_rows': 64,
             'max_length': 1024,  # tokens; longer rows are left out

@@ -179,9 +179,9 @@ def finish(config: Config, workdir: Path, recipe: Recipe, state, progress: Progr
 def write_exports(exports: dict[str, Export], folder: Callable[[str], Path]) -> None:
     """Models as Hugging Face folders. All processes take part, the first one writes."""
     for name, export in exports.items():
-        params = sharding.to_host(export.params)
+        params, head = sharding.to_host((export.params, export.head))
         if jax.process_index() == 0:
-            hf.save(params, export.model, export.tokenizer, folder(name))
+            hf.save(params, export.model, export.tokenizer, folder(name), head=head)
 
 
 if __name__ == '__main__':

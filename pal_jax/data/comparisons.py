@@ -6,6 +6,7 @@ cut: what a model is tested on was decided at another time than what it was trai
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,21 +16,42 @@ from numpy.typing import ArrayLike
 from pal_jax.types import PairBatch, PreferencePair
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lookup:
+    """An array `[n, H]` whose rows are those of a table, which may lie on disk; only what is asked for is read."""
+
+    table: np.ndarray  # [S, H]
+    numbers: np.ndarray  # [n]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.numbers), self.table.shape[1]
+
+    def __getitem__(self, where: Any) -> np.ndarray:
+        return self.table[self.numbers[where]]
+
+
 class Comparisons(NamedTuple):
-    """`n` pairs by column. `users` and `situations` are numbers; `names` are the users', `attributes` the items'."""
+    """`n` pairs by column. `users` and `situations` are numbers; `names` are the users', `attributes` the items'.
+
+    Where items are few and many pairs are of them (statements), sides are a `Lookup` in the table of all, `texts` says
+    them in words, and `groups` has users' groups where they are known, -1 elsewhere.
+    """
 
     users: np.ndarray  # [n]
     situations: np.ndarray  # [n]
-    chosen: np.ndarray  # [n, H]
-    rejected: np.ndarray  # [n, H]
+    chosen: np.ndarray | Lookup  # [n, H]
+    rejected: np.ndarray | Lookup  # [n, H]
     prompt: np.ndarray | None  # [n, H]
     names: tuple[str, ...]
     attributes: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+    groups: np.ndarray | None = None
 
     @property
     def items(self) -> np.ndarray:
         """All items, chosen ones first."""
-        return np.concatenate([self.chosen, self.rejected])
+        return np.concatenate([self.chosen[:], self.rejected[:]])
 
 
 class Split(NamedTuple):
@@ -70,7 +92,7 @@ def scales(data: Comparisons) -> np.ndarray:
 def standardized(data: Comparisons) -> Comparisons:
     """Each attribute in units of its standard deviation."""
     scale = scales(data)
-    return data._replace(chosen=data.chosen / scale, rejected=data.rejected / scale)
+    return data._replace(chosen=data.chosen[:] / scale, rejected=data.rejected[:] / scale)
 
 
 def split(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:
@@ -103,6 +125,35 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     of_pair, theirs = part[data.situations], is_seen[data.users]
     seen_parts = [np.flatnonzero(theirs & (of_pair == k)) for k in range(3)]
     new_parts = [np.flatnonzero(~theirs & (of_pair == 0)), np.flatnonzero(~theirs & (of_pair > 0))]
+    return Split._make([*seen_parts, *new_parts])
+
+
+def split_items(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:
+    """People into seen and new, items into parts, all at random by `seed`: a pair belongs to a part that both its items
+    are in, and to none where they are in two. What a model is tested on, nobody was asked about before.
+
+    People who have no pair in training or none in the test are left out.
+
+    Raises:
+      ValueError: nobody is left to be seen or to be new.
+    """
+    assert isinstance(data.chosen, Lookup) and isinstance(data.rejected, Lookup)
+    rng, people, items = np.random.default_rng(seed), len(data.names), len(data.chosen.table)
+    is_seen = rng.permutation(people) < round(seen * people)
+    place = rng.permutation(items)
+    part = (place >= round(train * items)).astype(int) + (place >= round((train + validation) * items))
+    of_pair = part[data.chosen.numbers]
+    of_pair[of_pair != part[data.rejected.numbers]] = -1
+    has = [np.bincount(data.users[of_pair == k], minlength=people) > 0 for k in (0, 2)]
+    counted = (has[0] & has[1])[data.users]
+    theirs = is_seen[data.users]
+    if not (counted & theirs).any() or not (counted & ~theirs).any():
+        raise ValueError(
+            f'of {people} people with choices among {items} items nobody is left to be seen or to be new at '
+            f'split.seen={seen}, split.train={train} and split.validation={validation}; give more choices'
+        )
+    seen_parts = [np.flatnonzero(counted & theirs & (of_pair == k)) for k in range(3)]
+    new_parts = [np.flatnonzero(counted & ~theirs & (of_pair == k)) for k in (0, 2)]
     return Split._make([*seen_parts, *new_parts])
 
 

@@ -27,10 +27,12 @@ class Branch(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One prompt, which is not empty, and what follows it."""
+    """One prompt, which is not empty, and what follows it. Of a pair, `margin` is by how much its first branch is said
+    to be the better one."""
 
     prompt: Sequence[int]
     branches: Sequence[Branch]
+    margin: float = 0.0
 
     @property
     def length(self) -> int:
@@ -197,14 +199,6 @@ def pack_examples(
     shared = [shared_prompt(chosen[k : k + n]) for k in range(0, size, n)]
     actions = round_up(max(len(example.completion) for example in examples), 8)
     return pack_whole(shared, n=n, actions=actions, ways=ways, row_tokens=row_tokens)
-
-
-def pack_shuffled(
-    groups: Sequence[Group], *, size: int, n: int, actions: int, i: int, seed: int, ways: int = 1, row_tokens: int = 0
-) -> TokenBatch:
-    """Batch `i` of an endless shuffled pass over groups of up to `n` branches: `size` of them, see `lay_out`."""
-    chosen = [groups[k] for k in shuffled(len(groups), start=i * size, size=size, seed=seed)]
-    return pack_whole(chosen, n=n, actions=actions, ways=ways, row_tokens=row_tokens)
 
 
 def pack_whole(groups: Sequence[Group], *, n: int, actions: int, ways: int = 1, row_tokens: int = 0) -> TokenBatch:

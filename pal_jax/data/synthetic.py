@@ -66,8 +66,8 @@ def side_by_side(populations: list[Population]) -> tuple[Comparisons, list[Split
             np.int32
         ),
         situations=np.arange(pairs[-1], dtype=np.int32),
-        chosen=np.concatenate([data.chosen for data in datas]),
-        rejected=np.concatenate([data.rejected for data in datas]),
+        chosen=np.concatenate([data.chosen[:] for data in datas]),
+        rejected=np.concatenate([data.rejected[:] for data in datas]),
         prompt=None,
         names=tuple(f'p{i}' for i in range(people[-1])),
         attributes=datas[0].attributes,

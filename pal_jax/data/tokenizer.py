@@ -6,6 +6,7 @@ with the `tokenizers` library. `AutoTokenizer` imports torch where it finds it, 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,23 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
         )
         return self.encode(str(text))
+
+    def padding_apart(self) -> Tokenizer:
+        """The same with a padding token that ends nothing. transformers' classifiers read the last token that is not
+        padding: where the end of a turn is padding too (SmolLM2, Qwen 2.5), that is one token before the last.
+
+        Raises:
+          ValueError: all special tokens are ends.
+        """
+        if self.pad_id not in self.stop_ids:
+            return self
+        special = (i for i, token in sorted(self.fast.added_tokens_decoder.items()) if token.special)
+        pad_id = next((i for i in special if i not in self.stop_ids), None)
+        if pad_id is None:
+            raise ValueError('the tokenizer has no special token that ends nothing, to pad with; add one to it')
+        fast = copy.deepcopy(self.fast)
+        fast.pad_token = fast.convert_ids_to_tokens(pad_id)
+        return Tokenizer(fast)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat template, for `from_folder` and `AutoTokenizer`."""

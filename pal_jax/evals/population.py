@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pal_jax.data.comparisons import Comparisons
-from pal_jax.evals import mixed_logit, people
+from pal_jax.data.comparisons import Comparisons, Lookup
+from pal_jax.evals import groups, mixed_logit, people
 from pal_jax.evals.panel import Trial, new_accuracy, newcomers, population, seen_accuracy
 from pal_jax.evals.preference import Accuracy, accuracy, choose, gain, majority, mean_and_error
 from pal_jax.learners.ideal_point import IdealPointLearner, PALState
@@ -26,6 +26,15 @@ TITLES = {
     'majority': 'majority vote on the same pair',
     'mixed_logit': 'mixed logit (xlogit)',
 }
+GROUPS = (
+    'The direction in which people differ most, by a model that was not told the groups: the chance that it puts '
+    'somebody of the one group before somebody of the other (AUC; 1/2 is chance).'
+)
+PROTOTYPES = {
+    False: 'Effects on the reward of one standard deviation of an attribute.',
+    True: 'Rewards of statements, less their mean over the prototypes.',
+}
+SHOWN_TEXTS = 3  # that a prototype likes most, and least
 SHOWN_ITEMS = 2000  # whose rewards tell what a prototype likes
 
 States = Mapping[str, PALState]
@@ -52,12 +61,14 @@ class Method(NamedTuple):
 
 
 class Results(NamedTuple):
-    """`by_prototypes`: part of the data -> K -> accuracies by split; `chosen`: K by trial; `counts`: of comparisons."""
+    """`by_prototypes`: part of the data -> K -> accuracies by split; `chosen`: K by trial; `counts`: of comparisons;
+    `groups`: model -> AUC by split, see `groups.agreement`."""
 
     methods: Mapping[str, Method]
     by_prototypes: Mapping[str, Mapping[int, Sequence[Accuracy]]]
     chosen: Sequence[int]
     counts: tuple[int, ...]
+    groups: Mapping[str, Sequence[float]]
 
 
 def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
@@ -95,7 +106,23 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
         by_prototypes['seen people, shuffled ids'] = {
             K: [measured[f'K={K}'].seen[r] for r in false] for K in panel.prototypes
         }
-    return Results(methods, by_prototypes, chosen, counts)
+    return Results(methods, by_prototypes, chosen, counts, _groups(panel, state, true, false))
+
+
+def _groups(panel: Panel, state: States, true: Sequence[int], false: Sequence[int]) -> dict[str, list[float]]:
+    """How well people's weights agree with their groups, where these are known; with shuffled ids of the largest K."""
+    known, names = panel.data.groups, [name for name in panel.learners if name not in ('K=1', 'own')]
+    if known is None or not (known >= 0).any():
+        return {}
+
+    def of(name: str, r: int) -> float:
+        seen = np.unique(panel.data.users[panel.trials[r].split.train])
+        mixtures = ideal_point.weights(panel.learners[name].pal, state[name].users.z[r][seen])
+        return groups.agreement(np.asarray(mixtures), known[seen])
+
+    found = {name: [of(name, r) for r in true] for name in names}
+    last = f'K={panel.prototypes[-1]}'
+    return found | ({f'{last}, shuffled ids': [of(last, r) for r in false]} if false and last in names else {})
 
 
 def _of(method: Method, trials: Sequence[int]) -> Method:
@@ -118,7 +145,7 @@ def _chosen(measured: Mapping[str, Method], chosen: Sequence[int], trials: Seque
 
 def _by_vote(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
     """What seen people chose between the same two items; nothing of a person's own counts."""
-    differences = data.chosen - data.rejected
+    differences = data.chosen[:] - data.rejected[:]
 
     def of(trial: Trial, index: np.ndarray) -> Accuracy:
         return accuracy(majority(differences[trial.split.train], differences[index]), data.users[index])
@@ -129,7 +156,7 @@ def _by_vote(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) 
 
 def _by_mixed_logit(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
     """Each person's coefficients have a posterior given the person's known comparisons: the training part, or n."""
-    differences, users = data.chosen - data.rejected, data.users
+    differences, users = data.chosen[:] - data.rejected[:], data.users
     new = newcomers(data, trials)
     seen, rows = [], [[] for _ in counts]
     for r, trial in enumerate(trials):
@@ -162,6 +189,8 @@ def make_record(results: Results) -> dict[str, Any]:
     record['chosen_prototypes'] = list(results.chosen)
     for part, rows in results.by_prototypes.items():
         record[f'{part.replace(",", "").replace(" ", "_")}_by_prototypes'] = [_mean(row) for row in rows.values()]
+    for name, row in results.groups.items():
+        _put(record, f'group_auc {name}', mean_and_error(row))
     record['known_comparisons'] = list(results.counts)
     record |= {f'new_{name}_by_known': [_mean(row) for row in method.new] for name, method in results.methods.items()}
     return record
@@ -190,6 +219,7 @@ def make_exhibits(panel: Panel, state: States, results: Results) -> list[Exhibit
         Exhibit('Who is foretold how well', _verdict(results), table=_table(results)),
         Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
         Exhibit('New people', picture=people.plot_by_comparisons(curves, results.counts)),
+        *([Exhibit('Opinion groups', GROUPS, _group_table(results))] if results.groups else ()),
         *(_portrait(panel, state[f'K={K}'], panel.learners[f'K={K}']) if K > 1 else ()),
     ]
 
@@ -228,6 +258,10 @@ def _table(results: Results) -> list[list[str]]:
     return rows
 
 
+def _group_table(results: Results) -> list[list[str]]:
+    return [['model', 'AUC'], *([name, _cell(row)] for name, row in results.groups.items())]
+
+
 def _cell(values: Sequence[float]) -> str:
     mean, error = mean_and_error(values)
     return f'{mean:.3f} ± {error:.3f}' if np.isfinite(error) else f'{mean:.3f}'
@@ -242,21 +276,24 @@ def _portrait(panel: Panel, state: PALState, learner: IdealPointLearner) -> list
     params = jax.tree.map(lambda x: x[0], state.params)
     index = np.random.default_rng(0).permutation(len(data.users))[:SHOWN_ITEMS]
     items, prompt = jnp.asarray(data.chosen[index]), None if data.prompt is None else jnp.asarray(data.prompt[index])
+    items = jnp.asarray(data.chosen.table) if isinstance(data.chosen, Lookup) else items
 
     def rewards(k: int) -> np.ndarray:
-        w = jnp.zeros((len(index), pal.prototypes)).at[:, k].set(1.0)
+        w = jnp.zeros((len(items), pal.prototypes)).at[:, k].set(1.0)
         return np.asarray(ideal_point.item_reward(params, pal, ideal_point.user_point(params, pal, w, prompt), items))
 
-    effects = people.linear_effects(np.stack([rewards(int(k)) for k in order]), np.asarray(items))
+    liked = np.stack([rewards(int(k)) for k in order])
+    effects = people.linear_effects(liked, np.asarray(items)) if not data.texts else liked - liked.mean(axis=0)
+    attributes, shown = (data.texts, SHOWN_TEXTS) if data.texts else (data.attributes, 2)
     table = [['prototype', 'mean weight', 'largest for', 'likes most', 'likes least']]
     for number, k in enumerate(order):
         mostly = np.mean(mixtures.argmax(axis=1) == k)
-        words = people.in_words(effects[number], data.attributes)
+        words = people.in_words(effects[number], attributes, shown)
         table.append([str(number + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *words])
     return [
         Exhibit('The people', picture=people.plot_simplex(mixtures[:, order])),
         Exhibit(
-            'The prototypes', 'Effects on the reward of one standard deviation of an attribute.', table,
-            people.plot_effects(effects, data.attributes) if len(data.attributes) <= 30 else b'',
+            'The prototypes', PROTOTYPES[bool(data.texts)], table,
+            people.plot_effects(effects, attributes) if len(attributes) <= 30 else b'',
         ),
     ]  # fmt: skip

@@ -1,17 +1,20 @@
 """A reward model: a decoder with a linear head that scores replies, trained on pairs of them (Bradley-Terry).
 
     state = learner.init(params)                        # plain decoder weights on the mesh, and a new head
+    scores = learner.scores(state, pairs)               # of every reply
     gaps = learner.gaps(state, pairs)                   # how much better the chosen reply of each pair is
     gaps, grads, metrics = learner.read(state, pairs)   # the same, and the gradient of the loss
     state, metrics = learner.apply(state, grads)
 
-A row holds what replies share (the summary of a person and the question) once, then the replies: neighbours are a pair,
-the chosen one first. A reply ends with a token that nobody reads; its score is the head's value of the state before it,
-the last one that has read the whole reply. So a reward model is a critic that is asked once a reply.
+A row holds what replies share (a question, or the summary of a person with it) once, then the replies: neighbours are a
+pair, the chosen one first; several such groups may share a row. A reply ends with a token that nobody reads; its score
+is the head's value of the state before it, the last one that has read the whole reply. So a reward model is a critic
+that is asked once a reply.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,7 +27,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from pal_jax.data.packing import Example, lay_out, pack_groups, shared_prompt
+from pal_jax.data.packing import Example, Group, lay_out, pack_groups, shared_prompt
 from pal_jax.learners import ppo as passes
 from pal_jax.learners.training import (
     Lora,
@@ -43,17 +46,49 @@ from pal_jax.models import decoder, lora
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.objectives.preference import logistic
+from pal_jax.objectives.preference import centring, logistic
 from pal_jax.runtime import sharding
 from pal_jax.types import Metrics, TokenBatch
 
 
+@dataclasses.dataclass(frozen=True)
+class BradleyTerry:
+    """Hyper-parameters of the loss of a pair, under the names of `objectives.preference`.
+
+    margin: by which a chosen reply has to be better, beside the margin of the pair's own record.
+    label_smoothing: the share of pairs taken to be the wrong way round.
+    centring: times the squared sum of a pair's two scores, which keeps scores about zero.
+
+    Raises:
+      ValueError: a value out of its range.
+    """
+
+    margin: float = 0.0
+    label_smoothing: float = 0.0
+    centring: float = 0.0
+
+    def __post_init__(self):
+        if self.margin < 0 or self.centring < 0 or not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(
+                f'reward.margin={self.margin} and reward.centring={self.centring} must be at least 0, '
+                f'reward.label_smoothing={self.label_smoothing} in [0, 0.5)'
+            )
+
+    def __call__(self, scores: Float[Array, 'R N'], margin: Float[Array, 'R P']) -> Float[Array, 'R P']:
+        """The loss of each pair."""
+        chosen, rejected = scores[:, 0::2], scores[:, 1::2]
+        loss = logistic(chosen - rejected, margin=self.margin + margin, label_smoothing=self.label_smoothing)
+        return loss + self.centring * centring(chosen, rejected) if self.centring else loss
+
+
 class Pairs(NamedTuple):
-    """Replies in rows, what each of their pairs counts in the loss, and the row of each text."""
+    """Groups of `n` replies in rows, what each of their pairs counts in the loss and the margin it has; `where` are the
+    rows and samples of each group."""
 
     batch: TokenBatch
     weight: Float[Array, 'R P']
-    rows: list[int]
+    margin: Float[Array, 'R P']
+    where: tuple[Int[np.ndarray, 'G 1'], Int[np.ndarray, 'G n']]
 
 
 class RewardState(struct.PyTreeNode):
@@ -68,16 +103,20 @@ class RewardLearner:
     in a batch, and the moments of all would be a third of the memory of a small model.
 
     Raises:
-      ValueError: a dimension that does not divide over the mesh.
+      ValueError: a dimension that does not divide over the mesh, or adapters with dropout.
     """
 
     def __init__(
         self, cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, *, micro_rows: int = 4,
-        adapters: Lora | None = None, seed: int = 0,
+        adapters: Lora | None = None, loss: BradleyTerry | None = None, seed: int = 0,
     ):  # fmt: skip
         self.cfg, self.optimizer, self.mesh, self.micro_rows = cfg, optimizer, mesh, micro_rows
-        self.adapters, self.seed = adapters, seed
+        self.adapters, self.loss, self.seed = adapters, loss or BradleyTerry(), seed
         decoder.saved(cfg.remat)
+        if adapters and adapters.dropout:
+            raise ValueError(
+                f'lora.dropout={adapters.dropout}: a reward model is read and taught in one pass; set it to 0'
+            )
         specs = model_params.decoder_specs(cfg)
         self.param_shardings = sharding.param_shardings(specs, mesh)
         shapes = jax.eval_shape(self._new_state, model_params.abstract(specs))
@@ -99,46 +138,61 @@ class RewardLearner:
 
     @property
     def abstract_weights(self) -> RewardState:
-        """What `gaps` reads of `abstract`; the rest is `...`, which a checkpoint's reader leaves out."""
+        """What `scores` reads of `abstract`; the rest is `...`, which a checkpoint's reader leaves out."""
         nothing: RewardState = jax.tree.map(lambda _: ..., self.abstract)
         return nothing.replace(model=self.abstract.model.replace(opt_state=nothing.model.opt_state))
 
+    def scores(self, state: RewardState, pairs: Pairs) -> np.ndarray:
+        """Of every reply: an array [groups, replies of a group]."""
+        parts, model = micro_batches(pairs.batch, self.mesh, self.micro_rows), state.model
+        found = jnp.concatenate([self._scores(model.params, model.frozen, micro) for micro in parts])
+        return np.asarray(found)[pairs.where]
+
     def gaps(self, state: RewardState, pairs: Pairs) -> np.ndarray:
-        """How much better the chosen reply of each pair is: an array [texts, pairs of a text]."""
-        parts = micro_batches(pairs.batch, self.mesh, self.micro_rows)
-        model = state.model
-        found = jnp.concatenate([self._gaps(model.params, model.frozen, micro) for micro in parts])
-        return np.asarray(found)[pairs.rows]
+        """How much better the chosen reply of each pair is: an array [groups, pairs of a group]."""
+        return gaps(self.scores(state, pairs))
 
     def read(self, state: RewardState, pairs: Pairs) -> tuple[np.ndarray, Params, Metrics]:
-        """The gaps of all pairs, the gradient of the loss of each text's last pair, and its figures, in one pass: the
+        """The gaps of all pairs, the gradient of the loss of each group's last pair, and its figures, in one pass: the
         gaps are of the model as it is, before that gradient is applied."""
         grads, parts, total = zeros(state.model.params), [], jnp.zeros(())
-        for micro, weight in micro_batches((pairs.batch, pairs.weight), self.mesh, self.micro_rows):
-            (loss, found), grads = self._gradients(grads, state.model, micro, weight)
+        for micro, *each in micro_batches((pairs.batch, pairs.weight, pairs.margin), self.mesh, self.micro_rows):
+            (loss, found), grads = self._gradients(grads, state.model, micro, *each)
             total += loss
             parts.append(found)
-        gaps = np.asarray(jnp.concatenate(parts))[pairs.rows]
-        figures = {'reward_loss': float(total), 'reward_accuracy': float(np.mean(gaps[:, -1] > 0))}
-        return gaps, grads, figures
+        found = gaps(np.asarray(jnp.concatenate(parts))[pairs.where])
+        figures = {'reward_loss': float(total), 'reward_accuracy': float(np.mean(found[:, -1] > 0))}
+        return found, grads, figures
 
     def apply(self, state: RewardState, grads: Params) -> tuple[RewardState, Metrics]:
         model, norm = apply(self.optimizer, state.model, grads)
         return RewardState(model, skipped(state.skipped, norm)), floats({'reward_grad_norm': norm})
 
     @functools.partial(jax.jit, static_argnums=0)
-    def _gaps(self, trained: Params, frozen: Params, batch: TokenBatch) -> Array:
+    def _scores(self, trained: Params, frozen: Params, batch: TokenBatch) -> Array:
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
-            return self._everywhere(gaps(trained, frozen, self.cfg, batch))
+            return self._everywhere(scores(trained, frozen, self.cfg, batch))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def _gradients(self, grads: Params, model: TrainState, batch: TokenBatch, weight: Array):
+    def _gradients(self, grads: Params, model: TrainState, batch: TokenBatch, weight: Array, margin: Array):
         def loss(trained: Params) -> tuple[Array, Array]:
-            found = gaps(trained, model.frozen, self.cfg, batch)
-            return jnp.sum(weight * logistic(found)), self._everywhere(found)
+            found = scores(trained, model.frozen, self.cfg, batch)
+            return jnp.sum(weight * self.loss(found, margin)), self._everywhere(found)
 
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return accumulate(loss, model.params, grads)
+
+    def weights(self, state: RewardState) -> tuple[Params, Array]:
+        """Plain decoder weights that compute what the state's do, and the head."""
+        params = state.model.params
+        return lora.merge(whole(params['decoder'], state.model.frozen)), params['head']
+
+    @property
+    def abstract_weights(self) -> RewardState:
+        """What `weights` reads of `abstract`; the rest is `...`, which a checkpoint's reader leaves out."""
+        model = self.abstract.model
+        model = model.replace(opt_state=jax.tree.map(lambda _: ..., model.opt_state))
+        return self.abstract.replace(model=model, skipped=...)
 
     def _everywhere(self, x: Array) -> Array:
         """On every device, so that every process can read it."""
@@ -150,9 +204,9 @@ def scores(trained: Params, frozen: Params, cfg: ModelConfig, batch: TokenBatch)
     return passes.values({'decoder': whole(trained['decoder'], frozen), 'head': trained['head']}, cfg, batch)[..., 0]
 
 
-def gaps(trained: Params, frozen: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R P']:
-    found = scores(trained, frozen, cfg, batch)
-    return found[:, 0::2] - found[:, 1::2]
+def gaps(scores: np.ndarray) -> np.ndarray:
+    """By pair, of scores by reply."""
+    return scores[:, 0::2] - scores[:, 1::2]
 
 
 def whole(trainable: Params, frozen: Params) -> Params:
@@ -167,12 +221,19 @@ def to_score(prompt: Sequence[int], reply: Sequence[int]) -> Example:
 
 def pack_pairs(texts: Sequence[Sequence[Example]], mesh: Mesh, *, ways: int, micro_rows: int) -> Pairs:
     """A row for the replies of each text, chosen and rejected in turn; the last pair of each is learnt from."""
-    groups = [shared_prompt(replies) for replies in texts]
-    layout = lay_out([group.length for group in groups], ways=ways, micro_rows=micro_rows)
-    packed = pack_groups(groups, layout, n=max(map(len, texts)), actions=1)
-    where = {i: r for r, row in enumerate(layout.rows) for i in row}
-    rows = [where[i] for i in range(len(groups))]
-    weight = np.zeros((packed.acts.shape[0], packed.acts.shape[1] // 2), np.float32)
-    weight[rows, -1] = 1.0 / len(rows)
-    batch, weight = sharding.put_batch((packed, weight), mesh)
-    return Pairs(batch, weight, rows)
+    return pack_replies([shared_prompt(replies) for replies in texts], mesh, ways=ways, micro_rows=micro_rows)
+
+
+def pack_replies(groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0) -> Pairs:
+    """Groups of as many replies each, all made by `to_score`, in rows as `packing.lay_out` has it; the last pair of
+    each is learnt from, with the group's margin."""
+    n = len(groups[0].branches)
+    layout = lay_out([g.length for g in groups], ways=ways, micro_rows=micro_rows, row_tokens=row_tokens)
+    packed = pack_groups(groups, layout, n=n, actions=1)
+    places = {i: (r, place * n) for r, row in enumerate(layout.rows) for place, i in enumerate(row)}
+    rows, starts = np.array([places[i] for i in range(len(groups))]).T
+    last = rows, starts // 2 + n // 2 - 1
+    weight, margin = (np.zeros((packed.acts.shape[0], packed.acts.shape[1] // 2), np.float32) for _ in range(2))
+    weight[last], margin[last] = 1.0 / len(groups), [group.margin for group in groups]
+    batch, weight, margin = sharding.put_batch((packed, weight, margin), mesh)
+    return Pairs(batch, weight, margin, (rows[:, None], starts[:, None] + np.arange(n)))

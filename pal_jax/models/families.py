@@ -239,6 +239,13 @@ FAMILIES: dict[str, Family] = {  # by config.json's model_type
     ),
 }
 
+# What transformers makes of a family with a head in place of the unembedding; of Baichuan's own code there is none.
+CLASSIFIERS = {
+    name: family.architecture.replace('ForCausalLM', 'ForSequenceClassification')
+    for name, family in FAMILIES.items()
+    if name != 'baichuan'
+} | {'gemma3_text': 'Gemma3TextForSequenceClassification'}
+
 
 # --- config.json ----------------------------------------------------------------------------------------------------
 
@@ -330,6 +337,18 @@ def config_to_hf(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str = 'float32')
         **family.write(cfg),
         **token_ids(tokenizer),
     }
+
+
+def classifier_to_hf(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str = 'float32') -> dict[str, Any]:
+    """The config.json of a model with a head of one output, `score`, in place of the unembedding.
+
+    Raises:
+      ValueError: transformers has no such model of this family.
+    """
+    if cfg.family not in CLASSIFIERS:
+        raise ValueError(f'transformers has no classifier of family {cfg.family}; use one of {", ".join(CLASSIFIERS)}')
+    labels = {'id2label': {'0': 'reward'}, 'label2id': {'reward': 0}, 'num_labels': 1}
+    return config_to_hf(cfg, tokenizer, dtype) | {'architectures': [CLASSIFIERS[cfg.family]], **labels}
 
 
 def _rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.families import FAMILIES, Names, config_from_hf, config_to_hf, token_ids
+from pal_jax.models.families import FAMILIES, Names, classifier_to_hf, config_from_hf, config_to_hf, token_ids
 from pal_jax.models.params import Params, ParamSpec, decoder_specs
 
 
@@ -53,6 +53,8 @@ Read = Callable[[str], Tensor]  # by the name of a tensor
 # A torch Linear is stored [out, in]: how many leading axes of our leaf are its `in`. Other leaves keep their order.
 IN_AXES = {f'layers/{path}': 1 for path in ('attn/q', 'attn/k', 'attn/v', 'mlp/gate', 'mlp/up', 'mlp/down')}
 IN_AXES['layers/attn/o'] = 2
+
+HEAD = 'head'  # the path of a reward model's head, which is in the place of the unembedding
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -239,25 +241,31 @@ def save(
     folder: str | Path,
     dtype: str = 'float32',
     file_bytes: int = 4 << 30,
+    head: np.ndarray | jax.Array | None = None,
 ) -> None:
     """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load. LoRA weights must have been merged.
+
+    With the `head` of a reward model, `[D]`, it is one for `AutoModelForSequenceClassification`, of one label.
 
     It is complete or not there: everything is written beside it first. An earlier model at that place is replaced.
 
     Raises:
-      ValueError: the folder exists and does not hold a model.
+      ValueError: the folder exists and does not hold a model, or the family has no classifier.
     """
     folder = Path(folder)
+    tokenizer = tokenizer if head is None else tokenizer.padding_apart()
+    to_hf = config_to_hf if head is None else classifier_to_hf
+    config = to_hf(cfg, tokenizer, dtype)
     if folder.exists() and any(folder.iterdir()) and not (folder / 'config.json').exists():
         raise ValueError(f'{folder} exists and holds no model; give a new folder to export to')
     partial, old = folder.with_name(f'{folder.name}.partial'), folder.with_name(f'{folder.name}.old')
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write_json(partial / 'config.json', config_to_hf(cfg, tokenizer, dtype))
+    _write_json(partial / 'config.json', config)
     _write_json(partial / 'generation_config.json', token_ids(tokenizer))
     tokenizer.save(partial)
-    _write_tensors(params, cfg, partial, dtype, file_bytes)
+    _write_tensors(params, cfg, partial, dtype, file_bytes, head)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
@@ -268,8 +276,13 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + '\n')
 
 
-def _write_tensors(params: Params, cfg: ModelConfig, folder: Path, dtype: str, file_bytes: int) -> None:
+def _write_tensors(
+    params: Params, cfg: ModelConfig, folder: Path, dtype: str, file_bytes: int, head: np.ndarray | jax.Array | None
+) -> None:
     leaves, names = by_path(params), FAMILIES[cfg.family].names
+    if head is not None:
+        leaves, names = {**leaves, HEAD: head[None]}, {**names, HEAD: 'score.weight'}
+        leaves.pop('unembed', None)
     shapes = {path: _torch_shape(path, leaf.shape) for path, leaf in leaves.items()}
     parts: dict[str, list[tuple[str, Any]]] = {}  # name of a tensor -> the leaves in it, and where in each
     for path in sorted(leaves, key=list(names).index):

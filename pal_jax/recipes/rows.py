@@ -1,4 +1,5 @@
-"""What supervised methods learn from: the lines of files, or the oracle's answers to RLPA's training people."""
+"""What supervised methods learn from: the lines of files, the oracle's answers to RLPA's training people, or answers to
+what they told."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from pal_jax.data import chats
-from pal_jax.data.packing import Group, most_actions, pack_shuffled, pack_whole
+from pal_jax.data.packing import Group, most_actions, pack_whole
+from pal_jax.data.passes import shuffled
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.envs import dialogue as env
+from pal_jax.feedback import recall
 from pal_jax.feedback.oracle import make_answers
 from pal_jax.feedback.people import SLOTS, make_people
 from pal_jax.feedback.users import make_scripted_user
@@ -29,34 +32,41 @@ class Rows(NamedTuple):
     actions: int
     left_out: int
 
+    def draw(self, config: Config, i: int) -> list[Group]:
+        """What step `i` learns from, in shuffled passes over all."""
+        size = config.data.batch_size
+        return [self.train[k] for k in shuffled(len(self.train), start=i * size, size=size, seed=config.seed)]
+
     def batch(self, config: Config, mesh: Mesh, i: int) -> TokenBatch:
-        """What step `i` learns from."""
-        packed = pack_shuffled(
-            self.train, size=config.data.batch_size, n=self.n, actions=self.actions, i=i, seed=config.seed,
-            ways=sharding.batch_ways(mesh), row_tokens=config.data.row_tokens,
-        )  # fmt: skip
-        return sharding.put_batch(packed, mesh)
+        """The same as a batch."""
+        return self._packed(self.draw(config, i), config, mesh)
 
     def tests(self, config: Config, mesh: Mesh) -> Iterator[tuple[int, TokenBatch]]:
         """All test rows, in batches with their number of rows."""
-        size, ways = config.data.batch_size, sharding.batch_ways(mesh)
+        for groups in self.test_groups(config):
+            yield len(groups), self._packed(groups, config, mesh)
+
+    def test_groups(self, config: Config) -> Iterator[list[Group]]:
+        """All test rows, as many at once as a step has."""
+        size = config.data.batch_size
         for start in range(0, len(self.test), size):
-            groups = self.test[start : start + size]
-            packed = pack_whole(groups, n=self.n, actions=self.actions, ways=ways, row_tokens=config.data.row_tokens)
-            yield len(groups), sharding.put_batch(packed, mesh)
+            yield self.test[start : start + size]
+
+    def _packed(self, groups: list[Group], config: Config, mesh: Mesh) -> TokenBatch:
+        ways, row_tokens = sharding.batch_ways(mesh), config.data.row_tokens
+        packed = pack_whole(groups, n=self.n, actions=self.actions, ways=ways, row_tokens=row_tokens)
+        return sharding.put_batch(packed, mesh)
 
 
 def make_rows(config: Config, tokenizer: Tokenizer, convert: Callable[[Any], Group], key: str, n: int) -> Rows:
-    """`convert` of every record: of the oracle's if `data.train` is that, whose good answers go by `key`.
+    """`convert` of every record: of a file, or of those that `MADE` has by this name, whose good answers go by `key`.
 
     Raises:
       ValueError: a file with a line that is none, or nothing to learn from or to test on.
     """
     data = config.data
-    if data.train == 'oracle':
-        train = list(map(convert, oracle_records(config, key)))
-    else:
-        train = chats.read(data.train, convert)
+    made = MADE.get(data.train)
+    train = list(map(convert, made(config, key))) if made else chats.read(data.train, convert)
     if data.test:
         test = chats.read(data.test, convert)
     else:
@@ -79,6 +89,17 @@ def oracle_records(config: Config, key: str) -> Iterator[dict[str, Any]]:
     for dialogue, good, worse in make_answers(people, user, rounds=oracle.rounds, seed=config.seed):
         said = [[{'role': 'assistant', 'content': text}] for text in (good, worse)]
         yield {'prompt': env.messages(dialogue, system), key: said[0], 'rejected': said[1]}
+
+
+def recall_records(config: Config, key: str) -> Iterator[dict[str, Any]]:
+    """Right and wrong answers to what the same people told."""
+    people = make_people(config.oracle.people, seed=config.seed, facts=config.oracle.facts)
+    for asked, *answers in recall.make_pairs(people, config.seed):
+        right, wrong = ([{'role': 'assistant', 'content': text}] for text in answers)
+        yield {'prompt': list(asked), key: right, 'rejected': wrong}
+
+
+MADE = {'oracle': oracle_records, 'recall': recall_records}
 
 
 def steps_of(config: Config, rows: Rows) -> int:

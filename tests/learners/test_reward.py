@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.learners.reward import RewardLearner, pack_pairs, to_score, whole
+from pal_jax.data.packing import shared_prompt
+from pal_jax.learners.reward import BradleyTerry, RewardLearner, pack_pairs, pack_replies, to_score, whole
 from pal_jax.learners.training import Lora
 from pal_jax.models import config, decoder, params
 from pal_jax.runtime import devices
@@ -109,6 +110,40 @@ def test_embeddings_stay_and_the_rest_learns_to_tell_the_sides_apart():
     np.testing.assert_array_equal(state.model.frozen['embed'], embed)
     assert figures['reward_loss'] < 0.5 * first
     assert figures['reward_accuracy'] == 1.0
+
+
+def test_groups_that_share_rows_score_and_teach_alike():
+    learner = make_learner(loss=BradleyTerry(margin=0.5, label_smoothing=0.1, centring=0.02))
+    state = make_state(learner)
+    groups = [
+        shared_prompt([to_score(prompt, reply) for reply in replies])._replace(margin=0.3 * i)
+        for i, (prompt, replies) in enumerate(make_texts(pairs=1))
+    ]
+    alone, packed = (pack_replies(groups, ONE, ways=1, micro_rows=2, row_tokens=tokens) for tokens in (0, 96))
+    assert packed.batch.tokens.shape[0] < len(groups)  # rows
+    scores = learner.scores(state, alone)
+    np.testing.assert_allclose(learner.scores(state, packed), scores, atol=2e-6)
+    # the loss as its papers have it, in numpy
+    chosen, rejected = scores[:, 0], scores[:, 1]
+    surplus = chosen - rejected - 0.5 - 0.3 * np.arange(len(groups))
+    each = 0.9 * np.logaddexp(0, -surplus) + 0.1 * np.logaddexp(0, surplus) + 0.02 * (chosen + rejected) ** 2
+    grads = []
+    for pairs in (alone, packed):
+        _, gradient, figures = learner.read(state, pairs)
+        assert figures['reward_loss'] == pytest.approx(float(each.mean()), abs=1e-5)
+        grads.append(gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads)
+
+
+@pytest.mark.parametrize('changes', [{'margin': -1.0}, {'centring': -0.1}, {'label_smoothing': 0.5}])
+def test_losses_that_make_no_sense_are_refused(changes):
+    with pytest.raises(ValueError, match=f'reward.{next(iter(changes))}'):
+        BradleyTerry(**changes)
+
+
+def test_adapters_with_dropout_are_refused():
+    with pytest.raises(ValueError, match=r'lora.dropout=0.1'):
+        make_learner(adapters=Lora(2, 4.0, 'all-linear', 0.1))
 
 
 @pytest.mark.slow

@@ -128,6 +128,68 @@ def test_wrong_values_are_refused(table, changes, message):
         pal.make(small(table, **changes), CONTEXT)
 
 
+# --- statements that people vote on -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def conversation(tmp_path_factory):
+    """Thirty statements full of a, thirty full of z; half of forty people agree with the ones, half with the others."""
+    rng, stem = np.random.default_rng(0), tmp_path_factory.mktemp('votes') / 'letters'
+    texts = [''.join(rng.choice(list('az'[i % 2] * 4 + 'mn'), 24)) for i in range(60)]
+    lines = (json.dumps({'comment_id': i, 'text': text}) + '\n' for i, text in enumerate(texts))
+    stem.with_suffix('.statements.jsonl').write_text(''.join(lines))
+    said = (f'p{p},{s},{1 if s % 2 == p % 2 else -1}\n' for p in range(40) for s in range(60))
+    stem.with_suffix('.votes.csv').write_text('participant,comment_id,vote\n' + ''.join(said))
+    people = (f'p{p},{p % 2}\n' for p in range(40))
+    stem.with_suffix('.people.csv').write_text('participant,group\n' + ''.join(people))
+    return stem
+
+
+def text_config(conversation, **changes):
+    small = {
+        'text.source': 'random:tiny', 'text.layers': 0, 'text.dtype': 'float32', 'text.width': 4, 'text.pairs': 60,
+        'total_steps': 4,
+        'text.folder': str(conversation.parent / 'states'), 'split.seeds': 2, 'prototypes': (1, 2), 'new.steps': 50,
+        'baselines.own': False, 'new.counts': (0, 5), 'updates': 40,
+    }  # fmt: skip
+    return get_config('text', **{'data': str(conversation), **small, **changes})
+
+
+def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monkeypatch):
+    recipe = pal.make(text_config(conversation), CONTEXT)
+    state, host = recipe.init()
+    for i in range(4):
+        state, host, *_ = recipe.step(state, host, i)
+    evaluation = recipe.evaluate(state, 'final')
+    record = evaluation.record
+    assert record['seen_pal'] > 0.9 > 0.7 > record['seen_shared']
+    assert record['new_pal'] > 0.9
+    assert record['group_auc K=2'] > 0.95  # of groups that no model was told
+    assert record['group_auc K=2, shuffled ids'] < 0.9
+    exhibits = {exhibit.title: exhibit for exhibit in evaluation.exhibits}
+    _, one, two = exhibits['The prototypes'].table
+    letters = [max('az', key=row[3].count) for row in (one, two)]  # of the statements that each likes most
+    assert sorted(letters) == ['a', 'z']
+    # the states are there: no weights are read again
+    monkeypatch.setattr(pal.states, 'hidden_states', None)
+    pal.make(text_config(conversation), CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'data': 'nowhere'}, 'there is no file nowhere.statements.jsonl'),
+        ({'text.layers': 3}, r'text.layers=3 must be between 0 \(all\) and 2'),
+        ({'text.pool': 'max'}, "text.pool='max' must be mean or last"),
+        ({'model.variant': 'B'}, 'needs prompts, and statements have none'),
+        ({'baselines.majority': True}, 'where text.source is given set them to False'),
+    ],
+)
+def test_wrong_values_for_statements_are_refused(conversation, changes, message):
+    with pytest.raises(ValueError, match=message):
+        pal.make(text_config(conversation, **changes), CONTEXT)
+
+
 def test_a_run_of_pal_is_no_language_model(table, tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(small(table).to_dict()))
     with pytest.raises(ValueError, match='trains no language model'):

@@ -1,0 +1,140 @@
+"""What people said to statements, as pairs: one that a person agreed with is preferred to one that they disagreed with.
+
+A conversation `folder/NAME` is three files, as https://pol.is and its open data have them (`passed` votes say nothing):
+
+    NAME.votes.csv          participant, comment_id, vote (1 agree, -1 disagree, 0 pass)
+    NAME.statements.jsonl   {"comment_id": 3, "text": "..."}
+    NAME.people.csv         participant, group (may be empty); not needed. Groups are never told to a model.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pal_jax.data.comparisons import Comparisons, Lookup
+
+
+class Votes(NamedTuple):
+    """`n` votes by column, of people and statements by their numbers."""
+
+    people: np.ndarray  # [n]
+    statements: np.ndarray  # [n]
+    agree: np.ndarray  # [n], bool
+    names: tuple[str, ...]
+    texts: tuple[str, ...]
+    groups: np.ndarray  # [people], -1 where not known
+
+
+def read(conversation: str | Path) -> Votes:
+    """Agreements and disagreements.
+
+    Raises:
+      ValueError: a file is missing, or a row is wrong; with file and row.
+    """
+    stem = str(conversation)
+    texts = dict(_statements(Path(f'{stem}.statements.jsonl')))
+    number = {key: i for i, key in enumerate(texts)}
+    found: list[tuple[str, int, bool]] = []
+    for place, row in _rows(Path(f'{stem}.votes.csv'), ('participant', 'comment_id', 'vote')):
+        if row['vote'] not in ('1', '0', '-1'):
+            raise ValueError(f'{place}: vote is {row["vote"]!r}; give 1 (agree), -1 (disagree) or 0 (pass)')
+        if row['comment_id'] not in number:
+            raise ValueError(f'{place}: comment_id {row["comment_id"]!r} is not in {stem}.statements.jsonl')
+        if row['vote'] != '0':
+            found.append((row['participant'], number[row['comment_id']], row['vote'] == '1'))
+    if not found:
+        raise ValueError(f'{stem}.votes.csv holds no agreement and no disagreement')
+    names = tuple(dict.fromkeys(name for name, *_ in found))
+    place_of = {name: i for i, name in enumerate(names)}
+    people, statements, agree = zip(*((place_of[name], s, agreed) for name, s, agreed in found), strict=True)
+    group_of = _groups(Path(f'{stem}.people.csv'))
+    groups = np.array([group_of.get(name, '') for name in names])
+    known = [group for group in np.unique(groups) if group]
+    return Votes(
+        np.array(people, np.int32), np.array(statements, np.int32), np.array(agree), names, tuple(texts.values()),
+        np.array([known.index(group) if group else -1 for group in groups], np.int32),
+    )  # fmt: skip
+
+
+def to_pairs(votes: Votes, table: np.ndarray, *, most: int, seed: int) -> Comparisons:
+    """Of each person up to `most` pairs at random, of a statement agreed with and one disagreed with; `table[s]` is the
+    vector of statement `s`.
+
+    Raises:
+      ValueError: nobody agreed with one statement and disagreed with another.
+    """
+    order = np.argsort(votes.people, kind='stable')
+    ends = np.searchsorted(votes.people[order], np.arange(len(votes.names) + 1))
+    columns: list[tuple[np.ndarray, ...]] = []
+    for person in range(len(votes.names)):
+        theirs = order[ends[person] : ends[person + 1]]
+        agreed, not_agreed = (votes.statements[theirs[votes.agree[theirs] == way]] for way in (True, False))
+        total = len(agreed) * len(not_agreed)
+        drawn = np.random.default_rng([seed, person]).choice(total, min(total, most), replace=False)
+        pair = np.divmod(drawn, max(len(not_agreed), 1))
+        columns.append((np.full(len(drawn), person), agreed[pair[0]], not_agreed[pair[1]]))
+    users, chosen, rejected = (np.concatenate(column).astype(np.int32) for column in zip(*columns, strict=True))
+    if not len(users):
+        raise ValueError('nobody agreed with one statement and disagreed with another; there is nothing to learn from')
+    return Comparisons(
+        users=users,
+        situations=np.arange(len(users)),
+        chosen=Lookup(table, chosen),
+        rejected=Lookup(table, rejected),
+        prompt=None,
+        names=votes.names,
+        attributes=tuple(f'x{i}' for i in range(table.shape[1])),
+        texts=votes.texts,
+        groups=votes.groups,
+    )
+
+
+def principal(table: np.ndarray, width: int, chunk: int = 65536) -> np.ndarray:
+    """Rows by their `width` principal coordinates about the mean, in units in which their mean square is 1. Reads the
+    table, which may lie on disk, a chunk at a time."""
+    starts = range(0, len(table), chunk)
+    mean = sum(table[s : s + chunk].sum(axis=0, dtype=np.float64) for s in starts) / len(table)
+    centred = ((table[s : s + chunk] - mean for s in starts) for _ in range(2))
+    values, vectors = np.linalg.eigh(sum(part.T @ part for part in next(centred)) / len(table))
+    basis = vectors[:, ::-1][:, :width] / np.sqrt(values[::-1][:width].mean())
+    return np.concatenate([(part @ basis).astype(np.float32) for part in next(centred)])
+
+
+def _statements(path: Path) -> Iterator[tuple[str, str]]:
+    if not path.is_file():
+        raise ValueError(f'there is no file {path}; give a conversation as <folder>/<name> of its files')
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        try:
+            record: Mapping[str, Any] = json.loads(line)
+            key, text = str(record['comment_id']), str(record['text']).strip()
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f'{path}, row {number}: expected an object with comment_id and text ({error})') from None
+        if not text:
+            raise ValueError(f'{path}, row {number}: the text is empty; delete the row and its votes')
+        yield key, text
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    if not path.is_file():
+        raise ValueError(f'there is no file {path}; give a conversation as <folder>/<name> of its files')
+    with path.open(newline='', encoding='utf-8') as file:
+        reader = csv.DictReader(file)
+        if missing := set(columns) - set(reader.fieldnames or ()):
+            raise ValueError(f'{path}: there is no column {", ".join(sorted(missing))}')
+        for number, row in enumerate(reader, 2):  # as a spreadsheet counts
+            if None in row or None in row.values():
+                raise ValueError(f'{path}, row {number}: it has another number of cells than the header')
+            yield f'{path}, row {number}', row
+
+
+def _groups(path: Path) -> dict[str, str]:
+    """By participant; nothing where there is no such file."""
+    if not path.is_file():
+        return {}
+    return {row['participant']: row['group'] for _, row in _rows(path, ('participant', 'group'))}

@@ -1,0 +1,121 @@
+"""Votes as pairs: from files, with their faults; splits in which what is tested on is new."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pal_jax.data import comparisons, votes
+from pal_jax.data.comparisons import Lookup
+
+POLIS = Path(__file__).parents[3] / 'shared' / 'data' / 'polis_open'
+
+TEXTS = {'7': 'More trees.', '3': 'Fewer cars.', '5': 'Lower taxes.'}
+ROWS = [
+    ('ana', '7', '1'),
+    ('ana', '3', '-1'),
+    ('bo', '3', '1'),
+    ('bo', '5', '0'),
+    ('ana', '5', '-1'),
+    ('bo', '7', '-1'),
+]
+
+
+def conversation(folder, rows=ROWS, texts=TEXTS, people='participant,group\nana,1\nbo,\n'):
+    stem = folder / 'town'
+    body = ''.join(','.join(row) + '\n' for row in rows)
+    stem.with_suffix('.votes.csv').write_text('participant,comment_id,vote\n' + body)
+    lines = (json.dumps({'comment_id': int(key), 'text': text}) + '\n' for key, text in texts.items())
+    stem.with_suffix('.statements.jsonl').write_text(''.join(lines))
+    if people:
+        stem.with_suffix('.people.csv').write_text(people)
+    return stem
+
+
+def test_a_statement_agreed_with_is_preferred_to_one_disagreed_with(tmp_path):
+    found = votes.read(conversation(tmp_path))
+    assert found.names == ('ana', 'bo') and found.texts == tuple(TEXTS.values())
+    assert found.groups.tolist() == [0, -1]
+    table = np.eye(3, dtype=np.float32)
+    pairs = votes.to_pairs(found, table, most=10, seed=0)
+    assert isinstance(pairs.chosen, Lookup) and isinstance(pairs.rejected, Lookup)
+    columns = zip(pairs.users, pairs.chosen.numbers, pairs.rejected.numbers, strict=True)
+    said = {tuple(map(int, row)) for row in columns}
+    assert said == {(0, 0, 1), (0, 0, 2), (1, 1, 0)}
+    np.testing.assert_array_equal(pairs.chosen[:], table[pairs.chosen.numbers])
+    assert pairs.chosen.shape == (3, 3)
+    assert len(votes.to_pairs(found, table, most=1, seed=0).users) == 2
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'rows': [('ana', '7', '2')]}, 'votes.csv, row 2: vote is .2.; give 1'),
+        ({'rows': [('ana', '9', '1')]}, "votes.csv, row 2: comment_id '9' is not in"),
+        ({'rows': [('ana', '7')]}, 'row 2: it has another number of cells'),
+        ({'rows': [('ana', '7', '0')]}, 'no agreement and no disagreement'),
+        ({'texts': {'7': ' '}}, 'statements.jsonl, row 1: the text is empty'),
+        ({'people': 'name\nana\n'}, 'people.csv: there is no column group, participant'),
+    ],
+)
+def test_faults_are_told_with_file_and_row(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        votes.read(conversation(tmp_path, **changes))
+
+
+def test_a_missing_file_is_told():
+    with pytest.raises(ValueError, match=r'there is no file nowhere/town.statements.jsonl; give a conversation'):
+        votes.read('nowhere/town')
+
+
+def test_people_of_one_mind_make_no_pairs(tmp_path):
+    found = votes.read(conversation(tmp_path, rows=[('ana', '7', '1'), ('bo', '3', '1')]))
+    with pytest.raises(ValueError, match='nobody agreed with one statement and disagreed with another'):
+        votes.to_pairs(found, np.eye(3, dtype=np.float32), most=5, seed=0)
+
+
+def made_up(people=40, items=30, seed=0):
+    rng = np.random.default_rng(seed)
+    who, what = np.repeat(np.arange(people), items), np.tile(np.arange(items), people)
+    agree = rng.random(len(who)) < 0.5
+    found = votes.Votes(who, what, agree, tuple(f'p{i}' for i in range(people)), ('x',) * items, np.zeros(people, int))
+    return votes.to_pairs(found, rng.normal(size=(items, 4)).astype(np.float32), most=60, seed=seed)
+
+
+def test_statements_of_the_test_are_new_and_so_are_the_new_people():
+    data = made_up()
+    parts = comparisons.split_items(data, seed=1, seen=0.8, train=0.5, validation=0.2)
+    assert all(len(part) for part in parts)
+    items = [set(data.chosen.numbers[part]) | set(data.rejected.numbers[part]) for part in parts]
+    train, validation, test, fit, new_test = items
+    assert not train & validation and not (train | validation) & test
+    assert fit <= train | (set(range(30)) - validation - test) and not fit & (test | new_test)
+    people = [set(data.users[part]) for part in parts]
+    assert not (people[0] | people[1] | people[2]) & (people[3] | people[4])
+    assert people[2] <= people[0] and people[3] == people[4]  # nobody is tested whom nothing is known of
+    again = comparisons.split_items(data, seed=1, seen=0.8, train=0.5, validation=0.2)
+    assert all(map(np.array_equal, parts, again))
+    with pytest.raises(ValueError, match='nobody is left to be seen or to be new at split.seen=1'):
+        comparisons.split_items(data, seed=1, seen=1.0, train=0.5, validation=0.2)
+
+
+@pytest.mark.parametrize('chunk', [7, 1000])
+def test_principal_coordinates_are_those_of_the_covariance(chunk):
+    x = np.random.default_rng(0).normal(size=(50, 6)) @ np.diag([5, 3, 1, 0.1, 0.1, 0.1]) + 4.0
+    found = votes.principal(x.astype(np.float32), 3, chunk)
+    _, s, rows = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    expected = (x - x.mean(0)) @ rows[:3].T
+    np.testing.assert_allclose(
+        np.abs(found), np.abs(expected) / np.sqrt((s[:3] ** 2).mean() / 50), rtol=1e-3, atol=1e-4
+    )
+    assert np.square(found).mean() == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.skipif(not POLIS.exists(), reason='needs ../shared/data/polis_open')
+def test_real_votes_are_read():
+    found = votes.read(POLIS / 'nz_biodiversity')
+    assert len(found.texts) == 277 and len(found.agree) == 15237 + 4357
+    assert np.bincount(found.groups + 1).tolist() == [0, 57, 283]

