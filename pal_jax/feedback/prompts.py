@@ -91,7 +91,7 @@ def judge(dialogue: Dialogue, facts: Sequence[str], reply: str, *, golden: bool)
 
 def history(dialogue: Dialogue) -> str:
     """The turns as their reader, the person, has seen them."""
-    names = {'user': 'you', 'assistant': 'the other'}
+    names = {'user': 'you', 'assistant': 'the other', 'system': 'what the other was told'}
     return '\n'.join(f'{names[turn.role]}: {quoted(turn.content)}' for turn in dialogue.turns) or '(nothing yet)'
 
 

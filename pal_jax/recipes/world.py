@@ -69,7 +69,8 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
     """
     dialogue = config.dialogue
     train, tests, topics = make_splits(config)
-    models = Models(config)
+    models, system = Models(config), read_system(dialogue.system)
+    system = env.actor_prompt(topics, dialogue.profile_format) if system is None else system
     matcher = models.choose(
         'reward.matcher',
         config.reward.matcher,
@@ -89,6 +90,7 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
     reward = functools.partial(
         make_reward,
         matcher,
+        system=system if config.reference_compatible else '',
         response=config.reward.response,
         profile_weight=config.reward.profile_weight,
         response_weight=config.reward.response_weight,
@@ -104,7 +106,7 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
         tests=tests,
         guess=personalization.most_common_facts(train),
         topics=topics,
-        system=env.actor_prompt(topics) if dialogue.system == 'embedded' else dialogue.system,
+        system=system,
         user=share_user(user, shares),
         matcher=share_matcher(matcher, shares),
         # The control takes another person of the same call, so it has to see all of them.
@@ -120,6 +122,7 @@ def make_splits(config: Config) -> tuple[list[Person], dict[str, list[Person]], 
     The first split is the papers' Vanilla setting; `extended` (`eval.profiles`) are people of another schema.
     """
     dialogue, tested = config.dialogue, config.eval.people
+    load = functools.partial(load_people, input_key=dialogue.input_key, label_key=dialogue.label_key)
     if dialogue.profiles == 'embedded':
         train, topics = make_people(dialogue.people, seed=config.seed, split='train', facts=dialogue.facts), SLOTS
         splits: tuple[Split, ...] = ('heldout', 'unseen')
@@ -127,15 +130,29 @@ def make_splits(config: Config) -> tuple[list[Person], dict[str, list[Person]], 
             split: make_people(tested, seed=0, split=split, facts=dialogue.facts) for split in splits
         }
     else:
-        people = load_people(dialogue.profiles)
+        people = load(dialogue.profiles)[: dialogue.max_samples or None]
         cut = len(people) - min(tested, len(people) // 5 or 1)
         if cut < 1:
             raise ValueError(f'{dialogue.profiles} has {len(people)} person; give two or more, one is kept for testing')
         train, tests = people[:cut], {'heldout': people[cut:]}
         topics = tuple(dict.fromkeys(slot for p in train for slot, _ in map(split_fact, p.facts) if slot))[:12]
     if config.eval.profiles:
-        tests['extended'] = load_people(config.eval.profiles)[:tested]
+        tests['extended'] = load(config.eval.profiles)[:tested]
     return train, tests, topics
+
+
+def read_system(system: str) -> str | None:
+    """The system prompt that `dialogue.system` is, or has in a file; None: the embedded one.
+
+    Raises:
+      ValueError: there is no such file.
+    """
+    if not system.startswith('file:'):
+        return None if system == 'embedded' else system
+    path = Path(system.removeprefix('file:'))
+    if not path.is_file():
+        raise ValueError(f'dialogue.system={system!r}: {path} is no file; name one with the text of a system prompt')
+    return path.read_text(encoding='utf-8').strip()
 
 
 def open_embedding_matcher() -> ProfileMatcher:
