@@ -42,6 +42,7 @@ def get_config(variant: str = '') -> ConfigDict:
         rollout_batch_size=8,  # prompts a step
         prompt_max_len=0,  # tokens; of a longer prompt the oldest exchanges are left out; 0: none
         round_batch_size=5,  # > 0: depth-first, < 0: breadth-first; less than a batch mixes rounds
+        shown=4,  # samples a step kept for the report
         turn_gamma=0.0,  # above 0: rewards of later turns reach earlier ones; a step then plays whole dialogues
     )
     config.reward = dict(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,16 +38,19 @@ ADDED = {  # keys that runs of earlier versions do not have, with what those did
         'dialogue.shuffle': False,
         'dialogue.profile_format': 'lines',
         'dialogue.prompt_max_len': 0,
+        'dialogue.shown': 4,
         'reward.min_std': 0.0,
     },
 }
 
 
 class Context(NamedTuple):
-    """The machine a recipe runs on. `phase('rollout')` times and shows a part of the work."""
+    """The machine a recipe runs on. `phase('rollout')` times and shows a part of the work; `show` keeps samples of a
+    step for whoever reads the run's report."""
 
     mesh: Mesh
     phase: Callable[[str], AbstractContextManager[None]]
+    show: Callable[[Iterable[Mapping[str, Any]]], None] = lambda records: None
 
 
 class Evaluation(NamedTuple):

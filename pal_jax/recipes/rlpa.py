@@ -23,7 +23,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder, make_decoder
 from pal_jax.decode.local import Request
 from pal_jax.envs import dialogue as env
-from pal_jax.evals.rollouts import check_answered, summarize
+from pal_jax.evals.rollouts import check_answered, shown, spread, summarize
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
@@ -106,6 +106,7 @@ def make(config: Config, ctx: Context) -> Recipe:
             queue = env.continue_best(queue, turns[-1], **rounds, user=world.user, seed=i)
         samples = [sample for groups in turns for group in groups for sample in group]
         metrics = summarize(samples)
+        ctx.show(map(shown, spread(samples, dialogue.shown)))
         with ctx.phase('annotate'):
             returns = env.with_returns(turns, gamma=turn_gamma)
             batch = pack_rollouts(returns, n=n, actions=actions, mesh=ctx.mesh, **rows)
@@ -174,6 +175,8 @@ def check(config: Config, mesh: Mesh) -> None:
         raise ValueError(
             "dialogue.profile_format='json': the warm-up's examples are in lines; set warmup.steps=0 and ppo.ptx_coef=0"
         )
+    if dialogue.shown < 0:
+        raise ValueError(f'dialogue.shown={dialogue.shown} must be at least 0')
     if not 0 <= dialogue.turn_gamma <= 1:
         raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
     if rows % config.ppo.minibatches:
