@@ -29,6 +29,8 @@ def get_config(variant: str = '') -> ConfigDict:
         input_key='input',  # what such a file calls the first message
         label_key='profile',  # and the profile
         max_samples=0,  # people of a file, at most; 0: all
+        personalities='',  # a JSONL file of free texts, one of which goes with each person, as in ALOE
+        slotter='none',  # or endpoint:<name>, local:<source>: brings people of a file from free text into ten slots
         shuffle=False,  # people in another order in every episode
         people=240,
         facts=4,  # of each embedded person
@@ -59,6 +61,7 @@ def get_config(variant: str = '') -> ConfigDict:
         user=p.endpoint(temperature=1.0, max_tokens=120),
         matcher=p.endpoint(temperature=0.0, max_tokens=512),
         judge=p.endpoint(temperature=0.0, max_tokens=512),
+        slotter=p.endpoint(temperature=0.0, max_tokens=512),
     )
     config.answers = '~/.cache/pal_jax/answers.sqlite'  # what endpoints have answered is not asked again; '': is
     config.decode = dict(

@@ -34,6 +34,8 @@ ADDED = {  # keys that runs of earlier versions do not have, with what those did
         'reference_compatible': False,
         'dialogue.input_key': 'input',
         'dialogue.label_key': 'profile',
+        'dialogue.personalities': '',
+        'dialogue.slotter': 'none',
         'dialogue.max_samples': 0,
         'dialogue.shuffle': False,
         'dialogue.profile_format': 'lines',

@@ -19,6 +19,7 @@ from pal_jax.feedback.local_model import LocalModel
 from pal_jax.feedback.people import SLOTS, Split, load_people, make_people
 from pal_jax.feedback.profiles import match_exactly, split_fact
 from pal_jax.feedback.rewards import make_reward
+from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.feedback.users import make_scripted_user
 from pal_jax.models import bert, sources
 from pal_jax.recipes.recipe import Config
@@ -68,8 +69,8 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
     Every process asks simulator and judge for its share and is told of the others'.
     """
     dialogue = config.dialogue
-    train, tests, topics = make_splits(config)
     models, system = Models(config), read_system(dialogue.system)
+    train, tests, topics = make_splits(config, models, shares)
     system = env.actor_prompt(topics, dialogue.profile_format) if system is None else system
     matcher = models.choose(
         'reward.matcher',
@@ -116,7 +117,9 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
     )
 
 
-def make_splits(config: Config) -> tuple[list[Person], dict[str, list[Person]], tuple[str, ...]]:
+def make_splits(
+    config: Config, models: Models, shares: Shares = ALONE
+) -> tuple[list[Person], dict[str, list[Person]], tuple[str, ...]]:
     """People to train on, people never trained on by the name of their split, and the topics of a profile.
 
     The first split is the papers' Vanilla setting; `extended` (`eval.profiles`) are people of another schema.
@@ -131,6 +134,11 @@ def make_splits(config: Config) -> tuple[list[Person], dict[str, list[Person]], 
         }
     else:
         people = load(dialogue.profiles)[: dialogue.max_samples or None]
+        if dialogue.personalities:
+            people = with_personalities(people, load(dialogue.personalities), seed=config.seed)
+        slotter = models.choose('dialogue.slotter', dialogue.slotter, make_slotter, none=lambda: None)
+        if slotter:
+            people = slot_all(people, slotter, shares, config.reward.max_failed, models)
         cut = len(people) - min(tested, len(people) // 5 or 1)
         if cut < 1:
             raise ValueError(f'{dialogue.profiles} has {len(people)} person; give two or more, one is kept for testing')
@@ -139,6 +147,27 @@ def make_splits(config: Config) -> tuple[list[Person], dict[str, list[Person]], 
     if config.eval.profiles:
         tests['extended'] = load(config.eval.profiles)[:tested]
     return train, tests, topics
+
+
+def slot_all(
+    people: Sequence[Person], slotter: Slotter, shares: Shares, max_failed: float, models: Models
+) -> list[Person]:
+    """People in slots, each process asking for its share; those left out are counted.
+
+    Raises:
+      RuntimeError: more than `max_failed` of them are left out.
+    """
+    shared = functools.partial(shares.gather, 'slots', work=lambda _, part: slotter(part))
+    slotted = slot_people(people, shared)
+    failed = len(people) - len(slotted)
+    if failed > max_failed * len(people):
+        raise RuntimeError(
+            f'{failed} of {len(people)} people could not be brought into slots, more than '
+            f'reward.max_failed={max_failed}; check dialogue.slotter '
+            f'({models.last_error or "its answers could not be read"})'
+        )
+    models.counts['people_left_out'] = float(failed)
+    return slotted
 
 
 def read_system(system: str) -> str | None:
@@ -208,6 +237,7 @@ class Models:
         self._config = config
         self._endpoints: dict[str, Endpoint] = {}
         self._local: dict[str, LocalModel] = {}
+        self.counts: Metrics = {}  # what else there is to tell, the same in every process
 
     def choose(self, key: str, name: str, make: Callable[[ChatModel], Any], **known: Callable[[], Any]) -> Any:
         """`known[name]()`, or `make` of the model that endpoint:<name> or local:<source> is.
@@ -248,14 +278,14 @@ class Models:
 
     @property
     def usage(self) -> Metrics:
-        """What endpoints have been asked since the start, by endpoint, by all processes together."""
+        """What endpoints have been asked since the start, by endpoint, by all processes together, and `counts`."""
         own = {
             f'{name}_{field}': float(value)
             for name, endpoint in self._endpoints.items()
             for field, value in dataclasses.asdict(endpoint.usage).items()
         }
         told = exchange('usage', own)
-        return {key: sum(each[key] for each in told) for key in own}
+        return {key: sum(each[key] for each in told) for key in own} | self.counts
 
     @property
     def last_error(self) -> str:
