@@ -45,9 +45,9 @@ from pal_jax.recipes.world import make_world, read_system
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.runtime.processes import Shares
-from pal_jax.types import Dialogue, Metrics, Sample, Sampling, TokenBatch
+from pal_jax.types import Completion, Dialogue, Metrics, Sample, Sampling, TokenBatch
 
-Sampler = Callable[[Sequence[Dialogue], int, Sequence[int]], list[Sample]]
+Sampler = Callable[..., list[Sample]]  # of dialogues, samples of each, seed and who is told: see `make_sampler`
 
 EVALUATION = 2**31  # stands where a training step has its number in seeds
 
@@ -91,7 +91,8 @@ def make(config: Config, ctx: Context) -> Recipe:
         return learner.anchor(state) if i == warmup - 1 else state, host, 'warm-up', metrics
 
     def answer(dialogues: Sequence[Dialogue], i: int, turn: int) -> list[list[Sample]]:
-        samples = world.reward(sample_turns(dialogues, n, (config.seed, i, turn)), i)
+        early = world.early and functools.partial(world.early.ask, seed=i)  # judged while others are decoded
+        samples = world.reward(sample_turns(dialogues, n, (config.seed, i, turn), early), i)
         return [samples[k : k + n] for k in range(0, len(samples), n)]
 
     def rlpa_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
@@ -195,7 +196,7 @@ def check(config: Config, mesh: Mesh) -> None:
 
 
 def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
-    """Samples the next turn of dialogues, `n` times each."""
+    """Samples the next turn of dialogues, `n` times each; `tell` hears of each sample as soon as it is there."""
     sampling, longest = make_sampling(config), config.dialogue.prompt_max_len
 
     def render(dialogue: Dialogue) -> tuple[int, ...]:
@@ -210,11 +211,18 @@ def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Dec
             )
         return prompt
 
-    def sample_turns(dialogues: Sequence[Dialogue], n: int, seed: Sequence[int]) -> list[Sample]:
+    def sample_turns(
+        dialogues: Sequence[Dialogue], n: int, seed: Sequence[int], tell: Callable[[Sample], None] | None = None
+    ) -> list[Sample]:
         prompts = list(map(prompt_of, dialogues))
         seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
-        completions = decoder([Request(prompts[k // n], sampling, seed) for k, seed in enumerate(seeds)])
-        return [Sample(dialogues[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
+
+        def sample(k: int, completion: Completion) -> Sample:
+            return Sample(dialogues[k // n], prompts[k // n], completion, k // n)
+
+        requests = [Request(prompts[k // n], sampling, seed) for k, seed in enumerate(seeds)]
+        completions = decoder(requests, (lambda k, each: tell(sample(k, each))) if tell else None)
+        return [sample(k, each) for k, each in enumerate(completions)]
 
     return sample_turns
 

@@ -13,12 +13,14 @@ import jax
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
 from pal_jax.evals.personalization import Respond
+from pal_jax.feedback.early import Early
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.language import make_judge, make_matcher, make_user
 from pal_jax.feedback.local_model import LocalModel
 from pal_jax.feedback.people import SLOTS, Split, load_people, make_people
 from pal_jax.feedback.profiles import match_exactly, split_fact
 from pal_jax.feedback.rewards import make_reward
+from pal_jax.feedback.sharing import share_matcher, share_reward, share_user
 from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.feedback.users import make_scripted_user
 from pal_jax.models import bert, sources
@@ -27,12 +29,10 @@ from pal_jax.runtime import devices
 from pal_jax.runtime.processes import ALONE, Shares, exchange
 from pal_jax.types import (
     ChatModel,
-    Dialogue,
     Metrics,
     Person,
     ProfileMatcher,
     RewardFn,
-    Sample,
     Sampling,
     UserSimulator,
 )
@@ -54,6 +54,7 @@ class World:
     matcher: ProfileMatcher
     reward: RewardFn
     score: RewardFn  # of evaluations: the reward without a control, by a judge who knows the person
+    early: Early | None  # asked about each answer while others are decoded; None: all who judge are on this machine
     models: Models
 
     def evaluate(self, respond: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
@@ -88,14 +89,18 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
         )
         for golden in (False, True)
     )
+    read = system if config.reference_compatible else ''  # by the judge
     reward = functools.partial(
         make_reward,
         matcher,
-        system=system if config.reference_compatible else '',
+        system=read,
         response=config.reward.response,
         profile_weight=config.reward.profile_weight,
         response_weight=config.reward.response_weight,
     )
+    training = reward(judge, shuffled=config.reward.shuffled)
+    # The control takes another person of the same call, so it has to see all of them.
+    early = None if config.reward.shuffled else models.early(config.reward, read)
     user = models.choose(
         'dialogue.user',
         dialogue.user,
@@ -110,9 +115,9 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
         system=system,
         user=share_user(user, shares),
         matcher=share_matcher(matcher, shares),
-        # The control takes another person of the same call, so it has to see all of them.
-        reward=share_reward(reward(judge, shuffled=config.reward.shuffled), shares, together=config.reward.shuffled),
+        reward=share_reward(early.then(training) if early else training, shares, together=config.reward.shuffled),
         score=share_reward(reward(score, informed=True), shares),
+        early=early,
         models=models,
     )
 
@@ -191,45 +196,6 @@ def open_embedding_matcher() -> ProfileMatcher:
     return embedding.make_matcher(embedding.SentenceEncoder(bert.package_folder()))
 
 
-def share_user(user: UserSimulator, shares: Shares) -> UserSimulator:
-    """The simulator, asked for this process's share of the dialogues."""
-
-    def answer(dialogues: Sequence[Dialogue], seed: int) -> list[str | None]:
-        return shares.gather('answers of users', dialogues, lambda _, part: user(part, seed))
-
-    return answer
-
-
-def share_matcher(matcher: ProfileMatcher, shares: Shares) -> ProfileMatcher:
-    """The matcher, asked for this process's share of the profiles."""
-
-    def match(inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[str]]) -> list[int | None]:
-        pairs = list(zip(inferred, golden, strict=True))
-        return shares.gather('matches', pairs, lambda _, part: matcher([o for o, _ in part], [t for _, t in part]))
-
-    return match
-
-
-def share_reward(reward: RewardFn, shares: Shares, *, together: bool = False) -> RewardFn:
-    """The reward, asked for this process's share of the samples; `together`, one process is asked for all of them."""
-
-    def verdicts_of(samples: Sequence[Sample], seed: int) -> list[tuple[float, dict[str, float], bool]]:
-        return [(each.reward, dict(each.info), each.ok) for each in reward(samples, seed)]
-
-    def share(samples: Sequence[Sample], seed: int) -> list[Sample]:
-        if together:
-            calls = shares.gather('rewards', [samples], lambda _, part: [verdicts_of(each, seed) for each in part])
-            verdicts = calls[0]
-        else:
-            verdicts = shares.gather('rewards', samples, lambda _, part: verdicts_of(part, seed))
-        return [
-            dataclasses.replace(sample, reward=value, info=info, ok=ok)
-            for sample, (value, info, ok) in zip(samples, verdicts, strict=True)
-        ]
-
-    return share
-
-
 class Models:
     """The language models among users, matchers and judges, by what they are called; each is opened once."""
 
@@ -258,6 +224,15 @@ class Models:
         if name not in known:
             raise ValueError(f'{key}={name!r} is unknown; use {", ".join(known)}, endpoint:<name> or local:<source>')
         return known[name]()
+
+    def early(self, reward: Config, system: str) -> Early | None:
+        """Those of `reward.matcher` and `reward.judge` that are endpoints, to be asked early."""
+        matcher, judge = (self._endpoints.get(_endpoint(reward[each])) for each in ('matcher', 'judge'))
+        threads = sum(endpoint.concurrency for endpoint in (matcher, judge) if endpoint)
+        return Early(
+            make_matcher(matcher.early) if matcher else None, make_judge(judge.early) if judge else None,
+            threads=threads, system=system,
+        ) if threads else None  # fmt: skip
 
     def _open_endpoint(self, name: str) -> Endpoint:
         from pal_jax.feedback.endpoint import Endpoint  # its client takes a second to import
@@ -292,3 +267,9 @@ class Models:
         """Why an endpoint had no answer, the last time."""
         errors = {name: endpoint.last_error for name, endpoint in self._endpoints.items()}
         return '; '.join(f'{name}: {error}' for name, error in errors.items() if error)
+
+
+def _endpoint(name: str) -> str:
+    """The rest of endpoint:<name>; '' of anything else."""
+    kind, _, rest = name.partition(':')
+    return rest if kind == 'endpoint' else ''

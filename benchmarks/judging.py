@@ -1,0 +1,145 @@
+"""Judging beside decoding: a batch of answers, each judged by a server that takes its time.
+
+  python -m benchmarks.judging --samples=512 --latency=1 --concurrency=64
+Prints one JSON object: seconds of decoding alone, of judging alone once all is decoded, and of both as RLPA's rollout
+has them, where an answer is judged as soon as it is decoded. `over_larger` is the last over the larger of the others.
+
+The server is a process on this machine that sleeps. The policy is decoded for real, token by token; what it has written
+is replaced by answers in the format, which a random model does not write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import multiprocessing
+import runpy
+import time
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pal_jax.decode.choose import Decoder
+    from pal_jax.decode.local import Request, Told
+    from pal_jax.types import Completion
+
+CONFIG = Path(__file__).parents[1] / 'configs' / 'rlpa.py'
+MESSAGE = {'role': 'assistant', 'content': '\\boxed{1 1 1 0 1}'}
+VERDICT = {
+    'id': '1', 'object': 'chat.completion', 'created': 0, 'model': 'm',
+    'choices': [{'index': 0, 'message': MESSAGE, 'finish_reason': 'stop'}],
+    'usage': {'prompt_tokens': 300, 'completion_tokens': 9, 'total_tokens': 309},
+}  # fmt: skip
+
+
+def serve(latency: float, told: Connection) -> None:
+    """A judge that answers everything alike after `latency` seconds, and any number at once; tells its port."""
+    data = json.dumps(VERDICT).encode()
+
+    class Judge(BaseHTTPRequestHandler):
+        protocol_version = 'HTTP/1.1'
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers['content-length']))
+            time.sleep(latency)
+            self.send_response(200)
+            self.send_header('content-type', 'application/json')
+            self.send_header('content-length', str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads, request_queue_size = True, 256
+
+    server = Server(('127.0.0.1', 0), Judge)
+    told.send(server.server_port)
+    server.serve_forever()
+
+
+class Writing:
+    """A decoder whose answers are all in the format, and all different."""
+
+    def __init__(self, decoder: Decoder):
+        self._decoder, self._count = decoder, 0
+
+    def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
+        number = self._count = self._count + 1
+
+        def written(place: int, completion: Completion) -> Completion:
+            from pal_jax.feedback.profiles import render_completion
+
+            text = render_completion('- pet: cat\n', f'What about {number} and {place}?')
+            return dataclasses.replace(completion, text=text)
+
+        done = self._decoder(requests, (lambda place, each: told(place, written(place, each))) if told else None)
+        return [written(place, each) for place, each in enumerate(done)]
+
+
+def measure(samples: int, tokens: int, slots: int, concurrency: int, address: str) -> dict[str, Any]:
+    """Seconds of each part, after a pass that compiles what they need."""
+    from pal_jax.decode.choose import make_decoder
+    from pal_jax.envs import dialogue as env
+    from pal_jax.models import sources
+    from pal_jax.recipes import rlpa
+    from pal_jax.recipes.world import make_world
+    from pal_jax.runtime import devices
+
+    config = runpy.run_path(str(CONFIG))['get_config']('smoke')
+    config.dialogue.people, n = -(-samples // 4), 4
+    config.sampling.update(max_tokens=tokens, stop=())
+    config.decode.slots, config.answers, config.reward.judge = slots, '', 'endpoint:judge'
+    config.endpoints.judge.update(address=address, model='m', concurrency=concurrency)
+    world, source = make_world(config), sources.resolve(config.policy.source)
+    cfg, tokenizer = devices.for_platform(source.config, 'float32'), source.tokenizer()
+    decoder = make_decoder(cfg, tokenizer, devices.make_mesh(), **config.decode.to_dict() | {'shares': rlpa.Shares(1)})
+    decoder.load(source.load())
+    sample = rlpa.make_sampler(config, world.system, tokenizer, Writing(decoder))  # type: ignore[arg-type]
+    dialogues = env.open_queue(world.train).pending[: -(-samples // n)]
+    assert world.early is not None
+    sample(dialogues, n, (0, 0))
+    start = time.perf_counter()
+    decoded = sample(dialogues, n, (0, 1))
+    middle = time.perf_counter()
+    world.reward(decoded, 1)
+    end = time.perf_counter()
+    together = world.reward(sample(dialogues, n, (0, 2), functools.partial(world.early.ask, seed=2)), 2)
+    both = time.perf_counter() - end
+    assert all(each.ok for each in together) and world.models.usage['judge_requests'] == 2 * len(together)
+    seconds = {'decode_s': middle - start, 'judge_s': end - middle, 'both_s': both}
+    larger = both / max(seconds['decode_s'], seconds['judge_s'])
+    return {name: round(value, 2) for name, value in seconds.items()} | {'over_larger': round(larger, 3)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--samples', type=int, default=512, help='answers of a batch, four to a prompt')
+    parser.add_argument('--tokens', type=int, default=64, help='of each answer')
+    parser.add_argument('--slots', type=int, default=64, help='answers decoded at once')
+    parser.add_argument('--latency', type=float, default=1.0, help='seconds the judge takes')
+    parser.add_argument('--concurrency', type=int, default=64, help='questions to the judge under way at once')
+    args = parser.parse_args(argv)
+    spawn = multiprocessing.get_context('spawn')
+    here, there = spawn.Pipe()
+    server = spawn.Process(target=serve, args=(args.latency, there), daemon=True)
+    server.start()
+    try:
+        address = f'http://127.0.0.1:{here.recv()}/v1'
+        report = measure(args.samples, args.tokens, args.slots, args.concurrency, address)
+    finally:
+        server.terminate()
+        server.join()
+    versions = {name: importlib.metadata.version(name) for name in ('jax', 'openai')}
+    print(json.dumps(vars(args) | report | {'versions': versions}))
+
+
+if __name__ == '__main__':
+    main()
