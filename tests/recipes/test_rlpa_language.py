@@ -82,6 +82,7 @@ def without_learning(patch):
     patch.setattr(rlpa.PolicyLearner, 'update', lambda self, state, *_: (state, {}))
 
 
+@pytest.mark.slow
 def test_faults_and_attacks_end_in_masked_samples_and_right_counts(chat_server, monkeypatch, tmp_path):
     without_learning(monkeypatch)
     with chat_server(attacks) as server:
@@ -104,6 +105,7 @@ def test_faults_and_attacks_end_in_masked_samples_and_right_counts(chat_server, 
         assert metrics['judge_cached'] > 0
 
 
+@pytest.mark.slow
 def test_judges_are_asked_while_others_are_decoded_and_nothing_else_changes(chat_server, monkeypatch):
     without_learning(monkeypatch)
 
@@ -194,7 +196,9 @@ def test_what_is_no_user_or_judge_is_refused_with_the_choices():
         ValueError, match=r"reward\.judge='gpt' is unknown; use rule, endpoint:<name> or local:<source>"
     ):
         rlpa.make(get_config(**{'reward.judge': 'gpt'}), CONTEXT)
-    with pytest.raises(ValueError, match=r'endpoint:mine is unknown; config\.endpoints has judge, matcher, user'):
+    with pytest.raises(
+        ValueError, match=r'endpoint:mine is unknown; config\.endpoints has judge, matcher, slotter, user'
+    ):
         rlpa.make(get_config(**{'dialogue.user': 'endpoint:mine'}), CONTEXT)
     with pytest.raises(ValueError, match=r"endpoint 'judge' has address=''"):
         rlpa.make(get_config(**{'reward.judge': 'endpoint:judge'}), CONTEXT)
