@@ -4,8 +4,9 @@
 Prints one JSON object: seconds of decoding alone, of judging alone once all is decoded, and of both as RLPA's rollout
 has them, where an answer is judged as soon as it is decoded. `over_larger` is the last over the larger of the others.
 
-The server is a process on this machine that sleeps. The policy is decoded for real, token by token; what it has written
-is replaced by answers in the format, which a random model does not write.
+The server is a process on this machine that sleeps. So does the decoder, as a host does while its accelerator decodes:
+it ends `--rate` answers a second. `--rate=0` decodes a tiny random model on this machine's processor instead, where
+requests and decoding share the cores; its answers are replaced by some in the format.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ import json
 import multiprocessing
 import runpy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pal_jax.decode.choose import Decoder
     from pal_jax.decode.local import Request, Told
     from pal_jax.types import Completion
 
@@ -68,8 +68,8 @@ def serve(latency: float, told: Connection) -> None:
 class Writing:
     """A decoder whose answers are all in the format, and all different."""
 
-    def __init__(self, decoder: Decoder):
-        self._decoder, self._count = decoder, 0
+    def __init__(self, decode: Callable[[Sequence[Request], Told | None], list[Completion]]):
+        self._decoder, self._count = decode, 0
 
     def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
         number = self._count = self._count + 1
@@ -84,8 +84,24 @@ class Writing:
         return [written(place, each) for place, each in enumerate(done)]
 
 
-def measure(samples: int, tokens: int, slots: int, concurrency: int, address: str) -> dict[str, Any]:
-    """Seconds of each part, after a pass that compiles what they need."""
+def simulated(rate: float, tokens: int) -> Callable[[Sequence[Request], Told | None], list[Completion]]:
+    """A decoder that ends `rate` answers a second."""
+    from pal_jax.types import Completion
+
+    def decode(requests: Sequence[Request], told: Told | None) -> list[Completion]:
+        start, done = time.perf_counter(), []
+        for place in range(len(requests)):
+            time.sleep(max(start + (place + 1) / rate - time.perf_counter(), 0.0))
+            done.append(Completion('', (1,) * tokens, (0.0,) * tokens, 'stop'))
+            if told:
+                told(place, done[-1])
+        return done
+
+    return decode
+
+
+def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int, address: str) -> dict[str, Any]:
+    """Seconds of each part."""
     from pal_jax.decode.choose import make_decoder
     from pal_jax.envs import dialogue as env
     from pal_jax.models import sources
@@ -99,13 +115,19 @@ def measure(samples: int, tokens: int, slots: int, concurrency: int, address: st
     config.decode.slots, config.answers, config.reward.judge = slots, '', 'endpoint:judge'
     config.endpoints.judge.update(address=address, model='m', concurrency=concurrency)
     world, source = make_world(config), sources.resolve(config.policy.source)
-    cfg, tokenizer = devices.for_platform(source.config, 'float32'), source.tokenizer()
-    decoder = make_decoder(cfg, tokenizer, devices.make_mesh(), **config.decode.to_dict() | {'shares': rlpa.Shares(1)})
-    decoder.load(source.load())
-    sample = rlpa.make_sampler(config, world.system, tokenizer, Writing(decoder))  # type: ignore[arg-type]
+    decode, tokenizer = simulated(rate, tokens), source.tokenizer()
+    if not rate:
+        cfg, settings = (
+            devices.for_platform(source.config, 'float32'),
+            config.decode.to_dict() | {'shares': rlpa.Shares(1)},
+        )
+        decode = make_decoder(cfg, tokenizer, devices.make_mesh(), **settings)
+        decode.load(source.load())
+    sample: Any = rlpa.make_sampler(config, world.system, tokenizer, Writing(decode))  # type: ignore[arg-type]
+    if not rate:
+        sample(env.open_queue(world.train).pending[: -(-samples // n)], n, (0, 0))  # compiles what it needs
     dialogues = env.open_queue(world.train).pending[: -(-samples // n)]
     assert world.early is not None
-    sample(dialogues, n, (0, 0))
     start = time.perf_counter()
     decoded = sample(dialogues, n, (0, 1))
     middle = time.perf_counter()
@@ -123,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--samples', type=int, default=512, help='answers of a batch, four to a prompt')
     parser.add_argument('--tokens', type=int, default=64, help='of each answer')
-    parser.add_argument('--slots', type=int, default=64, help='answers decoded at once')
+    parser.add_argument('--rate', type=float, default=64.0, help='answers decoded a second; 0: a model on this machine')
+    parser.add_argument('--slots', type=int, default=64, help='answers decoded at once, with --rate=0')
     parser.add_argument('--latency', type=float, default=1.0, help='seconds the judge takes')
     parser.add_argument('--concurrency', type=int, default=64, help='questions to the judge under way at once')
     args = parser.parse_args(argv)
@@ -133,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     server.start()
     try:
         address = f'http://127.0.0.1:{here.recv()}/v1'
-        report = measure(args.samples, args.tokens, args.slots, args.concurrency, address)
+        report = measure(args.samples, args.tokens, args.slots, args.rate, args.concurrency, address)
     finally:
         server.terminate()
         server.join()

@@ -84,7 +84,7 @@ def test_decode_runs_as_a_file_too():
 
 @pytest.mark.slow
 def test_judging_reports_both_parts_and_what_they_take_together(report):
-    out = report(judging, '--samples=8', '--tokens=4', '--slots=8', '--latency=0.05', '--concurrency=4')
+    out = report(judging, '--samples=8', '--rate=100', '--latency=0.05', '--concurrency=4')
     assert out['samples'] == 8 and min(out['decode_s'], out['judge_s'], out['both_s'], out['over_larger']) > 0
     assert out['judge_s'] >= 0.1  # twice four at once
 
