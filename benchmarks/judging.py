@@ -115,7 +115,8 @@ def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int
     config.decode.slots, config.answers, config.reward.judge = slots, '', 'endpoint:judge'
     config.endpoints.judge.update(address=address, model='m', concurrency=concurrency)
     world, source = make_world(config), sources.resolve(config.policy.source)
-    decode, tokenizer = simulated(rate, tokens), source.tokenizer()
+    decode: Any = simulated(rate, tokens)
+    tokenizer = source.tokenizer()
     if not rate:
         cfg, settings = (
             devices.for_platform(source.config, 'float32'),
@@ -123,7 +124,7 @@ def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int
         )
         decode = make_decoder(cfg, tokenizer, devices.make_mesh(), **settings)
         decode.load(source.load())
-    sample: Any = rlpa.make_sampler(config, world.system, tokenizer, Writing(decode))  # type: ignore[arg-type]
+    sample: Any = rlpa.make_sampler(config, world.system, tokenizer, Writing(decode))  # type: ignore[arg-type]  # it samples, no more
     if not rate:
         sample(env.open_queue(world.train).pending[: -(-samples // n)], n, (0, 0))  # compiles what it needs
     dialogues = env.open_queue(world.train).pending[: -(-samples // n)]

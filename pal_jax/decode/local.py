@@ -239,8 +239,9 @@ class LocalDecoder:
         while len(done) < len(places):
             ended = {places[each.number]: each.completion for each in self.step() if each.completion is not None}
             done |= ended
-            for place, completion in ended.items() if told else ():
-                told(place, completion)
+            if told:
+                for place, completion in ended.items():
+                    told(place, completion)
         return [done[i] for i in range(len(requests))]
 
     def _decode(self) -> sampling.Sampled:

@@ -79,7 +79,12 @@ class SharedDecoder:
 
         def decode(number: int, part: Sequence[Request]) -> list[Completion]:
             start = self._shares.start(len(requests), number)
-            return self._decoders[number](part, (lambda i, each: told(start + i, each)) if told else None)
+
+            def tell(place: int, each: Completion) -> None:
+                if told:
+                    told(start + place, each)
+
+            return self._decoders[number](part, tell)
 
         return self._shares.gather(
             f'{len(requests)} completions',

@@ -162,8 +162,7 @@ def slot_all(
     Raises:
       RuntimeError: more than `max_failed` of them are left out.
     """
-    shared = functools.partial(shares.gather, 'slots', work=lambda _, part: slotter(part))
-    slotted = slot_people(people, shared)
+    slotted = slot_people(people, lambda texts: shares.gather('slots', texts, lambda _, part: slotter(part)))
     failed = len(people) - len(slotted)
     if failed > max_failed * len(people):
         raise RuntimeError(

@@ -39,8 +39,9 @@ class Writing:
         ]
         ids = [tuple(byte_tokenizer().encode(text)) for text in texts]
         done = [Completion(text, i, (0.0,) * len(i), 'stop') for text, i in zip(texts, ids, strict=True)]
-        for place, each in enumerate(done) if told else ():
-            told(place, each)
+        if told:
+            for place, each in enumerate(done):
+                told(place, each)
         return done
 
 
