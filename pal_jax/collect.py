@@ -23,8 +23,9 @@ from absl import flags
 
 from pal_jax import cli
 from pal_jax.envs import dialogue as env
+from pal_jax.evals.rollouts import check_answered
 from pal_jax.recipes.recipe import Config
-from pal_jax.recipes.rlpa import check_answered, make_sampler
+from pal_jax.recipes.rlpa import make_sampler
 from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
 from pal_jax.talking import SOURCE, open_decoder
@@ -54,14 +55,15 @@ def collect(config: Config, source: str, prompts: int | None) -> Iterator[dict[s
       ValueError, RuntimeError: a model that cannot be had, or a judge that does not answer.
     """
     world, dialogue = make_world(config), config.dialogue
+    order = config.seed if dialogue.shuffle else None
     decoder, tokenizer = open_decoder(config, source)
     sample_turns = make_sampler(config, world.system, tokenizer, decoder)
     rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
     n, left = dialogue.n_samples_per_prompt, prompts or len(world.train) * rounds
-    queue, i = env.open_queue(world.train), 0
+    queue, i = env.open_queue(world.train, shuffle=order), 0
     while left > 0:
         size = min(left, dialogue.rollout_batch_size)
-        open_dialogues, queue = env.pop(queue, size, people=world.train, user=world.user, seed=i)
+        open_dialogues, queue = env.pop(queue, size, people=world.train, user=world.user, seed=i, shuffle=order)
         if queue.episode and prompts is None:
             return
         samples = world.reward(sample_turns(open_dialogues, n, (config.seed, i)), i)

@@ -119,6 +119,7 @@ def ppo(**changes: object) -> ConfigDict:
             'negative_scale': 1.0,
             'std_floor': 0.0,
             'loss_agg': 'seq_mean',
+            'micro_train_batch_size': 4,  # of loss_agg=micro_token_mean
             'epochs': 1,
             'minibatches': 1,
             'micro_rows': 4,

@@ -14,14 +14,15 @@ Options:
 
 The same command again resumes, also after SIGTERM or Ctrl-C, which save a checkpoint first; a larger
 --config.total_steps goes on from a finished run. The folder then holds report.html, learning_curve.png, summary.json,
-metrics.jsonl, tensorboard/, checkpoints/ and export/ (Hugging Face).
+metrics.jsonl, rollouts.jsonl, tensorboard/, checkpoints/ and export/ (Hugging Face).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -51,7 +52,10 @@ MAY_CHANGE = (
     'eval.rounds',
     'eval.profiles',
     'eval.shown',
+    'dialogue.shown',
 )
+
+Show = Callable[[Iterable[Mapping[str, Any]]], None]
 
 # Of an evaluation, on the console.
 SHOWN = 'reward format profile strict loss accuracy seen_shared seen_pal new_shared new_pal'.split()
@@ -59,20 +63,22 @@ SHOWN = 'reward format profile strict loss accuracy seen_shared seen_pal new_sha
 
 def main() -> int:
     """Trains; the exit status is that of a process ended by a signal where one stopped it."""
-    config, workdir, progress = cli.config(), cli.workdir(), Progress()
-    recipe = cli.faults(prepare, config, workdir, progress)
+    config, workdir, progress, rollouts = cli.config(), cli.workdir(), Progress(), []
+    recipe = cli.faults(prepare, config, workdir, progress, show=rollouts.extend)
     checkpoints = checkpoint.Checkpoints(workdir, recipe.abstract, keep=config.checkpoint.keep, log=progress.log)
     restored = cli.faults(checkpoints.restore)
     if restored and restored[2] >= recipe.total_steps and (workdir / report.REPORT).exists():
         progress.log(f'{workdir} is finished; a larger --config.total_steps goes on from there')
         return 0
     with Stopping(progress.log) as stopping:
-        stopped = cli.faults(run, config, workdir, recipe, progress, checkpoints, restored, stopping)
+        stopped = cli.faults(run, config, workdir, recipe, progress, checkpoints, restored, stopping, rollouts)
         checkpoints.close()
     return exit_status(stopped) if stopped else 0
 
 
-def prepare(config: Config, workdir: Path, progress: Progress, *, alone: bool = False) -> Recipe:
+def prepare(
+    config: Config, workdir: Path, progress: Progress, *, alone: bool = False, show: Show = lambda records: None
+) -> Recipe:
     """The recipe, on one device if `alone`; everything that can fail before a weight is read fails here."""
     devices.initialize(workdir / 'compiled', cli.place())
     progress.time_compilation()
@@ -81,7 +87,7 @@ def prepare(config: Config, workdir: Path, progress: Progress, *, alone: bool = 
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)
     mesh = devices.make_mesh(devices=jax.local_devices()[:1]) if alone else devices.make_mesh(**config.mesh)
-    return cli.recipe_module(config).make(config, Context(mesh, progress.phase))
+    return cli.recipe_module(config).make(config, Context(mesh, progress.phase, show))
 
 
 def load_run(config: Config, workdir: Path, step: int | None = None, *, alone: bool = False):
@@ -108,8 +114,9 @@ def load_run(config: Config, workdir: Path, step: int | None = None, *, alone: b
 
 
 def run(
-    config: Config, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored, stopping: Stopping
-) -> int:
+    config: Config, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored, stopping: Stopping,
+    rollouts: list[Mapping[str, Any]],
+) -> int:  # fmt: skip
     """Steps from where the run stands to its end, then its report and export. Returns the signal that stopped it."""
     checkpoint.write_config(workdir, config.to_dict())
     if jax.process_index() == 0:
@@ -134,6 +141,8 @@ def run(
             state, host, phase, metrics = recipe.step(state, host, i)
             seconds = progress.take_seconds()
             writer.write(i, phase, metrics | seconds)
+            writer.rollouts(i, phase, rollouts)
+            rollouts.clear()
             progress.done(i, phase, metrics | seconds)
             due = (i + 1) % config.checkpoint.every == 0 or i + 1 == recipe.total_steps
             stop, late = agree(stopping.wish, time.monotonic() - saved > 60 * config.checkpoint.minutes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -70,6 +71,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.tell(200, {'choices': [{'index': 0, 'message': message, 'finish_reason': 'stop'}]})
             case 'none':
                 self.tell(200, {'choices': []})
+            case 'slow':
+                time.sleep(1.0)
+                self.tell(200, None)
             case 'hang up':
                 self.close_connection = True
             case _:

@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from benchmarks import contest, decode, dialogues, rlpa_step, shapes, traffic, train_step
+from benchmarks import contest, decode, dialogues, judging, rlpa_step, shapes, traffic, train_step
 from benchmarks.contest import Contestant, Outcome, Result
 from benchmarks.shapes import SHAPES
 
@@ -80,6 +80,13 @@ def test_decode_runs_as_a_file_too():
         'requirements-peers.txt'
         in subprocess.run(command, cwd=contest.ROOT, env=os.environ, capture_output=True, text=True, check=True).stdout
     )
+
+
+@pytest.mark.slow
+def test_judging_reports_both_parts_and_what_they_take_together(report):
+    out = report(judging, '--samples=8', '--rate=100', '--latency=0.05', '--concurrency=4')
+    assert out['samples'] == 8 and min(out['decode_s'], out['judge_s'], out['both_s'], out['over_larger']) > 0
+    assert out['judge_s'] >= 0.1  # twice four at once
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def get_config(name, **changes):
     return config
 
 
-def writing(requests):
+def writing(requests, told=None):
     """A policy that writes its format, now with a question and now without."""
     replies = [('What is your job?', 'Nice.', 'Do you cook?')[request.seed % 3] for request in requests]
     texts = [render_completion('- pet: ferret\n', reply) for reply in replies]

@@ -65,7 +65,7 @@ def test_a_run_killed_in_rollout_update_and_save_ends_as_an_unbroken_one(tmp_pat
     resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}', cache=cache)
     assert resumed.returncode == 0, resumed.stderr
     assert 'resuming' in resumed.stdout
-    for name in ('metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl'):
+    for name in ('metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'rollouts.jsonl'):
         assert records(broken, name) == records(whole, name)
     last = Path('checkpoints') / '10' / 'host' / 'metadata'
     assert json.loads((broken / last).read_text()) == json.loads((whole / last).read_text())

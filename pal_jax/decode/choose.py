@@ -9,7 +9,7 @@ from typing import Protocol
 from jax.sharding import Mesh
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.local import LocalDecoder, Request
+from pal_jax.decode.local import LocalDecoder, Request, Told
 from pal_jax.decode.shares import SharedDecoder
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
@@ -20,13 +20,17 @@ TOKEN = 'PAL_JAX_TOKEN'  # the environment variable that a server's secret is in
 
 
 class Decoder(Protocol):
-    """What a recipe samples with. A completion depends on its request and the weights, not on who made it."""
+    """What a recipe samples with. A completion depends on its request and the weights, not on who made it.
+
+    `told` hears of each completion as soon as it is there, and of its place among the requests, in the process that
+    sampled it.
+    """
 
     def load(self, params: Params, version: int = 0) -> None: ...
 
     def release(self) -> None: ...
 
-    def __call__(self, requests: Sequence[Request]) -> list[Completion]: ...
+    def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]: ...
 
 
 def make_decoder(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pal_jax.decode.driver import Closed
 from pal_jax.decode.jetstream import JetStreamEngine
 from pal_jax.decode.jetstream_driver import JetStreamDriver, ends
-from pal_jax.decode.local import Progress, Request
+from pal_jax.decode.local import Progress, Request, Told
 from pal_jax.models.params import Params
 from pal_jax.types import Completion
 
@@ -81,8 +81,8 @@ class JetStreamDecoder:
         self._driver = None
         self.engine.release()
 
-    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions in the order of the requests.
+    def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
+        """Completions in the order of the requests; `told` hears of each when it has ended.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -90,6 +90,10 @@ class JetStreamDecoder:
         """
         if self._driver is None:
             raise RuntimeError('the decoder has no weights; call load(params) first')
-        told = itertools.chain.from_iterable(Answers(self._driver, requests))
-        done = {number: each.completion for number, each in told if each.completion is not None}
+        done: dict[int, Completion] = {}
+        for number, each in itertools.chain.from_iterable(Answers(self._driver, requests)):
+            if each.completion is not None:
+                done[number] = each.completion
+                if told:
+                    told(number, each.completion)
         return [done[number] for number in range(len(requests))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,9 @@ class Request:
     prompt_ids: tuple[int, ...]
     sampling: Sampling
     seed: int
+
+
+Told = Callable[[int, Completion], None]  # the place of a request, and what became of it
 
 
 class Progress(NamedTuple):
@@ -218,9 +221,9 @@ class LocalDecoder:
             progress.append(Progress(live.number, *news, completion, self.version))
         return progress
 
-    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions in the order of the requests. Those that may become longest start first, so that the slots are
-        empty together at the end.
+    def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
+        """Completions in the order of the requests; `told` hears of each when it has ended. Those that may become
+        longest start first, so that the slots are empty together at the end.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -231,11 +234,15 @@ class LocalDecoder:
         for request in requests:
             self.check(request)
         longest_first = sorted(range(len(requests)), key=lambda i: -requests[i].sampling.max_tokens)
-        numbers = {i: self._queue(requests[i]) for i in longest_first}
+        places = {self._queue(requests[i]): i for i in longest_first}
         done: dict[int, Completion] = {}
-        while len(done) < len(numbers):
-            done |= {each.number: each.completion for each in self.step() if each.completion is not None}
-        return [done[numbers[i]] for i in range(len(requests))]
+        while len(done) < len(places):
+            ended = {places[each.number]: each.completion for each in self.step() if each.completion is not None}
+            done |= ended
+            if told:
+                for place, completion in ended.items():
+                    told(place, completion)
+        return [done[i] for i in range(len(requests))]
 
     def _decode(self) -> sampling.Sampled:
         """What `stride` steps sampled: arrays [stride, slots]."""

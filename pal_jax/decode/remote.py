@@ -15,7 +15,7 @@ import grpc
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import local, wire
-from pal_jax.decode.local import Request
+from pal_jax.decode.local import Request, Told
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.types import Completion
@@ -57,8 +57,8 @@ class RemoteDecoder:
             self._channel.close()
         self._channel = None
 
-    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions in the order of the requests.
+    def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
+        """Completions in the order of the requests; `told` hears of each when it has come.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -80,9 +80,7 @@ class RemoteDecoder:
         with self._told():
             while True:
                 try:
-                    answers = self._method('unary_stream', 'Generate')(batch)
-                    told = itertools.chain.from_iterable(wire.unpack(wire.Answers, data).answers for data in answers)
-                    done = {each.index: wire.completion_of(each) for each in told}
+                    done = self._receive(batch, told)
                     break
                 except grpc.RpcError as error:
                     if _status(error)[0] != grpc.StatusCode.RESOURCE_EXHAUSTED or time.monotonic() > give_up:
@@ -95,6 +93,15 @@ class RemoteDecoder:
                 f'{sorted(versions)}; give every trainer a server of its own'
             )
         return [done[number] for number in range(len(requests))]
+
+    def _receive(self, batch: bytes, told: Told | None) -> dict[int, Completion]:
+        done: dict[int, Completion] = {}
+        answers = self._method('unary_stream', 'Generate')(batch)
+        for each in itertools.chain.from_iterable(wire.unpack(wire.Answers, data).answers for data in answers):
+            done[each.index] = wire.completion_of(each)
+            if told:
+                told(each.index, done[each.index])
+        return done
 
     def _method(self, kind: str, name: str) -> Any:
         method = getattr(self._channel, kind)(f'/{wire.SERVICE}/{name}')

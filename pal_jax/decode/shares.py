@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.local import LocalDecoder, Request
+from pal_jax.decode.local import LocalDecoder, Request, Told
 from pal_jax.decode.programs import Programs
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
@@ -69,17 +69,27 @@ class SharedDecoder:
         for decoder in self._decoders.values():
             decoder.release()
 
-    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
-        """Completions in the order of the requests, which are the same in every process.
+    def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
+        """Completions in the order of the requests, which are the same in every process; `told` hears of its own.
 
         Raises:
           ValueError: a request does not fit the model's context.
           RuntimeError: no weights are loaded.
         """
+
+        def decode(number: int, part: Sequence[Request]) -> list[Completion]:
+            start = self._shares.start(len(requests), number)
+
+            def tell(place: int, each: Completion) -> None:
+                if told:
+                    told(start + place, each)
+
+            return self._decoders[number](part, tell)
+
         return self._shares.gather(
             f'{len(requests)} completions',
             requests,
-            lambda number, part: self._decoders[number](part),
+            decode,
             pack=dataclasses.asdict,
             unpack=completion,
         )

@@ -11,8 +11,10 @@ round t comes before t + 1). 0 stands for 128, depth-first. Order is always that
 from __future__ import annotations
 
 import dataclasses
+import json
+import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pal_jax.feedback.profiles import parse_completion, plain_history, render_completion
 from pal_jax.types import Dialogue, Person, Sample, Turn, UserSimulator
@@ -29,25 +31,34 @@ class Queue:
     episode: int = 0
 
 
-def open_queue(people: Sequence[Person], *, episode: int = 0) -> Queue:
-    """Every person's conversation at its first message, in the order of the data."""
+def open_queue(people: Sequence[Person], *, episode: int = 0, shuffle: int | None = None) -> Queue:
+    """Every person's conversation at its first message, in the order of the data, or with `shuffle` as seed in another
+    one in every episode."""
     if not people:
         raise ValueError('there are no people to talk to; give at least one')
+    if shuffle is not None:
+        people = random.Random(f'order {shuffle} {episode}').sample(people, len(people))
     return Queue(tuple(Dialogue(person, (Turn('user', person.opening),)) for person in people), episode=episode)
 
 
 def pop(
-    queue: Queue, n: int, *, people: Sequence[Person], user: UserSimulator, seed: int
+    queue: Queue,
+    n: int,
+    *,
+    people: Sequence[Person],
+    user: UserSimulator,
+    seed: int,
+    shuffle: int | None = None,
 ) -> tuple[list[Dialogue], Queue]:
     """Up to `n` dialogues to answer, and the rest of the queue.
 
     When fewer than `n` are pending, the waiting ones are answered first; an episode may end with a short batch.
-    Only when both have run dry does the next episode open with `people`.
+    Only when both have run dry does the next episode open with `people`, as `open_queue` does.
     """
     if n < 1:
         raise ValueError(f'cannot pop {n} dialogues; the rollout batch must be at least 1')
     if not queue.pending and not queue.waiting:
-        queue = open_queue(people, episode=queue.episode + 1)
+        queue = open_queue(people, episode=queue.episode + 1, shuffle=shuffle)
     if len(queue.pending) < n and queue.waiting:
         answered = _answer(queue.waiting, user, seed)
         queue = dataclasses.replace(queue, pending=queue.pending + answered, waiting=())
@@ -175,9 +186,17 @@ def _answer(dialogues: tuple[Dialogue, ...], user: UserSimulator, seed: int) -> 
 # --- what the policy reads ------------------------------------------------------------------------------------------
 
 
-def actor_prompt(topics: Sequence[str]) -> str:
-    """A short system prompt: the topics of a profile, no value of any, and the layout of an answer."""
-    layout = render_completion('- topic: ...\n' if topics else '- ...\n', '...')
+def actor_prompt(topics: Sequence[str], profile: Literal['lines', 'json'] = 'lines') -> str:
+    """A short system prompt: the topics of a profile, no value of any, and the layout of an answer.
+
+    A profile is a line a fact (the published code), or a JSON object with a value or a list of values a topic (the
+    paper), blank where nothing is known.
+    """
+    if profile == 'json':
+        lines = ',\n'.join(f'  {json.dumps(topic)}: ""' for topic in topics or ('topic',))
+        layout = render_completion(f'{{\n{lines}\n}}\n', '...')
+    else:
+        layout = render_completion('- topic: ...\n' if topics else '- ...\n', '...')
     return f'Note only what the user told about {", ".join(topics) or "themselves"}. Then reply. Format:\n{layout}'
 
 
@@ -192,6 +211,16 @@ def messages(dialogue: Dialogue, system: str = '') -> list[dict[str, str]]:
         content = render_completion(turn.profile, turn.content) if i == last else turn.content
         chat.append({'role': turn.role, 'content': content})
     return chat
+
+
+def recent(dialogue: Dialogue, fits: Callable[[Dialogue], bool]) -> Dialogue:
+    """The dialogue without as many of its oldest exchanges as it takes to fit; of its last message nothing is cut.
+
+    The published code cuts tokens off the end of a long prompt instead, the person's last words first.
+    """
+    while len(dialogue.turns) > 2 and not fits(dialogue):
+        dialogue = dataclasses.replace(dialogue, turns=dialogue.turns[2:])
+    return dialogue
 
 
 # --- what a checkpoint keeps ----------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import sqlite3
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,9 @@ class Endpoint:
         self.name, self.usage, self.last_error = name, Usage(), ''
         self._address, self._prices = address, prices
         self._settings = {'model': model, 'temperature': temperature, 'max_tokens': max_tokens}
-        self._pool = ThreadPoolExecutor(concurrency)
+        self.concurrency = concurrency
+        self._pool, self._lock = ThreadPoolExecutor(concurrency), threading.Lock()
+        self._waiting: dict[str, Future[Reply]] = {}  # asked early, for the call that will ask the same
         self._client = openai.OpenAI(
             base_url=address, api_key=os.environ[key_env] if key_env else 'none', timeout=timeout, max_retries=retries
         )
@@ -85,27 +88,47 @@ class Endpoint:
         Raises:
           RuntimeError: the server refuses us: a wrong key, model or address.
         """
+        return self._answer(chats, seed, early=False)
+
+    def early(self, chats: Sequence[Chat], seed: int) -> list[str | None]:
+        """The same for who asks, in a thread of its own, what will be asked soon: what it comes to, also if that is
+        nothing, waits for the call that asks it. So both together ask once, and `usage` tells of one."""
+        return self._answer(chats, seed, early=True)
+
+    def _answer(self, chats: Sequence[Chat], seed: int, *, early: bool) -> list[str | None]:
         requests = [self._settings | {'messages': list(chat), 'seed': seed} for chat in chats]
         keys = [_digest({'address': self._address} | request) for request in requests]
-        found = {key: self._answers.get(key) for key in keys} if self._answers else {}
-        answers = {key: text for key, text in found.items() if text is not None}
-        self.usage.cached += len(answers)
-        wanted = {key: request for key, request in zip(keys, requests, strict=True) if key not in answers}
-        under_way = {self._pool.submit(self._ask, request): key for key, request in wanted.items()}
+        answers: dict[str, str | None] = {}
+        under_way: dict[Future[Reply], str] = {}
+        with self._lock:
+            for key, request in dict(zip(keys, requests, strict=True)).items():
+                waiting = self._waiting.get(key) if early else self._waiting.pop(key, None)
+                known = self._answers.get(key) if self._answers and waiting is None else None
+                if known is not None:
+                    answers[key] = known
+                    self.usage.cached += not early
+                else:
+                    future = waiting or self._pool.submit(self._ask, key, request)
+                    under_way[future] = key
+                    if early:
+                        self._waiting[key] = future
         try:
             for future in as_completed(under_way):
-                reply = future.result()
-                self._account(reply)
-                if reply.text:
-                    answers[under_way[future]] = reply.text
-                    if self._answers:
-                        self._answers.put(under_way[future], reply.text)
+                answers[under_way[future]] = future.result().text or None
         finally:
-            for future in under_way:
+            for future in () if early else under_way:
                 future.cancel()
-        return [answers.get(key) for key in keys]
+        return [answers[key] for key in keys]
 
-    def _ask(self, request: Mapping[str, Any]) -> Reply:
+    def _ask(self, key: str, request: Mapping[str, Any]) -> Reply:
+        reply = self._request(request)
+        with self._lock:
+            self._account(reply)
+            if reply.text and self._answers:
+                self._answers.put(key, reply.text)
+        return reply
+
+    def _request(self, request: Mapping[str, Any]) -> Reply:
         try:
             answer = self._client.chat.completions.create(**request)
             text, usage = answer.choices[0].message.content, answer.usage
@@ -128,11 +151,12 @@ class Endpoint:
 
 
 class Answers:
-    """Answers on disk by the digest of their request. One process writes; a kill loses none that was put."""
+    """Answers on disk by the digest of their request. One process writes, one thread at a time; a kill loses none that
+    was put."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._table = sqlite3.connect(path, isolation_level=None)
+        self._table = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._table.execute('create table if not exists answers (request text primary key, answer text not null)')
 
     def get(self, request: str) -> str | None:

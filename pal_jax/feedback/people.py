@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -143,14 +144,15 @@ def _is_heldout(profile: tuple[str, ...]) -> bool:
     return hashlib.sha256('\n'.join(profile).encode()).digest()[0] < 64
 
 
-def load_people(path: str | Path) -> list[Person]:
+def load_people(path: str | Path, *, input_key: str = 'input', label_key: str = 'profile') -> list[Person]:
     """People of a JSON-lines file. Each line is one of
 
     - `{"profile": "- a\\n- b"}`: one fact a line; a single line of prose is cut into sentences (also `input`, `id`);
     - `{"facts": {"slot": "value", "other slot": ["value", "value"]}}`: one fact a value (also `input`, `id`);
     - `"She keeps bees. She lives alone."`: a string of prose, a fact a sentence.
 
-    `input` is the first thing the person says. `ValueError` names file, line and fault.
+    `input` is the first thing the person says; the two keys may have other names. `ValueError` names file, line and
+    fault.
     """
     path = Path(path)
     people: dict[str, Person] = {}
@@ -160,7 +162,8 @@ def load_people(path: str | Path) -> list[Person]:
         if not line.strip():
             continue
         try:
-            person = _person(json.loads(line), default_id=f'{path.stem}-{number}')
+            record = _renamed(json.loads(line), {input_key: 'input', label_key: 'profile'})
+            person = _person(record, default_id=f'{path.stem}-{number}')
             if person.id in people:
                 raise ValueError(f'the id {person.id!r} is taken by an earlier line; make ids unique or leave them out')
         except json.JSONDecodeError as error:
@@ -171,6 +174,12 @@ def load_people(path: str | Path) -> list[Person]:
     if not people:
         raise ValueError(f'{path}: no people in this file; write one JSON record a line')
     return list(people.values())
+
+
+def _renamed(record: Any, names: Mapping[str, str]) -> Any:
+    if not isinstance(record, dict):
+        return record
+    return {names.get(key, key): value for key, value in record.items()}
 
 
 def _person(record: Any, default_id: str) -> Person:

@@ -15,9 +15,10 @@ A fact is one line, either `slot: value` or a free sentence.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pal_jax.types import Dialogue
 
@@ -71,14 +72,32 @@ def render_facts(facts: Iterable[str]) -> str:
 def parse_facts(profile: str) -> tuple[str, ...]:
     """The facts of a profile text, one a line, without bullets, repeats, and lines that state nothing.
 
-    Brackets (of a JSON list, say) and headings such as `Interests:` state nothing; counting them would punish layout.
+    Of a JSON object of topics each value is a fact, and each element of a list. Other brackets and headings such as
+    `Interests:` state nothing; counting them would punish layout.
     """
-    facts = {}
-    for line in profile.splitlines():
+    facts, slots = {}, _json_object(profile)
+    for line in profile.splitlines() if slots is None else slot_facts(slots):
         fact = _BULLET.sub('', line.strip()).strip()
         if re.search(r'\w', fact) and not fact.endswith(':'):
             facts.setdefault(fact_key(fact), fact)
     return tuple(facts.values())
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    if not text.lstrip().startswith('{'):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def slot_facts(slots: Mapping[str, Any]) -> list[str]:
+    """`slot: value` of each value of a slot, or of each in its list; what is blank or nested states nothing."""
+    pairs = ((slot, value) for slot, held in slots.items() for value in (held if isinstance(held, list) else [held]))
+    told = ((slot, value) for slot, value in pairs if type(value) in (str, int, float))
+    return [' '.join(f'{slot}: {value}'.split()) for slot, value in told if str(value).strip()]
 
 
 def split_fact(fact: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ nothing left in them that an answer is recognised by.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -19,6 +20,11 @@ CRITERIA = {
     'engagement': 'makes you want to write back',
     'informativeness': 'brings something new: no echo of your words, no flattery',
 }
+LISTS = ('Interests', 'Personality Traits', 'Others')  # slots that hold several values
+SLOTS = (
+    'Age', 'Gender', 'Interests', 'Educational Background', 'Personality Traits', 'Occupation', 'Marital Status',
+    'Family Background', 'Location', 'Others',
+)  # fmt: skip
 _LONGEST = 2000  # characters of a quoted text
 
 _SIMULATOR = """You are a real person. On a social network you have just added someone you do not know, and you chat.
@@ -67,6 +73,30 @@ Example: you said that you are tired after a shift in the bakery. "Up since four
 \\boxed{{1 1 1 1 1}}; "As an assistant I understand that you are tired. You are amazing!" gets \\boxed{{0 1 1 0 0}}."""
 
 
+_SLOTTER = """A description of a person:
+{text}
+
+Bring it into this JSON object, with exactly these ten slots; {lists} hold lists of short texts, the others
+one short text:
+{example}
+
+Put each thing that is said into one slot. Fill every slot: where the description is silent, make up what fits the rest
+of it, and never write that something is unknown. Write the JSON object and nothing else."""
+
+_PERSON = {
+    'Age': '34', 'Gender': 'female', 'Interests': ['plays the cello', 'sea swimming'],
+    'Educational Background': 'a degree in biology', 'Personality Traits': ['dry sense of humour'],
+    'Occupation': 'marine biologist', 'Marital Status': 'single', 'Family Background': 'the youngest of three sisters',
+    'Location': 'Porto', 'Others': ['has an old van'],
+}  # fmt: skip
+
+
+def slot(text: str) -> Chat:
+    """For the model that brings a description of a person into slots."""
+    example, lists = json.dumps(_PERSON, indent=1), ', '.join(LISTS)
+    return _ask(_SLOTTER.format(text=quoted(text), example=example, lists=lists))
+
+
 def simulate(dialogue: Dialogue) -> Chat:
     """For the model that plays the person of a dialogue, whose next message is wanted."""
     return _ask(_SIMULATOR.format(facts=points(dialogue.person.facts), history=history(dialogue)))
@@ -91,7 +121,7 @@ def judge(dialogue: Dialogue, facts: Sequence[str], reply: str, *, golden: bool)
 
 def history(dialogue: Dialogue) -> str:
     """The turns as their reader, the person, has seen them."""
-    names = {'user': 'you', 'assistant': 'the other'}
+    names = {'user': 'you', 'assistant': 'the other', 'system': 'what the other was told'}
     return '\n'.join(f'{names[turn.role]}: {quoted(turn.content)}' for turn in dialogue.turns) or '(nothing yet)'
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pal_jax.feedback.judges import SCORES
 from pal_jax.feedback.profiles import Parsed, ProfileScores, parse_completion, plain_history, profile_scores
-from pal_jax.types import Dialogue, Person, ProfileMatcher, ResponseJudge, RewardFn, Sample, Verdict
+from pal_jax.types import Dialogue, Person, ProfileMatcher, ResponseJudge, RewardFn, Sample, Turn, Verdict
 
 _NO_INFO = dict.fromkeys(
     ('format', 'profile', 'response', *SCORES, 'facts', 'matched', 'precision', 'recall'), 0.0
@@ -25,6 +25,7 @@ def make_reward(
     response_weight: float = 1.0,
     shuffled: bool = False,
     informed: bool = False,
+    system: str = '',
 ) -> RewardFn:
     """`profile_weight * R_p + response_weight * R_r`, R_p the profile F1 and R_r the judge's score named `response`.
 
@@ -35,7 +36,8 @@ def make_reward(
     `shuffled` is a control: every prediction is scored against the profile of another person of the call, so what is
     learnt from it has nothing to do with its user.
 
-    An `informed` judge sees the person's true profile, as in evaluations.
+    An `informed` judge sees the person's true profile, as in evaluations. `system` is the policy's system prompt where
+    the judge is to read it at the head of the dialogue, as in the published code.
     """
     if response not in ('graded', 'strict'):
         raise ValueError(f"response={response!r} is unknown; use 'graded' or 'strict'")
@@ -63,7 +65,7 @@ def make_reward(
         people = [samples[i].dialogue.person for i, _ in formed]
         golden = [person.facts for person in (others(people) if shuffled else people)]
         matches = matcher(inferred, golden)
-        shown = [judged_dialogue(samples[i].dialogue, informed) for i, _ in formed]
+        shown = [judged_dialogue(samples[i].dialogue, informed, system) for i, _ in formed]
         verdicts = judge(shown, inferred, [parsed.reply for _, parsed in formed], seed)
         for (i, parsed), facts, matched, verdict in zip(formed, golden, matches, verdicts, strict=True):
             scored[i] = score(samples[i], facts, parsed, matched, verdict)
@@ -81,10 +83,11 @@ def others(people: Sequence[Person]) -> list[Person]:
     return [following[person.id] for person in people]
 
 
-def judged_dialogue(dialogue: Dialogue, informed: bool = False) -> Dialogue:
+def judged_dialogue(dialogue: Dialogue, informed: bool = False, system: str = '') -> Dialogue:
     """What the response judge gets of a dialogue: bare replies; the person's profile if it is to be `informed`."""
     person = dialogue.person if informed else dataclasses.replace(dialogue.person, facts=())
-    return dataclasses.replace(plain_history(dialogue), person=person)
+    head = (Turn('system', system),) if system else ()
+    return Dialogue(person, (*head, *plain_history(dialogue).turns))
 
 
 def _profile_info(scores: ProfileScores) -> dict[str, float]:

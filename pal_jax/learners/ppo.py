@@ -52,6 +52,7 @@ class PPO:
     negative_scale: float = 1.0  # weight of negative advantages
     std_floor: float = 0.0  # added to a group's standard deviation (group_norm): what is below it is taken for noise
     loss_agg: losses.Aggregation = 'seq_mean'
+    micro_train_batch_size: int = 4  # samples whose tokens loss_agg='micro_token_mean' takes the mean of
     epochs: int = 1
     minibatches: int = 1
     micro_rows: int = 4  # rows in a device's memory at once
@@ -72,6 +73,8 @@ class PPO:
                 raise ValueError(f'ppo.{name}={getattr(self, name)!r}; use one of {", ".join(get_args(values))}')
         if self.row_tokens < 0:
             raise ValueError(f'ppo.row_tokens={self.row_tokens} must be at least 0; 0 gives every prompt a row')
+        if self.micro_train_batch_size < 1:
+            raise ValueError(f'ppo.micro_train_batch_size={self.micro_train_batch_size} must be at least 1')
         if self.kl_in == 'loss' and self.kl_estimator == 'k1':
             raise ValueError("ppo.kl_estimator='k1' has no gradient as a loss; use k2 or k3, or ppo.kl_in='reward'")
 
@@ -241,8 +244,8 @@ def imitation_loss(
 
 def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R N A']:
     """What each action counts in the loss of a whole minibatch."""
-    acts = batch.tokens.acts
-    return losses.loss_weights(by_sample(acts), batch.ok.reshape(-1), ppo.loss_agg, length=length).reshape(acts.shape)
+    acts, sizes = batch.tokens.acts, {'length': length, 'micro': ppo.micro_train_batch_size}
+    return losses.loss_weights(by_sample(acts), batch.ok.reshape(-1), ppo.loss_agg, **sizes).reshape(acts.shape)
 
 
 def with_advantages(

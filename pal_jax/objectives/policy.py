@@ -7,27 +7,35 @@ can sum tokens in any order. Token losses know no mask; where an input can be un
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pal_jax.objectives.kl import KLEstimator, token_kl
 from pal_jax.objectives.masked import masked_mean, masked_var
 
-Aggregation = Literal['seq_mean', 'token_mean', 'constant']
+Aggregation = Literal['seq_mean', 'token_mean', 'micro_token_mean', 'constant']
 
 
 def loss_weights(
-    acts: Bool[Array, 'B A'], ok: Bool[Array, ' B'], agg: Aggregation, *, length: int | None = None
+    acts: Bool[Array, 'B A'],
+    ok: Bool[Array, ' B'],
+    agg: Aggregation,
+    *,
+    length: int | None = None,
+    micro: int = 4,
 ) -> Float[Array, 'B A']:
     """Weight of each token; 0 on padding and on samples with `ok=False`.
 
     - seq_mean: mean over the tokens of a sample, then over samples.
     - token_mean: mean over all tokens.
+    - micro_token_mean: mean over the tokens of every `micro` neighbouring samples, then over these groups, so that a
+      token counts more where its group has few (RLPA's published code, packed).
     - constant: sum over the tokens of a sample divided by the fixed `length`, then mean over samples (Dr. GRPO).
 
-    Samples without any action do not count. seq_mean and token_mean weights sum to 1, or to 0 when nothing is left.
+    Samples without any action do not count. Weights of all but constant sum to 1, or to 0 when nothing is left.
     """
     used = acts & ok[:, None]
     lengths = jnp.sum(used, axis=1, keepdims=True).astype(jnp.float32)
@@ -37,11 +45,19 @@ def loss_weights(
             total = samples * lengths
         case 'token_mean':
             total = jnp.sum(lengths)
+        case 'micro_token_mean':
+            tokens = _by_group(lengths[:, 0], micro)
+            total = (jnp.sum(tokens > 0.0) * tokens)[jnp.arange(len(lengths)) // micro, None]
         case 'constant':
             total = samples * _checked(length)
         case _:
-            raise ValueError(f'unknown aggregation {agg!r}; use one of seq_mean, token_mean, constant')
+            raise ValueError(f'unknown aggregation {agg!r}; use one of {", ".join(get_args(Aggregation))}')
     return used.astype(jnp.float32) / jnp.maximum(total, 1.0)
+
+
+def _by_group(x: Float[Array, ' B'], size: int) -> Float[Array, ' G']:
+    """Sums over every `size` neighbours; the last group may be smaller."""
+    return jax.ops.segment_sum(x, jnp.arange(len(x)) // size, num_segments=-(-len(x) // size))
 
 
 def _checked(length: int | None) -> float:

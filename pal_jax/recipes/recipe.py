@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,12 +29,30 @@ from pal_jax.types import Exhibit, Metrics
 Config = Any  # an ml_collections.ConfigDict: its attributes are the keys of a config file
 Host = dict[str, Any]
 
+ADDED = {  # keys that runs of earlier versions do not have, with what those did
+    'rlpa': {
+        'reference_compatible': False,
+        'dialogue.input_key': 'input',
+        'dialogue.label_key': 'profile',
+        'dialogue.personalities': '',
+        'dialogue.slotter': 'none',
+        'dialogue.max_samples': 0,
+        'dialogue.shuffle': False,
+        'dialogue.profile_format': 'lines',
+        'dialogue.prompt_max_len': 0,
+        'dialogue.shown': 4,
+        'reward.min_std': 0.0,
+    },
+}
+
 
 class Context(NamedTuple):
-    """The machine a recipe runs on. `phase('rollout')` times and shows a part of the work."""
+    """The machine a recipe runs on. `phase('rollout')` times and shows a part of the work; `show` keeps samples of a
+    step for whoever reads the run's report."""
 
     mesh: Mesh
     phase: Callable[[str], AbstractContextManager[None]]
+    show: Callable[[Iterable[Mapping[str, Any]]], None] = lambda records: None
 
 
 class Evaluation(NamedTuple):
@@ -140,7 +158,12 @@ def read_config(workdir: str) -> Config:
     path = Path(workdir) / 'config.json'
     if not path.exists():
         raise ValueError(f'{workdir} is no run of this package: {path} is missing')
-    return ConfigDict(json.loads(path.read_text()))
+    config: Config = ConfigDict(json.loads(path.read_text()))
+    for key, value in ADDED.get(config.recipe, {}).items():
+        section, _, name = key.rpartition('.')
+        held = config[section] if section else config
+        held[name] = held.get(name, value)
+    return config
 
 
 def open_run(workdir: str, ctx: Context) -> Source:

@@ -23,6 +23,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder, make_decoder
 from pal_jax.decode.local import Request
 from pal_jax.envs import dialogue as env
+from pal_jax.evals.rollouts import check_answered, shown, spread, summarize
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
@@ -40,13 +41,13 @@ from pal_jax.recipes.recipe import (
     make_policy,
     stage_before,
 )
-from pal_jax.recipes.world import make_world
+from pal_jax.recipes.world import make_world, read_system
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.runtime.processes import Shares
-from pal_jax.types import Dialogue, Metrics, Sample, Sampling, TokenBatch
+from pal_jax.types import Completion, Dialogue, Metrics, Sample, Sampling, TokenBatch
 
-Sampler = Callable[[Sequence[Dialogue], int, Sequence[int]], list[Sample]]
+Sampler = Callable[..., list[Sample]]  # of dialogues, samples of each, seed and who is told: see `make_sampler`
 
 EVALUATION = 2**31  # stands where a training step has its number in seeds
 
@@ -72,14 +73,16 @@ def make(config: Config, ctx: Context) -> Recipe:
     n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
     max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
     turn_gamma, turns_a_step = dialogue.turn_gamma, max_rounds if dialogue.turn_gamma else 1
+    order = config.seed if dialogue.shuffle else None
     rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
     ways, actions = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, round_up(config.sampling.max_tokens, 8)
+    min_std = 0.0 if config.reference_compatible else config.reward.min_std
     rows = {'ways': ways, 'micro_rows': config.ppo.micro_rows, 'row_tokens': config.ppo.row_tokens}
     supervised = make_supervised(config, tokenizer, ctx.mesh)
 
     def init() -> tuple[PolicyState, Host]:
         params = policy.source.load(learner.param_shardings)
-        return learner.init(params), {'queue': env.to_json(env.open_queue(world.train))}
+        return learner.init(params), {'queue': env.to_json(env.open_queue(world.train, shuffle=order))}
 
     def imitation_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         with ctx.phase('update'):
@@ -88,29 +91,37 @@ def make(config: Config, ctx: Context) -> Recipe:
         return learner.anchor(state) if i == warmup - 1 else state, host, 'warm-up', metrics
 
     def answer(dialogues: Sequence[Dialogue], i: int, turn: int) -> list[list[Sample]]:
-        samples = world.reward(sample_turns(dialogues, n, (config.seed, i, turn)), i)
+        early = world.early and functools.partial(world.early.ask, seed=i)  # judged while others are decoded
+        samples = world.reward(sample_turns(dialogues, n, (config.seed, i, turn), early), i)
         return [samples[k : k + n] for k in range(0, len(samples), n)]
 
     def rlpa_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         queue = env.from_json(host['queue'])
         with ctx.phase('rollout'):
             decoder.load(learner.weights(state))
-            open_dialogues, queue = env.pop(queue, prompts_a_step, people=world.train, user=world.user, seed=i)
+            open_dialogues, queue = env.pop(
+                queue, prompts_a_step, people=world.train, user=world.user, seed=i, shuffle=order
+            )
             turns = env.play(open_dialogues, answer, turns=turns_a_step, user=world.user, seed=i)
             decoder.release()
             queue = env.continue_best(queue, turns[-1], **rounds, user=world.user, seed=i)
         samples = [sample for groups in turns for group in groups for sample in group]
+        metrics = summarize(samples)
+        ctx.show(map(shown, spread(samples, dialogue.shown)))
         with ctx.phase('annotate'):
             returns = env.with_returns(turns, gamma=turn_gamma)
             batch = pack_rollouts(returns, n=n, actions=actions, mesh=ctx.mesh, **rows)
             batch, annotated = learner.annotate(state, batch)
-        with ctx.phase('update'):
-            ptx = supervised(i) if config.ppo.ptx_coef else None
-            state, updated = learner.update(state, batch, jax.random.fold_in(jax.random.key(config.seed), i), ptx)
+        metrics |= annotated | {'flat': float(metrics['reward_std'] < min_std)}
+        if not metrics['flat']:
+            with ctx.phase('update'):
+                ptx = supervised(i) if config.ppo.ptx_coef else None
+                key = jax.random.fold_in(jax.random.key(config.seed), i)
+                state, updated = learner.update(state, batch, key, ptx)
+            metrics |= updated
         check_finite(state, ' or raise ppo.kl_coef')
         check_answered(samples, config.reward.max_failed, world.models.last_error)
-        metrics = summarize(samples) | annotated | updated | world.models.usage
-        return state, {'queue': env.to_json(queue)}, 'rlpa', metrics
+        return state, {'queue': env.to_json(queue)}, 'rlpa', metrics | world.models.usage
 
     def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         return (imitation_step if i < warmup else rlpa_step)(state, host, i)
@@ -159,6 +170,14 @@ def check(config: Config, mesh: Mesh) -> None:
     }.items():
         if value < 1:
             raise ValueError(f'{key}={value} must be at least 1')
+    if dialogue.profile_format not in ('lines', 'json'):
+        raise ValueError(f"dialogue.profile_format={dialogue.profile_format!r} is unknown; use 'lines' or 'json'")
+    if dialogue.profile_format == 'json' and (config.warmup.steps or config.ppo.ptx_coef):
+        raise ValueError(
+            "dialogue.profile_format='json': the warm-up's examples are in lines; set warmup.steps=0 and ppo.ptx_coef=0"
+        )
+    if dialogue.shown < 0:
+        raise ValueError(f'dialogue.shown={dialogue.shown} must be at least 0')
     if not 0 <= dialogue.turn_gamma <= 1:
         raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
     if rows % config.ppo.minibatches:
@@ -177,24 +196,44 @@ def check(config: Config, mesh: Mesh) -> None:
 
 
 def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
-    """Samples the next turn of dialogues, `n` times each."""
-    sampling = make_sampling(config)
+    """Samples the next turn of dialogues, `n` times each; `tell` hears of each sample as soon as it is there."""
+    sampling, longest = make_sampling(config), config.dialogue.prompt_max_len
 
-    def sample_turns(dialogues: Sequence[Dialogue], n: int, seed: Sequence[int]) -> list[Sample]:
-        prompts = [tuple(tokenizer.chat(env.messages(each, system))) for each in dialogues]
+    def render(dialogue: Dialogue) -> tuple[int, ...]:
+        return tuple(tokenizer.chat(env.messages(dialogue, system)))
+
+    def prompt_of(dialogue: Dialogue) -> tuple[int, ...]:
+        prompt = render(env.recent(dialogue, lambda each: len(render(each)) <= longest) if longest else dialogue)
+        if longest and len(prompt) > longest:
+            raise ValueError(
+                f'the last messages alone make a prompt of {len(prompt)} tokens, more than '
+                f'dialogue.prompt_max_len={longest}; raise it'
+            )
+        return prompt
+
+    def sample_turns(
+        dialogues: Sequence[Dialogue], n: int, seed: Sequence[int], tell: Callable[[Sample], None] | None = None
+    ) -> list[Sample]:
+        prompts = list(map(prompt_of, dialogues))
         seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
-        completions = decoder([Request(prompts[k // n], sampling, seed) for k, seed in enumerate(seeds)])
-        return [Sample(dialogues[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
+
+        def sample(k: int, completion: Completion) -> Sample:
+            return Sample(dialogues[k // n], prompts[k // n], completion, k // n)
+
+        requests = [Request(prompts[k // n], sampling, seed) for k, seed in enumerate(seeds)]
+        completions = decoder(requests, (lambda k, each: tell(sample(k, each))) if tell else None)
+        return [sample(k, each) for k, each in enumerate(completions)]
 
     return sample_turns
 
 
 def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
+    published = {'loss_agg': 'micro_token_mean'} if config.reference_compatible else {}
     imitation = config.warmup.optimizer.to_dict() | {'name': config.optimizer.name}  # they share one state
     return PolicyLearner(
         cfg,
-        PPO(**config.ppo, temperature=config.sampling.temperature or 1.0),
+        PPO(**config.ppo.to_dict() | published, temperature=config.sampling.temperature or 1.0),
         Optimizers(
             actor=make_optimizer(**config.optimizer, total_steps=updates),
             critic=make_optimizer(**config.critic, total_steps=updates),
@@ -214,7 +253,8 @@ def make_sampling(config: Config) -> Sampling:
 
 def make_supervised(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Callable[[int], TokenBatch]:
     """The batch of a step's supervised update: demonstrations, each ended by the token that ends a turn."""
-    system = env.actor_prompt(TOPICS) if config.dialogue.system == 'embedded' else config.dialogue.system
+    system = read_system(config.dialogue.system)
+    system = env.actor_prompt(TOPICS) if system is None else system
 
     def example(each: Demonstration) -> Example:
         prompt = tokenizer.chat(env.messages(each.dialogue, system))
@@ -231,38 +271,3 @@ def make_supervised(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Callabl
         return sharding.put_batch(packed, mesh)
 
     return batch
-
-
-# --- what a step reports --------------------------------------------------------------------------------------------
-
-
-def summarize(samples: Sequence[Sample]) -> Metrics:
-    """Means over the samples of a step."""
-    used = [sample for sample in samples if sample.ok]
-    rewards, lengths = [s.reward for s in used], [len(s.completion.token_ids) for s in samples]
-    names = used[0].info if used else {}
-    return {
-        'reward': float(np.mean(rewards)) if used else 0.0,
-        'reward_std': float(np.std(rewards)) if used else 0.0,
-        'samples': float(len(used)),
-        'failed': float(len(samples) - len(used)),
-        **{
-            f'{name}_std': float(np.std([s.info[name] for s in used]))
-            for name in ('profile', 'response', 'format')
-            if used
-        },
-        'round': float(np.mean([sample.dialogue.round + 1 for sample in samples])),
-        'length': float(np.mean(lengths)),
-        'truncated': float(np.mean([s.completion.finish_reason == 'length' for s in samples])),
-        **{name: float(np.mean([sample.info[name] for sample in used])) for name in names},
-    }
-
-
-def check_answered(samples: Sequence[Sample], max_failed: float, why: str = '') -> None:
-    """Raises RuntimeError when too many samples have no reward; `why` is what the judges' servers said."""
-    failed = np.mean([not sample.ok for sample in samples])
-    if failed > max_failed:
-        raise RuntimeError(
-            f'{failed:.0%} of the samples got no reward, more than reward.max_failed={max_failed}; check the judge '
-            f'({why or "its answers could not be read"})'
-        )

@@ -13,12 +13,15 @@ import jax
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
 from pal_jax.evals.personalization import Respond
+from pal_jax.feedback.early import Early
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.language import make_judge, make_matcher, make_user
 from pal_jax.feedback.local_model import LocalModel
 from pal_jax.feedback.people import SLOTS, Split, load_people, make_people
 from pal_jax.feedback.profiles import match_exactly, split_fact
 from pal_jax.feedback.rewards import make_reward
+from pal_jax.feedback.sharing import share_matcher, share_reward, share_user
+from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.feedback.users import make_scripted_user
 from pal_jax.models import bert, sources
 from pal_jax.recipes.recipe import Config
@@ -26,12 +29,10 @@ from pal_jax.runtime import devices
 from pal_jax.runtime.processes import ALONE, Shares, exchange
 from pal_jax.types import (
     ChatModel,
-    Dialogue,
     Metrics,
     Person,
     ProfileMatcher,
     RewardFn,
-    Sample,
     Sampling,
     UserSimulator,
 )
@@ -53,6 +54,7 @@ class World:
     matcher: ProfileMatcher
     reward: RewardFn
     score: RewardFn  # of evaluations: the reward without a control, by a judge who knows the person
+    early: Early | None  # asked about each answer while others are decoded; None: all who judge are on this machine
     models: Models
 
     def evaluate(self, respond: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
@@ -68,8 +70,9 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
     Every process asks simulator and judge for its share and is told of the others'.
     """
     dialogue = config.dialogue
-    train, tests, topics = make_splits(config)
-    models = Models(config)
+    models, system = Models(config), read_system(dialogue.system)
+    train, tests, topics = make_splits(config, models, shares)
+    system = env.actor_prompt(topics, dialogue.profile_format) if system is None else system
     matcher = models.choose(
         'reward.matcher',
         config.reward.matcher,
@@ -86,13 +89,18 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
         )
         for golden in (False, True)
     )
+    read = system if config.reference_compatible else ''  # by the judge
     reward = functools.partial(
         make_reward,
         matcher,
+        system=read,
         response=config.reward.response,
         profile_weight=config.reward.profile_weight,
         response_weight=config.reward.response_weight,
     )
+    training = reward(judge, shuffled=config.reward.shuffled)
+    # The control takes another person of the same call, so it has to see all of them.
+    early = None if config.reward.shuffled else models.early(config.reward, read)
     user = models.choose(
         'dialogue.user',
         dialogue.user,
@@ -104,22 +112,25 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
         tests=tests,
         guess=personalization.most_common_facts(train),
         topics=topics,
-        system=env.actor_prompt(topics) if dialogue.system == 'embedded' else dialogue.system,
+        system=system,
         user=share_user(user, shares),
         matcher=share_matcher(matcher, shares),
-        # The control takes another person of the same call, so it has to see all of them.
-        reward=share_reward(reward(judge, shuffled=config.reward.shuffled), shares, together=config.reward.shuffled),
+        reward=share_reward(early.then(training) if early else training, shares, together=config.reward.shuffled),
         score=share_reward(reward(score, informed=True), shares),
+        early=early,
         models=models,
     )
 
 
-def make_splits(config: Config) -> tuple[list[Person], dict[str, list[Person]], tuple[str, ...]]:
+def make_splits(
+    config: Config, models: Models, shares: Shares = ALONE
+) -> tuple[list[Person], dict[str, list[Person]], tuple[str, ...]]:
     """People to train on, people never trained on by the name of their split, and the topics of a profile.
 
     The first split is the papers' Vanilla setting; `extended` (`eval.profiles`) are people of another schema.
     """
     dialogue, tested = config.dialogue, config.eval.people
+    load = functools.partial(load_people, input_key=dialogue.input_key, label_key=dialogue.label_key)
     if dialogue.profiles == 'embedded':
         train, topics = make_people(dialogue.people, seed=config.seed, split='train', facts=dialogue.facts), SLOTS
         splits: tuple[Split, ...] = ('heldout', 'unseen')
@@ -127,15 +138,54 @@ def make_splits(config: Config) -> tuple[list[Person], dict[str, list[Person]], 
             split: make_people(tested, seed=0, split=split, facts=dialogue.facts) for split in splits
         }
     else:
-        people = load_people(dialogue.profiles)
+        people = load(dialogue.profiles)[: dialogue.max_samples or None]
+        if dialogue.personalities:
+            people = with_personalities(people, load(dialogue.personalities), seed=config.seed)
+        slotter = models.choose('dialogue.slotter', dialogue.slotter, make_slotter, none=lambda: None)
+        if slotter:
+            people = slot_all(people, slotter, shares, config.reward.max_failed, models)
         cut = len(people) - min(tested, len(people) // 5 or 1)
         if cut < 1:
             raise ValueError(f'{dialogue.profiles} has {len(people)} person; give two or more, one is kept for testing')
         train, tests = people[:cut], {'heldout': people[cut:]}
         topics = tuple(dict.fromkeys(slot for p in train for slot, _ in map(split_fact, p.facts) if slot))[:12]
     if config.eval.profiles:
-        tests['extended'] = load_people(config.eval.profiles)[:tested]
+        tests['extended'] = load(config.eval.profiles)[:tested]
     return train, tests, topics
+
+
+def slot_all(
+    people: Sequence[Person], slotter: Slotter, shares: Shares, max_failed: float, models: Models
+) -> list[Person]:
+    """People in slots, each process asking for its share; those left out are counted.
+
+    Raises:
+      RuntimeError: more than `max_failed` of them are left out.
+    """
+    slotted = slot_people(people, lambda texts: shares.gather('slots', texts, lambda _, part: slotter(part)))
+    failed = len(people) - len(slotted)
+    if failed > max_failed * len(people):
+        raise RuntimeError(
+            f'{failed} of {len(people)} people could not be brought into slots, more than '
+            f'reward.max_failed={max_failed}; check dialogue.slotter '
+            f'({models.last_error or "its answers could not be read"})'
+        )
+    models.counts['people_left_out'] = float(failed)
+    return slotted
+
+
+def read_system(system: str) -> str | None:
+    """The system prompt that `dialogue.system` is, or has in a file; None: the embedded one.
+
+    Raises:
+      ValueError: there is no such file.
+    """
+    if not system.startswith('file:'):
+        return None if system == 'embedded' else system
+    path = Path(system.removeprefix('file:'))
+    if not path.is_file():
+        raise ValueError(f'dialogue.system={system!r}: {path} is no file; name one with the text of a system prompt')
+    return path.read_text(encoding='utf-8').strip()
 
 
 def open_embedding_matcher() -> ProfileMatcher:
@@ -145,45 +195,6 @@ def open_embedding_matcher() -> ProfileMatcher:
     return embedding.make_matcher(embedding.SentenceEncoder(bert.package_folder()))
 
 
-def share_user(user: UserSimulator, shares: Shares) -> UserSimulator:
-    """The simulator, asked for this process's share of the dialogues."""
-
-    def answer(dialogues: Sequence[Dialogue], seed: int) -> list[str | None]:
-        return shares.gather('answers of users', dialogues, lambda _, part: user(part, seed))
-
-    return answer
-
-
-def share_matcher(matcher: ProfileMatcher, shares: Shares) -> ProfileMatcher:
-    """The matcher, asked for this process's share of the profiles."""
-
-    def match(inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[str]]) -> list[int | None]:
-        pairs = list(zip(inferred, golden, strict=True))
-        return shares.gather('matches', pairs, lambda _, part: matcher([o for o, _ in part], [t for _, t in part]))
-
-    return match
-
-
-def share_reward(reward: RewardFn, shares: Shares, *, together: bool = False) -> RewardFn:
-    """The reward, asked for this process's share of the samples; `together`, one process is asked for all of them."""
-
-    def verdicts_of(samples: Sequence[Sample], seed: int) -> list[tuple[float, dict[str, float], bool]]:
-        return [(each.reward, dict(each.info), each.ok) for each in reward(samples, seed)]
-
-    def share(samples: Sequence[Sample], seed: int) -> list[Sample]:
-        if together:
-            calls = shares.gather('rewards', [samples], lambda _, part: [verdicts_of(each, seed) for each in part])
-            verdicts = calls[0]
-        else:
-            verdicts = shares.gather('rewards', samples, lambda _, part: verdicts_of(part, seed))
-        return [
-            dataclasses.replace(sample, reward=value, info=info, ok=ok)
-            for sample, (value, info, ok) in zip(samples, verdicts, strict=True)
-        ]
-
-    return share
-
-
 class Models:
     """The language models among users, matchers and judges, by what they are called; each is opened once."""
 
@@ -191,6 +202,7 @@ class Models:
         self._config = config
         self._endpoints: dict[str, Endpoint] = {}
         self._local: dict[str, LocalModel] = {}
+        self.counts: Metrics = {}  # what else there is to tell, the same in every process
 
     def choose(self, key: str, name: str, make: Callable[[ChatModel], Any], **known: Callable[[], Any]) -> Any:
         """`known[name]()`, or `make` of the model that endpoint:<name> or local:<source> is.
@@ -212,6 +224,15 @@ class Models:
             raise ValueError(f'{key}={name!r} is unknown; use {", ".join(known)}, endpoint:<name> or local:<source>')
         return known[name]()
 
+    def early(self, reward: Config, system: str) -> Early | None:
+        """Those of `reward.matcher` and `reward.judge` that are endpoints, to be asked early."""
+        matcher, judge = (self._endpoints.get(_endpoint(reward[each])) for each in ('matcher', 'judge'))
+        threads = sum(endpoint.concurrency for endpoint in (matcher, judge) if endpoint)
+        return Early(
+            make_matcher(matcher.early) if matcher else None, make_judge(judge.early) if judge else None,
+            threads=threads, system=system,
+        ) if threads else None  # fmt: skip
+
     def _open_endpoint(self, name: str) -> Endpoint:
         from pal_jax.feedback.endpoint import Endpoint  # its client takes a second to import
 
@@ -231,17 +252,23 @@ class Models:
 
     @property
     def usage(self) -> Metrics:
-        """What endpoints have been asked since the start, by endpoint, by all processes together."""
+        """What endpoints have been asked since the start, by endpoint, by all processes together, and `counts`."""
         own = {
             f'{name}_{field}': float(value)
             for name, endpoint in self._endpoints.items()
             for field, value in dataclasses.asdict(endpoint.usage).items()
         }
         told = exchange('usage', own)
-        return {key: sum(each[key] for each in told) for key in own}
+        return {key: sum(each[key] for each in told) for key in own} | self.counts
 
     @property
     def last_error(self) -> str:
         """Why an endpoint had no answer, the last time."""
         errors = {name: endpoint.last_error for name, endpoint in self._endpoints.items()}
         return '; '.join(f'{name}: {error}' for name, error in errors.items() if error)
+
+
+def _endpoint(name: str) -> str:
+    """The rest of endpoint:<name>; '' of anything else."""
+    kind, _, rest = name.partition(':')
+    return rest if kind == 'endpoint' else ''

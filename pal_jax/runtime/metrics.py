@@ -1,10 +1,10 @@
 """What a run writes while it runs: JSON lines, TensorBoard and, when asked for, Weights & Biases.
 
-A run's folder holds `metrics.jsonl` (one object a step), `evals.jsonl` (one an evaluation), `dialogues.jsonl` (sample
-dialogues of the evaluations), `exhibits.jsonl` with `pictures/` (what else a report shows of them) and `tensorboard/`.
-Every object has a `step`: the step it tells of, or the step that the evaluation was made before. A resumed run drops
-what lies at or beyond its first step and writes it again, so that an interrupted run leaves the same lines as an
-unbroken one. Only the keys that start with `seconds_` differ between them.
+A run's folder holds `metrics.jsonl` (one object a step), `rollouts.jsonl` (samples of training steps), `evals.jsonl`
+(one an evaluation), `dialogues.jsonl` (sample dialogues of the evaluations), `exhibits.jsonl` with `pictures/` (what
+else a report shows of them) and `tensorboard/`. Every object has a `step`: the step it tells of, or the step that the
+evaluation was made before. A resumed run drops what lies at or beyond its first step and writes it again, so that an
+interrupted run leaves the same lines as an unbroken one. Only the keys that start with `seconds_` differ between them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 from pal_jax.types import Exhibit, Metrics
 
 METRICS, EVALS, DIALOGUES, EXHIBITS = 'metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'exhibits.jsonl'
+ROLLOUTS = 'rollouts.jsonl'
 PICTURES, TENSORBOARD = 'pictures', 'tensorboard'
 
 # Text of models may hold half a surrogate pair, which UTF-8 cannot say but a JSON escape can.
@@ -51,7 +52,7 @@ class MetricsWriter:
             return
         self._dir.mkdir(parents=True, exist_ok=True)
         self._wandb = _start_wandb(wandb, self._dir) if wandb else None
-        for name in (METRICS, EVALS, DIALOGUES, EXHIBITS):
+        for name in (METRICS, EVALS, DIALOGUES, EXHIBITS, ROLLOUTS):
             _truncate(self._dir / name, first_step)
         self._files = {name: (self._dir / name).open('a', **_TEXT) for name in (METRICS, EVALS, DIALOGUES)}
         from tensorboardX import SummaryWriter  # half a second that no other process needs
@@ -81,6 +82,12 @@ class MetricsWriter:
         if self._active:
             for record in records:
                 self._append(DIALOGUES, record)
+
+    def rollouts(self, step: int, phase: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Writes samples of a training step: `person`, `facts`, `round`, `judged`, `scores` and `turns`."""
+        if self._active:
+            for record in records:
+                self._append(ROLLOUTS, {'step': step, 'phase': phase, **record})
 
     def exhibits(self, step: int, stage: str, exhibits: Sequence[Exhibit]) -> None:
         """Writes what the report shows of an evaluation; pictures go to `pictures/`, by their titles."""

@@ -179,7 +179,11 @@ class Shares(NamedTuple):
 
     def part(self, items: Sequence[T], number: int) -> Sequence[T]:
         """Neighbouring items, as many in each part as can be."""
-        return items[len(items) * number // self.parts : len(items) * (number + 1) // self.parts]
+        return items[self.start(len(items), number) : self.start(len(items), number + 1)]
+
+    def start(self, count: int, number: int) -> int:
+        """Where a part of so many items begins."""
+        return count * number // self.parts
 
     def gather(
         self,

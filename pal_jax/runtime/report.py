@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import hashlib
 import json
 import os
 import sys
@@ -17,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from pal_jax.runtime.curve import learning_curve
-from pal_jax.runtime.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, read_records
+from pal_jax.runtime.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, ROLLOUTS, read_records
 from pal_jax.runtime.summary import SUMMARY, by_stage, headline, main_part, scalars
 
 REPORT, CURVE = 'report.html', 'learning_curve.png'
 SHOWN_DIALOGUES = 3
+ROOM, LONGEST = 400_000, 1200  # characters of all of the training's samples, and of a text
 
 Record = Mapping[str, Any]
 
@@ -41,7 +44,8 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     curve = learning_curve(rows)
     (workdir / CURVE).write_bytes(curve)
     summary = json.loads(path.read_text(encoding='utf-8')) if (path := workdir / SUMMARY).exists() else {}
-    page = render(workdir.resolve().name, rows, evals, dialogues, summary, curve, exhibits(workdir))
+    rollouts = read_records(workdir / ROLLOUTS)
+    page = render(workdir.resolve().name, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
     (workdir / REPORT).write_text(page, encoding='utf-8', errors='xmlcharrefreplace')
     return workdir / REPORT
 
@@ -65,13 +69,12 @@ def render(
     summary: Record,
     curve: bytes,
     exhibits: Sequence[Record] = (),
+    rollouts: Sequence[Record] = (),
 ) -> str:
     """The page. Every text in it comes from models, users or files, so every text is escaped."""
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    env.filters |= {'number': number, 'duration': duration, 'gigabytes': gigabytes, 'flat': flatten}
-    template = env.from_string(
-        resources.files('pal_jax.runtime').joinpath('report.html.jinja').read_text(encoding='utf-8')
-    )
+    env.filters |= {'number': number, 'duration': duration, 'gigabytes': gigabytes, 'flat': flatten, 'digest': digest}
+    template = env.from_string(_text_of('report.html.jinja'))
     evaluations = by_stage(evals)
     by_turn = [(stage, lists) for stage, record in evaluations.items() if (lists := turn_lists(record))]
     return template.render(
@@ -84,6 +87,8 @@ def render(
         turns=max((len(values) for _, lists in by_turn for values in lists.values()), default=0),
         pairs=before_and_after(dialogues),
         exhibits=exhibits,
+        rollouts=few(rollouts),
+        script=markupsafe.Markup(_text_of('report.js')),
         summary=summary,
         curve=base64.b64encode(curve).decode(),
     )
@@ -109,6 +114,33 @@ def before_and_after(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]
         for end in (dialogues[0], dialogues[-1])
     )
     return [(first[person], last[person]) for person in first if person in last][:SHOWN_DIALOGUES]
+
+
+def few(rollouts: Sequence[Record], room: int = ROOM, longest: int = LONGEST) -> list[Record]:
+    """Samples of the training for a page that stays small: long texts are cut, and of the steps so many are kept, at
+    even distances, as have about `room` characters."""
+    cut = [{**record, 'turns': [_cut(turn, longest) for turn in record['turns']]} for record in rollouts]
+    steps = sorted({record['step'] for record in cut})
+    fitting = len(steps) * room // max(len(json.dumps(cut)), 1)
+    if fitting >= len(steps):
+        return cut
+    places = max(fitting, 2)
+    kept = {steps[i * (len(steps) - 1) // (places - 1)] for i in range(places)}
+    return [record for record in cut if record['step'] in kept]
+
+
+def _cut(turn: Record, longest: int) -> Record:
+    texts = {key: text for key, text in turn.items() if isinstance(text, str)}
+    return {**turn, **{key: f'{text[:longest]} …' for key, text in texts.items() if len(text) > longest}}
+
+
+def digest(script: str) -> str:
+    """A script by its content, as a content security policy names it."""
+    return f'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'
+
+
+def _text_of(file: str) -> str:
+    return resources.files('pal_jax.runtime').joinpath(file).read_text(encoding='utf-8')
 
 
 def _moment(record: Record) -> tuple[int, str]:

@@ -106,7 +106,10 @@ def test_more_requests_than_slots_come_back_in_order_and_reuse_slots(driver):
     requests = [
         Request(prompt(i, 4 + i % 7), Sampling(temperature=0.0, max_tokens=1 + i % 5), seed=0) for i in range(20)
     ]
-    completions = driver(requests)
+    told = []
+    completions = driver(requests, lambda place, each: told.append((place, each)))
+    assert [place for place, _ in told] != list(range(20))  # each is told when it ends, with its place
+    assert [each for _, each in sorted(told, key=lambda entry: entry[0])] == completions
     for i, completion in enumerate(completions):
         limit = 1 + i % 5
         assert len(completion.token_ids) == limit or completion.finish_reason == 'stop'

@@ -56,7 +56,9 @@ def test_shares_sample_what_their_decoders_sample_alone(int8):
     shared.load(params, 3)
     texts = [tuple(tokenizer.encode(f'number {i}: ' + 'word ' * i)) for i in range(10)]
     requests = [Request(text, Sampling(0.7, max_tokens=12), seed) for seed, text in enumerate(texts)]
-    together = shared(requests)
+    told = {}
+    together = shared(requests, told.__setitem__)
+    assert [told[place] for place in range(10)] == together
     for part, half in enumerate((requests[:5], requests[5:])):
         own = devices.make_mesh(fsdp=2, tensor=2, devices=mesh.devices.flat[4 * part : 4 * part + 4].tolist())
         alone = LocalDecoder(cfg, tokenizer, own, slots=8, int8=int8)

@@ -134,6 +134,17 @@ def test_single_turn_is_a_walk_through_the_data():
     assert queue.episode == 1
 
 
+def test_shuffled_people_come_in_another_order_in_every_episode():
+    crowd, orders, queue = people(6), [], None
+    queue = open_queue(crowd, shuffle=3)
+    for _ in range(3):
+        dialogues, queue = pop(queue, 6, people=crowd, user=never, seed=0, shuffle=3)
+        orders.append([dialogue.person.id for dialogue in dialogues])
+    assert len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == [person.id for person in crowd] for order in orders)
+    assert orders[0] == [dialogue.person.id for dialogue in open_queue(crowd, shuffle=3).pending]
+
+
 def test_best_is_the_first_maximum_and_keeps_its_profile():
     """IV.3-4."""
     dialogue = open_queue(people(1)).pending[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -44,6 +45,13 @@ def test_what_passes_is_tried_again_and_what_stays_is_left_out(server):
     assert endpoint.last_error
 
 
+def test_who_takes_too_long_is_asked_again(server):
+    endpoint = make(server, timeout=0.25, retries=1)
+    assert endpoint([chat('[slow] a'), chat('[always slow] b'), chat('c')], 0) == ['[slow] a', None, 'c']
+    assert (server.seen['[slow] a'], server.seen['[always slow] b']) == (2, 2)
+    assert 'APITimeoutError' in endpoint.last_error
+
+
 @pytest.mark.parametrize('status', [401, 403, 404])
 def test_a_server_that_refuses_us_ends_the_run(server, status):
     with pytest.raises(RuntimeError, match=f"endpoint 'judge' at .* refuses us: .*{status}"):
@@ -66,3 +74,36 @@ def test_what_is_missing_is_told_before_anything_is_asked(monkeypatch):
     monkeypatch.delenv('NO_SUCH_KEY', raising=False)
     with pytest.raises(ValueError, match='NO_SUCH_KEY, which is not set'):
         Endpoint('judge', address='http://127.0.0.1:1/v1', model='m', key_env='NO_SUCH_KEY')
+
+
+def test_what_was_asked_early_is_not_asked_again_whatever_it_came_to(server, tmp_path):
+    for cache in (None, tmp_path / 'answers.sqlite'):
+        endpoint, before = make(server, retries=0, cache=cache), len(server.asked)
+        texts = ['a', f'[always 500] {cache}', f'[empty] {cache}', 'b']
+        early = endpoint.early([chat(text) for text in texts[:3]], 0)
+        assert early == ['a', None, None]
+        assert endpoint([chat(text) for text in texts], 0) == ['a', None, None, 'b']
+        assert len(server.asked) - before == endpoint.usage.requests == 4
+        assert (endpoint.usage.failed, endpoint.usage.cached) == (2, 0)
+        endpoint([chat(texts[1])], 0)  # a later call is another one
+        assert len(server.asked) - before == 5
+
+
+def test_many_threads_ask_early_and_each_question_is_asked_once(server, tmp_path):
+    endpoint = make(server, cache=tmp_path / 'answers.sqlite', concurrency=8)
+    texts = [f'question {i % 30}' for i in range(90)]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda text: endpoint.early([chat(text)], 0), texts)) == [[text] for text in texts]
+    assert len(server.asked) == endpoint.usage.requests == 30
+    assert endpoint([chat(text) for text in texts], 0) == texts
+    again = make(server, cache=tmp_path / 'answers.sqlite')
+    assert again.early([chat('question 1')], 0) == again([chat('question 1')], 0) == ['question 1']
+    assert (len(server.asked), again.usage.requests, again.usage.cached) == (30, 0, 1)
+
+
+def test_a_refusal_met_early_is_raised_by_the_call_that_asks_the_same(server):
+    endpoint = make(server)
+    for ask in (endpoint.early, endpoint):
+        with pytest.raises(RuntimeError, match='refuses us'):
+            ask([chat('[always 401]')], 0)
+    assert len(server.asked) == 1

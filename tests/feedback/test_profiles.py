@@ -72,6 +72,14 @@ def test_brackets_and_headings_are_no_facts():
     assert parse_facts('[\nInterests:\n- chess\n- pet:\n]\n') == ('chess',)
 
 
+def test_each_value_of_a_json_profile_is_a_fact():
+    """The ten-slot form of RLPA's appendix: elements of a list are points of their own, blank slots none."""
+    profile = '{\n "Age": 34, "Pet": "cat", "Interests": ["chess", "", "rowing"], "Others": [], "X": {"a": 1}, "Y": ""}'
+    assert parse_facts(profile) == ('Age: 34', 'Pet: cat', 'Interests: chess', 'Interests: rowing')
+    assert parse_facts('{"Pet": "cat"') == ('{"Pet": "cat"',)  # no JSON: a line
+    assert parse_facts('{' * 20_000) == ()
+
+
 def test_slot_has_at_most_three_words():
     assert split_fact('pet : cat') == ('pet', 'cat')
     assert split_fact('what she told me yesterday: nothing') == ('', 'what she told me yesterday: nothing')

@@ -19,7 +19,7 @@ from pal_jax.objectives.policy import (
 
 ACTS = jnp.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
 OK = jnp.array([True, True, True, False, True])
-AGGREGATIONS = ['seq_mean', 'token_mean', 'constant']
+AGGREGATIONS = ['seq_mean', 'token_mean', 'micro_token_mean', 'constant']
 MICRO_BATCHES = [slice(0, 1), slice(1, 3), slice(3, 5)]  # unequal, with unequal numbers of tokens
 weights_of = functools.partial(loss_weights, length=4)
 
@@ -37,6 +37,17 @@ def test_weights_by_hand():
     counted = (ACTS & OK[:, None]).astype(jnp.float32)
     np.testing.assert_allclose(weights_of(ACTS, OK, 'token_mean'), counted / 8, rtol=1e-6)
     np.testing.assert_allclose(weights_of(ACTS, OK, 'constant'), counted / 12, rtol=1e-6)
+    pairs = jnp.array([4.0, 4.0, 4.0, 4.0, 1.0])[:, None] * 2  # groups of 4, 4 and 0 tokens: two count
+    np.testing.assert_allclose(weights_of(ACTS, OK, 'micro_token_mean', micro=2), counted / pairs, rtol=1e-6)
+
+
+def test_a_mean_of_micro_batches_is_that_of_all_tokens_where_they_have_as_many():
+    acts, ok = jnp.ones((6, 3), bool), jnp.ones(6, bool)
+    for micro in (1, 2, 3, 6, 100):
+        weights = weights_of(acts, ok, 'micro_token_mean', micro=micro)
+        np.testing.assert_allclose(weights, weights_of(acts, ok, 'token_mean'), rtol=1e-6)
+    unequal = weights_of(ACTS, OK, 'micro_token_mean', micro=1)
+    np.testing.assert_allclose(unequal, weights_of(ACTS, OK, 'seq_mean'), rtol=1e-6)
 
 
 @pytest.mark.parametrize('agg', AGGREGATIONS)

@@ -167,7 +167,7 @@ class Writing:
     def release(self):
         pass
 
-    def __call__(self, requests):
+    def __call__(self, requests, told=None):
         texts = [render_completion('- pet: cat\n', ('Hm.', 'What is your job?')[r.seed % 2]) for r in requests]
         ids = [tuple(byte_tokenizer().encode(text))[:64] for text in texts]
         return [Completion(text, each, (0.0,) * len(each), 'stop') for text, each in zip(texts, ids, strict=True)]

@@ -17,13 +17,14 @@ import pytest
 from pal_jax.runtime import metrics
 from pal_jax.runtime.metrics import MetricsWriter, read_records
 
-FILES = ('metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl')
+FILES = ('metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'rollouts.jsonl')
 
 
 def write_steps(workdir: Path, first: int, last: int) -> None:
     with MetricsWriter(workdir, first) as writer:
         for step in range(first, last):
             writer.write(step, 'warm-up' if step < 2 else 'rlpa', {'reward': step / 7, 'kl': 0.5**step})
+            writer.rollouts(step, 'rlpa', [{'person': 'p', 'turns': []}] * 2)
             if step % 2:
                 writer.evaluation({'step': step, 'stage': 'step', 'f1_by_turn': [0.0, step / 3]})
                 writer.dialogues([{'step': step, 'stage': 'step', 'person': 'p', 'facts': [], 'turns': []}] * 2)

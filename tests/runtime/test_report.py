@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import hashlib
 import html.parser
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 from pal_jax.runtime.curve import learning_curve, plot_turns, running_mean
 from pal_jax.runtime.metrics import MetricsWriter
-from pal_jax.runtime.report import before_and_after, duration, flatten, number, number_rows, write_report
+from pal_jax.runtime.report import before_and_after, duration, few, flatten, number, number_rows, write_report
 from pal_jax.runtime.summary import summarize
 from pal_jax.types import Exhibit
 
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 
 
@@ -83,6 +89,98 @@ def test_texts_of_models_users_and_files_are_escaped(workdir):
     assert 'onerror' not in page.attributes
     assert page.tags.count('img') == 1  # the learning curve
     assert page.text.count(ATTACK) >= 8
+
+
+def rollout(reward, *, content='Hm.', judged=True):
+    turns = [{'role': 'user', 'content': ATTACK, 'profile': ''}]
+    turns.append({'role': 'assistant', 'content': content, 'profile': ATTACK})
+    scores = {'reward': reward, 'profile': 0.5, 'response': 0.0, 'format': 1.0}
+    return {'person': ATTACK, 'facts': [ATTACK], 'round': 1, 'judged': judged, 'scores': scores, 'turns': turns}
+
+
+@pytest.fixture
+def trained(workdir):
+    """The run, and samples of three of its training steps."""
+    with MetricsWriter(workdir, first_step=14) as writer:
+        for step, rewards in ((4, (0.5, 0.1)), (5, (1.5, 0.3)), (13, (1.0, 0.2))):
+            writer.rollouts(step, 'rlpa', [rollout(r, content=f'</script>{ATTACK} {r}') for r in rewards])
+    return workdir
+
+
+class Scripts(html.parser.HTMLParser):
+    """The contents of a page's scripts, by type."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.type, self.found = None, []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.type = (dict(attrs).get('type') or '') if tag == 'script' else None
+
+    def handle_endtag(self, tag):
+        self.type = None
+
+    def handle_data(self, data):
+        if self.type is not None:
+            self.found.append((self.type, data))
+
+
+def test_samples_of_the_training_are_data_and_the_policy_lets_one_script_run(trained):
+    page = write_report(trained).read_text()
+    (kind, data), (code_kind, code) = Scripts(page).found
+    assert (kind, code_kind) == ('application/json', '')
+    records = json.loads(data)
+    assert [(each['step'], each['scores']['reward']) for each in records][:3] == [(4, 0.5), (4, 0.1), (5, 1.5)]
+    assert records[0]['turns'][0]['content'] == ATTACK and '<' not in data
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)[0]
+    assert f"script-src 'sha256-{digest}'" in policy and 'unsafe-inline' not in policy.split('script-src')[1]
+    assert not re.search(r'innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function', code)
+    named = set(re.findall(r"found\('(\w+)'\)", code))
+    assert named <= set(re.findall(r'id="(\w+)"', page))
+    text = Text(page)
+    assert text.tags.count('script') == 2 and 'onerror' not in text.attributes
+
+
+def test_a_page_keeps_its_size_however_long_the_training_was():
+    records = [{'step': step, **rollout(0.1, content='x' * 5000)} for step in range(500) for _ in range(4)]
+    kept = few(records, room=100_000, longest=100)
+    steps = sorted({record['step'] for record in kept})
+    assert len(json.dumps(kept)) < 110_000 and len(kept) == 4 * len(steps)
+    assert (steps[0], steps[-1]) == (0, 499) and 5 < len(steps) < 200
+    assert kept[0]['turns'][1]['content'] == 'x' * 100 + ' …'
+    assert few(records[:8], longest=9999) == records[:8] and few([]) == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='needs chromium on the path')
+def test_a_reader_steps_through_them_by_step_and_by_reward(trained):
+    sync_api = pytest.importorskip('playwright.sync_api', reason='needs pip install playwright')
+    complaints = []
+    with (
+        sync_api.sync_playwright() as play,
+        contextlib.closing(
+            play.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
+        ) as browser,
+    ):
+        page = browser.new_page()
+        page.on('pageerror', lambda error: complaints.append(str(error)))
+        page.on('dialog', lambda dialog: complaints.append(dialog.message))
+        page.goto(write_report(trained).as_uri())
+        places = [page.locator('#where').text_content()]
+        while page.locator('#on').is_enabled():
+            page.locator('#on').click()
+            places.append(page.locator('#where').text_content())
+        assert [re.findall(r'step (\d+).*reward ([\d.]+)', place)[0] for place in places] == [
+            ('4', '0.10'), ('4', '0.50'), ('5', '0.30'), ('5', '1.50'), ('13', '0.20'), ('13', '1.00'),
+        ]  # fmt: skip
+        page.locator('#order').select_option('best')
+        assert '1 of 6: step 5, turn 1, reward 1.50' in page.locator('#where').text_content()
+        assert f'</script>{ATTACK} 1.5' in page.locator('#dialogue').text_content()
+        page.locator('#only').select_option('13')
+        assert '1 of 2: step 13, turn 1, reward 1.00' in page.locator('#where').text_content()
+        assert page.locator('#dialogue img, #dialogue script').count() == 0
+    assert complaints == []
 
 
 def test_the_last_evaluations_exhibits_are_shown_and_escaped(workdir):

@@ -1,0 +1,65 @@
+"""What the samples of a training step come to: figures, dialogues to look at, and whether enough were judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pal_jax.feedback.profiles import parse_completion
+from pal_jax.types import Metrics, Sample
+
+
+def summarize(samples: Sequence[Sample]) -> Metrics:
+    """Means over the samples of a step."""
+    used = [sample for sample in samples if sample.ok]
+    rewards, lengths = [s.reward for s in used], [len(s.completion.token_ids) for s in samples]
+    names = used[0].info if used else {}
+    return {
+        'reward': float(np.mean(rewards)) if used else 0.0,
+        'reward_std': float(np.std(rewards)) if used else 0.0,
+        'samples': float(len(used)),
+        'failed': float(len(samples) - len(used)),
+        **{
+            f'{name}_std': float(np.std([s.info[name] for s in used]))
+            for name in ('profile', 'response', 'format')
+            if used
+        },
+        'round': float(np.mean([sample.dialogue.round + 1 for sample in samples])),
+        'length': float(np.mean(lengths)),
+        'truncated': float(np.mean([s.completion.finish_reason == 'length' for s in samples])),
+        **{name: float(np.mean([sample.info[name] for sample in used])) for name in names},
+    }
+
+
+def check_answered(samples: Sequence[Sample], max_failed: float, why: str = '') -> None:
+    """Raises RuntimeError when too many samples have no reward; `why` is what the judges' servers said."""
+    failed = np.mean([not sample.ok for sample in samples])
+    if failed > max_failed:
+        raise RuntimeError(
+            f'{failed:.0%} of the samples got no reward, more than reward.max_failed={max_failed}; check the judge '
+            f'({why or "its answers could not be read"})'
+        )
+
+
+def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """`count` samples from the worst to the best reward, at even steps of rank; all of them where there are fewer."""
+    ranked = sorted(samples, key=lambda sample: sample.reward)
+    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
+    return [ranked[place] for place in places]
+
+
+def shown(sample: Sample) -> Mapping[str, Any]:
+    """A sample as a report shows it: the dialogue it answers, what was written, and what that earned."""
+    parsed, turns = parse_completion(sample.completion.text), []
+    for turn in sample.dialogue.turns:
+        turns.append({'role': turn.role, 'content': turn.content, 'profile': turn.profile})
+    content, profile = (parsed.reply, parsed.profile) if parsed else (sample.completion.text, '')
+    turns.append({'role': 'assistant', 'content': content, 'profile': profile})
+    scores = {'reward': sample.reward, **{name: sample.info[name] for name in ('profile', 'response', 'format')}}
+    person = sample.dialogue.person
+    return {
+        'person': person.id, 'facts': list(person.facts), 'round': sample.dialogue.round + 1, 'judged': sample.ok,
+        'scores': scores, 'turns': turns,
+    }  # fmt: skip

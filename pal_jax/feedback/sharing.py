@@ -1,0 +1,48 @@
+"""Users, matchers and rewards that each process asks for its share, and is told of the others'."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from pal_jax.runtime.processes import Shares
+from pal_jax.types import Dialogue, ProfileMatcher, RewardFn, Sample, UserSimulator
+
+
+def share_user(user: UserSimulator, shares: Shares) -> UserSimulator:
+    """The simulator, asked for this process's share of the dialogues."""
+
+    def answer(dialogues: Sequence[Dialogue], seed: int) -> list[str | None]:
+        return shares.gather('answers of users', dialogues, lambda _, part: user(part, seed))
+
+    return answer
+
+
+def share_matcher(matcher: ProfileMatcher, shares: Shares) -> ProfileMatcher:
+    """The matcher, asked for this process's share of the profiles."""
+
+    def match(inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[str]]) -> list[int | None]:
+        pairs = list(zip(inferred, golden, strict=True))
+        return shares.gather('matches', pairs, lambda _, part: matcher([o for o, _ in part], [t for _, t in part]))
+
+    return match
+
+
+def share_reward(reward: RewardFn, shares: Shares, *, together: bool = False) -> RewardFn:
+    """The reward, asked for this process's share of the samples; `together`, one process is asked for all of them."""
+
+    def verdicts_of(samples: Sequence[Sample], seed: int) -> list[tuple[float, dict[str, float], bool]]:
+        return [(each.reward, dict(each.info), each.ok) for each in reward(samples, seed)]
+
+    def share(samples: Sequence[Sample], seed: int) -> list[Sample]:
+        if together:
+            calls = shares.gather('rewards', [samples], lambda _, part: [verdicts_of(each, seed) for each in part])
+            verdicts = calls[0]
+        else:
+            verdicts = shares.gather('rewards', samples, lambda _, part: verdicts_of(part, seed))
+        return [
+            dataclasses.replace(sample, reward=value, info=info, ok=ok)
+            for sample, (value, info, ok) in zip(samples, verdicts, strict=True)
+        ]
+
+    return share

@@ -1,0 +1,71 @@
+"""People told in free text, brought into the ten slots of RLPA's profiles by a language model (its appendix)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+from collections.abc import Callable, Sequence
+
+from pal_jax.feedback import prompts
+from pal_jax.feedback.language import ask
+from pal_jax.feedback.profiles import parse_facts, slot_facts
+from pal_jax.types import ChatModel, Person
+
+Slotter = Callable[[Sequence[str]], list[list[str] | None]]  # facts of each text; None: no answer could be read
+
+_LONGEST, _MOST = 200, 8  # characters of a value, values of a list
+_TAG = re.compile(r'</?(?:profile|response)>', re.IGNORECASE)
+_UNKNOWN = re.compile(r'(?:unknown|none|n/?a|null|not (?:mentioned|specified|stated|given|known)|unspecified)\W*', re.I)
+
+
+def make_slotter(model: ChatModel) -> Slotter:
+    """Brings descriptions of people into slots; equal ones are asked for once."""
+
+    def slot(texts: Sequence[str]) -> list[list[str] | None]:
+        return ask(model, list(map(prompts.slot, texts)), read_slots, seed=0)
+
+    return slot
+
+
+def read_slots(text: str) -> list[str] | None:
+    """The facts in an answer: `slot: value`, a fact an element of a list.
+
+    The answer is one JSON object, fenced or not, with all ten slots by their names and no others, in each a value, or
+    in those that hold several a list of them; what says that it is not known is none.
+    """
+    body = re.sub(r'^```(?:json)?\s*|\s*```$', '', text.strip())
+    try:
+        slots = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(slots, dict) or set(slots) != set(prompts.SLOTS):
+        return None
+    if not all(map(_is_value, slots, slots.values())):
+        return None
+    return list(parse_facts('\n'.join(slot_facts({slot.lower(): slots[slot] for slot in prompts.SLOTS}))))
+
+
+def _is_value(slot: str, held: object) -> bool:
+    if slot not in prompts.LISTS:
+        return _is_text(str(held) if type(held) is int else held)
+    return isinstance(held, list) and 0 < len(held) <= _MOST and all(map(_is_text, held))
+
+
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST or not value.isprintable():
+        return False
+    return bool(re.search(r'\w', value)) and not _UNKNOWN.fullmatch(value.strip()) and not _TAG.search(value)
+
+
+def with_personalities(people: Sequence[Person], personalities: Sequence[Person], *, seed: int) -> list[Person]:
+    """Each person with the traits of one personality, drawn at random as ALOE does (arXiv 2410.03642, section 3.1)."""
+    rng = random.Random(f'personalities {seed}')
+    return [dataclasses.replace(each, facts=each.facts + rng.choice(personalities).facts) for each in people]
+
+
+def slot_people(people: Sequence[Person], slotter: Slotter) -> list[Person]:
+    """The people with the facts of their slots; those whose answer could not be read are left out."""
+    found = slotter([' '.join(person.facts) for person in people])
+    return [dataclasses.replace(p, facts=tuple(facts)) for p, facts in zip(people, found, strict=True) if facts]

@@ -1,0 +1,51 @@
+// Steps through the samples of a training that stand beside it as JSON. Every text becomes a text node, never markup.
+'use strict';
+const found = id => document.getElementById(id);
+const records = JSON.parse(found('rollouts').textContent);
+const orders = {
+  step: (a, b) => a.step - b.step || a.scores.reward - b.scores.reward,
+  best: (a, b) => b.scores.reward - a.scores.reward || a.step - b.step,
+  worst: (a, b) => a.scores.reward - b.scores.reward || a.step - b.step,
+};
+let shown = [];
+
+function put(parent, tag, name, text) {
+  const node = parent.appendChild(document.createElement(tag));
+  node.className = name;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+function choose() {
+  const only = found('only').value;
+  shown = records.filter(each => only === '' || String(each.step) === only).sort(orders[found('order').value]);
+  found('place').max = shown.length - 1;
+  go(0);
+}
+
+function go(place) {
+  place = Math.max(0, Math.min(shown.length - 1, place));
+  const record = shown[place];
+  found('place').value = place;
+  found('back').disabled = place === 0;
+  found('on').disabled = place === shown.length - 1;
+  const scores = Object.entries(record.scores).map(([name, value]) => `${name} ${Number(value).toFixed(2)}`);
+  found('where').textContent = `${place + 1} of ${shown.length}: step ${record.step}, turn ${record.round}, `
+    + (record.judged ? scores.join(' · ') : 'not judged');
+  const dialogue = found('dialogue');
+  dialogue.replaceChildren();
+  put(dialogue, 'p', 'soft', [record.person, ...record.facts].join(' · '));
+  for (const turn of record.turns) {
+    const box = put(dialogue, 'div', turn.role === 'assistant' ? 'turn assistant' : 'turn user');
+    if (turn.profile) put(box, 'span', 'profile', turn.profile);
+    box.appendChild(document.createTextNode(turn.content));
+  }
+}
+
+for (const step of new Set(records.map(each => each.step))) put(found('only'), 'option', '', String(step));
+found('order').addEventListener('change', choose);
+found('only').addEventListener('change', choose);
+found('place').addEventListener('input', () => go(Number(found('place').value)));
+found('back').addEventListener('click', () => go(Number(found('place').value) - 1));
+found('on').addEventListener('click', () => go(Number(found('place').value) + 1));
+choose();
