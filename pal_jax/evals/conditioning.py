@@ -20,7 +20,7 @@ Gaps = Callable[[Sequence[str], Sequence[Sequence[Choice]]], np.ndarray]  # [tex
 def evaluate(
     describe: Describe, gaps: Gaps, splits: Mapping[str, Sequence[History]], *, temperature: float, shown: int
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
-    """Figures of every split of people, those of the first by their own names and beside their controls, and some people
+    """Figures of every split of people, of the first by their own names and beside its controls; some people of each
     with their summaries."""
     record: dict[str, Any] = {}
     people: list[Mapping[str, Any]] = []
@@ -43,7 +43,7 @@ def table(
     likeliest, drawn = describe(people, 0.0), describe(people, temperature)
     told = {'': likeliest, 'sampled_': drawn}
     if controls:
-        told |= {'random_': rolled(likeliest, len(people) // 2 + 1), 'none_': [''] * len(people)}
+        told |= {'random_': of_somebody(likeliest), 'none_': [''] * len(people)}
     if controls and len(set(kinds)) > 1:
         told['other_'] = [likeliest[i] for i in of_another_kind(kinds)]
     held = [person.held for person in people]
@@ -64,9 +64,9 @@ def standard_error(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
-def rolled(texts: Sequence[str], by: int) -> list[str]:
-    """Everyone gets somebody else's."""
-    return [texts[(i + by) % len(texts)] for i in range(len(texts))]
+def of_somebody(texts: Sequence[str]) -> list[str]:
+    """Everyone gets that of somebody at random, the same in every evaluation."""
+    return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))]
 
 
 def of_another_kind(kinds: Sequence[str]) -> list[int]:

@@ -187,13 +187,6 @@ class RewardLearner:
         params = state.model.params
         return lora.merge(whole(params['decoder'], state.model.frozen)), params['head']
 
-    @property
-    def abstract_weights(self) -> RewardState:
-        """What `weights` reads of `abstract`; the rest is `...`, which a checkpoint's reader leaves out."""
-        model = self.abstract.model
-        model = model.replace(opt_state=jax.tree.map(lambda _: ..., model.opt_state))
-        return self.abstract.replace(model=model, skipped=...)
-
     def _everywhere(self, x: Array) -> Array:
         """On every device, so that every process can read it."""
         return jax.lax.with_sharding_constraint(x, sharding.replicated(self.mesh))

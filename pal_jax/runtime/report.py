@@ -119,7 +119,7 @@ def before_and_after(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]
 def few(rollouts: Sequence[Record], room: int = ROOM, longest: int = LONGEST) -> list[Record]:
     """Samples of the training for a page that stays small: long texts are cut, and of the steps so many are kept, at
     even distances, as have about `room` characters."""
-    cut = [{**record, 'turns': [_cut(turn, longest) for turn in record['turns']]} for record in rollouts]
+    cut: list[Record] = [{**record, 'turns': [_cut(turn, longest) for turn in record['turns']]} for record in rollouts]
     steps = sorted({record['step'] for record in cut})
     fitting = len(steps) * room // max(len(json.dumps(cut)), 1)
     if fitting >= len(steps):
