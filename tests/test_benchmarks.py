@@ -107,15 +107,6 @@ def test_rlpa_step_reports_where_the_time_goes(report, known_machine):
 
 
 @pytest.mark.slow
-def test_train_step_reports_its_share_of_the_peak(report, known_machine):
-    out = report(train_step, '--model=tiny', '--batch=1', '--seq=16', '--steps=1')
-    assert out['pal_jax'].keys() == STARTUP | {
-        'tokens_per_s', 'fraction_of_gemm_peak', 'median_step_s', 'first_loss'
-    }  # fmt: skip
-    assert out['pal_jax']['first_loss'] == pytest.approx(6.24, abs=0.1)  # log of a vocabulary of 512
-
-
-@pytest.mark.slow
 def test_surroundings_are_the_machine_the_allocator_and_versions():
     out = contest.surroundings('jax')
     assert out.keys() == {'machine', 'malloc', 'versions'}
@@ -137,6 +128,11 @@ def test_torch_takes_part_in_both_precisions(report, known_machine, module, args
     ratios = [value for key, value in out.items() if key.startswith('pal_jax_over_torch')]
     assert ratios
     assert all(ratio.keys() == {'fastest', 'median'} for ratio in ratios)
+    if module is train_step:
+        assert out['pal_jax'].keys() == STARTUP | {
+            'tokens_per_s', 'fraction_of_gemm_peak', 'median_step_s', 'first_loss'
+        }  # fmt: skip
+        assert out['pal_jax']['first_loss'] == pytest.approx(6.24, abs=0.1)  # log of a vocabulary of 512
 
 
 def test_a_contest_without_rounds_is_refused():

@@ -66,7 +66,8 @@ def standard_error(values: np.ndarray) -> float | None:
 
 def of_somebody(texts: Sequence[str]) -> list[str]:
     """Everyone gets that of somebody at random, the same in every evaluation."""
-    return [texts[i] for i in np.random.default_rng(0).permutation(len(texts)).tolist()]
+    order = np.random.default_rng(0).permutation(len(texts))
+    return [texts[int(i)] for i in order]
 
 
 def of_another_kind(kinds: Sequence[str]) -> list[int]:
