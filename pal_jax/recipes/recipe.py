@@ -29,22 +29,6 @@ from pal_jax.types import Exhibit, Metrics
 Config = Any  # an ml_collections.ConfigDict: its attributes are the keys of a config file
 Host = dict[str, Any]
 
-ADDED = {  # keys that runs of earlier versions do not have, with what those did
-    'rlpa': {
-        'reference_compatible': False,
-        'dialogue.input_key': 'input',
-        'dialogue.label_key': 'profile',
-        'dialogue.personalities': '',
-        'dialogue.slotter': 'none',
-        'dialogue.max_samples': 0,
-        'dialogue.shuffle': False,
-        'dialogue.profile_format': 'lines',
-        'dialogue.prompt_max_len': 0,
-        'dialogue.shown': 4,
-        'reward.min_std': 0.0,
-    },
-}
-
 
 class Context(NamedTuple):
     """The machine a recipe runs on. `phase('rollout')` times and shows a part of the work; `show` keeps samples of a
@@ -158,12 +142,7 @@ def read_config(workdir: str) -> Config:
     path = Path(workdir) / 'config.json'
     if not path.exists():
         raise ValueError(f'{workdir} is no run of this package: {path} is missing')
-    config: Config = ConfigDict(json.loads(path.read_text()))
-    for key, value in ADDED.get(config.recipe, {}).items():
-        section, _, name = key.rpartition('.')
-        held = config[section] if section else config
-        held[name] = held.get(name, value)
-    return config
+    return ConfigDict(json.loads(path.read_text()))
 
 
 def open_run(workdir: str, ctx: Context) -> Source:

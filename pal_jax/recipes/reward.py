@@ -66,18 +66,9 @@ def make(config: Config, ctx: Context) -> Recipe:
             state, applied = learner.apply(state, grads)
         check_finite(state)
         metrics = {name.removeprefix('reward_'): value for name, value in (read | applied).items()}
-        tokens = sum(group.length for group in drawn)
-        return (
-            state,
-            host,
-            'reward',
-            metrics
-            | {
-                'margin': float(gaps.mean()),
-                'tokens': float(tokens),
-                'left_out': float(rows.left_out),
-            },
-        )
+        tokens = float(sum(group.length for group in drawn))
+        metrics |= {'margin': float(gaps.mean()), 'tokens': tokens, 'left_out': float(rows.left_out)}
+        return state, host, 'reward', metrics
 
     def evaluate(state: RewardState, stage: str) -> Evaluation:
         with ctx.phase('evaluate'):

@@ -15,7 +15,7 @@ from pal_jax.feedback import people
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.profiles import render_completion
 from pal_jax.models import sources
-from pal_jax.recipes import recipe, rlpa, world
+from pal_jax.recipes import rlpa, world
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Dialogue, Person, Sample, Turn
@@ -191,12 +191,3 @@ def test_a_profile_may_be_asked_for_as_json():
         rlpa.check(get_config(**{'dialogue.profile_format': 'json'}), CONTEXT.mesh)
     with pytest.raises(ValueError, match=r"dialogue\.profile_format='xml' is unknown"):
         rlpa.check(get_config(**{'dialogue.profile_format': 'xml'}), CONTEXT.mesh)
-
-
-def test_a_run_of_an_earlier_version_can_still_be_read(tmp_path):
-    config = get_config().to_dict()
-    for key in recipe.ADDED['rlpa']:
-        section, _, name = key.rpartition('.')
-        del (config[section] if section else config)[name]
-    (tmp_path / 'config.json').write_text(json.dumps(config))
-    assert recipe.read_config(str(tmp_path)).to_dict() == json.loads(json.dumps(get_config().to_dict()))
