@@ -7,7 +7,6 @@ Options:
   --source=orbax:FOLDER     the run, with the last checkpoint of its summariser and its reward model
   --history=FILE            a person a line, as for training (pal_jax/data/histories.py); only `context` must be there
   --summary=TEXT            your words in place of the model's, for everyone in the file
-  --temperature=T           of the model's words; default 0, the likeliest
 
 Prints a JSON object a person: `user`, `summary` and, where the line has eval_prompt, eval_chosen and eval_rejected,
 `probability`: that the person prefers eval_chosen, as the reward model has it after that summary.
@@ -34,7 +33,6 @@ from pal_jax.talking import CACHE, SOURCE
 
 HISTORY = flags.DEFINE_string('history', '', 'A JSONL file of people.')
 SUMMARY = flags.DEFINE_string('summary', None, "Words in place of the model's.")
-TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'Of sampling.', lower_bound=0.0)
 
 
 def main() -> None:
@@ -44,12 +42,12 @@ def main() -> None:
     if kind != 'orbax':
         raise cli.Fault(f'--source={SOURCE.value} is no run; give one of configs/plus.py, such as orbax:runs/plus')
     devices.initialize(Path(CACHE).expanduser())
-    for record in cli.faults(lambda: list(summarize(workdir, HISTORY.value, SUMMARY.value, TEMPERATURE.value))):
+    for record in cli.faults(lambda: list(summarize(workdir, HISTORY.value, SUMMARY.value))):
         print(json.dumps(record, ensure_ascii=False))
 
 
-def summarize(workdir: str, path: str, summary: str | None, temperature: float) -> Iterator[dict[str, Any]]:
-    """A record a person, in the file's order.
+def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str, Any]]:
+    """A record a person, in the file's order, with the likeliest summary where `summary` is None.
 
     Raises:
       ValueError: a run that writes no summaries or has no checkpoint, or a line of the file.
@@ -65,7 +63,7 @@ def summarize(workdir: str, path: str, summary: str | None, temperature: float) 
         raise ValueError(f'orbax:{workdir} has no checkpoint; train it first')
     told = [each for each, _ in people]
     own = [] if summary is None else [summary] * len(people)
-    texts = own or parts.describe(restored[0], told, 1, temperature, (config.seed,)).texts
+    texts = own or parts.describe(restored[0], told, 1, 0.0, (config.seed,)).texts
     choices = [[choice] for _, choice in people if choice]
     asked = [text for text, (_, choice) in zip(texts, people, strict=True) if choice]
     gaps = iter(parts.reader.gaps(restored[0]['reward'], parts.pair_up(asked, choices))[:, 0] if asked else ())

@@ -31,7 +31,7 @@ FLOORS = (
     {'presets', 'cli', 'planning'},
     {'talking'},
     {'train'},
-    {'evaluate', 'export', 'serve', 'chat', 'collect', 'plan', 'merge'},
+    {'evaluate', 'export', 'serve', 'chat', 'collect', 'summarize', 'plan', 'merge'},
 )
 PURE = {
     'jax',

@@ -49,13 +49,13 @@ def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
     checkpoints.save(1, state, host)
     checkpoints.close()
 
-    one, two = summarize(str(workdir), str(people), None, 0.0)
+    one, two = summarize(str(workdir), str(people), None)
     assert (one['user'], two['user']) == ('ann', f'{people}, line 2')
     assert 'probability' not in two
     parts = plus.make_parts(config, context)
     told = histories.load_told(people)
     assert [one['summary'], two['summary']] == parts.describe(state, [each for each, _ in told], 1, 0.0, (0,)).texts
-    edited, _ = summarize(str(workdir), str(people), 'Likes cats.', 0.0)
+    edited, _ = summarize(str(workdir), str(people), 'Likes cats.')
     assert edited['summary'] == 'Likes cats.'
     for record in (one, edited):
         gap = parts.reader.gaps(state['reward'], parts.pair_up([record['summary']], [[told[0][1]]]))
@@ -66,4 +66,4 @@ def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
 def test_a_run_of_another_method_is_refused(tmp_path, people):
     checkpoint.write_config(tmp_path, get_config('rlpa').to_dict())
     with pytest.raises(ValueError, match='is no run that writes summaries; give one of'):
-        list(summarize(str(tmp_path), str(people), None, 0.0))
+        list(summarize(str(tmp_path), str(people), None))

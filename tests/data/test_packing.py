@@ -37,7 +37,7 @@ def batch():
 
 @pytest.mark.parametrize(('group', 'row', 'place'), [(0, 0, 0), (1, 0, 1), (2, 1, 0)])
 def test_every_action_follows_its_own_sequence(batch, group, row, place):
-    prompt, branches = GROUPS[group]
+    prompt, branches, _ = GROUPS[group]
     for n, (completion, _) in enumerate(branches):
         size, where = len(completion), (row, 2 * place + n)
         assert batch.actions[where][:size].tolist() == completion
