@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import pytest
@@ -18,8 +16,7 @@ from pal_jax.recipes import dpo
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Dialogue, Person, Sample, Turn
-
-ROOT = Path(__file__).parents[1]
+from tests import configs
 
 
 def sample(text, reward, ok=True):
@@ -42,16 +39,6 @@ def test_the_best_stands_against_the_worst_that_was_judged():
     assert collect.best_and_worst([sample('a', 0.5, ok=False)], '') is None
 
 
-def get_config(name, **changes):
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / f'{name}.py')
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config('smoke')
-    config.update_from_flattened_dict(changes)
-    return config
-
-
 def writing(requests, told=None):
     """A policy that writes its format, now with a question and now without."""
     replies = [('What is your job?', 'Nice.', 'Do you cook?')[request.seed % 3] for request in requests]
@@ -62,7 +49,7 @@ def writing(requests, told=None):
 @pytest.mark.slow
 def test_a_policys_samples_become_what_dpo_learns_from(monkeypatch, tmp_path):
     monkeypatch.setattr(collect, 'open_decoder', lambda *_: (writing, byte_tokenizer()))
-    config = get_config('rlpa', **{'dialogue.people': 6, 'eval.people': 2})
+    config = configs.load('rlpa', **{'dialogue.people': 6, 'eval.people': 2})
     pairs = list(collect.collect(config, config.policy.source, None))
     assert 0 < len(pairs) <= 12
     assert all(pair['chosen_reward'] > pair['rejected_reward'] for pair in pairs)
@@ -71,7 +58,7 @@ def test_a_policys_samples_become_what_dpo_learns_from(monkeypatch, tmp_path):
     path = tmp_path / 'pairs.jsonl'
     path.write_text(''.join(json.dumps(pair) + '\n' for pair in pairs))
     context = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
-    recipe = dpo.make(get_config('dpo', **{'data.train': str(path), 'data.max_length': 4096}), context)
+    recipe = dpo.make(configs.load('dpo', **{'data.train': str(path), 'data.max_length': 4096}), context)
     state, host = recipe.init()
     _, _, _, metrics = recipe.step(state, host, 0)
     assert metrics['left_out'] == 0 and metrics['margin'] == pytest.approx(0.0, abs=1e-4)
@@ -80,5 +67,5 @@ def test_a_policys_samples_become_what_dpo_learns_from(monkeypatch, tmp_path):
 def test_a_number_of_prompts_is_kept_to(monkeypatch):
     monkeypatch.setattr(collect, 'open_decoder', lambda *_: (writing, byte_tokenizer()))
     monkeypatch.setattr(collect, 'best_and_worst', lambda group, system: dataclasses.asdict(group[0].dialogue))
-    config = get_config('rlpa', **{'dialogue.people': 6, 'eval.people': 2})
+    config = configs.load('rlpa', **{'dialogue.people': 6, 'eval.people': 2})
     assert len(list(collect.collect(config, config.policy.source, 5))) == 5

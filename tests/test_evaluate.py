@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from pal_jax import evaluate
 from pal_jax.runtime.curve import plot_alignment
-
-ROOT = Path(__file__).parents[1]
+from tests import configs
 
 
 def get_config(**changes):
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'rlpa.py')
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config('smoke')
-    config.update_from_flattened_dict({'eval.people': 2, 'sampling.max_tokens': 8, 'mesh.data': 8, 'mesh.fsdp': 1})
-    config.update_from_flattened_dict(changes)
-    return config
+    few = {'eval.people': 2, 'sampling.max_tokens': 8, 'mesh.data': 8, 'mesh.fsdp': 1}
+    return configs.load('rlpa', **few | changes)
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import json
 import math
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from pal_jax.recipes import rlpa
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime.devices import for_platform, make_mesh
 from pal_jax.runtime.progress import Stopwatch
+from tests import configs
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,7 +132,7 @@ def test_a_folder_with_a_config_alone_is_a_shape(tmp_path) -> None:
 
 def request(memory: float = 64 * GIB, **changes) -> Request:
     """The smoke config on eight devices, with its training alone."""
-    config = runpy.run_path(str(ROOT / 'configs' / 'rlpa.py'))['get_config']('smoke')
+    config = configs.load('rlpa', 'smoke')
     config.dialogue.rollout_batch_size = 8
     config.update_from_flattened_dict(changes)
     return Request(
@@ -220,7 +220,7 @@ def test_what_the_compiler_says_of_memory_is_read() -> None:
 def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice) -> None:
     """Two rows of the table in docs/tpu.md: it fits, transfers run beside work, and the logits' loop sends nothing."""
     pytest.importorskip('libtpu', reason="needs the TPU's compiler: pip install 'pal_jax[plan]'")
-    config = runpy.run_path(str(ROOT / 'configs' / 'rlpa.py'))['get_config']('paper')
+    config = configs.load('rlpa', 'paper')
     config.ppo.micro_rows = choice.micro_rows
     mesh = make_mesh(choice.data, choice.fsdp, choice.tensor, devices=chips.topology_devices(topology))
     cfg = for_platform(shapes.shape(model), platform='tpu')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from pal_jax.decode.page import PLAIN
 from pal_jax.feedback.profiles import render_completion
 from pal_jax.talking import chat_preset
 from pal_jax.types import Sampling
+from tests import configs
 
 pytestmark = pytest.mark.slow  # each starts a process
 
@@ -85,10 +85,7 @@ def test_it_speaks_jetstreams_protocol_and_samples_for_a_trainer(tmp_path):
 
 
 def test_the_page_of_a_run_of_rlpa_has_what_its_training_had(tmp_path):
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'rlpa.py')
-    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-    config = module.get_config()
-    config.dialogue.system = 'Note what the user told.'
+    config = configs.load('rlpa', '', **{'dialogue.system': 'Note what the user told.'})
     (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
     preset = chat_preset(f'orbax:{tmp_path}')
     assert preset.system == 'Note what the user told.'

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,20 +13,13 @@ from pal_jax.recipes import plus
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.summarize import summarize
+from tests import configs
 
-ROOT = Path(__file__).parents[1]
 PEOPLE = [
     {'context': 'Liked: Dogs run. Disliked: Cats nap.', 'user': 'ann',
      'eval_prompt': 'Talk.', 'eval_chosen': 'Dogs dig.', 'eval_rejected': 'Cats purr.'},
     {'context': 'Liked: Cats nap.'},
 ]  # fmt: skip
-
-
-def get_config(name):
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config('smoke')
 
 
 @pytest.fixture
@@ -40,7 +31,7 @@ def people(tmp_path):
 
 @pytest.mark.slow
 def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
-    config, workdir = get_config('plus'), tmp_path / 'run'
+    config, workdir = configs.load('plus'), tmp_path / 'run'
     context = Context(devices.make_mesh(**config.mesh), lambda _: contextlib.nullcontext())
     recipe = plus.make(config, context)
     state, host = recipe.init()
@@ -64,6 +55,6 @@ def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
 
 
 def test_a_run_of_another_method_is_refused(tmp_path, people):
-    checkpoint.write_config(tmp_path, get_config('rlpa').to_dict())
+    checkpoint.write_config(tmp_path, configs.load('rlpa').to_dict())
     with pytest.raises(ValueError, match='is no run that writes summaries; give one of'):
         list(summarize(str(tmp_path), str(people), None))

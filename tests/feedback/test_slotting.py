@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import json
 import re
 from pathlib import Path
@@ -14,6 +14,7 @@ from pal_jax.feedback.language import read_count
 from pal_jax.feedback.profiles import render_completion, render_facts
 from pal_jax.recipes.world import make_world
 from pal_jax.types import Completion, Person, Sample
+from tests import configs
 
 ROOT = Path(__file__).parents[2]
 ALOE = ROOT / '..' / 'shared' / 'data' / 'aloe'
@@ -83,14 +84,7 @@ def test_personalities_go_with_people_at_random_but_always_alike():
     assert both != slotting.with_personalities(people, traits, seed=1)
 
 
-def get_config(**changes):
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'rlpa.py')
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config('smoke')
-    config.update_from_flattened_dict(changes)
-    return config
+get_config = functools.partial(configs.load, 'rlpa')
 
 
 def plays_all_parts(prompt: str) -> str:

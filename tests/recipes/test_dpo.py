@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import functools
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +15,13 @@ from pal_jax.learners.policy import actor_params
 from pal_jax.recipes import dpo
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
+from tests import configs
 
-ROOT = Path(__file__).parents[2]
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
 EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
 
 
-def get_config(variant='smoke', **changes):
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'dpo.py')
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(variant)
-    config.update_from_flattened_dict(changes)
-    return config
+get_config = functools.partial(configs.load, 'dpo')
 
 
 def pairs_file(path, rows=12):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import functools
 import json
 import os
 import signal
@@ -32,13 +32,7 @@ def no_phase(name):
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
 
 
-def get_config(variant='smoke', **changes):
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'pal.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(variant)
-    config.update_from_flattened_dict(changes)
-    return config
+get_config = functools.partial(configs.load, 'pal')
 
 
 @pytest.fixture(scope='session')
@@ -242,6 +236,7 @@ def deadly(*args, **kwargs):
     return out
 {owner}.{name} = deadly
 from pal_jax import cli, train
+from tests import configs
 cli.run(train.main, '')
 """
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import functools
 import itertools
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,8 +16,7 @@ from pal_jax.recipes import plus
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
-
-ROOT = Path(__file__).parents[2]
+from tests import configs
 
 
 @contextlib.contextmanager
@@ -29,13 +27,7 @@ def no_phase(name):
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
 
 
-def get_config(**changes):
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'plus.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config('smoke')
-    config.update_from_flattened_dict(changes)
-    return config
+get_config = functools.partial(configs.load, 'plus')
 
 
 def steps(config, count, ctx=ONE):

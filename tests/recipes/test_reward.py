@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,20 +17,13 @@ from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.train import write_exports
+from tests import configs
 
-ROOT = Path(__file__).parents[2]
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
 EIGHT = Context(devices.make_mesh(data=2, fsdp=4), lambda name: contextlib.nullcontext())
 
 
-def get_config(variant='smoke', **changes):
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'reward.py')
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(variant)
-    config.update_from_flattened_dict(changes)
-    return config
+get_config = functools.partial(configs.load, 'reward')
 
 
 def record(i, **changes):

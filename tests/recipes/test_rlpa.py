@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import functools
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,8 +18,7 @@ from pal_jax.recipes.recipe import Context
 from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
 from pal_jax.types import Completion
-
-ROOT = Path(__file__).parents[2]
+from tests import configs
 
 
 @contextlib.contextmanager
@@ -31,13 +29,7 @@ def no_phase(name):
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
 
 
-def get_config(variant='smoke', **changes):
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'rlpa.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(variant)
-    config.update_from_flattened_dict(changes)
-    return config
+get_config = functools.partial(configs.load, 'rlpa')
 
 
 def run(config, steps, monkeypatch):

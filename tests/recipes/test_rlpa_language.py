@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import functools
 import re
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,8 +17,8 @@ from pal_jax.recipes import rlpa, world
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from pal_jax.types import Completion
+from tests import configs
 
-ROOT = Path(__file__).parents[2]
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
 REPLIES = ('How was your day?', 'Nice.</profile> \\boxed{1 1 1 1 1}', 'Do you cook? [500]', 'Anything new?')
 
@@ -141,14 +140,7 @@ def test_judges_are_asked_while_others_are_decoded_and_nothing_else_changes(chat
         assert asked >= len(server.asked) - asked  # faults are in the first run alone
 
 
-def get_config(**changes):
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'rlpa.py')
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config('smoke')
-    config.update_from_flattened_dict(changes)
-    return config
+get_config = functools.partial(configs.load, 'rlpa')
 
 
 def rollout(config, steps, monkeypatch, decoder=Writing):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import functools
 import json
-from pathlib import Path
 
 import jax
 import pytest
@@ -19,8 +18,8 @@ from pal_jax.recipes import rlpa, world
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Dialogue, Person, Sample, Turn
+from tests import configs
 
-ROOT = Path(__file__).parents[2]
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
 
 # Section II.6 of the specification: the training script's value where it gives one, else the parser's default.
@@ -44,14 +43,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def get_config(variant='smoke', **changes):
-    spec = importlib.util.spec_from_file_location('config', ROOT / 'configs' / 'rlpa.py')
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(variant)
-    config.update_from_flattened_dict(changes)
-    return config
+get_config = functools.partial(configs.load, 'rlpa')
 
 
 def value(config, key):

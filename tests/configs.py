@@ -1,0 +1,16 @@
+"""Config files as the command line reads them, for tests."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+
+
+def load(name: str, variant: str = 'smoke', **changes: Any) -> Any:
+    """`configs/<name>.py:<variant>` with values changed by their dotted keys."""
+    config = runpy.run_path(str(CONFIGS / f'{name}.py'))['get_config'](variant)
+    config.update_from_flattened_dict(changes)
+    return config
