@@ -20,6 +20,7 @@ from pal_jax.data import synthetic
 from pal_jax.recipes import pal
 from pal_jax.recipes.recipe import Context, open_run
 from pal_jax.runtime import devices
+from tests import configs
 
 ROOT = Path(__file__).parents[2]
 
@@ -236,7 +237,6 @@ def deadly(*args, **kwargs):
     return out
 {owner}.{name} = deadly
 from pal_jax import cli, train
-from tests import configs
 cli.run(train.main, '')
 """
 
