@@ -57,9 +57,6 @@ MAY_CHANGE = (
 
 Show = Callable[[Iterable[Mapping[str, Any]]], None]
 
-# Of an evaluation, on the console.
-SHOWN = 'reward format profile strict loss accuracy seen_shared seen_pal new_shared new_pal'.split()
-
 
 def main() -> int:
     """Trains; the exit status is that of a process ended by a signal where one stopped it."""
@@ -171,7 +168,7 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
     writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **progress.take_seconds()})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
     writer.exhibits(i, stage, evaluation.exhibits)
-    figures = '  '.join(f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in SHOWN)
+    figures = '  '.join(f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in recipe.shown)
     progress.log(f'evaluation ({stage}): {figures}')
 
 

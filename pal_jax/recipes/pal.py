@@ -38,6 +38,7 @@ from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.metrics import EVALS, read_records
 from pal_jax.types import Metrics, PairBatch
 
+SHOWN = 'seen_shared', 'seen_pal', 'new_shared', 'new_pal'
 OPTIONS = {'logistic': ('margin', 'label_smoothing'), 'hinge': ('margin',), 'smooth_hinge': ('margin', 'gamma')}
 
 States = dict[str, PALState]
@@ -86,7 +87,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         return 'step' if config.eval.every and i and i % config.eval.every == 0 else None
 
     abstract = {name: learner.abstract for name, learner in learners.items()}
-    return Recipe(config.total_steps, abstract, init, step, stage, evaluate)
+    return Recipe(config.total_steps, abstract, init, step, stage, evaluate, shown=SHOWN)
 
 
 def check(config: Config, ways: int) -> None:

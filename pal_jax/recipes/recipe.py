@@ -78,6 +78,7 @@ class Recipe(NamedTuple):
     exports: models by the name of their folder.
     exported: the part of `abstract` that `exports` reads; the rest is `...`.
     model, tokenizer: of the policy; None in a method that trains no language model, which exports none.
+    shown: figures of an evaluation that the console shows, if it has them.
     """
 
     total_steps: int
@@ -90,6 +91,7 @@ class Recipe(NamedTuple):
     exported: Any = None
     model: ModelConfig | None = None
     tokenizer: Callable[[], Tokenizer] | None = None
+    shown: Sequence[str] = ('reward', 'loss', 'accuracy')
 
 
 class Policy(NamedTuple):

@@ -49,6 +49,7 @@ from pal_jax.types import Completion, Dialogue, Metrics, Sample, Sampling, Token
 
 Sampler = Callable[..., list[Sample]]  # of dialogues, samples of each, seed and who is told: see `make_sampler`
 
+SHOWN = 'reward', 'format', 'profile', 'strict'
 EVALUATION = 2**31  # stands where a training step has its number in seeds
 
 
@@ -142,7 +143,9 @@ def make(config: Config, ctx: Context) -> Recipe:
     steps = warmup + config.total_steps
     stage = functools.partial(stage_before, warmup=warmup, steps=steps, every=config.eval.every)
     exported = learner.abstract_weights
-    return Recipe(steps, learner.abstract, init, step, stage, evaluate, exports, exported, cfg, lambda: tokenizer)
+    return Recipe(
+        steps, learner.abstract, init, step, stage, evaluate, exports, exported, cfg, lambda: tokenizer, SHOWN
+    )
 
 
 # --- parts from the config ------------------------------------------------------------------------------------------
