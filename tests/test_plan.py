@@ -77,6 +77,24 @@ def test_golden_traffic_of_a_loop() -> None:
     assert found.moved == 5 * (slice_of_stack + gathered + 2 * 1024) + 5 * (4 + 4 + 1) * 0
 
 
+def test_a_sum_of_which_a_fusion_keeps_a_slice_is_a_reduce_scatter() -> None:
+    module = """HloModule jit_f, is_scheduled=true
+
+%all-reduce-scatter.1 (whole: f32[64,256]) -> f32[16,256] {
+  %whole = f32[64,256]{1,0} parameter(0)
+  %sum = f32[64,256]{1,0} all-reduce(%whole), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  %zero = s32[] constant(0)
+  ROOT %own = f32[16,256]{1,0} dynamic-slice(%sum, %zero, %zero), dynamic_slice_sizes={16,256}
+}
+
+ENTRY %main (x: f32[64,256]) -> f32[16,256] {
+  %x = f32[64,256]{1,0} parameter(0)
+  ROOT %out = f32[16,256]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+    assert hlo.traffic(module).collectives == {'reduce-scatter': 64 * 1024}
+
+
 def test_a_transfer_with_nothing_beside_it_is_not_overlapped() -> None:
     alone = MODULE.replace('  %work = f32[1,256]{1,0:S(1)} dot(%near, %near), lhs_contracting_dims={1}\n', '')
     assert hlo.traffic(alone).overlapped == 0
@@ -214,7 +232,7 @@ def test_what_the_compiler_says_of_memory_is_read() -> None:
     ('topology', 'model', 'choice'),
     [
         ('v5e:4x4', 'Qwen/Qwen2.5-3B', Choice(1, 16, 1, 'full', 1)),
-        ('v5p:4x4x4', 'meta-llama/Llama-3.1-8B', Choice(1, 64, 1, 'full', 1)),
+        ('v5p:4x4x4', 'meta-llama/Llama-3.1-8B', Choice(4, 16, 1, 'full', 1)),
     ],
 )
 def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice) -> None:
@@ -228,12 +246,12 @@ def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice)
     learner = rlpa.make_learner(config, cfg, Context(mesh, Stopwatch().phase))
     chip = chips.chip(mesh.devices.flat[0])
     gradients = programs.training(learner, programs.work_of(config, prompt=1024))[0]
-    found = estimate.measure(gradients, mesh.size, chip, efficiency=0.4)
+    found = estimate.measure(gradients, chip, efficiency=0.4)
     assert not found.refused
     assert found.peak <= chip.memory
     assert found.overlapped >= 0.9 * found.started > 0
     unembed = 4 * cfg.vocab * cfg.width
-    assert found.collectives['all-reduce'] < 3 * unembed
+    assert found.collectives['all-reduce'] < 10 * unembed  # once a call, not once a turn of the loop
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

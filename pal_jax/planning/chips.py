@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from pal_jax.runtime.devices import overlap_on_tpu
+
 GIB = 2**30
 
 
@@ -51,6 +53,7 @@ def topology_devices(name: str) -> Sequence[Any]:
     os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
     os.environ.setdefault('TPU_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # it only compiles: no device is held
+    overlap_on_tpu()
     if not importlib.util.find_spec('libtpu'):
         raise RuntimeError("the TPU compiler is not installed; run pip install 'pal_jax[plan]'")
     try:

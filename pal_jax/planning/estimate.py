@@ -117,7 +117,7 @@ def make_plan(request: Request, choice: Choice, log: Callable[[str], None], stop
         return Plan(choice, request.chip, memory, [Figures('all', 1, peak=bound, refused=reason)])
     for program in hot_functions(request, learner, memory):
         log(program.name)
-        figures.append(measure(program, mesh.size, request.chip, request.efficiency))
+        figures.append(measure(program, request.chip, request.efficiency))
         if stop_early and (figures[-1].refused or figures[-1].peak > request.chip.memory):
             break
     return Plan(choice, request.chip, memory, figures)
@@ -159,11 +159,11 @@ def hot_functions(request: Request, learner: PolicyLearner, memory: dict[str, in
         yield from parts
 
 
-def measure(program: Program, ways: int, chip: Chip, efficiency: float) -> Figures:
+def measure(program: Program, chip: Chip, efficiency: float) -> Figures:
     """Compiles a program and reads its figures off what came out."""
     given, beside = programs.bytes_of(program.arguments), programs.bytes_of(program.beside)
     traced = program.function.trace(*program.arguments)
-    work = flops(traced.jaxpr.jaxpr) / ways
+    work = flops(traced.jaxpr.jaxpr) / program.ways
     try:
         compiled = traced.lower().compile()
     except JaxRuntimeError as error:

@@ -185,15 +185,19 @@ def _fused(each: Instruction) -> str:
 
 def _received(module: Module, body: Computation) -> Iterator[tuple[str, int]]:
     """Kind and bytes of each collective of a computation, those inside its fusions too: the start, middle and end of
-    an asynchronous one have one channel."""
+    an asynchronous one have one channel. A TPU's reduce-scatter is a fusion of an all-reduce and a slice of it."""
     seen = set()
-    inside = [other for each in body if each.opcode == 'fusion' for other in module.get(_fused(each), [])]
-    for each in [*body, *inside]:
+    fused = [_fused(each) for each in body if each.opcode == 'fusion']
+    inside = [(name, other) for name in fused for other in module.get(name, [])]
+    for name, each in [*(('', each) for each in body), *inside]:
         kind = each.opcode.removesuffix('-start')
         channel = re.search(r'channel_id=(\d+)', each.rest)
         if kind in COLLECTIVES and (key := channel[1] if channel else each.name) not in seen:
             seen.add(key)
-            yield kind, each.largest * {'all-reduce': 2, 'reduce-scatter': _group(each)}.get(kind, 1)
+            if name.startswith('all-reduce-scatter'):
+                yield 'reduce-scatter', each.largest
+            else:
+                yield kind, each.largest * {'all-reduce': 2, 'reduce-scatter': _group(each)}.get(kind, 1)
 
 
 def _group(each: Instruction) -> int:

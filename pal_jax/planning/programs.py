@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from pal_jax.data.packing import round_up
 from pal_jax.decode import engine
@@ -18,7 +18,7 @@ from pal_jax.learners.policy import PolicyLearner, critic_trainable
 from pal_jax.learners.training import apply
 from pal_jax.models import params
 from pal_jax.models.config import ModelConfig
-from pal_jax.runtime import sharding
+from pal_jax.runtime import devices, sharding
 from pal_jax.types import RolloutBatch, TokenBatch
 
 Tree = Any
@@ -30,6 +30,7 @@ class Program(NamedTuple):
 
     calls: how often a step runs it.
     beside: what else is in memory while it runs.
+    ways: devices that run it together.
     """
 
     name: str
@@ -37,10 +38,14 @@ class Program(NamedTuple):
     arguments: tuple[Any, ...]
     calls: int
     beside: Tree
+    ways: int
 
 
 class Work(NamedTuple):
-    """The sizes of a step. Every row and completion is taken to be as long as it may become."""
+    """The sizes of a step. Every row and completion is taken to be as long as it may become.
+
+    shares: decoders side by side, each on its part of the devices and of the prompts; 0: one a process.
+    """
 
     prompts: int
     n: int
@@ -49,6 +54,7 @@ class Work(NamedTuple):
     minibatches: int
     epochs: int
     slots: int
+    shares: int = 0
 
     @property
     def row(self) -> int:
@@ -60,13 +66,17 @@ class Work(NamedTuple):
         """Tokens of a slot."""
         return bucket(self.prompt + max(self.completion, 64), 128)
 
+    def shares_on(self, mesh: Mesh) -> int:
+        """Decoders side by side on these devices."""
+        return self.shares or len({device.process_index for device in mesh.devices.flat})
+
 
 def work_of(config: Any, prompt: int) -> Work:
     """The sizes that a config names, with prompts of so many tokens."""
     dialogue, ppo = config.dialogue, config.ppo
     return Work(
         dialogue.rollout_batch_size, dialogue.n_samples_per_prompt, prompt, config.sampling.max_tokens,
-        ppo.minibatches, ppo.epochs, config.decode.slots,
+        ppo.minibatches, ppo.epochs, config.decode.slots, config.decode.shares,
     )  # fmt: skip
 
 
@@ -78,19 +88,19 @@ def training(learner: PolicyLearner, work: Work) -> list[Program]:
     rows, scored = (min(learner.ppo.micro_rows * ways, each) for each in (minibatch, height))
     batch, weight = rollout(mesh, rows, work)
     grads = gradients(state.actor.params), gradients(critic_trainable(state.critic))
-    updates = work.minibatches * work.epochs
+    updates, ways = work.minibatches * work.epochs, mesh.size
     programs = [
         Program('gradients', type(learner)._gradients, (learner, grads, state, batch, weight, 0),
-                updates * (minibatch // rows), batch),
+                updates * (minibatch // rows), batch, ways),
         Program('apply', apply, (learner.optimizers.actor, state.actor, grads[0]), updates,
-                (state.critic, state.reference, grads[1])),
+                (state.critic, state.reference, grads[1]), ways),
         Program('annotate', type(learner)._score, (learner, state, rollout(mesh, scored, work)[0].tokens),
-                height // scored, ()),
+                height // scored, (), ways),
     ]  # fmt: skip
     if state.critic:
         beside = state.actor, state.reference, grads[0]
         arguments = learner.optimizers.critic, state.critic, grads[1]
-        programs.insert(2, Program('apply critic', apply, arguments, updates, beside))
+        programs.insert(2, Program('apply critic', apply, arguments, updates, beside, ways))
     return programs
 
 
@@ -120,27 +130,43 @@ def rollout(mesh: Mesh, rows: int, work: Work) -> tuple[RolloutBatch, jax.ShapeD
 
 
 def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool) -> list[Program]:
-    """Publication of the weights, prefill, insertion and generation, beside the state of the training."""
-    state, ways = learner.abstract, sharding.batch_ways(learner.mesh)
-    slots, rows, room = round_up(work.slots, ways), round_up(PREFILL_ROWS, ways), work.room
-    functions = Programs(cfg, learner.mesh, slots=slots, int8=int8)
-    plain = state.actor.frozen if learner.adapters else state.actor.params  # merged weights lie where the base does
-    weights = result(functions.publish, plain)
-    caches = slots_of(cfg, learner.mesh, slots, room)
-    chunk, place = min(CHUNK, bucket(work.prompt, 64)), sharding.sharding(learner.mesh, ('batch',))
+    """Publication of the weights to all decoders, and what one of them does, beside the state of the training."""
+    state = learner.abstract
+    shares = work.shares_on(learner.mesh)
+    wide, mesh = spread(learner.mesh, shares)
+    ways = sharding.batch_ways(mesh)
+    slots, rows, room = round_up(-(-work.slots // shares), ways), round_up(PREFILL_ROWS, ways), work.room
+    publish, functions = (Programs(cfg, place, slots=slots, int8=int8) for place in (wide, mesh))
+    ordered = Mesh(wide.devices.reshape(learner.mesh.devices.shape), wide.axis_names, axis_types=wide.axis_types)
+    places = sharding.param_shardings(params.decoder_specs(cfg), ordered)
+    trained = state.actor.frozen if learner.adapters else state.actor.params  # merged weights lie where the base does
+    plain = jax.tree.map(placed, trained, places)
+    published = result(publish.publish, plain)
+    weights = jax.tree.map(lambda x: placed(x, NamedSharding(mesh, x.sharding.spec)), published)
+    caches = slots_of(cfg, mesh, slots, room)
+    chunk, place = min(CHUNK, bucket(work.prompt, 64)), sharding.sharding(mesh, ('batch',))
     tokens, length = (jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=place) for sizes in ((rows, chunk), (rows,)))
     prompts = weights, caches, length, length, tokens, length
     cached = jax.eval_shape(functions.extend, *prompts)
-    prefix = jax.tree.map(lambda like, part: placed(part, like.sharding), prefix_of(caches), cached)
-    chunks = -(-work.prompt // chunk) * -(-work.prompts // rows)
-    steps = work.completion * -(-work.prompts * work.n // slots)
+    prefix = jax.tree.map(lambda like, new: placed(new, like.sharding), prefix_of(caches), cached)
+    own = -(-work.prompts // shares)
+    chunks = -(-work.prompt // chunk) * -(-own // rows)
+    steps = work.completion * -(-own * work.n // slots)
     training = state.replace(actor=state.actor.replace(params={}))
     return [
-        Program('publish', functions.publish, (plain,), 1, training),
-        Program('prefill', functions.extend, prompts, chunks, state),
-        Program('insert', functions.insert, (caches, prefix, admission(slots)), chunks, (state, weights)),
-        Program('generate', functions.generate, (weights, caches), steps, state),
+        Program('publish', publish.publish, (plain,), 1, training, wide.size),
+        Program('prefill', functions.extend, prompts, chunks, state, mesh.size),
+        Program('insert', functions.insert, (caches, prefix, admission(slots)), chunks, (state, weights), mesh.size),
+        Program('generate', functions.generate, (weights, caches), steps, state, mesh.size),
     ]
+
+
+def spread(mesh: Mesh, shares: int) -> tuple[Mesh, Mesh]:
+    """The devices of all decoders, and those of one: see `decode.shares`."""
+    if shares == 1:
+        return mesh, mesh
+    wide = devices.divide(mesh, shares)
+    return wide, Mesh(wide.devices[:1], wide.axis_names, axis_types=wide.axis_types)
 
 
 def prefix_of(caches: engine.DecodeState) -> engine.Prefix:
@@ -156,10 +182,13 @@ def slots_of(cfg: ModelConfig, mesh: Mesh, slots: int, room: int) -> engine.Deco
 
 def decoding_memory(cfg: ModelConfig, mesh: Mesh, work: Work, *, int8: bool) -> tuple[int, int]:
     """Bytes on a device of the weights, about, and of the caches that decoding keeps."""
+    shares = work.shares_on(mesh)
+    _, mesh = spread(mesh, shares)
     specs = params.decoder_specs(cfg)
     places = sharding.param_shardings(specs, mesh, sharding.DECODE_RULES)
     weights = jax.tree.map(placed, params.abstract(specs, 'int8' if int8 else cfg.dtype), places)
-    slots = slots_of(cfg, mesh, round_up(work.slots, sharding.batch_ways(mesh)), work.room)
+    own = round_up(-(-work.slots // shares), sharding.batch_ways(mesh))
+    slots = slots_of(cfg, mesh, own, work.room)
     return bytes_of(weights), bytes_of(slots)
 
 

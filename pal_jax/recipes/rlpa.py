@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -34,6 +35,7 @@ from pal_jax.recipes.recipe import (
     Evaluation,
     Export,
     Host,
+    Policy,
     Recipe,
     check_finite,
     export_policy,
@@ -41,16 +43,27 @@ from pal_jax.recipes.recipe import (
     make_policy,
     stage_before,
 )
-from pal_jax.recipes.world import make_world, read_system
+from pal_jax.recipes.world import World, make_world, read_system
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.runtime.processes import Shares
-from pal_jax.types import Completion, Dialogue, Metrics, Sample, Sampling, TokenBatch
+from pal_jax.types import Completion, Dialogue, Metrics, RolloutBatch, Sample, Sampling, TokenBatch
 
 Sampler = Callable[..., list[Sample]]  # of dialogues, samples of each, seed and who is told: see `make_sampler`
 
 SHOWN = 'reward', 'format', 'profile', 'strict'
 EVALUATION = 2**31  # stands where a training step has its number in seeds
+
+
+class Parts(NamedTuple):
+    """People and judges, the policy, and what goes from one to the other."""
+
+    world: World
+    policy: Policy
+    learner: PolicyLearner
+    decoder: Decoder
+    sample_turns: Sampler
+    supervised: Callable[[int], TokenBatch]
 
 
 def make(config: Config, ctx: Context) -> Recipe:
@@ -61,29 +74,20 @@ def make(config: Config, ctx: Context) -> Recipe:
       RuntimeError: the model cannot be had.
     """
     check(config, ctx.mesh)
-    decode = config.decode.to_dict()
-    shares = decode.pop('shares', 0) or jax.process_count()
-    shares = Shares(shares if ctx.mesh.size > 1 else 1)  # a single device is for exports
-    world = make_world(config, shares)
-    policy = make_policy(config, ctx)
-    cfg, tokenizer = policy.cfg, policy.tokenizer
-    learner = make_learner(config, cfg, ctx)
-    decoder = make_decoder(cfg, tokenizer, ctx.mesh, shares=shares, **decode)
-    sample_turns = make_sampler(config, world.system, tokenizer, decoder)
+    world, policy, learner, decoder, sample_turns, supervised = make_parts(config, ctx)
     warmup, dialogue = config.warmup.steps, config.dialogue
     n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
     max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
     turn_gamma, turns_a_step = dialogue.turn_gamma, max_rounds if dialogue.turn_gamma else 1
     order = config.seed if dialogue.shuffle else None
     rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
-    ways, actions = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, round_up(config.sampling.max_tokens, 8)
+    pack = make_packing(config, ctx.mesh)
     min_std = 0.0 if config.reference_compatible else config.reward.min_std
-    rows = {'ways': ways, 'micro_rows': config.ppo.micro_rows, 'row_tokens': config.ppo.row_tokens}
-    supervised = make_supervised(config, tokenizer, ctx.mesh)
 
     def init() -> tuple[PolicyState, Host]:
-        params = policy.source.load(learner.param_shardings)
-        return learner.init(params), {'queue': env.to_json(env.open_queue(world.train, shuffle=order))}
+        return learner.init(policy.source.load(learner.param_shardings)), {
+            'queue': env.to_json(env.open_queue(world.train, shuffle=order))
+        }
 
     def imitation_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         with ctx.phase('update'):
@@ -111,8 +115,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         ctx.show(map(shown, spread(samples, dialogue.shown)))
         with ctx.phase('annotate'):
             returns = env.with_returns(turns, gamma=turn_gamma)
-            batch = pack_rollouts(returns, n=n, actions=actions, mesh=ctx.mesh, **rows)
-            batch, annotated = learner.annotate(state, batch)
+            batch, annotated = learner.annotate(state, pack(returns))
         metrics |= annotated | {'flat': float(metrics['reward_std'] < min_std)}
         if not metrics['flat']:
             with ctx.phase('update'):
@@ -142,10 +145,10 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     steps = warmup + config.total_steps
     stage = functools.partial(stage_before, warmup=warmup, steps=steps, every=config.eval.every)
-    exported = learner.abstract_weights
     return Recipe(
-        steps, learner.abstract, init, step, stage, evaluate, exports, exported, cfg, lambda: tokenizer, SHOWN
-    )
+        steps, learner.abstract, init, step, stage, evaluate, exports, learner.abstract_weights,
+        policy.cfg, lambda: policy.tokenizer, SHOWN,
+    )  # fmt: skip
 
 
 # --- parts from the config ------------------------------------------------------------------------------------------
@@ -196,6 +199,26 @@ def check(config: Config, mesh: Mesh) -> None:
         height = round_up(size, ways)
         if height % min(micro * ways, height):
             raise ValueError(f'{key}={height} does not divide into ppo.micro_rows={micro} on each of {ways} devices')
+
+
+def make_parts(config: Config, ctx: Context) -> Parts:
+    """Raises ValueError or RuntimeError where a file or a model cannot be had."""
+    decode = config.decode.to_dict()
+    shares = decode.pop('shares', 0) or jax.process_count()
+    shares = Shares(shares if ctx.mesh.size > 1 else 1)  # a single device is for exports
+    world, policy = make_world(config, shares), make_policy(config, ctx)
+    learner, tokenizer = make_learner(config, policy.cfg, ctx), policy.tokenizer
+    decoder = make_decoder(policy.cfg, tokenizer, ctx.mesh, shares=shares, **decode)
+    sample_turns = make_sampler(config, world.system, tokenizer, decoder)
+    return Parts(world, policy, learner, decoder, sample_turns, make_supervised(config, tokenizer, ctx.mesh))
+
+
+def make_packing(config: Config, mesh: Mesh) -> Callable[[Sequence[Sample]], RolloutBatch]:
+    """Samples of a step, those of a prompt together, as the batch of an update."""
+    n, actions = config.dialogue.n_samples_per_prompt, round_up(config.sampling.max_tokens, 8)
+    rows = {'micro_rows': config.ppo.micro_rows, 'row_tokens': config.ppo.row_tokens}
+    ways = sharding.batch_ways(mesh) * config.ppo.minibatches
+    return functools.partial(pack_rollouts, n=n, actions=actions, mesh=mesh, ways=ways, **rows)
 
 
 def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:

@@ -20,21 +20,36 @@ from pal_jax.runtime import memory, processes
 
 AXES = ('data', 'fsdp', 'tensor')
 
+# Weights are gathered and gradients summed beside other work; of some chips (v5p) the compiler does not by itself.
+LIBTPU_ARGS = (
+    '--xla_enable_async_all_gather=true',
+    '--xla_tpu_enable_async_collective_fusion=true',
+    '--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true',
+    '--xla_tpu_enable_async_collective_fusion_multiple_steps=true',
+    '--xla_tpu_overlap_compute_collective_tc=true',
+)
+
 
 def initialize(cache_dir: str | os.PathLike[str] | None = None, place: processes.Place | None = None) -> None:
     """Joins the other processes, if there are any, keeps compiled programs in `cache_dir`, and has memory given back
     around compilations.
 
-    JAX_COMPILATION_CACHE_DIR names another place for the programs.
+    JAX_COMPILATION_CACHE_DIR names another place for the programs, LIBTPU_INIT_ARGS other flags for a TPU.
 
     Raises:
       RuntimeError, ValueError: see `processes.join`.
     """
     memory.give_back_when_compiling()
+    overlap_on_tpu()
     processes.join(place)
     if cache_dir and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         jax.config.update('jax_compilation_cache_dir', os.fspath(cache_dir))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def overlap_on_tpu() -> None:
+    """Has the TPU compiler run collectives beside other work; it reads its flags once, when it is loaded."""
+    os.environ.setdefault('LIBTPU_INIT_ARGS', ' '.join(LIBTPU_ARGS))
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
