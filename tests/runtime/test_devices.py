@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from pal_jax.runtime import devices
@@ -22,3 +24,12 @@ def test_parts_that_do_not_fit_are_told(monkeypatch):
     monkeypatch.setattr(devices.jax, 'process_count', lambda: 4)
     with pytest.raises(ValueError, match='decode.shares=2 does not divide 8 devices of 4 processes'):
         devices.divide(devices.make_mesh(), 2)
+
+
+def test_flags_of_the_tpu_compiler_are_ours_unless_the_environment_has_others(monkeypatch):
+    monkeypatch.delenv('LIBTPU_INIT_ARGS', raising=False)
+    devices.overlap_on_tpu()
+    assert os.environ['LIBTPU_INIT_ARGS'].split() == list(devices.LIBTPU_ARGS)
+    monkeypatch.setenv('LIBTPU_INIT_ARGS', '--xla_tpu_scoped_vmem_limit_kib=98304')
+    devices.overlap_on_tpu()
+    assert os.environ['LIBTPU_INIT_ARGS'] == '--xla_tpu_scoped_vmem_limit_kib=98304'
