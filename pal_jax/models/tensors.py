@@ -111,7 +111,7 @@ def write(path: Path, kinds: Mapping[str, Kind], make: Callable[[str], np.ndarra
         for name, kind in kinds.items():
             x = make(name)
             assert (x.shape, x.dtype) == kind, f'{name} is {x.dtype}{x.shape}, announced was {kind}'
-            file.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+            file.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
 
 
 @contextlib.contextmanager
@@ -127,7 +127,11 @@ def whole(folder: Path, mark: str = 'config.json') -> Iterator[Path]:
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
