@@ -6,6 +6,7 @@ import dataclasses
 
 import httpx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,9 +41,8 @@ def adapters(base):
     for seed in range(3):
         targets = ('attn/(q|v|o)', 'down')
         trainable, _ = lora.split(lora.attach(base, rank=4, alpha=8.0, targets=targets, key=jax.random.key(seed)))
-        moved.append(
-            jax.tree.map(lambda x, s=seed: x + 0.3 * np.cos(np.arange(x.size) + s).reshape(x.shape), trainable)
-        )
+        wave = jax.tree.map(lambda x, s=seed: 0.3 * jnp.cos(jnp.arange(x.size) + s).reshape(x.shape), trainable)
+        moved.append(jax.tree.map(jnp.add, trainable, wave))
     return moved
 
 
@@ -69,7 +69,7 @@ def merged(base):
             weights = lora.merge(lora.join(merging.linear(adapters, mixture), base))
         elif mixture:
             weights = merging.delta(base, adapters, mixture)
-        decoder.load(jax.tree.map(jax.numpy.asarray, weights))
+        decoder.load(jax.tree.map(jnp.asarray, weights))
         return [each.token_ids for each in decoder([Request(prompt, GREEDY, 0) for prompt in prompts])]
 
     return answer
