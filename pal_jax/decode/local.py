@@ -115,14 +115,13 @@ class LocalDecoder:
         Raises:
           ValueError: a request under way mixes other adapters.
         """
+        self._adapters(params)
         self._weights = None  # frees the old ones first
         self.use(self._programs.publish(params), version)
 
     def use(self, weights: Params, version: int = 0) -> None:
         """As `load`, with weights that lie on its mesh as decoding wants them: `engine.decode_weights`."""
-        adapters = soups.count(weights)
-        for request in self._at_hand():
-            check(request, self.cfg, adapters)
+        adapters = self._adapters(weights)
         self._weights, self.version = weights, version
         self._mixtures = np.zeros((self.slots, adapters), np.float32)
         for slot, live in self._live.items():
@@ -130,6 +129,13 @@ class LocalDecoder:
         self._prefixes.clear()
         for prompt in self._prompts:
             prompt.done = 0
+
+    def _adapters(self, weights: Params) -> int:
+        """How many adapters there are to mix; raises ValueError where requests at hand mix others."""
+        adapters = soups.count(weights)
+        for request in self._at_hand():
+            check(request, self.cfg, adapters)
+        return adapters
 
     def release(self) -> None:
         """Gives the memory of the weights, and of caches nothing decodes in, back until the next `load`."""

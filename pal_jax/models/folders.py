@@ -215,7 +215,7 @@ def _merged(models: Sequence[Model], method: Callable[[list[Any]], np.ndarray], 
     xs = [model.read(name) for model in models]
     if jnp.issubdtype(models[0].kinds[name].dtype, jnp.floating):
         return method(xs)
-    first, *others = [x[...] for x in xs]
+    first, *others = [x[()] for x in xs]
     if any(not np.array_equal(first, other) for other in others):
         raise ValueError(f'{name} is of whole numbers, and they differ; merge models that share it')
     return first

@@ -220,7 +220,7 @@ def _blocks(shape: tuple[int, ...], count: int) -> Iterator[Any]:
     """Slices of the first axis, so small that in float64 `count` tensors and as many intermediate results have together
     no more bytes than one whole tensor in float32."""
     if not shape:
-        yield ...
+        yield ()
         return
     size = max(1, min(shape[0] // (4 * count + 4), BLOCK // max(1, math.prod(shape[1:]))))
     for start in range(0, shape[0], size):
