@@ -70,7 +70,7 @@ def delta(base: Params, adapters: Sequence[Params], weights: Sequence[float]) ->
         return np.stack(layers).reshape(x.shape)
 
     for adapter in adapters[1:]:
-        if _built(adapter) != _built(adapters[0]):
+        if _places(adapter) != _places(adapters[0]):
             raise ValueError('adapters of other weights than those of the first; merge adapters with equal targets')
     return jax.tree.map(merged, base, *adapters)
 
@@ -192,6 +192,11 @@ def _built(tree: Any) -> Any:
     return jax.tree.structure(tree)
 
 
+def _places(adapters: Params) -> Any:
+    """Which weights have an adapter, whatever its scale."""
+    return _built(jax.tree.map(lambda adapter: 0, adapters, is_leaf=lambda x: isinstance(x, Adapter)))
+
+
 # --- tensors --------------------------------------------------------------------------------------------------------
 
 
@@ -217,14 +222,14 @@ def _by_rows(xs: Sequence[Any], kernel: Callable[..., np.ndarray]) -> np.ndarray
 
 
 def _blocks(shape: tuple[int, ...], count: int) -> Iterator[Any]:
-    """Slices of the first axis, so small that in float64 `count` tensors and as many intermediate results have together
-    no more bytes than one whole tensor in float32."""
+    """Slices of the first axis, so small that `count` tensors in float64 and three times as many intermediate results
+    have together no more bytes than one whole tensor in float32."""
     if not shape:
         yield ()
         return
-    size = max(1, min(shape[0] // (4 * count + 4), BLOCK // max(1, math.prod(shape[1:]))))
+    size = max(1, min(shape[0] // (8 * count + 8), BLOCK // max(1, math.prod(shape[1:]))))
     for start in range(0, shape[0], size):
-        yield slice(start, start + size)
+        yield slice(start, min(start + size, shape[0]))  # safetensors takes none past the end
 
 
 def _least_kept(origin: Tensor, x: Tensor, k: float) -> float:
