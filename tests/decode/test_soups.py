@@ -88,6 +88,7 @@ def test_users_of_one_batch_get_the_tokens_of_their_merged_copies(decoder, merge
     check_users(decoder, merged, 'factors', adapters)
 
 
+@pytest.mark.slow
 def test_mixed_updates_are_the_merged_updates(base, adapters, merged):
     scaled = [jax.tree.map(lambda x, s=s: x.replace(scale=s), each, is_leaf=lambda x: isinstance(x, lora.Adapter))
               for each, s in zip(adapters, (2.0, 1.0, 0.5), strict=True)]  # fmt: skip
@@ -102,6 +103,7 @@ def test_a_single_slot_and_a_mesh_decode_the_same(base, adapters, merged):
         check_users(make_decoder(soups.stack(base, adapters), **settings), merged, 'factors', adapters)
 
 
+@pytest.mark.slow
 def test_no_prompt_starts_from_the_cache_of_another_mixture(decoder, base, adapters):
     """A prompt asked under one mixture after the other, and a longer one that goes on from it."""
     fresh = make_decoder(soups.stack(base, adapters), reuse=False)
@@ -133,6 +135,7 @@ def test_a_mixture_that_does_not_fit(decoder, base, adapters):
         under_way.load(soups.stack(base, adapters[:2]))
 
 
+@pytest.mark.slow
 def test_a_user_s_mixture_comes_over_http(decoder, serve, merged, adapters):
     with serve(make_app(Driver(decoder), TOKENIZER, model='soup')) as address:
         asked = {'prompt': list(words(0)), 'max_tokens': 10, 'temperature': 0.0}
