@@ -38,12 +38,11 @@ from pal_jax.runtime import devices
 from pal_jax.runtime.curve import plot_alignment, plot_turns
 from pal_jax.runtime.metrics import EVALS, plain, read_records
 from pal_jax.runtime.summary import by_stage
-from pal_jax.talking import open_decoder
+from pal_jax.talking import SOURCES, open_decoder
 from pal_jax.train import load_run
 from pal_jax.types import Chat, Completion
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
-SOURCES = flags.DEFINE_list('sources', [], 'Policies to evaluate side by side.')
 COMPARED = ('al', 'n_ir', 'n_r2', 'reward', 'profile', 'precision', 'recall', 'response', 'strict')
 
 Records = dict[str, dict[str, Any]]

@@ -13,6 +13,9 @@ Options:
   --slots=N           requests decoded at once; default 16
   --line=N            requests that may wait; the next gets 429, or RESOURCE_EXHAUSTED; default 256
   --dtype=NAME        of matrix products: float32, bfloat16 or auto, the best of this machine; default auto
+  --adapters=A,B,...  folders of PEFT adapters on the source: every request mixes them with weights of its own, in the
+                      field `mixture` (numbers with sum 1; without it the source answers alone); HTTP only
+  --mixing=KIND       factors: as pal_jax.merge --method=linear; delta: as --method=delta; default factors
   --int8              decode with weights of eight bits: less to read, and a slightly other policy
   --max_len=N         tokens of a prompt and its answer; default 2048, or what the model has room for
 
@@ -40,6 +43,9 @@ from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.http import make_app
 from pal_jax.decode.local import LocalDecoder, Progress, Request
+from pal_jax.models import lora, peft, soups
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
 from pal_jax.talking import SOURCE, chat_preset, open_model
 from pal_jax.types import Sampling
 
@@ -51,6 +57,8 @@ SLOTS = flags.DEFINE_integer('slots', 16, 'Requests decoded at once.', lower_bou
 LINE = flags.DEFINE_integer('line', 256, 'Requests that may wait.', lower_bound=0)
 MAX_LEN = flags.DEFINE_integer('max_len', 2048, 'Tokens of a prompt and its answer.', lower_bound=2)
 DTYPE = flags.DEFINE_string('dtype', 'auto', 'Of matrix products.')
+ADAPTERS = flags.DEFINE_list('adapters', [], 'Folders of adapters that requests mix.')
+MIXING = flags.DEFINE_enum('mixing', 'factors', ['factors', 'delta'], 'What of adapters is mixed.')
 INT8 = flags.DEFINE_bool('int8', False, 'Decode with weights of eight bits.')
 CACHE_GRAIN = 512  # a conversation grows every turn, and each size of the cache is a program to compile
 GRACE = 60  # seconds that answers under way have when the server is told to stop
@@ -114,7 +122,7 @@ def make_http(token: str):
     """The application, its model read and its driver running."""
     found, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
-    decoder.load(found.load(decoder.param_shardings))
+    decoder.load(with_adapters(found.load(decoder.param_shardings), cfg))
     driver, preset = Driver(decoder, line=LINE.value), chat_preset(SOURCE.value)
     hello = len(tokenizer.encode(preset.system)) + 40  # as many tokens as a first message and its frame
     for length in (hello, hello + 40):  # the second goes on from the first, as the next turn does
@@ -122,8 +130,17 @@ def make_http(token: str):
     return make_app(driver, tokenizer, model=NAME.value or SOURCE.value, token=token, preset=preset)
 
 
+def with_adapters(params: Params, cfg: ModelConfig) -> Params:
+    """The weights, under the adapters that requests mix, if there are any."""
+    adapters = [lora.split(peft.attach(params, cfg, folder))[0] for folder in ADAPTERS.value]
+    kind = 'delta' if MIXING.value == 'delta' else 'factors'
+    return soups.stack(params, adapters, kind) if adapters else params
+
+
 def make_driver():
     """JetStream's driver, its model read and its threads running."""
+    if ADAPTERS.value:
+        raise ValueError('--adapters are mixed by the HTTP server alone; leave out --driver=jetstream')
     from pal_jax.decode.jetstream import JetStreamEngine
     from pal_jax.decode.jetstream_driver import JetStreamDriver
 

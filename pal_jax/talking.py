@@ -23,6 +23,7 @@ from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices, sharding
 
 SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
+SOURCES = flags.DEFINE_list('sources', [], 'Several models, of commands that take them.')
 CACHE = '~/.cache/pal_jax/compiled'
 
 

@@ -21,10 +21,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
 from pal_jax.decode import sampling
-from pal_jax.models import attention, decoder
+from pal_jax.models import attention, decoder, soups
 from pal_jax.models import params as model_params
 from pal_jax.models.config import LayerKind, ModelConfig
-from pal_jax.models.linear import Int8Weight, OutputMajor, output_major, quantize
+from pal_jax.models.linear import SoupWeight, output_major, quantize
 from pal_jax.models.params import Params
 from pal_jax.runtime import sharding
 
@@ -80,7 +80,7 @@ def decode_weights(params: Params, cfg: ModelConfig, *, slots: int, int8: bool =
     """
     single = slots == 1 and jax.default_backend() == 'cpu'
     layers = model_params.unstack(params['layers'])
-    layers = [decoder.fuse(layer, cfg) for layer in layers] if single else layers
+    layers = [decoder.fuse(layer, cfg) for layer in layers] if single and not soups.count(layers) else layers
     for layer in layers:
         for part in ('attn', 'mlp'):
             layer[part] = {name: _laid_out(name, w, cfg, single, int8) for name, w in layer[part].items()}
@@ -90,7 +90,10 @@ def decode_weights(params: Params, cfg: ModelConfig, *, slots: int, int8: bool =
     return {**outer, 'final_norm': params['final_norm'], 'layers': layers}
 
 
-def _laid_out(name: str, w: Array, cfg: ModelConfig, single: bool, int8: bool) -> Array | Int8Weight | OutputMajor:
+def _laid_out(name: str, w: Any, cfg: ModelConfig, single: bool, int8: bool) -> Any:
+    if isinstance(w, SoupWeight):
+        base = _laid_out(name, w.base, cfg, single, int8)
+        return w.replace(base=base, a=w.a.astype(cfg.dtype), b=w.b.astype(cfg.dtype))
     in_dims = 2 if name == 'o' else 1
     if name.endswith(('_bias', '_norm')):
         return w.astype(cfg.dtype) if name.endswith('_bias') else w

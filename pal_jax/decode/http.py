@@ -145,7 +145,8 @@ class Service:
             limit = max(min(MAX_TOKENS, self.driver.decoder.cfg.max_len - len(prompt)), 1)
         sampling = Sampling(body.temperature, body.top_k, body.top_p, limit, body.stops())
         seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
-        requests = [local.Request(tuple(prompt), sampling, seed + i) for i in range(body.n)]
+        mixture = None if body.mixture is None else tuple(body.mixture)
+        requests = [local.Request(tuple(prompt), sampling, seed + i, mixture) for i in range(body.n)]
         choices = [Choice(self.tokenizer, body.stops()) for _ in requests]
         news = _ask(self.driver, requests, self.metrics)
         first = await _unless_gone(request, anext(news))  # what is refused is refused before a stream begins

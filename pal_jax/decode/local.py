@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,47 +16,25 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import engine, sampling
 from pal_jax.decode.prefixes import WORTH, Prefixes, common
 from pal_jax.decode.programs import Programs
+from pal_jax.decode.requests import (
+    Live,
+    Progress,
+    Request,
+    Told,
+    admission,
+    advance,
+    bucket,
+    check,
+    finish,
+    for_slots,
+)
+from pal_jax.models import soups
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.runtime import sharding
-from pal_jax.types import Completion, FinishReason, Sampling
+from pal_jax.types import Completion, FinishReason
 
 FULL = 0.75  # of the rows of a prefill: with fewer prompts one at a time costs less than the padding
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One completion wanted. Its result depends on these three and the weights, never on its neighbours."""
-
-    prompt_ids: tuple[int, ...]
-    sampling: Sampling
-    seed: int
-
-
-Told = Callable[[int, Completion], None]  # the place of a request, and what became of it
-
-
-class Progress(NamedTuple):
-    """What a step brought one request; the last has its `completion`. `version` is of the weights."""
-
-    number: int
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    completion: Completion | None
-    version: int = 0
-
-
-@dataclasses.dataclass
-class Live:
-    """A request in a slot. It decodes once its prompt is in the cache."""
-
-    number: int
-    request: Request
-    ready: bool = False
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[float] = dataclasses.field(default_factory=list)
-    policy_logprobs: list[float] = dataclasses.field(default_factory=list)
-    versions: list[int] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(eq=False)
@@ -66,6 +44,7 @@ class Prompt:
 
     tokens: tuple[int, ...]
     slots: list[int]
+    mixture: tuple[float, ...] | None = None
     source: int = 0
     done: int = 0
 
@@ -86,7 +65,8 @@ class LocalDecoder:
 
     Prompts are padded and caches rounded up to few sizes, so few programs are compiled. A prompt is prefilled in chunks
     of `chunk` tokens, between the steps of what decodes already, and starts from the longest prefix of it that is in
-    any slot: of the same prompt, an earlier turn of its dialogue, or a system prompt.
+    any slot: of the same prompt, an earlier turn of its dialogue, or a system prompt. What a slot holds is of one
+    mixture of adapters (see `models.soups`), and only prompts of that mixture start from it.
 
     Args:
       grain: the caches' unit of length; a server takes a large one, as its requests grow turn by turn.
@@ -117,6 +97,7 @@ class LocalDecoder:
         self.grain = grain
         self.version, self.counters = 0, Counters()
         self._weights: Params | None = None
+        self._mixtures = np.zeros((self.slots, 0), np.float32)  # a row a slot
         self._state: engine.DecodeState | None = None
         self._prefixes = Prefixes(self.slots)
         self._waiting: deque[tuple[int, Request]] = deque()
@@ -126,19 +107,35 @@ class LocalDecoder:
         self.param_shardings = self._programs.param_shardings
 
     def load(self, params: Params, version: int = 0) -> None:
-        """Decodes with these (plain, merged) parameters from now on; what is under way goes on with them.
+        """Decodes with these parameters from now on, plain and merged or a soup of adapters; what is under way goes on
+        with them.
 
         What the caches hold is of the old ones, and no prompt starts from it any more.
+
+        Raises:
+          ValueError: a request under way mixes other adapters.
         """
+        self._adapters(params)
         self._weights = None  # frees the old ones first
         self.use(self._programs.publish(params), version)
 
     def use(self, weights: Params, version: int = 0) -> None:
         """As `load`, with weights that lie on its mesh as decoding wants them: `engine.decode_weights`."""
+        adapters = self._adapters(weights)
         self._weights, self.version = weights, version
+        self._mixtures = np.zeros((self.slots, adapters), np.float32)
+        for slot, live in self._live.items():
+            self._mixtures[slot] = self._row(live.request.mixture)
         self._prefixes.clear()
         for prompt in self._prompts:
             prompt.done = 0
+
+    def _adapters(self, weights: Params) -> int:
+        """How many adapters there are to mix; raises ValueError where requests at hand mix others."""
+        adapters = soups.count(weights)
+        for request in self._at_hand():
+            check(request, self.cfg, adapters)
+        return adapters
 
     def release(self) -> None:
         """Gives the memory of the weights, and of caches nothing decodes in, back until the next `load`."""
@@ -164,7 +161,7 @@ class LocalDecoder:
 
     def check(self, request: Request) -> None:
         """Raises ValueError where a request cannot be met by this model."""
-        check(request, self.cfg)
+        check(request, self.cfg, self._mixtures.shape[1])
 
     def add(self, request: Request) -> int:
         """Puts a request in line and returns its number.
@@ -246,12 +243,20 @@ class LocalDecoder:
 
     def _decode(self) -> sampling.Sampled:
         """What `stride` steps sampled: arrays [stride, slots]."""
-        steps = []
+        steps, mixtures = [], self._mixed(self._mixtures)
         for _ in range(self.stride):
-            self._state, sampled = self._programs.generate(self._weights, self._state)
+            self._state, sampled = self._programs.generate(self._weights, self._state, mixtures)
             steps.append(sampled)
         self.counters.slot_steps += self.slots * self.stride
         return jax.tree.map(lambda *rows: np.stack(rows), *jax.device_get(steps))
+
+    def _row(self, mixture: tuple[float, ...] | None) -> Any:
+        """A mixture as weights of all adapters: 0 is the base alone."""
+        return 0.0 if mixture is None else mixture
+
+    def _mixed(self, rows: np.ndarray) -> Any:
+        """Mixtures on the devices; None where there are no adapters."""
+        return self._place((rows,))[0] if rows.shape[1] else None
 
     # --- from the line into slots ------------------------------------------------------------------------------------
 
@@ -262,18 +267,20 @@ class LocalDecoder:
             self._make_room()
         while free and self._waiting:
             number, request = self._waiting.popleft()
-            prompt = next((each for each in self._prompts if each.tokens == request.prompt_ids), None)
-            slot = self._choose(free, request.prompt_ids if prompt is None else ())
+            asked = request.prompt_ids, request.mixture
+            prompt = next((each for each in self._prompts if (each.tokens, each.mixture) == asked), None)
+            slot = self._choose(free, request.prompt_ids if prompt is None else (), request.mixture)
             free.remove(slot)
             self._live[slot] = Live(number, request)
+            self._mixtures[slot] = self._row(request.mixture)
             if prompt is None:
-                self._prompts.append(Prompt(request.prompt_ids, [slot]))
+                self._prompts.append(Prompt(request.prompt_ids, [slot], request.mixture))
             else:
                 prompt.slots.append(slot)
 
-    def _choose(self, free: Sequence[int], tokens: Sequence[int]) -> int:
+    def _choose(self, free: Sequence[int], tokens: Sequence[int], mixture: tuple[float, ...] | None) -> int:
         """A free slot: the one whose cache the prompt goes on from, if that costs no other prompt its prefix."""
-        slot, count = self._start(tokens)
+        slot, count = self._start(tokens, mixture)
         oldest = self._prefixes.oldest(free)
         goes_on = count > 0 and count == self._prefixes.held(slot)
         if slot in free and count and (goes_on or self._prefixes.held(oldest)):
@@ -282,22 +289,24 @@ class LocalDecoder:
         self._prefixes.forget(oldest)
         return oldest
 
-    def _start(self, tokens: Sequence[int]) -> tuple[int, int]:
+    def _start(self, tokens: Sequence[int], mixture: tuple[float, ...] | None) -> tuple[int, int]:
         """A slot that holds the first so many of a prompt's tokens; its last one is always computed."""
-        slot, count = self._prefixes.longest(tokens[:-1]) if self.reuse else (0, 0)
+        slot, count = self._prefixes.longest(tokens[:-1], mixture) if self.reuse else (0, 0)
         return (slot, count) if count >= WORTH else (0, 0)
 
     def _make_room(self) -> None:
         """Caches as long as the requests at hand need: their length is what attention costs."""
-        requests = [live.request for live in self._live.values()] + [request for _, request in self._waiting]
-        room = bucket(
-            max(len(r.prompt_ids) + max(r.sampling.max_tokens, self._padding(r)) for r in requests), self.grain
-        )
+        needed = (len(r.prompt_ids) + max(r.sampling.max_tokens, self._padding(r)) for r in self._at_hand())
+        room = bucket(max(needed), self.grain)
         if self._state is None or (not self._live and 2 * room <= self._state.capacity):
             self._drop_caches()
             self._state = self._programs.init(room)
         elif room > self._state.capacity:
             self._state = self._programs.grow(self._state, room)
+
+    def _at_hand(self) -> list[Request]:
+        """Requests in slots and in line."""
+        return [live.request for live in self._live.values()] + [request for _, request in self._waiting]
 
     def _padding(self, request: Request) -> int:
         """The most that the last chunk of a prompt can be padded by."""
@@ -311,13 +320,16 @@ class LocalDecoder:
         rows = self._rows[len(batch) > self._rows[0]]
         pieces = [prompt.tokens[prompt.done : prompt.done + self.chunk] for prompt in batch]
         padded = self._place(engine.pad_prompts(pieces, rows, size))
+        mixtures = np.zeros((rows, self._mixtures.shape[1]), np.float32)
+        mixtures[: len(batch)] = [self._mixtures[prompt.slots[0]] for prompt in batch]
+        mixed = self._mixed(mixtures)
         if any(prompt.done for prompt in batch):
             source, start = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
             source[: len(batch)] = [prompt.source for prompt in batch]
             start[: len(batch)] = [prompt.done for prompt in batch]
-            prefix = self._programs.extend(self._weights, self._state, *self._place((source, start)), *padded)
+            prefix = self._programs.extend(self._weights, self._state, *self._place((source, start)), *padded, mixed)
         else:
-            prefix = self._programs.prefill(self._weights, *padded)
+            prefix = self._programs.prefill(self._weights, *padded, mixed)
         placed = []
         for row, (prompt, piece) in enumerate(zip(batch, pieces, strict=True)):
             whole = prompt.done + len(piece) == len(prompt.tokens)
@@ -325,7 +337,7 @@ class LocalDecoder:
             for slot in prompt.slots if whole else prompt.slots[:1]:
                 placed.append((row, slot))
                 self._live[slot].ready = whole
-            self._prefixes.write(prompt.slots[0], 0, prompt.tokens[: prompt.done + len(piece)])
+            self._prefixes.write(prompt.slots[0], 0, prompt.tokens[: prompt.done + len(piece)], prompt.mixture)
             prompt.source, prompt.done = prompt.slots[0], prompt.done + len(piece)
         entry = admission([(row, slot, self._live[slot].request) for row, slot in placed], self.slots)
         self._state = self._programs.insert(self._state, prefix, entry)
@@ -344,9 +356,10 @@ class LocalDecoder:
         starts: list[tuple[int, int]] = []
         size = 0
         for prompt in self._prompts:
-            source, start = (prompt.source, prompt.done) if prompt.done else self._start(prompt.tokens)
+            source, start = (prompt.source, prompt.done) if prompt.done else self._start(prompt.tokens, prompt.mixture)
             padded = bucket(min(len(prompt.tokens) - start, self.chunk), 64)
-            shared = max((common(prompt.tokens[:-1], other.tokens) for other in batch), default=0)
+            alike = [other.tokens for other in batch if other.mixture == prompt.mixture]
+            shared = max((common(prompt.tokens[:-1], tokens) for tokens in alike), default=0)
             waits = self.reuse and not prompt.done and shared - start >= WORTH
             if waits or (batch and padded != size):
                 continue
@@ -374,7 +387,7 @@ class LocalDecoder:
         live = self._live.pop(slot)
         prompt = live.request.prompt_ids
         if live.ready:  # its last token is in no cache
-            self._prefixes.write(slot, len(prompt) - 1, [prompt[-1], *live.tokens[:-1]])
+            self._prefixes.write(slot, len(prompt) - 1, [prompt[-1], *live.tokens[:-1]], live.request.mixture)
         else:
             self._withdraw(slot)
         return finish(live, self.tokenizer, reason)
@@ -387,102 +400,3 @@ class LocalDecoder:
         prompt.slots.remove(slot)
         if not prompt.slots:
             self._prompts.remove(prompt)
-
-
-# --- what every decoder shares ---------------------------------------------------------------------------------------
-
-
-def for_slots(cfg: ModelConfig, slots: int) -> tuple[ModelConfig, int]:
-    """The precision and the number of slots that decode best where `slots` are wanted.
-
-    A CPU multiplies few rows in bf16 no faster than eight, but one row in float32.
-    """
-    cfg = (
-        dataclasses.replace(cfg, attention='fused') if cfg.attention == 'splash' else cfg
-    )  # prompts are no packed rows
-    if jax.default_backend() != 'cpu':
-        return cfg, slots
-    return (dataclasses.replace(cfg, dtype='float32'), 1) if slots == 1 else (cfg, max(slots, 8))
-
-
-def check(request: Request, cfg: ModelConfig) -> None:
-    """Raises ValueError where a request cannot be met by this model."""
-    length, vocab = len(request.prompt_ids), cfg.vocab
-    if not length or min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab:
-        raise ValueError(f'a prompt has one or more token ids from 0 to {vocab - 1}')
-    room = length + request.sampling.max_tokens
-    if room > cfg.max_len:
-        raise ValueError(
-            f'a prompt and its completion need {room} tokens, the model has room for {cfg.max_len}; '
-            'shorten the prompt (fewer rounds of a dialogue) or max_tokens'
-        )
-
-
-def admission(placed: Sequence[tuple[int, int, Request]], slots: int) -> engine.Admission:
-    """Which rows of a prefix go into which slots, with the settings of the requests there."""
-    fill, requests = slots - len(placed), [request for _, _, request in placed]
-
-    def column(values: Iterable[float], dtype: Any) -> np.ndarray:
-        return np.asarray([*values, *[0] * fill], dtype)
-
-    entry: Any = dict(
-        size=np.int32(len(placed)),
-        row=column((row for row, _, _ in placed), np.int32),
-        slot=column((slot for _, slot, _ in placed), np.int32),
-        rng=np.stack([_key(r.seed) for r in requests] + [np.zeros(2, np.uint32)] * fill),
-        temperature=column((r.sampling.temperature for r in requests), np.float32),
-        top_k=column((r.sampling.top_k for r in requests), np.int32),
-        top_p=column((r.sampling.top_p for r in requests), np.float32),
-    )
-    return engine.Admission(**entry)
-
-
-def advance(
-    live: Live,
-    tokenizer: Tokenizer,
-    version: int,
-    tokens: Sequence[int],
-    logprobs: Sequence[float],
-    policy_logprobs: Sequence[float],
-) -> FinishReason | None:
-    """Takes the new tokens of a request up to its end, and says how it ended if it did."""
-    settings = live.request.sampling
-    for token, logprob, policy_logprob in zip(tokens, logprobs, policy_logprobs, strict=True):
-        live.tokens.append(token)
-        live.logprobs.append(logprob)
-        live.policy_logprobs.append(policy_logprob)
-        live.versions.append(version)
-        if token in tokenizer.stop_ids or token in settings.stop_ids:
-            return 'stop'
-        if settings.stop:
-            longest = max(len(stop.encode()) for stop in settings.stop)  # in tokens it is no longer than in bytes
-            tail = tokenizer.text_of(live.tokens[-longest:])
-            if any(stop in tail for stop in settings.stop):
-                return 'stop'
-        if len(live.tokens) == settings.max_tokens:
-            return 'length'
-    return None
-
-
-def finish(live: Live, tokenizer: Tokenizer, reason: FinishReason) -> Completion:
-    """What a request has, as its completion."""
-    return Completion(
-        tokenizer.text_of(live.tokens),
-        tuple(live.tokens),
-        tuple(live.logprobs),
-        reason,
-        policy_logprobs=tuple(live.policy_logprobs),
-        versions=tuple(live.versions),
-    )
-
-
-def bucket(length: int, unit: int) -> int:
-    """`length` rounded up to 1, 2, 3, 4, 6, 8, 12, 16, ... units: at most a third of it is padding, few sizes exist."""
-    units = -(-length // unit)
-    step = 1 << max((units - 1).bit_length() - 2, 0)
-    return -(-units // step) * step * unit
-
-
-def _key(seed: int) -> np.ndarray:
-    """The threefry key of `jax.random.PRNGKey(seed)`, without a device call."""
-    return np.asarray([(seed >> 32) & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)

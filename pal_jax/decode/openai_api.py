@@ -46,6 +46,7 @@ class Options(BaseModel):
     stream: bool = False
     stream_options: dict[Literal['include_usage'], bool] | None = None
     user: str | None = None
+    mixture: Annotated[list[float], Field(max_length=1024)] | None = None  # weights of a soup's adapters
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
 

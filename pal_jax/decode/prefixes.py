@@ -6,17 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Mixture = tuple[float, ...] | None  # weights of adapters; None: their base alone
+
 WORTH = 32  # tokens: a shorter prefix is computed again, the copy would cost as much
 
 
 class Prefixes:
-    """A table of the tokens in the caches of `slots`, and when each slot was last used.
+    """A table of the tokens in the caches of `slots`, under which mixture of adapters they were computed, and when each
+    slot was last used.
 
     A slot whose first columns are not what the table can vouch for is entered with a gap, and matches nothing.
     """
 
     def __init__(self, slots: int):
         self._tokens = np.full((slots, 0), -1, np.int32)
+        self._mixtures: list[Mixture] = [None] * slots
         self._used = np.zeros(slots, np.int64)
         self._clock = 0
 
@@ -28,7 +32,7 @@ class Prefixes:
         """Forgets the columns of a slot from `start` on."""
         self._tokens[slot, start:] = -1
 
-    def write(self, slot: int, start: int, tokens: Sequence[int]) -> None:
+    def write(self, slot: int, start: int, tokens: Sequence[int], mixture: Mixture = None) -> None:
         """Enters tokens into the columns of a slot from `start` on, in place of all that was there."""
         end = start + len(tokens)
         if end > self._tokens.shape[1]:
@@ -36,14 +40,17 @@ class Prefixes:
             self._tokens = np.pad(self._tokens, ((0, 0), (0, more)), constant_values=-1)
         self._tokens[slot, start:] = -1
         self._tokens[slot, start:end] = tokens
+        self._mixtures[slot] = mixture
         self._clock += 1
         self._used[slot] = self._clock
 
-    def longest(self, prompt: Sequence[int]) -> tuple[int, int]:
-        """The slot that holds most of the prompt's first tokens, and how many; the least recently used of equals."""
+    def longest(self, prompt: Sequence[int], mixture: Mixture = None) -> tuple[int, int]:
+        """The slot that holds most of the prompt's first tokens under this mixture, and how many; the least recently
+        used of equals."""
         width = min(len(prompt), self._tokens.shape[1])
         same = self._tokens[:, :width] == np.asarray(prompt[:width], np.int32)[None]
         counts = np.where(same.all(axis=1), width, np.argmin(same, axis=1)) if width else np.zeros(len(same), int)
+        counts = np.where([each == mixture for each in self._mixtures], counts, 0)
         slot = min(range(len(counts)), key=lambda slot: (-counts[slot], self._used[slot]))
         return slot, int(counts[slot])
 

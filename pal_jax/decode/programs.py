@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from pal_jax.decode import engine
 from pal_jax.models import params as model_params
+from pal_jax.models import soups
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.runtime import sharding
@@ -15,6 +16,8 @@ from pal_jax.runtime import sharding
 
 class Programs:
     """`decode.engine` for one model, mesh and number of slots. Each call compiles once for every size of its arguments.
+
+    `mixtures [B, K]` are those of the rows or slots, where the weights are a soup of `K` adapters.
 
     Args:
       slots: a multiple of the devices that slots are spread over.
@@ -28,23 +31,28 @@ class Programs:
         state = engine.state_shardings(mesh)
         self.publish = jax.jit(
             lambda params: engine.decode_weights(
-                jax.lax.with_sharding_constraint(params, self.param_shardings), cfg, slots=slots, int8=int8
+                soups.on_base(lambda plain: jax.lax.with_sharding_constraint(plain, self.param_shardings), params),
+                cfg,
+                slots=slots,
+                int8=int8,
             )
         )
         self.init = jax.jit(lambda room: engine.init_state(cfg, slots, room), static_argnums=0, out_shardings=state)
         self.grow = jax.jit(engine.grow, static_argnums=1, out_shardings=state)
 
-        def prefill(weights: Params, tokens: Array, length: Array) -> engine.Prefix:
+        def prefill(weights: Params, tokens: Array, length: Array, mixtures: Array | None = None) -> engine.Prefix:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for kernels that no compiler spreads
-                return engine.prefill(weights, cfg, tokens, length)
+                return engine.prefill(soups.mixed(weights, mixtures), cfg, tokens, length)
 
         self.prefill = jax.jit(prefill)
         self.extend = jax.jit(
-            lambda weights, state, slots, start, tokens, length: engine.prefill(
-                weights, cfg, tokens, length, engine.read(state, slots, start)
+            lambda weights, state, slots, start, tokens, length, mixtures=None: engine.prefill(
+                soups.mixed(weights, mixtures), cfg, tokens, length, engine.read(state, slots, start)
             )
         )
         self.insert = jax.jit(engine.insert, donate_argnums=0, out_shardings=state)
         self.generate = jax.jit(
-            lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1, out_shardings=(state, None)
+            lambda weights, state, mixtures=None: engine.generate(soups.mixed(weights, mixtures), cfg, state),
+            donate_argnums=1,
+            out_shardings=(state, None),
         )

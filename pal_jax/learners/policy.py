@@ -163,7 +163,8 @@ class PolicyLearner:
 
     def weights(self, state: PolicyState) -> Params:
         """The actor as plain decoder weights."""
-        return self._merge(state.actor) if self.adapters else state.actor.params
+        actor = state.actor.replace(opt_state=())  # a state restored for export has none
+        return self._merge(actor) if self.adapters else actor.params
 
     def reference(self, state: PolicyState) -> Params:
         """The reference policy as plain decoder weights."""

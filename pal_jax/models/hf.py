@@ -9,44 +9,23 @@ from __future__ import annotations
 import functools
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.models import tensors
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.families import FAMILIES, Names, classifier_to_hf, config_from_hf, config_to_hf, token_ids
 from pal_jax.models.params import Params, ParamSpec, decoder_specs
-
-
-class Tensor(Protocol):
-    """What can be cut by slices before it is read, or an array."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __getitem__(self, index: Any, /) -> np.ndarray: ...
-
-
-class _Stored:
-    """A tensor in a safetensors file, of which only what is asked for is read."""
-
-    def __init__(self, file: Any):
-        self._file = file
-        self.shape: tuple[int, ...] = tuple(file.get_shape())
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return self._file[index]
-
+from pal_jax.models.tensors import Tensor
 
 Read = Callable[[str], Tensor]  # by the name of a tensor
 
@@ -76,34 +55,13 @@ def load_params(
     Raises:
       ValueError: there are no safetensors, or their names or shapes are not those of `cfg`.
     """
-    files = _files(Path(folder))
+    files = tensors.files(Path(folder))
     optional = {'lm_head.weight'} if cfg.tie_embed else set()
     extra = {name for name in files if not name.endswith('rotary_emb.inv_freq')} - optional
 
-    def read(name: str) -> Tensor:
-        with _opened(files[name]) as f:
-            return _Stored(f.get_slice(name))
-
-    return assemble(cfg, FAMILIES[cfg.family].names, read, extra, shardings, dtype)
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Name of every tensor -> the file it is in."""
-    index = folder / 'model.safetensors.index.json'
-    if index.exists():
-        return {name: folder / file for name, file in json.loads(index.read_text())['weight_map'].items()}
-    path = folder / 'model.safetensors'
-    if not path.exists():
-        raise ValueError(f'no model.safetensors in {folder}; save the model there with transformers first')
-    with _opened(path) as f:
-        return dict.fromkeys(f.keys(), path)
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, 'numpy')
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f'{path} cannot be read ({error}); download it again') from error
+    return assemble(
+        cfg, FAMILIES[cfg.family].names, lambda name: tensors.stored(files[name], name), extra, shardings, dtype
+    )
 
 
 def assemble(
@@ -256,20 +214,11 @@ def save(
     tokenizer = tokenizer if head is None else tokenizer.padding_apart()
     to_hf = config_to_hf if head is None else classifier_to_hf
     config = to_hf(cfg, tokenizer, dtype)
-    if folder.exists() and any(folder.iterdir()) and not (folder / 'config.json').exists():
-        raise ValueError(f'{folder} exists and holds no model; give a new folder to export to')
-    partial, old = folder.with_name(f'{folder.name}.partial'), folder.with_name(f'{folder.name}.old')
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_json(partial / 'config.json', config)
-    _write_json(partial / 'generation_config.json', token_ids(tokenizer))
-    tokenizer.save(partial)
-    _write_tensors(params, cfg, partial, dtype, file_bytes, head)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with tensors.whole(folder) as partial:
+        _write_json(partial / 'config.json', config)
+        _write_json(partial / 'generation_config.json', token_ids(tokenizer))
+        tokenizer.save(partial)
+        _write_tensors(params, cfg, partial, dtype, file_bytes, head)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -299,12 +248,12 @@ def _write_tensors(
     groups = list(_grouped(list(parts), sizes, file_bytes))
     weight_map = {}
     for i, group in enumerate(groups, 1):
-        file = 'model.safetensors' if len(groups) == 1 else f'model-{i:05}-of-{len(groups):05}.safetensors'
+        file = tensors.SINGLE if len(groups) == 1 else f'model-{i:05}-of-{len(groups):05}.safetensors'
         save_file({name: tensor(name) for name in group}, folder / file, metadata={'format': 'pt'})
         weight_map |= dict.fromkeys(group, file)
     if len(groups) > 1:
         index = {'metadata': {'total_size': sum(sizes)}, 'weight_map': weight_map}
-        _write_json(folder / 'model.safetensors.index.json', index)
+        _write_json(folder / tensors.INDEX, index)
 
 
 def _grouped(items: list[Any], sizes: list[int], limit: int) -> Iterator[list[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,21 @@ class LoraWeight(struct.PyTreeNode):
     scale: float = struct.field(pytree_node=False)
     key: UInt32[Array, '... 2'] | None = None  # the data of a random key
     dropout: float = struct.field(pytree_node=False, default=0.0)
+
+
+class SoupWeight(struct.PyTreeNode):
+    """A weight under `K` adapters of rank `r`, of which each row of activations has a mixture of its own.
+
+    `kind` 'factors': `base + s (sum_k m_k A_k) (sum_k m_k B_k)`, as P-Soups merges; 'delta': `base + sum_k m_k s_k A_k
+    B_k`. Without a mixture it is the base. A stack of layers has a leading `L` on `base`, `a` and `b`.
+    """
+
+    base: Any  # [*in, *out], or its layout for decoding
+    a: Float[Array, '...']  # [prod(in), K * r]
+    b: Float[Array, '...']  # [K * r, prod(out)]
+    scales: tuple[float, ...] = struct.field(pytree_node=False)  # K
+    kind: Literal['factors', 'delta'] = struct.field(pytree_node=False)
+    mixture: Float[Array, 'B K'] | None = None
 
 
 class Int8Weight(struct.PyTreeNode):
@@ -55,7 +71,10 @@ def quantize(w: Float[Array, '...'], in_dims: int = 1) -> Int8Weight:
 
 
 def linear(
-    x: Float[Array, '...'], w: Array | LoraWeight | Int8Weight | OutputMajor, cfg: ModelConfig, in_dims: int = 1
+    x: Float[Array, '...'],
+    w: Array | LoraWeight | SoupWeight | Int8Weight | OutputMajor,
+    cfg: ModelConfig,
+    in_dims: int = 1,
 ) -> Float[Array, '...']:
     """`x [..., *in]` times `w [*in, *out]`: `[..., *out]` in `cfg.act_dtype`, inputs in `cfg.dtype`.
 
@@ -68,6 +87,11 @@ def linear(
         correction = w.scale * linear(low, w.b, cfg)
         frozen = linear(x, w.base, cfg, in_dims)
         return frozen + correction.reshape(frozen.shape)
+    if isinstance(w, SoupWeight):
+        frozen = linear(x, w.base, cfg, in_dims)
+        if w.mixture is None:
+            return frozen
+        return frozen + _soup(x.reshape(*x.shape[: x.ndim - in_dims], -1), w, w.mixture, cfg).reshape(frozen.shape)
     if isinstance(w, Int8Weight):
         out = linear(x, w.values, cfg, in_dims)
         return (out * jnp.expand_dims(w.scale, tuple(range(x.ndim - in_dims)))).astype(out.dtype)
@@ -78,6 +102,18 @@ def linear(
         raise ValueError(f'x ends in {inner} but the weight {w.shape} starts with {w.shape[:in_dims]}; check in_dims')
     size = math.prod(inner)
     return _product(x.reshape(*rows, size), w.reshape(size, -1), cfg.dtype, cfg.act_dtype).reshape(*rows, *out)
+
+
+def _soup(x: Float[Array, 'B T I'], w: SoupWeight, mixture: Float[Array, 'B K'], cfg: ModelConfig) -> Array:
+    """What the mixed adapters add, [B, T, prod(out)]: both kinds are one product with all `a` and one with all `b`."""
+    low = linear(x, w.a, cfg)
+    each = low.reshape(*low.shape[:2], len(w.scales), -1)
+    shares = mixture.astype(low.dtype)[:, None, :, None]
+    if w.kind == 'factors':
+        mixed = w.scales[0] * shares * jnp.sum(shares * each, axis=2, keepdims=True)
+    else:
+        mixed = jnp.asarray(w.scales, low.dtype)[None, None, :, None] * shares * each
+    return linear(mixed.reshape(low.shape), w.b, cfg)
 
 
 def _dropped(x: Array, key: Array, rate: float) -> Array:

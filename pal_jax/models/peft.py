@@ -38,6 +38,7 @@ class PeftConfig(NamedTuple):
 
     base: str
     scale: float
+    rank: int
 
 
 def save(adapters: Params, cfg: ModelConfig, base: str, folder: str | Path, dropout: float = 0.0) -> None:
@@ -101,7 +102,7 @@ def read_config(folder: str | Path) -> PeftConfig:
             raise ValueError(f'{path} has {key}={config[key]!r}; only adapters with {key}={value!r} can be read')
     rank = config['r']
     scale = config['lora_alpha'] / (math.sqrt(rank) if config.get('use_rslora') else rank)
-    return PeftConfig(config.get('base_model_name_or_path') or '', scale)
+    return PeftConfig(config.get('base_model_name_or_path') or '', scale, rank)
 
 
 def attach(params: Params, cfg: ModelConfig, folder: str | Path) -> Params:

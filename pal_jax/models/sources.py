@@ -127,12 +127,26 @@ def from_peft(folder: str, base_of: Callable[[str], Source]) -> Source:
     name = peft.read_config(folder).base
     if not name:
         raise ValueError(f'{folder}/{peft.CONFIG} does not name its base model; set base_model_name_or_path in it')
-    base = base_of(name if name.partition(':')[0] in ('gguf', 'orbax', 'random') else f'hf:{name}')
+    base = base_of(base_source(name))
 
     def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
         return peft.load_merged(base.load(shardings, dtype), base.config, folder)
 
     return base._replace(load=load)
+
+
+def base_source(name: str) -> str:
+    """The source of the model that an adapter's config names."""
+    return name if name.partition(':')[0] in ('gguf', 'orbax', 'random') else f'hf:{name}'
+
+
+def hf_folder(name: str) -> Path:
+    """A folder as it is, or all of a hub id.
+
+    Raises:
+      ValueError, RuntimeError: it is neither, or the hub cannot be reached.
+    """
+    return Path(name) if Path(name).is_dir() else _download(name, ['*.json', '*.jinja', 'model*.safetensors'])
 
 
 def _download(name: str, patterns: list[str]) -> Path:

@@ -1,0 +1,157 @@
+"""What is asked of a decoder and what comes back, whichever program drives the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode import engine
+from pal_jax.models.config import ModelConfig
+from pal_jax.types import Completion, FinishReason, Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One completion wanted. Its result depends on these and the weights, never on its neighbours.
+
+    `mixture`: the weights of the adapters that a soup holds (see `models.soups`), with sum 1; None is their base alone.
+    """
+
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    mixture: tuple[float, ...] | None = None
+
+
+Told = Callable[[int, Completion], None]  # the place of a request, and what became of it
+
+
+class Progress(NamedTuple):
+    """What a step brought one request; the last has its `completion`. `version` is of the weights."""
+
+    number: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    completion: Completion | None
+    version: int = 0
+
+
+@dataclasses.dataclass
+class Live:
+    """A request in a slot. It decodes once its prompt is in the cache."""
+
+    number: int
+    request: Request
+    ready: bool = False
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    policy_logprobs: list[float] = dataclasses.field(default_factory=list)
+    versions: list[int] = dataclasses.field(default_factory=list)
+
+
+def for_slots(cfg: ModelConfig, slots: int) -> tuple[ModelConfig, int]:
+    """The precision and the number of slots that decode best where `slots` are wanted.
+
+    A CPU multiplies few rows in bf16 no faster than eight, but one row in float32.
+    """
+    cfg = (
+        dataclasses.replace(cfg, attention='fused') if cfg.attention == 'splash' else cfg
+    )  # prompts are no packed rows
+    if jax.default_backend() != 'cpu':
+        return cfg, slots
+    return (dataclasses.replace(cfg, dtype='float32'), 1) if slots == 1 else (cfg, max(slots, 8))
+
+
+def check(request: Request, cfg: ModelConfig, adapters: int = 0) -> None:
+    """Raises ValueError where a request cannot be met by this model, of which weights hold so many adapters to mix."""
+    mixture = request.mixture
+    if mixture is not None and not (adapters == len(mixture) and abs(math.fsum(mixture) - 1) <= 1e-6):
+        raise ValueError(
+            f'mixture has {len(mixture)} weights with sum {math.fsum(mixture):g}, the model {adapters} adapters to '
+            'mix; give one weight each, with sum 1'
+        )
+    length, vocab = len(request.prompt_ids), cfg.vocab
+    if not length or min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab:
+        raise ValueError(f'a prompt has one or more token ids from 0 to {vocab - 1}')
+    room = length + request.sampling.max_tokens
+    if room > cfg.max_len:
+        raise ValueError(
+            f'a prompt and its completion need {room} tokens, the model has room for {cfg.max_len}; '
+            'shorten the prompt (fewer rounds of a dialogue) or max_tokens'
+        )
+
+
+def admission(placed: Sequence[tuple[int, int, Request]], slots: int) -> engine.Admission:
+    """Which rows of a prefix go into which slots, with the settings of the requests there."""
+    fill, requests = slots - len(placed), [request for _, _, request in placed]
+
+    def column(values: Iterable[float], dtype: Any) -> np.ndarray:
+        return np.asarray([*values, *[0] * fill], dtype)
+
+    entry: Any = dict(
+        size=np.int32(len(placed)),
+        row=column((row for row, _, _ in placed), np.int32),
+        slot=column((slot for _, slot, _ in placed), np.int32),
+        rng=np.stack([_key(r.seed) for r in requests] + [np.zeros(2, np.uint32)] * fill),
+        temperature=column((r.sampling.temperature for r in requests), np.float32),
+        top_k=column((r.sampling.top_k for r in requests), np.int32),
+        top_p=column((r.sampling.top_p for r in requests), np.float32),
+    )
+    return engine.Admission(**entry)
+
+
+def advance(
+    live: Live,
+    tokenizer: Tokenizer,
+    version: int,
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+    policy_logprobs: Sequence[float],
+) -> FinishReason | None:
+    """Takes the new tokens of a request up to its end, and says how it ended if it did."""
+    settings = live.request.sampling
+    for token, logprob, policy_logprob in zip(tokens, logprobs, policy_logprobs, strict=True):
+        live.tokens.append(token)
+        live.logprobs.append(logprob)
+        live.policy_logprobs.append(policy_logprob)
+        live.versions.append(version)
+        if token in tokenizer.stop_ids or token in settings.stop_ids:
+            return 'stop'
+        if settings.stop:
+            longest = max(len(stop.encode()) for stop in settings.stop)  # in tokens it is no longer than in bytes
+            tail = tokenizer.text_of(live.tokens[-longest:])
+            if any(stop in tail for stop in settings.stop):
+                return 'stop'
+        if len(live.tokens) == settings.max_tokens:
+            return 'length'
+    return None
+
+
+def finish(live: Live, tokenizer: Tokenizer, reason: FinishReason) -> Completion:
+    """What a request has, as its completion."""
+    return Completion(
+        tokenizer.text_of(live.tokens),
+        tuple(live.tokens),
+        tuple(live.logprobs),
+        reason,
+        policy_logprobs=tuple(live.policy_logprobs),
+        versions=tuple(live.versions),
+    )
+
+
+def bucket(length: int, unit: int) -> int:
+    """`length` rounded up to 1, 2, 3, 4, 6, 8, 12, 16, ... units: at most a third of it is padding, few sizes exist."""
+    units = -(-length // unit)
+    step = 1 << max((units - 1).bit_length() - 2, 0)
+    return -(-units // step) * step * unit
+
+
+def _key(seed: int) -> np.ndarray:
+    """The threefry key of `jax.random.PRNGKey(seed)`, without a device call."""
+    return np.asarray([(seed >> 32) & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)

@@ -1,0 +1,154 @@
+"""Merges models into one: policies of several preferences into the policy of a person (P-Soups), or any others.
+
+  python -m pal_jax.merge --sources=orbax:runs/easy,orbax:runs/short,orbax:runs/kind --out=my_soup
+  python -m pal_jax.merge --sources=adapter_1,adapter_2 --weights=3/4,1/4 --method=delta --out=my_model
+  python -m pal_jax.merge --sources=hf:a,hf:b --method=ties --base=hf:start --k=0.2 --out=my_model
+
+Options:
+  --sources=A,B,...   models of one kind: orbax:<workdir> of a run, hf:<folder or hub id>, gguf:<file>, or the folder of
+                      a Hugging Face model or of a PEFT adapter; a run that trained an adapter counts as this adapter
+  --weights=W,W,...   numbers or fractions with sum 1, one for each source; default equal ones
+  --method=NAME       default linear
+    linear            the mean of the weights; of adapters that of their factors, which gives an adapter again (P-Soups)
+    delta             of adapters the exact mean of their updates, on the base: a model
+    task_arithmetic   the base and lambda times the mean of the models' differences from it
+    ties              the same of the share k of each difference that is largest, with one sign for each parameter
+    slerp             two models, along the arc from one to the other
+  --base=SOURCE       the model that all started from, for the last four; default what the adapters name
+  --k=SHARE           of ties, default 0.2
+  --lambda=X          of task_arithmetic and ties, default 1
+  --out=FOLDER        what is written: a Hugging Face model, or a PEFT adapter; an earlier model there is replaced
+
+Models are read and written tensor by tensor, in the precision of the first, or of the base. A run or a GGUF file is
+loaded whole, one at a time, to be written to a temporary folder beside --out first. Takes no accelerator
+(JAX_PLATFORMS=cpu).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.progress import Progress
+
+from pal_jax import cli
+from pal_jax.models import folders, hf, peft, sources
+from pal_jax.models.folders import METHODS, Settings, Watch
+from pal_jax.models.merging import checked
+from pal_jax.recipes.recipe import read_config
+from pal_jax.talking import SOURCES
+from pal_jax.train import load_run
+
+WEIGHTS = flags.DEFINE_list('weights', [], 'One for each source.')
+METHOD = flags.DEFINE_enum('method', 'linear', METHODS, 'How they are merged.')
+BASE = flags.DEFINE_string('base', None, 'The model that all started from.')
+K = flags.DEFINE_float('k', 0.2, 'The share of each task vector that TIES keeps.')
+LAMBDA = flags.DEFINE_float('lambda', 1.0, 'What task vectors are multiplied by.')
+OUT = flags.DEFINE_string('out', None, 'The folder to write.')
+
+
+def main() -> None:
+    if not SOURCES.value:
+        raise cli.Fault('nothing to merge; give models with --sources=A,B')
+    if not OUT.value:
+        raise cli.Fault('no folder to write; give one with --out=my_soup')
+    weights = cli.faults(parse_weights, WEIGHTS.value, len(SOURCES.value))
+    settings = Settings(METHOD.value, weights, None, K.value, LAMBDA.value)
+    cli.faults(merge, SOURCES.value, settings, BASE.value, Path(OUT.value))
+    print(f'{len(weights)} models by {METHOD.value} -> {OUT.value}')
+
+
+def parse_weights(texts: Sequence[str], count: int) -> list[float]:
+    """Equal ones where none are given.
+
+    Raises:
+      ValueError: one is no number, or their sum is not 1.
+    """
+    try:
+        weights = [float(Fraction(text)) for text in texts] or [1 / count] * count
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f'--weights={",".join(texts)} are no numbers; give such as 1/3,1/3,1/3 or 0.5,0.5') from None
+    return list(checked(weights, count))
+
+
+def merge(names: Sequence[str], settings: Settings, base: str | None, out: Path) -> None:
+    """`folders.merge` of the models that these sources name, `base` being the source of one.
+
+    Raises:
+      ValueError, RuntimeError: a source that cannot be had, or what cannot be merged.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix='.merge-') as scratch:
+        found = [folder_of(name, Path(scratch) / str(i)) for i, name in enumerate(names)]
+        adapters = [folder for folder in found if folders.is_adapter(folder)]
+        if base is None and adapters and settings.method != 'linear':
+            base = base_of(adapters)
+        if base is not None:
+            settings = settings._replace(base=folder_of(base, Path(scratch) / 'base'))
+        with shown() as watch:
+            folders.merge(found, settings, out, watch)
+
+
+def folder_of(source: str, scratch: Path) -> Path:
+    """The folder of a model or adapter, written to `scratch` where it is in none.
+
+    Raises:
+      ValueError, RuntimeError: there is no such model.
+    """
+    kind, _, name = source.partition(':')
+    if kind == 'orbax' and name:
+        return write_run(name, scratch)
+    if kind == 'hf' and name:
+        return sources.hf_folder(name)
+    if kind in ('gguf', 'random'):
+        found = sources.resolve(source)
+        hf.save(found.load(), found.config, found.tokenizer(), scratch)
+        return scratch
+    folder = Path(name if kind == 'peft' else source)
+    if not folder.is_dir():
+        raise ValueError(
+            f'there is no folder {folder}; give one, or orbax:<workdir>, hf:<folder or hub id>, gguf:<file>'
+        )
+    return folder
+
+
+def write_run(workdir: str, scratch: Path) -> Path:
+    """The last checkpoint of a run as a folder: of its adapter, where it has trained one."""
+    recipe, state, *_ = load_run(read_config(workdir), Path(workdir), alone=True)
+    export = next(iter(recipe.exports(state).values()))
+    if export.adapters is None:
+        hf.save(export.params, export.model, export.tokenizer, scratch, head=export.head)
+    else:
+        peft.save(export.adapters.params, export.model, export.adapters.base, scratch, export.adapters.dropout)
+    return scratch
+
+
+def base_of(adapters: Sequence[Path]) -> str:
+    """The source of the model that adapters name as theirs.
+
+    Raises:
+      ValueError: they name none, or several.
+    """
+    named = dict.fromkeys(peft.read_config(folder).base for folder in adapters)
+    if len(named) > 1 or not all(named):
+        listed = ' and '.join(name or 'none' for name in named)
+        raise ValueError(f'the adapters name {listed} as their base; give adapters of one, or --base=SOURCE')
+    return sources.base_source(next(iter(named)))
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[Watch]:
+    """A bar in a terminal, for as long as tensors are merged."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task('merging')
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+if __name__ == '__main__':
+    cli.run(main, __doc__ or '', needs_config=False)

@@ -1,0 +1,259 @@
+"""Several models made into one, parameter by parameter, on the host.
+
+Each function takes trees of one shape (a single tensor is one too, be it an array or a file's) and gives a tree of
+arrays. Tensors are cut into blocks of rows, which are computed in float64 and rounded once, to the precision of the
+first model: beside the result and the inputs there is never more in memory than about one tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pal_jax.models.lora import Adapter
+from pal_jax.models.params import Params
+from pal_jax.models.tensors import Tensor
+
+BLOCK = 1 << 20  # numbers of a tensor that are computed at once
+TOLERANCE = 1e-6
+PARALLEL = 1e-6  # sines of angles below it: the arc is a line
+
+
+def checked(weights: Sequence[float], count: int) -> tuple[float, ...]:
+    """The weights of `count` models.
+
+    Raises:
+      ValueError: there are others than `count`, or their sum is further than 1e-6 from 1.
+    """
+    if len(weights) != count or not abs(math.fsum(weights) - 1) <= TOLERANCE:
+        raise ValueError(
+            f'{len(weights)} weights with sum {math.fsum(weights):g} for {count} models; give one each, with sum 1'
+        )
+    return tuple(map(float, weights))
+
+
+def linear(trees: Sequence[Any], weights: Sequence[float]) -> Any:
+    """`sum_i w_i theta_i`: a soup of models (Wortsman et al. 2022). Weights [1, 0, 0] give the first bit for bit.
+
+    Of trees of adapters (see `lora.split`) it is the mean of their factors that P-Soups takes (Jang et al. 2023), which
+    is not that of their updates: see `delta`.
+
+    Raises:
+      ValueError: the weights do not sum to 1, or the trees or their shapes differ.
+    """
+    used = _used(checked(weights, len(trees)))
+    return _over(lambda *xs: _by_rows([xs[i] for i, _ in used], lambda *ys: _sum(ys, [w for _, w in used])), trees)
+
+
+def delta(base: Params, adapters: Sequence[Params], weights: Sequence[float]) -> Params:
+    """`W + sum_i w_i s_i A_i B_i`: the mean of what the adapters (see `lora.split`) add to their plain base.
+
+    Raises:
+      ValueError: the weights do not sum to 1, or the adapters are not of this base.
+    """
+    weights = checked(weights, len(adapters))
+
+    def merged(leaf: Any, *parts: Adapter | None) -> Any:
+        if any(part is None for part in parts):
+            return np.asarray(leaf)
+        pairs = zip(weights, parts, strict=True)
+        arrays = [(w * part.scale, np.asarray(part.a), np.asarray(part.b)) for w, part in pairs if part]
+        x, rows = np.asarray(leaf), arrays[0][1].shape[1]
+        layers = [
+            materialized(Updated(layer, [(c, a[i], b[i]) for c, a, b in arrays]))
+            for i, layer in enumerate(x.reshape(len(x), rows, -1))
+        ]
+        return np.stack(layers).reshape(x.shape)
+
+    for adapter in adapters[1:]:
+        if _places(adapter) != _places(adapters[0]):
+            raise ValueError('adapters of other weights than those of the first; merge adapters with equal targets')
+    return jax.tree.map(merged, base, *adapters)
+
+
+def task_arithmetic(trees: Sequence[Any], weights: Sequence[float], base: Any, lambda_: float = 1.0) -> Any:
+    """`theta_0 + lambda sum_i w_i (theta_i - theta_0)`: sums of task vectors (Ilharco et al. 2023).
+
+    Raises:
+      ValueError: as `linear`.
+    """
+    weights = checked(weights, len(trees))
+
+    def moved(origin: np.ndarray, *xs: np.ndarray) -> np.ndarray:
+        return origin + lambda_ * _sum([x - origin for x in xs], weights)
+
+    return _over(lambda *xs: _by_rows(xs, moved), [base, *trees])
+
+
+def ties(trees: Sequence[Any], weights: Sequence[float], base: Any, k: float = 0.2, lambda_: float = 1.0) -> Any:
+    """TIES (Yadav et al. 2023, algorithm 1): of each task vector the share `k` of largest magnitude is kept (here of
+    each tensor), a sign is elected for every parameter by the weighted sum, and `theta_0` moves by `lambda` times the
+    weighted mean of those that have it.
+
+    Raises:
+      ValueError: as `linear`; a weight below 0 or a `k` out of (0, 1].
+    """
+    weights = checked(weights, len(trees))
+    if min(weights) < 0 or not 0 < k <= 1:
+        raise ValueError(f'TIES takes weights of at least 0 and k in (0, 1], got {min(weights)} and k={k}')
+
+    def merged(origin: Tensor, *xs: Tensor) -> np.ndarray:
+        least = [_least_kept(origin, x, k) for x in xs]
+
+        def moved(origin: np.ndarray, *xs: np.ndarray) -> np.ndarray:
+            tasks = [x - origin for x in xs]
+            tasks = [
+                np.where(np.abs(task).astype(np.float32) >= at, task, 0.0)
+                for task, at in zip(tasks, least, strict=True)
+            ]
+            sign = np.sign(_sum(tasks, weights))
+            kept = [np.sign(task) == sign for task in tasks]
+            mass = _sum(kept, weights)
+            total = _sum([np.where(own, task, 0.0) for own, task in zip(kept, tasks, strict=True)], weights)
+            return origin + lambda_ * np.divide(total, mass, out=np.zeros_like(total), where=mass > 0)
+
+        return _by_rows([origin, *xs], moved)
+
+    return _over(merged, [base, *trees])
+
+
+def slerp(trees: Sequence[Any], weights: Sequence[float]) -> Any:
+    """Two models on the great circle between them (Shoemake 1985), tensor by tensor: weights `[1 - t, t]` go the share
+    `t` of the angle. Where a tensor is 0 or the two are parallel, it is `linear`.
+
+    Raises:
+      ValueError: as `linear`, or there are others than two models.
+    """
+    weights = checked(weights, len(trees))
+    if len(trees) != 2:
+        raise ValueError(f'slerp goes from one model to another, got {len(trees)}; give two, or take method linear')
+
+    def merged(x: Tensor, y: Tensor) -> np.ndarray:
+        used = _used(_on_arc(weights, _angle(x, y)))
+        return _by_rows([(x, y)[i] for i, _ in used], lambda *ys: _sum(ys, [w for _, w in used]))
+
+    return _over(merged, trees)
+
+
+class Updated:
+    """The matrix `base + sum_i c_i left_i @ right_i`, of which those rows are computed that are cut out.
+
+    An adapter on a weight [in, out] has `left` A and `right` B; peft's, on [out, in], has them the other way round.
+    """
+
+    def __init__(self, base: Tensor, updates: Sequence[tuple[float, Any, Any]]):
+        self._base, self._updates = base, updates
+        self.shape, self.dtype = base.shape, base.dtype
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return _sum(
+            [
+                np.asarray(self._base[rows], np.float64),
+                *(
+                    np.asarray(left[rows], np.float64) @ np.asarray(right, np.float64)
+                    for _, left, right in self._updates
+                ),
+            ],
+            [1.0, *(c for c, _, _ in self._updates)],
+        )
+
+
+def materialized(x: Updated) -> np.ndarray:
+    """All of it, in the precision of its base."""
+    return _by_rows([x], lambda rows: rows)
+
+
+# --- trees ----------------------------------------------------------------------------------------------------------
+
+
+def _over(merge: Callable[..., np.ndarray], trees: Sequence[Any]) -> Any:
+    """`merge` of the tensors in each place of the trees."""
+    for tree in trees[1:]:
+        if _built(tree) != _built(trees[0]):
+            raise ValueError(
+                'the models are built differently; merge models of one kind, adapters of one base and scale'
+            )
+
+    def leaf(path: Any, *xs: Any) -> np.ndarray:
+        if len(shapes := dict.fromkeys(tuple(x.shape) for x in xs)) > 1:
+            where = jax.tree_util.keystr(path) or 'a tensor'
+            listed = ' and '.join(map(str, shapes))
+            raise ValueError(f'{where} has shapes {listed}; merge models of one shape, adapters of one rank')
+        return merge(*(np.asarray(x) if isinstance(x, jax.Array) else x for x in xs))
+
+    return jax.tree.map_with_path(leaf, *trees)
+
+
+def _built(tree: Any) -> Any:
+    return jax.tree.structure(tree)
+
+
+def _places(adapters: Params) -> Any:
+    """Which weights have an adapter, whatever its scale."""
+    return _built(jax.tree.map(lambda adapter: 0, adapters, is_leaf=lambda x: isinstance(x, Adapter)))
+
+
+# --- tensors --------------------------------------------------------------------------------------------------------
+
+
+def _used(weights: Sequence[float]) -> list[tuple[int, float]]:
+    """Places and weights of those that are not 0: the others are not read, whatever is in them."""
+    return [(i, w) for i, w in enumerate(weights) if w]
+
+
+def _sum(xs: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """`sum_i w_i x_i`. It starts with the first, for 0 added to -0 is not -0."""
+    total = xs[0] * weights[0]
+    for x, w in zip(xs[1:], weights[1:], strict=True):
+        total = total + x * w
+    return total
+
+
+def _by_rows(xs: Sequence[Any], kernel: Callable[..., np.ndarray]) -> np.ndarray:
+    """`kernel` of tensors of one shape, block by block, in the precision of the first."""
+    out = np.empty(xs[0].shape, xs[0].dtype)
+    for rows in _blocks(out.shape, len(xs)):
+        out[rows] = kernel(*(np.asarray(x[rows], np.float64) for x in xs))
+    return out
+
+
+def _blocks(shape: tuple[int, ...], count: int) -> Iterator[Any]:
+    """Slices of the first axis, so small that `count` tensors in float64 and three times as many intermediate results
+    have together no more bytes than one whole tensor in float32."""
+    if not shape:
+        yield ()
+        return
+    size = max(1, min(shape[0] // (8 * count + 8), BLOCK // max(1, math.prod(shape[1:]))))
+    for start in range(0, shape[0], size):
+        yield slice(start, min(start + size, shape[0]))  # safetensors takes none past the end
+
+
+def _least_kept(origin: Tensor, x: Tensor, k: float) -> float:
+    """The magnitude from which on the share `k` of a task vector's values lies."""
+    magnitudes = np.empty(x.shape, np.float32)
+    for rows in _blocks(magnitudes.shape, 2):
+        magnitudes[rows] = np.abs(np.asarray(x[rows], np.float64) - np.asarray(origin[rows], np.float64))
+    flat = magnitudes.reshape(-1)
+    place = flat.size - max(1, int(k * flat.size))
+    flat.partition(place)
+    return float(flat[place])
+
+
+def _angle(x: Tensor, y: Tensor) -> float:
+    """Between two tensors as vectors; 0 where one is 0."""
+    dot = squares_x = squares_y = 0.0
+    for rows in _blocks(x.shape, 2):
+        a, b = (np.asarray(each[rows], np.float64).ravel() for each in (x, y))
+        dot, squares_x, squares_y = dot + a @ b, squares_x + a @ a, squares_y + b @ b
+    norms = math.sqrt(squares_x * squares_y)
+    return math.acos(min(1.0, max(-1.0, dot / norms))) if norms else 0.0
+
+
+def _on_arc(weights: Sequence[float], angle: float) -> Sequence[float]:
+    if math.sin(angle) < PARALLEL:
+        return weights
+    return [math.sin(w * angle) / math.sin(angle) for w in weights]

@@ -1,0 +1,138 @@
+"""Safetensors files, tensor by tensor: read where they are cut, written as they are made.
+
+The library of that name writes a file from all its tensors at once; `write` never has more than one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
+DTYPES = {
+    'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16',
+    'I64': 'int64', 'I32': 'int32', 'I16': 'int16', 'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool',
+}  # fmt: skip
+
+
+class Tensor(Protocol):
+    """What can be cut by slices before it is read, or an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __getitem__(self, index: Any, /) -> np.ndarray: ...
+
+
+class Stored:
+    """A tensor in a safetensors file, of which only what is asked for is read."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self.shape: tuple[int, ...] = tuple(file.get_shape())
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Raises ValueError for one that numpy has not."""
+        kind = self._file.get_dtype()
+        if kind not in DTYPES:
+            raise ValueError(f'tensors of {kind} cannot be computed with; save the model in bfloat16 or float32')
+        return jnp.dtype(DTYPES[kind])
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._file[index]
+
+
+class Kind(NamedTuple):
+    """What a file says of a tensor before its values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """Name of every tensor of a model -> the file it is in.
+
+    Raises:
+      ValueError: there are no safetensors, or they cannot be read.
+    """
+    if (folder / INDEX).exists():
+        return {name: folder / file for name, file in json.loads((folder / INDEX).read_text())['weight_map'].items()}
+    path = folder / SINGLE
+    if not path.exists():
+        raise ValueError(f'no {SINGLE} in {folder}; save the model there with transformers first')
+    return dict.fromkeys(names(path), path)
+
+
+def names(path: Path) -> list[str]:
+    """Of the tensors in a file."""
+    with opened(path) as f:
+        return list(f.keys())
+
+
+def stored(path: Path, name: str) -> Stored:
+    """A tensor of a file."""
+    with opened(path) as f:
+        return Stored(f.get_slice(name))
+
+
+def opened(path: Path) -> Any:
+    """Raises ValueError where it cannot be read."""
+    try:
+        return safe_open(path, 'numpy')
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{path} cannot be read ({error}); download it again') from error
+
+
+def write(path: Path, kinds: Mapping[str, Kind], make: Callable[[str], np.ndarray]) -> None:
+    """A safetensors file of the tensors `make(name)`, each made when those before it are on the disk."""
+    header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+    codes, end = {jnp.dtype(name): code for code, name in DTYPES.items()}, 0
+    for name, kind in kinds.items():
+        start, end = end, end + math.prod(kind.shape) * kind.dtype.itemsize
+        header[name] = {'dtype': codes[kind.dtype], 'shape': kind.shape, 'data_offsets': [start, end]}
+    text = json.dumps(header).encode()
+    text += b' ' * (-len(text) % 8)  # values are aligned
+    with path.open('wb') as file:
+        file.write(struct.pack('<Q', len(text)) + text)
+        for name, kind in kinds.items():
+            x = make(name)
+            assert (x.shape, x.dtype) == kind, f'{name} is {x.dtype}{x.shape}, announced was {kind}'
+            file.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
+
+
+@contextlib.contextmanager
+def whole(folder: Path, mark: str = 'config.json') -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` when the block has ended well: there is all of it, or nothing.
+
+    Raises:
+      ValueError: the place is taken by what is no model: it has no file `mark`.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
+        raise ValueError(f'{folder} exists and holds no model; give a new folder to export to')
+    partial, old = folder.with_name(f'{folder.name}.partial'), folder.with_name(f'{folder.name}.old')
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

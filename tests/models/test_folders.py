@@ -1,0 +1,200 @@
+"""Folders merged tensor by tensor: against the same by trees in memory, within a bound of memory, and faults."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.models import folders, hf, lora, merging, params, peft, tensors
+from pal_jax.models.config import tiny
+from pal_jax.models.folders import Settings
+
+TOKENIZER = byte_tokenizer()
+CFG = tiny(vocab=TOKENIZER.vocab_size)
+WEIGHTS = [0.5, 0.2, 0.3]
+TARGETS = ('attn/(q|o)', 'down')
+
+
+def model(seed):
+    return params.init(params.decoder_specs(CFG), jax.random.key(seed))
+
+
+def adapter(plain, seed, rank=4, alpha=8.0, targets=TARGETS):
+    trainable, _ = lora.split(lora.attach(plain, rank=rank, alpha=alpha, targets=targets, key=jax.random.key(seed)))
+    return jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size) + seed).reshape(x.shape), trainable)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A base, three models of several files, and three adapters."""
+    place = tmp_path_factory.mktemp('merging')
+    hf.save(model(0), CFG, TOKENIZER, place / 'base')
+    for i in range(3):
+        hf.save(model(i + 1), CFG, TOKENIZER, place / f'model_{i}', file_bytes=100_000)
+        peft.save(adapter(model(0), i), CFG, 'random:tiny', place / f'adapter_{i}')
+    return place
+
+
+def of(place, kind):
+    return [place / f'{kind}_{i}' for i in range(3)]
+
+
+def load(folder):
+    return hf.load_params(folder, hf.read_config(folder))
+
+
+def assert_near(found, expected, rtol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=rtol * np.abs(y).max()), found, expected)
+
+
+METHODS = {
+    'linear': lambda xs, base: merging.linear(xs, WEIGHTS),
+    'task_arithmetic': lambda xs, base: merging.task_arithmetic(xs, WEIGHTS, base, 0.5),
+    'slerp': lambda xs, base: merging.slerp(xs[:2], [0.3, 0.7]),
+}
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_sharded_models_merge_as_their_trees_do(place, tmp_path, method):
+    count, weights = (2, [0.3, 0.7]) if method == 'slerp' else (3, WEIGHTS)
+    settings, seen = Settings(method, weights, place / 'base', lambda_=0.5), []
+    folders.merge(of(place, 'model')[:count], settings, tmp_path / 'out', lambda done, of: seen.append((done, of)))
+    expected = METHODS[method]([model(1), model(2), model(3)], model(0))
+    if method == 'slerp':  # tensor by tensor, and a layer is a tensor there
+        expected, found = ({k: tree[k] for k in ('embed', 'final_norm')} for tree in (expected, load(tmp_path / 'out')))
+    else:
+        found = load(tmp_path / 'out')
+    assert_near(found, expected)
+    assert seen == [(i + 1, len(seen)) for i in range(len(seen))]
+    sharded = method == 'linear' or method == 'slerp'
+    assert (tmp_path / 'out' / tensors.INDEX).exists() == sharded  # as the first, or the base, is
+    assert {'config.json', 'tokenizer.json'} <= {path.name for path in (tmp_path / 'out').iterdir()}
+
+
+def test_weights_1_0_0_copy_the_first_file_by_file(place, tmp_path):
+    folders.merge(of(place, 'model'), Settings('linear', [1.0, 0.0, 0.0]), tmp_path / 'out')
+    first = place / 'model_0'
+    assert {path.name for path in first.iterdir()} == {path.name for path in (tmp_path / 'out').iterdir()}
+    for path in first.glob('*.safetensors'):
+        expected, found = load_file(path), load_file(tmp_path / 'out' / path.name)
+        assert found.keys() == expected.keys()
+        assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def test_factors_of_adapters_are_an_adapter_again(place, tmp_path):
+    folders.merge(of(place, 'adapter'), Settings('linear', WEIGHTS), tmp_path / 'out')
+    found = lora.split(peft.attach(model(0), CFG, tmp_path / 'out'))[0]
+    assert_near(found, merging.linear([adapter(model(0), i) for i in range(3)], WEIGHTS))
+    assert peft.read_config(tmp_path / 'out') == ('random:tiny', 2.0, 4)
+
+
+@pytest.mark.parametrize('method', ['delta', 'task_arithmetic', 'ties', 'slerp'])
+def test_updates_of_adapters_merge_as_the_merged_models_do(place, tmp_path, method):
+    count, weights = (2, [0.3, 0.7]) if method == 'slerp' else (3, WEIGHTS)
+    apart = []
+    for i, folder in enumerate(of(place, 'adapter')[:count]):
+        apart.append(tmp_path / f'full_{i}')
+        folders.merge([folder], Settings('delta', [1.0], place / 'base'), apart[-1])
+        assert_near(load(apart[-1]), lora.merge(lora.join(adapter(model(0), i), model(0))))
+    settings = Settings(method, weights, place / 'base')
+    folders.merge(of(place, 'adapter')[:count], settings, tmp_path / 'out')
+    other = settings._replace(method='linear') if method == 'delta' else settings
+    folders.merge(apart, other, tmp_path / 'expected')
+    assert_near(load(tmp_path / 'out'), load(tmp_path / 'expected'))
+
+
+def test_adapters_of_other_ranks_have_a_mean_of_updates(place, tmp_path):
+    peft.save(adapter(model(0), 5, rank=2, alpha=6.0), CFG, 'random:tiny', tmp_path / 'narrow')
+    both = [place / 'adapter_0', tmp_path / 'narrow']
+    with pytest.raises(ValueError, match=r'adapter_0 has scale 2.0 and .*narrow scale 3.0; method delta merges'):
+        folders.merge(both, Settings('linear', [0.5, 0.5]), tmp_path / 'out')
+    folders.merge(both, Settings('delta', [0.5, 0.5], place / 'base'), tmp_path / 'out')
+    each = [adapter(model(0), 0), adapter(model(0), 5, rank=2, alpha=6.0)]
+    expected = merging.linear([lora.merge(lora.join(x, model(0))) for x in each], [0.5, 0.5])
+    assert_near(load(tmp_path / 'out'), expected)
+
+
+@pytest.mark.parametrize('method', ['linear', 'task_arithmetic', 'ties', 'slerp'])
+def test_memory_does_not_grow_with_models_and_tensors(tmp_path, method):
+    """Never more than two tensors beside the one that is written, of eight models of six."""
+    rng, size = np.random.default_rng(0), 512
+    paths = [tmp_path / str(i) for i in range(2 if method == 'slerp' else 8)]
+    for path in paths:
+        path.mkdir()
+        (path / 'config.json').write_text('{}')
+        values = {f't{i}': rng.standard_normal((size, size), np.float32) for i in range(6)}
+        save_file(values, path / tensors.SINGLE)
+    settings = Settings(method, [1 / len(paths)] * len(paths), paths[0])
+    tracemalloc.start()
+    try:
+        folders.merge(paths, settings, tmp_path / 'out')
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * 4 * size**2
+
+
+def test_buffers_and_narrow_numbers(tmp_path):
+    values = {'w': np.ones((4, 2), jnp.bfloat16), 'ids': np.arange(3), 'one': np.array(2.0, np.float32)}
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / 'config.json').write_text('{}')
+        save_file(values | {'w': values['w'] * (1 + 2 * i)}, tmp_path / str(i) / tensors.SINGLE)
+    both, settings = [tmp_path / '0', tmp_path / '1'], Settings('linear', [0.5, 0.5])
+    folders.merge(both, settings, tmp_path / 'out')
+    found = load_file(tmp_path / 'out' / tensors.SINGLE)
+    assert found['w'].dtype == jnp.bfloat16
+    assert (found['w'] == 2).all()
+    np.testing.assert_array_equal(found['ids'], values['ids'])
+    assert found['one'] == 2
+    save_file(values | {'ids': np.arange(3) + 1}, tmp_path / '1' / tensors.SINGLE)
+    with pytest.raises(ValueError, match='ids is of whole numbers, and they differ'):
+        folders.merge(both, settings, tmp_path / 'other')
+    assert [path.name for path in tmp_path.glob('other*')] == []  # what was begun is gone
+
+
+def refused(message, *args):
+    with pytest.raises(ValueError, match=message):
+        folders.merge(*args)
+
+
+def test_what_is_refused_before_a_tensor_is_read(place, tmp_path):
+    base, one, out = place / 'base', place / 'adapter_0', tmp_path / 'out'
+    linear, delta = Settings('linear', [0.5, 0.5]), Settings('delta', [0.5, 0.5], base)
+    refused('2 weights with sum 1 for 3 models', of(place, 'model'), linear, out)
+    refused('weights with sum 0.9', [base, base], Settings('linear', [0.5, 0.4]), out)
+    refused(r'adapter_0 is an adapter and .*base is not', [one, base], linear, out)
+    refused('nowhere is neither the folder of', [base, tmp_path / 'nowhere'], linear, out)
+    refused('give it with --base', [base, base], Settings('ties', [0.5, 0.5]), out)
+    refused('merges the updates of adapters, .*base is none', [base, base], delta, out)
+    refused("unknown method 'mean'", [base, base], Settings('mean', [0.5, 0.5]), out)
+
+    peft.save(adapter(model(0), 5, targets=('attn/(q|v)',)), CFG, 'random:tiny', tmp_path / 'v')
+    refused(r'adapter_0 has base_model.*, .*v has not \(8 in all\)', [one, tmp_path / 'v'], linear, out)
+    peft.save(adapter(model(0), 5), CFG, 'gguf:other', tmp_path / 'other')
+    refused(r'has base random:tiny and .*other base gguf:other', [one, tmp_path / 'other'], linear, out)
+    peft.save(adapter(model(0), 5, rank=2, alpha=4.0), CFG, 'random:tiny', tmp_path / 'rank')
+    refused('rank 4 and .*rank rank 2', [one, tmp_path / 'rank'], linear, out)
+
+    for name, values in {'wide': {'embed': np.ones((4, 4))}, 'narrow': {'embed': np.ones((4, 2))}, 'more': {}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').write_text('{}')
+        save_file(values or {'embed': np.ones((4, 4)), 'head': np.ones(2)}, tmp_path / name / tensors.SINGLE)
+    refused(r'embed has shape \(4, 4\) in .*wide and \(4, 2\)', [tmp_path / 'wide', tmp_path / 'narrow'], linear, out)
+    refused(r'more has head, .*wide has not', [tmp_path / 'wide', tmp_path / 'more'], linear, out)
+    alone = Settings('delta', [1.0], tmp_path / 'wide')
+    refused(r'which adapts no weight of .*wide', [one], alone, out)
+    assert not out.exists()
+    assert not out.with_name('out.partial').exists()
+
+    (tmp_path / 'notes').mkdir()
+    (tmp_path / 'notes' / 'plan.txt').write_text('mine')
+    refused('notes exists and holds no model', [base, base], linear, tmp_path / 'notes')
+    assert json.loads((base / 'config.json').read_text())  # a source is left as it was
