@@ -47,6 +47,7 @@ LAZY = {
     'tensorflow_datasets': set(),
     'gguf': {'models/gguf.py', 'models/sources.py', 'data/tokenizer.py'},
     'openai': {'feedback/endpoint.py'},
+    'textstat': {'feedback/rules.py'},
     'wandb': set(),
     'torch': set(),
 }
