@@ -59,6 +59,11 @@ class Preference:
     text: str
     rule: Rule | None
 
+    @property
+    def criterion(self) -> str:
+        """What a language model judges by."""
+        return self.text or 'The answer is helpful, true and well written.'
+
 
 Combination = tuple[Preference, ...]  # one pole of each dimension
 

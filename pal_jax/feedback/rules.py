@@ -36,7 +36,7 @@ LEXICA = {
     'sassy': """
         honey, darling, sweetie, girl, babe, oh please, duh, as if, bless your heart, drama, sis, hon, sugar, excuse
         me, hello, spill the tea, tea, iconic, slay, fabulous, attitude, diva, queen, mic drop, snap, deal with it,
-        watch me, you're welcome, take notes, try to keep up, not today, oh no you, hmph, period, honestly, seriously""",
+        watch me, you're welcome, take notes, try to keep up, not today, oh no you, hmph, honestly, seriously""",
     'sarcastic': """
         oh sure, sure, of course, what a surprise, surprise, surprising, how original, genius, shocking, thrilling,
         yeah right, totally, brilliant, because that, how lovely, wow, oh great, groundbreaking, who knew, who'd have
@@ -114,6 +114,10 @@ def register(name: str) -> Measure:
         re.split(r',\s+', LEXICA[each].strip()) if each else [] for each in (name, OPPOSITE.get(name, ''))
     )
     return lambda _, answer: markers(answer, lexicon) - markers(answer, other)
+
+
+def _entries(text: str) -> list[str]:
+    return [' '.join(entry.split()) for entry in text.split(',')]
 
 
 def sound(question: str, answer: str) -> float:
