@@ -2,7 +2,7 @@ r"""Personalized Soups: a policy for each preference, merged for each combinatio
 
   python -m pal_jax.train --config=configs/psoups.py            # all stages, three dimensions; the same again resumes
   python -m pal_jax.train --config=configs/psoups.py:quick      # two dimensions, few steps
-  python -m pal_jax.train --config=configs/psoups.py:smoke      # a random tiny model, and nothing learnt
+  python -m pal_jax.train --config=configs/psoups.py:smoke      # a random tiny model, one dimension, nothing learnt
   python -m pal_jax.train --config=configs/psoups.py:stage=policy,preference=P2A     # one stage, after those before it
 
 Stages, each in a folder of its own: rollout, annotate, reward, rlhf, multitask, morl, policy, merge, evaluate.
@@ -99,19 +99,20 @@ def quick(config: ConfigDict) -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """A random tiny model."""
+    """A random tiny model; one dimension, for what it babbles has no register."""
     config = quick(config)
+    config.poles = 'P2A,P2B'
     config.policy.source = config.reward.policy.source = 'random:tiny'
     config.policy.dtype = config.reward.policy.dtype = 'float32'
     config.policy.lora.rank = config.reward.policy.lora.rank = 2
-    config.prompts.update(train_count=12, test_count=3)
-    config.sampling.max_tokens = 8
+    config.prompts.update(train_count=16, test_count=3)
+    config.sampling.max_tokens = 16
     config.total_steps = 2
     config.reward.total_steps = config.multitask.total_steps = 2
     config.reward.data.batch_size = config.multitask.data.batch_size = 4
-    config.rollout.batch_size = 40
+    config.rollout.batch_size = 24
     config.rl.update(rollout_batch_size=2, n_samples_per_prompt=2, test_count=2)
-    config.annotate.test_share = 0.2
+    config.annotate.test_share = 0.25
     config.decode.slots = 8
     config.checkpoint.every = 2
     return config

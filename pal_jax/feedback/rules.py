@@ -121,7 +121,7 @@ def _entries(text: str) -> list[str]:
 
 
 def sound(question: str, answer: str) -> float:
-    """From 0 to 3: it ends a sentence, says no three words twice, has the question's own words."""
+    """From 0 to 4: it ends a sentence, says no three words twice, has the question's own words, is made of letters."""
     words = words_of(answer)
     if not words:
         return 0.0
@@ -129,7 +129,8 @@ def sound(question: str, answer: str) -> float:
     new = len(set(threes)) / len(threes) if threes else 1.0
     asked = set(words_of(question)) - _COMMON
     met = len(asked & set(words)) / len(asked) if asked else 1.0
-    return float(answer.rstrip()[-1:] in '.!?') + new + met
+    letters = sum(character.isalpha() or character.isspace() for character in answer) / len(answer)
+    return float(answer.rstrip()[-1:] in '.!?') + new + met + letters
 
 
 def _bounded(entry: str) -> str:
