@@ -18,24 +18,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pal_jax.data.packing import Group, pack_rollouts, round_up, shared_prompt
+from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.passes import shuffled
-from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.feedback.preferences import GENERAL, Preference, ask, combinations
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
-from pal_jax.learners.reward import BradleyTerry, pack_replies, to_score
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.moments import Moments, scaled, seen
-from pal_jax.recipes import annotations, reward, soups, tasting
+from pal_jax.recipes import annotations, soups, tasting
 from pal_jax.recipes.recipe import (
     Config,
     Context,
@@ -51,7 +49,6 @@ from pal_jax.recipes.recipe import (
     stage_before,
 )
 from pal_jax.runtime import sharding
-from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Metrics, Sample
 
@@ -70,8 +67,6 @@ READS = {  # of the config, by stage
     'merge': ('preferences', 'poles', 'policy', 'merge'),
     'evaluate': (*WHO, 'merge', 'evaluate', 'endpoints', 'answers'),
 }
-
-Score = Callable[[Sequence['Asked'], Sequence[Sequence[str]]], np.ndarray]
 
 
 class Asked(NamedTuple):
@@ -99,8 +94,7 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
     Raises:
       ValueError: there is no such stage or preference, or a value is wrong.
     """
-    check(config)
-    poles = [each.id for each in soups.read_preferences(config)]
+    poles = [each.id for each in check(config)]
     names = {'reward': [GENERAL, *poles, soups.JOINT], 'policy': poles}
     wanted, chosen = config.stage, config.preference
     if wanted != 'all' and wanted not in READS:
@@ -118,7 +112,8 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
 def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:
     """What a stage reads of the config, so that other values may change once it is finished."""
     part = {key: config[key] for key in (*SHARED, *READS[stage])}
-    part |= {'recipe': 'psoups', 'total_steps': config.total_steps, 'stage': stage, 'preference': name}
+    steps = config.total_steps if 'rl' in READS[stage] else 0
+    part |= {'recipe': 'psoups', 'total_steps': steps, 'stage': stage, 'preference': name}
     if stage in ('reward', 'multitask'):
         pairs = workdir / soups.PAIRS / (name or soups.JOINT)
         part |= config[stage].to_dict() | {'recipe': 'reward' if stage == 'reward' else 'sft', 'eval': {'every': 0}}
@@ -126,8 +121,8 @@ def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:
     return ConfigDict(part)
 
 
-def check(config: Config) -> None:
-    """Everything that can be wrong before a file is read."""
+def check(config: Config) -> tuple[Preference, ...]:
+    """The preferences, if everything is right that later stages would fail at."""
     if not config.policy.lora.rank:
         raise ValueError('policy.lora.rank=0: soups are made of adapters; give a rank')
     for key, value in {
@@ -148,6 +143,18 @@ def check(config: Config) -> None:
             f'rl.rollout_batch_size={config.rl.rollout_batch_size} does not divide into '
             f'ppo.minibatches={config.ppo.minibatches}'
         )
+    poles = soups.read_preferences(config)
+    for given in filter(None, (config.annotate.annotator, config.annotate.second, config.evaluate.judge)):
+        specs = soups.read_annotators(given)
+        judges = soups.open_annotators(soups.make_models(config, specs), specs)
+        for pole in poles:
+            judges(pole.id)(pole, [], config.seed)  # fails where a rule is wanted and there is none
+    for pole in poles:
+        if pole.rule:
+            pole.rule.score('', 'The library that it needs is there.')
+    soups.soup_weights(config, len(combinations(poles)[0]))
+    tasting.front_poles(config, poles)
+    return poles
 
 
 def make(config: Config, ctx: Context) -> Recipe:
@@ -175,7 +182,7 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
     rl, wanted = config.rl, who_wants_what(config)
     name = {'rlhf': GENERAL, 'morl': soups.JOINT}.get(config.stage, config.preference)
     judge = ctx.workdir.parent / f'reward-{name}'
-    score = make_score(judge, ctx)
+    score = soups.make_score(judge, ctx)
     train, test = (soups.read_prompts(config, split, policy.tokenizer) for split in ('train', 'test'))
     n, actions = rl.n_samples_per_prompt, round_up(config.sampling.max_tokens, 8)
     ways = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches
@@ -192,7 +199,7 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
 
     def scored(asked: Sequence[Asked], samples: Sequence[Sample], n: int) -> np.ndarray:
         texts = [sample.completion.text for sample in samples]
-        return score(asked, [texts[k : k + n] for k in range(0, len(texts), n)]).ravel()
+        return score([each.readings for each in asked], [texts[k : k + n] for k in range(0, len(texts), n)]).ravel()
 
     def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         asked = draw(i)
@@ -262,39 +269,3 @@ def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearne
         ctx.mesh, n=config.rl.n_samples_per_prompt, length=config.sampling.max_tokens, adapters=make_adapters(config),
         seed=config.seed,
     )  # fmt: skip
-
-
-def make_score(folder: Path, ctx: Context) -> Score:
-    """Scores of replies `[questions, replies of each]` by the reward model in `folder`, read at the first call: the
-    mean over the readings of a question, each scored with the reply (I.6, edges 1 and 3)."""
-
-    @functools.cache
-    def opened() -> Callable[[Sequence[tuple[str, Sequence[str]]]], np.ndarray]:
-        config = read_config(str(folder))
-        model = make_policy(config, ctx)
-        learner = reward.make_learner(config, BradleyTerry(**config.reward), model.cfg, ctx, 1)
-        restored = Checkpoints(folder, learner.abstract_weights, read_only=True).restore()
-        if restored is None:
-            raise ValueError(f'{folder} has no checkpoint; run stage=reward first')
-        packing: dict[str, Any] = {
-            'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': config.data.micro_rows,
-            'row_tokens': config.data.row_tokens,
-        }  # fmt: skip
-        tokenizer, state = model.tokenizer, restored[0]
-        return lambda texts: learner.scores(
-            state, pack_replies([to_group(tokenizer, *each) for each in texts], ctx.mesh, **packing)
-        )
-
-    def score(asked: Sequence[Asked], replies: Sequence[Sequence[str]]) -> np.ndarray:
-        readings, n = len(asked[0].readings), len(replies[0])
-        even = [[*texts, *texts[: n % 2]] for texts in replies]  # reward models read pairs
-        texts = [(text, each) for a, each in zip(asked, even, strict=True) for text in a.readings]
-        return opened()(texts)[:, :n].reshape(len(asked), readings, n).mean(axis=1)
-
-    return score
-
-
-def to_group(tokenizer: Tokenizer, question: str, replies: Sequence[str]) -> Group:
-    """Replies to one question, whole, as `chats.to_prefer` makes tokens of them."""
-    prompt = tokenizer.chat(soups.as_chat(question))
-    return shared_prompt([to_score(prompt, [*tokenizer.encode(each), tokenizer.stop_ids[0]]) for each in replies])

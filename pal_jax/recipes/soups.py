@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data import chats
+from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import make_decoder
 from pal_jax.decode.local import Request
@@ -31,9 +32,11 @@ from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Spec
 from pal_jax.feedback.preferences import Preference
 from pal_jax.feedback.questions import make_questions
+from pal_jax.learners.reward import BradleyTerry, pack_replies, to_score
 from pal_jax.models import lora, merging, peft
 from pal_jax.models import params as model_params
 from pal_jax.models.params import Params
+from pal_jax.recipes import reward
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Policy, Recipe, make_policy, read_config
 from pal_jax.recipes.world import Models
 from pal_jax.runtime import processes, sharding
@@ -44,6 +47,8 @@ from pal_jax.types import ChatModel, Dialogue, Metrics, Person, Sample, Sampling
 ROLLOUTS, ANNOTATIONS, PAIRS, MERGED = 'rollouts.jsonl', 'annotations.jsonl', 'pairs', 'merged'
 JOINT = 'joint'  # the reward model of P-MORL, which reads in the prompt what is preferred
 
+# Of the readings of questions, and of the replies to each; see `make_score`.
+Score = Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]
 Sampler = Callable[..., list[Sample]]  # of weights, questions, samples of each and a seed: see `make_sampler`
 
 
@@ -168,6 +173,42 @@ def open_adapters(folder: Path, ctx: Context) -> Params:
     if restored is None:
         raise ValueError(f'{folder} has no checkpoint; run that stage first')
     return restored[0].actor.params
+
+
+def make_score(folder: Path, ctx: Context) -> Score:
+    """Scores of replies by the reward model in `folder`, which is read at the first call: `[questions, replies of
+    each]`, the mean over what it reads of a question, each with the reply (I.6, edges 1 and 3)."""
+
+    @functools.cache
+    def opened() -> Callable[[Sequence[tuple[str, Sequence[str]]]], np.ndarray]:
+        config = read_config(str(folder))
+        model = make_policy(config, ctx)
+        learner = reward.make_learner(config, BradleyTerry(**config.reward), model.cfg, ctx, 1)
+        restored = Checkpoints(folder, learner.abstract_weights, read_only=True).restore()
+        if restored is None:
+            raise ValueError(f'{folder} has no checkpoint; run stage=reward first')
+        packing: dict[str, Any] = {
+            'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': config.data.micro_rows,
+            'row_tokens': config.data.row_tokens,
+        }  # fmt: skip
+        tokenizer, state = model.tokenizer, restored[0]
+        return lambda texts: learner.scores(
+            state, pack_replies([to_group(tokenizer, *each) for each in texts], ctx.mesh, **packing)
+        )
+
+    def score(readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
+        n = len(replies[0])
+        even = [[*texts, *texts[: n % 2]] for texts in replies]  # reward models read pairs
+        texts = [(text, each) for own, each in zip(readings, even, strict=True) for text in own]
+        return opened()(texts)[:, :n].reshape(len(readings), -1, n).mean(axis=1)
+
+    return score
+
+
+def to_group(tokenizer: Tokenizer, question: str, replies: Sequence[str]) -> Group:
+    """Replies to one question, whole, as `chats.to_prefer` makes tokens of them."""
+    prompt = tokenizer.chat(as_chat(question))
+    return shared_prompt([to_score(prompt, [*tokenizer.encode(each), tokenizer.stop_ids[0]]) for each in replies])
 
 
 # --- stages that write files ------------------------------------------------------------------------------------------

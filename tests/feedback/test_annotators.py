@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pal_jax.feedback import annotators as a
-from pal_jax.feedback.preferences import embedded, general
+from pal_jax.feedback.preferences import Preference, embedded, general
 
 BRIEF = embedded()[2]  # P2A
 SPEC = a.Spec()
@@ -150,3 +150,8 @@ def test_kappa():
     assert a.cohen_kappa([1, 1, None], [1, 1, 2]) == 1
     assert a.cohen_kappa([1, 2], [2, 1]) == -1
     assert a.cohen_kappa([None], [1]) == 0
+
+
+def test_a_preference_without_a_rule_needs_a_language_model():
+    with pytest.raises(ValueError, match='own has no rule; give it a judge, or name endpoint:<name>'):
+        a.annotate_by_rule(Preference('own', 'manners', 'Be polite.', None), [])
