@@ -73,6 +73,12 @@ def table(outcomes: Mapping[Pair, np.ndarray], ties: Ties) -> tuple[list[str], n
     return systems, rates
 
 
+def against_all(outcomes: Mapping[Pair, np.ndarray], system: str) -> Float[np.ndarray, 'more prompts']:
+    """A system's outcomes against each of the others, all combinations side by side."""
+    sides = [(found, 1 if pair[0] == system else -1) for pair, found in outcomes.items() if system in pair]
+    return np.concatenate([side * np.asarray(found) for found, side in sides])
+
+
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     """Rank correlation; 0 where one of them is constant."""
     if len(set(x)) < 2 or len(set(y)) < 2:
@@ -97,14 +103,12 @@ def make_exhibits(
       front: the second pole's weight, and the mean scores by both poles' rules, of each soup.
     """
     systems, rates = table(outcomes, 'half')
-    found = {(a, b): measure(o) for (a, b), o in outcomes.items()}
-    rows = [['', 'ties half', '95 %', 'ties left out', 'ties']]
-    rows += [[f'{a} against {b}', *_told(record)] for (a, b), record in found.items()]
-    averages = [['', 'mean win rate against the others, ties half']]
-    averages += [[name, f'{np.nanmean(row):.3f}'] for name, row in zip(systems, rates, strict=True)]
+    head = ['', 'ties half', '95 %', 'ties left out', 'ties']
+    rows = [head, *([f'{a} against {b}', *_told(measure(found))] for (a, b), found in outcomes.items())]
+    averages = [head, *([name, *_told(measure(against_all(outcomes, name)))] for name in systems)]
     exhibits = [
-        Exhibit('Win rates', table=rows),
-        Exhibit('Average win rates', table=averages),
+        Exhibit('Win rates against all others', table=averages),
+        Exhibit('Win rates by pair', table=rows),
         Exhibit('Who wins against whom', picture=plot_heat(systems, rates)),
         Exhibit('Win rates by criterion', picture=plot_radar(by_criterion)),
     ]

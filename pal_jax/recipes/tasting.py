@@ -148,8 +148,9 @@ class Tasting:
         outcomes = {pair: np.stack([winrates.outcome(each) for each in found]) for pair, found in verdicts.items()}
         by_criterion = rates_by_criterion(verdicts, combos)
         record: dict[str, Any] = {}
-        systems, rates = winrates.table(outcomes, 'half')
-        record |= {f'winrate_{name}': float(np.nanmean(row)) for name, row in zip(systems, rates, strict=True)}
+        for name in SYSTEMS:
+            found = winrates.measure(winrates.against_all(outcomes, name))
+            record |= {f'winrate_{name}': found['half'], f'winrate_{name}_se': found['half_se']}
         for (a, b), found in outcomes.items():
             record |= {f'{a}_{b}_{key}': value for key, value in winrates.measure(found).items()}
         for pole in poles:

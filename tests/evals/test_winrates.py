@@ -43,6 +43,7 @@ def test_the_table_is_antisymmetric():
     assert systems == ['a', 'b', 'c']
     np.testing.assert_allclose(rates + rates.T, np.where(np.eye(3), np.nan, 1))
     np.testing.assert_allclose(np.nanmean(rates, axis=1), [0.75, 0, 0.75])
+    assert [w.measure(w.against_all(outcomes, name))['half'] for name in systems] == [0.75, 0, 0.75]
 
 
 def test_spearman():
@@ -55,6 +56,6 @@ def test_a_report_has_tables_and_pictures():
     outcomes = {('a', 'b'): np.array([[1, -1, 1, 0]])}
     by_criterion = {'a': {'x': 0.6, 'y': 0.5}, 'b': {'x': 0.4, 'y': 0.5}}
     exhibits = w.make_exhibits(outcomes, by_criterion, [(0.0, 1.0, 2.0), (1.0, 2.0, 1.0)], ('x', 'y'))
-    assert exhibits[0].table[1][:2] == ['a against b', '0.625']
+    assert exhibits[0].table[1][:2] == ['a', '0.625'] and exhibits[1].table[1][:2] == ['a against b', '0.625']
     assert [each.picture[1:4] for each in exhibits[2:]] == [b'PNG'] * 3
     assert len(w.make_exhibits(outcomes, by_criterion, [], ('x', 'y'))) == 4

@@ -177,7 +177,7 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     assert record['base_psoups_half'] == pytest.approx(0.25)  # loses P2A's two combinations, ties in P2B's
     assert record['winrate_psoups'] == pytest.approx(0.75)
     assert (record['P2A_policy_beats_base'], record['P2B_policy_beats_base']) == (1, 0.5)
-    assert {exhibit.title for exhibit in evaluation.exhibits} >= {'Win rates', 'Win rates by criterion'}
+    assert {exhibit.title for exhibit in evaluation.exhibits} >= {'Win rates by pair', 'Win rates by criterion'}
     silent = tasting.Tasting(prompts, written, lambda _: lambda p, rows, seed, switched: [None] * len(rows), True, 0)
     assert silent.compare(poles[0], 'policy-P2A', 'base-P2A').tolist() == [0] * 4
     assert (silent.failed, silent.asked) == (8, 8)
