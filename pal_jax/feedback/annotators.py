@@ -70,8 +70,8 @@ class Spec(NamedTuple):
     batch_size: int = 5
 
 
-BY_RULE = Spec(decoder='rule', batch_size=1)
-COMPARING = Spec(matches={**Spec().matches, TIE: r'(?:^|\n)TIE'}, batch_size=1)  # of evaluations
+LABELLING = Spec()
+COMPARING = Spec(matches={**LABELLING.matches, TIE: r'(?:^|\n)TIE'}, batch_size=1)  # of evaluations
 
 
 class Annotator(Protocol):

@@ -3,10 +3,10 @@
 A stage that trains nothing is a recipe too: a step is a part of its work, written to a file of its own, so that a run
 that was stopped goes on with the next. Its last evaluation puts the parts together, in the folder all stages share:
 
-rollouts.jsonl     id, preference, instruction, input, preference_prompt, output_1, output_2
-annotations.jsonl  the same with preference_id, preference (1 or 2; 0: neither; null: no verdict) and annotator
-pairs/<name>.jsonl, pairs/<name>-test.jsonl      what reward models learn from and are tested on, by distinct prompts
-merged/<combination>/                            adapters as the library peft has them
+rollouts.jsonl         id, preference_id, instruction, input, preference_prompt, output_1, output_2
+annotations.jsonl      the same with annotator and preference: 1 or 2; 0: neither; null: no verdict
+pairs/<name>.jsonl     what reward models learn from, and on other prompts pairs/<name>-test.jsonl, to test them on
+merged/<combination>/  adapters as the library peft has them
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def load_base(policy: Policy, ctx: Context) -> Params:
     return policy.source.load(sharding.param_shardings(model_params.decoder_specs(policy.cfg), ctx.mesh))
 
 
-def read_annotators(given: str, default: Spec = Spec()) -> dict[str, Spec]:  # noqa: B008
+def read_annotators(given: str, default: Spec = annotators.LABELLING) -> dict[str, Spec]:
     """Those of a file, or the one that endpoint:<name>, local:<source> or rule is."""
     files = given.endswith(('.yaml', '.yml', '.json'))
     return annotators.load_annotators(given) if files else {given: default._replace(decoder=given)}
