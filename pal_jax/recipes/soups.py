@@ -214,7 +214,10 @@ def to_group(tokenizer: Tokenizer, question: str, replies: Sequence[str]) -> Gro
 # --- stages that write files ------------------------------------------------------------------------------------------
 
 
-def make_parts(ctx: Context, steps: int, work: Callable[[Host, int], tuple[Any, Host, Metrics]], name: str, finish):
+def make_parts(
+    ctx: Context, steps: int, work: Callable[[Host, int], tuple[Any, Host, Metrics]], name: str,
+    finish: Callable[[list[dict[str, Any]]], Evaluation], shown: Sequence[str] = ('rows',),
+) -> Recipe:  # fmt: skip
     """A recipe whose step `i` writes what `work(host, i)` makes to a file; `finish(parts)` is its last evaluation."""
 
     def path(i: int) -> Path:
@@ -231,7 +234,7 @@ def make_parts(ctx: Context, steps: int, work: Callable[[Host, int], tuple[Any, 
     abstract = {'parts': jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(ctx.mesh))}
     return Recipe(
         steps, abstract, lambda: ({'parts': jnp.zeros((), jnp.int32)}, {}), step,
-        lambda i: 'final' if i == steps else None, evaluate,
+        lambda i: 'final' if i == steps else None, evaluate, shown=shown,
     )  # fmt: skip
 
 
@@ -267,7 +270,7 @@ def make_merges(config: Config, ctx: Context) -> Recipe:
             peft.save(soup, policy.cfg, base, ctx.workdir.parent / MERGED / name, config.policy.lora.dropout)
         return [{'combination': name, 'weights': list(weights)}], host, {'sources': float(len(weights))}
 
-    return make_parts(ctx, len(combinations), work, 'merge', lambda records: Evaluation({'soups': len(records)}))
+    return make_parts(ctx, len(combinations), work, 'merge', lambda records: Evaluation({'rows': len(records)}))
 
 
 def soup_weights(config: Config, n: int) -> tuple[float, ...]:

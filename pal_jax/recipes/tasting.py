@@ -61,7 +61,8 @@ def make_jobs(config: Config, poles: Sequence[Preference]) -> list[Job]:
     for pole in poles:
         jobs += [Job('base', (pole,)), Job('policy', (pole,), (f'policy-{pole.id}',), (1.0,))]
     ends = f'policy-{first.id}', f'policy-{second.id}'
-    return jobs + [Job(f'front-{w:g}', (), ends, (1.0 - w, w)) for w in config.evaluate.front_weights]
+    jobs += [Job(f'front-{w:g}', (), ends, (1.0 - w, w)) for w in config.evaluate.front_weights]
+    return list(dict.fromkeys(jobs))  # of one dimension a combination is a pole
 
 
 def front_poles(config: Config, poles: Sequence[Preference]) -> tuple[Preference, Preference]:
@@ -113,7 +114,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
         failed = {'failed_verdicts': tasting.failed, 'verdicts': tasting.asked}
         return evaluation._replace(record={**evaluation.record, **failed, **models.usage})
 
-    return soups.make_parts(ctx, len(jobs), work, 'evaluate', finish)
+    return soups.make_parts(ctx, len(jobs), work, 'evaluate', finish, [f'winrate_{name}' for name in SYSTEMS])
 
 
 class Tasting:
