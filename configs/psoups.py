@@ -31,7 +31,7 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     config.policy = p.policy(p.EMBEDDED)
     config.policy.lora = dict(rank=16, alpha=32.0, targets='all-linear', dropout=0.0)
-    config.sampling = p.sampling(temperature=1.0, max_tokens=64)
+    config.sampling = p.sampling(temperature=0.7, max_tokens=64)  # at 1 the embedded model hardly makes sense
     config.decode = dict(slots=32, stride=4, driver='local', address='', reuse=True, int8=False)
     config.rollout = dict(batch_size=32)  # prompts of a step, two outputs each
     config.annotate = dict(
@@ -131,7 +131,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.multitask.optimizer = p.adamw(lr=1e-5)
     config.multitask.total_steps = 1000
     config.prompts.test_count = 50
-    config.sampling.max_tokens = 512
+    config.sampling.update(temperature=1.0, max_tokens=512)
     config.total_steps = 156
     config.optimizer = p.adamw(lr=1.4e-5, warmup_ratio=0.0, min_ratio=1.0)
     config.critic = p.adamw(lr=1.4e-5, warmup_ratio=0.0, min_ratio=1.0)
