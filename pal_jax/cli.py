@@ -8,15 +8,15 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
 
-from pal_jax.recipes.recipe import Config
-from pal_jax.runtime import memory, processes
+from pal_jax.recipes.recipe import Config, read_config
+from pal_jax.runtime import checkpoint, memory, processes
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
 CONFIG = config_flags.DEFINE_config_file(
@@ -101,7 +101,7 @@ def config() -> Config:
 
 
 def workdir() -> Path:
-    """The folder that --workdir names, or runs/<config>[-<variant>]."""
+    """The folder that --workdir names, or runs/<config>[-<variant>]; a stage of a variant is in the variant's."""
     if '://' in (WORKDIR.value or ''):
         raise Fault(
             f'--workdir={WORKDIR.value} is not a folder of a file system; mount the bucket and name that folder'
@@ -109,8 +109,27 @@ def workdir() -> Path:
     if WORKDIR.value:
         return Path(WORKDIR.value)
     path, _, variant = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
+    variant = ','.join(part for part in variant.split(',') if '=' not in part)
     name = Path(path).stem
     return Path('runs') / (f'{name}-{variant}' if variant else name)
+
+
+def runs(free: Sequence[str]) -> Iterator[tuple[Config, Path]]:
+    """The run that --config is, with its folder; of a recipe with stages each stage that is not finished yet, in their
+    order, in a folder of its own. `free` keys may have changed since a stage was finished."""
+    whole, folder = config(), workdir()
+    stages = getattr(faults(recipe_module, whole), 'stages', None)
+    if stages is None:
+        yield whole, folder
+        return
+    from pal_jax.runtime.report import REPORT  # matplotlib takes a second to import
+
+    for stage, place in faults(stages, whole, folder):
+        faults(checkpoint.check_config, place, stage.to_dict(), tuple(free))
+        if (place / REPORT).exists() and read_config(str(place)).total_steps == stage.total_steps:
+            print(f'{place} is finished')
+        else:
+            yield stage, place
 
 
 def place() -> processes.Place | None:

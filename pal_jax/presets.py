@@ -12,6 +12,7 @@ __all__ = [
     'base',
     'endpoint',
     'oracle',
+    'parse_stage',
     'parse_variant',
     'policy',
     'ppo',
@@ -30,6 +31,19 @@ def parse_variant(text: str, *known: str) -> str:
     if text and text not in known:
         raise ValueError(f'variant {text!r} is unknown; use one of {", ".join(known)}, or none')
     return text
+
+
+def parse_stage(text: str, *known: str) -> tuple[str, dict[str, str]]:
+    """The variant, and what follows it of `:variant,stage=policy,preference=P2A`; each of them may be missing.
+
+    Raises:
+      ValueError: a variant or a key that the file does not have.
+    """
+    parts = [part.partition('=') for part in text.split(',')]
+    settings = {key: value for key, equals, value in parts if equals}
+    if unknown := [key for key in settings if key not in ('stage', 'preference')]:
+        raise ValueError(f'{unknown[0]}= in variant {text!r} is unknown; use stage=... and preference=...')
+    return parse_variant(','.join(key for key, equals, _ in parts if not equals), *known), settings
 
 
 def base(recipe: str, total_steps: int) -> ConfigDict:
@@ -114,6 +128,7 @@ def ppo(**changes: object) -> ConfigDict:
             'kl_estimator': 'k1',
             'kl_in': 'reward',
             'kl_target': 0.0,  # 0: kl_coef stays as it is
+            'kl_target_per': 'token',  # or 'sample': the sum over a sample's tokens
             'kl_horizon': 10_000,
             'reward_clip': (-10.0, 10.0),
             'negative_scale': 1.0,
@@ -121,6 +136,7 @@ def ppo(**changes: object) -> ConfigDict:
             'loss_agg': 'seq_mean',
             'micro_train_batch_size': 4,  # of loss_agg=micro_token_mean
             'epochs': 1,
+            'early_stop_kl': 0.0,  # above 0: no further epoch once approx_kl is above 1.5 times it
             'minibatches': 1,
             'micro_rows': 4,
             'row_tokens': 0,  # prompts share rows of so many tokens; 0: a row a prompt

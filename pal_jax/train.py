@@ -53,6 +53,7 @@ MAY_CHANGE = (
     'eval.profiles',
     'eval.shown',
     'dialogue.shown',
+    'annotate.max_failed',
 )
 
 Show = Callable[[Iterable[Mapping[str, Any]]], None]
@@ -60,7 +61,12 @@ Show = Callable[[Iterable[Mapping[str, Any]]], None]
 
 def main() -> int:
     """Trains; the exit status is that of a process ended by a signal where one stopped it."""
-    config, workdir, progress, rollouts = cli.config(), cli.workdir(), Progress(), []
+    return next(filter(None, (train(*run) for run in cli.runs(MAY_CHANGE))), 0)
+
+
+def train(config: Config, workdir: Path) -> int:
+    """One run, or one stage of a run."""
+    progress, rollouts = Progress(), []
     recipe = cli.faults(prepare, config, workdir, progress, show=rollouts.extend)
     checkpoints = checkpoint.Checkpoints(workdir, recipe.abstract, keep=config.checkpoint.keep, log=progress.log)
     restored = cli.faults(checkpoints.restore)
@@ -77,14 +83,14 @@ def prepare(
     config: Config, workdir: Path, progress: Progress, *, alone: bool = False, show: Show = lambda records: None
 ) -> Recipe:
     """The recipe, on one device if `alone`; everything that can fail before a weight is read fails here."""
-    devices.initialize(workdir / 'compiled', cli.place())
+    devices.initialize((workdir.parent if 'stage' in config else workdir) / 'compiled', cli.place())
     progress.time_compilation()
     checkpoint.check_processes(config.to_dict())
     checkpoint.check_config(workdir, config.to_dict(), free=MAY_CHANGE)
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)
     mesh = devices.make_mesh(devices=jax.local_devices()[:1]) if alone else devices.make_mesh(**config.mesh)
-    return cli.recipe_module(config).make(config, Context(mesh, progress.phase, show))
+    return cli.recipe_module(config).make(config, Context(mesh, progress.phase, show, workdir))
 
 
 def load_run(config: Config, workdir: Path, step: int | None = None, *, alone: bool = False):

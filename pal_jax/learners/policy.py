@@ -260,16 +260,20 @@ class PolicyLearner:
     ) -> tuple[PolicyState, Metrics]:
         """PPO on an annotated batch, in shuffled minibatches; `ptx` adds its cross-entropy to each of them.
 
-        Metrics are means over minibatches; `first_ratio_deviation` is that of the first, which no update precedes.
+        With `early_stop_kl` an epoch whose `approx_kl` is far above it is the last. Metrics are means over minibatches;
+        `first_ratio_deviation` is that of the first, which no update precedes.
         """
         height, parts = batch.reward.shape[0], self.ppo.minibatches
-        history = []
+        history: list[Metrics] = []
         for epoch in range(self.ppo.epochs):
+            if self.ppo.early_stop_kl and _mean(history[-parts:], 'approx_kl') > 1.5 * self.ppo.early_stop_kl:
+                break
             order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), height))
             for index in np.split(order, parts):
                 state, metrics = self._minibatch(state, take(batch, index, self.mesh) if parts > 1 else batch, ptx)
                 history.append(metrics)
-        means = {name: float(np.mean([row[name] for row in history])) for name in history[-1]}
+        means = {name: _mean(history, name) for name in history[-1]}
+        means |= {'epochs': len(history) / parts} if self.ppo.early_stop_kl else {}
         means |= {'kl_coef': float(state.kl_coef), 'first_ratio_deviation': history[0]['ratio_deviation']}
         return state.replace(kl_coef=passes.adapted_kl(self.ppo, batch, state.kl_coef)), means
 
@@ -327,6 +331,11 @@ class PolicyLearner:
 
     def _micro_batches(self, tree: Any) -> Iterator[Any]:
         return micro_batches(tree, self.mesh, self.ppo.micro_rows)
+
+
+def _mean(rows: list[Metrics], name: str) -> float:
+    """0 of no rows."""
+    return float(np.mean([row[name] for row in rows])) if rows else 0.0
 
 
 def evenly(batch: TokenBatch) -> Float[Array, 'R N A']:

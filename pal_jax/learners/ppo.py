@@ -22,7 +22,7 @@ from pal_jax.objectives import advantages as adv
 from pal_jax.objectives import kl as kl_divergence
 from pal_jax.objectives import logprobs as lp
 from pal_jax.objectives import policy as losses
-from pal_jax.objectives.masked import keep, masked_mean, masked_var
+from pal_jax.objectives.masked import keep, masked_mean, masked_sum, masked_var
 from pal_jax.runtime.sharding import constrain
 from pal_jax.types import RolloutBatch, TokenBatch
 
@@ -46,7 +46,8 @@ class PPO:
     kl_coef: float = 0.01
     kl_estimator: kl_divergence.KLEstimator = 'k1'
     kl_in: Literal['reward', 'loss'] = 'reward'
-    kl_target: float = 0.0  # nats per token; adapts kl_coef when above 0
+    kl_target: float = 0.0  # nats; adapts kl_coef when above 0
+    kl_target_per: Literal['token', 'sample'] = 'token'  # the KL that meets it: a token's mean, or a sample's sum
     kl_horizon: int = 10_000
     reward_clip: tuple[float, float] = (-10.0, 10.0)
     negative_scale: float = 1.0  # weight of negative advantages
@@ -54,6 +55,7 @@ class PPO:
     loss_agg: losses.Aggregation = 'seq_mean'
     micro_train_batch_size: int = 4  # samples whose tokens loss_agg='micro_token_mean' takes the mean of
     epochs: int = 1
+    early_stop_kl: float = 0.0  # above 0: epochs end once approx_kl is above 1.5 times it (P-Soups' target_kl)
     minibatches: int = 1
     micro_rows: int = 4  # rows in a device's memory at once
     row_tokens: int = 0  # prompts share rows of so many tokens; 0: a row a prompt
@@ -66,6 +68,7 @@ class PPO:
             'estimator': adv.Estimator,
             'kl_estimator': kl_divergence.KLEstimator,
             'kl_in': Literal['reward', 'loss'],
+            'kl_target_per': Literal['token', 'sample'],
             'loss_agg': losses.Aggregation,
         }
         for name, values in known.items():
@@ -293,8 +296,9 @@ def adapted_kl(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']) -> Floa
         return kl_coef
     assert batch.logprobs is not None and batch.ref_logprobs is not None
     mask = used(batch)
-    kl = masked_mean(kl_divergence.token_kl(by_sample(batch.logprobs), by_sample(batch.ref_logprobs)), mask)
-    return kl_divergence.adapt_kl(kl_coef, kl, target=ppo.kl_target, n=jnp.sum(mask[:, 0]), horizon=ppo.kl_horizon)
+    kl, n = kl_divergence.token_kl(by_sample(batch.logprobs), by_sample(batch.ref_logprobs)), jnp.sum(mask[:, 0])
+    mean = masked_mean(kl, mask) if ppo.kl_target_per == 'token' else masked_sum(kl, mask) / jnp.maximum(n, 1)
+    return kl_divergence.adapt_kl(kl_coef, mean, target=ppo.kl_target, n=n, horizon=ppo.kl_horizon)
 
 
 def progress(ppo: PPO, batch: RolloutBatch, new: Float[Array, 'R N A']) -> dict[str, Float[Array, '']]:

@@ -32,7 +32,7 @@ def token_kl(
 def adapt_kl(
     coef: float | Float[Array, ''], kl: Float[Array, ''], *, target: float, n: int | Array, horizon: int = 10_000
 ) -> Float[Array, '']:
-    """The KL coefficient after a rollout of `n` samples whose mean KL per token was `kl`.
+    """The KL coefficient after a rollout of `n` samples whose mean KL, per token or per sample as the target, was `kl`.
 
     `coef * (1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon)`: proportional control (Ziegler et al. 2019, sec. 2.2).
     A fixed coefficient needs no controller.

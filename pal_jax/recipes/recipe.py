@@ -32,11 +32,12 @@ Host = dict[str, Any]
 
 class Context(NamedTuple):
     """The machine a recipe runs on. `phase('rollout')` times and shows a part of the work; `show` keeps samples of a
-    step for whoever reads the run's report."""
+    step for whoever reads the run's report. `workdir` is the run's folder; those of other stages are beside it."""
 
     mesh: Mesh
     phase: Callable[[str], AbstractContextManager[None]]
     show: Callable[[Iterable[Mapping[str, Any]]], None] = lambda records: None
+    workdir: Path = Path()
 
 
 class Evaluation(NamedTuple):
@@ -154,7 +155,9 @@ def open_run(workdir: str, ctx: Context) -> Source:
       ValueError: the folder is not that of a run, of one without a language model, or has no checkpoint.
     """
     config = read_config(workdir)
-    recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx)
+    recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(
+        config, ctx._replace(workdir=Path(workdir))
+    )
     if recipe.model is None or recipe.tokenizer is None:
         raise ValueError(f'orbax:{workdir} is a run of {config.recipe}, which trains no language model; name another')
     checkpoints = Checkpoints(workdir, recipe.exported, read_only=True)

@@ -40,14 +40,14 @@ _count = itertools.count()
 
 
 def join(place: Place | None) -> None:
-    """Waits for the other processes. None: there are none.
+    """Waits for the other processes, the first time. None: there are none.
 
     Raises:
       RuntimeError: one cannot be reached in time; the message names it.
       ValueError: two processes have one number, or they disagree about how many there are.
     """
     global _rollcall
-    if place is None:
+    if place is None or joined():
         return
     host, port = place.coordinator.rsplit(':', 1)
     _rollcall = RollCall((host, int(port) + 1), place.process, place.processes, patience=PATIENCE)

@@ -12,7 +12,7 @@ import pytest
 from pal_jax.data.packing import Branch, Group, lay_out, pack_groups, pack_rollouts
 from pal_jax.learners import ppo as passes
 from pal_jax.learners.policy import Optimizers, PolicyLearner
-from pal_jax.learners.ppo import PPO
+from pal_jax.learners.ppo import PPO, adapted_kl
 from pal_jax.learners.training import Lora, accumulate, join, trim
 from pal_jax.models import config, params
 from pal_jax.runtime import devices, sharding
@@ -276,6 +276,22 @@ def test_the_kl_coefficient_follows_its_target():
     state, _, metrics = run(make_learner(kl_target=0.1), rollouts()[1])  # KL 0 is below the target
     assert metrics['kl_coef'] == pytest.approx(0.01)
     assert float(state.kl_coef) == pytest.approx(0.01 * (1 - 0.2 * 16 / 10_000), rel=1e-6)
+
+
+@pytest.mark.parametrize(('kl', 'coef'), [(9.0, 0.200064), (3.0, 0.199936)])
+def test_the_target_may_be_of_a_samples_sum(kl, coef):  # psoups I.7-7
+    batch = rollouts()[1]
+    acts = batch.tokens.acts
+    spread = jnp.where(acts, kl / acts.sum(axis=2, keepdims=True), 0.0)
+    batch = batch.replace(logprobs=spread, ref_logprobs=jnp.zeros_like(spread))
+    found = adapted_kl(PPO(kl_target=6.0, kl_target_per='sample'), batch, jnp.array(0.2))
+    assert float(found) == pytest.approx(coef, abs=1e-6)
+
+
+def test_epochs_end_once_the_policy_is_far_from_the_one_that_sampled():
+    _, batch = rollouts()
+    state, _, metrics = run(make_learner(epochs=8, early_stop_kl=1e-3), batch)
+    assert 2 <= int(state.step) == metrics['epochs'] < 8  # the first measures a policy that has not moved yet
 
 
 def test_an_update_that_is_not_finite_is_not_made_and_counted():

@@ -168,3 +168,49 @@ def test_g18_truncated_sample_is_paid_at_its_last_column():
     paid = token_rewards(jnp.array([1.5]), jnp.zeros((1, 5)), acts, BETA)
     np.testing.assert_array_equal(paid, [[0, 0, 0, 0, 1.5]])
     assert loss_weights(acts, jnp.array([True]), 'seq_mean')[0, -1] == pytest.approx(0.2)
+
+
+# --- the specification of Personalized Soups, I.7-5 to 7 -------------------------------------------------------------
+
+SOUP = {
+    'logprob': jnp.array([[-1.0, -2.0, -0.5]]),
+    'reference': jnp.array([[-1.2, -1.9, -1.0]]),
+    'values': jnp.array([[0.1, 0.2, 0.3]]),
+    'new': jnp.array([[-0.8, -2.1, -0.9]]),
+    'new_values': jnp.array([[0.5, 0.1, 0.3]]),
+    'acts': jnp.ones((1, 3), bool),
+}
+
+
+def soup_advantages():
+    kl = token_kl(SOUP['logprob'], SOUP['reference'], 'k1')
+    paid = token_rewards(jnp.array([0.7]), kl, SOUP['acts'], 0.2)
+    return paid, *gae(paid, SOUP['values'], SOUP['acts'], gamma=1.0, lam=0.95)
+
+
+def soup_whitened():
+    """Ours divides by the population's standard deviation, the published code by the unbiased one."""
+    return whiten(soup_advantages()[1], SOUP['acts']) * np.sqrt(2 / 3)
+
+
+def test_soups_5_shaping(run):
+    paid, advantages, returns = run(soup_advantages)()
+    close(paid[0], [-0.04, 0.02, 0.6], 1e-6)
+    close(advantages[0], [0.44475, 0.405, 0.3], 1e-6)
+    close(returns[0], [0.54475, 0.605, 0.6], 1e-6)
+    close(run(soup_whitened)()[0], [0.822346, 0.290830, -1.113176], 1e-6)
+
+
+def test_soups_6_losses(run):
+    def losses():
+        policy = ppo_token_loss(SOUP['new'], SOUP['logprob'], soup_whitened(), clip=0.2).mean()
+        value = value_token_loss(SOUP['new_values'], SOUP['values'], soup_advantages()[2], clip=0.2).mean()
+        return policy, value, policy + 0.1 * value
+
+    close(jnp.exp(SOUP['new'] - SOUP['logprob'])[0], [1.221403, 0.904837, 0.670320], 1e-6)
+    close(run(losses)(), [-0.119809, 0.067488, -0.113061], 1e-6)
+
+
+def test_soups_7_controller():
+    for kl, coef in ((9.0, 0.200064), (3.0, 0.199936)):
+        close(adapt_kl(0.2, jnp.array(kl), target=6.0, n=16, horizon=10_000), coef, 1e-6)

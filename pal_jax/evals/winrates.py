@@ -1,0 +1,174 @@
+"""Who writes what people prefer: win rates of systems against each other (Personalized Soups, part I.3).
+
+A verdict is +1, 0 or -1 on one criterion, for the first system of a pair; the outcome of a prompt is the sign of their
+sum over the criteria of a combination. Outcomes are [combinations, prompts]; intervals are by the bootstrap over
+prompts, whose outcomes in all combinations stay together.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from scipy import stats
+
+from pal_jax.evals.bootstrap import interval, means, resampled_means
+from pal_jax.runtime.curve import BLUE, GREY, STYLE
+from pal_jax.types import Exhibit
+
+Ties = Literal['drop', 'half']
+Pair = tuple[str, str]
+Cells = Float[np.ndarray, 'prompts combinations']
+
+
+def outcome(verdicts: Float[np.ndarray, 'criteria ...']) -> Float[np.ndarray, '...']:
+    """Who wins a prompt by most criteria: the sign of their sum."""
+    return np.sign(np.sum(verdicts, axis=0))
+
+
+def cells(outcomes: Float[np.ndarray, 'combinations prompts'], ties: Ties) -> Cells:
+    """What each prompt counts for the first system: 1 won, 0 lost; a tie is a half, or NaN where it is left out."""
+    won = (np.asarray(outcomes, float).T + 1.0) / 2.0
+    return won if ties == 'half' else np.where(won == 0.5, np.nan, won)
+
+
+def winrate(outcomes: Float[np.ndarray, 'combinations prompts'], ties: Ties) -> float:
+    """The mean over combinations of `wins / (wins + losses)`, or of `(wins + ties / 2) / all`; a combination in which
+    nothing was won or lost is none of them, and of nothing it is 1/2."""
+    return _mean(means(cells(outcomes, ties)), cells(outcomes, ties))
+
+
+def _mean(rates: np.ndarray, counted: Cells) -> float:
+    decided = np.isfinite(counted).any(axis=0)
+    return float(rates[decided].mean()) if decided.any() else 0.5
+
+
+def measure(outcomes: Float[np.ndarray, 'combinations prompts'], seed: int = 0) -> dict[str, Any]:
+    """Win rates with ties either way, the share of ties, and a standard error and a 95 % interval of the former."""
+    record: dict[str, Any] = {'ties': float(np.mean(np.asarray(outcomes) == 0))}
+    ways: tuple[Ties, ...] = ('drop', 'half')
+    for ties in ways:
+        counted = cells(outcomes, ties)
+        decided = np.isfinite(counted).any(axis=0)
+        record[ties] = winrate(outcomes, ties)
+        if decided.any():
+            draws = resampled_means(counted[:, decided], seed=seed).mean(axis=1)
+            record |= {f'{ties}_se': float(draws.std()), f'{ties}_interval': interval(draws)}
+    return record
+
+
+def table(outcomes: Mapping[Pair, np.ndarray], ties: Ties) -> tuple[list[str], np.ndarray]:
+    """Systems, and win rates of the row's against the column's; NaN on the diagonal."""
+    systems = list(dict.fromkeys(itertools.chain.from_iterable(outcomes)))
+    rates = np.full((len(systems), len(systems)), np.nan)
+    for (first, second), found in outcomes.items():
+        i, j = systems.index(first), systems.index(second)
+        rates[i, j], rates[j, i] = winrate(found, ties), winrate(-np.asarray(found), ties)
+    return systems, rates
+
+
+def against_all(outcomes: Mapping[Pair, np.ndarray], system: str) -> Float[np.ndarray, 'more prompts']:
+    """A system's outcomes against each of the others, all combinations side by side."""
+    sides = [(found, 1 if pair[0] == system else -1) for pair, found in outcomes.items() if system in pair]
+    return np.concatenate([side * np.asarray(found) for found, side in sides])
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Rank correlation; 0 where one of them is constant."""
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return 0.0
+    ranks: Any = stats.spearmanr(x, y)
+    return float(ranks.statistic)
+
+
+# --- what a report shows ----------------------------------------------------------------------------------------------
+
+
+def make_exhibits(
+    outcomes: Mapping[Pair, np.ndarray],
+    by_criterion: Mapping[str, Mapping[str, float]],
+    front: Sequence[tuple[float, float, float]],
+    poles: Pair,
+) -> list[Exhibit]:
+    """Win rates as a table with intervals and as a heat map, systems by criterion, and soups between two poles.
+
+    Args:
+      by_criterion: of each system, its mean win rate (ties half) on each criterion.
+      front: the second pole's weight, and the mean scores by both poles' rules, of each soup.
+    """
+    systems, rates = table(outcomes, 'half')
+    head = ['', 'ties half', '95 %', 'ties left out', 'ties']
+    rows = [head, *([f'{a} against {b}', *_told(measure(found))] for (a, b), found in outcomes.items())]
+    averages = [head, *([name, *_told(measure(against_all(outcomes, name)))] for name in systems)]
+    exhibits = [
+        Exhibit('Win rates against all others', table=averages),
+        Exhibit('Win rates by pair', table=rows),
+        Exhibit('Who wins against whom', picture=plot_heat(systems, rates)),
+        Exhibit('Win rates by criterion', picture=plot_radar(by_criterion)),
+    ]
+    if front:
+        exhibits.append(Exhibit('Soups between two poles', picture=plot_front(front, poles)))
+    return exhibits
+
+
+def _told(record: Mapping[str, Any]) -> list[str]:
+    low, high = record['half_interval']
+    return [f'{record["half"]:.3f}', f'{low:.3f} to {high:.3f}', f'{record["drop"]:.3f}', f'{record["ties"]:.3f}']
+
+
+def plot_heat(systems: Sequence[str], rates: np.ndarray) -> bytes:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 5), layout='constrained')
+        ax = figure.subplots()
+        ax.grid(visible=False)
+        image = ax.imshow(rates, cmap='RdBu', vmin=0, vmax=1)
+        ax.set_xticks(range(len(systems)), systems, rotation=30, ha='right')
+        ax.set_yticks(range(len(systems)), systems)
+        for (i, j), rate in np.ndenumerate(rates):
+            if np.isfinite(rate):
+                ink = 'white' if abs(rate - 0.5) > 0.3 else 'black'
+                ax.text(j, i, f'{rate:.2f}', ha='center', va='center', color=ink)
+        figure.colorbar(image, label='the row wins, ties half')
+    return _png(figure)
+
+
+def plot_radar(by_criterion: Mapping[str, Mapping[str, float]]) -> bytes:
+    criteria = list(next(iter(by_criterion.values())))
+    angles = np.linspace(0, 2 * np.pi, len(criteria), endpoint=False)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 5.4), layout='constrained')
+        ax: Any = figure.add_subplot(projection='polar')
+        for name, rates in by_criterion.items():
+            around = [rates[criterion] for criterion in (*criteria, criteria[0])]
+            ax.plot([*angles, angles[0]], around, label=name)
+        ax.set_xticks(angles, criteria)
+        ax.set_ylim(0, 1)
+        ax.legend(loc='lower left', bbox_to_anchor=(0.9, 0.9), frameon=False)
+    return _png(figure)
+
+
+def plot_front(front: Sequence[tuple[float, float, float]], poles: Pair) -> bytes:
+    """Soups by both poles' rules; each is better the further it is to the right and to the top."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 4.4), layout='constrained')
+        ax = figure.subplots()
+        weights, first, second = np.array(front).T
+        ax.plot(first, second, color=GREY)
+        ax.scatter(first, second, color=BLUE)
+        for weight, x, y in zip(weights, first, second, strict=True):
+            ax.annotate(f'{weight:g}', (x, y), textcoords='offset points', xytext=(6, 4))
+        ax.set_xlabel(f'score by the rule of {poles[0]}')
+        ax.set_ylabel(f'score by the rule of {poles[1]}')
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    picture = io.BytesIO()
+    figure.savefig(picture, format='png', dpi=120)
+    return picture.getvalue()

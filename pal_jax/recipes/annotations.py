@@ -1,0 +1,136 @@
+"""The stages of Personalized Soups that make data: rollouts of the base policy, and what a judge makes of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pal_jax.feedback import annotators, preferences
+from pal_jax.feedback.annotators import Annotator, Row
+from pal_jax.recipes import soups
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
+from pal_jax.runtime import processes
+from pal_jax.types import Metrics
+
+
+def make_rollouts(config: Config, ctx: Context) -> Recipe:
+    """Stage 1: two answers of the base policy to every prompt, under every preference and under none."""
+    policy = make_policy(config, ctx)
+    sample, poles = soups.make_sampler(config, policy, ctx), (preferences.general(), *soups.read_preferences(config))
+    asked = [(pole, prompt) for pole in poles for prompt in soups.read_prompts(config, 'train', policy.tokenizer)]
+    size = config.rollout.batch_size
+    base = functools.cache(lambda: soups.load_base(policy, ctx))
+
+    def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
+        part = asked[i * size : (i + 1) * size]
+        with ctx.phase('rollout'):
+            texts = [preferences.ask(prompt.question, [pole]) for pole, prompt in part]
+            answers = sample(base(), texts, 2, (config.seed, i))
+        records = [
+            {
+                'id': f'{pole.id}-{prompt.id}', 'preference_id': pole.id, 'instruction': prompt.instruction,
+                'input': prompt.input, 'preference_prompt': pole.text, 'output_1': answers[2 * k].completion.text,
+                'output_2': answers[2 * k + 1].completion.text,
+            }
+            for k, (pole, prompt) in enumerate(part)
+        ]  # fmt: skip
+        length = float(np.mean([len(each.completion.token_ids) for each in answers]))
+        return records, host, {'prompts': float(len(part)), 'length': length}
+
+    def finish(records: list[dict[str, Any]]) -> Evaluation:
+        soups.write_records(ctx.workdir.parent / soups.ROLLOUTS, records)
+        return Evaluation({'rows': len(records)})
+
+    return soups.make_parts(ctx, -(-len(asked) // size), work, 'rollout', finish)
+
+
+def make_annotations(config: Config, ctx: Context) -> Recipe:
+    """Stage 2: which of the two answers suits the preference better, and the pairs that reward models learn from."""
+    poles = {each.id: each for each in (preferences.general(), *soups.read_preferences(config))}
+    settings = config.annotate
+    specs = [soups.read_annotators(each) for each in (settings.annotator, settings.second) if each]
+    models = soups.make_models(config, *specs)
+    judges = [soups.open_annotators(models, each) for each in specs]
+    rows, size = soups.read_records(ctx.workdir.parent / soups.ROLLOUTS), settings.batch_size
+
+    def verdicts(judge: Callable[[str], Annotator], part: Sequence[Row]) -> list[int | None]:
+        found: list[int | None] = [None] * len(part)
+        for name in dict.fromkeys(row['preference_id'] for row in part):
+            where = [k for k, row in enumerate(part) if row['preference_id'] == name]
+            told = judge(name)(poles[name], [part[k] for k in where], config.seed)
+            for k, verdict in zip(where, told, strict=True):
+                found[k] = verdict
+        return found
+
+    def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
+        part = rows[i * size : (i + 1) * size]
+        with ctx.phase('annotate'):
+            own = [verdicts(each, part) for each in judges] if jax.process_index() == 0 else []
+            first, *others = processes.exchange('verdicts', own)[0]
+        asked, failed = host.get('asked', 0) + len(part), host.get('failed', 0) + first.count(None)
+        if failed > settings.max_failed * asked:
+            raise RuntimeError(
+                f'{failed} of {asked} rows have no verdict, more than annotate.max_failed={settings.max_failed}; check '
+                f'annotate.annotator ({models.last_error or "its answers could not be read"}), then run this again'
+            )
+        extra = [{'second': verdict} for verdict in others[0]] if others else [{}] * len(part)
+        records = [
+            {**row, 'preference': verdict, 'annotator': settings.annotator, **more}
+            for row, verdict, more in zip(part, first, extra, strict=True)
+        ]
+        return records, {'asked': asked, 'failed': failed}, {'failed': float(first.count(None)), **models.usage}
+
+    def finish(records: list[dict[str, Any]]) -> Evaluation:
+        folder = ctx.workdir.parent
+        soups.write_records(folder / soups.ANNOTATIONS, records)
+        write_pairs(folder / soups.PAIRS, records, [*poles], settings.test_share)
+        told: dict[str, float] = {
+            f'{name}_{key}': value for name in poles for key, value in tell(records, name).items()
+        }
+        if settings.second:
+            told['kappa'] = annotators.cohen_kappa(*([r[key] for r in records] for key in ('preference', 'second')))
+        return Evaluation({'rows': len(records), **told})
+
+    return soups.make_parts(ctx, -(-len(rows) // size), work, 'annotate', finish)
+
+
+def tell(records: Sequence[Row], name: str) -> dict[str, int]:
+    verdicts = [row['preference'] for row in records if row['preference_id'] == name]
+    return {'pairs': sum(v in (1, 2) for v in verdicts), 'ties': verdicts.count(0), 'failed': verdicts.count(None)}
+
+
+def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test_share: float) -> None:
+    """Files of pairs by preference, and of all preferences but the general one together; prompts that test a model
+    teach none.
+
+    Raises:
+      RuntimeError: a preference has fewer than two pairs to learn from, or none to test on.
+    """
+    prompts = list(dict.fromkeys((row['instruction'], row['input']) for row in records))
+    tested = set(prompts[len(prompts) - max(round(test_share * len(prompts)), 1) :])
+    judged = [row for row in records if row['preference'] in (1, 2)]
+    for name in (*names, soups.JOINT):
+        own = [r for r in judged if r['preference_id'] == name or (name == soups.JOINT and r['preference_prompt'])]
+        test = [as_pair(row) for row in own if (row['instruction'], row['input']) in tested]
+        train = [as_pair(row) for row in own if (row['instruction'], row['input']) not in tested]
+        if len(train) < 2 or not test:
+            raise RuntimeError(
+                f'{name}: {len(train)} pairs to learn from and {len(test)} to test on, the others are ties; raise '
+                'prompts.train_count or annotate.test_share, or give its preference another judge'
+            )
+        soups.write_records(folder / f'{name}.jsonl', train)
+        soups.write_records(folder / f'{name}-test.jsonl', test)
+
+
+def as_pair(row: Row) -> dict[str, Any]:
+    """A row as messages, for reward models; `completion` is what multitask learning imitates of it."""
+    question = soups.Prompt('', row['instruction'], row['input']).question
+    better, worse = row[f'output_{row["preference"]}'], row[f'output_{3 - row["preference"]}']
+    said = [[{'role': 'assistant', 'content': text}] for text in (better, worse)]
+    prompt = soups.as_chat(f'{question} {row["preference_prompt"]}'.strip())
+    return {'prompt': prompt, 'chosen': said[0], 'rejected': said[1], 'completion': said[0]}

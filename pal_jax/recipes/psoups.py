@@ -1,0 +1,271 @@
+"""Personalized Soups (arXiv 2310.11564): a policy for each pole of what people may want, merged for who wants several.
+
+    rollout    two answers of the base policy to every prompt, under every preference
+    annotate   a judge says which of the two suits the preference better
+    reward     a reward model for each preference, one for all of them, and one for no preference in particular
+    rlhf, morl, policy      PPO: on the general reward; on the mean over the preferences of a prompt by the joint reward
+               model; on one preference, which makes a policy for each
+    multitask  supervised: the better answers, under their preferences
+    merge      the weighted mean of three policies' adapters
+    evaluate   win rates of all of these against each other
+
+Each stage is a run of its own in a folder beside the others'. Reward models and multitask learning are those of
+`recipes/reward.py` and `recipes/sft.py` on files that the annotations make. This file has the stages and the step of
+PPO; `recipes/annotations.py` makes data, `recipes/soups.py` merges, `recipes/tasting.py` evaluates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from pal_jax.data.packing import pack_rollouts, round_up
+from pal_jax.data.passes import shuffled
+from pal_jax.feedback.preferences import GENERAL, Preference, ask, combinations
+from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
+from pal_jax.learners.ppo import PPO
+from pal_jax.models.config import ModelConfig
+from pal_jax.objectives.moments import Moments, scaled, seen
+from pal_jax.recipes import annotations, soups, tasting
+from pal_jax.recipes.recipe import (
+    Config,
+    Context,
+    Evaluation,
+    Export,
+    Host,
+    Recipe,
+    check_finite,
+    export_policy,
+    make_adapters,
+    make_policy,
+    read_config,
+    stage_before,
+)
+from pal_jax.runtime import sharding
+from pal_jax.runtime.optim import make_optimizer
+from pal_jax.types import Metrics, Sample
+
+EVALUATION = 2**31  # stands where a training step has its number in seeds
+SHARED = ('seed', 'mesh', 'checkpoint', 'metrics', 'export')
+WHO = ('preferences', 'poles', 'prompts', 'policy', 'sampling', 'decode')
+RL = (*WHO, 'optimizer', 'critic', 'ppo', 'rl')
+READS = {  # of the config, by stage
+    'rollout': (*WHO, 'rollout'),
+    'annotate': ('preferences', 'poles', 'annotate', 'endpoints', 'answers'),
+    'reward': (),
+    'rlhf': RL,
+    'multitask': ('policy',),
+    'morl': RL,
+    'policy': RL,
+    'merge': ('preferences', 'poles', 'policy', 'merge'),
+    'evaluate': (*WHO, 'merge', 'evaluate', 'endpoints', 'answers'),
+}
+
+
+class Asked(NamedTuple):
+    """A question, what is preferred of the answer, and whether the policy is told."""
+
+    prompt: soups.Prompt
+    preferences: tuple[Preference, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return ask(self.prompt.question, self.preferences)
+
+    @property
+    def readings(self) -> list[str]:
+        """What reward models read of it: the question with one preference at a time, or with none (I.6, edge 1)."""
+        return [ask(self.prompt.question, [each]) for each in self.preferences] or [self.prompt.question]
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
+    """The stages that `config.stage` and `config.preference` name, each with its own config and folder.
+
+    Raises:
+      ValueError: there is no such stage or preference, or a value is wrong.
+    """
+    poles = [each.id for each in check(config)]
+    names = {'reward': [GENERAL, *poles, soups.JOINT], 'policy': poles}
+    wanted, chosen = config.stage, config.preference
+    if wanted != 'all' and wanted not in READS:
+        raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(READS)}')
+    if chosen and (wanted not in names or chosen not in names[wanted]):
+        raise ValueError(f'preference={chosen!r} goes with stage=policy or stage=reward and one of {", ".join(poles)}')
+    return [
+        (make_stage(config, stage, name, workdir), workdir / (f'{stage}-{name}' if name else stage))
+        for stage in (READS if wanted == 'all' else [wanted])
+        for name in names.get(stage, [''])
+        if name == chosen or not chosen
+    ]
+
+
+def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:
+    """What a stage reads of the config, so that other values may change once it is finished."""
+    part = {key: config[key] for key in (*SHARED, *READS[stage])}
+    steps = config.total_steps if 'rl' in READS[stage] else 0
+    part |= {'recipe': 'psoups', 'total_steps': steps, 'stage': stage, 'preference': name}
+    if stage in ('reward', 'multitask'):
+        pairs = workdir / soups.PAIRS / (name or soups.JOINT)
+        part |= config[stage].to_dict() | {'recipe': 'reward' if stage == 'reward' else 'sft', 'eval': {'every': 0}}
+        part['data'] |= {'train': f'{pairs}.jsonl', 'test': f'{pairs}-test.jsonl'}
+    return ConfigDict(part)
+
+
+def check(config: Config) -> tuple[Preference, ...]:
+    """The preferences, if everything is right that later stages would fail at."""
+    if not config.policy.lora.rank:
+        raise ValueError('policy.lora.rank=0: soups are made of adapters; give a rank')
+    for key, value in {
+        'total_steps': config.total_steps,
+        'rollout.batch_size': config.rollout.batch_size,
+        'annotate.batch_size': config.annotate.batch_size,
+        'rl.rollout_batch_size': config.rl.rollout_batch_size,
+        'rl.n_samples_per_prompt': config.rl.n_samples_per_prompt,
+        'rl.test_count': config.rl.test_count,
+        'prompts.test_count': config.prompts.test_count,
+        'ppo.minibatches': config.ppo.minibatches,
+        'checkpoint.every': config.checkpoint.every,
+    }.items():
+        if value < 1:
+            raise ValueError(f'{key}={value} must be at least 1')
+    if config.rl.rollout_batch_size % config.ppo.minibatches:
+        raise ValueError(
+            f'rl.rollout_batch_size={config.rl.rollout_batch_size} does not divide into '
+            f'ppo.minibatches={config.ppo.minibatches}'
+        )
+    poles = soups.read_preferences(config)
+    for given in filter(None, (config.annotate.annotator, config.annotate.second, config.evaluate.judge)):
+        specs = soups.read_annotators(given)
+        judges = soups.open_annotators(soups.make_models(config, specs), specs)
+        for pole in poles:
+            judges(pole.id)(pole, [], config.seed)  # fails where a rule is wanted and there is none
+    for pole in poles:
+        if pole.rule:
+            pole.rule.score('', 'The library that it needs is there.')
+    soups.soup_weights(config, len(combinations(poles)[0]))
+    tasting.front_poles(config, poles)
+    return poles
+
+
+def make(config: Config, ctx: Context) -> Recipe:
+    """The recipe of a stage.
+
+    Raises:
+      ValueError: a value is wrong, or an earlier stage has not been run.
+      RuntimeError: a model cannot be had.
+    """
+    if config.stage == 'all':
+        raise ValueError('a run of psoups has a folder for each of its stages; name one, such as .../policy-P2A')
+    if config.stage in ('rlhf', 'morl', 'policy'):
+        return make_ppo(config, ctx)
+    made = {'rollout': annotations.make_rollouts, 'annotate': annotations.make_annotations, 'merge': soups.make_merges}
+    return {**made, 'evaluate': tasting.make_evaluation}[config.stage](config, ctx)
+
+
+# --- PPO --------------------------------------------------------------------------------------------------------------
+
+
+def make_ppo(config: Config, ctx: Context) -> Recipe:
+    """Stages rlhf, morl and policy."""
+    policy = make_policy(config, ctx)
+    learner, sample = make_learner(config, policy.cfg, ctx), soups.make_sampler(config, policy, ctx)
+    rl, wanted = config.rl, who_wants_what(config)
+    name = {'rlhf': GENERAL, 'morl': soups.JOINT}.get(config.stage, config.preference)
+    judge = ctx.workdir.parent / f'reward-{name}'
+    score = soups.make_score(judge, ctx)
+    train, test = (soups.read_prompts(config, split, policy.tokenizer) for split in ('train', 'test'))
+    n, actions = rl.n_samples_per_prompt, round_up(config.sampling.max_tokens, 8)
+    ways = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches
+    rows = {'ways': ways, 'micro_rows': config.ppo.micro_rows, 'row_tokens': config.ppo.row_tokens}
+
+    def init() -> tuple[PolicyState, Host]:
+        read_config(str(judge))  # without a reward model it ends here
+        return learner.init(policy.source.load(learner.param_shardings)), {'moments': list(Moments())}
+
+    def draw(i: int) -> list[Asked]:
+        start, size = i * rl.rollout_batch_size, rl.rollout_batch_size
+        chosen = shuffled(len(train), start=start, size=size, seed=config.seed)
+        return [Asked(train[k], wanted[(start + j) % len(wanted)]) for j, k in enumerate(chosen)]
+
+    def scored(asked: Sequence[Asked], samples: Sequence[Sample], n: int) -> np.ndarray:
+        texts = [sample.completion.text for sample in samples]
+        return score([each.readings for each in asked], [texts[k : k + n] for k in range(0, len(texts), n)]).ravel()
+
+    def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        asked = draw(i)
+        with ctx.phase('rollout'):
+            samples = sample(learner.weights(state), [each.text for each in asked], n, (config.seed, i))
+        with ctx.phase('reward'):
+            scores = scored(asked, samples, n)
+            moments = seen(Moments(*host['moments']), scores)
+            rewards = scaled(moments, scores) if rl.scale_scores else scores
+            samples = [dataclasses.replace(s, reward=float(r)) for s, r in zip(samples, rewards, strict=True)]
+        with ctx.phase('annotate'):
+            batch = pack_rollouts(samples, n=n, actions=actions, mesh=ctx.mesh, **rows)
+            batch, annotated = learner.annotate(state, batch)
+        with ctx.phase('update'):
+            state, updated = learner.update(state, batch, jax.random.fold_in(jax.random.key(config.seed), i))
+        check_finite(state, ' or raise ppo.kl_coef')
+        return state, {'moments': list(moments)}, config.stage, summarize(samples, scores) | annotated | updated
+
+    def evaluate(state: PolicyState, stage: str) -> Evaluation:
+        asked = [Asked(prompt, wanted[k % len(wanted)]) for k, prompt in enumerate(test[: rl.test_count])]
+        with ctx.phase('evaluate'):
+            samples = sample(learner.weights(state), [each.text for each in asked], 1, (config.seed, EVALUATION))
+            scores = scored(asked, samples, 1)
+        texts = [sample.completion.text for sample in samples]
+        met = {p.id: [p.rule.score(a.prompt.question, t) for a, t in zip(asked, texts, strict=True)]
+               for p in wanted[0] if len(wanted) == 1 and p.rule}  # fmt: skip
+        record = summarize(samples, scores) | {f'rule_{name}': float(np.mean(found)) for name, found in met.items()}
+        return Evaluation(record, [tasting.as_dialogue(a.text, t) for a, t in zip(asked, texts, strict=True)][:3])
+
+    def exports(state: PolicyState) -> dict[str, Export]:
+        return export_policy(config, policy, learner, state)
+
+    steps = config.total_steps
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=0)
+    return Recipe(
+        steps, learner.abstract, init, step, stage, evaluate, exports, learner.abstract_weights, policy.cfg,
+        lambda: policy.tokenizer, ('reward', 'words'),
+    )  # fmt: skip
+
+
+def who_wants_what(config: Config) -> list[tuple[Preference, ...]]:
+    """What the prompts of a stage ask for, in turn."""
+    poles = soups.read_preferences(config)
+    if config.stage == 'morl':
+        return combinations(poles)
+    return [()] if config.stage == 'rlhf' else [tuple(each for each in poles if each.id == config.preference)]
+
+
+def summarize(samples: Sequence[Sample], scores: np.ndarray) -> Metrics:
+    """Means over the samples of a step; `reward` before any scaling."""
+    completions = [sample.completion for sample in samples]
+    return {
+        'reward': float(scores.mean()),
+        'reward_std': float(scores.std()),
+        'samples': float(len(samples)),
+        'length': float(np.mean([len(each.token_ids) for each in completions])),
+        'words': float(np.mean([len(each.text.split()) for each in completions])),
+        'truncated': float(np.mean([each.finish_reason == 'length' for each in completions])),
+    }
+
+
+def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
+    updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
+    actor, critic = (make_optimizer(**each, total_steps=updates) for each in (config.optimizer, config.critic))
+    return PolicyLearner(
+        cfg, PPO(**config.ppo, temperature=config.sampling.temperature or 1.0), Optimizers(actor, critic, actor),
+        ctx.mesh, n=config.rl.n_samples_per_prompt, length=config.sampling.max_tokens, adapters=make_adapters(config),
+        seed=config.seed,
+    )  # fmt: skip

@@ -1,0 +1,287 @@
+"""What the stages of Personalized Soups share, how those work that train nothing, and the one that merges.
+
+A stage that trains nothing is a recipe too: a step is a part of its work, written to a file of its own, so that a run
+that was stopped goes on with the next. Its last evaluation puts the parts together, in the folder all stages share:
+
+rollouts.jsonl         id, preference_id, instruction, input, preference_prompt, output_1, output_2
+annotations.jsonl      the same with annotator and preference: 1 or 2; 0: neither; null: no verdict
+pairs/<name>.jsonl     what reward models learn from, and on other prompts pairs/<name>-test.jsonl, to test them on
+merged/<combination>/  adapters as the library peft has them
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pal_jax.data import chats
+from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.choose import make_decoder
+from pal_jax.decode.local import Request
+from pal_jax.feedback import annotators, preferences
+from pal_jax.feedback.annotators import Annotator, Spec
+from pal_jax.feedback.preferences import Preference
+from pal_jax.feedback.questions import make_questions
+from pal_jax.learners.reward import BradleyTerry, pack_replies, to_score
+from pal_jax.models import lora, merging, peft
+from pal_jax.models import params as model_params
+from pal_jax.models.params import Params
+from pal_jax.recipes import reward
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Policy, Recipe, make_policy, read_config
+from pal_jax.recipes.world import Models
+from pal_jax.runtime import processes, sharding
+from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.runtime.processes import Shares
+from pal_jax.types import ChatModel, Dialogue, Metrics, Person, Sample, Sampling, Turn
+
+ROLLOUTS, ANNOTATIONS, PAIRS, MERGED = 'rollouts.jsonl', 'annotations.jsonl', 'pairs', 'merged'
+JOINT = 'joint'  # the reward model of P-MORL, which reads in the prompt what is preferred
+
+# Of the readings of questions, and of the replies to each; see `make_score`.
+Score = Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]
+Sampler = Callable[..., list[Sample]]  # of weights, questions, samples of each and a seed: see `make_sampler`
+
+
+class Prompt(NamedTuple):
+    """What is asked, as instruction and input have it."""
+
+    id: str
+    instruction: str
+    input: str = ''
+
+    @property
+    def question(self) -> str:
+        return f'{self.instruction} {self.input}'.strip()
+
+
+# --- what all stages read ---------------------------------------------------------------------------------------------
+
+
+def read_preferences(config: Config) -> tuple[Preference, ...]:
+    """Those that `preferences` and `poles` name. Raises ValueError where they are wrong."""
+    given = config.preferences
+    known = preferences.embedded() if given == preferences.EMBEDDED else preferences.load_preferences(given)
+    return preferences.choose(known, config.poles)
+
+
+def read_prompts(config: Config, split: str, tokenizer: Tokenizer) -> list[Prompt]:
+    """Those of a split that leave room for the longest texts of preferences.
+
+    Raises:
+      ValueError: a file with a line that is no prompt, or nothing is left.
+    """
+    settings = config.prompts
+    if settings[split] == 'embedded':
+        prompts = [Prompt(f'{split}-{i}', question) for i, question in enumerate(make_questions(split))]
+    else:
+        prompts = [p._replace(id=f'{split}-{i}') for i, p in enumerate(chats.read(settings[split], to_prompt))]
+    longest = max(preferences.combinations(read_preferences(config)), key=lambda c: len(preferences.ask('', c)))
+
+    def fits(prompt: Prompt) -> bool:
+        return len(tokenizer.chat(as_chat(preferences.ask(prompt.question, longest)))) <= settings.max_length
+
+    prompts = list(filter(fits, prompts))[: settings[f'{split}_count'] or None]
+    if not prompts:
+        raise ValueError(f'no prompt of prompts.{split} fits prompts.max_length={settings.max_length}; raise it')
+    return prompts
+
+
+def to_prompt(record: Any) -> Prompt:
+    """A record's prompt, without an id. Raises ValueError if it has none."""
+    text = record.get('instruction', record.get('prompt')) if isinstance(record, dict) else None
+    given = record.get('input') or '' if isinstance(record, dict) else ''
+    if not isinstance(text, str) or not text.strip() or not isinstance(given, str):
+        raise ValueError("expected an object with 'instruction' and, if you like, 'input', both texts")
+    return Prompt('', ' '.join(text.split()), given.strip())
+
+
+def as_chat(text: str) -> list[dict[str, str]]:
+    return [{'role': 'user', 'content': text}]
+
+
+def make_sampler(config: Config, policy: Policy, ctx: Context) -> Sampler:
+    """Answers of a policy, `n` neighbours to each question."""
+    decode, tokenizer = config.decode.to_dict(), policy.tokenizer
+    shares = Shares(jax.process_count() if ctx.mesh.size > 1 else 1)
+    decoder = make_decoder(policy.cfg, tokenizer, ctx.mesh, shares=shares, **decode)
+    sampling = Sampling(**config.sampling.to_dict() | {'stop': tuple(config.sampling.stop)})
+
+    def sample(params: Params, asked: Sequence[str], n: int, seed: Sequence[int]) -> list[Sample]:
+        prompts = [tuple(tokenizer.chat(as_chat(text))) for text in asked]
+        seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
+        decoder.load(params)
+        completions = decoder([Request(prompts[k // n], sampling, each) for k, each in enumerate(seeds)])
+        decoder.release()
+        dialogues = [Dialogue(Person(text, ()), (Turn('user', text),)) for text in asked]
+        return [Sample(dialogues[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
+
+    return sample
+
+
+def load_base(policy: Policy, ctx: Context) -> Params:
+    """The weights that `policy` names, on the mesh."""
+    return policy.source.load(sharding.param_shardings(model_params.decoder_specs(policy.cfg), ctx.mesh))
+
+
+def read_annotators(given: str, default: Spec = annotators.LABELLING) -> dict[str, Spec]:
+    """Those of a file, or the one that endpoint:<name>, local:<source> or rule is."""
+    files = given.endswith(('.yaml', '.yml', '.json'))
+    return annotators.load_annotators(given) if files else {given: default._replace(decoder=given)}
+
+
+def make_models(config: Config, *specs: Mapping[str, Spec]) -> Models:
+    """The language models among annotators, with what their files say of their endpoints."""
+    config = config.copy_and_resolve_references()
+    for spec in (spec for each in specs for spec in each.values()):
+        kind, _, name = spec.decoder.partition(':')
+        if kind == 'endpoint' and name in config.endpoints:
+            config.endpoints[name].update(spec.model)
+    return Models(config)
+
+
+def open_annotators(models: Models, specs: Mapping[str, Spec]) -> Callable[[str], Annotator]:
+    """Who judges a preference, by its id. Raises ValueError where there is no such judge."""
+
+    def opened(spec: Spec) -> Annotator:
+        def make(model: ChatModel) -> Annotator:
+            return annotators.make_annotator(model, spec)
+
+        return models.choose('annotator', spec.decoder, make, rule=lambda: annotators.annotate_by_rule)
+
+    found = {name: opened(spec) for name, spec in specs.items()}
+    first = next(iter(found.values()))
+    return lambda preference: found.get(preference, first)
+
+
+def open_adapters(folder: Path, ctx: Context) -> Params:
+    """The adapters a stage has trained, from its last checkpoint. Raises ValueError where there are none."""
+    config = read_config(str(folder))
+    recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx._replace(workdir=folder))
+    nothing = jax.tree.map(lambda _: ..., recipe.exported)
+    wanted = nothing.replace(actor=nothing.actor.replace(params=recipe.exported.actor.params))
+    restored = Checkpoints(folder, wanted, read_only=True).restore()
+    if restored is None:
+        raise ValueError(f'{folder} has no checkpoint; run that stage first')
+    return restored[0].actor.params
+
+
+def make_score(folder: Path, ctx: Context) -> Score:
+    """Scores of replies by the reward model in `folder`, which is read at the first call: `[questions, replies of
+    each]`, the mean over what it reads of a question, each with the reply (I.6, edges 1 and 3)."""
+
+    @functools.cache
+    def opened() -> Callable[[Sequence[tuple[str, Sequence[str]]]], np.ndarray]:
+        config = read_config(str(folder))
+        model = make_policy(config, ctx)
+        learner = reward.make_learner(config, BradleyTerry(**config.reward), model.cfg, ctx, 1)
+        restored = Checkpoints(folder, learner.abstract_weights, read_only=True).restore()
+        if restored is None:
+            raise ValueError(f'{folder} has no checkpoint; run stage=reward first')
+        packing: dict[str, Any] = {
+            'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': config.data.micro_rows,
+            'row_tokens': config.data.row_tokens,
+        }  # fmt: skip
+        tokenizer, state = model.tokenizer, restored[0]
+        return lambda texts: learner.scores(
+            state, pack_replies([to_group(tokenizer, *each) for each in texts], ctx.mesh, **packing)
+        )
+
+    def score(readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
+        n = len(replies[0])
+        even = [[*texts, *texts[: n % 2]] for texts in replies]  # reward models read pairs
+        texts = [(text, each) for own, each in zip(readings, even, strict=True) for text in own]
+        return opened()(texts)[:, :n].reshape(len(readings), -1, n).mean(axis=1)
+
+    return score
+
+
+def to_group(tokenizer: Tokenizer, question: str, replies: Sequence[str]) -> Group:
+    """Replies to one question, whole, as `chats.to_prefer` makes tokens of them."""
+    prompt = tokenizer.chat(as_chat(question))
+    return shared_prompt([to_score(prompt, [*tokenizer.encode(each), tokenizer.stop_ids[0]]) for each in replies])
+
+
+# --- stages that write files ------------------------------------------------------------------------------------------
+
+
+def make_parts(
+    ctx: Context, steps: int, work: Callable[[Host, int], tuple[Any, Host, Metrics]], name: str,
+    finish: Callable[[list[dict[str, Any]]], Evaluation], shown: Sequence[str] = ('rows',),
+) -> Recipe:  # fmt: skip
+    """A recipe whose step `i` writes what `work(host, i)` makes to a file; `finish(parts)` is its last evaluation."""
+
+    def path(i: int) -> Path:
+        return ctx.workdir / 'parts' / f'{i:05d}.jsonl'
+
+    def step(state: Any, host: Host, i: int) -> tuple[Any, Host, str, Metrics]:
+        records, host, metrics = work(host, i)
+        write_records(path(i), records)
+        return {'parts': state['parts'] + 1}, host, name, metrics
+
+    def evaluate(state: Any, stage: str) -> Evaluation:
+        return finish([record for i in range(steps) for record in read_records(path(i))])
+
+    abstract = {'parts': jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(ctx.mesh))}
+    return Recipe(
+        steps, abstract, lambda: ({'parts': jnp.zeros((), jnp.int32)}, {}), step,
+        lambda i: 'final' if i == steps else None, evaluate, shown=shown,
+    )  # fmt: skip
+
+
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """JSON lines, in one piece; the first process writes."""
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + '.tmp')
+        temporary.write_text(''.join(json.dumps(record) + '\n' for record in records), encoding='utf-8')
+        os.replace(temporary, path)
+    processes.exchange(f'written {path.name}')
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Raises ValueError where the stage that writes it has not been run."""
+    if not path.exists():
+        raise ValueError(f'{path} is missing; run the stage that writes it first (stage=all runs all in order)')
+    return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+
+
+def make_merges(config: Config, ctx: Context) -> Recipe:
+    """Stage 5: for every combination of poles the weighted mean of their policies' adapters, factor by factor."""
+    policy = make_policy(config, ctx)
+    combinations = preferences.combinations(read_preferences(config))
+    weights = soup_weights(config, len(combinations[0]))
+    trained = functools.cache(lambda name: open_adapters(ctx.workdir.parent / f'policy-{name}', ctx))
+
+    def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
+        name = preferences.name_of(combinations[i])
+        soup = merging.linear([trained(each.id) for each in combinations[i]], weights)
+        if jax.process_index() == 0:
+            base = config.policy.source.removeprefix('hf:')
+            peft.save(soup, policy.cfg, base, ctx.workdir.parent / MERGED / name, config.policy.lora.dropout)
+        return [{'combination': name, 'weights': list(weights)}], host, {'sources': float(len(weights))}
+
+    return make_parts(ctx, len(combinations), work, 'merge', lambda records: Evaluation({'rows': len(records)}))
+
+
+def soup_weights(config: Config, n: int) -> tuple[float, ...]:
+    """Raises ValueError where `merge.weights` are not those of `n` dimensions."""
+    weights = tuple(config.merge.weights) or (1.0 / n,) * n
+    if len(weights) != n or abs(sum(weights) - 1.0) > 1e-6:
+        raise ValueError(f'merge.weights={weights} must be {n} numbers, one a dimension, with sum 1')
+    return weights
+
+
+@jax.jit
+def whole(adapters: Params, base: Params) -> Params:
+    """Plain weights that compute what the base does with these adapters."""
+    return lora.merge(lora.join(adapters, base))

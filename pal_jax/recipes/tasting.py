@@ -1,0 +1,198 @@
+"""The last stage of Personalized Soups: every system answers the same prompts, and judges compare what they wrote.
+
+A step has one system answer all test prompts under one combination of preferences, and keeps it in a file:
+`generations/<system>-<combination>.jsonl` with id, prompt and output. Systems:
+
+base       the base policy, told what is preferred
+rlhf       PPO on the general reward, told nothing; its answers stand for all combinations
+multitask  supervised on the better answers of all preferences, told what is preferred
+morl       P-MORL, told what is preferred
+psoups     for each combination the merged policies of its poles, told what is preferred
+
+Beside them each policy of one pole against the base under that pole alone, and soups of two conflicting poles by
+weights from one to the other, told nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pal_jax.evals import winrates
+from pal_jax.feedback.annotators import COMPARING, Annotator
+from pal_jax.feedback.preferences import Combination, Preference, ask, by_dimension, combinations, name_of
+from pal_jax.models import merging
+from pal_jax.models.params import Params
+from pal_jax.recipes import soups
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
+from pal_jax.recipes.soups import Prompt
+from pal_jax.types import Metrics
+
+SYSTEMS: tuple[str, ...] = ('base', 'rlhf', 'multitask', 'morl', 'psoups')
+GENERATIONS = 'generations'
+EVALUATION = 2**31 + 1  # stands where a training step has its number in seeds
+
+
+class Job(NamedTuple):
+    """Whose answers under which preferences; `sources` are stages whose adapters are merged by `weights`."""
+
+    system: str
+    preferences: tuple[Preference, ...]
+    sources: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f'{self.system}-{name_of(self.preferences)}' if self.preferences else self.system
+
+
+def make_jobs(config: Config, poles: Sequence[Preference]) -> list[Job]:
+    """Everything that is generated, in its order."""
+    combos, (first, second) = combinations(poles), front_poles(config, poles)
+    weights = soups.soup_weights(config, len(combos[0]))
+    jobs = [Job('rlhf', (), ('rlhf',), (1.0,))]
+    for combo in combos:
+        jobs += [Job('base', combo), *(Job(name, combo, (name,), (1.0,)) for name in ('multitask', 'morl'))]
+        jobs.append(Job('psoups', combo, tuple(f'policy-{each.id}' for each in combo), weights))
+    for pole in poles:
+        jobs += [Job('base', (pole,)), Job('policy', (pole,), (f'policy-{pole.id}',), (1.0,))]
+    ends = f'policy-{first.id}', f'policy-{second.id}'
+    jobs += [Job(f'front-{w:g}', (), ends, (1.0 - w, w)) for w in config.evaluate.front_weights]
+    return list(dict.fromkeys(jobs))  # of one dimension a combination is a pole
+
+
+def front_poles(config: Config, poles: Sequence[Preference]) -> tuple[Preference, Preference]:
+    """The two poles of `evaluate.front`, or the first two. Raises ValueError where they are none of one dimension."""
+    named = [name.strip() for name in config.evaluate.front.split(',') if name.strip()]
+    found = [each for name in named for each in poles if each.id == name]
+    found = found or next(iter(by_dimension(poles).values()))[:2]
+    if len(found) != 2 or len(named) not in (0, 2) or found[0].dimension != found[1].dimension:
+        raise ValueError(f'evaluate.front={config.evaluate.front!r} must be two poles of one dimension, as P2A,P2B')
+    return found[0], found[1]
+
+
+def make_evaluation(config: Config, ctx: Context) -> Recipe:
+    """Stage 6. Raises ValueError where a value is wrong, or a stage has not been run."""
+    policy, poles, folder = make_policy(config, ctx), soups.read_preferences(config), ctx.workdir.parent
+    specs = soups.read_annotators(config.evaluate.judge, COMPARING)
+    judge = soups.open_annotators(models := soups.make_models(config, specs), specs)
+    sample, prompts = soups.make_sampler(config, policy, ctx), soups.read_prompts(config, 'test', policy.tokenizer)
+    jobs, both = make_jobs(config, poles), config.evaluate.judge != 'rule'
+    base = functools.cache(lambda: soups.load_base(policy, ctx))
+    trained = functools.cache(lambda stage: soups.open_adapters(folder / stage, ctx))
+
+    def weights(job: Job) -> Params:
+        if not job.sources:
+            return base()
+        return soups.whole(merging.linear([trained(each) for each in job.sources], job.weights), base())
+
+    def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
+        job = jobs[i]
+        texts = [ask(prompt.question, job.preferences) for prompt in prompts]
+        with ctx.phase('rollout'):
+            samples = sample(weights(job), texts, 1, (config.seed, EVALUATION))
+        outputs = [each.completion.text for each in samples]
+        records = [
+            {'id': prompt.id, 'prompt': text, 'output': output}
+            for prompt, text, output in zip(prompts, texts, outputs, strict=True)
+        ]
+        soups.write_records(folder / GENERATIONS / f'{job.name}.jsonl', records)
+        words = float(np.mean([len(output.split()) for output in outputs]))
+        return [{'job': job.name, 'outputs': outputs}], host, {'answers': float(len(outputs)), 'words': words}
+
+    def finish(records: list[dict[str, Any]]) -> Evaluation:
+        written = {record['job']: record['outputs'] for record in records}
+        with ctx.phase('judge'):
+            tasting = Tasting(prompts, written, judge, both, config.seed)
+            front = [job for job in jobs if job.system.startswith('front-')]
+            evaluation = tasting.evaluate(poles, front, front_poles(config, poles))
+        soups.write_records(ctx.workdir / 'verdicts.jsonl', tasting.told)
+        failed = {'failed_verdicts': tasting.failed, 'verdicts': tasting.asked}
+        return evaluation._replace(record={**evaluation.record, **failed, **models.usage})
+
+    return soups.make_parts(ctx, len(jobs), work, 'evaluate', finish, [f'winrate_{name}' for name in SYSTEMS])
+
+
+class Tasting:
+    """Comparisons of what was `written` by job; what a judge did not answer counts as a tie and is counted."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], written: Mapping[str, Sequence[str]], judge: Callable[[str], Annotator],
+        both: bool, seed: int,
+    ):  # fmt: skip
+        self.prompts, self.written, self.judge, self.both, self.seed = prompts, written, judge, both, seed
+        self.failed = self.asked = 0
+        self.told: list[dict[str, Any]] = []
+
+    def compare(self, preference: Preference, first: str, second: str) -> np.ndarray:
+        """+1, 0 or -1 by prompt, for the first; a language model sees both orders, of which it is the mean."""
+        rows = [
+            {'instruction': prompt.question, 'input': '', 'output_1': a, 'output_2': b}
+            for prompt, a, b in zip(self.prompts, self.written[first], self.written[second], strict=True)
+        ]
+        judge, points = self.judge(preference.id), {1: 1.0, 2: -1.0, 0: 0.0, None: 0.0}
+        orders = [judge(preference, rows, self.seed, switched) for switched in (False, True)[: 1 + self.both]]
+        self.asked += sum(map(len, orders))
+        self.failed += sum(order.count(None) for order in orders)
+        self.told.append({'preference': preference.id, 'first': first, 'second': second, 'verdicts': orders})
+        return np.mean([[points[verdict] for verdict in order] for order in orders], axis=0)
+
+    def evaluate(
+        self, poles: Sequence[Preference], front: Sequence[Job], ends: tuple[Preference, Preference]
+    ) -> Evaluation:
+        combos, pairs = combinations(poles), itertools.combinations(SYSTEMS, 2)
+        verdicts = {pair: [self.verdicts(combo, *pair) for combo in combos] for pair in pairs}
+        outcomes = {pair: np.stack([winrates.outcome(each) for each in found]) for pair, found in verdicts.items()}
+        by_criterion = rates_by_criterion(verdicts, combos)
+        record: dict[str, Any] = {}
+        for name in SYSTEMS:
+            found = winrates.measure(winrates.against_all(outcomes, name))
+            record |= {f'winrate_{name}': found['half'], f'winrate_{name}_se': found['half_se']}
+        for (a, b), found in outcomes.items():
+            record |= {f'{a}_{b}_{key}': value for key, value in winrates.measure(found).items()}
+        for pole in poles:
+            found = winrates.measure(self.compare(pole, f'policy-{pole.id}', f'base-{pole.id}')[None])
+            name = f'{pole.id}_policy_beats_base'
+            record |= {name: found['half'], f'{name}_se': found['half_se']}
+        ruled, (first, second) = all(each.rule for each in ends), ends
+        scores = [(j.weights[1], self.score(j.name, first), self.score(j.name, second)) for j in front if ruled]
+        if scores:
+            record['front_spearman'] = winrates.spearman(*([each[k] for each in scores] for k in (0, 2)))
+        exhibits = winrates.make_exhibits(outcomes, by_criterion, scores, (ends[0].id, ends[1].id))
+        asked, last = ask(self.prompts[0].question, combos[0]), name_of(combos[0])
+        told = [as_dialogue(asked, self.written[f'{name}-{last}'][0], name) for name in SYSTEMS if name != 'rlhf']
+        return Evaluation(record, told, exhibits)
+
+    def verdicts(self, combo: Combination, first: str, second: str) -> np.ndarray:
+        """[criteria, prompts] for the first system."""
+        names = [name if name == 'rlhf' else f'{name}-{name_of(combo)}' for name in (first, second)]
+        return np.stack([self.compare(each, *names) for each in combo])
+
+    def score(self, name: str, pole: Preference) -> float:
+        """The mean score by the rule of a pole."""
+        assert pole.rule
+        pairs = zip(self.prompts, self.written[name], strict=True)
+        return float(np.mean([pole.rule.score(prompt.question, text) for prompt, text in pairs]))
+
+
+def rates_by_criterion(
+    verdicts: Mapping[winrates.Pair, Sequence[np.ndarray]], combos: Sequence[Combination]
+) -> dict[str, dict[str, float]]:
+    """Of each system, its mean win rate (ties half) against the others on each pole, over the combinations with it."""
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in SYSTEMS}
+    for (first, second), by_combo in verdicts.items():
+        for combo, array in zip(combos, by_combo, strict=True):
+            for pole, row in zip(combo, array, strict=True):
+                for name, side in ((first, 1.0), (second, -1.0)):
+                    found[name].setdefault(pole.id, []).append(float(np.mean((side * row + 1.0) / 2.0)))
+    return {name: {pole: float(np.mean(rates)) for pole, rates in each.items()} for name, each in found.items()}
+
+
+def as_dialogue(asked: str, answer: str, person: str = '') -> dict[str, Any]:
+    """An answer as a report shows it."""
+    turns = [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': answer}]
+    return {'person': person or asked[:60], 'facts': [], 'turns': turns}

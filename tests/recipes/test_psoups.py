@@ -1,0 +1,249 @@
+"""Personalized Soups from its config: the stages, what each leaves for the next, what pays, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from pal_jax import cli, train
+from pal_jax.feedback import preferences
+from pal_jax.models import sources
+from pal_jax.presets import parse_stage
+from pal_jax.recipes import annotations, psoups, soups, tasting
+from pal_jax.recipes.recipe import Context
+from pal_jax.runtime import devices
+from tests import configs
+
+get_config = functools.partial(configs.load, 'psoups')
+ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
+POLES = ['P2A', 'P2B']
+
+
+def rows(count, *, judged=1, text='Be brief.'):
+    return [
+        {'id': f'P2A-{i}', 'preference_id': 'P2A', 'instruction': f'question {i}', 'input': '', 'preference': judged,
+         'output_1': f'one {i}', 'output_2': f'two words {i}', 'preference_prompt': text}
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def test_all_stages_in_their_order_and_each_by_its_name(tmp_path):
+    folders = [folder.name for _, folder in psoups.stages(get_config(), tmp_path)]
+    rewards, policies = ([f'{stage}-{pole}' for pole in POLES] for stage in ('reward', 'policy'))
+    assert folders == ['rollout', 'annotate', 'reward-general', *rewards, 'reward-joint', 'rlhf', 'multitask', 'morl',
+                       *policies, 'merge', 'evaluate']  # fmt: skip
+    alone = psoups.stages(get_config('smoke,stage=policy,preference=P2A'), tmp_path)
+    assert [folder.name for _, folder in alone] == ['policy-P2A']
+    assert [folder.name for _, folder in psoups.stages(get_config('smoke,stage=merge'), tmp_path)] == ['merge']
+
+
+def test_a_stage_is_told_what_it_reads_and_no_more(tmp_path):
+    before, after = (
+        {folder.name: stage.to_dict() for stage, folder in psoups.stages(get_config(**changes), tmp_path)}
+        for changes in ({}, {'evaluate.front': 'P2B,P2A', 'reward.total_steps': 3})
+    )
+    assert {name for name in before if before[name] != after[name]} == {
+        'evaluate',
+        *(n for n in before if 'reward' in n),
+    }
+    assert before['reward-P2A']['data']['train'] == str(tmp_path / 'pairs' / 'P2A.jsonl')
+    assert before['multitask']['data']['test'] == str(tmp_path / 'pairs' / 'joint-test.jsonl')
+
+
+@pytest.mark.parametrize('variant', ['', 'quick', 'smoke', 'paper'])
+def test_every_variant_of_the_file(variant):
+    if variant in ('', 'paper'):
+        pytest.importorskip('textstat', reason='pip install pal_jax[soups]')
+    psoups.check(get_config(variant))
+
+
+def test_a_variant_and_a_stage():
+    assert parse_stage('quick,stage=policy,preference=P2A', 'quick') == (
+        'quick',
+        {'stage': 'policy', 'preference': 'P2A'},
+    )
+    assert parse_stage('') == ('', {})
+    with pytest.raises(ValueError, match="variant 'quik' is unknown"):
+        parse_stage('quik,stage=merge', 'quick')
+    with pytest.raises(ValueError, match='step= in variant'):
+        parse_stage('step=merge', 'quick')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'stage': 'rewards'}, "stage='rewards' is unknown; use all or one of rollout, annotate"),
+        ({'stage': 'policy', 'preference': 'P9'}, "preference='P9' goes with stage=policy or stage=reward"),
+        ({'preference': 'P2A'}, "preference='P2A' goes with stage=policy"),
+        ({'poles': 'P2A'}, 'has P2A alone of informativeness'),
+        ({'preferences': 'absent.yaml'}, 'absent.yaml is no file'),
+        ({'policy.lora.rank': 0}, 'soups are made of adapters'),
+        ({'annotate.annotator': 'judge'}, "annotator='judge' is unknown; use rule, endpoint:<name>"),
+        ({'annotate.second': 'absent.yaml'}, 'absent.yaml is no file; name a YAML file of annotators'),
+        ({'evaluate.judge': 'endpoint:judge'}, "endpoint 'judge' has address=''"),
+        ({'evaluate.front': 'P2A,P3A'}, "evaluate.front='P2A,P3A' must be two poles of one dimension"),
+        ({'merge.weights': (1.0, 1.0)}, r'merge.weights=\(1.0, 1.0\) must be 1 numbers'),
+        ({'ppo.minibatches': 3}, 'rl.rollout_batch_size=2 does not divide into ppo.minibatches=3'),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_file_is_read(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        psoups.stages(get_config(**changes), tmp_path)
+
+
+def test_a_stage_needs_those_before_it(tmp_path):
+    config = get_config(stage='annotate')
+    (part, folder), *_ = psoups.stages(config, tmp_path)
+    with pytest.raises(ValueError, match=r'rollouts.jsonl is missing; run the stage that writes it first'):
+        psoups.make(part, ONE._replace(workdir=folder))
+    (part, folder), *_ = psoups.stages(get_config(stage='rlhf'), tmp_path)
+    with pytest.raises(ValueError, match='reward-general is no run of this package'):
+        psoups.make(part, ONE._replace(workdir=folder)).init()
+
+
+def annotate(tmp_path, written, **changes):
+    soups.write_records(tmp_path / 'rollouts.jsonl', written)
+    (part, folder), *_ = psoups.stages(get_config(stage='annotate', **changes), tmp_path)
+    return psoups.make(part, ONE._replace(workdir=folder))
+
+
+def test_a_judge_that_answers_nonsense_stops_the_stage(tmp_path, chat_server):
+    written = [{key: value for key, value in row.items() if key != 'preference'} for row in rows(10)]
+    with chat_server(lambda text: 'Both are fine.') as server:
+        changes = {'annotate.annotator': 'endpoint:judge', 'answers': '', 'endpoints.judge.address': server.address,
+                   'endpoints.judge.model': 'm'}  # fmt: skip
+        recipe = annotate(tmp_path, written, **changes)
+        with pytest.raises(RuntimeError, match=r'10 of 10 rows have no verdict, more than annotate.max_failed=0.1'):
+            recipe.step(*recipe.init(), 0)
+        recipe = annotate(tmp_path, written, **changes, **{'annotate.max_failed': 1.0})
+        _, host, _, metrics = recipe.step(*recipe.init(), 0)
+    assert host == {'asked': 10, 'failed': 10}
+    assert metrics['judge_requests'] == 6  # two batches of five, three times
+
+
+def test_prompts_that_test_a_reward_model_teach_none(tmp_path):
+    judged = [{**row, 'preference_id': name} for name in ('general', 'P2A') for row in rows(10, judged=2)]
+    judged = [{**row, 'preference_prompt': ''} if row['preference_id'] == 'general' else row for row in judged]
+    annotations.write_pairs(tmp_path, judged, ['general', 'P2A'], 0.2)
+    train, test, joint = (soups.read_records(tmp_path / f'{name}.jsonl') for name in ('P2A', 'P2A-test', 'joint'))
+    assert (len(train), len(test)) == (8, 2)
+    assert joint == train
+    assert train[0]['prompt'][0]['content'] == 'question 0 Be brief.'
+    assert train[0]['chosen'] == train[0]['completion'] == [{'role': 'assistant', 'content': 'two words 0'}]
+    assert not {pair['prompt'][0]['content'] for pair in train} & {pair['prompt'][0]['content'] for pair in test}
+    with pytest.raises(RuntimeError, match='P2B: 0 pairs to learn from and 0 to test on, the others are ties'):
+        annotations.write_pairs(tmp_path, judged, ['P2B'], 0.2)
+
+
+def test_prompts_of_a_file_that_are_too_long_are_left_out(tmp_path):
+    path = tmp_path / 'prompts.jsonl'
+    path.write_text(
+        '{"instruction": "Say  it", "input": "twice"}\n{"prompt": "Why?"}\n{"prompt": "' + 'x' * 900 + '"}\n'
+    )
+    tokenizer = sources.resolve('random:tiny').tokenizer()
+    found = soups.read_prompts(get_config(**{'prompts.train': str(path)}), 'train', tokenizer)
+    assert [prompt.question for prompt in found] == ['Say it twice', 'Why?']
+    path.write_text('{"text": "Why?"}')
+    with pytest.raises(ValueError, match="line 1: expected an object with 'instruction'"):
+        soups.read_prompts(get_config(**{'prompts.train': str(path)}), 'train', tokenizer)
+
+
+def test_rewards_of_a_combination_are_read_one_preference_at_a_time():
+    two = preferences.embedded()[:2]
+    asked = psoups.Asked(soups.Prompt('a', 'Why?'), two)
+    assert asked.text == f'Why? {two[0].text} {two[1].text}'
+    assert asked.readings == [f'Why? {two[0].text}', f'Why? {two[1].text}']
+    assert psoups.Asked(soups.Prompt('a', 'Why?')).readings == ['Why?']
+
+
+def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
+    poles = preferences.choose(preferences.embedded(), 'P2A,P2B,P3A,P3B')
+    prompts = [soups.Prompt(str(i), f'question {i}') for i in range(4)]
+    jobs = tasting.make_jobs(get_config(), poles)
+    assert len({job.name for job in jobs}) == len(jobs) == 1 + 4 * 4 + 4 * 2 + 3  # as :quick has
+    written = {job.name: ['some words of an answer'] * 4 for job in jobs}
+    written |= {name: ['short'] * 4 for name in written if name.startswith('psoups-P2A') or name == 'policy-P2A'}
+    judge = soups.open_annotators(soups.make_models(get_config()), soups.read_annotators('rule'))
+    taste = tasting.Tasting(prompts, written, judge, False, 0)
+    front = [job for job in jobs if job.system.startswith('front')]
+    evaluation = taste.evaluate(poles, front, tasting.front_poles(get_config(), poles))
+    record = evaluation.record
+    assert record['base_psoups_half'] == pytest.approx(0.25)  # loses P2A's two combinations, ties in P2B's
+    assert record['winrate_psoups'] == pytest.approx(0.75)
+    assert (record['P2A_policy_beats_base'], record['P2B_policy_beats_base']) == (1, 0.5)
+    assert {exhibit.title for exhibit in evaluation.exhibits} >= {'Win rates by pair', 'Win rates by criterion'}
+    silent = tasting.Tasting(prompts, written, lambda _: lambda p, rows, seed, switched: [None] * len(rows), True, 0)
+    assert silent.compare(poles[0], 'policy-P2A', 'base-P2A').tolist() == [0] * 4
+    assert (silent.failed, silent.asked) == (8, 8)
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def run(monkeypatch, workdir, variant='smoke', **changes):
+    config = get_config(variant, **changes)
+    monkeypatch.setattr(cli, 'config', lambda: config)
+    monkeypatch.setattr(cli, 'workdir', lambda: workdir)
+    monkeypatch.setattr(cli, 'place', lambda: None)
+    monkeypatch.setattr(devices, 'initialize', lambda *_: None)  # the suite's own cache of programs
+    return train.main()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_between_stages_goes_on_and_leaves_everything(tmp_path, monkeypatch, capsys):
+    trained = []
+    original = train.train
+
+    def stopping(config, workdir):
+        trained.append(workdir.name)
+        return 128 + signal.SIGTERM if len(trained) == 4 else original(config, workdir)
+
+    monkeypatch.setattr(train, 'train', stopping)
+    assert run(monkeypatch, tmp_path) == 128 + signal.SIGTERM
+    assert run(monkeypatch, tmp_path) == 0
+    assert trained[3] == trained[4]
+    assert len(trained) - 1 == len(set(trained)) == 13
+    assert 'reward-general is finished' in capsys.readouterr().out
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {'rollouts.jsonl', 'annotations.jsonl', 'pairs', 'merged', 'generations', 'evaluate'} <= written
+    rollouts = soups.read_records(tmp_path / 'rollouts.jsonl')
+    assert len(rollouts) == 3 * 16
+    assert set(rollouts[0]) == {
+        'id',
+        'preference_id',
+        'instruction',
+        'input',
+        'preference_prompt',
+        'output_1',
+        'output_2',
+    }
+    summary = json.loads((tmp_path / 'evaluate' / 'summary.json').read_text())
+    assert 0 <= summary['evaluations']['final']['winrate_psoups'] <= 1
+    assert (tmp_path / 'merged' / 'P2A' / 'adapter_model.safetensors').exists()
+    assert (tmp_path / 'evaluate' / 'report.html').stat().st_size > 0
+    check_scores(tmp_path)
+    check_adapters(tmp_path)
+
+
+def check_scores(folder):
+    """The joint reward model reads the reply (I.7-10), and scores are the same whenever it is opened (I.7-9)."""
+    asked = [[f'question {i} Be brief.', f'question {i} Be witty.'] for i in range(8)]
+    replies = [[f'one answer {i}', f'quite another {i}', 'a third'] for i in range(8)]
+    first, second = (soups.make_score(folder / 'reward-joint', ONE)(asked, replies) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (8, 3)
+    assert (first[:, 0] != first[:, 1]).all()
+    score = soups.make_score(folder / 'reward-joint', ONE)
+    apart = [score([each[k : k + 1] for each in asked], replies) for k in (0, 1)]
+    np.testing.assert_allclose(first, np.mean(apart, axis=0), atol=1e-5)
+
+
+def check_adapters(folder):
+    trees = [soups.open_adapters(folder / f'policy-{name}', ONE) for name in ('P2A', 'P2B')]
+    assert not all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, trees), strict=True))
