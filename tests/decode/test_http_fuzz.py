@@ -62,7 +62,7 @@ def described(address):
 @FUZZ
 @given(data=st.data())
 def test_requests_made_up_from_the_description(described, path, mode, data):
-    answer = data.draw(described[f'/v1/{path}']['POST'].as_strategy(generation_mode=mode)).call()
+    answer = data.draw(described[f'/v1/{path}']['POST'].as_strategy(generation_mode=mode)).call(timeout=60)
     told(answer.status_code, answer.text)
     if mode is GenerationMode.POSITIVE and answer.status_code != 200:
         assert re.search(OF_THIS_MODEL, answer.text), 'it fits the description'
