@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
 BLOCK = 256
+COLDEST = 1e-5  # a lower temperature is 0: divided by it, logits leave float32
 
 
 class Sampled(NamedTuple):
@@ -25,12 +26,12 @@ def sample(
     top_k: Int[Array, ' B'],
     top_p: Float[Array, ' B'],
 ) -> Sampled:
-    """Draws one token a row; at temperature 0 the likeliest one.
+    """Draws one token a row; at a temperature below 1e-5 the likeliest one.
 
     `logprob` is that of the distribution drawn from: softmax(logits / temperature), cut by top-k and top-p; of the
     plain one for greedy rows. `policy_logprob` is that of softmax(logits), whatever the settings.
     """
-    greedy = temperature == 0
+    greedy = temperature < COLDEST
     scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
     drawn = lax.cond(jnp.any((top_k > 0) | (top_p < 1)), lambda: truncate(scaled, top_k, top_p), lambda: scaled)
     drawn = jnp.where(greedy[:, None], logits, drawn)
@@ -61,7 +62,8 @@ def truncate(logits: Float[Array, 'B V'], top_k: Int[Array, ' B'], top_p: Float[
     """-inf below the `top_k`-th largest logit and outside the smallest set of tokens with probability `top_p`."""
     ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
     vocab = logits.shape[-1]
-    kth = jnp.take_along_axis(ordered, jnp.where(top_k > 0, top_k, vocab)[:, None] - 1, axis=-1)
+    last = jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab) - 1
+    kth = jnp.take_along_axis(ordered, last[:, None], axis=-1)
     ordered = jnp.where(ordered >= kth, ordered, -jnp.inf)
     before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1) - jax.nn.softmax(ordered, axis=-1)
     kept = jnp.sum(before < top_p[:, None], axis=-1, keepdims=True)

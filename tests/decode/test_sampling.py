@@ -64,3 +64,12 @@ def test_tokens_without_mass_are_never_drawn_at_the_edges_of_the_uniform():
     logits = jnp.asarray([[-np.inf, 0.0, -np.inf] + [-np.inf] * 600])
     for uniform in (0.0, 0.5, np.nextafter(np.float32(1), np.float32(0))):
         assert int(sampling.inverse_cdf(logits, jnp.asarray([uniform], jnp.float32))[0]) == 1
+
+
+def test_settings_at_the_edges_of_their_ranges_draw_tokens_with_a_logprob():
+    logits = np.array([-3.0, 90.0, 80.0])
+    smallest = np.finfo(np.float32).tiny
+    for settings in ({'temperature': smallest}, {'temperature': 1e-5}, {'top_k': 1 << 20}, {'top_p': smallest}):
+        tokens, logprobs, policy_logprobs = draw(logits, **settings, rows=4)
+        np.testing.assert_array_equal(tokens, 1)
+        assert np.isfinite(logprobs).all() and np.isfinite(policy_logprobs).all(), settings
