@@ -73,7 +73,7 @@ def files(folder: Path) -> dict[str, Path]:
         return {name: folder / file for name, file in json.loads((folder / INDEX).read_text())['weight_map'].items()}
     path = folder / SINGLE
     if not path.exists():
-        raise ValueError(f'no {SINGLE} in {folder}; save the model there with transformers first')
+        raise ValueError(f'no {SINGLE} in {folder}; give the folder of a model, or orbax:{folder} of a run')
     return dict.fromkeys(names(path), path)
 
 

@@ -94,11 +94,11 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
     Raises:
       ValueError: there is no such stage or preference, or a value is wrong.
     """
-    poles = [each.id for each in check(config)]
-    names = {'reward': [GENERAL, *poles, soups.JOINT], 'policy': poles}
     wanted, chosen = config.stage, config.preference
     if wanted != 'all' and wanted not in READS:
         raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(READS)}')
+    poles = [each.id for each in check(config)]
+    names = {'reward': [GENERAL, *poles, soups.JOINT], 'policy': poles}
     if chosen and (wanted not in names or chosen not in names[wanted]):
         raise ValueError(f'preference={chosen!r} goes with stage=policy or stage=reward and one of {", ".join(poles)}')
     return [
@@ -189,7 +189,9 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
     rows = {'ways': ways, 'micro_rows': config.ppo.micro_rows, 'row_tokens': config.ppo.row_tokens}
 
     def init() -> tuple[PolicyState, Host]:
-        read_config(str(judge))  # without a reward model it ends here
+        if not judge.is_dir():
+            raise ValueError(f'{judge} is missing; run stage=reward first (stage=all runs all in order)')
+        read_config(str(judge))
         return learner.init(policy.source.load(learner.param_shardings)), {'moments': list(Moments())}
 
     def draw(i: int) -> list[Asked]:

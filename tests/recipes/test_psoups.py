@@ -103,7 +103,7 @@ def test_a_stage_needs_those_before_it(tmp_path):
     with pytest.raises(ValueError, match=r'rollouts.jsonl is missing; run the stage that writes it first'):
         psoups.make(part, ONE._replace(workdir=folder))
     (part, folder), *_ = psoups.stages(get_config(stage='rlhf'), tmp_path)
-    with pytest.raises(ValueError, match='reward-general is no run of this package'):
+    with pytest.raises(ValueError, match='reward-general is missing; run stage=reward first'):
         psoups.make(part, ONE._replace(workdir=folder)).init()
 
 
