@@ -91,7 +91,7 @@ def grade(text: str) -> float:
       RuntimeError: textstat is not installed.
     """
     try:
-        import textstat  # pyright: ignore[reportMissingImports]  # an extra, and two seconds to import
+        from textstat import textstat  # pyright: ignore[reportMissingImports]  # an extra, and two seconds to import
     except ModuleNotFoundError:
         raise RuntimeError("the rule 'grade' needs textstat; pip install 'pal_jax[soups]'") from None
     return float(textstat.automated_readability_index(text))
