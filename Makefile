@@ -53,7 +53,7 @@ test: $(TEST_READY)
 	$(RUN) -m pytest -q -n auto -m 'not slow and not network' $(ARGS)
 
 test-slow: $(TEST_READY)
-	$(RUN) -m pytest -q -n 2 --dist loadfile -m 'slow and not network' $(ARGS)
+	$(RUN) -m pytest -q -m 'slow and not network' $(ARGS)
 
 check: lint test
 
