@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from benchmarks import contest, decode, dialogues, judging, rlpa_step, shapes, traffic, train_step
+from benchmarks import contest, decode, dialogues, judging, plan_memory, rlpa_step, shapes, traffic, train_step
 from benchmarks.contest import Contestant, Outcome, Result
 from benchmarks.shapes import SHAPES
 
@@ -235,3 +235,10 @@ def test_the_rest_of_a_step_is_what_no_phase_claims():
     assert out['rest_share'] == 0.1
     assert (out['sampled_tokens_per_s'], out['trained_tokens_per_s']) == (200.0, 100.0)
     assert (out['compile_s'], out['load_s']) == (10.0, 3.0)
+
+
+@pytest.mark.slow
+def test_the_planner_agrees_with_the_memory_of_an_update_on_this_machine(report):
+    out = report(plan_memory)
+    assert out['planned']['process'] > 0.2
+    assert out['planned_over_taken'] == pytest.approx(1, abs=0.15)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 
 import jax
@@ -33,6 +34,12 @@ def keep_freed() -> None:
     if sys.platform == 'linux' and SETTING not in os.environ:
         os.environ[SETTING] = ALLOCATOR
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def peak_bytes() -> int:
+    """The most memory this process has used."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024  # Linux counts kibibytes
 
 
 def give_back() -> None:

@@ -8,8 +8,6 @@ import json
 import math
 import os
 import platform
-import resource
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pal_jax.runtime import memory
 from pal_jax.runtime.metrics import EVALS, METRICS, plain, read_records
 
 SUMMARY = 'summary.json'
@@ -131,7 +130,7 @@ def machine() -> dict[str, Any]:
         'processes': jax.process_count(),
         'host': {'system': platform.platform(terse=True), 'machine': platform.machine(), 'cores': os.cpu_count()},
         'versions': {'python': platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        'peak_memory_bytes': {'host': _peak_host_bytes(), 'device': _peak_device_bytes()},
+        'peak_memory_bytes': {'host': memory.peak_bytes(), 'device': _peak_device_bytes()},
     }
 
 
@@ -149,11 +148,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _peak_host_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == 'darwin' else peak * 1024  # Linux counts kibibytes
 
 
 def _peak_device_bytes() -> int | None:

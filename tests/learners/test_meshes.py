@@ -15,13 +15,24 @@ from pal_jax.data.packing import pack_rollouts
 from pal_jax.learners.policy import Optimizers, PolicyLearner
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.training import Lora
-from pal_jax.models import config, params
+from pal_jax.models import config, families, params
+from pal_jax.models.config import LayerKind
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Completion, Dialogue, Person, RolloutBatch, Sample, TokenBatch
 
 N, A = 2, 32
+LORA = Lora(4, 8.0, 'all-linear')
 CFG = dataclasses.replace(config.tiny(vocab=64), kv_heads=4, heads=8, head_dim=8)  # divides over every mesh of eight
+GEMMA3 = dataclasses.replace(
+    CFG, family='gemma3_text', layers=3, pattern=(LayerKind(window=16, rope='local'), LayerKind()),
+    query_scalar=16.0, qk_norm=True, **families.GEMMA,
+)  # fmt: skip
+BAICHUAN = dataclasses.replace(
+    CFG, family='baichuan', kv_heads=8, tie_embed=False, unit_head=True, alibi=True,
+    pattern=(LayerKind(rope='none'),),
+)  # fmt: skip
+FAMILIES = {'llama': CFG, 'gemma3': GEMMA3, 'baichuan': BAICHUAN}
 MESHES = {(8, 1, 1): 1, (1, 8, 1): 64, (1, 2, 4): 1, (4, 2, 1): 64, (1, 4, 2): 1, (2, 2, 2): 2}  # and `micro_rows`
 
 
@@ -44,10 +55,10 @@ def rollouts(mesh, i: int, row_tokens: int) -> RolloutBatch:
     return pack_rollouts(samples, n=N, actions=A, mesh=mesh, ways=ways, row_tokens=row_tokens)
 
 
-def losses(mesh, *, adapters: Lora | None, row_tokens: int, micro_rows: int) -> list[float]:
+def losses(mesh, cfg, *, adapters: Lora | None, row_tokens: int, micro_rows: int) -> list[float]:
     """Of five updates: losses, norms of gradients and distances from the reference."""
-    learner = make_learner(mesh, adapters=adapters, micro_rows=micro_rows)
-    plain = params.init(params.decoder_specs(CFG), jax.random.key(0))
+    learner = make_learner(mesh, cfg, adapters, micro_rows=micro_rows)
+    plain = params.init(params.decoder_specs(cfg), jax.random.key(0))
     state, out = learner.init(plain), []
     for i in range(5):
         batch, annotated = learner.annotate(state, rollouts(mesh, i, row_tokens))
@@ -57,14 +68,27 @@ def losses(mesh, *, adapters: Lora | None, row_tokens: int, micro_rows: int) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('row_tokens', [0, 256], ids=['alone', 'packed'])
-@pytest.mark.parametrize('adapters', [None, Lora(4, 8.0, 'all-linear')], ids=['full', 'lora'])
-def test_every_mesh_of_eight_learns_what_one_device_does(adapters, row_tokens):
-    one = losses(devices.make_mesh(devices=jax.devices()[:1]), adapters=adapters, row_tokens=row_tokens, micro_rows=64)
+@pytest.mark.parametrize(
+    ('family', 'adapters', 'row_tokens'),
+    [
+        ('llama', None, 0),
+        ('llama', LORA, 0),
+        ('llama', None, 256),
+        ('llama', LORA, 256),
+        ('gemma3', None, 256),
+        ('gemma3', LORA, 0),
+        ('baichuan', None, 256),
+        ('baichuan', LORA, 0),
+    ],
+    ids=lambda value: value if isinstance(value, str) else 'lora' if value is LORA else 'packed' if value else '',
+)
+def test_every_mesh_of_eight_learns_what_one_device_does(family, adapters, row_tokens):
+    """With micro-batches (`micro_rows=1`) and without."""
+    cfg, how = FAMILIES[family], {'adapters': adapters, 'row_tokens': row_tokens}
+    one = losses(devices.make_mesh(devices=jax.devices()[:1]), cfg, micro_rows=64, **how)
     assert abs(one[-2]) > 1e-6  # it moves
     for shape, micro_rows in MESHES.items():
-        mesh = devices.make_mesh(*shape)
-        many = losses(mesh, adapters=adapters, row_tokens=row_tokens, micro_rows=micro_rows)
+        many = losses(devices.make_mesh(*shape), cfg, micro_rows=micro_rows, **how)
         np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-6, err_msg=str(shape))
 
 

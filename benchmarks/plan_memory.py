@@ -1,0 +1,99 @@
+"""What the planner says an update needs on this CPU, beside what one takes.
+
+  python -m benchmarks.plan_memory --prompt=288
+Two rows of a prompt and four answers, SmolLM2-135M's shape with random weights. Plan and update have a process each.
+Prints one JSON object, in GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import shapes
+
+N, COMPLETION, ROWS = 4, 56, 2
+GIB = 2**30
+
+
+def make_learner(cfg: Any, mesh: Any) -> Any:
+    from pal_jax.learners.policy import Optimizers, PolicyLearner
+    from pal_jax.learners.ppo import PPO
+    from pal_jax.runtime.optim import make_optimizer
+
+    ppo = PPO('group_norm', kl_in='loss', kl_estimator='k3', micro_rows=ROWS)
+    optimizer = make_optimizer('adamw', lr=1e-5, total_steps=10)
+    return PolicyLearner(cfg, ppo, Optimizers(*[optimizer] * 3), mesh, n=N, length=COMPLETION)
+
+
+def planned(cfg: Any, prompt: int) -> dict[str, float]:
+    """GiB that stay, and the peak of the largest program."""
+    import jax
+
+    from pal_jax.planning import chips, estimate, programs
+
+    devices = jax.devices()[:1]
+    request = estimate.Request(
+        cfg=cfg, make_learner=lambda cfg, mesh, _: make_learner(cfg, mesh),
+        work=programs.Work(ROWS, N, prompt, COMPLETION, 1, 1, N), devices=devices, chip=chips.chip(devices[0]),
+        decode=False, int8=False, efficiency=1.0,
+    )  # fmt: skip
+    plan = estimate.make_plan(request, estimate.Choice(1, 1, 1, cfg.remat, ROWS), lambda _: None)
+    return {name: size / GIB for name, size in plan.memory.items()} | {'peak': plan.worst.peak / GIB}
+
+
+def taken(cfg: Any, prompt: int) -> dict[str, float]:
+    """The most memory of a process that made two updates."""
+    import jax
+    import numpy as np
+
+    from pal_jax.data.packing import pack_rollouts
+    from pal_jax.models import params
+    from pal_jax.runtime import devices, memory
+    from pal_jax.types import Completion, Dialogue, Person, Sample
+
+    memory.give_back_when_compiling()
+    mesh = devices.make_mesh(devices=jax.devices()[:1])
+    learner, rng, dialogue = make_learner(cfg, mesh), np.random.default_rng(0), Dialogue(Person('', ()), ())
+    ids = [tuple(rng.integers(0, cfg.vocab, size).tolist()) for size in (prompt, COMPLETION)]
+    completion = Completion('', ids[1], (0.0,) * COMPLETION, 'stop')
+    samples = [Sample(dialogue, ids[0], completion, i // N, reward=float(i)) for i in range(N * ROWS)]
+    state = learner.init(params.init(params.decoder_specs(cfg), jax.random.key(0)))
+    for i in range(2):
+        batch, _ = learner.annotate(state, pack_rollouts(samples, n=N, actions=COMPLETION, mesh=mesh))
+        state, _ = learner.update(state, batch, jax.random.key(i))
+        memory.give_back()
+    return {'peak': memory.peak_bytes() / GIB}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = shapes.arguments(__doc__)
+    parser.add_argument('--prompt', type=int, default=288, help='tokens of a prompt')
+    parser.add_argument('--part', choices=('planned', 'taken'), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+
+    from pal_jax.runtime import memory
+    from pal_jax.runtime.devices import for_platform
+
+    if args.part:
+        part = {'planned': planned, 'taken': taken}[args.part]
+        found = part(for_platform(shapes.SHAPES[args.model], args.dtype), args.prompt)
+        print(json.dumps({name: round(size, 3) for name, size in found.items()}))
+        return
+    command = [sys.executable, '-m', 'benchmarks.plan_memory', *(sys.argv[1:] if argv is None else argv)]
+    environment = os.environ | {memory.SETTING: memory.ALLOCATOR, 'JAX_PLATFORMS': 'cpu'}
+    report: dict[str, Any] = {'model': args.model, 'prompt': args.prompt}
+    for part in ('planned', 'taken'):
+        done = subprocess.run([*command, f'--part={part}'], env=environment, check=True, stdout=subprocess.PIPE)
+        report[part] = json.loads(done.stdout)
+    report['planned_over_taken'] = round(report['planned']['peak'] / report['taken']['peak'], 3)
+    print(json.dumps(report))
+
+
+if __name__ == '__main__':
+    main()
