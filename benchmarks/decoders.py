@@ -47,11 +47,13 @@ def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Ro
 
     from pal_jax.decode import engine
     from pal_jax.decode.local import for_slots
+    from pal_jax.decode.programs import Programs
     from pal_jax.models import decoder, params
-    from pal_jax.runtime.devices import for_platform
+    from pal_jax.runtime.devices import for_platform, make_mesh
 
     cfg, rows = for_slots(for_platform(SHAPES[model], dtype), batch)
-    weights = engine.decode_weights(params.init(params.decoder_specs(cfg), jax.random.key(0)), cfg, slots=rows)
+    one = make_mesh(devices=jax.devices()[:1])
+    weights = Programs(cfg, one, slots=rows).publish(params.init(params.decoder_specs(cfg), jax.random.key(0)))
     generate = jax.jit(lambda weights, state: engine.generate(weights, cfg, state), donate_argnums=1)
     states = [engine.init_state(cfg, rows, -(-(prompt + new) // 128) * 128)]
     read = (weights['layers'], decoder.unembed_weight(weights, cfg), states[0].keys, states[0].values)

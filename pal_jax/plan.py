@@ -58,14 +58,16 @@ def main() -> None:
     request = cli.faults(make_request, cli.config())
     found = cli.faults(plan, cli.config(), request, lambda line: console.print(f'compiling {line}', style='dim'))
     nearest = None
+    if not JSON.value:
+        show(found, request)
     if not found.fits:
         everything = estimate.choices(request.cfg, len(request.devices), cli.config().ppo.micro_rows)
         others = [each for each in everything if each != found.choice]
         nearest = cli.faults(estimate.search, request, others, lambda line: console.print(line, style='dim'))
     if JSON.value:
         print(json.dumps(as_json(found, nearest, request)))
-    else:
-        show(found, nearest, request)
+    elif not found.fits:
+        show_nearest(nearest)
     if not found.fits:
         sys.exit(1)
 
@@ -110,16 +112,20 @@ def plan(config: Config, request: Request, log: Any) -> Plan:
 # --- what is told ---------------------------------------------------------------------------------------------------
 
 
-def show(found: Plan, nearest: Plan | None, request: Request) -> None:
-    """Tables of a plan, the verdict, and the nearest plan that fits."""
+def show(found: Plan, request: Request) -> None:
+    """Tables of a plan, and the verdict."""
     console = Console()
     console.print(f'{len(request.devices)} x {request.devices[0].device_kind}, {found.chip.memory / GIB:.2f} GiB each')
     for table in (memory_table(found), bytes_table(found), work_table(found)):
         console.print(table)
     console.print(verdict(found), soft_wrap=True)
-    if not found.fits:
-        nothing = 'no mesh of these devices fits, with any remat or ppo.micro_rows'
-        console.print(f'nearest that fits: {nearest.choice.flags()}' if nearest else nothing, soft_wrap=True)
+
+
+def show_nearest(nearest: Plan | None) -> None:
+    """The nearest plan that fits."""
+    console = Console()
+    nothing = 'no mesh of these devices fits, with any remat or ppo.micro_rows'
+    console.print(f'nearest that fits: {nearest.choice.flags()}' if nearest else nothing, soft_wrap=True)
     for table in (bytes_table(nearest), work_table(nearest)) if nearest else ():
         console.print(table)
 

@@ -9,6 +9,7 @@ queries reads them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt32
 
 from pal_jax.decode import sampling
 from pal_jax.models import attention, decoder, soups
-from pal_jax.models import params as model_params
 from pal_jax.models.config import LayerKind, ModelConfig
 from pal_jax.models.linear import SoupWeight, output_major, quantize
 from pal_jax.models.params import Params
@@ -71,23 +71,49 @@ class Admission(NamedTuple):
     top_p: Float[Array, ' M']
 
 
-def decode_weights(params: Params, cfg: ModelConfig, *, slots: int, int8: bool = False) -> Params:
-    """Weights as decoding in so many slots wants them: matrix products in `cfg.dtype`, a list of layers.
+def decode_layer(
+    stack: Params,
+    i: Int[Array, ''],
+    cfg: ModelConfig,
+    *,
+    slots: int,
+    int8: bool = False,
+    shardings: Params | None = None,
+) -> Params:
+    """Layer `i` of the stacked ones as decoding in so many slots wants it: matrix products in `cfg.dtype`.
 
-    Layers are separate arrays because a slice of a stacked one is a copy before every product. `int8` rounds the
-    matrices of the layers to eight bits, which halves what a step reads, and makes the policy a slightly other one.
-    A single slot on a CPU reads few large matrices, each in order.
+    Layers are separate arrays because a slice of a stacked one is a copy before every product, and are made one by one
+    so that little is on its way at a time. `int8` rounds the matrices to eight bits, which halves what a step reads,
+    and makes the policy a slightly other one. A single slot on a CPU reads few large matrices, each in order.
+    `shardings` are those of the plain stack.
     """
+    layer = jax.tree.map(lambda w: lax.dynamic_index_in_dim(w, i, keepdims=False), stack)
+    if shardings:
+        dtype, places = None if int8 else cfg.dtype, jax.tree.map(_of_a_layer, shardings)
+        layer = soups.on_base(functools.partial(_spread, places=places, dtype=dtype), layer)
     single = slots == 1 and jax.default_backend() == 'cpu'
-    layers = model_params.unstack(params['layers'])
-    layers = [decoder.fuse(layer, cfg) for layer in layers] if single and not soups.count(layers) else layers
-    for layer in layers:
-        for part in ('attn', 'mlp'):
-            layer[part] = {name: _laid_out(name, w, cfg, single, int8) for name, w in layer[part].items()}
-    outer = {'embed': params['embed'].astype(cfg.dtype)}
-    if 'unembed' in params or cfg.unit_head:
-        outer['unembed'] = decoder.unembed_weight(params, cfg).astype(cfg.dtype)
-    return {**outer, 'final_norm': params['final_norm'], 'layers': layers}
+    layer = decoder.fuse(layer, cfg) if single and not soups.count(layer) else dict(layer)
+    for part in ('attn', 'mlp'):
+        layer[part] = {name: _laid_out(name, w, cfg, single, int8) for name, w in layer[part].items()}
+    return layer
+
+
+def decode_outer(outer: Params, cfg: ModelConfig) -> Params:
+    """What is no layer, likewise."""
+    weights = {'embed': outer['embed'].astype(cfg.dtype), 'final_norm': outer['final_norm']}
+    if 'unembed' in outer or cfg.unit_head:
+        weights['unembed'] = decoder.unembed_weight(outer, cfg).astype(cfg.dtype)
+    return weights
+
+
+def _of_a_layer(stacked: NamedSharding) -> NamedSharding:
+    return NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:]))
+
+
+def _spread(layer: Params, *, places: Params, dtype: str | None) -> Params:
+    """Sent as narrow as it is wanted."""
+    narrow = jax.tree.map(lambda w: w.astype(dtype) if dtype and w.ndim > 1 else w, layer)
+    return lax.with_sharding_constraint(narrow, places)
 
 
 def _laid_out(name: str, w: Any, cfg: ModelConfig, single: bool, int8: bool) -> Any:
@@ -236,7 +262,7 @@ def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[Dec
         x, (new_keys, new_values) = decoder.block(layer, cfg, kind, x, position, attend)
         keys.append(new_keys)
         values.append(new_values)
-    head = dataclasses.replace(cfg, unit_head=False)  # `decode_weights` has divided its rows
+    head = dataclasses.replace(cfg, unit_head=False)  # `decode_outer` has divided its rows
     logits = decoder.unembed(weights, head, decoder.rms_norm(x, weights['final_norm'], cfg)[:, 0])
     step_keys = jax.vmap(jax.random.fold_in)(state.rng, state.length)
     sampled = sampling.sample(logits, step_keys, state.temperature, state.top_k, state.top_p)

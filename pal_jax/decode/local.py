@@ -120,7 +120,7 @@ class LocalDecoder:
         self.use(self._programs.publish(params), version)
 
     def use(self, weights: Params, version: int = 0) -> None:
-        """As `load`, with weights that lie on its mesh as decoding wants them: `engine.decode_weights`."""
+        """As `load`, with weights that lie on its mesh as decoding wants them: `Programs.publish`."""
         adapters = self._adapters(weights)
         self._weights, self.version = weights, version
         self._mixtures = np.zeros((self.slots, adapters), np.float32)

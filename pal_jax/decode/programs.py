@@ -21,7 +21,7 @@ class Programs:
 
     Args:
       slots: a multiple of the devices that slots are spread over.
-      int8: `publish` makes weights of eight bits.
+      int8: publishing makes weights of eight bits.
     Raises:
       ValueError: a dimension of the model does not divide over the mesh.
     """
@@ -29,14 +29,16 @@ class Programs:
     def __init__(self, cfg: ModelConfig, mesh: Mesh, *, slots: int, int8: bool = False):
         self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
         state = engine.state_shardings(mesh)
-        self.publish = jax.jit(
-            lambda params: engine.decode_weights(
-                soups.on_base(lambda plain: jax.lax.with_sharding_constraint(plain, self.param_shardings), params),
-                cfg,
-                slots=slots,
-                int8=int8,
+        outer = {name: place for name, place in self.param_shardings.items() if name != 'layers'}
+        self.publish_outer = jax.jit(
+            lambda tree: engine.decode_outer(jax.lax.with_sharding_constraint(tree, outer), cfg)
+        )
+        self.publish_layer = jax.jit(
+            lambda stack, i: engine.decode_layer(
+                stack, i, cfg, slots=slots, int8=int8, shardings=self.param_shardings['layers']
             )
         )
+        self.layers = cfg.layers
         self.init = jax.jit(lambda room: engine.init_state(cfg, slots, room), static_argnums=0, out_shardings=state)
         self.grow = jax.jit(engine.grow, static_argnums=1, out_shardings=state)
 
@@ -56,3 +58,8 @@ class Programs:
             donate_argnums=1,
             out_shardings=(state, None),
         )
+
+    def publish(self, params: Params) -> Params:
+        """Plain parameters, or a soup, as decoding wants them: a list of layers and the rest."""
+        outer = self.publish_outer({name: w for name, w in params.items() if name != 'layers'})
+        return outer | {'layers': [self.publish_layer(params['layers'], i) for i in range(self.layers)]}
