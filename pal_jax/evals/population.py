@@ -11,7 +11,7 @@ import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.evals import groups, mixed_logit, people
-from pal_jax.evals.panel import Trial, new_accuracy, newcomers, population, seen_accuracy
+from pal_jax.evals.panel import Newcomers, Trial, new_accuracy, newcomers, population, questions, seen_accuracy
 from pal_jax.evals.preference import Accuracy, accuracy, choose, gain, majority, mean_and_error
 from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.models import ideal_point
@@ -20,6 +20,7 @@ from pal_jax.types import Exhibit
 TITLES = {
     'shared': 'one model for all (K = 1)',
     'pal': 'PAL, K chosen on validation',
+    'asked': 'PAL, new people asked what tells most',
     'shuffled': 'PAL, shuffled user ids',
     'embedding': 'user embedding',
     'own': 'a model of their own each',
@@ -36,6 +37,7 @@ PROTOTYPES = {
 }
 SHOWN_TEXTS = 3  # that a prototype likes most, and least
 SHOWN_ITEMS = 2000  # whose rewards tell what a prototype likes
+SHOWN_PEOPLE = 5000  # in the picture
 
 States = Mapping[str, PALState]
 
@@ -49,6 +51,7 @@ class Panel(NamedTuple):
     prototypes: tuple[int, ...]
     counts: tuple[int, ...]
     toward: Literal['population', 'zero']
+    ask: int = 0  # questions to new people, chosen one by one; 0: none
 
 
 class Method(NamedTuple):
@@ -78,11 +81,9 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
     counts = (*(count for count in panel.counts if count < new.most), new.most)
     measured: dict[str, Method] = {}
     for name, learner in learners.items():
-        prior = population(state[name])
-        prior = prior if panel.toward == 'population' else jnp.zeros_like(prior)
         measured[name] = Method(
             seen_accuracy(learner, state[name], data, trials, 'test'),
-            new_accuracy(learner, state[name], new, counts, prior),
+            new_accuracy(learner, state[name], new, counts, _prior(panel, state[name])),
             sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params)),
             0 if name == 'K=1' else learner.pal.logits,
         )
@@ -92,6 +93,8 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
     chosen = choose({K: [each.pairs for each in row] for K, row in validation.items()})
     true, false = ([r for r, trial in enumerate(trials) if trial.shuffled == wanted] for wanted in (False, True))
     methods = {'shared': _of(measured['K=1'], true), 'pal': _chosen(measured, chosen, true)}
+    if panel.ask:
+        methods['asked'] = _chosen(_asked(panel, state, new, counts, measured, chosen), chosen, true)
     if false:
         methods['shuffled'] = _chosen(measured, chosen, false)
     methods |= {name: _of(method, true) for name, method in measured.items() if not name.startswith('K=')}
@@ -107,6 +110,25 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
             K: [measured[f'K={K}'].seen[r] for r in false] for K in panel.prototypes
         }
     return Results(methods, by_prototypes, chosen, counts, _groups(panel, state, true, false))
+
+
+def _prior(panel: Panel, state: PALState) -> jax.Array:
+    prior = population(state)
+    return prior if panel.toward == 'population' else jnp.zeros_like(prior)
+
+
+def _asked(
+    panel: Panel, state: States, new: Newcomers, counts: tuple[int, ...], measured: Mapping[str, Method],
+    chosen: Sequence[int],
+) -> dict[str, Method]:  # fmt: skip
+    """The models that were chosen, with new people's comparisons in the order of what each is expected to tell."""
+    found = dict(measured)
+    for K in set(chosen) - {1}:  # of whom all are alike, nothing is to be asked
+        name, most = f'K={K}', min(panel.ask, new.most)
+        learner, prior = panel.learners[name], _prior(panel, state[name])
+        ordered = questions(learner, state[name], new, prior, most)
+        found[name] = measured[name]._replace(new=new_accuracy(learner, state[name], ordered, counts, prior))
+    return found
 
 
 def _groups(panel: Panel, state: States, true: Sequence[int], false: Sequence[int]) -> dict[str, list[float]]:
@@ -186,6 +208,10 @@ def make_record(results: Results) -> dict[str, Any]:
     pal, shared = results.methods['pal'], results.methods['shared']
     _put(record, 'seen_gain', gain(_pairs(pal.seen), _pairs(shared.seen)))
     _put(record, 'new_gain', gain(_pairs(pal.new[-1]), _pairs(shared.new[-1])))
+    if 'asked' in results.methods:
+        rows = zip(results.methods['asked'].new, pal.new, strict=True)
+        gains = [gain(_pairs(asked), _pairs(random)) for asked, random in rows]
+        record['asked_gain_by_known'], record['asked_gain_by_known_se'] = map(list, zip(*gains, strict=True))
     record['chosen_prototypes'] = list(results.chosen)
     for part, rows in results.by_prototypes.items():
         record[f'{part.replace(",", "").replace(" ", "_")}_by_prototypes'] = [_mean(row) for row in rows.values()]
@@ -276,7 +302,7 @@ def _portrait(panel: Panel, state: PALState, learner: IdealPointLearner) -> list
     params = jax.tree.map(lambda x: x[0], state.params)
     index = np.random.default_rng(0).permutation(len(data.users))[:SHOWN_ITEMS]
     items, prompt = jnp.asarray(data.chosen[index]), None if data.prompt is None else jnp.asarray(data.prompt[index])
-    items = jnp.asarray(data.chosen.table) if isinstance(data.chosen, Lookup) else items
+    items = jnp.asarray(data.chosen.table) if data.texts and isinstance(data.chosen, Lookup) else items
 
     def rewards(k: int) -> np.ndarray:
         w = jnp.zeros((len(items), pal.prototypes)).at[:, k].set(1.0)
@@ -291,7 +317,7 @@ def _portrait(panel: Panel, state: PALState, learner: IdealPointLearner) -> list
         words = people.in_words(effects[number], attributes, shown)
         table.append([str(number + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *words])
     return [
-        Exhibit('The people', picture=people.plot_simplex(mixtures[:, order])),
+        Exhibit('The people', picture=people.plot_simplex(mixtures[:SHOWN_PEOPLE, order])),
         Exhibit(
             'The prototypes', PROTOTYPES[bool(data.texts)], table,
             people.plot_effects(effects, attributes) if len(attributes) <= 30 else b'',

@@ -156,3 +156,37 @@ def test_new_users_are_fitted_beside_a_model_that_stays():
 def test_more_prototypes_than_users_are_refused():
     with pytest.raises(ValueError, match='model.prototypes=3 is more than the 2 users'):
         make_learner(users=2)
+
+
+@pytest.mark.parametrize('variant', ['A', 'B'])
+def test_a_batch_in_parts_moves_as_the_batch_at_once(variant):
+    """Distances of many pairs summed otherwise, so not bit by bit; a part that does not divide is no part."""
+    pal = PAL(WIDTH, 3, variant=variant, projector='mlp1-gelu', rule='angle', scaled=True)
+    data = batches(prompt=variant == 'B')
+    whole, parts, odd = (make_learner(pal=pal, part=part) for part in (0, 4, 5))
+    state, metrics = whole.update(whole.init(jnp.arange(2)), data)
+    again, others = parts.update(parts.init(jnp.arange(2)), data)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), (state, metrics), (again, others))
+    same(state, odd.update(odd.init(jnp.arange(2)), data)[0])
+
+
+def test_one_replica_is_the_first_of_two():
+    alone, two = make_learner(replicas=1), make_learner()
+    one, _ = alone.update(alone.init(jnp.arange(1)), jax.tree.map(lambda x: x[:1], batches()))
+    both, _ = two.update(two.init(jnp.arange(2)), batches())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[:1], rtol=1e-5, atol=1e-6), one, both)
+
+
+def test_narrow_products_learn_what_wide_ones_learn():
+    """Against the same updates in float32: bfloat16 has eight bits, so losses agree to a percent."""
+    losses = []
+    for dtype in ('float32', 'bfloat16'):
+        pal = PAL(WIDTH, 3, variant='B', projector='mlp1-gelu', rule='angle', scaled=True, dtype=dtype)
+        learner = make_learner(pal=pal, loss=Loss())
+        state, data = learner.init(jnp.arange(2)), batches(updates=1, prompt=True)
+        for _ in range(60):
+            state, metrics = learner.update(state, data)
+        losses.append(np.asarray(metrics['loss']))
+        assert state.params['f'][0]['weight'].dtype == jnp.float32  # what is learnt stays wide
+    assert (losses[0] < 0.3).all()
+    np.testing.assert_allclose(losses[1], losses[0], atol=0.02)
