@@ -87,11 +87,19 @@ def seen_accuracy(
     part: Literal['train', 'validation', 'test'],
 ) -> list[Accuracy]:  # fmt: skip
     """By trial, over one part of the seen people's choices."""
+    return [accuracy(found, users) for found, users in seen_margins(learner, state, data, trials, part)]
+
+
+def seen_margins(
+    learner: IdealPointLearner, state: PALState, data: Comparisons, trials: Sequence[Trial],
+    part: Literal['train', 'validation', 'test'],
+) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    """By trial, of all pairs of one part of the seen people's choices, and whose these are."""
     index, exists = padded([getattr(trial.split, part) for trial in trials])
     users = data.users[index]
     pairs = take(data, index, users, np.zeros(index.shape, np.float32), read=False)
     found = margins(learner, state.params, state.users.z, pairs)
-    return [accuracy(m[keep], u[keep]) for m, keep, u in zip(found, exists, users, strict=True)]
+    return [(m[keep], u[keep]) for m, keep, u in zip(found, exists, users, strict=True)]
 
 
 def newcomers(data: Comparisons, trials: Sequence[Trial]) -> Newcomers:

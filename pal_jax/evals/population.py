@@ -11,8 +11,17 @@ import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.evals import groups, mixed_logit, people
-from pal_jax.evals.panel import Newcomers, Trial, new_accuracy, newcomers, population, questions, seen_accuracy
-from pal_jax.evals.preference import Accuracy, accuracy, choose, gain, majority, mean_and_error
+from pal_jax.evals.panel import (
+    Newcomers,
+    Trial,
+    new_accuracy,
+    newcomers,
+    population,
+    questions,
+    seen_accuracy,
+    seen_margins,
+)
+from pal_jax.evals.preference import Accuracy, accuracy, choose, gain, hits, majority, mean_and_error
 from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.models import ideal_point
 from pal_jax.types import Exhibit
@@ -31,6 +40,7 @@ GROUPS = (
     'The direction in which people differ most, by a model that was not told the groups: the chance that it puts '
     'somebody of the one group before somebody of the other (AUC; 1/2 is chance).'
 )
+BY_GROUP = "Accuracy on seen people's new choices, of each group alone; no model was told who is in which."
 PROTOTYPES = {
     False: 'Effects on the reward of one standard deviation of an attribute.',
     True: 'Rewards of statements, less their mean over the prototypes.',
@@ -65,13 +75,15 @@ class Method(NamedTuple):
 
 class Results(NamedTuple):
     """`by_prototypes`: part of the data -> K -> accuracies by split; `chosen`: K by trial; `counts`: of comparisons;
-    `groups`: model -> AUC by split, see `groups.agreement`."""
+    `groups`: model -> AUC by split, see `groups.agreement`; `by_group`: shared and pal -> by split, the accuracies
+    `[groups]` on each known group."""
 
     methods: Mapping[str, Method]
     by_prototypes: Mapping[str, Mapping[int, Sequence[Accuracy]]]
     chosen: Sequence[int]
     counts: tuple[int, ...]
     groups: Mapping[str, Sequence[float]]
+    by_group: Mapping[str, Sequence[np.ndarray]]
 
 
 def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
@@ -109,7 +121,34 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
         by_prototypes['seen people, shuffled ids'] = {
             K: [measured[f'K={K}'].seen[r] for r in false] for K in panel.prototypes
         }
-    return Results(methods, by_prototypes, chosen, counts, _groups(panel, state, true, false))
+    agreed = _groups(panel, state, true, false)
+    return Results(methods, by_prototypes, chosen, counts, agreed, _by_group(panel, state, chosen, true))
+
+
+def _by_group(
+    panel: Panel, state: States, chosen: Sequence[int], true: Sequence[int]
+) -> dict[str, list[np.ndarray]]:  # fmt: skip
+    """On seen people's new choices; NaN for a group of which a split tests nobody. Nothing if groups are not known."""
+    known = panel.data.groups
+    if known is None or not (known >= 0).any():
+        return {}
+
+    def of(found: np.ndarray, users: np.ndarray) -> np.ndarray:
+        groups = known[users]
+        right, pairs = (
+            np.bincount(groups[groups >= 0], weights=w[groups >= 0], minlength=known.max() + 1)
+            for w in (hits(found), np.ones(len(found)))
+        )
+        return right / np.where(pairs > 0, pairs, np.nan)
+
+    found = {
+        K: seen_margins(panel.learners[f'K={K}'], state[f'K={K}'], panel.data, panel.trials, 'test')
+        for K in {1, *(chosen[r] for r in true)}
+    }
+    return {
+        'shared': [of(*found[1][r]) for r in true],
+        'pal': [of(*found[chosen[r]][r]) for r in true],
+    }
 
 
 def _prior(panel: Panel, state: PALState) -> jax.Array:
@@ -212,6 +251,8 @@ def make_record(results: Results) -> dict[str, Any]:
         rows = zip(results.methods['asked'].new, pal.new, strict=True)
         gains = [gain(_pairs(asked), _pairs(random)) for asked, random in rows]
         record['asked_gain_by_known'], record['asked_gain_by_known_se'] = map(list, zip(*gains, strict=True))
+    for name, row in results.by_group.items():
+        record[f'seen_{name}_by_group'] = [None if np.isnan(x) else float(x) for x in np.nanmean(row, axis=0)]
     record['chosen_prototypes'] = list(results.chosen)
     for part, rows in results.by_prototypes.items():
         record[f'{part.replace(",", "").replace(" ", "_")}_by_prototypes'] = [_mean(row) for row in rows.values()]
@@ -246,6 +287,7 @@ def make_exhibits(panel: Panel, state: States, results: Results) -> list[Exhibit
         Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
         Exhibit('New people', picture=people.plot_by_comparisons(curves, results.counts)),
         *([Exhibit('Opinion groups', GROUPS, _group_table(results))] if results.groups else ()),
+        *([Exhibit('Each group', BY_GROUP, _table_by_group(results, panel.data))] if results.by_group else ()),
         *(_portrait(panel, state[f'K={K}'], panel.learners[f'K={K}']) if K > 1 else ()),
     ]
 
@@ -286,6 +328,16 @@ def _table(results: Results) -> list[list[str]]:
 
 def _group_table(results: Results) -> list[list[str]]:
     return [['model', 'AUC'], *([name, _cell(row)] for name, row in results.groups.items())]
+
+
+def _table_by_group(results: Results, data: Comparisons) -> list[list[str]]:
+    assert data.groups is not None
+    rows = [['group', 'people', *(TITLES[name] for name in results.by_group)]]
+    for group in range(data.groups.max() + 1):
+        values = [[float(each[group]) for each in row] for row in results.by_group.values()]
+        cells = [_cell([x for x in row if np.isfinite(x)]) if np.isfinite(row).any() else '–' for row in values]
+        rows.append([str(group), str(int((data.groups == group).sum())), *cells])
+    return rows
 
 
 def _cell(values: Sequence[float]) -> str:

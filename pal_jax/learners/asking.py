@@ -43,7 +43,7 @@ def order(
         _, precision = _posterior(margins, z, users, known, prior, pull)
         spread = jnp.linalg.inv(jnp.linalg.cholesky(precision))  # its transpose times noise has the covariance
         noise = jax.random.normal(jax.random.fold_in(key, i), (DRAWS, *z.shape))
-        drawn = z + jnp.einsum('ujk,suj->suk', spread, noise)
+        drawn = z[None] + jnp.einsum('ujk,suj->suk', spread, noise)
         told = information(jax.lax.map(lambda each: margins(each[users]), drawn))
         told = jnp.where(exists & (known == 0), told, -1.0)
         best = jax.ops.segment_max(told, users, people)[users]
@@ -77,4 +77,4 @@ def _posterior(
     gradient = jax.ops.segment_sum((-known * wrong)[:, None] * slopes, users, people) + pull * (z - prior)
     weight = known * wrong * (1.0 - wrong)
     squares = jax.ops.segment_sum(weight[:, None, None] * slopes[:, :, None] * slopes[:, None], users, people)
-    return gradient, squares + pull * jnp.eye(z.shape[1])
+    return gradient, squares + pull * jnp.eye(z.shape[1])[None]

@@ -169,7 +169,11 @@ def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monke
     assert record['new_pal'] > 0.9
     assert record['group_auc K=2'] > 0.95  # of groups that no model was told
     assert record['group_auc K=2, shuffled ids'] < 0.9
+    for mine, all_alike in zip(record['seen_pal_by_group'], record['seen_shared_by_group'], strict=True):
+        assert mine > 0.9  # of both groups
+        assert all_alike < 0.9
     exhibits = {exhibit.title: exhibit for exhibit in evaluation.exhibits}
+    assert [row[:2] for row in exhibits['Each group'].table[1:]] == [['0', '20'], ['1', '20']]
     _, one, two = exhibits['The prototypes'].table
     letters = [max('az', key=row[3].count) for row in (one, two)]  # of the statements that each likes most
     assert sorted(letters) == ['a', 'z']
