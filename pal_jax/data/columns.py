@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def load(folder: str | Path) -> Comparisons:
         for name, numbers in (('chosen', near), ('rejected', far)):
             place = folder / f'{name}.npy'
             _refuse((numbers < 0) | (numbers >= len(items)), start, place, f'is none of the {len(items)} items')
-        _refuse(near == far, start, folder / 'rejected.npy', 'is the chosen item; delete the pair')
+        _refuse(np.equal(near, far), start, folder / 'rejected.npy', 'is the chosen item; delete the pair')
         people = max(people, int(who.max()) + 1)
     return Comparisons(
         users=users,
@@ -99,7 +100,7 @@ def _mapped(path: Path, axes: int, dtype: type) -> np.ndarray:
     return array
 
 
-def _refuse(wrong: np.ndarray, start: int, path: Path, what: str) -> None:
+def _refuse(wrong: Any, start: int, path: Path, what: str) -> None:
     if wrong.any():
         raise ValueError(f'{path}, row {start + int(wrong.argmax())} {what}')
 

@@ -135,7 +135,7 @@ def _tfds(source: str) -> Iterator[Row]:
 
     name, _, split = source.removeprefix('tfds:').partition(':')
     try:
-        data = tfds.data_source(name, split=split or 'train')
+        data: Any = tfds.data_source(name, split=split or 'train')
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise ValueError(f'{source}: {str(error).splitlines()[0]}') from None
     for number in range(len(data)):

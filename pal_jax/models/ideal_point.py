@@ -199,7 +199,8 @@ def user_point(
         assert prompt is not None
         keys = [None] * pal.prototypes if key is None else jax.random.split(key, pal.prototypes)
         each = [jax.tree.map(lambda x, k=k: x[k], params['g']) for k in range(pal.prototypes)]
-        return sum(w[:, k, None] * project(each[k], pal, prompt, keys[k]) for k in range(pal.prototypes))
+        points = [w[:, k, None] * project(each[k], pal, prompt, keys[k]) for k in range(pal.prototypes)]
+        return sum(points[1:], points[0])
     if pal.mixture == 'own':
         return w
     P, f = params['P'], params.get('f', [])

@@ -247,3 +247,24 @@ def test_what_is_wrong_in_records_is_told_with_its_row(tmp_path, name, text, mes
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         list(records.read(str(tmp_path / name)))
+
+
+def test_records_of_tensorflow_datasets_are_texts(monkeypatch):
+    """Its module is stood in for: importing it takes seconds and its sets need a network."""
+    import sys
+    import types
+
+    asked = []
+
+    def data_source(name, split):
+        asked.append((name, split))
+        if name == 'nothing':
+            raise ValueError('no such set\nand more lines')
+        return [{key: value.encode() for key, value in each._asdict().items()} for each in CHOICES]
+
+    core = types.SimpleNamespace(DatasetNotFoundError=KeyError)
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', types.SimpleNamespace(data_source=data_source, core=core))
+    assert list(records.read('tfds:me/choices:test')) == CHOICES
+    assert asked == [('me/choices', 'test')]
+    with pytest.raises(ValueError, match='tfds:nothing: no such set$'):
+        list(records.read('tfds:nothing'))
