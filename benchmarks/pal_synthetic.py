@@ -4,12 +4,14 @@
   python -m benchmarks.pal_synthetic --seeds=5 --dims=16 --projectors=linear
 
 Prints accuracies on training pairs, new pairs of seen people and new people with 50 pairs, the curve by comparisons for
-K = 3, how pure its clusters are (partition) and how its weights correlate with the true ones (mixture).
+K = 3, the same with questions chosen by what they tell, how pure its clusters are (partition) and how its weights
+correlate with the true ones (mixture).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from pal_jax.data.comparisons import shares, take
 from pal_jax.data.passes import shuffled
 from pal_jax.data.synthetic import Setting, make_population, side_by_side
-from pal_jax.evals.panel import Trial, new_accuracy, newcomers, seen_accuracy
+from pal_jax.evals.panel import Trial, new_accuracy, newcomers, questions, seen_accuracy
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, Rates
 from pal_jax.models import ideal_point
 from pal_jax.models.ideal_point import PAL
@@ -30,27 +32,35 @@ from pal_jax.runtime import devices
 
 PROJECTORS = {'linear': 'mlp0-linear-nobias', 'mlp': 'mlp1-gelu-residual'}
 COUNTS = (0, 1, 2, 5, 10, 20, 50)
+ASKED = (1, 2, 5, 10, 20)
 BATCH, UPDATES, STEPS = 512, 150, 10
 
 
 class Outcome(NamedTuple):
-    """By seed; `new` by number of comparisons first. `found`: purity of clusters, or correlation of weights."""
+    """By seed; `new` by number of comparisons first. `found`: purity of clusters, or correlation of weights.
+
+    `asked`: twice as `new`, with a pull of 1 to the middle: comparisons at random, and those that tell most.
+    """
 
     train: list[float]
     seen: list[float]
     new: list[list[float]]
     found: list[float]
+    asked: list[list[list[float]]]
 
 
 def run(
-    setting: Setting, d: int, projector: str, K: int, seeds: Sequence[int], counts: Sequence[int] = (50,)
-) -> Outcome:
-    """One cell of the table: all seeds side by side, each with a population of its own."""
+    setting: Setting, d: int, projector: str, K: int, seeds: Sequence[int], counts: Sequence[int] = (50,),
+    asked: Sequence[int] = (),
+) -> Outcome:  # fmt: skip
+    """One cell of the table: all seeds side by side, each with a population of its own; new people also by `asked`
+    numbers of comparisons that come at random, or are chosen."""
     populations = [make_population(setting, seed, d=d) for seed in seeds]
     data, splits = side_by_side(populations)
     trials = [Trial(split, data.users, seed, False) for split, seed in zip(splits, seeds, strict=True)]
     rates = Rates(projector=1e-2, projector_decay=0.0, prototypes=1e-2, users=1e-2)
-    learner = IdealPointLearner(
+    make = functools.partial(
+        IdealPointLearner,
         PAL(d, K, projector=PROJECTORS[projector], prototype_init='expected'),
         Loss('hinge'),
         rates,
@@ -58,8 +68,8 @@ def run(
         users=len(data.names),
         replicas=len(trials),
         z_std=1.0,
-        new=NewUsers(300, 5e-2, 0.0),
     )
+    learner, asking = (make(new=NewUsers(300, 5e-2, pull)) for pull in (0.0, 1.0))
     state = learner.init(jnp.array(list(seeds), jnp.int32))
     for i in range(STEPS):
         size = UPDATES * BATCH
@@ -69,7 +79,10 @@ def run(
         share = np.stack([shares(data.users, t.split.train)[0].repeat(UPDATES * BATCH) for t in trials])
         index, share = (x.reshape(len(trials), UPDATES, BATCH) for x in (index, share))
         state, _ = learner.update(state, take(data, index, data.users[index], share))
-    new = new_accuracy(learner, state, newcomers(data, trials), counts, jnp.zeros((len(trials), K)))
+    known, middle = newcomers(data, trials), jnp.zeros((len(trials), K))
+    new = new_accuracy(learner, state, known, counts, middle)
+    orders = (known, questions(asking, state, known, middle, max(asked))) if asked else ()
+    curves = [new_accuracy(asking, state, each, asked, middle) for each in orders]
     weights = np.asarray(ideal_point.weights(learner.pal, state.users.z.reshape(-1, K))).reshape(len(trials), -1, K)
     people = [np.unique(data.users[trial.split.train]) for trial in trials]
     true = [each.mixtures[: len(rows)] for each, rows in zip(populations, people, strict=True)]
@@ -79,6 +92,7 @@ def run(
         [each.pairs for each in seen_accuracy(learner, state, data, trials, 'test')],
         [[each.pairs for each in row] for row in new],
         [measure(weights[r][rows], true[r]) for r, rows in enumerate(people)],
+        [[[each.pairs for each in row] for row in curve] for curve in curves],
     )
 
 
@@ -116,7 +130,7 @@ def main(args: Sequence[str] | None = None) -> None:
         cells = []
         for K in prototypes:
             few = K == 3 and d == 16 and projector == 'linear'
-            outcome = run(setting, d, projector, K, range(options.seeds), COUNTS if few else (50,))
+            outcome = run(setting, d, projector, K, range(options.seeds), *((COUNTS, ASKED) if few else ()))
             cells.append('/'.join(f'{np.mean(x):.3f}'[1:] for x in (outcome.train, outcome.seen, outcome.new[-1])))
             if few:
                 curves[setting] = outcome
@@ -124,6 +138,10 @@ def main(args: Sequence[str] | None = None) -> None:
     print('\n| n | ' + ' | '.join(map(str, COUNTS)) + ' |\n|---|' + '---|' * len(COUNTS))
     for setting, outcome in curves.items():
         print(f'| {setting} | ' + ' | '.join(f'{np.mean(row):.3f}' for row in outcome.new) + ' |')
+    print('\n| new people with a prior, n | ' + ' | '.join(map(str, ASKED)) + ' |\n|---|' + '---|' * len(ASKED))
+    for setting, outcome in curves.items():
+        for how, rows in zip(('at random', 'asked'), outcome.asked, strict=True):
+            print(f'| {setting}, {how} | ' + ' | '.join(f'{np.mean(row):.3f}' for row in rows) + ' |')
     for setting, outcome in curves.items():
         print(f'\n{setting}, K=3: {"purity" if setting == "partition" else "correlation"} by seed', end=' ')
         print(', '.join(f'{value:.2f}' for value in outcome.found))

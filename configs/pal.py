@@ -4,6 +4,7 @@ r"""PAL: preferences of many people as mixtures of a few prototypes, new people 
   python -m pal_jax.train --config=configs/pal.py --config.data=train    # 235 people's of train journeys
   python -m pal_jax.train --config=configs/pal.py --config.data=my.csv   # your people's (pal_jax/data/tables.py)
   python -m pal_jax.train --config=configs/pal.py:text --config.data=polis/bowling_green    # votes on statements
+  python -m pal_jax.train --config=configs/pal.py:large --config.data=folder    # pairs on disk (data/columns.py)
   python -m pal_jax.train --config=configs/pal.py:smoke                  # a tenth of the steps and two splits
 
 A minute or two on two CPU cores. Any value can be changed: --config.loss.pull=0.1 --config.model.rule=dist
@@ -15,7 +16,7 @@ from pal_jax import presets as p
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    variant = p.parse_variant(variant, 'smoke', 'text')
+    variant = p.parse_variant(variant, 'smoke', 'text', 'large')
     config = p.base(recipe='pal', total_steps=20)
     config.data = 'electricity'  # or train, swissmetro (1,191 people), a file of your own
     # Of people's votes on statements (pal_jax/data/votes.py): which decoder makes vectors of these; '': no text.
@@ -49,6 +50,7 @@ def get_config(variant: str = '') -> ConfigDict:
         tau=1.0,
         prototype_init='unit',  # or expected
         z_std=0.0,  # of users' first logits
+        dtype='auto',  # of a projector's products: bfloat16 where the platform has instructions for it
     )
     config.loss = dict(
         name='logistic',  # or hinge, smooth_hinge
@@ -65,8 +67,13 @@ def get_config(variant: str = '') -> ConfigDict:
     config.batch = 512
     config.updates = 100  # of every model in a step
     config.new = dict(
-        counts=(0, 1, 2, 5, 10, 20, 50, 100), steps=300, lr=5e-2, pull=2.0, toward='population'
-    )  # or zero
+        counts=(0, 1, 2, 5, 10, 20, 50, 100),  # of known comparisons
+        steps=300,
+        lr=5e-2,
+        pull=2.0,
+        toward='population',  # or zero
+        ask=20,  # so many questions are also chosen by what each is expected to tell; 0: none
+    )
     config.baselines = dict(
         embedding=4,  # width of a free vector a user; 0: none
         embedding_pull=1.0,
@@ -76,7 +83,12 @@ def get_config(variant: str = '') -> ConfigDict:
         mixed_logit=True,
     )
     config.eval = dict(every=0)  # 0: at the end
-    return {'': lambda: config, 'smoke': lambda: smoke(config), 'text': lambda: text(config)}[variant]()
+    return {
+        '': lambda: config,
+        'smoke': lambda: smoke(config),
+        'text': lambda: text(config),
+        'large': lambda: large(config),
+    }[variant]()
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
@@ -99,4 +111,18 @@ def text(config: ConfigDict) -> ConfigDict:
     config.split.update(train=0.5, validation=0.2)  # of the statements
     config.updates = 20
     config.baselines.update(majority=False, mixed_logit=False)
+    return config
+
+
+def large(config: ConfigDict) -> ConfigDict:
+    """Pairs in a folder, more than memory holds: a pass over them, one split, PAL beside the shared model."""
+    config.data = ''
+    config.standardize = False
+    config.prototypes = (1, 4)
+    config.split.update(seeds=1, control=False)
+    config.batch = 8192
+    config.updates = 50
+    config.total_steps = 12
+    config.new.update(counts=(), steps=50, ask=0)
+    config.baselines.update(embedding=0, own=False, majority=False, mixed_logit=False)
     return config

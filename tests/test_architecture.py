@@ -44,7 +44,8 @@ PURE = {
 LAZY = {
     'jetstream': {'decode/jetstream.py'},
     'tensorflow': set(),
-    'tensorflow_datasets': set(),
+    'tensorflow_datasets': {'data/records.py'},
+    'pyarrow': {'data/records.py'},
     'gguf': {'models/gguf.py', 'models/sources.py', 'data/tokenizer.py'},
     'openai': {'feedback/endpoint.py'},
     'textstat': {'feedback/rules.py'},

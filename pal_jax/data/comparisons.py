@@ -18,16 +18,24 @@ from pal_jax.types import PairBatch, PreferencePair
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lookup:
-    """An array `[n, H]` whose rows are those of a table, which may lie on disk; only what is asked for is read."""
+    """An array `[n, H]` whose rows are those of a table, which may lie on disk; only what is asked for is read.
+
+    `at` is the same of other pairs, which are not read yet.
+    """
 
     table: np.ndarray  # [S, H]
-    numbers: np.ndarray  # [n]
+    numbers: np.ndarray  # [n], or of any number of axes
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.numbers), self.table.shape[1]
+    def shape(self) -> tuple[int, ...]:
+        return *self.numbers.shape, self.table.shape[1]
+
+    def at(self, index: np.ndarray) -> Lookup:
+        return Lookup(self.table, self.numbers[index])
 
     def __getitem__(self, where: Any) -> np.ndarray:
+        if isinstance(where, tuple) and len(where) > self.numbers.ndim:
+            return self.table[self.numbers[where[:-1]]][..., where[-1]]
         return self.table[self.numbers[where]]
 
 
@@ -172,14 +180,22 @@ def shares(users: np.ndarray, index: np.ndarray) -> np.ndarray:
     return (1.0 / np.bincount(users[index], minlength=int(users.max()) + 1)[users[index]]).astype(np.float32)
 
 
-def take(data: Comparisons, index: np.ndarray, users: np.ndarray, share: np.ndarray) -> PairBatch:
-    """The pairs at `index`, of any number of axes, with users and shares in the same form."""
-    prompt = None if data.prompt is None else data.prompt[index]
+def take(data: Comparisons, index: np.ndarray, users: np.ndarray, share: np.ndarray, *, read: bool = True) -> PairBatch:
+    """The pairs at `index`, of any number of axes, with users and shares in the same form.
+
+    Without `read` sides that are a `Lookup` stay one: a process then reads from disk what its own devices ask for.
+    """
+
+    def rows(column: np.ndarray | Lookup | None) -> Any:
+        if column is None:
+            return None
+        return column.at(index) if isinstance(column, Lookup) and not read else column[index]
+
     columns: Any = {
         'users': users,
         'share': share,
-        'chosen': data.chosen[index],
-        'rejected': data.rejected[index],
-        'prompt': prompt,
+        'chosen': rows(data.chosen),
+        'rejected': rows(data.rejected),
+        'prompt': rows(data.prompt),
     }
     return PairBatch(**columns)

@@ -4,8 +4,12 @@ resumes has no position to remember."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
+
+HELD = 1 << 20  # entries of which an order is held in memory
+ROUNDS = 4
 
 
 def shuffled(total: int, *, start: int, size: int, seed: int) -> np.ndarray:
@@ -14,8 +18,33 @@ def shuffled(total: int, *, start: int, size: int, seed: int) -> np.ndarray:
     passes, within = place // total, place % total
     out = np.empty(size, np.int64)
     for each in range(passes[0], passes[-1] + 1):
-        out[passes == each] = _order(total, each, seed)[within[passes == each]]
+        here = passes == each
+        found = (
+            _order(total, each, seed)[within[here]] if total <= HELD else scattered(within[here], total, [seed, each])
+        )
+        out[here] = found
     return out
+
+
+def scattered(place: np.ndarray, total: int, seed: Sequence[int]) -> np.ndarray:
+    """Where a permutation of `total` entries, which is never written down, sends those at `place`.
+
+    A Feistel network on the numbers of twice as many bits as a half has, walked until it is back among the entries
+    (Black & Rogaway 2002); a round's function is a multiplication with a mixing of bits.
+    """
+    half = max(1, (total - 1).bit_length() + 1 >> 1)
+    mask, keys = np.uint64((1 << half) - 1), np.random.default_rng(seed).integers(0, 1 << 63, ROUNDS, np.uint64)
+    out = place.astype(np.uint64)
+    outside = np.ones(len(out), bool)
+    while outside.any():
+        left, right = out[outside] >> np.uint64(half), out[outside] & mask
+        for key in keys:
+            mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+            left, right = right, left ^ (mixed >> np.uint64(40)) & mask
+        out[outside] = left << np.uint64(half) | right
+        outside = out >= total
+    return out.astype(np.int64)
 
 
 @functools.lru_cache(maxsize=64)

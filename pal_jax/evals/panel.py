@@ -87,11 +87,19 @@ def seen_accuracy(
     part: Literal['train', 'validation', 'test'],
 ) -> list[Accuracy]:  # fmt: skip
     """By trial, over one part of the seen people's choices."""
+    return [accuracy(found, users) for found, users in seen_margins(learner, state, data, trials, part)]
+
+
+def seen_margins(
+    learner: IdealPointLearner, state: PALState, data: Comparisons, trials: Sequence[Trial],
+    part: Literal['train', 'validation', 'test'],
+) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    """By trial, of all pairs of one part of the seen people's choices, and whose these are."""
     index, exists = padded([getattr(trial.split, part) for trial in trials])
     users = data.users[index]
-    pairs = take(data, index, users, np.zeros(index.shape, np.float32))
+    pairs = take(data, index, users, np.zeros(index.shape, np.float32), read=False)
     found = margins(learner, state.params, state.users.z, pairs)
-    return [accuracy(m[keep], u[keep]) for m, keep, u in zip(found, exists, users, strict=True)]
+    return [(m[keep], u[keep]) for m, keep, u in zip(found, exists, users, strict=True)]
 
 
 def newcomers(data: Comparisons, trials: Sequence[Trial]) -> Newcomers:
@@ -110,10 +118,21 @@ def newcomers(data: Comparisons, trials: Sequence[Trial]) -> Newcomers:
     return Newcomers(
         fit=take(data, fit, known, nothing[0]),
         rank=rank,
-        test=take(data, test, number[rows, data.users[test]], nothing[1]),
+        test=take(data, test, number[rows, data.users[test]], nothing[1], read=False),
         tested=tested,
         people=int(number.max()) + 1,
     )
+
+
+def questions(learner: IdealPointLearner, state: PALState, new: Newcomers, prior: Array, most: int) -> Newcomers:
+    """The same people, whose comparisons become known in the order of the information that is expected of them, up to
+    `most`; those after them are known last."""
+    exists = new.rank < PADDING
+    wide = jnp.broadcast_to(prior[:, None], (prior.shape[0], new.people, prior.shape[1]))
+    asked = np.asarray(learner.ask(state.params, new.fit, jnp.asarray(exists), wide, 0, questions=most))
+    rank = np.where(exists, np.where(asked < PADDING, asked, most + new.rank), PADDING)
+    within = np.stack([rank_within(u, r) for u, r in zip(np.asarray(new.fit.users), rank, strict=True)])
+    return new._replace(rank=np.where(exists, within, PADDING))
 
 
 def population(state: PALState) -> Array:

@@ -11,8 +11,17 @@ import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.evals import groups, mixed_logit, people
-from pal_jax.evals.panel import Trial, new_accuracy, newcomers, population, seen_accuracy
-from pal_jax.evals.preference import Accuracy, accuracy, choose, gain, majority, mean_and_error
+from pal_jax.evals.panel import (
+    Newcomers,
+    Trial,
+    new_accuracy,
+    newcomers,
+    population,
+    questions,
+    seen_accuracy,
+    seen_margins,
+)
+from pal_jax.evals.preference import Accuracy, accuracy, choose, gain, hits, majority, mean_and_error
 from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.models import ideal_point
 from pal_jax.types import Exhibit
@@ -20,6 +29,7 @@ from pal_jax.types import Exhibit
 TITLES = {
     'shared': 'one model for all (K = 1)',
     'pal': 'PAL, K chosen on validation',
+    'asked': 'PAL, new people asked what tells most',
     'shuffled': 'PAL, shuffled user ids',
     'embedding': 'user embedding',
     'own': 'a model of their own each',
@@ -30,12 +40,14 @@ GROUPS = (
     'The direction in which people differ most, by a model that was not told the groups: the chance that it puts '
     'somebody of the one group before somebody of the other (AUC; 1/2 is chance).'
 )
+BY_GROUP = "Accuracy on seen people's new choices, of each group alone; no model was told who is in which."
 PROTOTYPES = {
     False: 'Effects on the reward of one standard deviation of an attribute.',
     True: 'Rewards of statements, less their mean over the prototypes.',
 }
 SHOWN_TEXTS = 3  # that a prototype likes most, and least
 SHOWN_ITEMS = 2000  # whose rewards tell what a prototype likes
+SHOWN_PEOPLE = 5000  # in the picture
 
 States = Mapping[str, PALState]
 
@@ -49,6 +61,7 @@ class Panel(NamedTuple):
     prototypes: tuple[int, ...]
     counts: tuple[int, ...]
     toward: Literal['population', 'zero']
+    ask: int = 0  # questions to new people, chosen one by one; 0: none
 
 
 class Method(NamedTuple):
@@ -62,13 +75,15 @@ class Method(NamedTuple):
 
 class Results(NamedTuple):
     """`by_prototypes`: part of the data -> K -> accuracies by split; `chosen`: K by trial; `counts`: of comparisons;
-    `groups`: model -> AUC by split, see `groups.agreement`."""
+    `groups`: model -> AUC by split, see `groups.agreement`; `by_group`: shared and pal -> by split, the accuracies
+    `[groups]` on each known group."""
 
     methods: Mapping[str, Method]
     by_prototypes: Mapping[str, Mapping[int, Sequence[Accuracy]]]
     chosen: Sequence[int]
     counts: tuple[int, ...]
     groups: Mapping[str, Sequence[float]]
+    by_group: Mapping[str, Sequence[np.ndarray]]
 
 
 def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
@@ -78,11 +93,9 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
     counts = (*(count for count in panel.counts if count < new.most), new.most)
     measured: dict[str, Method] = {}
     for name, learner in learners.items():
-        prior = population(state[name])
-        prior = prior if panel.toward == 'population' else jnp.zeros_like(prior)
         measured[name] = Method(
             seen_accuracy(learner, state[name], data, trials, 'test'),
-            new_accuracy(learner, state[name], new, counts, prior),
+            new_accuracy(learner, state[name], new, counts, _prior(panel, state[name])),
             sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params)),
             0 if name == 'K=1' else learner.pal.logits,
         )
@@ -92,6 +105,8 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
     chosen = choose({K: [each.pairs for each in row] for K, row in validation.items()})
     true, false = ([r for r, trial in enumerate(trials) if trial.shuffled == wanted] for wanted in (False, True))
     methods = {'shared': _of(measured['K=1'], true), 'pal': _chosen(measured, chosen, true)}
+    if panel.ask:
+        methods['asked'] = _chosen(_asked(panel, state, new, counts, measured, chosen), chosen, true)
     if false:
         methods['shuffled'] = _chosen(measured, chosen, false)
     methods |= {name: _of(method, true) for name, method in measured.items() if not name.startswith('K=')}
@@ -106,7 +121,53 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
         by_prototypes['seen people, shuffled ids'] = {
             K: [measured[f'K={K}'].seen[r] for r in false] for K in panel.prototypes
         }
-    return Results(methods, by_prototypes, chosen, counts, _groups(panel, state, true, false))
+    agreed = _groups(panel, state, true, false)
+    return Results(methods, by_prototypes, chosen, counts, agreed, _by_group(panel, state, chosen, true))
+
+
+def _by_group(
+    panel: Panel, state: States, chosen: Sequence[int], true: Sequence[int]
+) -> dict[str, list[np.ndarray]]:  # fmt: skip
+    """On seen people's new choices; NaN for a group of which a split tests nobody. Nothing if groups are not known."""
+    known = panel.data.groups
+    if known is None or not (known >= 0).any():
+        return {}
+
+    def of(found: np.ndarray, users: np.ndarray) -> np.ndarray:
+        groups = known[users]
+        right, pairs = (
+            np.bincount(groups[groups >= 0], weights=w[groups >= 0], minlength=known.max() + 1)
+            for w in (hits(found), np.ones(len(found)))
+        )
+        return right / np.where(pairs > 0, pairs, np.nan)
+
+    found = {
+        K: seen_margins(panel.learners[f'K={K}'], state[f'K={K}'], panel.data, panel.trials, 'test')
+        for K in {1, *(chosen[r] for r in true)}
+    }
+    return {
+        'shared': [of(*found[1][r]) for r in true],
+        'pal': [of(*found[chosen[r]][r]) for r in true],
+    }
+
+
+def _prior(panel: Panel, state: PALState) -> jax.Array:
+    prior = population(state)
+    return prior if panel.toward == 'population' else jnp.zeros_like(prior)
+
+
+def _asked(
+    panel: Panel, state: States, new: Newcomers, counts: tuple[int, ...], measured: Mapping[str, Method],
+    chosen: Sequence[int],
+) -> dict[str, Method]:  # fmt: skip
+    """The models that were chosen, with new people's comparisons in the order of what each is expected to tell."""
+    found = dict(measured)
+    for K in set(chosen) - {1}:  # of whom all are alike, nothing is to be asked
+        name, most = f'K={K}', min(panel.ask, new.most)
+        learner, prior = panel.learners[name], _prior(panel, state[name])
+        ordered = questions(learner, state[name], new, prior, most)
+        found[name] = measured[name]._replace(new=new_accuracy(learner, state[name], ordered, counts, prior))
+    return found
 
 
 def _groups(panel: Panel, state: States, true: Sequence[int], false: Sequence[int]) -> dict[str, list[float]]:
@@ -186,6 +247,12 @@ def make_record(results: Results) -> dict[str, Any]:
     pal, shared = results.methods['pal'], results.methods['shared']
     _put(record, 'seen_gain', gain(_pairs(pal.seen), _pairs(shared.seen)))
     _put(record, 'new_gain', gain(_pairs(pal.new[-1]), _pairs(shared.new[-1])))
+    if 'asked' in results.methods:
+        rows = zip(results.methods['asked'].new, pal.new, strict=True)
+        gains = [gain(_pairs(asked), _pairs(random)) for asked, random in rows]
+        record['asked_gain_by_known'], record['asked_gain_by_known_se'] = map(list, zip(*gains, strict=True))
+    for name, row in results.by_group.items():
+        record[f'seen_{name}_by_group'] = [None if np.isnan(x) else float(x) for x in np.nanmean(row, axis=0)]
     record['chosen_prototypes'] = list(results.chosen)
     for part, rows in results.by_prototypes.items():
         record[f'{part.replace(",", "").replace(" ", "_")}_by_prototypes'] = [_mean(row) for row in rows.values()]
@@ -220,6 +287,7 @@ def make_exhibits(panel: Panel, state: States, results: Results) -> list[Exhibit
         Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
         Exhibit('New people', picture=people.plot_by_comparisons(curves, results.counts)),
         *([Exhibit('Opinion groups', GROUPS, _group_table(results))] if results.groups else ()),
+        *([Exhibit('Each group', BY_GROUP, _table_by_group(results, panel.data))] if results.by_group else ()),
         *(_portrait(panel, state[f'K={K}'], panel.learners[f'K={K}']) if K > 1 else ()),
     ]
 
@@ -262,6 +330,16 @@ def _group_table(results: Results) -> list[list[str]]:
     return [['model', 'AUC'], *([name, _cell(row)] for name, row in results.groups.items())]
 
 
+def _table_by_group(results: Results, data: Comparisons) -> list[list[str]]:
+    assert data.groups is not None
+    rows = [['group', 'people', *(TITLES[name] for name in results.by_group)]]
+    for group in range(data.groups.max() + 1):
+        values = [[float(each[group]) for each in row] for row in results.by_group.values()]
+        cells = [_cell([x for x in row if np.isfinite(x)]) if np.isfinite(row).any() else '–' for row in values]
+        rows.append([str(group), str(int((data.groups == group).sum())), *cells])
+    return rows
+
+
 def _cell(values: Sequence[float]) -> str:
     mean, error = mean_and_error(values)
     return f'{mean:.3f} ± {error:.3f}' if np.isfinite(error) else f'{mean:.3f}'
@@ -276,7 +354,7 @@ def _portrait(panel: Panel, state: PALState, learner: IdealPointLearner) -> list
     params = jax.tree.map(lambda x: x[0], state.params)
     index = np.random.default_rng(0).permutation(len(data.users))[:SHOWN_ITEMS]
     items, prompt = jnp.asarray(data.chosen[index]), None if data.prompt is None else jnp.asarray(data.prompt[index])
-    items = jnp.asarray(data.chosen.table) if isinstance(data.chosen, Lookup) else items
+    items = jnp.asarray(data.chosen.table) if data.texts and isinstance(data.chosen, Lookup) else items
 
     def rewards(k: int) -> np.ndarray:
         w = jnp.zeros((len(items), pal.prototypes)).at[:, k].set(1.0)
@@ -291,7 +369,7 @@ def _portrait(panel: Panel, state: PALState, learner: IdealPointLearner) -> list
         words = people.in_words(effects[number], attributes, shown)
         table.append([str(number + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *words])
     return [
-        Exhibit('The people', picture=people.plot_simplex(mixtures[:, order])),
+        Exhibit('The people', picture=people.plot_simplex(mixtures[:SHOWN_PEOPLE, order])),
         Exhibit(
             'The prototypes', PROTOTYPES[bool(data.texts)], table,
             people.plot_effects(effects, attributes) if len(attributes) <= 30 else b'',

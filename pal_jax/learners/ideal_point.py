@@ -3,6 +3,7 @@
     state = learner.init(seeds)                      # a replica a seed, side by side on the leading axis
     state, metrics = learner.update(state, batches)  # many updates of each replica, one program
     z = learner.fit(state.params, pairs, weight)     # new users: their logits alone, nothing else moves
+    rank = learner.ask(state.params, pairs, exists, prior, seed, questions=5)      # what to ask new users, one by one
     margins = learner.margins(state.params, z, pairs)
 
 A batch moves the users who have a pair in it and no others: rows are gathered, moved by an Adam of their own (its
@@ -13,6 +14,7 @@ users there are, and a user who is not in it keeps every bit. The table lies ove
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +22,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from pal_jax.learners import asking
 from pal_jax.models import ideal_point
 from pal_jax.models import params as model_params
 from pal_jax.models.ideal_point import PAL
@@ -31,6 +34,7 @@ from pal_jax.runtime import sharding
 from pal_jax.types import PairBatch
 
 BATCH = (None, None, 'batch')  # replicas, updates, pairs
+CPU_PART = 512  # pairs a device whose activations stay in a cache, 512 wide
 
 
 class Rates(NamedTuple):
@@ -91,18 +95,21 @@ class IdealPointLearner:
     Args:
       users: how many; the table is rounded up to what divides over the mesh.
       z_std: of users' first logits; 0 starts all in the middle.
+      part: pairs whose gradients are made at once, the rest of a batch after them; 0: all, None: as suits the platform.
     Raises:
       ValueError: there are more prototypes than users.
     """
 
     def __init__(
         self, pal: PAL, loss: Loss, rates: Rates, mesh: Mesh, *, users: int, replicas: int = 1, z_std: float = 0.0,
-        new: NewUsers | None = None,
+        new: NewUsers | None = None, part: int | None = None,
     ):  # fmt: skip
         if pal.prototypes > users:
             raise ValueError(f'model.prototypes={pal.prototypes} is more than the {users} users; use fewer')
         self.pal, self.loss, self.rates, self.new, self.mesh = pal, loss, rates, new or NewUsers(), mesh
         self.optimizer = make_optimizer(rates)
+        on_cpu = mesh.devices.flat[0].platform == 'cpu'
+        self.part = part if part is not None else on_cpu * CPU_PART * sharding.batch_ways(mesh)
         ways = mesh.shape['fsdp']
         table = ParamSpec((-(-users // ways) * ways, pal.logits), ('users', None), jax.nn.initializers.normal(z_std))
         self._specs = {'params': ideal_point.specs(pal), 'z': table}
@@ -111,11 +118,12 @@ class IdealPointLearner:
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
         self.init = jax.jit(jax.vmap(self._new_state), out_shardings=shardings)
         self._updates = jax.jit(
-            jax.vmap(self._many), donate_argnums=0, in_shardings=(shardings, sharding.sharding(mesh, BATCH)),
-            out_shardings=(shardings, sharding.replicated(mesh)),
+            side_by_side(self._many, replicas), donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)),
+            in_shardings=(shardings, sharding.sharding(mesh, BATCH)),
         )  # fmt: skip
-        self.fit = jax.jit(jax.vmap(self._fit), out_shardings=sharding.replicated(mesh))
-        self.margins = jax.jit(jax.vmap(self._margins), out_shardings=sharding.replicated(mesh))
+        self.fit = jax.jit(side_by_side(self._fit, replicas), out_shardings=sharding.replicated(mesh))
+        self._ask = functools.lru_cache(lambda questions: self._compiled_ask(questions, replicas))
+        self.margins = jax.jit(side_by_side(self._margins, replicas), out_shardings=sharding.replicated(mesh))
 
     def _place(self, path, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         of_users = any(getattr(key, 'name', None) == 'users' for key in path)
@@ -144,18 +152,18 @@ class IdealPointLearner:
         rows, place = jnp.unique(batch.users, return_inverse=True, size=size, fill_value=table.z.shape[0])
         mine = jax.tree.map(lambda x: x.at[rows].get(mode='fill', fill_value=0), table)
 
-        def loss(params: Params, z: Array) -> tuple[Array, Array]:
-            each, margin = self._losses(params, z[place], batch, key)
-            return jnp.mean(each), margin
+        def loss(params: Params, z: Array, place: Array, pairs: PairBatch, key: Array) -> tuple[Array, Array]:
+            each, margin = self._losses(params, z[place], pairs, key)
+            return jnp.sum(each) / size, jnp.sum(correct(margin)) / size
 
-        value = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        (total, margin), (grads, z_grads) = value(state.params, mine.z)
+        value = functools.partial(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), state.params, mine.z)
+        (total, accuracy), (grads, z_grads) = summed(value, self.part, place, batch, key)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         mine = adam_rows(mine, z_grads, self.rates.users, self.rates.b1, self.rates.b2)
         table = jax.tree.map(lambda x, new: x.at[rows].set(new, mode='drop', unique_indices=True), table, mine)
         params = optax.apply_updates(state.params, updates)
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, users=table)
-        return state, {'loss': total, 'accuracy': jnp.mean(correct(margin))}
+        return state, {'loss': total, 'accuracy': accuracy}
 
     def _losses(self, params: Params, z: Array, batch: PairBatch, key: Array | None) -> tuple[Array, Array]:
         """Loss and margin of each pair, for users' logits by pair."""
@@ -202,8 +210,56 @@ class IdealPointLearner:
         (z, _), _ = jax.lax.scan(step, (start, adam.init(start)), length=self.new.steps)
         return z
 
+    def ask(
+        self, params: Params, pairs: PairBatch, exists: Bool[Array, 'R B'], prior: Float[Array, 'R U K'], seed: int,
+        *, questions: int,
+    ) -> Int[Array, 'R B']:  # fmt: skip
+        """When each pair of new users is asked if the next one is always that of which most is expected, see `asking`.
+
+        Raises:
+          ValueError: new users have no prior, so nobody can say yet who they could be.
+        """
+        if self.new.pull <= 0:
+            raise ValueError(
+                f'new.pull={self.new.pull} must be above 0 to choose questions; it says who people could be'
+            )
+        keys = jax.random.split(jax.random.key(seed), prior.shape[0])
+        return self._ask(questions)(params, pairs, exists, prior, keys)
+
+    def _compiled_ask(self, questions: int, replicas: int) -> Callable[..., Array]:
+        def ask(params: Params, pairs: PairBatch, exists: Array, prior: Array, key: Array) -> Array:
+            def margins(z: Array) -> Array:
+                return self._judge(params, z, pairs, training=True)[1]
+
+            return asking.order(
+                margins, pairs.users, exists, prior, pull=self.new.pull, questions=questions, key=key
+            )  # fmt: skip
+
+        return jax.jit(side_by_side(ask, replicas), out_shardings=sharding.replicated(self.mesh))
+
     def _margins(self, params: Params, z: Float[Array, 'U K'], pairs: PairBatch) -> Float[Array, ' B']:
         return self._judge(params, z[pairs.users], pairs)[1]
+
+
+def side_by_side(f: Callable[..., Any], replicas: int) -> Callable[..., Any]:
+    """`f` over a leading axis of replicas; of one without that axis, for which XLA's CPU sums take 25 times longer."""
+    if replicas > 1:
+        return jax.vmap(f)
+    return lambda *args: jax.tree.map(lambda x: x[None], f(*jax.tree.map(lambda x: x[0], args)))
+
+
+def summed(value: Callable[..., Any], part: int, place: Int[Array, ' B'], batch: PairBatch, key: Array) -> Any:
+    """The sum of `value(place, batch, key)` over parts of so many pairs, or of all at once if they do not divide."""
+    size = place.shape[0]
+    if not part or size <= part or size % part:
+        return value(place, batch, key)
+    parts = (
+        *jax.tree.map(lambda x: x.reshape(-1, part, *x.shape[1:]), (place, batch)),
+        jax.random.split(key, size // part),
+    )
+    shapes = jax.eval_shape(value, *jax.tree.map(lambda x: x[0], parts))
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(lambda total, each: (jax.tree.map(jnp.add, total, value(*each)), None), start, parts)[0]
 
 
 def adam_rows(rows: UserTable, grads: Float[Array, 'B K'], lr: float, b1: float, b2: float) -> UserTable:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pal_jax.models.linear import product
 from pal_jax.models.params import Params, ParamSpec
 
 Rule = Literal['dist', 'normalized_dist', 'angle', 'dot', 'norm']
@@ -86,6 +87,8 @@ class PAL:
     mixture: Mixture = 'softmax'
     tau: float = 1.0
     prototype_init: Literal['unit', 'expected'] = 'unit'  # rows of norm 1, or N(0, 1/width)
+    dtype: str = 'float32'  # into a projector's products, and out of them; what follows is in float32
+    act_dtype: str = 'float32'
 
     def __post_init__(self):
         for key, value, known in (
@@ -94,6 +97,7 @@ class PAL:
             ('point', self.point, get_args(Point)),
             ('mixture', self.mixture, get_args(Mixture)),
             ('prototype_init', self.prototype_init, ('unit', 'expected')),
+            ('dtype', self.dtype, ('float32', 'bfloat16')),
         ):
             if value not in known:
                 raise ValueError(f'model.{key}={value!r} is unknown; use one of {", ".join(known)}')
@@ -152,18 +156,19 @@ def _unit_rows(key: Array, shape: tuple[int, ...], dtype: str) -> Array:
     return rows / length(rows)[:, None]
 
 
-def project(layers: list[Params], shape: Projector, x: Float[Array, '*S H'], key: Array | None = None) -> Array:
+def project(layers: list[Params], pal: PAL, x: Float[Array, '*S H'], key: Array | None = None) -> Array:
     """The projector of `x`; with a key, which is for training, its dropout is on."""
-    hidden = x
+    hidden, shape = x, pal.shape
     for i, layer in enumerate(layers):
-        hidden = hidden @ layer['weight']
+        hidden = product(hidden, layer['weight'], pal.dtype, pal.act_dtype)
         if 'bias' in layer:
-            hidden = hidden + jnp.reshape(layer['bias'], (1,) * (hidden.ndim - 1) + (-1,))
+            hidden = hidden + jnp.reshape(layer['bias'], (1,) * (hidden.ndim - 1) + (-1,)).astype(hidden.dtype)
         if i + 1 < shape.layers:
             if key is not None and shape.dropout:
                 keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - shape.dropout, hidden.shape)
                 hidden = jnp.where(keep, hidden / (1.0 - shape.dropout), 0.0)
             hidden = ACTIVATIONS[shape.activation](hidden)
+    hidden = hidden.astype(jnp.float32)
     return x + hidden if shape.residual else hidden
 
 
@@ -192,20 +197,20 @@ def user_point(
     """
     if pal.variant == 'B':
         assert prompt is not None
-        keys = None if key is None else jax.random.split(key, pal.prototypes)
-        axes = (0, None, None if key is None else 0)
-        points = jax.vmap(lambda g, c, k: project(g, pal.shape, c, k), in_axes=axes)(params['g'], prompt, keys)
-        return jnp.einsum('bk,kbd->bd', w, points)
+        keys = [None] * pal.prototypes if key is None else jax.random.split(key, pal.prototypes)
+        each = [jax.tree.map(lambda x, k=k: x[k], params['g']) for k in range(pal.prototypes)]
+        points = [w[:, k, None] * project(each[k], pal, prompt, keys[k]) for k in range(pal.prototypes)]
+        return sum(points[1:], points[0])
     if pal.mixture == 'own':
         return w
     P, f = params['P'], params.get('f', [])
     match pal.point:
         case 'f(Pw)':
-            return project(f, pal.shape, w @ P, key)
+            return project(f, pal, w @ P, key)
         case 'f(P)w':
-            return w @ project(f, pal.shape, P, key)
+            return w @ project(f, pal, P, key)
         case '|f(P)|w':
-            points = project(f, pal.shape, P, key)
+            points = project(f, pal, P, key)
             return w @ (points / length(points)[:, None])
     return w @ P
 
@@ -217,18 +222,18 @@ def item_reward(
     u = u.reshape(u.shape[0], *(1,) * (x.ndim - 2), u.shape[1])
     f = params.get('f', [])
     if pal.rule == 'norm':
-        reward = -length(project(f, pal.shape, x - u, key))
+        reward = -length(project(f, pal, x - u, key))
     else:
-        point = project(f, pal.shape, x, key)
+        point = project(f, pal, x, key)
         match pal.rule:
             case 'dist':
                 reward = -length(point - u)
             case 'normalized_dist':
                 reward = -length(point / length(point)[..., None] - u / length(u)[..., None])
             case 'angle':
-                reward = jnp.sum(point * u, axis=-1) / (length(point) * length(u))
+                reward = jnp.vecdot(point, u) / (length(point) * length(u))
             case _:
-                reward = jnp.sum(point * u, axis=-1)
+                reward = jnp.vecdot(point, u)
     if not pal.scaled:
         return reward
     return jnp.minimum(jnp.exp(params['log_scale']), MAX_SCALE) * reward

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pal_jax.data import choices, comparisons, tables, votes
+from pal_jax.data import choices, columns, comparisons, tables, votes
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.data.passes import shuffled
 from pal_jax.evals import mixed_logit, panel
@@ -61,7 +61,8 @@ def make(config: Config, ctx: Context) -> Recipe:
     )
     learners = make_learners(config, data, ctx, len(trials))
     draw = make_draw(config, data, trials)
-    compared = Panel(data, trials, learners, tuple(config.prototypes), tuple(config.new.counts), config.new.toward)
+    new = config.new
+    compared = Panel(data, trials, learners, tuple(config.prototypes), tuple(new.counts), new.toward, new.ask)
     others = [name for name in ('majority', 'mixed_logit') if config.baselines[name]]
 
     def init() -> tuple[States, Host]:
@@ -113,13 +114,23 @@ def check(config: Config, ways: int) -> None:
         raise ValueError(f'prototypes={tuple(config.prototypes)} needs 1, the shared model, and each K once')
     if config.model.mixture in ('free', 'own'):
         raise ValueError(f'model.mixture={config.model.mixture!r} is a baseline; use softmax, gumbel or partition')
-    if config.new.toward not in ('population', 'zero'):
-        raise ValueError(f'new.toward={config.new.toward!r} is unknown; use population or zero')
+    check_new(config)
     pair_loss(jnp.zeros(1), config.loss.name)
     if config.baselines.mixed_logit:
         mixed_logit.require()
     if config.text.source:
         check_text(config)
+
+
+def check_new(config: Config) -> None:
+    new = config.new
+    if new.toward not in ('population', 'zero'):
+        raise ValueError(f'new.toward={new.toward!r} is unknown; use population or zero')
+    if new.ask < 0 or (new.ask and new.pull <= 0):
+        raise ValueError(
+            f'new.ask={new.ask} questions need new.pull={new.pull} above 0, which says who new people could be; '
+            'new.ask=0 chooses none'
+        )
 
 
 def check_text(config: Config) -> None:
@@ -143,7 +154,14 @@ def read(config: Config, ctx: Context) -> Comparisons:
     if config.text.source:
         return read_votes(config, ctx)
     known = config.data in choices.TABLES
-    data = choices.load(config.data) if known else tables.load(Path(config.data))
+    path = Path(config.data)
+    on_disk = not known and path.is_dir()
+    data = columns.load(path) if on_disk else choices.load(config.data) if known else tables.load(path)
+    if on_disk and (config.standardize or config.baselines.majority or config.baselines.mixed_logit):
+        raise ValueError(
+            'standardize, baselines.majority and baselines.mixed_logit need all items in memory; for a folder of pairs '
+            'set them to False, or take --config=configs/pal.py:large'
+        )
     if config.model.variant == 'B' and data.prompt is None:
         raise ValueError(f"model.variant='B' needs the vectors of prompts, and {config.data} has none")
     return data
@@ -171,6 +189,7 @@ def make_learners(config: Config, data: Comparisons, ctx: Context, replicas: int
     """PAL for each K, named `K=...`, and the baselines that are trained as it is."""
     model, baselines = config.model.to_dict(), config.baselines
     z_std, width = model.pop('z_std'), data.chosen.shape[1]
+    model |= devices.precision(model['dtype'])
     options = tuple((name, config.loss[name]) for name in OPTIONS[config.loss.name])
 
     def learner(pull: float, new_pull: float, **changes: Any) -> IdealPointLearner:
@@ -207,7 +226,8 @@ def make_draw(config: Config, data: Comparisons, trials: Sequence[Trial]):
             users.append(trial.users[index[-1]])
             share.append(its_shares[place])
         form = (len(trials), config.updates, config.batch)
-        return comparisons.take(data, *(np.stack(rows).reshape(form) for rows in (index, users, share)))
+        stacked = (np.stack(rows).reshape(form) for rows in (index, users, share))
+        return comparisons.take(data, *stacked, read=False)
 
     return draw
 

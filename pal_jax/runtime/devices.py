@@ -108,19 +108,29 @@ ATTENTION = {'cpu': 'blocks', 'tpu': 'splash'}  # others: 'fused'
 
 def for_platform(cfg: ModelConfig, dtype: str = 'auto', platform: str | None = None) -> ModelConfig:
     """The same model in the precision, layer loop and attention that a platform runs best: 'cpu', 'tpu', 'gpu', or by
-    default that of this process.
+    default that of this process. A CPU runs straight-line layers faster than a loop; accelerators are the reverse.
+    """
+    platform = platform or jax.default_backend()
+    dtypes = precision(dtype, platform)
+    attention = ATTENTION.get(platform, 'fused')
+    return dataclasses.replace(cfg, **dtypes, unroll=platform == 'cpu', attention=attention)
 
-    A CPU multiplies bf16 fast only where the chip has instructions for it, keeps activations in float32 (elementwise
-    bf16 is emulated) and runs straight-line layers faster than a loop; accelerators are the reverse.
+
+def precision(dtype: str = 'auto', platform: str | None = None) -> dict[str, str]:
+    """What goes into a matrix product, `dtype`, and what comes out, `act_dtype`.
+
+    A CPU multiplies bf16 fast only where the chip has instructions for it, and keeps activations in float32
+    (elementwise bf16 is emulated); accelerators have both in bf16.
+
+    Raises:
+      ValueError: the dtype is none of auto, float32 and bfloat16.
     """
     if dtype not in ('auto', 'float32', 'bfloat16'):
-        raise ValueError(f"policy.dtype={dtype!r} is unknown; use 'auto', 'float32' or 'bfloat16'")
-    platform = platform or jax.default_backend()
-    on_cpu = platform == 'cpu'
+        raise ValueError(f"dtype={dtype!r} is unknown; use 'auto', 'float32' or 'bfloat16'")
+    on_cpu = (platform or jax.default_backend()) == 'cpu'
     if dtype == 'auto':
         dtype = 'float32' if on_cpu and not _cpu_has_bf16() else 'bfloat16'
-    act_dtype, attention = 'float32' if on_cpu else dtype, ATTENTION.get(platform, 'fused')
-    return dataclasses.replace(cfg, dtype=dtype, act_dtype=act_dtype, unroll=on_cpu, attention=attention)
+    return {'dtype': dtype, 'act_dtype': 'float32' if on_cpu else dtype}
 
 
 def _cpu_has_bf16() -> bool:

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, Rates, UserTable, adam_rows
+from pal_jax.models import ideal_point
 from pal_jax.models.ideal_point import PAL
 from pal_jax.runtime import devices
 from pal_jax.types import PairBatch
@@ -156,3 +157,77 @@ def test_new_users_are_fitted_beside_a_model_that_stays():
 def test_more_prototypes_than_users_are_refused():
     with pytest.raises(ValueError, match='model.prototypes=3 is more than the 2 users'):
         make_learner(users=2)
+
+
+@pytest.mark.parametrize('variant', ['A', 'B'])
+def test_a_batch_in_parts_moves_as_the_batch_at_once(variant):
+    """Distances of many pairs summed otherwise, so not bit by bit; a part that does not divide is no part."""
+    pal = PAL(WIDTH, 3, variant=variant, projector='mlp1-gelu', rule='angle', scaled=True)
+    data = batches(prompt=variant == 'B')
+    whole, parts, odd = (make_learner(pal=pal, part=part) for part in (0, 4, 5))
+    state, metrics = whole.update(whole.init(jnp.arange(2)), data)
+    again, others = parts.update(parts.init(jnp.arange(2)), data)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), (state, metrics), (again, others))
+    same(state, odd.update(odd.init(jnp.arange(2)), data)[0])
+
+
+def test_one_replica_is_the_first_of_two():
+    alone, two = make_learner(replicas=1), make_learner()
+    one, _ = alone.update(alone.init(jnp.arange(1)), jax.tree.map(lambda x: x[:1], batches()))
+    both, _ = two.update(two.init(jnp.arange(2)), batches())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[:1], rtol=1e-5, atol=1e-6), one, both)
+
+
+def test_narrow_products_learn_what_wide_ones_learn():
+    """Against the same updates in float32: bfloat16 has eight bits, so losses agree to a percent."""
+    losses = []
+    for dtype in ('float32', 'bfloat16'):
+        pal = PAL(WIDTH, 3, variant='B', projector='mlp1-gelu', rule='angle', scaled=True, dtype=dtype)
+        learner = make_learner(pal=pal, loss=Loss())
+        state, data = learner.init(jnp.arange(2)), batches(updates=1, prompt=True)
+        for _ in range(60):
+            state, metrics = learner.update(state, data)
+        losses.append(np.asarray(metrics['loss']))
+        assert state.params['f'][0]['weight'].dtype == jnp.float32  # what is learnt stays wide
+    assert (losses[0] < 0.3).all()
+    np.testing.assert_allclose(losses[1], losses[0], atol=0.02)
+
+
+CONVERTED = [
+    PAL(WIDTH, 3, projector='mlp1-relu-dropout5-residual'),
+    PAL(WIDTH, 3, variant='B', projector='mlp1-gelu', rule='angle', scaled=True),
+]
+
+
+def many(pal, seed=0):
+    learner = make_learner(pal=pal, replicas=1)
+    state, rng = learner.init(jnp.arange(1)), np.random.default_rng(seed)
+    chosen, rejected, c = rng.standard_normal((3, 1, 1000, WIDTH)).astype(np.float32)
+    users = rng.integers(0, USERS, (1, 1000)).astype(np.int32)
+    return learner, state, PairBatch(users, chosen, rejected, np.ones(users.shape, np.float32), c)
+
+
+@pytest.mark.parametrize('pal', CONVERTED, ids=['A', 'B'])
+def test_a_pair_turned_around_has_the_margin_turned_around(pal):  # II.9, check 11
+    learner, state, pairs = many(pal)
+    turned = pairs.replace(chosen=pairs.rejected, rejected=pairs.chosen)
+    margins, others = (learner.margins(state.params, state.users.z, each) for each in (pairs, turned))
+    np.testing.assert_allclose(margins, -others, atol=1e-6)
+
+
+@pytest.mark.parametrize('pal', CONVERTED, ids=['A', 'B'])
+def test_rewards_of_single_responses_order_them_as_pairs_do(pal):  # II.9, check 12
+    learner, state, pairs = many(pal)
+    margins = np.asarray(learner.margins(state.params, state.users.z, pairs)[0])
+    params, z = jax.tree.map(lambda x: x[0], (state.params, state.users.z))
+    w = ideal_point.weights(pal, z)[pairs.users[0]]  # a carried mixture: no softmax after this
+    u = ideal_point.user_point(params, pal, w, pairs.prompt[0] if pal.variant == 'B' else None)
+    near, far = (ideal_point.item_reward(params, pal, u, x[0]) for x in (pairs.chosen, pairs.rejected))
+    assert np.array_equal(np.sign(near - far), np.sign(margins))
+    assert (np.abs(margins) > 0).all()
+
+
+def test_an_evaluation_of_a_model_with_dropout_gives_the_same_twice():  # II.9, check 14
+    learner, state, pairs = many(CONVERTED[0])
+    first, second = (learner.margins(state.params, state.users.z, pairs) for _ in range(2))
+    np.testing.assert_array_equal(first, second)

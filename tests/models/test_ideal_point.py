@@ -171,11 +171,11 @@ def test_mixtures_of_training_and_after_it():
 
 
 def test_dropout_is_of_training_alone_and_keeps_the_mean():
-    shape = parse_projector('mlp1-linear-dropout5-nobias')
+    pal = PAL(4, 1, projector='mlp1-linear-dropout5-nobias')
     layers = [{'weight': jnp.eye(4)}, {'weight': jnp.eye(4)}]
     x = jnp.ones((4000, 4))
-    np.testing.assert_array_equal(ideal_point.project(layers, shape, x), x)
-    dropped = ideal_point.project(layers, shape, x, jax.random.key(0))
+    np.testing.assert_array_equal(ideal_point.project(layers, pal, x), x)
+    dropped = ideal_point.project(layers, pal, x, jax.random.key(0))
     assert set(np.unique(dropped)) == {0.0, 2.0}
     np.testing.assert_allclose(np.mean(dropped), 1.0, atol=0.05)
 

@@ -104,3 +104,10 @@ def test_a_weight_turned_around_gives_the_same_product(x_shape, w_shape, in_dims
     turned = output_major(w, in_dims)
     assert turned.values.shape == (*w_shape[in_dims:], *w_shape[:in_dims])
     np.testing.assert_allclose(linear(x, turned, tiny(), in_dims), np.tensordot(x, w, in_dims), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('rows', [6, 7])
+def test_rows_without_tokens_have_the_same_weight_gradient(rows) -> None:
+    x, w = normal(0, rows, 8), normal(1, 8, 5)
+    dw = jax.grad(lambda w: jnp.sum(jnp.square(linear(x, w, tiny()))))(w)
+    np.testing.assert_allclose(dw, 2 * x.T @ (x @ w), rtol=1e-4, atol=1e-4)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from benchmarks import pal_synthetic
-from pal_jax.data import synthetic
+from pal_jax.data import columns, synthetic
+from pal_jax.evals.preference import gain
 from pal_jax.recipes import pal
 from pal_jax.recipes.recipe import Context, open_run
 from pal_jax.runtime import devices
@@ -74,6 +75,10 @@ def test_two_kinds_of_people_are_told_apart_and_new_ones_placed(trained):
     assert record['chosen_prototypes'][:2] == [2, 2]
     assert record['seen_shuffled'] < 0.7
     assert record['new_pal_by_known'][0] < record['new_pal_by_known'][1]
+    asked, random = record['new_asked_by_known'], record['new_pal_by_known']
+    assert (asked[0], asked[-1]) == (random[0], random[-1])  # nothing known, and everything
+    assert asked[1] > random[1] - 0.02
+    assert record['asked_gain_by_known'][1] == pytest.approx(asked[1] - random[1])
 
 
 def test_an_evaluation_moves_nothing(trained):
@@ -92,9 +97,10 @@ def test_new_people_have_not_moved_while_the_seen_were_trained(trained):
 def test_exhibits_tell_the_story(trained):
     exhibits = {exhibit.title: exhibit for exhibit in trained[-1].exhibits}
     assert 'standard errors' in exhibits['Who is foretold how well'].text
-    assert [row[0] for row in exhibits['Who is foretold how well'].table][1:4] == [
+    assert [row[0] for row in exhibits['Who is foretold how well'].table][1:5] == [
         'one model for all (K = 1)',
         'PAL, K chosen on validation',
+        'PAL, new people asked what tells most',
         'PAL, shuffled user ids',
     ]
     prototypes = exhibits['The prototypes'].table
@@ -116,6 +122,8 @@ def test_exhibits_tell_the_story(trained):
         ({'model.rule': 'dots'}, "model.rule='dots' is unknown"),
         ({'model.mixture': 'free'}, 'is a baseline'),
         ({'new.toward': 'mean'}, 'use population or zero'),
+        ({'new.pull': 0.0}, r'new.ask=20 questions need new.pull=0.0 above 0'),
+        ({'model.dtype': 'float16'}, "dtype='float16' is unknown"),
     ],
 )
 def test_wrong_values_are_refused(table, changes, message):
@@ -161,7 +169,11 @@ def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monke
     assert record['new_pal'] > 0.9
     assert record['group_auc K=2'] > 0.95  # of groups that no model was told
     assert record['group_auc K=2, shuffled ids'] < 0.9
+    for mine, all_alike in zip(record['seen_pal_by_group'], record['seen_shared_by_group'], strict=True):
+        assert mine > 0.9  # of both groups
+        assert all_alike < 0.9
     exhibits = {exhibit.title: exhibit for exhibit in evaluation.exhibits}
+    assert [row[:2] for row in exhibits['Each group'].table[1:]] == [['0', '20'], ['1', '20']]
     _, one, two = exhibits['The prototypes'].table
     letters = [max('az', key=row[3].count) for row in (one, two)]  # of the statements that each likes most
     assert sorted(letters) == ['a', 'z']
@@ -279,8 +291,48 @@ def test_a_run_killed_in_update_and_save_ends_as_an_unbroken_one(table, tmp_path
 
 
 @pytest.mark.slow
+def test_a_run_from_disk_killed_in_an_update_ends_as_an_unbroken_one(tmp_path):
+    rng, users, pairs = np.random.default_rng(0), 3000, 30_000
+    items = rng.standard_normal((500, 4)).astype(np.float32)
+    left = rng.integers(0, 500, pairs)
+    right = (left + rng.integers(1, 500, pairs)) % 500
+    who = np.arange(pairs) % users
+    better = (items[left, 0] > items[right, 0]) == (who % 2 == 0)
+    part = who, np.where(better, left, right), np.where(better, right, left)
+    columns.write(tmp_path / 'pairs', items, [part], pairs)
+    flags = ['--config=configs/pal.py:large', f'--config.data={tmp_path / "pairs"}', '--config.checkpoint.every=1']
+    flags += ['--config.batch=1024', '--config.updates=40', '--config.total_steps=4', '--config.optimizer.users=0.1']
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}')
+    assert result.returncode == 0, result.stderr
+    killed = python(
+        '-c', KILLER.format(owner='IdealPointLearner', name='update', count=5), *flags, f'--workdir={broken}'
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}')
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resuming' in resumed.stdout
+    for name in ('metrics.jsonl', 'evals.jsonl'):
+        assert records(broken, name) == records(whole, name)
+    last = Path('checkpoints') / '4' / 'host' / 'metadata'  # with the sum of every leaf's bits
+    assert json.loads((broken / last).read_text()) == json.loads((whole / last).read_text())
+    (found,) = records(whole, 'evals.jsonl')
+    assert found['seen_pal'] > 0.8 > 0.6 > found['seen_shared']
+
+
+def test_a_folder_of_pairs_needs_what_it_can_do(tmp_path):
+    columns.write(tmp_path, np.eye(2, dtype=np.float32), [([0] * 3, [0] * 3, [1] * 3)], 3)
+    with pytest.raises(ValueError, match='need all items in memory'):
+        pal.make(get_config(data=str(tmp_path)), CONTEXT)
+
+
+@pytest.mark.slow
 def test_known_prototypes_are_found_by_accuracy():  # II.9, checks 8 to 10
-    one, three = (pal_synthetic.run('partition', 16, 'linear', K, range(5), (5, 20, 50)) for K in (1, 3))
+    one = pal_synthetic.run('partition', 16, 'linear', 1, range(5))
+    three = pal_synthetic.run('partition', 16, 'linear', 3, range(5), (5, 20, 50), (2, 5, 10))
+    for random, asked in zip(*three.asked, strict=True):
+        mean, error = gain(asked, random)
+        assert mean > 2 * error  # questions that are chosen tell more
     assert np.mean(one.seen) <= 0.82
     assert min(three.seen) >= 0.92
     assert np.mean(three.seen) - np.mean(one.seen) >= 0.12
@@ -289,3 +341,7 @@ def test_known_prototypes_are_found_by_accuracy():  # II.9, checks 8 to 10
     assert twenty >= 0.91
     assert fifty >= max(0.92, np.mean(three.seen) - 0.015)
     assert np.median(three.found) >= 0.97
+    four = pal_synthetic.run('partition', 16, 'linear', 4, range(5))
+    assert np.mean(four.seen) >= np.mean(three.seen) - 0.015
+    low = pal_synthetic.run('partition', 2, 'linear', 3, range(5))
+    assert np.mean(low.seen) >= 0.96

@@ -217,7 +217,7 @@ def test_the_published_model_is_sharded_as_declared_without_its_weights():
         ({'warmup.rows': 0}, 'warmup.rows=0 must be at least 1'),
         ({'dialogue.people': 0}, 'dialogue.people=0 must be at least 1'),
         ({'dialogue.profiles': 'nowhere.jsonl'}, 'nowhere.jsonl is no file'),
-        ({'policy.dtype': 'float16'}, "policy.dtype='float16' is unknown"),
+        ({'policy.dtype': 'float16'}, "dtype='float16' is unknown"),
         ({'sampling.temperature': -1.0}, 'temperature=-1.0'),
         ({'decode.driver': 'vllm'}, "decode.driver='vllm' is unknown; use 'local' or 'jetstream'"),
         ({'decode.driver': 'jetstream', 'decode.address': 'a:1', 'decode.int8': True}, 'leave decode.int8 off'),

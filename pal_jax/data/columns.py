@@ -1,0 +1,114 @@
+"""Pairs in numbers that no memory holds: a folder of arrays, which are memory-mapped and read a batch at a time.
+
+    items.npy      [S, H] float32, the vectors of all items
+    users.npy      [n] int32, who chose, numbered from 0
+    chosen.npy     [n] int32, which item
+    rejected.npy   [n] int32, which one instead
+    names.txt      a user a line; not needed, users are then called by their numbers
+
+`write` makes them of parts, so whoever has the pairs need not have them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pal_jax.data.comparisons import Comparisons, Lookup
+
+PAIRS = ('users', 'chosen', 'rejected')
+CHUNK = 1 << 20  # rows looked at, at once
+
+
+def write(
+    folder: str | Path, items: np.ndarray, parts: Iterable[Sequence[np.ndarray]], count: int, names: Sequence[str] = ()
+) -> None:
+    """The folder of `count` pairs; each part is users, chosen and rejected items by number.
+
+    Raises:
+      ValueError: the parts do not add up to `count`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / 'items.npy', np.asarray(items, np.float32))
+    columns = [np.lib.format.open_memmap(folder / f'{name}.npy', 'w+', np.int32, (count,)) for name in PAIRS]
+    start = 0
+    for part in parts:
+        end = start + len(part[0])
+        if end > count:
+            raise ValueError(f'{folder}: the parts have more than the {count} pairs announced')
+        for column, values in zip(columns, part, strict=True):
+            column[start:end] = values
+        start = end
+    if start != count:
+        raise ValueError(f'{folder}: the parts have {start} of the {count} pairs announced')
+    for column in columns:
+        column.flush()
+    if names:
+        (folder / 'names.txt').write_text(''.join(f'{name}\n' for name in names), encoding='utf-8')
+
+
+def load(folder: str | Path) -> Comparisons:
+    """The pairs of a folder, each a situation of its own. All numbers are looked at once, a chunk at a time.
+
+    Raises:
+      ValueError: a file is missing or of another form, or a row is wrong; with file and row.
+    """
+    folder = Path(folder)
+    items = _mapped(folder / 'items.npy', 2, np.float32)
+    users, chosen, rejected = (_mapped(folder / f'{name}.npy', 1, np.int32) for name in PAIRS)
+    if not len(users) == len(chosen) == len(rejected):
+        raise ValueError(
+            f'{folder}: there are {len(users)} users, {len(chosen)} chosen, {len(rejected)} rejected items'
+        )
+    if not len(users):
+        raise ValueError(f'{folder} holds no pairs')
+    for start in range(0, len(items), CHUNK):
+        _refuse(~np.isfinite(items[start : start + CHUNK]).all(axis=1), start, folder / 'items.npy', 'is not finite')
+    people = 0
+    for start in range(0, len(users), CHUNK):
+        who, near, far = (np.asarray(column[start : start + CHUNK]) for column in (users, chosen, rejected))
+        _refuse(who < 0, start, folder / 'users.npy', 'is no number of a user')
+        for name, numbers in (('chosen', near), ('rejected', far)):
+            place = folder / f'{name}.npy'
+            _refuse((numbers < 0) | (numbers >= len(items)), start, place, f'is none of the {len(items)} items')
+        _refuse(np.equal(near, far), start, folder / 'rejected.npy', 'is the chosen item; delete the pair')
+        people = max(people, int(who.max()) + 1)
+    return Comparisons(
+        users=users,
+        situations=np.arange(len(users)),
+        chosen=Lookup(items, chosen),
+        rejected=Lookup(items, rejected),
+        prompt=None,
+        names=_names(folder / 'names.txt', people),
+        attributes=tuple(f'x{i}' for i in range(items.shape[1])),
+    )
+
+
+def _mapped(path: Path, axes: int, dtype: type) -> np.ndarray:
+    if not path.is_file():
+        raise ValueError(f'there is no file {path}; a folder of pairs has items.npy and {", ".join(PAIRS)}.npy')
+    try:
+        array = np.load(path, mmap_mode='r')
+    except ValueError as error:
+        raise ValueError(f'{path} is no array that can be mapped ({error})') from None
+    if array.ndim != axes or array.dtype != dtype:
+        raise ValueError(f'{path} has {array.ndim} axes of {array.dtype}; give {axes} of {np.dtype(dtype)}')
+    return array
+
+
+def _refuse(wrong: Any, start: int, path: Path, what: str) -> None:
+    if wrong.any():
+        raise ValueError(f'{path}, row {start + int(wrong.argmax())} {what}')
+
+
+def _names(path: Path, people: int) -> tuple[str, ...]:
+    if not path.is_file():
+        return tuple(map(str, range(people)))
+    names = tuple(path.read_text(encoding='utf-8').splitlines())
+    if len(names) < people:
+        raise ValueError(f'{path} has {len(names)} names, there are {people} users; give each a line')
+    return names

@@ -1,0 +1,264 @@
+"""Public sets of real people's opinions as choices between texts (`records.TextChoice`), or between vectors.
+
+    arguments     which of two arguments convinces more: UKPConvArg1 (Habernal & Gurevych 2016), crowd workers
+    rated         ratings as pairs: Jester's jokes (Goldberg et al. 2001), MovieLens-100K (Harper & Konstan 2015)
+    personas      model-written statements (Perez et al. 2022), by made-up people who each hold one persona
+    summaries     Reddit TL;DR comparisons by worker (Stiennon et al. 2020), labelled by length as PAL has them
+    pictures      Pick-a-Pic by embeddings (Kirstain et al. 2023): vectors, as PAL has them
+
+Votes (Polis) are read by `votes.py`, stated choices by `choices.py`. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pal_jax.data.comparisons import Comparisons, Lookup
+from pal_jax.data.records import TextChoice, rows
+
+
+def field(place: str, row: Mapping[str, Any], name: str) -> Any:
+    if row.get(name) in (None, ''):
+        raise ValueError(f'{place}: no {name}; its fields are {", ".join(map(str, row))}')
+    return row[name]
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def arguments(folder: str | Path) -> Iterator[TextChoice]:
+    """Of `judgements.jsonl` (topic, arg1, arg2, worker, choice: a1, a2 or equal) and `arguments.jsonl` (id, debate,
+    stance, text); those who found both equal made no choice. The prompt is debate and stance.
+
+    Raises:
+      ValueError: a choice is none of these, or of an argument that is not there; with file and row.
+    """
+    said = {str(field(place, row, 'id')): row for place, row in rows(str(Path(folder) / 'arguments.jsonl'))}
+    for place, row in rows(str(Path(folder) / 'judgements.jsonl')):
+        choice = field(place, row, 'choice')
+        if choice not in ('a1', 'a2', 'equal'):
+            raise ValueError(f'{place}: choice is {choice!r}; give a1, a2 or equal')
+        both = [str(field(place, row, name)) for name in ('arg1', 'arg2')]
+        if unknown := [each for each in both if each not in said]:
+            raise ValueError(f'{place}: argument {unknown[0]!r} is not in arguments.jsonl')
+        left, right = (said[each] for each in both)
+        if choice == 'equal' or left['text'] == right['text']:
+            continue
+        chosen, rejected = (left, right) if choice == 'a1' else (right, left)
+        yield TextChoice(
+            str(field(place, row, 'worker')), f'{left["debate"]}: {left["stance"]}', chosen['text'], rejected['text']
+        )
+
+
+# --- ratings ----------------------------------------------------------------------------------------------------------
+
+
+class Rating(NamedTuple):
+    user: str
+    item: str
+    value: float
+
+
+def rated(
+    ratings: Sequence[Rating], texts: Mapping[str, str], *, gap: float, most: int, seed: int
+) -> Iterator[TextChoice]:
+    """Of each person up to `most` pairs at random whose ratings differ by `gap` or more: the higher one is chosen.
+
+    Raises:
+      ValueError: an item has no text.
+    """
+    of: dict[str, list[Rating]] = {}
+    for each in ratings:
+        if each.item not in texts:
+            raise ValueError(f'item {each.item!r}, rated by {each.user!r}, has no text')
+        of.setdefault(each.user, []).append(each)
+    for number, (user, theirs) in enumerate(of.items()):
+        values = np.array([each.value for each in theirs])
+        above, below = np.nonzero(values[:, None] - values[None] >= gap)
+        drawn = np.random.default_rng([seed, number]).permutation(len(above))[:most]
+        for i, j in zip(above[drawn], below[drawn], strict=True):
+            yield TextChoice(user, '', texts[theirs[i].item], texts[theirs[j].item])
+
+
+def jester(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
+    """Of `ratings.csv` (user, joke, rating) and `jokes.jsonl` (joke, text)."""
+    folder = Path(folder)
+    found = [_rating(place, row, ('user', 'joke', 'rating')) for place, row in rows(str(folder / 'ratings.csv'))]
+    return found, {
+        str(field(p, row, 'joke')): str(field(p, row, 'text')) for p, row in rows(str(folder / 'jokes.jsonl'))
+    }
+
+
+def movielens(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
+    """MovieLens-100K: `u.data` and `u.item` as GroupLens has them, or `ml-100k.inter` and `ml-100k.item` as RecBole.
+    A film is its title and genres."""
+    folder = Path(folder)
+    if (folder / 'ml-100k.inter').is_file():
+        found = [_rating(*row, ('user_id', 'item_id', 'rating')) for row in _columns(folder / 'ml-100k.inter')]
+        films = {row['item_id']: (row['movie_title'], row['class']) for _, row in _columns(folder / 'ml-100k.item')}
+        return found, {key: f'{title} ({genres})' if genres else title for key, (title, genres) in films.items()}
+    names = 'user', 'item', 'rating', 'time'
+    found = [_rating(*row, names[:3]) for row in _lines(folder / 'u.data', '\t', names)]
+    texts = {}
+    for place, row in _lines(folder / 'u.item', '|', ('item', 'title')):
+        genres = [name for name, flag in zip(GENRES, row['rest'][-len(GENRES) :], strict=True) if flag == '1']
+        texts[field(place, row, 'item')] = f'{field(place, row, "title")} ({", ".join(genres)})'
+    return found, texts
+
+
+def _columns(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """RecBole's files: tabs, and a header of `name:type`."""
+    with path.open(encoding='utf-8') as file:
+        names = [name.partition(':')[0] for name in file.readline().rstrip('\n').split('\t')]
+        for number, line in enumerate(file, 2):
+            cells = line.rstrip('\n').split('\t')
+            if len(cells) != len(names):
+                raise ValueError(f'{path}, row {number}: it has {len(cells)} cells, the header {len(names)}')
+            yield f'{path}, row {number}', dict(zip(names, cells, strict=True))
+
+
+def _lines(path: Path, between: str, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not path.is_file():
+        raise ValueError(f'there is no file {path}; a folder of MovieLens-100K has u.data and u.item')
+    for number, line in enumerate(path.read_text(encoding='latin-1').splitlines(), 1):
+        cells = line.split(between)
+        if len(cells) < len(names):
+            raise ValueError(f'{path}, row {number}: it has {len(cells)} cells of {len(names)}')
+        yield f'{path}, row {number}', {**dict(zip(names, cells, strict=False)), 'rest': cells[len(names) :]}
+
+
+def _rating(place: str, row: Mapping[str, Any], names: Sequence[str]) -> Rating:
+    user, item, value = (field(place, row, name) for name in names)
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f'{place}: the rating is {value!r}; give a number') from None
+    if not np.isfinite(number):
+        raise ValueError(f'{place}: the rating is {value!r}; give a finite number')
+    return Rating(str(user), str(item), number)
+
+
+GENRES = (
+    'unknown', 'Action', 'Adventure', 'Animation', "Children's", 'Comedy', 'Crime', 'Documentary', 'Drama', 'Fantasy',
+    'Film-Noir', 'Horror', 'Musical', 'Mystery', 'Romance', 'Sci-Fi', 'Thriller', 'War', 'Western',
+)  # fmt: skip
+
+
+# --- personas ---------------------------------------------------------------------------------------------------------
+
+
+def personas(path: str | Path, behaviours: Sequence[str], *, users: int, pairs: int, seed: int) -> Iterator[TextChoice]:
+    """`users` made-up people, who hold one of `behaviours` each in turn, and `pairs` statements of each: a person
+    chooses the answer that the persona gives. The group is the persona.
+
+    Raises:
+      ValueError: a behaviour has too few statements, or the file has none of it.
+    """
+    of: dict[str, list[tuple[str, str, str]]] = {name: [] for name in behaviours}
+    for place, row in rows(str(path)):
+        if (name := field(place, row, 'behavior')) in of:
+            answers = (field(place, row, f'answer_{kind}_behavior').strip() for kind in ('matching', 'not_matching'))
+            of[name].append((field(place, row, 'question'), *answers))
+    for name, asked in of.items():
+        if len(asked) < pairs:
+            raise ValueError(f'{path}: {name!r} has {len(asked)} statements of {pairs}; ask for fewer pairs')
+    for user in range(users):
+        name = behaviours[user % len(behaviours)]
+        for i in np.random.default_rng([seed, user]).permutation(len(of[name]))[:pairs]:
+            question, chosen, rejected = of[name][i]
+            yield TextChoice(f'p{user}', question, chosen, rejected, name)
+
+
+# --- summaries --------------------------------------------------------------------------------------------------------
+
+TOP, MINORITY, ENOUGH = 10, (3, 4, 5), 100  # workers by their number of rows; which of them like it short
+SHORT = ('7FbjqRA8', 'ISkqTUKf', 'r3rJgaEN', '7rETShtx', '9HS4pwiJ', 'JwYQFRg7', '44Z8ttpK', 'aCMzb5a4', 'sC4a4UNR')
+
+
+class Summaries(NamedTuple):
+    """Of the workers with most rows `train` and `test`, of others with enough rows `unseen`; group short or long."""
+
+    train: list[TextChoice]
+    test: list[TextChoice]
+    unseen: list[TextChoice]
+
+
+def summaries(train: str | Path, validation: str | Path) -> Summaries:
+    """PAL's heterogeneous TL;DR from the rows of `openai/summarize_from_feedback`, comparisons: worker, info.post and
+    two summaries with text and policy. Rows count whose policies both contain 'sup' and neither 'ppo'. Three of the ten
+    most busy workers are taken to like the shorter summary, the others the longer one; equally long ones count as a
+    choice of the second, even where both are the same text.
+    """
+    parts = [list(_supervised(str(path))) for path in (train, validation)]
+    busiest = [worker for worker, _ in Counter(worker for worker, *_ in parts[0]).most_common(TOP)]
+    short = {busiest[i] for i in MINORITY if i < len(busiest)}
+    counts = Counter(worker for worker, *_ in parts[1])
+    others = {worker for worker, count in counts.items() if count >= ENOUGH and worker not in busiest}
+    short |= {worker for worker in others if worker.startswith(SHORT)}
+
+    def labelled(part: list[tuple[str, str, str, str]], workers: set[str]) -> list[TextChoice]:
+        return [by_length(*row, short=row[0] in short) for row in part if row[0] in workers]
+
+    return Summaries(
+        labelled(parts[0], set(busiest)), labelled(parts[1], set(busiest)), labelled(parts[1], others)
+    )  # fmt: skip
+
+
+def by_length(worker: str, post: str, left: str, right: str, *, short: bool) -> TextChoice:
+    """The choice of somebody who likes it short, or long; of equally long ones the second."""
+    first = len(left) < len(right) if short else len(left) > len(right)
+    chosen, rejected = (left, right) if first else (right, left)
+    return TextChoice(worker, f'Human: {post} Assistant:', f' {chosen}', f' {rejected}', 'short' if short else 'long')
+
+
+def _supervised(source: str) -> Iterator[tuple[str, str, str, str]]:
+    for place, row in rows(source):
+        both = field(place, row, 'summaries')
+        policies = [str(each.get('policy')) for each in both]
+        if len(both) != 2:
+            raise ValueError(f'{place}: there are {len(both)} summaries; give two')
+        if all('sup' in policy and 'ppo' not in policy for policy in policies):
+            left, right = (str(each['text']) for each in both)
+            post = field(place, field(place, row, 'info'), 'post')
+            yield str(field(place, row, 'worker')), str(post), left, right
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def pictures(path: str | Path) -> Comparisons:
+    """An `.npz` of `images` [I, H] and `prompts` [P, H], embeddings of a frozen encoder, and by pair `users`, `prompt`,
+    `chosen` and `rejected`, numbers from 0; `names` of the users if they are known.
+
+    Raises:
+      ValueError: an array is missing, a number is out of range, or an embedding is not finite; with the row.
+    """
+    arrays = np.load(path)
+    if missing := [
+        name for name in ('images', 'prompts', 'users', 'prompt', 'chosen', 'rejected') if name not in arrays
+    ]:
+        raise ValueError(f'{path} has no array {", ".join(missing)}')
+    images, prompts = (np.asarray(arrays[name], np.float32) for name in ('images', 'prompts'))
+    users, prompt, chosen, rejected = (
+        np.asarray(arrays[n], np.int32) for n in ('users', 'prompt', 'chosen', 'rejected')
+    )
+    for name, table in (('images', images), ('prompts', prompts)):
+        if (wrong := ~np.isfinite(table).all(axis=1)).any():
+            raise ValueError(f'{path}: {name}, row {wrong.argmax()} is not finite')
+    for name, numbers, size in (
+        ('prompt', prompt, len(prompts)), ('chosen', chosen, len(images)), ('rejected', rejected, len(images)),
+    ):  # fmt: skip
+        if (wrong := (numbers < 0) | (numbers >= size)).any():
+            raise ValueError(f'{path}: {name}, row {wrong.argmax()} is {numbers[wrong.argmax()]}, there are {size}')
+    if (same := chosen == rejected).any():
+        raise ValueError(f'{path}: row {same.argmax()} has one image twice, so the choice says nothing; delete it')
+    names = arrays['names'].tolist() if 'names' in arrays else range(int(users.max()) + 1)
+    return Comparisons(
+        users=users, situations=np.arange(len(users)), chosen=Lookup(images, chosen), rejected=Lookup(images, rejected),
+        prompt=prompts[prompt], names=tuple(map(str, names)), attributes=tuple(f'x{i}' for i in range(images.shape[1])),
+    )  # fmt: skip

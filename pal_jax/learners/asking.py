@@ -1,0 +1,80 @@
+"""Which pair to ask a new person next: the one whose answer tells most about who they are.
+
+Expected information is the mutual information of the answer and the person's logits, given the answers so far,
+
+    I = h(E_z p) - E_z h(p),        p = sigmoid(margin(z)),  h(p) = -p log p - (1 - p) log(1 - p)
+
+which is how far people who could have given these answers disagree about the next one (BALD: Houlsby, Huszár,
+Ghahramani & Lengyel 2011, "Bayesian active learning for classification and preference learning"). Who these are is
+Laplace's approximation: a normal distribution about the likeliest logits, under a Bradley-Terry model of answers and
+the Gaussian prior that new users have; its precision is that of Gauss-Newton, `sum p (1 - p) J J' + pull`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+DRAWS = 64  # of a person's logits, to average over
+NEWTON = 4  # steps to the likeliest logits after an answer
+UNASKED = 2**30
+
+
+def order(
+    margins: Callable[[Float[Array, 'B K']], Float[Array, ' B']], users: Int[Array, ' B'], exists: Bool[Array, ' B'],
+    prior: Float[Array, 'U K'], *, pull: float, questions: int, key: UInt32[Array, '2'],
+) -> Int[Array, ' B']:  # fmt: skip
+    """When each pair is asked of its user, from 0; as good as never for pairs past `questions` or that do not exist.
+
+    `margins` are of all pairs, for users' logits by pair; they are those of the answers that were given, but what is
+    asked next depends only on answers to what was asked before. Everybody is asked one question at a time.
+    """
+    rows, people = jnp.arange(users.shape[0]), prior.shape[0]
+
+    def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
+        z, asked = carry
+        known = (asked < UNASKED).astype(jnp.float32)
+        for _ in range(NEWTON):
+            gradient, precision = _posterior(margins, z, users, known, prior, pull)
+            z = z - jnp.linalg.solve(precision, gradient[..., None])[..., 0]
+        _, precision = _posterior(margins, z, users, known, prior, pull)
+        spread = jnp.linalg.inv(jnp.linalg.cholesky(precision))  # its transpose times noise has the covariance
+        noise = jax.random.normal(jax.random.fold_in(key, i), (DRAWS, *z.shape))
+        drawn = z[None] + jnp.einsum('ujk,suj->suk', spread, noise)
+        told = information(jax.lax.map(lambda each: margins(each[users]), drawn))
+        told = jnp.where(exists & (known == 0), told, -1.0)
+        best = jax.ops.segment_max(told, users, people)[users]
+        first = jax.ops.segment_min(jnp.where((told == best) & (told >= 0), rows, UNASKED), users, people)
+        return (z, asked.at[first].set(i, mode='drop')), None
+
+    start = prior, jnp.full(users.shape, UNASKED, jnp.int32)
+    (_, asked), _ = jax.lax.scan(step, start, jnp.arange(questions, dtype=jnp.int32))
+    return asked
+
+
+def information(margins: Float[Array, 'S B']) -> Float[Array, ' B']:
+    """Nats that an answer is expected to tell of which draw of logits is the person's."""
+    probability = jax.nn.sigmoid(margins)
+    entropy = jnp.mean(_entropy(probability), axis=0)
+    return jnp.maximum(_entropy(jnp.mean(probability, axis=0)) - entropy, 0.0)
+
+
+def _entropy(p: Array) -> Array:
+    return jax.scipy.special.entr(p) + jax.scipy.special.entr(1.0 - p)
+
+
+def _posterior(
+    margins: Callable[[Array], Array], z: Array, users: Array, known: Array, prior: Array, pull: float
+) -> tuple[Float[Array, 'U K'], Float[Array, 'U K K']]:
+    """Gradient and Gauss-Newton matrix of the negative logarithm of users' posteriors at `z`."""
+    mine, people = z[users], z.shape[0]
+    margin, pull_back = jax.vjp(margins, mine)
+    (slopes,) = pull_back(jnp.ones_like(margin))  # of each margin by its own logits
+    wrong = jax.nn.sigmoid(-margin)  # the probability of the other answer
+    gradient = jax.ops.segment_sum((-known * wrong)[:, None] * slopes, users, people) + pull * (z - prior)
+    weight = known * wrong * (1.0 - wrong)
+    squares = jax.ops.segment_sum(weight[:, None, None] * slopes[:, :, None] * slopes[:, None], users, people)
+    return gradient, squares + pull * jnp.eye(z.shape[1])[None]

@@ -1,0 +1,105 @@
+"""Which pair to ask next: against mutual information by enumeration, the likeliest logits, and people made up."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from pal_jax.learners import asking
+from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, Rates
+from pal_jax.models.ideal_point import PAL
+from pal_jax.runtime import devices
+from pal_jax.types import PairBatch
+
+ONE = devices.make_mesh(devices=jax.devices()[:1])
+
+
+def make_learner(pull=1.0):
+    pal = PAL(2, 3, rule='dot', point='Pw', mixture='free')  # linear: u = P_0 + z_1 P_1 + z_2 P_2
+    return IdealPointLearner(pal, Loss(), Rates(), ONE, users=4, new=NewUsers(400, 0.05, pull))
+
+
+PARAMS = {'P': jnp.array([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])}  # so a person's point is z
+
+
+def pairs_of(differences, users):
+    chosen = np.asarray(differences, np.float32)[None]
+    share = np.ones(chosen.shape[:2], np.float32)
+    return PairBatch(np.asarray(users, np.int32)[None], chosen, np.zeros_like(chosen), share)  # type: ignore[arg-type]
+
+
+def test_information_is_that_of_the_joint_distribution():
+    """Of a few draws, each as likely: `sum p(z, y) log p(y | z) / p(y)`."""
+    margins = np.random.default_rng(0).normal(0, 2, (7, 5))
+    yes = 1 / (1 + np.exp(-margins))
+    joint = np.stack([yes, 1 - yes]) / 7
+    marginal = joint.sum(axis=1, keepdims=True)
+    expected = (joint * np.log(joint * 7 / marginal)).sum(axis=(0, 1))
+    np.testing.assert_allclose(asking.information(jnp.asarray(margins)), expected, atol=1e-6)
+
+
+def test_the_first_question_is_about_what_differs_most_and_the_second_about_something_else():
+    far, near, other = [3.0, 0.0], [0.3, 0.0], [0.0, 2.0]
+    pairs = pairs_of([near, far, other, far], [0, 0, 0, 0])
+    exists = jnp.array([[True, True, True, False]])
+    rank = make_learner().ask(PARAMS, pairs, exists, jnp.zeros((1, 1, 2)), 0, questions=3)
+    np.testing.assert_array_equal(rank[0, :3], [2, 0, 1])
+    assert rank[0, 3] == asking.UNASKED  # it does not exist
+
+
+def test_everybody_is_asked_one_question_at_a_time_as_long_as_there_are_some():
+    rng = np.random.default_rng(0)
+    users = np.repeat([0, 1, 2], [5, 2, 0])
+    rank = make_learner().ask(
+        PARAMS, pairs_of(rng.normal(size=(7, 2)), users), jnp.ones((1, 7), bool), jnp.zeros((1, 3, 2)), 0, questions=4
+    )
+    rank = np.asarray(rank[0])
+    assert sorted(rank[:5]) == [0, 1, 2, 3, asking.UNASKED]
+    assert sorted(rank[5:]) == [0, 1]
+
+
+def test_what_is_asked_depends_on_no_answer_that_was_not_given_yet():
+    """Turned around, a pair says the opposite; what was asked before it stays the same."""
+    rng = np.random.default_rng(1)
+    differences = rng.normal(size=(12, 2))
+    ask = make_learner().ask
+    args = jnp.ones((1, 12), bool), jnp.zeros((1, 1, 2)), 0
+    rank = np.asarray(ask(PARAMS, pairs_of(differences, [0] * 12), *args, questions=12)[0])
+    last = rank == rank.max()
+    turned = np.where((rank >= 6)[:, None], -differences, differences)
+    again = np.asarray(ask(PARAMS, pairs_of(turned, [0] * 12), *args, questions=12)[0])
+    assert last.sum() == 1
+    np.testing.assert_array_equal(np.argsort(rank)[:7], np.argsort(again)[:7])
+
+
+def test_the_likeliest_logits_are_those_of_a_general_optimiser():
+    rng = np.random.default_rng(2)
+    differences, prior = rng.normal(size=(9, 2)), np.array([0.5, -0.2])
+    users, known = jnp.zeros(9, jnp.int32), jnp.ones(9)
+
+    def loss(z):
+        return np.logaddexp(0, -differences @ z).sum() + 0.35 * np.sum((z - prior) ** 2)
+
+    best = minimize(loss, prior).x
+    z = jnp.asarray(prior, jnp.float32)[None]
+    for _ in range(asking.NEWTON):
+        gradient, precision = asking._posterior(
+            lambda z: jnp.sum(jnp.asarray(differences, jnp.float32) * z, axis=1),
+            z,
+            users,
+            known,
+            jnp.array([prior]),
+            0.7,
+        )
+        z = z - jnp.linalg.solve(precision, gradient[..., None])[..., 0]
+    np.testing.assert_allclose(z[0], best, atol=1e-3)
+
+
+def test_no_question_without_a_prior():
+    with pytest.raises(ValueError, match=r'new.pull=0.0 must be above 0'):
+        make_learner(pull=0.0).ask(
+            PARAMS, pairs_of([[1.0, 0.0]], [0]), jnp.ones((1, 1), bool), jnp.zeros((1, 1, 2)), 0, questions=1
+        )
