@@ -9,7 +9,6 @@ queries reads them.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
 from pal_jax.decode import sampling
@@ -71,27 +70,21 @@ class Admission(NamedTuple):
     top_p: Float[Array, ' M']
 
 
-def decode_layer(
-    stack: Params,
-    i: Int[Array, ''],
-    cfg: ModelConfig,
-    *,
-    slots: int,
-    int8: bool = False,
-    shardings: Params | None = None,
-) -> Params:
-    """Layer `i` of the stacked ones as decoding in so many slots wants it: matrix products in `cfg.dtype`.
-
-    Layers are separate arrays because a slice of a stacked one is a copy before every product, and are made one by one
-    so that little is on its way at a time. `int8` rounds the matrices to eight bits, which halves what a step reads,
-    and makes the policy a slightly other one. A single slot on a CPU reads few large matrices, each in order.
-    `shardings` are those of the plain stack.
-    """
+def layer_of(stack: Params, i: Int[Array, ''], dtype: str | None) -> Params:
+    """Layer `i` of stacked plain ones, its matrices in `dtype` if one is given: what is sent to where it decodes."""
     layer = jax.tree.map(lambda w: lax.dynamic_index_in_dim(w, i, keepdims=False), stack)
-    if shardings:
-        dtype, places = None if int8 else cfg.dtype, jax.tree.map(_of_a_layer, shardings)
-        layer = soups.on_base(functools.partial(_spread, places=places, dtype=dtype), layer)
+    return jax.tree.map(lambda w: w.astype(dtype) if dtype and w.ndim > 1 else w, layer)
+
+
+def decode_layer(layer: Params, i: Int[Array, ''], cfg: ModelConfig, *, slots: int, int8: bool = False) -> Params:
+    """A layer as decoding in so many slots wants it: matrix products in `cfg.dtype`. Adapters on it are stacked yet.
+
+    Layers are separate arrays because a slice of a stacked one is a copy before every product. `int8` rounds the
+    matrices to eight bits, which halves what a step reads, and makes the policy a slightly other one. A single slot on
+    a CPU reads few large matrices, each in order.
+    """
     single = slots == 1 and jax.default_backend() == 'cpu'
+    layer = soups.at_layer(layer, i)
     layer = decoder.fuse(layer, cfg) if single and not soups.count(layer) else dict(layer)
     for part in ('attn', 'mlp'):
         layer[part] = {name: _laid_out(name, w, cfg, single, int8) for name, w in layer[part].items()}
@@ -104,16 +97,6 @@ def decode_outer(outer: Params, cfg: ModelConfig) -> Params:
     if 'unembed' in outer or cfg.unit_head:
         weights['unembed'] = decoder.unembed_weight(outer, cfg).astype(cfg.dtype)
     return weights
-
-
-def _of_a_layer(stacked: NamedSharding) -> NamedSharding:
-    return NamedSharding(stacked.mesh, PartitionSpec(*stacked.spec[1:]))
-
-
-def _spread(layer: Params, *, places: Params, dtype: str | None) -> Params:
-    """Sent as narrow as it is wanted."""
-    narrow = jax.tree.map(lambda w: w.astype(dtype) if dtype and w.ndim > 1 else w, layer)
-    return lax.with_sharding_constraint(narrow, places)
 
 
 def _laid_out(name: str, w: Any, cfg: ModelConfig, single: bool, int8: bool) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pal_jax.decode import engine
 from pal_jax.models import params as model_params
@@ -29,15 +29,13 @@ class Programs:
     def __init__(self, cfg: ModelConfig, mesh: Mesh, *, slots: int, int8: bool = False):
         self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
         state = engine.state_shardings(mesh)
-        outer = {name: place for name, place in self.param_shardings.items() if name != 'layers'}
-        self.publish_outer = jax.jit(
-            lambda tree: engine.decode_outer(jax.lax.with_sharding_constraint(tree, outer), cfg)
-        )
-        self.publish_layer = jax.jit(
-            lambda stack, i: engine.decode_layer(
-                stack, i, cfg, slots=slots, int8=int8, shardings=self.param_shardings['layers']
-            )
-        )
+        # Where they are to lie has to be said of results: between two meshes a constraint within is not kept.
+        places, dtype = dict(self.param_shardings), None if int8 else cfg.dtype
+        a_layer = jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec(*place.spec[1:])), places.pop('layers'))
+        self.send_outer = jax.jit(lambda outer: outer, out_shardings=places)
+        self.send_layer = jax.jit(lambda stack, i: engine.layer_of(stack, i, dtype), out_shardings=a_layer)
+        self.decode_outer = jax.jit(lambda outer: engine.decode_outer(outer, cfg))
+        self.decode_layer = jax.jit(lambda layer, i: engine.decode_layer(layer, i, cfg, slots=slots, int8=int8))
         self.layers = cfg.layers
         self.init = jax.jit(lambda room: engine.init_state(cfg, slots, room), static_argnums=0, out_shardings=state)
         self.grow = jax.jit(engine.grow, static_argnums=1, out_shardings=state)
@@ -60,6 +58,10 @@ class Programs:
         )
 
     def publish(self, params: Params) -> Params:
-        """Plain parameters, or a soup, as decoding wants them: a list of layers and the rest."""
-        outer = self.publish_outer({name: w for name, w in params.items() if name != 'layers'})
-        return outer | {'layers': [self.publish_layer(params['layers'], i) for i in range(self.layers)]}
+        """Plain parameters, or a soup, as decoding wants them: a list of layers and the rest. They are sent layer by
+        layer, so that little is on its way at a time."""
+        outer = self.send_outer({name: w for name, w in params.items() if name != 'layers'})
+        sent = (
+            soups.on_base(lambda stack, i=i: self.send_layer(stack, i), params['layers']) for i in range(self.layers)
+        )
+        return self.decode_outer(outer) | {'layers': [self.decode_layer(layer, i) for i, layer in enumerate(sent)]}

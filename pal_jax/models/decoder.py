@@ -19,9 +19,6 @@ from pal_jax.models.params import Params, unstack
 from pal_jax.runtime.sharding import constrain
 
 ROWS = ('batch', None, None)  # activations: a device has rows of its own
-# Between layers the tokens of a row lie on the devices that share its heads, which would all keep the same otherwise
-# (sequence parallelism: Korthikanti et al. 2022).
-BETWEEN = ('batch', 'tokens', None)
 
 Extra = TypeVar('Extra')
 Attend = Callable[[Array, Array, Array], tuple[Array, Extra]]
@@ -45,11 +42,11 @@ def forward(
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
             return attention(q, k, v, places, places, cfg, kind, causal=True), None
 
-        return constrain(block(layer, cfg, kind, x, positions, attend)[0], BETWEEN)
+        return constrain(block(layer, cfg, kind, x, positions, attend)[0], ROWS)
 
     if cfg.remat != 'none':
         body = jax.checkpoint(body, policy=saved(cfg.remat), static_argnums=2)
-    x = _run_layers(body, constrain(embed(params, cfg, tokens), BETWEEN), params['layers'], cfg)
+    x = _run_layers(body, constrain(embed(params, cfg, tokens), ROWS), params['layers'], cfg)
     return rms_norm(x, params['final_norm'], cfg)
 
 

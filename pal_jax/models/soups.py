@@ -45,6 +45,11 @@ def count(tree: Any) -> int:
     return max((len(w.scales) for w in jax.tree.leaves(tree, is_leaf=_is_soup) if _is_soup(w)), default=0)
 
 
+def at_layer(tree: Any, i: Any) -> Any:
+    """Layer `i` of stacked adapters, on weights that are of this layer already."""
+    return _map(lambda w: w.replace(a=w.a[i], b=w.b[i]) if _is_soup(w) else w, tree)
+
+
 def mixed(tree: Any, mixtures: Float[Array, 'B K'] | None) -> Any:
     """The soup with a mixture for each row of activations: what `linear` computes with."""
     if mixtures is None:

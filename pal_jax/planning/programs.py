@@ -141,10 +141,10 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
     places = sharding.param_shardings(params.decoder_specs(cfg), ordered)
     trained = state.actor.frozen if learner.adapters else state.actor.params  # merged weights lie where the base does
     plain = jax.tree.map(placed, trained, places)
-    outer = {name: w for name, w in plain.items() if name != 'layers'}
-    a_layer = plain['layers'], jax.ShapeDtypeStruct((), jnp.int32)
-    published = result(publish.publish_outer, outer) | {
-        'layers': [result(publish.publish_layer, *a_layer)] * cfg.layers
+    outer, number = {name: w for name, w in plain.items() if name != 'layers'}, jax.ShapeDtypeStruct((), jnp.int32)
+    sent = result(publish.send_layer, plain['layers'], number), result(publish.send_outer, outer)
+    published = result(publish.decode_outer, sent[1]) | {
+        'layers': [result(publish.decode_layer, sent[0], number)] * cfg.layers
     }
     weights = jax.tree.map(lambda x: placed(x, NamedSharding(mesh, x.sharding.spec)), published)
     caches = slots_of(cfg, mesh, slots, room)
@@ -158,8 +158,15 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
     steps = work.completion * -(-own * work.n // slots)
     training = state.replace(actor=state.actor.replace(params={}))
     return [
-        Program('publish layer', publish.publish_layer, a_layer, cfg.layers, (outer, training, weights), wide.size),
-        Program('publish rest', publish.publish_outer, (outer,), 1, (plain['layers'], training), wide.size),
+        Program(
+            'publish layer',
+            publish.send_layer,
+            (plain['layers'], number),
+            cfg.layers,
+            (outer, training, weights),
+            wide.size,
+        ),
+        Program('publish rest', publish.send_outer, (outer,), 1, (plain['layers'], training), wide.size),
         Program('prefill', functions.extend, prompts, chunks, state, mesh.size),
         Program('insert', functions.insert, (caches, prefix, admission(slots)), chunks, (state, weights), mesh.size),
         Program('generate', functions.generate, (weights, caches), steps, state, mesh.size),

@@ -16,7 +16,6 @@ Rules = dict[str, str | tuple[str, ...] | None]
 
 RULES: Rules = {
     'batch': ('data', 'fsdp'),
-    'tokens': 'tensor',
     'width': 'fsdp',
     'vocab': 'tensor',
     'heads': 'tensor',

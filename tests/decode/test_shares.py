@@ -10,8 +10,10 @@ import pytest
 
 from pal_jax.decode.choose import make_decoder
 from pal_jax.decode.local import LocalDecoder, Request
+from pal_jax.decode.programs import Programs
 from pal_jax.decode.shares import SharedDecoder, completion, on_mesh
-from pal_jax.models import sources
+from pal_jax.models import params, sources
+from pal_jax.models.config import tiny
 from pal_jax.models.params import decoder_specs
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.processes import Shares
@@ -45,15 +47,35 @@ def test_a_part_of_a_mesh_holds_its_buffers():
     assert all(shard.data.unsafe_buffer_pointer() == buffers[shard.device] for shard in taken.addressable_shards)
 
 
+def test_published_weights_are_cut_where_a_part_has_fewer_devices_than_the_tensor_axis():
+    cfg = dataclasses.replace(tiny(), kv_heads=4)
+    mesh = devices.make_mesh(fsdp=2, tensor=4)
+    wide = devices.divide(mesh, 4)
+    assert wide.shape == {'data': 4, 'fsdp': 1, 'tensor': 2}
+    specs = decoder_specs(cfg)
+    ordered = jax.sharding.Mesh(wide.devices.reshape(1, 2, 4), wide.axis_names, axis_types=wide.axis_types)
+    plain = jax.device_put(params.init(specs, jax.random.key(0)), sharding.param_shardings(specs, ordered))
+    published = Programs(cfg, wide, slots=8).publish(plain)
+    layer = published['layers'][1]
+    for name, axis in (('q', 1), ('k', 1), ('v', 1), ('o', 0)):
+        w = layer['attn'][name]
+        assert w.sharding.shard_shape(w.shape)[axis] == w.shape[axis] // 2, name
+    for name, axis in (('gate', 1), ('up', 1), ('down', 0)):
+        w = layer['mlp'][name]
+        assert w.sharding.shard_shape(w.shape)[axis] == w.shape[axis] // 2, name
+    assert published['embed'].sharding.shard_shape((cfg.vocab, cfg.width)) == (cfg.vocab // 2, cfg.width)
+    assert (layer['mlp']['up'] == plain['layers']['mlp']['up'][1].astype(cfg.dtype)).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('int8', [False, True])
 def test_shares_sample_what_their_decoders_sample_alone(int8):
     source = sources.resolve('random:tiny')
     cfg, tokenizer = devices.for_platform(source.config, 'float32'), source.tokenizer()
     mesh = devices.make_mesh(fsdp=4, tensor=2)
-    params = source.load(sharding.param_shardings(decoder_specs(cfg), mesh))
+    weights = source.load(sharding.param_shardings(decoder_specs(cfg), mesh))
     shared = SharedDecoder(cfg, tokenizer, mesh, Shares(2), slots=16, int8=int8)
-    shared.load(params, 3)
+    shared.load(weights, 3)
     texts = [tuple(tokenizer.encode(f'number {i}: ' + 'word ' * i)) for i in range(10)]
     requests = [Request(text, Sampling(0.7, max_tokens=12), seed) for seed, text in enumerate(texts)]
     told = {}
