@@ -15,7 +15,7 @@ from pal_jax import presets as p
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    variant = p.parse_variant(variant, 'smoke', 'text')
+    variant = p.parse_variant(variant, 'smoke', 'text', 'large')
     config = p.base(recipe='pal', total_steps=20)
     config.data = 'electricity'  # or train, swissmetro (1,191 people), a file of your own
     # Of people's votes on statements (pal_jax/data/votes.py): which decoder makes vectors of these; '': no text.
@@ -23,7 +23,8 @@ def get_config(variant: str = '') -> ConfigDict:
         source='',
         dtype='auto',
         layers=0,  # the first so many of the decoder's; 0: all
-        pool='mean',  # over the tokens of a statement, or last
+        pool='mean',  # over the tokens of a text, or last
+        span='',  # with pool=last a loss at every token of where a pair differs: cumulative, mean or only_last
         template='{}',
         width=32,  # principal coordinates of the states; 0: the states as they are
         pairs=200,  # at most of a person's
@@ -76,7 +77,7 @@ def get_config(variant: str = '') -> ConfigDict:
         mixed_logit=True,
     )
     config.eval = dict(every=0)  # 0: at the end
-    return {'': lambda: config, 'smoke': lambda: smoke(config), 'text': lambda: text(config)}[variant]()
+    return {'': lambda: config, 'smoke': lambda: smoke(config), 'text': lambda: text(config), 'large': lambda: large(config)}[variant]()
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
@@ -99,4 +100,25 @@ def text(config: ConfigDict) -> ConfigDict:
     config.split.update(train=0.5, validation=0.2)  # of the statements
     config.updates = 20
     config.baselines.update(majority=False, mixed_logit=False)
+    return config
+
+
+def large(config: ConfigDict) -> ConfigDict:
+    """PAL-Large: the decoder is trained too, each model's own (pal_jax/recipes/pal_large.py). Give --config.data."""
+    config = text(config)
+    config.recipe = 'pal_large'
+    config.total_steps = 60
+    config.updates = 8  # of prototypes and people, for one of the decoders
+    config.batch = 256
+    config.prototypes = (1, 2)
+    config.split.update(seeds=3, control=False)
+    config.baselines.update(embedding=0, own=False)
+    config.large = dict(
+        optimizer=p.adamw(lr=2e-4),  # of decoders; 1e-5 without adapters
+        lora=dict(rank=8, alpha=16.0, targets='all-linear', dropout=0.0),  # rank=0: all of a decoder
+        remat='none',
+        statements=48,  # or prompts, of a step; its pairs are of these alone
+        micro_rows=4,
+        row_tokens=256,
+    )
     return config

@@ -1,0 +1,226 @@
+"""PAL-Large (arXiv 2406.08469): the decoder that reads the texts is trained together with prototypes and people.
+
+A step draws some statements (or prompts) and pairs of seen people about them. For every model that is compared
+
+1. its decoder reads each of the texts once;
+2. prototypes, projectors and the rows of the people in the batch make `updates` updates, as in `recipes/pal.py`;
+3. the gradient by each text's vector, of all these pairs and taken before 2, goes back through the decoder, which makes
+   one update.
+
+Each model has a decoder of its own, which begins as the frozen one of PAL-Tiny: with a rate of 0 this is PAL-Tiny. The
+evaluation is that of `recipes/pal.py`, by what each decoder makes of the texts at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from pal_jax.data.comparisons import Comparisons, shares
+from pal_jax.data.passes import shuffled
+from pal_jax.data.texts import Text, TextPairs
+from pal_jax.evals.panel import Trial
+from pal_jax.evals.population import Panel, make_exhibits, make_record, measure
+from pal_jax.learners.ideal_point import IdealPointLearner, PALState
+from pal_jax.learners.reader import Batching, Reader, Reading
+from pal_jax.models.params import Params
+from pal_jax.recipes import pal, pal_text
+from pal_jax.recipes.pal_text import Decoder
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_adapters
+from pal_jax.runtime import sharding
+from pal_jax.runtime.optim import make_optimizer
+from pal_jax.types import Metrics, PairBatch
+
+
+class Model(struct.PyTreeNode):
+    """One of the models that are compared, on all splits: a decoder for each."""
+
+    pal: PALState
+    readings: tuple[Reading, ...]
+
+
+class LargeState(struct.PyTreeNode):
+    """`frozen` is what no decoder trains, and all share."""
+
+    frozen: Params
+    models: dict[str, Model]
+
+
+class Drawn(NamedTuple):
+    """Of one split: the numbers of the texts of a step, and its pairs by their places among these."""
+
+    texts: np.ndarray  # [S]
+    users: np.ndarray  # [B]
+    share: np.ndarray  # [B]
+    chosen: np.ndarray  # [B]
+    rejected: np.ndarray  # [B]
+    prompt: np.ndarray | None  # [B]
+
+
+def make(config: Config, ctx: Context) -> Recipe:
+    """Checks the config, reads the pairs and builds the models.
+
+    Raises:
+      ValueError: a value or a row of the file is wrong.
+      RuntimeError: the decoder cannot be had.
+    """
+    check(config, sharding.batch_ways(ctx.mesh))
+    decoder = pal_text.open_decoder(config, ctx)
+    data = pal_text.read(config, ctx, decoder)
+    trials = pal.make_trials(config, data.items)
+    learners = pal.make_learners(config, data.items, ctx, len(trials))
+    reader = make_reader(config, decoder, data, ctx)
+    draw = make_draw(config, data.pairs, trials)
+    decoder_parameters = sum(leaf.size for leaf in jax.tree.leaves(reader.abstract.model.params))
+
+    def init() -> tuple[LargeState, Host]:
+        weights, seeds = pal_text.load(decoder, ctx), [trial.seed for trial in trials]
+        models, frozen = {}, None
+        for name, learner in learners.items():
+            divided = [reader.divide(weights, seed) for seed in seeds]
+            frozen = frozen or divided[0][0]
+            readings = tuple(reading for _, reading in divided)
+            models[name] = Model(learner.init(jnp.array(seeds, jnp.int32)), readings)
+        assert frozen is not None
+        return LargeState(frozen, models), {}
+
+    def step(state: LargeState, host: Host, i: int) -> tuple[LargeState, Host, str, Metrics]:
+        drawn, models, metrics = [draw(trial, i) for trial in range(len(trials))], {}, {}
+        for name, model in state.models.items():
+            texts = [[data.pairs.texts[s] for s in each.texts] for each in drawn]
+            with ctx.phase('read'):
+                vectors = [reader.read(*each) for each in zip_readings(model, state.frozen, texts)]
+            with ctx.phase('update'):
+                batch = as_batch(drawn, vectors)
+                gradient = learners[name].item_gradients(model.pal, batch)
+                people, metrics[name] = learners[name].update(model.pal, in_turn(batch, config.updates))
+            with ctx.phase('learn'):
+                by_text = by_texts(drawn, gradient, vectors)
+                todo = zip(zip_readings(model, state.frozen, texts), by_text, strict=True)
+                learnt = [reader.learn(*each, g) for each, g in todo]
+            models[name] = Model(people, tuple(reading for reading, _ in learnt))
+            check_finite(models[name].readings)
+        return LargeState(state.frozen, models), host, 'pal', pal.summarize(metrics, trials)
+
+    def as_read(state: LargeState) -> dict[str, Comparisons]:
+        """The pairs by what each model's decoders make of all texts."""
+        found = {}
+        for name, model in state.models.items():
+            everything = [data.pairs.texts] * len(trials)
+            tables = [reader.read(*each) for each in zip_readings(model, state.frozen, everything)]
+            found[name] = data.pairs.in_states(np.stack(tables))
+        return found
+
+    def evaluate(state: LargeState, stage: str) -> Evaluation:
+        with ctx.phase('evaluate'):
+            compared = Panel(
+                data.items, trials, learners, tuple(config.prototypes), tuple(config.new.counts), config.new.toward,
+                as_read(state), decoder_parameters,
+            )  # fmt: skip
+            people = {name: model.pal for name, model in state.models.items()}
+            results = measure(compared, people)
+            return Evaluation(make_record(results), exhibits=make_exhibits(compared, people, results))
+
+    def stage(i: int) -> str | None:
+        if i == config.total_steps:
+            return 'final'
+        return 'step' if config.eval.every and i % config.eval.every == 0 else None
+
+    readings = (reader.abstract,) * len(trials)
+    abstract = LargeState(
+        reader.frozen, {name: Model(learner.abstract, readings) for name, learner in learners.items()}
+    )
+    return Recipe(config.total_steps, abstract, init, step, stage, evaluate, shown=pal.SHOWN)
+
+
+def check(config: Config, ways: int) -> None:
+    """Everything that can be wrong before a file is read."""
+    if not config.text.source:
+        raise ValueError("text.source='': a decoder is needed to read texts; name one")
+    if config.text.span:
+        raise ValueError(f'text.span={config.text.span!r} is of frozen states; PAL-Large learns from whole texts')
+    for key in ('statements', 'micro_rows', 'row_tokens'):
+        if config.large[key] < 1:
+            raise ValueError(f'large.{key}={config.large[key]} must be at least 1')
+    pal.check(config, ways)
+
+
+def make_reader(config: Config, decoder: Decoder, data: pal_text.TextData, ctx: Context) -> Reader:
+    large = config.large
+    return Reader(
+        dataclasses.replace(decoder.cfg, remat=large.remat),
+        make_optimizer(**large.optimizer, total_steps=config.total_steps), ctx.mesh, pool=config.text.pool,
+        frame=data.frame, adapters=make_adapters(config, of='large'),
+        batching=Batching(large.micro_rows, large.row_tokens),
+    )  # fmt: skip
+
+
+def zip_readings(model: Model, frozen: Params, texts: Sequence[Sequence[Text]]) -> list[tuple[Reading, Params, Any]]:
+    """What a reader needs, for each split."""
+    return [(reading, frozen, each) for reading, each in zip(model.readings, texts, strict=True)]
+
+
+def make_draw(config: Config, pairs: TextPairs, trials: Sequence[Trial]):
+    """Of a split and a step's number: `large.statements` prompts or, where there are none, statements, in shuffled
+    passes, and `updates` times `batch` pairs that are of these alone, at random."""
+    all_shares, count = [shares(trial.users, trial.split.train) for trial in trials], config.updates * config.batch
+
+    def draw(trial: int, i: int) -> Drawn:
+        split, users = trials[trial].split, trials[trial].users
+        train, size, seed = split.train, config.large.statements, trials[trial].seed
+        sides = [pairs.chosen, pairs.rejected] if pairs.prompt is None else [pairs.prompt]
+        keys = np.unique([side[train] for side in sides])
+        asked = keys[shuffled(len(keys), start=i * size, size=min(size, len(keys)), seed=seed)]
+        within = train[np.all([np.isin(side[train], asked) for side in sides], axis=0)]
+        if not len(within):
+            raise ValueError(f'large.statements={size}: nobody was asked about two of those drawn; raise it')
+        rng = np.random.default_rng([seed, i])
+        index = rng.choice(within, count, replace=len(within) < count)
+        share = np.zeros(len(users), np.float32)
+        share[train] = all_shares[trial]
+        columns = [pairs.chosen[index], pairs.rejected[index]]
+        columns += [] if pairs.prompt is None else [pairs.prompt[index]]
+        numbers, places = np.unique(columns, return_inverse=True)
+        chosen, rejected, *prompt = places.reshape(len(columns), -1)
+        return Drawn(numbers, users[index], share[index], chosen, rejected, prompt[0] if prompt else None)
+
+    return draw
+
+
+def as_batch(drawn: Sequence[Drawn], vectors: Sequence[np.ndarray]) -> PairBatch:
+    """The pairs `[splits, B]` by the vectors of their texts."""
+
+    def side(name: str) -> np.ndarray:
+        return np.stack([table[getattr(each, name)] for each, table in zip(drawn, vectors, strict=True)])
+
+    prompt = None if drawn[0].prompt is None else side('prompt')
+    users, share = (np.stack([getattr(each, name) for each in drawn]) for name in ('users', 'share'))
+    columns: Any = {'users': users, 'share': share, 'prompt': prompt}
+    return PairBatch(chosen=side('chosen'), rejected=side('rejected'), **columns)
+
+
+def in_turn(batch: PairBatch, updates: int) -> PairBatch:
+    """The pairs `[splits, updates * B]` as `[splits, updates, B]`."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0], updates, -1, *x.shape[2:]), batch)
+
+
+def by_texts(drawn: Sequence[Drawn], gradient: PairBatch, vectors: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The gradient by each text's vector, of all pairs it is in, for each split."""
+    found = [np.zeros_like(table) for table in vectors]
+    for name in ('chosen', 'rejected', 'prompt'):
+        if (by_pair := getattr(gradient, name)) is not None:
+            for out, each, rows in zip(found, drawn, np.asarray(by_pair), strict=True):
+                np.add.at(out, getattr(each, name), rows)
+    return found
+
+
+def check_finite(readings: Sequence[Reading]) -> None:
+    """Raises RuntimeError after three updates of a decoder in a row that were not finite, and so were not made."""
+    if any(int(reading.skipped) >= 3 for reading in readings):
+        raise RuntimeError('three updates of a decoder in a row were not finite; lower large.optimizer.lr')
