@@ -4,9 +4,9 @@
 
 `source` has statements as github.com/anthropics/evals has them (persona/, CC BY 4.0; Perez et al. 2022): behavior,
 question, answer_matching_behavior, answer_not_matching_behavior. Each person holds one of `personas`, is asked about
-statements of all of them at random, and gives the answer that matches on a statement of the persona's own, else the other:
-so on each statement one person in K* answers otherwise than the rest, and a model that does not know who asks is right
-on 1 - 1/K* of the pairs at best. The persona is the record's group, which no model is told.
+statements of all of them at random, and gives the answer that matches on a statement of the persona's own, else the
+other: so on each statement one person in K* answers otherwise than the rest, and a model that does not know who asks is
+right on 1 - 1/K* of the pairs at best. The persona is the record's group, which no model is told.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ r"""PAL: preferences of many people as mixtures of a few prototypes, new people 
   python -m pal_jax.train --config=configs/pal.py --config.data=train    # 235 people's of train journeys
   python -m pal_jax.train --config=configs/pal.py --config.data=my.csv   # your people's (pal_jax/data/tables.py)
   python -m pal_jax.train --config=configs/pal.py:text --config.data=polis/bowling_green    # votes on statements
+  python -m pal_jax.train --config=configs/pal.py:text-large --config.data=polis/bowling_green  # the decoder learns
   python -m pal_jax.train --config=configs/pal.py:smoke                  # a tenth of the steps and two splits
 
 A minute or two on two CPU cores. Any value can be changed: --config.loss.pull=0.1 --config.model.rule=dist
@@ -15,7 +16,7 @@ from pal_jax import presets as p
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    variant = p.parse_variant(variant, 'smoke', 'text', 'large')
+    variant = p.parse_variant(variant, 'smoke', 'text', 'text-large')
     config = p.base(recipe='pal', total_steps=20)
     config.data = 'electricity'  # or train, swissmetro (1,191 people), a file of your own
     # Of people's votes on statements (pal_jax/data/votes.py): which decoder makes vectors of these; '': no text.
@@ -77,7 +78,12 @@ def get_config(variant: str = '') -> ConfigDict:
         mixed_logit=True,
     )
     config.eval = dict(every=0)  # 0: at the end
-    return {'': lambda: config, 'smoke': lambda: smoke(config), 'text': lambda: text(config), 'large': lambda: large(config)}[variant]()
+    return {
+        '': lambda: config,
+        'smoke': lambda: smoke(config),
+        'text': lambda: text(config),
+        'text-large': lambda: text_large(config),
+    }[variant]()
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
@@ -103,7 +109,7 @@ def text(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def large(config: ConfigDict) -> ConfigDict:
+def text_large(config: ConfigDict) -> ConfigDict:
     """PAL-Large: the decoder is trained too, each model's own (pal_jax/recipes/pal_large.py). Give --config.data."""
     config = text(config)
     config.recipe = 'pal_large'
@@ -113,7 +119,7 @@ def large(config: ConfigDict) -> ConfigDict:
     config.prototypes = (1, 2)
     config.split.update(seeds=3, control=False)
     config.baselines.update(embedding=0, own=False)
-    config.large = dict(
+    config.decoder = dict(
         optimizer=p.adamw(lr=2e-4),  # of decoders; 1e-5 without adapters
         lora=dict(rank=8, alpha=16.0, targets='all-linear', dropout=0.0),  # rank=0: all of a decoder
         remat='none',

@@ -96,17 +96,15 @@ def read(path: str | Path, tokenizer: Tokenizer, *, alone: bool) -> TextPairs:
             words.append(word)
         return number[text]
 
-    columns = [[numbered(*getattr(each, side)) for each in said] for side in ('chosen', 'rejected')]
+    chosen = np.array([numbered(*each.chosen) for each in said], np.int32)
+    rejected = np.array([numbered(*each.rejected) for each in said], np.int32)
     prompt = np.array([numbered(*each.prompt) for each in said if each.prompt], np.int32) if any(prompted) else None
     group_of = dict.fromkeys((each.user for each in said), '') | {each.user: each.group for each in said if each.group}
     names, known = tuple(group_of), sorted({group for group in group_of.values() if group})
     place = {name: i for i, name in enumerate(names)}
-    return TextPairs(
-        np.array([place[each.user] for each in said], np.int32), *(np.array(c, np.int32) for c in columns), prompt,
-        tuple(number), tuple(words), names,
-        np.array([known.index(group) if group else -1 for group in group_of.values()], np.int32),
-        said[0].chat,
-    )  # fmt: skip
+    users = np.array([place[each.user] for each in said], np.int32)
+    groups = np.array([known.index(group) if group else -1 for group in group_of.values()], np.int32)
+    return TextPairs(users, chosen, rejected, prompt, tuple(number), tuple(words), names, groups, said[0].chat)
 
 
 def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool) -> Said:
@@ -114,17 +112,19 @@ def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool) -> Said:
     if not isinstance(record, dict) or not isinstance(record.get('user'), str) or not record['user']:
         raise ValueError("expected an object with 'user', 'chosen' and 'rejected'; 'user' is a text")
     words = {key: in_words(record.get(key)) for key in ('prompt', 'chosen', 'rejected')}
-    if words['chosen'] == words['rejected']:
-        raise ValueError("'chosen' and 'rejected' are the same; delete the row")
+    prompt = None
     if 'prompt' not in record and all(isinstance(record.get(key), str) for key in ('chosen', 'rejected')):
         texts = [to_text(tokenizer, record[key]) for key in ('chosen', 'rejected')]
-        prompt = None
     else:
         pair = chats.to_prefer(record, tokenizer)
-        texts, prompt = replies(tokenizer, pair.chosen.prompt, [each.completion for each in pair], alone=alone)
-        prompt = prompt, words['prompt']
-    sides = [(text, words[key]) for text, key in zip(texts, ('chosen', 'rejected'), strict=True)]
-    return Said(record['user'], str(record.get('group', '')), prompt, *sides, isinstance(record['chosen'], list))
+        texts, asked = replies(tokenizer, pair.chosen.prompt, [each.completion for each in pair], alone=alone)
+        prompt = asked, words['prompt']
+    if texts[0] == texts[1]:
+        raise ValueError("'chosen' and 'rejected' are the same; delete the row")
+    chosen, rejected = ((text, words[key]) for text, key in zip(texts, ('chosen', 'rejected'), strict=True))
+    return Said(
+        record['user'], str(record.get('group', '')), prompt, chosen, rejected, isinstance(record['chosen'], list)
+    )
 
 
 def replies(
@@ -179,18 +179,19 @@ class Packed(NamedTuple):
 
 
 def pack(
-    texts: Sequence[Text], pool: Pool, *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 256, multiple: int = 64
+    texts: Sequence[Text], pool: Pool, *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 256
 ) -> Packed:  # fmt: skip
-    """Each text once; its actions are where its states count: at every token of it, or at its last."""
+    """Each text once; its actions are where its states count: at every token of it, or at its last. Rows are of
+    `row_tokens`, or a multiple, and all else of powers of two, so that the programs to compile stay few."""
     by_start: dict[tuple[int, ...], list[int]] = {}
     for i, text in enumerate(texts):
         by_start.setdefault(text.before or (i, -1), []).append(i)
     members = list(by_start.values())
     groups = [shared(tuple(texts[i] for i in each), pool) for each in members]
     n = 1 << (max(map(len, members)) - 1).bit_length()
-    actions = 1 if pool == 'last' else round_up(max(len(text.tokens) for text in texts), 16)
+    actions = 1 if pool == 'last' else 1 << max(5, (max(len(text.tokens) for text in texts) - 1).bit_length())
     layout: Layout = lay_out(
-        [group.length for group in groups], ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple
+        [group.length for group in groups], ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=row_tokens
     )
     rows, places = np.zeros((2, len(texts)), np.int64)
     for r, row in enumerate(layout.rows):
@@ -263,4 +264,3 @@ class Spans(NamedTuple):
         span = differing_span(jnp.asarray(a), jnp.asarray(b), jnp.asarray((a >= 0) | (b >= 0)))
         weights = np.asarray(token_weights(span, self.weighting))
         return left, right, weights.reshape(*chosen.shape, T)
-

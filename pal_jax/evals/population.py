@@ -310,8 +310,8 @@ def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
 
 
 def shown_items(data: Comparisons) -> tuple[np.ndarray, list[str]]:
-    """Pairs, by their numbers, whose chosen items tell what a prototype likes, and these in words if they are texts: each
-    text once, or each reply to each prompt."""
+    """Pairs, by their numbers, whose chosen items tell what a prototype likes, and these in words if they are texts:
+    each text once, or each reply to each prompt."""
     index = np.random.default_rng(0).permutation(len(data.users))
     if not isinstance(data.chosen, Lookup):
         return index[:SHOWN_ITEMS], []

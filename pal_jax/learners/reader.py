@@ -79,7 +79,8 @@ class Reader:
         self, cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, *, pool: Pool = 'last',
         frame: Frame | None = None, adapters: Lora | None = None, batching: Batching | None = None,
     ):  # fmt: skip
-        self.cfg, self.optimizer, self.mesh, self.pool, self.adapters = cfg, optimizer, mesh, pool, adapters
+        self.cfg, self.optimizer, self.mesh, self.adapters = cfg, optimizer, mesh, adapters
+        self.pool: Pool = pool
         self.frame, self.batching = frame, batching or Batching()
         decoder.saved(cfg.remat)
         if adapters and adapters.dropout:

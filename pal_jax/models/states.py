@@ -52,7 +52,9 @@ def stored(
         table = np.lib.format.open_memmap(partial, 'w+', np.float32, shape)
         for numbers, vectors in compute():
             if not np.isfinite(vectors).all():
-                raise RuntimeError(f'row {numbers[0]} of the states of {len(texts)} texts, or one near it, is not finite')
+                raise RuntimeError(
+                    f'row {numbers[0]} of the states of {len(texts)} texts, or one near it, is not finite'
+                )
             table[numbers] = vectors
         table.flush()
         if jax.process_index() == 0:
@@ -68,8 +70,8 @@ def hidden_states(
     rows: int = 32, multiple: int = 32,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """Numbers of texts and their vectors, `rows` a device at a time, texts of like length together: the mean over a
-    text's tokens of the states after the final norm, or that of its last token. Of 'tokens' each token's own; numbers are
-    then of tokens, counted through all texts. Layers past `cfg.layers` are cut."""
+    text's tokens of the states after the final norm, or that of its last token. Of 'tokens' each token's own; numbers
+    are then of tokens, counted through all texts. Layers past `cfg.layers` are cut."""
     params = first_weights(params, cfg)
     sequences = [(*text.before, *text.tokens) for text in texts]
     order = np.argsort([len(ids) for ids in sequences], kind='stable')
@@ -120,7 +122,7 @@ def frame(table: np.ndarray, width: int, chunk: int = 65536) -> Frame:
     """The `width` principal coordinates of rows about their mean, in units in which their mean square is 1. Reads the
     table, which may lie on disk, a chunk at a time."""
     starts = range(0, len(table), chunk)
-    mean = sum(table[s : s + chunk].sum(axis=0, dtype=np.float64) for s in starts) / len(table)
+    mean = np.sum([table[s : s + chunk].sum(axis=0, dtype=np.float64) for s in starts], axis=0) / len(table)
     centred = (table[s : s + chunk] - mean for s in starts)
     values, vectors = np.linalg.eigh(sum(part.T @ part for part in centred) / len(table))
     return Frame(mean, vectors[:, ::-1][:, :width] / np.sqrt(values[::-1][:width].mean()))

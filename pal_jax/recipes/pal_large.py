@@ -27,7 +27,7 @@ from pal_jax.data.passes import shuffled
 from pal_jax.data.texts import Text, TextPairs
 from pal_jax.evals.panel import Trial
 from pal_jax.evals.population import Panel, make_exhibits, make_record, measure
-from pal_jax.learners.ideal_point import IdealPointLearner, PALState
+from pal_jax.learners.ideal_point import PALState
 from pal_jax.learners.reader import Batching, Reader, Reading
 from pal_jax.models.params import Params
 from pal_jax.recipes import pal, pal_text
@@ -146,18 +146,18 @@ def check(config: Config, ways: int) -> None:
     if config.text.span:
         raise ValueError(f'text.span={config.text.span!r} is of frozen states; PAL-Large learns from whole texts')
     for key in ('statements', 'micro_rows', 'row_tokens'):
-        if config.large[key] < 1:
-            raise ValueError(f'large.{key}={config.large[key]} must be at least 1')
+        if config.decoder[key] < 1:
+            raise ValueError(f'decoder.{key}={config.decoder[key]} must be at least 1')
     pal.check(config, ways)
 
 
 def make_reader(config: Config, decoder: Decoder, data: pal_text.TextData, ctx: Context) -> Reader:
-    large = config.large
+    settings = config.decoder
     return Reader(
-        dataclasses.replace(decoder.cfg, remat=large.remat),
-        make_optimizer(**large.optimizer, total_steps=config.total_steps), ctx.mesh, pool=config.text.pool,
-        frame=data.frame, adapters=make_adapters(config, of='large'),
-        batching=Batching(large.micro_rows, large.row_tokens),
+        dataclasses.replace(decoder.cfg, remat=settings.remat),
+        make_optimizer(**settings.optimizer, total_steps=config.total_steps), ctx.mesh, pool=config.text.pool,
+        frame=data.frame, adapters=make_adapters(config, of='decoder'),
+        batching=Batching(settings.micro_rows, settings.row_tokens),
     )  # fmt: skip
 
 
@@ -167,19 +167,19 @@ def zip_readings(model: Model, frozen: Params, texts: Sequence[Sequence[Text]]) 
 
 
 def make_draw(config: Config, pairs: TextPairs, trials: Sequence[Trial]):
-    """Of a split and a step's number: `large.statements` prompts or, where there are none, statements, in shuffled
+    """Of a split and a step's number: `decoder.statements` prompts or, where there are none, statements, in shuffled
     passes, and `updates` times `batch` pairs that are of these alone, at random."""
     all_shares, count = [shares(trial.users, trial.split.train) for trial in trials], config.updates * config.batch
 
     def draw(trial: int, i: int) -> Drawn:
         split, users = trials[trial].split, trials[trial].users
-        train, size, seed = split.train, config.large.statements, trials[trial].seed
+        train, size, seed = split.train, config.decoder.statements, trials[trial].seed
         sides = [pairs.chosen, pairs.rejected] if pairs.prompt is None else [pairs.prompt]
         keys = np.unique([side[train] for side in sides])
         asked = keys[shuffled(len(keys), start=i * size, size=min(size, len(keys)), seed=seed)]
         within = train[np.all([np.isin(side[train], asked) for side in sides], axis=0)]
         if not len(within):
-            raise ValueError(f'large.statements={size}: nobody was asked about two of those drawn; raise it')
+            raise ValueError(f'decoder.statements={size}: nobody was asked about two of those drawn; raise it')
         rng = np.random.default_rng([seed, i])
         index = rng.choice(within, count, replace=len(within) < count)
         share = np.zeros(len(users), np.float32)
@@ -202,7 +202,8 @@ def as_batch(drawn: Sequence[Drawn], vectors: Sequence[np.ndarray]) -> PairBatch
     prompt = None if drawn[0].prompt is None else side('prompt')
     users, share = (np.stack([getattr(each, name) for each in drawn]) for name in ('users', 'share'))
     columns: Any = {'users': users, 'share': share, 'prompt': prompt}
-    return PairBatch(chosen=side('chosen'), rejected=side('rejected'), **columns)
+    columns |= {name: side(name) for name in ('chosen', 'rejected')}
+    return PairBatch(**columns)
 
 
 def in_turn(batch: PairBatch, updates: int) -> PairBatch:
@@ -223,4 +224,4 @@ def by_texts(drawn: Sequence[Drawn], gradient: PairBatch, vectors: Sequence[np.n
 def check_finite(readings: Sequence[Reading]) -> None:
     """Raises RuntimeError after three updates of a decoder in a row that were not finite, and so were not made."""
     if any(int(reading.skipped) >= 3 for reading in readings):
-        raise RuntimeError('three updates of a decoder in a row were not finite; lower large.optimizer.lr')
+        raise RuntimeError('three updates of a decoder in a row were not finite; lower decoder.optimizer.lr')

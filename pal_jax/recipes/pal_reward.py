@@ -11,7 +11,6 @@ A mixture is all there is of a person: it fits on a line, and whoever has it and
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import json
 from collections.abc import Callable, Sequence
@@ -29,8 +28,7 @@ from pal_jax.data.comparisons import Comparisons
 from pal_jax.data.texts import Text
 from pal_jax.learners.ideal_point import PALState
 from pal_jax.learners.reader import Reader
-from pal_jax.models import ideal_point
-from pal_jax.models.config import ModelConfig
+from pal_jax.models import hf, ideal_point
 from pal_jax.models.ideal_point import PAL
 from pal_jax.models.params import Params
 from pal_jax.models.states import Frame
@@ -255,8 +253,8 @@ def linear_head(run: Trained, w: Array) -> np.ndarray:
     """The reward as a linear head `[D]` on the state of a reply's last token, which it is but for a constant.
 
     Raises:
-      ValueError: it is none: a rule other than dot, a projector with an activation, prototypes that are functions of the
-        prompt, or states that are means over tokens.
+      ValueError: it is none: a rule other than dot, a projector with an activation, prototypes that are functions of
+        the prompt, or states that are means over tokens.
     """
     pal, reading = run.pal, run.reading
     if reading is None or pal.rule != 'dot' or pal.variant != 'A' or pal.shape.layers > 1:
@@ -276,6 +274,17 @@ def linear_head(run: Trained, w: Array) -> np.ndarray:
     return slope if reading.frame is None else reading.frame.basis @ slope
 
 
-def classifier_config(run: Trained) -> ModelConfig:
+def save_classifier(
+    workdir: str, folder: str | Path, *, user: str = '', mix: Sequence[float] | None = None, split: int = 0
+):
+    """A person's reward as a Hugging Face folder for `AutoModelForSequenceClassification`, of one label: where the
+    reward is `linear_head`, its logits are the rewards but for a constant, of the texts as the run reads them.
+
+    Raises:
+      ValueError: the reward is no linear head, see there; or transformers has no classifier for the family.
+    """
+    run = open_trained(workdir, split)
+    head = linear_head(run, mixture_of(run, workdir, user=user, mix=mix, split=split))
     assert run.reading is not None
-    return dataclasses.replace(run.reading.decoder.cfg, remat='none')
+    decoder = run.reading.decoder
+    hf.save(run.reading.weights, decoder.cfg, decoder.tokenizer, folder, head=head)

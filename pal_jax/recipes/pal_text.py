@@ -1,4 +1,5 @@
-"""Where PAL's pairs of texts come from, and what a frozen decoder makes of them: PAL-Tiny's items, PAL-Large's start."""
+"""Where PAL's pairs of texts come from, and what a frozen decoder makes of them: all of PAL-Tiny's items, and where
+PAL-Large begins."""
 
 from __future__ import annotations
 
@@ -58,8 +59,8 @@ def check(config: Config) -> None:
         )
     if text.span and (text.span not in get_args(TokenWeighting) or text.pool != 'last'):
         raise ValueError(
-            f'text.span={text.span!r} must be one of {", ".join(get_args(TokenWeighting))} or empty; it judges people by '
-            f"the last token, so text.pool={text.pool!r} must be 'last'"
+            f'text.span={text.span!r} must be one of {", ".join(get_args(TokenWeighting))} or empty; it judges by the '
+            f"last token, so text.pool={text.pool!r} must be 'last'"
         )
     if config.standardize or config.baselines.majority or config.baselines.mixed_logit:
         raise ValueError(

@@ -49,8 +49,13 @@ def test_messages_stand_for_texts_and_statements_need_no_prompt(tmp_path):
     assert found.chat and found.texts[found.chosen[0]].before == tuple(TOKENIZER.chat(chat['prompt']))
     said, asked = texts.to_reply(TOKENIZER, 'Q?', 'chosen', chat=True, alone=False)
     assert said == found.texts[found.chosen[0]] and asked == found.texts[found.prompt[0]]
-    found = texts.read(write(tmp_path / 'b.jsonl', [{'user': 'bo', 'chosen': 'x', 'rejected': 'yy'}]), TOKENIZER, alone=True)
-    assert found.prompt is None and found.texts == (Text(tuple(TOKENIZER.encode('x'))), Text(tuple(TOKENIZER.encode('yy'))))
+    found = texts.read(
+        write(tmp_path / 'b.jsonl', [{'user': 'bo', 'chosen': 'x', 'rejected': 'yy'}]), TOKENIZER, alone=True
+    )
+    assert found.prompt is None and found.texts == (
+        Text(tuple(TOKENIZER.encode('x'))),
+        Text(tuple(TOKENIZER.encode('yy'))),
+    )
 
 
 @pytest.mark.parametrize(

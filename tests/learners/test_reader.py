@@ -43,7 +43,11 @@ def alone(weights, text, pool, frame=FRAME, cfg=CFG):
     place, ones = jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)
     found = decoder.forward(weights, cfg, ids, place, ones, ones)[0, len(text.before) :].astype(jnp.float32)
     found = found.mean(axis=0) if pool == 'mean' else found[-1]
-    return found if frame is None else (found - jnp.asarray(frame.mean, jnp.float32)) @ jnp.asarray(frame.basis, jnp.float32)
+    return (
+        found
+        if frame is None
+        else (found - jnp.asarray(frame.mean, jnp.float32)) @ jnp.asarray(frame.basis, jnp.float32)
+    )
 
 
 @pytest.mark.parametrize('adapters', [None, ADAPTERS], ids=['full', 'lora'])

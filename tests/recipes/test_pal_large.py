@@ -16,7 +16,6 @@ from pal_jax.recipes import pal, pal_large, pal_reward, pal_text, psoups
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.train import write_exports
 from tests import configs
 
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
@@ -35,7 +34,9 @@ def asked(tmp_path_factory):
             for i, word in enumerate(words):
                 answers = ('yes', 'no') if i % 2 == person % 2 else ('no', 'yes')
                 record = dict(zip(('chosen', 'rejected'), answers, strict=True))
-                file.write(json.dumps({'user': f'p{person}', 'group': str(person % 2), 'prompt': word, **record}) + '\n')
+                file.write(
+                    json.dumps({'user': f'p{person}', 'group': str(person % 2), 'prompt': word, **record}) + '\n'
+                )
     return path
 
 
@@ -53,15 +54,15 @@ def stated(tmp_path_factory):
     return path
 
 
-def small(path, variant='large', **changes):
+def small(path, variant='text-large', **changes):
     few = {
         'data': str(path), 'text.source': 'random:tiny', 'text.layers': 0, 'text.dtype': 'float32', 'text.width': 6,
         'text.pool': 'mean', 'text.folder': str(path.parent / 'states'), 'split.seeds': 1, 'prototypes': (1, 2),
         'split.control': False, 'baselines.own': False, 'baselines.embedding': 0, 'new.counts': (0, 5),
         'new.steps': 50, 'batch': 64, 'updates': 20, 'total_steps': 6, 'checkpoint.every': 1,
     }  # fmt: skip
-    if variant == 'large':
-        few |= {'large.statements': 12, 'large.lora.rank': 2, 'large.optimizer.lr': 3e-4}
+    if variant == 'text-large':
+        few |= {'decoder.statements': 12, 'decoder.lora.rank': 2, 'decoder.optimizer.lr': 3e-4}
     return get_config(variant, **{**few, **changes})
 
 
@@ -76,7 +77,7 @@ def run(config, steps, context=ONE, recipe=None):
 B = {'model.variant': 'B', 'model.projector': 'mlp1-gelu'}
 
 
-@pytest.mark.parametrize('variant', ['text', 'large'])
+@pytest.mark.parametrize('variant', ['text', 'text-large'])
 @pytest.mark.parametrize(('kind', 'changes'), [('asked', B), ('stated', {})], ids=['B', 'A'])
 def test_people_are_told_apart_by_texts_nobody_has_seen(request, kind, changes, variant):
     recipe, state = run(small(request.getfixturevalue(kind), variant, **changes), 6)
@@ -90,8 +91,8 @@ def test_people_are_told_apart_by_texts_nobody_has_seen(request, kind, changes, 
 
 
 def test_large_at_rate_0_is_tiny(stated):
-    config = small(stated, **{'large.optimizer.lr': 0.0})
-    recipe, state = run(config, 2)
+    config = small(stated, **{'decoder.optimizer.lr': 0.0})
+    _, state = run(config, 2)
     decoder = pal_text.open_decoder(config, ONE)
     data = pal_text.read(config, ONE, decoder)
     reader = pal_large.make_reader(config, decoder, data, ONE)
@@ -111,12 +112,13 @@ def test_a_step_of_large_moves_prototypes_people_and_decoders_and_no_base(asked)
     assert not any(jax.tree.leaves(moved.frozen))
     model = moved.models['K=2']
     assert all(jax.tree.leaves(model.readings[0].model.params))
+    model.pal.params['f'][-1].pop('bias')  # of both sides of a pair
     assert all(jax.tree.leaves(model.pal.params)) and model.pal.users.z
 
 
 @pytest.mark.parametrize('adapters', [0, 2], ids=['full', 'lora'])
 def test_a_resumed_run_is_the_unbroken_one(asked, tmp_path, adapters):
-    config = small(asked, **B, **{'large.lora.rank': adapters, 'large.optimizer.lr': 1e-4})
+    config = small(asked, **B, **{'decoder.lora.rank': adapters, 'decoder.optimizer.lr': 1e-4})
     recipe, whole = run(config, 4)
     _, half = run(config, 2)
     checkpoints = Checkpoints(tmp_path, recipe.abstract)
@@ -130,7 +132,7 @@ def test_a_resumed_run_is_the_unbroken_one(asked, tmp_path, adapters):
 
 @pytest.mark.slow
 def test_eight_devices_learn_what_one_does(asked):
-    config = small(asked, **B, **{'large.optimizer.lr': 1e-4, 'large.row_tokens': 64, 'large.micro_rows': 1})
+    config = small(asked, **B, **{'decoder.optimizer.lr': 1e-4, 'decoder.row_tokens': 64, 'decoder.micro_rows': 1})
     (recipe, one), (_, eight) = run(config, 3), run(config, 3, EIGHT)
     records = [recipe.evaluate(jax.device_put(jax.tree.map(np.asarray, each)), 'final').record for each in (one, eight)]
     for name, model in one.models.items():
@@ -193,7 +195,7 @@ def test_sides_prototypes_and_constants_may_be_exchanged(asked, rule):  # II.9-1
     batch, state = jax.tree.map(lambda x: x[0, 0], draw(0)), learner.init(jnp.zeros(1, jnp.int32))
     params = jax.tree.map(lambda x: x[0], state.params)
     z = jax.random.normal(jax.random.key(0), (len(batch.users), 2))
-    losses, margin = learner._losses(params, z, batch, None)
+    _, margin = learner._losses(params, z, batch, None)
     swapped = batch.replace(chosen=batch.rejected, rejected=batch.chosen)
     np.testing.assert_allclose(learner._losses(params, z, swapped, None)[1], -margin, atol=1e-6)
     turned = {**params, 'g': jax.tree.map(lambda x: x[::-1], params['g'])}
@@ -221,14 +223,14 @@ def finished(config, workdir):
     return recipe, state, record
 
 
-@pytest.fixture(scope='module', params=['text', 'large'])
+@pytest.fixture(scope='module', params=['text', 'text-large'])
 def folder(request, asked, tmp_path_factory):
     workdir = tmp_path_factory.mktemp(request.param)
     return workdir, *finished(small(asked, request.param, **B, total_steps=4), workdir)
 
 
 def test_a_persons_reward_of_texts_says_what_the_pair_rule_says(folder, asked):  # II.9-12
-    workdir, recipe, state, record = folder
+    workdir, *_, record = folder
     assert record['chosen_prototypes'] == [2]
     run = pal_reward.open_trained(str(workdir))
     pairs = run.reading.data
@@ -243,7 +245,10 @@ def test_a_persons_reward_of_texts_says_what_the_pair_rule_says(folder, asked): 
         w = ideal_point.weights(run.pal, run.state.users.z)[person]
         reward = model.reward if model else pal_reward.reward_of_replies(run, w)
         mine = np.flatnonzero(pairs.users == person)
-        said = {side: reward([lines[i]['prompt'] for i in mine], [lines[i][side] for i in mine]) for side in ('chosen', 'rejected')}
+        said = {
+            side: reward([lines[i]['prompt'] for i in mine], [lines[i][side] for i in mine])
+            for side in ('chosen', 'rejected')
+        }
         u = ideal_point.user_point(run.state.params, run.pal, jnp.tile(w, (len(mine), 1)), items.prompt[mine])
         rule = [ideal_point.item_reward(run.state.params, run.pal, u, getattr(items, side)[mine]) for side in said]
         margins[name] = said['chosen'] - said['rejected']
@@ -291,16 +296,38 @@ def test_ppo_is_paid_by_one_persons_reward(folder, tmp_path):
         pal_reward.make_score('hf:x', '')
 
 
+@pytest.mark.parametrize('variant', ['text', 'text-large'])
+def test_transformers_scores_a_persons_classifier_as_we_do(stated, tmp_path, variant):
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    finished(small(stated, variant, **{'text.pool': 'last', 'total_steps': 4, 'prototypes': (1, 2)}), tmp_path)
+    run = pal_reward.open_trained(str(tmp_path))
+    name = run.data.names[int(np.flatnonzero(run.state.users.updates)[0])]
+    pal_reward.save_classifier(str(tmp_path), tmp_path / 'classifier', user=name)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'classifier').eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'classifier')
+    words = ['azam', 'zzzz', 'aan', 'mnmnmnaz']
+    with torch.no_grad():
+        theirs = model(**tokenizer(words, padding=True, return_tensors='pt')).logits[:, 0].numpy()
+    ours = pal_reward.load_pal_reward_model(str(tmp_path), user=name).reward([''] * 4, words)
+    np.testing.assert_allclose(np.diff(theirs), np.diff(ours), rtol=1e-3, atol=1e-4)
+    assert np.abs(np.diff(ours)).max() > 0.01
+
+
+def test_rewards_that_are_no_linear_head_are_not_exported(folder, tmp_path):
+    with pytest.raises(ValueError, match='variant=B.*only rule dot of variant A'):
+        pal_reward.save_classifier(str(folder[0]), tmp_path / 'classifier')
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ('variant', 'changes', 'message'),
     [
-        ('large', {'text.span': 'mean', 'text.pool': 'last'}, 'is of frozen states'),
-        ('large', {'text.source': ''}, 'a decoder is needed'),
-        ('large', {'large.statements': 0}, r'large.statements=0 must be at least 1'),
-        ('large', {'large.statements': 1}, 'nobody was asked about two of those drawn'),
+        ('text-large', {'text.span': 'mean', 'text.pool': 'last'}, 'is of frozen states'),
+        ('text-large', {'text.source': ''}, 'a decoder is needed'),
+        ('text-large', {'decoder.statements': 0}, r'decoder.statements=0 must be at least 1'),
+        ('text-large', {'decoder.statements': 1}, 'nobody was asked about two of those drawn'),
         ('text', {'text.span': 'sum', 'text.pool': 'last'}, "text.span='sum' must be one of"),
         ('text', {'text.span': 'mean'}, "text.pool='mean' must be 'last'"),
         ('text', B, 'makes prototypes of prompts, and .* has none'),
