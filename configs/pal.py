@@ -74,6 +74,7 @@ def get_config(variant: str = '') -> ConfigDict:
         embedding_pull=1.0,
         own=True,  # a model a user
         own_pull=0.1,
+        groups=False,  # a prototype for each known group, and seen people at that of theirs
         majority=True,
         mixed_logit=True,
     )
@@ -105,7 +106,7 @@ def text(config: ConfigDict) -> ConfigDict:
     config.standardize = False
     config.split.update(train=0.5, validation=0.2)  # of the statements
     config.updates = 20
-    config.baselines.update(majority=False, mixed_logit=False)
+    config.baselines.update(groups=True, majority=False, mixed_logit=False)
     return config
 
 
@@ -118,7 +119,7 @@ def text_large(config: ConfigDict) -> ConfigDict:
     config.batch = 256
     config.prototypes = (1, 2)
     config.split.update(seeds=3, control=False)
-    config.baselines.update(embedding=0, own=False)
+    config.baselines.update(embedding=0, own=False, groups=False)
     config.decoder = dict(
         optimizer=p.adamw(lr=2e-4),  # of decoders; 1e-5 without adapters
         lora=dict(rank=8, alpha=16.0, targets='all-linear', dropout=0.0),  # rank=0: all of a decoder

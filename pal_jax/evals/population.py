@@ -23,6 +23,7 @@ TITLES = {
     'shuffled': 'PAL, shuffled user ids',
     'embedding': 'user embedding',
     'own': 'a model of their own each',
+    'groups': 'PAL that is told the groups of seen people',
     'majority': 'majority vote on the same pair',
     'mixed_logit': 'mixed logit (xlogit)',
 }
@@ -122,7 +123,7 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
 
 def _groups(panel: Panel, state: States, true: Sequence[int], false: Sequence[int]) -> dict[str, list[float]]:
     """How well people's weights agree with their groups, where these are known; with shuffled ids of the largest K."""
-    known, names = panel.data.groups, [name for name in panel.learners if name not in ('K=1', 'own')]
+    known, names = panel.data.groups, [name for name in panel.learners if name not in ('K=1', 'own', 'groups')]
     if known is None or not (known >= 0).any():
         return {}
 

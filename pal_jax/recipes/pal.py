@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from pal_jax.data import choices, comparisons, tables
 from pal_jax.data.comparisons import Comparisons
@@ -33,6 +35,7 @@ from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe
 from pal_jax.runtime import sharding
 from pal_jax.types import Metrics, PairBatch
 
+CERTAIN = 20.0  # a logit that leaves the other prototypes nothing
 SHOWN = 'seen_shared', 'seen_pal', 'new_shared', 'new_pal'
 OPTIONS = {'logistic': ('margin', 'label_smoothing'), 'hinge': ('margin',), 'smooth_hinge': ('margin', 'gamma')}
 
@@ -58,7 +61,7 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     def init() -> tuple[States, Host]:
         seeds = jnp.array([trial.seed for trial in trials], jnp.int32)
-        return {name: learner.init(seeds) for name, learner in learners.items()}, {}
+        return {name: start(name, learner, data, seeds) for name, learner in learners.items()}, {}
 
     def step(state: States, host: Host, i: int) -> tuple[States, Host, str, Metrics]:
         with ctx.phase('draw'):
@@ -136,14 +139,14 @@ def make_trials(config: Config, data: Comparisons) -> list[Trial]:
 def make_learners(config: Config, data: Comparisons, ctx: Context, replicas: int) -> dict[str, IdealPointLearner]:
     """PAL for each K, named `K=...`, and the baselines that are trained as it is."""
     model, baselines = config.model.to_dict(), config.baselines
-    z_std, width = model.pop('z_std'), data.chosen.shape[1]
+    z_std, width, rates = model.pop('z_std'), data.chosen.shape[1], Rates(**config.optimizer)
     options = tuple((name, config.loss[name]) for name in OPTIONS[config.loss.name])
 
-    def learner(pull: float, new_pull: float, **changes: Any) -> IdealPointLearner:
+    def learner(pull: float, new_pull: float, rates: Rates = rates, **changes: Any) -> IdealPointLearner:
         return IdealPointLearner(
             PAL(width, **model | changes),
             Loss(config.loss.name, options, pull, config.loss.bound, config.loss.bound_coef),
-            Rates(**config.optimizer),
+            rates,
             ctx.mesh,
             users=len(data.names),
             replicas=replicas,
@@ -157,7 +160,23 @@ def make_learners(config: Config, data: Comparisons, ctx: Context, replicas: int
         learners['embedding'] = learner(pull, pull, prototypes=baselines.embedding + 1, mixture='free')
     if baselines.own and model['variant'] == 'A' and model['point'] == 'Pw':
         learners['own'] = learner(baselines.own_pull, baselines.own_pull, prototypes=1, mixture='own')
+    if baselines.groups and data.groups is not None and (count := int(data.groups.max()) + 1) > 1:
+        told = rates._replace(users=0.0)  # people stay where `start` puts them
+        learners['groups'] = learner(0.0, config.new.pull, told, prototypes=count)
     return learners
+
+
+def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array) -> PALState:
+    """The state before the first step. Of the model that is told the groups, people stand at the prototype of theirs,
+    and in the middle where it is not known."""
+    state = learner.init(seeds)
+    if name != 'groups':
+        return state
+    assert data.groups is not None
+    z = np.zeros(state.users.z.shape, np.float32)
+    z[:, : len(data.groups)] = CERTAIN * (data.groups[:, None] == np.arange(learner.pal.prototypes))
+    place = learner.abstract.users.z.sharding
+    return state.replace(users=state.users.replace(z=jax.make_array_from_callback(z.shape, place, lambda i: z[i])))
 
 
 def make_draw(config: Config, data: Comparisons, trials: Sequence[Trial], text: TextData | None = None):

@@ -86,7 +86,8 @@ def make(config: Config, ctx: Context) -> Recipe:
             divided = [reader.divide(weights, seed) for seed in seeds]
             frozen = frozen or divided[0][0]
             readings = tuple(reading for _, reading in divided)
-            models[name] = Model(learner.init(jnp.array(seeds, jnp.int32)), readings)
+            people = pal.start(name, learner, data.items, jnp.array(seeds, jnp.int32))
+            models[name] = Model(people, readings)
         assert frozen is not None
         return LargeState(frozen, models), {}
 

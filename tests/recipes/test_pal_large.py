@@ -87,6 +87,10 @@ def test_people_are_told_apart_by_texts_nobody_has_seen(request, kind, changes, 
     assert record['new_pal'] > 0.85
     assert record['group_auc K=2'] > 0.95  # of groups that no model was told
     table = next(each.table for each in evaluation.exhibits if each.title == 'The prototypes')
+    if variant == 'text':
+        assert record['seen_groups'] > 0.85  # which is told them
+        z = np.asarray(state['groups'].users.z)[0]
+        assert {tuple(row) for row in z[:20].tolist()} == {(20.0, 0.0), (0.0, 20.0)}
     assert len(table) == 3 and (' / ' in table[1][3]) == (kind == 'asked')
 
 
