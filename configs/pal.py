@@ -114,7 +114,8 @@ def text_large(config: ConfigDict) -> ConfigDict:
     """PAL-Large: the decoder is trained too, each model's own (pal_jax/recipes/pal_large.py). Give --config.data."""
     config = text(config)
     config.recipe = 'pal_large'
-    config.total_steps = 60
+    config.total_steps = 24  # with all learning; those of `hold` come before
+    config.hold = dict(steps=20, updates=20)  # in which decoders wait
     config.updates = 8  # of prototypes and people, for one of the decoders
     config.batch = 256
     config.prototypes = (1, 2)

@@ -179,10 +179,13 @@ def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array
     return state.replace(users=state.users.replace(z=jax.make_array_from_callback(z.shape, place, lambda i: z[i])))
 
 
-def make_draw(config: Config, data: Comparisons, trials: Sequence[Trial], text: TextData | None = None):
-    """The batches `[trials, updates, batch]` of a step: a function of its number."""
+def make_draw(
+    config: Config, data: Comparisons, trials: Sequence[Trial], text: TextData | None = None, updates: int = 0
+):
+    """The batches `[trials, updates, batch]` of a step: a function of its number. `updates`: 0, those of the config."""
     shares = [comparisons.shares(trial.users, trial.split.train) for trial in trials]
-    count = config.updates * config.batch
+    updates = updates or config.updates
+    count = updates * config.batch
 
     def draw(i: int) -> PairBatch:
         index, users, share = [], [], []
@@ -191,7 +194,7 @@ def make_draw(config: Config, data: Comparisons, trials: Sequence[Trial], text: 
             index.append(trial.split.train[place])
             users.append(trial.users[index[-1]])
             share.append(its_shares[place])
-        form = (len(trials), config.updates, config.batch)
+        form = (len(trials), updates, config.batch)
         where, *rest = (np.stack(rows).reshape(form) for rows in (index, users, share))
         batch = comparisons.take(data, where, *rest)
         return batch if text is None or text.spans is None else text.by_token(batch, where)

@@ -7,14 +7,15 @@ A step draws some statements (or prompts) and pairs of seen people about them. F
 3. the gradient by each text's vector, of all these pairs and taken before 2, goes back through the decoder, which makes
    one update.
 
-Each model has a decoder of its own, which begins as the frozen one of PAL-Tiny: with a rate of 0 this is PAL-Tiny. The
-evaluation is that of `recipes/pal.py`, by what each decoder makes of the texts at the end.
+Each model has a decoder of its own, which begins as the frozen one of PAL-Tiny, and in the first `hold.steps` it waits:
+these are PAL-Tiny's, whose evaluation stands beside the last one. What unlearnt prototypes say is noise to a decoder.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,20 +23,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from pal_jax.data.comparisons import Comparisons, shares
+from pal_jax.data.comparisons import shares
 from pal_jax.data.passes import shuffled
 from pal_jax.data.texts import Text, TextPairs
 from pal_jax.evals.panel import Trial
 from pal_jax.evals.population import Panel, make_exhibits, make_record, measure
-from pal_jax.learners.ideal_point import PALState
+from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.learners.reader import Batching, Reader, Reading
 from pal_jax.models.params import Params
 from pal_jax.recipes import pal, pal_text
-from pal_jax.recipes.pal_text import Decoder
+from pal_jax.recipes.pal_text import Decoder, TextData
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_adapters
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Metrics, PairBatch
+
+TINY = 'tiny'  # the evaluation before decoders are trained
 
 
 class Model(struct.PyTreeNode):
@@ -63,6 +66,57 @@ class Drawn(NamedTuple):
     prompt: np.ndarray | None  # [B]
 
 
+class Large(NamedTuple):
+    """What all models share: the texts, who says what on which split, PAL by model, and how decoders read."""
+
+    data: TextData
+    trials: Sequence[Trial]
+    learners: Mapping[str, IdealPointLearner]
+    reader: Reader
+
+    @property
+    def abstract(self) -> LargeState:
+        readings = (self.reader.abstract,) * len(self.trials)
+        models = {name: Model(learner.abstract, readings) for name, learner in self.learners.items()}
+        return LargeState(self.reader.frozen, models)
+
+    def init(self, weights: Params) -> LargeState:
+        seeds = [trial.seed for trial in self.trials]
+
+        def new(name: str, learner: IdealPointLearner) -> Model:
+            people = pal.start(name, learner, self.data.items, jnp.array(seeds, jnp.int32))
+            return Model(people, tuple(self.reader.divide(weights, seed)[1] for seed in seeds))
+
+        models = {name: new(name, learner) for name, learner in self.learners.items()}
+        return LargeState(self.reader.divide(weights, 0)[0], models)
+
+    def read(self, model: Model, frozen: Params, texts: Sequence[Sequence[Text]]) -> list[np.ndarray]:
+        """Vectors of texts, of each split by its own decoder."""
+        return [self.reader.read(own, frozen, each) for own, each in zip(model.readings, texts, strict=True)]
+
+    def learn(
+        self, model: Model, frozen: Params, texts: Sequence[Sequence[Text]], gradients: Sequence[np.ndarray]
+    ) -> tuple[Reading, ...]:
+        """An update of each split's decoder, by the gradients of these vectors."""
+        todo = zip(model.readings, texts, gradients, strict=True)
+        learnt = tuple(self.reader.learn(own, frozen, each, gradient)[0] for own, each, gradient in todo)
+        if any(int(reading.skipped) >= 3 for reading in learnt):
+            raise RuntimeError('three updates of a decoder in a row were not finite; lower decoder.optimizer.lr')
+        return learnt
+
+    def panel(self, config: Config, state: LargeState, stage: str) -> Panel:
+        """What an evaluation compares: the pairs by what each model's decoders make of all texts."""
+        rest = tuple(config.prototypes), tuple(config.new.counts), config.new.toward
+        tiny = Panel(self.data.items, self.trials, self.learners, *rest)
+        if stage == TINY:
+            return tiny
+        everything = [self.data.pairs.texts] * len(self.trials)
+        tables = {name: np.stack(self.read(m, state.frozen, everything)) for name, m in state.models.items()}
+        by_model = {name: self.data.pairs.in_states(table) for name, table in tables.items()}
+        trained = sum(leaf.size for leaf in jax.tree.leaves(self.reader.abstract.model.params))
+        return tiny._replace(by_model=by_model, decoder_parameters=trained)
+
+
 def make(config: Config, ctx: Context) -> Recipe:
     """Checks the config, reads the pairs and builds the models.
 
@@ -75,69 +129,59 @@ def make(config: Config, ctx: Context) -> Recipe:
     data = pal_text.read(config, ctx, decoder)
     trials = pal.make_trials(config, data.items)
     learners = pal.make_learners(config, data.items, ctx, len(trials))
-    reader = make_reader(config, decoder, data, ctx)
+    large = Large(data, trials, learners, make_reader(config, decoder, data, ctx))
+    hold, held = config.hold.steps, pal.make_draw(config, data.items, trials, updates=config.hold.updates)
     draw = make_draw(config, data.pairs, trials)
-    decoder_parameters = sum(leaf.size for leaf in jax.tree.leaves(reader.abstract.model.params))
 
     def init() -> tuple[LargeState, Host]:
-        weights, seeds = pal_text.load(decoder, ctx), [trial.seed for trial in trials]
-        models, frozen = {}, None
-        for name, learner in learners.items():
-            divided = [reader.divide(weights, seed) for seed in seeds]
-            frozen = frozen or divided[0][0]
-            readings = tuple(reading for _, reading in divided)
-            people = pal.start(name, learner, data.items, jnp.array(seeds, jnp.int32))
-            models[name] = Model(people, readings)
-        assert frozen is not None
-        return LargeState(frozen, models), {}
+        return large.init(pal_text.load(decoder, ctx)), {}
 
-    def step(state: LargeState, host: Host, i: int) -> tuple[LargeState, Host, str, Metrics]:
-        drawn, models, metrics = [draw(trial, i) for trial in range(len(trials))], {}, {}
+    def wait(state: LargeState, i: int) -> tuple[LargeState, Metrics]:
+        """A step of PAL-Tiny."""
+        pairs, models, metrics = held(i), {}, {}
         for name, model in state.models.items():
-            texts = [[data.pairs.texts[s] for s in each.texts] for each in drawn]
+            people, metrics[name] = learners[name].update(model.pal, pairs)
+            models[name] = model.replace(pal=people)
+        return LargeState(state.frozen, models), pal.summarize(metrics, trials)
+
+    def improve(state: LargeState, i: int) -> tuple[LargeState, Metrics]:
+        """A step of PAL-Large."""
+        drawn, models, metrics = [draw(trial, i) for trial in range(len(trials))], {}, {}
+        texts = [[data.pairs.texts[s] for s in each.texts] for each in drawn]
+        for name, model in state.models.items():
             with ctx.phase('read'):
-                vectors = [reader.read(*each) for each in zip_readings(model, state.frozen, texts)]
+                vectors = large.read(model, state.frozen, texts)
             with ctx.phase('update'):
                 batch = as_batch(drawn, vectors)
                 gradient = learners[name].item_gradients(model.pal, batch)
                 people, metrics[name] = learners[name].update(model.pal, in_turn(batch, config.updates))
             with ctx.phase('learn'):
-                by_text = by_texts(drawn, gradient, vectors)
-                todo = zip(zip_readings(model, state.frozen, texts), by_text, strict=True)
-                learnt = [reader.learn(*each, g) for each, g in todo]
-            models[name] = Model(people, tuple(reading for reading, _ in learnt))
-            check_finite(models[name].readings)
-        return LargeState(state.frozen, models), host, 'pal', pal.summarize(metrics, trials)
+                readings = large.learn(model, state.frozen, texts, by_texts(drawn, gradient, vectors))
+            models[name] = Model(people, readings)
+        return LargeState(state.frozen, models), pal.summarize(metrics, trials)
 
-    def as_read(state: LargeState) -> dict[str, Comparisons]:
-        """The pairs by what each model's decoders make of all texts."""
-        found = {}
-        for name, model in state.models.items():
-            everything = [data.pairs.texts] * len(trials)
-            tables = [reader.read(*each) for each in zip_readings(model, state.frozen, everything)]
-            found[name] = data.pairs.in_states(np.stack(tables))
-        return found
+    def step(state: LargeState, host: Host, i: int) -> tuple[LargeState, Host, str, Metrics]:
+        state, metrics = wait(state, i) if i < hold else improve(state, i)
+        return state, host, 'hold' if i < hold else 'pal', metrics
 
     def evaluate(state: LargeState, stage: str) -> Evaluation:
         with ctx.phase('evaluate'):
-            compared = Panel(
-                data.items, trials, learners, tuple(config.prototypes), tuple(config.new.counts), config.new.toward,
-                as_read(state), decoder_parameters,
-            )  # fmt: skip
-            people = {name: model.pal for name, model in state.models.items()}
+            compared, people = large.panel(config, state, stage), {name: m.pal for name, m in state.models.items()}
             results = measure(compared, people)
             return Evaluation(make_record(results), exhibits=make_exhibits(compared, people, results))
 
-    def stage(i: int) -> str | None:
-        if i == config.total_steps:
-            return 'final'
-        return 'step' if config.eval.every and i % config.eval.every == 0 else None
+    steps = hold + config.total_steps
+    stage = functools.partial(stage_before, hold=hold, steps=steps, every=config.eval.every)
+    return Recipe(steps, large.abstract, init, step, stage, evaluate, shown=pal.SHOWN)
 
-    readings = (reader.abstract,) * len(trials)
-    abstract = LargeState(
-        reader.frozen, {name: Model(learner.abstract, readings) for name, learner in learners.items()}
-    )
-    return Recipe(config.total_steps, abstract, init, step, stage, evaluate, shown=pal.SHOWN)
+
+def stage_before(i: int, *, hold: int, steps: int, every: int) -> str | None:
+    """The evaluation due before step `i`: of PAL-Tiny, where decoders have waited, the last, and some in between."""
+    if i == steps:
+        return 'final'
+    if i == hold:
+        return TINY if hold else None
+    return 'step' if every and i > hold and (i - hold) % every == 0 else None
 
 
 def check(config: Config, ways: int) -> None:
@@ -146,13 +190,15 @@ def check(config: Config, ways: int) -> None:
         raise ValueError("text.source='': a decoder is needed to read texts; name one")
     if config.text.span:
         raise ValueError(f'text.span={config.text.span!r} is of frozen states; PAL-Large learns from whole texts')
+    if config.hold.steps < 0 or config.hold.updates < 1:
+        raise ValueError(f'hold.steps={config.hold.steps} must be at least 0, hold.updates={config.hold.updates} 1')
     for key in ('statements', 'micro_rows', 'row_tokens'):
         if config.decoder[key] < 1:
             raise ValueError(f'decoder.{key}={config.decoder[key]} must be at least 1')
     pal.check(config, ways)
 
 
-def make_reader(config: Config, decoder: Decoder, data: pal_text.TextData, ctx: Context) -> Reader:
+def make_reader(config: Config, decoder: Decoder, data: TextData, ctx: Context) -> Reader:
     settings = config.decoder
     return Reader(
         dataclasses.replace(decoder.cfg, remat=settings.remat),
@@ -160,11 +206,6 @@ def make_reader(config: Config, decoder: Decoder, data: pal_text.TextData, ctx: 
         frame=data.frame, adapters=make_adapters(config, of='decoder'),
         batching=Batching(settings.micro_rows, settings.row_tokens),
     )  # fmt: skip
-
-
-def zip_readings(model: Model, frozen: Params, texts: Sequence[Sequence[Text]]) -> list[tuple[Reading, Params, Any]]:
-    """What a reader needs, for each split."""
-    return [(reading, frozen, each) for reading, each in zip(model.readings, texts, strict=True)]
 
 
 def make_draw(config: Config, pairs: TextPairs, trials: Sequence[Trial]):
@@ -220,9 +261,3 @@ def by_texts(drawn: Sequence[Drawn], gradient: PairBatch, vectors: Sequence[np.n
             for out, each, rows in zip(found, drawn, np.asarray(by_pair), strict=True):
                 np.add.at(out, getattr(each, name), rows)
     return found
-
-
-def check_finite(readings: Sequence[Reading]) -> None:
-    """Raises RuntimeError after three updates of a decoder in a row that were not finite, and so were not made."""
-    if any(int(reading.skipped) >= 3 for reading in readings):
-        raise RuntimeError('three updates of a decoder in a row were not finite; lower decoder.optimizer.lr')

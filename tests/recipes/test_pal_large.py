@@ -62,7 +62,7 @@ def small(path, variant='text-large', **changes):
         'new.steps': 50, 'batch': 64, 'updates': 20, 'total_steps': 6, 'checkpoint.every': 1,
     }  # fmt: skip
     if variant == 'text-large':
-        few |= {'decoder.statements': 12, 'decoder.lora.rank': 2, 'decoder.optimizer.lr': 3e-4}
+        few |= {'hold.steps': 0, 'decoder.statements': 12, 'decoder.lora.rank': 2, 'decoder.optimizer.lr': 3e-4}
     return get_config(variant, **{**few, **changes})
 
 
@@ -118,6 +118,24 @@ def test_a_step_of_large_moves_prototypes_people_and_decoders_and_no_base(asked)
     assert all(jax.tree.leaves(model.readings[0].model.params))
     model.pal.params['f'][-1].pop('bias')  # of both sides of a pair
     assert all(jax.tree.leaves(model.pal.params)) and model.pal.users.z
+
+
+def test_decoders_wait_while_prototypes_are_found(asked):
+    config = small(asked, **B, **{'hold.steps': 2, 'hold.updates': 20, 'total_steps': 1})
+    recipe, tiny = pal_large.make(config, ONE), pal.make(small(asked, 'text', **B, **{'baselines.groups': False}), ONE)
+    (state, host), (other, nothing) = recipe.init(), tiny.init()
+    before = jax.tree.map(np.array, {name: model.readings for name, model in state.models.items()})
+    assert recipe.total_steps == 3 and [recipe.stage(i) for i in range(4)] == [None, None, 'tiny', 'final']
+    for i in range(2):
+        state, host, phase, _ = recipe.step(state, host, i)
+        other, nothing, *_ = tiny.step(other, nothing, i)
+    assert phase == 'hold'
+    after = {name: model.readings for name, model in state.models.items()}
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, after))
+    people = {name: model.pal for name, model in state.models.items()}
+    jax.tree.map(np.testing.assert_array_equal, people, other)
+    found, expected = recipe.evaluate(state, 'tiny').record, tiny.evaluate(other, 'final').record
+    assert found['seen_pal'] == expected['seen_pal']
 
 
 @pytest.mark.parametrize('adapters', [0, 2], ids=['full', 'lora'])
