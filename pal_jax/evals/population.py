@@ -33,7 +33,7 @@ GROUPS = (
 )
 PROTOTYPES = {
     False: 'Effects on the reward of one standard deviation of an attribute.',
-    True: 'Rewards of statements, less their mean over the prototypes.',
+    True: 'Rewards of statements, or of replies less those of the other reply; less their mean over the prototypes.',
 }
 SHOWN_TEXTS = 3  # that a prototype likes most, and least
 SHOWN_ITEMS = 2000  # whose rewards tell what a prototype likes
@@ -291,7 +291,11 @@ def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
 
     def rewards(k: int) -> np.ndarray:
         w = jnp.zeros((len(items), pal.prototypes)).at[:, k].set(1.0)
-        return np.asarray(ideal_point.item_reward(params, pal, ideal_point.user_point(params, pal, w, prompt), items))
+        u = ideal_point.user_point(params, pal, w, prompt)
+        found = np.asarray(ideal_point.item_reward(params, pal, u, items))
+        if not words or prompt is None:
+            return found
+        return found - np.asarray(ideal_point.item_reward(params, pal, u, jnp.asarray(data.rejected[index])))
 
     liked = np.stack([rewards(int(k)) for k in order])
     effects = people.linear_effects(liked, np.asarray(items)) if not words else liked - liked.mean(axis=0)

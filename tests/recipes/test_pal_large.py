@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,13 @@ def run(config, steps, context=ONE, recipe=None):
 B = {'model.variant': 'B', 'model.projector': 'mlp1-gelu'}
 
 
+def taste(row):
+    """What a prototype would rather hear said to words full of a; to those full of z it is the other."""
+    opposite = {'yes': 'no', 'no': 'yes'}
+    said = re.findall(r'([azmn]{12}) / (yes|no)', row[3])
+    return {reply if word.count('a') > 3 else opposite[reply] for word, reply in said}
+
+
 @pytest.mark.parametrize('variant', ['text', 'text-large'])
 @pytest.mark.parametrize(('kind', 'changes'), [('asked', B), ('stated', {})], ids=['B', 'A'])
 def test_people_are_told_apart_by_texts_nobody_has_seen(request, kind, changes, variant):
@@ -91,6 +99,8 @@ def test_people_are_told_apart_by_texts_nobody_has_seen(request, kind, changes, 
         assert record['seen_groups'] > 0.85  # which is told them
         z = np.asarray(state['groups'].users.z)[0]
         assert {tuple(row) for row in z[:20].tolist()} == {(20.0, 0.0), (0.0, 20.0)}
+    if kind == 'asked':
+        assert sorted(map(sorted, map(taste, table[1:]))) == [['no'], ['yes']]  # to words full of a
     assert len(table) == 3 and (' / ' in table[1][3]) == (kind == 'asked')
 
 
