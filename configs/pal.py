@@ -4,6 +4,7 @@ r"""PAL: preferences of many people as mixtures of a few prototypes, new people 
   python -m pal_jax.train --config=configs/pal.py --config.data=train    # 235 people's of train journeys
   python -m pal_jax.train --config=configs/pal.py --config.data=my.csv   # your people's (pal_jax/data/tables.py)
   python -m pal_jax.train --config=configs/pal.py:text --config.data=polis/bowling_green    # votes on statements
+  python -m pal_jax.train --config=configs/pal.py:text-large --config.data=polis/bowling_green  # the decoder learns
   python -m pal_jax.train --config=configs/pal.py:large --config.data=folder    # pairs on disk (data/columns.py)
   python -m pal_jax.train --config=configs/pal.py:smoke                  # a tenth of the steps and two splits
 
@@ -16,7 +17,7 @@ from pal_jax import presets as p
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    variant = p.parse_variant(variant, 'smoke', 'text', 'large')
+    variant = p.parse_variant(variant, 'smoke', 'text', 'text-large', 'large')
     config = p.base(recipe='pal', total_steps=20)
     config.data = 'electricity'  # or train, swissmetro (1,191 people), a file of your own
     # Of people's votes on statements (pal_jax/data/votes.py): which decoder makes vectors of these; '': no text.
@@ -24,7 +25,8 @@ def get_config(variant: str = '') -> ConfigDict:
         source='',
         dtype='auto',
         layers=0,  # the first so many of the decoder's; 0: all
-        pool='mean',  # over the tokens of a statement, or last
+        pool='mean',  # over the tokens of a text, or last
+        span='',  # with pool=last a loss at every token of where a pair differs: cumulative, mean or only_last
         template='{}',
         width=32,  # principal coordinates of the states; 0: the states as they are
         pairs=200,  # at most of a person's
@@ -79,6 +81,7 @@ def get_config(variant: str = '') -> ConfigDict:
         embedding_pull=1.0,
         own=True,  # a model a user
         own_pull=0.1,
+        groups=False,  # a prototype for each known group, and seen people at that of theirs
         majority=True,
         mixed_logit=True,
     )
@@ -87,6 +90,7 @@ def get_config(variant: str = '') -> ConfigDict:
         '': lambda: config,
         'smoke': lambda: smoke(config),
         'text': lambda: text(config),
+        'text-large': lambda: text_large(config),
         'large': lambda: large(config),
     }[variant]()
 
@@ -110,7 +114,29 @@ def text(config: ConfigDict) -> ConfigDict:
     config.standardize = False
     config.split.update(train=0.5, validation=0.2)  # of the statements
     config.updates = 20
-    config.baselines.update(majority=False, mixed_logit=False)
+    config.baselines.update(groups=True, majority=False, mixed_logit=False)
+    return config
+
+
+def text_large(config: ConfigDict) -> ConfigDict:
+    """PAL-Large: the decoder is trained too, each model's own (pal_jax/recipes/pal_large.py). Give --config.data."""
+    config = text(config)
+    config.recipe = 'pal_large'
+    config.total_steps = 24  # with all learning; those of `hold` come before
+    config.hold = dict(steps=20, updates=20)  # in which decoders wait
+    config.updates = 8  # of prototypes and people, for one of the decoders
+    config.batch = 256
+    config.prototypes = (1, 2)
+    config.split.update(seeds=3, control=False)
+    config.baselines.update(embedding=0, own=False, groups=False)
+    config.decoder = dict(
+        optimizer=p.adamw(lr=2e-4),  # of decoders; 1e-5 without adapters
+        lora=dict(rank=8, alpha=16.0, targets='all-linear', dropout=0.0),  # rank=0: all of a decoder
+        remat='none',
+        statements=48,  # or prompts, of a step; its pairs are of these alone
+        micro_rows=4,
+        row_tokens=256,
+    )
     return config
 
 

@@ -55,6 +55,8 @@ def get_config(variant: str = '') -> ConfigDict:
         n_samples_per_prompt=4,
         scale_scores=False,  # by the running mean and standard deviation of all scores; group_norm needs none
         test_count=24,  # prompts of the evaluations before and after
+        reward='',  # pal:<workdir> in place of the reward models of stage=reward (docs/methods/pal.md)
+        person='',  # with it: a user of that run, a file of a mixture (*.json), or '': the population
     )
     config.merge = dict(weights=())  # of the dimensions, in their order, with sum 1; (): equal ones
     config.evaluate = dict(

@@ -250,10 +250,14 @@ class RolloutBatch(struct.PyTreeNode):
 
 
 class PairBatch(struct.PyTreeNode):
-    """Pairs of items by their vectors, `H` wide. Axes of replicas and of updates may stand before `B` pairs."""
+    """Pairs of items by their vectors, `H` wide. Axes of replicas and of updates may stand before `B` pairs.
+
+    Sides may have a vector for each of `T` tokens; `weight` then says what a pair's loss at each of them counts.
+    """
 
     users: Int[Array, '*S B']
-    chosen: Float[Array, '*S B H']
-    rejected: Float[Array, '*S B H']
+    chosen: Float[Array, '*S B *T H']
+    rejected: Float[Array, '*S B *T H']
     share: Float[Array, '*S B']  # 1 / how many pairs its user has
     prompt: Float[Array, '*S B H'] | None = None
+    weight: Float[Array, '*S B T'] | None = None

@@ -50,7 +50,7 @@ class Comparisons(NamedTuple):
     situations: np.ndarray  # [n]
     chosen: np.ndarray | Lookup  # [n, H]
     rejected: np.ndarray | Lookup  # [n, H]
-    prompt: np.ndarray | None  # [n, H]
+    prompt: np.ndarray | Lookup | None  # [n, H]
     names: tuple[str, ...]
     attributes: tuple[str, ...]
     texts: tuple[str, ...] = ()
@@ -138,7 +138,8 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
 
 def split_items(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:
     """People into seen and new, items into parts, all at random by `seed`: a pair belongs to a part that both its items
-    are in, and to none where they are in two. What a model is tested on, nobody was asked about before.
+    are in, and to none where they are in two. What a model is tested on, nobody was asked about before. Where there are
+    prompts, they are what is cut in parts, and replies may be the same.
 
     People who have no pair in training or none in the test are left out.
 
@@ -148,10 +149,15 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
     assert isinstance(data.chosen, Lookup) and isinstance(data.rejected, Lookup)
     rng, people, items = np.random.default_rng(seed), len(data.names), len(data.chosen.table)
     is_seen = rng.permutation(people) < round(seen * people)
+    if isinstance(data.prompt, Lookup):
+        asked, of_pair = np.unique(data.prompt.numbers, return_inverse=True)
+        items, sides = len(asked), [of_pair]
+    else:
+        sides = [data.chosen.numbers, data.rejected.numbers]
     place = rng.permutation(items)
     part = (place >= round(train * items)).astype(int) + (place >= round((train + validation) * items))
-    of_pair = part[data.chosen.numbers]
-    of_pair[of_pair != part[data.rejected.numbers]] = -1
+    of_pair = part[sides[0]]
+    of_pair[of_pair != part[sides[-1]]] = -1
     has = [np.bincount(data.users[of_pair == k], minlength=people) > 0 for k in (0, 2)]
     counted = (has[0] & has[1])[data.users]
     theirs = is_seen[data.users]

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.data.comparisons import Comparisons, Lookup
-
 
 class Votes(NamedTuple):
     """`n` votes by column, of people and statements by their numbers."""
@@ -62,9 +60,9 @@ def read(conversation: str | Path) -> Votes:
     )  # fmt: skip
 
 
-def to_pairs(votes: Votes, table: np.ndarray, *, most: int, seed: int) -> Comparisons:
-    """Of each person up to `most` pairs at random, of a statement agreed with and one disagreed with; `table[s]` is the
-    vector of statement `s`.
+def draw_pairs(votes: Votes, *, most: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each person up to `most` pairs at random: numbers of people, of statements agreed with, and of statements
+    disagreed with.
 
     Raises:
       ValueError: nobody agreed with one statement and disagreed with another.
@@ -82,28 +80,7 @@ def to_pairs(votes: Votes, table: np.ndarray, *, most: int, seed: int) -> Compar
     users, chosen, rejected = (np.concatenate(column).astype(np.int32) for column in zip(*columns, strict=True))
     if not len(users):
         raise ValueError('nobody agreed with one statement and disagreed with another; there is nothing to learn from')
-    return Comparisons(
-        users=users,
-        situations=np.arange(len(users)),
-        chosen=Lookup(table, chosen),
-        rejected=Lookup(table, rejected),
-        prompt=None,
-        names=votes.names,
-        attributes=tuple(f'x{i}' for i in range(table.shape[1])),
-        texts=votes.texts,
-        groups=votes.groups,
-    )
-
-
-def principal(table: np.ndarray, width: int, chunk: int = 65536) -> np.ndarray:
-    """Rows by their `width` principal coordinates about the mean, in units in which their mean square is 1. Reads the
-    table, which may lie on disk, a chunk at a time."""
-    starts = range(0, len(table), chunk)
-    mean = sum(table[s : s + chunk].sum(axis=0, dtype=np.float64) for s in starts) / len(table)
-    centred = ((table[s : s + chunk] - mean for s in starts) for _ in range(2))
-    values, vectors = np.linalg.eigh(sum(part.T @ part for part in next(centred)) / len(table))
-    basis = vectors[:, ::-1][:, :width] / np.sqrt(values[::-1][:width].mean())
-    return np.concatenate([(part @ basis).astype(np.float32) for part in next(centred)])
+    return users, chosen, rejected
 
 
 def _statements(path: Path) -> Iterator[tuple[str, str]]:

@@ -33,6 +33,7 @@ TITLES = {
     'shuffled': 'PAL, shuffled user ids',
     'embedding': 'user embedding',
     'own': 'a model of their own each',
+    'groups': 'PAL that is told the groups of seen people',
     'majority': 'majority vote on the same pair',
     'mixed_logit': 'mixed logit (xlogit)',
 }
@@ -43,7 +44,7 @@ GROUPS = (
 BY_GROUP = "Accuracy on seen people's new choices, of each group alone; no model was told who is in which."
 PROTOTYPES = {
     False: 'Effects on the reward of one standard deviation of an attribute.',
-    True: 'Rewards of statements, less their mean over the prototypes.',
+    True: 'Rewards of statements, or of replies less those of the other reply; less their mean over the prototypes.',
 }
 SHOWN_TEXTS = 3  # that a prototype likes most, and least
 SHOWN_ITEMS = 2000  # whose rewards tell what a prototype likes
@@ -53,7 +54,8 @@ States = Mapping[str, PALState]
 
 
 class Panel(NamedTuple):
-    """What is compared: PAL's models are named `K=...`, others as in `TITLES`."""
+    """What is compared: PAL's models are named `K=...`, others as in `TITLES`. Where models have decoders of their own,
+    `by_model` is the data as each reads it, and `decoder_parameters` is how many of its parameters are trained."""
 
     data: Comparisons
     trials: Sequence[Trial]
@@ -61,7 +63,13 @@ class Panel(NamedTuple):
     prototypes: tuple[int, ...]
     counts: tuple[int, ...]
     toward: Literal['population', 'zero']
+    by_model: Mapping[str, Comparisons] = {}
+    decoder_parameters: int = 0
     ask: int = 0  # questions to new people, chosen one by one; 0: none
+
+    def seen_by(self, model: str) -> Comparisons:
+        """The data as this model has them."""
+        return self.by_model.get(model, self.data)
 
 
 class Method(NamedTuple):
@@ -93,14 +101,18 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
     counts = (*(count for count in panel.counts if count < new.most), new.most)
     measured: dict[str, Method] = {}
     for name, learner in learners.items():
+        theirs = panel.seen_by(name)
+        people = new if theirs is data else newcomers(theirs, trials)
         measured[name] = Method(
-            seen_accuracy(learner, state[name], data, trials, 'test'),
-            new_accuracy(learner, state[name], new, counts, _prior(panel, state[name])),
-            sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params)),
+            seen_accuracy(learner, state[name], theirs, trials, 'test'),
+            new_accuracy(learner, state[name], people, counts, _prior(panel, state[name])),
+            panel.decoder_parameters + sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params)),
             0 if name == 'K=1' else learner.pal.logits,
         )
+    names = {K: f'K={K}' for K in panel.prototypes}
     validation = {
-        K: seen_accuracy(learners[f'K={K}'], state[f'K={K}'], data, trials, 'validation') for K in panel.prototypes
+        K: seen_accuracy(learners[name], state[name], panel.seen_by(name), trials, 'validation')
+        for K, name in names.items()
     }
     chosen = choose({K: [each.pairs for each in row] for K, row in validation.items()})
     true, false = ([r for r, trial in enumerate(trials) if trial.shuffled == wanted] for wanted in (False, True))
@@ -172,7 +184,7 @@ def _asked(
 
 def _groups(panel: Panel, state: States, true: Sequence[int], false: Sequence[int]) -> dict[str, list[float]]:
     """How well people's weights agree with their groups, where these are known; with shuffled ids of the largest K."""
-    known, names = panel.data.groups, [name for name in panel.learners if name not in ('K=1', 'own')]
+    known, names = panel.data.groups, [name for name in panel.learners if name not in ('K=1', 'own', 'groups')]
     if known is None or not (known >= 0).any():
         return {}
 
@@ -288,7 +300,7 @@ def make_exhibits(panel: Panel, state: States, results: Results) -> list[Exhibit
         Exhibit('New people', picture=people.plot_by_comparisons(curves, results.counts)),
         *([Exhibit('Opinion groups', GROUPS, _group_table(results))] if results.groups else ()),
         *([Exhibit('Each group', BY_GROUP, _table_by_group(results, panel.data))] if results.by_group else ()),
-        *(_portrait(panel, state[f'K={K}'], panel.learners[f'K={K}']) if K > 1 else ()),
+        *(_portrait(panel, f'K={K}', state) if K > 1 else ()),
     ]
 
 
@@ -345,24 +357,27 @@ def _cell(values: Sequence[float]) -> str:
     return f'{mean:.3f} ± {error:.3f}' if np.isfinite(error) else f'{mean:.3f}'
 
 
-def _portrait(panel: Panel, state: PALState, learner: IdealPointLearner) -> list[Exhibit]:
+def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
     """The people of the first split among its prototypes, and what these like."""
-    data, pal = panel.data, learner.pal
+    data, state, pal = panel.seen_by(name), states[name], panel.learners[name].pal
     seen = np.unique(data.users[panel.trials[0].split.train])
     mixtures = np.asarray(ideal_point.weights(pal, state.users.z[0][seen]))
     order = np.argsort(-mixtures.mean(axis=0))
     params = jax.tree.map(lambda x: x[0], state.params)
-    index = np.random.default_rng(0).permutation(len(data.users))[:SHOWN_ITEMS]
+    index, words = shown_items(data)
     items, prompt = jnp.asarray(data.chosen[index]), None if data.prompt is None else jnp.asarray(data.prompt[index])
-    items = jnp.asarray(data.chosen.table) if data.texts and isinstance(data.chosen, Lookup) else items
 
     def rewards(k: int) -> np.ndarray:
         w = jnp.zeros((len(items), pal.prototypes)).at[:, k].set(1.0)
-        return np.asarray(ideal_point.item_reward(params, pal, ideal_point.user_point(params, pal, w, prompt), items))
+        u = ideal_point.user_point(params, pal, w, prompt)
+        found = np.asarray(ideal_point.item_reward(params, pal, u, items))
+        if not words or prompt is None:
+            return found
+        return found - np.asarray(ideal_point.item_reward(params, pal, u, jnp.asarray(data.rejected[index])))
 
     liked = np.stack([rewards(int(k)) for k in order])
-    effects = people.linear_effects(liked, np.asarray(items)) if not data.texts else liked - liked.mean(axis=0)
-    attributes, shown = (data.texts, SHOWN_TEXTS) if data.texts else (data.attributes, 2)
+    effects = people.linear_effects(liked, np.asarray(items)) if not words else liked - liked.mean(axis=0)
+    attributes, shown = (words, SHOWN_TEXTS) if words else (data.attributes, 2)
     table = [['prototype', 'mean weight', 'largest for', 'likes most', 'likes least']]
     for number, k in enumerate(order):
         mostly = np.mean(mixtures.argmax(axis=1) == k)
@@ -371,7 +386,19 @@ def _portrait(panel: Panel, state: PALState, learner: IdealPointLearner) -> list
     return [
         Exhibit('The people', picture=people.plot_simplex(mixtures[:SHOWN_PEOPLE, order])),
         Exhibit(
-            'The prototypes', PROTOTYPES[bool(data.texts)], table,
+            'The prototypes', PROTOTYPES[bool(words)], table,
             people.plot_effects(effects, attributes) if len(attributes) <= 30 else b'',
         ),
     ]  # fmt: skip
+
+
+def shown_items(data: Comparisons) -> tuple[np.ndarray, list[str]]:
+    """Pairs, by their numbers, whose chosen items tell what a prototype likes, and these in words if they are texts:
+    each text once, or each reply to each prompt."""
+    index = np.random.default_rng(0).permutation(len(data.users))
+    if not data.texts:
+        return index[:SHOWN_ITEMS], []
+    columns = [each.numbers[index] for each in (data.prompt, data.chosen) if isinstance(each, Lookup)]
+    different = np.unique(np.stack(columns), axis=1, return_index=True)[1][:SHOWN_ITEMS]
+    said = [' / '.join(data.texts[int(column[i])] for column in columns) for i in different]
+    return index[different], said

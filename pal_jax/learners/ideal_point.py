@@ -169,6 +169,8 @@ class IdealPointLearner:
         """Loss and margin of each pair, for users' logits by pair."""
         u, margin = self._judge(params, z, batch, training=True, key=key)
         each = pair_loss(margin, self.loss.name, **dict(self.loss.options))
+        if batch.weight is not None:  # of the tokens of a pair; the last of them has read both replies
+            each, margin = jnp.sum(batch.weight * each, axis=-1), margin[..., -1]
         if self.loss.pull:
             each = each + self.loss.pull / 2 * batch.share * jnp.sum(jnp.square(z), axis=-1)
         if self.loss.bound:
@@ -187,6 +189,24 @@ class IdealPointLearner:
             for x, k in zip((batch.chosen, batch.rejected), items, strict=True)
         )
         return u, chosen - rejected
+
+    def item_gradients(self, state: PALState, batch: PairBatch) -> PairBatch:
+        """The gradient of the loss by the items and prompts of a batch `[replicas, B]`, for who made these vectors; the
+        state is as it was before this batch."""
+        return self._item_gradients(state, batch)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _item_gradients(self, state: PALState, batch: PairBatch) -> PairBatch:
+        def of_one(state: PALState, batch: PairBatch) -> PairBatch:
+            key, z = jax.random.fold_in(jax.random.key(state.seed), state.step), state.users.z[batch.users]
+
+            def loss(sides: dict[str, Array]) -> Array:
+                return jnp.mean(self._losses(state.params, z, batch.replace(**sides), key)[0])
+
+            sides = {side: getattr(batch, side) for side in ('chosen', 'rejected', 'prompt')}
+            return batch.replace(**jax.grad(loss)({name: x for name, x in sides.items() if x is not None}))
+
+        return jax.vmap(of_one)(state, batch)
 
     # --- new users ---------------------------------------------------------------------------------------------------
 

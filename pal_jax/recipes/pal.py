@@ -10,34 +10,32 @@ from n of their comparisons, with everything else as it was.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pal_jax.data import choices, columns, comparisons, tables, votes
+from pal_jax.data import choices, columns, comparisons, tables
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.data.passes import shuffled
 from pal_jax.evals import mixed_logit, panel
 from pal_jax.evals.panel import Trial
 from pal_jax.evals.population import Panel, make_exhibits, make_record, measure
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALState, Rates
-from pal_jax.models import ideal_point, sources, states
 from pal_jax.models.ideal_point import PAL
-from pal_jax.models.params import decoder_specs
 from pal_jax.objectives.preference import pair_loss
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, open_run, read_config
+from pal_jax.recipes import pal_text
+from pal_jax.recipes.pal_text import TextData
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe
 from pal_jax.runtime import devices, sharding
-from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.runtime.metrics import EVALS, read_records
 from pal_jax.types import Metrics, PairBatch
 
+CERTAIN = 20.0  # a logit that leaves the other prototypes nothing
 SHOWN = 'seen_shared', 'seen_pal', 'new_shared', 'new_pal'
 OPTIONS = {'logistic': ('margin', 'label_smoothing'), 'hinge': ('margin',), 'smooth_hinge': ('margin', 'gamma')}
 
@@ -52,22 +50,19 @@ def make(config: Config, ctx: Context) -> Recipe:
       RuntimeError: the wheel that holds the choices is not installed.
     """
     check(config, sharding.batch_ways(ctx.mesh))
-    data = read(config, ctx)
+    text = pal_text.read(config, ctx, pal_text.open_decoder(config, ctx)) if config.text.source else None
+    data = text.items if text else read(config, ctx)
     data = comparisons.standardized(data) if config.standardize else data
-    parts = {name: config.split[name] for name in ('seen', 'train', 'validation')}
-    split = functools.partial(comparisons.split_items if config.text.source else comparisons.split, data, **parts)
-    trials = panel.make_trials(
-        data, config.split.seeds, config.split.control, config.seed, lambda seed: split(seed=seed)
-    )
+    trials = make_trials(config, data)
     learners = make_learners(config, data, ctx, len(trials))
-    draw = make_draw(config, data, trials)
+    draw = make_draw(config, data, trials, text)
     new = config.new
-    compared = Panel(data, trials, learners, tuple(config.prototypes), tuple(new.counts), new.toward, new.ask)
+    compared = Panel(data, trials, learners, tuple(config.prototypes), tuple(new.counts), new.toward, ask=new.ask)
     others = [name for name in ('majority', 'mixed_logit') if config.baselines[name]]
 
     def init() -> tuple[States, Host]:
         seeds = jnp.array([trial.seed for trial in trials], jnp.int32)
-        return {name: learner.init(seeds) for name, learner in learners.items()}, {}
+        return {name: start(name, learner, data, seeds) for name, learner in learners.items()}, {}
 
     def step(state: States, host: Host, i: int) -> tuple[States, Host, str, Metrics]:
         with ctx.phase('draw'):
@@ -119,7 +114,7 @@ def check(config: Config, ways: int) -> None:
     if config.baselines.mixed_logit:
         mixed_logit.require()
     if config.text.source:
-        check_text(config)
+        pal_text.check(config)
 
 
 def check_new(config: Config) -> None:
@@ -133,26 +128,10 @@ def check_new(config: Config) -> None:
         )
 
 
-def check_text(config: Config) -> None:
-    text = config.text
-    if text.pool not in get_args(states.Pool) or '{}' not in text.template or text.pairs < 1:
-        raise ValueError(
-            f'text.pool={text.pool!r} must be mean or last, text.pairs={text.pairs} at least 1, and '
-            f'text.template={text.template!r} needs {{}} where a statement goes'
-        )
-    if config.standardize or config.baselines.majority or config.baselines.mixed_logit:
-        raise ValueError(
-            'standardize, baselines.majority and baselines.mixed_logit are for attributes; where text.source is given '
-            'set them to False'
-        )
-    if config.model.variant == 'B':
-        raise ValueError("model.variant='B' needs prompts, and statements have none; use variant A")
-
-
 def read(config: Config, ctx: Context) -> Comparisons:
     """The choices, in their own units, if the model can use them."""
     if config.text.source:
-        return read_votes(config, ctx)
+        return pal_text.read(config, ctx, pal_text.open_decoder(config, ctx)).items
     known = config.data in choices.TABLES
     path = Path(config.data)
     on_disk = not known and path.is_dir()
@@ -167,36 +146,26 @@ def read(config: Config, ctx: Context) -> Comparisons:
     return data
 
 
-def read_votes(config: Config, ctx: Context) -> Comparisons:
-    """Pairs of statements, by what a frozen decoder makes of their texts (computed once, and kept in `text.folder`)."""
-    text, found = config.text, votes.read(config.data)
-    source = sources.resolve(text.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
-    cfg = states.first_layers(devices.for_platform(source.config, text.dtype), text.layers)
-    said = [text.template.format(each) for each in found.texts]
-
-    def compute():
-        encode = source.tokenizer().fast.encode  # with a beginning-of-sequence token where the model has one
-        shardings = sharding.param_shardings(decoder_specs(source.config), ctx.mesh)
-        return states.hidden_states(source.load(shardings), cfg, ctx.mesh, list(map(encode, said)), pool=text.pool)
-
-    settings = {'source': text.source, 'layers': cfg.layers, 'pool': text.pool, 'dtype': cfg.dtype}
-    table = states.stored(text.folder, said, settings, compute, cfg.width)
-    table = votes.principal(table, text.width) if text.width else table
-    return votes.to_pairs(found, table, most=text.pairs, seed=config.seed)
+def make_trials(config: Config, data: Comparisons) -> list[Trial]:
+    """Splits at random, by statements and prompts where there is text, else by choice situations."""
+    parts = {name: config.split[name] for name in ('seen', 'train', 'validation')}
+    split = functools.partial(comparisons.split_items if config.text.source else comparisons.split, data, **parts)
+    seeds, control = config.split.seeds, config.split.control
+    return panel.make_trials(data, seeds, control, config.seed, lambda seed: split(seed=seed))
 
 
 def make_learners(config: Config, data: Comparisons, ctx: Context, replicas: int) -> dict[str, IdealPointLearner]:
     """PAL for each K, named `K=...`, and the baselines that are trained as it is."""
     model, baselines = config.model.to_dict(), config.baselines
-    z_std, width = model.pop('z_std'), data.chosen.shape[1]
+    z_std, width, rates = model.pop('z_std'), data.chosen.shape[1], Rates(**config.optimizer)
     model |= devices.precision(model['dtype'])
     options = tuple((name, config.loss[name]) for name in OPTIONS[config.loss.name])
 
-    def learner(pull: float, new_pull: float, **changes: Any) -> IdealPointLearner:
+    def learner(pull: float, new_pull: float, rates: Rates = rates, **changes: Any) -> IdealPointLearner:
         return IdealPointLearner(
             PAL(width, **model | changes),
             Loss(config.loss.name, options, pull, config.loss.bound, config.loss.bound_coef),
-            Rates(**config.optimizer),
+            rates,
             ctx.mesh,
             users=len(data.names),
             replicas=replicas,
@@ -210,13 +179,32 @@ def make_learners(config: Config, data: Comparisons, ctx: Context, replicas: int
         learners['embedding'] = learner(pull, pull, prototypes=baselines.embedding + 1, mixture='free')
     if baselines.own and model['variant'] == 'A' and model['point'] == 'Pw':
         learners['own'] = learner(baselines.own_pull, baselines.own_pull, prototypes=1, mixture='own')
+    if baselines.groups and data.groups is not None and (count := int(data.groups.max()) + 1) > 1:
+        told = rates._replace(users=0.0)  # people stay where `start` puts them
+        learners['groups'] = learner(0.0, config.new.pull, told, prototypes=count)
     return learners
 
 
-def make_draw(config: Config, data: Comparisons, trials: Sequence[Trial]):
-    """The batches `[trials, updates, batch]` of a step: a function of its number."""
+def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array) -> PALState:
+    """The state before the first step. Of the model that is told the groups, people stand at the prototype of theirs,
+    and in the middle where it is not known."""
+    state = learner.init(seeds)
+    if name != 'groups':
+        return state
+    assert data.groups is not None
+    z = np.zeros(state.users.z.shape, np.float32)
+    z[:, : len(data.groups)] = CERTAIN * (data.groups[:, None] == np.arange(learner.pal.prototypes))
+    place = learner.abstract.users.z.sharding
+    return state.replace(users=state.users.replace(z=jax.make_array_from_callback(z.shape, place, lambda i: z[i])))
+
+
+def make_draw(
+    config: Config, data: Comparisons, trials: Sequence[Trial], text: TextData | None = None, updates: int = 0
+):
+    """The batches `[trials, updates, batch]` of a step: a function of its number. `updates`: 0, those of the config."""
     shares = [comparisons.shares(trial.users, trial.split.train) for trial in trials]
-    count = config.updates * config.batch
+    updates = updates or config.updates
+    count = updates * config.batch
 
     def draw(i: int) -> PairBatch:
         index, users, share = [], [], []
@@ -225,9 +213,10 @@ def make_draw(config: Config, data: Comparisons, trials: Sequence[Trial]):
             index.append(trial.split.train[place])
             users.append(trial.users[index[-1]])
             share.append(its_shares[place])
-        form = (len(trials), config.updates, config.batch)
-        stacked = (np.stack(rows).reshape(form) for rows in (index, users, share))
-        return comparisons.take(data, *stacked, read=False)
+        form = (len(trials), updates, config.batch)
+        where, *rest = (np.stack(rows).reshape(form) for rows in (index, users, share))
+        batch = comparisons.take(data, where, *rest, read=text is not None)
+        return batch if text is None or text.spans is None else text.by_token(batch, where)
 
     return draw
 
@@ -248,53 +237,3 @@ def summarize(metrics: dict[str, dict[str, Any]], trials: Sequence[Trial]) -> Me
     spread = float(np.std(np.asarray(metrics[largest]['accuracy'])[true]))
     named = {f'{key} {name}': value for name, each in means.items() for key, value in each.items()}
     return means[largest] | {'accuracy_std': spread, 'samples': float(len(true))} | named
-
-
-# --- one person's reward ----------------------------------------------------------------------------------------------
-
-
-class PersonalReward(NamedTuple):
-    """`reward(items, prompts)` gives the `[B]` rewards of items `[B, H]`, in the table's own units, to one person.
-
-    `mixture` is all there is of the person: it can be kept as JSON, and given back as `mix`.
-    """
-
-    reward: Callable[..., Array]
-    mixture: list[float]
-
-
-def load_pal_reward_model(
-    workdir: str, *, user: str = '', mix: Sequence[float] | None = None, split: int = 0
-) -> PersonalReward:
-    """The reward of a trained run's `split`, with the K that was chosen on it: of a seen user, of a mixture, or of the
-    population's mean where neither is given.
-
-    Raises:
-      ValueError: the run is not finished, the user is unknown or new in this split, or the mixture is none.
-    """
-    config = read_config(workdir)
-    ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1]), lambda _: contextlib.nullcontext())
-    restored = Checkpoints(workdir, make(config, ctx).abstract, read_only=True).restore()
-    finals = [record for record in read_records(Path(workdir) / EVALS) if record['stage'] == 'final']
-    if restored is None or not finals:
-        raise ValueError(f'{workdir} is not finished: K is chosen at its end; run the same command again')
-    K, data = finals[-1]['chosen_prototypes'][split], read(config, ctx)
-    pal = make_learners(config, data, ctx, 1)[f'K={K}'].pal
-    state = jax.tree.map(lambda x: x[split], restored[0][f'K={K}'])
-    trained = np.flatnonzero(state.users.updates)
-    if user and user not in {data.names[i] for i in trained}:
-        raise ValueError(
-            f'user {user!r} is not among the {len(trained)} that split {split} of {workdir} was trained on; leave user '
-            "out for the population's mixture, or give mix=[...]"
-        )
-    mixtures = ideal_point.weights(pal, state.users.z)
-    theirs = mixtures[data.names.index(user)] if user else jnp.mean(mixtures[trained], axis=0)
-    w = ideal_point.checked_mixture(mix, K) if mix is not None else theirs
-    scale = comparisons.scales(data) if config.standardize else np.ones(pal.width, np.float32)
-
-    @jax.jit
-    def reward(items: Array, prompts: Array | None = None) -> Array:
-        u = ideal_point.user_point(state.params, pal, jnp.broadcast_to(w, (items.shape[0], K)), prompts)
-        return ideal_point.item_reward(state.params, pal, u, items / scale[None])
-
-    return PersonalReward(reward, np.asarray(w).tolist())

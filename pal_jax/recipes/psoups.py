@@ -33,7 +33,7 @@ from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.moments import Moments, scaled, seen
-from pal_jax.recipes import annotations, soups, tasting
+from pal_jax.recipes import annotations, pal_reward, soups, tasting
 from pal_jax.recipes.recipe import (
     Config,
     Context,
@@ -182,16 +182,17 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
     rl, wanted = config.rl, who_wants_what(config)
     name = {'rlhf': GENERAL, 'morl': soups.JOINT}.get(config.stage, config.preference)
     judge = ctx.workdir.parent / f'reward-{name}'
-    score = soups.make_score(judge, ctx)
+    score = pal_reward.make_score(rl.reward, rl.person) if rl.reward else soups.make_score(judge, ctx)
     train, test = (soups.read_prompts(config, split, policy.tokenizer) for split in ('train', 'test'))
     n, actions = rl.n_samples_per_prompt, round_up(config.sampling.max_tokens, 8)
     ways = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches
     rows = {'ways': ways, 'micro_rows': config.ppo.micro_rows, 'row_tokens': config.ppo.row_tokens}
 
     def init() -> tuple[PolicyState, Host]:
-        if not judge.is_dir():
-            raise ValueError(f'{judge} is missing; run stage=reward first (stage=all runs all in order)')
-        read_config(str(judge))
+        if not rl.reward:
+            if not judge.is_dir():
+                raise ValueError(f'{judge} is missing; run stage=reward first (stage=all runs all in order)')
+            read_config(str(judge))
         return learner.init(policy.source.load(learner.param_shardings)), {'moments': list(Moments())}
 
     def draw(i: int) -> list[Asked]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data import comparisons, votes
-from pal_jax.data.comparisons import Lookup
+from pal_jax.data.texts import Text, TextPairs
 
 POLIS = Path(__file__).parents[3] / 'shared' / 'data' / 'polis_open'
 
@@ -39,15 +39,10 @@ def test_a_statement_agreed_with_is_preferred_to_one_disagreed_with(tmp_path):
     found = votes.read(conversation(tmp_path))
     assert found.names == ('ana', 'bo') and found.texts == tuple(TEXTS.values())
     assert found.groups.tolist() == [0, -1]
-    table = np.eye(3, dtype=np.float32)
-    pairs = votes.to_pairs(found, table, most=10, seed=0)
-    assert isinstance(pairs.chosen, Lookup) and isinstance(pairs.rejected, Lookup)
-    columns = zip(pairs.users, pairs.chosen.numbers, pairs.rejected.numbers, strict=True)
-    said = {tuple(map(int, row)) for row in columns}
+    users, chosen, rejected = votes.draw_pairs(found, most=10, seed=0)
+    said = {tuple(map(int, row)) for row in zip(users, chosen, rejected, strict=True)}
     assert said == {(0, 0, 1), (0, 0, 2), (1, 1, 0)}
-    np.testing.assert_array_equal(pairs.chosen[:], table[pairs.chosen.numbers])
-    assert pairs.chosen.shape == (3, 3)
-    assert len(votes.to_pairs(found, table, most=1, seed=0).users) == 2
+    assert len(votes.draw_pairs(found, most=1, seed=0)[0]) == 2
 
 
 @pytest.mark.parametrize(
@@ -74,7 +69,7 @@ def test_a_missing_file_is_told():
 def test_people_of_one_mind_make_no_pairs(tmp_path):
     found = votes.read(conversation(tmp_path, rows=[('ana', '7', '1'), ('bo', '3', '1')]))
     with pytest.raises(ValueError, match='nobody agreed with one statement and disagreed with another'):
-        votes.to_pairs(found, np.eye(3, dtype=np.float32), most=5, seed=0)
+        votes.draw_pairs(found, most=5, seed=0)
 
 
 def made_up(people=40, items=30, seed=0):
@@ -82,7 +77,10 @@ def made_up(people=40, items=30, seed=0):
     who, what = np.repeat(np.arange(people), items), np.tile(np.arange(items), people)
     agree = rng.random(len(who)) < 0.5
     found = votes.Votes(who, what, agree, tuple(f'p{i}' for i in range(people)), ('x',) * items, np.zeros(people, int))
-    return votes.to_pairs(found, rng.normal(size=(items, 4)).astype(np.float32), most=60, seed=seed)
+    users, chosen, rejected = votes.draw_pairs(found, most=60, seed=seed)
+    said = tuple(Text((i,)) for i in range(items))
+    pairs = TextPairs(users, chosen, rejected, None, said, found.texts, found.names, found.groups)
+    return pairs.in_states(rng.normal(size=(items, 4)).astype(np.float32))
 
 
 def test_statements_of_the_test_are_new_and_so_are_the_new_people():
@@ -100,18 +98,6 @@ def test_statements_of_the_test_are_new_and_so_are_the_new_people():
     assert all(map(np.array_equal, parts, again))
     with pytest.raises(ValueError, match='nobody is left to be seen or to be new at split.seen=1'):
         comparisons.split_items(data, seed=1, seen=1.0, train=0.5, validation=0.2)
-
-
-@pytest.mark.parametrize('chunk', [7, 1000])
-def test_principal_coordinates_are_those_of_the_covariance(chunk):
-    x = np.random.default_rng(0).normal(size=(50, 6)) @ np.diag([5, 3, 1, 0.1, 0.1, 0.1]) + 4.0
-    found = votes.principal(x.astype(np.float32), 3, chunk)
-    _, s, rows = np.linalg.svd(x - x.mean(0), full_matrices=False)
-    expected = (x - x.mean(0)) @ rows[:3].T
-    np.testing.assert_allclose(
-        np.abs(found), np.abs(expected) / np.sqrt((s[:3] ** 2).mean() / 50), rtol=1e-3, atol=1e-4
-    )
-    assert np.square(found).mean() == pytest.approx(1.0, rel=1e-5)
 
 
 @pytest.mark.skipif(not POLIS.exists(), reason='needs ../shared/data/polis_open')

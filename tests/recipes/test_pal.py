@@ -18,7 +18,7 @@ import pytest
 from benchmarks import pal_synthetic
 from pal_jax.data import columns, synthetic
 from pal_jax.evals.preference import gain
-from pal_jax.recipes import pal
+from pal_jax.recipes import pal, pal_reward, pal_text
 from pal_jax.recipes.recipe import Context, open_run
 from pal_jax.runtime import devices
 from tests import configs
@@ -178,7 +178,7 @@ def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monke
     letters = [max('az', key=row[3].count) for row in (one, two)]  # of the statements that each likes most
     assert sorted(letters) == ['a', 'z']
     # the states are there: no weights are read again
-    monkeypatch.setattr(pal.states, 'hidden_states', None)
+    monkeypatch.setattr(pal_text.states, 'hidden_states', None)
     pal.make(text_config(conversation), CONTEXT)
 
 
@@ -188,7 +188,7 @@ def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monke
         ({'data': 'nowhere'}, 'there is no file nowhere.statements.jsonl'),
         ({'text.layers': 3}, r'text.layers=3 must be between 0 \(all\) and 2'),
         ({'text.pool': 'max'}, "text.pool='max' must be mean or last"),
-        ({'model.variant': 'B'}, 'needs prompts, and statements have none'),
+        ({'model.variant': 'B'}, 'needs prompts, and statements that are voted on have none'),
         ({'baselines.majority': True}, 'where text.source is given set them to False'),
     ],
 )
@@ -214,17 +214,17 @@ def test_a_persons_reward_says_what_the_pair_rule_says(table, tmp_path):
     for split in range(2):
         for user, wants in taste.items():
             with contextlib.suppress(ValueError):  # new in this split
-                found = pal.load_pal_reward_model(str(tmp_path), user=user, split=split)
+                found = pal_reward.load_pal_reward_model(str(tmp_path), user=user, split=split)
                 assert np.corrcoef(found.reward(items), items @ np.array(wants))[0, 1] > 0.8
                 carried = json.loads(json.dumps(found.mixture))
-                again = pal.load_pal_reward_model(str(tmp_path), mix=carried, split=split)
+                again = pal_reward.load_pal_reward_model(str(tmp_path), mix=carried, split=split)
                 np.testing.assert_allclose(again.reward(items), found.reward(items), rtol=1e-5)
                 known += 1
     assert known
     with pytest.raises(ValueError, match="user 'nobody' is not among the 48"):
-        pal.load_pal_reward_model(str(tmp_path), user='nobody')
+        pal_reward.load_pal_reward_model(str(tmp_path), user='nobody')
     with pytest.raises(ValueError, match='sum to 1'):
-        pal.load_pal_reward_model(str(tmp_path), mix=[0.5, 0.6])
+        pal_reward.load_pal_reward_model(str(tmp_path), mix=[0.5, 0.6])
 
 
 def test_a_synthetic_person_prefers_the_nearer_item():

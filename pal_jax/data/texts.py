@@ -1,0 +1,266 @@
+"""Who chose which of two texts, and the texts as tokens: each text once, pairs by their numbers.
+
+A file of pairs has a JSON record a line; messages, as in `data/chats.py`, may stand for texts:
+
+    {"user": "ana", "prompt": "...", "chosen": "...", "rejected": "..."}                  replies to a prompt
+    {"user": "ana", "chosen": "...", "rejected": "...", "group": "north"}                 statements, without a prompt
+
+`group` is a known opinion group; models are never told. What PAL-A reads of a reply is prompt and reply, of which the
+reply counts; PAL-B reads replies alone and the prompt alone (psoups_pal II.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from pal_jax.data import chats
+from pal_jax.data.comparisons import Comparisons, Lookup
+from pal_jax.data.packing import Example, Group, Layout, lay_out, pack_groups, round_up, shared_prompt
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.data.votes import Votes, draw_pairs
+from pal_jax.objectives.preference import TokenWeighting, differing_span, token_weights
+from pal_jax.types import TokenBatch
+
+Pool = Literal['mean', 'last']
+
+
+class Text(NamedTuple):
+    """Tokens whose states count, and what is read before them."""
+
+    tokens: tuple[int, ...]
+    before: tuple[int, ...] = ()
+
+
+class TextPairs(NamedTuple):
+    """`n` pairs by column; `prompt`, `chosen` and `rejected` are numbers of `texts`. `words` say the texts, `names` are
+    the users'; `groups` has users' groups, -1 where not known. With `chat` prompts and replies are messages."""
+
+    users: np.ndarray  # [n]
+    chosen: np.ndarray  # [n]
+    rejected: np.ndarray  # [n]
+    prompt: np.ndarray | None  # [n]
+    texts: tuple[Text, ...]
+    words: tuple[str, ...]
+    names: tuple[str, ...]
+    groups: np.ndarray  # [users]
+    chat: bool = False
+
+    def in_states(self, table: np.ndarray) -> Comparisons:
+        """The pairs by the vectors of their texts, `[texts, H]` or, of replicas, `[R, texts, H]`."""
+        kind = Lookup if table.ndim == 2 else Replicas
+        chosen, rejected = kind(table, self.chosen), kind(table, self.rejected)
+        prompt = None if self.prompt is None else kind(table, self.prompt)
+        attributes = tuple(f'x{i}' for i in range(table.shape[-1]))
+        situations = np.arange(len(self.users))
+        return Comparisons(
+            self.users, situations, chosen, rejected, prompt, self.names, attributes, self.words, self.groups
+        )
+
+
+# --- from files -------------------------------------------------------------------------------------------------------
+
+
+class Said(NamedTuple):
+    """One record's texts as tokens and words."""
+
+    user: str
+    group: str
+    prompt: tuple[Text, str] | None
+    chosen: tuple[Text, str]
+    rejected: tuple[Text, str]
+    chat: bool
+
+
+def read(path: str | Path, tokenizer: Tokenizer, *, alone: bool) -> TextPairs:
+    """The pairs of a file; replies `alone`, or after their prompts.
+
+    Raises:
+      ValueError: what is wrong, with file and line; or some records have a prompt and others none.
+    """
+    said = chats.read(path, lambda record: to_said(record, tokenizer, alone=alone))
+    prompted = [each.prompt is not None for each in said]
+    if any(prompted) and not all(prompted):
+        raise ValueError(f'{path}: row {prompted.index(False) + 1} has no prompt, others have one; give all or none')
+    number: dict[Text, int] = {}
+    words: list[str] = []
+
+    def numbered(text: Text, word: str) -> int:
+        if text not in number:
+            number[text] = len(number)
+            words.append(word)
+        return number[text]
+
+    chosen = np.array([numbered(*each.chosen) for each in said], np.int32)
+    rejected = np.array([numbered(*each.rejected) for each in said], np.int32)
+    prompt = np.array([numbered(*each.prompt) for each in said if each.prompt], np.int32) if any(prompted) else None
+    group_of = dict.fromkeys((each.user for each in said), '') | {each.user: each.group for each in said if each.group}
+    names, known = tuple(group_of), sorted({group for group in group_of.values() if group})
+    place = {name: i for i, name in enumerate(names)}
+    users = np.array([place[each.user] for each in said], np.int32)
+    groups = np.array([known.index(group) if group else -1 for group in group_of.values()], np.int32)
+    return TextPairs(users, chosen, rejected, prompt, tuple(number), tuple(words), names, groups, said[0].chat)
+
+
+def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool) -> Said:
+    """A record of a file; ValueError if it is none, or if nothing tells its sides apart."""
+    if not isinstance(record, dict) or not isinstance(record.get('user'), str) or not record['user']:
+        raise ValueError("expected an object with 'user', 'chosen' and 'rejected'; 'user' is a text")
+    words = {key: in_words(record.get(key)) for key in ('prompt', 'chosen', 'rejected')}
+    prompt = None
+    if 'prompt' not in record and all(isinstance(record.get(key), str) for key in ('chosen', 'rejected')):
+        texts = [to_text(tokenizer, record[key]) for key in ('chosen', 'rejected')]
+    else:
+        pair = chats.to_prefer(record, tokenizer)
+        texts, asked = replies(tokenizer, pair.chosen.prompt, [each.completion for each in pair], alone=alone)
+        prompt = asked, words['prompt']
+    if texts[0] == texts[1]:
+        raise ValueError("'chosen' and 'rejected' are the same; delete the row")
+    chosen, rejected = ((text, words[key]) for text, key in zip(texts, ('chosen', 'rejected'), strict=True))
+    return Said(
+        record['user'], str(record.get('group', '')), prompt, chosen, rejected, isinstance(record['chosen'], list)
+    )
+
+
+def replies(
+    tokenizer: Tokenizer, prompt: Sequence[int], completions: Sequence[Sequence[int]], *, alone: bool
+) -> tuple[list[Text], Text]:
+    """Replies and their prompt as texts."""
+    start = tuple(tokenizer.fast.encode('')) if alone else ()  # a beginning-of-sequence token where the model has one
+    before = () if alone else tuple(prompt)
+    return [Text((*start, *completion), before) for completion in completions], Text(tuple(prompt))
+
+
+def to_reply(tokenizer: Tokenizer, prompt: Any, reply: Any, *, chat: bool, alone: bool) -> tuple[Text, Text]:
+    """A reply and its prompt, each a text or messages; texts stand for messages where `chat`."""
+    if chat:
+        prompt = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
+        reply = [{'role': 'assistant', 'content': reply}] if isinstance(reply, str) else reply
+    example = chats.to_prefer({'prompt': prompt, 'chosen': reply, 'rejected': reply}, tokenizer).chosen
+    (said,), asked = replies(tokenizer, example.prompt, [example.completion], alone=alone)
+    return said, asked
+
+
+def to_text(tokenizer: Tokenizer, words: str) -> Text:
+    """A statement by itself. Raises ValueError where it is empty."""
+    tokens = tuple(tokenizer.fast.encode(words))
+    if not words.strip() or not tokens:
+        raise ValueError('a text is empty; delete the row')
+    return Text(tokens)
+
+
+def in_words(said: Any) -> str:
+    """A text, or the last of some messages."""
+    last = said[-1].get('content') if isinstance(said, list) and said and isinstance(said[-1], dict) else said
+    return last if isinstance(last, str) else ''
+
+
+def from_votes(votes: Votes, tokenizer: Tokenizer, *, template: str, most: int, seed: int) -> TextPairs:
+    """Of each person up to `most` pairs of a statement agreed with and one disagreed with, at random."""
+    users, chosen, rejected = draw_pairs(votes, most=most, seed=seed)
+    said = tuple(to_text(tokenizer, template.format(text)) for text in votes.texts)
+    return TextPairs(users, chosen, rejected, None, said, votes.texts, votes.names, votes.groups)
+
+
+# --- as batches -------------------------------------------------------------------------------------------------------
+
+
+class Packed(NamedTuple):
+    """Texts in rows, those that begin alike together; `rows` and `places` say where each text is."""
+
+    batch: TokenBatch
+    rows: np.ndarray  # [texts]
+    places: np.ndarray  # [texts]
+
+
+def pack(
+    texts: Sequence[Text], pool: Pool, *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 256
+) -> Packed:  # fmt: skip
+    """Each text once; its actions are where its states count: at every token of it, or at its last. Rows are of
+    `row_tokens`, or a multiple, and all else of powers of two, so that the programs to compile stay few."""
+    by_start: dict[tuple[int, ...], list[int]] = {}
+    for i, text in enumerate(texts):
+        by_start.setdefault(text.before or (i, -1), []).append(i)
+    members = list(by_start.values())
+    groups = [shared(tuple(texts[i] for i in each), pool) for each in members]
+    n = 1 << (max(map(len, members)) - 1).bit_length()
+    actions = 1 if pool == 'last' else 1 << max(5, (max(len(text.tokens) for text in texts) - 1).bit_length())
+    layout: Layout = lay_out(
+        [group.length for group in groups], ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=row_tokens
+    )
+    rows, places = np.zeros((2, len(texts)), np.int64)
+    for r, row in enumerate(layout.rows):
+        for place, g in enumerate(row):
+            for k, i in enumerate(members[g]):
+                rows[i], places[i] = r, place * n + k
+    return Packed(pack_groups(groups, layout, n=n, actions=actions), rows, places)
+
+
+def shared(texts: Sequence[Text], pool: Pool) -> Group:
+    """Texts that begin alike as a prompt and its branches. A state is named by the action after it, so each text ends
+    with one more token, which nobody reads."""
+    return shared_prompt([_example(text, pool) for text in texts])
+
+
+def _example(text: Text, pool: Pool) -> Example:
+    tokens = text.tokens
+    before, rest = (text.before, tokens) if text.before else (tokens[:1], tokens[1:])
+    counted = len(tokens) if pool == 'mean' else 1
+    completion = [*rest, tokens[-1]]
+    return Example(before, completion, [False] * (len(completion) - counted) + [True] * counted)
+
+
+# --- by the tokens of a pair's span -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Replicas(Lookup):
+    """A `Lookup` with a table for each replica, `[R, S, H]`, for indices `[R, ...]`; others are of the first."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.numbers), self.table.shape[2]
+
+    def __getitem__(self, where: Any) -> np.ndarray:
+        numbers = self.numbers[where]
+        if numbers.ndim < 2:
+            return self.table[0][numbers]
+        return np.stack([table[each] for table, each in zip(self.table, numbers, strict=True)])
+
+
+class Spans(NamedTuple):
+    """States of every token, `[tokens, H]`, which may lie on disk: those of text `s` begin at `starts[s]`. Past the end
+    of a text its last state stands."""
+
+    table: np.ndarray
+    starts: np.ndarray
+    texts: tuple[Text, ...]
+    weighting: TokenWeighting
+
+    @property
+    def ends(self) -> np.ndarray:
+        """Where each text's last token is."""
+        return self.starts + np.array([len(text.tokens) for text in self.texts]) - 1
+
+    def take(self, chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """States `[..., T, H]` of both sides of pairs of texts, and what each token of the span counts `[..., T]`."""
+        T = max(len(self.texts[s].tokens) for s in np.unique([chosen, rejected]))
+        T = round_up(T, 16)
+        place = np.arange(T)
+        last = self.ends - self.starts
+        left, right = (
+            self.table[self.starts[side][..., None] + np.minimum(place, last[side][..., None])]
+            for side in (chosen, rejected)
+        )
+        tokens = np.full((len(self.texts), T), -1, np.int32)
+        for row, text in zip(tokens, self.texts, strict=True):
+            row[: len(text.tokens[:T])] = text.tokens[:T]
+        a, b = (tokens[side].reshape(-1, T) for side in (chosen, rejected))
+        span = differing_span(jnp.asarray(a), jnp.asarray(b), jnp.asarray((a >= 0) | (b >= 0)))
+        weights = np.asarray(token_weights(span, self.weighting))
+        return left, right, weights.reshape(*chosen.shape, T)

@@ -1,0 +1,162 @@
+"""A decoder that makes vectors of texts, and learns from what a loss of these vectors says of each.
+
+    vectors = reader.read(decoder, frozen, texts)                          # [texts, width]
+    decoder, metrics = reader.learn(decoder, frozen, texts, gradient)      # of the loss, by these vectors
+
+A loss of pairs needs vectors from all over a batch before any gradient can be made. So texts are read first, by
+micro-batches, each once however many pairs it is in; the loss gives a gradient by each vector, and the texts are read
+again to hand it on to the weights. Memory is that of a micro-batch.
+
+What is frozen (under adapters the whole base, else the embedding) is kept apart, so that many readers share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from pal_jax.data import texts as data
+from pal_jax.data.texts import Pool, Text
+from pal_jax.learners.ppo import hidden_states
+from pal_jax.learners.reward import whole
+from pal_jax.learners.training import (
+    Lora,
+    TrainState,
+    accumulate,
+    apply,
+    floats,
+    micro_batches,
+    placed,
+    skipped,
+    trained_specs,
+    zeros,
+)
+from pal_jax.models import decoder, lora
+from pal_jax.models import params as model_params
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+from pal_jax.models.states import Frame
+from pal_jax.runtime import sharding
+from pal_jax.types import Metrics, TokenBatch
+
+
+class Reading(struct.PyTreeNode):
+    """What trains of a decoder, with its optimiser's state; `model.frozen` is empty, see `Reader.divide`."""
+
+    model: TrainState
+    skipped: Int[Array, '']  # the last so many updates were not finite, so they were not made
+
+
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """`micro_rows` rows of `row_tokens` tokens are in a device's memory at once; texts share rows."""
+
+    micro_rows: int = 8
+    row_tokens: int = 256
+
+
+class Reader:
+    """Functions over `Reading`; the object holds only what is static.
+
+    Args:
+      cfg: of the decoder, cut to the layers that are used.
+      frame: fixed coordinates in which vectors are given; None: the states as they are.
+    Raises:
+      ValueError: a dimension that does not divide over the mesh, or adapters with dropout.
+    """
+
+    def __init__(
+        self, cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, *, pool: Pool = 'last',
+        frame: Frame | None = None, adapters: Lora | None = None, batching: Batching | None = None,
+    ):  # fmt: skip
+        self.cfg, self.optimizer, self.mesh, self.adapters = cfg, optimizer, mesh, adapters
+        self.pool: Pool = pool
+        self.frame, self.batching = frame, batching or Batching()
+        decoder.saved(cfg.remat)
+        if adapters and adapters.dropout:
+            raise ValueError(f'lora.dropout={adapters.dropout}: texts are read twice a step, alike; set it to 0')
+        specs = model_params.decoder_specs(cfg)
+        self.param_shardings = sharding.param_shardings(specs, mesh)
+        shapes = jax.eval_shape(self._new, model_params.abstract(specs), jax.ShapeDtypeStruct((), jnp.int32))
+        abstract: tuple[Params, Reading] = placed(shapes, trained_specs(specs, adapters), mesh)
+        self.frozen, self.abstract = abstract
+        places = jax.tree.map(lambda x: x.sharding, abstract)
+        self.divide = jax.jit(self._new, out_shardings=places)
+
+    def _new(self, params: Params, seed: Int[Array, '']) -> tuple[Params, Reading]:
+        """What is frozen of a decoder's weights, and what trains, with adapters drawn by `seed`."""
+        if self.adapters:
+            trained, frozen = lora.split(lora.attach(params, key=jax.random.key(seed), **self.adapters.shape))
+        else:
+            frozen = {name: params[name] for name in ('embed', 'unembed') if name in params}
+            trained = {name: x for name, x in params.items() if name not in frozen}
+        return frozen, Reading(TrainState(trained, {}, self.optimizer.init(trained)), jnp.zeros((), jnp.int32))
+
+    def read(self, reading: Reading, frozen: Params, texts: Sequence[Text]) -> np.ndarray:
+        """The vector of each text."""
+        packed = self._packed(texts)
+        batch = sharding.put_batch(packed.batch, self.mesh)
+        parts = micro_batches(batch, self.mesh, self.batching.micro_rows)
+        found = [np.asarray(self._read(reading.model.params, frozen, micro)) for micro in parts]
+        return np.concatenate(found)[packed.rows, packed.places]
+
+    def learn(
+        self, reading: Reading, frozen: Params, texts: Sequence[Text], gradient: Float[np.ndarray, 'S W']
+    ) -> tuple[Reading, Metrics]:
+        """One step of the optimiser down a loss whose gradient by the vectors of these texts is given."""
+        packed = self._packed(texts)
+        by_place = np.zeros((*packed.batch.acts.shape[:2], gradient.shape[1]), np.float32)
+        by_place[packed.rows, packed.places] = gradient
+        both, grads = sharding.put_batch((packed.batch, by_place), self.mesh), zeros(reading.model.params)
+        for micro in micro_batches(both, self.mesh, self.batching.micro_rows):
+            grads = self._gradients(grads, reading.model.params, frozen, *micro)
+        model, norm = apply(self.optimizer, reading.model, grads)
+        return Reading(model, skipped(reading.skipped, norm)), floats({'decoder_grad_norm': norm})
+
+    def weights(self, reading: Reading, frozen: Params) -> Params:
+        """Plain decoder weights that compute what the state's do."""
+        return lora.merge(whole(reading.model.params, frozen))
+
+    def _packed(self, texts: Sequence[Text]) -> data.Packed:
+        return data.pack(
+            texts, self.pool, ways=sharding.batch_ways(self.mesh), micro_rows=self.batching.micro_rows,
+            row_tokens=self.batching.row_tokens,
+        )  # fmt: skip
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _read(self, trained: Params, frozen: Params, batch: TokenBatch) -> Float[Array, 'R N W']:
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            found = self.vectors(trained, frozen, batch)
+            return jax.lax.with_sharding_constraint(found, sharding.replicated(self.mesh))
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def _gradients(self, grads: Params, trained: Params, frozen: Params, batch: TokenBatch, by_place: Array) -> Params:
+        def loss(trained: Params) -> tuple[Array, Any]:
+            return jnp.sum(by_place * self.vectors(trained, frozen, batch)), None
+
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return accumulate(loss, trained, grads)[1]
+
+    def vectors(self, trained: Params, frozen: Params, batch: TokenBatch) -> Float[Array, 'R N W']:
+        """Of each text the mean of its states that count, in the frame's coordinates; 0 where there is none."""
+        states = hidden_states(whole(trained, frozen), self.cfg, batch)
+        shape = batch.acts.shape
+        columns = batch.states.reshape(shape[0], -1)[..., None]
+        at = jnp.take_along_axis(states, columns, axis=1).reshape(*shape, -1).astype(jnp.float32)
+        counts = batch.acts.astype(jnp.float32)
+        number = jnp.sum(counts, axis=-1, keepdims=True)
+        mean = jnp.einsum('rna,rnad->rnd', counts, at) / jnp.maximum(number, 1.0)
+        if self.frame is None:
+            return mean
+        origin, basis = (jnp.asarray(each, jnp.float32) for each in self.frame)
+        return (number > 0) * ((mean - origin[None, None]) @ basis)

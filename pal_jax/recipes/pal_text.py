@@ -1,0 +1,124 @@
+"""Where PAL's pairs of texts come from, and what a frozen decoder makes of them: all of PAL-Tiny's items, and where
+PAL-Large begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+
+from pal_jax.data import texts, votes
+from pal_jax.data.comparisons import Comparisons
+from pal_jax.data.texts import Spans, TextPairs
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.models import sources, states
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params, decoder_specs
+from pal_jax.models.sources import Source
+from pal_jax.models.states import Frame
+from pal_jax.objectives.preference import TokenWeighting
+from pal_jax.recipes.recipe import Config, Context, open_run
+from pal_jax.runtime import devices, sharding
+from pal_jax.types import PairBatch
+
+
+class Decoder(NamedTuple):
+    """The decoder that reads, cut to the layers that are used."""
+
+    cfg: ModelConfig
+    tokenizer: Tokenizer
+    source: Source
+
+
+class TextData(NamedTuple):
+    """`items` are the pairs by the vectors of whole texts, as the frozen decoder makes them, in the coordinates of
+    `frame`; `spans` has the states of all tokens where `text.span` asks for them."""
+
+    pairs: TextPairs
+    items: Comparisons
+    frame: Frame | None
+    spans: Spans | None
+
+    def by_token(self, batch: PairBatch, where: np.ndarray) -> PairBatch:
+        """The pairs at `where` with the states of all their tokens, and what each token counts."""
+        assert self.spans
+        chosen, rejected, weight = self.spans.take(self.pairs.chosen[where], self.pairs.rejected[where])
+        columns: Any = {'chosen': chosen, 'rejected': rejected, 'weight': weight}
+        return batch.replace(**columns)
+
+
+def check(config: Config) -> None:
+    """Everything that can be wrong before a file is read."""
+    text = config.text
+    if text.pool not in ('mean', 'last') or '{}' not in text.template or text.pairs < 1:
+        raise ValueError(
+            f'text.pool={text.pool!r} must be mean or last, text.pairs={text.pairs} at least 1, and '
+            f'text.template={text.template!r} needs {{}} where a statement goes'
+        )
+    if text.span and (text.span not in get_args(TokenWeighting) or text.pool != 'last'):
+        raise ValueError(
+            f'text.span={text.span!r} must be one of {", ".join(get_args(TokenWeighting))} or empty; it judges by the '
+            f"last token, so text.pool={text.pool!r} must be 'last'"
+        )
+    if config.standardize or config.baselines.majority or config.baselines.mixed_logit:
+        raise ValueError(
+            'standardize, baselines.majority and baselines.mixed_logit are for attributes; where text.source is given '
+            'set them to False'
+        )
+
+
+def open_decoder(config: Config, ctx: Context) -> Decoder:
+    """The decoder that `text` names. Reads no weights."""
+    text = config.text
+    source = sources.resolve(text.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
+    cfg = states.first_layers(devices.for_platform(source.config, text.dtype), text.layers)
+    return Decoder(dataclasses.replace(cfg, tie_embed=True), source.tokenizer(), source)  # nothing is unembedded
+
+
+def read_pairs(config: Config, tokenizer: Tokenizer) -> TextPairs:
+    """The pairs of the file, or of the votes, that `data` names.
+
+    Raises:
+      ValueError: a row is wrong; or prototypes are functions of prompts that are not there, or always the same.
+    """
+    text, alone = config.text, config.model.variant == 'B'
+    if str(config.data).endswith('.jsonl'):
+        pairs = texts.read(config.data, tokenizer, alone=alone)
+        if alone and (pairs.prompt is None or len(np.unique(pairs.prompt)) == 1):
+            found = 'none' if pairs.prompt is None else 'the same for all'
+            raise ValueError(
+                f"model.variant='B' makes prototypes of prompts, and {config.data} has {found}, which is variant A"
+            )
+        return pairs
+    if alone:
+        raise ValueError("model.variant='B' needs prompts, and statements that are voted on have none; use variant A")
+    found = votes.read(config.data)
+    return texts.from_votes(found, tokenizer, template=text.template, most=text.pairs, seed=config.seed)
+
+
+def read(config: Config, ctx: Context, decoder: Decoder) -> TextData:
+    """The pairs by what the frozen decoder makes of their texts (computed once, and kept in `text.folder`)."""
+    text, pairs = config.text, read_pairs(config, decoder.tokenizer)
+    pool: states.Pool = 'tokens' if text.span else text.pool
+    starts = states.token_starts(pairs.texts)
+    lengths = np.array([len(each.tokens) for each in pairs.texts])
+
+    def compute() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return states.hidden_states(load(decoder, ctx), decoder.cfg, ctx.mesh, pairs.texts, pool=pool)
+
+    settings = {'source': text.source, 'layers': decoder.cfg.layers, 'pool': pool, 'dtype': decoder.cfg.dtype}
+    rows = int(lengths.sum()) if text.span else len(pairs.texts)
+    table = states.stored(text.folder, pairs.texts, settings, compute, (rows, decoder.cfg.width))
+    ends = starts + lengths - 1
+    frame = states.frame(table[ends] if text.span else table, text.width) if text.width else None
+    table = states.in_frame(table, frame) if frame else table
+    spans = Spans(table, starts, pairs.texts, text.span) if text.span else None
+    return TextData(pairs, pairs.in_states(table[ends] if text.span else table), frame, spans)
+
+
+def load(decoder: Decoder, ctx: Context) -> Params:
+    """The decoder's weights up to the layers that are used."""
+    shardings = sharding.param_shardings(decoder_specs(decoder.source.config), ctx.mesh)
+    return states.first_weights(decoder.source.load(shardings), decoder.cfg)
