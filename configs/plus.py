@@ -1,6 +1,7 @@
 r"""PLUS: summaries of people learnt by reinforcement, with the reward model that reads them (arXiv 2507.13579).
 
   python -m pal_jax.train --config=configs/plus.py               # SmolLM2-135M as both, people who like dogs or cats
+  python -m pal_jax.train --config=configs/plus.py:table         # three seeds of it and of all it is compared with
   python -m pal_jax.train --config=configs/plus.py:smoke         # random tiny models
   python -m pal_jax.train --config=configs/plus.py --config.reads=context     # a baseline, see `reads` below
   python -m pal_jax.train --config=configs/plus.py --config.data=people.jsonl # your own (pal_jax/data/histories.py)
@@ -14,7 +15,7 @@ from pal_jax import presets as p
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    variant = p.parse_variant(variant, 'smoke', 'paper')
+    variant = p.parse_variant(variant, 'table', 'smoke', 'paper')
     config = p.base(recipe='plus', total_steps=20)  # with both learning; those of `hold` come before
     config.data = 'pets'  # or a JSONL file of people
     config.people = 200  # of pets
@@ -23,6 +24,9 @@ def get_config(variant: str = '') -> ConfigDict:
     # What the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model, the whole
     # context, the true kind, or nothing. With the last four no summariser is trained.
     config.reads = 'summary'  # or untrained, context, kind, nothing
+    # Several methods (pal_jax/recipes/lineup.py) are runs beside each other, of so many seeds, and a table of them all.
+    config.methods = ''  # as plus,untrained,context,nothing,kind,shuffled,static-summariser,static-reward-model
+    config.seeds = 1
     config.policy = p.policy(p.EMBEDDED)  # the summariser
     config.optimizer = p.adamw(lr=3e-5, warmup_ratio=0.15)
     config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
@@ -41,13 +45,22 @@ def get_config(variant: str = '') -> ConfigDict:
         people=8,  # of a step
         n_samples=4,  # summaries of each
         prefill='##Summary\nLiked:',  # how every summary begins
+        train=True,  # False: the summariser stays as it begins
     )
     config.sampling = p.sampling(temperature=1.0, max_tokens=24, stop=('\n', '.'))
     # Steps in which the summariser waits for a reward model that can read: many people, one cooler summary of each.
     config.hold = dict(steps=12, people=32, temperature=0.3)
     config.decode = dict(slots=32, stride=4, driver='local', address='', reuse=True, int8=False)
     config.eval = dict(people=64, every=0, shown=3)
-    return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()
+    return {'table': table, 'smoke': smoke, 'paper': paper}[variant](config) if variant else config
+
+
+def table(config: ConfigDict) -> ConfigDict:
+    """A run for each method and seed, resumed by the same command, then the table of them."""
+    config.methods = 'plus,untrained,context,nothing,kind,shuffled,static-summariser,static-reward-model'
+    config.seeds = 3
+    config.export = False
+    return config
 
 
 def smoke(config: ConfigDict) -> ConfigDict:

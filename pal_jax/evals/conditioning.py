@@ -37,7 +37,9 @@ def table(
     """Figures of some people, with the likeliest summary of each and its gaps.
 
     `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` by one drawn at
-    `temperature`; the controls are by somebody else's, or none. A tie is wrong. Standard errors are over people.
+    `temperature`; the controls are by somebody else's, or none. A tie is wrong. Standard errors are over people, whose
+    own accuracies are `accuracy_by_person`. Where kinds are known, `named` is the share of summaries that name the
+    person's and no other, `misnamed` of those that name another alone.
     """
     kinds = [person.kind for person in people]
     likeliest, drawn = describe(people, 0.0), describe(people, temperature)
@@ -48,16 +50,20 @@ def table(
         told['other_'] = [likeliest[i] for i in of_another_kind(kinds)]
     held = [person.held for person in people]
     figures: dict[str, Any] = {'people': len(people)}
-    margins = {name: gaps(texts, held) for name, texts in told.items()}
-    for name, found in margins.items():
+    plain = gaps(likeliest, held)
+    for name, texts in told.items():
+        found = plain if texts == likeliest else gaps(texts, held)
         right = (found > 0).mean(axis=1)
         figures[f'{name}accuracy'] = float(right.mean())
         figures[f'{name}accuracy_se'] = standard_error(right)
         figures[f'{name}reward'] = float(-np.logaddexp(0.0, -found).mean())
-    figures['words'] = float(np.mean([len(text.split()) for text in likeliest]))
-    if any(kinds):
-        figures |= {'named': names_the_kind(likeliest, kinds), 'sampled_named': names_the_kind(drawn, kinds)}
-    return figures, likeliest, margins['']
+    figures['accuracy_by_person'] = (plain > 0).mean(axis=1).tolist()
+    for name, texts in (('', likeliest), ('sampled_', drawn)):
+        figures[f'{name}words'] = float(np.mean([len(text.split()) for text in texts]))
+        if any(kinds):
+            figures[f'{name}named'] = names_the_kind(texts, kinds)
+            figures[f'{name}misnamed'] = names_another(texts, kinds)
+    return figures, likeliest, plain
 
 
 def standard_error(values: np.ndarray) -> float | None:
@@ -78,13 +84,21 @@ def of_another_kind(kinds: Sequence[str]) -> list[int]:
 
 def names_the_kind(texts: Sequence[str], kinds: Sequence[str]) -> float:
     """The share of texts that name the person's kind and no other: singular or plural, whatever the case."""
-    known = set(kinds)
-    stems = {kind: kind.lower().rstrip('s') for kind in known}
-    right = [
-        stems[kind] in text.lower() and not any(stems[each] in text.lower() for each in known - {kind})
-        for text, kind in zip(texts, kinds, strict=True)
-    ]
-    return float(np.mean(right)) if any(kinds) else 0.0
+    if not any(kinds):
+        return 0.0
+    return float(np.mean([named == {kind} for named, kind in zip(_named(texts, kinds), kinds, strict=True)]))
+
+
+def names_another(texts: Sequence[str], kinds: Sequence[str]) -> float:
+    """The share of texts that name other kinds than the person's, and not that one."""
+    found = _named(texts, kinds)
+    return float(np.mean([bool(named) and kind not in named for named, kind in zip(found, kinds, strict=True)]))
+
+
+def _named(texts: Sequence[str], kinds: Sequence[str]) -> list[set[str]]:
+    """The kinds that each text names."""
+    stems = {kind: kind.lower().rstrip('s') for kind in set(kinds)}
+    return [{kind for kind, stem in stems.items() if stem in text.lower()} for text in texts]
 
 
 def show(person: History, text: str, gaps: np.ndarray) -> Mapping[str, Any]:

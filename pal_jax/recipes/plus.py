@@ -13,23 +13,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from pal_jax.data import histories
 from pal_jax.data.packing import Example, pack_rollouts, round_up
 from pal_jax.data.passes import shuffled
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import make_decoder
 from pal_jax.decode.local import Request
 from pal_jax.evals import conditioning
-from pal_jax.feedback import pets, summaries
+from pal_jax.feedback import histories, summaries
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.reward import Pairs, RewardLearner, pack_pairs, to_score
 from pal_jax.models.config import ModelConfig
+from pal_jax.recipes import lineup
 from pal_jax.recipes.recipe import (
     Config,
     Context,
@@ -75,6 +76,16 @@ class Parts(NamedTuple):
     pair_up: Callable[[Sequence[str], Sequence[Sequence[Choice]]], Pairs]
 
 
+def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
+    """The run itself, or, where `config.methods` names some, their runs and the table of them.
+
+    Raises:
+      ValueError: a value is wrong.
+    """
+    check(config)
+    return lineup.stages(config, workdir) if config.methods else [(config, workdir)]
+
+
 def make(config: Config, ctx: Context) -> Recipe:
     """Checks the config, reads the people and builds the parts; weights are read by `init`.
 
@@ -82,6 +93,8 @@ def make(config: Config, ctx: Context) -> Recipe:
       ValueError: a value is wrong, or a line of the file.
       RuntimeError: a model cannot be had.
     """
+    if config.methods:
+        return lineup.make_table(config, ctx)
     check(config)
     train, tests = read_people(config)
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
@@ -105,7 +118,7 @@ def make(config: Config, ctx: Context) -> Recipe:
             gaps, grads, metrics = reader.read(state['reward'], pair_up(texts, choices))
             rewards = log_sigmoid(gaps[:, 0])
         metrics |= summarize(texts, rewards, people)
-        if not waits:
+        if not waits and config.summary.train:
             paid = [dataclasses.replace(s, reward=float(r)) for s, r in zip(samples, rewards, strict=True)]
             improved, updated = improve(state['policy'], paid, i)
             state, metrics = state | {'policy': improved}, metrics | updated
@@ -170,18 +183,10 @@ def check(config: Config) -> None:
         raise ValueError(f'hold.steps={config.hold.steps} must be at least 0')
 
 
-def read_people(config: Config) -> tuple[list[History], dict[str, list[History]]]:
+def read_people(config: Config) -> tuple[list[History], histories.Splits]:
     """Those to learn from, and those to test on by the name of their split."""
-    tested = config.eval.people
-    if config.data == 'pets':
-        people = pets.make_people(config.people, seed=config.seed, split='train', labelled=config.labelled)
-        splits: tuple[pets.Split, ...] = ('test', 'animals')
-        return people, {s: pets.make_people(tested, seed=0, split=s, labelled=config.labelled) for s in splits}
-    people = histories.load(config.data)
-    cut = len(people) - min(tested, len(people) // 5)
-    if cut == len(people):
-        raise ValueError(f'{config.data} has {len(people)} people; give five or more, a fifth is kept for testing')
-    return people[:cut], {'test': people[cut:]}
+    size, seed, labelled = config.people, config.seed, config.labelled
+    return histories.read(config.data, people=size, tested=config.eval.people, seed=seed, labelled=labelled)
 
 
 def make_parts(config: Config, ctx: Context) -> Parts:

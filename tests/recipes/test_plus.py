@@ -6,6 +6,8 @@ import contextlib
 import functools
 import itertools
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -134,6 +136,70 @@ def test_people_of_a_file_are_cut_in_two(tmp_path):
     path.write_text('\n'.join(json.dumps(record) for _ in range(4)))
     with pytest.raises(ValueError, match='has 4 people; give five or more'):
         plus.read_people(get_config(data=str(path)))
+
+
+def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
+    config = get_config(methods='plus,context,static-reward-model', seeds=2)
+    runs = plus.stages(config, tmp_path)
+    names = ['plus', 'context', 'static-reward-model']
+    assert [folder.name for _, folder in runs] == [f'{name}-{seed}' for seed in (0, 1) for name in names] + ['table']
+    one, context, static, *_, table = (run for run, _ in runs)
+    assert (one.reads, context.reads) == ('summary', 'context')
+    assert (static.reward_model.train, static.hold.steps, one.reward_model.train) == (False, 0, True)
+    assert (runs[3][0].seed, runs[3][0].methods, runs[3][0].seeds) == (1, '', 1)
+    assert table.total_steps == 6
+    assert [folder.name for _, folder in plus.stages(get_config(), tmp_path)] == [tmp_path.name]
+    assert plus.stages(get_config('table'), tmp_path)[-1][0].total_steps == 24
+
+
+def test_more_seeds_leave_the_runs_that_are_made(tmp_path):
+    fewer, more = (plus.stages(get_config(methods='plus,context', seeds=seeds), tmp_path) for seeds in (1, 2))
+    for (before, folder), (after, same_folder) in zip(fewer[:-1], more, strict=False):
+        assert folder == same_folder
+        assert before.to_dict() == after.to_dict()
+
+
+def test_a_table_needs_its_runs(tmp_path):
+    part, folder = plus.stages(get_config(methods='plus'), tmp_path)[-1]
+    recipe = plus.make(part, ONE._replace(workdir=folder))
+    with pytest.raises(ValueError, match='plus-0 has no last evaluation; run it first'):
+        recipe.step(*recipe.init(), 0)
+
+
+@pytest.mark.slow
+def test_a_table_of_two_methods_and_one_that_goes_on(tmp_path):
+    def run(seeds):
+        command = ['-m', 'pal_jax.train', f'--config={configs.CONFIGS / "plus.py"}:smoke', f'--workdir={tmp_path}',
+                   '--config.methods=nothing,kind', f'--config.seeds={seeds}']  # fmt: skip
+        return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True).stdout
+
+    first = run(1)
+    assert '| nothing | 1 |' in first
+    second = run(2)
+    assert f'{tmp_path / "kind-0"} is finished' in second
+    assert '| kind | 2 |' in second
+    assert (tmp_path / 'table' / 'table.md').read_text() in second
+    assert 'Accuracy by what the reward model reads' in (tmp_path / 'table' / 'report.html').read_text()
+
+
+@pytest.mark.slow
+def test_a_summariser_that_does_not_train_keeps_every_bit():
+    states, _ = steps(get_config(**{'summary.train': False, 'hold.steps': 0}), 2)
+    assert same(states[0]['policy'], states[-1]['policy'])
+    assert not same(states[0]['reward'].model.params, states[-1]['reward'].model.params)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'methods': 'plus,minds'}, "methods has 'minds'; use each once of plus, untrained"),
+        ({'methods': 'plus,plus'}, "methods has 'plus'; use each once"),
+        ({'methods': 'plus', 'seeds': 0}, 'seeds=0 must be at least 1'),
+    ],
+)
+def test_a_wrong_table_is_told_before_a_run_starts(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        plus.stages(get_config(**changes), tmp_path)
 
 
 @pytest.mark.parametrize(
