@@ -5,6 +5,7 @@ r"""PLUS: summaries of people learnt by reinforcement, with the reward model tha
   python -m pal_jax.train --config=configs/plus.py:smoke         # random tiny models
   python -m pal_jax.train --config=configs/plus.py --config.reads=context     # a baseline, see `reads` below
   python -m pal_jax.train --config=configs/plus.py --config.data=people.jsonl # your own (pal_jax/data/histories.py)
+  python -m pal_jax.train --config=configs/plus.py:people --config.data=votes:data/brexit    # the table, of real people
 
 Any value can be changed: --config.ppo.kl_coef=0.05 --config.reward_model.source=hf:...
 """
@@ -15,11 +16,19 @@ from pal_jax import presets as p
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    variant = p.parse_variant(variant, 'table', 'smoke', 'paper')
+    variant = p.parse_variant(variant, 'table', 'people', 'smoke', 'paper')
     config = p.base(recipe='plus', total_steps=20)  # with both learning; those of `hold` come before
-    config.data = 'pets'  # or a JSONL file of people
-    config.people = 200  # of pets
-    config.labelled = True  # of pets' choices both sides are told; False: those they liked
+    # pets; or a JSONL file of people (pal_jax/data/histories.py); or choices that histories are made of:
+    # votes:<folder>/<name>, ukp:<folder>, choices:<file> (pal_jax/feedback/histories.py)
+    config.data = 'pets'
+    config.people = 200  # to learn from, at most where they are given
+    config.labelled = True  # both sides of past choices are told; False: those they liked
+    config.history = dict(  # of people who are made of their choices
+        told=4,  # choices in the context
+        held=2,  # that test
+        max_words=40,  # of a reply; choices with longer ones are left out
+        disputed=0.2,  # of votes: the least share on either side of a statement
+    )
     config.shuffled = False  # the control: everyone's summary is of another person
     # What the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model, the whole
     # context, the true kind, or nothing. With the last four no summariser is trained.
@@ -52,7 +61,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.hold = dict(steps=12, people=32, temperature=0.3)
     config.decode = dict(slots=32, stride=4, driver='local', address='', reuse=True, int8=False)
     config.eval = dict(people=64, every=0, shown=3)
-    return {'table': table, 'smoke': smoke, 'paper': paper}[variant](config) if variant else config
+    return {'table': table, 'people': people, 'smoke': smoke, 'paper': paper}[variant](config) if variant else config
 
 
 def table(config: ConfigDict) -> ConfigDict:
@@ -60,6 +69,16 @@ def table(config: ConfigDict) -> ConfigDict:
     config.methods = 'plus,untrained,context,nothing,kind,shuffled,static-summariser,static-reward-model'
     config.seeds = 3
     config.export = False
+    return config
+
+
+def people(config: ConfigDict) -> ConfigDict:
+    """The table for people whose kinds nobody knows; give them with --config.data."""
+    config = table(config)
+    config.data = ''
+    config.methods = config.methods.replace('kind,', '')
+    config.summary.prefill = '##Summary\nThis person'
+    config.sampling.update(max_tokens=40, stop=('\n',))
     return config
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
+from pal_jax.types import Choice
 
 
 class Votes(NamedTuple):
@@ -93,6 +94,27 @@ def to_pairs(votes: Votes, table: np.ndarray, *, most: int, seed: int) -> Compar
         texts=votes.texts,
         groups=votes.groups,
     )
+
+
+def to_choices(votes: Votes, prompt: str, *, disputed: float, seed: int) -> dict[str, list[Choice]]:
+    """Of each person choices between a statement agreed with and one disagreed with, in random order; no statement
+    stands in two of a person's.
+
+    Args:
+      prompt: the question that the statements answer.
+      disputed: statements count of which at least this share of the votes agree, and at least this share disagree.
+    """
+    texts = len(votes.texts)
+    asked = np.maximum(np.bincount(votes.statements, minlength=texts), 1)
+    share = np.bincount(votes.statements, weights=votes.agree, minlength=texts) / asked
+    kept = np.minimum(share, 1.0 - share)[votes.statements] >= disputed
+    found: dict[str, list[Choice]] = {}
+    for person, name in enumerate(votes.names):
+        theirs, rng = (votes.people == person) & kept, np.random.default_rng([seed, person])
+        sides = [rng.permutation(votes.statements[theirs & (votes.agree == way)]) for way in (True, False)]
+        pairs = zip(*sides, strict=False)  # as many as the fewer have
+        found[name] = [Choice(prompt, votes.texts[chosen], votes.texts[rejected]) for chosen, rejected in pairs]
+    return found
 
 
 def principal(table: np.ndarray, width: int, chunk: int = 65536) -> np.ndarray:

@@ -2,32 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-from pal_jax.data import histories
+from pal_jax.data import histories, ukp, votes
 from pal_jax.feedback import pets
-from pal_jax.types import History
+from pal_jax.types import Choice, History
 
 Splits = Mapping[str, Sequence[History]]
 
+OPINION = 'What do you think?'  # what the statements of a conversation answer
 
-def read(data: str, *, people: int, tested: int, seed: int, labelled: bool) -> tuple[list[History], Splits]:
-    """Those to learn from, and those to test on by the name of their split.
+
+class Made(NamedTuple):
+    """How a history is made of somebody's choices.
+
+    told: choices of the context.
+    held: choices that test.
+    max_words: of a reply; choices with longer ones are left out.
+    disputed: of votes, the least share on either side of a statement.
+    """
+
+    told: int
+    held: int
+    max_words: int
+    disputed: float
+
+
+def _vote(name: str, made: Made) -> Mapping[str, Sequence[Choice]]:
+    return votes.to_choices(votes.read(name), OPINION, disputed=made.disputed, seed=0)
+
+
+SOURCES: Mapping[str, Callable[[str, Made], Mapping[str, Sequence[Choice]]]] = {
+    'votes': _vote,
+    'ukp': lambda name, made: ukp.read(name),
+    'choices': lambda name, made: histories.load_choices(name),
+}
+
+
+def read(data: str, *, people: int, tested: int, seed: int, labelled: bool, made: Made) -> tuple[list[History], Splits]:
+    """Those to learn from, and those to test on by the name of their split: `test` are people nobody has learnt from,
+    `seen` those to learn from with choices that nobody was taught.
 
     Args:
-      data: `pets`, or a JSONL file of people.
-      people, seed, labelled: of pets, see `pets.make_people`; those that test are the same for every seed.
-      tested: people of a split; of a file at most a fifth.
+      data: `pets`; or a JSONL file of people; or whose choices histories are made of: `votes:<folder>/<name>`
+        (`data/votes.py`), `ukp:<folder>` (`data/ukp.py`), `choices:<file>` (`data/histories.load_choices`).
+      people: of pets so many, of others at most.
+      tested: people of a split; of others than pets at most a fifth.
+      seed: of pets to learn from. Who tests, and with what, is the same for every seed.
+      labelled: whether both sides of a past choice are told.
 
     Raises:
-      ValueError: a line of the file, or it has too few people.
+      ValueError: a file that is wrong, with the line, or has too few people.
     """
     if data == 'pets':
         train = pets.make_people(people, seed=seed, split='train', labelled=labelled)
         splits: tuple[pets.Split, ...] = ('test', 'animals')
         return train, {split: pets.make_people(tested, seed=0, split=split, labelled=labelled) for split in splits}
-    found = histories.load(data)
+    source, _, name = data.partition(':')
+    if source in SOURCES:
+        choices, settings = SOURCES[source](name, made), {'told': made.told, 'held': made.held}
+        found = histories.from_choices(choices, **settings, max_words=made.max_words, labelled=labelled, seed=0)
+        random.Random(0).shuffle(found)
+    else:
+        found = histories.load(data)
     cut = len(found) - min(tested, len(found) // 5)
     if cut == len(found):
-        raise ValueError(f'{data} has {len(found)} people; give five or more, a fifth is kept for testing')
-    return found[:cut], {'test': found[cut:]}
+        enough = f' with {made.told + 2 + made.held} choices apart' if source in SOURCES else ''
+        raise ValueError(f'{data} has {len(found)} people{enough}; give five or more, a fifth is kept for testing')
+    return found[:cut][:people], {'test': found[cut:], 'seen': found[: min(tested, cut, people)]}

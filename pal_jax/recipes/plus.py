@@ -175,6 +175,8 @@ def check(config: Config) -> None:
         'summary.n_samples': config.summary.n_samples,
         'hold.people': config.hold.people,
         'eval.people': config.eval.people,
+        'history.told': config.history.told,
+        'history.held': config.history.held,
         'checkpoint.every': config.checkpoint.every,
     }.items():
         if value < 1:
@@ -184,9 +186,14 @@ def check(config: Config) -> None:
 
 
 def read_people(config: Config) -> tuple[list[History], histories.Splits]:
-    """Those to learn from, and those to test on by the name of their split."""
-    size, seed, labelled = config.people, config.seed, config.labelled
-    return histories.read(config.data, people=size, tested=config.eval.people, seed=seed, labelled=labelled)
+    """Those to learn from, and those to test on by the name of their split. Raises ValueError where they are wrong."""
+    train, tests = histories.read(
+        config.data, people=config.people, tested=config.eval.people, seed=config.seed, labelled=config.labelled,
+        made=histories.Made(**config.history),
+    )  # fmt: skip
+    if config.reads == 'kind' and not all(person.kind for person in train):
+        raise ValueError(f'reads=kind: people of {config.data} have no kind; read something else')
+    return train, tests
 
 
 def make_parts(config: Config, ctx: Context) -> Parts:
@@ -232,7 +239,9 @@ def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple
 def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context):
     """Tells of people: `n` summaries of each, one after the other, or what a baseline reads instead."""
     if config.reads not in WRITTEN:
-        return lambda state, people, n, *_: Written([given(p, config.reads) for p in people for _ in range(n)], [])
+        return lambda state, people, n, *_: Written(
+            [summaries.given(p, config.reads) for p in people for _ in range(n)], []
+        )
     decode, tokenizer = config.decode.to_dict(), policy.tokenizer
     shares = Shares(jax.process_count() if ctx.mesh.size > 1 else 1)
     decoder = make_decoder(policy.cfg, tokenizer, ctx.mesh, shares=shares, **decode)
@@ -272,11 +281,6 @@ def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context):
 
 
 # --- people and their summaries -------------------------------------------------------------------------------------
-
-
-def given(person: History, reads: str) -> str:
-    """What a baseline's reward model reads in place of a summary."""
-    return {'context': person.context, 'kind': f'The user prefers {person.kind}.', 'nothing': ''}[reads]
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:

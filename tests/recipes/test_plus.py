@@ -152,6 +152,16 @@ def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
     assert plus.stages(get_config('table'), tmp_path)[-1][0].total_steps == 24
 
 
+def test_kinds_that_nobody_knows_are_not_read(tmp_path):
+    path = tmp_path / 'choices.jsonl'
+    lines = [{'user': str(u), 'prompt': 'Talk.', 'chosen': f'good {u} {i}', 'rejected': f'bad {u} {i}'}
+             for u in range(6) for i in range(100, 110)]  # fmt: skip
+    path.write_text('\n'.join(map(json.dumps, lines)))
+    assert len(plus.read_people(get_config(data=f'choices:{path}'))[0]) == 5
+    with pytest.raises(ValueError, match='reads=kind: people of choices:.* have no kind'):
+        plus.read_people(get_config(data=f'choices:{path}', reads='kind'))
+
+
 def test_more_seeds_leave_the_runs_that_are_made(tmp_path):
     fewer, more = (plus.stages(get_config(methods='plus,context', seeds=seeds), tmp_path) for seeds in (1, 2))
     for (before, folder), (after, same_folder) in zip(fewer[:-1], more, strict=False):
