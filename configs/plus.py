@@ -48,6 +48,7 @@ def get_config(variant: str = '') -> ConfigDict:
         lora=dict(rank=0, alpha=16.0, targets='all-linear', dropout=0.0),
         optimizer=p.adamw(lr=3e-5, warmup_ratio=0.0, min_ratio=1.0),
         train=True,  # False: it stays as it begins
+        std=1.0,  # of its scores: a gap that pays is divided by it (their mean would cancel out)
         micro_rows=8,
     )
     config.summary = dict(

@@ -116,7 +116,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         with ctx.phase('read'):
             choices = [(person.reward, person.train) for person in choosers for _ in range(count)]
             gaps, grads, metrics = reader.read(state['reward'], pair_up(texts, choices))
-            rewards = log_sigmoid(gaps[:, 0])
+            rewards = log_sigmoid(gaps[:, 0] / config.reward_model.std)
         metrics |= summarize(texts, rewards, people)
         if not waits and config.summary.train:
             paid = [dataclasses.replace(s, reward=float(r)) for s, r in zip(samples, rewards, strict=True)]
@@ -181,8 +181,9 @@ def check(config: Config) -> None:
     }.items():
         if value < 1:
             raise ValueError(f'{key}={value} must be at least 1')
-    if config.hold.steps < 0:
-        raise ValueError(f'hold.steps={config.hold.steps} must be at least 0')
+    steps, std = config.hold.steps, config.reward_model.std
+    if steps < 0 or std <= 0:
+        raise ValueError(f'hold.steps={steps} must be at least 0, reward_model.std={std} above 0')
 
 
 def read_people(config: Config) -> tuple[list[History], histories.Splits]:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from pal_jax.learners.reward import RewardLearner
+from pal_jax.learners.reward import BradleyTerry, RewardLearner, gaps
 from pal_jax.recipes import plus
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
@@ -61,16 +61,27 @@ def test_the_summariser_waits_and_then_both_learn():  # rlpa_plus IV.4-2
         assert metrics['reward'] == pytest.approx(-np.log(2), abs=0.05)  # a new head knows nothing
 
 
-@pytest.mark.slow
+def test_rewards_and_losses_of_known_gaps():  # rlpa_plus IV.4-1
+    rewards = plus.log_sigmoid(np.array([0.0, 1.0, -1.0, 2.0]))
+    np.testing.assert_allclose(rewards, [-0.693147, -0.313262, -1.313262, -0.126928], atol=1e-6)
+    chosen, rejected = np.array([1.2, 0.3, -0.5]), np.array([0.2, 0.3, 0.5])
+    scores = np.stack([chosen, rejected], axis=-1).reshape(1, -1)
+    losses = BradleyTerry()(scores, np.zeros((1, 3)))
+    assert float(losses.mean()) == pytest.approx(0.773224, abs=1e-6)
+    assert np.mean(gaps(scores) > 0) == pytest.approx(1 / 3)  # a tie is wrong
+    slope = jax.grad(lambda gap: BradleyTerry()(jax.numpy.array([[gap, 0.0]]), jax.numpy.zeros((1, 1))).sum())(1.0)
+    assert float(slope) == pytest.approx(-0.268941, abs=1e-6)
+
+
 def test_what_pays_is_the_reward_model_from_before_the_step(monkeypatch):
     seen = []
     read, apply = RewardLearner.read, RewardLearner.apply
 
     def reading(self, state, pairs):
-        gaps, *rest = read(self, state, pairs)
-        np.testing.assert_array_equal(gaps, self.gaps(state, pairs))
-        seen.append(('read', float(np.mean(-np.logaddexp(0, -gaps[:, 0])))))
-        return gaps, *rest
+        found, *rest = read(self, state, pairs)
+        np.testing.assert_array_equal(found, self.gaps(state, pairs))
+        seen.append(('read', float(np.mean(-np.logaddexp(0, -found[:, 0] / 2.0)))))  # rlpa_plus IV.4-13
+        return found, *rest
 
     def applying(self, state, grads):
         seen.append(('apply', None))
@@ -84,7 +95,7 @@ def test_what_pays_is_the_reward_model_from_before_the_step(monkeypatch):
     monkeypatch.setattr(RewardLearner, 'read', reading)
     monkeypatch.setattr(RewardLearner, 'apply', applying)
     monkeypatch.setattr(plus.PolicyLearner, 'update', updating)
-    _, rows = steps(get_config(**{'hold.steps': 0}), 1)
+    _, rows = steps(get_config(**{'hold.steps': 0, 'reward_model.std': 2.0}), 1)
     assert [name for name, _ in seen] == ['read', 'update', 'apply']
     assert rows[0][1]['reward'] == pytest.approx(seen[0][1], abs=1e-6)
 
@@ -217,6 +228,7 @@ def test_a_wrong_table_is_told_before_a_run_starts(changes, message, tmp_path):
     [
         ({'reads': 'minds'}, "reads='minds' is unknown; use one of summary, untrained"),
         ({'summary.people': 0}, 'summary.people=0 must be at least 1'),
+        ({'reward_model.std': 0.0}, 'reward_model.std=0.0 above 0'),
         ({'hold.steps': -1}, 'hold.steps=-1 must be at least 0'),
     ],
 )
@@ -225,8 +237,7 @@ def test_what_is_wrong_is_told_before_a_file_is_read(changes, message):
         plus.make(get_config(**changes), ONE)
 
 
-@pytest.mark.slow
-def test_a_run_that_resumes_ends_with_the_same_bits(tmp_path):
+def test_a_run_that_resumes_or_is_made_again_ends_with_the_same_bits(tmp_path):  # rlpa_plus IV.4-14
     """Critic included: the estimator is gae."""
     recipe = plus.make(get_config(**{'ppo.estimator': 'gae', 'ppo.std_floor': 0.0, 'hold.steps': 1}), ONE)
     state, host = recipe.init()
@@ -238,10 +249,32 @@ def test_a_run_that_resumes_ends_with_the_same_bits(tmp_path):
         restored = checkpoints.restore()
     assert restored
     before = jax.tree.map(np.asarray, state['policy'].critic.params)
-    whole, *_ = recipe.step(state, host, 2)
+    whole, *_, told = recipe.step(state, host, 2)
     resumed, *_ = recipe.step(*restored[:2], 2)
     assert same(whole, resumed)
     assert not same(before, resumed['policy'].critic.params)
+    again, host = recipe.init()
+    for i in range(3):
+        again, host, _, metrics = recipe.step(again, host, i)
+    assert same(whole, again)
+    assert metrics == told
+
+
+@pytest.mark.slow
+def test_the_kl_keeps_a_summariser_where_it_began():  # rlpa_plus IV.4-12
+    def drift(coefficient):
+        changes = {'ppo.kl_coef': coefficient, 'optimizer.lr': 3e-3, 'optimizer.warmup_ratio': 0.0, 'hold.steps': 0}
+        recipe = plus.make(get_config(total_steps=12, **changes, **{'optimizer.min_ratio': 1.0}), ONE)
+        state, host = recipe.init()
+        told = []
+        for i in range(12):
+            state, host, _, metrics = recipe.step(state, host, i)
+            told.append(metrics['kl'])
+        return np.mean(told[6:])
+
+    free, guarded, held = (drift(coefficient) for coefficient in (0.0, 0.01, 1.0))
+    assert free > guarded > held
+    assert held < 0.01
 
 
 @pytest.mark.slow
