@@ -61,7 +61,9 @@ def get_config(variant: str = '') -> ConfigDict:
     # Steps in which the summariser waits for a reward model that can read: many people, one cooler summary of each.
     config.hold = dict(steps=12, people=32, temperature=0.3)
     config.decode = dict(slots=32, stride=4, driver='local', address='', reuse=True, int8=False)
-    config.eval = dict(people=64, every=0, shown=3)
+    config.eval = dict(
+        people=64, samples=1, every=0, shown=3
+    )  # samples: drawn summaries of a person, beside the likeliest
     return {'table': table, 'people': people, 'smoke': smoke, 'paper': paper}[variant](config) if variant else config
 
 

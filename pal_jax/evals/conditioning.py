@@ -11,38 +11,59 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.types import Choice, History
+from pal_jax.types import Choice, Exhibit, History
 
-Describe = Callable[[Sequence[History], float], list[str]]  # a text a person, written at a temperature
+# So many texts of each person, neighbours of each other, written at a temperature.
+Describe = Callable[[Sequence[History], float, int], list[str]]
+TOLD = {  # whose summary is read, by what stands before its figures
+    '': 'their own, the likeliest',
+    'sampled_': 'their own, drawn',
+    'other_': 'that of a person of another kind',
+    'random_': 'that of somebody at random',
+    'none_': 'none',
+}
 Gaps = Callable[[Sequence[str], Sequence[Sequence[Choice]]], np.ndarray]  # [texts, choices of a text]
 
 
 def evaluate(
-    describe: Describe, gaps: Gaps, splits: Mapping[str, Sequence[History]], *, temperature: float, shown: int
+    describe: Describe,
+    gaps: Gaps,
+    splits: Mapping[str, Sequence[History]],
+    *,
+    temperature: float,
+    samples: int = 1,
+    shown: int,
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
     """Figures of every split of people, of the first by their own names and beside its controls; some people of each
     with their summaries."""
     record: dict[str, Any] = {}
     people: list[Mapping[str, Any]] = []
     for number, (name, tested) in enumerate(splits.items()):
-        figures, texts, margins = table(describe, gaps, tested, temperature=temperature, controls=number == 0)
+        settings = {'temperature': temperature, 'samples': samples, 'controls': number == 0}
+        figures, texts, margins = table(describe, gaps, tested, **settings)
         record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
         people += [show(*each) for each in zip(tested[:shown], texts, margins, strict=False)]
     return record, people
 
 
 def table(
-    describe: Describe, gaps: Gaps, people: Sequence[History], *, temperature: float, controls: bool
+    describe: Describe,
+    gaps: Gaps,
+    people: Sequence[History],
+    *,
+    temperature: float,
+    samples: int = 1,
+    controls: bool,
 ) -> tuple[dict[str, Any], list[str], np.ndarray]:
     """Figures of some people, with the likeliest summary of each and its gaps.
 
-    `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` by one drawn at
-    `temperature`; the controls are by somebody else's, or none. A tie is wrong. Standard errors are over people, whose
-    own accuracies are `accuracy_by_person`. Where kinds are known, `named` is the share of summaries that name the
-    person's and no other, `misnamed` of those that name another alone.
+    `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` means over
+    `samples` drawn at `temperature`; the controls are by somebody else's, or none. A tie is wrong. Standard errors are
+    over people, whose own accuracies are `accuracy_by_person`. Where kinds are known, `named` is the share of summaries
+    that name the person's and no other, `misnamed` of those that name another alone.
     """
     kinds = [person.kind for person in people]
-    likeliest, drawn = describe(people, 0.0), describe(people, temperature)
+    likeliest, drawn = describe(people, 0.0, 1), describe(people, temperature, samples)
     told = {'': likeliest, 'sampled_': drawn}
     if controls:
         told |= {'random_': of_somebody(likeliest), 'none_': [''] * len(people)}
@@ -52,8 +73,9 @@ def table(
     figures: dict[str, Any] = {'people': len(people)}
     plain = gaps(likeliest, held)
     for name, texts in told.items():
-        found = plain if texts == likeliest else gaps(texts, held)
-        right = (found > 0).mean(axis=1)
+        times = len(texts) // len(people)
+        found = plain if texts == likeliest else gaps(texts, [each for each in held for _ in range(times)])
+        right = (found > 0).reshape(len(people), -1).mean(axis=1)
         figures[f'{name}accuracy'] = float(right.mean())
         figures[f'{name}accuracy_se'] = standard_error(right)
         figures[f'{name}reward'] = float(-np.logaddexp(0.0, -found).mean())
@@ -61,8 +83,9 @@ def table(
     for name, texts in (('', likeliest), ('sampled_', drawn)):
         figures[f'{name}words'] = float(np.mean([len(text.split()) for text in texts]))
         if any(kinds):
-            figures[f'{name}named'] = names_the_kind(texts, kinds)
-            figures[f'{name}misnamed'] = names_another(texts, kinds)
+            own = [kind for kind in kinds for _ in range(len(texts) // len(people))]
+            figures[f'{name}named'] = names_the_kind(texts, own)
+            figures[f'{name}misnamed'] = names_another(texts, own)
     return figures, likeliest, plain
 
 
@@ -109,3 +132,19 @@ def show(person: History, text: str, gaps: np.ndarray) -> Mapping[str, Any]:
         {'role': 'assistant', 'content': text, 'rewards': scores},
     ]
     return {'person': person.user, 'facts': [person.kind] if person.kind else [], 'turns': turns}
+
+
+def make_exhibits(record: Mapping[str, Any], splits: Sequence[str]) -> list[Exhibit]:
+    """What the figures of `evaluate` say of each split's people, by whose summary is read."""
+    head = ['people', 'the summary that is read', 'accuracy', 'mean reward', 'words', 'names the kind', 'names another']
+    rows = [head]
+    for split in ['', *(f'{name}_' for name in splits[1:])]:
+        for name, title in TOLD.items():
+            if f'{split}{name}accuracy' in record:
+                keys = ('reward', 'words', 'named', 'misnamed')
+                figures = [record.get(f'{split}{name}{key}') for key in keys]
+                told = ['' if value is None else f'{value:.3f}' for value in figures]
+                accuracy, error = (record[f'{split}{name}accuracy{end}'] for end in ('', '_se'))
+                right = f'{accuracy:.3f}' if error is None else f'{accuracy:.3f} ± {error:.3f}'
+                rows.append([split.rstrip('_') or splits[0], title, right, *told])
+    return [Exhibit('Whose summary is read', table=rows)]

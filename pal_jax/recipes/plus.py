@@ -143,13 +143,11 @@ def make(config: Config, ctx: Context) -> Recipe:
         drawn = config.sampling.temperature if learns else config.hold.temperature
         with ctx.phase('evaluate'):
             record, people = conditioning.evaluate(
-                lambda people, temperature: describe(state, people, 1, temperature, (config.seed, EVALUATION)).texts,
+                lambda people, t, count: describe(state, people, count, t, (config.seed, EVALUATION)).texts,
                 lambda texts, choices: reader.gaps(state['reward'], pair_up(texts, choices)),
-                tests,
-                temperature=drawn,
-                shown=config.eval.shown,
-            )
-        return Evaluation(record, people)
+                tests, temperature=drawn, samples=config.eval.samples, shown=config.eval.shown,
+            )  # fmt: skip
+        return Evaluation(record, people, conditioning.make_exhibits(record, list(tests)))
 
     def exports(state: State) -> dict[str, Export]:
         return export_policy(config, policy, learner, state['policy']) if learns else {}
@@ -175,6 +173,7 @@ def check(config: Config) -> None:
         'summary.n_samples': config.summary.n_samples,
         'hold.people': config.hold.people,
         'eval.people': config.eval.people,
+        'eval.samples': config.eval.samples,
         'history.told': config.history.told,
         'history.held': config.history.held,
         'checkpoint.every': config.checkpoint.every,

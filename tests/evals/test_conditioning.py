@@ -11,9 +11,10 @@ from pal_jax.feedback import pets
 PEOPLE = pets.make_people(20, seed=0, split='test')
 
 
-def describe(people, temperature):
-    """Right where it is greedy; drawn, it always speaks of dogs."""
-    return [f'The user prefers {person.kind if temperature == 0 else "dogs"}.' for person in people]
+def describe(people, temperature, samples):
+    """Right where it is greedy; drawn, it speaks of dogs, and in other samples than the first of birds."""
+    drawn = ['dogs', *['birds'] * (samples - 1)]
+    return [f'The user prefers {person.kind if temperature == 0 else animal}.' for person in people for animal in drawn]
 
 
 def gaps(texts, choices):
@@ -42,6 +43,36 @@ def test_true_summaries_are_right_and_the_controls_are_not():
     assert record['words'] == 4.0
     assert [each['person'] for each in people] == ['test 0', 'test 1']
     assert people[0]['turns'][1]['rewards']['accuracy'] == 1.0
+
+
+def test_several_samples_are_one_mean_of_each_person():
+    people = [person for person in PEOPLE if person.kind == 'dogs'] * 2 + PEOPLE
+    settings = {'temperature': 1.0, 'controls': False}
+    record, *_ = conditioning.table(describe, gaps, people, samples=4, **settings)
+    right = [
+        [np.mean(gaps([f'The user prefers {animal}.'], [p.held])[0] > 0) for animal in ('dogs', *['birds'] * 3)]
+        for p in people
+    ]
+    assert record['sampled_accuracy'] == pytest.approx(np.mean(right))
+    means = np.mean(right, axis=1)
+    assert record['sampled_accuracy_se'] == pytest.approx(np.std(means, ddof=1) / np.sqrt(len(people)))
+    dogs = np.mean([person.kind == 'dogs' for person in people])
+    assert record['sampled_named'] == pytest.approx(dogs / 4)
+    assert record['sampled_misnamed'] == pytest.approx((1 - dogs) / 4)
+    assert record['misnamed'] == 0.0
+    assert record['accuracy_by_person'] == [1.0] * len(people)
+
+
+def test_a_report_shows_whose_summary_is_read():
+    splits = {'test': PEOPLE, 'animals': pets.make_people(8, seed=0, split='animals')}
+    record, _ = conditioning.evaluate(describe, gaps, splits, temperature=1.0, shown=0)
+    (exhibit,) = conditioning.make_exhibits(record, list(splits))
+    head, *rows = exhibit.table
+    assert [row[0] for row in rows] == ['test'] * 5 + ['animals'] * 2
+    assert rows[0][1:3] == ['their own, the likeliest', '1.000 ± 0.000']
+    assert rows[2][1:3] == ['that of a person of another kind', '0.000 ± 0.000']
+    assert dict(zip(head, rows[0], strict=True))['names the kind'] == '1.000'
+    assert rows[4][4:] == ['', '', '']  # of no summary there is nothing to count
 
 
 def test_a_tie_is_wrong_and_a_split_has_its_name():

@@ -263,7 +263,7 @@ def test_a_run_that_resumes_or_is_made_again_ends_with_the_same_bits(tmp_path): 
 @pytest.mark.slow
 def test_the_kl_keeps_a_summariser_where_it_began():  # rlpa_plus IV.4-12
     def drift(coefficient):
-        changes = {'ppo.kl_coef': coefficient, 'optimizer.lr': 3e-3, 'optimizer.warmup_ratio': 0.0, 'hold.steps': 0}
+        changes = {'ppo.kl_coef': coefficient, 'optimizer.lr': 1e-3, 'optimizer.warmup_ratio': 0.0, 'hold.steps': 0}
         recipe = plus.make(get_config(total_steps=12, **changes, **{'optimizer.min_ratio': 1.0}), ONE)
         state, host = recipe.init()
         told = []
