@@ -62,8 +62,16 @@ def get_config(variant: str = '') -> ConfigDict:
     config.hold = dict(steps=12, people=32, temperature=0.3)
     config.decode = dict(slots=32, stride=4, driver='local', address='', reuse=True, int8=False)
     config.eval = dict(
-        people=64, samples=1, every=0, shown=3
-    )  # samples: drawn summaries of a person, beside the likeliest
+        people=64,
+        samples=1,  # drawn summaries of a person, beside the likeliest
+        every=0,
+        shown=3,
+    )
+    # Who writes replies after a summary, and without, for the last evaluation: local:<source>, such as
+    # local:orbax:runs/rlpa, or endpoint:condition. It reads summaries as it is; '': nobody.
+    config.condition = ''
+    config.endpoints = dict(condition=p.endpoint(temperature=0.7, max_tokens=48))
+    config.answers = '~/.cache/pal_jax/answers.sqlite'  # what endpoints have answered is not asked again; '': is
     return {'table': table, 'people': people, 'smoke': smoke, 'paper': paper}[variant](config) if variant else config
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.types import Choice, Exhibit, History
+from pal_jax.feedback.summaries import question
+from pal_jax.types import ChatModel, Choice, Exhibit, History
 
 # So many texts of each person, neighbours of each other, written at a temperature.
 Describe = Callable[[Sequence[History], float, int], list[str]]
@@ -148,3 +149,30 @@ def make_exhibits(record: Mapping[str, Any], splits: Sequence[str]) -> list[Exhi
                 right = f'{accuracy:.3f}' if error is None else f'{accuracy:.3f} ± {error:.3f}'
                 rows.append([split.rstrip('_') or splits[0], title, right, *told])
     return [Exhibit('Whose summary is read', table=rows)]
+
+
+def personalise(
+    model: ChatModel, gaps: Gaps, people: Sequence[History], texts: Sequence[str], *, seed: int
+) -> tuple[dict[str, Any], Exhibit]:
+    """Does a reply written after a person's summary suit the person better than one written without?
+
+    Every reply answers the first prompt that tests the person, and the reward model compares by the person's own
+    summary (rlpa_plus III.5, eval_inference). `written_better` is the share of replies after that summary that it
+    prefers to those after none, a tie being a half; `written_for_somebody_better` the same of replies after a summary
+    of somebody at random, which is what any summary does. Of `written` people all three replies could be had.
+    """
+    prompts = [person.held[0].prompt for person in people]
+    sources = texts, of_somebody(texts), [''] * len(people)
+    replies = [model([question(t, p) for t, p in zip(each, prompts, strict=True)], seed) for each in sources]
+    kept = [i for i in range(len(people)) if all(each[i] and str(each[i]).strip() for each in replies)]
+    record: dict[str, Any] = {'written': len(kept)}
+    own, somebody, plain = ([str(each[i]).strip() for i in kept] for each in replies)
+    for name, written in (('written', own), ('written_for_somebody', somebody)) if kept else ():
+        choices = [[Choice(prompts[i], ours, none)] for i, ours, none in zip(kept, written, plain, strict=True)]
+        found = gaps([texts[i] for i in kept], choices)[:, 0]
+        better = (np.sign(found) + 1.0) / 2.0
+        record |= {f'{name}_better': float(better.mean()), f'{name}_better_se': standard_error(better)}
+        record[f'{name}_gap'] = float(found.mean())
+    head = ['person', 'summary', 'prompt', 'reply after it', 'reply without']
+    rows = [[people[i].user, texts[i], prompts[i], mine, none] for i, mine, none in zip(kept, own, plain, strict=True)]
+    return record, Exhibit('Replies with and without a summary', table=[head, *rows[:8]])

@@ -19,16 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pal_jax.data.packing import Example, pack_rollouts, round_up
+from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.passes import shuffled
-from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.choose import make_decoder
-from pal_jax.decode.local import Request
 from pal_jax.evals import conditioning
-from pal_jax.feedback import histories, summaries
+from pal_jax.feedback import histories
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
-from pal_jax.learners.reward import Pairs, RewardLearner, pack_pairs, to_score
+from pal_jax.learners.reward import Pairs, RewardLearner
 from pal_jax.models.config import ModelConfig
 from pal_jax.recipes import lineup
 from pal_jax.recipes.recipe import (
@@ -45,24 +42,16 @@ from pal_jax.recipes.recipe import (
     make_policy,
     stage_before,
 )
+from pal_jax.recipes.telling import WRITTEN, Written, make_condition, make_pairs, make_writer
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
-from pal_jax.runtime.processes import Shares
-from pal_jax.types import Choice, Dialogue, History, Metrics, Person, Sample, Sampling, Told, Turn
+from pal_jax.types import Choice, History, Metrics, Sample
 
 READS = ('summary', 'untrained', 'context', 'kind', 'nothing')
-WRITTEN = ('summary', 'untrained')  # by a model
 
 State = dict[str, Any]  # 'reward', and 'policy' where one writes
 
 EVALUATION = 2**31  # stands where a training step has its number in seeds
-
-
-class Written(NamedTuple):
-    """What the reward model reads of people; the samples it was taken from, where a model wrote it."""
-
-    texts: list[str]
-    samples: list[Sample]
 
 
 class Parts(NamedTuple):
@@ -98,6 +87,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     check(config)
     train, tests = read_people(config)
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
+    condition = make_condition(config, pair_up)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
     rows = {'ways': sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, 'micro_rows': config.ppo.micro_rows}
     n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)
@@ -147,7 +137,13 @@ def make(config: Config, ctx: Context) -> Recipe:
                 lambda texts, choices: reader.gaps(state['reward'], pair_up(texts, choices)),
                 tests, temperature=drawn, samples=config.eval.samples, shown=config.eval.shown,
             )  # fmt: skip
-        return Evaluation(record, people, conditioning.make_exhibits(record, list(tests)))
+            written, replies = condition(
+                next(iter(tests.values())) if stage == 'final' else [],
+                lambda people: describe(state, people, 1, 0.0, (config.seed, EVALUATION)).texts,
+                functools.partial(reader.gaps, state['reward']),
+            )
+        exhibits = conditioning.make_exhibits(record, list(tests))
+        return Evaluation(record | written, people, [*exhibits, *replies])
 
     def exports(state: State) -> dict[str, Export]:
         return export_policy(config, policy, learner, state['policy']) if learns else {}
@@ -180,6 +176,8 @@ def check(config: Config) -> None:
     }.items():
         if value < 1:
             raise ValueError(f'{key}={value} must be at least 1')
+    if not config.data:
+        raise ValueError('data is empty; name people, such as --config.data=votes:<folder>/<name>')
     steps, std = config.hold.steps, config.reward_model.std
     if steps < 0 or std <= 0:
         raise ValueError(f'hold.steps={steps} must be at least 0, reward_model.std={std} above 0')
@@ -234,50 +232,6 @@ def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple
         return people, [people[k] for k in others] if config.shuffled else people
 
     return draw
-
-
-def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context):
-    """Tells of people: `n` summaries of each, one after the other, or what a baseline reads instead."""
-    if config.reads not in WRITTEN:
-        return lambda state, people, n, *_: Written(
-            [summaries.given(p, config.reads) for p in people for _ in range(n)], []
-        )
-    decode, tokenizer = config.decode.to_dict(), policy.tokenizer
-    shares = Shares(jax.process_count() if ctx.mesh.size > 1 else 1)
-    decoder = make_decoder(policy.cfg, tokenizer, ctx.mesh, shares=shares, **decode)
-    prefill = tokenizer.encode(config.summary.prefill) if config.summary.prefill else []
-
-    def write(state: State, people: Sequence[Told], n: int, temperature: float, seed: Sequence[int]) -> Written:
-        sampling = Sampling(**config.sampling.to_dict() | {'temperature': temperature, 'stop': config.sampling.stop})
-        prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context))), *prefill) for p in people]
-        seeds = np.random.SeedSequence(list(seed)).generate_state(len(people) * n, np.uint64).tolist()
-        decoder.load(learner.weights(state['policy']))
-        completions = decoder([Request(prompts[k // n], sampling, each) for k, each in enumerate(seeds)])
-        decoder.release()
-        told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
-        samples = [Sample(told[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
-        return Written([summaries.extract(config.summary.prefill + each.text) for each in completions], samples)
-
-    return write
-
-
-def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context):
-    """What the reward model reads."""
-    ways, micro_rows = sharding.batch_ways(ctx.mesh), config.reward_model.micro_rows
-
-    def example(text: str, prompt: str, reply: str) -> Example:
-        asked = tokenizer.chat([dict(message) for message in summaries.question(text, prompt)])
-        return to_score(asked, [*tokenizer.encode(reply), tokenizer.stop_ids[0]])
-
-    def pair_up(texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
-        """A row for each summary with the replies of all its choices, of which the last is to be learnt from."""
-        rows = [
-            [example(text, c.prompt, reply) for c in each for reply in (c.chosen, c.rejected)]
-            for text, each in zip(texts, choices, strict=True)
-        ]
-        return pack_pairs(rows, ctx.mesh, ways=ways, micro_rows=micro_rows)
-
-    return pair_up
 
 
 # --- people and their summaries -------------------------------------------------------------------------------------

@@ -91,3 +91,26 @@ def test_a_text_that_names_both_kinds_names_none():
     kinds = ['dogs', 'cats', 'cats']
     texts = ['likes a dog', 'likes dogs and cats', 'CATS']
     assert conditioning.names_the_kind(texts, kinds) == pytest.approx(2 / 3)
+
+
+def test_replies_after_a_summary_suit_the_person_and_those_of_somebody_do_not():
+    texts = describe(PEOPLE, 0.0, 1)
+
+    def model(chats, seed):
+        """Speaks of what it is told the reader prefers; has no answer for the first person."""
+        told = [next((k for k in pets.KINDS if f'prefers {k}' in chat[-1]['content']), 'birds') for chat in chats]
+        return [None, *(f'{kind.capitalize()} sleep.' for kind in told[1:])]
+
+    record, exhibit = conditioning.personalise(model, gaps, PEOPLE, texts, seed=0)
+    assert record['written'] == len(PEOPLE) - 1
+    assert record['written_better'] == 1.0
+    kinds = [person.kind for person in PEOPLE]
+    same = np.mean([a == b for a, b in zip(kinds, conditioning.of_somebody(kinds), strict=True)][1:])
+    assert record['written_for_somebody_better'] == pytest.approx(same)  # shorter than birds, where nobody prefers them
+    assert exhibit.table[1] == ['test 1', texts[1], pets.PROMPT, f'{kinds[1].capitalize()} sleep.', 'Birds sleep.']
+
+
+def test_a_model_without_answers_has_no_figures():
+    record, exhibit = conditioning.personalise(lambda chats, seed: [''] * len(chats), gaps, PEOPLE, ['x'] * 20, seed=0)
+    assert record == {'written': 0}
+    assert len(exhibit.table) == 1

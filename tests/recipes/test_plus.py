@@ -229,6 +229,8 @@ def test_a_wrong_table_is_told_before_a_run_starts(changes, message, tmp_path):
         ({'reads': 'minds'}, "reads='minds' is unknown; use one of summary, untrained"),
         ({'summary.people': 0}, 'summary.people=0 must be at least 1'),
         ({'reward_model.std': 0.0}, 'reward_model.std=0.0 above 0'),
+        ({'data': ''}, 'data is empty; name people, such as --config.data=votes:'),
+        ({'condition': 'writer'}, "condition='writer' is unknown; use"),
         ({'hold.steps': -1}, 'hold.steps=-1 must be at least 0'),
     ],
 )
@@ -258,6 +260,24 @@ def test_a_run_that_resumes_or_is_made_again_ends_with_the_same_bits(tmp_path): 
         again, host, _, metrics = recipe.step(again, host, i)
     assert same(whole, again)
     assert metrics == told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('writer', ['endpoint:condition', 'local:random:tiny'])
+def test_another_model_writes_after_the_summaries(writer, chat_server):
+    with chat_server(lambda text: 'Dogs sleep.' if 'Keep that in mind' in text else 'Birds sleep.') as server:
+        changes = {'endpoints.condition.address': server.address, 'endpoints.condition.model': 'm'}
+        recipe = plus.make(get_config(reads='kind', condition=writer, answers='', **changes), ONE)
+        state, _ = recipe.init()
+        assert 'written' not in recipe.evaluate(state, 'base').record
+        evaluation = recipe.evaluate(state, 'final')
+    assert evaluation.record['written'] >= 1
+    assert 0 <= evaluation.record['written_better'] <= 1
+    _, table = evaluation.exhibits
+    assert 'The user prefers dogs.' in {row[1] for row in table.table}
+    if writer.startswith('endpoint'):
+        assert table.table[1][3:] == ['Dogs sleep.', 'Birds sleep.']
+        assert evaluation.record['written'] == 8
 
 
 @pytest.mark.slow
