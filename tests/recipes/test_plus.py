@@ -161,6 +161,9 @@ def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
     assert table.total_steps == 6
     assert [folder.name for _, folder in plus.stages(get_config(), tmp_path)] == [tmp_path.name]
     assert plus.stages(get_config('table'), tmp_path)[-1][0].total_steps == 24
+    people = plus.stages(get_config('people', data='votes:town'), tmp_path)
+    assert people[-1][0].total_steps == 21  # without the oracle
+    assert {run.data for run, _ in people} == {'votes:town'}
 
 
 def test_kinds_that_nobody_knows_are_not_read(tmp_path):
