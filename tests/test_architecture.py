@@ -53,7 +53,8 @@ LAZY = {
     'torch': set(),
 }
 # What recipes are made of; PAL-Large is a variant of configs/pal.py.
-PARTS = 'recipe', 'rows', 'world', 'soups', 'annotations', 'tasting', 'pal_text', 'pal_large', 'pal_reward'
+RECIPE_PARTS = 'recipe', 'rows', 'world'  # and of single methods
+PARTS = *RECIPE_PARTS, 'soups', 'annotations', 'tasting', 'pal_text', 'pal_large', 'pal_reward', 'lineup', 'telling'
 BANNED = ('util', 'helper', 'common', 'misc', 'manager')
 FILES = sorted(PACKAGE.rglob('*.py'))
 

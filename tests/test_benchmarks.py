@@ -10,7 +10,18 @@ import sys
 import jax
 import pytest
 
-from benchmarks import contest, decode, dialogues, judging, plan_memory, rlpa_step, shapes, traffic, train_step
+from benchmarks import (
+    contest,
+    decode,
+    dialogues,
+    judging,
+    plan_memory,
+    plus_step,
+    rlpa_step,
+    shapes,
+    traffic,
+    train_step,
+)
 from benchmarks.contest import Contestant, Outcome, Result
 from benchmarks.shapes import SHAPES
 
@@ -104,6 +115,26 @@ def test_rlpa_step_reports_where_the_time_goes(report, known_machine):
     assert out['seconds_per_step'].keys() == {'rollout', 'annotate', 'update', 'rest'}
     assert sum(out['seconds_per_step'].values()) == pytest.approx(out['step_s'], abs=1e-3)
     assert 0 < out['real_share'] <= 1
+
+
+@pytest.mark.slow
+def test_plus_step_reports_a_step_and_its_parts(report, known_machine):
+    out = report(plus_step, '--variant=smoke', '--steps=2')
+    assert out['config'] == 'plus:smoke'
+    assert out['parts_s'].keys() == {'decode', 'ppo', 'reward_model'}
+    assert out['phases_s'].keys() >= {'rollout', 'read', 'annotate', 'update', 'reward model'}
+    assert 0 < out['reward_real_share'] <= 1
+    assert all(seconds > 0 for seconds in (out['step_s'], *out['parts_s'].values()))
+
+
+def test_plus_step_summarises_by_medians():
+    rounds = [
+        {'step': step, 'decode': 1.0, 'ppo': 2.0, 'reward_model': 1.0, 'real_share': 0.5, 'phase_read': step / 2}
+        for step in (4.0, 4.4, 9.0)
+    ]
+    out = plus_step.summary(rounds)
+    assert (out['step_s'], out['sum_of_parts_s'], out['overhead']) == (4.4, 4.0, 1.1)
+    assert out['phases_s'] == {'read': 2.2}
 
 
 @pytest.mark.slow

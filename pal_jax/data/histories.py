@@ -1,9 +1,11 @@
-"""People with a history and choices, from JSON lines: the records that PLUS learns from (rlpa_plus III.1)."""
+"""People with a history and choices: the records that PLUS learns from (rlpa_plus III.1), from JSON lines or made of
+anybody's choices between texts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,52 @@ PARTS = {
     'train': ('train_prompt', 'train_chosen', 'train_rejected'),
     'held': ('eval_prompt', 'eval_chosen', 'eval_rejected'),
 }
+
+
+def from_choices(
+    choices: Mapping[str, Sequence[Choice]], *, told: int, held: int, max_words: int, labelled: bool, seed: int
+) -> list[History]:
+    """A history of each user with enough choices: `told` of them are the context, one pays, one teaches, `held` test.
+
+    Which is which is random; no reply stands in two of them, or in another. Choices with a reply of more than
+    `max_words` words are left out. Prompts are told where they differ.
+    """
+    asked = len({choice.prompt for own in choices.values() for choice in own}) > 1
+    people = []
+    for user, own in choices.items():
+        rng = random.Random(f'{user} {seed}')
+        short = [c for c in own if max(len(text.split()) for text in (c.chosen, c.rejected)) <= max_words]
+        apart = _apart(rng.sample(short, len(short)), told + 2 + held)
+        if len(apart) == told + 2 + held:
+            past, (reward, train, *tests) = apart[:told], apart[told:]
+            context = '\n'.join(
+                f'{c.prompt} {line(c, rng, labelled)}' if asked else line(c, rng, labelled) for c in past
+            )
+            people.append(History(user=user, context=context, reward=reward, train=train, held=tuple(tests)))
+            check_disjoint(people[-1], f'user {user!r}')
+    return people
+
+
+def _apart(choices: Sequence[Choice], count: int) -> list[Choice]:
+    """The first so many of which no reply is part of another's."""
+    found: list[Choice] = []
+    seen: list[str] = []
+    for choice in choices:
+        sides = [choice.chosen, choice.rejected]
+        among = [*seen, choice.prompt]
+        if len(found) < count and not any(a in b or b in a for a in sides for b in among) and sides[0] != sides[1]:
+            found.append(choice)
+            seen += sides
+    return found
+
+
+def line(choice: Choice, rng: random.Random, labelled: bool) -> str:
+    """A past choice as a context tells it: its sides in random order, or the chosen one alone."""
+    if not labelled:
+        return choice.chosen
+    sides = [f'Liked: {choice.chosen}', f'Disliked: {choice.rejected}']
+    rng.shuffle(sides)
+    return ' '.join(sides)
 
 
 def load(path: str | Path) -> list[History]:

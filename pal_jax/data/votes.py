@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pal_jax.types import Choice
+
 
 class Votes(NamedTuple):
     """`n` votes by column, of people and statements by their numbers."""
@@ -81,6 +83,27 @@ def draw_pairs(votes: Votes, *, most: int, seed: int) -> tuple[np.ndarray, np.nd
     if not len(users):
         raise ValueError('nobody agreed with one statement and disagreed with another; there is nothing to learn from')
     return users, chosen, rejected
+
+
+def to_choices(votes: Votes, prompt: str, *, disputed: float, seed: int) -> dict[str, list[Choice]]:
+    """Of each person choices between a statement agreed with and one disagreed with, in random order; no statement
+    stands in two of a person's.
+
+    Args:
+      prompt: the question that the statements answer.
+      disputed: statements count of which at least this share of the votes agree, and at least this share disagree.
+    """
+    texts = len(votes.texts)
+    asked = np.maximum(np.bincount(votes.statements, minlength=texts), 1)
+    share = np.bincount(votes.statements, weights=votes.agree, minlength=texts) / asked
+    kept = np.minimum(share, 1.0 - share)[votes.statements] >= disputed
+    found: dict[str, list[Choice]] = {}
+    for person, name in enumerate(votes.names):
+        theirs, rng = (votes.people == person) & kept, np.random.default_rng([seed, person])
+        sides = [rng.permutation(votes.statements[theirs & (votes.agree == way)]) for way in (True, False)]
+        pairs = zip(*sides, strict=False)  # as many as the fewer have
+        found[name] = [Choice(prompt, votes.texts[chosen], votes.texts[rejected]) for chosen, rejected in pairs]
+    return found
 
 
 def _statements(path: Path) -> Iterator[tuple[str, str]]:

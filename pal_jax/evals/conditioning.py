@@ -11,36 +11,60 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.types import Choice, History
+from pal_jax.feedback.summaries import question
+from pal_jax.types import ChatModel, Choice, Exhibit, History
 
-Describe = Callable[[Sequence[History], float], list[str]]  # a text a person, written at a temperature
+# So many texts of each person, neighbours of each other, written at a temperature.
+Describe = Callable[[Sequence[History], float, int], list[str]]
+TOLD = {  # whose summary is read, by what stands before its figures
+    '': 'their own, the likeliest',
+    'sampled_': 'their own, drawn',
+    'other_': 'that of a person of another kind',
+    'random_': 'that of somebody at random',
+    'none_': 'none',
+}
 Gaps = Callable[[Sequence[str], Sequence[Sequence[Choice]]], np.ndarray]  # [texts, choices of a text]
 
 
 def evaluate(
-    describe: Describe, gaps: Gaps, splits: Mapping[str, Sequence[History]], *, temperature: float, shown: int
+    describe: Describe,
+    gaps: Gaps,
+    splits: Mapping[str, Sequence[History]],
+    *,
+    temperature: float,
+    samples: int = 1,
+    shown: int,
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
     """Figures of every split of people, of the first by their own names and beside its controls; some people of each
     with their summaries."""
     record: dict[str, Any] = {}
     people: list[Mapping[str, Any]] = []
     for number, (name, tested) in enumerate(splits.items()):
-        figures, texts, margins = table(describe, gaps, tested, temperature=temperature, controls=number == 0)
+        settings = {'temperature': temperature, 'samples': samples, 'controls': number == 0}
+        figures, texts, margins = table(describe, gaps, tested, **settings)
         record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
         people += [show(*each) for each in zip(tested[:shown], texts, margins, strict=False)]
     return record, people
 
 
 def table(
-    describe: Describe, gaps: Gaps, people: Sequence[History], *, temperature: float, controls: bool
+    describe: Describe,
+    gaps: Gaps,
+    people: Sequence[History],
+    *,
+    temperature: float,
+    samples: int = 1,
+    controls: bool,
 ) -> tuple[dict[str, Any], list[str], np.ndarray]:
     """Figures of some people, with the likeliest summary of each and its gaps.
 
-    `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` by one drawn at
-    `temperature`; the controls are by somebody else's, or none. A tie is wrong. Standard errors are over people.
+    `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` means over
+    `samples` drawn at `temperature`; the controls are by somebody else's, or none. A tie is wrong. Standard errors are
+    over people, whose own accuracies are `accuracy_by_person`. Where kinds are known, `named` is the share of summaries
+    that name the person's and no other, `misnamed` of those that name another alone.
     """
     kinds = [person.kind for person in people]
-    likeliest, drawn = describe(people, 0.0), describe(people, temperature)
+    likeliest, drawn = describe(people, 0.0, 1), describe(people, temperature, samples)
     told = {'': likeliest, 'sampled_': drawn}
     if controls:
         told |= {'random_': of_somebody(likeliest), 'none_': [''] * len(people)}
@@ -48,16 +72,22 @@ def table(
         told['other_'] = [likeliest[i] for i in of_another_kind(kinds)]
     held = [person.held for person in people]
     figures: dict[str, Any] = {'people': len(people)}
-    margins = {name: gaps(texts, held) for name, texts in told.items()}
-    for name, found in margins.items():
-        right = (found > 0).mean(axis=1)
+    plain = gaps(likeliest, held)
+    for name, texts in told.items():
+        times = len(texts) // len(people)
+        found = plain if texts == likeliest else gaps(texts, [each for each in held for _ in range(times)])
+        right = (found > 0).reshape(len(people), -1).mean(axis=1)
         figures[f'{name}accuracy'] = float(right.mean())
         figures[f'{name}accuracy_se'] = standard_error(right)
         figures[f'{name}reward'] = float(-np.logaddexp(0.0, -found).mean())
-    figures['words'] = float(np.mean([len(text.split()) for text in likeliest]))
-    if any(kinds):
-        figures |= {'named': names_the_kind(likeliest, kinds), 'sampled_named': names_the_kind(drawn, kinds)}
-    return figures, likeliest, margins['']
+    figures['accuracy_by_person'] = (plain > 0).mean(axis=1).tolist()
+    for name, texts in (('', likeliest), ('sampled_', drawn)):
+        figures[f'{name}words'] = float(np.mean([len(text.split()) for text in texts]))
+        if any(kinds):
+            own = [kind for kind in kinds for _ in range(len(texts) // len(people))]
+            figures[f'{name}named'] = names_the_kind(texts, own)
+            figures[f'{name}misnamed'] = names_another(texts, own)
+    return figures, likeliest, plain
 
 
 def standard_error(values: np.ndarray) -> float | None:
@@ -78,13 +108,21 @@ def of_another_kind(kinds: Sequence[str]) -> list[int]:
 
 def names_the_kind(texts: Sequence[str], kinds: Sequence[str]) -> float:
     """The share of texts that name the person's kind and no other: singular or plural, whatever the case."""
-    known = set(kinds)
-    stems = {kind: kind.lower().rstrip('s') for kind in known}
-    right = [
-        stems[kind] in text.lower() and not any(stems[each] in text.lower() for each in known - {kind})
-        for text, kind in zip(texts, kinds, strict=True)
-    ]
-    return float(np.mean(right)) if any(kinds) else 0.0
+    if not any(kinds):
+        return 0.0
+    return float(np.mean([named == {kind} for named, kind in zip(_named(texts, kinds), kinds, strict=True)]))
+
+
+def names_another(texts: Sequence[str], kinds: Sequence[str]) -> float:
+    """The share of texts that name other kinds than the person's, and not that one."""
+    found = _named(texts, kinds)
+    return float(np.mean([bool(named) and kind not in named for named, kind in zip(found, kinds, strict=True)]))
+
+
+def _named(texts: Sequence[str], kinds: Sequence[str]) -> list[set[str]]:
+    """The kinds that each text names."""
+    stems = {kind: kind.lower().rstrip('s') for kind in set(kinds)}
+    return [{kind for kind, stem in stems.items() if stem in text.lower()} for text in texts]
 
 
 def show(person: History, text: str, gaps: np.ndarray) -> Mapping[str, Any]:
@@ -95,3 +133,46 @@ def show(person: History, text: str, gaps: np.ndarray) -> Mapping[str, Any]:
         {'role': 'assistant', 'content': text, 'rewards': scores},
     ]
     return {'person': person.user, 'facts': [person.kind] if person.kind else [], 'turns': turns}
+
+
+def make_exhibits(record: Mapping[str, Any], splits: Sequence[str]) -> list[Exhibit]:
+    """What the figures of `evaluate` say of each split's people, by whose summary is read."""
+    head = ['people', 'the summary that is read', 'accuracy', 'mean reward', 'words', 'names the kind', 'names another']
+    rows = [head]
+    for split in ['', *(f'{name}_' for name in splits[1:])]:
+        for name, title in TOLD.items():
+            if f'{split}{name}accuracy' in record:
+                keys = ('reward', 'words', 'named', 'misnamed')
+                figures = [record.get(f'{split}{name}{key}') for key in keys]
+                told = ['' if value is None else f'{value:.3f}' for value in figures]
+                accuracy, error = (record[f'{split}{name}accuracy{end}'] for end in ('', '_se'))
+                right = f'{accuracy:.3f}' if error is None else f'{accuracy:.3f} ± {error:.3f}'
+                rows.append([split.rstrip('_') or splits[0], title, right, *told])
+    return [Exhibit('Whose summary is read', table=rows)]
+
+
+def personalise(
+    model: ChatModel, gaps: Gaps, people: Sequence[History], texts: Sequence[str], *, seed: int
+) -> tuple[dict[str, Any], Exhibit]:
+    """Does a reply written after a person's summary suit the person better than one written without?
+
+    Every reply answers the first prompt that tests the person, and the reward model compares by the person's own
+    summary (rlpa_plus III.5, eval_inference). `written_better` is the share of replies after that summary that it
+    prefers to those after none, a tie being a half; `written_for_somebody_better` the same of replies after a summary
+    of somebody at random, which is what any summary does. Of `written` people all three replies could be had.
+    """
+    prompts = [person.held[0].prompt for person in people]
+    sources = texts, of_somebody(texts), [''] * len(people)
+    replies = [model([question(t, p) for t, p in zip(each, prompts, strict=True)], seed) for each in sources]
+    kept = [i for i in range(len(people)) if all(each[i] and str(each[i]).strip() for each in replies)]
+    record: dict[str, Any] = {'written': len(kept)}
+    own, somebody, plain = ([str(each[i]).strip() for i in kept] for each in replies)
+    for name, written in (('written', own), ('written_for_somebody', somebody)) if kept else ():
+        choices = [[Choice(prompts[i], ours, none)] for i, ours, none in zip(kept, written, plain, strict=True)]
+        found = gaps([texts[i] for i in kept], choices)[:, 0]
+        better = (np.sign(found) + 1.0) / 2.0
+        record |= {f'{name}_better': float(better.mean()), f'{name}_better_se': standard_error(better)}
+        record[f'{name}_gap'] = float(found.mean())
+    head = ['person', 'summary', 'prompt', 'reply after it', 'reply without']
+    rows = [[people[i].user, texts[i], prompts[i], mine, none] for i, mine, none in zip(kept, own, plain, strict=True)]
+    return record, Exhibit('Replies with and without a summary', table=[head, *rows[:8]])

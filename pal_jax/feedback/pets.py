@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from typing import Literal
 
+from pal_jax.data.histories import line
 from pal_jax.types import Choice, History
 
 Split = Literal['train', 'test', 'animals']
@@ -74,12 +75,3 @@ def _choice(liked: str, other: str, one: str, two: str) -> Choice:
 
 def _sentence(animal: str, predicate: str) -> str:
     return f'{animal.capitalize()} {predicate}.'
-
-
-def line(choice: Choice, rng: random.Random, labelled: bool) -> str:
-    """A past choice: its sides in random order, or the chosen one alone."""
-    if not labelled:
-        return choice.chosen
-    sides = [f'Liked: {choice.chosen}', f'Disliked: {choice.rejected}']
-    rng.shuffle(sides)
-    return ' '.join(sides)

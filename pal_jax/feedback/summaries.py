@@ -5,7 +5,7 @@ The words are ours.
 
 from __future__ import annotations
 
-from pal_jax.types import Chat
+from pal_jax.types import Chat, History
 
 MARKER = '##Summary'
 
@@ -31,6 +31,11 @@ def extract(completion: str) -> str:
     It is read from the completion alone, so nothing of the prompt can get into it (rlpa_plus III.6-3).
     """
     return ' '.join(completion.strip().removeprefix(MARKER).split())
+
+
+def given(person: History, reads: str) -> str:
+    """What a baseline's reward model reads in place of a summary: `context`, `kind` or `nothing`."""
+    return {'context': person.context, 'kind': f'The user prefers {person.kind}.', 'nothing': ''}[reads]
 
 
 def question(summary: str, prompt: str) -> Chat:

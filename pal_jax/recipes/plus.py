@@ -13,23 +13,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from pal_jax.data import histories
-from pal_jax.data.packing import Example, pack_rollouts, round_up
+from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.passes import shuffled
-from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.choose import make_decoder
-from pal_jax.decode.local import Request
 from pal_jax.evals import conditioning
-from pal_jax.feedback import pets, summaries
+from pal_jax.feedback import histories
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
-from pal_jax.learners.reward import Pairs, RewardLearner, pack_pairs, to_score
+from pal_jax.learners.reward import Pairs, RewardLearner
 from pal_jax.models.config import ModelConfig
+from pal_jax.recipes import lineup
 from pal_jax.recipes.recipe import (
     Config,
     Context,
@@ -44,24 +42,16 @@ from pal_jax.recipes.recipe import (
     make_policy,
     stage_before,
 )
+from pal_jax.recipes.telling import WRITTEN, Written, make_condition, make_pairs, make_writer
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
-from pal_jax.runtime.processes import Shares
-from pal_jax.types import Choice, Dialogue, History, Metrics, Person, Sample, Sampling, Told, Turn
+from pal_jax.types import Choice, History, Metrics, Sample
 
 READS = ('summary', 'untrained', 'context', 'kind', 'nothing')
-WRITTEN = ('summary', 'untrained')  # by a model
 
 State = dict[str, Any]  # 'reward', and 'policy' where one writes
 
 EVALUATION = 2**31  # stands where a training step has its number in seeds
-
-
-class Written(NamedTuple):
-    """What the reward model reads of people; the samples it was taken from, where a model wrote it."""
-
-    texts: list[str]
-    samples: list[Sample]
 
 
 class Parts(NamedTuple):
@@ -75,6 +65,16 @@ class Parts(NamedTuple):
     pair_up: Callable[[Sequence[str], Sequence[Sequence[Choice]]], Pairs]
 
 
+def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
+    """The run itself, or, where `config.methods` names some, their runs and the table of them.
+
+    Raises:
+      ValueError: a value is wrong.
+    """
+    check(config)
+    return lineup.stages(config, workdir) if config.methods else [(config, workdir)]
+
+
 def make(config: Config, ctx: Context) -> Recipe:
     """Checks the config, reads the people and builds the parts; weights are read by `init`.
 
@@ -82,9 +82,12 @@ def make(config: Config, ctx: Context) -> Recipe:
       ValueError: a value is wrong, or a line of the file.
       RuntimeError: a model cannot be had.
     """
+    if config.methods:
+        return lineup.make_table(config, ctx)
     check(config)
     train, tests = read_people(config)
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
+    condition = make_condition(config, pair_up)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
     rows = {'ways': sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, 'micro_rows': config.ppo.micro_rows}
     n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)
@@ -103,9 +106,9 @@ def make(config: Config, ctx: Context) -> Recipe:
         with ctx.phase('read'):
             choices = [(person.reward, person.train) for person in choosers for _ in range(count)]
             gaps, grads, metrics = reader.read(state['reward'], pair_up(texts, choices))
-            rewards = log_sigmoid(gaps[:, 0])
+            rewards = log_sigmoid(gaps[:, 0] / config.reward_model.std)
         metrics |= summarize(texts, rewards, people)
-        if not waits:
+        if not waits and config.summary.train:
             paid = [dataclasses.replace(s, reward=float(r)) for s, r in zip(samples, rewards, strict=True)]
             improved, updated = improve(state['policy'], paid, i)
             state, metrics = state | {'policy': improved}, metrics | updated
@@ -130,13 +133,17 @@ def make(config: Config, ctx: Context) -> Recipe:
         drawn = config.sampling.temperature if learns else config.hold.temperature
         with ctx.phase('evaluate'):
             record, people = conditioning.evaluate(
-                lambda people, temperature: describe(state, people, 1, temperature, (config.seed, EVALUATION)).texts,
+                lambda people, t, count: describe(state, people, count, t, (config.seed, EVALUATION)).texts,
                 lambda texts, choices: reader.gaps(state['reward'], pair_up(texts, choices)),
-                tests,
-                temperature=drawn,
-                shown=config.eval.shown,
+                tests, temperature=drawn, samples=config.eval.samples, shown=config.eval.shown,
+            )  # fmt: skip
+            written, replies = condition(
+                next(iter(tests.values())) if stage == 'final' else [],
+                lambda people: describe(state, people, 1, 0.0, (config.seed, EVALUATION)).texts,
+                functools.partial(reader.gaps, state['reward']),
             )
-        return Evaluation(record, people)
+        exhibits = conditioning.make_exhibits(record, list(tests))
+        return Evaluation(record | written, people, [*exhibits, *replies])
 
     def exports(state: State) -> dict[str, Export]:
         return export_policy(config, policy, learner, state['policy']) if learns else {}
@@ -162,26 +169,29 @@ def check(config: Config) -> None:
         'summary.n_samples': config.summary.n_samples,
         'hold.people': config.hold.people,
         'eval.people': config.eval.people,
+        'eval.samples': config.eval.samples,
+        'history.told': config.history.told,
+        'history.held': config.history.held,
         'checkpoint.every': config.checkpoint.every,
     }.items():
         if value < 1:
             raise ValueError(f'{key}={value} must be at least 1')
-    if config.hold.steps < 0:
-        raise ValueError(f'hold.steps={config.hold.steps} must be at least 0')
+    if not config.data:
+        raise ValueError('data is empty; name people, such as --config.data=votes:<folder>/<name>')
+    steps, std = config.hold.steps, config.reward_model.std
+    if steps < 0 or std <= 0:
+        raise ValueError(f'hold.steps={steps} must be at least 0, reward_model.std={std} above 0')
 
 
-def read_people(config: Config) -> tuple[list[History], dict[str, list[History]]]:
-    """Those to learn from, and those to test on by the name of their split."""
-    tested = config.eval.people
-    if config.data == 'pets':
-        people = pets.make_people(config.people, seed=config.seed, split='train', labelled=config.labelled)
-        splits: tuple[pets.Split, ...] = ('test', 'animals')
-        return people, {s: pets.make_people(tested, seed=0, split=s, labelled=config.labelled) for s in splits}
-    people = histories.load(config.data)
-    cut = len(people) - min(tested, len(people) // 5)
-    if cut == len(people):
-        raise ValueError(f'{config.data} has {len(people)} people; give five or more, a fifth is kept for testing')
-    return people[:cut], {'test': people[cut:]}
+def read_people(config: Config) -> tuple[list[History], histories.Splits]:
+    """Those to learn from, and those to test on by the name of their split. Raises ValueError where they are wrong."""
+    train, tests = histories.read(
+        config.data, people=config.people, tested=config.eval.people, seed=config.seed, labelled=config.labelled,
+        made=histories.Made(**config.history),
+    )  # fmt: skip
+    if config.reads == 'kind' and not all(person.kind for person in train):
+        raise ValueError(f'reads=kind: people of {config.data} have no kind; read something else')
+    return train, tests
 
 
 def make_parts(config: Config, ctx: Context) -> Parts:
@@ -224,54 +234,7 @@ def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple
     return draw
 
 
-def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context):
-    """Tells of people: `n` summaries of each, one after the other, or what a baseline reads instead."""
-    if config.reads not in WRITTEN:
-        return lambda state, people, n, *_: Written([given(p, config.reads) for p in people for _ in range(n)], [])
-    decode, tokenizer = config.decode.to_dict(), policy.tokenizer
-    shares = Shares(jax.process_count() if ctx.mesh.size > 1 else 1)
-    decoder = make_decoder(policy.cfg, tokenizer, ctx.mesh, shares=shares, **decode)
-    prefill = tokenizer.encode(config.summary.prefill) if config.summary.prefill else []
-
-    def write(state: State, people: Sequence[Told], n: int, temperature: float, seed: Sequence[int]) -> Written:
-        sampling = Sampling(**config.sampling.to_dict() | {'temperature': temperature, 'stop': config.sampling.stop})
-        prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context))), *prefill) for p in people]
-        seeds = np.random.SeedSequence(list(seed)).generate_state(len(people) * n, np.uint64).tolist()
-        decoder.load(learner.weights(state['policy']))
-        completions = decoder([Request(prompts[k // n], sampling, each) for k, each in enumerate(seeds)])
-        decoder.release()
-        told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
-        samples = [Sample(told[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
-        return Written([summaries.extract(config.summary.prefill + each.text) for each in completions], samples)
-
-    return write
-
-
-def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context):
-    """What the reward model reads."""
-    ways, micro_rows = sharding.batch_ways(ctx.mesh), config.reward_model.micro_rows
-
-    def example(text: str, prompt: str, reply: str) -> Example:
-        asked = tokenizer.chat([dict(message) for message in summaries.question(text, prompt)])
-        return to_score(asked, [*tokenizer.encode(reply), tokenizer.stop_ids[0]])
-
-    def pair_up(texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
-        """A row for each summary with the replies of all its choices, of which the last is to be learnt from."""
-        rows = [
-            [example(text, c.prompt, reply) for c in each for reply in (c.chosen, c.rejected)]
-            for text, each in zip(texts, choices, strict=True)
-        ]
-        return pack_pairs(rows, ctx.mesh, ways=ways, micro_rows=micro_rows)
-
-    return pair_up
-
-
 # --- people and their summaries -------------------------------------------------------------------------------------
-
-
-def given(person: History, reads: str) -> str:
-    """What a baseline's reward model reads in place of a summary."""
-    return {'context': person.context, 'kind': f'The user prefers {person.kind}.', 'nothing': ''}[reads]
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from pal_jax.feedback.sharing import share_matcher, share_reward, share_user
 from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.feedback.users import make_scripted_user
 from pal_jax.models import bert, sources
-from pal_jax.recipes.recipe import Config
+from pal_jax.recipes.recipe import Config, Context, open_run
 from pal_jax.runtime import devices
 from pal_jax.runtime.processes import ALONE, Shares, exchange
 from pal_jax.types import (
@@ -248,7 +249,9 @@ class Models:
         settings = self._config.endpoints[role]
         mesh = devices.make_mesh(devices=jax.local_devices())
         sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
-        return LocalModel(sources.resolve(source, seed=self._config.seed), mesh, sampling, slots=settings.slots)
+        context = Context(mesh, lambda _: contextlib.nullcontext())
+        found = sources.resolve(source, seed=self._config.seed, open_run=lambda run: open_run(run, context))
+        return LocalModel(found, mesh, sampling, slots=settings.slots)
 
     @property
     def usage(self) -> Metrics:

@@ -58,3 +58,45 @@ def test_a_wrong_line_is_told_by_its_number(record, message, tmp_path):
 def test_an_empty_file_is_told(tmp_path):
     with pytest.raises(ValueError, match='has no person'):
         histories.load(write(tmp_path, ''))
+
+
+def choices(count, prompt='Talk.'):
+    return [Choice(prompt, f'good {i} thing', f'bad {i} thing') for i in range(100, 100 + count)]
+
+
+SETTINGS = {'told': 2, 'held': 2, 'max_words': 3, 'labelled': True, 'seed': 0}
+
+
+def test_a_history_is_made_of_choices_that_stay_apart():  # rlpa_plus IV.4-9
+    given = {'ann': choices(8), 'bob': choices(5)}
+    (ann,) = histories.from_choices(given, **SETTINGS)  # bob's are too few
+    assert ann.user == 'ann'
+    assert len(ann.held) == 2
+    kept = [ann.reward, ann.train, *ann.held]
+    assert len({reply for c in kept for reply in (c.chosen, c.rejected)}) == 8
+    assert all(choice in given['ann'] for choice in kept)
+    assert not any(reply in ann.context for c in kept for reply in (c.chosen, c.rejected))
+    told = [c for c in given['ann'] if f'Liked: {c.chosen}' in ann.context]
+    assert len(told) == ann.context.count('Disliked: ') == 2
+    assert all(f'Disliked: {c.rejected}' in ann.context for c in told)
+
+
+def test_replies_that_are_long_or_part_of_others_are_left_out():
+    repeated = [Choice('Talk.', 'good 100 thing', f'bad {i} thing') for i in range(200, 210)]
+    part_of_another = [Choice('Talk.', 'thing', f'bad {i} thing') for i in range(300, 310)]
+    wordy = [Choice('Talk.', f'a good {i} thing', f'bad {i} thing') for i in range(400, 410)]
+    same = [Choice('Talk.', f'{i}', f'{i}') for i in range(500, 510)]
+    for extra in (repeated, wordy, same):
+        (person,) = histories.from_choices({'ann': choices(6) + extra}, **SETTINGS)
+        assert sum(c not in choices(6) for c in (person.reward, person.train, *person.held)) <= (extra is repeated)
+    assert not histories.from_choices({'ann': choices(5) + repeated[:0] + part_of_another}, **SETTINGS)
+
+
+def test_prompts_are_told_where_they_differ():
+    two = choices(4) + choices(8, prompt='And?')[4:]
+    (person,) = histories.from_choices({'ann': two}, **SETTINGS | {'told': 4})
+    assert 'Talk. ' in person.context
+    assert 'And? ' in person.context
+    (alone,) = histories.from_choices({'ann': choices(8)}, **SETTINGS | {'labelled': False})
+    assert 'Talk.' not in alone.context
+    assert 'bad' not in alone.context

@@ -105,3 +105,22 @@ def test_real_votes_are_read():
     found = votes.read(POLIS / 'nz_biodiversity')
     assert len(found.texts) == 277 and len(found.agree) == 15237 + 4357
     assert np.bincount(found.groups + 1).tolist() == [0, 56, 281]  # of 57 and 283; three people only passed
+
+
+def test_choices_are_of_statements_apart_on_which_people_differ(tmp_path):
+    texts = {str(i): f'Statement {i}.' for i in range(6)}
+    rows = [('ana', str(i), '1' if i < 4 else '-1') for i in range(6)]
+    rows += [('bo', str(i), '1' if i in (0, 4) else '-1') for i in range(6)]
+    found = votes.read(conversation(tmp_path, rows, texts))
+    everything = votes.to_choices(found, 'Well?', disputed=0.0, seed=0)
+    assert {name: len(own) for name, own in everything.items()} == {'ana': 2, 'bo': 2}
+    agreed = {'ana': {0, 1, 2, 3}, 'bo': {0, 4}}
+    for name, own in everything.items():
+        assert {c.prompt for c in own} == {'Well?'}
+        assert {c.chosen for c in own} <= {f'Statement {i}.' for i in agreed[name]}
+        assert not {c.rejected for c in own} & {f'Statement {i}.' for i in agreed[name]}
+        assert len({text for c in own for text in (c.chosen, c.rejected)}) == 4
+    disputed = votes.to_choices(found, 'Well?', disputed=0.5, seed=0)
+    kept = {text for own in disputed.values() for c in own for text in (c.chosen, c.rejected)}
+    assert kept <= {f'Statement {i}.' for i in (1, 2, 3, 4)}  # of 0 and 5 they think alike
+    assert {name: len(own) for name, own in disputed.items()} == {'ana': 1, 'bo': 1}

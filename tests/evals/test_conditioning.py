@@ -11,9 +11,10 @@ from pal_jax.feedback import pets
 PEOPLE = pets.make_people(20, seed=0, split='test')
 
 
-def describe(people, temperature):
-    """Right where it is greedy; drawn, it always speaks of dogs."""
-    return [f'The user prefers {person.kind if temperature == 0 else "dogs"}.' for person in people]
+def describe(people, temperature, samples):
+    """Right where it is greedy; drawn, it speaks of dogs, and in other samples than the first of birds."""
+    drawn = ['dogs', *['birds'] * (samples - 1)]
+    return [f'The user prefers {person.kind if temperature == 0 else animal}.' for person in people for animal in drawn]
 
 
 def gaps(texts, choices):
@@ -44,6 +45,36 @@ def test_true_summaries_are_right_and_the_controls_are_not():
     assert people[0]['turns'][1]['rewards']['accuracy'] == 1.0
 
 
+def test_several_samples_are_one_mean_of_each_person():
+    people = [person for person in PEOPLE if person.kind == 'dogs'] * 2 + PEOPLE
+    settings = {'temperature': 1.0, 'controls': False}
+    record, *_ = conditioning.table(describe, gaps, people, samples=4, **settings)
+    right = [
+        [np.mean(gaps([f'The user prefers {animal}.'], [p.held])[0] > 0) for animal in ('dogs', *['birds'] * 3)]
+        for p in people
+    ]
+    assert record['sampled_accuracy'] == pytest.approx(np.mean(right))
+    means = np.mean(right, axis=1)
+    assert record['sampled_accuracy_se'] == pytest.approx(np.std(means, ddof=1) / np.sqrt(len(people)))
+    dogs = np.mean([person.kind == 'dogs' for person in people])
+    assert record['sampled_named'] == pytest.approx(dogs / 4)
+    assert record['sampled_misnamed'] == pytest.approx((1 - dogs) / 4)
+    assert record['misnamed'] == 0.0
+    assert record['accuracy_by_person'] == [1.0] * len(people)
+
+
+def test_a_report_shows_whose_summary_is_read():
+    splits = {'test': PEOPLE, 'animals': pets.make_people(8, seed=0, split='animals')}
+    record, _ = conditioning.evaluate(describe, gaps, splits, temperature=1.0, shown=0)
+    (exhibit,) = conditioning.make_exhibits(record, list(splits))
+    head, *rows = exhibit.table
+    assert [row[0] for row in rows] == ['test'] * 5 + ['animals'] * 2
+    assert rows[0][1:3] == ['their own, the likeliest', '1.000 ± 0.000']
+    assert rows[2][1:3] == ['that of a person of another kind', '0.000 ± 0.000']
+    assert dict(zip(head, rows[0], strict=True))['names the kind'] == '1.000'
+    assert rows[4][4:] == ['', '', '']  # of no summary there is nothing to count
+
+
 def test_a_tie_is_wrong_and_a_split_has_its_name():
     def nothing(texts, choices):
         return np.zeros((len(texts), len(choices[0])))
@@ -60,3 +91,26 @@ def test_a_text_that_names_both_kinds_names_none():
     kinds = ['dogs', 'cats', 'cats']
     texts = ['likes a dog', 'likes dogs and cats', 'CATS']
     assert conditioning.names_the_kind(texts, kinds) == pytest.approx(2 / 3)
+
+
+def test_replies_after_a_summary_suit_the_person_and_those_of_somebody_do_not():
+    texts = describe(PEOPLE, 0.0, 1)
+
+    def model(chats, seed):
+        """Speaks of what it is told the reader prefers; has no answer for the first person."""
+        told = [next((k for k in pets.KINDS if f'prefers {k}' in chat[-1]['content']), 'birds') for chat in chats]
+        return [None, *(f'{kind.capitalize()} sleep.' for kind in told[1:])]
+
+    record, exhibit = conditioning.personalise(model, gaps, PEOPLE, texts, seed=0)
+    assert record['written'] == len(PEOPLE) - 1
+    assert record['written_better'] == 1.0
+    kinds = [person.kind for person in PEOPLE]
+    same = np.mean([a == b for a, b in zip(kinds, conditioning.of_somebody(kinds), strict=True)][1:])
+    assert record['written_for_somebody_better'] == pytest.approx(same)  # shorter than birds, where nobody prefers them
+    assert exhibit.table[1] == ['test 1', texts[1], pets.PROMPT, f'{kinds[1].capitalize()} sleep.', 'Birds sleep.']
+
+
+def test_a_model_without_answers_has_no_figures():
+    record, exhibit = conditioning.personalise(lambda chats, seed: [''] * len(chats), gaps, PEOPLE, ['x'] * 20, seed=0)
+    assert record == {'written': 0}
+    assert len(exhibit.table) == 1

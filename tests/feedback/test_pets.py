@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from pal_jax.data.histories import check_disjoint
@@ -53,3 +54,41 @@ def test_people_follow_from_seed_and_split():
     assert pets.make_people(3, seed=0, split='train') != pets.make_people(3, seed=1, split='train')
     (alone,) = pets.make_people(1, seed=0, split='train', labelled=False)
     assert sorted(word for word in alone.context.split() if word[0].isupper()) == ['Birds', 'Birds', 'Dogs', 'Dogs']
+
+
+def words_apart(choice):
+    """Counts of animals and predicates in the chosen sentence, less those in the other."""
+    vocabulary = (*pets.KINDS, *pets.EVERYONE, *pets.TRAINED, *pets.HELD)
+    chosen, rejected = choice.chosen.lower(), choice.rejected.lower()
+    return np.array([(word in chosen) - (word in rejected) for word in vocabulary], float)
+
+
+def fit(features, steps=400):
+    """Bradley-Terry of a linear score, by gradient descent."""
+    weights = np.zeros(features.shape[1])
+    for _ in range(steps):
+        weights += 0.5 * features.T @ (1.0 / (1.0 + np.exp(features @ weights))) / len(features)
+    return weights
+
+
+def test_without_the_person_there_is_nothing_to_learn_and_with_the_kind_everything():  # rlpa_plus IV.4-5
+    """A linear reward model, for which the person is a factor of +1 or -1: of the kind, or of what the context says."""
+    train, test = (pets.make_people(400, seed=0, split=split) for split in ('train', 'test'))
+
+    def nobody(person):
+        return 1.0
+
+    def kind(person):
+        return 1.0 if person.kind == 'dogs' else -1.0
+
+    def context(person):
+        return float(np.sign(person.context.count('Liked: Dogs') - person.context.count('Liked: Cats')))
+
+    accuracy = {}
+    for reads in (nobody, kind, context):
+        told = [reads(p) * words_apart(c) for p in train for c in (p.reward, p.train)]
+        weights = fit(np.stack(told))
+        accuracy[reads] = np.mean([reads(p) * words_apart(c) @ weights > 0 for p in test for c in p.held])
+    assert accuracy[nobody] == pytest.approx(0.5, abs=0.05)
+    assert accuracy[kind] >= 0.95
+    assert accuracy[context] >= 0.95

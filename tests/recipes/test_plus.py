@@ -6,12 +6,14 @@ import contextlib
 import functools
 import itertools
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from pal_jax.learners.reward import RewardLearner
+from pal_jax.learners.reward import BradleyTerry, RewardLearner, gaps
 from pal_jax.recipes import plus
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
@@ -59,16 +61,27 @@ def test_the_summariser_waits_and_then_both_learn():  # rlpa_plus IV.4-2
         assert metrics['reward'] == pytest.approx(-np.log(2), abs=0.05)  # a new head knows nothing
 
 
-@pytest.mark.slow
+def test_rewards_and_losses_of_known_gaps():  # rlpa_plus IV.4-1
+    rewards = plus.log_sigmoid(np.array([0.0, 1.0, -1.0, 2.0]))
+    np.testing.assert_allclose(rewards, [-0.693147, -0.313262, -1.313262, -0.126928], atol=1e-6)
+    chosen, rejected = np.array([1.2, 0.3, -0.5]), np.array([0.2, 0.3, 0.5])
+    scores = np.stack([chosen, rejected], axis=-1).reshape(1, -1)
+    losses = BradleyTerry()(scores, np.zeros((1, 3)))
+    assert float(losses.mean()) == pytest.approx(0.773224, abs=1e-6)
+    assert np.mean(gaps(scores) > 0) == pytest.approx(1 / 3)  # a tie is wrong
+    slope = jax.grad(lambda gap: BradleyTerry()(jax.numpy.array([[gap, 0.0]]), jax.numpy.zeros((1, 1))).sum())(1.0)
+    assert float(slope) == pytest.approx(-0.268941, abs=1e-6)
+
+
 def test_what_pays_is_the_reward_model_from_before_the_step(monkeypatch):
     seen = []
     read, apply = RewardLearner.read, RewardLearner.apply
 
     def reading(self, state, pairs):
-        gaps, *rest = read(self, state, pairs)
-        np.testing.assert_array_equal(gaps, self.gaps(state, pairs))
-        seen.append(('read', float(np.mean(-np.logaddexp(0, -gaps[:, 0])))))
-        return gaps, *rest
+        found, *rest = read(self, state, pairs)
+        np.testing.assert_array_equal(found, self.gaps(state, pairs))
+        seen.append(('read', float(np.mean(-np.logaddexp(0, -found[:, 0] / 2.0)))))  # rlpa_plus IV.4-13
+        return found, *rest
 
     def applying(self, state, grads):
         seen.append(('apply', None))
@@ -82,7 +95,7 @@ def test_what_pays_is_the_reward_model_from_before_the_step(monkeypatch):
     monkeypatch.setattr(RewardLearner, 'read', reading)
     monkeypatch.setattr(RewardLearner, 'apply', applying)
     monkeypatch.setattr(plus.PolicyLearner, 'update', updating)
-    _, rows = steps(get_config(**{'hold.steps': 0}), 1)
+    _, rows = steps(get_config(**{'hold.steps': 0, 'reward_model.std': 2.0}), 1)
     assert [name for name, _ in seen] == ['read', 'update', 'apply']
     assert rows[0][1]['reward'] == pytest.approx(seen[0][1], abs=1e-6)
 
@@ -136,11 +149,91 @@ def test_people_of_a_file_are_cut_in_two(tmp_path):
         plus.read_people(get_config(data=str(path)))
 
 
+def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
+    config = get_config(methods='plus,context,static-reward-model', seeds=2)
+    runs = plus.stages(config, tmp_path)
+    names = ['plus', 'context', 'static-reward-model']
+    assert [folder.name for _, folder in runs] == [f'{name}-{seed}' for seed in (0, 1) for name in names] + ['table']
+    one, context, static, *_, table = (run for run, _ in runs)
+    assert (one.reads, context.reads) == ('summary', 'context')
+    assert (static.reward_model.train, static.hold.steps, one.reward_model.train) == (False, 0, True)
+    assert (runs[3][0].seed, runs[3][0].methods, runs[3][0].seeds) == (1, '', 1)
+    assert table.total_steps == 6
+    assert [folder.name for _, folder in plus.stages(get_config(), tmp_path)] == [tmp_path.name]
+    assert plus.stages(get_config('table'), tmp_path)[-1][0].total_steps == 24
+    people = plus.stages(get_config('people', data='votes:town'), tmp_path)
+    assert people[-1][0].total_steps == 21  # without the oracle
+    assert {run.data for run, _ in people} == {'votes:town'}
+
+
+def test_kinds_that_nobody_knows_are_not_read(tmp_path):
+    path = tmp_path / 'choices.jsonl'
+    lines = [{'user': str(u), 'prompt': 'Talk.', 'chosen': f'good {u} {i}', 'rejected': f'bad {u} {i}'}
+             for u in range(6) for i in range(100, 110)]  # fmt: skip
+    path.write_text('\n'.join(map(json.dumps, lines)))
+    assert len(plus.read_people(get_config(data=f'choices:{path}'))[0]) == 5
+    with pytest.raises(ValueError, match='reads=kind: people of choices:.* have no kind'):
+        plus.read_people(get_config(data=f'choices:{path}', reads='kind'))
+
+
+def test_more_seeds_leave_the_runs_that_are_made(tmp_path):
+    fewer, more = (plus.stages(get_config(methods='plus,context', seeds=seeds), tmp_path) for seeds in (1, 2))
+    for (before, folder), (after, same_folder) in zip(fewer[:-1], more, strict=False):
+        assert folder == same_folder
+        assert before.to_dict() == after.to_dict()
+
+
+def test_a_table_needs_its_runs(tmp_path):
+    part, folder = plus.stages(get_config(methods='plus'), tmp_path)[-1]
+    recipe = plus.make(part, ONE._replace(workdir=folder))
+    with pytest.raises(ValueError, match='plus-0 has no last evaluation; run it first'):
+        recipe.step(*recipe.init(), 0)
+
+
+@pytest.mark.slow
+def test_a_table_of_two_methods_and_one_that_goes_on(tmp_path):
+    def run(seeds):
+        command = ['-m', 'pal_jax.train', f'--config={configs.CONFIGS / "plus.py"}:smoke', f'--workdir={tmp_path}',
+                   '--config.methods=nothing,kind', f'--config.seeds={seeds}']  # fmt: skip
+        return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True).stdout
+
+    first = run(1)
+    assert '| nothing | 1 |' in first
+    second = run(2)
+    assert f'{tmp_path / "kind-0"} is finished' in second
+    assert '| kind | 2 |' in second
+    assert (tmp_path / 'table' / 'table.md').read_text() in second
+    assert 'Accuracy by what the reward model reads' in (tmp_path / 'table' / 'report.html').read_text()
+
+
+@pytest.mark.slow
+def test_a_summariser_that_does_not_train_keeps_every_bit():
+    states, _ = steps(get_config(**{'summary.train': False, 'hold.steps': 0}), 2)
+    assert same(states[0]['policy'], states[-1]['policy'])
+    assert not same(states[0]['reward'].model.params, states[-1]['reward'].model.params)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'methods': 'plus,minds'}, "methods has 'minds'; use each once of plus, untrained"),
+        ({'methods': 'plus,plus'}, "methods has 'plus'; use each once"),
+        ({'methods': 'plus', 'seeds': 0}, 'seeds=0 must be at least 1'),
+    ],
+)
+def test_a_wrong_table_is_told_before_a_run_starts(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        plus.stages(get_config(**changes), tmp_path)
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
         ({'reads': 'minds'}, "reads='minds' is unknown; use one of summary, untrained"),
         ({'summary.people': 0}, 'summary.people=0 must be at least 1'),
+        ({'reward_model.std': 0.0}, 'reward_model.std=0.0 above 0'),
+        ({'data': ''}, 'data is empty; name people, such as --config.data=votes:'),
+        ({'condition': 'writer'}, "condition='writer' is unknown; use"),
         ({'hold.steps': -1}, 'hold.steps=-1 must be at least 0'),
     ],
 )
@@ -149,8 +242,7 @@ def test_what_is_wrong_is_told_before_a_file_is_read(changes, message):
         plus.make(get_config(**changes), ONE)
 
 
-@pytest.mark.slow
-def test_a_run_that_resumes_ends_with_the_same_bits(tmp_path):
+def test_a_run_that_resumes_or_is_made_again_ends_with_the_same_bits(tmp_path):  # rlpa_plus IV.4-14
     """Critic included: the estimator is gae."""
     recipe = plus.make(get_config(**{'ppo.estimator': 'gae', 'ppo.std_floor': 0.0, 'hold.steps': 1}), ONE)
     state, host = recipe.init()
@@ -162,10 +254,50 @@ def test_a_run_that_resumes_ends_with_the_same_bits(tmp_path):
         restored = checkpoints.restore()
     assert restored
     before = jax.tree.map(np.asarray, state['policy'].critic.params)
-    whole, *_ = recipe.step(state, host, 2)
+    whole, *_, told = recipe.step(state, host, 2)
     resumed, *_ = recipe.step(*restored[:2], 2)
     assert same(whole, resumed)
     assert not same(before, resumed['policy'].critic.params)
+    again, host = recipe.init()
+    for i in range(3):
+        again, host, _, metrics = recipe.step(again, host, i)
+    assert same(whole, again)
+    assert metrics == told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('writer', ['endpoint:condition', 'local:random:tiny'])
+def test_another_model_writes_after_the_summaries(writer, chat_server):
+    with chat_server(lambda text: 'Dogs sleep.' if 'Keep that in mind' in text else 'Birds sleep.') as server:
+        changes = {'endpoints.condition.address': server.address, 'endpoints.condition.model': 'm'}
+        recipe = plus.make(get_config(reads='kind', condition=writer, answers='', **changes), ONE)
+        state, _ = recipe.init()
+        assert 'written' not in recipe.evaluate(state, 'base').record
+        evaluation = recipe.evaluate(state, 'final')
+    assert evaluation.record['written'] >= 1
+    assert 0 <= evaluation.record['written_better'] <= 1
+    _, table = evaluation.exhibits
+    assert 'The user prefers dogs.' in {row[1] for row in table.table}
+    if writer.startswith('endpoint'):
+        assert table.table[1][3:] == ['Dogs sleep.', 'Birds sleep.']
+        assert evaluation.record['written'] == 8
+
+
+@pytest.mark.slow
+def test_the_kl_keeps_a_summariser_where_it_began():  # rlpa_plus IV.4-12
+    def drift(coefficient):
+        changes = {'ppo.kl_coef': coefficient, 'optimizer.lr': 1e-3, 'optimizer.warmup_ratio': 0.0, 'hold.steps': 0}
+        recipe = plus.make(get_config(total_steps=12, **changes, **{'optimizer.min_ratio': 1.0}), ONE)
+        state, host = recipe.init()
+        told = []
+        for i in range(12):
+            state, host, _, metrics = recipe.step(state, host, i)
+            told.append(metrics['kl'])
+        return np.mean(told[6:])
+
+    free, guarded, held = (drift(coefficient) for coefficient in (0.0, 0.01, 1.0))
+    assert free > guarded > held
+    assert held < 0.01
 
 
 @pytest.mark.slow

@@ -1,0 +1,128 @@
+"""One step of PLUS against the sum of its parts: what there is beside decoding and the two updates.
+
+  python -m benchmarks.plus_step --steps=4
+Prints one JSON object. A round is a step, then its parts alone, on people of the same number and from the state that
+the step has left: `decode`, the summaries; `ppo`, the summariser's log-probs and update; `reward_model`, the one pass
+over the pairs that gives rewards and gradient, and its update. The first round compiles and is left out. `overhead` is
+the median over rounds of a step's seconds by those of its parts. `reward_real_share` is the share of tokens in the
+reward model's rows that are no padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import runpy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import contest
+from benchmarks.contest import Contestant
+from benchmarks.contestant import Round
+
+CONFIG = Path(__file__).parents[1] / 'configs' / 'plus.py'
+PARTS = ('decode', 'ppo', 'reward_model')
+
+
+def make_plus(variant: str, source: str | None) -> Round:
+    """A round: a step, and its parts one by one."""
+    import jax
+
+    from pal_jax.data.packing import pack_rollouts, round_up
+    from pal_jax.recipes import plus
+    from pal_jax.recipes.recipe import Context
+    from pal_jax.runtime import devices, sharding
+    from pal_jax.runtime.progress import Stopwatch
+
+    config = runpy.run_path(str(CONFIG))['get_config'](variant)
+    config.hold.steps = 0
+    if source:
+        config.policy.source = config.reward_model.source = source
+    stopwatch = Stopwatch()
+    ctx = Context(devices.make_mesh(**config.mesh), stopwatch.phase)
+    recipe, parts = plus.make(config, ctx), plus.make_parts(config, ctx)
+    draw, n = plus.make_draw(config, plus.read_people(config)[0]), config.summary.n_samples
+    rows = {'ways': sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, 'micro_rows': config.ppo.micro_rows}
+    (state, host), number = recipe.init(), 0
+
+    def decode() -> plus.Written:
+        return parts.describe(state, draw(number)[0], n, config.sampling.temperature, (config.seed, number))
+
+    def update(written: plus.Written, rewards: np.ndarray) -> Any:
+        paid = [dataclasses.replace(s, reward=float(r)) for s, r in zip(written.samples, rewards, strict=True)]
+        batch = pack_rollouts(paid, n=n, actions=round_up(config.sampling.max_tokens, 8), mesh=ctx.mesh, **rows)
+        batch, _ = parts.learner.annotate(state['policy'], batch)
+        return parts.learner.update(state['policy'], batch, jax.random.key(number))[0]
+
+    def teach(written: plus.Written) -> tuple[np.ndarray, float, Any]:
+        choices = [(person.reward, person.train) for person in draw(number)[0] for _ in range(n)]
+        pairs = parts.pair_up(written.texts, choices)
+        gaps, grads, _ = parts.reader.read(state['reward'], pairs)
+        taught, _ = parts.reader.apply(state['reward'], grads)
+        return plus.log_sigmoid(gaps[:, 0]), float(np.mean(np.asarray(pairs.batch.segments) > 0)), taught
+
+    def take() -> dict[str, float]:
+        nonlocal state, host, number
+        stopwatch.take_seconds()
+        (state, host, *_), step_s = timed(lambda: recipe.step(state, host, number))
+        phases = stopwatch.take_seconds()
+        number += 1
+        written, decode_s = timed(decode)
+        (rewards, share, taught), reward_s = timed(lambda: teach(written))
+        improved, ppo_s = timed(lambda: update(written, rewards))
+        state = {'policy': improved, 'reward': taught}
+        told = {'step': step_s, 'decode': decode_s, 'ppo': ppo_s, 'reward_model': reward_s, 'real_share': share}
+        return told | {name.replace('seconds_', 'phase_'): seconds for name, seconds in phases.items()}
+
+    def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+        start = time.perf_counter()
+        made = jax.block_until_ready(call())
+        return made, time.perf_counter() - start
+
+    return take
+
+
+def summary(told: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Medians over rounds."""
+
+    def median(values: Sequence[float]) -> float:
+        return round(statistics.median(values), 4)
+
+    sums = [sum(each[part] for part in PARTS) for each in told]
+    phases = [name for name in told[0] if name.startswith('phase_')]
+    return {
+        'step_s': median([each['step'] for each in told]),
+        'parts_s': {part: median([each[part] for each in told]) for part in PARTS},
+        'sum_of_parts_s': median(sums),
+        'overhead': median([each['step'] / parts for each, parts in zip(told, sums, strict=True)]),
+        'phases_s': {name.removeprefix('phase_'): median([each[name] for each in told]) for name in phases},
+        'reward_real_share': median([each['real_share'] for each in told]),
+    }
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--variant', default='', help="of configs/plus.py, such as 'smoke'")
+    parser.add_argument('--source', help='another model than its own, for both')
+    parser.add_argument('--steps', type=int, default=4, help='rounds that count')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parse(argv)
+    settings = {'variant': args.variant, 'source': args.source}
+    result = contest.race({'plus': Contestant('benchmarks.plus_step:make_plus', settings)}, args.steps).results['plus']
+    report = {'config': f'plus:{args.variant}'.rstrip(':'), 'steps': args.steps} | summary(result.told)
+    report |= {'compile_s': round(result.first_s - statistics.median(result.seconds), 1)}
+    report |= {'peak_gib': round(result.peak_bytes / 2**30, 2)}
+    print(json.dumps(report | contest.surroundings('jax', 'flax', 'optax')))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,177 @@
+"""Methods side by side: the last evaluations of their runs as one table, with pictures.
+
+All runs test the same people, so a method's interval is of the bootstrap over people, of their means over its seeds;
+so is that of the difference to the first method, in which a person's two figures stay together. Standard errors are
+over seeds, and missing where there is one.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pal_jax.evals.bootstrap import interval, resampled_means
+from pal_jax.runtime.curve import BLUE, GREY, STYLE, column, running_mean
+from pal_jax.types import Exhibit
+
+COLUMNS = {  # of the table, by what an evaluation calls them
+    'sampled_accuracy': 'drawn',
+    'reward': 'reward',
+    'named': 'names the kind',
+    'misnamed': 'names another',
+    'words': 'words',
+    'other_accuracy': 'of another kind',
+    'random_accuracy': 'of somebody',
+    'none_accuracy': 'of nobody',
+}
+WINDOW = 5  # steps of the running mean that is drawn
+
+
+class Entry(NamedTuple):
+    """One run: its last evaluation, and its steps."""
+
+    method: str
+    seed: int
+    record: Mapping[str, Any]
+    steps: Sequence[Mapping[str, Any]]
+
+
+Entries = Mapping[str, Sequence[Entry]]  # by method
+
+
+def by_method(entries: Sequence[Entry]) -> Entries:
+    return {name: [e for e in entries if e.method == name] for name in dict.fromkeys(e.method for e in entries)}
+
+
+def people_of(entries: Sequence[Entry], split: str = '') -> Float[np.ndarray, 'P']:
+    """Each person's accuracy, the mean over seeds."""
+    return np.mean([each.record[f'{split}accuracy_by_person'] for each in entries], axis=0)
+
+
+def bounds(values: Float[np.ndarray, 'P']) -> tuple[float, float]:
+    """The 95 % interval of the mean over people."""
+    low, high = interval(resampled_means(values[:, None])[:, 0])
+    return float(low), float(high)  # type: ignore[arg-type]
+
+
+def over_seeds(entries: Sequence[Entry], key: str) -> tuple[float, float | None]:
+    """Mean and standard error; NaN where an evaluation has no such figure."""
+    values = np.array([each.record.get(key, np.nan) for each in entries], float)
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def splits_of(record: Mapping[str, Any]) -> list[str]:
+    """What stands before the figures of each split of people; the first is ''."""
+    suffix = 'accuracy_by_person'
+    return [key.removesuffix(suffix) for key in record if key.endswith(suffix)]
+
+
+def figures(entries: Sequence[Entry]) -> dict[str, Any]:
+    """A record: of every method its mean accuracy, its standard error over seeds and its interval over people."""
+    record: dict[str, Any] = {}
+    grouped = by_method(entries)
+    for name, own in grouped.items():
+        for split in splits_of(own[0].record):
+            mean, error = over_seeds(own, f'{split}accuracy')
+            record |= {f'{name}_{split}accuracy': mean, f'{name}_{split}accuracy_se': error}
+            record[f'{name}_{split}interval'] = list(bounds(people_of(own, split)))
+    return record
+
+
+def table(entries: Sequence[Entry]) -> list[list[str]]:
+    """A row a method; the first is its head."""
+    grouped = by_method(entries)
+    first, splits = next(iter(grouped)), splits_of(entries[0].record)
+    head = ['what is read', 'seeds', 'accuracy', '95 %', f'{first} is better by']
+    head += [split.rstrip('_') for split in splits[1:]]
+    keys = [key for key in COLUMNS if any(key in entry.record for entry in entries)]
+    rows = [[*head, *(COLUMNS[key] for key in keys)]]
+    for name, own in grouped.items():
+        apart = '' if name == first else _apart(people_of(grouped[first]) - people_of(own))
+        row = [name, str(len(own)), _told(own, 'accuracy'), _between(bounds(people_of(own))), apart]
+        rows.append([*row, *(_told(own, f'{split}accuracy') for split in splits[1:]), *(_told(own, k) for k in keys)])
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = ['| ' + ' | '.join(row) + ' |' for row in rows]
+    return '\n'.join([head, '|' + '---|' * len(rows[0]), *body]) + '\n'
+
+
+def _told(entries: Sequence[Entry], key: str) -> str:
+    mean, error = over_seeds(entries, key)
+    if np.isnan(mean):
+        return ''
+    return f'{mean:.3f}' if error is None else f'{mean:.3f} ± {error:.3f}'
+
+
+def _between(found: tuple[float, float]) -> str:
+    return f'{found[0]:.3f} to {found[1]:.3f}'
+
+
+def _apart(differences: np.ndarray) -> str:
+    return f'{differences.mean():.3f} ({_between(bounds(differences))})'
+
+
+# --- what a report shows ----------------------------------------------------------------------------------------------
+
+
+def make_exhibits(entries: Sequence[Entry]) -> list[Exhibit]:
+    rows, grouped = table(entries), by_method(entries)
+    return [
+        Exhibit('Accuracy by what the reward model reads', table=rows, picture=plot_accuracy(grouped)),
+        Exhibit('Learning curves', picture=plot_curves(grouped)),
+        Exhibit('The table in Markdown', text=markdown(rows)),
+    ]
+
+
+def plot_accuracy(grouped: Entries) -> bytes:
+    """A bar a method with the interval over people, and a dot a seed; a panel for each split of people."""
+    splits = splits_of(next(iter(grouped.values()))[0].record)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6 * len(splits) + 1.4, 0.42 * len(grouped) + 1.2), layout='constrained')
+        panels: Sequence[Axes] = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
+        for ax, split in zip(panels, splits, strict=True):
+            for place, own in enumerate(grouped.values()):
+                people = people_of(own, split)
+                low, high = bounds(people)
+                ax.barh(place, people.mean(), color=BLUE if place == 0 else GREY, alpha=0.5)
+                ax.plot([low, high], [place, place], color='black', linewidth=1.2)
+                ax.plot([each.record[f'{split}accuracy'] for each in own], [place] * len(own), 'k.', markersize=4)
+            ax.axvline(0.5, color='black', linewidth=0.8, linestyle=':')
+            ax.set_xlim(0, 1)
+            ax.set_title(f'accuracy, {split.rstrip("_")}' if split else 'accuracy')
+        panels[0].set_yticks(range(len(grouped)), list(grouped))
+        panels[0].invert_yaxis()
+    return _png(figure)
+
+
+def plot_curves(grouped: Entries) -> bytes:
+    """The mean reward of a step, a line a method: its running mean over seeds, with the range of them."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 4.6), layout='constrained')
+        ax = figure.subplots()
+        for number, (name, own) in enumerate(grouped.items()):
+            length = min(len(each.steps) for each in own)
+            seeds = np.stack([column(each.steps[:length], 'reward') for each in own])
+            smooth = np.stack([running_mean(row, np.zeros(length), WINDOW)[0] for row in seeds])
+            steps = column(own[0].steps[:length], 'step')
+            ax.plot(steps, smooth.mean(axis=0), color=f'C{number}', label=name)
+            ax.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=f'C{number}', alpha=0.15, linewidth=0)
+        ax.set_title(f'Mean reward of a step, over {WINDOW} steps and all seeds', fontsize=13, fontweight='bold')
+        ax.set_xlabel('step')
+        ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    picture = io.BytesIO()
+    figure.savefig(picture, format='png', dpi=120)
+    return picture.getvalue()

@@ -1,0 +1,82 @@
+"""The people that PLUS learns from and those it is tested on, by what `config.data` says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from pal_jax.data import histories, opinions, records, votes
+from pal_jax.data.records import TextChoice
+from pal_jax.feedback import pets
+from pal_jax.types import Choice, History
+
+Splits = Mapping[str, Sequence[History]]
+
+OPINION = 'What do you think?'  # what the statements of a conversation answer
+
+
+class Made(NamedTuple):
+    """How a history is made of somebody's choices.
+
+    told: choices of the context.
+    held: choices that test.
+    max_words: of a reply; choices with longer ones are left out.
+    disputed: of votes, the least share on either side of a statement.
+    """
+
+    told: int
+    held: int
+    max_words: int
+    disputed: float
+
+
+def _vote(name: str, made: Made) -> Mapping[str, Sequence[Choice]]:
+    return votes.to_choices(votes.read(name), OPINION, disputed=made.disputed, seed=0)
+
+
+def by_person(choices: Iterable[TextChoice]) -> Mapping[str, Sequence[Choice]]:
+    found: dict[str, list[Choice]] = {}
+    for each in choices:
+        found.setdefault(each.user, []).append(Choice(each.prompt, each.chosen.strip(), each.rejected.strip()))
+    return found
+
+
+SOURCES: Mapping[str, Callable[[str, Made], Mapping[str, Sequence[Choice]]]] = {
+    'votes': _vote,
+    'ukp': lambda name, made: by_person(opinions.arguments(name)),
+    'choices': lambda name, made: by_person(records.read(name)),
+}
+
+
+def read(data: str, *, people: int, tested: int, seed: int, labelled: bool, made: Made) -> tuple[list[History], Splits]:
+    """Those to learn from, and those to test on by the name of their split: `test` are people nobody has learnt from,
+    `seen` those to learn from with choices that nobody was taught.
+
+    Args:
+      data: `pets`; or a JSONL file of people; or whose choices histories are made of: `votes:<folder>/<name>`
+        (`data/votes.py`), `ukp:<folder>` (`data/opinions.py`), `choices:<source>` (`data/records.py`).
+      people: of pets so many, of others at most.
+      tested: people of a split; of others than pets at most a fifth.
+      seed: of pets to learn from. Who tests, and with what, is the same for every seed.
+      labelled: whether both sides of a past choice are told.
+
+    Raises:
+      ValueError: a file that is wrong, with the line, or has too few people.
+    """
+    if data == 'pets':
+        train = pets.make_people(people, seed=seed, split='train', labelled=labelled)
+        splits: tuple[pets.Split, ...] = ('test', 'animals')
+        return train, {split: pets.make_people(tested, seed=0, split=split, labelled=labelled) for split in splits}
+    source, _, name = data.partition(':')
+    if source in SOURCES:
+        choices, settings = SOURCES[source](name, made), {'told': made.told, 'held': made.held}
+        found = histories.from_choices(choices, **settings, max_words=made.max_words, labelled=labelled, seed=0)
+        random.Random(0).shuffle(found)
+    else:
+        found = histories.load(data)
+    cut = len(found) - min(tested, len(found) // 5)
+    if cut == len(found):
+        enough = f' with {made.told + 2 + made.held} choices apart' if source in SOURCES else ''
+        raise ValueError(f'{data} has {len(found)} people{enough}; give five or more, a fifth is kept for testing')
+    return found[:cut][:people], {'test': found[cut:], 'seen': found[: min(tested, cut, people)]}

@@ -1,0 +1,96 @@
+"""PLUS beside what it is compared with: the same run with something else to read, or with a part that does not learn.
+
+plus                  both learn
+untrained             summaries of the frozen model, cooler, more people a step (PLUS-untrained)
+context               all that is told (in-context)
+nothing               no user (Bradley-Terry)
+kind                  the true kind (the oracle)
+shuffled              both learn, of somebody else's choices
+static-summariser     a run of `plus` in which the summariser is never updated
+static-reward-model   the summariser learns from a reward model with a random head
+
+Each method and seed is a run of its own, `<method>-<seed>`, seed by seed, and the last stage puts their last
+evaluations into one table. More seeds go on where fewer have ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from pal_jax.evals import lineup
+from pal_jax.recipes import soups
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe
+from pal_jax.runtime.metrics import EVALS, METRICS, read_records
+from pal_jax.types import Metrics
+
+TABLE, MARKDOWN = 'table', 'table.md'
+SHARED = ('recipe', 'methods', 'seeds', 'seed', 'data', 'mesh', 'checkpoint', 'metrics')
+METHODS: dict[str, dict[str, Any]] = {
+    'plus': {},
+    'untrained': {'reads': 'untrained'},
+    'context': {'reads': 'context'},
+    'nothing': {'reads': 'nothing'},
+    'kind': {'reads': 'kind'},
+    'shuffled': {'shuffled': True},
+    'static-summariser': {'summary.train': False},
+    'static-reward-model': {'reward_model.train': False, 'hold.steps': 0},
+}
+
+
+def read_methods(config: Config) -> list[str]:
+    """Those that `config.methods` names. Raises ValueError where there is no such, or one twice."""
+    names = [name.strip() for name in config.methods.split(',')]
+    if wrong := [name for name in names if name not in METHODS or names.count(name) > 1]:
+        raise ValueError(f'methods has {wrong[0]!r}; use each once of {", ".join(METHODS)}')
+    if config.seeds < 1:
+        raise ValueError(f'seeds={config.seeds} must be at least 1')
+    return names
+
+
+def places_of(config: Config) -> list[tuple[str, int]]:
+    """Methods and seeds of all runs, seed by seed."""
+    names = read_methods(config)
+    return [(name, seed) for seed in range(config.seed, config.seed + config.seeds) for name in names]
+
+
+def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
+    """Every run with its config and folder, seed by seed, and the table last. Raises ValueError as `read_methods`."""
+    runs = [(make_run(config, name, seed), workdir / f'{name}-{seed}') for name, seed in places_of(config)]
+    part = {key: config[key] for key in SHARED} | {'steps': config.total_steps}
+    part |= {'stage': TABLE, 'total_steps': len(runs), 'export': False}
+    return [*runs, (ConfigDict(part), workdir / TABLE)]
+
+
+def make_run(config: Config, name: str, seed: int) -> Config:
+    run = ConfigDict(config.to_dict() | {'methods': '', 'seeds': 1, 'seed': seed, 'stage': name})
+    run.update_from_flattened_dict(METHODS[name])
+    return run
+
+
+def make_table(config: Config, ctx: Context) -> Recipe:
+    """The last stage: a step reads what a run has left. Raises ValueError where one has left nothing."""
+    places = places_of(config)
+
+    def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
+        name, seed = places[i]
+        folder = ctx.workdir.parent / f'{name}-{seed}'
+        evaluations = [each for each in read_records(folder / EVALS) if each['stage'] == 'final']
+        if not evaluations:
+            raise ValueError(f'{folder} has no last evaluation; run it first, by the same command without a stage')
+        steps = [{'step': row['step'], 'reward': row['reward']} for row in read_records(folder / METRICS)]
+        entry = lineup.Entry(name, seed, evaluations[-1], steps)
+        return [entry._asdict()], host, {'people': float(entry.record['people'])}
+
+    def finish(records: Sequence[dict[str, Any]]) -> Evaluation:
+        entries = [lineup.Entry(**record) for record in records]
+        text = lineup.markdown(lineup.table(entries))
+        (ctx.workdir / MARKDOWN).write_text(text, encoding='utf-8')
+        print(text)
+        return Evaluation(lineup.figures(entries), exhibits=lineup.make_exhibits(entries))
+
+    shown = [f'{name}_accuracy' for name in read_methods(config)]
+    return soups.make_parts(ctx, len(places), work, TABLE, finish, shown)

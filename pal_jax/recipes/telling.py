@@ -1,0 +1,111 @@
+"""What is told of people to a reward model, and to whoever else is to know: summaries, what baselines have instead,
+and replies written after a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pal_jax.data.packing import Example
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.choose import make_decoder
+from pal_jax.decode.local import Request
+from pal_jax.evals import conditioning
+from pal_jax.feedback import summaries
+from pal_jax.learners.policy import PolicyLearner
+from pal_jax.learners.reward import Pairs, pack_pairs, to_score
+from pal_jax.recipes.recipe import Config, Context, Policy
+from pal_jax.recipes.world import Models
+from pal_jax.runtime import sharding
+from pal_jax.runtime.processes import Shares
+from pal_jax.types import ChatModel, Choice, Dialogue, Exhibit, History, Person, Sample, Sampling, Told, Turn
+
+WRITTEN = ('summary', 'untrained')  # by a model
+
+State = dict[str, Any]  # 'reward', and 'policy' where one writes
+PairUp = Callable[[Sequence[str], Sequence[Sequence[Choice]]], Pairs]
+
+
+class Written(NamedTuple):
+    """What the reward model reads of people; the samples it was taken from, where a model wrote it."""
+
+    texts: list[str]
+    samples: list[Sample]
+
+
+def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context):
+    """Tells of people: `n` summaries of each, one after the other, or what a baseline reads instead."""
+    if config.reads not in WRITTEN:
+        return lambda state, people, n, *_: Written(
+            [summaries.given(p, config.reads) for p in people for _ in range(n)], []
+        )
+    decode, tokenizer = config.decode.to_dict(), policy.tokenizer
+    shares = Shares(jax.process_count() if ctx.mesh.size > 1 else 1)
+    decoder = make_decoder(policy.cfg, tokenizer, ctx.mesh, shares=shares, **decode)
+    prefill = tokenizer.encode(config.summary.prefill) if config.summary.prefill else []
+
+    def write(state: State, people: Sequence[Told], n: int, temperature: float, seed: Sequence[int]) -> Written:
+        sampling = Sampling(**config.sampling.to_dict() | {'temperature': temperature, 'stop': config.sampling.stop})
+        prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context))), *prefill) for p in people]
+        seeds = np.random.SeedSequence(list(seed)).generate_state(len(people) * n, np.uint64).tolist()
+        decoder.load(learner.weights(state['policy']))
+        completions = decoder([Request(prompts[k // n], sampling, each) for k, each in enumerate(seeds)])
+        decoder.release()
+        told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
+        samples = [Sample(told[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
+        return Written([summaries.extract(config.summary.prefill + each.text) for each in completions], samples)
+
+    return write
+
+
+def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context):
+    """What the reward model reads."""
+    ways, micro_rows = sharding.batch_ways(ctx.mesh), config.reward_model.micro_rows
+
+    def example(text: str, prompt: str, reply: str) -> Example:
+        asked = tokenizer.chat([dict(message) for message in summaries.question(text, prompt)])
+        return to_score(asked, [*tokenizer.encode(reply), tokenizer.stop_ids[0]])
+
+    def pair_up(texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
+        """A row for each summary with the replies of all its choices, of which the last is to be learnt from."""
+        rows = [
+            [example(text, c.prompt, reply) for c in each for reply in (c.chosen, c.rejected)]
+            for text, each in zip(texts, choices, strict=True)
+        ]
+        return pack_pairs(rows, ctx.mesh, ways=ways, micro_rows=micro_rows)
+
+    return pair_up
+
+
+def make_condition(config: Config, pair_up: PairUp):
+    """Figures of replies that the model of `config.condition` writes to people, with and without a summary; nothing
+    where it names none, or of no people.
+
+    The model is asked in the words that the reward model reads. It has not seen a summary before, and is not trained.
+
+    Raises:
+      ValueError: there is no such model.
+    """
+    models = Models(config)
+    model: ChatModel | None = (
+        models.choose('condition', config.condition, lambda model: model) if config.condition else None
+    )
+
+    def condition(
+        people: Sequence[History],
+        describe: Callable[[Sequence[History]], list[str]],
+        gaps: Callable[[Pairs], np.ndarray],
+    ) -> tuple[dict[str, Any], list[Exhibit]]:
+        if not model or not people:
+            return {}, []
+        record, told = conditioning.personalise(
+            model, lambda texts, choices: gaps(pair_up(texts, choices)), people, describe(people), seed=config.seed
+        )
+        if not record['written']:
+            raise RuntimeError(f'condition={config.condition} wrote no reply: {models.last_error or "they are empty"}')
+        return record | models.usage, [told]
+
+    return condition
