@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.decode import engine
 from pal_jax.decode.local import LocalDecoder, Request, bucket
 from pal_jax.models import config, decoder, lora, params
 from pal_jax.runtime import devices
@@ -260,3 +261,19 @@ def test_slots_and_heads_spread_over_a_mesh_decode_the_same(weights, driver, sha
         np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-4)
     cache = meshed._state.keys[0]  # what `release` would drop
     assert cache.sharding.shard_shape(cache.shape)[:2] == (8 // (shape[0] * shape[1]), CFG.kv_heads // shape[2])
+
+
+@pytest.mark.parametrize('axis', [1, 2])
+def test_caches_are_written_alike_on_every_platform(axis):
+    rng = np.random.default_rng(0)
+    size = [3, 2, 5, 5]
+    rows = rng.normal(size=size).astype(np.float32)
+    size[1 + axis] = 2
+    new, start = rng.normal(size=size).astype(np.float32), np.array([0, 3, 1])
+    wanted = rows.copy()
+    for n, at in enumerate(start):
+        where = [n, slice(None), slice(None), slice(None)]
+        where[1 + axis] = slice(at, at + 2)
+        wanted[tuple(where)] = new[n]
+    for way in (engine.one_by_one, engine.together):
+        np.testing.assert_array_equal(way(jnp.asarray(rows), jnp.asarray(new), jnp.asarray(start), axis=axis), wanted)
