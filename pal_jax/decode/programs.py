@@ -32,9 +32,10 @@ class Programs:
         # Where they are to lie has to be said of results: between two meshes a constraint within is not kept.
         places, dtype = dict(self.param_shardings), None if int8 else cfg.dtype
         a_layer = jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec(*place.spec[1:])), places.pop('layers'))
-        self.send_outer = jax.jit(lambda outer: outer, out_shardings=places)
+        if 'unembed' in places or cfg.unit_head:
+            places['unembed'] = places.get('unembed', places['embed'])
+        self.send_outer = jax.jit(lambda outer: engine.decode_outer(outer, cfg), out_shardings=places)
         self.send_layer = jax.jit(lambda stack, i: engine.layer_of(stack, i, dtype), out_shardings=a_layer)
-        self.decode_outer = jax.jit(lambda outer: engine.decode_outer(outer, cfg))
         self.decode_layer = jax.jit(lambda layer, i: engine.decode_layer(layer, i, cfg, slots=slots, int8=int8))
         self.layers = cfg.layers
         self.init = jax.jit(lambda room: engine.init_state(cfg, slots, room), static_argnums=0, out_shardings=state)
@@ -64,4 +65,4 @@ class Programs:
         sent = (
             soups.on_base(lambda stack, i=i: self.send_layer(stack, i), params['layers']) for i in range(self.layers)
         )
-        return self.decode_outer(outer) | {'layers': [self.decode_layer(layer, i) for i, layer in enumerate(sent)]}
+        return outer | {'layers': [self.decode_layer(layer, i) for i, layer in enumerate(sent)]}

@@ -142,10 +142,8 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
     trained = state.actor.frozen if learner.adapters else state.actor.params  # merged weights lie where the base does
     plain = jax.tree.map(placed, trained, places)
     outer, number = {name: w for name, w in plain.items() if name != 'layers'}, jax.ShapeDtypeStruct((), jnp.int32)
-    sent = result(publish.send_layer, plain['layers'], number), result(publish.send_outer, outer)
-    published = result(publish.decode_outer, sent[1]) | {
-        'layers': [result(publish.decode_layer, sent[0], number)] * cfg.layers
-    }
+    layer = result(publish.decode_layer, result(publish.send_layer, plain['layers'], number), number)
+    published = result(publish.send_outer, outer) | {'layers': [layer] * cfg.layers}
     weights = jax.tree.map(lambda x: placed(x, NamedSharding(mesh, x.sharding.spec)), published)
     caches = slots_of(cfg, mesh, slots, room)
     chunk, place = min(CHUNK, bucket(work.prompt, 64)), sharding.sharding(mesh, ('batch',))
