@@ -31,7 +31,7 @@ class Lookup:
         return *self.numbers.shape, self.table.shape[1]
 
     def at(self, index: np.ndarray) -> Lookup:
-        return Lookup(self.table, self.numbers[index])
+        return dataclasses.replace(self, numbers=self.numbers[index])
 
     def __getitem__(self, where: Any) -> np.ndarray:
         if isinstance(where, tuple) and len(where) > self.numbers.ndim:

@@ -223,10 +223,12 @@ class Replicas(Lookup):
     """A `Lookup` with a table for each replica, `[R, S, H]`, for indices `[R, ...]`; others are of the first."""
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.numbers), self.table.shape[2]
+    def shape(self) -> tuple[int, ...]:
+        return *self.numbers.shape, self.table.shape[2]
 
     def __getitem__(self, where: Any) -> np.ndarray:
+        if isinstance(where, tuple) and len(where) > self.numbers.ndim:
+            return self[where[:-1]][..., where[-1]]
         numbers = self.numbers[where]
         if numbers.ndim < 2:
             return self.table[0][numbers]

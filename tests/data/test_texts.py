@@ -111,3 +111,13 @@ def test_spans_hold_both_sides_and_count_the_tokens_that_differ():
         np.testing.assert_allclose(weight[0, :, 3:5], [expected, expected], atol=1e-6)
         np.testing.assert_allclose(weight.sum(-1), 1.0, atol=1e-6)
         assert a[0, 0, :6, 0].tolist() == [0, 1, 2, 3, 4, 4] and b[0, 0, :6, 0].tolist() == [5, 6, 7, 8, 8, 8]
+
+
+def test_pairs_of_replicas_that_are_not_read_yet_are_each_of_their_own_table():
+    table = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    index = np.array([[0, 2, 1, 3], [3, 3, 0, 1]])
+    pairs = texts.Replicas(table, np.array([4, 0, 2, 1])).at(index)
+    assert pairs.shape == (2, 4, 3)
+    wanted = np.stack([table[r][np.array([4, 0, 2, 1])[index[r]]] for r in range(2)])
+    np.testing.assert_array_equal(pairs[:, 1:3], wanted[:, 1:3])
+    np.testing.assert_array_equal(pairs[:, 1:3, 2:], wanted[:, 1:3, 2:])
