@@ -128,6 +128,7 @@ def text_large(config: ConfigDict) -> ConfigDict:
     config.batch = 256
     config.prototypes = (1, 2)
     config.split.update(seeds=3, control=False)
+    config.new.ask = 0
     config.baselines.update(embedding=0, own=False, groups=False)
     config.decoder = dict(
         optimizer=p.adamw(lr=2e-4),  # of decoders; 1e-5 without adapters

@@ -48,7 +48,7 @@ def _apart(choices: Sequence[Choice], count: int) -> list[Choice]:
     seen: list[str] = []
     for choice in choices:
         sides = [choice.chosen, choice.rejected]
-        among = [*seen, choice.prompt]
+        among = [*seen, choice.prompt] if choice.prompt else seen
         if len(found) < count and not any(a in b or b in a for a in sides for b in among) and sides[0] != sides[1]:
             found.append(choice)
             seen += sides

@@ -77,13 +77,13 @@ class Said(NamedTuple):
     chat: bool
 
 
-def read(path: str | Path, tokenizer: Tokenizer, *, alone: bool) -> TextPairs:
-    """The pairs of a file; replies `alone`, or after their prompts.
+def read(path: str | Path, tokenizer: Tokenizer, *, alone: bool, template: str = '{}') -> TextPairs:
+    """The pairs of a file; replies `alone`, or after their prompts; statements in the template.
 
     Raises:
       ValueError: what is wrong, with file and line; or some records have a prompt and others none.
     """
-    said = chats.read(path, lambda record: to_said(record, tokenizer, alone=alone))
+    said = chats.read(path, lambda record: to_said(record, tokenizer, alone=alone, template=template))
     prompted = [each.prompt is not None for each in said]
     if any(prompted) and not all(prompted):
         raise ValueError(f'{path}: row {prompted.index(False) + 1} has no prompt, others have one; give all or none')
@@ -107,14 +107,14 @@ def read(path: str | Path, tokenizer: Tokenizer, *, alone: bool) -> TextPairs:
     return TextPairs(users, chosen, rejected, prompt, tuple(number), tuple(words), names, groups, said[0].chat)
 
 
-def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool) -> Said:
+def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '{}') -> Said:
     """A record of a file; ValueError if it is none, or if nothing tells its sides apart."""
     if not isinstance(record, dict) or not isinstance(record.get('user'), str) or not record['user']:
         raise ValueError("expected an object with 'user', 'chosen' and 'rejected'; 'user' is a text")
     words = {key: in_words(record.get(key)) for key in ('prompt', 'chosen', 'rejected')}
     prompt = None
     if 'prompt' not in record and all(isinstance(record.get(key), str) for key in ('chosen', 'rejected')):
-        texts = [to_text(tokenizer, record[key]) for key in ('chosen', 'rejected')]
+        texts = [to_text(tokenizer, template.format(record[key])) for key in ('chosen', 'rejected')]
     else:
         pair = chats.to_prefer(record, tokenizer)
         texts, asked = replies(tokenizer, pair.chosen.prompt, [each.completion for each in pair], alone=alone)

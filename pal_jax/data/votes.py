@@ -109,6 +109,7 @@ def to_choices(votes: Votes, prompt: str, *, disputed: float, seed: int) -> dict
 def _statements(path: Path) -> Iterator[tuple[str, str]]:
     if not path.is_file():
         raise ValueError(f'there is no file {path}; give a conversation as <folder>/<name> of its files')
+    known = set()
     for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
         try:
             record: Mapping[str, Any] = json.loads(line)
@@ -117,6 +118,9 @@ def _statements(path: Path) -> Iterator[tuple[str, str]]:
             raise ValueError(f'{path}, row {number}: expected an object with comment_id and text ({error})') from None
         if not text:
             raise ValueError(f'{path}, row {number}: the text is empty; delete the row and its votes')
+        if key in known:
+            raise ValueError(f'{path}, row {number}: comment_id {key!r} stood in a row before')
+        known.add(key)
         yield key, text
 
 

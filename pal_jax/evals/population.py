@@ -154,7 +154,7 @@ def _by_group(
         return right / np.where(pairs > 0, pairs, np.nan)
 
     found = {
-        K: seen_margins(panel.learners[f'K={K}'], state[f'K={K}'], panel.data, panel.trials, 'test')
+        K: seen_margins(panel.learners[f'K={K}'], state[f'K={K}'], panel.seen_by(f'K={K}'), panel.trials, 'test')
         for K in {1, *(chosen[r] for r in true)}
     }
     return {
@@ -381,8 +381,8 @@ def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
     table = [['prototype', 'mean weight', 'largest for', 'likes most', 'likes least']]
     for number, k in enumerate(order):
         mostly = np.mean(mixtures.argmax(axis=1) == k)
-        words = people.in_words(effects[number], attributes, shown)
-        table.append([str(number + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *words])
+        liked_most = people.in_words(effects[number], attributes, shown)
+        table.append([str(number + 1), f'{mixtures[:, k].mean():.2f}', f'{mostly:.0%}', *liked_most])
     return [
         Exhibit('The people', picture=people.plot_simplex(mixtures[:SHOWN_PEOPLE, order])),
         Exhibit(

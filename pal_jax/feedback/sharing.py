@@ -1,4 +1,4 @@
-"""Users, matchers and rewards that each process asks for its share, and is told of the others'."""
+"""Language models, users, matchers and rewards that each process asks for its share, and is told of the others'."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 
 from pal_jax.runtime.processes import Shares
-from pal_jax.types import Dialogue, ProfileMatcher, RewardFn, Sample, UserSimulator
+from pal_jax.types import Chat, ChatModel, Dialogue, ProfileMatcher, RewardFn, Sample, UserSimulator
+
+
+def share_model(model: ChatModel, shares: Shares) -> ChatModel:
+    """The language model, asked for this process's share of the chats."""
+
+    def answer(chats: Sequence[Chat], seed: int) -> list[str | None]:
+        return shares.gather('replies', chats, lambda _, part: model(part, seed))
+
+    return answer
 
 
 def share_user(user: UserSimulator, shares: Shares) -> UserSimulator:

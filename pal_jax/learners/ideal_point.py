@@ -14,6 +14,7 @@ users there are, and a user who is not in it keeps every bit. The table lies ove
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ class IdealPointLearner:
         self.optimizer = make_optimizer(rates)
         on_cpu = mesh.devices.flat[0].platform == 'cpu'
         self.part = part if part is not None else on_cpu * CPU_PART * sharding.batch_ways(mesh)
-        ways = mesh.shape['fsdp']
+        ways = math.lcm(mesh.shape['fsdp'], 128)  # as many rows on every mesh: a run is opened on others
         table = ParamSpec((-(-users // ways) * ways, pal.logits), ('users', None), jax.nn.initializers.normal(z_std))
         self._specs = {'params': ideal_point.specs(pal), 'z': table}
         shapes = jax.eval_shape(jax.vmap(self._new_state), jax.ShapeDtypeStruct((replicas,), jnp.int32))
@@ -206,7 +207,7 @@ class IdealPointLearner:
             sides = {side: getattr(batch, side) for side in ('chosen', 'rejected', 'prompt')}
             return batch.replace(**jax.grad(loss)({name: x for name, x in sides.items() if x is not None}))
 
-        return jax.vmap(of_one)(state, batch)
+        return jax.lax.with_sharding_constraint(jax.vmap(of_one)(state, batch), sharding.replicated(self.mesh))
 
     # --- new users ---------------------------------------------------------------------------------------------------
 

@@ -190,6 +190,8 @@ def check(config: Config, ways: int) -> None:
         raise ValueError("text.source='': a decoder is needed to read texts; name one")
     if config.text.span:
         raise ValueError(f'text.span={config.text.span!r} is of frozen states; PAL-Large learns from whole texts')
+    if config.new.ask:
+        raise ValueError(f'new.ask={config.new.ask}: PAL-Large chooses no questions; set it to 0')
     if config.hold.steps < 0 or config.hold.updates < 1:
         raise ValueError(f'hold.steps={config.hold.steps} must be at least 0, hold.updates={config.hold.updates} 1')
     for key in ('statements', 'micro_rows', 'row_tokens'):

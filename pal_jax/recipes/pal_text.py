@@ -85,7 +85,7 @@ def read_pairs(config: Config, tokenizer: Tokenizer) -> TextPairs:
     """
     text, alone = config.text, config.model.variant == 'B'
     if str(config.data).endswith('.jsonl'):
-        pairs = texts.read(config.data, tokenizer, alone=alone)
+        pairs = texts.read(config.data, tokenizer, alone=alone, template=text.template)
         if alone and (pairs.prompt is None or len(np.unique(pairs.prompt)) == 1):
             found = 'none' if pairs.prompt is None else 'the same for all'
             raise ValueError(

@@ -87,7 +87,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     check(config)
     train, tests = read_people(config)
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
-    condition = make_condition(config, pair_up)
+    condition = make_condition(config, pair_up, ctx)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
     rows = {'ways': sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, 'micro_rows': config.ppo.micro_rows}
     n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)

@@ -3,6 +3,7 @@ and replies written after a summary."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from pal_jax.decode.choose import make_decoder
 from pal_jax.decode.local import Request
 from pal_jax.evals import conditioning
 from pal_jax.feedback import summaries
+from pal_jax.feedback.sharing import share_model
 from pal_jax.learners.policy import PolicyLearner
 from pal_jax.learners.reward import Pairs, pack_pairs, to_score
 from pal_jax.recipes.recipe import Config, Context, Policy
@@ -80,7 +82,7 @@ def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context):
     return pair_up
 
 
-def make_condition(config: Config, pair_up: PairUp):
+def make_condition(config: Config, pair_up: PairUp, ctx: Context):
     """Figures of replies that the model of `config.condition` writes to people, with and without a summary; nothing
     where it names none, or of no people.
 
@@ -90,9 +92,8 @@ def make_condition(config: Config, pair_up: PairUp):
       ValueError: there is no such model.
     """
     models = Models(config)
-    model: ChatModel | None = (
-        models.choose('condition', config.condition, lambda model: model) if config.condition else None
-    )
+    share = functools.partial(share_model, shares=Shares(jax.process_count() if ctx.mesh.size > 1 else 1))
+    model: ChatModel | None = models.choose('condition', config.condition, share) if config.condition else None
 
     def condition(
         people: Sequence[History],

@@ -202,8 +202,8 @@ def test_no_array_of_pairs_tokens_and_prototypes_exists(stated):
     state = jax.tree.map(lambda x: x[0], learner.init(jnp.zeros(1, jnp.int32)))
     program = jax.make_jaxpr(learner._one)(state, batch)
     (pairs, tokens, width), K = batch.chosen.shape, 7
-    sizes = [np.prod(var.aval.shape) for var in every_variable(program.jaxpr)]
-    assert max(sizes) >= pairs * tokens * width and max(sizes) < pairs * tokens * width * K
+    sizes = [np.prod(var.aval.shape) for var in (*program.jaxpr.invars, *every_variable(program.jaxpr))]
+    assert pairs * tokens * width <= max(sizes) < pairs * tokens * width * K
 
 
 def every_variable(jaxpr):
