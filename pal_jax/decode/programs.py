@@ -61,8 +61,7 @@ class Programs:
     def publish(self, params: Params) -> Params:
         """Plain parameters, or a soup, as decoding wants them: a list of layers and the rest. They are sent layer by
         layer, so that little is on its way at a time."""
+        stack = params['layers']
         outer = self.send_outer({name: w for name, w in params.items() if name != 'layers'})
-        sent = (
-            soups.on_base(lambda stack, i=i: self.send_layer(stack, i), params['layers']) for i in range(self.layers)
-        )
+        sent = (soups.on_base(lambda plain, i=i: self.send_layer(plain, i), stack) for i in range(self.layers))
         return outer | {'layers': [self.decode_layer(layer, i) for i, layer in enumerate(sent)]}

@@ -76,11 +76,17 @@ def _run_layers(body: Callable[[Array, Params, LayerKind], Array], x: Array, lay
         return straight(x, layers, cfg.kinds)
     period = len(cfg.pattern)
     whole = cfg.layers // period * period
-    repetitions = jax.tree.map(lambda w: w[:whole].reshape(-1, period, *w.shape[1:]), layers)
+    stack, *rest = [layers] if whole == cfg.layers else _cut(layers, whole)
+    repetitions = jax.tree.map(lambda w: w.reshape(whole // period, period, *w.shape[1:]), stack)
     x, _ = lax.scan(lambda x, stack: (straight(x, stack, cfg.pattern), None), x, repetitions)
-    if whole == cfg.layers:
-        return x
-    return straight(x, jax.tree.map(lambda w: w[whole:], layers), cfg.kinds[whole:])
+    return straight(x, rest[0], cfg.kinds[whole:]) if rest else x
+
+
+def _cut(layers: Params, at: int) -> list[Params]:
+    """The layers before and from `at` on. Not as slices: jax cannot add their gradients into references."""
+    leaves, treedef = jax.tree.flatten(layers)
+    columns = [lax.split(leaf, (at, leaf.shape[0] - at)) for leaf in leaves]
+    return [treedef.unflatten(part) for part in zip(*columns, strict=True)]
 
 
 def block(

@@ -88,7 +88,7 @@ def test_an_evaluation_moves_nothing(trained):
 
 def test_new_people_have_not_moved_while_the_seen_were_trained(trained):
     _, _, before, *_ = trained
-    users = before['K=2'].users
+    users = jax.tree.map(lambda x: x[:, :60], before['K=2'].users)  # rows past the people fill the table up
     never = users.updates == 0
     assert never.sum(axis=1).tolist() == [12] * 4  # a fifth of sixty, in every trial
     np.testing.assert_array_equal(users.z[never], 0.0)
