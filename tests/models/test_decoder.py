@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pal_jax.learners.training import accumulate
 from pal_jax.models import decoder, lora, params
 from pal_jax.models.config import LayerKind, ModelConfig, shortest_pattern, tiny
 from pal_jax.objectives.logprobs import token_loss
@@ -193,3 +194,21 @@ def test_a_fused_layer_computes_the_same():
         for each in (layer, decoder.fuse(layer, cfg))
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *outs)
+
+
+def test_layers_that_are_left_over_of_a_pattern_add_their_gradients_too():
+    pattern = (LayerKind(window=4), LayerKind())
+    cfg = dataclasses.replace(tiny(vocab=32), layers=3, pattern=pattern)
+    weights = params.init(params.decoder_specs(cfg), jax.random.key(0))
+    row = jnp.arange(8)[None]
+
+    def loss(weights, cfg):
+        return jnp.sum(jnp.square(decoder.forward(weights, cfg, row, row, jnp.ones_like(row), jnp.ones_like(row)))), 0
+
+    before = jax.tree.map(jnp.ones_like, weights)
+    scanned, straight = (
+        jax.jit(lambda weights, cfg=cfg: accumulate(lambda w: loss(w, cfg), weights, before)[1])(weights)
+        for cfg in (cfg, dataclasses.replace(cfg, unroll=True))
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), scanned, straight)
+    assert float(jnp.abs(scanned['layers']['mlp']['up'][2] - 1).max()) > 1e-3
