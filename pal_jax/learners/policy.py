@@ -34,6 +34,7 @@ from pal_jax.learners.training import (
     accumulate,
     apply,
     floats,
+    global_norm,
     join,
     merged,
     micro_batches,
@@ -232,13 +233,11 @@ class PolicyLearner:
 
     def annotate(self, state: PolicyState, batch: RolloutBatch) -> tuple[RolloutBatch, Metrics]:
         """Fills in what the update takes as given: old and reference log-probs, values, advantages, returns."""
-        micro_batches = list(self._micro_batches(batch.tokens))
-        parts = [self._score(state, micro) for micro in micro_batches]
-        old, entropy, reference, values = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
-        batch = batch.replace(logprobs=old, ref_logprobs=reference, values=values)
-        batch, metrics = self._advantages(batch, state.kl_coef)
-        metrics['entropy'] = masked_mean(passes.by_sample(entropy), passes.used(batch))
-        metrics['real_share'] = jnp.sum(batch.tokens.segments > 0) / sum(m.tokens.size for m in micro_batches)
+        columns, parts = 0, []
+        for micro in self._micro_batches(batch.tokens):
+            columns += micro.tokens.size
+            parts.append(self._score(state, micro))
+        batch, metrics = self._annotated(batch, parts, columns, state.kl_coef)
         return batch, floats(metrics)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -250,8 +249,13 @@ class PolicyLearner:
         return old, entropy, reference, values
 
     @functools.partial(jax.jit, static_argnums=0)
-    def _advantages(self, batch: RolloutBatch, kl_coef: Array):
-        return passes.with_advantages(self.ppo, batch, kl_coef, self.n)
+    def _annotated(self, batch: RolloutBatch, parts: list[tuple[Array, ...]], columns: int, kl_coef: Array):
+        old, entropy, reference, values = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+        batch = batch.replace(logprobs=old, ref_logprobs=reference, values=values)
+        batch, metrics = passes.with_advantages(self.ppo, batch, kl_coef, self.n)
+        metrics['entropy'] = masked_mean(passes.by_sample(entropy), passes.used(batch))
+        metrics['real_share'] = jnp.sum(batch.tokens.segments > 0) / columns
+        return batch, metrics
 
     # --- update ------------------------------------------------------------------------------------------------------
 
@@ -280,28 +284,40 @@ class PolicyLearner:
     def _minibatch(
         self, state: PolicyState, batch: RolloutBatch, ptx: TokenBatch | None
     ) -> tuple[PolicyState, Metrics]:
-        weight = passes.loss_weights(self.ppo, batch, self.length)
+        weight = self._loss_weights(batch)
         grads = zeros(state.actor.params), zeros(critic_trainable(state.critic))
         outs = []
         for i, (micro, micro_weight) in enumerate(self._micro_batches((batch, weight))):
             grads, out = self._gradients(grads, state, micro, micro_weight, i)
             outs.append(out)
-        new = jnp.concatenate([out.pop('logprobs') for out in outs])
-        metrics = jax.tree.map(lambda *xs: sum(xs), *outs) | passes.progress(self.ppo, batch, new)
+        metrics = self._report(batch, outs)
         actor_grads, critic_grads = grads
         if ptx is not None:
             actor_grads, metrics['ptx_loss'] = self._imitation(
                 actor_grads, state.actor, ptx, self.ppo.ptx_coef * evenly(ptx), state.step
             )
         state = state.replace(step=state.step + 1)
-        norm = metrics['grad_norm'] = optax.global_norm(actor_grads)
-        if int(state.step) > self.ppo.freezing_actor_steps:
-            actor, _ = apply(self.optimizers.actor, state.actor, actor_grads)
+        if self.ppo.freezing_actor_steps and int(state.step) <= self.ppo.freezing_actor_steps:
+            norm = global_norm(actor_grads)
+        else:
+            actor, norm = apply(self.optimizers.actor, state.actor, actor_grads)
             state = state.replace(actor=actor)
+        metrics['grad_norm'] = norm
         if state.critic:
             critic, metrics['critic_grad_norm'] = apply(self.optimizers.critic, state.critic, critic_grads)
             state, norm = state.replace(critic=critic), norm + metrics['critic_grad_norm']
         return state.replace(skipped=skipped(state.skipped, norm)), floats(metrics)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _loss_weights(self, batch: RolloutBatch) -> Float[Array, 'R N A']:
+        return passes.loss_weights(self.ppo, batch, self.length)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _report(self, batch: RolloutBatch, outs: list[dict[str, Array]]) -> dict[str, Array]:
+        """The losses of a minibatch's micro-batches together, and how far it found the policy from the sampled one."""
+        new = jnp.concatenate([out['logprobs'] for out in outs])
+        losses = {name: sum(out[name] for out in outs) for name in outs[0] if name != 'logprobs'}
+        return losses | passes.progress(self.ppo, batch, new)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _gradients(self, grads, state: PolicyState, batch: RolloutBatch, weight: Array, i: int):
@@ -338,6 +354,7 @@ def _mean(rows: list[Metrics], name: str) -> float:
     return float(np.mean([row[name] for row in rows])) if rows else 0.0
 
 
+@jax.jit
 def evenly(batch: TokenBatch) -> Float[Array, 'R N A']:
     """Weights that make a sum over the actions their mean."""
     return batch.acts / jnp.maximum(jnp.sum(batch.acts), 1)

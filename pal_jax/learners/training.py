@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from pal_jax.models import lora
 from pal_jax.models import params as model_params
@@ -59,6 +59,8 @@ def merged(state: TrainState) -> Params:
     return lora.merge(join(state.params, state.frozen))
 
 
+COLUMNS = 'tokens', 'positions', 'segments', 'prefix'  # of a `TokenBatch`, a number for each column of a row
+
 zeros = jax.jit(lambda params: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params))
 
 
@@ -90,31 +92,39 @@ def _names(path: Any) -> tuple[str, ...]:
     return tuple(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', '')))) for key in path)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def take(batch: Any, index: Array | np.ndarray, mesh: Mesh) -> Any:
-    """These rows of a batch, over the mesh as it was."""
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def take(batch: Any, index: Int[np.ndarray, 'P'] | None, mesh: Mesh, length: int | None = None) -> Any:
+    """These rows of a batch (None: all), over the mesh as it was; of a `TokenBatch` in it the first `length` columns."""
+
+    def cut(x: Any) -> Any:
+        return x.replace(**{name: getattr(x, name)[:, :length] for name in COLUMNS}) if _is_tokens(x) else x
+
+    rows = batch if index is None else jax.tree.map(lambda x: x[index], batch)
     place = sharding.sharding(mesh, ('batch',))
-    return jax.lax.with_sharding_constraint(jax.tree.map(lambda x: x[index], batch), place)
+    return jax.lax.with_sharding_constraint(jax.tree.map(cut, rows, is_leaf=_is_tokens), place)
 
 
-def micro_batches(tree: Any, mesh: Mesh, micro_rows: int) -> Iterator[Any]:
-    """Neighbouring rows, up to `micro_rows` a device at a time, without the columns that are padding in all."""
+def micro_batches(tree: Any, mesh: Mesh, micro_rows: int, multiple: int = 128) -> Iterator[Any]:
+    """Neighbouring rows, up to `micro_rows` a device at a time, without the columns that are padding in all: a
+    `TokenBatch` is cut to its longest row, rounded up so that the programs to compile stay few."""
     height = jax.tree.leaves(tree)[0].shape[0]
     each = height // sharding.batch_ways(mesh)
     parts = next(k for k in range(1, each + 1) if each % k == 0 and each // k <= micro_rows)
-    for index in np.split(np.arange(height), parts):
-        part = tree if parts == 1 else take(tree, index, mesh)
-        yield jax.tree.map(trim, part, is_leaf=lambda x: isinstance(x, TokenBatch))
+    batch = next(x for x in jax.tree.leaves(tree, is_leaf=_is_tokens) if _is_tokens(x))
+    longest = np.maximum(_longest(batch.segments, parts, mesh), 1)  # a batch may be short: rows of padding alone
+    for index, columns in zip(np.split(np.arange(height), parts), longest, strict=True):
+        length = min(batch.tokens.shape[1], -(-int(columns) // multiple) * multiple)
+        yield take(tree, index if parts > 1 else None, mesh, length)
 
 
-def trim(x: Any, multiple: int = 128) -> Any:
-    """A `TokenBatch` cut to its longest row, rounded up so that the programs to compile stay few; others unchanged."""
-    if not isinstance(x, TokenBatch):
-        return x
-    longest = max(int(jnp.max(jnp.sum(x.segments > 0, axis=1))), 1)  # a batch may be short: rows of padding alone
-    length = min(x.tokens.shape[1], -(-longest // multiple) * multiple)
-    columns = {name: getattr(x, name)[:, :length] for name in ('tokens', 'positions', 'segments', 'prefix')}
-    return x.replace(**columns)
+def _is_tokens(x: Any) -> bool:
+    return isinstance(x, TokenBatch)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _longest(segments: Int[Array, 'R T'], parts: int, mesh: Mesh) -> Int[Array, 'P']:
+    longest = jnp.max(jnp.sum(segments > 0, axis=1).reshape(parts, -1), axis=1)
+    return jax.lax.with_sharding_constraint(longest, sharding.replicated(mesh))
 
 
 def accumulate(
@@ -132,10 +142,13 @@ def accumulate(
     return (value, rest), jax.tree.map(jax.freeze, sums)
 
 
+global_norm = jax.jit(optax.global_norm)
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def apply(optimizer: optax.GradientTransformation, state: TrainState, grads: Params) -> tuple[TrainState, Array]:
     """The optimiser's step and the gradients' norm; where that is not finite, no step."""
-    norm = optax.global_norm(grads)
+    norm = global_norm(grads)
 
     def step() -> TrainState:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -144,6 +157,7 @@ def apply(optimizer: optax.GradientTransformation, state: TrainState, grads: Par
     return jax.lax.cond(jnp.isfinite(norm), step, lambda: state), norm
 
 
+@jax.jit
 def skipped(before: Array, norm: Array) -> Array:
     """How many updates in a row were not made."""
     return jnp.where(jnp.isfinite(norm), 0, before + 1)

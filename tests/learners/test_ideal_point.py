@@ -100,7 +100,7 @@ def test_eight_devices_compute_what_one_does(pal, sizes):
     alone, meshed = (make_learner(mesh, pal) for mesh in (ONE, devices.make_mesh(*sizes)))
     one, metrics = alone.update(alone.init(jnp.arange(2)), data)
     eight, others = meshed.update(meshed.init(jnp.arange(2)), data)
-    assert eight.users.z.addressable_shards[0].data.shape[1] == USERS // sizes[1]
+    assert eight.users.z.addressable_shards[0].data.shape[1] == one.users.z.shape[1] // sizes[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), (one, metrics), (eight, others))
 
 

@@ -26,7 +26,7 @@ LORA = Lora(4, 8.0, 'all-linear')
 CFG = dataclasses.replace(config.tiny(vocab=64), kv_heads=4, heads=8, head_dim=8)  # divides over every mesh of eight
 GEMMA3 = dataclasses.replace(
     CFG, family='gemma3_text', layers=3, pattern=(LayerKind(window=16, rope='local'), LayerKind()),
-    query_scalar=16.0, qk_norm=True, unroll=True, **families.GEMMA,
+    query_scalar=16.0, qk_norm=True, **families.GEMMA,
 )  # fmt: skip
 BAICHUAN = dataclasses.replace(
     CFG, family='baichuan', kv_heads=8, tie_embed=False, unit_head=True, alibi=True,
