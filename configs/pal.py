@@ -4,6 +4,7 @@ r"""PAL: preferences of many people as mixtures of a few prototypes, new people 
   python -m pal_jax.train --config=configs/pal.py --config.data=train    # 235 people's of train journeys
   python -m pal_jax.train --config=configs/pal.py --config.data=my.csv   # your people's (pal_jax/data/tables.py)
   python -m pal_jax.train --config=configs/pal.py:text --config.data=polis/bowling_green    # votes on statements
+  python -m pal_jax.train --config=configs/pal.py:text --config.data=jester:jester5k   # choices between texts, by name
   python -m pal_jax.train --config=configs/pal.py:text-large --config.data=polis/bowling_green  # the decoder learns
   python -m pal_jax.train --config=configs/pal.py:large --config.data=folder    # pairs on disk (data/columns.py)
   python -m pal_jax.train --config=configs/pal.py:smoke                  # a tenth of the steps and two splits
@@ -19,7 +20,9 @@ from pal_jax import presets as p
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'smoke', 'text', 'text-large', 'large')
     config = p.base(recipe='pal', total_steps=20)
-    config.data = 'electricity'  # or train, swissmetro (1,191 people), a file of your own
+    # or train, swissmetro (1,191 people), a file of your own; with text.source votes or choices between texts, such as
+    # a public set: jester:, movielens:, ukp:, tldr:<folder>, personas:<file>, choices:<source> (data/opinions.py)
+    config.data = 'electricity'
     # Of people's votes on statements (pal_jax/data/votes.py): which decoder makes vectors of these; '': no text.
     config.text = dict(
         source='',
@@ -107,7 +110,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
 
 
 def text(config: ConfigDict) -> ConfigDict:
-    """Statements that people vote on, by a frozen decoder; those of the test are new. Give --config.data."""
+    """Statements that people vote on, or texts they chose among, by a frozen decoder; those of the test are new."""
     config.data = ''
     config.text.update(source=p.EMBEDDED, layers=20)  # of 30
     config.prototypes = (1, 2, 3, 4)

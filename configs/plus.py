@@ -19,7 +19,7 @@ def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'table', 'people', 'smoke', 'paper')
     config = p.base(recipe='plus', total_steps=20)  # with both learning; those of `hold` come before
     # pets; or a JSONL file of people (pal_jax/data/histories.py); or choices that histories are made of:
-    # votes:<folder>/<name>, ukp:<folder>, choices:<source> (pal_jax/feedback/histories.py)
+    # votes:<folder>/<name>, or a public set as ukp:<folder> or choices:<source> (pal_jax/data/opinions.py)
     config.data = 'pets'
     config.people = 200  # to learn from, at most where they are given
     config.labelled = True  # both sides of past choices are told; False: those they liked

@@ -6,20 +6,41 @@
     summaries     Reddit TL;DR comparisons by worker (Stiennon et al. 2020), labelled by length as PAL has them
     pictures      Pick-a-Pic by embeddings (Kirstain et al. 2023): vectors, as PAL has them
 
-Votes (Polis) are read by `votes.py`, stated choices by `choices.py`. Nothing is downloaded.
+`read` opens those between texts by name, as `config.data` does. Votes (Polis) are read by `votes.py`, stated choices by
+`choices.py`. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pal_jax.data import records
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.records import TextChoice, rows
+
+PAIRS = 40  # of a person, at most, where pairs are drawn
+HOLDERS = 200  # made-up people, who hold a persona each
+
+
+def is_source(data: str) -> bool:
+    """Whether `read` opens it."""
+    return data.partition(':')[0] in SOURCES
+
+
+def read(data: str) -> Iterator[TextChoice]:
+    """`ukp:<folder>`, `jester:<folder>`, `movielens:<folder>`, `personas:<file>`, `tldr:<folder>` of train.jsonl and
+    validation.jsonl, or `choices:<source>` as `records.read` has it. Ratings count from a quarter of their scale apart.
+
+    Raises:
+      ValueError: a file is missing, or a row is wrong.
+    """
+    name, _, where = data.partition(':')
+    return SOURCES[name](where)
 
 
 def field(place: str, row: Mapping[str, Any], name: str) -> Any:
@@ -51,7 +72,7 @@ def arguments(folder: str | Path) -> Iterator[TextChoice]:
             continue
         chosen, rejected = (left, right) if choice == 'a1' else (right, left)
         yield TextChoice(
-            str(field(place, row, 'worker')), f'{left["debate"]}: {left["stance"]}', chosen['text'], rejected['text']
+            str(field(place, row, 'worker')), f'{left["debate"]}: {left["stance"]}\n', chosen['text'], rejected['text']
         )
 
 
@@ -153,22 +174,23 @@ GENRES = (
 
 
 def personas(path: str | Path, behaviours: Sequence[str], *, users: int, pairs: int, seed: int) -> Iterator[TextChoice]:
-    """`users` made-up people, who hold one of `behaviours` each in turn, and `pairs` statements of each: a person
-    chooses the answer that the persona gives. The group is the persona.
+    """`users` made-up people, who hold one of `behaviours` each in turn (none given: of all in the file), and `pairs`
+    statements of each: a person chooses the answer that the persona gives. The group is the persona.
 
     Raises:
       ValueError: a behaviour has too few statements, or the file has none of it.
     """
     of: dict[str, list[tuple[str, str, str]]] = {name: [] for name in behaviours}
     for place, row in rows(str(path)):
-        if (name := field(place, row, 'behavior')) in of:
-            answers = (field(place, row, f'answer_{kind}_behavior').strip() for kind in ('matching', 'not_matching'))
-            of[name].append((field(place, row, 'question'), *answers))
+        name = field(place, row, 'behavior')
+        if name in of or not behaviours:
+            answers = (field(place, row, f'answer_{kind}_behavior') for kind in ('matching', 'not_matching'))
+            of.setdefault(name, []).append((field(place, row, 'question'), *answers))
     for name, asked in of.items():
         if len(asked) < pairs:
             raise ValueError(f'{path}: {name!r} has {len(asked)} statements of {pairs}; ask for fewer pairs')
     for user in range(users):
-        name = behaviours[user % len(behaviours)]
+        name = tuple(of)[user % len(of)]
         for i in np.random.default_rng([seed, user]).permutation(len(of[name]))[:pairs]:
             question, chosen, rejected = of[name][i]
             yield TextChoice(f'p{user}', question, chosen, rejected, name)
@@ -262,3 +284,26 @@ def pictures(path: str | Path) -> Comparisons:
         users=users, situations=np.arange(len(users)), chosen=Lookup(images, chosen), rejected=Lookup(images, rejected),
         prompt=prompts[prompt], names=tuple(map(str, names)), attributes=tuple(f'x{i}' for i in range(images.shape[1])),
     )  # fmt: skip
+
+
+# --- by name ----------------------------------------------------------------------------------------------------------
+
+
+def _rated(found: tuple[list[Rating], dict[str, str]]) -> Iterator[TextChoice]:
+    values = [each.value for each in found[0]]
+    return rated(*found, gap=(max(values) - min(values)) / 4, most=PAIRS, seed=0)
+
+
+def _summaries(folder: str) -> Iterator[TextChoice]:
+    for part in summaries(*(Path(folder) / f'{name}.jsonl' for name in ('train', 'validation'))):
+        yield from part
+
+
+SOURCES: Mapping[str, Callable[[str], Iterator[TextChoice]]] = {
+    'ukp': arguments,
+    'jester': lambda folder: _rated(jester(folder)),
+    'movielens': lambda folder: _rated(movielens(folder)),
+    'personas': lambda file: personas(file, (), users=HOLDERS, pairs=PAIRS, seed=0),
+    'tldr': _summaries,
+    'choices': records.read,
+}

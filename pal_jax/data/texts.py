@@ -12,7 +12,7 @@ reply counts; PAL-B reads replies alone and the prompt alone (psoups_pal II.2).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ import numpy as np
 from pal_jax.data import chats
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.packing import Example, Group, Layout, lay_out, pack_groups, round_up, shared_prompt
+from pal_jax.data.records import TextChoice
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.data.votes import Votes, draw_pairs
 from pal_jax.objectives.preference import TokenWeighting, differing_span, token_weights
@@ -83,10 +84,34 @@ def read(path: str | Path, tokenizer: Tokenizer, *, alone: bool, template: str =
     Raises:
       ValueError: what is wrong, with file and line; or some records have a prompt and others none.
     """
-    said = chats.read(path, lambda record: to_said(record, tokenizer, alone=alone, template=template))
+    return to_pairs(chats.read(path, lambda record: to_said(record, tokenizer, alone=alone, template=template)), path)
+
+
+def from_choices(
+    choices: Iterable[TextChoice], tokenizer: Tokenizer, *, alone: bool, template: str, name: str
+) -> TextPairs:
+    """The pairs of choices that were read elsewhere, such as `opinions.read`; see `read`. `name` is for errors.
+
+    Raises:
+      ValueError: there is none, or two texts are the same as tokens.
+    """
+    found = []
+    for number, choice in enumerate(choices, 1):
+        record = {key: value for key, value in choice._asdict().items() if value}
+        try:
+            found.append(to_said(record, tokenizer, alone=alone, template=template))
+        except ValueError as error:
+            raise ValueError(f'{name}, choice {number}: {error}') from None
+    if not found:
+        raise ValueError(f'{name} has no choices')
+    return to_pairs(found, name)
+
+
+def to_pairs(said: Sequence[Said], name: str | Path) -> TextPairs:
+    """Each text once; ValueError where some have a prompt and others none."""
     prompted = [each.prompt is not None for each in said]
     if any(prompted) and not all(prompted):
-        raise ValueError(f'{path}: row {prompted.index(False) + 1} has no prompt, others have one; give all or none')
+        raise ValueError(f'{name}: row {prompted.index(False) + 1} has no prompt, others have one; give all or none')
     number: dict[Text, int] = {}
     words: list[str] = []
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from pal_jax.data import histories, opinions, records, votes
+from pal_jax.data import histories, opinions, votes
 from pal_jax.data.records import TextChoice
 from pal_jax.feedback import pets
 from pal_jax.types import Choice, History
@@ -38,15 +38,8 @@ def _vote(name: str, made: Made) -> Mapping[str, Sequence[Choice]]:
 def by_person(choices: Iterable[TextChoice]) -> Mapping[str, Sequence[Choice]]:
     found: dict[str, list[Choice]] = {}
     for each in choices:
-        found.setdefault(each.user, []).append(Choice(each.prompt, each.chosen.strip(), each.rejected.strip()))
+        found.setdefault(each.user, []).append(Choice(each.prompt.strip(), each.chosen.strip(), each.rejected.strip()))
     return found
-
-
-SOURCES: Mapping[str, Callable[[str, Made], Mapping[str, Sequence[Choice]]]] = {
-    'votes': _vote,
-    'ukp': lambda name, made: by_person(opinions.arguments(name)),
-    'choices': lambda name, made: by_person(records.read(name)),
-}
 
 
 def read(data: str, *, people: int, tested: int, seed: int, labelled: bool, made: Made) -> tuple[list[History], Splits]:
@@ -55,7 +48,7 @@ def read(data: str, *, people: int, tested: int, seed: int, labelled: bool, made
 
     Args:
       data: `pets`; or a JSONL file of people; or whose choices histories are made of: `votes:<folder>/<name>`
-        (`data/votes.py`), `ukp:<folder>` (`data/opinions.py`), `choices:<source>` (`data/records.py`).
+        (`data/votes.py`), or a public set by name, as `ukp:<folder>` (`data/opinions.py`).
       people: of pets so many, of others at most.
       tested: people of a split; of others than pets at most a fifth.
       seed: of pets to learn from. Who tests, and with what, is the same for every seed.
@@ -68,15 +61,16 @@ def read(data: str, *, people: int, tested: int, seed: int, labelled: bool, made
         train = pets.make_people(people, seed=seed, split='train', labelled=labelled)
         splits: tuple[pets.Split, ...] = ('test', 'animals')
         return train, {split: pets.make_people(tested, seed=0, split=split, labelled=labelled) for split in splits}
-    source, _, name = data.partition(':')
-    if source in SOURCES:
-        choices, settings = SOURCES[source](name, made), {'told': made.told, 'held': made.held}
-        found = histories.from_choices(choices, **settings, max_words=made.max_words, labelled=labelled, seed=0)
+    voted = data.startswith('votes:')
+    if voted or opinions.is_source(data):
+        choices = _vote(data.removeprefix('votes:'), made) if voted else by_person(opinions.read(data))
+        settings = {'told': made.told, 'held': made.held, 'max_words': made.max_words}
+        found = histories.from_choices(choices, **settings, labelled=labelled, seed=0)
         random.Random(0).shuffle(found)
     else:
         found = histories.load(data)
     cut = len(found) - min(tested, len(found) // 5)
     if cut == len(found):
-        enough = f' with {made.told + 2 + made.held} choices apart' if source in SOURCES else ''
+        enough = f' with {made.told + 2 + made.held} choices apart' if voted or opinions.is_source(data) else ''
         raise ValueError(f'{data} has {len(found)} people{enough}; give five or more, a fifth is kept for testing')
     return found[:cut][:people], {'test': found[cut:], 'seen': found[: min(tested, cut, people)]}

@@ -315,8 +315,8 @@ class PolicyLearner:
     @functools.partial(jax.jit, static_argnums=0)
     def _report(self, batch: RolloutBatch, outs: list[dict[str, Array]]) -> dict[str, Array]:
         """The losses of a minibatch's micro-batches together, and how far it found the policy from the sampled one."""
-        new = jnp.concatenate([out['logprobs'] for out in outs])
-        losses = {name: sum(out[name] for out in outs) for name in outs[0] if name != 'logprobs'}
+        new = jnp.concatenate([out.pop('logprobs') for out in outs])
+        losses = jax.tree.map(lambda *each: sum(each, jnp.zeros(())), *outs)
         return losses | passes.progress(self.ppo, batch, new)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

@@ -94,7 +94,7 @@ def _names(path: Any) -> tuple[str, ...]:
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def take(batch: Any, index: Int[np.ndarray, 'P'] | None, mesh: Mesh, length: int | None = None) -> Any:
-    """These rows of a batch (None: all), over the mesh as it was; of a `TokenBatch` in it the first `length` columns."""
+    """These rows of a batch (None: all), over the mesh as it was, and of a `TokenBatch` the first `length` columns."""
 
     def cut(x: Any) -> Any:
         return x.replace(**{name: getattr(x, name)[:, :length] for name in COLUMNS}) if _is_tokens(x) else x

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pal_jax.data import choices, columns, comparisons, tables
+from pal_jax.data import choices, columns, comparisons, opinions, tables
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.data.passes import shuffled
 from pal_jax.evals import mixed_logit, panel
@@ -132,10 +132,14 @@ def read(config: Config, ctx: Context) -> Comparisons:
     """The choices, in their own units, if the model can use them."""
     if config.text.source:
         return pal_text.read(config, ctx, pal_text.open_decoder(config, ctx)).items
-    known = config.data in choices.TABLES
-    path = Path(config.data)
+    known, path = config.data in choices.TABLES, Path(config.data)
     on_disk = not known and path.is_dir()
-    data = columns.load(path) if on_disk else choices.load(config.data) if known else tables.load(path)
+    if known:
+        data = choices.load(config.data)
+    elif path.suffix == '.npz':
+        data = opinions.pictures(path)
+    else:
+        data = columns.load(path) if on_disk else tables.load(path)
     if on_disk and (config.standardize or config.baselines.majority or config.baselines.mixed_logit):
         raise ValueError(
             'standardize, baselines.majority and baselines.mixed_logit need all items in memory; for a folder of pairs '

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from pal_jax.data import texts, votes
+from pal_jax.data import opinions, texts, votes
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.data.texts import Spans, TextPairs
 from pal_jax.data.tokenizer import Tokenizer
@@ -78,24 +78,31 @@ def open_decoder(config: Config, ctx: Context) -> Decoder:
 
 
 def read_pairs(config: Config, tokenizer: Tokenizer) -> TextPairs:
-    """The pairs of the file, or of the votes, that `data` names.
+    """The pairs of the file, of the public set (`opinions.read`) or of the votes that `data` names.
 
     Raises:
       ValueError: a row is wrong; or prototypes are functions of prompts that are not there, or always the same.
     """
     text, alone = config.text, config.model.variant == 'B'
+    how = {'alone': alone, 'template': text.template}
+    if opinions.is_source(config.data):
+        return _prompted(config, texts.from_choices(opinions.read(config.data), tokenizer, **how, name=config.data))
     if str(config.data).endswith('.jsonl'):
-        pairs = texts.read(config.data, tokenizer, alone=alone, template=text.template)
-        if alone and (pairs.prompt is None or len(np.unique(pairs.prompt)) == 1):
-            found = 'none' if pairs.prompt is None else 'the same for all'
-            raise ValueError(
-                f"model.variant='B' makes prototypes of prompts, and {config.data} has {found}, which is variant A"
-            )
-        return pairs
+        return _prompted(config, texts.read(config.data, tokenizer, **how))
     if alone:
         raise ValueError("model.variant='B' needs prompts, and statements that are voted on have none; use variant A")
     found = votes.read(config.data)
     return texts.from_votes(found, tokenizer, template=text.template, most=text.pairs, seed=config.seed)
+
+
+def _prompted(config: Config, pairs: TextPairs) -> TextPairs:
+    """The same; ValueError where prototypes are to be functions of prompts that tell nothing."""
+    if config.model.variant == 'B' and (pairs.prompt is None or len(np.unique(pairs.prompt)) == 1):
+        found = 'none' if pairs.prompt is None else 'the same for all'
+        raise ValueError(
+            f"model.variant='B' makes prototypes of prompts, and {config.data} has {found}, which is variant A"
+        )
+    return pairs
 
 
 def read(config: Config, ctx: Context, decoder: Decoder) -> TextData:

@@ -48,6 +48,22 @@ def test_arguments_are_chosen_as_the_judgements_say():
     assert said[wanted]['stance'] in found[0].prompt
 
 
+@pytest.mark.parametrize(
+    ('source', 'people', 'prompts'),
+    [
+        pytest.param('ukp:ukpconvarg1', 100, 2, marks=real('ukpconvarg1')),
+        pytest.param('jester:jester5k', 1400, 1, marks=real('jester5k')),
+        pytest.param('personas:anthropic_persona/persona.jsonl', 200, 1000, marks=real('anthropic_persona')),
+    ],
+)
+def test_sets_are_opened_by_name(source, people, prompts):
+    kind, _, where = source.partition(':')
+    assert opinions.is_source(source) and not opinions.is_source('electricity')
+    found = list(opinions.read(f'{kind}:{SHARED / where}'))
+    assert len({each.user for each in found}) >= people and len({each.prompt for each in found}) >= prompts
+    assert all(each.chosen != each.rejected for each in found)
+
+
 @real('jester5k')
 def test_jokes_that_a_person_rated_higher_are_chosen():
     ratings, jokes = opinions.jester(SHARED / 'jester5k')
@@ -69,9 +85,9 @@ def test_people_who_hold_a_persona_answer_as_it_does():
     found = list(opinions.personas(path, held, users=6, pairs=40, seed=0))
     assert Counter(each.user for each in found) == {f'p{i}': 40 for i in range(6)}
     assert [each.group for each in found[::40]] == [held[i % len(held)] for i in range(6)]
-    answers = {(row['behavior'], row['question']): row['answer_matching_behavior'].strip() for row in every}
+    answers = {(row['behavior'], row['question']): row['answer_matching_behavior'] for row in every}
     assert all(answers[each.group, each.prompt] == each.chosen != each.rejected for each in found)
-    assert 0.2 < np.mean([each.chosen == 'Yes' for each in found]) < 0.8
+    assert 0.2 < np.mean([each.chosen.strip() == 'Yes' for each in found]) < 0.8
     with pytest.raises(ValueError, match="'no-such-persona' has 0 statements of 40"):
         list(opinions.personas(path, ['no-such-persona'], users=1, pairs=40, seed=0))
 

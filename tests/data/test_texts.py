@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from pal_jax.data import comparisons, texts
+from pal_jax.data import comparisons, records, texts
+from pal_jax.data.records import TextChoice
 from pal_jax.data.texts import Spans, Text, TextPairs
 from pal_jax.data.tokenizer import byte_tokenizer
 
@@ -40,6 +42,16 @@ def test_replies_are_read_alone_or_after_their_prompt_and_each_text_once(tmp_pat
     assert alone.texts[alone.chosen[1]] == Text((*no, stop))
     assert after.texts[after.chosen[1]] == Text((*no, stop), tuple(TOKENIZER.encode('Q1?')))
     assert alone.words[alone.chosen[1]] == ' no' and alone.words[alone.prompt[2]] == 'Q2?'
+
+
+def test_choices_from_elsewhere_are_those_of_a_file(tmp_path):
+    path = write(tmp_path / 'a.jsonl', RECORDS)
+    found = texts.from_choices(records.read(str(path)), TOKENIZER, alone=False, template='{}', name='here')
+    jax.tree.map(np.testing.assert_array_equal, found, texts.read(path, TOKENIZER, alone=False))
+    with pytest.raises(ValueError, match='here has no choices'):
+        texts.from_choices([], TOKENIZER, alone=False, template='{}', name='here')
+    with pytest.raises(ValueError, match="here, choice 1: 'chosen' and 'rejected' are the same"):
+        texts.from_choices([TextChoice('ana', '', 'x', 'x')], TOKENIZER, alone=False, template='{}', name='here')
 
 
 def test_messages_stand_for_texts_and_statements_need_no_prompt(tmp_path):
