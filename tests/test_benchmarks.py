@@ -17,6 +17,7 @@ from benchmarks import (
     judging,
     plan_memory,
     plus_step,
+    reward_step,
     rlpa_step,
     shapes,
     traffic,
@@ -125,6 +126,12 @@ def test_plus_step_reports_a_step_and_its_parts(report, known_machine):
     assert out['phases_s'].keys() >= {'rollout', 'read', 'annotate', 'update', 'reward model'}
     assert 0 < out['reward_real_share'] <= 1
     assert all(seconds > 0 for seconds in (out['step_s'], *out['parts_s'].values()))
+
+
+def test_reward_step_compares_two_learners_on_the_same_tokens(report, known_machine):
+    out = report(reward_step, '--model=tiny', '--pairs=2', '--prompt=8', '--reply=8', '--steps=1')
+    assert out['ratio'] == pytest.approx(out['reward']['step_s'] / out['language']['step_s'], rel=0.2)
+    assert all(out[kind].keys() >= STARTUP for kind in reward_step.KINDS)
 
 
 def test_plus_step_summarises_by_medians():
