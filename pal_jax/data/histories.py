@@ -3,12 +3,13 @@ anybody's choices between texts."""
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pal_jax.data import records
+from pal_jax.data.records import Row
 from pal_jax.types import Choice, History, Told
 
 PARTS = {
@@ -86,23 +87,15 @@ def load_told(path: str | Path) -> list[tuple[Told, Choice | None]]:
     ]
 
 
-def _records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _records(path: str | Path) -> list[Row]:
     """Where each record stands, and the record."""
-    lines = [(f'{path}, line {i}', line) for i, line in enumerate(Path(path).read_text('utf-8').splitlines(), 1)]
-    lines = [(where, line) for where, line in lines if line.strip()]
-    if not lines:
+    found = list(records.jsonl(Path(path)))
+    if not found:
         raise ValueError(f'{path} has no person; give a JSON object a line')
-    for where, line in lines:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{where} is no JSON object: {error}') from None
-        if not isinstance(record, dict):
-            raise ValueError(f'{where} is no JSON object')
-        yield where, record
+    return found
 
 
-def _person(where: str, record: dict[str, Any]) -> History:
+def _person(where: str, record: Mapping[str, Any]) -> History:
     reward, train, held = (_choice(where, record, part) for part in PARTS)
     told = _told(where, record)
     person = History(**vars(told), reward=reward, train=train, held=(held,), kind=str(record.get('kind', '')))
@@ -110,7 +103,7 @@ def _person(where: str, record: dict[str, Any]) -> History:
     return person
 
 
-def _told(where: str, record: dict[str, Any]) -> Told:
+def _told(where: str, record: Mapping[str, Any]) -> Told:
     ask = _messages(where, record.get('context_messages', ()))
     context = record.get('context') or '\n'.join(message['content'] for message in ask)
     if not isinstance(context, str) or not context:
@@ -118,7 +111,7 @@ def _told(where: str, record: dict[str, Any]) -> Told:
     return Told(user=str(record.get('user', where)), context=context, ask=ask)
 
 
-def _choice(where: str, record: dict[str, Any], part: str) -> Choice:
+def _choice(where: str, record: Mapping[str, Any], part: str) -> Choice:
     return Choice(*(_text(where, record, field) for field in PARTS[part]))
 
 
@@ -131,7 +124,7 @@ def check_disjoint(person: History, where: str) -> None:
                 raise ValueError(f'{where} tests with a reply it has told before: {reply[:60]!r}; hold others out')
 
 
-def _text(where: str, record: dict[str, Any], field: str) -> str:
+def _text(where: str, record: Mapping[str, Any], field: str) -> str:
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f'{where} has {field}={value!r}; give a text')

@@ -75,7 +75,7 @@ def rows(source: str) -> Iterator[Row]:
     if source.startswith('tfds:'):
         return _tfds(source)
     path = Path(source)
-    readers = {'.jsonl': _jsonl, '.csv': _csv, '.parquet': _parquet}
+    readers = {'.jsonl': jsonl, '.csv': table, '.parquet': _parquet}
     if path.suffix not in readers:
         raise ValueError(
             f'{source} is no source; give a .jsonl, .csv or .parquet file, hf:owner/name/file or tfds:name'
@@ -85,9 +85,12 @@ def rows(source: str) -> Iterator[Row]:
     return readers[path.suffix](path)
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def jsonl(path: Path) -> Iterator[Row]:
+    """An object a line; empty lines are none."""
     with path.open(encoding='utf-8') as file:
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             place = f'{path}, row {number}'
             try:
                 record = json.loads(line)
@@ -98,7 +101,8 @@ def _jsonl(path: Path) -> Iterator[Row]:
             yield place, record
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def table(path: Path) -> Iterator[Row]:
+    """Rows of a CSV file under its header."""
     with path.open(newline='', encoding='utf-8') as file:
         for number, row in enumerate(csv.DictReader(file), 2):  # as a spreadsheet counts
             if None in row or None in row.values():

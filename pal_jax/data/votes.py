@@ -9,14 +9,14 @@ A conversation `folder/NAME` is three files, as https://pol.is and its open data
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from pal_jax.data import records
+from pal_jax.data.records import Row
 from pal_jax.types import Choice
 
 
@@ -110,31 +110,25 @@ def _statements(path: Path) -> Iterator[tuple[str, str]]:
     if not path.is_file():
         raise ValueError(f'there is no file {path}; give a conversation as <folder>/<name> of its files')
     known = set()
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-        try:
-            record: Mapping[str, Any] = json.loads(line)
-            key, text = str(record['comment_id']), str(record['text']).strip()
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f'{path}, row {number}: expected an object with comment_id and text ({error})') from None
+    for place, record in records.jsonl(path):
+        if missing := [name for name in ('comment_id', 'text') if name not in record]:
+            raise ValueError(f'{place}: no {" and no ".join(missing)}; its fields are {", ".join(record)}')
+        key, text = str(record['comment_id']), str(record['text']).strip()
         if not text:
-            raise ValueError(f'{path}, row {number}: the text is empty; delete the row and its votes')
+            raise ValueError(f'{place}: the text is empty; delete the row and its votes')
         if key in known:
-            raise ValueError(f'{path}, row {number}: comment_id {key!r} stood in a row before')
+            raise ValueError(f'{place}: comment_id {key!r} stood in a row before')
         known.add(key)
         yield key, text
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     if not path.is_file():
         raise ValueError(f'there is no file {path}; give a conversation as <folder>/<name> of its files')
-    with path.open(newline='', encoding='utf-8') as file:
-        reader = csv.DictReader(file)
-        if missing := set(columns) - set(reader.fieldnames or ()):
+    for place, row in records.table(path):
+        if missing := set(columns) - set(row):
             raise ValueError(f'{path}: there is no column {", ".join(sorted(missing))}')
-        for number, row in enumerate(reader, 2):  # as a spreadsheet counts
-            if None in row or None in row.values():
-                raise ValueError(f'{path}, row {number}: it has another number of cells than the header')
-            yield f'{path}, row {number}', row
+        yield place, row
 
 
 def _groups(path: Path) -> dict[str, str]:

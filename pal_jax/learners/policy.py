@@ -279,7 +279,7 @@ class PolicyLearner:
         means = {name: _mean(history, name) for name in history[-1]}
         means |= {'epochs': len(history) / parts} if self.ppo.early_stop_kl else {}
         means |= {'kl_coef': float(state.kl_coef), 'first_ratio_deviation': history[0]['ratio_deviation']}
-        return state.replace(kl_coef=passes.adapted_kl(self.ppo, batch, state.kl_coef)), means
+        return state.replace(kl_coef=self._adapted_kl(batch, state.kl_coef)), means
 
     def _minibatch(
         self, state: PolicyState, batch: RolloutBatch, ptx: TokenBatch | None
@@ -307,6 +307,10 @@ class PolicyLearner:
             critic, metrics['critic_grad_norm'] = apply(self.optimizers.critic, state.critic, critic_grads)
             state, norm = state.replace(critic=critic), norm + metrics['critic_grad_norm']
         return state.replace(skipped=skipped(state.skipped, norm)), floats(metrics)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _adapted_kl(self, batch: RolloutBatch, kl_coef: Array) -> Array:
+        return passes.adapted_kl(self.ppo, batch, kl_coef)
 
     @functools.partial(jax.jit, static_argnums=0)
     def _loss_weights(self, batch: RolloutBatch) -> Float[Array, 'R N A']:
