@@ -1,8 +1,9 @@
 """A step of a reward model against a supervised step of the same decoder on the same tokens.
 
-  python -m benchmarks.reward_step --pairs=8 --prompt=96 --reply=80
+  python -m benchmarks.reward_step --pairs=8 --prompt=96 --reply=79
 Both read rows of one prompt and its two replies, random tokens, and train all weights in float32; the supervised step
-predicts every token of the replies, the reward model scores them (its embeddings are frozen). `ratio` is the reward
+predicts every token of the replies, the reward model scores them (its embeddings are frozen, and it reads a token more
+of each). `columns` is how wide their rows are, padding included. `ratio` is the reward
 model's median seconds by the other's. Prints one JSON object; see `contest.py` for how the numbers come about.
 """
 
@@ -64,7 +65,7 @@ def _reward(cfg: Any, weights: Any, mesh: Any, micro_rows: int, said: Any) -> tu
     def step(state: Any) -> tuple[Any, dict[str, float]]:
         _, grads, read = learner.read(state, pairs)
         state, applied = learner.apply(state, grads)
-        return state, {'loss': read['reward_loss']} | applied
+        return state, {'loss': read['reward_loss'], 'columns': pairs.batch.tokens.shape[1]} | applied
 
     return step, learner.init(weights)
 
@@ -83,14 +84,19 @@ def _language(cfg: Any, weights: Any, mesh: Any, micro_rows: int, said: Any) -> 
     groups = [shared_prompt([Example(p, reply) for reply in replies]) for p, replies in said]
     layout = lay_out([group.length for group in groups], micro_rows=micro_rows)
     batch = sharding.put_batch(pack_groups(groups, layout, n=2, actions=length), mesh)
-    return lambda state: learner.imitate(state, batch), learner.init(weights)
+
+    def step(state: Any) -> tuple[Any, dict[str, float]]:
+        state, metrics = learner.imitate(state, batch)
+        return state, metrics | {'columns': batch.tokens.shape[1]}
+
+    return step, learner.init(weights)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = shapes.arguments(__doc__)
     parser.add_argument('--pairs', type=int, default=8)
     parser.add_argument('--prompt', type=int, default=96, help='tokens of a prompt')
-    parser.add_argument('--reply', type=int, default=80, help='tokens of a reply')
+    parser.add_argument('--reply', type=int, default=79, help='tokens of a reply')
     parser.add_argument('--micro-rows', type=int, default=4)
     parser.add_argument('--steps', type=int, default=8, help='rounds that count')
     args = parser.parse_args(argv)
@@ -99,7 +105,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     players = {kind: Contestant('benchmarks.reward_step:make_learner', {'kind': kind} | settings) for kind in KINDS}
     results = contest.race(players, args.steps).results
     seconds = {kind: statistics.median(result.seconds) for kind, result in results.items()}
-    report = {kind: {'step_s': round(seconds[kind], 3)} | results[kind].startup() for kind in KINDS}
+    report = {
+        kind: {'step_s': round(seconds[kind], 3), 'columns': results[kind].first['columns']} | results[kind].startup()
+        for kind in KINDS
+    }
     ratio = round(seconds['reward'] / seconds['language'], 3)
     print(json.dumps(settings | {'ratio': ratio} | report | contest.surroundings('jax', 'flax', 'optax')))
 

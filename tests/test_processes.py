@@ -69,7 +69,7 @@ def environment(cache, devices):
         'JAX_COMPILATION_CACHE_DIR': str(cache),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'GLIBC_TUNABLES': '',
-        'NPROC': '8',  # threads: by default as many as devices, and the sums of matrix products depend on it
+        'PJRT_NPROC': '8',  # threads: by default as many as devices, and the sums of matrix products depend on it
     }
 
 

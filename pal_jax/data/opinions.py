@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,12 +30,14 @@ HOLDERS = 200  # made-up people, who hold a persona each
 
 def is_source(data: str) -> bool:
     """Whether `read` opens it."""
-    return data.partition(':')[0] in SOURCES
+    name, colon, _ = data.partition(':')
+    return bool(colon) and name in SOURCES
 
 
 def read(data: str) -> Iterator[TextChoice]:
     """`ukp:<folder>`, `jester:<folder>`, `movielens:<folder>`, `personas:<file>`, `tldr:<folder>` of train.jsonl and
-    validation.jsonl, or `choices:<source>` as `records.read` has it. Ratings count from a quarter of their scale apart.
+    validation.jsonl, or `choices:<source>` as `records.read` has it. Ratings count from a quarter of their scale
+    apart; two texts that are the same are left out.
 
     Raises:
       ValueError: a file is missing, or a row is wrong.
@@ -52,6 +55,11 @@ def field(place: str, row: Mapping[str, Any], name: str) -> Any:
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
+class Argument(NamedTuple):
+    topic: str
+    text: str
+
+
 def arguments(folder: str | Path) -> Iterator[TextChoice]:
     """Of `judgements.jsonl` (topic, arg1, arg2, worker, choice: a1, a2 or equal) and `arguments.jsonl` (id, debate,
     stance, text); those who found both equal made no choice. The prompt is debate and stance.
@@ -59,21 +67,21 @@ def arguments(folder: str | Path) -> Iterator[TextChoice]:
     Raises:
       ValueError: a choice is none of these, or of an argument that is not there; with file and row.
     """
-    said = {str(field(place, row, 'id')): row for place, row in rows(str(Path(folder) / 'arguments.jsonl'))}
+    said: dict[str, Argument] = {}
+    for place, row in rows(str(Path(folder) / 'arguments.jsonl')):
+        debate, stance, text = (str(field(place, row, name)) for name in ('debate', 'stance', 'text'))
+        said[str(field(place, row, 'id'))] = Argument(f'{debate}: {stance}\n', text)
     for place, row in rows(str(Path(folder) / 'judgements.jsonl')):
-        choice = field(place, row, 'choice')
+        choice, worker = field(place, row, 'choice'), str(field(place, row, 'worker'))
         if choice not in ('a1', 'a2', 'equal'):
             raise ValueError(f'{place}: choice is {choice!r}; give a1, a2 or equal')
         both = [str(field(place, row, name)) for name in ('arg1', 'arg2')]
         if unknown := [each for each in both if each not in said]:
             raise ValueError(f'{place}: argument {unknown[0]!r} is not in arguments.jsonl')
         left, right = (said[each] for each in both)
-        if choice == 'equal' or left['text'] == right['text']:
-            continue
-        chosen, rejected = (left, right) if choice == 'a1' else (right, left)
-        yield TextChoice(
-            str(field(place, row, 'worker')), f'{left["debate"]}: {left["stance"]}\n', chosen['text'], rejected['text']
-        )
+        if choice != 'equal' and left.text != right.text:
+            chosen, rejected = (left, right) if choice == 'a1' else (right, left)
+            yield TextChoice(worker, left.topic, chosen.text, rejected.text)
 
 
 # --- ratings ----------------------------------------------------------------------------------------------------------
@@ -103,7 +111,9 @@ def rated(
         above, below = np.nonzero(values[:, None] - values[None] >= gap)
         drawn = np.random.default_rng([seed, number]).permutation(len(above))[:most]
         for i, j in zip(above[drawn], below[drawn], strict=True):
-            yield TextChoice(user, '', texts[theirs[i].item], texts[theirs[j].item])
+            chosen, rejected = texts[theirs[i].item], texts[theirs[j].item]
+            if chosen != rejected:  # some films are listed twice
+                yield TextChoice(user, '', chosen, rejected)
 
 
 def jester(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
@@ -182,15 +192,17 @@ def personas(path: str | Path, behaviours: Sequence[str], *, users: int, pairs: 
     """
     of: dict[str, list[tuple[str, str, str]]] = {name: [] for name in behaviours}
     for place, row in rows(str(path)):
-        name = field(place, row, 'behavior')
+        name = str(field(place, row, 'behavior'))
         if name in of or not behaviours:
-            answers = (field(place, row, f'answer_{kind}_behavior') for kind in ('matching', 'not_matching'))
-            of.setdefault(name, []).append((field(place, row, 'question'), *answers))
+            names = 'question', 'answer_matching_behavior', 'answer_not_matching_behavior'
+            question, chosen, rejected = (str(field(place, row, each)) for each in names)
+            of.setdefault(name, []).append((question, chosen, rejected))
+    if not of:
+        raise ValueError(f'{path} has no statements')
     for name, asked in of.items():
         if len(asked) < pairs:
             raise ValueError(f'{path}: {name!r} has {len(asked)} statements of {pairs}; ask for fewer pairs')
-    for user in range(users):
-        name = tuple(of)[user % len(of)]
+    for user, name in zip(range(users), itertools.cycle(of), strict=False):
         for i in np.random.default_rng([seed, user]).permutation(len(of[name]))[:pairs]:
             question, chosen, rejected = of[name][i]
             yield TextChoice(f'p{user}', question, chosen, rejected, name)
@@ -240,14 +252,13 @@ def by_length(worker: str, post: str, left: str, right: str, *, short: bool) -> 
 
 def _supervised(source: str) -> Iterator[tuple[str, str, str, str]]:
     for place, row in rows(source):
-        both = field(place, row, 'summaries')
+        both, info = list(field(place, row, 'summaries')), field(place, row, 'info')
+        if len(both) != 2 or not all(isinstance(each, Mapping) for each in (*both, info)):
+            raise ValueError(f'{place}: give two summaries and info as objects, got {str([*both, info])[:60]}')
         policies = [str(each.get('policy')) for each in both]
-        if len(both) != 2:
-            raise ValueError(f'{place}: there are {len(both)} summaries; give two')
         if all('sup' in policy and 'ppo' not in policy for policy in policies):
-            left, right = (str(each['text']) for each in both)
-            post = field(place, field(place, row, 'info'), 'post')
-            yield str(field(place, row, 'worker')), str(post), left, right
+            left, right = (str(field(place, each, 'text')) for each in both)
+            yield str(field(place, row, 'worker')), str(field(place, info, 'post')), left, right
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -260,7 +271,12 @@ def pictures(path: str | Path) -> Comparisons:
     Raises:
       ValueError: an array is missing, a number is out of range, or an embedding is not finite; with the row.
     """
-    arrays = np.load(path)
+    if not Path(path).is_file():
+        raise ValueError(f'there is no file {path}')
+    try:
+        arrays = np.load(path)
+    except (OSError, ValueError):
+        raise ValueError(f'{path} is no .npz of arrays') from None
     if missing := [
         name for name in ('images', 'prompts', 'users', 'prompt', 'chosen', 'rejected') if name not in arrays
     ]:
@@ -291,12 +307,14 @@ def pictures(path: str | Path) -> Comparisons:
 
 def _rated(found: tuple[list[Rating], dict[str, str]]) -> Iterator[TextChoice]:
     values = [each.value for each in found[0]]
+    if len(set(values)) < 2:
+        raise ValueError(f'{len(values)} ratings that are all alike say nothing')
     return rated(*found, gap=(max(values) - min(values)) / 4, most=PAIRS, seed=0)
 
 
 def _summaries(folder: str) -> Iterator[TextChoice]:
     for part in summaries(*(Path(folder) / f'{name}.jsonl' for name in ('train', 'validation'))):
-        yield from part
+        yield from (each for each in part if each.chosen.strip() != each.rejected.strip())
 
 
 SOURCES: Mapping[str, Callable[[str], Iterator[TextChoice]]] = {

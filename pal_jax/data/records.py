@@ -87,24 +87,27 @@ def rows(source: str) -> Iterator[Row]:
 
 def jsonl(path: Path) -> Iterator[Row]:
     """An object a line; empty lines are none."""
-    with path.open(encoding='utf-8') as file:
+    with path.open('rb') as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             place = f'{path}, row {number}'
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise ValueError(f'{place} is no JSON ({error})') from None
             if not isinstance(record, dict):
-                raise ValueError(f'{place}: expected an object, got {line[:40].strip()!r}')
+                raise ValueError(f'{place}: expected an object, got {line.decode()[:40].strip()!r}')
             yield place, record
 
 
-def table(path: Path) -> Iterator[Row]:
-    """Rows of a CSV file under its header."""
+def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
+    """Rows of a CSV file under its header, which has these columns."""
     with path.open(newline='', encoding='utf-8') as file:
-        for number, row in enumerate(csv.DictReader(file), 2):  # as a spreadsheet counts
+        reader = csv.DictReader(file)
+        if missing := set(columns) - set(reader.fieldnames or ()):
+            raise ValueError(f'{path}: there is no column {", ".join(sorted(missing))}')
+        for number, row in enumerate(reader, 2):  # as a spreadsheet counts
             if None in row or None in row.values():
                 raise ValueError(f'{path}, row {number}: it has another number of cells than the header')
             yield f'{path}, row {number}', row

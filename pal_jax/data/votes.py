@@ -111,9 +111,9 @@ def _statements(path: Path) -> Iterator[tuple[str, str]]:
         raise ValueError(f'there is no file {path}; give a conversation as <folder>/<name> of its files')
     known = set()
     for place, record in records.jsonl(path):
-        if missing := [name for name in ('comment_id', 'text') if name not in record]:
-            raise ValueError(f'{place}: no {" and no ".join(missing)}; its fields are {", ".join(record)}')
-        key, text = str(record['comment_id']), str(record['text']).strip()
+        if 'comment_id' not in record or not isinstance(record.get('text'), str):
+            raise ValueError(f'{place}: give comment_id and a text, got {str(record)[:60]}')
+        key, text = str(record['comment_id']), record['text'].strip()
         if not text:
             raise ValueError(f'{place}: the text is empty; delete the row and its votes')
         if key in known:
@@ -125,10 +125,7 @@ def _statements(path: Path) -> Iterator[tuple[str, str]]:
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     if not path.is_file():
         raise ValueError(f'there is no file {path}; give a conversation as <folder>/<name> of its files')
-    for place, row in records.table(path):
-        if missing := set(columns) - set(row):
-            raise ValueError(f'{path}: there is no column {", ".join(sorted(missing))}')
-        yield place, row
+    return records.table(path, columns)
 
 
 def _groups(path: Path) -> dict[str, str]:

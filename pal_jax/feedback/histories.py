@@ -62,7 +62,8 @@ def read(data: str, *, people: int, tested: int, seed: int, labelled: bool, made
         splits: tuple[pets.Split, ...] = ('test', 'animals')
         return train, {split: pets.make_people(tested, seed=0, split=split, labelled=labelled) for split in splits}
     voted = data.startswith('votes:')
-    if voted or opinions.is_source(data):
+    made_here = voted or opinions.is_source(data)
+    if made_here:
         choices = _vote(data.removeprefix('votes:'), made) if voted else by_person(opinions.read(data))
         settings = {'told': made.told, 'held': made.held, 'max_words': made.max_words}
         found = histories.from_choices(choices, **settings, labelled=labelled, seed=0)
@@ -71,6 +72,6 @@ def read(data: str, *, people: int, tested: int, seed: int, labelled: bool, made
         found = histories.load(data)
     cut = len(found) - min(tested, len(found) // 5)
     if cut == len(found):
-        enough = f' with {made.told + 2 + made.held} choices apart' if voted or opinions.is_source(data) else ''
+        enough = f' with {made.told + 2 + made.held} choices apart' if made_here else ''
         raise ValueError(f'{data} has {len(found)} people{enough}; give five or more, a fifth is kept for testing')
     return found[:cut][:people], {'test': found[cut:], 'seen': found[: min(tested, cut, people)]}

@@ -196,12 +196,12 @@ class PolicyLearner:
     def _imitation(
         self, grads: Params, actor: TrainState, batch: TokenBatch, weight: Float[Array, 'R N A'], step: Array
     ) -> tuple[Params, Array]:
-        total = jnp.zeros(())
+        losses = []
         for i, (micro, micro_weight) in enumerate(self._micro_batches((batch, weight))):
             seen = micro, micro_weight, (0, step, i)
             grads, loss = self._imitation_gradients(grads, actor.params, actor.frozen, *seen)
-            total += loss
-        return grads, total
+            losses.append(loss)
+        return grads, sum(losses, jnp.zeros(()))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _imitation_gradients(self, grads, trainable, frozen, batch, weight, moment):
@@ -233,11 +233,11 @@ class PolicyLearner:
 
     def annotate(self, state: PolicyState, batch: RolloutBatch) -> tuple[RolloutBatch, Metrics]:
         """Fills in what the update takes as given: old and reference log-probs, values, advantages, returns."""
-        columns, parts = 0, []
+        size, parts = 0, []
         for micro in self._micro_batches(batch.tokens):
-            columns += micro.tokens.size
+            size += micro.tokens.size
             parts.append(self._score(state, micro))
-        batch, metrics = self._annotated(batch, parts, columns, state.kl_coef)
+        batch, metrics = self._annotated(batch, parts, size, state.kl_coef)
         return batch, floats(metrics)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -249,12 +249,12 @@ class PolicyLearner:
         return old, entropy, reference, values
 
     @functools.partial(jax.jit, static_argnums=0)
-    def _annotated(self, batch: RolloutBatch, parts: list[tuple[Array, ...]], columns: int, kl_coef: Array):
+    def _annotated(self, batch: RolloutBatch, parts: list[tuple[Array, ...]], size: int, kl_coef: Array):
         old, entropy, reference, values = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
         batch = batch.replace(logprobs=old, ref_logprobs=reference, values=values)
         batch, metrics = passes.with_advantages(self.ppo, batch, kl_coef, self.n)
         metrics['entropy'] = masked_mean(passes.by_sample(entropy), passes.used(batch))
-        metrics['real_share'] = jnp.sum(batch.tokens.segments > 0) / columns
+        metrics['real_share'] = jnp.sum(batch.tokens.segments > 0) / size
         return batch, metrics
 
     # --- update ------------------------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ class PolicyLearner:
                 actor_grads, state.actor, ptx, self.ppo.ptx_coef * evenly(ptx), state.step
             )
         state = state.replace(step=state.step + 1)
-        if self.ppo.freezing_actor_steps and int(state.step) <= self.ppo.freezing_actor_steps:
+        if self.ppo.freezing_actor_steps > 0 and int(state.step) <= self.ppo.freezing_actor_steps:
             norm = global_norm(actor_grads)
         else:
             actor, norm = apply(self.optimizers.actor, state.actor, actor_grads)

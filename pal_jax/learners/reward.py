@@ -155,13 +155,16 @@ class RewardLearner:
     def read(self, state: RewardState, pairs: Pairs) -> tuple[np.ndarray, Params, Metrics]:
         """The gaps of all pairs, the gradient of the loss of each group's last pair, and its figures, in one pass: the
         gaps are of the model as it is, before that gradient is applied."""
-        grads, parts, total = zeros(state.model.params), [], jnp.zeros(())
+        grads, parts, losses = zeros(state.model.params), [], []
         for micro, *each in micro_batches((pairs.batch, pairs.weight, pairs.margin), self.mesh, self.micro_rows):
             (loss, found), grads = self._gradients(grads, state.model, micro, *each)
-            total += loss
+            losses.append(loss)
             parts.append(found)
         found = gaps(np.asarray(jnp.concatenate(parts))[pairs.where])
-        figures = {'reward_loss': float(total), 'reward_accuracy': float(np.mean(found[:, -1] > 0))}
+        figures = {
+            'reward_loss': float(sum(jax.device_get(losses))),
+            'reward_accuracy': float(np.mean(found[:, -1] > 0)),
+        }
         return found, grads, figures
 
     def apply(self, state: RewardState, grads: Params) -> tuple[RewardState, Metrics]:

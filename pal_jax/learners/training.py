@@ -60,8 +60,12 @@ def merged(state: TrainState) -> Params:
 
 
 COLUMNS = 'tokens', 'positions', 'segments', 'prefix'  # of a `TokenBatch`, a number for each column of a row
+MULTIPLE = 128  # of columns
 
-zeros = jax.jit(lambda params: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params))
+
+def zeros(params: Params) -> Params:
+    """Sums of gradients, each lying as its parameter does. Under `jit`, which reads only shapes here, it would not."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32, device=x.sharding), params)
 
 
 def trained_specs(specs: Params, adapters: Lora | None) -> dict[tuple[str, ...], ParamSpec]:
@@ -104,16 +108,16 @@ def take(batch: Any, index: Int[np.ndarray, 'P'] | None, mesh: Mesh, length: int
     return jax.lax.with_sharding_constraint(jax.tree.map(cut, rows, is_leaf=_is_tokens), place)
 
 
-def micro_batches(tree: Any, mesh: Mesh, micro_rows: int, multiple: int = 128) -> Iterator[Any]:
-    """Neighbouring rows, up to `micro_rows` a device at a time, without the columns that are padding in all: a
-    `TokenBatch` is cut to its longest row, rounded up so that the programs to compile stay few."""
+def micro_batches(tree: Any, mesh: Mesh, micro_rows: int) -> Iterator[Any]:
+    """Neighbouring rows, up to `micro_rows` a device at a time, without the columns that are padding in all: the one
+    `TokenBatch` of the tree is cut to its longest row, rounded up so that the programs to compile stay few."""
     height = jax.tree.leaves(tree)[0].shape[0]
     each = height // sharding.batch_ways(mesh)
     parts = next(k for k in range(1, each + 1) if each % k == 0 and each // k <= micro_rows)
-    batch = next(x for x in jax.tree.leaves(tree, is_leaf=_is_tokens) if _is_tokens(x))
+    (batch,) = (x for x in jax.tree.leaves(tree, is_leaf=_is_tokens) if _is_tokens(x))
     longest = np.maximum(_longest(batch.segments, parts, mesh), 1)  # a batch may be short: rows of padding alone
     for index, columns in zip(np.split(np.arange(height), parts), longest, strict=True):
-        length = min(batch.tokens.shape[1], -(-int(columns) // multiple) * multiple)
+        length = min(batch.tokens.shape[1], -(-int(columns) // MULTIPLE) * MULTIPLE)
         yield take(tree, index if parts > 1 else None, mesh, length)
 
 

@@ -87,7 +87,7 @@ def read_pairs(config: Config, tokenizer: Tokenizer) -> TextPairs:
     how = {'alone': alone, 'template': text.template}
     if opinions.is_source(config.data):
         return _prompted(config, texts.from_choices(opinions.read(config.data), tokenizer, **how, name=config.data))
-    if str(config.data).endswith('.jsonl'):
+    if config.data.endswith('.jsonl'):
         return _prompted(config, texts.read(config.data, tokenizer, **how))
     if alone:
         raise ValueError("model.variant='B' needs prompts, and statements that are voted on have none; use variant A")

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import pack_rollouts
+from pal_jax.learners import policy
 from pal_jax.learners.policy import Optimizers, PolicyLearner
 from pal_jax.learners.ppo import PPO
-from pal_jax.learners.training import Lora
+from pal_jax.learners.training import Lora, apply
 from pal_jax.models import config, families, params
 from pal_jax.models.config import LayerKind
 from pal_jax.runtime import devices, sharding
@@ -90,6 +91,25 @@ def test_every_mesh_of_eight_learns_what_one_device_does(family, adapters, row_t
     for shape, micro_rows in MESHES.items():
         many = losses(devices.make_mesh(*shape), cfg, micro_rows=micro_rows, **how)
         np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-6, err_msg=str(shape))
+
+
+def test_gradients_are_summed_where_their_parameters_lie(monkeypatch):
+    mesh, summed = devices.make_mesh(1, 4, 2), []
+
+    def watched(optimizer, state, grads):
+        summed.append(grads)
+        return apply(optimizer, state, grads)
+
+    monkeypatch.setattr(policy, 'apply', watched)
+    learner = make_learner(mesh, micro_rows=1)
+    state = learner.init(params.init(params.decoder_specs(CFG), jax.random.key(0)))
+    places = jax.tree.map(lambda x: x.sharding, state.actor.params)
+    batch, _ = learner.annotate(state, rollouts(mesh, 0, 0))
+    learner.update(state, batch, jax.random.key(0))
+    (grads,) = summed
+    assert all(
+        jax.tree.leaves(jax.tree.map(lambda g, place: g.sharding.is_equivalent_to(place, g.ndim), grads, places))
+    )
 
 
 def gradient_program(mesh, unroll: bool):

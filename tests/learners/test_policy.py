@@ -313,10 +313,14 @@ def test_one_sample_cannot_be_compared():
         PPO(kl_in='loss')
 
 
-def test_padding_columns_are_cut_from_micro_batches():
+def test_padding_columns_are_cut_from_each_micro_batch():
     _, batch = rollouts()
     wide = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 256))) if x.ndim == 2 else x, batch.tokens)
-    (cut,) = micro_batches(wide, ONE, 8)
-    assert cut.tokens.shape == (8, 128)
-    np.testing.assert_array_equal(cut.segments[:, :32], batch.tokens.segments[:, :32])
-    np.testing.assert_array_equal(cut.actions, wide.actions)
+    wide = wide.replace(segments=wide.segments.at[5, :150].set(1))
+    first, second = micro_batches(wide, ONE, 4)
+    assert first.tokens.shape == (4, 128) and second.tokens.shape == (4, 256)
+    for part, rows in ((first, slice(4)), (second, slice(4, 8))):
+        length = part.tokens.shape[1]
+        kept = jax.tree.map(lambda x, r=rows, n=length: x[r, :n] if x.ndim == 2 else x[r], wide)
+        jax.tree.map(np.testing.assert_array_equal, part, kept)
+        assert np.sum(part.segments > 0) == np.sum(wide.segments[rows] > 0)
