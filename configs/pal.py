@@ -23,7 +23,7 @@ def get_config(variant: str = '') -> ConfigDict:
     # or train, swissmetro (1,191 people), a file of your own; with text.source votes or choices between texts, such as
     # a public set: jester:, movielens:, ukp:, tldr:<folder>, personas:<file>, choices:<source> (data/opinions.py)
     config.data = 'electricity'
-    # Of people's votes on statements (pal_jax/data/votes.py): which decoder makes vectors of these; '': no text.
+    # Of texts, which people voted on (pal_jax/data/votes.py) or chose among: whose decoder makes vectors; '': no text.
     config.text = dict(
         source='',
         dtype='auto',
@@ -32,7 +32,7 @@ def get_config(variant: str = '') -> ConfigDict:
         span='',  # with pool=last a loss at every token of where a pair differs: cumulative, mean or only_last
         template='{}',
         width=32,  # principal coordinates of the states; 0: the states as they are
-        pairs=200,  # at most of a person's
+        pairs=200,  # of votes: at most of a person's
         folder='runs/states',  # keeps the states
     )
     config.standardize = True  # attributes in units of their standard deviation

@@ -132,18 +132,20 @@ def read(config: Config, ctx: Context) -> Comparisons:
     """The choices, in their own units, if the model can use them."""
     if config.text.source:
         return pal_text.read(config, ctx, pal_text.open_decoder(config, ctx)).items
+    if opinions.is_source(config.data):
+        raise ValueError(f'data={config.data!r} are texts; take --config=configs/pal.py:text')
     known, path = config.data in choices.TABLES, Path(config.data)
-    on_disk = not known and path.is_dir()
+    pictures, on_disk = path.suffix == '.npz', not known and path.is_dir()
     if known:
         data = choices.load(config.data)
-    elif path.suffix == '.npz':
+    elif pictures:
         data = opinions.pictures(path)
     else:
         data = columns.load(path) if on_disk else tables.load(path)
-    if on_disk and (config.standardize or config.baselines.majority or config.baselines.mixed_logit):
+    if (on_disk or pictures) and (config.standardize or config.baselines.majority or config.baselines.mixed_logit):
         raise ValueError(
             'standardize, baselines.majority and baselines.mixed_logit need all items in memory; for a folder of pairs '
-            'set them to False, or take --config=configs/pal.py:large'
+            'and for embeddings set them to False, or take --config=configs/pal.py:large'
         )
     if config.model.variant == 'B' and data.prompt is None:
         raise ValueError(f"model.variant='B' needs the vectors of prompts, and {config.data} has none")

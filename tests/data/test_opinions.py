@@ -51,7 +51,7 @@ def test_arguments_are_chosen_as_the_judgements_say():
 @pytest.mark.parametrize(
     ('source', 'people', 'prompts'),
     [
-        pytest.param('ukp:ukpconvarg1', 100, 2, marks=real('ukpconvarg1')),
+        pytest.param('ukp:ukpconvarg1', 400, 20, marks=real('ukpconvarg1')),
         pytest.param('jester:jester5k', 1400, 1, marks=real('jester5k')),
         pytest.param('personas:anthropic_persona/persona.jsonl', 200, 1000, marks=real('anthropic_persona')),
     ],
@@ -61,6 +61,7 @@ def test_sets_are_opened_by_name(source, people, prompts):
     assert opinions.is_source(source) and not opinions.is_source('electricity')
     found = list(opinions.read(f'{kind}:{SHARED / where}'))
     assert len({each.user for each in found}) >= people and len({each.prompt for each in found}) >= prompts
+    assert max(Counter(each.user for each in found).values()) <= 80
     assert all(each.chosen != each.rejected for each in found)
 
 
@@ -164,6 +165,27 @@ def test_films_in_both_forms(tmp_path):
     columns = 'item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n'
     (tmp_path / 'ml-100k.item').write_text(f'{columns}7\tFargo\t1996\tComedy Romance\n')
     assert opinions.movielens(tmp_path) == ([Rating('1', '7', 4.0)], {'7': 'Fargo (Comedy Romance)'})
+
+
+UNSAID = {'arguments.jsonl': '{"id": 1, "debate": "d", "stance": "s"}', 'judgements.jsonl': ''}
+NO_SUMMARIES = {'train.jsonl': '{"summaries": [1, 2], "info": "x"}', 'validation.jsonl': ''}
+
+
+@pytest.mark.parametrize(
+    ('source', 'files', 'message'),
+    [
+        ('personas:p.jsonl', {'p.jsonl': ''}, 'p.jsonl has no statements'),
+        ('jester:.', {'ratings.csv': 'user,joke,rating\n', 'jokes.jsonl': ''}, '0 ratings that are all alike'),
+        ('ukp:.', UNSAID, 'row 1: no text'),
+        ('tldr:.', NO_SUMMARIES, 'row 1: give two summaries and info as objects'),
+    ],
+)
+def test_what_is_wrong_in_a_set_is_one_line(tmp_path, monkeypatch, source, files, message):
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        list(opinions.read(source))
 
 
 def test_pictures_are_vectors_with_prompts(tmp_path):

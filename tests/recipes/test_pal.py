@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks import pal_synthetic
 from pal_jax.data import columns, synthetic
+from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.evals.preference import gain
 from pal_jax.recipes import pal, pal_reward, pal_text
 from pal_jax.recipes.recipe import Context, open_run
@@ -197,6 +198,16 @@ def test_wrong_values_for_statements_are_refused(conversation, changes, message)
         pal.make(text_config(conversation, **changes), CONTEXT)
 
 
+def test_choices_between_texts_are_read_by_their_name(conversation, tmp_path):
+    path = tmp_path / 'choices.csv'
+    path.write_text('user,prompt,chosen,rejected\nana,Tea?,yes,no\nbo,Milk?,no,yes\n')
+    pairs = pal_text.read_pairs(text_config(conversation, data=f'choices:{path}'), byte_tokenizer())
+    assert pairs.names == ('ana', 'bo') and pairs.prompt is not None
+    assert [pairs.words[i] for i in (*pairs.chosen, *pairs.prompt)] == ['yes', 'no', 'Tea?', 'Milk?']
+    with pytest.raises(ValueError, match=r'are texts; take --config=configs/pal.py:text'):
+        pal.make(get_config(data=f'choices:{path}'), CONTEXT)
+
+
 def test_a_run_of_pal_is_no_language_model(table, tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(small(table).to_dict()))
     with pytest.raises(ValueError, match='trains no language model'):
@@ -324,6 +335,14 @@ def test_a_folder_of_pairs_needs_what_it_can_do(tmp_path):
     columns.write(tmp_path, np.eye(2, dtype=np.float32), [([0] * 3, [0] * 3, [1] * 3)], 3)
     with pytest.raises(ValueError, match='need all items in memory'):
         pal.make(get_config(data=str(tmp_path)), CONTEXT)
+
+
+def test_embeddings_are_pairs_too(tmp_path):
+    path, numbers = tmp_path / 'pick.npz', {'users': [0, 1], 'prompt': [0, 1], 'chosen': [0, 2], 'rejected': [1, 3]}
+    np.savez(path, images=np.eye(4, dtype=np.float32), prompts=np.ones((2, 4), np.float32), **numbers)
+    assert pal.read(get_config('large', data=str(path)), CONTEXT).names == ('0', '1')
+    with pytest.raises(ValueError, match='need all items in memory'):
+        pal.read(get_config(data=str(path)), CONTEXT)
 
 
 @pytest.mark.slow
