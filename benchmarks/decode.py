@@ -81,7 +81,7 @@ def summary(result: Result, new: int, memory_gbytes_per_s: float) -> dict[str, A
     }
     if 'step_bytes' in result.first:
         rate = result.first['step_bytes'] * new / best / 1e9
-        numbers['fraction_of_memory_bandwidth'] = round(rate / memory_gbytes_per_s, 3)
+        numbers['fraction_of_memory_bandwidth'] = float(f'{rate / memory_gbytes_per_s:.3g}')
     return numbers
 
 
