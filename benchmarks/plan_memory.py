@@ -86,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps({name: round(size, 3) for name, size in found.items()}))
         return
     command = [sys.executable, '-m', 'benchmarks.plan_memory', *(sys.argv[1:] if argv is None else argv)]
-    environment = os.environ | {memory.SETTING: memory.ALLOCATOR, 'JAX_PLATFORMS': 'cpu'}
+    # Compiling is a part of what is planned, so neither process may find the other's programs.
+    environment = {key: value for key, value in os.environ.items() if key != 'JAX_COMPILATION_CACHE_DIR'}
+    environment |= {memory.SETTING: memory.ALLOCATOR, 'JAX_PLATFORMS': 'cpu'}
     report: dict[str, Any] = {'model': args.model, 'prompt': args.prompt}
     for part in ('planned', 'taken'):
         done = subprocess.run([*command, f'--part={part}'], env=environment, check=True, stdout=subprocess.PIPE)
