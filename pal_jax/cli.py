@@ -162,7 +162,8 @@ def faults(call: Callable, *args, **kwargs):
 
 def _one_line(error: Exception) -> str:
     """Its message. Of a traceback that a library has made its message, the last line."""
-    message = str(error.args[0] if error.args else error)
+    # An OSError's first argument is its number; of a KeyError, `str` is quoted.
+    message = str(error.args[0] if error.args and not isinstance(error, OSError) else error)
     if 'Traceback (most recent call last)' in message:
         message = message.strip().splitlines()[-1].partition(': ')[2]
     if isinstance(error, KeyError | AttributeError):  # ml_collections quotes the key, and then its message

@@ -53,7 +53,8 @@ def train(config: Config, workdir: Path) -> int:
     """One run, or one stage of a run."""
     progress, rollouts = Progress(), []
     recipe = cli.faults(prepare, config, workdir, progress, show=rollouts.extend)
-    checkpoints = checkpoint.Checkpoints(workdir, recipe.abstract, keep=config.checkpoint.keep, log=progress.log)
+    kept = {'keep': config.checkpoint.keep, 'log': progress.log}
+    checkpoints = cli.faults(checkpoint.Checkpoints, workdir, recipe.abstract, **kept)
     restored = cli.faults(checkpoints.restore)
     if restored and restored[2] >= recipe.total_steps and (workdir / report.REPORT).exists():
         progress.log(f'{workdir} is finished; a larger --config.total_steps goes on from there')

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pal_jax import train
+from pal_jax import cli, train
 
 SLOW = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -121,3 +121,9 @@ def test_help_tells_how_to_start():
     result = python('-m', 'pal_jax.train', '--help')
     assert result.returncode == 0
     assert '--config=configs/rlpa.py' in result.stdout
+
+
+def test_a_fault_of_the_system_says_what_and_where(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(cli.Fault, match=r"Not a directory: '.*/file/runs' \(PAL_JAX_TRACEBACK=1"):
+        cli.faults((tmp_path / 'file' / 'runs').mkdir)

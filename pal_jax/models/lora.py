@@ -104,7 +104,7 @@ def _map(fn: Any, tree: Params, *rest: Params) -> Params:
 
 def _adapter_specs(specs: Params, rank: int, alpha: float, targets: Sequence[str] | str) -> Params:
     if rank < 1:
-        raise ValueError(f'an adapter needs rank >= 1, got {rank}; to train without adapters do not attach any')
+        raise ValueError(f'lora.rank={rank} must be at least 1, or 0 to train without adapters')
     patterns = _patterns(targets)
     linear = [_path(path) for path, _ in jax.tree.leaves_with_path(specs, is_leaf=plain.is_spec) if _in_dims(path)]
     if absent := [target for target, pattern in patterns.items() if not any(map(pattern.search, linear))]:

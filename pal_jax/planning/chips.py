@@ -83,7 +83,8 @@ def chip(device: Any) -> Chip:
       ValueError: a device of which nothing is known.
     """
     if device.platform == 'cpu':
-        return Chip(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
+        # Pretended devices share the machine's.
+        return Chip(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count('cpu'))
     if device.device_kind in CHIPS:
         return CHIPS[device.device_kind]
     stats = None if device.platform == 'tpu' else device.memory_stats()

@@ -28,7 +28,15 @@ def make_optimizer(
 
     `name` is adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd. `max_norm=inf` clips
     nothing.
+
+    Raises:
+      ValueError: there is no such optimiser, or a value out of its range.
     """
+    if not (lr >= 0 and 0 <= b1 < 1 and 0 <= b2 < 1 and weight_decay >= 0 and max_norm > 0):
+        raise ValueError(
+            f'optimizer: lr={lr} and weight_decay={weight_decay} must be at least 0, b1={b1} and b2={b2} in [0, 1), '
+            f'max_norm={max_norm} above 0 (inf clips nothing)'
+        )
     return optax.chain(
         optax.clip_by_global_norm(max_norm),
         _direction(name, b1, b2),

@@ -200,7 +200,7 @@ def test_factors_are_sharded_as_the_axes_of_their_weight(name, a, b):
             r"LoRA targets \['query'\] match no linear weight; use 'all-linear' or match some of layers/attn/k",
         ),
         ({'targets': 'attn/(q'}, 'are no regular expressions: missing'),
-        ({'rank': 0}, 'rank >= 1, got 0'),
+        ({'rank': 0}, 'rank=0 must be at least 1'),
     ],
 )
 def test_bad_options(options, message):

@@ -135,5 +135,9 @@ def test_factored_moments_keep_the_axes_that_are_left(shape):
 
 
 def test_unknown_optimizer():
+    for wrong in ({'lr': -1.0}, {'lr': float('nan')}, {'b1': 1.5}, {'max_norm': -1.0}, {'weight_decay': -0.1}):
+        name, value = next(iter(wrong.items()))
+        with pytest.raises(ValueError, match=f'{name}={value}'):
+            make_optimizer('adamw', **{'lr': 1e-3, 'total_steps': 10} | wrong)
     with pytest.raises(ValueError, match="unknown optimizer 'adamm'; use one of adam"):
         make_optimizer('adamm', lr=1.0, total_steps=10)
