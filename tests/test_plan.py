@@ -233,7 +233,7 @@ def test_what_the_compiler_says_of_memory_is_read() -> None:
 @pytest.mark.parametrize(
     ('topology', 'model', 'choice'),
     [
-        ('v5e:4x4', 'Qwen/Qwen2.5-3B', Choice(1, 16, 1, 'full', 1)),
+        ('v6e:2x4', 'Qwen/Qwen2.5-3B', Choice(1, 8, 1, 'full', 1)),
         ('v5p:4x4x4', 'meta-llama/Llama-3.1-8B', Choice(4, 16, 1, 'full', 1)),
     ],
 )
