@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from pal_jax.models.attention import Places, attention, rope
 from pal_jax.models.config import LayerKind, ModelConfig
 from pal_jax.models.linear import linear
-from pal_jax.models.params import Params, unstack
+from pal_jax.models.params import Params, split, unstack
 from pal_jax.runtime.sharding import constrain
 
 ROWS = ('batch', None, None)  # activations: a device has rows of its own
@@ -76,17 +76,10 @@ def _run_layers(body: Callable[[Array, Params, LayerKind], Array], x: Array, lay
         return straight(x, layers, cfg.kinds)
     period = len(cfg.pattern)
     whole = cfg.layers // period * period
-    stack, *rest = [layers] if whole == cfg.layers else _cut(layers, whole)
+    stack, *rest = [layers] if whole == cfg.layers else split(layers, (whole, cfg.layers - whole))
     repetitions = jax.tree.map(lambda w: w.reshape(whole // period, period, *w.shape[1:]), stack)
     x, _ = lax.scan(lambda x, stack: (straight(x, stack, cfg.pattern), None), x, repetitions)
     return straight(x, rest[0], cfg.kinds[whole:]) if rest else x
-
-
-def _cut(layers: Params, at: int) -> list[Params]:
-    """The layers before and from `at` on. Not as slices: jax cannot add their gradients into references."""
-    leaves, treedef = jax.tree.flatten(layers)
-    columns = [lax.split(leaf, (at, leaf.shape[0] - at)) for leaf in leaves]
-    return [treedef.unflatten(part) for part in zip(*columns, strict=True)]
 
 
 def block(

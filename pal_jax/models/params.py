@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -75,10 +75,15 @@ def abstract(specs: Params, dtype: str = 'float32') -> Params:
 
 def unstack(tree: Params) -> list[Params]:
     """`[L, ...]` leaves to `L` trees. Its gradient is one concatenation, where indexing's would be `L` padded sums."""
+    layers = jax.tree.leaves(tree)[0].shape[0]
+    return [jax.tree.map(lambda x: x.reshape(x.shape[1:]), part) for part in split(tree, (1,) * layers)]
+
+
+def split(tree: Params, sizes: Sequence[int]) -> list[Params]:
+    """So many layers of `[L, ...]` leaves each. Not as slices: jax cannot add their gradients into references."""
     leaves, treedef = jax.tree.flatten(tree)
-    layers = leaves[0].shape[0]
-    columns = [[x.reshape(x.shape[1:]) for x in lax.split(leaf, (1,) * layers)] for leaf in leaves]
-    return [treedef.unflatten(row) for row in zip(*columns, strict=True)]
+    columns = [lax.split(leaf, sizes) for leaf in leaves]
+    return [treedef.unflatten(part) for part in zip(*columns, strict=True)]
 
 
 def cast(params: Params, dtype: Any) -> Params:

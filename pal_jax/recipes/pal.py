@@ -140,8 +140,10 @@ def read(config: Config, ctx: Context) -> Comparisons:
         data = choices.load(config.data)
     elif pictures:
         data = opinions.pictures(path)
+    elif on_disk:
+        data = columns.load(path)
     else:
-        data = columns.load(path) if on_disk else tables.load(path)
+        data = tables.load(path)
     if (on_disk or pictures) and (config.standardize or config.baselines.majority or config.baselines.mixed_logit):
         raise ValueError(
             'standardize, baselines.majority and baselines.mixed_logit need all items in memory; for a folder of pairs '

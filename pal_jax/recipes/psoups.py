@@ -38,7 +38,6 @@ from pal_jax.recipes.recipe import (
     Config,
     Context,
     Evaluation,
-    Export,
     Host,
     Recipe,
     check_finite,
@@ -232,9 +231,7 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
         record = summarize(samples, scores) | {f'rule_{name}': float(np.mean(found)) for name, found in met.items()}
         return Evaluation(record, [tasting.as_dialogue(a.text, t) for a, t in zip(asked, texts, strict=True)][:3])
 
-    def exports(state: PolicyState) -> dict[str, Export]:
-        return export_policy(config, policy, learner, state)
-
+    exports = functools.partial(export_policy, config, policy, learner)
     steps = config.total_steps
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=0)
     return Recipe(

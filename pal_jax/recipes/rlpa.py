@@ -33,7 +33,6 @@ from pal_jax.recipes.recipe import (
     Config,
     Context,
     Evaluation,
-    Export,
     Host,
     Policy,
     Recipe,
@@ -140,9 +139,7 @@ def make(config: Config, ctx: Context) -> Recipe:
             decoder.release()
         return Evaluation(record, dialogues[: config.eval.shown])
 
-    def exports(state: PolicyState) -> dict[str, Export]:
-        return export_policy(config, policy, learner, state)
-
+    exports = functools.partial(export_policy, config, policy, learner)
     steps = warmup + config.total_steps
     stage = functools.partial(stage_before, warmup=warmup, steps=steps, every=config.eval.every)
     return Recipe(

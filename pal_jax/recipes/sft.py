@@ -21,7 +21,6 @@ from pal_jax.recipes.recipe import (
     Config,
     Context,
     Evaluation,
-    Export,
     Host,
     Recipe,
     check_finite,
@@ -66,9 +65,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         loss = total / count
         return Evaluation({'rows': len(rows.test), 'loss': loss, 'perplexity': float(np.exp(loss))}, [])
 
-    def exports(state: PolicyState) -> dict[str, Export]:
-        return export_policy(config, policy, learner, state)
-
+    exports = functools.partial(export_policy, config, policy, learner)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
     exported = learner.abstract_weights
     return Recipe(
