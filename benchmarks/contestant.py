@@ -10,11 +10,12 @@ import importlib.metadata
 import json
 import os
 import pkgutil
-import resource
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+from pal_jax.runtime import memory
 
 Round = Callable[[], dict[str, float]]  # takes one round and returns what it has to tell; it is over when it returns
 
@@ -36,8 +37,7 @@ def play() -> None:
     tell(init_s=init_s, versions={name: importlib.metadata.version(name) for name in order['packages']}, **timed(take))
     for _ in sys.stdin:
         tell(**timed(take))
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return tell(peak_bytes={'jax': jax_peak, 'torch': torch_peak}[order['library']]() or own)
+    return tell(peak_bytes={'jax': jax_peak, 'torch': torch_peak}[order['library']]() or memory.peak_bytes())
 
 
 def timed(take: Round) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shlex
 import subprocess
 import sys
@@ -67,7 +66,8 @@ def main(args: Sequence[str] | None = None) -> None:
         [sys.executable, '-m', 'pal_jax.train', '--config=configs/pal.py:large', *flags], check=True, cwd=ROOT,
         stdout=sys.stderr,
     )  # fmt: skip
-    seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    seconds = time.perf_counter() - start
+    peak = json.loads((run / 'summary.json').read_text())['peak_memory_bytes']['host']
     config = json.loads((run / 'config.json').read_text())
     steps, pairs = read_records(run / 'metrics.jsonl')[1:], config['batch'] * config['updates']  # the first compiles
     draw, update = ([step[f'seconds_{phase}'] for step in steps] for phase in ('draw', 'update'))
@@ -79,7 +79,7 @@ def main(args: Sequence[str] | None = None) -> None:
         'run_s': round(seconds, 1),
         'pairs_per_s_of_updates': round(pairs / np.median(update)),
         'pairs_per_s_of_steps': round(pairs / np.median(np.add(draw, update))),
-        'peak_gib': round(peak / 2**20, 2),
+        'peak_gib': round(peak / 2**30, 2),
         **{key: round(found[key], 4) for key in ('seen_shared', 'seen_pal', 'new_shared', 'new_pal')},
     }))  # fmt: skip
 

@@ -124,7 +124,7 @@ def make_plan(request: Request, choice: Choice, log: Callable[[str], None], stop
     if request.devices[0].platform == 'cpu':
         # A run compiles the same programs, so it needs what this process did: for Python, jax, and code and the making
         # of it, which leaves the heap in pieces.
-        memory['process'] = peak_bytes()
+        memory['process'] = peak_bytes() // len(request.devices)
         figures = [beside(each, memory['process']) for each in figures]
     return Plan(choice, request.chip, memory, figures)
 
