@@ -7,17 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pal_jax.models.config import ModelConfig, tiny
+from pal_jax.planning.shapes import SHAPES as PUBLISHED
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
 SHAPES = {
-    'default': ModelConfig(
-        family='llama', vocab=49152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, mlp=1536, max_len=8192,
-        rope_theta=100_000.0,
-    ),
+    'default': PUBLISHED['HuggingFaceTB/SmolLM2-135M'],
+    'llama-1b': PUBLISHED['meta-llama/Llama-3.2-1B'],
     'tiny': tiny(),
-}  # fmt: skip
+}
 
 
 def as_llama(cfg: ModelConfig) -> LlamaConfig:
