@@ -139,8 +139,8 @@ def _result(start: dict[str, Any], rounds: list[dict[str, Any]], peak: int) -> R
 
 
 def _environment() -> dict[str, str]:
-    """That of processes under our allocator: the C library reads its setting as they start. On a GPU jax takes memory as
-    it needs it: the others have theirs on the same card."""
+    """That of processes under our allocator: the C library reads its setting as they start. On a GPU jax takes memory
+    as it needs it: the others have theirs on the same card."""
     return os.environ | {SETTING: ALLOCATOR, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
 
 

@@ -155,7 +155,7 @@ def check(config: Config, mesh: Mesh) -> None:
     """Everything that can be wrong before a file is read."""
     dialogue, rows = config.dialogue, config.dialogue.rollout_batch_size
     for key, value in {
-        'total_steps': config.total_steps,
+        'total_steps + warmup.steps': config.total_steps + config.warmup.steps,
         'dialogue.rollout_batch_size': rows,
         'dialogue.n_samples_per_prompt': dialogue.n_samples_per_prompt,
         'dialogue.max_rounds': dialogue.max_rounds,
@@ -251,7 +251,7 @@ def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Dec
 
 
 def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
-    updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
+    updates = max(config.total_steps, 1) * config.ppo.epochs * config.ppo.minibatches
     published = {'loss_agg': 'micro_token_mean'} if config.reference_compatible else {}
     imitation = config.warmup.optimizer.to_dict() | {'name': config.optimizer.name}  # they share one state
     return PolicyLearner(

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import grain
 from jax.sharding import Mesh
 
 from pal_jax.data import chats
 from pal_jax.data.packing import Group, most_actions, pack_whole
-from pal_jax.data.passes import shuffled
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.envs import dialogue as env
 from pal_jax.feedback import recall
@@ -33,9 +33,11 @@ class Rows(NamedTuple):
     left_out: int
 
     def draw(self, config: Config, i: int) -> list[Group]:
-        """What step `i` learns from, in shuffled passes over all."""
-        size = config.data.batch_size
-        return [self.train[k] for k in shuffled(len(self.train), start=i * size, size=size, seed=config.seed)]
+        """What step `i` learns from, in shuffled passes over all: by its number, so a resumed run has no position to
+        remember."""
+        passes = grain.MapDataset.source(self.train).seed(config.seed).shuffle().repeat()
+        batches: Any = passes.batch(config.data.batch_size, batch_fn=list)
+        return batches[i]
 
     def batch(self, config: Config, mesh: Mesh, i: int) -> TokenBatch:
         """The same as a batch."""

@@ -9,9 +9,11 @@ import json
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pal_jax.recipes import sft
 from pal_jax.recipes.recipe import Context
+from pal_jax.recipes.rows import Rows
 from pal_jax.runtime import devices
 from tests import configs
 
@@ -94,3 +96,12 @@ def test_wrong_values_are_told_in_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         sft.make(get_config(**changes), ONE)
     assert '\n' not in str(error.value)
+
+
+def test_rows_are_drawn_by_the_number_of_the_step_each_once_a_pass():
+    config = ConfigDict({'seed': 3, 'data': {'batch_size': 4}})
+    rows = Rows(train=list(range(10)), test=[], n=1, actions=1, left_out=0)  # pyright: ignore[reportArgumentType]
+    drawn = [row for i in range(5) for row in rows.draw(config, i)]
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10] != drawn[10:]
+    assert rows.draw(config, 3) == drawn[12:16]

@@ -58,6 +58,6 @@ def test_freed_memory_is_kept_until_a_large_program_is_compiled():
 
 
 def test_the_peak_is_of_the_process_and_not_of_the_one_that_started_it():
-    child = "from pal_jax.runtime import memory; print(memory.peak_bytes())"
+    child = 'from pal_jax.runtime import memory; print(memory.peak_bytes())'
     parent = f'import subprocess, sys; kept = b"1" * (1 << 30); subprocess.run([sys.executable, "-c", {child!r}])'
     assert 1 << 20 < int(python(parent)) < 1 << 28
