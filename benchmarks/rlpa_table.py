@@ -3,8 +3,8 @@
   python -m benchmarks.rlpa_table --folder=runs/table
   python -m benchmarks.rlpa_table --folder=runs/table --seeds=1 --methods=warm-up,rlpa,shuffled
 
-Runs are those of pal_jax.train and pal_jax.evaluate, one after the other on each of `--jobs` shares of the cores. What is
-finished is not made again: called a second time, it goes on. Writes table.md, table.json and table.png to the folder.
+Runs are those of pal_jax.train and pal_jax.evaluate, one after the other on each of `--jobs` shares of the cores. What
+is finished is not made again, so a second call goes on. Writes table.md, table.json and table.png to the folder.
 """
 
 from __future__ import annotations
