@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +33,6 @@ Read = Callable[[str], Tensor]  # by the name of a tensor
 # A torch Linear is stored [out, in]: how many leading axes of our leaf are its `in`. Other leaves keep their order.
 IN_AXES = {f'layers/{path}': 1 for path in ('attn/q', 'attn/k', 'attn/v', 'mlp/gate', 'mlp/up', 'mlp/down')}
 IN_AXES['layers/attn/o'] = 2
-
-HEAD = 'head'  # the path of a reward model's head, which is in the place of the unembedding
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -210,15 +209,35 @@ def save(
     Raises:
       ValueError: the folder exists and does not hold a model, or the family has no classifier.
     """
-    folder = Path(folder)
-    tokenizer = tokenizer if head is None else tokenizer.padding_apart()
-    to_hf = config_to_hf if head is None else classifier_to_hf
-    config = to_hf(cfg, tokenizer, dtype)
-    with tensors.whole(folder) as partial:
+    beside = None
+    if head is None:
+        config = config_to_hf(cfg, tokenizer, dtype)
+    else:
+        tokenizer = tokenizer.padding_apart()
+        config, beside = classifier_to_hf(cfg, tokenizer, dtype), {'score.weight': np.asarray(head)[None]}
+    write(params, cfg, tokenizer, folder, config, dtype, file_bytes, beside)
+
+
+def write(
+    params: Params,
+    cfg: ModelConfig,
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    config: Mapping[str, Any],
+    dtype: str = 'float32',
+    file_bytes: int = 4 << 30,
+    beside: Mapping[str, np.ndarray] | None = None,
+    code: Path | None = None,
+) -> None:
+    """`save` of any model around a decoder: with its own `config`, the tensors `beside` the decoder's in place of the
+    unembedding, and the file of `code` that loads it."""
+    with tensors.whole(Path(folder)) as partial:
         _write_json(partial / 'config.json', config)
         _write_json(partial / 'generation_config.json', token_ids(tokenizer))
         tokenizer.save(partial)
-        _write_tensors(params, cfg, partial, dtype, file_bytes, head)
+        if code:
+            shutil.copy(code, partial)
+        _write_tensors(params, cfg, partial, dtype, file_bytes, beside)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -226,11 +245,11 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_tensors(
-    params: Params, cfg: ModelConfig, folder: Path, dtype: str, file_bytes: int, head: np.ndarray | jax.Array | None
+    params: Params, cfg: ModelConfig, folder: Path, dtype: str, file_bytes: int, beside: Mapping[str, np.ndarray] | None
 ) -> None:
     leaves, names = by_path(params), FAMILIES[cfg.family].names
-    if head is not None:
-        leaves, names = {**leaves, HEAD: head[None]}, {**names, HEAD: 'score.weight'}
+    if beside is not None:
+        leaves, names = {**leaves, **beside}, {**names, **{name: name for name in beside}}
         leaves.pop('unembed', None)
     shapes = {path: _torch_shape(path, leaf.shape) for path, leaf in leaves.items()}
     parts: dict[str, list[tuple[str, Any]]] = {}  # name of a tensor -> the leaves in it, and where in each

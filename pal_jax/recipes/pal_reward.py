@@ -28,7 +28,7 @@ from pal_jax.data.comparisons import Comparisons
 from pal_jax.data.texts import Text
 from pal_jax.learners.ideal_point import PALState
 from pal_jax.learners.reader import Reader
-from pal_jax.models import hf, ideal_point
+from pal_jax.models import families, hf, ideal_point
 from pal_jax.models.ideal_point import PAL
 from pal_jax.models.params import Params
 from pal_jax.models.states import Frame
@@ -39,6 +39,7 @@ from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.metrics import EVALS, read_records
 
 Read = Callable[[Sequence[Text]], np.ndarray]  # texts to vectors
+CODE = Path(hf.__file__).with_name('modeling_pal.py')
 
 
 class PersonalReward(NamedTuple):
@@ -288,3 +289,48 @@ def save_classifier(
     assert run.reading is not None
     decoder = run.reading.decoder
     hf.save(run.reading.weights, decoder.cfg, decoder.tokenizer, folder, head=head)
+
+
+def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
+    """Everybody's reward as a Hugging Face folder, whatever the rule: `AutoModel` loads it with its own code,
+    `models/modeling_pal.py`, which says how to ask it. Its mixture, where none is given, is the population's.
+
+    Raises:
+      ValueError: a run on vectors, or one whose users are points of their own.
+    """
+    run = open_trained(workdir, split)
+    pal, reading = run.pal, run.reading
+    if reading is None or pal.mixture in ('own', 'free'):
+        raise ValueError(
+            f'{workdir}: only a run on texts whose users mix prototypes is a model for transformers; of others take '
+            'load_pal_reward_model'
+        )
+    decoder, frame, shape = reading.decoder, reading.frame, pal.shape
+    tokenizer = decoder.tokenizer.padding_apart()
+    of_pal = {key: getattr(pal, key) for key in ('variant', 'rule', 'scaled', 'point', 'width', 'prototypes')}
+    of_pal |= {key: getattr(shape, key) for key in ('layers', 'activation', 'bias', 'residual')}
+    config = {
+        'model_type': 'pal',
+        'architectures': ['PALRewardModel'],
+        'auto_map': {'AutoConfig': 'modeling_pal.PALConfig', 'AutoModel': 'modeling_pal.PALRewardModel'},
+        'decoder': families.config_to_hf(decoder.cfg, tokenizer, 'float32'),
+        'pal': of_pal | {'dim': pal.dim or pal.width},
+        'pool': run.config.text.pool,
+        'frame': 0 if frame is None else pal.width,
+        'mixture': mixture_of(run, workdir, user='', mix=None, split=split).tolist(),
+        'dtype': 'float32',
+    }
+    beside = torch_names(run.state.params, pal.prototypes)
+    if frame is not None:
+        beside |= {'frame_mean': frame.mean.astype(np.float32), 'frame_basis': frame.basis.astype(np.float32)}
+    hf.write(reading.weights, decoder.cfg, tokenizer, folder, config, beside=beside, code=CODE)
+
+
+def torch_names(params: Params, K: int) -> dict[str, np.ndarray]:
+    """PAL's parameters as `modeling_pal.py` names and turns them."""
+    named = {name: np.asarray(params[name]) for name in ('P', 'log_scale') if name in params}
+    for i, layer in enumerate(params.get('f', [])):
+        named |= {f'f.maps.{i}.{part}': np.asarray(x).T for part, x in layer.items()}
+    for i, layer in enumerate(params.get('g', [])):
+        named |= {f'g.{k}.maps.{i}.{part}': np.asarray(x[k]).T for part, x in layer.items() for k in range(K)}
+    return named

@@ -75,7 +75,7 @@ def run(config, steps, context=ONE, recipe=None):
     return recipe, state
 
 
-B = {'model.variant': 'B', 'model.projector': 'mlp1-gelu'}
+B = {'model.variant': 'B', 'model.projector': 'mlp1-gelu', 'model.dtype': 'float32'}
 
 
 def taste(row):
@@ -343,6 +343,55 @@ def test_transformers_scores_a_persons_classifier_as_we_do(stated, tmp_path, var
     ours = pal_reward.load_pal_reward_model(str(tmp_path), user=name).reward([''] * 4, words)
     np.testing.assert_allclose(np.diff(theirs), np.diff(ours), rtol=1e-3, atol=1e-4)
     assert np.abs(np.diff(ours)).max() > 0.01
+
+
+def in_transformers(path):
+    """Scores by a folder's model; replies to a prompt end as the run's do."""
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    model = transformers.AutoModel.from_pretrained(path, trust_remote_code=True).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+
+    def score(texts, mixture=None, prompts=None):
+        end = tokenizer.eos_token if prompts else ''
+        inputs = dict(tokenizer([text + end for text in texts], padding=True, return_tensors='pt'))
+        if prompts:
+            asked = tokenizer(prompts, padding=True, return_tensors='pt')
+            inputs |= {'prompt_ids': asked['input_ids'], 'prompt_mask': asked['attention_mask']}
+        with torch.no_grad():
+            return model(**inputs, mixture=mixture if mixture is None else torch.tensor(mixture)).numpy()
+
+    return score
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'model.rule': 'dist', 'model.projector': 'mlp1-gelu', 'text.pool': 'mean'},
+        {'model.rule': 'angle', 'model.scaled': True, 'model.projector': 'mlp2-relu-residual', 'text.pool': 'last'},
+        {'model.rule': 'normalized_dist', 'model.point': '|f(P)|w', 'text.pool': 'last', 'text.width': 6},
+    ],
+    ids=lambda changes: changes['model.rule'],
+)
+def test_transformers_scores_everybody_as_we_do(stated, tmp_path, changes):
+    changes = {'model.dtype': 'float32', 'total_steps': 4, 'prototypes': (1, 2), **changes}
+    finished(small(stated, 'text', **changes), tmp_path)
+    pal_reward.save_model(str(tmp_path), tmp_path / 'hf')
+    score, words = in_transformers(tmp_path / 'hf'), ['azam', 'zzzz', 'aan', 'mnmnmnaz']
+    K = pal_reward.open_trained(str(tmp_path)).pal.prototypes
+    for mix in (None, [[1.0], [0.25, 0.75]][K - 1]):
+        ours = pal_reward.load_pal_reward_model(str(tmp_path), mix=mix).reward([''] * 4, words)
+        np.testing.assert_allclose(score(words, mix), ours, rtol=1e-3, atol=1e-4)
+        assert np.ptp(ours) > 1e-3
+
+
+def test_transformers_mixes_functions_of_the_prompt_as_we_do(folder, tmp_path):
+    workdir, *_ = folder
+    pal_reward.save_model(str(workdir), tmp_path / 'hf')
+    score, asked, words = in_transformers(tmp_path / 'hf'), ['azaz', 'zz', 'nm'], ['yes', 'no', 'mmaz']
+    ours = pal_reward.load_pal_reward_model(str(workdir), mix=[0.9, 0.1]).reward(asked, words)
+    np.testing.assert_allclose(score(words, [0.9, 0.1], asked), ours, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match='give prompt_ids and prompt_mask'):
+        score(words)
 
 
 def test_rewards_that_are_no_linear_head_are_not_exported(folder, tmp_path):
