@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
+from rich.console import Console
 
 from pal_jax.recipes.recipe import Config, read_config
 from pal_jax.runtime import checkpoint, memory, processes
@@ -29,8 +30,7 @@ COORDINATOR = flags.DEFINE_string(
 PROCESSES = flags.DEFINE_integer('processes', os.environ.get('JAX_NUM_PROCESSES'), 'How many processes train together.')
 PROCESS = flags.DEFINE_integer('process', os.environ.get('JAX_PROCESS_ID'), 'Which of them this is, from 0.')
 QUOTES = '\\\'" '
-
-
+WIDE = 240  # characters of a line of a table in a file
 SETTLE = 3.0  # seconds in which the roll call tells why a program of several processes failed, if one has died
 
 
@@ -158,6 +158,12 @@ def faults(call: Callable, *args, **kwargs):
         wrong_input = isinstance(error, ValueError)
         hint = '' if wrong_input else ' (PAL_JAX_TRACEBACK=1 shows where)'
         raise Fault(_one_line(error) + hint, 2 if wrong_input else 1) from error
+
+
+def console() -> Console:
+    """Standard output. Where it is no terminal, nobody has said how wide: tables are then written whole."""
+    known = sys.stdout.isatty() or 'COLUMNS' in os.environ
+    return Console(width=None if known else WIDE)
 
 
 def _one_line(error: Exception) -> str:

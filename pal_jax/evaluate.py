@@ -25,7 +25,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from pal_jax import cli
@@ -57,7 +56,7 @@ def main() -> None:
         write(stages, workdir / 'evaluation')
         if any('f1_by_turn' in record for record in stages.values()):
             plot_turns(stages, workdir / 'evaluation.png')
-        Console().print(as_table(stages))
+        cli.console().print(as_table(stages))
     return None
 
 
@@ -78,7 +77,7 @@ def compare(workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write(records, workdir / 'comparison')
     plot_alignment(records, workdir / 'comparison.png')
-    Console().print(as_comparison(records))
+    cli.console().print(as_comparison(records))
 
 
 def evaluate_sources(config: Config, names: Sequence[str]) -> Records:

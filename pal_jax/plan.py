@@ -16,7 +16,7 @@ Options:
 
 Known without a network, by their hub ids with any suffix: SmolLM2-135M, Qwen2.5-0.5B, 3B and 7B, Llama-3.2-1B,
 Llama-3.1-8B and 70B. Every completion is taken to be as long as it may become. What does not fit is refused (exit
-status 1), with the cheapest mesh, remat and ppo.micro_rows that do.
+status 1), with the cheapest mesh, remat and ppo.micro_rows that do. docs/tpu.md explains the tables.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def plan(config: Config, request: Request, log: Any) -> Plan:
 
 def show(found: Plan, request: Request) -> None:
     """Tables of a plan, and the verdict."""
-    console = Console()
+    console = cli.console()
     console.print(f'{len(request.devices)} x {request.devices[0].device_kind}, {found.chip.memory / GIB:.2f} GiB each')
     for table in (memory_table(found), bytes_table(found), work_table(found)):
         console.print(table)
@@ -123,7 +123,7 @@ def show(found: Plan, request: Request) -> None:
 
 def show_nearest(nearest: Plan | None) -> None:
     """The nearest plan that fits."""
-    console = Console()
+    console = cli.console()
     nothing = 'no mesh of these devices fits, with any remat or ppo.micro_rows'
     console.print(f'nearest that fits: {nearest.choice.flags()}' if nearest else nothing, soft_wrap=True)
     for table in (bytes_table(nearest), work_table(nearest)) if nearest else ():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -47,7 +47,7 @@ def stored(
     key = hashlib.sha256(json.dumps([dict(settings), texts], sort_keys=True).encode()).hexdigest()[:16]
     path = Path(folder) / f'{key}.npy'
     if not exchange('states', path.exists())[0]:  # as the first process sees it: all compute, or none
-        partial = path.with_suffix(f'.partial{os.getpid()}')
+        partial = path.with_suffix(f'.partial-{uuid.uuid4().hex[:8]}')  # of this process alone, on whatever host
         path.parent.mkdir(parents=True, exist_ok=True)
         table = np.lib.format.open_memmap(partial, 'w+', np.float32, shape)
         for numbers, vectors in compute():
