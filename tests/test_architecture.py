@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -52,9 +53,13 @@ LAZY = {
     'wandb': set(),
     'torch': {'models/modeling_pal.py'},  # which is read by transformers alone
 }
-# What recipes are made of; PAL-Large is a variant of configs/pal.py.
-RECIPE_PARTS = 'recipe', 'rows', 'world'  # and of single methods
-PARTS = *RECIPE_PARTS, 'soups', 'annotations', 'tasting', 'pal_text', 'pal_large', 'pal_reward', 'lineup', 'telling'
+RECIPE_PARTS = 'recipe', 'rows', 'world'  # what recipes are made of
+METHOD_PARTS = {  # and what single methods are; PAL-Large is a variant of configs/pal.py
+    'pal': ('pal_text', 'pal_large', 'pal_reward', 'pal_export'),
+    'plus': ('telling', 'lineup'),
+    'psoups': ('soups', 'annotations', 'tasting'),
+}
+PARTS = {*RECIPE_PARTS, *itertools.chain(*METHOD_PARTS.values())}
 BANNED = ('util', 'helper', 'common', 'misc', 'manager')
 FILES = sorted(PACKAGE.rglob('*.py'))
 
@@ -168,7 +173,7 @@ def test_a_recipe_has_a_config(recipe):
 def test_importing_the_package_touches_no_device_and_nothing_heavy():
     # These are imported when JetStream or an endpoint is asked for.
     alone = {f'decode/{file}.py' for file in ('jetstream', 'jetstream_decoder', 'jetstream_driver', 'rpc')}
-    alone.add('feedback/endpoint.py')
+    alone |= {'feedback/endpoint.py', *LAZY['torch']}
     files = [path for path in FILES if floor(room(name(path))) < len(FLOORS) - 1 and name(path) not in alone]
     modules = [path.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.') for path in files]
     code = (

@@ -180,7 +180,7 @@ def test_a_plan_tells_what_a_device_holds() -> None:
     assert found.worst.peak == max(each.peak for each in found.figures)
     gradients = found.figures[0]
     assert gradients.peak == gradients.arguments + gradients.temporaries + gradients.beside
-    assert gradients.beside >= own > 0.1 * GIB  # Python and jax at least
+    assert gradients.beside >= own > 0.1 * GIB / 8  # a device's share of Python and jax
     assert gradients.arguments > found.memory['parameters'] + found.memory['optimiser']
     assert set(gradients.collectives) & {'all-reduce', 'reduce-scatter'}
     assert found.step_seconds == pytest.approx(sum(each.calls * each.seconds for each in found.figures))

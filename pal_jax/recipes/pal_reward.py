@@ -28,7 +28,7 @@ from pal_jax.data.comparisons import Comparisons
 from pal_jax.data.texts import Text
 from pal_jax.learners.ideal_point import PALState
 from pal_jax.learners.reader import Reader
-from pal_jax.models import families, hf, ideal_point
+from pal_jax.models import ideal_point
 from pal_jax.models.ideal_point import PAL
 from pal_jax.models.params import Params
 from pal_jax.models.states import Frame
@@ -39,7 +39,6 @@ from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.metrics import EVALS, read_records
 
 Read = Callable[[Sequence[Text]], np.ndarray]  # texts to vectors
-CODE = Path(hf.__file__).with_name('modeling_pal.py')
 
 
 class PersonalReward(NamedTuple):
@@ -248,89 +247,3 @@ def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], S
         return found.reshape(len(readings), -1, len(replies[0])).mean(axis=1)
 
     return score
-
-
-def linear_head(run: Trained, w: Array) -> np.ndarray:
-    """The reward as a linear head `[D]` on the state of a reply's last token, which it is but for a constant.
-
-    Raises:
-      ValueError: it is none: a rule other than dot, a projector with an activation, prototypes that are functions of
-        the prompt, or states that are means over tokens.
-    """
-    pal, reading = run.pal, run.reading
-    if reading is None or pal.rule != 'dot' or pal.variant != 'A' or pal.shape.layers > 1:
-        raise ValueError(
-            f'rule={pal.rule}, variant={pal.variant}, projector={pal.projector}: only rule dot of variant A with an '
-            'affine projector is a linear head; serve load_pal_reward_model instead'
-        )
-    if run.config.text.pool != 'last':
-        raise ValueError(
-            f'text.pool={run.config.text.pool!r}: transformers reads the last token; train with text.pool=last'
-        )
-
-    def reward(x: Array) -> Array:
-        return rewards(run, w, x[None], None)[0]
-
-    slope = np.asarray(jax.grad(reward)(jnp.zeros(pal.width)), np.float64)
-    return slope if reading.frame is None else reading.frame.basis @ slope
-
-
-def save_classifier(
-    workdir: str, folder: str | Path, *, user: str = '', mix: Sequence[float] | None = None, split: int = 0
-):
-    """A person's reward as a Hugging Face folder for `AutoModelForSequenceClassification`, of one label: where the
-    reward is `linear_head`, its logits are the rewards but for a constant, of the texts as the run reads them.
-
-    Raises:
-      ValueError: the reward is no linear head, see there; or transformers has no classifier for the family.
-    """
-    run = open_trained(workdir, split)
-    head = linear_head(run, mixture_of(run, workdir, user=user, mix=mix, split=split))
-    assert run.reading is not None
-    decoder = run.reading.decoder
-    hf.save(run.reading.weights, decoder.cfg, decoder.tokenizer, folder, head=head)
-
-
-def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
-    """Everybody's reward as a Hugging Face folder, whatever the rule: `AutoModel` loads it with its own code,
-    `models/modeling_pal.py`, which says how to ask it. Its mixture, where none is given, is the population's.
-
-    Raises:
-      ValueError: a run on vectors, or one whose users are points of their own.
-    """
-    run = open_trained(workdir, split)
-    pal, reading = run.pal, run.reading
-    if reading is None or pal.mixture in ('own', 'free'):
-        raise ValueError(
-            f'{workdir}: only a run on texts whose users mix prototypes is a model for transformers; of others take '
-            'load_pal_reward_model'
-        )
-    decoder, frame, shape = reading.decoder, reading.frame, pal.shape
-    tokenizer = decoder.tokenizer.padding_apart()
-    of_pal = {key: getattr(pal, key) for key in ('variant', 'rule', 'scaled', 'point', 'width', 'prototypes')}
-    of_pal |= {key: getattr(shape, key) for key in ('layers', 'activation', 'bias', 'residual')}
-    config = {
-        'model_type': 'pal',
-        'architectures': ['PALRewardModel'],
-        'auto_map': {'AutoConfig': 'modeling_pal.PALConfig', 'AutoModel': 'modeling_pal.PALRewardModel'},
-        'decoder': families.config_to_hf(decoder.cfg, tokenizer, 'float32'),
-        'pal': of_pal | {'dim': pal.dim or pal.width},
-        'pool': run.config.text.pool,
-        'frame': 0 if frame is None else pal.width,
-        'mixture': mixture_of(run, workdir, user='', mix=None, split=split).tolist(),
-        'dtype': 'float32',
-    }
-    beside = torch_names(run.state.params, pal.prototypes)
-    if frame is not None:
-        beside |= {'frame_mean': frame.mean.astype(np.float32), 'frame_basis': frame.basis.astype(np.float32)}
-    hf.write(reading.weights, decoder.cfg, tokenizer, folder, config, beside=beside, code=CODE)
-
-
-def torch_names(params: Params, K: int) -> dict[str, np.ndarray]:
-    """PAL's parameters as `modeling_pal.py` names and turns them."""
-    named = {name: np.asarray(params[name]) for name in ('P', 'log_scale') if name in params}
-    for i, layer in enumerate(params.get('f', [])):
-        named |= {f'f.maps.{i}.{part}': np.asarray(x).T for part, x in layer.items()}
-    for i, layer in enumerate(params.get('g', [])):
-        named |= {f'g.{k}.maps.{i}.{part}': np.asarray(x[k]).T for part, x in layer.items() for k in range(K)}
-    return named

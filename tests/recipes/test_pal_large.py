@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pal_jax.models import ideal_point
-from pal_jax.recipes import pal, pal_large, pal_reward, pal_text, psoups
+from pal_jax.recipes import pal, pal_export, pal_large, pal_reward, pal_text, psoups
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import Checkpoints
@@ -298,7 +298,7 @@ def test_a_mixture_is_kept_as_a_line_and_given_back(folder, tmp_path):
     run = pal_reward.open_trained(str(workdir))
     name = run.data.names[int(np.flatnonzero(run.state.users.updates)[0])]
     model = pal_reward.load_pal_reward_model(str(workdir), user=name)
-    pal_reward.save_mixture(model, tmp_path / 'p.json', run=str(workdir), user=name)
+    pal_export.save_mixture(model, tmp_path / 'p.json', run=str(workdir), user=name)
     again = pal_reward.load_pal_reward_model(str(workdir), mix=pal_reward.read_mixture(tmp_path / 'p.json'))
     np.testing.assert_allclose(again.reward(['azaz'], ['yes']), model.reward(['azaz'], ['yes']), rtol=1e-5)
     with pytest.raises(ValueError, match='holds no mixture'):
@@ -334,7 +334,7 @@ def test_transformers_scores_a_persons_classifier_as_we_do(stated, tmp_path, var
     finished(small(stated, variant, **{'text.pool': 'last', 'total_steps': 4, 'prototypes': (1, 2)}), tmp_path)
     run = pal_reward.open_trained(str(tmp_path))
     name = run.data.names[int(np.flatnonzero(run.state.users.updates)[0])]
-    pal_reward.save_classifier(str(tmp_path), tmp_path / 'classifier', user=name)
+    pal_export.save_classifier(str(tmp_path), tmp_path / 'classifier', user=name)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'classifier').eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'classifier')
     words = ['azam', 'zzzz', 'aan', 'mnmnmnaz']
@@ -375,7 +375,7 @@ def in_transformers(path):
 def test_transformers_scores_everybody_as_we_do(stated, tmp_path, changes):
     changes = {'model.dtype': 'float32', 'total_steps': 4, 'prototypes': (1, 2), **changes}
     finished(small(stated, 'text', **changes), tmp_path)
-    pal_reward.save_model(str(tmp_path), tmp_path / 'hf')
+    pal_export.save_model(str(tmp_path), tmp_path / 'hf')
     score, words = in_transformers(tmp_path / 'hf'), ['azam', 'zzzz', 'aan', 'mnmnmnaz']
     K = pal_reward.open_trained(str(tmp_path)).pal.prototypes
     for mix in (None, [[1.0], [0.25, 0.75]][K - 1]):
@@ -386,7 +386,7 @@ def test_transformers_scores_everybody_as_we_do(stated, tmp_path, changes):
 
 def test_transformers_mixes_functions_of_the_prompt_as_we_do(folder, tmp_path):
     workdir, *_ = folder
-    pal_reward.save_model(str(workdir), tmp_path / 'hf')
+    pal_export.save_model(str(workdir), tmp_path / 'hf')
     score, asked, words = in_transformers(tmp_path / 'hf'), ['azaz', 'zz', 'nm'], ['yes', 'no', 'mmaz']
     ours = pal_reward.load_pal_reward_model(str(workdir), mix=[0.9, 0.1]).reward(asked, words)
     np.testing.assert_allclose(score(words, [0.9, 0.1], asked), ours, rtol=1e-3, atol=1e-4)
@@ -396,7 +396,7 @@ def test_transformers_mixes_functions_of_the_prompt_as_we_do(folder, tmp_path):
 
 def test_rewards_that_are_no_linear_head_are_not_exported(folder, tmp_path):
     with pytest.raises(ValueError, match='variant=B.*only rule dot of variant A'):
-        pal_reward.save_classifier(str(folder[0]), tmp_path / 'classifier')
+        pal_export.save_classifier(str(folder[0]), tmp_path / 'classifier')
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
