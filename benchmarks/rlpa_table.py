@@ -3,8 +3,8 @@
   python -m benchmarks.rlpa_table --folder=runs/table
   python -m benchmarks.rlpa_table --folder=runs/table --seeds=1 --methods=warm-up,rlpa,shuffled
 
-Runs are those of pal_jax.train and pal_jax.evaluate, one after the other on each of `--jobs` shares of the cores. What
-is finished is not made again, so a second call goes on. Writes table.md, table.json and table.png to the folder.
+Runs are those of pal_jax.train and pal_jax.evaluate, one after the other on each of `--jobs` shares of the cores (of
+Linux). What is finished is not made again, so a second call goes on. Writes table.md, table.json and table.png.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-RLPA = '--config=configs/rlpa.py'
 START = 'warm-up'
 
 # What a method changes of an RLPA run that begins with the warmed-up policy of its seed.
@@ -36,7 +35,8 @@ CHANGES = {
     'credit across turns': ['--config.dialogue.turn_gamma=0.9', '--config.dialogue.rollout_batch_size=4'],
 }
 UNTRAINED = ('base', 'reminder', 'oracle')
-METHODS = (*UNTRAINED, START, 'sft', 'dpo', *CHANGES)
+WARMED = ('dpo', *CHANGES)
+METHODS = (*UNTRAINED, START, 'sft', *WARMED)
 FIGURES = ('reward', 'response', 'strict', 'profile')
 
 
@@ -62,28 +62,30 @@ class Run(NamedTuple):
         return self.method if self.method in UNTRAINED else f'orbax:{self.workdir}'
 
 
-def commands(run: Run, steps: int) -> list[list[str]]:
+def commands(run: Run, steps: int, variant: str = '') -> list[list[str]]:
     """What makes the run, in order."""
+    rlpa, sft, dpo = (f'--config=configs/{name}.py{variant and f":{variant}"}' for name in ('rlpa', 'sft', 'dpo'))
     seed, quiet = f'--config.seed={run.seed}', ['--config.export=False', '--config.eval.people=2']
     place = [f'--workdir={run.workdir}', seed]
-    evaluated = ['pal_jax.evaluate', RLPA, seed, f'--sources={run.source()}', f'--workdir={run.workdir}']
+    evaluated = ['pal_jax.evaluate', rlpa, seed, f'--sources={run.source()}', f'--workdir={run.workdir}']
     if run.method in UNTRAINED:
         return [evaluated]
     if run.method == START:
-        return [['pal_jax.train', RLPA, *place, '--config.total_steps=0', *quiet], evaluated]
+        return [['pal_jax.train', rlpa, *place, '--config.total_steps=0', *quiet], evaluated]
     if run.method == 'sft':
-        return [['pal_jax.train', '--config=configs/sft.py', *place, '--config.export=False'], evaluated]
+        return [['pal_jax.train', sft, *place, '--config.export=False'], evaluated]
     if run.method == 'dpo':
         pairs = run.workdir.with_suffix('.jsonl')
-        collected = ['pal_jax.collect', RLPA, seed, f'--source={run.start()}', f'--output={pairs}']
+        asked = f'--prompts={8 * steps}'  # as many samples as RLPA has
+        collected = ['pal_jax.collect', rlpa, seed, f'--source={run.start()}', f'--output={pairs}', asked]
         changed = [f'--config.policy.source={run.start()}', f'--config.data.train={pairs}', '--config.export=False']
-        return [collected, ['pal_jax.train', '--config=configs/dpo.py', *place, *changed], evaluated]
+        return [collected, ['pal_jax.train', dpo, *place, *changed], evaluated]
     rows = 1.5 if run.method == 'credit across turns' else 1
     changed = [f'--config.policy.source={run.start()}', '--config.warmup.steps=0', *CHANGES[run.method], *quiet]
-    return [['pal_jax.train', RLPA, *place, f'--config.total_steps={round(steps / rows)}', *changed], evaluated]
+    return [['pal_jax.train', rlpa, *place, f'--config.total_steps={round(steps / rows)}', *changed], evaluated]
 
 
-def make(run: Run, steps: int, cores: SimpleQueue[list[int]]) -> None:
+def make(run: Run, asked: list[list[str]], cores: SimpleQueue[list[int]]) -> None:
     """Raises RuntimeError where a command fails; what it said is in the run's log."""
     if run.record.exists():
         return
@@ -91,7 +93,7 @@ def make(run: Run, steps: int, cores: SimpleQueue[list[int]]) -> None:
     ours = cores.get()
     try:
         with run.workdir.with_suffix('.log').open('a') as log:
-            for command in commands(run, steps):
+            for command in asked:
                 done = subprocess.run(
                     [sys.executable, '-m', *command],
                     cwd=ROOT,
@@ -107,21 +109,21 @@ def make(run: Run, steps: int, cores: SimpleQueue[list[int]]) -> None:
     print(f'{run.method}, seed {run.seed}: done', file=sys.stderr)
 
 
-def make_all(runs: Sequence[Run], steps: int, jobs: int) -> None:
-    """Every run, those that begin with a warm-up after it."""
+def make_all(runs: dict[Run, list[list[str]]], jobs: int) -> None:
+    """Every run by its commands, those that begin with a warm-up after it."""
     everywhere, shares = sorted(os.sched_getaffinity(0)), SimpleQueue()
     for job in range(jobs):
         shares.put(everywhere[job::jobs] or everywhere)
     warmed: dict[int, Future[None]] = {}
 
     def after(run: Run) -> None:
-        if run.method in ('dpo', *CHANGES):
+        if run.method in WARMED:
             warmed[run.seed].result()
-        make(run, steps, shares)
+        make(run, runs[run], shares)
 
     with ThreadPoolExecutor(jobs) as pool:
         first = [run for run in runs if run.method == START]
-        warmed |= {run.seed: pool.submit(make, run, steps, shares) for run in first}
+        warmed |= {run.seed: pool.submit(make, run, runs[run], shares) for run in first}
         rest = [pool.submit(after, run) for run in runs if run.method != START]
         for future in [*warmed.values(), *rest]:
             future.result()
@@ -181,20 +183,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--methods', default=','.join(METHODS), help=f'of {", ".join(METHODS)}')
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=24, help='of PPO')
+    parser.add_argument('--variant', default='', help="of the configs; 'smoke' is a tiny model, which learns nothing")
     parser.add_argument('--jobs', type=int, default=2, help='runs at a time; each needs about 9 GB')
     args = parser.parse_args(argv)
     methods = args.methods.split(',')
     if unknown := set(methods) - set(METHODS):
         parser.error(f'{sorted(unknown)[0]!r} is unknown; choose from {", ".join(METHODS)}')
     folder = args.folder.resolve()
+    check_folder(folder, {'steps': args.steps, 'variant': args.variant})
     runs = [Run(method, seed, folder) for seed in range(args.seeds) for method in methods]
-    make_all(runs, args.steps, args.jobs)
+    starts = [Run(START, run.seed, folder) for run in runs if run.method in WARMED]
+    make_all({run: commands(run, args.steps, args.variant) for run in [*starts, *runs]}, args.jobs)
     records = {method: [read(run) for run in runs if run.method == method] for method in methods}
     splits = {split: {method: row(each, split) for method, each in records.items()} for split in ('', 'unseen_')}
     (folder / 'table.json').write_text(json.dumps(splits, indent=2) + '\n')
     (folder / 'table.md').write_text('\n'.join(map(as_markdown, splits.values())))
     plot(records, folder / 'table.png')
     print((folder / 'table.md').read_text())
+
+
+def check_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Ends the program where the folder's runs were made with other settings."""
+    path = folder / 'settings.json'
+    if path.exists() and json.loads(path.read_text()) != settings:
+        sys.exit(f'error: {folder} was made with {path.read_text().strip()}; take another --folder')
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings) + '\n')
 
 
 def read(run: Run) -> dict[str, Any]:

@@ -4,7 +4,7 @@ r"""PLUS: summaries of people learnt by reinforcement, with the reward model tha
   python -m pal_jax.train --config=configs/plus.py:table         # three seeds of it and of all it is compared with
   python -m pal_jax.train --config=configs/plus.py:smoke         # random tiny models
   python -m pal_jax.train --config=configs/plus.py --config.reads=context     # a baseline, see `reads` below
-  python -m pal_jax.train --config=configs/plus.py --config.data=people.jsonl # your own (pal_jax/data/histories.py)
+  python -m pal_jax.train --config=configs/plus.py --config.data=histories.jsonl # your own (pal_jax/data/histories.py)
   python -m pal_jax.train --config=configs/plus.py:people --config.data=votes:data/brexit    # the table, of real people
 
 Any value can be changed: --config.ppo.kl_coef=0.05 --config.reward_model.source=hf:...
@@ -45,6 +45,8 @@ def get_config(variant: str = '') -> ConfigDict:
     )  # fmt: skip
     config.reward_model = dict(
         source=p.EMBEDDED,  # may be of another family than the summariser, with another tokenizer
+        dtype='auto',
+        remat='none',
         lora=dict(rank=0, alpha=16.0, targets='all-linear', dropout=0.0),
         optimizer=p.adamw(lr=3e-5, warmup_ratio=0.0, min_ratio=1.0),
         train=True,  # False: it stays as it begins
@@ -95,7 +97,7 @@ def people(config: ConfigDict) -> ConfigDict:
 
 def smoke(config: ConfigDict) -> ConfigDict:
     config.policy.source = config.reward_model.source = 'random:tiny'
-    config.policy.dtype = 'float32'
+    config.policy.dtype = config.reward_model.dtype = 'float32'
     config.total_steps = 4
     config.people = 16
     config.sampling.max_tokens = 8
@@ -110,7 +112,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
 def paper(config: ConfigDict) -> ConfigDict:
     """The published command; give the people with --config.data."""
     config.policy.source = 'hf:Qwen/Qwen2.5-3B-Instruct'
-    config.policy.remat = 'full'
+    config.policy.remat = config.reward_model.remat = 'full'
     config.total_steps = 100
     config.optimizer = p.adamw(lr=5e-7)
     config.ppo = p.ppo(estimator='gae', minibatches=2, micro_rows=32)

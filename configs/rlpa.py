@@ -4,7 +4,7 @@ r"""RLPA: multi-turn PPO that learns its user's profile while talking (arXiv 250
   python -m pal_jax.train --config=configs/rlpa.py:smoke      # a random tiny model, under a minute
   python -m pal_jax.train --config=configs/rlpa.py:paper      # Qwen2.5-3B-Instruct, the published settings
 
-Any value can be changed: --config.ppo.clip=0.1 --config.dialogue.profiles=people.jsonl
+Any value can be changed: --config.ppo.kl_coef=0.1 --config.dialogue.profiles=people.jsonl
 """
 
 from ml_collections import ConfigDict
@@ -23,6 +23,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.ppo = p.ppo(
         estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, negative_scale=0.2, micro_rows=2
     )
+    config.ppo.ptx_coef = 0.0  # above 0: the warm-up's examples are learnt in every update too, weighted by it
     config.sampling = p.sampling(temperature=0.7, max_tokens=56, stop=('</response>',))
     config.dialogue = dict(
         profiles='embedded',  # or a JSONL file of people
@@ -106,7 +107,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.total_steps = 150
     config.optimizer = p.adamw(lr=5e-7)
     config.warmup.steps = 0
-    config.ppo = p.ppo(estimator='gae', minibatches=8, micro_rows=32, loss_agg='token_mean')
+    config.ppo.update(p.ppo(estimator='gae', minibatches=8, micro_rows=32, loss_agg='token_mean'))
     config.sampling = p.sampling(temperature=1.0, max_tokens=4096)
     config.dialogue.update(
         people=3840, facts=10, max_rounds=10, rollout_batch_size=256, round_batch_size=256, p_spontaneous=0.3,

@@ -30,7 +30,7 @@ COORDINATOR = flags.DEFINE_string(
 PROCESSES = flags.DEFINE_integer('processes', os.environ.get('JAX_NUM_PROCESSES'), 'How many processes train together.')
 PROCESS = flags.DEFINE_integer('process', os.environ.get('JAX_PROCESS_ID'), 'Which of them this is, from 0.')
 QUOTES = '\\\'" '
-WIDE = 240  # characters of a line of a table in a file
+WIDE = 10_000  # characters of a line of a file: no table is cut
 SETTLE = 3.0  # seconds in which the roll call tells why a program of several processes failed, if one has died
 
 

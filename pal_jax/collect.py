@@ -23,10 +23,11 @@ from absl import flags
 
 from pal_jax import cli
 from pal_jax.envs import dialogue as env
-from pal_jax.evals.rollouts import check_answered
+from pal_jax.evals.rollouts import check_failed
+from pal_jax.feedback.users import Listened
 from pal_jax.recipes.recipe import Config
 from pal_jax.recipes.rlpa import make_sampler
-from pal_jax.recipes.world import make_world
+from pal_jax.recipes.world import make_world, rounds_of
 from pal_jax.runtime import devices
 from pal_jax.talking import SOURCE, open_decoder
 from pal_jax.types import Sample
@@ -58,20 +59,22 @@ def collect(config: Config, source: str, prompts: int | None) -> Iterator[dict[s
     order = config.seed if dialogue.shuffle else None
     decoder, tokenizer = open_decoder(config, source)
     sample_turns = make_sampler(config, world.system, tokenizer, decoder)
-    rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
+    rounds, user = rounds_of(dialogue), Listened(world.user)
     n, left = dialogue.n_samples_per_prompt, prompts or len(world.train) * rounds
     queue, i = env.open_queue(world.train, shuffle=order), 0
     while left > 0:
         size = min(left, dialogue.rollout_batch_size)
-        open_dialogues, queue = env.pop(queue, size, people=world.train, user=world.user, seed=i, shuffle=order)
+        open_dialogues, queue = env.pop(queue, size, people=world.train, user=user, seed=i, shuffle=order)
         if queue.episode and prompts is None:
             return
         samples = world.reward(sample_turns(open_dialogues, n, (config.seed, i)), i)
-        check_answered(samples, config.reward.max_failed, world.models.last_error)
+        failed = config.reward.max_failed, world.models.last_error
+        check_failed(sum(not each.ok for each in samples), len(samples), 'samples got no reward', *failed)
+        check_failed(user.silent, user.asked, 'users gave no answer', *failed)
         groups = [samples[k : k + n] for k in range(0, len(samples), n)]
         yield from (pair for group in groups if (pair := best_and_worst(group, world.system)))
         queue = env.continue_best(
-            queue, groups, max_rounds=rounds, round_batch_size=dialogue.round_batch_size, user=world.user, seed=i
+            queue, groups, max_rounds=rounds, round_batch_size=dialogue.round_batch_size, user=user, seed=i
         )
         left, i = left - len(open_dialogues), i + 1
 

@@ -28,11 +28,14 @@ from absl import flags
 from rich.table import Table
 
 from pal_jax import cli
-from pal_jax.decode.local import Request
-from pal_jax.evals.baselines import BASELINES, Complete, in_format, plainly
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.choose import Decoder
+from pal_jax.decode.requests import Request
+from pal_jax.evals.baselines import BASELINES, Complete, plainly
+from pal_jax.evals.personalization import Respond
 from pal_jax.recipes.recipe import Config
-from pal_jax.recipes.rlpa import make_sampling
-from pal_jax.recipes.world import make_world
+from pal_jax.recipes.rlpa import Sampler, make_sampler, make_sampling
+from pal_jax.recipes.world import make_world, rounds_of
 from pal_jax.runtime import devices
 from pal_jax.runtime.curve import plot_alignment, plot_turns
 from pal_jax.runtime.metrics import EVALS, plain, read_records
@@ -53,9 +56,10 @@ def main() -> None:
         return compare(workdir)
     stages = cli.faults(evaluate, workdir)
     if jax.process_index() == 0:
-        write(stages, workdir / 'evaluation')
+        write(stages, workdir / 'evaluation.json')
         if any('f1_by_turn' in record for record in stages.values()):
             plot_turns(stages, workdir / 'evaluation.png')
+            print(workdir / 'evaluation.png')
         cli.console().print(as_table(stages))
     return None
 
@@ -75,8 +79,9 @@ def compare(workdir: Path) -> None:
     devices.initialize(workdir / 'compiled')
     records = cli.faults(evaluate_sources, cli.config(), SOURCES.value)
     workdir.mkdir(parents=True, exist_ok=True)
-    write(records, workdir / 'comparison')
+    write(records, workdir / 'comparison.json')
     plot_alignment(records, workdir / 'comparison.png')
+    print(workdir / 'comparison.png')
     cli.console().print(as_comparison(records))
 
 
@@ -87,27 +92,40 @@ def evaluate_sources(config: Config, names: Sequence[str]) -> Records:
       ValueError, RuntimeError: a source that cannot be had.
     """
     world, records = make_world(config), {}
-    rounds = config.eval.rounds or config.dialogue.max_rounds
+    rounds = config.eval.rounds or rounds_of(config.dialogue)
     opened = {name: config.policy.source if name in BASELINES else name for name in dict.fromkeys(names)}
     for source in dict.fromkeys(opened.values()):
-        complete = open_policy(config, source)
+        decoder, tokenizer = open_decoder(config, source)
         for name in (each for each in opened if opened[each] == source):
             if name in BASELINES:
-                respond = plainly(complete, world.score, BASELINES[name], world.topics)
+                answer = plainly(make_complete(config, tokenizer, decoder), BASELINES[name], world.topics)
             else:
-                respond = in_format(complete, world.score, world.system)
-            records[name], _ = world.evaluate(respond, rounds=rounds)
+                answer = in_format(config, make_sampler(config, world.system, tokenizer, decoder))
+            records[name], _ = world.evaluate(answer, rounds=rounds)
     return {name: records[name] for name in opened}
 
 
-def open_policy(config: Config, source: str) -> Complete:
-    """What a model answers to chats, sampled as `config.sampling` says."""
-    decoder, tokenizer = open_decoder(config, source)
-    sampling = make_sampling(config)
+def in_format(config: Config, sample_turns: Sampler) -> Respond:
+    """A policy that writes profile and reply in one, after its training's system prompt."""
+    return lambda dialogues, seed: sample_turns(dialogues, 1, (config.seed, seed))
+
+
+def make_complete(config: Config, tokenizer: Tokenizer, decoder: Decoder) -> Complete:
+    """What a model answers to chats, sampled as `config.sampling` says; of long ones the oldest exchanges are left out,
+    as for a policy that writes the format."""
+    sampling, longest = make_sampling(config), config.dialogue.prompt_max_len
 
     def complete(chats: Sequence[Chat], seed: int) -> list[Completion]:
         seeds = np.random.SeedSequence([config.seed, seed]).generate_state(len(chats), np.uint64).tolist()
-        return decoder([Request(tuple(tokenizer.chat(c)), sampling, s) for c, s in zip(chats, seeds, strict=True)])
+        return decoder([Request(prompt_of(c), sampling, s) for c, s in zip(chats, seeds, strict=True)])
+
+    def prompt_of(chat: Chat) -> tuple[int, ...]:
+        system = [message for message in chat[:1] if message['role'] == 'system']
+        said, prompt = chat[len(system) :], tuple(tokenizer.chat(chat))
+        while longest and len(prompt) > longest and len(said) > 2:
+            said = said[2:]
+            prompt = tuple(tokenizer.chat([*system, *said]))
+        return prompt
 
     return complete
 
@@ -116,8 +134,8 @@ def open_policy(config: Config, source: str) -> Complete:
 
 
 def write(records: Records, path: Path) -> None:
-    path.with_suffix('.json').write_text(json.dumps(plain(records), indent=2) + '\n')
-    print(f'{path.with_suffix(".json")}, {path.with_suffix(".png")}')
+    path.write_text(json.dumps(plain(records), indent=2) + '\n')
+    print(path)
 
 
 def as_table(stages: Records) -> Table:
@@ -140,6 +158,7 @@ def as_comparison(records: Records) -> Table:
             values = (record[split + key] for record in records.values())
             cells = [f'{cell(v)}\n{cell(i)}' for v, i in zip(values, intervals, strict=True)]
             table.add_row('' if number else split.rstrip('_') or 'heldout', key, *cells)
+        table.add_row('', 'unanswered', *(cell(record[f'{split}unanswered']) for record in records.values()))
         for key, title in (('al', 'AL'), ('f1', 'F1')):
             curves = [record[f'{split}{key}_by_turn'] for record in records.values()]
             for turn, levels in enumerate(zip(*curves, strict=True), 1):

@@ -1,8 +1,8 @@
 """Merges models into one: policies of several preferences into the policy of a person (P-Soups), or any others.
 
-  python -m pal_jax.merge --sources=orbax:runs/easy,orbax:runs/short,orbax:runs/kind --out=my_soup
-  python -m pal_jax.merge --sources=adapter_1,adapter_2 --weights=3/4,1/4 --method=delta --out=my_model
-  python -m pal_jax.merge --sources=hf:a,hf:b --method=ties --base=hf:start --k=0.2 --out=my_model
+  python -m pal_jax.merge --sources=orbax:runs/easy,orbax:runs/short,orbax:runs/kind --output=my_soup
+  python -m pal_jax.merge --sources=adapter_1,adapter_2 --weights=3/4,1/4 --method=delta --output=my_model
+  python -m pal_jax.merge --sources=hf:a,hf:b --method=ties --base=hf:start --k=0.2 --output=my_model
 
 Options:
   --sources=A,B,...   models of one kind: orbax:<workdir> of a run, hf:<folder or hub id>, gguf:<file>, or the folder of
@@ -17,10 +17,10 @@ Options:
   --base=SOURCE       the model that all started from, for the last four; default what the adapters name
   --k=SHARE           of ties, default 0.2
   --lambda=X          of task_arithmetic and ties, default 1
-  --out=FOLDER        what is written: a Hugging Face model, or a PEFT adapter; an earlier model there is replaced
+  --output=FOLDER     what is written: a Hugging Face model, or a PEFT adapter; an earlier model there is replaced
 
 Models are read and written tensor by tensor, in the precision of the first, or of the base. A run or a GGUF file is
-loaded whole, one at a time, to be written to a temporary folder beside --out first. Takes no accelerator
+loaded whole, one at a time, to be written to a temporary folder beside --output first. Takes no accelerator
 (JAX_PLATFORMS=cpu).
 """
 
@@ -49,18 +49,18 @@ METHOD = flags.DEFINE_enum('method', 'linear', METHODS, 'How they are merged.')
 BASE = flags.DEFINE_string('base', None, 'The model that all started from.')
 K = flags.DEFINE_float('k', 0.2, 'The share of each task vector that TIES keeps.')
 LAMBDA = flags.DEFINE_float('lambda', 1.0, 'What task vectors are multiplied by.')
-OUT = flags.DEFINE_string('out', None, 'The folder to write.')
+OUTPUT = flags.DEFINE_string('output', None, 'The folder to write.')
 
 
 def main() -> None:
     if not SOURCES.value:
         raise cli.Fault('nothing to merge; give models with --sources=A,B')
-    if not OUT.value:
-        raise cli.Fault('no folder to write; give one with --out=my_soup')
+    if not OUTPUT.value:
+        raise cli.Fault('no folder to write; give one with --output=my_soup')
     weights = cli.faults(parse_weights, WEIGHTS.value, len(SOURCES.value))
     settings = Settings(METHOD.value, weights, None, K.value, LAMBDA.value)
-    cli.faults(merge, SOURCES.value, settings, BASE.value, Path(OUT.value))
-    print(f'{len(weights)} models by {METHOD.value} -> {OUT.value}')
+    cli.faults(merge, SOURCES.value, settings, BASE.value, Path(OUTPUT.value))
+    print(f'{len(weights)} models by {METHOD.value} -> {OUTPUT.value}')
 
 
 def parse_weights(texts: Sequence[str], count: int) -> list[float]:

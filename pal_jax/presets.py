@@ -140,7 +140,6 @@ def ppo(**changes: object) -> ConfigDict:
             'minibatches': 1,
             'micro_rows': 4,
             'row_tokens': 0,  # prompts share rows of so many tokens; 0: a row a prompt
-            'ptx_coef': 0.0,
             'freezing_actor_steps': -1,
         }
     )

@@ -1,7 +1,7 @@
 """Writes what a run of configs/plus.py makes of people, and what they would choose by it.
 
-  python -m pal_jax.summarize --source=orbax:runs/plus --history=people.jsonl
-  python -m pal_jax.summarize --source=orbax:runs/plus --history=people.jsonl --summary='Liked: Cats sleep'
+  python -m pal_jax.summarize --source=orbax:runs/plus --history=histories.jsonl
+  python -m pal_jax.summarize --source=orbax:runs/plus --history=histories.jsonl --summary='Liked: Cats sleep'
 
 Options:
   --source=orbax:FOLDER     the run, with the last checkpoint of its summariser and its reward model
@@ -37,7 +37,7 @@ SUMMARY = flags.DEFINE_string('summary', None, "Words in place of the model's.")
 
 def main() -> None:
     if not HISTORY.value:
-        raise cli.Fault('no people; give a file with --history=people.jsonl')
+        raise cli.Fault('no people; give a file with --history=histories.jsonl')
     kind, _, workdir = SOURCE.value.partition(':')
     if kind != 'orbax':
         raise cli.Fault(f'--source={SOURCE.value} is no run; give one of configs/plus.py, such as orbax:runs/plus')

@@ -2,7 +2,7 @@
 
   python -m pal_jax.train --config=configs/rlpa.py                      train, or go on where the run stopped
   python -m pal_jax.train --config=configs/rlpa.py:smoke                a variant of the file
-  python -m pal_jax.train --config=configs/rlpa.py --config.ppo.clip=0.1 --workdir=runs/clip
+  python -m pal_jax.train --config=configs/rlpa.py --config.ppo.kl_coef=0.1 --workdir=runs/kl
 
 Options:
   --config=FILE[:VARIANT]   what to train; read the file: it is short
@@ -38,7 +38,9 @@ from pal_jax.runtime.summary import summarize
 MAY_CHANGE = (
     'total_steps', 'seeds', 'checkpoint.every', 'checkpoint.minutes', 'checkpoint.keep', 'mesh.data', 'mesh.fsdp',
     'mesh.tensor', 'decode.shares', 'decode.driver', 'decode.address', 'metrics.wandb', 'export', 'eval.every',
-    'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'annotate.max_failed',
+    'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'annotate.max_failed', 'reward.max_failed',
+    'answers', 'endpoints.*.address', 'endpoints.*.key_env', 'endpoints.*.concurrency', 'endpoints.*.timeout',
+    'endpoints.*.retries', 'endpoints.*_price',
 )  # fmt: skip
 
 Show = Callable[[Iterable[Mapping[str, Any]]], None]

@@ -19,6 +19,7 @@ from benchmarks import (
     plus_step,
     reward_step,
     rlpa_step,
+    rlpa_table,
     shapes,
     traffic,
     train_step,
@@ -281,3 +282,38 @@ def test_the_planner_agrees_with_the_memory_of_an_update_on_this_machine(report)
     out = report(plan_memory)
     assert out['planned']['process'] > 0.2
     assert out['planned_over_taken'] == pytest.approx(1, abs=0.15)
+
+
+def test_a_figure_of_several_runs_has_the_larger_of_both_spreads():
+    def record(f1, low, high):
+        figures = dict.fromkeys(rlpa_table.FIGURES, f1)
+        ranges = {name: [low, high] for name in rlpa_table.FIGURES} | {'f1_by_turn': [[0.0, low], [0.0, high]]}
+        return figures | {'f1_by_turn': [0.0, f1], 'intervals': ranges}
+
+    alike = rlpa_table.row([record(0.5, 0.304, 0.696), record(0.5, 0.304, 0.696)], '')
+    apart = rlpa_table.row([record(0.3, 0.3, 0.3), record(0.7, 0.7, 0.7)], '')
+    assert alike['profile'] == alike['F1, last turn'] == pytest.approx((0.5, 0.1 / 2**0.5))
+    assert apart['reward'] == pytest.approx((0.5, 0.2))
+    assert rlpa_table.as_markdown({'rlpa': apart}).splitlines()[-1].startswith('| rlpa | 0.500 ± 0.200 | ')
+
+
+def test_an_unknown_method_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        rlpa_table.main([f'--folder={tmp_path}', '--methods=rlpa,grpo'])
+    assert "'grpo' is unknown; choose from base, " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_table_of_rlpa_is_made_and_goes_on(tmp_path, capsys):
+    methods = 'base,warm-up,dpo,shuffled'
+    asked = [f'--folder={tmp_path}', f'--methods={methods}', '--seeds=1', '--variant=smoke', '--steps=2']
+    rlpa_table.main(asked)
+    table = capsys.readouterr().out
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob('*/comparison.json')}
+    assert len(made) == 4 and all(f'| {method} | ' in table for method in methods.split(','))
+    rlpa_table.main(asked)
+    assert capsys.readouterr().out == table
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert (tmp_path / 'table.png').stat().st_size > 10_000
+    with pytest.raises(SystemExit, match='take another --folder'):
+        rlpa_table.main([*asked, '--steps=3'])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,8 +37,9 @@ class RemoteDecoder:
         self._metadata = (('authorization', f'Bearer {token}'),) if token else ()
         self._channel: grpc.Channel | None = None
 
-    def load(self, params: Params, version: int = 0) -> None:
-        """Decodes with these (plain, merged) parameters from now on; requests under way end on the old ones.
+    def load(self, params: Params, version: int | None = None) -> None:
+        """Decodes with these (plain, merged) parameters from now on; requests under way end on the old ones. Without a
+        version they get one that no other trainer's have, so that a call notices weights from elsewhere.
 
         Raises:
           RuntimeError: the server cannot be reached, or refuses.
@@ -47,9 +49,9 @@ class RemoteDecoder:
             self._channel = grpc.insecure_channel(self.address, options=wire.OPTIONS)
             with self._told():
                 self._check(wire.unpack(wire.Status, self._method('unary_unary', 'Status')(b'')))
+        self.version = secrets.randbits(31) if version is None else version
         with self._told():
-            self._method('stream_unary', 'Update')(wire.update(params, version, 'drain'))
-        self.version = version
+            self._method('stream_unary', 'Update')(wire.update(params, self.version, 'drain'))
 
     def release(self) -> None:
         """Closes the connection. The server keeps the weights and answers others with them."""

@@ -53,15 +53,15 @@ def pop(
     """Up to `n` dialogues to answer, and the rest of the queue.
 
     When fewer than `n` are pending, the waiting ones are answered first; an episode may end with a short batch.
-    Only when both have run dry does the next episode open with `people`, as `open_queue` does.
+    Only when none is left does the next episode open with `people`, as `open_queue` does.
     """
     if n < 1:
         raise ValueError(f'cannot pop {n} dialogues; the rollout batch must be at least 1')
-    if not queue.pending and not queue.waiting:
-        queue = open_queue(people, episode=queue.episode + 1, shuffle=shuffle)
     if len(queue.pending) < n and queue.waiting:
         answered = _answer(queue.waiting, user, seed)
         queue = dataclasses.replace(queue, pending=queue.pending + answered, waiting=())
+    if not queue.pending:
+        queue = open_queue(people, episode=queue.episode + 1, shuffle=shuffle)
     return list(queue.pending[:n]), dataclasses.replace(queue, pending=queue.pending[n:])
 
 

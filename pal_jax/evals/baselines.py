@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pal_jax.envs import dialogue as env
 from pal_jax.evals.personalization import Respond
 from pal_jax.feedback.profiles import parse_facts, plain_history, render_completion, render_facts
-from pal_jax.types import Chat, Completion, Dialogue, Person, RewardFn, Sample
+from pal_jax.types import Chat, Completion, Dialogue, Person, Sample
 
 Complete = Callable[[Sequence[Chat], int], list[Completion]]  # one completion a chat
 Known = Callable[[Person], str]  # a system prompt
@@ -33,17 +32,7 @@ BASELINES: dict[str, Known] = {
 }
 
 
-def in_format(complete: Complete, score: RewardFn, system: str) -> Respond:
-    """A policy that writes profile and reply in one, after its training's `system` prompt."""
-
-    def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
-        completions = complete([env.messages(each, system) for each in dialogues], seed)
-        return score(_samples(dialogues, completions), seed)
-
-    return respond
-
-
-def plainly(complete: Complete, score: RewardFn, known: Known, topics: Sequence[str]) -> Respond:
+def plainly(complete: Complete, known: Known, topics: Sequence[str]) -> Respond:
     """A model that replies as it likes after the system prompt `known`, and is asked for a profile besides."""
     question = {'role': 'user', 'content': _QUESTION.format(topics=', '.join(topics) or 'any')}
 
@@ -52,7 +41,7 @@ def plainly(complete: Complete, score: RewardFn, known: Known, topics: Sequence[
         replies = complete(chats, 2 * seed)
         said = [{'role': 'assistant', 'content': reply.text.strip()} for reply in replies]
         profiles = complete([[*chat, each, question] for chat, each in zip(chats, said, strict=True)], 2 * seed + 1)
-        return score(_samples(dialogues, list(map(_together, profiles, replies))), seed)
+        return _samples(dialogues, list(map(_together, profiles, replies)))
 
     return respond
 

@@ -25,7 +25,7 @@ from pal_jax.types import Dialogue, Person, ProfileMatcher, Sample, UserSimulato
 
 SCORED = ('profile', 'precision', 'recall', 'response', 'strict', *CRITERIA)  # of `info`, in the record by these names
 
-Respond = Callable[[Sequence[Dialogue], int], list[Sample]]  # one rewarded completion a dialogue
+Respond = Callable[[Sequence[Dialogue], int], list[Sample]]  # one completion a dialogue; `evaluate` wants it rewarded
 Talk = list[Sample]  # one person's dialogue, a sample a turn
 
 
@@ -73,17 +73,20 @@ def table(
 ) -> dict[str, Any]:
     """Means over people and, in `intervals`, their 95 % bootstrap intervals over people.
 
-    Turns that a malformed one cut off count as 0, but not in `format`; those that nobody could judge are left out and
-    counted in `unanswered`. `al_by_turn` is AL(k) of the papers: the percentage of replies that meet all criteria;
+    Turns that a malformed one cut off count as 0, but not in `format`. Those that nobody could judge, and those for
+    which a user had nothing to say, are left out and counted in `unanswered`. `al_by_turn` is AL(k) of the papers: the
+    percentage of replies that meet all criteria;
     `al` is its mean, `n_ir` and `n_r2` its normalised improvement.
     """
     people = [talk[0].dialogue.person for talk in talks]
     turns = [sample for talk in talks for sample in talk]
+    unheard = [bool(talk[-1].info['format']) and rounds - len(talk) for talk in talks]  # turns that a silent user cost
 
     def cells(value: Callable[[Sample], float]) -> np.ndarray:
         """[people, turns]"""
         rows = [[value(sample) if sample.ok else np.nan for sample in talk] for talk in talks]
-        return np.array([row + [0.0] * (rounds - len(row)) for row in rows])
+        rest = [np.nan if silent else 0.0 for silent in unheard]
+        return np.array([row + [pad] * (rounds - len(row)) for row, pad in zip(rows, rest, strict=True)])
 
     scores = {name: cells(lambda sample, name=name: sample.info[name]) for name in SCORED}
     f1, al = scores['profile'], 100.0 * scores['strict']
@@ -94,7 +97,7 @@ def table(
     totals = means(rewards.T)[np.isfinite(rewards).any(axis=1), None]
     return {
         'people': len(talks),
-        'unanswered': sum(not sample.ok for sample in turns),
+        'unanswered': sum(not sample.ok for sample in turns) + sum(unheard),
         'reward': float(means(totals)[0]),
         'reward_se': float(np.std(totals, ddof=1) / np.sqrt(len(totals))) if len(totals) > 1 else None,
         'format': float(np.mean([sample.info['format'] for sample in turns])),
@@ -102,7 +105,7 @@ def table(
         **{f'{name}_by_turn': means(each).tolist() for name, each in named.items()},
         'bound_by_turn': means(cells(lambda sample: bound(sample.dialogue))).tolist(),
         'guesser_by_turn': [float(np.mean(f1_of(matcher, [guess] * len(people), people)))] * rounds,
-        'shuffled_by_turn': means(shuffled(talks, rounds, matcher)).tolist(),
+        'shuffled_by_turn': means(np.where(np.isnan(f1), np.nan, shuffled(talks, rounds, matcher))).tolist(),
         'al_by_turn': means(al).tolist(),
         'n_ir': rise.n_ir,
         'n_r2': rise.n_r2,

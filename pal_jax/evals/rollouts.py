@@ -1,4 +1,4 @@
-"""What the samples of a training step come to: figures, dialogues to look at, and whether enough were judged."""
+"""What the samples of a training step come to: figures, dialogues to look at, and whether enough was answered."""
 
 from __future__ import annotations
 
@@ -33,13 +33,11 @@ def summarize(samples: Sequence[Sample]) -> Metrics:
     }
 
 
-def check_answered(samples: Sequence[Sample], max_failed: float, why: str = '') -> None:
-    """Raises RuntimeError when too many samples have no reward; `why` is what the judges' servers said."""
-    failed = np.mean([not sample.ok for sample in samples])
-    if failed > max_failed:
+def check_failed(failed: int, total: int, what: str, max_failed: float, why: str = '') -> None:
+    """Raises RuntimeError where more than a share `max_failed` of `total` went without; `why` is what servers said."""
+    if failed > max_failed * total:
         raise RuntimeError(
-            f'{failed:.0%} of the samples got no reward, more than reward.max_failed={max_failed}; check the judge '
-            f'({why or "its answers could not be read"})'
+            f'{failed} of {total} {what}, more than reward.max_failed={max_failed} ({why or "no answer could be read"})'
         )
 
 

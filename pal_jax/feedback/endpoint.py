@@ -8,7 +8,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +22,12 @@ FATAL = openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoun
 
 @dataclasses.dataclass
 class Usage:
-    """What has been asked so far. `cost` is in the currency of the prices."""
+    """What has been asked so far. `cost` is in the currency of the prices; `unkept` counts faults of the cache, which
+    cost an answer asked again and nothing else."""
 
     requests: int = 0
     cached: int = 0
+    unkept: int = 0
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -103,7 +105,7 @@ class Endpoint:
         with self._lock:
             for key, request in dict(zip(keys, requests, strict=True)).items():
                 waiting = self._waiting.get(key) if early else self._waiting.pop(key, None)
-                known = self._answers.get(key) if self._answers and waiting is None else None
+                known = self._known(key) if waiting is None else None
                 if known is not None:
                     answers[key] = known
                     self.usage.cached += not early
@@ -125,8 +127,20 @@ class Endpoint:
         with self._lock:
             self._account(reply)
             if reply.text and self._answers:
-                self._answers.put(key, reply.text)
+                self._of_cache(self._answers.put, key, reply.text)
         return reply
+
+    def _known(self, key: str) -> str | None:
+        return self._of_cache(self._answers.get, key) if self._answers else None
+
+    def _of_cache(self, call: Callable[..., str | None], *args: str) -> str | None:
+        """What the cache says; None where its file is locked, full or damaged."""
+        try:
+            return call(*args)
+        except sqlite3.Error as error:
+            self.usage.unkept += 1
+            self.last_error = f'the cache of answers: {error}'
+            return None
 
     def _request(self, request: Mapping[str, Any]) -> Reply:
         try:
@@ -151,12 +165,12 @@ class Endpoint:
 
 
 class Answers:
-    """Answers on disk by the digest of their request. One process writes, one thread at a time; a kill loses none that
-    was put."""
+    """Answers on disk by the digest of their request; a kill loses none that was put. Processes may share the file, and
+    wait for each other."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._table = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._table = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
         self._table.execute('create table if not exists answers (request text primary key, answer text not null)')
 
     def get(self, request: str) -> str | None:

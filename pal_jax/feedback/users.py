@@ -140,6 +140,19 @@ def make_scripted_user(*, p_spontaneous: float = 0.3) -> UserSimulator:
     return answer
 
 
+class Listened:
+    """A user simulator, and how many of its answers could not be had."""
+
+    def __init__(self, user: UserSimulator):
+        self._user, self.asked, self.silent = user, 0, 0
+
+    def __call__(self, dialogues: Sequence[Dialogue], seed: int) -> Sequence[str | None]:
+        lines = self._user(dialogues, seed)
+        self.asked += len(lines)
+        self.silent += sum(line is None for line in lines)
+        return lines
+
+
 def revealed(dialogue: Dialogue) -> frozenset[str]:
     """The facts that the person has told: those whose value (or sentence) stands in a user turn."""
     told = '\n'.join(turn.content for turn in dialogue.turns if turn.role == 'user')

@@ -76,8 +76,9 @@ class PPO:
                 raise ValueError(f'ppo.{name}={getattr(self, name)!r}; use one of {", ".join(get_args(values))}')
         if self.row_tokens < 0:
             raise ValueError(f'ppo.row_tokens={self.row_tokens} must be at least 0; 0 gives every prompt a row')
-        if self.micro_train_batch_size < 1:
-            raise ValueError(f'ppo.micro_train_batch_size={self.micro_train_batch_size} must be at least 1')
+        for name in ('micro_train_batch_size', 'epochs', 'minibatches', 'micro_rows'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'ppo.{name}={getattr(self, name)} must be at least 1')
         if self.kl_in == 'loss' and self.kl_estimator == 'k1':
             raise ValueError("ppo.kl_estimator='k1' has no gradient as a loss; use k2 or k3, or ppo.kl_in='reward'")
 

@@ -49,18 +49,21 @@ def stored(
     if not exchange('states', path.exists())[0]:  # as the first process sees it: all compute, or none
         partial = path.with_suffix(f'.partial-{uuid.uuid4().hex[:8]}')  # of this process alone, on whatever host
         path.parent.mkdir(parents=True, exist_ok=True)
-        table = np.lib.format.open_memmap(partial, 'w+', np.float32, shape)
-        for numbers, vectors in compute():
-            if not np.isfinite(vectors).all():
-                raise RuntimeError(
-                    f'row {numbers[0]} of the states of {len(texts)} texts, or one near it, is not finite'
-                )
-            table[numbers] = vectors
-        table.flush()
-        if jax.process_index() == 0:
-            partial.replace(path)
-        else:
-            partial.unlink()
+        writes = jax.process_index() == 0
+        try:
+            table = np.lib.format.open_memmap(partial, 'w+', np.float32, shape) if writes else None
+            for numbers, vectors in compute():
+                if not np.isfinite(vectors).all():
+                    raise RuntimeError(
+                        f'row {numbers[0]} of the states of {len(texts)} texts, or one near it, is not finite'
+                    )
+                if table is not None:
+                    table[numbers] = vectors
+            if table is not None:
+                table.flush()
+                partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     exchange('states written')
     return np.load(path, mmap_mode='r')
 

@@ -89,7 +89,8 @@ def make(config: Config, ctx: Context) -> Recipe:
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
     condition = make_condition(config, pair_up, ctx)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
-    rows = {'ways': sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, 'micro_rows': config.ppo.micro_rows}
+    ways, ppo = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, config.ppo
+    rows = {'ways': ways, 'micro_rows': ppo.micro_rows, 'row_tokens': ppo.row_tokens}
     n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)
 
     def init() -> tuple[State, Host]:

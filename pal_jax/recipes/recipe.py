@@ -96,7 +96,7 @@ class Recipe(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """The model that `config.policy` names, as this machine computes it; its weights are read by `load`."""
+    """A model that the config names, as this machine computes it; its weights are read by `load`."""
 
     cfg: ModelConfig
     tokenizer: Tokenizer
@@ -104,14 +104,15 @@ class Policy(NamedTuple):
 
 
 def make_policy(config: Config, ctx: Context, of: str = 'policy') -> Policy:
-    """Raises ValueError or RuntimeError where the model cannot be had."""
-    source = sources.resolve(config[of].source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
-    cfg = devices.for_platform(source.config, config.policy.dtype)
-    return Policy(dataclasses.replace(cfg, remat=config.policy.remat), source.tokenizer(), source)
+    """What `config.policy`, or another part, names. Raises ValueError or RuntimeError where the model cannot be had."""
+    named = config[of]
+    source = sources.resolve(named.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
+    cfg = devices.for_platform(source.config, named.dtype)
+    return Policy(dataclasses.replace(cfg, remat=named.remat), source.tokenizer(), source)
 
 
 def make_adapters(config: Config, of: str = 'policy') -> Lora | None:
-    """The adapters that `config.policy.lora` names."""
+    """The adapters that `config.policy.lora`, or that of another part, names."""
     lora = config[of].lora
     targets = lora.targets if lora.targets == 'all-linear' else tuple(lora.targets.split(','))
     return Lora(lora.rank, lora.alpha, targets, lora.dropout) if lora.rank else None

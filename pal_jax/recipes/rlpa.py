@@ -24,8 +24,9 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder, make_decoder
 from pal_jax.decode.local import Request
 from pal_jax.envs import dialogue as env
-from pal_jax.evals.rollouts import check_answered, shown, spread, summarize
+from pal_jax.evals.rollouts import check_failed, shown, spread, summarize
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
+from pal_jax.feedback.users import Listened
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
@@ -42,7 +43,7 @@ from pal_jax.recipes.recipe import (
     make_policy,
     stage_before,
 )
-from pal_jax.recipes.world import World, make_world, read_system
+from pal_jax.recipes.world import World, make_world, read_system, rounds_of
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.runtime.processes import Shares
@@ -76,7 +77,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     world, policy, learner, decoder, sample_turns, supervised = make_parts(config, ctx)
     warmup, dialogue = config.warmup.steps, config.dialogue
     n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
-    max_rounds = dialogue.max_rounds if dialogue.use_multiturn else 1
+    max_rounds = rounds_of(dialogue)
     turn_gamma, turns_a_step = dialogue.turn_gamma, max_rounds if dialogue.turn_gamma else 1
     order = config.seed if dialogue.shuffle else None
     rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
@@ -100,17 +101,15 @@ def make(config: Config, ctx: Context) -> Recipe:
         return [samples[k : k + n] for k in range(0, len(samples), n)]
 
     def rlpa_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
-        queue = env.from_json(host['queue'])
+        queue, user = env.from_json(host['queue']), Listened(world.user)
         with ctx.phase('rollout'):
             decoder.load(learner.weights(state))
-            open_dialogues, queue = env.pop(
-                queue, prompts_a_step, people=world.train, user=world.user, seed=i, shuffle=order
-            )
-            turns = env.play(open_dialogues, answer, turns=turns_a_step, user=world.user, seed=i)
+            open_dialogues, queue = env.pop(queue, prompts_a_step, people=world.train, user=user, seed=i, shuffle=order)
+            turns = env.play(open_dialogues, answer, turns=turns_a_step, user=user, seed=i)
             decoder.release()
-            queue = env.continue_best(queue, turns[-1], **rounds, user=world.user, seed=i)
+            queue = env.continue_best(queue, turns[-1], **rounds, user=user, seed=i)
         samples = [sample for groups in turns for group in groups for sample in group]
-        metrics = summarize(samples)
+        metrics = summarize(samples) | {'silent': float(user.silent)}
         ctx.show(map(shown, spread(samples, dialogue.shown)))
         with ctx.phase('annotate'):
             returns = env.with_returns(turns, gamma=turn_gamma)
@@ -123,14 +122,16 @@ def make(config: Config, ctx: Context) -> Recipe:
                 state, updated = learner.update(state, batch, key, ptx)
             metrics |= updated
         check_finite(state, ' or raise ppo.kl_coef')
-        check_answered(samples, config.reward.max_failed, world.models.last_error)
+        failed = config.reward.max_failed, world.models.last_error
+        check_failed(sum(not each.ok for each in samples), len(samples), 'samples got no reward', *failed)
+        check_failed(user.silent, user.asked, 'users gave no answer', *failed)
         return state, {'queue': env.to_json(queue)}, 'rlpa', metrics | world.models.usage
 
     def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         return (imitation_step if i < warmup else rlpa_step)(state, host, i)
 
     def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
-        return world.score(sample_turns(dialogues, 1, (config.seed, EVALUATION, seed)), seed)
+        return sample_turns(dialogues, 1, (config.seed, EVALUATION, seed))
 
     def evaluate(state: PolicyState, stage: str) -> Evaluation:
         with ctx.phase('evaluate'):

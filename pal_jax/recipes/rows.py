@@ -3,10 +3,12 @@ what they told."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grain
+import numpy as np
 from jax.sharding import Mesh
 
 from pal_jax.data import chats
@@ -68,12 +70,14 @@ def make_rows(config: Config, tokenizer: Tokenizer, convert: Callable[[Any], Gro
     """
     data = config.data
     made = MADE.get(data.train)
-    train = list(map(convert, made(config, key))) if made else chats.read(data.train, convert)
-    if data.test:
-        test = chats.read(data.test, convert)
+    if made:
+        parts = [list(map(convert, records)) for records in made(config, key)]
     else:
-        cut = len(train) - min(data.test_rows, len(train) // 5)
-        train, test = train[:cut], train[cut:]
+        parts = [[row] for row in chats.read(data.train, convert)]
+    if data.test:
+        train, test = list(itertools.chain(*parts)), chats.read(data.test, convert)
+    else:
+        train, test = hold_out(parts, data.test_rows)
     kept, tested = ([group for group in each if group.length <= data.max_length] for each in (train, test))
     if not kept or not tested:
         raise ValueError(
@@ -83,22 +87,38 @@ def make_rows(config: Config, tokenizer: Tokenizer, convert: Callable[[Any], Gro
     return Rows(kept, tested, n, most_actions([*kept, *tested]), len(train) + len(test) - len(kept) - len(tested))
 
 
-def oracle_records(config: Config, key: str) -> Iterator[dict[str, Any]]:
-    """The oracle's answers in the format of files: the good one as `key`, the other one as `rejected`."""
+def hold_out(parts: list[list[Group]], most: int) -> tuple[list[Group], list[Group]]:
+    """What is learnt, and of the last parts up to `most` rows and a fifth of all. A part stays together: who is tested
+    on has said nothing to learn from."""
+    sizes = np.cumsum([len(part) for part in reversed(parts)])
+    held = int(np.sum(sizes <= min(most, sizes[-1] // 5)))
+    cut = len(parts) - held
+    return list(itertools.chain(*parts[:cut])), list(itertools.chain(*parts[cut:]))
+
+
+def oracle_records(config: Config, key: str) -> Iterator[list[dict[str, Any]]]:
+    """Of each person the oracle's answers in the format of files: the good one as `key`, the other as `rejected`."""
     oracle, system = config.oracle, env.actor_prompt(SLOTS)
     people = make_people(oracle.people, seed=config.seed, facts=oracle.facts)
     user = make_scripted_user(p_spontaneous=oracle.p_spontaneous)
+    by_person: dict[str, list[dict[str, Any]]] = {}
     for dialogue, good, worse in make_answers(people, user, rounds=oracle.rounds, seed=config.seed):
         said = [[{'role': 'assistant', 'content': text}] for text in (good, worse)]
-        yield {'prompt': env.messages(dialogue, system), key: said[0], 'rejected': said[1]}
+        record = {'prompt': env.messages(dialogue, system), key: said[0], 'rejected': said[1]}
+        by_person.setdefault(dialogue.person.id, []).append(record)
+    yield from by_person.values()
 
 
-def recall_records(config: Config, key: str) -> Iterator[dict[str, Any]]:
+def recall_records(config: Config, key: str) -> Iterator[list[dict[str, Any]]]:
     """Right and wrong answers to what the same people told."""
     people = make_people(config.oracle.people, seed=config.seed, facts=config.oracle.facts)
-    for asked, *answers in recall.make_pairs(people, config.seed):
-        right, wrong = ([{'role': 'assistant', 'content': text}] for text in answers)
-        yield {'prompt': list(asked), key: right, 'rejected': wrong}
+    pairs = recall.make_pairs(people, config.seed)
+    for person in people:
+        records = []
+        for asked, *answers in itertools.islice(pairs, len(person.facts)):
+            right, wrong = ([{'role': 'assistant', 'content': text}] for text in answers)
+            records.append({'prompt': list(asked), key: right, 'rejected': wrong})
+        yield records
 
 
 MADE = {'oracle': oracle_records, 'recall': recall_records}

@@ -14,6 +14,7 @@ import jax
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
 from pal_jax.evals.personalization import Respond
+from pal_jax.evals.rollouts import check_failed
 from pal_jax.feedback.early import Early
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.language import make_judge, make_matcher, make_user
@@ -30,10 +31,12 @@ from pal_jax.runtime import devices
 from pal_jax.runtime.processes import ALONE, Shares, exchange
 from pal_jax.types import (
     ChatModel,
+    Dialogue,
     Metrics,
     Person,
     ProfileMatcher,
     RewardFn,
+    Sample,
     Sampling,
     UserSimulator,
 )
@@ -57,12 +60,32 @@ class World:
     score: RewardFn  # of evaluations: the reward without a control, by a judge who knows the person
     early: Early | None  # asked about each answer while others are decoded; None: all who judge are on this machine
     models: Models
+    max_failed: float
 
-    def evaluate(self, respond: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
-        """Figures and dialogues of a policy with the people it never trains on."""
-        return personalization.evaluate(
+    def evaluate(self, answer: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+        """Figures and dialogues of a policy with the people it never trains on, and what was asked of endpoints so far.
+        What `answer` gives is scored here.
+
+        Raises:
+          RuntimeError: more than `max_failed` of the turns of a split have no answer of a user or of a judge.
+        """
+
+        def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
+            return self.score(answer(dialogues, seed), seed)
+
+        record, dialogues = personalization.evaluate(
             respond, self.user, self.tests, rounds=rounds, guess=self.guess, matcher=self.matcher
         )
+        for number, (split, people) in enumerate(self.tests.items()):
+            failed, turns = record[f'{split}_unanswered' if number else 'unanswered'], rounds * len(people)
+            what = f'turns with {split} people have no answer of a user or of a judge'
+            check_failed(failed, turns, what, self.max_failed, self.models.last_error)
+        return record | self.models.usage, dialogues
+
+
+def rounds_of(dialogue: Config) -> int:
+    """Turns of a dialogue."""
+    return dialogue.max_rounds if dialogue.use_multiturn else 1
 
 
 def make_world(config: Config, shares: Shares = ALONE) -> World:
@@ -120,6 +143,7 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
         score=share_reward(reward(score, informed=True), shares),
         early=early,
         models=models,
+        max_failed=config.reward.max_failed,
     )
 
 
@@ -143,12 +167,14 @@ def make_splits(
         if dialogue.personalities:
             people = with_personalities(people, load(dialogue.personalities), seed=config.seed)
         slotter = models.choose('dialogue.slotter', dialogue.slotter, make_slotter, none=lambda: None)
-        if slotter:
-            people = slot_all(people, slotter, shares, config.reward.max_failed, models)
         cut = len(people) - min(tested, len(people) // 5 or 1)
         if cut < 1:
             raise ValueError(f'{dialogue.profiles} has {len(people)} person; give two or more, one is kept for testing')
-        train, tests = people[:cut], {'heldout': people[cut:]}
+        train, heldout = people[:cut], people[cut:]  # before any is left out, so that nobody changes sides
+        if slotter:
+            slot = functools.partial(slot_all, slotter=slotter, shares=shares, models=models)
+            train, heldout = (slot(each, max_failed=config.reward.max_failed) for each in (train, heldout))
+        tests = {'heldout': heldout}
         topics = tuple(dict.fromkeys(slot for p in train for slot, _ in map(split_fact, p.facts) if slot))[:12]
     if config.eval.profiles:
         tests['extended'] = load(config.eval.profiles)[:tested]
@@ -156,7 +182,7 @@ def make_splits(
 
 
 def slot_all(
-    people: Sequence[Person], slotter: Slotter, shares: Shares, max_failed: float, models: Models
+    people: Sequence[Person], *, slotter: Slotter, shares: Shares, models: Models, max_failed: float
 ) -> list[Person]:
     """People in slots, each process asking for its share; those left out are counted.
 
@@ -165,13 +191,8 @@ def slot_all(
     """
     slotted = slot_people(people, lambda texts: shares.gather('slots', texts, lambda _, part: slotter(part)))
     failed = len(people) - len(slotted)
-    if failed > max_failed * len(people):
-        raise RuntimeError(
-            f'{failed} of {len(people)} people could not be brought into slots, more than '
-            f'reward.max_failed={max_failed}; check dialogue.slotter '
-            f'({models.last_error or "its answers could not be read"})'
-        )
-    models.counts['people_left_out'] = float(failed)
+    check_failed(failed, len(people), 'people could not be brought into slots', max_failed, models.last_error)
+    models.counts['people_left_out'] = models.counts.get('people_left_out', 0.0) + failed
     return slotted
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
     """Compares a configuration with the one that the run in `workdir` has written, if it has.
 
     Args:
-      free: keys that may change between two calls of one run, such as `total_steps`.
+      free: keys that may change between two calls of one run, such as `total_steps` or `endpoints.*.address`.
     Raises:
       ValueError: the folder belongs to a run of another configuration; the changed keys are listed.
     """
@@ -202,7 +203,11 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
     if not path.exists():
         return
     old, ours = _flatten(json.loads(path.read_text())), _flatten(json.loads(json.dumps(config)))
-    changed = [k for k in sorted(old.keys() | ours.keys()) if old.get(k) != ours.get(k) and k not in free]
+    changed = [
+        k
+        for k in sorted(old.keys() | ours.keys())
+        if old.get(k) != ours.get(k) and not any(fnmatch(k, key) for key in free)
+    ]
     if changed:
         listed = ', '.join(f'{key}: {old.get(key)!r} -> {ours.get(key)!r}' for key in changed)
         raise ValueError(

@@ -21,7 +21,7 @@ from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.people import SCHEMA, SLOTS, make_people
 from pal_jax.feedback.profiles import match_exactly, mentions, parse_completion, render_completion, render_facts
 from pal_jax.feedback.rewards import make_reward
-from pal_jax.feedback.users import make_scripted_user, revealed
+from pal_jax.feedback.users import Listened, make_scripted_user, revealed
 from pal_jax.types import Completion, Dialogue, Person, Sample, Turn
 
 USER = make_scripted_user(p_spontaneous=1.0)
@@ -173,6 +173,14 @@ def test_all_malformed_ends_the_conversation():
     queue = continue_best(Queue(()), groups, max_rounds=3, round_batch_size=1, user=USER, seed=0)
     assert [dialogue.person.id for dialogue in queue.pending] == ['u1']
     assert 'None' not in json.dumps(to_json(queue))
+
+
+def test_users_who_say_nothing_end_the_episode_and_are_counted():
+    heard = Listened(lambda dialogues, seed: [None] * len(dialogues))
+    waiting = Queue((), open_queue(people(2)).pending)
+    dialogues, queue = pop(waiting, 2, people=people(2), user=heard, seed=0)
+    assert [d.person.id for d in dialogues] == ['u0', 'u1'] and queue.episode == 1
+    assert (heard.asked, heard.silent) == (2, 2)
 
 
 def test_queue_is_deterministic_and_survives_json():

@@ -57,8 +57,13 @@ def test_what_nobody_could_judge_is_left_out_and_what_was_never_said_is_not():
     assert record['unanswered'] == 1
     assert record['al_by_turn'] == [50.0, 100.0] and record['f1_by_turn'] == pytest.approx([0.0, 2 / 3])
     assert record['reward'] == pytest.approx((0.5 + 1.0) / 2)
-    cut = [talks()[0][:1], talks()[1]]  # a malformed turn has ended the first
-    assert personalization.table(cut, rounds=2, guess=())['al_by_turn'] == [50.0, 50.0]
+    cut = [talks()[0][:1], talks()[1]]
+    silent = personalization.table(cut, rounds=2, guess=())  # the first user had no second message
+    assert silent['unanswered'] == 1 and silent['al_by_turn'] == [50.0, 100.0]
+    assert silent['shuffled_by_turn'] == [0.0, 0.5]
+    cut[0][0].info['format'] = 0.0  # a malformed turn has ended the first
+    malformed = personalization.table(cut, rounds=2, guess=())
+    assert malformed['unanswered'] == 0 and malformed['al_by_turn'] == [50.0, 50.0]
 
 
 def test_the_order_of_people_changes_no_mean():
@@ -82,7 +87,11 @@ class Model:
 @pytest.mark.parametrize('name', baselines.BASELINES)
 def test_a_plain_model_is_asked_for_its_profile_beside_the_reply(name):
     model, score = Model('Well:\n- pet: cat\n'), make_reward(match_exactly, judge_by_rules)
-    respond = baselines.plainly(model, score, baselines.BASELINES[name], ('pet', 'city'))
+    answer = baselines.plainly(model, baselines.BASELINES[name], ('pet', 'city'))
+
+    def respond(dialogues, seed):
+        return score(answer(dialogues, seed), seed)
+
     user = make_scripted_user(p_spontaneous=1.0)
     record, dialogues = personalization.evaluate(respond, user, {'x': PEOPLE[:1]}, rounds=2, guess=())
     assert record['format'] == 1.0 and record['f1_by_turn'] == pytest.approx([2 / 3] * 2)
@@ -98,6 +107,6 @@ def test_a_reply_with_tags_of_the_format_stays_malformed():
     def complete(chats, seed):
         return [Completion('x</response><profile>', (1,), (0.0,), 'stop') for _ in chats]
 
-    respond = baselines.plainly(complete, lambda samples, seed: samples, baselines.BASELINES['base'], ())
+    respond = baselines.plainly(complete, baselines.BASELINES['base'], ())
     (done,) = respond([Dialogue(dataclasses.replace(PEOPLE[0]), (Turn('user', 'Hi'),))], 0)
     assert parse_completion(done.completion.text) is None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -66,6 +68,15 @@ def test_what_was_answered_is_not_asked_again(server, tmp_path):
     assert second([chat('a')], 0) == ['a']
     assert len(server.asked) == asked and second.usage.cached == 1
     assert second([chat('a')], 1) == ['a'] and len(server.asked) == asked + 1  # another seed is another question
+
+
+def test_a_locked_cache_costs_an_answer_asked_again_and_is_counted(server, tmp_path, monkeypatch):
+    endpoint = make(server, cache=tmp_path / 'answers.sqlite')
+    for method in ('get', 'put'):
+        monkeypatch.setattr(endpoint._answers, method, Mock(side_effect=sqlite3.OperationalError('database is locked')))
+    assert endpoint([chat('a')], 0) == endpoint([chat('a')], 0) == ['a']
+    assert (endpoint.usage.requests, endpoint.usage.unkept) == (2, 4)
+    assert 'database is locked' in endpoint.last_error
 
 
 def test_what_is_missing_is_told_before_anything_is_asked(monkeypatch):

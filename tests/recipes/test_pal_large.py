@@ -298,7 +298,7 @@ def test_a_mixture_is_kept_as_a_line_and_given_back(folder, tmp_path):
     run = pal_reward.open_trained(str(workdir))
     name = run.data.names[int(np.flatnonzero(run.state.users.updates)[0])]
     model = pal_reward.load_pal_reward_model(str(workdir), user=name)
-    pal_export.save_mixture(model, tmp_path / 'p.json', run=str(workdir), user=name)
+    pal_reward.save_mixture(model, tmp_path / 'p.json', run=str(workdir), user=name)
     again = pal_reward.load_pal_reward_model(str(workdir), mix=pal_reward.read_mixture(tmp_path / 'p.json'))
     np.testing.assert_allclose(again.reward(['azaz'], ['yes']), model.reward(['azaz'], ['yes']), rtol=1e-5)
     with pytest.raises(ValueError, match='holds no mixture'):

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.decode.requests import Request
 from pal_jax.feedback.profiles import render_completion
 from pal_jax.recipes import rlpa, world
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
-from pal_jax.types import Completion
+from pal_jax.types import Completion, Sample, Sampling
 from tests import configs
 
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
@@ -180,7 +181,7 @@ def test_a_model_that_plays_all_parts_and_fails_now_and_then(chat_server, monkey
         assert unreadable == 0 and metrics['judge_requests'] == 0 and metrics['judge_cached'] > 0
         jax.tree.map(np.testing.assert_array_equal, first, again)
         config.reward.max_failed = 0.1
-        with pytest.raises(RuntimeError, match=r'got no reward, more than reward\.max_failed=0\.1'):
+        with pytest.raises(RuntimeError, match=r'samples got no reward, more than reward\.max_failed=0\.1'):
             rollout(config, 2, monkeypatch)
 
 
@@ -207,3 +208,24 @@ def test_our_own_model_plays_user_and_judge(monkeypatch):
     (batch, *_), metrics = rollout(config, 2, monkeypatch)
     assert not batch.reward[batch.ok].any()  # malformed ones: a random model's verdicts cannot be read
     assert metrics['failed'] > 0 and metrics['reward'] == 0.0
+
+
+@pytest.mark.parametrize('role', ['user', 'judge'])
+def test_who_is_not_there_ends_training_and_evaluation_with_the_reason(monkeypatch, role):
+    part = {'user': 'dialogue.user', 'judge': 'reward.judge'}[role]
+    config = get_config(**{
+        'warmup.steps': 0, 'total_steps': 2, 'sampling.max_tokens': 128, 'answers': '', part: f'endpoint:{role}',
+        f'endpoints.{role}.address': 'http://127.0.0.1:9/v1', f'endpoints.{role}.model': 'm',
+        f'endpoints.{role}.retries': 0, f'endpoints.{role}.timeout': 5.0,
+    })  # fmt: skip
+    what = {'user': 'users gave no answer', 'judge': 'samples got no reward'}[role]
+    with pytest.raises(RuntimeError, match=rf'\d+ of \d+ {what}, more than reward\.max_failed=0\.1 \({role}: API'):
+        rollout(config, 2, monkeypatch)
+    people, decoder = world.make_world(config), Writing()
+
+    def respond(dialogues, seed):
+        done = decoder([Request((1,), Sampling(), i) for i in range(len(dialogues))])
+        return [Sample(d, (), c, i) for i, (d, c) in enumerate(zip(dialogues, done, strict=True))]
+
+    with pytest.raises(RuntimeError, match=f'turns with heldout people have no answer.*{role}: API'):
+        people.evaluate(respond, rounds=2)

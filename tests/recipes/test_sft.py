@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from pal_jax.recipes import sft
 from pal_jax.recipes.recipe import Context
-from pal_jax.recipes.rows import Rows
+from pal_jax.recipes.rows import Rows, hold_out
 from pal_jax.runtime import devices
 from tests import configs
 
@@ -105,3 +106,12 @@ def test_rows_are_drawn_by_the_number_of_the_step_each_once_a_pass():
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10] != drawn[10:]
     assert rows.draw(config, 3) == drawn[12:16]
+
+
+def test_who_is_tested_on_has_said_nothing_to_learn_from():
+    people: Any = [['a1', 'a2', 'a3'], ['b1', 'b2', 'b3'], ['c1', 'c2', 'c3'], ['d1', 'd2', 'd3'], ['e1', 'e2', 'e3']]
+    train, test = hold_out(people, most=64)  # a fifth
+    assert test == ['e1', 'e2', 'e3'] and train[-1] == 'd3' and len(train) == 12
+    assert hold_out(people, most=2) == (train + test, [])
+    rows: Any = [[number] for number in range(10)]
+    assert hold_out(rows, most=64)[1] == [8, 9]
