@@ -15,7 +15,8 @@ from benchmarks.contestant import Round
 from benchmarks.shapes import SHAPES
 
 if TYPE_CHECKING:
-    from pal_jax.decode.local import LocalDecoder, Request
+    from pal_jax.decode.local import LocalDecoder
+    from pal_jax.decode.requests import Request
 
 STRIDE = 4  # steps between two fetches of tokens, ours and the engine's
 
@@ -46,8 +47,8 @@ def make_engine(model: str, dtype: str, batch: int, prompt: int, new: int) -> Ro
     import jax.numpy as jnp
 
     from pal_jax.decode import engine
-    from pal_jax.decode.local import for_slots
     from pal_jax.decode.programs import Programs
+    from pal_jax.decode.requests import for_slots
     from pal_jax.models import decoder, params
     from pal_jax.runtime.devices import for_platform, make_mesh
 
@@ -195,7 +196,7 @@ def _weights(cfg: Any) -> Any:
 
 def ask(prompt: Sequence[int], new: int) -> Request:
     """A greedy request."""
-    from pal_jax.decode.local import Request
+    from pal_jax.decode.requests import Request
     from pal_jax.types import Sampling
 
     return Request(tuple(prompt), Sampling(temperature=0.0, max_tokens=new), seed=0)

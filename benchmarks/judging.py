@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pal_jax.decode.local import Request, Told
+    from pal_jax.decode.requests import Request, Told
     from pal_jax.types import Completion
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'rlpa.py'

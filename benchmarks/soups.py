@@ -33,7 +33,8 @@ def make_decoder(
     """Calls of `LocalDecoder`, each of whose requests mixes `adapters` adapters in its own way."""
     import jax
 
-    from pal_jax.decode.local import LocalDecoder, Request
+    from pal_jax.decode.local import LocalDecoder
+    from pal_jax.decode.requests import Request
     from pal_jax.models import lora, params, soups
     from pal_jax.runtime.devices import for_platform, make_mesh
     from pal_jax.types import Sampling

@@ -28,8 +28,9 @@ from rich.text import Text
 
 from pal_jax import cli
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.local import LocalDecoder, Request
+from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.page import Preset
+from pal_jax.decode.requests import Request
 from pal_jax.envs.dialogue import messages
 from pal_jax.feedback.profiles import Parsed, parse_completion
 from pal_jax.talking import SOURCE, chat_preset, open_model

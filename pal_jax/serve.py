@@ -42,7 +42,8 @@ from pal_jax import cli
 from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.http import make_app
-from pal_jax.decode.local import LocalDecoder, Progress, Request
+from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.requests import Progress, Request
 from pal_jax.models import lora, peft, soups
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params

@@ -9,7 +9,8 @@ from typing import Protocol
 from jax.sharding import Mesh
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.local import LocalDecoder, Request, Told
+from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.requests import Request, Told
 from pal_jax.decode.shares import SharedDecoder
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Literal
 
-from pal_jax.decode.local import LocalDecoder, Progress, Request
+from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.requests import Progress, Request
 from pal_jax.models.params import Params
 
 Notify = Callable[[Progress | Exception], None]  # called on the driver's thread; the last call has the completion

@@ -21,11 +21,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode import local
 from pal_jax.decode.driver import Busy, Closed, Driver, Ticket
-from pal_jax.decode.local import Progress
 from pal_jax.decode.openai_api import ChatForm, ChatRequest, Choice, Form, Options, TextForm, TextRequest
 from pal_jax.decode.page import PLAIN, Preset, chat_page
+from pal_jax.decode.requests import Progress
+from pal_jax.decode.requests import Request as DecodeRequest
 from pal_jax.types import FinishReason, Sampling
 
 MAX_TOKENS = 512  # of an answer that names no limit
@@ -146,7 +146,7 @@ class Service:
         sampling = Sampling(body.temperature, body.top_k, body.top_p, limit, body.stops())
         seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
         mixture = None if body.mixture is None else tuple(body.mixture)
-        requests = [local.Request(tuple(prompt), sampling, seed + i, mixture) for i in range(body.n)]
+        requests = [DecodeRequest(tuple(prompt), sampling, seed + i, mixture) for i in range(body.n)]
         choices = [Choice(self.tokenizer, body.stops()) for _ in requests]
         news = _ask(self.driver, requests, self.metrics)
         first = await _unless_gone(request, anext(news))  # what is refused is refused before a stream begins
@@ -204,7 +204,7 @@ def _is_loopback(host: str) -> bool:
 # --- from the driver's thread to the event loop ----------------------------------------------------------------------
 
 
-async def _ask(driver: Driver, requests: Sequence[local.Request], metrics: Metrics) -> AsyncGenerator[News, None]:
+async def _ask(driver: Driver, requests: Sequence[DecodeRequest], metrics: Metrics) -> AsyncGenerator[News, None]:
     """News of all the requests as they come, until each has ended; left early, it takes the rest back."""
     loop, inbox = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Progress | Exception]]()
     tickets: list[Ticket] = []
@@ -235,7 +235,7 @@ async def _ask(driver: Driver, requests: Sequence[local.Request], metrics: Metri
                 driver.cancel(tickets[index])  # of one that has ended nothing is left to take back
 
 
-def _submit(driver: Driver, request: local.Request, notify) -> Ticket:
+def _submit(driver: Driver, request: DecodeRequest, notify) -> Ticket:
     try:
         return driver.submit(request, notify)
     except ValueError as error:

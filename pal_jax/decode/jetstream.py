@@ -27,8 +27,9 @@ from jaxtyping import Array, Int
 from pal_jax.data.packing import round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import engine
-from pal_jax.decode.local import Counters, Request, admission, bucket, for_slots
+from pal_jax.decode.local import Counters
 from pal_jax.decode.programs import Programs
+from pal_jax.decode.requests import Request, admission, bucket, for_slots
 from pal_jax.decode.sampling import Sampled
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params

@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import jax
 
-from pal_jax.decode import engine, local
+from pal_jax.decode import engine
 from pal_jax.decode.driver import Busy, Closed, Notify, Swap, SwapPolicy
 from pal_jax.decode.jetstream import JetStreamEngine, Slots, Stride, orchestrator
-from pal_jax.decode.local import Live, Progress, Request
+from pal_jax.decode.requests import Live, Progress, Request, advance, check, finish
 from pal_jax.models.params import Params
 from pal_jax.types import Sampling
 
@@ -117,7 +117,7 @@ class JetStreamDriver(orchestrator.Driver):
           Closed: the driver is draining or closed.
         """
         for request in requests:
-            local.check(request, self.engine.cfg)
+            check(request, self.engine.cfg)
         now = time.perf_counter()
         with self._lock:
             if self._closing:
@@ -204,7 +204,7 @@ class JetStreamDriver(orchestrator.Driver):
         if request.history_path:
             raise ValueError('session_cache is not supported; send the whole prompt')
         ids = self.engine.tokenizer.encode(content) if isinstance(content, str) else content
-        text = local.Live(0, Request(tuple(ids), Sampling(0.0, max_tokens=request.max_tokens), 0))
+        text = Live(0, Request(tuple(ids), Sampling(0.0, max_tokens=request.max_tokens), 0))
 
         def notify(news: Progress | Exception) -> None:
             if channel.cancelled():
@@ -404,13 +404,13 @@ class JetStreamDriver(orchestrator.Driver):
             return self._aborted(ticket)
         live, tokenizer = ticket.live, self.engine.tokenizer
         before = len(live.tokens)
-        reason = local.advance(live, tokenizer, version, *columns)
-        completion = local.finish(live, tokenizer, reason) if reason else None
+        reason = advance(live, tokenizer, version, *columns)
+        completion = finish(live, tokenizer, reason) if reason else None
         self.engine.counters.tokens += len(live.tokens) - before
         return Progress(live.number, tuple(live.tokens[before:]), tuple(live.logprobs[before:]), completion, version)
 
     def _aborted(self, ticket: Ticket) -> Progress:
-        return Progress(ticket.live.number, (), (), local.finish(ticket.live, self.engine.tokenizer, 'aborted'))
+        return Progress(ticket.live.number, (), (), finish(ticket.live, self.engine.tokenizer, 'aborted'))
 
     def _hand_out(self, slots: dict[int, Ticket], news: Mapping[int, Progress | Exception], strides: int = 0) -> None:
         """Frees the slots of what has ended, so that the device can go on, and then tells."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.local import Progress
+from pal_jax.decode.requests import Progress
 from pal_jax.types import FinishReason
 
 MAX_CHOICES = 64

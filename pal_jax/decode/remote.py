@@ -15,8 +15,8 @@ from typing import Any
 import grpc
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode import local, wire
-from pal_jax.decode.local import Request, Told
+from pal_jax.decode import wire
+from pal_jax.decode.requests import Request, Told, check
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.types import Completion
@@ -69,7 +69,7 @@ class RemoteDecoder:
         if self._channel is None:
             raise RuntimeError('the decoder has no weights; call load(params) first')
         for request in requests:
-            local.check(request, self.cfg)
+            check(request, self.cfg)
         if not requests:
             return []
         batch = wire.pack(wire.Batch(requests=[wire.ask(request) for request in requests]))

@@ -23,8 +23,8 @@ from pal_jax.decode.driver import Busy, Closed
 from pal_jax.decode.jetstream import protocol, protocol_grpc
 from pal_jax.decode.jetstream_decoder import Answers
 from pal_jax.decode.jetstream_driver import JetStreamDriver
-from pal_jax.decode.local import Request
 from pal_jax.decode.openai_api import Choice
+from pal_jax.decode.requests import Request
 from pal_jax.types import Sampling
 
 SPARE = 16  # threads for calls that are no requests to the model

@@ -15,8 +15,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.local import LocalDecoder, Request, Told
+from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.programs import Programs
+from pal_jax.decode.requests import Request, Told
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.driver import SwapPolicy
-from pal_jax.decode.local import Request
+from pal_jax.decode.requests import Request
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from pal_jax.decode.local import LocalDecoder, Request, check
+from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.requests import Request, check
 from pal_jax.models.sources import Source
 from pal_jax.runtime import devices
 from pal_jax.types import Chat, Sampling

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from pal_jax.data.packing import round_up
 from pal_jax.decode import engine
-from pal_jax.decode.local import bucket
 from pal_jax.decode.programs import Programs
+from pal_jax.decode.requests import bucket
 from pal_jax.learners.policy import PolicyLearner, critic_trainable
 from pal_jax.learners.training import apply
 from pal_jax.models import params

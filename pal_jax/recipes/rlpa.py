@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from pal_jax.data.packing import Example, pack_examples, pack_rollouts, round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder, make_decoder
-from pal_jax.decode.local import Request
+from pal_jax.decode.requests import Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals.rollouts import check_failed, shown, spread, summarize
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations

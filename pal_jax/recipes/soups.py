@@ -27,7 +27,7 @@ from pal_jax.data import chats
 from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import make_decoder
-from pal_jax.decode.local import Request
+from pal_jax.decode.requests import Request
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Spec
 from pal_jax.feedback.preferences import Preference

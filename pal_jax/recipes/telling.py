@@ -13,7 +13,7 @@ import numpy as np
 from pal_jax.data.packing import Example
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import make_decoder
-from pal_jax.decode.local import Request
+from pal_jax.decode.requests import Request
 from pal_jax.evals import conditioning
 from pal_jax.feedback import summaries
 from pal_jax.feedback.sharing import share_model

@@ -14,8 +14,9 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.http import make_app
-from pal_jax.decode.local import Counters, Progress, Request
+from pal_jax.decode.local import Counters
 from pal_jax.decode.page import PLAIN, Preset, chat_page
+from pal_jax.decode.requests import Progress, Request
 from pal_jax.envs import dialogue as env
 from pal_jax.feedback.profiles import render_completion
 from pal_jax.models import config

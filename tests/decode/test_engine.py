@@ -13,7 +13,8 @@ import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode import engine
-from pal_jax.decode.local import LocalDecoder, Request, bucket
+from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.requests import Request, bucket
 from pal_jax.models import config, decoder, lora, params
 from pal_jax.runtime import devices
 from pal_jax.types import Sampling

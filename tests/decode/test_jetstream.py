@@ -23,7 +23,8 @@ from pal_jax.decode.driver import Busy, Closed
 from pal_jax.decode.jetstream import JetStreamEngine, orchestrator, protocol
 from pal_jax.decode.jetstream_decoder import Answers
 from pal_jax.decode.jetstream_driver import JetStreamDriver
-from pal_jax.decode.local import LocalDecoder, Progress, Request
+from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.requests import Progress, Request
 from pal_jax.models import config, params
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Sampling

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from pal_jax.data.tokenizer import Tokenizer, byte_tokenizer
-from pal_jax.decode.local import Progress
 from pal_jax.decode.openai_api import Choice, TextForm
+from pal_jax.decode.requests import Progress
 
 BYTES = byte_tokenizer()
 SPECIALS = len(BYTES.fast.all_special_ids)

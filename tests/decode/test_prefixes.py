@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.decode.local import LocalDecoder, Progress, Request
+from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.prefixes import Prefixes, common
+from pal_jax.decode.requests import Progress, Request
 from pal_jax.models import config, params
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Sampling

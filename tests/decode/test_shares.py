@@ -9,8 +9,9 @@ import jax
 import pytest
 
 from pal_jax.decode.choose import make_decoder
-from pal_jax.decode.local import LocalDecoder, Request
+from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.programs import Programs
+from pal_jax.decode.requests import Request
 from pal_jax.decode.shares import SharedDecoder, completion, on_mesh
 from pal_jax.models import params, sources
 from pal_jax.models.config import tiny
