@@ -204,7 +204,7 @@ def test_batches_equal_the_local_decoder(address, local):
     assert decoder([]) == []
     decoder.release()
     decoder.load(VERSIONS[0])
-    assert set(decoder([request(0)])[0].versions) == {0}
+    assert set(decoder([request(0)])[0].versions) == {decoder.version}
     decoder.release()
 
 
@@ -336,7 +336,13 @@ def test_weights_from_elsewhere_are_noticed(address, channel):
     method(channel, 'Update')(wire.update(VERSIONS[1], 22, 'drain'), timeout=60)
     with pytest.raises(RuntimeError, match=r'asked version 21, got \[22\]'):
         decoder([request(0)])
-    decoder.release()
+    decoder.load(VERSIONS[0])
+    another = RemoteDecoder(CFG, TOKENIZER, address)
+    another.load(VERSIONS[1])  # as another trainer would
+    with pytest.raises(RuntimeError, match=f'asked version {decoder.version}, got .{another.version}.'):
+        decoder([request(0)])
+    for each in (decoder, another):
+        each.release()
 
 
 def test_a_secret_is_asked_of_every_call():
