@@ -74,7 +74,6 @@ def reward() -> ConfigDict:
     config.reward = dict(margin=0.0, label_smoothing=0.0, centring=0.0)
     config.data = p.rows(batch_size=16)
     config.data.row_tokens = 512
-    config.oracle = p.oracle()  # of rows that are no files
     return config
 
 
@@ -83,7 +82,6 @@ def multitask() -> ConfigDict:
     config = ConfigDict({'total_steps': 24, 'optimizer': p.adamw(lr=3e-4), 'max_z_coef': 0.0})
     config.data = p.rows(batch_size=16)
     config.data.row_tokens = 512
-    config.oracle = p.oracle()
     return config
 
 

@@ -33,7 +33,7 @@ from pal_jax.decode.choose import Decoder
 from pal_jax.decode.requests import Request
 from pal_jax.evals.baselines import BASELINES, Complete, plainly
 from pal_jax.evals.personalization import Respond
-from pal_jax.recipes.recipe import Config
+from pal_jax.recipes.recipe import EVALUATION, Config
 from pal_jax.recipes.rlpa import Sampler, make_sampler, make_sampling
 from pal_jax.recipes.world import make_world, rounds_of
 from pal_jax.runtime import devices
@@ -106,8 +106,8 @@ def evaluate_sources(config: Config, names: Sequence[str]) -> Records:
 
 
 def in_format(config: Config, sample_turns: Sampler) -> Respond:
-    """A policy that writes profile and reply in one, after its training's system prompt."""
-    return lambda dialogues, seed: sample_turns(dialogues, 1, (config.seed, seed))
+    """A policy that writes profile and reply in one, after its training's system prompt, as its run evaluates it."""
+    return lambda dialogues, seed: sample_turns(dialogues, 1, (config.seed, EVALUATION, seed))
 
 
 def make_complete(config: Config, tokenizer: Tokenizer, decoder: Decoder) -> Complete:

@@ -116,10 +116,6 @@ def register(name: str) -> Measure:
     return lambda _, answer: markers(answer, lexicon) - markers(answer, other)
 
 
-def _entries(text: str) -> list[str]:
-    return [' '.join(entry.split()) for entry in text.split(',')]
-
-
 def sound(question: str, answer: str) -> float:
     """From 0 to 4: it ends a sentence, says no three words twice, has the question's own words, is made of letters."""
     words = words_of(answer)

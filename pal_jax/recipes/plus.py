@@ -29,6 +29,7 @@ from pal_jax.learners.reward import Pairs, RewardLearner
 from pal_jax.models.config import ModelConfig
 from pal_jax.recipes import lineup
 from pal_jax.recipes.recipe import (
+    EVALUATION,
     Config,
     Context,
     Evaluation,
@@ -50,8 +51,6 @@ from pal_jax.types import Choice, History, Metrics, Sample
 READS = ('summary', 'untrained', 'context', 'kind', 'nothing')
 
 State = dict[str, Any]  # 'reward', and 'policy' where one writes
-
-EVALUATION = 2**31  # stands where a training step has its number in seeds
 
 
 class Parts(NamedTuple):

@@ -35,6 +35,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.moments import Moments, scaled, seen
 from pal_jax.recipes import annotations, pal_reward, soups, tasting
 from pal_jax.recipes.recipe import (
+    EVALUATION,
     Config,
     Context,
     Evaluation,
@@ -51,7 +52,6 @@ from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Metrics, Sample
 
-EVALUATION = 2**31  # stands where a training step has its number in seeds
 SHARED = ('seed', 'mesh', 'checkpoint', 'metrics', 'export')
 WHO = ('preferences', 'poles', 'prompts', 'policy', 'sampling', 'decode')
 RL = (*WHO, 'optimizer', 'critic', 'ppo', 'rl')

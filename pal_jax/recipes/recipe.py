@@ -95,6 +95,9 @@ class Recipe(NamedTuple):
     shown: Sequence[str] = ('reward', 'loss', 'accuracy')
 
 
+EVALUATION = 2**31  # stands where a training step has its number in seeds
+
+
 class Policy(NamedTuple):
     """A model that the config names, as this machine computes it; its weights are read by `load`."""
 

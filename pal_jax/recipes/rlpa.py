@@ -31,6 +31,7 @@ from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
 from pal_jax.recipes.recipe import (
+    EVALUATION,
     Config,
     Context,
     Evaluation,
@@ -52,7 +53,6 @@ from pal_jax.types import Completion, Dialogue, Metrics, RolloutBatch, Sample, S
 Sampler = Callable[..., list[Sample]]  # of dialogues, samples of each, seed and who is told: see `make_sampler`
 
 SHOWN = 'reward', 'format', 'profile', 'strict'
-EVALUATION = 2**31  # stands where a training step has its number in seeds
 
 
 class Parts(NamedTuple):

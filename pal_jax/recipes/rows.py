@@ -131,7 +131,8 @@ def steps_of(config: Config, rows: Rows) -> int:
 
 def check(config: Config) -> None:
     """Raises ValueError where a size is wrong, before a file is read."""
-    data, oracle = config.data, config.oracle
+    data = config.data
+    made = ('people', 2), ('rounds', 1)
     for key, value, least in (
         ('total_steps', config.total_steps, 0),
         ('data.batch_size', data.batch_size, 1),
@@ -139,9 +140,8 @@ def check(config: Config) -> None:
         ('data.row_tokens', data.row_tokens, 0),
         ('data.max_length', data.max_length, 1),
         ('data.test_rows', data.test_rows, 1),
-        ('oracle.people', oracle.people, 2),
-        ('oracle.rounds', oracle.rounds, 1),
         ('checkpoint.every', config.checkpoint.every, 1),
+        *((f'oracle.{name}', config.oracle[name], least) for name, least in made if data.train in MADE),
     ):
         if value < least:
             raise ValueError(f'{key}={value} must be at least {least}')

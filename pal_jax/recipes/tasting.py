@@ -28,13 +28,12 @@ from pal_jax.feedback.preferences import Combination, Preference, ask, by_dimens
 from pal_jax.models import merging
 from pal_jax.models.params import Params
 from pal_jax.recipes import soups
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
+from pal_jax.recipes.recipe import EVALUATION, Config, Context, Evaluation, Host, Recipe, make_policy
 from pal_jax.recipes.soups import Prompt
 from pal_jax.types import Metrics
 
 SYSTEMS: tuple[str, ...] = ('base', 'rlhf', 'multitask', 'morl', 'psoups')
 GENERATIONS = 'generations'
-EVALUATION = 2**31 + 1  # stands where a training step has its number in seeds
 
 
 class Job(NamedTuple):
@@ -94,7 +93,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
         job = jobs[i]
         texts = [ask(prompt.question, job.preferences) for prompt in prompts]
         with ctx.phase('rollout'):
-            samples = sample(weights(job), texts, 1, (config.seed, EVALUATION))
+            samples = sample(weights(job), texts, 1, (config.seed, EVALUATION + 1))
         outputs = [each.completion.text for each in samples]
         records = [
             {'id': prompt.id, 'prompt': text, 'output': output}
