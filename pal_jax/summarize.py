@@ -14,7 +14,6 @@ Prints a JSON object a person: `user`, `summary` and, where the line has eval_pr
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +55,7 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
     config, people = read_config(workdir), histories.load_told(path)
     if config.recipe != 'plus' or config.reads not in telling.WRITTEN:
         raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py')
-    parts = plus.make_parts(config, Context(devices.make_mesh(**config.mesh), lambda _: contextlib.nullcontext()))
+    parts = plus.make_parts(config, Context(devices.make_mesh(**config.mesh)))
     wanted = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}
     restored = Checkpoints(workdir, wanted, read_only=True).restore()
     if restored is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -35,9 +34,7 @@ def open_model(source: str, dtype: str, max_len: int) -> tuple[Source, ModelConf
     """
     devices.initialize(Path(CACHE).expanduser())
     mesh = devices.make_mesh()
-    found = sources.resolve(
-        source, open_run=lambda run: open_run(run, Context(mesh, lambda _: contextlib.nullcontext()))
-    )
+    found = sources.resolve(source, open_run=lambda run: open_run(run, Context(mesh)))
     cfg = devices.for_platform(found.config, dtype)
     return found, dataclasses.replace(cfg, max_len=min(cfg.max_len, max_len)), found.tokenizer(), mesh
 
@@ -49,7 +46,7 @@ def open_decoder(config: Config, source: str) -> tuple[Decoder, Tokenizer]:
       ValueError, RuntimeError: as `sources.resolve`.
     """
     mesh = devices.make_mesh(**config.mesh)
-    context = Context(mesh, lambda _: contextlib.nullcontext())
+    context = Context(mesh)
     found = sources.resolve(source, seed=config.seed, open_run=lambda run: open_run(run, context))
     cfg, tokenizer = devices.for_platform(found.config, config.policy.dtype), found.tokenizer()
     decode = {key: value for key, value in config.decode.items() if key != 'shares'}

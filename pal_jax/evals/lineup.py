@@ -7,7 +7,6 @@ over seeds, and missing where there is one.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pal_jax.evals.bootstrap import interval, resampled_means
-from pal_jax.runtime.curve import BLUE, GREY, STYLE, column, running_mean
+from pal_jax.runtime.curve import BLUE, GREY, STYLE, column, png, running_mean
 from pal_jax.types import Exhibit
 
 COLUMNS = {  # of the table, by what an evaluation calls them
@@ -150,7 +149,7 @@ def plot_accuracy(grouped: Entries) -> bytes:
             ax.set_title(f'accuracy, {split.rstrip("_")}' if split else 'accuracy')
         panels[0].set_yticks(range(len(grouped)), list(grouped))
         panels[0].invert_yaxis()
-    return _png(figure)
+    return png(figure)
 
 
 def plot_curves(grouped: Entries) -> bytes:
@@ -168,10 +167,4 @@ def plot_curves(grouped: Entries) -> bytes:
         ax.set_title(f'Mean reward of a step, over {WINDOW} steps and all seeds', fontsize=13, fontweight='bold')
         ax.set_xlabel('step')
         ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format='png', dpi=120)
-    return picture.getvalue()
+    return png(figure)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -10,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pal_jax.runtime.curve import BLUE, GREY, INK, RULE, STYLE
+from pal_jax.runtime.curve import BLUE, GREY, INK, RULE, STYLE, png
 
 COLOURS = (BLUE, '#d97706', '#059669', '#9333ea', '#dc2626', GREY, INK)
 
@@ -24,7 +23,7 @@ def plot_by_prototypes(curves: Mapping[str, Curve], prototypes: Sequence[int]) -
         _draw(ax, prototypes, curve, name, colour)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def plot_by_comparisons(curves: Mapping[str, Curve], counts: Sequence[int]) -> bytes:
@@ -35,7 +34,7 @@ def plot_by_comparisons(curves: Mapping[str, Curve], counts: Sequence[int]) -> b
         _draw(ax, places, curve, name, colour)
     ax.set_xticks(places, [str(count) for count in counts[:-1]] + [f'all (≤ {counts[-1]})'])
     ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
-    return _png(figure)
+    return png(figure)
 
 
 def plot_simplex(mixtures: np.ndarray) -> bytes:
@@ -46,7 +45,7 @@ def plot_simplex(mixtures: np.ndarray) -> bytes:
         ax.hist(mixtures[:, -1], bins=30, range=(0, 1), color=BLUE)
         ax.set_xlabel(f'weight of prototype {K}')
         ax.set_ylabel('people')
-        return _png(figure)
+        return png(figure)
     corners = _corners(mixtures)
     points = mixtures @ corners
     if K == 3:
@@ -60,7 +59,7 @@ def plot_simplex(mixtures: np.ndarray) -> bytes:
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_xlabel('triangles: prototypes; a point: a person, coloured by the largest weight')
-    return _png(figure)
+    return png(figure)
 
 
 def plot_effects(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
@@ -75,7 +74,7 @@ def plot_effects(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
         ax.axvline(0, color=INK, linewidth=0.8)
         ax.set_yticks(range(len(attributes)), attributes)
     axes[0].invert_yaxis()
-    return _png(figure)
+    return png(figure)
 
 
 def in_words(effects: np.ndarray, attributes: Sequence[str], count: int = 2) -> tuple[str, str]:
@@ -114,10 +113,3 @@ def _draw(ax, places, curve: Curve, name: str, colour: str) -> None:
     error = np.nan_to_num(error)
     ax.fill_between(places, mean - error, mean + error, color=colour, alpha=0.18, linewidth=0)
     ax.plot(places, mean, color=colour, label=name, marker='o', markersize=4)
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(picture, format='png', dpi=160)
-    return picture.getvalue()

@@ -6,7 +6,6 @@ pair is the probability that it gives to the reply it prefers, `sigmoid(|gap|)`,
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 
 from pal_jax.evals.bootstrap import interval, resampled_means
 from pal_jax.evals.preference import hits
-from pal_jax.runtime.curve import BLUE, GREY, RULE, STYLE
+from pal_jax.runtime.curve import BLUE, GREY, RULE, STYLE, png
 from pal_jax.types import Exhibit
 
 BINS = 10
@@ -113,7 +112,7 @@ def plot_reliability(bins: list[Bin]) -> bytes:
         ax.annotate(f'{count:.0f}', (x, y), textcoords='offset points', xytext=(0, -16), ha='center', fontsize=8)
     ax.set_xlim(0.48, 1.02)
     ax.set_ylim(-0.05, 1.05)
-    return _png(figure)
+    return png(figure)
 
 
 def plot_lengths(scores: np.ndarray, lengths: np.ndarray) -> bytes:
@@ -122,7 +121,7 @@ def plot_lengths(scores: np.ndarray, lengths: np.ndarray) -> bytes:
     for k, (name, colour) in enumerate((('chosen', BLUE), ('rejected', '#d97706'))):
         ax.scatter(lengths[:, k], scores[:, k], s=12, color=colour, alpha=0.6, linewidth=0, label=name)
     ax.legend(frameon=False, edgecolor=RULE)
-    return _png(figure)
+    return png(figure)
 
 
 def _axes(title: str, x: str, y: str):
@@ -133,9 +132,3 @@ def _axes(title: str, x: str, y: str):
         ax.set_xlabel(x)
         ax.set_ylabel(y)
     return figure, ax
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format='png', dpi=120)
-    return picture.getvalue()

@@ -7,7 +7,6 @@ prompts, whose outcomes in all combinations stay together.
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from pal_jax.evals.bootstrap import interval, means, resampled_means
-from pal_jax.runtime.curve import BLUE, GREY, STYLE
+from pal_jax.runtime.curve import BLUE, GREY, STYLE, png
 from pal_jax.types import Exhibit
 
 Ties = Literal['drop', 'half']
@@ -135,7 +134,7 @@ def plot_heat(systems: Sequence[str], rates: np.ndarray) -> bytes:
                 ink = 'white' if abs(rate - 0.5) > 0.3 else 'black'
                 ax.text(j, i, f'{rate:.2f}', ha='center', va='center', color=ink)
         figure.colorbar(image, label='the row wins, ties half')
-    return _png(figure)
+    return png(figure)
 
 
 def plot_radar(by_criterion: Mapping[str, Mapping[str, float]]) -> bytes:
@@ -150,7 +149,7 @@ def plot_radar(by_criterion: Mapping[str, Mapping[str, float]]) -> bytes:
         ax.set_xticks(angles, criteria)
         ax.set_ylim(0, 1)
         ax.legend(loc='lower left', bbox_to_anchor=(0.9, 0.9), frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def plot_front(front: Sequence[tuple[float, float, float]], poles: Pair) -> bytes:
@@ -165,10 +164,4 @@ def plot_front(front: Sequence[tuple[float, float, float]], poles: Pair) -> byte
             ax.annotate(f'{weight:g}', (x, y), textcoords='offset points', xytext=(6, 4))
         ax.set_xlabel(f'score by the rule of {poles[0]}')
         ax.set_ylabel(f'score by the rule of {poles[1]}')
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format='png', dpi=120)
-    return picture.getvalue()
+    return png(figure)

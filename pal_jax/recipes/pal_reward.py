@@ -10,7 +10,6 @@ A mixture is all there is of a person: it fits on a line, and whoever has it and
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 from collections.abc import Callable, Sequence
@@ -120,7 +119,7 @@ def open_trained(workdir: str, split: int = 0) -> Trained:
     if not 0 <= split < len(chosen):
         raise ValueError(f'{workdir} has splits 0 to {len(chosen) - 1}, got {split}')
     name = f'K={chosen[split]}'
-    ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1]), lambda _: contextlib.nullcontext())
+    ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1]))
     abstract = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx).abstract
     restored = Checkpoints(workdir, needed(abstract, name, split), read_only=True).restore()
     if restored is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -35,7 +36,7 @@ class Context(NamedTuple):
     step for whoever reads the run's report. `workdir` is the run's folder; those of other stages are beside it."""
 
     mesh: Mesh
-    phase: Callable[[str], AbstractContextManager[None]]
+    phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
     show: Callable[[Iterable[Mapping[str, Any]]], None] = lambda records: None
     workdir: Path = Path()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -270,7 +269,7 @@ class Models:
         settings = self._config.endpoints[role]
         mesh = devices.make_mesh(devices=jax.local_devices())
         sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
-        context = Context(mesh, lambda _: contextlib.nullcontext())
+        context = Context(mesh)
         found = sources.resolve(source, seed=self._config.seed, open_run=lambda run: open_run(run, context))
         return LocalModel(found, mesh, sampling, slots=settings.slots)
 

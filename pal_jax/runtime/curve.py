@@ -68,7 +68,13 @@ def learning_curve(rows: Rows) -> bytes:
         for key, ax in axes.items():
             _draw_phase_ends(ax, rows, name=key == headline)
             ax.xaxis.set_major_locator(MaxNLocator(nbins=8 if key == headline else 4, integer=True))
-        picture = io.BytesIO()
+        return png(figure)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a picture."""
+    picture = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
         figure.savefig(picture, format='png', dpi=160)
     return picture.getvalue()
 
