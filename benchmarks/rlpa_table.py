@@ -4,7 +4,8 @@
   python -m benchmarks.rlpa_table --folder=runs/table --seeds=1 --methods=warm-up,rlpa,shuffled
 
 Runs are those of pal_jax.train and pal_jax.evaluate, one after the other on each of `--jobs` shares of the cores (of
-Linux). What is finished is not made again, so a second call goes on. Writes table.md, table.json and table.png.
+Linux). What is finished is not made again, so a second call goes on; checkpoints are deleted when their policy has been
+evaluated, but for those of warm-ups. Writes table.md, table.json and table.png.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -104,6 +106,8 @@ def make(run: Run, asked: list[list[str]], cores: SimpleQueue[list[int]]) -> Non
                 )
                 if done.returncode:
                     raise RuntimeError(f'{" ".join(command)} failed; see {log.name}')
+        if run.method != START:
+            shutil.rmtree(run.workdir / 'checkpoints', ignore_errors=True)  # gigabytes a run
     finally:
         cores.put(ours)
     print(f'{run.method}, seed {run.seed}: done', file=sys.stderr)
