@@ -41,12 +41,6 @@ def logistic(
     return (1.0 - label_smoothing) * right + label_smoothing * wrong
 
 
-def cross_entropy(logits: Float[Array, '*S C'], target: Int[Array, '*S']) -> Float[Array, '*S']:
-    """`-log softmax(logits)[target]` over any number of options."""
-    chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
-
-
 def hinge(m: Float[Array, '*S'], *, margin: float = 1.0) -> Float[Array, '*S']:
     """`max(0, margin - m)`."""
     return jnp.maximum(margin - m, 0.0)
@@ -66,12 +60,6 @@ def centring(chosen: Float[Array, '*S'], rejected: Float[Array, '*S']) -> Float[
 def bound(u: Float[Array, '*S D'], upper: float) -> Float[Array, '*S']:
     """`max(|u| - upper, 0)`: a hinge's margin has no scale of its own, and distances would grow without end (PAL)."""
     return jnp.maximum(jnp.linalg.norm(u, axis=-1) - upper, 0.0)
-
-
-def inverse_counts(users: Int[Array, ' B'], counts: Int[Array, ' U']) -> Float[Array, ' B']:
-    """Weights `1 / count(user)`, which sum to 1 over the batch: every user counts alike."""
-    weight = 1.0 / counts[users].astype(jnp.float32)
-    return weight / jnp.sum(weight)
 
 
 def differing_span(
