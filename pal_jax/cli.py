@@ -20,6 +20,7 @@ from pal_jax.recipes.recipe import Config, read_config
 from pal_jax.runtime import checkpoint, memory, processes
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
+OUTPUT = flags.DEFINE_string('output', None, 'What is written, of commands that write something.')
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Configuration file, with :variant behind it; --config.<key>=<value> changes one value.',
     lock_config=True,

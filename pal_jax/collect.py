@@ -32,12 +32,11 @@ from pal_jax.runtime import devices
 from pal_jax.talking import SOURCE, open_decoder
 from pal_jax.types import Sample
 
-OUTPUT = flags.DEFINE_string('output', 'pairs.jsonl', 'File to write.')
 PROMPTS = flags.DEFINE_integer('prompts', None, 'How many prompts to answer.', lower_bound=1)
 
 
 def main() -> None:
-    path = Path(OUTPUT.value)
+    path = Path(cli.OUTPUT.value or 'pairs.jsonl')
     if not path.parent.is_dir():
         raise cli.Fault(f'--output={path}: there is no folder {path.parent}')
     if cli.faults(cli.place):

@@ -25,7 +25,6 @@ from pal_jax.recipes.recipe import Export, read_config
 from pal_jax.train import load_run, write_exports
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
-OUTPUT = flags.DEFINE_string('output', None, 'Folder to write; <workdir>/export by default.')
 ADAPTER = flags.DEFINE_bool('adapter', False, 'Only the adapter, as the library peft has it.')
 
 
@@ -39,9 +38,9 @@ def main() -> None:
 
     def folder(name: str) -> Path:
         name = name.replace('export', 'adapter') if ADAPTER.value else name
-        if not OUTPUT.value:
+        if not cli.OUTPUT.value:
             return workdir / name
-        return Path(OUTPUT.value) / name if len(exports) > 1 else Path(OUTPUT.value)
+        return Path(cli.OUTPUT.value) / name if len(exports) > 1 else Path(cli.OUTPUT.value)
 
     if ADAPTER.value:
         for name, export in exports.items():

@@ -49,18 +49,17 @@ METHOD = flags.DEFINE_enum('method', 'linear', METHODS, 'How they are merged.')
 BASE = flags.DEFINE_string('base', None, 'The model that all started from.')
 K = flags.DEFINE_float('k', 0.2, 'The share of each task vector that TIES keeps.')
 LAMBDA = flags.DEFINE_float('lambda', 1.0, 'What task vectors are multiplied by.')
-OUTPUT = flags.DEFINE_string('output', None, 'The folder to write.')
 
 
 def main() -> None:
     if not SOURCES.value:
         raise cli.Fault('nothing to merge; give models with --sources=A,B')
-    if not OUTPUT.value:
+    if not cli.OUTPUT.value:
         raise cli.Fault('no folder to write; give one with --output=my_soup')
     weights = cli.faults(parse_weights, WEIGHTS.value, len(SOURCES.value))
     settings = Settings(METHOD.value, weights, None, K.value, LAMBDA.value)
-    cli.faults(merge, SOURCES.value, settings, BASE.value, Path(OUTPUT.value))
-    print(f'{len(weights)} models by {METHOD.value} -> {OUTPUT.value}')
+    cli.faults(merge, SOURCES.value, settings, BASE.value, Path(cli.OUTPUT.value))
+    print(f'{len(weights)} models by {METHOD.value} -> {cli.OUTPUT.value}')
 
 
 def parse_weights(texts: Sequence[str], count: int) -> list[float]:
