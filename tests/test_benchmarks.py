@@ -304,13 +304,15 @@ def test_an_unknown_method_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_table_of_rlpa_is_made_and_goes_on(tmp_path, capsys):
-    methods = 'base,warm-up,dpo,shuffled'
+def test_the_table_of_rlpa_is_made_and_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('XLA_FLAGS', '')
+    monkeypatch.delenv('PJRT_NPROC')
+    methods = 'base,warm-up,shuffled'
     asked = [f'--folder={tmp_path}', f'--methods={methods}', '--seeds=1', '--variant=smoke', '--steps=2']
     rlpa_table.main(asked)
     table = capsys.readouterr().out
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob('*/comparison.json')}
-    assert len(made) == 4 and all(f'| {method} | ' in table for method in methods.split(','))
+    assert len(made) == 3 and all(f'| {method} | ' in table for method in methods.split(','))
     rlpa_table.main(asked)
     assert capsys.readouterr().out == table
     assert {path: path.stat().st_mtime_ns for path in made} == made
