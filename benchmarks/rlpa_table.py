@@ -24,6 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import shapes
+from pal_jax.evals import lineup
+
 ROOT = Path(__file__).parents[1]
 START = 'warm-up'
 
@@ -153,11 +156,9 @@ def standard_error(values: Sequence[float], intervals: Sequence[Sequence[float]]
 
 
 def as_markdown(rows: dict[str, dict[str, tuple[float, float]]]) -> str:
-    names = list(next(iter(rows.values())))
-    lines = [f'| | {" | ".join(names)} |', f'|{"---|" * (len(names) + 1)}']
-    for method, figures in rows.items():
-        lines.append(f'| {method} | {" | ".join(f"{mean:.3f} ± {se:.3f}" for mean, se in figures.values())} |')
-    return '\n'.join(lines) + '\n'
+    head = ['', *next(iter(rows.values()))]
+    cells = [[method, *(f'{mean:.3f} ± {se:.3f}' for mean, se in row.values())] for method, row in rows.items()]
+    return lineup.markdown([head, *cells])
 
 
 def plot(records: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -184,21 +185,19 @@ def plot(records: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--folder', type=Path, required=True)
-    parser.add_argument('--methods', default=','.join(METHODS), help=f'of {", ".join(METHODS)}')
+    named = shapes.listed(str, METHODS)
+    parser.add_argument('--methods', type=named, default=list(METHODS), help=f'of {", ".join(METHODS)}')
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=24, help='of PPO')
     parser.add_argument('--variant', default='', help="of the configs; 'smoke' is a tiny model, which learns nothing")
     parser.add_argument('--jobs', type=int, default=2, help='runs at a time; each needs about 9 GB')
     args = parser.parse_args(argv)
-    methods = args.methods.split(',')
-    if unknown := set(methods) - set(METHODS):
-        parser.error(f'{sorted(unknown)[0]!r} is unknown; choose from {", ".join(METHODS)}')
     folder = args.folder.resolve()
     check_folder(folder, {'steps': args.steps, 'variant': args.variant})
-    runs = [Run(method, seed, folder) for seed in range(args.seeds) for method in methods]
+    runs = [Run(method, seed, folder) for seed in range(args.seeds) for method in args.methods]
     starts = [Run(START, run.seed, folder) for run in runs if run.method in WARMED]
     make_all({run: commands(run, args.steps, args.variant) for run in [*starts, *runs]}, args.jobs)
-    records = {method: [read(run) for run in runs if run.method == method] for method in methods}
+    records = {method: [read(run) for run in runs if run.method == method] for method in args.methods}
     splits = {split: {method: row(each, split) for method, each in records.items()} for split in ('', 'unseen_')}
     (folder / 'table.json').write_text(json.dumps(splits, indent=2) + '\n')
     (folder / 'table.md').write_text('\n'.join(map(as_markdown, splits.values())))

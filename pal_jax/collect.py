@@ -23,11 +23,10 @@ from absl import flags
 
 from pal_jax import cli
 from pal_jax.envs import dialogue as env
-from pal_jax.evals.rollouts import check_failed
 from pal_jax.feedback.users import Listened
 from pal_jax.recipes.recipe import Config
-from pal_jax.recipes.rlpa import make_sampler
-from pal_jax.recipes.world import make_world, rounds_of
+from pal_jax.recipes.rlpa import make_sampler, rounds_of
+from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
 from pal_jax.talking import SOURCE, open_decoder
 from pal_jax.types import Sample
@@ -67,9 +66,7 @@ def collect(config: Config, source: str, prompts: int | None) -> Iterator[dict[s
         if queue.episode and prompts is None:
             return
         samples = world.reward(sample_turns(open_dialogues, n, (config.seed, i)), i)
-        failed = config.reward.max_failed, world.models.last_error
-        check_failed(sum(not each.ok for each in samples), len(samples), 'samples got no reward', *failed)
-        check_failed(user.silent, user.asked, 'users gave no answer', *failed)
+        world.check_answers(samples, user)
         groups = [samples[k : k + n] for k in range(0, len(samples), n)]
         yield from (pair for group in groups if (pair := best_and_worst(group, world.system)))
         queue = env.continue_best(

@@ -31,11 +31,12 @@ from pal_jax import cli
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder
 from pal_jax.decode.requests import Request
+from pal_jax.envs import dialogue as env
 from pal_jax.evals.baselines import BASELINES, Complete, plainly
 from pal_jax.evals.personalization import Respond
 from pal_jax.recipes.recipe import EVALUATION, Config
-from pal_jax.recipes.rlpa import Sampler, make_sampler, make_sampling
-from pal_jax.recipes.world import make_world, rounds_of
+from pal_jax.recipes.rlpa import Sampler, make_sampler, make_sampling, rounds_of
+from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
 from pal_jax.runtime.curve import plot_alignment, plot_turns
 from pal_jax.runtime.metrics import EVALS, plain, read_records
@@ -121,11 +122,12 @@ def make_complete(config: Config, tokenizer: Tokenizer, decoder: Decoder) -> Com
 
     def prompt_of(chat: Chat) -> tuple[int, ...]:
         system = [message for message in chat[:1] if message['role'] == 'system']
-        said, prompt = chat[len(system) :], tuple(tokenizer.chat(chat))
-        while longest and len(prompt) > longest and len(said) > 2:
-            said = said[2:]
-            prompt = tuple(tokenizer.chat([*system, *said]))
-        return prompt
+
+        def render(said: Chat) -> tuple[int, ...]:
+            return tuple(tokenizer.chat([*system, *said]))
+
+        said = chat[len(system) :]
+        return render(env.newest(said, lambda each: len(render(each)) <= longest) if longest else said)
 
     return complete
 

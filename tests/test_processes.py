@@ -224,8 +224,8 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint(unbroken, cache, t
 
 @pytest.mark.slow
 def test_a_fault_of_one_process_ends_all_with_its_line_and_status(cache, tmp_path):
-    fault = "import jax\nif '--process=1' in __import__('sys').argv:\n    import pal_jax.recipes.rlpa as rlpa\n"
-    fault += "    def check(*_): raise RuntimeError('no judge answers')\n    rlpa.check_failed = check\n"
+    fault = "import jax\nif '--process=1' in __import__('sys').argv:\n    from pal_jax.recipes.world import World\n"
+    fault += "    def check(*_): raise RuntimeError('no judge answers')\n    World.check_answers = check\n"
     (first, said), (second, err) = finish(start(tmp_path, cache, '--config.warmup.steps=0', script=fault + TRAIN))
     assert (first, second) == (1, 1)
     assert 'error: process 1 stopped: no judge answers' in said

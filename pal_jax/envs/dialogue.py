@@ -14,10 +14,12 @@ import dataclasses
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pal_jax.feedback.profiles import parse_completion, plain_history, render_completion
 from pal_jax.types import Dialogue, Person, Sample, Turn, UserSimulator
+
+T = TypeVar('T')
 
 _DEFAULT_ROUND_BATCH = 128
 
@@ -218,9 +220,18 @@ def recent(dialogue: Dialogue, fits: Callable[[Dialogue], bool]) -> Dialogue:
 
     The published code cuts tokens off the end of a long prompt instead, the person's last words first.
     """
-    while len(dialogue.turns) > 2 and not fits(dialogue):
-        dialogue = dataclasses.replace(dialogue, turns=dialogue.turns[2:])
-    return dialogue
+
+    def of(turns: Sequence[Turn]) -> Dialogue:
+        return dataclasses.replace(dialogue, turns=tuple(turns))
+
+    return of(newest(dialogue.turns, lambda turns: fits(of(turns))))
+
+
+def newest(said: Sequence[T], fits: Callable[[Sequence[T]], bool]) -> Sequence[T]:
+    """What was said, without as many of its oldest pairs as it takes to fit."""
+    while len(said) > 2 and not fits(said):
+        said = said[2:]
+    return said
 
 
 # --- what a checkpoint keeps ----------------------------------------------------------------------------------------

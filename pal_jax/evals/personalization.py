@@ -75,8 +75,7 @@ def table(
 
     Turns that a malformed one cut off count as 0, but not in `format`. Those that nobody could judge, and those for
     which a user had nothing to say, are left out and counted in `unanswered`. `al_by_turn` is AL(k) of the papers: the
-    percentage of replies that meet all criteria;
-    `al` is its mean, `n_ir` and `n_r2` its normalised improvement.
+    percentage of replies that meet all criteria; `al` is its mean, `n_ir` and `n_r2` its normalised improvement.
     """
     people = [talk[0].dialogue.person for talk in talks]
     turns = [sample for talk in talks for sample in talk]

@@ -33,11 +33,12 @@ def summarize(samples: Sequence[Sample]) -> Metrics:
     }
 
 
-def check_failed(failed: int, total: int, what: str, max_failed: float, why: str = '') -> None:
+def check_failed(failed: int, total: int, what: str, whom: str, max_failed: float, why: str = '') -> None:
     """Raises RuntimeError where more than a share `max_failed` of `total` went without; `why` is what servers said."""
     if failed > max_failed * total:
         raise RuntimeError(
-            f'{failed} of {total} {what}, more than reward.max_failed={max_failed} ({why or "no answer could be read"})'
+            f'{failed} of {total} {what}, more than reward.max_failed={max_failed} '
+            f'({why or "no answer could be read"}); check {whom}'
         )
 
 

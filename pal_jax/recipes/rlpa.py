@@ -24,7 +24,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder, make_decoder
 from pal_jax.decode.requests import Request
 from pal_jax.envs import dialogue as env
-from pal_jax.evals.rollouts import check_failed, shown, spread, summarize
+from pal_jax.evals.rollouts import shown, spread, summarize
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
 from pal_jax.feedback.users import Listened
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
@@ -44,7 +44,7 @@ from pal_jax.recipes.recipe import (
     make_policy,
     stage_before,
 )
-from pal_jax.recipes.world import World, make_world, read_system, rounds_of
+from pal_jax.recipes.world import World, make_world, read_system
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.runtime.processes import Shares
@@ -122,9 +122,7 @@ def make(config: Config, ctx: Context) -> Recipe:
                 state, updated = learner.update(state, batch, key, ptx)
             metrics |= updated
         check_finite(state, ' or raise ppo.kl_coef')
-        failed = config.reward.max_failed, world.models.last_error
-        check_failed(sum(not each.ok for each in samples), len(samples), 'samples got no reward', *failed)
-        check_failed(user.silent, user.asked, 'users gave no answer', *failed)
+        world.check_answers(samples, user)
         return state, {'queue': env.to_json(queue)}, 'rlpa', metrics | world.models.usage
 
     def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
@@ -147,6 +145,11 @@ def make(config: Config, ctx: Context) -> Recipe:
         steps, learner.abstract, init, step, stage, evaluate, exports, learner.abstract_weights,
         policy.cfg, lambda: policy.tokenizer, SHOWN,
     )  # fmt: skip
+
+
+def rounds_of(dialogue: Config) -> int:
+    """Turns of a dialogue."""
+    return dialogue.max_rounds if dialogue.use_multiturn else 1
 
 
 # --- parts from the config ------------------------------------------------------------------------------------------

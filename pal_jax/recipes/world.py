@@ -23,7 +23,7 @@ from pal_jax.feedback.profiles import match_exactly, split_fact
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.sharing import share_matcher, share_reward, share_user
 from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_personalities
-from pal_jax.feedback.users import make_scripted_user
+from pal_jax.feedback.users import Listened, make_scripted_user
 from pal_jax.models import bert, sources
 from pal_jax.recipes.recipe import Config, Context, open_run
 from pal_jax.runtime import devices
@@ -78,13 +78,16 @@ class World:
         for number, (split, people) in enumerate(self.tests.items()):
             failed, turns = record[f'{split}_unanswered' if number else 'unanswered'], rounds * len(people)
             what = f'turns with {split} people have no answer of a user or of a judge'
-            check_failed(failed, turns, what, self.max_failed, self.models.last_error)
+            self._check(failed, turns, what, 'dialogue.user and the judge')
         return record | self.models.usage, dialogues
 
+    def check_answers(self, samples: Sequence[Sample], user: Listened) -> None:
+        """Raises RuntimeError where too many samples of a step have no reward, or too many users had no answer."""
+        self._check(sum(not sample.ok for sample in samples), len(samples), 'samples got no reward', 'the judge')
+        self._check(user.silent, user.asked, 'users gave no answer', 'dialogue.user')
 
-def rounds_of(dialogue: Config) -> int:
-    """Turns of a dialogue."""
-    return dialogue.max_rounds if dialogue.use_multiturn else 1
+    def _check(self, failed: int, total: int, what: str, whom: str) -> None:
+        check_failed(failed, total, what, whom, self.max_failed, self.models.last_error)
 
 
 def make_world(config: Config, shares: Shares = ALONE) -> World:
@@ -190,7 +193,8 @@ def slot_all(
     """
     slotted = slot_people(people, lambda texts: shares.gather('slots', texts, lambda _, part: slotter(part)))
     failed = len(people) - len(slotted)
-    check_failed(failed, len(people), 'people could not be brought into slots', max_failed, models.last_error)
+    what = 'people could not be brought into slots'
+    check_failed(failed, len(people), what, 'dialogue.slotter', max_failed, models.last_error)
     models.counts['people_left_out'] = models.counts.get('people_left_out', 0.0) + failed
     return slotted
 
