@@ -30,7 +30,6 @@ from pal_jax.runtime import devices
 from pal_jax.runtime.processes import ALONE, Shares, exchange
 from pal_jax.types import (
     ChatModel,
-    Dialogue,
     Metrics,
     Person,
     ProfileMatcher,
@@ -68,12 +67,13 @@ class World:
         Raises:
           RuntimeError: more than `max_failed` of the turns of a split have no answer of a user or of a judge.
         """
-
-        def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
-            return self.score(answer(dialogues, seed), seed)
-
         record, dialogues = personalization.evaluate(
-            respond, self.user, self.tests, rounds=rounds, guess=self.guess, matcher=self.matcher
+            lambda asked, seed: self.score(answer(asked, seed), seed),
+            self.user,
+            self.tests,
+            rounds=rounds,
+            guess=self.guess,
+            matcher=self.matcher,
         )
         for number, (split, people) in enumerate(self.tests.items()):
             failed, turns = record[f'{split}_unanswered' if number else 'unanswered'], rounds * len(people)
