@@ -28,16 +28,7 @@ from pal_jax.models import bert, sources
 from pal_jax.recipes.recipe import Config, Context, open_run
 from pal_jax.runtime import devices
 from pal_jax.runtime.processes import ALONE, Shares, exchange
-from pal_jax.types import (
-    ChatModel,
-    Metrics,
-    Person,
-    ProfileMatcher,
-    RewardFn,
-    Sample,
-    Sampling,
-    UserSimulator,
-)
+from pal_jax.types import ChatModel, Metrics, Person, ProfileMatcher, RewardFn, Sample, Sampling, UserSimulator
 
 if TYPE_CHECKING:
     from pal_jax.feedback.endpoint import Endpoint
