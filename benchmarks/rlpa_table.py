@@ -96,6 +96,7 @@ def make(run: Run, asked: list[list[str]], cores: SimpleQueue[list[int]]) -> Non
         return
     run.workdir.mkdir(parents=True, exist_ok=True)
     ours = cores.get()
+    os.sched_setaffinity(0, ours)  # of this thread, and of what it starts
     try:
         with run.workdir.with_suffix('.log').open('a') as log:
             for command in asked:
@@ -105,7 +106,6 @@ def make(run: Run, asked: list[list[str]], cores: SimpleQueue[list[int]]) -> Non
                     stdout=log,
                     stderr=log,
                     env=os.environ | {'JAX_COMPILATION_CACHE_DIR': str(run.folder / 'compiled')},
-                    preexec_fn=lambda: os.sched_setaffinity(0, ours),
                 )
                 if done.returncode:
                     raise RuntimeError(f'{" ".join(command)} failed; see {log.name}')
