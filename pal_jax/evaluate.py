@@ -11,14 +11,15 @@ Options:
                             plainly, to be personal, and told who the user is; any other is the source of a model that
                             writes profile and reply, such as orbax:<workdir>
 
-Prints a table and writes evaluation.json, and evaluation.png of dialogues by turn, to the run's folder, comparison.json
-and comparison.png of several policies. Intervals are 95 % bootstrap intervals over people.
+Prints a table and writes evaluation.json, and evaluation.png of dialogues by turn, to the run's folder; of several
+policies comparison.json, comparison.png, and comparison.jsonl, all that was said. Intervals are 95 % bootstrap ones
+over people.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from pal_jax.decode.requests import Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals.baselines import BASELINES, Complete, plainly
 from pal_jax.evals.personalization import Respond
-from pal_jax.recipes.recipe import EVALUATION, Config
+from pal_jax.recipes.recipe import EVALUATION, Config, Evaluation
 from pal_jax.recipes.rlpa import Sampler, make_sampler, make_sampling, rounds_of
 from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
@@ -78,21 +79,24 @@ def compare(workdir: Path) -> None:
     if cli.faults(cli.place):
         raise cli.Fault('--sources runs in one process; leave out --processes, or evaluate one run by its --workdir')
     devices.initialize(workdir / 'compiled')
-    records = cli.faults(evaluate_sources, cli.config(), SOURCES.value)
+    evaluations = cli.faults(evaluate_sources, cli.config(), SOURCES.value)
+    records = {name: dict(evaluation.record) for name, evaluation in evaluations.items()}
     workdir.mkdir(parents=True, exist_ok=True)
     write(records, workdir / 'comparison.json')
+    said = ({'source': name, **talk} for name, evaluation in evaluations.items() for talk in evaluation.dialogues)
+    write_lines(said, workdir / 'comparison.jsonl')
     plot_alignment(records, workdir / 'comparison.png')
     print(workdir / 'comparison.png')
     cli.console().print(as_comparison(records))
 
 
-def evaluate_sources(config: Config, names: Sequence[str]) -> Records:
-    """The record of each policy; all of them meet the same people, users and judges.
+def evaluate_sources(config: Config, names: Sequence[str]) -> dict[str, Evaluation]:
+    """The record and the dialogues of each policy; all of them meet the same people, users and judges.
 
     Raises:
       ValueError, RuntimeError: a source that cannot be had.
     """
-    world, records = make_world(config), {}
+    world, evaluations = make_world(config), {}
     rounds = config.eval.rounds or rounds_of(config.dialogue)
     opened = {name: config.policy.source if name in BASELINES else name for name in dict.fromkeys(names)}
     for source in dict.fromkeys(opened.values()):
@@ -102,8 +106,8 @@ def evaluate_sources(config: Config, names: Sequence[str]) -> Records:
                 answer = plainly(make_complete(config, tokenizer, decoder), BASELINES[name], world.topics)
             else:
                 answer = in_format(config, make_sampler(config, world.system, tokenizer, decoder))
-            records[name], _ = world.evaluate(answer, rounds=rounds)
-    return {name: records[name] for name in opened}
+            evaluations[name] = Evaluation(*world.evaluate(answer, rounds=rounds))
+    return {name: evaluations[name] for name in opened}
 
 
 def in_format(config: Config, sample_turns: Sampler) -> Respond:
@@ -137,6 +141,12 @@ def make_complete(config: Config, tokenizer: Tokenizer, decoder: Decoder) -> Com
 
 def write(records: Records, path: Path) -> None:
     path.write_text(json.dumps(plain(records), indent=2) + '\n')
+    print(path)
+
+
+def write_lines(records: Iterable[Mapping[str, Any]], path: Path) -> None:
+    lines = (json.dumps(plain(record), ensure_ascii=False) + '\n' for record in records)
+    path.write_text(''.join(lines), encoding='utf-8')
     print(path)
 
 

@@ -22,7 +22,9 @@ def test_policies_stand_side_by_side(tmp_path):
     people = tmp_path / 'people.jsonl'
     people.write_text('\n'.join(json.dumps({'facts': {'star sign': sign}}) for sign in ('Leo', 'Aries', 'Libra')))
     config = get_config(**{'eval.profiles': str(people), 'eval.rounds': 3})
-    records = evaluate.evaluate_sources(config, ['oracle', 'random:tiny', 'base'])
+    evaluations = evaluate.evaluate_sources(config, ['oracle', 'random:tiny', 'base'])
+    records = {name: dict(evaluation.record) for name, evaluation in evaluations.items()}
+    assert [len(evaluation.dialogues) for evaluation in evaluations.values()] == 3 * [6]
     assert list(records) == ['oracle', 'random:tiny', 'base']
     assert records['base']['format'] == 1.0 > records['random:tiny']['format']
     assert len(records['base']['al_by_turn']) == 3 and records['base']['extended_people'] == 2
