@@ -35,8 +35,9 @@ from pal_jax.decode.requests import Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals.baselines import BASELINES, Complete, plainly
 from pal_jax.evals.personalization import Respond
+from pal_jax.recipes.answers import make_sampling
 from pal_jax.recipes.recipe import EVALUATION, Config, Evaluation
-from pal_jax.recipes.rlpa import Sampler, make_sampler, make_sampling, rounds_of
+from pal_jax.recipes.rlpa import Sampler, make_sampler, rounds_of
 from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
 from pal_jax.runtime.curve import plot_alignment, plot_turns

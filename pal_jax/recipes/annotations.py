@@ -12,7 +12,7 @@ import numpy as np
 
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Row
-from pal_jax.recipes import soups
+from pal_jax.recipes import parts, soups
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics
@@ -43,10 +43,10 @@ def make_rollouts(config: Config, ctx: Context) -> Recipe:
         return records, host, {'prompts': float(len(part)), 'length': length}
 
     def finish(records: list[dict[str, Any]]) -> Evaluation:
-        soups.write_records(ctx.workdir.parent / soups.ROLLOUTS, records)
+        parts.write(ctx.workdir.parent / soups.ROLLOUTS, records)
         return Evaluation({'rows': len(records)})
 
-    return soups.make_parts(ctx, -(-len(asked) // size), work, 'rollout', finish)
+    return parts.make(ctx, -(-len(asked) // size), work, 'rollout', finish)
 
 
 def make_annotations(config: Config, ctx: Context) -> Recipe:
@@ -56,7 +56,7 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
     specs = [soups.read_annotators(each) for each in (settings.annotator, settings.second) if each]
     models = soups.make_models(config, *specs)
     judges = [soups.open_annotators(models, each) for each in specs]
-    rows, size = soups.read_records(ctx.workdir.parent / soups.ROLLOUTS), settings.batch_size
+    rows, size = parts.read(ctx.workdir.parent / soups.ROLLOUTS), settings.batch_size
 
     def verdicts(judge: Callable[[str], Annotator], part: Sequence[Row]) -> list[int | None]:
         found: list[int | None] = [None] * len(part)
@@ -87,7 +87,7 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
 
     def finish(records: list[dict[str, Any]]) -> Evaluation:
         folder = ctx.workdir.parent
-        soups.write_records(folder / soups.ANNOTATIONS, records)
+        parts.write(folder / soups.ANNOTATIONS, records)
         write_pairs(folder / soups.PAIRS, records, [*poles], settings.test_share)
         told: dict[str, float] = {
             f'{name}_{key}': value for name in poles for key, value in tell(records, name).items()
@@ -96,7 +96,7 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
             told['kappa'] = annotators.cohen_kappa(*([r[key] for r in records] for key in ('preference', 'second')))
         return Evaluation({'rows': len(records), **told})
 
-    return soups.make_parts(ctx, -(-len(rows) // size), work, 'annotate', finish)
+    return parts.make(ctx, -(-len(rows) // size), work, 'annotate', finish)
 
 
 def tell(records: Sequence[Row], name: str) -> dict[str, int]:
@@ -123,8 +123,8 @@ def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test
                 f'{name}: {len(train)} pairs to learn from and {len(test)} to test on, the others are ties; raise '
                 'prompts.train_count or annotate.test_share, or give its preference another judge'
             )
-        soups.write_records(folder / f'{name}.jsonl', train)
-        soups.write_records(folder / f'{name}-test.jsonl', test)
+        parts.write(folder / f'{name}.jsonl', train)
+        parts.write(folder / f'{name}-test.jsonl', test)
 
 
 def as_pair(row: Row) -> dict[str, Any]:

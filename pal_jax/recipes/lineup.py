@@ -22,8 +22,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pal_jax.evals import lineup
-from pal_jax.recipes import soups
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe
+from pal_jax.recipes import parts
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.types import Metrics
 
@@ -46,8 +46,7 @@ def read_methods(config: Config) -> list[str]:
     names = [name.strip() for name in config.methods.split(',')]
     if wrong := [name for name in names if name not in METHODS or names.count(name) > 1]:
         raise ValueError(f'methods has {wrong[0]!r}; use each once of {", ".join(METHODS)}')
-    if config.seeds < 1:
-        raise ValueError(f'seeds={config.seeds} must be at least 1')
+    check_at_least(config, 1, 'seeds')
     return names
 
 
@@ -93,4 +92,4 @@ def make_table(config: Config, ctx: Context) -> Recipe:
         return Evaluation(lineup.figures(entries), exhibits=lineup.make_exhibits(entries))
 
     shown = [f'{name}_accuracy' for name in read_methods(config)]
-    return soups.make_parts(ctx, len(places), work, TABLE, finish, shown)
+    return parts.make(ctx, len(places), work, TABLE, finish, shown)

@@ -31,7 +31,7 @@ from pal_jax.models.ideal_point import PAL
 from pal_jax.objectives.preference import pair_loss
 from pal_jax.recipes import pal_text
 from pal_jax.recipes.pal_text import TextData
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import Metrics, PairBatch
 
@@ -88,16 +88,9 @@ def make(config: Config, ctx: Context) -> Recipe:
 
 def check(config: Config, ways: int) -> None:
     """Everything that can be wrong before a file is read."""
-    for key, value in {
-        'total_steps': config.total_steps,
-        'batch': config.batch,
-        'updates': config.updates,
-        'split.seeds': config.split.seeds,
-        'new.steps': config.new.steps,
-        'checkpoint.every': config.checkpoint.every,
-    }.items():
-        if value < 1:
-            raise ValueError(f'{key}={value} must be at least 1')
+    check_at_least(
+        config, 1, 'total_steps', 'batch', 'updates', 'split.seeds', 'new.steps', 'checkpoint.every',
+    )  # fmt: skip
     split = config.split
     if not (split.train > 0 and split.validation > 0 and split.train + split.validation < 1):
         raise ValueError(

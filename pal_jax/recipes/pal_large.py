@@ -33,7 +33,7 @@ from pal_jax.learners.reader import Batching, Reader, Reading
 from pal_jax.models.params import Params
 from pal_jax.recipes import pal, pal_text
 from pal_jax.recipes.pal_text import Decoder, TextData
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_adapters
+from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least, make_adapters
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Metrics, PairBatch
@@ -192,11 +192,8 @@ def check(config: Config, ways: int) -> None:
         raise ValueError(f'text.span={config.text.span!r} is of frozen states; PAL-Large learns from whole texts')
     if config.new.ask:
         raise ValueError(f'new.ask={config.new.ask}: PAL-Large chooses no questions; set it to 0')
-    if config.hold.steps < 0 or config.hold.updates < 1:
-        raise ValueError(f'hold.steps={config.hold.steps} must be at least 0, hold.updates={config.hold.updates} 1')
-    for key in ('statements', 'micro_rows', 'row_tokens'):
-        if config.decoder[key] < 1:
-            raise ValueError(f'decoder.{key}={config.decoder[key]} must be at least 1')
+    check_at_least(config, 0, 'hold.steps')
+    check_at_least(config, 1, 'hold.updates', 'decoder.statements', 'decoder.micro_rows', 'decoder.row_tokens')
     pal.check(config, ways)
 
 

@@ -37,6 +37,7 @@ from pal_jax.recipes.recipe import (
     Host,
     Policy,
     Recipe,
+    check_at_least,
     check_finite,
     export_policy,
     make_adapters,
@@ -162,25 +163,15 @@ def check(config: Config) -> None:
     """Everything that can be wrong before a file is read."""
     if config.reads not in READS:
         raise ValueError(f'reads={config.reads!r} is unknown; use one of {", ".join(READS)}')
-    for key, value in {
-        'total_steps': config.total_steps,
-        'people': config.people,
-        'summary.people': config.summary.people,
-        'summary.n_samples': config.summary.n_samples,
-        'hold.people': config.hold.people,
-        'eval.people': config.eval.people,
-        'eval.samples': config.eval.samples,
-        'history.told': config.history.told,
-        'history.held': config.history.held,
-        'checkpoint.every': config.checkpoint.every,
-    }.items():
-        if value < 1:
-            raise ValueError(f'{key}={value} must be at least 1')
+    check_at_least(
+        config, 1, 'total_steps', 'people', 'summary.people', 'summary.n_samples', 'hold.people', 'eval.people',
+        'eval.samples', 'history.told', 'history.held', 'checkpoint.every',
+    )  # fmt: skip
     if not config.data:
         raise ValueError('data is empty; name people, such as --config.data=votes:<folder>/<name>')
-    steps, std = config.hold.steps, config.reward_model.std
-    if steps < 0 or std <= 0:
-        raise ValueError(f'hold.steps={steps} must be at least 0, reward_model.std={std} above 0')
+    check_at_least(config, 0, 'hold.steps')
+    if config.reward_model.std <= 0:
+        raise ValueError(f'reward_model.std={config.reward_model.std} must be above 0')
 
 
 def read_people(config: Config) -> tuple[list[History], histories.Splits]:

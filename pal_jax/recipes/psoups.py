@@ -41,6 +41,7 @@ from pal_jax.recipes.recipe import (
     Evaluation,
     Host,
     Recipe,
+    check_at_least,
     check_finite,
     export_policy,
     make_adapters,
@@ -124,19 +125,10 @@ def check(config: Config) -> tuple[Preference, ...]:
     """The preferences, if everything is right that later stages would fail at."""
     if not config.policy.lora.rank:
         raise ValueError('policy.lora.rank=0: soups are made of adapters; give a rank')
-    for key, value in {
-        'total_steps': config.total_steps,
-        'rollout.batch_size': config.rollout.batch_size,
-        'annotate.batch_size': config.annotate.batch_size,
-        'rl.rollout_batch_size': config.rl.rollout_batch_size,
-        'rl.n_samples_per_prompt': config.rl.n_samples_per_prompt,
-        'rl.test_count': config.rl.test_count,
-        'prompts.test_count': config.prompts.test_count,
-        'ppo.minibatches': config.ppo.minibatches,
-        'checkpoint.every': config.checkpoint.every,
-    }.items():
-        if value < 1:
-            raise ValueError(f'{key}={value} must be at least 1')
+    check_at_least(
+        config, 1, 'total_steps', 'rollout.batch_size', 'annotate.batch_size', 'rl.rollout_batch_size',
+        'rl.n_samples_per_prompt', 'rl.test_count', 'prompts.test_count', 'ppo.minibatches', 'checkpoint.every',
+    )  # fmt: skip
     if config.rl.rollout_batch_size % config.ppo.minibatches:
         raise ValueError(
             f'rl.rollout_batch_size={config.rl.rollout_batch_size} does not divide into '

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,6 +135,14 @@ def stage_before(i: int, *, warmup: int, steps: int, every: int) -> str | None:
     """The evaluation due before step `i`: the base model, the warmed-up one, the last, and every so many in between."""
     named = {0: 'base', warmup: 'warm-up' if warmup else 'base', steps: 'final'}
     return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
+
+
+def check_at_least(config: Config, least: int, *keys: str) -> None:
+    """Raises ValueError where a value of the config, such as `eval.people`, is less."""
+    for key in keys:
+        value = functools.reduce(getitem, key.split('.'), config)
+        if value < least:
+            raise ValueError(f'{key}={value} must be at least {least}')
 
 
 def check_finite(state: PolicyState | RewardState, advice: str = '') -> None:

@@ -16,13 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from pal_jax.data.packing import Example, pack_examples, pack_rollouts, round_up
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.choose import Decoder, make_decoder
-from pal_jax.decode.requests import Request
+from pal_jax.decode.choose import Decoder
 from pal_jax.envs import dialogue as env
 from pal_jax.evals.rollouts import shown, spread, summarize
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
@@ -30,6 +28,7 @@ from pal_jax.feedback.users import Listened
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
+from pal_jax.recipes import answers
 from pal_jax.recipes.recipe import (
     EVALUATION,
     Config,
@@ -38,6 +37,7 @@ from pal_jax.recipes.recipe import (
     Host,
     Policy,
     Recipe,
+    check_at_least,
     check_finite,
     export_policy,
     make_adapters,
@@ -47,8 +47,7 @@ from pal_jax.recipes.recipe import (
 from pal_jax.recipes.world import World, make_world, read_system
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
-from pal_jax.runtime.processes import Shares
-from pal_jax.types import Completion, Dialogue, Metrics, RolloutBatch, Sample, Sampling, TokenBatch
+from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch
 
 Sampler = Callable[..., list[Sample]]  # of dialogues, samples of each, seed and who is told: see `make_sampler`
 
@@ -158,33 +157,21 @@ def rounds_of(dialogue: Config) -> int:
 def check(config: Config, mesh: Mesh) -> None:
     """Everything that can be wrong before a file is read."""
     dialogue, rows = config.dialogue, config.dialogue.rollout_batch_size
-    for key, value in {
-        'total_steps + warmup.steps': config.total_steps + config.warmup.steps,
-        'dialogue.rollout_batch_size': rows,
-        'dialogue.n_samples_per_prompt': dialogue.n_samples_per_prompt,
-        'dialogue.max_rounds': dialogue.max_rounds,
-        'sampling.max_tokens': config.sampling.max_tokens,
-        'ppo.epochs': config.ppo.epochs,
-        'ppo.minibatches': config.ppo.minibatches,
-        'ppo.micro_rows': config.ppo.micro_rows,
-        'warmup.rows': config.warmup.rows,
-        'warmup.examples_per_row': config.warmup.examples_per_row,
-        'warmup.examples': config.warmup.examples,
-        'dialogue.people': dialogue.people,
-        'decode.stride': config.decode.stride,
-        'eval.people': config.eval.people,
-        'checkpoint.every': config.checkpoint.every,
-    }.items():
-        if value < 1:
-            raise ValueError(f'{key}={value} must be at least 1')
+    if config.total_steps + config.warmup.steps < 1:
+        raise ValueError(f'total_steps={config.total_steps} and warmup.steps={config.warmup.steps} leave nothing to do')
+    check_at_least(
+        config, 1, 'dialogue.rollout_batch_size', 'dialogue.n_samples_per_prompt', 'dialogue.max_rounds',
+        'sampling.max_tokens', 'ppo.epochs', 'ppo.minibatches', 'ppo.micro_rows', 'warmup.rows',
+        'warmup.examples_per_row', 'warmup.examples', 'dialogue.people', 'decode.stride', 'eval.people',
+        'checkpoint.every',
+    )  # fmt: skip
     if dialogue.profile_format not in ('lines', 'json'):
         raise ValueError(f"dialogue.profile_format={dialogue.profile_format!r} is unknown; use 'lines' or 'json'")
     if dialogue.profile_format == 'json' and (config.warmup.steps or config.ppo.ptx_coef):
         raise ValueError(
             "dialogue.profile_format='json': the warm-up's examples are in lines; set warmup.steps=0 and ppo.ptx_coef=0"
         )
-    if dialogue.shown < 0:
-        raise ValueError(f'dialogue.shown={dialogue.shown} must be at least 0')
+    check_at_least(config, 0, 'dialogue.shown')
     if not 0 <= dialogue.turn_gamma <= 1:
         raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
     if rows % config.ppo.minibatches:
@@ -204,12 +191,9 @@ def check(config: Config, mesh: Mesh) -> None:
 
 def make_parts(config: Config, ctx: Context) -> Parts:
     """Raises ValueError or RuntimeError where a file or a model cannot be had."""
-    decode = config.decode.to_dict()
-    shares = decode.pop('shares', 0) or jax.process_count()
-    shares = Shares(shares if ctx.mesh.size > 1 else 1)  # a single device is for exports
-    world, policy = make_world(config, shares), make_policy(config, ctx)
+    world, policy = make_world(config, answers.make_shares(config, ctx)), make_policy(config, ctx)
     learner, tokenizer = make_learner(config, policy.cfg, ctx), policy.tokenizer
-    decoder = make_decoder(policy.cfg, tokenizer, ctx.mesh, shares=shares, **decode)
+    decoder = answers.make_decoder(config, policy, ctx)
     sample_turns = make_sampler(config, world.system, tokenizer, decoder)
     return Parts(world, policy, learner, decoder, sample_turns, make_supervised(config, tokenizer, ctx.mesh))
 
@@ -224,7 +208,7 @@ def make_packing(config: Config, mesh: Mesh) -> Callable[[Sequence[Sample]], Rol
 
 def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
     """Samples the next turn of dialogues, `n` times each; `tell` hears of each sample as soon as it is there."""
-    sampling, longest = make_sampling(config), config.dialogue.prompt_max_len
+    sampling, longest = answers.make_sampling(config), config.dialogue.prompt_max_len
 
     def render(dialogue: Dialogue) -> tuple[int, ...]:
         return tuple(tokenizer.chat(env.messages(dialogue, system)))
@@ -241,15 +225,7 @@ def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Dec
     def sample_turns(
         dialogues: Sequence[Dialogue], n: int, seed: Sequence[int], tell: Callable[[Sample], None] | None = None
     ) -> list[Sample]:
-        prompts = list(map(prompt_of, dialogues))
-        seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
-
-        def sample(k: int, completion: Completion) -> Sample:
-            return Sample(dialogues[k // n], prompts[k // n], completion, k // n)
-
-        requests = [Request(prompts[k // n], sampling, seed) for k, seed in enumerate(seeds)]
-        completions = decoder(requests, (lambda k, each: tell(sample(k, each))) if tell else None)
-        return [sample(k, each) for k, each in enumerate(completions)]
+        return answers.sample(decoder, dialogues, list(map(prompt_of, dialogues)), n, sampling, seed, tell)
 
     return sample_turns
 
@@ -272,10 +248,6 @@ def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearne
         adapters=make_adapters(config),
         seed=config.seed,
     )
-
-
-def make_sampling(config: Config) -> Sampling:
-    return Sampling(**config.sampling.to_dict() | {'stop': tuple(config.sampling.stop)})
 
 
 def make_supervised(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Callable[[int], TokenBatch]:

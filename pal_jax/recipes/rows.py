@@ -19,7 +19,7 @@ from pal_jax.feedback import recall
 from pal_jax.feedback.oracle import make_answers
 from pal_jax.feedback.people import SLOTS, make_people
 from pal_jax.feedback.users import make_scripted_user
-from pal_jax.recipes.recipe import Config
+from pal_jax.recipes.recipe import Config, check_at_least
 from pal_jax.runtime import sharding
 from pal_jax.types import TokenBatch
 
@@ -132,18 +132,12 @@ def steps_of(config: Config, rows: Rows) -> int:
 def check(config: Config) -> None:
     """Raises ValueError where a size is wrong, before a file is read."""
     data = config.data
-    made = ('people', 2), ('rounds', 1)
-    for key, value, least in (
-        ('total_steps', config.total_steps, 0),
-        ('data.batch_size', data.batch_size, 1),
-        ('data.micro_rows', data.micro_rows, 1),
-        ('data.row_tokens', data.row_tokens, 0),
-        ('data.max_length', data.max_length, 1),
-        ('data.test_rows', data.test_rows, 1),
-        ('checkpoint.every', config.checkpoint.every, 1),
-        *((f'oracle.{name}', config.oracle[name], least) for name, least in made if data.train in MADE),
-    ):
-        if value < least:
-            raise ValueError(f'{key}={value} must be at least {least}')
+    check_at_least(config, 0, 'total_steps', 'data.row_tokens')
+    check_at_least(
+        config, 1, 'data.batch_size', 'data.micro_rows', 'data.max_length', 'data.test_rows', 'checkpoint.every'
+    )
+    if data.train in MADE:
+        check_at_least(config, 2, 'oracle.people')
+        check_at_least(config, 1, 'oracle.rounds')
     if not config.total_steps and data.epochs <= 0:
         raise ValueError(f'data.epochs={data.epochs} must be above 0, or give total_steps')

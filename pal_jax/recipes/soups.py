@@ -1,7 +1,7 @@
-"""What the stages of Personalized Soups share, how those work that train nothing, and the one that merges.
+"""What the stages of Personalized Soups share, and the one that merges.
 
-A stage that trains nothing is a recipe too: a step is a part of its work, written to a file of its own, so that a run
-that was stopped goes on with the next. Its last evaluation puts the parts together, in the folder all stages share:
+A stage that trains nothing works in parts (`recipes/parts.py`); its last evaluation puts them together, in the folder
+that all stages share:
 
 rollouts.jsonl         id, preference_id, instruction, input, preference_prompt, output_1, output_2
 annotations.jsonl      the same with annotator and preference: 1 or 2; 0: neither; null: no verdict
@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pal_jax.data import chats
 from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.choose import make_decoder
-from pal_jax.decode.requests import Request
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Spec
 from pal_jax.feedback.preferences import Preference
@@ -36,13 +31,12 @@ from pal_jax.learners.reward import BradleyTerry, pack_replies, to_score
 from pal_jax.models import lora, merging, peft
 from pal_jax.models import params as model_params
 from pal_jax.models.params import Params
-from pal_jax.recipes import reward
+from pal_jax.recipes import answers, parts, reward
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Policy, Recipe, make_policy, read_config
 from pal_jax.recipes.world import Models
-from pal_jax.runtime import processes, sharding
+from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.runtime.processes import Shares
-from pal_jax.types import ChatModel, Dialogue, Metrics, Person, Sample, Sampling, Turn
+from pal_jax.types import ChatModel, Dialogue, Metrics, Person, Sample, Turn
 
 ROLLOUTS, ANNOTATIONS, PAIRS, MERGED = 'rollouts.jsonl', 'annotations.jsonl', 'pairs', 'merged'
 JOINT = 'joint'  # the reward model of P-MORL, which reads in the prompt what is preferred
@@ -111,19 +105,15 @@ def as_chat(text: str) -> list[dict[str, str]]:
 
 def make_sampler(config: Config, policy: Policy, ctx: Context) -> Sampler:
     """Answers of a policy, `n` neighbours to each question."""
-    decode, tokenizer = config.decode.to_dict(), policy.tokenizer
-    shares = Shares(jax.process_count() if ctx.mesh.size > 1 else 1)
-    decoder = make_decoder(policy.cfg, tokenizer, ctx.mesh, shares=shares, **decode)
-    sampling = Sampling(**config.sampling.to_dict() | {'stop': tuple(config.sampling.stop)})
+    decoder, sampling = answers.make_decoder(config, policy, ctx), answers.make_sampling(config)
 
     def sample(params: Params, asked: Sequence[str], n: int, seed: Sequence[int]) -> list[Sample]:
-        prompts = [tuple(tokenizer.chat(as_chat(text))) for text in asked]
-        seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
-        decoder.load(params)
-        completions = decoder([Request(prompts[k // n], sampling, each) for k, each in enumerate(seeds)])
-        decoder.release()
+        prompts = [tuple(policy.tokenizer.chat(as_chat(text))) for text in asked]
         dialogues = [Dialogue(Person(text, ()), (Turn('user', text),)) for text in asked]
-        return [Sample(dialogues[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
+        decoder.load(params)
+        samples = answers.sample(decoder, dialogues, prompts, n, sampling, seed)
+        decoder.release()
+        return samples
 
     return sample
 
@@ -211,48 +201,7 @@ def to_group(tokenizer: Tokenizer, question: str, replies: Sequence[str]) -> Gro
     return shared_prompt([to_score(prompt, [*tokenizer.encode(each), tokenizer.stop_ids[0]]) for each in replies])
 
 
-# --- stages that write files ------------------------------------------------------------------------------------------
-
-
-def make_parts(
-    ctx: Context, steps: int, work: Callable[[Host, int], tuple[Any, Host, Metrics]], name: str,
-    finish: Callable[[list[dict[str, Any]]], Evaluation], shown: Sequence[str] = ('rows',),
-) -> Recipe:  # fmt: skip
-    """A recipe whose step `i` writes what `work(host, i)` makes to a file; `finish(parts)` is its last evaluation."""
-
-    def path(i: int) -> Path:
-        return ctx.workdir / 'parts' / f'{i:05d}.jsonl'
-
-    def step(state: Any, host: Host, i: int) -> tuple[Any, Host, str, Metrics]:
-        records, host, metrics = work(host, i)
-        write_records(path(i), records)
-        return {'parts': state['parts'] + 1}, host, name, metrics
-
-    def evaluate(state: Any, stage: str) -> Evaluation:
-        return finish([record for i in range(steps) for record in read_records(path(i))])
-
-    abstract = {'parts': jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(ctx.mesh))}
-    return Recipe(
-        steps, abstract, lambda: ({'parts': jnp.zeros((), jnp.int32)}, {}), step,
-        lambda i: 'final' if i == steps else None, evaluate, shown=shown,
-    )  # fmt: skip
-
-
-def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """JSON lines, in one piece; the first process writes."""
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + '.tmp')
-        temporary.write_text(''.join(json.dumps(record) + '\n' for record in records), encoding='utf-8')
-        os.replace(temporary, path)
-    processes.exchange(f'written {path.name}')
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Raises ValueError where the stage that writes it has not been run."""
-    if not path.exists():
-        raise ValueError(f'{path} is missing; run the stage that writes it first (stage=all runs all in order)')
-    return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+# --- the stage that merges --------------------------------------------------------------------------------------------
 
 
 def make_merges(config: Config, ctx: Context) -> Recipe:
@@ -270,7 +219,7 @@ def make_merges(config: Config, ctx: Context) -> Recipe:
             peft.save(soup, policy.cfg, base, ctx.workdir.parent / MERGED / name, config.policy.lora.dropout)
         return [{'combination': name, 'weights': list(weights)}], host, {'sources': float(len(weights))}
 
-    return make_parts(ctx, len(combinations), work, 'merge', lambda records: Evaluation({'rows': len(records)}))
+    return parts.make(ctx, len(combinations), work, 'merge', lambda records: Evaluation({'rows': len(records)}))
 
 
 def soup_weights(config: Config, n: int) -> tuple[float, ...]:

@@ -3,27 +3,25 @@ and replies written after a summary."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from pal_jax.data.packing import Example
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.choose import make_decoder
-from pal_jax.decode.requests import Request
 from pal_jax.evals import conditioning
 from pal_jax.feedback import summaries
 from pal_jax.feedback.sharing import share_model
 from pal_jax.learners.policy import PolicyLearner
 from pal_jax.learners.reward import Pairs, pack_pairs, to_score
+from pal_jax.recipes import answers
 from pal_jax.recipes.recipe import Config, Context, Policy
 from pal_jax.recipes.world import Models
 from pal_jax.runtime import sharding
-from pal_jax.runtime.processes import Shares
-from pal_jax.types import ChatModel, Choice, Dialogue, Exhibit, History, Person, Sample, Sampling, Told, Turn
+from pal_jax.types import ChatModel, Choice, Dialogue, Exhibit, History, Person, Sample, Told, Turn
 
 WRITTEN = ('summary', 'untrained')  # by a model
 
@@ -44,21 +42,17 @@ def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Con
         return lambda state, people, n, *_: Written(
             [summaries.given(p, config.reads) for p in people for _ in range(n)], []
         )
-    decode, tokenizer = config.decode.to_dict(), policy.tokenizer
-    shares = Shares(jax.process_count() if ctx.mesh.size > 1 else 1)
-    decoder = make_decoder(policy.cfg, tokenizer, ctx.mesh, shares=shares, **decode)
+    decoder, tokenizer = answers.make_decoder(config, policy, ctx), policy.tokenizer
     prefill = tokenizer.encode(config.summary.prefill) if config.summary.prefill else []
 
     def write(state: State, people: Sequence[Told], n: int, temperature: float, seed: Sequence[int]) -> Written:
-        sampling = Sampling(**config.sampling.to_dict() | {'temperature': temperature, 'stop': config.sampling.stop})
+        sampling = dataclasses.replace(answers.make_sampling(config), temperature=temperature)
         prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context))), *prefill) for p in people]
-        seeds = np.random.SeedSequence(list(seed)).generate_state(len(people) * n, np.uint64).tolist()
-        decoder.load(learner.weights(state['policy']))
-        completions = decoder([Request(prompts[k // n], sampling, each) for k, each in enumerate(seeds)])
-        decoder.release()
         told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
-        samples = [Sample(told[k // n], prompts[k // n], each, k // n) for k, each in enumerate(completions)]
-        return Written([summaries.extract(config.summary.prefill + each.text) for each in completions], samples)
+        decoder.load(learner.weights(state['policy']))
+        samples = answers.sample(decoder, told, prompts, n, sampling, seed)
+        decoder.release()
+        return Written([summaries.extract(config.summary.prefill + each.completion.text) for each in samples], samples)
 
     return write
 
@@ -92,7 +86,7 @@ def make_condition(config: Config, pair_up: PairUp, ctx: Context):
       ValueError: there is no such model.
     """
     models = Models(config)
-    share = functools.partial(share_model, shares=Shares(jax.process_count() if ctx.mesh.size > 1 else 1))
+    share = functools.partial(share_model, shares=answers.make_shares(config, ctx))
     model: ChatModel | None = models.choose('condition', config.condition, share) if config.condition else None
 
     def condition(

@@ -231,7 +231,7 @@ def test_a_wrong_table_is_told_before_a_run_starts(changes, message, tmp_path):
     [
         ({'reads': 'minds'}, "reads='minds' is unknown; use one of summary, untrained"),
         ({'summary.people': 0}, 'summary.people=0 must be at least 1'),
-        ({'reward_model.std': 0.0}, 'reward_model.std=0.0 above 0'),
+        ({'reward_model.std': 0.0}, 'reward_model.std=0.0 must be above 0'),
         ({'data': ''}, 'data is empty; name people, such as --config.data=votes:'),
         ({'condition': 'writer'}, "condition='writer' is unknown; use"),
         ({'hold.steps': -1}, 'hold.steps=-1 must be at least 0'),

@@ -15,7 +15,7 @@ from pal_jax import cli, train
 from pal_jax.feedback import preferences
 from pal_jax.models import sources
 from pal_jax.presets import parse_stage
-from pal_jax.recipes import annotations, psoups, soups, tasting
+from pal_jax.recipes import annotations, parts, psoups, soups, tasting
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from tests import configs
@@ -108,7 +108,7 @@ def test_a_stage_needs_those_before_it(tmp_path):
 
 
 def annotate(tmp_path, written, **changes):
-    soups.write_records(tmp_path / 'rollouts.jsonl', written)
+    parts.write(tmp_path / 'rollouts.jsonl', written)
     (part, folder), *_ = psoups.stages(get_config(stage='annotate', **changes), tmp_path)
     return psoups.make(part, ONE._replace(workdir=folder))
 
@@ -131,7 +131,7 @@ def test_prompts_that_test_a_reward_model_teach_none(tmp_path):
     judged = [{**row, 'preference_id': name} for name in ('general', 'P2A') for row in rows(10, judged=2)]
     judged = [{**row, 'preference_prompt': ''} if row['preference_id'] == 'general' else row for row in judged]
     annotations.write_pairs(tmp_path, judged, ['general', 'P2A'], 0.2)
-    train, test, joint = (soups.read_records(tmp_path / f'{name}.jsonl') for name in ('P2A', 'P2A-test', 'joint'))
+    train, test, joint = (parts.read(tmp_path / f'{name}.jsonl') for name in ('P2A', 'P2A-test', 'joint'))
     assert (len(train), len(test)) == (8, 2)
     assert joint == train
     assert train[0]['prompt'][0]['content'] == 'question 0 Be brief.'
@@ -212,7 +212,7 @@ def test_a_run_that_is_stopped_between_stages_goes_on_and_leaves_everything(tmp_
     assert 'reward-general is finished' in capsys.readouterr().out
     written = {path.name for path in tmp_path.iterdir()}
     assert {'rollouts.jsonl', 'annotations.jsonl', 'pairs', 'merged', 'generations', 'evaluate'} <= written
-    rollouts = soups.read_records(tmp_path / 'rollouts.jsonl')
+    rollouts = parts.read(tmp_path / 'rollouts.jsonl')
     assert len(rollouts) == 3 * 16
     assert set(rollouts[0]) == {
         'id',

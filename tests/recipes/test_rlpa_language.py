@@ -148,7 +148,7 @@ def rollout(config, steps, monkeypatch, decoder=Writing):
     """The batches of the first steps, and the metrics of the last."""
     seen, pack = [], rlpa.pack_rollouts
     with monkeypatch.context() as patch:
-        patch.setattr(rlpa, 'make_decoder', lambda *args, **kwargs: decoder())
+        patch.setattr(rlpa.answers, 'make_decoder', lambda *args, **kwargs: decoder())
         patch.setattr(rlpa, 'pack_rollouts', lambda s, **kw: seen.append(pack(s, **kw)) or seen[-1])
         recipe = rlpa.make(config, CONTEXT)
         state, host = recipe.init()

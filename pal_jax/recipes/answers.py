@@ -1,0 +1,47 @@
+"""Answers of a policy to prompts: the decoder that a config names, and what it samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from pal_jax.decode.choose import Decoder
+from pal_jax.decode.choose import make_decoder as choose_decoder
+from pal_jax.decode.requests import Request
+from pal_jax.recipes.recipe import Config, Context, Policy
+from pal_jax.runtime.processes import Shares
+from pal_jax.types import Completion, Dialogue, Sample, Sampling
+
+
+def make_shares(config: Config, ctx: Context) -> Shares:
+    """Decoders side by side, each on its part of the prompts: one a process, unless `decode.shares` says otherwise."""
+    alone = ctx.mesh.size == 1  # for exports
+    return Shares(1 if alone else config.decode.get('shares') or jax.process_count())
+
+
+def make_decoder(config: Config, policy: Policy, ctx: Context) -> Decoder:
+    """Raises ValueError as `decode.choose.make_decoder`."""
+    settings = {key: value for key, value in config.decode.items() if key != 'shares'}
+    return choose_decoder(policy.cfg, policy.tokenizer, ctx.mesh, shares=make_shares(config, ctx), **settings)
+
+
+def make_sampling(config: Config) -> Sampling:
+    return Sampling(**config.sampling.to_dict() | {'stop': tuple(config.sampling.stop)})
+
+
+def sample(
+    decoder: Decoder, dialogues: Sequence[Dialogue], prompts: Sequence[tuple[int, ...]], n: int, sampling: Sampling,
+    seed: Sequence[int], tell: Callable[[Sample], None] | None = None,
+) -> list[Sample]:  # fmt: skip
+    """`n` neighbours for each dialogue, of which `prompts` has the tokens; `tell` hears of each as soon as it is there.
+    The randomness of a sample is a function of `seed` and its place."""
+    seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
+
+    def as_sample(k: int, completion: Completion) -> Sample:
+        return Sample(dialogues[k // n], prompts[k // n], completion, k // n)
+
+    requests = [Request(prompts[k // n], sampling, each) for k, each in enumerate(seeds)]
+    completions = decoder(requests, (lambda k, each: tell(as_sample(k, each))) if tell else None)
+    return [as_sample(k, each) for k, each in enumerate(completions)]
