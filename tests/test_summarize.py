@@ -41,7 +41,7 @@ def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
     checkpoints.close()
 
     one, two = summarize(str(workdir), str(people), None)
-    assert (one['user'], two['user']) == ('ann', f'{people}, row 2')
+    assert (one['user'], two['user']) == ('ann', f'{people}, line 2')
     assert 'probability' not in two
     parts = plus.make_parts(config, context)
     told = histories.load_told(people)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from pal_jax.data import records
 from pal_jax.data.packing import Example
 from pal_jax.data.tokenizer import Tokenizer
 
@@ -40,18 +41,12 @@ def read(path: str | Path, convert: Callable[[Any], Row]) -> list[Row]:
     Raises:
       ValueError: what is wrong, with file and line.
     """
-    path, rows = Path(path), []
-    if not path.is_file():
-        raise ValueError(f'{path} is no file; name a JSON-lines file')
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
+    rows = []
+    for place, record in records.lines(path):
         try:
-            rows.append(convert(json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{path}, line {number}: not valid JSON, {error.msg} at column {error.colno}') from None
-        except ValueError as error:  # of UTF-8, too
-            raise ValueError(f'{path}, line {number}: {error}') from None
+            rows.append(convert(record))
+        except ValueError as error:
+            raise ValueError(f'{place}: {error}') from None
     if not rows:
         raise ValueError(f'{path} has no rows; write one JSON record a line')
     return rows

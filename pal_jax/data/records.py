@@ -85,20 +85,30 @@ def rows(source: str) -> Iterator[Row]:
     return readers[path.suffix](path)
 
 
-def jsonl(path: Path) -> Iterator[Row]:
-    """An object a line; empty lines are none."""
-    with path.open('rb') as file:
+def lines(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """What stands in each line of a file of JSON lines, with its place; empty lines are none.
+
+    Raises:
+      ValueError: there is no such file, or a line is no JSON.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f'{path} is no file; name one of JSON lines')
+    with Path(path).open('rb') as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            place = f'{path}, row {number}'
             try:
-                record = json.loads(line)
+                yield f'{path}, line {number}', json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f'{place} is no JSON ({error})') from None
-            if not isinstance(record, dict):
-                raise ValueError(f'{place}: expected an object, got {line.decode()[:40].strip()!r}')
-            yield place, record
+                raise ValueError(f'{path}, line {number}: not valid JSON ({error})') from None
+
+
+def jsonl(path: Path) -> Iterator[Row]:
+    """An object a line."""
+    for place, record in lines(path):
+        if not isinstance(record, dict):
+            raise ValueError(f'{place}: expected an object, got {str(record)[:40]!r}')
+        yield place, record
 
 
 def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:

@@ -8,14 +8,12 @@ CSV, a row a pair: columns user, choice (left or right), left_<attribute> and ri
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pal_jax.data import choices
+from pal_jax.data import choices, records
 from pal_jax.data.comparisons import Comparisons, from_pairs
 from pal_jax.types import PreferencePair
 
@@ -58,12 +56,10 @@ def _checked(pair: PreferencePair, place: str, first: PreferencePair) -> Prefere
 
 def _jsonl(path: Path) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
     names: tuple[str, ...] = ()
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-        place = f'{path}, row {number}'
+    for number, (place, record) in enumerate(records.lines(path), 1):
         try:
-            record = json.loads(line)
             user, sides = str(record['user']), [record['chosen'], record['rejected']]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f'{place}: expected an object with user, chosen and rejected ({error})') from None
         if isinstance(sides[0], Mapping):
             names = names or tuple(sides[0])
@@ -82,13 +78,9 @@ def _numbers(values: Any, place: str) -> tuple[float, ...]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
-    with path.open(newline='', encoding='utf-8') as file:
-        reader = csv.DictReader(file)
-        columns = set(reader.fieldnames or ())
-        rows = [(f'{path}, row {number}', row) for number, row in enumerate(reader, 2)]  # as a spreadsheet counts
+    rows = list(records.table(path))
+    columns = set(rows[0][1]) if rows else set()
     for place, row in rows:
-        if None in row or None in row.values():
-            raise ValueError(f'{place}: it has another number of cells than the header')
         if not row.get('user', ' '):
             raise ValueError(f'{place}: no user')
     if {'user', 'situation', 'chosen'} < columns:
@@ -99,7 +91,7 @@ def _csv(path: Path) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
         raise ValueError(f'{path}: its columns are {", ".join(sorted(columns))}; give {FORMS}')
 
 
-def _pairs(rows: list[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
+def _pairs(rows: list[records.Row]) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
     names = tuple(key[5:] for key in rows[0][1] if key.startswith('left_')) if rows else ()
     for place, row in rows:
         if row['choice'] not in ('left', 'right'):
@@ -109,7 +101,7 @@ def _pairs(rows: list[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, tuple[
         yield place, names, PreferencePair(row['user'], chosen, rejected, row.get('situation', place))
 
 
-def _options(rows: list[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
+def _options(rows: list[records.Row]) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
     names = tuple(key for key in rows[0][1] if key not in ('user', 'situation', 'chosen')) if rows else ()
     situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
     for place, row in rows:

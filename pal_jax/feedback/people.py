@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pal_jax.data import records
 from pal_jax.feedback.profiles import parse_facts
 from pal_jax.types import Person
 
@@ -154,22 +154,15 @@ def load_people(path: str | Path, *, input_key: str = 'input', label_key: str = 
     `input` is the first thing the person says; the two keys may have other names. `ValueError` names file, line and
     fault.
     """
-    path = Path(path)
     people: dict[str, Person] = {}
-    if not path.is_file():
-        raise ValueError(f'{path} is no file; name a JSON-lines file of people')
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, (place, record) in enumerate(records.lines(path), 1):
         try:
-            record = _renamed(json.loads(line), {input_key: 'input', label_key: 'profile'})
-            person = _person(record, default_id=f'{path.stem}-{number}')
+            named = _renamed(record, {input_key: 'input', label_key: 'profile'})
+            person = _person(named, default_id=f'{Path(path).stem}-{number}')
             if person.id in people:
                 raise ValueError(f'the id {person.id!r} is taken by an earlier line; make ids unique or leave them out')
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{path}, line {number}: not valid JSON, {error.msg} at column {error.colno}') from None
-        except ValueError as error:  # of UTF-8, too
-            raise ValueError(f'{path}, line {number}: {error}') from None
+        except ValueError as error:
+            raise ValueError(f'{place}: {error}') from None
         people[person.id] = person
     if not people:
         raise ValueError(f'{path}: no people in this file; write one JSON record a line')

@@ -142,16 +142,20 @@ PAIRS = 'user,choice,left_x,right_x\n'
 @pytest.mark.parametrize(
     ('name', 'text', 'message'),
     [
-        ('a.jsonl', GOOD + 'nonsense', 'row 2: expected an object with user, chosen and rejected'),
-        ('a.jsonl', GOOD + '{"user": "a", "chosen": [1]}', 'row 2: expected an object'),
-        ('a.jsonl', GOOD + '{"user": "a", "chosen": [1, 2, 3], "rejected": [1, 2, 3]}', 'row 2: chosen has 3 numbers'),
-        ('a.jsonl', GOOD + '{"user": "a", "chosen": [1, NaN], "rejected": [1, 2]}', 'row 2: chosen holds a number'),
-        ('a.jsonl', GOOD + '{"user": "a", "chosen": [1, 2], "rejected": [1, 2]}', 'row 2: the two items are identical'),
-        ('a.jsonl', GOOD + '{"user": "a", "chosen": "dear", "rejected": [1, 2]}', 'row 2: expected a list of numbers'),
+        ('a.jsonl', GOOD + 'nonsense', 'line 2: not valid JSON'),
+        ('a.jsonl', GOOD + '{"user": "a", "chosen": [1]}', 'line 2: expected an object'),
+        ('a.jsonl', GOOD + '{"user": "a", "chosen": [1, 2, 3], "rejected": [1, 2, 3]}', 'line 2: chosen has 3 numbers'),
+        ('a.jsonl', GOOD + '{"user": "a", "chosen": [1, NaN], "rejected": [1, 2]}', 'line 2: chosen holds a number'),
+        (
+            'a.jsonl',
+            GOOD + '{"user": "a", "chosen": [1, 2], "rejected": [1, 2]}',
+            'line 2: the two items are identical',
+        ),
+        ('a.jsonl', GOOD + '{"user": "a", "chosen": "dear", "rejected": [1, 2]}', 'line 2: expected a list of numbers'),
         (
             'a.jsonl',
             GOOD + '{"user": "a", "chosen": {"x": 1}, "rejected": {"y": 1}}',
-            'row 2: expected the attributes x',
+            'line 2: expected the attributes x',
         ),
         ('a.jsonl', '', 'holds no choices'),
         ('a.csv', PAIRS + 'a,left,1,2\na,both,1,2\n', "row 3: choice is 'both'; give left or right"),

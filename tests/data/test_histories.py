@@ -40,14 +40,14 @@ def test_fields_go_where_they_belong(tmp_path):
 @pytest.mark.parametrize(
     ('record', 'message'),
     [
-        ('{', r'row 2 is no JSON'),
-        ('[]', r"row 2: expected an object, got '\[\]'"),
-        (RECORD | {'chosen': ''}, r"row 2 has chosen=''; give a text"),
-        ({k: v for k, v in RECORD.items() if k != 'eval_chosen'}, r'row 2 has eval_chosen=None'),
-        (RECORD | {'context': None}, r'row 2 has neither context nor context_messages'),
-        (RECORD | {'context_messages': [{'role': 'user'}]}, r'row 2 has a message .* give a role and a content'),
-        (RECORD | {'eval_chosen': 'Cats purr.'}, r"row 2 tests with a reply it has told before: 'Cats purr.'"),
-        (RECORD | {'context': 'I said: Dogs bark.'}, r"row 2 tests with a reply it has told before: 'Dogs bark.'"),
+        ('{', r'line 2: not valid JSON'),
+        ('[]', r"line 2: expected an object, got '\[\]'"),
+        (RECORD | {'chosen': ''}, r"line 2 has chosen=''; give a text"),
+        ({k: v for k, v in RECORD.items() if k != 'eval_chosen'}, r'line 2 has eval_chosen=None'),
+        (RECORD | {'context': None}, r'line 2 has neither context nor context_messages'),
+        (RECORD | {'context_messages': [{'role': 'user'}]}, r'line 2 has a message .* give a role and a content'),
+        (RECORD | {'eval_chosen': 'Cats purr.'}, r"line 2 tests with a reply it has told before: 'Cats purr.'"),
+        (RECORD | {'context': 'I said: Dogs bark.'}, r"line 2 tests with a reply it has told before: 'Dogs bark.'"),
     ],
 )
 def test_a_wrong_line_is_told_by_its_number(record, message, tmp_path):

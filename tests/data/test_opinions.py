@@ -176,8 +176,8 @@ NO_SUMMARIES = {'train.jsonl': '{"summaries": [1, 2], "info": "x"}', 'validation
     [
         ('personas:p.jsonl', {'p.jsonl': ''}, 'p.jsonl has no statements'),
         ('jester:.', {'ratings.csv': 'user,joke,rating\n', 'jokes.jsonl': ''}, '0 ratings that are all alike'),
-        ('ukp:.', UNSAID, 'row 1: no text'),
-        ('tldr:.', NO_SUMMARIES, 'row 1: give two summaries and info as objects'),
+        ('ukp:.', UNSAID, 'line 1: no text'),
+        ('tldr:.', NO_SUMMARIES, 'line 1: give two summaries and info as objects'),
     ],
 )
 def test_what_is_wrong_in_a_set_is_one_line(tmp_path, monkeypatch, source, files, message):
@@ -214,9 +214,9 @@ def test_pictures_are_vectors_with_prompts(tmp_path):
 @pytest.mark.parametrize(
     ('row', 'message'),
     [
-        ({'choice': 'a3', 'arg1': 1, 'arg2': 2, 'worker': 'w'}, "row 1: choice is 'a3'; give a1, a2 or equal"),
-        ({'choice': 'a1', 'arg1': 1, 'arg2': 9, 'worker': 'w'}, "row 1: argument '9' is not in arguments.jsonl"),
-        ({'choice': 'a1', 'arg1': 1, 'arg2': 2}, 'row 1: no worker'),
+        ({'choice': 'a3', 'arg1': 1, 'arg2': 2, 'worker': 'w'}, "line 1: choice is 'a3'; give a1, a2 or equal"),
+        ({'choice': 'a1', 'arg1': 1, 'arg2': 9, 'worker': 'w'}, "line 1: argument '9' is not in arguments.jsonl"),
+        ({'choice': 'a1', 'arg1': 1, 'arg2': 2}, 'line 1: no worker'),
     ],
 )
 def test_what_is_wrong_in_judgements_is_told_with_its_row(tmp_path, row, message):
@@ -272,11 +272,11 @@ def test_a_file_of_the_hub_is_one_of_its_data_sets(tmp_path, monkeypatch):
     ('name', 'text', 'message'),
     [
         ('a.txt', '', 'is no source; give a .jsonl, .csv or .parquet file'),
-        ('a.jsonl', '{"user": 1}\n', 'row 1: no chosen and no rejected'),
-        ('a.jsonl', '{"user": "x", "chosen": "a", "rejected": "b"}\n{\n', 'row 2 is no JSON'),
-        ('a.jsonl', '[]\n', 'row 1: expected an object'),
-        ('a.jsonl', '{"user": "x", "chosen": "a", "rejected": "a"}\n', 'row 1: chosen and rejected are identical'),
-        ('a.jsonl', '{"user": "x", "chosen": 1, "rejected": "a"}\n', "row 1: chosen is '1', give a text"),
+        ('a.jsonl', '{"user": 1}\n', 'line 1: no chosen and no rejected'),
+        ('a.jsonl', '{"user": "x", "chosen": "a", "rejected": "b"}\n{\n', 'line 2: not valid JSON'),
+        ('a.jsonl', '[]\n', 'line 1: expected an object'),
+        ('a.jsonl', '{"user": "x", "chosen": "a", "rejected": "a"}\n', 'line 1: chosen and rejected are identical'),
+        ('a.jsonl', '{"user": "x", "chosen": 1, "rejected": "a"}\n', "line 1: chosen is '1', give a text"),
         ('a.csv', 'user,chosen,rejected\nx,a\n', 'row 2: it has another number of cells'),
         ('a.parquet', 'no', 'is no Parquet file'),
     ],

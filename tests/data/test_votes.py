@@ -52,7 +52,7 @@ def test_a_statement_agreed_with_is_preferred_to_one_disagreed_with(tmp_path):
         ({'rows': [('ana', '9', '1')]}, "votes.csv, row 2: comment_id '9' is not in"),
         ({'rows': [('ana', '7')]}, 'row 2: it has another number of cells'),
         ({'rows': [('ana', '7', '0')]}, 'no agreement and no disagreement'),
-        ({'texts': {'7': ' '}}, 'statements.jsonl, row 1: the text is empty'),
+        ({'texts': {'7': ' '}}, 'statements.jsonl, line 1: the text is empty'),
         ({'people': 'name\nana\n'}, 'people.csv: there is no column group, participant'),
     ],
 )
