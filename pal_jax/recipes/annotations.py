@@ -69,6 +69,7 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
 
     def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
         part = rows[i * size : (i + 1) * size]
+        models.count_on(host)
         with ctx.phase('annotate'):
             own = [verdicts(each, part) for each in judges] if jax.process_index() == 0 else []
             first, *others = processes.exchange('verdicts', own)[0]
@@ -83,7 +84,8 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
             {**row, 'preference': verdict, 'annotator': settings.annotator, **more}
             for row, verdict, more in zip(part, first, extra, strict=True)
         ]
-        return records, {'asked': asked, 'failed': failed}, {'failed': float(first.count(None)), **models.usage}
+        host = {'asked': asked, 'failed': failed, 'usage': models.usage}
+        return records, host, {'failed': float(first.count(None)), **host['usage']}
 
     def finish(records: list[dict[str, Any]]) -> Evaluation:
         folder = ctx.workdir.parent

@@ -101,6 +101,7 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     def rlpa_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         queue, user = env.from_json(host['queue']), Listened(world.user)
+        world.models.count_on(host)
         with ctx.phase('rollout'):
             decoder.load(learner.weights(state))
             open_dialogues, queue = env.pop(queue, prompts_a_step, people=world.train, user=user, seed=i, shuffle=order)
@@ -122,7 +123,8 @@ def make(config: Config, ctx: Context) -> Recipe:
             metrics |= updated
         check_finite(state, ' or raise ppo.kl_coef')
         world.check_answers(samples, user)
-        return state, {'queue': env.to_json(queue)}, 'rlpa', metrics | world.models.usage
+        usage = world.models.usage
+        return state, {'queue': env.to_json(queue), 'usage': usage}, 'rlpa', metrics | usage
 
     def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         return (imitation_step if i < warmup else rlpa_step)(state, host, i)

@@ -25,7 +25,7 @@ from pal_jax.feedback.sharing import share_matcher, share_reward, share_user
 from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.feedback.users import Listened, make_scripted_user
 from pal_jax.models import bert, sources
-from pal_jax.recipes.recipe import Config, Context, open_run
+from pal_jax.recipes.recipe import Config, Context, Host, open_run
 from pal_jax.runtime import devices
 from pal_jax.runtime.processes import ALONE, Shares, exchange
 from pal_jax.types import ChatModel, Metrics, Person, ProfileMatcher, RewardFn, Sample, Sampling, UserSimulator
@@ -219,6 +219,7 @@ class Models:
         self._endpoints: dict[str, Endpoint] = {}
         self._local: dict[str, LocalModel] = {}
         self.counts: Metrics = {}  # what else there is to tell, the same in every process
+        self._earlier: Metrics | None = None
 
     def choose(self, key: str, name: str, make: Callable[[ChatModel], Any], **known: Callable[[], Any]) -> Any:
         """`known[name]()`, or `make` of the model that endpoint:<name> or local:<source> is.
@@ -268,16 +269,21 @@ class Models:
         found = sources.resolve(source, seed=self._config.seed, open_run=lambda run: open_run(run, context))
         return LocalModel(found, mesh, sampling, slots=settings.slots)
 
+    def count_on(self, host: Host) -> None:
+        """Begins from the `usage` that a run's host item had when it was stopped; once."""
+        if self._earlier is None:
+            self._earlier = host.get('usage', {})
+
     @property
     def usage(self) -> Metrics:
-        """What endpoints have been asked since the start, by endpoint, by all processes together, and `counts`."""
+        """What endpoints have been asked since the start of the run, by all processes together, and `counts`."""
         own = {
             f'{name}_{field}': float(value)
             for name, endpoint in self._endpoints.items()
             for field, value in dataclasses.asdict(endpoint.usage).items()
         }
-        told = exchange('usage', own)
-        return {key: sum(each[key] for each in told) for key in own} | self.counts
+        told = [*exchange('usage', own), self._earlier or {}]
+        return {key: sum(each.get(key, 0.0) for each in told) for key in own} | self.counts
 
     @property
     def last_error(self) -> str:

@@ -185,6 +185,22 @@ def test_a_model_that_plays_all_parts_and_fails_now_and_then(chat_server, monkey
             rollout(config, 2, monkeypatch)
 
 
+def test_a_run_that_goes_on_counts_on(chat_server, monkeypatch):
+    without_learning(monkeypatch)
+    with chat_server(answer) as server:
+        config, host = everyone_at(server, answers=''), None
+        _, whole = rollout(config, 2, monkeypatch)
+        monkeypatch.setattr(rlpa.answers, 'make_decoder', lambda *args, **kwargs: Writing())
+        for i in range(2):
+            recipe = rlpa.make(config, CONTEXT)
+            state, fresh = recipe.init()
+            _, host, _, metrics = recipe.step(state, host or fresh, i)
+        assert metrics['judge_requests'] > 0
+        assert {key: value for key, value in metrics.items() if key.endswith(('_requests', '_tokens'))} == {
+            key: value for key, value in whole.items() if key.endswith(('_requests', '_tokens'))
+        }
+
+
 def test_what_is_no_user_or_judge_is_refused_with_the_choices():
     with pytest.raises(
         ValueError, match=r"reward\.judge='gpt' is unknown; use rule, endpoint:<name> or local:<source>"
