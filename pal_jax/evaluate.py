@@ -40,11 +40,13 @@ from pal_jax.recipes.recipe import EVALUATION, Config, Evaluation
 from pal_jax.recipes.rlpa import Sampler, make_sampler, rounds_of
 from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
+from pal_jax.runtime.checkpoint import FOLDER, Checkpoints
 from pal_jax.runtime.curve import plot_alignment, plot_turns
 from pal_jax.runtime.metrics import EVALS, plain, read_records
+from pal_jax.runtime.progress import Progress
 from pal_jax.runtime.summary import by_stage
 from pal_jax.talking import SOURCES, open_decoder
-from pal_jax.train import load_run
+from pal_jax.train import prepare
 from pal_jax.types import Chat, Completion
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
@@ -69,7 +71,10 @@ def main() -> None:
 
 def evaluate(workdir: Path) -> Records:
     """The evaluations the run made before this step, and one of this step, by name."""
-    recipe, state, step, _ = load_run(cli.config(), workdir, STEP.value)
+    if not (workdir / FOLDER).is_dir():
+        raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
+    recipe = prepare(cli.config(), workdir, Progress())
+    state, _, step = Checkpoints(workdir, recipe.abstract, read_only=True).read(STEP.value)
     earlier = [r for r in read_records(workdir / EVALS) if r['step'] < step and r['stage'] != 'final']
     stages: Records = {stage: dict(record) for stage, record in by_stage(earlier).items()}
     return {**stages, f'step {step}': {'step': step, **recipe.evaluate(state, 'final').record}}

@@ -21,8 +21,8 @@ from absl import flags
 
 from pal_jax import cli
 from pal_jax.models import peft
-from pal_jax.recipes.recipe import Export, read_config
-from pal_jax.train import load_run, write_exports
+from pal_jax.recipes.recipe import Export, load_trained
+from pal_jax.train import write_exports
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
 ADAPTER = flags.DEFINE_bool('adapter', False, 'Only the adapter, as the library peft has it.')
@@ -32,9 +32,7 @@ def main() -> None:
     if not cli.WORKDIR.value and cli.config() is None:
         raise cli.Fault('no run; give its folder, such as --workdir=runs/rlpa')
     workdir = cli.workdir()
-    config = cli.faults(read_config, str(workdir))
-    recipe, state, step, _ = cli.faults(load_run, config, workdir, STEP.value, alone=True)
-    exports = recipe.exports(state)
+    exports, step = cli.faults(load_trained, str(workdir), STEP.value)
 
     def folder(name: str) -> Path:
         name = name.replace('export', 'adapter') if ADAPTER.value else name

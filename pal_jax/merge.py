@@ -40,9 +40,8 @@ from pal_jax import cli
 from pal_jax.models import folders, hf, peft, sources
 from pal_jax.models.folders import METHODS, Settings, Watch
 from pal_jax.models.merging import checked
-from pal_jax.recipes.recipe import read_config
+from pal_jax.recipes.recipe import load_trained
 from pal_jax.talking import SOURCES
-from pal_jax.train import load_run
 
 WEIGHTS = flags.DEFINE_list('weights', [], 'One for each source.')
 METHOD = flags.DEFINE_enum('method', 'linear', METHODS, 'How they are merged.')
@@ -118,8 +117,8 @@ def folder_of(source: str, scratch: Path) -> Path:
 
 def write_run(workdir: str, scratch: Path) -> Path:
     """The last checkpoint of a run as a folder: of its adapter, where it has trained one."""
-    recipe, state, *_ = load_run(read_config(workdir), Path(workdir), alone=True)
-    export = next(iter(recipe.exports(state).values()))
+    exports, _ = load_trained(workdir)
+    export = next(iter(exports.values()))
     if export.adapters is None:
         hf.save(export.params, export.model, export.tokenizer, scratch, head=export.head)
     else:

@@ -57,15 +57,13 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
         raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py')
     parts = plus.make_parts(config, Context(devices.make_mesh(**config.mesh)))
     wanted = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}
-    restored = Checkpoints(workdir, wanted, read_only=True).restore()
-    if restored is None:
-        raise ValueError(f'orbax:{workdir} has no checkpoint; train it first')
+    state, *_ = Checkpoints(workdir, wanted, read_only=True).read()
     told = [each for each, _ in people]
     own = [] if summary is None else [summary] * len(people)
-    texts = own or parts.describe(restored[0], told, 1, 0.0, (config.seed,)).texts
+    texts = own or parts.describe(state, told, 1, 0.0, (config.seed,)).texts
     choices = [[choice] for _, choice in people if choice]
     asked = [text for text, (_, choice) in zip(texts, people, strict=True) if choice]
-    gaps = iter(parts.reader.gaps(restored[0]['reward'], parts.pair_up(asked, choices))[:, 0] if asked else ())
+    gaps = iter(parts.reader.gaps(state['reward'], parts.pair_up(asked, choices))[:, 0] if asked else ())
     for text, (each, choice) in zip(texts, people, strict=True):
         prefers = {'probability': float(np.exp(plus.log_sigmoid(next(gaps))))} if choice else {}
         yield {'user': each.user, 'summary': text, **prefers}

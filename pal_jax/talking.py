@@ -18,7 +18,7 @@ from pal_jax.models.params import decoder_specs
 from pal_jax.models.sources import Source
 from pal_jax.recipes.answers import make_sampling
 from pal_jax.recipes.recipe import Config, Context, open_run, read_config
-from pal_jax.recipes.world import make_world
+from pal_jax.recipes.world import make_system
 from pal_jax.runtime import devices, sharding
 
 SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
@@ -60,4 +60,4 @@ def chat_preset(source: str) -> Preset:
     kind, _, workdir = source.partition(':')
     if kind != 'orbax' or (config := read_config(workdir)).recipe != 'rlpa':
         return PLAIN
-    return Preset(make_world(config).system, render_completion('{profile}', '{reply}'), make_sampling(config))
+    return Preset(make_system(config), render_completion('{profile}', '{reply}'), make_sampling(config))

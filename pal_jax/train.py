@@ -68,41 +68,16 @@ def train(config: Config, workdir: Path) -> int:
     return exit_status(stopped) if stopped else 0
 
 
-def prepare(
-    config: Config, workdir: Path, progress: Progress, *, alone: bool = False, show: Show = lambda records: None
-) -> Recipe:
-    """The recipe, on one device if `alone`; everything that can fail before a weight is read fails here."""
+def prepare(config: Config, workdir: Path, progress: Progress, *, show: Show = lambda records: None) -> Recipe:
+    """The recipe; everything that can fail before a weight is read fails here."""
     devices.initialize((workdir.parent if 'stage' in config else workdir) / 'compiled', cli.place())
     progress.time_compilation()
     checkpoint.check_processes(config.to_dict())
     checkpoint.check_config(workdir, config.to_dict(), free=MAY_CHANGE)
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)
-    mesh = devices.make_mesh(devices=jax.local_devices()[:1]) if alone else devices.make_mesh(**config.mesh)
+    mesh = devices.make_mesh(**config.mesh)
     return cli.recipe_module(config).make(config, Context(mesh, progress.phase, show, workdir))
-
-
-def load_run(config: Config, workdir: Path, step: int | None = None, *, alone: bool = False):
-    """A run's recipe, state, the step it was saved at, and the progress its phases are shown by; `alone` on one device,
-    and of the state what an export reads.
-
-    Raises:
-      ValueError: the folder has no checkpoint, is of another config, or `alone` of a run without a model.
-    """
-    progress = Progress()
-    if not (workdir / checkpoint.FOLDER).is_dir():
-        raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
-    recipe = prepare(config, workdir, progress, alone=alone)
-    if alone and recipe.model is None:
-        raise ValueError(f'{workdir} is a run of {config.recipe}, which trains no language model: nothing to export')
-    wanted = recipe.exported if alone else recipe.abstract
-    checkpoints = checkpoint.Checkpoints(workdir, wanted, read_only=True, log=progress.log)
-    restored = checkpoints.restore(step)
-    checkpoints.close()
-    if restored is None:
-        raise ValueError(f'{workdir} has no checkpoint yet; train until the first is saved')
-    state, _, step = restored
-    return recipe, state, step, progress
 
 
 def run(
@@ -169,8 +144,8 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
 
 def finish(config: Config, workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
     """Summary, report and exports, from the files of the run and its last state."""
-    if config.export:
-        write_exports(recipe.exports(state), lambda name: workdir / name)
+    if config.export and recipe.trained:
+        write_exports(recipe.trained.exports(state), lambda name: workdir / name)
     if jax.process_index() == 0:
         summarize(workdir, {'config': config.to_dict(), 'finished': time.strftime('%Y-%m-%d %H:%M:%S')})
         report.write_report(workdir)

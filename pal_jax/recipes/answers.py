@@ -15,16 +15,15 @@ from pal_jax.runtime.processes import Shares
 from pal_jax.types import Completion, Dialogue, Sample, Sampling
 
 
-def make_shares(config: Config, ctx: Context) -> Shares:
+def make_shares(config: Config) -> Shares:
     """Decoders side by side, each on its part of the prompts: one a process, unless `decode.shares` says otherwise."""
-    alone = ctx.mesh.size == 1  # for exports
-    return Shares(1 if alone else config.decode.get('shares') or jax.process_count())
+    return Shares(config.decode.get('shares') or jax.process_count())
 
 
 def make_decoder(config: Config, policy: Policy, ctx: Context) -> Decoder:
     """Raises ValueError as `decode.choose.make_decoder`."""
     settings = {key: value for key, value in config.decode.items() if key != 'shares'}
-    return choose_decoder(policy.cfg, policy.tokenizer, ctx.mesh, shares=make_shares(config, ctx), **settings)
+    return choose_decoder(policy.cfg, policy.tokenizer, ctx.mesh, shares=make_shares(config), **settings)
 
 
 def make_sampling(config: Config) -> Sampling:

@@ -121,10 +121,7 @@ def open_trained(workdir: str, split: int = 0) -> Trained:
     name = f'K={chosen[split]}'
     ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1]))
     abstract = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx).abstract
-    restored = Checkpoints(workdir, needed(abstract, name, split), read_only=True).restore()
-    if restored is None:
-        raise ValueError(f'{workdir} has no checkpoint; run the same command again')
-    state = restored[0]
+    state, *_ = Checkpoints(workdir, needed(abstract, name, split), read_only=True).read()
     people: PALState = state.models[name].pal if config.recipe == 'pal_large' else state[name]
     if config.text.source:
         reading = open_reading(config, ctx, state, name, split)

@@ -33,16 +33,16 @@ from pal_jax.recipes.recipe import (
     Config,
     Context,
     Evaluation,
-    Export,
     Host,
     Policy,
     Recipe,
+    Trained,
     check_at_least,
     check_finite,
-    export_policy,
     make_adapters,
     make_policy,
     stage_before,
+    trained_policy,
 )
 from pal_jax.recipes.telling import WRITTEN, Written, make_condition, make_pairs, make_writer
 from pal_jax.runtime import sharding
@@ -146,14 +146,27 @@ def make(config: Config, ctx: Context) -> Recipe:
         exhibits = conditioning.make_exhibits(record, list(tests))
         return Evaluation(record | written, people, [*exhibits, *replies])
 
-    def exports(state: State) -> dict[str, Export]:
-        return export_policy(config, policy, learner, state['policy']) if learns else {}
-
     steps = hold + config.total_steps
     stage = functools.partial(stage_before, warmup=hold, steps=steps, every=config.eval.every)
     abstract = {'reward': reader.abstract} | ({'policy': learner.abstract} if config.reads in WRITTEN else {})
-    exported = jax.tree.map(lambda _: ..., abstract) | ({'policy': learner.abstract_weights} if learns else {})
-    return Recipe(steps, abstract, init, step, stage, evaluate, exports, exported, policy.cfg, lambda: policy.tokenizer)
+    return Recipe(steps, abstract, init, step, stage, evaluate, trained_by(config, policy, learner, reader))
+
+
+def make_trained(config: Config, ctx: Context) -> Trained | None:
+    if config.methods:
+        return None
+    policy, judge = make_policy(config, ctx), make_policy(config, ctx, of='reward_model')
+    learner, reader = make_learner(config, policy.cfg, ctx), make_reader(config, judge.cfg, ctx)
+    return trained_by(config, policy, learner, reader)
+
+
+def trained_by(config: Config, policy: Policy, learner: PolicyLearner, reader: RewardLearner) -> Trained | None:
+    """The summariser, where one learns."""
+    if config.reads != 'summary':
+        return None
+    trained, nothing = trained_policy(config, policy, learner), jax.tree.map(lambda _: ..., reader.abstract)
+    exported = {'reward': nothing, 'policy': trained.exported}
+    return trained._replace(exports=lambda state: trained.exports(state['policy']), exported=exported)
 
 
 # --- parts from the config ------------------------------------------------------------------------------------------

@@ -41,13 +41,14 @@ from pal_jax.recipes.recipe import (
     Evaluation,
     Host,
     Recipe,
+    Trained,
     check_at_least,
     check_finite,
-    export_policy,
     make_adapters,
     make_policy,
     read_config,
     stage_before,
+    trained_policy,
 )
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
@@ -67,6 +68,7 @@ READS = {  # of the config, by stage
     'merge': ('preferences', 'poles', 'policy', 'merge'),
     'evaluate': (*WHO, 'merge', 'evaluate', 'endpoints', 'answers'),
 }
+POLICIES = 'rlhf', 'morl', 'policy'
 
 
 class Asked(NamedTuple):
@@ -157,10 +159,18 @@ def make(config: Config, ctx: Context) -> Recipe:
     """
     if config.stage == 'all':
         raise ValueError('a run of psoups has a folder for each of its stages; name one, such as .../policy-P2A')
-    if config.stage in ('rlhf', 'morl', 'policy'):
+    if config.stage in POLICIES:
         return make_ppo(config, ctx)
     made = {'rollout': annotations.make_rollouts, 'annotate': annotations.make_annotations, 'merge': soups.make_merges}
     return {**made, 'evaluate': tasting.make_evaluation}[config.stage](config, ctx)
+
+
+def make_trained(config: Config, ctx: Context) -> Trained | None:
+    """The policy of PPO; stages of reward models and of multitask learning are runs of other recipes."""
+    if config.stage not in POLICIES:
+        return None
+    policy = make_policy(config, ctx)
+    return trained_policy(config, policy, make_learner(config, policy.cfg, ctx))
 
 
 # --- PPO --------------------------------------------------------------------------------------------------------------
@@ -223,13 +233,10 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
         record = summarize(samples, scores) | {f'rule_{name}': float(np.mean(found)) for name, found in met.items()}
         return Evaluation(record, [tasting.as_dialogue(a.text, t) for a, t in zip(asked, texts, strict=True)][:3])
 
-    exports = functools.partial(export_policy, config, policy, learner)
     steps = config.total_steps
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=0)
-    return Recipe(
-        steps, learner.abstract, init, step, stage, evaluate, exports, learner.abstract_weights, policy.cfg,
-        lambda: policy.tokenizer, ('reward', 'words'),
-    )  # fmt: skip
+    trained = trained_policy(config, policy, learner)
+    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, ('reward', 'words'))
 
 
 def who_wants_what(config: Config) -> list[tuple[Preference, ...]]:

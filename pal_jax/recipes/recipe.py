@@ -70,6 +70,21 @@ class Export(NamedTuple):
     head: jax.Array | None = None
 
 
+class Trained(NamedTuple):
+    """The language model that a method trains: all that it takes to open, export or merge a run. A recipe's
+    `make_trained(config, ctx)` makes it without people, judges or rows, which may be gone or elsewhere.
+
+    exports: models by the name of their folder.
+    exported: shapes and shardings of the part of the state that `exports` reads; the rest is `...`.
+    model, tokenizer: of the first of them.
+    """
+
+    exports: Callable[[Any], dict[str, Export]]
+    exported: Any
+    model: ModelConfig
+    tokenizer: Tokenizer
+
+
 class Recipe(NamedTuple):
     """A method: functions of a state (a pytree of arrays), a JSON-able `host` item, and the step.
 
@@ -79,9 +94,7 @@ class Recipe(NamedTuple):
     step: `(state, host, i) -> (state, host, phase, metrics)`. Randomness is a function of `i` and the config's seed.
     stage: the name of the evaluation that is due before step `i` ('base', 'final', ...), or None.
     evaluate: `(state, stage) -> Evaluation`; changes nothing.
-    exports: models by the name of their folder.
-    exported: the part of `abstract` that `exports` reads; the rest is `...`.
-    model, tokenizer: of the policy; None in a method that trains no language model, which exports none.
+    trained: the language model that is trained, if one is.
     shown: figures of an evaluation that the console shows, if it has them.
     """
 
@@ -91,10 +104,7 @@ class Recipe(NamedTuple):
     step: Callable[[Any, Host, int], tuple[Any, Host, str, Metrics]]
     stage: Callable[[int], str | None]
     evaluate: Callable[[Any, str], Evaluation]
-    exports: Callable[[Any], dict[str, Export]] = lambda state: {}
-    exported: Any = None
-    model: ModelConfig | None = None
-    tokenizer: Callable[[], Tokenizer] | None = None
+    trained: Trained | None = None
     shown: Sequence[str] = ('reward', 'loss', 'accuracy')
 
 
@@ -124,11 +134,15 @@ def make_adapters(config: Config, of: str = 'policy') -> Lora | None:
     return Lora(lora.rank, lora.alpha, targets, lora.dropout) if lora.rank else None
 
 
-def export_policy(config: Config, policy: Policy, learner: PolicyLearner, state: PolicyState) -> dict[str, Export]:
-    """The trained policy, and its adapters if it has any."""
+def trained_policy(config: Config, policy: Policy, learner: PolicyLearner) -> Trained:
+    """The policy, and its adapters if it has any."""
     base, lora = config.policy.source.removeprefix('hf:'), config.policy.lora
-    adapters = Adapters(state.actor.params, base, lora.dropout) if lora.rank else None
-    return {'export': Export(learner.weights(state), policy.cfg, policy.tokenizer, adapters)}
+
+    def exports(state: PolicyState) -> dict[str, Export]:
+        adapters = Adapters(state.actor.params, base, lora.dropout) if lora.rank else None
+        return {'export': Export(learner.weights(state), policy.cfg, policy.tokenizer, adapters)}
+
+    return Trained(exports, learner.abstract_weights, policy.cfg, policy.tokenizer)
 
 
 def stage_before(i: int, *, warmup: int, steps: int, every: int) -> str | None:
@@ -163,27 +177,47 @@ def read_config(workdir: str) -> Config:
     return ConfigDict(json.loads(path.read_text()))
 
 
-def open_run(workdir: str, ctx: Context) -> Source:
-    """The model a run has trained, as a source for another run (`orbax:<workdir>`): its last whole checkpoint.
+def open_trained(workdir: str, ctx: Context) -> tuple[Trained, Checkpoints]:
+    """What a run has trained, and the checkpoints it is in.
 
     Raises:
       ValueError: the folder is not that of a run, of one without a language model, or has no checkpoint.
     """
     config = read_config(workdir)
-    recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(
-        config, ctx._replace(workdir=Path(workdir))
-    )
-    if recipe.model is None or recipe.tokenizer is None:
-        raise ValueError(f'orbax:{workdir} is a run of {config.recipe}, which trains no language model; name another')
-    checkpoints = Checkpoints(workdir, recipe.exported, read_only=True)
-    latest = checkpoints.latest
-    if latest is None:
-        raise ValueError(f'orbax:{workdir} has no checkpoint; train it first')
+    recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}')
+    trained: Trained | None = recipe.make_trained(config, ctx) if hasattr(recipe, 'make_trained') else None
+    if trained is None:
+        raise ValueError(f'{workdir} is a run of {config.recipe} that trains no language model; name another')
+    checkpoints = Checkpoints(workdir, trained.exported, read_only=True)
+    if checkpoints.latest is None:
+        raise ValueError(f'{workdir} has no checkpoint; train it first')
+    return trained, checkpoints
+
+
+def load_trained(workdir: str, step: int | None = None) -> tuple[dict[str, Export], int]:
+    """The models of a run by the name of their folder, on one device, and the step they were saved at.
+
+    Raises:
+      ValueError: as `open_trained`, or there is no checkpoint of that step.
+    """
+    devices.initialize(Path(workdir) / 'compiled')
+    mesh = devices.make_mesh(devices=jax.local_devices()[:1])
+    trained, checkpoints = open_trained(workdir, Context(mesh))
+    state, _, step = checkpoints.read(step)
+    return trained.exports(state), step
+
+
+def open_run(workdir: str, ctx: Context) -> Source:
+    """The model a run has trained, as a source for another run (`orbax:<workdir>`): its last whole checkpoint.
+
+    Raises:
+      ValueError: as `open_trained`.
+    """
+    trained, checkpoints = open_trained(workdir, ctx)
 
     def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
-        restored = checkpoints.restore()
-        assert restored is not None
-        params = cast(next(iter(recipe.exports(restored[0]).values())).params, dtype)
+        state, *_ = checkpoints.read()
+        params = cast(next(iter(trained.exports(state).values())).params, dtype)
         return jax.device_put(params, shardings) if shardings else params
 
-    return Source(recipe.model, recipe.tokenizer, load)
+    return Source(trained.model, lambda: trained.tokenizer, load)

@@ -25,7 +25,9 @@ from pal_jax.recipes.recipe import (
     Evaluation,
     Export,
     Host,
+    Policy,
     Recipe,
+    Trained,
     check_finite,
     make_adapters,
     make_policy,
@@ -77,15 +79,21 @@ def make(config: Config, ctx: Context) -> Recipe:
         record = reward_model.measure(scores, lengths)
         return Evaluation(record, exhibits=reward_model.make_exhibits(scores, lengths, record))
 
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
+    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained_by(policy, learner))
+
+
+def make_trained(config: Config, ctx: Context) -> Trained:
+    policy = make_policy(config, ctx)
+    return trained_by(policy, make_learner(config, BradleyTerry(**config.reward), policy.cfg, ctx))
+
+
+def trained_by(policy: Policy, learner: RewardLearner) -> Trained:
     def exports(state: RewardState) -> dict[str, Export]:
         params, head = learner.weights(state)
         return {'export': Export(params, policy.cfg, policy.tokenizer, head=head)}
 
-    stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
-    exported = learner.abstract_weights
-    return Recipe(
-        steps, learner.abstract, init, step, stage, evaluate, exports, exported, policy.cfg, lambda: policy.tokenizer
-    )
+    return Trained(exports, learner.abstract_weights, policy.cfg, policy.tokenizer)
 
 
 def to_group(tokenizer: Tokenizer, record: object) -> Group:
@@ -104,7 +112,7 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
     return group._replace(margin=float(margin))
 
 
-def make_learner(config: Config, loss: BradleyTerry, cfg: ModelConfig, ctx: Context, steps: int) -> RewardLearner:
+def make_learner(config: Config, loss: BradleyTerry, cfg: ModelConfig, ctx: Context, steps: int = 1) -> RewardLearner:
     return RewardLearner(
         cfg, make_optimizer(**config.optimizer, total_steps=steps), ctx.mesh,
         micro_rows=config.data.micro_rows, adapters=make_adapters(config), loss=loss, seed=config.seed,

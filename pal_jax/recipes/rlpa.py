@@ -37,12 +37,13 @@ from pal_jax.recipes.recipe import (
     Host,
     Policy,
     Recipe,
+    Trained,
     check_at_least,
     check_finite,
-    export_policy,
     make_adapters,
     make_policy,
     stage_before,
+    trained_policy,
 )
 from pal_jax.recipes.world import World, make_world, read_system
 from pal_jax.runtime import sharding
@@ -139,13 +140,15 @@ def make(config: Config, ctx: Context) -> Recipe:
             decoder.release()
         return Evaluation(record, dialogues[: config.eval.shown])
 
-    exports = functools.partial(export_policy, config, policy, learner)
     steps = warmup + config.total_steps
     stage = functools.partial(stage_before, warmup=warmup, steps=steps, every=config.eval.every)
-    return Recipe(
-        steps, learner.abstract, init, step, stage, evaluate, exports, learner.abstract_weights,
-        policy.cfg, lambda: policy.tokenizer, SHOWN,
-    )  # fmt: skip
+    trained = trained_policy(config, policy, learner)
+    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, SHOWN)
+
+
+def make_trained(config: Config, ctx: Context) -> Trained:
+    policy = make_policy(config, ctx)
+    return trained_policy(config, policy, make_learner(config, policy.cfg, ctx))
 
 
 def rounds_of(dialogue: Config) -> int:
@@ -193,7 +196,7 @@ def check(config: Config, mesh: Mesh) -> None:
 
 def make_parts(config: Config, ctx: Context) -> Parts:
     """Raises ValueError or RuntimeError where a file or a model cannot be had."""
-    world, policy = make_world(config, answers.make_shares(config, ctx)), make_policy(config, ctx)
+    world, policy = make_world(config, answers.make_shares(config)), make_policy(config, ctx)
     learner, tokenizer = make_learner(config, policy.cfg, ctx), policy.tokenizer
     decoder = answers.make_decoder(config, policy, ctx)
     sample_turns = make_sampler(config, world.system, tokenizer, decoder)

@@ -88,10 +88,10 @@ def make_rows(config: Config, tokenizer: Tokenizer, convert: Callable[[Any], Gro
 
 
 def hold_out(parts: list[list[Group]], most: int) -> tuple[list[Group], list[Group]]:
-    """What is learnt, and of the last parts up to `most` rows and a fifth of all. A part stays together: who is tested
-    on has said nothing to learn from."""
+    """What is learnt, and of the last parts up to `most` rows and a fifth of all, but one part at least. A part stays
+    together: who is tested on has said nothing to learn from."""
     sizes = np.cumsum([len(part) for part in reversed(parts)])
-    held = int(np.sum(sizes <= min(most, sizes[-1] // 5)))
+    held = max(int(np.sum(sizes <= min(most, sizes[-1] // 5))), 1)
     cut = len(parts) - held
     return list(itertools.chain(*parts[:cut])), list(itertools.chain(*parts[cut:]))
 

@@ -23,11 +23,12 @@ from pal_jax.recipes.recipe import (
     Evaluation,
     Host,
     Recipe,
+    Trained,
     check_finite,
-    export_policy,
     make_adapters,
     make_policy,
     stage_before,
+    trained_policy,
 )
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Metrics
@@ -65,12 +66,14 @@ def make(config: Config, ctx: Context) -> Recipe:
         loss = total / count
         return Evaluation({'rows': len(rows.test), 'loss': loss, 'perplexity': float(np.exp(loss))}, [])
 
-    exports = functools.partial(export_policy, config, policy, learner)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
-    exported = learner.abstract_weights
-    return Recipe(
-        steps, learner.abstract, init, step, stage, evaluate, exports, exported, policy.cfg, lambda: policy.tokenizer
-    )
+    trained = trained_policy(config, policy, learner)
+    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained)
+
+
+def make_trained(config: Config, ctx: Context) -> Trained:
+    policy = make_policy(config, ctx)
+    return trained_policy(config, policy, make_learner(config, policy.cfg, ctx))
 
 
 def to_group(tokenizer: Tokenizer, record: object) -> Group:
@@ -78,7 +81,7 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
     return shared_prompt([chats.to_imitate(record, tokenizer)])
 
 
-def make_learner(config: Config, cfg: ModelConfig, ctx: Context, steps: int) -> PolicyLearner:
+def make_learner(config: Config, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PolicyLearner:
     optimizer = make_optimizer(**config.optimizer, total_steps=steps)
     ppo = PPO(estimator='reinforce', micro_rows=config.data.micro_rows)  # of it the sizes of supervised steps
     return PolicyLearner(

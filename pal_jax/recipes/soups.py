@@ -12,7 +12,6 @@ merged/<combination>/  adapters as the library peft has them
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +31,18 @@ from pal_jax.models import lora, merging, peft
 from pal_jax.models import params as model_params
 from pal_jax.models.params import Params
 from pal_jax.recipes import answers, parts, reward
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Policy, Recipe, make_policy, read_config
-from pal_jax.recipes.world import Models
+from pal_jax.recipes.chat_models import ChatModels
+from pal_jax.recipes.recipe import (
+    Config,
+    Context,
+    Evaluation,
+    Host,
+    Policy,
+    Recipe,
+    make_policy,
+    open_trained,
+    read_config,
+)
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.types import ChatModel, Dialogue, Metrics, Person, Sample, Turn
@@ -129,17 +138,17 @@ def read_annotators(given: str, default: Spec = annotators.LABELLING) -> dict[st
     return annotators.load_annotators(given) if files else {given: default._replace(decoder=given)}
 
 
-def make_models(config: Config, *specs: Mapping[str, Spec]) -> Models:
+def make_models(config: Config, *specs: Mapping[str, Spec]) -> ChatModels:
     """The language models among annotators, with what their files say of their endpoints."""
     config = config.copy_and_resolve_references()
     for spec in (spec for each in specs for spec in each.values()):
         kind, _, name = spec.decoder.partition(':')
         if kind == 'endpoint' and name in config.endpoints:
             config.endpoints[name].update(spec.model)
-    return Models(config)
+    return ChatModels(config)
 
 
-def open_annotators(models: Models, specs: Mapping[str, Spec]) -> Callable[[str], Annotator]:
+def open_annotators(models: ChatModels, specs: Mapping[str, Spec]) -> Callable[[str], Annotator]:
     """Who judges a preference, by its id. Raises ValueError where there is no such judge."""
 
     def opened(spec: Spec) -> Annotator:
@@ -155,14 +164,11 @@ def open_annotators(models: Models, specs: Mapping[str, Spec]) -> Callable[[str]
 
 def open_adapters(folder: Path, ctx: Context) -> Params:
     """The adapters a stage has trained, from its last checkpoint. Raises ValueError where there are none."""
-    config = read_config(str(folder))
-    recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx._replace(workdir=folder))
-    nothing = jax.tree.map(lambda _: ..., recipe.exported)
-    wanted = nothing.replace(actor=nothing.actor.replace(params=recipe.exported.actor.params))
-    restored = Checkpoints(folder, wanted, read_only=True).restore()
-    if restored is None:
-        raise ValueError(f'{folder} has no checkpoint; run that stage first')
-    return restored[0].actor.params
+    trained, _ = open_trained(str(folder), ctx)
+    nothing = jax.tree.map(lambda _: ..., trained.exported)
+    wanted = nothing.replace(actor=nothing.actor.replace(params=trained.exported.actor.params))
+    state, *_ = Checkpoints(folder, wanted, read_only=True).read()
+    return state.actor.params
 
 
 def make_score(folder: Path, ctx: Context) -> Score:
@@ -173,15 +179,13 @@ def make_score(folder: Path, ctx: Context) -> Score:
     def opened() -> Callable[[Sequence[tuple[str, Sequence[str]]]], np.ndarray]:
         config = read_config(str(folder))
         model = make_policy(config, ctx)
-        learner = reward.make_learner(config, BradleyTerry(**config.reward), model.cfg, ctx, 1)
-        restored = Checkpoints(folder, learner.abstract_weights, read_only=True).restore()
-        if restored is None:
-            raise ValueError(f'{folder} has no checkpoint; run stage=reward first')
+        learner = reward.make_learner(config, BradleyTerry(**config.reward), model.cfg, ctx)
+        state, *_ = Checkpoints(folder, learner.abstract_weights, read_only=True).read()
         packing: dict[str, Any] = {
             'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': config.data.micro_rows,
             'row_tokens': config.data.row_tokens,
         }  # fmt: skip
-        tokenizer, state = model.tokenizer, restored[0]
+        tokenizer = model.tokenizer
         return lambda texts: learner.scores(
             state, pack_replies([to_group(tokenizer, *each) for each in texts], ctx.mesh, **packing)
         )

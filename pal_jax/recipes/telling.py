@@ -18,8 +18,8 @@ from pal_jax.feedback.sharing import share_model
 from pal_jax.learners.policy import PolicyLearner
 from pal_jax.learners.reward import Pairs, pack_pairs, to_score
 from pal_jax.recipes import answers
+from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Config, Context, Policy
-from pal_jax.recipes.world import Models
 from pal_jax.runtime import sharding
 from pal_jax.types import ChatModel, Choice, Dialogue, Exhibit, History, Person, Sample, Told, Turn
 
@@ -85,8 +85,8 @@ def make_condition(config: Config, pair_up: PairUp, ctx: Context):
     Raises:
       ValueError: there is no such model.
     """
-    models = Models(config)
-    share = functools.partial(share_model, shares=answers.make_shares(config, ctx))
+    models = ChatModels(config)
+    share = functools.partial(share_model, shares=answers.make_shares(config))
     model: ChatModel | None = models.choose('condition', config.condition, share) if config.condition else None
 
     def condition(

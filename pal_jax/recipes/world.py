@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import jax
+from typing import Any
 
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
@@ -17,21 +15,17 @@ from pal_jax.evals.rollouts import check_failed
 from pal_jax.feedback.early import Early
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.language import make_judge, make_matcher, make_user
-from pal_jax.feedback.local_model import LocalModel
 from pal_jax.feedback.people import SLOTS, Split, load_people, make_people
 from pal_jax.feedback.profiles import match_exactly, split_fact
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.sharing import share_matcher, share_reward, share_user
 from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.feedback.users import Listened, make_scripted_user
-from pal_jax.models import bert, sources
-from pal_jax.recipes.recipe import Config, Context, Host, open_run
-from pal_jax.runtime import devices
-from pal_jax.runtime.processes import ALONE, Shares, exchange
-from pal_jax.types import ChatModel, Metrics, Person, ProfileMatcher, RewardFn, Sample, Sampling, UserSimulator
-
-if TYPE_CHECKING:
-    from pal_jax.feedback.endpoint import Endpoint
+from pal_jax.models import bert
+from pal_jax.recipes.chat_models import ChatModels
+from pal_jax.recipes.recipe import Config
+from pal_jax.runtime.processes import ALONE, Shares
+from pal_jax.types import Person, ProfileMatcher, RewardFn, Sample, UserSimulator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +42,7 @@ class World:
     reward: RewardFn
     score: RewardFn  # of evaluations: the reward without a control, by a judge who knows the person
     early: Early | None  # asked about each answer while others are decoded; None: all who judge are on this machine
-    models: Models
+    models: ChatModels
     max_failed: float
 
     def evaluate(self, answer: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
@@ -87,7 +81,7 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
     Every process asks simulator and judge for its share and is told of the others'.
     """
     dialogue = config.dialogue
-    models, system = Models(config), read_system(dialogue.system)
+    models, system = ChatModels(config), read_system(dialogue.system)
     train, tests, topics = make_splits(config, models, shares)
     system = env.actor_prompt(topics, dialogue.profile_format) if system is None else system
     matcher = models.choose(
@@ -141,7 +135,7 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
 
 
 def make_splits(
-    config: Config, models: Models, shares: Shares = ALONE
+    config: Config, models: ChatModels, shares: Shares = ALONE
 ) -> tuple[list[Person], dict[str, list[Person]], tuple[str, ...]]:
     """People to train on, people never trained on by the name of their split, and the topics of a profile.
 
@@ -174,8 +168,16 @@ def make_splits(
     return train, tests, topics
 
 
+def make_system(config: Config) -> str:
+    """The system prompt of a run's policy; asks no model but a slotter."""
+    if (system := read_system(config.dialogue.system)) is not None:
+        return system
+    _, _, topics = make_splits(config, ChatModels(config))
+    return env.actor_prompt(topics, config.dialogue.profile_format)
+
+
 def slot_all(
-    people: Sequence[Person], *, slotter: Slotter, shares: Shares, models: Models, max_failed: float
+    people: Sequence[Person], *, slotter: Slotter, shares: Shares, models: ChatModels, max_failed: float
 ) -> list[Person]:
     """People in slots, each process asking for its share; those left out are counted.
 
@@ -209,90 +211,3 @@ def open_embedding_matcher() -> ProfileMatcher:
     from pal_jax.feedback import embedding  # scipy takes a while to import
 
     return embedding.make_matcher(embedding.SentenceEncoder(bert.package_folder()))
-
-
-class Models:
-    """The language models among users, matchers and judges, by what they are called; each is opened once."""
-
-    def __init__(self, config: Config):
-        self._config = config
-        self._endpoints: dict[str, Endpoint] = {}
-        self._local: dict[str, LocalModel] = {}
-        self.counts: Metrics = {}  # what else there is to tell, the same in every process
-        self._earlier: Metrics | None = None
-
-    def choose(self, key: str, name: str, make: Callable[[ChatModel], Any], **known: Callable[[], Any]) -> Any:
-        """`known[name]()`, or `make` of the model that endpoint:<name> or local:<source> is.
-
-        Raises:
-          ValueError: `name` is none of them.
-        """
-        kind, _, rest = name.partition(':')
-        if kind == 'endpoint' and rest:
-            if rest not in self._endpoints:
-                self._endpoints[rest] = self._open_endpoint(rest)
-            return make(self._endpoints[rest])
-        if kind == 'local' and rest:
-            role = key.split('.')[-1]
-            if role not in self._local:
-                self._local[role] = self._open_local(rest, role)
-            return make(self._local[role])
-        if name not in known:
-            raise ValueError(f'{key}={name!r} is unknown; use {", ".join(known)}, endpoint:<name> or local:<source>')
-        return known[name]()
-
-    def early(self, reward: Config, system: str) -> Early | None:
-        """Those of `reward.matcher` and `reward.judge` that are endpoints, to be asked early."""
-        matcher, judge = (self._endpoints.get(_endpoint(reward[each])) for each in ('matcher', 'judge'))
-        threads = sum(endpoint.concurrency for endpoint in (matcher, judge) if endpoint)
-        return Early(
-            make_matcher(matcher.early) if matcher else None, make_judge(judge.early) if judge else None,
-            threads=threads, system=system,
-        ) if threads else None  # fmt: skip
-
-    def _open_endpoint(self, name: str) -> Endpoint:
-        from pal_jax.feedback.endpoint import Endpoint  # its client takes a second to import
-
-        if name not in self._config.endpoints:
-            raise ValueError(f'endpoint:{name} is unknown; config.endpoints has {", ".join(self._config.endpoints)}')
-        settings = self._config.endpoints[name].to_dict()
-        del settings['slots']
-        prices = settings.pop('prompt_price'), settings.pop('completion_price')
-        answers = Path(self._config.answers).expanduser() if self._config.answers else None
-        return Endpoint(name, **settings, prices=prices, cache=answers)
-
-    def _open_local(self, source: str, role: str) -> LocalModel:
-        settings = self._config.endpoints[role]
-        mesh = devices.make_mesh(devices=jax.local_devices())
-        sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
-        context = Context(mesh)
-        found = sources.resolve(source, seed=self._config.seed, open_run=lambda run: open_run(run, context))
-        return LocalModel(found, mesh, sampling, slots=settings.slots)
-
-    def count_on(self, host: Host) -> None:
-        """Begins from the `usage` that a run's host item had when it was stopped; once."""
-        if self._earlier is None:
-            self._earlier = host.get('usage', {})
-
-    @property
-    def usage(self) -> Metrics:
-        """What endpoints have been asked since the start of the run, by all processes together, and `counts`."""
-        own = {
-            f'{name}_{field}': float(value)
-            for name, endpoint in self._endpoints.items()
-            for field, value in dataclasses.asdict(endpoint.usage).items()
-        }
-        told = [*exchange('usage', own), self._earlier or {}]
-        return {key: sum(each.get(key, 0.0) for each in told) for key in own} | self.counts
-
-    @property
-    def last_error(self) -> str:
-        """Why an endpoint had no answer, the last time."""
-        errors = {name: endpoint.last_error for name, endpoint in self._endpoints.items()}
-        return '; '.join(f'{name}: {error}' for name, error in errors.items() if error)
-
-
-def _endpoint(name: str) -> str:
-    """The rest of endpoint:<name>; '' of anything else."""
-    kind, _, rest = name.partition(':')
-    return rest if kind == 'endpoint' else ''

@@ -118,6 +118,12 @@ class Checkpoints:
             )
         return None
 
+    def read(self, step: int | None = None) -> tuple[Any, dict[str, Any], int]:
+        """As `restore`, where there has to be a checkpoint; ValueError if there is none."""
+        if (found := self.restore(step)) is None:
+            raise ValueError(f'{self.folder.parent} has no checkpoint; train it first')
+        return found
+
     def set_aside_after(self, step: int) -> None:
         """Moves the checkpoints later than `step`, which could not be read, out of the way of a run that resumes."""
         for later in self._manager.all_steps():

@@ -67,20 +67,21 @@ def test_the_step_is_that_of_the_loss_itself(tmp_path):
     """The gradient by way of log-probs against one through a loss of whole completions, written out."""
     config = get_config(**{'data.train': pairs_file(tmp_path / 'a.jsonl'), 'data.micro_rows': 1})
     recipe = dpo.make(config, ONE)
-    learner = dpo.make_learner(config, dpo.DPO(**config.dpo), recipe.model, ONE, 6)
+    learner = dpo.make_learner(config, dpo.DPO(**config.dpo), recipe.trained.model, ONE, 6)
     state, _ = recipe.init()
     moved = jax.tree.map(
         lambda x: x + 0.02 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), state.actor.params
     )
     state = state.replace(actor=state.actor.replace(params=moved))
-    rows = dpo.data.make_rows(config, recipe.tokenizer(), lambda r: dpo.to_group(recipe.tokenizer(), r), 'chosen', n=2)
+    tokenizer, cfg = recipe.trained.tokenizer, recipe.trained.model
+    rows = dpo.data.make_rows(config, tokenizer, lambda r: dpo.to_group(tokenizer, r), 'chosen', n=2)
     batch = rows.batch(config, ONE.mesh, 0)
 
     def sequence(params):
         from pal_jax.models import decoder
 
-        hidden = decoder.forward(params, recipe.model, batch.tokens, batch.positions, batch.segments, batch.prefix)
-        logits = hidden @ decoder.unembed_weight(params, recipe.model).T
+        hidden = decoder.forward(params, cfg, batch.tokens, batch.positions, batch.segments, batch.prefix)
+        logits = hidden @ decoder.unembed_weight(params, cfg).T
         r = jnp.arange(batch.tokens.shape[0])[:, None, None]
         chosen = jax.nn.log_softmax(logits)[r, batch.states, batch.actions]
         return jnp.where(batch.acts, chosen, 0.0).sum(-1).reshape(-1, 2)

@@ -70,7 +70,7 @@ def test_transformers_scores_the_export_as_we_do(trained, tmp_path):
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
     _, recipe, state = trained
-    write_exports(recipe.exports(state), lambda name: tmp_path / name)
+    write_exports(recipe.trained.exports(state), lambda name: tmp_path / name)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'export').eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
     ours = recipe.evaluate(state, 'x').record

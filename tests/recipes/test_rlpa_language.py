@@ -14,7 +14,7 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.requests import Request
 from pal_jax.feedback.profiles import render_completion
-from pal_jax.recipes import rlpa, world
+from pal_jax.recipes import chat_models, rlpa
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Sample, Sampling
@@ -131,7 +131,7 @@ def test_judges_are_asked_while_others_are_decoded_and_nothing_else_changes(chat
         early, told = rollout(everyone_at(server, answers=''), 2, monkeypatch, decoder=Waiting)
         assert any('cook' in text for text in map(str, server.asked))
         asked = len(server.asked)
-        patch.setattr(world.Models, 'early', lambda *_: None)
+        patch.setattr(chat_models.ChatModels, 'early', lambda *_: None)
         late, later = rollout(everyone_at(server, answers=''), 2, monkeypatch)
         jax.tree.map(np.testing.assert_array_equal, early, late)
         names = [

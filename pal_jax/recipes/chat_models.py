@@ -1,0 +1,109 @@
+"""The chat models that a config names as users, matchers, judges and annotators."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from pal_jax.feedback.early import Early
+from pal_jax.feedback.language import make_judge, make_matcher
+from pal_jax.feedback.local_model import LocalModel
+from pal_jax.models import sources
+from pal_jax.recipes.recipe import Config, Context, Host, open_run
+from pal_jax.runtime import devices
+from pal_jax.runtime.processes import exchange
+from pal_jax.types import ChatModel, Metrics, Sampling
+
+if TYPE_CHECKING:
+    from pal_jax.feedback.endpoint import Endpoint
+
+
+class ChatModels:
+    """The language models among users, matchers and judges, by what they are called; each is opened once."""
+
+    def __init__(self, config: Config):
+        self._config = config
+        self._endpoints: dict[str, Endpoint] = {}
+        self._local: dict[str, LocalModel] = {}
+        self.counts: Metrics = {}  # what else there is to tell, the same in every process
+        self._earlier: Metrics | None = None
+
+    def choose(self, key: str, name: str, make: Callable[[ChatModel], Any], **known: Callable[[], Any]) -> Any:
+        """`known[name]()`, or `make` of the model that endpoint:<name> or local:<source> is.
+
+        Raises:
+          ValueError: `name` is none of them.
+        """
+        kind, _, rest = name.partition(':')
+        if kind == 'endpoint' and rest:
+            if rest not in self._endpoints:
+                self._endpoints[rest] = self._open_endpoint(rest)
+            return make(self._endpoints[rest])
+        if kind == 'local' and rest:
+            role = key.split('.')[-1]
+            if role not in self._local:
+                self._local[role] = self._open_local(rest, role)
+            return make(self._local[role])
+        if name not in known:
+            raise ValueError(f'{key}={name!r} is unknown; use {", ".join(known)}, endpoint:<name> or local:<source>')
+        return known[name]()
+
+    def early(self, reward: Config, system: str) -> Early | None:
+        """Those of `reward.matcher` and `reward.judge` that are endpoints, to be asked early."""
+        matcher, judge = (self._endpoints.get(_endpoint(reward[each])) for each in ('matcher', 'judge'))
+        threads = sum(endpoint.concurrency for endpoint in (matcher, judge) if endpoint)
+        return Early(
+            make_matcher(matcher.early) if matcher else None, make_judge(judge.early) if judge else None,
+            threads=threads, system=system,
+        ) if threads else None  # fmt: skip
+
+    def _open_endpoint(self, name: str) -> Endpoint:
+        from pal_jax.feedback.endpoint import Endpoint  # its client takes a second to import
+
+        if name not in self._config.endpoints:
+            raise ValueError(f'endpoint:{name} is unknown; config.endpoints has {", ".join(self._config.endpoints)}')
+        settings = self._config.endpoints[name].to_dict()
+        del settings['slots']
+        prices = settings.pop('prompt_price'), settings.pop('completion_price')
+        answers = Path(self._config.answers).expanduser() if self._config.answers else None
+        return Endpoint(name, **settings, prices=prices, cache=answers)
+
+    def _open_local(self, source: str, role: str) -> LocalModel:
+        settings = self._config.endpoints[role]
+        mesh = devices.make_mesh(devices=jax.local_devices())
+        sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
+        context = Context(mesh)
+        found = sources.resolve(source, seed=self._config.seed, open_run=lambda run: open_run(run, context))
+        return LocalModel(found, mesh, sampling, slots=settings.slots)
+
+    def count_on(self, host: Host) -> None:
+        """Begins from the `usage` that a run's host item had when it was stopped; once."""
+        if self._earlier is None:
+            self._earlier = host.get('usage', {})
+
+    @property
+    def usage(self) -> Metrics:
+        """What endpoints have been asked since the start of the run, by all processes together, and `counts`."""
+        own = {
+            f'{name}_{field}': float(value)
+            for name, endpoint in self._endpoints.items()
+            for field, value in dataclasses.asdict(endpoint.usage).items()
+        }
+        told = [*exchange('usage', own), self._earlier or {}]
+        return {key: sum(each.get(key, 0.0) for each in told) for key in own} | self.counts
+
+    @property
+    def last_error(self) -> str:
+        """Why an endpoint had no answer, the last time."""
+        errors = {name: endpoint.last_error for name, endpoint in self._endpoints.items()}
+        return '; '.join(f'{name}: {error}' for name, error in errors.items() if error)
+
+
+def _endpoint(name: str) -> str:
+    """The rest of endpoint:<name>; '' of anything else."""
+    kind, _, rest = name.partition(':')
+    return rest if kind == 'endpoint' else ''

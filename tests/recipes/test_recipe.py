@@ -1,0 +1,35 @@
+"""What every method has in common."""
+
+from __future__ import annotations
+
+import importlib
+
+import jax
+import pytest
+
+from pal_jax.recipes.recipe import Context, open_trained
+from pal_jax.runtime import checkpoint, devices
+from tests import configs
+
+CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]))
+GONE = [
+    ('sft', {'data.train': 'gone.jsonl'}),
+    ('dpo', {'data.train': 'gone.jsonl'}),
+    ('reward', {'data.train': 'gone.jsonl'}),
+    ('rlpa', {'reward.judge': 'endpoint:judge', 'dialogue.profiles': 'gone.jsonl'}),
+    ('plus', {'data': 'gone.jsonl'}),
+]
+
+
+@pytest.mark.parametrize(('name', 'gone'), GONE, ids=[name for name, _ in GONE])
+def test_a_run_is_opened_without_what_it_was_trained_with(tmp_path, name, gone):
+    recipe = importlib.import_module(f'pal_jax.recipes.{name}')
+    trained = recipe.make_trained(configs.load(name, **gone), CONTEXT)
+    there = recipe.make(configs.load(name), CONTEXT).trained
+    assert trained.model == there.model
+    assert jax.tree.all(jax.tree.map(lambda a, b: a == b, trained.exported, there.exported))
+    with pytest.raises(ValueError, match=r'gone\.jsonl|endpoint'):
+        recipe.make(configs.load(name, **gone), CONTEXT)
+    checkpoint.write_config(tmp_path, configs.load(name, **gone).to_dict())
+    with pytest.raises(ValueError, match='has no checkpoint; train it first'):
+        open_trained(str(tmp_path), CONTEXT)
