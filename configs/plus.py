@@ -19,15 +19,17 @@ def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'table', 'people', 'smoke', 'paper')
     config = p.base(recipe='plus', total_steps=20)  # with both learning; those of `hold` come before
     # pets; or a JSONL file of people (pal_jax/data/histories.py); or choices that histories are made of:
-    # votes:<folder>/<name>, or a public set as ukp:<folder> or choices:<source> (pal_jax/data/opinions.py)
+    # votes:<folder>/<name>, or a public set as ukp:<folder> or choices:<source> (pal_jax/data/opinions.py); or
+    # rated:<file>, replies rated by attributes that made-up people want (pal_jax/data/attributes.py)
     config.data = 'pets'
     config.people = 200  # to learn from, at most where they are given
-    config.labelled = True  # both sides of past choices are told; False: those they liked
+    config.form = 'labelled'  # both sides of past choices are told; chosen: those they liked; guide: 'I prefer dogs.'
     config.history = dict(  # of people who are made of their choices
         told=4,  # choices in the context
         held=2,  # that test
         max_words=40,  # of a reply; choices with longer ones are left out
         disputed=0.2,  # of votes: the least share on either side of a statement
+        attributes=(),  # of rated replies, such as ('helpfulness', 'honesty'); (): all
     )
     config.shuffled = False  # the control: everyone's summary is of another person
     # What the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model, the whole

@@ -12,6 +12,7 @@ from pal_jax.data import records
 from pal_jax.data.records import Row
 from pal_jax.types import Choice, History, Told
 
+FORMS = 'labelled', 'chosen', 'guide'
 PARTS = {
     'reward': ('reward_prompt', 'chosen', 'rejected'),
     'train': ('train_prompt', 'train_chosen', 'train_rejected'),
@@ -20,7 +21,7 @@ PARTS = {
 
 
 def from_choices(
-    choices: Mapping[str, Sequence[Choice]], *, told: int, held: int, max_words: int, labelled: bool, seed: int
+    choices: Mapping[str, Sequence[Choice]], *, told: int, held: int, max_words: int, form: str, seed: int
 ) -> list[History]:
     """A history of each user with enough choices: `told` of them are the context, one pays, one teaches, `held` test.
 
@@ -35,9 +36,7 @@ def from_choices(
         apart = _apart(rng.sample(short, len(short)), told + 2 + held)
         if len(apart) == told + 2 + held:
             past, (reward, train, *tests) = apart[:told], apart[told:]
-            context = '\n'.join(
-                f'{c.prompt} {line(c, rng, labelled)}' if asked else line(c, rng, labelled) for c in past
-            )
+            context = context_of(past, rng, form, asked=asked)
             people.append(History(user=user, context=context, reward=reward, train=train, held=tuple(tests)))
             check_disjoint(people[-1], f'user {user!r}')
     return people
@@ -56,13 +55,19 @@ def _apart(choices: Sequence[Choice], count: int) -> list[Choice]:
     return found
 
 
-def line(choice: Choice, rng: random.Random, labelled: bool) -> str:
-    """A past choice as a context tells it: its sides in random order, or the chosen one alone."""
-    if not labelled:
-        return choice.chosen
-    sides = [f'Liked: {choice.chosen}', f'Disliked: {choice.rejected}']
-    rng.shuffle(sides)
-    return ' '.join(sides)
+def context_of(past: Sequence[Choice], rng: random.Random, form: str, kind: str = '', *, asked: bool = False) -> str:
+    """What is told of a person, in one of `FORMS`: `labelled`, past choices with their sides in random order; `chosen`,
+    the chosen sides alone; `guide`, what the person says of themselves. Choices follow their prompts if `asked`."""
+    if form == 'guide':
+        return f'I prefer {kind}.'
+
+    def line(choice: Choice) -> str:
+        sides = [f'Liked: {choice.chosen}', f'Disliked: {choice.rejected}']
+        rng.shuffle(sides)
+        told = ' '.join(sides) if form == 'labelled' else choice.chosen
+        return f'{choice.prompt} {told}' if asked else told
+
+    return '\n'.join(map(line, past))
 
 
 def load(path: str | Path) -> list[History]:
@@ -117,11 +122,15 @@ def _choice(where: str, record: Mapping[str, Any], part: str) -> Choice:
 
 def check_disjoint(person: History, where: str) -> None:
     """Raises ValueError where a reply that tests is told in the context or taught by another choice."""
+    if reply := repeated(person):
+        raise ValueError(f'{where} tests with a reply it has told before: {reply[:60]!r}; hold others out')
+
+
+def repeated(person: History) -> str:
+    """A reply that tests and is told in the context or taught by another choice; '' if there is none."""
     taught = {reply for choice in (person.reward, person.train) for reply in (choice.chosen, choice.rejected)}
-    for choice in person.held:
-        for reply in (choice.chosen, choice.rejected):
-            if reply in taught or reply in person.context:
-                raise ValueError(f'{where} tests with a reply it has told before: {reply[:60]!r}; hold others out')
+    held = (reply for choice in person.held for reply in (choice.chosen, choice.rejected))
+    return next((reply for reply in held if reply in taught or reply in person.context), '')
 
 
 def _text(where: str, record: Mapping[str, Any], field: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pal_jax.data import histories, opinions, votes
+from pal_jax.data import attributes, histories, opinions, votes
 from pal_jax.data.records import TextChoice
 from pal_jax.feedback import pets
 from pal_jax.types import Choice, History
@@ -23,12 +23,14 @@ class Made(NamedTuple):
     held: choices that test.
     max_words: of a reply; choices with longer ones are left out.
     disputed: of votes, the least share on either side of a statement.
+    attributes: what people want of replies that are rated; all that the replies are rated by, if it is empty.
     """
 
     told: int
     held: int
     max_words: int
     disputed: float
+    attributes: Sequence[str] = ()
 
 
 def _vote(name: str, made: Made) -> Mapping[str, Sequence[Choice]]:
@@ -42,31 +44,41 @@ def by_person(choices: Iterable[TextChoice]) -> Mapping[str, Sequence[Choice]]:
     return found
 
 
-def read(data: str, *, people: int, tested: int, seed: int, labelled: bool, made: Made) -> tuple[list[History], Splits]:
+def read(data: str, *, people: int, tested: int, seed: int, form: str, made: Made) -> tuple[list[History], Splits]:
     """Those to learn from, and those to test on by the name of their split: `test` are people nobody has learnt from,
     `seen` those to learn from with choices that nobody was taught.
 
     Args:
       data: `pets`; or a JSONL file of people; or whose choices histories are made of: `votes:<folder>/<name>`
-        (`data/votes.py`), or a public set by name, as `ukp:<folder>` (`data/opinions.py`).
-      people: of pets so many, of others at most.
-      tested: people of a split; of others than pets at most a fifth.
-      seed: of pets to learn from. Who tests, and with what, is the same for every seed.
-      labelled: whether both sides of a past choice are told.
+        (`data/votes.py`), or a public set by name, as `ukp:<folder>` (`data/opinions.py`); or `rated:<file>`, replies
+        rated by attributes that made-up people want (`data/attributes.py`).
+      people: of made-up ones so many, of others at most.
+      tested: people of a split; of others than made-up ones at most a fifth.
+      seed: of made-up ones to learn from. Who tests, and with what, is the same for every seed.
+      form: how it is told what they chose, see `data.histories.context_of`.
 
     Raises:
       ValueError: a file that is wrong, with the line, or has too few people.
     """
+    if form not in histories.FORMS:
+        raise ValueError(f'form={form!r} is unknown; use one of {", ".join(histories.FORMS)}')
     if data == 'pets':
-        train = pets.make_people(people, seed=seed, split='train', labelled=labelled)
+        train = pets.make_people(people, seed=seed, split='train', form=form)
         splits: tuple[pets.Split, ...] = ('test', 'animals')
-        return train, {split: pets.make_people(tested, seed=0, split=split, labelled=labelled) for split in splits}
+        return train, {split: pets.make_people(tested, seed=0, split=split, form=form) for split in splits}
+    settings: Any = {'told': made.told, 'held': made.held, 'max_words': made.max_words, 'form': form}
+    if data.startswith('rated:'):
+        train, test = attributes.make_people(
+            data.removeprefix('rated:'), made.attributes, people, tested, **settings, seed=seed
+        )
+        return train, {'test': test}
     voted = data.startswith('votes:')
     made_here = voted or opinions.is_source(data)
+    if made_here and form == 'guide':
+        raise ValueError(f'form=guide: nobody in {data} says who they are; use labelled or chosen')
     if made_here:
         choices = _vote(data.removeprefix('votes:'), made) if voted else by_person(opinions.read(data))
-        settings = {'told': made.told, 'held': made.held, 'max_words': made.max_words}
-        found = histories.from_choices(choices, **settings, labelled=labelled, seed=0)
+        found = histories.from_choices(choices, **settings, seed=0)
         random.Random(0).shuffle(found)
     else:
         found = histories.load(data)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from pal_jax.data.histories import line
+from pal_jax.data.histories import context_of
 from pal_jax.types import Choice, History
 
 Split = Literal['train', 'test', 'animals']
@@ -38,13 +38,13 @@ HELD = (
 ).split(', ')
 
 
-def make_people(count: int, *, seed: int, split: Split, labelled: bool = True) -> list[History]:
+def make_people(count: int, *, seed: int, split: Split, form: str = 'labelled') -> list[History]:
     """As many people, half of each kind. Of one person no predicate stands in two choices.
 
     Args:
       split: in `test` what is judged has predicates that nobody in `train` has met, in `animals` it is about animals
         that they have not met, too, and so is what is told.
-      labelled: whether both sides of what a person chose are told, as liked and disliked, or the liked ones alone.
+      form: how it is told what a person chose, see `data.histories.context_of`.
     """
     rng = random.Random(f'{split} {seed}')
     kinds = OTHER_KINDS if split == 'animals' else KINDS
@@ -58,7 +58,7 @@ def make_people(count: int, *, seed: int, split: Split, labelled: bool = True) -
         past = [_choice(*pair, *told[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
         return History(
             user=f'{split} {number}',
-            context='\n'.join(line(choice, rng, labelled) for choice in past),
+            context=context_of(past, rng, form, kind),
             reward=_choice(kind, other, *judged[:2]),
             train=_choice(kind, other, *judged[2:]),
             # With its sides swapped, too: what a predicate is worth cancels out.

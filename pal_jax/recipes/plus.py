@@ -190,7 +190,7 @@ def check(config: Config) -> None:
 def read_people(config: Config) -> tuple[list[History], histories.Splits]:
     """Those to learn from, and those to test on by the name of their split. Raises ValueError where they are wrong."""
     train, tests = histories.read(
-        config.data, people=config.people, tested=config.eval.people, seed=config.seed, labelled=config.labelled,
+        config.data, people=config.people, tested=config.eval.people, seed=config.seed, form=config.form,
         made=histories.Made(**config.history),
     )  # fmt: skip
     if config.reads == 'kind' and not all(person.kind for person in train):

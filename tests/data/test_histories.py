@@ -64,7 +64,7 @@ def choices(count, prompt='Talk.'):
     return [Choice(prompt, f'good {i} thing', f'bad {i} thing') for i in range(100, 100 + count)]
 
 
-SETTINGS = {'told': 2, 'held': 2, 'max_words': 3, 'labelled': True, 'seed': 0}
+SETTINGS = {'told': 2, 'held': 2, 'max_words': 3, 'form': 'labelled', 'seed': 0}
 
 
 def test_a_history_is_made_of_choices_that_stay_apart():  # rlpa_plus IV.4-9
@@ -97,6 +97,6 @@ def test_prompts_are_told_where_they_differ():
     (person,) = histories.from_choices({'ann': two}, **SETTINGS | {'told': 4})
     assert 'Talk. ' in person.context
     assert 'And? ' in person.context
-    (alone,) = histories.from_choices({'ann': choices(8)}, **SETTINGS | {'labelled': False})
+    (alone,) = histories.from_choices({'ann': choices(8)}, **SETTINGS | {'form': 'chosen'})
     assert 'Talk.' not in alone.context
     assert 'bad' not in alone.context

@@ -18,7 +18,7 @@ MADE = Made(told=4, held=2, max_words=40, disputed=0.0)
 
 
 def read(data, **changes):
-    return histories.read(data, **{'people': 100, 'tested': 3, 'seed': 0, 'labelled': True, 'made': MADE} | changes)
+    return histories.read(data, **{'people': 100, 'tested': 3, 'seed': 0, 'form': 'labelled', 'made': MADE} | changes)
 
 
 def write(tmp_path, people):

@@ -52,7 +52,7 @@ def test_held_out_choices_swap_their_predicates():
 def test_people_follow_from_seed_and_split():
     assert pets.make_people(3, seed=0, split='train') == pets.make_people(5, seed=0, split='train')[:3]
     assert pets.make_people(3, seed=0, split='train') != pets.make_people(3, seed=1, split='train')
-    (alone,) = pets.make_people(1, seed=0, split='train', labelled=False)
+    (alone,) = pets.make_people(1, seed=0, split='train', form='chosen')
     assert sorted(word for word in alone.context.split() if word[0].isupper()) == ['Birds', 'Birds', 'Dogs', 'Dogs']
 
 
