@@ -108,6 +108,7 @@ def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int
     from pal_jax.recipes import rlpa
     from pal_jax.recipes.world import make_world
     from pal_jax.runtime import devices
+    from pal_jax.runtime.processes import ALONE
 
     config = runpy.run_path(str(CONFIG))['get_config']('smoke')
     config.dialogue.people, n = -(-samples // 4), 4
@@ -120,7 +121,7 @@ def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int
     if not rate:
         cfg, settings = (
             devices.for_platform(source.config, 'float32'),
-            config.decode.to_dict() | {'shares': rlpa.Shares(1)},
+            config.decode.to_dict() | {'shares': ALONE},
         )
         decode = make_decoder(cfg, tokenizer, devices.make_mesh(), **settings)
         decode.load(source.load())

@@ -35,9 +35,9 @@ from pal_jax.decode.requests import Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals.baselines import BASELINES, Complete, plainly
 from pal_jax.evals.personalization import Respond
-from pal_jax.recipes.answers import make_sampling
 from pal_jax.recipes.recipe import EVALUATION, Config, Evaluation
 from pal_jax.recipes.rlpa import Sampler, make_sampler, rounds_of
+from pal_jax.recipes.sampler import make_sampling
 from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import FOLDER, Checkpoints
@@ -74,7 +74,8 @@ def evaluate(workdir: Path) -> Records:
     if not (workdir / FOLDER).is_dir():
         raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
     recipe = prepare(cli.config(), workdir, Progress())
-    state, _, step = Checkpoints(workdir, recipe.abstract, read_only=True).read(STEP.value)
+    state, host, step = Checkpoints(workdir, recipe.abstract, read_only=True).read(STEP.value)
+    recipe.resume(host)
     earlier = [r for r in read_records(workdir / EVALS) if r['step'] < step and r['stage'] != 'final']
     stages: Records = {stage: dict(record) for stage, record in by_stage(earlier).items()}
     return {**stages, f'step {step}': {'step': step, **recipe.evaluate(state, 'final').record}}

@@ -21,8 +21,8 @@ from absl import flags
 
 from pal_jax import cli
 from pal_jax.models import peft
-from pal_jax.recipes.recipe import Export, load_trained
-from pal_jax.train import write_exports
+from pal_jax.recipes.recipe import Export, load_trained, read_config
+from pal_jax.train import initialize, write_exports
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
 ADAPTER = flags.DEFINE_bool('adapter', False, 'Only the adapter, as the library peft has it.')
@@ -32,6 +32,7 @@ def main() -> None:
     if not cli.WORKDIR.value and cli.config() is None:
         raise cli.Fault('no run; give its folder, such as --workdir=runs/rlpa')
     workdir = cli.workdir()
+    cli.faults(initialize, cli.faults(read_config, str(workdir)), workdir)
     exports, step = cli.faults(load_trained, str(workdir), STEP.value)
 
     def folder(name: str) -> Path:

@@ -55,6 +55,8 @@ def main() -> None:
         raise cli.Fault('nothing to merge; give models with --sources=A,B')
     if not cli.OUTPUT.value:
         raise cli.Fault('no folder to write; give one with --output=my_soup')
+    if cli.faults(cli.place):
+        raise cli.Fault('merging runs in one process; leave out --processes')
     weights = cli.faults(parse_weights, WEIGHTS.value, len(SOURCES.value))
     settings = Settings(METHOD.value, weights, None, K.value, LAMBDA.value)
     cli.faults(merge, SOURCES.value, settings, BASE.value, Path(cli.OUTPUT.value))

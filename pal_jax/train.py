@@ -70,7 +70,7 @@ def train(config: Config, workdir: Path) -> int:
 
 def prepare(config: Config, workdir: Path, progress: Progress, *, show: Show = lambda records: None) -> Recipe:
     """The recipe; everything that can fail before a weight is read fails here."""
-    devices.initialize((workdir.parent if 'stage' in config else workdir) / 'compiled', cli.place())
+    initialize(config, workdir)
     progress.time_compilation()
     checkpoint.check_processes(config.to_dict())
     checkpoint.check_config(workdir, config.to_dict(), free=MAY_CHANGE)
@@ -78,6 +78,11 @@ def prepare(config: Config, workdir: Path, progress: Progress, *, show: Show = l
         require_wandb(config.metrics.wandb)
     mesh = devices.make_mesh(**config.mesh)
     return cli.recipe_module(config).make(config, Context(mesh, progress.phase, show, workdir))
+
+
+def initialize(config: Config, workdir: Path) -> None:
+    """Joins the other processes; compiled programs are kept in the run's folder, or beside those of its stages."""
+    devices.initialize((workdir.parent if 'stage' in config else workdir) / 'compiled', cli.place())
 
 
 def run(
@@ -90,6 +95,7 @@ def run(
         (workdir / report.REPORT).unlink(missing_ok=True)  # a report says that a run is finished
     if restored:
         state, host, first = restored
+        recipe.resume(host)
         checkpoints.set_aside_after(first)
         progress.log(f'resuming {workdir} at step {first} of {recipe.total_steps}')
     else:

@@ -53,7 +53,7 @@ LAZY = {
     'wandb': set(),
     'torch': {'models/modeling_pal.py'},  # which is read by transformers alone
 }
-RECIPE_PARTS = 'recipe', 'answers', 'chat_models', 'parts', 'rows', 'world'  # what recipes are made of
+RECIPE_PARTS = 'recipe', 'chat_models', 'piecework', 'rows', 'sampler', 'world'  # what recipes are made of
 METHOD_PARTS = {  # and what single methods are; PAL-Large is a variant of configs/pal.py
     'pal': ('pal_text', 'pal_large', 'pal_reward', 'pal_export'),
     'plus': ('telling', 'lineup'),

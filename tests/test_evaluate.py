@@ -34,6 +34,9 @@ def test_policies_stand_side_by_side(tmp_path):
     rows = [[part.strip() for part in line.split('│')[1:3]] for line in shown.get().splitlines() if '│' in line]
     assert [people for people, _ in rows if people] == ['heldout', 'unseen', 'extended']
     assert [figure for _, figure in rows].count('AL(3)') == 3
+    evaluate.write_lines(({'source': name, **each.dialogues[0]} for name, each in evaluations.items()), tmp_path / 'x')
+    said = [json.loads(line) for line in (tmp_path / 'x').read_text(encoding='utf-8').splitlines()]
+    assert [each['source'] for each in said] == list(records) and said[0]['turns'][0]['role'] == 'user'
     plot_alignment(records, tmp_path / 'curves.png')
     assert (tmp_path / 'curves.png').stat().st_size > 5000
 

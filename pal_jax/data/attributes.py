@@ -11,6 +11,7 @@ else's attribute would explain; what tests them is of prompts that nothing was l
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,14 +51,18 @@ def read(path: str, attributes: Sequence[str] = (), *, max_words: int) -> tuple[
     for place, record in records.jsonl(Path(path)):
         prompt, rated = _checked(place, record)
         wanted = wanted or tuple(rated[0][1])
-        if len(wanted) < 2:
+        if len(set(wanted)) < max(len(wanted), 2):
             raise ValueError(f'{place}: people want {", ".join(wanted) or "nothing"}; give two attributes or more')
         for text, ratings in rated:
-            if missing := [name for name in wanted if not isinstance(ratings.get(name), int | float)]:
-                raise ValueError(f'{place}: {text[:40]!r} has no number for {missing[0]}')
+            if missing := [name for name in wanted if not _is_number(ratings.get(name))]:
+                raise ValueError(f'{place}: {text[:40]!r} has no finite number for {missing[0]}')
         short = [(text, ratings) for text, ratings in rated if len(text.split()) <= max_words]
         pairs += _disagreements(prompt, short, wanted)
     return pairs, wanted
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _checked(place: str, record: Mapping[str, Any]) -> tuple[str, list[tuple[str, dict[str, Any]]]]:

@@ -42,11 +42,11 @@ def read(path: str | Path, convert: Callable[[Any], Row]) -> list[Row]:
       ValueError: what is wrong, with file and line.
     """
     rows = []
-    for place, record in records.lines(path):
+    for number, record in records.lines(path):
         try:
             rows.append(convert(record))
         except ValueError as error:
-            raise ValueError(f'{place}: {error}') from None
+            raise ValueError(f'{path}, line {number}: {error}') from None
     if not rows:
         raise ValueError(f'{path} has no rows; write one JSON record a line')
     return rows

@@ -85,8 +85,8 @@ def rows(source: str) -> Iterator[Row]:
     return readers[path.suffix](path)
 
 
-def lines(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """What stands in each line of a file of JSON lines, with its place; empty lines are none.
+def lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """What stands in each line of a file of JSON lines, with its number; empty lines are left out.
 
     Raises:
       ValueError: there is no such file, or a line is no JSON.
@@ -98,17 +98,20 @@ def lines(path: str | Path) -> Iterator[tuple[str, Any]]:
             if not line.strip():
                 continue
             try:
-                yield f'{path}, line {number}', json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f'{path}, line {number}: not valid JSON ({error})') from None
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                fault = f'not valid JSON, {error.msg} at column {error.colno}'
+                raise ValueError(f'{path}, line {number}: {fault}') from None
+            except UnicodeDecodeError as error:
+                raise ValueError(f'{path}, line {number}: {error}') from None
 
 
 def jsonl(path: Path) -> Iterator[Row]:
     """An object a line."""
-    for place, record in lines(path):
+    for number, record in lines(path):
         if not isinstance(record, dict):
-            raise ValueError(f'{place}: expected an object, got {str(record)[:40]!r}')
-        yield place, record
+            raise ValueError(f'{path}, line {number}: expected an object, got {str(record)[:40]!r}')
+        yield f'{path}, line {number}', record
 
 
 def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:

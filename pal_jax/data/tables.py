@@ -56,7 +56,8 @@ def _checked(pair: PreferencePair, place: str, first: PreferencePair) -> Prefere
 
 def _jsonl(path: Path) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
     names: tuple[str, ...] = ()
-    for number, (place, record) in enumerate(records.lines(path), 1):
+    for number, record in records.lines(path):
+        place = f'{path}, line {number}'
         try:
             user, sides = str(record['user']), [record['chosen'], record['rejected']]
         except (KeyError, TypeError) as error:
@@ -79,7 +80,9 @@ def _numbers(values: Any, place: str) -> tuple[float, ...]:
 
 def _csv(path: Path) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
     rows = list(records.table(path))
-    columns = set(rows[0][1]) if rows else set()
+    if not rows:
+        return
+    columns = set(rows[0][1])
     for place, row in rows:
         if not row.get('user', ' '):
             raise ValueError(f'{place}: no user')

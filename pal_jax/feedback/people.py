@@ -155,14 +155,14 @@ def load_people(path: str | Path, *, input_key: str = 'input', label_key: str = 
     fault.
     """
     people: dict[str, Person] = {}
-    for number, (place, record) in enumerate(records.lines(path), 1):
+    for number, record in records.lines(path):
         try:
             named = _renamed(record, {input_key: 'input', label_key: 'profile'})
             person = _person(named, default_id=f'{Path(path).stem}-{number}')
             if person.id in people:
                 raise ValueError(f'the id {person.id!r} is taken by an earlier line; make ids unique or leave them out')
         except ValueError as error:
-            raise ValueError(f'{place}: {error}') from None
+            raise ValueError(f'{path}, line {number}: {error}') from None
         people[person.id] = person
     if not people:
         raise ValueError(f'{path}: no people in this file; write one JSON record a line')

@@ -12,7 +12,7 @@ import numpy as np
 
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Row
-from pal_jax.recipes import parts, soups
+from pal_jax.recipes import piecework, soups
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics
@@ -43,10 +43,10 @@ def make_rollouts(config: Config, ctx: Context) -> Recipe:
         return records, host, {'prompts': float(len(part)), 'length': length}
 
     def finish(records: list[dict[str, Any]]) -> Evaluation:
-        parts.write(ctx.workdir.parent / soups.ROLLOUTS, records)
+        piecework.write(ctx.workdir.parent / soups.ROLLOUTS, records)
         return Evaluation({'rows': len(records)})
 
-    return parts.make(ctx, -(-len(asked) // size), work, 'rollout', finish)
+    return piecework.make(ctx, -(-len(asked) // size), work, 'rollout', finish)
 
 
 def make_annotations(config: Config, ctx: Context) -> Recipe:
@@ -56,7 +56,7 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
     specs = [soups.read_annotators(each) for each in (settings.annotator, settings.second) if each]
     models = soups.make_models(config, *specs)
     judges = [soups.open_annotators(models, each) for each in specs]
-    rows, size = parts.read(ctx.workdir.parent / soups.ROLLOUTS), settings.batch_size
+    rows, size = piecework.read(ctx.workdir.parent / soups.ROLLOUTS), settings.batch_size
 
     def verdicts(judge: Callable[[str], Annotator], part: Sequence[Row]) -> list[int | None]:
         found: list[int | None] = [None] * len(part)
@@ -69,7 +69,6 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
 
     def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
         part = rows[i * size : (i + 1) * size]
-        models.count_on(host)
         with ctx.phase('annotate'):
             own = [verdicts(each, part) for each in judges] if jax.process_index() == 0 else []
             first, *others = processes.exchange('verdicts', own)[0]
@@ -89,7 +88,7 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
 
     def finish(records: list[dict[str, Any]]) -> Evaluation:
         folder = ctx.workdir.parent
-        parts.write(folder / soups.ANNOTATIONS, records)
+        piecework.write(folder / soups.ANNOTATIONS, records)
         write_pairs(folder / soups.PAIRS, records, [*poles], settings.test_share)
         told: dict[str, float] = {
             f'{name}_{key}': value for name in poles for key, value in tell(records, name).items()
@@ -98,7 +97,7 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
             told['kappa'] = annotators.cohen_kappa(*([r[key] for r in records] for key in ('preference', 'second')))
         return Evaluation({'rows': len(records), **told})
 
-    return parts.make(ctx, -(-len(rows) // size), work, 'annotate', finish)
+    return piecework.make(ctx, -(-len(rows) // size), work, 'annotate', finish, resume=models.count_on)
 
 
 def tell(records: Sequence[Row], name: str) -> dict[str, int]:
@@ -125,8 +124,8 @@ def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test
                 f'{name}: {len(train)} pairs to learn from and {len(test)} to test on, the others are ties; raise '
                 'prompts.train_count or annotate.test_share, or give its preference another judge'
             )
-        parts.write(folder / f'{name}.jsonl', train)
-        parts.write(folder / f'{name}-test.jsonl', test)
+        piecework.write(folder / f'{name}.jsonl', train)
+        piecework.write(folder / f'{name}-test.jsonl', test)
 
 
 def as_pair(row: Row) -> dict[str, Any]:

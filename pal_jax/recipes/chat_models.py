@@ -30,7 +30,7 @@ class ChatModels:
         self._endpoints: dict[str, Endpoint] = {}
         self._local: dict[str, LocalModel] = {}
         self.counts: Metrics = {}  # what else there is to tell, the same in every process
-        self._earlier: Metrics | None = None
+        self._earlier: Metrics = {}
 
     def choose(self, key: str, name: str, make: Callable[[ChatModel], Any], **known: Callable[[], Any]) -> Any:
         """`known[name]()`, or `make` of the model that endpoint:<name> or local:<source> is.
@@ -81,9 +81,8 @@ class ChatModels:
         return LocalModel(found, mesh, sampling, slots=settings.slots)
 
     def count_on(self, host: Host) -> None:
-        """Begins from the `usage` that a run's host item had when it was stopped; once."""
-        if self._earlier is None:
-            self._earlier = host.get('usage', {})
+        """Begins from the `usage` of the host item that a run goes on from."""
+        self._earlier = host.get('usage', {})
 
     @property
     def usage(self) -> Metrics:
@@ -93,7 +92,7 @@ class ChatModels:
             for name, endpoint in self._endpoints.items()
             for field, value in dataclasses.asdict(endpoint.usage).items()
         }
-        told = [*exchange('usage', own), self._earlier or {}]
+        told = [*exchange('usage', own), self._earlier]
         return {key: sum(each.get(key, 0.0) for each in told) for key in own} | self.counts
 
     @property

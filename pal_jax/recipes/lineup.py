@@ -22,7 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pal_jax.evals import lineup
-from pal_jax.recipes import parts
+from pal_jax.recipes import piecework
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.types import Metrics
@@ -92,4 +92,4 @@ def make_table(config: Config, ctx: Context) -> Recipe:
         return Evaluation(lineup.figures(entries), exhibits=lineup.make_exhibits(entries))
 
     shown = [f'{name}_accuracy' for name in read_methods(config)]
-    return parts.make(ctx, len(places), work, TABLE, finish, shown)
+    return piecework.make(ctx, len(places), work, TABLE, finish, shown)

@@ -17,12 +17,12 @@ from jaxtyping import Array
 
 from pal_jax.models import families, hf
 from pal_jax.models.params import Params
-from pal_jax.recipes.pal_reward import Trained, mixture_of, open_trained, rewards
+from pal_jax.recipes.pal_reward import TrainedPAL, mixture_of, open_pal, rewards
 
 CODE = Path(hf.__file__).with_name('modeling_pal.py')
 
 
-def linear_head(run: Trained, w: Array) -> np.ndarray:
+def linear_head(run: TrainedPAL, w: Array) -> np.ndarray:
     """The reward as a linear head `[D]` on the state of a reply's last token, which it is but for a constant.
 
     Raises:
@@ -56,7 +56,7 @@ def save_classifier(
     Raises:
       ValueError: the reward is no linear head, see there; or transformers has no classifier for the family.
     """
-    run = open_trained(workdir, split)
+    run = open_pal(workdir, split)
     head = linear_head(run, mixture_of(run, workdir, user=user, mix=mix, split=split))
     assert run.reading is not None
     decoder = run.reading.decoder
@@ -70,7 +70,7 @@ def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
     Raises:
       ValueError: a run on vectors, or one whose users are points of their own.
     """
-    run = open_trained(workdir, split)
+    run = open_pal(workdir, split)
     pal, reading = run.pal, run.reading
     if reading is None or pal.mixture in ('own', 'free'):
         raise ValueError(

@@ -61,7 +61,7 @@ class Reading(NamedTuple):
     data: texts.TextPairs
 
 
-class Trained(NamedTuple):
+class TrainedPAL(NamedTuple):
     """A finished run's model on one split, with the K that was chosen there."""
 
     config: Config
@@ -80,7 +80,7 @@ def load_pal_reward_model(
     Raises:
       ValueError: the run is not finished, the user is unknown or new in this split, or the mixture is none.
     """
-    run = open_trained(workdir, split)
+    run = open_pal(workdir, split)
     w = mixture_of(run, workdir, user=user, mix=mix, split=split)
     return PersonalReward(reward_of_items(run, w) if run.reading is None else reward_of_replies(run, w), w.tolist())
 
@@ -103,7 +103,7 @@ def read_mixture(path: str | Path) -> list[float]:
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def open_trained(workdir: str, split: int = 0) -> Trained:
+def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
     """The model that a run chose on `split`, from its last checkpoint.
 
     Raises:
@@ -129,7 +129,7 @@ def open_trained(workdir: str, split: int = 0) -> Trained:
     else:
         reading, data = None, pal.read(config, ctx)
     model = pal.make_learners(config, data, ctx, 1)[name].pal
-    return Trained(config, model, jax.tree.map(lambda x: x[split], people), data, reading)
+    return TrainedPAL(config, model, jax.tree.map(lambda x: x[split], people), data, reading)
 
 
 def needed(abstract: Any, name: str, split: int) -> Any:
@@ -159,7 +159,7 @@ def open_reading(config: Config, ctx: Context, state: Any, name: str, split: int
     return Reading(decoder, weights, data.frame, lambda each: plain.read(reading, frozen, each), data.pairs)
 
 
-def mixture_of(run: Trained, workdir: str, *, user: str, mix: Sequence[float] | None, split: int) -> Array:
+def mixture_of(run: TrainedPAL, workdir: str, *, user: str, mix: Sequence[float] | None, split: int) -> Array:
     """Raises ValueError where the user was not trained, or the mixture is none."""
     if mix is not None:
         return ideal_point.checked_mixture(mix, run.pal.prototypes)
@@ -176,7 +176,7 @@ def mixture_of(run: Trained, workdir: str, *, user: str, mix: Sequence[float] | 
 # --- its reward -------------------------------------------------------------------------------------------------------
 
 
-def reward_of_items(run: Trained, w: Array) -> Callable[..., Array]:
+def reward_of_items(run: TrainedPAL, w: Array) -> Callable[..., Array]:
     """Of vectors, in the table's own units."""
     scale = comparisons.scales(run.data) if run.config.standardize else np.ones(run.pal.width, np.float32)
 
@@ -187,7 +187,7 @@ def reward_of_items(run: Trained, w: Array) -> Callable[..., Array]:
     return reward
 
 
-def reward_of_replies(run: Trained, w: Array) -> Callable[[Sequence[Any], Sequence[Any]], np.ndarray]:
+def reward_of_replies(run: TrainedPAL, w: Array) -> Callable[[Sequence[Any], Sequence[Any]], np.ndarray]:
     """Of texts: both sides of what `texts.read` reads. A run on statements reads the reply alone."""
     assert run.reading is not None
     reading, alone = run.reading, run.pal.variant == 'B'
@@ -210,7 +210,7 @@ def reward_of_replies(run: Trained, w: Array) -> Callable[[Sequence[Any], Sequen
     return reward
 
 
-def rewards(run: Trained, w: Array, items: Any, prompts: Any) -> Array:
+def rewards(run: TrainedPAL, w: Array, items: Any, prompts: Any) -> Array:
     u = ideal_point.user_point(run.state.params, run.pal, jnp.broadcast_to(w, (len(items), w.shape[0])), prompts)
     return ideal_point.item_reward(run.state.params, run.pal, u, items)
 

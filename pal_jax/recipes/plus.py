@@ -87,7 +87,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     check(config)
     train, tests = read_people(config)
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
-    condition = make_condition(config, pair_up, ctx)
+    condition = make_condition(config, pair_up)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
     ways, ppo = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, config.ppo
     rows = {'ways': ways, 'micro_rows': ppo.micro_rows, 'row_tokens': ppo.row_tokens}

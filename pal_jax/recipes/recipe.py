@@ -96,6 +96,7 @@ class Recipe(NamedTuple):
     evaluate: `(state, stage) -> Evaluation`; changes nothing.
     trained: the language model that is trained, if one is.
     shown: figures of an evaluation that the console shows, if it has them.
+    resume: told of the host item that a run goes on from.
     """
 
     total_steps: int
@@ -106,6 +107,7 @@ class Recipe(NamedTuple):
     evaluate: Callable[[Any, str], Evaluation]
     trained: Trained | None = None
     shown: Sequence[str] = ('reward', 'loss', 'accuracy')
+    resume: Callable[[Host], None] = lambda host: None
 
 
 EVALUATION = 2**31  # stands where a training step has its number in seeds
@@ -200,7 +202,6 @@ def load_trained(workdir: str, step: int | None = None) -> tuple[dict[str, Expor
     Raises:
       ValueError: as `open_trained`, or there is no checkpoint of that step.
     """
-    devices.initialize(Path(workdir) / 'compiled')
     mesh = devices.make_mesh(devices=jax.local_devices()[:1])
     trained, checkpoints = open_trained(workdir, Context(mesh))
     state, _, step = checkpoints.read(step)

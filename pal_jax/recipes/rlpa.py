@@ -28,7 +28,7 @@ from pal_jax.feedback.users import Listened
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes import answers
+from pal_jax.recipes import sampler
 from pal_jax.recipes.recipe import (
     EVALUATION,
     Config,
@@ -102,7 +102,6 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     def rlpa_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         queue, user = env.from_json(host['queue']), Listened(world.user)
-        world.models.count_on(host)
         with ctx.phase('rollout'):
             decoder.load(learner.weights(state))
             open_dialogues, queue = env.pop(queue, prompts_a_step, people=world.train, user=user, seed=i, shuffle=order)
@@ -143,7 +142,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     steps = warmup + config.total_steps
     stage = functools.partial(stage_before, warmup=warmup, steps=steps, every=config.eval.every)
     trained = trained_policy(config, policy, learner)
-    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, SHOWN)
+    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, SHOWN, world.models.count_on)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:
@@ -196,9 +195,9 @@ def check(config: Config, mesh: Mesh) -> None:
 
 def make_parts(config: Config, ctx: Context) -> Parts:
     """Raises ValueError or RuntimeError where a file or a model cannot be had."""
-    world, policy = make_world(config, answers.make_shares(config)), make_policy(config, ctx)
+    world, policy = make_world(config, sampler.make_shares(config)), make_policy(config, ctx)
     learner, tokenizer = make_learner(config, policy.cfg, ctx), policy.tokenizer
-    decoder = answers.make_decoder(config, policy, ctx)
+    decoder = sampler.make_decoder(config, policy, ctx)
     sample_turns = make_sampler(config, world.system, tokenizer, decoder)
     return Parts(world, policy, learner, decoder, sample_turns, make_supervised(config, tokenizer, ctx.mesh))
 
@@ -213,7 +212,7 @@ def make_packing(config: Config, mesh: Mesh) -> Callable[[Sequence[Sample]], Rol
 
 def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
     """Samples the next turn of dialogues, `n` times each; `tell` hears of each sample as soon as it is there."""
-    sampling, longest = answers.make_sampling(config), config.dialogue.prompt_max_len
+    sampling, longest = sampler.make_sampling(config), config.dialogue.prompt_max_len
 
     def render(dialogue: Dialogue) -> tuple[int, ...]:
         return tuple(tokenizer.chat(env.messages(dialogue, system)))
@@ -230,7 +229,7 @@ def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Dec
     def sample_turns(
         dialogues: Sequence[Dialogue], n: int, seed: Sequence[int], tell: Callable[[Sample], None] | None = None
     ) -> list[Sample]:
-        return answers.sample(decoder, dialogues, list(map(prompt_of, dialogues)), n, sampling, seed, tell)
+        return sampler.sample(decoder, dialogues, list(map(prompt_of, dialogues)), n, sampling, seed, tell)
 
     return sample_turns
 

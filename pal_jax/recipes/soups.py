@@ -1,7 +1,7 @@
 """What the stages of Personalized Soups share, and the one that merges.
 
-A stage that trains nothing works in parts (`recipes/parts.py`); its last evaluation puts them together, in the folder
-that all stages share:
+A stage that trains nothing works in parts (`recipes/piecework.py`); its last evaluation puts them together, in the
+folder that all stages share:
 
 rollouts.jsonl         id, preference_id, instruction, input, preference_prompt, output_1, output_2
 annotations.jsonl      the same with annotator and preference: 1 or 2; 0: neither; null: no verdict
@@ -30,7 +30,7 @@ from pal_jax.learners.reward import BradleyTerry, pack_replies, to_score
 from pal_jax.models import lora, merging, peft
 from pal_jax.models import params as model_params
 from pal_jax.models.params import Params
-from pal_jax.recipes import answers, parts, reward
+from pal_jax.recipes import piecework, reward, sampler
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import (
     Config,
@@ -114,13 +114,13 @@ def as_chat(text: str) -> list[dict[str, str]]:
 
 def make_sampler(config: Config, policy: Policy, ctx: Context) -> Sampler:
     """Answers of a policy, `n` neighbours to each question."""
-    decoder, sampling = answers.make_decoder(config, policy, ctx), answers.make_sampling(config)
+    decoder, sampling = sampler.make_decoder(config, policy, ctx), sampler.make_sampling(config)
 
     def sample(params: Params, asked: Sequence[str], n: int, seed: Sequence[int]) -> list[Sample]:
         prompts = [tuple(policy.tokenizer.chat(as_chat(text))) for text in asked]
         dialogues = [Dialogue(Person(text, ()), (Turn('user', text),)) for text in asked]
         decoder.load(params)
-        samples = answers.sample(decoder, dialogues, prompts, n, sampling, seed)
+        samples = sampler.sample(decoder, dialogues, prompts, n, sampling, seed)
         decoder.release()
         return samples
 
@@ -223,7 +223,7 @@ def make_merges(config: Config, ctx: Context) -> Recipe:
             peft.save(soup, policy.cfg, base, ctx.workdir.parent / MERGED / name, config.policy.lora.dropout)
         return [{'combination': name, 'weights': list(weights)}], host, {'sources': float(len(weights))}
 
-    return parts.make(ctx, len(combinations), work, 'merge', lambda records: Evaluation({'rows': len(records)}))
+    return piecework.make(ctx, len(combinations), work, 'merge', lambda records: Evaluation({'rows': len(records)}))
 
 
 def soup_weights(config: Config, n: int) -> tuple[float, ...]:

@@ -27,7 +27,7 @@ from pal_jax.feedback.annotators import COMPARING, Annotator
 from pal_jax.feedback.preferences import Combination, Preference, ask, by_dimension, combinations, name_of
 from pal_jax.models import merging
 from pal_jax.models.params import Params
-from pal_jax.recipes import parts, soups
+from pal_jax.recipes import piecework, soups
 from pal_jax.recipes.recipe import EVALUATION, Config, Context, Evaluation, Host, Recipe, make_policy
 from pal_jax.recipes.soups import Prompt
 from pal_jax.types import Metrics
@@ -99,7 +99,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
             {'id': prompt.id, 'prompt': text, 'output': output}
             for prompt, text, output in zip(prompts, texts, outputs, strict=True)
         ]
-        parts.write(folder / GENERATIONS / f'{job.name}.jsonl', records)
+        piecework.write(folder / GENERATIONS / f'{job.name}.jsonl', records)
         words = float(np.mean([len(output.split()) for output in outputs]))
         return [{'job': job.name, 'outputs': outputs}], host, {'answers': float(len(outputs)), 'words': words}
 
@@ -109,11 +109,11 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
             tasting = Tasting(prompts, written, judge, both, config.seed)
             front = [job for job in jobs if job.system.startswith('front-')]
             evaluation = tasting.evaluate(poles, front, front_poles(config, poles))
-        parts.write(ctx.workdir / 'verdicts.jsonl', tasting.told)
+        piecework.write(ctx.workdir / 'verdicts.jsonl', tasting.told)
         failed = {'failed_verdicts': tasting.failed, 'verdicts': tasting.asked}
         return evaluation._replace(record={**evaluation.record, **failed, **models.usage})
 
-    return parts.make(ctx, len(jobs), work, 'evaluate', finish, [f'winrate_{name}' for name in SYSTEMS])
+    return piecework.make(ctx, len(jobs), work, 'evaluate', finish, [f'winrate_{name}' for name in SYSTEMS])
 
 
 class Tasting:

@@ -17,7 +17,7 @@ from pal_jax.feedback import summaries
 from pal_jax.feedback.sharing import share_model
 from pal_jax.learners.policy import PolicyLearner
 from pal_jax.learners.reward import Pairs, pack_pairs, to_score
-from pal_jax.recipes import answers
+from pal_jax.recipes import sampler
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Config, Context, Policy
 from pal_jax.runtime import sharding
@@ -42,15 +42,15 @@ def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Con
         return lambda state, people, n, *_: Written(
             [summaries.given(p, config.reads) for p in people for _ in range(n)], []
         )
-    decoder, tokenizer = answers.make_decoder(config, policy, ctx), policy.tokenizer
+    decoder, tokenizer = sampler.make_decoder(config, policy, ctx), policy.tokenizer
     prefill = tokenizer.encode(config.summary.prefill) if config.summary.prefill else []
 
     def write(state: State, people: Sequence[Told], n: int, temperature: float, seed: Sequence[int]) -> Written:
-        sampling = dataclasses.replace(answers.make_sampling(config), temperature=temperature)
+        sampling = dataclasses.replace(sampler.make_sampling(config), temperature=temperature)
         prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context))), *prefill) for p in people]
         told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
         decoder.load(learner.weights(state['policy']))
-        samples = answers.sample(decoder, told, prompts, n, sampling, seed)
+        samples = sampler.sample(decoder, told, prompts, n, sampling, seed)
         decoder.release()
         return Written([summaries.extract(config.summary.prefill + each.completion.text) for each in samples], samples)
 
@@ -76,7 +76,7 @@ def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context):
     return pair_up
 
 
-def make_condition(config: Config, pair_up: PairUp, ctx: Context):
+def make_condition(config: Config, pair_up: PairUp):
     """Figures of replies that the model of `config.condition` writes to people, with and without a summary; nothing
     where it names none, or of no people.
 
@@ -86,7 +86,7 @@ def make_condition(config: Config, pair_up: PairUp, ctx: Context):
       ValueError: there is no such model.
     """
     models = ChatModels(config)
-    share = functools.partial(share_model, shares=answers.make_shares(config))
+    share = functools.partial(share_model, shares=sampler.make_shares(config))
     model: ChatModel | None = models.choose('condition', config.condition, share) if config.condition else None
 
     def condition(

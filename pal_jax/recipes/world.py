@@ -172,7 +172,8 @@ def make_system(config: Config) -> str:
     """The system prompt of a run's policy; asks no model but a slotter."""
     if (system := read_system(config.dialogue.system)) is not None:
         return system
-    _, _, topics = make_splits(config, ChatModels(config))
+    embedded = config.dialogue.profiles == 'embedded'
+    topics = SLOTS if embedded else make_splits(config, ChatModels(config))[2]
     return env.actor_prompt(topics, config.dialogue.profile_format)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -48,16 +49,26 @@ def test_people_agree_about_what_is_left_out(tmp_path):
 @pytest.mark.parametrize('form', ['labelled', 'chosen', 'guide'])
 def test_people_are_told_apart_and_tested_with_new_prompts(tmp_path, form):
     path = write(tmp_path / 'a.jsonl', 60)
-    train, tests = attributes.make_people(path, ('clear', 'kind'), 20, 10, **SETTINGS | {'form': form})
-    assert [person.kind for person in train[:3]] == ['clear', 'kind', 'clear'] and len(tests) == 10
+    pairs, wanted = attributes.read(path, max_words=10)
+    by_texts = {frozenset(pair.texts): pair for pair in pairs}
+    train, tests = attributes.make_people(path, (), 30, 10, **SETTINGS | {'form': form})
+    assert [person.kind for person in train[:4]] == [*wanted, wanted[0]] and len(tests) == 10
     for person in train + tests:
         check_disjoint(person, person.user)
         if form == 'guide':
             assert person.context == f'I prefer {person.kind}.'
+        if form == 'labelled':
+            liked, disliked = (
+                re.findall(rf'{side}: (Answer \d+ \d\.)', person.context) for side in ('Liked', 'Disliked')
+            )
+            assert len(liked) == 3
+            for other in set(wanted) - {person.kind}:
+                told = [by_texts[frozenset(each)] for each in zip(liked, disliked, strict=True)]
+                assert [pair.choice(other).chosen for pair in told] != liked
     learnt = {c.prompt for person in train for c in (person.reward, person.train, *person.held)}
     assert not learnt & {c.prompt for person in tests for c in person.held}
     assert not any(c.prompt in person.context for person in tests for c in person.held)
-    again, same = attributes.make_people(path, ('clear', 'kind'), 20, 10, **SETTINGS | {'form': form, 'seed': 1})
+    again, same = attributes.make_people(path, (), 30, 10, **SETTINGS | {'form': form, 'seed': 1})
     assert same == tests and again != train
 
 
@@ -82,7 +93,7 @@ def test_others_would_not_have_chosen_so():
                 'prompt': 'p',
                 'replies': [{'text': 'a', 'ratings': {'x': 1, 'y': 2}}, {'text': 'b', 'ratings': {'x': 1}}],
             },
-            "'b' has no number for y",
+            "'b' has no finite number for y",
         ),
     ],
 )

@@ -94,7 +94,7 @@ def test_loads_every_layout(tmp_path):
 @pytest.mark.parametrize(
     ('line', 'message'),
     [
-        ('{"profile": ', 'not valid JSON .Expecting value: line 1 column 13'),
+        ('{"profile": ', 'not valid JSON, Expecting value at column 13'),
         ('[1, 2]', 'expected a string or an object'),
         ('{"label": "x"}', "'profile' or 'facts'"),
         ('{"profile": "- a\\n- b", "facts": {}}', "'profile' or 'facts'"),

@@ -264,7 +264,7 @@ def folder(request, asked, tmp_path_factory):
 def test_a_persons_reward_of_texts_says_what_the_pair_rule_says(folder, asked):  # II.9-12
     workdir, *_, record = folder
     assert record['chosen_prototypes'] == [2]
-    run = pal_reward.open_trained(str(workdir))
+    run = pal_reward.open_pal(str(workdir))
     pairs = run.reading.data
     items = pairs.in_states(run.reading.read(pairs.texts))
     margins = {}
@@ -295,7 +295,7 @@ def test_a_persons_reward_of_texts_says_what_the_pair_rule_says(folder, asked): 
 
 def test_a_mixture_is_kept_as_a_line_and_given_back(folder, tmp_path):
     workdir, *_ = folder
-    run = pal_reward.open_trained(str(workdir))
+    run = pal_reward.open_pal(str(workdir))
     name = run.data.names[int(np.flatnonzero(run.state.users.updates)[0])]
     model = pal_reward.load_pal_reward_model(str(workdir), user=name)
     pal_reward.save_mixture(model, tmp_path / 'p.json', run=str(workdir), user=name)
@@ -332,7 +332,7 @@ def test_ppo_is_paid_by_one_persons_reward(folder, tmp_path):
 def test_transformers_scores_a_persons_classifier_as_we_do(stated, tmp_path, variant):
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     finished(small(stated, variant, **{'text.pool': 'last', 'total_steps': 4, 'prototypes': (1, 2)}), tmp_path)
-    run = pal_reward.open_trained(str(tmp_path))
+    run = pal_reward.open_pal(str(tmp_path))
     name = run.data.names[int(np.flatnonzero(run.state.users.updates)[0])]
     pal_export.save_classifier(str(tmp_path), tmp_path / 'classifier', user=name)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'classifier').eval()
@@ -377,7 +377,7 @@ def test_transformers_scores_everybody_as_we_do(stated, tmp_path, changes):
     finished(small(stated, 'text', **changes), tmp_path)
     pal_export.save_model(str(tmp_path), tmp_path / 'hf')
     score, words = in_transformers(tmp_path / 'hf'), ['azam', 'zzzz', 'aan', 'mnmnmnaz']
-    K = pal_reward.open_trained(str(tmp_path)).pal.prototypes
+    K = pal_reward.open_pal(str(tmp_path)).pal.prototypes
     for mix in (None, [[1.0], [0.25, 0.75]][K - 1]):
         ours = pal_reward.load_pal_reward_model(str(tmp_path), mix=mix).reward([''] * 4, words)
         np.testing.assert_allclose(score(words, mix), ours, rtol=1e-3, atol=1e-4)

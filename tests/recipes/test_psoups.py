@@ -15,7 +15,7 @@ from pal_jax import cli, train
 from pal_jax.feedback import preferences
 from pal_jax.models import sources
 from pal_jax.presets import parse_stage
-from pal_jax.recipes import annotations, parts, psoups, soups, tasting
+from pal_jax.recipes import annotations, piecework, psoups, soups, tasting
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from tests import configs
@@ -107,8 +107,17 @@ def test_a_stage_needs_those_before_it(tmp_path):
         psoups.make(part, ONE._replace(workdir=folder)).init()
 
 
+def test_a_policy_is_opened_without_what_it_was_trained_with(tmp_path):
+    (part, folder), *_ = psoups.stages(get_config(stage='rlhf', **{'prompts.train': 'gone.jsonl'}), tmp_path)
+    assert psoups.make_trained(part, ONE).model.layers > 0
+    with pytest.raises(ValueError, match='gone.jsonl is no file'):
+        psoups.make(part, ONE._replace(workdir=folder))
+    (part, _), *_ = psoups.stages(get_config(stage='merge'), tmp_path)
+    assert psoups.make_trained(part, ONE) is None
+
+
 def annotate(tmp_path, written, **changes):
-    parts.write(tmp_path / 'rollouts.jsonl', written)
+    piecework.write(tmp_path / 'rollouts.jsonl', written)
     (part, folder), *_ = psoups.stages(get_config(stage='annotate', **changes), tmp_path)
     return psoups.make(part, ONE._replace(workdir=folder))
 
@@ -131,7 +140,7 @@ def test_prompts_that_test_a_reward_model_teach_none(tmp_path):
     judged = [{**row, 'preference_id': name} for name in ('general', 'P2A') for row in rows(10, judged=2)]
     judged = [{**row, 'preference_prompt': ''} if row['preference_id'] == 'general' else row for row in judged]
     annotations.write_pairs(tmp_path, judged, ['general', 'P2A'], 0.2)
-    train, test, joint = (parts.read(tmp_path / f'{name}.jsonl') for name in ('P2A', 'P2A-test', 'joint'))
+    train, test, joint = (piecework.read(tmp_path / f'{name}.jsonl') for name in ('P2A', 'P2A-test', 'joint'))
     assert (len(train), len(test)) == (8, 2)
     assert joint == train
     assert train[0]['prompt'][0]['content'] == 'question 0 Be brief.'
@@ -212,7 +221,7 @@ def test_a_run_that_is_stopped_between_stages_goes_on_and_leaves_everything(tmp_
     assert 'reward-general is finished' in capsys.readouterr().out
     written = {path.name for path in tmp_path.iterdir()}
     assert {'rollouts.jsonl', 'annotations.jsonl', 'pairs', 'merged', 'generations', 'evaluate'} <= written
-    rollouts = parts.read(tmp_path / 'rollouts.jsonl')
+    rollouts = piecework.read(tmp_path / 'rollouts.jsonl')
     assert len(rollouts) == 3 * 16
     assert set(rollouts[0]) == {
         'id',

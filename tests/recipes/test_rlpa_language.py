@@ -14,7 +14,7 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.requests import Request
 from pal_jax.feedback.profiles import render_completion
-from pal_jax.recipes import chat_models, rlpa
+from pal_jax.recipes import chat_models, rlpa, world
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Sample, Sampling
@@ -148,7 +148,7 @@ def rollout(config, steps, monkeypatch, decoder=Writing):
     """The batches of the first steps, and the metrics of the last."""
     seen, pack = [], rlpa.pack_rollouts
     with monkeypatch.context() as patch:
-        patch.setattr(rlpa.answers, 'make_decoder', lambda *args, **kwargs: decoder())
+        patch.setattr(rlpa.sampler, 'make_decoder', lambda *args, **kwargs: decoder())
         patch.setattr(rlpa, 'pack_rollouts', lambda s, **kw: seen.append(pack(s, **kw)) or seen[-1])
         recipe = rlpa.make(config, CONTEXT)
         state, host = recipe.init()
@@ -190,10 +190,11 @@ def test_a_run_that_goes_on_counts_on(chat_server, monkeypatch):
     with chat_server(answer) as server:
         config, host = everyone_at(server, answers=''), None
         _, whole = rollout(config, 2, monkeypatch)
-        monkeypatch.setattr(rlpa.answers, 'make_decoder', lambda *args, **kwargs: Writing())
+        monkeypatch.setattr(rlpa.sampler, 'make_decoder', lambda *args, **kwargs: Writing())
         for i in range(2):
             recipe = rlpa.make(config, CONTEXT)
             state, fresh = recipe.init()
+            recipe.resume(host or fresh)
             _, host, _, metrics = recipe.step(state, host or fresh, i)
         assert metrics['judge_requests'] > 0
         assert {key: value for key, value in metrics.items() if key.endswith(('_requests', '_tokens'))} == {

@@ -20,6 +20,7 @@ from pal_jax.types import Metrics
 def make(
     ctx: Context, steps: int, work: Callable[[Host, int], tuple[Any, Host, Metrics]], name: str,
     finish: Callable[[list[dict[str, Any]]], Evaluation], shown: Sequence[str] = ('rows',),
+    resume: Callable[[Host], None] = lambda host: None,
 ) -> Recipe:  # fmt: skip
     """A recipe whose step `i` writes what `work(host, i)` makes to a file; `finish(parts)` is its last evaluation."""
 
@@ -37,7 +38,7 @@ def make(
     abstract = {'parts': jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(ctx.mesh))}
     return Recipe(
         steps, abstract, lambda: ({'parts': jnp.zeros((), jnp.int32)}, {}), step,
-        lambda i: 'final' if i == steps else None, evaluate, shown=shown,
+        lambda i: 'final' if i == steps else None, evaluate, shown=shown, resume=resume,
     )  # fmt: skip
 
 
