@@ -298,7 +298,7 @@ def test_a_run_killed_in_update_and_save_ends_as_an_unbroken_one(table, tmp_path
     assert 'PAL, K chosen on validation' in page
     exported = python('-m', 'pal_jax.export', f'--workdir={whole}')
     assert exported.returncode == 2
-    assert 'nothing to export' in exported.stderr
+    assert 'trains no language model; name another' in exported.stderr
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one(monkeypatch): 
 
 @pytest.mark.slow
 def test_with_a_discount_a_step_holds_whole_dialogues_and_without_it_nothing_changes(monkeypatch):
-    monkeypatch.setattr(rlpa, 'make_decoder', lambda *args, **kwargs: Writing())
+    monkeypatch.setattr(rlpa.sampler, 'make_decoder', lambda *args, **kwargs: Writing())
     config = {'sampling.max_tokens': 64, 'dialogue.rollout_batch_size': 2}
     (off,), *_ = run(small(**config), 1, monkeypatch)
     (first, second), _, host, metrics = run(small(**config, **{'dialogue.turn_gamma': 0.5}), 2, monkeypatch)
