@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding
-from safetensors.numpy import save_file
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.models import tensors
@@ -268,7 +267,7 @@ def _write_tensors(
     weight_map = {}
     for i, group in enumerate(groups, 1):
         file = tensors.SINGLE if len(groups) == 1 else f'model-{i:05}-of-{len(groups):05}.safetensors'
-        save_file({name: tensor(name) for name in group}, folder / file, metadata={'format': 'pt'})
+        tensors.save({name: tensor(name) for name in group}, folder / file)
         weight_map |= dict.fromkeys(group, file)
     if len(groups) > 1:
         index = {'metadata': {'total_size': sum(sizes)}, 'weight_map': weight_map}

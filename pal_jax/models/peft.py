@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from pal_jax.models import lora
 from pal_jax.models.config import ModelConfig
@@ -24,6 +24,7 @@ from pal_jax.models.families import FAMILIES
 from pal_jax.models.linear import LoraWeight
 from pal_jax.models.lora import Adapter
 from pal_jax.models.params import Params
+from pal_jax.models.tensors import save as save_tensors
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
 PREFIX = 'base_model.model.'
@@ -71,7 +72,7 @@ def save(adapters: Params, cfg: ModelConfig, base: str, folder: str | Path, drop
         'inference_mode': True,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / TENSORS, metadata={'format': 'pt'})
+    save_tensors(tensors, folder / TENSORS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
 
 

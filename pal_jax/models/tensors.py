@@ -17,12 +17,21 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 DTYPES = {
     'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16',
     'I64': 'int64', 'I32': 'int32', 'I16': 'int16', 'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool',
 }  # fmt: skip
+
+
+def save(arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Writes all of them at once, readable by whom other files are: the library's own are their owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(arrays, path, metadata={'format': 'pt'})
+    path.chmod(mode)
 
 
 class Tensor(Protocol):

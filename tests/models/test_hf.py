@@ -255,6 +255,7 @@ def test_an_export_replaces_a_model_and_nothing_else(tmp_path):
     hf.save(jax.tree.map(jnp.zeros_like, values), cfg, tok, out)
     assert not load_file(out / 'model.safetensors')['lm_head.weight'].any()
     assert [path.name for path in out.parent.iterdir()] == ['model']
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
     with safe_open(out / 'model.safetensors', 'numpy') as f:
         assert f.metadata() == {'format': 'pt'}
     (tmp_path / 'thesis.txt').write_text('precious')

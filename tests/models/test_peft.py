@@ -36,6 +36,7 @@ def test_an_adapter_comes_back_bit_by_bit(adapted, folder):
     again = peft.attach(lora.base(adapted), CFG, folder)
     jax.tree.map(np.testing.assert_array_equal, lora.split(again)[0], lora.split(adapted)[0])
     assert again['layers']['attn']['q'].scale == 3.0
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
 def test_tensors_are_torch_matrices_of_the_family_s_modules(adapted, folder):
