@@ -160,7 +160,8 @@ def _draw_series(ax: Axes, rows: Rows, key: str, size: float) -> int:
     for _, group in itertools.groupby(rows, key=lambda row: row['phase']):
         part = list(group)
         steps, values = column(part, 'step'), column(part, key)
-        errors = column(part, f'{key}_std') / np.sqrt(column(part, 'samples'))
+        samples = column(part, 'samples')
+        errors = column(part, f'{key}_std') / np.sqrt(np.where(samples > 0, samples, np.nan))  # 0: none was judged
         window = max(3, int(np.isfinite(values).sum()) // 10)
         mean, error = running_mean(values, errors, window)
         ax.plot(steps, values, 'o', color=GREY, markersize=size, markeredgewidth=0)

@@ -274,6 +274,11 @@ def test_the_curve_is_a_picture_that_changes_with_the_reward(workdir):
     assert picture != learning_curve(rows[:-1])
 
 
+def test_a_step_of_which_no_sample_was_judged_has_no_error():
+    rows = [{'step': i, 'phase': 'rlpa', 'reward': 0.0, 'reward_std': 0.0, 'samples': float(i)} for i in range(4)]
+    assert learning_curve(rows).startswith(b'\x89PNG')
+
+
 def test_turns_are_drawn_for_every_stage_and_control(tmp_path):
     stages = {'base': {'f1_by_turn': [0.0, 0.1]}, 'trained': {'f1_by_turn': [0.0, 0.3], 'bound_by_turn': [0.0, 0.4]}}
     pictures = []
