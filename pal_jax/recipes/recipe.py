@@ -179,32 +179,29 @@ def read_config(workdir: str) -> Config:
     return ConfigDict(json.loads(path.read_text()))
 
 
-def open_trained(workdir: str, ctx: Context) -> tuple[Trained, Checkpoints]:
-    """What a run has trained, and the checkpoints it is in.
+def trained_in(workdir: str, ctx: Context) -> Trained:
+    """What the run in `workdir` trains.
 
     Raises:
-      ValueError: the folder is not that of a run, of one without a language model, or has no checkpoint.
+      ValueError: the folder is not that of a run, or of one without a language model.
     """
     config = read_config(workdir)
     recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}')
     trained: Trained | None = recipe.make_trained(config, ctx) if hasattr(recipe, 'make_trained') else None
     if trained is None:
         raise ValueError(f'{workdir} is a run of {config.recipe} that trains no language model; name another')
-    checkpoints = Checkpoints(workdir, trained.exported, read_only=True)
-    if checkpoints.latest is None:
-        raise ValueError(f'{workdir} has no checkpoint; train it first')
-    return trained, checkpoints
+    return trained
 
 
 def load_trained(workdir: str, step: int | None = None) -> tuple[dict[str, Export], int]:
     """The models of a run by the name of their folder, on one device, and the step they were saved at.
 
     Raises:
-      ValueError: as `open_trained`, or there is no checkpoint of that step.
+      ValueError: as `trained_in`, or there is no checkpoint, or none of that step.
     """
     mesh = devices.make_mesh(devices=jax.local_devices()[:1])
-    trained, checkpoints = open_trained(workdir, Context(mesh))
-    state, _, step = checkpoints.read(step)
+    trained = trained_in(workdir, Context(mesh))
+    state, _, step = Checkpoints(workdir, trained.exported, read_only=True).read(step)
     return trained.exports(state), step
 
 
@@ -212,9 +209,12 @@ def open_run(workdir: str, ctx: Context) -> Source:
     """The model a run has trained, as a source for another run (`orbax:<workdir>`): its last whole checkpoint.
 
     Raises:
-      ValueError: as `open_trained`.
+      ValueError: as `trained_in`, or there is no checkpoint.
     """
-    trained, checkpoints = open_trained(workdir, ctx)
+    trained = trained_in(workdir, ctx)
+    checkpoints = Checkpoints(workdir, trained.exported, read_only=True)
+    if checkpoints.latest is None:
+        raise ValueError(f'{workdir} has no checkpoint; train it first')
 
     def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
         state, *_ = checkpoints.read()

@@ -40,8 +40,8 @@ from pal_jax.recipes.recipe import (
     Policy,
     Recipe,
     make_policy,
-    open_trained,
     read_config,
+    trained_in,
 )
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
@@ -164,7 +164,7 @@ def open_annotators(models: ChatModels, specs: Mapping[str, Spec]) -> Callable[[
 
 def open_adapters(folder: Path, ctx: Context) -> Params:
     """The adapters a stage has trained, from its last checkpoint. Raises ValueError where there are none."""
-    trained, _ = open_trained(str(folder), ctx)
+    trained = trained_in(str(folder), ctx)
     nothing = jax.tree.map(lambda _: ..., trained.exported)
     wanted = nothing.replace(actor=nothing.actor.replace(params=trained.exported.actor.params))
     state, *_ = Checkpoints(folder, wanted, read_only=True).read()

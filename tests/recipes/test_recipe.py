@@ -7,7 +7,7 @@ import importlib
 import jax
 import pytest
 
-from pal_jax.recipes.recipe import Context, open_trained
+from pal_jax.recipes.recipe import Context, open_run
 from pal_jax.runtime import checkpoint, devices
 from tests import configs
 
@@ -32,4 +32,4 @@ def test_a_run_is_opened_without_what_it_was_trained_with(tmp_path, name, gone):
         recipe.make(configs.load(name, **gone), CONTEXT)
     checkpoint.write_config(tmp_path, configs.load(name, **gone).to_dict())
     with pytest.raises(ValueError, match='has no checkpoint; train it first'):
-        open_trained(str(tmp_path), CONTEXT)
+        open_run(str(tmp_path), CONTEXT)
