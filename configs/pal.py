@@ -87,6 +87,7 @@ def get_config(variant: str = '') -> ConfigDict:
         groups=False,  # a prototype for each known group, and seen people at that of theirs
         majority=True,
         mixed_logit=True,
+        context=0,  # of texts: so many earlier choices in front of each pair, read by the decoder; 0: none
     )
     config.eval = dict(every=0)  # 0: at the end
     return {

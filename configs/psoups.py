@@ -37,6 +37,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.annotate = dict(
         annotator='rule',  # or endpoint:<name>, local:<source>, or a YAML file (pal_jax/feedback/annotators.py)
         second='',  # another one, to see how far they agree
+        crossed=True,  # answers under each pole are also compared with those under its opposite: three times the pairs
         batch_size=100,  # rows of a step
         max_failed=0.1,  # share of rows without a verdict at which the stage stops
         test_share=0.1,  # of the prompts, kept to test reward models on
@@ -124,6 +125,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.policy.source = config.reward.policy.source = 'hf:allenai/tulu-2-7b'
     config.policy.remat = config.reward.policy.remat = 'full'
     config.policy.lora = dict(rank=16, alpha=32.0, targets='attn/(q|v)', dropout=0.05)
+    config.annotate.crossed = False
     config.reward.policy.lora = dict(rank=8, alpha=32.0, targets='attn/(q|v)', dropout=0.0)
     config.reward.optimizer = p.adamw(lr=2e-5)
     config.reward.total_steps = 0  # one pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -36,6 +37,7 @@ TITLES = {
     'groups': 'PAL that is told the groups of seen people',
     'majority': 'majority vote on the same pair',
     'mixed_logit': 'mixed logit (xlogit)',
+    'context': 'in context: earlier choices before the pair',
 }
 GROUPS = (
     'The direction in which people differ most, by a model that was not told the groups: the chance that it puts '
@@ -81,6 +83,10 @@ class Method(NamedTuple):
     parameters_a_user: float
 
 
+# A method without a learner, of all pairs, of the splits, and of how many comparisons of new people are known.
+Other = Callable[[Comparisons, Sequence[Trial], Sequence[int]], Method]
+
+
 class Results(NamedTuple):
     """`by_prototypes`: part of the data -> K -> accuracies by split; `chosen`: K by trial; `counts`: of comparisons;
     `groups`: model -> AUC by split, see `groups.agreement`; `by_group`: shared and pal -> by split, the accuracies
@@ -94,8 +100,8 @@ class Results(NamedTuple):
     by_group: Mapping[str, Sequence[np.ndarray]]
 
 
-def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
-    """Everything that is compared, on every trial. `others` are methods without a learner: majority, mixed_logit."""
+def measure(panel: Panel, state: States, others: Mapping[str, Other] = MappingProxyType({})) -> Results:
+    """Everything that is compared, on every trial. `others` are methods without a learner, such as `OTHERS`."""
     data, trials, learners = panel.data, panel.trials, panel.learners
     new = newcomers(data, trials)
     counts = (*(count for count in panel.counts if count < new.most), new.most)
@@ -122,7 +128,7 @@ def measure(panel: Panel, state: States, others: Sequence[str] = ()) -> Results:
     if false:
         methods['shuffled'] = _chosen(measured, chosen, false)
     methods |= {name: _of(method, true) for name, method in measured.items() if not name.startswith('K=')}
-    methods |= {name: OTHERS[name](data, [trials[r] for r in true], counts) for name in others}
+    methods |= {name: other(data, [trials[r] for r in true], counts) for name, other in others.items()}
     parts = {
         'seen people, validation': validation,
         'seen people, test': {K: measured[f'K={K}'].seen for K in panel.prototypes},
@@ -244,7 +250,7 @@ def _by_mixed_logit(data: Comparisons, trials: Sequence[Trial], counts: Sequence
     return Method(seen, rows, 2 * differences.shape[1], 0)
 
 
-OTHERS: dict[str, Callable[..., Method]] = {'majority': _by_vote, 'mixed_logit': _by_mixed_logit}
+OTHERS: dict[str, Other] = {'majority': _by_vote, 'mixed_logit': _by_mixed_logit}
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ _EMBEDDED: Any = {
     },
     'informativeness': {
         'P2A': ('Be brief: come straight to the point, in a sentence if you can.', '-words'),
-        'P2B': ('Be as informative as you can: give all the background, leave nothing out.', '+words'),
+        'P2B': ('Be as informative as you can: give all the background, leave nothing out.', '+content'),
     },
     'style': {
         'P3A': ('Answer like a close friend: friendly, witty and funny.', '+friendly'),
@@ -127,6 +127,12 @@ def choose(preferences: Sequence[Preference], names: str) -> tuple[Preference, .
 def by_dimension(preferences: Sequence[Preference]) -> dict[str, list[Preference]]:
     names = dict.fromkeys(each.dimension for each in preferences)
     return {name: [each for each in preferences if each.dimension == name] for name in names}
+
+
+def opposites(preferences: Sequence[Preference]) -> dict[str, str]:
+    """By the id of a pole that of another pole of its dimension: the next one, and of the last the first."""
+    rings = [[pole.id for pole in poles] for name, poles in by_dimension(preferences).items() if name]
+    return {name: ring[(k + 1) % len(ring)] for ring in rings for k, name in enumerate(ring)}
 
 
 def combinations(preferences: Sequence[Preference]) -> list[Combination]:

@@ -3,6 +3,7 @@
 A rule is a measure with a sign. `+words` likes the longer answer, `-words` the shorter one:
 
 words       how many there are
+content     how many different ones, without the commonest and the question's: what an answer tells
 grade       the school year that reads it with ease: the automated readability index, by textstat
 friendly    words of friends and jokes, less those of the unfriendly
 unfriendly  the other way round
@@ -137,6 +138,7 @@ def _bounded(entry: str) -> str:
 
 MEASURES: dict[str, Measure] = {
     'words': lambda _, answer: float(len(words_of(answer))),
+    'content': lambda question, answer: float(len(set(words_of(answer)) - set(words_of(question)) - _COMMON)),
     'grade': lambda _, answer: grade(answer),
     **{name: register(name) for name in LEXICA},
     'sound': sound,

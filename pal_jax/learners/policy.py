@@ -26,7 +26,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from pal_jax.learners import ppo as passes
+from pal_jax.learners import forward, ppo
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.training import (
     Lora,
@@ -207,7 +207,7 @@ class PolicyLearner:
     def _imitation_gradients(self, grads, trainable, frozen, batch, weight, moment):
         def loss(trainable):
             params = self._dropping(join(trainable, frozen), moment)
-            return passes.imitation_loss(params, self.cfg, batch, weight, self.max_z_coef)
+            return forward.imitation_loss(params, self.cfg, batch, weight, self.max_z_coef)
 
         with self._on_mesh():
             (value, _), grads = accumulate(loss, trainable, grads)
@@ -227,7 +227,7 @@ class PolicyLearner:
     @functools.partial(jax.jit, static_argnums=0)
     def _logprobs(self, params: Params, batch: TokenBatch) -> Array:
         with self._on_mesh():
-            return passes.logprobs(params, self.cfg, self.ppo, batch)[0]
+            return forward.logprobs(params, self.cfg, batch, self.ppo.temperature)[0]
 
     # --- annotate ----------------------------------------------------------------------------------------------------
 
@@ -243,17 +243,17 @@ class PolicyLearner:
     @functools.partial(jax.jit, static_argnums=0)
     def _score(self, state: PolicyState, batch: TokenBatch):
         with self._on_mesh():
-            old, entropy = passes.logprobs(actor_params(state), self.cfg, self.ppo, batch)
-            reference, _ = passes.logprobs(self.reference(state), self.cfg, self.ppo, batch)
-            values = passes.values(critic_params(state.critic), self.cfg, batch) if state.critic else None
+            old, entropy = forward.logprobs(actor_params(state), self.cfg, batch, self.ppo.temperature)
+            reference, _ = forward.logprobs(self.reference(state), self.cfg, batch, self.ppo.temperature)
+            values = forward.values(critic_params(state.critic), self.cfg, batch) if state.critic else None
         return old, entropy, reference, values
 
     @functools.partial(jax.jit, static_argnums=0)
     def _annotated(self, batch: RolloutBatch, parts: list[tuple[Array, ...]], size: int, kl_coef: Array):
         old, entropy, reference, values = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
         batch = batch.replace(logprobs=old, ref_logprobs=reference, values=values)
-        batch, metrics = passes.with_advantages(self.ppo, batch, kl_coef, self.n)
-        metrics['entropy'] = masked_mean(passes.by_sample(entropy), passes.used(batch))
+        batch, metrics = ppo.with_advantages(self.ppo, batch, kl_coef, self.n)
+        metrics['entropy'] = masked_mean(forward.by_sample(entropy), ppo.used(batch))
         metrics['real_share'] = jnp.sum(batch.tokens.segments > 0) / size
         return batch, metrics
 
@@ -310,30 +310,30 @@ class PolicyLearner:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _adapted_kl(self, batch: RolloutBatch, kl_coef: Array) -> Array:
-        return passes.adapted_kl(self.ppo, batch, kl_coef)
+        return ppo.adapted_kl(self.ppo, batch, kl_coef)
 
     @functools.partial(jax.jit, static_argnums=0)
     def _loss_weights(self, batch: RolloutBatch) -> Float[Array, 'R N A']:
-        return passes.loss_weights(self.ppo, batch, self.length)
+        return ppo.loss_weights(self.ppo, batch, self.length)
 
     @functools.partial(jax.jit, static_argnums=0)
     def _report(self, batch: RolloutBatch, outs: list[dict[str, Array]]) -> dict[str, Array]:
         """The losses of a minibatch's micro-batches together, and how far it found the policy from the sampled one."""
         new = jnp.concatenate([out.pop('logprobs') for out in outs])
         losses = jax.tree.map(lambda *each: sum(each, jnp.zeros(())), *outs)
-        return losses | passes.progress(self.ppo, batch, new)
+        return losses | ppo.progress(self.ppo, batch, new)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _gradients(self, grads, state: PolicyState, batch: RolloutBatch, weight: Array, i: int):
         def actor_loss(trainable):
             params = self._dropping(join(trainable, state.actor.frozen), (1, state.step, i))
-            return passes.policy_loss(params, self.cfg, self.ppo, batch, weight, state.kl_coef)
+            return ppo.policy_loss(params, self.cfg, self.ppo, batch, weight, state.kl_coef)
 
         def critic_loss(trainable):
             assert state.critic is not None
             params = critic_params(state.critic.replace(params=trainable))
             params['decoder'] = self._dropping(params['decoder'], (2, state.step, i))
-            return passes.value_loss(params, self.cfg, self.ppo, batch, weight)
+            return ppo.value_loss(params, self.cfg, self.ppo, batch, weight)
 
         actor, critic = grads
         with self._on_mesh():

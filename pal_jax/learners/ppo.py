@@ -1,32 +1,23 @@
-"""PPO on a micro-batch of rows: hyper-parameters, the passes over a model and the losses. Pure functions.
-
-A row holds prompts and their `N` completions (`types.TokenBatch`); `[R, N, A]` speaks of their actions, `[R, M]` of a
-row's actions side by side, `[B, A]` of samples as the estimators in `objectives` want them, those of a prompt together.
-"""
+"""PPO on a micro-batch of rows: hyper-parameters, advantages and losses. Pure functions; shapes as in `forward.py`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from pal_jax.models import decoder
+from pal_jax.learners import forward
+from pal_jax.learners.forward import by_sample
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives import advantages as adv
 from pal_jax.objectives import kl as kl_divergence
-from pal_jax.objectives import logprobs as lp
 from pal_jax.objectives import policy as losses
 from pal_jax.objectives.masked import keep, masked_mean, masked_sum, masked_var
-from pal_jax.runtime.sharding import constrain
-from pal_jax.types import RolloutBatch, TokenBatch
-
-CHUNK = 512  # states whose logits a device has at once: rows with few actions skip most of theirs
+from pal_jax.types import RolloutBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,92 +78,9 @@ class PPO:
         return self.estimator in adv.CRITIC
 
 
-def flat(x: Array) -> Array:
-    """[R, N, A] to [R, M]."""
-    return x.reshape(x.shape[0], -1)
-
-
-def by_sample(x: Array) -> Array:
-    """[R, N, A] to [B, A]."""
-    return x.reshape(-1, x.shape[-1])
-
-
 def used(batch: RolloutBatch) -> Array:
     """[B, A]: the actions that count."""
     return by_sample(batch.tokens.acts & batch.ok[..., None])
-
-
-def hidden_states(params: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R T D']:
-    return decoder.forward(params, cfg, batch.tokens, batch.positions, batch.segments, batch.prefix)
-
-
-class Order(NamedTuple):
-    """A row's actions with the real ones first, so that nothing is spent on the rest (see `objectives.logprobs`)."""
-
-    columns: Int[Array, 'R M']
-    acts: Bool[Array, 'R M']
-
-    def sort(self, x: Float[Array, 'R N A']) -> Float[Array, 'R M']:
-        return jnp.take_along_axis(flat(x), self.columns, axis=1)
-
-    def unsort(self, x: Float[Array, 'R M'], shape: tuple[int, ...]) -> Float[Array, 'R N A']:
-        return jnp.take_along_axis(x, jnp.argsort(self.columns, axis=1), axis=1).reshape(shape)
-
-    def states(self, hidden: Float[Array, 'R T D'], batch: TokenBatch) -> Float[Array, 'R M D']:
-        """The hidden state that chose each action."""
-        chosen = jnp.take_along_axis(hidden, self.sort(batch.states)[..., None], axis=1)
-        return constrain(chosen, decoder.ROWS)
-
-
-def real_first(batch: TokenBatch) -> Order:
-    acts = flat(batch.acts)
-    columns = jnp.argsort(~acts, axis=1, stable=True)
-    return Order(columns, jnp.take_along_axis(acts, columns, axis=1))
-
-
-def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(unembed, *rows)` on every device's own rows, where a mesh is in context; leading axes are concatenated.
-
-    It loops over chunks of logits. Left to the compiler, every turn of the loop gathers the output matrix and adds its
-    gradient up over all devices; here both happen once.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return function
-
-    def mapped(unembed: Array, *rows: Any) -> Any:
-        spread = PartitionSpec(('data', 'fsdp'))
-        specs = PartitionSpec(), *[spread] * len(rows)
-        manual = jax.shard_map(
-            function, in_specs=specs, out_specs=spread, axis_names={'data', 'fsdp'}, check_vma=False
-        )  # fmt: skip
-        return manual(unembed, *rows)
-
-    return mapped
-
-
-def logprobs(
-    params: Params, cfg: ModelConfig, ppo: PPO, batch: TokenBatch
-) -> tuple[Float[Array, 'R N A'], Float[Array, 'R N A']]:
-    """Log-probability of each action and the entropy it was drawn with, in nats."""
-    order, unembed = real_first(batch), decoder.unembed_weight(params, cfg)
-    states = order.states(hidden_states(params, cfg, batch), batch)
-
-    def score(unembed: Array, states: Array, actions: Array, acts: Array) -> tuple[Array, Array]:
-        return lp.token_logprobs(
-            states, unembed, actions,
-            acts=acts, temperature=ppo.temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=CHUNK,
-        )  # fmt: skip
-
-    out = by_rows(score)(unembed, states, order.sort(batch.actions), order.acts)
-    return jax.tree.map(lambda x: order.unsort(x, batch.acts.shape), out)
-
-
-def values(critic: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N A']:
-    """The critic's value of the state before each action: a bias-free linear head on a decoder of its own."""
-    hidden = hidden_states(critic['decoder'], cfg, batch)
-    states = constrain(jnp.take_along_axis(hidden, flat(batch.states)[..., None], axis=1), decoder.ROWS)
-    return (states.astype(jnp.float32) @ critic['head']).reshape(batch.acts.shape)
 
 
 def policy_loss(
@@ -197,53 +105,17 @@ def policy_loss(
         'kl_coef': jnp.broadcast_to(kl_coef, weight.shape),
         'weight': weight,
     }
-    order, unembed = real_first(batch.tokens), decoder.unembed_weight(params, cfg)
-    states = order.states(hidden_states(params, cfg, batch.tokens), batch.tokens)
-
-    def loss_of(unembed: Array, states: Array, actions: Array, acts: Array, aux: Any) -> tuple[Array, Array]:
-        loss, new = lp.token_loss(
-            states, unembed, actions, aux, per_token,
-            acts=acts, temperature=ppo.temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=CHUNK,
-        )  # fmt: skip
-        return loss[None], new
-
-    rows = states, order.sort(batch.tokens.actions), order.acts, jax.tree.map(order.sort, aux)
-    loss, new = by_rows(loss_of)(unembed, *rows)
-    return loss.sum(), order.unsort(new, weight.shape)
+    return forward.token_loss(params, cfg, batch.tokens, aux, per_token, temperature=ppo.temperature)
 
 
 def value_loss(
     critic: Params, cfg: ModelConfig, ppo: PPO, batch: RolloutBatch, weight: Float[Array, 'R N A']
 ) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:
     """Clipped squared error of the values, and the new values."""
-    new = values(critic, cfg, batch.tokens)
+    new = forward.values(critic, cfg, batch.tokens)
     assert batch.values is not None and batch.returns is not None
     inputs = (keep(x, weight > 0) for x in (new, batch.values, batch.returns))
     return jnp.sum(weight * losses.value_token_loss(*inputs, clip=ppo.value_clip)), new
-
-
-def imitation_loss(
-    params: Params, cfg: ModelConfig, batch: TokenBatch, weight: Float[Array, 'R N A'], max_z_coef: float = 0.0
-) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:
-    """Weighted cross-entropy of the actions (supervised fine-tuning, PTX, DPO) and max-z loss, and their log-probs."""
-
-    def per_token(logprob: Array, weight: Array) -> Array:
-        return -weight * keep(logprob, weight != 0)
-
-    order, unembed = real_first(batch), decoder.unembed_weight(params, cfg)
-    states = order.states(hidden_states(params, cfg, batch), batch)
-
-    def loss_of(unembed: Array, states: Array, actions: Array, acts: Array, weight: Array) -> tuple[Array, Array]:
-        loss, new = lp.token_loss(
-            states, unembed, actions, weight, per_token,
-            acts=acts, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=CHUNK,
-        )  # fmt: skip
-        if max_z_coef:
-            loss += max_z_coef * lp.max_z_loss(states, unembed, weight, dtype=cfg.dtype, chunk=CHUNK)
-        return loss[None], new
-
-    loss, new = by_rows(loss_of)(unembed, states, order.sort(batch.actions), order.acts, order.sort(weight))
-    return loss.sum(), order.unsort(new, weight.shape)
 
 
 def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R N A']:

@@ -17,8 +17,8 @@ from typing import Any, get_args
 import jax
 from jaxtyping import Array, Float
 
+from pal_jax.learners.forward import by_sample
 from pal_jax.learners.policy import PolicyLearner, PolicyState, actor_params
-from pal_jax.learners.ppo import by_sample
 from pal_jax.learners.training import floats
 from pal_jax.objectives.dpo import PairLoss, preference
 from pal_jax.types import Metrics, TokenBatch

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from pal_jax.data.packing import Example, Group, lay_out, pack_groups, shared_prompt
-from pal_jax.learners import ppo as passes
+from pal_jax.learners import forward
 from pal_jax.learners.training import (
     Lora,
     TrainState,
@@ -197,7 +197,7 @@ class RewardLearner:
 
 def scores(trained: Params, frozen: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N']:
     """The head's value of the state that has read a whole reply."""
-    return passes.values({'decoder': whole(trained['decoder'], frozen), 'head': trained['head']}, cfg, batch)[..., 0]
+    return forward.values({'decoder': whole(trained['decoder'], frozen), 'head': trained['head']}, cfg, batch)[..., 0]
 
 
 def gaps(scores: np.ndarray) -> np.ndarray:

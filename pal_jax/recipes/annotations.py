@@ -12,6 +12,7 @@ import numpy as np
 
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Row
+from pal_jax.feedback.preferences import Preference
 from pal_jax.recipes import piecework, soups
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
 from pal_jax.runtime import processes
@@ -57,6 +58,7 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
     models = soups.make_models(config, *specs)
     judges = [soups.open_annotators(models, each) for each in specs]
     rows, size = piecework.read(ctx.workdir.parent / soups.ROLLOUTS), settings.batch_size
+    rows += crossed(rows, list(poles.values())) if settings.crossed else []
 
     def verdicts(judge: Callable[[str], Annotator], part: Sequence[Row]) -> list[int | None]:
         found: list[int | None] = [None] * len(part)
@@ -98,6 +100,18 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
         return Evaluation({'rows': len(records), **told})
 
     return piecework.make(ctx, -(-len(rows) // size), work, 'annotate', finish, resume=models.count_on)
+
+
+def crossed(rows: Sequence[Row], poles: Sequence[Preference]) -> list[Row]:
+    """What was answered under each pole beside what was answered under its opposite: two rows a prompt and pole."""
+    found = {(row['preference_id'], row['instruction'], row['input']): row for row in rows}
+    opposite = preferences.opposites(poles)
+    return [
+        {**row, 'id': f'{row["id"]}-{other["preference_id"]}-{k}', 'output_1': row[key], 'output_2': other[key]}
+        for (name, *prompt), row in found.items()
+        if name in opposite and (other := found.get((opposite[name], *prompt)))
+        for k, key in enumerate(('output_1', 'output_2'), 1)
+    ]
 
 
 def tell(records: Sequence[Row], name: str) -> dict[str, int]:

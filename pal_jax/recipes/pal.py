@@ -25,11 +25,11 @@ from pal_jax.data.comparisons import Comparisons
 from pal_jax.data.passes import shuffled
 from pal_jax.evals import mixed_logit, panel
 from pal_jax.evals.panel import Trial
-from pal_jax.evals.population import Panel, make_exhibits, make_record, measure
+from pal_jax.evals.population import OTHERS, Panel, make_exhibits, make_record, measure
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALState, Rates
 from pal_jax.models.ideal_point import PAL
 from pal_jax.objectives.preference import pair_loss
-from pal_jax.recipes import pal_text
+from pal_jax.recipes import pal_context, pal_text
 from pal_jax.recipes.pal_text import TextData
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
 from pal_jax.runtime import devices, sharding
@@ -50,7 +50,8 @@ def make(config: Config, ctx: Context) -> Recipe:
       RuntimeError: the wheel that holds the choices is not installed.
     """
     check(config, sharding.batch_ways(ctx.mesh))
-    text = pal_text.read(config, ctx, pal_text.open_decoder(config, ctx)) if config.text.source else None
+    decoder = pal_text.open_decoder(config, ctx) if config.text.source else None
+    text = pal_text.read(config, ctx, decoder) if decoder else None
     data = text.items if text else read(config, ctx)
     data = comparisons.standardized(data) if config.standardize else data
     trials = make_trials(config, data)
@@ -58,7 +59,9 @@ def make(config: Config, ctx: Context) -> Recipe:
     draw = make_draw(config, data, trials, text)
     new = config.new
     compared = Panel(data, trials, learners, tuple(config.prototypes), tuple(new.counts), new.toward, ask=new.ask)
-    others = [name for name in ('majority', 'mixed_logit') if config.baselines[name]]
+    others = {name: other for name, other in OTHERS.items() if config.baselines[name]}
+    if decoder and text and config.baselines.context:
+        others['context'] = pal_context.make_method(config, ctx, decoder, text.pairs)
 
     def init() -> tuple[States, Host]:
         seeds = jnp.array([trial.seed for trial in trials], jnp.int32)
@@ -106,8 +109,11 @@ def check(config: Config, ways: int) -> None:
     pair_loss(jnp.zeros(1), config.loss.name)
     if config.baselines.mixed_logit:
         mixed_logit.require()
+    check_at_least(config, 0, 'baselines.context')
     if config.text.source:
         pal_text.check(config)
+    elif config.baselines.context:
+        raise ValueError(f'baselines.context={config.baselines.context} is of texts; take --config=configs/pal.py:text')
 
 
 def check_new(config: Config) -> None:

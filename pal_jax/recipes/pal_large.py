@@ -192,6 +192,8 @@ def check(config: Config, ways: int) -> None:
         raise ValueError(f'text.span={config.text.span!r} is of frozen states; PAL-Large learns from whole texts')
     if config.new.ask:
         raise ValueError(f'new.ask={config.new.ask}: PAL-Large chooses no questions; set it to 0')
+    if config.baselines.context:
+        raise ValueError(f'baselines.context={config.baselines.context}: PAL-Large has no such baseline; set it to 0')
     check_at_least(config, 0, 'hold.steps')
     check_at_least(config, 1, 'hold.updates', 'decoder.statements', 'decoder.micro_rows', 'decoder.row_tokens')
     pal.check(config, ways)

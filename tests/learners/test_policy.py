@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import Branch, Group, lay_out, pack_groups, pack_rollouts
-from pal_jax.learners import ppo as passes
+from pal_jax.learners import forward
 from pal_jax.learners.policy import Optimizers, PolicyLearner
 from pal_jax.learners.ppo import PPO, adapted_kl
 from pal_jax.learners.training import Lora, accumulate, join, micro_batches
@@ -81,7 +81,7 @@ def test_logprobs_of_a_shared_row_are_those_of_separate_sequences():
     learner = make_learner()
     shared = learner.annotate(learner.init(weights()), batch)[0].logprobs
     apart = pack([Group(s.prompt_ids, [Branch(s.completion.token_ids)]) for s in samples])
-    separate, _ = jax.jit(lambda p, b: passes.logprobs(p, CFG, PPO(), b))(weights(), jax.tree.map(jnp.asarray, apart))
+    separate, _ = jax.jit(lambda p, b: forward.logprobs(p, CFG, b))(weights(), jax.tree.map(jnp.asarray, apart))
     mask = np.asarray(batch.tokens.acts).reshape(-1, A)
     np.testing.assert_allclose(np.asarray(shared).reshape(-1, A)[mask], np.asarray(separate)[:, 0][mask], atol=1e-5)
 
@@ -148,7 +148,7 @@ def test_a_good_action_becomes_likelier_and_a_bad_one_less_likely():
     _, batch = rollouts()
     learner = make_learner(estimator='rloo', kl_coef=0.0, lr=1e-3)
     state, batch, _ = run(learner, batch)
-    new, _ = passes.logprobs(state.actor.params, CFG, learner.ppo, batch.tokens)
+    new, _ = forward.logprobs(state.actor.params, CFG, batch.tokens, learner.ppo.temperature)
     change = np.where(batch.tokens.acts, np.asarray(new - batch.logprobs), 0).sum(-1)
     better = np.asarray(batch.reward) > np.asarray(batch.reward).mean(1, keepdims=True)
     assert change[better].mean() > 0 > change[~better].mean()

@@ -191,6 +191,8 @@ def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monke
         ({'text.pool': 'max'}, "text.pool='max' must be mean or last"),
         ({'model.variant': 'B'}, 'needs prompts, and statements that are voted on have none'),
         ({'baselines.majority': True}, 'where text.source is given set them to False'),
+        ({'baselines.context': -1}, 'baselines.context=-1 must be at least 0'),
+        ({'baselines.context': 2, 'text.source': ''}, 'is of texts; take --config=configs/pal.py:text'),
     ],
 )
 def test_wrong_values_for_statements_are_refused(conversation, changes, message):

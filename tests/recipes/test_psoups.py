@@ -150,6 +150,23 @@ def test_prompts_that_test_a_reward_model_teach_none(tmp_path):
         annotations.write_pairs(tmp_path, judged, ['P2B'], 0.2)
 
 
+def test_answers_are_also_compared_with_those_under_the_opposite_pole():
+    def row(name, question, text):
+        said = {'output_1': f'{text} 1', 'output_2': f'{text} 2', 'preference_prompt': f'Be {name}.'}
+        return {'id': f'{name}-{question}', 'preference_id': name, 'instruction': question, 'input': '', **said}
+
+    brief, long = row('P2A', 'Why?', 'short'), row('P2B', 'Why?', 'long')
+    alone, nobodys = row('P2A', 'How?', 'short'), {**row('general', 'Why?', 'plain'), 'preference_prompt': ''}
+    poles = [preferences.general(), *preferences.choose(preferences.embedded(), 'P2A,P2B')]
+    found = annotations.crossed([brief, long, alone, nobodys], poles)
+    assert [(r['preference_id'], r['output_1'], r['output_2']) for r in found] == [
+        ('P2A', 'short 1', 'long 1'), ('P2A', 'short 2', 'long 2'),
+        ('P2B', 'long 1', 'short 1'), ('P2B', 'long 2', 'short 2'),
+    ]  # fmt: skip
+    assert {r['preference_prompt'] for r in found if r['preference_id'] == 'P2A'} == {'Be P2A.'}
+    assert len({r['id'] for r in found}) == 4
+
+
 def test_prompts_of_a_file_that_are_too_long_are_left_out(tmp_path):
     path = tmp_path / 'prompts.jsonl'
     path.write_text(

@@ -1,0 +1,142 @@
+"""Forward passes over a model, by rows: log-probabilities, values, and the loss of what is imitated. Pure functions.
+
+A row holds prompts and their `N` completions (`types.TokenBatch`); `[R, N, A]` speaks of their actions, `[R, M]` of a
+row's actions side by side, `[B, A]` of samples as the estimators in `objectives` want them, those of a prompt together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from pal_jax.models import decoder
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
+from pal_jax.objectives import logprobs as lp
+from pal_jax.objectives.masked import keep
+from pal_jax.runtime.sharding import constrain
+from pal_jax.types import TokenBatch
+
+CHUNK = 512  # states whose logits a device has at once: rows with few actions skip most of theirs
+
+
+def flat(x: Array) -> Array:
+    """[R, N, A] to [R, M]."""
+    return x.reshape(x.shape[0], -1)
+
+
+def by_sample(x: Array) -> Array:
+    """[R, N, A] to [B, A]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def hidden_states(params: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R T D']:
+    return decoder.forward(params, cfg, batch.tokens, batch.positions, batch.segments, batch.prefix)
+
+
+class Order(NamedTuple):
+    """A row's actions with the real ones first, so that nothing is spent on the rest (see `objectives.logprobs`)."""
+
+    columns: Int[Array, 'R M']
+    acts: Bool[Array, 'R M']
+
+    def sort(self, x: Float[Array, 'R N A']) -> Float[Array, 'R M']:
+        return jnp.take_along_axis(flat(x), self.columns, axis=1)
+
+    def unsort(self, x: Float[Array, 'R M'], shape: tuple[int, ...]) -> Float[Array, 'R N A']:
+        return jnp.take_along_axis(x, jnp.argsort(self.columns, axis=1), axis=1).reshape(shape)
+
+    def states(self, hidden: Float[Array, 'R T D'], batch: TokenBatch) -> Float[Array, 'R M D']:
+        """The hidden state that chose each action."""
+        chosen = jnp.take_along_axis(hidden, self.sort(batch.states)[..., None], axis=1)
+        return constrain(chosen, decoder.ROWS)
+
+
+def real_first(batch: TokenBatch) -> Order:
+    acts = flat(batch.acts)
+    columns = jnp.argsort(~acts, axis=1, stable=True)
+    return Order(columns, jnp.take_along_axis(acts, columns, axis=1))
+
+
+def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(unembed, *rows)` on every device's own rows, where a mesh is in context; leading axes are concatenated.
+
+    It loops over chunks of logits. Left to the compiler, every turn of the loop gathers the output matrix and adds its
+    gradient up over all devices; here both happen once.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+
+    def mapped(unembed: Array, *rows: Any) -> Any:
+        spread = PartitionSpec(('data', 'fsdp'))
+        specs = PartitionSpec(), *[spread] * len(rows)
+        manual = jax.shard_map(
+            function, in_specs=specs, out_specs=spread, axis_names={'data', 'fsdp'}, check_vma=False
+        )  # fmt: skip
+        return manual(unembed, *rows)
+
+    return mapped
+
+
+def logprobs(
+    params: Params, cfg: ModelConfig, batch: TokenBatch, temperature: float = 1.0
+) -> tuple[Float[Array, 'R N A'], Float[Array, 'R N A']]:
+    """Log-probability of each action and the entropy it was drawn with, in nats."""
+    order, unembed = real_first(batch), decoder.unembed_weight(params, cfg)
+    states = order.states(hidden_states(params, cfg, batch), batch)
+
+    def score(unembed: Array, states: Array, actions: Array, acts: Array) -> tuple[Array, Array]:
+        return lp.token_logprobs(
+            states, unembed, actions,
+            acts=acts, temperature=temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=CHUNK,
+        )  # fmt: skip
+
+    out = by_rows(score)(unembed, states, order.sort(batch.actions), order.acts)
+    return jax.tree.map(lambda x: order.unsort(x, batch.acts.shape), out)
+
+
+def values(critic: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N A']:
+    """The critic's value of the state before each action: a bias-free linear head on a decoder of its own."""
+    hidden = hidden_states(critic['decoder'], cfg, batch)
+    states = constrain(jnp.take_along_axis(hidden, flat(batch.states)[..., None], axis=1), decoder.ROWS)
+    return (states.astype(jnp.float32) @ critic['head']).reshape(batch.acts.shape)
+
+
+def token_loss(
+    params: Params, cfg: ModelConfig, batch: TokenBatch, aux: dict[str, Float[Array, 'R N A']],
+    per_token: Callable[[Array, dict[str, Array]], Array], *, temperature: float = 1.0, max_z_coef: float = 0.0,
+) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:  # fmt: skip
+    """The sum of `per_token(logprob, aux)` over the actions, and their log-probs; of `aux['weight']` times the max-z
+    loss, `max_z_coef` times as well."""
+    order, unembed = real_first(batch), decoder.unembed_weight(params, cfg)
+    states = order.states(hidden_states(params, cfg, batch), batch)
+
+    def loss_of(unembed: Array, states: Array, actions: Array, acts: Array, aux: Any) -> tuple[Array, Array]:
+        loss, new = lp.token_loss(
+            states, unembed, actions, aux, per_token,
+            acts=acts, temperature=temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=CHUNK,
+        )  # fmt: skip
+        if max_z_coef:
+            loss += max_z_coef * lp.max_z_loss(states, unembed, aux['weight'], dtype=cfg.dtype, chunk=CHUNK)
+        return loss[None], new
+
+    rows = states, order.sort(batch.actions), order.acts, jax.tree.map(order.sort, aux)
+    loss, new = by_rows(loss_of)(unembed, *rows)
+    return loss.sum(), order.unsort(new, batch.acts.shape)
+
+
+def imitation_loss(
+    params: Params, cfg: ModelConfig, batch: TokenBatch, weight: Float[Array, 'R N A'], max_z_coef: float = 0.0
+) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:
+    """Weighted cross-entropy of the actions (supervised fine-tuning, PTX, DPO) and max-z loss, and their log-probs."""
+
+    def per_token(logprob: Array, aux: dict[str, Array]) -> Array:
+        return -aux['weight'] * keep(logprob, aux['weight'] != 0)
+
+    return token_loss(params, cfg, batch, {'weight': weight}, per_token, max_z_coef=max_z_coef)

@@ -1,0 +1,175 @@
+"""PAL's in-context baseline on texts: what a person chose earlier stands in front of what is asked, a frozen decoder
+reads both, and one linear reward of its states is learnt for all. Who somebody is stands in the text alone.
+
+A seen person has two contexts, each of `count` training pairs at random. A training pair is read after the first of
+them that none of its texts stands in, or after nothing: what is learnt from is never told beforehand. All else is read
+after the first; of new people the context is of what is known, `count` pairs at most.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import optax
+from scipy.optimize import minimize
+
+from pal_jax.data.comparisons import Comparisons, rank_within
+from pal_jax.data.histories import context_of
+from pal_jax.data.texts import Text, TextPairs
+from pal_jax.evals.panel import Trial, newcomers
+from pal_jax.evals.population import Method
+from pal_jax.evals.preference import accuracy, hits
+from pal_jax.learners.reader import Batching, Reader
+from pal_jax.models import states
+from pal_jax.recipes import pal_text
+from pal_jax.recipes.pal_text import Decoder
+from pal_jax.recipes.recipe import Config, Context
+from pal_jax.types import Choice
+
+PULLS = 1e-3, 1e-2, 1e-1, 1.0  # of the reward's weights to 0; the validation part chooses
+CHUNK = 2048  # texts read at once
+
+Vectors = Callable[[Sequence[Text]], np.ndarray]  # of each text, the state of its last token
+
+
+class Asked(NamedTuple):
+    """Pairs by their numbers, and what each is read after: numbers of pairs of the same person."""
+
+    pairs: np.ndarray
+    context: list[tuple[int, ...]]
+
+
+def make_method(
+    config: Config, ctx: Context, decoder: Decoder, pairs: TextPairs
+) -> Callable[[Comparisons, Sequence[Trial], Sequence[int]], Method]:
+    """The method as `evals/population.py` compares it."""
+    count = config.baselines.context
+    vectors = make_vectors(config, ctx, decoder)
+
+    def differences(asked: Asked) -> np.ndarray:
+        texts: dict[Text, int] = {}
+        starts = {each: tell(decoder, pairs, each) for each in set(asked.context)}
+        sides = [
+            [texts.setdefault(text, len(texts)) for text in after(pairs, pair, starts[context])]
+            for pair, context in zip(asked.pairs, asked.context, strict=True)
+        ]
+        chosen, rejected = np.array(sides).T
+        table = vectors(tuple(texts))
+        return table[chosen] - table[rejected]
+
+    def method(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
+        new = newcomers(data, trials)
+        seen, rows = [], [[] for _ in counts]
+        for r, trial in enumerate(trials):
+            parts = {name: differences(each) for name, each in seen_people(pairs, trial, count).items()}
+            reward = fit(parts['train'], parts['validation'])
+            seen.append(accuracy(parts['test'] @ reward, trial.users[trial.split.test]))
+            rank, found = new.rank[r, : len(trial.split.fit)], {}
+            for row, known in zip(rows, counts, strict=True):
+                if (told := min(known, count)) not in found:
+                    found[told] = differences(new_people(trial, rank, told)) @ reward
+                row.append(accuracy(found[told], trial.users[trial.split.new_test]))
+        return Method(seen, rows, decoder.cfg.width, 0)
+
+    return method
+
+
+def seen_people(pairs: TextPairs, trial: Trial, count: int) -> dict[str, Asked]:
+    """The parts of the seen people's choices, and what each choice is read after."""
+    split, users = trial.split, trial.users
+    rank = rank_within(users[split.train], np.random.default_rng([trial.seed, 3]).permutation(len(split.train)))
+    first, second = (first_of(split.train, users, rank - start, count) for start in (0, count))
+
+    def apart(pair: int) -> tuple[int, ...]:
+        own = sides(pairs, [pair])
+        return next((c for c in (first[users[pair]], second[users[pair]]) if not own & sides(pairs, c)), ())
+
+    after = {'train': [apart(pair) for pair in split.train]}
+    after |= {name: [first[users[pair]] for pair in getattr(split, name)] for name in ('validation', 'test')}
+    return {name: Asked(getattr(split, name), context) for name, context in after.items()}
+
+
+def new_people(trial: Trial, rank: np.ndarray, known: int) -> Asked:
+    """What new people are tested on, after the first so many of their known choices."""
+    split, users = trial.split, trial.users
+    first = first_of(split.fit, users, rank, known)
+    return Asked(split.new_test, [first[users[pair]] for pair in split.new_test])
+
+
+def first_of(index: np.ndarray, users: np.ndarray, rank: np.ndarray, count: int) -> list[tuple[int, ...]]:
+    """By user, the pairs of ranks 0 to `count` - 1."""
+    found: list[tuple[int, ...]] = [()] * (int(users.max()) + 1)
+    for pair in index[(rank >= 0) & (rank < count)]:
+        found[users[pair]] += (int(pair),)
+    return found
+
+
+def sides(pairs: TextPairs, numbers: Sequence[int]) -> set[int]:
+    """What no context may have told: statements, or prompts, whose replies may be the same for many."""
+    columns = (pairs.chosen, pairs.rejected) if pairs.prompt is None else (pairs.prompt,)
+    return {int(column[k]) for column in columns for k in numbers}
+
+
+def tell(decoder: Decoder, pairs: TextPairs, context: Sequence[int]) -> tuple[int, ...]:
+    """The tokens that say which choices these were."""
+    if not context:
+        return ()
+
+    def said(numbers: np.ndarray | None, pair: int) -> str:
+        return '' if numbers is None else pairs.words[numbers[pair]]
+
+    past = [Choice(said(pairs.prompt, k), said(pairs.chosen, k), said(pairs.rejected, k)) for k in context]
+    words = context_of(past, random.Random(str(context)), 'labelled', asked=pairs.prompt is not None)
+    return tuple(decoder.tokenizer.fast.encode(f'{words}\n\n'))
+
+
+def after(pairs: TextPairs, pair: int, start: tuple[int, ...]) -> Iterator[Text]:
+    """Both texts of a pair, its prompt before them, after the tokens of a context."""
+    for number in (pairs.chosen[pair], pairs.rejected[pair]):
+        text = pairs.texts[number]
+        asked = () if pairs.prompt is None else pairs.texts[pairs.prompt[pair]].tokens
+        yield Text((*asked, *text.tokens), start)
+
+
+def make_vectors(config: Config, ctx: Context, decoder: Decoder) -> Vectors:
+    """What the frozen decoder makes of texts: computed once, and kept in `text.folder`. Texts with the same context
+    share its states."""
+    batching = Batching(micro_rows=4, row_tokens=512)
+    reader = Reader(decoder.cfg, optax.identity(), ctx.mesh, pool='last', batching=batching)
+    cfg, settings = decoder.cfg, {'source': config.text.source, 'in context': True}
+    settings |= {'layers': cfg.layers, 'dtype': cfg.dtype}
+
+    def vectors(texts: Sequence[Text]) -> np.ndarray:
+        def compute() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            frozen, reading = reader.divide(pal_text.load(decoder, ctx), 0)
+            order = sorted(range(len(texts)), key=lambda i: texts[i].before)
+            for start in range(0, len(texts), CHUNK):
+                numbers = np.array(order[start : start + CHUNK])
+                yield numbers, reader.read(reading, frozen, [texts[i] for i in numbers])
+
+        return states.stored(config.text.folder, texts, settings, compute, (len(texts), cfg.width))
+
+    return vectors
+
+
+def fit(train: np.ndarray, validation: np.ndarray) -> np.ndarray:
+    """Weights `[H]` of the Bradley-Terry model whose margins are `differences @ weights`, with the pull to 0 that is
+    best on the validation part."""
+    scale = train.std() or 1.0
+    found = [logistic(train / scale, pull) / scale for pull in PULLS]
+    return max(found, key=lambda weights: hits(validation @ weights).mean())
+
+
+def logistic(x: np.ndarray, pull: float) -> np.ndarray:
+    """The minimum of `mean log(1 + exp(-x w)) + pull / 2 |w|^2`."""
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        margins = x @ w
+        slope = -0.5 * (1.0 - np.tanh(margins / 2.0)) / len(x)
+        value = np.logaddexp(0.0, -margins).mean() + pull / 2.0 * w @ w
+        return float(value), slope @ x + pull * w
+
+    return minimize(loss, np.zeros(x.shape[1]), jac=True, method='L-BFGS-B').x
