@@ -55,7 +55,7 @@ LAZY = {
 }
 RECIPE_PARTS = 'recipe', 'chat_models', 'piecework', 'rows', 'sampler', 'world'  # what recipes are made of
 METHOD_PARTS = {  # and what single methods are; PAL-Large is a variant of configs/pal.py
-    'pal': ('pal_text', 'pal_large', 'pal_reward', 'pal_export'),
+    'pal': ('pal_text', 'pal_context', 'pal_large', 'pal_reward', 'pal_export'),
     'plus': ('telling', 'lineup'),
     'psoups': ('soups', 'annotations', 'tasting'),
 }

@@ -144,7 +144,7 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
     People who have no pair in training or none in the test are left out.
 
     Raises:
-      ValueError: nobody is left to be seen or to be new.
+      ValueError: nobody is left to be seen or to be new, or nothing to validate by.
     """
     assert isinstance(data.chosen, Lookup) and isinstance(data.rejected, Lookup)
     rng, people, items = np.random.default_rng(seed), len(data.names), len(data.chosen.table)
@@ -167,6 +167,11 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
             f'split.seen={seen}, split.train={train} and split.validation={validation}; give more choices'
         )
     seen_parts = [np.flatnonzero(counted & theirs & (of_pair == k)) for k in range(3)]
+    if not len(seen_parts[1]):
+        raise ValueError(
+            f'nobody seen has a pair of the {round(validation * items)} items of {items} that split.validation='
+            f'{validation} sets apart to choose by; raise it, or give more choices'
+        )
     new_parts = [np.flatnonzero(counted & ~theirs & (of_pair == k)) for k in (0, 2)]
     return Split._make([*seen_parts, *new_parts])
 
