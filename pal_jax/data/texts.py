@@ -204,14 +204,16 @@ class Packed(NamedTuple):
 
 
 def pack(
-    texts: Sequence[Text], pool: Pool, *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 256
+    texts: Sequence[Text], pool: Pool, *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 256, together: int = 0
 ) -> Packed:  # fmt: skip
-    """Each text once; its actions are where its states count: at every token of it, or at its last. Rows are of
-    `row_tokens`, or a multiple, and all else of powers of two, so that the programs to compile stay few."""
+    """Each text once; its actions are where its states count: at every token of it, or at its last. Of those that begin
+    alike so many stand `together` (0: all). Rows are of `row_tokens`, or a multiple, and all else of powers of two, so
+    that the programs to compile stay few."""
     by_start: dict[tuple[int, ...], list[int]] = {}
     for i, text in enumerate(texts):
         by_start.setdefault(text.before or (i, -1), []).append(i)
-    members = list(by_start.values())
+    most = together or len(texts)
+    members = [each[k : k + most] for each in by_start.values() for k in range(0, len(each), most)]
     groups = [shared(tuple(texts[i] for i in each), pool) for each in members]
     n = 1 << (max(map(len, members)) - 1).bit_length()
     actions = 1 if pool == 'last' else 1 << max(5, (max(len(text.tokens) for text in texts) - 1).bit_length())

@@ -59,10 +59,12 @@ class Reading(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """`micro_rows` rows of `row_tokens` tokens are in a device's memory at once; texts share rows."""
+    """`micro_rows` rows of `row_tokens` tokens are in a device's memory at once; texts share rows, and of those that begin
+    alike `together` share that (0: all), for a row costs the square of its length."""
 
     micro_rows: int = 8
     row_tokens: int = 256
+    together: int = 0
 
 
 class Reader:
@@ -130,7 +132,7 @@ class Reader:
     def _packed(self, texts: Sequence[Text]) -> data.Packed:
         return data.pack(
             texts, self.pool, ways=sharding.batch_ways(self.mesh), micro_rows=self.batching.micro_rows,
-            row_tokens=self.batching.row_tokens,
+            row_tokens=self.batching.row_tokens, together=self.batching.together,
         )  # fmt: skip
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -30,6 +30,7 @@ from pal_jax.recipes.recipe import Config, Context
 from pal_jax.types import Choice
 
 PULLS = 1e-3, 1e-2, 1e-1, 1.0  # of the reward's weights to 0; the validation part chooses
+LEARNT = 1024  # pairs that the reward is learnt from, at most, and as many that choose its pull: reading is what costs
 CHUNK = 2048  # texts read at once
 
 Vectors = Callable[[Sequence[Text]], np.ndarray]  # of each text, the state of its last token
@@ -79,17 +80,19 @@ def make_method(
 
 def seen_people(pairs: TextPairs, trial: Trial, count: int) -> dict[str, Asked]:
     """The parts of the seen people's choices, and what each choice is read after."""
-    split, users = trial.split, trial.users
-    rank = rank_within(users[split.train], np.random.default_rng([trial.seed, 3]).permutation(len(split.train)))
+    split, users, rng = trial.split, trial.users, np.random.default_rng([trial.seed, 3])
+    rank = rank_within(users[split.train], rng.permutation(len(split.train)))
     first, second = (first_of(split.train, users, rank - start, count) for start in (0, count))
 
     def apart(pair: int) -> tuple[int, ...]:
         own = sides(pairs, [pair])
         return next((c for c in (first[users[pair]], second[users[pair]]) if not own & sides(pairs, c)), ())
 
-    after = {'train': [apart(pair) for pair in split.train]}
-    after |= {name: [first[users[pair]] for pair in getattr(split, name)] for name in ('validation', 'test')}
-    return {name: Asked(getattr(split, name), context) for name, context in after.items()}
+    learnt, validation = (np.sort(rng.permutation(part)[:LEARNT]) for part in (split.train, split.validation))
+    found = {'train': Asked(learnt, [apart(pair) for pair in learnt])}
+    for name, part in (('validation', validation), ('test', split.test)):
+        found[name] = Asked(part, [first[users[pair]] for pair in part])
+    return found
 
 
 def new_people(trial: Trial, rank: np.ndarray, known: int) -> Asked:
@@ -137,7 +140,7 @@ def after(pairs: TextPairs, pair: int, start: tuple[int, ...]) -> Iterator[Text]
 def make_vectors(config: Config, ctx: Context, decoder: Decoder) -> Vectors:
     """What the frozen decoder makes of texts: computed once, and kept in `text.folder`. Texts with the same context
     share its states."""
-    batching = Batching(micro_rows=4, row_tokens=512)
+    batching = Batching(micro_rows=2, row_tokens=256, together=16)
     reader = Reader(decoder.cfg, optax.identity(), ctx.mesh, pool='last', batching=batching)
     cfg, settings = decoder.cfg, {'source': config.text.source, 'in context': True}
     settings |= {'layers': cfg.layers, 'dtype': cfg.dtype}
