@@ -59,8 +59,8 @@ class Reading(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
-    """`micro_rows` rows of `row_tokens` tokens are in a device's memory at once; texts share rows, and of those that begin
-    alike `together` share that (0: all), for a row costs the square of its length."""
+    """`micro_rows` rows of `row_tokens` tokens are in a device's memory at once; texts share rows. Of texts that begin
+    alike so many stand `together` (0: all): a row costs the square of its length."""
 
     micro_rows: int = 8
     row_tokens: int = 256
