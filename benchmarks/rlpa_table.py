@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import shapes
-from pal_jax.evals import lineup
+from pal_jax.evals import methods
 
 ROOT = Path(__file__).parents[1]
 START = 'warm-up'
@@ -158,7 +158,7 @@ def standard_error(values: Sequence[float], intervals: Sequence[Sequence[float]]
 def as_markdown(rows: dict[str, dict[str, tuple[float, float]]]) -> str:
     head = ['', *next(iter(rows.values()))]
     cells = [[method, *(f'{mean:.3f} ± {se:.3f}' for mean, se in row.values())] for method, row in rows.items()]
-    return lineup.markdown([head, *cells])
+    return methods.markdown([head, *cells])
 
 
 def plot(records: dict[str, list[dict[str, Any]]], path: Path) -> None:

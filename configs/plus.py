@@ -35,7 +35,7 @@ def get_config(variant: str = '') -> ConfigDict:
     # What the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model, the whole
     # context, the true kind, or nothing. With the last four no summariser is trained.
     config.reads = 'summary'  # or untrained, context, kind, nothing
-    # Several methods (pal_jax/recipes/lineup.py) are runs beside each other, of so many seeds, and a table of them all.
+    # Several methods (pal_jax/recipes/plus_table.py) are runs beside each other, of so many seeds, and a table of all.
     config.methods = ''  # as plus,untrained,context,nothing,kind,shuffled,static-summariser,static-reward-model
     config.seeds = 1
     config.policy = p.policy(p.EMBEDDED)  # the summariser

@@ -24,7 +24,7 @@ from absl import flags
 
 from pal_jax import cli
 from pal_jax.data import histories
-from pal_jax.recipes import plus, telling
+from pal_jax.recipes import plus, plus_context
 from pal_jax.recipes.recipe import Context, read_config
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
@@ -53,7 +53,7 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
       RuntimeError: a model or checkpoint that cannot be read.
     """
     config, people = read_config(workdir), histories.load_told(path)
-    if config.recipe != 'plus' or config.reads not in telling.WRITTEN:
+    if config.recipe != 'plus' or config.reads not in plus_context.WRITTEN:
         raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py')
     parts = plus.make_parts(config, Context(devices.make_mesh(**config.mesh)))
     wanted = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}

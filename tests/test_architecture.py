@@ -56,8 +56,8 @@ LAZY = {
 RECIPE_PARTS = 'recipe', 'chat_models', 'piecework', 'rows', 'sampler', 'world'  # what recipes are made of
 METHOD_PARTS = {  # and what single methods are; PAL-Large is a variant of configs/pal.py
     'pal': ('pal_text', 'pal_context', 'pal_large', 'pal_reward', 'pal_export'),
-    'plus': ('telling', 'lineup'),
-    'psoups': ('soups', 'annotations', 'tasting'),
+    'plus': ('plus_context', 'plus_table'),
+    'psoups': ('soups', 'psoups_data', 'psoups_evaluate'),
 }
 PARTS = {*RECIPE_PARTS, *itertools.chain(*METHOD_PARTS.values())}
 BANNED = ('util', 'helper', 'common', 'misc', 'manager')

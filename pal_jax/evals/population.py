@@ -12,6 +12,7 @@ import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.evals import groups, mixed_logit, people
+from pal_jax.evals.accuracy import Accuracy, accuracy, choose, gain, hits, majority, mean_and_error
 from pal_jax.evals.panel import (
     Newcomers,
     Trial,
@@ -22,7 +23,6 @@ from pal_jax.evals.panel import (
     seen_accuracy,
     seen_margins,
 )
-from pal_jax.evals.preference import Accuracy, accuracy, choose, gain, hits, majority, mean_and_error
 from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.models import ideal_point
 from pal_jax.types import Exhibit

@@ -14,8 +14,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from pal_jax.evals.accuracy import hits
 from pal_jax.evals.bootstrap import interval, resampled_means
-from pal_jax.evals.preference import hits
 from pal_jax.runtime.curve import BLUE, GREY, RULE, STYLE, png
 from pal_jax.types import Exhibit
 

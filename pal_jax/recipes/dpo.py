@@ -14,9 +14,9 @@ import numpy as np
 from pal_jax.data import chats
 from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners.dpo import DPO, PreferenceLearner
 from pal_jax.learners.policy import Optimizers, PolicyState
 from pal_jax.learners.ppo import PPO
-from pal_jax.learners.preference import DPO, PreferenceLearner
 from pal_jax.models.config import ModelConfig
 from pal_jax.recipes import rows as data
 from pal_jax.recipes.recipe import (

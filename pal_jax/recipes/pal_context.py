@@ -19,9 +19,9 @@ from scipy.optimize import minimize
 from pal_jax.data.comparisons import Comparisons, rank_within
 from pal_jax.data.histories import context_of
 from pal_jax.data.texts import Text, TextPairs
+from pal_jax.evals.accuracy import accuracy, hits
 from pal_jax.evals.panel import Trial, newcomers
 from pal_jax.evals.population import Method
-from pal_jax.evals.preference import accuracy, hits
 from pal_jax.learners.reader import Batching, Reader
 from pal_jax.models import states
 from pal_jax.recipes import pal_text

@@ -27,7 +27,8 @@ from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.reward import Pairs, RewardLearner
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes import lineup
+from pal_jax.recipes import plus_table
+from pal_jax.recipes.plus_context import WRITTEN, Written, make_condition, make_pairs, make_writer
 from pal_jax.recipes.recipe import (
     EVALUATION,
     Config,
@@ -44,7 +45,6 @@ from pal_jax.recipes.recipe import (
     stage_before,
     trained_policy,
 )
-from pal_jax.recipes.telling import WRITTEN, Written, make_condition, make_pairs, make_writer
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Choice, History, Metrics, Sample
@@ -72,7 +72,7 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
       ValueError: a value is wrong.
     """
     check(config)
-    return lineup.stages(config, workdir) if config.methods else [(config, workdir)]
+    return plus_table.stages(config, workdir) if config.methods else [(config, workdir)]
 
 
 def make(config: Config, ctx: Context) -> Recipe:
@@ -83,7 +83,7 @@ def make(config: Config, ctx: Context) -> Recipe:
       RuntimeError: a model cannot be had.
     """
     if config.methods:
-        return lineup.make_table(config, ctx)
+        return plus_table.make_table(config, ctx)
     check(config)
     train, tests = read_people(config)
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)

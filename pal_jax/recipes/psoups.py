@@ -11,7 +11,7 @@
 
 Each stage is a run of its own in a folder beside the others'. Reward models and multitask learning are those of
 `recipes/reward.py` and `recipes/sft.py` on files that the annotations make. This file has the stages and the step of
-PPO; `recipes/annotations.py` makes data, `recipes/soups.py` merges, `recipes/tasting.py` evaluates.
+PPO; `recipes/psoups_data.py` makes data, `recipes/soups.py` merges, `recipes/psoups_evaluate.py` evaluates.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.moments import Moments, scaled, seen
-from pal_jax.recipes import annotations, pal_reward, soups, tasting
+from pal_jax.recipes import pal_reward, psoups_data, psoups_evaluate, soups
 from pal_jax.recipes.recipe import (
     EVALUATION,
     Config,
@@ -146,7 +146,7 @@ def check(config: Config) -> tuple[Preference, ...]:
         if pole.rule:
             pole.rule.score('', 'The library that it needs is there.')
     soups.soup_weights(config, len(combinations(poles)[0]))
-    tasting.front_poles(config, poles)
+    psoups_evaluate.front_poles(config, poles)
     return poles
 
 
@@ -161,8 +161,8 @@ def make(config: Config, ctx: Context) -> Recipe:
         raise ValueError('a run of psoups has a folder for each of its stages; name one, such as .../policy-P2A')
     if config.stage in POLICIES:
         return make_ppo(config, ctx)
-    made = {'rollout': annotations.make_rollouts, 'annotate': annotations.make_annotations, 'merge': soups.make_merges}
-    return {**made, 'evaluate': tasting.make_evaluation}[config.stage](config, ctx)
+    made = {'rollout': psoups_data.make_rollouts, 'annotate': psoups_data.make_annotations, 'merge': soups.make_merges}
+    return {**made, 'evaluate': psoups_evaluate.make_evaluation}[config.stage](config, ctx)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained | None:
@@ -231,7 +231,9 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
         met = {p.id: [p.rule.score(a.prompt.question, t) for a, t in zip(asked, texts, strict=True)]
                for p in wanted[0] if len(wanted) == 1 and p.rule}  # fmt: skip
         record = summarize(samples, scores) | {f'rule_{name}': float(np.mean(found)) for name, found in met.items()}
-        return Evaluation(record, [tasting.as_dialogue(a.text, t) for a, t in zip(asked, texts, strict=True)][:3])
+        return Evaluation(
+            record, [psoups_evaluate.as_dialogue(a.text, t) for a, t in zip(asked, texts, strict=True)][:3]
+        )
 
     steps = config.total_steps
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=0)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pal_jax.evals import lineup
-from pal_jax.evals.lineup import Entry
-from pal_jax.recipes import lineup as runs
+from pal_jax.evals import methods
+from pal_jax.evals.methods import Entry
+from pal_jax.recipes import plus_table as runs
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.summary import fifths, first_last_fifth
 
@@ -77,8 +77,8 @@ def test_8_somebody_elses_summary_is_no_use(entries):
 
 def test_10_both_have_to_learn(entries):
     assert all(abs(each(entries['static-reward-model'], 'accuracy') - 0.5) <= 0.07)
-    people = {name: lineup.people_of(entries[name]) for name in ('plus', 'static-summariser')}
-    _, high = lineup.bounds(people['plus'] - people['static-summariser'])
+    people = {name: methods.people_of(entries[name]) for name in ('plus', 'static-summariser')}
+    _, high = methods.bounds(people['plus'] - people['static-summariser'])
     assert high >= 0.0  # the static one is not better
 
 

@@ -15,7 +15,7 @@ from pal_jax import cli, train
 from pal_jax.feedback import preferences
 from pal_jax.models import sources
 from pal_jax.presets import parse_stage
-from pal_jax.recipes import annotations, piecework, psoups, soups, tasting
+from pal_jax.recipes import piecework, psoups, psoups_data, psoups_evaluate, soups
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from tests import configs
@@ -139,7 +139,7 @@ def test_a_judge_that_answers_nonsense_stops_the_stage(tmp_path, chat_server):
 def test_prompts_that_test_a_reward_model_teach_none(tmp_path):
     judged = [{**row, 'preference_id': name} for name in ('general', 'P2A') for row in rows(10, judged=2)]
     judged = [{**row, 'preference_prompt': ''} if row['preference_id'] == 'general' else row for row in judged]
-    annotations.write_pairs(tmp_path, judged, ['general', 'P2A'], 0.2)
+    psoups_data.write_pairs(tmp_path, judged, ['general', 'P2A'], 0.2)
     train, test, joint = (piecework.read(tmp_path / f'{name}.jsonl') for name in ('P2A', 'P2A-test', 'joint'))
     assert (len(train), len(test)) == (8, 2)
     assert joint == train
@@ -147,7 +147,7 @@ def test_prompts_that_test_a_reward_model_teach_none(tmp_path):
     assert train[0]['chosen'] == train[0]['completion'] == [{'role': 'assistant', 'content': 'two words 0'}]
     assert not {pair['prompt'][0]['content'] for pair in train} & {pair['prompt'][0]['content'] for pair in test}
     with pytest.raises(RuntimeError, match='P2B: 0 pairs to learn from and 0 to test on, the others are ties'):
-        annotations.write_pairs(tmp_path, judged, ['P2B'], 0.2)
+        psoups_data.write_pairs(tmp_path, judged, ['P2B'], 0.2)
 
 
 def test_answers_are_also_compared_with_those_under_the_opposite_pole():
@@ -158,7 +158,7 @@ def test_answers_are_also_compared_with_those_under_the_opposite_pole():
     brief, long = row('P2A', 'Why?', 'short'), row('P2B', 'Why?', 'long')
     alone, nobodys = row('P2A', 'How?', 'short'), {**row('general', 'Why?', 'plain'), 'preference_prompt': ''}
     poles = [preferences.general(), *preferences.choose(preferences.embedded(), 'P2A,P2B')]
-    found = annotations.crossed([brief, long, alone, nobodys], poles)
+    found = psoups_data.crossed([brief, long, alone, nobodys], poles)
     assert [(r['preference_id'], r['output_1'], r['output_2']) for r in found] == [
         ('P2A', 'short 1', 'long 1'), ('P2A', 'short 2', 'long 2'),
         ('P2B', 'long 1', 'short 1'), ('P2B', 'long 2', 'short 2'),
@@ -191,20 +191,22 @@ def test_rewards_of_a_combination_are_read_one_preference_at_a_time():
 def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     poles = preferences.choose(preferences.embedded(), 'P2A,P2B,P3A,P3B')
     prompts = [soups.Prompt(str(i), f'question {i}') for i in range(4)]
-    jobs = tasting.make_jobs(get_config(), poles)
+    jobs = psoups_evaluate.make_jobs(get_config(), poles)
     assert len({job.name for job in jobs}) == len(jobs) == 1 + 4 * 4 + 4 * 2 + 3  # as :quick has
     written = {job.name: ['some words of an answer'] * 4 for job in jobs}
     written |= {name: ['short'] * 4 for name in written if name.startswith('psoups-P2A') or name == 'policy-P2A'}
     judge = soups.open_annotators(soups.make_models(get_config()), soups.read_annotators('rule'))
-    taste = tasting.Tasting(prompts, written, judge, False, 0)
+    contest = psoups_evaluate.Contest(prompts, written, judge, False, 0)
     front = [job for job in jobs if job.system.startswith('front')]
-    evaluation = taste.evaluate(poles, front, tasting.front_poles(get_config(), poles))
+    evaluation = contest.evaluate(poles, front, psoups_evaluate.front_poles(get_config(), poles))
     record = evaluation.record
     assert record['base_psoups_half'] == pytest.approx(0.25)  # loses P2A's two combinations, ties in P2B's
     assert record['winrate_psoups'] == pytest.approx(0.75)
     assert (record['P2A_policy_beats_base'], record['P2B_policy_beats_base']) == (1, 0.5)
     assert {exhibit.title for exhibit in evaluation.exhibits} >= {'Win rates by pair', 'Win rates by criterion'}
-    silent = tasting.Tasting(prompts, written, lambda _: lambda p, rows, seed, switched: [None] * len(rows), True, 0)
+    silent = psoups_evaluate.Contest(
+        prompts, written, lambda _: lambda p, rows, seed, switched: [None] * len(rows), True, 0
+    )
     assert silent.compare(poles[0], 'policy-P2A', 'base-P2A').tolist() == [0] * 4
     assert (silent.failed, silent.asked) == (8, 8)
 

@@ -106,17 +106,17 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
     def finish(records: list[dict[str, Any]]) -> Evaluation:
         written = {record['job']: record['outputs'] for record in records}
         with ctx.phase('judge'):
-            tasting = Tasting(prompts, written, judge, both, config.seed)
+            contest = Contest(prompts, written, judge, both, config.seed)
             front = [job for job in jobs if job.system.startswith('front-')]
-            evaluation = tasting.evaluate(poles, front, front_poles(config, poles))
-        piecework.write(ctx.workdir / 'verdicts.jsonl', tasting.told)
-        failed = {'failed_verdicts': tasting.failed, 'verdicts': tasting.asked}
+            evaluation = contest.evaluate(poles, front, front_poles(config, poles))
+        piecework.write(ctx.workdir / 'verdicts.jsonl', contest.told)
+        failed = {'failed_verdicts': contest.failed, 'verdicts': contest.asked}
         return evaluation._replace(record={**evaluation.record, **failed, **models.usage})
 
     return piecework.make(ctx, len(jobs), work, 'evaluate', finish, [f'winrate_{name}' for name in SYSTEMS])
 
 
-class Tasting:
+class Contest:
     """Comparisons of what was `written` by job; what a judge did not answer counts as a tie and is counted."""
 
     def __init__(

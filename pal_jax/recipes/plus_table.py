@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pal_jax.evals import lineup
+from pal_jax.evals import methods
 from pal_jax.recipes import piecework
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
@@ -81,15 +81,15 @@ def make_table(config: Config, ctx: Context) -> Recipe:
         if not evaluations:
             raise ValueError(f'{folder} has no last evaluation; run it first, by the same command without a stage')
         steps = [{'step': row['step'], 'reward': row['reward']} for row in read_records(folder / METRICS)]
-        entry = lineup.Entry(name, seed, evaluations[-1], steps)
+        entry = methods.Entry(name, seed, evaluations[-1], steps)
         return [entry._asdict()], host, {'people': float(entry.record['people'])}
 
     def finish(records: Sequence[dict[str, Any]]) -> Evaluation:
-        entries = [lineup.Entry(**record) for record in records]
-        text = lineup.markdown(lineup.table(entries))
+        entries = [methods.Entry(**record) for record in records]
+        text = methods.markdown(methods.table(entries))
         (ctx.workdir / MARKDOWN).write_text(text, encoding='utf-8')
         print(text)
-        return Evaluation(lineup.figures(entries), exhibits=lineup.make_exhibits(entries))
+        return Evaluation(methods.figures(entries), exhibits=methods.make_exhibits(entries))
 
     shown = [f'{name}_accuracy' for name in read_methods(config)]
     return piecework.make(ctx, len(places), work, TABLE, finish, shown)

@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from pal_jax.evals import mixed_logit, people, preference
-from pal_jax.evals.preference import Accuracy
+from pal_jax.evals import accuracy, mixed_logit, people
+from pal_jax.evals.accuracy import Accuracy
 
 
 def test_accuracy_by_pair_and_by_person():
     margins = np.array([1.0, 2.0, -1.0, 0.0, -3.0, 0.5])
     users = np.array([4, 4, 4, 9, 9, 7])
-    found = preference.accuracy(margins, users)
+    found = accuracy.accuracy(margins, users)
     assert found == Accuracy(3.5 / 6, pytest.approx((2 / 3 + 1 / 4 + 1) / 3), 0.25)
 
 
@@ -22,18 +22,18 @@ def test_the_vote_is_about_the_same_two_items_in_either_order():
     a, b, c = np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([2.0, 2.0])
     known = np.array([a - b, a - b, b - a, c - a])
     asked = np.array([b - a, a - b, a - c, b - c])
-    np.testing.assert_array_equal(preference.majority(known, asked), [-1.0, 1.0, -1.0, 0.0])
+    np.testing.assert_array_equal(accuracy.majority(known, asked), [-1.0, 1.0, -1.0, 0.0])
 
 
 def test_k_is_chosen_by_split_and_the_smallest_of_equals():
-    assert preference.choose({1: [0.5, 0.7], 4: [0.6, 0.7], 2: [0.6, 0.65]}) == [2, 1]
+    assert accuracy.choose({1: [0.5, 0.7], 4: [0.6, 0.7], 2: [0.6, 0.65]}) == [2, 1]
 
 
 def test_gains_are_paired_by_split():
-    mean, error = preference.gain([0.8, 0.9, 1.0], [0.7, 0.7, 0.7])
+    mean, error = accuracy.gain([0.8, 0.9, 1.0], [0.7, 0.7, 0.7])
     assert mean == pytest.approx(0.2)
     assert error == pytest.approx(0.1 / math.sqrt(3))
-    assert math.isnan(preference.mean_and_error([0.5])[1])
+    assert math.isnan(accuracy.mean_and_error([0.5])[1])
 
 
 def test_effects_of_a_linear_reward_are_its_coefficients():

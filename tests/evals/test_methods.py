@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pal_jax.evals import lineup
-from pal_jax.evals.lineup import Entry
+from pal_jax.evals import methods
+from pal_jax.evals.methods import Entry
 
 RNG = np.random.default_rng(0)
 RIGHT = {'plus': RNG.binomial(1, 0.9, (3, 64)), 'context': RNG.binomial(1, 0.7, (3, 64))}
@@ -26,7 +26,7 @@ ENTRIES = [entry(method, seed) for seed in range(3) for method in RIGHT]
 
 
 def test_errors_are_over_seeds_and_intervals_over_people():
-    record = lineup.figures(ENTRIES)
+    record = methods.figures(ENTRIES)
     for name, right in RIGHT.items():
         means = right.mean(axis=1)
         assert record[f'{name}_accuracy'] == pytest.approx(means.mean())
@@ -39,7 +39,7 @@ def test_errors_are_over_seeds_and_intervals_over_people():
 
 
 def test_differences_are_of_the_same_people():
-    head, plus, context = lineup.table(ENTRIES)
+    head, plus, context = methods.table(ENTRIES)
     assert head[:6] == ['what is read', 'seeds', 'accuracy', '95 %', 'plus is better by', 'animals']
     assert 'names the kind' not in head  # nobody's kind is known
     assert plus[:2] == ['plus', '3']
@@ -54,13 +54,13 @@ def test_differences_are_of_the_same_people():
 
 
 def test_one_seed_has_no_error():
-    rows = lineup.table(ENTRIES[:2])
+    rows = methods.table(ENTRIES[:2])
     assert rows[1][2] == f'{RIGHT["plus"][0].mean():.3f}'
-    assert lineup.figures(ENTRIES[:2])['plus_accuracy_se'] is None
+    assert methods.figures(ENTRIES[:2])['plus_accuracy_se'] is None
 
 
 def test_markdown_has_a_line_a_method():
-    text = lineup.markdown(lineup.table(ENTRIES))
+    text = methods.markdown(methods.table(ENTRIES))
     lines = text.splitlines()
     assert len(lines) == 4
     assert len({line.count('|') for line in lines}) == 1
@@ -68,7 +68,7 @@ def test_markdown_has_a_line_a_method():
 
 
 def test_pictures_are_drawn():
-    table, curves, text = lineup.make_exhibits(ENTRIES)
+    table, curves, text = methods.make_exhibits(ENTRIES)
     assert table.picture.startswith(b'\x89PNG')
     assert curves.picture.startswith(b'\x89PNG')
-    assert text.text == lineup.markdown(table.table)
+    assert text.text == methods.markdown(table.table)
