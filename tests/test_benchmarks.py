@@ -130,6 +130,7 @@ def test_plus_step_reports_a_step_and_its_parts(report, known_machine):
     assert all(seconds > 0 for seconds in (out['step_s'], *out['parts_s'].values()))
 
 
+@pytest.mark.slow
 def test_reward_step_compares_two_learners_on_the_same_tokens(report, known_machine):
     out = report(reward_step, '--model=tiny', '--pairs=2', '--prompt=8', '--reply=8', '--steps=1')
     assert out['ratio'] > 0 and out['reward']['columns'] == out['language']['columns'] == 128

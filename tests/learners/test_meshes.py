@@ -93,6 +93,7 @@ def test_every_mesh_of_eight_learns_what_one_device_does(family, adapters, row_t
         np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-6, err_msg=str(shape))
 
 
+@pytest.mark.slow
 def test_gradients_are_summed_where_their_parameters_lie(monkeypatch):
     mesh, summed = devices.make_mesh(1, 4, 2), []
 

@@ -113,6 +113,7 @@ OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ('token_mean', 
 
 
 @pytest.mark.parametrize('loss_agg', ['seq_mean', *OTHERS])
+@pytest.mark.slow
 def test_micro_batches_change_nothing(loss_agg):
     whole, _, metrics = run(make_learner(name='sgd', loss_agg=loss_agg), rollouts()[1])
     cut, _, cut_metrics = run(make_learner(name='sgd', loss_agg=loss_agg, micro_rows=2), rollouts()[1])

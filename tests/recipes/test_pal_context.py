@@ -115,6 +115,7 @@ def test_the_reward_is_the_maximum_of_its_likelihood_with_the_pull_that_validate
     assert np.mean(few[1] @ pal_context.fit(*few) > 0) == max(right.values())
 
 
+@pytest.mark.slow
 def test_it_stands_in_the_table_beside_pal(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / 'pairs.jsonl'
     records = (

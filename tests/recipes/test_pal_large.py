@@ -87,6 +87,7 @@ def taste(row):
 
 @pytest.mark.parametrize('variant', ['text', 'text-large'])
 @pytest.mark.parametrize(('kind', 'changes'), [('asked', B), ('stated', {})], ids=['B', 'A'])
+@pytest.mark.slow
 def test_people_are_told_apart_by_texts_nobody_has_seen(request, kind, changes, variant):
     recipe, state = run(small(request.getfixturevalue(kind), variant, **changes), 6)
     evaluation = recipe.evaluate(state, 'final')
@@ -149,6 +150,7 @@ def test_decoders_wait_while_prototypes_are_found(asked):
 
 
 @pytest.mark.parametrize('adapters', [0, 2], ids=['full', 'lora'])
+@pytest.mark.slow
 def test_a_resumed_run_is_the_unbroken_one(asked, tmp_path, adapters):
     config = small(asked, **B, **{'decoder.lora.rank': adapters, 'decoder.optimizer.lr': 1e-4})
     recipe, whole = run(config, 4)
@@ -179,6 +181,7 @@ def test_eight_devices_learn_what_one_does(asked):
 # --- the tokens of a pair's span --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_span_judged_by_its_last_token_is_the_text_judged_by_its_last(asked):
     ends = []
     for span in ('', 'only_last'):
@@ -188,6 +191,7 @@ def test_a_span_judged_by_its_last_token_is_the_text_judged_by_its_last(asked):
 
 
 @pytest.mark.parametrize('span', ['mean', 'cumulative'])
+@pytest.mark.slow
 def test_spans_teach_too(stated, span):
     recipe, state = run(small(stated, 'text', **{'text.pool': 'last', 'text.span': span}), 6)
     assert recipe.evaluate(state, 'final').record['seen_pal'] > 0.75
@@ -309,6 +313,7 @@ def test_a_mixture_is_kept_as_a_line_and_given_back(folder, tmp_path):
         model.reward(['a', 'b'], ['yes'])
 
 
+@pytest.mark.slow
 def test_ppo_is_paid_by_one_persons_reward(folder, tmp_path):
     workdir, *_ = folder
     changes = {'stage': 'rlhf', 'rl.reward': f'pal:{workdir}', 'total_steps': 1, 'export': False}
@@ -329,6 +334,7 @@ def test_ppo_is_paid_by_one_persons_reward(folder, tmp_path):
 
 
 @pytest.mark.parametrize('variant', ['text', 'text-large'])
+@pytest.mark.slow
 def test_transformers_scores_a_persons_classifier_as_we_do(stated, tmp_path, variant):
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     finished(small(stated, variant, **{'text.pool': 'last', 'total_steps': 4, 'prototypes': (1, 2)}), tmp_path)
@@ -372,6 +378,7 @@ def in_transformers(path):
     ],
     ids=lambda changes: changes['model.rule'],
 )
+@pytest.mark.slow
 def test_transformers_scores_everybody_as_we_do(stated, tmp_path, changes):
     changes = {'model.dtype': 'float32', 'total_steps': 4, 'prototypes': (1, 2), **changes}
     finished(small(stated, 'text', **changes), tmp_path)
@@ -384,6 +391,7 @@ def test_transformers_scores_everybody_as_we_do(stated, tmp_path, changes):
         assert np.ptp(ours) > 1e-3
 
 
+@pytest.mark.slow
 def test_transformers_mixes_functions_of_the_prompt_as_we_do(folder, tmp_path):
     workdir, *_ = folder
     pal_export.save_model(str(workdir), tmp_path / 'hf')

@@ -73,6 +73,7 @@ def test_rewards_and_losses_of_known_gaps():  # rlpa_plus IV.4-1
     assert float(slope) == pytest.approx(-0.268941, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_what_pays_is_the_reward_model_from_before_the_step(monkeypatch):
     seen = []
     read, apply = RewardLearner.read, RewardLearner.apply
@@ -242,6 +243,7 @@ def test_what_is_wrong_is_told_before_a_file_is_read(changes, message):
         plus.make(get_config(**changes), ONE)
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_or_is_made_again_ends_with_the_same_bits(tmp_path):  # rlpa_plus IV.4-14
     """Critic included: the estimator is gae."""
     recipe = plus.make(get_config(**{'ppo.estimator': 'gae', 'ppo.std_floor': 0.0, 'hold.steps': 1}), ONE)
