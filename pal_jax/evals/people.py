@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -11,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pal_jax.runtime.curve import BLUE, GREY, INK, RULE, STYLE, png
 
-COLOURS = (BLUE, '#d97706', '#059669', '#9333ea', '#dc2626', GREY, INK)
+COLOURS = (BLUE, '#d97706', '#059669', '#9333ea', '#dc2626', GREY, INK, '#0891b2', '#65a30d', '#db2777')
 
 Curve = Sequence[tuple[float, float]]  # mean and standard error by point
 
@@ -19,7 +20,7 @@ Curve = Sequence[tuple[float, float]]  # mean and standard error by point
 def plot_by_prototypes(curves: Mapping[str, Curve], prototypes: Sequence[int]) -> bytes:
     """Accuracy against K, a line for each part of the data."""
     figure, ax = _axes('Accuracy by number of prototypes', 'K')
-    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+    for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
         _draw(ax, prototypes, curve, name, colour)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(frameon=False)
@@ -30,7 +31,7 @@ def plot_by_comparisons(curves: Mapping[str, Curve], counts: Sequence[int]) -> b
     """Accuracy on new people against how many of their comparisons were known, a line for each method."""
     figure, ax = _axes('New people: accuracy by known comparisons', 'comparisons known of each person', width=9.5)
     places = range(len(counts))
-    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+    for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
         _draw(ax, places, curve, name, colour)
     ax.set_xticks(places, [str(count) for count in counts[:-1]] + [f'all (≤ {counts[-1]})'])
     ax.legend(frameon=False, loc='upper left', bbox_to_anchor=(1, 1))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pal_jax.evals import accuracy, mixed_logit, people
+from pal_jax.evals import accuracy, mixed_logit, people, population
 from pal_jax.evals.accuracy import Accuracy
 
 
@@ -72,3 +72,16 @@ def test_xlogit_finds_the_distribution_that_made_the_choices():
     model = mixed_logit.fit(np.where(chosen[:, None], difference, -difference), users, seed=0)
     np.testing.assert_allclose(model.mean, [1.0, -2.0], atol=0.25)
     np.testing.assert_allclose(model.deviation, [1.0, 0.5], atol=0.35)
+
+
+def test_every_method_has_a_line_of_its_own(monkeypatch):
+    drawn, draw = {}, people._draw
+
+    def noted(ax, places, curve, name, colour):
+        drawn[name] = colour
+        draw(ax, places, curve, name, colour)
+
+    monkeypatch.setattr(people, '_draw', noted)
+    people.plot_by_comparisons({name: [(0.5, 0.1)] for name in population.TITLES.values()}, [0])
+    assert list(drawn) == list(population.TITLES.values())
+    assert len(set(drawn.values())) == len(drawn)
