@@ -131,10 +131,9 @@ def tell(decoder: Decoder, pairs: TextPairs, context: Sequence[int]) -> tuple[in
 
 def after(pairs: TextPairs, pair: int, start: tuple[int, ...]) -> Iterator[Text]:
     """Both texts of a pair, its prompt before them, after the tokens of a context."""
+    asked = () if pairs.prompt is None else pairs.texts[pairs.prompt[pair]].tokens
     for number in (pairs.chosen[pair], pairs.rejected[pair]):
-        text = pairs.texts[number]
-        asked = () if pairs.prompt is None else pairs.texts[pairs.prompt[pair]].tokens
-        yield Text((*asked, *text.tokens), start)
+        yield Text((*asked, *pairs.texts[number].tokens), start)
 
 
 def make_vectors(config: Config, ctx: Context, decoder: Decoder) -> Vectors:

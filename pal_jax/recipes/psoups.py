@@ -231,9 +231,8 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
         met = {p.id: [p.rule.score(a.prompt.question, t) for a, t in zip(asked, texts, strict=True)]
                for p in wanted[0] if len(wanted) == 1 and p.rule}  # fmt: skip
         record = summarize(samples, scores) | {f'rule_{name}': float(np.mean(found)) for name, found in met.items()}
-        return Evaluation(
-            record, [psoups_evaluate.as_dialogue(a.text, t) for a, t in zip(asked, texts, strict=True)][:3]
-        )
+        told = [psoups_evaluate.as_dialogue(a.text, text) for a, text in zip(asked[:3], texts[:3], strict=True)]
+        return Evaluation(record, told)
 
     steps = config.total_steps
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=0)
