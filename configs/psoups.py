@@ -32,7 +32,8 @@ def get_config(variant: str = '') -> ConfigDict:
     config.policy = p.policy(p.EMBEDDED)
     config.policy.lora = dict(rank=16, alpha=32.0, targets='all-linear', dropout=0.0)
     config.sampling = p.sampling(temperature=0.7, max_tokens=64)  # at 1 the embedded model hardly makes sense
-    config.decode = dict(slots=32, stride=4, driver='local', address='', reuse=True, int8=False)
+    # A stage has no more slots than it asks for samples at once.
+    config.decode = dict(slots=64, stride=4, driver='local', address='', reuse=True, int8=False)
     config.rollout = dict(batch_size=32)  # prompts of a step, two outputs each
     config.annotate = dict(
         annotator='rule',  # or endpoint:<name>, local:<source>, or a YAML file (pal_jax/feedback/annotators.py)
@@ -62,7 +63,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.merge = dict(weights=())  # of the dimensions, in their order, with sum 1; (): equal ones
     config.evaluate = dict(
         judge='rule',  # as annotate.annotator; language models see every pair in both orders
-        front='',  # two poles whose policies are merged by weights from 0 to 1, as P2A,P2B; '': of the first dimension
+        front='',  # two poles whose policies are merged by weights from 0 to 1, as P2A,P2B; '': two of each dimension
         front_weights=(0.0, 0.25, 0.5, 0.75, 1.0),  # of the second of them
     )
     return {'quick': quick, 'smoke': smoke, 'paper': paper}[variant](config) if variant else config
@@ -70,10 +71,10 @@ def get_config(variant: str = '') -> ConfigDict:
 
 def reward() -> ConfigDict:
     """What configs/reward.py has."""
-    config = ConfigDict({'total_steps': 24, 'optimizer': p.adamw(lr=5e-4), 'policy': p.policy(p.EMBEDDED)})
+    config = ConfigDict({'total_steps': 48, 'optimizer': p.adamw(lr=5e-4), 'policy': p.policy(p.EMBEDDED)})
     config.policy.lora = dict(rank=8, alpha=32.0, targets='all-linear', dropout=0.0)
     config.reward = dict(margin=0.0, label_smoothing=0.0, centring=0.0)
-    config.data = p.rows(batch_size=16)
+    config.data = p.rows(batch_size=8)
     config.data.row_tokens = 512
     return config
 

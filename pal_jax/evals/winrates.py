@@ -23,6 +23,7 @@ from pal_jax.types import Exhibit
 
 Ties = Literal['drop', 'half']
 Pair = tuple[str, str]
+Front = Sequence[tuple[float, float, float]]  # of each soup the second pole's weight, and its mean score by both rules
 Cells = Float[np.ndarray, 'prompts combinations']
 
 
@@ -92,14 +93,13 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 def make_exhibits(
     outcomes: Mapping[Pair, np.ndarray],
     by_criterion: Mapping[str, Mapping[str, float]],
-    front: Sequence[tuple[float, float, float]],
-    poles: Pair,
+    fronts: Mapping[Pair, Front],
 ) -> list[Exhibit]:
     """Win rates as a table with intervals and as a heat map, systems by criterion, and soups between two poles.
 
     Args:
       by_criterion: of each system, its mean win rate (ties half) on each criterion.
-      front: the second pole's weight, and the mean scores by both poles' rules, of each soup.
+      fronts: soups between two poles, by their ids.
     """
     systems, rates = table(outcomes, 'half')
     head = ['', 'ties half', '95 %', 'ties left out', 'ties']
@@ -111,8 +111,8 @@ def make_exhibits(
         Exhibit('Who wins against whom', picture=plot_heat(systems, rates)),
         Exhibit('Win rates by criterion', picture=plot_radar(by_criterion)),
     ]
-    if front:
-        exhibits.append(Exhibit('Soups between two poles', picture=plot_front(front, poles)))
+    if fronts:
+        exhibits.append(Exhibit('Soups between two poles', picture=plot_fronts(fronts)))
     return exhibits
 
 
@@ -152,16 +152,17 @@ def plot_radar(by_criterion: Mapping[str, Mapping[str, float]]) -> bytes:
     return png(figure)
 
 
-def plot_front(front: Sequence[tuple[float, float, float]], poles: Pair) -> bytes:
+def plot_fronts(fronts: Mapping[Pair, Front]) -> bytes:
     """Soups by both poles' rules; each is better the further it is to the right and to the top."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6, 4.4), layout='constrained')
-        ax = figure.subplots()
-        weights, first, second = np.array(front).T
-        ax.plot(first, second, color=GREY)
-        ax.scatter(first, second, color=BLUE)
-        for weight, x, y in zip(weights, first, second, strict=True):
-            ax.annotate(f'{weight:g}', (x, y), textcoords='offset points', xytext=(6, 4))
-        ax.set_xlabel(f'score by the rule of {poles[0]}')
-        ax.set_ylabel(f'score by the rule of {poles[1]}')
+        figure = Figure(figsize=(2.4 + 3.2 * len(fronts), 4), layout='constrained')
+        axes = figure.subplots(1, len(fronts), squeeze=False)[0]
+        for ax, ((one, other), front) in zip(axes, fronts.items(), strict=True):
+            weights, first, second = np.array(front).T
+            ax.plot(first, second, color=GREY)
+            ax.scatter(first, second, color=BLUE)
+            for weight, x, y in zip(weights, first, second, strict=True):
+                ax.annotate(f'{weight:g}', (x, y), textcoords='offset points', xytext=(6, 4))
+            ax.set_xlabel(f'score by the rule of {one}')
+            ax.set_ylabel(f'score by the rule of {other}')
     return png(figure)

@@ -11,7 +11,7 @@
 
 Each stage is a run of its own in a folder beside the others'. Reward models and multitask learning are those of
 `recipes/reward.py` and `recipes/sft.py` on files that the annotations make. This file has the stages and the step of
-PPO; `recipes/psoups_data.py` makes data, `recipes/soups.py` merges, `recipes/psoups_evaluate.py` evaluates.
+PPO; `recipes/psoups_data.py` makes data, `recipes/psoups_merge.py` merges, `recipes/psoups_evaluate.py` evaluates.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.moments import Moments, scaled, seen
-from pal_jax.recipes import pal_reward, psoups_data, psoups_evaluate, soups
+from pal_jax.recipes import pal_reward, psoups_data, psoups_evaluate, psoups_merge, soups
 from pal_jax.recipes.recipe import (
     EVALUATION,
     Config,
@@ -145,8 +145,8 @@ def check(config: Config) -> tuple[Preference, ...]:
     for pole in poles:
         if pole.rule:
             pole.rule.score('', 'The library that it needs is there.')
-    soups.soup_weights(config, len(combinations(poles)[0]))
-    psoups_evaluate.front_poles(config, poles)
+    psoups_merge.soup_weights(config, len(combinations(poles)[0]))
+    psoups_evaluate.make_fronts(config, poles)
     return poles
 
 
@@ -161,8 +161,9 @@ def make(config: Config, ctx: Context) -> Recipe:
         raise ValueError('a run of psoups has a folder for each of its stages; name one, such as .../policy-P2A')
     if config.stage in POLICIES:
         return make_ppo(config, ctx)
-    made = {'rollout': psoups_data.make_rollouts, 'annotate': psoups_data.make_annotations, 'merge': soups.make_merges}
-    return {**made, 'evaluate': psoups_evaluate.make_evaluation}[config.stage](config, ctx)
+    made = {'rollout': psoups_data.make_rollouts, 'annotate': psoups_data.make_annotations}
+    made |= {'merge': psoups_merge.make_merges, 'evaluate': psoups_evaluate.make_evaluation}
+    return made[config.stage](config, ctx)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained | None:
@@ -179,8 +180,10 @@ def make_trained(config: Config, ctx: Context) -> Trained | None:
 def make_ppo(config: Config, ctx: Context) -> Recipe:
     """Stages rlhf, morl and policy."""
     policy = make_policy(config, ctx)
-    learner, sample = make_learner(config, policy.cfg, ctx), soups.make_sampler(config, policy, ctx)
     rl, wanted = config.rl, who_wants_what(config)
+    learner = make_learner(config, policy.cfg, ctx)
+    at_once = max(rl.rollout_batch_size * rl.n_samples_per_prompt, rl.test_count)
+    sample = soups.make_sampler(config, policy, ctx, at_once)
     name = {'rlhf': GENERAL, 'morl': soups.JOINT}.get(config.stage, config.preference)
     judge = ctx.workdir.parent / f'reward-{name}'
     score = pal_reward.make_score(rl.reward, rl.person) if rl.reward else soups.make_score(judge, ctx)

@@ -22,9 +22,9 @@ from pal_jax.types import Metrics
 def make_rollouts(config: Config, ctx: Context) -> Recipe:
     """Stage 1: two answers of the base policy to every prompt, under every preference and under none."""
     policy = make_policy(config, ctx)
-    sample, poles = soups.make_sampler(config, policy, ctx), (preferences.general(), *soups.read_preferences(config))
+    size, poles = config.rollout.batch_size, (preferences.general(), *soups.read_preferences(config))
+    sample = soups.make_sampler(config, policy, ctx, at_once=2 * size)
     asked = [(pole, prompt) for pole in poles for prompt in soups.read_prompts(config, 'train', policy.tokenizer)]
-    size = config.rollout.batch_size
     base = functools.cache(lambda: soups.load_base(policy, ctx))
 
     def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:

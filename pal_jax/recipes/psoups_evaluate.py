@@ -9,8 +9,8 @@ multitask  supervised on the better answers of all preferences, told what is pre
 morl       P-MORL, told what is preferred
 psoups     for each combination the merged policies of its poles, told what is preferred
 
-Beside them each policy of one pole against the base under that pole alone, and soups of two conflicting poles by
-weights from one to the other, told nothing.
+Beside them each policy of one pole against the base under that pole alone, and of each dimension soups of two
+conflicting poles by weights from one to the other, told nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pal_jax.feedback.annotators import COMPARING, Annotator
 from pal_jax.feedback.preferences import Combination, Preference, ask, by_dimension, combinations, name_of
 from pal_jax.models import merging
 from pal_jax.models.params import Params
-from pal_jax.recipes import piecework, soups
+from pal_jax.recipes import piecework, psoups_merge, soups
 from pal_jax.recipes.recipe import EVALUATION, Config, Context, Evaluation, Host, Recipe, make_policy
 from pal_jax.recipes.soups import Prompt
 from pal_jax.types import Metrics
@@ -51,27 +51,36 @@ class Job(NamedTuple):
 
 def make_jobs(config: Config, poles: Sequence[Preference]) -> list[Job]:
     """Everything that is generated, in its order."""
-    combos, (first, second) = combinations(poles), front_poles(config, poles)
-    weights = soups.soup_weights(config, len(combos[0]))
+    combos = combinations(poles)
+    weights = psoups_merge.soup_weights(config, len(combos[0]))
     jobs = [Job('rlhf', (), ('rlhf',), (1.0,))]
     for combo in combos:
         jobs += [Job('base', combo), *(Job(name, combo, (name,), (1.0,)) for name in ('multitask', 'morl'))]
         jobs.append(Job('psoups', combo, tuple(f'policy-{each.id}' for each in combo), weights))
     for pole in poles:
         jobs += [Job('base', (pole,)), Job('policy', (pole,), (f'policy-{pole.id}',), (1.0,))]
-    ends = f'policy-{first.id}', f'policy-{second.id}'
-    jobs += [Job(f'front-{w:g}', (), ends, (1.0 - w, w)) for w in config.evaluate.front_weights]
+    jobs += [job for front in make_fronts(config, poles).values() for job in front]
     return list(dict.fromkeys(jobs))  # of one dimension a combination is a pole
 
 
-def front_poles(config: Config, poles: Sequence[Preference]) -> tuple[Preference, Preference]:
-    """The two poles of `evaluate.front`, or the first two. Raises ValueError where they are none of one dimension."""
+def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Preference, Preference], list[Job]]:
+    """Soups between the two poles of `evaluate.front`, or else between the first two of each dimension.
+
+    Raises:
+      ValueError: `evaluate.front` are not two poles of one dimension.
+    """
     named = [name.strip() for name in config.evaluate.front.split(',') if name.strip()]
     found = [each for name in named for each in poles if each.id == name]
-    found = found or next(iter(by_dimension(poles).values()))[:2]
-    if len(found) != 2 or len(named) not in (0, 2) or found[0].dimension != found[1].dimension:
+    if named and not (len(named) == len(found) == 2 and found[0].dimension == found[1].dimension):
         raise ValueError(f'evaluate.front={config.evaluate.front!r} must be two poles of one dimension, as P2A,P2B')
-    return found[0], found[1]
+    pairs = [found] if named else [each[:2] for each in by_dimension(poles).values() if len(each) > 1]
+    return {
+        (a, b): [
+            Job(f'front-{a.id}-{b.id}-{w:g}', (), (f'policy-{a.id}', f'policy-{b.id}'), (1.0 - w, w))
+            for w in config.evaluate.front_weights
+        ]
+        for a, b in pairs
+    }
 
 
 def make_evaluation(config: Config, ctx: Context) -> Recipe:
@@ -79,7 +88,8 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
     policy, poles, folder = make_policy(config, ctx), soups.read_preferences(config), ctx.workdir.parent
     specs = soups.read_annotators(config.evaluate.judge, COMPARING)
     judge = soups.open_annotators(models := soups.make_models(config, specs), specs)
-    sample, prompts = soups.make_sampler(config, policy, ctx), soups.read_prompts(config, 'test', policy.tokenizer)
+    prompts = soups.read_prompts(config, 'test', policy.tokenizer)
+    sample = soups.make_sampler(config, policy, ctx, at_once=len(prompts))
     jobs, both = make_jobs(config, poles), config.evaluate.judge != 'rule'
     base = functools.cache(lambda: soups.load_base(policy, ctx))
     trained = functools.cache(lambda stage: soups.open_adapters(folder / stage, ctx))
@@ -87,7 +97,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
     def weights(job: Job) -> Params:
         if not job.sources:
             return base()
-        return soups.whole(merging.linear([trained(each) for each in job.sources], job.weights), base())
+        return psoups_merge.whole(merging.linear([trained(each) for each in job.sources], job.weights), base())
 
     def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
         job = jobs[i]
@@ -107,8 +117,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
         written = {record['job']: record['outputs'] for record in records}
         with ctx.phase('judge'):
             contest = Contest(prompts, written, judge, both, config.seed)
-            front = [job for job in jobs if job.system.startswith('front-')]
-            evaluation = contest.evaluate(poles, front, front_poles(config, poles))
+            evaluation = contest.evaluate(poles, make_fronts(config, poles))
         piecework.write(ctx.workdir / 'verdicts.jsonl', contest.told)
         failed = {'failed_verdicts': contest.failed, 'verdicts': contest.asked}
         return evaluation._replace(record={**evaluation.record, **failed, **models.usage})
@@ -141,7 +150,7 @@ class Contest:
         return np.mean([[points[verdict] for verdict in order] for order in orders], axis=0)
 
     def evaluate(
-        self, poles: Sequence[Preference], front: Sequence[Job], ends: tuple[Preference, Preference]
+        self, poles: Sequence[Preference], fronts: Mapping[tuple[Preference, Preference], Sequence[Job]]
     ) -> Evaluation:
         combos, pairs = combinations(poles), itertools.combinations(SYSTEMS, 2)
         verdicts = {pair: [self.verdicts(combo, *pair) for combo in combos] for pair in pairs}
@@ -157,11 +166,14 @@ class Contest:
             found = winrates.measure(self.compare(pole, f'policy-{pole.id}', f'base-{pole.id}')[None])
             name = f'{pole.id}_policy_beats_base'
             record |= {name: found['half'], f'{name}_se': found['half_se']}
-        ruled, (first, second) = all(each.rule for each in ends), ends
-        scores = [(j.weights[1], self.score(j.name, first), self.score(j.name, second)) for j in front if ruled]
-        if scores:
-            record['front_spearman'] = winrates.spearman(*([each[k] for each in scores] for k in (0, 2)))
-        exhibits = winrates.make_exhibits(outcomes, by_criterion, scores, (ends[0].id, ends[1].id))
+        scored = {
+            (a.id, b.id): [(job.weights[1], self.score(job.name, a), self.score(job.name, b)) for job in front]
+            for (a, b), front in fronts.items()
+            if a.rule and b.rule
+        }
+        for (a, b), front in scored.items():
+            record[f'front_{a}_{b}_spearman'] = winrates.spearman(*([each[k] for each in front] for k in (0, 2)))
+        exhibits = winrates.make_exhibits(outcomes, by_criterion, scored)
         asked, last = ask(self.prompts[0].question, combos[0]), name_of(combos[0])
         told = [as_dialogue(asked, self.written[f'{name}-{last}'][0], name) for name in SYSTEMS if name != 'rlhf']
         return Evaluation(record, told, exhibits)

@@ -20,9 +20,15 @@ def make_shares(config: Config) -> Shares:
     return Shares(config.decode.get('shares') or jax.process_count())
 
 
-def make_decoder(config: Config, policy: Policy, ctx: Context) -> Decoder:
-    """Raises ValueError as `decode.choose.make_decoder`."""
+def make_decoder(config: Config, policy: Policy, ctx: Context, at_once: int | None = None) -> Decoder:
+    """`at_once`: the most samples that will be asked for together, so more slots would stay empty.
+
+    Raises:
+      ValueError: as `decode.choose.make_decoder`.
+    """
     settings = {key: value for key, value in config.decode.items() if key != 'shares'}
+    if at_once:
+        settings['slots'] = min(config.decode.slots, at_once)
     return choose_decoder(policy.cfg, policy.tokenizer, ctx.mesh, shares=make_shares(config), **settings)
 
 

@@ -1,4 +1,4 @@
-"""What the stages of Personalized Soups share, and the one that merges.
+"""What the stages of Personalized Soups share.
 
 A stage that trains nothing works in parts (`recipes/piecework.py`); its last evaluation puts them together, in the
 folder that all stages share:
@@ -27,25 +27,21 @@ from pal_jax.feedback.annotators import Annotator, Spec
 from pal_jax.feedback.preferences import Preference
 from pal_jax.feedback.questions import make_questions
 from pal_jax.learners.reward import BradleyTerry, pack_replies, to_score
-from pal_jax.models import lora, merging, peft
 from pal_jax.models import params as model_params
 from pal_jax.models.params import Params
-from pal_jax.recipes import piecework, reward, sampler
+from pal_jax.recipes import reward, sampler
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import (
     Config,
     Context,
-    Evaluation,
-    Host,
     Policy,
-    Recipe,
     make_policy,
     read_config,
     trained_in,
 )
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.types import ChatModel, Dialogue, Metrics, Person, Sample, Turn
+from pal_jax.types import ChatModel, Dialogue, Person, Sample, Turn
 
 ROLLOUTS, ANNOTATIONS, PAIRS, MERGED = 'rollouts.jsonl', 'annotations.jsonl', 'pairs', 'merged'
 JOINT = 'joint'  # the reward model of P-MORL, which reads in the prompt what is preferred
@@ -112,9 +108,9 @@ def as_chat(text: str) -> list[dict[str, str]]:
     return [{'role': 'user', 'content': text}]
 
 
-def make_sampler(config: Config, policy: Policy, ctx: Context) -> Sampler:
-    """Answers of a policy, `n` neighbours to each question."""
-    decoder, sampling = sampler.make_decoder(config, policy, ctx), sampler.make_sampling(config)
+def make_sampler(config: Config, policy: Policy, ctx: Context, at_once: int) -> Sampler:
+    """Answers of a policy, `n` neighbours to each question, at most `at_once` of them at a time."""
+    decoder, sampling = sampler.make_decoder(config, policy, ctx, at_once), sampler.make_sampling(config)
 
     def sample(params: Params, asked: Sequence[str], n: int, seed: Sequence[int]) -> list[Sample]:
         prompts = [tuple(policy.tokenizer.chat(as_chat(text))) for text in asked]
@@ -203,38 +199,3 @@ def to_group(tokenizer: Tokenizer, question: str, replies: Sequence[str]) -> Gro
     """Replies to one question, whole, as `chats.to_prefer` makes tokens of them."""
     prompt = tokenizer.chat(as_chat(question))
     return shared_prompt([to_score(prompt, [*tokenizer.encode(each), tokenizer.stop_ids[0]]) for each in replies])
-
-
-# --- the stage that merges --------------------------------------------------------------------------------------------
-
-
-def make_merges(config: Config, ctx: Context) -> Recipe:
-    """Stage 5: for every combination of poles the weighted mean of their policies' adapters, factor by factor."""
-    policy = make_policy(config, ctx)
-    combinations = preferences.combinations(read_preferences(config))
-    weights = soup_weights(config, len(combinations[0]))
-    trained = functools.cache(lambda name: open_adapters(ctx.workdir.parent / f'policy-{name}', ctx))
-
-    def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
-        name = preferences.name_of(combinations[i])
-        soup = merging.linear([trained(each.id) for each in combinations[i]], weights)
-        if jax.process_index() == 0:
-            base = config.policy.source.removeprefix('hf:')
-            peft.save(soup, policy.cfg, base, ctx.workdir.parent / MERGED / name, config.policy.lora.dropout)
-        return [{'combination': name, 'weights': list(weights)}], host, {'sources': float(len(weights))}
-
-    return piecework.make(ctx, len(combinations), work, 'merge', lambda records: Evaluation({'rows': len(records)}))
-
-
-def soup_weights(config: Config, n: int) -> tuple[float, ...]:
-    """Raises ValueError where `merge.weights` are not those of `n` dimensions."""
-    weights = tuple(config.merge.weights) or (1.0 / n,) * n
-    if len(weights) != n or abs(sum(weights) - 1.0) > 1e-6:
-        raise ValueError(f'merge.weights={weights} must be {n} numbers, one a dimension, with sum 1')
-    return weights
-
-
-@jax.jit
-def whole(adapters: Params, base: Params) -> Params:
-    """Plain weights that compute what the base does with these adapters."""
-    return lora.merge(lora.join(adapters, base))

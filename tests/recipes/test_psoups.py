@@ -192,18 +192,18 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     poles = preferences.choose(preferences.embedded(), 'P2A,P2B,P3A,P3B')
     prompts = [soups.Prompt(str(i), f'question {i}') for i in range(4)]
     jobs = psoups_evaluate.make_jobs(get_config(), poles)
-    assert len({job.name for job in jobs}) == len(jobs) == 1 + 4 * 4 + 4 * 2 + 3  # as :quick has
+    assert len({job.name for job in jobs}) == len(jobs) == 1 + 4 * 4 + 4 * 2 + 2 * 3  # as :quick has
     written = {job.name: ['some words of an answer'] * 4 for job in jobs}
     written |= {name: ['short'] * 4 for name in written if name.startswith('psoups-P2A') or name == 'policy-P2A'}
     judge = soups.open_annotators(soups.make_models(get_config()), soups.read_annotators('rule'))
     contest = psoups_evaluate.Contest(prompts, written, judge, False, 0)
-    front = [job for job in jobs if job.system.startswith('front')]
-    evaluation = contest.evaluate(poles, front, psoups_evaluate.front_poles(get_config(), poles))
+    evaluation = contest.evaluate(poles, psoups_evaluate.make_fronts(get_config(), poles))
     record = evaluation.record
     assert record['base_psoups_half'] == pytest.approx(0.25)  # loses P2A's two combinations, ties in P2B's
     assert record['winrate_psoups'] == pytest.approx(0.75)
     assert (record['P2A_policy_beats_base'], record['P2B_policy_beats_base']) == (1, 0.5)
-    assert {exhibit.title for exhibit in evaluation.exhibits} >= {'Win rates by pair', 'Win rates by criterion'}
+    assert {'front_P2A_P2B_spearman', 'front_P3A_P3B_spearman'} <= set(record)
+    assert {exhibit.title for exhibit in evaluation.exhibits} >= {'Win rates by pair', 'Soups between two poles'}
     silent = psoups_evaluate.Contest(
         prompts, written, lambda _: lambda p, rows, seed, switched: [None] * len(rows), True, 0
     )
