@@ -21,7 +21,8 @@ def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'smoke', 'text', 'text-large', 'large')
     config = p.base(recipe='pal', total_steps=20)
     # or train, swissmetro (1,191 people), a file of your own; with text.source votes or choices between texts, such as
-    # a public set: jester:, movielens:, ukp:, tldr:<folder>, personas:<file>, choices:<source> (data/opinions.py)
+    # a public set: jester:, movielens:, ukp:, prism:, tldr:<folder>, personas:<file>, choices:<source>
+    # (data/opinions.py)
     config.data = 'electricity'
     # Of texts, which people voted on (pal_jax/data/votes.py) or chose among: whose decoder makes vectors; '': no text.
     config.text = dict(

@@ -33,10 +33,10 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     config.shuffled = False  # the control: everyone's summary is of another person
     # What the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model, the whole
-    # context, the true kind, or nothing. With the last four no summariser is trained.
-    config.reads = 'summary'  # or untrained, context, kind, nothing
+    # context, the true kind, nothing, or no words but a vector (VPL). With all of these no summariser is trained.
+    config.reads = 'summary'  # or untrained, context, kind, nothing, latent
     # Several methods (pal_jax/recipes/plus_table.py) are runs beside each other, of so many seeds, and a table of all.
-    config.methods = ''  # as plus,untrained,context,nothing,kind,shuffled,static-summariser,static-reward-model
+    config.methods = ''  # as plus,untrained,context,nothing,latent,kind,shuffled,static-summariser,static-reward-model
     config.seeds = 1
     config.policy = p.policy(p.EMBEDDED)  # the summariser
     config.optimizer = p.adamw(lr=3e-5, warmup_ratio=0.15)
@@ -64,6 +64,9 @@ def get_config(variant: str = '') -> ConfigDict:
     config.sampling = p.sampling(temperature=1.0, max_tokens=24, stop=('\n', '.'))
     # Steps in which the summariser waits for a reward model that can read: many people, one cooler summary of each.
     config.hold = dict(steps=12, people=32, temperature=0.3)
+    # Of reads=latent, in place of steps: passes over all people, so many of them an update; frozen states of the reward
+    # model's source are all that it knows of replies.
+    config.latent = dict(dim=512, hidden=512, kl_coef=1e-4, passes=40, people=32, optimizer=p.adamw(lr=3e-4))
     config.decode = dict(slots=32, stride=4, driver='local', address='', reuse=True, int8=False)
     config.eval = dict(
         people=64,
@@ -81,7 +84,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 def table(config: ConfigDict) -> ConfigDict:
     """A run for each method and seed, resumed by the same command, then the table of them."""
-    config.methods = 'plus,untrained,context,nothing,kind,shuffled,static-summariser,static-reward-model'
+    config.methods = 'plus,untrained,context,nothing,latent,kind,shuffled,static-summariser,static-reward-model'
     config.seeds = 3
     config.export = False
     return config
@@ -105,6 +108,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.sampling.max_tokens = 8
     config.summary.update(people=4, n_samples=2)
     config.hold.update(steps=2, people=8)
+    config.latent.update(dim=4, hidden=8, passes=4, people=8)
     config.decode.slots = 8
     config.eval.people = 8
     config.checkpoint.every = 2

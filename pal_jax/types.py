@@ -194,13 +194,15 @@ class Told:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class History(Told):
     """The same, and choices of the person that it does not tell: `reward` pays who writes a summary, `train` teaches
-    the reward model that reads it, `held` tests both. `kind` is the person's group, where it is known.
+    the reward model that reads it, `held` tests both. `kind` is the person's group, where it is known; `past` has the
+    choices that the context was made of.
     """
 
     reward: Choice
     train: Choice
     held: tuple[Choice, ...]
     kind: str = ''
+    past: tuple[Choice, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,6 +123,7 @@ def make_people(
                 train=train.choice(kind),
                 held=tuple(pair.choice(kind) for pair in rng.sample(judged, held)),
                 kind=kind,
+                past=tuple(pair.choice(kind) for pair in past),
             )
             if identified(kind, past, wanted) and not repeated(found):
                 return found

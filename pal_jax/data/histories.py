@@ -37,7 +37,8 @@ def from_choices(
         if len(apart) == told + 2 + held:
             past, (reward, train, *tests) = apart[:told], apart[told:]
             context = context_of(past, rng, form, asked=asked)
-            people.append(History(user=user, context=context, reward=reward, train=train, held=tuple(tests)))
+            parts: dict[str, Any] = {'reward': reward, 'train': train, 'held': tuple(tests), 'past': tuple(past)}
+            people.append(History(user=user, context=context, **parts))
             check_disjoint(people[-1], f'user {user!r}')
     return people
 

@@ -2,6 +2,7 @@
 
     arguments     which of two arguments convinces more: UKPConvArg1 (Habernal & Gurevych 2016), crowd workers
     rated         ratings as pairs: Jester's jokes (Goldberg et al. 2001), MovieLens-100K (Harper & Konstan 2015)
+    conversations PRISM (Kirk et al. 2024): which of two to four models' replies people went on with
     personas      model-written statements (Perez et al. 2022), by made-up people who each hold one persona
     summaries     Reddit TL;DR comparisons by worker (Stiennon et al. 2020), labelled by length as PAL has them
     pictures      Pick-a-Pic by embeddings (Kirstain et al. 2023): vectors, as PAL has them
@@ -35,9 +36,9 @@ def is_source(data: str) -> bool:
 
 
 def read(data: str) -> Iterator[TextChoice]:
-    """`ukp:<folder>`, `jester:<folder>`, `movielens:<folder>`, `personas:<file>`, `tldr:<folder>` of train.jsonl and
-    validation.jsonl, or `choices:<source>` as `records.read` has it. Ratings count from a quarter of their scale
-    apart; two texts that are the same are left out.
+    """`ukp:<folder>`, `jester:<folder>`, `movielens:<folder>`, `prism:<folder>`, `personas:<file>`, `tldr:<folder>` of
+    train.jsonl and validation.jsonl, or `choices:<source>` as `records.read` has it. Ratings count from a quarter of
+    their scale apart; two texts that are the same are left out.
 
     Raises:
       ValueError: a file is missing, or a row is wrong.
@@ -178,6 +179,38 @@ GENRES = (
     'unknown', 'Action', 'Adventure', 'Animation', "Children's", 'Comedy', 'Crime', 'Documentary', 'Drama', 'Fantasy',
     'Film-Noir', 'Horror', 'Musical', 'Mystery', 'Romance', 'Sci-Fi', 'Thriller', 'War', 'Western',
 )  # fmt: skip
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+def conversations(path: str | Path) -> Iterator[TextChoice]:
+    """Of PRISM's `conversations.jsonl` (user_id, conversation_history: messages with turn, role user or model, content,
+    and of models if_chosen): the reply of a turn that was chosen against each other one. The prompt is all that was
+    said before, with the replies that were chosen.
+
+    Raises:
+      ValueError: a field is missing, or a turn has no message of the user; with the row.
+    """
+    for place, row in rows(str(path)):
+        user, turns, before = str(field(place, row, 'user_id')), {}, ''
+        for message in field(place, row, 'conversation_history'):
+            if not isinstance(message, Mapping):
+                raise ValueError(f'{place}: a message is {str(message)[:40]!r}; give an object')
+            turns.setdefault(int(field(place, message, 'turn')), []).append(message)
+        for number, said in sorted(turns.items()):
+            asked = [str(field(place, each, 'content')) for each in said if each.get('role') == 'user']
+            if not asked:
+                raise ValueError(f'{place}: turn {number} has no message of the user')
+            models = (each for each in said if each.get('role') != 'user')
+            replies = [(str(each.get('content') or ''), each.get('if_chosen')) for each in models]
+            chosen = [text for text, taken in replies if taken and text]
+            if not chosen:
+                break  # it ended without a choice
+            for other, taken in replies:
+                if not taken and other not in ('', chosen[0]):
+                    yield TextChoice(user, before + asked[0], chosen[0], other)
+            before += f'{asked[0]}\n\n{chosen[0]}\n\n'
 
 
 # --- personas ---------------------------------------------------------------------------------------------------------
@@ -321,6 +354,7 @@ SOURCES: Mapping[str, Callable[[str], Iterator[TextChoice]]] = {
     'ukp': arguments,
     'jester': lambda folder: _rated(jester(folder)),
     'movielens': lambda folder: _rated(movielens(folder)),
+    'prism': lambda folder: conversations(Path(folder) / 'conversations.jsonl'),
     'personas': lambda file: personas(file, (), users=HOLDERS, pairs=PAIRS, seed=0),
     'tldr': _summaries,
     'choices': records.read,

@@ -14,8 +14,8 @@ import numpy as np
 from pal_jax.feedback.summaries import question
 from pal_jax.types import ChatModel, Choice, Exhibit, History
 
-# So many texts of each person, neighbours of each other, written at a temperature.
-Describe = Callable[[Sequence[History], float, int], list[str]]
+# So many texts of each person, neighbours of each other, written at a temperature; or vectors, of who has no words.
+Describe = Callable[[Sequence[History], float, int], list[Any]]
 TOLD = {  # whose summary is read, by what stands before its figures
     '': 'their own, the likeliest',
     'sampled_': 'their own, drawn',
@@ -23,7 +23,7 @@ TOLD = {  # whose summary is read, by what stands before its figures
     'random_': 'that of somebody at random',
     'none_': 'none',
 }
-Gaps = Callable[[Sequence[str], Sequence[Sequence[Choice]]], np.ndarray]  # [texts, choices of a text]
+Gaps = Callable[[Sequence[Any], Sequence[Sequence[Choice]]], np.ndarray]  # [texts, choices of a text]
 
 
 def evaluate(
@@ -34,13 +34,14 @@ def evaluate(
     temperature: float,
     samples: int = 1,
     shown: int,
+    nothing: Any = '',
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
     """Figures of every split of people, of the first by their own names and beside its controls; some people of each
-    with their summaries."""
+    with their summaries. `nothing` is told of nobody."""
     record: dict[str, Any] = {}
     people: list[Mapping[str, Any]] = []
     for number, (name, tested) in enumerate(splits.items()):
-        settings = {'temperature': temperature, 'samples': samples, 'controls': number == 0}
+        settings: Any = {'temperature': temperature, 'samples': samples, 'controls': number == 0, 'nothing': nothing}
         figures, texts, margins = table(describe, gaps, tested, **settings)
         record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
         people += [show(*each) for each in zip(tested[:shown], texts, margins, strict=False)]
@@ -55,19 +56,20 @@ def table(
     temperature: float,
     samples: int = 1,
     controls: bool,
-) -> tuple[dict[str, Any], list[str], np.ndarray]:
+    nothing: Any = '',
+) -> tuple[dict[str, Any], list[Any], np.ndarray]:
     """Figures of some people, with the likeliest summary of each and its gaps.
 
     `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` means over
     `samples` drawn at `temperature`; the controls are by somebody else's, or none. A tie is wrong. Standard errors are
-    over people, whose own accuracies are `accuracy_by_person`. Where kinds are known, `named` is the share of summaries
-    that name the person's and no other, `misnamed` of those that name another alone.
+    over people, whose own accuracies are `accuracy_by_person`. Of texts `words` is the mean length, and where kinds are
+    known, `named` the share that name the person's and no other, `misnamed` of those that name another alone.
     """
     kinds = [person.kind for person in people]
     likeliest, drawn = describe(people, 0.0, 1), describe(people, temperature, samples)
     told = {'': likeliest, 'sampled_': drawn}
     if controls:
-        told |= {'random_': of_somebody(likeliest), 'none_': [''] * len(people)}
+        told |= {'random_': of_somebody(likeliest), 'none_': [nothing] * len(people)}
     if controls and len(set(kinds)) > 1:
         told['other_'] = [likeliest[i] for i in of_another_kind(kinds)]
     held = [person.held for person in people]
@@ -75,13 +77,13 @@ def table(
     plain = gaps(likeliest, held)
     for name, texts in told.items():
         times = len(texts) // len(people)
-        found = plain if texts == likeliest else gaps(texts, [each for each in held for _ in range(times)])
+        found = plain if _same(texts, likeliest) else gaps(texts, [each for each in held for _ in range(times)])
         right = (found > 0).reshape(len(people), -1).mean(axis=1)
         figures[f'{name}accuracy'] = float(right.mean())
         figures[f'{name}accuracy_se'] = standard_error(right)
         figures[f'{name}reward'] = float(-np.logaddexp(0.0, -found).mean())
     figures['accuracy_by_person'] = (plain > 0).mean(axis=1).tolist()
-    for name, texts in (('', likeliest), ('sampled_', drawn)):
+    for name, texts in (('', likeliest), ('sampled_', drawn)) if isinstance(nothing, str) else ():
         figures[f'{name}words'] = float(np.mean([len(text.split()) for text in texts]))
         if any(kinds):
             own = [kind for kind in kinds for _ in range(len(texts) // len(people))]
@@ -90,11 +92,15 @@ def table(
     return figures, likeliest, plain
 
 
+def _same(these: Sequence[Any], those: Sequence[Any]) -> bool:
+    return len(these) == len(those) and all(map(np.array_equal, these, those))
+
+
 def standard_error(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
-def of_somebody(texts: Sequence[str]) -> list[str]:
+def of_somebody(texts: Sequence[Any]) -> list[Any]:
     """Everyone gets that of somebody at random, the same in every evaluation."""
     order = np.random.default_rng(0).permutation(len(texts))
     return [texts[int(i)] for i in order]
@@ -125,8 +131,9 @@ def _named(texts: Sequence[str], kinds: Sequence[str]) -> list[set[str]]:
     return [{kind for kind, stem in stems.items() if stem in text.lower()} for text in texts]
 
 
-def show(person: History, text: str, gaps: np.ndarray) -> Mapping[str, Any]:
+def show(person: History, text: Any, gaps: np.ndarray) -> Mapping[str, Any]:
     """A person as a report shows one."""
+    text = text if isinstance(text, str) else f'a vector of length {np.linalg.norm(text):.2f}'
     scores = {'accuracy': float((gaps > 0).mean()), 'gap': float(gaps.mean())}
     turns = [
         {'role': 'user', 'content': person.context},

@@ -64,6 +64,7 @@ def make_people(count: int, *, seed: int, split: Split, form: str = 'labelled') 
             # With its sides swapped, too: what a predicate is worth cancels out.
             held=(_choice(kind, other, one, two), _choice(kind, other, two, one)),
             kind=kind,
+            past=tuple(past),
         )
 
     return [person(number) for number in range(count)]

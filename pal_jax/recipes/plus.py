@@ -27,7 +27,7 @@ from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.reward import Pairs, RewardLearner
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes import plus_table
+from pal_jax.recipes import plus_latent, plus_table
 from pal_jax.recipes.plus_context import WRITTEN, Written, make_condition, make_pairs, make_writer
 from pal_jax.recipes.recipe import (
     EVALUATION,
@@ -49,7 +49,7 @@ from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Choice, History, Metrics, Sample
 
-READS = ('summary', 'untrained', 'context', 'kind', 'nothing')
+READS = ('summary', 'untrained', 'context', 'kind', 'nothing', 'latent')
 
 State = dict[str, Any]  # 'reward', and 'policy' where one writes
 
@@ -86,6 +86,8 @@ def make(config: Config, ctx: Context) -> Recipe:
         return plus_table.make_table(config, ctx)
     check(config)
     train, tests = read_people(config)
+    if config.reads == 'latent':
+        return plus_latent.make(config, ctx, train, tests)
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
     condition = make_condition(config, pair_up)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
@@ -153,7 +155,7 @@ def make(config: Config, ctx: Context) -> Recipe:
 
 
 def make_trained(config: Config, ctx: Context) -> Trained | None:
-    if config.methods:
+    if config.methods or config.reads == 'latent':
         return None
     policy, judge = make_policy(config, ctx), make_policy(config, ctx, of='reward_model')
     learner, reader = make_learner(config, policy.cfg, ctx), make_reader(config, judge.cfg, ctx)
@@ -178,7 +180,8 @@ def check(config: Config) -> None:
         raise ValueError(f'reads={config.reads!r} is unknown; use one of {", ".join(READS)}')
     check_at_least(
         config, 1, 'total_steps', 'people', 'summary.people', 'summary.n_samples', 'hold.people', 'eval.people',
-        'eval.samples', 'history.told', 'history.held', 'checkpoint.every',
+        'eval.samples', 'history.told', 'history.held', 'checkpoint.every', 'latent.dim', 'latent.hidden',
+        'latent.passes', 'latent.people',
     )  # fmt: skip
     if not config.data:
         raise ValueError('data is empty; name people, such as --config.data=votes:<folder>/<name>')

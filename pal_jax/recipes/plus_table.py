@@ -4,6 +4,7 @@ plus                  both learn
 untrained             summaries of the frozen model, cooler, more people a step (PLUS-untrained)
 context               all that is told (in-context)
 nothing               no user (Bradley-Terry)
+latent                no words: a vector made of the choices that are told (VPL, recipes/plus_latent.py)
 kind                  the true kind (the oracle)
 shuffled              both learn, of somebody else's choices
 static-summariser     a run of `plus` in which the summariser is never updated
@@ -34,6 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     'untrained': {'reads': 'untrained'},
     'context': {'reads': 'context'},
     'nothing': {'reads': 'nothing'},
+    'latent': {'reads': 'latent'},
     'kind': {'reads': 'kind'},
     'shuffled': {'shuffled': True},
     'static-summariser': {'summary.train': False},

@@ -167,6 +167,31 @@ def test_films_in_both_forms(tmp_path):
     assert opinions.movielens(tmp_path) == ([Rating('1', '7', 4.0)], {'7': 'Fargo (Comedy Romance)'})
 
 
+def said(turn, role, content, **more):
+    return {'turn': turn, 'role': role, 'content': content, **more}
+
+
+def test_replies_that_people_went_on_with_are_chosen_after_all_that_was_said(tmp_path):
+    history = [
+        said(0, 'user', 'Hello'),
+        said(0, 'model', 'Hi!', if_chosen=True),
+        said(0, 'model', 'Yes?', if_chosen=False),
+        said(0, 'model', 'Hi!', if_chosen=False),  # the same words again are no choice
+        said(1, 'user', 'Why?'),
+        said(1, 'model', 'No.', if_chosen=False),
+        said(1, 'model', 'Because.', if_chosen=True),
+        said(2, 'user', 'Bye'),
+        said(2, 'model', None, if_chosen=True),  # it failed, and nothing was chosen
+        said(2, 'model', 'Bye.', if_chosen=False),
+    ]
+    lines(tmp_path / 'conversations.jsonl', [{'user_id': 'user0', 'conversation_history': history}])
+    assert list(opinions.read(f'prism:{tmp_path}')) == [
+        TextChoice('user0', 'Hello', 'Hi!', 'Yes?'),
+        TextChoice('user0', 'Hello\n\nHi!\n\nWhy?', 'Because.', 'No.'),
+    ]
+
+
+SILENT = json.dumps({'user_id': 'u', 'conversation_history': [said(0, 'model', 'Hi', if_chosen=True)]})
 UNSAID = {'arguments.jsonl': '{"id": 1, "debate": "d", "stance": "s"}', 'judgements.jsonl': ''}
 NO_SUMMARIES = {'train.jsonl': '{"summaries": [1, 2], "info": "x"}', 'validation.jsonl': ''}
 
@@ -177,6 +202,8 @@ NO_SUMMARIES = {'train.jsonl': '{"summaries": [1, 2], "info": "x"}', 'validation
         ('personas:p.jsonl', {'p.jsonl': ''}, 'p.jsonl has no statements'),
         ('jester:.', {'ratings.csv': 'user,joke,rating\n', 'jokes.jsonl': ''}, '0 ratings that are all alike'),
         ('ukp:.', UNSAID, 'line 1: no text'),
+        ('prism:.', {'conversations.jsonl': SILENT}, 'line 1: turn 0 has no message of the user'),
+        ('prism:.', {'conversations.jsonl': '{"user_id": "u", "conversation_history": [1]}'}, "a message is '1'"),
         ('tldr:.', NO_SUMMARIES, 'line 1: give two summaries and info as objects'),
     ],
 )

@@ -310,3 +310,32 @@ def test_eight_devices_learn_what_one_does():
     for (_, a), (_, b) in zip(one, eight, strict=True):
         for key in ('reward', 'reward_loss', 'words'):
             assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
+
+
+# --- a latent vector in place of words ------------------------------------------------------------------------------
+
+
+def test_a_latent_vector_is_made_of_the_choices_that_are_told(tmp_path):
+    config = get_config(**{'reads': 'latent', 'latent.passes': 2})
+    recipe = plus.make(config, Context(ONE.mesh, no_phase, workdir=tmp_path))
+    assert recipe.total_steps == 2
+    state, host = recipe.init()
+    for i in range(2):
+        state, host, phase, metrics = recipe.step(state, host, i)
+    assert phase == 'latent' and metrics['reward'] == pytest.approx(-np.log(2), abs=0.1)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), recipe.abstract
+    )
+    record = recipe.evaluate(state, 'final').record
+    assert len(record['accuracy_by_person']) == config.eval.people
+    assert {'other_accuracy', 'random_accuracy', 'none_accuracy', 'animals_accuracy'} <= set(record)
+    assert not {'words', 'named'} & set(record)
+
+
+def test_a_latent_vector_needs_choices_told_apart(tmp_path):
+    path = tmp_path / 'people.jsonl'
+    told = {'context': 'Likes dogs.', **{f'{part}prompt': 'Say.' for part in ('reward_', 'train_', 'eval_')}}
+    sides = {f'{part}{side}': f'{part} {side}' for part in ('', 'train_', 'eval_') for side in ('chosen', 'rejected')}
+    path.write_text(''.join(json.dumps({**told, **sides, 'user': f'u{i}'}) + '\n' for i in range(6)))
+    with pytest.raises(ValueError, match='reads=latent: u[0-9] has fewer choices told apart than others, or none'):
+        plus.make(get_config(reads='latent', data=str(path)), ONE)

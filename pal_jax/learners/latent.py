@@ -1,0 +1,110 @@
+"""A reward model that knows a person by a latent vector: variational preference learning (VPL, Poddar et al. 2024,
+arXiv 2408.10075, section 4), on vectors that a frozen decoder makes of texts.
+
+    params = init(key, width, latent)
+    mean, log_std = encode(params, told)                # of people, from both sides of past choices
+    scores = score(params, vectors, z)                  # of replies, for those who have z
+    state, metrics = update(state, told, pairs, key)    # update = make_update(optimizer, latent)
+
+The loss is Bradley-Terry by a drawn z, and `kl_coef` times the divergence of its distribution from N(0, 1). Past
+choices have no order: each is read by itself, and the mean of what was read tells z (the paper has attention there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from pal_jax.models.params import Params
+
+
+class Latent(NamedTuple):
+    """Widths of z and of the hidden layers, and what the divergence costs."""
+
+    dim: int = 512
+    hidden: int = 512
+    kl_coef: float = 1e-4
+
+
+class LatentState(struct.PyTreeNode):
+    params: Params
+    opt_state: optax.OptState
+
+
+def init(key: PRNGKeyArray, width: int, latent: Latent) -> Params:
+    """Weights of variance 1 / inputs; those of `log_std` and `score` begin at 0, so all scores do."""
+    dim, hidden = latent.dim, latent.hidden
+    shapes = {
+        'pair': (2 * width, hidden), 'person': (hidden, hidden), 'mean': (hidden, dim), 'log_std': (hidden, dim),
+        'reply': (width + dim, hidden), 'both': (hidden, hidden), 'score': (hidden, 1),
+    }  # fmt: skip
+    params = {}
+    for name, (inner, out) in shapes.items():
+        key, own = jax.random.split(key)
+        scale = 0.0 if name in ('log_std', 'score') else inner**-0.5
+        params[name] = {'w': scale * jax.random.normal(own, (inner, out)), 'b': jnp.zeros(out)}
+    return params
+
+
+def encode(params: Params, told: Float[Array, 'B T 2 D']) -> tuple[Float[Array, 'B Z'], Float[Array, 'B Z']]:
+    """Mean and log standard deviation of z, from `T` past choices: the chosen reply and the other one."""
+    read = jax.nn.gelu(_dense(params['pair'], told.reshape(*told.shape[:2], -1)))
+    person = jax.nn.gelu(_dense(params['person'], read.mean(axis=1)))
+    return _dense(params['mean'], person), _dense(params['log_std'], person)
+
+
+def score(params: Params, vectors: Float[Array, 'B *S D'], z: Float[Array, 'B Z']) -> Float[Array, 'B *S']:
+    """How good replies are to each person."""
+    apart = z.reshape(len(z), *[1] * (vectors.ndim - 2), -1)
+    known = jnp.concatenate([vectors, jnp.broadcast_to(apart, (*vectors.shape[:-1], z.shape[-1]))], axis=-1)
+    hidden = jax.nn.gelu(_dense(params['both'], jax.nn.gelu(_dense(params['reply'], known))))
+    return _dense(params['score'], hidden)[..., 0]
+
+
+def draw(key: PRNGKeyArray, mean: Float[Array, 'B Z'], log_std: Float[Array, 'B Z']) -> Float[Array, 'B Z']:
+    return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+
+
+def divergence(mean: Float[Array, '*S Z'], log_std: Float[Array, '*S Z']) -> Float[Array, '*S']:
+    """KL(N(mean, std) || N(0, 1)), summed over z."""
+    return 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(2.0 * log_std) - 1.0 - 2.0 * log_std, axis=-1)
+
+
+def loss(
+    params: Params, told: Float[Array, 'B T 2 D'], pairs: Float[Array, 'B S 2 D'], key: PRNGKeyArray, kl_coef: float
+) -> tuple[Array, dict[str, Array]]:
+    """Of `S` choices of each person, the chosen reply first, with metrics."""
+    mean, log_std = encode(params, told)
+    scores = score(params, pairs, draw(key, mean, log_std))
+    gaps, kl = scores[..., 0] - scores[..., 1], divergence(mean, log_std).mean()
+    fit = jax.nn.softplus(-gaps).mean()
+    total = fit + kl_coef * kl
+    return total, {'loss': total, 'reward': -fit, 'accuracy': (gaps > 0).mean(), 'kl': kl}
+
+
+def make_update(
+    optimizer: optax.GradientTransformation, latent: Latent
+) -> Callable[..., tuple[LatentState, dict[str, Array]]]:
+    """A compiled step of the optimiser on the loss."""
+
+    @jax.jit
+    def update(
+        state: LatentState, told: Array, pairs: Array, key: PRNGKeyArray
+    ) -> tuple[LatentState, dict[str, Array]]:
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params, told, pairs, key, latent.kl_coef)
+        moved, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, moved)
+        return LatentState(params, opt_state), metrics
+
+    return update
+
+
+def _dense(layer: dict[str, Array], x: Float[Array, '*S I']) -> Float[Array, '*S O']:
+    out = x @ layer['w']
+    return out + jnp.broadcast_to(layer['b'], out.shape)

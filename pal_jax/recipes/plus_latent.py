@@ -1,0 +1,147 @@
+"""PLUS's baseline without words: the reward model knows a person by a latent vector (VPL, `learners/latent.py`).
+
+A frozen decoder reads every reply after its prompt once; its state at the reply's last token is all that is known of
+it. A step is a pass over the people: from the choices that are told of a person comes z, by which the other two are
+judged. It sees both of these, where PLUS's reward model is taught one and its summariser paid by the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pal_jax.data.passes import shuffled
+from pal_jax.data.texts import Text
+from pal_jax.evals import conditioning
+from pal_jax.feedback import summaries
+from pal_jax.learners import latent
+from pal_jax.learners.latent import Latent, LatentState
+from pal_jax.models import params as model_params
+from pal_jax.models import states
+from pal_jax.recipes.recipe import (
+    EVALUATION,
+    Config,
+    Context,
+    Evaluation,
+    Host,
+    Policy,
+    Recipe,
+    make_policy,
+    stage_before,
+)
+from pal_jax.runtime import sharding
+from pal_jax.runtime.optim import make_optimizer
+from pal_jax.types import Choice, History, Metrics
+
+
+def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[str, Sequence[History]]) -> Recipe:
+    """Raises ValueError where it is not known of somebody which choices are told, or a value is wrong."""
+    settings, policy = config.latent, make_policy(config, ctx, of='reward_model')
+    options = Latent(settings.dim, settings.hidden, settings.kl_coef)
+    everyone = [*train, *itertools.chain(*tests.values())]
+    check(everyone)
+    updates = -(-len(train) // settings.people)
+    optimizer = make_optimizer(**settings.optimizer, total_steps=settings.passes * updates)
+    update = latent.make_update(optimizer, options)
+    vectors = functools.cache(lambda: make_vectors(policy, ctx, train, everyone))
+    everywhere = sharding.replicated(ctx.mesh)
+
+    def new() -> LatentState:
+        params = latent.init(jax.random.key(config.seed), policy.cfg.width, options)
+        return LatentState(params, optimizer.init(params))
+
+    def init() -> tuple[LatentState, Host]:
+        return jax.jit(new, out_shardings=everywhere)(), {}
+
+    def told(people: Sequence[History]) -> np.ndarray:
+        return vectors()([person.past for person in people])
+
+    def step(state: LatentState, host: Host, i: int) -> tuple[LatentState, Host, str, Metrics]:
+        found: list[Metrics] = []
+        order = shuffled(len(train), start=i * len(train), size=len(train), seed=config.seed)
+        for k, part in enumerate(np.array_split(order, updates)):
+            people, key = [train[j] for j in part], jax.random.fold_in(jax.random.key(config.seed), i * updates + k)
+            asked = vectors()([(person.reward, person.train) for person in of_whom(config, people, i, k)])
+            with ctx.phase('update'):
+                state, metrics = update(state, told(people), asked, key)
+                found.append(jax.device_get(metrics))
+        means = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+        if not np.isfinite(means['loss']):
+            raise RuntimeError(f'the loss is {means["loss"]}; lower latent.optimizer.lr')
+        return state, host, 'latent', means
+
+    def describe(state: LatentState, people: Sequence[History], temperature: float, count: int) -> list[np.ndarray]:
+        """Means of z, or, at a temperature, `count` draws of each."""
+        mean, log_std = (jnp.repeat(x, count, axis=0) for x in latent.encode(state.params, jnp.asarray(told(people))))
+        key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION)
+        return list(np.asarray(latent.draw(key, mean, log_std) if temperature else mean))
+
+    def gaps(state: LatentState, z: Sequence[np.ndarray], choices: Sequence[Sequence[Choice]]) -> np.ndarray:
+        scores = np.asarray(latent.score(state.params, jnp.asarray(vectors()(choices)), jnp.stack(z)))
+        return scores[..., 0] - scores[..., 1]
+
+    def evaluate(state: LatentState, stage: str) -> Evaluation:
+        with ctx.phase('evaluate'):
+            record, people = conditioning.evaluate(
+                functools.partial(describe, state), functools.partial(gaps, state), tests, temperature=1.0,
+                samples=config.eval.samples, shown=config.eval.shown, nothing=np.zeros(settings.dim, np.float32),
+            )  # fmt: skip
+        return Evaluation(record, people, conditioning.make_exhibits(record, list(tests)))
+
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(new))
+    stage = functools.partial(stage_before, warmup=0, steps=settings.passes, every=config.eval.every)
+    return Recipe(settings.passes, abstract, init, step, stage, evaluate, shown=('accuracy', 'reward'))
+
+
+def check(people: Sequence[History]) -> None:
+    counts = {len(person.past): person.user for person in people}
+    if len(counts) > 1 or 0 in counts:
+        few = counts[min(counts)]
+        raise ValueError(f'reads=latent: {few} has fewer choices told apart than others, or none; read something else')
+
+
+def of_whom(config: Config, people: Sequence[History], i: int, k: int) -> Sequence[History]:
+    """Whose choices are judged: their own, or, for the control, somebody's at random."""
+    others = np.random.default_rng((config.seed, i, k, 1)).permutation(len(people))
+    return [people[j] for j in others] if config.shuffled else people
+
+
+def make_vectors(policy: Policy, ctx: Context, train: Sequence[History], everyone: Sequence[History]):
+    """What the frozen decoder makes of replies, kept in the run's folder: `[people, choices, 2, D]` of as many choices
+    of each, the chosen reply first. A coordinate has mean 0 and variance 1 over the replies of those to learn from."""
+
+    def text(prompt: str, reply: str) -> Text:
+        asked = policy.tokenizer.chat([dict(message) for message in summaries.question('', prompt)])
+        return Text(tuple(policy.tokenizer.encode(reply)), tuple(asked))
+
+    def sides(choices: Sequence[Choice]) -> Iterator[Text]:
+        for choice in choices:
+            yield from (text(choice.prompt, reply) for reply in (choice.chosen, choice.rejected))
+
+    def all_of(people: Sequence[History]) -> dict[Text, int]:
+        of = (sides((*p.past, p.reward, p.train, *p.held)) for p in people)
+        return {each: i for i, each in enumerate(dict.fromkeys(each for own in of for each in own))}
+
+    numbers, learnt = all_of(everyone), all_of(train)  # those to learn from stand first in both
+
+    def compute() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        params = policy.source.load(sharding.param_shardings(model_params.decoder_specs(policy.cfg), ctx.mesh))
+        yield from states.hidden_states(params, policy.cfg, ctx.mesh, tuple(numbers), pool='last')
+
+    settings = {'dtype': policy.cfg.dtype, 'layers': policy.cfg.layers}
+    with ctx.phase('read'):
+        shape = len(numbers), policy.cfg.width
+        table = np.asarray(states.stored(ctx.workdir / 'states', tuple(numbers), settings, compute, shape))
+    own = table[: len(learnt)]
+    table = (table - own.mean(axis=0)) / np.maximum(own.std(axis=0), 1e-6)
+
+    def vectors(choices: Sequence[Sequence[Choice]]) -> np.ndarray:
+        rows = [[numbers[each] for each in sides(own)] for own in choices]
+        return table[np.array(rows)].reshape(len(choices), -1, 2, table.shape[1])
+
+    return vectors
