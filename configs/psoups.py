@@ -1,7 +1,7 @@
 r"""Personalized Soups: a policy for each preference, merged for each combination of them (arXiv 2310.11564).
 
   python -m pal_jax.train --config=configs/psoups.py            # all stages, three dimensions; the same again resumes
-  python -m pal_jax.train --config=configs/psoups.py:quick      # two dimensions, few steps
+  python -m pal_jax.train --config=configs/psoups.py:quick      # two dimensions, too few steps to learn much
   python -m pal_jax.train --config=configs/psoups.py:smoke      # a random tiny model, one dimension, nothing learnt
   python -m pal_jax.train --config=configs/psoups.py:stage=policy,preference=P2A     # one stage, after those before it
 
@@ -90,9 +90,9 @@ def multitask() -> ConfigDict:
 def quick(config: ConfigDict) -> ConfigDict:
     """Two dimensions that need no library."""
     config.poles = 'P2A,P2B,P3A,P3B'
-    config.prompts.update(train_count=80, test_count=16)
-    config.sampling.max_tokens = 48
-    config.total_steps = 8
+    config.prompts.update(train_count=48, test_count=16)
+    config.sampling.max_tokens = 32
+    config.total_steps = 4
     config.reward.total_steps = config.multitask.total_steps = 12
     config.reward.data.batch_size = config.multitask.data.batch_size = 8
     config.rl.test_count = 8
