@@ -34,8 +34,8 @@ GENERAL = 'general'  # the preference of vanilla RLHF: of everyone, so nothing i
 
 _EMBEDDED: Any = {
     'expertise': {
-        'P1A': ('Explain it so that a child in elementary school can follow with ease.', '-grade'),
-        'P1B': ('Answer for a doctoral student of the field: only such an expert has to be able to follow.', '+grade'),
+        'P1A': ('Explain it so that a child in elementary school can follow with ease.', '-lix'),
+        'P1B': ('Answer for a doctoral student of the field: only such an expert has to be able to follow.', '+lix'),
     },
     'informativeness': {
         'P2A': ('Be brief: come straight to the point, in a sentence if you can.', '-words'),

@@ -4,7 +4,7 @@ A rule is a measure with a sign. `+words` likes the longer answer, `-words` the 
 
 words       how many there are
 content     how many different ones, without the commonest and the question's: what an answer tells
-grade       the school year that reads it with ease: the automated readability index, by textstat
+lix         how hard it reads: words a sentence, and how many of a hundred words are long (Björnsson 1968), by textstat
 friendly    words of friends and jokes, less those of the unfriendly
 unfriendly  the other way round
 sassy, sarcastic  their own words
@@ -85,8 +85,8 @@ def parse_rule(given: Any) -> Rule:
     )
 
 
-def grade(text: str) -> float:
-    """The automated readability index: 4.71 letters a word + .5 words a sentence - 21.43.
+def lix(text: str) -> float:
+    """Words a sentence + long words (of more than six letters) in a hundred.
 
     Raises:
       RuntimeError: textstat is not installed.
@@ -94,8 +94,8 @@ def grade(text: str) -> float:
     try:
         from textstat import textstat  # pyright: ignore[reportMissingImports]  # an extra, and two seconds to import
     except ModuleNotFoundError:
-        raise RuntimeError("the rule 'grade' needs textstat; pip install 'pal_jax[soups]'") from None
-    return float(textstat.automated_readability_index(text))
+        raise RuntimeError("the rule 'lix' needs textstat; pip install 'pal_jax[soups]'") from None
+    return float(textstat.lix(text))
 
 
 def words_of(text: str) -> list[str]:
@@ -139,7 +139,7 @@ def _bounded(entry: str) -> str:
 MEASURES: dict[str, Measure] = {
     'words': lambda _, answer: float(len(words_of(answer))),
     'content': lambda question, answer: float(len(set(words_of(answer)) - set(words_of(question)) - _COMMON)),
-    'grade': lambda _, answer: grade(answer),
+    'lix': lambda _, answer: lix(answer),
     **{name: register(name) for name in LEXICA},
     'sound': sound,
 }

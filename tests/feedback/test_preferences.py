@@ -104,17 +104,18 @@ def test_repeating_a_word_of_a_lexicon_pays_nothing():
     assert rule.score('', once + ' Hey hey hey hey hey.') < rule.score('', once)
 
 
-def test_the_grade_is_textstats():
+def test_how_hard_a_text_reads_is_textstats():
     pytest.importorskip('textstat', reason='pip install pal_jax[soups]')
-    easy, hard = parse_rule('-grade'), parse_rule('+grade')
+    easy, hard = parse_rule('-lix'), parse_rule('+lix')
     child, expert = (
         'The sky is blue. Light bounces off the air.',
         'Rayleigh scattering preferentially redistributes blue.',
     )
     assert easy.score('', child) > easy.score('', expert)
     assert hard.score('', child) < hard.score('', expert)
-    characters, words, sentences = 35, 9, 2  # blanks are none
-    assert hard.score('', child) == pytest.approx(4.71 * characters / words + 0.5 * words / sentences - 21.43)
+    words, long, sentences = 9, 1, 2  # bounces
+    assert hard.score('', child) == pytest.approx(words / sentences + 100 * long / words)
+    assert hard.score('', '') == hard.score('', '...') == 0
 
 
 def test_questions_to_learn_from_and_to_test_on_are_apart():
