@@ -161,9 +161,9 @@ def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
     assert (runs[3][0].seed, runs[3][0].methods, runs[3][0].seeds) == (1, '', 1)
     assert table.total_steps == 6
     assert [folder.name for _, folder in plus.stages(get_config(), tmp_path)] == [tmp_path.name]
-    assert plus.stages(get_config('table'), tmp_path)[-1][0].total_steps == 24
+    assert plus.stages(get_config('table'), tmp_path)[-1][0].total_steps == 27  # nine methods
     people = plus.stages(get_config('people', data='votes:town'), tmp_path)
-    assert people[-1][0].total_steps == 21  # without the oracle
+    assert people[-1][0].total_steps == 24  # without the oracle
     assert {run.data for run, _ in people} == {'votes:town'}
 
 
