@@ -28,7 +28,7 @@ from pal_jax.learners.ppo import PPO
 from pal_jax.learners.reward import Pairs, RewardLearner
 from pal_jax.models.config import ModelConfig
 from pal_jax.recipes import plus_latent, plus_table
-from pal_jax.recipes.plus_context import WRITTEN, Written, make_condition, make_pairs, make_writer
+from pal_jax.recipes.plus_context import WRITTEN, Written, make_condition, make_pairs, make_writer, of_whom
 from pal_jax.recipes.recipe import (
     EVALUATION,
     Config,
@@ -226,17 +226,16 @@ def make_reader(config: Config, cfg: ModelConfig, ctx: Context) -> RewardLearner
     return RewardLearner(cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, adapters=adapters, seed=config.seed)
 
 
-def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple[list[History], list[History]]]:
+def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple[list[History], Sequence[History]]]:
     """The people of a step, in shuffled passes, and those whose choices go with them: themselves, or, for the control,
     somebody at random. Both are functions of the step's number."""
     hold, waiting, learning = config.hold.steps, config.hold.people, config.summary.people
     learning = learning if config.reads == 'summary' else waiting
 
-    def draw(i: int) -> tuple[list[History], list[History]]:
+    def draw(i: int) -> tuple[list[History], Sequence[History]]:
         start, size = (i * waiting, waiting) if i < hold else (hold * waiting + (i - hold) * learning, learning)
         people = [train[k] for k in shuffled(len(train), start=start, size=size, seed=config.seed)]
-        others = np.random.default_rng((config.seed, i, 1)).permutation(size)
-        return people, [people[k] for k in others] if config.shuffled else people
+        return people, of_whom(config, people, (i,))
 
     return draw
 

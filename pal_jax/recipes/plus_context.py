@@ -36,6 +36,12 @@ class Written(NamedTuple):
     samples: list[Sample]
 
 
+def of_whom(config: Config, people: Sequence[History], step: tuple[int, ...]) -> Sequence[History]:
+    """Whose choices go with what is told of these people: their own, or, for the control, somebody's at random."""
+    others = np.random.default_rng((config.seed, *step, 1)).permutation(len(people))
+    return [people[k] for k in others] if config.shuffled else people
+
+
 def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context):
     """Tells of people: `n` summaries of each, one after the other, or what a baseline reads instead."""
     if config.reads not in WRITTEN:

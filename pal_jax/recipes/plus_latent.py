@@ -23,6 +23,7 @@ from pal_jax.learners import latent
 from pal_jax.learners.latent import Latent, LatentState
 from pal_jax.models import params as model_params
 from pal_jax.models import states
+from pal_jax.recipes.plus_context import of_whom
 from pal_jax.recipes.recipe import (
     EVALUATION,
     Config,
@@ -66,7 +67,7 @@ def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[
         order = shuffled(len(train), start=i * len(train), size=len(train), seed=config.seed)
         for k, part in enumerate(np.array_split(order, updates)):
             people, key = [train[j] for j in part], jax.random.fold_in(jax.random.key(config.seed), i * updates + k)
-            asked = vectors()([(person.reward, person.train) for person in of_whom(config, people, i, k)])
+            asked = vectors()([(person.reward, person.train) for person in of_whom(config, people, (i, k))])
             with ctx.phase('update'):
                 state, metrics = update(state, told(people), asked, key)
                 found.append(jax.device_get(metrics))
@@ -105,16 +106,11 @@ def check(people: Sequence[History]) -> None:
         raise ValueError(f'reads=latent: {few} has fewer choices told apart than others, or none; read something else')
 
 
-def of_whom(config: Config, people: Sequence[History], i: int, k: int) -> Sequence[History]:
-    """Whose choices are judged: their own, or, for the control, somebody's at random."""
-    others = np.random.default_rng((config.seed, i, k, 1)).permutation(len(people))
-    return [people[j] for j in others] if config.shuffled else people
-
-
 def make_vectors(policy: Policy, ctx: Context, train: Sequence[History], everyone: Sequence[History]):
     """What the frozen decoder makes of replies, kept in the run's folder: `[people, choices, 2, D]` of as many choices
     of each, the chosen reply first. A coordinate has mean 0 and variance 1 over the replies of those to learn from."""
 
+    @functools.cache
     def text(prompt: str, reply: str) -> Text:
         asked = policy.tokenizer.chat([dict(message) for message in summaries.question('', prompt)])
         return Text(tuple(policy.tokenizer.encode(reply)), tuple(asked))
