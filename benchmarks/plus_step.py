@@ -52,7 +52,7 @@ def make_plus(variant: str, source: str | None) -> Round:
     (state, host), number = recipe.init(), 0
 
     def decode() -> plus.Written:
-        return parts.describe(state, draw(number)[0], n, config.sampling.temperature, (config.seed, number))
+        return parts.describe(state, draw(number)[0], [config.sampling.temperature] * n, (config.seed, number))
 
     def update(written: plus.Written, rewards: np.ndarray) -> Any:
         paid = [dataclasses.replace(s, reward=float(r)) for s, r in zip(written.samples, rewards, strict=True)]
@@ -62,7 +62,7 @@ def make_plus(variant: str, source: str | None) -> Round:
 
     def teach(written: plus.Written) -> tuple[np.ndarray, float, Any]:
         choices = [(person.reward, person.train) for person in draw(number)[0] for _ in range(n)]
-        pairs = parts.pair_up(written.texts, choices)
+        pairs = parts.pair_up.learn(written.texts, choices)
         gaps, grads, _ = parts.reader.read(state['reward'], pairs)
         taught, _ = parts.reader.apply(state['reward'], grads)
         return plus.log_sigmoid(gaps[:, 0]), float(np.mean(np.asarray(pairs.batch.segments) > 0)), taught

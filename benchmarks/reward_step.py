@@ -55,12 +55,13 @@ def make_learner(kind: str, model: str, dtype: str, micro_rows: int, sizes: Sequ
 
 
 def _reward(cfg: Any, weights: Any, mesh: Any, micro_rows: int, said: Any) -> tuple[Callable[[Any], Any], Any]:
-    from pal_jax.learners.reward import RewardLearner, pack_pairs, to_score
+    from pal_jax.data.packing import shared_prompt
+    from pal_jax.learners.reward import RewardLearner, pack_replies, to_score
     from pal_jax.runtime.optim import make_optimizer
 
     learner = RewardLearner(cfg, make_optimizer('adamw', lr=1e-5, total_steps=1000), mesh, micro_rows=micro_rows)
-    pairs = pack_pairs([[to_score(p, reply) for reply in replies] for p, replies in said], mesh, ways=1,
-                       micro_rows=micro_rows)  # fmt: skip
+    groups = [shared_prompt([to_score(p, reply) for reply in replies]) for p, replies in said]
+    pairs = pack_replies(groups, mesh, ways=1, micro_rows=micro_rows)
 
     def step(state: Any) -> tuple[Any, dict[str, float]]:
         _, grads, read = learner.read(state, pairs)

@@ -53,11 +53,12 @@ def get_config(variant: str = '') -> ConfigDict:
         optimizer=p.adamw(lr=3e-5, warmup_ratio=0.0, min_ratio=1.0),
         train=True,  # False: it stays as it begins
         std=1.0,  # of its scores: a gap that pays is divided by it (their mean would cancel out)
-        micro_rows=8,
+        row_tokens=512,  # summaries share rows of so many; 0: a row for each
+        micro_rows=1,  # rows in a device's memory at once
     )
     config.summary = dict(
         people=8,  # of a step
-        n_samples=4,  # summaries of each
+        n_samples=8,  # summaries of each; those alike are read once
         prefill='##Summary\nLiked:',  # how every summary begins
         train=True,  # False: the summariser stays as it begins
     )
@@ -122,7 +123,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.total_steps = 100
     config.optimizer = p.adamw(lr=5e-7)
     config.ppo = p.ppo(estimator='gae', minibatches=2, micro_rows=32)
-    config.reward_model.update(source='hf:Qwen/Qwen2.5-1.5B-Instruct', micro_rows=16)
+    config.reward_model.update(source='hf:Qwen/Qwen2.5-1.5B-Instruct', row_tokens=16384, micro_rows=1)
     config.reward_model.optimizer = p.adamw(lr=9e-6)
     config.summary.update(people=256, n_samples=1, prefill='')
     config.sampling = p.sampling(temperature=1.0, max_tokens=256)

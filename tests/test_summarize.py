@@ -45,11 +45,11 @@ def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
     assert 'probability' not in two
     parts = plus.make_parts(config, context)
     told = histories.load_told(people)
-    assert [one['summary'], two['summary']] == parts.describe(state, [each for each, _ in told], 1, 0.0, (0,)).texts
+    assert [one['summary'], two['summary']] == parts.describe(state, [each for each, _ in told], [0.0], (0,)).texts
     edited, _ = summarize(str(workdir), str(people), 'Likes cats.')
     assert edited['summary'] == 'Likes cats.'
     for record in (one, edited):
-        gap = parts.reader.gaps(state['reward'], parts.pair_up([record['summary']], [[told[0][1]]]))
+        gap = parts.reader.gaps(state['reward'], parts.pair_up.judge([record['summary']], [[told[0][1]]]))
         assert record['probability'] == pytest.approx(1 / (1 + np.exp(-gap.item())), rel=1e-6)
     assert edited['probability'] != one['probability']
 

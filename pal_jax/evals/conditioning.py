@@ -6,6 +6,7 @@ of another kind, of somebody at random, and of nobody. Whatever is left there is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 from pal_jax.feedback.summaries import question
 from pal_jax.types import ChatModel, Choice, Exhibit, History
 
-# So many texts of each person, neighbours of each other, written at a temperature; or vectors, of who has no words.
-Describe = Callable[[Sequence[History], float, int], list[Any]]
+# Texts of each person, neighbours of each other, written at these temperatures; or vectors, of who has no words.
+Describe = Callable[[Sequence[History], Sequence[float]], list[Any]]
 TOLD = {  # whose summary is read, by what stands before its figures
     '': 'their own, the likeliest',
     'sampled_': 'their own, drawn',
@@ -66,22 +67,24 @@ def table(
     known, `named` the share that name the person's and no other, `misnamed` of those that name another alone.
     """
     kinds = [person.kind for person in people]
-    likeliest, drawn = describe(people, 0.0, 1), describe(people, temperature, samples)
+    texts = describe(people, [0.0, *[temperature] * samples])
+    likeliest, drawn = texts[:: 1 + samples], [text for k, text in enumerate(texts) if k % (1 + samples)]
     told = {'': likeliest, 'sampled_': drawn}
     if controls:
         told |= {'random_': of_somebody(likeliest), 'none_': [nothing] * len(people)}
     if controls and len(set(kinds)) > 1:
         told['other_'] = [likeliest[i] for i in of_another_kind(kinds)]
-    held = [person.held for person in people]
+    held = [[person.held for person in people for _ in range(len(of) // len(people))] for of in told.values()]
+    # At once: much of it is the same, and then read once.
+    margins = gaps(list(itertools.chain(*told.values())), list(itertools.chain(*held)))
+    cuts = np.cumsum([len(of) for of in told.values()])[:-1]
     figures: dict[str, Any] = {'people': len(people)}
-    plain = gaps(likeliest, held)
-    for name, texts in told.items():
-        times = len(texts) // len(people)
-        found = plain if _same(texts, likeliest) else gaps(texts, [each for each in held for _ in range(times)])
+    for name, found in zip(told, np.split(margins, cuts), strict=True):
         right = (found > 0).reshape(len(people), -1).mean(axis=1)
         figures[f'{name}accuracy'] = float(right.mean())
         figures[f'{name}accuracy_se'] = standard_error(right)
         figures[f'{name}reward'] = float(-np.logaddexp(0.0, -found).mean())
+    plain = margins[: len(people)]
     figures['accuracy_by_person'] = (plain > 0).mean(axis=1).tolist()
     for name, texts in (('', likeliest), ('sampled_', drawn)) if isinstance(nothing, str) else ():
         figures[f'{name}words'] = float(np.mean([len(text.split()) for text in texts]))
@@ -90,10 +93,6 @@ def table(
             figures[f'{name}named'] = names_the_kind(texts, own)
             figures[f'{name}misnamed'] = names_another(texts, own)
     return figures, likeliest, plain
-
-
-def _same(these: Sequence[Any], those: Sequence[Any]) -> bool:
-    return len(these) == len(those) and all(map(np.array_equal, these, those))
 
 
 def standard_error(values: np.ndarray) -> float | None:

@@ -27,9 +27,10 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from pal_jax.data.packing import Example, Group, lay_out, pack_groups, shared_prompt
+from pal_jax.data.packing import Example, Group, lay_out, pack_groups
 from pal_jax.learners import forward
 from pal_jax.learners.training import (
+    MULTIPLE,
     Lora,
     TrainState,
     accumulate,
@@ -83,12 +84,16 @@ class BradleyTerry:
 
 class Pairs(NamedTuple):
     """Groups of `n` replies in rows, what each of their pairs counts in the loss and the margin it has; `where` are the
-    rows and samples of each group."""
+    row and sample of each reply of a group."""
 
     batch: TokenBatch
     weight: Float[Array, 'R P']
     margin: Float[Array, 'R P']
-    where: tuple[Int[np.ndarray, 'G 1'], Int[np.ndarray, 'G n']]
+    where: tuple[Int[np.ndarray, 'G n'], Int[np.ndarray, 'G n']]
+
+    def pick(self, groups: Int[np.ndarray, '...'], branches: Int[np.ndarray, '...']) -> Pairs:
+        """The same rows, of which these replies are wanted: `branches` of `groups`, broadcast together to [G, n]."""
+        return self._replace(where=(self.where[0][groups, branches], self.where[1][groups, branches]))
 
 
 class RewardState(struct.PyTreeNode):
@@ -108,9 +113,10 @@ class RewardLearner:
 
     def __init__(
         self, cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, *, micro_rows: int = 4,
-        adapters: Lora | None = None, loss: BradleyTerry | None = None, seed: int = 0,
+        multiple: int = MULTIPLE, adapters: Lora | None = None, loss: BradleyTerry | None = None, seed: int = 0,
     ):  # fmt: skip
-        self.cfg, self.optimizer, self.mesh, self.micro_rows = cfg, optimizer, mesh, micro_rows
+        self.cfg, self.optimizer, self.mesh = cfg, optimizer, mesh
+        self.cut = {'mesh': mesh, 'micro_rows': micro_rows, 'multiple': multiple}
         self.adapters, self.loss, self.seed = adapters, loss or BradleyTerry(), seed
         decoder.saved(cfg.remat)
         if adapters and adapters.dropout:
@@ -144,7 +150,7 @@ class RewardLearner:
 
     def scores(self, state: RewardState, pairs: Pairs) -> np.ndarray:
         """Of every reply: an array [groups, replies of a group]."""
-        parts, model = micro_batches(pairs.batch, self.mesh, self.micro_rows), state.model
+        parts, model = micro_batches(pairs.batch, **self.cut), state.model
         found = jnp.concatenate([self._scores(model.params, model.frozen, micro) for micro in parts])
         return np.asarray(found)[pairs.where]
 
@@ -156,7 +162,7 @@ class RewardLearner:
         """The gaps of all pairs, the gradient of the loss of each group's last pair, and its figures, in one pass: the
         gaps are of the model as it is, before that gradient is applied."""
         grads, parts, losses = zeros(state.model.params), [], []
-        for micro, *each in micro_batches((pairs.batch, pairs.weight, pairs.margin), self.mesh, self.micro_rows):
+        for micro, *each in micro_batches((pairs.batch, pairs.weight, pairs.margin), **self.cut):
             (loss, found), grads = self._gradients(grads, state.model, micro, *each)
             losses.append(loss)
             parts.append(found)
@@ -215,21 +221,27 @@ def to_score(prompt: Sequence[int], reply: Sequence[int]) -> Example:
     return Example(prompt, [*reply, reply[-1]], [*[False] * len(reply), True])
 
 
-def pack_pairs(texts: Sequence[Sequence[Example]], mesh: Mesh, *, ways: int, micro_rows: int) -> Pairs:
-    """A row for the replies of each text, chosen and rejected in turn; the last pair of each is learnt from."""
-    return pack_replies([shared_prompt(replies) for replies in texts], mesh, ways=ways, micro_rows=micro_rows)
+def pack_replies(
+    groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, multiple: int = MULTIPLE,
+    n: int | None = None, times: Sequence[int] | np.ndarray | None = None,
+) -> Pairs:  # fmt: skip
+    """Groups of replies, all made by `to_score`, in rows as `packing.lay_out` has it; the last pair of each is learnt
+    from, with the group's margin.
 
-
-def pack_replies(groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0) -> Pairs:
-    """Groups of as many replies each, all made by `to_score`, in rows as `packing.lay_out` has it; the last pair of
-    each is learnt from, with the group's margin."""
-    n = len(groups[0].branches)
-    layout = lay_out([g.length for g in groups], ways=ways, micro_rows=micro_rows, row_tokens=row_tokens)
+    Args:
+      n: replies of a group, or the most where some have fewer, which then are for scores alone; by default those of the
+        first.
+      times: how often each group counts.
+    """
+    n = n or len(groups[0].branches)
+    times = np.ones(len(groups)) if times is None else np.asarray(times)
+    shape = {'ways': ways, 'micro_rows': micro_rows, 'row_tokens': row_tokens, 'multiple': multiple}
+    layout = lay_out([g.length for g in groups], **shape)
     packed = pack_groups(groups, layout, n=n, actions=1)
     places = {i: (r, place * n) for r, row in enumerate(layout.rows) for place, i in enumerate(row)}
     rows, starts = np.array([places[i] for i in range(len(groups))]).T
     last = rows, starts // 2 + n // 2 - 1
     weight, margin = (np.zeros((packed.acts.shape[0], packed.acts.shape[1] // 2), np.float32) for _ in range(2))
-    weight[last], margin[last] = 1.0 / len(groups), [group.margin for group in groups]
+    weight[last], margin[last] = times / times.sum(), [group.margin for group in groups]
     batch, weight, margin = sharding.put_batch((packed, weight, margin), mesh)
-    return Pairs(batch, weight, margin, (rows[:, None], starts[:, None] + np.arange(n)))
+    return Pairs(batch, weight, margin, (np.repeat(rows[:, None], n, axis=1), starts[:, None] + np.arange(n)))

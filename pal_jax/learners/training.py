@@ -108,16 +108,17 @@ def take(batch: Any, index: Int[np.ndarray, 'P'] | None, mesh: Mesh, length: int
     return jax.lax.with_sharding_constraint(jax.tree.map(cut, rows, is_leaf=_is_tokens), place)
 
 
-def micro_batches(tree: Any, mesh: Mesh, micro_rows: int) -> Iterator[Any]:
+def micro_batches(tree: Any, mesh: Mesh, micro_rows: int, multiple: int = MULTIPLE) -> Iterator[Any]:
     """Neighbouring rows, up to `micro_rows` a device at a time, without the columns that are padding in all: the one
-    `TokenBatch` of the tree is cut to its longest row, rounded up so that the programs to compile stay few."""
+    `TokenBatch` of the tree is cut to its longest row, rounded up to a `multiple` so that the programs to compile stay
+    few."""
     height = jax.tree.leaves(tree)[0].shape[0]
     each = height // sharding.batch_ways(mesh)
     parts = next(k for k in range(1, each + 1) if each % k == 0 and each // k <= micro_rows)
     (batch,) = (x for x in jax.tree.leaves(tree, is_leaf=_is_tokens) if _is_tokens(x))
     longest = np.maximum(_longest(batch.segments, parts, mesh), 1)  # a batch may be short: rows of padding alone
     for index, columns in zip(np.split(np.arange(height), parts), longest, strict=True):
-        length = min(batch.tokens.shape[1], -(-int(columns) // MULTIPLE) * MULTIPLE)
+        length = min(batch.tokens.shape[1], -(-int(columns) // multiple) * multiple)
         yield take(tree, index if parts > 1 else None, mesh, length)
 
 

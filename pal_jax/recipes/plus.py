@@ -25,10 +25,19 @@ from pal_jax.evals import conditioning
 from pal_jax.feedback import histories
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
-from pal_jax.learners.reward import Pairs, RewardLearner
+from pal_jax.learners.reward import RewardLearner
 from pal_jax.models.config import ModelConfig
 from pal_jax.recipes import plus_latent, plus_table
-from pal_jax.recipes.plus_context import WRITTEN, Written, make_condition, make_pairs, make_writer, of_whom
+from pal_jax.recipes.plus_context import (
+    WRITTEN,
+    PairUp,
+    Written,
+    columns,
+    make_condition,
+    make_pairs,
+    make_writer,
+    of_whom,
+)
 from pal_jax.recipes.recipe import (
     EVALUATION,
     Config,
@@ -47,7 +56,7 @@ from pal_jax.recipes.recipe import (
 )
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
-from pal_jax.types import Choice, History, Metrics, Sample
+from pal_jax.types import History, Metrics, Sample
 
 READS = ('summary', 'untrained', 'context', 'kind', 'nothing', 'latent')
 
@@ -61,8 +70,8 @@ class Parts(NamedTuple):
     learner: PolicyLearner
     judge: Policy
     reader: RewardLearner
-    describe: Callable[..., Written]  # (state, people, n, temperature, seed)
-    pair_up: Callable[[Sequence[str], Sequence[Sequence[Choice]]], Pairs]
+    describe: Callable[..., Written]  # (state, people, temperatures of each one's summaries, seed)
+    pair_up: PairUp
 
 
 def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
@@ -89,7 +98,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     if config.reads == 'latent':
         return plus_latent.make(config, ctx, train, tests)
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
-    condition = make_condition(config, pair_up)
+    condition = make_condition(config, pair_up.judge)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
     ways, ppo = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, config.ppo
     rows = {'ways': ways, 'micro_rows': ppo.micro_rows, 'row_tokens': ppo.row_tokens}
@@ -105,10 +114,10 @@ def make(config: Config, ctx: Context) -> Recipe:
         waits, (people, choosers) = i < hold or not learns, draw(i)
         with ctx.phase('rollout'):
             count, temperature = (1, config.hold.temperature) if waits else (n, config.sampling.temperature)
-            texts, samples = describe(state, people, count, temperature, (config.seed, i))
+            texts, samples = describe(state, people, [temperature] * count, (config.seed, i))
         with ctx.phase('read'):
             choices = [(person.reward, person.train) for person in choosers for _ in range(count)]
-            gaps, grads, metrics = reader.read(state['reward'], pair_up(texts, choices))
+            gaps, grads, metrics = reader.read(state['reward'], pair_up.learn(texts, choices))
             rewards = log_sigmoid(gaps[:, 0] / config.reward_model.std)
         metrics |= summarize(texts, rewards, people)
         if not waits and config.summary.train:
@@ -136,20 +145,20 @@ def make(config: Config, ctx: Context) -> Recipe:
         drawn = config.sampling.temperature if learns else config.hold.temperature
         with ctx.phase('evaluate'):
             record, people = conditioning.evaluate(
-                lambda people, t, count: describe(state, people, count, t, (config.seed, EVALUATION)).texts,
-                lambda texts, choices: reader.gaps(state['reward'], pair_up(texts, choices)),
+                lambda people, temperatures: describe(state, people, temperatures, (config.seed, EVALUATION)).texts,
+                lambda texts, choices: reader.gaps(state['reward'], pair_up.judge(texts, choices)),
                 tests, temperature=drawn, samples=config.eval.samples, shown=config.eval.shown,
             )  # fmt: skip
             written, replies = condition(
                 next(iter(tests.values())) if stage == 'final' else [],
-                lambda people: describe(state, people, 1, 0.0, (config.seed, EVALUATION)).texts,
+                lambda people: describe(state, people, [0.0], (config.seed, EVALUATION)).texts,
                 functools.partial(reader.gaps, state['reward']),
             )
         exhibits = conditioning.make_exhibits(record, list(tests))
         return Evaluation(record | written, people, [*exhibits, *replies])
 
     steps = hold + config.total_steps
-    stage = functools.partial(stage_before, warmup=hold, steps=steps, every=config.eval.every)
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
     abstract = {'reward': reader.abstract} | ({'policy': learner.abstract} if config.reads in WRITTEN else {})
     return Recipe(steps, abstract, init, step, stage, evaluate, trained_by(config, policy, learner, reader))
 
@@ -223,7 +232,10 @@ def make_reader(config: Config, cfg: ModelConfig, ctx: Context) -> RewardLearner
     settings = config.reward_model
     optimizer = make_optimizer(**settings.optimizer, total_steps=config.hold.steps + config.total_steps)
     adapters = make_adapters(config, of='reward_model')
-    return RewardLearner(cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, adapters=adapters, seed=config.seed)
+    return RewardLearner(
+        cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, multiple=columns(config), adapters=adapters,
+        seed=config.seed,
+    )  # fmt: skip
 
 
 def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple[list[History], Sequence[History]]]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.data.packing import Example
+from pal_jax.data.packing import Example, Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.evals import conditioning
 from pal_jax.feedback import summaries
 from pal_jax.feedback.sharing import share_model
 from pal_jax.learners.policy import PolicyLearner
-from pal_jax.learners.reward import Pairs, pack_pairs, to_score
+from pal_jax.learners.reward import Pairs, pack_replies, to_score
+from pal_jax.learners.training import MULTIPLE
 from pal_jax.recipes import sampler
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Config, Context, Policy
@@ -26,7 +28,8 @@ from pal_jax.types import ChatModel, Choice, Dialogue, Exhibit, History, Person,
 WRITTEN = ('summary', 'untrained')  # by a model
 
 State = dict[str, Any]  # 'reward', and 'policy' where one writes
-PairUp = Callable[[Sequence[str], Sequence[Sequence[Choice]]], Pairs]
+Pack = Callable[[Sequence[str], Sequence[Sequence[Choice]]], Pairs]
+BRANCHES = 16  # of a group that is judged: what a text and prompt have more starts another group
 
 
 class Written(NamedTuple):
@@ -43,46 +46,93 @@ def of_whom(config: Config, people: Sequence[History], step: tuple[int, ...]) ->
 
 
 def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context):
-    """Tells of people: `n` summaries of each, one after the other, or what a baseline reads instead."""
+    """Tells of people: summaries of each, one after the other, drawn at these temperatures, or what a baseline reads
+    instead."""
     if config.reads not in WRITTEN:
-        return lambda state, people, n, *_: Written(
-            [summaries.given(p, config.reads) for p in people for _ in range(n)], []
+        return lambda state, people, temperatures, *_: Written(
+            [summaries.given(p, config.reads) for p in people for _ in temperatures], []
         )
     decoder, tokenizer = sampler.make_decoder(config, policy, ctx), policy.tokenizer
     prefill = tokenizer.encode(config.summary.prefill) if config.summary.prefill else []
 
-    def write(state: State, people: Sequence[Told], n: int, temperature: float, seed: Sequence[int]) -> Written:
-        sampling = dataclasses.replace(sampler.make_sampling(config), temperature=temperature)
+    plain = sampler.make_sampling(config)
+
+    def write(state: State, people: Sequence[Told], temperatures: Sequence[float], seed: Sequence[int]) -> Written:
+        ways = [dataclasses.replace(plain, temperature=t) for t in temperatures]
         prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context))), *prefill) for p in people]
         told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
         decoder.load(learner.weights(state['policy']))
-        samples = sampler.sample(decoder, told, prompts, n, sampling, seed)
+        samples = sampler.sample(decoder, told, prompts, len(ways), ways, seed)
         decoder.release()
         return Written([summaries.extract(config.summary.prefill + each.completion.text) for each in samples], samples)
 
     return write
 
 
-def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context):
-    """What the reward model reads."""
-    ways, micro_rows = sharding.batch_ways(ctx.mesh), config.reward_model.micro_rows
+class PairUp(NamedTuple):
+    """What the reward model reads: texts, each with its choices, all of as many.
 
-    def example(text: str, prompt: str, reply: str) -> Example:
-        asked = tokenizer.chat([dict(message) for message in summaries.question(text, prompt)])
-        return to_score(asked, [*tokenizer.encode(reply), tokenizer.stop_ids[0]])
+    learn: a group of replies for each text, of whose choices the last is to be learnt from. What stands there twice,
+      with the same choices, is read once and counts twice.
+    judge: for gaps alone: a reply is read once after a text and a prompt, in however many choices it is.
+    """
 
-    def pair_up(texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
-        """A row for each summary with the replies of all its choices, of which the last is to be learnt from."""
-        rows = [
-            [example(text, c.prompt, reply) for c in each for reply in (c.chosen, c.rejected)]
-            for text, each in zip(texts, choices, strict=True)
-        ]
-        return pack_pairs(rows, ctx.mesh, ways=ways, micro_rows=micro_rows)
-
-    return pair_up
+    learn: Pack
+    judge: Pack
 
 
-def make_condition(config: Config, pair_up: PairUp):
+def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context) -> PairUp:
+    settings = config.reward_model
+    packing = {'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': settings.micro_rows}
+    packing |= {'row_tokens': settings.row_tokens, 'multiple': columns(config)}
+
+    def group(text: str, asked: Iterable[tuple[str, str]]) -> Group:
+        """Replies to prompts, after what is told in a text."""
+
+        def example(prompt: str, reply: str) -> Example:
+            question = tokenizer.chat([dict(message) for message in summaries.question(text, prompt)])
+            return to_score(question, [*tokenizer.encode(reply), tokenizer.stop_ids[0]])
+
+        return shared_prompt([example(*each) for each in asked])
+
+    def learn(texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
+        alike: dict[tuple[str, tuple[Choice, ...]], int] = {}
+        told = zip(texts, map(tuple, choices), strict=True)
+        of = np.array([alike.setdefault(each, len(alike)) for each in told])
+        groups = [group(text, itertools.chain(*map(sides, own))) for text, own in alike]
+        pairs = pack_replies(groups, ctx.mesh, times=np.bincount(of), **packing)
+        return pairs.pick(of[:, None], np.arange(2 * len(choices[0]))[None])
+
+    def judge(texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
+        wanted = [[(text, *side) for c in each for side in sides(c)] for text, each in zip(texts, choices, strict=True)]
+        asked: dict[tuple[str, str], dict[str, None]] = {}
+        for text, prompt, reply in itertools.chain(*wanted):
+            asked.setdefault((text, prompt), {})[reply] = None
+        groups: list[Group] = []
+        places: dict[tuple[str, str, str], tuple[int, int]] = {}  # group and branch of a reply
+        for (text, prompt), replies in asked.items():
+            for start in range(0, len(replies), BRANCHES):
+                part = list(replies)[start : start + BRANCHES]
+                places |= {(text, prompt, reply): (len(groups), k) for k, reply in enumerate(part)}
+                groups.append(group(text, [(prompt, reply) for reply in part]))
+        where = np.array([[places[each] for each in own] for own in wanted])
+        return pack_replies(groups, ctx.mesh, n=BRANCHES, **packing).pick(where[..., 0], where[..., 1])
+
+    return PairUp(learn, judge)
+
+
+def columns(config: Config) -> int:
+    """The least number of columns of the reward model's rows: where texts share rows all are as long, so that one
+    program reads them."""
+    return config.reward_model.row_tokens or MULTIPLE
+
+
+def sides(choice: Choice) -> Sequence[tuple[str, str]]:
+    """The replies of a choice with their prompt, the chosen one first."""
+    return (choice.prompt, choice.chosen), (choice.prompt, choice.rejected)
+
+
+def make_condition(config: Config, judge: Pack):
     """Figures of replies that the model of `config.condition` writes to people, with and without a summary; nothing
     where it names none, or of no people.
 
@@ -103,7 +153,7 @@ def make_condition(config: Config, pair_up: PairUp):
         if not model or not people:
             return {}, []
         record, told = conditioning.personalise(
-            model, lambda texts, choices: gaps(pair_up(texts, choices)), people, describe(people), seed=config.seed
+            model, lambda texts, choices: gaps(judge(texts, choices)), people, describe(people), seed=config.seed
         )
         if not record['written']:
             raise RuntimeError(f'condition={config.condition} wrote no reply: {models.last_error or "they are empty"}')

@@ -76,11 +76,12 @@ def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[
             raise RuntimeError(f'the loss is {means["loss"]}; lower latent.optimizer.lr')
         return state, host, 'latent', means
 
-    def describe(state: LatentState, people: Sequence[History], temperature: float, count: int) -> list[np.ndarray]:
-        """Means of z, or, at a temperature, `count` draws of each."""
-        mean, log_std = (jnp.repeat(x, count, axis=0) for x in latent.encode(state.params, jnp.asarray(told(people))))
-        key = jax.random.fold_in(jax.random.key(config.seed), EVALUATION)
-        return list(np.asarray(latent.draw(key, mean, log_std) if temperature else mean))
+    def describe(state: LatentState, people: Sequence[History], temperatures: Sequence[float]) -> list[np.ndarray]:
+        """For each temperature the mean of a person's z, or, above 0, a draw."""
+        found, count = latent.encode(state.params, jnp.asarray(told(people))), len(temperatures)
+        mean, log_std = (jnp.repeat(x, count, axis=0) for x in found)
+        drawn = latent.draw(jax.random.fold_in(jax.random.key(config.seed), EVALUATION), mean, log_std)
+        return list(np.where(np.tile(temperatures, len(people))[:, None] > 0, drawn, mean))
 
     def gaps(state: LatentState, z: Sequence[np.ndarray], choices: Sequence[Sequence[Choice]]) -> np.ndarray:
         scores = np.asarray(latent.score(state.params, jnp.asarray(vectors()(choices)), jnp.stack(z)))

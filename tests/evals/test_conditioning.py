@@ -11,10 +11,10 @@ from pal_jax.feedback import pets
 PEOPLE = pets.make_people(20, seed=0, split='test')
 
 
-def describe(people, temperature, samples):
-    """Right where it is greedy; drawn, it speaks of dogs, and in other samples than the first of birds."""
-    drawn = ['dogs', *['birds'] * (samples - 1)]
-    return [f'The user prefers {person.kind if temperature == 0 else animal}.' for person in people for animal in drawn]
+def describe(people, temperatures):
+    """Right where it is greedy; drawn, it speaks of dogs first and then of birds."""
+    animals = [None if t == 0 else 'birds' if 1.0 in temperatures[:k] else 'dogs' for k, t in enumerate(temperatures)]
+    return [f'The user prefers {animal or person.kind}.' for person in people for animal in animals]
 
 
 def gaps(texts, choices):
@@ -94,7 +94,7 @@ def test_a_text_that_names_both_kinds_names_none():
 
 
 def test_replies_after_a_summary_suit_the_person_and_those_of_somebody_do_not():
-    texts = describe(PEOPLE, 0.0, 1)
+    texts = describe(PEOPLE, [0.0])
 
     def model(chats, seed):
         """Speaks of what it is told the reader prefers; has no answer for the first person."""

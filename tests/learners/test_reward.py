@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import shared_prompt
-from pal_jax.learners.reward import BradleyTerry, RewardLearner, pack_pairs, pack_replies, to_score, whole
+from pal_jax.learners.reward import BradleyTerry, RewardLearner, pack_replies, to_score, whole
 from pal_jax.learners.training import Lora
 from pal_jax.models import config, decoder, params
 from pal_jax.runtime import devices
@@ -39,9 +39,9 @@ def make_texts(count=8, pairs=2, seed=0):
     return [(ids(3, 12), [ids(2, 9) for _ in range(2 * pairs)]) for _ in range(count)]
 
 
-def pack(texts, mesh=ONE, ways=1, micro_rows=4):
-    rows = [[to_score(prompt, reply) for reply in replies] for prompt, replies in texts]
-    return pack_pairs(rows, mesh, ways=ways, micro_rows=micro_rows)
+def pack(texts, mesh=ONE, ways=1, micro_rows=4, **packing):
+    groups = [shared_prompt([to_score(prompt, reply) for reply in replies]) for prompt, replies in texts]
+    return pack_replies(groups, mesh, ways=ways, micro_rows=micro_rows, **packing)
 
 
 @jax.jit
@@ -133,6 +133,28 @@ def test_groups_that_share_rows_score_and_teach_alike():
         assert figures['reward_loss'] == pytest.approx(float(each.mean()), abs=1e-5)
         grads.append(gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads)
+
+
+def test_what_counts_twice_is_read_once():
+    learner, texts = make_learner(), make_texts(count=3)
+    state, of = make_state(learner), np.array([2, 0, 2, 1, 2])
+    every = pack([texts[i] for i in of])
+    once = pack(texts, times=np.bincount(of), row_tokens=256, multiple=256).pick(of[:, None], np.arange(4)[None])
+    assert once.batch.tokens.shape == (1, 256)
+    (gaps, grads, figures), (found, gradient, told) = (learner.read(state, pairs) for pairs in (every, once))
+    np.testing.assert_allclose(found, gaps, atol=2e-6)
+    assert told == pytest.approx(figures, abs=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, grads)
+
+
+def test_groups_may_have_fewer_replies_than_others():
+    learner = make_learner()
+    state, (one, other) = make_state(learner), make_texts(count=2, pairs=3)
+    packed = pack([one, (other[0], other[1][:3])], n=8)
+    wanted = packed.pick(np.array([[0, 0], [1, 1]]), np.array([[5, 1], [0, 2]]))
+    alone = [[score_alone(state, prompt, replies[k]) for k in places]
+             for (prompt, replies), places in ((one, (5, 1)), (other, (0, 2)))]  # fmt: skip
+    np.testing.assert_allclose(learner.scores(state, wanted), alone, atol=2e-6)
 
 
 @pytest.mark.parametrize('changes', [{'margin': -1.0}, {'centring': -0.1}, {'label_smoothing': 0.5}])

@@ -118,6 +118,21 @@ def test_baselines_train_the_reward_model_alone(reads):
     assert {metrics['samples'] for _, metrics in rows} == {8.0}
 
 
+def test_what_is_judged_once_has_the_gaps_of_all_that_is_read():
+    parts = plus.make_parts(get_config(reads='kind'), ONE)
+    people = plus.read_people(get_config())[0][:3]
+    texts = ['Liked: Dogs', 'Liked: Dogs', '', 'Liked: Cats', 'Liked: Dogs']
+    choices = [(person.reward, person.train) for person in (*people, people[0], people[0])]
+    state = parts.reader.init(parts.judge.source.load(parts.reader.param_shardings))
+    learnt, judged = (pack(texts, choices) for pack in parts.pair_up)
+    found = parts.reader.gaps(state, learnt)
+    np.testing.assert_allclose(parts.reader.gaps(state, judged), found, atol=2e-6)
+    np.testing.assert_array_equal(found[0], found[4])
+    assert int((learnt.weight > 0).sum()) == 4  # of five texts two are alike, with the same choices
+    assert float(learnt.weight.max()) == pytest.approx(2 / 5)
+    assert (learnt.where[0][0] == learnt.where[0][4]).all()
+
+
 def test_every_person_is_drawn_once_a_pass():
     config = get_config()
     train, _ = plus.read_people(config)
