@@ -75,8 +75,8 @@ def make_runner(cfg: Any, mix: str, micro_tokens: int, row_tokens: int, padded: 
     batch, annotated = learner.annotate(states[0], batch)
     share = annotated['real_share']
     if padded:  # padding that claims to be tokens is not cut off
-        share = float(jnp.mean(batch.tokens.segments > 0))
-        segments = jnp.where(batch.tokens.segments > 0, batch.tokens.segments, 1_000_000)
+        share = float(jnp.mean(batch.tokens.segments != 0))
+        segments = jnp.where(batch.tokens.segments != 0, batch.tokens.segments, 1_000_000)
         batch = batch.replace(tokens=batch.tokens.replace(segments=segments))
 
     def step() -> float:

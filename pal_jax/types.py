@@ -218,19 +218,23 @@ class Exhibit:
 # --- what a device sees ---------------------------------------------------------------------------------------------
 
 
+OPENING = -1  # the segment that all tokens of a row see
+
+
 class TokenBatch(struct.PyTreeNode):
     """Rows of tokens and the actions to be scored in them.
 
     A row holds one or more prompts, each followed by the completions sampled from it, so that a prompt is computed once
     for all of them. The completions of a prompt are neighbours among the row's `N`, the same number for each prompt.
-    A token sees the earlier tokens of its own segment and of the segment named in `prefix` (the prompt).
+    A token sees the earlier tokens of its own segment, of the segment named in `prefix` (the prompt), and of the row's
+    opening: what all its prompts begin with, such as a system prompt, may stand there once.
     `states[r, n, a]` is the column whose hidden state chose `actions[r, n, a]`: the token before it in its own
     sequence, which for the first token of every completion is the last token of the prompt.
     """
 
     tokens: Int[Array, 'R T']
     positions: Int[Array, 'R T']
-    segments: Int[Array, 'R T']  # 0 is padding
+    segments: Int[Array, 'R T']  # 0 is padding, `OPENING` the row's opening
     prefix: Int[Array, 'R T']  # a segment it also sees; its own where there is none
     states: Int[Array, 'R N A']
     actions: Int[Array, 'R N A']

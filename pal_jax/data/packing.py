@@ -2,7 +2,8 @@
 
 A group is a prompt and the branches that go on from it: the samples of one prompt, or examples that share a system
 prompt. With four samples of a 200-token prompt and 60-token answers it has 440 tokens where four separate sequences
-have 1,040. A row (`types.TokenBatch`) holds one group, or as many as fit into its tokens.
+have 1,040. A row (`types.TokenBatch`) holds one group, or as many as fit into its tokens, and what the prompts of all
+begin with once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 
 from pal_jax.data.passes import shuffled
 from pal_jax.runtime import sharding
-from pal_jax.types import RolloutBatch, Sample, TokenBatch
+from pal_jax.types import OPENING, RolloutBatch, Sample, TokenBatch
 
 
 class Branch(NamedTuple):
@@ -50,35 +51,48 @@ class Example(NamedTuple):
 class Layout(NamedTuple):
     """Which groups stand in which row, and the shape of the batch: rows, groups and tokens of a row at most.
 
-    `rows` has the indices of groups; there are `height - len(rows)` empty ones after them.
+    `rows` has the indices of groups; there are `height - len(rows)` empty ones after them. So many tokens that all
+    prompts begin with are a row's `opening`.
     """
 
     rows: Sequence[Sequence[int]]
     height: int
     groups: int
     length: int
+    opening: int = 0
 
 
 def lay_out(
-    lengths: Sequence[int], *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 0, multiple: int = 128
-) -> Layout:
+    lengths: Sequence[int], *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 0, multiple: int = 128,
+    opening: int = 0,
+) -> Layout:  # fmt: skip
     """Groups of these lengths in rows for each of `ways` (devices times minibatches), in whole micro-batches.
 
     With `row_tokens=0` a row has one group, and rows stand in order of length, so that micro-batches of neighbours have
     little padding. Otherwise rows have up to `row_tokens` tokens, or what the longest group has if that is more: as few
-    rows as first-fit decreasing finds, as equal in length as they can be. Length is then a `multiple` and `groups` a
-    power of two, so that the programs to compile stay few.
+    rows as first-fit decreasing finds, as equal in length as they can be, each with the first `opening` tokens of its
+    groups once. Length is then a `multiple` and `groups` a power of two, so that the programs to compile stay few.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    rows, groups = [[i] for i in order], 1
+    rows, groups, opening = [[i] for i in order], 1, opening if row_tokens else 0
+    lengths = [length - opening for length in lengths]
     if row_tokens:
-        rows = _first_fit(lengths, order[::-1], max(row_tokens, max(lengths)))
+        rows = _first_fit(lengths, order[::-1], max(row_tokens - opening, max(lengths)))
     height = _height(len(rows), ways, micro_rows)
     if row_tokens:
         rows = _evened(lengths, order[::-1], rows, height)
         groups = 1 << (max(len(row) for row in rows) - 1).bit_length()
-    longest = max(sum(lengths[i] for i in row) for row in rows)
-    return Layout(rows, height, groups, round_up(longest, multiple))
+    longest = opening + max(sum(lengths[i] for i in row) for row in rows)
+    return Layout(rows, height, groups, round_up(longest, multiple), opening)
+
+
+def lay_out_groups(groups: Sequence[Group], **shape: int) -> Layout:
+    """`lay_out` of these groups, with what all their prompts begin with; a token of each is left to its group."""
+    prompts = [tuple(group.prompt) for group in groups]
+    alike = zip(min(prompts), max(prompts), strict=False)
+    opening = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], alike))
+    shortest = min(map(len, prompts))
+    return lay_out([group.length for group in groups], **shape, opening=min(opening, shortest - 1))
 
 
 def _first_fit(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
@@ -126,12 +140,16 @@ def pack_groups(groups: Sequence[Group], layout: Layout, *, n: int, actions: int
     tokens, positions, segments, prefix = (_zeros(flat, np.int32) for _ in range(4))
     states, chosen, acts = _zeros(acted, np.int32), _zeros(acted, np.int32), _zeros(acted, bool)
     for r, row in enumerate(layout.rows):
-        start = 0
+        start = layout.opening
+        if row and start:
+            tokens[r, :start], positions[r, :start] = groups[row[0]].prompt[:start], np.arange(start)
+            segments[r, :start] = prefix[r, :start] = OPENING
         for place, group in enumerate(groups[i] for i in row):
             shared = 1 + place * (n + 1)  # the segment of the prompt; branch k has `shared + 1 + k`
             size = len(group.prompt)
-            fork, end = start + size - 1, start + size
-            tokens[r, start:end], positions[r, start:end] = group.prompt, np.arange(size)
+            own = np.arange(layout.opening, size)
+            fork, end = start + len(own) - 1, start + len(own)
+            tokens[r, start:end], positions[r, start:end] = group.prompt[layout.opening :], own
             segments[r, start:end] = prefix[r, start:end] = shared
             start = end
             for k, (branch, acting) in enumerate(group.branches):
@@ -158,8 +176,7 @@ def pack_rollouts(
     """
     sampled = [samples[i : i + n] for i in range(0, len(samples), n)]
     groups = [Group(each[0].prompt_ids, [Branch(s.completion.token_ids) for s in each]) for each in sampled]
-    lengths = [group.length for group in groups]
-    layout = lay_out(lengths, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
+    layout = lay_out_groups(groups, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
     tokens = pack_groups(groups, layout, n=n, actions=actions)
     logprobs = _zeros(tokens.acts.shape, np.float32)
     reward, ok = _zeros(tokens.acts.shape[:2], np.float32), _zeros(tokens.acts.shape[:2], bool)
@@ -203,7 +220,7 @@ def pack_examples(
 
 def pack_whole(groups: Sequence[Group], *, n: int, actions: int, ways: int = 1, row_tokens: int = 0) -> TokenBatch:
     """These groups as one batch."""
-    layout = lay_out([group.length for group in groups], ways=ways, row_tokens=row_tokens)
+    layout = lay_out_groups(groups, ways=ways, row_tokens=row_tokens)
     return pack_groups(groups, layout, n=n, actions=actions)
 
 

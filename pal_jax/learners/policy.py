@@ -254,7 +254,7 @@ class PolicyLearner:
         batch = batch.replace(logprobs=old, ref_logprobs=reference, values=values)
         batch, metrics = ppo.with_advantages(self.ppo, batch, kl_coef, self.n)
         metrics['entropy'] = masked_mean(forward.by_sample(entropy), ppo.used(batch))
-        metrics['real_share'] = jnp.sum(batch.tokens.segments > 0) / size
+        metrics['real_share'] = jnp.sum(batch.tokens.segments != 0) / size
         return batch, metrics
 
     # --- update ------------------------------------------------------------------------------------------------------

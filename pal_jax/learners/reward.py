@@ -27,7 +27,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from pal_jax.data.packing import Example, Group, lay_out, pack_groups
+from pal_jax.data.packing import Example, Group, lay_out_groups, pack_groups
 from pal_jax.learners import forward
 from pal_jax.learners.training import (
     MULTIPLE,
@@ -236,7 +236,7 @@ def pack_replies(
     n = n or len(groups[0].branches)
     times = np.ones(len(groups)) if times is None else np.asarray(times)
     shape = {'ways': ways, 'micro_rows': micro_rows, 'row_tokens': row_tokens, 'multiple': multiple}
-    layout = lay_out([g.length for g in groups], **shape)
+    layout = lay_out_groups(groups, **shape)
     packed = pack_groups(groups, layout, n=n, actions=1)
     places = {i: (r, place * n) for r, row in enumerate(layout.rows) for place, i in enumerate(row)}
     rows, starts = np.array([places[i] for i in range(len(groups))]).T

@@ -128,7 +128,7 @@ def _is_tokens(x: Any) -> bool:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _longest(segments: Int[Array, 'R T'], parts: int, mesh: Mesh) -> Int[Array, 'P']:
-    longest = jnp.max(jnp.sum(segments > 0, axis=1).reshape(parts, -1), axis=1)
+    longest = jnp.max(jnp.sum(segments != 0, axis=1).reshape(parts, -1), axis=1)
     return jax.lax.with_sharding_constraint(longest, sharding.replicated(mesh))
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling
 from pal_jax.models.splash import splash_attention
+from pal_jax.types import OPENING
 
 MASKED = -1e30  # finite, so that a difference of two of them is 0 and not NaN
 BLOCK = 128  # queries of a causal block on CPU: smaller ones mask less in vain but make slower products
@@ -33,13 +34,13 @@ def one_sequence(positions: Int[Array, 'R T']) -> Places:
 
 
 def visible(queries: Places, keys: Places, window: int | None = None) -> Bool[Array, 'R T S']:
-    """`[r, t, s]`: query `t` sees keys of its own segment and of its prefix, at its own position and less than `window`
-    before it.
+    """`[r, t, s]`: query `t` sees keys of its own segment, of its prefix and of the row's opening, at its own position
+    and less than `window` before it.
 
     Padding, segment 0, sees padding, so every softmax has something to sum.
     """
     distance, seen = _distance(queries, keys), keys.segments[:, None]
-    related = (seen == queries.segments[:, :, None]) | (seen == queries.prefix[:, :, None])
+    related = (seen == queries.segments[:, :, None]) | (seen == queries.prefix[:, :, None]) | (seen == OPENING)
     earlier = related & (distance >= 0)
     return earlier if window is None else earlier & (distance < window)
 

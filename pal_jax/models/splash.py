@@ -1,7 +1,8 @@
 """Attention of packed rows on a TPU, block by block in its fast memory: no `[T, T]` array exists at any time.
 
 The online softmax and the two backward passes of FlashAttention-2 (Dao 2023), as Pallas kernels. What is ours is who
-sees whom: a token sees its own segment and one more, so the branches of a prompt attend to it where it stands.
+sees whom: a token sees its own segment, one more and the row's opening, so the branches of a prompt attend to it where
+it stands.
 
 In a kernel scores lie as [columns, queries]: whatever belongs to a query (its maximum, its sum, its segment) is then a
 row that is broadcast down, which costs a vector unit nothing.
@@ -20,6 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
+
+from pal_jax.types import OPENING
 
 BLOCK = 512  # queries and columns of a block, where a row is that long
 LANES = 128
@@ -58,10 +61,11 @@ def splash_attention(
     soft_cap: float | None = None,
     interpret: bool = False,
 ) -> Float[Array, 'R T H K']:
-    """Softmax attention in which token `t` sees columns `s <= t` of its own segment and of segment `prefix[t]`.
+    """Softmax attention in which token `t` sees columns `s <= t` of its own segment, of segment `prefix[t]` and of the
+    row's opening (`types.OPENING`).
 
     The same as `attention.attention`: head `h` reads kv head `h // (H / G)`, the softmax is in float32. Segment 0 is
-    padding and sees only itself. Products take the dtype of `q`.
+    padding, which none but itself sees. Products take the dtype of `q`.
 
     Where a mesh is in context, rows and heads are spread over it as `runtime.sharding.RULES` spreads them.
 
@@ -248,7 +252,7 @@ def _meets(settings: Settings, bounds: Any, r: Any, i: Any, j: Any) -> Any:
     segment, prefix = ([bounds[r, i, n], bounds[r, i, n + 1]] for n in (0, 2))
     least, largest = bounds[r, j, 0], bounds[r, j, 1]
     related = [(low <= largest) & (least <= high) for low, high in (segment, prefix)]
-    seen = (j < i) & (related[0] | related[1])
+    seen = (j < i) & (related[0] | related[1] | (least == OPENING))
     if settings.window is not None:
         seen &= bounds[r, i, 4] - bounds[r, j, 5] < settings.window
     return seen | (j == i)
@@ -260,7 +264,8 @@ def _visible(settings: Settings, queries: Any, columns: Any, i: Any, j: Any) -> 
     size = settings.block
     query = i * size + lax.broadcasted_iota(jnp.int32, (size, size), 1)
     column = j * size + lax.broadcasted_iota(jnp.int32, (size, size), 0)
-    seen = ((column_segment == segment) | (column_segment == prefix)) & (column_segment != 0) & (column <= query)
+    related = (column_segment == segment) | (column_segment == prefix) | (column_segment == OPENING)
+    seen = related & (column_segment != 0) & (column <= query)
     if settings.window is not None:
         seen &= position - column_position < settings.window
     return seen | (column == query)

@@ -14,13 +14,14 @@ from pal_jax.data.packing import (
     Group,
     Layout,
     lay_out,
+    lay_out_groups,
     pack_examples,
     pack_groups,
     pack_rollouts,
     shared_prompt,
 )  # fmt: skip
 from pal_jax.runtime import devices
-from pal_jax.types import Completion, Dialogue, Person, Sample
+from pal_jax.types import OPENING, Completion, Dialogue, Person, Sample
 
 GROUPS = [
     Group([1, 2, 3], [Branch([4, 5]), Branch([6, 7, 8])]),
@@ -102,7 +103,7 @@ def test_rollouts_keep_rewards_and_logprobs_beside_their_tokens():
 def test_packed_rollouts_keep_the_samples_of_a_prompt_together():
     dialogue = Dialogue(Person('a', ('x: y',)), ())
     samples = [
-        Sample(dialogue, (1,) * size, Completion('', (2, 3), (0.0, k), 'stop'), 0, reward=10 * size + k)
+        Sample(dialogue, (size,) * size, Completion('', (2, 3), (0.0, k), 'stop'), 0, reward=10 * size + k)
         for size in (30, 6, 20)
         for k in range(2)
     ]
@@ -111,6 +112,26 @@ def test_packed_rollouts_keep_the_samples_of_a_prompt_together():
     assert np.asarray(batch.reward).tolist() == [[300, 301, 0, 0], [200, 201, 60, 61]]
     assert np.asarray(batch.ok).sum(1).tolist() == [2, 4]
     assert np.asarray(batch.sampler_logprobs)[1, :, 1].tolist() == [0, 1, 0, 1]
+
+
+def test_what_all_prompts_begin_with_stands_in_a_row_once():
+    groups = [Group([7, 7, 1, 2], [Branch([3])]), Group([7, 7, 1], [Branch([4, 5])]), Group([7, 7, 8], [Branch([6])])]
+    layout = lay_out_groups(groups, row_tokens=9, multiple=4)
+    assert (layout.opening, len(layout.rows)) == (2, 2)
+    batch = pack_groups(groups, layout, n=1, actions=2)
+    for row, places in enumerate(layout.rows):
+        assert batch.tokens[row, :2].tolist() == [7, 7]
+        assert (batch.segments[row, :2] == OPENING).all()
+        for place, i in enumerate(places):
+            prompt, ((completion, _),), _ = groups[i]
+            sequence, before = [*prompt, *completion], batch.states[row, place, : len(completion)]
+            assert batch.tokens[row, before].tolist() == sequence[len(prompt) - 1 : -1]
+            assert batch.positions[row, before].tolist() == list(range(len(prompt) - 1, len(sequence) - 1))
+            seen = (batch.segments[row] == OPENING) | (batch.segments[row] == batch.prefix[row, before[-1]])
+            assert batch.tokens[row, seen & (batch.positions[row] < len(prompt))].tolist() == prompt
+    # a prompt keeps a token of its own, and rows of one group have no opening
+    assert lay_out_groups([Group([7, 7], [Branch([3])])] * 2, row_tokens=9).opening == 1
+    assert lay_out_groups(groups).opening == 0
 
 
 def test_examples_with_one_system_prompt_share_it_and_only_completions_act():

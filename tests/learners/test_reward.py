@@ -15,6 +15,7 @@ from pal_jax.learners.training import Lora
 from pal_jax.models import config, decoder, params
 from pal_jax.runtime import devices
 from pal_jax.runtime.optim import make_optimizer
+from pal_jax.types import OPENING
 
 CFG = dataclasses.replace(config.tiny(vocab=64), unroll=True)
 ONE = devices.make_mesh(devices=jax.devices()[:1])
@@ -116,11 +117,12 @@ def test_groups_that_share_rows_score_and_teach_alike():
     learner = make_learner(loss=BradleyTerry(margin=0.5, label_smoothing=0.1, centring=0.02))
     state = make_state(learner)
     groups = [
-        shared_prompt([to_score(prompt, reply) for reply in replies])._replace(margin=0.3 * i)
+        shared_prompt([to_score([5, 6, 7, *prompt], reply) for reply in replies])._replace(margin=0.3 * i)
         for i, (prompt, replies) in enumerate(make_texts(pairs=1))
     ]
     alone, packed = (pack_replies(groups, ONE, ways=1, micro_rows=2, row_tokens=tokens) for tokens in (0, 96))
     assert packed.batch.tokens.shape[0] < len(groups)  # rows
+    assert (packed.batch.segments == OPENING).sum(axis=1).tolist() == [3] * packed.batch.tokens.shape[0]
     scores = learner.scores(state, alone)
     np.testing.assert_allclose(learner.scores(state, packed), scores, atol=2e-6)
     # the loss as its papers have it, in numpy

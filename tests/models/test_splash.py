@@ -21,7 +21,8 @@ ROW = (70, 90, 45)  # a prompt and two branches of it
 
 
 def packed(length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Segments, prefixes and positions of two rows: a prompt with its branches, and a short prompt; then padding."""
+    """Segments, prefixes and positions of two rows: a prompt with its branches, and the opening of two prompts, of which
+    the second has a branch; then padding."""
     ids = np.zeros((3, 2, length), np.int32)
     start = 0
     for n, size in enumerate(ROW):
@@ -29,14 +30,18 @@ def packed(length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         ids[0, 0, where], ids[1, 0, where] = n + 1, 1
         ids[2, 0, where] = np.arange(size) + (ROW[0] if n else 0)
         start += size
-    ids[:, 1, :30] = np.stack([np.ones(30), np.ones(30), np.arange(30)])
+    place = 0
+    for segment, prefix, first, size in ((-1, -1, 0, 60), (1, 1, 60, 30), (3, 3, 60, 50), (4, 3, 110, 30)):
+        where = slice(place, place + size)
+        ids[0, 1, where], ids[1, 1, where], ids[2, 1, where] = segment, prefix, first + np.arange(size)
+        place += size
     return tuple(jnp.asarray(each) for each in ids)
 
 
 def definition(q, k, v, segments, prefix, positions, *, scale=None, window=None, soft_cap=None):
     """Softmax over all of `[T, T]`."""
     columns, seen = jnp.arange(q.shape[1]), segments[:, None]
-    visible = ((seen == segments[:, :, None]) | (seen == prefix[:, :, None])) & (seen != 0)
+    visible = ((seen == segments[:, :, None]) | (seen == prefix[:, :, None]) | (seen == -1)) & (seen != 0)
     visible &= (columns[:, None] >= columns[None])[None]
     if window is not None:
         visible &= positions[:, :, None] - positions[:, None] < window
@@ -105,6 +110,9 @@ def test_blocks_that_nobody_sees_are_left_out(monkeypatch) -> None:
 
     assert met() == ['x..', 'xx.', 'x.x']
     assert met(window=1) == ['x..', '.x.', '..x']
+    ids = [np.repeat(x, 128)[None] for x in ([-1, 2, 3], [-1, 2, 3])]  # prompts of their own behind an opening
+    bounds = np.asarray(splash._ids(*map(jnp.asarray, (*ids, positions)), 128).bounds)
+    assert met() == ['x..', 'xx.', 'x.x']
 
 
 def test_a_mesh_in_context_spreads_rows_and_heads(monkeypatch) -> None:
@@ -134,7 +142,7 @@ def test_a_model_asks_for_it_with_its_own_settings(monkeypatch) -> None:
         asked = dataclasses.replace(cfg, attention=way)
         return attention.attention(*inputs, places, places, asked, LayerKind(window=20), causal=True)
 
-    real = np.asarray(places.segments > 0)
+    real = np.asarray(places.segments != 0)
     np.testing.assert_allclose(np.asarray(out('splash'))[real], np.asarray(out('blocks'))[real], atol=1e-5)
 
 
