@@ -57,7 +57,7 @@ test: $(TEST_READY)
 	$(RUN) -m pytest -q -n auto -m 'not slow and not network' $(ARGS)
 
 test-slow: $(TEST_READY)
-	$(RUN) -m pytest -q -m 'slow and not network' $(ARGS)
+	$(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m 'slow and not network' $(ARGS)
 
 check: lint test
 

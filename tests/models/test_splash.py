@@ -21,8 +21,8 @@ ROW = (70, 90, 45)  # a prompt and two branches of it
 
 
 def packed(length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Segments, prefixes and positions of two rows: a prompt with its branches, and the opening of two prompts, of which
-    the second has a branch; then padding."""
+    """Segments, prefixes and positions of two rows: a prompt with its branches, and an opening with two prompts, of
+    which the second has a branch; then padding."""
     ids = np.zeros((3, 2, length), np.int32)
     start = 0
     for n, size in enumerate(ROW):
