@@ -53,7 +53,7 @@ def get_config(variant: str = '') -> ConfigDict:
         optimizer=p.adamw(lr=1e-4, warmup_ratio=0.0, min_ratio=1.0),
         train=True,  # False: it stays as it begins
         std=1.0,  # of its scores: a gap that pays is divided by it (their mean would cancel out)
-        row_tokens=640,  # summaries share rows of so many; 0: a row for each
+        row_tokens=704,  # summaries share rows of so many; 0: a row for each
         micro_rows=1,  # rows in a device's memory at once
     )
     config.summary = dict(

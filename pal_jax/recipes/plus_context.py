@@ -54,7 +54,6 @@ def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Con
         )
     decoder, tokenizer = sampler.make_decoder(config, policy, ctx), policy.tokenizer
     prefill = tokenizer.encode(config.summary.prefill) if config.summary.prefill else []
-
     plain = sampler.make_sampling(config)
 
     def write(state: State, people: Sequence[Told], temperatures: Sequence[float], seed: Sequence[int]) -> Written:
