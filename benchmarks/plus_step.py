@@ -48,7 +48,9 @@ def make_plus(variant: str, source: str | None) -> Round:
     ctx = Context(devices.make_mesh(**config.mesh), stopwatch.phase)
     recipe, parts = plus.make(config, ctx), plus.make_parts(config, ctx)
     draw, n = plus.make_draw(config, plus.read_people(config)[0]), config.summary.n_samples
-    rows = {'ways': sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, 'micro_rows': config.ppo.micro_rows}
+    ppo = config.ppo
+    rows = {'ways': sharding.batch_ways(ctx.mesh) * ppo.minibatches, 'micro_rows': ppo.micro_rows}
+    rows |= {'row_tokens': ppo.row_tokens}
     (state, host), number = recipe.init(), 0
 
     def decode() -> plus.Written:
@@ -65,7 +67,7 @@ def make_plus(variant: str, source: str | None) -> Round:
         pairs = parts.pair_up.learn(written.texts, choices)
         gaps, grads, _ = parts.reader.read(state['reward'], pairs)
         taught, _ = parts.reader.apply(state['reward'], grads)
-        return plus.log_sigmoid(gaps[:, 0]), float(np.mean(np.asarray(pairs.batch.segments) > 0)), taught
+        return plus.log_sigmoid(gaps[:, 0]), float(np.mean(np.asarray(pairs.batch.segments) != 0)), taught
 
     def take() -> dict[str, float]:
         nonlocal state, host, number

@@ -43,7 +43,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
     config.ppo = p.ppo(
         estimator='group_norm', std_floor=0.1, kl_in='loss', kl_estimator='k3', kl_coef=0.02, negative_scale=0.2,
-        reward_clip=(-3.0, 10.0), row_tokens=768, micro_rows=1,
+        reward_clip=(-3.0, 10.0),
     )  # fmt: skip
     config.reward_model = dict(
         source=p.EMBEDDED,  # may be of another family than the summariser, with another tokenizer
@@ -123,7 +123,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.total_steps = 100
     config.optimizer = p.adamw(lr=5e-7)
     config.ppo = p.ppo(estimator='gae', minibatches=2, micro_rows=32)
-    config.reward_model.update(source='hf:Qwen/Qwen2.5-1.5B-Instruct', row_tokens=16384, micro_rows=1)
+    config.reward_model.update(source='hf:Qwen/Qwen2.5-1.5B-Instruct', row_tokens=4096, micro_rows=4)
     config.reward_model.optimizer = p.adamw(lr=9e-6)
     config.summary.update(people=256, n_samples=1, prefill='')
     config.sampling = p.sampling(temperature=1.0, max_tokens=256)

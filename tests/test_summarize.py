@@ -49,7 +49,7 @@ def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
     edited, _ = summarize(str(workdir), str(people), 'Likes cats.')
     assert edited['summary'] == 'Likes cats.'
     for record in (one, edited):
-        gap = parts.reader.gaps(state['reward'], parts.pair_up.judge([record['summary']], [[told[0][1]]]))
+        gap = parts.reader.gaps(state['reward'], parts.pair_up.compare([record['summary']], [[told[0][1]]]))
         assert record['probability'] == pytest.approx(1 / (1 + np.exp(-gap.item())), rel=1e-6)
     assert edited['probability'] != one['probability']
 

@@ -69,15 +69,17 @@ def lay_out(
     """Groups of these lengths in rows for each of `ways` (devices times minibatches), in whole micro-batches.
 
     With `row_tokens=0` a row has one group, and rows stand in order of length, so that micro-batches of neighbours have
-    little padding. Otherwise rows have up to `row_tokens` tokens, or what the longest group has if that is more: as few
-    rows as first-fit decreasing finds, as equal in length as they can be, each with the first `opening` tokens of its
-    groups once. Length is then a `multiple` and `groups` a power of two, so that the programs to compile stay few.
+    little padding. Otherwise rows have up to `row_tokens` tokens, or, where a group has more, what it is padded to: as
+    few rows as first-fit decreasing finds, as equal in length as they can be, each with the first `opening` tokens of
+    its groups once. Length is then a `multiple` and `groups` a power of two, so that the programs to compile stay few.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     rows, groups, opening = [[i] for i in order], 1, opening if row_tokens else 0
     lengths = [length - opening for length in lengths]
     if row_tokens:
-        rows = _first_fit(lengths, order[::-1], max(row_tokens - opening, max(lengths)))
+        longest = opening + max(lengths)
+        budget = row_tokens if longest <= row_tokens else round_up(longest, multiple)
+        rows = _first_fit(lengths, order[::-1], budget - opening)
     height = _height(len(rows), ways, micro_rows)
     if row_tokens:
         rows = _evened(lengths, order[::-1], rows, height)

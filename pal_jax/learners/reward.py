@@ -84,12 +84,13 @@ class BradleyTerry:
 
 class Pairs(NamedTuple):
     """Groups of `n` replies in rows, what each of their pairs counts in the loss and the margin it has; `where` are the
-    row and sample of each reply of a group."""
+    row and sample of each reply of a group. Rows are cut to `multiple`s of tokens."""
 
     batch: TokenBatch
     weight: Float[Array, 'R P']
     margin: Float[Array, 'R P']
     where: tuple[Int[np.ndarray, 'G n'], Int[np.ndarray, 'G n']]
+    multiple: int = MULTIPLE
 
     def pick(self, groups: Int[np.ndarray, '...'], branches: Int[np.ndarray, '...']) -> Pairs:
         """The same rows, of which these replies are wanted: `branches` of `groups`, broadcast together to [G, n]."""
@@ -113,10 +114,9 @@ class RewardLearner:
 
     def __init__(
         self, cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, *, micro_rows: int = 4,
-        multiple: int = MULTIPLE, adapters: Lora | None = None, loss: BradleyTerry | None = None, seed: int = 0,
+        adapters: Lora | None = None, loss: BradleyTerry | None = None, seed: int = 0,
     ):  # fmt: skip
-        self.cfg, self.optimizer, self.mesh = cfg, optimizer, mesh
-        self.cut = {'mesh': mesh, 'micro_rows': micro_rows, 'multiple': multiple}
+        self.cfg, self.optimizer, self.mesh, self.micro_rows = cfg, optimizer, mesh, micro_rows
         self.adapters, self.loss, self.seed = adapters, loss or BradleyTerry(), seed
         decoder.saved(cfg.remat)
         if adapters and adapters.dropout:
@@ -150,7 +150,8 @@ class RewardLearner:
 
     def scores(self, state: RewardState, pairs: Pairs) -> np.ndarray:
         """Of every reply: an array [groups, replies of a group]."""
-        parts, model = micro_batches(pairs.batch, **self.cut), state.model
+        model = state.model
+        parts = micro_batches(pairs.batch, self.mesh, self.micro_rows, pairs.multiple)
         found = jnp.concatenate([self._scores(model.params, model.frozen, micro) for micro in parts])
         return np.asarray(found)[pairs.where]
 
@@ -162,7 +163,8 @@ class RewardLearner:
         """The gaps of all pairs, the gradient of the loss of each group's last pair, and its figures, in one pass: the
         gaps are of the model as it is, before that gradient is applied."""
         grads, parts, losses = zeros(state.model.params), [], []
-        for micro, *each in micro_batches((pairs.batch, pairs.weight, pairs.margin), **self.cut):
+        rows = pairs.batch, pairs.weight, pairs.margin
+        for micro, *each in micro_batches(rows, self.mesh, self.micro_rows, pairs.multiple):
             (loss, found), grads = self._gradients(grads, state.model, micro, *each)
             losses.append(loss)
             parts.append(found)
@@ -229,12 +231,13 @@ def pack_replies(
     from, with the group's margin.
 
     Args:
-      n: replies of a group, or the most where some have fewer, which then are for scores alone; by default those of the
-        first.
+      n: replies of a group, or the most where some have fewer, which then are not learnt from; by default those of
+        the first.
       times: how often each group counts.
     """
     n = n or len(groups[0].branches)
     times = np.ones(len(groups)) if times is None else np.asarray(times)
+    full = np.array([len(group.branches) == n for group in groups])
     shape = {'ways': ways, 'micro_rows': micro_rows, 'row_tokens': row_tokens, 'multiple': multiple}
     layout = lay_out_groups(groups, **shape)
     packed = pack_groups(groups, layout, n=n, actions=1)
@@ -242,6 +245,7 @@ def pack_replies(
     rows, starts = np.array([places[i] for i in range(len(groups))]).T
     last = rows, starts // 2 + n // 2 - 1
     weight, margin = (np.zeros((packed.acts.shape[0], packed.acts.shape[1] // 2), np.float32) for _ in range(2))
-    weight[last], margin[last] = times / times.sum(), [group.margin for group in groups]
+    weight[last], margin[last] = full * times / times.sum(), [group.margin for group in groups]
     batch, weight, margin = sharding.put_batch((packed, weight, margin), mesh)
-    return Pairs(batch, weight, margin, (np.repeat(rows[:, None], n, axis=1), starts[:, None] + np.arange(n)))
+    where = np.repeat(rows[:, None], n, axis=1), starts[:, None] + np.arange(n)
+    return Pairs(batch, weight, margin, where, multiple)

@@ -32,7 +32,6 @@ from pal_jax.recipes.plus_context import (
     WRITTEN,
     PairUp,
     Written,
-    columns,
     make_condition,
     make_pairs,
     make_writer,
@@ -98,7 +97,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     if config.reads == 'latent':
         return plus_latent.make(config, ctx, train, tests)
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
-    condition = make_condition(config, pair_up.judge)
+    condition = make_condition(config, pair_up.compare)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
     ways, ppo = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, config.ppo
     rows = {'ways': ways, 'micro_rows': ppo.micro_rows, 'row_tokens': ppo.row_tokens}
@@ -146,7 +145,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         with ctx.phase('evaluate'):
             record, people = conditioning.evaluate(
                 lambda people, temperatures: describe(state, people, temperatures, (config.seed, EVALUATION)).texts,
-                lambda texts, choices: reader.gaps(state['reward'], pair_up.judge(texts, choices)),
+                lambda texts, choices: reader.gaps(state['reward'], pair_up.compare(texts, choices)),
                 tests, temperature=drawn, samples=config.eval.samples, shown=config.eval.shown,
             )  # fmt: skip
             written, replies = condition(
@@ -190,11 +189,11 @@ def check(config: Config) -> None:
     check_at_least(
         config, 1, 'total_steps', 'people', 'summary.people', 'summary.n_samples', 'hold.people', 'eval.people',
         'eval.samples', 'history.told', 'history.held', 'checkpoint.every', 'latent.dim', 'latent.hidden',
-        'latent.passes', 'latent.people',
+        'latent.passes', 'latent.people', 'reward_model.micro_rows',
     )  # fmt: skip
     if not config.data:
         raise ValueError('data is empty; name people, such as --config.data=votes:<folder>/<name>')
-    check_at_least(config, 0, 'hold.steps')
+    check_at_least(config, 0, 'hold.steps', 'reward_model.row_tokens')
     if config.reward_model.std <= 0:
         raise ValueError(f'reward_model.std={config.reward_model.std} must be above 0')
 
@@ -232,10 +231,7 @@ def make_reader(config: Config, cfg: ModelConfig, ctx: Context) -> RewardLearner
     settings = config.reward_model
     optimizer = make_optimizer(**settings.optimizer, total_steps=config.hold.steps + config.total_steps)
     adapters = make_adapters(config, of='reward_model')
-    return RewardLearner(
-        cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, multiple=columns(config), adapters=adapters,
-        seed=config.seed,
-    )  # fmt: skip
+    return RewardLearner(cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, adapters=adapters, seed=config.seed)
 
 
 def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple[list[History], Sequence[History]]]:

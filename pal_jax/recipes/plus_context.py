@@ -29,7 +29,7 @@ WRITTEN = ('summary', 'untrained')  # by a model
 
 State = dict[str, Any]  # 'reward', and 'policy' where one writes
 Pack = Callable[[Sequence[str], Sequence[Sequence[Choice]]], Pairs]
-BRANCHES = 16  # of a group that is judged: what a text and prompt have more starts another group
+BRANCHES = 8  # of a group that is compared: what a text and prompt have more starts another group
 
 
 class Written(NamedTuple):
@@ -57,11 +57,11 @@ def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Con
     plain = sampler.make_sampling(config)
 
     def write(state: State, people: Sequence[Told], temperatures: Sequence[float], seed: Sequence[int]) -> Written:
-        ways = [dataclasses.replace(plain, temperature=t) for t in temperatures]
+        samplings = [dataclasses.replace(plain, temperature=t) for t in temperatures]
         prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context))), *prefill) for p in people]
         told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
         decoder.load(learner.weights(state['policy']))
-        samples = sampler.sample(decoder, told, prompts, len(ways), ways, seed)
+        samples = sampler.sample(decoder, told, prompts, samplings, seed)
         decoder.release()
         return Written([summaries.extract(config.summary.prefill + each.completion.text) for each in samples], samples)
 
@@ -73,17 +73,18 @@ class PairUp(NamedTuple):
 
     learn: a group of replies for each text, of whose choices the last is to be learnt from. What stands there twice,
       with the same choices, is read once and counts twice.
-    judge: for gaps alone: a reply is read once after a text and a prompt, in however many choices it is.
+    compare: for gaps alone: a reply is read once after a text and a prompt, in however many choices it is.
     """
 
     learn: Pack
-    judge: Pack
+    compare: Pack
 
 
 def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context) -> PairUp:
     settings = config.reward_model
     packing = {'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': settings.micro_rows}
-    packing |= {'row_tokens': settings.row_tokens, 'multiple': columns(config)}
+    # Rows that texts share are all as long, so that one program reads them.
+    packing |= {'row_tokens': settings.row_tokens, 'multiple': settings.row_tokens or MULTIPLE}
 
     def group(text: str, asked: Iterable[tuple[str, str]]) -> Group:
         """Replies to prompts, after what is told in a text."""
@@ -102,7 +103,7 @@ def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context) -> PairUp:
         pairs = pack_replies(groups, ctx.mesh, times=np.bincount(of), **packing)
         return pairs.pick(of[:, None], np.arange(2 * len(choices[0]))[None])
 
-    def judge(texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
+    def compare(texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
         wanted = [[(text, *side) for c in each for side in sides(c)] for text, each in zip(texts, choices, strict=True)]
         asked: dict[tuple[str, str], dict[str, None]] = {}
         for text, prompt, reply in itertools.chain(*wanted):
@@ -117,13 +118,7 @@ def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context) -> PairUp:
         where = np.array([[places[each] for each in own] for own in wanted])
         return pack_replies(groups, ctx.mesh, n=BRANCHES, **packing).pick(where[..., 0], where[..., 1])
 
-    return PairUp(learn, judge)
-
-
-def columns(config: Config) -> int:
-    """The least number of columns of the reward model's rows: where texts share rows all are as long, so that one
-    program reads them."""
-    return config.reward_model.row_tokens or MULTIPLE
+    return PairUp(learn, compare)
 
 
 def sides(choice: Choice) -> Sequence[tuple[str, str]]:
@@ -131,7 +126,7 @@ def sides(choice: Choice) -> Sequence[tuple[str, str]]:
     return (choice.prompt, choice.chosen), (choice.prompt, choice.rejected)
 
 
-def make_condition(config: Config, judge: Pack):
+def make_condition(config: Config, compare: Pack):
     """Figures of replies that the model of `config.condition` writes to people, with and without a summary; nothing
     where it names none, or of no people.
 
@@ -152,7 +147,7 @@ def make_condition(config: Config, judge: Pack):
         if not model or not people:
             return {}, []
         record, told = conditioning.personalise(
-            model, lambda texts, choices: gaps(judge(texts, choices)), people, describe(people), seed=config.seed
+            model, lambda texts, choices: gaps(compare(texts, choices)), people, describe(people), seed=config.seed
         )
         if not record['written']:
             raise RuntimeError(f'condition={config.condition} wrote no reply: {models.last_error or "they are empty"}')

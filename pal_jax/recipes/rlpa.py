@@ -229,7 +229,7 @@ def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Dec
     def sample_turns(
         dialogues: Sequence[Dialogue], n: int, seed: Sequence[int], tell: Callable[[Sample], None] | None = None
     ) -> list[Sample]:
-        return sampler.sample(decoder, dialogues, list(map(prompt_of, dialogues)), n, sampling, seed, tell)
+        return sampler.sample(decoder, dialogues, list(map(prompt_of, dialogues)), [sampling] * n, seed, tell)
 
     return sample_turns
 

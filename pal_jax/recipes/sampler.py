@@ -37,18 +37,17 @@ def make_sampling(config: Config) -> Sampling:
 
 
 def sample(
-    decoder: Decoder, dialogues: Sequence[Dialogue], prompts: Sequence[tuple[int, ...]], n: int,
-    sampling: Sampling | Sequence[Sampling], seed: Sequence[int], tell: Callable[[Sample], None] | None = None,
+    decoder: Decoder, dialogues: Sequence[Dialogue], prompts: Sequence[tuple[int, ...]], samplings: Sequence[Sampling],
+    seed: Sequence[int], tell: Callable[[Sample], None] | None = None,
 ) -> list[Sample]:  # fmt: skip
-    """`n` neighbours for each dialogue, of which `prompts` has the tokens; `tell` hears of each as soon as it is there.
-    `sampling` is that of all, or of each of the `n`. The randomness of a sample is a function of `seed` and its place.
-    """
-    ways = [sampling] * n if isinstance(sampling, Sampling) else sampling
+    """For each dialogue, of which `prompts` has the tokens, a neighbour drawn by each of `samplings`; `tell` hears of a
+    sample as soon as it is there, whose randomness is a function of `seed` and its place."""
+    n = len(samplings)
     seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
 
     def as_sample(k: int, completion: Completion) -> Sample:
         return Sample(dialogues[k // n], prompts[k // n], completion, k // n)
 
-    requests = [Request(prompts[k // n], ways[k % n], each) for k, each in enumerate(seeds)]
+    requests = [Request(prompts[k // n], samplings[k % n], each) for k, each in enumerate(seeds)]
     completions = decoder(requests, (lambda k, each: tell(as_sample(k, each))) if tell else None)
     return [as_sample(k, each) for k, each in enumerate(completions)]

@@ -116,7 +116,7 @@ def make_sampler(config: Config, policy: Policy, ctx: Context, at_once: int) -> 
         prompts = [tuple(policy.tokenizer.chat(as_chat(text))) for text in asked]
         dialogues = [Dialogue(Person(text, ()), (Turn('user', text),)) for text in asked]
         decoder.load(params)
-        samples = sampler.sample(decoder, dialogues, prompts, n, sampling, seed)
+        samples = sampler.sample(decoder, dialogues, prompts, [sampling] * n, seed)
         decoder.release()
         return samples
 

@@ -13,6 +13,7 @@ import pytest
 from pal_jax.models import attention
 from pal_jax.models.attention import Places
 from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling, tiny
+from pal_jax.types import OPENING
 
 pytestmark = pytest.mark.usefixtures('strict_promotion')
 
@@ -56,7 +57,7 @@ def one_by_one(q, k, v, queries: Places, keys: Places, cfg: ModelConfig = CFG, k
 
 def sees(queries: Places, keys: Places, r: int, t: int, s: int, window: int | None) -> bool:
     segment, distance = int(keys.segments[r, s]), int(queries.positions[r, t] - keys.positions[r, s])
-    related = segment in (int(queries.segments[r, t]), int(queries.prefix[r, t]))
+    related = segment in (int(queries.segments[r, t]), int(queries.prefix[r, t]), OPENING)
     return related and 0 <= distance < (window or 1_000)
 
 
@@ -65,10 +66,12 @@ def causal(rows: int, length: int) -> Places:
 
 
 def branches() -> Places:
-    """A row with a prompt of five tokens, completions of three and four, and padding; a row of two texts."""
-    segments = jnp.array([[1] * 5 + [2] * 3 + [3] * 4 + [0], [1] * 6 + [2] * 7])
-    prefix = jnp.array([[1] * 12 + [0], [1] * 6 + [2] * 7])
-    positions = jnp.array([[*range(5), *range(5, 8), *range(5, 9), 0], [*range(6), *range(7)]])
+    """A row with a prompt of five tokens, completions of three and four, and padding; a row of two texts that begin
+    alike."""
+    texts = [OPENING] * 2 + [1] * 5 + [2] * 6
+    segments = jnp.array([[1] * 5 + [2] * 3 + [3] * 4 + [0], texts])
+    prefix = jnp.array([[1] * 12 + [0], texts])
+    positions = jnp.array([[*range(5), *range(5, 8), *range(5, 9), 0], [*range(2), *range(2, 7), *range(2, 8)]])
     return Places(segments, prefix, positions)
 
 

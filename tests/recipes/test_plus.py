@@ -118,15 +118,15 @@ def test_baselines_train_the_reward_model_alone(reads):
     assert {metrics['samples'] for _, metrics in rows} == {8.0}
 
 
-def test_what_is_judged_once_has_the_gaps_of_all_that_is_read():
+def test_what_is_compared_once_has_the_gaps_of_all_that_is_read():
     parts = plus.make_parts(get_config(reads='kind'), ONE)
     people = plus.read_people(get_config())[0][:3]
     texts = ['Liked: Dogs', 'Liked: Dogs', '', 'Liked: Cats', 'Liked: Dogs']
     choices = [(person.reward, person.train) for person in (*people, people[0], people[0])]
     state = parts.reader.init(parts.judge.source.load(parts.reader.param_shardings))
-    learnt, judged = (pack(texts, choices) for pack in parts.pair_up)
+    learnt, compared = (pack(texts, choices) for pack in parts.pair_up)
     found = parts.reader.gaps(state, learnt)
-    np.testing.assert_allclose(parts.reader.gaps(state, judged), found, atol=2e-6)
+    np.testing.assert_allclose(parts.reader.gaps(state, compared), found, atol=2e-6)
     np.testing.assert_array_equal(found[0], found[4])
     assert int((learnt.weight > 0).sum()) == 4  # of five texts two are alike, with the same choices
     assert float(learnt.weight.max()) == pytest.approx(2 / 5)
@@ -251,6 +251,7 @@ def test_a_wrong_table_is_told_before_a_run_starts(changes, message, tmp_path):
         ({'data': ''}, 'data is empty; name people, such as --config.data=votes:'),
         ({'condition': 'writer'}, "condition='writer' is unknown; use"),
         ({'hold.steps': -1}, 'hold.steps=-1 must be at least 0'),
+        ({'reward_model.row_tokens': -1}, 'reward_model.row_tokens=-1 must be at least 0'),
     ],
 )
 def test_what_is_wrong_is_told_before_a_file_is_read(changes, message):
