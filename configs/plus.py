@@ -17,7 +17,7 @@ from pal_jax import presets as p
 
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'table', 'people', 'smoke', 'paper')
-    config = p.base(recipe='plus', total_steps=16)  # with both learning; those of `hold` come before
+    config = p.base(recipe='plus', total_steps=20)  # with both learning; those of `hold` come before
     # pets; or a JSONL file of people (pal_jax/data/histories.py); or choices that histories are made of:
     # votes:<folder>/<name>, or a public set as ukp:<folder> or choices:<source> (pal_jax/data/opinions.py); or
     # rated:<file>, replies rated by attributes that made-up people want (pal_jax/data/attributes.py)
@@ -39,10 +39,10 @@ def get_config(variant: str = '') -> ConfigDict:
     config.methods = ''  # as plus,untrained,context,nothing,latent,kind,shuffled,static-summariser,static-reward-model
     config.seeds = 1
     config.policy = p.policy(p.EMBEDDED)  # the summariser
-    config.optimizer = p.adamw(lr=3e-5, warmup_ratio=0.15)
+    config.optimizer = p.adamw(lr=5e-5, warmup_ratio=0.15)
     config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
     config.ppo = p.ppo(
-        estimator='group_norm', std_floor=0.1, kl_in='loss', kl_estimator='k3', kl_coef=0.02, negative_scale=0.2,
+        estimator='group_norm', std_floor=0.1, kl_in='loss', kl_estimator='k3', kl_coef=0.02, negative_scale=0.5,
         reward_clip=(-3.0, 10.0),
     )  # fmt: skip
     config.reward_model = dict(
@@ -50,10 +50,10 @@ def get_config(variant: str = '') -> ConfigDict:
         dtype='auto',
         remat='none',
         lora=dict(rank=0, alpha=16.0, targets='all-linear', dropout=0.0),
-        optimizer=p.adamw(lr=1e-4, warmup_ratio=0.0, min_ratio=1.0),
+        optimizer=p.adamw(lr=1e-4, warmup_ratio=0.0),
         train=True,  # False: it stays as it begins
         std=1.0,  # of its scores: a gap that pays is divided by it (their mean would cancel out)
-        row_tokens=704,  # summaries share rows of so many; 0: a row for each
+        row_tokens=384,  # summaries share rows of so many; 0: a row for each
         micro_rows=1,  # rows in a device's memory at once
     )
     config.summary = dict(
