@@ -115,8 +115,13 @@ def make(config: Config, ctx: Context) -> Recipe:
             count, temperature = (1, config.hold.temperature) if waits else (n, config.sampling.temperature)
             texts, samples = describe(state, people, [temperature] * count, (config.seed, i))
         with ctx.phase('read'):
-            choices = [(person.reward, person.train) for person in choosers for _ in range(count)]
-            gaps, grads, metrics = reader.read(state['reward'], pair_up.learn(texts, choices))
+            # While nobody is paid the choice that teaches is read alone.
+            read = [(person.train,) if waits else (person.reward, person.train) for person in choosers]
+            pairs = pair_up.learn(texts, [choices for choices in read for _ in range(count)])
+            if config.reward_model.train:
+                gaps, grads, metrics = reader.read(state['reward'], pairs)
+            else:
+                gaps, grads, metrics = reader.gaps(state['reward'], pairs), {}, {}
             rewards = log_sigmoid(gaps[:, 0] / config.reward_model.std)
         metrics |= summarize(texts, rewards, people)
         if not waits and config.summary.train:
