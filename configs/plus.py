@@ -72,6 +72,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.eval = dict(
         people=64,
         samples=1,  # drawn summaries of a person, beside the likeliest
+        base=True,  # before the first step, too
         every=0,
         shown=3,
     )

@@ -25,8 +25,9 @@ from pal_jax.evals import conditioning
 from pal_jax.feedback import histories
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
-from pal_jax.learners.reward import RewardLearner
+from pal_jax.learners.reward import Pairs, RewardLearner, RewardState
 from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
 from pal_jax.recipes import plus_latent, plus_table
 from pal_jax.recipes.plus_context import (
     WRITTEN,
@@ -102,6 +103,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     ways, ppo = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, config.ppo
     rows = {'ways': ways, 'micro_rows': ppo.micro_rows, 'row_tokens': ppo.row_tokens}
     n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)
+    read_pairs = reader.read if config.reward_model.train else functools.partial(only_gaps, reader)
 
     def init() -> tuple[State, Host]:
         state = {'reward': reader.init(judge.source.load(reader.param_shardings))}
@@ -116,12 +118,9 @@ def make(config: Config, ctx: Context) -> Recipe:
             texts, samples = describe(state, people, [temperature] * count, (config.seed, i))
         with ctx.phase('read'):
             # While nobody is paid the choice that teaches is read alone.
-            read = [(person.train,) if waits else (person.reward, person.train) for person in choosers]
-            pairs = pair_up.learn(texts, [choices for choices in read for _ in range(count)])
-            if config.reward_model.train:
-                gaps, grads, metrics = reader.read(state['reward'], pairs)
-            else:
-                gaps, grads, metrics = reader.gaps(state['reward'], pairs), {}, {}
+            own = [(person.train,) if waits else (person.reward, person.train) for person in choosers]
+            pairs = pair_up.learn(texts, [choices for choices in own for _ in range(count)])
+            gaps, grads, metrics = read_pairs(state['reward'], pairs)
             rewards = log_sigmoid(gaps[:, 0] / config.reward_model.std)
         metrics |= summarize(texts, rewards, people)
         if not waits and config.summary.train:
@@ -162,7 +161,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         return Evaluation(record | written, people, [*exhibits, *replies])
 
     steps = hold + config.total_steps
-    stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every, base=config.eval.base)
     abstract = {'reward': reader.abstract} | ({'policy': learner.abstract} if config.reads in WRITTEN else {})
     return Recipe(steps, abstract, init, step, stage, evaluate, trained_by(config, policy, learner, reader))
 
@@ -258,6 +257,11 @@ def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:
     return -np.logaddexp(0.0, -x)
+
+
+def only_gaps(reader: RewardLearner, state: RewardState, pairs: Pairs) -> tuple[np.ndarray, Params, Metrics]:
+    """`reader.read` where it is not to learn."""
+    return reader.gaps(state, pairs), {}, {}
 
 
 def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[History]) -> Metrics:

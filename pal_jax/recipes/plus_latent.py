@@ -96,7 +96,8 @@ def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[
         return Evaluation(record, people, conditioning.make_exhibits(record, list(tests)))
 
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(new))
-    stage = functools.partial(stage_before, warmup=0, steps=settings.passes, every=config.eval.every)
+    stages = {'every': config.eval.every, 'base': config.eval.base}
+    stage = functools.partial(stage_before, warmup=0, steps=settings.passes, **stages)
     return Recipe(settings.passes, abstract, init, step, stage, evaluate, shown=('accuracy', 'reward'))
 
 

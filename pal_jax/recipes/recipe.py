@@ -147,8 +147,11 @@ def trained_policy(config: Config, policy: Policy, learner: PolicyLearner) -> Tr
     return Trained(exports, learner.abstract_weights, policy.cfg, policy.tokenizer)
 
 
-def stage_before(i: int, *, warmup: int, steps: int, every: int) -> str | None:
-    """The evaluation due before step `i`: the base model, the warmed-up one, the last, and every so many in between."""
+def stage_before(i: int, *, warmup: int, steps: int, every: int, base: bool = True) -> str | None:
+    """The evaluation due before step `i`: the base model unless it is left out, the warmed-up one, the last, and every
+    so many in between."""
+    if not (i or base):
+        return None
     named = {0: 'base', warmup: 'warm-up' if warmup else 'base', steps: 'final'}
     return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
 

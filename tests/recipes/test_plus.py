@@ -174,6 +174,7 @@ def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
     assert (one.reads, context.reads) == ('summary', 'context')
     assert (static.reward_model.train, static.hold.steps, one.reward_model.train) == (False, 0, True)
     assert (runs[3][0].seed, runs[3][0].methods, runs[3][0].seeds) == (1, '', 1)
+    assert [run.eval.base for run in (one, context, static)] == [True, False, False]
     assert table.total_steps == 6
     assert [folder.name for _, folder in plus.stages(get_config(), tmp_path)] == [tmp_path.name]
     assert plus.stages(get_config('table'), tmp_path)[-1][0].total_steps == 27  # nine methods
