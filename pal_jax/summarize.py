@@ -8,8 +8,9 @@ Options:
   --history=FILE            a person a line, as for training (pal_jax/data/histories.py); only `context` must be there
   --summary=TEXT            your words in place of the model's, for everyone in the file
 
-Prints a JSON object a person: `user`, `summary` and, where the line has eval_prompt, eval_chosen and eval_rejected,
-`probability`: that the person prefers eval_chosen, as the reward model has it after that summary.
+Prints a JSON object a person: `user` (the place in the file, where the line names none), `summary` and, where the line
+has eval_prompt, eval_chosen and eval_rejected, `probability`: that the person prefers eval_chosen, as the reward model
+has it after that summary.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
       RuntimeError: a model or checkpoint that cannot be read.
     """
     config, people = read_config(workdir), histories.load_told(path)
-    if config.recipe != 'plus' or config.reads not in plus_context.WRITTEN:
-        raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py')
+    if config.recipe != 'plus' or config.get('reads') not in plus_context.WRITTEN:
+        reads = ' or '.join(plus_context.WRITTEN)
+        raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py, reads={reads}')
     parts = plus.make_parts(config, Context(devices.make_mesh(**config.mesh)))
     wanted = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}
     state, *_ = Checkpoints(workdir, wanted, read_only=True).read()

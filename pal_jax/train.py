@@ -14,7 +14,8 @@ Options:
 
 The same command again resumes, also after SIGTERM or Ctrl-C, which save a checkpoint first; a larger
 --config.total_steps goes on from a finished run. The folder then holds report.html, learning_curve.png, summary.json,
-metrics.jsonl, rollouts.jsonl, tensorboard/, checkpoints/ and export/ (Hugging Face).
+metrics.jsonl, evals.jsonl, tensorboard/, checkpoints/, export/ (Hugging Face), and by method what was said, such as
+rollouts.jsonl, dialogues.jsonl and exhibits.jsonl.
 """
 
 from __future__ import annotations
@@ -59,8 +60,10 @@ def train(config: Config, workdir: Path) -> int:
     checkpoints = cli.faults(checkpoint.Checkpoints, workdir, recipe.abstract, **kept)
     restored = cli.faults(checkpoints.restore)
     if restored and restored[2] >= recipe.total_steps and (workdir / report.REPORT).exists():
-        progress.log(f'{workdir} is finished; a larger --config.total_steps goes on from there')
+        progress.log(f'{workdir / report.REPORT}: finished; a larger --config.total_steps goes on from there')
         return 0
+    if 'stage' in config:
+        progress.log(f'{config.stage}: {workdir}')
     with Stopping(progress.log) as stopping:
         stopped = cli.faults(run, config, workdir, recipe, progress, checkpoints, restored, stopping, rollouts)
         checkpoints.close()

@@ -153,8 +153,10 @@ def make_exhibits(record: Mapping[str, Any], splits: Sequence[str]) -> list[Exhi
                 told = ['' if value is None else f'{value:.3f}' for value in figures]
                 accuracy, error = (record[f'{split}{name}accuracy{end}'] for end in ('', '_se'))
                 right = f'{accuracy:.3f}' if error is None else f'{accuracy:.3f} ± {error:.3f}'
-                rows.append([split.rstrip('_') or splits[0], title, right, *told])
-    return [Exhibit('Whose summary is read', table=rows)]
+                people = f'{split.rstrip("_") or splits[0]}, {record[f"{split}people"]}'
+                rows.append([people, title, right, *told])
+    known = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    return [Exhibit('Whose summary is read', table=[list(row) for row in zip(*known, strict=True)])]
 
 
 def personalise(
@@ -173,12 +175,19 @@ def personalise(
     kept = [i for i in range(len(people)) if all(each[i] and str(each[i]).strip() for each in replies)]
     record: dict[str, Any] = {'written': len(kept)}
     own, somebody, plain = ([str(each[i]).strip() for i in kept] for each in replies)
-    for name, written in (('written', own), ('written_for_somebody', somebody)) if kept else ():
+
+    def compare(written: Sequence[str]) -> np.ndarray:
         choices = [[Choice(prompts[i], ours, none)] for i, ours, none in zip(kept, written, plain, strict=True)]
-        found = gaps([texts[i] for i in kept], choices)[:, 0]
-        better = (np.sign(found) + 1.0) / 2.0
+        return gaps([texts[i] for i in kept], choices)[:, 0]
+
+    found = {'written': compare(own), 'written_for_somebody': compare(somebody)} if kept else {}
+    for name, differences in found.items():
+        better = (np.sign(differences) + 1.0) / 2.0
         record |= {f'{name}_better': float(better.mean()), f'{name}_better_se': standard_error(better)}
-        record[f'{name}_gap'] = float(found.mean())
-    head = ['person', 'summary', 'prompt', 'reply after it', 'reply without']
-    rows = [[people[i].user, texts[i], prompts[i], mine, none] for i, mine, none in zip(kept, own, plain, strict=True)]
+        record[f'{name}_gap'] = float(differences.mean())
+    head = ['person', 'summary', 'prompt', 'reply after it', 'reply without', 'gap']
+    rows = [
+        [people[i].user, texts[i], prompts[i], mine, none, f'{gap:+.2f}']
+        for i, mine, none, gap in zip(kept, own, plain, found.get('written', ()), strict=True)
+    ]
     return record, Exhibit('Replies with and without a summary', table=[head, *rows[:8]])

@@ -30,6 +30,11 @@ COLUMNS = {  # of the table, by what an evaluation calls them
     'random_accuracy': 'of somebody',
     'none_accuracy': 'of nobody',
 }
+KEY = (
+    'Accuracy is of held-out choices, by the likeliest summary; ± is a standard error over seeds, intervals are of '
+    '95 % over people. Drawn: by summaries drawn as in training. Of another kind, of somebody, of nobody: by the '
+    'summary of a person of another kind, of somebody at random, or none.'
+)
 WINDOW = 5  # steps of the running mean that is drawn
 
 
@@ -125,9 +130,8 @@ def _apart(differences: np.ndarray) -> str:
 def make_exhibits(entries: Sequence[Entry]) -> list[Exhibit]:
     rows, grouped = table(entries), by_method(entries)
     return [
-        Exhibit('Accuracy by what the reward model reads', table=rows, picture=plot_accuracy(grouped)),
+        Exhibit('Accuracy by what the reward model reads', text=KEY, table=rows, picture=plot_accuracy(grouped)),
         Exhibit('Learning curves', picture=plot_curves(grouped)),
-        Exhibit('The table in Markdown', text=markdown(rows)),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pal_jax.data import attributes, histories, opinions, votes
@@ -80,10 +81,16 @@ def read(data: str, *, people: int, tested: int, seed: int, form: str, made: Mad
         choices = _vote(data.removeprefix('votes:'), made) if voted else by_person(opinions.read(data))
         found = histories.from_choices(choices, **settings, seed=0)
         random.Random(0).shuffle(found)
+    elif ':' in data and not Path(data).exists():
+        raise ValueError(
+            f'data={data!r} is unknown; use pets, a JSONL file of people, votes:<folder>/<name>, rated:<file>, or a '
+            f'source of choices after {", ".join(f"{name}:" for name in opinions.SOURCES)}'
+        )
     else:
         found = histories.load(data)
     cut = len(found) - min(tested, len(found) // 5)
     if cut == len(found):
-        enough = f' with {made.told + 2 + made.held} choices apart' if made_here else ''
+        needed = f'{made.told + 2 + made.held} choices apart (history.told + 2 + history.held)'
+        enough = f' with {needed} of at most {made.max_words} words (history.max_words)' if made_here else ''
         raise ValueError(f'{data} has {len(found)} people{enough}; give five or more, a fifth is kept for testing')
     return found[:cut][:people], {'test': found[cut:], 'seen': found[: min(tested, cut, people)]}

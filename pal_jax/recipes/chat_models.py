@@ -49,7 +49,8 @@ class ChatModels:
                 self._local[role] = self._open_local(rest, role)
             return make(self._local[role])
         if name not in known:
-            raise ValueError(f'{key}={name!r} is unknown; use {", ".join(known)}, endpoint:<name> or local:<source>')
+            ways = ', '.join([*known, 'endpoint:<name> or local:<source>'])
+            raise ValueError(f'{key}={name!r} is unknown; use {ways}')
         return known[name]()
 
     def early(self, reward: Config, system: str) -> Early | None:

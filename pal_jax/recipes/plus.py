@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +26,8 @@ from pal_jax.evals import conditioning
 from pal_jax.feedback import histories
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
-from pal_jax.learners.reward import Pairs, RewardLearner, RewardState
+from pal_jax.learners.reward import RewardLearner
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.params import Params
 from pal_jax.recipes import plus_latent, plus_table
 from pal_jax.recipes.plus_context import (
     WRITTEN,
@@ -55,6 +55,7 @@ from pal_jax.recipes.recipe import (
     trained_policy,
 )
 from pal_jax.runtime import sharding
+from pal_jax.runtime.checkpoint import CONFIG
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import History, Metrics, Sample
 
@@ -81,7 +82,17 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
       ValueError: a value is wrong.
     """
     check(config)
-    return plus_table.stages(config, workdir) if config.methods else [(config, workdir)]
+    if not config.methods:
+        return [(config, workdir)]
+    if (workdir / CONFIG).exists():
+        raise ValueError(f'{workdir} holds a single run; give the table another --workdir')
+    runs, people = plus_table.stages(config, workdir), read_people(config)
+    for run, _ in runs[: len(plus_table.read_methods(config))]:
+        try:
+            check_reads(run.reads, people)
+        except ValueError as error:
+            raise ValueError(f'{error}, or leave {run.stage} out of --config.methods') from error
+    return runs
 
 
 def make(config: Config, ctx: Context) -> Recipe:
@@ -103,7 +114,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     ways, ppo = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, config.ppo
     rows = {'ways': ways, 'micro_rows': ppo.micro_rows, 'row_tokens': ppo.row_tokens}
     n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)
-    read_pairs = reader.read if config.reward_model.train else functools.partial(only_gaps, reader)
+    read = reader.read if config.reward_model.train else lambda *told: (reader.gaps(*told), {}, {})
 
     def init() -> tuple[State, Host]:
         state = {'reward': reader.init(judge.source.load(reader.param_shardings))}
@@ -120,7 +131,7 @@ def make(config: Config, ctx: Context) -> Recipe:
             # While nobody is paid the choice that teaches is read alone.
             own = [(person.train,) if waits else (person.reward, person.train) for person in choosers]
             pairs = pair_up.learn(texts, [choices for choices in own for _ in range(count)])
-            gaps, grads, metrics = read_pairs(state['reward'], pairs)
+            gaps, grads, metrics = read(state['reward'], pairs)
             rewards = log_sigmoid(gaps[:, 0] / config.reward_model.std)
         metrics |= summarize(texts, rewards, people)
         if not waits and config.summary.train:
@@ -132,7 +143,7 @@ def make(config: Config, ctx: Context) -> Recipe:
                 reward, applied = reader.apply(state['reward'], grads)
             check_finite(reward)
             state, metrics = state | {'reward': reward}, metrics | applied
-        return state, host, 'hold' if i < hold else 'plus', metrics
+        return state, host, ('hold' if i < hold else 'plus') if learns else config.reads, metrics
 
     def improve(state: PolicyState, samples: Sequence[Sample], i: int) -> tuple[PolicyState, Metrics]:
         """PPO's update of the summariser."""
@@ -157,13 +168,14 @@ def make(config: Config, ctx: Context) -> Recipe:
                 lambda people: describe(state, people, [0.0], (config.seed, EVALUATION)).texts,
                 functools.partial(reader.gaps, state['reward']),
             )
-        exhibits = conditioning.make_exhibits(record, list(tests))
-        return Evaluation(record | written, people, [*exhibits, *replies])
+        record |= {'learnt_from': len(train)} | written
+        return Evaluation(record, people, [*conditioning.make_exhibits(record, list(tests)), *replies])
 
     steps = hold + config.total_steps
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every, base=config.eval.base)
     abstract = {'reward': reader.abstract} | ({'policy': learner.abstract} if config.reads in WRITTEN else {})
-    return Recipe(steps, abstract, init, step, stage, evaluate, trained_by(config, policy, learner, reader))
+    trained, shown = trained_by(config, policy, learner, reader), ('accuracy', 'reward', 'written_better')
+    return Recipe(steps, abstract, init, step, stage, evaluate, trained, shown=shown)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained | None:
@@ -195,6 +207,10 @@ def check(config: Config) -> None:
         'eval.samples', 'history.told', 'history.held', 'checkpoint.every', 'latent.dim', 'latent.hidden',
         'latent.passes', 'latent.people', 'reward_model.micro_rows',
     )  # fmt: skip
+    if config.seeds != 1 and not config.methods:
+        raise ValueError(
+            f'seeds={config.seeds} is for a table of --config.methods; for one run give --config.seed and a --workdir'
+        )
     if not config.data:
         raise ValueError('data is empty; name people, such as --config.data=votes:<folder>/<name>')
     check_at_least(config, 0, 'hold.steps', 'reward_model.row_tokens')
@@ -208,9 +224,17 @@ def read_people(config: Config) -> tuple[list[History], histories.Splits]:
         config.data, people=config.people, tested=config.eval.people, seed=config.seed, form=config.form,
         made=histories.Made(**config.history),
     )  # fmt: skip
-    if config.reads == 'kind' and not all(person.kind for person in train):
-        raise ValueError(f'reads=kind: people of {config.data} have no kind; read something else')
+    check_reads(config.reads, (train, tests))
     return train, tests
+
+
+def check_reads(reads: str, people: tuple[Sequence[History], histories.Splits]) -> None:
+    """Raises ValueError where that is not known of them."""
+    everyone = [*people[0], *itertools.chain(*people[1].values())]
+    if reads == 'kind' and not all(person.kind for person in everyone):
+        raise ValueError('reads=kind: there are people without a kind; read something else')
+    if reads == 'latent':
+        plus_latent.check(everyone)
 
 
 def make_parts(config: Config, ctx: Context) -> Parts:
@@ -257,11 +281,6 @@ def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:
     return -np.logaddexp(0.0, -x)
-
-
-def only_gaps(reader: RewardLearner, state: RewardState, pairs: Pairs) -> tuple[np.ndarray, Params, Metrics]:
-    """`reader.read` where it is not to learn."""
-    return reader.gaps(state, pairs), {}, {}
 
 
 def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[History]) -> Metrics:

@@ -41,11 +41,10 @@ from pal_jax.types import Choice, History, Metrics
 
 
 def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[str, Sequence[History]]) -> Recipe:
-    """Raises ValueError where it is not known of somebody which choices are told, or a value is wrong."""
+    """Raises ValueError where a value is wrong."""
     settings, policy = config.latent, make_policy(config, ctx, of='reward_model')
     options = Latent(settings.dim, settings.hidden, settings.kl_coef)
     everyone = [*train, *itertools.chain(*tests.values())]
-    check(everyone)
     updates = -(-len(train) // settings.people)
     optimizer = make_optimizer(**settings.optimizer, total_steps=settings.passes * updates)
     update = latent.make_update(optimizer, options)
@@ -93,6 +92,7 @@ def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[
                 functools.partial(describe, state), functools.partial(gaps, state), tests, temperature=1.0,
                 samples=config.eval.samples, shown=config.eval.shown, nothing=np.zeros(settings.dim, np.float32),
             )  # fmt: skip
+        record['learnt_from'] = len(train)
         return Evaluation(record, people, conditioning.make_exhibits(record, list(tests)))
 
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(new))
@@ -102,6 +102,7 @@ def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[
 
 
 def check(people: Sequence[History]) -> None:
+    """Raises ValueError where it is not known of somebody which choices are told."""
     counts = {len(person.past): person.user for person in people}
     if len(counts) > 1 or 0 in counts:
         few = counts[min(counts)]

@@ -16,6 +16,7 @@ evaluations into one table. More seeds go on where fewer have ended.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ from pal_jax.evals import methods
 from pal_jax.recipes import piecework
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
-from pal_jax.types import Metrics
+from pal_jax.runtime.report import REPORT, duration, gigabytes
+from pal_jax.runtime.summary import SUMMARY
+from pal_jax.types import Exhibit, Metrics
 
 TABLE, MARKDOWN = 'table', 'table.md'
+RUN_HEAD = ['run', 'steps', 'time', 'peak memory of the process', 'report']
 SHARED = ('recipe', 'methods', 'seeds', 'seed', 'data', 'mesh', 'checkpoint', 'metrics')
 METHODS: dict[str, dict[str, Any]] = {
     'plus': {},
@@ -90,9 +94,19 @@ def make_table(config: Config, ctx: Context) -> Recipe:
     def finish(records: Sequence[dict[str, Any]]) -> Evaluation:
         entries = [methods.Entry(**record) for record in records]
         text = methods.markdown(methods.table(entries))
-        (ctx.workdir / MARKDOWN).write_text(text, encoding='utf-8')
+        (ctx.workdir / MARKDOWN).write_text(f'{text}\n{methods.KEY}\n', encoding='utf-8')
         print(text)
-        return Evaluation(methods.figures(entries), exhibits=methods.make_exhibits(entries))
+        runs = Exhibit(
+            'Runs', table=[RUN_HEAD, *(tell(ctx.workdir.parent / f'{name}-{seed}') for name, seed in places)]
+        )
+        return Evaluation(methods.figures(entries), exhibits=[*methods.make_exhibits(entries), runs])
 
     shown = [f'{name}_accuracy' for name in read_methods(config)]
     return piecework.make(ctx, len(places), work, TABLE, finish, shown)
+
+
+def tell(folder: Path) -> list[str]:
+    """What a run took, from its summary."""
+    facts = json.loads((folder / SUMMARY).read_text(encoding='utf-8'))
+    took = duration(facts['seconds_total']), gigabytes(facts['peak_memory_bytes']['host'])
+    return [folder.name, str(facts['steps']), *took, f'../{folder.name}/{REPORT}']

@@ -20,9 +20,9 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from pal_jax.runtime.curve import learning_curve
+from pal_jax.runtime.curve import HEADLINES, learning_curve
 from pal_jax.runtime.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, ROLLOUTS, read_records
-from pal_jax.runtime.summary import SUMMARY, by_stage, headline, main_part, scalars
+from pal_jax.runtime.summary import SUMMARY, by_stage, headline, main_part, observed, scalars
 
 REPORT, CURVE = 'report.html', 'learning_curve.png'
 SHOWN_DIALOGUES = 3
@@ -32,7 +32,7 @@ Record = Mapping[str, Any]
 
 
 def write_report(workdir: str | os.PathLike[str]) -> Path:
-    """Writes `learning_curve.png` and `report.html` into a run's folder and returns the page's path.
+    """Writes `report.html` and, of what learns, `learning_curve.png` into a run's folder; returns the page's path.
 
     Raises:
       ValueError: the folder has no training steps to report on.
@@ -41,11 +41,14 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     rows, evals, dialogues = (read_records(workdir / name) for name in (METRICS, EVALS, DIALOGUES))
     if not rows:
         raise ValueError(f'{workdir / METRICS}: no steps to report on; train first, or name the folder of a run')
-    curve = learning_curve(rows)
-    (workdir / CURVE).write_bytes(curve)
+    curve = learning_curve(rows) if any(observed(rows, key) for key in HEADLINES) else b''
+    if curve:
+        (workdir / CURVE).write_bytes(curve)
     summary = json.loads(path.read_text(encoding='utf-8')) if (path := workdir / SUMMARY).exists() else {}
     rollouts = read_records(workdir / ROLLOUTS)
-    page = render(workdir.resolve().name, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
+    folder = workdir.resolve()
+    name = f'{folder.parent.name}: {folder.name}' if 'stage' in summary.get('config', {}) else folder.name
+    page = render(name, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
     (workdir / REPORT).write_text(page, encoding='utf-8', errors='xmlcharrefreplace')
     return workdir / REPORT
 

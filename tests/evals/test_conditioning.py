@@ -68,11 +68,13 @@ def test_a_report_shows_whose_summary_is_read():
     record, _ = conditioning.evaluate(describe, gaps, splits, temperature=1.0, shown=0)
     (exhibit,) = conditioning.make_exhibits(record, list(splits))
     head, *rows = exhibit.table
-    assert [row[0] for row in rows] == ['test'] * 5 + ['animals'] * 2
+    assert [row[0] for row in rows] == ['test, 20'] * 5 + ['animals, 8'] * 2
     assert rows[0][1:3] == ['their own, the likeliest', '1.000 ± 0.000']
     assert rows[2][1:3] == ['that of a person of another kind', '0.000 ± 0.000']
     assert dict(zip(head, rows[0], strict=True))['names the kind'] == '1.000'
     assert rows[4][4:] == ['', '', '']  # of no summary there is nothing to count
+    unknown = {key: value for key, value in record.items() if 'named' not in key}
+    assert 'names the kind' not in conditioning.make_exhibits(unknown, list(splits))[0].table[0]
 
 
 def test_a_tie_is_wrong_and_a_split_has_its_name():
@@ -107,7 +109,9 @@ def test_replies_after_a_summary_suit_the_person_and_those_of_somebody_do_not():
     kinds = [person.kind for person in PEOPLE]
     same = np.mean([a == b for a, b in zip(kinds, conditioning.of_somebody(kinds), strict=True)][1:])
     assert record['written_for_somebody_better'] == pytest.approx(same)  # shorter than birds, where nobody prefers them
-    assert exhibit.table[1] == ['test 1', texts[1], pets.PROMPT, f'{kinds[1].capitalize()} sleep.', 'Birds sleep.']
+    replies = f'{kinds[1].capitalize()} sleep.', 'Birds sleep.'
+    assert exhibit.table[1][:5] == ['test 1', texts[1], pets.PROMPT, *replies]
+    assert float(exhibit.table[1][5]) > 0.0
 
 
 def test_a_model_without_answers_has_no_figures():

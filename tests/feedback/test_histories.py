@@ -54,8 +54,13 @@ def test_choices_go_to_who_made_them(tmp_path):
 
 
 def test_too_few_people_are_told(tmp_path):
-    with pytest.raises(ValueError, match='has 4 people with 8 choices apart; give five or more'):
+    with pytest.raises(ValueError, match=r'has 4 people with 8 choices apart .* of at most 40 words .*; give five'):
         read(write(tmp_path, 4))
+
+
+def test_a_source_that_nobody_knows_is_no_file():
+    with pytest.raises(ValueError, match="data='vote:town' is unknown; use pets, .* ukp:"):
+        read('vote:town')
 
 
 @pytest.mark.parametrize(

@@ -178,19 +178,35 @@ def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
     assert table.total_steps == 6
     assert [folder.name for _, folder in plus.stages(get_config(), tmp_path)] == [tmp_path.name]
     assert plus.stages(get_config('table'), tmp_path)[-1][0].total_steps == 27  # nine methods
-    people = plus.stages(get_config('people', data='votes:town'), tmp_path)
+    data = write_choices(tmp_path / 'choices.jsonl')
+    people = plus.stages(get_config('people', data=data), tmp_path)
     assert people[-1][0].total_steps == 24  # without the oracle
-    assert {run.data for run, _ in people} == {'votes:town'}
+    assert {run.data for run, _ in people} == {data}
 
 
-def test_kinds_that_nobody_knows_are_not_read(tmp_path):
-    path = tmp_path / 'choices.jsonl'
+def test_a_table_is_refused_before_its_first_run(tmp_path):
+    data = write_choices(tmp_path / 'choices.jsonl')
+    with pytest.raises(ValueError, match='without a kind; read something else, or leave kind out of --config.methods'):
+        plus.stages(get_config(data=data, methods='plus,kind'), tmp_path)
+    (tmp_path / 'config.json').write_text('{}')
+    with pytest.raises(ValueError, match='holds a single run; give the table another --workdir'):
+        plus.stages(get_config(methods='plus'), tmp_path)
+    with pytest.raises(ValueError, match='seeds=2 is for a table of --config.methods'):
+        plus.stages(get_config(seeds=2), tmp_path)
+
+
+def write_choices(path):
     lines = [{'user': str(u), 'prompt': 'Talk.', 'chosen': f'good {u} {i}', 'rejected': f'bad {u} {i}'}
              for u in range(6) for i in range(100, 110)]  # fmt: skip
     path.write_text('\n'.join(map(json.dumps, lines)))
-    assert len(plus.read_people(get_config(data=f'choices:{path}'))[0]) == 5
-    with pytest.raises(ValueError, match='reads=kind: people of choices:.* have no kind'):
-        plus.read_people(get_config(data=f'choices:{path}', reads='kind'))
+    return f'choices:{path}'
+
+
+def test_kinds_that_nobody_knows_are_not_read(tmp_path):
+    data = write_choices(tmp_path / 'choices.jsonl')
+    assert len(plus.read_people(get_config(data=data))[0]) == 5
+    with pytest.raises(ValueError, match='reads=kind: there are people without a kind'):
+        plus.read_people(get_config(data=data, reads='kind'))
 
 
 def test_more_seeds_leave_the_runs_that_are_made(tmp_path):
