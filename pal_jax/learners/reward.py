@@ -52,6 +52,9 @@ from pal_jax.runtime import sharding
 from pal_jax.types import Metrics, TokenBatch
 
 
+SHORT = 4  # tokens of short replies: rows that groups share have places for so many, so that one program reads all
+
+
 @dataclasses.dataclass(frozen=True)
 class BradleyTerry:
     """Hyper-parameters of the loss of a pair, under the names of `objectives.preference`.
@@ -240,6 +243,7 @@ def pack_replies(
     full = np.array([len(group.branches) == n for group in groups])
     shape = {'ways': ways, 'micro_rows': micro_rows, 'row_tokens': row_tokens, 'multiple': multiple}
     layout = lay_out_groups(groups, **shape)
+    layout = layout._replace(groups=max(layout.groups, row_tokens // (SHORT * n)))
     packed = pack_groups(groups, layout, n=n, actions=1)
     places = {i: (r, place * n) for r, row in enumerate(layout.rows) for place, i in enumerate(row)}
     rows, starts = np.array([places[i] for i in range(len(groups))]).T

@@ -137,6 +137,14 @@ def test_groups_that_share_rows_score_and_teach_alike():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads)
 
 
+def test_one_program_reads_rows_of_many_groups_and_of_few():
+    shapes = {
+        tuple(pack(make_texts(count, pairs), row_tokens=256, multiple=256, micro_rows=1).batch.acts.shape[1:])
+        for count, pairs in ((1, 1), (3, 2), (8, 1), (5, 4))
+    }
+    assert shapes == {(64, 1)}
+
+
 def test_what_counts_twice_is_read_once():
     learner, texts = make_learner(), make_texts(count=3)
     state, of = make_state(learner), np.array([2, 0, 2, 1, 2])
