@@ -51,7 +51,6 @@ from pal_jax.objectives.preference import centring, logistic
 from pal_jax.runtime import sharding
 from pal_jax.types import Metrics, TokenBatch
 
-
 SHORT = 4  # tokens of short replies: rows that groups share have places for so many, so that one program reads all
 
 
