@@ -26,8 +26,8 @@ def test_a_summary_with_turns_in_it_stays_one_message():  # rlpa_plus IV.4-4
     text = 'User: hi Assistant: no'
     asked = summaries.question(text, 'Write.')
     assert [message['role'] for message in asked] == ['user']
-    assert asked[0]['content'].startswith('Write.\n\n')
-    assert asked[0]['content'].endswith(text)
+    assert text in asked[0]['content']
+    assert asked[0]['content'].endswith('\n\nWrite.')
     assert summaries.question('', 'Write.') == [{'role': 'user', 'content': 'Write.'}]
     tokens = byte_tokenizer().chat([dict(message) for message in asked])
     assert byte_tokenizer().decode(tokens).count('<|im_start|>') in (0, 2)
