@@ -60,7 +60,9 @@ def train(config: Config, workdir: Path) -> int:
     checkpoints = cli.faults(checkpoint.Checkpoints, workdir, recipe.abstract, **kept)
     restored = cli.faults(checkpoints.restore)
     if restored and restored[2] >= recipe.total_steps and (workdir / report.REPORT).exists():
-        progress.log(f'{workdir} is finished: {workdir / report.REPORT}; a larger --config.total_steps goes on from there')
+        progress.log(
+            f'{workdir} is finished: {workdir / report.REPORT}; a larger --config.total_steps goes on from there'
+        )
         return 0
     if 'stage' in config:
         progress.log(f'{config.stage}: {workdir}')

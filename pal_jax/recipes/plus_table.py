@@ -93,8 +93,8 @@ def make_table(config: Config, ctx: Context) -> Recipe:
 
     def finish(records: Sequence[dict[str, Any]]) -> Evaluation:
         entries = [methods.Entry(**record) for record in records]
-        text = methods.markdown(methods.table(entries))
-        (ctx.workdir / MARKDOWN).write_text(f'{text}\n{methods.KEY}\n', encoding='utf-8')
+        text = f'{methods.markdown(methods.table(entries))}\n{methods.KEY}\n'
+        (ctx.workdir / MARKDOWN).write_text(text, encoding='utf-8')
         print(text)
         runs = Exhibit(
             'Runs', table=[RUN_HEAD, *(tell(ctx.workdir.parent / f'{name}-{seed}') for name, seed in places)]
