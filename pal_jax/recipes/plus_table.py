@@ -72,8 +72,8 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
 
 def make_run(config: Config, name: str, seed: int) -> Config:
     run = ConfigDict(config.to_dict() | {'methods': '', 'seeds': 1, 'seed': seed, 'stage': name})
-    run.eval.base = name == 'plus'  # the table has what came of a run
-    run.update_from_flattened_dict(METHODS[name])
+    shown = {'eval.base': name == 'plus'}  # the table has what came of a run
+    run.update_from_flattened_dict(shown | METHODS[name])
     return run
 
 
