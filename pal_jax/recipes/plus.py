@@ -89,7 +89,7 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
     runs, people = plus_table.stages(config, workdir), read_people(config)
     for run, _ in runs[: len(plus_table.read_methods(config))]:
         try:
-            check_reads(run.reads, people)
+            check_reads(run, people)
         except ValueError as error:
             raise ValueError(f'{error}, or leave {run.stage} out of --config.methods') from error
     return runs
@@ -224,16 +224,16 @@ def read_people(config: Config) -> tuple[list[History], histories.Splits]:
         config.data, people=config.people, tested=config.eval.people, seed=config.seed, form=config.form,
         made=histories.Made(**config.history),
     )  # fmt: skip
-    check_reads(config.reads, (train, tests))
+    check_reads(config, (train, tests))
     return train, tests
 
 
-def check_reads(reads: str, people: tuple[Sequence[History], histories.Splits]) -> None:
-    """Raises ValueError where that is not known of them."""
+def check_reads(config: Config, people: tuple[Sequence[History], histories.Splits]) -> None:
+    """Raises ValueError where what `config.reads` names is not known of them."""
     everyone = [*people[0], *itertools.chain(*people[1].values())]
-    if reads == 'kind' and not all(person.kind for person in everyone):
-        raise ValueError('reads=kind: there are people without a kind; read something else')
-    if reads == 'latent':
+    if config.reads == 'kind' and not all(person.kind for person in everyone):
+        raise ValueError(f'reads=kind: people of {config.data} have no kind; read something else')
+    if config.reads == 'latent':
         plus_latent.check(everyone)
 
 

@@ -186,7 +186,7 @@ def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
 
 def test_a_table_is_refused_before_its_first_run(tmp_path):
     data = write_choices(tmp_path / 'choices.jsonl')
-    with pytest.raises(ValueError, match='without a kind; read something else, or leave kind out of --config.methods'):
+    with pytest.raises(ValueError, match='have no kind; read something else, or leave kind out of --config.methods'):
         plus.stages(get_config(data=data, methods='plus,kind'), tmp_path)
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(ValueError, match='holds a single run; give the table another --workdir'):
@@ -205,7 +205,7 @@ def write_choices(path):
 def test_kinds_that_nobody_knows_are_not_read(tmp_path):
     data = write_choices(tmp_path / 'choices.jsonl')
     assert len(plus.read_people(get_config(data=data))[0]) == 5
-    with pytest.raises(ValueError, match='reads=kind: there are people without a kind'):
+    with pytest.raises(ValueError, match='reads=kind: people of choices:.* have no kind'):
         plus.read_people(get_config(data=data, reads='kind'))
 
 
