@@ -2,10 +2,9 @@
 
   python -m benchmarks.plus_step --steps=4
 Prints one JSON object. A round is a step, then its parts alone, on people of the same number and from the state that
-the step has left: `decode`, the summaries; `ppo`, the summariser's log-probs and update; `reward_model`, the one pass
-over the pairs that gives rewards and gradient, and its update. The first round compiles and is left out. `overhead` is
-the median over rounds of a step's seconds by those of its parts. `reward_real_share` is the share of tokens in the
-reward model's rows that are no padding.
+the step has left: `decode`, the summaries; `ppo`, the summariser's log-probs and update; `reward_model`, what it reads
+for rewards and for its gradient, and its update. The first round compiles and is left out. `overhead` is the median
+over rounds of a step's seconds by those of its parts.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ def make_plus(variant: str, source: str | None) -> Round:
 
     from pal_jax.data.packing import pack_rollouts, round_up
     from pal_jax.recipes import plus
+    from pal_jax.recipes.plus_context import make_reading
     from pal_jax.recipes.recipe import Context
     from pal_jax.runtime import devices, sharding
     from pal_jax.runtime.progress import Stopwatch
@@ -47,6 +47,7 @@ def make_plus(variant: str, source: str | None) -> Round:
     stopwatch = Stopwatch()
     ctx = Context(devices.make_mesh(**config.mesh), stopwatch.phase)
     recipe, parts = plus.make(config, ctx), plus.make_parts(config, ctx)
+    read = make_reading(config, parts.reader, parts.pair_up)
     draw, n = plus.make_draw(config, plus.read_people(config)[0]), config.summary.n_samples
     ppo = config.ppo
     rows = {'ways': sharding.batch_ways(ctx.mesh) * ppo.minibatches, 'micro_rows': ppo.micro_rows}
@@ -62,12 +63,9 @@ def make_plus(variant: str, source: str | None) -> Round:
         batch, _ = parts.learner.annotate(state['policy'], batch)
         return parts.learner.update(state['policy'], batch, jax.random.key(number))[0]
 
-    def teach(written: plus.Written) -> tuple[np.ndarray, float, Any]:
-        choices = [(person.reward, person.train) for person in draw(number)[0] for _ in range(n)]
-        pairs = parts.pair_up.learn(written.texts, choices)
-        gaps, grads, _ = parts.reader.read(state['reward'], pairs)
-        taught, _ = parts.reader.apply(state['reward'], grads)
-        return plus.log_sigmoid(gaps[:, 0]), float(np.mean(np.asarray(pairs.batch.segments) != 0)), taught
+    def teach(written: plus.Written) -> tuple[np.ndarray, Any]:
+        rewards, grads, _ = read(state['reward'], written.texts, draw(number)[0], pays=True)
+        return rewards, parts.reader.apply(state['reward'], grads)[0]
 
     def take() -> dict[str, float]:
         nonlocal state, host, number
@@ -76,10 +74,10 @@ def make_plus(variant: str, source: str | None) -> Round:
         phases = stopwatch.take_seconds()
         number += 1
         written, decode_s = timed(decode)
-        (rewards, share, taught), reward_s = timed(lambda: teach(written))
+        (rewards, taught), reward_s = timed(lambda: teach(written))
         improved, ppo_s = timed(lambda: update(written, rewards))
         state = {'policy': improved, 'reward': taught}
-        told = {'step': step_s, 'decode': decode_s, 'ppo': ppo_s, 'reward_model': reward_s, 'real_share': share}
+        told = {'step': step_s, 'decode': decode_s, 'ppo': ppo_s, 'reward_model': reward_s}
         return told | {name.replace('seconds_', 'phase_'): seconds for name, seconds in phases.items()}
 
     def timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -104,7 +102,6 @@ def summary(told: Sequence[dict[str, float]]) -> dict[str, Any]:
         'sum_of_parts_s': median(sums),
         'overhead': median([each['step'] / parts for each, parts in zip(told, sums, strict=True)]),
         'phases_s': {name.removeprefix('phase_'): median([each[name] for each in told]) for name in phases},
-        'reward_real_share': median([each['real_share'] for each in told]),
     }
 
 

@@ -43,7 +43,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
     config.ppo = p.ppo(
         estimator='group_norm', std_floor=0.1, kl_in='loss', kl_estimator='k3', kl_coef=0.02, negative_scale=0.5,
-        reward_clip=(-3.0, 10.0), row_tokens=384, micro_rows=1,
+        reward_clip=(-3.0, 10.0), row_tokens=384, micro_rows=1, old_logprobs='sampler',
     )  # fmt: skip
     config.reward_model = dict(
         source=p.EMBEDDED,  # may be of another family than the summariser, with another tokenizer
@@ -58,7 +58,8 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     config.summary = dict(
         people=8,  # of a step
-        n_samples=8,  # summaries of each; those alike are read once
+        n_samples=8,  # summaries of each, all of which are paid; those alike are read once
+        taught=2,  # of them the reward model learns from
         prefill='##Summary\nLiked:',  # how every summary begins
         train=True,  # False: the summariser stays as it begins
     )

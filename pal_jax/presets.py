@@ -140,6 +140,7 @@ def ppo(**changes: object) -> ConfigDict:
             'minibatches': 1,
             'micro_rows': 4,
             'row_tokens': 0,  # prompts share rows of so many tokens; 0: a row a prompt
+            'old_logprobs': 'policy',  # computed again before the update, or 'sampler': those it drew with
             'freezing_actor_steps': -1,
         }
     )

@@ -67,7 +67,7 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
     asked = [text for text, (_, choice) in zip(texts, people, strict=True) if choice]
     gaps = iter(parts.reader.gaps(state['reward'], parts.pair_up.compare(asked, choices))[:, 0] if asked else ())
     for text, (each, choice) in zip(texts, people, strict=True):
-        prefers = {'probability': float(np.exp(plus.log_sigmoid(next(gaps))))} if choice else {}
+        prefers = {'probability': float(np.exp(plus_context.log_sigmoid(next(gaps))))} if choice else {}
         yield {'user': each.user, 'summary': text, **prefers}
 
 

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int
 from pal_jax.learners import forward, ppo
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.training import (
+    MULTIPLE,
     Lora,
     TrainState,
     accumulate,
@@ -243,7 +244,9 @@ class PolicyLearner:
     @functools.partial(jax.jit, static_argnums=0)
     def _score(self, state: PolicyState, batch: TokenBatch):
         with self._on_mesh():
-            old, entropy = forward.logprobs(actor_params(state), self.cfg, batch, self.ppo.temperature)
+            old = entropy = None
+            if self.ppo.old_logprobs == 'policy':
+                old, entropy = forward.logprobs(actor_params(state), self.cfg, batch, self.ppo.temperature)
             reference, _ = forward.logprobs(self.reference(state), self.cfg, batch, self.ppo.temperature)
             values = forward.values(critic_params(state.critic), self.cfg, batch) if state.critic else None
         return old, entropy, reference, values
@@ -251,9 +254,11 @@ class PolicyLearner:
     @functools.partial(jax.jit, static_argnums=0)
     def _annotated(self, batch: RolloutBatch, parts: list[tuple[Array, ...]], size: int, kl_coef: Array):
         old, entropy, reference, values = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+        old = batch.sampler_logprobs if old is None else old
         batch = batch.replace(logprobs=old, ref_logprobs=reference, values=values)
         batch, metrics = ppo.with_advantages(self.ppo, batch, kl_coef, self.n)
-        metrics['entropy'] = masked_mean(forward.by_sample(entropy), ppo.used(batch))
+        if entropy is not None:
+            metrics['entropy'] = masked_mean(forward.by_sample(entropy), ppo.used(batch))
         metrics['real_share'] = jnp.sum(batch.tokens.segments != 0) / size
         return batch, metrics
 
@@ -350,7 +355,8 @@ class PolicyLearner:
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
     def _micro_batches(self, tree: Any) -> Iterator[Any]:
-        return micro_batches(tree, self.mesh, self.ppo.micro_rows)
+        # Rows that prompts share are about as full as each other: all are as long, so that one program computes them.
+        return micro_batches(tree, self.mesh, self.ppo.micro_rows, self.ppo.row_tokens or MULTIPLE)
 
 
 def _mean(rows: list[Metrics], name: str) -> float:

@@ -52,6 +52,9 @@ class PPO:
     row_tokens: int = 0  # prompts share rows of so many tokens; 0: a row a prompt
     ptx_coef: float = 0.0
     freezing_actor_steps: int = -1  # the actor stays as it is while step <= this: time for the critic to settle
+    # Whose log-probs the update takes for those of before it: the policy's, computed again, or, at the cost of one pass
+    # less, those that the sampler drew with, so that the ratio also makes up for what the two differ in.
+    old_logprobs: Literal['policy', 'sampler'] = 'policy'
     temperature: float = 1.0  # of the samples: log-probs are taken at it
 
     def __post_init__(self):
@@ -61,6 +64,7 @@ class PPO:
             'kl_in': Literal['reward', 'loss'],
             'kl_target_per': Literal['token', 'sample'],
             'loss_agg': losses.Aggregation,
+            'old_logprobs': Literal['policy', 'sampler'],
         }
         for name, values in known.items():
             if getattr(self, name) not in get_args(values):
@@ -151,13 +155,14 @@ def with_advantages(
         std_floor=ppo.std_floor,
     )
     raw = returns if old_values is None else returns - old_values  # before whitening
-    drift = jnp.abs(new - by_sample(batch.sampler_logprobs))
     metrics = {
         'kl': masked_mean(kl_divergence.token_kl(new, reference), mask),
         'advantage_std': jnp.sqrt(masked_var(raw, mask)),
-        'sampler_drift': masked_mean(drift, mask),
-        'sampler_drift_max': jnp.max(drift, initial=0.0, where=mask),
     }
+    if ppo.old_logprobs == 'policy':  # otherwise the update's `first_ratio_deviation` tells
+        drift = jnp.abs(new - by_sample(batch.sampler_logprobs))
+        metrics['sampler_drift'] = masked_mean(drift, mask)
+        metrics['sampler_drift_max'] = jnp.max(drift, initial=0.0, where=mask)
     if old_values is not None:
         metrics['explained_variance'] = losses.explained_variance(old_values, returns, mask)
     return batch.replace(advantages=advantages.reshape(shape), returns=returns.reshape(shape)), metrics

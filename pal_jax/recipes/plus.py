@@ -1,9 +1,9 @@
 """PLUS (arXiv 2507.13579): summaries of people learnt by reinforcement, together with the reward model that reads them.
 
-A step draws people, writes `n_samples` summaries of each from what is told of them, and has the reward model judge two
-of their choices by each summary. The first choice pays the summariser log sigmoid(gap), by the reward model as it is;
-then the summariser makes its PPO update, and after it the reward model its own, on the second choice and the same
-summaries. Nothing but text goes from one to the other.
+A step draws people and writes `n_samples` summaries of each from what is told of them. By each the reward model judges
+a choice of the person's, which pays the summariser log sigmoid(gap), by the reward model as it is; then the summariser
+makes its PPO update, and after it the reward model its own, on another choice and the first of the same summaries.
+Nothing but text goes from one to the other.
 
 In the first `hold.steps` the summariser waits: what a reward model says that cannot read yet is noise.
 """
@@ -35,6 +35,7 @@ from pal_jax.recipes.plus_context import (
     Written,
     make_condition,
     make_pairs,
+    make_reading,
     make_writer,
     of_whom,
 )
@@ -111,10 +112,10 @@ def make(config: Config, ctx: Context) -> Recipe:
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
     condition = make_condition(config, pair_up.compare)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
+    read = make_reading(config, reader, pair_up)
     ways, ppo = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, config.ppo
     rows = {'ways': ways, 'micro_rows': ppo.micro_rows, 'row_tokens': ppo.row_tokens}
     n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)
-    read = reader.read if config.reward_model.train else lambda *told: (reader.gaps(*told), {}, {})
 
     def init() -> tuple[State, Host]:
         state = {'reward': reader.init(judge.source.load(reader.param_shardings))}
@@ -128,11 +129,7 @@ def make(config: Config, ctx: Context) -> Recipe:
             count, temperature = (1, config.hold.temperature) if waits else (n, config.sampling.temperature)
             texts, samples = describe(state, people, [temperature] * count, (config.seed, i))
         with ctx.phase('read'):
-            # While nobody is paid the choice that teaches is read alone.
-            own = [(person.train,) if waits else (person.reward, person.train) for person in choosers]
-            pairs = pair_up.learn(texts, [choices for choices in own for _ in range(count)])
-            gaps, grads, metrics = read(state['reward'], pairs)
-            rewards = log_sigmoid(gaps[:, 0] / config.reward_model.std)
+            rewards, grads, metrics = read(state['reward'], texts, choosers, pays=not waits)
         metrics |= summarize(texts, rewards, people)
         if not waits and config.summary.train:
             paid = [dataclasses.replace(s, reward=float(r)) for s, r in zip(samples, rewards, strict=True)]
@@ -204,8 +201,8 @@ def check(config: Config) -> None:
         raise ValueError(f'reads={config.reads!r} is unknown; use one of {", ".join(READS)}')
     check_at_least(
         config, 1, 'total_steps', 'people', 'summary.people', 'summary.n_samples', 'hold.people', 'eval.people',
-        'eval.samples', 'history.told', 'history.held', 'checkpoint.every', 'latent.dim', 'latent.hidden',
-        'latent.passes', 'latent.people', 'reward_model.micro_rows',
+        'eval.samples', 'history.told', 'history.held', 'summary.taught', 'checkpoint.every', 'latent.dim',
+        'latent.hidden', 'latent.passes', 'latent.people', 'reward_model.micro_rows',
     )  # fmt: skip
     if config.seeds != 1 and not config.methods:
         raise ValueError(
@@ -277,10 +274,6 @@ def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple
 
 
 # --- people and their summaries -------------------------------------------------------------------------------------
-
-
-def log_sigmoid(x: np.ndarray) -> np.ndarray:
-    return -np.logaddexp(0.0, -x)
 
 
 def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[History]) -> Metrics:

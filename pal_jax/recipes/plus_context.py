@@ -17,13 +17,14 @@ from pal_jax.evals import conditioning
 from pal_jax.feedback import summaries
 from pal_jax.feedback.sharing import share_model
 from pal_jax.learners.policy import PolicyLearner
-from pal_jax.learners.reward import Pairs, pack_replies, to_score
+from pal_jax.learners.reward import Pairs, RewardLearner, RewardState, pack_replies, to_score
 from pal_jax.learners.training import MULTIPLE
+from pal_jax.models.params import Params
 from pal_jax.recipes import sampler
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Config, Context, Policy
 from pal_jax.runtime import sharding
-from pal_jax.types import ChatModel, Choice, Dialogue, Exhibit, History, Person, Sample, Told, Turn
+from pal_jax.types import ChatModel, Choice, Dialogue, Exhibit, History, Metrics, Person, Sample, Told, Turn
 
 WRITTEN = ('summary', 'untrained')  # by a model
 
@@ -124,6 +125,34 @@ def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context) -> PairUp:
 def sides(choice: Choice) -> Sequence[tuple[str, str]]:
     """The replies of a choice with their prompt, the chosen one first."""
     return (choice.prompt, choice.chosen), (choice.prompt, choice.rejected)
+
+
+def make_reading(config: Config, reader: RewardLearner, pair_up: PairUp):
+    """What the reward model makes of summaries, as many of each person: a reward for each, by the choice that pays, and
+    the gradient of the loss of the choice that teaches, by the first `summary.taught` of each person.
+
+    While nobody is paid there is one summary a person, and its reward is of the choice that teaches.
+    """
+    train, std = config.reward_model.train, config.reward_model.std
+
+    def read(
+        state: RewardState, texts: Sequence[str], choosers: Sequence[History], *, pays: bool
+    ) -> tuple[np.ndarray, Params, Metrics]:
+        count = len(texts) // len(choosers)
+        first = min(count, config.summary.taught)
+        lesson = [text for k, text in enumerate(texts) if k % count < first]
+        teach = [(person.train,) for person in choosers for _ in range(first)]
+        gaps, grads, metrics = reader.read(state, pair_up.learn(lesson, teach)) if train else (np.empty(0), {}, {})
+        if pays or not train:
+            judged = [(person.reward if pays else person.train,) for person in choosers for _ in range(count)]
+            gaps = reader.gaps(state, pair_up.compare(texts, judged))
+        return log_sigmoid(gaps[:, 0] / std), grads, metrics
+
+    return read
+
+
+def log_sigmoid(x: np.ndarray) -> np.ndarray:
+    return -np.logaddexp(0.0, -x)
 
 
 def make_condition(config: Config, compare: Pack):

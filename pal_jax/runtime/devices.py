@@ -40,6 +40,8 @@ def initialize(cache_dir: str | os.PathLike[str] | None = None, place: processes
       RuntimeError, ValueError: see `processes.join`.
     """
     memory.give_back_when_compiling()
+    # On a CPU a program that is not waited for has its temporaries beside those of the one that runs.
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
     overlap_on_tpu()
     processes.join(place)
     if cache_dir and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):

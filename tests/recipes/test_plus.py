@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pal_jax.learners.reward import BradleyTerry, RewardLearner, gaps
-from pal_jax.recipes import plus
+from pal_jax.recipes import plus, plus_context
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
@@ -62,7 +62,7 @@ def test_the_summariser_waits_and_then_both_learn():  # rlpa_plus IV.4-2
 
 
 def test_rewards_and_losses_of_known_gaps():  # rlpa_plus IV.4-1
-    rewards = plus.log_sigmoid(np.array([0.0, 1.0, -1.0, 2.0]))
+    rewards = plus_context.log_sigmoid(np.array([0.0, 1.0, -1.0, 2.0]))
     np.testing.assert_allclose(rewards, [-0.693147, -0.313262, -1.313262, -0.126928], atol=1e-6)
     chosen, rejected = np.array([1.2, 0.3, -0.5]), np.array([0.2, 0.3, 0.5])
     scores = np.stack([chosen, rejected], axis=-1).reshape(1, -1)
