@@ -34,6 +34,7 @@ def make_plus(variant: str, source: str | None) -> Round:
     import jax
 
     from pal_jax.data.packing import pack_rollouts, round_up
+    from pal_jax.learners.training import MULTIPLE
     from pal_jax.recipes import plus
     from pal_jax.recipes.plus_context import make_reading
     from pal_jax.recipes.recipe import Context
@@ -51,7 +52,7 @@ def make_plus(variant: str, source: str | None) -> Round:
     draw, n = plus.make_draw(config, plus.read_people(config)[0]), config.summary.n_samples
     ppo = config.ppo
     rows = {'ways': sharding.batch_ways(ctx.mesh) * ppo.minibatches, 'micro_rows': ppo.micro_rows}
-    rows |= {'row_tokens': ppo.row_tokens}
+    rows |= {'row_tokens': ppo.row_tokens, 'multiple': ppo.row_tokens or MULTIPLE}
     (state, host), number = recipe.init(), 0
 
     def decode() -> plus.Written:

@@ -32,7 +32,8 @@ OPTIONS = (
     ('grpc.keepalive_time_ms', 30_000),  # a peer whose machine is gone is noticed
     ('grpc.http2.min_recv_ping_interval_without_data_ms', 10_000),
 )
-HOW = ('act_dtype', 'attention', 'unroll', 'remat', 'max_len')  # fields of a model that do not say which model it is
+# Fields of a model that do not say which model it is.
+HOW = ('act_dtype', 'attention', 'unroll', 'logit_states', 'remat', 'max_len')
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 

@@ -36,13 +36,16 @@ def evaluate(
     samples: int = 1,
     shown: int,
     nothing: Any = '',
+    whole: bool = True,
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
     """Figures of every split of people, of the first by their own names and beside its controls; some people of each
-    with their summaries. `nothing` is told of nobody."""
+    with their summaries. `nothing` is told of nobody. Not `whole` is the first split alone, by the likeliest summaries.
+    """
     record: dict[str, Any] = {}
     people: list[Mapping[str, Any]] = []
-    for number, (name, tested) in enumerate(splits.items()):
-        settings: Any = {'temperature': temperature, 'samples': samples, 'controls': number == 0, 'nothing': nothing}
+    for number, (name, tested) in enumerate(splits.items() if whole else [next(iter(splits.items()))]):
+        settings: Any = {'temperature': temperature, 'samples': samples if whole else 0, 'nothing': nothing}
+        settings |= {'controls': whole and number == 0}
         figures, texts, margins = table(describe, gaps, tested, **settings)
         record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
         people += [show(*each) for each in zip(tested[:shown], texts, margins, strict=False)]
@@ -69,7 +72,7 @@ def table(
     kinds = [person.kind for person in people]
     texts = describe(people, [0.0, *[temperature] * samples])
     likeliest, drawn = texts[:: 1 + samples], [text for k, text in enumerate(texts) if k % (1 + samples)]
-    told = {'': likeliest, 'sampled_': drawn}
+    told = {'': likeliest} | ({'sampled_': drawn} if drawn else {})
     if controls:
         told |= {'random_': of_somebody(likeliest), 'none_': [nothing] * len(people)}
     if controls and len(set(kinds)) > 1:
@@ -86,7 +89,8 @@ def table(
         figures[f'{name}reward'] = float(-np.logaddexp(0.0, -found).mean())
     plain = margins[: len(people)]
     figures['accuracy_by_person'] = (plain > 0).mean(axis=1).tolist()
-    for name, texts in (('', likeliest), ('sampled_', drawn)) if isinstance(nothing, str) else ():
+    for name in [name for name in ('', 'sampled_') if name in told and isinstance(nothing, str)]:
+        texts = told[name]
         figures[f'{name}words'] = float(np.mean([len(text.split()) for text in texts]))
         if any(kinds):
             own = [kind for kind in kinds for _ in range(len(texts) // len(people))]

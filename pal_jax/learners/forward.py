@@ -22,8 +22,6 @@ from pal_jax.objectives.masked import keep
 from pal_jax.runtime.sharding import constrain
 from pal_jax.types import TokenBatch
 
-CHUNK = 512  # states whose logits a device has at once: rows with few actions skip most of theirs
-
 
 def flat(x: Array) -> Array:
     """[R, N, A] to [R, M]."""
@@ -94,7 +92,7 @@ def logprobs(
     def score(unembed: Array, states: Array, actions: Array, acts: Array) -> tuple[Array, Array]:
         return lp.token_logprobs(
             states, unembed, actions,
-            acts=acts, temperature=temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=CHUNK,
+            acts=acts, temperature=temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=cfg.logit_states,
         )  # fmt: skip
 
     out = by_rows(score)(unembed, states, order.sort(batch.actions), order.acts)
@@ -120,10 +118,10 @@ def token_loss(
     def loss_of(unembed: Array, states: Array, actions: Array, acts: Array, aux: Any) -> tuple[Array, Array]:
         loss, new = lp.token_loss(
             states, unembed, actions, aux, per_token,
-            acts=acts, temperature=temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=CHUNK,
+            acts=acts, temperature=temperature, softcap=cfg.final_softcap, dtype=cfg.dtype, chunk=cfg.logit_states,
         )  # fmt: skip
         if max_z_coef:
-            loss += max_z_coef * lp.max_z_loss(states, unembed, aux['weight'], dtype=cfg.dtype, chunk=CHUNK)
+            loss += max_z_coef * lp.max_z_loss(states, unembed, aux['weight'], dtype=cfg.dtype, chunk=cfg.logit_states)
         return loss[None], new
 
     rows = states, order.sort(batch.actions), order.acts, jax.tree.map(order.sort, aux)

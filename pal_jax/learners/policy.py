@@ -355,7 +355,7 @@ class PolicyLearner:
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
     def _micro_batches(self, tree: Any) -> Iterator[Any]:
-        # Rows that prompts share are about as full as each other: all are as long, so that one program computes them.
+        # Rows that prompts share are about as full as each other: they stay as long, so that one program computes them.
         return micro_batches(tree, self.mesh, self.ppo.micro_rows, self.ppo.row_tokens or MULTIPLE)
 
 

@@ -242,7 +242,7 @@ def pack_replies(
     full = np.array([len(group.branches) == n for group in groups])
     shape = {'ways': ways, 'micro_rows': micro_rows, 'row_tokens': row_tokens, 'multiple': multiple}
     layout = lay_out_groups(groups, **shape)
-    layout = layout._replace(groups=max(layout.groups, row_tokens // (SHORT * n)))
+    layout = layout._replace(groups=max(layout.groups, 1 << max(row_tokens // (SHORT * n) - 1, 0).bit_length()))
     packed = pack_groups(groups, layout, n=n, actions=1)
     places = {i: (r, place * n) for r, row in enumerate(layout.rows) for place, i in enumerate(row)}
     rows, starts = np.array([places[i] for i in range(len(groups))]).T

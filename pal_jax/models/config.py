@@ -75,6 +75,7 @@ class ModelConfig:
     act_dtype: str = 'float32'  # of what comes out of them
     unroll: bool = False  # layers as straight code (faster on CPU) instead of a scan (compiles faster)
     attention: str = 'blocks'  # in plain XLA; 'fused': XLA's own choice; 'splash': kernels for TPU (models/splash.py)
+    logit_states: int = 512  # states whose logits a device has at once: rows with few actions skip most of theirs
     remat: str = 'none'  # what of a layer the backward pass computes again; see `decoder.saved`
 
     @property

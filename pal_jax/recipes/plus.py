@@ -27,6 +27,7 @@ from pal_jax.feedback import histories
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.reward import RewardLearner
+from pal_jax.learners.training import MULTIPLE
 from pal_jax.models.config import ModelConfig
 from pal_jax.recipes import plus_latent, plus_table
 from pal_jax.recipes.plus_context import (
@@ -114,7 +115,9 @@ def make(config: Config, ctx: Context) -> Recipe:
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
     read = make_reading(config, reader, pair_up)
     ways, ppo = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, config.ppo
-    rows = {'ways': ways, 'micro_rows': ppo.micro_rows, 'row_tokens': ppo.row_tokens}
+    # Rows that prompts share are all as long, so that one program computes them.
+    rows = {'ways': ways, 'micro_rows': ppo.micro_rows}
+    rows |= {'row_tokens': ppo.row_tokens, 'multiple': ppo.row_tokens or MULTIPLE}
     n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)
 
     def init() -> tuple[State, Host]:
@@ -159,6 +162,7 @@ def make(config: Config, ctx: Context) -> Recipe:
                 lambda people, temperatures: describe(state, people, temperatures, (config.seed, EVALUATION)).texts,
                 lambda texts, choices: reader.gaps(state['reward'], pair_up.compare(texts, choices)),
                 tests, temperature=drawn, samples=config.eval.samples, shown=config.eval.shown,
+                whole=stage != 'base',
             )  # fmt: skip
             written, replies = condition(
                 next(iter(tests.values())) if stage == 'final' else [],

@@ -77,6 +77,17 @@ def test_a_report_shows_whose_summary_is_read():
     assert 'names the kind' not in conditioning.make_exhibits(unknown, list(splits))[0].table[0]
 
 
+def test_before_the_first_step_the_first_split_is_read_without_controls():
+    splits = {'test': PEOPLE, 'animals': pets.make_people(8, seed=0, split='animals')}
+    settings = {'temperature': 1.0, 'shown': 1}
+    whole, _ = conditioning.evaluate(describe, gaps, splits, **settings)
+    record, people = conditioning.evaluate(describe, gaps, splits, **settings, whole=False)
+    assert record == {key: value for key, value in whole.items() if key in record}
+    left_out = {key for key in whole if key.startswith(('animals_', 'sampled_', 'other_', 'random_', 'none_'))}
+    assert set(whole) - set(record) == left_out
+    assert [each['person'] for each in people] == ['test 0']
+
+
 def test_a_tie_is_wrong_and_a_split_has_its_name():
     def nothing(texts, choices):
         return np.zeros((len(texts), len(choices[0])))

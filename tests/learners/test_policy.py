@@ -76,6 +76,19 @@ def test_a_fresh_rollout_has_ratio_one_no_clipping_and_no_kl():  # G19
     assert abs(metrics['kl']) < 1e-6
 
 
+def test_logprobs_of_the_sampler_may_stand_for_those_before_the_update():
+    options = {'kl_in': 'loss', 'kl_estimator': 'k3', 'name': 'sgd'}
+    state, batch, metrics = run(make_learner(**options), rollouts()[1])
+    assert {'entropy', 'sampler_drift'} <= set(metrics)
+    learner = make_learner(old_logprobs='sampler', **options)
+    true = rollouts()[1].replace(sampler_logprobs=batch.logprobs)
+    trusting, _, metrics = run(learner, true)
+    close(trusting.actor.params, state.actor.params)
+    assert metrics['first_ratio_deviation'] < 1e-3 and not {'entropy', 'sampler_drift'} & set(metrics)
+    _, _, metrics = run(learner, true.replace(sampler_logprobs=batch.logprobs - 0.1))
+    assert metrics['first_ratio_deviation'] == pytest.approx(np.exp(0.1) - 1, abs=1e-3)
+
+
 def test_logprobs_of_a_shared_row_are_those_of_separate_sequences():
     samples, batch = rollouts()
     learner = make_learner()

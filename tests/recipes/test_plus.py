@@ -76,13 +76,16 @@ def test_rewards_and_losses_of_known_gaps():  # rlpa_plus IV.4-1
 @pytest.mark.slow
 def test_what_pays_is_the_reward_model_from_before_the_step(monkeypatch):
     seen = []
-    read, apply = RewardLearner.read, RewardLearner.apply
+    read, gaps, apply = RewardLearner.read, RewardLearner.gaps, RewardLearner.apply
 
     def reading(self, state, pairs):
-        found, *rest = read(self, state, pairs)
-        np.testing.assert_array_equal(found, self.gaps(state, pairs))
-        seen.append(('read', float(np.mean(-np.logaddexp(0, -found[:, 0] / 2.0)))))  # rlpa_plus IV.4-13
-        return found, *rest
+        seen.append(('read', None))
+        return read(self, state, pairs)
+
+    def paying(self, state, pairs):
+        found = gaps(self, state, pairs)
+        seen.append(('pay', float(np.mean(-np.logaddexp(0, -found[:, 0] / 2.0)))))  # rlpa_plus IV.4-13
+        return found
 
     def applying(self, state, grads):
         seen.append(('apply', None))
@@ -94,11 +97,27 @@ def test_what_pays_is_the_reward_model_from_before_the_step(monkeypatch):
 
     update = plus.PolicyLearner.update
     monkeypatch.setattr(RewardLearner, 'read', reading)
+    monkeypatch.setattr(RewardLearner, 'gaps', paying)
     monkeypatch.setattr(RewardLearner, 'apply', applying)
     monkeypatch.setattr(plus.PolicyLearner, 'update', updating)
     _, rows = steps(get_config(**{'hold.steps': 0, 'reward_model.std': 2.0}), 1)
-    assert [name for name, _ in seen] == ['read', 'update', 'apply']
-    assert rows[0][1]['reward'] == pytest.approx(seen[0][1], abs=1e-6)
+    assert [name for name, _ in seen] == ['read', 'pay', 'update', 'apply']
+    assert rows[0][1]['reward'] == pytest.approx(seen[1][1], abs=1e-6)
+
+
+def test_all_summaries_of_a_person_are_paid_and_the_first_teach():
+    config = get_config(reads='kind', **{'summary.taught': 2})
+    parts, people = plus.make_parts(config, ONE), plus.read_people(config)[0][:2]
+    state = parts.reader.init(parts.judge.source.load(parts.reader.param_shardings))
+    read = plus_context.make_reading(config, parts.reader, parts.pair_up)
+    texts = ['Liked: Dogs', 'Cats', 'Birds', 'Liked: Dogs and cats', 'Fish', 'Horses']  # three of each person
+    rewards, grads, _ = read(state, texts, people, pays=True)
+    paid = parts.pair_up.compare(texts, [(person.reward,) for person in people for _ in range(3)])
+    np.testing.assert_array_equal(rewards, plus_context.log_sigmoid(parts.reader.gaps(state, paid)[:, 0]))
+    taught = parts.pair_up.learn(texts[:2] + texts[3:5], [(person.train,) for person in people for _ in range(2)])
+    assert same(grads, parts.reader.read(state, taught)[1])
+    rewards, _, metrics = read(state, texts[:2], people, pays=False)  # of the choice that teaches
+    assert metrics['reward_loss'] == pytest.approx(-float(rewards.mean()), abs=1e-6)
 
 
 @pytest.mark.slow
