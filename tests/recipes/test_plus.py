@@ -322,7 +322,7 @@ def test_a_run_that_resumes_or_is_made_again_ends_with_the_same_bits(tmp_path): 
 @pytest.mark.slow
 @pytest.mark.parametrize('writer', ['endpoint:condition', 'local:random:tiny'])
 def test_another_model_writes_after_the_summaries(writer, chat_server):
-    with chat_server(lambda text: 'Dogs sleep.' if 'Keep that in mind' in text else 'Birds sleep.') as server:
+    with chat_server(lambda text: 'Dogs sleep.' if 'About the person' in text else 'Birds sleep.') as server:
         changes = {'endpoints.condition.address': server.address, 'endpoints.condition.model': 'm'}
         recipe = plus.make(get_config(reads='kind', condition=writer, answers='', **changes), ONE)
         state, _ = recipe.init()
