@@ -17,7 +17,7 @@ from pal_jax import presets as p
 
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'table', 'people', 'smoke', 'paper')
-    config = p.base(recipe='plus', total_steps=14)  # with both learning; those of `hold` come before
+    config = p.base(recipe='plus', total_steps=20)  # with both learning; those of `hold` come before
     # pets; or a JSONL file of people (pal_jax/data/histories.py); or choices that histories are made of:
     # votes:<folder>/<name>, or a public set as ukp:<folder> or choices:<source> (pal_jax/data/opinions.py); or
     # rated:<file>, replies rated by attributes that made-up people want (pal_jax/data/attributes.py)
@@ -39,7 +39,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.methods = ''  # as plus,untrained,context,nothing,latent,kind,shuffled,static-summariser,static-reward-model
     config.seeds = 1
     config.policy = p.policy(p.EMBEDDED)  # the summariser
-    config.optimizer = p.adamw(lr=1e-4, warmup_ratio=0.15)
+    config.optimizer = p.adamw(lr=5e-5, warmup_ratio=0.15)
     config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
     config.ppo = p.ppo(
         estimator='group_norm', std_floor=0.1, kl_in='loss', kl_estimator='k3', kl_coef=0.02, negative_scale=0.5,
@@ -59,7 +59,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.summary = dict(
         people=8,  # of a step
         n_samples=8,  # summaries of each, all of which are paid; those alike are read once
-        taught=2,  # of them the reward model learns from
+        taught=8,  # of them the reward model learns from
         prefill='##Summary\nLiked:',  # how every summary begins
         train=True,  # False: the summariser stays as it begins
     )
