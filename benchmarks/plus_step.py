@@ -4,7 +4,8 @@
 Prints one JSON object. A round is a step, then its parts alone, on people of the same number and from the state that
 the step has left: `decode`, the summaries; `ppo`, the summariser's log-probs and update; `reward_model`, what it reads
 for rewards and for its gradient, and its update. The first round compiles and is left out. `overhead` is the median
-over rounds of a step's seconds by those of its parts.
+over rounds of a step's seconds by those of its parts. `reward_real_share` is the share of tokens in the rows that pay
+that are no padding.
 """
 
 from __future__ import annotations
@@ -33,12 +34,10 @@ def make_plus(variant: str, source: str | None) -> Round:
     """A round: a step, and its parts one by one."""
     import jax
 
-    from pal_jax.data.packing import pack_rollouts, round_up
-    from pal_jax.learners.training import MULTIPLE
     from pal_jax.recipes import plus
     from pal_jax.recipes.plus_context import make_reading
     from pal_jax.recipes.recipe import Context
-    from pal_jax.runtime import devices, sharding
+    from pal_jax.runtime import devices
     from pal_jax.runtime.progress import Stopwatch
 
     config = runpy.run_path(str(CONFIG))['get_config'](variant)
@@ -50,9 +49,7 @@ def make_plus(variant: str, source: str | None) -> Round:
     recipe, parts = plus.make(config, ctx), plus.make_parts(config, ctx)
     read = make_reading(config, parts.reader, parts.pair_up)
     draw, n = plus.make_draw(config, plus.read_people(config)[0]), config.summary.n_samples
-    ppo = config.ppo
-    rows = {'ways': sharding.batch_ways(ctx.mesh) * ppo.minibatches, 'micro_rows': ppo.micro_rows}
-    rows |= {'row_tokens': ppo.row_tokens, 'multiple': ppo.row_tokens or MULTIPLE}
+    pack = plus.make_packing(config, ctx)
     (state, host), number = recipe.init(), 0
 
     def decode() -> plus.Written:
@@ -60,13 +57,16 @@ def make_plus(variant: str, source: str | None) -> Round:
 
     def update(written: plus.Written, rewards: np.ndarray) -> Any:
         paid = [dataclasses.replace(s, reward=float(r)) for s, r in zip(written.samples, rewards, strict=True)]
-        batch = pack_rollouts(paid, n=n, actions=round_up(config.sampling.max_tokens, 8), mesh=ctx.mesh, **rows)
-        batch, _ = parts.learner.annotate(state['policy'], batch)
+        batch, _ = parts.learner.annotate(state['policy'], pack(paid))
         return parts.learner.update(state['policy'], batch, jax.random.key(number))[0]
 
     def teach(written: plus.Written) -> tuple[np.ndarray, Any]:
         rewards, grads, _ = read(state['reward'], written.texts, draw(number)[0], pays=True)
         return rewards, parts.reader.apply(state['reward'], grads)[0]
+
+    def real_share(written: plus.Written) -> float:
+        choices = [(person.reward,) for person in draw(number)[0] for _ in range(n)]
+        return float(np.mean(np.asarray(parts.pair_up.compare(written.texts, choices).batch.segments) != 0))
 
     def take() -> dict[str, float]:
         nonlocal state, host, number
@@ -79,6 +79,7 @@ def make_plus(variant: str, source: str | None) -> Round:
         improved, ppo_s = timed(lambda: update(written, rewards))
         state = {'policy': improved, 'reward': taught}
         told = {'step': step_s, 'decode': decode_s, 'ppo': ppo_s, 'reward_model': reward_s}
+        told |= {'real_share': real_share(written)}
         return told | {name.replace('seconds_', 'phase_'): seconds for name, seconds in phases.items()}
 
     def timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -103,6 +104,7 @@ def summary(told: Sequence[dict[str, float]]) -> dict[str, Any]:
         'sum_of_parts_s': median(sums),
         'overhead': median([each['step'] / parts for each, parts in zip(told, sums, strict=True)]),
         'phases_s': {name.removeprefix('phase_'): median([each[name] for each in told]) for name in phases},
+        'reward_real_share': median([each['real_share'] for each in told]),
     }
 
 

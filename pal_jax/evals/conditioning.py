@@ -43,9 +43,11 @@ def evaluate(
     """
     record: dict[str, Any] = {}
     people: list[Mapping[str, Any]] = []
-    for number, (name, tested) in enumerate(splits.items() if whole else [next(iter(splits.items()))]):
-        settings: Any = {'temperature': temperature, 'samples': samples if whole else 0, 'nothing': nothing}
-        settings |= {'controls': whole and number == 0}
+    if not whole:
+        splits, samples = dict(itertools.islice(splits.items(), 1)), 0
+    for number, (name, tested) in enumerate(splits.items()):
+        controls = whole and number == 0
+        settings: Any = {'temperature': temperature, 'samples': samples, 'controls': controls, 'nothing': nothing}
         figures, texts, margins = table(describe, gaps, tested, **settings)
         record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
         people += [show(*each) for each in zip(tested[:shown], texts, margins, strict=False)]
@@ -72,7 +74,8 @@ def table(
     kinds = [person.kind for person in people]
     texts = describe(people, [0.0, *[temperature] * samples])
     likeliest, drawn = texts[:: 1 + samples], [text for k, text in enumerate(texts) if k % (1 + samples)]
-    told = {'': likeliest} | ({'sampled_': drawn} if drawn else {})
+    own = {'': likeliest} | ({'sampled_': drawn} if drawn else {})
+    told = dict(own)
     if controls:
         told |= {'random_': of_somebody(likeliest), 'none_': [nothing] * len(people)}
     if controls and len(set(kinds)) > 1:
@@ -89,13 +92,12 @@ def table(
         figures[f'{name}reward'] = float(-np.logaddexp(0.0, -found).mean())
     plain = margins[: len(people)]
     figures['accuracy_by_person'] = (plain > 0).mean(axis=1).tolist()
-    for name in [name for name in ('', 'sampled_') if name in told and isinstance(nothing, str)]:
-        texts = told[name]
+    for name, texts in own.items() if isinstance(nothing, str) else ():
         figures[f'{name}words'] = float(np.mean([len(text.split()) for text in texts]))
         if any(kinds):
-            own = [kind for kind in kinds for _ in range(len(texts) // len(people))]
-            figures[f'{name}named'] = names_the_kind(texts, own)
-            figures[f'{name}misnamed'] = names_another(texts, own)
+            of_each = [kind for kind in kinds for _ in range(len(texts) // len(people))]
+            figures[f'{name}named'] = names_the_kind(texts, of_each)
+            figures[f'{name}misnamed'] = names_another(texts, of_each)
     return figures, likeliest, plain
 
 

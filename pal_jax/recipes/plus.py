@@ -59,7 +59,7 @@ from pal_jax.recipes.recipe import (
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import CONFIG
 from pal_jax.runtime.optim import make_optimizer
-from pal_jax.types import History, Metrics, Sample
+from pal_jax.types import History, Metrics, RolloutBatch, Sample
 
 READS = ('summary', 'untrained', 'context', 'kind', 'nothing', 'latent')
 
@@ -114,11 +114,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     condition = make_condition(config, pair_up.compare)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
     read = make_reading(config, reader, pair_up)
-    ways, ppo = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, config.ppo
-    # Rows that prompts share are all as long, so that one program computes them.
-    rows = {'ways': ways, 'micro_rows': ppo.micro_rows}
-    rows |= {'row_tokens': ppo.row_tokens, 'multiple': ppo.row_tokens or MULTIPLE}
-    n, actions = config.summary.n_samples, round_up(config.sampling.max_tokens, 8)
+    pack, n = make_packing(config, ctx), config.summary.n_samples
 
     def init() -> tuple[State, Host]:
         state = {'reward': reader.init(judge.source.load(reader.param_shardings))}
@@ -148,8 +144,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     def improve(state: PolicyState, samples: Sequence[Sample], i: int) -> tuple[PolicyState, Metrics]:
         """PPO's update of the summariser."""
         with ctx.phase('annotate'):
-            batch = pack_rollouts(samples, n=n, actions=actions, mesh=ctx.mesh, **rows)
-            batch, annotated = learner.annotate(state, batch)
+            batch, annotated = learner.annotate(state, pack(samples))
         with ctx.phase('update'):
             state, updated = learner.update(state, batch, jax.random.fold_in(jax.random.key(config.seed), i))
         check_finite(state, ' or raise ppo.kl_coef')
@@ -261,6 +256,16 @@ def make_reader(config: Config, cfg: ModelConfig, ctx: Context) -> RewardLearner
     optimizer = make_optimizer(**settings.optimizer, total_steps=config.hold.steps + config.total_steps)
     adapters = make_adapters(config, of='reward_model')
     return RewardLearner(cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, adapters=adapters, seed=config.seed)
+
+
+def make_packing(config: Config, ctx: Context) -> Callable[[Sequence[Sample]], RolloutBatch]:
+    """Rows that prompts share are all as long, so that one program computes them."""
+    ppo = config.ppo
+    return functools.partial(
+        pack_rollouts, n=config.summary.n_samples, actions=round_up(config.sampling.max_tokens, 8), mesh=ctx.mesh,
+        ways=sharding.batch_ways(ctx.mesh) * ppo.minibatches, micro_rows=ppo.micro_rows, row_tokens=ppo.row_tokens,
+        multiple=ppo.row_tokens or MULTIPLE,
+    )  # fmt: skip
 
 
 def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple[list[History], Sequence[History]]]:

@@ -91,6 +91,7 @@ def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[
             record, people = conditioning.evaluate(
                 functools.partial(describe, state), functools.partial(gaps, state), tests, temperature=1.0,
                 samples=config.eval.samples, shown=config.eval.shown, nothing=np.zeros(settings.dim, np.float32),
+                whole=stage != 'base',
             )  # fmt: skip
         record['learnt_from'] = len(train)
         return Evaluation(record, people, conditioning.make_exhibits(record, list(tests)))

@@ -117,7 +117,9 @@ def for_platform(cfg: ModelConfig, dtype: str = 'auto', platform: str | None = N
     dtypes = precision(dtype, platform)
     attention = ATTENTION.get(platform, 'fused')
     cpu = platform == 'cpu'
-    return dataclasses.replace(cfg, **dtypes, unroll=cpu, attention=attention, logit_states=128 if cpu else 512)
+    return dataclasses.replace(
+        cfg, **dtypes, unroll=cpu, attention=attention, logit_states=128 if cpu else cfg.logit_states
+    )
 
 
 def precision(dtype: str = 'auto', platform: str | None = None) -> dict[str, str]:
