@@ -17,7 +17,7 @@ from pal_jax import presets as p
 
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'table', 'people', 'smoke', 'paper')
-    config = p.base(recipe='plus', total_steps=20)  # with both learning; those of `hold` come before
+    config = p.base(recipe='plus', total_steps=12)  # with both learning; those of `hold` come before
     # pets; or a JSONL file of people (pal_jax/data/histories.py); or choices that histories are made of:
     # votes:<folder>/<name>, or a public set as ukp:<folder> or choices:<source> (pal_jax/data/opinions.py); or
     # rated:<file>, replies rated by attributes that made-up people want (pal_jax/data/attributes.py)
@@ -39,7 +39,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.methods = ''  # as plus,untrained,context,nothing,latent,kind,shuffled,static-summariser,static-reward-model
     config.seeds = 1
     config.policy = p.policy(p.EMBEDDED)  # the summariser
-    config.optimizer = p.adamw(lr=5e-5, warmup_ratio=0.15)
+    config.optimizer = p.adamw(lr=1e-4, warmup_ratio=0.15)
     config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
     config.ppo = p.ppo(
         estimator='group_norm', std_floor=0.1, kl_in='loss', kl_estimator='k3', kl_coef=0.02, negative_scale=0.5,
@@ -59,13 +59,18 @@ def get_config(variant: str = '') -> ConfigDict:
     config.summary = dict(
         people=8,  # of a step
         n_samples=8,  # summaries of each, all of which are paid; those alike are read once
-        taught=8,  # of them the reward model learns from
+        taught=2,  # of them the reward model learns from
         prefill='##Summary\nLiked:',  # how every summary begins
         train=True,  # False: the summariser stays as it begins
     )
-    config.sampling = p.sampling(temperature=1.0, max_tokens=24, stop=('\n', '.'))
+    config.sampling = p.sampling(temperature=1.0, max_tokens=16, stop=('\n', '.'))
     # Steps in which the summariser waits for a reward model that can read: many people, one cooler summary of each.
-    config.hold = dict(steps=8, people=32, temperature=0.3)
+    config.hold = dict(
+        steps=16,  # at most
+        reward=-0.62,  # the wait ends when the mean reward of two of them is above it; 0: after all of them
+        people=32,
+        temperature=0.3,
+    )
     # Of reads=latent, in place of steps: passes over all people, so many of them an update; frozen states of the reward
     # model's source are all that it knows of replies.
     config.latent = dict(dim=512, hidden=512, kl_coef=1e-4, passes=40, people=32, optimizer=p.adamw(lr=3e-4))
@@ -111,7 +116,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.people = 16
     config.sampling.max_tokens = 8
     config.summary.update(people=4, n_samples=2)
-    config.hold.update(steps=2, people=8)
+    config.hold.update(steps=2, reward=0.0, people=8)
     config.latent.update(dim=4, hidden=8, passes=4, people=8)
     config.decode.slots = 8
     config.eval.people = 8
@@ -130,6 +135,6 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.reward_model.optimizer = p.adamw(lr=9e-6)
     config.summary.update(people=256, n_samples=1, prefill='')
     config.sampling = p.sampling(temperature=1.0, max_tokens=256)
-    config.hold.update(steps=10, people=256, temperature=1.0)
+    config.hold.update(steps=10, reward=0.0, people=256, temperature=1.0)
     config.decode.update(slots=256, stride=8)
     return config

@@ -111,7 +111,8 @@ def run(
         progress.start(recipe.total_steps, first),
     ):
         saved = time.monotonic()
-        for i in range(first, recipe.total_steps + 1):
+        i = first
+        while True:
             if stage := recipe.stage(i):
                 evaluate(recipe, state, stage, i, writer, progress)
             if i == recipe.total_steps:
@@ -122,16 +123,18 @@ def run(
             writer.rollouts(i, phase, rollouts)
             rollouts.clear()
             progress.done(i, phase, metrics | seconds)
-            due = (i + 1) % config.checkpoint.every == 0 or i + 1 == recipe.total_steps
+            following = recipe.after(host, i)
+            due = following // config.checkpoint.every > i // config.checkpoint.every or following == recipe.total_steps
             stop, late = agree(stopping.wish, time.monotonic() - saved > 60 * config.checkpoint.minutes)
             if due or late or stop:
                 with progress.phase('save'):
-                    checkpoints.save(i + 1, state, host, metrics.get('reward'))
+                    checkpoints.save(following, state, host, metrics.get('reward'))
                 saved = time.monotonic()
             if stop:
                 checkpoints.wait()
-                progress.log(f'stopped at step {i + 1} of {recipe.total_steps}; the same command again goes on')
+                progress.log(f'stopped at step {following} of {recipe.total_steps}; the same command again goes on')
                 return stop
+            i = following
         checkpoints.wait()
     finish(config, workdir, recipe, state, progress)
     return 0

@@ -14,10 +14,10 @@ _ASK = """These are choices of one person between two texts:
 
 In one short sentence, say what this person prefers, not what the texts are about. Start with {marker}"""
 
-_KNOWN = """About the person who will read your answer: {summary}
-Keep that in mind.
+# What is asked comes first: where all are asked the same it is read once for many summaries (`types.OPENING`).
+_KNOWN = """{prompt}
 
-{prompt}"""
+About the person who will read your answer: {summary}"""
 
 
 def ask(context: str) -> Chat:

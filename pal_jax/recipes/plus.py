@@ -5,7 +5,8 @@ a choice of the person's, which pays the summariser log sigmoid(gap), by the rew
 makes its PPO update, and after it the reward model its own, on another choice and the first of the same summaries.
 Nothing but text goes from one to the other.
 
-In the first `hold.steps` the summariser waits: what a reward model says that cannot read yet is noise.
+At first the summariser waits: what a reward model says that cannot read yet is noise. The wait takes `hold.steps` at
+most, and ends when what two of them read was worth `hold.reward`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from pal_jax.recipes.plus_context import (
     make_reading,
     make_writer,
     of_whom,
+    summarize,
 )
 from pal_jax.recipes.recipe import (
     EVALUATION,
@@ -120,7 +122,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         state = {'reward': reader.init(judge.source.load(reader.param_shardings))}
         if config.reads in WRITTEN:
             state['policy'] = learner.init(policy.source.load(learner.param_shardings))
-        return state, {}
+        return state, {'rewards': []}
 
     def step(state: State, host: Host, i: int) -> tuple[State, Host, str, Metrics]:
         waits, (people, choosers) = i < hold or not learns, draw(i)
@@ -130,6 +132,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         with ctx.phase('read'):
             rewards, grads, metrics = read(state['reward'], texts, choosers, pays=not waits)
         metrics |= summarize(texts, rewards, people)
+        host = {'rewards': [*host['rewards'], metrics['reward']][-2:]}
         if not waits and config.summary.train:
             paid = [dataclasses.replace(s, reward=float(r)) for s, r in zip(samples, rewards, strict=True)]
             improved, updated = improve(state['policy'], paid, i)
@@ -171,7 +174,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every, base=config.eval.base)
     abstract = {'reward': reader.abstract} | ({'policy': learner.abstract} if config.reads in WRITTEN else {})
     trained, shown = trained_by(config, policy, learner, reader), ('accuracy', 'reward', 'written_better')
-    return Recipe(steps, abstract, init, step, stage, evaluate, trained, shown=shown)
+    return Recipe(steps, abstract, init, step, stage, evaluate, trained, shown=shown, after=make_after(config))
 
 
 def make_trained(config: Config, ctx: Context) -> Trained | None:
@@ -268,6 +271,17 @@ def make_packing(config: Config, ctx: Context) -> Callable[[Sequence[Sample]], R
     )  # fmt: skip
 
 
+def make_after(config: Config) -> Callable[[Host, int], int]:
+    """Goes on to the first step in which the summariser learns as soon as the reward model reads: when the last two
+    steps' rewards say so."""
+
+    def after(host: Host, i: int) -> int:
+        reads = len(host['rewards']) == 2 and np.mean(host['rewards']) > config.hold.reward
+        return max(i + 1, config.hold.steps) if reads and config.reads == 'summary' else i + 1
+
+    return after
+
+
 def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple[list[History], Sequence[History]]]:
     """The people of a step, in shuffled passes, and those whose choices go with them: themselves, or, for the control,
     somebody at random. Both are functions of the step's number."""
@@ -280,18 +294,3 @@ def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple
         return people, of_whom(config, people, (i,))
 
     return draw
-
-
-# --- people and their summaries -------------------------------------------------------------------------------------
-
-
-def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[History]) -> Metrics:
-    """Means over the summaries of a step."""
-    kinds = [person.kind for person in people for _ in range(len(texts) // len(people))]
-    return {
-        'reward': float(np.mean(rewards)),
-        'reward_std': float(np.std(rewards)),
-        'samples': float(len(texts)),
-        'words': float(np.mean([len(text.split()) for text in texts])),
-        'named': conditioning.names_the_kind(texts, kinds),
-    }

@@ -151,6 +151,18 @@ def make_reading(config: Config, reader: RewardLearner, pair_up: PairUp):
     return read
 
 
+def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[History]) -> Metrics:
+    """Means over the summaries of a step."""
+    kinds = [person.kind for person in people for _ in range(len(texts) // len(people))]
+    return {
+        'reward': float(np.mean(rewards)),
+        'reward_std': float(np.std(rewards)),
+        'samples': float(len(texts)),
+        'words': float(np.mean([len(text.split()) for text in texts])),
+        'named': conditioning.names_the_kind(texts, kinds),
+    }
+
+
 def log_sigmoid(x: np.ndarray) -> np.ndarray:
     return -np.logaddexp(0.0, -x)
 

@@ -97,6 +97,7 @@ class Recipe(NamedTuple):
     trained: the language model that is trained, if one is.
     shown: figures of an evaluation that the console shows, if it has them.
     resume: told of the host item that a run goes on from.
+    after: the step that comes after step `i`, told the host item: another than the next where some are left out.
     """
 
     total_steps: int
@@ -108,6 +109,7 @@ class Recipe(NamedTuple):
     trained: Trained | None = None
     shown: Sequence[str] = ('reward', 'loss', 'accuracy')
     resume: Callable[[Host], None] = lambda host: None
+    after: Callable[[Host, int], int] = lambda host, i: i + 1
 
 
 EVALUATION = 2**31  # stands where a training step has its number in seeds

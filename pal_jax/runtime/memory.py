@@ -3,7 +3,7 @@
 XLA's temporaries are fresh memory in every program, gigabytes of it. Faulting in their pages took a quarter of an
 update, and half on a machine that runs other programs too. From one heap that is not given back to the system, programs
 of one kind fault in none. Those of the next phase want other sizes and would find the heap in pieces, so at the end of
-a phase and around every long compilation it gives back what is free.
+a phase in which it has grown large, and around every long compilation, it gives back what is free.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ ALLOCATOR = ':'.join((
 ))  # fmt: skip
 STAGES = ('jaxpr_to_mlir_module_duration', 'backend_compile_duration')  # jax tells of the end of each
 LARGE_PROGRAM = 0.2  # seconds of a stage
+LARGE_HEAP = 1 / 3  # of the machine's memory
 
 
 def keep_freed() -> None:
@@ -44,9 +45,14 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith('VmHWM:'))
 
 
-def give_back() -> None:
-    """Returns the heap's free pages to the system."""
-    if os.environ.get(SETTING) == ALLOCATOR:
+def resident_share() -> float:
+    """How much of the machine's memory this process holds; on Linux alone."""
+    return int(Path('/proc/self/statm').read_text().split()[1]) / os.sysconf('SC_PHYS_PAGES')
+
+
+def give_back(beyond: float = 0.0) -> None:
+    """Returns the heap's free pages to the system, if the process holds more than this share of its memory."""
+    if os.environ.get(SETTING) == ALLOCATOR and resident_share() > beyond:
         ctypes.CDLL(None).malloc_trim(0)
 
 

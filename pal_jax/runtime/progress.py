@@ -104,13 +104,13 @@ class Progress:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Shows and times a part of the work: rollout, annotate, update, evaluate, save. What it leaves free in the
-        heap is given back: the next part wants other sizes."""
+        """Shows and times a part of the work: rollout, annotate, update, evaluate, save. A large
+        heap gives back what it leaves free: the next part wants other sizes."""
         if self._bar:
             self._bar.update(self._task, phase=name)
         with self._stopwatch.phase(name):
             yield
-            memory.give_back()
+            memory.give_back(beyond=memory.LARGE_HEAP)
 
     def time_compilation(self) -> None:
         """From now on what compiling takes is a phase of its own, `compile`."""
