@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import json
+import signal
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from tests import configs
+from tests.test_train import KILLER, python, records
 
 
 @contextlib.contextmanager
@@ -295,6 +297,39 @@ def test_a_wrong_table_is_told_before_a_run_starts(changes, message, tmp_path):
 def test_what_is_wrong_is_told_before_a_file_is_read(changes, message):
     with pytest.raises(ValueError, match=message):
         plus.make(get_config(**changes), ONE)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'rewards', 'i', 'following'),
+    [
+        ({}, [-0.1], 0, 1),  # one step tells little
+        ({}, [-0.69, -0.6], 1, 2),
+        ({}, [-0.6, -0.61], 1, 16),
+        ({}, [-0.6, -0.61], 15, 16),
+        ({}, [-0.1, -0.1], 20, 21),
+        ({'hold.reward': 0.0}, [-0.1, -0.1], 1, 2),
+        ({'reads': 'untrained'}, [-0.1, -0.1], 1, 2),
+    ],
+)
+def test_the_summariser_waits_until_what_two_steps_read_is_worth_something(changes, rewards, i, following):
+    assert plus.make_after(configs.load('plus', '', **changes))({'rewards': rewards}, i) == following
+
+
+@pytest.mark.slow
+def test_a_run_killed_after_a_short_wait_goes_on_after_it(tmp_path):
+    flags = ['--config=configs/plus.py:smoke', '--config.checkpoint.every=1', '--config.hold.steps=6']
+    flags += ['--config.hold.reward=-9', '--config.eval.base=False', '--config.total_steps=2']
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}', cache=tmp_path / 'cache')
+    assert result.returncode == 0, result.stderr
+    assert [row['step'] for row in records(whole, 'metrics.jsonl')] == [0, 1, 6, 7]
+    killer = KILLER.format(owner='PolicyLearner', name='_minibatch', count=1)
+    killed = python('-c', killer, *flags, f'--workdir={broken}', cache=tmp_path / 'cache')
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}', cache=tmp_path / 'cache')
+    assert 'at step 6 of 8' in resumed.stdout, resumed.stderr
+    assert records(broken, 'metrics.jsonl') == records(whole, 'metrics.jsonl')
+    assert records(broken, 'evals.jsonl') == records(whole, 'evals.jsonl')
 
 
 @pytest.mark.slow
