@@ -17,7 +17,7 @@ from pal_jax import presets as p
 
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'table', 'people', 'smoke', 'paper')
-    config = p.base(recipe='plus', total_steps=12)  # with both learning; those of `hold` come before
+    config = p.base(recipe='plus', total_steps=14)  # with both learning; those of `hold` come before
     # pets; or a JSONL file of people (pal_jax/data/histories.py); or choices that histories are made of:
     # votes:<folder>/<name>, or a public set as ukp:<folder> or choices:<source> (pal_jax/data/opinions.py); or
     # rated:<file>, replies rated by attributes that made-up people want (pal_jax/data/attributes.py)
@@ -51,7 +51,7 @@ def get_config(variant: str = '') -> ConfigDict:
         remat='none',
         lora=dict(rank=0, alpha=16.0, targets='all-linear', dropout=0.0),
         optimizer=p.adamw(lr=1e-4, warmup_ratio=0.0),
-        head_lr=4e-3,  # of its new head
+        head_lr=1e-3,  # of its new head
         train=True,  # False: it stays as it begins
         std=1.0,  # of its scores: a gap that pays is divided by it (their mean would cancel out)
         row_tokens=384,  # summaries share rows of so many; 0: a row for each
@@ -75,6 +75,7 @@ def get_config(variant: str = '') -> ConfigDict:
     # Of reads=latent, in place of steps: passes over all people, so many of them an update; frozen states of the reward
     # model's source are all that it knows of replies.
     config.latent = dict(dim=512, hidden=512, kl_coef=1e-4, passes=40, people=32, optimizer=p.adamw(lr=3e-4))
+    config.checkpoint.every = 20  # they are gigabytes, of two models that learn
     config.decode = dict(slots=32, stride=4, driver='local', address='', reuse=True, int8=False)
     config.eval = dict(
         people=64,

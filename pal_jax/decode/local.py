@@ -347,8 +347,8 @@ class LocalDecoder:
         return rows * size
 
     def _next_batch(self, alone: bool) -> tuple[list[Prompt], int]:
-        """Prompts whose next chunks are padded to the same length, and that length. They are computed together if they
-        nearly fill a batch and are alone, or nothing would wait long for them; else a few at a time.
+        """Prompts whose next chunks are padded to the same length, and that length. They are computed together, padded
+        less, if they nearly fill a batch and are alone, or nothing would wait long for them; else a few at a time.
 
         One that shares a beginning with another of the batch waits: it can go on from there.
         """
@@ -371,6 +371,9 @@ class LocalDecoder:
         few, many = self._rows
         if len(batch) < FULL * many or (not alone and many * size > self.chunk):
             del batch[few:], starts[few:]
+        else:
+            longest = max(len(each.tokens) - start for each, (_, start) in zip(batch, starts, strict=True))
+            size = bucket(min(longest, self.chunk), 32)
         for prompt, (source, start) in zip(batch, starts, strict=True):
             self.counters.reused_tokens += 0 if prompt.done else start
             prompt.source, prompt.done = source, start
