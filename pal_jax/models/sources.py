@@ -74,6 +74,7 @@ def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | N
     raise ValueError(f'unknown model source {source!r}; use {forms}')
 
 
+@functools.lru_cache(maxsize=1)  # its words take seconds to read, and a method has often two models of one file
 def from_gguf(path: Path) -> Source:
     reader = gguf.open_gguf(path)
     cfg = gguf.config_from_gguf(reader)
