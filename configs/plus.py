@@ -39,7 +39,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.methods = ''  # as plus,untrained,context,nothing,latent,kind,shuffled,static-summariser,static-reward-model
     config.seeds = 1
     config.policy = p.policy(p.EMBEDDED)  # the summariser
-    config.optimizer = p.adamw(lr=8e-5, warmup_ratio=0.15)
+    config.optimizer = p.adamw(lr=1e-4, warmup_ratio=0.15)
     config.critic = p.adamw(lr=9e-6)  # used by estimators that have one (gae)
     config.ppo = p.ppo(
         estimator='group_norm', std_floor=0.1, kl_in='loss', kl_estimator='k3', kl_coef=0.02, negative_scale=0.5,
@@ -51,7 +51,6 @@ def get_config(variant: str = '') -> ConfigDict:
         remat='none',
         lora=dict(rank=0, alpha=16.0, targets='all-linear', dropout=0.0),
         optimizer=p.adamw(lr=1e-4, warmup_ratio=0.0),
-        head_lr=4e-4,  # of its new head
         train=True,  # False: it stays as it begins
         std=1.0,  # of its scores: a gap that pays is divided by it (their mean would cancel out)
         row_tokens=384,  # summaries share rows of so many; 0: a row for each
@@ -60,15 +59,15 @@ def get_config(variant: str = '') -> ConfigDict:
     config.summary = dict(
         people=8,  # of a step
         n_samples=8,  # summaries of each, all of which are paid; those alike are read once
-        taught=4,  # of them the reward model learns from
+        taught=2,  # of them the reward model learns from
         prefill='##Summary\nLiked:',  # how every summary begins
         train=True,  # False: the summariser stays as it begins
     )
     config.sampling = p.sampling(temperature=1.0, max_tokens=16, stop=('\n', '.'))
     # Steps in which the summariser waits for a reward model that can read: many people, one cooler summary of each.
     config.hold = dict(
-        steps=10,  # at most
-        reward=-0.6,  # the wait ends when the mean reward of two of them is above it; 0: after all of them
+        steps=16,  # at most
+        reward=-0.62,  # the wait ends when the mean reward of two of them is above it; 0: after all of them
         people=32,
         temperature=0.3,
     )
@@ -107,6 +106,7 @@ def people(config: ConfigDict) -> ConfigDict:
     config.data = ''
     config.methods = config.methods.replace('kind,', '')
     config.summary.prefill = '##Summary\nThis person'
+    config.hold.reward = 0.0  # what most people like is worth a reward, too, without a word read of a person
     config.sampling.update(max_tokens=40, stop=('\n',))
     return config
 
@@ -134,7 +134,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.optimizer = p.adamw(lr=5e-7)
     config.ppo = p.ppo(estimator='gae', minibatches=2, micro_rows=32)
     config.reward_model.update(source='hf:Qwen/Qwen2.5-1.5B-Instruct', row_tokens=4096, micro_rows=4)
-    config.reward_model.update(optimizer=p.adamw(lr=9e-6), head_lr=9e-6)
+    config.reward_model.optimizer = p.adamw(lr=9e-6)
     config.summary.update(people=256, n_samples=1, prefill='')
     config.sampling = p.sampling(temperature=1.0, max_tokens=256)
     config.hold.update(steps=10, reward=0.0, people=256, temperature=1.0)

@@ -112,7 +112,7 @@ def run(
     ):
         saved = time.monotonic()
         i = first
-        while True:
+        while i <= recipe.total_steps:
             if stage := recipe.stage(i):
                 evaluate(recipe, state, stage, i, writer, progress)
             if i == recipe.total_steps:

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pal_jax.evals.bootstrap import interval, resampled_means
-from pal_jax.runtime.curve import BLUE, GREY, STYLE, column, png, running_mean
+from pal_jax.runtime.curve import BLUE, GREY, STYLE, png, running_mean
 from pal_jax.types import Exhibit
 
 COLUMNS = {  # of the table, by what an evaluation calls them
@@ -156,16 +156,20 @@ def plot_accuracy(grouped: Entries) -> bytes:
     return png(figure)
 
 
+def rewards_by_step(own: Sequence[Entry]) -> tuple[list[int], np.ndarray]:
+    """Rewards [seeds, steps] of the steps that all seeds have made: some may have skipped some."""
+    steps = sorted(set.intersection(*({row['step'] for row in each.steps} for each in own)))
+    return steps, np.array([[row['reward'] for row in each.steps if row['step'] in steps] for each in own])
+
+
 def plot_curves(grouped: Entries) -> bytes:
     """The mean reward of a step, a line a method: its running mean over seeds, with the range of them."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 4.6), layout='constrained')
         ax = figure.subplots()
         for number, (name, own) in enumerate(grouped.items()):
-            length = min(len(each.steps) for each in own)
-            seeds = np.stack([column(each.steps[:length], 'reward') for each in own])
-            smooth = np.stack([running_mean(row, np.zeros(length), WINDOW)[0] for row in seeds])
-            steps = column(own[0].steps[:length], 'step')
+            steps, seeds = rewards_by_step(own)
+            smooth = np.stack([running_mean(row, np.zeros(len(steps)), WINDOW)[0] for row in seeds])
             ax.plot(steps, smooth.mean(axis=0), color=f'C{number}', label=name)
             ax.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=f'C{number}', alpha=0.15, linewidth=0)
         ax.set_title(f'Mean reward of a step, over {WINDOW} steps and all seeds', fontsize=13, fontweight='bold')

@@ -9,12 +9,12 @@ from pal_jax.types import Chat, History
 
 MARKER = '##Summary'
 
-# What is asked comes first: where all are asked the same it is read once for many (`types.OPENING`).
-_ASK = """In one short sentence, say what this person prefers, not what the texts are about. Start with {marker}
+_ASK = """These are choices of one person between two texts:
+{context}
 
-These are choices of one person between two texts:
-{context}"""
+In one short sentence, say what this person prefers, not what the texts are about. Start with {marker}"""
 
+# What is asked comes first: where all are asked the same it is read once for many summaries (`types.OPENING`).
 _KNOWN = """{prompt}
 
 About the person who will read your answer: {summary}"""

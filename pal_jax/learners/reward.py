@@ -205,11 +205,6 @@ class RewardLearner:
         return jax.lax.with_sharding_constraint(x, sharding.replicated(self.mesh))
 
 
-def with_head(optimizer: optax.GradientTransformation, ratio: float) -> optax.GradientTransformation:
-    """The same with updates of the head `ratio` times as large: it is new, and has further to go than the decoder."""
-    return optax.chain(optimizer, optax.stateless(lambda updates, _: updates | {'head': ratio * updates['head']}))
-
-
 def scores(trained: Params, frozen: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N']:
     """The head's value of the state that has read a whole reply."""
     return forward.values({'decoder': whole(trained['decoder'], frozen), 'head': trained['head']}, cfg, batch)[..., 0]

@@ -27,7 +27,7 @@ from pal_jax.evals import conditioning
 from pal_jax.feedback import histories
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
-from pal_jax.learners.reward import RewardLearner, with_head
+from pal_jax.learners.reward import RewardLearner
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.models.config import ModelConfig
 from pal_jax.recipes import plus_latent, plus_table
@@ -213,8 +213,6 @@ def check(config: Config) -> None:
     if not config.data:
         raise ValueError('data is empty; name people, such as --config.data=votes:<folder>/<name>')
     check_at_least(config, 0, 'hold.steps', 'reward_model.row_tokens')
-    if config.reward_model.optimizer.lr <= 0:
-        raise ValueError(f'reward_model.optimizer.lr={config.reward_model.optimizer.lr} must be above 0')
     if config.reward_model.std <= 0:
         raise ValueError(f'reward_model.std={config.reward_model.std} must be above 0')
 
@@ -259,7 +257,6 @@ def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearne
 def make_reader(config: Config, cfg: ModelConfig, ctx: Context) -> RewardLearner:
     settings = config.reward_model
     optimizer = make_optimizer(**settings.optimizer, total_steps=config.hold.steps + config.total_steps)
-    optimizer = with_head(optimizer, settings.head_lr / settings.optimizer.lr)
     adapters = make_adapters(config, of='reward_model')
     return RewardLearner(cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, adapters=adapters, seed=config.seed)
 
@@ -275,12 +272,11 @@ def make_packing(config: Config, ctx: Context) -> Callable[[Sequence[Sample]], R
 
 
 def make_after(config: Config) -> Callable[[Host, int], int]:
-    """Goes on to the first step in which the summariser learns as soon as the reward model reads: when the last two
-    steps' rewards say so."""
+    """The next step; the first in which the summariser learns when the last two rewards are worth it."""
 
     def after(host: Host, i: int) -> int:
-        reads = len(host['rewards']) == 2 and np.mean(host['rewards']) > config.hold.reward
-        return max(i + 1, config.hold.steps) if reads and config.reads == 'summary' else i + 1
+        enough = len(host['rewards']) == 2 and np.mean(host['rewards']) > config.hold.reward
+        return max(i + 1, config.hold.steps) if enough and config.reads == 'summary' else i + 1
 
     return after
 

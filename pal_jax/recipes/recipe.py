@@ -97,7 +97,8 @@ class Recipe(NamedTuple):
     trained: the language model that is trained, if one is.
     shown: figures of an evaluation that the console shows, if it has them.
     resume: told of the host item that a run goes on from.
-    after: the step that comes after step `i`, told the host item: another than the next where some are left out.
+    after: the step that comes after step `i`, told the host item: another than the next where some are skipped, before
+      which nothing is evaluated.
     """
 
     total_steps: int

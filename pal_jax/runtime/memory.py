@@ -1,4 +1,4 @@
-"""What a process on a CPU does with memory that XLA frees: keeps it, in huge pages, to the end of a phase of a step.
+"""What a process on a CPU does with memory that XLA frees: keeps it, in huge pages, until that is much.
 
 XLA's temporaries are fresh memory in every program, gigabytes of it. Faulting in their pages took a quarter of an
 update, and half on a machine that runs other programs too. From one heap that is not given back to the system, programs
@@ -23,7 +23,7 @@ ALLOCATOR = ':'.join((
 ))  # fmt: skip
 STAGES = ('jaxpr_to_mlir_module_duration', 'backend_compile_duration')  # jax tells of the end of each
 LARGE_PROGRAM = 0.2  # seconds of a stage
-LARGE_HEAP = 1 / 3  # of the machine's memory
+LARGE_HEAP = 8 << 30  # bytes that the process holds
 
 
 def keep_freed() -> None:
@@ -45,15 +45,15 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith('VmHWM:'))
 
 
-def resident_share() -> float:
-    """How much of the machine's memory this process holds; on Linux alone."""
-    return int(Path('/proc/self/statm').read_text().split()[1]) / os.sysconf('SC_PHYS_PAGES')
-
-
-def give_back(beyond: float = 0.0) -> None:
-    """Returns the heap's free pages to the system, if the process holds more than this share of its memory."""
-    if os.environ.get(SETTING) == ALLOCATOR and resident_share() > beyond:
+def give_back(beyond: int = 0) -> None:
+    """Returns the heap's free pages to the system, if the process holds more than so many bytes."""
+    if os.environ.get(SETTING) == ALLOCATOR and resident_bytes() > beyond:
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """What this process holds now; on Linux alone."""
+    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 def give_back_when_compiling() -> None:

@@ -104,8 +104,8 @@ class Progress:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Shows and times a part of the work: rollout, annotate, update, evaluate, save. A large
-        heap gives back what it leaves free: the next part wants other sizes."""
+        """Shows and times a part of the work: rollout, annotate, update, evaluate, save. A large heap gives back
+        what is free in it then: the next part wants other sizes."""
         if self._bar:
             self._bar.update(self._task, phase=name)
         with self._stopwatch.phase(name):

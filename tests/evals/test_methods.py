@@ -72,3 +72,11 @@ def test_pictures_are_drawn():
     assert table.picture.startswith(b'\x89PNG')
     assert curves.picture.startswith(b'\x89PNG')
     assert 'over seeds' in table.text
+
+
+def test_a_curve_has_the_steps_that_all_seeds_have_made():
+    short, long = ({step: -0.1 * seed - step for step in steps} for seed, steps in enumerate([(0, 1, 6), (0, 1, 2, 6)]))
+    own = [Entry('plus', 0, {}, [{'step': s, 'reward': r} for s, r in each.items()]) for each in (short, long)]
+    steps, rewards = methods.rewards_by_step(own)
+    assert steps == [0, 1, 6]
+    np.testing.assert_allclose(rewards, [[0, -1, -6], [-0.1, -1.1, -6.1]])

@@ -43,6 +43,7 @@ def steps(config, count, ctx=ONE):
         state, host, phase, metrics = recipe.step(state, host, i)
         states.append(jax.tree.map(np.asarray, state))
         rows.append((phase, metrics))
+        assert host == {'rewards': [each['reward'] for _, each in rows[-2:]]}
     return states, rows
 
 
@@ -82,7 +83,7 @@ def test_what_pays_is_the_reward_model_from_before_the_step(monkeypatch):
 
     def reading(self, state, pairs):
         found, *rest = read(self, state, pairs)
-        np.testing.assert_array_equal(found, gaps(self, state, pairs))
+        np.testing.assert_allclose(found, gaps(self, state, pairs), atol=2e-6)
         seen.append(('read', None))
         return found, *rest
 
@@ -303,9 +304,9 @@ def test_what_is_wrong_is_told_before_a_file_is_read(changes, message):
     ('changes', 'rewards', 'i', 'following'),
     [
         ({}, [-0.1], 0, 1),  # one step tells little
-        ({}, [-0.69, -0.59], 1, 2),
-        ({}, [-0.58, -0.61], 1, 10),
-        ({}, [-0.58, -0.61], 9, 10),
+        ({}, [-0.69, -0.6], 1, 2),
+        ({}, [-0.6, -0.63], 1, 16),
+        ({}, [-0.63, -0.6], 1, 16),
         ({}, [-0.1, -0.1], 20, 21),
         ({'hold.reward': 0.0}, [-0.1, -0.1], 1, 2),
         ({'reads': 'untrained'}, [-0.1, -0.1], 1, 2),
@@ -317,7 +318,7 @@ def test_the_summariser_waits_until_what_two_steps_read_is_worth_something(chang
 
 @pytest.mark.slow
 def test_a_run_killed_after_a_short_wait_goes_on_after_it(tmp_path):
-    flags = ['--config=configs/plus.py:smoke', '--config.checkpoint.every=1', '--config.hold.steps=6']
+    flags = ['--config=configs/plus.py:smoke', '--config.checkpoint.every=4', '--config.hold.steps=6']
     flags += ['--config.hold.reward=-9', '--config.eval.base=False', '--config.total_steps=2']
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}', cache=tmp_path / 'cache')
