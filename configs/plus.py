@@ -51,6 +51,7 @@ def get_config(variant: str = '') -> ConfigDict:
         remat='none',
         lora=dict(rank=0, alpha=16.0, targets='all-linear', dropout=0.0),
         optimizer=p.adamw(lr=1e-4, warmup_ratio=0.0),
+        decay_steps=22,  # in which its rate falls: those of a short wait and of all learning
         train=True,  # False: it stays as it begins
         std=1.0,  # of its scores: a gap that pays is divided by it (their mean would cancel out)
         row_tokens=384,  # summaries share rows of so many; 0: a row for each
@@ -118,6 +119,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.people = 16
     config.sampling.max_tokens = 8
     config.summary.update(people=4, n_samples=2)
+    config.reward_model.decay_steps = 6
     config.hold.update(steps=2, reward=0.0, people=8)
     config.latent.update(dim=4, hidden=8, passes=4, people=8)
     config.decode.slots = 8
@@ -134,7 +136,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.optimizer = p.adamw(lr=5e-7)
     config.ppo = p.ppo(estimator='gae', minibatches=2, micro_rows=32)
     config.reward_model.update(source='hf:Qwen/Qwen2.5-1.5B-Instruct', row_tokens=4096, micro_rows=4)
-    config.reward_model.optimizer = p.adamw(lr=9e-6)
+    config.reward_model.update(optimizer=p.adamw(lr=9e-6), decay_steps=110)
     config.summary.update(people=256, n_samples=1, prefill='')
     config.sampling = p.sampling(temperature=1.0, max_tokens=256)
     config.hold.update(steps=10, reward=0.0, people=256, temperature=1.0)

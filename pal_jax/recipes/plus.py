@@ -204,7 +204,7 @@ def check(config: Config) -> None:
     check_at_least(
         config, 1, 'total_steps', 'people', 'summary.people', 'summary.n_samples', 'hold.people', 'eval.people',
         'eval.samples', 'history.told', 'history.held', 'summary.taught', 'checkpoint.every', 'latent.dim',
-        'latent.hidden', 'latent.passes', 'latent.people', 'reward_model.micro_rows',
+        'latent.hidden', 'latent.passes', 'latent.people', 'reward_model.micro_rows', 'reward_model.decay_steps',
     )  # fmt: skip
     if config.seeds != 1 and not config.methods:
         raise ValueError(
@@ -256,7 +256,7 @@ def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearne
 
 def make_reader(config: Config, cfg: ModelConfig, ctx: Context) -> RewardLearner:
     settings = config.reward_model
-    optimizer = make_optimizer(**settings.optimizer, total_steps=config.hold.steps + config.total_steps)
+    optimizer = make_optimizer(**settings.optimizer, total_steps=settings.decay_steps)
     adapters = make_adapters(config, of='reward_model')
     return RewardLearner(cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, adapters=adapters, seed=config.seed)
 
