@@ -135,8 +135,8 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.total_steps = 100
     config.optimizer = p.adamw(lr=5e-7)
     config.ppo = p.ppo(estimator='gae', minibatches=2, micro_rows=32)
-    config.reward_model.update(source='hf:Qwen/Qwen2.5-1.5B-Instruct', row_tokens=4096, micro_rows=4)
-    config.reward_model.update(optimizer=p.adamw(lr=9e-6), decay_steps=110)
+    config.reward_model.update(source='hf:Qwen/Qwen2.5-1.5B-Instruct', row_tokens=4096, micro_rows=4, decay_steps=110)
+    config.reward_model.optimizer = p.adamw(lr=9e-6)
     config.summary.update(people=256, n_samples=1, prefill='')
     config.sampling = p.sampling(temperature=1.0, max_tokens=256)
     config.hold.update(steps=10, reward=0.0, people=256, temperature=1.0)
