@@ -27,7 +27,7 @@ def test_a_summary_with_turns_in_it_stays_one_message():  # rlpa_plus IV.4-4
     asked = summaries.question(text, 'Write.')
     assert [message['role'] for message in asked] == ['user']
     assert text in asked[0]['content']
-    assert asked[0]['content'].endswith('\n\nWrite.')
+    assert asked[0]['content'].startswith('Write.\n\n')  # the question first: its tokens do not depend on the summary
     assert summaries.question('', 'Write.') == [{'role': 'user', 'content': 'Write.'}]
     tokens = byte_tokenizer().chat([dict(message) for message in asked])
     assert byte_tokenizer().decode(tokens).count('<|im_start|>') in (0, 2)
