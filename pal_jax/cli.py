@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from pal_jax.recipes.recipe import Config, read_config
-from pal_jax.runtime import checkpoint, memory, processes
+from pal_jax.runtime import checkpoint, processes
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
 OUTPUT = flags.DEFINE_string('output', None, 'What is written, of commands that write something.')
@@ -50,7 +50,6 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
     if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
         print(usage.strip())
         sys.exit(0)
-    memory.keep_freed()
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
     try:
         _parse(argv)

@@ -52,6 +52,14 @@ def test_a_command_starts_again_under_the_allocator_unless_told_of_another(env, 
     assert python(code, **env).strip() == (told or env[SETTING])
 
 
+def test_a_command_starts_again_before_anything_slow_is_imported():
+    environment = {k: v for k, v in os.environ.items() if k != SETTING} | {'PYTHONPROFILEIMPORTTIME': '1'}
+    command = [sys.executable, '-m', 'pal_jax.train', '--help']
+    imports = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stderr
+    names = [line.split('|')[-1].strip() for line in imports.splitlines()]
+    assert (names.count('pal_jax.runtime.memory'), names.count('jax')) == (2, 1), 'not started again, or too late'
+
+
 def test_freed_memory_is_kept_until_a_large_program_is_compiled():
     kept, after_a_small_program, after_a_large_one = map(int, python(FREED, **{SETTING: ALLOCATOR}).split())
     assert kept < 64 and after_a_small_program < 64, 'freed memory went back to the system'
