@@ -124,7 +124,7 @@ def ppo(**changes: object) -> ConfigDict:
             'clip': 0.2,
             'clip_high': 0.0,  # 0: as clip
             'value_clip': 0.2,
-            'kl_coef': 0.01,
+            'kl_coef': 0.01,  # 0: no KL, and no reference whose pass and memory it takes
             'kl_estimator': 'k1',
             'kl_in': 'reward',
             'kl_target': 0.0,  # 0: kl_coef stays as it is

@@ -80,7 +80,7 @@ class PolicyLearner:
     Args:
       n: samples per prompt.
       length: the constant that `loss_agg='constant'` divides by: the largest number of tokens sampled.
-      anchored: whether a reference is kept; without one only supervised steps can be made.
+      anchored: whether a reference is kept, if `ppo` reads one; without either only supervised steps can be made.
       max_z_coef: how much the max-z loss counts in supervised steps.
     Raises:
       ValueError: an estimator that compares samples with `n=1`, a dimension that does not divide over the mesh,
@@ -97,7 +97,7 @@ class PolicyLearner:
                 'use 2 or more, or the estimator gae or reinforce'
             )
         self.cfg, self.ppo, self.optimizers, self.mesh = cfg, ppo, optimizers, mesh
-        self.n, self.length, self.adapters, self.anchored = n, length, adapters, anchored
+        self.n, self.length, self.adapters, self.anchored = n, length, adapters, anchored and ppo.has_reference
         self.max_z_coef, self.seed = max_z_coef, seed
         if adapters and not 0 <= adapters.dropout < 1:
             raise ValueError(f'policy.lora.dropout={adapters.dropout} must be at least 0 and below 1')
@@ -244,10 +244,11 @@ class PolicyLearner:
     @functools.partial(jax.jit, static_argnums=0)
     def _score(self, state: PolicyState, batch: TokenBatch):
         with self._on_mesh():
-            old = entropy = None
+            old = entropy = reference = None
             if self.ppo.old_logprobs == 'policy':
                 old, entropy = forward.logprobs(actor_params(state), self.cfg, batch, self.ppo.temperature)
-            reference, _ = forward.logprobs(self.reference(state), self.cfg, batch, self.ppo.temperature)
+            if self.ppo.has_reference:
+                reference, _ = forward.logprobs(self.reference(state), self.cfg, batch, self.ppo.temperature)
             values = forward.values(critic_params(state.critic), self.cfg, batch) if state.critic else None
         return old, entropy, reference, values
 

@@ -34,7 +34,7 @@ class PPO:
     clip: float = 0.2
     clip_high: float = 0.0  # 0: as `clip`; above it keeps entropy (DAPO)
     value_clip: float = 0.2
-    kl_coef: float = 0.01
+    kl_coef: float = 0.01  # 0: no reference is kept, and nothing tells how far the policy is from it
     kl_estimator: kl_divergence.KLEstimator = 'k1'
     kl_in: Literal['reward', 'loss'] = 'reward'
     kl_target: float = 0.0  # nats; adapts kl_coef when above 0
@@ -76,10 +76,16 @@ class PPO:
                 raise ValueError(f'ppo.{name}={getattr(self, name)} must be at least 1')
         if self.kl_in == 'loss' and self.kl_estimator == 'k1':
             raise ValueError("ppo.kl_estimator='k1' has no gradient as a loss; use k2 or k3, or ppo.kl_in='reward'")
+        if self.kl_target and not self.has_reference:
+            raise ValueError(f'ppo.kl_target={self.kl_target} adapts ppo.kl_coef, which is 0; raise it, or leave it out')
 
     @property
     def has_critic(self) -> bool:
         return self.estimator in adv.CRITIC
+
+    @property
+    def has_reference(self) -> bool:
+        return self.kl_coef != 0
 
 
 def used(batch: RolloutBatch) -> Array:
@@ -98,7 +104,7 @@ def policy_loss(
         loss = losses.ppo_token_loss(
             logprob, aux['old'], aux['advantage'], clip=ppo.clip, clip_high=ppo.clip_high or None
         )
-        if ppo.kl_in == 'loss':
+        if ppo.kl_in == 'loss' and ppo.has_reference:
             loss += aux['kl_coef'] * losses.kl_token_loss(logprob, aux['reference'], ppo.kl_estimator)
         return aux['weight'] * loss
 
@@ -136,8 +142,9 @@ def with_advantages(
     `n`: samples of a prompt.
     """
     acts, mask, shape = by_sample(batch.tokens.acts), used(batch), batch.tokens.acts.shape
-    assert batch.logprobs is not None and batch.ref_logprobs is not None
-    new, reference = by_sample(batch.logprobs), by_sample(batch.ref_logprobs)
+    assert batch.logprobs is not None
+    new = by_sample(batch.logprobs)
+    reference = new if batch.ref_logprobs is None else by_sample(batch.ref_logprobs)
     old_values = None if batch.values is None else by_sample(batch.values)
     advantages, returns = adv.advantages_and_returns(
         batch.reward.reshape(-1),
@@ -155,10 +162,9 @@ def with_advantages(
         std_floor=ppo.std_floor,
     )
     raw = returns if old_values is None else returns - old_values  # before whitening
-    metrics = {
-        'kl': masked_mean(kl_divergence.token_kl(new, reference), mask),
-        'advantage_std': jnp.sqrt(masked_var(raw, mask)),
-    }
+    metrics = {'advantage_std': jnp.sqrt(masked_var(raw, mask))}
+    if ppo.has_reference:
+        metrics['kl'] = masked_mean(kl_divergence.token_kl(new, reference), mask)
     if ppo.old_logprobs == 'policy':  # otherwise the update's `first_ratio_deviation` tells
         drift = jnp.abs(new - by_sample(batch.sampler_logprobs))
         metrics['sampler_drift'] = masked_mean(drift, mask)

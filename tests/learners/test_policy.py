@@ -165,6 +165,21 @@ def test_a_good_action_becomes_likelier_and_a_bad_one_less_likely():
     assert change[better].mean() > 0 > change[~better].mean()
 
 
+@pytest.mark.parametrize('kl_in', ['loss', 'reward'])
+def test_without_a_kl_no_reference_is_kept_and_the_update_is_that_of_a_kl_that_counts_nothing(kl_in):
+    free, weightless = (
+        make_learner(estimator='rloo', kl_in=kl_in, kl_estimator='k3', kl_coef=coef, epochs=2) for coef in (0.0, 1e-30)
+    )
+    state, batch, metrics = run(free, rollouts()[1])
+    other, _, others = run(weightless, rollouts()[1])
+    assert state.reference == {} and batch.ref_logprobs is None
+    assert jax.tree.leaves(other.reference)
+    close(state.actor.params, other.actor.params)
+    assert set(others) - set(metrics) == {'kl'}
+    with pytest.raises(ValueError, match=r'ppo.kl_target=0.1 adapts ppo.kl_coef, which is 0'):
+        PPO(kl_coef=0.0, kl_target=0.1)
+
+
 def test_adapters_train_alone_and_the_reference_is_the_base():
     learner = make_learner(adapters=Lora(4, 8.0, 'all-linear'), estimator='rloo')
     base = weights()
