@@ -77,7 +77,9 @@ class PPO:
         if self.kl_in == 'loss' and self.kl_estimator == 'k1':
             raise ValueError("ppo.kl_estimator='k1' has no gradient as a loss; use k2 or k3, or ppo.kl_in='reward'")
         if self.kl_target and not self.has_reference:
-            raise ValueError(f'ppo.kl_target={self.kl_target} adapts ppo.kl_coef, which is 0; raise it, or leave it out')
+            raise ValueError(
+                f'ppo.kl_target={self.kl_target} adapts ppo.kl_coef, which is 0; raise it, or leave it out'
+            )
 
     @property
     def has_critic(self) -> bool:

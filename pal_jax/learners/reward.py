@@ -177,8 +177,9 @@ class RewardLearner:
         }
         return found, grads, figures
 
-    def apply(self, state: RewardState, grads: Params) -> tuple[RewardState, Metrics]:
-        model, norm = apply(self.optimizer, state.model, grads)
+    def apply(self, state: RewardState, grads: Params, rate: float | Array = 1.0) -> tuple[RewardState, Metrics]:
+        """The optimiser's step, times `rate`: of schedules that go by something else than the number of updates."""
+        model, norm = apply(self.optimizer, state.model, grads, rate)
         return RewardState(model, skipped(state.skipped, norm)), floats({'reward_grad_norm': norm})
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -151,13 +151,16 @@ global_norm = jax.jit(optax.global_norm)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def apply(optimizer: optax.GradientTransformation, state: TrainState, grads: Params) -> tuple[TrainState, Array]:
-    """The optimiser's step and the gradients' norm; where that is not finite, no step."""
+def apply(
+    optimizer: optax.GradientTransformation, state: TrainState, grads: Params, rate: float | Array = 1.0
+) -> tuple[TrainState, Array]:
+    """The optimiser's step, times `rate`, and the gradients' norm; where that is not finite, no step."""
     norm = global_norm(grads)
 
     def step() -> TrainState:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        return state.replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+        params = optax.apply_updates(state.params, optax.tree.scale(rate, updates))
+        return state.replace(params=params, opt_state=opt_state)
 
     return jax.lax.cond(jnp.isfinite(norm), step, lambda: state), norm
 

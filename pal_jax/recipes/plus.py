@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,7 +59,7 @@ from pal_jax.recipes.recipe import (
 )
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import CONFIG
-from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.optim import make_optimizer, make_schedule
 from pal_jax.types import History, Metrics, RolloutBatch, Sample
 
 READS = ('summary', 'untrained', 'context', 'kind', 'nothing', 'latent')
@@ -116,7 +115,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     condition = make_condition(config, pair_up.compare)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
     read = make_reading(config, reader, pair_up)
-    pack, n = make_packing(config, ctx), config.summary.n_samples
+    pack, n, rate = make_packing(config, ctx), config.summary.n_samples, make_rate(config)
 
     def init() -> tuple[State, Host]:
         state = {'reward': reader.init(judge.source.load(reader.param_shardings))}
@@ -139,7 +138,7 @@ def make(config: Config, ctx: Context) -> Recipe:
             state, metrics = state | {'policy': improved}, metrics | updated
         if config.reward_model.train:
             with ctx.phase('reward model'):
-                reward, applied = reader.apply(state['reward'], grads)
+                reward, applied = reader.apply(state['reward'], grads, float(rate(i)))
             check_finite(reward)
             state, metrics = state | {'reward': reward}, metrics | applied
         return state, host, ('hold' if i < hold else 'plus') if learns else config.reads, metrics
@@ -202,9 +201,9 @@ def check(config: Config) -> None:
     if config.reads not in READS:
         raise ValueError(f'reads={config.reads!r} is unknown; use one of {", ".join(READS)}')
     check_at_least(
-        config, 1, 'total_steps', 'people', 'summary.people', 'summary.n_samples', 'hold.people', 'eval.people',
-        'eval.samples', 'history.told', 'history.held', 'summary.taught', 'checkpoint.every', 'latent.dim',
-        'latent.hidden', 'latent.passes', 'latent.people', 'reward_model.micro_rows', 'reward_model.decay_steps',
+        config, 1, 'total_steps', 'people', 'summary.people', 'summary.n_samples', 'summary.taught', 'hold.people',
+        'eval.people', 'eval.samples', 'history.told', 'history.held', 'checkpoint.every', 'reward_model.micro_rows',
+        'latent.dim', 'latent.hidden', 'latent.passes', 'latent.people',
     )  # fmt: skip
     if config.seeds != 1 and not config.methods:
         raise ValueError(
@@ -229,7 +228,7 @@ def read_people(config: Config) -> tuple[list[History], histories.Splits]:
 
 def check_reads(config: Config, people: tuple[Sequence[History], histories.Splits]) -> None:
     """Raises ValueError where what `config.reads` names is not known of them."""
-    everyone = [*people[0], *itertools.chain(*people[1].values())]
+    everyone = [*people[0], *(person for split in people[1].values() for person in split)]
     if config.reads == 'kind' and not all(person.kind for person in everyone):
         raise ValueError(f'reads=kind: people of {config.data} have no kind; read something else')
     if config.reads == 'latent':
@@ -256,9 +255,15 @@ def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearne
 
 def make_reader(config: Config, cfg: ModelConfig, ctx: Context) -> RewardLearner:
     settings = config.reward_model
-    optimizer = make_optimizer(**settings.optimizer, total_steps=settings.decay_steps)
+    optimizer = make_optimizer(**settings.optimizer.to_dict() | {'warmup_ratio': 0.0, 'min_ratio': 1.0}, total_steps=1)
     adapters = make_adapters(config, of='reward_model')
     return RewardLearner(cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, adapters=adapters, seed=config.seed)
+
+
+def make_rate(config: Config) -> Callable[[int], Any]:
+    """What a step multiplies the reward model's rate by, which falls while the summariser learns."""
+    shape, steps = config.reward_model.optimizer, {'total_steps': config.total_steps, 'held': config.hold.steps}
+    return make_schedule(lr=1.0, warmup_ratio=shape.warmup_ratio, min_ratio=shape.min_ratio, **steps)
 
 
 def make_packing(config: Config, ctx: Context) -> Callable[[Sequence[Sample]], RolloutBatch]:

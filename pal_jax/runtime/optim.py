@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from optax import contrib
@@ -47,8 +48,11 @@ def make_optimizer(
     )
 
 
-def make_schedule(*, lr: float, total_steps: int, warmup_ratio: float = 0.03, min_ratio: float = 0.1) -> optax.Schedule:
-    """Rate by update: linear from 0 to `lr` in `ceil(warmup_ratio * total_steps)`, then cosine to `min_ratio * lr`.
+def make_schedule(
+    *, lr: float, total_steps: int, warmup_ratio: float = 0.03, min_ratio: float = 0.1, held: int = 0
+) -> optax.Schedule:
+    """Rate by update: linear from 0 to `lr` in `ceil(warmup_ratio * total_steps)`, then, after `held` more at
+    `lr`, cosine to `min_ratio * lr`.
 
     The very first update has rate 0, unless it is the only one or there is no warm-up.
     """
@@ -57,7 +61,8 @@ def make_schedule(*, lr: float, total_steps: int, warmup_ratio: float = 0.03, mi
             f'a schedule needs total_steps >= 1 and warmup_ratio in [0, 1), got {total_steps}, {warmup_ratio}'
         )
     warmup = min(math.ceil(warmup_ratio * total_steps), total_steps - 1)
-    return optax.warmup_cosine_decay_schedule(0.0, lr, warmup, total_steps, end_value=min_ratio * lr)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, total_steps, end_value=min_ratio * lr)
+    return lambda count: schedule(jnp.maximum(jnp.minimum(count, warmup), count - held))
 
 
 def decays(params: optax.Params) -> Any:

@@ -113,6 +113,17 @@ def test_embeddings_stay_and_the_rest_learns_to_tell_the_sides_apart():
     assert figures['reward_accuracy'] == 1.0
 
 
+def test_a_step_goes_as_far_as_its_rate():
+    learner, pairs = make_learner(), pack(make_texts(count=4))
+    moved = []
+    for rate in (1.0, 0.5):
+        state = make_state(learner)
+        head, (_, grads, _) = np.asarray(state.model.params['head']), learner.read(state, pairs)
+        state, _ = learner.apply(state, grads, rate)
+        moved.append(np.asarray(state.model.params['head']) - head)
+    np.testing.assert_allclose(moved[1], 0.5 * moved[0], rtol=1e-3, atol=1e-7)
+
+
 def test_groups_that_share_rows_score_and_teach_alike():
     learner = make_learner(loss=BradleyTerry(margin=0.5, label_smoothing=0.1, centring=0.02))
     state = make_state(learner)

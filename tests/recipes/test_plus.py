@@ -316,6 +316,11 @@ def test_the_summariser_waits_until_what_two_steps_read_is_worth_something(chang
     assert plus.make_after(configs.load('plus', '', **changes))({'rewards': rewards}, i) == following
 
 
+def test_the_reward_models_rate_falls_while_the_summariser_learns():
+    rate = plus.make_rate(get_config(total_steps=4, **{'hold.steps': 3}))
+    np.testing.assert_allclose([rate(i) for i in range(8)], [1, 1, 1, 1, 0.868, 0.55, 0.232, 0.1], atol=1e-3)
+
+
 @pytest.mark.slow
 def test_a_run_killed_after_a_short_wait_goes_on_after_it(tmp_path):
     flags = ['--config=configs/plus.py:smoke', '--config.checkpoint.every=4', '--config.hold.steps=6']

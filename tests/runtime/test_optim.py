@@ -30,6 +30,13 @@ def test_schedule_equals_the_formula():
     np.testing.assert_allclose(schedule(jnp.asarray(steps)), expected, rtol=1e-5)
 
 
+def test_a_rate_may_be_held_before_it_falls():
+    shape = {'lr': 2.0, 'total_steps': 50, 'warmup_ratio': 0.1, 'min_ratio': 0.25}
+    plain, held = make_schedule(**shape), make_schedule(**shape, held=7)
+    expected = [plain(i) for i in range(5)] + [2.0] * 7 + [plain(i) for i in range(5, 60)]
+    np.testing.assert_allclose([held(i) for i in range(67)], expected, rtol=1e-6)
+
+
 def test_warmup_is_rounded_up():
     assert float(jnp.asarray(make_schedule(lr=1.0, total_steps=34)(1))) == pytest.approx(0.5)
 
