@@ -51,9 +51,7 @@ def get_config(variant: str = '') -> ConfigDict:
         dtype='auto',
         remat='none',
         lora=dict(rank=0, alpha=16.0, targets='all-linear', dropout=0.0),
-        optimizer=p.adamw(
-            lr=1e-4, warmup_ratio=0.0
-        ),  # of the rate: it falls in the steps that the summariser learns in
+        optimizer=p.adamw(lr=1e-4, warmup_ratio=0.0),  # the rate falls while the summariser learns
         train=True,  # False: it stays as it begins
         std=1.0,  # of its scores: a gap that pays is divided by it (their mean would cancel out)
         row_tokens=384,  # summaries share rows of so many; 0: a row for each
