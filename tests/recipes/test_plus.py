@@ -92,9 +92,9 @@ def test_what_pays_is_the_reward_model_from_before_the_step(monkeypatch):
         seen.append(('pay', float(np.mean(-np.logaddexp(0, -found[:, 0] / 2.0)))))  # rlpa_plus IV.4-13
         return found
 
-    def applying(self, state, grads):
+    def applying(self, state, grads, rate):
         seen.append(('apply', None))
-        return apply(self, state, grads)
+        return apply(self, state, grads, rate)
 
     def updating(self, *args):
         seen.append(('update', None))
