@@ -261,7 +261,7 @@ def make_reader(config: Config, cfg: ModelConfig, ctx: Context) -> RewardLearner
 
 
 def make_rate(config: Config) -> Callable[[int], Any]:
-    """What a step multiplies the reward model's rate by, which falls while the summariser learns."""
+    """What a step makes of the reward model's rate, which its optimiser keeps: it falls while the summariser learns."""
     shape, steps = config.reward_model.optimizer, {'total_steps': config.total_steps, 'held': config.hold.steps}
     return make_schedule(lr=1.0, warmup_ratio=shape.warmup_ratio, min_ratio=shape.min_ratio, **steps)
 
