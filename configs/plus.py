@@ -29,6 +29,7 @@ def get_config(variant: str = '') -> ConfigDict:
         held=2,  # that test
         max_words=40,  # of a reply; choices with longer ones are left out
         disputed=0.2,  # of votes: the least share on either side of a statement
+        each=1,  # histories of a person to learn from, at most; each is of other choices
         attributes=(),  # of rated replies, such as ('helpfulness', 'honesty'); (): all
     )
     config.shuffled = False  # the control: everyone's summary is of another person

@@ -21,26 +21,33 @@ PARTS = {
 
 
 def from_choices(
-    choices: Mapping[str, Sequence[Choice]], *, told: int, held: int, max_words: int, form: str, seed: int
-) -> list[History]:
-    """A history of each user with enough choices: `told` of them are the context, one pays, one teaches, `held` test.
+    choices: Mapping[str, Sequence[Choice]], *, told: int, held: int, max_words: int, form: str, seed: int,
+    each: int = 1,
+) -> list[list[History]]:  # fmt: skip
+    """Histories of each user with enough choices: `told` of them are the context, one pays, one teaches, `held` test.
 
     Which is which is random; no reply stands in two of them, or in another. Choices with a reply of more than
-    `max_words` words are left out. Prompts are told where they differ.
+    `max_words` words are left out. Prompts are told where they differ. Of who has more choices there are up to `each`
+    histories, of other choices, which test with the same.
     """
     asked = len({choice.prompt for own in choices.values() for choice in own}) > 1
-    people = []
+    found = []
     for user, own in choices.items():
         rng = random.Random(f'{user} {seed}')
         short = [c for c in own if max(len(text.split()) for text in (c.chosen, c.rejected)) <= max_words]
-        apart = _apart(rng.sample(short, len(short)), told + 2 + held)
-        if len(apart) == told + 2 + held:
-            past, (reward, train, *tests) = apart[:told], apart[told:]
-            context = context_of(past, rng, form, asked=asked)
-            parts: dict[str, Any] = {'reward': reward, 'train': train, 'held': tuple(tests), 'past': tuple(past)}
-            people.append(History(user=user, context=context, **parts))
-            check_disjoint(people[-1], f'user {user!r}')
-    return people
+        size = told + 2
+        apart = _apart(rng.sample(short, len(short)), each * size + held)
+        if len(apart) < size + held:
+            continue
+        tests, others = tuple(apart[size : size + held]), apart[:size] + apart[size + held :]
+        histories = []
+        for start in range(0, len(others) - size + 1, size):
+            *past, reward, train = others[start : start + size]
+            parts: dict[str, Any] = {'reward': reward, 'train': train, 'held': tests, 'past': tuple(past)}
+            histories.append(History(user=user, context=context_of(past, rng, form, asked=asked), **parts))
+            check_disjoint(histories[-1], f'user {user!r}')
+        found.append(histories)
+    return found
 
 
 def _apart(choices: Sequence[Choice], count: int) -> list[Choice]:

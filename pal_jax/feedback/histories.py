@@ -25,6 +25,7 @@ class Made(NamedTuple):
     max_words: of a reply; choices with longer ones are left out.
     disputed: of votes, the least share on either side of a statement.
     attributes: what people want of replies that are rated; all that the replies are rated by, if it is empty.
+    each: histories of a person to learn from, at most, each of other choices.
     """
 
     told: int
@@ -32,6 +33,7 @@ class Made(NamedTuple):
     max_words: int
     disputed: float
     attributes: Sequence[str] = ()
+    each: int = 1
 
 
 def _vote(name: str, made: Made) -> Mapping[str, Sequence[Choice]]:
@@ -79,7 +81,7 @@ def read(data: str, *, people: int, tested: int, seed: int, form: str, made: Mad
         raise ValueError(f'form=guide: nobody in {data} says who they are; use labelled or chosen')
     if made_here:
         choices = _vote(data.removeprefix('votes:'), made) if voted else by_person(opinions.read(data))
-        found = histories.from_choices(choices, **settings, seed=0)
+        found = histories.from_choices(choices, **settings, seed=0, each=made.each)
         random.Random(0).shuffle(found)
     elif ':' in data and not Path(data).exists():
         raise ValueError(
@@ -87,10 +89,12 @@ def read(data: str, *, people: int, tested: int, seed: int, form: str, made: Mad
             f'source of choices after {", ".join(f"{name}:" for name in opinions.SOURCES)}'
         )
     else:
-        found = histories.load(data)
+        found = [[person] for person in histories.load(data)]
     cut = len(found) - min(tested, len(found) // 5)
     if cut == len(found):
         needed = f'{made.told + 2 + made.held} choices apart (history.told + 2 + history.held)'
         enough = f' with {needed} of at most {made.max_words} words (history.max_words)' if made_here else ''
         raise ValueError(f'{data} has {len(found)} people{enough}; give five or more, a fifth is kept for testing')
-    return found[:cut][:people], {'test': found[cut:], 'seen': found[: min(tested, cut, people)]}
+    learnt, test = found[:cut][:people], found[cut:]
+    tests = {'test': [own[0] for own in test], 'seen': [own[0] for own in learnt[:tested]]}
+    return [history for own in learnt for history in own], tests

@@ -69,7 +69,7 @@ SETTINGS = {'told': 2, 'held': 2, 'max_words': 3, 'form': 'labelled', 'seed': 0}
 
 def test_a_history_is_made_of_choices_that_stay_apart():  # rlpa_plus IV.4-9
     given = {'ann': choices(8), 'bob': choices(5)}
-    (ann,) = histories.from_choices(given, **SETTINGS)  # bob's are too few
+    ((ann,),) = histories.from_choices(given, **SETTINGS)  # bob's are too few
     assert ann.user == 'ann'
     assert len(ann.held) == 2
     kept = [ann.reward, ann.train, *ann.held]
@@ -87,16 +87,27 @@ def test_replies_that_are_long_or_part_of_others_are_left_out():
     wordy = [Choice('Talk.', f'a good {i} thing', f'bad {i} thing') for i in range(400, 410)]
     same = [Choice('Talk.', f'{i}', f'{i}') for i in range(500, 510)]
     for extra in (repeated, wordy, same):
-        (person,) = histories.from_choices({'ann': choices(6) + extra}, **SETTINGS)
+        ((person,),) = histories.from_choices({'ann': choices(6) + extra}, **SETTINGS)
         assert sum(c not in choices(6) for c in (person.reward, person.train, *person.held)) <= (extra is repeated)
     assert not histories.from_choices({'ann': choices(5) + repeated[:0] + part_of_another}, **SETTINGS)
 
 
 def test_prompts_are_told_where_they_differ():
     two = choices(4) + choices(8, prompt='And?')[4:]
-    (person,) = histories.from_choices({'ann': two}, **SETTINGS | {'told': 4})
+    ((person,),) = histories.from_choices({'ann': two}, **SETTINGS | {'told': 4})
     assert 'Talk. ' in person.context
     assert 'And? ' in person.context
-    (alone,) = histories.from_choices({'ann': choices(8)}, **SETTINGS | {'form': 'chosen'})
+    ((alone,),) = histories.from_choices({'ann': choices(8)}, **SETTINGS | {'form': 'chosen'})
     assert 'Talk.' not in alone.context
     assert 'bad' not in alone.context
+
+
+def test_who_has_many_choices_has_many_histories():
+    many = {'ann': choices(19), 'bob': choices(6), 'eve': choices(5)}
+    of_ann, of_bob = histories.from_choices(many, **SETTINGS, each=4)
+    assert of_bob == histories.from_choices(many, **SETTINGS)[1]
+    assert len(of_ann) == 4
+    assert len({each.held for each in of_ann}) == 1
+    used = [*of_ann[0].held, *(c for each in of_ann for c in (*each.past, each.reward, each.train))]
+    assert len(set(used)) == len(used) == 18
+    assert len(histories.from_choices(many, **SETTINGS, each=9)[0]) == 4  # a choice is left over

@@ -44,6 +44,16 @@ def test_who_tests_is_new_and_the_same_for_every_seed(tmp_path):
     assert same['test'] == tests['test']
 
 
+def test_a_person_may_be_learnt_from_more_than_once(tmp_path):
+    data = write(tmp_path, 20)  # ten choices of each: two of two that test, twice four
+    made = MADE._replace(told=2, each=3)
+    train, tests = read(data, made=made)
+    once, same = read(data, made=made._replace(each=1))
+    assert len(train) == 2 * len(once)
+    assert [p.user for p in train[::2]] == [p.user for p in once]
+    assert {len(split) for split in tests.values()} == {len(split) for split in same.values()} == {3}
+
+
 def test_choices_go_to_who_made_them(tmp_path):
     record = {'user': 'u', 'prompt': 'p', 'chosen': 'a ', 'rejected': 'b'}
     path = tmp_path / 'choices.jsonl'
