@@ -146,12 +146,19 @@ def recipe_module(config: Config):
 
 
 def faults(call: Callable, *args, **kwargs):
-    """`call(...)`, with its ValueErrors (exit status 2) and RuntimeErrors and OSErrors (1) as faults.
+    """`call(...)`, with its ValueErrors (exit status 2) and RuntimeErrors and OSErrors (1) as faults; so is a key that
+    a config does not have.
 
     PAL_JAX_TRACEBACK=1 in the environment lets them through, to see where they come from.
     """
     try:
         return call(*args, **kwargs)
+    except AttributeError as error:
+        if os.environ.get('PAL_JAX_TRACEBACK') or not (error.args and isinstance(error.args[0], KeyError)):
+            raise
+        raise Fault(
+            f'the config has no {error.name}; it may be that of a run of an earlier version, which this one cannot open'
+        ) from error
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get('PAL_JAX_TRACEBACK'):
             raise
