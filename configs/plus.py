@@ -29,7 +29,8 @@ def get_config(variant: str = '') -> ConfigDict:
         held=2,  # that test
         max_words=40,  # of a reply; choices with longer ones are left out
         disputed=0.2,  # of votes: the least share on either side of a statement
-        each=1,  # histories of a person to learn from, at most; each is of other choices
+        taught=1,  # that teach
+        each=1,  # histories of a person to learn from; what is told and what teaches changes places between them
         attributes=(),  # of rated replies, such as ('helpfulness', 'honesty'); (): all
     )
     config.shuffled = False  # the control: everyone's summary is of another person
@@ -108,6 +109,8 @@ def people(config: ConfigDict) -> ConfigDict:
     config.data = ''
     config.methods = config.methods.replace('kind,', '')
     config.summary.prefill = '##Summary\nThis person'
+    config.history.update(told=2, taught=3, each=4)  # a choice that teaches costs little beside what is told
+    config.latent.passes = 8  # more learn the people by heart
     config.hold.reward = 0.0  # what most people like is worth a reward, too, without a word read of a person
     config.sampling.update(max_tokens=40, stop=('\n',))
     return config

@@ -193,13 +193,13 @@ class Told:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class History(Told):
-    """The same, and choices of the person that it does not tell: `reward` pays who writes a summary, `train` teaches
-    the reward model that reads it, `held` tests both. `kind` is the person's group, where it is known; `past` has the
-    choices that the context was made of.
+    """The same, and choices of the person that it does not tell: `reward` pays who writes a summary, those of
+    `train` teach the reward model that reads it, those of `held` test both. `kind` is the person's group, where it is
+    known; `past` has the choices that the context was made of.
     """
 
     reward: Choice
-    train: Choice
+    train: tuple[Choice, ...]
     held: tuple[Choice, ...]
     kind: str = ''
     past: tuple[Choice, ...] = ()

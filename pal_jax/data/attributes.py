@@ -89,7 +89,7 @@ def _disagreements(
 
 def make_people(
     path: str, attributes: Sequence[str], people: int, tested: int, *, told: int, held: int, max_words: int, form: str,
-    seed: int,
+    seed: int, taught: int = 1,
 ) -> tuple[list[History], list[History]]:  # fmt: skip
     """Those to learn from, and those to test on by a tenth of the prompts; as many of each attribute, in turn.
 
@@ -106,7 +106,7 @@ def make_people(
     asked = new + np.searchsorted(np.cumsum([len(group) for group in groups[new:]]), SURVEY) + 1
     asked = min(asked, (new + len(groups)) // 2)  # few prompts: half of them ask, half teach
     later, survey, rest = (list(itertools.chain(*each)) for each in (groups[:new], groups[new:asked], groups[asked:]))
-    if len(survey) < told or len(rest) < 2 + held or len(later) < held:
+    if len(survey) < told or len(rest) < 1 + taught + held or len(later) < held:
         raise ValueError(
             f'{path} has {len(pairs)} pairs of replies of at most {max_words} words about which people who want '
             f'{", ".join(wanted)} disagree, to {len(groups)} prompts; give more, or raise history.max_words'
@@ -115,12 +115,12 @@ def make_people(
     def person(split: str, number: int, seed: int, judged: Sequence[Pair]) -> History:
         rng, kind = random.Random(f'{split} {number} {seed}'), wanted[number % len(wanted)]
         for _ in range(DRAWS):
-            past, (reward, train) = rng.sample(survey, told), rng.sample(rest, 2)
+            past, (reward, *train) = rng.sample(survey, told), rng.sample(rest, 1 + taught)
             found = History(
                 user=f'{split} {number}',
                 context=context_of([pair.choice(kind) for pair in past], rng, form, kind, asked=True),
                 reward=reward.choice(kind),
-                train=train.choice(kind),
+                train=tuple(pair.choice(kind) for pair in train),
                 held=tuple(pair.choice(kind) for pair in rng.sample(judged, held)),
                 kind=kind,
                 past=tuple(pair.choice(kind) for pair in past),

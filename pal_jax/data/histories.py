@@ -22,42 +22,44 @@ PARTS = {
 
 def from_choices(
     choices: Mapping[str, Sequence[Choice]], *, told: int, held: int, max_words: int, form: str, seed: int,
-    each: int = 1,
+    taught: int = 1, each: int = 1,
 ) -> list[list[History]]:  # fmt: skip
-    """Histories of each user with enough choices: `told` of them are the context, one pays, one teaches, `held` test.
+    """`each` histories of every user with enough choices: `told` of them are the context, one pays, `taught` teach,
+    `held` test.
 
     Which is which is random; no reply stands in two of them, or in another. Choices with a reply of more than
-    `max_words` words are left out. Prompts are told where they differ. Of who has more choices there are up to `each`
-    histories, of other choices, which test with the same.
+    `max_words` words are left out. Prompts are told where they differ. The histories of a user pay and test with the
+    same choices; what is told and what teaches is drawn anew for each from all others.
     """
-    asked = len({choice.prompt for own in choices.values() for choice in own}) > 1
+    asked, needed = len({c.prompt for own in choices.values() for c in own}) > 1, told + 1 + taught + held
     found = []
     for user, own in choices.items():
         rng = random.Random(f'{user} {seed}')
         short = [c for c in own if max(len(text.split()) for text in (c.chosen, c.rejected)) <= max_words]
-        size = told + 2
-        apart = _apart(rng.sample(short, len(short)), each * size + held)
-        if len(apart) < size + held:
+        apart = _apart(rng.sample(short, len(short)))
+        if len(apart) < needed:
             continue
-        tests, others = tuple(apart[size : size + held]), apart[:size] + apart[size + held :]
+        reward, tests = apart[told], tuple(apart[needed - held : needed])
+        others = [*apart[:told], *apart[told + 1 : needed - held], *apart[needed:]]
         histories = []
-        for start in range(0, len(others) - size + 1, size):
-            *past, reward, train = others[start : start + size]
-            parts: dict[str, Any] = {'reward': reward, 'train': train, 'held': tests, 'past': tuple(past)}
-            histories.append(History(user=user, context=context_of(past, rng, form, asked=asked), **parts))
+        for k in range(each):
+            drawn = rng.sample(others, told + taught) if k else others
+            past, train = tuple(drawn[:told]), tuple(drawn[told : told + taught])
+            context = context_of(past, rng, form, asked=asked)
+            histories.append(History(user=user, context=context, past=past, reward=reward, train=train, held=tests))
             check_disjoint(histories[-1], f'user {user!r}')
         found.append(histories)
     return found
 
 
-def _apart(choices: Sequence[Choice], count: int) -> list[Choice]:
-    """The first so many of which no reply is part of another's."""
+def _apart(choices: Sequence[Choice]) -> list[Choice]:
+    """Those of which no reply is part of another's, the first of them where one is."""
     found: list[Choice] = []
     seen: list[str] = []
     for choice in choices:
         sides = [choice.chosen, choice.rejected]
         among = [*seen, choice.prompt] if choice.prompt else seen
-        if len(found) < count and not any(a in b or b in a for a in sides for b in among) and sides[0] != sides[1]:
+        if not any(a in b or b in a for a in sides for b in among) and sides[0] != sides[1]:
             found.append(choice)
             seen += sides
     return found
@@ -111,7 +113,7 @@ def _records(path: str | Path) -> list[Row]:
 def _person(where: str, record: Mapping[str, Any]) -> History:
     reward, train, held = (_choice(where, record, part) for part in PARTS)
     told = _told(where, record)
-    person = History(**vars(told), reward=reward, train=train, held=(held,), kind=str(record.get('kind', '')))
+    person = History(**vars(told), reward=reward, train=(train,), held=(held,), kind=str(record.get('kind', '')))
     check_disjoint(person, where)
     return person
 
@@ -136,7 +138,7 @@ def check_disjoint(person: History, where: str) -> None:
 
 def repeated(person: History) -> str:
     """A reply that tests and is told in the context or taught by another choice; '' if there is none."""
-    taught = {reply for choice in (person.reward, person.train) for reply in (choice.chosen, choice.rejected)}
+    taught = {reply for choice in (person.reward, *person.train) for reply in (choice.chosen, choice.rejected)}
     held = (reply for choice in person.held for reply in (choice.chosen, choice.rejected))
     return next((reply for reply in held if reply in taught or reply in person.context), '')
 

@@ -25,7 +25,8 @@ class Made(NamedTuple):
     max_words: of a reply; choices with longer ones are left out.
     disputed: of votes, the least share on either side of a statement.
     attributes: what people want of replies that are rated; all that the replies are rated by, if it is empty.
-    each: histories of a person to learn from, at most, each of other choices.
+    taught: choices that teach.
+    each: histories of a person to learn from, between which what is told and what teaches changes places.
     """
 
     told: int
@@ -33,6 +34,7 @@ class Made(NamedTuple):
     max_words: int
     disputed: float
     attributes: Sequence[str] = ()
+    taught: int = 1
     each: int = 1
 
 
@@ -66,10 +68,16 @@ def read(data: str, *, people: int, tested: int, seed: int, form: str, made: Mad
     if form not in histories.FORMS:
         raise ValueError(f'form={form!r} is unknown; use one of {", ".join(histories.FORMS)}')
     if data == 'pets':
-        train = pets.make_people(people, seed=seed, split='train', form=form)
+        train = pets.make_people(people, seed=seed, split='train', form=form, taught=made.taught)
         splits: tuple[pets.Split, ...] = ('test', 'animals')
         return train, {split: pets.make_people(tested, seed=0, split=split, form=form) for split in splits}
-    settings: Any = {'told': made.told, 'held': made.held, 'max_words': made.max_words, 'form': form}
+    settings: Any = {
+        'told': made.told,
+        'taught': made.taught,
+        'held': made.held,
+        'max_words': made.max_words,
+        'form': form,
+    }
     if data.startswith('rated:'):
         train, test = attributes.make_people(
             data.removeprefix('rated:'), made.attributes, people, tested, **settings, seed=seed
@@ -92,7 +100,8 @@ def read(data: str, *, people: int, tested: int, seed: int, form: str, made: Mad
         found = [[person] for person in histories.load(data)]
     cut = len(found) - min(tested, len(found) // 5)
     if cut == len(found):
-        needed = f'{made.told + 2 + made.held} choices apart (history.told + 2 + history.held)'
+        count = made.told + 1 + made.taught + made.held
+        needed = f'{count} choices apart (history.told + 1 + history.taught + history.held)'
         enough = f' with {needed} of at most {made.max_words} words (history.max_words)' if made_here else ''
         raise ValueError(f'{data} has {len(found)} people{enough}; give five or more, a fifth is kept for testing')
     learnt, test = found[:cut][:people], found[cut:]

@@ -19,6 +19,7 @@ PROMPT = 'Write a sentence about an animal.'
 KINDS = ('dogs', 'cats')
 OTHER_KINDS = ('horses', 'hamsters')
 EVERYONE = ('birds', 'rabbits')  # liked best, liked least
+TAUGHT = 14  # choices of a person that teach, at most
 
 TRAINED = (
     'nap in the afternoon, wake up early, look out of the window, enjoy a warm spot, like fresh water, '
@@ -38,14 +39,20 @@ HELD = (
 ).split(', ')
 
 
-def make_people(count: int, *, seed: int, split: Split, form: str = 'labelled') -> list[History]:
+def make_people(count: int, *, seed: int, split: Split, form: str = 'labelled', taught: int = 1) -> list[History]:
     """As many people, half of each kind. Of one person no predicate stands in two choices.
 
     Args:
+      taught: choices that teach, of one person.
       split: in `test` what is judged has predicates that nobody in `train` has met, in `animals` it is about animals
         that they have not met, too, and so is what is told.
       form: how it is told what a person chose, see `data.histories.context_of`.
+
+    Raises:
+      ValueError: more teach than there are sentences for.
     """
+    if taught > TAUGHT:
+        raise ValueError(f'history.taught={taught}: there are predicates for {TAUGHT} at most')
     rng = random.Random(f'{split} {seed}')
     kinds = OTHER_KINDS if split == 'animals' else KINDS
 
@@ -53,14 +60,15 @@ def make_people(count: int, *, seed: int, split: Split, form: str = 'labelled') 
         kind, other = kinds[number % 2], kinds[1 - number % 2]
         told = rng.sample(TRAINED, 8)
         rest = [each for each in TRAINED if each not in told]
-        one, two, *judged = rng.sample(rest if split == 'train' else HELD, 6)
+        one, two, *judged = rng.sample(rest if split == 'train' else HELD, 4 + 2 * taught)
+        reward, *train = (_choice(kind, other, *judged[i : i + 2]) for i in range(0, len(judged), 2))
         pairs = rng.sample([(kind, other), (kind, other), EVERYONE, EVERYONE], 4)
         past = [_choice(*pair, *told[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
         return History(
             user=f'{split} {number}',
             context=context_of(past, rng, form, kind),
-            reward=_choice(kind, other, *judged[:2]),
-            train=_choice(kind, other, *judged[2:]),
+            reward=reward,
+            train=tuple(train),
             # With its sides swapped, too: what a predicate is worth cancels out.
             held=(_choice(kind, other, one, two), _choice(kind, other, two, one)),
             kind=kind,

@@ -162,8 +162,8 @@ class RewardLearner:
         return gaps(self.scores(state, pairs))
 
     def read(self, state: RewardState, pairs: Pairs) -> tuple[np.ndarray, Params, Metrics]:
-        """The gaps of all pairs, the gradient of the loss of each group's last pair, and its figures, in one pass: the
-        gaps are of the model as it is, before that gradient is applied."""
+        """The gaps of all pairs, the gradient of their loss, and its figures, in one pass: the gaps are of the model as
+        it is, before that gradient is applied."""
         grads, parts, losses = zeros(state.model.params), [], []
         rows = pairs.batch, pairs.weight, pairs.margin
         for micro, *each in micro_batches(rows, self.mesh, self.micro_rows, pairs.multiple):
@@ -173,7 +173,7 @@ class RewardLearner:
         found = gaps(np.asarray(jnp.concatenate(parts))[pairs.where])
         figures = {
             'reward_loss': float(sum(jax.device_get(losses))),
-            'reward_accuracy': float(np.mean(found[:, -1] > 0)),
+            'reward_accuracy': float(np.mean(found > 0)),
         }
         return found, grads, figures
 
@@ -230,8 +230,8 @@ def pack_replies(
     groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, multiple: int = MULTIPLE,
     n: int | None = None, times: Sequence[int] | np.ndarray | None = None,
 ) -> Pairs:  # fmt: skip
-    """Groups of replies, all made by `to_score`, in rows as `packing.lay_out` has it; the last pair of each is learnt
-    from, with the group's margin.
+    """Groups of replies, all made by `to_score`, in rows as `packing.lay_out` has it; of each group all pairs are
+    learnt from, with its margin.
 
     Args:
       n: replies of a group, or the most where some have fewer, which then are not learnt from; by default those of
@@ -247,9 +247,10 @@ def pack_replies(
     packed = pack_groups(groups, layout, n=n, actions=1)
     places = {i: (r, place * n) for r, row in enumerate(layout.rows) for place, i in enumerate(row)}
     rows, starts = np.array([places[i] for i in range(len(groups))]).T
-    last = rows, starts // 2 + n // 2 - 1
+    pairs = rows[:, None], starts[:, None] // 2 + np.arange(n // 2)
     weight, margin = (np.zeros((packed.acts.shape[0], packed.acts.shape[1] // 2), np.float32) for _ in range(2))
-    weight[last], margin[last] = full * times / times.sum(), [group.margin for group in groups]
+    weight[pairs] = (full * times / times.sum() / (n // 2))[:, None]
+    margin[pairs] = np.array([group.margin for group in groups])[:, None]
     batch, weight, margin = sharding.put_batch((packed, weight, margin), mesh)
     where = np.repeat(rows[:, None], n, axis=1), starts[:, None] + np.arange(n)
     return Pairs(batch, weight, margin, where, multiple)

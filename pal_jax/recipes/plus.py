@@ -202,8 +202,8 @@ def check(config: Config) -> None:
         raise ValueError(f'reads={config.reads!r} is unknown; use one of {", ".join(READS)}')
     check_at_least(
         config, 1, 'total_steps', 'people', 'summary.people', 'summary.n_samples', 'summary.taught', 'hold.people',
-        'eval.people', 'eval.samples', 'history.told', 'history.held', 'history.each', 'checkpoint.every',
-        'reward_model.micro_rows', 'latent.dim', 'latent.hidden', 'latent.passes', 'latent.people',
+        'eval.people', 'eval.samples', 'history.told', 'history.taught', 'history.held', 'history.each',
+        'checkpoint.every', 'reward_model.micro_rows', 'latent.dim', 'latent.hidden', 'latent.passes', 'latent.people',
     )  # fmt: skip
     if config.seeds != 1 and not config.methods:
         raise ValueError(

@@ -72,8 +72,8 @@ def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Con
 class PairUp(NamedTuple):
     """What the reward model reads: texts, each with its choices, all of as many.
 
-    learn: a group of replies for each text, of whose choices the last is to be learnt from. What stands there twice,
-      with the same choices, is read once and counts twice.
+    learn: a group of replies for each text, to be learnt from. What stands there twice, with the same choices, is read
+      once and counts twice.
     compare: for gaps alone: a reply is read once after a text and a prompt, in however many choices it is.
     """
 
@@ -129,9 +129,9 @@ def sides(choice: Choice) -> Sequence[tuple[str, str]]:
 
 def make_reading(config: Config, reader: RewardLearner, pair_up: PairUp):
     """What the reward model makes of summaries, as many of each person: a reward for each, by the choice that pays, and
-    the gradient of the loss of the choice that teaches, by the first `summary.taught` of each person.
+    the gradient of the loss of the choices that teach, by the first `summary.taught` of each person.
 
-    While nobody is paid there is one summary a person, and its reward is of the choice that teaches.
+    While nobody is paid there is one summary a person, and its reward is of the choices that teach.
     """
     train, std = config.reward_model.train, config.reward_model.std
 
@@ -141,12 +141,12 @@ def make_reading(config: Config, reader: RewardLearner, pair_up: PairUp):
         count = len(texts) // len(choosers)
         first = min(count, config.summary.taught)
         lesson = [text for k, text in enumerate(texts) if k % count < first]
-        teach = [(person.train,) for person in choosers for _ in range(first)]
+        teach = [person.train for person in choosers for _ in range(first)]
         gaps, grads, metrics = reader.read(state, pair_up.learn(lesson, teach)) if train else (np.empty(0), {}, {})
         if pays or not train:
-            judged = [(person.reward if pays else person.train,) for person in choosers for _ in range(count)]
+            judged = [(person.reward,) if pays else person.train for person in choosers for _ in range(count)]
             gaps = reader.gaps(state, pair_up.compare(texts, judged))
-        return log_sigmoid(gaps[:, 0] / std), grads, metrics
+        return log_sigmoid(gaps / std).mean(axis=1), grads, metrics
 
     return read
 

@@ -66,7 +66,7 @@ def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[
         order = shuffled(len(train), start=i * len(train), size=len(train), seed=config.seed)
         for k, part in enumerate(np.array_split(order, updates)):
             people, key = [train[j] for j in part], jax.random.fold_in(jax.random.key(config.seed), i * updates + k)
-            asked = vectors()([(person.reward, person.train) for person in of_whom(config, people, (i, k))])
+            asked = vectors()([(person.reward, *person.train) for person in of_whom(config, people, (i, k))])
             with ctx.phase('update'):
                 state, metrics = update(state, told(people), asked, key)
                 found.append(jax.device_get(metrics))
@@ -124,7 +124,7 @@ def make_vectors(policy: Policy, ctx: Context, train: Sequence[History], everyon
             yield from (text(choice.prompt, reply) for reply in (choice.chosen, choice.rejected))
 
     def all_of(people: Sequence[History]) -> dict[Text, int]:
-        of = (sides((*p.past, p.reward, p.train, *p.held)) for p in people)
+        of = (sides((*p.past, p.reward, *p.train, *p.held)) for p in people)
         return {each: i for i, each in enumerate(dict.fromkeys(each for own in of for each in own))}
 
     numbers, learnt = all_of(everyone), all_of(train)  # those to learn from stand first in both

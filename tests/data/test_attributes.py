@@ -65,7 +65,7 @@ def test_people_are_told_apart_and_tested_with_new_prompts(tmp_path, form):
             for other in set(wanted) - {person.kind}:
                 told = [by_texts[frozenset(each)] for each in zip(liked, disliked, strict=True)]
                 assert [pair.choice(other).chosen for pair in told] != liked
-    learnt = {c.prompt for person in train for c in (person.reward, person.train, *person.held)}
+    learnt = {c.prompt for person in train for c in (person.reward, *person.train, *person.held)}
     assert not learnt & {c.prompt for person in tests for c in person.held}
     assert not any(c.prompt in person.context for person in tests for c in person.held)
     again, same = attributes.make_people(path, (), 30, 10, **SETTINGS | {'form': form, 'seed': 1})

@@ -29,7 +29,7 @@ def test_fields_go_where_they_belong(tmp_path):
     one, two = histories.load(path)
     assert (one.user, one.kind, one.context, one.ask) == ('u1', 'cats', RECORD['context'], ())
     assert one.reward == Choice('Talk.', 'Cats purr.', 'Dogs guard.')
-    assert one.train == Choice('Talk on.', 'Cats groom.', 'Dogs dig.')
+    assert one.train == (Choice('Talk on.', 'Cats groom.', 'Dogs dig.'),)
     assert one.held == (Choice('And?', 'Cats see well.', 'Dogs bark.'),)
     assert two.ask == tuple(asked)
     text = {key: value for key, value in RECORD.items() if key != 'context'} | {'context_messages': 'Who?'}
@@ -72,7 +72,7 @@ def test_a_history_is_made_of_choices_that_stay_apart():  # rlpa_plus IV.4-9
     ((ann,),) = histories.from_choices(given, **SETTINGS)  # bob's are too few
     assert ann.user == 'ann'
     assert len(ann.held) == 2
-    kept = [ann.reward, ann.train, *ann.held]
+    kept = [ann.reward, *ann.train, *ann.held]
     assert len({reply for c in kept for reply in (c.chosen, c.rejected)}) == 8
     assert all(choice in given['ann'] for choice in kept)
     assert not any(reply in ann.context for c in kept for reply in (c.chosen, c.rejected))
@@ -88,7 +88,7 @@ def test_replies_that_are_long_or_part_of_others_are_left_out():
     same = [Choice('Talk.', f'{i}', f'{i}') for i in range(500, 510)]
     for extra in (repeated, wordy, same):
         ((person,),) = histories.from_choices({'ann': choices(6) + extra}, **SETTINGS)
-        assert sum(c not in choices(6) for c in (person.reward, person.train, *person.held)) <= (extra is repeated)
+        assert sum(c not in choices(6) for c in (person.reward, *person.train, *person.held)) <= (extra is repeated)
     assert not histories.from_choices({'ann': choices(5) + repeated[:0] + part_of_another}, **SETTINGS)
 
 
@@ -102,12 +102,14 @@ def test_prompts_are_told_where_they_differ():
     assert 'bad' not in alone.context
 
 
-def test_who_has_many_choices_has_many_histories():
-    many = {'ann': choices(19), 'bob': choices(6), 'eve': choices(5)}
-    of_ann, of_bob = histories.from_choices(many, **SETTINGS, each=4)
-    assert of_bob == histories.from_choices(many, **SETTINGS)[1]
-    assert len(of_ann) == 4
-    assert len({each.held for each in of_ann}) == 1
-    used = [*of_ann[0].held, *(c for each in of_ann for c in (*each.past, each.reward, each.train))]
-    assert len(set(used)) == len(used) == 18
-    assert len(histories.from_choices(many, **SETTINGS, each=9)[0]) == 4  # a choice is left over
+def test_more_may_teach_and_change_places_with_what_is_told():
+    many = {'ann': choices(12), 'bob': choices(7), 'eve': choices(6)}
+    of_ann, of_bob = histories.from_choices(many, **SETTINGS, taught=2, each=4)  # eve's are too few
+    assert [of_ann[0], of_bob[0]] == [own for (own,) in histories.from_choices(many, **SETTINGS, taught=2)]
+    assert len(of_ann) == len(of_bob) == 4
+    assert len({(one.reward, one.held) for one in of_ann}) == 1
+    assert len({frozenset(one.train) for one in of_ann}) > 1
+    for one in of_ann:
+        used = {*one.past, *one.train, one.reward, *one.held}
+        assert len(used) == 7 and used <= set(many['ann'])
+    assert len({c for one in of_ann for c in (*one.past, *one.train)}) > 4  # all that she has may be drawn

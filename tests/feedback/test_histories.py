@@ -45,13 +45,12 @@ def test_who_tests_is_new_and_the_same_for_every_seed(tmp_path):
 
 
 def test_a_person_may_be_learnt_from_more_than_once(tmp_path):
-    data = write(tmp_path, 20)  # ten choices of each: two of two that test, twice four
-    made = MADE._replace(told=2, each=3)
-    train, tests = read(data, made=made)
-    once, same = read(data, made=made._replace(each=1))
-    assert len(train) == 2 * len(once)
-    assert [p.user for p in train[::2]] == [p.user for p in once]
-    assert {len(split) for split in tests.values()} == {len(split) for split in same.values()} == {3}
+    data, made = write(tmp_path, 20), MADE._replace(told=2, taught=2)
+    train, tests = read(data, made=made._replace(each=3))
+    once, same = read(data, made=made)
+    assert (train[::3], tests) == (once, same)
+    assert all(len({p.user for p in train[i : i + 3]}) == 1 for i in range(0, len(train), 3))
+    assert {len(p.train) for p in train} == {2}
 
 
 def test_choices_go_to_who_made_them(tmp_path):
@@ -87,7 +86,7 @@ def test_real_people_are_held_apart(name):  # rlpa_plus IV.4-9
         check_disjoint(person, person.user)
         assert len(person.held) == 2
         assert person.context.count('Disliked: ') == 4
-    prompts = {c.prompt for person in train for c in (person.reward, person.train)}
+    prompts = {c.prompt for person in train for c in (person.reward, *person.train)}
     assert (len(prompts) > 20) == (kind == 'ukp')
 
 

@@ -19,7 +19,7 @@ def predicates(text):
 def test_what_is_judged_is_nowhere_told(split):  # rlpa_plus IV.4-9
     for person in pets.make_people(40, seed=0, split=split):
         check_disjoint(person, person.user)
-        choices = [person.reward, person.train, person.held[0]]
+        choices = [person.reward, *person.train, person.held[0]]
         judged = [predicates(side) for choice in choices for side in (choice.chosen, choice.rejected)]
         assert sum(map(len, judged)) == len(set().union(*judged)) == 6
         assert not set().union(*judged) & predicates(person.context)
@@ -33,7 +33,7 @@ def test_kinds_are_even_and_agree_with_the_choices():
     assert Counter(person.kind for person in people) == {'dogs': 20, 'cats': 20}
     for person in people:
         other = {'dogs': 'Cats', 'cats': 'Dogs'}[person.kind]
-        for choice in (person.reward, person.train, *person.held):
+        for choice in (person.reward, *person.train, *person.held):
             assert choice.chosen.startswith(person.kind.capitalize())
             assert choice.rejected.startswith(other)
         assert person.context.count(f'Liked: {person.kind.capitalize()}') == 2
@@ -54,6 +54,14 @@ def test_people_follow_from_seed_and_split():
     assert pets.make_people(3, seed=0, split='train') != pets.make_people(3, seed=1, split='train')
     (alone,) = pets.make_people(1, seed=0, split='train', form='chosen')
     assert sorted(word for word in alone.context.split() if word[0].isupper()) == ['Birds', 'Birds', 'Dogs', 'Dogs']
+
+
+def test_more_choices_may_teach():
+    (person,) = pets.make_people(1, seed=0, split='train', taught=pets.TAUGHT)
+    told = [*person.past, person.reward, *person.train, *person.held[:1]]
+    assert len(set.union(*(predicates(text) for c in told for text in (c.chosen, c.rejected)))) == 2 * (6 + 14)
+    with pytest.raises(ValueError, match='history.taught=15: there are predicates for 14'):
+        pets.make_people(1, seed=0, split='train', taught=15)
 
 
 def words_apart(choice):
@@ -86,7 +94,7 @@ def test_without_the_person_there_is_nothing_to_learn_and_with_the_kind_everythi
 
     accuracy = {}
     for reads in (nobody, kind, context):
-        told = [reads(p) * words_apart(c) for p in train for c in (p.reward, p.train)]
+        told = [reads(p) * words_apart(c) for p in train for c in (p.reward, *p.train)]
         weights = fit(np.stack(told))
         accuracy[reads] = np.mean([reads(p) * words_apart(c) @ weights > 0 for p in test for c in p.held])
     assert accuracy[nobody] == pytest.approx(0.5, abs=0.05)

@@ -78,19 +78,14 @@ def test_swapping_the_sides_flips_the_sign():  # rlpa_plus IV.4-4
     np.testing.assert_allclose(learner.gaps(state, pack(texts)), -learner.gaps(state, pack(swapped)), atol=2e-6)
 
 
-def test_reading_scores_all_pairs_and_learns_from_the_last_of_each_text():
+def test_reading_scores_all_pairs_and_learns_from_them():
     learner, texts = make_learner(), make_texts()
     state = make_state(learner)
     gaps, grads, figures = learner.read(state, pack(texts))
     np.testing.assert_allclose(gaps, learner.gaps(state, pack(texts)), atol=1e-6)
-    taught = gaps[:, -1]
-    assert figures['reward_loss'] == pytest.approx(float(np.logaddexp(0.0, -taught).mean()), abs=1e-6)
-    assert figures['reward_accuracy'] == pytest.approx(float((taught > 0).mean()))
-    # the other pair may be anything
-    others = [(prompt, [*other, *replies[2:]]) for (prompt, replies), (_, (*other, _, _)) in
-              zip(texts, make_texts(seed=1), strict=True)]  # fmt: skip
-    again = learner.read(state, pack(others))[1]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, again)
+    assert gaps.shape == (len(texts), 2)
+    assert figures['reward_loss'] == pytest.approx(float(np.logaddexp(0.0, -gaps).mean()), abs=1e-6)
+    assert figures['reward_accuracy'] == pytest.approx(float((gaps > 0).mean()))
     # a small step against the gradient lowers the loss by its squared length
     step = 1e-3
     moved = state.replace(model=state.model.replace(

@@ -119,7 +119,7 @@ def test_all_summaries_of_a_person_are_paid_and_the_first_teach():
     rewards, grads, _ = read(state, texts, people, pays=True)
     paid = parts.pair_up.compare(texts, [(person.reward,) for person in people for _ in range(3)])
     np.testing.assert_array_equal(rewards, plus_context.log_sigmoid(parts.reader.gaps(state, paid)[:, 0]))
-    taught = parts.pair_up.learn(texts[:2] + texts[3:5], [(person.train,) for person in people for _ in range(2)])
+    taught = parts.pair_up.learn(texts[:2] + texts[3:5], [person.train for person in people for _ in range(2)])
     assert same(grads, parts.reader.read(state, taught)[1])
     rewards, _, metrics = read(state, texts[:2], people, pays=False)  # of the choice that teaches
     assert metrics['reward_loss'] == pytest.approx(-float(rewards.mean()), abs=1e-6)
@@ -146,14 +146,14 @@ def test_what_is_compared_once_has_the_gaps_of_all_that_is_read():
     parts = plus.make_parts(get_config(reads='kind'), ONE)
     people = plus.read_people(get_config())[0][:3]
     texts = ['Liked: Dogs', 'Liked: Dogs', '', 'Liked: Cats', 'Liked: Dogs']
-    choices = [(person.reward, person.train) for person in (*people, people[0], people[0])]
+    choices = [(person.reward, *person.train) for person in (*people, people[0], people[0])]
     state = parts.reader.init(parts.judge.source.load(parts.reader.param_shardings))
     learnt, compared = (pack(texts, choices) for pack in parts.pair_up)
     found = parts.reader.gaps(state, learnt)
     np.testing.assert_allclose(parts.reader.gaps(state, compared), found, atol=2e-6)
     np.testing.assert_array_equal(found[0], found[4])
-    assert int((learnt.weight > 0).sum()) == 4  # of five texts two are alike, with the same choices
-    assert float(learnt.weight.max()) == pytest.approx(2 / 5)
+    assert int((learnt.weight > 0).sum()) == 4 * 2  # of five texts with two choices two are alike
+    assert float(learnt.weight.max()) == pytest.approx(2 / 5 / 2)
     assert (learnt.where[0][0] == learnt.where[0][4]).all()
 
 
