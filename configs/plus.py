@@ -110,9 +110,10 @@ def people(config: ConfigDict) -> ConfigDict:
     config.methods = config.methods.replace('kind,', '')
     config.summary.prefill = '##Summary\nThis person'
     config.history.update(told=2, taught=3, each=4)  # a choice that teaches costs little beside what is told
-    config.latent.passes = 8  # more learn the people by heart
+    config.latent.passes = 4  # more learn the people by heart
     config.hold.reward = 0.0  # what most people like is worth a reward, too, without a word read of a person
-    config.sampling.update(max_tokens=40, stop=('\n',))
+    config.sampling.update(max_tokens=24, stop=('\n', '.'))
+    config.hold.people = 16  # of whom more is read than of one who likes pets
     return config
 
 
