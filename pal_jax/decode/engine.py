@@ -81,14 +81,15 @@ def decode_layer(layer: Params, i: Int[Array, ''], cfg: ModelConfig, *, slots: i
     """A layer as decoding in so many slots wants it: matrix products in `cfg.dtype`. Adapters on it are stacked yet.
 
     Layers are separate arrays because a slice of a stacked one is a copy before every product. `int8` rounds the
-    matrices to eight bits, which halves what a step reads, and makes the policy a slightly other one. A single slot on
-    a CPU reads few large matrices, each in order.
+    matrices to eight bits, which halves what a step reads, and makes the policy a slightly other one. On a CPU a single
+    slot reads few large matrices, each in order, and products in float32 have them by output, too.
     """
-    single = slots == 1 and jax.default_backend() == 'cpu'
+    cpu, single = jax.default_backend() == 'cpu', slots == 1
     layer = soups.at_layer(layer, i)
-    layer = decoder.fuse(layer, cfg) if single and not soups.count(layer) else dict(layer)
+    layer = decoder.fuse(layer, cfg) if cpu and single and not soups.count(layer) else dict(layer)
+    turned = cpu and (single or cfg.dtype == 'float32')
     for part in ('attn', 'mlp'):
-        layer[part] = {name: _laid_out(name, w, cfg, single, int8) for name, w in layer[part].items()}
+        layer[part] = {name: _laid_out(name, w, cfg, turned, int8) for name, w in layer[part].items()}
     return layer
 
 
@@ -100,9 +101,9 @@ def decode_outer(outer: Params, cfg: ModelConfig) -> Params:
     return weights
 
 
-def _laid_out(name: str, w: Any, cfg: ModelConfig, single: bool, int8: bool) -> Any:
+def _laid_out(name: str, w: Any, cfg: ModelConfig, turned: bool, int8: bool) -> Any:
     if isinstance(w, SoupWeight):
-        base = _laid_out(name, w.base, cfg, single, int8)
+        base = _laid_out(name, w.base, cfg, turned, int8)
         return w.replace(base=base, a=w.a.astype(cfg.dtype), b=w.b.astype(cfg.dtype))
     in_dims = 2 if name == 'o' else 1
     if name.endswith(('_bias', '_norm')):
@@ -110,7 +111,7 @@ def _laid_out(name: str, w: Any, cfg: ModelConfig, single: bool, int8: bool) -> 
     if int8:
         return quantize(w, in_dims)
     w = w.astype(cfg.dtype)
-    return output_major(w, in_dims) if single else w
+    return output_major(w, in_dims) if turned else w
 
 
 def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:

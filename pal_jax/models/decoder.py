@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from pal_jax.models.attention import Places, attention, rope
 from pal_jax.models.config import LayerKind, ModelConfig
-from pal_jax.models.linear import linear
+from pal_jax.models.linear import by_output, linear
 from pal_jax.models.params import Params, split, unstack
 from pal_jax.runtime.sharding import constrain
 
@@ -175,6 +175,5 @@ def unembed_weight(params: Params, cfg: ModelConfig) -> Float[Array, 'V D']:
 def unembed(params: Params, cfg: ModelConfig, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
     """Logits in float32. For losses use `objectives.logprobs`, which never holds all of them."""
     with jax.named_scope('unembed'):
-        weight = unembed_weight(params, cfg).astype(cfg.dtype)
-        logits = jnp.einsum('...d,vd->...v', hidden.astype(cfg.dtype), weight, preferred_element_type=jnp.float32)
+        logits = by_output(hidden, unembed_weight(params, cfg), cfg.dtype, 'float32')
         return logits if cfg.final_softcap is None else cfg.final_softcap * jnp.tanh(logits / cfg.final_softcap)

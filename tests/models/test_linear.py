@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pal_jax.models.config import tiny
-from pal_jax.models.linear import LoraWeight, linear, output_major, quantize
+from pal_jax.models.linear import FEW, LoraWeight, by_output, linear, output_major, quantize
 
 pytestmark = pytest.mark.usefixtures('strict_promotion')
 
@@ -104,6 +104,15 @@ def test_a_weight_turned_around_gives_the_same_product(x_shape, w_shape, in_dims
     turned = output_major(w, in_dims)
     assert turned.values.shape == (*w_shape[in_dims:], *w_shape[:in_dims])
     np.testing.assert_allclose(linear(x, turned, tiny(), in_dims), np.tensordot(x, w, in_dims), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(5,), (1, 5), (8, 5), (4, 2, 5), (FEW, 5), (FEW + 1, 5)])
+def test_a_product_by_output_is_the_same_whichever_side_the_weight_is_on(shape) -> None:
+    x, w = normal(0, *shape), normal(1, 7, 5)
+    for dtype, tolerance in (('float32', 1e-5), ('bfloat16', 5e-2)):
+        found = by_output(x, w, dtype, 'float32')
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, x @ w.T, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize('rows', [6, 7])
