@@ -5,7 +5,7 @@ r"""PLUS: summaries of people learnt by reinforcement, with the reward model tha
   python -m pal_jax.train --config=configs/plus.py:smoke         # random tiny models
   python -m pal_jax.train --config=configs/plus.py --config.reads=context     # a baseline, see `reads` below
   python -m pal_jax.train --config=configs/plus.py --config.data=histories.jsonl # your own (pal_jax/data/histories.py)
-  python -m pal_jax.train --config=configs/plus.py:people --config.data=votes:data/brexit    # the table, of real people
+  python -m pal_jax.train --config=configs/plus.py:people --config.data=votes:data/taxes     # the table, of real people
 
 Any value can be changed: --config.ppo.kl_coef=0.05 --config.reward_model.source=hf:...
 """
@@ -24,12 +24,12 @@ def get_config(variant: str = '') -> ConfigDict:
     config.data = 'pets'
     config.people = 200  # to learn from, at most where they are given
     config.form = 'labelled'  # both sides of past choices are told; chosen: those they liked; guide: 'I prefer dogs.'
-    config.history = dict(  # of people who are made of their choices
+    config.history = dict(  # of people who are made of their choices; `taught` is of pets and `rated:` as well
         told=4,  # choices in the context
         held=2,  # that test
         max_words=40,  # of a reply; choices with longer ones are left out
         disputed=0.2,  # of votes: the least share on either side of a statement
-        taught=1,  # that teach
+        taught=1,  # choices that teach
         each=1,  # histories of a person to learn from; what is told and what teaches changes places between them
         attributes=(),  # of rated replies, such as ('helpfulness', 'honesty'); (): all
     )
@@ -62,7 +62,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.summary = dict(
         people=8,  # of a step
         n_samples=8,  # summaries of each, all of which are paid; those alike are read once
-        taught=2,  # of them the reward model learns from
+        taught=2,  # of these summaries the reward model learns from
         prefill='##Summary\nLiked:',  # how every summary begins
         train=True,  # False: the summariser stays as it begins
     )
@@ -112,7 +112,7 @@ def people(config: ConfigDict) -> ConfigDict:
     config.history.update(told=2, taught=3, each=4)  # a choice that teaches costs little beside what is told
     config.latent.passes = 4  # more learn the people by heart
     config.hold.reward = 0.0  # what most people like is worth a reward, too, without a word read of a person
-    config.sampling.update(max_tokens=24, stop=('\n', '.'))
+    config.sampling.max_tokens = 24
     config.hold.people = 16  # of whom more is read than of one who likes pets
     return config
 

@@ -124,8 +124,10 @@ def runs(free: Sequence[str]) -> Iterator[tuple[Config, Path]]:
         return
     from pal_jax.runtime.report import REPORT  # matplotlib takes a second to import
 
-    for stage, place in faults(stages, whole, folder):
+    planned = faults(stages, whole, folder)
+    for stage, place in planned:
         faults(checkpoint.check_config, place, stage.to_dict(), tuple(free))
+    for stage, place in planned:
         if (place / REPORT).exists() and read_config(str(place)).total_steps == stage.total_steps:
             print(f'{place} is finished')
         else:

@@ -125,7 +125,8 @@ def make_people(
                 kind=kind,
                 past=tuple(pair.choice(kind) for pair in past),
             )
-            if identified(kind, past, wanted) and not repeated(found):
+            learnt = [text for pair in (reward, *train) for text in pair.texts]
+            if identified(kind, past, wanted) and not repeated(found) and len(set(learnt)) == len(learnt):
                 return found
         raise ValueError(f'{path}: {told} choices of {len(survey)} never tell who wants {kind}; raise history.told')
 

@@ -3,6 +3,7 @@ anybody's choices between texts."""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,15 +54,18 @@ def from_choices(
 
 
 def _apart(choices: Sequence[Choice]) -> list[Choice]:
-    """Those of which no reply is part of another's, the first of them where one is."""
+    """Those of which no reply is part of another's or of a prompt, as a chat that goes on has it; the first of them
+    where one is."""
     found: list[Choice] = []
-    seen: list[str] = []
+    replies: list[str] = []
     for choice in choices:
         sides = [choice.chosen, choice.rejected]
-        among = [*seen, choice.prompt] if choice.prompt else seen
-        if not any(a in b or b in a for a in sides for b in among) and sides[0] != sides[1]:
+        among = [*replies, choice.prompt] if choice.prompt else replies
+        alike = sides[0] == sides[1] or any(a in b or b in a for a in sides for b in among)
+        before = any(side in other.prompt for other in found for side in sides)
+        if not alike and not before and not any(reply in choice.prompt for reply in replies):
             found.append(choice)
-            seen += sides
+            replies += sides
     return found
 
 
@@ -80,14 +84,22 @@ def context_of(past: Sequence[Choice], rng: random.Random, form: str, kind: str 
     return '\n'.join(map(line, past))
 
 
-def load(path: str | Path) -> list[History]:
-    """A person a line, with the three choices of `PARTS` and either `context`, a text, or `context_messages`, which ask
-    for the summary as they stand; `user` and `kind` may be there.
+def load(path: str | Path) -> list[list[History]]:
+    """The histories of each person: one a line, with the three choices of `PARTS` and either `context`, a text, or
+    `context_messages`, which ask for the summary as they stand; `user` and `kind` may be there, and lines of the same
+    user are of one person.
 
     Raises:
       ValueError: a line that is no such record, or whose held-out choice is told before; its number is named.
     """
-    return [_person(where, record) for where, record in _records(path)]
+    found: dict[str, list[History]] = {}
+    for where, record in _records(path):
+        person = _person(where, record)
+        own = found.setdefault(person.user, [])
+        own.append(person)
+        for one, other in ((person, own[0]), (own[0], person)):  # the first history of a person tests
+            check_disjoint(dataclasses.replace(one, held=other.held), where)
+    return list(found.values())
 
 
 def load_told(path: str | Path) -> list[tuple[Told, Choice | None]]:
@@ -137,10 +149,12 @@ def check_disjoint(person: History, where: str) -> None:
 
 
 def repeated(person: History) -> str:
-    """A reply that tests and is told in the context or taught by another choice; '' if there is none."""
-    taught = {reply for choice in (person.reward, *person.train) for reply in (choice.chosen, choice.rejected)}
+    """A reply that tests and is told of the person, or taught by another choice or its prompt; '' if there is none."""
+    others = person.reward, *person.train
+    taught = {reply for choice in others for reply in (choice.chosen, choice.rejected)}
+    told = [person.context, *(message['content'] for message in person.ask), *(choice.prompt for choice in others)]
     held = (reply for choice in person.held for reply in (choice.chosen, choice.rejected))
-    return next((reply for reply in held if reply in taught or reply in person.context), '')
+    return next((reply for reply in held if reply in taught or any(reply in text for text in told)), '')
 
 
 def _text(where: str, record: Mapping[str, Any], field: str) -> str:

@@ -1,12 +1,13 @@
 """Does what is told of a person make a reward model right about the person's choices?
 
-The accuracy on choices that nobody was taught stands next to what it can be compared with: by what is told of a person
-of another kind, of somebody at random, and of nobody. Whatever is left there is not about the person.
+The accuracy on choices that were not taught of this person stands next to what it can be compared with: by what is
+told of a person of another kind, of somebody at random, and of nobody. Whatever is left there is not about the person.
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -94,10 +95,8 @@ def table(
     figures['accuracy_by_person'] = (plain > 0).mean(axis=1).tolist()
     for name, texts in own.items() if isinstance(nothing, str) else ():
         figures[f'{name}words'] = float(np.mean([len(text.split()) for text in texts]))
-        if any(kinds):
-            of_each = [kind for kind in kinds for _ in range(len(texts) // len(people))]
-            figures[f'{name}named'] = names_the_kind(texts, of_each)
-            figures[f'{name}misnamed'] = names_another(texts, of_each)
+        of_each = [kind for kind in kinds for _ in range(len(texts) // len(people))]
+        figures |= {f'{name}{key}': value for key, value in naming(texts, of_each).items()}
     return figures, likeliest, plain
 
 
@@ -117,23 +116,21 @@ def of_another_kind(kinds: Sequence[str]) -> list[int]:
     return [next(j % count for j in range(i + 1, i + count) if kinds[j % count] != kinds[i]) for i in range(count)]
 
 
-def names_the_kind(texts: Sequence[str], kinds: Sequence[str]) -> float:
-    """The share of texts that name the person's kind and no other: singular or plural, whatever the case."""
-    if not any(kinds):
-        return 0.0
-    return float(np.mean([named == {kind} for named, kind in zip(_named(texts, kinds), kinds, strict=True)]))
-
-
-def names_another(texts: Sequence[str], kinds: Sequence[str]) -> float:
-    """The share of texts that name other kinds than the person's, and not that one."""
-    found = _named(texts, kinds)
-    return float(np.mean([bool(named) and kind not in named for named, kind in zip(found, kinds, strict=True)]))
-
-
-def _named(texts: Sequence[str], kinds: Sequence[str]) -> list[set[str]]:
-    """The kinds that each text names."""
-    stems = {kind: kind.lower().rstrip('s') for kind in set(kinds)}
-    return [{kind for kind, stem in stems.items() if stem in text.lower()} for text in texts]
+def naming(texts: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
+    """Of the texts of people whose kind is known: `named`, the share that name it and no other, and `misnamed`, of
+    those that name another alone. Singular or plural, whatever the case. Nothing where nobody's is known."""
+    words = {kind: re.compile(rf'\b{re.escape(kind.rstrip("s"))}s*\b', re.IGNORECASE) for kind in set(kinds) if kind}
+    found = [
+        (kind, {other for other, word in words.items() if word.search(text)})
+        for text, kind in zip(texts, kinds, strict=True)
+        if kind
+    ]
+    if not found:
+        return {}
+    return {
+        'named': float(np.mean([named == {kind} for kind, named in found])),
+        'misnamed': float(np.mean([bool(named) and kind not in named for kind, named in found])),
+    }
 
 
 def show(person: History, text: Any, gaps: np.ndarray) -> Mapping[str, Any]:

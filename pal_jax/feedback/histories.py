@@ -51,7 +51,7 @@ def by_person(choices: Iterable[TextChoice]) -> Mapping[str, Sequence[Choice]]:
 
 def read(data: str, *, people: int, tested: int, seed: int, form: str, made: Made) -> tuple[list[History], Splits]:
     """Those to learn from, and those to test on by the name of their split: `test` are people nobody has learnt from,
-    `seen` those to learn from with choices that nobody was taught.
+    `seen` those to learn from; what tests either was not taught of them.
 
     Args:
       data: `pets`; or a JSONL file of people; or whose choices histories are made of: `votes:<folder>/<name>`
@@ -97,7 +97,7 @@ def read(data: str, *, people: int, tested: int, seed: int, form: str, made: Mad
             f'source of choices after {", ".join(f"{name}:" for name in opinions.SOURCES)}'
         )
     else:
-        found = [[person] for person in histories.load(data)]
+        found = histories.load(data)
     cut = len(found) - min(tested, len(found) // 5)
     if cut == len(found):
         count = made.told + 1 + made.taught + made.held

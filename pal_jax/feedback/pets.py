@@ -40,7 +40,8 @@ HELD = (
 
 
 def make_people(count: int, *, seed: int, split: Split, form: str = 'labelled', taught: int = 1) -> list[History]:
-    """As many people, half of each kind. Of one person no predicate stands in two choices.
+    """As many people, half of each kind. Of one person no predicate stands in two choices but those that
+    test, which have the same two.
 
     Args:
       taught: choices that teach, of one person.

@@ -2,7 +2,7 @@
 
 A step draws people and writes `n_samples` summaries of each from what is told of them. By each the reward model judges
 a choice of the person's, which pays the summariser log sigmoid(gap), by the reward model as it is; then the summariser
-makes its PPO update, and after it the reward model its own, on another choice and the first of the same summaries.
+makes its PPO update, and after it the reward model its own, on other choices and the first of the same summaries.
 Nothing but text goes from one to the other.
 
 At first the summariser waits: what a reward model says that cannot read yet is noise. The wait takes `hold.steps` at
@@ -166,7 +166,7 @@ def make(config: Config, ctx: Context) -> Recipe:
                 lambda people: describe(state, people, [0.0], (config.seed, EVALUATION)).texts,
                 functools.partial(reader.gaps, state['reward']),
             )
-        record |= {'learnt_from': len(train)} | written
+        record |= {'learnt_from': len({person.user for person in train})} | written
         return Evaluation(record, people, [*conditioning.make_exhibits(record, list(tests)), *replies])
 
     steps = hold + config.total_steps
@@ -295,6 +295,6 @@ def make_draw(config: Config, train: Sequence[History]) -> Callable[[int], tuple
     def draw(i: int) -> tuple[list[History], Sequence[History]]:
         start, size = (i * waiting, waiting) if i < hold else (hold * waiting + (i - hold) * learning, learning)
         people = [train[k] for k in shuffled(len(train), start=start, size=size, seed=config.seed)]
-        return people, of_whom(config, people, (i,))
+        return people, of_whom(config, people, train, (i,))
 
     return draw

@@ -40,10 +40,15 @@ class Written(NamedTuple):
     samples: list[Sample]
 
 
-def of_whom(config: Config, people: Sequence[History], step: tuple[int, ...]) -> Sequence[History]:
-    """Whose choices go with what is told of these people: their own, or, for the control, somebody's at random."""
-    others = np.random.default_rng((config.seed, *step, 1)).permutation(len(people))
-    return [people[k] for k in others] if config.shuffled else people
+def of_whom(
+    config: Config, people: Sequence[History], train: Sequence[History], step: tuple[int, ...]
+) -> Sequence[History]:
+    """Whose choices go with what is told of these people: their own, or, for the control, others' of `train`."""
+    if not config.shuffled:
+        return people
+    rng = np.random.default_rng((config.seed, *step, 1))
+    drawn = [(person, rng.permutation(len(train))) for person in people]
+    return [next(train[k] for k in order if train[k].user != person.user) for person, order in drawn]
 
 
 def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context):
@@ -159,8 +164,7 @@ def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[Histor
         'reward_std': float(np.std(rewards)),
         'samples': float(len(texts)),
         'words': float(np.mean([len(text.split()) for text in texts])),
-        'named': conditioning.names_the_kind(texts, kinds),
-    }
+    } | conditioning.naming(texts, kinds)
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """PLUS's baseline without words: the reward model knows a person by a latent vector (VPL, `learners/latent.py`).
 
 A frozen decoder reads every reply after its prompt once; its state at the reply's last token is all that is known of
-it. A step is a pass over the people: from the choices that are told of a person comes z, by which the other two are
-judged. It sees both of these, where PLUS's reward model is taught one and its summariser paid by the other.
+it. A step is a pass over the people: from the choices that are told of a person comes z, by which the others are
+judged: all but those that test, where PLUS's reward model is not taught the one that pays its summariser.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[
         order = shuffled(len(train), start=i * len(train), size=len(train), seed=config.seed)
         for k, part in enumerate(np.array_split(order, updates)):
             people, key = [train[j] for j in part], jax.random.fold_in(jax.random.key(config.seed), i * updates + k)
-            asked = vectors()([(person.reward, *person.train) for person in of_whom(config, people, (i, k))])
+            asked = vectors()([(person.reward, *person.train) for person in of_whom(config, people, train, (i, k))])
             with ctx.phase('update'):
                 state, metrics = update(state, told(people), asked, key)
                 found.append(jax.device_get(metrics))
@@ -93,7 +93,7 @@ def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[
                 samples=config.eval.samples, shown=config.eval.shown, nothing=np.zeros(settings.dim, np.float32),
                 whole=stage != 'base',
             )  # fmt: skip
-        record['learnt_from'] = len(train)
+        record['learnt_from'] = len({person.user for person in train})
         return Evaluation(record, people, conditioning.make_exhibits(record, list(tests)))
 
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(new))

@@ -63,7 +63,14 @@ def places_of(config: Config) -> list[tuple[str, int]]:
 
 
 def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
-    """Every run with its config and folder, seed by seed, and the table last. Raises ValueError as `read_methods`."""
+    """Every run with its config and folder, seed by seed, and the table last.
+
+    Raises:
+      ValueError: as `read_methods`, or the config is itself of another method than `plus`.
+    """
+    plain = config.summary.train and config.reward_model.train and not config.shuffled
+    if config.reads != 'summary' or not plain:
+        raise ValueError('methods say themselves what they read and what learns; leave reads, shuffled and train alone')
     runs = [(make_run(config, name, seed), workdir / f'{name}-{seed}') for name, seed in places_of(config)]
     part = {key: config[key] for key in SHARED} | {'steps': config.total_steps}
     part |= {'stage': TABLE, 'total_steps': len(runs), 'export': False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -26,14 +27,14 @@ def write(tmp_path, *records):
 def test_fields_go_where_they_belong(tmp_path):
     asked = [{'role': 'user', 'content': 'Who is this?'}]
     path = write(tmp_path, RECORD | {'user': 'u1', 'kind': 'cats'}, '', RECORD | {'context_messages': asked})
-    one, two = histories.load(path)
+    (one,), (two,) = histories.load(path)
     assert (one.user, one.kind, one.context, one.ask) == ('u1', 'cats', RECORD['context'], ())
     assert one.reward == Choice('Talk.', 'Cats purr.', 'Dogs guard.')
     assert one.train == (Choice('Talk on.', 'Cats groom.', 'Dogs dig.'),)
     assert one.held == (Choice('And?', 'Cats see well.', 'Dogs bark.'),)
     assert two.ask == tuple(asked)
     text = {key: value for key, value in RECORD.items() if key != 'context'} | {'context_messages': 'Who?'}
-    (three,) = histories.load(write(tmp_path, text))
+    ((three,),) = histories.load(write(tmp_path, text))
     assert (three.context, three.ask) == ('Who?', ({'role': 'user', 'content': 'Who?'},))
 
 
@@ -48,11 +49,25 @@ def test_fields_go_where_they_belong(tmp_path):
         (RECORD | {'context_messages': [{'role': 'user'}]}, r'line 2 has a message .* give a role and a content'),
         (RECORD | {'eval_chosen': 'Cats purr.'}, r"line 2 tests with a reply it has told before: 'Cats purr.'"),
         (RECORD | {'context': 'I said: Dogs bark.'}, r"line 2 tests with a reply it has told before: 'Dogs bark.'"),
+        (RECORD | {'context_messages': 'Dogs bark.'}, r"line 2 tests with a reply it has told before: 'Dogs bark.'"),
+        (RECORD | {'train_prompt': 'Dogs bark.'}, r"line 2 tests with a reply it has told before: 'Dogs bark.'"),
     ],
 )
 def test_a_wrong_line_is_told_by_its_number(record, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         histories.load(write(tmp_path, RECORD, record))
+
+
+def test_lines_of_one_user_are_of_one_person_and_kept_from_its_tests(tmp_path):
+    lines = [RECORD | {'user': user} for user in ('ann', 'bob', 'ann')]
+    ann, bob = histories.load(write(tmp_path, *lines))
+    assert ([one.user for one in ann], [one.user for one in bob]) == (['ann', 'ann'], ['bob'])
+    lines[2] |= {'train_chosen': 'Dogs bark.', 'eval_chosen': 'Cats hunt.', 'eval_rejected': 'Dogs beg.'}
+    with pytest.raises(ValueError, match=r"line 3 tests with a reply it has told before: 'Dogs bark.'"):
+        histories.load(write(tmp_path, *lines))
+    lines[2] |= {'train_chosen': 'Cats groom.', 'chosen': 'Cats see well.'}
+    with pytest.raises(ValueError, match=r'line 3 tests with'):
+        histories.load(write(tmp_path, *lines))
 
 
 def test_an_empty_file_is_told(tmp_path):
@@ -100,6 +115,15 @@ def test_prompts_are_told_where_they_differ():
     ((alone,),) = histories.from_choices({'ann': choices(8)}, **SETTINGS | {'form': 'chosen'})
     assert 'Talk.' not in alone.context
     assert 'bad' not in alone.context
+
+
+def test_of_a_chat_that_goes_on_no_prompt_tells_a_reply_of_another_choice():
+    grown = [dataclasses.replace(c, prompt=' '.join(f'good {j} thing' for j in range(100, 100 + i)) + ' More?')
+             for i, c in enumerate(choices(8))]  # fmt: skip
+    assert not histories.from_choices({'ann': grown}, **SETTINGS)
+    ((person,),) = histories.from_choices({'ann': choices(4) + grown[4:] + choices(16)[8:]}, **SETTINGS)
+    kept = [*person.past, person.reward, *person.train, *person.held]
+    assert not any(side in other.prompt for c in kept for side in (c.chosen, c.rejected) for other in kept)
 
 
 def test_more_may_teach_and_change_places_with_what_is_told():

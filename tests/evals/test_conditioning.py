@@ -103,7 +103,15 @@ def test_a_tie_is_wrong_and_a_split_has_its_name():
 def test_a_text_that_names_both_kinds_names_none():
     kinds = ['dogs', 'cats', 'cats']
     texts = ['likes a dog', 'likes dogs and cats', 'CATS']
-    assert conditioning.names_the_kind(texts, kinds) == pytest.approx(2 / 3)
+    assert conditioning.naming(texts, kinds) == {'named': pytest.approx(2 / 3), 'misnamed': 0.0}
+
+
+def test_a_kind_is_named_by_a_word_and_of_people_who_have_one():
+    texts = ['is educated and dedicated', 'tea, and dogs', 'likes a DOG', 'wants helpfulness']
+    kinds = ['cats', '', 'cats', 'helpfulness']
+    assert conditioning.naming(texts, kinds) == {'named': pytest.approx(1 / 3), 'misnamed': 0.0}
+    assert conditioning.naming(texts, ['dogs', '', 'cats', 'dogs']) == {'named': 0.0, 'misnamed': pytest.approx(1 / 3)}
+    assert conditioning.naming(texts, ['', '', '', '']) == {}
 
 
 def test_replies_after_a_summary_suit_the_person_and_those_of_somebody_do_not():

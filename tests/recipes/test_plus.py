@@ -168,11 +168,11 @@ def test_every_person_is_drawn_once_a_pass():
 
 def test_the_control_takes_the_choices_of_others():
     config = get_config(shuffled=True)
-    draw = plus.make_draw(config, plus.read_people(config)[0])
+    train, _ = plus.read_people(config)
+    draw = plus.make_draw(config, train)
     people, choosers = draw(0)
-    assert choosers != people
-    assert sorted(p.user for p in choosers) == sorted(p.user for p in people)
-    assert draw(0) == (people, choosers)
+    assert all(chooser in train and chooser.user != p.user for p, chooser in zip(people, choosers, strict=True))
+    assert draw(0) == (people, choosers) != draw(1)
 
 
 def test_people_of_a_file_are_cut_in_two(tmp_path):
@@ -276,6 +276,9 @@ def test_a_summariser_that_does_not_train_keeps_every_bit():
         ({'methods': 'plus,minds'}, "methods has 'minds'; use each once of plus, untrained"),
         ({'methods': 'plus,plus'}, "methods has 'plus'; use each once"),
         ({'methods': 'plus', 'seeds': 0}, 'seeds=0 must be at least 1'),
+        ({'methods': 'plus', 'reads': 'context'}, 'methods say themselves what they read'),
+        ({'methods': 'plus', 'shuffled': True}, 'methods say themselves what they read'),
+        ({'methods': 'plus', 'summary.train': False}, 'methods say themselves what they read'),
     ],
 )
 def test_a_wrong_table_is_told_before_a_run_starts(changes, message, tmp_path):
