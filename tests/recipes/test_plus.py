@@ -14,10 +14,11 @@ import jax
 import numpy as np
 import pytest
 
+from pal_jax import cli
 from pal_jax.learners.reward import BradleyTerry, RewardLearner, gaps
 from pal_jax.recipes import plus, plus_context
 from pal_jax.recipes.recipe import Context
-from pal_jax.runtime import devices
+from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from tests import configs
 from tests.test_train import KILLER, python, records
@@ -238,6 +239,16 @@ def test_more_seeds_leave_the_runs_that_are_made(tmp_path):
     for (before, folder), (after, same_folder) in zip(fewer[:-1], more, strict=False):
         assert folder == same_folder
         assert before.to_dict() == after.to_dict()
+
+
+def test_a_table_of_another_config_is_refused_before_its_runs(tmp_path, monkeypatch):
+    config = get_config(methods='plus')
+    table, folder = plus.stages(config, tmp_path)[-1]
+    checkpoint.write_config(folder, table.to_dict() | {'steps': 99})
+    monkeypatch.setattr(cli, 'config', lambda: config)
+    monkeypatch.setattr(cli, 'workdir', lambda: tmp_path)
+    with pytest.raises(cli.Fault, match=r'table was made by another config \(steps: 99 -> 4\)'):
+        next(cli.runs(()))
 
 
 def test_a_table_needs_its_runs(tmp_path):
