@@ -9,7 +9,12 @@ from pal_jax.types import Chat, History
 
 MARKER = '##Summary'
 
-_ASK = """These are choices of one person between two texts:
+_TOLD = {  # by the form of the context, see `data.histories.context_of`
+    'labelled': 'These are choices of one person between two texts:',
+    'chosen': 'These are texts that one person preferred to others:',
+    'guide': 'This is what a person says:',
+}
+_ASK = """{told}
 {context}
 
 In one short sentence, say what this person prefers, not what the texts are about. Start with {marker}"""
@@ -20,9 +25,9 @@ _KNOWN = """{prompt}
 About the person who will read your answer: {summary}"""
 
 
-def ask(context: str) -> Chat:
+def ask(context: str, form: str = 'labelled') -> Chat:
     """For the model that writes the summary."""
-    return [{'role': 'user', 'content': _ASK.format(context=context, marker=MARKER)}]
+    return [{'role': 'user', 'content': _ASK.format(told=_TOLD[form], context=context, marker=MARKER)}]
 
 
 def extract(completion: str) -> str:

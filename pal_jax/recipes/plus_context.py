@@ -64,7 +64,7 @@ def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Con
 
     def write(state: State, people: Sequence[Told], temperatures: Sequence[float], seed: Sequence[int]) -> Written:
         samplings = [dataclasses.replace(plain, temperature=t) for t in temperatures]
-        prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context))), *prefill) for p in people]
+        prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context, config.form))), *prefill) for p in people]
         told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
         decoder.load(learner.weights(state['policy']))
         samples = sampler.sample(decoder, told, prompts, samplings, seed)

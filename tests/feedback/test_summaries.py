@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pal_jax.data import histories
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.feedback import summaries
 
@@ -37,3 +38,4 @@ def test_the_summariser_is_asked_for_the_marker_about_the_context():
     (message,) = summaries.ask('Liked: a. Disliked: b.')
     assert 'Liked: a. Disliked: b.' in message['content']
     assert message['content'].rstrip().endswith(summaries.MARKER)
+    assert len({summaries.ask('I like a.', form)[0]['content'] for form in histories.FORMS}) == len(histories.FORMS)
