@@ -15,9 +15,6 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + (
     ' --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=300'
 )
-# Most programs run once: without LLVM's optimisations they are there in two thirds of the time.
-if os.environ['JAX_PLATFORMS'] == 'cpu':
-    os.environ['XLA_FLAGS'] += ' --xla_backend_optimization_level=0'
 # Where a device has as many programs under way as XLA's CPU client lets it, the next one waits in a thread that those
 # need: with as many threads as devices all then wait for each other.
 os.environ.setdefault('PJRT_NPROC', '32')

@@ -58,14 +58,14 @@ def test_published_weights_are_cut_where_a_part_has_fewer_devices_than_the_tenso
     plain = jax.device_put(params.init(specs, jax.random.key(0)), sharding.param_shardings(specs, ordered))
     published = Programs(cfg, wide, slots=8).publish(plain)
     layer = published['layers'][1]
-    for name, axis in (('q', 1), ('k', 1), ('v', 1), ('o', 0)):
-        w = layer['attn'][name]
+    for name, axis in (('q', 0), ('k', 0), ('v', 0), ('o', 1)):  # with their output axes first
+        w = layer['attn'][name].values
         assert w.sharding.shard_shape(w.shape)[axis] == w.shape[axis] // 2, name
-    for name, axis in (('gate', 1), ('up', 1), ('down', 0)):
-        w = layer['mlp'][name]
+    for name, axis in (('gate', 0), ('up', 0), ('down', 1)):
+        w = layer['mlp'][name].values
         assert w.sharding.shard_shape(w.shape)[axis] == w.shape[axis] // 2, name
     assert published['embed'].sharding.shard_shape((cfg.vocab, cfg.width)) == (cfg.vocab // 2, cfg.width)
-    assert (layer['mlp']['up'] == plain['layers']['mlp']['up'][1].astype(cfg.dtype)).all()
+    assert (layer['mlp']['up'].values == plain['layers']['mlp']['up'][1].T.astype(cfg.dtype)).all()
 
 
 @pytest.mark.slow
