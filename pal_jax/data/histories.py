@@ -97,8 +97,7 @@ def load(path: str | Path) -> list[list[History]]:
         person = _person(where, record)
         own = found.setdefault(person.user, [])
         own.append(person)
-        for one, other in ((person, own[0]), (own[0], person)):  # the first history of a person tests
-            check_disjoint(dataclasses.replace(one, held=other.held), where)
+        check_disjoint(dataclasses.replace(person, held=own[0].held), where)  # the first history of a person tests
     return list(found.values())
 
 
