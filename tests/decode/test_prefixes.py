@@ -95,6 +95,7 @@ def test_common_counts_equal_first_tokens():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('length', [1, 2, 63, 64, 65, 128, 200, 300])
 def test_a_prompt_in_chunks_ends_as_one_in_a_piece(weights, reusing, computing, length):
     for decoder in (reusing, computing):

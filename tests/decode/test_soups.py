@@ -85,6 +85,7 @@ def check_users(decoder, merged, kind, adapters):
     return found
 
 
+@pytest.mark.slow
 def test_users_of_one_batch_get_the_tokens_of_their_merged_copies(decoder, merged, adapters):
     check_users(decoder, merged, 'factors', adapters)
 

@@ -159,6 +159,7 @@ def test_more_prototypes_than_users_are_refused():
         make_learner(users=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant', ['A', 'B'])
 def test_a_batch_in_parts_moves_as_the_batch_at_once(variant):
     """Distances of many pairs summed otherwise, so not bit by bit; a part that does not divide is no part."""

@@ -27,6 +27,7 @@ def test_the_divergence_from_the_prior():
     )
 
 
+@pytest.mark.slow
 def test_a_new_model_knows_nothing():
     params = latent.init(jax.random.key(0), 5, SMALL)
     batch = random(4, 2, 2, 5), random(4, 3, 2, 5, seed=1), jax.random.key(1), SMALL.kl_coef

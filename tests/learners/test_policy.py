@@ -165,6 +165,7 @@ def test_a_good_action_becomes_likelier_and_a_bad_one_less_likely():
     assert change[better].mean() > 0 > change[~better].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kl_in', ['loss', 'reward'])
 def test_without_a_kl_no_reference_is_kept_and_the_update_is_that_of_a_kl_that_counts_nothing(kl_in):
     free, weightless = (
@@ -178,6 +179,7 @@ def test_without_a_kl_no_reference_is_kept_and_the_update_is_that_of_a_kl_that_c
     assert set(others) - set(metrics) == {'kl'}
 
 
+@pytest.mark.slow
 def test_adapters_train_alone_and_the_reference_is_the_base():
     learner = make_learner(adapters=Lora(4, 8.0, 'all-linear'), estimator='rloo')
     base = weights()

@@ -50,6 +50,7 @@ def alone(weights, text, pool, frame=FRAME, cfg=CFG):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('adapters', [None, ADAPTERS], ids=['full', 'lora'])
 @pytest.mark.parametrize(('pool', 'frame'), [('mean', FRAME), ('last', None)])
 def test_vectors_are_those_of_texts_by_themselves(pool, frame, adapters):

@@ -59,6 +59,7 @@ def assert_trees_close(got: Any, want: Any, relative: float) -> None:
 VALUE_AND_GRAD = jax.jit(jax.value_and_grad(loss), static_argnums=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes', [{'unroll': True}, {'remat': 'dots'}, {'unroll': True, 'remat': 'full'}], ids=str)
 def test_how_layers_are_run_changes_neither_loss_nor_gradient(changes: dict[str, bool]) -> None:
     assert_trees_close(VALUE_AND_GRAD(WEIGHTS, variant(**changes)), VALUE_AND_GRAD(WEIGHTS, CFG), 1e-5)
@@ -100,6 +101,7 @@ def test_padding_changes_nothing() -> None:
     np.testing.assert_allclose(decoder.unembed(WEIGHTS, CFG, hidden)[:, :9], logits(WEIGHTS), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('unroll', [False, True])
 def test_completions_that_share_a_prompt_equal_rows_of_their_own(unroll: bool) -> None:
     cfg, prompt = variant(unroll=unroll), [5, 9, 2, 7, 1]
@@ -141,6 +143,7 @@ def test_kinds_repeat_and_the_shortest_pattern_is_found() -> None:
     assert shortest_pattern([full, full, local]) == (full, full, local)
 
 
+@pytest.mark.slow
 def test_every_parameter_counts() -> None:
     """Biases, norms and an unembedding of its own included: each leaf has a gradient that is not zero."""
     cfg = variant(qkv_bias=True, qk_norm=True, post_norms=True, unit_head=True, tie_embed=False)

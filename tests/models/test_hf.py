@@ -93,6 +93,7 @@ def folder(tmp_path, request):
     return tmp_path
 
 
+@pytest.mark.slow
 @CONFIGS
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('file_bytes', [1 << 30, 100_000], ids=['one file', 'many files'])

@@ -113,6 +113,7 @@ def test_what_does_not_fit_is_refused(changes, message):
         PAL(**{'width': 8, 'prototypes': 2, **changes})
 
 
+@pytest.mark.slow
 def test_a_constant_added_to_the_logits_changes_nothing(case):
     pal, params, z, left, _, prompt = case
     np.testing.assert_allclose(

@@ -37,6 +37,7 @@ def states_alone(text, cfg=CFG):
     return np.asarray(decoder.forward(cut, cfg, jnp.array([ids]), place, ones, ones))[0, len(text.before) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('pool', 'rows', 'layers', 'texts'), [('mean', 4, 0, AFTER), ('last', 2, 2, TEXTS)])
 def test_a_state_is_that_of_the_text_by_itself(pool, rows, layers, texts):
     cfg = states.first_layers(CFG, layers)

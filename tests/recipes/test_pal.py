@@ -159,6 +159,7 @@ def text_config(conversation, **changes):
     return get_config('text', **{'data': str(conversation), **small, **changes})
 
 
+@pytest.mark.slow
 def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monkeypatch):
     recipe = pal.make(text_config(conversation), CONTEXT)
     state, host = recipe.init()

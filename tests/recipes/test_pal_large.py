@@ -105,6 +105,7 @@ def test_people_are_told_apart_by_texts_nobody_has_seen(request, kind, changes, 
     assert len(table) == 3 and (' / ' in table[1][3]) == (kind == 'asked')
 
 
+@pytest.mark.slow
 def test_large_at_rate_0_is_tiny(stated):
     config = small(stated, **{'decoder.optimizer.lr': 0.0})
     _, state = run(config, 2)
@@ -116,6 +117,7 @@ def test_large_at_rate_0_is_tiny(stated):
         np.testing.assert_allclose(found, data.items.chosen.table, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_step_of_large_moves_prototypes_people_and_decoders_and_no_base(asked):
     config = small(asked, **B)
     recipe = pal_large.make(config, ONE)
@@ -131,6 +133,7 @@ def test_a_step_of_large_moves_prototypes_people_and_decoders_and_no_base(asked)
     assert all(jax.tree.leaves(model.pal.params)) and model.pal.users.z
 
 
+@pytest.mark.slow
 def test_decoders_wait_while_prototypes_are_found(asked):
     config = small(asked, **B, **{'hold.steps': 2, 'hold.updates': 20, 'total_steps': 1})
     recipe, tiny = pal_large.make(config, ONE), pal.make(small(asked, 'text', **B, **{'baselines.groups': False}), ONE)
@@ -239,6 +242,7 @@ def test_sides_prototypes_and_constants_may_be_exchanged(asked, rule):  # II.9-1
     np.testing.assert_allclose(learner._judge(params, z + 3.0, batch)[1], margin, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_tiny_has_no_decoder_to_train_and_judges_alike_twice(asked):  # II.9-14
     recipe, state = run(small(asked, 'text', **B), 2)
     names = {str(getattr(key, 'key', '')) for path, _ in jax.tree_util.tree_leaves_with_path(state) for key in path}
@@ -265,6 +269,7 @@ def folder(request, asked, tmp_path_factory):
     return workdir, *finished(small(asked, request.param, **B, total_steps=4), workdir)
 
 
+@pytest.mark.slow
 def test_a_persons_reward_of_texts_says_what_the_pair_rule_says(folder, asked):  # II.9-12
     workdir, *_, record = folder
     assert record['chosen_prototypes'] == [2]
@@ -297,6 +302,7 @@ def test_a_persons_reward_of_texts_says_what_the_pair_rule_says(folder, asked): 
     np.testing.assert_allclose(one.reward([lines[0]['prompt']], [lines[0]['chosen']]), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mixture_is_kept_as_a_line_and_given_back(folder, tmp_path):
     workdir, *_ = folder
     run = pal_reward.open_pal(str(workdir))

@@ -424,6 +424,7 @@ def test_eight_devices_learn_what_one_does():
 # --- a latent vector in place of words ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_latent_vector_is_made_of_the_choices_that_are_told(tmp_path):
     config = get_config(**{'reads': 'latent', 'latent.passes': 2})
     recipe = plus.make(config, Context(ONE.mesh, no_phase, workdir=tmp_path))

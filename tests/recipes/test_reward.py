@@ -66,6 +66,7 @@ def test_it_learns_what_is_preferred(trained):
     assert [exhibit.title for exhibit in after.exhibits] == ['Held-out pairs', 'Reliability', 'Score and length']
 
 
+@pytest.mark.slow
 def test_transformers_scores_the_export_as_we_do(trained, tmp_path):
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')

@@ -119,6 +119,7 @@ def row_length(group):
     return len(group[0].prompt_ids) + sum(len(sample.completion.token_ids) for sample in group)
 
 
+@pytest.mark.slow
 def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one(monkeypatch):  # IV.3-9
     seen, *_ = run(small(), 1, monkeypatch)
     learner = rlpa.make_learner(small(), rlpa_model(), CONTEXT)

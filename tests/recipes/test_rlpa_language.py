@@ -227,6 +227,7 @@ def test_our_own_model_plays_user_and_judge(monkeypatch):
     assert metrics['failed'] > 0 and metrics['reward'] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('role', ['user', 'judge'])
 def test_who_is_not_there_ends_training_and_evaluation_with_the_reason(monkeypatch, role):
     part = {'user': 'dialogue.user', 'judge': 'reward.judge'}[role]
