@@ -114,6 +114,8 @@ def people(config: ConfigDict) -> ConfigDict:
     config.hold.reward = 0.0  # what most people like is worth a reward, too, without a word read of a person
     config.sampling.max_tokens = 24
     config.hold.people = 16  # of whom more is read than of one who likes pets
+    config.summary.n_samples = 4
+    config.reward_model.row_tokens = 512  # two of whom fit a row
     return config
 
 
