@@ -53,8 +53,10 @@ psoups: $(SOUPS_READY)
 smoke: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py:smoke $(ARGS)
 
+# Most of the time of quick tests is compiling what runs for a moment.
 test: $(TEST_READY)
-	$(RUN) -m pytest -q -n auto -m 'not slow and not network' $(ARGS)
+	XLA_FLAGS=--xla_backend_optimization_level=0 \
+	$(RUN) -m pytest -q -n auto --dist loadfile -m 'not slow and not network' $(ARGS)
 
 test-slow: $(TEST_READY)
 	$(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m 'slow and not network' $(ARGS)

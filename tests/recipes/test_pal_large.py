@@ -408,6 +408,7 @@ def test_transformers_mixes_functions_of_the_prompt_as_we_do(folder, tmp_path):
         score(words)
 
 
+@pytest.mark.slow
 def test_rewards_that_are_no_linear_head_are_not_exported(folder, tmp_path):
     with pytest.raises(ValueError, match='variant=B.*only rule dot of variant A'):
         pal_export.save_classifier(str(folder[0]), tmp_path / 'classifier')
