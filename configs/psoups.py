@@ -21,7 +21,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.stage = chosen.get('stage', 'all')
     config.preference = chosen.get('preference', '')  # of stages reward and policy; '': all
     config.preferences = 'embedded'  # or a YAML or JSON file (pal_jax/feedback/preferences.py)
-    config.poles = 'P1A,P1B,P2A,P2B,P3A,P3B'  # of them, by their ids; '': all
+    config.poles = ''  # of them, as P1A,P1B; '': the first two of each dimension; all
     config.prompts = dict(
         train='embedded',  # or a JSONL file of instruction and, if you like, input
         test='embedded',  # likewise
@@ -129,9 +129,12 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.annotate.crossed = False
     config.reward.policy.lora = dict(rank=8, alpha=32.0, targets='attn/(q|v)', dropout=0.0)
     config.reward.optimizer = p.adamw(lr=2e-5)
+    config.reward.optimizer.weight_decay = 0.001
     config.reward.total_steps = 0  # one pass
     config.reward.data.batch_size = 8
-    config.multitask.optimizer = p.adamw(lr=1e-5)
+    config.multitask.optimizer = p.adamw(lr=1e-5, warmup_ratio=0.1, min_ratio=1.0)
+    config.multitask.optimizer.weight_decay = 0.05
+    config.multitask.data.row_tokens = 1024
     config.multitask.total_steps = 1000
     config.prompts.test_count = 50
     config.sampling.update(temperature=1.0, max_tokens=512)

@@ -132,7 +132,14 @@ def make_http(token: str):
 
 
 def with_adapters(params: Params, cfg: ModelConfig) -> Params:
-    """The weights, under the adapters that requests mix, if there are any."""
+    """The weights, under the adapters that requests mix, if there are any.
+
+    Raises:
+      ValueError: adapters of different bases, or that do not fit the model.
+    """
+    bases = dict.fromkeys(peft.read_config(folder).base for folder in ADAPTERS.value)
+    if len(bases) > 1:
+        raise ValueError(f'--adapters name {" and ".join(bases)} as their base; give adapters of one')
     adapters = [lora.split(peft.attach(params, cfg, folder))[0] for folder in ADAPTERS.value]
     kind = 'delta' if MIXING.value == 'delta' else 'factors'
     return soups.stack(params, adapters, kind) if adapters else params

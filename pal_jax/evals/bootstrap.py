@@ -9,20 +9,22 @@ DRAWS = 1000
 LEVEL = 0.95
 
 
-def means(cells: Float[np.ndarray, '... P K']) -> Float[np.ndarray, '... K']:
-    """Means over people of each column. A NaN, a cell that nobody could fill, counts nowhere; of nothing it is 0."""
+def means(cells: Float[np.ndarray, '... P K'], nothing: float = 0.0) -> Float[np.ndarray, '... K']:
+    """Means over people of each column. A NaN, a cell that nobody could fill, counts nowhere; of nothing it is
+    `nothing`."""
     known = np.isfinite(cells)
-    return np.where(known, cells, 0.0).sum(axis=-2) / np.maximum(known.sum(axis=-2), 1)
+    count = known.sum(axis=-2)
+    return np.where(count > 0, np.where(known, cells, 0.0).sum(axis=-2) / np.maximum(count, 1), nothing)
 
 
 def resampled_means(
-    cells: Float[np.ndarray, 'P K'], *, draws: int = DRAWS, seed: int = 0
+    cells: Float[np.ndarray, 'P K'], *, draws: int = DRAWS, seed: int = 0, nothing: float = 0.0
 ) -> Float[np.ndarray, 'draws K']:
     """`means` of as many people, drawn with replacement, `draws` times. A person's cells stay together, so a figure of
     a whole row (a slope, say) may be made from each draw."""
     people = len(cells)
     chosen = np.random.default_rng(seed).integers(people, size=(draws, people))
-    return means(cells[chosen])
+    return means(cells[chosen], nothing)
 
 
 def interval(statistics: Float[np.ndarray, 'draws ...'], level: float = LEVEL) -> list[float] | list[list[float]]:

@@ -55,10 +55,10 @@ def measure(outcomes: Float[np.ndarray, 'combinations prompts'], seed: int = 0) 
     ways: tuple[Ties, ...] = ('drop', 'half')
     for ties in ways:
         counted = cells(outcomes, ties)
-        decided = np.isfinite(counted).any(axis=0)
         record[ties] = winrate(outcomes, ties)
-        if decided.any():
-            draws = resampled_means(counted[:, decided], seed=seed).mean(axis=1)
+        if np.isfinite(counted).any():
+            drawn = resampled_means(counted, seed=seed, nothing=np.nan)
+            draws = means(drawn.T, nothing=0.5)
             record |= {f'{ties}_se': float(draws.std()), f'{ties}_interval': interval(draws)}
     return record
 

@@ -97,7 +97,8 @@ def annotate_by_rule(
     def verdict(row: Row) -> int:
         if row['output_1'] == row['output_2']:
             return 0
-        first, second = (rule.score(row['instruction'], row[key]) for key in FIELDS[2:])
+        question = f'{row["instruction"]} {row["input"]}'.strip()
+        first, second = (rule.score(question, row[key]) for key in FIELDS[2:])
         return 0 if first == second else 1 if first > second else 2
 
     return [verdict(row) for row in rows]
@@ -170,13 +171,13 @@ def read(spec: Spec, text: str) -> list[int] | None:
     """The verdicts in an answer: the earliest match, then the earliest in what follows it, and so on; None unless there
     are as many as rows in a batch."""
     text, found = _THOUGHT.sub('', text), []
-    while True:
+    while text:
         matches = {verdict: re.search(pattern, text) for verdict, pattern in spec.matches.items()}
         first = min(((m.start(), m.end(), verdict) for verdict, m in matches.items() if m), default=None)
         if first is None:
             break
         found.append(first[2])
-        text = text[first[1] :]
+        text = text[max(first[1], 1) :]  # also by a pattern that matches nothing
     return found if len(found) == spec.batch_size else None
 
 
@@ -256,6 +257,12 @@ def _settings(path: Path, name: str, given: dict[str, Any]) -> dict[str, Any]:
     for key in settings if isinstance(settings, dict) else (settings,):
         if key not in (*known, 'tokens_to_favor'):
             raise ValueError(f'{path}: {name}.decoder_kwargs.{key} is unknown; use {", ".join(known)}')
+    for key, kind in {'model_name': str, 'max_tokens': int, 'temperature': int | float}.items():
+        if key in settings and not isinstance(settings[key], kind):
+            told = 'a text' if kind is str else 'a number'
+            raise ValueError(f'{path}: {name}.decoder_kwargs.{key}={settings[key]!r} must be {told}')
+    if 'model_name' in settings and given['fn_decoder'].startswith('local:'):
+        raise ValueError(f'{path}: {name}.decoder_kwargs.model_name: fn_decoder={given["fn_decoder"]} names the model')
     return {ours: settings[theirs] for theirs, ours in known.items() if theirs in settings}
 
 

@@ -30,6 +30,7 @@ import yaml
 from pal_jax.feedback.rules import Rule, parse_rule
 
 EMBEDDED = 'embedded'
+ALL = 'all'  # what means all preferences
 GENERAL = 'general'  # the preference of vanilla RLHF: of everyone, so nothing is asked for
 
 _EMBEDDED: Any = {
@@ -107,20 +108,24 @@ def load_preferences(path: str | Path) -> tuple[Preference, ...]:
 
 
 def choose(preferences: Sequence[Preference], names: str) -> tuple[Preference, ...]:
-    """Those of the list `P1A,P2B`; all where it is empty.
+    """Those of the list `P1A,P2B`; of an empty one the first two of each dimension, of `all` all.
 
     Raises:
       ValueError: a name that is none, a name twice, or a dimension of which one pole is left.
     """
+    if not names.strip():
+        return tuple(each for poles in by_dimension(preferences).values() for each in poles[:2])
+    if names == ALL:
+        return tuple(preferences)
     known, wanted = {each.id: each for each in preferences}, [name.strip() for name in names.split(',') if name.strip()]
     for name in wanted:
         if name not in known or wanted.count(name) > 1:
             why = 'is there twice' if name in known else f'is no preference; there are {", ".join(known)}'
             raise ValueError(f'poles={names!r}: {name} {why}')
-    chosen = tuple(known[name] for name in known if name in wanted) if wanted else tuple(preferences)
+    chosen = tuple(known[name] for name in known if name in wanted)
     for dimension, poles in by_dimension(chosen).items():
         if len(poles) < 2:
-            raise ValueError(f'poles={names!r} has {poles[0].id} alone of {dimension}; name two poles of it, or none')
+            raise ValueError(f'poles={names!r} has {poles[0].id} alone of {dimension}; name two poles of it')
     return chosen
 
 
@@ -157,8 +162,10 @@ def _mapping(path: Path, key: str, value: Any, least: int = 1) -> dict[str, Any]
 
 def _pole(path: Path, dimension: str, name: str, pole: Any) -> Preference:
     key = f'dimensions.{dimension}.{name}'
-    if not re.fullmatch(r'\w+', name) or name == GENERAL:
-        raise ValueError(f'{path}: {key}: call it with letters, digits and _, and not {GENERAL}: files are named by it')
+    if not re.fullmatch(r'\w+', name) or name in (GENERAL, ALL):
+        raise ValueError(
+            f'{path}: {key}: call it with letters, digits and _, and not {GENERAL} or {ALL}: files are named by it'
+        )
     unknown = [each for each in pole if each not in ('text', 'judge')] if isinstance(pole, dict) else [repr(pole)]
     if unknown:
         raise ValueError(f'{path}: {key} has {unknown[0]}; it has a text and, if you like, a judge')

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+from ml_collections import ConfigDict
 
 from pal_jax.feedback.early import Early
 from pal_jax.feedback.language import make_judge, make_matcher
@@ -32,22 +33,29 @@ class ChatModels:
         self.counts: Metrics = {}  # what else there is to tell, the same in every process
         self._earlier: Metrics = {}
 
-    def choose(self, key: str, name: str, make: Callable[[ChatModel], Any], **known: Callable[[], Any]) -> Any:
-        """`known[name]()`, or `make` of the model that endpoint:<name> or local:<source> is.
+    def choose(
+        self, key: str, name: str, make: Callable[[ChatModel], Any], own: Mapping[str, Any] | None = None,
+        **known: Callable[[], Any],
+    ) -> Any:  # fmt: skip
+        """`known[name]()`, or `make` of the model that endpoint:<name> or local:<source> is, with its `own` settings
+        in place of the config's.
 
         Raises:
           ValueError: `name` is none of them.
         """
         kind, _, rest = name.partition(':')
+        own = own or {}
         if kind == 'endpoint' and rest:
-            if rest not in self._endpoints:
-                self._endpoints[rest] = self._open_endpoint(rest)
-            return make(self._endpoints[rest])
+            called = '-'.join([rest, *map(str, own.values())])
+            if called not in self._endpoints:
+                self._endpoints[called] = self._open_endpoint(rest, own)
+            return make(self._endpoints[called])
         if kind == 'local' and rest:
             role = key.split('.')[-1]
-            if role not in self._local:
-                self._local[role] = self._open_local(rest, role)
-            return make(self._local[role])
+            called = '-'.join([role, rest, *map(str, own.values())])
+            if called not in self._local:
+                self._local[called] = self._open_local(rest, ConfigDict({**self._config.endpoints[role], **own}))
+            return make(self._local[called])
         if name not in known:
             ways = ', '.join([*known, 'endpoint:<name> or local:<source>'])
             raise ValueError(f'{key}={name!r} is unknown; use {ways}')
@@ -62,19 +70,18 @@ class ChatModels:
             threads=threads, system=system,
         ) if threads else None  # fmt: skip
 
-    def _open_endpoint(self, name: str) -> Endpoint:
+    def _open_endpoint(self, name: str, own: Mapping[str, Any]) -> Endpoint:
         from pal_jax.feedback.endpoint import Endpoint  # its client takes a second to import
 
         if name not in self._config.endpoints:
             raise ValueError(f'endpoint:{name} is unknown; config.endpoints has {", ".join(self._config.endpoints)}')
-        settings = self._config.endpoints[name].to_dict()
+        settings = {**self._config.endpoints[name].to_dict(), **own}
         del settings['slots']
         prices = settings.pop('prompt_price'), settings.pop('completion_price')
         answers = Path(self._config.answers).expanduser() if self._config.answers else None
         return Endpoint(name, **settings, prices=prices, cache=answers)
 
-    def _open_local(self, source: str, role: str) -> LocalModel:
-        settings = self._config.endpoints[role]
+    def _open_local(self, source: str, settings: Config) -> LocalModel:
         mesh = devices.make_mesh(devices=jax.local_devices())
         sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
         context = Context(mesh)

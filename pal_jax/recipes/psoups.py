@@ -34,6 +34,7 @@ from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.moments import Moments, scaled, seen
 from pal_jax.recipes import pal_reward, psoups_data, psoups_evaluate, psoups_merge, soups
+from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import (
     EVALUATION,
     Config,
@@ -46,7 +47,6 @@ from pal_jax.recipes.recipe import (
     check_finite,
     make_adapters,
     make_policy,
-    read_config,
     stage_before,
     trained_policy,
 )
@@ -139,7 +139,7 @@ def check(config: Config) -> tuple[Preference, ...]:
     poles = soups.read_preferences(config)
     for given in filter(None, (config.annotate.annotator, config.annotate.second, config.evaluate.judge)):
         specs = soups.read_annotators(given)
-        judges = soups.open_annotators(soups.make_models(config, specs), specs)
+        judges = soups.open_annotators(ChatModels(config), specs)
         for pole in poles:
             judges(pole.id)(pole, [], config.seed)  # fails where a rule is wanted and there is none
     for pole in poles:
@@ -194,9 +194,7 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
 
     def init() -> tuple[PolicyState, Host]:
         if not rl.reward:
-            if not judge.is_dir():
-                raise ValueError(f'{judge} is missing; run stage=reward first (stage=all runs all in order)')
-            read_config(str(judge))
+            soups.check_finished(judge)
         return learner.init(policy.source.load(learner.param_shardings)), {'moments': list(Moments())}
 
     def draw(i: int) -> list[Asked]:

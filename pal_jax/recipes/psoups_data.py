@@ -14,6 +14,7 @@ from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Row
 from pal_jax.feedback.preferences import Preference
 from pal_jax.recipes import piecework, soups
+from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics
@@ -55,7 +56,7 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
     poles = {each.id: each for each in (preferences.general(), *soups.read_preferences(config))}
     settings = config.annotate
     specs = [soups.read_annotators(each) for each in (settings.annotator, settings.second) if each]
-    models = soups.make_models(config, *specs)
+    models = ChatModels(config)
     judges = [soups.open_annotators(models, each) for each in specs]
     rows, size = piecework.read(ctx.workdir.parent / soups.ROLLOUTS), settings.batch_size
     rows += crossed(rows, list(poles.values())) if settings.crossed else []
@@ -73,20 +74,23 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
         part = rows[i * size : (i + 1) * size]
         with ctx.phase('annotate'):
             own = [verdicts(each, part) for each in judges] if jax.process_index() == 0 else []
-            first, *others = processes.exchange('verdicts', own)[0]
-        asked, failed = host.get('asked', 0) + len(part), host.get('failed', 0) + first.count(None)
-        if failed > settings.max_failed * asked:
-            raise RuntimeError(
-                f'{failed} of {asked} rows have no verdict, more than annotate.max_failed={settings.max_failed}; check '
-                f'annotate.annotator ({models.last_error or "its answers could not be read"}), then run this again'
-            )
+            first, *others = found = processes.exchange('verdicts', own)[0]
+        unread = [each.count(None) for each in found]
+        asked, failed = host.get('asked', 0) + len(part), np.add(host.get('failed', 0), unread).tolist()
+        for key, count in zip(('annotator', 'second'), failed, strict=False):
+            if count > settings.max_failed * asked:
+                raise RuntimeError(
+                    f'{count} of {asked} rows have no verdict, more than annotate.max_failed={settings.max_failed}; '
+                    f'check annotate.{key} ({models.last_error or "its answers could not be read"}), then run this '
+                    "again with a higher limit, or with --config.answers='', by which it is asked anew"
+                )
         extra = [{'second': verdict} for verdict in others[0]] if others else [{}] * len(part)
         records = [
             {**row, 'preference': verdict, 'annotator': settings.annotator, **more}
             for row, verdict, more in zip(part, first, extra, strict=True)
         ]
         host = {'asked': asked, 'failed': failed, 'usage': models.usage}
-        return records, host, {'failed': float(first.count(None)), **host['usage']}
+        return records, host, {'failed': float(sum(unread)), **host['usage']}
 
     def finish(records: list[dict[str, Any]]) -> Evaluation:
         folder = ctx.workdir.parent

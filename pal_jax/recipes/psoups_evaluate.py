@@ -20,6 +20,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from pal_jax.evals import winrates
@@ -28,8 +29,10 @@ from pal_jax.feedback.preferences import Combination, Preference, ask, by_dimens
 from pal_jax.models import merging
 from pal_jax.models.params import Params
 from pal_jax.recipes import piecework, psoups_merge, soups
+from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import EVALUATION, Config, Context, Evaluation, Host, Recipe, make_policy
 from pal_jax.recipes.soups import Prompt
+from pal_jax.runtime import processes
 from pal_jax.types import Metrics
 
 SYSTEMS: tuple[str, ...] = ('base', 'rlhf', 'multitask', 'morl', 'psoups')
@@ -67,8 +70,10 @@ def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Prefe
     """Soups between the two poles of `evaluate.front`, or else between the first two of each dimension.
 
     Raises:
-      ValueError: `evaluate.front` are not two poles of one dimension.
+      ValueError: `evaluate.front` are not two poles of one dimension, or there are no weights.
     """
+    if not config.evaluate.front_weights:
+        raise ValueError('evaluate.front_weights is empty; name weights from 0 to 1, as (0.0,0.5,1.0)')
     named = [name.strip() for name in config.evaluate.front.split(',') if name.strip()]
     found = [each for name in named for each in poles if each.id == name]
     if named and not (len(named) == len(found) == 2 and found[0].dimension == found[1].dimension):
@@ -87,10 +92,12 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
     """Stage 6. Raises ValueError where a value is wrong, or a stage has not been run."""
     policy, poles, folder = make_policy(config, ctx), soups.read_preferences(config), ctx.workdir.parent
     specs = soups.read_annotators(config.evaluate.judge, COMPARING)
-    judge = soups.open_annotators(models := soups.make_models(config, specs), specs)
+    judge = soups.open_annotators(models := ChatModels(config), specs)
     prompts = soups.read_prompts(config, 'test', policy.tokenizer)
     sample = soups.make_sampler(config, policy, ctx, at_once=len(prompts))
     jobs, both = make_jobs(config, poles), config.evaluate.judge != 'rule'
+    for stage in dict.fromkeys(source for job in jobs for source in job.sources):
+        soups.check_finished(folder / stage)
     base = functools.cache(lambda: soups.load_base(policy, ctx))
     trained = functools.cache(lambda stage: soups.open_adapters(folder / stage, ctx))
 
@@ -143,7 +150,9 @@ class Contest:
             for prompt, a, b in zip(self.prompts, self.written[first], self.written[second], strict=True)
         ]
         judge, points = self.judge(preference.id), {1: 1.0, 2: -1.0, 0: 0.0, None: 0.0}
-        orders = [judge(preference, rows, self.seed, switched) for switched in (False, True)[: 1 + self.both]]
+        ways = (False, True)[: 1 + self.both] if jax.process_index() == 0 else ()
+        own = [judge(preference, rows, self.seed, switched) for switched in ways]
+        orders = processes.exchange('verdicts', own)[0]
         self.asked += sum(map(len, orders))
         self.failed += sum(order.count(None) for order in orders)
         self.told.append({'preference': preference.id, 'first': first, 'second': second, 'verdicts': orders})
@@ -172,7 +181,10 @@ class Contest:
             if a.rule and b.rule
         }
         for (a, b), front in scored.items():
-            record[f'front_{a}_{b}_spearman'] = winrates.spearman(*([each[k] for each in front] for k in (0, 2)))
+            toward, first, second = zip(*front, strict=True)
+            record[f'front_{a}_{b}_spearman'] = winrates.spearman(toward, second)
+            record[f'front_{b}_{a}_spearman'] = winrates.spearman([1.0 - w for w in toward], first)
+            record[f'front_{a}_{b}'] = [list(each) for each in front]
         exhibits = winrates.make_exhibits(outcomes, by_criterion, scored)
         asked, last = ask(self.prompts[0].question, combos[0]), name_of(combos[0])
         told = [as_dialogue(asked, self.written[f'{name}-{last}'][0], name) for name in SYSTEMS if name != 'rlhf']

@@ -20,6 +20,8 @@ def make_merges(config: Config, ctx: Context) -> Recipe:
     policy = make_policy(config, ctx)
     combinations = preferences.combinations(soups.read_preferences(config))
     weights = soup_weights(config, len(combinations[0]))
+    for name in dict.fromkeys(each.id for combination in combinations for each in combination):
+        soups.check_finished(ctx.workdir.parent / f'policy-{name}')
     trained = functools.cache(lambda name: soups.open_adapters(ctx.workdir.parent / f'policy-{name}', ctx))
 
     def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
@@ -36,7 +38,7 @@ def make_merges(config: Config, ctx: Context) -> Recipe:
 def soup_weights(config: Config, n: int) -> tuple[float, ...]:
     """Raises ValueError where `merge.weights` are not those of `n` dimensions."""
     weights = tuple(config.merge.weights) or (1.0 / n,) * n
-    if len(weights) != n or abs(sum(weights) - 1.0) > 1e-6:
+    if len(weights) != n or not abs(sum(weights) - 1.0) <= 1e-6:
         raise ValueError(f'merge.weights={weights} must be {n} numbers, one a dimension, with sum 1')
     return weights
 

@@ -41,6 +41,7 @@ from pal_jax.recipes.recipe import (
 )
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.runtime.report import REPORT
 from pal_jax.types import ChatModel, Dialogue, Person, Sample, Turn
 
 ROLLOUTS, ANNOTATIONS, PAIRS, MERGED = 'rollouts.jsonl', 'annotations.jsonl', 'pairs', 'merged'
@@ -134,16 +135,6 @@ def read_annotators(given: str, default: Spec = annotators.LABELLING) -> dict[st
     return annotators.load_annotators(given) if files else {given: default._replace(decoder=given)}
 
 
-def make_models(config: Config, *specs: Mapping[str, Spec]) -> ChatModels:
-    """The language models among annotators, with what their files say of their endpoints."""
-    config = config.copy_and_resolve_references()
-    for spec in (spec for each in specs for spec in each.values()):
-        kind, _, name = spec.decoder.partition(':')
-        if kind == 'endpoint' and name in config.endpoints:
-            config.endpoints[name].update(spec.model)
-    return ChatModels(config)
-
-
 def open_annotators(models: ChatModels, specs: Mapping[str, Spec]) -> Callable[[str], Annotator]:
     """Who judges a preference, by its id. Raises ValueError where there is no such judge."""
 
@@ -151,20 +142,30 @@ def open_annotators(models: ChatModels, specs: Mapping[str, Spec]) -> Callable[[
         def make(model: ChatModel) -> Annotator:
             return annotators.make_annotator(model, spec)
 
-        return models.choose('annotator', spec.decoder, make, rule=lambda: annotators.annotate_by_rule)
+        return models.choose('judge', spec.decoder, make, spec.model, rule=lambda: annotators.annotate_by_rule)
 
     found = {name: opened(spec) for name, spec in specs.items()}
     first = next(iter(found.values()))
     return lambda preference: found.get(preference, first)
 
 
+def check_finished(folder: Path) -> None:
+    """Raises ValueError where a stage has not come to its end."""
+    if not (folder / REPORT).exists():
+        stage, _, preference = folder.name.partition('-')
+        named = f'stage={stage}' + (f',preference={preference}' if preference else '')
+        raise ValueError(f'{folder} is not finished; run {named} first (stage=all runs all in order)')
+
+
 def open_adapters(folder: Path, ctx: Context) -> Params:
-    """The adapters a stage has trained, from its last checkpoint. Raises ValueError where there are none."""
+    """The adapters a stage has trained, from its last checkpoint, whole on every device. Raises ValueError where
+    there are none."""
+    check_finished(folder)
     trained = trained_in(str(folder), ctx)
     nothing = jax.tree.map(lambda _: ..., trained.exported)
     wanted = nothing.replace(actor=nothing.actor.replace(params=trained.exported.actor.params))
     state, *_ = Checkpoints(folder, wanted, read_only=True).read()
-    return state.actor.params
+    return jax.jit(lambda params: params, out_shardings=sharding.replicated(ctx.mesh))(state.actor.params)
 
 
 def make_score(folder: Path, ctx: Context) -> Score:

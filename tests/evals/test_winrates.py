@@ -37,6 +37,15 @@ def test_combinations_count_alike_and_prompts_are_resampled_whole():
     assert eight['half_se'] == pytest.approx(one['half_se'])  # eight copies of a prompt's outcome tell no more than one
 
 
+def test_a_draw_in_which_a_combination_is_undecided_leaves_it_out():
+    outcomes = np.zeros((2, 50))
+    outcomes[0], outcomes[1, 0] = 1, 1
+    record = w.measure(outcomes)
+    assert (record['drop'], record['drop_se'], record['drop_interval']) == (1, 0, [1, 1])
+    rare = w.measure(np.eye(1, 50))  # a third of the draws have nothing that is decided
+    assert 0.5 <= rare['drop_interval'][0] < rare['drop_interval'][1] == 1
+
+
 def test_the_table_is_antisymmetric():
     outcomes = {('a', 'b'): np.ones((1, 4)), ('a', 'c'): np.array([[1, -1, 0, 0]]), ('b', 'c'): -np.ones((1, 4))}
     systems, rates = w.table(outcomes, 'half')

@@ -89,6 +89,7 @@ def test_answers_are_read_from_the_earliest_match_on():
     assert a.read(two, 'So: Output (b)') is None
     thought = '### Thought for example 4\nOutput (a)\nis short\n### Result for example 4\nOutput (b)'
     assert a.read(a.COMPARING, thought) == [2]
+    assert a.read(two._replace(matches={1: 'x*', 2: 'b'}), 'what ends') is None
 
 
 def test_the_general_preference_has_a_criterion():
@@ -128,6 +129,9 @@ def test_a_file_of_annotators(tmp_path):
         ('batch_size: 1', 'batch_size: 2', r'plain.txt has \{instruction\} 1 times; batch_size=2'),
         ('fn_decoder: rule', 'fn_decoder: magic', "P3A.fn_decoder='magic'; use openai_completions"),
         ('max_tokens: 250', 'max_token: 250', 'judge.decoder_kwargs.max_token is unknown'),
+        ('max_tokens: 250', 'max_tokens: "250"', "judge.decoder_kwargs.max_tokens='250' must be a number"),
+        ('model_name: judge-1', 'model_name: 3', 'judge.decoder_kwargs.model_name=3 must be a text'),
+        ('openai_completions', 'local:random:tiny', 'model_name: fn_decoder=local:random:tiny names the model'),
         ('{1: a, 2: b, 3: t}', '{1: a}', 'P3A.outputs_to_match must have patterns for 1 and 2'),
         ('{1: a, 2: b, 3: t}', '{1: "(", 2: b}', r"P3A.outputs_to_match.1='\(': missing"),
         ('plain.txt', 'absent.txt', 'judge.prompt_templates.without_inputs: .*absent.txt is no file'),

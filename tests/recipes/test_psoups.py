@@ -16,6 +16,7 @@ from pal_jax.feedback import preferences
 from pal_jax.models import sources
 from pal_jax.presets import parse_stage
 from pal_jax.recipes import piecework, psoups, psoups_data, psoups_evaluate, soups
+from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from tests import configs
@@ -84,11 +85,13 @@ def test_a_variant_and_a_stage():
         ({'poles': 'P2A'}, 'has P2A alone of informativeness'),
         ({'preferences': 'absent.yaml'}, 'absent.yaml is no file'),
         ({'policy.lora.rank': 0}, 'soups are made of adapters'),
-        ({'annotate.annotator': 'judge'}, "annotator='judge' is unknown; use rule, endpoint:<name>"),
+        ({'annotate.annotator': 'friend'}, "judge='friend' is unknown; use rule, endpoint:<name>"),
         ({'annotate.second': 'absent.yaml'}, 'absent.yaml is no file; name a YAML file of annotators'),
         ({'evaluate.judge': 'endpoint:judge'}, "endpoint 'judge' has address=''"),
         ({'evaluate.front': 'P2A,P3A'}, "evaluate.front='P2A,P3A' must be two poles of one dimension"),
         ({'merge.weights': (1.0, 1.0)}, r'merge.weights=\(1.0, 1.0\) must be 1 numbers'),
+        ({'merge.weights': (float('nan'),)}, r'merge.weights=\(nan,\) must be 1 numbers'),
+        ({'evaluate.front_weights': ()}, 'evaluate.front_weights is empty'),
         ({'ppo.minibatches': 3}, 'rl.rollout_batch_size=2 does not divide into ppo.minibatches=3'),
     ],
 )
@@ -103,8 +106,12 @@ def test_a_stage_needs_those_before_it(tmp_path):
     with pytest.raises(ValueError, match=r'rollouts.jsonl is missing; run the stage that writes it first'):
         psoups.make(part, ONE._replace(workdir=folder))
     (part, folder), *_ = psoups.stages(get_config(stage='rlhf'), tmp_path)
-    with pytest.raises(ValueError, match='reward-general is missing; run stage=reward first'):
+    with pytest.raises(ValueError, match='reward-general is not finished; run stage=reward,preference=general first'):
         psoups.make(part, ONE._replace(workdir=folder)).init()
+    for stage, needed in (('merge', 'policy-P2A'), ('evaluate', 'rlhf')):
+        (part, folder), *_ = psoups.stages(get_config(stage=stage), tmp_path)
+        with pytest.raises(ValueError, match=f'{needed} is not finished'):
+            psoups.make(part, ONE._replace(workdir=folder))
 
 
 def test_a_policy_is_opened_without_what_it_was_trained_with(tmp_path):
@@ -132,8 +139,58 @@ def test_a_judge_that_answers_nonsense_stops_the_stage(tmp_path, chat_server):
             recipe.step(*recipe.init(), 0)
         recipe = annotate(tmp_path, written, **changes, **{'annotate.max_failed': 1.0})
         _, host, _, metrics = recipe.step(*recipe.init(), 0)
-    assert (host['asked'], host['failed']) == (10, 10)
+    assert (host['asked'], host['failed']) == (10, [10])
     assert metrics['judge_requests'] == 6  # two batches of five, three times
+
+
+JUDGES = """
+{name}:
+  prompt_templates: {{with_inputs: '', without_inputs: ''}}
+  fn_decoder: {decoder}
+  decoder_kwargs: {settings}
+  outputs_to_match: {{1: '{first}', 2: 'Output \\(b\\)'}}
+  batch_size: 1
+"""
+
+
+def test_two_annotators_of_one_server_are_two_models(tmp_path, chat_server):
+    for model, first in (('one', 'Output'), ('two', 'never')):
+        settings = f'{{model_name: {model}}}'
+        text = JUDGES.format(name='judge', decoder='openai_completions', settings=settings, first=first)
+        (tmp_path / f'{model}.yaml').write_text(text)
+    written = [{key: value for key, value in row.items() if key != 'preference'} for row in rows(4)]
+    with chat_server(lambda text: 'Output (a)') as server:
+        changes = {'annotate.annotator': str(tmp_path / 'one.yaml'), 'annotate.second': str(tmp_path / 'two.yaml'),
+                   'answers': '', 'endpoints.judge.address': server.address}  # fmt: skip
+        recipe = annotate(tmp_path, written, **changes, **{'annotate.max_failed': 1.0})
+        _, host, _, metrics = recipe.step(*recipe.init(), 0)
+        assert {body['model'] for body in server.asked} == {'one', 'two'}
+        assert (host['failed'], metrics['judge-one_requests'], metrics['judge-two_requests']) == ([0, 4], 4, 12)
+        recipe = annotate(tmp_path, written, **changes)
+        with pytest.raises(RuntimeError, match=r'4 of 4 rows have no verdict, .* check annotate.second .* asked anew'):
+            recipe.step(*recipe.init(), 0)
+
+
+def test_a_local_model_may_judge(tmp_path):
+    specs = soups.read_annotators('local:random:tiny')
+    (tmp_path / 'judge.yaml').write_text(
+        JUDGES.format(name='short', decoder='local:random:tiny', settings='{max_tokens: 2, temperature: 0}', first='x')
+    )
+    specs |= soups.read_annotators(str(tmp_path / 'judge.yaml'))
+    judge = soups.open_annotators(ChatModels(get_config(**{'endpoints.judge.max_tokens': 4})), specs)
+    brief = preferences.embedded()[2]
+    assert [judge(name)(brief, rows(2), 0) for name in ('local:random:tiny', 'short')] == [
+        [None, None]
+    ] * 2  # it babbles
+
+
+def test_preferences_of_a_file_are_all_there_without_a_word_of_poles(tmp_path):
+    path = tmp_path / 'mine.yaml'
+    path.write_text(
+        'dimensions: {length: {brief: {text: Be brief., judge: -words}, ample: {text: Say it all., judge: +words}}}'
+    )
+    folders = [folder.name for _, folder in psoups.stages(get_config(preferences=str(path), poles=''), tmp_path)]
+    assert {'policy-brief', 'policy-ample'} <= set(folders)
 
 
 def test_prompts_that_test_a_reward_model_teach_none(tmp_path):
@@ -195,14 +252,16 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     assert len({job.name for job in jobs}) == len(jobs) == 1 + 4 * 4 + 4 * 2 + 2 * 3  # as :quick has
     written = {job.name: ['some words of an answer'] * 4 for job in jobs}
     written |= {name: ['short'] * 4 for name in written if name.startswith('psoups-P2A') or name == 'policy-P2A'}
-    judge = soups.open_annotators(soups.make_models(get_config()), soups.read_annotators('rule'))
+    judge = soups.open_annotators(ChatModels(get_config()), soups.read_annotators('rule'))
     contest = psoups_evaluate.Contest(prompts, written, judge, False, 0)
     evaluation = contest.evaluate(poles, psoups_evaluate.make_fronts(get_config(), poles))
     record = evaluation.record
     assert record['base_psoups_half'] == pytest.approx(0.25)  # loses P2A's two combinations, ties in P2B's
     assert record['winrate_psoups'] == pytest.approx(0.75)
     assert (record['P2A_policy_beats_base'], record['P2B_policy_beats_base']) == (1, 0.5)
-    assert {'front_P2A_P2B_spearman', 'front_P3A_P3B_spearman'} <= set(record)
+    fronts = ('P2A_P2B', 'P2B_P2A', 'P3A_P3B', 'P3B_P3A')
+    assert {f'front_{poles}_spearman' for poles in fronts} <= set(record)
+    assert [weight for weight, *_ in record['front_P2A_P2B']] == [0.0, 0.5, 1.0]
     assert {exhibit.title for exhibit in evaluation.exhibits} >= {'Win rates by pair', 'Soups between two poles'}
     silent = psoups_evaluate.Contest(
         prompts, written, lambda _: lambda p, rows, seed, switched: [None] * len(rows), True, 0
