@@ -179,6 +179,7 @@ def test_one_replica_is_the_first_of_two():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[:1], rtol=1e-5, atol=1e-6), one, both)
 
 
+@pytest.mark.slow
 def test_narrow_products_learn_what_wide_ones_learn():
     """Against the same updates in float32: bfloat16 has eight bits, so losses agree to a percent."""
     losses = []

@@ -199,6 +199,7 @@ def test_a_fused_layer_computes_the_same():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *outs)
 
 
+@pytest.mark.slow
 def test_layers_that_are_left_over_of_a_pattern_add_their_gradients_too():
     pattern = (LayerKind(window=4), LayerKind())
     cfg = dataclasses.replace(tiny(vocab=32), layers=3, pattern=pattern)

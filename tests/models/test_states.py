@@ -47,6 +47,7 @@ def test_a_state_is_that_of_the_text_by_itself(pool, rows, layers, texts):
         np.testing.assert_allclose(vector, alone.mean(0) if pool == 'mean' else alone[-1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_states_of_all_tokens_stand_one_text_after_the_other():
     total = sum(len(text.tokens) for text in AFTER)
     found, starts = table_of(mesh(), texts=AFTER, size=total, pool='tokens', rows=2), states.token_starts(AFTER)

@@ -171,6 +171,7 @@ def test_two_annotators_of_one_server_are_two_models(tmp_path, chat_server):
             recipe.step(*recipe.init(), 0)
 
 
+@pytest.mark.slow
 def test_a_local_model_may_judge(tmp_path):
     specs = soups.read_annotators('local:random:tiny')
     (tmp_path / 'judge.yaml').write_text(

@@ -52,6 +52,7 @@ def test_a_command_starts_again_under_the_allocator_unless_told_of_another(env, 
     assert python(code, **env).strip() == (told or env[SETTING])
 
 
+@pytest.mark.slow
 def test_a_command_starts_again_before_anything_slow_is_imported():
     environment = {k: v for k, v in os.environ.items() if k != SETTING} | {'PYTHONPROFILEIMPORTTIME': '1'}
     command = [sys.executable, '-m', 'pal_jax.train', '--help']
