@@ -109,8 +109,8 @@ def people(config: ConfigDict) -> ConfigDict:
     config.data = ''
     config.methods = config.methods.replace('kind,', '')
     config.summary.prefill = '##Summary\nThis person'
-    config.history.update(told=2, taught=3, each=4)  # a choice that teaches costs little beside what is told
-    config.latent.passes = 4  # more learn the people by heart
+    config.history.update(told=2, taught=3, each=32)  # a choice that teaches costs little beside what is told
+    config.latent.passes = 2  # more learn the people by heart
     config.hold.reward = 0.0  # what most people like is worth a reward, too, without a word read of a person
     config.sampling.max_tokens = 24
     config.hold.people = 16  # of whom more is read than of one who likes pets
