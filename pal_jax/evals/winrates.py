@@ -41,12 +41,11 @@ def cells(outcomes: Float[np.ndarray, 'combinations prompts'], ties: Ties) -> Ce
 def winrate(outcomes: Float[np.ndarray, 'combinations prompts'], ties: Ties) -> float:
     """The mean over combinations of `wins / (wins + losses)`, or of `(wins + ties / 2) / all`; a combination in which
     nothing was won or lost is none of them, and of nothing it is 1/2."""
-    return _mean(means(cells(outcomes, ties)), cells(outcomes, ties))
+    return float(_mean(means(cells(outcomes, ties), nothing=np.nan)))
 
 
-def _mean(rates: np.ndarray, counted: Cells) -> float:
-    decided = np.isfinite(counted).any(axis=0)
-    return float(rates[decided].mean()) if decided.any() else 0.5
+def _mean(rates: Float[np.ndarray, '... combinations']) -> Float[np.ndarray, '...']:
+    return means(rates[..., None], nothing=0.5)[..., 0]
 
 
 def measure(outcomes: Float[np.ndarray, 'combinations prompts'], seed: int = 0) -> dict[str, Any]:
@@ -57,8 +56,7 @@ def measure(outcomes: Float[np.ndarray, 'combinations prompts'], seed: int = 0) 
         counted = cells(outcomes, ties)
         record[ties] = winrate(outcomes, ties)
         if np.isfinite(counted).any():
-            drawn = resampled_means(counted, seed=seed, nothing=np.nan)
-            draws = means(drawn.T, nothing=0.5)
+            draws = _mean(resampled_means(counted, seed=seed, nothing=np.nan))
             record |= {f'{ties}_se': float(draws.std()), f'{ties}_interval': interval(draws)}
     return record
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-from ml_collections import ConfigDict
 
 from pal_jax.feedback.early import Early
 from pal_jax.feedback.language import make_judge, make_matcher
@@ -54,7 +53,7 @@ class ChatModels:
             role = key.split('.')[-1]
             called = '-'.join([role, rest, *map(str, own.values())])
             if called not in self._local:
-                self._local[called] = self._open_local(rest, ConfigDict({**self._config.endpoints[role], **own}))
+                self._local[called] = self._open_local(rest, role, own)
             return make(self._local[called])
         if name not in known:
             ways = ', '.join([*known, 'endpoint:<name> or local:<source>'])
@@ -81,12 +80,13 @@ class ChatModels:
         answers = Path(self._config.answers).expanduser() if self._config.answers else None
         return Endpoint(name, **settings, prices=prices, cache=answers)
 
-    def _open_local(self, source: str, settings: Config) -> LocalModel:
+    def _open_local(self, source: str, role: str, own: Mapping[str, Any]) -> LocalModel:
+        settings = {**self._config.endpoints[role], **own}
         mesh = devices.make_mesh(devices=jax.local_devices())
-        sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
+        sampling = Sampling(settings['temperature'], max_tokens=settings['max_tokens'])
         context = Context(mesh)
         found = sources.resolve(source, seed=self._config.seed, open_run=lambda run: open_run(run, context))
-        return LocalModel(found, mesh, sampling, slots=settings.slots)
+        return LocalModel(found, mesh, sampling, slots=settings['slots'])
 
     def count_on(self, host: Host) -> None:
         """Begins from the `usage` of the host item that a run goes on from."""

@@ -160,7 +160,6 @@ def check_finished(folder: Path) -> None:
 def open_adapters(folder: Path, ctx: Context) -> Params:
     """The adapters a stage has trained, from its last checkpoint, whole on every device. Raises ValueError where
     there are none."""
-    check_finished(folder)
     trained = trained_in(str(folder), ctx)
     nothing = jax.tree.map(lambda _: ..., trained.exported)
     wanted = nothing.replace(actor=nothing.actor.replace(params=trained.exported.actor.params))
