@@ -43,11 +43,14 @@ def get_config(variant: str = '') -> ConfigDict:
         max_failed=0.1,  # share of rows without a verdict at which the stage stops
         test_share=0.1,  # of the prompts, kept to test reward models on
     )
-    config.endpoints = dict(judge=p.endpoint(temperature=1.0, max_tokens=250))
+    config.endpoints = dict(
+        judge=p.endpoint(temperature=1.0, max_tokens=250),
+        evaluator=p.endpoint(temperature=0.1, max_tokens=512),
+    )
     config.answers = '~/.cache/pal_jax/answers.sqlite'  # what endpoints have answered is not asked again; '': is
     config.reward = reward()
     config.multitask = multitask()
-    config.optimizer = p.adamw(lr=3e-4, warmup_ratio=0.1)
+    config.optimizer = p.adamw(lr=3e-4, warmup_ratio=0.0)  # few steps: none of them at rate 0
     config.critic = p.adamw(lr=3e-4)  # used by estimators that have one (gae)
     config.ppo = p.ppo(
         estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, negative_scale=0.2, micro_rows=2
@@ -62,7 +65,7 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     config.merge = dict(weights=())  # of the dimensions, in their order, with sum 1; (): equal ones
     config.evaluate = dict(
-        judge='rule',  # as annotate.annotator; language models see every pair in both orders
+        judge='rule',  # as annotate.annotator, or endpoint:evaluator; language models see every pair in both orders
         front='',  # two poles whose policies are merged by weights from 0 to 1, as P2A,P2B; '': two of each dimension
         front_weights=(0.0, 0.25, 0.5, 0.75, 1.0),  # of the second of them
     )

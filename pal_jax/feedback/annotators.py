@@ -36,6 +36,7 @@ from pal_jax.types import Chat, ChatModel
 
 Row = Mapping[str, Any]
 FIELDS = ('instruction', 'input', 'output_1', 'output_2')
+LONGEST = 20_000  # characters of what is judged: more than an answer of a run has
 TIE = 3  # what an annotator calls it; everyone else 0
 _PADDING = {'instruction': 'Say yes.', 'input': '', 'output_1': 'Yes.', 'output_2': 'No.'}
 _SLOT = re.compile(r'\{(instruction|input|output_1|output_2|preference)\}')
@@ -149,7 +150,7 @@ def question(spec: Spec, preference: Preference, rows: Sequence[Row]) -> Chat:
     """The messages that ask about up to `batch_size` rows; a short batch is filled up with rows nobody counts."""
     rows = [*rows, *[_PADDING] * (spec.batch_size - len(rows))]
     template = (spec.with_inputs if rows[0]['input'] else spec.without_inputs) or own_template(spec)
-    slots = {field: iter([quoted(row[field]) if row[field] else '' for row in rows]) for field in FIELDS}
+    slots = {field: iter([quoted(row[field], LONGEST) if row[field] else '' for row in rows]) for field in FIELDS}
 
     def filled(match: re.Match[str]) -> str:
         return preference.criterion if match[1] == 'preference' else next(slots[match[1]], '')

@@ -129,11 +129,12 @@ def points(facts: Sequence[str]) -> str:
     return '\n'.join(f'- {quoted(fact)}' for fact in facts) or '(none)'
 
 
-def quoted(text: str) -> str:
-    """A foreign text on one line between quotation marks, without tags, boxes and quotation marks of its own."""
+def quoted(text: str, longest: int = _LONGEST) -> str:
+    """A foreign text, or its first `longest` characters, on one line between quotation marks, without tags, boxes and
+    quotation marks of its own."""
     text = re.sub(r'\\+\s*boxed', 'boxed', text).translate(str.maketrans('<>"', "‹›'"))
     text = ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())
-    return f'"{text[:_LONGEST]}"'
+    return f'"{text[:longest]}"'
 
 
 def _ask(text: str) -> Chat:

@@ -92,7 +92,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
     """Stage 6. Raises ValueError where a value is wrong, or a stage has not been run."""
     policy, poles, folder = make_policy(config, ctx), soups.read_preferences(config), ctx.workdir.parent
     specs = soups.read_annotators(config.evaluate.judge, COMPARING)
-    judge = soups.open_annotators(models := ChatModels(config), specs)
+    judge = soups.open_annotators(models := ChatModels(config), specs, 'evaluator')
     prompts = soups.read_prompts(config, 'test', policy.tokenizer)
     sample = soups.make_sampler(config, policy, ctx, at_once=len(prompts))
     jobs, both = make_jobs(config, poles), config.evaluate.judge != 'rule'

@@ -135,14 +135,18 @@ def read_annotators(given: str, default: Spec = annotators.LABELLING) -> dict[st
     return annotators.load_annotators(given) if files else {given: default._replace(decoder=given)}
 
 
-def open_annotators(models: ChatModels, specs: Mapping[str, Spec]) -> Callable[[str], Annotator]:
-    """Who judges a preference, by its id. Raises ValueError where there is no such judge."""
+def open_annotators(models: ChatModels, specs: Mapping[str, Spec], role: str = 'judge') -> Callable[[str], Annotator]:
+    """Who judges a preference, by its id; a local model samples as `config.endpoints` has it for the role.
+
+    Raises:
+      ValueError: there is no such judge.
+    """
 
     def opened(spec: Spec) -> Annotator:
         def make(model: ChatModel) -> Annotator:
             return annotators.make_annotator(model, spec)
 
-        return models.choose('judge', spec.decoder, make, spec.model, rule=lambda: annotators.annotate_by_rule)
+        return models.choose(role, spec.decoder, make, spec.model, rule=lambda: annotators.annotate_by_rule)
 
     found = {name: opened(spec) for name, spec in specs.items()}
     first = next(iter(found.values()))

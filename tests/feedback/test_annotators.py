@@ -54,6 +54,12 @@ def test_verdicts_are_those_of_the_rows_whatever_order_they_were_shown_in():
         assert a.make_annotator(Scripted(), SPEC)(BRIEF, rows, 0, switched) == expected
 
 
+def test_long_answers_are_judged_whole():
+    rows = [row(0, 'word ' * 2000 + 'the end of one', 'word ' * 2000 + 'the end of another')]
+    told = a.question(SPEC, BRIEF, rows)[-1]['content']
+    assert 'the end of one"' in told and 'the end of another"' in told
+
+
 def test_rows_with_an_input_are_asked_about_by_themselves():
     model = Scripted()
     rows = [row(0), row(1, text='some text'), row(2)]

@@ -19,6 +19,7 @@ from pal_jax.recipes import piecework, psoups, psoups_data, psoups_evaluate, sou
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
+from pal_jax.runtime.metrics import EVALS, read_records
 from tests import configs
 
 get_config = functools.partial(configs.load, 'psoups')
@@ -315,6 +316,7 @@ def test_a_run_that_is_stopped_between_stages_goes_on_and_leaves_everything(tmp_
     assert (tmp_path / 'merged' / 'P2A' / 'adapter_model.safetensors').exists()
     assert (tmp_path / 'evaluate' / 'report.html').stat().st_size > 0
     check_scores(tmp_path)
+    check_reloaded(tmp_path)
     check_adapters(tmp_path)
 
 
@@ -329,6 +331,16 @@ def check_scores(folder):
     score = soups.make_score(folder / 'reward-joint', ONE)
     apart = [score([each[k : k + 1] for each in asked], replies) for k in (0, 1)]
     np.testing.assert_allclose(first, np.mean(apart, axis=0), atol=1e-5)
+
+
+def check_reloaded(folder):
+    """Scores of the reward model in memory, when its stage ended, are those of the one read from its checkpoint."""
+    pairs = piecework.read(folder / 'pairs' / 'P2A-test.jsonl')
+    asked = [[each['prompt'][0]['content']] for each in pairs]
+    replies = [[each[side][0]['content'] for side in ('chosen', 'rejected')] for each in pairs]
+    record = read_records(folder / 'reward-P2A' / EVALS)[-1]
+    scores = soups.make_score(folder / 'reward-P2A', ONE)(asked, replies)
+    np.testing.assert_allclose([scores.mean(), scores.std()], [record['score_mean'], record['score_std']], rtol=1e-5)
 
 
 def check_adapters(folder):
