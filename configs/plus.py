@@ -115,7 +115,7 @@ def people(config: ConfigDict) -> ConfigDict:
     config.sampling.max_tokens = 24
     config.hold.people = 16  # of whom more is read than of one who likes pets
     config.summary.n_samples = 4
-    config.reward_model.row_tokens = 512  # two of whom fit a row
+    config.reward_model.row_tokens = 640  # two of whom fit a row
     return config
 
 
