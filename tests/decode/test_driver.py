@@ -9,6 +9,7 @@ import threading
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
@@ -82,12 +83,19 @@ def alone(decoder: LocalDecoder, request: Request, version: int = 0) -> Completi
     return completion
 
 
+def check_equal(found: Completion, wanted: Completion) -> None:
+    """But for rounding: on some processors a product's rows depend on how many there are."""
+    for name in ('logprobs', 'policy_logprobs'):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-5)
+    assert found == dataclasses.replace(wanted, logprobs=found.logprobs, policy_logprobs=found.policy_logprobs)
+
+
 def test_streams_are_complete_and_equal_a_lone_request(decoder, driver):
     askers = [Asker(driver, request(seed, 3 + seed % 9)) for seed in range(16)]
     results = [asker.result() for asker in askers]
     driver.close()
     for seed, (tokens, completion) in enumerate(results):
-        assert completion == alone(decoder, request(seed, 3 + seed % 9))
+        check_equal(completion, alone(decoder, request(seed, 3 + seed % 9)))
         assert tuple(tokens) == completion.token_ids
 
 
@@ -212,4 +220,5 @@ def test_in_a_storm_every_request_ends_and_equals_a_lone_one(decoder, driver):
         for (_, cancelled, tokens, end), lone in zip(chosen, decoder([e[0] for e in chosen]), strict=True):
             assert set(end.versions) == {version}, 'drained: no request mixes two versions'
             assert tuple(tokens) == end.token_ids == lone.token_ids[: len(end.token_ids)]
-            assert cancelled or end == lone
+            if not cancelled:
+                check_equal(end, lone)
