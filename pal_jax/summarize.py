@@ -40,7 +40,7 @@ def main() -> None:
         raise cli.Fault('no people; give a file with --history=histories.jsonl')
     kind, _, workdir = SOURCE.value.partition(':')
     if kind != 'orbax':
-        raise cli.Fault(f'--source={SOURCE.value} is no run; give one of configs/plus.py, such as orbax:runs/plus')
+        raise cli.Fault(f'--source={SOURCE.value}: give a run of configs/plus.py, as orbax:runs/plus')
     devices.initialize(Path(CACHE).expanduser())
     for record in cli.faults(lambda: list(summarize(workdir, HISTORY.value, SUMMARY.value))):
         print(json.dumps(record, ensure_ascii=False))

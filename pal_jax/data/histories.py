@@ -159,7 +159,8 @@ def repeated(person: History) -> str:
 def _text(where: str, record: Mapping[str, Any], field: str) -> str:
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f'{where} has {field}={value!r}; give a text')
+        found = f'has {field}={value!r}' if field in record else f'has no {field}'
+        raise ValueError(f'{where} {found}; give a text')
     return value
 
 

@@ -78,7 +78,9 @@ def table(
     own = {'': likeliest} | ({'sampled_': drawn} if drawn else {})
     told = dict(own)
     if controls:
-        told |= {'random_': of_somebody(likeliest), 'none_': [nothing] * len(people)}
+        told['none_'] = [nothing] * len(people)
+    if controls and len(people) > 1:
+        told['random_'] = of_somebody(likeliest)
     if controls and len(set(kinds)) > 1:
         told['other_'] = [likeliest[i] for i in of_another_kind(kinds)]
     held = [[person.held for person in people for _ in range(len(of) // len(people))] for of in told.values()]
@@ -105,9 +107,10 @@ def standard_error(values: np.ndarray) -> float | None:
 
 
 def of_somebody(texts: Sequence[Any]) -> list[Any]:
-    """Everyone gets that of somebody at random, the same in every evaluation."""
+    """Everyone gets that of somebody else at random, the same in every evaluation."""
     order = np.random.default_rng(0).permutation(len(texts))
-    return [texts[int(i)] for i in order]
+    other = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    return [texts[other[i]] for i in range(len(texts))]
 
 
 def of_another_kind(kinds: Sequence[str]) -> list[int]:

@@ -44,7 +44,7 @@ def test_fields_go_where_they_belong(tmp_path):
         ('{', r'line 2: not valid JSON'),
         ('[]', r"line 2: expected an object, got '\[\]'"),
         (RECORD | {'chosen': ''}, r"line 2 has chosen=''; give a text"),
-        ({k: v for k, v in RECORD.items() if k != 'eval_chosen'}, r'line 2 has eval_chosen=None'),
+        ({k: v for k, v in RECORD.items() if k != 'eval_chosen'}, r'line 2 has no eval_chosen'),
         (RECORD | {'context': None}, r'line 2 has neither context nor context_messages'),
         (RECORD | {'context_messages': [{'role': 'user'}]}, r'line 2 has a message .* give a role and a content'),
         (RECORD | {'eval_chosen': 'Cats purr.'}, r"line 2 tests with a reply it has told before: 'Cats purr.'"),

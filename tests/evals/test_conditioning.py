@@ -114,6 +114,13 @@ def test_a_kind_is_named_by_a_word_and_of_people_who_have_one():
     assert conditioning.naming(texts, ['', '', '', '']) == {}
 
 
+def test_somebody_is_always_somebody_else():
+    for count in (2, 3, 46):
+        found = conditioning.of_somebody(list(range(count)))
+        assert sorted(found) == list(range(count))
+        assert all(i != other for i, other in enumerate(found))
+
+
 def test_replies_after_a_summary_suit_the_person_and_those_of_somebody_do_not():
     texts = describe(PEOPLE, [0.0])
 
