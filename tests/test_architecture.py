@@ -177,6 +177,7 @@ def test_a_recipe_has_a_config(recipe):
         assert (ROOT / 'configs' / recipe.name).exists()
 
 
+@pytest.mark.slow
 def test_importing_the_package_touches_no_device_and_nothing_heavy():
     # These are imported when JetStream or an endpoint is asked for.
     alone = {f'decode/{file}.py' for file in ('jetstream', 'jetstream_decoder', 'jetstream_driver', 'rpc')}

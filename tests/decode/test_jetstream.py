@@ -385,6 +385,7 @@ def test_the_engine_runs_under_jetstreams_own_driver(local):
         engine.prefill(params=engine.weights, existing_prefix=1, padded_tokens=np.ones(16, np.int32), true_length=3)
 
 
+@pytest.mark.slow
 def test_starting_it_imports_no_tensorflow_and_leaves_the_logging_as_it_was():
     code = (
         'import json, logging, sys\nimport pal_jax.decode.rpc\n'

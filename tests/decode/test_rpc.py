@@ -431,6 +431,7 @@ def storm(address: str) -> list[tuple[Request, bool, Completion | grpc.StatusCod
     return ended
 
 
+@pytest.mark.slow
 def test_in_a_storm_every_request_ends_and_equals_a_lone_one(local):
     driver = make_driver(engine_of_its_own())
     with serving(driver) as address:

@@ -155,6 +155,7 @@ def test_rewards_of_masked_samples_do_not_matter():
     close(a.actor.params, b.actor.params, atol=0.0)
 
 
+@pytest.mark.slow
 def test_a_good_action_becomes_likelier_and_a_bad_one_less_likely():
     _, batch = rollouts()
     learner = make_learner(estimator='rloo', kl_coef=0.0, lr=1e-3)

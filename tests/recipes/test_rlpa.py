@@ -260,6 +260,7 @@ def test_own_people_are_split_and_their_topics_named(tmp_path):
     assert 'band, tea' in world.system
 
 
+@pytest.mark.slow
 def test_a_run_can_start_from_what_another_has_trained(tmp_path, monkeypatch):
     from pal_jax.runtime.checkpoint import Checkpoints, write_config
 

@@ -150,6 +150,7 @@ def test_wandb_gets_the_same_numbers_and_one_identity_for_life(tmp_path, monkeyp
     assert identities[0] == identities[1]
 
 
+@pytest.mark.slow
 def test_importing_it_loads_no_logger_and_starts_no_device():
     code = (
         f'import sys; import {metrics.__name__}; from jax._src import xla_bridge; import json;'
