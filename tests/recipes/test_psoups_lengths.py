@@ -23,6 +23,14 @@ WORDS = 'river stone bread candle window garden letter winter silver market fore
 STEPS = 24
 
 
+def advance(recipe, state, host, steps):
+    rows = []
+    for i in steps:
+        state, host, _, metrics = recipe.step(state, host, i)
+        rows.append(metrics)
+    return state, host, rows
+
+
 def write_pairs(path, count, sign):
     """Two answers to each of `count` questions; the longer is preferred, or with -1 the shorter."""
     rng, lines = np.random.default_rng(count), []
@@ -36,19 +44,17 @@ def write_pairs(path, count, sign):
 
 
 def test_reward_models_of_brief_and_of_long_answers_are_right_and_disagree(tmp_path):
-    scores = []
+    correlations = []
     for sign in (-1, 1):
         train, test = (write_pairs(tmp_path / f'{count}{sign}', count, sign) for count in (1000, 200))
         config = configs.load('reward', **{'data.train': train, 'data.test': test, 'optimizer.lr': 3e-3,
                                            'total_steps': 125, 'data.batch_size': 8})  # fmt: skip
         recipe = reward.make(config, ONE)
-        state, host = recipe.init()
-        for i in range(125):
-            state, host, *_ = recipe.step(state, host, i)
+        state, *_ = advance(recipe, *recipe.init(), range(125))
         record = recipe.evaluate(state, 'final').record
         assert record['accuracy'] >= 0.95
-        scores.append(record['length_correlation'])
-    assert scores[0] < -0.9 and scores[1] > 0.9
+        correlations.append(record['length_correlation'])
+    assert correlations[0] < -0.9 and correlations[1] > 0.9
 
 
 @pytest.fixture(scope='module')
@@ -79,17 +85,9 @@ def make(folder, sign, **changes):
         return recipe, *recipe.init()
 
 
-def advance(recipe, state, host, steps):
-    rows = []
-    for i in steps:
-        state, host, _, metrics = recipe.step(state, host, i)
-        rows.append(metrics)
-    return state, host, rows
-
-
 def train(folder, sign):
-    recipe, state, host = make(folder, sign)
-    state, _, rows = advance(recipe, state, host, range(STEPS))
+    recipe, *start = make(folder, sign)
+    state, _, rows = advance(recipe, *start, range(STEPS))
     return recipe, state, rows
 
 
