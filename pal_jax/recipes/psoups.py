@@ -137,9 +137,9 @@ def check(config: Config) -> tuple[Preference, ...]:
             f'ppo.minibatches={config.ppo.minibatches}'
         )
     poles = soups.read_preferences(config)
-    for given in filter(None, (config.annotate.annotator, config.annotate.second, config.evaluate.judge)):
-        specs = soups.read_annotators(given)
-        judges = soups.open_annotators(ChatModels(config), specs)
+    labelling = [(config.annotate[key], 'judge') for key in ('annotator', 'second') if config.annotate[key]]
+    for given, role in (*labelling, (config.evaluate.judge, 'evaluator')):
+        judges = soups.open_annotators(ChatModels(config), soups.read_annotators(given), role)
         for pole in poles:
             judges(pole.id)(pole, [], config.seed)  # fails where a rule is wanted and there is none
     for pole in poles:

@@ -17,6 +17,7 @@ import jax
 
 from pal_jax.runtime.rollcall import RollCall
 
+LAST_PORT = 65535
 PATIENCE = 300.0  # seconds in which all processes have to come
 _FOREVER = 7 * 24 * 3600 * 1000  # milliseconds; who waits that long is ended by the roll call much earlier
 
@@ -25,7 +26,7 @@ R = TypeVar('R')
 
 
 class Place(NamedTuple):
-    """Which process this is. `coordinator` is host:port of process 0, which also listens at the port after it."""
+    """Which process this is. `coordinator` is host:port of process 0, which also listens at the port beside it."""
 
     coordinator: str
     processes: int
@@ -50,7 +51,7 @@ def join(place: Place | None) -> None:
     if place is None or joined():
         return
     host, port = place.coordinator.rsplit(':', 1)
-    _rollcall = RollCall((host, int(port) + 1), place.process, place.processes, patience=PATIENCE)
+    _rollcall = RollCall((host, port_beside(int(port))), place.process, place.processes, patience=PATIENCE)
     jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM from `runtime.stop`
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(
@@ -60,6 +61,11 @@ def join(place: Place | None) -> None:
         local_device_ids=local_devices(os.environ),
         cluster_detection_method='deactivate',
     )
+
+
+def port_beside(port: int) -> int:
+    """The port after it, or before it where there is none: Slurm's jobs get ports up to the last, by their number."""
+    return port + 1 if port < LAST_PORT else port - 1
 
 
 def part() -> None:
@@ -101,7 +107,8 @@ def locate(coordinator: str, processes: int | None, process: int | None) -> Plac
             f'--coordinator={coordinator} --processes={processes} --process={process}: give all three, as in '
             '--coordinator=host:8476 --processes=2 --process=0'
         )
-    if not coordinator.rpartition(':')[0] or not coordinator.rpartition(':')[2].isdigit():
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdigit() or not 0 < int(port) <= LAST_PORT:
         raise ValueError(f'--coordinator={coordinator} is no host:port, such as node0:8476')
     if not 0 <= process < processes:
         raise ValueError(f'--process={process} is not one of --processes={processes}: they count from 0')

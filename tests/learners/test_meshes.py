@@ -68,7 +68,7 @@ def losses(mesh, cfg, *, adapters: Lora | None, row_tokens: int, micro_rows: int
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ('family', 'adapters', 'row_tokens'),
     [

@@ -50,7 +50,7 @@ def alone(weights, text, pool, frame=FRAME, cfg=CFG):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('adapters', [None, ADAPTERS], ids=['full', 'lora'])
 @pytest.mark.parametrize(('pool', 'frame'), [('mean', FRAME), ('last', None)])
 def test_vectors_are_those_of_texts_by_themselves(pool, frame, adapters):
@@ -61,7 +61,7 @@ def test_vectors_are_those_of_texts_by_themselves(pool, frame, adapters):
 
 
 @pytest.mark.parametrize('adapters', [None, ADAPTERS], ids=['full', 'lora'])
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_step_is_down_the_loss_of_all_vectors_together(adapters):
     reader, frozen, reading = make(adapters=adapters)
     before = jax.tree.map(jnp.copy, reading.model.params)

@@ -159,7 +159,7 @@ def text_config(conversation, **changes):
     return get_config('text', **{'data': str(conversation), **small, **changes})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monkeypatch):
     recipe = pal.make(text_config(conversation), CONTEXT)
     state, host = recipe.init()
@@ -217,7 +217,7 @@ def test_a_run_of_pal_is_no_language_model(table, tmp_path):
         open_run(str(tmp_path), CONTEXT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_persons_reward_says_what_the_pair_rule_says(table, tmp_path):
     flags = [f'--config.data={table}', '--config.baselines.own=False', '--config.baselines.embedding=0']
     done = python('-m', 'pal_jax.train', '--config=configs/pal.py:smoke', *flags, f'--workdir={tmp_path}')
@@ -279,7 +279,7 @@ def records(workdir, name):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith('seconds_')} for line in lines]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_in_update_and_save_ends_as_an_unbroken_one(table, tmp_path):
     flags = ['--config=configs/pal.py:smoke', f'--config.data={table}', '--config.checkpoint.every=1']
     flags += ['--config.baselines.own=False', '--config.baselines.embedding=0']
@@ -304,7 +304,7 @@ def test_a_run_killed_in_update_and_save_ends_as_an_unbroken_one(table, tmp_path
     assert 'trains no language model; name another' in exported.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_from_disk_killed_in_an_update_ends_as_an_unbroken_one(tmp_path):
     rng, users, pairs = np.random.default_rng(0), 3000, 30_000
     items = rng.standard_normal((500, 4)).astype(np.float32)
@@ -348,7 +348,7 @@ def test_embeddings_are_pairs_too(tmp_path):
         pal.read(get_config(data=str(path)), CONTEXT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_known_prototypes_are_found_by_accuracy():  # II.9, checks 8 to 10
     one = pal_synthetic.run('partition', 16, 'linear', 1, range(5))
     three = pal_synthetic.run('partition', 16, 'linear', 3, range(5), (5, 20, 50), (2, 5, 10))

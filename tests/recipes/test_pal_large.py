@@ -87,7 +87,7 @@ def taste(row):
 
 @pytest.mark.parametrize('variant', ['text', 'text-large'])
 @pytest.mark.parametrize(('kind', 'changes'), [('asked', B), ('stated', {})], ids=['B', 'A'])
-@pytest.mark.slow
+@pytest.mark.long
 def test_people_are_told_apart_by_texts_nobody_has_seen(request, kind, changes, variant):
     recipe, state = run(small(request.getfixturevalue(kind), variant, **changes), 6)
     evaluation = recipe.evaluate(state, 'final')
@@ -340,7 +340,7 @@ def test_ppo_is_paid_by_one_persons_reward(folder, tmp_path):
 
 
 @pytest.mark.parametrize('variant', ['text', 'text-large'])
-@pytest.mark.slow
+@pytest.mark.long
 def test_transformers_scores_a_persons_classifier_as_we_do(stated, tmp_path, variant):
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     finished(small(stated, variant, **{'text.pool': 'last', 'total_steps': 4, 'prototypes': (1, 2)}), tmp_path)
@@ -384,7 +384,7 @@ def in_transformers(path):
     ],
     ids=lambda changes: changes['model.rule'],
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_transformers_scores_everybody_as_we_do(stated, tmp_path, changes):
     changes = {'model.dtype': 'float32', 'total_steps': 4, 'prototypes': (1, 2), **changes}
     finished(small(stated, 'text', **changes), tmp_path)
@@ -397,7 +397,7 @@ def test_transformers_scores_everybody_as_we_do(stated, tmp_path, changes):
         assert np.ptp(ours) > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_transformers_mixes_functions_of_the_prompt_as_we_do(folder, tmp_path):
     workdir, *_ = folder
     pal_export.save_model(str(workdir), tmp_path / 'hf')

@@ -52,7 +52,7 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_summariser_waits_and_then_both_learn():  # rlpa_plus IV.4-2
     states, rows = steps(get_config(**{'optimizer.warmup_ratio': 0.0}), 3)
     assert [phase for phase, _ in rows] == ['hold', 'hold', 'plus']
@@ -258,7 +258,7 @@ def test_a_table_needs_its_runs(tmp_path):
         recipe.step(*recipe.init(), 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_table_of_two_methods_and_one_that_goes_on(tmp_path):
     def run(seeds):
         command = ['-m', 'pal_jax.train', f'--config={configs.CONFIGS / "plus.py"}:smoke', f'--workdir={tmp_path}',
@@ -335,7 +335,7 @@ def test_the_reward_models_rate_falls_while_the_summariser_learns():
     np.testing.assert_allclose([rate(i) for i in range(8)], [1, 1, 1, 1, 0.868, 0.55, 0.232, 0.1], atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_after_a_short_wait_goes_on_after_it(tmp_path):
     flags = ['--config=configs/plus.py:smoke', '--config.checkpoint.every=4', '--config.hold.steps=6']
     flags += ['--config.hold.reward=-9', '--config.eval.base=False', '--config.total_steps=2']
@@ -394,7 +394,7 @@ def test_another_model_writes_after_the_summaries(writer, chat_server):
         assert evaluation.record['written'] == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_kl_keeps_a_summariser_where_it_began():  # rlpa_plus IV.4-12
     def drift(coefficient):
         changes = {'ppo.kl_coef': coefficient, 'optimizer.lr': 1e-3, 'optimizer.warmup_ratio': 0.0, 'hold.steps': 0}

@@ -283,7 +283,7 @@ def run(monkeypatch, workdir, variant='smoke', **changes):
     return train.main()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_stopped_between_stages_goes_on_and_leaves_everything(tmp_path, monkeypatch, capsys):
     trained = []
     original = train.train

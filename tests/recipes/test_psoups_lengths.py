@@ -105,6 +105,7 @@ def test_a_resumed_policy_is_the_unbroken_one(tmp_path):
     assert recounted == counted and counted['moments'] != seen['moments']
 
 
+@pytest.mark.long
 def test_lengths_follow_what_is_paid_and_nothing_moves_without(trained):
     unpaid = np.mean([row['length'] for row in trained[0][2]])
     for sign, (*_, rows) in trained.items():

@@ -133,7 +133,7 @@ def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one(monkeypatch): 
     assert float(abs(after.advantages[1] - before.advantages[1]).max()) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_with_a_discount_a_step_holds_whole_dialogues_and_without_it_nothing_changes(monkeypatch):
     monkeypatch.setattr(rlpa.sampler, 'make_decoder', lambda *args, **kwargs: Writing())
     config = {'sampling.max_tokens': 64, 'dialogue.rollout_batch_size': 2}

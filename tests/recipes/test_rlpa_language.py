@@ -157,7 +157,7 @@ def rollout(config, steps, monkeypatch, decoder=Writing):
     return jax.tree.map(np.asarray, seen), metrics
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_that_plays_all_parts_and_fails_now_and_then(chat_server, monkeypatch, tmp_path):
     with chat_server(answer) as server:
         settings = {f'endpoints.{name}.{key}': value for name in ('user', 'matcher', 'judge')
@@ -215,7 +215,7 @@ def test_what_is_no_user_or_judge_is_refused_with_the_choices():
         rlpa.make(get_config(**{'reward.judge': 'endpoint:judge'}), CONTEXT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_our_own_model_plays_user_and_judge(monkeypatch):
     config = get_config(**{
         'warmup.steps': 0, 'total_steps': 2, 'sampling.max_tokens': 128, 'reward.max_failed': 1.0,
