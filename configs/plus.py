@@ -52,6 +52,7 @@ def get_config(variant: str = '') -> ConfigDict:
         source=p.EMBEDDED,  # may be of another family than the summariser, with another tokenizer
         dtype='auto',
         remat='none',
+        scan_layers=False,
         lora=dict(rank=0, alpha=16.0, targets='all-linear', dropout=0.0),
         optimizer=p.adamw(lr=1e-4, warmup_ratio=0.0),  # the rate falls while the summariser learns
         train=True,  # False: it stays as it begins

@@ -30,6 +30,7 @@ def get_config(variant: str = '') -> ConfigDict:
         max_length=512,  # tokens with the texts of preferences; longer ones are left out
     )
     config.policy = p.policy(p.EMBEDDED)
+    config.policy.scan_layers = True  # many short stages
     config.policy.lora = dict(rank=16, alpha=32.0, targets='all-linear', dropout=0.0)
     config.sampling = p.sampling(temperature=0.7, max_tokens=48)  # at 1 the embedded model hardly makes sense
     # A stage has no more slots than it asks for samples at once.
@@ -76,10 +77,11 @@ def get_config(variant: str = '') -> ConfigDict:
 def reward() -> ConfigDict:
     """What configs/reward.py has."""
     config = ConfigDict({'total_steps': 40, 'optimizer': p.adamw(lr=5e-4), 'policy': p.policy(p.EMBEDDED)})
+    config.policy.scan_layers = True
     config.policy.lora = dict(rank=8, alpha=32.0, targets='all-linear', dropout=0.0)
     config.reward = dict(margin=0.0, label_smoothing=0.0, centring=0.0)
     config.data = p.rows(batch_size=6)
-    config.data.row_tokens = 512
+    config.data.update(row_tokens=512, micro_rows=1)  # a program to compile, where two rows would make several
     return config
 
 
@@ -135,7 +137,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.reward.optimizer = p.adamw(lr=2e-5)
     config.reward.optimizer.weight_decay = 0.001
     config.reward.total_steps = 0  # one pass
-    config.reward.data.batch_size = 8
+    config.reward.data.update(batch_size=8, micro_rows=2)
     config.multitask.optimizer = p.adamw(lr=1e-5, warmup_ratio=0.1, min_ratio=1.0)
     config.multitask.optimizer.weight_decay = 0.05
     config.multitask.data.row_tokens = 1024

@@ -91,7 +91,7 @@ def make_request(config: Config) -> Request:
         return module.make_learner(changed, cfg, Context(mesh, Stopwatch().phase))
 
     return Request(
-        cfg=devices.for_platform(cfg, config.policy.dtype, platform=found[0].platform),
+        cfg=devices.for_platform(cfg, config.policy.dtype, found[0].platform, config.policy.scan_layers),
         make_learner=make_learner,
         work=programs.work_of(config, PROMPT.value),
         devices=found,

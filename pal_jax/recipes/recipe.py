@@ -128,7 +128,7 @@ def make_policy(config: Config, ctx: Context, of: str = 'policy') -> Policy:
     """What `config.policy`, or another part, names. Raises ValueError or RuntimeError where the model cannot be had."""
     named = config[of]
     source = sources.resolve(named.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
-    cfg = devices.for_platform(source.config, named.dtype)
+    cfg = devices.for_platform(source.config, named.dtype, scan_layers=named.get('scan_layers', False))
     return Policy(dataclasses.replace(cfg, remat=named.remat), source.tokenizer(), source)
 
 

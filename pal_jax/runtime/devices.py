@@ -108,18 +108,19 @@ def divide(mesh: Mesh, parts: int) -> Mesh:
 ATTENTION = {'cpu': 'blocks', 'tpu': 'splash'}  # others: 'fused'
 
 
-def for_platform(cfg: ModelConfig, dtype: str = 'auto', platform: str | None = None) -> ModelConfig:
+def for_platform(
+    cfg: ModelConfig, dtype: str = 'auto', platform: str | None = None, scan_layers: bool = False
+) -> ModelConfig:
     """The same model in the precision, layer loop, attention and chunks of logits that a platform runs best: 'cpu',
-    'tpu', 'gpu', or by default that of this process. A CPU runs straight-line layers faster than a loop, and is as fast
-    with few rows in a product; accelerators are the reverse.
+    'tpu', 'gpu', or by default that of this process. A CPU runs straight-line layers faster than a loop, which compiles
+    faster and is had by `scan_layers`, and is as fast with few rows in a product; accelerators are the reverse.
     """
     platform = platform or jax.default_backend()
     dtypes = precision(dtype, platform)
     attention = ATTENTION.get(platform, 'fused')
     cpu = platform == 'cpu'
-    return dataclasses.replace(
-        cfg, **dtypes, unroll=cpu, attention=attention, logit_states=128 if cpu else cfg.logit_states
-    )
+    unroll, logit_states = cpu and not scan_layers, 128 if cpu else cfg.logit_states
+    return dataclasses.replace(cfg, **dtypes, unroll=unroll, attention=attention, logit_states=logit_states)
 
 
 def precision(dtype: str = 'auto', platform: str | None = None) -> dict[str, str]:
