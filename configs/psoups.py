@@ -50,6 +50,7 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     config.answers = '~/.cache/pal_jax/answers.sqlite'  # what endpoints have answered is not asked again; '': is
     config.reward = reward()
+    config.reward.policy.source = config.policy.get_oneway_ref('source')  # another model, if it is named by itself
     config.multitask = multitask()
     config.optimizer = p.adamw(lr=4e-4, warmup_ratio=0.0)  # few steps: none of them at rate 0
     config.critic = p.adamw(lr=4e-4)  # used by estimators that have one (gae)
@@ -68,6 +69,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.merge = dict(weights=())  # of the dimensions, in their order, with sum 1; (): equal ones
     config.evaluate = dict(
         judge='rule',  # as annotate.annotator, or endpoint:evaluator; language models see every pair in both orders
+        max_failed=0.1,  # share of comparisons without a verdict above which there is no result; below they are ties
         front='',  # two poles whose policies are merged by weights from 0 to 1, as P2A,P2B; '': two of each dimension
         front_weights=(0.0, 0.25, 0.5, 0.75, 1.0),  # of the second of them
     )
@@ -110,7 +112,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """A random tiny model; one dimension, for what it babbles has no register."""
     config = quick(config)
     config.poles = 'P2A,P2B'
-    config.policy.source = config.reward.policy.source = 'random:tiny'
+    config.policy.source = 'random:tiny'
     config.policy.dtype = config.reward.policy.dtype = 'float32'
     config.policy.lora.rank = config.reward.policy.lora.rank = 2
     config.prompts.update(train_count=16, test_count=3)
@@ -129,7 +131,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
 def paper(config: ConfigDict) -> ConfigDict:
     """The published settings where there is one (psoups I.2); give the prompts with --config.prompts.train."""
     # Tulu-7B itself is published as a difference from LLaMA's weights.
-    config.policy.source = config.reward.policy.source = 'hf:allenai/tulu-2-7b'
+    config.policy.source = 'hf:allenai/tulu-2-7b'
     config.policy.remat = config.reward.policy.remat = 'full'
     config.policy.lora = dict(rank=16, alpha=32.0, targets='attn/(q|v)', dropout=0.05)
     config.annotate.crossed = False
@@ -137,7 +139,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.reward.optimizer = p.adamw(lr=2e-5)
     config.reward.optimizer.weight_decay = 0.001
     config.reward.total_steps = 0  # one pass
-    config.reward.data.update(batch_size=8, micro_rows=2)
+    config.reward.data.update(batch_size=8, micro_rows=2, max_length=2048)  # two answers of 512 tokens
     config.multitask.optimizer = p.adamw(lr=1e-5, warmup_ratio=0.1, min_ratio=1.0)
     config.multitask.optimizer.weight_decay = 0.05
     config.multitask.data.row_tokens = 1024

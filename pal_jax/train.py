@@ -39,9 +39,9 @@ from pal_jax.runtime.summary import summarize
 MAY_CHANGE = (
     'total_steps', 'seeds', 'checkpoint.every', 'checkpoint.minutes', 'checkpoint.keep', 'mesh.data', 'mesh.fsdp',
     'mesh.tensor', 'decode.shares', 'decode.driver', 'decode.address', 'metrics.wandb', 'export', 'eval.every',
-    'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'annotate.max_failed', 'reward.max_failed',
-    'answers', 'endpoints.*.address', 'endpoints.*.key_env', 'endpoints.*.concurrency', 'endpoints.*.timeout',
-    'endpoints.*.retries', 'endpoints.*_price',
+    'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'annotate.max_failed', 'evaluate.max_failed',
+    'reward.max_failed', 'answers', 'endpoints.*.address', 'endpoints.*.key_env', 'endpoints.*.concurrency',
+    'endpoints.*.timeout', 'endpoints.*.retries', 'endpoints.*_price',
 )  # fmt: skip
 
 Show = Callable[[Iterable[Mapping[str, Any]]], None]

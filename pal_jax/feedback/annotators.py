@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,7 +87,8 @@ class Annotator(Protocol):
 def annotate_by_rule(
     preference: Preference, rows: Sequence[Row], seed: int = 0, switched: bool | None = None
 ) -> list[int | None]:
-    """The rule `Annotator`: who scores higher. The order of outputs and the seed play no part.
+    """The rule `Annotator`: who scores higher; an empty output loses against any other. The order of outputs and the
+    seed play no part.
 
     Raises:
       ValueError: the preference has no rule.
@@ -99,7 +101,8 @@ def annotate_by_rule(
         if row['output_1'] == row['output_2']:
             return 0
         question = f'{row["instruction"]} {row["input"]}'.strip()
-        first, second = (rule.score(question, row[key]) for key in FIELDS[2:])
+        outputs = [row[key] for key in FIELDS[2:]]
+        first, second = (rule.score(question, each) if each.strip() else -math.inf for each in outputs)
         return 0 if first == second else 1 if first > second else 2
 
     return [verdict(row) for row in rows]

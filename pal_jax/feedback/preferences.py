@@ -32,6 +32,7 @@ from pal_jax.feedback.rules import Rule, parse_rule
 EMBEDDED = 'embedded'
 ALL = 'all'  # what means all preferences
 GENERAL = 'general'  # the preference of vanilla RLHF: of everyone, so nothing is asked for
+JOINT = 'joint'  # all of them: what P-MORL's reward model has learnt, which reads in the prompt what is preferred
 
 _EMBEDDED: Any = {
     'expertise': {
@@ -162,9 +163,10 @@ def _mapping(path: Path, key: str, value: Any, least: int = 1) -> dict[str, Any]
 
 def _pole(path: Path, dimension: str, name: str, pole: Any) -> Preference:
     key = f'dimensions.{dimension}.{name}'
-    if not re.fullmatch(r'\w+', name) or name in (GENERAL, ALL):
+    if not re.fullmatch(r'\w+', name) or name in (GENERAL, JOINT, ALL):
         raise ValueError(
-            f'{path}: {key}: call it with letters, digits and _, and not {GENERAL} or {ALL}: files are named by it'
+            f'{path}: {key}: call it with letters, digits and _, and not {GENERAL}, {JOINT} or {ALL}: '
+            'files are named by it'
         )
     unknown = [each for each in pole if each not in ('text', 'judge')] if isinstance(pole, dict) else [repr(pole)]
     if unknown:

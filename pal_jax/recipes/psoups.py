@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.passes import shuffled
-from pal_jax.feedback.preferences import GENERAL, Preference, ask, combinations
+from pal_jax.feedback.preferences import GENERAL, JOINT, Preference, ask, combinations
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
@@ -100,7 +100,7 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
     if wanted != 'all' and wanted not in READS:
         raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(READS)}')
     poles = [each.id for each in check(config)]
-    names = {'reward': [GENERAL, *poles, soups.JOINT], 'policy': poles}
+    names = {'reward': [GENERAL, *poles, JOINT], 'policy': poles}
     if chosen and (wanted not in names or chosen not in names[wanted]):
         raise ValueError(f'preference={chosen!r} goes with stage=policy or stage=reward and one of {", ".join(poles)}')
     return [
@@ -117,7 +117,7 @@ def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:
     steps = config.total_steps if 'rl' in READS[stage] else 0
     part |= {'recipe': 'psoups', 'total_steps': steps, 'stage': stage, 'preference': name}
     if stage in ('reward', 'multitask'):
-        pairs = workdir / soups.PAIRS / (name or soups.JOINT)
+        pairs = workdir / soups.PAIRS / (name or JOINT)
         part |= config[stage].to_dict() | {'recipe': 'reward' if stage == 'reward' else 'sft', 'eval': {'every': 0}}
         part['data'] |= {'train': f'{pairs}.jsonl', 'test': f'{pairs}-test.jsonl'}
     return ConfigDict(part)
@@ -184,7 +184,7 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
     learner = make_learner(config, policy.cfg, ctx)
     at_once = max(rl.rollout_batch_size * rl.n_samples_per_prompt, rl.test_count)
     sample = soups.make_sampler(config, policy, ctx, at_once)
-    name = {'rlhf': GENERAL, 'morl': soups.JOINT}.get(config.stage, config.preference)
+    name = {'rlhf': GENERAL, 'morl': JOINT}.get(config.stage, config.preference)
     judge = ctx.workdir.parent / f'reward-{name}'
     score = pal_reward.make_score(rl.reward, rl.person) if rl.reward else soups.make_score(judge, ctx)
     train, test = (soups.read_prompts(config, split, policy.tokenizer) for split in ('train', 'test'))

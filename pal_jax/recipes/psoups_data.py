@@ -12,7 +12,7 @@ import numpy as np
 
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Row
-from pal_jax.feedback.preferences import Preference
+from pal_jax.feedback.preferences import JOINT, Preference
 from pal_jax.recipes import piecework, soups
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
@@ -36,8 +36,9 @@ def make_rollouts(config: Config, ctx: Context) -> Recipe:
         records = [
             {
                 'id': f'{pole.id}-{prompt.id}', 'preference_id': pole.id, 'instruction': prompt.instruction,
-                'input': prompt.input, 'preference_prompt': pole.text, 'output_1': answers[2 * k].completion.text,
-                'output_2': answers[2 * k + 1].completion.text,
+                'input': prompt.input, 'preference_prompt': pole.text,
+                'output_1': answers[2 * k].completion.text.strip(),  # as chat templates have a turn
+                'output_2': answers[2 * k + 1].completion.text.strip(),
             }
             for k, (pole, prompt) in enumerate(part)
         ]  # fmt: skip
@@ -78,12 +79,7 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
         unread = [each.count(None) for each in found]
         asked, failed = host.get('asked', 0) + len(part), np.add(host.get('failed', 0), unread).tolist()
         for key, count in zip(('annotator', 'second'), failed, strict=False):
-            if count > settings.max_failed * asked:
-                raise RuntimeError(
-                    f'{count} of {asked} rows have no verdict, more than annotate.max_failed={settings.max_failed}; '
-                    f'check annotate.{key} ({models.last_error or "its answers could not be read"}), then run this '
-                    "again with a higher limit, or with --config.answers='', by which it is asked anew"
-                )
+            soups.check_verdicts(count, asked, settings, f'annotate.{key}', models.last_error)
         extra = [{'second': verdict} for verdict in others[0]] if others else [{}] * len(part)
         records = [
             {**row, 'preference': verdict, 'annotator': settings.annotator, **more}
@@ -133,8 +129,8 @@ def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test
     prompts = list(dict.fromkeys((row['instruction'], row['input']) for row in records))
     tested = set(prompts[len(prompts) - max(round(test_share * len(prompts)), 1) :])
     judged = [row for row in records if row['preference'] in (1, 2)]
-    for name in (*names, soups.JOINT):
-        own = [r for r in judged if r['preference_id'] == name or (name == soups.JOINT and r['preference_prompt'])]
+    for name in (*names, JOINT):
+        own = [r for r in judged if r['preference_id'] == name or (name == JOINT and r['preference_prompt'])]
         test = [as_pair(row) for row in own if (row['instruction'], row['input']) in tested]
         train = [as_pair(row) for row in own if (row['instruction'], row['input']) not in tested]
         if len(train) < 2 or not test:

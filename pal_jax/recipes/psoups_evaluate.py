@@ -126,6 +126,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
             contest = Contest(prompts, written, judge, both, config.seed)
             evaluation = contest.evaluate(poles, make_fronts(config, poles))
         piecework.write(ctx.workdir / 'verdicts.jsonl', contest.told)
+        soups.check_verdicts(contest.failed, contest.asked, config.evaluate, 'evaluate.judge', models.last_error)
         failed = {'failed_verdicts': contest.failed, 'verdicts': contest.asked}
         return evaluation._replace(record={**evaluation.record, **failed, **models.usage})
 

@@ -45,7 +45,6 @@ from pal_jax.runtime.report import REPORT
 from pal_jax.types import ChatModel, Dialogue, Person, Sample, Turn
 
 ROLLOUTS, ANNOTATIONS, PAIRS, MERGED = 'rollouts.jsonl', 'annotations.jsonl', 'pairs', 'merged'
-JOINT = 'joint'  # the reward model of P-MORL, which reads in the prompt what is preferred
 
 # Of the readings of questions, and of the replies to each; see `make_score`.
 Score = Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]
@@ -102,7 +101,7 @@ def to_prompt(record: Any) -> Prompt:
     given = record.get('input') or '' if isinstance(record, dict) else ''
     if not isinstance(text, str) or not text.strip() or not isinstance(given, str):
         raise ValueError("expected an object with 'instruction' and, if you like, 'input', both texts")
-    return Prompt('', ' '.join(text.split()), given.strip())
+    return Prompt('', text.strip(), given.strip())
 
 
 def as_chat(text: str) -> list[dict[str, str]]:
@@ -151,6 +150,17 @@ def open_annotators(models: ChatModels, specs: Mapping[str, Spec], role: str = '
     found = {name: opened(spec) for name, spec in specs.items()}
     first = next(iter(found.values()))
     return lambda preference: found.get(preference, first)
+
+
+def check_verdicts(failed: int, asked: int, stage: Config, judge: str, why: str) -> None:
+    """Raises RuntimeError where more than a share `max_failed` of a stage's rows has no verdict of `judge`, which is
+    where the config names it; `why` is what servers said."""
+    if failed > stage.max_failed * asked:
+        raise RuntimeError(
+            f'{failed} of {asked} rows have no verdict, more than {judge.partition(".")[0]}.max_failed='
+            f'{stage.max_failed}; check {judge} ({why or "its answers could not be read"}), then run this again with a '
+            "higher limit, or with --config.answers='', by which it is asked anew"
+        )
 
 
 def check_finished(folder: Path) -> None:

@@ -38,6 +38,11 @@ def test_rules_judge_without_an_order():
     assert a.annotate_by_rule(BRIEF, rows) == [2, 1, 0, 0]
 
 
+def test_an_empty_answer_is_no_brief_one():
+    rows = [row(0, '', 'a long answer'), row(1, 'short', ' \n'), row(2, '', ' ')]
+    assert a.annotate_by_rule(BRIEF, rows) == [2, 1, 0]
+
+
 def test_verdicts_are_those_of_the_rows_whatever_order_they_were_shown_in():
     rows = [row(i, *(('short', 'a long answer') if i % 3 else ('a long answer', 'short'))) for i in range(12)]
     rows[4] = row(4, 'same', 'same')

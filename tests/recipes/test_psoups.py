@@ -101,6 +101,15 @@ def test_what_is_wrong_is_told_before_a_file_is_read(changes, message, tmp_path)
         psoups.stages(get_config(**changes), tmp_path)
 
 
+def test_a_policy_of_ones_own_is_its_reward_model_too_unless_that_is_named(tmp_path):
+    def sources_of(**changes):
+        return {part.policy.source for part, folder in psoups.stages(get_config(**changes), tmp_path)
+                if folder.name.startswith('reward')}  # fmt: skip
+
+    assert sources_of(**{'policy.source': 'hf:mine'}) == {'hf:mine'}
+    assert sources_of(**{'reward.policy.source': 'hf:judge'}) == {'hf:judge'}
+
+
 def test_a_stage_needs_those_before_it(tmp_path):
     config = get_config(stage='annotate')
     (part, folder), *_ = psoups.stages(config, tmp_path)
@@ -228,11 +237,11 @@ def test_answers_are_also_compared_with_those_under_the_opposite_pole():
 def test_prompts_of_a_file_that_are_too_long_are_left_out(tmp_path):
     path = tmp_path / 'prompts.jsonl'
     path.write_text(
-        '{"instruction": "Say  it", "input": "twice"}\n{"prompt": "Why?"}\n{"prompt": "' + 'x' * 900 + '"}\n'
+        '{"instruction": "Say:\\n- it", "input": "twice"}\n{"prompt": "Why?"}\n{"prompt": "' + 'x' * 900 + '"}\n'
     )
     tokenizer = sources.resolve('random:tiny').tokenizer()
     found = soups.read_prompts(get_config(**{'prompts.train': str(path)}), 'train', tokenizer)
-    assert [prompt.question for prompt in found] == ['Say it twice', 'Why?']
+    assert [prompt.question for prompt in found] == ['Say:\n- it twice', 'Why?']
     path.write_text('{"text": "Why?"}')
     with pytest.raises(ValueError, match="line 1: expected an object with 'instruction'"):
         soups.read_prompts(get_config(**{'prompts.train': str(path)}), 'train', tokenizer)
@@ -269,6 +278,12 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     )
     assert silent.compare(poles[0], 'policy-P2A', 'base-P2A').tolist() == [0] * 4
     assert (silent.failed, silent.asked) == (8, 8)
+    settings = get_config().evaluate
+    soups.check_verdicts(0, 8, settings, 'evaluate.judge', '')
+    with pytest.raises(
+        RuntimeError, match=r'8 of 8 rows have no verdict, more than evaluate.max_failed=0.1; check eval'
+    ):
+        soups.check_verdicts(silent.failed, silent.asked, settings, 'evaluate.judge', '')
 
 
 # --- a whole run ------------------------------------------------------------------------------------------------------

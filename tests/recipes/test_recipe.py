@@ -7,7 +7,7 @@ import importlib
 import jax
 import pytest
 
-from pal_jax.recipes.recipe import Context, open_run
+from pal_jax.recipes.recipe import Context, make_policy, open_run
 from pal_jax.runtime import checkpoint, devices
 from tests import configs
 
@@ -33,3 +33,9 @@ def test_a_run_is_opened_without_what_it_was_trained_with(tmp_path, name, gone):
     checkpoint.write_config(tmp_path, configs.load(name, **gone).to_dict())
     with pytest.raises(ValueError, match='has no checkpoint; train it first'):
         open_run(str(tmp_path), CONTEXT)
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_layers_are_scanned_where_a_config_asks_for_it(scan):
+    config = configs.load('sft', **{'policy.scan_layers': scan})
+    assert make_policy(config, CONTEXT).cfg.unroll is not scan
