@@ -190,10 +190,10 @@ def test_eight_devices_read_what_one_does(shape):
     mesh, texts = devices.make_mesh(*shape), make_texts(count=16)
     one, eight = make_learner(), make_learner(mesh)
     state, wide = make_state(one), make_state(eight)
-    for _ in range(2):
+    for atol in (1e-5, 1e-4):  # Adam magnifies how the first step rounds
         gaps, grads, figures = one.read(state, pack(texts))
         found, wide_grads, wide_figures = eight.read(wide, pack(texts, mesh, ways=shape[0] * shape[1], micro_rows=1))
-        np.testing.assert_allclose(found, gaps, atol=1e-4)  # after a step whose rounding Adam magnifies
+        np.testing.assert_allclose(found, gaps, atol=atol)
         assert wide_figures['reward_loss'] == pytest.approx(figures['reward_loss'], rel=1e-5)
         state, _ = one.apply(state, grads)
         wide, _ = eight.apply(wide, wide_grads)
