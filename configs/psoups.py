@@ -16,7 +16,7 @@ from pal_jax import presets as p
 
 def get_config(variant: str = '') -> ConfigDict:
     variant, chosen = p.parse_stage(variant, 'quick', 'smoke', 'paper')
-    config = p.base(recipe='psoups', total_steps=12)  # of each PPO
+    config = p.base(recipe='psoups', total_steps=8)  # of each PPO
     config.export = False  # 16 models; python -m pal_jax.export --workdir=.../policy-P2A writes one
     config.stage = chosen.get('stage', 'all')
     config.preference = chosen.get('preference', '')  # of stages reward and policy; '': all
@@ -42,7 +42,7 @@ def get_config(variant: str = '') -> ConfigDict:
         crossed=True,  # answers under each pole are also compared with those under its opposite: three times the pairs
         batch_size=100,  # rows of a step
         max_failed=0.1,  # share of rows without a verdict at which the stage stops
-        test_share=0.1,  # of the prompts, kept to test reward models on
+        test_share=0.06,  # of the prompts, kept to test reward models on
     )
     config.endpoints = dict(
         judge=p.endpoint(temperature=1.0, max_tokens=250),
@@ -52,17 +52,16 @@ def get_config(variant: str = '') -> ConfigDict:
     config.reward = reward()
     config.reward.policy.source = config.policy.get_oneway_ref('source')  # another model, if it is named by itself
     config.multitask = multitask()
-    config.optimizer = p.adamw(lr=4e-4, warmup_ratio=0.0)  # few steps: none of them at rate 0
-    config.critic = p.adamw(lr=4e-4)  # used by estimators that have one (gae)
+    config.optimizer = p.adamw(lr=8e-4, warmup_ratio=0.0)  # few steps: none of them at rate 0
+    config.critic = p.adamw(lr=8e-4)  # used by estimators that have one (gae)
     config.ppo = p.ppo(
-        estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, negative_scale=0.2, micro_rows=2,
-        old_logprobs='sampler',
+        estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, micro_rows=2, old_logprobs='sampler',
     )  # fmt: skip
     config.rl = dict(
         rollout_batch_size=8,  # prompts a step
         n_samples_per_prompt=4,
         scale_scores=False,  # by the running mean and standard deviation of all scores; group_norm needs none
-        test_count=24,  # prompts of the evaluations before and after
+        test_count=16,  # prompts of the evaluations before and after
         reward='',  # pal:<workdir> in place of the reward models of stage=reward (docs/methods/pal.md)
         person='',  # with it: a user of that run, a file of a mixture (*.json), or '': the population
     )
@@ -70,6 +69,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.evaluate = dict(
         judge='rule',  # as annotate.annotator, or endpoint:evaluator; language models see every pair in both orders
         max_failed=0.1,  # share of comparisons without a verdict above which there is no result; below they are ties
+        draws=2,  # answers to each prompt where the policy of one pole is compared with the base
         front='',  # two poles whose policies are merged by weights from 0 to 1, as P2A,P2B; '': two of each dimension
         front_weights=(0.0, 0.25, 0.5, 0.75, 1.0),  # of the second of them
     )
@@ -78,7 +78,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 def reward() -> ConfigDict:
     """What configs/reward.py has."""
-    config = ConfigDict({'total_steps': 40, 'optimizer': p.adamw(lr=5e-4), 'policy': p.policy(p.EMBEDDED)})
+    config = ConfigDict({'total_steps': 32, 'optimizer': p.adamw(lr=3e-3), 'policy': p.policy(p.EMBEDDED)})
     config.policy.scan_layers = True
     config.policy.lora = dict(rank=8, alpha=32.0, targets='all-linear', dropout=0.0)
     config.reward = dict(margin=0.0, label_smoothing=0.0, centring=0.0)
@@ -89,7 +89,7 @@ def reward() -> ConfigDict:
 
 def multitask() -> ConfigDict:
     """What configs/sft.py has."""
-    config = ConfigDict({'total_steps': 24, 'optimizer': p.adamw(lr=3e-4), 'max_z_coef': 0.0})
+    config = ConfigDict({'total_steps': 16, 'optimizer': p.adamw(lr=3e-4), 'max_z_coef': 0.0})
     config.data = p.rows(batch_size=16)
     config.data.row_tokens = 512
     return config
@@ -104,7 +104,8 @@ def quick(config: ConfigDict) -> ConfigDict:
     config.reward.total_steps = config.multitask.total_steps = 12
     config.reward.data.batch_size = config.multitask.data.batch_size = 8
     config.rl.test_count = 8
-    config.evaluate.front_weights = (0.0, 0.5, 1.0)
+    config.annotate.test_share = 0.1
+    config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0))
     return config
 
 

@@ -129,7 +129,8 @@ def check(config: Config) -> tuple[Preference, ...]:
         raise ValueError('policy.lora.rank=0: soups are made of adapters; give a rank')
     check_at_least(
         config, 1, 'total_steps', 'rollout.batch_size', 'annotate.batch_size', 'rl.rollout_batch_size',
-        'rl.n_samples_per_prompt', 'rl.test_count', 'prompts.test_count', 'ppo.minibatches', 'checkpoint.every',
+        'rl.n_samples_per_prompt', 'rl.test_count', 'prompts.test_count', 'evaluate.draws', 'ppo.minibatches',
+        'checkpoint.every',
     )  # fmt: skip
     if config.rl.rollout_batch_size % config.ppo.minibatches:
         raise ValueError(

@@ -9,8 +9,8 @@ multitask  supervised on the better answers of all preferences, told what is pre
 morl       P-MORL, told what is preferred
 psoups     for each combination the merged policies of its poles, told what is preferred
 
-Beside them each policy of one pole against the base under that pole alone, and of each dimension soups of two
-conflicting poles by weights from one to the other, told nothing.
+Beside them each policy of one pole against the base under that pole alone, `evaluate.draws` times, and of each dimension
+soups of two conflicting poles by weights from one to the other, told nothing.
 """
 
 from __future__ import annotations
@@ -40,16 +40,19 @@ GENERATIONS = 'generations'
 
 
 class Job(NamedTuple):
-    """Whose answers under which preferences; `sources` are stages whose adapters are merged by `weights`."""
+    """Whose answers under which preferences; `sources` are stages whose adapters are merged by `weights`. Prompts are
+    answered anew in each `draw`."""
 
     system: str
     preferences: tuple[Preference, ...]
     sources: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    draw: int = 0
 
     @property
     def name(self) -> str:
-        return f'{self.system}-{name_of(self.preferences)}' if self.preferences else self.system
+        named = f'{self.system}-{name_of(self.preferences)}' if self.preferences else self.system
+        return f'{named}-{self.draw + 1}' if self.draw else named
 
 
 def make_jobs(config: Config, poles: Sequence[Preference]) -> list[Job]:
@@ -60,10 +63,16 @@ def make_jobs(config: Config, poles: Sequence[Preference]) -> list[Job]:
     for combo in combos:
         jobs += [Job('base', combo), *(Job(name, combo, (name,), (1.0,)) for name in ('multitask', 'morl'))]
         jobs.append(Job('psoups', combo, tuple(f'policy-{each.id}' for each in combo), weights))
-    for pole in poles:
-        jobs += [Job('base', (pole,)), Job('policy', (pole,), (f'policy-{pole.id}',), (1.0,))]
+    for pole, draw in itertools.product(poles, range(config.evaluate.draws)):
+        jobs += [pole_job('base', pole, draw), pole_job('policy', pole, draw)]
     jobs += [job for front in make_fronts(config, poles).values() for job in front]
     return list(dict.fromkeys(jobs))  # of one dimension a combination is a pole
+
+
+def pole_job(system: str, pole: Preference, draw: int) -> Job:
+    """Answers under one pole, of its policy or of the base."""
+    trained = ((f'policy-{pole.id}',), (1.0,)) if system == 'policy' else ((), ())
+    return Job(system, (pole,), *trained, draw)
 
 
 def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Preference, Preference], list[Job]]:
@@ -110,7 +119,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
         job = jobs[i]
         texts = [ask(prompt.question, job.preferences) for prompt in prompts]
         with ctx.phase('rollout'):
-            samples = sample(weights(job), texts, 1, (config.seed, EVALUATION + 1))
+            samples = sample(weights(job), texts, 1, (config.seed, EVALUATION + 1 + job.draw))
         outputs = [each.completion.text for each in samples]
         records = [
             {'id': prompt.id, 'prompt': text, 'output': output}
@@ -124,7 +133,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
         written = {record['job']: record['outputs'] for record in records}
         with ctx.phase('judge'):
             contest = Contest(prompts, written, judge, both, config.seed)
-            evaluation = contest.evaluate(poles, make_fronts(config, poles))
+            evaluation = contest.evaluate(poles, make_fronts(config, poles), config.evaluate.draws)
         piecework.write(ctx.workdir / 'verdicts.jsonl', contest.told)
         soups.check_verdicts(contest.failed, contest.asked, config.evaluate, 'evaluate.judge', models.last_error)
         failed = {'failed_verdicts': contest.failed, 'verdicts': contest.asked}
@@ -160,7 +169,7 @@ class Contest:
         return np.mean([[points[verdict] for verdict in order] for order in orders], axis=0)
 
     def evaluate(
-        self, poles: Sequence[Preference], fronts: Mapping[tuple[Preference, Preference], Sequence[Job]]
+        self, poles: Sequence[Preference], fronts: Mapping[tuple[Preference, Preference], Sequence[Job]], draws: int
     ) -> Evaluation:
         combos, pairs = combinations(poles), itertools.combinations(SYSTEMS, 2)
         verdicts = {pair: [self.verdicts(combo, *pair) for combo in combos] for pair in pairs}
@@ -173,7 +182,8 @@ class Contest:
         for (a, b), found in outcomes.items():
             record |= {f'{a}_{b}_{key}': value for key, value in winrates.measure(found).items()}
         for pole in poles:
-            found = winrates.measure(self.compare(pole, f'policy-{pole.id}', f'base-{pole.id}')[None])
+            jobs = [[pole_job(system, pole, draw).name for system in ('policy', 'base')] for draw in range(draws)]
+            found = winrates.measure(np.stack([self.compare(pole, *names) for names in jobs]))
             name = f'{pole.id}_policy_beats_base'
             record |= {name: found['half'], f'{name}_se': found['half_se']}
         scored = {
