@@ -100,9 +100,9 @@ def quick(config: ConfigDict) -> ConfigDict:
     config.poles = 'P2A,P2B,P3A,P3B'
     config.prompts.update(train_count=48, test_count=16)
     config.sampling.max_tokens = 32
-    config.total_steps = 4
-    config.reward.total_steps = config.multitask.total_steps = 12
-    config.reward.data.batch_size = config.multitask.data.batch_size = 8
+    config.total_steps = 3
+    config.reward.total_steps = config.multitask.total_steps = 8
+    config.multitask.data.batch_size = 8
     config.rl.test_count = 8
     config.annotate.test_share = 0.1
     config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0))

@@ -91,23 +91,30 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 def make_exhibits(
     outcomes: Mapping[Pair, np.ndarray],
     by_criterion: Mapping[str, Mapping[str, float]],
+    alone: Mapping[str, np.ndarray],
     fronts: Mapping[Pair, Front],
 ) -> list[Exhibit]:
-    """Win rates as a table with intervals and as a heat map, systems by criterion, and soups between two poles.
+    """Win rates as a table with intervals and as a heat map, systems by criterion, policies of one preference against
+    the base, and soups between two poles.
 
     Args:
       by_criterion: of each system, its mean win rate (ties half) on each criterion.
+      alone: of each preference, the outcomes `[draws, prompts]` of its policy against the base.
       fronts: soups between two poles, by their ids.
     """
     systems, rates = table(outcomes, 'half')
     head = ['', 'ties half', '95 %', 'ties left out', 'ties']
     rows = [head, *([f'{a} against {b}', *_told(measure(found))] for (a, b), found in outcomes.items())]
     averages = [head, *([name, *_told(measure(against_all(outcomes, name)))] for name in systems)]
+    policies = [head, *([name, *_told(measure(found))] for name, found in alone.items())]
+    criteria = [['', *by_criterion[systems[0]]]]
+    criteria += [[name, *(f'{rate:.3f}' for rate in own.values())] for name, own in by_criterion.items()]
     exhibits = [
         Exhibit('Win rates against all others', table=averages),
         Exhibit('Win rates by pair', table=rows),
         Exhibit('Who wins against whom', picture=plot_heat(systems, rates)),
-        Exhibit('Win rates by criterion', picture=plot_radar(by_criterion)),
+        Exhibit('Win rates by criterion', table=criteria, picture=plot_radar(by_criterion)),
+        Exhibit('Policies of one preference against the base', table=policies),
     ]
     if fronts:
         exhibits.append(Exhibit('Soups between two poles', picture=plot_fronts(fronts)))

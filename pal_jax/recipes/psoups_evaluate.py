@@ -9,8 +9,8 @@ multitask  supervised on the better answers of all preferences, told what is pre
 morl       P-MORL, told what is preferred
 psoups     for each combination the merged policies of its poles, told what is preferred
 
-Beside them each policy of one pole against the base under that pole alone, `evaluate.draws` times, and of each dimension
-soups of two conflicting poles by weights from one to the other, told nothing.
+Beside them each policy of one pole against the base under that pole alone, `evaluate.draws` times, and of each
+dimension soups of two conflicting poles by weights from one to the other, told nothing.
 """
 
 from __future__ import annotations
@@ -181,11 +181,15 @@ class Contest:
             record |= {f'winrate_{name}': found['half'], f'winrate_{name}_se': found['half_se']}
         for (a, b), found in outcomes.items():
             record |= {f'{a}_{b}_{key}': value for key, value in winrates.measure(found).items()}
+        alone: dict[str, np.ndarray] = {}
         for pole in poles:
-            jobs = [[pole_job(system, pole, draw).name for system in ('policy', 'base')] for draw in range(draws)]
-            found = winrates.measure(np.stack([self.compare(pole, *names) for names in jobs]))
-            name = f'{pole.id}_policy_beats_base'
+            own, base = ([pole_job(system, pole, draw).name for draw in range(draws)] for system in ('policy', 'base'))
+            alone[pole.id] = np.stack([self.compare(pole, *pair) for pair in zip(own, base, strict=True)])
+            found, name = winrates.measure(alone[pole.id]), f'{pole.id}_policy_beats_base'
             record |= {name: found['half'], f'{name}_se': found['half_se']}
+            for key, jobs in (('base', base), ('policy', own)):
+                if pole.rule:
+                    record[f'{pole.id}_rule_{key}'] = float(np.mean([self.score(job, pole) for job in jobs]))
         scored = {
             (a.id, b.id): [(job.weights[1], self.score(job.name, a), self.score(job.name, b)) for job in front]
             for (a, b), front in fronts.items()
@@ -196,7 +200,7 @@ class Contest:
             record[f'front_{a}_{b}_spearman'] = winrates.spearman(toward, second)
             record[f'front_{b}_{a}_spearman'] = winrates.spearman([1.0 - w for w in toward], first)
             record[f'front_{a}_{b}'] = [list(each) for each in front]
-        exhibits = winrates.make_exhibits(outcomes, by_criterion, scored)
+        exhibits = winrates.make_exhibits(outcomes, by_criterion, alone, scored)
         asked, last = ask(self.prompts[0].question, combos[0]), name_of(combos[0])
         told = [as_dialogue(asked, self.written[f'{name}-{last}'][0], name) for name in SYSTEMS if name != 'rlhf']
         return Evaluation(record, told, exhibits)

@@ -64,7 +64,10 @@ def test_spearman():
 def test_a_report_has_tables_and_pictures():
     outcomes = {('a', 'b'): np.array([[1, -1, 1, 0]])}
     by_criterion = {'a': {'x': 0.6, 'y': 0.5}, 'b': {'x': 0.4, 'y': 0.5}}
-    exhibits = w.make_exhibits(outcomes, by_criterion, {('x', 'y'): [(0.0, 1.0, 2.0), (1.0, 2.0, 1.0)]})
+    alone = {'x': np.array([[1, 1], [1, 0]])}
+    exhibits = w.make_exhibits(outcomes, by_criterion, alone, {('x', 'y'): [(0.0, 1.0, 2.0), (1.0, 2.0, 1.0)]})
     assert exhibits[0].table[1][:2] == ['a', '0.625'] and exhibits[1].table[1][:2] == ['a against b', '0.625']
-    assert [each.picture[1:4] for each in exhibits[2:]] == [b'PNG'] * 3
-    assert len(w.make_exhibits(outcomes, by_criterion, {})) == 4
+    assert exhibits[3].table == [['', 'x', 'y'], ['a', '0.600', '0.500'], ['b', '0.400', '0.500']]
+    assert exhibits[4].table[1][:2] == ['x', '0.875']
+    assert [exhibits[i].picture[1:4] for i in (2, 3, 5)] == [b'PNG'] * 3
+    assert len(w.make_exhibits(outcomes, by_criterion, alone, {})) == 5

@@ -262,7 +262,7 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     assert len({job.name for job in jobs}) == len(jobs) == 1 + 4 * 4 + 4 * 2 + 2 * 3  # as :quick has
     written = {job.name: ['some words of an answer'] * 4 for job in jobs}
     written |= {name: ['short'] * 4 for name in written if name.startswith('psoups-P2A') or name == 'policy-P2A'}
-    written |= {'policy-P2A-2': ['shorter', *['as many words as this'] * 3], 'base-P2A-2': ['just as many words here'] * 4}
+    written |= {'policy-P2A-2': ['brief', *['two words'] * 3], 'base-P2A-2': ['also two'] * 4}
     written |= {'policy-P2B-2': ['same'] * 4, 'base-P2B-2': ['same'] * 4}
     judge = soups.open_annotators(ChatModels(get_config()), soups.read_annotators('rule'))
     contest = psoups_evaluate.Contest(prompts, written, judge, False, 0)
@@ -273,6 +273,7 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     assert record['winrate_psoups'] == pytest.approx(0.75)
     assert record['P2A_policy_beats_base'] == pytest.approx((4 + 1 + 3 / 2) / 8)  # of two draws
     assert record['P2B_policy_beats_base'] == 0.5
+    assert (record['P2A_rule_base'], record['P2A_rule_policy']) == (-(5 + 2) / 2, -(1 + 7 / 4) / 2)
     fronts = ('P2A_P2B', 'P2B_P2A', 'P3A_P3B', 'P3B_P3A')
     assert {f'front_{poles}_spearman' for poles in fronts} <= set(record)
     assert [weight for weight, *_ in record['front_P2A_P2B']] == [0.0, 0.5, 1.0]
