@@ -108,14 +108,16 @@ def linear(
 
 def _soup(x: Float[Array, 'B T I'], w: SoupWeight, mixture: Float[Array, 'B K'], cfg: ModelConfig) -> Array:
     """What the mixed adapters add, [B, T, prod(out)]: both kinds are one product with all `a` and one with all `b`."""
-    low = linear(x, w.a, cfg)
-    each = low.reshape(*low.shape[:2], len(w.scales), -1)
-    shares = mixture.astype(low.dtype)[:, None, :, None]
-    if w.kind == 'factors':
-        mixed = w.scales[0] * shares * jnp.sum(shares * each, axis=2, keepdims=True)
+    low, count = linear(x, w.a, cfg), len(w.scales)
+    each = jnp.split(low, count, axis=-1)
+    shares = jnp.split(mixture.astype(low.dtype)[:, None, :], count, axis=-1)
+    if w.kind == 'factors':  # added up one by one: a reduction is slow on a CPU
+        mean = sum(share * part for share, part in zip(shares, each, strict=True))
+        each = [w.scales[0] * mean] * count
     else:
-        mixed = jnp.asarray(w.scales, low.dtype)[None, None, :, None] * shares * each
-    return linear(mixed.reshape(low.shape), w.b, cfg)
+        each = [scale * part for scale, part in zip(w.scales, each, strict=True)]
+    mixed = jnp.concatenate([share * part for share, part in zip(shares, each, strict=True)], axis=-1)
+    return linear(mixed, w.b, cfg)
 
 
 def _dropped(x: Array, key: Array, rate: float) -> Array:
