@@ -68,7 +68,7 @@ def policy(source: str) -> ConfigDict:
             'source': source,
             'dtype': 'auto',  # of matrix products: bfloat16 where the machine has it
             'remat': 'none',  # 'full' or 'dots' computes layers again in the backward pass, to save memory
-            'scan_layers': False,  # on a CPU too: compiles in a quarter of the time, its steps take a sixth longer, or a third
+            'scan_layers': False,  # on a CPU too: compiles in a quarter of the time, steps take up to a third longer
             # rank 0: all parameters. targets: patterns over paths, such as attn/(q|v),down
             'lora': {'rank': 0, 'alpha': 16.0, 'targets': 'all-linear', 'dropout': 0.0},
         }
