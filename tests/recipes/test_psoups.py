@@ -263,10 +263,10 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     written = {job.name: ['some words of an answer'] * 4 for job in jobs}
     written |= {name: ['short'] * 4 for name in written if name.startswith('psoups-P2A') or name == 'policy-P2A'}
     written |= {'policy-P2A-2': ['brief', *['two words'] * 3], 'base-P2A-2': ['also two'] * 4}
-    written |= {'policy-P2B-2': ['same'] * 4, 'base-P2B-2': ['same'] * 4}
+    alike = ('P2B', 'P3A', 'P3B')
+    written |= {f'{who}-{pole}-2': ['same'] * 4 for pole in alike for who in ('policy', 'base')}
     judge = soups.open_annotators(ChatModels(get_config()), soups.read_annotators('rule'))
     contest = psoups_evaluate.Contest(prompts, written, judge, False, 0)
-    written |= {name: ['same'] * 4 for pole in ('P3A', 'P3B') for name in (f'policy-{pole}-2', f'base-{pole}-2')}
     evaluation = contest.evaluate(poles, psoups_evaluate.make_fronts(get_config(), poles), draws=2)
     record = evaluation.record
     assert record['base_psoups_half'] == pytest.approx(0.25)  # loses P2A's two combinations, ties in P2B's
