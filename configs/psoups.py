@@ -39,7 +39,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.annotate = dict(
         annotator='rule',  # or endpoint:<name>, local:<source>, or a YAML file (pal_jax/feedback/annotators.py)
         second='',  # another one, to see how far they agree
-        crossed=True,  # answers under each pole are also compared with those under its opposite: three times the pairs
+        crossed=True,  # of a prompt's four answers under a pole and its opposite all six pairs; else one
         batch_size=100,  # rows of a step
         max_failed=0.1,  # share of rows without a verdict at which the stage stops
         test_share=0.06,  # of the prompts, kept to test reward models on
@@ -82,8 +82,9 @@ def reward() -> ConfigDict:
     config.policy.scan_layers = True
     config.policy.lora = dict(rank=8, alpha=32.0, targets='all-linear', dropout=0.0)
     config.reward = dict(margin=0.0, label_smoothing=0.0, centring=0.0)
-    config.data = p.rows(batch_size=6)
+    config.data = p.rows(batch_size=4)
     config.data.update(row_tokens=512, micro_rows=1)  # a program to compile, where two rows would make several
+    config.data.replies = 4  # two under each of two poles, in up to six pairs
     return config
 
 
@@ -140,7 +141,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.reward.optimizer = p.adamw(lr=2e-5)
     config.reward.optimizer.weight_decay = 0.001
     config.reward.total_steps = 0  # one pass
-    config.reward.data.update(batch_size=8, micro_rows=2, max_length=2048)  # two answers of 512 tokens
+    config.reward.data.update(batch_size=8, micro_rows=2, max_length=2048, replies=2)  # two answers of 512 tokens
     config.multitask.optimizer = p.adamw(lr=1e-5, warmup_ratio=0.1, min_ratio=1.0)
     config.multitask.optimizer.weight_decay = 0.05
     config.multitask.data.row_tokens = 1024

@@ -27,13 +27,20 @@ class Branch(NamedTuple):
     acts: Sequence[bool] | None = None
 
 
+class Compared(NamedTuple):
+    """Two branches of a group, of which one was preferred, and by how much it is said to be the better one."""
+
+    better: int
+    worse: int
+    margin: float = 0.0
+
+
 class Group(NamedTuple):
-    """One prompt, which is not empty, and what follows it. Of a pair, `margin` is by how much its first branch is said
-    to be the better one."""
+    """One prompt, which is not empty, what follows it, and, of replies, which were compared."""
 
     prompt: Sequence[int]
     branches: Sequence[Branch]
-    margin: float = 0.0
+    compared: Sequence[Compared] = ()
 
     @property
     def length(self) -> int:

@@ -30,11 +30,14 @@ class Bin(NamedTuple):
     accuracy: float
 
 
-def measure(scores: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
-    """A record of an evaluation; `accuracy_se` and `accuracy_interval` are by the bootstrap over pairs."""
+def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
+    """A record of an evaluation; `accuracy_se` and `accuracy_interval` are by the bootstrap over prompts, whose numbers
+    by pair are `prompts`: pairs of one prompt stay together."""
     gap, longer = scores[:, 0] - scores[:, 1], lengths[:, 0] - lengths[:, 1]
     right = hits(gap)
-    draws = resampled_means(right[:, None])[:, 0]
+    of_each = [np.bincount(prompts, weights) for weights in (right, np.ones(len(right)))]
+    right_draws, pair_draws = resampled_means(np.stack(of_each, axis=1)).T
+    draws = right_draws / pair_draws
     record: dict[str, Any] = {
         'rows': len(scores),
         'accuracy': float(right.mean()),

@@ -6,10 +6,10 @@
     gaps, grads, metrics = learner.read(state, pairs)   # the same, and the gradient of the loss
     state, metrics = learner.apply(state, grads)
 
-A row holds what replies share (a question, or the summary of a person with it) once, then the replies: neighbours are a
-pair, the chosen one first; several such groups may share a row. A reply ends with a token that nobody reads; its score
-is the head's value of the state before it, the last one that has read the whole reply. So a reward model is a critic
-that is asked once a reply.
+A row holds what replies share (a question, or the summary of a person with it) once, then the replies; several such
+groups may share a row. Pairs are what a group says was compared, or else neighbours, the chosen one first. A reply ends
+with a token that nobody reads; its score is the head's value of the state before it, the last one that has read the
+whole reply. So a reward model is a critic that is asked once a reply.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from pal_jax.data.packing import Example, Group, lay_out_groups, pack_groups
+from pal_jax.data.packing import Compared, Example, Group, lay_out_groups, pack_groups
 from pal_jax.learners import forward
 from pal_jax.learners.training import (
     MULTIPLE,
@@ -77,20 +77,30 @@ class BradleyTerry:
                 f'reward.label_smoothing={self.label_smoothing} in [0, 0.5)'
             )
 
-    def __call__(self, scores: Float[Array, 'R N'], margin: Float[Array, 'R P']) -> Float[Array, 'R P']:
-        """The loss of each pair."""
-        chosen, rejected = scores[:, 0::2], scores[:, 1::2]
+    def __call__(
+        self, chosen: Float[Array, 'R P'], rejected: Float[Array, 'R P'], margin: Float[Array, 'R P']
+    ) -> Float[Array, 'R P']:
+        """The loss of each pair, of its scores."""
         loss = logistic(chosen - rejected, margin=self.margin + margin, label_smoothing=self.label_smoothing)
         return loss + self.centring * centring(chosen, rejected) if self.centring else loss
 
 
-class Pairs(NamedTuple):
-    """Groups of `n` replies in rows, what each of their pairs counts in the loss and the margin it has; `where` are the
-    row and sample of each reply of a group. Rows are cut to `multiple`s of tokens."""
+class Lesson(NamedTuple):
+    """Of the pairs in each row: which samples they are, what they count in the loss (0: there is no such pair) and the
+    margin they have."""
 
-    batch: TokenBatch
+    better: Int[Array, 'R P']
+    worse: Int[Array, 'R P']
     weight: Float[Array, 'R P']
     margin: Float[Array, 'R P']
+
+
+class Pairs(NamedTuple):
+    """Groups of `n` replies in rows, and what is learnt of them; `where` are the row and sample of each reply of a
+    group. Rows are cut to `multiple`s of tokens."""
+
+    batch: TokenBatch
+    lesson: Lesson
     where: tuple[Int[np.ndarray, 'G n'], Int[np.ndarray, 'G n']]
     multiple: int = MULTIPLE
 
@@ -158,16 +168,15 @@ class RewardLearner:
         return np.asarray(found)[pairs.where]
 
     def gaps(self, state: RewardState, pairs: Pairs) -> np.ndarray:
-        """How much better the chosen reply of each pair is: an array [groups, pairs of a group]."""
+        """How much better the first of two neighbours is: an array [groups, pairs of neighbours in a group]."""
         return gaps(self.scores(state, pairs))
 
     def read(self, state: RewardState, pairs: Pairs) -> tuple[np.ndarray, Params, Metrics]:
-        """The gaps of all pairs, the gradient of their loss, and its figures, in one pass: the gaps are of the model as
-        it is, before that gradient is applied."""
+        """`gaps`, the gradient of the lesson's loss, and its figures, in one pass: the gaps are of the model as it is,
+        before that gradient is applied."""
         grads, parts, losses = zeros(state.model.params), [], []
-        rows = pairs.batch, pairs.weight, pairs.margin
-        for micro, *each in micro_batches(rows, self.mesh, self.micro_rows, pairs.multiple):
-            (loss, found), grads = self._gradients(grads, state.model, micro, *each)
+        for micro, lesson in micro_batches((pairs.batch, pairs.lesson), self.mesh, self.micro_rows, pairs.multiple):
+            (loss, found), grads = self._gradients(grads, state.model, micro, lesson)
             losses.append(loss)
             parts.append(found)
         found = gaps(np.asarray(jnp.concatenate(parts))[pairs.where])
@@ -188,10 +197,11 @@ class RewardLearner:
             return self._everywhere(scores(trained, frozen, self.cfg, batch))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def _gradients(self, grads: Params, model: TrainState, batch: TokenBatch, weight: Array, margin: Array):
+    def _gradients(self, grads: Params, model: TrainState, batch: TokenBatch, lesson: Lesson):
         def loss(trained: Params) -> tuple[Array, Array]:
             found = scores(trained, model.frozen, self.cfg, batch)
-            return jnp.sum(weight * self.loss(found, margin)), self._everywhere(found)
+            chosen, rejected = (jnp.take_along_axis(found, side, axis=1) for side in (lesson.better, lesson.worse))
+            return jnp.sum(lesson.weight * self.loss(chosen, rejected, lesson.margin)), self._everywhere(found)
 
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return accumulate(loss, model.params, grads)
@@ -212,7 +222,7 @@ def scores(trained: Params, frozen: Params, cfg: ModelConfig, batch: TokenBatch)
 
 
 def gaps(scores: np.ndarray) -> np.ndarray:
-    """By pair, of scores by reply."""
+    """By pair of neighbours, of scores by reply."""
     return scores[:, 0::2] - scores[:, 1::2]
 
 
@@ -230,27 +240,32 @@ def pack_replies(
     groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, multiple: int = MULTIPLE,
     n: int | None = None, times: Sequence[int] | np.ndarray | None = None,
 ) -> Pairs:  # fmt: skip
-    """Groups of replies, all made by `to_score`, in rows as `packing.lay_out` has it; of each group all pairs are
-    learnt from, with its margin.
+    """Groups of replies, all made by `to_score`, in rows as `packing.lay_out` has it. What was compared in a group is
+    learnt, its pairs together as much as another group's; where no group says what was, neighbours are, of those with
+    `n` replies.
 
     Args:
-      n: replies of a group, or the most where some have fewer, which then are not learnt from; by default those of
-        the first.
+      n: replies of a group, or the most where some have fewer; by default those of the first.
       times: how often each group counts.
     """
     n = n or len(groups[0].branches)
     times = np.ones(len(groups)) if times is None else np.asarray(times)
-    full = np.array([len(group.branches) == n for group in groups])
+    said = any(group.compared for group in groups)
+    size = n * (n - 1) // 2 if said else n // 2  # pairs of a group at most
+    neighbours = [Compared(k, k + 1) for k in range(0, n - 1, 2)]
     shape = {'ways': ways, 'micro_rows': micro_rows, 'row_tokens': row_tokens, 'multiple': multiple}
     layout = lay_out_groups(groups, **shape)
     layout = layout._replace(groups=max(layout.groups, 1 << max(row_tokens // (SHORT * n) - 1, 0).bit_length()))
     packed = pack_groups(groups, layout, n=n, actions=1)
     places = {i: (r, place * n) for r, row in enumerate(layout.rows) for place, i in enumerate(row)}
     rows, starts = np.array([places[i] for i in range(len(groups))]).T
-    pairs = rows[:, None], starts[:, None] // 2 + np.arange(n // 2)
-    weight, margin = (np.zeros((packed.acts.shape[0], packed.acts.shape[1] // 2), np.float32) for _ in range(2))
-    weight[pairs] = (full * times / times.sum() / (n // 2))[:, None]
-    margin[pairs] = np.array([group.margin for group in groups])[:, None]
-    batch, weight, margin = sharding.put_batch((packed, weight, margin), mesh)
+    shape = packed.acts.shape[0], packed.acts.shape[1] // n * size
+    better, worse, weight, margin = (np.zeros(shape, dtype) for dtype in (np.int32, np.int32, np.float32, np.float32))
+    for group, row, start, count in zip(groups, rows, starts, times / times.sum(), strict=True):
+        compared = group.compared if said else neighbours if len(group.branches) == n else ()
+        for k, pair in enumerate(compared, start // n * size):
+            better[row, k], worse[row, k], margin[row, k] = start + pair.better, start + pair.worse, pair.margin
+            weight[row, k] = count / len(compared)
+    batch, lesson = sharding.put_batch((packed, (better, worse, weight, margin)), mesh)
     where = np.repeat(rows[:, None], n, axis=1), starts[:, None] + np.arange(n)
-    return Pairs(batch, weight, margin, where, multiple)
+    return Pairs(batch, Lesson(*lesson), where, multiple)

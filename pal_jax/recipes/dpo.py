@@ -46,7 +46,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     data.check(config)
     dpo = DPO(**config.dpo)
     policy = make_policy(config, ctx)
-    rows = data.make_rows(config, policy.tokenizer, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
+    rows = data.make_rows(config, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
     steps = data.steps_of(config, rows)
     learner = make_learner(config, dpo, policy.cfg, ctx, steps)
 

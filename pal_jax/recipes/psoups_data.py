@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,14 +104,17 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
 
 
 def crossed(rows: Sequence[Row], poles: Sequence[Preference]) -> list[Row]:
-    """What was answered under each pole beside what was answered under its opposite: two rows a prompt and pole."""
+    """All other pairs of the four answers to a prompt under a pole and under its opposite: five rows a prompt and pole,
+    four of an answer under either, and one of what was answered under the opposite."""
     found = {(row['preference_id'], row['instruction'], row['input']): row for row in rows}
     opposite = preferences.opposites(poles)
+    outputs = 'output_1', 'output_2'
     return [
-        {**row, 'id': f'{row["id"]}-{other["preference_id"]}-{k}', 'output_1': row[key], 'output_2': other[key]}
+        {**row, 'id': f'{row["id"]}-{other["preference_id"]}-{k}', 'output_1': one, 'output_2': another}
         for (name, *prompt), row in found.items()
         if name in opposite and (other := found.get((opposite[name], *prompt)))
-        for k, key in enumerate(('output_1', 'output_2'), 1)
+        for own, others in [([row[key] for key in outputs], [other[key] for key in outputs])]
+        for k, (one, another) in enumerate([*itertools.product(own, others), others], 1)
     ]
 
 

@@ -1,6 +1,7 @@
 """Reward models (Ouyang et al. 2022): a decoder with a head of one number, read at the last token of a reply.
 
-A step scores both replies of `batch_size` pairs and updates once on the Bradley-Terry loss of their differences. An
+A step scores both replies of `batch_size` pairs and updates once on the Bradley-Terry loss of their differences. With
+`data.replies` above 2 pairs of one prompt are a group, which reads a reply once for all its pairs (section 3.5). An
 evaluation asks, on held-out pairs, how often the model is right, whether it is as right as it is sure, and whether it
 goes by length. The export is a classifier of one label for transformers.
 """
@@ -8,11 +9,12 @@ goes by length. The export is a classifier of one label for transformers.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
 from pal_jax.data import chats
-from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.packing import Compared, Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.evals import reward_model
 from pal_jax.learners.reward import BradleyTerry, Pairs, RewardLearner, RewardState, pack_replies, to_score
@@ -28,6 +30,7 @@ from pal_jax.recipes.recipe import (
     Policy,
     Recipe,
     Trained,
+    check_at_least,
     check_finite,
     make_adapters,
     make_policy,
@@ -46,17 +49,22 @@ def make(config: Config, ctx: Context) -> Recipe:
       RuntimeError: the model cannot be had.
     """
     data.check(config)
+    check_at_least(config, 2, 'data.replies')
     loss = BradleyTerry(**config.reward)
     policy = make_policy(config, ctx)
     if config.export:
         classifier_to_hf(policy.cfg, policy.tokenizer.padding_apart())
-    rows = data.make_rows(config, policy.tokenizer, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
+    n, convert = config.data.replies, functools.partial(to_group, policy.tokenizer)
+    gathered = functools.partial(gather, replies=n, length=config.data.max_length)
+    rows = data.make_rows(config, convert, 'chosen', n, gathered)
     steps = data.steps_of(config, rows)
     learner = make_learner(config, loss, policy.cfg, ctx, steps)
     ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), config.data.micro_rows, config.data.row_tokens
 
     def packed(groups: list[Group]) -> Pairs:
-        return pack_replies(groups, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens)
+        found = pack_replies(groups, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, n=n)
+        of, *sides = np.array([(i, pair.better, pair.worse) for i, pair in compared(groups)]).T
+        return found.pick(of[:, None], np.stack(sides, axis=1))
 
     def init() -> tuple[RewardState, Host]:
         return learner.init(policy.source.load(learner.param_shardings)), {}
@@ -75,8 +83,10 @@ def make(config: Config, ctx: Context) -> Recipe:
     def evaluate(state: RewardState, stage: str) -> Evaluation:
         with ctx.phase('evaluate'):
             scores = np.concatenate([learner.scores(state, packed(groups)) for groups in rows.test_groups(config)])
-        lengths = np.array([[len(branch.tokens) - 1 for branch in group.branches] for group in rows.test])
-        record = reward_model.measure(scores, lengths)
+        pairs = compared(rows.test)
+        replies = [[rows.test[i].branches[k] for k in (pair.better, pair.worse)] for i, pair in pairs]
+        lengths = np.array([[len(reply.tokens) - 1 for reply in each] for each in replies])
+        record = reward_model.measure(scores, lengths, np.array([i for i, _ in pairs]))
         return Evaluation(record, exhibits=reward_model.make_exhibits(scores, lengths, record))
 
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
@@ -109,7 +119,45 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
     if not isinstance(margin, int | float) or not np.isfinite(margin):
         raise ValueError(f"'margin' must be a number, got {margin!r}")
     group = shared_prompt([to_score(example.prompt, example.completion) for example in pair])
-    return group._replace(margin=float(margin))
+    return group._replace(compared=[Compared(0, 1, float(margin))])
+
+
+def gather(pairs: Sequence[Group], *, replies: int, length: int) -> list[Group]:
+    """Groups of up to `replies` replies and `length` tokens of pairs that have the same prompt, in the order they come.
+    With two replies every pair stays a group."""
+    found: list[list[Group]] = []
+    last: dict[tuple[int, ...], list[Group]] = {}  # by prompt
+    for pair in pairs:
+        part = last.get(tuple(pair.prompt))
+        if replies > 2 and part and fits(joined([*part, pair]), replies, length):
+            part.append(pair)
+        else:
+            found.append([pair])
+            last[tuple(pair.prompt)] = found[-1]
+    return list(map(joined, found))
+
+
+def fits(group: Group, replies: int, length: int) -> bool:
+    """No larger than that, and nothing in it compared twice."""
+    sides = {frozenset(pair[:2]) for pair in group.compared}
+    return len(group.branches) <= replies and group.length <= length and len(sides) == len(group.compared)
+
+
+def joined(pairs: Sequence[Group]) -> Group:
+    """Pairs of one prompt as one group: each reply once."""
+    replies = {tuple(branch.tokens): branch for pair in pairs for branch in pair.branches}
+    number = {tokens: k for k, tokens in enumerate(replies)}
+    told = [(pair, [number[tuple(branch.tokens)] for branch in pair.branches]) for pair in pairs]
+    return Group(
+        pairs[0].prompt,
+        list(replies.values()),
+        [Compared(better, worse, pair.compared[0].margin) for pair, (better, worse) in told],
+    )
+
+
+def compared(groups: Sequence[Group]) -> list[tuple[int, Compared]]:
+    """All pairs of groups, each with its group's number."""
+    return [(i, pair) for i, group in enumerate(groups) for pair in group.compared]
 
 
 def make_learner(config: Config, loss: BradleyTerry, cfg: ModelConfig, ctx: Context, steps: int = 1) -> RewardLearner:

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from pal_jax.data import chats
 from pal_jax.data.packing import Group, most_actions, pack_whole
-from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.envs import dialogue as env
 from pal_jax.feedback import recall
 from pal_jax.feedback.oracle import make_answers
@@ -62,8 +61,12 @@ class Rows(NamedTuple):
         return sharding.put_batch(packed, mesh)
 
 
-def make_rows(config: Config, tokenizer: Tokenizer, convert: Callable[[Any], Group], key: str, n: int) -> Rows:
+def make_rows(
+    config: Config, convert: Callable[[Any], Group], key: str, n: int,
+    gather: Callable[[list[Group]], list[Group]] = list,
+) -> Rows:  # fmt: skip
     """`convert` of every record: of a file, or of those that `MADE` has by this name, whose good answers go by `key`.
+    `gather` makes groups of several that belong together.
 
     Raises:
       ValueError: a file with a line that is none, or nothing to learn from or to test on.
@@ -71,11 +74,11 @@ def make_rows(config: Config, tokenizer: Tokenizer, convert: Callable[[Any], Gro
     data = config.data
     made = MADE.get(data.train)
     if made:
-        parts = [list(map(convert, records)) for records in made(config, key)]
+        parts = [gather(list(map(convert, records))) for records in made(config, key)]
     else:
-        parts = [[row] for row in chats.read(data.train, convert)]
+        parts = [[row] for row in gather(chats.read(data.train, convert))]
     if data.test:
-        train, test = list(itertools.chain(*parts)), chats.read(data.test, convert)
+        train, test = list(itertools.chain(*parts)), gather(chats.read(data.test, convert))
     else:
         train, test = hold_out(parts, data.test_rows)
     kept, tested = ([group for group in each if group.length <= data.max_length] for each in (train, test))

@@ -43,7 +43,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     """
     data.check(config)
     policy = make_policy(config, ctx)
-    rows = data.make_rows(config, policy.tokenizer, functools.partial(to_group, policy.tokenizer), 'completion', n=1)
+    rows = data.make_rows(config, functools.partial(to_group, policy.tokenizer), 'completion', n=1)
     steps = data.steps_of(config, rows)
     learner = make_learner(config, policy.cfg, ctx, steps)
 

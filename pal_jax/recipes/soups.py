@@ -201,10 +201,8 @@ def make_score(folder: Path, ctx: Context) -> Score:
         )
 
     def score(readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
-        n = len(replies[0])
-        even = [[*texts, *texts[: n % 2]] for texts in replies]  # reward models read pairs
-        texts = [(text, each) for own, each in zip(readings, even, strict=True) for text in own]
-        return opened()(texts)[:, :n].reshape(len(readings), -1, n).mean(axis=1)
+        texts = [(text, each) for own, each in zip(readings, replies, strict=True) for text in own]
+        return opened()(texts).reshape(len(readings), -1, len(replies[0])).mean(axis=1)
 
     return score
 

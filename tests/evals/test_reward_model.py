@@ -10,7 +10,7 @@ from pal_jax.evals import reward_model
 
 def pairs(gaps, lengths):
     scores = np.stack([np.asarray(gaps, float), np.zeros(len(gaps))], axis=1)
-    return scores, np.asarray(lengths)
+    return scores, np.asarray(lengths), np.arange(len(gaps))
 
 
 def test_figures_of_four_pairs():
@@ -39,19 +39,29 @@ def test_a_model_that_is_as_right_as_it_is_sure_has_no_calibration_error():
 
 def test_length_bias_is_seen_whichever_reply_comes_first():
     lengths = np.random.default_rng(1).integers(1, 90, size=(300, 2))
-    by_length = reward_model.measure(0.1 * lengths, lengths)
+    prompts = np.arange(300)
+    by_length = reward_model.measure(0.1 * lengths, lengths, prompts)
     assert by_length['length_correlation'] == pytest.approx(1.0)
     assert by_length['length_correlation_in_pairs'] == pytest.approx(1.0)
     assert by_length['accuracy'] == by_length['accuracy_of_longer']
-    swapped = reward_model.measure(0.1 * lengths[:, ::-1], lengths[:, ::-1])
+    swapped = reward_model.measure(0.1 * lengths[:, ::-1], lengths[:, ::-1], prompts)
     assert swapped['length_correlation_in_pairs'] == pytest.approx(1.0)
-    none = reward_model.measure(np.random.default_rng(2).normal(size=(300, 2)), lengths)
+    none = reward_model.measure(np.random.default_rng(2).normal(size=(300, 2)), lengths, prompts)
     assert abs(none['length_correlation']) < 0.15
 
 
+def test_pairs_of_one_prompt_are_no_independent_evidence():
+    gaps = np.random.default_rng(3).normal(size=100) + 0.5
+    alone = reward_model.measure(*pairs(gaps, [(3, 3)] * 100))
+    six = reward_model.measure(*pairs(np.repeat(gaps, 6), [(3, 3)] * 600)[:2], np.repeat(np.arange(100), 6))
+    assert six['accuracy'] == pytest.approx(alone['accuracy'])
+    assert six['accuracy_se'] == pytest.approx(alone['accuracy_se'])
+    assert six['rows'] == 600
+
+
 def test_exhibits_are_a_table_and_pictures():
-    scores, lengths = pairs([1.0, -2.0, 3.0], [(3, 3)] * 3)
-    record = reward_model.measure(scores, lengths)
+    scores, lengths, prompts = pairs([1.0, -2.0, 3.0], [(3, 3)] * 3)
+    record = reward_model.measure(scores, lengths, prompts)
     assert 'accuracy_chosen_longer' not in record  # there are none
     table, *pictures = reward_model.make_exhibits(scores, lengths, record)
     assert table.table[1][1].startswith('0.667 (95 %: ')

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.data.packing import shared_prompt
+from pal_jax.data.packing import Compared, shared_prompt
 from pal_jax.learners.reward import BradleyTerry, RewardLearner, pack_replies, to_score, whole
 from pal_jax.learners.training import Lora
 from pal_jax.models import config, decoder, params
@@ -123,7 +123,9 @@ def test_groups_that_share_rows_score_and_teach_alike():
     learner = make_learner(loss=BradleyTerry(margin=0.5, label_smoothing=0.1, centring=0.02))
     state = make_state(learner)
     groups = [
-        shared_prompt([to_score([5, 6, 7, *prompt], reply) for reply in replies])._replace(margin=0.3 * i)
+        shared_prompt([to_score([5, 6, 7, *prompt], reply) for reply in replies])._replace(
+            compared=[Compared(0, 1, 0.3 * i)]
+        )
         for i, (prompt, replies) in enumerate(make_texts(pairs=1))
     ]
     alone, packed = (pack_replies(groups, ONE, ways=1, micro_rows=2, row_tokens=tokens) for tokens in (0, 96))
@@ -141,6 +143,45 @@ def test_groups_that_share_rows_score_and_teach_alike():
         assert figures['reward_loss'] == pytest.approx(float(each.mean()), abs=1e-5)
         grads.append(gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads)
+
+
+def test_all_that_was_compared_of_a_group_is_learnt_and_every_group_counts_alike():  # Ouyang et al. 2022, 3.5
+    learner = make_learner(loss=BradleyTerry(centring=0.02))
+    state, texts = make_state(learner), make_texts(count=3)
+    compared = [
+        [(3, 0), (0, 1, 0.5), (2, 1), (3, 2), (3, 1), (0, 2)],
+        [(1, 0)],
+        [(0, 2, 1.0), (1, 2)],
+    ]
+    groups = [
+        shared_prompt([to_score(prompt, reply) for reply in replies[:count]])._replace(
+            compared=[Compared(*c) for c in own]
+        )
+        for (prompt, replies), own, count in zip(texts, compared, (4, 2, 3), strict=True)
+    ]
+    losses = []
+    for (prompt, replies), own in zip(texts, compared, strict=True):
+        s = [score_alone(state, prompt, reply) for reply in replies]
+        each = [np.logaddexp(0, -(s[a] - s[b] - sum(m))) + 0.02 * (s[a] + s[b]) ** 2 for a, b, *m in own]
+        losses.append(np.mean(each))
+    gradients = []
+    for packing in ({'row_tokens': 0}, {'row_tokens': 128}):
+        pairs = pack_replies(groups, ONE, ways=1, micro_rows=1, n=4, **packing)
+        found, gradient, figures = learner.read(state, pairs.pick(np.array([[0], [2]]), np.array([[3, 0], [0, 2]])))
+        assert figures['reward_loss'] == pytest.approx(np.mean(losses), abs=1e-5)
+        alone = [score_alone(state, texts[i][0], texts[i][1][a]) - score_alone(state, texts[i][0], texts[i][1][b])
+                 for i, a, b in ((0, 3, 0), (2, 0, 2))]  # fmt: skip
+        np.testing.assert_allclose(found[:, 0], alone, atol=2e-6)
+        gradients.append(gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *gradients)
+
+
+@pytest.mark.parametrize('n', [1, 3])
+def test_any_number_of_replies_is_scored(n):
+    learner = make_learner()
+    state, texts = make_state(learner), [(prompt, replies[:n]) for prompt, replies in make_texts(count=3)]
+    alone = [[score_alone(state, prompt, reply) for reply in replies] for prompt, replies in texts]
+    np.testing.assert_allclose(learner.scores(state, pack(texts, row_tokens=128)), alone, atol=2e-6)
 
 
 def test_one_program_reads_rows_of_many_groups_and_of_few():

@@ -74,7 +74,7 @@ def test_the_step_is_that_of_the_loss_itself(tmp_path):
     )
     state = state.replace(actor=state.actor.replace(params=moved))
     tokenizer, cfg = recipe.trained.tokenizer, recipe.trained.model
-    rows = dpo.data.make_rows(config, tokenizer, lambda r: dpo.to_group(tokenizer, r), 'chosen', n=2)
+    rows = dpo.data.make_rows(config, lambda r: dpo.to_group(tokenizer, r), 'chosen', n=2)
     batch = rows.batch(config, ONE.mesh, 0)
 
     def sequence(params):

@@ -70,10 +70,10 @@ def test_rewards_and_losses_of_known_gaps():  # rlpa_plus IV.4-1
     np.testing.assert_allclose(rewards, [-0.693147, -0.313262, -1.313262, -0.126928], atol=1e-6)
     chosen, rejected = np.array([1.2, 0.3, -0.5]), np.array([0.2, 0.3, 0.5])
     scores = np.stack([chosen, rejected], axis=-1).reshape(1, -1)
-    losses = BradleyTerry()(scores, np.zeros((1, 3)))
+    losses = BradleyTerry()(chosen, rejected, np.zeros(3))
     assert float(losses.mean()) == pytest.approx(0.773224, abs=1e-6)
     assert np.mean(gaps(scores) > 0) == pytest.approx(1 / 3)  # a tie is wrong
-    slope = jax.grad(lambda gap: BradleyTerry()(jax.numpy.array([[gap, 0.0]]), jax.numpy.zeros((1, 1))).sum())(1.0)
+    slope = jax.grad(lambda gap: BradleyTerry()(gap, 0.0, 0.0))(1.0)
     assert float(slope) == pytest.approx(-0.268941, abs=1e-6)
 
 
@@ -153,8 +153,8 @@ def test_what_is_compared_once_has_the_gaps_of_all_that_is_read():
     found = parts.reader.gaps(state, learnt)
     np.testing.assert_allclose(parts.reader.gaps(state, compared), found, atol=2e-6)
     np.testing.assert_array_equal(found[0], found[4])
-    assert int((learnt.weight > 0).sum()) == 4 * 2  # of five texts with two choices two are alike
-    assert float(learnt.weight.max()) == pytest.approx(2 / 5 / 2)
+    assert int((learnt.lesson.weight > 0).sum()) == 4 * 2  # of five texts with two choices two are alike
+    assert float(learnt.lesson.weight.max()) == pytest.approx(2 / 5 / 2)
     assert (learnt.where[0][0] == learnt.where[0][4]).all()
 
 

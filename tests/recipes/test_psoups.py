@@ -227,11 +227,13 @@ def test_answers_are_also_compared_with_those_under_the_opposite_pole():
     poles = [preferences.general(), *preferences.choose(preferences.embedded(), 'P2A,P2B')]
     found = psoups_data.crossed([brief, long, alone, nobodys], poles)
     assert [(r['preference_id'], r['output_1'], r['output_2']) for r in found] == [
-        ('P2A', 'short 1', 'long 1'), ('P2A', 'short 2', 'long 2'),
-        ('P2B', 'long 1', 'short 1'), ('P2B', 'long 2', 'short 2'),
+        ('P2A', 'short 1', 'long 1'), ('P2A', 'short 1', 'long 2'),
+        ('P2A', 'short 2', 'long 1'), ('P2A', 'short 2', 'long 2'), ('P2A', 'long 1', 'long 2'),
+        ('P2B', 'long 1', 'short 1'), ('P2B', 'long 1', 'short 2'),
+        ('P2B', 'long 2', 'short 1'), ('P2B', 'long 2', 'short 2'), ('P2B', 'short 1', 'short 2'),
     ]  # fmt: skip
     assert {r['preference_prompt'] for r in found if r['preference_id'] == 'P2A'} == {'Be P2A.'}
-    assert len({r['id'] for r in found}) == 4
+    assert len({r['id'] for r in found}) == 10
 
 
 def test_prompts_of_a_file_that_are_too_long_are_left_out(tmp_path):

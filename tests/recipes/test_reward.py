@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 
 import jax
@@ -125,12 +126,53 @@ def test_a_mesh_and_packing_change_no_loss(tmp_path):
 
 def test_a_record_says_by_how_much():
     tokenizer = sources.resolve('random:tiny').tokenizer()
-    assert reward.to_group(tokenizer, record(0, margin=2)).margin == 2.0
-    assert reward.to_group(tokenizer, record(0)).margin == 0.0
+    assert reward.to_group(tokenizer, record(0, margin=2)).compared == [(0, 1, 2.0)]
+    assert reward.to_group(tokenizer, record(0)).compared == [(0, 1, 0.0)]
     # the one token that acts follows the reply's last, which ends the turn
     for branch in reward.to_group(tokenizer, record(4)).branches:
         assert branch.acts == [*[False] * (len(branch.tokens) - 1), True]
         assert branch.tokens[-2] == tokenizer.stop_ids[0]
+
+
+def said(question, chosen, rejected):
+    replies = {'chosen': chosen, 'rejected': rejected}
+    return record(0) | {key: [{'role': 'assistant', 'content': text}] for key, text in replies.items()} | {
+        'prompt': [{'role': 'user', 'content': question}]
+    }  # fmt: skip
+
+
+def test_pairs_of_one_prompt_are_a_group_which_has_each_reply_once():
+    tokenizer = sources.resolve('random:tiny').tokenizer()
+    told = [('Why?', 'a', 'b'), ('How?', 'a', 'b'), ('Why?', 'c', 'a'), ('Why?', 'd', 'b'), ('Why?', 'e', 'a'),
+            ('Why?', 'a', 'e'), ('Why?', 'b', 'e')]  # fmt: skip
+    pairs = [reward.to_group(tokenizer, said(*each)) for each in told]
+    found = reward.gather(pairs, replies=4, length=1000)
+    # a fifth reply begins another group, and so does what was compared already
+    assert [group.compared for group in found] == [
+        [(0, 1, 0.0), (2, 0, 0.0), (3, 1, 0.0)], [(0, 1, 0.0)], [(0, 1, 0.0)], [(0, 1, 0.0), (2, 1, 0.0)]
+    ]  # fmt: skip
+    pairs_again = [
+        (tuple(g.prompt), *(tuple(g.branches[k].tokens) for k in pair[:2])) for g in found for pair in g.compared
+    ]
+    assert sorted(pairs_again) == sorted((tuple(p.prompt), *(tuple(b.tokens) for b in p.branches)) for p in pairs)
+    short = max(pair.length for pair in pairs)
+    assert all(len(group.branches) == 2 for group in reward.gather(pairs, replies=4, length=short))
+    assert reward.gather(pairs, replies=2, length=1000) == pairs
+
+
+def test_groups_of_pairs_are_learnt_and_tested_by_pair(tmp_path):
+    path = tmp_path / 'a.jsonl'
+    ranked = ['yes', 'well yes', 'no', 'oh no no']
+    told = [said(f'{i}?', *two) for i in range(4) for two in itertools.combinations(ranked, 2)]
+    path.write_text(''.join(json.dumps(each) + '\n' for each in told))
+    changes = {'data.train': str(path), 'data.test': str(path), 'data.replies': 4, 'data.batch_size': 2}
+    rows, recipe, state = run(ONE, 6, **changes, **LORA)
+    assert rows[-1]['loss'] < 0.8 * rows[0]['loss']
+    evaluated = recipe.evaluate(state, 'x').record
+    assert evaluated['rows'] == 24
+    assert (evaluated['rows_chosen_longer'], evaluated['rows_chosen_shorter']) == (8, 12)  # yes and no are as long
+    with pytest.raises(ValueError, match=r'data.replies=1 must be at least 2'):
+        reward.make(get_config(**changes | {'data.replies': 1}), ONE)
 
 
 @pytest.mark.parametrize(
