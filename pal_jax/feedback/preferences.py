@@ -33,6 +33,8 @@ EMBEDDED = 'embedded'
 ALL = 'all'  # what means all preferences
 GENERAL = 'general'  # the preference of vanilla RLHF: of everyone, so nothing is asked for
 JOINT = 'joint'  # all of them: what P-MORL's reward model has learnt, which reads in the prompt what is preferred
+BEST = 'best'  # the best answer to each prompt under each of them: what multitask learning imitates
+RESERVED = ALL, GENERAL, JOINT, BEST
 
 _EMBEDDED: Any = {
     'expertise': {
@@ -163,9 +165,9 @@ def _mapping(path: Path, key: str, value: Any, least: int = 1) -> dict[str, Any]
 
 def _pole(path: Path, dimension: str, name: str, pole: Any) -> Preference:
     key = f'dimensions.{dimension}.{name}'
-    if not re.fullmatch(r'\w+', name) or name in (GENERAL, JOINT, ALL):
+    if not re.fullmatch(r'\w+', name) or name in RESERVED:
         raise ValueError(
-            f'{path}: {key}: call it with letters, digits and _, and not {GENERAL}, {JOINT} or {ALL}: '
+            f'{path}: {key}: call it with letters, digits and _, and not one of {", ".join(RESERVED)}: '
             'files are named by it'
         )
     unknown = [each for each in pole if each not in ('text', 'judge')] if isinstance(pole, dict) else [repr(pole)]

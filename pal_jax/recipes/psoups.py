@@ -5,7 +5,7 @@
     reward     a reward model for each preference, one for all of them, and one for no preference in particular
     rlhf, morl, policy      PPO: on the general reward; on the mean over the preferences of a prompt by the joint reward
                model; on one preference, which makes a policy for each
-    multitask  supervised: the better answers, under their preferences
+    multitask  supervised: the best answers, under their preferences
     merge      the weighted mean of three policies' adapters
     evaluate   win rates of all of these against each other
 
@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.passes import shuffled
-from pal_jax.feedback.preferences import GENERAL, JOINT, Preference, ask, combinations
+from pal_jax.feedback.preferences import BEST, GENERAL, JOINT, Preference, ask, combinations
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
@@ -117,7 +117,7 @@ def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:
     steps = config.total_steps if 'rl' in READS[stage] else 0
     part |= {'recipe': 'psoups', 'total_steps': steps, 'stage': stage, 'preference': name}
     if stage in ('reward', 'multitask'):
-        pairs = workdir / soups.PAIRS / (name or JOINT)
+        pairs = workdir / soups.PAIRS / (name or BEST)
         part |= config[stage].to_dict() | {'recipe': 'reward' if stage == 'reward' else 'sft', 'eval': {'every': 0}}
         part['data'] |= {'train': f'{pairs}.jsonl', 'test': f'{pairs}-test.jsonl'}
     return ConfigDict(part)

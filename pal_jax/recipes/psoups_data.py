@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Row
-from pal_jax.feedback.preferences import JOINT, Preference
+from pal_jax.feedback.preferences import BEST, JOINT, Preference
 from pal_jax.recipes import piecework, soups
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
@@ -124,8 +125,8 @@ def tell(records: Sequence[Row], name: str) -> dict[str, int]:
 
 
 def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test_share: float) -> None:
-    """Files of pairs by preference, and of all preferences but the general one together; prompts that test a model
-    teach none.
+    """Files of pairs by preference, and of all preferences but the general one together, with the best answers of
+    these; prompts that test a model teach none.
 
     Raises:
       RuntimeError: a preference has fewer than two pairs to learn from, or none to test on.
@@ -135,21 +136,36 @@ def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test
     judged = [row for row in records if row['preference'] in (1, 2)]
     for name in (*names, JOINT):
         own = [r for r in judged if r['preference_id'] == name or (name == JOINT and r['preference_prompt'])]
-        test = [as_pair(row) for row in own if (row['instruction'], row['input']) in tested]
-        train = [as_pair(row) for row in own if (row['instruction'], row['input']) not in tested]
+        test = [row for row in own if (row['instruction'], row['input']) in tested]
+        train = [row for row in own if (row['instruction'], row['input']) not in tested]
         if len(train) < 2 or not test:
             raise RuntimeError(
                 f'{name}: {len(train)} pairs to learn from and {len(test)} to test on, the others are ties; raise '
                 'prompts.train_count or annotate.test_share, or give its preference another judge'
             )
-        piecework.write(folder / f'{name}.jsonl', train)
-        piecework.write(folder / f'{name}-test.jsonl', test)
+        for part, found in (('', train), ('-test', test)):
+            piecework.write(folder / f'{name}{part}.jsonl', list(map(as_pair, found)))
+            if name == JOINT:
+                piecework.write(folder / f'{BEST}{part}.jsonl', best(found))
+
+
+def best(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What multitask learning imitates: of each prompt under each preference the answer that was preferred most often,
+    the first of those that were."""
+    prompts: dict[tuple[str, ...], Any] = {}
+    wins: dict[tuple[str, ...], collections.Counter[str]] = {}
+    for row, pair in zip(rows, map(as_pair, rows), strict=True):
+        key = row['preference_id'], row['instruction'], row['input']
+        prompts[key] = pair['prompt']
+        wins.setdefault(key, collections.Counter())[pair['chosen'][0]['content']] += 1
+    said = {key: [{'role': 'assistant', 'content': won.most_common(1)[0][0]}] for key, won in wins.items()}
+    return [{'prompt': prompts[key], 'completion': said[key]} for key in wins]
 
 
 def as_pair(row: Row) -> dict[str, Any]:
-    """A row as messages, for reward models; `completion` is what multitask learning imitates of it."""
+    """A row as messages, for reward models."""
     question = soups.Prompt('', row['instruction'], row['input']).question
     better, worse = row[f'output_{row["preference"]}'], row[f'output_{3 - row["preference"]}']
     said = [[{'role': 'assistant', 'content': text}] for text in (better, worse)]
     prompt = soups.as_chat(f'{question} {row["preference_prompt"]}'.strip())
-    return {'prompt': prompt, 'chosen': said[0], 'rejected': said[1], 'completion': said[0]}
+    return {'prompt': prompt, 'chosen': said[0], 'rejected': said[1]}

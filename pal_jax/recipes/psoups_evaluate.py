@@ -5,7 +5,7 @@ A step has one system answer all test prompts under one combination of preferenc
 
 base       the base policy, told what is preferred
 rlhf       PPO on the general reward, told nothing; its answers stand for all combinations
-multitask  supervised on the better answers of all preferences, told what is preferred
+multitask  supervised on the best answers of all preferences, told what is preferred
 morl       P-MORL, told what is preferred
 psoups     for each combination the merged policies of its poles, told what is preferred
 

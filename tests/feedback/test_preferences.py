@@ -64,7 +64,7 @@ def test_a_file_of_ones_own(tmp_path):
         ('    ample: {text: Say it all.}', '', 'dimensions.length must have 2 or more'),
         ('manners:', 'manners: [', 'own.yaml: not valid YAML'),
         ('ample:', 'a-b:', 'call it with letters, digits and _'),
-        ('ample:', 'joint:', 'and not general, joint or all'),
+        ('ample:', 'joint:', 'and not one of all, general, joint, best'),
     ],
 )
 def test_a_fault_is_one_line_with_file_and_key(old, new, message, tmp_path):

@@ -55,7 +55,7 @@ def test_a_stage_is_told_what_it_reads_and_no_more(tmp_path):
         *(n for n in before if 'reward' in n),
     }
     assert before['reward-P2A']['data']['train'] == str(tmp_path / 'pairs' / 'P2A.jsonl')
-    assert before['multitask']['data']['test'] == str(tmp_path / 'pairs' / 'joint-test.jsonl')
+    assert before['multitask']['data']['test'] == str(tmp_path / 'pairs' / 'best-test.jsonl')
 
 
 @pytest.mark.parametrize('variant', ['', 'quick', 'smoke', 'paper'])
@@ -211,10 +211,33 @@ def test_prompts_that_test_a_reward_model_teach_none(tmp_path):
     assert (len(train), len(test)) == (8, 2)
     assert joint == train
     assert train[0]['prompt'][0]['content'] == 'question 0 Be brief.'
-    assert train[0]['chosen'] == train[0]['completion'] == [{'role': 'assistant', 'content': 'two words 0'}]
+    assert train[0]['chosen'] == [{'role': 'assistant', 'content': 'two words 0'}]
+    assert piecework.read(tmp_path / 'best.jsonl')[0] == {
+        'prompt': train[0]['prompt'],
+        'completion': train[0]['chosen'],
+    }
     assert not {pair['prompt'][0]['content'] for pair in train} & {pair['prompt'][0]['content'] for pair in test}
     with pytest.raises(RuntimeError, match='P2B: 0 pairs to learn from and 0 to test on, the others are ties'):
         psoups_data.write_pairs(tmp_path, judged, ['P2B'], 0.2)
+
+
+def test_the_best_answer_is_the_one_preferred_most_often():
+    told = [
+        ('Why?', 'a', 'b', 1),
+        ('Why?', 'c', 'a', 1),
+        ('Why?', 'c', 'b', 1),
+        ('How?', 'd', 'e', 2),
+        ('How?', 'f', 'e', 1),
+    ]
+    pairs = [
+        {'preference_id': 'P2A', 'preference_prompt': 'Be brief.', 'instruction': question, 'input': '',
+         'output_1': one, 'output_2': other, 'preference': verdict}
+        for question, one, other, verdict in told
+    ]  # fmt: skip
+    found = psoups_data.best(pairs)
+    assert [(each['prompt'][0]['content'], each['completion'][0]['content']) for each in found] == [
+        ('Why? Be brief.', 'c'), ('How? Be brief.', 'e'),
+    ]  # fmt: skip
 
 
 def test_answers_are_also_compared_with_those_under_the_opposite_pole():
