@@ -34,8 +34,8 @@ def get_config(variant: str = '') -> ConfigDict:
     config.policy.lora = dict(rank=16, alpha=32.0, targets='all-linear', dropout=0.0)
     config.sampling = p.sampling(temperature=0.7, max_tokens=48)  # at 1 the embedded model hardly makes sense
     # A stage has no more slots than it asks for samples at once.
-    config.decode = dict(slots=64, stride=4, driver='local', address='', reuse=True, int8=False)
-    config.rollout = dict(batch_size=32)  # prompts of a step, two outputs each
+    config.decode = dict(slots=128, stride=4, driver='local', address='', reuse=True, int8=False)
+    config.rollout = dict(batch_size=64)  # prompts of a step, two outputs each
     config.annotate = dict(
         annotator='rule',  # or endpoint:<name>, local:<source>, or a YAML file (pal_jax/feedback/annotators.py)
         second='',  # another one, to see how far they agree
@@ -61,7 +61,7 @@ def get_config(variant: str = '') -> ConfigDict:
         rollout_batch_size=8,  # prompts a step
         n_samples_per_prompt=4,
         scale_scores=False,  # by the running mean and standard deviation of all scores; group_norm needs none
-        test_count=16,  # prompts of the evaluations before and after
+        test_count=8,  # prompts of the evaluations before and after
         reward='',  # pal:<workdir> in place of the reward models of stage=reward (docs/methods/pal.md)
         person='',  # with it: a user of that run, a file of a mixture (*.json), or '': the population
     )
@@ -78,7 +78,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 def reward() -> ConfigDict:
     """What configs/reward.py has."""
-    config = ConfigDict({'total_steps': 32, 'optimizer': p.adamw(lr=3e-3), 'policy': p.policy(p.EMBEDDED)})
+    config = ConfigDict({'total_steps': 26, 'optimizer': p.adamw(lr=3e-3), 'policy': p.policy(p.EMBEDDED)})
     config.policy.scan_layers = True
     config.policy.lora = dict(rank=8, alpha=32.0, targets='all-linear', dropout=0.0)
     config.reward = dict(margin=0.0, label_smoothing=0.0, centring=0.0)
@@ -104,7 +104,6 @@ def quick(config: ConfigDict) -> ConfigDict:
     config.total_steps = 3
     config.reward.total_steps = config.multitask.total_steps = 8
     config.multitask.data.batch_size = 8
-    config.rl.test_count = 8
     config.annotate.test_share = 0.1
     config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0))
     return config
