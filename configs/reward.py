@@ -23,7 +23,7 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     config.data = p.rows(batch_size=16)
     config.data.update(train='recall', test_rows=192, row_tokens=512)
-    config.data.replies = 2  # with more, pairs of one prompt are a row, in which each of so many replies is read once
+    config.data.replies = 2  # with more, pairs of one prompt are a group, in which each of so many replies is read once
     config.oracle = p.oracle()
     config.eval = dict(every=0)  # 0: before and at the end
     return {'': lambda: config, 'smoke': lambda: p.smoke_rows(config)}[variant]()

@@ -158,7 +158,7 @@ def rows(*, batch_size: int) -> ConfigDict:
             'test_rows': 64,
             'max_length': 1024,  # tokens; longer rows are left out
             'epochs': 1.0,
-            'batch_size': batch_size,  # rows, or pairs, of an update
+            'batch_size': batch_size,  # rows, pairs or groups of pairs of an update
             'micro_rows': 2,  # in a device's memory at once
             'row_tokens': 1024,  # several share rows of so many tokens; 0: a row each
         }

@@ -134,7 +134,7 @@ def make_annotator(model: ChatModel, spec: Spec) -> Annotator:
 
 def switches(preference: Preference, row: Row, seed: int) -> bool:
     """Whether a row's outputs are shown the other way round: a coin that is the row's own."""
-    text = '\n'.join((preference.id, row['instruction'], row['input'], str(seed)))
+    text = '\n'.join((preference.id, *(row[field] for field in FIELDS), str(seed)))
     return bool(hashlib.sha256(text.encode()).digest()[0] & 1)
 
 

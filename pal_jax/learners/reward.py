@@ -2,7 +2,7 @@
 
     state = learner.init(params)                        # plain decoder weights on the mesh, and a new head
     scores = learner.scores(state, pairs)               # of every reply
-    gaps = learner.gaps(state, pairs)                   # how much better the chosen reply of each pair is
+    gaps = learner.gaps(state, pairs)                   # how much better the first of two neighbours is
     gaps, grads, metrics = learner.read(state, pairs)   # the same, and the gradient of the loss
     state, metrics = learner.apply(state, grads)
 
@@ -245,16 +245,15 @@ def pack_replies(
     `n` replies.
 
     Args:
-      n: replies of a group, or the most where some have fewer; by default those of the first.
+      n: replies of a group at most; by default those of the largest.
       times: how often each group counts.
     """
-    n = n or len(groups[0].branches)
+    n = n or max(len(group.branches) for group in groups)
     times = np.ones(len(groups)) if times is None else np.asarray(times)
     said = any(group.compared for group in groups)
     size = n * (n - 1) // 2 if said else n // 2  # pairs of a group at most
     neighbours = [Compared(k, k + 1) for k in range(0, n - 1, 2)]
-    shape = {'ways': ways, 'micro_rows': micro_rows, 'row_tokens': row_tokens, 'multiple': multiple}
-    layout = lay_out_groups(groups, **shape)
+    layout = lay_out_groups(groups, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
     layout = layout._replace(groups=max(layout.groups, 1 << max(row_tokens // (SHORT * n) - 1, 0).bit_length()))
     packed = pack_groups(groups, layout, n=n, actions=1)
     places = {i: (r, place * n) for r, row in enumerate(layout.rows) for place, i in enumerate(row)}

@@ -120,6 +120,8 @@ def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:
         pairs = workdir / soups.PAIRS / (name or BEST)
         part |= config[stage].to_dict() | {'recipe': 'reward' if stage == 'reward' else 'sft', 'eval': {'every': 0}}
         part['data'] |= {'train': f'{pairs}.jsonl', 'test': f'{pairs}-test.jsonl'}
+        if stage == 'reward' and (name == GENERAL or not config.annotate.crossed):  # two replies to a prompt: as many
+            part['data']['batch_size'] *= max(part['data']['replies'] // 2, 1)
     return ConfigDict(part)
 
 

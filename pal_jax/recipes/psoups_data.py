@@ -105,18 +105,21 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
 
 
 def crossed(rows: Sequence[Row], poles: Sequence[Preference]) -> list[Row]:
-    """All other pairs of the four answers to a prompt under a pole and under its opposite: five rows a prompt and pole,
-    four of an answer under either, and one of what was answered under the opposite."""
+    """All other pairs of the four answers to a prompt under a pole and under its opposite: up to five rows a prompt and
+    pole, four of an answer under each, and one of the two under the opposite. Two texts are compared once."""
     found = {(row['preference_id'], row['instruction'], row['input']): row for row in rows}
-    opposite = preferences.opposites(poles)
-    outputs = 'output_1', 'output_2'
-    return [
-        {**row, 'id': f'{row["id"]}-{other["preference_id"]}-{k}', 'output_1': one, 'output_2': another}
-        for (name, *prompt), row in found.items()
-        if name in opposite and (other := found.get((opposite[name], *prompt)))
-        for own, others in [([row[key] for key in outputs], [other[key] for key in outputs])]
-        for k, (one, another) in enumerate([*itertools.product(own, others), others], 1)
-    ]
+    opposite, more = preferences.opposites(poles), []
+    for (name, *prompt), row in found.items():
+        other = found.get((opposite.get(name, ''), *prompt))
+        if other:
+            own, others = ((each['output_1'], each['output_2']) for each in (row, other))
+            told = {frozenset(own)}
+            for k, (one, another) in enumerate((*itertools.product(own, others), others), 1):
+                if frozenset((one, another)) not in told:
+                    told.add(frozenset((one, another)))
+                    number = f'{row["id"]}-{other["preference_id"]}-{k}'
+                    more.append({**row, 'id': number, 'output_1': one, 'output_2': another})
+    return more
 
 
 def tell(records: Sequence[Row], name: str) -> dict[str, int]:
@@ -151,7 +154,7 @@ def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test
 
 def best(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What multitask learning imitates: of each prompt under each preference the answer that was preferred most often,
-    the first of those that were."""
+    of several such the first to be."""
     prompts: dict[tuple[str, ...], Any] = {}
     wins: dict[tuple[str, ...], collections.Counter[str]] = {}
     for row, pair in zip(rows, map(as_pair, rows), strict=True):

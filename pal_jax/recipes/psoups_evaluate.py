@@ -9,7 +9,7 @@ multitask  supervised on the best answers of all preferences, told what is prefe
 morl       P-MORL, told what is preferred
 psoups     for each combination the merged policies of its poles, told what is preferred
 
-Beside them each policy of one pole against the base under that pole alone, `evaluate.draws` times, and of each
+Beside them each policy of one pole against the base under that pole alone, by `evaluate.draws` answers, and of each
 dimension soups of two conflicting poles by weights from one to the other, told nothing.
 """
 
@@ -40,19 +40,23 @@ GENERATIONS = 'generations'
 
 
 class Job(NamedTuple):
-    """Whose answers under which preferences; `sources` are stages whose adapters are merged by `weights`. Prompts are
-    answered anew in each `draw`."""
+    """Whose answers under which preferences, so many to each prompt; `sources` are stages whose adapters are merged by
+    `weights`."""
 
     system: str
     preferences: tuple[Preference, ...]
     sources: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
-    draw: int = 0
+    draws: int = 1
 
     @property
     def name(self) -> str:
-        named = f'{self.system}-{name_of(self.preferences)}' if self.preferences else self.system
-        return f'{named}-{self.draw + 1}' if self.draw else named
+        return f'{self.system}-{name_of(self.preferences)}' if self.preferences else self.system
+
+    @property
+    def names(self) -> list[str]:
+        """Of each draw's answers."""
+        return [self.name, *(f'{self.name}-{k}' for k in range(2, self.draws + 1))]
 
 
 def make_jobs(config: Config, poles: Sequence[Preference]) -> list[Job]:
@@ -63,16 +67,14 @@ def make_jobs(config: Config, poles: Sequence[Preference]) -> list[Job]:
     for combo in combos:
         jobs += [Job('base', combo), *(Job(name, combo, (name,), (1.0,)) for name in ('multitask', 'morl'))]
         jobs.append(Job('psoups', combo, tuple(f'policy-{each.id}' for each in combo), weights))
-    for pole, draw in itertools.product(poles, range(config.evaluate.draws)):
-        jobs += [pole_job('base', pole, draw), pole_job('policy', pole, draw)]
+    jobs += [job for pole in poles for job in pole_jobs(pole, config.evaluate.draws)]
     jobs += [job for front in make_fronts(config, poles).values() for job in front]
-    return list(dict.fromkeys(jobs))  # of one dimension a combination is a pole
+    return list({job.name: job for job in jobs}.values())  # of one dimension a combination is a pole
 
 
-def pole_job(system: str, pole: Preference, draw: int) -> Job:
-    """Answers under one pole, of its policy or of the base."""
-    trained = ((f'policy-{pole.id}',), (1.0,)) if system == 'policy' else ((), ())
-    return Job(system, (pole,), *trained, draw)
+def pole_jobs(pole: Preference, draws: int) -> tuple[Job, Job]:
+    """Answers under one pole, of its policy and of the base."""
+    return Job('policy', (pole,), (f'policy-{pole.id}',), (1.0,), draws), Job('base', (pole,), draws=draws)
 
 
 def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Preference, Preference], list[Job]]:
@@ -119,15 +121,18 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
         job = jobs[i]
         texts = [ask(prompt.question, job.preferences) for prompt in prompts]
         with ctx.phase('rollout'):
-            samples = sample(weights(job), texts, 1, (config.seed, EVALUATION + 1 + job.draw))
+            samples = sample(weights(job), texts, job.draws, (config.seed, EVALUATION + 1))
         outputs = [each.completion.text for each in samples]
-        records = [
-            {'id': prompt.id, 'prompt': text, 'output': output}
-            for prompt, text, output in zip(prompts, texts, outputs, strict=True)
-        ]
-        piecework.write(folder / GENERATIONS / f'{job.name}.jsonl', records)
+        written = {name: outputs[k :: job.draws] for k, name in enumerate(job.names)}
+        for name, each in written.items():
+            records = [
+                {'id': prompt.id, 'prompt': text, 'output': output}
+                for prompt, text, output in zip(prompts, texts, each, strict=True)
+            ]
+            piecework.write(folder / GENERATIONS / f'{name}.jsonl', records)
         words = float(np.mean([len(output.split()) for output in outputs]))
-        return [{'job': job.name, 'outputs': outputs}], host, {'answers': float(len(outputs)), 'words': words}
+        told = [{'job': name, 'outputs': each} for name, each in written.items()]
+        return told, host, {'answers': float(len(outputs)), 'words': words}
 
     def finish(records: list[dict[str, Any]]) -> Evaluation:
         written = {record['job']: record['outputs'] for record in records}
@@ -183,7 +188,7 @@ class Contest:
             record |= {f'{a}_{b}_{key}': value for key, value in winrates.measure(found).items()}
         alone: dict[str, np.ndarray] = {}
         for pole in poles:
-            own, base = ([pole_job(system, pole, draw).name for draw in range(draws)] for system in ('policy', 'base'))
+            own, base = (job.names for job in pole_jobs(pole, draws))
             alone[pole.id] = np.stack([self.compare(pole, *pair) for pair in zip(own, base, strict=True)])
             found, name = winrates.measure(alone[pole.id]), f'{pole.id}_policy_beats_base'
             record |= {name: found['half'], f'{name}_se': found['half_se']}

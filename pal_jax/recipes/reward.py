@@ -86,7 +86,9 @@ def make(config: Config, ctx: Context) -> Recipe:
         pairs = compared(rows.test)
         replies = [[rows.test[i].branches[k] for k in (pair.better, pair.worse)] for i, pair in pairs]
         lengths = np.array([[len(reply.tokens) - 1 for reply in each] for each in replies])
-        record = reward_model.measure(scores, lengths, np.array([i for i, _ in pairs]))
+        number: dict[tuple[int, ...], int] = {}
+        prompts = [number.setdefault(tuple(rows.test[i].prompt), len(number)) for i, _ in pairs]
+        record = reward_model.measure(scores, lengths, np.array(prompts))
         return Evaluation(record, exhibits=reward_model.make_exhibits(scores, lengths, record))
 
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
@@ -122,37 +124,35 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
     return group._replace(compared=[Compared(0, 1, float(margin))])
 
 
-def gather(pairs: Sequence[Group], *, replies: int, length: int) -> list[Group]:
-    """Groups of up to `replies` replies and `length` tokens of pairs that have the same prompt, in the order they come.
-    With two replies every pair stays a group."""
-    found: list[list[Group]] = []
-    last: dict[tuple[int, ...], list[Group]] = {}  # by prompt
+def gather(pairs: Sequence[Group], *, replies: int, length: int) -> list[list[Group]]:
+    """By prompt, groups of up to `replies` replies and `length` tokens. A pair joins the first group that has room for
+    it and has not compared the two; with two replies every pair is a group."""
+    found: dict[tuple[int, ...], list[Group]] = {}
     for pair in pairs:
-        part = last.get(tuple(pair.prompt))
-        if replies > 2 and part and fits(joined([*part, pair]), replies, length):
-            part.append(pair)
+        groups = found.setdefault(tuple(pair.prompt), [])
+        for k, group in enumerate(groups):
+            whole = len(group.compared) == replies * (replies - 1) // 2
+            if not whole and fits(both := joined(group, pair), replies, length):
+                groups[k] = both
+                break
         else:
-            found.append([pair])
-            last[tuple(pair.prompt)] = found[-1]
-    return list(map(joined, found))
+            groups.append(pair)
+    return list(found.values())
 
 
 def fits(group: Group, replies: int, length: int) -> bool:
-    """No larger than that, and nothing in it compared twice."""
-    sides = {frozenset(pair[:2]) for pair in group.compared}
+    """Whether it is within these limits, and compares no two replies twice."""
+    sides = {frozenset((pair.better, pair.worse)) for pair in group.compared}
     return len(group.branches) <= replies and group.length <= length and len(sides) == len(group.compared)
 
 
-def joined(pairs: Sequence[Group]) -> Group:
-    """Pairs of one prompt as one group: each reply once."""
-    replies = {tuple(branch.tokens): branch for pair in pairs for branch in pair.branches}
+def joined(group: Group, pair: Group) -> Group:
+    """A group with one more pair of its prompt; each reply is there once."""
+    replies = {tuple(branch.tokens): branch for branch in (*group.branches, *pair.branches)}
     number = {tokens: k for k, tokens in enumerate(replies)}
-    told = [(pair, [number[tuple(branch.tokens)] for branch in pair.branches]) for pair in pairs]
-    return Group(
-        pairs[0].prompt,
-        list(replies.values()),
-        [Compared(better, worse, pair.compared[0].margin) for pair, (better, worse) in told],
-    )
+    better, worse = (number[tuple(branch.tokens)] for branch in pair.branches)
+    told = Compared(better, worse, pair.compared[0].margin)
+    return Group(group.prompt, list(replies.values()), [*group.compared, told])
 
 
 def compared(groups: Sequence[Group]) -> list[tuple[int, Compared]]:

@@ -4,7 +4,7 @@ what they told."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -24,8 +24,8 @@ from pal_jax.types import TokenBatch
 
 
 class Rows(NamedTuple):
-    """Groups of `n` branches of up to `actions` actions, to learn from and to test on. `left_out` rows were longer than
-    `data.max_length`."""
+    """Groups of `n` branches of up to `actions` actions, to learn from and to test on. `left_out` groups were longer
+    than `data.max_length`."""
 
     train: list[Group]
     test: list[Group]
@@ -61,12 +61,17 @@ class Rows(NamedTuple):
         return sharding.put_batch(packed, mesh)
 
 
+def apart(rows: Sequence[Group]) -> list[list[Group]]:
+    """Each by itself."""
+    return [[row] for row in rows]
+
+
 def make_rows(
     config: Config, convert: Callable[[Any], Group], key: str, n: int,
-    gather: Callable[[list[Group]], list[Group]] = list,
+    gather: Callable[[Sequence[Group]], list[list[Group]]] = apart,
 ) -> Rows:  # fmt: skip
     """`convert` of every record: of a file, or of those that `MADE` has by this name, whose good answers go by `key`.
-    `gather` makes groups of several that belong together.
+    `gather` makes of them groups to learn from, in parts that are learnt from or tested on as a whole.
 
     Raises:
       ValueError: a file with a line that is none, or nothing to learn from or to test on.
@@ -74,11 +79,11 @@ def make_rows(
     data = config.data
     made = MADE.get(data.train)
     if made:
-        parts = [gather(list(map(convert, records))) for records in made(config, key)]
+        parts = [list(itertools.chain(*gather(list(map(convert, records))))) for records in made(config, key)]
     else:
-        parts = [[row] for row in gather(chats.read(data.train, convert))]
+        parts = gather(chats.read(data.train, convert))
     if data.test:
-        train, test = list(itertools.chain(*parts)), gather(chats.read(data.test, convert))
+        train, test = (list(itertools.chain(*each)) for each in (parts, gather(chats.read(data.test, convert))))
     else:
         train, test = hold_out(parts, data.test_rows)
     kept, tested = ([group for group in each if group.length <= data.max_length] for each in (train, test))

@@ -5,8 +5,8 @@ folder that all stages share:
 
 rollouts.jsonl         id, preference_id, instruction, input, preference_prompt, output_1, output_2
 annotations.jsonl      the same with annotator and preference: 1 or 2; 0: neither; null: no verdict
-pairs/<name>.jsonl     what reward models learn from, and on other prompts pairs/<name>-test.jsonl, to test them on; of
-                       `joint` the best answer to each prompt is best.jsonl
+pairs/<name>.jsonl     what reward models learn from, and on other prompts pairs/<name>-test.jsonl, to test them on;
+                       <name> is `best` for the best answer to each prompt under each pole, which multitask learns
 merged/<combination>/  adapters as the library peft has them
 """
 

@@ -257,6 +257,9 @@ def test_answers_are_also_compared_with_those_under_the_opposite_pole():
     ]  # fmt: skip
     assert {r['preference_prompt'] for r in found if r['preference_id'] == 'P2A'} == {'Be P2A.'}
     assert len({r['id'] for r in found}) == 10
+    alike = {**long, 'output_1': 'short 1', 'output_2': 'short 1'}
+    once = psoups_data.crossed([brief, alike], poles)
+    assert [(r['output_1'], r['output_2']) for r in once if r['preference_id'] == 'P2A'] == [('short 1', 'short 1')]
 
 
 def test_prompts_of_a_file_that_are_too_long_are_left_out(tmp_path):

@@ -144,35 +144,61 @@ def said(question, chosen, rejected):
 def test_pairs_of_one_prompt_are_a_group_which_has_each_reply_once():
     tokenizer = sources.resolve('random:tiny').tokenizer()
     told = [('Why?', 'a', 'b'), ('How?', 'a', 'b'), ('Why?', 'c', 'a'), ('Why?', 'd', 'b'), ('Why?', 'e', 'a'),
-            ('Why?', 'a', 'e'), ('Why?', 'b', 'e')]  # fmt: skip
+            ('Why?', 'a', 'e'), ('Why?', 'b', 'e'), ('Why?', 'd', 'c')]  # fmt: skip
     pairs = [reward.to_group(tokenizer, said(*each)) for each in told]
-    found = reward.gather(pairs, replies=4, length=1000)
+    why, how = reward.gather(pairs, replies=4, length=1000)
     # a fifth reply begins another group, and so does what was compared already
-    assert [group.compared for group in found] == [
-        [(0, 1, 0.0), (2, 0, 0.0), (3, 1, 0.0)], [(0, 1, 0.0)], [(0, 1, 0.0)], [(0, 1, 0.0), (2, 1, 0.0)]
+    assert [[tuple(pair[:2]) for pair in group.compared] for group in why] == [
+        [(0, 1), (2, 0), (3, 1), (3, 2)], [(0, 1), (2, 0)], [(0, 1)]
     ]  # fmt: skip
-    pairs_again = [
-        (tuple(g.prompt), *(tuple(g.branches[k].tokens) for k in pair[:2])) for g in found for pair in g.compared
+    assert how == [pairs[1]]
+    found = [
+        (tuple(g.prompt), *(tuple(g.branches[k].tokens) for k in pair[:2])) for g in (*why, *how) for pair in g.compared
     ]
-    assert sorted(pairs_again) == sorted((tuple(p.prompt), *(tuple(b.tokens) for b in p.branches)) for p in pairs)
+    assert sorted(found) == sorted((tuple(p.prompt), *(tuple(b.tokens) for b in p.branches)) for p in pairs)
     short = max(pair.length for pair in pairs)
-    assert all(len(group.branches) == 2 for group in reward.gather(pairs, replies=4, length=short))
-    assert reward.gather(pairs, replies=2, length=1000) == pairs
+    for limits in ({'replies': 4, 'length': short}, {'replies': 2, 'length': 1000}):
+        assert reward.gather(pairs, **limits) == [[pairs[k] for k in (0, 2, 3, 4, 5, 6, 7)], [pairs[1]]]
+
+
+REPLIES = ['yes', 'well yes', 'no', 'oh no no']
+
+
+def ranked(path, prompts=4):
+    """All pairs of four replies to each prompt."""
+    told = [said(f'{i}?', *two) for i in range(prompts) for two in itertools.combinations(REPLIES, 2)]
+    path.write_text(''.join(json.dumps(each) + '\n' for each in told))
+    return {'data.train': str(path), 'data.batch_size': 2, **LORA}
 
 
 def test_groups_of_pairs_are_learnt_and_tested_by_pair(tmp_path):
-    path = tmp_path / 'a.jsonl'
-    ranked = ['yes', 'well yes', 'no', 'oh no no']
-    told = [said(f'{i}?', *two) for i in range(4) for two in itertools.combinations(ranked, 2)]
-    path.write_text(''.join(json.dumps(each) + '\n' for each in told))
-    changes = {'data.train': str(path), 'data.test': str(path), 'data.replies': 4, 'data.batch_size': 2}
-    rows, recipe, state = run(ONE, 6, **changes, **LORA)
+    changes = ranked(tmp_path / 'a.jsonl')
+    changes['data.test'] = changes['data.train']
+    rows, recipe, state = run(ONE, 6, **changes, **{'data.replies': 4})
     assert rows[-1]['loss'] < 0.8 * rows[0]['loss']
-    evaluated = recipe.evaluate(state, 'x').record
-    assert evaluated['rows'] == 24
-    assert (evaluated['rows_chosen_longer'], evaluated['rows_chosen_shorter']) == (8, 12)  # yes and no are as long
+    apart = reward.make(get_config(**changes), ONE)
+    pairs = [reward.to_group(recipe.trained.tokenizer, said('0?', *two)) for two in itertools.combinations(REPLIES, 2)]
+    [[group]] = reward.gather(pairs, replies=4, length=1000)
+    assert len(group.branches) == 4
+    assert rows[0]['tokens'] == 2 * group.length  # all prompts are as long
+    together, by_pair = (each.evaluate(state, 'x').record for each in (recipe, apart))
+    assert together['rows'] == 24
+    assert together.pop('accuracy_interval') == pytest.approx(by_pair.pop('accuracy_interval'))
+    assert together == pytest.approx(by_pair, abs=1e-5)
+
+
+def test_a_prompt_is_learnt_or_tested_on(tmp_path):
+    config = get_config(**ranked(tmp_path / 'a.jsonl', prompts=5), **{'data.test_rows': 9})
+    tokenizer = sources.resolve('random:tiny').tokenizer()
+    gather = functools.partial(reward.gather, replies=2, length=1000)
+    rows = reward.data.make_rows(config, functools.partial(reward.to_group, tokenizer), 'chosen', 2, gather)
+    assert (len(rows.train), len(rows.test)) == (24, 6)
+    assert not {tuple(g.prompt) for g in rows.train} & {tuple(g.prompt) for g in rows.test}
+
+
+def test_a_group_has_two_replies_at_least(tmp_path):
     with pytest.raises(ValueError, match=r'data.replies=1 must be at least 2'):
-        reward.make(get_config(**changes | {'data.replies': 1}), ONE)
+        reward.make(get_config(**ranked(tmp_path / 'a.jsonl'), **{'data.replies': 1}), ONE)
 
 
 @pytest.mark.parametrize(
