@@ -61,7 +61,7 @@ def get_config(variant: str = '') -> ConfigDict:
         rollout_batch_size=8,  # prompts a step
         n_samples_per_prompt=4,
         scale_scores=False,  # by the running mean and standard deviation of all scores; group_norm needs none
-        test_count=8,  # prompts of the evaluations before and after
+        test_count=16,  # prompts of the evaluations before and after
         reward='',  # pal:<workdir> in place of the reward models of stage=reward (docs/methods/pal.md)
         person='',  # with it: a user of that run, a file of a mixture (*.json), or '': the population
     )
@@ -104,6 +104,7 @@ def quick(config: ConfigDict) -> ConfigDict:
     config.total_steps = 3
     config.reward.total_steps = config.multitask.total_steps = 8
     config.multitask.data.batch_size = 8
+    config.rl.test_count = 8
     config.annotate.test_share = 0.1
     config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0))
     return config
