@@ -35,14 +35,17 @@ def get_config(variant: str = '') -> ConfigDict:
     config.sampling = p.sampling(temperature=0.7, max_tokens=48)  # at 1 the embedded model hardly makes sense
     # A stage has no more slots than it asks for samples at once.
     config.decode = dict(slots=128, stride=4, driver='local', address='', reuse=True, int8=False)
-    config.rollout = dict(batch_size=64)  # prompts of a step, two outputs each
+    config.rollout = dict(
+        prompts=116,  # that are asked under a preference, drawn for each; 0: all
+        answers=4,  # to each of them, of which all pairs are compared
+        batch_size=32,  # prompts of a step
+    )
     config.annotate = dict(
         annotator='rule',  # or endpoint:<name>, local:<source>, or a YAML file (pal_jax/feedback/annotators.py)
         second='',  # another one, to see how far they agree
-        crossed=True,  # of a prompt's four answers under a pole and its opposite all six pairs; else one
         batch_size=100,  # rows of a step
         max_failed=0.1,  # share of rows without a verdict at which the stage stops
-        test_share=0.06,  # of the prompts, kept to test reward models on
+        test_share=0.12,  # of the prompts, kept to test reward models on
     )
     config.endpoints = dict(
         judge=p.endpoint(temperature=1.0, max_tokens=250),
@@ -50,6 +53,7 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     config.answers = '~/.cache/pal_jax/answers.sqlite'  # what endpoints have answered is not asked again; '': is
     config.reward = reward()
+    config.reward.data.replies = config.rollout.get_oneway_ref('answers')
     config.reward.policy.source = config.policy.get_oneway_ref('source')  # another model, if it is named by itself
     config.multitask = multitask()
     config.optimizer = p.adamw(lr=8e-4, warmup_ratio=0.0)  # few steps: none of them at rate 0
@@ -84,7 +88,6 @@ def reward() -> ConfigDict:
     config.reward = dict(margin=0.0, label_smoothing=0.0, centring=0.0)
     config.data = p.rows(batch_size=4)
     config.data.update(row_tokens=512, micro_rows=1)  # a program to compile, where two rows would make several
-    config.data.replies = 4  # two under each of two poles, in up to six pairs
     return config
 
 
@@ -105,7 +108,8 @@ def quick(config: ConfigDict) -> ConfigDict:
     config.reward.total_steps = config.multitask.total_steps = 8
     config.multitask.data.batch_size = 8
     config.rl.test_count = 8
-    config.annotate.test_share = 0.1
+    config.rollout.prompts = 28
+    config.annotate.test_share = 0.2
     config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0))
     return config
 
@@ -122,7 +126,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.total_steps = 2
     config.reward.total_steps = config.multitask.total_steps = 2
     config.reward.data.batch_size = config.multitask.data.batch_size = 4
-    config.rollout.batch_size = 24
+    config.rollout.update(prompts=0, answers=2, batch_size=24)
     config.rl.update(rollout_batch_size=2, n_samples_per_prompt=2, test_count=2)
     config.annotate.test_share = 0.25
     config.decode.slots = 8
@@ -136,12 +140,12 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.policy.source = 'hf:allenai/tulu-2-7b'
     config.policy.remat = config.reward.policy.remat = 'full'
     config.policy.lora = dict(rank=16, alpha=32.0, targets='attn/(q|v)', dropout=0.05)
-    config.annotate.crossed = False
+    config.rollout.update(prompts=0, answers=2, batch_size=128)
     config.reward.policy.lora = dict(rank=8, alpha=32.0, targets='attn/(q|v)', dropout=0.0)
     config.reward.optimizer = p.adamw(lr=2e-5)
     config.reward.optimizer.weight_decay = 0.001
     config.reward.total_steps = 0  # one pass
-    config.reward.data.update(batch_size=8, micro_rows=2, max_length=2048, replies=2)  # two answers of 512 tokens
+    config.reward.data.update(batch_size=8, micro_rows=2, max_length=2048)  # two answers of 512 tokens
     config.multitask.optimizer = p.adamw(lr=1e-5, warmup_ratio=0.1, min_ratio=1.0)
     config.multitask.optimizer.weight_decay = 0.05
     config.multitask.data.row_tokens = 1024

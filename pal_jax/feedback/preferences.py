@@ -137,12 +137,6 @@ def by_dimension(preferences: Sequence[Preference]) -> dict[str, list[Preference
     return {name: [each for each in preferences if each.dimension == name] for name in names}
 
 
-def opposites(preferences: Sequence[Preference]) -> dict[str, str]:
-    """By the id of a pole that of another pole of its dimension: the next one, and of the last the first."""
-    rings = [[pole.id for pole in poles] for name, poles in by_dimension(preferences).items() if name]
-    return {name: ring[(k + 1) % len(ring)] for ring in rings for k, name in enumerate(ring)}
-
-
 def combinations(preferences: Sequence[Preference]) -> list[Combination]:
     """Every choice of one pole a dimension: 8 of the first six embedded ones, 16 of all eight."""
     return list(itertools.product(*by_dimension(preferences).values()))

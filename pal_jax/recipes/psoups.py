@@ -1,7 +1,7 @@
 """Personalized Soups (arXiv 2310.11564): a policy for each pole of what people may want, merged for who wants several.
 
-    rollout    two answers of the base policy to every prompt, under every preference
-    annotate   a judge says which of the two suits the preference better
+    rollout    answers of the base policy under every preference, several to a prompt
+    annotate   a judge says which of two answers to a prompt suits the preference better
     reward     a reward model for each preference, one for all of them, and one for no preference in particular
     rlhf, morl, policy      PPO: on the general reward; on the mean over the preferences of a prompt by the joint reward
                model; on one preference, which makes a policy for each
@@ -120,8 +120,6 @@ def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:
         pairs = workdir / soups.PAIRS / (name or BEST)
         part |= config[stage].to_dict() | {'recipe': 'reward' if stage == 'reward' else 'sft', 'eval': {'every': 0}}
         part['data'] |= {'train': f'{pairs}.jsonl', 'test': f'{pairs}-test.jsonl'}
-        if stage == 'reward' and (name == GENERAL or not config.annotate.crossed):  # two replies to a prompt: as many
-            part['data']['batch_size'] *= max(part['data']['replies'] // 2, 1)
     return ConfigDict(part)
 
 
@@ -129,6 +127,7 @@ def check(config: Config) -> tuple[Preference, ...]:
     """The preferences, if everything is right that later stages would fail at."""
     if not config.policy.lora.rank:
         raise ValueError('policy.lora.rank=0: soups are made of adapters; give a rank')
+    check_at_least(config, 2, 'rollout.answers')
     check_at_least(
         config, 1, 'total_steps', 'rollout.batch_size', 'annotate.batch_size', 'rl.rollout_batch_size',
         'rl.n_samples_per_prompt', 'rl.test_count', 'prompts.test_count', 'evaluate.draws', 'ppo.minibatches',

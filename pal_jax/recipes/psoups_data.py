@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pal_jax.data.passes import shuffled
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Row
 from pal_jax.feedback.preferences import BEST, JOINT, Preference
@@ -23,28 +24,32 @@ from pal_jax.types import Metrics
 
 
 def make_rollouts(config: Config, ctx: Context) -> Recipe:
-    """Stage 1: two answers of the base policy to every prompt, under every preference and under none."""
+    """Stage 1: answers of the base policy under every preference and under none, to prompts drawn for each."""
     policy = make_policy(config, ctx)
-    size, poles = config.rollout.batch_size, (preferences.general(), *soups.read_preferences(config))
-    sample = soups.make_sampler(config, policy, ctx, at_once=2 * size)
-    asked = [(pole, prompt) for pole in poles for prompt in soups.read_prompts(config, 'train', policy.tokenizer)]
+    size, n = config.rollout.batch_size, config.rollout.answers
+    sample = soups.make_sampler(config, policy, ctx, at_once=n * size)
+    poles, prompts = everyone(config), soups.read_prompts(config, 'train', policy.tokenizer)
+    count = min(config.rollout.prompts or len(prompts), len(prompts))
+    starts = range(0, len(poles) * len(prompts), len(prompts))
+    drawn = [{*shuffled(len(prompts), start=start, size=count, seed=config.seed)} for start in starts]
+    asked = [(p, prompt) for k, prompt in enumerate(prompts) for p, own in zip(poles, drawn, strict=True) if k in own]
     base = functools.cache(lambda: soups.load_base(policy, ctx))
 
     def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
         part = asked[i * size : (i + 1) * size]
         with ctx.phase('rollout'):
             texts = [preferences.ask(prompt.question, [pole]) for pole, prompt in part]
-            answers = sample(base(), texts, 2, (config.seed, i))
+            samples = sample(base(), texts, n, (config.seed, i))
+        answers = [each.completion.text.strip() for each in samples]  # as chat templates have a turn
         records = [
             {
                 'id': f'{pole.id}-{prompt.id}', 'preference_id': pole.id, 'instruction': prompt.instruction,
                 'input': prompt.input, 'preference_prompt': pole.text,
-                'output_1': answers[2 * k].completion.text.strip(),  # as chat templates have a turn
-                'output_2': answers[2 * k + 1].completion.text.strip(),
+                **{f'output_{j + 1}': answer for j, answer in enumerate(answers[k * n : (k + 1) * n])},
             }
             for k, (pole, prompt) in enumerate(part)
         ]  # fmt: skip
-        length = float(np.mean([len(each.completion.token_ids) for each in answers]))
+        length = float(np.mean([len(each.completion.token_ids) for each in samples]))
         return records, host, {'prompts': float(len(part)), 'length': length}
 
     def finish(records: list[dict[str, Any]]) -> Evaluation:
@@ -55,14 +60,14 @@ def make_rollouts(config: Config, ctx: Context) -> Recipe:
 
 
 def make_annotations(config: Config, ctx: Context) -> Recipe:
-    """Stage 2: which of the two answers suits the preference better, and the pairs that reward models learn from."""
-    poles = {each.id: each for each in (preferences.general(), *soups.read_preferences(config))}
+    """Stage 2: which of two answers suits the preference better, and the pairs that reward models learn from."""
+    poles = {each.id: each for each in everyone(config)}
     settings = config.annotate
     specs = [soups.read_annotators(each) for each in (settings.annotator, settings.second) if each]
     models = ChatModels(config)
     judges = [soups.open_annotators(models, each) for each in specs]
-    rows, size = piecework.read(ctx.workdir.parent / soups.ROLLOUTS), settings.batch_size
-    rows += crossed(rows, list(poles.values())) if settings.crossed else []
+    rows = [pair for row in piecework.read(ctx.workdir.parent / soups.ROLLOUTS) for pair in pairs_of(row)]
+    size = settings.batch_size
 
     def verdicts(judge: Callable[[str], Annotator], part: Sequence[Row]) -> list[int | None]:
         found: list[int | None] = [None] * len(part)
@@ -104,22 +109,19 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
     return piecework.make(ctx, -(-len(rows) // size), work, 'annotate', finish, resume=models.count_on)
 
 
-def crossed(rows: Sequence[Row], poles: Sequence[Preference]) -> list[Row]:
-    """All other pairs of the four answers to a prompt under a pole and under its opposite: up to five rows a prompt and
-    pole, four of an answer under each, and one of the two under the opposite. Two texts are compared once."""
-    found = {(row['preference_id'], row['instruction'], row['input']): row for row in rows}
-    opposite, more = preferences.opposites(poles), []
-    for (name, *prompt), row in found.items():
-        other = found.get((opposite.get(name, ''), *prompt))
-        if other:
-            own, others = ((each['output_1'], each['output_2']) for each in (row, other))
-            told = {frozenset(own)}
-            for k, (one, another) in enumerate((*itertools.product(own, others), others), 1):
-                if frozenset((one, another)) not in told:
-                    told.add(frozenset((one, another)))
-                    number = f'{row["id"]}-{other["preference_id"]}-{k}'
-                    more.append({**row, 'id': number, 'output_1': one, 'output_2': another})
-    return more
+def everyone(config: Config) -> tuple[Preference, ...]:
+    """The general preference, then those that `preferences` and `poles` name."""
+    return preferences.general(), *soups.read_preferences(config)
+
+
+def pairs_of(row: Row) -> list[Row]:
+    """The answers of a row of rollouts, two by two; equal ones count as one."""
+    answers = {row[key]: key.removeprefix('output_') for key in row if key.startswith('output_')}
+    rest = {key: value for key, value in row.items() if not key.startswith('output_')}
+    return [
+        {**rest, 'id': f'{row["id"]}-{i}-{j}', 'output_1': first, 'output_2': second}
+        for (first, i), (second, j) in itertools.combinations(answers.items(), 2)
+    ]
 
 
 def tell(records: Sequence[Row], name: str) -> dict[str, int]:

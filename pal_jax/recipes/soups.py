@@ -3,8 +3,8 @@
 A stage that trains nothing works in parts (`recipes/piecework.py`); its last evaluation puts them together, in the
 folder that all stages share:
 
-rollouts.jsonl         id, preference_id, instruction, input, preference_prompt, output_1, output_2
-annotations.jsonl      the same with annotator and preference: 1 or 2; 0: neither; null: no verdict
+rollouts.jsonl         id, preference_id, instruction, input, preference_prompt, output_1, output_2, ...
+annotations.jsonl      the same for two outputs, with annotator and preference: 1 or 2; 0: neither; null: no verdict
 pairs/<name>.jsonl     what reward models learn from, and on other prompts pairs/<name>-test.jsonl, to test them on;
                        <name> is `best` for the best answer to each prompt under each pole, which multitask learns
 merged/<combination>/  adapters as the library peft has them

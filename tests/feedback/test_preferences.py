@@ -75,13 +75,6 @@ def test_a_fault_is_one_line_with_file_and_key(old, new, message, tmp_path):
     assert '\n' not in str(told.value)
 
 
-def test_every_pole_has_an_opposite_of_its_dimension():
-    poles = p.choose(p.embedded(), 'P2A,P2B,P3A,P3B,P3C')
-    assert p.opposites((p.general(), *poles)) == {
-        'P2A': 'P2B', 'P2B': 'P2A', 'P3A': 'P3B', 'P3B': 'P3C', 'P3C': 'P3A',
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ('rule', 'worse', 'better'),
     [

@@ -240,26 +240,15 @@ def test_the_best_answer_is_the_one_preferred_most_often():
     ]  # fmt: skip
 
 
-def test_answers_are_also_compared_with_those_under_the_opposite_pole():
-    def row(name, question, text):
-        said = {'output_1': f'{text} 1', 'output_2': f'{text} 2', 'preference_prompt': f'Be {name}.'}
-        return {'id': f'{name}-{question}', 'preference_id': name, 'instruction': question, 'input': '', **said}
-
-    brief, long = row('P2A', 'Why?', 'short'), row('P2B', 'Why?', 'long')
-    alone, nobodys = row('P2A', 'How?', 'short'), {**row('general', 'Why?', 'plain'), 'preference_prompt': ''}
-    poles = [preferences.general(), *preferences.choose(preferences.embedded(), 'P2A,P2B')]
-    found = psoups_data.crossed([brief, long, alone, nobodys], poles)
-    assert [(r['preference_id'], r['output_1'], r['output_2']) for r in found] == [
-        ('P2A', 'short 1', 'long 1'), ('P2A', 'short 1', 'long 2'),
-        ('P2A', 'short 2', 'long 1'), ('P2A', 'short 2', 'long 2'), ('P2A', 'long 1', 'long 2'),
-        ('P2B', 'long 1', 'short 1'), ('P2B', 'long 1', 'short 2'),
-        ('P2B', 'long 2', 'short 1'), ('P2B', 'long 2', 'short 2'), ('P2B', 'short 1', 'short 2'),
+def test_all_answers_to_a_prompt_are_compared_two_by_two():
+    row = {'id': 'P2A-7', 'preference_id': 'P2A', 'instruction': 'Why?', 'input': '', 'preference_prompt': 'Be brief.'}
+    pairs = psoups_data.pairs_of({**row, 'output_1': 'a', 'output_2': 'b', 'output_3': 'c'})
+    assert [(each['id'], each['output_1'], each['output_2']) for each in pairs] == [
+        ('P2A-7-1-2', 'a', 'b'), ('P2A-7-1-3', 'a', 'c'), ('P2A-7-2-3', 'b', 'c'),
     ]  # fmt: skip
-    assert {r['preference_prompt'] for r in found if r['preference_id'] == 'P2A'} == {'Be P2A.'}
-    assert len({r['id'] for r in found}) == 10
-    alike = {**long, 'output_1': 'short 1', 'output_2': 'short 1'}
-    once = psoups_data.crossed([brief, alike], poles)
-    assert [(r['output_1'], r['output_2']) for r in once if r['preference_id'] == 'P2A'] == [('short 1', 'short 1')]
+    assert {key: value for key, value in pairs[2].items() if key in row} == {**row, 'id': 'P2A-7-2-3'}
+    alike = psoups_data.pairs_of({**row, 'output_1': 'a', 'output_2': 'b', 'output_3': 'a'})
+    assert [{each['output_1'], each['output_2']} for each in alike] == [{'a', 'b'}]
 
 
 def test_prompts_of_a_file_that_are_too_long_are_left_out(tmp_path):
