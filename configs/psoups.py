@@ -36,7 +36,7 @@ def get_config(variant: str = '') -> ConfigDict:
     # A stage has no more slots than it asks for samples at once.
     config.decode = dict(slots=128, stride=4, driver='local', address='', reuse=True, int8=False)
     config.rollout = dict(
-        prompts=116,  # that are asked under a preference, drawn for each; 0: all
+        prompts=104,  # that are asked under a preference, drawn for each; 0: all
         answers=4,  # to each of them, of which all pairs are compared
         batch_size=32,  # prompts of a step
     )
