@@ -127,6 +127,7 @@ def check(config: Config) -> tuple[Preference, ...]:
     """The preferences, if everything is right that later stages would fail at."""
     if not config.policy.lora.rank:
         raise ValueError('policy.lora.rank=0: soups are made of adapters; give a rank')
+    check_at_least(config, 0, 'rollout.prompts')
     check_at_least(config, 2, 'rollout.answers')
     check_at_least(
         config, 1, 'total_steps', 'rollout.batch_size', 'annotate.batch_size', 'rl.rollout_batch_size',

@@ -19,6 +19,7 @@ from pal_jax.feedback.preferences import BEST, JOINT, Preference
 from pal_jax.recipes import piecework, soups
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
+from pal_jax.recipes.soups import Prompt
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics
 
@@ -28,11 +29,8 @@ def make_rollouts(config: Config, ctx: Context) -> Recipe:
     policy = make_policy(config, ctx)
     size, n = config.rollout.batch_size, config.rollout.answers
     sample = soups.make_sampler(config, policy, ctx, at_once=n * size)
-    poles, prompts = everyone(config), soups.read_prompts(config, 'train', policy.tokenizer)
-    count = min(config.rollout.prompts or len(prompts), len(prompts))
-    starts = range(0, len(poles) * len(prompts), len(prompts))
-    drawn = [{*shuffled(len(prompts), start=start, size=count, seed=config.seed)} for start in starts]
-    asked = [(p, prompt) for k, prompt in enumerate(prompts) for p, own in zip(poles, drawn, strict=True) if k in own]
+    prompts = soups.read_prompts(config, 'train', policy.tokenizer)
+    asked = draw(everyone(config), prompts, config.rollout.prompts, config.seed)
     base = functools.cache(lambda: soups.load_base(policy, ctx))
 
     def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
@@ -57,6 +55,17 @@ def make_rollouts(config: Config, ctx: Context) -> Recipe:
         return Evaluation({'rows': len(records)})
 
     return piecework.make(ctx, -(-len(asked) // size), work, 'rollout', finish)
+
+
+def draw(
+    poles: Sequence[Preference], prompts: Sequence[Prompt], count: int, seed: int
+) -> list[tuple[Preference, Prompt]]:
+    """For each preference `count` of the prompts, of its own; 0: all. What is asked is in the order of prompts."""
+    total, count = len(prompts), min(count or len(prompts), len(prompts))
+    own = [{*shuffled(total, start=i * total, size=count, seed=seed)} for i in range(len(poles))]
+    return [
+        (pole, prompt) for k, prompt in enumerate(prompts) for pole, mine in zip(poles, own, strict=True) if k in mine
+    ]
 
 
 def make_annotations(config: Config, ctx: Context) -> Recipe:
@@ -157,19 +166,21 @@ def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test
 def best(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What multitask learning imitates: of each prompt under each preference the answer that was preferred most often,
     of several such the first to be."""
-    prompts: dict[tuple[str, ...], Any] = {}
-    wins: dict[tuple[str, ...], collections.Counter[str]] = {}
+    found: dict[tuple[str, ...], tuple[Any, collections.Counter[str]]] = {}
     for row, pair in zip(rows, map(as_pair, rows), strict=True):
-        key = row['preference_id'], row['instruction'], row['input']
-        prompts[key] = pair['prompt']
-        wins.setdefault(key, collections.Counter())[pair['chosen'][0]['content']] += 1
-    said = {key: [{'role': 'assistant', 'content': won.most_common(1)[0][0]}] for key, won in wins.items()}
-    return [{'prompt': prompts[key], 'completion': said[key]} for key in wins]
+        _, wins = found.setdefault(
+            (row['preference_id'], row['instruction'], row['input']), (pair['prompt'], collections.Counter())
+        )
+        wins[pair['chosen'][0]['content']] += 1
+    return [
+        {'prompt': prompt, 'completion': [{'role': 'assistant', 'content': wins.most_common(1)[0][0]}]}
+        for prompt, wins in found.values()
+    ]
 
 
 def as_pair(row: Row) -> dict[str, Any]:
     """A row as messages, for reward models."""
-    question = soups.Prompt('', row['instruction'], row['input']).question
+    question = Prompt('', row['instruction'], row['input']).question
     better, worse = row[f'output_{row["preference"]}'], row[f'output_{3 - row["preference"]}']
     said = [[{'role': 'assistant', 'content': text}] for text in (better, worse)]
     prompt = soups.as_chat(f'{question} {row["preference_prompt"]}'.strip())

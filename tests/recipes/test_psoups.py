@@ -86,6 +86,7 @@ def test_a_variant_and_a_stage():
         ({'poles': 'P2A'}, 'has P2A alone of informativeness'),
         ({'preferences': 'absent.yaml'}, 'absent.yaml is no file'),
         ({'policy.lora.rank': 0}, 'soups are made of adapters'),
+        ({'rollout.answers': 1}, 'rollout.answers=1 must be at least 2'),
         ({'annotate.annotator': 'friend'}, "judge='friend' is unknown; use rule, endpoint:<name>"),
         ({'annotate.second': 'absent.yaml'}, 'absent.yaml is no file; name a YAML file of annotators'),
         ({'evaluate.judge': 'endpoint:judge'}, "endpoint 'judge' has address=''"),
@@ -238,6 +239,17 @@ def test_the_best_answer_is_the_one_preferred_most_often():
     assert [(each['prompt'][0]['content'], each['completion'][0]['content']) for each in found] == [
         ('Why? Be brief.', 'c'), ('How? Be brief.', 'e'),
     ]  # fmt: skip
+
+
+def test_every_preference_is_asked_of_as_many_prompts_drawn_for_it():
+    prompts, poles = [soups.Prompt(str(i), f'question {i}') for i in range(20)], preferences.embedded()[:3]
+    asked = psoups_data.draw(poles, prompts, 12, 0)
+    own = [[prompt for p, prompt in asked if p is pole] for pole in poles]
+    assert [len(set(each)) for each in own] == [12] * 3
+    assert len({frozenset(each) for each in own}) == 3
+    assert [int(prompt.id) for _, prompt in asked] == sorted(int(prompt.id) for _, prompt in asked)
+    whole = [(pole, prompt) for prompt in prompts for pole in poles]
+    assert psoups_data.draw(poles, prompts, 0, 0) == psoups_data.draw(poles, prompts, 99, 0) == whole
 
 
 def test_all_answers_to_a_prompt_are_compared_two_by_two():
