@@ -77,6 +77,8 @@ def _run_layers(body: Callable[[Array, Params, LayerKind], Array], x: Array, lay
     period = len(cfg.pattern)
     whole = cfg.layers // period * period
     stack, *rest = [layers] if whole == cfg.layers else split(layers, (whole, cfg.layers - whole))
+    if period == 1:  # weights as the scan has them: it would keep what is made of them for the backward pass
+        return lax.scan(lambda x, layer: (body(x, layer, cfg.pattern[0]), None), x, stack)[0]
     repetitions = jax.tree.map(lambda w: w.reshape(whole // period, period, *w.shape[1:]), stack)
     x, _ = lax.scan(lambda x, stack: (straight(x, stack, cfg.pattern), None), x, repetitions)
     return straight(x, rest[0], cfg.kinds[whole:]) if rest else x
@@ -145,9 +147,16 @@ def _mlp(mlp: Params, cfg: ModelConfig, x: Array) -> Array:
         gate, up = both[..., 0, :], both[..., 1, :]
     else:
         gate, up = linear(x, mlp['gate'], cfg), linear(x, mlp['up'], cfg)
-    return linear(ACTIVATIONS[cfg.activation](gate) * up, mlp['down'], cfg)
+    return linear(_gated(gate, up, cfg.activation), mlp['down'], cfg)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def _gated(gate: Array, up: Array, activation: str) -> Array:
+    """What is cheap to compute again is not kept for the backward pass: its inputs are."""
+    return ACTIVATIONS[activation](gate) * up
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(x: Float[Array, '... D'], weight: Float[Array, ' D'], cfg: ModelConfig) -> Float[Array, '... D']:
     """`x / rms(x) * (weight + cfg.norm_offset)` over the last axis, in float32 inside (Zhang & Sennrich 2019)."""
     wide = x.astype(jnp.float32)

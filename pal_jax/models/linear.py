@@ -102,8 +102,7 @@ def linear(
     rows, inner, out = x.shape[: x.ndim - in_dims], x.shape[x.ndim - in_dims :], w.shape[in_dims:]
     if inner != w.shape[:in_dims]:
         raise ValueError(f'x ends in {inner} but the weight {w.shape} starts with {w.shape[:in_dims]}; check in_dims')
-    size = math.prod(inner)
-    return product(x.reshape(*rows, size), w.reshape(size, -1), cfg.dtype, cfg.act_dtype).reshape(*rows, *out)
+    return product(x.reshape(*rows, -1), w, cfg.dtype, cfg.act_dtype).reshape(*rows, *out)
 
 
 def _soup(x: Float[Array, 'B T I'], w: SoupWeight, mixture: Float[Array, 'B K'], cfg: ModelConfig) -> Array:
@@ -143,13 +142,19 @@ def by_output(x: Float[Array, '... I'], w: Float[Array, 'O I'], dtype: str, out_
 
 
 def _multiply(x: Array, w: Array, dtype: str, out_dtype: str) -> Array:
-    """`x [..., I] @ w [I, O]`."""
+    """`x [..., I]` times `w [*in, *out]`, of whose first axes `I` is the product: `[..., prod(out)]`."""
     return lax.dot_general(
-        x.astype(dtype), w.astype(dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=out_dtype
-    )
+        x.astype(dtype), _matrix(w, x.shape[-1], dtype), (((x.ndim - 1,), (0,)), ((), ())),
+        preferred_element_type=out_dtype,
+    )  # fmt: skip
+
+
+def _matrix(w: Array, size: int, dtype: str) -> Float[Array, 'I O']:
+    return w.astype(dtype).reshape(size, -1)
 
 
 def _multiply_fwd(x: Array, w: Array, dtype: str, out_dtype: str) -> tuple[Array, tuple[Array, Array, Array]]:
+    """The weight is kept as it came: a scan over layers then reads its stack again, and keeps no second one."""
     narrow = x.astype(dtype)
     return _multiply(narrow, w, dtype, out_dtype), (narrow, w, jnp.empty((), x.dtype))
 
@@ -161,11 +166,12 @@ def _multiply_bwd(dtype: str, out_dtype: str, saved: tuple[Array, Array, Array],
     x, w, like = saved
     dy = dy.astype(dtype)
     rows = tuple(range(x.ndim - 1))
-    dx = lax.dot_general(dy, w.astype(dtype), (((dy.ndim - 1,), (1,)), ((), ())), preferred_element_type=out_dtype)
+    matrix = _matrix(w, x.shape[-1], dtype)
+    dx = lax.dot_general(dy, matrix, (((dy.ndim - 1,), (1,)), ((), ())), preferred_element_type=out_dtype)
     if rows == (0,) and x.shape[0] % 2 == 0:
         x, dy, rows = x.reshape(2, -1, x.shape[1]), dy.reshape(2, -1, dy.shape[1]), (0, 1)
     dw = lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
-    return dx.astype(like.dtype), dw.astype(w.dtype)
+    return dx.astype(like.dtype), dw.astype(w.dtype).reshape(w.shape)
 
 
 product = jax.custom_vjp(_multiply, nondiff_argnums=(2, 3))

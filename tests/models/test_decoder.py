@@ -127,6 +127,19 @@ MIXED = variant(
 )  # fmt: skip
 
 
+def test_a_loop_over_layers_keeps_no_second_stack_of_weights() -> None:
+    cfg = variant(unroll=False)
+    adapters, frozen = lora.split(lora.attach(WEIGHTS, rank=2, alpha=4.0, targets='all-linear', key=jax.random.key(2)))
+
+    def hidden(adapters: params.Params) -> jax.Array:
+        return decoder.forward(lora.join(adapters, frozen), cfg, TOKENS, *layout(TOKENS))
+
+    own = jax.tree.leaves(frozen['layers'])
+    places, sizes = {w.unsafe_buffer_pointer() for w in own}, {w.size for w in own if w.ndim > 2}
+    kept = [x for x in jax.tree.leaves(jax.vjp(hidden, adapters)[1]) if x.size in sizes]
+    assert kept and all(x.unsafe_buffer_pointer() in places for x in kept)
+
+
 @pytest.mark.slow
 def test_a_pattern_with_a_remainder_runs_the_same_however_layers_are_run() -> None:
     weights = params.init(params.decoder_specs(MIXED), jax.random.key(5))
