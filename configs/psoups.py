@@ -106,9 +106,11 @@ def quick(config: ConfigDict) -> ConfigDict:
     config.sampling.max_tokens = 32
     config.total_steps = 3
     config.reward.total_steps = config.multitask.total_steps = 8
+    config.reward.data.batch_size = 2
     config.multitask.data.batch_size = 8
-    config.rl.test_count = 8
-    config.rollout.prompts = 28
+    config.rl.update(rollout_batch_size=6, test_count=4)
+    config.ppo.row_tokens = 512  # two or three prompts share a row
+    config.rollout.prompts = 24
     config.annotate.test_share = 0.2
     config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0))
     return config
