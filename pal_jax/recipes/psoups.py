@@ -101,8 +101,10 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
         raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(READS)}')
     poles = [each.id for each in check(config)]
     names = {'reward': [GENERAL, *poles, JOINT], 'policy': poles}
-    if chosen and (wanted not in names or chosen not in names[wanted]):
-        raise ValueError(f'preference={chosen!r} goes with stage=policy or stage=reward and one of {", ".join(poles)}')
+    if chosen and wanted not in names:
+        raise ValueError(f'preference={chosen!r} goes with stage=policy or stage=reward, got stage={wanted}')
+    if chosen and chosen not in names[wanted]:
+        raise ValueError(f'preference={chosen!r} is none of stage={wanted}; use one of {", ".join(names[wanted])}')
     return [
         (make_stage(config, stage, name, workdir), workdir / (f'{stage}-{name}' if name else stage))
         for stage in (READS if wanted == 'all' else [wanted])

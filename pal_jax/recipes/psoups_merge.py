@@ -38,8 +38,9 @@ def make_merges(config: Config, ctx: Context) -> Recipe:
 def soup_weights(config: Config, n: int) -> tuple[float, ...]:
     """Raises ValueError where `merge.weights` are not those of `n` dimensions."""
     weights = tuple(config.merge.weights) or (1.0 / n,) * n
-    if len(weights) != n or not abs(sum(weights) - 1.0) <= 1e-6:
-        raise ValueError(f'merge.weights={weights} must be {n} numbers, one a dimension, with sum 1')
+    numbers = all(isinstance(each, int | float) for each in weights)
+    if not numbers or len(weights) != n or not abs(sum(weights) - 1.0) <= 1e-6:
+        raise ValueError(f'merge.weights={weights} must be a number for each of {n} dimensions, with sum 1')
     return weights
 
 
