@@ -75,10 +75,10 @@ def _run_layers(body: Callable[[Array, Params, LayerKind], Array], x: Array, lay
     if cfg.unroll:
         return straight(x, layers, cfg.kinds)
     period = len(cfg.pattern)
+    if period == 1:  # weights as the scan has them: it would keep what is made of them for the backward pass
+        return lax.scan(lambda x, layer: (body(x, layer, cfg.pattern[0]), None), x, layers)[0]
     whole = cfg.layers // period * period
     stack, *rest = [layers] if whole == cfg.layers else split(layers, (whole, cfg.layers - whole))
-    if period == 1:  # weights as the scan has them: it would keep what is made of them for the backward pass
-        return lax.scan(lambda x, layer: (body(x, layer, cfg.pattern[0]), None), x, stack)[0]
     repetitions = jax.tree.map(lambda w: w.reshape(whole // period, period, *w.shape[1:]), stack)
     x, _ = lax.scan(lambda x, stack: (straight(x, stack, cfg.pattern), None), x, repetitions)
     return straight(x, rest[0], cfg.kinds[whole:]) if rest else x

@@ -102,7 +102,7 @@ def linear(
     rows, inner, out = x.shape[: x.ndim - in_dims], x.shape[x.ndim - in_dims :], w.shape[in_dims:]
     if inner != w.shape[:in_dims]:
         raise ValueError(f'x ends in {inner} but the weight {w.shape} starts with {w.shape[:in_dims]}; check in_dims')
-    return product(x.reshape(*rows, -1), w, cfg.dtype, cfg.act_dtype).reshape(*rows, *out)
+    return product(x.reshape(*rows, math.prod(inner)), w, cfg.dtype, cfg.act_dtype).reshape(*rows, *out)
 
 
 def _soup(x: Float[Array, 'B T I'], w: SoupWeight, mixture: Float[Array, 'B K'], cfg: ModelConfig) -> Array:
