@@ -16,7 +16,7 @@ from pal_jax import presets as p
 
 def get_config(variant: str = '') -> ConfigDict:
     variant, chosen = p.parse_stage(variant, 'quick', 'smoke', 'paper')
-    config = p.base(recipe='psoups', total_steps=8)  # of each PPO
+    config = p.base(recipe='psoups', total_steps=5)  # of each PPO
     config.export = False  # 16 models; python -m pal_jax.export --workdir=.../policy-P2A writes one
     config.stage = chosen.get('stage', 'all')
     config.preference = chosen.get('preference', '')  # of stages reward and policy; '': all
@@ -32,11 +32,11 @@ def get_config(variant: str = '') -> ConfigDict:
     config.policy = p.policy(p.EMBEDDED)
     config.policy.scan_layers = True  # many short stages
     config.policy.lora = dict(rank=16, alpha=32.0, targets='all-linear', dropout=0.0)
-    config.sampling = p.sampling(temperature=0.7, max_tokens=48)  # at 1 the embedded model hardly makes sense
+    config.sampling = p.sampling(temperature=0.7, max_tokens=36)  # at 1 the embedded model hardly makes sense
     # A stage has no more slots than it asks for samples at once.
     config.decode = dict(slots=128, stride=4, driver='local', address='', reuse=True, int8=False)
     config.rollout = dict(
-        prompts=104,  # that are asked under a preference, drawn for each; 0: all
+        prompts=54,  # that are asked under a preference, drawn for each; 0: all
         answers=4,  # to each of them, of which all pairs are compared
         batch_size=32,  # prompts of a step
     )
@@ -56,18 +56,23 @@ def get_config(variant: str = '') -> ConfigDict:
     config.reward.data.replies = config.rollout.get_oneway_ref('answers')
     config.reward.policy.source = config.policy.get_oneway_ref('source')  # another model, if it is named by itself
     config.multitask = multitask()
-    config.optimizer = p.adamw(lr=8e-4, warmup_ratio=0.0)  # few steps: none of them at rate 0
-    config.critic = p.adamw(lr=8e-4)  # used by estimators that have one (gae)
+    config.optimizer = p.adamw(lr=1.2e-3, warmup_ratio=0.0)  # few steps: none of them at rate 0
+    config.critic = p.adamw(lr=1.2e-3)  # used by estimators that have one (gae)
     config.ppo = p.ppo(
-        estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, micro_rows=2, old_logprobs='sampler',
+        estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, row_tokens=384, micro_rows=1,
+        old_logprobs='sampler',
     )  # fmt: skip
     config.rl = dict(
         rollout_batch_size=8,  # prompts a step
         n_samples_per_prompt=4,
         scale_scores=False,  # by the running mean and standard deviation of all scores; group_norm needs none
-        test_count=16,  # prompts of the evaluations before and after
+        test_count=16,  # prompts of an evaluation
         reward='',  # pal:<workdir> in place of the reward models of stage=reward (docs/methods/pal.md)
         person='',  # with it: a user of that run, a file of a mixture (*.json), or '': the population
+    )
+    config.eval = dict(  # of each stage that trains; what came of it is what stage=evaluate finds
+        every=0,  # steps; 0: none in between
+        base=False,  # before the first one, too
     )
     config.merge = dict(weights=())  # of the dimensions, in their order, with sum 1; (): equal ones
     config.evaluate = dict(
@@ -76,24 +81,26 @@ def get_config(variant: str = '') -> ConfigDict:
         draws=2,  # answers to each prompt where the policy of one pole is compared with the base
         front='',  # two poles whose policies are merged by weights from 0 to 1, as P2A,P2B; '': two of each dimension
         front_weights=(0.0, 0.25, 0.5, 0.75, 1.0),  # of the second of them
+        front_prompts=25,  # that each of these soups answers
     )
     return {'quick': quick, 'smoke': smoke, 'paper': paper}[variant](config) if variant else config
 
 
 def reward() -> ConfigDict:
     """What configs/reward.py has."""
-    config = ConfigDict({'total_steps': 26, 'optimizer': p.adamw(lr=3e-3), 'policy': p.policy(p.EMBEDDED)})
+    config = ConfigDict({'total_steps': 12, 'optimizer': p.adamw(lr=3e-3), 'policy': p.policy(p.EMBEDDED)})
     config.policy.scan_layers = True
     config.policy.lora = dict(rank=8, alpha=32.0, targets='all-linear', dropout=0.0)
     config.reward = dict(margin=0.0, label_smoothing=0.0, centring=0.0)
     config.data = p.rows(batch_size=4)
-    config.data.update(row_tokens=512, micro_rows=1)  # a program to compile, where two rows would make several
+    config.data.pooling = 'mean'  # of the scores of a reply's tokens: of few pairs more is learnt than of the last's
+    config.data.update(row_tokens=384, micro_rows=1)  # a program to compile, where two rows would make several
     return config
 
 
 def multitask() -> ConfigDict:
     """What configs/sft.py has."""
-    config = ConfigDict({'total_steps': 16, 'optimizer': p.adamw(lr=3e-4), 'max_z_coef': 0.0})
+    config = ConfigDict({'total_steps': 8, 'optimizer': p.adamw(lr=3e-4), 'max_z_coef': 0.0})
     config.data = p.rows(batch_size=16)
     config.data.row_tokens = 512
     return config
@@ -103,16 +110,15 @@ def quick(config: ConfigDict) -> ConfigDict:
     """Two dimensions that need no library."""
     config.poles = 'P2A,P2B,P3A,P3B'
     config.prompts.update(train_count=48, test_count=16)
-    config.sampling.max_tokens = 32
+    config.sampling.max_tokens = 24
     config.total_steps = 3
-    config.reward.total_steps = config.multitask.total_steps = 8
+    config.reward.total_steps = config.multitask.total_steps = 6
     config.reward.data.batch_size = 2
     config.multitask.data.batch_size = 8
-    config.rl.update(rollout_batch_size=6, test_count=4)
-    config.ppo.row_tokens = 512  # two or three prompts share a row
-    config.rollout.prompts = 24
+    config.rl.update(rollout_batch_size=4, test_count=4)
+    config.rollout.prompts = 19
     config.annotate.test_share = 0.2
-    config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0))
+    config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0), front_prompts=16)
     return config
 
 
@@ -152,7 +158,9 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.multitask.optimizer.weight_decay = 0.05
     config.multitask.data.row_tokens = 1024
     config.multitask.total_steps = 1000
+    config.eval.base = True
     config.prompts.test_count = 50
+    config.reward.data.pooling = 'last'
     config.sampling.update(temperature=1.0, max_tokens=512)
     config.total_steps = 156
     config.optimizer = p.adamw(lr=1.4e-5, warmup_ratio=0.0, min_ratio=1.0)

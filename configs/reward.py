@@ -24,6 +24,10 @@ def get_config(variant: str = '') -> ConfigDict:
     config.data = p.rows(batch_size=16)
     config.data.update(train='recall', test_rows=192, row_tokens=512)
     config.data.replies = 2  # with more, pairs of one prompt are a group, in which each of so many replies is read once
+    config.data.pooling = 'last'  # token of a reply, whose state is scored; 'mean': of the scores of all
     config.oracle = p.oracle()
-    config.eval = dict(every=0)  # 0: before and at the end
+    config.eval = dict(
+        every=0,  # steps; 0: none in between
+        base=True,  # before the first one, too
+    )
     return {'': lambda: config, 'smoke': lambda: p.smoke_rows(config)}[variant]()

@@ -19,7 +19,10 @@ def get_config(variant: str = '') -> ConfigDict:
     config.data = p.rows(batch_size=16)
     config.max_z_coef = 0.0  # how much the squares of the largest logits count (Baichuan 2: 2e-4)
     config.oracle = p.oracle()
-    config.eval = dict(every=0)  # 0: before and at the end
+    config.eval = dict(
+        every=0,  # steps; 0: none in between
+        base=True,  # before the first one, too
+    )
     return {'': lambda: config, 'smoke': lambda: p.smoke_rows(config), 'paper': lambda: paper(config)}[variant]()
 
 

@@ -27,7 +27,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from pal_jax.data.packing import Compared, Example, Group, lay_out_groups, pack_groups
+from pal_jax.data.packing import Compared, Example, Group, lay_out_groups, pack_groups, round_up
 from pal_jax.learners import forward
 from pal_jax.learners.training import (
     MULTIPLE,
@@ -217,8 +217,10 @@ class RewardLearner:
 
 
 def scores(trained: Params, frozen: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N']:
-    """The head's value of the state that has read a whole reply."""
-    return forward.values({'decoder': whole(trained['decoder'], frozen), 'head': trained['head']}, cfg, batch)[..., 0]
+    """The head's value of the state that has read a whole reply, or the mean of its values all along it: of what acts
+    in the batch."""
+    values = forward.values({'decoder': whole(trained['decoder'], frozen), 'head': trained['head']}, cfg, batch)
+    return jnp.where(batch.acts, values, 0.0).sum(-1) / jnp.maximum(batch.acts.sum(-1), 1)
 
 
 def gaps(scores: np.ndarray) -> np.ndarray:
@@ -231,9 +233,16 @@ def whole(trainable: Params, frozen: Params) -> Params:
     return join(trainable, frozen) if 'layers' in frozen else {**frozen, **trainable}
 
 
-def to_score(prompt: Sequence[int], reply: Sequence[int]) -> Example:
-    """A reply to be scored: the one action of it is a token that nobody reads, after its last."""
-    return Example(prompt, [*reply, reply[-1]], [*[False] * len(reply), True])
+def to_score(prompt: Sequence[int], reply: Sequence[int], pooling: str = 'last') -> Example:
+    """A reply to be scored: the one action of it is a token that nobody reads, after its last. With 'mean' all its
+    tokens are, too.
+
+    Raises:
+      ValueError: another pooling.
+    """
+    if pooling not in ('last', 'mean'):
+        raise ValueError(f"data.pooling={pooling!r} is unknown; use 'last' or 'mean'")
+    return Example(prompt, [*reply, reply[-1]], [*[pooling == 'mean'] * len(reply), True])
 
 
 def pack_replies(
@@ -252,10 +261,12 @@ def pack_replies(
     times = np.ones(len(groups)) if times is None else np.asarray(times)
     said = any(group.compared for group in groups)
     size = n * (n - 1) // 2 if said else n // 2  # pairs of a group at most
+    acts = max(sum(branch.acts or ()) for group in groups for branch in group.branches)
+    actions = 1 if acts == 1 else round_up(acts, MULTIPLE)
     neighbours = [Compared(k, k + 1) for k in range(0, n - 1, 2)]
     layout = lay_out_groups(groups, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
     layout = layout._replace(groups=max(layout.groups, 1 << max(row_tokens // (SHORT * n) - 1, 0).bit_length()))
-    packed = pack_groups(groups, layout, n=n, actions=1)
+    packed = pack_groups(groups, layout, n=n, actions=actions)
     places = {i: (r, place * n) for r, row in enumerate(layout.rows) for place, i in enumerate(row)}
     rows, starts = np.array([places[i] for i in range(len(groups))]).T
     shape = packed.acts.shape[0], packed.acts.shape[1] // n * size

@@ -66,7 +66,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         means = {name: float(np.average([m[name] for _, m in counted], weights=counts)) for name in counted[0][1]}
         return Evaluation({'rows': sum(counts), **means}, [])
 
-    stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
+    stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
     trained = trained_policy(config, policy, learner)
     return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained)
 

@@ -56,13 +56,13 @@ from pal_jax.types import Metrics, Sample
 
 SHARED = ('seed', 'mesh', 'checkpoint', 'metrics', 'export')
 WHO = ('preferences', 'poles', 'prompts', 'policy', 'sampling', 'decode')
-RL = (*WHO, 'optimizer', 'critic', 'ppo', 'rl')
+RL = (*WHO, 'optimizer', 'critic', 'ppo', 'rl', 'eval')
 READS = {  # of the config, by stage
     'rollout': (*WHO, 'rollout'),
     'annotate': ('preferences', 'poles', 'annotate', 'endpoints', 'answers'),
-    'reward': (),
+    'reward': ('eval',),
     'rlhf': RL,
-    'multitask': ('policy',),
+    'multitask': ('policy', 'eval'),
     'morl': RL,
     'policy': RL,
     'merge': ('preferences', 'poles', 'policy', 'merge'),
@@ -120,7 +120,7 @@ def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:
     part |= {'recipe': 'psoups', 'total_steps': steps, 'stage': stage, 'preference': name}
     if stage in ('reward', 'multitask'):
         pairs = workdir / soups.PAIRS / (name or BEST)
-        part |= config[stage].to_dict() | {'recipe': 'reward' if stage == 'reward' else 'sft', 'eval': {'every': 0}}
+        part |= config[stage].to_dict() | {'recipe': 'reward' if stage == 'reward' else 'sft'}
         part['data'] |= {'train': f'{pairs}.jsonl', 'test': f'{pairs}-test.jsonl'}
     return ConfigDict(part)
 
@@ -133,8 +133,8 @@ def check(config: Config) -> tuple[Preference, ...]:
     check_at_least(config, 2, 'rollout.answers')
     check_at_least(
         config, 1, 'total_steps', 'rollout.batch_size', 'annotate.batch_size', 'rl.rollout_batch_size',
-        'rl.n_samples_per_prompt', 'rl.test_count', 'prompts.test_count', 'evaluate.draws', 'ppo.minibatches',
-        'checkpoint.every',
+        'rl.n_samples_per_prompt', 'rl.test_count', 'prompts.test_count', 'evaluate.draws',
+        'evaluate.front_prompts', 'ppo.minibatches', 'checkpoint.every',
     )  # fmt: skip
     if config.rl.rollout_batch_size % config.ppo.minibatches:
         raise ValueError(
@@ -241,7 +241,7 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
         return Evaluation(record, told)
 
     steps = config.total_steps
-    stage = functools.partial(stage_before, warmup=0, steps=steps, every=0)
+    stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
     trained = trained_policy(config, policy, learner)
     return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, ('reward', 'words'))
 

@@ -48,6 +48,7 @@ class Job(NamedTuple):
     sources: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     draws: int = 1
+    prompts: int | None = None  # the first so many; None: all
 
     @property
     def name(self) -> str:
@@ -92,7 +93,13 @@ def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Prefe
     pairs = [found] if named else [each[:2] for each in by_dimension(poles).values() if len(each) > 1]
     return {
         (a, b): [
-            Job(f'front-{a.id}-{b.id}-{w:g}', (), (f'policy-{a.id}', f'policy-{b.id}'), (1.0 - w, w))
+            Job(
+                f'front-{a.id}-{b.id}-{w:g}',
+                (),
+                (f'policy-{a.id}', f'policy-{b.id}'),
+                (1.0 - w, w),
+                prompts=config.evaluate.front_prompts,
+            )
             for w in config.evaluate.front_weights
         ]
         for a, b in pairs
@@ -105,7 +112,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
     specs = soups.read_annotators(config.evaluate.judge, COMPARING)
     judge = soups.open_annotators(models := ChatModels(config), specs, 'evaluator')
     prompts = soups.read_prompts(config, 'test', policy.tokenizer)
-    sample = soups.make_sampler(config, policy, ctx, at_once=len(prompts))
+    sampler = functools.cache(lambda at_once: soups.make_sampler(config, policy, ctx, at_once))
     jobs, both = make_jobs(config, poles), config.evaluate.judge != 'rule'
     for stage in dict.fromkeys(source for job in jobs for source in job.sources):
         soups.check_finished(folder / stage)
@@ -119,15 +126,16 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
 
     def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
         job = jobs[i]
-        texts = [ask(prompt.question, job.preferences) for prompt in prompts]
+        asked = prompts[: job.prompts]
+        texts = [ask(prompt.question, job.preferences) for prompt in asked]
         with ctx.phase('rollout'):
-            samples = sample(weights(job), texts, job.draws, (config.seed, EVALUATION + 1))
+            samples = sampler(len(texts))(weights(job), texts, job.draws, (config.seed, EVALUATION + 1))
         outputs = [each.completion.text for each in samples]
         written = {name: outputs[k :: job.draws] for k, name in enumerate(job.names)}
         for name, each in written.items():
             records = [
                 {'id': prompt.id, 'prompt': text, 'output': output}
-                for prompt, text, output in zip(prompts, texts, each, strict=True)
+                for prompt, text, output in zip(asked, texts, each, strict=True)
             ]
             piecework.write(folder / GENERATIONS / f'{name}.jsonl', records)
         words = float(np.mean([len(output.split()) for output in outputs]))
@@ -216,9 +224,10 @@ class Contest:
         return np.stack([self.compare(each, *names) for each in combo])
 
     def score(self, name: str, pole: Preference) -> float:
-        """The mean score by the rule of a pole."""
+        """The mean score by the rule of a pole, over the prompts that a job has answered."""
         assert pole.rule
-        pairs = zip(self.prompts, self.written[name], strict=True)
+        answers = self.written[name]
+        pairs = zip(self.prompts[: len(answers)], answers, strict=True)
         return float(np.mean([pole.rule.score(prompt.question, text) for prompt, text in pairs]))
 
 

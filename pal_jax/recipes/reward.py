@@ -1,4 +1,5 @@
-"""Reward models (Ouyang et al. 2022): a decoder with a head of one number, read at the last token of a reply.
+"""Reward models (Ouyang et al. 2022): a decoder with a head of one number, read at the last token of a reply,
+or with `data.pooling='mean'` the mean over its tokens.
 
 A step scores both replies of `batch_size` pairs and updates once on the Bradley-Terry loss of their differences. With
 `data.replies` above 2 pairs of one prompt are a group, which reads a reply once for all its pairs (section 3.5). An
@@ -53,8 +54,9 @@ def make(config: Config, ctx: Context) -> Recipe:
     loss = BradleyTerry(**config.reward)
     policy = make_policy(config, ctx)
     if config.export:
+        check_classifier(config)
         classifier_to_hf(policy.cfg, policy.tokenizer.padding_apart())
-    n, convert = config.data.replies, functools.partial(to_group, policy.tokenizer)
+    n, convert = config.data.replies, functools.partial(to_group, policy.tokenizer, pooling=config.data.pooling)
     gathered = functools.partial(gather, replies=n, length=config.data.max_length)
     rows = data.make_rows(config, convert, 'chosen', n, gathered)
     steps = data.steps_of(config, rows)
@@ -91,24 +93,34 @@ def make(config: Config, ctx: Context) -> Recipe:
         record = reward_model.measure(scores, lengths, np.array(prompts))
         return Evaluation(record, exhibits=reward_model.make_exhibits(scores, lengths, record))
 
-    stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
-    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained_by(policy, learner))
+    stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
+    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained_by(config, policy, learner))
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:
     policy = make_policy(config, ctx)
-    return trained_by(policy, make_learner(config, BradleyTerry(**config.reward), policy.cfg, ctx))
+    return trained_by(config, policy, make_learner(config, BradleyTerry(**config.reward), policy.cfg, ctx))
 
 
-def trained_by(policy: Policy, learner: RewardLearner) -> Trained:
+def trained_by(config: Config, policy: Policy, learner: RewardLearner) -> Trained:
     def exports(state: RewardState) -> dict[str, Export]:
+        check_classifier(config)
         params, head = learner.weights(state)
         return {'export': Export(params, policy.cfg, policy.tokenizer, head=head)}
 
     return Trained(exports, learner.abstract_weights, policy.cfg, policy.tokenizer)
 
 
-def to_group(tokenizer: Tokenizer, record: object) -> Group:
+def check_classifier(config: Config) -> None:
+    """Raises ValueError where transformers has no such classifier."""
+    if config.data.pooling != 'last':
+        raise ValueError(
+            f"data.pooling={config.data.pooling!r}: transformers' classifiers read the last token; take 'last', or "
+            '--config.export=False'
+        )
+
+
+def to_group(tokenizer: Tokenizer, record: object, pooling: str = 'last') -> Group:
     """A pair as a group: the prompt once, then the chosen and the rejected reply; its margin is the record's `margin`.
 
     Raises:
@@ -120,7 +132,7 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
     margin = record.get('margin', 0.0) if isinstance(record, dict) else 0.0
     if not isinstance(margin, int | float) or not np.isfinite(margin):
         raise ValueError(f"'margin' must be a number, got {margin!r}")
-    group = shared_prompt([to_score(example.prompt, example.completion) for example in pair])
+    group = shared_prompt([to_score(example.prompt, example.completion, pooling) for example in pair])
     return group._replace(compared=[Compared(0, 1, float(margin))])
 
 

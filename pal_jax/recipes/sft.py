@@ -66,7 +66,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         loss = total / count
         return Evaluation({'rows': len(rows.test), 'loss': loss, 'perplexity': float(np.exp(loss))}, [])
 
-    stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every)
+    stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
     trained = trained_policy(config, policy, learner)
     return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained)
 

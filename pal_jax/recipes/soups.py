@@ -196,9 +196,9 @@ def make_score(folder: Path, ctx: Context) -> Score:
             'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': config.data.micro_rows,
             'row_tokens': config.data.row_tokens,
         }  # fmt: skip
-        tokenizer = model.tokenizer
+        tokenizer, pooling = model.tokenizer, config.data.pooling
         return lambda texts: learner.scores(
-            state, pack_replies([to_group(tokenizer, *each) for each in texts], ctx.mesh, **packing)
+            state, pack_replies([to_group(tokenizer, *each, pooling) for each in texts], ctx.mesh, **packing)
         )
 
     def score(readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
@@ -208,7 +208,9 @@ def make_score(folder: Path, ctx: Context) -> Score:
     return score
 
 
-def to_group(tokenizer: Tokenizer, question: str, replies: Sequence[str]) -> Group:
+def to_group(tokenizer: Tokenizer, question: str, replies: Sequence[str], pooling: str = 'last') -> Group:
     """Replies to one question, whole, as `chats.to_prefer` makes tokens of them."""
     prompt = tokenizer.chat(as_chat(question))
-    return shared_prompt([to_score(prompt, [*tokenizer.encode(each), tokenizer.stop_ids[0]]) for each in replies])
+    return shared_prompt(
+        [to_score(prompt, [*tokenizer.encode(each), tokenizer.stop_ids[0]], pooling) for each in replies]
+    )
