@@ -102,8 +102,8 @@ def logprobs(
 def values(critic: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N A']:
     """The critic's value of the state before each action: a bias-free linear head on a decoder of its own."""
     hidden = hidden_states(critic['decoder'], cfg, batch)
-    states = constrain(jnp.take_along_axis(hidden, flat(batch.states)[..., None], axis=1), decoder.ROWS)
-    return (states.astype(jnp.float32) @ critic['head']).reshape(batch.acts.shape)
+    everywhere = constrain(hidden.astype(jnp.float32) @ critic['head'], decoder.ROWS[:2])
+    return jnp.take_along_axis(everywhere, flat(batch.states), axis=1).reshape(batch.acts.shape)
 
 
 def token_loss(

@@ -40,8 +40,8 @@ def make_texts(count=8, pairs=2, seed=0):
     return [(ids(3, 12), [ids(2, 9) for _ in range(2 * pairs)]) for _ in range(count)]
 
 
-def pack(texts, mesh=ONE, ways=1, micro_rows=4, **packing):
-    groups = [shared_prompt([to_score(prompt, reply) for reply in replies]) for prompt, replies in texts]
+def pack(texts, mesh=ONE, ways=1, micro_rows=4, pooling='last', **packing):
+    groups = [shared_prompt([to_score(prompt, reply, pooling) for reply in replies]) for prompt, replies in texts]
     return pack_replies(groups, mesh, ways=ways, micro_rows=micro_rows, **packing)
 
 
@@ -52,12 +52,15 @@ def values(weights, head, tokens):
     return decoder.forward(weights, CFG, tokens[None], positions, ones, ones)[0].astype(jnp.float32) @ head
 
 
-def score_alone(state, prompt, reply):
-    """The head's value of the last token of a sequence that holds nothing else."""
+def score_alone(state, prompt, reply, pooling='last'):
+    """The head's value of the last token of a sequence that holds nothing else, or its mean over reply and what comes
+    before it."""
     weights = whole(state.model.params['decoder'], state.model.frozen)
     tokens = np.zeros(24, np.int32)
     tokens[: len(prompt) + len(reply)] = [*prompt, *reply]
-    return float(values(weights, state.model.params['head'], tokens)[len(prompt) + len(reply) - 1])
+    end = len(prompt) + len(reply)
+    start = end - 1 if pooling == 'last' else len(prompt) - 1
+    return float(values(weights, state.model.params['head'], tokens)[start:end].mean())
 
 
 @pytest.mark.parametrize('adapters', [None, Lora(2, 4.0, 'all-linear')], ids=['full', 'lora'])
@@ -68,6 +71,16 @@ def test_gaps_are_those_of_replies_by_themselves(adapters):
     for row, (prompt, replies) in zip(found, texts, strict=True):
         alone = [score_alone(state, prompt, reply) for reply in replies]
         np.testing.assert_allclose(row, np.subtract(alone[0::2], alone[1::2]), atol=2e-6)
+
+
+def test_with_mean_pooling_a_score_is_the_mean_over_the_tokens_of_a_reply():
+    learner, texts = make_learner(), make_texts()
+    state = make_state(learner)
+    alone = [[score_alone(state, prompt, reply, 'mean') for reply in replies] for prompt, replies in texts]
+    for packing in ({}, {'row_tokens': 128, 'micro_rows': 1}):
+        np.testing.assert_allclose(learner.scores(state, pack(texts, pooling='mean', **packing)), alone, atol=2e-6)
+    with pytest.raises(ValueError, match="data.pooling='max' is unknown; use 'last' or 'mean'"):
+        pack(texts, pooling='max')
 
 
 def test_swapping_the_sides_flips_the_sign():  # rlpa_plus IV.4-4

@@ -221,6 +221,15 @@ def test_a_family_without_a_classifier_is_refused_before_it_is_trained(monkeypat
     reward.make(get_config(**changes, export=False), ONE)
 
 
+def test_the_mean_over_tokens_is_no_classifier_of_transformers(tmp_path):
+    changes = {'data.train': pairs_file(tmp_path / 'a.jsonl'), 'data.test': '', 'data.pooling': 'mean'}
+    with pytest.raises(ValueError, match="data.pooling='mean': transformers' classifiers read the last token"):
+        reward.make(get_config(**changes, export=True), ONE)
+    _, recipe, state = run(ONE, 0, **changes, export=False)
+    with pytest.raises(ValueError, match="take 'last'"):
+        recipe.trained.exports(state)
+
+
 def test_the_default_is_complete():
     config = get_config('')
     reward.data.check(config)
