@@ -20,6 +20,7 @@ rollouts.jsonl, dialogues.jsonl and exhibits.jsonl.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -67,7 +68,13 @@ def train(config: Config, workdir: Path) -> int:
     if 'stage' in config:
         progress.log(f'{config.stage}: {workdir}')
     with Stopping(progress.log) as stopping:
-        stopped = cli.faults(run, config, workdir, recipe, progress, checkpoints, restored, stopping, rollouts)
+        try:
+            stopped = cli.faults(run, config, workdir, recipe, progress, checkpoints, restored, stopping, rollouts)
+        except cli.Fault:
+            if not processes.joined():  # several would wait here for one that has no fault
+                with contextlib.suppress(Exception):
+                    checkpoints.close()
+            raise
         checkpoints.close()
     jax.clear_caches()  # of the programs of this run, which the next stage has no use for
     return exit_status(stopped) if stopped else 0
