@@ -16,7 +16,7 @@ from pal_jax import presets as p
 
 def get_config(variant: str = '') -> ConfigDict:
     variant, chosen = p.parse_stage(variant, 'quick', 'smoke', 'paper')
-    config = p.base(recipe='psoups', total_steps=5)  # of each PPO
+    config = p.base(recipe='psoups', total_steps=4)  # of each PPO
     config.export = False  # 16 models; python -m pal_jax.export --workdir=.../policy-P2A writes one
     config.stage = chosen.get('stage', 'all')
     config.preference = chosen.get('preference', '')  # of stages reward and policy; '': all
@@ -33,8 +33,8 @@ def get_config(variant: str = '') -> ConfigDict:
     config.policy.scan_layers = True  # many short stages
     config.policy.lora = dict(rank=16, alpha=32.0, targets='all-linear', dropout=0.0)
     config.sampling = p.sampling(temperature=0.7, max_tokens=36)  # at 1 the embedded model hardly makes sense
-    # A stage has no more slots than it asks for samples at once.
-    config.decode = dict(slots=128, stride=4, driver='local', address='', reuse=True, int8=False)
+    # A stage has no more slots than it asks for samples at once; few prompts begin alike, as preferences come last.
+    config.decode = dict(slots=128, stride=4, driver='local', address='', reuse=False, int8=False)
     config.rollout = dict(
         prompts=54,  # that are asked under a preference, drawn for each; 0: all
         answers=4,  # to each of them, of which all pairs are compared
@@ -56,8 +56,8 @@ def get_config(variant: str = '') -> ConfigDict:
     config.reward.data.replies = config.rollout.get_oneway_ref('answers')
     config.reward.policy.source = config.policy.get_oneway_ref('source')  # another model, if it is named by itself
     config.multitask = multitask()
-    config.optimizer = p.adamw(lr=1.2e-3, warmup_ratio=0.0)  # few steps: none of them at rate 0
-    config.critic = p.adamw(lr=1.2e-3)  # used by estimators that have one (gae)
+    config.optimizer = p.adamw(lr=1e-3, warmup_ratio=0.0)  # few steps: none of them at rate 0
+    config.critic = p.adamw(lr=1e-3)  # used by estimators that have one (gae)
     config.ppo = p.ppo(
         estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, row_tokens=384, micro_rows=1,
         old_logprobs='sampler',
@@ -109,16 +109,16 @@ def multitask() -> ConfigDict:
 def quick(config: ConfigDict) -> ConfigDict:
     """Two dimensions that need no library."""
     config.poles = 'P2A,P2B,P3A,P3B'
-    config.prompts.update(train_count=48, test_count=16)
+    config.prompts.update(train_count=48, test_count=12)
     config.sampling.max_tokens = 24
-    config.total_steps = 3
-    config.reward.total_steps = config.multitask.total_steps = 6
+    config.total_steps = 2
+    config.reward.total_steps = config.multitask.total_steps = 5
     config.reward.data.batch_size = 2
     config.multitask.data.batch_size = 8
     config.rl.update(rollout_batch_size=4, test_count=4)
     config.rollout.prompts = 19
     config.annotate.test_share = 0.2
-    config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0), front_prompts=16)
+    config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0), front_prompts=12)
     return config
 
 

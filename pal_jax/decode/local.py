@@ -309,7 +309,10 @@ class LocalDecoder:
         return [live.request for live in self._live.values()] + [request for _, request in self._waiting]
 
     def _padding(self, request: Request) -> int:
-        """The most that the last chunk of a prompt can be padded by."""
+        """The most that the last chunk of a prompt can be padded by, wherever it starts; without reuse it is known."""
+        if not self.reuse:
+            last = (len(request.prompt_ids) - 1) % self.chunk + 1
+            return bucket(last, 64) - last
         return max(bucket(min(len(request.prompt_ids), self.chunk), 64) // 3, 64)
 
     # --- prompts into the cache --------------------------------------------------------------------------------------

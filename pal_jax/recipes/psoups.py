@@ -209,7 +209,8 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
 
     def scored(asked: Sequence[Asked], samples: Sequence[Sample], n: int) -> np.ndarray:
         texts = [sample.completion.text for sample in samples]
-        return score([each.readings for each in asked], [texts[k : k + n] for k in range(0, len(texts), n)]).ravel()
+        scores = score([each.readings for each in asked], [texts[k : k + n] for k in range(0, len(texts), n)])
+        return paid(scores.ravel(), texts)
 
     def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
         asked = draw(i)
@@ -252,6 +253,12 @@ def who_wants_what(config: Config) -> list[tuple[Preference, ...]]:
     if config.stage == 'morl':
         return combinations(poles)
     return [()] if config.stage == 'rlhf' else [tuple(each for each in poles if each.id == config.preference)]
+
+
+def paid(scores: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """The scores, of which an answer without text has the least: reward models have learnt from none, and judges let it
+    lose against any other."""
+    return np.where([not text.strip() for text in texts], scores.min(), scores)
 
 
 def summarize(samples: Sequence[Sample], scores: np.ndarray) -> Metrics:

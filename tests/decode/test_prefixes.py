@@ -118,6 +118,19 @@ def test_prompts_of_one_beginning_compute_it_once(weights, reusing, computing):
     assert computed == sum(len(request.prompt_ids) for request in requests) - 4 * len(system)
 
 
+def test_without_reuse_caches_are_as_long_as_prompts_and_answers(weights, reusing, computing):
+    rooms, found = [], []
+    for decoder in (reusing, computing):
+        decoder.load(weights[0])
+        decoder.reset()
+        decoder.add(ask(words(1, 91), max_tokens=36))
+        news = decoder.step()
+        rooms.append(decoder._state.capacity)
+        found += completions(decoder, news).values()
+    assert rooms == [256, 128]  # a prompt that starts anywhere may be padded by 63
+    assert_same(*found)
+
+
 def test_samples_of_one_prompt_compute_it_once(weights, reusing):
     reusing.load(weights[0])
     before = reusing.counters.prompt_tokens

@@ -95,6 +95,7 @@ def test_a_variant_and_a_stage():
         ({'merge.weights': ('',)}, r"merge.weights=\('',\) must be a number"),
         ({'merge.weights': (float('nan'),)}, r'merge.weights=\(nan,\) must be a number'),
         ({'evaluate.front_weights': ()}, 'evaluate.front_weights is empty'),
+        ({'evaluate.front_prompts': 0}, 'evaluate.front_prompts=0 must be at least 1'),
         ({'ppo.minibatches': 3}, 'rl.rollout_batch_size=2 does not divide into ppo.minibatches=3'),
     ],
 )
@@ -285,6 +286,12 @@ def test_rewards_of_a_combination_are_read_one_preference_at_a_time():
     assert psoups.Asked(soups.Prompt('a', 'Why?')).readings == ['Why?']
 
 
+def test_an_answer_without_text_is_paid_as_the_worst_of_its_step():
+    scores = np.array([0.5, 3.0, -1.0, 2.0])
+    np.testing.assert_array_equal(psoups.paid(scores, ['a', '', 'b', ' \n']), [0.5, -1.0, -1.0, -1.0])
+    np.testing.assert_array_equal(psoups.paid(scores, ['a', 'b', 'c', 'd']), scores)
+
+
 def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     poles = preferences.choose(preferences.embedded(), 'P2A,P2B,P3A,P3B')
     prompts = [soups.Prompt(str(i), f'question {i}') for i in range(4)]
@@ -293,6 +300,7 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     written = {job.name: ['some words of an answer'] * 4 for job in jobs}
     written |= {name: ['short'] * 4 for name in written if name.startswith('psoups-P2A') or name == 'policy-P2A'}
     written |= {'policy-P2A-2': ['brief', *['two words'] * 3], 'base-P2A-2': ['also two'] * 4}
+    written['front-P2A-P2B-0'] = ['short'] * 2  # of as many prompts as it was asked
     alike = ('P2B', 'P3A', 'P3B')
     written |= {f'{who}-{pole}-2': ['same'] * 4 for pole in alike for who in ('policy', 'base')}
     judge = soups.open_annotators(ChatModels(get_config()), soups.read_annotators('rule'))
@@ -307,6 +315,7 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     fronts = ('P2A_P2B', 'P2B_P2A', 'P3A_P3B', 'P3B_P3A')
     assert {f'front_{poles}_spearman' for poles in fronts} <= set(record)
     assert [weight for weight, *_ in record['front_P2A_P2B']] == [0.0, 0.5, 1.0]
+    assert [brief for _, brief, _ in record['front_P2A_P2B']] == [-1.0, -5.0, -5.0]
     assert {exhibit.title for exhibit in evaluation.exhibits} >= {'Win rates by pair', 'Soups between two poles'}
     silent = psoups_evaluate.Contest(
         prompts, written, lambda _: lambda p, rows, seed, switched: [None] * len(rows), True, 0
