@@ -33,7 +33,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.policy.scan_layers = True  # many short stages
     config.policy.lora = dict(rank=16, alpha=32.0, targets='all-linear', dropout=0.0)
     config.sampling = p.sampling(temperature=0.7, max_tokens=36)  # at 1 the embedded model hardly makes sense
-    # A stage has no more slots than it asks for samples at once; few prompts begin alike, as preferences come last.
+    # A stage has no more slots than it asks for samples at once; without reuse caches are no longer than needed.
     config.decode = dict(slots=128, stride=4, driver='local', address='', reuse=False, int8=False)
     config.rollout = dict(
         prompts=54,  # that are asked under a preference, drawn for each; 0: all
