@@ -115,7 +115,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
     sampler = functools.cache(lambda at_once: soups.make_sampler(config, policy, ctx, at_once))
     jobs, both = make_jobs(config, poles), config.evaluate.judge != 'rule'
     for stage in dict.fromkeys(source for job in jobs for source in job.sources):
-        soups.check_finished(folder / stage)
+        soups.check_adapters(folder / stage, config)
     base = functools.cache(lambda: soups.load_base(policy, ctx))
     trained = functools.cache(lambda stage: soups.open_adapters(folder / stage, ctx))
 

@@ -116,7 +116,7 @@ def check_classifier(config: Config) -> None:
     if config.data.pooling != 'last':
         raise ValueError(
             f"data.pooling={config.data.pooling!r}: transformers' classifiers read the last token; take 'last', or "
-            '--config.export=False'
+            'train with --config.export=False and keep the run'
         )
 
 

@@ -172,6 +172,17 @@ def check_finished(folder: Path) -> None:
         raise ValueError(f'{folder} is not finished; run {named} first (stage=all runs all in order)')
 
 
+def check_adapters(folder: Path, config: Config) -> None:
+    """Raises ValueError where a stage has not come to its end, or has trained adapters of another base or kind."""
+    check_finished(folder)
+    theirs, ours = (each.policy.to_dict() for each in (read_config(str(folder)), config))
+    for key in ('source', 'lora'):
+        if theirs[key] != ours[key]:
+            raise ValueError(
+                f'{folder} was trained with policy.{key}={theirs[key]}, got {ours[key]}; give that, or another --workdir'
+            )
+
+
 def open_adapters(folder: Path, ctx: Context) -> Params:
     """The adapters a stage has trained, from its last checkpoint, whole on every device. Raises ValueError where
     there are none."""

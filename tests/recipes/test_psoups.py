@@ -18,8 +18,9 @@ from pal_jax.presets import parse_stage
 from pal_jax.recipes import piecework, psoups, psoups_data, psoups_evaluate, soups
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Context
-from pal_jax.runtime import devices
+from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.metrics import EVALS, read_records
+from pal_jax.runtime.report import REPORT
 from tests import configs
 
 get_config = functools.partial(configs.load, 'psoups')
@@ -125,6 +126,22 @@ def test_a_stage_needs_those_before_it(tmp_path):
         (part, folder), *_ = psoups.stages(get_config(stage=stage), tmp_path)
         with pytest.raises(ValueError, match=f'{needed} is not finished'):
             psoups.make(part, ONE._replace(workdir=folder))
+
+
+def test_adapters_of_another_base_or_kind_are_refused(tmp_path):
+    (part, merge), *_ = psoups.stages(get_config(stage='merge'), tmp_path)
+
+    def make_merge(changed, value):
+        for trained, folder in psoups.stages(get_config(stage='policy', **{changed: value}), tmp_path):
+            checkpoint.write_config(folder, trained.to_dict())
+            (folder / REPORT).touch()
+        return psoups.make(part, ONE._replace(workdir=merge))
+
+    with pytest.raises(ValueError, match=r'policy-P2A was trained with policy.source=hf:other, got random:tiny'):
+        make_merge('policy.source', 'hf:other')
+    with pytest.raises(ValueError, match=r"policy-P2A was trained with policy.lora=.*'rank': 8.*another --workdir"):
+        make_merge('policy.lora.rank', 8)
+    assert make_merge('policy.dtype', 'bfloat16').total_steps == 2
 
 
 def test_a_policy_is_opened_without_what_it_was_trained_with(tmp_path):
