@@ -17,7 +17,7 @@ from pal_jax import presets as p
 def get_config(variant: str = '') -> ConfigDict:
     variant, chosen = p.parse_stage(variant, 'quick', 'smoke', 'paper')
     config = p.base(recipe='psoups', total_steps=4)  # of each PPO
-    config.export = False  # 16 models; python -m pal_jax.export --workdir=.../policy-P2A writes one
+    config.export = False  # 9 policies; python -m pal_jax.export --workdir=.../policy-P2A writes one
     config.stage = chosen.get('stage', 'all')
     config.preference = chosen.get('preference', '')  # of stages reward and policy; '': all
     config.preferences = 'embedded'  # or a YAML or JSON file (pal_jax/feedback/preferences.py)

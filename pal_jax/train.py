@@ -44,13 +44,14 @@ MAY_CHANGE = (
     'reward.max_failed', 'answers', 'endpoints.*.address', 'endpoints.*.key_env', 'endpoints.*.concurrency',
     'endpoints.*.timeout', 'endpoints.*.retries', 'endpoints.*_price',
 )  # fmt: skip
+OF_STAGES = 'data.train', 'data.test'  # which lie in the folder of the run, wherever that has been moved to
 
 Show = Callable[[Iterable[Mapping[str, Any]]], None]
 
 
 def main() -> int:
     """Trains; the exit status is that of a process ended by a signal where one stopped it."""
-    return next(filter(None, (train(*run) for run in cli.runs(MAY_CHANGE))), 0)
+    return next(filter(None, (train(*run) for run in cli.runs((*MAY_CHANGE, *OF_STAGES)))), 0)
 
 
 def train(config: Config, workdir: Path) -> int:
@@ -85,7 +86,8 @@ def prepare(config: Config, workdir: Path, progress: Progress, *, show: Show = l
     initialize(config, workdir)
     progress.time_compilation()
     checkpoint.check_processes(config.to_dict())
-    checkpoint.check_config(workdir, config.to_dict(), free=MAY_CHANGE)
+    free = (*MAY_CHANGE, *OF_STAGES) if 'stage' in config else MAY_CHANGE
+    checkpoint.check_config(workdir, config.to_dict(), free=free)
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)
     mesh = devices.make_mesh(**config.mesh)

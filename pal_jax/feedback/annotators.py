@@ -63,7 +63,6 @@ _ROW = '\nQuestion {number}: {{instruction}} {{input}}\nOutput (a): {{output_1}}
 class Spec(NamedTuple):
     """An annotator as its file has it; '' is our own template, and no file at all."""
 
-    name: str = 'judge'
     decoder: str = ''
     with_inputs: str = ''
     without_inputs: str = ''
@@ -225,7 +224,7 @@ def _spec(path: Path, name: str, given: Any) -> Spec:
         except (re.error, TypeError) as error:
             raise ValueError(f'{path}: {name}.outputs_to_match.{verdict}={pattern!r}: {error}') from None
     templates = _templates(path, name, given['prompt_templates'], size)
-    return Spec(name, _decoder(path, name, given), *templates, _settings(path, name, given), matches, size)
+    return Spec(_decoder(path, name, given), *templates, _settings(path, name, given), matches, size)
 
 
 def _templates(path: Path, name: str, given: Any, size: int) -> tuple[str, str]:
@@ -237,7 +236,8 @@ def _templates(path: Path, name: str, given: Any, size: int) -> tuple[str, str]:
         if file and not where.is_file():
             raise ValueError(f'{path}: {name}.prompt_templates.{key}: {where} is no file')
         text = where.read_text(encoding='utf-8') if file else ''
-        for field in ('instruction', 'output_1', 'output_2') if file else ():
+        needed = [field for field in FIELDS if field != 'input' or key == 'with_inputs']
+        for field in needed if file else ():
             if (count := text.count(f'{{{field}}}')) != size:
                 raise ValueError(f'{where} has {{{field}}} {count} times; batch_size={size} rows need it as often')
         texts.append(text)

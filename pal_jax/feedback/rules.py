@@ -132,7 +132,7 @@ def sound(question: str, answer: str) -> float:
 
 def _bounded(entry: str) -> str:
     """A pattern that finds an entry as whole words; a mark such as ! stands anywhere."""
-    pattern = re.escape(entry.lower())
+    pattern = re.escape(entry.lower().replace('’', "'"))
     return rf'(?<!\w){pattern}(?!\w)' if entry[0].isalnum() and entry[-1].isalnum() else pattern
 
 

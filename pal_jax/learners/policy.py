@@ -74,6 +74,15 @@ class Optimizers(NamedTuple):
     imitation: optax.GradientTransformation
 
 
+def check_samples(ppo: PPO, n: int) -> None:
+    """Raises ValueError where an estimator compares the samples of a prompt, and there is one."""
+    if ppo.estimator not in adv.UNGROUPED and n < 2:
+        raise ValueError(
+            f'ppo.estimator={ppo.estimator!r} compares the samples of a prompt, got n_samples_per_prompt={n}; '
+            'use 2 or more, or the estimator gae or reinforce'
+        )
+
+
 class PolicyLearner:
     """Functions over `PolicyState`; the object holds only what is static.
 
@@ -91,11 +100,7 @@ class PolicyLearner:
         self, cfg: ModelConfig, ppo: PPO, optimizers: Optimizers, mesh: Mesh, *, n: int, length: int,
         adapters: Lora | None = None, anchored: bool = True, max_z_coef: float = 0.0, seed: int = 0,
     ):  # fmt: skip
-        if ppo.estimator not in adv.UNGROUPED and n < 2:
-            raise ValueError(
-                f'ppo.estimator={ppo.estimator!r} compares the samples of a prompt, got n_samples_per_prompt={n}; '
-                'use 2 or more, or the estimator gae or reinforce'
-            )
+        check_samples(ppo, n)
         self.cfg, self.ppo, self.optimizers, self.mesh = cfg, ppo, optimizers, mesh
         self.n, self.length, self.adapters, self.anchored = n, length, adapters, anchored and ppo.has_reference
         self.max_z_coef, self.seed = max_z_coef, seed

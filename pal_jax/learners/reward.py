@@ -131,10 +131,7 @@ class RewardLearner:
         self.cfg, self.optimizer, self.mesh, self.micro_rows = cfg, optimizer, mesh, micro_rows
         self.adapters, self.loss, self.seed = adapters, loss or BradleyTerry(), seed
         decoder.saved(cfg.remat)
-        if adapters and adapters.dropout:
-            raise ValueError(
-                f'lora.dropout={adapters.dropout}: a reward model is read and taught in one pass; set it to 0'
-            )
+        check_dropout(adapters)
         specs = model_params.decoder_specs(cfg)
         self.param_shardings = sharding.param_shardings(specs, mesh)
         shapes = jax.eval_shape(self._new_state, model_params.abstract(specs))
@@ -233,6 +230,18 @@ def whole(trainable: Params, frozen: Params) -> Params:
     return join(trainable, frozen) if 'layers' in frozen else {**frozen, **trainable}
 
 
+def check_dropout(adapters: Lora | None) -> None:
+    """Raises ValueError where adapters of a reward model have any."""
+    if adapters and adapters.dropout:
+        raise ValueError(f'lora.dropout={adapters.dropout}: a reward model is read and taught in one pass; set it to 0')
+
+
+def check_pooling(pooling: str) -> None:
+    """Raises ValueError where it is none."""
+    if pooling not in ('last', 'mean'):
+        raise ValueError(f"data.pooling={pooling!r} is unknown; use 'last' or 'mean'")
+
+
 def to_score(prompt: Sequence[int], reply: Sequence[int], pooling: str = 'last') -> Example:
     """A reply to be scored: the one action of it is a token that nobody reads, after its last. With 'mean' all its
     tokens are, too.
@@ -240,8 +249,7 @@ def to_score(prompt: Sequence[int], reply: Sequence[int], pooling: str = 'last')
     Raises:
       ValueError: another pooling.
     """
-    if pooling not in ('last', 'mean'):
-        raise ValueError(f"data.pooling={pooling!r} is unknown; use 'last' or 'mean'")
+    check_pooling(pooling)
     return Example(prompt, [*reply, reply[-1]], [*[pooling == 'mean'] * len(reply), True])
 
 

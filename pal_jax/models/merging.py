@@ -46,7 +46,7 @@ def linear(trees: Sequence[Any], weights: Sequence[float]) -> Any:
       ValueError: the weights do not sum to 1, or the trees or their shapes differ.
     """
     used = _used(checked(weights, len(trees)))
-    return _over(lambda *xs: _by_rows([xs[i] for i, _ in used], lambda *ys: _sum(ys, [w for _, w in used])), trees)
+    return _over(lambda *xs: _weighted(xs, used), trees)
 
 
 def delta(base: Params, adapters: Sequence[Params], weights: Sequence[float]) -> Params:
@@ -133,8 +133,7 @@ def slerp(trees: Sequence[Any], weights: Sequence[float]) -> Any:
         raise ValueError(f'slerp goes from one model to another, got {len(trees)}; give two, or take method linear')
 
     def merged(x: Tensor, y: Tensor) -> np.ndarray:
-        used = _used(_on_arc(weights, _angle(x, y)))
-        return _by_rows([(x, y)[i] for i, _ in used], lambda *ys: _sum(ys, [w for _, w in used]))
+        return _weighted((x, y), _used(_on_arc(weights, _angle(x, y))))
 
     return _over(merged, trees)
 
@@ -213,9 +212,15 @@ def _sum(xs: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
     return total
 
 
-def _by_rows(xs: Sequence[Any], kernel: Callable[..., np.ndarray]) -> np.ndarray:
-    """`kernel` of tensors of one shape, block by block, in the precision of the first."""
-    out = np.empty(xs[0].shape, xs[0].dtype)
+def _weighted(xs: Sequence[Any], used: Sequence[tuple[int, float]]) -> np.ndarray:
+    """The weighted sum of those that are `_used`."""
+    weights = [w for _, w in used]
+    return _by_rows([xs[i] for i, _ in used], lambda *ys: _sum(ys, weights), xs[0].dtype)
+
+
+def _by_rows(xs: Sequence[Any], kernel: Callable[..., np.ndarray], dtype: Any = None) -> np.ndarray:
+    """`kernel` of tensors of one shape, block by block, in the precision of the first or another."""
+    out = np.empty(xs[0].shape, dtype or xs[0].dtype)
     for rows in _blocks(out.shape, len(xs)):
         out[rows] = kernel(*(np.asarray(x[rows], np.float64) for x in xs))
     return out

@@ -29,8 +29,9 @@ from ml_collections import ConfigDict
 from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.passes import shuffled
 from pal_jax.feedback.preferences import BEST, GENERAL, JOINT, Preference, ask, combinations
-from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
+from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState, check_samples
 from pal_jax.learners.ppo import PPO
+from pal_jax.learners.reward import BradleyTerry, check_dropout, check_pooling
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.moments import Moments, scaled, seen
 from pal_jax.recipes import pal_reward, psoups_data, psoups_evaluate, psoups_merge, soups
@@ -122,6 +123,7 @@ def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:
         pairs = workdir / soups.PAIRS / (name or BEST)
         part |= config[stage].to_dict() | {'recipe': 'reward' if stage == 'reward' else 'sft'}
         part['data'] |= {'train': f'{pairs}.jsonl', 'test': f'{pairs}-test.jsonl'}
+        part['export'] &= part['data'].get('pooling', 'last') == 'last'  # transformers has no other
     return ConfigDict(part)
 
 
@@ -129,7 +131,7 @@ def check(config: Config) -> tuple[Preference, ...]:
     """The preferences, if everything is right that later stages would fail at."""
     if not config.policy.lora.rank:
         raise ValueError('policy.lora.rank=0: soups are made of adapters; give a rank')
-    check_at_least(config, 0, 'rollout.prompts')
+    check_at_least(config, 0, 'rollout.prompts', 'prompts.train_count')
     check_at_least(config, 2, 'rollout.answers')
     check_at_least(
         config, 1, 'total_steps', 'rollout.batch_size', 'annotate.batch_size', 'rl.rollout_batch_size',
@@ -141,18 +143,45 @@ def check(config: Config) -> tuple[Preference, ...]:
             f'rl.rollout_batch_size={config.rl.rollout_batch_size} does not divide into '
             f'ppo.minibatches={config.ppo.minibatches}'
         )
+    if not 0 < config.annotate.test_share < 1:
+        raise ValueError(f'annotate.test_share={config.annotate.test_share} must be between 0 and 1')
+    for split in ('train', 'test') if config.stage == 'all' or 'prompts' in READS[config.stage] else ():
+        soups.known_prompts(config, split)
+    check_learning(config)
     poles = soups.read_preferences(config)
-    labelling = [(config.annotate[key], 'judge') for key in ('annotator', 'second') if config.annotate[key]]
-    for given, role in (*labelling, (config.evaluate.judge, 'evaluator')):
-        judges = soups.open_annotators(ChatModels(config), soups.read_annotators(given), role)
-        for pole in poles:
-            judges(pole.id)(pole, [], config.seed)  # fails where a rule is wanted and there is none
+    check_judges(config, poles)
     for pole in poles:
         if pole.rule:
             pole.rule.score('', 'The library that it needs is there.')
     psoups_merge.soup_weights(config, len(combinations(poles)[0]))
     psoups_evaluate.make_fronts(config, poles)
     return poles
+
+
+def check_judges(config: Config, poles: Sequence[Preference]) -> None:
+    """Raises ValueError where one cannot be had, or has no rule for one of the poles."""
+    named = {'annotate.annotator': 'judge', 'annotate.second': 'judge', 'evaluate.judge': 'evaluator'}
+    for key, role in named.items():
+        part, _, name = key.partition('.')
+        given = config[part][name]
+        if key == 'annotate.second' and not given:
+            continue
+        try:
+            judges = soups.open_annotators(ChatModels(config), soups.read_annotators(given, config), role)
+            for pole in poles:
+                judges(pole.id)(pole, [], config.seed)
+        except ValueError as error:
+            raise ValueError(f'{key}={given!r}: {error}') from None
+
+
+def check_learning(config: Config) -> None:
+    """Raises ValueError where reward models or PPO would, once there are answers to learn from."""
+    check_samples(PPO(**config.ppo), config.rl.n_samples_per_prompt)
+    BradleyTerry(**config.reward.reward)
+    check_pooling(config.reward.data.pooling)
+    check_dropout(make_adapters(config.reward))
+    if config.rl.reward:
+        pal_reward.make_score(config.rl.reward, config.rl.person)
 
 
 def make(config: Config, ctx: Context) -> Recipe:
@@ -204,11 +233,12 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
 
     def draw(i: int) -> list[Asked]:
         start, size = i * rl.rollout_batch_size, rl.rollout_batch_size
-        chosen = shuffled(len(train), start=start, size=size, seed=config.seed)
+        first = len(psoups_data.everyone(config)) * len(train)  # in orders that no reward model's prompts were drawn by
+        chosen = shuffled(len(train), start=first + start, size=size, seed=config.seed)
         return [Asked(train[k], wanted[(start + j) % len(wanted)]) for j, k in enumerate(chosen)]
 
     def scored(asked: Sequence[Asked], samples: Sequence[Sample], n: int) -> np.ndarray:
-        texts = [sample.completion.text for sample in samples]
+        texts = [sample.completion.text.strip() for sample in samples]
         scores = score([each.readings for each in asked], [texts[k : k + n] for k in range(0, len(texts), n)])
         return paid(scores.ravel(), texts)
 

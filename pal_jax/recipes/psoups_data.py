@@ -72,7 +72,8 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
     """Stage 2: which of two answers suits the preference better, and the pairs that reward models learn from."""
     poles = {each.id: each for each in everyone(config)}
     settings = config.annotate
-    specs = [soups.read_annotators(each) for each in (settings.annotator, settings.second) if each]
+    named = [settings.annotator, *([settings.second] if settings.second else [])]
+    specs = [soups.read_annotators(each, config) for each in named]
     models = ChatModels(config)
     judges = [soups.open_annotators(models, each) for each in specs]
     rows = [pair for row in piecework.read(ctx.workdir.parent / soups.ROLLOUTS) for pair in pairs_of(row)]
@@ -155,7 +156,7 @@ def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test
         if len(train) < 2 or not test:
             raise RuntimeError(
                 f'{name}: {len(train)} pairs to learn from and {len(test)} to test on, the others are ties; raise '
-                'prompts.train_count or annotate.test_share, or give its preference another judge'
+                f'rollout.prompts or annotate.test_share in another --workdir, or give its preference another judge'
             )
         for part, found in (('', train), ('-test', test)):
             piecework.write(folder / f'{name}{part}.jsonl', list(map(as_pair, found)))

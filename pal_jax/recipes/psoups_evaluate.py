@@ -57,7 +57,7 @@ class Job(NamedTuple):
     @property
     def names(self) -> list[str]:
         """Of each draw's answers."""
-        return [self.name, *(f'{self.name}-{k}' for k in range(2, self.draws + 1))]
+        return [self.name, *(f'{self.name}.{k}' for k in range(2, self.draws + 1))]
 
 
 def make_jobs(config: Config, poles: Sequence[Preference]) -> list[Job]:
@@ -82,13 +82,14 @@ def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Prefe
     """Soups between the two poles of `evaluate.front`, or else between the first two of each dimension.
 
     Raises:
-      ValueError: `evaluate.front` are not two poles of one dimension, or there are no weights.
+      ValueError: `evaluate.front` are not two poles of one dimension, or its weights are none.
     """
-    if not config.evaluate.front_weights:
-        raise ValueError('evaluate.front_weights is empty; name weights from 0 to 1, as (0.0,0.5,1.0)')
+    weights = config.evaluate.front_weights
+    if not weights or not all(isinstance(w, int | float) and 0 <= w <= 1 for w in weights):
+        raise ValueError(f'evaluate.front_weights={weights} must be numbers from 0 to 1, as (0.0,0.5,1.0)')
     named = [name.strip() for name in config.evaluate.front.split(',') if name.strip()]
     found = [each for name in named for each in poles if each.id == name]
-    if named and not (len(named) == len(found) == 2 and found[0].dimension == found[1].dimension):
+    if named and not (len({*named}) == len(found) == 2 and found[0].dimension == found[1].dimension):
         raise ValueError(f'evaluate.front={config.evaluate.front!r} must be two poles of one dimension, as P2A,P2B')
     pairs = [found] if named else [each[:2] for each in by_dimension(poles).values() if len(each) > 1]
     return {
@@ -100,7 +101,7 @@ def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Prefe
                 (1.0 - w, w),
                 prompts=config.evaluate.front_prompts,
             )
-            for w in config.evaluate.front_weights
+            for w in weights
         ]
         for a, b in pairs
     }
@@ -109,13 +110,13 @@ def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Prefe
 def make_evaluation(config: Config, ctx: Context) -> Recipe:
     """Stage 6. Raises ValueError where a value is wrong, or a stage has not been run."""
     policy, poles, folder = make_policy(config, ctx), soups.read_preferences(config), ctx.workdir.parent
-    specs = soups.read_annotators(config.evaluate.judge, COMPARING)
+    specs = soups.read_annotators(config.evaluate.judge, config, COMPARING)
     judge = soups.open_annotators(models := ChatModels(config), specs, 'evaluator')
     prompts = soups.read_prompts(config, 'test', policy.tokenizer)
     sampler = functools.cache(lambda at_once: soups.make_sampler(config, policy, ctx, at_once))
     jobs, both = make_jobs(config, poles), config.evaluate.judge != 'rule'
     for stage in dict.fromkeys(source for job in jobs for source in job.sources):
-        soups.check_adapters(folder / stage, config)
+        soups.check_trained(folder / stage, config)
     base = functools.cache(lambda: soups.load_base(policy, ctx))
     trained = functools.cache(lambda stage: soups.open_adapters(folder / stage, ctx))
 
@@ -130,7 +131,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
         texts = [ask(prompt.question, job.preferences) for prompt in asked]
         with ctx.phase('rollout'):
             samples = sampler(len(texts))(weights(job), texts, job.draws, (config.seed, EVALUATION + 1))
-        outputs = [each.completion.text for each in samples]
+        outputs = [each.completion.text.strip() for each in samples]
         written = {name: outputs[k :: job.draws] for k, name in enumerate(job.names)}
         for name, each in written.items():
             records = [

@@ -21,7 +21,7 @@ def make_merges(config: Config, ctx: Context) -> Recipe:
     combinations = preferences.combinations(soups.read_preferences(config))
     weights = soup_weights(config, len(combinations[0]))
     for name in dict.fromkeys(each.id for combination in combinations for each in combination):
-        soups.check_adapters(ctx.workdir.parent / f'policy-{name}', config)
+        soups.check_trained(ctx.workdir.parent / f'policy-{name}', config)
     trained = functools.cache(lambda name: soups.open_adapters(ctx.workdir.parent / f'policy-{name}', ctx))
 
     def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:

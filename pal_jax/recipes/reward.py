@@ -1,5 +1,5 @@
 """Reward models (Ouyang et al. 2022): a decoder with a head of one number, read at the last token of a reply,
-or with `data.pooling='mean'` the mean over its tokens.
+or with `data.pooling='mean'` over all of it, from the token before it.
 
 A step scores both replies of `batch_size` pairs and updates once on the Bradley-Terry loss of their differences. With
 `data.replies` above 2 pairs of one prompt are a group, which reads a reply once for all its pairs (section 3.5). An

@@ -69,31 +69,39 @@ class Prompt(NamedTuple):
 
 def read_preferences(config: Config) -> tuple[Preference, ...]:
     """Those that `preferences` and `poles` name. Raises ValueError where they are wrong."""
+    return preferences.choose(known_preferences(config), config.poles)
+
+
+def known_preferences(config: Config) -> tuple[Preference, ...]:
+    """All that `preferences` names, whatever `poles` says."""
     given = config.preferences
-    known = preferences.embedded() if given == preferences.EMBEDDED else preferences.load_preferences(given)
-    return preferences.choose(known, config.poles)
+    return preferences.embedded() if given == preferences.EMBEDDED else preferences.load_preferences(given)
 
 
 def read_prompts(config: Config, split: str, tokenizer: Tokenizer) -> list[Prompt]:
     """Those of a split that leave room for the longest texts of preferences.
 
     Raises:
-      ValueError: a file with a line that is no prompt, or nothing is left.
+      ValueError: as `known_prompts`, or nothing is left.
     """
     settings = config.prompts
-    if settings[split] == 'embedded':
-        prompts = [Prompt(f'{split}-{i}', question) for i, question in enumerate(make_questions(split))]
-    else:
-        prompts = [p._replace(id=f'{split}-{i}') for i, p in enumerate(chats.read(settings[split], to_prompt))]
     longest = max(preferences.combinations(read_preferences(config)), key=lambda c: len(preferences.ask('', c)))
 
     def fits(prompt: Prompt) -> bool:
         return len(tokenizer.chat(as_chat(preferences.ask(prompt.question, longest)))) <= settings.max_length
 
-    prompts = list(filter(fits, prompts))[: settings[f'{split}_count'] or None]
+    prompts = list(filter(fits, known_prompts(config, split)))[: settings[f'{split}_count'] or None]
     if not prompts:
         raise ValueError(f'no prompt of prompts.{split} fits prompts.max_length={settings.max_length}; raise it')
     return prompts
+
+
+def known_prompts(config: Config, split: str) -> list[Prompt]:
+    """All of a split. Raises ValueError where its file has none, or a line that is none."""
+    given = config.prompts[split]
+    if given == 'embedded':
+        return [Prompt(f'{split}-{i}', question) for i, question in enumerate(make_questions(split))]
+    return [prompt._replace(id=f'{split}-{i}') for i, prompt in enumerate(chats.read(given, to_prompt))]
 
 
 def to_prompt(record: Any) -> Prompt:
@@ -129,10 +137,19 @@ def load_base(policy: Policy, ctx: Context) -> Params:
     return policy.source.load(sharding.param_shardings(model_params.decoder_specs(policy.cfg), ctx.mesh))
 
 
-def read_annotators(given: str, default: Spec = annotators.LABELLING) -> dict[str, Spec]:
-    """Those of a file, or the one that endpoint:<name>, local:<source> or rule is."""
-    files = given.endswith(('.yaml', '.yml', '.json'))
-    return annotators.load_annotators(given) if files else {given: default._replace(decoder=given)}
+def read_annotators(given: str, config: Config, default: Spec = annotators.LABELLING) -> dict[str, Spec]:
+    """Those of a file, or the one that endpoint:<name>, local:<source> or rule is.
+
+    Raises:
+      ValueError: the file is wrong, or has one, after its first, that judges no preference.
+    """
+    if not given.endswith(('.yaml', '.yml')):
+        return {given: default._replace(decoder=given)}
+    found = annotators.load_annotators(given)
+    known = [preferences.GENERAL, *(each.id for each in known_preferences(config))]
+    if idle := [name for name in [*found][1:] if name not in known]:
+        raise ValueError(f'{given}: {idle[0]} is neither its first annotator nor one of {", ".join(known)}')
+    return found
 
 
 def open_annotators(models: ChatModels, specs: Mapping[str, Spec], role: str = 'judge') -> Callable[[str], Annotator]:
@@ -172,7 +189,7 @@ def check_finished(folder: Path) -> None:
         raise ValueError(f'{folder} is not finished; run {named} first (stage=all runs all in order)')
 
 
-def check_adapters(folder: Path, config: Config) -> None:
+def check_trained(folder: Path, config: Config) -> None:
     """Raises ValueError where a stage has not come to its end, or has trained adapters of another base or kind."""
     check_finished(folder)
     theirs, ours = (each.policy.to_dict() for each in (read_config(str(folder)), config))
@@ -220,8 +237,7 @@ def make_score(folder: Path, ctx: Context) -> Score:
 
 
 def to_group(tokenizer: Tokenizer, question: str, replies: Sequence[str], pooling: str = 'last') -> Group:
-    """Replies to one question, whole, as `chats.to_prefer` makes tokens of them."""
-    prompt = tokenizer.chat(as_chat(question))
-    return shared_prompt(
-        [to_score(prompt, [*tokenizer.encode(each), tokenizer.stop_ids[0]], pooling) for each in replies]
-    )
+    """Replies to one question, whole, of the tokens that reward models have learnt from."""
+    turns = [{'prompt': as_chat(question), 'completion': [{'role': 'assistant', 'content': each}]} for each in replies]
+    read = [chats.to_imitate(each, tokenizer) for each in turns]
+    return shared_prompt([to_score(each.prompt, each.completion, pooling) for each in read])

@@ -49,8 +49,9 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     folder = workdir.resolve()
     name = f'{folder.parent.name}: {folder.name}' if 'stage' in summary.get('config', {}) else folder.name
     page = render(name, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
-    (workdir / REPORT).write_text(page, encoding='utf-8', errors='xmlcharrefreplace')
-    return workdir / REPORT
+    temporary = workdir / f'{REPORT}.tmp'  # in one piece: that it is there says that a run is finished
+    temporary.write_text(page, encoding='utf-8', errors='xmlcharrefreplace')
+    return temporary.replace(workdir / REPORT)
 
 
 def exhibits(workdir: Path) -> list[Record]:

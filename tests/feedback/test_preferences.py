@@ -50,6 +50,7 @@ def test_a_file_of_ones_own(tmp_path):
     assert p.ask('Why?', [polite, brief]) == 'Why? Be polite. Be brief.'
     assert polite.rule.score('', 'Thank you, yes please.') > polite.rule.score('', 'Thanks; pleased.') == 0
     assert blunt.rule.score('', 'Please.') < 0
+    assert parse_rule({'less': ['don’t']}).score('', "I don't.") < 0
     assert brief.rule.score('', 'two words') == -2
 
 

@@ -34,7 +34,7 @@ def difference(found, expected) -> float:
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_weights_1_0_0_are_the_first_model_bit_by_bit(dtype):
-    first, broken = tree(1, dtype=dtype), jax.tree.map(lambda x: x * jnp.nan, tree(2, dtype=dtype))
+    first, broken = tree(1, dtype=dtype), jax.tree.map(lambda x: np.full_like(x, jnp.nan), tree(2, dtype=dtype))
     first['vector'][0] = -0.0
     assert_same_bits(merging.linear([first, broken, broken], [1, 0, 0]), first)
     assert_same_bits(merging.linear([broken, first], [0, 1]), first)
@@ -45,6 +45,8 @@ def test_a_mean_is_the_golden_one_and_keeps_the_precision():
     models = [{'w': np.array([1.0, 2.0, 3.0], np.float32) * n} for n in (1, 2, 4)]
     np.testing.assert_allclose(merging.linear(models, [0.5, 0.3, 0.2])['w'], [1.9, 3.8, 5.7], rtol=1e-6)
     assert merging.linear([tree(dtype='bfloat16')] * 2, [0.5, 0.5])['matrix'].dtype == jnp.bfloat16
+    for merge in (merging.linear, merging.slerp):
+        assert merge([tree(1), tree(2, dtype='bfloat16')], [0, 1])['matrix'].dtype == np.float32
 
 
 @pytest.mark.parametrize('count', [2, 3, 8])

@@ -15,7 +15,7 @@ from pal_jax import cli, train
 from pal_jax.feedback import preferences
 from pal_jax.models import sources
 from pal_jax.presets import parse_stage
-from pal_jax.recipes import piecework, psoups, psoups_data, psoups_evaluate, soups
+from pal_jax.recipes import piecework, psoups, psoups_data, psoups_evaluate, reward, soups
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import checkpoint, devices
@@ -59,6 +59,24 @@ def test_a_stage_is_told_what_it_reads_and_no_more(tmp_path):
     assert before['multitask']['data']['test'] == str(tmp_path / 'pairs' / 'best-test.jsonl')
 
 
+def test_policies_are_exported_where_reward_models_cannot_be(tmp_path):
+    told = {folder.name: stage.export for stage, folder in psoups.stages(get_config(export=True), tmp_path)}
+    assert (told['policy-P2A'], told['multitask'], told['reward-P2A']) == (True, True, False)
+    last = psoups.stages(get_config(export=True, **{'reward.data.pooling': 'last'}), tmp_path)
+    assert all(stage.export for stage, _ in last)
+
+
+def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, 'config', get_config)
+    for stage, folder in psoups.stages(get_config(), tmp_path / 'here'):
+        checkpoint.write_config(folder, stage.to_dict())
+    (tmp_path / 'here').rename(tmp_path / 'there')
+    monkeypatch.setattr(cli, 'workdir', lambda: tmp_path / 'there')
+    assert len(list(cli.runs((*train.MAY_CHANGE, *train.OF_STAGES)))) == 13
+    with pytest.raises(cli.Fault, match='made by another config'):
+        list(cli.runs(train.MAY_CHANGE))
+
+
 @pytest.mark.parametrize('variant', ['', 'quick', 'smoke', 'paper'])
 def test_every_variant_of_the_file(variant):
     if variant in ('', 'paper'):
@@ -88,16 +106,32 @@ def test_a_variant_and_a_stage():
         ({'preferences': 'absent.yaml'}, 'absent.yaml is no file'),
         ({'policy.lora.rank': 0}, 'soups are made of adapters'),
         ({'rollout.answers': 1}, 'rollout.answers=1 must be at least 2'),
-        ({'annotate.annotator': 'friend'}, "judge='friend' is unknown; use rule, endpoint:<name>"),
+        ({'annotate.annotator': 'friend'}, r"^annotate.annotator='friend': judge='friend' is unknown; use rule, endpoint:"),
+        ({'annotate.annotator': ''}, r"^annotate.annotator='': judge='' is unknown"),
+        ({'annotate.test_share': 12}, 'annotate.test_share=12.0 must be between 0 and 1'),
         ({'annotate.second': 'absent.yaml'}, 'absent.yaml is no file; name a YAML file of annotators'),
         ({'evaluate.judge': 'endpoint:judge'}, "endpoint 'judge' has address=''"),
-        ({'evaluate.front': 'P2A,P3A'}, "evaluate.front='P2A,P3A' must be two poles of one dimension"),
+        (
+            {'evaluate.front': 'P2A,P3A', 'poles': 'P2A,P2B,P3A,P3B'},
+            "evaluate.front='P2A,P3A' must be two poles of one dimension",
+        ),
+        ({'evaluate.front': 'P2A,P2A'}, "evaluate.front='P2A,P2A' must be two poles of one dimension"),
         ({'merge.weights': (1.0, 1.0)}, r'merge.weights=\(1.0, 1.0\) must be a number for each of 1 dimensions'),
         ({'merge.weights': ('',)}, r"merge.weights=\('',\) must be a number"),
         ({'merge.weights': (float('nan'),)}, r'merge.weights=\(nan,\) must be a number'),
-        ({'evaluate.front_weights': ()}, 'evaluate.front_weights is empty'),
+        ({'evaluate.front_weights': ()}, r'evaluate.front_weights=\(\) must be numbers from 0 to 1'),
+        ({'evaluate.front_weights': (0, 50)}, r'evaluate.front_weights=\(0, 50\) must be numbers from 0 to 1'),
+        ({'evaluate.front_weights': (float('nan'),)}, r'evaluate.front_weights=\(nan,\) must be numbers'),
+        ({'evaluate.front_weights': ('a',)}, r"evaluate.front_weights=\('a',\) must be numbers"),
         ({'evaluate.front_prompts': 0}, 'evaluate.front_prompts=0 must be at least 1'),
         ({'ppo.minibatches': 3}, 'rl.rollout_batch_size=2 does not divide into ppo.minibatches=3'),
+        ({'ppo.estimator': 'grpo'}, "ppo.estimator='grpo'; use one of"),
+        ({'rl.n_samples_per_prompt': 1}, 'compares the samples of a prompt, got n_samples_per_prompt=1'),
+        ({'rl.reward': 'mine'}, "reward model 'mine' is unknown; use pal:<workdir>"),
+        ({'reward.data.pooling': 'median'}, "data.pooling='median' is unknown"),
+        ({'reward.policy.lora.dropout': 0.1}, 'lora.dropout=0.1: a reward model is read and taught in one pass'),
+        ({'prompts.test': 'absent.jsonl'}, 'absent.jsonl is no file'),
+        ({'prompts.train_count': -1}, 'prompts.train_count=-1 must be at least 0'),
     ],
 )
 def test_what_is_wrong_is_told_before_a_file_is_read(changes, message, tmp_path):
@@ -145,7 +179,8 @@ def test_adapters_of_another_base_or_kind_are_refused(tmp_path):
 
 
 def test_a_policy_is_opened_without_what_it_was_trained_with(tmp_path):
-    (part, folder), *_ = psoups.stages(get_config(stage='rlhf', **{'prompts.train': 'gone.jsonl'}), tmp_path)
+    (part, folder), *_ = psoups.stages(get_config(stage='rlhf'), tmp_path)
+    part.prompts.train = 'gone.jsonl'
     assert psoups.make_trained(part, ONE).model.layers > 0
     with pytest.raises(ValueError, match='gone.jsonl is no file'):
         psoups.make(part, ONE._replace(workdir=folder))
@@ -157,6 +192,16 @@ def annotate(tmp_path, written, **changes):
     piecework.write(tmp_path / 'rollouts.jsonl', written)
     (part, folder), *_ = psoups.stages(get_config(stage='annotate', **changes), tmp_path)
     return psoups.make(part, ONE._replace(workdir=folder))
+
+
+def test_an_annotator_that_judges_nothing_is_refused(tmp_path):
+    path, settings = tmp_path / 'judges.yaml', "{prompt_templates: {with_inputs: '', without_inputs: ''}, "
+    settings += 'fn_decoder: rule, decoder_kwargs: {}, outputs_to_match: {1: a, 2: b}, batch_size: 1}'
+    path.write_text(f'judge: {settings}\nP3A: {settings}\n')
+    psoups.check(get_config(**{'annotate.annotator': str(path)}))  # P3A is a preference, though not of these poles
+    path.write_text(f'judge: {settings}\np2a: {settings}\n')
+    with pytest.raises(ValueError, match=r'judges.yaml: p2a is neither its first annotator nor one of general, P1A'):
+        psoups.check(get_config(**{'annotate.annotator': str(path)}))
 
 
 def test_a_judge_that_answers_nonsense_stops_the_stage(tmp_path, chat_server):
@@ -203,11 +248,11 @@ def test_two_annotators_of_one_server_are_two_models(tmp_path, chat_server):
 
 @pytest.mark.slow
 def test_a_local_model_may_judge(tmp_path):
-    specs = soups.read_annotators('local:random:tiny')
+    specs = soups.read_annotators('local:random:tiny', get_config())
     (tmp_path / 'judge.yaml').write_text(
         JUDGES.format(name='short', decoder='local:random:tiny', settings='{max_tokens: 2, temperature: 0}', first='x')
     )
-    specs |= soups.read_annotators(str(tmp_path / 'judge.yaml'))
+    specs |= soups.read_annotators(str(tmp_path / 'judge.yaml'), get_config())
     judge = soups.open_annotators(ChatModels(get_config(**{'endpoints.judge.max_tokens': 4})), specs)
     brief = preferences.embedded()[2]
     for name in ('local:random:tiny', 'short'):
@@ -309,18 +354,36 @@ def test_an_answer_without_text_is_paid_as_the_worst_of_its_step():
     np.testing.assert_array_equal(psoups.paid(scores, ['a', 'b', 'c', 'd']), scores)
 
 
+def test_replies_are_scored_by_the_tokens_that_reward_models_learn_from():
+    tokenizer = sources.resolve('random:tiny').tokenizer()
+    replies = 'one answer', '<|im_end|> another', ''
+    asked, *said = soups.as_chat('Why?'), *([{'role': 'assistant', 'content': each}] for each in replies)
+    for pooling in ('last', 'mean'):
+        group = soups.to_group(tokenizer, 'Why?', replies, pooling)
+        for k in (1, 2):
+            learnt = reward.to_group(tokenizer, {'prompt': asked, 'chosen': said[0], 'rejected': said[k]}, pooling)
+            assert [group.branches[i] for i in (0, k)] == learnt.branches
+
+
+def test_draws_and_combinations_have_names_of_their_own():
+    named = [('tone', 'a'), ('tone', 'b'), ('level', '1'), ('level', '2')]
+    poles = [preferences.Preference(name, dimension, name, None) for dimension, name in named]
+    names = [name for job in psoups_evaluate.make_jobs(get_config(**{'evaluate.draws': 3}), poles) for name in job.names]
+    assert len(set(names)) == len(names) == 1 + 4 * 4 + 3 * 4 * 2 + 2 * 3
+
+
 def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     poles = preferences.choose(preferences.embedded(), 'P2A,P2B,P3A,P3B')
     prompts = [soups.Prompt(str(i), f'question {i}') for i in range(4)]
     jobs = psoups_evaluate.make_jobs(get_config(), poles)
-    assert len({job.name for job in jobs}) == len(jobs) == 1 + 4 * 4 + 4 * 2 + 2 * 3  # as :quick has
+    assert len(jobs) == 1 + 4 * 4 + 4 * 2 + 2 * 3  # as :quick has
     written = {job.name: ['some words of an answer'] * 4 for job in jobs}
     written |= {name: ['short'] * 4 for name in written if name.startswith('psoups-P2A') or name == 'policy-P2A'}
-    written |= {'policy-P2A-2': ['brief', *['two words'] * 3], 'base-P2A-2': ['also two'] * 4}
+    written |= {'policy-P2A.2': ['brief', *['two words'] * 3], 'base-P2A.2': ['also two'] * 4}
     written['front-P2A-P2B-0'] = ['short'] * 2  # of as many prompts as it was asked
     alike = ('P2B', 'P3A', 'P3B')
-    written |= {f'{who}-{pole}-2': ['same'] * 4 for pole in alike for who in ('policy', 'base')}
-    judge = soups.open_annotators(ChatModels(get_config()), soups.read_annotators('rule'))
+    written |= {f'{who}-{pole}.2': ['same'] * 4 for pole in alike for who in ('policy', 'base')}
+    judge = soups.open_annotators(ChatModels(get_config()), soups.read_annotators('rule', get_config()))
     contest = psoups_evaluate.Contest(prompts, written, judge, False, 0)
     evaluation = contest.evaluate(poles, psoups_evaluate.make_fronts(get_config(), poles), draws=2)
     record = evaluation.record
