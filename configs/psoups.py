@@ -109,16 +109,16 @@ def multitask() -> ConfigDict:
 def quick(config: ConfigDict) -> ConfigDict:
     """Two dimensions that need no library."""
     config.poles = 'P2A,P2B,P3A,P3B'
-    config.prompts.update(train_count=48, test_count=12)
-    config.sampling.max_tokens = 24
+    config.prompts.update(train_count=48, test_count=10)
+    config.sampling.max_tokens = 20
     config.total_steps = 2
-    config.reward.total_steps = config.multitask.total_steps = 5
+    config.reward.total_steps = config.multitask.total_steps = 4
     config.reward.data.batch_size = 2
     config.multitask.data.batch_size = 8
-    config.rl.update(rollout_batch_size=4, test_count=4)
-    config.rollout.prompts = 19
+    config.rl.update(rollout_batch_size=2, test_count=2)
+    config.rollout.prompts = 16
     config.annotate.test_share = 0.2
-    config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0), front_prompts=12)
+    config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0), front_prompts=10)
     return config
 
 
@@ -131,11 +131,10 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.policy.lora.rank = config.reward.policy.lora.rank = 2
     config.prompts.update(train_count=16, test_count=3)
     config.sampling.max_tokens = 16
-    config.total_steps = 2
     config.reward.total_steps = config.multitask.total_steps = 2
     config.reward.data.batch_size = config.multitask.data.batch_size = 4
     config.rollout.update(prompts=0, answers=2, batch_size=24)
-    config.rl.update(rollout_batch_size=2, n_samples_per_prompt=2, test_count=2)
+    config.rl.n_samples_per_prompt = 2
     config.annotate.test_share = 0.25
     config.decode.slots = 8
     config.checkpoint.every = 2
