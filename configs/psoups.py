@@ -109,7 +109,7 @@ def multitask() -> ConfigDict:
 def quick(config: ConfigDict) -> ConfigDict:
     """Two dimensions that need no library."""
     config.poles = 'P2A,P2B,P3A,P3B'
-    config.prompts.update(train_count=48, test_count=10)
+    config.prompts.update(train_count=48, test_count=8)
     config.sampling.max_tokens = 20
     config.total_steps = 2
     config.reward.total_steps = config.multitask.total_steps = 4
@@ -118,7 +118,7 @@ def quick(config: ConfigDict) -> ConfigDict:
     config.rl.update(rollout_batch_size=2, test_count=2)
     config.rollout.prompts = 16
     config.annotate.test_share = 0.2
-    config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0), front_prompts=10)
+    config.evaluate.update(draws=1, front_weights=(0.0, 0.5, 1.0), front_prompts=8)
     return config
 
 
