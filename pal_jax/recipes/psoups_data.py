@@ -156,7 +156,7 @@ def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test
         if len(train) < 2 or not test:
             raise RuntimeError(
                 f'{name}: {len(train)} pairs to learn from and {len(test)} to test on, the others are ties; raise '
-                f'rollout.prompts or annotate.test_share in another --workdir, or give its preference another judge'
+                'rollout.prompts or annotate.test_share in another --workdir, or give its preference another judge'
             )
         for part, found in (('', train), ('-test', test)):
             piecework.write(folder / f'{name}{part}.jsonl', list(map(as_pair, found)))
