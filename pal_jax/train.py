@@ -51,7 +51,15 @@ Show = Callable[[Iterable[Mapping[str, Any]]], None]
 
 def main() -> int:
     """Trains; the exit status is that of a process ended by a signal where one stopped it."""
-    return next(filter(None, (train(*run) for run in cli.runs((*MAY_CHANGE, *OF_STAGES)))), 0)
+    before = None
+    for config, workdir in cli.runs((*MAY_CHANGE, *OF_STAGES)):
+        kind = config.recipe, config.get('stage')
+        if before not in (None, kind):
+            jax.clear_caches()  # of programs that a stage of another kind has no use for
+        if status := train(config, workdir):
+            return status
+        before = kind
+    return 0
 
 
 def train(config: Config, workdir: Path) -> int:
@@ -77,7 +85,6 @@ def train(config: Config, workdir: Path) -> int:
                     checkpoints.close()
             raise
         checkpoints.close()
-    jax.clear_caches()  # of the programs of this run, which the next stage has no use for
     return exit_status(stopped) if stopped else 0
 
 

@@ -15,7 +15,7 @@ from pal_jax.data.packing import round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import engine, sampling
 from pal_jax.decode.prefixes import WORTH, Prefixes, common
-from pal_jax.decode.programs import Programs
+from pal_jax.decode.programs import programs_of
 from pal_jax.decode.requests import (
     Live,
     Progress,
@@ -103,7 +103,7 @@ class LocalDecoder:
         self._waiting: deque[tuple[int, Request]] = deque()
         self._prompts: list[Prompt] = []
         self._live: dict[int, Live] = {}  # by slot
-        self._programs = Programs(cfg, mesh, slots=self.slots, int8=int8)
+        self._programs = programs_of(cfg, mesh, slots=self.slots, int8=int8)
         self.param_shardings = self._programs.param_shardings
 
     def load(self, params: Params, version: int = 0) -> None:

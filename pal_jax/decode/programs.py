@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -65,3 +67,6 @@ class Programs:
         outer = self.send_outer({name: w for name, w in params.items() if name != 'layers'})
         sent = (soups.on_base(lambda plain, i=i: self.send_layer(plain, i), stack) for i in range(self.layers))
         return outer | {'layers': [self.decode_layer(layer, i) for i, layer in enumerate(sent)]}
+
+
+programs_of = functools.lru_cache(maxsize=4)(Programs)  # decoders of one shape, one after the other, share what is compiled

@@ -58,6 +58,7 @@ class PPO:
     temperature: float = 1.0  # of the samples: log-probs are taken at it
 
     def __post_init__(self):
+        object.__setattr__(self, 'reward_clip', tuple(self.reward_clip))  # of a file it is a list
         known = {
             'estimator': adv.Estimator,
             'kl_estimator': kl_divergence.KLEstimator,

@@ -304,10 +304,13 @@ def summarize(samples: Sequence[Sample], scores: np.ndarray) -> Metrics:
     }
 
 
+learner_of = functools.lru_cache(maxsize=1)(PolicyLearner)  # stages that differ in their preference share its programs
+
+
 def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
     actor, critic = (make_optimizer(**each, total_steps=updates) for each in (config.optimizer, config.critic))
-    return PolicyLearner(
+    return learner_of(
         cfg, PPO(**config.ppo, temperature=config.sampling.temperature or 1.0), Optimizers(actor, critic, actor),
         ctx.mesh, n=config.rl.n_samples_per_prompt, length=config.sampling.max_tokens, adapters=make_adapters(config),
         seed=config.seed,

@@ -172,8 +172,11 @@ def compared(groups: Sequence[Group]) -> list[tuple[int, Compared]]:
     return [(i, pair) for i, group in enumerate(groups) for pair in group.compared]
 
 
+learner_of = functools.lru_cache(maxsize=2)(RewardLearner)  # stages that differ in their data share its programs
+
+
 def make_learner(config: Config, loss: BradleyTerry, cfg: ModelConfig, ctx: Context, steps: int = 1) -> RewardLearner:
-    return RewardLearner(
+    return learner_of(
         cfg, make_optimizer(**config.optimizer, total_steps=steps), ctx.mesh,
         micro_rows=config.data.micro_rows, adapters=make_adapters(config), loss=loss, seed=config.seed,
     )  # fmt: skip

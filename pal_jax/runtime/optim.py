@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import optax
 from optax import contrib
 
 
+@functools.lru_cache(maxsize=32)  # the same for the same settings: programs that were compiled for it are found again
 def make_optimizer(
     name: str,
     *,

@@ -10,6 +10,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pal_jax import cli, train
 from pal_jax.feedback import preferences
@@ -57,6 +58,16 @@ def test_a_stage_is_told_what_it_reads_and_no_more(tmp_path):
     }
     assert before['reward-P2A']['data']['train'] == str(tmp_path / 'pairs' / 'P2A.jsonl')
     assert before['multitask']['data']['test'] == str(tmp_path / 'pairs' / 'best-test.jsonl')
+
+
+def test_stages_that_differ_in_their_preference_share_a_learner(tmp_path):
+    (first, _), (second, _) = psoups.stages(get_config(stage='policy'), tmp_path)
+    cfg = psoups.make_policy(first, ONE).cfg
+    learner = psoups.make_learner(first, cfg, ONE)
+    assert psoups.make_learner(second, psoups.make_policy(second, ONE).cfg, ONE) is learner
+    assert psoups.make_learner(ConfigDict(json.loads(json.dumps(first.to_dict()))), cfg, ONE) is learner
+    second.optimizer.lr *= 2
+    assert psoups.make_learner(second, cfg, ONE) is not learner
 
 
 def test_policies_are_exported_where_reward_models_cannot_be(tmp_path):
