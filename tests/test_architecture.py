@@ -59,7 +59,7 @@ RECIPE_PARTS = 'recipe', 'chat_models', 'piecework', 'rows', 'sampler', 'world' 
 METHOD_PARTS = {  # and what single methods are; PAL-Large is a variant of configs/pal.py
     'pal': ('pal_text', 'pal_context', 'pal_large', 'pal_reward', 'pal_export'),
     'plus': ('plus_context', 'plus_latent', 'plus_table'),
-    'psoups': ('soups', 'psoups_data', 'psoups_merge', 'psoups_evaluate'),
+    'psoups': ('soups', 'psoups_check', 'psoups_data', 'psoups_merge', 'psoups_evaluate'),
 }
 PARTS = {*RECIPE_PARTS, *itertools.chain(*METHOD_PARTS.values())}
 BANNED = ('util', 'helper', 'common', 'misc', 'manager')

@@ -69,4 +69,5 @@ class Programs:
         return outer | {'layers': [self.decode_layer(layer, i) for i, layer in enumerate(sent)]}
 
 
-programs_of = functools.lru_cache(maxsize=4)(Programs)  # decoders of one shape, one after the other, share what is compiled
+# Decoders of one shape, one after the other, share what is compiled.
+programs_of = functools.lru_cache(maxsize=4)(Programs)

@@ -11,7 +11,8 @@
 
 Each stage is a run of its own in a folder beside the others'. Reward models and multitask learning are those of
 `recipes/reward.py` and `recipes/sft.py` on files that the annotations make. This file has the stages and the step of
-PPO; `recipes/psoups_data.py` makes data, `recipes/psoups_merge.py` merges, `recipes/psoups_evaluate.py` evaluates.
+PPO; `recipes/psoups_check.py` says what is wrong with a config, `psoups_data.py` makes data, `psoups_merge.py` merges,
+`psoups_evaluate.py` evaluates.
 """
 
 from __future__ import annotations
@@ -29,13 +30,12 @@ from ml_collections import ConfigDict
 from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.passes import shuffled
 from pal_jax.feedback.preferences import BEST, GENERAL, JOINT, Preference, ask, combinations
-from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState, check_samples
+from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
-from pal_jax.learners.reward import BradleyTerry, check_dropout, check_pooling
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.moments import Moments, scaled, seen
 from pal_jax.recipes import pal_reward, psoups_data, psoups_evaluate, psoups_merge, soups
-from pal_jax.recipes.chat_models import ChatModels
+from pal_jax.recipes.psoups_check import check
 from pal_jax.recipes.recipe import (
     EVALUATION,
     Config,
@@ -44,7 +44,6 @@ from pal_jax.recipes.recipe import (
     Host,
     Recipe,
     Trained,
-    check_at_least,
     check_finite,
     make_adapters,
     make_policy,
@@ -100,7 +99,8 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
     wanted, chosen = config.stage, config.preference
     if wanted != 'all' and wanted not in READS:
         raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(READS)}')
-    poles = [each.id for each in check(config)]
+    reads_prompts = wanted == 'all' or 'prompts' in READS[wanted]
+    poles = [each.id for each in check(config, reads_prompts)]
     names = {'reward': [GENERAL, *poles, JOINT], 'policy': poles}
     if chosen and wanted not in names:
         raise ValueError(f'preference={chosen!r} goes with stage=policy or stage=reward, got stage={wanted}')
@@ -125,63 +125,6 @@ def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:
         part['data'] |= {'train': f'{pairs}.jsonl', 'test': f'{pairs}-test.jsonl'}
         part['export'] &= part['data'].get('pooling', 'last') == 'last'  # transformers has no other
     return ConfigDict(part)
-
-
-def check(config: Config) -> tuple[Preference, ...]:
-    """The preferences, if everything is right that later stages would fail at."""
-    if not config.policy.lora.rank:
-        raise ValueError('policy.lora.rank=0: soups are made of adapters; give a rank')
-    check_at_least(config, 0, 'rollout.prompts', 'prompts.train_count')
-    check_at_least(config, 2, 'rollout.answers')
-    check_at_least(
-        config, 1, 'total_steps', 'rollout.batch_size', 'annotate.batch_size', 'rl.rollout_batch_size',
-        'rl.n_samples_per_prompt', 'rl.test_count', 'prompts.test_count', 'evaluate.draws',
-        'evaluate.front_prompts', 'ppo.minibatches', 'checkpoint.every',
-    )  # fmt: skip
-    if config.rl.rollout_batch_size % config.ppo.minibatches:
-        raise ValueError(
-            f'rl.rollout_batch_size={config.rl.rollout_batch_size} does not divide into '
-            f'ppo.minibatches={config.ppo.minibatches}'
-        )
-    if not 0 < config.annotate.test_share < 1:
-        raise ValueError(f'annotate.test_share={config.annotate.test_share} must be between 0 and 1')
-    for split in ('train', 'test') if config.stage == 'all' or 'prompts' in READS[config.stage] else ():
-        soups.known_prompts(config, split)
-    check_learning(config)
-    poles = soups.read_preferences(config)
-    check_judges(config, poles)
-    for pole in poles:
-        if pole.rule:
-            pole.rule.score('', 'The library that it needs is there.')
-    psoups_merge.soup_weights(config, len(combinations(poles)[0]))
-    psoups_evaluate.make_fronts(config, poles)
-    return poles
-
-
-def check_judges(config: Config, poles: Sequence[Preference]) -> None:
-    """Raises ValueError where one cannot be had, or has no rule for one of the poles."""
-    named = {'annotate.annotator': 'judge', 'annotate.second': 'judge', 'evaluate.judge': 'evaluator'}
-    for key, role in named.items():
-        part, _, name = key.partition('.')
-        given = config[part][name]
-        if key == 'annotate.second' and not given:
-            continue
-        try:
-            judges = soups.open_annotators(ChatModels(config), soups.read_annotators(given, config), role)
-            for pole in poles:
-                judges(pole.id)(pole, [], config.seed)
-        except ValueError as error:
-            raise ValueError(f'{key}={given!r}: {error}') from None
-
-
-def check_learning(config: Config) -> None:
-    """Raises ValueError where reward models or PPO would, once there are answers to learn from."""
-    check_samples(PPO(**config.ppo), config.rl.n_samples_per_prompt)
-    BradleyTerry(**config.reward.reward)
-    check_pooling(config.reward.data.pooling)
-    check_dropout(make_adapters(config.reward))
-    if config.rl.reward:
-        pal_reward.make_score(config.rl.reward, config.rl.person)
 
 
 def make(config: Config, ctx: Context) -> Recipe:

@@ -196,7 +196,7 @@ def check_trained(folder: Path, config: Config) -> None:
     for key in ('source', 'lora'):
         if theirs[key] != ours[key]:
             raise ValueError(
-                f'{folder} was trained with policy.{key}={theirs[key]}, got {ours[key]}; give that, or another --workdir'
+                f'{folder} was trained with policy.{key}={theirs[key]}, got {ours[key]}; give that or another --workdir'
             )
 
 

@@ -145,8 +145,11 @@ def test_a_file_of_annotators(tmp_path):
         ('openai_completions', 'local:random:tiny', 'model_name: fn_decoder=local:random:tiny names the model'),
         ('{1: a, 2: b, 3: t}', '{1: a}', 'P3A.outputs_to_match must have patterns for 1 and 2'),
         ('{1: a, 2: b, 3: t}', '{1: "(", 2: b}', r"P3A.outputs_to_match.1='\(': missing"),
-        ("with_inputs: '', without_inputs: plain.txt", "with_inputs: plain.txt, without_inputs: ''",
-         r'plain.txt has \{input\} 0 times; batch_size=1'),
+        (
+            "with_inputs: '', without_inputs: plain.txt",
+            "with_inputs: plain.txt, without_inputs: ''",
+            r'plain.txt has \{input\} 0 times; batch_size=1',
+        ),
         ('plain.txt', 'absent.txt', 'judge.prompt_templates.without_inputs: .*absent.txt is no file'),
         ('P3A:', 'P3A: 3\nP3B:', 'P3A must have the keys'),
     ],

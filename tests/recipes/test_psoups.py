@@ -117,7 +117,10 @@ def test_a_variant_and_a_stage():
         ({'preferences': 'absent.yaml'}, 'absent.yaml is no file'),
         ({'policy.lora.rank': 0}, 'soups are made of adapters'),
         ({'rollout.answers': 1}, 'rollout.answers=1 must be at least 2'),
-        ({'annotate.annotator': 'friend'}, r"^annotate.annotator='friend': judge='friend' is unknown; use rule, endpoint:"),
+        (
+            {'annotate.annotator': 'friend'},
+            r"^annotate.annotator='friend': judge='friend' is unknown; use rule, endpoint:",
+        ),
         ({'annotate.annotator': ''}, r"^annotate.annotator='': judge='' is unknown"),
         ({'annotate.test_share': 12}, 'annotate.test_share=12.0 must be between 0 and 1'),
         ({'annotate.second': 'absent.yaml'}, 'absent.yaml is no file; name a YAML file of annotators'),
@@ -379,7 +382,9 @@ def test_replies_are_scored_by_the_tokens_that_reward_models_learn_from():
 def test_draws_and_combinations_have_names_of_their_own():
     named = [('tone', 'a'), ('tone', 'b'), ('level', '1'), ('level', '2')]
     poles = [preferences.Preference(name, dimension, name, None) for dimension, name in named]
-    names = [name for job in psoups_evaluate.make_jobs(get_config(**{'evaluate.draws': 3}), poles) for name in job.names]
+    names = [
+        name for job in psoups_evaluate.make_jobs(get_config(**{'evaluate.draws': 3}), poles) for name in job.names
+    ]
     assert len(set(names)) == len(names) == 1 + 4 * 4 + 3 * 4 * 2 + 2 * 3
 
 
