@@ -28,7 +28,7 @@ from pal_jax.data.packing import round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode import engine
 from pal_jax.decode.local import Counters
-from pal_jax.decode.programs import Programs
+from pal_jax.decode.programs import programs_of
 from pal_jax.decode.requests import Request, admission, bucket, for_slots
 from pal_jax.decode.sampling import Sampled
 from pal_jax.models.config import ModelConfig
@@ -170,7 +170,7 @@ class JetStreamEngine(engine_api.Engine):
         self.weights, self.counters = Weights(), Counters()
         # Programs of several devices that two threads start at once may wait for each other for ever.
         self._one_at_a_time = threading.Lock()
-        self._programs = Programs(cfg, mesh, slots=self.slots, int8=int8)
+        self._programs = programs_of(cfg, mesh, slots=self.slots, int8=int8)
         self.param_shardings = self._programs.param_shardings
         self._start = jax.jit(start, out_shardings=sharding.sharding(mesh, ('batch',)))
         self._pack = jax.jit(pack)

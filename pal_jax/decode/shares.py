@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.local import LocalDecoder
-from pal_jax.decode.programs import Programs
+from pal_jax.decode.programs import programs_of
 from pal_jax.decode.requests import Request, Told
 from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
@@ -53,7 +53,7 @@ class SharedDecoder:
         self._shares = shares
         self._decoders = {number: LocalDecoder(cfg, tokenizer, parts[number], **settings) for number in shares.own}
         one = self._decoders[shares.own[0]]
-        self._publish = Programs(one.cfg, wide, slots=one.slots, int8=int8).publish
+        self._publish = programs_of(one.cfg, wide, slots=one.slots, int8=int8).publish
         # As they lie in training, in the order of these devices: where it is the same, nothing moves.
         ordered = Mesh(wide.devices.reshape(mesh.devices.shape), wide.axis_names, axis_types=wide.axis_types)
         self._spread = sharding.param_shardings(model_params.decoder_specs(cfg), ordered)
