@@ -32,11 +32,10 @@ def get_config(variant: str = '') -> ConfigDict:
     config.policy = p.policy(p.EMBEDDED)
     config.policy.scan_layers = True  # many short stages
     config.policy.lora = dict(rank=16, alpha=32.0, targets='all-linear', dropout=0.0)
-    config.sampling = p.sampling(temperature=0.7, max_tokens=36)  # at 1 the embedded model hardly makes sense
-    # A stage has no more slots than it asks for samples at once; without reuse caches are no longer than needed.
-    config.decode = dict(slots=128, stride=4, driver='local', address='', reuse=False, int8=False)
+    config.sampling = p.sampling(temperature=0.7, max_tokens=24)  # at 1 the embedded model hardly makes sense
+    config.decode = dict(slots=128, stride=4, driver='local', address='', reuse=True, int8=False)
     config.rollout = dict(
-        prompts=54,  # that are asked under a preference, drawn for each; 0: all
+        prompts=48,  # that are asked under a preference, drawn for each; 0: all
         answers=4,  # to each of them, of which all pairs are compared
         batch_size=32,  # prompts of a step
     )
@@ -59,14 +58,14 @@ def get_config(variant: str = '') -> ConfigDict:
     config.optimizer = p.adamw(lr=1e-3, warmup_ratio=0.0)  # few steps: none of them at rate 0
     config.critic = p.adamw(lr=1e-3)  # used by estimators that have one (gae)
     config.ppo = p.ppo(
-        estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, row_tokens=384, micro_rows=1,
+        estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, row_tokens=320, micro_rows=1,
         old_logprobs='sampler',
     )  # fmt: skip
     config.rl = dict(
-        rollout_batch_size=8,  # prompts a step
+        rollout_batch_size=6,  # prompts a step
         n_samples_per_prompt=4,
         scale_scores=False,  # by the running mean and standard deviation of all scores; group_norm needs none
-        test_count=16,  # prompts of an evaluation
+        test_count=8,  # prompts of an evaluation
         reward='',  # pal:<workdir> in place of the reward models of stage=reward (docs/methods/pal.md)
         person='',  # with it: a user of that run, a file of a mixture (*.json), or '': the population
     )
@@ -81,20 +80,20 @@ def get_config(variant: str = '') -> ConfigDict:
         draws=2,  # answers to each prompt where the policy of one pole is compared with the base
         front='',  # two poles whose policies are merged by weights from 0 to 1, as P2A,P2B; '': two of each dimension
         front_weights=(0.0, 0.25, 0.5, 0.75, 1.0),  # of the second of them
-        front_prompts=25,  # that each of these soups answers
+        front_prompts=16,  # that each of these soups answers
     )
     return {'quick': quick, 'smoke': smoke, 'paper': paper}[variant](config) if variant else config
 
 
 def reward() -> ConfigDict:
     """What configs/reward.py has."""
-    config = ConfigDict({'total_steps': 12, 'optimizer': p.adamw(lr=3e-3), 'policy': p.policy(p.EMBEDDED)})
+    config = ConfigDict({'total_steps': 10, 'optimizer': p.adamw(lr=3e-3), 'policy': p.policy(p.EMBEDDED)})
     config.policy.scan_layers = True
     config.policy.lora = dict(rank=8, alpha=32.0, targets='all-linear', dropout=0.0)
     config.reward = dict(margin=0.0, label_smoothing=0.0, centring=0.0)
     config.data = p.rows(batch_size=4)
     config.data.pooling = 'mean'  # of the scores of a reply's tokens: of few pairs more is learnt than of the last's
-    config.data.update(row_tokens=384, micro_rows=1)  # a program to compile, where two rows would make several
+    config.data.update(row_tokens=304, micro_rows=1)  # a program to compile, where two rows would make several
     return config
 
 

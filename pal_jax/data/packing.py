@@ -78,7 +78,8 @@ def lay_out(
     With `row_tokens=0` a row has one group, and rows stand in order of length, so that micro-batches of neighbours have
     little padding. Otherwise rows have up to `row_tokens` tokens, or, where a group has more, what it is padded to: as
     few rows as first-fit decreasing finds, as equal in length as they can be, each with the first `opening` tokens of
-    its groups once. Length is then a `multiple` and `groups` a power of two, so that the programs to compile stay few.
+    its groups once. Length is then a `multiple`, or `row_tokens`, and `groups` a power of two, so that the programs to
+    compile stay few.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     rows, groups, opening = [[i] for i in order], 1, opening if row_tokens else 0
@@ -92,7 +93,8 @@ def lay_out(
         rows = _evened(lengths, order[::-1], rows, height)
         groups = 1 << (max(len(row) for row in rows) - 1).bit_length()
     longest = opening + max(sum(lengths[i] for i in row) for row in rows)
-    return Layout(rows, height, groups, round_up(longest, multiple), opening)
+    length = round_up(longest, multiple)
+    return Layout(rows, height, groups, min(length, row_tokens) if longest <= row_tokens else length, opening)
 
 
 def lay_out_groups(groups: Sequence[Group], **shape: int) -> Layout:

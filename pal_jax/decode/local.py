@@ -220,7 +220,7 @@ class LocalDecoder:
 
     def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
         """Completions in the order of the requests; `told` hears of each when it has ended. Those that may become
-        longest start first, so that the slots are empty together at the end.
+        longest start first, so that the slots are empty together at the end, and prompts of a length are together.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -230,7 +230,8 @@ class LocalDecoder:
             raise RuntimeError('this decoder has requests under way; add() yours to them')
         for request in requests:
             self.check(request)
-        longest_first = sorted(range(len(requests)), key=lambda i: -requests[i].sampling.max_tokens)
+        asked = [(each.sampling.max_tokens, len(each.prompt_ids)) for each in requests]
+        longest_first = sorted(range(len(requests)), key=asked.__getitem__, reverse=True)
         places = {self._queue(requests[i]): i for i in longest_first}
         done: dict[int, Completion] = {}
         while len(done) < len(places):
@@ -296,8 +297,9 @@ class LocalDecoder:
 
     def _make_room(self) -> None:
         """Caches as long as the requests at hand need: their length is what attention costs."""
-        needed = (len(r.prompt_ids) + max(r.sampling.max_tokens, self._padding(r)) for r in self._at_hand())
-        room = bucket(max(needed), self.grain)
+        prompts = (bucket(min(len(r.prompt_ids), self.chunk), 64) for r in self._at_hand())
+        whole = (len(r.prompt_ids) + r.sampling.max_tokens for r in self._at_hand())
+        room = bucket(max(*prompts, *whole), self.grain)
         if self._state is None or (not self._live and 2 * room <= self._state.capacity):
             self._drop_caches()
             self._state = self._programs.init(room)
@@ -307,13 +309,6 @@ class LocalDecoder:
     def _at_hand(self) -> list[Request]:
         """Requests in slots and in line."""
         return [live.request for live in self._live.values()] + [request for _, request in self._waiting]
-
-    def _padding(self, request: Request) -> int:
-        """The most that the last chunk of a prompt can be padded by, wherever it starts; without reuse it is known."""
-        if not self.reuse:
-            last = (len(request.prompt_ids) - 1) % self.chunk + 1
-            return bucket(last, 64) - last
-        return max(bucket(min(len(request.prompt_ids), self.chunk), 64) // 3, 64)
 
     # --- prompts into the cache --------------------------------------------------------------------------------------
 
@@ -377,7 +372,9 @@ class LocalDecoder:
         else:
             longest = max(len(each.tokens) - start for each, (_, start) in zip(batch, starts, strict=True))
             size = bucket(min(longest, self.chunk), 32)
+        assert self._state is not None
         for prompt, (source, start) in zip(batch, starts, strict=True):
+            start = min(start, self._state.capacity - size)  # what is padded ends with the cache
             self.counters.reused_tokens += 0 if prompt.done else start
             prompt.source, prompt.done = source, start
         return batch, size

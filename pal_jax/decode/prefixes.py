@@ -8,7 +8,7 @@ import numpy as np
 
 Mixture = tuple[float, ...] | None  # weights of adapters; None: their base alone
 
-WORTH = 32  # tokens: a shorter prefix is computed again, the copy would cost as much
+WORTH = 16  # tokens: a shorter prefix is computed again
 
 
 class Prefixes:

@@ -38,12 +38,12 @@ RESERVED = ALL, GENERAL, JOINT, BEST
 
 _EMBEDDED: Any = {
     'expertise': {
-        'P1A': ('Explain it so that a child in elementary school can follow with ease.', '-lix'),
-        'P1B': ('Answer for a doctoral student of the field: only such an expert has to be able to follow.', '+lix'),
+        'P1A': ('Explain it to a child in elementary school.', '-lix'),
+        'P1B': ('Answer so that only a doctoral student of the field can follow.', '+lix'),
     },
     'informativeness': {
-        'P2A': ('Be brief: come straight to the point, in a sentence if you can.', '-words'),
-        'P2B': ('Be as informative as you can: give all the background, leave nothing out.', '+content'),
+        'P2A': ('Be brief: one sentence, straight to the point.', '-words'),
+        'P2B': ('Be as informative as you can, with all the background.', '+content'),
     },
     'style': {
         'P3A': ('Answer like a close friend: friendly, witty and funny.', '+friendly'),

@@ -4,7 +4,6 @@ stopped goes on with the next."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 
 from pal_jax.recipes.recipe import Context, Evaluation, Host, Recipe
 from pal_jax.runtime import processes, sharding
+from pal_jax.runtime.files import write_whole
 from pal_jax.types import Metrics
 
 
@@ -46,9 +46,7 @@ def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """JSON lines, in one piece; the first process writes."""
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + '.tmp')
-        temporary.write_text(''.join(json.dumps(record) + '\n' for record in records), encoding='utf-8')
-        os.replace(temporary, path)
+        write_whole(path, ''.join(json.dumps(record) + '\n' for record in records))
     processes.exchange(f'written {path.name}')
 
 

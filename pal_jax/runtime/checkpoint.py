@@ -23,6 +23,7 @@ from jaxtyping import Array, UInt32
 from orbax.checkpoint import checkpoint_managers
 
 from pal_jax.runtime import processes
+from pal_jax.runtime.files import write_whole
 
 SEEN = 30.0  # seconds after which a shared file system shows to all what one has written
 FOLDER, CONFIG = 'checkpoints', 'config.json'
@@ -239,9 +240,7 @@ def write_config(workdir: str | os.PathLike[str], config: dict[str, Any]) -> Non
     path = Path(workdir) / CONFIG
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix('.tmp')
-        temporary.write_text(json.dumps(config, indent=2) + '\n')
-        os.replace(temporary, path)
+        write_whole(path, json.dumps(config, indent=2) + '\n')
     processes.exchange('config written')
     deadline = time.monotonic() + SEEN
     while not path.exists():

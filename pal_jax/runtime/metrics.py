@@ -24,6 +24,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from pal_jax.runtime.files import write_whole
 from pal_jax.types import Exhibit, Metrics
 
 METRICS, EVALS, DIALOGUES, EXHIBITS = 'metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'exhibits.jsonl'
@@ -148,9 +149,7 @@ def _truncate(path: Path, first_step: int) -> None:
         return
     kept = [record for record in read_records(path) if record['step'] < first_step]
     text = ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in kept)
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_text(text, **_TEXT)
-    os.replace(temporary, path)
+    write_whole(path, text, _TEXT['errors'])
 
 
 def plain(value: Any) -> Any:

@@ -21,6 +21,7 @@ import jinja2
 import markupsafe
 
 from pal_jax.runtime.curve import HEADLINES, learning_curve
+from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, ROLLOUTS, read_records
 from pal_jax.runtime.summary import SUMMARY, by_stage, headline, main_part, observed, scalars
 
@@ -49,9 +50,7 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     folder = workdir.resolve()
     name = f'{folder.parent.name}: {folder.name}' if 'stage' in summary.get('config', {}) else folder.name
     page = render(name, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
-    temporary = workdir / f'{REPORT}.tmp'  # in one piece: that it is there says that a run is finished
-    temporary.write_text(page, encoding='utf-8', errors='xmlcharrefreplace')
-    return temporary.replace(workdir / REPORT)
+    return write_whole(workdir / REPORT, page, 'xmlcharrefreplace')  # that it is there says that a run is finished
 
 
 def exhibits(workdir: Path) -> list[Record]:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from pal_jax.runtime import memory
+from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.metrics import EVALS, METRICS, plain, read_records
 
 SUMMARY = 'summary.json'
@@ -33,10 +34,7 @@ def summarize(workdir: str | os.PathLike[str], extra: Record | None = None) -> d
     """
     rows, evals = read_records(Path(workdir, METRICS)), read_records(Path(workdir, EVALS))
     summary = headline(rows, evals) | machine() | dict(extra or {})
-    path = Path(workdir, SUMMARY)
-    temporary = path.with_name(SUMMARY + '.tmp')
-    temporary.write_text(json.dumps(plain(summary), indent=2) + '\n', encoding='utf-8')
-    os.replace(temporary, path)
+    write_whole(Path(workdir, SUMMARY), json.dumps(plain(summary), indent=2) + '\n')
     return summary
 
 

@@ -14,6 +14,7 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode import engine
 from pal_jax.decode.local import LocalDecoder
+from pal_jax.decode.programs import programs_of
 from pal_jax.decode.requests import Request, bucket
 from pal_jax.models import config, decoder, lora, params
 from pal_jax.runtime import devices
@@ -174,6 +175,7 @@ def test_trained_adapters_reach_the_engine_merged(weights):
 
 @pytest.mark.slow
 def test_no_more_programs_are_compiled_than_there_are_sizes(weights):
+    programs_of.cache_clear()  # of decoders of this shape in other tests
     decoder = LocalDecoder(
         CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8, prefill_rows=4, stride=3, chunk=128
     )
