@@ -126,9 +126,7 @@ def test_caches_are_as_long_as_prompts_and_answers_wherever_prompts_start(weight
         decoder.load(weights[0])
         decoder.reset()
         found.append(decoder(requests))
-        assert (
-            decoder._state and decoder._state.capacity == 128
-        )  # 70 in it and 64 to compute are more
+        assert decoder._state and decoder._state.capacity == 128  # 70 in it and 64 to compute are more
     assert reusing.counters.reused_tokens
     for one, other in zip(*found, strict=True):
         assert_same(one, other)
