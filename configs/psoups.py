@@ -87,11 +87,11 @@ def get_config(variant: str = '') -> ConfigDict:
 
 def reward() -> ConfigDict:
     """What configs/reward.py has."""
-    config = ConfigDict({'total_steps': 10, 'optimizer': p.adamw(lr=3e-3), 'policy': p.policy(p.EMBEDDED)})
+    config = ConfigDict({'total_steps': 20, 'optimizer': p.adamw(lr=3e-3), 'policy': p.policy(p.EMBEDDED)})
     config.policy.scan_layers = True
     config.policy.lora = dict(rank=8, alpha=32.0, targets='all-linear', dropout=0.0)
     config.reward = dict(margin=0.0, label_smoothing=0.0, centring=0.0)
-    config.data = p.rows(batch_size=4)
+    config.data = p.rows(batch_size=2)
     config.data.pooling = 'mean'  # of the scores of a reply's tokens: of few pairs more is learnt than of the last's
     config.data.update(row_tokens=304, micro_rows=1)  # a program to compile, where two rows would make several
     return config
@@ -112,7 +112,6 @@ def quick(config: ConfigDict) -> ConfigDict:
     config.sampling.max_tokens = 20
     config.total_steps = 2
     config.reward.total_steps = config.multitask.total_steps = 4
-    config.reward.data.batch_size = 2
     config.multitask.data.batch_size = 8
     config.rl.update(rollout_batch_size=2, test_count=2)
     config.rollout.prompts = 16

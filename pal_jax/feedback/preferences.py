@@ -43,7 +43,7 @@ _EMBEDDED: Any = {
     },
     'informativeness': {
         'P2A': ('Be brief: one sentence, straight to the point.', '-words'),
-        'P2B': ('Be as informative as you can, with all the background.', '+content'),
+        'P2B': ('In one sentence, tell as much as you can.', '+content'),
     },
     'style': {
         'P3A': ('Answer like a close friend: friendly, witty and funny.', '+friendly'),
