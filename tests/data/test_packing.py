@@ -78,6 +78,8 @@ def test_every_group_has_its_place_in_rows_within_the_budget(lengths, row_tokens
     assert len(out.rows) <= out.height == each * ways and each % min(each, micro_rows) == 0
     if not row_tokens:
         assert out.groups == 1
+    elif max(lengths) <= row_tokens:
+        assert out.length <= row_tokens
 
 
 def test_rows_are_few_and_even():

@@ -15,7 +15,7 @@ from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode import engine
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.programs import programs_of
-from pal_jax.decode.requests import Request, bucket
+from pal_jax.decode.requests import Request, bucket, for_slots
 from pal_jax.models import config, decoder, lora, params
 from pal_jax.runtime import devices
 from pal_jax.types import Sampling
@@ -202,6 +202,10 @@ def test_misuse_is_told_plainly(driver):
     with pytest.raises(ValueError, match=r'need 1112 tokens, the model has room for 1024'):
         driver([Request(prompt(0, 1100), GREEDY, 0)])
     assert driver([]) == []
+
+
+def test_a_cpu_decodes_by_eights_or_alone():
+    assert [for_slots(CFG, slots)[1] for slots in (1, 2, 8, 25)] == [1, 8, 8, 32]
 
 
 def test_a_decoder_of_one_slot_decodes_the_same_one_after_the_other(weights, driver):
