@@ -8,7 +8,7 @@ Takes no accelerator (JAX_PLATFORMS=cpu), whatever the run was trained on.
 Options:
   --workdir=FOLDER          the run; with --config=FILE[:VARIANT] instead, runs/<name of the config>
   --step=N                  which checkpoint; default the last
-  --output=FOLDER           default <workdir>/export
+  --output=FOLDER           default <workdir>/export; replaced where this program wrote all that is in it
   --adapter                 of a run with LoRA: only the adapter, in a folder that the library peft loads; default
                             <workdir>/adapter
 """
@@ -21,7 +21,8 @@ from absl import flags
 
 from pal_jax import cli
 from pal_jax.models import peft
-from pal_jax.recipes.recipe import Export, load_trained, read_config
+from pal_jax.recipes.recipe import Export, folders_read, load_trained, read_config
+from pal_jax.runtime.outputs import check_folder
 from pal_jax.train import initialize, write_exports
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
@@ -32,7 +33,10 @@ def main() -> None:
     if not cli.WORKDIR.value and cli.config() is None:
         raise cli.Fault('no run; give its folder, such as --workdir=runs/rlpa')
     workdir = cli.workdir()
-    cli.faults(initialize, cli.faults(read_config, str(workdir)), workdir)
+    config = cli.faults(read_config, str(workdir))
+    default = workdir / ('adapter' if ADAPTER.value else 'export')
+    cli.faults(check_folder, Path(cli.OUTPUT.value) if cli.OUTPUT.value else default, [workdir, *folders_read(config)])
+    cli.faults(initialize, config, workdir)
     exports, step = cli.faults(load_trained, str(workdir), STEP.value)
 
     def folder(name: str) -> Path:

@@ -17,7 +17,8 @@ Options:
   --base=SOURCE       the model that all started from, for the last four; default what the adapters name
   --k=SHARE           of ties, default 0.2
   --lambda=X          of task_arithmetic and ties, default 1
-  --output=FOLDER     what is written: a Hugging Face model, or a PEFT adapter; an earlier model there is replaced
+  --output=FOLDER     what is written: a Hugging Face model, or a PEFT adapter; replaced where this program
+                      wrote all that is in it, and never where it is one of the sources
 
 Models are read and written tensor by tensor, in the precision of the first, or of the base. A run or a GGUF file is
 loaded whole, one at a time, to be written to a temporary folder beside --output first. Takes no accelerator
@@ -40,7 +41,8 @@ from pal_jax import cli
 from pal_jax.models import folders, hf, peft, sources
 from pal_jax.models.folders import METHODS, Settings, Watch
 from pal_jax.models.merging import checked
-from pal_jax.recipes.recipe import load_trained
+from pal_jax.recipes.recipe import folders_read, load_trained
+from pal_jax.runtime.outputs import check_folder
 from pal_jax.talking import SOURCES
 
 WEIGHTS = flags.DEFINE_list('weights', [], 'One for each source.')
@@ -80,8 +82,10 @@ def merge(names: Sequence[str], settings: Settings, base: str | None, out: Path)
     """`folders.merge` of the models that these sources name, `base` being the source of one.
 
     Raises:
-      ValueError, RuntimeError: a source that cannot be had, or what cannot be merged.
+      ValueError, RuntimeError: a source that cannot be had, what cannot be merged, or an `out` that is a source or
+        somebody else's.
     """
+    check_folder(out, [folder for name in [*names, *([base] if base else [])] for folder in read_by(name)])
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.merge-') as scratch:
         found = [folder_of(name, Path(scratch) / str(i)) for i, name in enumerate(names)]
@@ -92,6 +96,11 @@ def merge(names: Sequence[str], settings: Settings, base: str | None, out: Path)
             settings = settings._replace(base=folder_of(base, Path(scratch) / 'base'))
         with shown() as watch:
             folders.merge(found, settings, out, watch)
+
+
+def read_by(source: str) -> list[Path]:
+    """The folders that a source names, itself or by what it stands on."""
+    return folders_read(source if source.partition(':')[1] else f'peft:{source}')
 
 
 def folder_of(source: str, scratch: Path) -> Path:

@@ -30,8 +30,8 @@ import jax
 
 from pal_jax import cli
 from pal_jax.models import hf
-from pal_jax.recipes.recipe import Config, Context, Export, Recipe
-from pal_jax.runtime import checkpoint, devices, processes, report, sharding
+from pal_jax.recipes.recipe import Config, Context, Export, Recipe, folders_read
+from pal_jax.runtime import checkpoint, devices, outputs, processes, report, sharding
 from pal_jax.runtime.metrics import MetricsWriter, require_wandb
 from pal_jax.runtime.progress import Progress
 from pal_jax.runtime.stopping import Stopping, exit_status
@@ -65,6 +65,8 @@ def main() -> int:
 def train(config: Config, workdir: Path) -> int:
     """One run, or one stage of a run."""
     progress, rollouts = Progress(), []
+    if config.export:
+        cli.faults(outputs.check_folder, workdir / 'export', folders_read(config))
     recipe = cli.faults(prepare, config, workdir, progress, show=rollouts.extend)
     kept = {'keep': config.checkpoint.keep, 'log': progress.log}
     checkpoints = cli.faults(checkpoint.Checkpoints, workdir, recipe.abstract, **kept)

@@ -18,6 +18,7 @@ import numpy as np
 from pal_jax.models import merging, peft, tensors
 from pal_jax.models.merging import Updated
 from pal_jax.models.tensors import Kind, Tensor
+from pal_jax.runtime.outputs import check_folder, whole_folder
 
 METHODS = ('linear', 'delta', 'task_arithmetic', 'ties', 'slerp')
 SIDE = ('*.json', '*.jinja', '*.model', '*.txt')  # what goes along with the tensors
@@ -55,9 +56,12 @@ def merge(folders: Sequence[Path], settings: Settings, out: Path, watch: Watch =
 
     Raises:
       ValueError: weights that do not sum to 1, folders that hold no model or not of one kind, adapters of different
-        bases, ranks or scales, tensors that not all models have, shapes that differ, or a missing base.
+        bases, ranks or scales, tensors that not all models have, shapes that differ, a missing base, or an `out` that
+        is one of them or somebody else's.
     """
     merging.checked(settings.weights, len(folders))
+    read = [*folders, *([settings.base] if settings.base else [])]
+    check_folder(out, read)
     if len(adapters := [folder for folder in folders if is_adapter(folder)]) not in (0, len(folders)):
         full = next(folder for folder in folders if not is_adapter(folder))
         raise ValueError(f'{adapters[0]} is an adapter and {full} is not; merge models of one kind')
@@ -68,7 +72,7 @@ def merge(folders: Sequence[Path], settings: Settings, out: Path, watch: Watch =
     else:
         models, first = _full(folders, settings, bool(adapters))
     check_tensors(models)
-    with tensors.whole(out, peft.CONFIG if factors else 'config.json') as partial:
+    with whole_folder(out, read) as partial:
         for path in {path for pattern in SIDE for path in first.glob(pattern)}:
             shutil.copy(path, partial)
         _write(models, settings, partial, watch)

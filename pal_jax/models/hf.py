@@ -26,6 +26,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.families import FAMILIES, Names, classifier_to_hf, config_from_hf, config_to_hf, token_ids
 from pal_jax.models.params import Params, ParamSpec, decoder_specs
 from pal_jax.models.tensors import Tensor
+from pal_jax.runtime.outputs import whole_folder
 
 Read = Callable[[str], Tensor]  # by the name of a tensor
 
@@ -203,10 +204,10 @@ def save(
 
     With the `head` of a reward model, `[D]`, it is one for `AutoModelForSequenceClassification`, of one label.
 
-    It is complete or not there: everything is written beside it first. An earlier model at that place is replaced.
+    It is complete or not there: everything is written beside it first. What this program wrote there is replaced.
 
     Raises:
-      ValueError: the folder exists and does not hold a model, or the family has no classifier.
+      ValueError: the folder is somebody else's, see `outputs.check_folder`, or the family has no classifier.
     """
     beside = None
     if head is None:
@@ -230,7 +231,7 @@ def write(
 ) -> None:
     """`save` of any model around a decoder: with its own `config`, the tensors `beside` the decoder's in place of the
     unembedding, and the file of `code` that loads it."""
-    with tensors.whole(Path(folder)) as partial:
+    with whole_folder(Path(folder)) as partial:
         _write_json(partial / 'config.json', config)
         _write_json(partial / 'generation_config.json', token_ids(tokenizer))
         tokenizer.save(partial)

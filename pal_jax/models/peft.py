@@ -25,6 +25,7 @@ from pal_jax.models.linear import LoraWeight
 from pal_jax.models.lora import Adapter
 from pal_jax.models.params import Params
 from pal_jax.models.tensors import save as save_tensors
+from pal_jax.runtime.outputs import whole_folder
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
 PREFIX = 'base_model.model.'
@@ -46,7 +47,8 @@ def save(adapters: Params, cfg: ModelConfig, base: str, folder: str | Path, drop
     """Writes the trainable part of an adapted tree (see `lora.split`). `base` names the model below it.
 
     Raises:
-      ValueError: there are no adapters, or one on a weight that is stored within a larger one.
+      ValueError: there are no adapters, or one on a weight that is stored within a larger one; or the folder is
+        somebody else's, see `outputs.check_folder`.
     """
     found = dict(_adapters(adapters))
     if not found:
@@ -71,9 +73,9 @@ def save(adapters: Params, cfg: ModelConfig, base: str, folder: str | Path, drop
         'target_modules': sorted({names[path].removesuffix('.weight').rpartition('.')[2] for path in found}),
         'inference_mode': True,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(tensors, folder / TENSORS)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
+    with whole_folder(folder) as partial:
+        save_tensors(tensors, partial / TENSORS)
+        (partial / CONFIG).write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
 
 
 def _own_names(cfg: ModelConfig) -> dict[str, str]:

@@ -5,12 +5,10 @@ The library of that name writes a file from all its tensors at once; `write` nev
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -121,27 +119,3 @@ def write(path: Path, kinds: Mapping[str, Kind], make: Callable[[str], np.ndarra
             x = make(name)
             assert (x.shape, x.dtype) == kind, f'{name} is {x.dtype}{x.shape}, announced was {kind}'
             file.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
-
-
-@contextlib.contextmanager
-def whole(folder: Path, mark: str = 'config.json') -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` when the block has ended well: there is all of it, or nothing.
-
-    Raises:
-      ValueError: the place is taken by what is no model: it has no file `mark`.
-    """
-    if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
-        raise ValueError(f'{folder} exists and holds no model; give a new folder to export to')
-    partial, old = folder.with_name(f'{folder.name}.partial'), folder.with_name(f'{folder.name}.old')
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

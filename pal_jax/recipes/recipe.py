@@ -21,7 +21,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.policy import PolicyLearner, PolicyState
 from pal_jax.learners.reward import RewardState
 from pal_jax.learners.training import Lora
-from pal_jax.models import sources
+from pal_jax.models import peft, sources
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, cast
 from pal_jax.models.sources import Source
@@ -183,6 +183,21 @@ def read_config(workdir: str) -> Config:
     if not path.exists():
         raise ValueError(f'{workdir} is no run of this package: {path} is missing')
     return ConfigDict(json.loads(path.read_text()))
+
+
+def folders_read(named: Any) -> list[Path]:
+    """The folders that the sources in a config, or a source alone, name, and those that these runs and adapters name."""
+    if isinstance(named, Mapping | ConfigDict):
+        return [folder for value in named.values() for folder in folders_read(value)]
+    if isinstance(named, list | tuple):
+        return [folder for value in named for folder in folders_read(value)]
+    kind, _, name = named.rpartition(':') if isinstance(named, str) else ('', '', '')
+    folder = Path(name)
+    if not kind or not name or not folder.is_dir():
+        return []
+    if (folder / peft.CONFIG).exists():
+        return [folder, *folders_read(sources.base_source(peft.read_config(folder).base))]
+    return [folder, *(folders_read(read_config(name)) if kind.endswith('orbax') else [])]
 
 
 def trained_in(workdir: str, ctx: Context) -> Trained:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 
 def write_whole(path: Path, text: str, errors: str = 'strict') -> Path:
     """Writes a text as UTF-8 and returns its path: whoever reads finds all of it or what was there before, also where
     the writer is killed. `errors` as `str.encode` has them."""
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_text(text, encoding='utf-8', errors=errors)
-    return temporary.replace(path)
+    temporary = fresh_beside(path, 'partial')
+    try:
+        temporary.write_text(text, encoding='utf-8', errors=errors)
+        return temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fresh_beside(path: Path, what: str) -> Path:
+    """A path in the folder of another, hidden, that nobody has: `.<name>.<what>-<8 digits>`."""
+    return path.with_name(f'.{path.name}.{what}-{secrets.token_hex(4)}')

@@ -260,7 +260,7 @@ def test_an_export_replaces_a_model_and_nothing_else(tmp_path):
     with safe_open(out / 'model.safetensors', 'numpy') as f:
         assert f.metadata() == {'format': 'pt'}
     (tmp_path / 'thesis.txt').write_text('precious')
-    with pytest.raises(ValueError, match='holds no model'):
+    with pytest.raises(ValueError, match='exists and holds'):
         hf.save(values, cfg, tok, tmp_path)
     assert (tmp_path / 'thesis.txt').exists()
 

@@ -1,0 +1,220 @@
+"""Outputs: a folder or file that a command writes appears in one piece, and replaces nothing but its like.
+
+    with whole_folder(Path('my_model'), sources=[Path('runs/a')]) as folder:     # a fresh folder beside my_model
+        ...                                                                      # takes its name at the end
+
+A folder is replaced only where this program wrote all that is in it: `.pal_jax.json` lists the files with their sizes
+and SHA-256 sums. A run, a source, a folder with a file more or a file that was changed since, and a folder without that
+list are refused, before any work and once more at the end. A file that the user names is never replaced. A file with a
+name of the program's (`evaluation.json` of a run) is replaced where the list of its folder has it.
+
+A write that was killed leaves `.<name>.partial-<8 digits>` beside the place. It blocks nothing and may be deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pal_jax.runtime.files import fresh_beside, write_whole
+
+MARKER = '.pal_jax.json'
+HINT = 'give another place, or move it away'
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path, sources: Iterable[Path] = ()) -> Path:
+    """The place of a folder that is to be written, with links followed. `sources` are folders that are read.
+
+    Raises:
+      ValueError: it is a file, a run, a source, or holds what this program did not write or somebody has changed.
+    """
+    place = folder.resolve()
+    for source in sources:
+        if source.exists() and source.resolve().is_relative_to(place):
+            raise ValueError(f'{folder} would be written over {source}, which is read; give another place')
+    _check_reachable(folder, place)
+    if place.exists() and not place.is_dir():
+        raise ValueError(f'{folder} is a file, a folder is to be written; {HINT}')
+    if place.exists() and Path.cwd().is_relative_to(place):
+        raise ValueError(f'{folder} is the working directory, or holds it; give another place')
+    if (place / 'checkpoints').is_dir():
+        raise ValueError(f'{folder} is a run, which has checkpoints; give another place')
+    if place.exists() and (foreign := _foreign(place)):
+        raise ValueError(f'{folder} exists and {foreign}; {HINT}')
+    return place
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, sources: Iterable[Path] = ()) -> Iterator[Path]:
+    """A fresh folder that takes the place of `folder` when the block has ended well: there is all of it, or nothing.
+
+    Raises:
+      ValueError: as `check_folder`. At the end of the block the error names the folder with what was made.
+    """
+    sources = list(sources)
+    place = check_folder(folder, sources)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = fresh_beside(place, 'partial')
+    partial.mkdir()
+    try:
+        yield partial
+        states = {_name(path, partial): _state(path) for path in _files(partial)}
+        _write_marker(partial, {name: state for name, state in states.items() if name != MARKER}, whole=True)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    try:
+        check_folder(folder, sources)
+    except ValueError as error:
+        raise ValueError(f'{error}. What was made is in {partial}') from None
+    if not place.exists() or not any(place.iterdir()):
+        partial.rename(place)
+        return
+    earlier = fresh_beside(place, 'replaced')
+    place.rename(earlier)
+    partial.rename(place)
+    _remove(earlier)
+
+
+def _foreign(place: Path) -> str:
+    """What keeps an existing folder from being replaced; '' where all in it is as this program wrote it."""
+    if not any(place.iterdir()):
+        return ''
+    marker = _read_marker(place)
+    if not marker.get('whole'):
+        first = min(path.name for path in place.iterdir())
+        return f'holds {first}, and no list says that this program wrote all of it'
+    folders = {str(parent) for name in marker['files'] for parent in Path(name).parents}
+    for path in sorted(place.rglob('*')):
+        name = _name(path, place)
+        if name in folders and path.is_dir() and not path.is_symlink():
+            continue
+        if name != MARKER and (why := _not_as_written(path, marker['files'].get(name))):
+            return why
+    return ''
+
+
+def _remove(folder: Path) -> None:
+    """Deletes the files that the list of a folder has, and the folder; another file that has come since keeps it."""
+    written = {*_read_marker(folder)['files'], MARKER}
+    for path in _files(folder):
+        if _name(path, folder) in written:
+            path.unlink()
+    with contextlib.suppress(OSError):
+        for each in sorted((path for path in folder.rglob('*') if path.is_dir()), reverse=True):
+            each.rmdir()
+        folder.rmdir()
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def check_file(path: Path, *, own: bool = False) -> Path:
+    """The place of a file that is to be written, with links followed; `own`: its name is the program's, not the user's.
+
+    Raises:
+      ValueError: its folder is not there, or the file is. A file with a name of the program's may be there, where the
+        list of its folder has it as it is.
+    """
+    place = path.resolve()
+    if not place.parent.is_dir():
+        raise ValueError(f'{path}: there is no folder {path.parent}; make it, or give another place')
+    _check_reachable(path, place)
+    if place.is_dir():
+        raise ValueError(f'{path} is a folder, a file is to be written; give the name of a file')
+    if not place.exists():
+        return place
+    if not own:
+        raise ValueError(f'{path} exists, and a file that is there is not replaced; {HINT}')
+    if why := _not_as_written(place, _read_marker(place.parent)['files'].get(place.name)):
+        raise ValueError(f'{path} exists and {why}; {HINT}')
+    return place
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, own: bool = False) -> Iterator[Path]:
+    """The path of a fresh file that becomes `path` when the block has ended well: there is all of it, or nothing.
+
+    Raises:
+      ValueError: as `check_file`. At the end of the block the error names the file with what was made.
+    """
+    place = check_file(path, own=own)
+    partial = fresh_beside(place, 'partial')
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    try:
+        check_file(path, own=own)
+    except ValueError as error:
+        raise ValueError(f'{error}. What was made is in {partial}') from None
+    partial.replace(place)
+    if own:
+        marker = _read_marker(place.parent)
+        files = marker['files'] | {place.name: _state(place)}
+        _write_marker(place.parent, files, whole=marker.get('whole', False))
+
+
+# --- the list ---------------------------------------------------------------------------------------------------------
+
+
+def _check_reachable(given: Path, place: Path) -> None:
+    """Raises ValueError where no file or folder can be made at a place."""
+    above = next((each for each in place.parents if each.exists()), place)
+    if not above.is_dir():
+        raise ValueError(f'{given}: {above} is a file; give a place in a folder')
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f'{given}: {above} cannot be written to; give a place in a folder of yours')
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob('*') if path.is_file()]
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _state(path: Path) -> dict[str, Any]:
+    with path.open('rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    stat = path.stat()
+    return {'size': stat.st_size, 'modified': stat.st_mtime_ns, 'sha256': digest}
+
+
+def _not_as_written(path: Path, state: dict[str, Any] | None) -> str:
+    """What tells a file from the one that the list of its folder has; '' where nothing does. A file with another time
+    of modification is read: it may be a copy."""
+    if state is None or not path.is_file() or path.is_symlink():
+        return f'{path.name} is not of this program'
+    stat = path.stat()
+    if (stat.st_size, stat.st_mtime_ns) == (state['size'], state['modified']):
+        return ''
+    same = stat.st_size == state['size'] and _state(path)['sha256'] == state['sha256']
+    return '' if same else f'{path.name} was changed since this program wrote it'
+
+
+def _read_marker(folder: Path) -> dict[str, Any]:
+    """The list of a folder; without files where there is none or it cannot be read."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding='utf-8'))
+        keys = 'size', 'modified', 'sha256'
+        files = {name: {key: state[key] for key in keys} for name, state in marker['files'].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {'whole': False, 'files': {}}
+    return {'whole': marker.get('whole') is True, 'files': files}
+
+
+def _write_marker(folder: Path, files: dict[str, Any], *, whole: bool) -> None:
+    text = json.dumps({'written by': 'pal_jax', 'whole': whole, 'files': files}, indent=2) + '\n'
+    write_whole(folder / MARKER, text)
