@@ -8,7 +8,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from pal_jax.recipes.recipe import Config, read_config
 from pal_jax.runtime import checkpoint, processes
+from pal_jax.runtime.files import at_home
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
 OUTPUT = flags.DEFINE_string('output', None, 'What is written, of commands that write something.')
@@ -52,9 +53,11 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
         sys.exit(0)
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
     try:
-        _parse(argv)
+        _parse([argv[0], *map(at_home, argv[1:])])
         if needs_config:
             _find_config()
+        if CONFIG.value is not None:
+            _expand(CONFIG.value)
         app.run(lambda _: _together(main), argv=argv[:1])
     except Fault as fault:
         if isinstance(fault.__cause__, JaxRuntimeError) and processes.joined():
@@ -96,17 +99,42 @@ def _find_config() -> None:
         raise Fault(f'there is no configuration file {path}; see configs/')
 
 
+def _expand(config: Config) -> None:
+    """Brings the home folder into the paths of a config file, wherever they stand."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _expand(value)
+        elif isinstance(value, str) and at_home(value) != value:
+            config[key] = at_home(value)
+        elif isinstance(value, list | tuple):
+            config[key] = type(value)(at_home(each) if isinstance(each, str) else each for each in value)
+
+
 def config() -> Config:
     return CONFIG.value
 
 
+def output(default: str = '', *, file: bool = False) -> Path:
+    """What --output names. Raises Fault where it is empty, missing without a default, or a folder in a file's place."""
+    name = default if OUTPUT.value is None else OUTPUT.value
+    if not name:
+        raise Fault('nothing to write to; give a place with --output=NAME')
+    if file and name.endswith('/'):
+        raise Fault(f'--output={name} is a folder; give the name of a file')
+    return Path(name)
+
+
 def workdir() -> Path:
     """The folder that --workdir names, or runs/<config>[-<variant>]; a stage of a variant is in the variant's."""
+    if WORKDIR.value == '':
+        raise Fault('--workdir= names no folder; give one, or leave it out')
     if '://' in (WORKDIR.value or ''):
         raise Fault(
             f'--workdir={WORKDIR.value} is not a folder of a file system; mount the bucket and name that folder'
         )
     if WORKDIR.value:
+        if Path(WORKDIR.value).is_file():
+            raise Fault(f'--workdir={WORKDIR.value} is a file; give a folder')
         return Path(WORKDIR.value)
     path, _, variant = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
     variant = ','.join(part for part in variant.split(',') if '=' not in part)

@@ -5,7 +5,8 @@
 Options:
   --config=FILE[:VARIANT]   people, users, rewards, n and rounds, as for training; --config.KEY=VALUE changes one value
   --source=SOURCE           the policy, which writes profile and reply; default config.policy.source
-  --output=FILE             JSON lines of prompt, chosen and rejected with their rewards; default pairs.jsonl
+  --output=FILE             JSON lines of prompt, chosen and rejected with their rewards; default pairs.jsonl; one that
+                            is there is not replaced
   --prompts=N               answer so many prompts; default each person's dialogue once
 
 Dialogues go on with their best answer, as in training. Where all judged answers of a prompt have the same reward, there
@@ -15,7 +16,7 @@ is no pair.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pal_jax.recipes.recipe import Config
 from pal_jax.recipes.rlpa import make_sampler, rounds_of
 from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
+from pal_jax.runtime.outputs import check_file, whole_file
 from pal_jax.talking import SOURCE, open_decoder
 from pal_jax.types import Sample
 
@@ -35,16 +37,21 @@ PROMPTS = flags.DEFINE_integer('prompts', None, 'How many prompts to answer.', l
 
 
 def main() -> None:
-    path = Path(cli.OUTPUT.value or 'pairs.jsonl')
-    if not path.parent.is_dir():
-        raise cli.Fault(f'--output={path}: there is no folder {path.parent}')
+    path = cli.output('pairs.jsonl', file=True)
+    cli.faults(check_file, path)
     if cli.faults(cli.place):
         raise cli.Fault('this runs in one process; leave out --processes')
     devices.initialize(cli.workdir() / 'compiled')
     source = SOURCE.value if SOURCE.present else cli.config().policy.source
     pairs = cli.faults(lambda: list(collect(cli.config(), source, PROMPTS.value)))
-    path.write_text(''.join(json.dumps(pair) + '\n' for pair in pairs))
+    cli.faults(write, pairs, path)
     print(f'{path}: {len(pairs)} pairs')
+
+
+def write(pairs: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Raises ValueError where the file is there."""
+    with whole_file(path) as partial:
+        partial.write_text(''.join(json.dumps(pair) + '\n' for pair in pairs), encoding='utf-8')
 
 
 def collect(config: Config, source: str, prompts: int | None) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ over people.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import FOLDER, Checkpoints
 from pal_jax.runtime.curve import plot_alignment, plot_turns
 from pal_jax.runtime.metrics import EVALS, plain, read_records
+from pal_jax.runtime.outputs import check_file, whole_file
 from pal_jax.runtime.progress import Progress
 from pal_jax.runtime.summary import by_stage
 from pal_jax.talking import SOURCES, open_decoder
@@ -59,12 +60,12 @@ def main() -> None:
     workdir = cli.workdir()
     if SOURCES.value:
         return compare(workdir)
+    cli.faults(check_outputs, workdir, 'evaluation')
     stages = cli.faults(evaluate, workdir)
     if jax.process_index() == 0:
-        write(stages, workdir / 'evaluation.json')
+        cli.faults(write, stages, workdir / 'evaluation.json')
         if any('f1_by_turn' in record for record in stages.values()):
-            plot_turns(stages, workdir / 'evaluation.png')
-            print(workdir / 'evaluation.png')
+            cli.faults(draw, plot_turns, stages, workdir / 'evaluation.png')
         cli.console().print(as_table(stages))
     return None
 
@@ -85,15 +86,15 @@ def compare(workdir: Path) -> None:
     """Evaluates the policies of --sources one after the other."""
     if cli.faults(cli.place):
         raise cli.Fault('--sources runs in one process; leave out --processes, or evaluate one run by its --workdir')
+    cli.faults(workdir.mkdir, parents=True, exist_ok=True)
+    cli.faults(check_outputs, workdir, 'comparison')
     devices.initialize(workdir / 'compiled')
     evaluations = cli.faults(evaluate_sources, cli.config(), SOURCES.value)
     records = {name: dict(evaluation.record) for name, evaluation in evaluations.items()}
-    workdir.mkdir(parents=True, exist_ok=True)
-    write(records, workdir / 'comparison.json')
+    cli.faults(write, records, workdir / 'comparison.json')
     said = ({'source': name, **talk} for name, evaluation in evaluations.items() for talk in evaluation.dialogues)
-    write_lines(said, workdir / 'comparison.jsonl')
-    plot_alignment(records, workdir / 'comparison.png')
-    print(workdir / 'comparison.png')
+    cli.faults(write_lines, said, workdir / 'comparison.jsonl')
+    cli.faults(draw, plot_alignment, records, workdir / 'comparison.png')
     cli.console().print(as_comparison(records))
 
 
@@ -146,14 +147,29 @@ def make_complete(config: Config, tokenizer: Tokenizer, decoder: Decoder) -> Com
 # --- what is shown --------------------------------------------------------------------------------------------------
 
 
+def check_outputs(workdir: Path, name: str) -> None:
+    """Raises ValueError where a file of this name is there that was not written here."""
+    for suffix in ('json', 'jsonl', 'png'):
+        if (path := workdir / f'{name}.{suffix}').exists():
+            check_file(path, own=True)
+
+
 def write(records: Records, path: Path) -> None:
-    path.write_text(json.dumps(plain(records), indent=2) + '\n')
+    with whole_file(path, own=True) as partial:
+        partial.write_text(json.dumps(plain(records), indent=2) + '\n', encoding='utf-8')
     print(path)
 
 
 def write_lines(records: Iterable[Mapping[str, Any]], path: Path) -> None:
     lines = (json.dumps(plain(record), ensure_ascii=False) + '\n' for record in records)
-    path.write_text(''.join(lines), encoding='utf-8')
+    with whole_file(path, own=True) as partial:
+        partial.write_text(''.join(lines), encoding='utf-8', errors='backslashreplace')  # half surrogate pairs
+    print(path)
+
+
+def draw(plot: Callable[[Records, Path], None], records: Records, path: Path) -> None:
+    with whole_file(path, own=True) as partial:
+        plot(records, partial)
     print(path)
 
 

@@ -30,20 +30,17 @@ ADAPTER = flags.DEFINE_bool('adapter', False, 'Only the adapter, as the library 
 
 
 def main() -> None:
-    if not cli.WORKDIR.value and cli.config() is None:
+    if cli.WORKDIR.value is None and cli.config() is None:
         raise cli.Fault('no run; give its folder, such as --workdir=runs/rlpa')
     workdir = cli.workdir()
     config = cli.faults(read_config, str(workdir))
-    default = workdir / ('adapter' if ADAPTER.value else 'export')
-    cli.faults(check_folder, Path(cli.OUTPUT.value) if cli.OUTPUT.value else default, [workdir, *folders_read(config)])
+    output = cli.output(str(workdir / ('adapter' if ADAPTER.value else 'export')))
+    cli.faults(check_folder, output, [workdir, *folders_read(config)])
     cli.faults(initialize, config, workdir)
     exports, step = cli.faults(load_trained, str(workdir), STEP.value)
 
     def folder(name: str) -> Path:
-        name = name.replace('export', 'adapter') if ADAPTER.value else name
-        if not cli.OUTPUT.value:
-            return workdir / name
-        return Path(cli.OUTPUT.value) / name if len(exports) > 1 else Path(cli.OUTPUT.value)
+        return output / name if len(exports) > 1 else output
 
     if ADAPTER.value:
         for name, export in exports.items():

@@ -55,14 +55,13 @@ LAMBDA = flags.DEFINE_float('lambda', 1.0, 'What task vectors are multiplied by.
 def main() -> None:
     if not SOURCES.value:
         raise cli.Fault('nothing to merge; give models with --sources=A,B')
-    if not cli.OUTPUT.value:
-        raise cli.Fault('no folder to write; give one with --output=my_soup')
+    output = cli.output()
     if cli.faults(cli.place):
         raise cli.Fault('merging runs in one process; leave out --processes')
     weights = cli.faults(parse_weights, WEIGHTS.value, len(SOURCES.value))
     settings = Settings(METHOD.value, weights, None, K.value, LAMBDA.value)
-    cli.faults(merge, SOURCES.value, settings, BASE.value, Path(cli.OUTPUT.value))
-    print(f'{len(weights)} models by {METHOD.value} -> {cli.OUTPUT.value}')
+    cli.faults(merge, SOURCES.value, settings, BASE.value, output)
+    print(f'{len(weights)} models by {METHOD.value} -> {output}')
 
 
 def parse_weights(texts: Sequence[str], count: int) -> list[float]:

@@ -36,6 +36,7 @@ from pal_jax.runtime.metrics import MetricsWriter, require_wandb
 from pal_jax.runtime.progress import Progress
 from pal_jax.runtime.stopping import Stopping, exit_status
 from pal_jax.runtime.summary import summarize
+from pal_jax.runtime.workdir import held
 
 MAY_CHANGE = (
     'total_steps', 'seeds', 'checkpoint.every', 'checkpoint.minutes', 'checkpoint.keep', 'mesh.data', 'mesh.fsdp',
@@ -56,8 +57,11 @@ def main() -> int:
         kind = config.recipe, config.get('stage')
         if before not in (None, kind):
             jax.clear_caches()  # of programs that a stage of another kind has no use for
-        if status := train(config, workdir):
-            return status
+        cli.faults(initialize, config, workdir)
+        with contextlib.ExitStack() as stack:
+            cli.faults(stack.enter_context, held(workdir))
+            if status := train(config, workdir):
+                return status
         before = kind
     return 0
 

@@ -186,7 +186,7 @@ def read_config(workdir: str) -> Config:
 
 
 def folders_read(named: Any) -> list[Path]:
-    """The folders that the sources in a config, or a source alone, name, and those that these runs and adapters name."""
+    """The folders that a source, or the sources of a config, name, and those that these runs and adapters name."""
     if isinstance(named, Mapping | ConfigDict):
         return [folder for value in named.values() for folder in folders_read(value)]
     if isinstance(named, list | tuple):

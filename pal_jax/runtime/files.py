@@ -1,9 +1,19 @@
-"""Files that appear in one piece."""
+"""Paths as people write them, and files that appear in one piece."""
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
 from pathlib import Path
+
+HOME = re.compile(r'(?:(?<=[,=:])|^)~[\w.-]*(?=[/,:]|$)')
+
+
+def at_home(text: str) -> str:
+    """A text with `~` as a shell has it, also where shells leave it: behind `--name=` or the kind of a source
+    (`hf:~/model`), and in a list with commas. A `~name` that is no user's stays."""
+    return HOME.sub(lambda found: os.path.expanduser(found[0]), text)
 
 
 def write_whole(path: Path, text: str, errors: str = 'strict') -> Path:

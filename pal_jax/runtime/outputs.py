@@ -18,13 +18,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pal_jax.runtime.files import fresh_beside, write_whole
 
-MARKER = '.pal_jax.json'
+MARKER, KEYS = '.pal_jax.json', ('size', 'modified', 'sha256')
 HINT = 'give another place, or move it away'
 
 
@@ -37,7 +37,7 @@ def check_folder(folder: Path, sources: Iterable[Path] = ()) -> Path:
     Raises:
       ValueError: it is a file, a run, a source, or holds what this program did not write or somebody has changed.
     """
-    place = folder.resolve()
+    place = folder.expanduser().resolve()
     for source in sources:
         if source.exists() and source.resolve().is_relative_to(place):
             raise ValueError(f'{folder} would be written over {source}, which is read; give another place')
@@ -67,7 +67,7 @@ def whole_folder(folder: Path, sources: Iterable[Path] = ()) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        states = {_name(path, partial): _state(path) for path in _files(partial)}
+        states = {_name(path, partial): [_state(path)] for path in _files(partial)}
         _write_marker(partial, {name: state for name, state in states.items() if name != MARKER}, whole=True)
     except BaseException:
         shutil.rmtree(partial)
@@ -90,7 +90,7 @@ def _foreign(place: Path) -> str:
     if not any(place.iterdir()):
         return ''
     marker = _read_marker(place)
-    if not marker.get('whole'):
+    if not marker['whole']:
         first = min(path.name for path in place.iterdir())
         return f'holds {first}, and no list says that this program wrote all of it'
     folders = {str(parent) for name in marker['files'] for parent in Path(name).parents}
@@ -98,7 +98,7 @@ def _foreign(place: Path) -> str:
         name = _name(path, place)
         if name in folders and path.is_dir() and not path.is_symlink():
             continue
-        if name != MARKER and (why := _not_as_written(path, marker['files'].get(name))):
+        if name != MARKER and (why := _not_as_written(path, marker['files'].get(name, ()))):
             return why
     return ''
 
@@ -125,7 +125,7 @@ def check_file(path: Path, *, own: bool = False) -> Path:
       ValueError: its folder is not there, or the file is. A file with a name of the program's may be there, where the
         list of its folder has it as it is.
     """
-    place = path.resolve()
+    place = path.expanduser().resolve()
     if not place.parent.is_dir():
         raise ValueError(f'{path}: there is no folder {path.parent}; make it, or give another place')
     _check_reachable(path, place)
@@ -135,7 +135,7 @@ def check_file(path: Path, *, own: bool = False) -> Path:
         return place
     if not own:
         raise ValueError(f'{path} exists, and a file that is there is not replaced; {HINT}')
-    if why := _not_as_written(place, _read_marker(place.parent)['files'].get(place.name)):
+    if why := _not_as_written(place, _read_marker(place.parent)['files'].get(place.name, ())):
         raise ValueError(f'{path} exists and {why}; {HINT}')
     return place
 
@@ -158,11 +158,11 @@ def whole_file(path: Path, *, own: bool = False) -> Iterator[Path]:
         check_file(path, own=own)
     except ValueError as error:
         raise ValueError(f'{error}. What was made is in {partial}') from None
-    partial.replace(place)
-    if own:
+    if own:  # before the file itself: whoever is killed in between leaves the earlier one, which the list has too
         marker = _read_marker(place.parent)
-        files = marker['files'] | {place.name: _state(place)}
-        _write_marker(place.parent, files, whole=marker.get('whole', False))
+        states = [*marker['files'].get(place.name, [])[-1:], _state(partial)]
+        _write_marker(place.parent, marker['files'] | {place.name: states}, whole=marker['whole'])
+    partial.replace(place)
 
 
 # --- the list ---------------------------------------------------------------------------------------------------------
@@ -189,30 +189,32 @@ def _state(path: Path) -> dict[str, Any]:
     with path.open('rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     stat = path.stat()
-    return {'size': stat.st_size, 'modified': stat.st_mtime_ns, 'sha256': digest}
+    return dict(zip(KEYS, (stat.st_size, stat.st_mtime_ns, digest), strict=True))
 
 
-def _not_as_written(path: Path, state: dict[str, Any] | None) -> str:
-    """What tells a file from the one that the list of its folder has; '' where nothing does. A file with another time
-    of modification is read: it may be a copy."""
-    if state is None or not path.is_file() or path.is_symlink():
+def _not_as_written(path: Path, states: Sequence[dict[str, Any]] = ()) -> str:
+    """What tells a file from those that the list of its folder has under its name; '' where nothing does. A file with
+    another time of modification is read: it may be a copy."""
+    if not states or not path.is_file() or path.is_symlink():
         return f'{path.name} is not of this program'
     stat = path.stat()
-    if (stat.st_size, stat.st_mtime_ns) == (state['size'], state['modified']):
+    alike = [state for state in states if state['size'] == stat.st_size]
+    if any(state['modified'] == stat.st_mtime_ns for state in alike):
         return ''
-    same = stat.st_size == state['size'] and _state(path)['sha256'] == state['sha256']
+    same = alike and _state(path)['sha256'] in [state['sha256'] for state in alike]
     return '' if same else f'{path.name} was changed since this program wrote it'
 
 
 def _read_marker(folder: Path) -> dict[str, Any]:
-    """The list of a folder; without files where there is none or it cannot be read."""
+    """The list of a folder, states by file; without files where there is none or it cannot be read."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding='utf-8'))
-        keys = 'size', 'modified', 'sha256'
-        files = {name: {key: state[key] for key in keys} for name, state in marker['files'].items()}
+        files = {
+            name: [{key: state[key] for key in KEYS} for state in states] for name, states in marker['files'].items()
+        }
+        return {'whole': marker['whole'] is True, 'files': files}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {'whole': False, 'files': {}}
-    return {'whole': marker.get('whole') is True, 'files': files}
 
 
 def _write_marker(folder: Path, files: dict[str, Any], *, whole: bool) -> None:

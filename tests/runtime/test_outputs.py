@@ -60,9 +60,15 @@ def test_a_folder_with_anything_else_in_it_is_refused_and_stays(name, marked, tm
 def test_a_folder_that_becomes_somebody_elses_meanwhile_stays_and_so_does_what_was_made(tmp_path):
     out = tmp_path / 'out'
     write(out, config='1')
-    with pytest.raises(ValueError, match=r'notes\.txt.*\.out\.partial-') as error, whole_folder(out) as partial:
-        (partial / 'config.json').write_text('2')
-        (out / 'notes.txt').write_text('mine')
+
+    def interrupted():
+        with whole_folder(out) as partial:
+            (partial / 'config.json').write_text('2')
+            (out / 'notes.txt').write_text('mine')
+
+    with pytest.raises(ValueError, match=r'notes\.txt.*\.out\.partial-') as error:
+        interrupted()
+    (partial,) = tmp_path.glob('.out.partial-*')
     assert {path.name: path.read_text() for path in out.glob('[!.]*')} == {'config.json': '1', 'notes.txt': 'mine'}
     assert (partial / 'config.json').read_text() == '2'
     assert str(partial) in str(error.value)
@@ -96,8 +102,8 @@ def test_sources_by_any_spelling_and_what_holds_them_are_refused(tmp_path, monke
     with pytest.raises(ValueError, match='models'):
         write(tmp_path / 'models', [source])
     write(source / 'inside', [source])  # takes nothing's place
+    monkeypatch.chdir(tmp_path / 'link')
     with pytest.raises(ValueError, match='working directory'):
-        monkeypatch.chdir(tmp_path / 'link')
         write(source)
     assert {name: text for name, text in tree(tmp_path).items() if 'inside' not in name} == before
 
@@ -145,12 +151,16 @@ def test_a_file_that_the_user_names_is_never_replaced(tmp_path):
         assert not path.exists()
     with pytest.raises(ValueError, match='pairs.jsonl exists'):
         check_file(path)
-    with (
-        pytest.raises(ValueError, match='What was made is in') as error,
-        whole_file(other := tmp_path / 'x') as partial,
-    ):
-        partial.write_text('2')
-        other.write_text('mine')
+    other = tmp_path / 'x'
+
+    def overtaken():
+        with whole_file(other) as partial:
+            partial.write_text('2')
+            other.write_text('mine')
+
+    with pytest.raises(ValueError, match='What was made is in') as error:
+        overtaken()
+    (partial,) = tmp_path.glob('.x.partial-*')
     assert str(partial) in str(error.value)
     assert (path.read_text(), other.read_text(), partial.read_text()) == ('1', 'mine', '2')
 
@@ -168,3 +178,14 @@ def test_a_file_of_the_programs_name_is_replaced_where_the_program_wrote_it(tmp_
             check_file(own, own=True)
     with pytest.raises(ValueError, match='no list'):  # of a folder as a whole
         check_folder(tmp_path)
+
+
+def test_a_list_is_ahead_of_its_file_where_a_kill_came_in_between(tmp_path):
+    path = tmp_path / 'evaluation.json'
+    for text in '12':
+        with whole_file(path, own=True) as partial:
+            partial.write_text(text)
+    path.write_text('1')  # as it was before the second
+    check_file(path, own=True)
+    path.unlink()
+    check_file(path, own=True)

@@ -1,0 +1,155 @@
+"""The folder of a run: one run at a time writes to it, and no file of anybody else's is taken for a run's.
+
+`held(workdir)` holds `.pal_jax.lock`, by the operating system (flock) and by a line in it that names process and host
+and changes every few seconds. A process that ends by whatever signal frees it. A line of another machine, which may
+have no part in our flock, counts as long as it changes: the successor of a preempted pod goes on after a minute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+
+from pal_jax.runtime import processes
+
+LOCK, CONFIG = '.pal_jax.lock', 'config.json'
+# What a run writes into its folder. An empty folder of checkpoints, programs and the lock come before its config.
+NAMES = (
+    'metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'exhibits.jsonl', 'rollouts.jsonl', 'report.html', 'wandb_id',
+    'summary.json', 'learning_curve.png', 'checkpoints', 'unreadable', 'parts', 'pictures', 'tensorboard', 'table.md',
+    'verdicts.jsonl',
+)  # fmt: skip
+BEAT, SILENCE = 10.0, 60.0  # seconds between changes of the line, and without one after which its writer is dead
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raises ValueError where the folder cannot become, or go on as, that of a run."""
+    above = next(each for each in (workdir, *workdir.absolute().parents) if each.exists())
+    if not above.is_dir():
+        raise ValueError(f'--workdir={workdir}: {above} is a file; give a folder')
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f'--workdir={workdir}: {above} cannot be written to; give a folder of yours')
+    if (workdir / CONFIG).exists():
+        check_run(workdir)
+        return
+    for path in (workdir / name for name in NAMES):
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise ValueError(f'{workdir} is no run ({CONFIG} is missing) and has {path.name}; give another --workdir')
+
+
+def check_run(workdir: Path) -> None:
+    """Raises ValueError where the config in a folder is not that of a run."""
+    path = workdir / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is not the config of a run ({error}); give another --workdir') from None
+    if not isinstance(config, dict) or 'recipe' not in config:
+        raise ValueError(f'{path} is not the config of a run: it names no recipe; give another --workdir')
+
+
+@contextlib.contextmanager
+def held(
+    workdir: Path, *, beat: float = BEAT, silence: float = SILENCE, log: Callable[[str], None] = print
+) -> Iterator[None]:
+    """Holds the folder for as long as the block lasts. Of several processes the first one does, for all.
+
+    Raises:
+      ValueError: another run holds it, with its process and host; or as `check_workdir`.
+    """
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            check_workdir(workdir)
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_held(workdir / LOCK, beat, silence, log))
+        processes.exchange('workdir held')
+        yield
+
+
+@contextlib.contextmanager
+def _held(path: Path, beat: float, silence: float, log: Callable[[str], None]) -> Iterator[None]:
+    ended = threading.Event()
+    with path.open('a+', encoding='utf-8') as file:  # closing it frees it
+        _wait(file, path, silence, log)
+        line = {'process': os.getpid(), 'host': platform.node(), 'machine': _machine(), 'since': time.ctime()}
+        os.truncate(path, 0)
+        _write(path, line, 0)
+
+        def go_on() -> None:
+            count = 0
+            while not ended.wait(beat):
+                with contextlib.suppress(OSError):
+                    _write(path, line, count := count + 1)
+
+        thread = threading.Thread(target=go_on, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            with contextlib.suppress(OSError):
+                os.truncate(path, 0)
+
+
+def _wait(file: IO[str], path: Path, silence: float, log: Callable[[str], None]) -> None:
+    """Returns when the lock is ours. Raises ValueError where another holds it."""
+    first, start, told = _read(path), time.monotonic(), False
+    while True:
+        locked, line = _lock(file), _read(path)
+        here = line is None or line['machine'] == _machine()
+        if locked is not False and (line is None or (locked and here)):
+            return
+        silent = time.monotonic() - start > silence
+        if line != first or (locked is False and (here or silent)):
+            who = f'process {line["process"]} on {line["host"]} since {line["since"]}' if line else 'another process'
+            raise ValueError(f'{path.parent} is in use by {who}; wait for it or end it, or give another --workdir')
+        if silent:
+            return
+        if not told:
+            log(f'{path.parent} was in use on {line["host"] if line else "another host"}; this goes on if nothing is '
+                f'heard of it for {silence:.0f} s')  # fmt: skip
+            told = True
+        time.sleep(min(1.0, silence / 4))
+
+
+def _lock(file: IO[str]) -> bool | None:
+    """Whether the lock is ours now; None: this file system has none."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _machine() -> str:
+    """A name for the running kernel, which containers on one machine share; processes on it see each other's flock."""
+    path = Path('/proc/sys/kernel/random/boot_id')
+    return path.read_text(encoding='utf-8').strip() if path.exists() else platform.node()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Who has written the line of a lock; None: nobody."""
+    try:
+        line = json.loads(path.read_text(encoding='utf-8'))
+        return {key: line[key] for key in ('process', 'host', 'machine', 'since', 'beat')}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, line: dict[str, Any], beat: int) -> None:
+    """In place and of one length, for whoever reads meanwhile."""
+    with path.open('r+', encoding='utf-8') as file:
+        file.write(json.dumps({**line, 'beat': beat}).ljust(300) + '\n')
