@@ -19,6 +19,7 @@ from rich.console import Console
 from pal_jax.recipes.recipe import Config, read_config
 from pal_jax.runtime import checkpoint, processes
 from pal_jax.runtime.files import at_home
+from pal_jax.runtime.workdir import check_workdir
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
 OUTPUT = flags.DEFINE_string('output', None, 'What is written, of commands that write something.')
@@ -154,6 +155,7 @@ def runs(free: Sequence[str]) -> Iterator[tuple[Config, Path]]:
 
     planned = faults(stages, whole, folder)
     for stage, place in planned:
+        faults(check_workdir, place)
         faults(checkpoint.check_config, place, stage.to_dict(), tuple(free))
     for stage, place in planned:
         if (place / REPORT).exists() and read_config(str(place)).total_steps == stage.total_steps:
