@@ -65,8 +65,8 @@ class LocalDecoder:
 
     Prompts are padded and caches rounded up to few sizes, so few programs are compiled. A prompt is prefilled in chunks
     of `chunk` tokens, between the steps of what decodes already, and starts from the longest prefix of it that is in
-    any slot: of the same prompt, an earlier turn of its dialogue, or a system prompt. What a slot holds is of one
-    mixture of adapters (see `models.soups`), and only prompts of that mixture start from it.
+    any slot: of the same prompt, an earlier turn of its dialogue, or a system prompt. What a slot holds is of the
+    weights it began under and of one mixture of adapters (see `models.soups`); only prompts of both start from it.
 
     Args:
       grain: the caches' unit of length; a server takes a large one, as its requests grow turn by turn.
@@ -97,6 +97,7 @@ class LocalDecoder:
         self.grain = grain
         self.version, self.counters = 0, Counters()
         self._weights: Params | None = None
+        self._loaded = 0  # how many weights there have been: versions are the caller's, and may be alike
         self._mixtures = np.zeros((self.slots, 0), np.float32)  # a row a slot
         self._state: engine.DecodeState | None = None
         self._prefixes = Prefixes(self.slots)
@@ -122,7 +123,7 @@ class LocalDecoder:
     def use(self, weights: Params, version: int = 0) -> None:
         """As `load`, with weights that lie on its mesh as decoding wants them: `Programs.publish`."""
         adapters = self._adapters(weights)
-        self._weights, self.version = weights, version
+        self._weights, self.version, self._loaded = weights, version, self._loaded + 1
         self._mixtures = np.zeros((self.slots, adapters), np.float32)
         for slot, live in self._live.items():
             self._mixtures[slot] = self._row(live.request.mixture)
@@ -292,7 +293,7 @@ class LocalDecoder:
 
     def _start(self, tokens: Sequence[int], mixture: tuple[float, ...] | None) -> tuple[int, int]:
         """A slot that holds the first so many of a prompt's tokens; its last one is always computed."""
-        slot, count = self._prefixes.longest(tokens[:-1], mixture) if self.reuse else (0, 0)
+        slot, count = self._prefixes.longest(tokens[:-1], mixture, self._loaded) if self.reuse else (0, 0)
         return (slot, count) if count >= WORTH else (0, 0)
 
     def _make_room(self) -> None:
@@ -334,9 +335,10 @@ class LocalDecoder:
             self.counters.prompt_tokens += len(piece)
             for slot in prompt.slots if whole else prompt.slots[:1]:
                 placed.append((row, slot))
-                self._live[slot].ready = whole
-            self._prefixes.write(prompt.slots[0], 0, prompt.tokens[: prompt.done + len(piece)], prompt.mixture)
-            prompt.source, prompt.done = prompt.slots[0], prompt.done + len(piece)
+                self._live[slot].ready, self._live[slot].weights = whole, self._loaded
+            held = prompt.tokens[: prompt.done + len(piece)]
+            self._prefixes.write(prompt.slots[0], 0, held, prompt.mixture, self._loaded)
+            prompt.source, prompt.done = prompt.slots[0], len(held)
         entry = admission([(row, slot, self._live[slot].request) for row, slot in placed], self.slots)
         self._state = self._programs.insert(self._state, prefix, entry)
         for prompt in batch:
@@ -386,11 +388,12 @@ class LocalDecoder:
     # --- out of slots ------------------------------------------------------------------------------------------------
 
     def _leave(self, slot: int, reason: FinishReason) -> Completion:
-        """Ends the request in a slot. What the slot's cache holds stays for others to start from."""
+        """Ends the request in a slot. What the slot's cache holds stays for others to start from, under its weights."""
         live = self._live.pop(slot)
         prompt = live.request.prompt_ids
         if live.ready:  # its last token is in no cache
-            self._prefixes.write(slot, len(prompt) - 1, [prompt[-1], *live.tokens[:-1]], live.request.mixture)
+            read = [prompt[-1], *live.tokens[:-1]]
+            self._prefixes.write(slot, len(prompt) - 1, read, live.request.mixture, live.weights)
         else:
             self._withdraw(slot)
         return finish(live, self.tokenizer, reason)

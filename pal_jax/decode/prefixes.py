@@ -12,15 +12,16 @@ WORTH = 16  # tokens: a shorter prefix is computed again
 
 
 class Prefixes:
-    """A table of the tokens in the caches of `slots`, under which mixture of adapters they were computed, and when each
-    slot was last used.
+    """A table of the tokens in the caches of `slots`, what computed them, and when each slot was last used.
 
-    A slot whose first columns are not what the table can vouch for is entered with a gap, and matches nothing.
+    An entry is keyed by the mixture of adapters and by the weights, which are numbered as they are loaded: a prompt
+    matches entries of its own key alone. A slot whose first columns are not what the table can vouch for is entered
+    with a gap, and matches nothing.
     """
 
     def __init__(self, slots: int):
         self._tokens = np.full((slots, 0), -1, np.int32)
-        self._mixtures: list[Mixture] = [None] * slots
+        self._keys: list[tuple[Mixture, int]] = [(None, 0)] * slots
         self._used = np.zeros(slots, np.int64)
         self._clock = 0
 
@@ -32,25 +33,28 @@ class Prefixes:
         """Forgets the columns of a slot from `start` on."""
         self._tokens[slot, start:] = -1
 
-    def write(self, slot: int, start: int, tokens: Sequence[int], mixture: Mixture = None) -> None:
-        """Enters tokens into the columns of a slot from `start` on, in place of all that was there."""
+    def write(
+        self, slot: int, start: int, tokens: Sequence[int], mixture: Mixture = None, weights: int = 0
+    ) -> None:  # fmt: skip
+        """Enters tokens into the columns of a slot from `start` on, in place of all that was there. `weights` is the
+        number of those that the slot's first column is of."""
         end = start + len(tokens)
         if end > self._tokens.shape[1]:
             more = max(end, 2 * self._tokens.shape[1]) - self._tokens.shape[1]
             self._tokens = np.pad(self._tokens, ((0, 0), (0, more)), constant_values=-1)
         self._tokens[slot, start:] = -1
         self._tokens[slot, start:end] = tokens
-        self._mixtures[slot] = mixture
+        self._keys[slot] = mixture, weights
         self._clock += 1
         self._used[slot] = self._clock
 
-    def longest(self, prompt: Sequence[int], mixture: Mixture = None) -> tuple[int, int]:
-        """The slot that holds most of the prompt's first tokens under this mixture, and how many; the least recently
-        used of equals."""
+    def longest(self, prompt: Sequence[int], mixture: Mixture = None, weights: int = 0) -> tuple[int, int]:
+        """The slot that holds most of the prompt's first tokens under this mixture of these weights, and how many; the
+        least recently used of equals."""
         width = min(len(prompt), self._tokens.shape[1])
         same = self._tokens[:, :width] == np.asarray(prompt[:width], np.int32)[None]
         counts = np.where(same.all(axis=1), width, np.argmin(same, axis=1)) if width else np.zeros(len(same), int)
-        counts = np.where([each == mixture for each in self._mixtures], counts, 0)
+        counts = np.where([key == (mixture, weights) for key in self._keys], counts, 0)
         slot = min(range(len(counts)), key=lambda slot: (-counts[slot], self._used[slot]))
         return slot, int(counts[slot])
 

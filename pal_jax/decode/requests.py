@@ -45,11 +45,13 @@ class Progress(NamedTuple):
 
 @dataclasses.dataclass
 class Live:
-    """A request in a slot. It decodes once its prompt is in the cache."""
+    """A request in a slot. It decodes once its prompt is in the cache, computed by `weights`, which a decoder numbers
+    as it loads them."""
 
     number: int
     request: Request
     ready: bool = False
+    weights: int = 0
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
     policy_logprobs: list[float] = dataclasses.field(default_factory=list)

@@ -86,6 +86,15 @@ def test_the_table_finds_the_longest_beginning():
     assert table.longest((1, 2, 7)) == (0, 0)
 
 
+def test_an_entry_is_of_its_weights_and_of_its_mixture():
+    table = Prefixes(3)
+    table.write(0, 0, (1, 2, 3), weights=1)
+    table.write(1, 0, (1, 2), (0.5, 0.5), weights=2)
+    assert table.longest((1, 2, 3), weights=1) == (0, 3)
+    assert table.longest((1, 2, 3), weights=2)[1] == table.longest((1, 2, 3), (0.5, 0.5), weights=1)[1] == 0
+    assert table.longest((1, 2, 3), (0.5, 0.5), weights=2) == (1, 2)
+
+
 def test_common_counts_equal_first_tokens():
     assert [common((), (1,)), common((1, 2), (1, 2, 3)), common((1, 2, 3), (1, 5, 3)), common((4,), (5,))] == [
         0,
@@ -166,6 +175,24 @@ def test_new_weights_make_caches_worthless(weights, reusing, computing):
         assert_same(first, computing([ask(prompt)])[0])
         assert_same(again, first)
         assert reusing.counters.reused_tokens - before == len(prompt) - 1  # by the second, of the same weights
+
+
+@pytest.mark.parametrize('length', [1, 2, 70])
+@pytest.mark.parametrize('versions', [(0, 1), (0, 0)])
+def test_what_began_under_old_weights_is_of_no_use_to_new_ones(weights, reusing, computing, length, versions):
+    reusing.load(weights[0], versions[0])
+    prompt = words(1, length)
+    asked = [ask(prompt, max_tokens=24), ask(prompt, 1, temperature=1.0, max_tokens=24)]
+    numbers, news = [reusing.add(request) for request in asked], []
+    for _ in range(5):
+        news += reusing.step()
+    reusing.load(weights[1], versions[1])
+    computing.load(weights[1], versions[1])
+    done, before = completions(reusing, news), reusing.counters.reused_tokens
+    requests = [ask((*prompt, *done[number].token_ids, 5)) for number in numbers]
+    assert_same(reusing(requests[:1])[0], computing(requests[:1])[0])
+    assert reusing.counters.reused_tokens == before
+    assert_same(reusing(requests[1:])[0], computing(requests[1:])[0])  # may go on from the prompt of the first
 
 
 def test_weights_that_change_under_a_request_leave_nothing_to_reuse(weights, reusing, computing):
