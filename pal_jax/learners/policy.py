@@ -56,7 +56,8 @@ from pal_jax.types import Metrics, RolloutBatch, TokenBatch
 
 
 class PolicyState(struct.PyTreeNode):
-    """`reference` is empty where it is the base of a LoRA actor or none is kept, `critic` None where none is used."""
+    """`reference` has a LoRA actor's adapters of `anchor`; it is empty where such an actor's base is the reference or
+    none is kept. `critic` is None where none is used."""
 
     step: Int[Array, '']  # optimiser steps since `anchor`
     actor: TrainState
@@ -90,6 +91,7 @@ class PolicyLearner:
       n: samples per prompt.
       length: the constant that `loss_agg='constant'` divides by: the largest number of tokens sampled.
       anchored: whether a reference is kept, if `ppo` reads one; without either only supervised steps can be made.
+      warmup: whether `anchor` is to come, so that a state has a place for the adapters of then from the start.
       max_z_coef: how much the max-z loss counts in supervised steps.
     Raises:
       ValueError: an estimator that compares samples with `n=1`, a dimension that does not divide over the mesh,
@@ -98,32 +100,36 @@ class PolicyLearner:
 
     def __init__(
         self, cfg: ModelConfig, ppo: PPO, optimizers: Optimizers, mesh: Mesh, *, n: int, length: int,
-        adapters: Lora | None = None, anchored: bool = True, max_z_coef: float = 0.0, seed: int = 0,
+        adapters: Lora | None = None, anchored: bool = True, warmup: bool = False, max_z_coef: float = 0.0,
+        seed: int = 0,
     ):  # fmt: skip
         check_samples(ppo, n)
         self.cfg, self.ppo, self.optimizers, self.mesh = cfg, ppo, optimizers, mesh
         self.n, self.length, self.adapters, self.anchored = n, length, adapters, anchored and ppo.has_reference
-        self.max_z_coef, self.seed = max_z_coef, seed
+        self.warmup, self.max_z_coef, self.seed = warmup, max_z_coef, seed
         if adapters and not 0 <= adapters.dropout < 1:
             raise ValueError(f'policy.lora.dropout={adapters.dropout} must be at least 0 and below 1')
         decoder.saved(cfg.remat)
         specs = model_params.decoder_specs(cfg)
         self.param_shardings = sharding.param_shardings(specs, mesh)
+        trained = trained_specs(specs, adapters)
         shapes = jax.eval_shape(self._new_state, model_params.abstract(specs))
-        self.abstract: PolicyState = placed(shapes, trained_specs(specs, adapters), mesh)
-        shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
-        self.init = jax.jit(self._new_state, out_shardings=shardings)
+        self.abstract: PolicyState = placed(shapes, trained, mesh)
+        anchored_state = placed(jax.eval_shape(self._anchor, shapes), trained, mesh)
+        first, later = (jax.tree.map(lambda x: x.sharding, state) for state in (self.abstract, anchored_state))
+        self.init = jax.jit(self._new_state, out_shardings=first)
         self._merge = jax.jit(merged)
-        self._anchored = jax.jit(self._anchor, donate_argnums=0, out_shardings=shardings)
+        self._anchored = jax.jit(self._anchor, donate_argnums=0, out_shardings=later)
 
     # --- states ------------------------------------------------------------------------------------------------------
 
     def _new_state(self, params: Params) -> PolicyState:
+        actor = self._train_state(params, self.optimizers.actor, 0)
         return PolicyState(
             step=jnp.zeros((), jnp.int32),
-            actor=self._train_state(params, self.optimizers.actor, 0),
+            actor=actor,
             critic=self._new_critic(params),
-            reference=self._new_reference(params),
+            reference=self._new_reference(params, actor.params if self.warmup else {}),
             kl_coef=jnp.asarray(self.ppo.kl_coef, jnp.float32),
             skipped=jnp.zeros((), jnp.int32),
         )
@@ -146,23 +152,27 @@ class PolicyLearner:
         trainable = {'decoder': state.params, 'head': head}
         return state.replace(params=trainable, opt_state=self.optimizers.critic.init(trainable))
 
-    def _new_reference(self, params: Params) -> Params:
+    def _new_reference(self, params: Params, adapters: Params) -> Params:
+        """A copy of the whole weights; of a LoRA actor these adapters, since its base does not move."""
+        if not self.anchored:
+            return {}
+        if self.adapters:
+            return jax.tree.map(jnp.copy, adapters)
         # Products round their inputs to `dtype` anyway: nothing is lost by keeping the weights in it.
         dtype = self.cfg.dtype
-        narrow = jax.tree.map(lambda x: x.astype(dtype if x.ndim > 2 else x.dtype), params)
-        return {} if self.adapters or not self.anchored else jax.tree.map(jnp.copy, narrow)
+        return jax.tree.map(lambda x: jnp.copy(x.astype(dtype if x.ndim > 2 else x.dtype)), params)
 
     def _anchor(self, state: PolicyState) -> PolicyState:
-        params = merged(state.actor)
-        fresh = self._new_state(params)
-        if self.adapters:
-            # The adapters learnt so far stay; the base, which is the reference, does not move.
-            actor = state.actor.replace(opt_state=self.optimizers.actor.init(state.actor.params))
-            return fresh.replace(actor=actor)
-        return fresh
+        fresh = self._new_state(merged(state.actor))
+        if not self.adapters:
+            return fresh
+        # The adapters learnt so far stay, and go on from there: what is exported stands on the original base.
+        learnt = state.actor.params
+        actor = state.actor.replace(opt_state=self.optimizers.actor.init(learnt))
+        return fresh.replace(actor=actor, reference=self._new_reference({}, learnt))
 
     def anchor(self, state: PolicyState) -> PolicyState:
-        """Makes the actor as it is the reference (full parameters) and the critic's start; optimisers start afresh.
+        """Makes the actor as it is the reference and the critic's start; optimisers start afresh.
 
         `state` is used up, as by an update.
         """
@@ -174,8 +184,10 @@ class PolicyLearner:
         return self._merge(actor) if self.adapters else actor.params
 
     def reference(self, state: PolicyState) -> Params:
-        """The reference policy as plain decoder weights."""
-        return state.actor.frozen if self.adapters else state.reference
+        """The reference policy: whole weights, of a LoRA actor its base, with the adapters of `anchor` if any."""
+        if not self.adapters:
+            return state.reference
+        return join(state.reference, state.actor.frozen) if state.reference else state.actor.frozen
 
     @property
     def abstract_weights(self) -> PolicyState:

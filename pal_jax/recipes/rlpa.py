@@ -250,6 +250,7 @@ def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearne
         n=config.dialogue.n_samples_per_prompt,
         length=config.sampling.max_tokens,
         adapters=make_adapters(config),
+        warmup=config.warmup.steps > 0,
         seed=config.seed,
     )
 

@@ -15,7 +15,9 @@ from pal_jax.learners.policy import Optimizers, PolicyLearner
 from pal_jax.learners.ppo import PPO, adapted_kl
 from pal_jax.learners.training import Lora, accumulate, join, micro_batches
 from pal_jax.models import config, params
+from pal_jax.models.lora import merge
 from pal_jax.runtime import devices, sharding
+from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Completion, Dialogue, Person, Sample
 
@@ -24,10 +26,11 @@ N, A = 2, 8
 ONE = devices.make_mesh(devices=jax.devices()[:1])
 
 
-def make_learner(mesh=ONE, adapters=None, n=N, lr=1e-2, name='adamw', **changes) -> PolicyLearner:
+def make_learner(mesh=ONE, adapters=None, n=N, lr=1e-2, name='adamw', warmup=False, **changes) -> PolicyLearner:
     optimizer = make_optimizer(name, lr=lr, total_steps=10, warmup_ratio=0.0)
     ppo = PPO(**{'estimator': 'gae', 'micro_rows': 8, **changes})
-    return PolicyLearner(CFG, ppo, Optimizers(*[optimizer] * 3), mesh, n=n, length=A, adapters=adapters)
+    settings = {'n': n, 'length': A, 'adapters': adapters, 'warmup': warmup}
+    return PolicyLearner(CFG, ppo, Optimizers(*[optimizer] * 3), mesh, **settings)
 
 
 def weights():
@@ -275,6 +278,29 @@ def test_imitation_learns_its_examples_and_anchor_makes_it_the_reference():
     assert float(jnp.abs(jax.tree.leaves(state.actor.opt_state[1].mu)[0]).max()) == 0.0
     _, annotated = learner.annotate(state, rollouts()[1])
     assert abs(annotated['kl']) < 1e-6
+
+
+@pytest.mark.parametrize('warmup', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_adapters_of_a_warm_up_are_the_reference_on_the_base_that_does_not_move(tmp_path, warmup):
+    learner, base = make_learner(adapters=Lora(4, 8.0, 'all-linear'), estimator='rloo', warmup=warmup), weights()
+    state, rows = learner.init(base), jax.tree.map(jnp.asarray, pack([Group([1, 2], [Branch([3, 4, 5])])] * 4))
+    for _ in range(6):
+        state, _ = learner.imitate(state, rows)
+    state, batch = learner.anchor(state), rollouts()[1]
+    of_base = learner.logprobs(base, batch.tokens)
+    if warmup:  # as a run that is stopped between the warm-up and the first step
+        checkpoints = Checkpoints(tmp_path, learner.abstract)
+        checkpoints.save(6, state, {})
+        checkpoints.wait()
+        state, *_ = Checkpoints(tmp_path, learner.abstract, read_only=True).read()
+    annotated, metrics = learner.annotate(state, batch)
+    assert abs(metrics['kl']) < 1e-6
+    np.testing.assert_array_equal(annotated.logprobs, annotated.ref_logprobs)
+    assert np.abs(np.where(batch.tokens.acts, annotated.ref_logprobs - of_base, 0)).max() > 1e-2  # it has learnt
+    close(state.actor.frozen, base, atol=0.0)  # so adapters that are exported are of the model they were attached to
+    state, _ = learner.update(state, annotated, jax.random.key(0))
+    close(learner.annotate(state, batch)[0].ref_logprobs, annotated.ref_logprobs, atol=0.0)
+    close(learner.weights(state), merge(join(state.actor.params, base)))
 
 
 def test_minibatches_and_epochs_make_as_many_updates():
