@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 
 from pal_jax.learners.forward import by_sample
 from pal_jax.learners.policy import PolicyLearner, PolicyState, actor_params
-from pal_jax.learners.training import floats
-from pal_jax.objectives.dpo import PairLoss, preference
+from pal_jax.learners.training import any_of, floats
+from pal_jax.objectives.dpo import PairLoss, preference, real_pairs
 from pal_jax.types import Metrics, TokenBatch
 
 
@@ -54,7 +54,9 @@ class PreferenceLearner(PolicyLearner):
         self.dpo = dpo
 
     def prefer(self, state: PolicyState, batch: TokenBatch) -> tuple[PolicyState, Metrics]:
-        """One step on the mean loss of the pairs."""
+        """One step on the mean loss of the pairs; of none no step, and no figures."""
+        if not any_of(real_pairs(by_sample(batch.acts))):
+            return state, {}
         gradient, metrics = self.compare(state, batch)
         state, _, norm = self.imitate_weighted(state, batch, -gradient)
         return state, metrics | floats({'grad_norm': norm})

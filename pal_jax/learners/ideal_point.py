@@ -30,6 +30,7 @@ from pal_jax.models import ideal_point
 from pal_jax.models import params as model_params
 from pal_jax.models.ideal_point import PAL
 from pal_jax.models.params import Params, ParamSpec
+from pal_jax.objectives.masked import keep
 from pal_jax.objectives.preference import PairLoss, bound, pair_loss
 from pal_jax.runtime import sharding
 from pal_jax.types import PairBatch
@@ -140,22 +141,31 @@ class IdealPointLearner:
     # --- training ----------------------------------------------------------------------------------------------------
 
     def update(self, state: PALState, batches: PairBatch) -> tuple[PALState, dict[str, Array]]:
-        """One update for each of the batches `[replicas, updates, B]`; metrics are means over them, by replica."""
+        """One update for each of the batches `[replicas, updates, B]`; metrics are means over them, by replica.
+
+        A pair whose tokens all weigh nothing is padding: it counts nowhere, and its user is not in the batch. A batch
+        of padding alone changes nothing and is in no mean.
+        """
         return self._updates(state, sharding.put_batch(batches, self.mesh, BATCH))
 
     def _many(self, state: PALState, batches: PairBatch) -> tuple[PALState, dict[str, Array]]:
-        state, metrics = jax.lax.scan(self._one, state, batches)
-        return state, jax.tree.map(jnp.mean, metrics)
+        if not batches.users.size:
+            return state, {name: jnp.zeros(()) for name in ('loss', 'accuracy')}
+        state, (metrics, made) = jax.lax.scan(self._one, state, batches)
+        return state, jax.tree.map(lambda x: jnp.sum(x) / jnp.maximum(jnp.sum(made), 1), metrics)
 
-    def _one(self, state: PALState, batch: PairBatch) -> tuple[PALState, dict[str, Array]]:
+    def _one(self, state: PALState, batch: PairBatch) -> tuple[PALState, tuple[dict[str, Array], Array]]:
+        """The state after an update, its metrics, and whether there was anything to learn from."""
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        table, size = state.users, batch.users.shape[0]
-        rows, place = jnp.unique(batch.users, return_inverse=True, size=size, fill_value=table.z.shape[0])
+        table, size, exists = state.users, batch.users.shape[0], real(batch)
+        count, made, nobody = jnp.maximum(jnp.sum(exists), 1), jnp.any(exists), table.z.shape[0]
+        users = jnp.where(exists, batch.users, nobody)
+        rows, place = jnp.unique(users, return_inverse=True, size=size, fill_value=nobody)
         mine = jax.tree.map(lambda x: x.at[rows].get(mode='fill', fill_value=0), table)
 
         def loss(params: Params, z: Array, place: Array, pairs: PairBatch, key: Array) -> tuple[Array, Array]:
-            each, margin = self._losses(params, z[place], pairs, key)
-            return jnp.sum(each) / size, jnp.sum(correct(margin)) / size
+            each, margin = (keep(x, real(pairs)) for x in self._losses(params, z[place], pairs, key))
+            return jnp.sum(each) / count, jnp.sum(keep(correct(margin), real(pairs))) / count
 
         value = functools.partial(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), state.params, mine.z)
         (total, accuracy), (grads, z_grads) = summed(value, self.part, place, batch, key)
@@ -163,8 +173,9 @@ class IdealPointLearner:
         mine = adam_rows(mine, z_grads, self.rates.users, self.rates.b1, self.rates.b2)
         table = jax.tree.map(lambda x, new: x.at[rows].set(new, mode='drop', unique_indices=True), table, mine)
         params = optax.apply_updates(state.params, updates)
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, users=table)
-        return state, {'loss': total, 'accuracy': accuracy}
+        moved = state.replace(step=state.step + 1, params=params, opt_state=opt_state, users=table)
+        state = jax.tree.map(functools.partial(jnp.where, made), moved.replace(users=()), state.replace(users=()))
+        return state.replace(users=table), ({'loss': total, 'accuracy': accuracy}, made)
 
     def _losses(self, params: Params, z: Array, batch: PairBatch, key: Array | None) -> tuple[Array, Array]:
         """Loss and margin of each pair, for users' logits by pair."""
@@ -202,7 +213,8 @@ class IdealPointLearner:
             key, z = jax.random.fold_in(jax.random.key(state.seed), state.step), state.users.z[batch.users]
 
             def loss(sides: dict[str, Array]) -> Array:
-                return jnp.mean(self._losses(state.params, z, batch.replace(**sides), key)[0])
+                each = keep(self._losses(state.params, z, batch.replace(**sides), key)[0], real(batch))
+                return jnp.sum(each) / jnp.maximum(jnp.sum(real(batch)), 1)
 
             sides = {side: getattr(batch, side) for side in ('chosen', 'rejected', 'prompt')}
             return batch.replace(**jax.grad(loss)({name: x for name, x in sides.items() if x is not None}))
@@ -260,6 +272,11 @@ class IdealPointLearner:
 
     def _margins(self, params: Params, z: Float[Array, 'U K'], pairs: PairBatch) -> Float[Array, ' B']:
         return self._judge(params, z[pairs.users], pairs)[1]
+
+
+def real(batch: PairBatch) -> Bool[Array, '*S']:
+    """The pairs that are no padding: a token of theirs weighs something, where tokens are weighed."""
+    return jnp.ones(batch.users.shape, bool) if batch.weight is None else jnp.any(batch.weight > 0, axis=-1)
 
 
 def side_by_side(f: Callable[..., Any], replicas: int) -> Callable[..., Any]:

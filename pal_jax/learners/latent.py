@@ -91,12 +91,14 @@ def loss(
 def make_update(
     optimizer: optax.GradientTransformation, latent: Latent
 ) -> Callable[..., tuple[LatentState, dict[str, Array]]]:
-    """A compiled step of the optimiser on the loss."""
+    """A compiled step of the optimiser on the loss; of nobody, or of no choices, no step and no figures."""
 
     @jax.jit
     def update(
         state: LatentState, told: Array, pairs: Array, key: PRNGKeyArray
     ) -> tuple[LatentState, dict[str, Array]]:
+        if not pairs.shape[0] * pairs.shape[1]:
+            return state, {}
         grads, metrics = jax.grad(loss, has_aux=True)(state.params, told, pairs, key, latent.kl_coef)
         moved, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, moved)

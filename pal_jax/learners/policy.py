@@ -14,6 +14,7 @@ whole minibatch before, so the result does not depend on the cut.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from pal_jax.learners.training import (
     Lora,
     TrainState,
     accumulate,
+    any_of,
     apply,
     floats,
     global_norm,
@@ -198,7 +200,9 @@ class PolicyLearner:
     # --- supervised --------------------------------------------------------------------------------------------------
 
     def imitate(self, state: PolicyState, batch: TokenBatch) -> tuple[PolicyState, Metrics]:
-        """One supervised step: the mean cross-entropy of the actions of `batch`."""
+        """One supervised step: the mean cross-entropy of the actions of `batch`; of none no step, and no figures."""
+        if not any_of(batch.acts):
+            return state, {}
         state, loss, norm = self.imitate_weighted(state, batch, evenly(batch))
         return state, floats({'loss': loss, 'grad_norm': norm})
 
@@ -250,13 +254,17 @@ class PolicyLearner:
     # --- annotate ----------------------------------------------------------------------------------------------------
 
     def annotate(self, state: PolicyState, batch: RolloutBatch) -> tuple[RolloutBatch, Metrics]:
-        """Fills in what the update takes as given: old and reference log-probs, values, advantages, returns."""
+        """Fills in what the update takes as given: old and reference log-probs, values, advantages, returns.
+
+        Metrics are of the actions that count; where none do, of the rows alone.
+        """
         size, parts = 0, []
         for micro in self._micro_batches(batch.tokens):
             size += micro.tokens.size
             parts.append(self._score(state, micro))
-        batch, metrics = self._annotated(batch, parts, size, state.kl_coef)
-        return batch, floats(metrics)
+        batch, metrics, share = self._annotated(batch, parts, size, state.kl_coef)
+        found = floats(metrics) if any_of(ppo.used(batch)) else {}
+        return batch, found | floats({'real_share': share})
 
     @functools.partial(jax.jit, static_argnums=0)
     def _score(self, state: PolicyState, batch: TokenBatch):
@@ -277,8 +285,7 @@ class PolicyLearner:
         batch, metrics = ppo.with_advantages(self.ppo, batch, kl_coef, self.n)
         if entropy is not None:
             metrics['entropy'] = masked_mean(forward.by_sample(entropy), ppo.used(batch))
-        metrics['real_share'] = jnp.sum(batch.tokens.segments != 0) / size
-        return batch, metrics
+        return batch, metrics, jnp.sum(batch.tokens.segments != 0) / size
 
     # --- update ------------------------------------------------------------------------------------------------------
 
@@ -287,27 +294,33 @@ class PolicyLearner:
     ) -> tuple[PolicyState, Metrics]:
         """PPO on an annotated batch, in shuffled minibatches; `ptx` adds its cross-entropy to each of them.
 
-        With `early_stop_kl` an epoch whose `approx_kl` is far above it is the last. Metrics are means over minibatches;
-        `first_ratio_deviation` is that of the first, which no update precedes.
+        With `early_stop_kl` an epoch whose `approx_kl` is far above it is the last. A minibatch in which no action
+        counts (it is padding, or its samples failed) is left out, with its share of `ptx`. Metrics are means over the
+        others; `first_ratio_deviation` is that of the first, which no update precedes.
         """
         height, parts = batch.reward.shape[0], self.ppo.minibatches
-        history: list[Metrics] = []
+        epochs: list[list[Metrics]] = []
         for epoch in range(self.ppo.epochs):
-            if self.ppo.early_stop_kl and _mean(history[-parts:], 'approx_kl') > 1.5 * self.ppo.early_stop_kl:
+            if epochs and self.ppo.early_stop_kl and _mean(epochs[-1], 'approx_kl') > 1.5 * self.ppo.early_stop_kl:
                 break
             order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), height))
+            epochs.append([])
             for index in np.split(order, parts):
-                state, metrics = self._minibatch(state, take(batch, index, self.mesh) if parts > 1 else batch, ptx)
-                history.append(metrics)
-        means = {name: _mean(history, name) for name in history[-1]}
-        means |= {'epochs': len(history) / parts} if self.ppo.early_stop_kl else {}
-        means |= {'kl_coef': float(state.kl_coef), 'first_ratio_deviation': history[0]['ratio_deviation']}
+                part = take(batch, index, self.mesh) if parts > 1 else batch
+                weight = self._loss_weights(part)
+                if any_of(weight):
+                    state, metrics = self._minibatch(state, part, weight, ptx)
+                    epochs[-1].append(metrics)
+        means = {'kl_coef': float(state.kl_coef)}
+        if history := [*itertools.chain(*epochs)]:
+            means |= {name: _mean(history, name) for name in history[0]}
+            means |= {'epochs': float(len(epochs))} if self.ppo.early_stop_kl else {}
+            means |= {'first_ratio_deviation': history[0]['ratio_deviation']}
         return state.replace(kl_coef=self._adapted_kl(batch, state.kl_coef)), means
 
     def _minibatch(
-        self, state: PolicyState, batch: RolloutBatch, ptx: TokenBatch | None
+        self, state: PolicyState, batch: RolloutBatch, weight: Float[Array, 'R N A'], ptx: TokenBatch | None
     ) -> tuple[PolicyState, Metrics]:
-        weight = self._loss_weights(batch)
         grads = zeros(state.actor.params), zeros(critic_trainable(state.critic))
         outs = []
         for i, (micro, micro_weight) in enumerate(self._micro_batches((batch, weight))):

@@ -115,7 +115,10 @@ class Reader:
     def learn(
         self, reading: Reading, frozen: Params, texts: Sequence[Text], gradient: Float[np.ndarray, 'S W']
     ) -> tuple[Reading, Metrics]:
-        """One step of the optimiser down a loss whose gradient by the vectors of these texts is given."""
+        """One step of the optimiser down a loss whose gradient by the vectors of these texts is given; of no texts no
+        step, and no figures."""
+        if not texts:
+            return reading, {}
         packed = self._packed(texts)
         by_place = np.zeros((*packed.batch.acts.shape[:2], gradient.shape[1]), np.float32)
         by_place[packed.rows, packed.places] = gradient

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.data.packing import Compared, Example, Group, lay_out_groups, pack_groups, round_up
 from pal_jax.learners import forward
@@ -34,6 +34,7 @@ from pal_jax.learners.training import (
     Lora,
     TrainState,
     accumulate,
+    any_of,
     apply,
     floats,
     join,
@@ -97,16 +98,18 @@ class Lesson(NamedTuple):
 
 class Pairs(NamedTuple):
     """Groups of `n` replies in rows, and what is learnt of them; `where` are the row and sample of each reply of a
-    group. Rows are cut to `multiple`s of tokens."""
+    group, and `exists` says which of them there are. Rows are cut to `multiple`s of tokens."""
 
     batch: TokenBatch
     lesson: Lesson
     where: tuple[Int[np.ndarray, 'G n'], Int[np.ndarray, 'G n']]
+    exists: Bool[np.ndarray, 'G n']
     multiple: int = MULTIPLE
 
     def pick(self, groups: Int[np.ndarray, '...'], branches: Int[np.ndarray, '...']) -> Pairs:
         """The same rows, of which these replies are wanted: `branches` of `groups`, broadcast together to [G, n]."""
-        return self._replace(where=(self.where[0][groups, branches], self.where[1][groups, branches]))
+        where = self.where[0][groups, branches], self.where[1][groups, branches]
+        return self._replace(where=where, exists=self.exists[groups, branches])
 
 
 class RewardState(struct.PyTreeNode):
@@ -170,7 +173,9 @@ class RewardLearner:
 
     def read(self, state: RewardState, pairs: Pairs) -> tuple[np.ndarray, Params, Metrics]:
         """`gaps`, the gradient of the lesson's loss, and its figures, in one pass: the gaps are of the model as it is,
-        before that gradient is applied."""
+        before that gradient is applied. A lesson without pairs has no gradient, `{}`, and no figures."""
+        if not any_of(pairs.lesson.weight):
+            return self.gaps(state, pairs), {}, {}
         grads, parts, losses = zeros(state.model.params), [], []
         for micro, lesson in micro_batches((pairs.batch, pairs.lesson), self.mesh, self.micro_rows, pairs.multiple):
             (loss, found), grads = self._gradients(grads, state.model, micro, lesson)
@@ -179,12 +184,16 @@ class RewardLearner:
         found = gaps(np.asarray(jnp.concatenate(parts))[pairs.where])
         figures = {
             'reward_loss': float(sum(jax.device_get(losses))),
-            'reward_accuracy': float(np.mean(found > 0)),
         }
+        if (both := pairs.exists[:, 0::2] & pairs.exists[:, 1::2]).any():
+            figures['reward_accuracy'] = float(np.mean(found[both] > 0))
         return found, grads, figures
 
     def apply(self, state: RewardState, grads: Params, rate: float | Array = 1.0) -> tuple[RewardState, Metrics]:
-        """The optimiser's step, times `rate`: of schedules that go by something else than the number of updates."""
+        """The optimiser's step, times `rate`: of schedules that go by something else than the number of updates. No
+        gradient, `{}`, is no step."""
+        if not grads:
+            return state, {}
         model, norm = apply(self.optimizer, state.model, grads, rate)
         return RewardState(model, skipped(state.skipped, norm)), floats({'reward_grad_norm': norm})
 
@@ -279,11 +288,13 @@ def pack_replies(
     rows, starts = np.array([places[i] for i in range(len(groups))]).T
     shape = packed.acts.shape[0], packed.acts.shape[1] // n * size
     better, worse, weight, margin = (np.zeros(shape, dtype) for dtype in (np.int32, np.int32, np.float32, np.float32))
-    for group, row, start, count in zip(groups, rows, starts, times / times.sum(), strict=True):
-        compared = group.compared if said else neighbours if len(group.branches) == n else ()
+    lessons = [group.compared if said else neighbours if len(group.branches) == n else () for group in groups]
+    times = times * [len(compared) > 0 for compared in lessons]  # groups that teach nothing share no weight
+    for compared, row, start, count in zip(lessons, rows, starts, times / max(times.sum(), 1), strict=True):
         for k, pair in enumerate(compared, start // n * size):
             better[row, k], worse[row, k], margin[row, k] = start + pair.better, start + pair.worse, pair.margin
             weight[row, k] = count / len(compared)
     batch, lesson = sharding.put_batch((packed, (better, worse, weight, margin)), mesh)
     where = np.repeat(rows[:, None], n, axis=1), starts[:, None] + np.arange(n)
-    return Pairs(batch, Lesson(*lesson), where, multiple)
+    exists = np.arange(n)[None] < np.array([len(group.branches) for group in groups])[:, None]
+    return Pairs(batch, Lesson(*lesson), where, exists, multiple)

@@ -147,6 +147,12 @@ def accumulate(
     return (value, rest), jax.tree.map(jax.freeze, sums)
 
 
+def any_of(counts: Array) -> bool:
+    """Whether anything of a batch counts, the same in every process. Without it an optimiser's step would still move
+    parameters by its moments, count an update and decay weights."""
+    return bool(jnp.any(counts != 0))
+
+
 global_norm = jax.jit(optax.global_norm)
 
 

@@ -43,6 +43,11 @@ def pair_loss(
     raise ValueError(f'unknown pair loss {loss!r}; use one of sigmoid, hinge, ipo')
 
 
+def real_pairs(acts: Bool[Array, 'B A']) -> Bool[Array, ' P']:
+    """Which pairs of neighbours have actions in both completions; others are padding."""
+    return jnp.any(acts, axis=1).reshape(-1, 2).all(axis=1)
+
+
 def preference(
     logprobs: Float[Array, 'B A'],
     reference: Float[Array, 'B A'] | None,
@@ -58,7 +63,7 @@ def preference(
     is then that of `sum(gradient * logprobs)`, a sum over tokens, which may be cut. `accuracy` is the share of pairs
     whose chosen log-ratio is the larger (a tie is wrong), `margin` the mean of β h.
     """
-    pairs = jnp.any(acts, axis=1).reshape(-1, 2).all(axis=1)
+    pairs = real_pairs(acts)
 
     def mean_loss(logprobs: Array) -> tuple[Array, Array]:
         ratios = log_ratios(logprobs, reference, acts, loss).reshape(-1, 2)

@@ -77,7 +77,7 @@ def differing_span(
 
 
 def token_weights(span: Bool[Array, 'B T'], mode: TokenWeighting) -> Float[Array, 'B T']:
-    """What each token of a span counts; sums to 1 over a row.
+    """What each token of a span counts; sums to 1 over a row, or to 0 where its span is empty.
 
     - mean: all alike.
     - cumulative: the j-th by j.
@@ -93,4 +93,4 @@ def token_weights(span: Bool[Array, 'B T'], mode: TokenWeighting) -> Float[Array
             weight = (span & (rank == jnp.max(rank, axis=1, keepdims=True))).astype(jnp.float32)
         case _:
             raise ValueError(f'unknown token weighting {mode!r}; use one of mean, cumulative, only_last')
-    return weight / jnp.sum(weight, axis=1, keepdims=True)
+    return weight / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)

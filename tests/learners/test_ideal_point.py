@@ -73,6 +73,31 @@ def test_an_update_is_adam_on_the_loss_of_the_batch():
     np.testing.assert_allclose(after.users.z[0], new_z, atol=1e-6)
 
 
+def test_pairs_that_weigh_nothing_are_not_there():
+    learner, real = make_learner(), batches(updates=2)
+
+    def by_token(batch, weight):
+        wide = {side: np.repeat(getattr(batch, side)[..., None, :], 3, axis=-2) for side in ('chosen', 'rejected')}
+        return batch.replace(weight=np.broadcast_to(weight, (*batch.users.shape, 3)).astype(np.float32), **wide)
+
+    half = np.arange(B)[:, None] < B // 2
+    whole = by_token(jax.tree.map(lambda x: x[:, :, : B // 2], real), 1 / 3)
+    padded = by_token(real, half / 3)
+    empty = by_token(jax.tree.map(lambda x: x[:, :1], real), 0.0)
+    padded = jax.tree.map(lambda *x: np.concatenate(x, axis=1), empty, padded, empty)
+    start = learner.update(learner.init(jnp.arange(2)), whole)[0]  # with moments that would go on
+    kept = jax.tree.map(np.asarray, start)
+    (alone, metrics), (found, others) = (learner.update(jax.tree.map(jnp.array, kept), b) for b in (whole, padded))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), (alone, metrics), (found, others))
+    same(learner.update(jax.tree.map(jnp.array, kept), empty)[0], kept)
+    nothing = jax.tree.map(lambda x: x[:, :, :0], real)
+    same(learner.update(jax.tree.map(jnp.array, kept), nothing)[0], kept)
+    gradient = learner.item_gradients(kept, jax.tree.map(lambda x: x[:, 1], padded))
+    expected = learner.item_gradients(kept, jax.tree.map(lambda x: x[:, 0], whole))
+    np.testing.assert_allclose(gradient.chosen[:, : B // 2], expected.chosen, atol=1e-7)
+    assert not np.any(gradient.chosen[:, B // 2 :])
+
+
 def test_rows_are_corrected_for_their_own_number_of_updates():
     grads = np.random.default_rng(0).standard_normal((5, 1, 3)).astype(np.float32)
     rows = UserTable(jnp.zeros((1, 3)), jnp.zeros((1, 3)), jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32))

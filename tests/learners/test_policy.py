@@ -309,6 +309,43 @@ def test_minibatches_and_epochs_make_as_many_updates():
     assert metrics['ratio_deviation'] > metrics['first_ratio_deviation']
 
 
+def one_real_row(batch):
+    """The batch with its last row alone; the others are padding."""
+    there = (jnp.arange(len(batch.reward)) == len(batch.reward) - 1)[:, None]
+    tokens = batch.tokens.replace(acts=batch.tokens.acts & there[..., None], segments=batch.tokens.segments * there)
+    return batch.replace(tokens=tokens, ok=batch.ok & there)
+
+
+@pytest.mark.parametrize(
+    ('estimator', 'adapters', 'micro_rows'),
+    [('gae', None, 8), pytest.param('rloo', Lora(4, 8.0, 'all-linear'), 1, marks=pytest.mark.slow)],
+)
+def test_a_minibatch_without_a_real_row_changes_nothing(estimator, adapters, micro_rows):
+    options = {'estimator': estimator, 'adapters': adapters, 'micro_rows': micro_rows}
+    learner, batch = make_learner(minibatches=4, **options), one_real_row(rollouts()[1])
+    state = learner.init(weights())
+    state, _ = learner.imitate(state, jax.tree.map(jnp.asarray, pack([Group([1, 2], [Branch([3, 4, 5])])] * 8)))
+    before = jax.tree.map(np.asarray, state)  # with moments that would go on
+    annotated, told = learner.annotate(state, batch)
+    state, metrics = learner.update(state, annotated, jax.random.key(0))
+    whole, expected = make_learner(minibatches=1, **options).update(before, annotated, jax.random.key(0))
+    close(state, whole)
+    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert int(state.step) == int(before.step) + 1
+    failed, told = learner.annotate(before, batch.replace(ok=jnp.zeros_like(batch.ok)))
+    state, metrics = learner.update(before, failed, jax.random.key(0))
+    close(state, before, atol=0.0)
+    assert set(metrics) == {'kl_coef'} and set(told) == {'real_share'}
+
+
+def test_nothing_to_imitate_changes_nothing():
+    learner, rows = make_learner(estimator='rloo'), pack([Group([1, 2], [Branch([3, 4, 5])])] * 4)
+    state, _ = learner.imitate(learner.init(weights()), jax.tree.map(jnp.asarray, rows))
+    same, metrics = learner.imitate(state, rows.replace(acts=jnp.zeros(rows.acts.shape, bool)))
+    close(same, state, atol=0.0)
+    assert metrics == {}
+
+
 @pytest.mark.slow
 def test_the_actor_waits_for_its_critic_and_ptx_adds_its_loss():
     _, batch = rollouts()

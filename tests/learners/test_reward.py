@@ -227,6 +227,21 @@ def test_groups_may_have_fewer_replies_than_others():
     np.testing.assert_allclose(learner.scores(state, wanted), alone, atol=2e-6)
 
 
+def test_groups_without_pairs_teach_nothing_and_are_in_no_mean():
+    learner, (one, other) = make_learner(), make_texts(count=2, pairs=2)
+    state = make_state(learner)
+    state, _ = learner.apply(state, learner.read(state, pack([one]))[1])  # its moments would go on
+    single = (other[0], other[1][:2])
+    (_, _, alone), (_, _, both) = (learner.read(state, pack(texts, n=4)) for texts in ([one], [one, single]))
+    assert both['reward_loss'] == pytest.approx(alone['reward_loss'], abs=1e-5)
+    gaps = learner.gaps(state, pack([one, single], n=4))
+    assert both['reward_accuracy'] == pytest.approx(np.mean([*gaps[0], gaps[1, 0]] > np.zeros(3)))
+    _, grads, figures = learner.read(state, pack([single], n=4))
+    same, applied = learner.apply(state, grads)
+    assert figures == applied == {}
+    jax.tree.map(np.testing.assert_array_equal, same, state)
+
+
 @pytest.mark.parametrize('changes', [{'margin': -1.0}, {'centring': -0.1}, {'label_smoothing': 0.5}])
 def test_losses_that_make_no_sense_are_refused(changes):
     with pytest.raises(ValueError, match=f'reward.{next(iter(changes))}'):
