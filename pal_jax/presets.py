@@ -134,7 +134,7 @@ def ppo(**changes: object) -> ConfigDict:
             'reward_clip': (-10.0, 10.0),
             'negative_scale': 1.0,
             'std_floor': 0.0,
-            'loss_agg': 'seq_mean',
+            'loss_agg': '',  # seq_mean, token_mean, micro_token_mean, constant; '': constant of dr_grpo, else seq_mean
             'micro_train_batch_size': 4,  # of loss_agg=micro_token_mean
             'epochs': 1,
             'early_stop_kl': 0.0,  # above 0: no further epoch once approx_kl is above 1.5 times it

@@ -43,7 +43,7 @@ class PPO:
     reward_clip: tuple[float, float] = (-10.0, 10.0)
     negative_scale: float = 1.0  # weight of negative advantages
     std_floor: float = 0.0  # added to a group's standard deviation (group_norm): what is below it is taken for noise
-    loss_agg: losses.Aggregation = 'seq_mean'
+    loss_agg: losses.Aggregation | Literal[''] = ''  # '': 'constant' with dr_grpo, whose half it is, else 'seq_mean'
     micro_train_batch_size: int = 4  # samples whose tokens loss_agg='micro_token_mean' takes the mean of
     epochs: int = 1
     early_stop_kl: float = 0.0  # above 0: epochs end once approx_kl is above 1.5 times it (P-Soups' target_kl)
@@ -59,6 +59,8 @@ class PPO:
 
     def __post_init__(self):
         object.__setattr__(self, 'reward_clip', tuple(self.reward_clip))  # of a file it is a list
+        fitting = 'constant' if self.estimator == 'dr_grpo' else 'seq_mean'
+        object.__setattr__(self, 'loss_agg', self.loss_agg or fitting)
         known = {
             'estimator': adv.Estimator,
             'kl_estimator': kl_divergence.KLEstimator,
@@ -77,6 +79,16 @@ class PPO:
                 raise ValueError(f'ppo.{name}={getattr(self, name)} must be at least 1')
         if self.kl_in == 'loss' and self.kl_estimator == 'k1':
             raise ValueError("ppo.kl_estimator='k1' has no gradient as a loss; use k2 or k3, or ppo.kl_in='reward'")
+        if self.estimator == 'dr_grpo' and self.loss_agg != 'constant':  # arXiv 2503.20783, section 3.2
+            raise ValueError(
+                f"ppo.loss_agg={self.loss_agg!r} divides by lengths, ppo.estimator='dr_grpo' by a constant alone; set "
+                "ppo.loss_agg='constant' or '', or another estimator"
+            )
+        if self.std_floor and self.estimator != 'group_norm':
+            raise ValueError(
+                f'ppo.std_floor={self.std_floor} is of a standard deviation that ppo.estimator={self.estimator!r} does '
+                "not divide by; set it to 0, or ppo.estimator='group_norm'"
+            )
         if self.kl_target and not self.has_reference:
             raise ValueError(
                 f'ppo.kl_target={self.kl_target} adapts ppo.kl_coef, which is 0; raise it, or leave it out'
@@ -133,6 +145,7 @@ def value_loss(
 
 def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R N A']:
     """What each action counts in the loss of a whole minibatch."""
+    assert ppo.loss_agg
     acts, sizes = batch.tokens.acts, {'length': length, 'micro': ppo.micro_train_batch_size}
     return losses.loss_weights(by_sample(acts), batch.ok.reshape(-1), ppo.loss_agg, **sizes).reshape(acts.shape)
 

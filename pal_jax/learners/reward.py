@@ -255,11 +255,16 @@ def to_score(prompt: Sequence[int], reply: Sequence[int], pooling: str = 'last')
     """A reply to be scored: the one action of it is a token that nobody reads, after its last. With 'mean' all its
     tokens are, too.
 
+    A reply of no tokens, without even one that ends its turn, is scored at the last token of its prompt, where
+    transformers' classifiers read such a sequence.
+
     Raises:
-      ValueError: another pooling.
+      ValueError: another pooling, or no token in prompt and reply.
     """
     check_pooling(pooling)
-    return Example(prompt, [*reply, reply[-1]], [*[pooling == 'mean'] * len(reply), True])
+    if not (sequence := [*prompt, *reply]):
+        raise ValueError('a reply to be scored has no tokens, and its prompt none; give it one that ends its turn')
+    return Example(prompt, [*reply, sequence[-1]], [*[pooling == 'mean'] * len(reply), True])
 
 
 def pack_replies(

@@ -12,7 +12,7 @@ import pytest
 from pal_jax.data.packing import Branch, Group, lay_out, pack_groups, pack_rollouts
 from pal_jax.learners import forward
 from pal_jax.learners.policy import Optimizers, PolicyLearner
-from pal_jax.learners.ppo import PPO, adapted_kl
+from pal_jax.learners.ppo import PPO, adapted_kl, loss_weights
 from pal_jax.learners.training import Lora, accumulate, join, micro_batches
 from pal_jax.models import config, params
 from pal_jax.models.lora import merge
@@ -317,25 +317,32 @@ def one_real_row(batch):
 
 
 @pytest.mark.parametrize(
-    ('estimator', 'adapters', 'micro_rows'),
-    [('gae', None, 8), pytest.param('rloo', Lora(4, 8.0, 'all-linear'), 1, marks=pytest.mark.slow)],
+    'options',
+    [
+        {'estimator': 'rloo'},
+        pytest.param({'estimator': 'gae', 'micro_rows': 1}, marks=pytest.mark.slow),
+        pytest.param({'estimator': 'rloo', 'adapters': Lora(4, 8.0, 'all-linear')}, marks=pytest.mark.slow),
+    ],
 )
-def test_a_minibatch_without_a_real_row_changes_nothing(estimator, adapters, micro_rows):
-    options = {'estimator': estimator, 'adapters': adapters, 'micro_rows': micro_rows}
-    learner, batch = make_learner(minibatches=4, **options), one_real_row(rollouts()[1])
-    state = learner.init(weights())
-    state, _ = learner.imitate(state, jax.tree.map(jnp.asarray, pack([Group([1, 2], [Branch([3, 4, 5])])] * 8)))
-    before = jax.tree.map(np.asarray, state)  # with moments that would go on
-    annotated, told = learner.annotate(state, batch)
-    state, metrics = learner.update(state, annotated, jax.random.key(0))
-    whole, expected = make_learner(minibatches=1, **options).update(before, annotated, jax.random.key(0))
-    close(state, whole)
-    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert int(state.step) == int(before.step) + 1
-    failed, told = learner.annotate(before, batch.replace(ok=jnp.zeros_like(batch.ok)))
-    state, metrics = learner.update(before, failed, jax.random.key(0))
-    close(state, before, atol=0.0)
-    assert set(metrics) == {'kl_coef'} and set(told) == {'real_share'}
+def test_a_minibatch_without_a_real_row_changes_nothing(options):
+    learner = make_learner(minibatches=4, **options)
+    state, batch, _ = run(learner, rollouts()[1])
+    kept = jax.tree.map(np.asarray, state)  # its moments would go on
+
+    def update(batch, seed=0):
+        state, metrics = learner.update(jax.tree.map(jnp.array, kept), batch, jax.random.key(seed))
+        return jax.tree.map(np.asarray, state), metrics
+
+    annotated, _ = learner.annotate(state, one_real_row(batch))
+    results = [update(annotated, seed) for seed in range(3)]  # the real minibatch is another one of the four
+    for state, metrics in results:
+        close(state, results[0][0])
+        assert metrics == pytest.approx(results[0][1], rel=1e-4, abs=1e-6)
+        assert int(state.step) == int(kept.step) + 1
+    failed, found = learner.annotate(state, batch.replace(ok=jnp.zeros_like(batch.ok)))
+    state, metrics = update(failed)
+    close(state, kept, atol=0.0)
+    assert set(metrics) == {'kl_coef'} and set(found) == {'real_share'}
 
 
 def test_nothing_to_imitate_changes_nothing():
@@ -403,6 +410,20 @@ def test_one_sample_cannot_be_compared():
         PPO(kl_in='loss')
     with pytest.raises(ValueError, match=r'ppo.kl_target=0.1 adapts ppo.kl_coef, which is 0'):
         PPO(kl_coef=0.0, kl_target=0.1)
+
+
+def test_dr_grpo_divides_by_a_constant_alone():  # arXiv 2503.20783, section 3.2
+    assert PPO(estimator='dr_grpo') == PPO(estimator='dr_grpo', loss_agg='constant')
+    assert PPO(estimator='rloo').loss_agg == PPO(estimator='rloo', loss_agg='').loss_agg == 'seq_mean'
+    assert PPO(estimator='rloo', loss_agg='constant').loss_agg == 'constant'
+    for agg in ('seq_mean', 'token_mean', 'micro_token_mean'):
+        with pytest.raises(ValueError, match=f"ppo.loss_agg='{agg}'.*ppo.estimator='dr_grpo'"):
+            PPO(estimator='dr_grpo', loss_agg=agg)
+    with pytest.raises(ValueError, match="ppo.std_floor=0.1 .*ppo.estimator='dr_grpo'"):
+        PPO(estimator='dr_grpo', std_floor=0.1)
+    batch = rollouts()[1]
+    found = loss_weights(PPO(estimator='dr_grpo'), batch, A)
+    np.testing.assert_allclose(found, np.where(batch.tokens.acts, 1 / (batch.reward.size * A), 0), rtol=1e-6)
 
 
 def test_padding_columns_are_cut_from_each_micro_batch():

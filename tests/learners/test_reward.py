@@ -189,6 +189,19 @@ def test_all_that_was_compared_of_a_group_is_learnt_and_every_group_counts_alike
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *gradients)
 
 
+def test_a_reply_without_tokens_is_scored_where_its_prompt_ends():
+    learner = make_learner()
+    state, (prompt, (reply, *_)) = make_state(learner), make_texts(count=1)[0]
+    state = state.replace(model=state.model.replace(params={**state.model.params, 'head': jnp.ones(CFG.width)}))
+    expected = [score_alone(state, prompt, each) for each in ([], reply)]
+    for pooling in ('last', 'mean'):
+        found = learner.scores(state, pack([(prompt, [[], reply])], pooling=pooling))[0]
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(learner.scores(state, pack([(prompt, [[], reply])]))[0], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match='no tokens'):
+        to_score([], [])
+
+
 @pytest.mark.parametrize('n', [1, 3])
 def test_any_number_of_replies_is_scored(n):
     learner = make_learner()
