@@ -104,7 +104,8 @@ def prepare(config: Config, workdir: Path, progress: Progress, *, show: Show = l
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)
     mesh = devices.make_mesh(**config.mesh)
-    return cli.recipe_module(config).make(config, Context(mesh, progress.phase, show, workdir))
+    context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir))
+    return cli.recipe_module(config).make(config, context)
 
 
 def initialize(config: Config, workdir: Path) -> None:
@@ -126,6 +127,8 @@ def run(
         checkpoints.set_aside_after(first)
         progress.log(f'resuming {workdir} at step {first} of {recipe.total_steps}')
     else:
+        if jax.process_index() == 0:
+            recipe.keep(workdir / checkpoint.KEPT)
         with progress.phase('load'):
             (state, host), first = recipe.init(), 0
     with (

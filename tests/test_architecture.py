@@ -57,7 +57,7 @@ LAZY = {
 }
 RECIPE_PARTS = 'recipe', 'chat_models', 'piecework', 'rows', 'sampler', 'world'  # what recipes are made of
 METHOD_PARTS = {  # and what single methods are; PAL-Large is a variant of configs/pal.py
-    'pal': ('pal_text', 'pal_context', 'pal_large', 'pal_reward', 'pal_export'),
+    'pal': ('pal_text', 'pal_kept', 'pal_context', 'pal_large', 'pal_reward', 'pal_export'),
     'plus': ('plus_context', 'plus_latent', 'plus_table'),
     'psoups': ('soups', 'psoups_check', 'psoups_data', 'psoups_merge', 'psoups_evaluate'),
 }

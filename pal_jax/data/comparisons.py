@@ -92,15 +92,20 @@ def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) 
 
 
 def scales(data: Comparisons) -> np.ndarray:
-    """The standard deviation of each attribute over all items; 1 for one that is always the same."""
-    deviation = data.items.std(axis=0)
-    return np.where(deviation > 0, deviation, 1.0).astype(np.float32)
+    """The standard deviation of each attribute over all items, in float64; 1 for one that is always the same."""
+    items = data.items.astype(np.float64)
+    return np.where(np.ptp(items, axis=0) > 0, items.std(axis=0), 1.0)
 
 
-def standardized(data: Comparisons) -> Comparisons:
-    """Each attribute in units of its standard deviation."""
-    scale = scales(data)
-    return data._replace(chosen=data.chosen[:] / scale, rejected=data.rejected[:] / scale)
+def in_units(items: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Items `[..., H]`, each attribute divided by its scale."""
+    return (items / scale).astype(np.float32)
+
+
+def standardized(data: Comparisons, scale: np.ndarray | None = None) -> Comparisons:
+    """Each attribute in units of its standard deviation, or of a scale that is given."""
+    scale = scales(data) if scale is None else scale
+    return data._replace(chosen=in_units(data.chosen[:], scale), rejected=in_units(data.rejected[:], scale))
 
 
 def split(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:

@@ -29,7 +29,8 @@ from pal_jax.evals.population import OTHERS, Panel, make_exhibits, make_record, 
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALState, Rates
 from pal_jax.models.ideal_point import PAL
 from pal_jax.objectives.preference import pair_loss
-from pal_jax.recipes import pal_context, pal_text
+from pal_jax.recipes import pal_context, pal_kept, pal_text
+from pal_jax.recipes.pal_kept import Kept
 from pal_jax.recipes.pal_text import TextData
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
 from pal_jax.runtime import devices, sharding
@@ -50,12 +51,14 @@ def make(config: Config, ctx: Context) -> Recipe:
       RuntimeError: the wheel that holds the choices is not installed.
     """
     check(config, sharding.batch_ways(ctx.mesh))
+    before = pal_kept.load(ctx.kept) if ctx.kept else None
     decoder = pal_text.open_decoder(config, ctx) if config.text.source else None
-    text = pal_text.read(config, ctx, decoder) if decoder else None
+    text = pal_text.read(config, ctx, decoder, before and before.frame) if decoder else None
     data = text.items if text else read(config, ctx)
-    data = comparisons.standardized(data) if config.standardize else data
+    kept = pal_kept.going_on(config, before, pal_kept.of(config, data, text))
+    data = comparisons.standardized(data, kept.scale) if config.standardize else data
     trials = make_trials(config, data)
-    learners = make_learners(config, data, ctx, len(trials))
+    learners = make_learners(config, kept, ctx, len(trials))
     draw = make_draw(config, data, trials, text)
     new = config.new
     compared = Panel(data, trials, learners, tuple(config.prototypes), tuple(new.counts), new.toward, ask=new.ask)
@@ -86,7 +89,8 @@ def make(config: Config, ctx: Context) -> Recipe:
         return 'step' if config.eval.every and i and i % config.eval.every == 0 else None
 
     abstract = {name: learner.abstract for name, learner in learners.items()}
-    return Recipe(config.total_steps, abstract, init, step, stage, evaluate, shown=SHOWN)
+    keep = functools.partial(pal_kept.save, kept=kept)
+    return Recipe(config.total_steps, abstract, init, step, stage, evaluate, shown=SHOWN, keep=keep)
 
 
 def check(config: Config, ways: int) -> None:
@@ -161,10 +165,10 @@ def make_trials(config: Config, data: Comparisons) -> list[Trial]:
     return panel.make_trials(data, seeds, control, config.seed, lambda seed: split(seed=seed))
 
 
-def make_learners(config: Config, data: Comparisons, ctx: Context, replicas: int) -> dict[str, IdealPointLearner]:
+def make_learners(config: Config, kept: Kept, ctx: Context, replicas: int) -> dict[str, IdealPointLearner]:
     """PAL for each K, named `K=...`, and the baselines that are trained as it is."""
     model, baselines = config.model.to_dict(), config.baselines
-    z_std, width, rates = model.pop('z_std'), data.chosen.shape[1], Rates(**config.optimizer)
+    z_std, width, rates = model.pop('z_std'), kept.width, Rates(**config.optimizer)
     model |= devices.precision(model['dtype'])
     options = tuple((name, config.loss[name]) for name in OPTIONS[config.loss.name])
 
@@ -174,7 +178,7 @@ def make_learners(config: Config, data: Comparisons, ctx: Context, replicas: int
             Loss(config.loss.name, options, pull, config.loss.bound, config.loss.bound_coef),
             rates,
             ctx.mesh,
-            users=len(data.names),
+            users=len(kept.names),
             replicas=replicas,
             z_std=z_std,
             new=NewUsers(config.new.steps, config.new.lr, new_pull),
@@ -186,9 +190,9 @@ def make_learners(config: Config, data: Comparisons, ctx: Context, replicas: int
         learners['embedding'] = learner(pull, pull, prototypes=baselines.embedding + 1, mixture='free')
     if baselines.own and model['variant'] == 'A' and model['point'] == 'Pw':
         learners['own'] = learner(baselines.own_pull, baselines.own_pull, prototypes=1, mixture='own')
-    if baselines.groups and data.groups is not None and (count := int(data.groups.max()) + 1) > 1:
+    if baselines.groups and kept.groups > 1:
         told = rates._replace(users=0.0)  # people stay where `start` puts them
-        learners['groups'] = learner(0.0, config.new.pull, told, prototypes=count)
+        learners['groups'] = learner(0.0, config.new.pull, told, prototypes=kept.groups)
     return learners
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from pal_jax.models import families, hf
 from pal_jax.models.params import Params
-from pal_jax.recipes.pal_reward import TrainedPAL, mixture_of, open_pal, rewards
+from pal_jax.recipes.pal_reward import TrainedPAL, open_pal, rewards
 
 CODE = Path(hf.__file__).with_name('modeling_pal.py')
 
@@ -44,12 +44,13 @@ def linear_head(run: TrainedPAL, w: Array) -> np.ndarray:
         return rewards(run, w, x[None], None)[0]
 
     slope = np.asarray(jax.grad(reward)(jnp.zeros(pal.width)), np.float64)
-    return slope if reading.frame is None else reading.frame.basis @ slope
+    return slope if run.kept.frame is None else run.kept.frame.basis @ slope
 
 
 def save_classifier(
-    workdir: str, folder: str | Path, *, user: str = '', mix: Sequence[float] | None = None, split: int = 0
-):
+    workdir: str, folder: str | Path, *, user: str | int | None = None, mix: Sequence[float] | None = None,
+    split: int = 0,
+):  # fmt: skip
     """A person's reward as a Hugging Face folder for `AutoModelForSequenceClassification`, of one label: where the
     reward is `linear_head`, its logits are the rewards but for a constant, of the texts as the run reads them.
 
@@ -57,7 +58,7 @@ def save_classifier(
       ValueError: the reward is no linear head, see there; or transformers has no classifier for the family.
     """
     run = open_pal(workdir, split)
-    head = linear_head(run, mixture_of(run, workdir, user=user, mix=mix, split=split))
+    head = linear_head(run, run.mixture(user=user, mix=mix))
     assert run.reading is not None
     decoder = run.reading.decoder
     hf.save(run.reading.weights, decoder.cfg, decoder.tokenizer, folder, head=head)
@@ -77,7 +78,7 @@ def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
             f'{workdir}: only a run on texts whose users mix prototypes is a model for transformers; of others take '
             'load_pal_reward_model'
         )
-    decoder, frame, shape = reading.decoder, reading.frame, pal.shape
+    decoder, frame, shape = reading.decoder, run.kept.frame, pal.shape
     tokenizer = decoder.tokenizer.padding_apart()
     of_pal = {key: getattr(pal, key) for key in ('variant', 'rule', 'scaled', 'point', 'width', 'prototypes')}
     of_pal |= {key: getattr(shape, key) for key in ('layers', 'activation', 'bias', 'residual')}
@@ -89,7 +90,7 @@ def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
         'pal': of_pal | {'dim': pal.dim or pal.width},
         'pool': run.config.text.pool,
         'frame': 0 if frame is None else pal.width,
-        'mixture': mixture_of(run, workdir, user='', mix=None, split=split).tolist(),
+        'mixture': run.mixture().tolist(),
         'dtype': 'float32',
     }
     beside = torch_names(run.state.params, pal.prototypes)

@@ -31,7 +31,8 @@ from pal_jax.evals.population import Panel, make_exhibits, make_record, measure
 from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.learners.reader import Batching, Reader, Reading
 from pal_jax.models.params import Params
-from pal_jax.recipes import pal, pal_text
+from pal_jax.models.states import Frame
+from pal_jax.recipes import pal, pal_kept, pal_text
 from pal_jax.recipes.pal_text import Decoder, TextData
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least, make_adapters
 from pal_jax.runtime import sharding
@@ -74,12 +75,6 @@ class Large(NamedTuple):
     learners: Mapping[str, IdealPointLearner]
     reader: Reader
 
-    @property
-    def abstract(self) -> LargeState:
-        readings = (self.reader.abstract,) * len(self.trials)
-        models = {name: Model(learner.abstract, readings) for name, learner in self.learners.items()}
-        return LargeState(self.reader.frozen, models)
-
     def init(self, weights: Params) -> LargeState:
         seeds = [trial.seed for trial in self.trials]
 
@@ -117,6 +112,12 @@ class Large(NamedTuple):
         return tiny._replace(by_model=by_model, decoder_parameters=trained)
 
 
+def abstract_state(learners: Mapping[str, IdealPointLearner], reader: Reader, replicas: int) -> LargeState:
+    """Shapes and shardings of a state."""
+    readings = (reader.abstract,) * replicas
+    return LargeState(reader.frozen, {name: Model(each.abstract, readings) for name, each in learners.items()})
+
+
 def make(config: Config, ctx: Context) -> Recipe:
     """Checks the config, reads the pairs and builds the models.
 
@@ -125,11 +126,13 @@ def make(config: Config, ctx: Context) -> Recipe:
       RuntimeError: the decoder cannot be had.
     """
     check(config, sharding.batch_ways(ctx.mesh))
+    before = pal_kept.load(ctx.kept) if ctx.kept else None
     decoder = pal_text.open_decoder(config, ctx)
-    data = pal_text.read(config, ctx, decoder)
+    data = pal_text.read(config, ctx, decoder, before and before.frame)
+    kept = pal_kept.going_on(config, before, pal_kept.of(config, data.items, data))
     trials = pal.make_trials(config, data.items)
-    learners = pal.make_learners(config, data.items, ctx, len(trials))
-    large = Large(data, trials, learners, make_reader(config, decoder, data, ctx))
+    learners = pal.make_learners(config, kept, ctx, len(trials))
+    large = Large(data, trials, learners, make_reader(config, decoder, kept.frame, ctx))
     hold, held = config.hold.steps, pal.make_draw(config, data.items, trials, updates=config.hold.updates)
     draw = make_draw(config, data.pairs, trials)
 
@@ -172,7 +175,8 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     steps = hold + config.total_steps
     stage = functools.partial(stage_before, hold=hold, steps=steps, every=config.eval.every)
-    return Recipe(steps, large.abstract, init, step, stage, evaluate, shown=pal.SHOWN)
+    abstract, keep = abstract_state(learners, large.reader, len(trials)), functools.partial(pal_kept.save, kept=kept)
+    return Recipe(steps, abstract, init, step, stage, evaluate, shown=pal.SHOWN, keep=keep)
 
 
 def stage_before(i: int, *, hold: int, steps: int, every: int) -> str | None:
@@ -199,12 +203,12 @@ def check(config: Config, ways: int) -> None:
     pal.check(config, ways)
 
 
-def make_reader(config: Config, decoder: Decoder, data: TextData, ctx: Context) -> Reader:
+def make_reader(config: Config, decoder: Decoder, frame: Frame | None, ctx: Context) -> Reader:
     settings = config.decoder
     return Reader(
         dataclasses.replace(decoder.cfg, remat=settings.remat),
         make_optimizer(**settings.optimizer, total_steps=config.total_steps), ctx.mesh, pool=config.text.pool,
-        frame=data.frame, adapters=make_adapters(config, of='decoder'),
+        frame=frame, adapters=make_adapters(config, of='decoder'),
         batching=Batching(settings.micro_rows, settings.row_tokens),
     )  # fmt: skip
 

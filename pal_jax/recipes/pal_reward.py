@@ -1,4 +1,5 @@
-"""One person's reward, of a trained PAL: of items, or of replies to prompts.
+"""One person's reward, of a trained PAL: of items, or of replies to prompts. Nothing is read but the run's folder and,
+where the run is on texts, the decoder that its `text.source` names: the data that it learnt from may be gone.
 
     model = load_pal_reward_model('runs/pal', user='17')       # or mix=[.2, .8], or the population's
     model.reward(items)                                        # a run on a table: items [B, H] -> [B]
@@ -6,11 +7,16 @@
     save_mixture(model, 'ana.json');  load_pal_reward_model('runs/pal', mix=read_mixture('ana.json'))
 
 A mixture is all there is of a person: it fits on a line, and whoever has it and the run has the person's reward model.
+The parts, for whoever fits or scores people by the thousand:
+
+    run = open_pal('runs/pal')                                 # parameters, people, scales, coordinates, the decoder
+    w = run.mixture(user='17')                                 # [K]; also mix=[.2, .8], or the population's
+    items, prompts = item_vectors(run, table)                  # or reply_vectors(run, prompts, replies)
+    rewards(run, w, items, prompts)                            # [B]; or `run.learner`, which fits new people
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,20 +27,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array
+from numpy.typing import ArrayLike
 
-from pal_jax.data import comparisons, texts
-from pal_jax.data.comparisons import Comparisons
+from pal_jax.data import texts
 from pal_jax.data.texts import Text
-from pal_jax.learners.ideal_point import PALState
+from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.learners.reader import Reader
 from pal_jax.models import ideal_point
 from pal_jax.models.ideal_point import PAL
 from pal_jax.models.params import Params
-from pal_jax.models.states import Frame
-from pal_jax.recipes import pal, pal_large, pal_text
+from pal_jax.recipes import pal, pal_kept, pal_large, pal_text
+from pal_jax.recipes.pal_kept import Kept
 from pal_jax.recipes.recipe import Config, Context, read_config
 from pal_jax.runtime import devices
-from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from pal_jax.runtime.metrics import EVALS, read_records
 
 Read = Callable[[Sequence[Text]], np.ndarray]  # texts to vectors
@@ -52,27 +58,61 @@ class PersonalReward(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Of a run on texts: its decoder as it was trained, and how it makes vectors."""
+    """The decoder of a run on texts as it was trained, and how it makes vectors."""
 
     decoder: pal_text.Decoder
     weights: Params
-    frame: Frame | None
     read: Read
-    data: texts.TextPairs
 
 
 class TrainedPAL(NamedTuple):
-    """A finished run's model on one split, with the K that was chosen there."""
+    """A finished run's model on one split, with the K that was chosen there.
 
+    learner: of one replica; `fit` gives the logits of new people.
+    state: parameters and the table of users, without an axis of replicas.
+    kept: users by their rows, attributes, scales, coordinates.
+    reading: None of a run on a table.
+    """
+
+    workdir: str
+    split: int
     config: Config
-    pal: PAL
+    learner: IdealPointLearner
     state: PALState
-    data: Comparisons
+    kept: Kept
     reading: Reading | None
+
+    @property
+    def pal(self) -> PAL:
+        return self.learner.pal
+
+    @property
+    def people(self) -> dict[str, int]:
+        """Rows by name of the users that this split was trained on; others are new, and their rows are empty."""
+        trained = set(np.flatnonzero(self.state.users.updates).tolist())
+        return {name: row for name, row in self.kept.rows.items() if row in trained}
+
+    def mixture(self, *, user: str | int | None = None, mix: Sequence[float] | None = None) -> Array:
+        """The mixture `[K]` of a seen user, the one that is given, or the population's mean where neither is.
+
+        Raises:
+          ValueError: the user was not trained, or the mixture is none.
+        """
+        if mix is not None:
+            return ideal_point.checked_mixture(mix, self.pal.prototypes)
+        people, mixtures = self.people, ideal_point.weights(self.pal, self.state.users.z)
+        if user in (None, ''):
+            return jnp.mean(mixtures[np.array(list(people.values()))], axis=0)
+        if str(user) not in people:
+            raise ValueError(
+                f'user {user!r} is not among the {len(people)} that split {self.split} of {self.workdir} was trained '
+                "on; leave user out for the population's mixture, or give mix=[...]"
+            )
+        return mixtures[people[str(user)]]
 
 
 def load_pal_reward_model(
-    workdir: str, *, user: str = '', mix: Sequence[float] | None = None, split: int = 0
+    workdir: str, *, user: str | int | None = None, mix: Sequence[float] | None = None, split: int = 0
 ) -> PersonalReward:
     """The reward of a trained run's `split`, with the K that was chosen on it: of a seen user, of a mixture, or of the
     population's mean where neither is given.
@@ -81,7 +121,7 @@ def load_pal_reward_model(
       ValueError: the run is not finished, the user is unknown or new in this split, or the mixture is none.
     """
     run = open_pal(workdir, split)
-    w = mixture_of(run, workdir, user=user, mix=mix, split=split)
+    w = run.mixture(user=user, mix=mix)
     return PersonalReward(reward_of_items(run, w) if run.reading is None else reward_of_replies(run, w), w.tolist())
 
 
@@ -104,10 +144,10 @@ def read_mixture(path: str | Path) -> list[float]:
 
 
 def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
-    """The model that a run chose on `split`, from its last checkpoint.
+    """The model that a run chose on `split`, from its last checkpoint and what it has kept of its data.
 
     Raises:
-      ValueError: the folder is of no run of PAL, or the run is not finished.
+      ValueError: the folder is of no run of PAL, or of one of an earlier version, or the run is not finished.
     """
     config = read_config(workdir)
     if config.recipe not in ('pal', 'pal_large'):
@@ -118,18 +158,28 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
     chosen = finals[-1]['chosen_prototypes']
     if not 0 <= split < len(chosen):
         raise ValueError(f'{workdir} has splits 0 to {len(chosen) - 1}, got {split}')
-    name = f'K={chosen[split]}'
+    name, kept = f'K={chosen[split]}', pal_kept.load(Path(workdir) / KEPT)
     ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1]))
-    abstract = importlib.import_module(f'pal_jax.recipes.{config.recipe}').make(config, ctx).abstract
-    state, *_ = Checkpoints(workdir, needed(abstract, name, split), read_only=True).read()
-    people: PALState = state.models[name].pal if config.recipe == 'pal_large' else state[name]
-    if config.text.source:
-        reading = open_reading(config, ctx, state, name, split)
-        data = reading.data.in_states(np.zeros((1, config.text.width or reading.decoder.cfg.width), np.float32))
-    else:
-        reading, data = None, pal.read(config, ctx)
-    model = pal.make_learners(config, data, ctx, 1)[name].pal
-    return TrainedPAL(config, model, jax.tree.map(lambda x: x[split], people), data, reading)
+    decoder = pal_text.open_decoder(config, ctx) if config.text.source else None
+    reader = pal_large.make_reader(config, decoder, kept.frame, ctx) if decoder and 'decoder' in config else None
+    abstract = needed(abstract_state(config, kept, ctx, reader), name, split)
+    state, *_ = Checkpoints(workdir, abstract, read_only=True).read()
+    people: PALState = state.models[name].pal if reader else state[name]
+    reading = None
+    if decoder:
+        weights = reader.weights(state.models[name].readings[split], state.frozen) if reader else None
+        reading = open_reading(config, ctx, kept, decoder, weights or pal_text.load(decoder, ctx))
+    learner = pal.make_learners(config, kept, ctx, 1)[name]
+    return TrainedPAL(workdir, split, config, learner, jax.tree.map(lambda x: x[split], people), kept, reading)
+
+
+def abstract_state(config: Config, kept: Kept, ctx: Context, reader: Reader | None) -> Any:
+    """Shapes and shardings of the whole state of a run, with PAL-Large's reader of texts."""
+    replicas = config.split.seeds * (1 + config.split.control)
+    learners = pal.make_learners(config, kept, ctx, replicas)
+    if reader:
+        return pal_large.abstract_state(learners, reader, replicas)
+    return {name: learner.abstract for name, learner in learners.items()}
 
 
 def needed(abstract: Any, name: str, split: int) -> Any:
@@ -145,72 +195,67 @@ def needed(abstract: Any, name: str, split: int) -> Any:
     return nothing.replace(frozen=abstract.frozen, models={**nothing.models, name: kept})
 
 
-def open_reading(config: Config, ctx: Context, state: Any, name: str, split: int) -> Reading:
-    """The decoder of a run on texts: PAL-Large's own of this split, or the frozen one."""
-    decoder = pal_text.open_decoder(config, ctx)
-    data = pal_text.read(config, ctx, decoder)
-    if config.recipe == 'pal_large':
-        reader = pal_large.make_reader(config, decoder, data, ctx)
-        weights = reader.weights(state.models[name].readings[split], state.frozen)
-    else:
-        weights = pal_text.load(decoder, ctx)
-    plain = Reader(decoder.cfg, optax.identity(), ctx.mesh, pool=config.text.pool, frame=data.frame)
+def open_reading(config: Config, ctx: Context, kept: Kept, decoder: pal_text.Decoder, weights: Params) -> Reading:
+    """How a decoder with these weights makes vectors in the coordinates of the run."""
+    plain = Reader(decoder.cfg, optax.identity(), ctx.mesh, pool=config.text.pool, frame=kept.frame)
     frozen, reading = plain.divide(weights, 0)
-    return Reading(decoder, weights, data.frame, lambda each: plain.read(reading, frozen, each), data.pairs)
-
-
-def mixture_of(run: TrainedPAL, workdir: str, *, user: str, mix: Sequence[float] | None, split: int) -> Array:
-    """Raises ValueError where the user was not trained, or the mixture is none."""
-    if mix is not None:
-        return ideal_point.checked_mixture(mix, run.pal.prototypes)
-    trained = np.flatnonzero(run.state.users.updates)
-    if user and user not in {run.data.names[i] for i in trained}:
-        raise ValueError(
-            f'user {user!r} is not among the {len(trained)} that split {split} of {workdir} was trained on; leave user '
-            "out for the population's mixture, or give mix=[...]"
-        )
-    mixtures = ideal_point.weights(run.pal, run.state.users.z)
-    return mixtures[run.data.names.index(user)] if user else jnp.mean(mixtures[trained], axis=0)
+    return Reading(decoder, weights, lambda each: plain.read(reading, frozen, each))
 
 
 # --- its reward -------------------------------------------------------------------------------------------------------
 
 
+def item_vectors(run: TrainedPAL, items: ArrayLike, prompts: ArrayLike | None = None) -> tuple[np.ndarray, Any]:
+    """Items `[B, H]` in the table's own units as the model sees them, and the vectors of prompts as they are.
+
+    Raises:
+      ValueError: an item has other attributes than those of the run, or a number that is not finite.
+    """
+    table = np.asarray(items, np.float64)
+    if table.ndim != 2 or table.shape[1] != run.kept.width or not np.isfinite(table).all():
+        raise ValueError(
+            f'items of shape {table.shape} are not of finite numbers for the {run.kept.width} attributes of '
+            f'{run.workdir} ({", ".join(run.kept.attributes[:8])}); give [B, {run.kept.width}]'
+        )
+    return run.kept.in_units(table), None if prompts is None else np.asarray(prompts, np.float32)
+
+
+def reply_vectors(
+    run: TrainedPAL, prompts: Sequence[Any], replies: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The vectors `[B, H]` of replies and, in variant B, of prompts: both sides of what `texts.read` reads. A run on
+    statements reads the reply alone.
+
+    Raises:
+      ValueError: there are more of the ones than of the others, or a text is empty.
+    """
+    assert run.reading is not None
+    read, tokenizer, alone = run.reading.read, run.reading.decoder.tokenizer, run.pal.variant == 'B'
+    if len(prompts) != len(replies):
+        raise ValueError(f'{len(prompts)} prompts and {len(replies)} replies; give a prompt for each reply')
+    if not run.kept.prompted:
+        return read([texts.to_text(tokenizer, run.config.text.template.format(reply)) for reply in replies]), None
+    pairs = [texts.to_reply(tokenizer, *each, chat=run.kept.chat, alone=alone)
+             for each in zip(prompts, replies, strict=True)]  # fmt: skip
+    said, asked = zip(*pairs, strict=True)
+    number = {text: i for i, text in enumerate(dict.fromkeys([*said, *asked] if alone else said))}
+    table = read(list(number))
+    return table[[number[text] for text in said]], table[[number[text] for text in asked]] if alone else None
+
+
 def reward_of_items(run: TrainedPAL, w: Array) -> Callable[..., Array]:
-    """Of vectors, in the table's own units."""
-    scale = comparisons.scales(run.data) if run.config.standardize else np.ones(run.pal.width, np.float32)
-
-    @jax.jit
-    def reward(items: Array, prompts: Array | None = None) -> Array:
-        return rewards(run, w, items / scale[None], prompts)
-
-    return reward
+    """The reward of vectors, in the table's own units."""
+    judge = jax.jit(lambda items, prompts: rewards(run, w, items, prompts))
+    return lambda items, prompts=None: judge(*item_vectors(run, items, prompts))
 
 
 def reward_of_replies(run: TrainedPAL, w: Array) -> Callable[[Sequence[Any], Sequence[Any]], np.ndarray]:
-    """Of texts: both sides of what `texts.read` reads. A run on statements reads the reply alone."""
-    assert run.reading is not None
-    reading, alone = run.reading, run.pal.variant == 'B'
-    tokenizer, template = reading.decoder.tokenizer, run.config.text.template
-
-    def reward(prompts: Sequence[Any], replies: Sequence[Any]) -> np.ndarray:
-        if len(prompts) != len(replies):
-            raise ValueError(f'{len(prompts)} prompts and {len(replies)} replies; give a prompt for each reply')
-        if reading.data.prompt is None:
-            items = reading.read([texts.to_text(tokenizer, template.format(reply)) for reply in replies])
-            return np.asarray(rewards(run, w, items, None))
-        pairs = [texts.to_reply(tokenizer, *each, chat=reading.data.chat, alone=alone)
-                 for each in zip(prompts, replies, strict=True)]  # fmt: skip
-        said, asked = zip(*pairs, strict=True)
-        number = {text: i for i, text in enumerate(dict.fromkeys([*said, *asked] if alone else said))}
-        table = reading.read(list(number))
-        items = table[[number[text] for text in said]]
-        return np.asarray(rewards(run, w, items, table[[number[text] for text in asked]] if alone else None))
-
-    return reward
+    """The reward of texts, see `reply_vectors`."""
+    return lambda prompts, replies: np.asarray(rewards(run, w, *reply_vectors(run, prompts, replies)))
 
 
 def rewards(run: TrainedPAL, w: Array, items: Any, prompts: Any) -> Array:
+    """What vectors as the model sees them are worth to a mixture."""
     u = ideal_point.user_point(run.state.params, run.pal, jnp.broadcast_to(w, (len(items), w.shape[0])), prompts)
     return ideal_point.item_reward(run.state.params, run.pal, u, items)
 

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple, get_args
 
+import jax
 import numpy as np
 
 from pal_jax.data import opinions, texts, votes
@@ -21,6 +22,7 @@ from pal_jax.models.states import Frame
 from pal_jax.objectives.preference import TokenWeighting
 from pal_jax.recipes.recipe import Config, Context, open_run
 from pal_jax.runtime import devices, sharding
+from pal_jax.runtime.processes import exchange
 from pal_jax.types import PairBatch
 
 
@@ -105,8 +107,9 @@ def _prompted(config: Config, pairs: TextPairs) -> TextPairs:
     return pairs
 
 
-def read(config: Config, ctx: Context, decoder: Decoder) -> TextData:
-    """The pairs by what the frozen decoder makes of their texts (computed once, and kept in `text.folder`)."""
+def read(config: Config, ctx: Context, decoder: Decoder, frame: Frame | None = None) -> TextData:
+    """The pairs by what the frozen decoder makes of their texts (computed once, and kept in `text.folder`), in the
+    coordinates of `frame`, or in those that the first process finds for them."""
     text, pairs = config.text, read_pairs(config, decoder.tokenizer)
     pool: states.Pool = 'tokens' if text.span else text.pool
     starts = states.token_starts(pairs.texts)
@@ -119,7 +122,9 @@ def read(config: Config, ctx: Context, decoder: Decoder) -> TextData:
     rows = int(lengths.sum()) if text.span else len(pairs.texts)
     table = states.stored(text.folder, pairs.texts, settings, compute, (rows, decoder.cfg.width))
     ends = starts + lengths - 1
-    frame = states.frame(table[ends] if text.span else table, text.width) if text.width else None
+    if text.width and frame is None:
+        found = states.frame(table[ends] if text.span else table, text.width) if jax.process_index() == 0 else None
+        frame = Frame(*map(np.array, exchange('frame', found and [x.tolist() for x in found])[0]))
     table = states.in_frame(table, frame) if frame else table
     spans = Spans(table, starts, pairs.texts, text.span) if text.span else None
     return TextData(pairs, pairs.in_states(table[ends] if text.span else table), frame, spans)

@@ -35,12 +35,14 @@ Host = dict[str, Any]
 
 class Context(NamedTuple):
     """The machine a recipe runs on. `phase('rollout')` times and shows a part of the work; `show` keeps samples of a
-    step for whoever reads the run's report. `workdir` is the run's folder; those of other stages are beside it."""
+    step for whoever reads the run's report. `workdir` is the run's folder; those of other stages are beside it. A run
+    that goes on finds in `kept` what `Recipe.keep` wrote when it began; None: it begins."""
 
     mesh: Mesh
     phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
     show: Callable[[Iterable[Mapping[str, Any]]], None] = lambda records: None
     workdir: Path = Path()
+    kept: Path | None = None
 
 
 class Evaluation(NamedTuple):
@@ -99,6 +101,7 @@ class Recipe(NamedTuple):
     resume: told of the host item that a run goes on from.
     after: the step that comes after step `i`, told the host item: another than the next where some are skipped, before
       which nothing is evaluated.
+    keep: writes into a folder what gives the trained parameters their meaning, such as whose rows they are.
     """
 
     total_steps: int
@@ -111,6 +114,7 @@ class Recipe(NamedTuple):
     shown: Sequence[str] = ('reward', 'loss', 'accuracy')
     resume: Callable[[Host], None] = lambda host: None
     after: Callable[[Host, int], int] = lambda host, i: i + 1
+    keep: Callable[[Path], None] = lambda folder: None
 
 
 EVALUATION = 2**31  # stands where a training step has its number in seeds

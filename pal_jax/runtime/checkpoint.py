@@ -27,7 +27,7 @@ from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.workdir import CONFIG
 
 SEEN = 30.0  # seconds after which a shared file system shows to all what one has written
-FOLDER = 'checkpoints'
+FOLDER, KEPT = 'checkpoints', 'kept'
 
 
 class Unreadable(RuntimeError):
@@ -197,6 +197,12 @@ def _bit_sum(leaf: Array) -> Array:
     bits = leaf.astype(width) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, width)
     bits = bits.reshape(-1).astype(jnp.uint32)
     return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+
+def kept_in(workdir: str | os.PathLike[str]) -> Path | None:
+    """The folder of what a run keeps beside its checkpoints, where there is one to go on from; None: it begins."""
+    steps = (Path(workdir) / FOLDER).glob('*')
+    return Path(workdir) / KEPT if any(step.name.isdigit() for step in steps) else None
 
 
 def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: tuple[str, ...] = ()) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pal_jax.models import ideal_point
-from pal_jax.recipes import pal, pal_export, pal_large, pal_reward, pal_text, psoups
+from pal_jax.recipes import pal, pal_export, pal_kept, pal_large, pal_reward, pal_text, psoups
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import Checkpoints
@@ -111,7 +111,7 @@ def test_large_at_rate_0_is_tiny(stated):
     _, state = run(config, 2)
     decoder = pal_text.open_decoder(config, ONE)
     data = pal_text.read(config, ONE, decoder)
-    reader = pal_large.make_reader(config, decoder, data, ONE)
+    reader = pal_large.make_reader(config, decoder, data.frame, ONE)
     for model in state.models.values():
         found = reader.read(model.readings[0], state.frozen, data.pairs.texts)
         np.testing.assert_allclose(found, data.items.chosen.table, atol=2e-4)
@@ -203,7 +203,7 @@ def test_spans_teach_too(stated, span):
 def test_no_array_of_pairs_tokens_and_prototypes_exists(stated):
     config = small(stated, 'text', **{'text.pool': 'last', 'text.span': 'cumulative', 'prototypes': (1, 7)}, batch=16)
     data = pal_text.read(config, ONE, pal_text.open_decoder(config, ONE))
-    learner = pal.make_learners(config, data.items, ONE, 1)['K=7']
+    learner = pal.make_learners(config, pal_kept.of(config, data.items, data), ONE, 1)['K=7']
     draw = pal.make_draw(config, data.items, pal.make_trials(config, data.items), data)
     batch = jax.tree.map(lambda x: x[0, 0], draw(0))
     state = jax.tree.map(lambda x: x[0], learner.init(jnp.zeros(1, jnp.int32)))
@@ -229,7 +229,7 @@ def every_variable(jaxpr):
 def test_sides_prototypes_and_constants_may_be_exchanged(asked, rule):  # II.9-11
     config = small(asked, 'text', **B, **{'model.rule': rule})
     data = pal_text.read(config, ONE, pal_text.open_decoder(config, ONE))
-    learner = pal.make_learners(config, data.items, ONE, 1)['K=2']
+    learner = pal.make_learners(config, pal_kept.of(config, data.items, data), ONE, 1)['K=2']
     draw = pal.make_draw(config, data.items, pal.make_trials(config, data.items), data)
     batch, state = jax.tree.map(lambda x: x[0, 0], draw(0)), learner.init(jnp.zeros(1, jnp.int32))
     params = jax.tree.map(lambda x: x[0], state.params)
@@ -255,6 +255,7 @@ def finished(config, workdir):
     """A run's folder as the training loop leaves it."""
     recipe, state = run(config, config.total_steps)
     checkpoint.write_config(workdir, config.to_dict())
+    recipe.keep(workdir / checkpoint.KEPT)
     checkpoints = Checkpoints(workdir, recipe.abstract)
     checkpoints.save(config.total_steps, state, {})
     checkpoints.wait()
@@ -274,7 +275,7 @@ def test_a_persons_reward_of_texts_says_what_the_pair_rule_says(folder, asked): 
     workdir, *_, record = folder
     assert record['chosen_prototypes'] == [2]
     run = pal_reward.open_pal(str(workdir))
-    pairs = run.reading.data
+    pairs = pal_text.read_pairs(run.config, run.reading.decoder.tokenizer)
     items = pairs.in_states(run.reading.read(pairs.texts))
     margins = {}
     lines = [json.loads(line) for line in asked.read_text().splitlines()]
@@ -306,7 +307,7 @@ def test_a_persons_reward_of_texts_says_what_the_pair_rule_says(folder, asked): 
 def test_a_mixture_is_kept_as_a_line_and_given_back(folder, tmp_path):
     workdir, *_ = folder
     run = pal_reward.open_pal(str(workdir))
-    name = run.data.names[int(np.flatnonzero(run.state.users.updates)[0])]
+    name = next(iter(run.people))
     model = pal_reward.load_pal_reward_model(str(workdir), user=name)
     pal_reward.save_mixture(model, tmp_path / 'p.json', run=str(workdir), user=name)
     again = pal_reward.load_pal_reward_model(str(workdir), mix=pal_reward.read_mixture(tmp_path / 'p.json'))
@@ -345,7 +346,7 @@ def test_transformers_scores_a_persons_classifier_as_we_do(stated, tmp_path, var
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     finished(small(stated, variant, **{'text.pool': 'last', 'total_steps': 4, 'prototypes': (1, 2)}), tmp_path)
     run = pal_reward.open_pal(str(tmp_path))
-    name = run.data.names[int(np.flatnonzero(run.state.users.updates)[0])]
+    name = next(iter(run.people))
     pal_export.save_classifier(str(tmp_path), tmp_path / 'classifier', user=name)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'classifier').eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'classifier')

@@ -1,0 +1,119 @@
+"""What a run of PAL keeps of its data, in its folder: whoever has the run knows whose rows the table of users has, what
+the numbers of an item mean, and how a text becomes a vector, wherever the data have gone since.
+
+    kept = load(Path(workdir) / KEPT)
+    kept.rows['ana']                                           # the row of her mixture in the table of users
+    items = kept.in_units(prices_and_times)                    # from the table's own units to those of the model
+
+Principal axes have arbitrary signs and depend on the machine that computes them, so they are never computed twice.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pal_jax.data import comparisons
+from pal_jax.data.comparisons import Comparisons
+from pal_jax.models.states import Frame
+from pal_jax.recipes.pal_text import TextData
+from pal_jax.recipes.recipe import Config
+from pal_jax.runtime.files import write_whole
+
+FILE = 'pal.json'
+
+
+class Kept(NamedTuple):
+    """names: users, by their rows in the table of users.
+    attributes: columns of an item's vector, in their order.
+    scale: `[H]`, what each attribute is divided by before the model sees it.
+    frame: the coordinates in which vectors of texts are given; None: the decoder's states as they are, or no texts.
+    groups: how many groups of people are known.
+    prompted: whether texts are replies to prompts.
+    chat: whether these are messages.
+    """
+
+    names: tuple[str, ...]
+    attributes: tuple[str, ...]
+    scale: np.ndarray
+    frame: Frame | None = None
+    groups: int = 0
+    prompted: bool = False
+    chat: bool = False
+
+    @property
+    def width(self) -> int:
+        return len(self.attributes)
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Users' rows by name."""
+        return {name: row for row, name in enumerate(self.names)}
+
+    def in_units(self, items: ArrayLike) -> np.ndarray:
+        """Items `[..., H]` in the table's own units as the model sees them."""
+        return comparisons.in_units(np.asarray(items), self.scale)
+
+
+def of(config: Config, data: Comparisons, text: TextData | None = None) -> Kept:
+    """What a run on these pairs keeps; `text` is where they come from, where they are of texts."""
+    scale = comparisons.scales(data) if config.standardize else np.ones(data.chosen.shape[1])
+    groups = 0 if data.groups is None else int(data.groups.max()) + 1
+    if text is None:
+        return Kept(data.names, data.attributes, scale, groups=groups)
+    return Kept(
+        data.names, data.attributes, scale, text.frame, groups,
+        prompted=text.pairs.prompt is not None, chat=text.pairs.chat,
+    )  # fmt: skip
+
+
+def save(folder: Path, kept: Kept) -> None:
+    """Writes what is kept into a run's folder, in one piece."""
+    said = kept._asdict() | {'scale': kept.scale.tolist()}
+    said['frame'] = kept.frame and {name: x.tolist() for name, x in kept.frame._asdict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / FILE, json.dumps(said) + '\n')
+
+
+def load(folder: Path) -> Kept:
+    """Reads what a run has kept.
+
+    Raises:
+      ValueError: there is nothing, or it is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise ValueError(
+            f'{path} is missing: the run is of an earlier version, which kept neither its people nor its coordinates; '
+            'train it again in another --workdir'
+        )
+    try:
+        said: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+        frame = said['frame'] and Frame(**{name: np.array(x) for name, x in said['frame'].items()})
+        columns: dict[str, Any] = {name: tuple(said[name]) for name in ('names', 'attributes')}
+        return Kept(**said | columns | {'scale': np.array(said['scale']), 'frame': frame})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None
+
+
+def going_on(config: Config, before: Kept | None, now: Kept) -> Kept:
+    """What a run has kept since it began, or, where it begins (None), what it keeps now.
+
+    Raises:
+      ValueError: the data have other people or attributes than when the run began.
+    """
+    if before is None:
+        return now
+    for what, old, new in (('users', before.names, now.names), ('attributes', before.attributes, now.attributes)):
+        if old != new:
+            number = next((i for i, (one, two) in enumerate(zip(old, new, strict=False)) if one != two), None)
+            told = f'{len(old)} -> {len(new)}' if number is None else f'{number}: {old[number]!r} -> {new[number]!r}'
+            raise ValueError(
+                f'data={config.data!r} has other {what} than when the run began ({told}); give the data of then, or '
+                'another --workdir'
+            )
+    return before
