@@ -16,6 +16,7 @@ from jax.errors import JaxRuntimeError
 from ml_collections import config_flags
 from rich.console import Console
 
+from pal_jax.data import inputs
 from pal_jax.recipes.recipe import Config, read_config
 from pal_jax.runtime import checkpoint, processes
 from pal_jax.runtime.files import at_home
@@ -157,6 +158,7 @@ def runs(free: Sequence[str]) -> Iterator[tuple[Config, Path]]:
     for stage, place in planned:
         faults(check_workdir, place)
         faults(checkpoint.check_config, place, stage.to_dict(), tuple(free))
+        faults(inputs.compare, inputs.look(stage.to_dict()), place)
     for stage, place in planned:
         if (place / REPORT).exists() and read_config(str(place)).total_steps == stage.total_steps:
             print(f'{place} is finished')

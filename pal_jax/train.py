@@ -29,6 +29,7 @@ from typing import Any
 import jax
 
 from pal_jax import cli
+from pal_jax.data import inputs
 from pal_jax.models import hf
 from pal_jax.recipes.recipe import Config, Context, Export, Recipe, folders_read
 from pal_jax.runtime import checkpoint, devices, outputs, processes, report, sharding
@@ -101,11 +102,13 @@ def prepare(config: Config, workdir: Path, progress: Progress, *, show: Show = l
     checkpoint.check_processes(config.to_dict())
     free = (*MAY_CHANGE, *OF_STAGES) if 'stage' in config else MAY_CHANGE
     checkpoint.check_config(workdir, config.to_dict(), free=free)
+    read = inputs.watched(config.to_dict(), workdir, progress.log)
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)
     mesh = devices.make_mesh(**config.mesh)
     context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir))
-    return cli.recipe_module(config).make(config, context)
+    recipe = cli.recipe_module(config).make(config, context)
+    return recipe._replace(keep=lambda folder: (inputs.save(folder, read), recipe.keep(folder)))
 
 
 def initialize(config: Config, workdir: Path) -> None:

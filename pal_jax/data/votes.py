@@ -19,6 +19,8 @@ from pal_jax.data import records
 from pal_jax.data.records import Row
 from pal_jax.types import Choice
 
+PARTS = '.votes.csv', '.statements.jsonl', '.people.csv'
+
 
 class Votes(NamedTuple):
     """`n` votes by column, of people and statements by their numbers."""

@@ -114,7 +114,7 @@ class Recipe(NamedTuple):
     shown: Sequence[str] = ('reward', 'loss', 'accuracy')
     resume: Callable[[Host], None] = lambda host: None
     after: Callable[[Host, int], int] = lambda host, i: i + 1
-    keep: Callable[[Path], None] = lambda folder: None
+    keep: Callable[[Path], Any] = lambda folder: None
 
 
 EVALUATION = 2**31  # stands where a training step has its number in seeds

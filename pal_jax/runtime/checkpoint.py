@@ -216,7 +216,7 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
     path = Path(workdir) / CONFIG
     if not path.exists():
         return
-    old, ours = _flatten(json.loads(path.read_text(encoding='utf-8'))), _flatten(json.loads(json.dumps(config)))
+    old, ours = flatten(json.loads(path.read_text(encoding='utf-8'))), flatten(json.loads(json.dumps(config)))
     changed = [
         k
         for k in sorted(old.keys() | ours.keys())
@@ -231,7 +231,7 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
 
 def check_processes(config: dict[str, Any]) -> None:
     """Raises ValueError, with the changed keys, where another process of the run was started with another config."""
-    first, *others = map(_flatten, processes.exchange('config', config))
+    first, *others = map(flatten, processes.exchange('config', config))
     for number, other in enumerate(others, 1):
         if changed := [key for key in sorted(first.keys() | other.keys()) if first.get(key) != other.get(key)]:
             listed = ', '.join(f'{key}: {first.get(key)!r} -> {other.get(key)!r}' for key in changed)
@@ -259,10 +259,10 @@ def write_config(workdir: str | os.PathLike[str], config: dict[str, Any]) -> Non
         time.sleep(0.1)
 
 
-def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     flat = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f'{prefix}{key}.') if isinstance(value, dict) and value else {prefix + key: value}
+        flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, dict) and value else {prefix + key: value}
     return flat
 
 

@@ -1,0 +1,171 @@
+"""What a run reads from outside of its folder: which bytes that was when the run began, and whether it is the same now.
+
+    now = look(config)                                # hashes by key and file
+    save(workdir / KEPT, now)                         # when a run begins
+    check(load(workdir / KEPT), now, workdir)         # when it goes on, before a weight is read
+
+A file is hashed whole up to `WHOLE` bytes. Of a larger one its size and `BLOCKS` blocks evenly apart are hashed:
+weights and columns of many gigabytes take a moment, and a change of single bytes between the blocks is not seen. Of a
+folder it is the files in it, of a run of this package its config and the sums of its last checkpoint. What is no file
+here (a hub id, a data set of TFDS, what a package carries) is not watched.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pal_jax.data import choices, votes
+from pal_jax.runtime import processes
+from pal_jax.runtime.checkpoint import CONFIG, FOLDER, flatten, kept_in
+from pal_jax.runtime.files import write_whole
+
+FILE = 'inputs.json'
+KEYS = (  # of a config, whose values name files, if they may not change while a run goes on
+    'data', 'data.train', 'data.test', 'dialogue.profiles', 'dialogue.personalities', 'dialogue.system',
+    'dialogue.user', 'dialogue.slotter', 'reward.matcher', 'reward.judge', 'preferences',
+    'prompts.train', 'prompts.test', 'annotate.annotator', 'annotate.second', 'evaluate.judge', 'rl.reward',
+    'rl.person', '*.source',
+)  # fmt: skip
+MADE = {'oracle', 'recall', 'pets', 'embedded', 'rule', *choices.TABLES}  # names of what is made here, and of no file
+WHOLE, BLOCKS, BLOCK = 1 << 28, 64, 1 << 16
+
+
+class Input(NamedTuple):
+    """`value` is what the config says, `path` where that was, `files` the hashes of what stood there, by name."""
+
+    value: str
+    path: str
+    files: dict[str, str]
+
+
+Inputs = dict[str, Input]  # by key of the config
+
+
+def look(config: dict[str, Any]) -> Inputs:
+    """The files that a config names under `KEYS`."""
+    found: Inputs = {}
+    for key, value in flatten(config).items():
+        if any(fnmatch(key, each) for each in KEYS) and (path := path_of(value)):
+            files = {file.relative_to(path.parent).as_posix(): digest(file) for file in files_of(path)}
+            found[key] = Input(value, str(path.absolute()), files)
+    return found
+
+
+def path_of(value: Any) -> Path | None:
+    """The path that a value is, by itself or behind `kind:`, as in jester:<folder>; None where nothing is there."""
+    while isinstance(value, str) and value and value not in MADE:
+        path = Path(value)
+        if path.exists() or _votes(path):
+            return path
+        value = value.partition(':')[2]
+    return None
+
+
+def files_of(path: Path) -> list[Path]:
+    """A file, those of a conversation, those in a folder, or what tells the last checkpoint of a run from others."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return _votes(path)
+    if not (path / FOLDER).is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    last = max((int(step.name) for step in (path / FOLDER).iterdir() if step.name.isdigit()), default=0)
+    return [file for file in (path / CONFIG, path / FOLDER / str(last) / 'host' / 'metadata') if file.is_file()]
+
+
+def _votes(path: Path) -> list[Path]:
+    return [file for part in votes.PARTS if (file := Path(f'{path}{part}')).is_file()]
+
+
+def digest(path: Path) -> str:
+    """What tells a file's content from another's, see the head of this file."""
+    known = path.stat()
+    return _digest(path.absolute(), known.st_size, known.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)  # stages of one run read the same files
+def _digest(path: Path, size: int, changed: int) -> str:
+    with path.open('rb') as file:
+        if size <= WHOLE:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+        found = hashlib.sha256(str(size).encode())
+        for block in range(BLOCKS):
+            file.seek((size - BLOCK) * block // (BLOCKS - 1))
+            found.update(file.read(BLOCK))
+        return found.hexdigest()
+
+
+def save(folder: Path, inputs: Inputs) -> None:
+    """Writes what a run has read when it began."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / FILE, json.dumps({key: each._asdict() for key, each in inputs.items()}, indent=2) + '\n')
+
+
+def load(folder: Path) -> Inputs | None:
+    """What a run has read when it began; None where it has not kept that.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        return {key: Input(**each) for key, each in json.loads(path.read_text(encoding='utf-8')).items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None
+
+
+def watched(config: dict[str, Any], workdir: Path, log: Callable[[str], None]) -> Inputs:
+    """What a run of this config reads, by all its processes alike.
+
+    Raises:
+      ValueError: another process reads other files, or something has changed since the run began, see `check`.
+    """
+    now = look(config)
+    first, *others = processes.exchange('inputs', {key: each.files for key, each in now.items()})
+    for number, other in enumerate(others, 1):
+        if differing := [key for key in sorted(first.keys() | other.keys()) if first.get(key) != other.get(key)]:
+            raise ValueError(f'process {number} reads another {differing[0]} than process 0; give all the same files')
+    compare(now, workdir, log)
+    return now
+
+
+def compare(now: Inputs, workdir: Path, log: Callable[[str], None] = print) -> None:
+    """Compares what a run reads now with what it read when it began, if it has. Raises ValueError, see `check`."""
+    if not (folder := kept_in(workdir)):
+        return
+    if (before := load(folder)) is None:
+        log(f'{folder / FILE} is missing, so it is not known whether the files that {workdir} reads have changed')
+        return
+    check(before, now, workdir)
+
+
+def check(before: Inputs, now: Inputs, run: Path) -> None:
+    """Compares what a run reads now with what it read when it began. More files in a folder are no change, and neither
+    is a model's source that is not here: who needs its weights says so.
+
+    Raises:
+      ValueError: something has changed, or is gone; with the key and the file.
+    """
+    for key, (value, path, files) in before.items():
+        if key not in now:
+            if not key.endswith('source'):
+                raise ValueError(f'{key}={value!r} is not there; it was {path} when {run} began: put it back')
+            continue
+        place = Path(now[key].path).parent
+        for name, old in files.items():
+            if old != (new := now[key].files.get(name, '')):
+                how = f'has other content than when {run} began (sha256 {old[:8]} -> {new[:8]})' if new else 'is gone'
+                raise ValueError(
+                    f'{key}={value!r}: {place / name} {how}; put the file of then back, or give another --workdir'
+                )
+    if new := [key for key in now if key not in before]:
+        value, path, _ = now[new[0]]
+        raise ValueError(f'{new[0]}={value!r} was no file when {run} began, and {path} is one; give another --workdir')
