@@ -11,8 +11,8 @@ else's attribute would explain; what tests them is of prompts that nothing was l
 from __future__ import annotations
 
 import itertools
-import math
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +62,7 @@ def read(path: str, attributes: Sequence[str] = (), *, max_words: int) -> tuple[
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _checked(place: str, record: Mapping[str, Any]) -> tuple[str, list[tuple[str, dict[str, Any]]]]:

@@ -4,13 +4,15 @@
     users.npy      [n] int32, who chose, numbered from 0
     chosen.npy     [n] int32, which item
     rejected.npy   [n] int32, which one instead
-    names.txt      a user a line; not needed, users are then called by their numbers
+    names.txt      a user a line, another for each; not needed, users are then called by their numbers
 
 `write` makes them of parts, so whoever has the pairs need not have them at once.
 """
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,13 @@ from typing import Any
 import numpy as np
 
 from pal_jax.data.comparisons import Comparisons, Lookup
+from pal_jax.data.records import identity
+from pal_jax.runtime import files
 
 PAIRS = ('users', 'chosen', 'rejected')
 CHUNK = 1 << 20  # rows looked at, at once
+# What numpy lets through where the header of an array, which is a literal of Python, is damaged.
+HEADER = SyntaxError, TypeError, KeyError, OverflowError, MemoryError, RecursionError, NotImplementedError
 
 
 def write(
@@ -91,13 +97,28 @@ def load(folder: str | Path) -> Comparisons:
 def _mapped(path: Path, axes: int, dtype: type) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f'there is no file {path}; a folder of pairs has items.npy and {", ".join(PAIRS)}.npy')
-    try:
-        array = np.load(path, mmap_mode='r')
-    except ValueError as error:
-        raise ValueError(f'{path} is no array that can be mapped ({error})') from None
+    array = np.asanyarray(read_arrays(path, mapped=True))
     if array.ndim != axes or array.dtype != dtype:
         raise ValueError(f'{path} has {array.ndim} axes of {array.dtype}; give {axes} of {np.dtype(dtype)}')
     return array
+
+
+def read_arrays(path: str | Path, *, mapped: bool = False) -> Any:
+    """The array of an .npy, memory-mapped if asked for, or all those of an .npz by their names. Nothing is unpickled.
+
+    Raises:
+      ValueError: there is no such file, or it cannot be read.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f'there is no file {path}')
+    try:
+        found = np.load(path, mmap_mode='r' if mapped else None)
+        if isinstance(found, np.ndarray) == mapped:
+            return found if mapped else dict(found)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, *HEADER) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f'{path} is no array that can be read ({reason}); write it again with numpy') from None
+    raise ValueError(f'{path} is an {".npz" if mapped else ".npy"}; give an {".npy" if mapped else ".npz"} of arrays')
 
 
 def _refuse(wrong: Any, start: int, path: Path, what: str) -> None:
@@ -108,7 +129,12 @@ def _refuse(wrong: Any, start: int, path: Path, what: str) -> None:
 def _names(path: Path, people: int) -> tuple[str, ...]:
     if not path.is_file():
         return tuple(map(str, range(people)))
-    names = tuple(path.read_text(encoding='utf-8').splitlines())
-    if len(names) < people:
-        raise ValueError(f'{path} has {len(names)} names, there are {people} users; give each a line')
-    return names
+    text = files.read_text(path).strip('\r\n')
+    line_of: dict[str, int] = {}
+    for number, line in enumerate(text.split('\n') if text else (), 1):
+        name = identity(f'{path}, line {number}', {'name': line}, 'name')
+        if line_of.setdefault(name, number) < number:
+            raise ValueError(f'{path}, line {number}: {name!r} is the name in line {line_of[name]}, too')
+    if len(line_of) < people:
+        raise ValueError(f'{path} has {len(line_of)} names, there are {people} users; give each a line')
+    return tuple(line_of)

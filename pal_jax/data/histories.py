@@ -11,6 +11,7 @@ from typing import Any
 
 from pal_jax.data import records
 from pal_jax.data.records import Row
+from pal_jax.runtime import files
 from pal_jax.types import Choice, History, Told
 
 FORMS = 'labelled', 'chosen', 'guide'
@@ -87,7 +88,7 @@ def context_of(past: Sequence[Choice], rng: random.Random, form: str, kind: str 
 def load(path: str | Path) -> list[list[History]]:
     """The histories of each person: one a line, with the three choices of `PARTS` and either `context`, a text, or
     `context_messages`, which ask for the summary as they stand; `user` and `kind` may be there, and lines of the same
-    user are of one person.
+    user, as `records.identity` names it, are of one person; a line without the key is a person of its own.
 
     Raises:
       ValueError: a line that is no such record, or whose held-out choice is told before; its number is named.
@@ -124,7 +125,8 @@ def _records(path: str | Path) -> list[Row]:
 def _person(where: str, record: Mapping[str, Any]) -> History:
     reward, train, held = (_choice(where, record, part) for part in PARTS)
     told = _told(where, record)
-    person = History(**vars(told), reward=reward, train=(train,), held=(held,), kind=str(record.get('kind', '')))
+    kind = records.known(where, record, 'kind')
+    person = History(**vars(told), reward=reward, train=(train,), held=(held,), kind=kind)
     check_disjoint(person, where)
     return person
 
@@ -134,7 +136,8 @@ def _told(where: str, record: Mapping[str, Any]) -> Told:
     context = record.get('context') or '\n'.join(message['content'] for message in ask)
     if not isinstance(context, str) or not context:
         raise ValueError(f'{where} has neither context nor context_messages; give one of them')
-    return Told(user=str(record.get('user', where)), context=context, ask=ask)
+    user = records.identity(where, record, 'user') if 'user' in record else where
+    return Told(user=user, context=context, ask=ask)
 
 
 def _choice(where: str, record: Mapping[str, Any], part: str) -> Choice:
@@ -165,7 +168,9 @@ def _text(where: str, record: Mapping[str, Any], field: str) -> str:
 
 
 def _messages(where: str, given: Any) -> tuple[dict[str, str], ...]:
-    given = [{'role': 'user', 'content': given}] if isinstance(given, str) else given
+    given = [{'role': 'user', 'content': given}] if isinstance(given, str) else given or ()
+    if not isinstance(given, list | tuple):
+        raise ValueError(f'{where} has context_messages={files.shown(given)}; give a list of messages')
     for message in given:
         known = isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ('role', 'content'))
         if not known:

@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pal_jax.data import records
+from pal_jax.data.columns import read_arrays
 from pal_jax.data.comparisons import Comparisons, Lookup
-from pal_jax.data.records import TextChoice, rows
+from pal_jax.data.records import TextChoice, identity, rows
+from pal_jax.runtime import files
 
 PAIRS = 40  # of a person, at most, where pairs are drawn
 HOLDERS = 200  # made-up people, who hold a persona each
@@ -48,9 +50,17 @@ def read(data: str) -> Iterator[TextChoice]:
 
 
 def field(place: str, row: Mapping[str, Any], name: str) -> Any:
-    if row.get(name) in (None, ''):
+    value = row.get(name)
+    if value is None or value == '' or value != value:  # NaN is how tables write that there is none
         raise ValueError(f'{place}: no {name}; its fields are {", ".join(map(str, row))}')
-    return row[name]
+    return value
+
+
+def _listed(place: str, row: Mapping[str, Any], name: str) -> list[Any]:
+    value = field(place, row, name)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f'{place}: {name} is {files.shown(value)}; give a list')
+    return list(value)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -71,12 +81,12 @@ def arguments(folder: str | Path) -> Iterator[TextChoice]:
     said: dict[str, Argument] = {}
     for place, row in rows(str(Path(folder) / 'arguments.jsonl')):
         debate, stance, text = (str(field(place, row, name)) for name in ('debate', 'stance', 'text'))
-        said[str(field(place, row, 'id'))] = Argument(f'{debate}: {stance}\n', text)
+        said[identity(place, row, 'id')] = Argument(f'{debate}: {stance}\n', text)
     for place, row in rows(str(Path(folder) / 'judgements.jsonl')):
-        choice, worker = field(place, row, 'choice'), str(field(place, row, 'worker'))
+        choice, worker = field(place, row, 'choice'), identity(place, row, 'worker')
         if choice not in ('a1', 'a2', 'equal'):
             raise ValueError(f'{place}: choice is {choice!r}; give a1, a2 or equal')
-        both = [str(field(place, row, name)) for name in ('arg1', 'arg2')]
+        both = [identity(place, row, name) for name in ('arg1', 'arg2')]
         if unknown := [each for each in both if each not in said]:
             raise ValueError(f'{place}: argument {unknown[0]!r} is not in arguments.jsonl')
         left, right = (said[each] for each in both)
@@ -121,9 +131,7 @@ def jester(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
     """Of `ratings.csv` (user, joke, rating) and `jokes.jsonl` (joke, text)."""
     folder = Path(folder)
     found = [_rating(place, row, ('user', 'joke', 'rating')) for place, row in rows(str(folder / 'ratings.csv'))]
-    return found, {
-        str(field(p, row, 'joke')): str(field(p, row, 'text')) for p, row in rows(str(folder / 'jokes.jsonl'))
-    }
+    return found, {identity(p, row, 'joke'): str(field(p, row, 'text')) for p, row in rows(str(folder / 'jokes.jsonl'))}
 
 
 def movielens(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
@@ -132,23 +140,28 @@ def movielens(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
     folder = Path(folder)
     if (folder / 'ml-100k.inter').is_file():
         found = [_rating(*row, ('user_id', 'item_id', 'rating')) for row in _columns(folder / 'ml-100k.inter')]
-        films = {row['item_id']: (row['movie_title'], row['class']) for _, row in _columns(folder / 'ml-100k.item')}
+        films = {
+            identity(place, row, 'item_id'): (field(place, row, 'movie_title'), row.get('class'))
+            for place, row in _columns(folder / 'ml-100k.item')
+        }
         return found, {key: f'{title} ({genres})' if genres else title for key, (title, genres) in films.items()}
     names = 'user', 'item', 'rating', 'time'
     found = [_rating(*row, names[:3]) for row in _lines(folder / 'u.data', '\t', names)]
     texts = {}
     for place, row in _lines(folder / 'u.item', '|', ('item', 'title')):
+        if len(row['rest']) < len(GENRES):
+            raise ValueError(f'{place}: {len(row["rest"])} of the {len(GENRES)} flags of genres')
         genres = [name for name, flag in zip(GENRES, row['rest'][-len(GENRES) :], strict=True) if flag == '1']
-        texts[field(place, row, 'item')] = f'{field(place, row, "title")} ({", ".join(genres)})'
+        texts[identity(place, row, 'item')] = f'{field(place, row, "title")} ({", ".join(genres)})'
     return found, texts
 
 
 def _columns(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """RecBole's files: tabs, and a header of `name:type`."""
-    with path.open(encoding='utf-8') as file:
-        names = [name.partition(':')[0] for name in file.readline().rstrip('\n').split('\t')]
+    with files.opened(path) as file:
+        names = [name.partition(':')[0] for name in file.readline().rstrip('\r\n').split('\t')]
         for number, line in enumerate(file, 2):
-            cells = line.rstrip('\n').split('\t')
+            cells = line.rstrip('\r\n').split('\t')
             if len(cells) != len(names):
                 raise ValueError(f'{path}, row {number}: it has {len(cells)} cells, the header {len(names)}')
             yield f'{path}, row {number}', dict(zip(names, cells, strict=True))
@@ -157,22 +170,23 @@ def _columns(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 def _lines(path: Path, between: str, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise ValueError(f'there is no file {path}; a folder of MovieLens-100K has u.data and u.item')
-    for number, line in enumerate(path.read_text(encoding='latin-1').splitlines(), 1):
-        cells = line.split(between)
+    said = files.read_bytes(path).decode('latin-1').rstrip('\r\n')
+    for number, line in enumerate(said.split('\n'), 1):  # latin-1 has further characters that `splitlines` cuts at
+        cells = line.rstrip('\r').split(between)
         if len(cells) < len(names):
             raise ValueError(f'{path}, row {number}: it has {len(cells)} cells of {len(names)}')
         yield f'{path}, row {number}', {**dict(zip(names, cells, strict=False)), 'rest': cells[len(names) :]}
 
 
 def _rating(place: str, row: Mapping[str, Any], names: Sequence[str]) -> Rating:
-    user, item, value = (field(place, row, name) for name in names)
+    (user, item), value = (identity(place, row, name) for name in names[:2]), field(place, row, names[2])
     try:
         number = float(value)
-    except ValueError:
-        raise ValueError(f'{place}: the rating is {value!r}; give a number') from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f'{place}: the rating is {files.shown(value)}; give a number') from None
     if not np.isfinite(number):
         raise ValueError(f'{place}: the rating is {value!r}; give a finite number')
-    return Rating(str(user), str(item), number)
+    return Rating(user, item, number)
 
 
 GENRES = (
@@ -193,11 +207,14 @@ def conversations(path: str | Path) -> Iterator[TextChoice]:
       ValueError: a field is missing, or a turn has no message of the user; with the row.
     """
     for place, row in rows(str(path)):
-        user, turns, before = str(field(place, row, 'user_id')), {}, ''
-        for message in field(place, row, 'conversation_history'):
+        user, turns, before = identity(place, row, 'user_id'), {}, ''
+        for message in _listed(place, row, 'conversation_history'):
             if not isinstance(message, Mapping):
                 raise ValueError(f'{place}: a message is {str(message)[:40]!r}; give an object')
-            turns.setdefault(int(field(place, message, 'turn')), []).append(message)
+            turn = identity(place, message, 'turn')
+            if not turn.isdecimal() or len(turn) > 9:
+                raise ValueError(f'{place}: turn is {files.shown(turn)}; give the number of the turn')
+            turns.setdefault(int(turn), []).append(message)
         for number, said in sorted(turns.items()):
             asked = [str(field(place, each, 'content')) for each in said if each.get('role') == 'user']
             if not asked:
@@ -285,13 +302,13 @@ def by_length(worker: str, post: str, left: str, right: str, *, short: bool) -> 
 
 def _supervised(source: str) -> Iterator[tuple[str, str, str, str]]:
     for place, row in rows(source):
-        both, info = list(field(place, row, 'summaries')), field(place, row, 'info')
+        both, info = _listed(place, row, 'summaries'), field(place, row, 'info')
         if len(both) != 2 or not all(isinstance(each, Mapping) for each in (*both, info)):
             raise ValueError(f'{place}: give two summaries and info as objects, got {str([*both, info])[:60]}')
         policies = [str(each.get('policy')) for each in both]
         if all('sup' in policy and 'ppo' not in policy for policy in policies):
             left, right = (str(field(place, each, 'text')) for each in both)
-            yield str(field(place, row, 'worker')), str(field(place, info, 'post')), left, right
+            yield identity(place, row, 'worker'), str(field(place, info, 'post')), left, right
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -304,35 +321,46 @@ def pictures(path: str | Path) -> Comparisons:
     Raises:
       ValueError: an array is missing, a number is out of range, or an embedding is not finite; with the row.
     """
-    if not Path(path).is_file():
-        raise ValueError(f'there is no file {path}')
-    try:
-        arrays = np.load(path)
-    except (OSError, ValueError):
-        raise ValueError(f'{path} is no .npz of arrays') from None
+    arrays = read_arrays(path)
     if missing := [
         name for name in ('images', 'prompts', 'users', 'prompt', 'chosen', 'rejected') if name not in arrays
     ]:
         raise ValueError(f'{path} has no array {", ".join(missing)}')
-    images, prompts = (np.asarray(arrays[name], np.float32) for name in ('images', 'prompts'))
+    images, prompts = (_checked(path, name, arrays[name], 2, np.float32) for name in ('images', 'prompts'))
     users, prompt, chosen, rejected = (
-        np.asarray(arrays[n], np.int32) for n in ('users', 'prompt', 'chosen', 'rejected')
+        _checked(path, name, arrays[name], 1, np.int32) for name in ('users', 'prompt', 'chosen', 'rejected')
     )
+    if len({len(users), len(prompt), len(chosen), len(rejected)}) > 1 or not len(users):
+        sizes = f'{len(users)} users, {len(prompt)} prompts, {len(chosen)} chosen and {len(rejected)} rejected images'
+        raise ValueError(f'{path} has pairs of {sizes}; give as many of each, and one or more')
     for name, table in (('images', images), ('prompts', prompts)):
         if (wrong := ~np.isfinite(table).all(axis=1)).any():
             raise ValueError(f'{path}: {name}, row {wrong.argmax()} is not finite')
+    named = arrays['names'] if 'names' in arrays else np.arange(int(users.max()) + 1)
+    names = [identity(f'{path}: names, row {i}', {'name': name}, 'name') for i, name in enumerate(named.tolist())]
     for name, numbers, size in (
-        ('prompt', prompt, len(prompts)), ('chosen', chosen, len(images)), ('rejected', rejected, len(images)),
+        ('users', users, len(names)), ('prompt', prompt, len(prompts)),
+        ('chosen', chosen, len(images)), ('rejected', rejected, len(images)),
     ):  # fmt: skip
         if (wrong := (numbers < 0) | (numbers >= size)).any():
             raise ValueError(f'{path}: {name}, row {wrong.argmax()} is {numbers[wrong.argmax()]}, there are {size}')
     if (same := chosen == rejected).any():
         raise ValueError(f'{path}: row {same.argmax()} has one image twice, so the choice says nothing; delete it')
-    names = arrays['names'].tolist() if 'names' in arrays else range(int(users.max()) + 1)
     return Comparisons(
         users=users, situations=np.arange(len(users)), chosen=Lookup(images, chosen), rejected=Lookup(images, rejected),
-        prompt=prompts[prompt], names=tuple(map(str, names)), attributes=tuple(f'x{i}' for i in range(images.shape[1])),
+        prompt=prompts[prompt], names=tuple(names), attributes=tuple(f'x{i}' for i in range(images.shape[1])),
     )  # fmt: skip
+
+
+def _checked(path: str | Path, name: str, array: np.ndarray, axes: int, dtype: type) -> np.ndarray:
+    """The array as `dtype`, all whose values that has room for."""
+    kind = np.integer if dtype == np.int32 else np.floating
+    if array.ndim != axes or not (np.issubdtype(array.dtype, kind) or np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(f'{path}: {name} has {array.ndim} axes of {array.dtype}; give {axes} of {np.dtype(dtype)}')
+    if kind is np.integer and array.size and max(-int(array.min()), int(array.max())) > np.iinfo(dtype).max:
+        raise ValueError(f'{path}: {name} holds a number that {np.dtype(dtype)} has no room for')
+    with np.errstate(over='ignore'):  # what becomes infinite is refused as such
+        return array.astype(dtype)
 
 
 # --- by name ----------------------------------------------------------------------------------------------------------

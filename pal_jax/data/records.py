@@ -7,18 +7,32 @@
 A record has the fields user, chosen and rejected; prompt and group if they are known. Public sets that have them
 otherwise are brought into this form by `opinions.py`. Every reader yields the place of a record, for whoever has to say
 what is wrong with it, and a batch of rows at a time is in memory.
+
+Files are UTF-8, with a byte order mark or without, and with any line ends. The id of a person is a text or a whole
+number: 1, 1.0, "1" and " 1 " are one person, for a column of numbers with a gap in it is written as 1.0; "01" is
+another. What is missing (null, NaN, an empty text, or the texts nan, NaN, null, NULL, None and <NA>, as which programs
+write it) is nobody, and neither are true, 1.5 or a list: such a row is refused.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from pal_jax.runtime import files
+
 Row = tuple[str, Mapping[str, Any]]  # where it stands, and its fields
+
+MISSING = ('', 'nan', 'NaN', 'null', 'NULL', 'None', '<NA>')  # texts that stand for no value
+EXACT = 2**53  # whole numbers beyond it are not all there as floats
 
 
 class TextChoice(NamedTuple):
@@ -45,13 +59,45 @@ def to_choice(place: str, row: Mapping[str, Any]) -> TextChoice:
     missing = [name for name in ('user', 'chosen', 'rejected') if row.get(name) in (None, '')]
     if missing:
         raise ValueError(f'{place}: no {" and no ".join(missing)}; its fields are {", ".join(map(str, row))}')
-    texts = {name: row.get(name) or '' for name in ('prompt', 'chosen', 'rejected')}
+    texts = {name: '' if row.get(name) is None else row[name] for name in ('prompt', 'chosen', 'rejected')}
     for name, text in texts.items():
         if not isinstance(text, str):
             raise ValueError(f'{place}: {name} is {str(text)[:40]!r}, give a text')
     if texts['chosen'] == texts['rejected']:
         raise ValueError(f'{place}: chosen and rejected are identical, so the choice says nothing; delete the row')
-    return TextChoice(str(row['user']), **texts, group=str(row.get('group') or ''))
+    return TextChoice(identity(place, row, 'user'), **texts, group=known(place, row, 'group'))
+
+
+def identity(place: str, row: Mapping[str, Any], name: str) -> str:
+    """The id that a field of a row holds, of a person or of a thing; see the head of this file. `place` is '' where the
+    caller says it.
+
+    Raises:
+      ValueError: the field is missing, or holds what is no id; with the place.
+    """
+    value = row.get(name)
+    if isinstance(value, str):
+        text = value.strip()
+        if not _is_missing(value):
+            return text.partition('.')[0] if re.fullmatch(r'-?\d+\.0+', text) else text
+    elif isinstance(value, float) and value.is_integer() and abs(value) <= EXACT:
+        return str(int(value))
+    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30:
+        return str(value)
+    given = f'no {name}' if _is_missing(value) else f'{name!r} is {files.shown(value)}'
+    at = f'{place}: ' if place else ''
+    raise ValueError(f'{at}{given}; give a text or a whole number that says who or what it is')
+
+
+def known(place: str, row: Mapping[str, Any], name: str) -> str:
+    """The same of a field that need not be there: '' where it is missing. Raises ValueError where it holds no id."""
+    return '' if _is_missing(row.get(name)) else identity(place, row, name)
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip() in MISSING
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def write(path: str | Path, choices: Iterable[TextChoice]) -> int:
@@ -80,7 +126,7 @@ def rows(source: str) -> Iterator[Row]:
         raise ValueError(
             f'{source} is no source; give a .jsonl, .csv or .parquet file, hf:owner/name/file or tfds:name'
         )
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f'there is no file {source}')
     return readers[path.suffix](path)
 
@@ -91,19 +137,10 @@ def lines(path: str | Path) -> Iterator[tuple[int, Any]]:
     Raises:
       ValueError: there is no such file, or a line is no JSON.
     """
-    if not Path(path).is_file():
-        raise ValueError(f'{path} is no file; name one of JSON lines')
-    with Path(path).open('rb') as file:
+    with files.opened(path) as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                fault = f'not valid JSON, {error.msg} at column {error.colno}'
-                raise ValueError(f'{path}, line {number}: {fault}') from None
-            except UnicodeDecodeError as error:
-                raise ValueError(f'{path}, line {number}: {error}') from None
+            if line.strip():
+                yield number, files.parse(line.rstrip('\r\n'), path, number)
 
 
 def jsonl(path: Path) -> Iterator[Row]:
@@ -115,30 +152,78 @@ def jsonl(path: Path) -> Iterator[Row]:
 
 
 def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
-    """Rows of a CSV file under its header, which has these columns."""
-    with path.open(newline='', encoding='utf-8') as file:
-        reader = csv.DictReader(file)
-        if missing := set(columns) - set(reader.fieldnames or ()):
-            raise ValueError(f'{path}: there is no column {", ".join(sorted(missing))}')
-        for number, row in enumerate(reader, 2):  # as a spreadsheet counts
-            if None in row or None in row.values():
-                raise ValueError(f'{path}, row {number}: it has another number of cells than the header')
-            yield f'{path}, row {number}', row
+    """Rows of a CSV file under its header, which has these columns. Rows are counted as a spreadsheet counts them, the
+    header and empty ones too."""
+    csv.field_size_limit(sys.maxsize)  # a cell may be a long text; Python's limit is 131,072 characters
+    header: list[str] = []
+    number = 0
+    with files.opened(path) as file:
+        cells = csv.reader(file, strict=True)
+        try:
+            for number, row in enumerate(cells, 1):
+                if not row:
+                    continue
+                if header and len(row) != len(header):
+                    raise ValueError(
+                        f'{path}, row {number}: it has another number of cells than the header, {len(row)} of '
+                        f'{len(header)}'
+                    )
+                if header:
+                    yield f'{path}, row {number}', dict(zip(header, row, strict=True))
+                else:
+                    header = _header(path, row, columns)
+        except csv.Error as error:
+            raise ValueError(
+                f'{path}, row {number + 1}: not valid CSV, {error}, near line {cells.line_num}; is a quotation mark '
+                'missing, or not doubled?'
+            ) from None
+    if not header:
+        _header(path, [], columns)
+
+
+def _header(path: Path, names: list[str], columns: Iterable[str]) -> list[str]:
+    if missing := set(columns) - set(names):
+        raise ValueError(f'{path}: there is no column {", ".join(sorted(missing))}; there are {", ".join(names)}')
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f'{path}: {names.count(twice[0])} columns are called {twice[0]!r}; rename or delete all but one'
+        )
+    return names
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    from pyarrow import ArrowInvalid
+    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    try:
-        file = ParquetFile(path)
-    except ArrowInvalid as error:
-        raise ValueError(f'{path} is no Parquet file ({error})') from None
+    if path.is_dir():
+        raise ValueError(f'{path} is a folder; name one of its files')
     number = 0
-    for batch in file.iter_batches():
-        for row in batch.to_pylist():
+    try:
+        # ArrowException is a class of its own, whose subclasses are ValueErrors, TypeErrors, KeyErrors and others.
+        file = ParquetFile(path)
+        names = list(file.schema_arrow.names)
+        batches = file.iter_batches()
+    except (ArrowException, ValueError, OSError) as error:
+        raise ValueError(f'{path} is no Parquet file ({_first(error)}); write it again') from None
+    _header(path, names, ())
+    while True:
+        try:
+            batch = next(batches, None)
+            found = [] if batch is None else batch.to_pylist()
+        except (ArrowException, ValueError, OSError, OverflowError) as error:
+            raise ValueError(
+                f'{path}, after row {number}: it cannot be read ({_first(error)}); write it again'
+            ) from None
+        if batch is None:
+            return
+        for row in found:
             number += 1
             yield f'{path}, row {number}', row
+
+
+def _first(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _hub(source: str) -> Iterator[Row]:
@@ -160,8 +245,15 @@ def _tfds(source: str) -> Iterator[Row]:
         raise ValueError(f'{source}: {str(error).splitlines()[0]}') from None
     for number in range(len(data)):
         record = data[number]
-        yield f'{source}, row {number + 1}', {key: _plain(value) for key, value in record.items()}
+        place = f'{source}, row {number + 1}'
+        yield place, {key: _plain(place, key, value) for key, value in record.items()}
 
 
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
+def _plain(place: str, key: str, value: Any) -> Any:
+    """A value of TensorFlow Datasets as JSON would have it. Raises ValueError where a text is no UTF-8."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{place}: {key} is no text in UTF-8, at its byte {error.start + 1}') from None

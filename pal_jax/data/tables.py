@@ -4,23 +4,28 @@ JSON lines: {"user": "ana", "chosen": [1.5, 0], "rejected": [2, 1]}; items are l
     ones, "situation" names what was decided at once, "prompt" is the vector of a prompt (PAL-B).
 CSV, a row an option: columns user, situation, chosen (0 or 1), and an attribute each.
 CSV, a row a pair: columns user, choice (left or right), left_<attribute> and right_<attribute>; situation if known.
+
+Numbers may be written as texts. Users and situations are named as `records.identity` has it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pal_jax.data import choices, records
 from pal_jax.data.comparisons import Comparisons, from_pairs
+from pal_jax.runtime import files
 from pal_jax.types import PreferencePair
 
 FORMS = (
     'user, situation, chosen and attributes (a row an option), or user, choice, left_<attribute> and '
     'right_<attribute> (a row a pair)'
 )
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def load(path: str | Path) -> Comparisons:
@@ -30,7 +35,7 @@ def load(path: str | Path) -> Comparisons:
       ValueError: the file is missing, of another kind, or a row is wrong.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f'there is no file {path}; give one of choices, or one of {", ".join(choices.TABLES)}')
     if path.suffix not in ('.jsonl', '.csv'):
         raise ValueError(f'{path} ends in neither .jsonl nor .csv; see pal_jax/data/tables.py for both')
@@ -47,8 +52,8 @@ def _checked(pair: PreferencePair, place: str, first: PreferencePair) -> Prefere
         numbers, expected = getattr(pair, side), first.prompt if side == 'prompt' else first.chosen
         if len(numbers) != len(expected):
             raise ValueError(f'{place}: {side} has {len(numbers)} numbers, the first row has {len(expected)}')
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError(f'{place}: {side} holds a number that is not finite: {list(numbers)}')
+        if not all(abs(number) <= LARGEST for number in numbers):
+            raise ValueError(f'{place}: {side} holds a number that is not finite in float32: {list(numbers)}')
     if pair.chosen == pair.rejected:
         raise ValueError(f'{place}: the two items are identical, so the choice says nothing; delete the row')
     return pair
@@ -58,24 +63,36 @@ def _jsonl(path: Path) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
     names: tuple[str, ...] = ()
     for number, record in records.lines(path):
         place = f'{path}, line {number}'
-        try:
-            user, sides = str(record['user']), [record['chosen'], record['rejected']]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f'{place}: expected an object with user, chosen and rejected ({error})') from None
+        if not isinstance(record, dict) or not {'user', 'chosen', 'rejected'} <= set(record):
+            raise ValueError(f'{place}: expected an object with user, chosen and rejected, got {files.shown(record)}')
+        user, sides = records.identity(place, record, 'user'), [record['chosen'], record['rejected']]
         if isinstance(sides[0], Mapping):
             names = names or tuple(sides[0])
             if any(not isinstance(side, Mapping) or set(side) != set(names) for side in sides):
                 raise ValueError(f'{place}: expected the attributes {", ".join(names)} in both items')
             sides = [[side[name] for name in names] for side in sides]
         chosen, rejected, prompt = (_numbers(values, place) for values in (*sides, record.get('prompt', ())))
-        yield place, names, PreferencePair(user, chosen, rejected, str(record.get('situation', number)), prompt)
+        yield place, names, PreferencePair(user, chosen, rejected, _situation(place, record), prompt)
+
+
+def _situation(place: str, row: Mapping[str, Any]) -> str:
+    """What was decided at once; a row that names nothing is a situation of its own."""
+    return records.identity(place, row, 'situation') if 'situation' in row else place
 
 
 def _numbers(values: Any, place: str) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple):
+        raise ValueError(f'{place}: expected a list of numbers, got {files.shown(values)}')
+    return tuple(_number(value, place) for value in values)
+
+
+def _number(value: Any, place: str) -> float:
     try:
-        return tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        raise ValueError(f'{place}: expected a list of numbers, got {str(values)[:60]!r}') from None
+        if isinstance(value, bool) or '_' in str(value):  # which Python takes for numbers, too
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):  # the last of a whole number of hundreds of digits
+        raise ValueError(f'{place}: expected a list of numbers, got {files.shown(value)}') from None
 
 
 def _csv(path: Path) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
@@ -83,9 +100,6 @@ def _csv(path: Path) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
     if not rows:
         return
     columns = set(rows[0][1])
-    for place, row in rows:
-        if not row.get('user', ' '):
-            raise ValueError(f'{place}: no user')
     if {'user', 'situation', 'chosen'} < columns:
         yield from _options(rows)
     elif {'user', 'choice'} < columns and any(f'right_{c[5:]}' in columns for c in columns if c.startswith('left_')):
@@ -101,17 +115,21 @@ def _pairs(rows: list[records.Row]) -> Iterator[tuple[str, tuple[str, ...], Pref
             raise ValueError(f'{place}: choice is {row["choice"]!r}; give left or right')
         left, right = (_numbers([row.get(f'{side}_{name}') for name in names], place) for side in ('left', 'right'))
         chosen, rejected = (left, right) if row['choice'] == 'left' else (right, left)
-        yield place, names, PreferencePair(row['user'], chosen, rejected, row.get('situation', place))
+        user = records.identity(place, row, 'user')
+        yield place, names, PreferencePair(user, chosen, rejected, _situation(place, row))
 
 
 def _options(rows: list[records.Row]) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
     names = tuple(key for key in rows[0][1] if key not in ('user', 'situation', 'chosen')) if rows else ()
     situations: dict[tuple[str, str], list[tuple[str, choices.Option]]] = {}
+    if '' in names:
+        raise ValueError(f'{rows[0][0]}: a column has no name; name the attribute, or delete the column of row numbers')
     for place, row in rows:
         if row['chosen'] not in ('0', '1'):
             raise ValueError(f'{place}: chosen is {row["chosen"]!r}; give 0 or 1')
         option = row['chosen'] == '1', _numbers([row[name] for name in names], place)
-        situations.setdefault((row['user'], row['situation']), []).append((place, option))
+        key = records.identity(place, row, 'user'), _situation(place, row)
+        situations.setdefault(key, []).append((place, option))
     for (user, key), placed in situations.items():
         (place, _), options = placed[0], [option for _, option in placed]
         count = sum(was_chosen for was_chosen, _ in options)

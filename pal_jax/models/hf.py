@@ -26,6 +26,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.families import FAMILIES, Names, classifier_to_hf, config_from_hf, config_to_hf, token_ids
 from pal_jax.models.params import Params, ParamSpec, decoder_specs
 from pal_jax.models.tensors import Tensor
+from pal_jax.runtime.files import read_object, shown
 from pal_jax.runtime.outputs import whole_folder
 
 Read = Callable[[str], Tensor]  # by the name of a tensor
@@ -43,7 +44,17 @@ def read_config(folder: str | Path) -> ModelConfig:
     path = Path(folder) / 'config.json'
     if not path.exists():
         raise ValueError(f'no config.json in {folder}; give the folder of a Hugging Face model')
-    return config_from_hf(json.loads(path.read_text()))
+    config = read_object(path)
+    try:
+        cfg = config_from_hf(config)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f'{path}: a field is missing, or no number where one is due ({error!r})') from None
+    for name in ('vocab', 'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp', 'max_len'):
+        if type(size := getattr(cfg, name)) is not int or not 0 < size < 2**31:
+            raise ValueError(f'{path}: the {name} that it gives is {shown(size)}; it must be a whole number above 0')
+    return cfg
 
 
 def load_params(

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file
 
 from pal_jax.models import lora
 from pal_jax.models.config import ModelConfig
@@ -24,7 +23,9 @@ from pal_jax.models.families import FAMILIES
 from pal_jax.models.linear import LoraWeight
 from pal_jax.models.lora import Adapter
 from pal_jax.models.params import Params
+from pal_jax.models.tensors import read as read_tensors
 from pal_jax.models.tensors import save as save_tensors
+from pal_jax.runtime.files import read_object, shown
 from pal_jax.runtime.outputs import whole_folder
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
@@ -99,12 +100,14 @@ def read_config(folder: str | Path) -> PeftConfig:
     path = Path(folder) / CONFIG
     if not path.exists():
         raise ValueError(f'no {CONFIG} in {folder}; give the folder of a PEFT adapter')
-    config: dict[str, Any] = json.loads(path.read_text())
+    config = read_object(path)
     for key, value in ONLY.items():
         if config.get(key, value) not in (value, value or None):
             raise ValueError(f'{path} has {key}={config[key]!r}; only adapters with {key}={value!r} can be read')
-    rank = config['r']
-    scale = config['lora_alpha'] / (math.sqrt(rank) if config.get('use_rslora') else rank)
+    rank, alpha = config.get('r'), config.get('lora_alpha')
+    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
+        raise ValueError(f'{path} has r={shown(rank)} and lora_alpha={shown(alpha)}; give a rank above 0 and a number')
+    scale = alpha / (math.sqrt(rank) if config.get('use_rslora') else rank)
     return PeftConfig(config.get('base_model_name_or_path') or '', scale, rank)
 
 
@@ -117,7 +120,7 @@ def attach(params: Params, cfg: ModelConfig, folder: str | Path) -> Params:
     scale, path = read_config(folder).scale, Path(folder) / TENSORS
     if not path.exists():
         raise ValueError(f'no {TENSORS} in {folder}; save the adapter as safetensors')
-    tensors = load_file(path)
+    tensors = read_tensors(path)
     flat: dict[Any, Any] = flatten_dict(params, sep='/')
     for where, name in _own_names(cfg).items():
         modules = [PREFIX + name.format(i).removesuffix('.weight') for i in range(cfg.layers)]

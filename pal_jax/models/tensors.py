@@ -15,7 +15,9 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+
+from pal_jax.runtime.files import read_object
 
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 DTYPES = {
@@ -77,7 +79,10 @@ def files(folder: Path) -> dict[str, Path]:
       ValueError: there are no safetensors, or they cannot be read.
     """
     if (folder / INDEX).exists():
-        return {name: folder / file for name, file in json.loads((folder / INDEX).read_text())['weight_map'].items()}
+        shards = read_object(folder / INDEX).get('weight_map')
+        if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
+            raise ValueError(f'{folder / INDEX} has no weight_map of tensors and their files; download it again')
+        return {name: folder / file for name, file in shards.items()}
     path = folder / SINGLE
     if not path.exists():
         raise ValueError(f'no {SINGLE} in {folder}; give the folder of a model, or orbax:{folder} of a run')
@@ -91,9 +96,20 @@ def names(path: Path) -> list[str]:
 
 
 def stored(path: Path, name: str) -> Stored:
-    """A tensor of a file."""
+    """A tensor of a file. Raises ValueError where it has none of this name."""
     with opened(path) as f:
-        return Stored(f.get_slice(name))
+        try:
+            return Stored(f.get_slice(name))
+        except SafetensorError as error:
+            raise ValueError(f'{path} has no tensor {name} ({error}); download it again') from None
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file by name. Raises ValueError where it cannot be read."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'{path} cannot be read ({error}); download it again') from error
 
 
 def opened(path: Path) -> Any:

@@ -39,7 +39,7 @@ from pal_jax.models.params import Params
 from pal_jax.recipes import pal, pal_kept, pal_large, pal_text
 from pal_jax.recipes.pal_kept import Kept
 from pal_jax.recipes.recipe import Config, Context, read_config
-from pal_jax.runtime import devices
+from pal_jax.runtime import devices, files
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from pal_jax.runtime.metrics import EVALS, read_records
 
@@ -133,11 +133,11 @@ def save_mixture(model: PersonalReward, path: str | Path, *, run: str = '', user
 
 def read_mixture(path: str | Path) -> list[float]:
     """Raises ValueError where the file holds no mixture."""
-    try:
-        found = json.loads(Path(path).read_text(encoding='utf-8'))['mixture']
-        return [float(weight) for weight in found]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'{path} holds no mixture such as {{"mixture": [0.2, 0.8]}} ({error})') from None
+    found = files.read_object(path).get('mixture')
+    numbers = isinstance(found, list) and all(type(weight) in (int, float) and abs(weight) < 1e30 for weight in found)
+    if not numbers or not found:
+        raise ValueError(f'{path} holds no mixture such as {{"mixture": [0.2, 0.8]}}, got {files.shown(found)}')
+    return [float(weight) for weight in found]
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pal_jax.recipes.recipe import Context, Evaluation, Host, Recipe
-from pal_jax.runtime import processes, sharding
+from pal_jax.runtime import files, processes, sharding
 from pal_jax.runtime.files import write_whole
 from pal_jax.types import Metrics
 
@@ -54,4 +54,5 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Raises ValueError where the stage that writes it has not been run."""
     if not path.exists():
         raise ValueError(f'{path} is missing; run the stage that writes it first (stage=all runs all in order)')
-    return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    lines = files.read_text(path).split('\n')
+    return [files.parse(line, path, number, halves=True) for number, line in enumerate(lines, 1) if line]

@@ -16,7 +16,6 @@ evaluations into one table. More seeds go on where fewer have ended.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from ml_collections import ConfigDict
 from pal_jax.evals import methods
 from pal_jax.recipes import piecework
 from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
+from pal_jax.runtime import files
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.report import REPORT, duration, gigabytes
 from pal_jax.runtime.summary import SUMMARY
@@ -114,6 +114,6 @@ def make_table(config: Config, ctx: Context) -> Recipe:
 
 def tell(folder: Path) -> list[str]:
     """What a run took, from its summary."""
-    facts = json.loads((folder / SUMMARY).read_text(encoding='utf-8'))
+    facts = files.read_object(folder / SUMMARY)
     took = duration(facts['seconds_total']), gigabytes(facts['peak_memory_bytes']['host'])
     return [folder.name, str(facts['steps']), *took, f'../{folder.name}/{REPORT}']

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import getitem
@@ -25,7 +24,7 @@ from pal_jax.models import peft, sources
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, cast
 from pal_jax.models.sources import Source
-from pal_jax.runtime import devices
+from pal_jax.runtime import devices, files
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.types import Exhibit, Metrics
 
@@ -186,7 +185,7 @@ def read_config(workdir: str) -> Config:
     path = Path(workdir) / 'config.json'
     if not path.exists():
         raise ValueError(f'{workdir} is no run of this package: {path} is missing')
-    return ConfigDict(json.loads(path.read_text()))
+    return ConfigDict(files.read_object(path))
 
 
 def folders_read(named: Any) -> list[Path]:
@@ -211,7 +210,10 @@ def trained_in(workdir: str, ctx: Context) -> Trained:
       ValueError: the folder is not that of a run, or of one without a language model.
     """
     config = read_config(workdir)
-    recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}')
+    try:
+        recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}')
+    except ModuleNotFoundError:
+        raise ValueError(f'{workdir} is a run of {config.recipe!r}, which is no method of this package') from None
     trained: Trained | None = recipe.make_trained(config, ctx) if hasattr(recipe, 'make_trained') else None
     if trained is None:
         raise ValueError(f'{workdir} is a run of {config.recipe} that trains no language model; name another')

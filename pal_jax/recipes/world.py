@@ -24,6 +24,7 @@ from pal_jax.feedback.users import Listened, make_scripted_user
 from pal_jax.models import bert
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Config
+from pal_jax.runtime import files
 from pal_jax.runtime.processes import ALONE, Shares
 from pal_jax.types import Person, ProfileMatcher, RewardFn, Sample, UserSimulator
 
@@ -204,7 +205,7 @@ def read_system(system: str) -> str | None:
     path = Path(system.removeprefix('file:'))
     if not path.is_file():
         raise ValueError(f'dialogue.system={system!r}: {path} is no file; name one with the text of a system prompt')
-    return path.read_text(encoding='utf-8').strip()
+    return files.read_text(path).strip()
 
 
 def open_embedding_matcher() -> ProfileMatcher:

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import checkpoint_managers
 
-from pal_jax.runtime import processes
+from pal_jax.runtime import files, processes
 from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.workdir import CONFIG
 
@@ -216,7 +216,7 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
     path = Path(workdir) / CONFIG
     if not path.exists():
         return
-    old, ours = flatten(json.loads(path.read_text(encoding='utf-8'))), flatten(json.loads(json.dumps(config)))
+    old, ours = flatten(files.read_object(path)), flatten(json.loads(json.dumps(config)))
     changed = [
         k
         for k in sorted(old.keys() | ours.keys())

@@ -1,11 +1,34 @@
-"""Paths as people write them, and files that appear in one piece."""
+"""Paths as people write them, files that appear in one piece, and text and JSON whose faults are told with a place."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import yaml
+
+Name = str | os.PathLike[str]
+
+HEAD = 1024  # bytes that tell what a file is
+MARKS = {  # what a file of another kind begins with
+    b'\x1f\x8b': 'compressed by gzip; unpack it',
+    b'BZh': 'compressed by bzip2; unpack it',
+    b'\xfd7zXZ': 'compressed by xz; unpack it',
+    b'\x28\xb5\x2f\xfd': 'compressed by zstd; unpack it',
+    b'PK\x03\x04': 'a ZIP archive or a spreadsheet; unpack it, or save it as text',
+    b'PAR1': 'a Parquet file; call it .parquet where one can be read',
+    b'\xff\xfe': 'in UTF-16 or UTF-32; save it as UTF-8',
+    b'\xfe\xff': 'in UTF-16; save it as UTF-8',
+    b'\0\0\xfe\xff': 'in UTF-32; save it as UTF-8',
+}
+HALF = re.compile(r'\\u[dD][89a-fA-F]')  # JSON's escape of half a surrogate pair
 
 HOME = re.compile(r'(?:(?<=[,=:])|^)~[\w.-]*(?=[/,:]|$)')
 
@@ -30,3 +53,185 @@ def write_whole(path: Path, text: str, errors: str = 'strict') -> Path:
 def fresh_beside(path: Path, what: str) -> Path:
     """A path in the folder of another, hidden, that nobody has: `.<name>.<what>-<8 digits>`."""
     return path.with_name(f'.{path.name}.{what}-{secrets.token_hex(4)}')
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: Name) -> str:
+    """The text of a file in UTF-8, without a byte order mark, and with the line ends that it has.
+
+    Raises:
+      ValueError: there is no such file, it may not be read, or it is no text in UTF-8; with line and byte.
+    """
+    return decoded(read_bytes(path), path)
+
+
+def read_bytes(path: Name) -> bytes:
+    """All of a file. Raises ValueError where there is no such file, or it may not be read."""
+    with _opened(path) as file:
+        return file.read()
+
+
+def decoded(data: bytes, path: Name) -> str:
+    """The bytes of the file `path` as text. Raises ValueError where they are none in UTF-8, with line and byte."""
+    _check_kind(data, path)
+    try:
+        return data.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise _misencoded(path, data.count(b'\n', 0, error.start) + 1, data, error) from None
+
+
+@contextlib.contextmanager
+def opened(path: Name) -> Iterator[TextIO]:
+    """A file of text, to be read a line at a time, as `read_text` reads one.
+
+    Raises:
+      ValueError: as `read_text`, the last of them when the line is read.
+    """
+    with _opened(path) as file:
+        _check_kind(file.read(HEAD), path)
+        file.seek(0)
+        try:
+            yield io.TextIOWrapper(file, encoding='utf-8-sig', newline='')
+        except UnicodeDecodeError:
+            raise _first_misencoded(path) from None
+
+
+def _opened(path: Name) -> BinaryIO:
+    try:
+        return Path(path).open('rb')
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f'{path} is no file; check the path') from None
+    except IsADirectoryError:
+        raise ValueError(f'{path} is a folder; name a file') from None
+    except PermissionError:
+        raise ValueError(f'{path} may not be read; ask its owner for permission to read it') from None
+
+
+def _check_kind(head: bytes, path: Name) -> None:
+    for mark, kind in MARKS.items():
+        if head.startswith(mark):
+            raise ValueError(f'{path} is {kind}')
+    if (at := head.find(b'\0')) >= 0:
+        line = head.count(b'\n', 0, at) + 1
+        raise ValueError(
+            f'{path}, line {line}: byte {at + 1} of the file is a NUL, which no text has; save it as UTF-8'
+        )
+
+
+def _first_misencoded(path: Name) -> ValueError:
+    """What is wrong with the first line that is no UTF-8; a reader of text knows only its place in a buffer."""
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return _misencoded(path, number, line, error)
+    return ValueError(f'{path} was changed while it was read; read it again')
+
+
+def _misencoded(path: Name, number: int, data: bytes, error: UnicodeDecodeError) -> ValueError:
+    byte = error.start - data.rfind(b'\n', 0, error.start)
+    hint = 'save the file as UTF-8, such as by iconv -f latin1 -t utf-8'
+    return ValueError(f'{path}, line {number}: byte {byte} of it, 0x{data[error.start]:02x}, is no UTF-8; {hint}')
+
+
+# --- JSON and YAML ---------------------------------------------------------------------------------------------------
+
+
+def read_object(path: Name) -> dict[str, Any]:
+    """The object that a file of JSON holds.
+
+    Raises:
+      ValueError: as `read_text` and `parse`, or it holds something else.
+    """
+    found = parse(read_text(path), path)
+    if not isinstance(found, dict):
+        raise ValueError(f'{path} must hold a JSON object, got {shown(found)}')
+    return found
+
+
+def parse(text: str, path: Name, line: int = 1, *, halves: bool = False) -> Any:
+    """The value that a text of JSON is, which begins at this line of the file `path`. NaN and Infinity are numbers, as
+    Python writes them; whoever takes a number checks that it is finite. A text may hold `halves` of surrogate pairs
+    where it is only shown: no tokenizer takes them, and no file in UTF-8 can hold them.
+
+    Raises:
+      ValueError: it is no JSON, a key of an object has two values, or a text holds half a surrogate pair; with file and
+        line.
+    """
+    place = f'{path}, line {line}'
+    try:
+        found = json.loads(text, object_pairs_hook=_object)
+        if not halves and HALF.search(text):
+            json.dumps(found, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        place = f'{path}, line {line + error.lineno - 1}'
+        fault = f'not valid JSON, {error.msg} at column {error.colno}'
+        raise ValueError(f'{place}: {fault}; mend it, or get the whole file again') from None
+    except UnicodeEncodeError as error:
+        half = f'\\u{ord(error.object[error.start]):04x}'
+        raise ValueError(f'{place}: {half} is half of a surrogate pair, so no text; delete it or write both') from None
+    except RecursionError:
+        raise ValueError(f'{place}: lists or objects lie too deep within each other; is it the right file?') from None
+    except ValueError as error:  # a key twice, or a number of thousands of digits
+        raise ValueError(f'{place}: not valid JSON, {error}') from None
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if found[key] != value:
+                raise ValueError(f'the key {key!r} has two values in one object; delete one')
+    return found
+
+
+def read_yaml(path: Name) -> Any:
+    """What a file of YAML holds.
+
+    Raises:
+      ValueError: as `read_text`, or it is no YAML, or a key stands twice; with file and line.
+    """
+    text = read_text(path)
+    try:
+        _check_keys(yaml.compose(text, yaml.SafeLoader), set())
+        found = yaml.safe_load(text)
+        str(found).encode()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f' in line {mark.line + 1}, column {mark.column + 1}' if mark else ''
+        raise ValueError(f'{path}: not valid YAML, {error.problem or error.context}{place}') from None
+    except UnicodeEncodeError:
+        raise ValueError(f'{path}: a text holds half of a surrogate pair; delete it or write both') from None
+    except RecursionError:
+        raise ValueError(f'{path}: lists or mappings lie too deep within each other; is it the right file?') from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        # PyYAML lets through whatever a scalar with a tag makes Python raise: `!!int ""` is an IndexError.
+        raise ValueError(f'{path}: not valid YAML, {" ".join(str(error).split())}') from None
+    return found
+
+
+def _check_keys(node: yaml.Node | None, known: set[int]) -> None:
+    """Raises MarkedYAMLError where a key of a mapping stands twice; PyYAML takes the last of them."""
+    if node is None or id(node) in known:  # an alias may name what it stands in
+        return
+    known.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        names: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in names and key.tag != 'tag:yaml.org,2002:merge':
+                raise yaml.MarkedYAMLError(problem=f'the key {key.value} stands twice', problem_mark=key.start_mark)
+            names |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+            _check_keys(value, known)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(value, known)
+
+
+def shown(value: Any, size: int = 60) -> str:
+    """A value in a message: its first characters, as Python writes it."""
+    text = repr(value)
+    return text if len(text) <= size else f'{text[: size - 3]}...'

@@ -24,6 +24,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from pal_jax.runtime import files
 from pal_jax.runtime.files import write_whole
 from pal_jax.types import Exhibit, Metrics
 
@@ -139,8 +140,9 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    *lines, _ = path.read_text(encoding='utf-8').split('\n')  # what follows the last newline was never finished
-    return [_parse(line, f'{path}, line {number}') for number, line in enumerate(lines, 1)]
+    whole, _, _ = files.read_bytes(path).rpartition(b'\n')  # what follows the last newline was never finished
+    lines = files.decoded(whole, path).split('\n') if whole else []
+    return [_parse(line, path, number) for number, line in enumerate(lines, 1)]
 
 
 def _truncate(path: Path, first_step: int) -> None:
@@ -169,13 +171,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
 
 
-def _parse(line: str, place: str) -> dict[str, Any]:
+def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{place}: not JSON ({error}); mend or delete the line') from error
+        record = files.parse(line, path, number, halves=True)
+    except ValueError as error:
+        raise ValueError(f'{error}, or delete the line') from None
     if not isinstance(record, dict) or not isinstance(record.get('step'), int):
-        raise ValueError(f'{place}: expected an object with an integer "step", got {line[:80]!r}; delete the line')
+        raise ValueError(
+            f'{path}, line {number}: expected an object with an integer "step", got {line[:80]!r}; delete the line'
+        )
     return record
 
 

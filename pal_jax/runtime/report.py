@@ -20,6 +20,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from pal_jax.runtime import files
 from pal_jax.runtime.curve import HEADLINES, learning_curve
 from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, ROLLOUTS, read_records
@@ -45,7 +46,7 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     curve = learning_curve(rows) if any(observed(rows, key) for key in HEADLINES) else b''
     if curve:
         (workdir / CURVE).write_bytes(curve)
-    summary = json.loads(path.read_text(encoding='utf-8')) if (path := workdir / SUMMARY).exists() else {}
+    summary = files.read_object(path) if (path := workdir / SUMMARY).exists() else {}
     rollouts = read_records(workdir / ROLLOUTS)
     folder = workdir.resolve()
     name = f'{folder.parent.name}: {folder.name}' if 'stage' in summary.get('config', {}) else folder.name
