@@ -26,6 +26,7 @@ if not __package__:
 
 from benchmarks import contest, dialogues, shapes, traffic
 from benchmarks.contest import Contestant, Result
+from pal_jax.runtime.outputs import whole_file
 
 PEERS = {'torch': ('torch', 'transformers'), 'tunix': ('google-tunix', 'jax', 'flax')}  # and whose versions count
 DRIVERS = ('jetstream', 'grpc')
@@ -104,7 +105,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--people', type=int, default=8, help='of the dialogues')
     parser.add_argument('--variant', default='', help="of configs/rlpa.py, such as 'smoke'")
     parser.add_argument('--steps', type=int, default=6, help='rollouts of a round of it')
-    parser.add_argument('--json', type=Path, help='a file that gets the report too')
+    parser.add_argument('--json', type=shapes.new_file, help='a new file that gets the report too')
     return parser.parse_args(argv)
 
 
@@ -116,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         report |= PARTS[part](args, around['machine']['memory_gbytes_per_s'])
     text = json.dumps(report)
     if args.json:
-        args.json.write_text(text + '\n', encoding='utf-8')
+        with whole_file(args.json) as partial:
+            partial.write_text(text + '\n', encoding='utf-8')
     print(text)
 
 

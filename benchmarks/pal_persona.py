@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from pal_jax.runtime.outputs import whole_file
+
 INTERESTS = 'interest-in-art,interest-in-literature,interest-in-music,interest-in-science'
 
 
@@ -47,7 +49,7 @@ def make_pairs(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
     parser.add_argument('--source', required=True)
-    parser.add_argument('--output', required=True)
+    parser.add_argument('--output', type=Path, required=True, help='a new file')
     parser.add_argument('--personas', default=INTERESTS)
     parser.add_argument('--people', type=int, default=120)
     parser.add_argument('--asked', type=int, default=80, help='statements that each person is asked about')
@@ -57,9 +59,9 @@ def main() -> None:
     pairs = make_pairs(
         statements, given.personas.split(','), people=given.people, asked=given.asked, seed=given.seed
     )  # fmt: skip
-    output = Path(given.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(''.join(json.dumps(pair) + '\n' for pair in pairs), encoding='utf-8')
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(given.output) as partial:
+        partial.write_text(''.join(json.dumps(pair) + '\n' for pair in pairs), encoding='utf-8')
 
 
 if __name__ == '__main__':

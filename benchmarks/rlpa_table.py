@@ -26,6 +26,7 @@ import numpy as np
 
 from benchmarks import shapes
 from pal_jax.evals import methods
+from pal_jax.runtime.outputs import whole_file
 
 ROOT = Path(__file__).parents[1]
 START = 'warm-up'
@@ -84,7 +85,7 @@ def commands(run: Run, steps: int, variant: str = '') -> list[list[str]]:
         asked = f'--prompts={8 * steps}'  # as many samples as RLPA has
         collected = ['pal_jax.collect', rlpa, seed, f'--source={run.start()}', f'--output={pairs}', asked]
         changed = [f'--config.policy.source={run.start()}', f'--config.data.train={pairs}', '--config.export=False']
-        return [collected, ['pal_jax.train', dpo, *place, *changed], evaluated]
+        return [*([] if pairs.exists() else [collected]), ['pal_jax.train', dpo, *place, *changed], evaluated]
     rows = 1.5 if run.method == 'credit across turns' else 1
     changed = [f'--config.policy.source={run.start()}', '--config.warmup.steps=0', *CHANGES[run.method], *quiet]
     return [['pal_jax.train', rlpa, *place, f'--config.total_steps={round(steps / rows)}', *changed], evaluated]
@@ -179,7 +180,7 @@ def plot(records: dict[str, list[dict[str, Any]]], path: Path) -> None:
     axes[0].plot(range(1, len(bound) + 1), bound, ':', color='grey', label='bound')
     axes[0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, format='png', dpi=120)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -199,10 +200,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     make_all({run: commands(run, args.steps, args.variant) for run in [*starts, *runs]}, args.jobs)
     records = {method: [read(run) for run in runs if run.method == method] for method in args.methods}
     splits = {split: {method: row(each, split) for method, each in records.items()} for split in ('', 'unseen_')}
-    (folder / 'table.json').write_text(json.dumps(splits, indent=2) + '\n')
-    (folder / 'table.md').write_text('\n'.join(map(as_markdown, splits.values())))
-    plot(records, folder / 'table.png')
-    print((folder / 'table.md').read_text())
+    texts = {'json': json.dumps(splits, indent=2), 'md': (table := '\n'.join(map(as_markdown, splits.values())))}
+    for suffix, text in texts.items():
+        with whole_file(folder / f'table.{suffix}', own=True) as partial:
+            partial.write_text(text + '\n', encoding='utf-8')
+    with whole_file(folder / 'table.png', own=True) as partial:
+        plot(records, partial)
+    print(table)
 
 
 def check_folder(folder: Path, settings: dict[str, Any]) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pal_jax.models.config import ModelConfig, tiny
 from pal_jax.planning.shapes import SHAPES as PUBLISHED
+from pal_jax.runtime.files import at_home
+from pal_jax.runtime.outputs import check_file
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -61,6 +64,14 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument('--model', choices=SHAPES, default='default', help="its shape; 'default' is SmolLM2-135M's")
     parser.add_argument('--dtype', choices=('bfloat16', 'float32'), default='bfloat16', help='of our matrix products')
     return parser
+
+
+def new_file(text: str) -> Path:
+    """The type of a flag that names a file to write."""
+    try:
+        return check_file(Path(at_home(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def listed(kind: type, choices: Sequence[str] = ()) -> Callable[[str], list[Any]]:

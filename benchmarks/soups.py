@@ -23,6 +23,7 @@ if not __package__:
 from benchmarks import contest, decoders, shapes
 from benchmarks.contest import Contestant, Result
 from benchmarks.contestant import Round
+from pal_jax.runtime.outputs import whole_file
 
 TASK = ('model', 'dtype', 'batch', 'prompt', 'new', 'rank', 'targets', 'kind')  # what is the same for all
 
@@ -88,12 +89,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--targets', default='attn/(q|v)', help="the weights it is on, or 'all-linear'")
     parser.add_argument('--kind', choices=('factors', 'delta'), default='factors', help='what of adapters is mixed')
     parser.add_argument('--rounds', type=int, default=5, help='timed rounds of each contestant')
-    parser.add_argument('--json', type=Path, help='a file that gets the report too')
+    parser.add_argument('--json', type=shapes.new_file, help='a new file that gets the report too')
     args = parser.parse_args(argv)
     settings = {key: getattr(args, key) for key in TASK}
     text = json.dumps({**settings, **contest.surroundings('jax'), **measure(args)})
     if args.json:
-        args.json.write_text(text + '\n', encoding='utf-8')
+        with whole_file(args.json) as partial:
+            partial.write_text(text + '\n', encoding='utf-8')
     print(text)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.records import identity
 from pal_jax.runtime import files
+from pal_jax.runtime.outputs import whole_folder
 
 PAIRS = ('users', 'chosen', 'rejected')
 CHUNK = 1 << 20  # rows looked at, at once
@@ -35,26 +36,25 @@ def write(
     """The folder of `count` pairs; each part is users, chosen and rejected items by number.
 
     Raises:
-      ValueError: the parts do not add up to `count`.
+      ValueError: the parts do not add up to `count`, or the folder is somebody else's, see `outputs.check_folder`.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / 'items.npy', np.asarray(items, np.float32))
-    columns = [np.lib.format.open_memmap(folder / f'{name}.npy', 'w+', np.int32, (count,)) for name in PAIRS]
-    start = 0
-    for part in parts:
-        end = start + len(part[0])
-        if end > count:
-            raise ValueError(f'{folder}: the parts have more than the {count} pairs announced')
-        for column, values in zip(columns, part, strict=True):
-            column[start:end] = values
-        start = end
-    if start != count:
-        raise ValueError(f'{folder}: the parts have {start} of the {count} pairs announced')
-    for column in columns:
-        column.flush()
-    if names:
-        (folder / 'names.txt').write_text(''.join(f'{name}\n' for name in names), encoding='utf-8')
+    with whole_folder(Path(folder)) as partial:
+        np.save(partial / 'items.npy', np.asarray(items, np.float32))
+        columns = [np.lib.format.open_memmap(partial / f'{name}.npy', 'w+', np.int32, (count,)) for name in PAIRS]
+        start = 0
+        for part in parts:
+            end = start + len(part[0])
+            if end > count:
+                raise ValueError(f'{folder}: the parts have more than the {count} pairs announced')
+            for column, values in zip(columns, part, strict=True):
+                column[start:end] = values
+            start = end
+        if start != count:
+            raise ValueError(f'{folder}: the parts have {start} of the {count} pairs announced')
+        for column in columns:
+            column.flush()
+        if names:
+            (partial / 'names.txt').write_text(''.join(f'{name}\n' for name in names), encoding='utf-8')
 
 
 def load(folder: str | Path) -> Comparisons:

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pal_jax.runtime import files
+from pal_jax.runtime.outputs import whole_file
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, and its fields
 
@@ -101,9 +102,9 @@ def _is_missing(value: Any) -> bool:
 
 
 def write(path: str | Path, choices: Iterable[TextChoice]) -> int:
-    """Choices as JSON lines, and how many there were."""
+    """Writes choices as JSON lines and returns how many there were. Raises ValueError where the file is there."""
     count = 0
-    with Path(path).open('w', encoding='utf-8') as file:
+    with whole_file(Path(path)) as partial, partial.open('w', encoding='utf-8') as file:
         for choice in choices:
             count += 1
             file.write(json.dumps({key: value for key, value in choice._asdict().items() if value}) + '\n')

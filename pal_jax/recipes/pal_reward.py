@@ -42,6 +42,7 @@ from pal_jax.recipes.recipe import Config, Context, read_config
 from pal_jax.runtime import devices, files
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from pal_jax.runtime.metrics import EVALS, read_records
+from pal_jax.runtime.outputs import whole_file
 
 Read = Callable[[Sequence[Text]], np.ndarray]  # texts to vectors
 
@@ -126,9 +127,11 @@ def load_pal_reward_model(
 
 
 def save_mixture(model: PersonalReward, path: str | Path, *, run: str = '', user: str = '') -> None:
-    """A person as a line of JSON: the mixture and, if you like, of which run and whose it is."""
+    """Writes a person as a line of JSON: the mixture and, if you like, of which run and whose it is. Raises ValueError
+    where the file is there."""
     said = {'mixture': model.mixture} | {key: value for key, value in (('run', run), ('user', user)) if value}
-    Path(path).write_text(json.dumps(said) + '\n', encoding='utf-8')
+    with whole_file(Path(path)) as partial:
+        partial.write_text(json.dumps(said) + '\n', encoding='utf-8')
 
 
 def read_mixture(path: str | Path) -> list[float]:

@@ -52,6 +52,7 @@ from pal_jax.recipes.recipe import (
 )
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.workdir import CONFIG
 from pal_jax.types import Metrics, Sample
 
 SHARED = ('seed', 'mesh', 'checkpoint', 'metrics', 'export')
@@ -67,6 +68,12 @@ READS = {  # of the config, by stage
     'policy': RL,
     'merge': ('preferences', 'poles', 'policy', 'merge'),
     'evaluate': (*WHO, 'merge', 'evaluate', 'endpoints', 'answers'),
+}
+WRITES = {  # beside the stages' folders
+    'rollout': (soups.ROLLOUTS,),
+    'annotate': (soups.ANNOTATIONS, soups.PAIRS),
+    'merge': (soups.MERGED,),
+    'evaluate': (psoups_evaluate.GENERATIONS,),
 }
 POLICIES = 'rlhf', 'morl', 'policy'
 
@@ -94,7 +101,7 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
     """The stages that `config.stage` and `config.preference` name, each with its own config and folder.
 
     Raises:
-      ValueError: there is no such stage or preference, or a value is wrong.
+      ValueError: there is no such stage or preference, a value is wrong, or a file that a stage writes is somebody's.
     """
     wanted, chosen = config.stage, config.preference
     if wanted != 'all' and wanted not in READS:
@@ -106,12 +113,24 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
         raise ValueError(f'preference={chosen!r} goes with stage=policy or stage=reward, got stage={wanted}')
     if chosen and chosen not in names[wanted]:
         raise ValueError(f'preference={chosen!r} is none of stage={wanted}; use one of {", ".join(names[wanted])}')
+    made = [*READS] if wanted == 'all' else [wanted]
+    check_shared(made, workdir)
     return [
         (make_stage(config, stage, name, workdir), workdir / (f'{stage}-{name}' if name else stage))
-        for stage in (READS if wanted == 'all' else [wanted])
+        for stage in made
         for name in names.get(stage, [''])
         if name == chosen or not chosen
     ]
+
+
+def check_shared(made: Sequence[str], workdir: Path) -> None:
+    """Raises ValueError where there is a file that a stage writes beside its folder, and the stage has never begun."""
+    for stage in made:
+        for path in (workdir / name for name in WRITES.get(stage, ())):
+            if not (workdir / stage / CONFIG).exists() and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
+                raise ValueError(
+                    f'{path} is there, and stage={stage} of this run has not written it; give another --workdir'
+                )
 
 
 def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from pal_jax.runtime.curve import PANELS, STYLE, column, running_mean
+from pal_jax.runtime.files import at_home
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
+from pal_jax.runtime.outputs import check_file, whole_file
 from pal_jax.runtime.summary import fifths, first_last_fifth, main_part
 
 COLOURS = ('#2563eb', '#d97706', '#059669', '#9333ea', '#dc2626', '#4b5563')
@@ -81,12 +84,17 @@ def _cell(value: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', type=Path, help='folders of runs')
-    parser.add_argument('--output', type=Path, default=Path('compared.png'), help='picture to write')
-    arguments = parser.parse_args()
+    parser.add_argument('--output', type=Path, default=Path('compared.png'), help='picture to write, a new file')
+    arguments = parser.parse_args(list(map(at_home, sys.argv[1:])))
+    try:
+        check_file(arguments.output)
+    except ValueError as error:
+        parser.error(f'--output: {error}')
     runs = {str(folder): read_records(folder / METRICS) for folder in arguments.runs}
     if empty := [name for name, rows in runs.items() if not rows]:
         parser.error(f'no steps in {", ".join(empty)}; name folders of runs')
-    draw(runs, arguments.output)
+    with whole_file(arguments.output) as partial:
+        draw(runs, partial)
     evals = {str(folder): read_records(folder / EVALS) for folder in arguments.runs}
     print(rise_table(runs), stage_table(evals), sep='\n\n')
 

@@ -50,6 +50,8 @@ def check_workdir(workdir: Path) -> None:
 def check_run(workdir: Path) -> None:
     """Raises ValueError where the config in a folder is not that of a run."""
     path = workdir / CONFIG
+    if not path.is_file():
+        raise ValueError(f'{workdir} is no run of this package: {CONFIG} is missing; name the folder of a run')
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
