@@ -57,7 +57,7 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
     if config.recipe != 'plus' or config.get('reads') not in plus_context.WRITTEN:
         reads = ' or '.join(plus_context.WRITTEN)
         raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py, reads={reads}')
-    parts = plus.make_parts(config, Context(devices.make_mesh(**config.mesh)))
+    parts = plus.make_parts(config, Context(devices.make_mesh(**config.mesh)).of(workdir))
     wanted = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}
     state, *_ = Checkpoints(workdir, wanted, read_only=True).read()
     told = [each for each, _ in people]

@@ -20,6 +20,7 @@ from pal_jax.recipes.recipe import Config, Context, open_run, read_config
 from pal_jax.recipes.sampler import make_sampling
 from pal_jax.recipes.world import make_system
 from pal_jax.runtime import devices, sharding
+from pal_jax.runtime.checkpoint import KEPT
 
 SOURCE = flags.DEFINE_string('source', sources.EMBEDDED, 'The model.')
 SOURCES = flags.DEFINE_list('sources', [], 'Several models, of commands that take them.')
@@ -60,4 +61,5 @@ def chat_preset(source: str) -> Preset:
     kind, _, workdir = source.partition(':')
     if kind != 'orbax' or (config := read_config(workdir)).recipe != 'rlpa':
         return PLAIN
-    return Preset(make_system(config), render_completion('{profile}', '{reply}'), make_sampling(config))
+    system = make_system(config, Path(workdir) / KEPT)
+    return Preset(system, render_completion('{profile}', '{reply}'), make_sampling(config))

@@ -37,9 +37,11 @@ WHOLE, BLOCKS, BLOCK = 1 << 28, 64, 1 << 16
 
 
 class Input(NamedTuple):
-    """`value` is what the config says, `path` where that was, `files` the hashes of what stood there, by name."""
+    """`value` is what the config says, of which `kind` is what stands before the path, `path` where that was, and
+    `files` the hashes of what stood there, by name."""
 
     value: str
+    kind: str
     path: str
     files: dict[str, str]
 
@@ -52,19 +54,46 @@ def look(config: dict[str, Any]) -> Inputs:
     found: Inputs = {}
     for key, value in flatten(config).items():
         if any(fnmatch(key, each) for each in KEYS) and (path := path_of(value)):
-            files = {file.relative_to(path.parent).as_posix(): digest(file) for file in files_of(path)}
-            found[key] = Input(value, str(path.absolute()), files)
+            found[key] = Input(value, value[: -len(_ending(value))], str(path.absolute()), hashes(path))
     return found
 
 
 def path_of(value: Any) -> Path | None:
     """The path that a value is, by itself or behind `kind:`, as in jester:<folder>; None where nothing is there."""
-    while isinstance(value, str) and value and value not in MADE:
-        path = Path(value)
-        if path.exists() or _votes(path):
-            return path
-        value = value.partition(':')[2]
-    return None
+    return Path(ending) if isinstance(value, str) and (ending := _ending(value)) else None
+
+
+def _ending(value: str) -> str:
+    while value and (value in MADE or not (Path(value).exists() or _votes(Path(value)))):
+        value = '' if value in MADE else value.partition(':')[2]
+    return value
+
+
+def find(began: Inputs, key: str, value: str) -> str:
+    """The source that `value` was when a run began: by the same path, as from the same folder, or where it was then.
+
+    Raises:
+      ValueError: it is in neither place, or something else is.
+    """
+    if key not in began:
+        if path := path_of(value):
+            raise ValueError(f'{key}={value!r} was no folder when the run began, and {path.absolute()} is one; move it')
+        return value
+    then, faults = began[key], []
+    for path in dict.fromkeys([path_of(value) or Path(then.path), Path(then.path)]):
+        now = hashes(path) if path.exists() else {}
+        if not now:
+            faults.append(f'{path} is missing')
+        elif changed := [name for name, old in then.files.items() if now.get(name) != old]:
+            faults.append(f'{path.parent / changed[0]} has changed')
+        else:
+            return f'{then.kind}{path}'
+    raise ValueError(f'{key}={value!r} is needed as it was when the run began, and {", ".join(faults)}; put it back')
+
+
+def hashes(path: Path) -> dict[str, str]:
+    """What tells the files at a path from others, by their names."""
+    return {file.relative_to(path.parent).as_posix(): digest(file) for file in files_of(path)}
 
 
 def files_of(path: Path) -> list[Path]:
@@ -154,7 +183,7 @@ def check(before: Inputs, now: Inputs, run: Path) -> None:
     Raises:
       ValueError: something has changed, or is gone; with the key and the file.
     """
-    for key, (value, path, files) in before.items():
+    for key, (value, _, path, files) in before.items():
         if key not in now:
             if not key.endswith('source'):
                 raise ValueError(f'{key}={value!r} is not there; it was {path} when {run} began: put it back')
@@ -167,5 +196,5 @@ def check(before: Inputs, now: Inputs, run: Path) -> None:
                     f'{key}={value!r}: {place / name} {how}; put the file of then back, or give another --workdir'
                 )
     if new := [key for key in now if key not in before]:
-        value, path, _ = now[new[0]]
+        value, _, path, _ = now[new[0]]
         raise ValueError(f'{new[0]}={value!r} was no file when {run} began, and {path} is one; give another --workdir')

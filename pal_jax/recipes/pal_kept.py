@@ -11,6 +11,7 @@ Principal axes have arbitrary signs and depend on the machine that computes them
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from numpy.typing import ArrayLike
 from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.models.states import Frame
+from pal_jax.recipes import pal_text, recipe
 from pal_jax.recipes.pal_text import TextData
 from pal_jax.recipes.recipe import Config
 from pal_jax.runtime.files import write_whole
@@ -69,6 +71,17 @@ def of(config: Config, data: Comparisons, text: TextData | None = None) -> Kept:
         data.names, data.attributes, scale, text.frame, groups,
         prompted=text.pairs.prompt is not None, chat=text.pairs.chat,
     )  # fmt: skip
+
+
+def keeping(kept: Kept, decoder: pal_text.Decoder | None = None) -> Callable[[Path], None]:
+    """Writes into a folder what a run keeps of its data and of the decoder that reads its texts."""
+
+    def keep(folder: Path) -> None:
+        save(folder, kept)
+        if decoder:
+            recipe.keeping(text=decoder)(folder)
+
+    return keep
 
 
 def save(folder: Path, kept: Kept) -> None:

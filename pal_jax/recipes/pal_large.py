@@ -175,7 +175,7 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     steps = hold + config.total_steps
     stage = functools.partial(stage_before, hold=hold, steps=steps, every=config.eval.every)
-    abstract, keep = abstract_state(learners, large.reader, len(trials)), functools.partial(pal_kept.save, kept=kept)
+    abstract, keep = abstract_state(learners, large.reader, len(trials)), pal_kept.keeping(kept, decoder)
     return Recipe(steps, abstract, init, step, stage, evaluate, shown=pal.SHOWN, keep=keep)
 
 

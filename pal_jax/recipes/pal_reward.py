@@ -162,7 +162,7 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
     if not 0 <= split < len(chosen):
         raise ValueError(f'{workdir} has splits 0 to {len(chosen) - 1}, got {split}')
     name, kept = f'K={chosen[split]}', pal_kept.load(Path(workdir) / KEPT)
-    ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1]))
+    ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1])).of(workdir)
     decoder = pal_text.open_decoder(config, ctx) if config.text.source else None
     reader = pal_large.make_reader(config, decoder, kept.frame, ctx) if decoder and 'decoder' in config else None
     abstract = needed(abstract_state(config, kept, ctx, reader), name, split)

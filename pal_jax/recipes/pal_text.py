@@ -14,24 +14,16 @@ from pal_jax.data import opinions, texts, votes
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.data.texts import Spans, TextPairs
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.models import sources, states
-from pal_jax.models.config import ModelConfig
+from pal_jax.models import states
 from pal_jax.models.params import Params, decoder_specs
-from pal_jax.models.sources import Source
 from pal_jax.models.states import Frame
 from pal_jax.objectives.preference import TokenWeighting
-from pal_jax.recipes.recipe import Config, Context, open_run
+from pal_jax.recipes.recipe import Config, Context, Policy, make_source
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.processes import exchange
 from pal_jax.types import PairBatch
 
-
-class Decoder(NamedTuple):
-    """The decoder that reads, cut to the layers that are used."""
-
-    cfg: ModelConfig
-    tokenizer: Tokenizer
-    source: Source
+Decoder = Policy  # that reads, cut to the layers that are used
 
 
 class TextData(NamedTuple):
@@ -74,7 +66,7 @@ def check(config: Config) -> None:
 def open_decoder(config: Config, ctx: Context) -> Decoder:
     """The decoder that `text` names. Reads no weights."""
     text = config.text
-    source = sources.resolve(text.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
+    source = make_source(config, ctx, 'text')
     cfg = states.first_layers(devices.for_platform(source.config, text.dtype), text.layers)
     return Decoder(dataclasses.replace(cfg, tie_embed=True), source.tokenizer(), source)  # nothing is unembedded
 

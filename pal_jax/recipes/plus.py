@@ -3,10 +3,8 @@
 A step draws people and writes `n_samples` summaries of each from what is told of them. By each the reward model judges
 a choice of the person's, which pays the summariser log sigmoid(gap), by the reward model as it is; then the summariser
 makes its PPO update, and after it the reward model its own, on other choices and the first of the same summaries.
-Nothing but text goes from one to the other.
-
-At first the summariser waits: what a reward model says that cannot read yet is noise. The wait takes `hold.steps` at
-most, and ends when what two of them read was worth `hold.reward`.
+Nothing but text goes from one to the other. At first the summariser waits: what a reward model says that cannot read
+yet is noise. The wait takes `hold.steps` at most, and ends when what two of them read was worth `hold.reward`.
 """
 
 from __future__ import annotations
@@ -52,6 +50,7 @@ from pal_jax.recipes.recipe import (
     Trained,
     check_at_least,
     check_finite,
+    keeping,
     make_adapters,
     make_policy,
     stage_before,
@@ -63,6 +62,7 @@ from pal_jax.runtime.optim import make_optimizer, make_schedule
 from pal_jax.types import History, Metrics, RolloutBatch, Sample
 
 READS = ('summary', 'untrained', 'context', 'kind', 'nothing', 'latent')
+SHOWN = 'accuracy', 'reward', 'written_better'
 
 State = dict[str, Any]  # 'reward', and 'policy' where one writes
 
@@ -172,8 +172,8 @@ def make(config: Config, ctx: Context) -> Recipe:
     steps = hold + config.total_steps
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every, base=config.eval.base)
     abstract = {'reward': reader.abstract} | ({'policy': learner.abstract} if config.reads in WRITTEN else {})
-    trained, shown = trained_by(config, policy, learner, reader), ('accuracy', 'reward', 'written_better')
-    return Recipe(steps, abstract, init, step, stage, evaluate, trained, shown=shown, after=make_after(config))
+    trained, keep = trained_by(config, policy, learner, reader), keeping(policy=policy, reward_model=judge)
+    return Recipe(steps, abstract, init, step, stage, evaluate, trained, SHOWN, after=make_after(config), keep=keep)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained | None:

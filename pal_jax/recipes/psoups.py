@@ -45,6 +45,7 @@ from pal_jax.recipes.recipe import (
     Recipe,
     Trained,
     check_finite,
+    keeping,
     make_adapters,
     make_policy,
     stage_before,
@@ -235,8 +236,8 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
 
     steps = config.total_steps
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
-    trained = trained_policy(config, policy, learner)
-    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, ('reward', 'words'))
+    trained, keep = trained_policy(config, policy, learner), keeping(policy=policy)
+    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, ('reward', 'words'), keep=keep)
 
 
 def who_wants_what(config: Config) -> list[tuple[Preference, ...]]:

@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pal_jax.data import inputs
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.policy import PolicyLearner, PolicyState
 from pal_jax.learners.reward import RewardState
@@ -25,7 +26,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, cast
 from pal_jax.models.sources import Source
 from pal_jax.runtime import devices, files
-from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from pal_jax.types import Exhibit, Metrics
 
 Config = Any  # an ml_collections.ConfigDict: its attributes are the keys of a config file
@@ -35,13 +36,17 @@ Host = dict[str, Any]
 class Context(NamedTuple):
     """The machine a recipe runs on. `phase('rollout')` times and shows a part of the work; `show` keeps samples of a
     step for whoever reads the run's report. `workdir` is the run's folder; those of other stages are beside it. A run
-    that goes on finds in `kept` what `Recipe.keep` wrote when it began; None: it begins."""
+    that goes on or is opened finds in `kept` what `Recipe.keep` wrote when it began; None: it begins."""
 
     mesh: Mesh
     phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
     show: Callable[[Iterable[Mapping[str, Any]]], None] = lambda records: None
     workdir: Path = Path()
     kept: Path | None = None
+
+    def of(self, workdir: str | Path) -> Context:
+        """The same machine, for a run that is opened."""
+        return self._replace(workdir=Path(workdir), kept=Path(workdir) / KEPT)
 
 
 class Evaluation(NamedTuple):
@@ -129,10 +134,36 @@ class Policy(NamedTuple):
 
 def make_policy(config: Config, ctx: Context, of: str = 'policy') -> Policy:
     """What `config.policy`, or another part, names. Raises ValueError or RuntimeError where the model cannot be had."""
-    named = config[of]
-    source = sources.resolve(named.source, seed=config.seed, open_run=lambda run: open_run(run, ctx))
+    named, source = config[of], make_source(config, ctx, of)
     cfg = devices.for_platform(source.config, named.dtype, scan_layers=named.get('scan_layers', False))
     return Policy(dataclasses.replace(cfg, remat=named.remat), source.tokenizer(), source)
+
+
+def make_source(config: Config, ctx: Context, of: str) -> Source:
+    """The model that a part of the config names, of a run that goes on or is opened with the tokenizer and config that
+    the run has kept; its weights are found by the same name or where they were when the run began.
+
+    Raises:
+      ValueError, RuntimeError: the model cannot be had; where it is kept, when its weights are loaded.
+    """
+    began = inputs.load(ctx.kept) if ctx.kept else None
+
+    def find() -> Source:
+        name = config[of].source if began is None else inputs.find(began, f'{of}.source', config[of].source)
+        return sources.resolve(name, seed=config.seed, open_run=lambda run: open_run(run, ctx))
+
+    folder = ctx.kept / of if ctx.kept else None
+    return sources.kept(folder, find) if folder and (folder / 'config.json').exists() else find()
+
+
+def keeping(**models: Policy) -> Callable[[Path], None]:
+    """What a run keeps of the models of its config, by their parts of it: see `Recipe.keep` and `make_source`."""
+
+    def keep(folder: Path) -> None:
+        for name, model in models.items():
+            sources.keep(folder / name, model.source, model.tokenizer)
+
+    return keep
 
 
 def make_adapters(config: Config, of: str = 'policy') -> Lora | None:
@@ -214,7 +245,7 @@ def trained_in(workdir: str, ctx: Context) -> Trained:
         recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}')
     except ModuleNotFoundError:
         raise ValueError(f'{workdir} is a run of {config.recipe!r}, which is no method of this package') from None
-    trained: Trained | None = recipe.make_trained(config, ctx) if hasattr(recipe, 'make_trained') else None
+    trained: Trained | None = recipe.make_trained(config, ctx.of(workdir)) if hasattr(recipe, 'make_trained') else None
     if trained is None:
         raise ValueError(f'{workdir} is a run of {config.recipe} that trains no language model; name another')
     return trained

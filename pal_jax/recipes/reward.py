@@ -33,6 +33,7 @@ from pal_jax.recipes.recipe import (
     Trained,
     check_at_least,
     check_finite,
+    keeping,
     make_adapters,
     make_policy,
     stage_before,
@@ -94,7 +95,8 @@ def make(config: Config, ctx: Context) -> Recipe:
         return Evaluation(record, exhibits=reward_model.make_exhibits(scores, lengths, record))
 
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
-    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained_by(config, policy, learner))
+    trained, keep = trained_by(config, policy, learner), keeping(policy=policy)
+    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, keep=keep)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -40,13 +41,15 @@ from pal_jax.recipes.recipe import (
     Trained,
     check_at_least,
     check_finite,
+    keeping,
     make_adapters,
     make_policy,
     stage_before,
     trained_policy,
 )
-from pal_jax.recipes.world import World, make_world, read_system
+from pal_jax.recipes.world import SYSTEM, World, make_world, read_system
 from pal_jax.runtime import sharding
+from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch
 
@@ -142,7 +145,13 @@ def make(config: Config, ctx: Context) -> Recipe:
     steps = warmup + config.total_steps
     stage = functools.partial(stage_before, warmup=warmup, steps=steps, every=config.eval.every)
     trained = trained_policy(config, policy, learner)
-    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, SHOWN, world.models.count_on)
+    recipe = Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, SHOWN, world.models.count_on)
+
+    def keep(folder: Path) -> None:
+        keeping(policy=policy)(folder)
+        write_whole(folder / SYSTEM, world.system)
+
+    return recipe._replace(keep=keep)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:

@@ -217,7 +217,7 @@ def make_score(folder: Path, ctx: Context) -> Score:
     @functools.cache
     def opened() -> Callable[[Sequence[tuple[str, Sequence[str]]]], np.ndarray]:
         config = read_config(str(folder))
-        model = make_policy(config, ctx)
+        model = make_policy(config, ctx.of(folder))
         learner = reward.make_learner(config, BradleyTerry(**config.reward), model.cfg, ctx)
         state, *_ = Checkpoints(folder, learner.abstract_weights, read_only=True).read()
         packing: dict[str, Any] = {

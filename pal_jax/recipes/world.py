@@ -28,6 +28,8 @@ from pal_jax.runtime import files
 from pal_jax.runtime.processes import ALONE, Shares
 from pal_jax.types import Person, ProfileMatcher, RewardFn, Sample, UserSimulator
 
+SYSTEM = 'system.txt'
+
 
 @dataclasses.dataclass(frozen=True)
 class World:
@@ -169,8 +171,11 @@ def make_splits(
     return train, tests, topics
 
 
-def make_system(config: Config) -> str:
-    """The system prompt of a run's policy; asks no model but a slotter."""
+def make_system(config: Config, kept: Path | None = None) -> str:
+    """The system prompt of a run's policy: the one that the run has kept, or else that of its config, for which no
+    model is asked but a slotter."""
+    if kept and (kept / SYSTEM).is_file():
+        return (kept / SYSTEM).read_bytes().decode()  # with its line ends
     if (system := read_system(config.dialogue.system)) is not None:
         return system
     embedded = config.dialogue.profiles == 'embedded'

@@ -142,9 +142,9 @@ def test_a_run_that_kept_nothing_is_refused(on_table, tmp_path, damage):
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope='module')
-def statements(tmp_path_factory):
-    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp('stated') / 'pairs.jsonl'
+def say(path):
+    """Statements full of a and full of z, and people who like the ones or the others."""
+    rng = np.random.default_rng(0)
     words = [''.join(rng.choice(list('az'[i % 2] * 6 + 'mn'), 12)) for i in range(24)]
     with path.open('w') as file:
         for person in range(12):
@@ -153,6 +153,11 @@ def statements(tmp_path_factory):
                 record = {'user': f'p{person}', 'chosen': words[chosen], 'rejected': words[rejected]}
                 file.write(json.dumps(record) + '\n')
     return path
+
+
+@pytest.fixture(scope='module')
+def statements(tmp_path_factory):
+    return say(tmp_path_factory.mktemp('stated') / 'pairs.jsonl')
 
 
 def on_texts(path, **changes):
