@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -32,12 +33,18 @@ from pal_jax.recipes.recipe import (
     Host,
     Policy,
     Recipe,
+    keeping,
     make_policy,
     stage_before,
 )
 from pal_jax.runtime import sharding
+from pal_jax.runtime.checkpoint import KEPT
+from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.processes import exchange
 from pal_jax.types import Choice, History, Metrics
+
+UNITS = 'latent.json'
 
 
 def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[str, Sequence[History]]) -> Recipe:
@@ -99,7 +106,8 @@ def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(new))
     stages = {'every': config.eval.every, 'base': config.eval.base}
     stage = functools.partial(stage_before, warmup=0, steps=settings.passes, **stages)
-    return Recipe(settings.passes, abstract, init, step, stage, evaluate, shown=('accuracy', 'reward'))
+    keep, shown = keeping(reward_model=policy), ('accuracy', 'reward')
+    return Recipe(settings.passes, abstract, init, step, stage, evaluate, shown=shown, keep=keep)
 
 
 def check(people: Sequence[History]) -> None:
@@ -137,11 +145,29 @@ def make_vectors(policy: Policy, ctx: Context, train: Sequence[History], everyon
     with ctx.phase('read'):
         shape = len(numbers), policy.cfg.width
         table = np.asarray(states.stored(ctx.workdir / 'states', tuple(numbers), settings, compute, shape))
-    own = table[: len(learnt)]
-    table = (table - own.mean(axis=0)) / np.maximum(own.std(axis=0), 1e-6)
+    mean, spread = units(ctx, table[: len(learnt)])
+    table = (table - mean) / spread
 
     def vectors(choices: Sequence[Sequence[Choice]]) -> np.ndarray:
         rows = [[numbers[each] for each in sides(own)] for own in choices]
         return table[np.array(rows)].reshape(len(choices), -1, 2, table.shape[1])
 
     return vectors
+
+
+def units(ctx: Context, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread `[D]` of the states of those to learn from, as they were when the run began.
+
+    Raises:
+      ValueError: a run that goes on has not kept them.
+    """
+    path = (ctx.kept or ctx.workdir / KEPT) / UNITS
+    if ctx.kept is None and jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        spread = np.maximum(own.std(axis=0), 1e-6)
+        write_whole(path, json.dumps({'mean': own.mean(axis=0).tolist(), 'spread': spread.tolist()}) + '\n')
+    exchange('units')
+    if not path.is_file():
+        raise ValueError(f'{path} is missing: the run is of an earlier version; train it again in another --workdir')
+    said = json.loads(path.read_text(encoding='utf-8'))
+    return np.array(said['mean'], np.float32), np.array(said['spread'], np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pal_jax.models import hf, sources
-from pal_jax.recipes import pal_reward, rlpa, sft
+from pal_jax.recipes import pal_reward, plus_latent, rlpa, sft
 from pal_jax.recipes.recipe import Context, keeping, load_trained, make_policy, open_run
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
@@ -122,3 +122,14 @@ def test_a_chat_with_a_run_of_rlpa_reads_no_people(home):
     assert 'pet' in before.system and 'job' in before.system
     people.unlink()
     assert chat_preset('orbax:run') == before
+
+
+def test_the_units_of_latent_vectors_stay_those_of_the_first_machine(tmp_path):
+    rng = np.random.default_rng(0)
+    states = rng.normal(2.0, 3.0, (20, 4)).astype(np.float32)
+    first = plus_latent.units(ONE._replace(workdir=tmp_path), states)
+    again = plus_latent.units(ONE.of(tmp_path), states + 0.1)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    np.testing.assert_allclose(first, (states.mean(axis=0), states.std(axis=0)), rtol=1e-5)
+    with pytest.raises(ValueError, match=r'latent\.json is missing'):
+        plus_latent.units(ONE.of(tmp_path / 'other'), states)
