@@ -29,6 +29,7 @@ from absl import flags
 from rich.table import Table
 
 from pal_jax import cli
+from pal_jax.data import inputs
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder
 from pal_jax.decode.requests import Request
@@ -102,11 +103,16 @@ def evaluate_sources(config: Config, names: Sequence[str]) -> dict[str, Evaluati
     """The record and the dialogues of each policy; all of them meet the same people, users and judges.
 
     Raises:
+      ValueError: a run has trained on another file of people by the same name.
       ValueError, RuntimeError: a source that cannot be had.
     """
     world, evaluations = make_world(config), {}
     rounds = config.eval.rounds or rounds_of(config.dialogue)
     opened = {name: config.policy.source if name in BASELINES else name for name in dict.fromkeys(names)}
+    people = {key: each for key, each in inputs.look(config.to_dict()).items() if key.startswith('dialogue.')}
+    for kind, _, run in (source.partition(':') for source in opened.values()):
+        if kind == 'orbax':  # of a file of people that has changed, it may have trained on those to evaluate with
+            inputs.check_shared(people, Path(run))
     for source in dict.fromkeys(opened.values()):
         decoder, tokenizer = open_decoder(config, source)
         for name in (each for each in opened if opened[each] == source):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from pal_jax.data import choices, votes
 from pal_jax.runtime import processes
-from pal_jax.runtime.checkpoint import CONFIG, FOLDER, flatten, kept_in
+from pal_jax.runtime.checkpoint import CONFIG, FOLDER, KEPT, flatten, kept_in
 from pal_jax.runtime.files import write_whole
 
 FILE = 'inputs.json'
@@ -174,6 +174,17 @@ def compare(now: Inputs, workdir: Path, log: Callable[[str], None] = print) -> N
         log(f'{folder / FILE} is missing, so it is not known whether the files that {workdir} reads have changed')
         return
     check(before, now, workdir)
+
+
+def check_shared(now: Inputs, run: Path) -> None:
+    """Compares what is read now with what another run, in whose folder it is not, read by the same names when it began.
+
+    Raises:
+      ValueError: see `check`.
+    """
+    began = load(run / KEPT) or {}
+    shared = [key for key, then in began.items() if key in now and now[key].value == then.value]
+    check({key: began[key] for key in shared}, {key: now[key] for key in shared}, run)
 
 
 def check(before: Inputs, now: Inputs, run: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pal_jax.data import chats
+from pal_jax.data import chats, inputs
 from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.feedback import annotators, preferences
@@ -190,8 +190,10 @@ def check_finished(folder: Path) -> None:
 
 
 def check_trained(folder: Path, config: Config) -> None:
-    """Raises ValueError where a stage has not come to its end, or has trained adapters of another base or kind."""
+    """Raises ValueError where a stage is not finished, has trained adapters of another base or kind, or has read
+    other preferences or prompts by the same name."""
     check_finished(folder)
+    inputs.check_shared(inputs.look(config.to_dict()), folder)
     theirs, ours = (each.policy.to_dict() for each in (read_config(str(folder)), config))
     for key in ('source', 'lora'):
         if theirs[key] != ours[key]:

@@ -118,6 +118,16 @@ def test_a_run_that_begins_or_is_of_an_earlier_version_is_not_compared(begun, ca
         watch(tmp_path, config)
 
 
+def test_another_run_is_compared_by_what_both_read_by_the_same_name(begun):
+    tmp_path, config, now = begun
+    (tmp_path / 'other.jsonl').write_text('other')
+    inputs.check_shared(inputs.look({'data': {'train': str(tmp_path / 'other.jsonl')}}), tmp_path / 'run')
+    (tmp_path / 'pairs.jsonl').write_text('other')
+    with pytest.raises(ValueError, match=r'data\.train=.*pairs\.jsonl has other content'):
+        inputs.check_shared(inputs.look({'data': config['data']}), tmp_path / 'run')
+    inputs.check_shared(now, tmp_path / 'base')
+
+
 def test_a_large_file_is_told_by_its_size_and_blocks(tmp_path):
     path, sizes = tmp_path / 'large.npy', []
     for change in (None, 0, inputs.WHOLE, inputs.WHOLE + 1):
