@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.data.comparisons import Comparisons, Lookup
+from pal_jax.data.comparisons import Comparisons, Lookup, alike, row_keys
 from pal_jax.data.records import identity
 from pal_jax.runtime import files
 from pal_jax.runtime.outputs import whole_folder
@@ -74,7 +74,7 @@ def load(folder: str | Path) -> Comparisons:
         raise ValueError(f'{folder} holds no pairs')
     for start in range(0, len(items), CHUNK):
         _refuse(~np.isfinite(items[start : start + CHUNK]).all(axis=1), start, folder / 'items.npy', 'is not finite')
-    people = 0
+    people, keys = 0, row_keys(items)
     for start in range(0, len(users), CHUNK):
         who, near, far = (np.asarray(column[start : start + CHUNK]) for column in (users, chosen, rejected))
         _refuse(who < 0, start, folder / 'users.npy', 'is no number of a user')
@@ -82,6 +82,8 @@ def load(folder: str | Path) -> Comparisons:
             place = folder / f'{name}.npy'
             _refuse((numbers < 0) | (numbers >= len(items)), start, place, f'is none of the {len(items)} items')
         _refuse(np.equal(near, far), start, folder / 'rejected.npy', 'is the chosen item; delete the pair')
+        same = alike(items, keys, near, far)
+        _refuse(same, start, folder / 'rejected.npy', 'has the same numbers as the chosen item; delete the pair')
         people = max(people, int(who.max()) + 1)
     return Comparisons(
         users=users,

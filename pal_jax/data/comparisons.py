@@ -103,9 +103,38 @@ def in_units(items: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def standardized(data: Comparisons, scale: np.ndarray | None = None) -> Comparisons:
-    """Each attribute in units of its standard deviation, or of a scale that is given."""
+    """Each attribute in units of its standard deviation, or of a scale that is given.
+
+    Raises:
+      ValueError: nothing tells two items apart in these units, as float32 has them.
+    """
     scale = scales(data) if scale is None else scale
-    return data._replace(chosen=in_units(data.chosen[:], scale), rejected=in_units(data.rejected[:], scale))
+    chosen, rejected = (in_units(side[:], scale) for side in (data.chosen, data.rejected))
+    if (same := (chosen == rejected).all(axis=1)).any():
+        pair = int(same.argmax())
+        raise ValueError(
+            f'pair {pair + 1}, of user {data.names[data.users[pair]]!r}: the items {data.chosen[pair].tolist()} and '
+            f'{data.rejected[pair].tolist()} are the same in units of standard deviations in float32; subtract from '
+            'each attribute what all items have in common, or delete the row'
+        )
+    return data._replace(chosen=chosen, rejected=rejected)
+
+
+def row_keys(table: np.ndarray) -> np.ndarray:
+    """A number for each row `[S, H]` of float32: the same for rows of the same values, and hardly ever for others. The
+    table, which may lie on disk, is read a chunk at a time."""
+    factors = np.random.default_rng(0).integers(1, 2**63, table.shape[1], np.uint64, endpoint=True)
+    chunk = max((1 << 22) // max(table.shape[1], 1), 1)
+    parts = (np.asarray(table[s : s + chunk]) + np.float32(0) for s in range(0, len(table), chunk))  # -0 is 0
+    return np.concatenate([np.sum(part.view(np.uint32) * factors, axis=1, dtype=np.uint64) for part in parts])
+
+
+def alike(table: np.ndarray, keys: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Whether the rows of a table at `one` and at `two` have the same values; `keys` are its `row_keys`."""
+    found = keys[one] == keys[two]
+    at = np.flatnonzero(found)
+    found[at] = (table[one[at]] == table[two[at]]).all(axis=1)
+    return found
 
 
 def split(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:

@@ -23,7 +23,7 @@ import numpy as np
 
 from pal_jax.data import records
 from pal_jax.data.columns import read_arrays
-from pal_jax.data.comparisons import Comparisons, Lookup
+from pal_jax.data.comparisons import Comparisons, Lookup, alike, row_keys
 from pal_jax.data.records import TextChoice, identity, rows
 from pal_jax.runtime import files
 
@@ -344,7 +344,7 @@ def pictures(path: str | Path) -> Comparisons:
     ):  # fmt: skip
         if (wrong := (numbers < 0) | (numbers >= size)).any():
             raise ValueError(f'{path}: {name}, row {wrong.argmax()} is {numbers[wrong.argmax()]}, there are {size}')
-    if (same := chosen == rejected).any():
+    if (same := alike(images, row_keys(images), chosen, rejected)).any():
         raise ValueError(f'{path}: row {same.argmax()} has one image twice, so the choice says nothing; delete it')
     return Comparisons(
         users=users, situations=np.arange(len(users)), chosen=Lookup(images, chosen), rejected=Lookup(images, rejected),

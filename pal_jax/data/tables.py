@@ -21,6 +21,7 @@ from pal_jax.data.comparisons import Comparisons, from_pairs
 from pal_jax.runtime import files
 from pal_jax.types import PreferencePair
 
+LARGEST = float(np.finfo(np.float32).max)
 FORMS = (
     'user, situation, chosen and attributes (a row an option), or user, choice, left_<attribute> and '
     'right_<attribute> (a row a pair)'
@@ -44,7 +45,14 @@ def load(path: str | Path) -> Comparisons:
     if not rows:
         raise ValueError(f'{path} holds no choices')
     _, attributes, first = rows[0]
-    return from_pairs([_checked(pair, place, first) for place, _, pair in rows], attributes)
+    data = from_pairs([_checked(pair, place, first) for place, _, pair in rows], attributes)
+    if (same := (data.chosen[:] == data.rejected[:]).all(axis=1)).any():
+        place, _, pair = rows[int(same.argmax())]
+        raise ValueError(
+            f'{place}: the items {list(pair.chosen)} and {list(pair.rejected)} are the same in float32, so the choice '
+            'says nothing; subtract what all items have in common, or delete the row'
+        )
+    return data
 
 
 def _checked(pair: PreferencePair, place: str, first: PreferencePair) -> PreferencePair:

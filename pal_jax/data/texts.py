@@ -187,9 +187,14 @@ def in_words(said: Any) -> str:
 
 
 def from_votes(votes: Votes, tokenizer: Tokenizer, *, template: str, most: int, seed: int) -> TextPairs:
-    """Of each person up to `most` pairs of a statement agreed with and one disagreed with, at random."""
-    users, chosen, rejected = draw_pairs(votes, most=most, seed=seed)
+    """Of each person up to `most` pairs of a statement agreed with and one disagreed with, at random. Statements that
+    are the same as tokens have one number, and make no pair."""
     said = tuple(to_text(tokenizer, template.format(text)) for text in votes.texts)
+    first = {text: s for s, text in reversed([*enumerate(said)])}
+    number = np.array([first[text] for text in said], np.int32)
+    users, *sides = draw_pairs(votes, most=most, seed=seed)
+    chosen, rejected = (number[side] for side in sides)
+    users, chosen, rejected = (column[chosen != rejected] for column in (users, chosen, rejected))
     return TextPairs(users, chosen, rejected, None, said, votes.texts, votes.names, votes.groups)
 
 

@@ -11,6 +11,7 @@ Principal axes have arbitrary signs and depend on the machine that computes them
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +63,11 @@ class Kept(NamedTuple):
 
 
 def of(config: Config, data: Comparisons, text: TextData | None = None) -> Kept:
-    """What a run on these pairs keeps; `text` is where they come from, where they are of texts."""
+    """What a run on these pairs keeps; `text` is where they come from, where they are of texts. Raises ValueError where
+    two users have one name."""
+    if len(set(data.names)) < len(data.names):
+        name = next(name for name, count in Counter(data.names).items() if count > 1)
+        raise ValueError(f'data={config.data!r} has two users called {name!r}; give each a name of their own')
     scale = comparisons.scales(data) if config.standardize else np.ones(data.chosen.shape[1])
     groups = 0 if data.groups is None else int(data.groups.max()) + 1
     if text is None:

@@ -215,12 +215,13 @@ def item_vectors(run: TrainedPAL, items: ArrayLike, prompts: ArrayLike | None = 
       ValueError: an item has other attributes than those of the run, or a number that is not finite.
     """
     table = np.asarray(items, np.float64)
-    if table.ndim != 2 or table.shape[1] != run.kept.width or not np.isfinite(table).all():
+    fits = table.ndim == 2 and table.shape[1] == run.kept.width
+    if not fits or not np.isfinite(vectors := run.kept.in_units(table)).all():
         raise ValueError(
             f'items of shape {table.shape} are not of finite numbers for the {run.kept.width} attributes of '
             f'{run.workdir} ({", ".join(run.kept.attributes[:8])}); give [B, {run.kept.width}]'
         )
-    return run.kept.in_units(table), None if prompts is None else np.asarray(prompts, np.float32)
+    return vectors, None if prompts is None else np.asarray(prompts, np.float32)
 
 
 def reply_vectors(

@@ -100,6 +100,34 @@ def test_standardized_attributes_have_the_same_spread_and_the_same_order():
     assert (np.sign(scaled.chosen - scaled.rejected) == np.sign(data.chosen - data.rejected)).all()
 
 
+@pytest.mark.parametrize('value', [0.1, 1e9, 1e-30, 0.0])
+def test_an_attribute_that_is_always_the_same_is_left_as_it_is(value):
+    rng = np.random.default_rng(0)
+    sides = rng.normal(size=(2, 999, 2)).astype(np.float32)
+    sides[..., 1] = value
+    data = panel()._replace(chosen=sides[0], rejected=sides[1])
+    assert comparisons.scales(data)[1] == 1.0
+    assert (comparisons.standardized(data, comparisons.scales(data)).items[:, 1] == np.float32(value)).all()
+
+
+@pytest.mark.parametrize('factor', [1e-30, 1e38])
+def test_units_of_any_size_give_the_same_items(factor):
+    data = panel()
+    wide = data._replace(chosen=data.chosen * np.float32(factor), rejected=data.rejected * np.float32(factor))
+    found, expected = comparisons.standardized(wide), comparisons.standardized(data)
+    np.testing.assert_allclose(found.items, expected.items, rtol=1e-4, atol=1e-5)
+
+
+def test_items_that_no_unit_tells_apart_are_refused_with_their_user():
+    step = np.spacing(np.float32(1.9))
+    sides = np.array([[[1.9], [5.0]], [[1.9 + step], [9e6]]], np.float32)
+    data = panel()._replace(chosen=sides[0], rejected=sides[1], users=np.array([1, 0]))
+    together = comparisons.in_units(sides[:, 0, 0], np.array([1.01])), comparisons.in_units(sides[:, 0, 0], np.ones(1))
+    assert together[0][0] == together[0][1] and together[1][0] != together[1][1]
+    with pytest.raises(ValueError, match=rf'pair 1, of user {data.names[1]!r}: the items'):
+        comparisons.standardized(data, np.array([1.01]))
+
+
 def written(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text)
@@ -156,6 +184,22 @@ PAIRS = 'user,choice,left_x,right_x\n'
             'a.jsonl',
             GOOD + '{"user": "a", "chosen": {"x": 1}, "rejected": {"y": 1}}',
             'line 2: expected the attributes x',
+        ),
+        (
+            'a.jsonl',
+            GOOD + '{"user": "a", "chosen": [16777216, 1], "rejected": [16777217, 1]}',
+            'line 2: the items [16777216.0, 1.0] and [16777217.0, 1.0] are the same in float32',
+        ),
+        ('a.csv', PAIRS + 'a,left,1,2\na,left,1e-300,0\n', 'row 3: the items [1e-300] and [0.0] are the same'),
+        (
+            'a.csv',
+            PAIRS + 'a,left,1,2\na,left,1e39,2e39\n',
+            'row 3: chosen holds a number that is not finite in float32',
+        ),
+        (
+            'a.csv',
+            'user,situation,chosen,x\na,1,1,16777216\na,1,0,16777217\n',
+            'row 2: the items [16777216.0] and [16777217.0] are the same in float32',
         ),
         ('a.jsonl', '', 'holds no choices'),
         ('a.csv', PAIRS + 'a,left,1,2\na,both,1,2\n', "row 3: choice is 'both'; give left or right"),

@@ -45,6 +45,8 @@ def test_parts_that_do_not_add_up_are_refused(tmp_path, count):
     [
         ({'chosen': np.array([0, 6, 4], np.int32)}, r'chosen.npy, row 1 is none of the 6 items'),
         ({'rejected': np.array([1, 3, 4], np.int32)}, r'rejected.npy, row 2 is the chosen item'),
+        ({'items': np.where(ITEMS > 9, ITEMS - 2, ITEMS)}, r'rejected.npy, row 2 has the same numbers as the chosen'),
+        ({'items': ITEMS * np.array([[-0.0], [0.0]] * 3, np.float32)}, r'rejected.npy, row 0 has the same numbers'),
         ({'users': np.array([0, -1, 2], np.int32)}, r'users.npy, row 1 is no number of a user'),
         ({'users': np.array([0, 1], np.int32)}, 'there are 2 users, 3 chosen, 3 rejected items'),
         ({'users': np.array([0, 1, 2])}, 'users.npy has 1 axes of int64; give 1 of int32'),

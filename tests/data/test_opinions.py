@@ -228,6 +228,7 @@ def test_pictures_are_vectors_with_prompts(tmp_path):
     for wrong, message in (
         ({'chosen': [0, 9, 4]}, 'chosen, row 1 is 9, there are 6'),
         ({'rejected': [0, 3, 5]}, 'row 0 has one image twice'),
+        ({'images': np.where(np.arange(6)[:, None] == 3, images[2], images)}, 'row 1 has one image twice'),
         ({'images': np.where(images == images[3, 1], np.inf, images)}, 'images, row 3 is not finite'),
     ):
         np.savez(path, **{'images': images, 'prompts': prompts, **columns, **wrong})

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pal_jax.data import comparisons, votes
-from pal_jax.data.texts import Text, TextPairs
+from pal_jax.data.texts import Text, TextPairs, from_votes
+from pal_jax.data.tokenizer import byte_tokenizer
 
 POLIS = Path(__file__).parents[3] / 'shared' / 'data' / 'polis_open'
 
@@ -81,6 +82,17 @@ def made_up(people=40, items=30, seed=0):
     said = tuple(Text((i,)) for i in range(items))
     pairs = TextPairs(users, chosen, rejected, None, said, found.texts, found.names, found.groups)
     return pairs.in_states(rng.normal(size=(items, 4)).astype(np.float32))
+
+
+def test_two_statements_of_one_text_are_one(tmp_path):
+    found = votes.Votes(
+        np.array([0, 0, 0]), np.array([0, 1, 2]), np.array([True, False, False]), ('ana',), ('yes', 'yes', 'no'),
+        np.array([-1]),
+    )  # fmt: skip
+    pairs = from_votes(found, byte_tokenizer(), template='{}', most=9, seed=0)
+    assert [pairs.words[s] for s in (*pairs.chosen, *pairs.rejected)] == ['yes', 'no']
+    later = found._replace(agree=np.array([False, True, False]))
+    assert from_votes(later, byte_tokenizer(), template='{}', most=9, seed=0).chosen.tolist() == [0]
 
 
 def test_statements_of_the_test_are_new_and_so_are_the_new_people():

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from pal_jax.data import columns
 from pal_jax.models.states import Frame
 from pal_jax.recipes import pal, pal_kept, pal_large, pal_reward
 from pal_jax.recipes.recipe import Context
@@ -111,7 +112,7 @@ def test_units_are_those_of_the_data_it_learnt_from(on_table):
     np.testing.assert_allclose(vectors, ITEMS / np.std(sides, axis=0), rtol=1e-6)
 
 
-@pytest.mark.parametrize('items', [[[1.0]], [1.0, 2.0], [[np.nan, 1.0]]])
+@pytest.mark.parametrize('items', [[[1.0]], [1.0, 2.0], [[np.nan, 1.0]], [[1e300, 1.0]]])
 def test_items_of_another_form_are_refused(on_table, items):
     with pytest.raises(ValueError, match='price, years'):
         pal_reward.load_pal_reward_model(str(on_table[0])).reward(items)
@@ -207,3 +208,10 @@ def test_what_is_kept_is_read_back_bit_by_bit(tmp_path):
     kept = pal_kept.Kept(('ana', 'bo\n', 'ü\x00'), ('x0', 'x1'), rng.normal(size=2), frame, 3, True, True)
     pal_kept.save(tmp_path, kept)
     jax.tree.map(np.testing.assert_array_equal, pal_kept.load(tmp_path)._asdict(), kept._asdict())
+
+
+def test_two_users_of_one_name_are_refused(tmp_path):
+    pairs = np.arange(12) % 4, np.zeros(12, int), np.ones(12, int)
+    columns.write(tmp_path, np.eye(2, dtype=np.float32), [pairs], 12, names=['ana', 'bo', 'ana', 'cy'])
+    with pytest.raises(ValueError, match=r"data='.*' has two users called 'ana'"):
+        pal.make(configs.load('pal', 'large', **{'data': str(tmp_path), 'prototypes': (1, 2)}), ONE)
