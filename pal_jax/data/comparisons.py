@@ -98,8 +98,9 @@ def scales(data: Comparisons) -> np.ndarray:
 
 
 def in_units(items: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Items `[..., H]`, each attribute divided by its scale."""
-    return (items / scale).astype(np.float32)
+    """Items `[..., H]`, each attribute divided by its scale; infinite where float32 does not hold it."""
+    with np.errstate(over='ignore'):
+        return (items / scale).astype(np.float32)
 
 
 def standardized(data: Comparisons, scale: np.ndarray | None = None) -> Comparisons:

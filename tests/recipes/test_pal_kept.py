@@ -214,4 +214,4 @@ def test_two_users_of_one_name_are_refused(tmp_path):
     pairs = np.arange(12) % 4, np.zeros(12, int), np.ones(12, int)
     columns.write(tmp_path, np.eye(2, dtype=np.float32), [pairs], 12, names=['ana', 'bo', 'ana', 'cy'])
     with pytest.raises(ValueError, match=r"data='.*' has two users called 'ana'"):
-        pal.make(configs.load('pal', 'large', **{'data': str(tmp_path), 'prototypes': (1, 2)}), ONE)
+        pal.make(configs.load('pal', 'large', data=str(tmp_path), prototypes=(1, 2)), ONE)
