@@ -162,12 +162,14 @@ def units(ctx: Context, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       ValueError: a run that goes on has not kept them.
     """
     path = (ctx.kept or ctx.workdir / KEPT) / UNITS
-    if ctx.kept is None and jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        spread = np.maximum(own.std(axis=0), 1e-6)
-        write_whole(path, json.dumps({'mean': own.mean(axis=0).tolist(), 'spread': spread.tolist()}) + '\n')
-    exchange('units')
-    if not path.is_file():
+    if ctx.kept is None:
+        found = [own.mean(axis=0).tolist(), np.maximum(own.std(axis=0), 1e-6).tolist()]
+        said = dict(zip(('mean', 'spread'), exchange('units', found)[0], strict=True))
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(said) + '\n')
+    elif path.is_file():
+        said = json.loads(path.read_text(encoding='utf-8'))
+    else:
         raise ValueError(f'{path} is missing: the run is of an earlier version; train it again in another --workdir')
-    said = json.loads(path.read_text(encoding='utf-8'))
     return np.array(said['mean'], np.float32), np.array(said['spread'], np.float32)

@@ -239,6 +239,13 @@ def test_a_persons_reward_says_what_the_pair_rule_says(table, tmp_path):
         pal_reward.load_pal_reward_model(str(tmp_path), user='nobody')
     with pytest.raises(ValueError, match='sum to 1'):
         pal_reward.load_pal_reward_model(str(tmp_path), mix=[0.5, 0.6])
+    before = table.read_text()
+    table.write_text(''.join(sorted(before.splitlines(keepends=True))))
+    flags += [f'--workdir={tmp_path}', '--config.total_steps=5']
+    longer = python('-m', 'pal_jax.train', '--config=configs/pal.py:smoke', *flags)
+    table.write_text(before)
+    assert longer.returncode == 2 and longer.stderr.count('\n') == 1
+    assert f"data='{table}': {table} has other content" in longer.stderr
 
 
 def test_a_synthetic_person_prefers_the_nearer_item():
