@@ -14,8 +14,8 @@ Options:
 
 The same command again resumes, also after SIGTERM or Ctrl-C, which save a checkpoint first; a larger
 --config.total_steps goes on from a finished run. The folder then holds report.html, learning_curve.png, summary.json,
-metrics.jsonl, evals.jsonl, tensorboard/, checkpoints/, export/ (Hugging Face), and by method what was said, such as
-rollouts.jsonl, dialogues.jsonl and exhibits.jsonl.
+metrics.jsonl, evals.jsonl, tensorboard/, checkpoints/, kept/ (docs/pods.md), export/ (Hugging Face), and by method what
+was said, such as rollouts.jsonl, dialogues.jsonl and exhibits.jsonl.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ where it is memory-mapped.
 
     table = stored('runs/states', texts, {'source': ..., 'layers': 20}, compute, shape)      # [S, D]
 
-The file's name is a hash of the texts and of all that `settings` says, so others are computed anew. Weights that change
-under one name are not noticed: delete the file then.
+The file's name is a hash of the texts and of all that `settings` says, so others are computed anew. Of a source that is
+a folder or a file that is what stands in it; of a hub id only the name, so delete the file where that has changed.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pal_jax.models import hf, sources
-from pal_jax.recipes import pal_reward, plus_latent, rlpa, sft
+from pal_jax.recipes import pal_reward, pal_text, plus_latent, rlpa, sft
 from pal_jax.recipes.recipe import Context, keeping, load_trained, make_policy, open_run
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
@@ -41,9 +41,9 @@ def begin(config, workdir, keep):
     keep(workdir / KEPT)
 
 
-@pytest.fixture
-def imitated(home):
-    config = configs.load('sft', 'smoke', **{'policy.source': 'hf:models/tiny'})
+@pytest.fixture(params=[0, 2], ids=['full', 'lora'])
+def imitated(home, request):
+    config = configs.load('sft', 'smoke', **{'policy.source': 'hf:models/tiny', 'policy.lora.rank': request.param})
     policy = make_policy(config, ONE)
     learner = sft.make_learner(config, policy.cfg, ONE)
     begin(config, home / 'run', keeping(policy=policy))
@@ -90,6 +90,17 @@ def test_a_relative_source_is_found_from_another_folder(read, tmp_path, monkeypa
     np.testing.assert_array_equal(before, again)
 
 
+def test_states_are_of_the_weights_that_stand_in_the_source(read):
+    config, tables = on_texts(read / 'pairs.jsonl', **{'text.source': 'hf:models/tiny', 'text.folder': 'states'}), []
+    for seed in (0, 1, 0):
+        tiny = sources.resolve('random:tiny', seed=seed)
+        hf.save(tiny.load(), tiny.config, tiny.tokenizer(), 'models/tiny')
+        found = pal_text.read(config, ONE, pal_text.open_decoder(config, ONE))
+        tables.append(np.array(found.items.chosen.table))
+    np.testing.assert_array_equal(tables[0], tables[2])
+    assert np.abs(tables[0] - tables[1]).max() > 0.1
+
+
 @pytest.mark.parametrize('change', ['gone', 'changed'])
 def test_a_source_that_is_gone_or_another_is_named(read, tmp_path, monkeypatch, change):
     if change == 'gone':
@@ -103,9 +114,11 @@ def test_a_source_that_is_gone_or_another_is_named(read, tmp_path, monkeypatch, 
         pal_reward.open_pal('home/run')
 
 
-def test_a_hub_id_is_not_taken_for_a_folder_of_its_name(imitated):
+def test_a_hub_id_is_not_taken_for_a_folder_of_its_name(home):
+    tiny = sources.resolve('random:tiny')
+    sources.keep(home / 'run' / KEPT / 'policy', tiny, tiny.tokenizer())
     config = configs.load('sft', 'smoke', **{'policy.source': 'hf:me/tiny'})
-    (imitated / 'run' / KEPT / 'inputs.json').write_text('{}')
+    (home / 'run' / KEPT / 'inputs.json').write_text('{}')
     source = make_policy(config, ONE.of('run')).source
     shutil.copytree('models/tiny', 'me/tiny')
     with pytest.raises(ValueError, match=r"policy\.source='hf:me/tiny' was no folder"):
