@@ -110,14 +110,9 @@ def read(config: Config, ctx: Context, decoder: Decoder, frame: Frame | None = N
     def compute() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return states.hidden_states(load(decoder, ctx), decoder.cfg, ctx.mesh, pairs.texts, pool=pool)
 
-    settings: dict[str, Any] = {
-        'source': text.source,
-        'layers': decoder.cfg.layers,
-        'pool': pool,
-        'dtype': decoder.cfg.dtype,
-    }
+    settings = {'source': text.source, 'layers': decoder.cfg.layers, 'pool': pool, 'dtype': decoder.cfg.dtype}
     if place := inputs.path_of(text.source):  # other weights under one name make other states
-        settings['files'] = inputs.hashes(place)
+        settings |= inputs.hashes(place)
     rows = int(lengths.sum()) if text.span else len(pairs.texts)
     table = states.stored(text.folder, pairs.texts, settings, compute, (rows, decoder.cfg.width))
     ends = starts + lengths - 1
