@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from fnmatch import fnmatch
+from os.path import exists  # of a text that is too long for a path, too
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ KEYS = (  # of a config, whose values name files, if they may not change while a
     'rl.person', '*.source',
 )  # fmt: skip
 MADE = {'oracle', 'recall', 'pets', 'embedded', 'rule', *choices.TABLES}  # names of what is made here, and of no file
+ELSEWHERE = 'random:', 'gguf:package:', 'tfds:', 'endpoint:'
 WHOLE, BLOCKS, BLOCK = 1 << 28, 64, 1 << 16
 
 
@@ -60,12 +62,14 @@ def look(config: dict[str, Any]) -> Inputs:
 
 def path_of(value: Any) -> Path | None:
     """The path that a value is, by itself or behind `kind:`, as in jester:<folder>; None where nothing is there."""
-    return Path(ending) if isinstance(value, str) and (ending := _ending(value)) else None
+    if not isinstance(value, str) or value in MADE or value.startswith(ELSEWHERE):
+        return None
+    return Path(ending) if (ending := _ending(value)) else None
 
 
 def _ending(value: str) -> str:
-    while value and (value in MADE or not (Path(value).exists() or _votes(Path(value)))):
-        value = '' if value in MADE else value.partition(':')[2]
+    while value and not (exists(value) or any(exists(f'{value}{part}') for part in votes.PARTS)):
+        value = value.partition(':')[2]
     return value
 
 

