@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from pal_jax.data import inputs
@@ -87,18 +87,43 @@ def _together(main: Callable[[], int | None]) -> int | None:
 def _parse(argv: Sequence[str]) -> None:
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # a config file is a program, which may raise anything
+        _of_config_file(argv, error)
+        if not isinstance(error, flags.Error | AttributeError | KeyError | ValueError | TypeError):
+            raise
         raise Fault(_one_line(error)) from None
     if rest[1:]:
         raise Fault(f'unexpected argument {rest[1]!r}; every option is written --name=value')
 
 
+def _of_config_file(argv: Sequence[str], error: Exception) -> None:
+    """Raises Fault where the error is of the config file itself: with the line, or where it defines no get_config."""
+    given = next((arg.partition('=')[2] for arg in argv if re.match(r'--?config=', arg)), '')
+    path = Path(given.partition(':')[0])
+    if not path.is_file():
+        return
+    if isinstance(error, AttributeError) and error.name == 'get_config':
+        raise Fault(f'{path} must define get_config() in Python, as configs/rlpa.py does') from None
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
+    if isinstance(error, SyntaxError) and (
+        error.filename is None or Path(error.filename).absolute() == path.absolute()
+    ):
+        lines = [error.lineno or 1]
+    if lines and not isinstance(error, ValueError):  # which is how a config file says what is wrong with its variant
+        kind = type(error).__name__
+        raise Fault(f'{path}, line {lines[-1]}: {kind}, {_one_line(error)}; mend the config file') from None
+
+
 def _find_config() -> None:
-    if CONFIG.value is None:
+    given = flags.FLAGS['config']
+    if CONFIG.value is None and not given.present:
         raise Fault('no configuration; give one, such as --config=configs/rlpa.py')
-    path = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')[0]
+    path = config_flags.get_config_filename(given).partition(':')[0]
     if not Path(path).is_file():
         raise Fault(f'there is no configuration file {path}; see configs/')
+    if not isinstance(CONFIG.value, ConfigDict) or 'recipe' not in CONFIG.value:
+        raise Fault(f'{path}: get_config() must return an ml_collections.ConfigDict that has a recipe; see configs/')
 
 
 def _expand(config: Config) -> None:

@@ -46,6 +46,7 @@ MAY_CHANGE = (
     'reward.max_failed', 'answers', 'endpoints.*.address', 'endpoints.*.key_env', 'endpoints.*.concurrency',
     'endpoints.*.timeout', 'endpoints.*.retries', 'endpoints.*_price',
 )  # fmt: skip
+FOLDED = "The model's chat template takes no system prompt: it stands at the head of the first user message."
 OF_STAGES = 'data.train', 'data.test'  # which lie in the folder of the run, wherever that has been moved to
 
 Show = Callable[[Iterable[Mapping[str, Any]]], None]
@@ -189,7 +190,10 @@ def finish(config: Config, workdir: Path, recipe: Recipe, state, progress: Progr
     if config.export and recipe.trained:
         write_exports(recipe.trained.exports(state), lambda name: workdir / name)
     if jax.process_index() == 0:
-        summarize(workdir, {'config': config.to_dict(), 'finished': time.strftime('%Y-%m-%d %H:%M:%S')})
+        folds = recipe.trained is not None and recipe.trained.tokenizer.folds_system
+        notes = {'notes': [FOLDED]} if folds else {}
+        finished = time.strftime('%Y-%m-%d %H:%M:%S')
+        summarize(workdir, {'config': config.to_dict(), 'finished': finished, **notes})
         report.write_report(workdir)
         progress.log(f'report: {workdir / report.REPORT}')
 

@@ -58,8 +58,13 @@ def to_imitate(record: Any, tokenizer: Tokenizer) -> Example:
     if 'messages' in record:
         messages = _messages(record, 'messages')
         first = next((i for i, message in enumerate(messages) if message['role'] == 'assistant'), None)
-        if not first:
-            raise ValueError("'messages' has no assistant message after another; nothing in it can be learnt")
+        if first is None:
+            raise ValueError("'messages' has no assistant message; nothing in it can be learnt")
+        if first == 0:
+            raise ValueError(
+                "messages[0] is the assistant's, and what is learnt answers something; put a system or user message "
+                'before it, or delete it'
+            )
         return _chat(tokenizer, messages[:first], messages[first:])
     return _example(tokenizer, record, 'completion')
 

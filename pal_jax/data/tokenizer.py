@@ -7,7 +7,9 @@ with the `tokenizers` library. `AutoTokenizer` imports torch where it finds it, 
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
 from transformers import PreTrainedTokenizerFast
+
+from pal_jax.runtime import files
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -30,6 +34,12 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+FILES = (
+    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'chat_template.json',
+    'chat_template.jinja',
+)  # fmt: skip
+PROBE = 'Heed these words.'  # a system prompt that shows whether a template takes any
+STEPS = 1_000_000  # lines of a template's program that a short conversation takes; real ones take hundreds
 
 
 class Tokenizer:
@@ -47,8 +57,18 @@ class Tokenizer:
         self.pad_id = fast.get_vocab().get(str(fast.pad_token), self.stop_ids[0])
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text` and nothing around them. Special tokens written out in `text` are recognised."""
-        return self.fast.encode(text, add_special_tokens=False)
+        """Token ids of `text` and nothing around them. Special tokens written out in `text` are recognised.
+
+        Raises:
+          ValueError: the text holds half a surrogate pair.
+        """
+        try:
+            return self.fast.encode(text, add_special_tokens=False)
+        except TypeError:  # what the library makes of a str that is no UTF-8
+            half = next((character for character in text if '\ud800' <= character <= '\udfff'), '')
+            if not half:
+                raise
+            raise ValueError(f'a text holds half of a surrogate pair, \\u{ord(half):04x}; delete it') from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens included."""
@@ -69,17 +89,66 @@ class Tokenizer:
 
         Special tokens written out in a message are left out: a user who types `<|im_end|>` ends no turn.
 
+        A system prompt that the template does not take (`folds_system`) stands at the head of the first user message.
+
         Raises:
-          ValueError: the tokenizer has no chat template.
+          ValueError: the tokenizer has no chat template, it refuses the conversation, or a text holds half a surrogate
+            pair.
         """
         if not self.fast.chat_template:
             raise ValueError('the tokenizer has no chat template; use an instruct model or add chat_template.jinja')
-        text = self.fast.apply_chat_template(
-            [{**message, 'content': self._defused(message['content'])} for message in messages],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-        return self.encode(str(text))
+        return self.encode(self._rendered(folded(messages) if self.folds_system else messages, add_generation_prompt))
+
+    @functools.cached_property
+    def folds_system(self) -> bool:
+        """Whether there is a chat template that takes no system prompt: it refuses one (Gemma 2) or leaves it out.
+
+        Raises:
+          ValueError: the template does not end.
+        """
+        if not self.fast.chat_template:
+            return False
+        said = {'role': 'system', 'content': PROBE}, {'role': 'user', 'content': 'Hello'}
+        with_system, without = map(self._tried, (said, said[1:]))
+        return without is not None and PROBE not in (with_system or '')
+
+    def _tried(self, messages: Sequence[Message]) -> str | None:
+        """The conversation in the template; None where it is refused. Its steps are counted, which takes many times as
+        long. Raises ValueError where it does not end."""
+        left = STEPS
+
+        def count(frame: Any, event: str, arg: Any) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename != '<template>':  # as jinja2 calls the program that it makes of one
+                return None
+            left -= 1
+            if left < 0:
+                raise Endless
+            return count
+
+        before = sys.gettrace()
+        sys.settrace(count)
+        try:
+            return self._rendered(messages, add_generation_prompt=True)
+        except ValueError:
+            return None
+        except Endless:
+            raise ValueError(f"the model's chat template does not end within {STEPS} steps; mend it") from None
+        finally:
+            sys.settrace(before)
+
+    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        said = [{**message, 'content': self._defused(message['content'])} for message in messages]
+        try:
+            text = self.fast.apply_chat_template(said, tokenize=False, add_generation_prompt=add_generation_prompt)
+        except Exception as error:  # a template is a program that comes with the model, and may raise anything
+            roles = [message['role'] for message in said]
+            roles = ', '.join(roles if len(roles) <= 8 else [*roles[:7], f'... ({len(roles)} messages)'])
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"the model's chat template refuses messages of {roles or 'nobody'}: {reason}; mend either"
+            ) from None
+        return str(text)
 
     def padding_apart(self) -> Tokenizer:
         """The same with a padding token that ends nothing. transformers' classifiers read the last token that is not
@@ -117,6 +186,23 @@ class Tokenizer:
         return str(text)
 
 
+class Endless(BaseException):
+    """A template took too many steps. It is no Exception, so that nothing takes it for one of the template's own."""
+
+
+def folded(messages: Sequence[Message]) -> list[Message]:
+    """The conversation without system messages at its head: what they say stands at the head of the first user message,
+    an empty line between, or is one by itself where somebody else goes on."""
+    first = next((i for i, message in enumerate(messages) if message['role'] != 'system'), len(messages))
+    system = '\n\n'.join(message['content'] for message in messages[:first] if message['content'])
+    rest = list(messages[first:])
+    if not system:
+        return rest
+    if rest and rest[0]['role'] == 'user':
+        return [{**rest[0], 'content': f'{system}\n\n{rest[0]["content"]}'}, *rest[1:]]
+    return [{'role': 'user', 'content': system}, *rest]
+
+
 def _stop_ids(fast: PreTrainedTokenizerFast) -> tuple[int, ...]:
     vocab = fast.get_vocab()
     special = {str(token) for token in fast.added_tokens_decoder.values() if token.special}  # Gemma has HTML's </s>
@@ -130,11 +216,19 @@ def from_folder(folder: str | Path) -> Tokenizer:
     """The tokenizer of a Hugging Face model folder (or hub id).
 
     Raises:
-      ValueError: the folder has no tokenizer.json.
+      ValueError: the folder has no tokenizer.json, or a file of the tokenizer cannot be read.
     """
     if Path(folder).is_dir() and not (Path(folder) / 'tokenizer.json').exists():
         raise ValueError(f'no tokenizer.json in {folder}; save the tokenizer there with transformers first')
-    return Tokenizer(PreTrainedTokenizerFast.from_pretrained(str(folder)))
+    try:
+        fast = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    except Exception as error:  # the library has a plain one for a tokenizer.json that is none
+        for path in (Path(folder) / name for name in FILES):
+            if path.exists():
+                (files.read_object if path.suffix == '.json' else files.read_text)(path)
+        reason = ' '.join(str(error).split())
+        raise ValueError(f'the tokenizer in {folder} cannot be read: {reason}; save it there again') from None
+    return Tokenizer(fast)
 
 
 def byte_tokenizer() -> Tokenizer:

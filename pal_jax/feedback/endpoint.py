@@ -146,6 +146,7 @@ class Endpoint:
         try:
             answer = self._client.chat.completions.create(**request)
             text, usage = answer.choices[0].message.content, answer.usage
+            (text or '').encode()  # half of a surrogate pair is a str to Python and to nobody else
             tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         except FATAL as error:
             raise RuntimeError(f'endpoint {self.name!r} at {self._address} refuses us: {error}') from error

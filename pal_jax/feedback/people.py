@@ -169,6 +169,15 @@ def load_people(path: str | Path, *, input_key: str = 'input', label_key: str = 
     return list(people.values())
 
 
+def place_of(path: str | Path, person: Person, *, input_key: str = 'input', label_key: str = 'profile') -> str:
+    """The file and line that somebody of `load_people` stands in; the file alone of somebody else."""
+    for number, record in records.lines(path):
+        named = _renamed(record, {input_key: 'input', label_key: 'profile'})
+        if _person(named, default_id=f'{Path(path).stem}-{number}').id == person.id:
+            return f'{path}, line {number}'
+    return str(path)
+
+
 def _renamed(record: Any, names: Mapping[str, str]) -> Any:
     if not isinstance(record, dict):
         return record

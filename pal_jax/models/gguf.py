@@ -56,8 +56,10 @@ def open_gguf(path: str | Path) -> GGUFReader:
         raise ValueError(f'no file {path}; give the path of a .gguf file')
     try:
         return GGUFReader(path)
-    except ValueError as error:
-        raise ValueError(f'{path} is not a readable GGUF file ({error}); download it again') from error
+    except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError, OSError) as error:
+        # A file that is cut or damaged makes the library read places, kinds and sizes that are none.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f'{path} is not a readable GGUF file ({reason}); download it again') from error
 
 
 def config_from_gguf(reader: GGUFReader) -> ModelConfig:

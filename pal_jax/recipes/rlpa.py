@@ -47,7 +47,7 @@ from pal_jax.recipes.recipe import (
     stage_before,
     trained_policy,
 )
-from pal_jax.recipes.world import SYSTEM, World, make_world, read_system
+from pal_jax.recipes.world import SYSTEM, World, check_openings, make_world, read_system
 from pal_jax.runtime import sharding
 from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.optim import make_optimizer
@@ -205,6 +205,7 @@ def check(config: Config, mesh: Mesh) -> None:
 def make_parts(config: Config, ctx: Context) -> Parts:
     """Raises ValueError or RuntimeError where a file or a model cannot be had."""
     world, policy = make_world(config, sampler.make_shares(config)), make_policy(config, ctx)
+    check_openings(config, world, policy.tokenizer, policy.cfg.max_len)
     learner, tokenizer = make_learner(config, policy.cfg, ctx), policy.tokenizer
     decoder = sampler.make_decoder(config, policy, ctx)
     sample_turns = make_sampler(config, world.system, tokenizer, decoder)
@@ -230,7 +231,7 @@ def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Dec
         prompt = render(env.recent(dialogue, lambda each: len(render(each)) <= longest) if longest else dialogue)
         if longest and len(prompt) > longest:
             raise ValueError(
-                f'the last messages alone make a prompt of {len(prompt)} tokens, more than '
+                f'the last messages alone of {dialogue.person.id!r} make a prompt of {len(prompt)} tokens, more than '
                 f'dialogue.prompt_max_len={longest}; raise it'
             )
         return prompt

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
 from pal_jax.evals.personalization import Respond
@@ -15,7 +16,7 @@ from pal_jax.evals.rollouts import check_failed
 from pal_jax.feedback.early import Early
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.language import make_judge, make_matcher, make_user
-from pal_jax.feedback.people import SLOTS, Split, load_people, make_people
+from pal_jax.feedback.people import SLOTS, Split, load_people, make_people, place_of
 from pal_jax.feedback.profiles import match_exactly, split_fact
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.sharing import share_matcher, share_reward, share_user
@@ -26,7 +27,7 @@ from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Config
 from pal_jax.runtime import files
 from pal_jax.runtime.processes import ALONE, Shares
-from pal_jax.types import Person, ProfileMatcher, RewardFn, Sample, UserSimulator
+from pal_jax.types import Dialogue, Person, ProfileMatcher, RewardFn, Sample, Turn, UserSimulator
 
 SYSTEM = 'system.txt'
 
@@ -181,6 +182,27 @@ def make_system(config: Config, kept: Path | None = None) -> str:
     embedded = config.dialogue.profiles == 'embedded'
     topics = SLOTS if embedded else make_splits(config, ChatModels(config))[2]
     return env.actor_prompt(topics, config.dialogue.profile_format)
+
+
+def check_openings(config: Config, world: World, tokenizer: Tokenizer, max_len: int) -> None:
+    """Raises ValueError where somebody's first message makes a prompt that a model of `max_len` tokens, or
+    `dialogue.prompt_max_len`, has no room for; with file, line and id."""
+    dialogue, room = config.dialogue, max_len - config.sampling.max_tokens
+    limit, key = room, f'model has room beside sampling.max_tokens={config.sampling.max_tokens} for'
+    if 0 < dialogue.prompt_max_len < room:
+        limit, key = dialogue.prompt_max_len, 'dialogue.prompt_max_len allows'
+    sizes: dict[str, int] = {}
+    for split, people in {'train': world.train, **world.tests}.items():
+        file = config.eval.profiles if split == 'extended' else dialogue.profiles
+        for person in people:
+            if person.opening not in sizes:
+                said = env.messages(Dialogue(person, (Turn('user', person.opening),)), world.system)
+                sizes[person.opening] = len(tokenizer.chat(said))
+            if (size := sizes[person.opening]) > limit:
+                keys = {'input_key': dialogue.input_key, 'label_key': dialogue.label_key}
+                place = file if file == 'embedded' else place_of(file, person, **keys)
+                told = f'with the system prompt, the first message of {person.id!r} makes a prompt of {size} tokens'
+                raise ValueError(f'{place}: {told}, the {key} {limit}; shorten either, or make room')
 
 
 def slot_all(
