@@ -106,9 +106,7 @@ def _of_config_file(argv: Sequence[str], error: Exception) -> None:
         raise Fault(f'{path} must define get_config() in Python, as configs/rlpa.py does') from None
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
-    if isinstance(error, SyntaxError) and (
-        error.filename is None or Path(error.filename).absolute() == path.absolute()
-    ):
+    if isinstance(error, SyntaxError) and Path(error.filename or path).absolute() == path.absolute():
         lines = [error.lineno or 1]
     if lines and not isinstance(error, ValueError):  # which is how a config file says what is wrong with its variant
         kind = type(error).__name__

@@ -115,9 +115,7 @@ def _check_kind(head: bytes, path: Name) -> None:
             raise ValueError(f'{path} is {kind}')
     if (at := head.find(b'\0')) >= 0:
         line = head.count(b'\n', 0, at) + 1
-        raise ValueError(
-            f'{path}, line {line}: byte {at + 1} of the file is a NUL, which no text has; save it as UTF-8'
-        )
+        raise ValueError(f'{path}, line {line}: byte {at + 1} of the file is NUL, which no text has; save it as UTF-8')
 
 
 def _first_misencoded(path: Name) -> ValueError:
@@ -197,15 +195,12 @@ def read_yaml(path: Name) -> Any:
     """
     text = read_text(path)
     try:
-        _check_keys(yaml.compose(text, yaml.SafeLoader), set())
+        _check_nodes(yaml.compose(text, yaml.SafeLoader), set())
         found = yaml.safe_load(text)
-        str(found).encode()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f' in line {mark.line + 1}, column {mark.column + 1}' if mark else ''
         raise ValueError(f'{path}: not valid YAML, {error.problem or error.context}{place}') from None
-    except UnicodeEncodeError:
-        raise ValueError(f'{path}: a text holds half of a surrogate pair; delete it or write both') from None
     except RecursionError:
         raise ValueError(f'{path}: lists or mappings lie too deep within each other; is it the right file?') from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError) as error:
@@ -214,21 +209,27 @@ def read_yaml(path: Name) -> Any:
     return found
 
 
-def _check_keys(node: yaml.Node | None, known: set[int]) -> None:
-    """Raises MarkedYAMLError where a key of a mapping stands twice; PyYAML takes the last of them."""
+def _check_nodes(node: yaml.Node | None, known: set[int]) -> None:
+    """Raises MarkedYAMLError where a key of a mapping stands twice, of which PyYAML takes the last, or a text holds half
+    a surrogate pair."""
     if node is None or id(node) in known:  # an alias may name what it stands in
         return
     known.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        names: set[str] = set()
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in names and key.tag != 'tag:yaml.org,2002:merge':
+    if isinstance(node, yaml.ScalarNode) and not node.value.isascii():
+        try:
+            node.value.encode()
+        except UnicodeEncodeError:
+            problem = 'a text holds half of a surrogate pair'
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+    names: set[str] = set()
+    for part in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for each in part if isinstance(part, tuple) else (part,):
+            _check_nodes(each, known)
+        if isinstance(part, tuple) and isinstance(part[0], yaml.ScalarNode):
+            key = part[0]
+            if key.value in names and key.tag != 'tag:yaml.org,2002:merge':
                 raise yaml.MarkedYAMLError(problem=f'the key {key.value} stands twice', problem_mark=key.start_mark)
-            names |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
-            _check_keys(value, known)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _check_keys(value, known)
+            names.add(key.value)
 
 
 def shown(value: Any, size: int = 60) -> str:
