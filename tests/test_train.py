@@ -110,6 +110,20 @@ def test_wrong_commands_end_with_one_line_and_status_2(flags, message, tmp_path)
     assert not (tmp_path / 'checkpoints').exists()
 
 
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('{"recipe": "rlpa"}', 'own.py must define get_config() in Python'),
+        pytest.param('def get_config(:', 'own.py, line 1: SyntaxError', marks=SLOW),
+        pytest.param('def get_config():\n    return 1 / 0', 'own.py, line 2: ZeroDivisionError', marks=SLOW),
+        pytest.param('def get_config():\n    return 5', 'own.py: get_config() must return', marks=SLOW),
+    ],
+)
+def test_a_config_file_that_is_none_is_named(text, message, tmp_path):
+    (tmp_path / 'own.py').write_text(text)
+    assert_refused(python('-m', 'pal_jax.train', f'--config={tmp_path}/own.py', f'--workdir={tmp_path}/run'), message)
+
+
 def test_processes_agree_on_when_to_stop_and_the_first_ones_clock_says_when_to_save(monkeypatch):
     told = [[0, False], [signal.SIGTERM, True], [signal.SIGINT, True]]
     monkeypatch.setattr(train.processes, 'exchange', lambda what, value: told)

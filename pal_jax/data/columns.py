@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from pal_jax.runtime.outputs import whole_folder
 PAIRS = ('users', 'chosen', 'rejected')
 CHUNK = 1 << 20  # rows looked at, at once
 # What numpy lets through where the header of an array, which is a literal of Python, is damaged.
-HEADER = SyntaxError, TypeError, KeyError, OverflowError, MemoryError, RecursionError, NotImplementedError
+HEADER = SyntaxError, TokenError, TypeError, KeyError, OverflowError, MemoryError, RecursionError, NotImplementedError
 
 
 def write(
@@ -114,9 +115,10 @@ def read_arrays(path: str | Path, *, mapped: bool = False) -> Any:
     if not Path(path).is_file():
         raise ValueError(f'there is no file {path}')
     try:
-        found = np.load(path, mmap_mode='r' if mapped else None)
-        if isinstance(found, np.ndarray) == mapped:
-            return found if mapped else dict(found)
+        with Path(path).open('rb') as file:
+            found = np.load(path, mmap_mode='r') if mapped else np.load(file)
+            if isinstance(found, np.ndarray) == mapped:
+                return found if mapped else dict(found)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, *HEADER) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f'{path} is no array that can be read ({reason}); write it again with numpy') from None

@@ -366,11 +366,15 @@ def _checked(path: str | Path, name: str, array: np.ndarray, axes: int, dtype: t
 # --- by name ----------------------------------------------------------------------------------------------------------
 
 
-def _rated(found: tuple[list[Rating], dict[str, str]]) -> Iterator[TextChoice]:
-    values = [each.value for each in found[0]]
+def _rated(read: Callable[[str], tuple[list[Rating], dict[str, str]]], folder: str) -> Iterator[TextChoice]:
+    ratings, items = read(folder)
+    values = [each.value for each in ratings]
     if len(set(values)) < 2:
-        raise ValueError(f'{len(values)} ratings that are all alike say nothing')
-    return rated(*found, gap=(max(values) - min(values)) / 4, most=PAIRS, seed=0)
+        raise ValueError(f'{folder}: {len(values)} ratings that are all alike say nothing')
+    try:
+        yield from rated(ratings, items, gap=(max(values) - min(values)) / 4, most=PAIRS, seed=0)
+    except ValueError as error:
+        raise ValueError(f'{folder}: {error}') from None
 
 
 def _summaries(folder: str) -> Iterator[TextChoice]:
@@ -380,8 +384,8 @@ def _summaries(folder: str) -> Iterator[TextChoice]:
 
 SOURCES: Mapping[str, Callable[[str], Iterator[TextChoice]]] = {
     'ukp': arguments,
-    'jester': lambda folder: _rated(jester(folder)),
-    'movielens': lambda folder: _rated(movielens(folder)),
+    'jester': lambda folder: _rated(jester, folder),
+    'movielens': lambda folder: _rated(movielens, folder),
     'prism': lambda folder: conversations(Path(folder) / 'conversations.jsonl'),
     'personas': lambda file: personas(file, (), users=HOLDERS, pairs=PAIRS, seed=0),
     'tldr': _summaries,

@@ -56,6 +56,11 @@ class Tokenizer:
         self.stop_ids = _stop_ids(fast)
         self.pad_id = fast.get_vocab().get(str(fast.pad_token), self.stop_ids[0])
 
+    @property
+    def _name(self) -> str:
+        """What a message calls it."""
+        return f'the tokenizer in {self.fast.name_or_path}' if self.fast.name_or_path else 'the tokenizer'
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` and nothing around them. Special tokens written out in `text` are recognised.
 
@@ -96,7 +101,7 @@ class Tokenizer:
             pair.
         """
         if not self.fast.chat_template:
-            raise ValueError('the tokenizer has no chat template; use an instruct model or add chat_template.jinja')
+            raise ValueError(f'{self._name} has no chat template; use an instruct model or add chat_template.jinja')
         return self.encode(self._rendered(folded(messages) if self.folds_system else messages, add_generation_prompt))
 
     @functools.cached_property
@@ -133,7 +138,7 @@ class Tokenizer:
         except ValueError:
             return None
         except Endless:
-            raise ValueError(f"the model's chat template does not end within {STEPS} steps; mend it") from None
+            raise ValueError(f'the chat template of {self._name} does not end within {STEPS} steps; mend it') from None
         finally:
             sys.settrace(before)
 
@@ -146,7 +151,7 @@ class Tokenizer:
             roles = ', '.join(roles if len(roles) <= 8 else [*roles[:7], f'... ({len(roles)} messages)'])
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
-                f"the model's chat template refuses messages of {roles or 'nobody'}: {reason}; mend either"
+                f'the chat template of {self._name} refuses messages of {roles or "nobody"}: {reason}; mend either'
             ) from None
         return str(text)
 

@@ -105,7 +105,7 @@ def read_config(folder: str | Path) -> PeftConfig:
         if config.get(key, value) not in (value, value or None):
             raise ValueError(f'{path} has {key}={config[key]!r}; only adapters with {key}={value!r} can be read')
     rank, alpha = config.get('r'), config.get('lora_alpha')
-    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
+    if type(rank) is not int or not 0 < rank < 2**31 or not isinstance(alpha, int | float) or not abs(alpha) < 2**31:
         raise ValueError(f'{path} has r={shown(rank)} and lora_alpha={shown(alpha)}; give a rank above 0 and a number')
     scale = alpha / (math.sqrt(rank) if config.get('use_rslora') else rank)
     return PeftConfig(config.get('base_model_name_or_path') or '', scale, rank)

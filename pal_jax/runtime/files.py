@@ -210,8 +210,8 @@ def read_yaml(path: Name) -> Any:
 
 
 def _check_nodes(node: yaml.Node | None, known: set[int]) -> None:
-    """Raises MarkedYAMLError where a key of a mapping stands twice, of which PyYAML takes the last, or a text holds half
-    a surrogate pair."""
+    """Raises MarkedYAMLError where a key of a mapping stands twice, of which PyYAML takes the last, or where a text
+    holds half a surrogate pair."""
     if node is None or id(node) in known:  # an alias may name what it stands in
         return
     known.add(id(node))

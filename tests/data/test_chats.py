@@ -67,6 +67,8 @@ def test_what_a_message_says_can_end_no_turn():
         ('{"messages": []}', "line 2: 'messages' must be a list of messages"),
         ('{"messages": [{"role": "user"}]}', r"line 2: messages\[0\] must have 'role' and 'content'"),
         ('{"messages": [{"role": "user", "content": "a"}]}', 'line 2: .* no assistant message'),
+        ('{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}',
+         r"line 2: messages\[0\] is the assistant's, .* put a system or user message before it"),
         ('{"prompt": "a", "completion": [1]}', "line 2: 'prompt' and 'completion' must both be texts or both lists"),
         ('{"prompt": "", "completion": "a"}', "line 2: 'prompt' is empty"),
         ('{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "user", "content": "a"}]}',

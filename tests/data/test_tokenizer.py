@@ -112,6 +112,92 @@ def test_without_a_template_or_an_end_it_says_so():
         Tokenizer(PreTrainedTokenizerFast(tokenizer_object=bare))
 
 
+# Gemma 2 refuses a system message and two messages of one role; other templates leave a system message out.
+REFUSES = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "{{ m['role'] + ':' + m['content'] + '|' }}{% endfor %}"
+)
+LEAVES_OUT = "{% for m in messages if m['role'] != 'system' %}{{ m['role'] + ':' + m['content'] + '|' }}{% endfor %}"
+SYSTEM, USER, BOT = (
+    {'role': role, 'content': text} for role, text in (('system', 'Be kind.'), ('user', 'Hi'), ('assistant', 'Yes?'))
+)
+
+
+def templated(template: str) -> Tokenizer:
+    fast = byte_tokenizer().fast
+    fast.chat_template = template
+    return Tokenizer(fast)
+
+
+@pytest.mark.parametrize('template', [REFUSES, LEAVES_OUT])
+@pytest.mark.parametrize(
+    ('messages', 'text'),
+    [
+        ([SYSTEM, USER, BOT, USER], 'user:Be kind.\n\nHi|assistant:Yes?|user:Hi|'),
+        ([SYSTEM], 'user:Be kind.|'),
+        ([SYSTEM, BOT, USER], 'user:Be kind.|assistant:Yes?|user:Hi|'),
+        ([{'role': 'system', 'content': ''}, USER], 'user:Hi|'),
+        ([USER, BOT], 'user:Hi|assistant:Yes?|'),
+    ],
+)
+def test_a_system_prompt_that_the_template_does_not_take_is_at_the_head_of_the_first_user_message(
+    template, messages, text
+):
+    tok = templated(template)
+    assert tok.folds_system
+    assert tok.decode(tok.chat(messages)) == text
+
+
+def test_a_template_that_takes_a_system_prompt_gets_it():
+    assert not byte_tokenizer().folds_system
+    gemma3 = "{{ messages[0]['content'] + ' ' + messages[1]['content'] if messages[0]['role'] == 'system' else 'x' }}"
+    assert not templated(gemma3).folds_system
+    assert not templated('').folds_system
+
+
+@pytest.mark.parametrize(
+    ('template', 'message'),
+    [
+        (REFUSES, 'template of the tokenizer refuses messages of assistant, user: Conversation roles must alternate'),
+        ('{% if %}', 'template of the tokenizer refuses messages of assistant, user: Expected an expression'),
+        ('{{ a.b.c }}', "template of the tokenizer refuses messages of assistant, user: 'a' is undefined"),
+        ("{{ ''.__class__ }}{{ ''.__class__.__mro__ }}", "template of .* refuses .* '__class__' .* is unsafe"),
+        ('{{ 1 / 0 }}', 'template of .* refuses .*: division by zero'),
+        ('{{ range(10 ** 9) }}', 'template of .* refuses .*: Range too big'),
+        ('{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}', 'template of .* refuses .*: maximum recursion depth'),
+        ('{% for a in range(9**5) %}{% for b in range(9**5) %}{% endfor %}{% endfor %}', 'template of .* does not end'),
+    ],
+)
+def test_what_a_template_raises_is_one_line(template, message):
+    with pytest.raises(ValueError, match=message) as error:
+        templated(template).chat([BOT, USER])
+    assert '\n' not in str(error.value)
+
+
+def test_half_a_surrogate_pair_is_no_text():
+    for call in (byte_tokenizer().encode, lambda text: byte_tokenizer().chat([{'role': 'user', 'content': text}])):
+        with pytest.raises(ValueError, match=r'half of a surrogate pair, \\ud800; delete it'):
+            call('a\ud800')
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'message'),
+    [
+        ('tokenizer.json', '{"version": "1.0",', r'tokenizer.json, line 1: not valid JSON'),
+        ('tokenizer.json', '{"version": "1.0"}', r'the tokenizer in .* cannot be read'),
+        ('tokenizer_config.json', '{"a": ', r'tokenizer_config.json, line 1: not valid JSON'),
+        ('chat_template.jinja', b'\xe9', r'chat_template.jinja, line 1: byte 1 of it, 0xe9, is no UTF-8'),
+    ],
+)
+def test_a_damaged_file_of_a_tokenizer_is_named(name, text, message, tmp_path):
+    byte_tokenizer().save(tmp_path)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        tokenizer.from_folder(tmp_path)
+
+
 # --- GGUF -----------------------------------------------------------------------------------------------------------
 
 

@@ -252,6 +252,19 @@ def test_bad_profile_files_are_told_by_line(tmp_path, lines, message):
         rlpa.make(get_config(**{'dialogue.profiles': str(path)}), CONTEXT)
 
 
+@pytest.mark.parametrize(('limit', 'extended'), [(0, False), (200, False), (0, True)])
+def test_who_opens_with_more_than_there_is_room_for_is_named_before_training(tmp_path, limit, extended):
+    short, long = tmp_path / 'short.jsonl', tmp_path / 'long.jsonl'
+    rows = [{'profile': f'- a{i}\n- b', 'id': f'p{i}'} for i in range(5)]
+    short.write_text('\n'.join(map(json.dumps, rows)))
+    rows[1] |= {'input': 'x' * 5000}
+    long.write_text('\n\n'.join(map(json.dumps, rows)))
+    files = {'dialogue.profiles': str(short if extended else long), 'eval.profiles': str(long) if extended else ''}
+    keys = files | {'dialogue.prompt_max_len': limit, 'dialogue.system': 'Note.'}
+    with pytest.raises(ValueError, match=r"long.jsonl, line 3: .* of 'p1' makes a prompt of 50\d\d tokens, .* \d+;"):
+        rlpa.make(get_config(**keys), CONTEXT)
+
+
 def test_own_people_are_split_and_their_topics_named(tmp_path):
     path = tmp_path / 'people.jsonl'
     path.write_text('\n'.join(json.dumps({'facts': {'band': f'b{i}', 'tea': f't{i}'}}) for i in range(10)))
