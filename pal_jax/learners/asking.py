@@ -23,36 +23,52 @@ NEWTON = 4  # steps to the likeliest logits after an answer
 UNASKED = 2**30
 
 
-def order(
-    margins: Callable[[Float[Array, 'B K']], Float[Array, ' B']], users: Int[Array, ' B'], exists: Bool[Array, ' B'],
-    prior: Float[Array, 'U K'], *, pull: float, questions: int, key: UInt32[Array, '2'],
-) -> Int[Array, ' B']:  # fmt: skip
-    """When each pair is asked of its user, from 0; as good as never for pairs past `questions` or that do not exist.
+Margins = Callable[[Float[Array, 'B K']], Float[Array, ' B']]  # logits by pair to margins by pair
 
-    `margins` are of all pairs, for users' logits by pair; they are those of the answers that were given, but what is
-    asked next depends only on answers to what was asked before. Everybody is asked one question at a time.
+
+def order(
+    margins: Margins, users: Int[Array, ' B'], exists: Bool[Array, ' B'], prior: Float[Array, 'U K'], *, pull: float,
+    questions: int, key: UInt32[Array, '2'],
+) -> Int[Array, ' B']:  # fmt: skip
+    """Number the pairs of each user from 0 in the order in which they are asked.
+
+    A pair past `questions`, or one that does not exist, gets `UNASKED`. The margins are those of the answers that were
+    given, but the next question depends only on answers to earlier questions. Every user is asked one question at a
+    time.
     """
     rows, people = jnp.arange(users.shape[0]), prior.shape[0]
 
     def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
         z, asked = carry
-        known = (asked < UNASKED).astype(jnp.float32)
-        for _ in range(NEWTON):
-            gradient, precision = _posterior(margins, z, users, known, prior, pull)
-            z = z - jnp.linalg.solve(precision, gradient[..., None])[..., 0]
-        _, precision = _posterior(margins, z, users, known, prior, pull)
-        spread = jnp.linalg.inv(jnp.linalg.cholesky(precision))  # its transpose times noise has the covariance
-        noise = jax.random.normal(jax.random.fold_in(key, i), (DRAWS, *z.shape))
-        drawn = z[None] + jnp.einsum('ujk,suj->suk', spread, noise)
-        told = information(jax.lax.map(lambda each: margins(each[users]), drawn))
-        told = jnp.where(exists & (known == 0), told, -1.0)
-        best = jax.ops.segment_max(told, users, people)[users]
-        first = jax.ops.segment_min(jnp.where((told == best) & (told >= 0), rows, UNASKED), users, people)
+        answered = asked < UNASKED
+        z, expected = expect(margins, users, answered, prior, pull=pull, key=jax.random.fold_in(key, i), start=z)
+        expected = jnp.where(exists & ~answered, expected, -1.0)
+        best = jax.ops.segment_max(expected, users, people)[users]
+        first = jax.ops.segment_min(jnp.where((expected == best) & (expected >= 0), rows, UNASKED), users, people)
         return (z, asked.at[first].set(i, mode='drop')), None
 
     start = prior, jnp.full(users.shape, UNASKED, jnp.int32)
     (_, asked), _ = jax.lax.scan(step, start, jnp.arange(questions, dtype=jnp.int32))
     return asked
+
+
+def expect(
+    margins: Margins, users: Int[Array, ' B'], answered: Bool[Array, ' B'], prior: Float[Array, 'U K'], *, pull: float,
+    key: UInt32[Array, '2'], start: Float[Array, 'U K'],
+) -> tuple[Float[Array, 'U K'], Float[Array, ' B']]:  # fmt: skip
+    """Return each user's likeliest logits given the answered pairs, and the information in nats expected of each pair.
+
+    Newton's method begins at `start`.
+    """
+    known, z = answered.astype(jnp.float32), start
+    for _ in range(NEWTON):
+        gradient, precision = _posterior(margins, z, users, known, prior, pull)
+        z = z - jnp.linalg.solve(precision, gradient[..., None])[..., 0]
+    _, precision = _posterior(margins, z, users, known, prior, pull)
+    spread = jnp.linalg.inv(jnp.linalg.cholesky(precision))  # its transpose times noise has the covariance
+    noise = jax.random.normal(key, (DRAWS, *z.shape))
+    drawn = z[None] + jnp.einsum('ujk,suj->suk', spread, noise)
+    return z, information(jax.lax.map(lambda logits: margins(logits[users]), drawn))
 
 
 def information(margins: Float[Array, 'S B']) -> Float[Array, ' B']:
@@ -67,7 +83,7 @@ def _entropy(p: Array) -> Array:
 
 
 def _posterior(
-    margins: Callable[[Array], Array], z: Array, users: Array, known: Array, prior: Array, pull: float
+    margins: Margins, z: Array, users: Array, known: Array, prior: Array, pull: float
 ) -> tuple[Float[Array, 'U K'], Float[Array, 'U K K']]:
     """Gradient and Gauss-Newton matrix of the negative logarithm of users' posteriors at `z`."""
     mine, people = z[users], z.shape[0]

@@ -125,6 +125,7 @@ class IdealPointLearner:
         )  # fmt: skip
         self.fit = jax.jit(side_by_side(self._fit, replicas), out_shardings=sharding.replicated(mesh))
         self._ask = functools.lru_cache(lambda questions: self._compiled_ask(questions, replicas))
+        self._expect = jax.jit(side_by_side(self._expected, replicas), out_shardings=sharding.replicated(mesh))
         self.margins = jax.jit(side_by_side(self._margins, replicas), out_shardings=sharding.replicated(mesh))
 
     def _place(self, path, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -252,12 +253,15 @@ class IdealPointLearner:
         Raises:
           ValueError: new users have no prior, so nobody can say yet who they could be.
         """
+        keys = jax.random.split(self._key_of_questions(seed), prior.shape[0])
+        return self._ask(questions)(params, pairs, exists, prior, keys)
+
+    def _key_of_questions(self, seed: int) -> Array:
         if self.new.pull <= 0:
             raise ValueError(
                 f'new.pull={self.new.pull} must be above 0 to choose questions; it says who people could be'
             )
-        keys = jax.random.split(jax.random.key(seed), prior.shape[0])
-        return self._ask(questions)(params, pairs, exists, prior, keys)
+        return jax.random.key(seed)
 
     def _compiled_ask(self, questions: int, replicas: int) -> Callable[..., Array]:
         def ask(params: Params, pairs: PairBatch, exists: Array, prior: Array, key: Array) -> Array:
@@ -269,6 +273,23 @@ class IdealPointLearner:
             )  # fmt: skip
 
         return jax.jit(side_by_side(ask, replicas), out_shardings=sharding.replicated(self.mesh))
+
+    def expect(
+        self, params: Params, pairs: PairBatch, answered: Bool[Array, 'R B'], prior: Float[Array, 'R U K'], seed: int
+    ) -> Float[Array, 'R B']:  # fmt: skip
+        """The information in nats that is expected of each pair's answer, given the answered pairs.
+
+        Raises:
+          ValueError: `new.pull` is 0, so new users have no prior.
+        """
+        keys = jax.random.split(self._key_of_questions(seed), prior.shape[0])
+        return self._expect(params, pairs, answered, prior, keys)
+
+    def _expected(self, params: Params, pairs: PairBatch, answered: Array, prior: Array, key: Array) -> Array:
+        return asking.expect(
+            lambda z: self._judge(params, z, pairs, training=True)[1], pairs.users, answered, prior,
+            pull=self.new.pull, key=key, start=prior,
+        )[1]  # fmt: skip
 
     def _margins(self, params: Params, z: Float[Array, 'U K'], pairs: PairBatch) -> Float[Array, ' B']:
         return self._judge(params, z[pairs.users], pairs)[1]

@@ -103,3 +103,25 @@ def test_no_question_without_a_prior():
         make_learner(pull=0.0).ask(
             PARAMS, pairs_of([[1.0, 0.0]], [0]), jnp.ones((1, 1), bool), jnp.zeros((1, 1, 2)), 0, questions=1
         )
+
+
+def test_the_pair_of_which_most_is_expected_is_the_one_that_is_asked_next():
+    """Given the answers to the first `k` questions, the most informative pair is question `k`: one draw of noise a step
+    makes near ties, so pairs differ clearly here."""
+    differences = [[0.3, 0.0], [3.0, 0.0], [0.0, 2.0], [0.1, 0.1]]
+    pairs, learner = pairs_of(differences, [0] * 4), make_learner()
+    prior = jnp.zeros((1, 1, 2))
+    rank = np.asarray(learner.ask(PARAMS, pairs, jnp.ones((1, 4), bool), prior, 0, questions=4)[0])
+    for k in range(3):
+        answered = rank < k
+        expected = np.where(answered, -1, learner.expect(PARAMS, pairs, jnp.asarray(answered)[None], prior, 0)[0])
+        assert int(np.argmax(expected)) == int(np.flatnonzero(rank == k)[0])
+
+
+def test_an_answer_lowers_what_its_own_repetition_tells():
+    pairs, prior = pairs_of([[1.5, 0.0], [1.5, 0.0]], [0, 0]), jnp.zeros((1, 1, 2))
+    before, after = (
+        make_learner().expect(PARAMS, pairs, jnp.array([[answered, False]]), prior, 0)[0, 1]
+        for answered in (False, True)
+    )
+    assert 0 < after < before < np.log(2)
