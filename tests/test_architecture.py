@@ -34,7 +34,7 @@ FLOORS = (
     {'presets', 'cli', 'planning'},
     {'talking'},
     {'train'},
-    {'evaluate', 'export', 'serve', 'chat', 'collect', 'summarize', 'plan', 'merge'},
+    {'evaluate', 'export', 'serve', 'chat', 'collect', 'summarize', 'personalize', 'score', 'plan', 'merge'},
 )
 PURE = {
     'jax',
@@ -55,9 +55,9 @@ LAZY = {
     'wandb': set(),
     'torch': {'models/modeling_pal.py'},  # which is read by transformers alone
 }
-RECIPE_PARTS = 'recipe', 'chat_models', 'piecework', 'rows', 'sampler', 'world'  # what recipes are made of
+RECIPE_PARTS = 'recipe', 'chat_models', 'piecework', 'rows', 'sampler', 'scoring', 'world'  # what recipes are made of
 METHOD_PARTS = {  # and what single methods are; PAL-Large is a variant of configs/pal.py
-    'pal': ('pal_text', 'pal_kept', 'pal_context', 'pal_large', 'pal_reward', 'pal_export'),
+    'pal': ('pal_text', 'pal_kept', 'pal_context', 'pal_large', 'pal_person', 'pal_reward', 'pal_export'),
     'plus': ('plus_context', 'plus_latent', 'plus_table'),
     'psoups': ('soups', 'psoups_check', 'psoups_data', 'psoups_merge', 'psoups_evaluate'),
 }

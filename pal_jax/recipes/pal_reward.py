@@ -4,9 +4,9 @@ where the run is on texts, the decoder that its `text.source` names: the data th
     model = load_pal_reward_model('runs/pal', user='17')       # or mix=[.2, .8], or the population's
     model.reward(items)                                        # a run on a table: items [B, H] -> [B]
     model.reward(prompts, replies)                             # a run on texts -> [B]
-    save_mixture(model, 'ana.json');  load_pal_reward_model('runs/pal', mix=read_mixture('ana.json'))
 
-A mixture is all there is of a person: it fits on a line, and whoever has it and the run has the person's reward model.
+A mixture is all there is of a person: it fits on a line, and whoever has it and the run has the person's reward model
+(`pal_person.py` writes and reads such lines).
 The parts, for whoever fits or scores people by the thousand:
 
     run = open_pal('runs/pal')                                 # parameters, people, scales, coordinates, the decoder
@@ -17,7 +17,7 @@ The parts, for whoever fits or scores people by the thousand:
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,10 +39,9 @@ from pal_jax.models.params import Params
 from pal_jax.recipes import pal, pal_kept, pal_large, pal_text
 from pal_jax.recipes.pal_kept import Kept
 from pal_jax.recipes.recipe import Config, Context, read_config
-from pal_jax.runtime import devices, files
+from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from pal_jax.runtime.metrics import EVALS, read_records
-from pal_jax.runtime.outputs import whole_file
 
 Read = Callable[[Sequence[Text]], np.ndarray]  # texts to vectors
 
@@ -88,6 +87,12 @@ class TrainedPAL(NamedTuple):
         return self.learner.pal
 
     @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of a hash of the parameters of this split: a mixture is of these and no others."""
+        leaves = jax.tree.leaves(self.state.params)
+        return hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()[:16]
+
+    @property
     def people(self) -> dict[str, int]:
         """Rows by name of the users that this split was trained on; others are new, and their rows are empty."""
         trained = set(np.flatnonzero(self.state.users.updates).tolist())
@@ -124,23 +129,6 @@ def load_pal_reward_model(
     run = open_pal(workdir, split)
     w = run.mixture(user=user, mix=mix)
     return PersonalReward(reward_of_items(run, w) if run.reading is None else reward_of_replies(run, w), w.tolist())
-
-
-def save_mixture(model: PersonalReward, path: str | Path, *, run: str = '', user: str = '') -> None:
-    """Writes a person as a line of JSON: the mixture and, if you like, of which run and whose it is. Raises ValueError
-    where the file is there."""
-    said = {'mixture': model.mixture} | {key: value for key, value in (('run', run), ('user', user)) if value}
-    with whole_file(Path(path)) as partial:
-        partial.write_text(json.dumps(said) + '\n', encoding='utf-8')
-
-
-def read_mixture(path: str | Path) -> list[float]:
-    """Raises ValueError where the file holds no mixture."""
-    found = files.read_object(path).get('mixture')
-    numbers = isinstance(found, list) and all(type(weight) in (int, float) and abs(weight) < 1e30 for weight in found)
-    if not numbers or not found:
-        raise ValueError(f'{path} holds no mixture such as {{"mixture": [0.2, 0.8]}}, got {files.shown(found)}')
-    return [float(weight) for weight in found]
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -262,33 +250,3 @@ def rewards(run: TrainedPAL, w: Array, items: Any, prompts: Any) -> Array:
     """What vectors as the model sees them are worth to a mixture."""
     u = ideal_point.user_point(run.state.params, run.pal, jnp.broadcast_to(w, (len(items), w.shape[0])), prompts)
     return ideal_point.item_reward(run.state.params, run.pal, u, items)
-
-
-# --- for others' training ---------------------------------------------------------------------------------------------
-
-
-def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]:
-    """Scores of replies to questions by `pal:<workdir>`, as `soups.make_score` has them; read at the first call.
-
-    `person` is a seen user, a file of a mixture (*.json), or '' for the population's.
-
-    Raises:
-      ValueError: the source is none of PAL, or is a run on vectors.
-    """
-    kind, _, workdir = source.partition(':')
-    if kind != 'pal' or not workdir:
-        raise ValueError(f'reward model {source!r} is unknown; use pal:<workdir>')
-    config = read_config(workdir)
-    if config.recipe not in ('pal', 'pal_large') or not config.text.source:
-        raise ValueError(f'{source} is no run of PAL on texts, and replies are texts; name one of configs/pal.py:text')
-    who: dict[str, Any] = {'mix': read_mixture(person)} if person.endswith('.json') else {'user': person}
-    opened: list[PersonalReward] = []
-
-    def score(readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
-        if not opened:
-            opened.append(load_pal_reward_model(workdir, **who))
-        flat = [(text, reply) for own, each in zip(readings, replies, strict=True) for text in own for reply in each]
-        found = opened[0].reward(*zip(*flat, strict=True))
-        return found.reshape(len(readings), -1, len(replies[0])).mean(axis=1)
-
-    return score

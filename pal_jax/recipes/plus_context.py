@@ -92,20 +92,11 @@ def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context) -> PairUp:
     # Rows that texts share are all as long, so that one program reads them.
     packing |= {'row_tokens': settings.row_tokens, 'multiple': settings.row_tokens or MULTIPLE}
 
-    def group(text: str, asked: Iterable[tuple[str, str]]) -> Group:
-        """Replies to prompts, after what is told in a text."""
-
-        def example(prompt: str, reply: str) -> Example:
-            question = tokenizer.chat([dict(message) for message in summaries.question(text, prompt)])
-            return to_score(question, [*tokenizer.encode(reply), tokenizer.stop_ids[0]])
-
-        return shared_prompt([example(*each) for each in asked])
-
     def learn(texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
         alike: dict[tuple[str, tuple[Choice, ...]], int] = {}
         told = zip(texts, map(tuple, choices), strict=True)
         of = np.array([alike.setdefault(each, len(alike)) for each in told])
-        groups = [group(text, itertools.chain(*map(sides, own))) for text, own in alike]
+        groups = [to_group(tokenizer, text, itertools.chain(*map(sides, own))) for text, own in alike]
         pairs = pack_replies(groups, ctx.mesh, times=np.bincount(of), **packing)
         return pairs.pick(of[:, None], np.arange(2 * len(choices[0]))[None])
 
@@ -120,11 +111,21 @@ def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context) -> PairUp:
             for start in range(0, len(replies), BRANCHES):
                 part = list(replies)[start : start + BRANCHES]
                 places |= {(text, prompt, reply): (len(groups), k) for k, reply in enumerate(part)}
-                groups.append(group(text, [(prompt, reply) for reply in part]))
+                groups.append(to_group(tokenizer, text, [(prompt, reply) for reply in part]))
         where = np.array([[places[each] for each in own] for own in wanted])
         return pack_replies(groups, ctx.mesh, n=BRANCHES, **packing).pick(where[..., 0], where[..., 1])
 
     return PairUp(learn, compare)
+
+
+def to_group(tokenizer: Tokenizer, summary: str, asked: Iterable[tuple[str, str]]) -> Group:
+    """Replies to prompts, given as (prompt, reply), after what a summary says of a person."""
+
+    def example(prompt: str, reply: str) -> Example:
+        question = tokenizer.chat([dict(message) for message in summaries.question(summary, prompt)])
+        return to_score(question, [*tokenizer.encode(reply), tokenizer.stop_ids[0]])
+
+    return shared_prompt([example(*each) for each in asked])
 
 
 def sides(choice: Choice) -> Sequence[tuple[str, str]]:

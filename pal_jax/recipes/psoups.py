@@ -34,7 +34,7 @@ from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.moments import Moments, scaled, seen
-from pal_jax.recipes import pal_reward, psoups_data, psoups_evaluate, psoups_merge, soups
+from pal_jax.recipes import pal_person, psoups_data, psoups_evaluate, psoups_merge, soups
 from pal_jax.recipes.psoups_check import check
 from pal_jax.recipes.recipe import (
     EVALUATION,
@@ -183,7 +183,7 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
     sample = soups.make_sampler(config, policy, ctx, at_once)
     name = {'rlhf': GENERAL, 'morl': JOINT}.get(config.stage, config.preference)
     judge = ctx.workdir.parent / f'reward-{name}'
-    score = pal_reward.make_score(rl.reward, rl.person) if rl.reward else soups.make_score(judge, ctx)
+    score = pal_person.make_score(rl.reward, rl.person) if rl.reward else soups.make_score(judge, ctx)
     train, test = (soups.read_prompts(config, split, policy.tokenizer) for split in ('train', 'test'))
     n, actions = rl.n_samples_per_prompt, round_up(config.sampling.max_tokens, 8)
     ways = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches

@@ -8,7 +8,7 @@ from pal_jax.feedback.preferences import Preference, combinations
 from pal_jax.learners.policy import check_samples
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.reward import BradleyTerry, check_dropout, check_pooling
-from pal_jax.recipes import pal_reward, psoups_evaluate, psoups_merge, soups
+from pal_jax.recipes import pal_person, psoups_evaluate, psoups_merge, soups
 from pal_jax.recipes.chat_models import ChatModels
 from pal_jax.recipes.recipe import Config, check_at_least, make_adapters
 
@@ -72,4 +72,4 @@ def check_learning(config: Config) -> None:
     check_pooling(config.reward.data.pooling)
     check_dropout(make_adapters(config.reward))
     if config.rl.reward:
-        pal_reward.make_score(config.rl.reward, config.rl.person)
+        pal_person.make_score(config.rl.reward, config.rl.person)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pal_jax.models import ideal_point
-from pal_jax.recipes import pal, pal_export, pal_kept, pal_large, pal_reward, pal_text, psoups
+from pal_jax.recipes import pal, pal_export, pal_kept, pal_large, pal_person, pal_reward, pal_text, psoups
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import Checkpoints
@@ -309,11 +309,11 @@ def test_a_mixture_is_kept_as_a_line_and_given_back(folder, tmp_path):
     run = pal_reward.open_pal(str(workdir))
     name = next(iter(run.people))
     model = pal_reward.load_pal_reward_model(str(workdir), user=name)
-    pal_reward.save_mixture(model, tmp_path / 'p.json', run=str(workdir), user=name)
-    again = pal_reward.load_pal_reward_model(str(workdir), mix=pal_reward.read_mixture(tmp_path / 'p.json'))
+    pal_person.save(tmp_path / 'p.json', {'mixture': model.mixture, 'user': name})
+    again = pal_reward.load_pal_reward_model(str(workdir), mix=pal_person.read_person(tmp_path / 'p.json').mixture)
     np.testing.assert_allclose(again.reward(['azaz'], ['yes']), model.reward(['azaz'], ['yes']), rtol=1e-5)
     with pytest.raises(ValueError, match='holds no mixture'):
-        pal_reward.read_mixture(workdir / 'config.json')
+        pal_person.read_person(workdir / 'config.json')
     with pytest.raises(ValueError, match="user 'nobody' is not among"):
         pal_reward.load_pal_reward_model(str(workdir), user='nobody')
     with pytest.raises(ValueError, match='2 prompts and 1 replies'):
@@ -330,14 +330,14 @@ def test_ppo_is_paid_by_one_persons_reward(folder, tmp_path):
     state, host = recipe.init()
     _, _, _, metrics = recipe.step(state, host, 0)
     assert np.isfinite(metrics['reward']) and np.isfinite(metrics['policy_loss'])
-    score = pal_reward.make_score(f'pal:{workdir}', '')
+    score = pal_person.make_score(f'pal:{workdir}', '')
     model = pal_reward.load_pal_reward_model(str(workdir))
     found = score([['zz', 'aa'], ['nn', 'mm']], [['yes', 'no', 'well'], ['no', 'x', 'y']])
     alone = [np.mean([model.reward([q], [reply])[0] for q in ('zz', 'aa')]) for reply in ('yes', 'no', 'well')]
     np.testing.assert_allclose(found[0], alone, rtol=1e-4, atol=1e-5)
     assert found.shape == (2, 3)
     with pytest.raises(ValueError, match='is unknown; use pal:<workdir>'):
-        pal_reward.make_score('hf:x', '')
+        pal_person.make_score('hf:x', '')
 
 
 @pytest.mark.parametrize('variant', ['text', 'text-large'])

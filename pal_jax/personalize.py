@@ -1,0 +1,79 @@
+"""Learns a new person from a few choices: a mixture of a trained PAL's prototypes, and the pair to ask about next.
+
+  python -m pal_jax.personalize --source=orbax:runs/pal --choices=ana.jsonl --output=ana.json
+  python -m pal_jax.personalize --source=orbax:runs/pal --ask=pairs.jsonl --choices=ana.jsonl
+  python -m pal_jax.score       --source=orbax:runs/pal --person=ana.json --texts=items.jsonl
+
+Options:
+  --source=orbax:FOLDER   a finished run of configs/pal.py
+  --choices=FILE          one person's choices, in the format the run learnt from (docs/methods/pal.md)
+  --output=FILE           where the person is written, as a line of JSON; a file that exists is refused
+  --ask=FILE              pairs that nobody has answered, in the same format; either side may be called chosen
+  --split=N               the split of the run whose model is taken, default 0
+
+Without --output the person is printed. With --ask the pairs are printed instead, a JSON object a line, the most
+informative first: `pair` is the number in the file, from 1, `information` the nats that the answer is expected to tell
+about the person. --ask alone says what to ask somebody of whom nothing is known yet.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from pal_jax import cli
+from pal_jax.recipes import pal_person, pal_reward
+from pal_jax.runtime import devices
+from pal_jax.runtime.outputs import check_file
+from pal_jax.talking import CACHE, SOURCE
+
+CHOICES = flags.DEFINE_string('choices', '', "One person's choices.")
+ASK = flags.DEFINE_string('ask', '', 'Pairs that could be asked.')
+SPLIT = flags.DEFINE_integer('split', 0, "The run's split.", lower_bound=0)
+
+
+def main() -> None:
+    kind, _, workdir = SOURCE.value.partition(':')
+    if kind != 'orbax' or not workdir:
+        raise cli.Fault(f'--source={SOURCE.value}: give a run of configs/pal.py, as orbax:runs/pal')
+    if not CHOICES.value and not ASK.value:
+        raise cli.Fault('nothing to learn from and nothing to ask; give --choices=FILE or --ask=FILE')
+    if cli.OUTPUT.value and not CHOICES.value:
+        raise cli.Fault(f'--output={cli.OUTPUT.value} is a person, who is made of choices; give them with --choices')
+    devices.initialize(Path(CACHE).expanduser())
+    cli.faults(personalize, workdir, CHOICES.value, ASK.value, cli.OUTPUT.value, SPLIT.value)
+
+
+def personalize(workdir: str, choices_file: str, ask_file: str, output: str | None, split: int) -> None:
+    """Fit a person and write or print it, then print the pairs of `ask_file` by their expected information.
+
+    Raises:
+      ValueError: the run, a row of a file or the output is wrong.
+    """
+    if output:
+        check_file(Path(output))
+    run = pal_reward.open_pal(workdir, split)
+    choices = pal_person.read_choices(run, choices_file) if choices_file else None
+    if choices and (output or not ask_file):
+        record = pal_person.to_record(run, choices, pal_person.fit(run, choices))
+        if output:
+            pal_person.save(output, record)
+            print(
+                f'{choices.user}: {record["choices"]} choices, {record["agreement"]:.0%} of them as fitted -> {output}'
+            )
+        else:
+            print(json.dumps(record, ensure_ascii=False))
+    if ask_file:
+        pairs = pal_person.read_choices(run, ask_file)
+        expected = pal_person.information(run, pairs, choices)
+        for i in np.argsort(-expected, kind='stable'):
+            left, right = pairs.shown[i]
+            said = {'pair': int(i) + 1, 'information': float(expected[i]), 'left': left, 'right': right}
+            print(json.dumps(said, ensure_ascii=False))
+
+
+if __name__ == '__main__':
+    cli.run(main, __doc__ or '', needs_config=False)

@@ -1,0 +1,231 @@
+"""Scores of texts, or of items in numbers, by a trained model of preferences.
+
+    scorer = open_scorer('orbax:runs/reward')                              # a reward model
+    scorer = open_scorer('orbax:runs/plus', person='ana.json')             # PLUS, after the person's summary
+    scorer = open_scorer('orbax:runs/pal', person='ana.json')              # PAL, by the person's mixture
+    scorer([{'prompt': 'Hello', 'completion': 'Good day.'}])               # [records] float
+
+`scorer.read` turns a record into what the model reads and says what is wrong with it; `scorer.score` scores many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pal_jax.data import chats
+from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners.reward import BradleyTerry, pack_replies, to_score
+from pal_jax.recipes import pal_person, pal_reward, plus, plus_context, reward
+from pal_jax.recipes.pal_reward import TrainedPAL
+from pal_jax.recipes.recipe import Config, Context, make_policy, read_config
+from pal_jax.runtime import devices, files, sharding
+from pal_jax.runtime.checkpoint import Checkpoints
+
+KINDS = 'a reward model (configs/reward.py), PLUS (configs/plus.py) or PAL (configs/pal.py)'
+
+
+class Scorer(NamedTuple):
+    """A trained model as two functions.
+
+    read: a record to what the model reads of it. Raises ValueError, without a place, where the record is wrong.
+    score: what `read` returned of several records, to their scores `[records]`.
+    """
+
+    read: Callable[[Any], Any]
+    score: Callable[[Sequence[Any]], np.ndarray]
+
+    def __call__(self, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """The scores `[records]` of records. Raises ValueError, with the record's number, where one is wrong."""
+        read = []
+        for number, record in enumerate(records, 1):
+            try:
+                read.append(self.read(record))
+            except ValueError as error:
+                raise ValueError(f'record {number}: {error}') from None
+        return self.score(read)
+
+
+def open_scorer(source: str, person: str = '') -> Scorer:
+    """Open the model of a finished run, on one device.
+
+    Args:
+      source: `orbax:<workdir>` of a run of a reward model, PLUS or PAL.
+      person: who prefers. For PAL a file that `pal_jax.personalize` wrote, the id of a person of the training, or
+        nothing for the mean over them. For PLUS a file with the person's `summary`. A reward model knows no people.
+
+    Raises:
+      ValueError: the source is no such run, or the person does not fit it.
+      RuntimeError: a model or checkpoint cannot be read.
+    """
+    kind, _, workdir = source.partition(':')
+    if kind != 'orbax' or not workdir:
+        raise ValueError(f'source {source!r} is no run; give orbax:<workdir> of {KINDS}')
+    config = read_config(workdir)
+    match config.recipe:
+        case 'reward':
+            return _open_reward(config, workdir, person)
+        case 'plus':
+            return _open_plus(config, workdir, person)
+        case 'pal' | 'pal_large':
+            return _open_pal(workdir, person)
+    raise ValueError(f'{source} is a run of {config.recipe}, which scores nothing; give one of {KINDS}')
+
+
+# --- reward models ----------------------------------------------------------------------------------------------------
+
+
+def _open_reward(config: Config, workdir: str, person: str) -> Scorer:
+    if person:
+        raise ValueError(f'person={person}: {workdir} is a reward model, which knows no people; leave person out')
+    ctx = _one_device(workdir)
+    model = make_policy(config, ctx)
+    learner = reward.make_learner(config, BradleyTerry(**config.reward), model.cfg, ctx)
+    state, *_ = Checkpoints(workdir, learner.abstract_weights, read_only=True).read()
+    packing: dict[str, Any] = {
+        'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': config.data.micro_rows,
+        'row_tokens': config.data.row_tokens,
+    }  # fmt: skip
+
+    def read(record: Any) -> Group:
+        return to_group(record, model.tokenizer, config.data.pooling)
+
+    def score(groups: Sequence[Group]) -> np.ndarray:
+        return learner.scores(state, pack_replies(groups, ctx.mesh, **packing))[:, 0]
+
+    return Scorer(read, score)
+
+
+def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
+    """A record with `prompt` and `completion`, or with `messages` of which the last is scored, as a group of one reply.
+
+    Raises:
+      ValueError: the record is none of these.
+    """
+    if isinstance(record, Mapping) and isinstance(record.get('messages'), list):
+        *prompt, reply = record['messages'] or [None]
+        if not prompt or not isinstance(reply, dict) or reply.get('role') != 'assistant':
+            raise ValueError("'messages' must end with an assistant message after another; that is what is scored")
+        record = {'prompt': prompt, 'completion': [reply]}
+    example = chats.to_imitate(record, tokenizer)
+    return shared_prompt([to_score(example.prompt, example.completion, pooling)])
+
+
+# --- PLUS -------------------------------------------------------------------------------------------------------------
+
+
+def _open_plus(config: Config, workdir: str, person: str) -> Scorer:
+    if config.methods or config.reads not in plus_context.WRITTEN:
+        reads = ' or '.join(plus_context.WRITTEN)
+        raise ValueError(f'{workdir} is no run of PLUS that reads summaries; give one with reads={reads}')
+    summary = read_summary(person)
+    ctx = _one_device(workdir)
+    judge, policy = (make_policy(config, ctx, of=part) for part in ('reward_model', 'policy'))
+    reader = plus.make_reader(config, judge.cfg, ctx)
+    nothing = jax.tree.map(lambda _: ..., plus.make_learner(config, policy.cfg, ctx).abstract)
+    wanted = {'reward': reader.abstract_weights, 'policy': nothing}
+    state = Checkpoints(workdir, wanted, read_only=True).read()[0]['reward']
+    settings = config.reward_model
+    packing: dict[str, Any] = {
+        'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': settings.micro_rows, 'row_tokens': settings.row_tokens,
+    }  # fmt: skip
+
+    def read(record: Any) -> Group:
+        prompt, reply = map(record.get, ('prompt', 'completion')) if isinstance(record, Mapping) else (None, None)
+        if not isinstance(prompt, str) or not isinstance(reply, str) or not prompt or not reply:
+            raise ValueError("expected an object with 'prompt' and 'completion', both texts")
+        return plus_context.to_group(judge.tokenizer, summary, [(prompt, reply)])
+
+    def score(groups: Sequence[Group]) -> np.ndarray:
+        return reader.scores(state, pack_replies(groups, ctx.mesh, **packing))[:, 0]
+
+    return Scorer(read, score)
+
+
+def read_summary(path: str) -> str:
+    """The summary of a person's file. Raises ValueError where the file holds none."""
+    advice = 'a JSON object with "summary", such as a line that python -m pal_jax.summarize prints'
+    if not path.endswith('.json'):
+        raise ValueError(f'person={path!r}: PLUS knows a person by a file, {advice}')
+    summary = files.read_object(path).get('summary')
+    if not isinstance(summary, str) or not summary.strip():
+        raise ValueError(f'{path} has summary={files.shown(summary)}; give {advice}')
+    return summary
+
+
+# --- PAL --------------------------------------------------------------------------------------------------------------
+
+
+def _open_pal(workdir: str, person: str) -> Scorer:
+    run, w = pal_person.open_person(workdir, person)
+    if run.reading is None:
+        return Scorer(lambda record: to_item(record, run), _score_items(run, w))
+    reward_of = pal_reward.reward_of_replies(run, w)
+
+    def score(pairs: Sequence[tuple[Any, Any]]) -> np.ndarray:
+        return reward_of(*zip(*pairs, strict=True))
+
+    return Scorer(lambda record: to_reply(record, run), score)
+
+
+def to_reply(record: Any, run: TrainedPAL) -> tuple[Any, Any]:
+    """A record's prompt and reply, as the run reads them; a run on statements reads `text` alone.
+
+    Raises:
+      ValueError: the record has others.
+    """
+    record = record if isinstance(record, Mapping) else {}
+    if not run.kept.prompted:
+        text = record.get('text')
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"expected an object with 'text', which is not empty: {run.workdir} learnt from statements"
+            )
+        return '', text
+    said = record.get('messages')
+    prompt, reply = (said[:-1], said[-1:]) if isinstance(said, list) else map(record.get, ('prompt', 'completion'))
+    if not prompt or not reply or not all(isinstance(side, str | list) for side in (prompt, reply)):
+        raise ValueError("expected an object with 'prompt' and 'completion', or with 'messages'")
+    return prompt, reply
+
+
+def to_item(record: Any, run: TrainedPAL) -> tuple[np.ndarray, np.ndarray | None]:
+    """A record's item `[1, H]`, and its prompt `[1, H]` in variant B, as the run sees them.
+
+    Raises:
+      ValueError: the record has other attributes than the run, or no prompt.
+    """
+    item: Any = record.get('item') if isinstance(record, Mapping) else None
+    names = run.kept.attributes
+    if isinstance(item, Mapping):
+        if set(item) != set(names):
+            raise ValueError(f"'item' has the attributes {', '.join(map(str, item))}, expected {', '.join(names)}")
+        item = [item[name] for name in names]
+    prompt = record.get('prompt') if run.pal.variant == 'B' else None
+    if not _numbers(item) or (run.pal.variant == 'B' and not _numbers(prompt)):
+        wanted = " and 'prompt'" if run.pal.variant == 'B' else ''
+        raise ValueError(f"expected an object with 'item'{wanted}: numbers, for {', '.join(names)}")
+    return pal_reward.item_vectors(run, [item], None if prompt is None else [prompt])
+
+
+def _numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) and np.isfinite(x) for x in values
+    )
+
+
+def _score_items(run: TrainedPAL, w: jax.Array) -> Callable[[Sequence[Any]], np.ndarray]:
+    def score(vectors: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
+        items, prompts = zip(*vectors, strict=True)
+        asked = np.concatenate(prompts) if run.pal.variant == 'B' else None
+        return np.asarray(pal_reward.rewards(run, w, np.concatenate(items), asked))
+
+    return score
+
+
+def _one_device(workdir: str) -> Context:
+    return Context(devices.make_mesh(devices=jax.local_devices()[:1])).of(workdir)

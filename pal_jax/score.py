@@ -1,0 +1,96 @@
+"""Scores texts by what a run has learnt of preferences: a reward model, PLUS or PAL.
+
+  python -m pal_jax.score --source=orbax:runs/reward --texts=replies.jsonl
+  python -m pal_jax.score --source=orbax:runs/pal --person=ana.json --texts=replies.jsonl --output=scored.jsonl
+
+Options:
+  --source=orbax:FOLDER   a run of configs/reward.py, configs/plus.py or configs/pal.py
+  --person=FILE|ID        who prefers: for PAL a file of `pal_jax.personalize`, or the id of a person of the training,
+                          or nothing for the mean over them; for PLUS a file with the person's summary, such as a line
+                          that `pal_jax.summarize` printed; a reward model takes none
+  --texts=FILE            JSON lines, a record a line:
+                          {"prompt": ..., "completion": ...}    both texts, or both lists of messages
+                          {"messages": [...]}                   the last one, the assistant's, is scored
+                          {"text": ...}                         for a PAL of statements
+                          {"item": [...] or {...}}              for a PAL of a table, with "prompt": [...] in variant B
+  --output=FILE           where the records are written, each with its `score`; a file that exists is refused
+
+Without --output the records are printed. Scores of one run and person can be compared with each other alone: a higher
+one is preferred. The difference of two, through a sigmoid, is the probability that the first is chosen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+from rich.progress import track
+
+from pal_jax import cli
+from pal_jax.data import records
+from pal_jax.recipes import scoring
+from pal_jax.recipes.scoring import Scorer
+from pal_jax.runtime import devices
+from pal_jax.runtime.outputs import check_file, whole_file
+from pal_jax.talking import CACHE, SOURCE
+
+PERSON = flags.DEFINE_string('person', '', 'Who prefers.')
+TEXTS = flags.DEFINE_string('texts', '', 'A JSONL file of what is scored.')
+CHUNK = 64  # records scored at once
+
+
+def main() -> None:
+    if not TEXTS.value:
+        raise cli.Fault('nothing to score; give a file with --texts=replies.jsonl')
+    devices.initialize(Path(CACHE).expanduser())
+    cli.faults(score, SOURCE.value, PERSON.value, TEXTS.value, cli.OUTPUT.value)
+
+
+def score(source: str, person: str, path: str, output: str | None) -> None:
+    """Write the records of a file with their scores, or print them.
+
+    Raises:
+      ValueError: the source, the person, a line of the file or the output is wrong.
+    """
+    if output:
+        check_file(Path(output))
+    rows = list(records.jsonl(Path(path)))
+    if not rows:
+        raise ValueError(f'{path} has no records; write one JSON object a line')
+    if taken := next((place for place, record in rows if 'score' in record), None):
+        raise ValueError(f'{taken}: the record has a score already; rename that key')
+    scorer = scoring.open_scorer(source, person)
+    read = [_at(place, scorer, record) for place, record in rows]
+    lines = (
+        json.dumps({**record, 'score': value}, ensure_ascii=False)
+        for (_, record), value in zip(rows, in_chunks(scorer, read), strict=True)
+    )
+    if not output:
+        for line in lines:
+            print(line)
+        return
+    with whole_file(Path(output)) as file, file.open('w', encoding='utf-8') as opened:
+        opened.writelines(f'{line}\n' for line in lines)
+    print(f'{len(rows)} records -> {output}')
+
+
+def _at(place: str, scorer: Scorer, record: Any) -> Any:
+    try:
+        return scorer.read(record)
+    except ValueError as error:
+        raise ValueError(f'{place}: {error}') from None
+
+
+def in_chunks(scorer: Scorer, read: Sequence[Any]) -> Iterator[float]:
+    """The scores of records, in their order, with a progress bar on stderr."""
+    starts = range(0, len(read), CHUNK)
+    for start in track(starts, 'scoring', console=Console(stderr=True), transient=True, disable=len(starts) < 2):
+        yield from map(float, scorer.score(read[start : start + CHUNK]))
+
+
+if __name__ == '__main__':
+    cli.run(main, __doc__ or '', needs_config=False)

@@ -1,0 +1,104 @@
+"""Scores of records by trained runs: a reward model and PLUS, against the same models read another way."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from pal_jax.recipes import plus, reward, scoring, soups
+from pal_jax.recipes.recipe import Context
+from pal_jax.runtime import checkpoint, devices
+from pal_jax.types import Choice
+from tests import configs
+
+ONE = Context(devices.make_mesh(devices=jax.devices()[:1]))
+QUESTIONS, REPLIES = ['Hello?', 'How are you?'], ['Yes.', 'No, not at all.']
+
+
+def saved(config, recipe, workdir):
+    """A run's folder with the state before its first step, which is returned."""
+    state, host = recipe.init()
+    checkpoint.write_config(workdir, config.to_dict())
+    checkpoints = checkpoint.Checkpoints(workdir, recipe.abstract)
+    checkpoints.save(1, state, host)
+    checkpoints.close()
+    return state
+
+
+def as_chat(question, reply):
+    return {
+        'prompt': [{'role': 'user', 'content': question}],
+        'completion': [{'role': 'assistant', 'content': reply}],
+    }
+
+
+@pytest.fixture(scope='module')
+def reward_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('reward')
+    rows = [{**as_chat(f'{i}?', 'yes'), 'chosen': [{'role': 'assistant', 'content': 'yes'}],
+             'rejected': [{'role': 'assistant', 'content': 'no'}]} for i in range(8)]  # fmt: skip
+    (folder / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    (folder / 'b.jsonl').write_text(
+        '\n'.join(json.dumps({**row, **as_chat(f'{i}!', 'yes')}) for i, row in enumerate(rows))
+    )
+    data = {'data.train': str(folder / 'a.jsonl'), 'data.test': str(folder / 'b.jsonl')}
+    config = configs.load('reward', **data)
+    saved(config, reward.make(config, ONE), folder / 'run')
+    return folder / 'run'
+
+
+def test_a_reward_model_scores_records_as_replies_to_questions(reward_run):
+    scorer = scoring.open_scorer(f'orbax:{reward_run}')
+    records = [as_chat(question, reply) for question in QUESTIONS for reply in REPLIES]
+    expected = soups.make_score(reward_run, ONE)([[question] for question in QUESTIONS], [REPLIES] * 2)
+    np.testing.assert_allclose(scorer(records), expected.ravel(), atol=1e-5)
+    messages = [{'messages': [*record['prompt'], *record['completion']]} for record in records]
+    np.testing.assert_allclose(scorer(messages), expected.ravel(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'record',
+    [{}, 3, {'messages': []}, {'messages': [{'role': 'user', 'content': 'x'}]}, {'prompt': 'x', 'completion': 3}],
+)
+def test_a_record_that_cannot_be_scored_is_named_by_its_number(reward_run, record):
+    scorer = scoring.open_scorer(f'orbax:{reward_run}')
+    with pytest.raises(ValueError, match='record 2: '):
+        scorer([as_chat('a', 'b'), record])
+
+
+def test_a_reward_model_knows_nobody(reward_run):
+    with pytest.raises(ValueError, match=r'person=ana'):
+        scoring.open_scorer(f'orbax:{reward_run}', 'ana')
+
+
+def test_what_is_no_run_that_scores_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='hf:x'):
+        scoring.open_scorer('hf:x')
+    checkpoint.write_config(tmp_path, configs.load('rlpa').to_dict())
+    with pytest.raises(ValueError, match='rlpa'):
+        scoring.open_scorer(f'orbax:{tmp_path}')
+
+
+@pytest.mark.slow
+def test_plus_scores_replies_after_a_persons_summary(tmp_path):
+    config = configs.load('plus')
+    recipe = plus.make(config, ONE)
+    state = saved(config, recipe, tmp_path / 'run')
+    person = tmp_path / 'ana.json'
+    person.write_text(json.dumps({'user': 'ana', 'summary': 'Likes cats.'}))
+    scores = scoring.open_scorer(f'orbax:{tmp_path / "run"}', str(person))(
+        [{'prompt': 'Talk.', 'completion': text} for text in ('Cats purr.', 'Dogs dig.')]
+    )
+    parts = plus.make_parts(config, ONE)
+    pair = parts.pair_up.compare(['Likes cats.'], [[Choice('Talk.', 'Cats purr.', 'Dogs dig.')]])
+    np.testing.assert_allclose(scores[0] - scores[1], parts.reader.gaps(state['reward'], pair).item(), atol=1e-5)
+
+
+@pytest.mark.parametrize('person', ['', 'ana', 'nobody.json'])
+def test_plus_needs_a_persons_summary(tmp_path, person):
+    checkpoint.write_config(tmp_path, configs.load('plus').to_dict())
+    with pytest.raises(ValueError, match='summary'):
+        scoring.open_scorer(f'orbax:{tmp_path}', person)
