@@ -67,8 +67,8 @@ def main(args: Sequence[str] | None = None) -> None:
         stdout=sys.stderr,
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    peak = json.loads((run / 'summary.json').read_text())['peak_memory_bytes']['host']
-    config = json.loads((run / 'config.json').read_text())
+    peak = json.loads((run / 'summary.json').read_text(encoding='utf-8'))['peak_memory_bytes']['host']
+    config = json.loads((run / 'config.json').read_text(encoding='utf-8'))
     steps, pairs = read_records(run / 'metrics.jsonl')[1:], config['batch'] * config['updates']  # the first compiles
     draw, update = ([step[f'seconds_{phase}'] for step in steps] for phase in ('draw', 'update'))
     found = read_records(run / 'evals.jsonl')[-1]

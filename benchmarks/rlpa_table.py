@@ -212,14 +212,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def check_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Ends the program where the folder's runs were made with other settings."""
     path = folder / 'settings.json'
-    if path.exists() and json.loads(path.read_text()) != settings:
-        sys.exit(f'error: {folder} was made with {path.read_text().strip()}; take another --folder')
+    if path.exists() and json.loads(path.read_text(encoding='utf-8')) != settings:
+        sys.exit(f'error: {folder} was made with {path.read_text(encoding="utf-8").strip()}; take another --folder')
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings) + '\n')
+    path.write_text(json.dumps(settings) + '\n', encoding='utf-8')
 
 
 def read(run: Run) -> dict[str, Any]:
-    return next(iter(json.loads(run.record.read_text()).values()))
+    return next(iter(json.loads(run.record.read_text(encoding='utf-8')).values()))
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -20,6 +20,7 @@ from pal_jax.data import inputs
 from pal_jax.recipes.recipe import Config, read_config
 from pal_jax.runtime import checkpoint, processes
 from pal_jax.runtime.files import at_home
+from pal_jax.runtime.progress import print_anything
 from pal_jax.runtime.workdir import check_workdir
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
@@ -50,6 +51,7 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
     """Parses the command line, calls `main`, whose result is the exit status, and turns a `Fault` into one line on
     stderr and an exit status. Where several processes train together, a fault of one ends all."""
     argv = sys.argv
+    print_anything()
     if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
         print(usage.strip())
         sys.exit(0)
@@ -127,12 +129,20 @@ def _find_config() -> None:
 def _expand(config: Config) -> None:
     """Brings the home folder into the paths of a config file, wherever they stand."""
     for key, value in config.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, ConfigDict):
             _expand(value)
         elif isinstance(value, str) and at_home(value) != value:
             config[key] = at_home(value)
         elif isinstance(value, list | tuple):
             config[key] = type(value)(at_home(each) if isinstance(each, str) else each for each in value)
+
+
+def _check_letters(flag: str, name: str) -> None:
+    """Raises Fault where a name has bytes that are no letter, which the libraries below write otherwise than Python."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise Fault(f'--{flag}={name} is not UTF-8; rename the folder, or give another') from None
 
 
 def config() -> Config:
@@ -144,6 +154,7 @@ def output(default: str = '', *, file: bool = False) -> Path:
     name = default if OUTPUT.value is None else OUTPUT.value
     if not name:
         raise Fault('nothing to write to; give a place with --output=NAME')
+    _check_letters('output', name)
     if file and name.endswith('/'):
         raise Fault(f'--output={name} is a folder; give the name of a file')
     return Path(name)
@@ -153,6 +164,7 @@ def workdir() -> Path:
     """The folder that --workdir names, or runs/<config>[-<variant>]; a stage of a variant is in the variant's."""
     if WORKDIR.value == '':
         raise Fault('--workdir= names no folder; give one, or leave it out')
+    _check_letters('workdir', WORKDIR.value or '')
     if '://' in (WORKDIR.value or ''):
         raise Fault(
             f'--workdir={WORKDIR.value} is not a folder of a file system; mount the bucket and name that folder'

@@ -21,6 +21,7 @@ from pal_jax.runtime.curve import PANELS, STYLE, column, running_mean
 from pal_jax.runtime.files import at_home
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.outputs import check_file, whole_file
+from pal_jax.runtime.progress import print_anything
 from pal_jax.runtime.summary import fifths, first_last_fifth, main_part
 
 COLOURS = ('#2563eb', '#d97706', '#059669', '#9333ea', '#dc2626', '#4b5563')
@@ -85,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('runs', nargs='+', type=Path, help='folders of runs')
     parser.add_argument('--output', type=Path, default=Path('compared.png'), help='picture to write, a new file')
+    print_anything()
     arguments = parser.parse_args(list(map(at_home, sys.argv[1:])))
     try:
         check_file(arguments.output)

@@ -142,4 +142,4 @@ def precision(dtype: str = 'auto', platform: str | None = None) -> dict[str, str
 
 def _cpu_has_bf16() -> bool:
     info = pathlib.Path('/proc/cpuinfo')
-    return host.system() == 'Linux' and info.exists() and 'bf16' in info.read_text()
+    return host.system() == 'Linux' and info.exists() and 'bf16' in info.read_text(encoding='utf-8')

@@ -27,12 +27,13 @@ LARGE_HEAP = 8 << 30  # bytes that the process holds
 
 
 def keep_freed() -> None:
-    """Starts this command again under `ALLOCATOR`, unless the environment names another.
+    """Starts this command again under `ALLOCATOR`, unless the environment names another, and in Python's UTF-8 mode.
 
-    glibc reads it when a process starts and never again.
+    glibc reads it when a process starts and never again. Names of files are UTF-8 below Python, whatever the locale.
     """
     if sys.platform == 'linux' and SETTING not in os.environ:
         os.environ[SETTING] = ALLOCATOR
+        os.environ.setdefault('PYTHONUTF8', '1')
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -41,7 +42,7 @@ def peak_bytes() -> int:
     if sys.platform != 'linux':
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # `ru_maxrss` begins with what the parent had used when it started this process.
-    lines = Path('/proc/self/status').read_text().splitlines()
+    lines = Path('/proc/self/status').read_text(encoding='utf-8').splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith('VmHWM:'))
 
 
@@ -53,7 +54,7 @@ def give_back(beyond: int = 0) -> None:
 
 def resident_bytes() -> int:
     """What this process holds now; on Linux alone."""
-    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+    return int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 def give_back_when_compiling() -> None:

@@ -193,6 +193,6 @@ def _start_wandb(project: str, workdir: Path) -> Any:
     require_wandb(project)
     identity = workdir / 'wandb_id'  # kept in the folder, so that a resumed run goes on in the same chart
     if not identity.exists():
-        identity.write_text(secrets.token_hex(4))
+        identity.write_text(secrets.token_hex(4), encoding='utf-8')
     wandb = importlib.import_module('wandb')
-    return wandb.init(project=project, dir=str(workdir), id=identity.read_text(), resume='allow')
+    return wandb.init(project=project, dir=str(workdir), id=identity.read_text(encoding='utf-8'), resume='allow')

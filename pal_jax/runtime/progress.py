@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import datetime
+import io
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Self
@@ -56,6 +58,13 @@ class Stopwatch:
         self._seconds[outer] += now - self._since
         self._current, self._since = name, now
         return outer
+
+
+def print_anything() -> None:
+    """From now on letters that a terminal has not, and half surrogate pairs of models, are printed as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
 
 
 def describe(metrics: Metrics) -> str:

@@ -24,6 +24,7 @@ from pal_jax.runtime import files
 from pal_jax.runtime.curve import HEADLINES, learning_curve
 from pal_jax.runtime.files import at_home, write_whole
 from pal_jax.runtime.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, ROLLOUTS, read_records
+from pal_jax.runtime.progress import print_anything
 from pal_jax.runtime.summary import SUMMARY, by_stage, headline, main_part, observed, scalars
 from pal_jax.runtime.workdir import check_run
 
@@ -180,6 +181,7 @@ def flatten(tree: Record, prefix: str = '') -> Iterable[tuple[str, Any]]:
 if __name__ == '__main__':
     if len(sys.argv) != 2:
         sys.exit('usage: python -m pal_jax.runtime.report <folder of a run>')
+    print_anything()
     folder = Path(at_home(sys.argv[1]))
     try:
         check_run(folder)
