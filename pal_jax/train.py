@@ -190,12 +190,15 @@ def finish(config: Config, workdir: Path, recipe: Recipe, state, progress: Progr
     if config.export and recipe.trained:
         write_exports(recipe.trained.exports(state), lambda name: workdir / name)
     if jax.process_index() == 0:
-        folds = recipe.trained is not None and recipe.trained.tokenizer.folds_system
-        notes = {'notes': [FOLDED]} if folds else {}
-        finished = time.strftime('%Y-%m-%d %H:%M:%S')
-        summarize(workdir, {'config': config.to_dict(), 'finished': finished, **notes})
+        told = {'config': config.to_dict(), 'finished': time.strftime('%Y-%m-%d %H:%M:%S')}
+        summarize(workdir, told | {'notes': notes(recipe)})
         report.write_report(workdir)
         progress.log(f'report: {workdir / report.REPORT}')
+
+
+def notes(recipe: Recipe) -> list[str]:
+    """What whoever reads the report should know of the run."""
+    return [FOLDED] if recipe.trained and recipe.trained.tokenizer.folded else []
 
 
 def write_exports(exports: dict[str, Export], folder: Callable[[str], Path]) -> None:

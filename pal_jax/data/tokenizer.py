@@ -47,11 +47,13 @@ class Tokenizer:
 
     `stop_ids` end a sampled turn: the tokenizer's end of sequence first, then the other `ENDS` in its vocabulary.
     `pad_id` is its padding token, or its first stop where it has none. `vocab_size` counts added tokens; a model's
-    vocabulary may be padded beyond it. `fast` is the wrapped tokenizer.
+    vocabulary may be padded beyond it. `fast` is the wrapped tokenizer. `folded` says that a system prompt stood in a
+    user message, see `chat`.
     """
 
     def __init__(self, fast: PreTrainedTokenizerFast):
         self.fast = fast
+        self.folded = False
         self.vocab_size = len(fast)
         self.stop_ids = _stop_ids(fast)
         self.pad_id = fast.get_vocab().get(str(fast.pad_token), self.stop_ids[0])
@@ -102,7 +104,9 @@ class Tokenizer:
         """
         if not self.fast.chat_template:
             raise ValueError(f'{self._name} has no chat template; use an instruct model or add chat_template.jinja')
-        return self.encode(self._rendered(folded(messages) if self.folds_system else messages, add_generation_prompt))
+        if self.folds_system and messages and messages[0]['role'] == 'system':
+            self.folded, messages = True, folded(messages)
+        return self.encode(self._rendered(messages, add_generation_prompt))
 
     @functools.cached_property
     def folds_system(self) -> bool:

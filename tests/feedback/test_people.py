@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pal_jax.feedback.people import SCHEMA, SLOTS, load_people, make_people
+from pal_jax.feedback.people import SCHEMA, SLOTS, load_people, make_people, place_of
 from pal_jax.feedback.profiles import split_fact
 
 ALOE = Path(__file__).parents[2] / '..' / 'shared' / 'data' / 'aloe' / 'profile.jsonl'
@@ -135,3 +135,11 @@ def test_prose_profiles_become_one_fact_a_sentence():
     assert len(people) == len(ALOE.read_text().splitlines())
     assert all(1 <= len(person.facts) <= 12 for person in people)
     assert all(fact.endswith(('.', '!', '?')) for person in people for fact in person.facts)
+
+
+def test_a_person_is_found_again_by_file_and_line(tmp_path):
+    path = tmp_path / 'own.jsonl'
+    path.write_text('"I row."\n\n{"id": 7.0, "persona": "- a\\n- b", "greeting": "Hi"}\n')
+    keys = {'input_key': 'greeting', 'label_key': 'persona'}
+    found = load_people(path, **keys)
+    assert [place_of(path, each, **keys) for each in found] == [f'{path}, line 1', f'{path}, line 3']

@@ -214,6 +214,11 @@ def test_three_people_are_shown_before_beside_after(workdir):
     assert page.count('class="pair"') == page.count('Dull.') == page.count('Lively!') == 3
 
 
+def test_notes_of_the_summary_are_in_the_page(workdir):
+    summarize(workdir, {'notes': ['Mind the <gap>.']})
+    assert 'Mind the &lt;gap&gt;.' in write_report(workdir).read_text(encoding='utf-8')
+
+
 def test_it_can_be_made_again_without_a_summary_and_is_the_same(workdir):
     first = write_report(workdir).read_bytes()
     (workdir / 'report.html').unlink()
