@@ -45,17 +45,18 @@ STEPS = 1_000_000  # lines of a template's program that a short conversation tak
 class Tokenizer:
     """Encodes, decodes and renders chats.
 
-    `stop_ids` end a sampled turn: the tokenizer's end of sequence first, then the other `ENDS` in its vocabulary.
+    `stop_ids` end a sampled turn: the tokenizer's end of sequence first, then the `ends` of the model's own files, then
+    the other `ENDS` in its vocabulary.
     `pad_id` is its padding token, or its first stop where it has none. `vocab_size` counts added tokens; a model's
     vocabulary may be padded beyond it. `fast` is the wrapped tokenizer. `folded` says that a system prompt stood in a
     user message, see `chat`.
     """
 
-    def __init__(self, fast: PreTrainedTokenizerFast):
+    def __init__(self, fast: PreTrainedTokenizerFast, ends: Sequence[int] = ()):
         self.fast = fast
         self.folded = False
         self.vocab_size = len(fast)
-        self.stop_ids = _stop_ids(fast)
+        self.stop_ids = _stop_ids(fast, ends)
         self.pad_id = fast.get_vocab().get(str(fast.pad_token), self.stop_ids[0])
 
     @property
@@ -174,7 +175,13 @@ class Tokenizer:
             raise ValueError('the tokenizer has no special token that ends nothing, to pad with; add one to it')
         fast = copy.deepcopy(self.fast)
         fast.pad_token = fast.convert_ids_to_tokens(pad_id)
-        return Tokenizer(fast)
+        return Tokenizer(fast, self.stop_ids)
+
+    def with_template(self, template: str) -> Tokenizer:
+        """The same with another chat template."""
+        fast = copy.deepcopy(self.fast)
+        fast.chat_template = template
+        return Tokenizer(fast, self.stop_ids)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat template, for `from_folder` and `AutoTokenizer`."""
@@ -212,20 +219,22 @@ def folded(messages: Sequence[Message]) -> list[Message]:
     return [{'role': 'user', 'content': system}, *rest]
 
 
-def _stop_ids(fast: PreTrainedTokenizerFast) -> tuple[int, ...]:
+def _stop_ids(fast: PreTrainedTokenizerFast, ends: Sequence[int]) -> tuple[int, ...]:
     vocab = fast.get_vocab()
     special = {str(token) for token in fast.added_tokens_decoder.values() if token.special}  # Gemma has HTML's </s>
-    known = [vocab[token] for token in (fast.eos_token, *(end for end in ENDS if end in special)) if token in vocab]
+    first = [vocab[token] for token in (fast.eos_token,) if token in vocab]
+    known = [*first, *ends, *(vocab[end] for end in ENDS if end in special)]
     if not known:
         raise ValueError(f'the tokenizer has no eos_token and none of {", ".join(ENDS)}; set eos_token in its config')
     return tuple(dict.fromkeys(known))
 
 
-def from_folder(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face model folder (or hub id).
+def from_folder(folder: str | Path, ends: Sequence[int] | None = None) -> Tokenizer:
+    """The tokenizer of a Hugging Face model folder (or hub id). `ends`: ids of tokens that end a turn; those of
+    `end_ids` by default.
 
     Raises:
-      ValueError: the folder has no tokenizer.json, or a file of the tokenizer cannot be read.
+      ValueError: the folder has no tokenizer.json, or a file of the tokenizer cannot be read; or as `end_ids`.
     """
     if Path(folder).is_dir() and not (Path(folder) / 'tokenizer.json').exists():
         raise ValueError(f'no tokenizer.json in {folder}; save the tokenizer there with transformers first')
@@ -237,7 +246,23 @@ def from_folder(folder: str | Path) -> Tokenizer:
                 (files.read_object if path.suffix == '.json' else files.read_text)(path)
         reason = ' '.join(str(error).split())
         raise ValueError(f'the tokenizer in {folder} cannot be read: {reason}; save it there again') from None
-    return Tokenizer(fast)
+    return Tokenizer(fast, end_ids(folder) if ends is None else ends)
+
+
+def end_ids(folder: str | Path) -> tuple[int, ...]:
+    """Where a model's texts end: `eos_token_id` of its generation_config.json, or else of its config.json.
+
+    Raises:
+      ValueError: it is neither an id nor a list of ids.
+    """
+    for path in (Path(folder) / 'generation_config.json', Path(folder) / 'config.json'):
+        found = files.read_object(path).get('eos_token_id') if path.exists() else None
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if any(type(i) is not int or i < 0 for i in ids):
+            raise ValueError(f'{path} has eos_token_id={found!r}; it has to be the id of a token, or a list of ids')
+        if ids:
+            return tuple(ids)
+    return ()
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -114,8 +114,10 @@ def of_adapter(folder: Path) -> Model:
     Raises:
       ValueError: there are none, in safetensors.
     """
-    path = folder / peft.TENSORS
-    return _model(folder, dict.fromkeys(tensors.names(path), path))
+    path = peft.tensors_of(folder)
+    found = _model(folder, dict.fromkeys(tensors.names(path), path))
+    peft.check_targets(folder, found.kinds)
+    return found
 
 
 def _model(folder: Path, files: Mapping[str, Path]) -> Model:
@@ -134,7 +136,7 @@ def updated(base: Model, folders: Sequence[Path], weights: Sequence[float]) -> M
     counts = [w * peft.read_config(folder).scale for w, folder in zip(weights, folders, strict=True)]
     for adapter in adapters:
         for name, (shape, _) in adapter.kinds.items():
-            weight, axis = f'{module_of(name)}.weight', int('.lora_A.' in name)
+            weight, axis = f'{peft.module_of(name)}.weight', int('.lora_A.' in name)
             if base.kinds.get(weight, Kind((), np.dtype(bool))).shape[axis : axis + 1] != shape[axis : axis + 1]:
                 raise ValueError(f'{adapter.name} has {name} {shape}, which adapts no weight of {base.name}')
 
@@ -149,11 +151,6 @@ def updated(base: Model, folders: Sequence[Path], weights: Sequence[float]) -> M
         return Updated(x, own) if own else x
 
     return base._replace(read=read)
-
-
-def module_of(name: str) -> str:
-    """The module that a tensor of an adapter belongs to, as the base names it."""
-    return name.removeprefix(peft.PREFIX).removesuffix('.weight').removesuffix('.lora_A').removesuffix('.lora_B')
 
 
 def check_alike(folders: Sequence[Path]) -> None:

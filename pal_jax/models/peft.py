@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from pal_jax.data import tokenizer
+from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.models import lora
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.families import FAMILIES
 from pal_jax.models.linear import LoraWeight
 from pal_jax.models.lora import Adapter
 from pal_jax.models.params import Params
+from pal_jax.models.tensors import check_finite
 from pal_jax.models.tensors import read as read_tensors
 from pal_jax.models.tensors import save as save_tensors
 from pal_jax.runtime.files import read_object, shown
@@ -34,6 +38,24 @@ ONLY = {  # what the forward pass takes for granted
     'peft_type': 'LORA', 'bias': 'none', 'use_dora': False, 'fan_in_fan_out': False, 'rank_pattern': {},
     'alpha_pattern': {}, 'modules_to_save': None, 'lora_bias': False,
 }  # fmt: skip
+ALLOWED: Mapping[str, tuple[Any, ...]] = {  # keys with values beside null, false and empty that change nothing
+    'peft_type': ('LORA',),
+    'bias': ('none',),
+    'task_type': ('CAUSAL_LM',),
+    'revision': ('main',),
+    # The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take from the base what they begin with.
+    'init_lora_weights': (True, 'gaussian', 'eva', 'orthogonal', 'mica'),
+}
+READ = (
+    'base_model_name_or_path', 'r', 'lora_alpha', 'use_rslora', 'target_modules', 'exclude_modules',
+    'layers_to_transform', 'layers_pattern',
+)  # fmt: skip
+# How an adapter was begun, trained and saved, or what has no effect without another option.
+IDLE = (
+    'auto_mapping', 'peft_version', 'inference_mode', 'lora_dropout', 'megatron_core', 'loftq_config', 'eva_config',
+    'corda_config', 'lora_ga_config', 'velora_config', 'qalora_group_size', 'runtime_config', 'ensure_weight_tying',
+    'merge_weights',
+)  # fmt: skip
 
 
 class PeftConfig(NamedTuple):
@@ -97,52 +119,164 @@ def read_config(folder: str | Path) -> PeftConfig:
     Raises:
       ValueError: it is not there, or of a kind that this package does not compute.
     """
-    path = Path(folder) / CONFIG
-    if not path.exists():
-        raise ValueError(f'no {CONFIG} in {folder}; give the folder of a PEFT adapter')
-    config = read_object(path)
-    for key, value in ONLY.items():
-        if config.get(key, value) not in (value, value or None):
-            raise ValueError(f'{path} has {key}={config[key]!r}; only adapters with {key}={value!r} can be read')
-    rank, alpha = config.get('r'), config.get('lora_alpha')
-    if type(rank) is not int or not 0 < rank < 2**31 or not isinstance(alpha, int | float) or not abs(alpha) < 2**31:
-        raise ValueError(f'{path} has r={shown(rank)} and lora_alpha={shown(alpha)}; give a rank above 0 and a number')
+    config = _checked(folder)
+    rank, alpha = config['r'], config['lora_alpha']
     scale = alpha / (math.sqrt(rank) if config.get('use_rslora') else rank)
     return PeftConfig(config.get('base_model_name_or_path') or '', scale, rank)
 
 
-def attach(params: Params, cfg: ModelConfig, folder: str | Path) -> Params:
-    """Plain weights with the adapters of `folder` on them.
+def _checked(folder: str | Path) -> dict[str, Any]:
+    """The adapter_config.json of a folder, in which every key is read, idle, or at a value that changes nothing."""
+    path = Path(folder) / CONFIG
+    if not path.exists():
+        raise ValueError(f'no {CONFIG} in {folder}; give the folder of a PEFT adapter')
+    config = read_object(path)
+    for key, value in config.items():
+        neutral = value is None or value is False or value in ({}, [], '')
+        allowed = any(type(value) is type(each) and value == each for each in ALLOWED.get(key, ()))
+        if key not in READ + IDLE and not neutral and not allowed:
+            hint = _hint(key)
+            raise ValueError(f'{path} has {key}={value!r}; only adapters with {hint} can be read')
+    rank, alpha = config.get('r'), config.get('lora_alpha')
+    if type(rank) is not int or not 0 < rank < 2**31:
+        raise ValueError(f'{path} has r={shown(rank)}; it has to be a whole number above 0')
+    if type(alpha) not in (int, float) or not abs(alpha) < 2**31:
+        raise ValueError(f'{path} has lora_alpha={shown(alpha)}; it has to be a number')
+    return config
+
+
+def _hint(key: str) -> str:
+    if key == 'init_lora_weights':
+        return (
+            'init_lora_weights=true or a kind that leaves the base as it is (gaussian, eva, orthogonal, mica); save it '
+            'with peft as a plain adapter (path_initial_model_for_weight_conversion)'
+        )
+    return f'{key}={ALLOWED[key][0] if key in ALLOWED else ONLY.get(key)!r}'
+
+
+def targets(folder: str | Path) -> Callable[[str], bool]:
+    """Whether the config of an adapter puts one on a linear module such as `model.layers.0.self_attn.q_proj`.
 
     Raises:
-      ValueError: a tensor is missing, has another shape, or belongs to no linear weight of the model.
+      ValueError: as `read_config`, or an option is neither names nor a regular expression.
     """
-    scale, path = read_config(folder).scale, Path(folder) / TENSORS
-    if not path.exists():
-        raise ValueError(f'no {TENSORS} in {folder}; save the adapter as safetensors')
+    config = _checked(folder)
+    chosen, excluded = config.get('target_modules'), config.get('exclude_modules') or []
+    chosen = ['q_proj', 'v_proj'] if chosen is None else chosen  # peft's default for Llama and its like
+    for key, value in (('target_modules', chosen), ('exclude_modules', excluded)):
+        if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(x, str) for x in value)):
+            raise ValueError(f'{Path(folder) / CONFIG} has {key}={value!r}; it has to be a text or a list of texts')
+    layers, pattern = config.get('layers_to_transform'), config.get('layers_pattern') or [r'[^.]*']
+    layers = layers if isinstance(layers, list) or layers is None else [layers]
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+
+    def named(module: str, names: str | Sequence[str]) -> bool:
+        if isinstance(names, str):
+            return bool(re.fullmatch(names, module))
+        return any(module == name or module.endswith(f'.{name}') for name in names)
+
+    def targeted(module: str) -> bool:
+        if named(module, excluded):
+            return False
+        if isinstance(chosen, str) and chosen.lower() == 'all-linear':
+            return module != 'lm_head'
+        if layers and isinstance(chosen, list):
+            found = (re.match(rf'(?:^|.*?\.){each}\.(\d+)\.', module) for each in patterns)
+            place = next((int(match[1]) for match in found if match), None)
+            return place in layers and named(module, chosen)
+        return named(module, chosen)
+
+    try:
+        targeted('')
+    except re.error as error:
+        raise ValueError(f'{Path(folder) / CONFIG} has a pattern that is no regular expression: {error}') from None
+    return targeted
+
+
+def module_of(name: str) -> str:
+    """The module that a tensor of an adapter belongs to, as the base names it."""
+    return name.removeprefix(PREFIX).partition('.lora_')[0]
+
+
+def check_targets(folder: str | Path, names: Iterable[str]) -> None:
+    """Raises ValueError for a tensor of a module that the config puts no adapter on: peft would leave it aside."""
+    targeted = targets(folder)
+    for name in names:
+        if not targeted(module_of(name)):
+            raise ValueError(f'{Path(folder) / TENSORS} has {name}, which target_modules of {CONFIG} does not name')
+
+
+def tensors_of(folder: str | Path) -> Path:
+    """The file of an adapter's tensors. Raises ValueError where there is none in safetensors."""
+    path = Path(folder) / TENSORS
+    if path.exists():
+        return path
+    pickled = path.with_suffix('.bin')
+    instead = f'{pickled.name} is not read, since such a file may run code; ' if pickled.exists() else ''
+    raise ValueError(f'no {TENSORS} in {folder}; {instead}save the adapter as safetensors')
+
+
+def attach(params: Params, cfg: ModelConfig, folder: str | Path) -> Params:
+    """Plain weights with the adapters of `folder` on them. A layer without one, where others have, gets zeros.
+
+    Raises:
+      ValueError: a tensor is missing, not finite, has another shape, or belongs to no linear weight of the model.
+    """
+    _, scale, rank = read_config(folder)
+    path, targeted = tensors_of(folder), targets(folder)
     tensors = read_tensors(path)
     flat: dict[Any, Any] = flatten_dict(params, sep='/')
+    linear: set[str] = set()
     for where, name in _own_names(cfg).items():
-        modules = [PREFIX + name.format(i).removesuffix('.weight') for i in range(cfg.layers)]
-        if f'{modules[0]}.lora_A.weight' in tensors and name.count('{}'):
-            a, b = (_stacked(tensors, [f'{module}.lora_{part}.weight' for module in modules]) for part in 'AB')
+        if where.rpartition('/')[2] not in lora.IN_DIMS:
+            continue
+        modules = [name.format(i).removesuffix('.weight') for i in range(cfg.layers)]
+        linear.update(modules)
+        present = [f'{PREFIX}{module}' if targeted(module) else None for module in modules]
+        if any(present):
+            a, b = (_stacked(tensors, [each and f'{each}.lora_{part}.weight' for each in present]) for part in 'AB')
+            if a.shape[-1] != rank:
+                raise ValueError(f'{path} has adapters of rank {a.shape[-1]} on {where}, its {CONFIG} r={rank}')
             flat[where] = _on(flat[where], a, b, scale, where)
-    if tensors:
-        raise ValueError(f'{path} has {sorted(tensors)[0]}, which adapts no linear weight of a {cfg.family} model')
+    for name in sorted(tensors):
+        if module_of(name) in linear:
+            check_targets(folder, [name])
+        raise ValueError(f'{path} has {name}, which adapts no linear weight of a {cfg.family} model')
     return unflatten_dict(flat, sep='/')
 
 
-def _stacked(tensors: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
+def _stacked(tensors: dict[str, np.ndarray], names: Sequence[str | None]) -> np.ndarray:
     """Takes these out of `tensors`, [out, in] each, as one [L, in, out]."""
-    if missing := [name for name in names if name not in tensors]:
-        raise ValueError(f'{TENSORS} has no {missing[0]}; an adapter has to be on every layer')
-    return np.stack([tensors.pop(name).T for name in names])
+    if missing := [name for name in names if name and name not in tensors]:
+        raise ValueError(f'{TENSORS} has no {missing[0]}; an adapter has to be on every layer that its config names')
+    parts = [name and tensors.pop(name).T for name in names]
+    zeros = np.zeros_like(next(part for part in parts if part is not None))
+    for name, part in zip(names, parts, strict=True):
+        if part is not None:
+            check_finite(part, f'{name} of {TENSORS}')
+    if len({part.shape for part in parts if part is not None}) > 1:
+        raise ValueError(f'{TENSORS} has layers of different rank, such as {names[0]}; its config has one r')
+    return np.stack([zeros if part is None else part for part in parts])
 
 
 def _on(weight: Any, a: np.ndarray, b: np.ndarray, scale: float, where: str) -> LoraWeight:
     if a.shape[0] != weight.shape[0] or a.shape[1] * b.shape[2] != weight[0].size or a.shape[2] != b.shape[1]:
         raise ValueError(f'{where} of the model has shape {weight.shape}, its adapter {a.shape} and {b.shape}')
     return LoraWeight(weight, jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32), scale)
+
+
+def read_tokenizer(folder: str | Path, base: Tokenizer) -> Tokenizer:
+    """The tokenizer and chat template in an adapter's folder, and of its base what is not there. Texts end where they
+    end for the base, too.
+
+    Raises:
+      ValueError: there is a tokenizer in another form than tokenizer.json.
+    """
+    folder = Path(folder)
+    if any((folder / name).exists() for name in ('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model')):
+        return tokenizer.from_folder(folder, base.stop_ids)
+    template = folder / 'chat_template.jinja'
+    return base.with_template(template.read_text('utf-8')) if template.exists() else base
 
 
 def load_merged(params: Params, cfg: ModelConfig, folder: str | Path) -> Params:

@@ -136,11 +136,17 @@ def _fitting(read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
             f'the tokenizer has ids up to {max(beyond)}, the model embeds {cfg.vocab} tokens; use the tokenizer of the '
             'model, or resize its embeddings with transformers'
         )
+    if (last := max(tok.stop_ids)) >= cfg.vocab:
+        raise ValueError(
+            f'generation_config.json (or config.json) has eos_token_id={last}, the model embeds {cfg.vocab} tokens; '
+            'correct the id'
+        )
     return tok
 
 
 def from_peft(folder: str, base_of: Callable[[str], Source]) -> Source:
-    """An adapter's base and the adapter. Its config names the base as a source, or as a Hugging Face folder or id."""
+    """An adapter's base and the adapter. Its config names the base as a source, or as a Hugging Face folder or id.
+    A tokenizer and a chat template in its folder stand before the base's."""
     name = peft.read_config(folder).base
     if not name:
         raise ValueError(f'{folder}/{peft.CONFIG} does not name its base model; set base_model_name_or_path in it')
@@ -149,7 +155,10 @@ def from_peft(folder: str, base_of: Callable[[str], Source]) -> Source:
     def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
         return peft.load_merged(base.load(shardings, dtype), base.config, folder)
 
-    return base._replace(load=load)
+    def read() -> Tokenizer:
+        return _fitting(lambda: peft.read_tokenizer(folder, base.tokenizer()), base.config)
+
+    return base._replace(load=load, tokenizer=read)
 
 
 def base_source(name: str) -> str:

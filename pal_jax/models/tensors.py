@@ -34,6 +34,28 @@ def save(arrays: dict[str, np.ndarray], path: Path) -> None:
     path.chmod(mode)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      ValueError: it holds something else.
+    """
+    try:
+        value = json.loads(path.read_text('utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is no JSON ({error}); write it again') from None
+    if not isinstance(value, dict):
+        raise ValueError(f'{path} holds no JSON object; write it again')
+    return value
+
+
+def check_finite(x: np.ndarray, name: str) -> None:
+    """Raises ValueError where a number is NaN or infinite."""
+    if jnp.issubdtype(x.dtype, jnp.floating) and not np.isfinite(x).all():
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+        raise ValueError(f'{name} has {x[place]} at {list(place)}; weights have to be finite, take a whole model')
+
+
 class Tensor(Protocol):
     """What can be cut by slices before it is read, or an array."""
 
