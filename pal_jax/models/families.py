@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.models import fields
 from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling, shortest_pattern
+from pal_jax.models.fields import Config
 
-Config = Mapping[str, Any]  # a config.json
 Names = Mapping[str, str]  # path of a leaf -> name of a tensor, with {} for the layer
 
 LLAMA: Names = {
@@ -60,23 +61,16 @@ PHI3: Names = {
 FULL, SLIDING = 'full_attention', 'sliding_attention'
 
 
-def _need(config: Config, *keys: str) -> Any:
-    """The first of these fields that is there and not null."""
-    for key in keys:
-        if config.get(key) is not None:
-            return config[key]
-    raise ValueError(f'config.json has no {" or ".join(keys)}; is it the config of a causal language model?')
-
-
 def _pattern(
     config: Config, slides: Callable[[int], bool], window: int | None, local: LayerKind | None = None
 ) -> tuple[LayerKind, ...]:
     """Layers that see all and layers that see a window, as `layer_types` or else `slides(layer)` has it."""
-    types = config.get('layer_types') or [
-        SLIDING if slides(i) else FULL for i in range(_need(config, 'num_hidden_layers'))
-    ]
-    if unknown := sorted(set(types) - {FULL, SLIDING}):
+    layers = range(fields.size(config, 'num_hidden_layers'))
+    if unknown := sorted({*map(str, config.get('layer_types') or ())} - {FULL, SLIDING}):
         raise ValueError(f'layer_types with {unknown[0]} is not supported; use a model with {FULL} and {SLIDING} only')
+    types = fields.by_layer(config, 'layer_types', [SLIDING if slides(i) else FULL for i in layers])
+    if SLIDING in types and window is None and local is None:
+        raise ValueError(f'layer_types with {SLIDING}, but no sliding_window is used; correct config.json')
     kinds = {FULL: LayerKind(), SLIDING: local or LayerKind(window)}
     return shortest_pattern([kinds[kind] for kind in types])
 
@@ -90,7 +84,7 @@ def _windows(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _read_mistral(config: Config) -> dict[str, Any]:
-    return {'pattern': (LayerKind(config.get('sliding_window', 4096)),)}
+    return {'pattern': (LayerKind(fields.window(config)),)}
 
 
 def _write_mistral(cfg: ModelConfig) -> dict[str, Any]:
@@ -98,10 +92,9 @@ def _write_mistral(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _read_qwen(config: Config) -> dict[str, Any]:
-    if not config.get('use_sliding_window', False):
-        return {}
-    full = config.get('max_window_layers', 28)
-    return {'pattern': _pattern(config, lambda i: i >= full, _need(config, 'sliding_window'))}
+    window = fields.window(config) if config.get('use_sliding_window') else None
+    full = fields.size(config, 'max_window_layers', least=0)
+    return {'pattern': _pattern(config, lambda i: window is not None and i >= full, window)}
 
 
 def _write_qwen(cfg: ModelConfig) -> dict[str, Any]:
@@ -113,23 +106,26 @@ def _write_qwen(cfg: ModelConfig) -> dict[str, Any]:
 
 def _read_gemma2(config: Config) -> dict[str, Any]:
     return {
-        'pattern': _pattern(config, lambda i: i % 2 == 0, _need(config, 'sliding_window')),
-        'query_scalar': _need(config, 'query_pre_attn_scalar'),
-        'attn_softcap': config.get('attn_logit_softcapping', 50.0),
-        'final_softcap': config.get('final_logit_softcapping', 30.0),
+        'pattern': _pattern(config, lambda i: i % 2 == 0, fields.size(config, 'sliding_window')),
+        'query_scalar': fields.number(config, 'query_pre_attn_scalar'),
+        'attn_softcap': fields.maybe_number(config, 'attn_logit_softcapping'),
+        'final_softcap': fields.maybe_number(config, 'final_logit_softcapping'),
     }
 
 
 def _read_gemma3(config: Config) -> dict[str, Any]:
-    rope = (config.get('rope_parameters') or {}).get(SLIDING) or {}
-    if (kind := rope.get('rope_type', 'default')) != 'default':
-        raise ValueError(f'rope_type={kind} of windowed layers is not supported; use a model with default there')
-    local, every = LayerKind(_need(config, 'sliding_window'), 'local'), config.get('sliding_window_pattern') or 6
+    """Rotary settings of layers with a window stand apart from those of the others."""
+    rope = dict(fields.mapping(config, 'rope_parameters').get(SLIDING) or {})
+    theta, scaling = fields.rotary({'rope_theta': config.get('rope_local_base_freq', 10_000.0)} | rope, config)
+    if scaling:
+        raise ValueError('rope_type of windowed layers is not supported unless default; use a model with default there')
+    every = config.get('sliding_window_pattern', config.get('_sliding_window_pattern')) or 6
+    local = LayerKind(fields.size(config, 'sliding_window'), 'local')
     return {
         'pattern': _pattern(config, lambda i: (i + 1) % every != 0, None, local),
-        'rope_local_theta': float(rope.get('rope_theta', config.get('rope_local_base_freq', 10_000.0))),
-        'query_scalar': _need(config, 'query_pre_attn_scalar'),
-        'final_softcap': config.get('final_logit_softcapping'),
+        'rope_local_theta': theta,
+        'query_scalar': fields.number(config, 'query_pre_attn_scalar'),
+        'final_softcap': fields.maybe_number(config, 'final_logit_softcapping'),
     }
 
 
@@ -148,8 +144,9 @@ def _write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
 
 def _read_smollm3(config: Config) -> dict[str, Any]:
     """`no_rope_layers` has a 1 for every layer with rotary positions."""
-    layers, every = _need(config, 'num_hidden_layers'), config.get('no_rope_layer_interval', 4)
-    rotary = config.get('no_rope_layers') or [(i + 1) % every for i in range(layers)]
+    _pattern(config, lambda i: False, None)  # no layer has a window
+    layers, every = range(fields.size(config, 'num_hidden_layers')), fields.size(config, 'no_rope_layer_interval')
+    rotary = fields.by_layer(config, 'no_rope_layers', [(i + 1) % every for i in layers])
     return {'pattern': shortest_pattern([LayerKind() if on else LayerKind(rope='none') for on in rotary])}
 
 
@@ -177,15 +174,15 @@ def _write_baichuan(cfg: ModelConfig) -> dict[str, Any]:
 class Family(NamedTuple):
     """`fixed` are the fields of config.json that our decoder takes for granted: checked on reading, written out.
     `traits` are the fields of `ModelConfig` that all models of the family share; `read` finds the others that
-    config.json does not say in the way of Llama, `write` is its inverse. `tied` and `theta` hold where it is silent.
+    config.json does not say in the way of Llama, `write` is its inverse. `defaults` hold where config.json is silent,
+    as transformers has them, and name with Llama's all keys that are read.
     """
 
     architecture: str
     names: Names
     fixed: Config
     traits: Mapping[str, Any] = MappingProxyType({})
-    tied: bool = False
-    theta: float = 10_000.0
+    defaults: Config = MappingProxyType({})
     read: Callable[[Config], dict[str, Any]] = lambda config: {}
     write: Callable[[ModelConfig], dict[str, Any]] = lambda cfg: {}
 
@@ -199,28 +196,61 @@ GEMMA_FIXED: Config = {
     'use_bidirectional_attention': None,
 }
 
+# Defaults that are None are those of keys that may be left out and null alike.
+LLAMA_DEFAULTS: Config = {
+    'num_key_value_heads': None, 'head_dim': None, 'max_position_embeddings': 2048, 'rms_norm_eps': 1e-6,
+    'tie_word_embeddings': False, 'rope_theta': 10_000.0,
+}  # fmt: skip
+QWEN_DEFAULTS: Config = {
+    'num_key_value_heads': 32, 'max_position_embeddings': 32_768, 'use_sliding_window': False, 'sliding_window': 4096,
+    'max_window_layers': 28, 'layer_types': None,
+}  # fmt: skip
+GEMMA2_DEFAULTS: Config = {
+    'num_key_value_heads': 4, 'head_dim': 256, 'max_position_embeddings': 8192, 'tie_word_embeddings': True,
+    'sliding_window': 4096, 'query_pre_attn_scalar': 256, 'attn_logit_softcapping': 50.0,
+    'final_logit_softcapping': 30.0, 'layer_types': None,
+}  # fmt: skip
+GEMMA3_DEFAULTS: Config = {
+    **GEMMA2_DEFAULTS, 'max_position_embeddings': 131_072, 'rope_theta': 1e6, 'rope_local_base_freq': 10_000.0,
+    'attn_logit_softcapping': None, 'final_logit_softcapping': None, 'sliding_window_pattern': None,
+    '_sliding_window_pattern': None,
+}  # fmt: skip
+SMOLLM3_DEFAULTS: Config = {
+    'num_key_value_heads': 4, 'max_position_embeddings': 32_768, 'tie_word_embeddings': True, 'rope_theta': 2e6,
+    'no_rope_layers': None, 'no_rope_layer_interval': 4, 'layer_types': None, 'sliding_window': None,
+}  # fmt: skip
+
 FAMILIES: dict[str, Family] = {  # by config.json's model_type
     'llama': Family('LlamaForCausalLM', LLAMA, NO_BIAS),
-    'mistral': Family('MistralForCausalLM', LLAMA, SILU, read=_read_mistral, write=_write_mistral),
-    'qwen2': Family('Qwen2ForCausalLM', QWEN2, SILU, {'qkv_bias': True}, read=_read_qwen, write=_write_qwen),
+    'mistral': Family(
+        'MistralForCausalLM',
+        LLAMA,
+        SILU,
+        defaults={'num_key_value_heads': 8, 'max_position_embeddings': 131_072, 'sliding_window': 4096},
+        read=_read_mistral,
+        write=_write_mistral,
+    ),
+    'qwen2': Family(
+        'Qwen2ForCausalLM', QWEN2, SILU, {'qkv_bias': True}, QWEN_DEFAULTS, read=_read_qwen, write=_write_qwen
+    ),
     'qwen3': Family(
         'Qwen3ForCausalLM',
         LLAMA | QK_NORMS,
         {'hidden_act': 'silu', 'attention_bias': False},
         {'qk_norm': True},
+        {**QWEN_DEFAULTS, 'head_dim': 128},
         read=_read_qwen,
         write=_write_qwen,
     ),
     'gemma2': Family(
-        'Gemma2ForCausalLM', GEMMA2, GEMMA_FIXED, GEMMA, tied=True, read=_read_gemma2, write=_write_gemma2
+        'Gemma2ForCausalLM', GEMMA2, GEMMA_FIXED, GEMMA, GEMMA2_DEFAULTS, read=_read_gemma2, write=_write_gemma2
     ),
     'gemma3_text': Family(
         'Gemma3ForCausalLM',
         GEMMA2 | QK_NORMS,
         GEMMA_FIXED | {'use_bidirectional_attention': False, 'attn_logit_softcapping': None},
         {**GEMMA, 'qk_norm': True},
-        tied=True,
-        theta=1e6,
+        GEMMA3_DEFAULTS,
         read=_read_gemma3,
         write=_write_gemma3,
     ),
@@ -228,17 +258,34 @@ FAMILIES: dict[str, Family] = {  # by config.json's model_type
         'SmolLM3ForCausalLM',
         LLAMA,
         NO_BIAS | {'use_sliding_window': False},
-        tied=True,
-        theta=2e6,
+        defaults=SMOLLM3_DEFAULTS,
         read=_read_smollm3,
         write=_write_smollm3,
     ),
-    'phi3': Family('Phi3ForCausalLM', PHI3, SILU, read=_read_mistral, write=_write_mistral),
+    'phi3': Family(
+        'Phi3ForCausalLM',
+        PHI3,
+        SILU,
+        defaults={'max_position_embeddings': 4096, 'rms_norm_eps': 1e-5, 'sliding_window': None},
+        read=_read_mistral,
+        write=_write_mistral,
+    ),
     'baichuan': Family(
-        'BaichuanForCausalLM', BAICHUAN, SILU, {'unit_head': True}, read=_read_baichuan, write=_write_baichuan
+        'BaichuanForCausalLM',
+        BAICHUAN,
+        SILU,
+        {'unit_head': True},
+        {'max_position_embeddings': None, 'model_max_length': None},
+        read=_read_baichuan,
+        write=_write_baichuan,
     ),
 }
 
+# Fields that no decoder of ours has, with the value at which they change nothing.
+ABSENT: Config = {
+    'quantization_config': None, 'partial_rotary_factor': 1.0, 'embedding_multiplier': 1.0, 'residual_multiplier': 1.0,
+    'logits_scaling': 1.0,
+}  # fmt: skip
 # What transformers makes of a family with a head in place of the unembedding; of Baichuan's own code there is none.
 CLASSIFIERS = {
     name: family.architecture.replace('ForCausalLM', 'ForSequenceClassification')
@@ -251,33 +298,42 @@ CLASSIFIERS = {
 
 
 def config_from_hf(config: Config) -> ModelConfig:
-    """The `ModelConfig` of a config.json.
+    """The `ModelConfig` of a config.json. Every key is read, of no consequence, or at a value that changes nothing.
 
     Raises:
-      ValueError: an architecture or a feature that the decoder does not have, or a missing field.
+      ValueError: an architecture, a feature or a key that the decoder does not have, or a missing field.
     """
     name = _family_of(config)
     family = FAMILIES[name]
     _check_fixed(config, family)
-    heads, width = _need(config, 'num_attention_heads'), _need(config, 'hidden_size')
-    theta, scaling = _rope(config, family.theta)
-    return ModelConfig(
+    config = {**LLAMA_DEFAULTS, **family.defaults, **config}
+    heads, width = fields.size(config, 'num_attention_heads'), fields.size(config, 'hidden_size')
+    kv_heads = heads if config['num_key_value_heads'] is None else fields.size(config, 'num_key_value_heads')
+    if heads % kv_heads:
+        raise ValueError(f'num_attention_heads={heads} is no multiple of num_key_value_heads={kv_heads}')
+    theta, scaling = _rope(config, 'rope_local_base_freq' in family.defaults)
+    found = ModelConfig(
         family=name,
-        vocab=_need(config, 'vocab_size'),
+        vocab=fields.size(config, 'vocab_size'),
         width=width,
-        layers=_need(config, 'num_hidden_layers'),
+        layers=fields.size(config, 'num_hidden_layers'),
         heads=heads,
-        kv_heads=config.get('num_key_value_heads') or heads,
-        head_dim=config.get('head_dim') or width // heads,
-        mlp=_need(config, 'intermediate_size'),
-        max_len=_need(config, 'max_position_embeddings', 'model_max_length'),
+        kv_heads=kv_heads,
+        head_dim=width // heads if config['head_dim'] is None else fields.size(config, 'head_dim'),
+        mlp=fields.size(config, 'intermediate_size'),
+        max_len=fields.size(config, 'max_position_embeddings', 'model_max_length'),
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_eps=config.get('rms_norm_eps', 1e-6),
-        tie_embed=config.get('tie_word_embeddings', family.tied),
+        norm_eps=fields.number(config, 'rms_norm_eps'),
+        tie_embed=fields.need(config, 'tie_word_embeddings'),
         **family.traits,
         **family.read(config),
     )
+    if (kind := config.get('model_type') or name) != name:
+        raise ValueError(f'model_type={kind} with {family.architecture}; config.json has to name one model')
+    known = {*ABSENT, *LLAMA_DEFAULTS, *family.defaults, *family.fixed}
+    fields.check_known(config, known, family.architecture)
+    return found
 
 
 def _family_of(config: Config) -> str:
@@ -290,28 +346,23 @@ def _family_of(config: Config) -> str:
 
 
 def _check_fixed(config: Config, family: Family) -> None:
-    for key, value in {**family.fixed, 'quantization_config': None, 'partial_rotary_factor': 1.0}.items():
-        got = config.get(key, value)
-        if got != value:
+    for key, value in {**ABSENT, **family.fixed}.items():
+        got = config.get(key)
+        if got is not None and got != value and (got or value):
             raise ValueError(f'{family.architecture} with {key}={got} is not supported; use a model with {key}={value}')
 
 
-def _rope(config: Config, theta: float) -> tuple[float, RopeScaling | LinearScaling | None]:
+def _rope(config: Config, layered: bool) -> tuple[float, RopeScaling | LinearScaling | None]:
     """transformers 5 has everything in `rope_parameters`, of Gemma 3 by the type of layer; 4 has `rope_theta` beside
-    `rope_scaling`."""
-    rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
-    rope = rope.get(FULL, rope)
-    theta = float(rope.get('rope_theta', config.get('rope_theta', theta)))
-    match rope.get('rope_type', rope.get('type', 'default')):
-        case 'default':
-            return theta, None
-        case 'linear':
-            return theta, LinearScaling(rope['factor'])
-        case 'llama3':
-            low, high = rope['low_freq_factor'], rope['high_freq_factor']
-            return theta, RopeScaling(rope['factor'], low, high, rope['original_max_position_embeddings'])
-        case kind:
-            raise ValueError(f'rope_type={kind} is not supported; use a model with default, linear or llama3')
+    `rope_scaling`. Where both speak it is as transformers 5 has it."""
+    rope, older = fields.mapping(config, 'rope_parameters'), fields.mapping(config, 'rope_scaling')
+    if layered:
+        if unknown := sorted(set(rope) - {FULL, SLIDING}):
+            raise ValueError(f'rope_parameters with {unknown[0]} is not supported; give those of {FULL} and {SLIDING}')
+        rope = {**(rope.get(FULL) or {}), **older}
+    else:
+        rope = older or rope
+    return fields.rotary({'rope_theta': config['rope_theta'], **rope}, config)
 
 
 def config_to_hf(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str = 'float32') -> dict[str, Any]:

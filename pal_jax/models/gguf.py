@@ -121,7 +121,8 @@ def load_params(
     """The parameters of a GGUF file, dequantised. `shardings`: a tree like the parameters.
 
     Raises:
-      ValueError: names or shapes are not those of `cfg`, or a tensor's type of quantisation is unknown.
+      ValueError: names or shapes are not those of `cfg`, a tensor's type of quantisation is unknown, or a number is not
+        finite.
     """
     tensors = {tensor.name: tensor for tensor in reader.tensors}
 

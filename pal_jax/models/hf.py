@@ -63,7 +63,7 @@ def load_params(
     """The parameters in a folder's safetensors, one file or many. `shardings`: a tree like the parameters.
 
     Raises:
-      ValueError: there are no safetensors, or their names or shapes are not those of `cfg`.
+      ValueError: there are no safetensors, their names or shapes are not those of `cfg`, or a number is not finite.
     """
     files = tensors.files(Path(folder))
     optional = {'lm_head.weight'} if cfg.tie_embed else set()
@@ -81,7 +81,8 @@ def assemble(
     and on them before the next is read.
 
     Raises:
-      ValueError: `present` lacks a tensor of `cfg` or has one that `cfg` has no place for, or a shape differs.
+      ValueError: `present` lacks a tensor of `cfg` or has one that `cfg` has no place for, a shape differs, or a number
+        is not finite.
     """
     specs = by_path(decoder_specs(cfg))
     places: dict[str, Any] = by_path(shardings) if shardings else dict.fromkeys(specs)
@@ -137,6 +138,7 @@ def _part(
                 f'{name} has shape {tensor.shape}, the config says {expected}; does the config belong to it?'
             )
         x = tensor[where]
+        tensors.check_finite(x, name)
         return (x.T if path in IN_AXES else x).reshape(rest.shape)[rest.cuts]
 
     if not path.startswith('layers/'):

@@ -249,13 +249,13 @@ def _stacked(tensors: dict[str, np.ndarray], names: Sequence[str | None]) -> np.
     """Takes these out of `tensors`, [out, in] each, as one [L, in, out]."""
     if missing := [name for name in names if name and name not in tensors]:
         raise ValueError(f'{TENSORS} has no {missing[0]}; an adapter has to be on every layer that its config names')
-    parts = [name and tensors.pop(name).T for name in names]
-    zeros = np.zeros_like(next(part for part in parts if part is not None))
+    parts = [tensors.pop(name).T if name else None for name in names]
+    shapes = {part.shape: name for part, name in zip(parts, names, strict=True) if part is not None}
+    if len(shapes) > 1:
+        raise ValueError(f'{TENSORS} has {" and ".join(f"{name} {shape[::-1]}" for shape, name in shapes.items())}')
+    zeros = np.zeros(next(iter(shapes)), np.float32)
     for name, part in zip(names, parts, strict=True):
-        if part is not None:
-            check_finite(part, f'{name} of {TENSORS}')
-    if len({part.shape for part in parts if part is not None}) > 1:
-        raise ValueError(f'{TENSORS} has layers of different rank, such as {names[0]}; its config has one r')
+        check_finite(zeros if part is None else part, f'{name} of {TENSORS}')
     return np.stack([zeros if part is None else part for part in parts])
 
 

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from pal_jax.runtime.files import read_object
 
+BLOCK = 1 << 20  # numbers that are looked at at once
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 DTYPES = {
     'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16',
@@ -34,26 +35,24 @@ def save(arrays: dict[str, np.ndarray], path: Path) -> None:
     path.chmod(mode)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      ValueError: it holds something else.
-    """
-    try:
-        value = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} is no JSON ({error}); write it again') from None
-    if not isinstance(value, dict):
-        raise ValueError(f'{path} holds no JSON object; write it again')
-    return value
-
-
 def check_finite(x: np.ndarray, name: str) -> None:
-    """Raises ValueError where a number is NaN or infinite."""
-    if jnp.issubdtype(x.dtype, jnp.floating) and not np.isfinite(x).all():
-        place = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
-        raise ValueError(f'{name} has {x[place]} at {list(place)}; weights have to be finite, take a whole model')
+    """Raises ValueError where a number is NaN or infinite. Looks at a block of rows at a time."""
+    x = np.atleast_1d(x)
+    size = max(1, BLOCK // max(1, math.prod(x.shape[1:])))
+    for start in range(0, len(x) if jnp.issubdtype(x.dtype, jnp.floating) else 0, size):
+        rows = x[start : start + size]
+        if not _finite(rows):
+            place = np.argwhere(~np.isfinite(rows))[0]
+            value, place = rows[tuple(place)], [start + int(place[0]), *map(int, place[1:])]
+            raise ValueError(
+                f'{name} has {value} at {place}; weights have to be finite: take an earlier or whole model'
+            )
+
+
+def _finite(x: np.ndarray) -> bool:
+    if x.dtype == jnp.bfloat16:  # by its bits: numpy's own way takes three times as long
+        return not x.size or (x.view(np.uint16) & 0x7FFF).max() < 0x7F80
+    return bool(np.isfinite(x).all())
 
 
 class Tensor(Protocol):

@@ -121,9 +121,21 @@ class Checkpoints:
         return None
 
     def read(self, step: int | None = None) -> tuple[Any, dict[str, Any], int]:
-        """As `restore`, where there has to be a checkpoint; ValueError if there is none."""
+        """As `restore`, for what has been trained: it computes with it.
+
+        Raises:
+          ValueError: there is no checkpoint, or a number in it is not finite.
+        """
         if (found := self.restore(step)) is None:
             raise ValueError(f'{self.folder.parent} has no checkpoint; train it first')
+        paths = [path for path, leaf in jax.tree.leaves_with_path(found[0]) if leaf is not ...]
+        finite = np.asarray(_finite([leaf for leaf in jax.tree.leaves(found[0]) if leaf is not ...]))
+        if not finite.all():
+            name = jax.tree_util.keystr(paths[int(finite.argmin())], simple=True, separator='/')
+            raise ValueError(
+                f'checkpoint {found[2]} of {self.folder.parent} has numbers in {name} that are not finite; give an '
+                'earlier --step, or train it again'
+            )
         return found
 
     def set_aside_after(self, step: int) -> None:
@@ -197,6 +209,12 @@ def _bit_sum(leaf: Array) -> Array:
     bits = leaf.astype(width) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, width)
     bits = bits.reshape(-1).astype(jnp.uint32)
     return jnp.sum(bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+
+@jax.jit
+def _finite(leaves: list[Array]) -> Array:
+    """Whether all numbers of each leaf are finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
 
 
 def kept_in(workdir: str | os.PathLike[str]) -> Path | None:

@@ -312,7 +312,7 @@ def test_transformers_5_rope_is_read():
             {'architectures': ['Gemma2ForCausalLM'], 'sliding_window': 8, 'layer_types': ['chunked_attention']},
             'layer_types with chunked_attention',
         ),
-        ({'architectures': ['Gemma2ForCausalLM'], 'sliding_window': 8}, 'no query_pre_attn_scalar'),
+        ({'architectures': ['Gemma2ForCausalLM'], 'query_pre_attn_scalar': None}, 'no query_pre_attn_scalar'),
     ],
 )
 def test_what_the_decoder_lacks_is_refused(change, message):

@@ -1,0 +1,122 @@
+"""Fields of a config.json, taken one by one with a check, and which of them are known.
+
+Every fault names its field and what stands there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from pal_jax.models.config import LinearScaling, RopeScaling
+
+Config = Mapping[str, Any]  # a config.json
+
+# Fields of all families that are read, and of which nothing depends: names, training, labels, defaults of generation.
+READ = (
+    'architectures', 'model_type', 'vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
+    'intermediate_size', 'rope_scaling', 'rope_parameters', 'original_max_position_embeddings',
+)  # fmt: skip
+IDLE = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _from_model_config _name_or_path attention_dropout
+    attn_implementation auto_map base_model_ep_plan base_model_pp_plan base_model_tp_plan begin_suppress_tokens
+    bos_token_id cache_implementation chunk_size_feed_forward dtype early_stopping embd_pdrop eos_token_id
+    finetuning_task hidden_act id2label initializer_range is_decoder is_llama_config keys_to_ignore_at_inference
+    label2id length_penalty max_length max_sequence_length max_window_layers min_length model_max_length num_beam_groups
+    num_beams num_labels num_return_sequences output_attentions output_hidden_states pad_token_id prefix pretraining_tp
+    problem_type repetition_penalty resid_pdrop return_dict sep_token_id sliding_window_size task_specific_params
+    temperature tokenizer_class top_k top_p torch_dtype transformers.js_config transformers_version typical_p
+    unsloth_fixed unsloth_version use_cache z_loss_weight
+    """.split()
+)
+
+
+def check_known(config: Config, known: Collection[str], architecture: str) -> None:
+    """Raises ValueError for a field that may change what a model computes and is not known here. False and empty
+    things are taken to leave out what they name."""
+    for key, value in config.items():
+        idle = value is None or value is False or value in ('', [], {})
+        if not idle and key not in known and key not in IDLE and key not in READ:
+            raise ValueError(
+                f'{architecture} with {key}={value!r} is not supported; if {key} changes nothing of what the model '
+                'computes, take it out of config.json'
+            )
+
+
+def need(config: Config, *keys: str) -> Any:
+    """The first of these fields that is there and not null."""
+    for key in keys:
+        if config.get(key) is not None:
+            return config[key]
+    raise ValueError(f'config.json has no {" or ".join(keys)}; is it the config of a causal language model?')
+
+
+def size(config: Config, *keys: str, least: int = 1) -> int:
+    """The first of these fields that is there, a whole number of at least `least`."""
+    value = need(config, *keys)
+    if type(value) is not int or value < least:
+        key = next(key for key in keys if config.get(key) is not None)
+        raise ValueError(f'config.json has {key}={value!r}; it has to be a whole number of at least {least}')
+    return value
+
+
+def number(config: Config, key: str) -> float:
+    """A field that is there, a number above 0."""
+    value = need(config, key)
+    if type(value) not in (int, float) or not value > 0:
+        raise ValueError(f'config.json has {key}={value!r}; it has to be a number above 0')
+    return value
+
+
+def maybe_number(config: Config, key: str) -> float | None:
+    """A number above 0, or None."""
+    return None if config.get(key) is None else number(config, key)
+
+
+def window(config: Config) -> int | None:
+    """How many positions a token sees, or None for all of them."""
+    return None if config.get('sliding_window') is None else size(config, 'sliding_window')
+
+
+def by_layer(config: Config, key: str, default: Sequence[Any]) -> Sequence[Any]:
+    """A list with a value for each layer."""
+    values = default if config.get(key) is None else config[key]
+    if not isinstance(values, Sequence) or len(values) != len(default):
+        raise ValueError(f'config.json has {key}={values!r}; it has to have a value for each of {len(default)} layers')
+    return values
+
+
+def mapping(config: Config, key: str) -> Config:
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f'config.json has {key}={value!r}; it has to be an object')
+    return value
+
+
+ROTARY: Mapping[str, tuple[str, ...]] = {  # the numbers that each kind needs
+    'default': (),
+    'linear': ('factor',),
+    'llama3': ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'),
+}
+
+
+def rotary(rope: Config, config: Config) -> tuple[float, RopeScaling | LinearScaling | None]:
+    """Base and scaling of the frequencies that an object of rotary settings names."""
+    kind = rope.get('rope_type', rope.get('type')) or 'default'
+    if kind not in ROTARY:
+        raise ValueError(f'rope_type={kind} is not supported; use a model with default, linear or llama3')
+    lengths = 'original_max_position_embeddings'
+    rope = {lengths: config['max_position_embeddings'], **rope}
+    rope |= {lengths: config[lengths]} if config.get(lengths) is not None else {}
+    for key in ('rope_theta', *ROTARY[kind]):
+        if type(rope.get(key)) not in (int, float) or rope[key] <= 0:
+            raise ValueError(
+                f'rotary settings of config.json have {key}={rope.get(key)!r}; {kind} needs a number above 0'
+            )
+    for key, value in rope.items():
+        known = key in (lengths, 'rope_theta', 'rope_type', 'type', *ROTARY[kind])
+        if not known and value is not None and not (key == 'partial_rotary_factor' and value == 1):
+            raise ValueError(f'rotary settings with {key}={value!r} and rope_type={kind} are not supported')
+    theta, numbers = float(rope['rope_theta']), [rope[key] for key in ROTARY[kind]]
+    return theta, {'default': lambda: None, 'linear': LinearScaling, 'llama3': RopeScaling}[kind](*numbers)
