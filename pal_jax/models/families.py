@@ -115,7 +115,7 @@ def _read_gemma2(config: Config) -> dict[str, Any]:
 
 def _read_gemma3(config: Config) -> dict[str, Any]:
     """Rotary settings of layers with a window stand apart from those of the others."""
-    rope = dict(fields.mapping(config, 'rope_parameters').get(SLIDING) or {})
+    rope = dict(fields.mapping(fields.mapping(config, 'rope_parameters'), SLIDING))
     theta, scaling = fields.rotary({'rope_theta': config.get('rope_local_base_freq', 10_000.0)} | rope, config)
     if scaling:
         raise ValueError('rope_type of windowed layers is not supported unless default; use a model with default there')
@@ -208,7 +208,7 @@ QWEN_DEFAULTS: Config = {
 GEMMA2_DEFAULTS: Config = {
     'num_key_value_heads': 4, 'head_dim': 256, 'max_position_embeddings': 8192, 'tie_word_embeddings': True,
     'sliding_window': 4096, 'query_pre_attn_scalar': 256, 'attn_logit_softcapping': 50.0,
-    'final_logit_softcapping': 30.0, 'layer_types': None,
+    'final_logit_softcapping': 30.0, 'layer_types': None, 'hidden_act': None,
 }  # fmt: skip
 GEMMA3_DEFAULTS: Config = {
     **GEMMA2_DEFAULTS, 'max_position_embeddings': 131_072, 'rope_theta': 1e6, 'rope_local_base_freq': 10_000.0,
@@ -359,7 +359,7 @@ def _rope(config: Config, layered: bool) -> tuple[float, RopeScaling | LinearSca
     if layered:
         if unknown := sorted(set(rope) - {FULL, SLIDING}):
             raise ValueError(f'rope_parameters with {unknown[0]} is not supported; give those of {FULL} and {SLIDING}')
-        rope = {**(rope.get(FULL) or {}), **older}
+        rope = {**fields.mapping(rope, FULL), **older}
     else:
         rope = older or rope
     return fields.rotary({'rope_theta': config['rope_theta'], **rope}, config)
@@ -367,6 +367,11 @@ def _rope(config: Config, layered: bool) -> tuple[float, RopeScaling | LinearSca
 
 def config_to_hf(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str = 'float32') -> dict[str, Any]:
     """The config.json of a model: fields that transformers 4 and 5 both read."""
+    return {**described(cfg), 'torch_dtype': dtype, **token_ids(tokenizer)}
+
+
+def described(cfg: ModelConfig) -> dict[str, Any]:
+    """The fields of a config.json that say what a model computes."""
     family = FAMILIES[cfg.family]
     return {
         'architectures': [family.architecture],
@@ -383,10 +388,8 @@ def config_to_hf(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str = 'float32')
         'rope_scaling': _rope_scaling(cfg),
         'rms_norm_eps': cfg.norm_eps,
         'tie_word_embeddings': cfg.tie_embed,
-        'torch_dtype': dtype,
         **family.fixed,
         **family.write(cfg),
-        **token_ids(tokenizer),
     }
 
 

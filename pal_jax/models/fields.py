@@ -22,7 +22,7 @@ IDLE = frozenset(
     _attn_implementation _attn_implementation_autoset _from_model_config _name_or_path attention_dropout
     attn_implementation auto_map base_model_ep_plan base_model_pp_plan base_model_tp_plan begin_suppress_tokens
     bos_token_id cache_implementation chunk_size_feed_forward dtype early_stopping embd_pdrop eos_token_id
-    finetuning_task hidden_act id2label initializer_range is_decoder is_llama_config keys_to_ignore_at_inference
+    finetuning_task id2label initializer_range is_decoder is_llama_config keys_to_ignore_at_inference
     label2id length_penalty max_length max_sequence_length max_window_layers min_length model_max_length num_beam_groups
     num_beams num_labels num_return_sequences output_attentions output_hidden_states pad_token_id prefix pretraining_tp
     problem_type repetition_penalty resid_pdrop return_dict sep_token_id sliding_window_size task_specific_params
@@ -32,12 +32,16 @@ IDLE = frozenset(
 )
 
 
+def neutral(value: Any) -> bool:
+    """Whether a value leaves out what its key names."""
+    return value is None or value is False or value in ('', [], {})
+
+
 def check_known(config: Config, known: Collection[str], architecture: str) -> None:
     """Raises ValueError for a field that may change what a model computes and is not known here. False and empty
     things are taken to leave out what they name."""
     for key, value in config.items():
-        idle = value is None or value is False or value in ('', [], {})
-        if not idle and key not in known and key not in IDLE and key not in READ:
+        if not neutral(value) and key not in known and key not in IDLE and key not in READ:
             raise ValueError(
                 f'{architecture} with {key}={value!r} is not supported; if {key} changes nothing of what the model '
                 'computes, take it out of config.json'
@@ -88,6 +92,7 @@ def by_layer(config: Config, key: str, default: Sequence[Any]) -> Sequence[Any]:
 
 
 def mapping(config: Config, key: str) -> Config:
+    """An object, empty where the field is not there."""
     value = config.get(key) or {}
     if not isinstance(value, Mapping):
         raise ValueError(f'config.json has {key}={value!r}; it has to be an object')
@@ -110,7 +115,7 @@ def rotary(rope: Config, config: Config) -> tuple[float, RopeScaling | LinearSca
     rope = {lengths: config['max_position_embeddings'], **rope}
     rope |= {lengths: config[lengths]} if config.get(lengths) is not None else {}
     for key in ('rope_theta', *ROTARY[kind]):
-        if type(rope.get(key)) not in (int, float) or rope[key] <= 0:
+        if type(rope.get(key)) not in (int, float) or not rope[key] > 0:
             raise ValueError(
                 f'rotary settings of config.json have {key}={rope.get(key)!r}; {kind} needs a number above 0'
             )

@@ -1,7 +1,12 @@
 """Folders of models merged into a folder, tensor by tensor: Hugging Face's models, sharded or not, and peft's adapters.
 
 A tensor of each model is open at a time, and read block by block (see `models.merging`), so what is in memory does not
-depend on the size of the models or on their number. Tokenizer and configs are those of the first, or of the base.
+depend on the size of the models or on their number. config.json is that of the first, or of the base;
+tokenizer, chat template and generation_config.json are those of the first where it has them.
+
+What gives weights a meaning has to be the same in all (see `check_meaning`). Free are the length a config states
+(`max_position_embeddings`), precision, padding token, chat template, generation_config.json, and where the base ends
+its texts, for a pretrained model ends them otherwise than what was made of it.
 """
 
 from __future__ import annotations
@@ -15,12 +20,22 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from pal_jax.data import tokenizer
 from pal_jax.models import merging, peft, tensors
+from pal_jax.models.families import config_from_hf, described
+from pal_jax.models.fields import IDLE, neutral
 from pal_jax.models.merging import Updated
 from pal_jax.models.tensors import Kind, Tensor
+from pal_jax.runtime.files import read_object
 from pal_jax.runtime.outputs import check_folder, whole_folder
 
 METHODS = ('linear', 'delta', 'task_arithmetic', 'ties', 'slerp')
+SPEECH = frozenset({
+    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'tokenizer.model',
+    'vocab.json', 'vocab.txt', 'merges.txt', 'chat_template.jinja', 'chat_template.json',
+})  # fmt: skip
+FREE = frozenset({'max_position_embeddings', 'model_max_length'})  # of a config.json
+ROLES = ('bos_token', 'eos_token', 'unk_token')
 SIDE = ('*.json', '*.jinja', '*.model', '*.txt')  # what goes along with the tensors
 
 Watch = Callable[[int, int], None]  # hears how many tensors are done, of how many
@@ -56,8 +71,8 @@ def merge(folders: Sequence[Path], settings: Settings, out: Path, watch: Watch =
 
     Raises:
       ValueError: weights that do not sum to 1, folders that hold no model or not of one kind, adapters of different
-        bases, ranks or scales, tensors that not all models have, shapes that differ, a missing base, or an `out` that
-        is one of them or somebody else's.
+        bases, ranks or scales, other families, configs or vocabularies, tensors that not all models have, shapes that
+        differ, a result that is not finite, a missing base, or an `out` that is one of them or somebody else's.
     """
     merging.checked(settings.weights, len(folders))
     read = [*folders, *([settings.base] if settings.base else [])]
@@ -72,10 +87,20 @@ def merge(folders: Sequence[Path], settings: Settings, out: Path, watch: Watch =
     else:
         models, first = _full(folders, settings, bool(adapters))
     check_tensors(models)
+    check_meaning(folders, settings.base if first == settings.base else None)
     with whole_folder(out, read) as partial:
-        for path in {path for pattern in SIDE for path in first.glob(pattern)}:
+        for path in _side_files(first, folders[0]):
             shutil.copy(path, partial)
         _write(models, settings, partial, watch)
+
+
+def _side_files(first: Path, speaker: Path) -> list[Path]:
+    """What goes along with the tensors: all of `first`, and before it what `speaker` has of a tokenizer."""
+    files = {path.name: path for pattern in SIDE for path in first.glob(pattern)}
+    speech = {path.name: path for pattern in SIDE for path in speaker.glob(pattern)}
+    speech = {name: path for name, path in speech.items() if name in SPEECH or name == 'generation_config.json'}
+    kept = {name: path for name, path in files.items() if name not in SPEECH or 'tokenizer.json' not in speech}
+    return [*(kept | speech).values()]
 
 
 def _full(folders: Sequence[Path], settings: Settings, adapters: bool) -> tuple[list[Model], Path]:
@@ -115,8 +140,16 @@ def of_adapter(folder: Path) -> Model:
       ValueError: there are none, in safetensors.
     """
     path = peft.tensors_of(folder)
-    found = _model(folder, dict.fromkeys(tensors.names(path), path))
+    found, rank = _model(folder, dict.fromkeys(tensors.names(path), path)), peft.read_config(folder).rank
     peft.check_targets(folder, found.kinds)
+    for name, (shape, _) in found.kinds.items():
+        if (
+            name.replace('.lora_A.', '.lora_B.') not in found.kinds
+            or name.replace('.lora_B.', '.lora_A.') not in found.kinds
+        ):
+            raise ValueError(f'{path} has {name}, but not its other factor; save the adapter again')
+        if shape[0 if '.lora_A.' in name else -1] != rank:
+            raise ValueError(f'{path} has {name} of shape {shape}, its {peft.CONFIG} r={rank}')
     return found
 
 
@@ -161,6 +194,73 @@ def check_alike(folders: Sequence[Path]) -> None:
             if ours != theirs:
                 hint = 'merge adapters of one base' if what == 'base' else 'method delta merges their updates'
                 raise ValueError(f'{folders[0]} has {what} {ours} and {folder} {what} {theirs}; {hint}')
+
+
+def check_meaning(folders: Sequence[Path], base: Path | None) -> None:
+    """Raises ValueError where what gives weights a meaning differs from the first: what a config says of the forward
+    pass, the ids of tokens, and which tokens begin and end texts."""
+    models = [*([base] if base else []), *(folder for folder in folders if not is_adapter(folder))]
+    for other in models[1:]:
+        ours, theirs = _comparable(models[0], other)
+        for key in (*ours, *theirs):
+            if (a := ours.get(key)) != (b := theirs.get(key)):
+                raise ValueError(
+                    f'{models[0]} has {key}={a!r} in its config.json, {other} {key}={b!r}; merge models of one kind'
+                )
+    speaking = [folder for folder in ([base] if base else []) + list(folders) if _speech(folder)]
+    if silent := [folder for folder in models if folder not in speaking and speaking]:
+        raise ValueError(f'{speaking[0]} has a tokenizer, {silent[0]} has none to compare with it; put it there')
+    for other in speaking[1:]:
+        roles = [role for role in ROLES if speaking[0] != base or role != 'eos_token']
+        _check_speech(speaking[0], other, roles)
+    if base and len(apart := [folder for folder in folders if folder in speaking]) > 1:
+        for other in apart[1:]:
+            _check_speech(apart[0], other, ROLES)
+
+
+def _comparable(*folders: Path) -> list[dict[str, Any]]:
+    """Configs field by field in one spelling, as far as they say what a model computes. Those of models that are not
+    known here are compared as they are."""
+    configs = [read_object(folder / 'config.json') for folder in folders]
+    try:
+        found = [(cfg := config_from_hf(config), described(cfg))[1] | {'alibi': cfg.alibi} for config in configs]
+    except ValueError:
+        found = [
+            {key: value for key, value in config.items() if key not in IDLE and not neutral(value)}
+            for config in configs
+        ]
+    return [{key: value for key, value in config.items() if key not in FREE} for config in found]
+
+
+def _speech(folder: Path) -> dict[str, bytes]:
+    """The files that make a tokenizer."""
+    names = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'tokenizer.model', 'vocab.json')
+    files = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+    return files if files.keys() & {'tokenizer.json', 'tokenizer.model', 'vocab.json'} else {}
+
+
+def _check_speech(first: Path, other: Path, roles: Sequence[str]) -> None:
+    """Raises ValueError where tokens have other ids, or other tokens these roles. Files may differ."""
+    ours, theirs = _speech(first), _speech(other)
+    if ours == theirs:
+        return
+    if 'tokenizer.json' not in ours or 'tokenizer.json' not in theirs:
+        name = next(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+        raise ValueError(
+            f'{name} of {first} and {other} differ; save both tokenizers as tokenizer.json to compare them'
+        )
+    fast = [tokenizer.from_folder(folder, ()).fast for folder in (first, other)]
+    ids = [each.get_vocab() for each in fast]
+    for token in (*ids[0], *ids[1]):
+        if (a := ids[0].get(token)) != (b := ids[1].get(token)):
+            raise ValueError(
+                f'token {token!r} has id {a} in {first} and {b} in {other}; merge models of one vocabulary'
+            )
+    for role in roles:
+        if (a := getattr(fast[0], role)) != (b := getattr(fast[1], role)):
+            raise ValueError(
+                f'{first} has {role}={a!r} in its tokenizer, {other} {role}={b!r}; merge models of one kind'
+            )
 
 
 def check_tensors(models: Sequence[Model]) -> None:
@@ -215,7 +315,9 @@ def _merged(models: Sequence[Model], method: Callable[[list[Any]], np.ndarray], 
     """A tensor of the merged model. What is no number with a fraction (a buffer) has to be the same in all."""
     xs = [model.read(name) for model in models]
     if jnp.issubdtype(models[0].kinds[name].dtype, jnp.floating):
-        return method(xs)
+        made = method(xs)
+        tensors.check_finite(made, f'{name}, merged of {" and ".join(dict.fromkeys(model.name for model in models))},')
+        return made
     first, *others = [x[()] for x in xs]
     if any(not np.array_equal(first, other) for other in others):
         raise ValueError(f'{name} is of whole numbers, and they differ; merge models that share it')

@@ -171,10 +171,11 @@ def materialized(x: Updated) -> np.ndarray:
 
 def _over(merge: Callable[..., np.ndarray], trees: Sequence[Any]) -> Any:
     """`merge` of the tensors in each place of the trees."""
-    for tree in trees[1:]:
+    for i, tree in enumerate(trees[1:], 2):
         if _built(tree) != _built(trees[0]):
             raise ValueError(
-                'the models are built differently; merge models of one kind, adapters of one base and scale'
+                f'the models are built differently: {_difference(trees[0], tree, i)}; merge models of one kind, '
+                'adapters of one base and scale'
             )
 
     def leaf(path: Any, *xs: Any) -> np.ndarray:
@@ -191,9 +192,29 @@ def _built(tree: Any) -> Any:
     return jax.tree.structure(tree)
 
 
+def _difference(first: Any, other: Any, number: int) -> str:
+    """Where the tree with this number is built otherwise than the first."""
+    ours, theirs = (
+        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=_is_adapter)}
+        for tree in (first, other)
+    )
+    for key in (*ours, *theirs):
+        if (key in ours) != (key in theirs):
+            having, lacking = (1, number) if key in ours else (number, 1)
+            return f'number {having} has {key}, number {lacking} has not'
+        scales = [x.scale if _is_adapter(x) else None for x in (ours[key], theirs[key])]
+        if scales[0] != scales[1]:
+            return f'{key or "the adapter"} has scale {scales[0]} in number 1 and {scales[1]} in number {number}'
+    return f'numbers 1 and {number} are of different types'
+
+
+def _is_adapter(x: Any) -> bool:
+    return isinstance(x, Adapter)
+
+
 def _places(adapters: Params) -> Any:
     """Which weights have an adapter, whatever its scale."""
-    return _built(jax.tree.map(lambda adapter: 0, adapters, is_leaf=lambda x: isinstance(x, Adapter)))
+    return _built(jax.tree.map(lambda adapter: 0, adapters, is_leaf=_is_adapter))
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.models import lora
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.families import FAMILIES
+from pal_jax.models.fields import neutral
 from pal_jax.models.linear import LoraWeight
 from pal_jax.models.lora import Adapter
 from pal_jax.models.params import Params
@@ -132,9 +133,8 @@ def _checked(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f'no {CONFIG} in {folder}; give the folder of a PEFT adapter')
     config = read_object(path)
     for key, value in config.items():
-        neutral = value is None or value is False or value in ({}, [], '')
         allowed = any(type(value) is type(each) and value == each for each in ALLOWED.get(key, ()))
-        if key not in READ + IDLE and not neutral and not allowed:
+        if key not in READ + IDLE and not neutral(value) and not allowed:
             hint = _hint(key)
             raise ValueError(f'{path} has {key}={value!r}; only adapters with {hint} can be read')
     rank, alpha = config.get('r'), config.get('lora_alpha')
