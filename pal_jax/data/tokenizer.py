@@ -309,7 +309,8 @@ def from_gguf(reader: GGUFReader) -> Tokenizer:
         add_bos_token=bool(_field(reader, 'ggml.add_bos_token')),
         **{name: tokens[i] for name, i in ids.items() if i is not None},
     )
-    return Tokenizer(fast)
+    ends = (_field(reader, f'ggml.{key}_token_id') for key in ('eot', 'eom'))  # of a turn, of a message to a tool
+    return Tokenizer(fast, [int(i) for i in ends if i is not None])
 
 
 def _field(reader: GGUFReader, key: str) -> Any:

@@ -43,6 +43,19 @@ NAMES: Names = {
     'layers/mlp/up': 'blk.{}.ffn_up.weight',
     'layers/mlp/down': 'blk.{}.ffn_down.weight',
 }
+# Fields after the architecture's name that are read or checked, and of which nothing depends.
+READ = frozenset(
+    """
+    attention.head_count attention.head_count_kv attention.key_length attention.layer_norm_rms_epsilon block_count
+    context_length embedding_length feed_forward_length rope.freq_base rope.scaling.factor rope.scaling.type
+    """.split()
+)
+READ_OF_GEMMA = frozenset({'attention.sliding_window', 'attn_logit_softcapping', 'final_logit_softcapping'})
+IDLE = frozenset(
+    """
+    expert_used_count rope.scaling.finetuned rope.scaling.original_context_length tensor_data_layout vocab_size
+    """.split()
+)
 REQUIRED = object()  # a field without a default
 
 
@@ -90,7 +103,26 @@ def config_from_gguf(reader: GGUFReader) -> ModelConfig:
         tie_embed='output.weight' not in shapes,
         **FAMILIES[ARCHITECTURES[arch]].traits,
     )
+    _check_keys(reader, arch, cfg)
     return dataclasses.replace(cfg, **_gemma(reader, arch, cfg)) if arch.startswith('gemma') else cfg
+
+
+def _check_keys(reader: GGUFReader, arch: str, cfg: ModelConfig) -> None:
+    """Raises ValueError for a field that may change what a model computes and is not known here."""
+    known = READ | IDLE | (READ_OF_GEMMA if arch.startswith('gemma') else frozenset())
+    only = {
+        'attention.value_length': cfg.head_dim,
+        'rope.dimension_count': cfg.head_dim,
+        'rope.freq_base_swa': cfg.rope_local_theta if arch == 'gemma3' else None,
+        'rope.scale_linear': 1.0,
+        'attention.causal': True,
+        'attention.sliding_window_pattern': {'gemma2': 2, 'gemma3': 6}.get(arch),
+    }
+    for field in (name for name in reader.fields if name.startswith(f'{arch}.')):
+        key, value = field.removeprefix(f'{arch}.'), _field(reader, field)
+        if key not in known and value not in (0, '', [], only.get(key)):
+            instead = f'; use a model with {only[key]}' if only.get(key) is not None else ''
+            raise ValueError(f'GGUF with {field}={value} is not supported{instead}')
 
 
 def _scaling(reader: GGUFReader, arch: str) -> LinearScaling | None:

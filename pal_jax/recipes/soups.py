@@ -194,11 +194,13 @@ def check_trained(folder: Path, config: Config) -> None:
     other preferences or prompts by the same name."""
     check_finished(folder)
     inputs.check_shared(inputs.look(config.to_dict()), folder)
-    theirs, ours = (each.policy.to_dict() for each in (read_config(str(folder)), config))
-    for key in ('source', 'lora'):
+    theirs, ours = ({**each.policy.to_dict(), 'seed': each.seed} for each in (read_config(str(folder)), config))
+    random = ours['source'].startswith('random:')  # then the seed makes the base
+    for key in ('source', 'lora', *(['seed'] if random else [])):
         if theirs[key] != ours[key]:
+            named = key if key == 'seed' else f'policy.{key}'
             raise ValueError(
-                f'{folder} was trained with policy.{key}={theirs[key]}, got {ours[key]}; give that or another --workdir'
+                f'{folder} was trained with {named}={theirs[key]}, got {ours[key]}; give that or another --workdir'
             )
 
 

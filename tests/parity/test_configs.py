@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.models import families
 from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling
 
@@ -98,7 +97,7 @@ def described(cfg: ModelConfig) -> dict[str, Any]:
 SETTINGS: dict[str, dict[str, Any]] = {
     'nothing': {},
     'nulls': dict(num_key_value_heads=None, rope_parameters=None),
-    'transformers 4': dict(rope_theta=123.0, rope_scaling=dict(type='linear', factor=3.0)),
+    'transformers 4': dict(rope_theta=123.0, rope_scaling=dict(rope_type='linear', factor=3.0)),
     'transformers 5': dict(rope_parameters=dict(rope_type='linear', factor=3.0, rope_theta=123.0)),
     'both': dict(rope_theta=99.0, rope_parameters=dict(rope_type='default', rope_theta=123.0)),
     'llama3': dict(rope_scaling=LLAMA3 | dict(original_max_position_embeddings=77), rope_theta=5e5),
