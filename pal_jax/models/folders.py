@@ -251,11 +251,10 @@ def _check_speech(first: Path, other: Path, roles: Sequence[str]) -> None:
         )
     fast = [tokenizer.from_folder(folder, ()).fast for folder in (first, other)]
     ids = [each.get_vocab() for each in fast]
-    for token in (*ids[0], *ids[1]):
-        if (a := ids[0].get(token)) != (b := ids[1].get(token)):
-            raise ValueError(
-                f'token {token!r} has id {a} in {first} and {b} in {other}; merge models of one vocabulary'
-            )
+    apart = (token for token in ids[0] | ids[1] if ids[0].get(token) != ids[1].get(token))
+    if token := min(apart, key=lambda token: ids[0].get(token, ids[1].get(token)), default=None):
+        a, b = ids[0].get(token), ids[1].get(token)
+        raise ValueError(f'token {token!r} has id {a} in {first} and {b} in {other}; merge models of one vocabulary')
     for role in roles:
         if (a := getattr(fast[0], role)) != (b := getattr(fast[1], role)):
             raise ValueError(

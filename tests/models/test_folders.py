@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.models import folders, hf, lora, merging, params, peft, tensors
+from pal_jax.models import folders, hf, lora, merging, params, peft, sources, tensors
 from pal_jax.models.config import tiny
 from pal_jax.models.folders import Settings
 
@@ -163,6 +163,113 @@ def test_buffers_and_narrow_numbers(tmp_path):
 def refused(message, *args):
     with pytest.raises(ValueError, match=message):
         folders.merge(*args)
+
+
+def other_model(folder, *, tok=TOKENIZER, cfg=CFG, **config):
+    """Weights of the same names and shapes that mean something else."""
+    hf.save(model(1), cfg, tok, folder)
+    path = folder / 'config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return folder
+
+
+def swapped(folder):
+    """The tokenizer of a model with the ids of two tokens swapped."""
+    path = folder / 'tokenizer.json'
+    content = json.loads(path.read_text('utf-8'))
+    vocab = content['model']['vocab']
+    vocab['a'], vocab['b'] = vocab['b'], vocab['a']
+    path.write_text(json.dumps(content), 'utf-8')
+
+
+def ended(token):
+    fast = byte_tokenizer().with_template('{{ messages }}').fast
+    fast.eos_token = token
+    return type(TOKENIZER)(fast)
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ({'rope_theta': 5e5}, r'base has rope_theta=10000.0 in its config.json, .*other rope_theta=500000.0'),
+        ({'rope_scaling': {'rope_type': 'linear', 'factor': 2.0}}, 'rope_scaling=None .*factor'),
+        ({'rms_norm_eps': 1e-6}, 'rms_norm_eps=1e-05 .*rms_norm_eps=1e-06'),
+        ({'num_attention_heads': 8, 'head_dim': 8, 'num_key_value_heads': 4}, 'num_attention_heads=4 .*=8'),
+        ({'architectures': ['MistralForCausalLM'], 'model_type': 'mistral'}, "architectures=.*'MistralForCausalLM'"),
+        ({'embedding_multiplier': 12.0}, 'embedding_multiplier=None .*embedding_multiplier=12.0'),  # unknown to us
+    ],
+)
+@pytest.mark.parametrize('method', ['linear', 'slerp', 'ties'])
+def test_configs_that_mean_something_else_are_refused(place, tmp_path, config, message, method):
+    both = [place / 'base', other_model(tmp_path / 'other', **config)]
+    refused(message, both, Settings(method, [0.5, 0.5], place / 'base'), tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_tokens_have_to_have_the_same_ids_and_roles(place, tmp_path):
+    linear, out = Settings('linear', [0.5, 0.5]), tmp_path / 'out'
+    swapped(other_model(tmp_path / 'ids'))
+    refused(r"token 'a' has id \d+ in .*base and \d+ in .*ids", [place / 'base', tmp_path / 'ids'], linear, out)
+    ties = Settings('ties', [1.0], place / 'base')
+    refused("token 'a' has id", [tmp_path / 'ids'], ties, out)
+    other_model(tmp_path / 'ends', tok=ended('<|endoftext|>'))
+    refused(r"eos_token='<\|im_end\|>' .*eos_token='<\|endoftext\|>'", [place / 'base', tmp_path / 'ends'], linear, out)
+    (other_model(tmp_path / 'mute') / 'tokenizer.json').unlink()
+    refused('mute has none', [place / 'base', tmp_path / 'mute'], linear, out)
+    peft.save(adapter(model(0), 1), CFG, 'random:tiny', tmp_path / 'adapter')
+    ended('<|im_end|>').save(tmp_path / 'adapter')
+    swapped(tmp_path / 'adapter')
+    refused("token 'a' has id", [tmp_path / 'adapter'], Settings('delta', [1.0], place / 'base'), out)
+
+
+def test_what_may_differ_is_merged(place, tmp_path):
+    """The length, precision, template, padding, ends of generation, the spelling of files and of rotary settings."""
+    fast = ended('<|im_end|>').fast
+    fast.pad_token = '<|reserved_0|>'
+    other = other_model(
+        tmp_path / 'other',
+        tok=type(TOKENIZER)(fast),
+        max_position_embeddings=77,
+        torch_dtype='bfloat16',
+        rope_theta=1.0,
+        rope_parameters={'rope_type': 'default', 'rope_theta': 10_000.0},
+        use_cache=False,
+    )
+    (other / 'generation_config.json').write_text('{"eos_token_id": [1]}')
+    path = other / 'tokenizer.json'
+    path.write_text(json.dumps(json.loads(path.read_text('utf-8')), indent=3), 'utf-8')
+    folders.merge([place / 'base', other], Settings('linear', [0.5, 0.5]), tmp_path / 'out')
+    assert_near(load(tmp_path / 'out'), merging.linear([model(0), model(1)], [0.5, 0.5]))
+
+
+def test_the_first_source_speaks_and_the_base_may_end_its_texts_otherwise(place, tmp_path):
+    one = other_model(tmp_path / 'one', tok=ended('<|endoftext|>'))
+    folders.merge([one], Settings('task_arithmetic', [1.0], place / 'base'), tmp_path / 'out')
+    assert hf_tokenizer(tmp_path / 'out').fast.eos_token == '<|endoftext|>'
+    assert hf_tokenizer(tmp_path / 'out').fast.chat_template == '{{ messages }}'
+    peft.save(adapter(model(0), 1), CFG, 'random:tiny', tmp_path / 'adapter')
+    (tmp_path / 'adapter' / 'chat_template.jinja').write_text('{{ 1 }}')
+    folders.merge([tmp_path / 'adapter'], Settings('delta', [1.0], place / 'base'), tmp_path / 'full')
+    assert hf_tokenizer(tmp_path / 'full').fast.chat_template == '{{ 1 }}'
+    assert hf.read_config(tmp_path / 'full') == CFG
+
+
+def hf_tokenizer(folder):
+    return sources.from_hf(str(folder)).tokenizer()
+
+
+def test_a_result_that_is_not_finite_is_refused_with_its_tensor(place, tmp_path):
+    broken = model(1)
+    broken['layers']['mlp']['up'] = broken['layers']['mlp']['up'].at[1, 2, 3].set(jnp.nan)
+    hf.save(broken, CFG, TOKENIZER, tmp_path / 'broken')
+    both = [place / 'base', tmp_path / 'broken']
+    refused(
+        r'layers\.1\.mlp\.up_proj\.weight, merged of .*broken, has nan',
+        both,
+        Settings('linear', [0.5, 0.5]),
+        tmp_path / 'o',
+    )
+    folders.merge(both, Settings('linear', [1.0, 0.0]), tmp_path / 'out')  # what counts nothing is not read
 
 
 def test_what_is_refused_before_a_tensor_is_read(place, tmp_path):

@@ -145,12 +145,27 @@ def test_what_cannot_be_read_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ('family', 'extra', 'message'),
-    [('mamba', {}, 'architecture mamba'), ('llama', {'expert_count': 8}, 'expert_count=8')],
+    [
+        ('mamba', {}, 'architecture mamba'),
+        ('llama', {'expert_count': 8}, 'expert_count=8'),
+        ('llama', {'rope.dimension_count': 8}, 'rope.dimension_count=8 .* with 16'),
+        ('llama', {'attention.sliding_window': 8}, 'attention.sliding_window=8'),
+        ('llama', {'attention.value_length': 8}, 'attention.value_length=8'),
+        ('qwen3', {'a_key_of_tomorrow': 8}, 'qwen3.a_key_of_tomorrow=8'),
+    ],
 )
 def test_what_the_decoder_lacks_is_refused(family, extra, message, tmp_path):
     write(tmp_path / 'm.gguf', dataclasses.replace(LLAMA, family=family), random_params(LLAMA), extra=extra)
     with pytest.raises(ValueError, match=message):
         gguf.config_from_gguf(gguf.open_gguf(tmp_path / 'm.gguf'))
+
+
+def test_numbers_that_are_not_finite_are_refused_with_their_tensor(tmp_path):
+    values = random_params(LLAMA)
+    values['layers']['mlp']['up'] = values['layers']['mlp']['up'].at[1, 2, 3].set(np.nan)
+    write(tmp_path / 'm.gguf', LLAMA, values)
+    with pytest.raises(ValueError, match=r'blk\.1\.ffn_up\.weight has nan at \[3, 2\]'):
+        gguf.load_params(gguf.open_gguf(tmp_path / 'm.gguf'), LLAMA)
 
 
 def test_stretched_frequencies_are_refused(tmp_path):

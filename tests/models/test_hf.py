@@ -320,6 +320,87 @@ def test_what_the_decoder_lacks_is_refused(change, message):
         families.config_from_hf(families.config_to_hf(LLAMA, byte_tokenizer()) | change)
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'rope_scaling': {'rope_type': 'linear'}}, 'factor=None'),
+        ({'rope_scaling': {'type': 'llama3', 'factor': 8.0}}, 'low_freq_factor=None'),
+        ({'rope_scaling': {'factor': 4.0}}, 'factor=4.0 and rope_type=default'),
+        ({'rope_scaling': {'rope_type': 'linear', 'factor': '4'}}, "factor='4'"),
+        ({'rope_scaling': 'linear'}, "rope_scaling='linear'"),
+        ({'rope_theta': None}, 'rope_theta=None'),
+        ({'rope_parameters': {'rope_type': 'yarn', 'factor': 4.0}}, 'rope_type=yarn'),
+        ({'rope_parameters': {'rope_type': 'default', 'partial_rotary_factor': 0.5}}, 'partial_rotary_factor=0.5'),
+        ({'rope_parameters': {'full_attention': {'rope_theta': 1e6}}}, 'full_attention='),
+        ({'rope_parameters': {'mrope_section': [1, 2]}}, r'mrope_section=\[1, 2\]'),
+        ({'embedding_multiplier': 12.0}, 'embedding_multiplier=12.0'),
+        ({'residual_multiplier': 0.22}, 'residual_multiplier=0.22'),
+        ({'attention_multiplier': 0.5}, 'attention_multiplier=0.5'),
+        ({'num_experts': 8}, 'num_experts=8'),
+        ({'is_encoder_decoder': True}, 'is_encoder_decoder=True'),
+        ({'sliding_window': 8}, 'sliding_window=8'),
+        ({'text_config': {'hidden_size': 8}}, 'text_config='),
+        ({'model_type': 'granite'}, 'model_type=granite'),
+        ({'num_key_value_heads': 3}, 'num_key_value_heads=3'),
+        ({'num_hidden_layers': '2'}, "num_hidden_layers='2'"),
+        ({'rms_norm_eps': 0}, 'rms_norm_eps=0'),
+    ],
+)
+def test_a_key_that_would_change_the_result_is_refused_by_its_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        families.config_from_hf(families.config_to_hf(LLAMA, byte_tokenizer()) | change)
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'change', 'message'),
+    [
+        (MISTRAL, {'sliding_window': 0}, 'sliding_window=0'),
+        (QWEN2, {'layer_types': ['sliding_attention'] * 2}, 'no sliding_window is used'),
+        (QWEN2, {'layer_types': ['full_attention']}, 'layer_types=.* each of 2 layers'),
+        (QWEN3, {'head_dim': -1}, 'head_dim=-1'),
+        (GEMMA2, {'sliding_window': None}, 'no sliding_window'),
+        (GEMMA2, {'use_bidirectional_attention': True}, 'use_bidirectional_attention=True'),
+        (GEMMA3, {'rope_parameters': {'rope_type': 'default'}}, 'rope_parameters with rope_type'),
+        (GEMMA3, {'rope_parameters': {'sliding_attention': {'rope_type': 'linear', 'factor': 2.0}}}, 'windowed layers'),
+        (SMOLLM3, {'no_rope_layers': [1]}, 'no_rope_layers='),
+        (SMOLLM3, {'layer_types': ['sliding_attention', 'full_attention']}, 'no sliding_window is used'),
+        (PHI3, {'rope_scaling': {'type': 'longrope', 'short_factor': [1.0], 'long_factor': [2.0]}}, 'longrope'),
+    ],
+)
+def test_a_key_of_a_family_is_refused_by_its_name(cfg, change, message):
+    with pytest.raises(ValueError, match=message):
+        families.config_from_hf(families.config_to_hf(cfg, byte_tokenizer()) | change)
+
+
+def test_keys_of_no_consequence_do_not_matter():
+    idle = {
+        'pretraining_tp': 2, 'attention_dropout': 0.1, 'auto_map': {'AutoConfig': 'a.B'}, 'use_cache': False,
+        'transformers_version': '4.40.2', 'dtype': 'bfloat16', 'residual_multiplier': 1.0, 'is_llama_config': True,
+        'partial_rotary_factor': 1, 'quantization_config': None, 'a_key_of_tomorrow': False, 'rope_interleaved': False,
+        'eos_token_id': [1, 2], 'transformers.js_config': {'dtype': 'fp16'}, 'attention_bias': None,
+    }  # fmt: skip
+    assert families.config_from_hf(families.config_to_hf(LLAMA, byte_tokenizer()) | idle) == LLAMA
+
+
+def test_a_config_that_is_no_json_is_named(tmp_path):
+    (tmp_path / 'config.json').write_text('{"architectures": ')
+    with pytest.raises(ValueError, match=r'config\.json is no JSON'):
+        hf.read_config(tmp_path)
+    (tmp_path / 'config.json').write_text('[]')
+    with pytest.raises(ValueError, match=r'config\.json holds no JSON object'):
+        hf.read_config(tmp_path)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+@pytest.mark.parametrize('value', [np.nan, -np.inf])
+def test_numbers_that_are_not_finite_are_refused_with_their_tensor(dtype, value, tmp_path):
+    tensors, name = torch_tensors(LLAMA, dtype), 'model.layers.1.self_attn.k_proj.weight'
+    tensors[name][5, 7] = value
+    save_file(tensors, tmp_path / 'model.safetensors')
+    with pytest.raises(ValueError, match=rf'{name} has -?(nan|inf) at \[5, 7\]'):
+        hf.load_params(tmp_path, LLAMA)
+
+
 def test_a_missing_field_is_named():
     config = families.config_to_hf(LLAMA, byte_tokenizer())
     del config['hidden_size']

@@ -149,11 +149,17 @@ def test_slerp_goes_along_the_arc():
         ([tree(), tree()], [1.0], r'1 weights with sum 1 for 2 models'),
         ([tree(), tree()], [float('nan'), 1.0], r'sum nan'),
         ([tree(), {'matrix': tree()['matrix']}], [0.5, 0.5], 'built differently'),
+        ([tree(), {'matrix': tree()['matrix']}], [0.5, 0.5], r"number 1 has \['stack'\], number 2 has not"),
         ([{'w': np.ones((2, 4))}, {'w': np.ones((2, 8))}], [0.5, 0.5], r"\['w'\] has shapes \(2, 4\) and \(2, 8\)"),
         (
             [Adapter(np.ones((1, 2, 2)), np.ones((1, 2, 2)), s) for s in (1.0, 2.0)],
             [0.5, 0.5],
             'adapters of one base and scale',
+        ),
+        (
+            [{'q': Adapter(np.ones((1, 2, 2)), np.ones((1, 2, 2)), s)} for s in (1.0, 1.0, 2.0)],
+            [0.5, 0.25, 0.25],
+            r"\['q'\] has scale 1.0 in number 1 and 2.0 in number 3",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -36,6 +37,36 @@ def test_a_tokenizer_beyond_the_embeddings_is_refused(saved):
     tok.fast.add_tokens(['<user>'])
     tok.save(saved)
     with pytest.raises(ValueError, match='ids up to 265, the model embeds 264 tokens'):
+        sources.from_hf(str(saved)).tokenizer()
+
+
+def set_ends(folder, **files):
+    for name, ids in files.items():
+        path = folder / f'{name}.json'
+        path.write_text(json.dumps({**json.loads(path.read_text()), 'eos_token_id': ids}))
+
+
+def test_texts_end_where_generation_config_says_and_so_they_do_after_an_export(saved, tmp_path):
+    """As transformers has it: config.json speaks where generation_config.json is silent."""
+    before = sources.from_hf(str(saved)).tokenizer().stop_ids
+    set_ends(saved, config=[7, 8], generation_config=[5, before[0], 6])
+    source = sources.from_hf(str(saved))
+    assert source.tokenizer().stop_ids == (before[0], 5, 6, *before[1:])
+    hf.save(source.load(), source.config, source.tokenizer(), tmp_path / 'again')
+    assert sources.from_hf(str(tmp_path / 'again')).tokenizer().stop_ids == source.tokenizer().stop_ids
+    generation = json.loads((tmp_path / 'again' / 'generation_config.json').read_text())
+    assert {5, 6} <= {*generation['eos_token_id']}
+    set_ends(saved, config=9, generation_config=None)
+    assert sources.from_hf(str(saved)).tokenizer().stop_ids == (before[0], 9, *before[1:])
+    (saved / 'generation_config.json').unlink()
+    assert 9 in sources.from_hf(str(saved)).tokenizer().stop_ids
+    assert 9 in sources.from_hf(str(saved)).tokenizer().padding_apart().stop_ids
+
+
+@pytest.mark.parametrize(('ids', 'message'), [('</s>', "eos_token_id='</s>'"), ([-1], '-1'), (264, 'eos_token_id=264')])
+def test_an_end_that_is_no_token_is_refused(saved, ids, message):
+    set_ends(saved, generation_config=ids)
+    with pytest.raises(ValueError, match=message):
         sources.from_hf(str(saved)).tokenizer()
 
 

@@ -86,6 +86,15 @@ def test_a_damaged_checkpoint_is_left_out_and_said(tmp_path):
     assert checkpoints.restore()[2] == 2
 
 
+def test_numbers_that_are_not_finite_are_refused_with_their_place(tmp_path):
+    checkpoints = Checkpoints(tmp_path, ABSTRACT)
+    state = make_state(1)
+    checkpoints.save(1, {**state, 'w': state['w'].at[3, 2].set(jnp.nan)}, {})
+    checkpoints.wait()
+    with pytest.raises(ValueError, match=r'checkpoint 1 of .* has numbers in w that are not finite'):
+        checkpoints.read()
+
+
 def test_a_reader_touches_nothing_and_a_wrong_step_is_told(tmp_path):
     save(tmp_path, 1).close()
     under_way = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp-0'
