@@ -49,7 +49,7 @@ def load(folder: Path) -> tuple[BertConfig, Weights]:
     """A BERT with exact GELU from a Hugging Face folder.
 
     Raises:
-      ValueError: another kind of model.
+      ValueError: another kind of model, or a number is not finite.
     """
     path = folder / 'config.json'
     config = read_object(path)
@@ -59,9 +59,10 @@ def load(folder: Path) -> tuple[BertConfig, Weights]:
     sizes = 'num_hidden_layers', 'num_attention_heads', 'layer_norm_eps', 'max_position_embeddings'
     if missing := [name for name in sizes if type(config.get(name)) not in (int, float)]:
         raise ValueError(f'{path} has no number {missing[0]}; download it again')
-    weights = {
-        name.removeprefix('bert.'): jnp.asarray(x) for name, x in tensors.read(folder / 'model.safetensors').items()
-    }
+    loaded = tensors.read(folder / 'model.safetensors')
+    for name, x in loaded.items():
+        tensors.check_finite(x, name)
+    weights = {name.removeprefix('bert.'): jnp.asarray(x) for name, x in loaded.items()}
     return BertConfig(*(config[name] for name in sizes)), weights
 
 

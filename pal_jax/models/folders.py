@@ -252,7 +252,7 @@ def _check_speech(first: Path, other: Path, roles: Sequence[str]) -> None:
     fast = [tokenizer.from_folder(folder, ()).fast for folder in (first, other)]
     ids = [each.get_vocab() for each in fast]
     apart = (token for token in ids[0] | ids[1] if ids[0].get(token) != ids[1].get(token))
-    if token := min(apart, key=lambda token: ids[0].get(token, ids[1].get(token)), default=None):
+    if token := min(apart, key=lambda token: ids[0][token] if token in ids[0] else ids[1][token], default=None):
         a, b = ids[0].get(token), ids[1].get(token)
         raise ValueError(f'token {token!r} has id {a} in {first} and {b} in {other}; merge models of one vocabulary')
     for role in roles:
