@@ -438,3 +438,19 @@ def check_reloaded(folder):
 def check_adapters(folder):
     trees = [soups.open_adapters(folder / f'policy-{name}', ONE) for name in ('P2A', 'P2B')]
     assert not all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, trees), strict=True))
+
+
+def test_policies_of_another_base_do_not_merge(tmp_path):
+    """A random base is made by the seed."""
+    config = configs.load('psoups')
+    config.policy.source = 'random:tiny'
+    checkpoint.write_config(tmp_path, config.to_dict())
+    (tmp_path / REPORT).write_text('')
+    soups.check_trained(tmp_path, config)
+    for key, value, message in (
+        ('seed', config.seed + 1, 'seed='),
+        ('policy.source', 'hf:other', r'policy\.source=random:tiny, got hf:other'),
+        ('policy.lora.alpha', 99.0, r'policy\.lora='),
+    ):
+        with pytest.raises(ValueError, match=message):
+            soups.check_trained(tmp_path, configs.load('psoups', **{'policy.source': 'random:tiny', key: value}))
