@@ -47,7 +47,7 @@ def draw(runs: Runs, path: str | os.PathLike[str]) -> None:
 
 
 def rise_table(runs: Runs) -> str:
-    """The reward of the first and the last fifth of each run's steps, with standard errors."""
+    """The reward of the first and the last fifth of each run's steps, with standard errors where steps are enough."""
     lines = [
         '| run | first fifth | last fifth | gain | standard errors | format at the end |',
         '|---|---|---|---|---|---|',
@@ -55,7 +55,7 @@ def rise_table(runs: Runs) -> str:
     for name, rows in runs.items():
         part = main_part(rows)
         rise, ending = first_last_fifth(part), fifths(part, 'format')['last']
-        cells = (f'{rise[f"{end}"]:.3f} ± {rise[f"{end}_se"] or 0:.3f}' for end in ('first', 'last'))
+        cells = (_pm(rise[end], rise[f'{end}_se']) for end in ('first', 'last'))
         in_se = f'{rise["gain_in_se"]:.1f}' if rise['gain_in_se'] is not None else ''
         lines.append(f'| {name} | {" | ".join(cells)} | {rise["gain"]:+.3f} | {in_se} | {ending:.2f} |')
     return '\n'.join(lines)
@@ -74,6 +74,11 @@ def stage_table(evals: Runs) -> str:
                     cells = [_cell(record.get(prefix + key)) for key in (*columns, *turns)]
                     lines.append(f'| {run} | {record["stage"]} | {people} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
+
+
+def _pm(mean: float, error: float | None) -> str:
+    """Without an error where too few steps tell one."""
+    return f'{mean:.3f}' if error is None else f'{mean:.3f} ± {error:.3f}'
 
 
 def _cell(value: Any) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from pal_jax.runtime import memory
 from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.metrics import EVALS, METRICS, plain, read_records
+from pal_jax.runtime.uncertainty import standard_errors
 
 SUMMARY = 'summary.json'
 PACKAGES = ('pal_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'numpy')
@@ -71,28 +72,36 @@ def observed(rows: Iterable[Record], key: str) -> list[float]:
 def first_last_fifth(rows: Sequence[Record]) -> dict[str, Any]:
     """Mean reward of the first and the last fifth of the steps, and whether they differ by more than chance.
 
-    Each step's mean reward is one observation: the samples of a step share its policy and its users, so its spread
-    between steps, not between samples, is what the standard errors are made from. A trend inside a fifth widens them.
-    With fewer than ten steps a fifth is one step, which has no standard error; those entries are None.
+    Each step's mean reward is one observation: the samples of a step share its policy and its users. Standard errors
+    are those of `fifths`. `gain_in_se` is None where there is none, or where it is 0.
 
     Raises:
       ValueError: no row has a finite `reward`.
     """
     part = fifths(rows, 'reward')
-    gain = part['last'] - part['first']
-    errors = part['first_se'], part['last_se']
-    gain_se = None if None in errors else math.hypot(*errors)
-    return part | {'gain': gain, 'gain_se': gain_se, 'gain_in_se': gain / gain_se if gain_se else None}
+    return part | {'gain_in_se': part['gain'] / part['gain_se'] if part['gain_se'] else None}
 
 
 def fifths(rows: Sequence[Record], key: str) -> dict[str, Any]:
-    """Mean and standard error (None for one step) of a metric over the first and the last fifth of the steps."""
+    """Mean of a metric over the first and the last fifth of the steps, and its gain from one to the other.
+
+    Standard errors allow for steps that resemble those before them (`uncertainty.standard_errors`): the noise of all
+    steps tells how, after a straight line was taken from it, so a steady rise widens no error. They are None where
+    there are too few steps to tell.
+
+    Raises:
+      ValueError: no row has a finite value.
+    """
     values = observed(rows, key)
     if not values:
         raise ValueError(f'{key}: none of {len(rows)} rows has a finite value; has the run made a step of this phase?')
     size = max(1, len(values) // 5)
-    (first, first_se), (last, last_se) = _mean_and_error(values[:size]), _mean_and_error(values[-size:])
-    return {'first': first, 'first_se': first_se, 'last': last, 'last_se': last_se, 'steps_each': size}
+    place = np.arange(len(values))
+    first, last = (place < size) / size, (place >= len(values) - size) / size
+    sums = {'first': first, 'last': last, 'gain': last - first}
+    errors = standard_errors(values, np.stack(list(sums.values()))) or [None] * len(sums)
+    means = {name: float(weights @ np.array(values)) for name, weights in sums.items()}
+    return means | {f'{name}_se': error for name, error in zip(sums, errors, strict=True)} | {'steps_each': size}
 
 
 def seconds_by_phase(records: Iterable[Record]) -> dict[str, float]:
@@ -130,11 +139,6 @@ def machine() -> dict[str, Any]:
         'versions': {'python': platform.python_version()} | {name: _version(name) for name in PACKAGES},
         'peak_memory_bytes': {'host': memory.peak_bytes(), 'device': _peak_device_bytes()},
     }
-
-
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-    return float(np.mean(values)), error
 
 
 def _version(package: str) -> str | None:

@@ -18,32 +18,23 @@ def rewards(values, phase='rlpa'):
 
 def test_first_and_last_fifth_by_hand():
     part = first_last_fifth(rewards([0.0, 1.0, 5, 5, 5, 5, 5, 5, 2.0, 4.0]))
-    assert part['steps_each'] == 2
-    assert (part['first'], part['first_se']) == (0.5, pytest.approx(0.5))  # sd 0.7071 of two
-    assert (part['last'], part['last_se']) == (3.0, pytest.approx(1.0))
-    assert part['gain'] == 2.5
-    assert part['gain_se'] == pytest.approx(1.25**0.5)
-    assert part['gain_in_se'] == pytest.approx(2.5 / 1.25**0.5)
+    assert (part['steps_each'], part['first'], part['last'], part['gain']) == (2, 0.5, 3.0, 2.5)
+    assert part['gain_in_se'] == pytest.approx(part['gain'] / part['gain_se'])
 
 
-def test_first_and_last_fifth_against_numpy():
-    values = np.random.default_rng(0).normal(size=53)
+def test_steps_that_are_independent_have_the_error_of_independent_ones():
+    values = np.random.default_rng(0).normal(size=500)
     part = first_last_fifth(rewards(values.tolist()))
-    first, last = values[:10], values[-10:]
-    error = np.sqrt(first.var(ddof=1) / 10 + last.var(ddof=1) / 10)
-    assert part['gain_in_se'] == pytest.approx((last.mean() - first.mean()) / error)
+    first, last = values[:100], values[-100:]
+    error = np.sqrt(first.var(ddof=1) / 100 + last.var(ddof=1) / 100)
+    assert part['gain_in_se'] == pytest.approx((last.mean() - first.mean()) / error, rel=0.15)
 
 
-def test_order_within_a_fifth_and_the_middle_do_not_matter():
-    values = np.random.default_rng(1).normal(size=20)
-    shuffled = np.concatenate([values[[3, 1, 0, 2]], values[4:16] * 9, values[[17, 16, 19, 18]]])
-    assert first_last_fifth(rewards(values.tolist())) == pytest.approx(first_last_fifth(rewards(shuffled.tolist())))
-
-
-def test_a_fifth_of_one_step_has_no_error():
+def test_a_few_steps_have_no_error():
     part = first_last_fifth(rewards([0.25, 0.5, 0.75]))
     assert (part['first'], part['last'], part['gain']) == (0.25, 0.75, 0.5)
     assert part['first_se'] is part['gain_se'] is part['gain_in_se'] is None
+    assert first_last_fifth(rewards([0.0, 1.0] * 4 + [0.5]))['gain_se'] is None
 
 
 def test_a_constant_reward_gains_nothing_and_divides_by_nothing():
