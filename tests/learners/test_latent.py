@@ -45,6 +45,15 @@ def test_past_choices_have_no_order_and_their_sides_do():
     assert not np.allclose(latent.encode(params, told)[0], latent.encode(params, told[:, :, ::-1])[0], atol=1e-3)
 
 
+@pytest.mark.parametrize(('people', 'choices'), [(0, 3), (4, 0)])
+def test_nobody_and_no_choices_teach_nothing(people, choices):
+    params, optimizer = latent.init(jax.random.key(0), 5, SMALL), optax.adam(1e-2)
+    state, update = LatentState(params, optimizer.init(params)), latent.make_update(optimizer, SMALL)
+    same, metrics = update(state, random(people, 2, 2, 5), random(people, choices, 2, 5), jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, same, state)
+    assert metrics == {}
+
+
 def test_two_kinds_of_new_people_are_told_apart_and_nobody_is_not():
     """Half of the people want the first coordinate large, half small."""
     rng, direction = np.random.default_rng(0), np.eye(1, 5)[0]

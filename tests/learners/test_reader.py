@@ -89,6 +89,13 @@ def test_a_gradient_that_is_not_finite_moves_nothing():
     jax.tree.map(np.testing.assert_array_equal, before, after.model.params)
 
 
+def test_no_texts_teach_nothing():
+    reader, frozen, reading = make()
+    same, metrics = reader.learn(reading, frozen, [], np.zeros((0, 5), np.float32))
+    jax.tree.map(np.testing.assert_array_equal, same, reading)
+    assert metrics == {}
+
+
 def test_a_new_reader_reads_as_the_frozen_decoder_does():
     reader = Reader(CFG, optax.sgd(1.0), ONE, pool='last', adapters=ADAPTERS)
     weights = params.init(params.decoder_specs(CFG), jax.random.key(1))

@@ -57,6 +57,11 @@ def test_token_weighting(mode, expected):
     np.testing.assert_allclose(weighted, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize('mode', ['mean', 'cumulative', 'only_last'])
+def test_an_empty_span_weighs_nothing(mode):
+    np.testing.assert_array_equal(p.token_weights(jnp.zeros((2, 4), bool), mode), np.zeros((2, 4)))
+
+
 def test_a_span_starts_where_responses_differ_and_ends_where_the_longer_one_ends():
     left, right = jnp.array([[2, 10, 11, 12, 13, 1, 1, 1]]), jnp.array([[2, 10, 11, 20, 1, 1, 1, 1]])
     exists = (left != 1) | (right != 1)

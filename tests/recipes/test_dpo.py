@@ -98,6 +98,18 @@ def test_the_step_is_that_of_the_loss_itself(tmp_path):
     assert metrics['grad_norm'] == pytest.approx(float(norm), rel=1e-4)
 
 
+def test_a_batch_without_a_whole_pair_teaches_nothing(tmp_path):
+    config = get_config(**{'data.train': pairs_file(tmp_path / 'a.jsonl')})
+    recipe = dpo.make(config, ONE)
+    learner, (state, _) = dpo.make_learner(config, dpo.DPO(**config.dpo), recipe.trained.model, ONE, 6), recipe.init()
+    rows = dpo.data.make_rows(config, lambda r: dpo.to_group(recipe.trained.tokenizer, r), 'chosen', n=2)
+    batch = rows.batch(config, ONE.mesh, 0)
+    chosen = (jnp.arange(batch.acts.shape[1]) % 2 == 0)[None, :, None]  # the other side of each pair is missing
+    same, metrics = learner.prefer(state, batch.replace(acts=batch.acts & chosen))
+    jax.tree.map(np.testing.assert_array_equal, same, state)
+    assert metrics == {}
+
+
 @pytest.mark.slow
 def test_a_mesh_and_packing_change_no_loss(tmp_path):
     changes = {'data.train': pairs_file(tmp_path / 'a.jsonl', 24), 'data.batch_size': 16, 'data.micro_rows': 1}
