@@ -12,13 +12,13 @@ from pal_jax.types import Metrics, Sample
 
 
 def summarize(samples: Sequence[Sample]) -> Metrics:
-    """Means over the samples of a step."""
+    """Means over the samples of a step; those of rewards over samples that have one, and left out where none has."""
     used = [sample for sample in samples if sample.ok]
     rewards, lengths = [s.reward for s in used], [len(s.completion.token_ids) for s in samples]
     names = used[0].info if used else {}
+    rewarded = {'reward': float(np.mean(rewards)), 'reward_std': float(np.std(rewards))} if used else {}
     return {
-        'reward': float(np.mean(rewards)) if used else 0.0,
-        'reward_std': float(np.std(rewards)) if used else 0.0,
+        **rewarded,
         'samples': float(len(used)),
         'failed': float(len(samples) - len(used)),
         **{

@@ -117,7 +117,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         with ctx.phase('annotate'):
             returns = env.with_returns(turns, gamma=turn_gamma)
             batch, annotated = learner.annotate(state, pack(returns))
-        metrics |= annotated | {'flat': float(metrics['reward_std'] < min_std)}
+        metrics |= annotated | {'flat': float(metrics.get('reward_std', 0.0) < min_std)}
         if not metrics['flat']:
             with ctx.phase('update'):
                 ptx = supervised(i) if config.ppo.ptx_coef else None

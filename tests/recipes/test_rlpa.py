@@ -12,11 +12,12 @@ import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.feedback.profiles import render_completion
-from pal_jax.models import sources
+from pal_jax.models import lora, sources
 from pal_jax.recipes import rlpa
 from pal_jax.recipes.recipe import Context
 from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
+from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.types import Completion
 from tests import configs
 
@@ -99,6 +100,28 @@ def test_a_batch_may_be_short_of_people(monkeypatch):
     assert len(seen[0][0]) == 2 * 4
     assert metrics['samples'] == 8
     assert int(state.skipped) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rank', [0, 4])
+def test_the_reference_is_the_model_after_the_warm_up_also_in_a_run_that_resumes(tmp_path, rank):
+    recipe = rlpa.make(small(**{'warmup.steps': 2, 'policy.lora.rank': rank, 'warmup.optimizer.lr': 1e-2}), CONTEXT)
+    (state, host), kl = recipe.init(), []
+    for i in range(2):
+        state, host, phase, _ = recipe.step(state, host, i)
+    checkpoints = Checkpoints(tmp_path, recipe.abstract)
+    checkpoints.save(2, state, host)
+    checkpoints.wait()
+    for start in ((state, host), Checkpoints(tmp_path, recipe.abstract, read_only=True).read()[:2]):
+        *_, phase, metrics = recipe.step(*start, 2)
+        assert phase == 'rlpa'
+        kl.append(metrics['kl'])
+    assert np.abs(kl).max() < 1e-6
+    if rank:
+        exported = recipe.trained.exports(Checkpoints(tmp_path, recipe.trained.exported, read_only=True).read()[0])
+        learnt, base = exported['export'], recipe.init()[0].actor.frozen
+        again = lora.merge(lora.join(learnt.adapters.params, base))  # as peft puts them on the original model
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, learnt.params)
 
 
 @pytest.mark.slow
