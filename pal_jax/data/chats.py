@@ -10,7 +10,8 @@ To prefer, one of
     {"chosen": [messages], "rejected": [messages]}, whose prompt is what both begin with
 
 Messages go through the model's chat template, and what the assistant says is learnt, with the token that ends its turn.
-Text stands as it is; the model's end-of-sequence token is added to a completion. Further keys are ignored.
+Text stands as it is, after what the tokenizer puts before a text (a beginning-of-sequence token); the model's
+end-of-sequence token is added to a completion that does not end with one. Further keys are ignored.
 """
 
 from __future__ import annotations
@@ -96,10 +97,10 @@ def _example(tokenizer: Tokenizer, record: dict[str, Any], key: str) -> Example:
         return _chat(tokenizer, _messages(record, 'prompt'), _messages(record, key))
     if not isinstance(prompt, str) or not isinstance(completion, str):
         raise ValueError(f"'prompt' and {key!r} must both be texts or both lists of messages")
-    tokens = tokenizer.fast.encode(prompt)  # with a beginning-of-sequence token where the model has one
+    tokens = tokenizer.prompt(prompt)
     if not tokens:
         raise ValueError("'prompt' is empty; there must be something before what is learnt")
-    return Example(tokens, [*tokenizer.encode(completion), tokenizer.stop_ids[0]])
+    return Example(tokens, tokenizer.completion(prompt, completion))
 
 
 def _messages(record: dict[str, Any], key: str) -> list[dict[str, str]]:

@@ -157,7 +157,7 @@ def replies(
     tokenizer: Tokenizer, prompt: Sequence[int], completions: Sequence[Sequence[int]], *, alone: bool
 ) -> tuple[list[Text], Text]:
     """Replies and their prompt as texts."""
-    start = tuple(tokenizer.fast.encode('')) if alone else ()  # a beginning-of-sequence token where the model has one
+    start = tuple(tokenizer.opening) if alone else ()
     before = () if alone else tuple(prompt)
     return [Text((*start, *completion), before) for completion in completions], Text(tuple(prompt))
 

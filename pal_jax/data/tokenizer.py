@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import sys
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,11 @@ FILES = (
     'chat_template.jinja',
 )  # fmt: skip
 PROBE = 'Heed these words.'  # a system prompt that shows whether a template takes any
-STEPS = 1_000_000  # lines of a template's program that a short conversation takes; real ones take hundreds
+
+# How byte-level tokenizers write bytes: those that are printable as themselves, the others from U+0100 on.
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTES = {chr(byte): byte for byte in PRINTABLE}
+BYTES |= {chr(0x100 + i): byte for i, byte in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
 
 
 class Tokenizer:
@@ -48,8 +52,9 @@ class Tokenizer:
     `stop_ids` end a sampled turn: the tokenizer's end of sequence first, then the `ends` of the model's own files, then
     the other `ENDS` in its vocabulary.
     `pad_id` is its padding token, or its first stop where it has none. `vocab_size` counts added tokens; a model's
-    vocabulary may be padded beyond it. `fast` is the wrapped tokenizer. `folded` says that a system prompt stood in a
-    user message, see `chat`.
+    vocabulary may be padded beyond it. `opening` is what the tokenizer puts before a text: a beginning-of-sequence
+    token, or nothing. `fast` is the wrapped tokenizer. `folded` says that a system prompt stood in a user message, see
+    `chat`.
     """
 
     def __init__(self, fast: PreTrainedTokenizerFast, ends: Sequence[int] = ()):
@@ -58,6 +63,10 @@ class Tokenizer:
         self.vocab_size = len(fast)
         self.stop_ids = _stop_ids(fast, ends)
         self.pad_id = fast.get_vocab().get(str(fast.pad_token), self.stop_ids[0])
+        self.opening = _opening(fast, self.stop_ids[0])
+        self._added = {number: str(token) for number, token in fast.added_tokens_decoder.items()}
+        decoder = fast.backend_tokenizer.decoder
+        self._decoder = decoder.__getstate__().decode() if decoder else ''  # as JSON
 
     @property
     def _name(self) -> str:
@@ -77,6 +86,48 @@ class Tokenizer:
             if not half:
                 raise
             raise ValueError(f'a text holds half of a surrogate pair, \\u{ord(half):04x}; delete it') from None
+
+    def prompt(self, text: str) -> list[int]:
+        """Token ids of a raw text that something is to follow: as transformers makes them, but for an end.
+
+        The tokens of `opening` stand before it, once: also where they are written out at its beginning, as in a chat
+        that is rendered already. A token that the tokenizer appends to a text (end of sequence) is left out: what
+        follows would follow an end.
+        """
+        ids = self.encode(text)
+        return ids if self.opening and ids[: len(self.opening)] == self.opening else [*self.opening, *ids]
+
+    def completion(self, prompt: str, text: str) -> list[int]:
+        """Token ids of a text as it follows its prompt, with an end-of-sequence token unless it ends with a stop.
+
+        They are the rest of the ids of both together, without the space that some tokenizers put before a text. Where
+        a token would span both, the text is encoded by itself.
+        """
+        alone = self.encode(text)
+        rests = (self._rest(start, text) for start in (prompt, '\n'))
+        same = (rest for rest in rests if self.decode(rest).lstrip() == self.decode(alone).lstrip())
+        ids = next(same, alone)
+        return ids if ids and ids[-1] in self.stop_ids else [*ids, self.stop_ids[0]]
+
+    def _rest(self, start: str, text: str) -> list[int]:
+        """The ids of `start + text` after those of `start`; none where it does not begin with those."""
+        first = self.encode(start)
+        try:
+            both = self.encode(start + text)
+        except Exception:  # what tokenizers raises where a vocabulary of words has not got this one
+            return []
+        return both[len(first) :] if first and both[: len(first)] == first else []
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that a token stands for in a text, with its space before a word; maybe half of a character."""
+        word: Any = self.fast.convert_ids_to_tokens(token)
+        if token in self._added or word is None:
+            return self._added.get(token, '').encode()
+        if '"ByteLevel"' in self._decoder and all(char in BYTES for char in word):
+            return bytes(BYTES[char] for char in word)
+        if '"ByteFallback"' in self._decoder and (byte := re.fullmatch('<0x([0-9A-F]{2})>', word)):
+            return bytes.fromhex(byte[1])
+        return (word.replace('▁', ' ') if '▁' in self._decoder else self.decode([token])).encode()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens included."""
@@ -111,11 +162,7 @@ class Tokenizer:
 
     @functools.cached_property
     def folds_system(self) -> bool:
-        """Whether there is a chat template that takes no system prompt: it refuses one (Gemma 2) or leaves it out.
-
-        Raises:
-          ValueError: the template does not end.
-        """
+        """Whether there is a chat template that takes no system prompt: it refuses one (Gemma 2) or leaves it out."""
         if not self.fast.chat_template:
             return False
         said = {'role': 'system', 'content': PROBE}, {'role': 'user', 'content': 'Hello'}
@@ -123,32 +170,14 @@ class Tokenizer:
         return without is not None and PROBE not in (with_system or '')
 
     def _tried(self, messages: Sequence[Message]) -> str | None:
-        """The conversation in the template; None where it is refused. Its steps are counted, which takes many times as
-        long. Raises ValueError where it does not end."""
-        left = STEPS
-
-        def count(frame: Any, event: str, arg: Any) -> Any:
-            nonlocal left
-            if frame.f_code.co_filename != '<template>':  # as jinja2 calls the program that it makes of one
-                return None
-            left -= 1
-            if left < 0:
-                raise Endless
-            return count
-
-        before = sys.gettrace()
-        sys.settrace(count)
+        """The conversation in the template; None where it is refused."""
         try:
             return self._rendered(messages, add_generation_prompt=True)
         except ValueError:
             return None
-        except Endless:
-            raise ValueError(f'the chat template of {self._name} does not end within {STEPS} steps; mend it') from None
-        finally:
-            sys.settrace(before)
 
     def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        said = [{**message, 'content': self._defused(message['content'])} for message in messages]
+        said = [self._quoted(message) for message in messages]
         try:
             text = self.fast.apply_chat_template(said, tokenize=False, add_generation_prompt=add_generation_prompt)
         except Exception as error:  # a template is a program that comes with the model, and may raise anything
@@ -191,6 +220,9 @@ class Tokenizer:
         config = json.loads(path.read_text('utf-8')) | {'tokenizer_class': 'PreTrainedTokenizerFast'}
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n', 'utf-8')
 
+    def _quoted(self, message: Message) -> dict[str, str]:
+        return {key: text if key == 'role' else self._defused(text) for key, text in message.items()}
+
     def _defused(self, content: str) -> str:
         while found := [token for token in self.fast.all_special_tokens if token in content]:
             for token in found:  # again until none is left: taking one out may put another together
@@ -200,10 +232,6 @@ class Tokenizer:
     def _text(self, ids: Sequence[int], skip_special: bool) -> str:
         text = self.fast.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
         return str(text)
-
-
-class Endless(BaseException):
-    """A template took too many steps. It is no Exception, so that nothing takes it for one of the template's own."""
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:
@@ -217,6 +245,12 @@ def folded(messages: Sequence[Message]) -> list[Message]:
     if rest and rest[0]['role'] == 'user':
         return [{**rest[0], 'content': f'{system}\n\n{rest[0]["content"]}'}, *rest[1:]]
     return [{'role': 'user', 'content': system}, *rest]
+
+
+def _opening(fast: PreTrainedTokenizerFast, token: int) -> list[int]:
+    """What the tokenizer puts before a text, seen at the text of a token: it may put something behind one, too."""
+    probe: Any = fast(str(fast.convert_ids_to_tokens(token)), return_special_tokens_mask=True)
+    return probe['input_ids'][: [*probe['special_tokens_mask'], 0].index(0)]
 
 
 def _stop_ids(fast: PreTrainedTokenizerFast, ends: Sequence[int]) -> tuple[int, ...]:
@@ -307,6 +341,7 @@ def from_gguf(reader: GGUFReader) -> Tokenizer:
         tokenizer_object=backend,
         chat_template=_field(reader, 'chat_template'),
         add_bos_token=bool(_field(reader, 'ggml.add_bos_token')),
+        add_eos_token=bool(_field(reader, 'ggml.add_eos_token')),
         **{name: tokens[i] for name, i in ids.items() if i is not None},
     )
     ends = (_field(reader, f'ggml.{key}_token_id') for key in ('eot', 'eom'))  # of a turn, of a message to a tool

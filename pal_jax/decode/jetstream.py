@@ -292,13 +292,13 @@ class JetStreamEngine(engine_api.Engine):
 
 
 class TokenizerAdapter(tokenizer_api.Tokenizer):
-    """Our tokenizer for JetStream's own driver. Adds no token at the beginning of a text."""
+    """Our tokenizer for JetStream's own driver, whose texts are prompts."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
 
     def encode(self, s: str, **kwargs: Any) -> tuple[Any, int]:
-        ids = np.asarray(self._tokenizer.encode(s), np.int32)
+        ids = np.asarray(self._tokenizer.prompt(s), np.int32)
         return token_utils.pad_tokens(
             ids,
             self.bos_id,
@@ -321,7 +321,7 @@ class TokenizerAdapter(tokenizer_api.Tokenizer):
 
     @property
     def bos_id(self) -> int:
-        return self.eos_id  # asked for, never used: a text begins with itself
+        return self.eos_id  # asked for, never used: a prompt has its beginning already
 
     @property
     def stop_tokens(self) -> set[int]:

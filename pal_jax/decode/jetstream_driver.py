@@ -203,7 +203,7 @@ class JetStreamDriver(orchestrator.Driver):
         content, channel = request.prefill_content, request.return_channel
         if request.history_path:
             raise ValueError('session_cache is not supported; send the whole prompt')
-        ids = self.engine.tokenizer.encode(content) if isinstance(content, str) else content
+        ids = self.engine.tokenizer.prompt(content) if isinstance(content, str) else content
         text = Live(0, Request(tuple(ids), Sampling(0.0, max_tokens=request.max_tokens), 0))
 
         def notify(news: Progress | Exception) -> None:

@@ -116,7 +116,7 @@ class Orchestrator(protocol_grpc.OrchestratorServicer):
         if kind is None:
             raise ValueError('a request has text_content or token_content, got neither')
         ids = (
-            self._tokenizer.encode(request.text_content.text)
+            self._tokenizer.prompt(request.text_content.text)
             if kind == 'text_content'
             else request.token_content.token_ids
         )

@@ -144,7 +144,7 @@ def ask(request: Request) -> Ask:
 
 def request_of(ask: Ask, tokenizer: Tokenizer) -> Request:
     """Raises ValueError where a setting is out of its range."""
-    ids = tokenizer.encode(ask.prompt) if isinstance(ask.prompt, str) else ask.prompt
+    ids = tokenizer.prompt(ask.prompt) if isinstance(ask.prompt, str) else ask.prompt
     sampling = Sampling(ask.temperature, ask.top_k, ask.top_p, ask.max_tokens, tuple(ask.stop), tuple(ask.stop_ids))
     return Request(tuple(ids), sampling, ask.seed)
 

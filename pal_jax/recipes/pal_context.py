@@ -48,13 +48,13 @@ def make_method(
 ) -> Callable[[Comparisons, Sequence[Trial], Sequence[int]], Method]:
     """The method as `evals/population.py` compares it."""
     count = config.baselines.context
-    vectors = make_vectors(config, ctx, decoder)
+    vectors, opening = make_vectors(config, ctx, decoder), tuple(decoder.tokenizer.opening)
 
     def differences(asked: Asked) -> np.ndarray:
         texts: dict[Text, int] = {}
         starts = {each: tell(decoder, pairs, each) for each in set(asked.context)}
         sides = [
-            [texts.setdefault(text, len(texts)) for text in after(pairs, pair, starts[context])]
+            [texts.setdefault(text, len(texts)) for text in after(pairs, pair, starts[context], opening)]
             for pair, context in zip(asked.pairs, asked.context, strict=True)
         ]
         chosen, rejected = np.array(sides).T
@@ -126,14 +126,16 @@ def tell(decoder: Decoder, pairs: TextPairs, context: Sequence[int]) -> tuple[in
 
     past = [Choice(said(pairs.prompt, k), said(pairs.chosen, k), said(pairs.rejected, k)) for k in context]
     words = context_of(past, random.Random(str(context)), 'labelled', asked=pairs.prompt is not None)
-    return tuple(decoder.tokenizer.fast.encode(f'{words}\n\n'))
+    return tuple(decoder.tokenizer.prompt(f'{words}\n\n'))
 
 
-def after(pairs: TextPairs, pair: int, start: tuple[int, ...]) -> Iterator[Text]:
-    """Both texts of a pair, its prompt before them, after the tokens of a context."""
+def after(pairs: TextPairs, pair: int, start: tuple[int, ...], opening: tuple[int, ...] = ()) -> Iterator[Text]:
+    """Both texts of a pair, its prompt before them, after the tokens of a context, which has the opening already."""
     asked = () if pairs.prompt is None else pairs.texts[pairs.prompt[pair]].tokens
     for number in (pairs.chosen[pair], pairs.rejected[pair]):
-        yield Text((*asked, *pairs.texts[number].tokens), start)
+        tokens = (*asked, *pairs.texts[number].tokens)
+        opened = bool(start) and tokens[: len(opening)] == opening
+        yield Text(tokens[len(opening) :] if opened else tokens, start)
 
 
 def make_vectors(config: Config, ctx: Context, decoder: Decoder) -> Vectors:

@@ -133,3 +133,13 @@ def test_it_stands_in_the_table_beside_pal(tmp_path):
     assert 0 <= evaluation.record['seen_context'] <= 1
     assert len(evaluation.record['new_context_by_known']) == len(evaluation.record['known_comparisons'])
     assert evaluation.exhibits[0].table[-1][0] == 'in context: earlier choices before the pair'
+
+
+def test_a_text_behind_a_context_opens_no_second_time():
+    """A tokenizer that begins texts with a token and ends them with one: `1` and `2` around."""
+    texts = Text((1, 5, 6, 2)), Text((1, 7, 2))
+    pairs = TextPairs(
+        np.zeros(1, np.int32), np.array([0]), np.array([1]), None, texts, ('a', 'b'), ('x',), np.array([-1])
+    )
+    assert list(pal_context.after(pairs, 0, (1, 9), (1,))) == [Text((5, 6, 2), (1, 9)), Text((7, 2), (1, 9))]
+    assert list(pal_context.after(pairs, 0, (), (1,))) == list(texts)
