@@ -18,6 +18,8 @@ Options:
   --mixing=KIND       factors: as pal_jax.merge --method=linear; delta: as --method=delta; default factors
   --int8              decode with weights of eight bits: less to read, and a slightly other policy
   --max_len=N         tokens of a prompt and its answer; default 2048, or what the model has room for
+  --cors_origins=A,B  web pages that may ask from a browser, as https://page.example or http://localhost:3000; default
+                      none but the chat page; HTTP only
 
 HTTP answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus), and shows a chat page
 at / to browsers; gRPC has the services jetstream_proto.Orchestrator and pal_jax.Rollout. SIGTERM ends it once the
@@ -34,6 +36,8 @@ import signal
 import socket
 import sys
 import threading
+import urllib.parse
+from collections.abc import Sequence
 
 import uvicorn
 from absl import flags
@@ -61,6 +65,7 @@ DTYPE = flags.DEFINE_string('dtype', 'auto', 'Of matrix products.')
 ADAPTERS = flags.DEFINE_list('adapters', [], 'Folders of adapters that requests mix.')
 MIXING = flags.DEFINE_enum('mixing', 'factors', ['factors', 'delta'], 'What of adapters is mixed.')
 INT8 = flags.DEFINE_bool('int8', False, 'Decode with weights of eight bits.')
+CORS_ORIGINS = flags.DEFINE_list('cors_origins', [], 'Origins of web pages that may ask.')
 CACHE_GRAIN = 512  # a conversation grows every turn, and each size of the cache is a program to compile
 GRACE = 60  # seconds that answers under way have when the server is told to stop
 
@@ -70,6 +75,7 @@ def main() -> None:
 
 
 def serve_http() -> None:
+    cli.faults(check_origins, CORS_ORIGINS.value)
     listener, token = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
         app = cli.faults(make_http, token)
@@ -119,6 +125,16 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
     return listener, token
 
 
+def check_origins(origins: Sequence[str]) -> None:
+    """Raises ValueError where one is no origin: a browser sends scheme, host and port, and compares nothing else."""
+    for origin in origins:
+        parts = urllib.parse.urlsplit(origin)
+        if origin != f'{parts.scheme}://{parts.netloc}' or not parts.hostname or '@' in origin or '*' in origin:
+            raise ValueError(
+                f'--cors_origins={origin} is no origin; give scheme, host and port alone, as https://page.example'
+            )
+
+
 def make_http(token: str):
     """The application, its model read and its driver running."""
     found, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
@@ -128,7 +144,8 @@ def make_http(token: str):
     hello = len(tokenizer.encode(preset.system)) + 40  # as many tokens as a first message and its frame
     for length in (hello, hello + 40):  # the second goes on from the first, as the next turn does
         warm_up(driver, length, preset.sampling)
-    return make_app(driver, tokenizer, model=NAME.value or SOURCE.value, token=token, preset=preset)
+    name, origins = NAME.value or SOURCE.value, CORS_ORIGINS.value
+    return make_app(driver, tokenizer, model=name, token=token, preset=preset, origins=origins)
 
 
 def with_adapters(params: Params, cfg: ModelConfig) -> Params:
@@ -149,6 +166,8 @@ def make_driver():
     """JetStream's driver, its model read and its threads running."""
     if ADAPTERS.value:
         raise ValueError('--adapters are mixed by the HTTP server alone; leave out --driver=jetstream')
+    if CORS_ORIGINS.value:
+        raise ValueError('--cors_origins are of the HTTP server alone; leave out --driver=jetstream')
     from pal_jax.decode.jetstream import JetStreamEngine
     from pal_jax.decode.jetstream_driver import JetStreamDriver
 

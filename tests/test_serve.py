@@ -103,6 +103,8 @@ def test_the_page_of_a_run_of_rlpa_has_what_its_training_had(tmp_path):
         (['--driver=vllm'], 'driver', 2),
         (['--source=nothing'], "unknown model source 'nothing'", 2),
         (['--slots=0'], 'slots', 2),
+        (['--cors_origins=https://page.example/chat'], '--cors_origins=https://page.example/chat', 2),
+        (['--cors_origins=https://page.example', '--driver=jetstream'], '--cors_origins', 2),
         (['--prot=9'], 'prot', 2),
     ],
 )

@@ -1,24 +1,25 @@
-"""A decoder on a thread of its own, for servers: submit from any thread, stream, cancel, swap weights, drain.
+"""A decoder on a thread of its own, for servers: submit from any thread, stream, score, cancel, swap weights, drain.
 
 The thread is the only one that touches the decoder. It takes commands between steps, feeds the decoder no more requests
 than it has free slots, and hands what each step brought to the callback of its request. A step that raises fails the
-requests under way and no others.
+requests under way and no others. Prompts are scored one after the other, a piece between two steps.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
 from typing import Literal
 
 from pal_jax.decode.local import LocalDecoder
-from pal_jax.decode.requests import Progress, Request
+from pal_jax.decode.requests import Progress, Request, Scored
 from pal_jax.models.params import Params
 
 Notify = Callable[[Progress | Exception], None]  # called on the driver's thread; the last call has the completion
@@ -54,6 +55,16 @@ class Swap:
     done: Future[int]
 
 
+@dataclasses.dataclass(eq=False)
+class Scoring:
+    """A prompt to score; `pieces` once it has begun."""
+
+    request: Request
+    done: Future[Scored]
+    pieces: Iterator[Scored] | None = None
+    found: list[Scored] = dataclasses.field(default_factory=list)
+
+
 class Driver:
     """Args:
     decoder: one with weights loaded; nobody else may use it from now on.
@@ -67,6 +78,7 @@ class Driver:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._line: deque[Ticket] = deque()
         self._live: dict[int, Ticket] = {}
+        self._scorings: deque[Scoring] = deque()
         self._swaps: deque[Swap] = deque()
         self._drained: list[Future[None]] = []
         self._open = True
@@ -84,15 +96,36 @@ class Driver:
           Closed: the driver is draining or closed.
         """
         self.decoder.check(request)
+        self._accept()
+        ticket = Ticket(request, notify, time.perf_counter())
+        self._commands.put(lambda: self._line.append(ticket))
+        return ticket
+
+    def score(self, request: Request) -> Future[Scored]:
+        """How likely the tokens of the request's prompt are, with its number of alternatives; the sampling counts
+        nothing. Under new weights that do not wait for it, a prompt is scored anew. The future can be cancelled.
+
+        Raises:
+          ValueError, Busy, Closed: as `submit`.
+        """
+        self.decoder.check(request, prompt_only=True)
+        self._accept()
+        scoring = Scoring(request, Future())
+        scoring.done.add_done_callback(self._leave)
+        self._commands.put(lambda: self._scorings.append(scoring))
+        return scoring.done
+
+    def _accept(self) -> None:
         with self._lock:
             if self._closing:
                 raise Closed('the server is shutting down')
             if self._accepted >= self._room:
                 raise Busy(f'{self._accepted} requests are under way or in line; try again later')
             self._accepted += 1
-        ticket = Ticket(request, notify, time.perf_counter())
-        self._commands.put(lambda: self._line.append(ticket))
-        return ticket
+
+    def _leave(self, _: object = None) -> None:
+        with self._lock:
+            self._accepted -= 1
 
     def cancel(self, ticket: Ticket) -> None:
         """Takes a request back; if it has not ended by then, it ends `aborted` with what it has."""
@@ -136,6 +169,7 @@ class Driver:
             self._obey()
             self._swap_when_due()
             self._feed()
+            self._score()
             try:
                 progress = self.decoder.step()
             except Exception as error:  # a request alone must not take the server with it
@@ -143,12 +177,12 @@ class Driver:
                 continue
             for each in progress:
                 self._tell(self._live[each.number], each)
-            while self._drained and not (self._live or self._line):
+            while self._drained and not (self._live or self._line or self._scorings):
                 self._drained.pop().set_result(None)
 
     def _obey(self) -> None:
         """Carries out what was asked since the last step; waits for something where there is nothing else to do."""
-        wait = not (self._live or self._line or self._swaps)
+        wait = not (self._live or self._line or self._swaps or self._scorings or self._drained)
         with contextlib.suppress(queue.Empty):
             while True:
                 self._commands.get(block=wait)()
@@ -160,8 +194,11 @@ class Driver:
             if swap.policy == 'abort':
                 for ticket in list(self._live.values()):
                     self._cancel(ticket)
-            if swap.policy == 'drain' and self._live:
+            begun = [each for each in self._scorings if each.pieces]
+            if swap.policy == 'drain' and (self._live or begun):
                 return
+            for scoring in begun:
+                scoring.pieces = None
             self._swaps.popleft()
             try:
                 self.decoder.load(swap.params, swap.version)
@@ -177,12 +214,40 @@ class Driver:
             ticket.number, ticket.started = self.decoder.add(ticket.request), time.perf_counter()
             self._live[ticket.number] = ticket
 
+    def _score(self) -> None:
+        """The next piece of the first prompt to score; none begins while new weights wait."""
+        while self._scorings and self._scorings[0].done.cancelled():
+            self._scorings.popleft()
+        if not self._scorings or (self._swaps and not self._scorings[0].pieces):
+            return
+        scoring = self._scorings[0]
+        try:
+            if scoring.pieces is None:
+                scoring.pieces, scoring.found = self.decoder.score(scoring.request), []
+            piece = next(scoring.pieces, None)
+        except Exception as error:
+            self._end(scoring, error)
+            return
+        if piece is not None:
+            scoring.found.append(piece)
+            return
+        logprobs, alternatives, _ = zip(*scoring.found, strict=True)
+        chain = itertools.chain.from_iterable
+        self._end(scoring, Scored(tuple(chain(logprobs)), tuple(chain(alternatives)), scoring.found[0].version))
+
+    def _end(self, scoring: Scoring, found: Scored | Exception) -> None:
+        self._scorings.remove(scoring)
+        with contextlib.suppress(InvalidStateError):  # whoever asked is gone
+            if isinstance(found, Exception):
+                scoring.done.set_exception(found)
+            else:
+                scoring.done.set_result(found)
+
     def _tell(self, ticket: Ticket, news: Progress | Exception) -> None:
         ended = isinstance(news, Exception) or news.completion is not None
         if ended:
             self._live.pop(ticket.number, None)
-            with self._lock:
-                self._accepted -= 1
+            self._leave()
         try:
             ticket.notify(news)
         except Exception:  # whoever asked is gone
@@ -206,6 +271,8 @@ class Driver:
     def _stop(self) -> None:
         for ticket in [*self._line, *self._live.values()]:
             self._cancel(ticket)
+        for scoring in list(self._scorings):
+            self._end(scoring, Closed('the server is shutting down'))
         for drained in self._drained:
             drained.set_result(None)
         self._open = False

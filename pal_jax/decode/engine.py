@@ -28,6 +28,8 @@ from pal_jax.models.linear import SoupWeight, output_major, quantize
 from pal_jax.models.params import Params
 from pal_jax.runtime import sharding
 
+SCORED = 64  # columns of a prompt whose logits exist at once where it is scored
+
 Keys = tuple[Float[Array, 'B G K S'], ...]  # an array a layer
 Values = tuple[Float[Array, 'B G S K'], ...]
 
@@ -130,6 +132,12 @@ def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:
     )
 
 
+def blank(cfg: ModelConfig, rows: int, length: int) -> Prefix:
+    """Caches that hold nothing, with room for `length` tokens each."""
+    state = init_state(cfg, rows, length)
+    return Prefix(keys=state.keys, values=state.values, length=state.length, token=state.token)
+
+
 def state_shardings(mesh: Mesh) -> DecodeState:
     """Where a state lies: kv heads over `tensor`, slots over the other axes; shardings in the places of the arrays."""
     cache, row = (sharding.sharding(mesh, axes) for axes in (('batch', 'kv_heads', None, None), ('batch',)))
@@ -157,6 +165,17 @@ def prefill(
 
     The room of `cached` must do for its length and `T` more tokens.
     """
+    return states(weights, cfg, tokens, length, cached)[1]
+
+
+def states(
+    weights: Params,
+    cfg: ModelConfig,
+    tokens: Int[Array, 'N T'],
+    length: Int[Array, ' N'],
+    cached: Prefix | None = None,
+) -> tuple[Float[Array, 'N T D'], Prefix]:
+    """What `prefill` computes, with the states of all tokens before the final norm."""
     start = cached.length if cached else jnp.zeros_like(length)
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
     queries = attention.one_sequence(positions)
@@ -178,7 +197,7 @@ def prefill(
         cache.append(keys_values)
     keys, values = zip(*cache, strict=True)
     last = jnp.take_along_axis(tokens, length[:, None] - 1, axis=1)[:, 0]
-    return Prefix(keys=keys, values=values, length=start + length - 1, token=last)
+    return x, Prefix(keys=keys, values=values, length=start + length - 1, token=last)
 
 
 def _write(rows: Array, new: Array, start: Int[Array, ' N'], axis: int) -> Array:
@@ -245,6 +264,22 @@ def insert(state: DecodeState, prefix: Prefix, entry: Admission) -> DecodeState:
 
 def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[DecodeState, sampling.Sampled]:
     """One token for every slot, finished or not: a driver ignores those of slots that hold nothing."""
+    return _step(weights, cfg, state)[:2]
+
+
+def generate_telling(
+    weights: Params, cfg: ModelConfig, state: DecodeState, alternatives: int
+) -> tuple[DecodeState, sampling.Sampled, sampling.Likeliest]:
+    """The same tokens, and so many of the likeliest ones beside each, of the distribution it was drawn from."""
+    after, sampled, logits = _step(weights, cfg, state)
+    # Behind a barrier, so that what is drawn is computed alike whether alternatives are told or not.
+    drawn = sampling.drawn_from(lax.optimization_barrier(logits), state.temperature, state.top_k, state.top_p)
+    return after, sampled, sampling.likeliest(drawn, alternatives)
+
+
+def _step(
+    weights: Params, cfg: ModelConfig, state: DecodeState
+) -> tuple[DecodeState, sampling.Sampled, Float[Array, 'B V']]:
     rows = jnp.arange(state.token.shape[0])
     position = state.length[:, None]
     x = decoder.embed(weights, cfg, state.token[:, None])
@@ -259,12 +294,53 @@ def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[Dec
         x, (new_keys, new_values) = decoder.block(layer, cfg, kind, x, position, attend)
         keys.append(new_keys)
         values.append(new_values)
-    head = dataclasses.replace(cfg, unit_head=False)  # `decode_outer` has divided its rows
-    logits = decoder.unembed(weights, head, decoder.rms_norm(x, weights['final_norm'], cfg)[:, 0])
+    logits = unembed(weights, cfg, x[:, 0])
     step_keys = jax.vmap(jax.random.fold_in)(state.rng, state.length)
     sampled = sampling.sample(logits, step_keys, state.temperature, state.top_k, state.top_p)
     state = state.replace(keys=tuple(keys), values=tuple(values), length=state.length + 1, token=sampled.token)
-    return state, sampled
+    return state, sampled, logits
+
+
+def unembed(weights: Params, cfg: ModelConfig, x: Float[Array, '*rows D']) -> Float[Array, '*rows V']:
+    """Logits of states before the final norm."""
+    head = dataclasses.replace(cfg, unit_head=False)  # `decode_outer` has divided its rows
+    return decoder.unembed(weights, head, decoder.rms_norm(x, weights['final_norm'], cfg))
+
+
+class Scores(NamedTuple):
+    """Of each token of a prompt, how likely the next one was, and the `K` likeliest ones."""
+
+    logprob: Float[Array, 'N T']
+    likeliest: sampling.Likeliest  # [N, T, K]
+
+
+def score(
+    weights: Params,
+    cfg: ModelConfig,
+    cached: Prefix,
+    tokens: Int[Array, 'N T'],
+    targets: Int[Array, 'N T'],
+    length: Int[Array, ' N'],
+    alternatives: int,
+) -> tuple[Prefix, Scores]:
+    """Reads on behind `cached`, as `prefill` does, and tells log-probs of softmax(logits): `targets[n, t]` follows
+    `tokens[n, t]`. Logits of `SCORED` columns exist at a time, which divide `T`. The `Prefix` is for what follows.
+    """
+    x, prefix = states(weights, cfg, tokens, length, cached)
+    rows, columns = tokens.shape
+
+    def some(part: tuple[Array, Array]) -> Any:
+        logits = unembed(weights, cfg, part[0]).reshape(rows * SCORED, -1)
+        found = sampling.logprob_of(logits, part[1].reshape(-1)), sampling.likeliest(logits, alternatives)
+        return jax.tree.map(lambda each: each.reshape(rows, SCORED, *each.shape[1:]), found)
+
+    parts = jax.tree.map(
+        lambda each: jnp.moveaxis(each.reshape(rows, columns // SCORED, SCORED, *each.shape[2:]), 1, 0), (x, targets)
+    )
+    found = jax.tree.map(
+        lambda each: jnp.moveaxis(each, 0, 1).reshape(rows, columns, *each.shape[3:]), lax.map(some, parts)
+    )
+    return prefix.replace(length=prefix.length + 1), Scores(*found)
 
 
 def attend_cache(

@@ -9,8 +9,8 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jinja2
 from fastapi import Depends, FastAPI, Request, Response
@@ -18,18 +18,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.driver import Busy, Closed, Driver, Ticket
-from pal_jax.decode.openai_api import ChatForm, ChatRequest, Choice, Form, Options, TextForm, TextRequest
+from pal_jax.decode.openai_api import ChatForm, ChatRequest, Choice, Form, Options, TextForm, TextRequest, echo_of
 from pal_jax.decode.page import PLAIN, Preset, chat_page
-from pal_jax.decode.requests import Progress
+from pal_jax.decode.requests import Progress, Scored
 from pal_jax.decode.requests import Request as DecodeRequest
-from pal_jax.types import FinishReason, Sampling
+from pal_jax.types import Completion, FinishReason, Sampling
 
+Asked = TypeVar('Asked')
 MAX_TOKENS = 512  # of an answer that names no limit
 BODY_LIMIT = 1 << 20  # bytes
+LEAST = 1e-6  # a top_p of 0: the likeliest token alone
 
 
 class Refusal(Exception):
@@ -128,38 +131,74 @@ class Service:
             prompt = await asyncio.to_thread(self.tokenizer.chat, [message.plain() for message in body.messages])
         except (jinja2.TemplateError, ValueError) as error:
             raise Refusal(400, f'the chat template refuses these messages: {error}', param='messages') from None
-        form = ChatForm(f'chatcmpl-{uuid.uuid4().hex}', self.model, self.tokenizer, body.logprobs)
-        return await self._answer(form, body, prompt, body.max_completion_tokens or body.max_tokens, request)
+        told = body.logprobs or body.top_logprobs > 0
+        form = ChatForm(f'chatcmpl-{uuid.uuid4().hex}', self.model, self.tokenizer, told, body.top_logprobs)
+        limit = body.max_completion_tokens or body.max_tokens
+        wanted = self._wanted(body, [prompt], limit, body.top_logprobs)
+        return await self._answer(form, body, wanted, [Choice(self.tokenizer, body.stops()) for _ in wanted], request)
 
     async def text(self, body: TextRequest, request: Request) -> Response:
-        prompt = body.prompt
-        if isinstance(prompt, str):
-            prompt = await asyncio.to_thread(self.tokenizer.encode, prompt)
-        form = TextForm(f'cmpl-{uuid.uuid4().hex}', self.model, self.tokenizer, body.logprobs is not None)
-        return await self._answer(form, body, prompt, body.max_tokens, request)
+        given = body.prompts()
+        prompts = await asyncio.to_thread(lambda: [self._ids(prompt) for prompt in given])
+        told, others = body.logprobs is not None, body.logprobs or 0
+        form = TextForm(f'cmpl-{uuid.uuid4().hex}', self.model, self.tokenizer, told, others)
+        wanted = self._wanted(body, prompts, body.max_tokens, others)
+        choices = []
+        for prompt, asked in zip(given, wanted[:: body.n], strict=True):
+            scored = await _unless_gone(request, _score(self.driver, asked)) if body.echo and told else None
+            ids = asked.prompt_ids
+            echo = await asyncio.to_thread(echo_of, self.tokenizer, prompt, ids, scored) if body.echo else None
+            choices += [Choice(self.tokenizer, body.stops(), before=ids, echo=echo) for _ in range(body.n)]
+        return await self._answer(form, body, wanted, choices, request, silent=body.max_tokens == 0)
 
-    async def _answer(
-        self, form: Form, body: Options, prompt: Sequence[int], limit: int | None, request: Request
-    ) -> Response:
-        if limit is None:
-            limit = max(min(MAX_TOKENS, self.driver.decoder.cfg.max_len - len(prompt)), 1)
-        sampling = Sampling(body.temperature, body.top_k, body.top_p, limit, body.stops())
+    def _ids(self, prompt: str | Sequence[int] | None) -> Sequence[int]:
+        """A prompt's tokens; a document begins with what the tokenizer puts before a text, or behind another one."""
+        if isinstance(prompt, str):
+            return self.tokenizer.prompt(prompt)
+        return prompt or self.tokenizer.opening or self.tokenizer.stop_ids[-1:]
+
+    def _wanted(
+        self, body: Options, prompts: Sequence[Sequence[int]], limit: int | None, alternatives: int
+    ) -> list[DecodeRequest]:
+        """`n` requests for each prompt, with seeds that follow each other. Refused here is what the model cannot meet;
+        with a `limit` of 0 nothing follows a prompt."""
         seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
         mixture = None if body.mixture is None else tuple(body.mixture)
-        requests = [DecodeRequest(tuple(prompt), sampling, seed + i, mixture) for i in range(body.n)]
-        choices = [Choice(self.tokenizer, body.stops()) for _ in requests]
-        news = _ask(self.driver, requests, self.metrics)
+        wanted, decoder = [], self.driver.decoder
+        for number, prompt in enumerate(prompts):
+            most = max(min(MAX_TOKENS, decoder.cfg.max_len - len(prompt)), 1) if limit is None else max(limit, 1)
+            sampling = Sampling(body.temperature, body.top_k, body.top_p or LEAST, most, body.stops())
+            seeds = range(seed + number * body.n, seed + (number + 1) * body.n)
+            asked = [DecodeRequest(tuple(prompt), sampling, each % 2**63, mixture, alternatives) for each in seeds]
+            try:
+                decoder.check(asked[0], prompt_only=limit == 0)
+            except ValueError as error:
+                which = f'prompt.{number}: ' if len(prompts) > 1 else ''
+                raise Refusal(400, f'{which}{error}') from None
+            wanted += asked
+        return wanted
+
+    async def _answer(
+        self, form: Form, body: Options, wanted: Sequence[DecodeRequest], choices: list[Choice], request: Request,
+        silent: bool = False,
+    ) -> Response:  # fmt: skip
+        """The answer to all requests, a choice each; `silent` ones end before they begin."""
+        news = _say_nothing(choices) if silent else _ask(self.driver, wanted, self.metrics)
         first = await _unless_gone(request, anext(news))  # what is refused is refused before a stream begins
+        prompt = sum(len(each.prompt_ids) for each in wanted[:: body.n])
         if not body.stream:
             ended = await _unless_gone(request, _collect(choices, first, news))
-            return JSONResponse(form.whole(choices, ended, len(prompt)))
-        usage = len(prompt) if (body.stream_options or {}).get('include_usage') else None
+            return JSONResponse(form.whole(choices, ended, prompt))
+        usage = prompt if body.stream_options.include_usage else None
         return StreamingResponse(_stream(form, choices, first, news, usage), media_type='text/event-stream')
 
 
-def make_app(driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '', preset: Preset = PLAIN) -> FastAPI:
+def make_app(
+    driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '', preset: Preset = PLAIN,
+    origins: Sequence[str] = (),
+) -> FastAPI:  # fmt: skip
     """The server. `model` is the name it answers by; a `token` is asked of every caller of /v1, and of
-    the chat page, which talks as `preset` says.
+    the chat page, which talks as `preset` says. Web pages of other `origins` may ask too: browsers keep others out.
 
     The driver is closed when the server stops: requests under way have ended by then.
     """
@@ -181,6 +220,8 @@ def make_app(driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '
 
     app = FastAPI(title='pal_jax', lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(LimitBody)
+    if origins:  # around the rest, so that a refusal can be read there too
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=['GET', 'POST'], allow_headers=['*'])
     _answer_errors(app)
     app.get('/', include_in_schema=False)(chat_page)
     app.get('/chat.json', dependencies=[Depends(known)])(service.about_chat)
@@ -208,16 +249,24 @@ async def _ask(driver: Driver, requests: Sequence[DecodeRequest], metrics: Metri
     """News of all the requests as they come, until each has ended; left early, it takes the rest back."""
     loop, inbox = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Progress | Exception]]()
     tickets: list[Ticket] = []
+    last: list[float] = []
+    under_way: set[int] = set()
 
     def notify(index: int):
         return lambda progress: loop.call_soon_threadsafe(inbox.put_nowait, (index, progress))
 
-    under_way = set(range(len(requests)))
     try:
-        for index, request in enumerate(requests):
-            tickets.append(_submit(driver, request, notify(index)))
-        last = [ticket.submitted for ticket in tickets]
-        while under_way:
+        while under_way or len(tickets) < len(requests):
+            while len(tickets) < len(requests):
+                index = len(tickets)
+                try:
+                    tickets.append(_or_refuse(driver.submit, requests[index], notify(index)))
+                except Refusal as refusal:
+                    if refusal.status != 429 or not under_way:
+                        raise
+                    break  # the line is full: the others start as these end
+                under_way.add(index)
+                last.append(tickets[index].submitted)
             index, progress = await inbox.get()
             if isinstance(progress, Closed):
                 raise Refusal(503, str(progress), 'server_error')
@@ -231,13 +280,29 @@ async def _ask(driver: Driver, requests: Sequence[DecodeRequest], metrics: Metri
             yield News(index, progress)
     finally:
         for index in under_way:
-            if index < len(tickets):
-                driver.cancel(tickets[index])  # of one that has ended nothing is left to take back
+            driver.cancel(tickets[index])  # of one that has ended nothing is left to take back
 
 
-def _submit(driver: Driver, request: DecodeRequest, notify) -> Ticket:
+async def _score(driver: Driver, request: DecodeRequest) -> Scored:
+    """How likely the tokens of a prompt are."""
     try:
-        return driver.submit(request, notify)
+        return await asyncio.wrap_future(_or_refuse(driver.score, request))
+    except Closed as error:
+        raise Refusal(503, str(error), 'server_error') from None
+    except RuntimeError as error:
+        raise Refusal(500, f'scoring failed: {error}', 'server_error') from error
+
+
+async def _say_nothing(choices: Sequence[Choice]) -> AsyncGenerator[News, None]:
+    """News of choices without a token."""
+    for index in range(len(choices)):
+        yield News(index, Progress(0, (), (), Completion('', (), (), 'length')))
+
+
+def _or_refuse(ask: Callable[..., Asked], *args: Any) -> Asked:
+    """What the driver gives, or in OpenAI's words why it does not."""
+    try:
+        return ask(*args)
     except ValueError as error:
         raise Refusal(400, str(error)) from None
     except Busy as error:
@@ -278,16 +343,20 @@ async def _unless_gone(request: Request, work) -> Any:
 async def _stream(
     form: Form, choices: list[Choice], first: News, news: AsyncGenerator[News, None], usage: int | None
 ) -> AsyncIterator[str]:
-    """Server-sent events; `usage` is the prompt's length where the caller wants the count at the end."""
+    """Server-sent events; `usage` is the prompts' length where the caller wants the count at the end."""
+    echoed: set[int] = set()
     try:
         async for index, progress in _chain(first, news):
             choice = choices[index]
+            if choice.echo and index not in echoed:
+                echoed.add(index)
+                yield _event(form.piece(index, choice, choice.echo.rows, choice.echo.text, None))
             at = len(choice.tokens)
             choice.take(progress)
             ended = progress.completion
             text = choice.news(ended is not None)
             if text or ended or form.logprobs:
-                yield _event(form.piece(index, choice, at, text, ended.finish_reason if ended else None))
+                yield _event(form.piece(index, choice, choice.rows(at), text, ended.finish_reason if ended else None))
         if usage is not None:
             yield _event(form.last(choices, usage))
         yield 'data: [DONE]\n\n'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,16 +13,19 @@ from jax.sharding import Mesh
 
 from pal_jax.data.packing import round_up
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode import engine, sampling
+from pal_jax.decode import engine
 from pal_jax.decode.prefixes import WORTH, Prefixes, common
 from pal_jax.decode.programs import programs_of
 from pal_jax.decode.requests import (
+    ALTERNATIVES,
     Live,
     Progress,
     Request,
+    Scored,
     Told,
     admission,
     advance,
+    alternatives_of,
     bucket,
     check,
     finish,
@@ -95,6 +98,7 @@ class LocalDecoder:
         self.chunk = bucket(chunk, 64)
         self._rows = ways, round_up(prefill_rows, ways)  # of a prefill: few, or many
         self.grain = grain
+        self._alternatives = min(ALTERNATIVES, cfg.vocab)
         self.version, self.counters = 0, Counters()
         self._weights: Params | None = None
         self._loaded = 0  # how many weights there have been: versions are the caller's, and may be alike
@@ -160,9 +164,9 @@ class LocalDecoder:
         """Slots that nothing decodes in and nothing waits for."""
         return self.slots - len(self._live) - len(self._waiting)
 
-    def check(self, request: Request) -> None:
-        """Raises ValueError where a request cannot be met by this model."""
-        check(request, self.cfg, self._mixtures.shape[1])
+    def check(self, request: Request, prompt_only: bool = False) -> None:
+        """Raises ValueError where a request cannot be met by this model; of `prompt_only` nothing is to follow."""
+        check(request, self.cfg, self._mixtures.shape[1], prompt_only)
 
     def add(self, request: Request) -> int:
         """Puts a request in line and returns its number.
@@ -206,7 +210,7 @@ class LocalDecoder:
             prefilled += self._prefill_batch(alone=not decoding)
         if not self._live:
             return []
-        sampled = self._decode()
+        sampled, *likeliest = self._decode()
         progress = []
         for slot, live in list(self._live.items()):
             if not live.ready:
@@ -215,9 +219,39 @@ class LocalDecoder:
             ended = advance(live, self.tokenizer, self.version, *(column[:, slot].tolist() for column in sampled))
             news = tuple(live.tokens[before:]), tuple(live.logprobs[before:])
             self.counters.tokens += len(news[0])
+            others, count = (), live.request.alternatives
+            if count:
+                others = alternatives_of(likeliest[0], np.s_[: len(news[0]), slot], count)
             completion = self._leave(slot, ended) if ended else None
-            progress.append(Progress(live.number, *news, completion, self.version))
+            progress.append(Progress(live.number, *news, completion, self.version, others))
         return progress
+
+    def score(self, request: Request) -> Iterator[Scored]:
+        """How likely the tokens of a prompt are, by pieces of a chunk at most: each is computed when it is asked for,
+        beside whatever decodes, and in no slot. Weights may not change between them.
+
+        Raises:
+          ValueError: the model cannot meet the request.
+          RuntimeError: no weights are loaded.
+        """
+        self.check(request, prompt_only=True)
+        if self._weights is None:
+            raise RuntimeError('the decoder has no weights; call load(params) first')
+        ids, rows = request.prompt_ids, self._rows[0]
+        size = bucket(min(len(ids), self.chunk), 64)
+        cache = self._programs.blank(rows, round_up(len(ids), size))
+        mixtures = np.zeros((rows, self._mixtures.shape[1]), np.float32)
+        mixtures[:] = self._row(request.mixture)
+        mixed = self._mixed(mixtures)
+        yield Scored((None,), ((),), self.version)
+        for start in range(0, len(ids) - 1, size):
+            piece, targets = ids[start : start + size], ids[start + 1 : start + size + 1]
+            tokens, length = engine.pad_prompts([piece], rows, size)
+            padded = self._place((tokens, engine.pad_prompts([targets], rows, size)[0], length))
+            cache, scores = self._programs.score(self._weights, cache, *padded, mixed, self._alternatives)
+            found, told = jax.device_get(scores), np.s_[0, : len(targets)]
+            others = alternatives_of(found.likeliest, told, request.alternatives)
+            yield Scored(tuple(found.logprob[told].tolist()), others, self.version)
 
     def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
         """Completions in the order of the requests; `told` hears of each when it has ended. Those that may become
@@ -243,11 +277,16 @@ class LocalDecoder:
                     told(place, completion)
         return [done[i] for i in range(len(requests))]
 
-    def _decode(self) -> sampling.Sampled:
-        """What `stride` steps sampled: arrays [stride, slots]."""
+    def _decode(self) -> list[Any]:
+        """What `stride` steps sampled: arrays [stride, slots]; the likeliest tokens too if a request asks for them."""
         steps, mixtures = [], self._mixed(self._mixtures)
+        telling = any(live.request.alternatives for live in self._live.values())
         for _ in range(self.stride):
-            self._state, sampled = self._programs.generate(self._weights, self._state, mixtures)
+            if telling:
+                args = self._weights, self._state, mixtures, self._alternatives
+                self._state, *sampled = self._programs.generate_telling(*args)
+            else:
+                self._state, *sampled = self._programs.generate(self._weights, self._state, mixtures)
             steps.append(sampled)
         self.counters.slot_steps += self.slots * self.stride
         return jax.tree.map(lambda *rows: np.stack(rows), *jax.device_get(steps))

@@ -1,22 +1,25 @@
 """OpenAI's requests and answers as records: what is accepted, and the JSON that is told.
 
-What OpenAI's API has and this one has not (tools, images, penalties, top_logprobs) is refused, not ignored. Text ends
-before a stop string; the tokens that made it are counted.
+Every parameter of OpenAI's API is decided. What it has and this one has not (tools, images, penalties) is refused by
+name, not ignored, unless its value asks for nothing; null stands for what is left out. Text ends before a stop string;
+the tokens that made it are counted.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode.requests import Progress
+from pal_jax.decode.requests import ALTERNATIVES, Alternatives, Progress, Scored
 from pal_jax.types import FinishReason
 
-MAX_CHOICES = 64
+MAX_CHOICES = 128
+MAX_PROMPTS = 2048
+CONTEXT = 16  # tokens of a prompt that its completion is decoded behind
 HALF = '\ufffd'  # what a decoder shows where the rest of a character is still to come
 
 
@@ -25,65 +28,182 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _nullable(schema: dict[str, Any]) -> None:
+    """Says in a description that null may stand for whatever may be left out."""
+    for name, entry in schema.get('properties', {}).items():
+        kinds = [kind.get('type') for kind in (entry, *entry.get('anyOf', ()))]
+        if name not in schema.get('required', ()) and 'null' not in kinds:
+            schema['properties'][name] = {'anyOf': [entry, {'type': 'null'}]}
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 Word = Annotated[Text, Field(min_length=1, max_length=256)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
+Tokens = Annotated[list[Token], Field(min_length=1)]
+Limit = Annotated[int, Field(ge=1, le=1 << 20)]
+Nothing = Annotated[list[Any], Field(max_length=0)]  # a list that asks for nothing
 
 
-class Options(BaseModel):
+class Asked(BaseModel):
+    """What a caller sends: no other keys, and null for the default of a key."""
+
+    model_config = ConfigDict(extra='forbid', json_schema_extra=_nullable)
+
+    @model_validator(mode='before')
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {key: value for key, value in given.items() if value is not None or key not in optional}
+
+
+class StreamOptions(Asked):
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class Options(Asked):
     """What both kinds of completion share, under OpenAI's names."""
-
-    model_config = ConfigDict(extra='forbid')
 
     model: str = ''
     n: int = Field(1, ge=1, le=MAX_CHOICES)
-    max_tokens: int | None = Field(None, ge=1, le=1 << 20)
     temperature: float = Field(1.0, ge=0.0, le=100.0)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_p: float = Field(1.0, ge=0.0, le=1.0)
     top_k: int = Field(0, ge=0, le=1 << 20)  # not OpenAI's, but every other server's
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Word | Annotated[list[Word], Field(max_length=16)] | None = None
     stream: bool = False
-    stream_options: dict[Literal['include_usage'], bool] | None = None
+    stream_options: StreamOptions = StreamOptions()
     user: str | None = None
     mixture: Annotated[list[float], Field(max_length=1024)] | None = None  # weights of a soup's adapters
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
+    # Only values that ask for nothing:
+    frequency_penalty: Literal[0] = 0
+    presence_penalty: Literal[0] = 0
+    logit_bias: dict[str, Literal[0]] = {}
 
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class Part(BaseModel):
+class Part(Asked):
     type: Literal['text']
     text: Text
+    prompt_cache_breakpoint: None = None
 
 
-class ChatMessage(BaseModel):
-    model_config = ConfigDict(extra='forbid')
-
+class ChatMessage(Asked):
     role: Literal['system', 'developer', 'user', 'assistant']
-    content: Text | list[Part]
-    name: str | None = None
+    content: Text | Annotated[list[Part], Field(min_length=1)]
+    name: Text | None = None
+    # What an answer has beside its text, when it is sent back:
+    refusal: None = None
+    annotations: Nothing = []
+    audio: None = None
+    tool_calls: Nothing = []
+    function_call: None = None
 
     def plain(self) -> dict[str, str]:
         role = 'system' if self.role == 'developer' else self.role
         content = self.content if isinstance(self.content, str) else ''.join(part.text for part in self.content)
-        return {'role': role, 'content': content}
+        return {'role': role, 'content': content} | ({'name': self.name} if self.name else {})
+
+
+class TextFormat(Asked):
+    type: Literal['text']
 
 
 class ChatRequest(Options):
     messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
-    max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
+    max_completion_tokens: Limit | None = None
+    max_tokens: Limit | None = None
     logprobs: bool = False
-    top_logprobs: Literal[0] | None = None
+    top_logprobs: int = Field(0, ge=0, le=ALTERNATIVES)
+    # What is for OpenAI's own books and caches, and changes no answer:
+    metadata: Annotated[dict[str, str], Field(max_length=16)] = {}
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    # Only values that ask for nothing, or for what is done anyway:
+    audio: None = None
+    function_call: Literal['none', 'auto'] = 'none'
+    functions: Nothing = []
+    modalities: Annotated[list[Literal['text']], Field(min_length=1)] = ['text']
+    moderation: None = None
+    parallel_tool_calls: bool = True
+    prediction: None = None
+    prompt_cache_options: Annotated[dict[str, Any], Field(max_length=0)] = {}
+    prompt_cache_retention: Literal['in_memory'] = 'in_memory'
+    reasoning_effort: Literal['none'] = 'none'
+    response_format: TextFormat | None = None
+    service_tier: Literal['auto', 'default'] = 'auto'
+    store: Literal[False] = False
+    tool_choice: Literal['none', 'auto'] = 'none'
+    tools: Nothing = []
+    verbosity: Literal['medium'] = 'medium'
+    web_search_options: None = None
 
 
 class TextRequest(Options):
-    prompt: Text | Annotated[list[Token], Field(min_length=1)]
-    logprobs: Literal[0] | None = None
-    echo: Literal[False] = False
-    best_of: Literal[1] | None = None
+    """`prompt` is required, and null where a document is to be begun."""
+
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Tokens
+        | (Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)] | None)
+    )
+    max_tokens: int | None = Field(None, ge=0, le=1 << 20)
+    logprobs: int | None = Field(None, ge=0, le=ALTERNATIVES)
+    echo: bool = False
+    # Only values that ask for nothing:
+    best_of: Literal[1] = 1
+    suffix: Literal[''] = ''
+
+    def prompts(self) -> list[str | list[int] | None]:
+        """Each prompt by itself, in order."""
+        if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int):
+            return list(self.prompt)  # type: ignore[arg-type]
+        return [self.prompt]  # type: ignore[list-item]
+
+
+class Row(NamedTuple):
+    """A token as log-probs tell it: its bytes in the text, where it begins there, and what else was likely. The first
+    of a prompt has no log-prob and no alternatives."""
+
+    raw: bytes
+    offset: int
+    logprob: float | None
+    others: tuple[tuple[bytes, float], ...] = ()
+
+
+class Echo(NamedTuple):
+    """A prompt as an answer repeats it; `rows` where its log-probs are told."""
+
+    text: str
+    rows: Sequence[Row] = ()
+    version: int | None = None
+
+
+def echo_of(
+    tokenizer: Tokenizer, prompt: str | Sequence[int] | None, ids: Sequence[int], scored: Scored | None
+) -> Echo:
+    """A prompt as it was given; of token ids what they stand for, special tokens and all but the opening."""
+    given = prompt if isinstance(prompt, str) else '' if prompt is None else None
+    if given is not None and scored is None:
+        return Echo(given)
+    opened = len(tokenizer.opening) if list(ids[: len(tokenizer.opening)]) == tokenizer.opening else 0
+    choice = Choice(tokenizer, (), decode=tokenizer.decode)
+    choice.take(Progress(0, tuple(ids[opened:]), (), None))
+    text = choice.text if given is None else given
+    if scored is None:
+        return Echo(text)
+    spelled = [(tokenizer.bytes_of(token), 0) for token in ids[:opened]]
+    spelled += [(raw, min(at, len(text))) for raw, at in zip(choice.bytes, choice.offsets, strict=True)]
+    rows = [
+        Row(raw, at, logprob, choice.spell(others, False))
+        for (raw, at), logprob, others in zip(spelled, scored.logprobs, scored.alternatives, strict=True)
+    ]
+    return Echo(text, rows, scored.version)
 
 
 class Choice:
@@ -94,24 +214,38 @@ class Choice:
 
     `offsets`: where in the text each token begins; tokens that share a character begin with it. `versions`: of the
     weights the tokens were made with.
+
+    Args:
+      before: tokens that the text goes on from: it then begins with the space of its first word.
+      decode: of tokens, their text; by default without special tokens.
+      echo: the prompt, where the answer repeats it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]):
-        self._tokenizer, self._stops = tokenizer, stops
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str], *, before: Sequence[int] = (),
+        decode: Callable[[Sequence[int]], str] | None = None, echo: Echo | None = None,
+    ):  # fmt: skip
+        self._tokenizer, self._stops, self._decode = tokenizer, stops, decode or tokenizer.text_of
+        self._context = list(before)[-CONTEXT:]  # before the first settled text
         self._before, self._open = 0, 0  # where the tokens of the last settled text begin and end
+        self.echo = echo
         self._settled, self._tail, self._told = '', '', 0
         self._over = False
         self.stop_reason: str | None = None  # the stop string that ended the text
         self.tokens: list[int] = []
+        self.bytes: list[bytes] = []
         self.logprobs: list[float] = []
+        self.others: list[tuple[tuple[bytes, float], ...]] = []
         self.offsets: list[int] = []
-        self.versions: set[int] = set()
+        self.versions: set[int] = {echo.version} if echo and echo.version is not None else set()
         self.text = ''
 
     def take(self, progress: Progress) -> None:
         searched = len(self._settled)
-        for token in progress.tokens:
-            self._add(token)
+        alternatives: Sequence[Alternatives] = progress.alternatives or ((),) * len(progress.tokens)
+        for token, others in zip(progress.tokens, alternatives, strict=True):
+            bare = self._add(token)
+            self.others.append(self.spell(others, bare))
             self.versions.add(progress.version)
         self.logprobs += progress.logprobs
         if not self._over:
@@ -124,14 +258,33 @@ class Choice:
         self.text = text[:at]
         self._over = self.stop_reason is not None and at + len(self.stop_reason) <= len(self._settled)
 
-    def _add(self, token: int) -> None:
+    def _add(self, token: int) -> bool:
+        """Takes a token. Returns whether the tokenizer drops its space, as it does before the first word of a text."""
         self.offsets.append(len(self._settled) + len(self._tail.rstrip(HALF)))
         self.tokens.append(token)
-        known = self._tokenizer.text_of(self.tokens[self._before : self._open])
-        self._tail = self._tokenizer.text_of(self.tokens[self._before :])[len(known) :]
+        first = not self._settled and not self._tail
+        known = self._decode(self._context + self.tokens[self._before : self._open])
+        self._tail = self._decode(self._context + self.tokens[self._before :])[len(known) :]
+        raw = self._tokenizer.bytes_of(token)
+        bare = first and raw.startswith(b' ') and not self._tail.startswith(' ')
+        self.bytes.append(raw[bare:])
         if self._tail and not self._tail.endswith(HALF):
             self._settled, self._tail = self._settled + self._tail, ''
             self._before, self._open = self._open, len(self.tokens)
+            self._context = self._context if not self._before else []
+        return bare
+
+    def spell(self, others: Alternatives, bare: bool) -> tuple[tuple[bytes, float], ...]:
+        """Alternatives by their bytes, without a space before them where the token beside them is `bare` of its own."""
+        spelled = ((self._tokenizer.bytes_of(token), logprob) for token, logprob in others)
+        return tuple((raw.removeprefix(b' ') if bare else raw, logprob) for raw, logprob in spelled)
+
+    def rows(self, at: int) -> list[Row]:
+        """The tokens from `at` on, as log-probs tell them, by offsets in the whole text."""
+        start = len(self.echo.text) if self.echo else 0
+        columns = self.bytes[at:], self.offsets[at:], self.logprobs[at:], self.others[at:]
+        found = zip(*columns, strict=True)
+        return [Row(raw, start + offset, logprob, others) for raw, offset, logprob, others in found]
 
     def news(self, ended: bool) -> str:
         """The text that is certain and was not told before."""
@@ -149,14 +302,22 @@ class Choice:
         return whole
 
 
+def word_of(raw: bytes) -> str:
+    """A token as a text; bytes that are none by themselves as OpenAI writes them."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return 'bytes:' + ''.join(f'\\x{byte:02x}' for byte in raw)
+
+
 class Form:
-    """An answer's id, its model, and whether log-probs are wanted."""
+    """An answer's id, its model, whether log-probs are wanted, and of how many alternatives."""
 
     kind = chunk = ''
 
-    def __init__(self, id: str, model: str, tokenizer: Tokenizer, logprobs: bool):
+    def __init__(self, id: str, model: str, tokenizer: Tokenizer, logprobs: bool, alternatives: int = 0):
         self.id, self.model, self.tokenizer, self.logprobs = id, model, tokenizer, logprobs
-        self.created = int(time.time())
+        self.alternatives, self.created = alternatives, int(time.time())
 
     def head(self, versions: Iterable[int], whole: bool = False) -> dict[str, Any]:
         """What all answers begin with. OpenAI's `system_fingerprint` tells of the weights: `weights-7`, or
@@ -169,13 +330,16 @@ class Form:
 
     def whole(self, choices: Sequence[Choice], ended: Sequence[FinishReason], prompt: int) -> dict[str, Any]:
         listed = [
-            self._entry(i, choice, 0, self.content(choice.text, False), end)
+            self._entry(i, choice, [*choice.echo.rows, *choice.rows(0)] if choice.echo else choice.rows(0),
+                        self.content((choice.echo.text if choice.echo else '') + choice.text, False), end)
             for i, (choice, end) in enumerate(zip(choices, ended, strict=True))
-        ]
+        ]  # fmt: skip
         return self.head(_versions(choices), whole=True) | {'choices': listed, 'usage': usage_of(prompt, choices)}
 
-    def piece(self, index: int, choice: Choice, at: int, text: str, ended: FinishReason | None) -> dict[str, Any]:
-        entry = self._entry(index, choice, at, self.content(text, True), ended)
+    def piece(
+        self, index: int, choice: Choice, rows: Sequence[Row], text: str, ended: FinishReason | None
+    ) -> dict[str, Any]:
+        entry = self._entry(index, choice, rows, self.content(text, True), ended)
         return self.head(choice.versions) | {'choices': [entry]}
 
     def last(self, choices: Sequence[Choice], prompt: int) -> dict[str, Any]:
@@ -183,10 +347,9 @@ class Form:
         return self.head(_versions(choices)) | {'choices': [], 'usage': usage_of(prompt, choices)}
 
     def _entry(
-        self, index: int, choice: Choice, at: int, content: dict[str, Any], ended: FinishReason | None
+        self, index: int, choice: Choice, rows: Sequence[Row], content: dict[str, Any], ended: FinishReason | None
     ) -> dict[str, Any]:
-        words = [self.tokenizer.decode([token]) for token in choice.tokens[at:]] if self.logprobs else []
-        scores = self.scores(words, choice.logprobs[at:], choice.offsets[at:]) if self.logprobs else None
+        scores = self.scores(rows) if self.logprobs else None
         reason = 'length' if ended == 'aborted' else ended  # OpenAI has no word for an answer cut short
         entry = {'index': index, **content, 'logprobs': scores, 'finish_reason': reason}
         return entry | {'stop_reason': choice.stop_reason}  # not OpenAI's: which stop string it was, if any
@@ -194,7 +357,7 @@ class Form:
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
         raise NotImplementedError
 
-    def scores(self, words: Sequence[str], logprobs: Sequence[float], offsets: Sequence[int]) -> dict[str, Any]:
+    def scores(self, rows: Sequence[Row]) -> dict[str, Any]:
         raise NotImplementedError
 
 
@@ -205,10 +368,13 @@ class ChatForm(Form):
         message = {'role': 'assistant', 'content': text}
         return {'delta': message} if streamed else {'message': message | {'refusal': None}}
 
-    def scores(self, words: Sequence[str], logprobs: Sequence[float], offsets: Sequence[int]) -> dict[str, Any]:
+    def scores(self, rows: Sequence[Row]) -> dict[str, Any]:
+        def told(raw: bytes, logprob: float | None) -> dict[str, Any]:
+            return {'token': word_of(raw), 'logprob': logprob, 'bytes': list(raw)}
+
         listed = [
-            {'token': word, 'logprob': logprob, 'bytes': list(word.encode()), 'top_logprobs': []}
-            for word, logprob in zip(words, logprobs, strict=True)
+            told(row.raw, row.logprob) | {'top_logprobs': [told(*other) for other in row.others[: self.alternatives]]}
+            for row in rows
         ]
         return {'content': listed, 'refusal': None}
 
@@ -219,8 +385,22 @@ class TextForm(Form):
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
         return {'text': text}
 
-    def scores(self, words: Sequence[str], logprobs: Sequence[float], offsets: Sequence[int]) -> dict[str, Any]:
-        return {'tokens': words, 'token_logprobs': logprobs, 'top_logprobs': None, 'text_offset': offsets}
+    def scores(self, rows: Sequence[Row]) -> dict[str, Any]:
+        def likeliest(row: Row) -> dict[str, float] | None:
+            """The alternatives, and the token itself where it is none of them."""
+            if row.logprob is None:
+                return None
+            listed: dict[str, float] = {}
+            for raw, logprob in (*row.others[: self.alternatives], (row.raw, row.logprob)):
+                listed.setdefault(word_of(raw), logprob)
+            return listed
+
+        return {
+            'tokens': [word_of(row.raw) for row in rows],
+            'token_logprobs': [row.logprob for row in rows],
+            'top_logprobs': [likeliest(row) for row in rows] if self.alternatives else None,
+            'text_offset': [row.offset for row in rows],
+        }
 
 
 def _versions(choices: Sequence[Choice]) -> set[int]:

@@ -59,6 +59,24 @@ class Programs:
             donate_argnums=1,
             out_shardings=(state, None),
         )
+        self.generate_telling = jax.jit(
+            lambda weights, state, mixtures, alternatives: engine.generate_telling(
+                soups.mixed(weights, mixtures), cfg, state, alternatives
+            ),
+            static_argnums=3,
+            donate_argnums=1,
+            out_shardings=(state, None, None),
+        )
+        prefix = engine.Prefix(state.keys, state.values, state.length, state.token)
+        self.blank = jax.jit(functools.partial(engine.blank, cfg), static_argnums=(0, 1), out_shardings=prefix)
+        self.score = jax.jit(
+            lambda weights, cache, tokens, targets, length, mixtures, alternatives: engine.score(
+                soups.mixed(weights, mixtures), cfg, cache, tokens, targets, length, alternatives
+            ),
+            static_argnums=6,
+            donate_argnums=1,
+            out_shardings=(prefix, None),
+        )
 
     def publish(self, params: Params) -> Params:
         """Plain parameters, or a soup, as decoding wants them: a list of layers and the rest. They are sent layer by

@@ -12,7 +12,7 @@ import numpy as np
 
 from pal_jax.data.packing import round_up
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode import engine
+from pal_jax.decode import engine, sampling
 from pal_jax.models.config import ModelConfig
 from pal_jax.types import Completion, FinishReason, Sampling
 
@@ -22,24 +22,39 @@ class Request:
     """One completion wanted. Its result depends on these and the weights, never on its neighbours.
 
     `mixture`: the weights of the adapters that a soup holds (see `models.soups`), with sum 1; None is their base alone.
+    `alternatives`: how many of the likeliest tokens are told beside each, up to `ALTERNATIVES`; by a `LocalDecoder`.
     """
 
     prompt_ids: tuple[int, ...]
     sampling: Sampling
     seed: int
     mixture: tuple[float, ...] | None = None
+    alternatives: int = 0
 
 
+Alternatives = tuple[tuple[int, float], ...]  # tokens and their log-probs, the likeliest first
+ALTERNATIVES = 20  # at most, as OpenAI has it
 Told = Callable[[int, Completion], None]  # the place of a request, and what became of it
 
 
 class Progress(NamedTuple):
-    """What a step brought one request; the last has its `completion`. `version` is of the weights."""
+    """What a step brought one request; the last has its `completion`. `version` is of the weights. `alternatives` are
+    those of each token where the request asks for some."""
 
     number: int
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     completion: Completion | None
+    version: int = 0
+    alternatives: tuple[Alternatives, ...] = ()
+
+
+class Scored(NamedTuple):
+    """How likely tokens of a prompt were, each after all before it, under softmax(logits). The first has no log-prob
+    and no alternatives."""
+
+    logprobs: tuple[float | None, ...]
+    alternatives: tuple[Alternatives, ...]
     version: int = 0
 
 
@@ -71,8 +86,9 @@ def for_slots(cfg: ModelConfig, slots: int) -> tuple[ModelConfig, int]:
     return (dataclasses.replace(cfg, dtype='float32'), 1) if slots == 1 else (cfg, round_up(slots, 8))
 
 
-def check(request: Request, cfg: ModelConfig, adapters: int = 0) -> None:
-    """Raises ValueError where a request cannot be met by this model, of which weights hold so many adapters to mix."""
+def check(request: Request, cfg: ModelConfig, adapters: int = 0, prompt_only: bool = False) -> None:
+    """Raises ValueError where a request cannot be met by this model, of which weights hold so many adapters to mix; of
+    `prompt_only` nothing is to follow."""
     mixture = request.mixture
     if mixture is not None and not (adapters == len(mixture) and abs(math.fsum(mixture) - 1) <= 1e-6):
         raise ValueError(
@@ -82,7 +98,7 @@ def check(request: Request, cfg: ModelConfig, adapters: int = 0) -> None:
     length, vocab = len(request.prompt_ids), cfg.vocab
     if not length or min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab:
         raise ValueError(f'a prompt has one or more token ids from 0 to {vocab - 1}')
-    room = length + request.sampling.max_tokens
+    room = length + (0 if prompt_only else request.sampling.max_tokens)
     if room > cfg.max_len:
         raise ValueError(
             f'a prompt and its completion need {room} tokens, the model has room for {cfg.max_len}; '
@@ -134,6 +150,13 @@ def advance(
         if len(live.tokens) == settings.max_tokens:
             return 'length'
     return None
+
+
+def alternatives_of(found: sampling.Likeliest, place: Any, count: int) -> tuple[Alternatives, ...]:
+    """The `count` likeliest tokens of each row that `place` picks, without those that were cut away."""
+    pairs = zip(found.tokens[place].tolist(), found.logprobs[place].tolist(), strict=True)
+    listed = (list(zip(*row, strict=True))[:count] for row in pairs)
+    return tuple(tuple(pair for pair in row if pair[1] > -math.inf) for row in listed)
 
 
 def finish(live: Live, tokenizer: Tokenizer, reason: FinishReason) -> Completion:

@@ -13,6 +13,13 @@ BLOCK = 256
 COLDEST = 1e-5  # a lower temperature is 0: divided by it, logits leave float32
 
 
+class Likeliest(NamedTuple):
+    """The `K` likeliest tokens of each row, best first."""
+
+    tokens: Int[Array, 'B K']
+    logprobs: Float[Array, 'B K']
+
+
 class Sampled(NamedTuple):
     token: Int[Array, ' B']
     logprob: Float[Array, ' B']
@@ -31,16 +38,29 @@ def sample(
     `logprob` is that of the distribution drawn from: softmax(logits / temperature), cut by top-k and top-p; of the
     plain one for greedy rows. `policy_logprob` is that of softmax(logits), whatever the settings.
     """
+    greedy, drawn = temperature < COLDEST, drawn_from(logits, temperature, top_k, top_p)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
+    tokens = jnp.where(greedy, argmax(logits), inverse_cdf(drawn, uniform)).astype(jnp.int32)
+    return Sampled(tokens, logprob_of(drawn, tokens), logprob_of(logits, tokens))
+
+
+def drawn_from(
+    logits: Float[Array, 'B V'], temperature: Float[Array, ' B'], top_k: Int[Array, ' B'], top_p: Float[Array, ' B']
+) -> Float[Array, 'B V']:
+    """Logits of the distribution that tokens are drawn from, -inf where they are cut; the plain ones of greedy rows."""
     greedy = temperature < COLDEST
     scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
     drawn = lax.cond(jnp.any((top_k > 0) | (top_p < 1)), lambda: truncate(scaled, top_k, top_p), lambda: scaled)
-    drawn = jnp.where(greedy[:, None], logits, drawn)
-    uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
-    tokens = jnp.where(greedy, argmax(logits), inverse_cdf(drawn, uniform)).astype(jnp.int32)
-    return Sampled(tokens, _logprob(drawn, tokens), _logprob(logits, tokens))
+    return jnp.where(greedy[:, None], logits, drawn)
 
 
-def _logprob(logits: Float[Array, 'B V'], tokens: Int[Array, ' B']) -> Float[Array, ' B']:
+def likeliest(logits: Float[Array, 'B V'], count: int) -> Likeliest:
+    """The `count` likeliest tokens of each row, and their log-probs."""
+    top, tokens = lax.top_k(logits, count)
+    return Likeliest(tokens, top - log_sum_exp(logits)[:, None])
+
+
+def logprob_of(logits: Float[Array, 'B V'], tokens: Int[Array, ' B']) -> Float[Array, ' B']:
     return jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - log_sum_exp(logits)
 
 

@@ -123,8 +123,8 @@ def test_what_the_server_is(client, address):
         ({'max_tokens': 0}, 'max_tokens'),
         ({'max_tokens': 5000}, 'the model has room for'),
         ({'n': 1000}, 'n: '),
-        ({'tools': []}, 'tools'),
-        ({'top_logprobs': 3}, 'top_logprobs'),
+        ({'tools': [{'type': 'function', 'function': {'name': 'f'}}]}, 'tools'),
+        ({'top_logprobs': 21}, 'top_logprobs'),
         ({'messages': [{'role': 'user', 'content': 'x' * 2000}]}, 'the model has room for'),
     ],
 )
