@@ -1,4 +1,4 @@
-"""The text of an answer, token by token, against the whole answer decoded at once."""
+"""The text of an answer, token by token, against the whole answer decoded at once; what is accepted of requests."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types import completion_create_params as text_api
+from openai.types.chat import ChatCompletionMessage
+from openai.types.chat import completion_create_params as chat_api
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from pal_jax.data.tokenizer import Tokenizer, byte_tokenizer
-from pal_jax.decode.openai_api import Choice, TextForm
+from pal_jax.decode.openai_api import ChatForm, ChatRequest, Choice, TextForm, TextRequest
 from pal_jax.decode.requests import Progress
 
 BYTES = byte_tokenizer()
@@ -81,3 +85,106 @@ def test_offsets_are_where_tokens_begin_in_the_text():
     answer = TextForm('id', 'model', BYTES, True).whole([choice], ['length'], 1)
     assert answer['choices'][0]['logprobs']['text_offset'] == choice.offsets
     assert answer['system_fingerprint'] == 'weights-3'
+
+
+# --- what is accepted -------------------------------------------------------------------------------------------------
+
+CHAT = {'messages': [{'role': 'user', 'content': 'Hi'}]}
+NEUTRAL = [
+    {'tools': []}, {'functions': []}, {'tool_choice': 'none'}, {'tool_choice': 'auto'}, {'function_call': 'none'},
+    {'logit_bias': {}}, {'logit_bias': {'50256': 0}}, {'response_format': {'type': 'text'}}, {'metadata': {'a': 'b'}},
+    {'store': False}, {'parallel_tool_calls': False}, {'parallel_tool_calls': True}, {'service_tier': 'auto'},
+    {'service_tier': 'default'}, {'user': 'me'}, {'reasoning_effort': 'none'}, {'modalities': ['text']},
+    {'stream_options': {'include_usage': True, 'include_obfuscation': False}}, {'top_logprobs': 0},
+    {'frequency_penalty': 0.0, 'presence_penalty': 0}, {'safety_identifier': 'x'}, {'prompt_cache_key': 'x'},
+    {'prompt_cache_retention': 'in_memory'}, {'verbosity': 'medium'}, {'top_p': 0}, {'n': 128}, {'seed': -1},
+]  # fmt: skip
+REFUSED = [
+    {'tools': [{'type': 'function'}]}, {'tool_choice': 'required'}, {'functions': [{'name': 'f'}]},
+    {'function_call': {'name': 'f'}}, {'logit_bias': {'5': 1}}, {'response_format': {'type': 'json_object'}},
+    {'store': True}, {'service_tier': 'priority'}, {'reasoning_effort': 'high'}, {'modalities': ['text', 'audio']},
+    {'audio': {'voice': 'alloy'}}, {'prediction': {'type': 'content', 'content': 'x'}}, {'web_search_options': {}},
+    {'verbosity': 'low'}, {'frequency_penalty': 0.5}, {'stream_options': {'include_obfuscation': True}},
+    {'moderation': {'model': 'x'}}, {'prompt_cache_retention': '24h'}, {'top_logprobs': 21}, {'max_tokens': 0},
+    {'something': None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('api', 'kind'), [(chat_api, ChatRequest), (text_api, TextRequest)])
+def test_every_parameter_of_openais_client_is_decided_and_null_stands_for_none(api, kind):
+    names = set(api.CompletionCreateParamsNonStreaming.__annotations__)
+    names |= set(api.CompletionCreateParamsStreaming.__annotations__)
+    assert names <= kind.model_fields.keys()
+    required = {'messages': CHAT['messages']} if kind is ChatRequest else {'prompt': 'Hi'}
+    nulls = dict.fromkeys(names - required.keys())
+    assert kind.model_validate(required | nulls) == kind.model_validate(required)
+    described = kind.model_json_schema()['properties']
+    for name in nulls:
+        kinds = [each.get('type') for each in (described[name], *described[name].get('anyOf', ()))]
+        assert 'null' in kinds, name
+
+
+@pytest.mark.parametrize('value', NEUTRAL, ids=str)
+def test_what_asks_for_nothing_is_accepted(value):
+    ChatRequest.model_validate(CHAT | value)
+
+
+@pytest.mark.parametrize('value', REFUSED, ids=str)
+def test_what_is_not_supported_is_refused_by_name(value):
+    with pytest.raises(ValidationError) as error:
+        ChatRequest.model_validate(CHAT | value)
+    assert error.value.errors()[0]['loc'][0] == next(iter(value))
+
+
+def test_text_completions_take_neutral_values_and_four_kinds_of_prompts():
+    for value in ({'best_of': 1}, {'suffix': ''}, {'echo': False}, {'logprobs': 5}, {'max_tokens': 0}):
+        TextRequest.model_validate({'prompt': 'Hi', **value})
+    for value in ({'best_of': 2}, {'suffix': 'end'}, {'logprobs': 21}, {'prompt': []}, {'prompt': [[1], 'a']}):
+        with pytest.raises(ValidationError):
+            TextRequest.model_validate({'prompt': 'Hi', **value})
+    for sent, prompts in (('a', ['a']), (['a', 'b'], ['a', 'b']), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]]),
+                           (None, [None])):  # fmt: skip
+        assert TextRequest.model_validate({'prompt': sent}).prompts() == prompts
+
+
+def test_an_answer_can_be_sent_back_as_openais_client_has_it():
+    said = ChatForm('id', 'model', BYTES, False).whole([Choice(BYTES, [])], ['stop'], 1)['choices'][0]['message']
+    nulls = dict.fromkeys(ChatCompletionMessage.model_fields)
+    for message in (said, nulls | {'annotations': [], 'tool_calls': []} | said, nulls | said):
+        ChatRequest.model_validate({'messages': [*CHAT['messages'], message]})
+
+
+@pytest.mark.parametrize(
+    ('message', 'plain'),
+    [
+        ({'role': 'developer', 'content': 'S'}, {'role': 'system', 'content': 'S'}),
+        ({'role': 'user', 'content': 'S', 'name': 'ana'}, {'role': 'user', 'content': 'S', 'name': 'ana'}),
+        ({'role': 'user', 'content': [{'type': 'text', 'text': 'a'}, {'type': 'text', 'text': 'b'}]},
+         {'role': 'user', 'content': 'ab'}),
+        ({'role': 'assistant', 'content': None}, None),
+        ({'role': 'assistant', 'content': []}, None),
+        ({'role': 'user', 'content': [{'type': 'image_url', 'image_url': {'url': 'x'}}]}, None),
+        ({'role': 'tool', 'content': 'x', 'tool_call_id': '1'}, None),
+        ({'role': 'assistant', 'content': 'x', 'tool_calls': [{'id': '1'}]}, None),
+        ({'role': 'assistant', 'content': 'x', 'refusal': 'no'}, None),
+    ],
+)  # fmt: skip
+def test_messages_are_as_openai_has_them(message, plain):
+    if plain is None:
+        with pytest.raises(ValidationError):
+            ChatRequest.model_validate({'messages': [message]})
+    else:
+        assert ChatRequest.model_validate({'messages': [message]}).messages[0].plain() == plain
+
+
+@pytest.mark.parametrize('prompt', ['a', 'a bc'])
+def test_a_completion_keeps_the_space_between_it_and_its_prompt(prompt):
+    words = TOKENIZERS['spaced']
+    ids = {'a': [1], 'a bc': [1, 2]}[prompt]
+    choice = Choice(words, [], before=ids)
+    choice.take(Progress(0, (2, 1), (0.0, 0.0), None))
+    assert prompt + choice.text == words.text_of([*ids, 2, 1])
+    assert choice.bytes == [b' bc', b' a']
+    alone = Choice(words, [])
+    alone.take(Progress(0, (2, 1), (0.0, 0.0), None))
+    assert (alone.text, alone.bytes) == ('bc a', [b'bc', b' a'])
