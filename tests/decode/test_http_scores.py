@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import openai
 import pytest
+from tokenizers import processors
 
-from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.data.tokenizer import Tokenizer, byte_tokenizer
+from pal_jax.decode import wire
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.http import make_app
 from pal_jax.decode.local import LocalDecoder
@@ -223,3 +225,23 @@ def test_pages_of_configured_origins_may_ask_and_no_others(address, serve):
         assert (answer.status_code, answer.headers['access-control-allow-origin']) == (status, PAGE)
     with serve(make_app(make_driver(), TOKENIZER, model='tiny')) as closed:
         assert 'access-control-allow-origin' not in preflight(closed, PAGE).headers
+
+
+def test_a_raw_text_begins_as_its_tokenizer_has_it_and_token_ids_as_they_are(serve):
+    """A tokenizer that puts a token before a text and one behind it: the latter stands behind no prompt."""
+    fast = byte_tokenizer().fast
+    opening, end = fast.convert_tokens_to_ids(['<|reserved_0|>', '<|im_end|>'])
+    fast.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single='<|reserved_0|> $A <|im_end|>', special_tokens=[('<|reserved_0|>', opening), ('<|im_end|>', end)]
+    )
+    tokenizer = Tokenizer(fast)
+    with serve(make_app(make_driver(), tokenizer, model='tiny')) as address:
+        for prompt, size in (('Hi', 3), ('<|reserved_0|>Hi', 3), (tokenizer.encode('Hi'), 2), (None, 1)):
+            ask = {'prompt': prompt, 'max_tokens': 0, 'echo': True, 'logprobs': 1}
+            answer = httpx.post(f'{address}/v1/completions', json=ask, timeout=60).json()
+            assert answer['usage']['prompt_tokens'] == size
+            (choice,) = answer['choices']
+            assert choice['text'] == (prompt if isinstance(prompt, str) else '' if prompt is None else 'Hi')
+            assert (choice['logprobs']['tokens'][0] == '<|reserved_0|>') is (size != 2)
+    (request,) = [wire.request_of(wire.Ask(prompt='Hi', max_tokens=1), tokenizer)]
+    assert request.prompt_ids == (opening, *tokenizer.encode('Hi'))
