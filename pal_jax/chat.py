@@ -27,6 +27,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from pal_jax import cli
+from pal_jax.data.thoughts import spoken
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.page import Preset
@@ -91,9 +92,13 @@ def talk(
         except ValueError as error:
             yield Text(f'{error}; /again starts anew', style='red')
             continue
-        parsed = parse_completion(text) if preset.layout else Parsed('', (), text.strip())
+        bare = spoken(text)
+        if bare is None:
+            yield Text(f'{text}\n(its thought did not end; ask for more --max_tokens)', style='yellow')
+            continue
+        parsed = parse_completion(text) if preset.layout else Parsed('', (), bare.strip())
         if parsed is None:
-            yield Text(f'{text}\n(not in the format it was trained to write; say it otherwise)', style='yellow')
+            yield Text(f'{bare}\n(not in the format it was trained to write; say it otherwise)', style='yellow')
             continue
         dialogue = dataclasses.replace(asked, turns=(*asked.turns, Turn('assistant', parsed.reply, parsed.profile)))
         yield shown(parsed, with_profile=bool(preset.layout))
@@ -108,7 +113,8 @@ def reply(decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, dialogue:
     chat = [{'role': 'system', 'content': preset.system}] if preset.system else []
     chat += [{'role': turn.role, 'content': turn.content} for turn in dialogue.turns]
     chat = messages(dialogue, preset.system) if preset.layout else chat
-    return decoder([Request(tuple(tokenizer.chat(chat)), preset.sampling, seed)])[0].text
+    prompt = tuple(tokenizer.chat(chat))
+    return tokenizer.thinking(prompt, decoder([Request(prompt, preset.sampling, seed)])[0].text)
 
 
 def shown(parsed: Parsed, *, with_profile: bool) -> Columns | Text:

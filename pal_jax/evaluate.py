@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,9 @@ def make_complete(config: Config, tokenizer: Tokenizer, decoder: Decoder) -> Com
 
     def complete(chats: Sequence[Chat], seed: int) -> list[Completion]:
         seeds = np.random.SeedSequence([config.seed, seed]).generate_state(len(chats), np.uint64).tolist()
-        return decoder([Request(prompt_of(c), sampling, s) for c, s in zip(chats, seeds, strict=True)])
+        prompts = list(map(prompt_of, chats))
+        completions = decoder([Request(p, sampling, s) for p, s in zip(prompts, seeds, strict=True)])
+        return [replace(c, text=tokenizer.thinking(p, c.text)) for p, c in zip(prompts, completions, strict=True)]
 
     def prompt_of(chat: Chat) -> tuple[int, ...]:
         system = [message for message in chat[:1] if message['role'] == 'system']

@@ -17,13 +17,13 @@ import pytest
 
 class Server(ThreadingHTTPServer):
     """Answers each chat with `answer` of its last message. What a text says in brackets at its beginning goes wrong the
-    first time it is asked for, or `[always ...]`."""
+    first time it is asked for, or `[always ...]`. `reply` gives the status and the body of each request instead."""
 
     daemon_threads = True
 
-    def __init__(self, answer: Callable[[str], str]):
+    def __init__(self, answer: Callable[[str], str], reply: Callable[[Any], tuple[int, Any]] | None = None):
         super().__init__(('127.0.0.1', 0), Handler)
-        self.answer = answer
+        self.answer, self.reply = answer, reply
         self.seen: Counter[str] = Counter()
         self.asked: list[dict[str, Any]] = []
         self.lock = threading.Lock()
@@ -38,6 +38,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers['content-length'])))
+        if self.server.reply:
+            with self.server.lock:
+                self.server.asked.append(body)
+            self.tell(*self.server.reply(body))
+            return
         text = self.server.answer(body['messages'][-1]['content'])
         with self.server.lock:
             self.server.asked.append(body)
@@ -93,8 +98,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(answer: Callable[[str], str] = str) -> Iterator[Server]:
-    server = Server(answer)
+def serving(
+    answer: Callable[[str], str] = str, reply: Callable[[Any], tuple[int, Any]] | None = None
+) -> Iterator[Server]:
+    server = Server(answer, reply)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

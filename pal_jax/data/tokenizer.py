@@ -20,6 +20,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
 from transformers import PreTrainedTokenizerFast
 
+from pal_jax.data import thoughts
 from pal_jax.runtime import files
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ Message = Mapping[str, str]  # {'role': 'system' | 'user' | 'assistant', 'conten
 
 # Tokens that end a turn or a text in the templates of the supported families, where the vocabulary has them.
 ENDS = ('<|im_end|>', '<|eot_id|>', '<|endoftext|>', '<|end_of_text|>', '<end_of_turn>', '</s>')
+
+_MARK_TOKENS = 32  # of the end of a prompt: more than the mark of a thought has
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -62,6 +65,9 @@ class Tokenizer:
         self.folded = False
         self.vocab_size = len(fast)
         self.stop_ids = _stop_ids(fast, ends)
+        special = {i: str(token) for i, token in fast.added_tokens_decoder.items() if token.special}
+        self._silent = {i for i, token in special.items() if not thoughts.is_mark(token)}
+        self._marked = len(self._silent) < len(special)
         self.pad_id = fast.get_vocab().get(str(fast.pad_token), self.stop_ids[0])
         self.opening = _opening(fast, self.stop_ids[0])
         self._added = {number: str(token) for number, token in fast.added_tokens_decoder.items()}
@@ -134,8 +140,15 @@ class Tokenizer:
         return self._text(ids, skip_special=False)
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without special tokens."""
+        """Text of `ids` without special tokens, but with those that mark thoughts (`data.thoughts`)."""
+        if self._marked:
+            return self._text([i for i in ids if i not in self._silent], skip_special=False)
         return self._text(ids, skip_special=True)
+
+    def thinking(self, prompt: Sequence[int], text: str) -> str:
+        """The text of a completion of `prompt`, with the opening of a thought that stands in the prompt and that the
+        text does not end."""
+        return thoughts.after(self.decode(prompt[-_MARK_TOKENS:]), text)
 
     def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation in the model's own template.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from pal_jax.data.thoughts import spoken
 from pal_jax.evals.personalization import Respond
 from pal_jax.feedback.profiles import parse_facts, plain_history, render_completion, render_facts
 from pal_jax.types import Chat, Completion, Dialogue, Person, Sample
@@ -39,7 +40,7 @@ def plainly(complete: Complete, known: Known, topics: Sequence[str]) -> Respond:
     def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
         chats = [_chat(each, known(each.person)) for each in dialogues]
         replies = complete(chats, 2 * seed)
-        said = [{'role': 'assistant', 'content': reply.text.strip()} for reply in replies]
+        said = [{'role': 'assistant', 'content': (spoken(reply.text) or '').strip()} for reply in replies]
         profiles = complete([[*chat, each, question] for chat, each in zip(chats, said, strict=True)], 2 * seed + 1)
         return _samples(dialogues, list(map(_together, profiles, replies)))
 
@@ -52,8 +53,10 @@ def _chat(dialogue: Dialogue, system: str) -> list[dict[str, str]]:
 
 
 def _together(profile: Completion, reply: Completion) -> Completion:
-    """The reply in the format, with the facts of the profile; one that holds the format's tags stays malformed."""
-    text = render_completion(render_facts(parse_facts(profile.text)), reply.text.strip())
+    """The reply in the format, with the facts of the profile; one that holds the format's tags stays malformed, and so
+    does one whose thought does not end."""
+    said, facts = spoken(reply.text), parse_facts(spoken(profile.text) or '')
+    text = '' if said is None else render_completion(render_facts(facts), said.strip())
     return Completion(text, reply.token_ids, reply.logprobs, reply.finish_reason)
 
 

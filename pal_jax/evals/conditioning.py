@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pal_jax.data.thoughts import spoken
 from pal_jax.feedback.summaries import question
 from pal_jax.types import ChatModel, Choice, Exhibit, History
 
@@ -177,7 +178,8 @@ def personalise(
     """
     prompts = [person.held[0].prompt for person in people]
     sources = texts, of_somebody(texts), [''] * len(people)
-    replies = [model([question(t, p) for t, p in zip(each, prompts, strict=True)], seed) for each in sources]
+    asked = [[question(t, p) for t, p in zip(each, prompts, strict=True)] for each in sources]
+    replies = [[text and spoken(text) for text in model(each, seed)] for each in asked]
     kept = [i for i in range(len(people)) if all(each[i] and str(each[i]).strip() for each in replies)]
     record: dict[str, Any] = {'written': len(kept)}
     own, somebody, plain = ([str(each[i]).strip() for i in kept] for each in replies)

@@ -40,7 +40,7 @@ LONGEST = 20_000  # characters of what is judged: more than an answer of a run h
 TIE = 3  # what an annotator calls it; everyone else 0
 _PADDING = {'instruction': 'Say yes.', 'input': '', 'output_1': 'Yes.', 'output_2': 'No.'}
 _SLOT = re.compile(r'\{(instruction|input|output_1|output_2|preference)\}')
-_THOUGHT = re.compile(r'### Thought for example \d+.*?(?=### Result for example)', re.DOTALL)
+_THOUGHT = re.compile(r'### Thought for example \d+.*?(?=### Result for example|\Z)', re.DOTALL)
 _MESSAGE = re.compile(r'<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>', re.DOTALL)
 
 _SYSTEM = 'You compare answers by one criterion alone and pay no heed to anything else. The criterion: {preference}'

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,12 @@ from typing import Any, NamedTuple
 
 import openai
 
+from pal_jax.data.thoughts import closes, spoken
 from pal_jax.types import Chat
+
+_ADAPTATIONS = {'max_tokens': 'max_completion_tokens', 'temperature': ''}  # of settings that servers refuse
+_ONE_TEMPERATURE = re.compile(r'\btemperature\b.*not support|unsupported.*\btemperature\b', re.IGNORECASE | re.DOTALL)
+_UNFINISHED = 'a thought without an answer; raise max_tokens of the endpoint'
 
 FATAL = openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError
 
@@ -23,11 +29,13 @@ FATAL = openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoun
 @dataclasses.dataclass
 class Usage:
     """What has been asked so far. `cost` is in the currency of the prices; `unkept` counts faults of the cache, which
-    cost an answer asked again and nothing else."""
+    cost an answer asked again and nothing else, `adapted` settings that the server takes by another name or not at all.
+    """
 
     requests: int = 0
     cached: int = 0
     unkept: int = 0
+    adapted: int = 0
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -41,6 +49,7 @@ class Reply(NamedTuple):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str = ''
+    cut: bool = False  # at the limit of tokens
 
 
 class Endpoint:
@@ -49,6 +58,11 @@ class Endpoint:
     The client tries again after connection errors, time-outs, 408, 409, 429 and 5xx, waiting longer each time with some
     jitter, and as the server asks for it. What still fails, or answers nothing, has no answer; a wrong key, model or
     address ends the run.
+
+    Of a reasoning model's answer its thoughts are left out, and a thought that does not end is no answer: of a server
+    that has once ended a thought which its template had begun, any answer that is cut without ending one. A server that
+    refuses `max_tokens` and names `max_completion_tokens` is sent that from then on, and one that has a single
+    temperature is sent none; `usage` tells of it.
 
     Args:
       name: what errors call it.
@@ -79,6 +93,8 @@ class Endpoint:
         self.concurrency = concurrency
         self._pool, self._lock = ThreadPoolExecutor(concurrency), threading.Lock()
         self._waiting: dict[str, Future[Reply]] = {}  # asked early, for the call that will ask the same
+        self._adaptations: dict[str, str] = {}  # settings that the server refuses, and what is sent in their place
+        self._opens = False  # its template begins a thought
         self._client = openai.OpenAI(
             base_url=address, api_key=os.environ[key_env] if key_env else 'none', timeout=timeout, max_retries=retries
         )
@@ -102,6 +118,7 @@ class Endpoint:
         keys = [_digest({'address': self._address} | request) for request in requests]
         answers: dict[str, str | None] = {}
         under_way: dict[Future[Reply], str] = {}
+        cut: dict[str, Reply] = {}
         with self._lock:
             for key, request in dict(zip(keys, requests, strict=True)).items():
                 waiting = self._waiting.get(key) if early else self._waiting.pop(key, None)
@@ -116,7 +133,12 @@ class Endpoint:
                         self._waiting[key] = future
         try:
             for future in as_completed(under_way):
-                answers[under_way[future]] = future.result().text or None
+                reply, key = future.result(), under_way[future]
+                answers[key] = reply.text or None
+                if reply.cut:
+                    cut[key] = reply
+            for key, reply in cut.items():  # now that all have been read it is known whether the server begins thoughts
+                answers[key] = self._keep(key, reply) or None
         finally:
             for future in () if early else under_way:
                 future.cancel()
@@ -126,9 +148,22 @@ class Endpoint:
         reply = self._request(request)
         with self._lock:
             self._account(reply)
-            if reply.text and self._answers:
-                self._of_cache(self._answers.put, key, reply.text)
+            if not reply.cut:
+                self._put(key, reply)
         return reply
+
+    def _keep(self, key: str, reply: Reply) -> str | None:
+        """The text of a reply that was cut, unless it is a thought, and keeps it."""
+        if self._opens:
+            self.last_error = _UNFINISHED
+            return None
+        with self._lock:
+            self._put(key, reply)
+        return reply.text
+
+    def _put(self, key: str, reply: Reply) -> None:
+        if reply.text and self._answers:
+            self._of_cache(self._answers.put, key, reply.text)
 
     def _known(self, key: str) -> str | None:
         return self._of_cache(self._answers.get, key) if self._answers else None
@@ -144,8 +179,10 @@ class Endpoint:
 
     def _request(self, request: Mapping[str, Any]) -> Reply:
         try:
-            answer = self._client.chat.completions.create(**request)
-            text, usage = answer.choices[0].message.content, answer.usage
+            answer = self._create(request)
+            choice, usage = answer.choices[0], answer.usage
+            text, aside = _content(choice.message)
+            cut = choice.finish_reason == 'length' and not aside
             (text or '').encode()  # half of a surrogate pair is a str to Python and to nobody else
             tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         except FATAL as error:
@@ -153,7 +190,29 @@ class Endpoint:
         except (openai.OpenAIError, ValueError, LookupError, AttributeError, TypeError) as error:
             # the last four: the answer is not what the protocol says
             return Reply(error=f'{type(error).__name__}: {error}'.splitlines()[0])
-        return Reply(text, *tokens, error='' if text else 'an empty answer')
+        self._opens |= closes(text)
+        said = spoken(text)
+        if said is None or (aside and not said.strip()):
+            return Reply(None, *tokens, error=_UNFINISHED)
+        return Reply(said, *tokens, error='' if said else 'an empty answer', cut=cut and said == text)
+
+    def _create(self, request: Mapping[str, Any]) -> Any:
+        """The server's answer. What it refuses of the settings is sent otherwise, now and in all later requests."""
+        while True:
+            sent = self._adapted(request)
+            try:
+                return self._client.chat.completions.create(**sent)
+            except openai.BadRequestError as error:
+                refused = _refused(error)
+                if refused not in sent:
+                    raise
+                with self._lock:
+                    self._adaptations[refused] = _ADAPTATIONS[refused]
+                    self.usage.adapted = len(self._adaptations)
+
+    def _adapted(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        named = {self._adaptations.get(name, name): value for name, value in request.items()}
+        return {name: value for name, value in named.items() if name}
 
     def _account(self, reply: Reply) -> None:
         usage, (prompt_price, completion_price) = self.usage, self._prices
@@ -180,6 +239,22 @@ class Answers:
 
     def put(self, request: str, answer: str) -> None:
         self._table.execute('insert or replace into answers values (?, ?)', (request, answer))
+
+
+def _content(message: Any) -> tuple[str, bool]:
+    """The text of a message, which may be in parts, and whether the server has kept a thought apart from it."""
+    content, parts = message.content, message.content if isinstance(message.content, list) else []
+    texts = [part['text'] for part in parts if part.get('type') == 'text']
+    aside = getattr(message, 'reasoning_content', None) or getattr(message, 'reasoning', None)
+    return ''.join(texts) if parts else content or '', bool(aside) or len(texts) < len(parts)
+
+
+def _refused(error: openai.BadRequestError) -> str | None:
+    """The setting that a server asks to be sent otherwise."""
+    told = f'{error.message} {error.body}'
+    if 'max_completion_tokens' in told:
+        return 'max_tokens'
+    return 'temperature' if _ONE_TEMPERATURE.search(told) else None
 
 
 def _digest(request: Mapping[str, Any]) -> str:

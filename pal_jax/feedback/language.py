@@ -1,7 +1,7 @@
 """Users, matchers and judges that are language models: what they are asked, and how their answers are read.
 
 An answer that cannot be read is asked for again, a few times; then there is none, and whoever asked leaves the sample
-out. Nothing in an answer is taken for more than a number or a line of talk.
+out. Nothing in an answer is taken for more than a number or a line of talk, and nothing is read from its thoughts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from pal_jax.data.thoughts import spoken
 from pal_jax.feedback import prompts
 from pal_jax.types import Chat, ChatModel, Dialogue, ProfileMatcher, ResponseJudge, UserSimulator, Verdict
 
@@ -67,7 +68,8 @@ def make_judge(model: ChatModel, *, golden: bool = False) -> ResponseJudge:
 def ask(
     model: ChatModel, chats: Sequence[Chat], read: Callable[[str], Answer | None], seed: int
 ) -> list[Answer | None]:
-    """What `read` finds in the model's answers. One in which it finds nothing is asked for again, with another seed."""
+    """What `read` finds in what the model's answers say. One in which it finds nothing is asked for again, with another
+    seed; so is one whose thought does not end."""
     answers: list[Answer | None] = [None] * len(chats)
     for attempt in range(ATTEMPTS):
         missing = [i for i, answer in enumerate(answers) if answer is None]
@@ -75,7 +77,8 @@ def ask(
             break
         texts = model([chats[i] for i in missing], seed * ATTEMPTS + attempt)
         for i, text in zip(missing, texts, strict=True):
-            answers[i] = None if text is None else read(text)
+            said = None if text is None else spoken(text)
+            answers[i] = None if said is None else read(said)
     return answers
 
 

@@ -29,7 +29,8 @@ class LocalModel:
         """Answers in the order of the chats; None where one is too long for the model."""
         asked = {i: request for i, chat in enumerate(chats) if (request := self._request(chat, seed))}
         completions = dict(zip(asked, self._opened()(list(asked.values())), strict=True))
-        return [completions[i].text if i in completions else None for i in range(len(chats))]
+        return [self._tokenizer.thinking(asked[i].prompt_ids, completions[i].text) if i in asked else None
+                for i in range(len(chats))]  # fmt: skip
 
     def _request(self, chat: Chat, seed: int) -> Request | None:
         prompt = tuple(self._tokenizer.chat([dict(message) for message in chat]))

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pal_jax.data.thoughts import spoken
 from pal_jax.types import Dialogue
 
 _BLOCKS = re.compile(r'<profile>\n(.*?)</profile>\n\n<response>\n(.*?)</response>', re.DOTALL)
@@ -47,12 +48,15 @@ class ProfileScores(NamedTuple):
 
 
 def parse_completion(text: str) -> Parsed | None:
-    """The first pair of blocks anywhere in `text`; `None` if there is none, to which the reward is exactly 0.
+    """The first pair of blocks anywhere in what `text` says; `None` if there is none, to which the reward is exactly 0.
+
+    What a reasoning model thinks is not said: a draft in a thought is no answer, and a thought that does not end has
+    none.
 
     Stricter than the published code in one point: a block that holds a tag of the format is malformed. Otherwise a
     reply could carry a profile block into the history, where the user and the judges would see it.
     """
-    found = _BLOCKS.search(text)
+    found = _BLOCKS.search(spoken(text) or '')
     if found is None or any(_TAG.search(block) for block in found.groups()):
         return None
     profile, reply = found.groups()

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from pal_jax.data import thoughts
 from pal_jax.types import Chat, Dialogue
 
 VERSION = 1  # of the wording: a changed word is a new one, and so another judge
@@ -130,8 +131,9 @@ def points(facts: Sequence[str]) -> str:
 
 
 def quoted(text: str, longest: int = _LONGEST) -> str:
-    """A foreign text, or its first `longest` characters, on one line between quotation marks, without tags, boxes and
-    quotation marks of its own."""
+    """A foreign text, or its first `longest` characters, on one line between quotation marks, without tags, boxes,
+    marks of thoughts and quotation marks of its own."""
+    text = thoughts.unmarked(text)
     text = re.sub(r'\\+\s*boxed', 'boxed', text).translate(str.maketrans('<>"', "‹›'"))
     text = ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())
     return f'"{text[:longest]}"'

@@ -5,6 +5,7 @@ The words are ours.
 
 from __future__ import annotations
 
+from pal_jax.data.thoughts import spoken
 from pal_jax.types import Chat, History
 
 MARKER = '##Summary'
@@ -31,11 +32,12 @@ def ask(context: str, form: str = 'labelled') -> Chat:
 
 
 def extract(completion: str) -> str:
-    """The summary in a completion: what follows the marker it starts with, or all of it, on one line.
+    """The summary in a completion: what follows the marker it starts with, or all of it, on one line. Thoughts are no
+    part of it; where one does not end, there is no summary.
 
     It is read from the completion alone, so nothing of the prompt can get into it (rlpa_plus III.6-3).
     """
-    return ' '.join(completion.strip().removeprefix(MARKER).split())
+    return ' '.join((spoken(completion) or '').strip().removeprefix(MARKER).split())
 
 
 def given(person: History, reads: str) -> str:

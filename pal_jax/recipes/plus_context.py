@@ -67,7 +67,7 @@ def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Con
         prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context, config.form))), *prefill) for p in people]
         told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
         decoder.load(learner.weights(state['policy']))
-        samples = sampler.sample(decoder, told, prompts, samplings, seed)
+        samples = sampler.sample(decoder, tokenizer, told, prompts, samplings, seed)
         decoder.release()
         return Written([summaries.extract(config.summary.prefill + each.completion.text) for each in samples], samples)
 

@@ -239,7 +239,8 @@ def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Dec
     def sample_turns(
         dialogues: Sequence[Dialogue], n: int, seed: Sequence[int], tell: Callable[[Sample], None] | None = None
     ) -> list[Sample]:
-        return sampler.sample(decoder, dialogues, list(map(prompt_of, dialogues)), [sampling] * n, seed, tell)
+        prompts = list(map(prompt_of, dialogues))
+        return sampler.sample(decoder, tokenizer, dialogues, prompts, [sampling] * n, seed, tell)
 
     return sample_turns
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
+from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder
 from pal_jax.decode.choose import make_decoder as choose_decoder
 from pal_jax.decode.requests import Request
@@ -37,8 +39,8 @@ def make_sampling(config: Config) -> Sampling:
 
 
 def sample(
-    decoder: Decoder, dialogues: Sequence[Dialogue], prompts: Sequence[tuple[int, ...]], samplings: Sequence[Sampling],
-    seed: Sequence[int], tell: Callable[[Sample], None] | None = None,
+    decoder: Decoder, tokenizer: Tokenizer, dialogues: Sequence[Dialogue], prompts: Sequence[tuple[int, ...]],
+    samplings: Sequence[Sampling], seed: Sequence[int], tell: Callable[[Sample], None] | None = None,
 ) -> list[Sample]:  # fmt: skip
     """For each dialogue, of which `prompts` has the tokens, a neighbour drawn by each of `samplings`; `tell` hears of a
     sample as soon as it is there, whose randomness is a function of `seed` and its place."""
@@ -46,7 +48,8 @@ def sample(
     seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
 
     def as_sample(k: int, completion: Completion) -> Sample:
-        return Sample(dialogues[k // n], prompts[k // n], completion, k // n)
+        text = tokenizer.thinking(prompts[k // n], completion.text)
+        return Sample(dialogues[k // n], prompts[k // n], dataclasses.replace(completion, text=text), k // n)
 
     requests = [Request(prompts[k // n], samplings[k % n], each) for k, each in enumerate(seeds)]
     completions = decoder(requests, (lambda k, each: tell(as_sample(k, each))) if tell else None)

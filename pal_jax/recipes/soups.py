@@ -12,6 +12,7 @@ merged/<combination>/  adapters as the library peft has them
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 
 from pal_jax.data import chats, inputs
 from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.thoughts import spoken
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Spec
@@ -118,18 +120,24 @@ def as_chat(text: str) -> list[dict[str, str]]:
 
 
 def make_sampler(config: Config, policy: Policy, ctx: Context, at_once: int) -> Sampler:
-    """Answers of a policy, `n` neighbours to each question, at most `at_once` of them at a time."""
+    """Answers of a policy without their thoughts, `n` neighbours to each question, at most `at_once` at a time."""
     decoder, sampling = sampler.make_decoder(config, policy, ctx, at_once), sampler.make_sampling(config)
 
     def sample(params: Params, asked: Sequence[str], n: int, seed: Sequence[int]) -> list[Sample]:
         prompts = [tuple(policy.tokenizer.chat(as_chat(text))) for text in asked]
         dialogues = [Dialogue(Person(text, ()), (Turn('user', text),)) for text in asked]
         decoder.load(params)
-        samples = sampler.sample(decoder, dialogues, prompts, [sampling] * n, seed)
+        samples = sampler.sample(decoder, policy.tokenizer, dialogues, prompts, [sampling] * n, seed)
         decoder.release()
-        return samples
+        return list(map(without_thoughts, samples))
 
     return sample
+
+
+def without_thoughts(sample: Sample) -> Sample:
+    """The sample whose text is what its answer says: nothing, where a thought does not end. Its tokens stay."""
+    said = dataclasses.replace(sample.completion, text=spoken(sample.completion.text) or '')
+    return dataclasses.replace(sample, completion=said)
 
 
 def load_base(policy: Policy, ctx: Context) -> Params:

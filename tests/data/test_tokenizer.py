@@ -304,3 +304,25 @@ def test_sentencepiece_spells_unknown_characters_in_bytes_and_matches_runs_of_sp
     tok = tokenizer.from_gguf(gguf.GGUFReader(tmp_path / 't.gguf'))
     assert tok.fast.convert_ids_to_tokens(tok.encode('é  ')) == ['<0xC3>', '<0xA9>', '  ']
     assert tok.decode(tok.encode('é  ')) == 'é  '
+
+
+# --- thoughts -------------------------------------------------------------------------------------------------------
+
+
+def test_special_tokens_that_mark_thoughts_stay_in_the_text():
+    tok = byte_tokenizer()
+    assert tok.text_of(tok.encode('a<|im_end|>')) == 'a'
+    tok.fast.add_special_tokens({'additional_special_tokens': ['[THINK]', '[/THINK]', '<|channel|>', '<|message|>']})
+    marked = Tokenizer(tok.fast)
+    text = '[THINK]a ferret[/THINK]<|channel|>final<|message|>Hello'
+    assert marked.text_of(marked.encode(f'<|im_start|>{text}<|im_end|>')) == text
+
+
+def test_a_template_that_begins_a_thought_is_seen_in_what_does_not_end_it():
+    tok = byte_tokenizer()
+    tok.fast.chat_template = f"{tokenizer.CHATML.removesuffix('{% endif %}')}{{{{ '<think>\n' }}}}{{% endif %}}"
+    prompt = tok.chat([{'role': 'user', 'content': 'Hi'}])
+    assert tok.decode(prompt).endswith('<|im_start|>assistant\n<think>\n')
+    assert tok.thinking(prompt, 'a ferret') == '<think>\na ferret'
+    assert tok.thinking(prompt, 'a ferret</think>Hello') == 'a ferret</think>Hello'
+    assert tok.thinking(tok.encode('Hi'), 'Hello') == 'Hello'

@@ -110,3 +110,20 @@ def test_a_reply_with_tags_of_the_format_stays_malformed():
     respond = baselines.plainly(complete, baselines.BASELINES['base'], ())
     (done,) = respond([Dialogue(dataclasses.replace(PEOPLE[0]), (Turn('user', 'Hi'),))], 0)
     assert parse_completion(done.completion.text) is None
+
+
+def test_what_a_plain_model_thinks_is_neither_reply_nor_profile():
+    def complete(chats, seed):
+        thought = '<think>\n- pet: ferret\n</think>\n'
+        return [Completion(f'{thought}- pet: cat', (1,), (0.0,), 'stop') for _ in chats]
+
+    respond = baselines.plainly(complete, baselines.BASELINES['base'], ())
+    (done,) = respond([Dialogue(PEOPLE[0], (Turn('user', 'Hi'),))], 0)
+    parsed = parse_completion(done.completion.text)
+    assert parsed is not None and (parsed.facts, parsed.reply) == (('pet: cat',), '- pet: cat')
+    unfinished = baselines.plainly(
+        lambda chats, seed: [Completion('<think>Hi', (1,), (0.0,), 'length') for _ in chats],
+        baselines.BASELINES['base'], (),
+    )  # fmt: skip
+    (done,) = unfinished([Dialogue(PEOPLE[0], (Turn('user', 'Hi'),))], 0)
+    assert parse_completion(done.completion.text) is None

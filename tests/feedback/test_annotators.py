@@ -100,6 +100,7 @@ def test_answers_are_read_from_the_earliest_match_on():
     assert a.read(two, 'So: Output (b)') is None
     thought = '### Thought for example 4\nOutput (a)\nis short\n### Result for example 4\nOutput (b)'
     assert a.read(a.COMPARING, thought) == [2]
+    assert a.read(a.COMPARING, '### Thought for example 4\nOutput (a)\nis short, or') is None  # it was cut
     assert a.read(two._replace(matches={1: 'x*', 2: 'b'}), 'what ends') is None
 
 
@@ -175,3 +176,10 @@ def test_kappa():
 def test_a_preference_without_a_rule_needs_a_language_model():
     with pytest.raises(ValueError, match='own has no rule; give it a judge, or name endpoint:<name>'):
         a.annotate_by_rule(Preference('own', 'manners', 'Be polite.', None), [])
+
+
+def test_no_verdict_is_read_from_a_thought():
+    texts = ['<think>\nOutput (a)', 'so\nOutput (a)\n</think>\nOutput (b)']
+    judge = a.make_annotator(lambda chats, seed: [texts.pop(0) for _ in chats], a.COMPARING)
+    assert judge(BRIEF, [row(0, 'abc', 'xyz')], 0, False) == [2]
+    assert not texts

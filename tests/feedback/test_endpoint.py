@@ -118,3 +118,76 @@ def test_a_refusal_met_early_is_raised_by_the_call_that_asks_the_same(server):
         with pytest.raises(RuntimeError, match='refuses us'):
             ask([chat('[always 401]')], 0)
     assert len(server.asked) == 1
+
+
+def answering(message: dict[str, Any], finish_reason: str = 'stop') -> dict[str, Any]:
+    message = {'role': 'assistant', **message}
+    return {'id': '1', 'object': 'chat.completion', 'created': 0, 'model': 'm',
+            'choices': [{'index': 0, 'message': message, 'finish_reason': finish_reason}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('message', 'finish_reason', 'said'),
+    [
+        ({'content': '<think>a ferret</think>Hello'}, 'stop', 'Hello'),
+        ({'content': 'a ferret</think>Hello'}, 'stop', 'Hello'),
+        ({'content': 'Hello', 'reasoning_content': 'a ferret'}, 'stop', 'Hello'),
+        ({'content': [{'type': 'thinking', 'thinking': []}, {'type': 'text', 'text': 'Hello'}]}, 'stop', 'Hello'),
+        ({'content': '<think>\\boxed{3}'}, 'length', None),
+        ({'content': '<|channel|>analysis<|message|>\\boxed{3}'}, 'stop', None),
+        ({'content': None, 'reasoning_content': '\\boxed{3}'}, 'length', None),
+        ({'content': '', 'reasoning': '\\boxed{3}'}, 'stop', None),
+        ({'content': 'Hello'}, 'length', 'Hello'),
+    ],
+)
+def test_of_an_answer_what_was_said_is_read_and_no_thought(chat_server, message, finish_reason, said):
+    with chat_server(reply=lambda body: (200, answering(message, finish_reason))) as server:
+        endpoint = make(server)
+        assert endpoint([chat('a')], 0) == [said]
+        assert (endpoint.usage.failed, 'max_tokens' in endpoint.last_error) == (said is None, said is None)
+
+
+def test_a_server_that_begins_thoughts_has_not_answered_where_it_was_cut(chat_server, tmp_path):
+    texts = {'a': ('the box \\boxed{3}', 'length'), 'b': ('hm</think>Hello', 'stop'), 'c': ('hm</think>Hel', 'length')}
+    reply = lambda body: (200, answering({'content': (told := texts[body['messages'][-1]['content']])[0]}, told[1]))  # noqa: E731
+    with chat_server(reply=reply) as server:
+        endpoint = make(server, cache=tmp_path / 'answers.sqlite')
+        assert endpoint([chat(text) for text in texts], 0) == [None, 'Hello', 'Hel']
+        assert endpoint([chat('a')], 0) == [None]
+        again = make(server, cache=tmp_path / 'answers.sqlite')
+        assert again([chat('b')], 0) == ['Hello'] and again.usage.cached == 1
+
+
+REFUSALS = {
+    'max_tokens': "Unsupported parameter: 'max_tokens' is not supported with this model. "
+    "Use 'max_completion_tokens' instead.",
+    'temperature': "Unsupported value: 'temperature' does not support 0.0 with this model. Only the default (1) value "
+    'is supported.',
+}
+
+
+def test_settings_that_a_server_refuses_are_sent_as_it_asks_from_then_on(chat_server):
+    def reply(body: dict[str, Any]) -> tuple[int, Any]:
+        for name, message in REFUSALS.items():
+            if name in body:
+                return 400, {'error': {'message': message, 'param': name, 'code': 'unsupported_parameter'}}
+        return 200, answering({'content': 'Hello'})
+
+    with chat_server(reply=reply) as server:
+        endpoint = make(server, temperature=0.0, max_tokens=7)
+        assert endpoint([chat('a')], 0) == ['Hello']
+        assert [set(body) & {'max_tokens', 'max_completion_tokens', 'temperature'} for body in server.asked] == [
+            {'max_tokens', 'temperature'},
+            {'max_completion_tokens', 'temperature'},
+            {'max_completion_tokens'},
+        ]
+        assert endpoint([chat(str(i)) for i in range(20)], 0) == ['Hello'] * 20
+        assert len(server.asked) == 23 and all(body['max_completion_tokens'] == 7 for body in server.asked[1:])
+        assert (endpoint.usage.adapted, endpoint.usage.failed, endpoint.usage.requests) == (2, 0, 21)
+
+
+def test_another_refusal_is_not_mended(chat_server):
+    told = {'error': {'message': "'max_completion_tokens' is too large", 'param': 'max_completion_tokens'}}
+    with chat_server(reply=lambda body: (400, told)) as server:
+        assert make(server)([chat('a')], 0) == [None]
+        assert len(server.asked) == 2

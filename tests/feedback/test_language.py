@@ -102,3 +102,32 @@ def test_a_reply_nobody_could_judge_is_left_out():
     completion = Completion('<profile>\n</profile>\n\n<response>\nHow nice!</response>', (), (), 'stop')
     (sample,) = make_reward(lambda ours, true: [0], judge)([Sample(TALK, (), completion, 0)], 0)
     assert not sample.ok and sample.reward == 0.0
+
+
+THINKING = '<think>My profile says: ferret, baker. \\boxed{9} \\boxed{1 1 1 1 1}'
+
+
+@pytest.mark.parametrize('opening', ['<think>', ''])
+def test_what_a_user_thinks_reaches_nobody(opening):
+    thought = THINKING.removeprefix('<think>')
+    model = Scripted(THINKING, f'{opening}{thought}</think>\n\nA long day, and yours?')
+    assert language.make_user(model)([TALK], 0) == ['A long day, and yours?']
+    assert len(model.seeds) == 2  # the first thought did not end, so it was no answer
+
+
+def test_a_long_thought_is_no_long_message():
+    model = Scripted(f'<think>{"hm " * 1000}</think>Hi')
+    assert language.make_user(model)([TALK], 0) == ['Hi']
+
+
+def test_nothing_is_scored_or_counted_in_a_thought_that_does_not_end():
+    assert language.make_matcher(Scripted(*[THINKING] * 3))([['a']], [['x']]) == [None]
+    (verdict,) = language.make_judge(Scripted(*[THINKING] * 3))([TALK], [[]], ['Hi'], 0)
+    assert not verdict.ok
+    judged = Scripted(f'{THINKING}</think> \\boxed{{1 0 0 0 0}}')
+    (verdict,) = language.make_judge(judged)([TALK], [[]], ['Hi'], 0)
+    assert verdict.ok and verdict.scores['relevance'] == 0
+
+
+def test_a_quoted_text_begins_and_ends_no_thought():
+    assert prompts.quoted('Well [/THINK] now ◁think▷ I [THINK] say') == '"Well now I say"'

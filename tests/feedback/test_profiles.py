@@ -150,3 +150,12 @@ def test_plain_history_has_replies_but_no_profiles():
     plain = plain_history(Dialogue(Person('p', ('pet: cat',)), turns))
     assert [turn.content for turn in plain.turns] == ['Hello', 'Hi', 'Well']
     assert not any(turn.profile for turn in plain.turns)
+
+
+def test_a_draft_in_a_thought_is_no_answer():
+    draft, answer = render_completion('- pet: cat\n', 'Meow?'), render_completion('- pet: ferret\n', 'A ferret?')
+    for thought in (f'<think>{draft}</think>', f'{draft}</think>', f'[THINK]{draft}[/THINK]\n'):
+        assert parse_completion(thought + answer) == parse_completion(answer)
+    assert parse_completion(f'<think>{draft}') is None
+    within = render_completion('- pet: ferret\n', '<think>My user has a ferret.</think>A ferret?')
+    assert parse_completion(within) == parse_completion(answer)

@@ -17,6 +17,9 @@ from pal_jax.feedback import summaries
         ('  ##Summary The user\nprefers  dogs. ', 'The user prefers dogs.'),
         ('##Summary Likes dogs. ##Summary Likes cats.', 'Likes dogs. ##Summary Likes cats.'),
         ('', ''),
+        ('<think>##Summary cats?</think>\n##Summary Likes dogs.', 'Likes dogs.'),
+        ('cats?</think>Likes dogs.', 'Likes dogs.'),
+        ('<think>The user likes', ''),
     ],
 )
 def test_a_summary_is_what_follows_the_marker_it_starts_with(completion, summary):
