@@ -52,6 +52,7 @@ def get_config(variant: str = '') -> ConfigDict:
         matcher='exact',  # or embedding, endpoint:<name>, local:<source>
         shuffled=False,  # the control: score predictions against another person's profile
         judge='rule',  # or endpoint:<name>, local:<source>
+        naturalness='rules',  # of a rule judge in training; 'model': the model before training reads replies as well
         response='graded',  # or 'strict'
         profile_weight=1.0,
         response_weight=1.0,

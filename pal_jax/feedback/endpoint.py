@@ -183,7 +183,7 @@ class Endpoint:
             choice, usage = answer.choices[0], answer.usage
             text, aside = _content(choice.message)
             cut = choice.finish_reason == 'length' and not aside
-            (text or '').encode()  # half of a surrogate pair is a str to Python and to nobody else
+            text.encode()  # half of a surrogate pair is a str to Python and to nobody else
             tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         except FATAL as error:
             raise RuntimeError(f'endpoint {self.name!r} at {self._address} refuses us: {error}') from error

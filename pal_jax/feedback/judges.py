@@ -1,14 +1,17 @@
 """The rule judge: five yes-or-no criteria on a reply, without a model (RLPA section 3.3, IV.2 of the toy world).
 
-naturalness     short, plain, whole sentences; no markup, no placeholders, no talk of being a program
+naturalness     short, plain, whole sentences, no lists of words; no markup, no placeholders, no talk of being a
+                program; no echo, none of its own replies again, and no recital of what was told
 relevance       uses something this person told, or asks about one or two topics that are still open
 logic           picks up a telling word of the person's last message (a bare greeting has none), and is no echo of it
 engagement      asks or invites, in other sentences than before
-informativeness at least three content words that are new in this dialogue, and no flattery
+informativeness at least three content words that are new in this dialogue, what was told left out; no flattery
 
 A policy will find whatever a fixed text can satisfy, so no text may be liked in every round: replies are compared with
 their values and topics taken out, common words of user lines do not count as picked up, saying a line back is no
-answer, an invented profile is not something told, and a list of all topics is no question.
+answer, an invented profile is not something told, a list of all topics is no question, and one of all that was told
+is no attention. Words put together by chance may still meet every rule: whether a sentence makes sense is for a
+language model to say (`feedback/naturalness.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
 
 from pal_jax.feedback.people import SCHEMA
 from pal_jax.feedback.profiles import mentions, split_fact
@@ -27,6 +31,10 @@ SCORES = (*CRITERIA, 'graded', 'strict')
 _MAX_TOKENS = 60
 _MIN_WORDS = 4
 _NEW_WORDS = 3
+_RECITED = 3  # so many values in one reply recite a profile
+_GRAMMAR = 0.2  # at least this share of the words of a reply, and of each sentence from `_LONG` words on, is common
+_LONG = 5
+_ECHO, _AGAIN = 0.5, 0.9  # from these shares on a run of words is copied from the person's lines, or own replies
 _SAME_REPLY, _SAME_SENTENCE = 0.5, 0.67  # from these shares of common words on (`_overlap`) two texts are the same
 
 _STOP_WORDS = frozenset(
@@ -56,6 +64,10 @@ _PROGRAM_TALK = 'as an ai, language model, chatbot, the user, user profile, your
 _INVITATIONS = (
     'tell me, let me know, i would love to hear, i want to hear, would love to know, share with me, go on'
 ).split(', ')
+_PERSONS = {
+    'me': 'i', 'you': 'i', 'your': 'my', 'yours': 'mine', 'yourself': 'myself', 'are': 'am', "you're": "i'm",
+    "i've": "you've", "i'd": "you'd", "i'll": "you'll", 'were': 'was',
+}  # fmt: skip
 _MARKUP = re.compile(r'[<>\[\]{}*#`|_\\^~=]|https?:|^\s*(?:[-•]|\d+[.)])\s|\n', re.MULTILINE)
 
 
@@ -73,12 +85,13 @@ def _scores(dialogue: Dialogue, inferred: Sequence[str], reply: str) -> dict[str
     said = [turn.content for turn in dialogue.turns if turn.role == 'user']
     earlier = [turn.content for turn in dialogue.turns if turn.role == 'assistant']
     told = _told_values(said, inferred)
+    copied = _is_copied(reply, said, _ECHO) or _is_copied(reply, earlier, _AGAIN)
     met = (
-        _is_natural(reply),
+        _is_natural(reply) and not copied and not _recites(reply, told),
         _is_relevant(reply, told),
         _is_logical(reply, said),
         _is_engaging(reply, said, earlier, told),
-        _is_informative(reply, said, earlier),
+        _is_informative(reply, said, earlier, told),
     )
     natural, *others = map(float, met)
     return dict(zip(CRITERIA, map(float, met), strict=True)) | {
@@ -100,7 +113,38 @@ def _is_natural(reply: str) -> bool:
         and not any(mentions(reply, phrase) for phrase in _PROGRAM_TALK)
         and not any(word == following for word, following in itertools.pairwise(words))
         and len(set(trigrams)) == len(trigrams)
+        and not any(map(_is_list, (reply, *_sentences(reply))))
     )
+
+
+def _is_list(text: str) -> bool:
+    """Whether words stand side by side without those that make a sentence of them."""
+    words = _words(text)
+    common = sum(word in _STOP_WORDS or bool(re.search("['’]", word)) for word in words)
+    return len(words) >= _LONG and common < _GRAMMAR * len(words)
+
+
+def _is_copied(reply: str, said: Sequence[str], share: float) -> bool:
+    """Whether such a share of a reply, and at least three words, stand in one piece in something said before; `I` and
+    `you` are the same, so that an echo turned round is one."""
+    new = _turned(reply)
+    longest = max((_shared_run(new, _turned(text)) for text in said), default=0)
+    return longest >= max(3, share * len(new))
+
+
+def _turned(text: str) -> list[str]:
+    return [_PERSONS.get(word, word) for word in _words(text)]
+
+
+def _shared_run(new: Sequence[str], old: Sequence[str]) -> int:
+    """The length of the longest run of words that stands in both."""
+    return SequenceMatcher(None, new, old, autojunk=False).find_longest_match().size
+
+
+def _recites(reply: str, told: dict[str, str]) -> bool:
+    """Whether a reply lists values, of what was told or of the schema, instead of taking up one or two."""
+    values = {value.lower() for value in (*told.values(), *(value for _, value in _SCHEMA_VALUES))}
+    return sum(mentions(reply, value) for value in values) >= _RECITED
 
 
 def _is_relevant(reply: str, told: dict[str, str]) -> bool:
@@ -130,8 +174,8 @@ def _is_engaging(reply: str, said: Sequence[str], earlier: Sequence[str], told: 
     return invites and fresh and not _repeats(reply, (*earlier, *said), frame)
 
 
-def _is_informative(reply: str, said: Sequence[str], earlier: Sequence[str]) -> bool:
-    old = _content_words(' '.join((*said[-1:], *earlier)))
+def _is_informative(reply: str, said: Sequence[str], earlier: Sequence[str], told: dict[str, str]) -> bool:
+    old = _content_words(' '.join((*said[-1:], *earlier, *told.values())))
     return len(_content_words(reply) - old) >= _NEW_WORDS and not any(mentions(reply, word) for word in _FLATTERY)
 
 

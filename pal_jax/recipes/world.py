@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pal_jax.evals.rollouts import check_failed
 from pal_jax.feedback.early import Early
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.language import make_judge, make_matcher, make_user
+from pal_jax.feedback.naturalness import make_judge as read_too
 from pal_jax.feedback.people import SLOTS, Split, load_people, make_people, place_of
 from pal_jax.feedback.profiles import match_exactly, split_fact
 from pal_jax.feedback.rewards import make_reward
@@ -24,10 +25,11 @@ from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_p
 from pal_jax.feedback.users import Listened, make_scripted_user
 from pal_jax.models import bert
 from pal_jax.recipes.chat_models import ChatModels
+from pal_jax.recipes.frozen import MODEL, open_naturalness, who_judged
 from pal_jax.recipes.recipe import Config
 from pal_jax.runtime import files
 from pal_jax.runtime.processes import ALONE, Shares
-from pal_jax.types import Dialogue, Person, ProfileMatcher, RewardFn, Sample, Turn, UserSimulator
+from pal_jax.types import Dialogue, Metrics, Person, ProfileMatcher, RewardFn, Sample, Turn, UserSimulator
 
 SYSTEM = 'system.txt'
 
@@ -48,6 +50,7 @@ class World:
     early: Early | None  # asked about each answer while others are decoded; None: all who judge are on this machine
     models: ChatModels
     max_failed: float
+    judged: Callable[[], Metrics]  # what an evaluation tells of its judge; its model's memory is given back
 
     def evaluate(self, answer: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
         """Figures and dialogues of a policy with the people it never trains on, and what was asked of endpoints so far.
@@ -68,7 +71,7 @@ class World:
             failed, turns = record[f'{split}_unanswered' if number else 'unanswered'], rounds * len(people)
             what = f'turns with {split} people have no answer of a user or of a judge'
             self._check(failed, turns, what, 'dialogue.user and the judge')
-        return record | self.models.usage, dialogues
+        return record | self.models.usage | self.judged(), dialogues
 
     def check_answers(self, samples: Sequence[Sample], user: Listened) -> None:
         """Raises RuntimeError where too many samples of a step have no reward, or too many users had no answer."""
@@ -104,6 +107,12 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
         )
         for golden in (False, True)
     )
+    natural = open_naturalness(config)
+    if natural:
+        judge, score = (
+            (read_too(judge, natural) if config.reward.naturalness == MODEL else judge),
+            read_too(score, natural),
+        )
     read = system if config.reference_compatible else ''  # by the judge
     reward = functools.partial(
         make_reward,
@@ -135,6 +144,7 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
         early=early,
         models=models,
         max_failed=config.reward.max_failed,
+        judged=functools.partial(who_judged, natural, config),
     )
 
 

@@ -1,0 +1,218 @@
+"""Whether a reply reads as one that a person would give, by a language model: rules cannot tell sense from word salad.
+
+The model is one that nobody trains, the policy as it was before. It reads a reply after the end of its dialogue, and
+three figures count, in nats a token:
+
+- the mean log-probability of the reply with the token that ends it (Lau et al. 2017, Kann et al. 2018);
+- the lowest mean of `WINDOW` neighbours, so that nonsense within fluent text is not averaged away;
+- how much likelier the reply is here than in a dialogue of somebody else, once there has been a reply: by that a text
+  for everyone is known.
+
+What is usual is learnt from made-up good replies (`made_up`), by length: a figure scores 1 from their 10th percentile
+on and 0 below their 1st, and naturalness is the lowest of the scores. They are one-sided. Text of a model is likelier
+than that of people, and a policy's would lose for it; what else is very likely, an echo or a repetition, has its rules
+(`judges.py`). Whether the model can tell good replies from spoilt ones at all is tried first.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from pal_jax.feedback.demonstrations import make_demonstrations
+from pal_jax.feedback.oracle import make_answers
+from pal_jax.feedback.people import SLOTS, make_people
+from pal_jax.feedback.profiles import parse_completion
+from pal_jax.feedback.users import make_scripted_user
+from pal_jax.types import Dialogue, Person, ResponseJudge, Turn, Verdict
+
+WINDOW = 4  # tokens
+_BINS = (8, 16, 32)  # the most tokens of a reply of each bin but the last
+_SHRINK = 16  # a bin with as many replies is as much itself as it is all of them together
+_FULL, _NOTHING = 10, 1  # percentiles of good replies that score 1 and 0
+_SEPARATES = 0.9  # of a good and a spoilt reply the model must find the good one likelier so often
+
+LogProbs = Float[np.ndarray, 'A']  # of the tokens of a reply and its end
+Figures = Float[np.ndarray, 'figures']
+Reader = Callable[[Sequence[Dialogue], Sequence[str]], list[LogProbs]]
+
+ELSEWHERE = Dialogue(  # of somebody who shares nothing with anyone else
+    Person('somebody', ()),
+    (
+        Turn('user', 'Hello'),
+        Turn('assistant', 'Hi, good to hear from you.'),
+        Turn('user', 'I mend old clocks in the cellar.'),
+    ),
+)
+_THINGS = (
+    'feather, saddle, basket, ladder, bucket, candle, pebble, lantern, hammer, ribbon, mirror, bottle, carpet, engine, '
+    'pillow, button, needle, shovel, blanket, garden, window, bridge, marble, turnip, kettle, anchor, planet, socket'
+).split(', ')
+
+
+class Case(NamedTuple):
+    """A dialogue that ends with the person's message, and a reply to it."""
+
+    dialogue: Dialogue
+    reply: str
+
+
+class Reading(NamedTuple):
+    """A reply as the model reads it in its dialogue and in somebody else's; None where its dialogue has not begun."""
+
+    here: LogProbs
+    elsewhere: LogProbs | None
+
+    @property
+    def bin(self) -> int:
+        return int(np.searchsorted(_BINS, len(self.here)))
+
+
+class Scale(NamedTuple):
+    """The figures that score 0 and those that score 1, by length of a reply."""
+
+    nothing: Float[np.ndarray, 'bins figures']
+    full: Float[np.ndarray, 'bins figures']
+
+
+def figures(reading: Reading) -> Figures:
+    """Mean log-probability of a reply, the lowest mean of `WINDOW` neighbours, and how much higher the mean is than
+    elsewhere, which is NaN where nothing is to be compared."""
+    here, elsewhere = reading
+    width = min(WINDOW, len(here))
+    windows = np.convolve(here, np.full(width, 1 / width), mode='valid')
+    fit = np.nan if elsewhere is None else np.mean(here) - np.mean(elsewhere)
+    return np.array([np.mean(here), np.min(windows), fit])
+
+
+def calibrate(good: Sequence[Reading]) -> Scale:
+    """What is usual among good replies. Each length has percentiles of its own, drawn to those of all lengths the more,
+    the fewer replies it has."""
+    found, bins = np.array([figures(each) for each in good]), np.array([each.bin for each in good])
+    numbers = [[column[(bins == b) & ~np.isnan(column)] for column in found.T] for b in range(len(_BINS) + 1)]
+    overall = [column[~np.isnan(column)] for column in found.T]
+
+    def percentile(q: float) -> np.ndarray:
+        def drawn(own: np.ndarray, every: np.ndarray) -> float:
+            mine, size = np.percentile(own, q) if len(own) else 0.0, len(own)
+            return float((_SHRINK * np.percentile(every, q) + size * mine) / (_SHRINK + size))
+
+        return np.array([[drawn(*each) for each in zip(row, overall, strict=True)] for row in numbers])
+
+    return Scale(percentile(_NOTHING), percentile(_FULL))
+
+
+def score(scale: Scale, reading: Reading) -> float:
+    """Naturalness of a reply, in [0, 1]."""
+    nothing, full = scale.nothing[reading.bin], scale.full[reading.bin]
+    return float(np.nanmin(np.clip((figures(reading) - nothing) / (full - nothing), 0.0, 1.0)))
+
+
+def separation(good: Sequence[Reading], spoilt: Sequence[Reading]) -> float:
+    """How often a good reply has a higher mean log-probability than a spoilt one (the area under the ROC curve)."""
+    ours, theirs = (np.array([np.mean(each.here) for each in some]) for some in (good, spoilt))
+    return float(np.mean(ours[:, None] > theirs[None]))
+
+
+class Naturalness:
+    """Scores of replies by the model that `read` asks. It is calibrated at the first question.
+
+    Args:
+      release: gives back the memory of the model, which `read` may fetch again.
+      required: whether a model that cannot tell good replies from spoilt ones is an error.
+    """
+
+    def __init__(self, read: Reader, release: Callable[[], None] = lambda: None, *, required: bool = False):
+        self._read, self.release, self._required = read, release, required
+        self._scale: Scale | None = None
+        self.separation = 0.0  # of good replies from spoilt ones, once it is calibrated
+
+    @property
+    def able(self) -> bool:
+        """Whether the model tells good replies from spoilt ones, without which its scores mean nothing.
+
+        Raises:
+          RuntimeError: it does not, and is required to.
+        """
+        self._calibrated()
+        return self.separation >= _SEPARATES
+
+    def __call__(self, dialogues: Sequence[Dialogue], replies: Sequence[str]) -> list[float]:
+        scale = self._calibrated()
+        return [score(scale, each) for each in self._readings(dialogues, replies)]
+
+    def _readings(self, dialogues: Sequence[Dialogue], replies: Sequence[str]) -> list[Reading]:
+        here = self._read(dialogues, replies)
+        begun = [i for i, dialogue in enumerate(dialogues) if dialogue.round]
+        read = self._read([ELSEWHERE] * len(begun), [replies[i] for i in begun]) if begun else []
+        elsewhere = dict(zip(begun, read, strict=True))
+        return [Reading(each, elsewhere.get(i)) for i, each in enumerate(here)]
+
+    def _calibrated(self) -> Scale:
+        if self._scale is None:
+            good = made_up(seed=0)
+            spoilt = [*spoil(good[::2], seed=0)]
+            read = self._readings(*zip(*(good + spoilt), strict=True))
+            self.separation = separation(read[: len(good)], read[len(good) :])
+            self._scale = calibrate(read[: len(good)])
+            if self._required and self.separation < _SEPARATES:
+                raise RuntimeError(
+                    f'the model before training finds a good reply likelier than a spoilt one in {self.separation:.0%} '
+                    f"of cases, {_SEPARATES:.0%} are needed; use reward.naturalness='rules'"
+                )
+        return self._scale
+
+
+def make_judge(judge: ResponseJudge, natural: Naturalness) -> ResponseJudge:
+    """The judge, whose naturalness is at most that of `natural`, and with it its totals: `graded` in proportion,
+    `strict` 0 below a half. What it finds unnatural already is not read. Where `natural` is not able the judge's own
+    verdict stands."""
+
+    def judged(
+        dialogues: Sequence[Dialogue], inferred: Sequence[Sequence[str]], replies: Sequence[str], seed: int
+    ) -> list[Verdict]:
+        verdicts = judge(dialogues, inferred, replies, seed)
+        asked = [i for i, verdict in enumerate(verdicts) if verdict.ok and verdict.scores['naturalness']]
+        if not asked or not natural.able:
+            return verdicts
+        found = dict(zip(asked, natural([dialogues[i] for i in asked], [replies[i] for i in asked]), strict=True))
+        return [with_naturalness(v, found[i]) if i in found else v for i, v in enumerate(verdicts)]
+
+    return judged
+
+
+def with_naturalness(verdict: Verdict, natural: float) -> Verdict:
+    """The verdict with a naturalness that is no higher than `natural`."""
+    before = verdict.scores['naturalness']
+    value = min(before, natural)
+    totals = {'graded': verdict.scores['graded'] * value / before, 'strict': verdict.scores['strict'] * (value >= 0.5)}
+    return Verdict({**verdict.scores, 'naturalness': value, **totals})
+
+
+# --- what is usual, and what is not ---------------------------------------------------------------------------------
+
+
+def made_up(*, people: int = 10, examples: int = 40, seed: int) -> list[Case]:
+    """Good replies: the oracle's to people of the training, and those of the warm-up's examples."""
+    user = make_scripted_user(p_spontaneous=1.0)
+    answers = make_answers(make_people(people, seed=seed), user, rounds=4, seed=seed)
+    told = [(each.dialogue, each.good) for each in answers]
+    told += [(each.dialogue, each.completion) for each in make_demonstrations(examples, seed=seed)]
+    parsed = ((dialogue, parse_completion(text)) for dialogue, text in told)
+    return [Case(dialogue, found.reply) for dialogue, found in parsed if found]
+
+
+def spoil(good: Sequence[Case], *, seed: int) -> Iterator[Case]:
+    """Two spoilt replies to each dialogue: the good one's words shuffled, and a salad of words with a word of the
+    person's message and a topic."""
+    rng = random.Random(f'spoilt {seed}')
+    for dialogue, reply in good:
+        words = re.findall(r"[\w'-]+", reply.lower())
+        yield Case(dialogue, f'{" ".join(rng.sample(words, len(words))).capitalize()}.')
+        word = rng.choice(re.findall(r'\w+', dialogue.turns[-1].content))
+        yield Case(dialogue, f'{word.capitalize()} {" ".join(rng.sample(_THINGS, 4))} {rng.choice(SLOTS)}?')

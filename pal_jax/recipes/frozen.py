@@ -1,0 +1,134 @@
+"""The model that a run's policy was before any training, as a reader of replies: it judges whether they are natural."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jinja2
+import numpy as np
+from jax.sharding import Mesh
+
+from pal_jax.data.packing import Branch, Group, lay_out_groups, most_actions, pack_groups, round_up
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.feedback.naturalness import LogProbs, Naturalness
+from pal_jax.learners import forward
+from pal_jax.models.params import Params, decoder_specs
+from pal_jax.models.sources import Source, resolve
+from pal_jax.recipes.recipe import Config, Context, open_run
+from pal_jax.runtime import devices, sharding
+from pal_jax.types import Dialogue, Metrics
+
+ROW_TOKENS = 512  # dialogues share rows of so many tokens
+ACTIONS = 32  # replies are padded to a multiple of so many tokens, so that there are few programs
+CONTEXT = 3  # messages of a dialogue that a reply is read after: the last ones
+
+RULES, MODEL = 'rules', 'model'
+
+
+class FrozenModel:
+    """A `Reader` on this process's devices. The weights are read at the first question and stay until `release`."""
+
+    def __init__(self, source: Source, dtype: str, mesh: Mesh):
+        self._source, self._mesh = source, mesh
+        self._cfg = devices.for_platform(source.config, dtype)
+        self._params: Params | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._head: list[dict[str, str]] = []
+        self._score = jax.jit(lambda params, batch: forward.logprobs(params, self._cfg, batch)[0])
+
+    def __call__(self, dialogues: Sequence[Dialogue], replies: Sequence[str]) -> list[LogProbs]:
+        """Log-probabilities of the tokens of each reply, and of the end of the turn, after the end of its dialogue."""
+        params, tokenizer = self._opened()
+        branches: dict[tuple[int, ...], list[int]] = {}
+        texts = [[*tokenizer.encode(reply), tokenizer.stop_ids[0]] for reply in replies]
+        longest = self._cfg.max_len - max(map(len, texts))
+        for i, dialogue in enumerate(dialogues):
+            branches.setdefault(self._prompt(tokenizer, dialogue)[-longest:], []).append(i)
+        groups = [Group(prompt, [Branch(texts[i]) for i in own]) for prompt, own in branches.items()]
+        read = self._read(params, groups)
+        found = {i: logprobs for own, each in zip(branches.values(), read, strict=True)
+                 for i, logprobs in zip(own, each, strict=True)}  # fmt: skip
+        return [found[i] for i in range(len(replies))]
+
+    def release(self) -> None:
+        """Gives the memory of the weights back."""
+        self._params = None
+
+    def _prompt(self, tokenizer: Tokenizer, dialogue: Dialogue) -> tuple[int, ...]:
+        said = [{'role': turn.role, 'content': turn.content} for turn in dialogue.turns if turn.role != 'system']
+        return tuple(tokenizer.chat([*self._head, *said[-CONTEXT:]]))
+
+    def _read(self, params: Params, groups: Sequence[Group]) -> list[list[LogProbs]]:
+        """The log-probabilities of the branches of each group, a few rows at a time."""
+        n, actions = max(len(group.branches) for group in groups), round_up(most_actions(groups), ACTIONS)
+        ways = sharding.batch_ways(self._mesh)
+        layout = lay_out_groups(groups, ways=ways, row_tokens=ROW_TOKENS)
+        batch, found = pack_groups(groups, layout, n=n, actions=actions), {}
+        for start in range(0, layout.height, ways):
+            rows: Any = jax.tree.map(lambda x, start=start: x[start : start + ways], batch)
+            with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
+                logprobs = np.asarray(self._score(params, sharding.put_batch(rows, self._mesh)))
+            for row, chosen in zip(logprobs, layout.rows[start : start + ways], strict=False):
+                for place, g in enumerate(chosen):
+                    own = enumerate(groups[g].branches, place * n)
+                    found[g] = [row[k, : len(branch.tokens)] for k, branch in own]
+        return [found[g] for g in range(len(groups))]
+
+    def _opened(self) -> tuple[Params, Tokenizer]:
+        if self._tokenizer is None:
+            self._tokenizer = self._source.tokenizer()
+            self._head = empty_head(self._tokenizer)
+        if self._params is None:
+            shardings = sharding.param_shardings(decoder_specs(self._cfg), self._mesh)
+            self._params = self._source.load(shardings)
+        return self._params, self._tokenizer
+
+
+def empty_head(tokenizer: Tokenizer) -> list[dict[str, str]]:
+    """An empty system message, which keeps a template's own one away, where the template takes one."""
+    head = [{'role': 'system', 'content': ''}]
+    try:
+        tokenizer.chat([*head, {'role': 'user', 'content': 'Hello'}])
+    except jinja2.TemplateError:
+        return []
+    return head
+
+
+def open_naturalness(config: Config) -> Naturalness | None:
+    """The naturalness that stands beside rules; None where a language model judges, or where the policy begins from
+    random weights, which know no language. Weights are read at the first question.
+
+    Raises:
+      ValueError: `reward.naturalness` is unknown, or cannot be had.
+    """
+    named, source = config.reward.naturalness, config.policy.source
+    if named not in (RULES, MODEL):
+        raise ValueError(f"reward.naturalness={named!r} is unknown; use '{RULES}' or '{MODEL}'")
+    judged, random = config.reward.judge != 'rule', source.startswith('random:')
+    if named == MODEL and (judged or random):
+        judge = f'reward.judge={config.reward.judge!r} judges it itself'
+        why = f'policy.source={source!r} knows no language' if random else judge
+        raise ValueError(f"reward.naturalness='{MODEL}': {why}; use '{RULES}'")
+    if judged or random:
+        return None
+    mesh = devices.make_mesh(devices=jax.local_devices())
+    context = Context(mesh)
+    found = resolve(source, seed=config.seed, open_run=lambda run: open_run(run, context))
+    reader = FrozenModel(found, config.policy.dtype, mesh)
+    return Naturalness(reader, reader.release, required=named == MODEL)
+
+
+def who_judged(natural: Naturalness | None, config: Config) -> Metrics:
+    """What an evaluation tells of its naturalness where rules judge: `naturalness_judged` is 1 if a language model did
+    as well, and `naturalness_auc` how well it knows good replies from spoilt ones. The model's memory is given back,
+    unless training reads with it too."""
+    if config.reward.judge != 'rule':
+        return {}
+    if natural is None:
+        return {'naturalness_judged': 0.0}
+    told = {'naturalness_judged': float(natural.able), 'naturalness_auc': natural.separation}
+    if config.reward.naturalness != MODEL:
+        natural.release()
+    return told
