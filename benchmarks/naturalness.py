@@ -143,7 +143,7 @@ def topic_of(rng: random.Random, dialogue: Dialogue) -> str:
     return rng.choice([slot for slot in SLOTS if slot not in told])
 
 
-def held_out(*, people: int, rounds: int = 6, seed: int = 1) -> list[Case]:
+def held_out(*, people: int, rounds: int = 4, seed: int = 1) -> list[Case]:
     """Good replies of the oracle to people with values that no calibration has seen."""
     met = make_people(people, seed=seed, split='unseen', facts=4)
     answers = make_answers(met, make_scripted_user(p_spontaneous=1.0), rounds=rounds, seed=seed)
@@ -198,7 +198,7 @@ def main(args: Sequence[str] | None = None) -> None:
     natural = Naturalness(reader)
     began = time.perf_counter()
     print(f'able: {natural.able}, AUC of the calibration {natural.separation:.3f}, {time.perf_counter() - began:.0f} s')
-    good = held_out(people=-(-given.dialogues // 6))[: given.dialogues]
+    good = held_out(people=-(-given.dialogues // 4))[: given.dialogues]
     sets = {'good replies': good, 'good replies, examples of the warm-up': examples(given.dialogues)}
     sets |= {'one text, 6 turns': play(FIXED, people=max(1, given.dialogues // 6), rounds=6)}
     sets |= {'one text, once': attacked(good, one_text)}

@@ -55,7 +55,7 @@ LAZY = {
     'wandb': set(),
     'torch': {'models/modeling_pal.py'},  # which is read by transformers alone
 }
-RECIPE_PARTS = 'recipe', 'chat_models', 'piecework', 'rows', 'sampler', 'scoring', 'world'  # what recipes are made of
+RECIPE_PARTS = 'recipe', 'chat_models', 'frozen', 'piecework', 'rows', 'sampler', 'scoring', 'world'  # of recipes
 METHOD_PARTS = {  # and what single methods are; PAL-Large is a variant of configs/pal.py
     'pal': ('pal_text', 'pal_kept', 'pal_context', 'pal_large', 'pal_person', 'pal_reward', 'pal_export'),
     'plus': ('plus_context', 'plus_latent', 'plus_table'),

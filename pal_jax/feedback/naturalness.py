@@ -1,17 +1,13 @@
 """Whether a reply reads as one that a person would give, by a language model: rules cannot tell sense from word salad.
 
 The model is one that nobody trains, the policy as it was before. It reads a reply after the end of its dialogue, and
-three figures count, in nats a token:
-
-- the mean log-probability of the reply with the token that ends it (Lau et al. 2017, Kann et al. 2018);
-- the lowest mean of `WINDOW` neighbours, so that nonsense within fluent text is not averaged away;
-- how much likelier the reply is here than in a dialogue of somebody else, once there has been a reply: by that a text
-  for everyone is known.
+two figures count, in nats a token: the mean log-probability of the reply with the token that ends it (Lau et al. 2017,
+Kann et al. 2018), and the lowest mean of `WINDOW` neighbours, so that nonsense within fluent text is not averaged away.
 
 What is usual is learnt from made-up good replies (`made_up`), by length: a figure scores 1 from their 10th percentile
-on and 0 below their 1st, and naturalness is the lowest of the scores. They are one-sided. Text of a model is likelier
-than that of people, and a policy's would lose for it; what else is very likely, an echo or a repetition, has its rules
-(`judges.py`). Whether the model can tell good replies from spoilt ones at all is tried first.
+on and 0 below their 1st, and naturalness is the lower of the two scores. They are one-sided. Text of a model is
+likelier than that of people, and a policy's would lose for it; what else is very likely, an echo or a repetition, has
+its rules (`judges.py`). Whether the model can tell good replies from spoilt ones at all is tried first.
 """
 
 from __future__ import annotations
@@ -29,26 +25,18 @@ from pal_jax.feedback.oracle import make_answers
 from pal_jax.feedback.people import SLOTS, make_people
 from pal_jax.feedback.profiles import parse_completion
 from pal_jax.feedback.users import make_scripted_user
-from pal_jax.types import Dialogue, Person, ResponseJudge, Turn, Verdict
+from pal_jax.types import Dialogue, ResponseJudge, Verdict
 
 WINDOW = 4  # tokens
 _BINS = (8, 16, 32)  # the most tokens of a reply of each bin but the last
 _SHRINK = 16  # a bin with as many replies is as much itself as it is all of them together
 _FULL, _NOTHING = 10, 1  # percentiles of good replies that score 1 and 0
+_NARROWEST = 0.1  # nats between the two
 _SEPARATES = 0.9  # of a good and a spoilt reply the model must find the good one likelier so often
 
 LogProbs = Float[np.ndarray, 'A']  # of the tokens of a reply and its end
-Figures = Float[np.ndarray, 'figures']
 Reader = Callable[[Sequence[Dialogue], Sequence[str]], list[LogProbs]]
 
-ELSEWHERE = Dialogue(  # of somebody who shares nothing with anyone else
-    Person('somebody', ()),
-    (
-        Turn('user', 'Hello'),
-        Turn('assistant', 'Hi, good to hear from you.'),
-        Turn('user', 'I mend old clocks in the cellar.'),
-    ),
-)
 _THINGS = (
     'feather, saddle, basket, ladder, bucket, candle, pebble, lantern, hammer, ribbon, mirror, bottle, carpet, engine, '
     'pillow, button, needle, shovel, blanket, garden, window, bridge, marble, turnip, kettle, anchor, planet, socket'
@@ -62,17 +50,6 @@ class Case(NamedTuple):
     reply: str
 
 
-class Reading(NamedTuple):
-    """A reply as the model reads it in its dialogue and in somebody else's; None where its dialogue has not begun."""
-
-    here: LogProbs
-    elsewhere: LogProbs | None
-
-    @property
-    def bin(self) -> int:
-        return int(np.searchsorted(_BINS, len(self.here)))
-
-
 class Scale(NamedTuple):
     """The figures that score 0 and those that score 1, by length of a reply."""
 
@@ -80,43 +57,43 @@ class Scale(NamedTuple):
     full: Float[np.ndarray, 'bins figures']
 
 
-def figures(reading: Reading) -> Figures:
-    """Mean log-probability of a reply, the lowest mean of `WINDOW` neighbours, and how much higher the mean is than
-    elsewhere, which is NaN where nothing is to be compared."""
-    here, elsewhere = reading
-    width = min(WINDOW, len(here))
-    windows = np.convolve(here, np.full(width, 1 / width), mode='valid')
-    fit = np.nan if elsewhere is None else np.mean(here) - np.mean(elsewhere)
-    return np.array([np.mean(here), np.min(windows), fit])
+def figures(logprobs: LogProbs) -> Float[np.ndarray, 'figures']:
+    """Mean log-probability of a reply, and the lowest mean of `WINDOW` neighbours."""
+    width = min(WINDOW, len(logprobs))
+    windows = np.convolve(logprobs, np.full(width, 1 / width), mode='valid')
+    return np.array([np.mean(logprobs), np.min(windows)])
 
 
-def calibrate(good: Sequence[Reading]) -> Scale:
+def calibrate(good: Sequence[LogProbs]) -> Scale:
     """What is usual among good replies. Each length has percentiles of its own, drawn to those of all lengths the more,
     the fewer replies it has."""
-    found, bins = np.array([figures(each) for each in good]), np.array([each.bin for each in good])
-    numbers = [[column[(bins == b) & ~np.isnan(column)] for column in found.T] for b in range(len(_BINS) + 1)]
-    overall = [column[~np.isnan(column)] for column in found.T]
+    found, bins = np.array([figures(each) for each in good]), np.array([_bin(each) for each in good])
 
     def percentile(q: float) -> np.ndarray:
-        def drawn(own: np.ndarray, every: np.ndarray) -> float:
-            mine, size = np.percentile(own, q) if len(own) else 0.0, len(own)
-            return float((_SHRINK * np.percentile(every, q) + size * mine) / (_SHRINK + size))
+        overall = np.percentile(found, q, axis=0)
+        by_length = [found[bins == b] for b in range(len(_BINS) + 1)]
+        own = [np.percentile(each, q, axis=0) if len(each) else overall for each in by_length]
+        sizes = [len(each) for each in by_length]
+        return np.array([(_SHRINK * overall + n * x) / (_SHRINK + n) for n, x in zip(sizes, own, strict=True)])
 
-        return np.array([[drawn(*each) for each in zip(row, overall, strict=True)] for row in numbers])
+    full = percentile(_FULL)
+    return Scale(np.minimum(percentile(_NOTHING), full - _NARROWEST), full)
 
-    return Scale(percentile(_NOTHING), percentile(_FULL))
 
-
-def score(scale: Scale, reading: Reading) -> float:
+def score(scale: Scale, logprobs: LogProbs) -> float:
     """Naturalness of a reply, in [0, 1]."""
-    nothing, full = scale.nothing[reading.bin], scale.full[reading.bin]
-    return float(np.nanmin(np.clip((figures(reading) - nothing) / (full - nothing), 0.0, 1.0)))
+    nothing, full = scale.nothing[_bin(logprobs)], scale.full[_bin(logprobs)]
+    return float(np.clip((figures(logprobs) - nothing) / (full - nothing), 0.0, 1.0).min())
 
 
-def separation(good: Sequence[Reading], spoilt: Sequence[Reading]) -> float:
+def separation(good: Sequence[LogProbs], spoilt: Sequence[LogProbs]) -> float:
     """How often a good reply has a higher mean log-probability than a spoilt one (the area under the ROC curve)."""
-    ours, theirs = (np.array([np.mean(each.here) for each in some]) for some in (good, spoilt))
+    ours, theirs = (np.array([np.mean(each) for each in some]) for some in (good, spoilt))
     return float(np.mean(ours[:, None] > theirs[None]))
+
+
+def _bin(logprobs: LogProbs) -> int:
+    return int(np.searchsorted(_BINS, len(logprobs)))
 
 
 class Naturalness:
@@ -144,20 +121,13 @@ class Naturalness:
 
     def __call__(self, dialogues: Sequence[Dialogue], replies: Sequence[str]) -> list[float]:
         scale = self._calibrated()
-        return [score(scale, each) for each in self._readings(dialogues, replies)]
-
-    def _readings(self, dialogues: Sequence[Dialogue], replies: Sequence[str]) -> list[Reading]:
-        here = self._read(dialogues, replies)
-        begun = [i for i, dialogue in enumerate(dialogues) if dialogue.round]
-        read = self._read([ELSEWHERE] * len(begun), [replies[i] for i in begun]) if begun else []
-        elsewhere = dict(zip(begun, read, strict=True))
-        return [Reading(each, elsewhere.get(i)) for i, each in enumerate(here)]
+        return [score(scale, each) for each in self._read(dialogues, replies)]
 
     def _calibrated(self) -> Scale:
         if self._scale is None:
             good = made_up(seed=0)
-            spoilt = [*spoil(good[::2], seed=0)]
-            read = self._readings(*zip(*(good + spoilt), strict=True))
+            spoilt = [*spoil(good[::4], seed=0)]
+            read = self._read(*zip(*(good + spoilt), strict=True))
             self.separation = separation(read[: len(good)], read[len(good) :])
             self._scale = calibrate(read[: len(good)])
             if self._required and self.separation < _SEPARATES:
