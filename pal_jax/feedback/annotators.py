@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, Protocol
 from pal_jax.feedback.language import ask
 from pal_jax.feedback.preferences import Preference
 from pal_jax.feedback.prompts import quoted
+from pal_jax.feedback.wording import is_answer
 from pal_jax.runtime import files
 from pal_jax.types import Chat, ChatModel
 
@@ -85,8 +86,8 @@ class Annotator(Protocol):
 def annotate_by_rule(
     preference: Preference, rows: Sequence[Row], seed: int = 0, switched: bool | None = None
 ) -> list[int | None]:
-    """The rule `Annotator`: who scores higher; an empty output loses against any other. The order of outputs and the
-    seed play no part.
+    """The rule `Annotator`: who scores higher. What is empty or no answer (`wording.is_answer`) loses against any
+    other. The order of outputs and the seed play no part.
 
     Raises:
       ValueError: the preference has no rule.
@@ -100,7 +101,7 @@ def annotate_by_rule(
             return 0
         question = f'{row["instruction"]} {row["input"]}'.strip()
         outputs = [row[key] for key in FIELDS[2:]]
-        first, second = (rule.score(question, each) if each.strip() else -math.inf for each in outputs)
+        first, second = (rule.score(question, each) if is_answer(question, each) else -math.inf for each in outputs)
         return 0 if first == second else 1 if first > second else 2
 
     return [verdict(row) for row in rows]

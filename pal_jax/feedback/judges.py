@@ -19,10 +19,10 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from difflib import SequenceMatcher
 
 from pal_jax.feedback.people import SCHEMA
 from pal_jax.feedback.profiles import mentions, split_fact
+from pal_jax.feedback.wording import is_copy, is_list
 from pal_jax.types import Dialogue, Verdict
 
 CRITERIA = ('naturalness', 'relevance', 'logic', 'engagement', 'informativeness')
@@ -32,8 +32,6 @@ _MAX_TOKENS = 60
 _MIN_WORDS = 4
 _NEW_WORDS = 3
 _RECITED = 3  # so many values in one reply recite a profile
-_GRAMMAR = 0.2  # at least this share of the words of a reply, and of each sentence from `_LONG` words on, is common
-_LONG = 5
 _ECHO, _AGAIN = 0.5, 0.9  # from these shares on a run of words is copied from the person's lines, or own replies
 _SAME_REPLY, _SAME_SENTENCE = 0.5, 0.67  # from these shares of common words on (`_overlap`) two texts are the same
 
@@ -64,10 +62,6 @@ _PROGRAM_TALK = 'as an ai, language model, chatbot, the user, user profile, your
 _INVITATIONS = (
     'tell me, let me know, i would love to hear, i want to hear, would love to know, share with me, go on'
 ).split(', ')
-_PERSONS = {
-    'me': 'i', 'you': 'i', 'your': 'my', 'yours': 'mine', 'yourself': 'myself', 'are': 'am', "you're": "i'm",
-    "i've": "you've", "i'd": "you'd", "i'll": "you'll", 'were': 'was',
-}  # fmt: skip
 _MARKUP = re.compile(r'[<>\[\]{}*#`|_\\^~=]|https?:|^\s*(?:[-•]|\d+[.)])\s|\n', re.MULTILINE)
 
 
@@ -85,7 +79,7 @@ def _scores(dialogue: Dialogue, inferred: Sequence[str], reply: str) -> dict[str
     said = [turn.content for turn in dialogue.turns if turn.role == 'user']
     earlier = [turn.content for turn in dialogue.turns if turn.role == 'assistant']
     told = _told_values(said, inferred)
-    copied = _is_copied(reply, said, _ECHO) or _is_copied(reply, earlier, _AGAIN)
+    copied = is_copy(reply, said, _ECHO) or is_copy(reply, earlier, _AGAIN)
     met = (
         _is_natural(reply) and not copied and not _recites(reply, told),
         _is_relevant(reply, told),
@@ -113,32 +107,8 @@ def _is_natural(reply: str) -> bool:
         and not any(mentions(reply, phrase) for phrase in _PROGRAM_TALK)
         and not any(word == following for word, following in itertools.pairwise(words))
         and len(set(trigrams)) == len(trigrams)
-        and not any(map(_is_list, (reply, *_sentences(reply))))
+        and not is_list(reply)
     )
-
-
-def _is_list(text: str) -> bool:
-    """Whether words stand side by side without those that make a sentence of them."""
-    words = _words(text)
-    common = sum(word in _STOP_WORDS or bool(re.search("['’]", word)) for word in words)
-    return len(words) >= _LONG and common < _GRAMMAR * len(words)
-
-
-def _is_copied(reply: str, said: Sequence[str], share: float) -> bool:
-    """Whether such a share of a reply, and at least three words, stand in one piece in something said before; `I` and
-    `you` are the same, so that an echo turned round is one."""
-    new = _turned(reply)
-    longest = max((_shared_run(new, _turned(text)) for text in said), default=0)
-    return longest >= max(3, share * len(new))
-
-
-def _turned(text: str) -> list[str]:
-    return [_PERSONS.get(word, word) for word in _words(text)]
-
-
-def _shared_run(new: Sequence[str], old: Sequence[str]) -> int:
-    """The length of the longest run of words that stands in both."""
-    return SequenceMatcher(None, new, old, autojunk=False).find_longest_match().size
 
 
 def _recites(reply: str, told: dict[str, str]) -> bool:

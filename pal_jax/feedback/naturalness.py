@@ -4,9 +4,9 @@ The model is one that nobody trains, the policy as it was before. It reads a rep
 two figures count, in nats a token: the mean log-probability of the reply with the token that ends it (Lau et al. 2017,
 Kann et al. 2018), and the lowest mean of `WINDOW` neighbours, so that nonsense within fluent text is not averaged away.
 
-What is usual is learnt from made-up good replies (`made_up`), by length: a figure scores 1 from their 10th percentile
-on and 0 below their 1st, and naturalness is the lower of the two scores. They are one-sided. Text of a model is
-likelier than that of people, and a policy's would lose for it; what else is very likely, an echo or a repetition, has
+What is usual is learnt from made-up good replies (`made_up`), by length: a figure scores 1 from their 5th percentile
+on, and 0 as far below their 1st as that is below their 10th; naturalness is the lower of the two scores. They are
+one-sided. Text of a model is likelier than that of people, and a policy's would lose for it; what else is very likely, an echo or a repetition, has
 its rules (`judges.py`). Whether the model can tell good replies from spoilt ones at all is tried first.
 """
 
@@ -30,8 +30,7 @@ from pal_jax.types import Dialogue, ResponseJudge, Verdict
 WINDOW = 4  # tokens
 _BINS = (8, 16, 32)  # the most tokens of a reply of each bin but the last
 _SHRINK = 16  # a bin with as many replies is as much itself as it is all of them together
-_FULL, _NOTHING = 10, 1  # percentiles of good replies that score 1 and 0
-_NARROWEST = 0.1  # nats between the two
+_NARROWEST = 0.1  # nats between what scores 0 and what scores 1
 _SEPARATES = 0.9  # of a good and a spoilt reply the model must find the good one likelier so often
 
 LogProbs = Float[np.ndarray, 'A']  # of the tokens of a reply and its end
@@ -76,8 +75,8 @@ def calibrate(good: Sequence[LogProbs]) -> Scale:
         sizes = [len(each) for each in by_length]
         return np.array([(_SHRINK * overall + n * x) / (_SHRINK + n) for n, x in zip(sizes, own, strict=True)])
 
-    full = percentile(_FULL)
-    return Scale(np.minimum(percentile(_NOTHING), full - _NARROWEST), full)
+    lowest, full, low = map(percentile, (1, 5, 10))
+    return Scale(np.minimum(2 * lowest - low, full - _NARROWEST), full)
 
 
 def score(scale: Scale, logprobs: LogProbs) -> float:
@@ -167,7 +166,7 @@ def with_naturalness(verdict: Verdict, natural: float) -> Verdict:
 # --- what is usual, and what is not ---------------------------------------------------------------------------------
 
 
-def made_up(*, people: int = 10, examples: int = 40, seed: int) -> list[Case]:
+def made_up(*, people: int = 8, examples: int = 24, seed: int) -> list[Case]:
     """Good replies: the oracle's to people of the training, and those of the warm-up's examples."""
     user = make_scripted_user(p_spontaneous=1.0)
     answers = make_answers(make_people(people, seed=seed), user, rounds=4, seed=seed)

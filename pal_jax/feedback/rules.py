@@ -13,7 +13,8 @@ sound       a whole, unrepetitive answer that takes up the question: the general
 or a list of words of your own, `{more: [please, thank you]}` or `{less: [...]}`.
 
 A policy finds whatever a lexicon can be satisfied by, so each of its entries counts once, and in proportion to the
-square root of the length: neither one word repeated nor a long answer alone is paid.
+square root of the length: neither one word repeated nor a long answer alone is paid. What is no answer (`wording.py`: a
+list of words, a repetition, the question again) loses against any other, whatever it measures.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from pal_jax.feedback.wording import words_of
 
 LEXICA = {
     'friendly': """
@@ -96,10 +99,6 @@ def lix(text: str) -> float:
     except ModuleNotFoundError:
         raise RuntimeError("the rule 'lix' needs textstat; pip install 'pal_jax[soups]'") from None
     return float(textstat.lix(text))
-
-
-def words_of(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
 
 
 def markers(text: str, lexicon: Sequence[str]) -> float:

