@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 from pal_jax.feedback.people import SCHEMA
 from pal_jax.feedback.profiles import mentions, split_fact
-from pal_jax.feedback.wording import is_copy, is_list
+from pal_jax.feedback.wording import is_copy, listed
 from pal_jax.types import Dialogue, Verdict
 
 CRITERIA = ('naturalness', 'relevance', 'logic', 'engagement', 'informativeness')
@@ -107,7 +107,7 @@ def _is_natural(reply: str) -> bool:
         and not any(mentions(reply, phrase) for phrase in _PROGRAM_TALK)
         and not any(word == following for word, following in itertools.pairwise(words))
         and len(set(trigrams)) == len(trigrams)
-        and not is_list(reply)
+        and not listed(reply)
     )
 
 

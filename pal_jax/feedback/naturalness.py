@@ -6,8 +6,9 @@ Kann et al. 2018), and the lowest mean of `WINDOW` neighbours, so that nonsense 
 
 What is usual is learnt from made-up good replies (`made_up`), by length: a figure scores 1 from their 5th percentile
 on, and 0 as far below their 1st as that is below their 10th; naturalness is the lower of the two scores. They are
-one-sided. Text of a model is likelier than that of people, and a policy's would lose for it; what else is very likely, an echo or a repetition, has
-its rules (`judges.py`). Whether the model can tell good replies from spoilt ones at all is tried first.
+one-sided. Text of a model is likelier than that of people, and a policy's would lose for it; what else is very likely,
+an echo or a repetition, has its rules (`judges.py`). Whether the model can tell good replies from spoilt ones at all is
+tried first.
 """
 
 from __future__ import annotations

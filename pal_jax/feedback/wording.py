@@ -15,10 +15,11 @@ _GRAMMAR = frozenset(  # words that make sentences of other words
     when where which while who whom whose why will with without would yet you your yours
     """.split()
 )
-_SHARE = 1 / 8  # so many words of a sentence are of these, at least
+_EVERY = 16  # of so many words one is of these, at least
 _LONG = 5  # words, from which on this is asked
 _NEW = 0.75  # the least share of different ones among three neighbouring words
-_COPIED = 0.5  # from this share on a run of words of the question is all that an answer is
+_COPIED = 0.8  # from this share on a run of words of the question is all that an answer is
+_LISTED = 0.5  # above this share of words in lists an answer is one
 _PERSONS = {
     'me': 'i', 'you': 'i', 'your': 'my', 'yours': 'mine', 'yourself': 'myself', 'are': 'am', "you're": "i'm",
     "you've": "i've", "you'd": "i'd", "you'll": "i'll", 'were': 'was',
@@ -34,15 +35,19 @@ def sentences_of(text: str) -> list[str]:
     return [sentence.strip() for sentence in re.findall(r'[^.!?]+[.!?]*', text) if sentence.strip()]
 
 
-def is_list(text: str) -> bool:
-    """Whether words stand side by side, in all of a text or in a sentence of it, without those that join them."""
-    return any(map(_is_bare, (text, *sentences_of(text))))
-
-
-def _is_bare(text: str) -> bool:
+def listed(text: str) -> float:
+    """The share of a text's words in sentences, or a text as a whole, whose words stand side by side without any that
+    join them."""
     words = words_of(text)
+    if _is_bare(words):
+        return 1.0
+    bare = (own for own in map(words_of, sentences_of(text)) if _is_bare(own))
+    return sum(map(len, bare)) / max(1, len(words))
+
+
+def _is_bare(words: Sequence[str]) -> bool:
     joining = sum(word in _GRAMMAR or bool(re.search("['’]", word)) for word in words)
-    return len(words) >= _LONG and joining < max(1, int(_SHARE * len(words)))
+    return len(words) >= _LONG and joining < max(1, len(words) // _EVERY)
 
 
 def is_repetition(text: str) -> bool:
@@ -65,7 +70,8 @@ def is_answer(question: str, text: str) -> bool:
     question."""
     words = words_of(text)
     adds = len(words) < 3 or bool({*words} - {*words_of(question)})
-    return bool(words) and adds and not (is_list(text) or is_repetition(text) or is_copy(text, [question], _COPIED))
+    spoilt = listed(text) > _LISTED or is_repetition(text) or is_copy(text, [question], _COPIED)
+    return bool(words) and adds and not spoilt
 
 
 def _turned(text: str) -> list[str]:
