@@ -32,7 +32,7 @@ class FrozenModel:
 
     def __init__(self, source: Source, dtype: str, mesh: Mesh):
         self._source, self._mesh = source, mesh
-        self._cfg = devices.for_platform(source.config, dtype)
+        self._cfg = devices.for_platform(source.config, dtype, scan_layers=True)  # few replies, many programs
         self._params: Params | None = None
         self._tokenizer: Tokenizer | None = None
         self._head: list[dict[str, str]] = []
