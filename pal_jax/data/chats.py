@@ -1,28 +1,18 @@
-"""JSON-lines files of what to imitate or to prefer, in the formats that TRL's users have.
-
-To imitate, one of
-    {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}, ...]}
-    {"prompt": [messages], "completion": [messages]}
-    {"prompt": "text", "completion": "text"}
-To prefer, one of
-    {"prompt": [messages], "chosen": [messages], "rejected": [messages]}
-    {"prompt": "text", "chosen": "text", "rejected": "text"}
-    {"chosen": [messages], "rejected": [messages]}, whose prompt is what both begin with
+"""Files of what to imitate or to prefer, as tokens; `data/formats.py` has the formats of their records.
 
 Messages go through the model's chat template, and what the assistant says is learnt, with the token that ends its turn.
 Text stands as it is, after what the tokenizer puts before a text (a beginning-of-sequence token); the model's
-end-of-sequence token is added to a completion that does not end with one. Further keys are ignored.
+end-of-sequence token is added to a completion that does not end with one.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pal_jax.data import records
+from pal_jax.data import formats, records
+from pal_jax.data.formats import Message, Said
 from pal_jax.data.packing import Example
 from pal_jax.data.tokenizer import Tokenizer
 
@@ -37,104 +27,109 @@ class Pair(NamedTuple):
 
 
 def read(path: str | Path, convert: Callable[[Any], Row]) -> list[Row]:
-    """`convert` of every line's record.
+    """`convert` of every record of a file: of JSON lines, of a JSON array (`.json`), or a Parquet file (`.parquet`).
 
     Raises:
       ValueError: what is wrong, with file and line.
     """
     rows = []
-    for number, record in records.lines(path):
+    for place, record in _records(path):
         try:
             rows.append(convert(record))
         except ValueError as error:
-            raise ValueError(f'{path}, line {number}: {error}') from None
+            raise ValueError(f'{place}: {error}') from None
     if not rows:
         raise ValueError(f'{path} has no rows; write one JSON record a line')
     return rows
 
 
+def _records(path: str | Path) -> Iterator[tuple[str, Any]]:
+    if Path(path).suffix == '.parquet':
+        return records.rows(str(path))
+    if Path(path).suffix == '.json':
+        return records.array(Path(path))
+    return ((f'{path}, line {number}', record) for number, record in records.lines(path))
+
+
 def to_imitate(record: Any, tokenizer: Tokenizer) -> Example:
-    """The example that a record of the first kind is; ValueError if it is none."""
-    _check_keys(record, 'messages', ('prompt', 'completion'))
-    if 'messages' in record:
-        messages = _messages(record, 'messages')
-        first = next((i for i, message in enumerate(messages) if message['role'] == 'assistant'), None)
-        if first is None:
-            raise ValueError("'messages' has no assistant message; nothing in it can be learnt")
-        if first == 0:
-            raise ValueError(
-                "messages[0] is the assistant's, and what is learnt answers something; put a system or user message "
-                'before it, or delete it'
-            )
-        return _chat(tokenizer, messages[:first], messages[first:])
-    return _example(tokenizer, record, 'completion')
+    """The example that a record to imitate is; of a pair, its chosen answer. ValueError if it is none."""
+    said = formats.imitated(record)
+    return _example(tokenizer, said.prompt, said.replies[0], said.tools)
 
 
 def to_prefer(record: Any, tokenizer: Tokenizer) -> Pair:
-    """The pair that a record of the second kind is; ValueError if it is none."""
-    _check_keys(record, ('chosen', 'rejected'))
-    if 'prompt' in record:
-        return Pair(*(_example(tokenizer, record, key) for key in ('chosen', 'rejected')))
-    chosen, rejected = (_messages(record, key) for key in ('chosen', 'rejected'))
-    both = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
-    shared = len(list(both))
-    if not shared:
-        raise ValueError("'chosen' and 'rejected' begin differently; give their common messages as 'prompt'")
-    return Pair(*(_chat(tokenizer, each[:shared], each[shared:]) for each in (chosen, rejected)))
+    """The pair that a record is; ValueError if it is none, or if nothing tells its replies apart."""
+    said = formats.preferred(record)
+    pair = Pair(*(_example(tokenizer, said.prompt, reply, said.tools) for reply in said.replies))
+    if pair.chosen == pair.rejected:
+        raise ValueError(formats.SAME)
+    return pair
 
 
-def _check_keys(record: Any, *kinds: str | tuple[str, ...]) -> None:
-    names = [(kind,) if isinstance(kind, str) else kind for kind in kinds]
-    if not isinstance(record, dict) or not any(all(key in record for key in kind) for kind in names):
-        found = f'keys {", ".join(map(str, record)) or "none"}' if isinstance(record, dict) else type(record).__name__
-        wanted = ' or '.join(' and '.join(kind) for kind in names)
-        raise ValueError(f'expected an object with {wanted}, got {found}')
-
-
-def _example(tokenizer: Tokenizer, record: dict[str, Any], key: str) -> Example:
-    prompt, completion = record['prompt'], record[key]
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return _chat(tokenizer, _messages(record, 'prompt'), _messages(record, key))
-    if not isinstance(prompt, str) or not isinstance(completion, str):
-        raise ValueError(f"'prompt' and {key!r} must both be texts or both lists of messages")
+def _example(tokenizer: Tokenizer, prompt: Said | None, reply: Said, tools: list[Message] | None) -> Example:
+    if isinstance(prompt, list) and isinstance(reply, list):
+        return _chat(tokenizer, prompt, reply, tools)
+    assert isinstance(prompt, str | None) and isinstance(reply, str)
+    if prompt is None:  # of a whole text all is learnt but the first token, which nothing stands before
+        start, *tokens = tokenizer.prompt(reply)
+        return Example([start], tokens if tokens[-1:] == [tokenizer.stop_ids[0]] else [*tokens, tokenizer.stop_ids[0]])
     tokens = tokenizer.prompt(prompt)
     if not tokens:
         raise ValueError("'prompt' is empty; there must be something before what is learnt")
-    return Example(tokens, tokenizer.completion(prompt, completion))
+    return Example(tokens, tokenizer.completion(prompt, reply))
 
 
-def _messages(record: dict[str, Any], key: str) -> list[dict[str, str]]:
-    messages = record[key]
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f'{key!r} must be a list of messages, got {json.dumps(messages)[:60]}')
-    for i, message in enumerate(messages):
-        parts = [message.get(part) for part in ('role', 'content')] if isinstance(message, dict) else [None]
-        if not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"{key}[{i}] must have 'role' and 'content' as text, got {json.dumps(message)[:60]}")
-    return [{part: message[part] for part in ('role', 'content')} for message in messages]
-
-
-def _chat(tokenizer: Tokenizer, prompt: Sequence[dict[str, str]], completion: Sequence[dict[str, str]]) -> Example:
-    """Tokens of a conversation; the assistant's turns in the completion act, from their first token to their last."""
-    if not completion or completion[0]['role'] != 'assistant':
+def _chat(
+    tokenizer: Tokenizer, prompt: Sequence[Message], reply: Sequence[Message], tools: list[Message] | None
+) -> Example:
+    """Tokens of a conversation; the assistant's turns in the reply act, from their first token to their last, but for
+    those that weigh nothing."""
+    if not reply or reply[0]['role'] != 'assistant':
         raise ValueError('what is learnt must begin with an assistant message')
-    messages = [*prompt, *completion]
-    tokens, start = tokenizer.chat(messages, add_generation_prompt=False), len(tokenizer.chat(prompt))
+    learnt = [message['role'] == 'assistant' and message.get('weight', 1) for message in reply]
+    if not any(learnt):
+        raise ValueError('every assistant message has weight 0; nothing in it can be learnt')
+    messages = [{key: value for key, value in each.items() if key != 'weight'} for each in (*prompt, *reply)]
+    _check_tools(tokenizer, messages, tools)
+    tokens = _render(tokenizer, messages, tools, whole=True)
+    start = len(_render(tokenizer, messages[: len(prompt)], tools))
     acts = [False] * len(tokens)
-    for k in range(len(prompt), len(messages)):
-        if messages[k]['role'] == 'assistant':
-            first, end = _turn(tokenizer, messages, k, tokens)
-            acts[first:end] = [True] * (end - first)
+    for k in (len(prompt) + i for i, acted in enumerate(learnt) if acted):
+        first, end = _turn(tokenizer, messages, k, tokens, tools)
+        acts[first:end] = [True] * (end - first)
     end = len(tokens) - acts[::-1].index(True)
     return Example(tokens[:start], tokens[start:end], acts[start:end])
 
 
-def _turn(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], k: int, tokens: Sequence[int]) -> tuple[int, int]:
+def _render(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: list[Message] | None, *, whole: bool = False
+) -> list[int]:
+    """Tokens of messages: of a `whole` conversation, or up to where the assistant goes on."""
+    return tokenizer.chat(messages, add_generation_prompt=not whole, tools=tools)
+
+
+def _turn(
+    tokenizer: Tokenizer, messages: Sequence[Message], k: int, tokens: Sequence[int], tools: list[Message] | None
+) -> tuple[int, int]:
     """Where the assistant's message `k` begins and ends in the conversation's tokens, with the token that ends it."""
-    before, through = tokenizer.chat(messages[:k]), tokenizer.chat(messages[: k + 1], add_generation_prompt=False)
+    before, through = _render(tokenizer, messages[:k], tools), _render(tokenizer, messages[: k + 1], tools, whole=True)
     if tokens[: len(through)] != through or through[: len(before)] != before:
         raise ValueError(
             "the model's chat template writes a turn otherwise once others follow; give a row for each answer"
         )
     ends = (i + 1 for i in range(len(before), len(through)) if through[i] in tokenizer.stop_ids)
     return len(before), next(ends, len(through))
+
+
+def _check_tools(tokenizer: Tokenizer, messages: Sequence[Message], tools: list[Message] | None) -> None:
+    """Raises ValueError where the chat template would leave out a row's tools, calls of them, or what they gave."""
+    called = any('tool_calls' in message for message in messages)
+    if not tools and not called and all(message['role'] != 'tool' for message in messages):
+        return
+    plain = [{key: value for key, value in message.items() if key != 'tool_calls'} for message in messages]
+    whole = _render(tokenizer, messages, tools, whole=True)
+    left_out = (tools and whole == _render(tokenizer, messages, None, whole=True)) or (
+        called and whole == _render(tokenizer, plain, tools, whole=True)
+    )
+    if left_out or 'tool' not in str(tokenizer.fast.get_chat_template(tools=tools)):
+        raise ValueError("the model's chat template knows no tools, and the row has some; take another model or row")

@@ -152,6 +152,25 @@ def jsonl(path: Path) -> Iterator[Row]:
         yield f'{path}, line {number}', record
 
 
+def array(path: Path) -> Iterator[tuple[str, Any]]:
+    """What stands in a JSON array; where the file holds none, what stands in its lines.
+
+    Raises:
+      ValueError: there is no such file, or it is no JSON.
+    """
+    if not path.is_file():
+        raise ValueError(f'{path} is no file; name one of JSON records')
+    try:
+        text = path.read_text('utf-8')
+        whole = json.loads(text) if text.lstrip().startswith('[') else None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path}: not valid JSON, {error}') from None
+    if whole is None:
+        yield from ((f'{path}, line {number}', record) for number, record in lines(path))
+    else:
+        yield from ((f'{path}, record {number}', record) for number, record in enumerate(whole, 1))
+
+
 def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
     """Rows of a CSV file under its header, which has these columns. Rows are counted as a spreadsheet counts them, the
     header and empty ones too."""

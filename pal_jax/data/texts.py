@@ -167,7 +167,7 @@ def to_reply(tokenizer: Tokenizer, prompt: Any, reply: Any, *, chat: bool, alone
     if chat:
         prompt = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
         reply = [{'role': 'assistant', 'content': reply}] if isinstance(reply, str) else reply
-    example = chats.to_prefer({'prompt': prompt, 'chosen': reply, 'rejected': reply}, tokenizer).chosen
+    example = chats.to_imitate({'prompt': prompt, 'completion': reply}, tokenizer)
     (said,), asked = replies(tokenizer, example.prompt, [example.completion], alone=alone)
     return said, asked
 

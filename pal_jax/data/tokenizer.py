@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
+from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
@@ -26,7 +27,7 @@ from pal_jax.runtime import files
 if TYPE_CHECKING:
     from gguf import GGUFReader
 
-Message = Mapping[str, str]  # {'role': 'system' | 'user' | 'assistant', 'content': ...}
+Message = Mapping[str, Any]  # {'role': 'system' | 'user' | 'assistant', 'content': ...}, and calls of tools
 
 # Tokens that end a turn or a text in the templates of the supported families, where the vocabulary has them.
 ENDS = ('<|im_end|>', '<|eot_id|>', '<|endoftext|>', '<|end_of_text|>', '<end_of_turn>', '</s>')
@@ -150,8 +151,11 @@ class Tokenizer:
         text does not end."""
         return thoughts.after(self.decode(prompt[-_MARK_TOKENS:]), text)
 
-    def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation in the model's own template.
+    def chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:  # fmt: skip
+        """Token ids of a conversation in the model's own template, which is told of `tools` as transformers does it.
 
         With a ChatML template the ids of `messages[:k]` are a prefix of those of `messages[:k + 1]` if the added
         message is the assistant's and does not begin with white space: a sampled turn continues what it followed.
@@ -171,7 +175,7 @@ class Tokenizer:
             raise ValueError(f'{self._name} has no chat template; use an instruct model or add chat_template.jinja')
         if self.folds_system and messages and messages[0]['role'] == 'system':
             self.folded, messages = True, folded(messages)
-        return self.encode(self._rendered(messages, add_generation_prompt))
+        return self.encode(self._rendered(messages, add_generation_prompt, tools))
 
     @functools.cached_property
     def folds_system(self) -> bool:
@@ -189,10 +193,15 @@ class Tokenizer:
         except ValueError:
             return None
 
-    def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        said = [self._quoted(message) for message in messages]
+    def _rendered(
+        self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        said: Any = self._without_special([dict(message) for message in messages])
+        known: Any = self._without_special(list(tools)) if tools else None
         try:
-            text = self.fast.apply_chat_template(said, tokenize=False, add_generation_prompt=add_generation_prompt)
+            text = self.fast.apply_chat_template(
+                said, tools=known, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
         except Exception as error:  # a template is a program that comes with the model, and may raise anything
             roles = [message['role'] for message in said]
             roles = ', '.join(roles if len(roles) <= 8 else [*roles[:7], f'... ({len(roles)} messages)'])
@@ -233,8 +242,13 @@ class Tokenizer:
         config = json.loads(path.read_text('utf-8')) | {'tokenizer_class': 'PreTrainedTokenizerFast'}
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n', 'utf-8')
 
-    def _quoted(self, message: Message) -> dict[str, str]:
-        return {key: text if key == 'role' else self._defused(text) for key, text in message.items()}
+    def _without_special(self, said: Any) -> Any:
+        """The same with `_defused` texts, however deep they lie, as those of a tool call do."""
+        if isinstance(said, str):
+            return self._defused(said)
+        if isinstance(said, Mapping):
+            return {key: self._without_special(value) for key, value in said.items()}
+        return [self._without_special(each) for each in said] if isinstance(said, list) else said
 
     def _defused(self, content: str) -> str:
         while found := [token for token in self.fast.all_special_tokens if token in content]:

@@ -129,8 +129,6 @@ def to_group(tokenizer: Tokenizer, record: object, pooling: str = 'last') -> Gro
       ValueError: the record is no pair, its margin is no number, or nothing tells its replies apart.
     """
     pair = chats.to_prefer(record, tokenizer)
-    if pair.chosen == pair.rejected:
-        raise ValueError('the chosen and the rejected reply are the same; delete the row')
     margin = record.get('margin', 0.0) if isinstance(record, dict) else 0.0
     if not isinstance(margin, int | float) or not np.isfinite(margin):
         raise ValueError(f"'margin' must be a number, got {margin!r}")

@@ -1,0 +1,404 @@
+"""Records in the formats that people have, each read as a prompt and what was said after it.
+
+A format is recognised by a record's keys (`IMITATED`, `PREFERRED`); further keys are ignored. Messages are OpenAI's and
+TRL's (`role`, `content`) or ShareGPT's (`from`, `value`). The content of a message is a text, or a list of parts of
+type `text`, which are joined. A row's `system` text goes before its messages, and its `tools` go to the chat template.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pal_jax.data.holdouts import normal
+
+Message = dict[str, Any]
+Said = str | list[Message]
+
+
+class Prompted(NamedTuple):
+    """A prompt, which is None where a whole text is learnt, and what was said after it: one reply to imitate, or two of
+    which the first was preferred. All are texts, or all are messages, for which there may be `tools`."""
+
+    prompt: Said | None
+    replies: tuple[Said, ...]
+    tools: list[Message] | None = None
+
+    @property
+    def content(self) -> str:
+        """What is asked, for comparisons between rows (`holdouts.normal`); of a whole text the text."""
+        prompt = self.replies[0] if self.prompt is None else self.prompt
+        if isinstance(prompt, str):
+            return normal(prompt)
+        if [message['role'] for message in prompt] == ['user']:
+            return normal(prompt[0]['content'])  # as if it were a text
+        parts = [json.dumps({**message, 'content': normal(message['content'])}, sort_keys=True) for message in prompt]
+        return '\n'.join(parts)
+
+
+class Format(NamedTuple):
+    """The keys that a record of the format has, and how it is read."""
+
+    keys: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], Prompted]
+
+
+def imitated(record: Any) -> Prompted:
+    """The prompt and the reply of a record to imitate; of a pair, that is the chosen one.
+
+    Raises:
+      ValueError: the record is of no known format, or of several, or it is wrong.
+    """
+    found = _format(record, IMITATED, PREFERRED, (WHOLE,)).read(_known(record))
+    return _rendered(record, found._replace(replies=found.replies[:1]))
+
+
+def preferred(record: Any) -> Prompted:
+    """The prompt and both replies of a pair, the better one first. Raises ValueError as `imitated` does."""
+    found = _rendered(record, _format(record, PREFERRED).read(_known(record)))
+    if found.replies[0] == found.replies[1]:
+        raise ValueError(SAME)
+    return found
+
+
+SAME = 'the chosen and the rejected reply are the same; delete the row'
+
+
+# --- which format it is -----------------------------------------------------------------------------------------------
+
+
+def _format(record: Any, *tables: Sequence[Format]) -> Format:
+    """The format with most of a record's keys, in the first table that has one."""
+    if isinstance(record, dict):
+        present = {key for key, value in record.items() if value is not None}
+        for formats in tables:
+            fitting = [each for each in formats if present.issuperset(each.keys)]
+            finest = [each for each in fitting if not any(set(each.keys) < set(other.keys) for other in fitting)]
+            if len(finest) > 1:
+                both = ', or '.join(map(_named, finest))
+                raise ValueError(f'ambiguous: its keys {", ".join(map(str, record))} may be {both}; leave one of them')
+            if finest:
+                return finest[0]
+        found = f'keys {", ".join(map(str, record)) or "none"}'
+    else:
+        found = type(record).__name__
+    known = ' or '.join(dict.fromkeys(_named(each) for formats in tables for each in formats))
+    raise ValueError(f'expected an object with {known}, got {found}')
+
+
+def _named(known: Format) -> str:
+    return ' and '.join(known.keys)
+
+
+def _known(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without keys that hold nothing, as a table leaves them."""
+    known = {key: value for key, value in record.items() if value is not None}
+    for key in ('images', 'image', 'videos', 'video', 'audios', 'audio', 'functions', 'chat_template_kwargs'):
+        if known.get(key):
+            raise ValueError(f'{key!r} of a row is not supported; texts and tools are')
+    return known
+
+
+def _rendered(record: Mapping[str, Any], found: Prompted) -> Prompted:
+    """The same with the row's tools, and with its system text before the messages."""
+    tools, system = record.get('tools'), record.get('system')
+    if isinstance(tools, str) and tools.strip():
+        tools = _json(tools, "'tools'")
+    if tools and (not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError(f"'tools' must be a list of objects, got {_short(tools)}")
+    if isinstance(found.prompt, list):
+        if isinstance(system, str) and system.strip():
+            if found.prompt[:1] and found.prompt[0]['role'] == 'system' and found.prompt[0]['content'] != system:
+                raise ValueError("the row has a 'system' text and another system message; leave one of them")
+            if [message['role'] for message in found.prompt[:1]] != ['system']:
+                found = found._replace(prompt=[{'role': 'system', 'content': system}, *found.prompt])
+        return found._replace(tools=tools or found.tools)
+    if tools or (isinstance(system, str) and system.strip()):
+        raise ValueError(f'{"tools" if tools else "system"!r} is for messages, and this row has texts')
+    return found
+
+
+# --- to imitate -------------------------------------------------------------------------------------------------------
+
+
+def _conversation(messages: list[Message], key: str) -> Prompted:
+    """What the assistant says in messages, after those that come before its first."""
+    first = next((i for i, message in enumerate(messages) if message['role'] == 'assistant'), None)
+    if not first:
+        raise ValueError(f'{key!r} has no assistant message after another; nothing in it can be learnt')
+    return Prompted(messages[:first], (messages[first:],))
+
+
+def _chat(record: Mapping[str, Any]) -> Prompted:
+    return _conversation(messages_of(record, 'messages'), 'messages')
+
+
+def _sharegpt(record: Mapping[str, Any]) -> Prompted:
+    return _conversation(messages_of(record, 'conversations'), 'conversations')
+
+
+def _completion(record: Mapping[str, Any]) -> Prompted:
+    if isinstance(record.get('label'), bool):
+        raise ValueError("'label' says whether a completion is wanted, which nothing here learns from; take it out")
+    return _after(record['prompt'], [record['completion']], ['completion'])
+
+
+def _instruction(record: Mapping[str, Any]) -> Prompted:
+    reply = [{'role': 'assistant', 'content': _text(record['output'], 'output')}]
+    messages = [*_history(record), _asked(record), *reply]
+    return _conversation(messages, 'history')
+
+
+def _whole(record: Mapping[str, Any]) -> Prompted:
+    if not _text(record['text'], 'text').strip():
+        raise ValueError("'text' is empty; nothing in it can be learnt")
+    return Prompted(None, (record['text'],))
+
+
+def _asked(record: Mapping[str, Any]) -> Message:
+    """An instruction with its input, in the line below, as a message of the user."""
+    given = [_text(record[key], key) for key in ('instruction', 'input') if record.get(key)]
+    return {'role': 'user', 'content': '\n'.join(given)}
+
+
+def _history(record: Mapping[str, Any]) -> list[Message]:
+    """Earlier exchanges, which are lists of two texts."""
+    messages: list[Message] = []
+    for i, exchange in enumerate(record.get('history') or []):
+        if not isinstance(exchange, list) or len(exchange) != 2:
+            raise ValueError(f'history[{i}] must be a list of two texts, got {_short(exchange)}')
+        roles = zip(('user', 'assistant'), exchange, strict=True)
+        messages += [{'role': role, 'content': _text(said, f'history[{i}]')} for role, said in roles]
+    return messages
+
+
+# --- to prefer --------------------------------------------------------------------------------------------------------
+
+SIDES = 'chosen', 'rejected'
+
+
+def _pair(record: Mapping[str, Any]) -> Prompted:
+    beside = [key for key in ('question', 'query', 'input', 'context', 'post') if record.get(key)]
+    if 'prompt' not in record and isinstance(record['chosen'], str) and beside:
+        raise ValueError(f"{beside[0]!r} stands beside texts without a prompt; call it 'prompt', or take it out")
+    return _after(record.get('prompt'), [record[side] for side in SIDES], SIDES)
+
+
+def _sharegpt_pair(record: Mapping[str, Any]) -> Prompted:
+    messages = messages_of(record, 'conversations')
+    return _after(messages, [record[side] for side in SIDES], SIDES)
+
+
+def _instruction_pair(record: Mapping[str, Any]) -> Prompted:
+    texts = [record[side] for side in SIDES]
+    replies = [[{'role': 'assistant', 'content': text}] if isinstance(text, str) else text for text in texts]
+    return _after([*_history(record), _asked(record)], replies, SIDES)
+
+
+def _openai_pair(record: Mapping[str, Any]) -> Prompted:
+    """OpenAI's, whose tools stand beside its messages."""
+    keys, asked = ('preferred_output', 'non_preferred_output'), record['input']
+    if not isinstance(asked, dict) or not asked.get('messages'):
+        raise ValueError(f"'input' must be an object with messages, got {_short(asked)}")
+    found = _after(asked['messages'], [record[key] for key in keys], keys)
+    return _rendered({'tools': asked.get('tools')}, found)
+
+
+def _after(prompt: Any, given: Sequence[Any], keys: Sequence[str]) -> Prompted:
+    """Replies with their prompt, whether it stands apart from them, at their beginning, or both."""
+    replies: list[Any] = [[reply] if isinstance(reply, dict) else reply for reply in given]  # a message by itself
+    if all(isinstance(reply, str) for reply in replies):
+        if prompt is None:
+            return _split_texts(replies)
+        if isinstance(prompt, str):
+            return Prompted(prompt, tuple(replies))
+    if not all(isinstance(reply, list) for reply in replies) or not isinstance(prompt, str | list | None):
+        raise ValueError(f"'prompt' and {_listed(keys)} must all be texts or all lists of messages")
+    if isinstance(prompt, str) and keys == ['completion']:
+        raise ValueError("'prompt' and 'completion' must both be texts or both lists of messages")
+    return _in_messages(
+        prompt, [messages_of({key: reply}, key) for key, reply in zip(keys, replies, strict=True)], keys
+    )
+
+
+def _in_messages(prompt: str | list[Any] | None, said: list[list[Message]], keys: Sequence[str]) -> Prompted:
+    """The same of messages: after a prompt that is messages, one that is a text, or what all begin with."""
+    if isinstance(prompt, list):
+        before = messages_of({'prompt': prompt}, 'prompt')
+        repeated = all(each[: len(before)] == before for each in said)
+        return Prompted(before, tuple(each[len(before) :] if repeated else each for each in said))
+    if prompt is not None and all(each[0]['role'] == 'assistant' for each in said):
+        return Prompted([{'role': 'user', 'content': prompt}], tuple(said))
+    shared = said[0][: len([*itertools.takewhile(lambda both: both[0] == both[-1], zip(*said, strict=False))])]
+    asked = (message['content'].strip() for message in shared if message['role'] == 'user')
+    if prompt is not None and prompt.strip() not in asked:
+        raise ValueError(f"'prompt' is not among the messages that {_listed(keys)} begin with; give one of the two")
+    if said[0] == said[1]:
+        raise ValueError(SAME)
+    if not shared:
+        raise ValueError("'chosen' and 'rejected' begin differently; give their common messages as 'prompt'")
+    return Prompted(shared, tuple(each[len(shared) :] for each in said))
+
+
+def _split_texts(texts: Sequence[str]) -> Prompted:
+    """Two texts that begin alike: transcripts as hh-rlhf has them, or any, whose prompt is what both begin with. The
+    space before the first word that differs is the replies', as TRL has it."""
+    if all(map(_TRANSCRIPT.match, texts)):
+        return _after(None, [_transcript(text) for text in texts], SIDES)
+    if texts[0] == texts[1]:
+        raise ValueError(SAME)
+    least = min(map(len, texts))
+    shared = next((i for i in range(least) if texts[0][i] != texts[1][i]), max(least - 1, 0))
+    shared -= texts[0][:shared].endswith(' ')
+    if not texts[0][:shared].strip():
+        raise ValueError("'chosen' and 'rejected' begin differently; give a 'prompt'")
+    return Prompted(texts[0][:shared], tuple(text[shared:] for text in texts))
+
+
+_TRANSCRIPT = re.compile(r'\s*Human:.*?\n\nAssistant:', re.DOTALL)
+_TURN = re.compile(r'(?:^|\n\n)(Human|Assistant):')
+_SPEAKERS = {'Human': 'user', 'Assistant': 'assistant'}
+
+
+def _transcript(text: str) -> list[Message]:
+    """The turns of `\\n\\nHuman: ...\\n\\nAssistant: ...`; neighbours of one speaker are one turn."""
+    _, *parts = _TURN.split(text.lstrip())
+    messages: list[Message] = []
+    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+        if messages and messages[-1]['role'] == _SPEAKERS[speaker]:
+            messages[-1]['content'] += f'\n\n{said.strip()}'
+        else:
+            messages.append({'role': _SPEAKERS[speaker], 'content': said.strip()})
+    return messages
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ' and '.join(map(repr, keys))
+
+
+WHOLE = Format(('text',), _whole)
+IMITATED = (
+    Format(('messages',), _chat),
+    Format(('prompt', 'completion'), _completion),
+    Format(('conversations',), _sharegpt),
+    Format(('conversations', *SIDES), _sharegpt_pair),
+    Format(('instruction', 'output'), _instruction),
+)
+PREFERRED = (
+    Format(SIDES, _pair),
+    Format(('prompt', *SIDES), _pair),
+    Format(('conversations', *SIDES), _sharegpt_pair),
+    Format(('instruction', *SIDES), _instruction_pair),
+    Format(('input', 'preferred_output', 'non_preferred_output'), _openai_pair),
+)
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+# What chat templates read of a message beside its role and its content.
+_PASSED = ('name', 'tool_calls', 'tool_call_id', 'reasoning_content', 'thinking')
+_ROLES = {
+    'human': 'user', 'user': 'user', 'gpt': 'assistant', 'assistant': 'assistant', 'system': 'system',
+    'tool': 'tool', 'observation': 'tool',
+}  # fmt: skip
+
+
+def messages_of(record: Mapping[str, Any], key: str) -> list[Message]:
+    """The messages of a record, with roles and contents that are texts; `weight` is kept where it is 0.
+
+    Raises:
+      ValueError: there is none, or one is wrong; it is named by key and number.
+    """
+    messages = record[key]
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f'{key!r} must be a list of messages, got {_short(messages)}')
+    return [_message(message, f'{key}[{i}]') for i, message in enumerate(messages)]
+
+
+def _message(given: Any, place: str) -> Message:
+    if not isinstance(given, dict):
+        raise ValueError(f"{place} must have 'role' and 'content' as text, got {_short(given)}")
+    message = {key: value for key, value in given.items() if value is not None}  # a table has every key in every row
+    if 'from' in message and 'role' not in message:
+        message = _from_sharegpt(message, place)
+    if 'function_call' in message:
+        raise ValueError(f"{place}: 'function_call' is not supported; give tool_calls")
+    if not message.get('tool_calls'):
+        message.pop('tool_calls', None)
+    content = message.get('content', '' if 'tool_calls' in message else None)
+    if not isinstance(message.get('role'), str) or not isinstance(content, str | list):
+        raise ValueError(f"{place} must have 'role' and 'content' as text, got {_short(given)}")
+    found = {'role': message['role'], 'content': content if isinstance(content, str) else _joined(content, place)}
+    found |= {key: message[key] for key in _PASSED if key in message}
+    if 'tool_calls' in found:
+        found['tool_calls'] = _calls(found['tool_calls'], place)
+    return found | _weight(message, place)
+
+
+def _from_sharegpt(message: Message, place: str) -> Message:
+    speaker, value = message['from'], message.get('value')
+    if speaker == 'function_call':
+        calls = _json(_text(value, f'{place}.value'), f'{place}.value')
+        calls = calls if isinstance(calls, list) else [calls]
+        return {'role': 'assistant', 'content': '', 'tool_calls': [{'function': call} for call in calls]}
+    if speaker not in _ROLES:
+        known = ', '.join([*_ROLES, 'function_call'])
+        raise ValueError(f'{place}: from={_short(speaker)} is unknown; use one of {known}')
+    rest = {key: value for key, value in message.items() if key not in ('from', 'value')}
+    return {**rest, 'role': _ROLES[speaker], 'content': value}
+
+
+def _joined(parts: list[Any], place: str) -> str:
+    """The text of a content's parts."""
+    for i, part in enumerate(parts):
+        kind = part.get('type') if isinstance(part, dict) else type(part).__name__
+        if kind != 'text':
+            raise ValueError(f'{place}.content[{i}] is of type {_short(kind)}, which is not supported; only text is')
+        _text(part.get('text'), f'{place}.content[{i}].text')
+    return ''.join(part['text'] for part in parts)
+
+
+def _calls(calls: Any, place: str) -> list[Message]:
+    """The tool calls of a message as chat templates read them: arguments are objects, which OpenAI's are as JSON."""
+    found = []
+    for i, call in enumerate(calls if isinstance(calls, list) else [calls]):
+        where = f'{place}.tool_calls[{i}]'
+        function = call.get('function', call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get('name'), str):
+            raise ValueError(f'{where} must have a function with its name, got {_short(call)}')
+        arguments = function.get('arguments', {})
+        if isinstance(arguments, str):
+            arguments = _json(arguments or '{}', f'{where}.function.arguments')
+        if not isinstance(arguments, dict):
+            raise ValueError(f'{where}.function.arguments must be an object, got {_short(arguments)}')
+        known = {key: value for key, value in call.items() if 'function' in call and value is not None}
+        found.append({'type': 'function'} | known | {'function': {**function, 'arguments': arguments}})
+    return found
+
+
+def _weight(message: Message, place: str) -> Message:
+    """The `weight` of OpenAI's fine-tuning files where it is 0: what the assistant says there is not learnt."""
+    weight = message.get('weight', 1)
+    if weight not in (0, 1) or (weight == 0 and message['role'] != 'assistant'):
+        raise ValueError(f'{place}: weight={_short(weight)} must be 0 or 1, and 0 is for the assistant alone')
+    return {} if weight else {'weight': 0}
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f'{place!r} must be a text, got {_short(value)}')
+    return value
+
+
+def _json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f'{place} is no JSON ({error}), got {_short(text)}') from None
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)[:60]
