@@ -107,7 +107,7 @@ def prepare(config: Config, workdir: Path, progress: Progress, *, show: Show = l
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)
     mesh = devices.make_mesh(**config.mesh)
-    context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir))
+    context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir), progress.log)
     recipe = cli.recipe_module(config).make(config, context)
     return recipe._replace(keep=lambda folder: (inputs.save(folder, read), recipe.keep(folder)))
 

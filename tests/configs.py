@@ -14,3 +14,10 @@ def load(name: str, variant: str = 'smoke', **changes: Any) -> Any:
     config = runpy.run_path(str(CONFIGS / f'{name}.py'))['get_config'](variant)
     config.update_from_flattened_dict(changes)
     return config
+
+
+def other_prompts(path: str) -> str:
+    """A file beside `path`, of the same rows with other prompts: these ask with `?`, those with `!`."""
+    other = Path(path).with_suffix('.others.jsonl')
+    other.write_text(Path(path).read_text().replace('?', '!'))
+    return str(other)

@@ -48,6 +48,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     dpo = DPO(**config.dpo)
     policy = make_policy(config, ctx)
     rows = data.make_rows(config, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
+    ctx.log(rows.told)
     steps = data.steps_of(config, rows)
     learner = make_learner(config, dpo, policy.cfg, ctx, steps)
 
@@ -65,7 +66,7 @@ def make(config: Config, ctx: Context) -> Recipe:
             counted = [(count, learner.compare(state, batch)[1]) for count, batch in rows.tests(config, ctx.mesh)]
         counts = [count for count, _ in counted]
         means = {name: float(np.average([m[name] for _, m in counted], weights=counts)) for name in counted[0][1]}
-        return Evaluation({'rows': sum(counts), **means}, [])
+        return Evaluation({'rows': sum(counts), 'moved': rows.moved, **means}, [])
 
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
     trained, keep = trained_policy(config, policy, learner), keeping(policy=policy)

@@ -36,13 +36,15 @@ Host = dict[str, Any]
 class Context(NamedTuple):
     """The machine a recipe runs on. `phase('rollout')` times and shows a part of the work; `show` keeps samples of a
     step for whoever reads the run's report. `workdir` is the run's folder; those of other stages are beside it. A run
-    that goes on or is opened finds in `kept` what `Recipe.keep` wrote when it began; None: it begins."""
+    that goes on or is opened finds in `kept` what `Recipe.keep` wrote when it began; None: it begins. `log` writes a
+    line on the console."""
 
     mesh: Mesh
     phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
     show: Callable[[Iterable[Mapping[str, Any]]], None] = lambda records: None
     workdir: Path = Path()
     kept: Path | None = None
+    log: Callable[[str], None] = lambda text: None
 
     def of(self, workdir: str | Path) -> Context:
         """The same machine, for a run that is opened."""

@@ -60,6 +60,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     n, convert = config.data.replies, functools.partial(to_group, policy.tokenizer, pooling=config.data.pooling)
     gathered = functools.partial(gather, replies=n, length=config.data.max_length)
     rows = data.make_rows(config, convert, 'chosen', n, gathered)
+    ctx.log(rows.told)
     steps = data.steps_of(config, rows)
     learner = make_learner(config, loss, policy.cfg, ctx, steps)
     ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), config.data.micro_rows, config.data.row_tokens
@@ -92,7 +93,7 @@ def make(config: Config, ctx: Context) -> Recipe:
         number: dict[tuple[int, ...], int] = {}
         prompts = [number.setdefault(tuple(rows.test[i].prompt), len(number)) for i, _ in pairs]
         record = reward_model.measure(scores, lengths, np.array(prompts))
-        return Evaluation(record, exhibits=reward_model.make_exhibits(scores, lengths, record))
+        return Evaluation(record | {'moved': rows.moved}, exhibits=reward_model.make_exhibits(scores, lengths, record))
 
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
     trained, keep = trained_by(config, policy, learner), keeping(policy=policy)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
 from jax.sharding import Mesh
 
-from pal_jax.data import chats
+from pal_jax.data import chats, formats, holdouts
 from pal_jax.data.packing import Group, most_actions, pack_whole
 from pal_jax.envs import dialogue as env
 from pal_jax.feedback import recall
@@ -22,16 +22,26 @@ from pal_jax.recipes.recipe import Config, check_at_least
 from pal_jax.runtime import sharding
 from pal_jax.types import TokenBatch
 
+Keyed = tuple[str, Group]  # the content of a prompt (`Prompted.content`), and a group that has it
+Entry = TypeVar('Entry')
+
 
 class Rows(NamedTuple):
     """Groups of `n` branches of up to `actions` actions, to learn from and to test on. `left_out` groups were longer
-    than `data.max_length`."""
+    than `data.max_length`; `moved` ones do not stand where a split by rows has them, but where their prompt is."""
 
     train: list[Group]
     test: list[Group]
     n: int
     actions: int
     left_out: int
+    moved: int = 0
+
+    @property
+    def told(self) -> str:
+        """How they were split, in a line."""
+        rows = f'{len(self.train)} rows to learn from, {len(self.test)} to test on, of other prompts'
+        return f'{rows} ({self.moved} moved for it)'
 
     def draw(self, config: Config, i: int) -> list[Group]:
         """What step `i` learns from, in shuffled passes over all: by its number, so a resumed run has no position to
@@ -71,31 +81,76 @@ def make_rows(
     gather: Callable[[Sequence[Group]], list[list[Group]]] = apart,
 ) -> Rows:  # fmt: skip
     """`convert` of every record: of a file, or of those that `MADE` has by this name, whose good answers go by `key`.
-    `gather` makes of them groups to learn from, in parts that are learnt from or tested on as a whole.
+    `gather` makes of those of a prompt groups to learn from. All of a prompt are learnt, or all are tested on.
 
     Raises:
       ValueError: a file with a line that is none, or nothing to learn from or to test on.
     """
-    data = config.data
-    made = MADE.get(data.train)
-    if made:
-        parts = [list(itertools.chain(*gather(list(map(convert, records))))) for records in made(config, key)]
+    data, read = config.data, formats.imitated if key == 'completion' else formats.preferred
+
+    def keyed(rows: Sequence[tuple[str, Group]]) -> list[Keyed]:
+        by_prompt: dict[str, list[Group]] = {}
+        for content, row in rows:
+            by_prompt.setdefault(content, []).append(row)
+        return [(each, group) for each, rows in by_prompt.items() for group in itertools.chain(*gather(rows))]
+
+    def contained(record: Any) -> tuple[str, Group]:
+        return read(record).content, convert(record)
+
+    if made := MADE.get(data.train):
+        parts = [keyed(list(map(contained, records))) for records in made(config, key)]
     else:
-        parts = gather(chats.read(data.train, convert))
+        parts = [keyed(chats.read(data.train, contained))]
     if data.test:
-        train, test = (list(itertools.chain(*each)) for each in (parts, gather(chats.read(data.test, convert))))
+        train, test, moved = beside(list(itertools.chain(*parts)), keyed(chats.read(data.test, contained)), data)
+    elif made:
+        train, test, moved = of_people(parts, data.test_rows)
     else:
-        train, test = hold_out(parts, data.test_rows)
-    kept, tested = ([group for group in each if group.length <= data.max_length] for each in (train, test))
+        train, test, moved = by_prompt(parts[0], data)
+    kept, tested = ([group for _, group in each if group.length <= data.max_length] for each in (train, test))
     if not kept or not tested:
         raise ValueError(
             f'{len(kept)} rows to learn from and {len(tested)} to test on, of {len(train)} and {len(test)}, are of at '
             f'most data.max_length={data.max_length} tokens; give more rows, a data.test file, or raise it'
         )
-    return Rows(kept, tested, n, most_actions([*kept, *tested]), len(train) + len(test) - len(kept) - len(tested))
+    left_out = len(train) + len(test) - len(kept) - len(tested)
+    return Rows(kept, tested, n, most_actions([*kept, *tested]), left_out, moved)
 
 
-def hold_out(parts: list[list[Group]], most: int) -> tuple[list[Group], list[Group]]:
+def by_prompt(rows: list[Keyed], data: Config) -> tuple[list[Keyed], list[Keyed], int]:
+    """Rows to learn from and to test on, by a hash of their prompts, and how many go where an earlier row of their
+    prompt goes. Raises ValueError where all have the same."""
+    contents = [content for content, _ in rows]
+    try:
+        tested = holdouts.held_out(contents, data.test_rows)
+    except ValueError as error:
+        raise ValueError(f'{data.train}: {error}; give rows of other prompts, or a data.test file') from None
+    train, test = ([row for row, held in zip(rows, tested, strict=True) if held == way] for way in (False, True))
+    return train, test, holdouts.repeats(contents)
+
+
+def beside(rows: list[Keyed], test: list[Keyed], data: Config) -> tuple[list[Keyed], list[Keyed], int]:
+    """The rows of `data.train` whose prompts `data.test` does not have, all of that, and how many were left out of the
+    former. Raises ValueError where that is all of them."""
+    asked = {content for content, _ in test}
+    train = [row for row in rows if row[0] not in asked]
+    if not train:
+        raise ValueError(f'all prompts of data.train={data.train} are in data.test={data.test}; give others to test on')
+    return train, test, len(rows) - len(train)
+
+
+def of_people(parts: list[list[Keyed]], most: int) -> tuple[list[Keyed], list[Keyed], int]:
+    """The rows of made-up people, as `hold_out` has them, but for those of people to test on whose prompts others have
+    too: these are learnt. Raises ValueError where that is all of them."""
+    train, test = hold_out(parts, most)
+    asked = {content for content, _ in train}
+    moved = [row for row in test if row[0] in asked]
+    if len(moved) == len(test):
+        raise ValueError(f'all {len(test)} rows to test on have prompts that are learnt; raise oracle.rounds')
+    return [*train, *moved], [row for row in test if row[0] not in asked], len(moved)
+
+
+def hold_out(parts: list[list[Entry]], most: int) -> tuple[list[Entry], list[Entry]]:
     """What is learnt, and of the last parts up to `most` rows and a fifth of all, but one part at least. A part stays
     together: who is tested on has said nothing to learn from."""
     sizes = np.cumsum([len(part) for part in reversed(parts)])

@@ -45,6 +45,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     data.check(config)
     policy = make_policy(config, ctx)
     rows = data.make_rows(config, functools.partial(to_group, policy.tokenizer), 'completion', n=1)
+    ctx.log(rows.told)
     steps = data.steps_of(config, rows)
     learner = make_learner(config, policy.cfg, ctx, steps)
 
@@ -65,7 +66,9 @@ def make(config: Config, ctx: Context) -> Recipe:
                 logprobs = learner.logprobs(actor_params(state), batch)
                 total, count = total - float((logprobs * batch.acts).sum()), count + int(batch.acts.sum())
         loss = total / count
-        return Evaluation({'rows': len(rows.test), 'loss': loss, 'perplexity': float(np.exp(loss))}, [])
+        return Evaluation(
+            {'rows': len(rows.test), 'moved': rows.moved, 'loss': loss, 'perplexity': float(np.exp(loss))}, []
+        )
 
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
     trained, keep = trained_policy(config, policy, learner), keeping(policy=policy)

@@ -51,7 +51,12 @@ def run(context, steps=3, **changes):
 ], ids=lambda changes: next(iter(map(str, changes.values()))))  # fmt: skip
 def test_it_comes_to_prefer_what_was_chosen(tmp_path, changes):
     train = pairs_file(tmp_path / 'a.jsonl')
-    settings = {'data.train': train, 'data.test': train, 'optimizer.lr': 1e-2, 'total_steps': 12} | changes
+    settings = {
+        'data.train': train,
+        'data.test': configs.other_prompts(train),
+        'optimizer.lr': 1e-2,
+        'total_steps': 12,
+    } | changes
     rows, recipe, state = run(ONE, steps=12, **settings)
     if not settings.get('dpo.reference_free'):
         first = {'sigmoid': np.log(2.0), 'hinge': 1.0, 'ipo': 25.0}[settings.get('dpo.loss', 'sigmoid')]

@@ -54,7 +54,13 @@ LORA = {'policy.lora.rank': 4, 'optimizer.lr': 1e-2}
 @pytest.fixture(scope='module', params=[{}, LORA], ids=['full', 'lora'])
 def trained(request, tmp_path_factory):
     path = pairs_file(tmp_path_factory.mktemp('pairs') / 'a.jsonl')
-    changes = {'data.train': path, 'data.test': path, 'optimizer.lr': 5e-3, 'total_steps': 10, **request.param}
+    changes = {
+        'data.train': path,
+        'data.test': configs.other_prompts(path),
+        'optimizer.lr': 5e-3,
+        'total_steps': 10,
+        **request.param,
+    }
     return run(ONE, 10, **changes)
 
 
@@ -173,7 +179,7 @@ def ranked(path, prompts=4):
 
 def test_groups_of_pairs_are_learnt_and_tested_by_pair(tmp_path):
     changes = ranked(tmp_path / 'a.jsonl')
-    changes['data.test'] = changes['data.train']
+    changes['data.test'] = configs.other_prompts(changes['data.train'])
     rows, recipe, state = run(ONE, 6, **changes, **{'data.replies': 4})
     assert rows[-1]['loss'] < 0.8 * rows[0]['loss']
     apart = reward.make(get_config(**changes), ONE)

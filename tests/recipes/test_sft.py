@@ -49,7 +49,7 @@ def losses(context, steps=3, **changes):
 @pytest.mark.slow
 def test_it_learns_what_it_is_shown_and_says_how_well(tmp_path):
     train = chats_file(tmp_path / 'a.jsonl')
-    changes = {'data.train': train, 'data.test': train, 'optimizer.lr': 1e-2, 'total_steps': 12}
+    changes = {'data.train': train, 'data.test': configs.other_prompts(train), 'optimizer.lr': 1e-2, 'total_steps': 12}
     _, recipe, state = losses(ONE, steps=12, **changes)
     start, _ = recipe.init()
     before, after = (recipe.evaluate(each, 'x').record for each in (start, state))
