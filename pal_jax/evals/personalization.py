@@ -3,7 +3,8 @@
 The profile F1 stands next to what it can be compared with:
 - bound: 2k / (k + n) after the person has told k of n facts; above it there is only guessing, or a leak;
 - guesser: the constant profile of the facts most common among the training people;
-- shuffled: the same predictions scored against another person's profile. Whatever is left there is not about the user.
+- shuffled: the same predictions scored against the profile of a person with other facts. Whatever is left there is not
+  about the user. It is None where all have the same facts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pal_jax.envs import dialogue as env
 from pal_jax.evals.bootstrap import interval, means, resampled_means
 from pal_jax.evals.improvement import Improvement, normalized_improvement
 from pal_jax.feedback.judges import CRITERIA
+from pal_jax.feedback.people import strangers
 from pal_jax.feedback.profiles import match_exactly, parse_completion, profile_f1
 from pal_jax.feedback.users import revealed
 from pal_jax.types import Dialogue, Person, ProfileMatcher, Sample, UserSimulator
@@ -93,6 +95,7 @@ def table(
     drawn = {name: resampled_means(each) for name, each in {**scores, **named, 'al': al}.items()}
     rise, rises = improvement(means(al)), np.array([improvement(curve) for curve in drawn['al']])
     rewards, level = cells(lambda sample: sample.reward), {**scores, 'al': al}
+    other = shuffled(talks, rounds, matcher)
     totals = means(rewards.T)[np.isfinite(rewards).any(axis=1), None]
     return {
         'people': len(talks),
@@ -104,7 +107,7 @@ def table(
         **{f'{name}_by_turn': means(each).tolist() for name, each in named.items()},
         'bound_by_turn': means(cells(lambda sample: bound(sample.dialogue))).tolist(),
         'guesser_by_turn': [float(np.mean(f1_of(matcher, [guess] * len(people), people)))] * rounds,
-        'shuffled_by_turn': means(np.where(np.isnan(f1), np.nan, shuffled(talks, rounds, matcher))).tolist(),
+        'shuffled_by_turn': None if other is None else means(np.where(np.isnan(f1), np.nan, other)).tolist(),
         'al_by_turn': means(al).tolist(),
         'n_ir': rise.n_ir,
         'n_r2': rise.n_r2,
@@ -124,13 +127,16 @@ def improvement(curve: ArrayLike) -> Improvement:
     return normalized_improvement(curve) if np.size(curve) > 1 else Improvement(0.0, 0.0, 0.0)
 
 
-def shuffled(talks: Sequence[Talk], rounds: int, matcher: ProfileMatcher) -> np.ndarray:
-    """[people, turns]: the F1 of what was inferred about a person against the profile of the next one."""
-    people = [talk[0].dialogue.person for talk in talks]
+def shuffled(talks: Sequence[Talk], rounds: int, matcher: ProfileMatcher) -> np.ndarray | None:
+    """[people, turns]: the F1 of what was inferred about a person against somebody with other facts; None where there
+    is nobody."""
+    others = strangers([talk[0].dialogue.person for talk in talks])
+    if others is None:
+        return None
     places = [(i, t) for i, talk in enumerate(talks) for t in range(len(talk))]
     inferred = [parsed.facts if (parsed := parse_completion(talks[i][t].completion.text)) else () for i, t in places]
     scores = np.zeros((len(talks), rounds))
-    found = f1_of(matcher, inferred, [people[(i + 1) % len(people)] for i, _ in places])
+    found = f1_of(matcher, inferred, [others[i] for i, _ in places])
     for place, value in zip(places, found, strict=True):
         scores[place] = value
     return scores

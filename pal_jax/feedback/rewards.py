@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pal_jax.feedback.judges import SCORES
+from pal_jax.feedback.people import content
 from pal_jax.feedback.profiles import Parsed, ProfileScores, parse_completion, plain_history, profile_scores
 from pal_jax.types import Dialogue, Person, ProfileMatcher, ResponseJudge, RewardFn, Sample, Turn, Verdict
 
@@ -24,6 +25,7 @@ def make_reward(
     profile_weight: float = 1.0,
     response_weight: float = 1.0,
     shuffled: bool = False,
+    known: Sequence[Person] = (),
     informed: bool = False,
     system: str = '',
 ) -> RewardFn:
@@ -33,8 +35,8 @@ def make_reward(
     well-formed samples; where one has no answer the sample is `ok=False` with reward 0. With a weight of 0 (the
     paper's ablations) the part is still measured. Every sample's `info` has the same keys, all floats.
 
-    `shuffled` is a control: every prediction is scored against the profile of another person of the call, so what is
-    learnt from it has nothing to do with its user.
+    `shuffled` is a control: every prediction is scored against the profile of a person with other facts, of the call
+    or, where all of it have the same, of those `known`. So what is learnt has nothing to do with the user.
 
     An `informed` judge sees the person's true profile, as in evaluations. `system` is the policy's system prompt where
     the judge is to read it at the head of the dialogue, as in the published code.
@@ -63,7 +65,7 @@ def make_reward(
             return scored
         inferred = [parsed.facts for _, parsed in formed]
         people = [samples[i].dialogue.person for i, _ in formed]
-        golden = [person.facts for person in (others(people) if shuffled else people)]
+        golden = [person.facts for person in (others(people, known) if shuffled else people)]
         matches = matcher(inferred, golden)
         shown = [judged_dialogue(samples[i].dialogue, informed, system) for i, _ in formed]
         verdicts = judge(shown, inferred, [parsed.reply for _, parsed in formed], seed)
@@ -74,13 +76,19 @@ def make_reward(
     return reward
 
 
-def others(people: Sequence[Person]) -> list[Person]:
-    """For each person the next different one of the list, round and round; one without facts where there is none."""
-    distinct = list({person.id: person for person in people}.values())
+def others(people: Sequence[Person], known: Sequence[Person] = ()) -> list[Person]:
+    """For each person the next of the list with other facts, round and round; where all have the same, one `known`.
+
+    Raises:
+      ValueError: nobody has other facts.
+    """
+    distinct = {content(person): person for person in people}
     if len(distinct) < 2:
-        return [dataclasses.replace(person, facts=()) for person in people]
-    following = dict(zip((person.id for person in distinct), [*distinct[1:], distinct[0]], strict=True))
-    return [following[person.id] for person in people]
+        distinct |= {content(person): person for person in known if content(person) not in distinct}
+    if len(distinct) < 2:
+        raise ValueError('all people have the same facts, so nobody can stand for another; give others, or no control')
+    following = dict(zip(distinct, [*list(distinct.values())[1:], next(iter(distinct.values()))], strict=True))
+    return [following[content(person)] for person in people]
 
 
 def judged_dialogue(dialogue: Dialogue, informed: bool = False, system: str = '') -> Dialogue:

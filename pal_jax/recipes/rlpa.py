@@ -78,6 +78,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     """
     check(config, ctx.mesh)
     world, policy, learner, decoder, sample_turns, supervised = make_parts(config, ctx)
+    ctx.log(world.told)
     warmup, dialogue = config.warmup.steps, config.dialogue
     n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
     max_rounds = rounds_of(dialogue)

@@ -6,8 +6,9 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pal_jax.data import holdouts
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.envs import dialogue as env
 from pal_jax.evals import personalization
@@ -17,9 +18,9 @@ from pal_jax.feedback.early import Early
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.language import make_judge, make_matcher, make_user
 from pal_jax.feedback.naturalness import make_judge as read_too
-from pal_jax.feedback.people import SLOTS, Split, load_people, make_people, place_of
+from pal_jax.feedback.people import SLOTS, Split, content, load_people, make_people, place_of
 from pal_jax.feedback.profiles import match_exactly, split_fact
-from pal_jax.feedback.rewards import make_reward
+from pal_jax.feedback.rewards import make_reward, others
 from pal_jax.feedback.sharing import share_matcher, share_reward, share_user
 from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.feedback.users import Listened, make_scripted_user
@@ -32,6 +33,16 @@ from pal_jax.runtime.processes import ALONE, Shares
 from pal_jax.types import Dialogue, Metrics, Person, ProfileMatcher, RewardFn, Sample, Turn, UserSimulator
 
 SYSTEM = 'system.txt'
+
+
+class Splits(NamedTuple):
+    """People to train on, and people never trained on by the name of their split; the topics of a profile; and how many
+    are elsewhere, or nowhere, since somebody else has their facts."""
+
+    train: list[Person]
+    tests: dict[str, list[Person]]
+    topics: tuple[str, ...]
+    moved: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +62,14 @@ class World:
     models: ChatModels
     max_failed: float
     judged: Callable[[], Metrics]  # what an evaluation tells of its judge; its model's memory is given back
+    moved: int = 0  # see `Splits`
+
+    @property
+    def told(self) -> str:
+        """How people are split, in a line."""
+        tested = ', '.join(f'{len(people)} {split}' for split, people in self.tests.items())
+        moved = f'({self.moved} moved for it)'
+        return f'{len(self.train)} people to learn from; to test on, with other facts: {tested} {moved}'
 
     def evaluate(self, answer: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
         """Figures and dialogues of a policy with the people it never trains on, and what was asked of endpoints so far.
@@ -71,7 +90,7 @@ class World:
             failed, turns = record[f'{split}_unanswered' if number else 'unanswered'], rounds * len(people)
             what = f'turns with {split} people have no answer of a user or of a judge'
             self._check(failed, turns, what, 'dialogue.user and the judge')
-        return record | self.models.usage | self.judged(), dialogues
+        return record | {'people_moved': self.moved} | self.models.usage | self.judged(), dialogues
 
     def check_answers(self, samples: Sequence[Sample], user: Listened) -> None:
         """Raises RuntimeError where too many samples of a step have no reward, or too many users had no answer."""
@@ -89,7 +108,7 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
     """
     dialogue = config.dialogue
     models, system = ChatModels(config), read_system(dialogue.system)
-    train, tests, topics = make_splits(config, models, shares)
+    train, tests, topics, moved = make_splits(config, models, shares)
     system = env.actor_prompt(topics, dialogue.profile_format) if system is None else system
     matcher = models.choose(
         'reward.matcher',
@@ -122,7 +141,9 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
         profile_weight=config.reward.profile_weight,
         response_weight=config.reward.response_weight,
     )
-    training = reward(judge, shuffled=config.reward.shuffled)
+    if config.reward.shuffled:
+        others(train)
+    training = reward(judge, shuffled=config.reward.shuffled, known=train)
     # The control takes another person of the same call, so it has to see all of them.
     early = None if config.reward.shuffled else models.early(config.reward, read)
     user = models.choose(
@@ -145,17 +166,20 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
         models=models,
         max_failed=config.reward.max_failed,
         judged=functools.partial(who_judged, natural, config),
+        moved=moved,
     )
 
 
-def make_splits(
-    config: Config, models: ChatModels, shares: Shares = ALONE
-) -> tuple[list[Person], dict[str, list[Person]], tuple[str, ...]]:
-    """People to train on, people never trained on by the name of their split, and the topics of a profile.
+def make_splits(config: Config, models: ChatModels, shares: Shares = ALONE) -> Splits:
+    """The first of `tests` is the papers' Vanilla setting; `extended` (`eval.profiles`) are people of another schema.
 
-    The first split is the papers' Vanilla setting; `extended` (`eval.profiles`) are people of another schema.
+    People with the same facts stand on one side, and of `eval.profiles` nobody is left who is trained on.
+
+    Raises:
+      ValueError: a file is wrong, or nobody is left to test on.
     """
     dialogue, tested = config.dialogue, config.eval.people
+    moved, met = 0, set[str]()
     load = functools.partial(load_people, input_key=dialogue.input_key, label_key=dialogue.label_key)
     if dialogue.profiles == 'embedded':
         train, topics = make_people(dialogue.people, seed=config.seed, split='train', facts=dialogue.facts), SLOTS
@@ -165,21 +189,42 @@ def make_splits(
         }
     else:
         people = load(dialogue.profiles)[: dialogue.max_samples or None]
+        if len(people) < 2:
+            raise ValueError(f'{dialogue.profiles} has {len(people)} person; give two or more, one is kept for testing')
+        contents = list(map(content, people))
+        try:
+            tested_on = holdouts.held_out(contents, tested, last=True)
+        except ValueError as error:
+            raise ValueError(f'{dialogue.profiles}: {error}; give people with other facts') from None
+        moved = holdouts.repeats(contents)
+        met = {each for each, held in zip(contents, tested_on, strict=True) if not held}
         if dialogue.personalities:
             people = with_personalities(people, load(dialogue.personalities), seed=config.seed)
         slotter = models.choose('dialogue.slotter', dialogue.slotter, make_slotter, none=lambda: None)
-        cut = len(people) - min(tested, len(people) // 5 or 1)
-        if cut < 1:
-            raise ValueError(f'{dialogue.profiles} has {len(people)} person; give two or more, one is kept for testing')
-        train, heldout = people[:cut], people[cut:]  # before any is left out, so that nobody changes sides
+        # Before any is left out, so that nobody changes sides.
+        train, heldout = (
+            [p for p, held in zip(people, tested_on, strict=True) if held == way] for way in (False, True)
+        )
         if slotter:
             slot = functools.partial(slot_all, slotter=slotter, shares=shares, models=models)
             train, heldout = (slot(each, max_failed=config.reward.max_failed) for each in (train, heldout))
+        met |= set(map(content, train))
+        known, heldout = ([p for p in heldout if (content(p) in met) == way] for way in (True, False))
+        if not heldout:
+            raise ValueError(f'{dialogue.profiles}: all {len(known)} people to test on have facts of others; give more')
+        train, moved = [*train, *known], moved + len(known)
         tests = {'heldout': heldout}
         topics = tuple(dict.fromkeys(slot for p in train for slot, _ in map(split_fact, p.facts) if slot))[:12]
     if config.eval.profiles:
-        tests['extended'] = load(config.eval.profiles)[:tested]
-    return train, tests, topics
+        given = load(config.eval.profiles)
+        met |= set(map(content, train))
+        tests['extended'] = [person for person in given if content(person) not in met][:tested]
+        moved += sum(content(person) in met for person in given)
+        if not tests['extended']:
+            raise ValueError(
+                f'eval.profiles={config.eval.profiles}: all {len(given)} people are trained on; name others'
+            )
+    return Splits(train, tests, topics, moved)
 
 
 def make_system(config: Config, kept: Path | None = None) -> str:
@@ -190,7 +235,7 @@ def make_system(config: Config, kept: Path | None = None) -> str:
     if (system := read_system(config.dialogue.system)) is not None:
         return system
     embedded = config.dialogue.profiles == 'embedded'
-    topics = SLOTS if embedded else make_splits(config, ChatModels(config))[2]
+    topics = SLOTS if embedded else make_splits(config, ChatModels(config)).topics
     return env.actor_prompt(topics, config.dialogue.profile_format)
 
 

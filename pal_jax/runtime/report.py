@@ -107,8 +107,8 @@ def number_rows(evals: Sequence[Record]) -> list[tuple[str, list[tuple[Any, Any]
 
 
 def turn_lists(record: Record) -> Record:
-    """The lists by turn of an evaluation: `f1_by_turn`, its bound and its controls."""
-    return {key.removesuffix('_by_turn'): value for key, value in record.items() if key.endswith('_by_turn')}
+    """The lists by turn of an evaluation: `f1_by_turn`, its bound and its controls; one that is absent is empty."""
+    return {key.removesuffix('_by_turn'): value or [] for key, value in record.items() if key.endswith('_by_turn')}
 
 
 def before_and_after(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]:

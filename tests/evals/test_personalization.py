@@ -9,6 +9,7 @@ import pytest
 
 from pal_jax.evals import baselines, personalization
 from pal_jax.feedback.judges import CRITERIA, judge_by_rules
+from pal_jax.feedback.people import strangers
 from pal_jax.feedback.profiles import match_exactly, parse_completion, render_completion
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.users import make_scripted_user
@@ -64,6 +65,24 @@ def test_what_nobody_could_judge_is_left_out_and_what_was_never_said_is_not():
     cut[0][0].info['format'] = 0.0  # a malformed turn has ended the first
     malformed = personalization.table(cut, rounds=2, guess=())
     assert malformed['unanswered'] == 0 and malformed['al_by_turn'] == [50.0, 50.0]
+
+
+def test_nobody_is_compared_with_who_has_the_same_facts():
+    a, b = PEOPLE
+    twin = Person('c', ('City:  Oslo', 'pet: cat'))
+    alike = [[sample(person, '- pet: cat\n', strict=1.0, turn=0)] for person in (a, twin, b)]
+    record = personalization.table(alike, rounds=1, guess=())
+    assert record['shuffled_by_turn'] == pytest.approx([2 / 3 / 3])  # b's answer alone, against a or a's twin
+    for people in (alike[:1], alike[:2]):
+        assert personalization.table(people, rounds=1, guess=())['shuffled_by_turn'] is None
+
+
+def test_strangers_are_as_many_as_there_are_people():
+    people = [Person(str(i), (f'pet: {pet}',)) for i, pet in enumerate('aabc')]
+    assert [person.id for person in strangers(people) or ()] == ['2', '3', '0', '1']
+    more = [Person(str(i), (f'pet: {pet}',)) for i, pet in enumerate('aaaab')]
+    assert [person.id for person in strangers(more) or ()] == ['4', '4', '4', '4', '3']
+    assert strangers(people[:2]) is None and strangers(people[:1]) is None
 
 
 def test_the_order_of_people_changes_no_mean():

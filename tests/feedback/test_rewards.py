@@ -180,7 +180,16 @@ def test_judge_without_a_score_is_refused():
 def test_the_shuffled_control_scores_against_another_person():
     people = [Person('a', ('pet: cat',)), Person('a', ('pet: cat',)), Person('b', ('pet: dog', 'job: baker'))]
     assert [person.id for person in others(people)] == ['b', 'b', 'a']
-    assert others(people[:2])[0].facts == ()
+    known = [Person('d', ('Pet:  cat',)), Person('e', ('pet: ant',))]
+    assert [person.id for person in others([*people, known[0]])] == [
+        'b',
+        'b',
+        'd',
+        'b',
+    ]  # who says the same is the same
+    assert [person.id for person in others(people[:2], known)] == ['e', 'e']
+    with pytest.raises(ValueError, match='the same facts'):
+        others([people[0], known[0]])
     reward = make_reward(match_exactly, judge_by_rules, shuffled=True)
     text = render_completion('- pet: cat\n', 'Tell me more about it, please.')
     samples = [
