@@ -21,6 +21,7 @@ import numpy as np
 
 from pal_jax.data import records
 from pal_jax.data.histories import context_of, repeated
+from pal_jax.data.holdouts import normal
 from pal_jax.types import Choice, History
 
 SURVEY, DRAWS = 100, 1000  # pairs that contexts are of, or a few more; contexts that are tried
@@ -99,7 +100,7 @@ def make_people(
     pairs, wanted = read(path, attributes, max_words=max_words)
     by_prompt: dict[str, list[Pair]] = {}
     for pair in pairs:
-        by_prompt.setdefault(pair.prompt, []).append(pair)
+        by_prompt.setdefault(normal(pair.prompt), []).append(pair)
     groups = list(by_prompt.values())
     random.Random(0).shuffle(groups)
     new = -(-len(groups) // 10)

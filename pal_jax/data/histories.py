@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pal_jax.data import records
+from pal_jax.data.holdouts import normal, together
 from pal_jax.data.records import Row
 from pal_jax.runtime import files
 from pal_jax.types import Choice, History, Told
@@ -59,15 +60,27 @@ def _apart(choices: Sequence[Choice]) -> list[Choice]:
     where one is."""
     found: list[Choice] = []
     replies: list[str] = []
+    prompts: list[str] = []
     for choice in choices:
-        sides = [choice.chosen, choice.rejected]
-        among = [*replies, choice.prompt] if choice.prompt else replies
+        sides, prompt = [normal(choice.chosen), normal(choice.rejected)], normal(choice.prompt)
+        among = [*replies, prompt] if prompt else replies
         alike = sides[0] == sides[1] or any(a in b or b in a for a in sides for b in among)
-        before = any(side in other.prompt for other in found for side in sides)
-        if not alike and not before and not any(reply in choice.prompt for reply in replies):
+        before = any(side in other for other in prompts for side in sides)
+        if not alike and not before and not any(reply in prompt for reply in replies):
             found.append(choice)
             replies += sides
+            prompts.append(prompt)
     return found
+
+
+def content(person: History) -> str:
+    """What makes a person somebody else: what is told, and the choices, in whatever order."""
+    return together([person.context, *map(said, (person.reward, *person.train, *person.held))])
+
+
+def said(choice: Choice) -> str:
+    """A choice as a text, for comparisons."""
+    return '\n'.join((choice.prompt, choice.chosen, choice.rejected))
 
 
 def context_of(past: Sequence[Choice], rng: random.Random, form: str, kind: str = '', *, asked: bool = False) -> str:
@@ -151,12 +164,14 @@ def check_disjoint(person: History, where: str) -> None:
 
 
 def repeated(person: History) -> str:
-    """A reply that tests and is told of the person, or taught by another choice or its prompt; '' if there is none."""
+    """A reply that tests and is told of the person, or taught by another choice or its prompt, in whatever case
+    and white space; '' if there is none."""
     others = person.reward, *person.train
-    taught = {reply for choice in others for reply in (choice.chosen, choice.rejected)}
+    taught = {normal(reply) for choice in others for reply in (choice.chosen, choice.rejected)}
     told = [person.context, *(message['content'] for message in person.ask), *(choice.prompt for choice in others)]
+    heard = list(map(normal, told))
     held = (reply for choice in person.held for reply in (choice.chosen, choice.rejected))
-    return next((reply for reply in held if reply in taught or any(reply in text for text in told)), '')
+    return next((r for r in held if normal(r) in taught or any(normal(r) in text for text in heard)), '')
 
 
 def _text(where: str, record: Mapping[str, Any], field: str) -> str:

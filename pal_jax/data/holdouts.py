@@ -50,5 +50,23 @@ def repeats(contents: Sequence[str]) -> int:
     return len(contents) - len(set(contents))
 
 
+def strangers(contents: Sequence[str], order: Iterable[int] | None = None) -> list[int] | None:
+    """For each entry the number of one of other content; None where all have the same.
+
+    Each stands for one other, unless more than half have the same content. Where all contents differ it is the next
+    entry, in `order` and round and round.
+    """
+    order = list(range(len(contents)) if order is None else order)
+    number = {content: k for k, content in enumerate(dict.fromkeys(contents[i] for i in order))}
+    if len(number) < 2:
+        return None
+    row = sorted(order, key=lambda i: number[contents[i]])
+    shift, found = max(Counter(contents).values()), list(order)
+    for place, i in enumerate(row):
+        following = (row[(place + shift + k) % len(row)] for k in range(len(row)))
+        found[i] = next(j for j in following if contents[j] != contents[i])
+    return found
+
+
 def _drawn(content: str, seed: int) -> bytes:
     return hashlib.sha256(f'{seed}\n{content}'.encode(errors='surrogatepass')).digest()

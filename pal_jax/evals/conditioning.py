@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pal_jax.data import holdouts
+from pal_jax.data.histories import content
 from pal_jax.data.thoughts import spoken
 from pal_jax.feedback.summaries import question
 from pal_jax.types import ChatModel, Choice, Exhibit, History
@@ -80,8 +82,8 @@ def table(
     told = dict(own)
     if controls:
         told['none_'] = [nothing] * len(people)
-    if controls and len(people) > 1:
-        told['random_'] = of_somebody(likeliest)
+    if controls and (random := of_somebody(likeliest, people)):
+        told['random_'] = random
     if controls and len(set(kinds)) > 1:
         told['other_'] = [likeliest[i] for i in of_another_kind(kinds)]
     held = [[person.held for person in people for _ in range(len(of) // len(people))] for of in told.values()]
@@ -107,11 +109,12 @@ def standard_error(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
-def of_somebody(texts: Sequence[Any]) -> list[Any]:
-    """Everyone gets that of somebody else at random, the same in every evaluation."""
-    order = np.random.default_rng(0).permutation(len(texts))
-    other = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
-    return [texts[other[i]] for i in range(len(texts))]
+def of_somebody(texts: Sequence[Any], people: Sequence[History] = ()) -> list[Any] | None:
+    """Everyone gets that of somebody else at random, the same in every evaluation. People of the same content are one
+    person, and all are others where no `people` are given. None where there is one alone."""
+    order = np.random.default_rng(0).permutation(len(texts))[::-1].tolist()
+    others = holdouts.strangers(list(map(content, people)) or list(map(str, order)), order)
+    return others and [texts[i] for i in others]
 
 
 def of_another_kind(kinds: Sequence[str]) -> list[int]:
@@ -174,21 +177,24 @@ def personalise(
     Every reply answers the first prompt that tests the person, and the reward model compares by the person's own
     summary (rlpa_plus III.5, eval_inference). `written_better` is the share of replies after that summary that it
     prefers to those after none, a tie being a half; `written_for_somebody_better` the same of replies after a summary
-    of somebody at random, which is what any summary does. Of `written` people all three replies could be had.
+    of somebody at random, which is what any summary does; it is absent where there is nobody else. Of `written` people
+    all replies could be had.
     """
     prompts = [person.held[0].prompt for person in people]
-    sources = texts, of_somebody(texts), [''] * len(people)
+    random = of_somebody(texts, people)
+    sources = [texts, [''] * len(people), *([random] if random else [])]
     asked = [[question(t, p) for t, p in zip(each, prompts, strict=True)] for each in sources]
     replies = [[text and spoken(text) for text in model(each, seed)] for each in asked]
     kept = [i for i in range(len(people)) if all(each[i] and str(each[i]).strip() for each in replies)]
     record: dict[str, Any] = {'written': len(kept)}
-    own, somebody, plain = ([str(each[i]).strip() for i in kept] for each in replies)
+    own, plain, *somebody = ([str(each[i]).strip() for i in kept] for each in replies)
 
     def compare(written: Sequence[str]) -> np.ndarray:
         choices = [[Choice(prompts[i], ours, none)] for i, ours, none in zip(kept, written, plain, strict=True)]
         return gaps([texts[i] for i in kept], choices)[:, 0]
 
-    found = {'written': compare(own), 'written_for_somebody': compare(somebody)} if kept else {}
+    named = {'written': own} | ({'written_for_somebody': somebody[0]} if somebody else {})
+    found = {name: compare(each) for name, each in named.items()} if kept else {}
     for name, differences in found.items():
         better = (np.sign(differences) + 1.0) / 2.0
         record |= {f'{name}_better': float(better.mean()), f'{name}_better_se': standard_error(better)}

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pal_jax.data import holdouts
 from pal_jax.envs import dialogue as env
 from pal_jax.evals.bootstrap import interval, means, resampled_means
 from pal_jax.evals.improvement import Improvement, normalized_improvement
 from pal_jax.feedback.judges import CRITERIA
-from pal_jax.feedback.people import strangers
+from pal_jax.feedback.people import content
 from pal_jax.feedback.profiles import match_exactly, parse_completion, profile_f1
 from pal_jax.feedback.users import revealed
 from pal_jax.types import Dialogue, Person, ProfileMatcher, Sample, UserSimulator
@@ -130,13 +131,14 @@ def improvement(curve: ArrayLike) -> Improvement:
 def shuffled(talks: Sequence[Talk], rounds: int, matcher: ProfileMatcher) -> np.ndarray | None:
     """[people, turns]: the F1 of what was inferred about a person against somebody with other facts; None where there
     is nobody."""
-    others = strangers([talk[0].dialogue.person for talk in talks])
+    people = [talk[0].dialogue.person for talk in talks]
+    others = holdouts.strangers(list(map(content, people)))
     if others is None:
         return None
     places = [(i, t) for i, talk in enumerate(talks) for t in range(len(talk))]
     inferred = [parsed.facts if (parsed := parse_completion(talks[i][t].completion.text)) else () for i, t in places]
     scores = np.zeros((len(talks), rounds))
-    found = f1_of(matcher, inferred, [others[i] for i, _ in places])
+    found = f1_of(matcher, inferred, [people[others[i]] for i, _ in places])
     for place, value in zip(places, found, strict=True):
         scores[place] = value
     return scores

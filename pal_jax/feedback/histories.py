@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pal_jax.data import attributes, histories, opinions, votes
+from pal_jax.data import attributes, histories, holdouts, opinions, votes
 from pal_jax.data.records import TextChoice
 from pal_jax.feedback import pets
 from pal_jax.types import Choice, History
 
 Splits = Mapping[str, Sequence[History]]
+Log = Callable[[str], None]
 
 OPINION = 'What do you think?'  # what the statements of a conversation answer
 
@@ -38,6 +39,10 @@ class Made(NamedTuple):
     each: int = 1
 
 
+def silent(text: str) -> None:
+    """Hears a line and says nothing."""
+
+
 def _vote(name: str, made: Made) -> Mapping[str, Sequence[Choice]]:
     return votes.to_choices(votes.read(name), OPINION, disputed=made.disputed, seed=0)
 
@@ -49,9 +54,12 @@ def by_person(choices: Iterable[TextChoice]) -> Mapping[str, Sequence[Choice]]:
     return found
 
 
-def read(data: str, *, people: int, tested: int, seed: int, form: str, made: Made) -> tuple[list[History], Splits]:
+def read(
+    data: str, *, people: int, tested: int, seed: int, form: str, made: Made, log: Log = silent
+) -> tuple[list[History], Splits]:  # fmt: skip
     """Those to learn from, and those to test on by the name of their split: `test` are people nobody has learnt from,
-    `seen` those to learn from; what tests either was not taught of them.
+    `seen` those to learn from; what tests either was not taught of them. Two of the same content are one person. What
+    others were asked may be what tests a person, but for `rated:`, whose prompts are kept apart.
 
     Args:
       data: `pets`; or a JSONL file of people; or whose choices histories are made of: `votes:<folder>/<name>`
@@ -61,6 +69,7 @@ def read(data: str, *, people: int, tested: int, seed: int, form: str, made: Mad
       tested: people of a split; of others than made-up ones at most a fifth.
       seed: of made-up ones to learn from. Who tests, and with what, is the same for every seed.
       form: how it is told what they chose, see `data.histories.context_of`.
+      log: hears of people who are on the side of somebody with the same content.
 
     Raises:
       ValueError: a file that is wrong, with the line, or has too few people.
@@ -91,6 +100,7 @@ def read(data: str, *, people: int, tested: int, seed: int, form: str, made: Mad
         choices = _vote(data.removeprefix('votes:'), made) if voted else by_person(opinions.read(data))
         found = histories.from_choices(choices, **settings, seed=0, each=made.each)
         random.Random(0).shuffle(found)
+        contents = [holdouts.together(map(histories.said, choices[own[0].user])) for own in found]
     elif ':' in data and not Path(data).exists():
         raise ValueError(
             f'data={data!r} is unknown; use pets, a JSONL file of people, votes:<folder>/<name>, rated:<file>, or a '
@@ -98,12 +108,19 @@ def read(data: str, *, people: int, tested: int, seed: int, form: str, made: Mad
         )
     else:
         found = histories.load(data)
-    cut = len(found) - min(tested, len(found) // 5)
-    if cut == len(found):
+        contents = [holdouts.together(map(histories.content, own)) for own in found]
+    if not min(tested, len(found) // 5):
         count = made.told + 1 + made.taught + made.held
         needed = f'{count} choices apart (history.told + 1 + history.taught + history.held)'
         enough = f' with {needed} of at most {made.max_words} words (history.max_words)' if made_here else ''
         raise ValueError(f'{data} has {len(found)} people{enough}; give five or more, a fifth is kept for testing')
-    learnt, test = found[:cut][:people], found[cut:]
+    try:
+        held = holdouts.held_out(contents, tested, last=True)
+    except ValueError as error:
+        raise ValueError(f'{data}: {error}; give other people') from None
+    learnt, test = ([own for own, kept in zip(found, held, strict=True) if kept == way] for way in (False, True))
+    if moved := holdouts.repeats(contents):
+        log(f'{moved} people have the same content as others, and stand on their side')
+    learnt = learnt[:people]
     tests = {'test': [own[0] for own in test], 'seen': [own[0] for own in learnt[:tested]]}
     return [history for own in learnt for history in own], tests

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -148,21 +147,6 @@ def _is_heldout(profile: tuple[str, ...]) -> bool:
 def content(person: Person) -> str:
     """What makes a person somebody else: the facts, in whatever order, case and white space."""
     return holdouts.together(person.facts)
-
-
-def strangers(people: Sequence[Person]) -> list[Person] | None:
-    """For each person one of the others with other facts; None where all have the same. Each stands for one person,
-    unless more than half of all have the same facts."""
-    order = {key: number for number, key in enumerate(dict.fromkeys(map(content, people)))}
-    if len(order) < 2:
-        return None
-    groups = [order[content(person)] for person in people]
-    row = sorted(range(len(people)), key=groups.__getitem__)
-    shift, found = max(Counter(groups).values()), list(people)
-    for place, i in enumerate(row):
-        following = (row[(place + shift + k) % len(row)] for k in range(len(row)))
-        found[i] = people[next(j for j in following if groups[j] != groups[i])]
-    return found
 
 
 def load_people(path: str | Path, *, input_key: str = 'input', label_key: str = 'profile') -> list[Person]:

@@ -108,7 +108,8 @@ def make(config: Config, ctx: Context) -> Recipe:
     if config.methods:
         return plus_table.make_table(config, ctx)
     check(config)
-    train, tests = read_people(config)
+    train, tests = read_people(config, ctx.log)
+    of_whom(config, train, train, ())  # if nobody can stand for somebody, it is told here
     if config.reads == 'latent':
         return plus_latent.make(config, ctx, train, tests)
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
@@ -206,9 +207,7 @@ def check(config: Config) -> None:
         'checkpoint.every', 'reward_model.micro_rows', 'latent.dim', 'latent.hidden', 'latent.passes', 'latent.people',
     )  # fmt: skip
     if config.seeds != 1 and not config.methods:
-        raise ValueError(
-            f'seeds={config.seeds} is for a table of --config.methods; for one run give --config.seed and a --workdir'
-        )
+        raise ValueError(f'seeds={config.seeds} is for a table of --config.methods; a run has --config.seed, --workdir')
     if not config.data:
         raise ValueError('data is empty; name people, such as --config.data=votes:<folder>/<name>')
     check_at_least(config, 0, 'hold.steps', 'reward_model.row_tokens')
@@ -216,11 +215,11 @@ def check(config: Config) -> None:
         raise ValueError(f'reward_model.std={config.reward_model.std} must be above 0')
 
 
-def read_people(config: Config) -> tuple[list[History], histories.Splits]:
+def read_people(config: Config, log: histories.Log = histories.silent) -> tuple[list[History], histories.Splits]:
     """Those to learn from, and those to test on by the name of their split. Raises ValueError where they are wrong."""
     train, tests = histories.read(
         config.data, people=config.people, tested=config.eval.people, seed=config.seed, form=config.form,
-        made=histories.Made(**config.history),
+        made=histories.Made(**config.history), log=log,
     )  # fmt: skip
     check_reads(config, (train, tests))
     return train, tests

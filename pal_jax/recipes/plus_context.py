@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pal_jax.data.histories import content
 from pal_jax.data.packing import Example, Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.evals import conditioning
@@ -43,12 +44,23 @@ class Written(NamedTuple):
 def of_whom(
     config: Config, people: Sequence[History], train: Sequence[History], step: tuple[int, ...]
 ) -> Sequence[History]:
-    """Whose choices go with what is told of these people: their own, or, for the control, others' of `train`."""
+    """Whose choices go with what is told of these people: their own, or, for the control, others' of `train`.
+
+    Raises:
+      ValueError: nobody of `train` is somebody else, by name and by content.
+    """
     if not config.shuffled:
         return people
     rng = np.random.default_rng((config.seed, *step, 1))
-    drawn = [(person, rng.permutation(len(train))) for person in people]
-    return [next(train[k] for k in order if train[k].user != person.user) for person, order in drawn]
+
+    def somebody_else(person: History) -> History:
+        mine, drawn = content(person), (train[k] for k in rng.permutation(len(train)))
+        found = next((other for other in drawn if other.user != person.user and content(other) != mine), None)
+        if found is None:
+            raise ValueError(f'shuffled: nobody else to learn from is another than {person.user}; give other people')
+        return found
+
+    return list(map(somebody_else, people))
 
 
 def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context):

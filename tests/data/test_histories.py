@@ -48,6 +48,7 @@ def test_fields_go_where_they_belong(tmp_path):
         (RECORD | {'context': None}, r'line 2 has neither context nor context_messages'),
         (RECORD | {'context_messages': [{'role': 'user'}]}, r'line 2 has a message .* give a role and a content'),
         (RECORD | {'eval_chosen': 'Cats purr.'}, r"line 2 tests with a reply it has told before: 'Cats purr.'"),
+        (RECORD | {'eval_chosen': 'cats  PURR.'}, r"line 2 tests with a reply it has told before: 'cats  PURR.'"),
         (RECORD | {'context': 'I said: Dogs bark.'}, r"line 2 tests with a reply it has told before: 'Dogs bark.'"),
         (RECORD | {'context_messages': 'Dogs bark.'}, r"line 2 tests with a reply it has told before: 'Dogs bark.'"),
         (RECORD | {'train_prompt': 'Dogs bark.'}, r"line 2 tests with a reply it has told before: 'Dogs bark.'"),

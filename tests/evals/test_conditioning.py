@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -144,3 +146,15 @@ def test_a_model_without_answers_has_no_figures():
     record, exhibit = conditioning.personalise(lambda chats, seed: [''] * len(chats), gaps, PEOPLE, ['x'] * 20, seed=0)
     assert record == {'written': 0}
     assert len(exhibit.table) == 1
+
+
+def test_nobody_stands_for_the_only_person_there_is():
+    twin = dataclasses.replace(PEOPLE[0], user='twin')
+    for people in (PEOPLE[:1], [PEOPLE[0], twin]):
+        texts = describe(people, [0.0])
+        assert conditioning.of_somebody(texts, people) is None
+        record, _ = conditioning.personalise(lambda chats, seed: ['Yes.'] * len(chats), gaps, people, texts, seed=0)
+        assert 'written_better' in record and 'written_for_somebody_better' not in record
+        figures, *_ = conditioning.table(describe, gaps, people, temperature=1.0, samples=0, controls=True)
+        assert 'none_accuracy' in figures and 'random_accuracy' not in figures
+    assert conditioning.of_somebody(['a', 'b', 'c'], [PEOPLE[0], twin, PEOPLE[1]]) == ['c', 'c', 'b']

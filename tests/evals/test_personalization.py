@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from pal_jax.data.holdouts import strangers
 from pal_jax.evals import baselines, personalization
 from pal_jax.feedback.judges import CRITERIA, judge_by_rules
-from pal_jax.feedback.people import strangers
 from pal_jax.feedback.profiles import match_exactly, parse_completion, render_completion
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.users import make_scripted_user
@@ -78,11 +78,10 @@ def test_nobody_is_compared_with_who_has_the_same_facts():
 
 
 def test_strangers_are_as_many_as_there_are_people():
-    people = [Person(str(i), (f'pet: {pet}',)) for i, pet in enumerate('aabc')]
-    assert [person.id for person in strangers(people) or ()] == ['2', '3', '0', '1']
-    more = [Person(str(i), (f'pet: {pet}',)) for i, pet in enumerate('aaaab')]
-    assert [person.id for person in strangers(more) or ()] == ['4', '4', '4', '4', '3']
-    assert strangers(people[:2]) is None and strangers(people[:1]) is None
+    assert strangers('aabc') == [2, 3, 0, 1]
+    assert strangers('abcd') == [1, 2, 3, 0] and strangers('abcd', [0, 2, 1, 3]) == [2, 3, 1, 0]
+    assert strangers('aaaab') == [4, 4, 4, 4, 3]
+    assert strangers('aa') is None and strangers('a') is None
 
 
 def test_the_order_of_people_changes_no_mean():

@@ -96,3 +96,36 @@ def test_disputed_statements_alone_count():
     data = f'votes:{DATA / "polis_open" / "nz_taxes"}'
     whole, disputed = (read(data, made=MADE._replace(disputed=share))[0] for share in (0.0, 0.3))
     assert 5 < len(disputed) < len(whole)
+
+
+def test_one_person_under_two_names_is_on_one_side(tmp_path):
+    lines = [
+        {'user': user, 'prompt': 'Talk.', 'chosen': f'good {u} {i} thing', 'rejected': f'{bad} {u} {i} thing'}
+        for user, bad in (('a', 'bad'), ('b', 'Bad '))
+        for u in range(10)
+        for i in range(100, 110)
+    ]
+    for line in lines:
+        line['user'] += line['chosen'].split()[1]
+    path = tmp_path / 'choices.jsonl'
+    path.write_text('\n'.join(map(json.dumps, lines)))
+    told = []
+    train, tests = read(f'choices:{path}', tested=4, log=told.append)
+    sides = [{person.user[1:] for person in side} for side in (train, tests['test'])]
+    assert (len(train), len(tests['test'])) == (16, 4)
+    assert not sides[0] & sides[1]
+    assert '10 people' in told[0]
+
+
+def test_a_file_of_the_same_people_cannot_be_split(tmp_path):
+    record = {
+        'context': 'c', 'reward_prompt': 'p', 'chosen': 'a', 'rejected': 'b', 'train_prompt': 'p', 'train_chosen': 'd',
+        'train_rejected': 'e', 'eval_prompt': 'p', 'eval_chosen': 'f', 'eval_rejected': 'g',
+    }  # fmt: skip
+    path = tmp_path / 'people.jsonl'
+    path.write_text('\n'.join(json.dumps(record | {'user': str(i), 'context': 'C ' * (1 + i % 2)}) for i in range(10)))
+    train, tests = read(str(path))
+    assert [len(train), len(tests['test'])] == [5, 5]  # a fifth at most, but one person at least
+    path.write_text('\n'.join(json.dumps(record | {'user': str(i)}) for i in range(10)))
+    with pytest.raises(ValueError, match=r'people.jsonl: 10 of the same content'):
+        read(str(path))

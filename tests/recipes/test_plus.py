@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -176,12 +177,21 @@ def test_the_control_takes_the_choices_of_others():
     assert draw(0) == (people, choosers) != draw(1)
 
 
+def test_nobody_stands_for_a_person_of_the_same_content():
+    config = get_config(shuffled=True)
+    train, _ = plus.read_people(config)
+    one, twin = train[0], dataclasses.replace(train[0], user='twin')
+    assert plus.of_whom(config, [one, twin], [one, twin, train[1]], (0,)) == [train[1]] * 2
+    with pytest.raises(ValueError, match='shuffled: nobody else'):
+        plus.of_whom(config, [one], [one, twin], (0,))
+
+
 def test_people_of_a_file_are_cut_in_two(tmp_path):
     record = {'context': 'c', 'reward_prompt': 'p', 'chosen': 'a', 'rejected': 'b', 'train_prompt': 'p',
               'train_chosen': 'd', 'train_rejected': 'e', 'eval_prompt': 'p', 'eval_chosen': 'f',
               'eval_rejected': 'g'}  # fmt: skip
     path = tmp_path / 'people.jsonl'
-    path.write_text('\n'.join(json.dumps(record | {'user': str(i)}) for i in range(10)))
+    path.write_text('\n'.join(json.dumps(record | {'user': str(i), 'context': f'c{i}'}) for i in range(10)))
     train, tests = plus.read_people(get_config(data=str(path)))
     assert [person.user for person in train] == list('01234567')
     assert [person.user for person in tests['test']] == ['8', '9']
@@ -444,8 +454,10 @@ def test_a_latent_vector_is_made_of_the_choices_that_are_told(tmp_path):
 
 def test_a_latent_vector_needs_choices_told_apart(tmp_path):
     path = tmp_path / 'people.jsonl'
-    told = {'context': 'Likes dogs.', **{f'{part}prompt': 'Say.' for part in ('reward_', 'train_', 'eval_')}}
+    told = {f'{part}prompt': 'Say.' for part in ('reward_', 'train_', 'eval_')}
     sides = {f'{part}{side}': f'{part} {side}' for part in ('', 'train_', 'eval_') for side in ('chosen', 'rejected')}
-    path.write_text(''.join(json.dumps({**told, **sides, 'user': f'u{i}'}) + '\n' for i in range(6)))
+    path.write_text(
+        ''.join(json.dumps({**told, **sides, 'user': f'u{i}', 'context': f'Likes {i}.'}) + '\n' for i in range(6))
+    )
     with pytest.raises(ValueError, match='reads=latent: u[0-9] has fewer choices told apart than others, or none'):
         plus.make(get_config(reads='latent', data=str(path)), ONE)
