@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pal_jax.data.holdouts import normal
 from pal_jax.data.passes import shuffled
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Row
@@ -29,7 +30,8 @@ def make_rollouts(config: Config, ctx: Context) -> Recipe:
     policy = make_policy(config, ctx)
     size, n = config.rollout.batch_size, config.rollout.answers
     sample = soups.make_sampler(config, policy, ctx, at_once=n * size)
-    prompts = soups.read_prompts(config, 'train', policy.tokenizer)
+    prompts, moved = soups.read_prompts(config, 'train', policy.tokenizer), soups.prompts_moved(config)
+    ctx.log(f'{len(prompts)} prompts to learn from; {moved} left out that prompts.test has')
     asked = draw(everyone(config), prompts, config.rollout.prompts, config.seed)
     base = functools.cache(lambda: soups.load_base(policy, ctx))
 
@@ -52,7 +54,7 @@ def make_rollouts(config: Config, ctx: Context) -> Recipe:
 
     def finish(records: list[dict[str, Any]]) -> Evaluation:
         piecework.write(ctx.workdir.parent / soups.ROLLOUTS, records)
-        return Evaluation({'rows': len(records)})
+        return Evaluation({'rows': len(records), 'prompts_moved': moved})
 
     return piecework.make(ctx, -(-len(asked) // size), work, 'rollout', finish)
 
@@ -146,13 +148,17 @@ def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test
     Raises:
       RuntimeError: a preference has fewer than two pairs to learn from, or none to test on.
     """
-    prompts = list(dict.fromkeys((row['instruction'], row['input']) for row in records))
+
+    def asked(row: Row) -> str:
+        return normal(Prompt('', row['instruction'], row['input']).question)
+
+    prompts = list(dict.fromkeys(map(asked, records)))
     tested = set(prompts[len(prompts) - max(round(test_share * len(prompts)), 1) :])
     judged = [row for row in records if row['preference'] in (1, 2)]
     for name in (*names, JOINT):
         own = [r for r in judged if r['preference_id'] == name or (name == JOINT and r['preference_prompt'])]
-        test = [row for row in own if (row['instruction'], row['input']) in tested]
-        train = [row for row in own if (row['instruction'], row['input']) not in tested]
+        test = [row for row in own if asked(row) in tested]
+        train = [row for row in own if asked(row) not in tested]
         if len(train) < 2 or not test:
             raise RuntimeError(
                 f'{name}: {len(train)} pairs to learn from and {len(test)} to test on, the others are ties; raise '

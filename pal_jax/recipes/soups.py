@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from pal_jax.data import chats, inputs
+from pal_jax.data.holdouts import normal
 from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.thoughts import spoken
 from pal_jax.data.tokenizer import Tokenizer
@@ -99,7 +100,27 @@ def read_prompts(config: Config, split: str, tokenizer: Tokenizer) -> list[Promp
 
 
 def known_prompts(config: Config, split: str) -> list[Prompt]:
-    """All of a split. Raises ValueError where its file has none, or a line that is none."""
+    """All of a split, but for those of `train` that ask what `test` asks.
+
+    Raises:
+      ValueError: a file has no prompt, or a line that is none; or all to learn from are in the test.
+    """
+    prompts = _given_prompts(config, split)
+    if split == 'test':
+        return prompts
+    tested = {normal(prompt.question) for prompt in _given_prompts(config, 'test')}
+    learnt = [prompt for prompt in prompts if normal(prompt.question) not in tested]
+    if not learnt:
+        raise ValueError(f'all prompts of prompts.train={config.prompts.train} are in prompts.test; give others')
+    return learnt
+
+
+def prompts_moved(config: Config) -> int:
+    """How many of `prompts.train` are left out, since `prompts.test` has them."""
+    return len(_given_prompts(config, 'train')) - len(known_prompts(config, 'train'))
+
+
+def _given_prompts(config: Config, split: str) -> list[Prompt]:
     given = config.prompts[split]
     if given == 'embedded':
         return [Prompt(f'{split}-{i}', question) for i, question in enumerate(make_questions(split))]

@@ -13,6 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pal_jax import cli, train
+from pal_jax.data.holdouts import normal
 from pal_jax.feedback import preferences
 from pal_jax.models import sources
 from pal_jax.presets import parse_stage
@@ -235,6 +236,31 @@ def test_prompts_that_test_a_reward_model_teach_none(tmp_path):
     assert not {pair['prompt'][0]['content'] for pair in train} & {pair['prompt'][0]['content'] for pair in test}
     with pytest.raises(RuntimeError, match='P2B: 0 pairs to learn from and 0 to test on, the others are ties'):
         psoups_data.write_pairs(tmp_path, judged, ['P2B'], 0.2)
+
+
+def test_a_prompt_in_other_clothes_tests_no_reward_model_that_learnt_it(tmp_path):
+    judged = [{**row, 'preference_id': 'P2A'} for row in rows(10, judged=2)]
+    judged += [{**row, 'instruction': row['instruction'].upper() + ' '} for row in judged[:5]]
+    psoups_data.write_pairs(tmp_path, judged, ['P2A'], 0.2)
+    train, test = (
+        {normal(pair['prompt'][0]['content']) for pair in piecework.read(tmp_path / f'{name}.jsonl')}
+        for name in ('P2A', 'P2A-test')
+    )
+    assert (len(train), len(test)) == (8, 2) and not train & test
+
+
+def test_prompts_of_the_test_are_not_learnt_from(tmp_path):
+    files = {'prompts.train': str(tmp_path / 'train.jsonl'), 'prompts.test': str(tmp_path / 'test.jsonl')}
+    config = get_config(**files)
+    for name, asked in (('train', ('Why?', 'How?', ' why? ', 'When?')), ('test', ('WHY?', 'Where?'))):
+        (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps({'prompt': text}) + '\n' for text in asked))
+    found = {split: [prompt.question for prompt in soups.known_prompts(config, split)] for split in ('train', 'test')}
+    assert found == {'train': ['How?', 'When?'], 'test': ['WHY?', 'Where?']}
+    assert [prompt.id for prompt in soups.known_prompts(config, 'train')] == ['train-1', 'train-3']
+    assert soups.prompts_moved(config) == 2
+    with pytest.raises(ValueError, match='all prompts of prompts.train=.* are in prompts.test'):
+        psoups.check(get_config(**files | {'prompts.test': files['prompts.train']}))
+    assert soups.prompts_moved(get_config()) == 0
 
 
 def test_the_best_answer_is_the_one_preferred_most_often():
