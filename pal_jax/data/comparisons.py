@@ -1,7 +1,8 @@
 """Who chose what, as columns: people split into seen and new, their choices into parts, parts into batches.
 
 A situation is what a person decided at once: of four tariffs one was chosen, which is three pairs. Situations are never
-cut: what a model is tested on was decided at another time than what it was trained on.
+cut, and what a person was asked twice counts as one: a model is tested on other questions than it was trained on. Texts
+that differ in case and white space alone are the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pal_jax.data.holdouts import normal
 from pal_jax.types import PairBatch, PreferencePair
 
 
@@ -142,7 +144,7 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     """People into seen and new, then each person's situations into parts, all at random by `seed`.
 
     A seen person's situations are for training, for validation and, the rest, for the test; a new person's for fitting
-    (as many as for training) and for the test.
+    (as many as for training) and for the test. Situations of a person with the same items are in the same part.
 
     Raises:
       ValueError: nobody is left to be seen or to be new, or a person has too few situations.
@@ -153,9 +155,12 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
         raise ValueError(f'split.seen={seen} of {people} people leaves nobody seen or nobody new')
     is_seen = np.zeros(people, bool)
     is_seen[rng.permutation(people)[:count]] = True
-    owner = np.zeros(data.situations.max() + 1, np.int64)
-    owner[data.situations] = data.users
-    place = rank_within(owner, rng.permutation(len(owner)))
+    number = questions(data)
+    _, first = np.unique(number, return_index=True)
+    asked = number[data.situations]
+    owner = np.zeros(len(first), np.int64)
+    owner[asked] = data.users
+    place = rank_within(owner, rng.permutation(len(number))[first])
     number = np.bincount(owner, minlength=people)
     if (few := np.flatnonzero(number < 3)).size:
         raise ValueError(
@@ -165,7 +170,7 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     cuts = np.maximum(np.round(number * train), 1), np.maximum(np.round(number * validation), 1)
     first = np.minimum(cuts[0], number - 2)
     part = (place >= first[owner]).astype(int) + (place >= (first + cuts[1])[owner])
-    of_pair, theirs = part[data.situations], is_seen[data.users]
+    of_pair, theirs = part[asked], is_seen[data.users]
     seen_parts = [np.flatnonzero(theirs & (of_pair == k)) for k in range(3)]
     new_parts = [np.flatnonzero(~theirs & (of_pair == 0)), np.flatnonzero(~theirs & (of_pair > 0))]
     return Split._make([*seen_parts, *new_parts])
@@ -182,13 +187,15 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
       ValueError: nobody is left to be seen or to be new, or nothing to validate by.
     """
     assert isinstance(data.chosen, Lookup) and isinstance(data.rejected, Lookup)
-    rng, people, items = np.random.default_rng(seed), len(data.names), len(data.chosen.table)
+    rng, people = np.random.default_rng(seed), len(data.names)
     is_seen = rng.permutation(people) < round(seen * people)
+    same = same_texts(data)
     if isinstance(data.prompt, Lookup):
-        asked, of_pair = np.unique(data.prompt.numbers, return_inverse=True)
+        asked, of_pair = np.unique(same[data.prompt.numbers], return_inverse=True)
         items, sides = len(asked), [of_pair]
     else:
-        sides = [data.chosen.numbers, data.rejected.numbers]
+        known, item = np.unique(same, return_inverse=True)
+        items, sides = len(known), [item[data.chosen.numbers], item[data.rejected.numbers]]
     place = rng.permutation(items)
     part = (place >= round(train * items)).astype(int) + (place >= round((train + validation) * items))
     of_pair = part[sides[0]]
@@ -209,6 +216,57 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
         )
     new_parts = [np.flatnonzero(counted & ~theirs & (of_pair == k)) for k in (0, 2)]
     return Split._make([*seen_parts, *new_parts])
+
+
+def same_texts(data: Comparisons) -> np.ndarray:
+    """For each item of a table the number of the first one whose text is the same (`holdouts.normal`); of items without
+    words, their own."""
+    assert isinstance(data.chosen, Lookup)
+    first: dict[str, int] = {}
+    words = map(normal, data.texts)
+    found = [first.setdefault(text, i) if text else i for i, text in enumerate(words)]
+    return np.array(found, np.int64) if found else np.arange(len(data.chosen.table))
+
+
+def repeats(data: Comparisons) -> int:
+    """How many texts, or where there are none situations, are the same as an earlier one, with which they stay."""
+    found = same_texts(data) if data.texts else questions(data)
+    return len(found) - len(np.unique(found))
+
+
+def questions(data: Comparisons) -> np.ndarray:
+    """For each situation the number of what was asked in it, by who, the items (in whatever order) and the prompt; in
+    the order in which they come. Situations without pairs are questions of their own."""
+    asked = np.zeros(int(data.situations.max()) + 1, np.uint64)
+    np.add.at(asked, data.situations, _hashes(data.rejected))
+    with np.errstate(over='ignore'):
+        rest = _hashes(data.chosen) + _mixed(data.users.astype(np.uint64) + np.uint64(1))
+        rest += _hashes(data.prompt) * np.uint64(3) if data.prompt is not None else np.uint64(0)
+        alone = np.arange(len(asked), dtype=np.uint64)
+        alone[data.situations] = rest  # of a situation's pairs these are all alike
+        asked += alone
+    _, first, number = np.unique(asked, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[number]
+
+
+def _hashes(items: np.ndarray | Lookup) -> np.ndarray:
+    """A number of 64 bits for each item, the same for the same one."""
+    if isinstance(items, Lookup):
+        return _mixed(items.numbers.astype(np.uint64))
+    bits = (np.asarray(items, np.float32) + np.float32(0.0)).view(np.uint32).astype(np.uint64)  # 0.0 for -0.0
+    found = np.zeros(len(bits), np.uint64)
+    for column in bits.T:
+        found = _mixed(found ^ column)
+    return found
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """The bits of 64-bit numbers, mixed (the finaliser of SplitMix64, Steele et al. 2014)."""
+    with np.errstate(over='ignore'):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
 
 
 def rank_within(groups: ArrayLike, keys: ArrayLike) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from pal_jax.data import chats, records
+from pal_jax.data import chats, formats, records
 from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.data.packing import Example, Group, Layout, lay_out, pack_groups, round_up, shared_prompt
 from pal_jax.data.records import TextChoice
@@ -144,7 +144,8 @@ def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '
     if 'prompt' not in record and all(isinstance(record.get(key), str) for key in ('chosen', 'rejected')):
         texts = [to_text(tokenizer, template.format(record[key])) for key in ('chosen', 'rejected')]
     else:
-        pair = chats.to_prefer(record, tokenizer)
+        pair, said = chats.to_prefer(record, tokenizer), formats.preferred(record)
+        words['prompt'] = in_words(said.prompt)  # which may stand in the replies
         texts, asked = replies(tokenizer, pair.chosen.prompt, [each.completion for each in pair], alone=alone)
         prompt = asked, words['prompt']
     if texts[0] == texts[1]:

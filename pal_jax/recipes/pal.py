@@ -57,6 +57,9 @@ def make(config: Config, ctx: Context) -> Recipe:
     data = text.items if text else read(config, ctx)
     kept = pal_kept.going_on(config, before, pal_kept.of(config, data, text))
     data = comparisons.standardized(data, kept.scale) if config.standardize else data
+    ctx.log(
+        f'{comparisons.repeats(data)} {"texts" if data.texts else "situations"} stay with the same ones in every split'
+    )
     trials = make_trials(config, data)
     learners = make_learners(config, kept, ctx, len(trials))
     draw = make_draw(config, data, trials, text)

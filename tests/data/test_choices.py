@@ -75,6 +75,32 @@ def test_a_split_cuts_no_situation_and_shares_no_person():
     assert not np.array_equal(parts.train, other.train)
 
 
+def test_what_a_person_was_asked_twice_is_in_one_part():
+    """Each person was asked 5 questions three times, once with the sides swapped and once with -0.0 for 0.0."""
+    rng, pairs = np.random.default_rng(0), []
+    for u in range(10):
+        for s in range(5):
+            one, two = (0.0, float(rng.random())), (float(rng.random()), 1.0)
+            for k, sides in enumerate(((one, two), (two, one), ((-0.0, one[1]), two))):
+                pairs.append(PreferencePair(f'u{u}', *sides, f'{k} {s}'))
+    data = from_pairs(pairs, ('price', 'time'))
+    asked = [
+        (pair.user, frozenset([tuple(x + 0.0 for x in pair.chosen), tuple(x + 0.0 for x in pair.rejected)]))
+        for pair in pairs
+    ]
+    parts = comparisons.split(data, seed=3, seen=0.8, train=0.6, validation=0.2)
+    sides = [{asked[i] for i in part} for part in parts]
+    assert sum(map(len, sides)) == len(set(asked)) == 50
+    assert sum(map(len, parts)) == 150 and comparisons.repeats(data) == 100
+    assert not (sides[0] | sides[1]) & sides[2] and not sides[3] & sides[4]
+
+
+def test_questions_are_situations_where_none_is_asked_twice():
+    data = panel()
+    np.testing.assert_array_equal(comparisons.questions(data), np.arange(50))
+    assert comparisons.repeats(data) == 0
+
+
 def test_a_user_with_too_few_choices_is_named():
     data = panel(situations=2)
     with pytest.raises(ValueError, match="user 'u0' has 2 of the 3 choices"):

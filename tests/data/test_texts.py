@@ -106,11 +106,39 @@ def test_prompts_are_split_where_there_are_some():
     people, asked = np.arange(40).repeat(20), np.tile(np.arange(20), 40)
     said = tuple(Text((i,)) for i in range(22))
     yes, no = np.full(800, 20), np.full(800, 21)
-    pairs = TextPairs(people, yes, no, asked, said, ('x',) * 22, tuple(map(str, range(40))), np.full(40, -1))
+    words = tuple(map(str, range(22)))
+    pairs = TextPairs(people, yes, no, asked, said, words, tuple(map(str, range(40))), np.full(40, -1))
     parts = comparisons.split_items(pairs.in_states(np.eye(22, 4)), seed=0, seen=0.8, train=0.5, validation=0.2)
     train, validation, test, fit, new_test = (set(asked[part]) for part in parts)
     assert (len(train), len(validation), len(test)) == (10, 4, 6)
     assert not train & validation and not (train | validation) & test and fit == train and new_test == test
+
+
+def test_a_text_in_other_clothes_is_the_same_text():
+    """40 people chose among 20 statements, each of which stands there twice, with other white space and case."""
+    rng, words = (
+        np.random.default_rng(0),
+        tuple(f'Statement {i}' if k else f' statement  {i}' for k in (0, 1) for i in range(20)),
+    )
+    people, chosen = np.arange(40).repeat(100), rng.integers(40, size=4000)
+    rejected = (chosen + rng.integers(1, 20, size=4000)) % 40
+    said, names = tuple(Text((i,)) for i in range(40)), tuple(map(str, range(40)))
+    for prompt in (None, chosen):
+        pairs = TextPairs(people, chosen, rejected, prompt, said, words, names, np.full(40, -1))
+        data = pairs.in_states(np.eye(40, 4))
+        parts = comparisons.split_items(data, seed=0, seen=0.8, train=0.5, validation=0.2)
+        sides = (chosen,) if prompt is not None else (chosen, rejected)
+        train, validation, test, *_ = ({int(i) % 20 for side in sides for i in side[part]} for part in parts)
+        assert not train & validation and not (train | validation) & test
+        assert comparisons.repeats(data) == 20
+
+
+def test_a_prompt_that_stands_in_the_replies_is_known_by_its_words(tmp_path):
+    asked = [{'role': 'user', 'content': 'Why?'}]
+    record = {'user': 'a', **{k: [*asked, {'role': 'assistant', 'content': k}] for k in ('chosen', 'rejected')}}
+    (tmp_path / 'a.jsonl').write_text(json.dumps(record))
+    pairs = texts.read(tmp_path / 'a.jsonl', TOKENIZER, alone=False)
+    assert pairs.prompt is not None and pairs.words[pairs.prompt[0]] == 'Why?'
 
 
 def test_spans_hold_both_sides_and_count_the_tokens_that_differ():
