@@ -150,11 +150,11 @@ def ppo(**changes: object) -> ConfigDict:
 
 
 def rows(*, batch_size: int) -> ConfigDict:
-    """What a supervised method reads (formats: `data/chats.py`) and how it is batched."""
+    """What a supervised method reads (formats: `data/formats.py`) and how it is batched."""
     return ConfigDict(
         {
-            'train': 'oracle',  # or recall (feedback/recall.py), or a JSONL file
-            'test': '',  # a JSONL file; '': the last rows of train, a fifth at most
+            'train': 'oracle',  # or recall (feedback/recall.py), or a file: .jsonl, .json, .parquet
+            'test': '',  # a file, whose prompts are not learnt; '': rows of some prompts of train, a fifth at most
             'test_rows': 64,
             'max_length': 1024,  # tokens; longer rows are left out
             'epochs': 1.0,

@@ -140,7 +140,7 @@ def _checked(folder: str | Path) -> dict[str, Any]:
     rank, alpha = config.get('r'), config.get('lora_alpha')
     if type(rank) is not int or not 0 < rank < 2**31:
         raise ValueError(f'{path} has r={shown(rank)}; it has to be a whole number above 0')
-    if type(alpha) not in (int, float) or not abs(alpha) < 2**31:
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < 2**31:
         raise ValueError(f'{path} has lora_alpha={shown(alpha)}; it has to be a number')
     return config
 
