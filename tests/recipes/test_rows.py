@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import json
 
+import jax
 import pytest
 
 from pal_jax.data.holdouts import held_out, normal
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.recipes import dpo, reward, rows, sft
+from pal_jax.recipes.recipe import Context
+from pal_jax.runtime import devices
 from tests import configs
 
 TOKENIZER = byte_tokenizer()
@@ -102,6 +105,15 @@ def test_made_people_ask_nothing_in_the_test_that_others_ask(method, record):
     assert (len(found.train), len(found.test), found.moved) == (36, 4, 4)  # all begin with the same words
     with pytest.raises(ValueError, match='oracle.rounds'):
         make(method, 'oracle', **{'oracle.rounds': 1})
+
+
+@METHODS
+def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
+    path, told = write(tmp_path / 'a.jsonl', [record(f'{i % 5}') for i in range(10)]), []
+    recipe = {'sft': sft, 'dpo': dpo, 'reward': reward}[method]
+    mesh = devices.make_mesh(devices=jax.devices()[:1])
+    recipe.make(configs.load(method, **{'data.train': path, 'export': False}), Context(mesh, log=told.append))
+    assert told == ['8 rows to learn from, 2 to test on, of other prompts (5 moved for it)']
 
 
 def test_the_same_answer_twice_is_no_pair(tmp_path):
