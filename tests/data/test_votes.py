@@ -77,7 +77,9 @@ def made_up(people=40, items=30, seed=0):
     rng = np.random.default_rng(seed)
     who, what = np.repeat(np.arange(people), items), np.tile(np.arange(items), people)
     agree = rng.random(len(who)) < 0.5
-    found = votes.Votes(who, what, agree, tuple(f'p{i}' for i in range(people)), ('x',) * items, np.zeros(people, int))
+    found = votes.Votes(
+        who, what, agree, tuple(f'p{i}' for i in range(people)), tuple(map(str, range(items))), np.zeros(people, int)
+    )
     users, chosen, rejected = votes.draw_pairs(found, most=60, seed=seed)
     said = tuple(Text((i,)) for i in range(items))
     pairs = TextPairs(users, chosen, rejected, None, said, found.texts, found.names, found.groups)
