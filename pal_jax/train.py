@@ -122,7 +122,9 @@ def run(
     rollouts: list[Mapping[str, Any]],
 ) -> int:  # fmt: skip
     """Steps from where the run stands to its end, then its report and export. Returns the signal that stopped it."""
-    checkpoint.write_config(workdir, config.to_dict())
+    if not restored and jax.process_index() == 0:
+        recipe.keep(workdir / checkpoint.KEPT)
+    checkpoint.write_config(workdir, config.to_dict())  # for which all processes wait
     if jax.process_index() == 0:
         (workdir / report.REPORT).unlink(missing_ok=True)  # a report says that a run is finished
     if restored:
@@ -131,8 +133,6 @@ def run(
         checkpoints.set_aside_after(first)
         progress.log(f'resuming {workdir} at step {first} of {recipe.total_steps}')
     else:
-        if jax.process_index() == 0:
-            recipe.keep(workdir / checkpoint.KEPT)
         with progress.phase('load'):
             (state, host), first = recipe.init(), 0
     with (
