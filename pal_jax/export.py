@@ -21,9 +21,9 @@ from absl import flags
 
 from pal_jax import cli
 from pal_jax.models import peft
-from pal_jax.recipes.recipe import Export, folders_read, load_trained, read_config
+from pal_jax.recipes.recipe import Export, folders_read, load_trained, read_config, write_exports
 from pal_jax.runtime.outputs import check_folder
-from pal_jax.train import initialize, write_exports
+from pal_jax.train import initialize
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
 ADAPTER = flags.DEFINE_bool('adapter', False, 'Only the adapter, as the library peft has it.')

@@ -30,9 +30,8 @@ import jax
 
 from pal_jax import cli
 from pal_jax.data import inputs
-from pal_jax.models import hf
-from pal_jax.recipes.recipe import Config, Context, Export, Recipe, folders_read
-from pal_jax.runtime import checkpoint, devices, outputs, processes, report, sharding
+from pal_jax.recipes.recipe import Config, Context, Recipe, folders_read, write_exports
+from pal_jax.runtime import checkpoint, devices, outputs, processes, report
 from pal_jax.runtime.metrics import MetricsWriter, require_wandb
 from pal_jax.runtime.progress import Progress
 from pal_jax.runtime.stopping import Stopping, exit_status
@@ -190,23 +189,11 @@ def finish(config: Config, workdir: Path, recipe: Recipe, state, progress: Progr
     if config.export and recipe.trained:
         write_exports(recipe.trained.exports(state), lambda name: workdir / name)
     if jax.process_index() == 0:
-        told = {'config': config.to_dict(), 'finished': time.strftime('%Y-%m-%d %H:%M:%S')}
-        summarize(workdir, told | {'notes': notes(recipe)})
+        notes = [FOLDED] if recipe.trained and recipe.trained.tokenizer.folded else []
+        told = {'config': config.to_dict(), 'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'notes': notes}
+        summarize(workdir, told)
         report.write_report(workdir)
         progress.log(f'report: {workdir / report.REPORT}')
-
-
-def notes(recipe: Recipe) -> list[str]:
-    """What whoever reads the report should know of the run."""
-    return [FOLDED] if recipe.trained and recipe.trained.tokenizer.folded else []
-
-
-def write_exports(exports: dict[str, Export], folder: Callable[[str], Path]) -> None:
-    """Models as Hugging Face folders. All processes take part, the first one writes."""
-    for name, export in exports.items():
-        params, head = sharding.to_host((export.params, export.head))
-        if jax.process_index() == 0:
-            hf.save(params, export.model, export.tokenizer, folder(name), head=head)
 
 
 if __name__ == '__main__':

@@ -21,11 +21,11 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.policy import PolicyLearner, PolicyState
 from pal_jax.learners.reward import RewardState
 from pal_jax.learners.training import Lora
-from pal_jax.models import peft, sources
+from pal_jax.models import hf, peft, sources
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, cast
 from pal_jax.models.sources import Source
-from pal_jax.runtime import devices, files
+from pal_jax.runtime import devices, files, sharding
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from pal_jax.types import Exhibit, Metrics
 
@@ -263,6 +263,14 @@ def load_trained(workdir: str, step: int | None = None) -> tuple[dict[str, Expor
     trained = trained_in(workdir, Context(mesh))
     state, _, step = Checkpoints(workdir, trained.exported, read_only=True).read(step)
     return trained.exports(state), step
+
+
+def write_exports(exports: dict[str, Export], folder: Callable[[str], Path]) -> None:
+    """Models as Hugging Face folders. All processes take part, the first one writes."""
+    for name, export in exports.items():
+        params, head = sharding.to_host((export.params, export.head))
+        if jax.process_index() == 0:
+            hf.save(params, export.model, export.tokenizer, folder(name), head=head)
 
 
 def open_run(workdir: str, ctx: Context) -> Source:

@@ -14,10 +14,9 @@ import pytest
 
 from pal_jax.models import sources
 from pal_jax.recipes import reward
-from pal_jax.recipes.recipe import Context
+from pal_jax.recipes.recipe import Context, write_exports
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.train import write_exports
 from tests import configs
 
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
