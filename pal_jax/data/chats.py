@@ -97,6 +97,8 @@ def _chat(
     for k in (len(prompt) + i for i, acted in enumerate(learnt) if acted):
         first, end = _turn(tokenizer, messages, k, tokens, tools)
         acts[first:end] = [True] * (end - first)
+    if not any(acts):
+        raise ValueError("the model's chat template writes nothing of what the assistant says; give it another template")
     end = len(tokens) - acts[::-1].index(True)
     return Example(tokens[:start], tokens[start:end], acts[start:end])
 

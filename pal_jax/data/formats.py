@@ -127,8 +127,13 @@ def _rendered(record: Mapping[str, Any], found: Prompted) -> Prompted:
 def _conversation(messages: list[Message], key: str) -> Prompted:
     """What the assistant says in messages, after those that come before its first."""
     first = next((i for i, message in enumerate(messages) if message['role'] == 'assistant'), None)
-    if not first:
-        raise ValueError(f'{key!r} has no assistant message after another; nothing in it can be learnt')
+    if first is None:
+        raise ValueError(f'{key!r} has no assistant message; nothing in it can be learnt')
+    if first == 0:
+        raise ValueError(
+            f"{key}[0] is the assistant's, and what is learnt answers something; put a system or user message before "
+            'it, or delete it'
+        )
     return Prompted(messages[:first], (messages[first:],))
 
 

@@ -101,13 +101,14 @@ def hashes(path: Path) -> dict[str, str]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """A file, those of a conversation, those in a folder, or what tells the last checkpoint of a run from others."""
+    """A file, those of a conversation, those in a folder that are not hidden, or what tells the last checkpoint of a run
+    from others."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         return _votes(path)
     if not (path / FOLDER).is_dir():
-        return sorted(file for file in path.iterdir() if file.is_file())
+        return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith('.'))
     last = max((int(step.name) for step in (path / FOLDER).iterdir() if step.name.isdigit()), default=0)
     return [file for file in (path / CONFIG, path / FOLDER / str(last) / 'host' / 'metadata') if file.is_file()]
 

@@ -173,7 +173,8 @@ class Tokenizer:
         if not self.fast.chat_template:
             raise ValueError(f'{self._name} has no chat template; use an instruct model or add chat_template.jinja')
         if self.folds_system and messages and messages[0]['role'] == 'system':
-            self.folded, messages = True, folded(messages)
+            self.folded |= bool(messages[0]['content'])
+            messages = folded(messages)
         return self.encode(self._rendered(messages, add_generation_prompt, tools))
 
     @functools.cached_property

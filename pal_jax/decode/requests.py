@@ -90,9 +90,9 @@ def check(request: Request, cfg: ModelConfig, adapters: int = 0, prompt_only: bo
     """Raises ValueError where a request cannot be met by this model, of which weights hold so many adapters to mix; of
     `prompt_only` nothing is to follow."""
     mixture = request.mixture
-    if mixture is not None and not (adapters == len(mixture) and abs(math.fsum(mixture) - 1) <= 1e-6):
+    if mixture is not None and not (adapters == len(mixture) and abs(sum(mixture) - 1) <= 1e-6):
         raise ValueError(
-            f'mixture has {len(mixture)} weights with sum {math.fsum(mixture):g}, the model {adapters} adapters to '
+            f'mixture has {len(mixture)} weights with sum {sum(mixture):g}, the model {adapters} adapters to '
             'mix; give one weight each, with sum 1'
         )
     length, vocab = len(request.prompt_ids), cfg.vocab

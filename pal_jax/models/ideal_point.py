@@ -245,7 +245,7 @@ def checked_mixture(mix: Sequence[float], K: int) -> Float[Array, ' K']:
     Raises:
       ValueError: it has another length, a weight below 0 or not finite, or does not sum to 1 within 1e-6.
     """
-    total = math.fsum(mix)
+    total = sum(mix)
     if len(mix) != K or not all(weight >= 0 for weight in mix) or not abs(total - 1) <= 1e-6:
         raise ValueError(f'a mixture of {K} prototypes needs {K} weights of at least 0 that sum to 1, got {list(mix)}')
     return jnp.asarray(mix, jnp.float32)

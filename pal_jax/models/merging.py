@@ -29,9 +29,9 @@ def checked(weights: Sequence[float], count: int) -> tuple[float, ...]:
     Raises:
       ValueError: there are others than `count`, or their sum is further than 1e-6 from 1.
     """
-    if len(weights) != count or not abs(math.fsum(weights) - 1) <= TOLERANCE:
+    if len(weights) != count or not abs(sum(weights) - 1) <= TOLERANCE:
         raise ValueError(
-            f'{len(weights)} weights with sum {math.fsum(weights):g} for {count} models; give one each, with sum 1'
+            f'{len(weights)} weights with sum {sum(weights):g} for {count} models; give one each, with sum 1'
         )
     return tuple(map(float, weights))
 

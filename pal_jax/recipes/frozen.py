@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jinja2
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,6 +23,8 @@ ROW_TOKENS = 512  # dialogues share rows of so many tokens
 ACTIONS = 32  # replies are padded to a multiple of so many tokens, so that there are few programs
 CONTEXT = 3  # messages of a dialogue that a reply is read after: the last ones
 
+EMPTY = {'role': 'system', 'content': ''}  # keeps a template's own system message away
+
 RULES, MODEL = 'rules', 'model'
 
 
@@ -35,7 +36,6 @@ class FrozenModel:
         self._cfg = devices.for_platform(source.config, dtype, scan_layers=True)  # few replies, many programs
         self._params: Params | None = None
         self._tokenizer: Tokenizer | None = None
-        self._head: list[dict[str, str]] = []
         self._score = jax.jit(lambda params, batch: forward.logprobs(params, self._cfg, batch)[0])
 
     def __call__(self, dialogues: Sequence[Dialogue], replies: Sequence[str]) -> list[LogProbs]:
@@ -58,7 +58,7 @@ class FrozenModel:
 
     def _prompt(self, tokenizer: Tokenizer, dialogue: Dialogue) -> tuple[int, ...]:
         said = [{'role': turn.role, 'content': turn.content} for turn in dialogue.turns if turn.role != 'system']
-        return tuple(tokenizer.chat([*self._head, *said[-CONTEXT:]]))
+        return tuple(tokenizer.chat([EMPTY, *said[-CONTEXT:]]))
 
     def _read(self, params: Params, groups: Sequence[Group]) -> list[list[LogProbs]]:
         """The log-probabilities of the branches of each group, a few rows at a time."""
@@ -79,21 +79,10 @@ class FrozenModel:
     def _opened(self) -> tuple[Params, Tokenizer]:
         if self._tokenizer is None:
             self._tokenizer = self._source.tokenizer()
-            self._head = empty_head(self._tokenizer)
         if self._params is None:
             shardings = sharding.param_shardings(decoder_specs(self._cfg), self._mesh)
             self._params = self._source.load(shardings)
         return self._params, self._tokenizer
-
-
-def empty_head(tokenizer: Tokenizer) -> list[dict[str, str]]:
-    """An empty system message, which keeps a template's own one away, where the template takes one."""
-    head = [{'role': 'system', 'content': ''}]
-    try:
-        tokenizer.chat([*head, {'role': 'user', 'content': 'Hello'}])
-    except jinja2.TemplateError:
-        return []
-    return head
 
 
 def open_naturalness(config: Config) -> Naturalness | None:

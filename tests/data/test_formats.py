@@ -216,9 +216,14 @@ def test_a_template_that_knows_no_tools_is_told(record):
 
 
 def test_messages_that_a_template_refuses_are_told():
-    strict = with_template("{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}x")
-    with pytest.raises(ValueError, match='chat template refuses .* no system role'):
+    strict = with_template("{% if messages[1:] %}{{ raise_exception('one at a time') }}{% endif %}x")
+    with pytest.raises(ValueError, match='chat template of .* refuses .*: one at a time'):
         chats.to_imitate({'messages': [said('system', 'S'), USER, BOT]}, strict)
+
+
+def test_a_template_that_leaves_the_assistant_out_is_told():
+    with pytest.raises(ValueError, match='chat template writes nothing'):
+        chats.to_imitate({'messages': [USER, BOT]}, with_template('x'))
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -168,7 +168,6 @@ def test_a_template_that_takes_a_system_prompt_gets_it():
         ('{{ 1 / 0 }}', 'template of .* refuses .*: division by zero'),
         ('{{ range(10 ** 9) }}', 'template of .* refuses .*: Range too big'),
         ('{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}', 'template of .* refuses .*: maximum recursion depth'),
-        ('{% for a in range(9**5) %}{% for b in range(9**5) %}{% endfor %}{% endfor %}', 'template of .* does not end'),
     ],
 )
 def test_what_a_template_raises_is_one_line(template, message):

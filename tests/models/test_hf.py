@@ -384,7 +384,7 @@ def test_keys_of_no_consequence_do_not_matter():
 
 def test_a_config_that_is_no_json_is_named(tmp_path):
     (tmp_path / 'config.json').write_text('{"architectures": ')
-    with pytest.raises(ValueError, match=r'config\.json is no JSON'):
+    with pytest.raises(ValueError, match=r'config\.json, line 1: not valid JSON'):
         hf.read_config(tmp_path)
     (tmp_path / 'config.json').write_text('[]')
     with pytest.raises(ValueError, match=r'config\.json holds no JSON object'):

@@ -9,7 +9,7 @@ import pytest
 
 from pal_jax.models import decoder, sources
 from pal_jax.recipes import frozen
-from pal_jax.recipes.frozen import FrozenModel, empty_head, open_naturalness, who_judged
+from pal_jax.recipes.frozen import FrozenModel, open_naturalness, who_judged
 from pal_jax.runtime import devices
 from pal_jax.types import Dialogue, Person, Turn
 from tests import configs
@@ -47,14 +47,6 @@ def test_weights_that_were_given_back_are_read_again(reader):
     before = reader(DIALOGUES[:1], REPLIES[:1])
     reader.release()
     np.testing.assert_array_equal(reader(DIALOGUES[:1], REPLIES[:1])[0], before[0])
-
-
-def test_a_template_without_system_messages_gets_none():
-    tokenizer = sources.resolve('random:tiny').tokenizer()
-    assert empty_head(tokenizer) == [{'role': 'system', 'content': ''}]
-    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    tokenizer.fast.chat_template = refuse + str(tokenizer.fast.chat_template)
-    assert empty_head(tokenizer) == []
 
 
 @pytest.mark.parametrize(

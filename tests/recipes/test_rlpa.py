@@ -280,6 +280,8 @@ def test_who_opens_with_more_than_there_is_room_for_is_named_before_training(tmp
     short, long = tmp_path / 'short.jsonl', tmp_path / 'long.jsonl'
     rows = [{'profile': f'- a{i}\n- b', 'id': f'p{i}'} for i in range(5)]
     short.write_text('\n'.join(map(json.dumps, rows)))
+    if extended:  # people with other facts than those of the training
+        rows = [row | {'profile': row['profile'].replace('a', 'c')} for row in rows]
     rows[1] |= {'input': 'x' * 5000}
     long.write_text('\n\n'.join(map(json.dumps, rows)))
     files = {'dialogue.profiles': str(short if extended else long), 'eval.profiles': str(long) if extended else ''}
