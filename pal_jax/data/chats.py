@@ -98,7 +98,7 @@ def _chat(
         first, end = _turn(tokenizer, messages, k, tokens, tools)
         acts[first:end] = [True] * (end - first)
     if not any(acts):
-        raise ValueError("the model's chat template writes nothing of what the assistant says; give it another template")
+        raise ValueError("the model's chat template writes nothing of what the assistant says; take another")
     end = len(tokens) - acts[::-1].index(True)
     return Example(tokens[:start], tokens[start:end], acts[start:end])
 

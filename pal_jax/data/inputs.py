@@ -101,8 +101,8 @@ def hashes(path: Path) -> dict[str, str]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """A file, those of a conversation, those in a folder that are not hidden, or what tells the last checkpoint of a run
-    from others."""
+    """A file, those of a conversation, those in a folder that are not hidden, or what tells the last checkpoint of
+    a run from others."""
     if path.is_file():
         return [path]
     if not path.is_dir():

@@ -148,7 +148,7 @@ def test_a_system_prompt_that_the_template_does_not_take_is_at_the_head_of_the_f
     tok = templated(template)
     assert tok.folds_system
     assert tok.decode(tok.chat(messages)) == text
-    assert tok.folded == (messages[0]['role'] == 'system')
+    assert tok.folded == (messages[0] == SYSTEM)
 
 
 def test_a_template_that_takes_a_system_prompt_gets_it():

@@ -387,7 +387,7 @@ def test_a_config_that_is_no_json_is_named(tmp_path):
     with pytest.raises(ValueError, match=r'config\.json, line 1: not valid JSON'):
         hf.read_config(tmp_path)
     (tmp_path / 'config.json').write_text('[]')
-    with pytest.raises(ValueError, match=r'config\.json holds no JSON object'):
+    with pytest.raises(ValueError, match=r'config\.json must hold a JSON object'):
         hf.read_config(tmp_path)
 
 
