@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,8 +15,8 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.feedback.naturalness import LogProbs, Naturalness
 from pal_jax.learners import forward
 from pal_jax.models.params import Params, decoder_specs
-from pal_jax.models.sources import Source, resolve
-from pal_jax.recipes.recipe import Config, Context, open_run
+from pal_jax.models.sources import Source
+from pal_jax.recipes.recipe import Config, Context, make_source
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import Dialogue, Metrics
 
@@ -85,9 +86,12 @@ class FrozenModel:
         return self._params, self._tokenizer
 
 
-def open_naturalness(config: Config) -> Naturalness | None:
+def open_naturalness(config: Config, kept: Path | None = None) -> Naturalness | None:
     """The naturalness that stands beside rules; None where a language model judges, or where the policy begins from
-    random weights, which know no language. Weights are read at the first question.
+    random weights, which know no language.
+
+    Weights are read at the first question. A run that goes on or is opened finds them as `make_source` does, by what it
+    has in `kept`.
 
     Raises:
       ValueError: `reward.naturalness` is unknown, or cannot be had.
@@ -103,9 +107,7 @@ def open_naturalness(config: Config) -> Naturalness | None:
     if judged or random:
         return None
     mesh = devices.make_mesh(devices=jax.local_devices())
-    context = Context(mesh)
-    found = resolve(source, seed=config.seed, open_run=lambda run: open_run(run, context))
-    reader = FrozenModel(found, config.policy.dtype, mesh)
+    reader = FrozenModel(make_source(config, Context(mesh, kept=kept), 'policy'), config.policy.dtype, mesh)
     return Naturalness(reader, reader.release, required=named == MODEL)
 
 

@@ -205,7 +205,7 @@ def check(config: Config, mesh: Mesh) -> None:
 
 def make_parts(config: Config, ctx: Context) -> Parts:
     """Raises ValueError or RuntimeError where a file or a model cannot be had."""
-    world, policy = make_world(config, sampler.make_shares(config)), make_policy(config, ctx)
+    world, policy = make_world(config, sampler.make_shares(config), ctx.kept), make_policy(config, ctx)
     check_openings(config, world, policy.tokenizer, policy.cfg.max_len)
     learner, tokenizer = make_learner(config, policy.cfg, ctx), policy.tokenizer
     decoder = sampler.make_decoder(config, policy, ctx)

@@ -101,10 +101,10 @@ class World:
         check_failed(failed, total, what, whom, self.max_failed, self.models.last_error)
 
 
-def make_world(config: Config, shares: Shares = ALONE) -> World:
+def make_world(config: Config, shares: Shares = ALONE, kept: Path | None = None) -> World:
     """People, their simulator and the reward, from `config.dialogue` and `config.reward`.
 
-    Every process asks simulator and judge for its share and is told of the others'.
+    Every process asks simulator and judge for its share and is told of the others'. `kept` is that of a run's context.
     """
     dialogue = config.dialogue
     models, system = ChatModels(config), read_system(dialogue.system)
@@ -126,12 +126,10 @@ def make_world(config: Config, shares: Shares = ALONE) -> World:
         )
         for golden in (False, True)
     )
-    natural = open_naturalness(config)
+    natural = open_naturalness(config, kept)
     if natural:
-        judge, score = (
-            (read_too(judge, natural) if config.reward.naturalness == MODEL else judge),
-            read_too(score, natural),
-        )
+        score = read_too(score, natural)
+        judge = read_too(judge, natural) if config.reward.naturalness == MODEL else judge
     read = system if config.reference_compatible else ''  # by the judge
     reward = functools.partial(
         make_reward,

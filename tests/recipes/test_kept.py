@@ -11,6 +11,7 @@ import pytest
 
 from pal_jax.models import hf, sources
 from pal_jax.recipes import pal_reward, pal_text, plus_latent, rlpa, sft
+from pal_jax.recipes.frozen import open_naturalness
 from pal_jax.recipes.recipe import Context, keeping, load_trained, make_policy, open_run
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
@@ -135,6 +136,15 @@ def test_a_chat_with_a_run_of_rlpa_reads_no_people(home):
     assert 'pet' in before.system and 'job' in before.system
     people.unlink()
     assert chat_preset('orbax:run') == before
+
+
+def test_the_model_that_reads_replies_is_found_where_the_policy_was(home, tmp_path, monkeypatch):
+    config = configs.load('rlpa', 'smoke', **{'policy.source': 'hf:models/tiny'})
+    begin(config, home / 'run', lambda folder: None)
+    monkeypatch.chdir(tmp_path)
+    assert open_naturalness(config, home / 'run' / KEPT) is not None
+    with pytest.raises((ValueError, RuntimeError), match='models/tiny'):
+        open_naturalness(config)
 
 
 def test_the_units_of_latent_vectors_stay_those_of_the_first_machine(tmp_path):
