@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from jax.errors import JaxRuntimeError
@@ -20,6 +22,7 @@ from pal_jax.data import inputs
 from pal_jax.recipes.recipe import Config, read_config
 from pal_jax.runtime import checkpoint, processes
 from pal_jax.runtime.files import at_home
+from pal_jax.runtime.outputs import check_file
 from pal_jax.runtime.progress import print_anything
 from pal_jax.runtime.workdir import check_workdir
 
@@ -158,6 +161,19 @@ def output(default: str = '', *, file: bool = False) -> Path:
     if file and name.endswith('/'):
         raise Fault(f'--output={name} is a folder; give the name of a file')
     return Path(name)
+
+
+def output_file() -> Path | None:
+    """The new file that --output names, or None without it. Raises Fault as `output`, or where the file exists."""
+    if OUTPUT.value is None:
+        return None
+    faults(check_file, path := output(file=True))
+    return path
+
+
+def print_json(record: Mapping[str, Any]) -> None:
+    """Prints a record as a line of JSON, whose letters are escaped as JSON has it where the terminal is not UTF-8."""
+    print(json.dumps(record, ensure_ascii=(sys.stdout.encoding or 'utf-8').lower() != 'utf-8'))
 
 
 def workdir() -> Path:

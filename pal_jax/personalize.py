@@ -18,7 +18,6 @@ about the person. --ask alone says what to ask somebody of whom nothing is known
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,6 @@ from absl import flags
 from pal_jax import cli
 from pal_jax.recipes import pal_person, pal_reward
 from pal_jax.runtime import devices
-from pal_jax.runtime.outputs import check_file
 from pal_jax.talking import CACHE, SOURCE
 
 CHOICES = flags.DEFINE_string('choices', '', "One person's choices.")
@@ -41,20 +39,19 @@ def main() -> None:
         raise cli.Fault(f'--source={SOURCE.value}: give a run of configs/pal.py, as orbax:runs/pal')
     if not CHOICES.value and not ASK.value:
         raise cli.Fault('nothing to learn from and nothing to ask; give --choices=FILE or --ask=FILE')
-    if cli.OUTPUT.value and not CHOICES.value:
-        raise cli.Fault(f'--output={cli.OUTPUT.value} is a person, who is made of choices; give them with --choices')
+    output = cli.output_file()
+    if output and not CHOICES.value:
+        raise cli.Fault(f'--output={output} is a person, who is made of choices; give them with --choices')
     devices.initialize(Path(CACHE).expanduser())
-    cli.faults(personalize, workdir, CHOICES.value, ASK.value, cli.OUTPUT.value, SPLIT.value)
+    cli.faults(personalize, workdir, CHOICES.value, ASK.value, output, SPLIT.value)
 
 
-def personalize(workdir: str, choices_file: str, ask_file: str, output: str | None, split: int) -> None:
+def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | None, split: int) -> None:
     """Fit a person and write or print it, then print the pairs of `ask_file` by their expected information.
 
     Raises:
       ValueError: the run, a row of a file or the output is wrong.
     """
-    if output:
-        check_file(Path(output))
     run = pal_reward.open_pal(workdir, split)
     choices = pal_person.read_choices(run, choices_file) if choices_file else None
     if choices and (output or not ask_file):
@@ -65,14 +62,13 @@ def personalize(workdir: str, choices_file: str, ask_file: str, output: str | No
                 f'{choices.user}: {record["choices"]} choices, {record["agreement"]:.0%} of them as fitted -> {output}'
             )
         else:
-            print(json.dumps(record, ensure_ascii=False))
+            cli.print_json(record)
     if ask_file:
         pairs = pal_person.read_choices(run, ask_file)
         expected = pal_person.information(run, pairs, choices)
         for i in np.argsort(-expected, kind='stable'):
             left, right = pairs.shown[i]
-            said = {'pair': int(i) + 1, 'information': float(expected[i]), 'left': left, 'right': right}
-            print(json.dumps(said, ensure_ascii=False))
+            cli.print_json({'pair': int(i) + 1, 'information': float(expected[i]), 'left': left, 'right': right})
 
 
 if __name__ == '__main__':

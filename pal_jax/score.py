@@ -35,7 +35,7 @@ from pal_jax.data import records
 from pal_jax.recipes import scoring
 from pal_jax.recipes.scoring import Scorer
 from pal_jax.runtime import devices
-from pal_jax.runtime.outputs import check_file, whole_file
+from pal_jax.runtime.outputs import whole_file
 from pal_jax.talking import CACHE, SOURCE
 
 PERSON = flags.DEFINE_string('person', '', 'Who prefers.')
@@ -46,18 +46,17 @@ CHUNK = 64  # records scored at once
 def main() -> None:
     if not TEXTS.value:
         raise cli.Fault('nothing to score; give a file with --texts=replies.jsonl')
+    output = cli.output_file()
     devices.initialize(Path(CACHE).expanduser())
-    cli.faults(score, SOURCE.value, PERSON.value, TEXTS.value, cli.OUTPUT.value)
+    cli.faults(score, SOURCE.value, PERSON.value, TEXTS.value, output)
 
 
-def score(source: str, person: str, path: str, output: str | None) -> None:
+def score(source: str, person: str, path: str, output: Path | None) -> None:
     """Write the records of a file with their scores, or print them.
 
     Raises:
       ValueError: the source, the person, a line of the file or the output is wrong.
     """
-    if output:
-        check_file(Path(output))
     rows = list(records.jsonl(Path(path)))
     if not rows:
         raise ValueError(f'{path} has no records; write one JSON object a line')
@@ -65,16 +64,13 @@ def score(source: str, person: str, path: str, output: str | None) -> None:
         raise ValueError(f'{taken}: the record has a score already; rename that key')
     scorer = scoring.open_scorer(source, person)
     read = [_at(place, scorer, record) for place, record in rows]
-    lines = (
-        json.dumps({**record, 'score': value}, ensure_ascii=False)
-        for (_, record), value in zip(rows, in_chunks(scorer, read), strict=True)
-    )
+    scored = ({**record, 'score': s} for (_, record), s in zip(rows, in_chunks(scorer, read), strict=True))
     if not output:
-        for line in lines:
-            print(line)
+        for record in scored:
+            cli.print_json(record)
         return
-    with whole_file(Path(output)) as file, file.open('w', encoding='utf-8') as opened:
-        opened.writelines(f'{line}\n' for line in lines)
+    with whole_file(output) as partial, partial.open('w', encoding='utf-8') as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in scored)
     print(f'{len(rows)} records -> {output}')
 
 

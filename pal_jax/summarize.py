@@ -15,8 +15,6 @@ has it after that summary.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +42,7 @@ def main() -> None:
         raise cli.Fault(f'--source={SOURCE.value}: give a run of configs/plus.py, as orbax:runs/plus')
     devices.initialize(Path(CACHE).expanduser())
     for record in cli.faults(lambda: list(summarize(workdir, HISTORY.value, SUMMARY.value))):
-        print(json.dumps(record, ensure_ascii=sys.stdout.encoding.lower() != 'utf-8'))
+        cli.print_json(record)
 
 
 def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str, Any]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 from pal_jax import cli, merge
@@ -130,6 +134,29 @@ def command(name, *flags, **env):
     return error
 
 
+@pytest.mark.parametrize(
+    ('value', 'fault'),
+    [(None, ''), ('', '--output=NAME'), ('new/', 'is a folder'), ('taken', 'taken exists'), ('new', '')],
+)
+def test_a_new_file_is_named_or_none(tmp_path, monkeypatch, value, fault):
+    monkeypatch.chdir(tmp_path)
+    Path('taken').write_text('mine')
+    expectation = pytest.raises(cli.Fault, match=fault) if fault else contextlib.nullcontext()
+    with flagsaver.flagsaver((cli.OUTPUT, value)), expectation:
+        flags.FLAGS.mark_as_parsed()
+        assert cli.output_file() == (value and Path(value))
+    flags.FLAGS.unparse_flags()
+
+
+def test_records_are_json_whatever_the_terminal(monkeypatch):
+    for encoding in ('ascii', 'utf-8'):
+        bytes_ = io.BytesIO()
+        monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(bytes_, encoding, write_through=True))
+        print_anything()
+        cli.print_json({'user': 'Zoë'})
+        assert json.loads(bytes_.getvalue()) == {'user': 'Zoë'}
+
+
 @pytest.mark.slow
 def test_commands_refuse_the_places_of_others_in_one_line(tmp_path):
     (file := tmp_path / 'file').write_text('mine')
@@ -139,7 +166,6 @@ def test_commands_refuse_the_places_of_others_in_one_line(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
     rlpa, sft = '--config=configs/rlpa.py:smoke', '--config=configs/sft.py:smoke'
     assert 'config.json is not the config of a run' in command('train', sft, f'--workdir={foreign}')
-    assert 'is a file' in command('train', sft, f'--workdir={file}')
     assert 'is a file' in command('train', sft, f'--workdir={file}/run')
     assert 'names no folder' in command('train', sft, '--workdir=')
     for name in ('train', 'evaluate', 'export'):

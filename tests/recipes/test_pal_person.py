@@ -104,7 +104,7 @@ def test_choices_that_do_not_fit_the_run_are_refused_with_the_file(run, tmp_path
 
 def test_a_person_is_written_and_scores_with_it(run, tmp_path, capsys):
     ana, out = of_person(tmp_path / 'ana.jsonl', 1), tmp_path / 'ana.json'
-    personalize.personalize(run.workdir, str(ana), '', str(out), 0)
+    personalize.personalize(run.workdir, str(ana), '', out, 0)
     assert 'ana.json' in capsys.readouterr().out
     told = json.loads(out.read_text())
     assert told['user'] == 'dear' and told['choices'] == 6 and sum(told['mixture']) == pytest.approx(1)
@@ -113,7 +113,7 @@ def test_a_person_is_written_and_scores_with_it(run, tmp_path, capsys):
     items.write_text('\n'.join(json.dumps({'id': k, 'item': item}) for k, item in enumerate(values)))
     scored = tmp_path / 'scored.jsonl'
     source = f'orbax:{run.workdir}'
-    score.score(source, str(out), str(items), str(scored))
+    score.score(source, str(out), str(items), scored)
     rows = [json.loads(line) for line in scored.read_text().splitlines()]
     table = np.array([[150.0, 2.0], [60.0, 4.0]])
     expected = pal_reward.load_pal_reward_model(run.workdir, mix=told['mixture']).reward(table)
@@ -122,7 +122,7 @@ def test_a_person_is_written_and_scores_with_it(run, tmp_path, capsys):
     for person in ('p0', ''):  # somebody of the training, and the population
         score.score(source, person if person in run.people else next(iter(run.people)), str(items), None)
     with pytest.raises(ValueError, match=r'scored\.jsonl'):
-        score.score(source, str(out), str(items), str(scored))
+        score.score(source, str(out), str(items), scored)
 
 
 def test_open_pairs_are_printed_the_most_informative_first(run, tmp_path, capsys):
@@ -179,7 +179,7 @@ def test_choices_between_statements_make_a_person_who_prefers_them(tmp_path, sta
         pal_person.read_choices(run, str(ana))
     texts, scored = tmp_path / 'texts.jsonl', tmp_path / 'scored.jsonl'
     texts.write_text('\n'.join(json.dumps({'text': text}) for text in ('azam', 'zzzz')))
-    score.score(f'orbax:{tmp_path}', 'p1' if 'p1' in run.people else '', str(texts), str(scored))
+    score.score(f'orbax:{tmp_path}', 'p1' if 'p1' in run.people else '', str(texts), scored)
     assert len(scored.read_text().splitlines()) == 2
     texts.write_text(json.dumps({'prompt': 'Say', 'completion': 'a'}))
     with pytest.raises(ValueError, match=r'texts\.jsonl, line 1.*text'):
