@@ -25,8 +25,9 @@ from pal_jax.models import hf, peft, sources
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, cast
 from pal_jax.models.sources import Source
-from pal_jax.runtime import devices, files, sharding
+from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
+from pal_jax.runtime.workdir import read_run
 from pal_jax.types import Exhibit, Metrics
 
 Config = Any  # an ml_collections.ConfigDict: its attributes are the keys of a config file
@@ -215,10 +216,7 @@ def read_config(workdir: str) -> Config:
     Raises:
       ValueError: the folder is not that of a run.
     """
-    path = Path(workdir) / 'config.json'
-    if not path.exists():
-        raise ValueError(f'{workdir} is no run of this package: {path} is missing')
-    return ConfigDict(files.read_object(path))
+    return ConfigDict(read_run(Path(workdir)))
 
 
 def folders_read(named: Any) -> list[Path]:

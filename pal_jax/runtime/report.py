@@ -26,7 +26,7 @@ from pal_jax.runtime.files import at_home, write_whole
 from pal_jax.runtime.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, ROLLOUTS, read_records
 from pal_jax.runtime.progress import print_anything
 from pal_jax.runtime.summary import SUMMARY, by_stage, headline, main_part, observed, scalars
-from pal_jax.runtime.workdir import check_run
+from pal_jax.runtime.workdir import read_run
 
 REPORT, CURVE = 'report.html', 'learning_curve.png'
 SHOWN_DIALOGUES = 3
@@ -184,7 +184,7 @@ if __name__ == '__main__':
     print_anything()
     folder = Path(at_home(sys.argv[1]))
     try:
-        check_run(folder)
+        read_run(folder)
         print(write_report(folder))
     except ValueError as fault:
         print(f'error: {fault}', file=sys.stderr)

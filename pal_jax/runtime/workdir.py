@@ -1,8 +1,9 @@
-"""The folder of a run: one run at a time writes to it, and no file of anybody else's is taken for a run's.
+"""The folder of a run: one run at a time writes to it, and nobody else's file is taken for a run's.
 
 `held(workdir)` holds `.pal_jax.lock`, by the operating system (flock) and by a line in it that names process and host
-and changes every few seconds. A process that ends by whatever signal frees it. A line of another machine, which may
-have no part in our flock, counts as long as it changes: the successor of a preempted pod goes on after a minute.
+and changes every few seconds. A process that ends by whatever signal frees the folder. A line of another machine, whose
+flock this machine may not see, counts as long as the line changes: the successor of a preempted pod goes on after a
+minute.
 """
 
 from __future__ import annotations
@@ -20,51 +21,55 @@ from typing import IO, Any
 
 import jax
 
-from pal_jax.runtime import processes
+from pal_jax.runtime import files, processes
 
 LOCK, CONFIG = '.pal_jax.lock', 'config.json'
-# What a run writes into its folder. An empty folder of checkpoints, programs and the lock come before its config.
+# What a run writes into its folder after its config. The lock, compiled/, kept/, an empty checkpoints/, and what commands
+# check for themselves, such as export/ and evaluation.json, may be there before.
 NAMES = (
     'metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'exhibits.jsonl', 'rollouts.jsonl', 'report.html', 'wandb_id',
     'summary.json', 'learning_curve.png', 'checkpoints', 'unreadable', 'parts', 'pictures', 'tensorboard', 'table.md',
     'verdicts.jsonl',
 )  # fmt: skip
-BEAT, SILENCE = 10.0, 60.0  # seconds between changes of the line, and without one after which its writer is dead
+BEAT = 10.0  # seconds between changes of the line
+SILENCE = 60.0  # seconds without a change after which the line's writer is taken to be dead
 
 
 def check_workdir(workdir: Path) -> None:
     """Raises ValueError where the folder cannot become, or go on as, that of a run."""
-    above = next(each for each in (workdir, *workdir.absolute().parents) if each.exists())
+    above = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     if not above.is_dir():
         raise ValueError(f'--workdir={workdir}: {above} is a file; give a folder')
     if not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(f'--workdir={workdir}: {above} cannot be written to; give a folder of yours')
     if (workdir / CONFIG).exists():
-        check_run(workdir)
+        read_run(workdir)
         return
     for path in (workdir / name for name in NAMES):
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             raise ValueError(f'{workdir} is no run ({CONFIG} is missing) and has {path.name}; give another --workdir')
 
 
-def check_run(workdir: Path) -> None:
-    """Raises ValueError where the config in a folder is not that of a run."""
+def read_run(workdir: Path) -> dict[str, Any]:
+    """The config of the run in a folder. Raises ValueError where there is none, or one of something else."""
     path = workdir / CONFIG
     if not path.is_file():
         raise ValueError(f'{workdir} is no run of this package: {CONFIG} is missing; name the folder of a run')
     try:
-        config = json.loads(path.read_text(encoding='utf-8'))
+        config = files.read_object(path)
     except ValueError as error:
-        raise ValueError(f'{path} is not the config of a run ({error}); give another --workdir') from None
-    if not isinstance(config, dict) or 'recipe' not in config:
-        raise ValueError(f'{path} is not the config of a run: it names no recipe; give another --workdir')
+        raise ValueError(f'{path} is not the config of a run ({error}); name another folder') from None
+    if 'recipe' not in config:
+        raise ValueError(f'{path} is not the config of a run: it names no recipe; name another folder')
+    return config
 
 
 @contextlib.contextmanager
 def held(
     workdir: Path, *, beat: float = BEAT, silence: float = SILENCE, log: Callable[[str], None] = print
 ) -> Iterator[None]:
-    """Holds the folder for as long as the block lasts. Of several processes the first one does, for all.
+    """Holds the folder for as long as the block lasts. Where several processes train together the first one holds it
+    for all.
 
     Raises:
       ValueError: another run holds it, with its process and host; or as `check_workdir`.
@@ -81,7 +86,7 @@ def held(
 @contextlib.contextmanager
 def _held(path: Path, beat: float, silence: float, log: Callable[[str], None]) -> Iterator[None]:
     ended = threading.Event()
-    with path.open('a+', encoding='utf-8') as file:  # closing it frees it
+    with path.open('a+', encoding='utf-8') as file:  # closing the file frees the lock
         _wait(file, path, silence, log)
         line = {'process': os.getpid(), 'host': platform.node(), 'machine': _machine(), 'since': time.ctime()}
         os.truncate(path, 0)
@@ -106,7 +111,7 @@ def _held(path: Path, beat: float, silence: float, log: Callable[[str], None]) -
 
 def _wait(file: IO[str], path: Path, silence: float, log: Callable[[str], None]) -> None:
     """Returns when the lock is ours. Raises ValueError where another holds it."""
-    first, start, told = _read(path), time.monotonic(), False
+    first, start, logged = _read(path), time.monotonic(), False
     while True:
         locked, line = _lock(file), _read(path)
         here = line is None or line['machine'] == _machine()
@@ -118,15 +123,15 @@ def _wait(file: IO[str], path: Path, silence: float, log: Callable[[str], None])
             raise ValueError(f'{path.parent} is in use by {who}; wait for it or end it, or give another --workdir')
         if silent:
             return
-        if not told:
+        if not logged:
             log(f'{path.parent} was in use on {line["host"] if line else "another host"}; this goes on if nothing is '
                 f'heard of it for {silence:.0f} s')  # fmt: skip
-            told = True
+            logged = True
         time.sleep(min(1.0, silence / 4))
 
 
 def _lock(file: IO[str]) -> bool | None:
-    """Whether the lock is ours now; None: this file system has none."""
+    """Whether the lock is ours now; None where the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -143,7 +148,7 @@ def _machine() -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Who has written the line of a lock; None: nobody."""
+    """The process that has written the line of a lock; None where there is no line."""
     try:
         line = json.loads(path.read_text(encoding='utf-8'))
         return {key: line[key] for key in ('process', 'host', 'machine', 'since', 'beat')}
@@ -152,6 +157,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, line: dict[str, Any], beat: int) -> None:
-    """In place and of one length, for whoever reads meanwhile."""
+    """Writes the line in place and always at one length, so that a reader never finds half of it."""
     with path.open('r+', encoding='utf-8') as file:
         file.write(json.dumps({**line, 'beat': beat}).ljust(300) + '\n')
