@@ -61,9 +61,8 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
     try:
         _parse([argv[0], *map(at_home, argv[1:])])
-        if needs_config:
+        if needs_config or flags.FLAGS['config'].present:
             _find_config()
-        if CONFIG.value is not None:
             _expand(CONFIG.value)
         app.run(lambda _: _together(main), argv=argv[:1])
     except Fault as fault:

@@ -190,8 +190,8 @@ def finish(config: Config, workdir: Path, recipe: Recipe, state, progress: Progr
         write_exports(recipe.trained.exports(state), lambda name: workdir / name)
     if jax.process_index() == 0:
         notes = [FOLDED] if recipe.trained and recipe.trained.tokenizer.folded else []
-        told = {'config': config.to_dict(), 'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'notes': notes}
-        summarize(workdir, told)
+        finished = time.strftime('%Y-%m-%d %H:%M:%S')
+        summarize(workdir, {'config': config.to_dict(), 'finished': finished, 'notes': notes})
         report.write_report(workdir)
         progress.log(f'report: {workdir / report.REPORT}')
 

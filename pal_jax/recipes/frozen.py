@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,15 @@ from pal_jax.types import Dialogue, Metrics
 
 ROW_TOKENS = 512  # dialogues share rows of so many tokens
 ACTIONS = 32  # replies are padded to a multiple of so many tokens, so that there are few programs
-CONTEXT = 3  # messages of a dialogue that a reply is read after: the last ones
-
+CONTEXT = 3  # the last messages of a dialogue, after which a reply is read
 EMPTY = {'role': 'system', 'content': ''}  # keeps a template's own system message away
 
 RULES, MODEL = 'rules', 'model'
 
 
 class FrozenModel:
-    """A `Reader` on this process's devices. The weights are read at the first question and stay until `release`."""
+    """A `naturalness.Reader` on this process's devices. The weights are read at the first call and stay until
+    `release`."""
 
     def __init__(self, source: Source, dtype: str, mesh: Mesh):
         self._source, self._mesh = source, mesh
@@ -47,11 +48,10 @@ class FrozenModel:
         longest = self._cfg.max_len - max(map(len, texts))
         for i, dialogue in enumerate(dialogues):
             branches.setdefault(self._prompt(tokenizer, dialogue)[-longest:], []).append(i)
-        groups = [Group(prompt, [Branch(texts[i]) for i in own]) for prompt, own in branches.items()]
-        read = self._read(params, groups)
-        found = {i: logprobs for own, each in zip(branches.values(), read, strict=True)
-                 for i, logprobs in zip(own, each, strict=True)}  # fmt: skip
-        return [found[i] for i in range(len(replies))]
+        groups = [Group(prompt, [Branch(texts[i]) for i in numbers]) for prompt, numbers in branches.items()]
+        numbers = itertools.chain(*branches.values())  # of the replies, group by group
+        logprobs = dict(zip(numbers, itertools.chain(*self._read(params, groups)), strict=True))
+        return [logprobs[i] for i in range(len(replies))]
 
     def release(self) -> None:
         """Gives the memory of the weights back."""
@@ -66,16 +66,16 @@ class FrozenModel:
         n, actions = max(len(group.branches) for group in groups), round_up(most_actions(groups), ACTIONS)
         ways = sharding.batch_ways(self._mesh)
         layout = lay_out_groups(groups, ways=ways, row_tokens=ROW_TOKENS)
-        batch, found = pack_groups(groups, layout, n=n, actions=actions), {}
+        batch, by_group = pack_groups(groups, layout, n=n, actions=actions), {}
         for start in range(0, layout.height, ways):
             rows: Any = jax.tree.map(lambda x, start=start: x[start : start + ways], batch)
             with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
                 logprobs = np.asarray(self._score(params, sharding.put_batch(rows, self._mesh)))
             for row, chosen in zip(logprobs, layout.rows[start : start + ways], strict=False):
                 for place, g in enumerate(chosen):
-                    own = enumerate(groups[g].branches, place * n)
-                    found[g] = [row[k, : len(branch.tokens)] for k, branch in own]
-        return [found[g] for g in range(len(groups))]
+                    slots = enumerate(groups[g].branches, place * n)
+                    by_group[g] = [row[slot, : len(branch.tokens)] for slot, branch in slots]
+        return [by_group[g] for g in range(len(groups))]
 
     def _opened(self) -> tuple[Params, Tokenizer]:
         if self._tokenizer is None:
@@ -112,14 +112,14 @@ def open_naturalness(config: Config, kept: Path | None = None) -> Naturalness | 
 
 
 def who_judged(natural: Naturalness | None, config: Config) -> Metrics:
-    """What an evaluation tells of its naturalness where rules judge: `naturalness_judged` is 1 if a language model did
-    as well, and `naturalness_auc` how well it knows good replies from spoilt ones. The model's memory is given back,
-    unless training reads with it too."""
+    """The figures of an evaluation on its naturalness, where rules judge: `naturalness_judged` is 1 if a language model
+    judges it as well, and `naturalness_auc` says how well that model tells good replies from spoilt ones. The model's
+    memory is given back, unless training reads with it too."""
     if config.reward.judge != 'rule':
         return {}
     if natural is None:
         return {'naturalness_judged': 0.0}
-    told = {'naturalness_judged': float(natural.able), 'naturalness_auc': natural.separation}
+    figures = {'naturalness_judged': float(natural.able), 'naturalness_auc': natural.separation}
     if config.reward.naturalness != MODEL:
         natural.release()
-    return told
+    return figures

@@ -1,5 +1,5 @@
-"""What a run of PAL keeps of its data, in its folder: whoever has the run knows whose rows the table of users has, what
-the numbers of an item mean, and how a text becomes a vector, wherever the data have gone since.
+"""What a run of PAL keeps of its data, in its folder: the people of the table of users by row, the meaning of an item's
+numbers, and how a text becomes a vector. The run can be opened with it after the data are gone.
 
     kept = load(Path(workdir) / KEPT)
     kept.rows['ana']                                           # the row of her mixture in the table of users
@@ -31,7 +31,9 @@ FILE = 'pal.json'
 
 
 class Kept(NamedTuple):
-    """names: users, by their rows in the table of users.
+    """What `Recipe.keep` writes for a run of PAL.
+
+    names: users, by their rows in the table of users.
     attributes: columns of an item's vector, in their order.
     scale: `[H]`, what each attribute is divided by before the model sees it.
     frame: the coordinates in which vectors of texts are given; None: the decoder's states as they are, or no texts.
@@ -101,7 +103,7 @@ def load(folder: Path) -> Kept:
     """Reads what a run has kept.
 
     Raises:
-      ValueError: there is nothing, or it is damaged.
+      ValueError: the file is missing or damaged.
     """
     path = folder / FILE
     if not path.is_file():
@@ -129,9 +131,9 @@ def going_on(config: Config, before: Kept | None, now: Kept) -> Kept:
     for what, old, new in (('users', before.names, now.names), ('attributes', before.attributes, now.attributes)):
         if old != new:
             number = next((i for i, (one, two) in enumerate(zip(old, new, strict=False)) if one != two), None)
-            told = f'{len(old)} -> {len(new)}' if number is None else f'{number}: {old[number]!r} -> {new[number]!r}'
+            change = f'{len(old)} -> {len(new)}' if number is None else f'{number}: {old[number]!r} -> {new[number]!r}'
             raise ValueError(
-                f'data={config.data!r} has other {what} than when the run began ({told}); give the data of then, or '
+                f'data={config.data!r} has other {what} than when the run began ({change}); give the data of then, or '
                 'another --workdir'
             )
     return before

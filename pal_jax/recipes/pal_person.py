@@ -151,8 +151,8 @@ def _with_replicas(run: TrainedPAL):
 
 
 class Person(NamedTuple):
-    """A person's file: a mixture, the split of the run that it is of, and the `TrainedPAL.fingerprint` of that split,
-    which is '' in a file that was written by hand."""
+    """The content of a person's file: a mixture, the split of the run whose prototypes are mixed, and the
+    `TrainedPAL.fingerprint` of that split, which is '' in a file that was written by hand."""
 
     mixture: list[float]
     split: int = 0
@@ -160,7 +160,7 @@ class Person(NamedTuple):
 
 
 def to_record(run: TrainedPAL, choices: Choices, person: Fitted) -> dict[str, Any]:
-    """A person as JSON, with the run whose prototypes the mixture is of."""
+    """A person as JSON, with the run whose prototypes are mixed."""
     return {
         'user': choices.user,
         'mixture': np.asarray(person.mixture).tolist(),
@@ -247,8 +247,13 @@ def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], S
     def score(readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
         if not opened:
             opened.append(reward_of_replies(*open_person(workdir, person)))
-        flat = [(text, reply) for own, each in zip(readings, replies, strict=True) for text in own for reply in each]
-        found = opened[0](*zip(*flat, strict=True))
-        return found.reshape(len(readings), -1, len(replies[0])).mean(axis=1)
+        flat = [
+            (text, reply)
+            for texts_of_one, replies_to_it in zip(readings, replies, strict=True)
+            for text in texts_of_one
+            for reply in replies_to_it
+        ]
+        rewards = opened[0](*zip(*flat, strict=True))
+        return rewards.reshape(len(readings), -1, len(replies[0])).mean(axis=1)
 
     return score

@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
     @property
     def told(self) -> str:
-        """How they were split, in a line."""
+        """How rows were split, in a line."""
         rows = f'{len(self.train)} rows to learn from, {len(self.test)} to test on, of other prompts'
         return f'{rows} ({self.moved} moved for it)'
 
@@ -92,7 +92,7 @@ def make_rows(
         by_prompt: dict[str, list[Group]] = {}
         for content, row in rows:
             by_prompt.setdefault(content, []).append(row)
-        return [(each, group) for each, rows in by_prompt.items() for group in itertools.chain(*gather(rows))]
+        return [(content, group) for content, rows in by_prompt.items() for group in itertools.chain(*gather(rows))]
 
     def contained(record: Any) -> tuple[str, Group]:
         return read(record).content, convert(record)
@@ -118,8 +118,8 @@ def make_rows(
 
 
 def by_prompt(rows: list[Keyed], data: Config) -> tuple[list[Keyed], list[Keyed], int]:
-    """Rows to learn from and to test on, by a hash of their prompts, and how many go where an earlier row of their
-    prompt goes. Raises ValueError where all have the same."""
+    """Rows to learn from and to test on, by a hash of their prompts, and the number of rows that go where an earlier
+    row with their prompt goes. Raises ValueError where all rows have one prompt."""
     contents = [content for content, _ in rows]
     try:
         tested = holdouts.held_out(contents, data.test_rows)
@@ -130,24 +130,24 @@ def by_prompt(rows: list[Keyed], data: Config) -> tuple[list[Keyed], list[Keyed]
 
 
 def beside(rows: list[Keyed], test: list[Keyed], data: Config) -> tuple[list[Keyed], list[Keyed], int]:
-    """The rows of `data.train` whose prompts `data.test` does not have, all of that, and how many were left out of the
-    former. Raises ValueError where that is all of them."""
-    asked = {content for content, _ in test}
-    train = [row for row in rows if row[0] not in asked]
+    """The rows of `data.train` whose prompts are not in `data.test`, all rows of `data.test`, and how many rows of
+    `data.train` were left out. Raises ValueError where all rows of `data.train` were."""
+    tested = {content for content, _ in test}
+    train = [row for row in rows if row[0] not in tested]
     if not train:
         raise ValueError(f'all prompts of data.train={data.train} are in data.test={data.test}; give others to test on')
     return train, test, len(rows) - len(train)
 
 
 def of_people(parts: list[list[Keyed]], most: int) -> tuple[list[Keyed], list[Keyed], int]:
-    """The rows of made-up people, as `hold_out` has them, but for those of people to test on whose prompts others have
-    too: these are learnt. Raises ValueError where that is all of them."""
+    """The rows of made-up people as `hold_out` splits them, except that a row to test on whose prompt is also learnt
+    moves to the learnt rows; and how many moved. Raises ValueError where no row to test on is left."""
     train, test = hold_out(parts, most)
-    asked = {content for content, _ in train}
-    moved = [row for row in test if row[0] in asked]
+    learnt = {content for content, _ in train}
+    moved = [row for row in test if row[0] in learnt]
     if len(moved) == len(test):
         raise ValueError(f'all {len(test)} rows to test on have prompts that are learnt; raise oracle.rounds')
-    return [*train, *moved], [row for row in test if row[0] not in asked], len(moved)
+    return [*train, *moved], [row for row in test if row[0] not in learnt], len(moved)
 
 
 def hold_out(parts: list[list[Entry]], most: int) -> tuple[list[Entry], list[Entry]]:

@@ -104,7 +104,7 @@ def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
     """A record with `prompt` and `completion`, or with `messages` of which the last is scored, as a group of one reply.
 
     Raises:
-      ValueError: the record is none of these.
+      ValueError: the record has neither, or the last message is not the assistant's.
     """
     if isinstance(record, Mapping) and isinstance(record.get('messages'), list):
         *prompt, reply = record['messages'] or [None]
@@ -176,7 +176,7 @@ def to_reply(record: Any, run: TrainedPAL) -> tuple[Any, Any]:
     """A record's prompt and reply, as the run reads them; a run on statements reads `text` alone.
 
     Raises:
-      ValueError: the record has others.
+      ValueError: the record does not have the keys that the run reads.
     """
     record = record if isinstance(record, Mapping) else {}
     if not run.kept.prompted:
@@ -207,8 +207,8 @@ def to_item(record: Any, run: TrainedPAL) -> tuple[np.ndarray, np.ndarray | None
         item = [item[name] for name in names]
     prompt = record.get('prompt') if run.pal.variant == 'B' else None
     if not _numbers(item) or (run.pal.variant == 'B' and not _numbers(prompt)):
-        wanted = " and 'prompt'" if run.pal.variant == 'B' else ''
-        raise ValueError(f"expected an object with 'item'{wanted}: numbers, for {', '.join(names)}")
+        keys = "'item' and 'prompt'" if run.pal.variant == 'B' else "'item'"
+        raise ValueError(f'expected an object with {keys}: numbers, for {", ".join(names)}')
     return pal_reward.item_vectors(run, [item], None if prompt is None else [prompt])
 
 
@@ -221,8 +221,8 @@ def _numbers(values: Any) -> bool:
 def _score_items(run: TrainedPAL, w: jax.Array) -> Callable[[Sequence[Any]], np.ndarray]:
     def score(vectors: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
         items, prompts = zip(*vectors, strict=True)
-        asked = np.concatenate(prompts) if run.pal.variant == 'B' else None
-        return np.asarray(pal_reward.rewards(run, w, np.concatenate(items), asked))
+        prompts = np.concatenate(prompts) if run.pal.variant == 'B' else None
+        return np.asarray(pal_reward.rewards(run, w, np.concatenate(items), prompts))
 
     return score
 

@@ -77,7 +77,7 @@ def stage_table(evals: Runs) -> str:
 
 
 def _pm(mean: float, error: float | None) -> str:
-    """Without an error where too few steps tell one."""
+    """A mean with its standard error, or alone where the steps are too few for one."""
     return f'{mean:.3f}' if error is None else f'{mean:.3f} ± {error:.3f}'
 
 

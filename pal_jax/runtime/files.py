@@ -36,11 +36,11 @@ HOME = re.compile(r'(?:(?<=[,=:])|^)~[\w.-]*(?=[/,:]|$)')
 def at_home(text: str) -> str:
     """A text with `~` as a shell has it, also where shells leave it: behind `--name=` or the kind of a source
     (`hf:~/model`), and in a list with commas. A `~name` that is no user's stays."""
-    return HOME.sub(lambda found: os.path.expanduser(found[0]), text)
+    return HOME.sub(lambda match: os.path.expanduser(match[0]), text)
 
 
 def write_whole(path: Path, text: str, errors: str = 'strict') -> Path:
-    """Writes a text as UTF-8 and returns its path: whoever reads finds all of it or what was there before, also where
+    """Writes a text as UTF-8 and returns its path. A reader finds all of the text or what was there before, also where
     the writer is killed. `errors` as `str.encode` has them."""
     temporary = fresh_beside(path, 'partial')
     try:
@@ -51,7 +51,7 @@ def write_whole(path: Path, text: str, errors: str = 'strict') -> Path:
 
 
 def fresh_beside(path: Path, what: str) -> Path:
-    """A path in the folder of another, hidden, that nobody has: `.<name>.<what>-<8 digits>`."""
+    """A path that does not exist, hidden, in the folder of another one: `.<name>.<what>-<8 digits>`."""
     return path.with_name(f'.{path.name}.{what}-{secrets.token_hex(4)}')
 
 
@@ -74,7 +74,7 @@ def read_bytes(path: Name) -> bytes:
 
 
 def decoded(data: bytes, path: Name) -> str:
-    """The bytes of the file `path` as text. Raises ValueError where they are none in UTF-8, with line and byte."""
+    """The bytes of the file `path` as text. Raises ValueError where they are no UTF-8, with line and byte."""
     _check_kind(data, path)
     try:
         return data.decode('utf-8-sig')
@@ -144,16 +144,17 @@ def read_object(path: Name) -> dict[str, Any]:
     Raises:
       ValueError: as `read_text` and `parse`, or it holds something else.
     """
-    found = parse(read_text(path), path)
-    if not isinstance(found, dict):
-        raise ValueError(f'{path} must hold a JSON object, got {shown(found)}')
-    return found
+    value = parse(read_text(path), path)
+    if not isinstance(value, dict):
+        raise ValueError(f'{path} must hold a JSON object, got {shown(value)}')
+    return value
 
 
 def parse(text: str, path: Name, line: int = 1, *, halves: bool = False) -> Any:
-    """The value that a text of JSON is, which begins at this line of the file `path`. NaN and Infinity are numbers, as
-    Python writes them; whoever takes a number checks that it is finite. A text may hold `halves` of surrogate pairs
-    where it is only shown: no tokenizer takes them, and no file in UTF-8 can hold them.
+    """The value of a text of JSON, which begins at this line of the file `path`.
+
+    NaN and Infinity are numbers, as Python writes them; the caller checks that a number is finite. `halves` allows
+    halves of surrogate pairs in texts that are only shown: no tokenizer takes them, and no file in UTF-8 holds them.
 
     Raises:
       ValueError: it is no JSON, a key of an object has two values, or a text holds half a surrogate pair; with file and
@@ -161,9 +162,9 @@ def parse(text: str, path: Name, line: int = 1, *, halves: bool = False) -> Any:
     """
     place = f'{path}, line {line}'
     try:
-        found = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object)
         if not halves and HALF.search(text):
-            json.dumps(found, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         place = f'{path}, line {line + error.lineno - 1}'
         fault = f'not valid JSON, {error.msg} at column {error.colno}'
@@ -175,16 +176,17 @@ def parse(text: str, path: Name, line: int = 1, *, halves: bool = False) -> Any:
         raise ValueError(f'{place}: lists or objects lie too deep within each other; is it the right file?') from None
     except ValueError as error:  # a key twice, or a number of thousands of digits
         raise ValueError(f'{place}: not valid JSON, {error}') from None
-    return found
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """The object of keys and values. Raises ValueError where a key has two values, of which Python takes the last."""
+    value_of = dict(pairs)
+    if len(value_of) < len(pairs):
         for key, value in pairs:
-            if found[key] != value:
+            if value_of[key] != value:
                 raise ValueError(f'the key {key!r} has two values in one object; delete one')
-    return found
+    return value_of
 
 
 def read_yaml(path: Name) -> Any:
@@ -196,7 +198,7 @@ def read_yaml(path: Name) -> Any:
     text = read_text(path)
     try:
         _check_nodes(yaml.compose(text, yaml.SafeLoader), set())
-        found = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f' in line {mark.line + 1}, column {mark.column + 1}' if mark else ''
@@ -206,7 +208,7 @@ def read_yaml(path: Name) -> Any:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError) as error:
         # PyYAML lets through whatever a scalar with a tag makes Python raise: `!!int ""` is an IndexError.
         raise ValueError(f'{path}: not valid YAML, {" ".join(str(error).split())}') from None
-    return found
+    return value
 
 
 def _check_nodes(node: yaml.Node | None, known: set[int]) -> None:
@@ -223,8 +225,8 @@ def _check_nodes(node: yaml.Node | None, known: set[int]) -> None:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
     names: set[str] = set()
     for part in node.value if isinstance(node, yaml.CollectionNode) else ():
-        for each in part if isinstance(part, tuple) else (part,):
-            _check_nodes(each, known)
+        for child in part if isinstance(part, tuple) else (part,):
+            _check_nodes(child, known)
         if isinstance(part, tuple) and isinstance(part[0], yaml.ScalarNode):
             key = part[0]
             if key.value in names and key.tag != 'tag:yaml.org,2002:merge':

@@ -1,4 +1,4 @@
-"""Outputs: a folder or file that a command writes appears in one piece, and replaces nothing but its like.
+"""Outputs: a folder or file that a command writes appears in one piece, and replaces only what this program wrote.
 
     with whole_folder(Path('my_model'), sources=[Path('runs/a')]) as folder:     # a fresh folder beside my_model
         ...                                                                      # takes its name at the end
@@ -86,7 +86,7 @@ def whole_folder(folder: Path, sources: Iterable[Path] = ()) -> Iterator[Path]:
 
 
 def _foreign(place: Path) -> str:
-    """What keeps an existing folder from being replaced; '' where all in it is as this program wrote it."""
+    """A reason not to replace an existing folder; '' where every file in it is as this program wrote it."""
     if not any(place.iterdir()):
         return ''
     marker = _read_marker(place)
@@ -104,14 +104,15 @@ def _foreign(place: Path) -> str:
 
 
 def _remove(folder: Path) -> None:
-    """Deletes the files that the list of a folder has, and the folder; another file that has come since keeps it."""
+    """Deletes the files that a folder's list names, then the folder. A file that came later stays, and the folder with
+    it."""
     written = {*_read_marker(folder)['files'], MARKER}
     for path in _files(folder):
         if _name(path, folder) in written:
             path.unlink()
     with contextlib.suppress(OSError):
-        for each in sorted((path for path in folder.rglob('*') if path.is_dir()), reverse=True):
-            each.rmdir()
+        for inner in sorted((path for path in folder.rglob('*') if path.is_dir()), reverse=True):
+            inner.rmdir()
         folder.rmdir()
 
 
@@ -170,7 +171,7 @@ def whole_file(path: Path, *, own: bool = False) -> Iterator[Path]:
 
 def _check_reachable(given: Path, place: Path) -> None:
     """Raises ValueError where no file or folder can be made at a place."""
-    above = next((each for each in place.parents if each.exists()), place)
+    above = next((folder for folder in place.parents if folder.exists()), place)
     if not above.is_dir():
         raise ValueError(f'{given}: {above} is a file; give a place in a folder')
     if not os.access(above, os.W_OK | os.X_OK):
@@ -193,8 +194,9 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def _not_as_written(path: Path, states: Sequence[dict[str, Any]] = ()) -> str:
-    """What tells a file from those that the list of its folder has under its name; '' where nothing does. A file with
-    another time of modification is read: it may be a copy."""
+    """A difference between a file and the `states` that its folder's list has of it; '' where it is as in one of them.
+
+    A file of another time of modification is hashed, since it may be a copy."""
     if not states or not path.is_file() or path.is_symlink():
         return f'{path.name} is not of this program'
     stat = path.stat()
@@ -206,7 +208,8 @@ def _not_as_written(path: Path, states: Sequence[dict[str, Any]] = ()) -> str:
 
 
 def _read_marker(folder: Path) -> dict[str, Any]:
-    """The list of a folder, states by file; without files where there is none or it cannot be read."""
+    """The list of a folder, states by file. It has no files where it is missing or cannot be read: then nothing in the
+    folder is replaced."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding='utf-8'))
         files = {

@@ -61,7 +61,8 @@ class Stopwatch:
 
 
 def print_anything() -> None:
-    """From now on letters that a terminal has not, and half surrogate pairs of models, are printed as escapes."""
+    """Makes letters that the terminal does not have, and halves of surrogate pairs in texts of models, print as
+    escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors='backslashreplace')

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize, signal, stats
 
-LEAST = 10  # steps; fewer say nothing of their noise
-MOST = 0.99  # of rho, either way
+LEAST = 10  # steps; a shorter series says nothing of its noise
+MOST = 0.99  # rho lies between minus this and this
 GRID = 40  # values of rho
 ROUNDING = 1e-9  # of the largest value: residuals below it are no noise
 
@@ -29,8 +29,12 @@ ROUNDING = 1e-9  # of the largest value: residuals below it are no noise
 def standard_errors(values: Sequence[float], weights: Float[np.ndarray, 'K n']) -> list[float] | None:
     """The standard error of each weighted sum of a series, such as the mean of a part or the difference of two.
 
-    It is a 1.96th of the half-width of the sum's 95 % interval, so a sum plus and minus 1.96 errors is that interval.
-    None where the series is shorter than `LEAST`; 0 where it is a straight line.
+    An error is the half-width of the sum's 95 % interval divided by 1.96, so a sum plus and minus 1.96 errors is that
+    interval. Errors are 0 where the series is a straight line. Returns None where the series is shorter than `LEAST`.
+
+    Args:
+      values: the series, a number a step.
+      weights: those of each of the K sums.
     """
     y, n = np.asarray(values, np.float64), len(values)
     if n < LEAST:
@@ -58,14 +62,14 @@ def _given(
     squares = float(np.sum(np.square(z - x @ np.linalg.lstsq(x, z)[0])))
     freedom = len(y) - x.shape[1]
     density = math.log(first) - 0.5 * np.linalg.slogdet(x.T @ x)[1] - 0.5 * freedom * math.log(squares)
-    # A sum of noise is one of independent noise, with these weights.
+    # A weighted sum of this noise is a sum of independent noise with other weights, which are these.
     spread = np.asarray(signal.lfilter([1.0], [1.0, -rho], weights[:, ::-1], axis=1))[:, ::-1].copy()
     spread[:, 0] /= first
     return density, np.sqrt(squares / freedom * np.sum(np.square(spread), axis=1))
 
 
 def _half_width(posterior: Float[np.ndarray, ' G'], scale: Float[np.ndarray, ' G'], freedom: int) -> float:
-    """Of the 95 % interval about 0 of a mixture of t distributions."""
+    """Half the width of the 95 % interval about 0 of a mixture of t distributions."""
     outside = float(stats.t.ppf(0.975, freedom))
 
     def surplus(half: float) -> float:

@@ -24,8 +24,8 @@ import jax
 from pal_jax.runtime import files, processes
 
 LOCK, CONFIG = '.pal_jax.lock', 'config.json'
-# What a run writes into its folder after its config. The lock, compiled/, kept/, an empty checkpoints/, and what commands
-# check for themselves, such as export/ and evaluation.json, may be there before.
+# What a run writes into its folder after its config. The lock, compiled/, kept/, an empty checkpoints/, and what
+# commands check for themselves, such as export/ and evaluation.json, may be there before.
 NAMES = (
     'metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'exhibits.jsonl', 'rollouts.jsonl', 'report.html', 'wandb_id',
     'summary.json', 'learning_curve.png', 'checkpoints', 'unreadable', 'parts', 'pictures', 'tensorboard', 'table.md',

@@ -31,12 +31,14 @@ def test_a_reply_is_read_after_the_last_messages_of_its_dialogue(reader, monkeyp
     source = sources.resolve('random:tiny')
     params, tokenizer = source.load(), source.tokenizer()
     cfg = devices.for_platform(source.config, 'float32')
+    forward, length = jax.jit(decoder.forward, static_argnums=1), 256  # one program for all lengths
     for dialogue, reply, logprobs in zip(DIALOGUES, REPLIES, found, strict=True):
         chat = [{'role': turn.role, 'content': turn.content} for turn in dialogue.turns[-frozen.CONTEXT :]]
         prompt = tokenizer.chat([{'role': 'system', 'content': ''}, *chat])
         ids = [*prompt, *tokenizer.encode(reply), tokenizer.stop_ids[0]]
-        ones = jnp.ones((1, len(ids)), jnp.int32)
-        hidden = decoder.forward(params, cfg, jnp.array([ids]), jnp.arange(len(ids))[None], ones, ones)
+        exists = (jnp.arange(length) < len(ids)).astype(jnp.int32)[None]
+        tokens = jnp.array([ids + [0] * (length - len(ids))])
+        hidden = forward(params, cfg, tokens, jnp.arange(length)[None], exists, exists)
         table = jax.nn.log_softmax(hidden[0] @ decoder.unembed_weight(params, cfg).T)
         expected = [float(table[k - 1, ids[k]]) for k in range(len(prompt), len(ids))]
         assert len(logprobs) == len(expected)
