@@ -116,9 +116,13 @@ def read_arrays(path: str | Path, *, mapped: bool = False) -> Any:
         raise ValueError(f'there is no file {path}')
     try:
         with Path(path).open('rb') as file:
-            found = np.load(path, mmap_mode='r') if mapped else np.load(file)
-            if isinstance(found, np.ndarray) == mapped:
-                return found if mapped else dict(found)
+            zipped = file.read(2) == b'PK'
+            file.seek(0)
+            if mapped and not zipped:
+                return np.lib.format.open_memmap(path, mode='r')
+            loaded = np.load(file)  # by our handle: of a damaged archive numpy leaves its own open
+            if not mapped and not isinstance(loaded, np.ndarray):
+                return dict(loaded)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, *HEADER) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f'{path} is no array that can be read ({reason}); write it again with numpy') from None

@@ -28,7 +28,8 @@ Entry = TypeVar('Entry')
 
 class Rows(NamedTuple):
     """Groups of `n` branches of up to `actions` actions, to learn from and to test on. `left_out` groups were longer
-    than `data.max_length`; `moved` ones do not stand where a split by rows has them, but where their prompt is."""
+    than `data.max_length`. `moved` groups are not where a split of single rows would have put them, or are left out,
+    because another row has their prompt."""
 
     train: list[Group]
     test: list[Group]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,15 @@ def test_parts_that_do_not_add_up_are_refused(tmp_path, count):
 def test_what_is_wrong_in_a_folder_is_told_with_its_row(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         columns.load(written(tmp_path, **changes))
+
+
+@pytest.mark.parametrize('mapped', [True, False])
+def test_a_damaged_archive_is_told_and_closed(tmp_path, mapped):
+    path = tmp_path / 'users.npy'
+    path.write_bytes(b'PK\x03\x04 and no more')
+    with pytest.raises(ValueError, match=r'users\.npy is no array'):
+        columns.read_arrays(path, mapped=mapped)
+    gc.collect()  # an open file would be an error here
 
 
 def test_missing_files_and_names_are_told(tmp_path):
