@@ -39,8 +39,13 @@ WHOLE, BLOCKS, BLOCK = 1 << 28, 64, 1 << 16
 
 
 class Input(NamedTuple):
-    """`value` is what the config says, of which `kind` is what stands before the path, `path` where that was, and
-    `files` the hashes of what stood there, by name."""
+    """A file or folder that a config names.
+
+    value: the config's text, such as hf:models/tiny.
+    kind: the part of it before the path, such as hf:.
+    path: the absolute path.
+    files: hashes of the files there, by name.
+    """
 
     value: str
     kind: str
@@ -157,7 +162,7 @@ def load(folder: Path) -> Inputs | None:
 
 
 def watched(config: dict[str, Any], workdir: Path, log: Callable[[str], None]) -> Inputs:
-    """What a run of this config reads, by all its processes alike.
+    """What a run of this config reads, the same in all its processes.
 
     Raises:
       ValueError: another process reads other files, or something has changed since the run began, see `check`.
@@ -182,7 +187,8 @@ def compare(now: Inputs, workdir: Path, log: Callable[[str], None] = print) -> N
 
 
 def check_shared(now: Inputs, run: Path) -> None:
-    """Compares what is read now with what another run, in whose folder it is not, read by the same names when it began.
+    """Compares what is read now with what another run read when it began, where both configs have the same text for a
+    key.
 
     Raises:
       ValueError: see `check`.
@@ -193,8 +199,8 @@ def check_shared(now: Inputs, run: Path) -> None:
 
 
 def check(before: Inputs, now: Inputs, run: Path) -> None:
-    """Compares what a run reads now with what it read when it began. More files in a folder are no change, and neither
-    is a model's source that is not here: who needs its weights says so.
+    """Compares what a run reads now with what it read when it began. More files in a folder are no change. Neither is a
+    model's source that is not here: where its weights are needed, `find` looks for it and names it.
 
     Raises:
       ValueError: something has changed, or is gone; with the key and the file.

@@ -54,7 +54,7 @@ class PreferenceLearner(PolicyLearner):
         self.dpo = dpo
 
     def prefer(self, state: PolicyState, batch: TokenBatch) -> tuple[PolicyState, Metrics]:
-        """One step on the mean loss of the pairs; of none no step, and no figures."""
+        """One step on the mean loss of the pairs; without pairs there is no step, and no figures."""
         if not any_of(real_pairs(by_sample(batch.acts))):
             return state, {}
         gradient, metrics = self.compare(state, batch)

@@ -91,7 +91,7 @@ def loss(
 def make_update(
     optimizer: optax.GradientTransformation, latent: Latent
 ) -> Callable[..., tuple[LatentState, dict[str, Array]]]:
-    """A compiled step of the optimiser on the loss; of nobody, or of no choices, no step and no figures."""
+    """A compiled step of the optimiser on the loss; without people or choices there is no step, and no figures."""
 
     @jax.jit
     def update(

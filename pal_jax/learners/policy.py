@@ -155,7 +155,7 @@ class PolicyLearner:
         return state.replace(params=trainable, opt_state=self.optimizers.critic.init(trainable))
 
     def _new_reference(self, params: Params, adapters: Params) -> Params:
-        """A copy of the whole weights; of a LoRA actor these adapters, since its base does not move."""
+        """A copy of the whole weights; for a LoRA actor a copy of these adapters, since its base does not move."""
         if not self.anchored:
             return {}
         if self.adapters:
@@ -186,7 +186,7 @@ class PolicyLearner:
         return self._merge(actor) if self.adapters else actor.params
 
     def reference(self, state: PolicyState) -> Params:
-        """The reference policy: whole weights, of a LoRA actor its base, with the adapters of `anchor` if any."""
+        """The reference policy: whole weights, or a LoRA actor's base with the adapters of `anchor`, if any."""
         if not self.adapters:
             return state.reference
         return join(state.reference, state.actor.frozen) if state.reference else state.actor.frozen
@@ -200,7 +200,8 @@ class PolicyLearner:
     # --- supervised --------------------------------------------------------------------------------------------------
 
     def imitate(self, state: PolicyState, batch: TokenBatch) -> tuple[PolicyState, Metrics]:
-        """One supervised step: the mean cross-entropy of the actions of `batch`; of none no step, and no figures."""
+        """One supervised step on the mean cross-entropy of the actions of `batch`; without actions there is no step,
+        and no figures."""
         if not any_of(batch.acts):
             return state, {}
         state, loss, norm = self.imitate_weighted(state, batch, evenly(batch))

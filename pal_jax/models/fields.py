@@ -12,11 +12,12 @@ from pal_jax.models.config import LinearScaling, RopeScaling
 
 Config = Mapping[str, Any]  # a config.json
 
-# Fields of all families that are read, and of which nothing depends: names, training, labels, defaults of generation.
+# Fields that are read for every family.
 READ = (
     'architectures', 'model_type', 'vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
     'intermediate_size', 'rope_scaling', 'rope_parameters', 'original_max_position_embeddings',
 )  # fmt: skip
+# Fields on which no forward pass depends: names, training, labels, defaults of generation.
 IDLE = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _from_model_config _name_or_path attention_dropout
@@ -33,13 +34,13 @@ IDLE = frozenset(
 
 
 def neutral(value: Any) -> bool:
-    """Whether a value leaves out what its key names."""
+    """Whether a value leaves out what its key names: it is null, false or empty."""
     return value is None or value is False or value in ('', [], {})
 
 
 def check_known(config: Config, known: Collection[str], architecture: str) -> None:
-    """Raises ValueError for a field that may change what a model computes and is not known here. False and empty
-    things are taken to leave out what they name."""
+    """Raises ValueError for a field that may change what a model computes and is not known here. A field that is null,
+    false or empty is taken to leave out what its key names."""
     for key, value in config.items():
         if not neutral(value) and key not in known and key not in IDLE and key not in READ:
             raise ValueError(

@@ -95,7 +95,8 @@ def merge(folders: Sequence[Path], settings: Settings, out: Path, watch: Watch =
 
 
 def _side_files(first: Path, speaker: Path) -> list[Path]:
-    """What goes along with the tensors: all of `first`, and before it what `speaker` has of a tokenizer."""
+    """The files that go along with the tensors: those of `first`, in which the tokenizer and generation_config.json of
+    `speaker` take the place of its own."""
     files = {path.name: path for pattern in SIDE for path in first.glob(pattern)}
     speech = {path.name: path for pattern in SIDE for path in speaker.glob(pattern)}
     speech = {name: path for name, path in speech.items() if name in SPEECH or name == 'generation_config.json'}

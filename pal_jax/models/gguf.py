@@ -43,7 +43,8 @@ NAMES: Names = {
     'layers/mlp/up': 'blk.{}.ffn_up.weight',
     'layers/mlp/down': 'blk.{}.ffn_down.weight',
 }
-# Fields after the architecture's name that are read or checked, and of which nothing depends.
+# Names of fields after that of the architecture: those that are read or checked, and, in IDLE, those on which no
+# forward pass depends.
 READ = frozenset(
     """
     attention.head_count attention.head_count_kv attention.key_length attention.layer_norm_rms_epsilon block_count

@@ -3,8 +3,9 @@ where it is memory-mapped.
 
     table = stored('runs/states', texts, {'source': ..., 'layers': 20}, compute, shape)      # [S, D]
 
-The file's name is a hash of the texts and of all that `settings` says, so others are computed anew. Of a source that is
-a folder or a file that is what stands in it; of a hub id only the name, so delete the file where that has changed.
+The file's name is a hash of the texts and of `settings`, so other texts or settings are computed anew. The settings
+have the hashes of a source that is a folder or a file, but only the name of a hub id: delete the states where the model
+behind the id has changed.
 """
 
 from __future__ import annotations

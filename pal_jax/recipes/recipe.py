@@ -143,8 +143,10 @@ def make_policy(config: Config, ctx: Context, of: str = 'policy') -> Policy:
 
 
 def make_source(config: Config, ctx: Context, of: str) -> Source:
-    """The model that a part of the config names, of a run that goes on or is opened with the tokenizer and config that
-    the run has kept; its weights are found by the same name or where they were when the run began.
+    """The model that a part of the config names.
+
+    A run that goes on or is opened has kept the model's tokenizer and config, and these count. The weights are found by
+    the same name, or where they were when the run began.
 
     Raises:
       ValueError, RuntimeError: the model cannot be had; where it is kept, when its weights are loaded.
@@ -160,7 +162,7 @@ def make_source(config: Config, ctx: Context, of: str) -> Source:
 
 
 def keeping(**models: Policy) -> Callable[[Path], None]:
-    """What a run keeps of the models of its config, by their parts of it: see `Recipe.keep` and `make_source`."""
+    """Writes what a run keeps of its models, given by their parts of the config: see `Recipe.keep`, `make_source`."""
 
     def keep(folder: Path) -> None:
         for name, model in models.items():
@@ -220,7 +222,7 @@ def read_config(workdir: str) -> Config:
 
 
 def folders_read(named: Any) -> list[Path]:
-    """The folders that a source, or the sources of a config, name, and those that these runs and adapters name."""
+    """The folders that a source or the sources of a config name, and those that the runs and adapters there name."""
     if isinstance(named, Mapping | ConfigDict):
         return [folder for value in named.values() for folder in folders_read(value)]
     if isinstance(named, list | tuple):

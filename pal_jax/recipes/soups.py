@@ -100,10 +100,10 @@ def read_prompts(config: Config, split: str, tokenizer: Tokenizer) -> list[Promp
 
 
 def known_prompts(config: Config, split: str) -> list[Prompt]:
-    """All of a split, but for those of `train` that ask what `test` asks.
+    """The prompts of a split; of `train` without those that ask what a prompt of `test` asks.
 
     Raises:
-      ValueError: a file has no prompt, or a line that is none; or all to learn from are in the test.
+      ValueError: a file has no prompt, or a line that is none; or all prompts to learn from are in the test.
     """
     prompts = _given_prompts(config, split)
     if split == 'test':

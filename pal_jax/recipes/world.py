@@ -36,8 +36,13 @@ SYSTEM = 'system.txt'
 
 
 class Splits(NamedTuple):
-    """People to train on, and people never trained on by the name of their split; the topics of a profile; and how many
-    are elsewhere, or nowhere, since somebody else has their facts."""
+    """People in parts, apart by their facts.
+
+    train: people to train on.
+    tests: people never trained on, by the name of their split.
+    topics: those of a profile.
+    moved: how many people were moved to another part, or left out, because somebody else has their facts.
+    """
 
     train: list[Person]
     tests: dict[str, list[Person]]
