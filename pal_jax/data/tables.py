@@ -26,7 +26,6 @@ FORMS = (
     'user, situation, chosen and attributes (a row an option), or user, choice, left_<attribute> and '
     'right_<attribute> (a row a pair)'
 )
-LARGEST = float(np.finfo(np.float32).max)
 
 
 def load(path: str | Path) -> Comparisons:
