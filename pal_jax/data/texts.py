@@ -1,6 +1,6 @@
 """Who chose which of two texts, and the texts as tokens: each text once, pairs by their numbers.
 
-A file of pairs has a JSON record a line; messages, as in `data/chats.py`, may stand for texts:
+A file of pairs has records in the formats of `data/formats.py`, with a user beside; messages may stand for texts:
 
     {"user": "ana", "prompt": "...", "chosen": "...", "rejected": "..."}                  replies to a prompt
     {"user": "ana", "chosen": "...", "rejected": "...", "group": "north"}                 statements, without a prompt
@@ -13,7 +13,7 @@ alone (psoups_pal II.2).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -139,19 +139,23 @@ def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '
     if not isinstance(record, dict) or 'user' not in record:
         raise ValueError(f"expected an object with 'user', 'chosen' and 'rejected', got {files.shown(record)}")
     user, group = records.identity('', record, 'user'), records.known('', record, 'group')
-    words = {key: in_words(record.get(key)) for key in ('prompt', 'chosen', 'rejected')}
-    prompt = None
-    if 'prompt' not in record and all(isinstance(record.get(key), str) for key in ('chosen', 'rejected')):
-        texts = [to_text(tokenizer, template.format(record[key])) for key in ('chosen', 'rejected')]
+    if is_of_statements(record):
+        sides: Sequence[formats.Said] = [record[side] for side in formats.SIDES]
+        texts, prompt = [to_text(tokenizer, template.format(side)) for side in sides], None
     else:
-        pair, said = chats.to_prefer(record, tokenizer), formats.preferred(record)
-        words['prompt'] = in_words(said.prompt)  # which may stand in the replies
-        texts, asked = replies(tokenizer, pair.chosen.prompt, [each.completion for each in pair], alone=alone)
-        prompt = asked, words['prompt']
+        pair, read = chats.to_prefer(record, tokenizer), formats.preferred(record)
+        texts, before = replies(tokenizer, pair.chosen.prompt, [side.completion for side in pair], alone=alone)
+        sides, prompt = read.replies, (before, in_words(read.prompt))
     if texts[0] == texts[1]:
         raise ValueError("'chosen' and 'rejected' are the same; delete the row")
-    chosen, rejected = ((text, words[key]) for text, key in zip(texts, ('chosen', 'rejected'), strict=True))
-    return Said(user, group, prompt, chosen, rejected, isinstance(record['chosen'], list))
+    chosen, rejected = zip(texts, map(in_words, sides), strict=True)
+    return Said(user, group, prompt, chosen, rejected, isinstance(sides[0], list))
+
+
+def is_of_statements(record: Mapping[str, Any]) -> bool:
+    """Whether both sides of a record are texts, and no key of it holds what they answer."""
+    answered = any(record.get(key) is not None for key in ('prompt', 'instruction', 'conversations'))
+    return not answered and all(isinstance(record.get(side), str) for side in formats.SIDES)
 
 
 def replies(
@@ -181,10 +185,9 @@ def to_text(tokenizer: Tokenizer, words: str) -> Text:
     return Text(tokens)
 
 
-def in_words(said: Any) -> str:
-    """A text, or the last of some messages."""
-    last = said[-1].get('content') if isinstance(said, list) and said and isinstance(said[-1], dict) else said
-    return last if isinstance(last, str) else ''
+def in_words(said: formats.Said | None) -> str:
+    """A text, or the content of the last of some messages; '' where there is none."""
+    return said[-1]['content'] if isinstance(said, list) and said else said if isinstance(said, str) else ''
 
 
 def from_votes(votes: Votes, tokenizer: Tokenizer, *, template: str, most: int, seed: int) -> TextPairs:

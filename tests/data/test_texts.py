@@ -141,6 +141,36 @@ def test_a_prompt_that_stands_in_the_replies_is_known_by_its_words(tmp_path):
     assert pairs.prompt is not None and pairs.words[pairs.prompt[0]] == 'Why?'
 
 
+USER, BOT, OTHER = (
+    {'role': role, 'content': text} for role, text in (('user', 'Q?'), ('assistant', 'a'), ('assistant', 'b'))
+)
+
+
+@pytest.mark.parametrize(
+    'record',
+    [
+        {'instruction': 'Q?', 'chosen': 'a', 'rejected': 'b'},
+        {'conversations': [{'from': 'human', 'value': 'Q?'}], 'chosen': {'from': 'gpt', 'value': 'a'},
+         'rejected': {'from': 'gpt', 'value': 'b'}},
+        {'input': {'messages': [USER]}, 'preferred_output': [BOT], 'non_preferred_output': [OTHER]},
+        {'prompt': [USER], 'chosen': [{**BOT, 'content': [{'type': 'text', 'text': 'a'}]}], 'rejected': OTHER},
+    ],
+)  # fmt: skip
+def test_pairs_of_every_format_are_the_same_texts(record):
+    expected = texts.to_said(
+        {'user': 'ana', 'prompt': [USER], 'chosen': [BOT], 'rejected': [OTHER]}, TOKENIZER, alone=True
+    )
+    assert texts.to_said({'user': 'ana', **record}, TOKENIZER, alone=True) == expected
+    assert expected.prompt and (expected.prompt[1], expected.chosen[1], expected.rejected[1]) == ('Q?', 'a', 'b')
+
+
+def test_statements_of_a_table_have_a_prompt_that_holds_nothing():
+    record = {'user': 'ana', 'chosen': 'x', 'rejected': 'y'}
+    assert texts.to_said({**record, 'prompt': None}, TOKENIZER, alone=True) == texts.to_said(
+        record, TOKENIZER, alone=True
+    )
+
+
 def test_spans_hold_both_sides_and_count_the_tokens_that_differ():
     left, right = Text((2, 10, 11, 12, 13)), Text((2, 10, 11, 20))  # psoups_pal II.9-5: the span is columns 3 and 4
     table, starts = np.arange(9.0)[:, None], np.array([0, 5])
