@@ -109,16 +109,17 @@ def _rendered(record: Mapping[str, Any], found: Prompted) -> Prompted:
         tools = _json(tools, "'tools'")
     if tools and (not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools)):
         raise ValueError(f"'tools' must be a list of objects, got {_short(tools)}")
-    if isinstance(found.prompt, list):
-        if isinstance(system, str) and system.strip():
-            if found.prompt[:1] and found.prompt[0]['role'] == 'system' and found.prompt[0]['content'] != system:
-                raise ValueError("the row has a 'system' text and another system message; leave one of them")
-            if [message['role'] for message in found.prompt[:1]] != ['system']:
-                found = found._replace(prompt=[{'role': 'system', 'content': system}, *found.prompt])
-        return found._replace(tools=tools or found.tools)
-    if tools or (isinstance(system, str) and system.strip()):
-        raise ValueError(f'{"tools" if tools else "system"!r} is for messages, and this row has texts')
-    return found
+    has_system = system is not None and bool(_text(system, 'system').strip())
+    if not isinstance(found.prompt, list):
+        if tools or has_system:
+            raise ValueError(f'{"tools" if tools else "system"!r} is for messages, and this row has texts')
+        return found
+    if has_system:
+        if found.prompt[0]['role'] != 'system':
+            found = found._replace(prompt=[{'role': 'system', 'content': system}, *found.prompt])
+        elif found.prompt[0]['content'] != system:
+            raise ValueError("the row has a 'system' text and another system message; leave one of them")
+    return found._replace(tools=tools or found.tools)
 
 
 # --- to imitate -------------------------------------------------------------------------------------------------------
@@ -172,7 +173,10 @@ def _asked(record: Mapping[str, Any]) -> Message:
 def _history(record: Mapping[str, Any]) -> list[Message]:
     """Earlier exchanges, which are lists of two texts."""
     messages: list[Message] = []
-    for i, exchange in enumerate(record.get('history') or []):
+    history = record.get('history') or []
+    if not isinstance(history, list):
+        raise ValueError(f"'history' must be a list of exchanges, got {_short(history)}")
+    for i, exchange in enumerate(history):
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise ValueError(f'history[{i}] must be a list of two texts, got {_short(exchange)}')
         roles = zip(('user', 'assistant'), exchange, strict=True)
@@ -349,7 +353,7 @@ def _from_sharegpt(message: Message, place: str) -> Message:
         calls = _json(_text(value, f'{place}.value'), f'{place}.value')
         calls = calls if isinstance(calls, list) else [calls]
         return {'role': 'assistant', 'content': '', 'tool_calls': [{'function': call} for call in calls]}
-    if speaker not in _ROLES:
+    if not isinstance(speaker, str) or speaker not in _ROLES:
         known = ', '.join([*_ROLES, 'function_call'])
         raise ValueError(f'{place}: from={_short(speaker)} is unknown; use one of {known}')
     rest = {key: value for key, value in message.items() if key not in ('from', 'value')}
@@ -401,7 +405,7 @@ def _text(value: Any, place: str) -> str:
 def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second of lists or objects that lie too deep in each other
         raise ValueError(f'{place} is no JSON ({error}), got {_short(text)}') from None
 
 

@@ -153,22 +153,16 @@ def jsonl(path: Path) -> Iterator[Row]:
 
 
 def array(path: Path) -> Iterator[tuple[str, Any]]:
-    """What stands in a JSON array; where the file holds none, what stands in its lines.
+    """The entries of a JSON array with their places; where the file holds no array, the values of its lines.
 
     Raises:
-      ValueError: there is no such file, or it is no JSON.
+      ValueError: as `files.read_text` and `files.parse`.
     """
-    if not path.is_file():
-        raise ValueError(f'{path} is no file; name one of JSON records')
-    try:
-        text = path.read_text('utf-8')
-        whole = json.loads(text) if text.lstrip().startswith('[') else None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: not valid JSON, {error}') from None
-    if whole is None:
-        yield from ((f'{path}, line {number}', record) for number, record in lines(path))
+    text = files.read_text(path)
+    if text.lstrip().startswith('['):
+        yield from ((f'{path}, record {number}', record) for number, record in enumerate(files.parse(text, path), 1))
     else:
-        yield from ((f'{path}, record {number}', record) for number, record in enumerate(whole, 1))
+        yield from ((f'{path}, line {number}', record) for number, record in lines(path))
 
 
 def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:

@@ -253,6 +253,10 @@ def test_a_template_that_leaves_the_assistant_out_is_told():
         ({'messages': [USER, BOT], 'images': ['x.png']}, "'images'"),
         ({'instruction': 'a', 'input': {}, 'output': 1}, "'output' must be a text, got 1"),
         ({'text': ' '}, "'text' is empty"),
+        ({'messages': [USER, BOT], 'system': ['Be kind.']}, "'system' must be a text"),
+        ({'instruction': 'a', 'output': 'b', 'history': 5}, "'history' must be a list"),
+        ({'conversations': [{'from': ['human'], 'value': 'a'}]}, r'conversations\[0\]: from=\["human"\]'),
+        ({'messages': [USER, BOT], 'tools': '[' * 99999}, "'tools' is no JSON"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_imitated_is_told_in_a_line(record, message):
@@ -304,6 +308,17 @@ def test_a_fault_in_an_array_is_told_by_its_number(tmp_path):
     path.write_text(json.dumps([*PAIRS, {'prompt': 'a'}]))
     with pytest.raises(ValueError, match=r'pairs.json, record 3: .* got keys prompt'):
         chats.read(path, formats.preferred)
-    path.write_text('[{}')
-    with pytest.raises(ValueError, match=r'pairs.json: not valid JSON'):
-        chats.read(path, formats.preferred)
+    for data, message in (
+        (b'[{},\n{', 'pairs.json, line 2: not valid JSON'),
+        (b'[' * 99999, 'pairs.json, line 1: lists or objects lie too deep'),
+        (b'[{"prompt": "\xe9"}]', 'pairs.json, line 1: byte 14 of it, 0xe9, is no UTF-8'),
+        (b'\x1f\x8b[]', 'pairs.json is compressed by gzip'),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=message):
+            chats.read(path, formats.preferred)
+
+
+def test_an_array_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / 'pairs.json').write_text(json.dumps(PAIRS), encoding='utf-8-sig')
+    assert len(chats.read(tmp_path / 'pairs.json', formats.preferred)) == 2
