@@ -128,7 +128,8 @@ def row_keys(table: np.ndarray) -> np.ndarray:
     table, which may lie on disk, is read a chunk at a time."""
     factors = np.random.default_rng(0).integers(1, 2**63, table.shape[1], np.uint64, endpoint=True)
     chunk = max((1 << 22) // max(table.shape[1], 1), 1)
-    parts = (np.asarray(table[s : s + chunk]) + np.float32(0) for s in range(0, len(table), chunk))  # -0 is 0
+    starts = range(0, len(table), chunk)
+    parts = (np.asarray(table[s : s + chunk], np.float32) + np.float32(0) for s in starts)  # -0 is 0
     return np.concatenate([np.sum(part.view(np.uint32) * factors, axis=1, dtype=np.uint64) for part in parts])
 
 
@@ -219,8 +220,8 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
 
 
 def same_texts(data: Comparisons) -> np.ndarray:
-    """For each item of a table the number of the first one whose text is the same (`holdouts.normal`); of items without
-    words, their own."""
+    """For each item of a table the number of the first item whose text is the same (`holdouts.normal`). An item without
+    words has its own number."""
     assert isinstance(data.chosen, Lookup)
     first: dict[str, int] = {}
     words = map(normal, data.texts)
@@ -229,35 +230,32 @@ def same_texts(data: Comparisons) -> np.ndarray:
 
 
 def repeats(data: Comparisons) -> int:
-    """How many texts, or where there are none situations, are the same as an earlier one, with which they stay."""
-    found = same_texts(data) if data.texts else questions(data)
-    return len(found) - len(np.unique(found))
+    """The number of texts, or of situations where there are no texts, that are the same as an earlier one."""
+    numbers = same_texts(data) if data.texts else questions(data)
+    return len(numbers) - len(np.unique(numbers))
 
 
 def questions(data: Comparisons) -> np.ndarray:
-    """For each situation the number of what was asked in it, by who, the items (in whatever order) and the prompt; in
-    the order in which they come. Situations without pairs are questions of their own."""
-    asked = np.zeros(int(data.situations.max()) + 1, np.uint64)
-    np.add.at(asked, data.situations, _hashes(data.rejected))
+    """The number of each situation's question, in the order in which questions come first.
+
+    Situations have the same question where the user, the prompt and the items, in whatever order, are the same. A
+    situation without pairs is a question of its own.
+    """
+    keys = np.zeros(int(data.situations.max()) + 1, np.uint64)
+    np.add.at(keys, data.situations, _hashes(data.rejected))
     with np.errstate(over='ignore'):
-        rest = _hashes(data.chosen) + _mixed(data.users.astype(np.uint64) + np.uint64(1))
-        rest += _hashes(data.prompt) * np.uint64(3) if data.prompt is not None else np.uint64(0)
-        alone = np.arange(len(asked), dtype=np.uint64)
-        alone[data.situations] = rest  # of a situation's pairs these are all alike
-        asked += alone
-    _, first, number = np.unique(asked, return_index=True, return_inverse=True)
+        key = _hashes(data.chosen) + _mixed(data.users.astype(np.uint64) + np.uint64(1))
+        key += _hashes(data.prompt) * np.uint64(3) if data.prompt is not None else np.uint64(0)
+        others = np.arange(len(keys), dtype=np.uint64)
+        others[data.situations] = key  # all pairs of a situation have the same chosen item, user and prompt
+        keys += others
+    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[number]
 
 
 def _hashes(items: np.ndarray | Lookup) -> np.ndarray:
     """A number of 64 bits for each item, the same for the same one."""
-    if isinstance(items, Lookup):
-        return _mixed(items.numbers.astype(np.uint64))
-    bits = (np.asarray(items, np.float32) + np.float32(0.0)).view(np.uint32).astype(np.uint64)  # 0.0 for -0.0
-    found = np.zeros(len(bits), np.uint64)
-    for column in bits.T:
-        found = _mixed(found ^ column)
-    return found
+    return _mixed(items.numbers.astype(np.uint64) if isinstance(items, Lookup) else row_keys(items))
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
