@@ -202,18 +202,23 @@ def runs(free: Sequence[str]) -> Iterator[tuple[Config, Path]]:
     if stages is None:
         yield whole, folder
         return
-    from pal_jax.runtime.report import REPORT  # matplotlib takes a second to import
-
     planned = faults(stages, whole, folder)
     for stage, place in planned:
         faults(check_workdir, place)
         faults(checkpoint.check_config, place, stage.to_dict(), tuple(free))
         faults(inputs.compare, inputs.look(stage.to_dict()), place)
     for stage, place in planned:
-        if (place / REPORT).exists() and read_config(str(place)).total_steps == stage.total_steps:
+        if finished(stage, place):
             print(f'{place} is finished')
         else:
             yield stage, place
+
+
+def finished(config: Config, folder: Path) -> bool:
+    """Whether the run of this config has its report, which is deleted when one goes on."""
+    from pal_jax.runtime.report import REPORT  # matplotlib takes a second to import
+
+    return (folder / REPORT).exists() and read_config(str(folder)).total_steps == config.total_steps
 
 
 def place() -> processes.Place | None:

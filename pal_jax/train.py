@@ -70,6 +70,8 @@ def main() -> int:
 def train(config: Config, workdir: Path) -> int:
     """One run, or one stage of a run."""
     progress, rollouts = Progress(), []
+    if config.export and not cli.faults(cli.finished, config, workdir):
+        cli.faults(outputs.check_folder, workdir / 'export', folders_read(config))
     recipe = cli.faults(prepare, config, workdir, progress, show=rollouts.extend)
     kept = {'keep': config.checkpoint.keep, 'log': progress.log}
     checkpoints = cli.faults(checkpoint.Checkpoints, workdir, recipe.abstract, **kept)
@@ -79,8 +81,6 @@ def train(config: Config, workdir: Path) -> int:
             f'{workdir} is finished: {workdir / report.REPORT}; a larger --config.total_steps goes on from there'
         )
         return 0
-    if config.export:
-        cli.faults(outputs.check_folder, workdir / 'export', folders_read(config))
     if 'stage' in config:
         progress.log(f'{config.stage}: {workdir}')
     with Stopping(progress.log) as stopping:

@@ -91,6 +91,17 @@ def test_a_merge_takes_the_place_of_an_earlier_one_and_of_no_source(tmp_path, mo
     assert {path: path.read_bytes() for path in tmp_path.rglob('*.*') if path.is_file()} == before
 
 
+def test_a_run_is_finished_that_has_its_report_and_as_many_steps(tmp_path):
+    config = configs.load('sft', 'smoke')
+    assert not cli.finished(config, tmp_path)
+    (tmp_path / 'config.json').write_text(config.to_json())
+    assert not cli.finished(config, tmp_path)
+    (tmp_path / 'report.html').touch()
+    assert cli.finished(config, tmp_path)
+    config.total_steps += 1
+    assert not cli.finished(config, tmp_path)
+
+
 def test_the_folders_that_a_config_reads_and_those_that_these_read(tmp_path):
     base, run = model(tmp_path / 'base'), tmp_path / 'run'
     run.mkdir()
@@ -174,6 +185,8 @@ def test_commands_refuse_the_places_of_others_in_one_line(tmp_path):
     assert 'file exists' in command('collect', rlpa, f'--output={file}')
     assert 'nothing to write to' in command('collect', rlpa, '--output=')
     assert 'is a folder' in command('collect', rlpa, f'--output={tmp_path}/new/')
+    assert 'is a folder' in command('score', '--texts=a.jsonl', f'--output={tmp_path}/new/')
+    assert 'nothing to write to' in command('personalize', '--source=orbax:a', '--choices=a.csv', '--output=')
     assert 'exists and holds' in command('merge', '--sources=random:tiny,random:tiny', f'--output={foreign}')
     assert 'is a file' in command('merge', '--sources=random:tiny,random:tiny', f'--output={file}')
     escaped = command('train', sft, f'--workdir={foreign}', PYTHONIOENCODING='ascii')

@@ -72,8 +72,11 @@ def test_a_run_killed_in_rollout_update_and_save_ends_as_an_unbroken_one(tmp_pat
     assert json.loads((broken / last).read_text()) == json.loads((whole / last).read_text())
     exported = Path('export') / 'model.safetensors'
     assert (broken / exported).read_bytes() == (whole / exported).read_bytes()
+    (card := whole / 'export' / 'README.md').write_text('mine')  # nothing is exported again
     again = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}', cache=cache)
-    assert 'is finished' in again.stdout
+    assert 'is finished' in again.stdout, again.stderr
+    assert card.read_text() == 'mine'
+    card.unlink()
     further = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}', '--config.total_steps=7', cache=cache)
     assert further.returncode == 0, further.stderr
     assert [row['step'] for row in records(whole, 'metrics.jsonl')] == list(range(11))

@@ -26,6 +26,7 @@ from pal_jax.runtime.files import fresh_beside, write_whole
 
 MARKER, KEYS = '.pal_jax.json', ('size', 'modified', 'sha256')
 HINT = 'give another place, or move it away'
+RUNS_OWN = 'checkpoints', 'kept'  # folders of a run that it reads whatever is in them
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -170,7 +171,10 @@ def whole_file(path: Path, *, own: bool = False) -> Iterator[Path]:
 
 
 def _check_reachable(given: Path, place: Path) -> None:
-    """Raises ValueError where no file or folder can be made at a place."""
+    """Raises ValueError where no file or folder can be made at a place, or a run would take it for a part of itself."""
+    for folder in place.parents:
+        if folder.name in RUNS_OWN and (folder.parent / 'config.json').is_file():
+            raise ValueError(f'{given} would be among the {folder.name} of the run {folder.parent}; give another place')
     above = next((folder for folder in place.parents if folder.exists()), place)
     if not above.is_dir():
         raise ValueError(f'{given}: {above} is a file; give a place in a folder')

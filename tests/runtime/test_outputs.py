@@ -108,6 +108,22 @@ def test_sources_by_any_spelling_and_what_holds_them_are_refused(tmp_path, monke
     assert {name: text for name, text in tree(tmp_path).items() if 'inside' not in name} == before
 
 
+@pytest.mark.parametrize('name', ['checkpoints/99', 'kept/policy', 'link/99'])
+def test_nothing_is_written_among_the_checkpoints_of_a_run_nor_into_what_it_keeps(name, tmp_path):
+    run, beside = tmp_path / 'run', tmp_path / 'checkpoints' / '99'
+    (run / 'checkpoints' / '4').mkdir(parents=True)
+    (run / 'kept').mkdir()
+    (run / 'link').symlink_to(run / 'checkpoints')
+    (run / 'config.json').write_text('{}')
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match=str(run)):
+        check_folder(run / name)
+    with pytest.raises(ValueError, match=str(run)):
+        check_file(run / name)
+    assert tree(tmp_path) == before
+    assert check_folder(beside) == beside  # of no run
+
+
 def test_a_link_is_followed_and_stays(tmp_path):
     write(tmp_path / 'real')
     (tmp_path / 'link').symlink_to(tmp_path / 'real')
