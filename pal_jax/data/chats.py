@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pal_jax.data import formats, records
-from pal_jax.data.formats import Message, Said
+from pal_jax.data.formats import Message, TextOrMessages
 from pal_jax.data.packing import Example
 from pal_jax.data.tokenizer import Tokenizer
 
@@ -52,25 +52,27 @@ def _records(path: str | Path) -> Iterator[tuple[str, Any]]:
 
 
 def to_imitate(record: Any, tokenizer: Tokenizer) -> Example:
-    """The example that a record to imitate is; of a pair, its chosen answer. ValueError if it is none."""
-    said = formats.imitated(record)
-    return _example(tokenizer, said.prompt, said.replies[0], said.tools)
+    """The example that a record to imitate is; a pair gives its chosen reply. Raises ValueError where it is none."""
+    row = formats.imitated(record)
+    return _example(tokenizer, row.prompt, row.replies[0], row.tools)
 
 
 def to_prefer(record: Any, tokenizer: Tokenizer) -> Pair:
-    """The pair that a record is; ValueError if it is none, or if nothing tells its replies apart."""
-    said = formats.preferred(record)
-    pair = Pair(*(_example(tokenizer, said.prompt, reply, said.tools) for reply in said.replies))
+    """The pair that a record is. Raises ValueError where it is none, or where its replies are the same as tokens."""
+    row = formats.preferred(record)
+    pair = Pair(*(_example(tokenizer, row.prompt, reply, row.tools) for reply in row.replies))
     if pair.chosen == pair.rejected:
         raise ValueError(formats.SAME)
     return pair
 
 
-def _example(tokenizer: Tokenizer, prompt: Said | None, reply: Said, tools: list[Message] | None) -> Example:
+def _example(
+    tokenizer: Tokenizer, prompt: TextOrMessages | None, reply: TextOrMessages, tools: list[Message] | None
+) -> Example:
     if isinstance(prompt, list) and isinstance(reply, list):
         return _chat(tokenizer, prompt, reply, tools)
     assert isinstance(prompt, str | None) and isinstance(reply, str)
-    if prompt is None:  # of a whole text all is learnt but the first token, which nothing stands before
+    if prompt is None:  # a whole text is learnt but for its first token, before which nothing stands
         start, *tokens = tokenizer.prompt(reply)
         return Example([start], tokens if tokens[-1:] == [tokenizer.stop_ids[0]] else [*tokens, tokenizer.stop_ids[0]])
     tokens = tokenizer.prompt(prompt)
@@ -82,14 +84,14 @@ def _example(tokenizer: Tokenizer, prompt: Said | None, reply: Said, tools: list
 def _chat(
     tokenizer: Tokenizer, prompt: Sequence[Message], reply: Sequence[Message], tools: list[Message] | None
 ) -> Example:
-    """Tokens of a conversation; the assistant's turns in the reply act, from their first token to their last, but for
-    those that weigh nothing."""
+    """The example of a conversation. The assistant's turns in the reply act, from their first token to their last; a
+    turn of weight 0 does not act."""
     if not reply or reply[0]['role'] != 'assistant':
         raise ValueError('what is learnt must begin with an assistant message')
     learnt = [message['role'] == 'assistant' and message.get('weight', 1) for message in reply]
     if not any(learnt):
         raise ValueError('every assistant message has weight 0; nothing in it can be learnt')
-    messages = [{key: value for key, value in each.items() if key != 'weight'} for each in (*prompt, *reply)]
+    messages = [{key: value for key, value in message.items() if key != 'weight'} for message in (*prompt, *reply)]
     _check_tools(tokenizer, messages, tools)
     tokens = _render(tokenizer, messages, tools, whole=True)
     start = len(_render(tokenizer, messages[: len(prompt)], tools))
@@ -106,7 +108,7 @@ def _chat(
 def _render(
     tokenizer: Tokenizer, messages: Sequence[Message], tools: list[Message] | None, *, whole: bool = False
 ) -> list[int]:
-    """Tokens of messages: of a `whole` conversation, or up to where the assistant goes on."""
+    """Tokens of a `whole` conversation, or of one that the assistant goes on with."""
     return tokenizer.chat(messages, add_generation_prompt=not whole, tools=tools)
 
 

@@ -1,4 +1,4 @@
-"""Records in the formats that people have, each read as a prompt and what was said after it.
+"""Rows of files in the formats that people have, each read as a prompt and the replies to it.
 
 A format is recognised by a record's keys (`IMITATED`, `PREFERRED`); further keys are ignored. Messages are OpenAI's and
 TRL's (`role`, `content`) or ShareGPT's (`from`, `value`). The content of a message is a text, or a list of parts of
@@ -16,20 +16,23 @@ from typing import Any, NamedTuple
 from pal_jax.data.holdouts import normal
 
 Message = dict[str, Any]
-Said = str | list[Message]
+TextOrMessages = str | list[Message]
 
 
 class Prompted(NamedTuple):
-    """A prompt, which is None where a whole text is learnt, and what was said after it: one reply to imitate, or two of
-    which the first was preferred. All are texts, or all are messages, for which there may be `tools`."""
+    """A prompt and one reply to imitate, or two replies of which the first was preferred.
 
-    prompt: Said | None
-    replies: tuple[Said, ...]
+    Prompt and replies are all texts, or all messages, for which there may be `tools`. The prompt is None where a whole
+    text is learnt, which is the reply.
+    """
+
+    prompt: TextOrMessages | None
+    replies: tuple[TextOrMessages, ...]
     tools: list[Message] | None = None
 
     @property
     def content(self) -> str:
-        """What is asked, for comparisons between rows (`holdouts.normal`); of a whole text the text."""
+        """The prompt in the form in which rows are compared (`holdouts.normal`), or the whole text without a prompt."""
         prompt = self.replies[0] if self.prompt is None else self.prompt
         if isinstance(prompt, str):
             return normal(prompt)
@@ -47,21 +50,21 @@ class Format(NamedTuple):
 
 
 def imitated(record: Any) -> Prompted:
-    """The prompt and the reply of a record to imitate; of a pair, that is the chosen one.
+    """The prompt and the reply of a record to imitate; a pair gives its chosen reply.
 
     Raises:
       ValueError: the record is of no known format, or of several, or it is wrong.
     """
-    found = _format(record, IMITATED, PREFERRED, (WHOLE,)).read(_known(record))
-    return _rendered(record, found._replace(replies=found.replies[:1]))
+    row = _format(record, IMITATED, PREFERRED, (WHOLE,)).read(_known(record))
+    return _rendered(record, row._replace(replies=row.replies[:1]))
 
 
 def preferred(record: Any) -> Prompted:
     """The prompt and both replies of a pair, the better one first. Raises ValueError as `imitated` does."""
-    found = _rendered(record, _format(record, PREFERRED).read(_known(record)))
-    if found.replies[0] == found.replies[1]:
+    row = _rendered(record, _format(record, PREFERRED).read(_known(record)))
+    if row.replies[0] == row.replies[1]:
         raise ValueError(SAME)
-    return found
+    return row
 
 
 SAME = 'the chosen and the rejected reply are the same; delete the row'
@@ -75,18 +78,18 @@ def _format(record: Any, *tables: Sequence[Format]) -> Format:
     if isinstance(record, dict):
         present = {key for key, value in record.items() if value is not None}
         for formats in tables:
-            fitting = [each for each in formats if present.issuperset(each.keys)]
-            finest = [each for each in fitting if not any(set(each.keys) < set(other.keys) for other in fitting)]
+            fitting = [format for format in formats if present.issuperset(format.keys)]
+            finest = [format for format in fitting if not any(set(format.keys) < set(other.keys) for other in fitting)]
             if len(finest) > 1:
                 both = ', or '.join(map(_named, finest))
                 raise ValueError(f'ambiguous: its keys {", ".join(map(str, record))} may be {both}; leave one of them')
             if finest:
                 return finest[0]
-        found = f'keys {", ".join(map(str, record)) or "none"}'
+        given = f'keys {", ".join(map(str, record)) or "none"}'
     else:
-        found = type(record).__name__
-    known = ' or '.join(dict.fromkeys(_named(each) for formats in tables for each in formats))
-    raise ValueError(f'expected an object with {known}, got {found}')
+        given = type(record).__name__
+    known = ' or '.join(dict.fromkeys(_named(format) for formats in tables for format in formats))
+    raise ValueError(f'expected an object with {known}, got {given}')
 
 
 def _named(known: Format) -> str:
@@ -102,31 +105,31 @@ def _known(record: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _rendered(record: Mapping[str, Any], found: Prompted) -> Prompted:
-    """The same with the row's tools, and with its system text before the messages."""
+def _rendered(record: Mapping[str, Any], row: Prompted) -> Prompted:
+    """The row with the tools of its record, and with the record's system text before its messages."""
     tools, system = record.get('tools'), record.get('system')
     if isinstance(tools, str) and tools.strip():
         tools = _json(tools, "'tools'")
     if tools and (not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools)):
         raise ValueError(f"'tools' must be a list of objects, got {_short(tools)}")
     has_system = system is not None and bool(_text(system, 'system').strip())
-    if not isinstance(found.prompt, list):
+    if not isinstance(row.prompt, list):
         if tools or has_system:
             raise ValueError(f'{"tools" if tools else "system"!r} is for messages, and this row has texts')
-        return found
+        return row
     if has_system:
-        if found.prompt[0]['role'] != 'system':
-            found = found._replace(prompt=[{'role': 'system', 'content': system}, *found.prompt])
-        elif found.prompt[0]['content'] != system:
+        if row.prompt[0]['role'] != 'system':
+            row = row._replace(prompt=[{'role': 'system', 'content': system}, *row.prompt])
+        elif row.prompt[0]['content'] != system:
             raise ValueError("the row has a 'system' text and another system message; leave one of them")
-    return found._replace(tools=tools or found.tools)
+    return row._replace(tools=tools or row.tools)
 
 
 # --- to imitate -------------------------------------------------------------------------------------------------------
 
 
 def _conversation(messages: list[Message], key: str) -> Prompted:
-    """What the assistant says in messages, after those that come before its first."""
+    """A row whose prompt is the messages before the assistant's first one; all others are the reply."""
     first = next((i for i, message in enumerate(messages) if message['role'] == 'assistant'), None)
     if first is None:
         raise ValueError(f'{key!r} has no assistant message; nothing in it can be learnt')
@@ -154,7 +157,7 @@ def _completion(record: Mapping[str, Any]) -> Prompted:
 
 def _instruction(record: Mapping[str, Any]) -> Prompted:
     reply = [{'role': 'assistant', 'content': _text(record['output'], 'output')}]
-    messages = [*_history(record), _asked(record), *reply]
+    messages = [*_history(record), _instructed(record), *reply]
     return _conversation(messages, 'history')
 
 
@@ -164,8 +167,8 @@ def _whole(record: Mapping[str, Any]) -> Prompted:
     return Prompted(None, (record['text'],))
 
 
-def _asked(record: Mapping[str, Any]) -> Message:
-    """An instruction with its input, in the line below, as a message of the user."""
+def _instructed(record: Mapping[str, Any]) -> Message:
+    """The user's message of an instruction, with its input in the line below."""
     given = [_text(record[key], key) for key in ('instruction', 'input') if record.get(key)]
     return {'role': 'user', 'content': '\n'.join(given)}
 
@@ -204,20 +207,20 @@ def _sharegpt_pair(record: Mapping[str, Any]) -> Prompted:
 def _instruction_pair(record: Mapping[str, Any]) -> Prompted:
     texts = [record[side] for side in SIDES]
     replies = [[{'role': 'assistant', 'content': text}] if isinstance(text, str) else text for text in texts]
-    return _after([*_history(record), _asked(record)], replies, SIDES)
+    return _after([*_history(record), _instructed(record)], replies, SIDES)
 
 
 def _openai_pair(record: Mapping[str, Any]) -> Prompted:
-    """OpenAI's, whose tools stand beside its messages."""
-    keys, asked = ('preferred_output', 'non_preferred_output'), record['input']
-    if not isinstance(asked, dict) or not asked.get('messages'):
-        raise ValueError(f"'input' must be an object with messages, got {_short(asked)}")
-    found = _after(asked['messages'], [record[key] for key in keys], keys)
-    return _rendered({'tools': asked.get('tools')}, found)
+    """A pair of OpenAI's fine-tuning, whose tools stand beside the messages of its input."""
+    keys, given = ('preferred_output', 'non_preferred_output'), record['input']
+    if not isinstance(given, dict) or not given.get('messages'):
+        raise ValueError(f"'input' must be an object with messages, got {_short(given)}")
+    row = _after(given['messages'], [record[key] for key in keys], keys)
+    return _rendered({'tools': given.get('tools')}, row)
 
 
 def _after(prompt: Any, given: Sequence[Any], keys: Sequence[str]) -> Prompted:
-    """Replies with their prompt, whether it stands apart from them, at their beginning, or both."""
+    """A row of a prompt and its replies, where the prompt stands apart from them, at their beginning, or both."""
     replies: list[Any] = [[reply] if isinstance(reply, dict) else reply for reply in given]  # a message by itself
     if all(isinstance(reply, str) for reply in replies):
         if prompt is None:
@@ -233,28 +236,28 @@ def _after(prompt: Any, given: Sequence[Any], keys: Sequence[str]) -> Prompted:
     )
 
 
-def _in_messages(prompt: str | list[Any] | None, said: list[list[Message]], keys: Sequence[str]) -> Prompted:
-    """The same of messages: after a prompt that is messages, one that is a text, or what all begin with."""
+def _in_messages(prompt: str | list[Any] | None, replies: list[list[Message]], keys: Sequence[str]) -> Prompted:
+    """As `_after`, for replies of messages: their prompt is messages, a text, or the messages that all begin with."""
     if isinstance(prompt, list):
         before = messages_of({'prompt': prompt}, 'prompt')
-        repeated = all(each[: len(before)] == before for each in said)
-        return Prompted(before, tuple(each[len(before) :] if repeated else each for each in said))
-    if prompt is not None and all(each[0]['role'] == 'assistant' for each in said):
-        return Prompted([{'role': 'user', 'content': prompt}], tuple(said))
-    shared = said[0][: len([*itertools.takewhile(lambda both: both[0] == both[-1], zip(*said, strict=False))])]
-    asked = (message['content'].strip() for message in shared if message['role'] == 'user')
-    if prompt is not None and prompt.strip() not in asked:
+        repeated = all(reply[: len(before)] == before for reply in replies)
+        return Prompted(before, tuple(reply[len(before) :] if repeated else reply for reply in replies))
+    if prompt is not None and all(reply[0]['role'] == 'assistant' for reply in replies):
+        return Prompted([{'role': 'user', 'content': prompt}], tuple(replies))
+    shared = replies[0][: len([*itertools.takewhile(lambda both: both[0] == both[-1], zip(*replies, strict=False))])]
+    questions = (message['content'].strip() for message in shared if message['role'] == 'user')
+    if prompt is not None and prompt.strip() not in questions:
         raise ValueError(f"'prompt' is not among the messages that {_listed(keys)} begin with; give one of the two")
-    if said[0] == said[1]:
+    if replies[0] == replies[1]:
         raise ValueError(SAME)
     if not shared:
         raise ValueError("'chosen' and 'rejected' begin differently; give their common messages as 'prompt'")
-    return Prompted(shared, tuple(each[len(shared) :] for each in said))
+    return Prompted(shared, tuple(reply[len(shared) :] for reply in replies))
 
 
 def _split_texts(texts: Sequence[str]) -> Prompted:
-    """Two texts that begin alike: transcripts as hh-rlhf has them, or any, whose prompt is what both begin with. The
-    space before the first word that differs is the replies', as TRL has it."""
+    """A row of two texts that begin alike: transcripts in hh-rlhf's form, or other texts, whose prompt is their common
+    beginning. The space before the first word that differs belongs to the replies, as in TRL."""
     if all(map(_TRANSCRIPT.match, texts)):
         return _after(None, [_transcript(text) for text in texts], SIDES)
     if texts[0] == texts[1]:
@@ -340,11 +343,11 @@ def _message(given: Any, place: str) -> Message:
     content = message.get('content', '' if 'tool_calls' in message else None)
     if not isinstance(message.get('role'), str) or not isinstance(content, str | list):
         raise ValueError(f"{place} must have 'role' and 'content' as text, got {_short(given)}")
-    found = {'role': message['role'], 'content': content if isinstance(content, str) else _joined(content, place)}
-    found |= {key: message[key] for key in _PASSED if key in message}
-    if 'tool_calls' in found:
-        found['tool_calls'] = _calls(found['tool_calls'], place)
-    return found | _weight(message, place)
+    read = {'role': message['role'], 'content': content if isinstance(content, str) else _joined(content, place)}
+    read |= {key: message[key] for key in _PASSED if key in message}
+    if 'tool_calls' in read:
+        read['tool_calls'] = _calls(read['tool_calls'], place)
+    return read | _weight(message, place)
 
 
 def _from_sharegpt(message: Message, place: str) -> Message:
@@ -356,8 +359,8 @@ def _from_sharegpt(message: Message, place: str) -> Message:
     if not isinstance(speaker, str) or speaker not in _ROLES:
         known = ', '.join([*_ROLES, 'function_call'])
         raise ValueError(f'{place}: from={_short(speaker)} is unknown; use one of {known}')
-    rest = {key: value for key, value in message.items() if key not in ('from', 'value')}
-    return {**rest, 'role': _ROLES[speaker], 'content': value}
+    others = {key: value for key, value in message.items() if key not in ('from', 'value')}
+    return {**others, 'role': _ROLES[speaker], 'content': value}
 
 
 def _joined(parts: list[Any], place: str) -> str:
@@ -371,8 +374,8 @@ def _joined(parts: list[Any], place: str) -> str:
 
 
 def _calls(calls: Any, place: str) -> list[Message]:
-    """The tool calls of a message as chat templates read them: arguments are objects, which OpenAI's are as JSON."""
-    found = []
+    """The tool calls of a message as chat templates read them: with arguments as objects, which OpenAI has as JSON."""
+    read = []
     for i, call in enumerate(calls if isinstance(calls, list) else [calls]):
         where = f'{place}.tool_calls[{i}]'
         function = call.get('function', call) if isinstance(call, dict) else None
@@ -384,12 +387,12 @@ def _calls(calls: Any, place: str) -> list[Message]:
         if not isinstance(arguments, dict):
             raise ValueError(f'{where}.function.arguments must be an object, got {_short(arguments)}')
         known = {key: value for key, value in call.items() if 'function' in call and value is not None}
-        found.append({'type': 'function'} | known | {'function': {**function, 'arguments': arguments}})
-    return found
+        read.append({'type': 'function'} | known | {'function': {**function, 'arguments': arguments}})
+    return read
 
 
 def _weight(message: Message, place: str) -> Message:
-    """The `weight` of OpenAI's fine-tuning files where it is 0: what the assistant says there is not learnt."""
+    """The `weight` of a message in OpenAI's fine-tuning files where it is 0: such a message is not learnt."""
     weight = message.get('weight', 1)
     if weight not in (0, 1) or (weight == 0 and message['role'] != 'assistant'):
         raise ValueError(f'{place}: weight={_short(weight)} must be 0 or 1, and 0 is for the assistant alone')

@@ -140,7 +140,7 @@ def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '
         raise ValueError(f"expected an object with 'user', 'chosen' and 'rejected', got {files.shown(record)}")
     user, group = records.identity('', record, 'user'), records.known('', record, 'group')
     if is_of_statements(record):
-        sides: Sequence[formats.Said] = [record[side] for side in formats.SIDES]
+        sides: Sequence[formats.TextOrMessages] = [record[side] for side in formats.SIDES]
         texts, prompt = [to_text(tokenizer, template.format(side)) for side in sides], None
     else:
         pair, read = chats.to_prefer(record, tokenizer), formats.preferred(record)
@@ -185,7 +185,7 @@ def to_text(tokenizer: Tokenizer, words: str) -> Text:
     return Text(tokens)
 
 
-def in_words(said: formats.Said | None) -> str:
+def in_words(said: formats.TextOrMessages | None) -> str:
     """A text, or the content of the last of some messages; '' where there is none."""
     return said[-1]['content'] if isinstance(said, list) and said else said if isinstance(said, str) else ''
 
