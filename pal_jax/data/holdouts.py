@@ -1,7 +1,7 @@
-"""What is kept for testing is not learnt in other clothes: rows, people and questions are told apart by their content.
+"""Splits into what is learnt and what is tested, which keep entries of the same content on one side.
 
-Content is compared after Unicode's compatibility forms, case and white space are made alike (`normal`). Whatever has
-the same content stands on one side of a split.
+Entries are rows, people or questions. Their contents are compared after Unicode's compatibility forms, case and white
+space are made alike (`normal`), so that nothing is learnt that is tested in another spelling.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ def normal(text: str) -> str:
 
 
 def together(parts: Iterable[str]) -> str:
-    """The content of several texts whose order says nothing; a text that is there twice counts once."""
+    """The content of several texts, in whatever order; a text that is there twice counts once."""
     return '\n'.join(sorted(set(map(normal, parts))))
 
 
 def held_out(contents: Sequence[str], most: int, *, last: bool = False, seed: int = 0) -> list[bool]:
-    """Which of some entries are kept for testing: a fifth of them, `most` at most, of one content at least.
+    """For each entry whether it is kept for testing: a fifth of the entries, at most `most`, and at least one content.
 
-    Entries of one content stay together. Contents are drawn by a hash of their own and of `seed`, so that neither the
-    order of entries nor the number of them says who is drawn; or the `last` ones are, by where each stands first.
-    A content with more entries than there is room for is not drawn.
+    Entries of one content stay together. Contents are drawn by the hash of content and `seed`, which depends neither on
+    the order nor on the number of entries; with `last`, those whose first entry comes last are drawn. A content with
+    more entries than there is room for is not drawn.
 
     Raises:
       ValueError: all entries have the same content.
@@ -46,26 +46,26 @@ def held_out(contents: Sequence[str], most: int, *, last: bool = False, seed: in
 
 
 def repeats(contents: Sequence[str]) -> int:
-    """How many entries have the content of an earlier one."""
+    """The number of entries that have the content of an earlier entry."""
     return len(contents) - len(set(contents))
 
 
 def strangers(contents: Sequence[str], order: Iterable[int] | None = None) -> list[int] | None:
-    """For each entry the number of one of other content; None where all have the same.
+    """For each entry the index of an entry with another content; None where all contents are the same.
 
-    Each stands for one other, unless more than half have the same content. Where all contents differ it is the next
-    entry, in `order` and round and round.
+    Every index occurs once, unless more than half of the entries have the same content. Where all contents differ, it
+    is the index of the next entry in `order`, and the first entry's for the last.
     """
     order = list(range(len(contents)) if order is None else order)
     number = {content: k for k, content in enumerate(dict.fromkeys(contents[i] for i in order))}
     if len(number) < 2:
         return None
     row = sorted(order, key=lambda i: number[contents[i]])
-    shift, found = max(Counter(contents).values()), list(order)
+    shift, others = max(Counter(contents).values()), list(order)
     for place, i in enumerate(row):
         following = (row[(place + shift + k) % len(row)] for k in range(len(row)))
-        found[i] = next(j for j in following if contents[j] != contents[i])
-    return found
+        others[i] = next(j for j in following if contents[j] != contents[i])
+    return others
 
 
 def _drawn(content: str, seed: int) -> bytes:

@@ -65,16 +65,18 @@ def figures(logprobs: LogProbs) -> Float[np.ndarray, 'figures']:
 
 
 def calibrate(good: Sequence[LogProbs]) -> Scale:
-    """What is usual among good replies. Each length has percentiles of its own, drawn to those of all lengths the more,
-    the fewer replies it has."""
-    found, bins = np.array([figures(each) for each in good]), np.array([_bin(each) for each in good])
+    """The scale of what is usual among good replies. Each length has its own percentiles; the fewer replies it has, the
+    nearer they are drawn to the percentiles of all lengths."""
+    measured, bins = np.array([figures(reply) for reply in good]), np.array([_bin(reply) for reply in good])
 
     def percentile(q: float) -> np.ndarray:
-        overall = np.percentile(found, q, axis=0)
-        by_length = [found[bins == b] for b in range(len(_BINS) + 1)]
-        own = [np.percentile(each, q, axis=0) if len(each) else overall for each in by_length]
-        sizes = [len(each) for each in by_length]
-        return np.array([(_SHRINK * overall + n * x) / (_SHRINK + n) for n, x in zip(sizes, own, strict=True)])
+        overall = np.percentile(measured, q, axis=0)
+        by_length = [measured[bins == b] for b in range(len(_BINS) + 1)]
+        return np.array([
+            (_SHRINK * overall + len(some) * np.percentile(some, q, axis=0)) / (_SHRINK + len(some))
+            if len(some) else overall
+            for some in by_length
+        ])  # fmt: skip
 
     lowest, full, low = map(percentile, (1, 5, 10))
     return Scale(np.minimum(2 * lowest - low, full - _NARROWEST), full)
@@ -88,8 +90,8 @@ def score(scale: Scale, logprobs: LogProbs) -> float:
 
 def separation(good: Sequence[LogProbs], spoilt: Sequence[LogProbs]) -> float:
     """How often a good reply has a higher mean log-probability than a spoilt one (the area under the ROC curve)."""
-    ours, theirs = (np.array([np.mean(each) for each in some]) for some in (good, spoilt))
-    return float(np.mean(ours[:, None] > theirs[None]))
+    good_means, spoilt_means = (np.array([np.mean(reply) for reply in replies]) for replies in (good, spoilt))
+    return float(np.mean(good_means[:, None] > spoilt_means[None]))
 
 
 def _bin(logprobs: LogProbs) -> int:
@@ -121,7 +123,7 @@ class Naturalness:
 
     def __call__(self, dialogues: Sequence[Dialogue], replies: Sequence[str]) -> list[float]:
         scale = self._calibrated()
-        return [score(scale, each) for each in self._read(dialogues, replies)]
+        return [score(scale, logprobs) for logprobs in self._read(dialogues, replies)]
 
     def _calibrated(self) -> Scale:
         if self._scale is None:
@@ -139,19 +141,21 @@ class Naturalness:
 
 
 def make_judge(judge: ResponseJudge, natural: Naturalness) -> ResponseJudge:
-    """The judge, whose naturalness is at most that of `natural`, and with it its totals: `graded` in proportion,
-    `strict` 0 below a half. What it finds unnatural already is not read. Where `natural` is not able the judge's own
-    verdict stands."""
+    """A judge whose naturalness is the lower of `judge`'s and `natural`'s.
+
+    The total `graded` falls in proportion, and `strict` is 0 below a naturalness of a half. Replies that `judge` finds
+    unnatural are not read by the model. Where `natural` is not able, the verdicts of `judge` stand.
+    """
 
     def judged(
         dialogues: Sequence[Dialogue], inferred: Sequence[Sequence[str]], replies: Sequence[str], seed: int
     ) -> list[Verdict]:
         verdicts = judge(dialogues, inferred, replies, seed)
-        asked = [i for i, verdict in enumerate(verdicts) if verdict.ok and verdict.scores['naturalness']]
-        if not asked or not natural.able:
+        read = [i for i, verdict in enumerate(verdicts) if verdict.ok and verdict.scores['naturalness']]
+        if not read or not natural.able:
             return verdicts
-        found = dict(zip(asked, natural([dialogues[i] for i in asked], [replies[i] for i in asked]), strict=True))
-        return [with_naturalness(v, found[i]) if i in found else v for i, v in enumerate(verdicts)]
+        values = dict(zip(read, natural([dialogues[i] for i in read], [replies[i] for i in read]), strict=True))
+        return [with_naturalness(v, values[i]) if i in values else v for i, v in enumerate(verdicts)]
 
     return judged
 
@@ -168,13 +172,13 @@ def with_naturalness(verdict: Verdict, natural: float) -> Verdict:
 
 
 def made_up(*, people: int = 8, examples: int = 24, seed: int) -> list[Case]:
-    """Good replies: the oracle's to people of the training, and those of the warm-up's examples."""
+    """Good replies: the oracle's to training people, and those of the warm-up's examples."""
     user = make_scripted_user(p_spontaneous=1.0)
     answers = make_answers(make_people(people, seed=seed), user, rounds=4, seed=seed)
-    told = [(each.dialogue, each.good) for each in answers]
-    told += [(each.dialogue, each.completion) for each in make_demonstrations(examples, seed=seed)]
-    parsed = ((dialogue, parse_completion(text)) for dialogue, text in told)
-    return [Case(dialogue, found.reply) for dialogue, found in parsed if found]
+    completions = [(answer.dialogue, answer.good) for answer in answers]
+    completions += [(example.dialogue, example.completion) for example in make_demonstrations(examples, seed=seed)]
+    parsed = ((dialogue, parse_completion(text)) for dialogue, text in completions)
+    return [Case(dialogue, parts.reply) for dialogue, parts in parsed if parts]
 
 
 def spoil(good: Sequence[Case], *, seed: int) -> Iterator[Case]:

@@ -1,4 +1,5 @@
-"""What is no text, whatever its words are: repetitions, lists of words, copies of what was said. No model is asked."""
+"""Rules that find texts which say nothing, whatever their words: repetitions, lists of words, copies. They need no
+model."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ _GRAMMAR = frozenset(  # words that make sentences of other words
     when where which while who whom whose why will with without would yet you your yours
     """.split()
 )
-_EVERY = 16  # of so many words one is of these, at least
-_LONG = 5  # words, from which on this is asked
-_NEW = 0.75  # the least share of different ones among three neighbouring words
-_COPIED = 0.8  # from this share on a run of words of the question is all that an answer is
-_LISTED = 0.5  # above this share of words in lists an answer is one
+_EVERY = 16  # a sentence has one word of `_GRAMMAR` for every so many words, at least
+_LONG = 5  # words; shorter sentences need none
+_NEW = 0.75  # the least share of different triples among the triples of neighbouring words
+_COPIED = 0.8  # from this share on an answer that repeats a run of the question's words is a copy
+_LISTED = 0.5  # above this share of words in lists an answer is a list
 _PERSONS = {
     'me': 'i', 'you': 'i', 'your': 'my', 'yours': 'mine', 'yourself': 'myself', 'are': 'am', "you're": "i'm",
     "you've": "i've", "you'd": "i'd", "you'll": "i'll", 'were': 'was',
@@ -36,12 +37,12 @@ def sentences_of(text: str) -> list[str]:
 
 
 def listed(text: str) -> float:
-    """The share of a text's words in sentences, or a text as a whole, whose words stand side by side without any that
-    join them."""
+    """The share of a text's words that stand in sentences without words that join others; 1 where the whole text has
+    none."""
     words = words_of(text)
     if _is_bare(words):
         return 1.0
-    bare = (own for own in map(words_of, sentences_of(text)) if _is_bare(own))
+    bare = (sentence for sentence in map(words_of, sentences_of(text)) if _is_bare(sentence))
     return sum(map(len, bare)) / max(1, len(words))
 
 
@@ -58,8 +59,8 @@ def is_repetition(text: str) -> bool:
 
 
 def is_copy(text: str, said: Sequence[str], share: float) -> bool:
-    """Whether such a share of a text, and at least three words, stand in one piece in something said before; `I` and
-    `you` are the same, so that an echo turned round is one."""
+    """Whether a run of `share` of the text's words, and at least three, stands in one of the texts `said` before it.
+    `I` and `you` count as the same, so that an echo turned round is a copy."""
     new = _turned(text)
     longest = max((_shared_run(new, _turned(old)) for old in said), default=0)
     return longest >= max(3, share * len(new))
