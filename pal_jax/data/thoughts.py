@@ -10,22 +10,28 @@ from __future__ import annotations
 import re
 
 _NAME = (
-    r'(?:[a-z]+:)?(?:ant)?(?:thinking|think|thoughts|thought|reasoning|reason|reflection|analysis|scratchpad'
-    r'|(?:inner|internal)[ _-]?(?:monologue|thoughts?))'
+    r'(?:[a-z]+:)?(?:ant)?(?:thinking|think|thoughts|thought|reasoning|reason|reflection|reflect|analysis|scratchpad'
+    r'|rationale|cot|chain[ _-]of[ _-]thoughts?|(?:inner|internal)[ _-]?(?:monologue|thoughts?))'
+)
+_TAG = (  # as in <longcat_think> or <thought_process>
+    rf'(?:[a-z]+[_-])*{_NAME}(?:[_-](?:process|content|steps?|faste?r?))?'
 )
 _OPENING = (
-    rf'<\s*{_NAME}(?:\s[^<>]*)?(?<!/)>|\[\s*think(?:ing)?\s*\]|◁\s*{_NAME}\s*▷'
+    rf'<\s*{_TAG}(?:\s[^<>]*)?(?<!/)>|\[\s*(?:think(?:ing)?|reasoning)\s*\]|◁\s*{_NAME}\s*▷'
     rf'|<\|\s*(?:begin_of_|start_)?{_NAME}(?:_start)?\s*\|>|<\|inner_prefix\|>|<\|channel>\s*thought'
+    r'|<unused94>\s*thought'
 )
 _CLOSING = (
-    rf'<\s*/\s*{_NAME}\s*>|\[\s*/\s*think(?:ing)?\s*\]|◁\s*/\s*{_NAME}\s*▷'
+    rf'<\s*/\s*{_TAG}\s*>|\[\s*/\s*(?:think(?:ing)?|reasoning)\s*\]|◁\s*/\s*{_NAME}\s*▷'
     rf'|<\|\s*(?:end_of_|end_|/\s*){_NAME}\s*\|>|<\|\s*{_NAME}_end\s*\|>|<\|inner_suffix\|>|<channel\|>'
+    r'|<unused95>'
 )
-MARK = re.compile(rf'(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})|<\s*{_NAME}\s*/>', re.IGNORECASE)
+MARK = re.compile(rf'(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})|<\s*{_TAG}\s*/>', re.IGNORECASE)
 _OPENED = re.compile(rf'(?:{_OPENING})\s*\Z', re.IGNORECASE)
 _FRAME = re.compile(  # around what is said after a thought
-    r'\A\s*(?:<answer>|<\|begin_of_solution\|>|<\|START_RESPONSE\|>)\s*'
-    r'|\s*(?:</answer>|<\|end_of_solution\|>|<\|END_RESPONSE\|>)\s*\Z',
+    r'\A\s*(?:<(?:final_)?(?:answer|response)>|<\|begin_of_(?:solution|box)\|>|<\|START_RESPONSE\|>)\s*'
+    r'|\s*(?:</(?:final_)?(?:answer|response)>|<\|end_of_(?:solution|box)\|>|<\|END_RESPONSE\|>'
+    r'|\[END FINAL RESPONSE\](?:\s*<\|end\|>)?)\s*\Z',
     re.IGNORECASE,
 )
 
@@ -34,6 +40,12 @@ _FRAME = re.compile(  # around what is said after a thought
 _MESSAGE = re.compile(
     r'<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>(.*?)'
     r'(?=<\|(?:start|channel|end|return|call)\|>|\Z)',
+    re.DOTALL | re.IGNORECASE,
+)
+# Thoughts and what is said are announced in plain words (Granite, Apriel).
+_ANNOUNCED = re.compile(
+    r"\A\s*Here(?:'s my thought process| is my thought process| are my reasoning steps):"
+    r"(?:.*?(?P<end>Here(?:'s| is) my response:|\[BEGIN FINAL RESPONSE\]))?",
     re.DOTALL | re.IGNORECASE,
 )
 _TOLD_APART = re.compile(rf'{MARK.pattern}|<\|(?:channel|message)\|>', re.IGNORECASE)  # what is said from thoughts
@@ -53,6 +65,8 @@ def spoken(text: str) -> str | None:
     if _RUN_TOGETHER.match(text):
         _, end, said = text.rpartition('assistantfinal')
         return said.strip() if end else None
+    if announced := _ANNOUNCED.match(text):
+        return _FRAME.sub('', text[announced.end() :]).strip() if announced['end'] else None
     marks = list(MARK.finditer(text))
     if not marks:
         return text

@@ -319,6 +319,39 @@ def test_a_fault_in_an_array_is_told_by_its_number(tmp_path):
             chats.read(path, formats.preferred)
 
 
-def test_an_array_may_begin_with_a_byte_order_mark(tmp_path):
-    (tmp_path / 'pairs.json').write_text(json.dumps(PAIRS), encoding='utf-8-sig')
-    assert len(chats.read(tmp_path / 'pairs.json', formats.preferred)) == 2
+@pytest.mark.parametrize(
+    ('text', 'key'),
+    [
+        ('[' * 10000, 'line 1'),
+        ('[\n{"prompt": "a\\ud800", "completion": "b"}]', 'ud800'),
+        ('[{"prompt": "a", "prompt": "x", "completion": "b"}]', "'prompt' has two"),
+        ('[{"n": ' + '9' * 5000 + '}]', 'line 1'),
+    ],
+)
+def test_an_array_is_read_as_lines_are(tmp_path, text, key):
+    path = tmp_path / 'rows.json'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf'rows.json, .*{key}'):
+        chats.read(path, formats.imitated)
+
+
+def test_an_array_may_have_a_byte_order_mark(tmp_path):
+    path = tmp_path / 'rows.json'
+    path.write_text('[\n{"prompt": "a", "completion": "b"}]', encoding='utf-8-sig')
+    assert [row.prompt for row in chats.read(path, formats.imitated)] == ['a']
+    path.write_text('[]', encoding='utf-16')
+    with pytest.raises(ValueError, match='rows.json is in UTF-16'):
+        chats.read(path, formats.imitated)
+
+
+@pytest.mark.parametrize(
+    ('record', 'key'),
+    [
+        ({'conversations': [{'from': ['human'], 'value': 'a'}, {'from': 'gpt', 'value': 'b'}]}, 'from='),
+        ({'messages': [USER, BOT], 'tools': '[' * 100000}, "'tools'"),
+        ({'messages': [USER, BOT], 'system': 5}, "'system'"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named(record, key):
+    with pytest.raises(ValueError, match=key):
+        formats.imitated(record)

@@ -36,6 +36,20 @@ from pal_jax.data.thoughts import after, spoken
         '<|channel|>analysis<|message|>a ferret<|end|><|start|>assistant<|channel|>final<|message|>Hello',
         '<|channel|>commentary<|message|>x<|call|><|start|>assistant<|channel|>FINAL<|message|>Hello<|end|>',
         'analysisThe user has a ferret.assistantfinalHello',
+        '<longcat_think>It is a ferret.</longcat_think>Hello',
+        '<deep-think>It is a ferret.</deep-think>Hello',
+        '<ant_thinking>It is a ferret.</ant_thinking>Hello',
+        '<thought_process>It is a ferret.</thought_process>Hello',
+        '<reasoning_content>It is a ferret.</reasoning_content>Hello',
+        '<seed:think>a<seed:cot_budget_reflect>b</seed:cot_budget_reflect>c</seed:think>Hello',
+        '<chain_of_thought>It is a ferret.</chain_of_thought>Hello',
+        '<rationale>It is a ferret.</rationale><final_answer>Hello</final_answer>',
+        '<think>It is a ferret.</think><response>Hello</response>',
+        '<think>It is a ferret.</think><|begin_of_box|>Hello<|end_of_box|>',
+        '[Reasoning]It is a ferret.[/Reasoning]Hello',
+        '<unused94>thought\nIt is a ferret.<unused95>Hello',
+        'Here is my thought process: It is a ferret. Here is my response: Hello',
+        'Here are my reasoning steps:\nIt is a ferret.\n[BEGIN FINAL RESPONSE]\nHello\n[END FINAL RESPONSE]',
     ],
 )
 def test_what_is_left_is_what_was_said(text):
@@ -54,6 +68,9 @@ def test_what_is_left_is_what_was_said(text):
         '<|channel|>analysis<|message|>I have a ferret',
         '<|channel|>analysis<|message|>I have a ferret<|end|>',
         'analysisWe have a ferret',
+        '<longcat_think>I have a ferret',
+        "Here's my thought process: I have a ferret",
+        'Here are my reasoning steps:\nI have a ferret',
     ],
 )
 def test_a_thought_that_does_not_end_says_nothing(text):
@@ -62,7 +79,19 @@ def test_a_thought_that_does_not_end_says_nothing(text):
 
 @pytest.mark.parametrize(
     'text',
-    ['', ' I think <3 of it \n', 'think>', '<b>bold</b>', '<thinker>', 'analysis of it', '[thinks]', '<profile>\n'],
+    [
+        '',
+        ' I think <3 of it \n',
+        'think>',
+        '<b>bold</b>',
+        '<thinker>',
+        'analysis of it',
+        '[thinks]',
+        '<profile>\n',
+        '<apricot>',
+        '<rethink>',
+        'Here is my response: yes',
+    ],
 )
 def test_other_text_stays_as_it_is(text):
     assert spoken(text) == text
