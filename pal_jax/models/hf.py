@@ -30,6 +30,7 @@ from pal_jax.runtime.files import read_object, shown
 from pal_jax.runtime.outputs import whole_folder
 
 Read = Callable[[str], Tensor]  # by the name of a tensor
+ROWS = 1 << 14  # of a matrix that are compared at once
 
 # A torch Linear is stored [out, in]: how many leading axes of our leaf are its `in`. Other leaves keep their order.
 IN_AXES = {f'layers/{path}': 1 for path in ('attn/q', 'attn/k', 'attn/v', 'mlp/gate', 'mlp/up', 'mlp/down')}
@@ -65,13 +66,26 @@ def load_params(
     Raises:
       ValueError: there are no safetensors, their names or shapes are not those of `cfg`, or a number is not finite.
     """
-    files = tensors.files(Path(folder))
-    optional = {'lm_head.weight'} if cfg.tie_embed else set()
+    files, names = tensors.files(Path(folder)), FAMILIES[cfg.family].names
+    optional = {names['unembed']} if cfg.tie_embed else set()
     extra = {name for name in files if not name.endswith('rotary_emb.inv_freq')} - optional
+    if cfg.tie_embed and {names['embed'], names['unembed']} <= files.keys():
+        _check_tied(*(tensors.stored(files[name], name) for name in (names['embed'], names['unembed'])))
 
-    return assemble(
-        cfg, FAMILIES[cfg.family].names, lambda name: tensors.stored(files[name], name), extra, shardings, dtype
-    )
+    return assemble(cfg, names, lambda name: tensors.stored(files[name], name), extra, shardings, dtype)
+
+
+def _check_tied(embed: Tensor, unembed: Tensor) -> None:
+    """Raises ValueError where the matrices `[V, D]` that a config ties to each other are not the same: transformers 4
+    computes with the first alone, 5 with both."""
+    rows = embed.shape[0]
+    parts = [slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]
+    if embed.shape != unembed.shape or not all(np.array_equal(embed[part], unembed[part]) for part in parts):
+        raise ValueError(
+            'the checkpoint has an lm_head.weight that differs from its embeddings, the config '
+            'tie_word_embeddings=true; set it to false if the model has an output matrix of its own, or save the model '
+            'without lm_head.weight'
+        )
 
 
 def assemble(
