@@ -74,7 +74,7 @@ def _apart(choices: Sequence[Choice]) -> list[Choice]:
 
 
 def content(person: History) -> str:
-    """What makes a person somebody else: what is told, and the choices, in whatever order."""
+    """The text by which people are compared: what is told of the person, and the choices, in whatever order."""
     return together([person.context, *map(said, (person.reward, *person.train, *person.held))])
 
 

@@ -1,13 +1,13 @@
-"""What a run reads from outside of its folder: which bytes that was when the run began, and whether it is the same now.
+"""The files that a run reads from outside of its folder: their hashes when the run began, compared with those of now.
 
     now = look(config)                                # hashes by key and file
     save(workdir / KEPT, now)                         # when a run begins
     check(load(workdir / KEPT), now, workdir)         # when it goes on, before a weight is read
 
-A file is hashed whole up to `WHOLE` bytes. Of a larger one its size and `BLOCKS` blocks evenly apart are hashed:
-weights and columns of many gigabytes take a moment, and a change of single bytes between the blocks is not seen. Of a
-folder it is the files in it, of a run of this package its config and the sums of its last checkpoint. What is no file
-here (a hub id, a data set of TFDS, what a package carries) is not watched.
+A file is hashed whole up to `WHOLE` bytes. For a larger file, its size and `BLOCKS` blocks evenly apart are hashed:
+weights and columns of many gigabytes take a moment, and a change of single bytes between the blocks is not seen. A
+folder stands for the files in it, a run of this package for its config and the sums of its last checkpoint. A source
+that is no file here (a hub id, a data set of TFDS, a model inside a package) is not watched.
 """
 
 from __future__ import annotations
@@ -101,13 +101,13 @@ def find(began: Inputs, key: str, value: str) -> str:
 
 
 def hashes(path: Path) -> dict[str, str]:
-    """What tells the files at a path from others, by their names."""
+    """The hashes of the files at a path, by name, see `digest`."""
     return {file.relative_to(path.parent).as_posix(): digest(file) for file in files_of(path)}
 
 
 def files_of(path: Path) -> list[Path]:
-    """A file, those of a conversation, those in a folder that are not hidden, or what tells the last checkpoint of
-    a run from others."""
+    """The files that a path stands for: the file itself, those of a conversation, those in a folder that are not
+    hidden, or, for a run, its config and the sums of its last checkpoint."""
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -123,7 +123,7 @@ def _votes(path: Path) -> list[Path]:
 
 
 def digest(path: Path) -> str:
-    """What tells a file's content from another's, see the head of this file."""
+    """The hash of a file, of the whole or of blocks, see the head of this file."""
     known = path.stat()
     return _digest(path.absolute(), known.st_size, known.st_mtime_ns)
 
@@ -141,13 +141,13 @@ def _digest(path: Path, size: int, changed: int) -> str:
 
 
 def save(folder: Path, inputs: Inputs) -> None:
-    """Writes what a run has read when it began."""
+    """Writes the inputs of a run that begins."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / FILE, json.dumps({key: each._asdict() for key, each in inputs.items()}, indent=2) + '\n')
 
 
 def load(folder: Path) -> Inputs | None:
-    """What a run has read when it began; None where it has not kept that.
+    """The inputs of a run when it began; None where its folder has no such file.
 
     Raises:
       ValueError: the file is damaged.

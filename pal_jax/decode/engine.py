@@ -175,7 +175,7 @@ def states(
     length: Int[Array, ' N'],
     cached: Prefix | None = None,
 ) -> tuple[Float[Array, 'N T D'], Prefix]:
-    """What `prefill` computes, with the states of all tokens before the final norm."""
+    """As `prefill`, with the states of all tokens before the final norm."""
     start = cached.length if cached else jnp.zeros_like(length)
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
     queries = attention.one_sequence(positions)
@@ -270,7 +270,7 @@ def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[Dec
 def generate_telling(
     weights: Params, cfg: ModelConfig, state: DecodeState, alternatives: int
 ) -> tuple[DecodeState, sampling.Sampled, sampling.Likeliest]:
-    """The same tokens, and so many of the likeliest ones beside each, of the distribution it was drawn from."""
+    """As `generate`, with the `alternatives` likeliest tokens of the distribution that each token was drawn from."""
     after, sampled, logits = _step(weights, cfg, state)
     # Behind a barrier, so that what is drawn is computed alike whether alternatives are told or not.
     drawn = sampling.drawn_from(lax.optimization_barrier(logits), state.temperature, state.top_k, state.top_p)
@@ -308,7 +308,7 @@ def unembed(weights: Params, cfg: ModelConfig, x: Float[Array, '*rows D']) -> Fl
 
 
 class Scores(NamedTuple):
-    """Of each token of a prompt, how likely the next one was, and the `K` likeliest ones."""
+    """For each token of a prompt the log-prob of the next token, and the `K` likeliest next tokens."""
 
     logprob: Float[Array, 'N T']
     likeliest: sampling.Likeliest  # [N, T, K]

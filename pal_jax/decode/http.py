@@ -300,7 +300,7 @@ async def _say_nothing(choices: Sequence[Choice]) -> AsyncGenerator[News, None]:
 
 
 def _or_refuse(ask: Callable[..., Asked], *args: Any) -> Asked:
-    """What the driver gives, or in OpenAI's words why it does not."""
+    """The driver's result. Raises Refusal, in OpenAI's words, where the driver refuses."""
     try:
         return ask(*args)
     except ValueError as error:

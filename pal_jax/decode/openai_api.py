@@ -187,7 +187,7 @@ class Echo(NamedTuple):
 def echo_of(
     tokenizer: Tokenizer, prompt: str | Sequence[int] | None, ids: Sequence[int], scored: Scored | None
 ) -> Echo:
-    """A prompt as it was given; of token ids what they stand for, special tokens and all but the opening."""
+    """The prompt as it was given. Token ids are decoded with their special tokens, but for the opening."""
     given = prompt if isinstance(prompt, str) else '' if prompt is None else None
     if given is not None and scored is None:
         return Echo(given)
@@ -259,7 +259,7 @@ class Choice:
         self._over = self.stop_reason is not None and at + len(self.stop_reason) <= len(self._settled)
 
     def _add(self, token: int) -> bool:
-        """Takes a token. Returns whether the tokenizer drops its space, as it does before the first word of a text."""
+        """Adds a token. Returns whether the tokenizer drops its space, as it does before the first word of a text."""
         self.offsets.append(len(self._settled) + len(self._tail.rstrip(HALF)))
         self.tokens.append(token)
         first = not self._settled and not self._tail
@@ -275,7 +275,7 @@ class Choice:
         return bare
 
     def spell(self, others: Alternatives, bare: bool) -> tuple[tuple[bytes, float], ...]:
-        """Alternatives by their bytes, without a space before them where the token beside them is `bare` of its own."""
+        """Alternatives by their bytes, without the space before them where the sampled token is `bare` of its space."""
         spelled = ((self._tokenizer.bytes_of(token), logprob) for token, logprob in others)
         return tuple((raw.removeprefix(b' ') if bare else raw, logprob) for raw, logprob in spelled)
 

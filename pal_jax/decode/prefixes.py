@@ -37,7 +37,7 @@ class Prefixes:
         self, slot: int, start: int, tokens: Sequence[int], mixture: Mixture = None, weights: int = 0
     ) -> None:  # fmt: skip
         """Enters tokens into the columns of a slot from `start` on, in place of all that was there. `weights` is the
-        number of those that the slot's first column is of."""
+        number of the weights that computed the slot's first column."""
         end = start + len(tokens)
         if end > self._tokens.shape[1]:
             more = max(end, 2 * self._tokens.shape[1]) - self._tokens.shape[1]

@@ -110,8 +110,8 @@ def standard_error(values: np.ndarray) -> float | None:
 
 
 def of_somebody(texts: Sequence[Any], people: Sequence[History] = ()) -> list[Any] | None:
-    """Everyone gets that of somebody else at random, the same in every evaluation. People of the same content are one
-    person, and all are others where no `people` are given. None where there is one alone."""
+    """For each person the text of somebody else at random, the same in every evaluation; None where there is nobody
+    else. People of the same content are one person; without `people`, each text has a person of its own."""
     order = np.random.default_rng(0).permutation(len(texts))[::-1].tolist()
     others = holdouts.strangers(list(map(content, people)) or list(map(str, order)), order)
     return others and [texts[i] for i in others]
@@ -177,8 +177,8 @@ def personalise(
     Every reply answers the first prompt that tests the person, and the reward model compares by the person's own
     summary (rlpa_plus III.5, eval_inference). `written_better` is the share of replies after that summary that it
     prefers to those after none, a tie being a half; `written_for_somebody_better` the same of replies after a summary
-    of somebody at random, which is what any summary does; it is absent where there is nobody else. Of `written` people
-    all replies could be had.
+    of somebody at random, which is what any summary does; it is absent where there is nobody else. `written` counts the
+    people all of whose replies could be had.
     """
     prompts = [person.held[0].prompt for person in people]
     random = of_somebody(texts, people)

@@ -129,8 +129,8 @@ def improvement(curve: ArrayLike) -> Improvement:
 
 
 def shuffled(talks: Sequence[Talk], rounds: int, matcher: ProfileMatcher) -> np.ndarray | None:
-    """[people, turns]: the F1 of what was inferred about a person against somebody with other facts; None where there
-    is nobody."""
+    """[people, turns]: the F1 of the facts inferred about each person against the profile of a person with other facts;
+    None where all have the same facts."""
     people = [talk[0].dialogue.person for talk in talks]
     others = holdouts.strangers(list(map(content, people)))
     if others is None:

@@ -59,10 +59,10 @@ class Endpoint:
     jitter, and as the server asks for it. What still fails, or answers nothing, has no answer; a wrong key, model or
     address ends the run.
 
-    Of a reasoning model's answer its thoughts are left out, and a thought that does not end is no answer: of a server
-    that has once ended a thought which its template had begun, any answer that is cut without ending one. A server that
-    refuses `max_tokens` and names `max_completion_tokens` is sent that from then on, and one that has a single
-    temperature is sent none; `usage` tells of it.
+    The thoughts of a reasoning model are left out of its answer, and a thought that does not end is no answer. A server
+    whose template begins thoughts is known by an answer that ends one; once it is known, an answer that was cut and
+    ends no thought is none. A server that refuses `max_tokens` and names `max_completion_tokens` is sent the
+    latter from then on, and a server with a single temperature is sent none; `usage.adapted` counts such settings.
 
     Args:
       name: what errors call it.
@@ -153,7 +153,7 @@ class Endpoint:
         return reply
 
     def _keep(self, key: str, reply: Reply) -> str | None:
-        """The text of a reply that was cut, unless it is a thought, and keeps it."""
+        """Keeps a reply that was cut and returns its text; None where it is a thought that the template began."""
         if self._opens:
             self.last_error = _UNFINISHED
             return None
@@ -197,7 +197,7 @@ class Endpoint:
         return Reply(said, *tokens, error='' if said else 'an empty answer', cut=cut and said == text)
 
     def _create(self, request: Mapping[str, Any]) -> Any:
-        """The server's answer. What it refuses of the settings is sent otherwise, now and in all later requests."""
+        """The server's answer. A setting that it refuses is sent in another form, now and in all later requests."""
         while True:
             sent = self._adapted(request)
             try:
@@ -251,10 +251,10 @@ def _content(message: Any) -> tuple[str, bool]:
 
 def _refused(error: openai.BadRequestError) -> str | None:
     """The setting that a server asks to be sent otherwise."""
-    told = f'{error.message} {error.body}'
-    if 'max_completion_tokens' in told:
+    reason = f'{error.message} {error.body}'
+    if 'max_completion_tokens' in reason:
         return 'max_tokens'
-    return 'temperature' if _ONE_TEMPERATURE.search(told) else None
+    return 'temperature' if _ONE_TEMPERATURE.search(reason) else None
 
 
 def _digest(request: Mapping[str, Any]) -> str:

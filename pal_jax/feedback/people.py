@@ -146,7 +146,7 @@ def _is_heldout(profile: tuple[str, ...]) -> bool:
 
 
 def content(person: Person) -> str:
-    """What makes a person somebody else: the facts, in whatever order, case and white space."""
+    """The text by which people are compared: the facts, in whatever order, case and white space."""
     return holdouts.together(person.facts)
 
 
@@ -176,7 +176,7 @@ def load_people(path: str | Path, *, input_key: str = 'input', label_key: str = 
 
 
 def place_of(path: str | Path, person: Person, *, input_key: str = 'input', label_key: str = 'profile') -> str:
-    """The file and line that somebody of `load_people` stands in; the file alone of somebody else."""
+    """The file and line of a person whom `load_people` has read; the file alone for any other person."""
     for number, record in records.lines(path):
         named = _renamed(record, {input_key: 'input', label_key: 'profile'})
         if _person(named, default_id=f'{Path(path).stem}-{number}').id == person.id:

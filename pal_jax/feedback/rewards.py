@@ -35,8 +35,9 @@ def make_reward(
     well-formed samples; where one has no answer the sample is `ok=False` with reward 0. With a weight of 0 (the
     paper's ablations) the part is still measured. Every sample's `info` has the same keys, all floats.
 
-    `shuffled` is a control: every prediction is scored against the profile of a person with other facts, of the call
-    or, where all of it have the same, of those `known`. So what is learnt has nothing to do with the user.
+    `shuffled` is a control: every prediction is scored against the profile of a person with other facts, so what is
+    learnt has nothing to do with the user. The person is of the call, or `known` where all in the call have the same
+    facts.
 
     An `informed` judge sees the person's true profile, as in evaluations. `system` is the policy's system prompt where
     the judge is to read it at the head of the dialogue, as in the published code.
