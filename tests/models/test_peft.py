@@ -263,15 +263,15 @@ def test_every_option_of_the_installed_peft_is_known_at_its_default(adapted, fol
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::FutureWarning')  # of transformers, at what peft calls
-def test_peft_computes_the_same_logits_and_its_adapters_are_ours(adapted, folder, tmp_path):
+def test_peft_computes_the_same_logits_and_its_adapters_are_ours(adapted, tmp_path):
     library = pytest.importorskip('peft', reason='needs the library peft')
     import torch
     from transformers import AutoModelForCausalLM
 
     hf.save(lora.base(adapted), CFG, tokenizer.byte_tokenizer(), tmp_path / 'base')
-    peft.save(lora.split(adapted)[0], CFG, str(tmp_path / 'base'), folder)
+    peft.save(lora.split(adapted)[0], CFG, str(tmp_path / 'base'), tmp_path / 'ours')
     network = AutoModelForCausalLM.from_pretrained(tmp_path / 'base')
-    network = library.PeftModel.from_pretrained(network, str(folder)).eval()
+    network = library.PeftModel.from_pretrained(network, str(tmp_path / 'ours')).eval()
     tokens = np.random.default_rng(0).integers(0, 200, (2, 9))
     theirs = network(torch.from_numpy(tokens)).logits.detach().numpy()
     np.testing.assert_allclose(_logits(adapted, tokens), theirs, atol=1e-4)
