@@ -36,10 +36,19 @@ class Prompted(NamedTuple):
         prompt = self.replies[0] if self.prompt is None else self.prompt
         if isinstance(prompt, str):
             return normal(prompt)
-        if [message['role'] for message in prompt] == ['user']:
-            return normal(prompt[0]['content'])  # as if it were a text
-        parts = [json.dumps({**message, 'content': normal(message['content'])}, sort_keys=True) for message in prompt]
-        return '\n'.join(parts)
+        asked = [message for message in prompt if message['role'] != 'system' or normal(message['content'])]
+        if [message['role'] for message in asked] == ['user']:
+            return normal(asked[0]['content'])  # as if it were a text
+        return '\n'.join(map(_content, asked))
+
+
+def _content(message: Message) -> str:
+    """What a message says; ids, which tell calls of tools apart, say nothing."""
+    told = {key: value for key, value in message.items() if key != 'tool_call_id'}
+    if calls := told.get('tool_calls'):
+        told['tool_calls'] = [call['function'] for call in calls]
+    role = 'system' if message['role'] == 'developer' else message['role']
+    return json.dumps({**told, 'role': role, 'content': normal(message['content'])}, sort_keys=True)
 
 
 class Format(NamedTuple):

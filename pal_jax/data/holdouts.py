@@ -1,7 +1,8 @@
 """Splits into what is learnt and what is tested, which keep entries of the same content on one side.
 
-Entries are rows, people or questions. Their contents are compared after Unicode's compatibility forms, case and white
-space are made alike (`normal`), so that nothing is learnt that is tested in another spelling.
+Entries are rows, people or questions. Their contents are compared after Unicode's compatibility forms, case, quotation
+marks and white space are made alike and invisible characters are taken out (`normal`), so that nothing is learnt that is
+tested in another spelling.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+_QUOTES = str.maketrans(dict.fromkeys('‘’‚‛', "'") | dict.fromkeys('“”„‟', '"'))
+
 
 def normal(text: str) -> str:
-    """The text in lower case, in Unicode's compatibility forms, with single spaces and none at its ends."""
-    return ' '.join(unicodedata.normalize('NFKC', text).casefold().split())
+    """The text in lower case, in Unicode's compatibility forms, with straight quotation marks, single spaces and none
+    at its ends, and without characters of format, such as a soft hyphen or a space of no width."""
+    text = unicodedata.normalize('NFKC', text).casefold().translate(_QUOTES)
+    seen = ''.join(character for character in text if character.isascii() or unicodedata.category(character) != 'Cf')
+    return ' '.join(seen.split())
 
 
 def together(parts: Iterable[str]) -> str:

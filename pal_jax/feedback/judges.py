@@ -1,7 +1,7 @@
 """The rule judge: five yes-or-no criteria on a reply, without a model (RLPA section 3.3, IV.2 of the toy world).
 
 naturalness     short, plain, whole sentences, no lists of words; no markup, no placeholders, no talk of being a
-                program; no echo, none of its own replies again, and no recital of what was told
+                program nor its stock phrases; no echo, none of its own replies again, and no recital of what was told
 relevance       uses something this person told, or asks about one or two topics that are still open
 logic           picks up a telling word of the person's last message (a bare greeting has none), and is no echo of it
 engagement      asks or invites, in other sentences than before
@@ -58,7 +58,12 @@ _FLATTERY = (
     'fabulous, fantastic, flawless, genius, gorgeous, impressive, incredible, magnificent, marvelous, outstanding, '
     'perfect, phenomenal, remarkable, sensational, spectacular, splendid, stunning, superb, terrific, wonderful'
 ).split(', ')
-_PROGRAM_TALK = 'as an ai, language model, chatbot, the user, user profile, your profile, prompt'.split(', ')
+_PROGRAM_TALK = (
+    'as an ai, language model, chatbot, the user, user profile, your profile, prompt, helpful assistant, '
+    'virtual assistant, your assistant, how can i help, how can i assist, how may i help, how may i assist, '
+    'here to help, here to assist, happy to assist, glad to assist, assist you, provide more details, '
+    'provide more information, thank you for sharing, thanks for sharing, feel free to ask'
+).split(', ')
 _INVITATIONS = (
     'tell me, let me know, i would love to hear, i want to hear, would love to know, share with me, go on'
 ).split(', ')

@@ -39,16 +39,19 @@ def standard_errors(values: Sequence[float], weights: Float[np.ndarray, 'K n']) 
     y, n = np.asarray(values, np.float64), len(values)
     if n < LEAST:
         return None
+    if not (unit := np.abs(y).max()):
+        return [0.0] * len(weights)
+    y = y / unit  # squares of it neither overflow nor vanish
     line = np.stack([np.ones(n), np.linspace(-1.0, 1.0, n)], axis=1)
     residual = y - line @ np.linalg.lstsq(line, y)[0]
-    if np.abs(residual).max() <= ROUNDING * np.abs(y).max():
+    if np.abs(residual).max() <= ROUNDING:
         return [0.0] * len(weights)
     angle = math.asin(MOST)
     rhos, freedom = np.sin(np.linspace(-angle, angle, GRID)), n - line.shape[1]
     evidence, scales = zip(*[_given(rho, residual, line, weights) for rho in rhos], strict=True)
     posterior = np.exp(np.array(evidence) - max(evidence))
     posterior /= posterior.sum()
-    return [_half_width(posterior, scale, freedom) / 1.96 for scale in np.transpose(scales)]
+    return [float(unit) * _half_width(posterior, scale, freedom) / 1.96 for scale in np.transpose(scales)]
 
 
 def _given(

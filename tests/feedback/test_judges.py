@@ -200,3 +200,15 @@ def test_verdicts_are_batched_in_order_and_do_not_depend_on_the_golden_profile()
     for facts in ((), ('pet: cat',)):
         dialogues = [Dialogue(Person('p', facts), turns)] * 2
         assert [v.scores['graded'] for v in judge_by_rules(dialogues, [(), ()], replies, 0)] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    'reply',
+    [
+        'As a helpful assistant, I appreciate lasagna. What hobby do you enjoy?',
+        'I would be happy to assist you with lasagna, please provide more details?',
+        'Thank you for sharing about lasagna. How can I help you today with a hobby?',
+    ],
+)
+def test_stock_phrases_of_assistants_are_not_natural(reply):
+    assert scores(reply, 'I spent the whole weekend baking lasagna with my sister.')['naturalness'] == 0

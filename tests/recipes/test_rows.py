@@ -8,6 +8,7 @@ import json
 import jax
 import pytest
 
+from pal_jax.data import formats
 from pal_jax.data.holdouts import held_out, normal
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.recipes import dpo, reward, rows, sft
@@ -133,3 +134,25 @@ def test_contents_are_drawn_by_their_hash_and_no_more_than_there_is_room_for():
     assert held_out(['a'] * 9 + ['b'], 64) == [False] * 9 + [True]
     assert held_out(['a'] * 3 + ['b'] * 4, 1) == [True] * 3 + [False] * 4  # one at least, the smallest
     assert held_out(['a', 'b', 'c', 'b', 'd', 'a'], 1, last=True) == [False] * 4 + [True, False]
+
+
+@pytest.mark.parametrize('clothes', ['don’t\u200b  go', '\ufeffDon\u2018t go', "do\u00adn't\u00a0go\u200d"])
+def test_marks_that_nobody_sees_and_quotes_make_no_other_content(clothes):
+    assert normal(clothes) == normal("don't go")
+
+
+def test_an_empty_system_prompt_and_ids_of_calls_make_no_other_prompt():
+    def asked(*messages):
+        return formats.imitated({'messages': [*messages, {'role': 'assistant', 'content': 'b'}]}).content
+
+    user = {'role': 'user', 'content': 'a'}
+    assert asked({'role': 'system', 'content': ' '}, user) == asked(user)
+    systems = [{'role': role, 'content': 'be kind'} for role in ('system', 'developer')]
+    assert asked(systems[0], user) == asked(systems[1], user) != asked(user)
+
+    def called(**ids):
+        call = {'function': {'name': 'f', 'arguments': '{"x": 1}'}, **({'id': '7'} if ids else {})}
+        before = [user, {'role': 'assistant', 'tool_calls': [call]}, {'role': 'tool', 'content': '1', **ids}]
+        return formats.imitated({'prompt': before, 'completion': [{'role': 'assistant', 'content': 'b'}]}).content
+
+    assert called() == called(tool_call_id='7')

@@ -66,3 +66,10 @@ def test_no_noise_has_no_error_and_a_few_steps_tell_none():
         assert standard_errors(values, whole) == [0.0]
     assert standard_errors(np.ones(LEAST - 1), np.ones((1, LEAST - 1))) is None
     assert standard_errors(np.arange(LEAST) % 2, np.ones((1, LEAST)) / LEAST)[0] > 0
+
+
+@pytest.mark.parametrize('unit', [1e300, 1e-300])
+def test_values_at_the_ends_of_their_range_have_errors(unit):
+    values = np.random.default_rng(0).normal(size=20)
+    mean = np.full((1, 20), 0.05)
+    assert standard_errors(list(unit * values), mean) == pytest.approx([unit * standard_errors(list(values), mean)[0]])
