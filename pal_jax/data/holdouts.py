@@ -1,8 +1,8 @@
 """Splits into what is learnt and what is tested, which keep entries of the same content on one side.
 
 Entries are rows, people or questions. Their contents are compared after Unicode's compatibility forms, case, quotation
-marks and white space are made alike and invisible characters are taken out (`normal`), so that nothing is learnt that is
-tested in another spelling.
+marks and white space are made alike and invisible characters are taken out (`normal`), so that nothing is learnt that
+is tested in another spelling.
 """
 
 from __future__ import annotations

@@ -189,16 +189,16 @@ def read_person(path: str | Path) -> Person:
       ValueError: the file holds no mixture.
     """
     record = files.read_object(path)
-    mixture, split, fingerprint = (record.get(key) for key in ('mixture', 'split', 'fingerprint'))
+    mixture, split, fingerprint = record.get('mixture'), record.get('split', 0), record.get('fingerprint', '')
     if (
         not isinstance(mixture, list)
         or not mixture
         or not all(type(w) in (int, float) and abs(w) < 1e30 for w in mixture)
     ):
         raise ValueError(f'{path} holds no mixture such as {{"mixture": [0.2, 0.8]}}, got {files.shown(mixture)}')
-    if type(split or 0) is not int or not isinstance(fingerprint or '', str):
+    if type(split) is not int or split < 0 or not isinstance(fingerprint, str):
         raise ValueError(f'{path} has split={split!r} and fingerprint={fingerprint!r}; leave both as they were written')
-    return Person([float(weight) for weight in mixture], split or 0, fingerprint or '')
+    return Person([float(weight) for weight in mixture], split, fingerprint)
 
 
 def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
@@ -220,7 +220,10 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
             f'{person} is a mixture of the prototypes of another run than {workdir}, or of this run before it was '
             'trained on; make it again with python -m pal_jax.personalize'
         )
-    return run, run.mixture(mix=known.mixture)
+    try:
+        return run, run.mixture(mix=known.mixture)
+    except ValueError as error:
+        raise ValueError(f'{person}: {error}') from None
 
 
 # --- for others' training ---------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import numpy as np
 
 from pal_jax.data import chats
 from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.tables import LARGEST
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.reward import BradleyTerry, pack_replies, to_score
 from pal_jax.recipes import pal_person, pal_reward, plus, plus_context, reward
@@ -47,7 +48,7 @@ class Scorer(NamedTuple):
                 read.append(self.read(record))
             except ValueError as error:
                 raise ValueError(f'record {number}: {error}') from None
-        return self.score(read)
+        return self.score(read) if read else np.zeros(0, np.float32)
 
 
 def open_scorer(source: str, person: str = '') -> Scorer:
@@ -102,16 +103,21 @@ def _open_reward(config: Config, workdir: str, person: str) -> Scorer:
 
 def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
     """A record with `prompt` and `completion`, or with `messages` of which the last is scored, as a group of one reply.
+    Its `tools` and `system` are read as in training.
 
     Raises:
-      ValueError: the record has neither, or the last message is not the assistant's.
+      ValueError: the record has neither or both, or the last message is not the assistant's.
     """
-    if isinstance(record, Mapping) and isinstance(record.get('messages'), list):
-        *prompt, reply = record['messages'] or [None]
+    given = {key: value for key, value in record.items() if value is not None} if isinstance(record, Mapping) else {}
+    replied = given.keys() >= {'prompt', 'completion'}
+    if 'messages' not in given and not replied:
+        raise ValueError("expected an object with 'prompt' and 'completion', or with 'messages'")
+    if isinstance(given.get('messages'), list) and not replied:
+        *prompt, reply = given.pop('messages') or [None]
         if not prompt or not isinstance(reply, dict) or reply.get('role') != 'assistant':
             raise ValueError("'messages' must end with an assistant message after another; that is what is scored")
-        record = {'prompt': prompt, 'completion': [reply]}
-    example = chats.to_imitate(record, tokenizer)
+        given |= {'prompt': prompt, 'completion': [reply]}
+    example = chats.to_imitate(given, tokenizer)
     return shared_prompt([to_score(example.prompt, example.completion, pooling)])
 
 
@@ -214,7 +220,7 @@ def to_item(record: Any, run: TrainedPAL) -> tuple[np.ndarray, np.ndarray | None
 
 def _numbers(values: Any) -> bool:
     return isinstance(values, list) and all(
-        isinstance(x, int | float) and not isinstance(x, bool) and np.isfinite(x) for x in values
+        isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= LARGEST for x in values
     )
 
 

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 
 from pal_jax import personalize, score
 from pal_jax.models import ideal_point
-from pal_jax.recipes import pal_person, pal_reward
+from pal_jax.recipes import pal_person, pal_reward, scoring
 from tests import configs
 from tests.recipes.test_pal_kept import FEW, choices, finished, on_texts, statements  # noqa: F401
 
@@ -184,3 +184,21 @@ def test_choices_between_statements_make_a_person_who_prefers_them(tmp_path, sta
     texts.write_text(json.dumps({'prompt': 'Say', 'completion': 'a'}))
     with pytest.raises(ValueError, match=r'texts\.jsonl, line 1.*text'):
         score.score(f'orbax:{tmp_path}', '', str(texts), None)
+
+
+@pytest.mark.parametrize('edit', [{'split': -1}, {'split': []}, {'split': None}, {'split': True}, {'fingerprint': []}])
+def test_a_persons_file_with_a_wrong_split_or_fingerprint_is_refused(tmp_path, edit):
+    path = tmp_path / 'ana.json'
+    path.write_text(json.dumps({'mixture': [0.5, 0.5], **edit}))
+    with pytest.raises(ValueError, match=rf'ana.json.*{next(iter(edit))}'):
+        pal_person.read_person(path)
+
+
+def test_scores_of_no_records_are_none_and_a_number_too_large_is_named(run, tmp_path):
+    scorer = scoring.open_scorer(f'orbax:{run.workdir}')
+    assert scorer([]).shape == (0,)
+    with pytest.raises(ValueError, match="record 1: .*'item'"):
+        scorer([{'item': [10**400] * len(run.kept.attributes)}])
+    (path := tmp_path / 'ana.json').write_text('{"mixture": [0.5, 0.6]}')
+    with pytest.raises(ValueError, match='ana.json: a mixture'):
+        scoring.open_scorer(f'orbax:{run.workdir}', str(path))

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.recipes import plus, reward, scoring, soups
 from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import checkpoint, devices
@@ -102,3 +103,20 @@ def test_plus_needs_a_persons_summary(tmp_path, person):
     checkpoint.write_config(tmp_path, configs.load('plus').to_dict())
     with pytest.raises(ValueError, match=r'summary|nobody\.json'):
         scoring.open_scorer(f'orbax:{tmp_path}', person)
+
+
+def test_what_stands_beside_messages_counts_or_is_refused():
+    tokenizer, said = byte_tokenizer(), [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+    kind = [{'role': 'system', 'content': 'be kind'}, *said]
+    alike = [
+        scoring.to_group(record, tokenizer, 'last')
+        for record in ({'messages': kind}, {'messages': said, 'system': 'be kind'})
+    ]
+    assert alike[0] == alike[1] != scoring.to_group({'messages': said, 'note': 1}, tokenizer, 'last')
+    texts = {'prompt': 'a', 'completion': 'b'}
+    for key, beside in {'tools': {'tools': [{'type': 'f'}]}, 'images': {'images': ['x']}, 'ambiguous': texts}.items():
+        with pytest.raises(ValueError, match=key):
+            scoring.to_group({'messages': said, **beside}, tokenizer, 'last')
+    for other in ({'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}, {'text': 'b'}, None):
+        with pytest.raises(ValueError, match="'completion'"):
+            scoring.to_group(other, tokenizer, 'last')
