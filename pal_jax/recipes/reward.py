@@ -10,7 +10,8 @@ goes by length. The export is a classifier of one label for transformers.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -36,9 +37,11 @@ from pal_jax.recipes.recipe import (
     keeping,
     make_adapters,
     make_policy,
+    read_config,
     stage_before,
 )
 from pal_jax.runtime import sharding
+from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Metrics
 
@@ -112,6 +115,26 @@ def trained_by(config: Config, policy: Policy, learner: RewardLearner) -> Traine
         return {'export': Export(params, policy.cfg, policy.tokenizer, head=head)}
 
     return Trained(exports, learner.abstract_weights, policy.cfg, policy.tokenizer)
+
+
+def open_scores(folder: str | Path, ctx: Context) -> tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]:
+    """Open the reward model of a run: its tokenizer, its pooling, and the scores `[groups, replies]` of groups.
+
+    Raises:
+      ValueError, RuntimeError: the model or its checkpoint cannot be read.
+    """
+    config = read_config(str(folder))
+    model = make_policy(config, ctx.of(folder))
+    learner = make_learner(config, BradleyTerry(**config.reward), model.cfg, ctx)
+    state, *_ = Checkpoints(folder, learner.abstract_weights, read_only=True).read()
+    ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), config.data.micro_rows, config.data.row_tokens
+
+    def scores(groups: Sequence[Group]) -> np.ndarray:
+        return learner.scores(
+            state, pack_replies(groups, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens)
+        )
+
+    return model.tokenizer, config.data.pooling, scores
 
 
 def check_classifier(config: Config) -> None:

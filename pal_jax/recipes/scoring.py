@@ -20,7 +20,7 @@ from pal_jax.data import chats
 from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tables import LARGEST
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.reward import BradleyTerry, pack_replies, to_score
+from pal_jax.learners.reward import pack_replies, to_score
 from pal_jax.recipes import pal_person, pal_reward, plus, plus_context, reward
 from pal_jax.recipes.pal_reward import TrainedPAL
 from pal_jax.recipes.recipe import Config, Context, make_policy, read_config
@@ -69,7 +69,7 @@ def open_scorer(source: str, person: str = '') -> Scorer:
     config = read_config(workdir)
     match config.recipe:
         case 'reward':
-            return _open_reward(config, workdir, person)
+            return _open_reward(workdir, person)
         case 'plus':
             return _open_plus(config, workdir, person)
         case 'pal' | 'pal_large':
@@ -80,25 +80,11 @@ def open_scorer(source: str, person: str = '') -> Scorer:
 # --- reward models ----------------------------------------------------------------------------------------------------
 
 
-def _open_reward(config: Config, workdir: str, person: str) -> Scorer:
+def _open_reward(workdir: str, person: str) -> Scorer:
     if person:
         raise ValueError(f'person={person}: {workdir} is a reward model, which knows no people; leave person out')
-    ctx = _one_device(workdir)
-    model = make_policy(config, ctx)
-    learner = reward.make_learner(config, BradleyTerry(**config.reward), model.cfg, ctx)
-    state, *_ = Checkpoints(workdir, learner.abstract_weights, read_only=True).read()
-    packing: dict[str, Any] = {
-        'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': config.data.micro_rows,
-        'row_tokens': config.data.row_tokens,
-    }  # fmt: skip
-
-    def read(record: Any) -> Group:
-        return to_group(record, model.tokenizer, config.data.pooling)
-
-    def score(groups: Sequence[Group]) -> np.ndarray:
-        return learner.scores(state, pack_replies(groups, ctx.mesh, **packing))[:, 0]
-
-    return Scorer(read, score)
+    tokenizer, pooling, scores = reward.open_scores(workdir, _one_device(workdir))
+    return Scorer(lambda record: to_group(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0])
 
 
 def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:

@@ -30,7 +30,7 @@ from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Spec
 from pal_jax.feedback.preferences import Preference
 from pal_jax.feedback.questions import make_questions
-from pal_jax.learners.reward import BradleyTerry, pack_replies, to_score
+from pal_jax.learners.reward import to_score
 from pal_jax.models import params as model_params
 from pal_jax.models.params import Params
 from pal_jax.recipes import reward, sampler
@@ -39,7 +39,6 @@ from pal_jax.recipes.recipe import (
     Config,
     Context,
     Policy,
-    make_policy,
     read_config,
     trained_in,
 )
@@ -249,18 +248,8 @@ def make_score(folder: Path, ctx: Context) -> Score:
 
     @functools.cache
     def opened() -> Callable[[Sequence[tuple[str, Sequence[str]]]], np.ndarray]:
-        config = read_config(str(folder))
-        model = make_policy(config, ctx.of(folder))
-        learner = reward.make_learner(config, BradleyTerry(**config.reward), model.cfg, ctx)
-        state, *_ = Checkpoints(folder, learner.abstract_weights, read_only=True).read()
-        packing: dict[str, Any] = {
-            'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': config.data.micro_rows,
-            'row_tokens': config.data.row_tokens,
-        }  # fmt: skip
-        tokenizer, pooling = model.tokenizer, config.data.pooling
-        return lambda texts: learner.scores(
-            state, pack_replies([to_group(tokenizer, *each, pooling) for each in texts], ctx.mesh, **packing)
-        )
+        tokenizer, pooling, scores = reward.open_scores(folder, ctx)
+        return lambda texts: scores([to_group(tokenizer, *each, pooling) for each in texts])
 
     def score(readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
         texts = [(text, each) for own, each in zip(readings, replies, strict=True) for text in own]
