@@ -28,11 +28,10 @@ _CLOSING = (
 )
 MARK = re.compile(rf'(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})|<\s*{_TAG}\s*/>', re.IGNORECASE)
 _OPENED = re.compile(rf'(?:{_OPENING})\s*\Z', re.IGNORECASE)
-_FRAME = re.compile(  # around what is said after a thought
-    r'\A\s*(?:<(?:final_)?(?:answer|response)>|<\|begin_of_(?:solution|box)\|>|<\|START_RESPONSE\|>)\s*'
-    r'|\s*(?:</(?:final_)?(?:answer|response)>|<\|end_of_(?:solution|box)\|>|<\|END_RESPONSE\|>'
-    r'|\[END FINAL RESPONSE\](?:\s*<\|end\|>)?)\s*\Z',
-    re.IGNORECASE,
+_FRAMED = re.compile(  # what is said after a thought, between a mark of its beginning and one of its end
+    r'\A\s*(?:<(?P<tag>(?:final_)?(?:answer|response))>|<\|begin_of_(?:solution|box)\|>|<\|START_RESPONSE\|>)\s*'
+    r'(?P<said>.*?)\s*(?:(?(tag)</(?P=tag)>|(?:<\|end_of_(?:solution|box)\|>|<\|END_RESPONSE\|>)))?\s*\Z',
+    re.DOTALL | re.IGNORECASE,
 )
 
 # OpenAI's harmony: messages in channels, of which `final` is said. Decoded without special tokens the channels' names
@@ -45,7 +44,8 @@ _MESSAGE = re.compile(
 # Thoughts and what is said are announced in plain words (Granite, Apriel).
 _ANNOUNCED = re.compile(
     r"\A\s*Here(?:'s my thought process| is my thought process| are my reasoning steps):"
-    r"(?:.*?(?P<end>Here(?:'s| is) my response:|\[BEGIN FINAL RESPONSE\]))?",
+    r"(?:.*?(?:Here(?:'s| is) my response:|\[BEGIN FINAL RESPONSE\])"
+    r'(?P<said>.*?)(?:\[END FINAL RESPONSE\](?:\s*<\|end\|>)?\s*)?\Z)?',
     re.DOTALL | re.IGNORECASE,
 )
 _TOLD_APART = re.compile(rf'{MARK.pattern}|<\|(?:channel|message)\|>', re.IGNORECASE)  # what is said from thoughts
@@ -66,7 +66,7 @@ def spoken(text: str) -> str | None:
         _, end, said = text.rpartition('assistantfinal')
         return said.strip() if end else None
     if announced := _ANNOUNCED.match(text):
-        return _FRAME.sub('', text[announced.end() :]).strip() if announced['end'] else None
+        return None if announced['said'] is None else announced['said'].strip()
     marks = list(MARK.finditer(text))
     if not marks:
         return text
@@ -78,7 +78,11 @@ def spoken(text: str) -> str | None:
             said.clear()
         depth = max(0, depth + bool(mark['opening']) - bool(mark['closing']))
         at = mark.end()
-    return None if depth else _FRAME.sub('', ''.join([*said, text[at:]])).strip()
+    if depth:
+        return None
+    text = ''.join([*said, text[at:]]).strip()
+    framed = _FRAMED.match(text)
+    return framed['said'] if framed else text
 
 
 def is_mark(token: str) -> bool:
