@@ -36,17 +36,17 @@ class Runner(NamedTuple):
 
 def samples(mix: str, vocab: int) -> list[Any]:
     """Prompts evenly spread over their lengths, in random order, and answers of random lengths and rewards."""
-    from pal_jax.types import Completion, Dialogue, Person, Sample
+    from pal_jax.types import Completion, Sample
 
     prompts, shortest, longest, n, *answer = MIXES[mix]
     rng = np.random.default_rng(0)
-    dialogue, out = Dialogue(Person('', ()), ()), []
+    out = []
     for group, size in enumerate(rng.permutation(np.linspace(shortest, longest, prompts).astype(int))):
         prompt = tuple(rng.integers(0, vocab, size).tolist())
         for _ in range(n):
             ids = tuple(rng.integers(0, vocab, rng.integers(answer[0], answer[1] + 1)).tolist())
             completion = Completion('', ids, (0.0,) * len(ids), 'stop')
-            out.append(Sample(dialogue, prompt, completion, group, reward=float(rng.normal())))
+            out.append(Sample(prompt, completion, group, rewards=(float(rng.normal()),)))
     return out
 
 
@@ -55,25 +55,25 @@ def make_runner(cfg: Any, mix: str, micro_tokens: int, row_tokens: int, padded: 
     import jax.numpy as jnp
 
     from pal_jax.data.packing import pack_rollouts
-    from pal_jax.learners.policy import Optimizers, PolicyLearner
-    from pal_jax.learners.ppo import PPO
+    from pal_jax.learners import ppo as learners
     from pal_jax.models import params
     from pal_jax.runtime.devices import make_mesh
-    from pal_jax.runtime.optim import make_optimizer
+    from pal_jax.runtime.optim import Optimizer
 
     n, mesh = MIXES[mix][3], make_mesh(devices=jax.devices()[:1])
     batch = pack_rollouts(samples(mix, cfg.vocab), n=n, actions=56, mesh=mesh, row_tokens=row_tokens)
     height, length = batch.tokens.tokens.shape
     each = max(1, micro_tokens // length)
-    ppo = PPO(
+    ppo = learners.PPO(
         'group_norm', kl_in='loss', kl_estimator='k3',
         micro_rows=max(size for size in range(1, each + 1) if height % size == 0),
     )  # fmt: skip
-    optimizer = make_optimizer('sgd', lr=0.0, total_steps=1)
-    learner = PolicyLearner(cfg, ppo, Optimizers(*[optimizer] * 3), mesh, n=n, length=56)
+    optimizer = Optimizer('sgd', lr=0.0, total_steps=1)
+    learner = learners.make_learner(cfg, ppo, optimizer, mesh, n=n, length=56)
     states = [learner.init(params.init(params.decoder_specs(cfg), jax.random.key(0)))]
-    batch, annotated = learner.annotate(states[0], batch)
-    share = annotated['real_share']
+    batch, scored = learner.score(states[0], batch)
+    batch, _ = learner.advantages(states[0], batch)
+    share = scored['real_share']
     if padded:  # padding that claims to be tokens is not cut off
         share = float(jnp.mean(batch.tokens.segments != 0))
         segments = jnp.where(batch.tokens.segments != 0, batch.tokens.segments, 1_000_000)

@@ -22,13 +22,12 @@ GIB = 2**30
 
 
 def make_learner(cfg: Any, mesh: Any) -> Any:
-    from pal_jax.learners.policy import Optimizers, PolicyLearner
-    from pal_jax.learners.ppo import PPO
-    from pal_jax.runtime.optim import make_optimizer
+    from pal_jax.learners import ppo as learners
+    from pal_jax.runtime.optim import Optimizer
 
-    ppo = PPO('group_norm', kl_in='loss', kl_estimator='k3', micro_rows=ROWS)
-    optimizer = make_optimizer('adamw', lr=1e-5, total_steps=10)
-    return PolicyLearner(cfg, ppo, Optimizers(*[optimizer] * 3), mesh, n=N, length=COMPLETION)
+    ppo = learners.PPO('group_norm', kl_in='loss', kl_estimator='k3', micro_rows=ROWS)
+    optimizer = Optimizer('adamw', lr=1e-5, total_steps=10)
+    return learners.make_learner(cfg, ppo, optimizer, mesh, n=N, length=COMPLETION)
 
 
 def planned(cfg: Any, prompt: int) -> dict[str, float]:

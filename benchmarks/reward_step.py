@@ -56,32 +56,29 @@ def make_learner(kind: str, model: str, dtype: str, micro_rows: int, sizes: Sequ
 
 def _reward(cfg: Any, weights: Any, mesh: Any, micro_rows: int, said: Any) -> tuple[Callable[[Any], Any], Any]:
     from pal_jax.data.packing import shared_prompt
-    from pal_jax.learners.reward import RewardLearner, pack_replies, to_score
-    from pal_jax.runtime.optim import make_optimizer
+    from pal_jax.learners.scorer import Scorer, pack_replies, to_score
+    from pal_jax.runtime.optim import Optimizer
 
-    learner = RewardLearner(cfg, make_optimizer('adamw', lr=1e-5, total_steps=1000), mesh, micro_rows=micro_rows)
+    learner = Scorer(cfg, Optimizer('adamw', lr=1e-5, total_steps=1000), mesh, micro_rows=micro_rows)
     groups = [shared_prompt([to_score(p, reply) for reply in replies]) for p, replies in said]
     pairs = pack_replies(groups, mesh, ways=1, micro_rows=micro_rows)
 
     def step(state: Any) -> tuple[Any, dict[str, float]]:
-        _, grads, read = learner.read(state, pairs)
-        state, applied = learner.apply(state, grads)
-        return state, {'loss': read['reward_loss'], 'columns': pairs.batch.tokens.shape[1]} | applied
+        state, _, figures = learner.learn(state, pairs)
+        return state, {'columns': pairs.batch.tokens.shape[1]} | figures
 
     return step, learner.init(weights)
 
 
 def _language(cfg: Any, weights: Any, mesh: Any, micro_rows: int, said: Any) -> tuple[Callable[[Any], Any], Any]:
     from pal_jax.data.packing import Example, lay_out, pack_groups, shared_prompt
-    from pal_jax.learners.policy import Optimizers, PolicyLearner
-    from pal_jax.learners.ppo import PPO
+    from pal_jax.learners.actor import Actor
     from pal_jax.runtime import sharding
-    from pal_jax.runtime.optim import make_optimizer
+    from pal_jax.runtime.optim import Optimizer
 
-    optimizer = make_optimizer('adamw', lr=1e-5, total_steps=1000)
+    optimizer = Optimizer('adamw', lr=1e-5, total_steps=1000)
     length = len(said[0][1][0])
-    ppo = PPO('reinforce', micro_rows=micro_rows)
-    learner = PolicyLearner(cfg, ppo, Optimizers(*[optimizer] * 3), mesh, n=2, length=length, anchored=False)
+    learner = Actor(cfg, optimizer, mesh, micro_rows=micro_rows, anchored=False)
     groups = [shared_prompt([Example(p, reply) for reply in replies]) for p, replies in said]
     layout = lay_out([group.length for group in groups], micro_rows=micro_rows)
     batch = sharding.put_batch(pack_groups(groups, layout, n=2, actions=length), mesh)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -102,15 +102,29 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One completion of one prompt with its reward. Samples of one prompt share `group` and stand side by side."""
+    """One completion of one prompt with its rewards. Samples of one prompt share `group` and stand side by side.
 
-    dialogue: Dialogue
+    role: who spoke, such as the seat of a game.
+    rewards: by channel: the reward, then costs or further objectives.
+    source: what the prompt was made of: a dialogue, a game's state, a question.
+    parsed: what the completion says, as its environment reads it.
+    ok: False where no judge could answer; such a sample is masked from the loss and counted.
+    """
+
     prompt_ids: tuple[int, ...]
     completion: Completion
-    group: int
-    reward: float = 0.0
+    group: int = 0
+    role: int = 0
+    rewards: tuple[float, ...] = (0.0,)
+    source: Any = None
+    parsed: Any = None
     info: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    ok: bool = True  # False: no judge could answer; masked from the loss and counted
+    ok: bool = True
+
+    @property
+    def reward(self) -> float:
+        """The first channel of the rewards."""
+        return self.rewards[0]
 
 
 # --- who answers and who judges: batched, one result per input, in order ----------------------------------------------
@@ -154,7 +168,7 @@ class ResponseJudge(Protocol):
 
 
 class RewardFn(Protocol):
-    """Fills in `reward`, `info` and `ok` of samples."""
+    """Fills in `rewards`, `info` and `ok` of samples."""
 
     def __call__(self, samples: Sequence[Sample], seed: int) -> list[Sample]: ...
 
@@ -242,17 +256,22 @@ class TokenBatch(struct.PyTreeNode):
 
 
 class RolloutBatch(struct.PyTreeNode):
-    """Samples on the device, by row, sample and action; the last five are filled in by a learner's `annotate`."""
+    """Samples on the device, by row, sample and action, with `C` channels of rewards.
+
+    Channel 0 is the reward; the others are costs or further objectives. The last five are filled in by a learner:
+    log-probabilities and values by `score`, advantages and returns by `advantages`.
+    """
 
     tokens: TokenBatch
-    reward: Float[Array, 'R N']
+    rewards: Float[Array, 'R N C']
     ok: Bool[Array, 'R N']
+    role: Int[Array, 'R N']  # who spoke, such as the seat of a game
     sampler_logprobs: Float[Array, 'R N A']
     logprobs: Float[Array, 'R N A'] | None = None
     ref_logprobs: Float[Array, 'R N A'] | None = None
-    values: Float[Array, 'R N A'] | None = None
+    values: Float[Array, 'R N A C'] | None = None
     advantages: Float[Array, 'R N A'] | None = None
-    returns: Float[Array, 'R N A'] | None = None
+    returns: Float[Array, 'R N A C'] | None = None
 
 
 class PairBatch(struct.PyTreeNode):

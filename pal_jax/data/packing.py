@@ -190,12 +190,14 @@ def pack_rollouts(
     layout = lay_out_groups(groups, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
     tokens = pack_groups(groups, layout, n=n, actions=actions)
     logprobs = _zeros(tokens.acts.shape, np.float32)
-    reward, ok = _zeros(tokens.acts.shape[:2], np.float32), _zeros(tokens.acts.shape[:2], bool)
+    place = tokens.acts.shape[:2]
+    rewards = _zeros((*place, len(samples[0].rewards)), np.float32)
+    ok, role = _zeros(place, bool), _zeros(place, np.int32)
     for r, row in enumerate(layout.rows):
         for k, sample in enumerate(sample for i in row for sample in sampled[i]):
-            reward[r, k], ok[r, k] = sample.reward, sample.ok
+            rewards[r, k], ok[r, k], role[r, k] = sample.rewards, sample.ok, sample.role
             logprobs[r, k, : len(sample.completion.logprobs)] = sample.completion.logprobs
-    return sharding.put_batch(RolloutBatch(tokens, reward, ok, logprobs), mesh)
+    return sharding.put_batch(RolloutBatch(tokens, rewards, ok, role, logprobs), mesh)
 
 
 def shared_prompt(examples: Sequence[Example]) -> Group:

@@ -1,4 +1,4 @@
-"""A policy that learns from pairs of completions (DPO and its relatives, see `objectives.dpo`).
+"""An actor that learns from pairs of completions (DPO and its relatives, see `objectives.dpo`).
 
     state, metrics = learner.prefer(state, batch)    # one step
     metrics = learner.compare(state, batch)[1]       # the same figures, and nothing learnt
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 from jaxtyping import Array, Float
 
+from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.learners.forward import by_sample
-from pal_jax.learners.policy import PolicyLearner, PolicyState, actor_params
 from pal_jax.learners.training import any_of, floats
 from pal_jax.objectives.dpo import PairLoss, preference, real_pairs
 from pal_jax.types import Metrics, TokenBatch
@@ -46,25 +46,29 @@ class DPO:
             raise ValueError(f"dpo.label_smoothing={self.label_smoothing} must be in [0, 0.5), and 0 unless 'sigmoid'")
 
 
-class PreferenceLearner(PolicyLearner):
-    """`PolicyLearner` for batches whose neighbouring completions are pairs, the chosen one first."""
+@dataclasses.dataclass(frozen=True)
+class PreferenceLearner:
+    """Steps of an actor on batches whose neighbouring completions are pairs, the chosen one first.
 
-    def __init__(self, dpo: DPO, *args: Any, **kwargs: Any):
-        super().__init__(*args, anchored=not dpo.reference_free, **kwargs)
-        self.dpo = dpo
+    The actor keeps a reference unless the loss is free of one.
+    """
 
-    def prefer(self, state: PolicyState, batch: TokenBatch) -> tuple[PolicyState, Metrics]:
+    actor: Actor
+    dpo: DPO
+
+    def prefer(self, state: ActorState, batch: TokenBatch) -> tuple[ActorState, Metrics]:
         """One step on the mean loss of the pairs; without pairs there is no step, and no figures."""
         if not any_of(real_pairs(by_sample(batch.acts))):
             return state, {}
         gradient, metrics = self.compare(state, batch)
-        state, _, norm = self.imitate_weighted(state, batch, -gradient)
+        state, _, norm = self.actor.imitate_weighted(state, batch, -gradient)
         return state, metrics | floats({'grad_norm': norm})
 
-    def compare(self, state: PolicyState, batch: TokenBatch) -> tuple[Float[Array, 'R N A'], Metrics]:
+    def compare(self, state: ActorState, batch: TokenBatch) -> tuple[Float[Array, 'R N A'], Metrics]:
         """The gradient of the mean loss by each log-prob, and the figures of `objectives.dpo.preference`."""
-        logprobs = self.logprobs(actor_params(state), batch)
-        reference = None if self.dpo.reference_free else self.logprobs(self.reference(state), batch)
+        logprobs = self.actor.logprobs(state.whole, batch)
+        free = self.dpo.reference_free
+        reference = None if free else self.actor.logprobs(self.actor.reference(state), batch)
         gradient, metrics = self._preference(logprobs, reference, batch.acts)
         return gradient, floats(metrics)
 

@@ -99,11 +99,12 @@ def logprobs(
     return jax.tree.map(lambda x: order.unsort(x, batch.acts.shape), out)
 
 
-def values(critic: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N A']:
-    """The critic's value of the state before each action: a bias-free linear head on a decoder of its own."""
+def values(critic: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N A K']:
+    """Values of the state before each action: a bias-free linear head of `K` numbers on a decoder of its own."""
     hidden = hidden_states(critic['decoder'], cfg, batch)
-    everywhere = constrain(hidden.astype(jnp.float32) @ critic['head'], decoder.ROWS[:2])
-    return jnp.take_along_axis(everywhere, flat(batch.states), axis=1).reshape(batch.acts.shape)
+    everywhere = constrain(hidden.astype(jnp.float32) @ critic['head'], (*decoder.ROWS[:2], None))
+    at = jnp.take_along_axis(everywhere, flat(batch.states)[..., None], axis=1)
+    return at.reshape(*batch.acts.shape, -1)
 
 
 def token_loss(

@@ -1,23 +1,42 @@
-"""PPO on a micro-batch of rows: hyper-parameters, advantages and losses. Pure functions; shapes as in `forward.py`."""
+"""PPO of an actor and its critics: hyper-parameters, and the update in epochs and minibatches.
+
+state = learner.init(params)                          # plain decoder weights on the mesh
+batch, metrics = learner.score(state, batch)          # old and reference log-probs, values
+batch, metrics = learner.advantages(state, batch)     # by the estimator of the settings, or one that is passed
+state, metrics = learner.update(state, batch, key)    # epochs x minibatches; the token loss may be passed, too
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from pal_jax.learners import forward
+from pal_jax.learners.actor import Actor, ActorState, evenly
+from pal_jax.learners.critic import Critic
 from pal_jax.learners.forward import by_sample
+from pal_jax.learners.training import Lora, TrainState, any_of, floats, global_norm, skipped, take, zeros
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives import advantages as adv
 from pal_jax.objectives import kl as kl_divergence
 from pal_jax.objectives import policy as losses
-from pal_jax.objectives.masked import keep, masked_mean, masked_sum, masked_var
-from pal_jax.types import RolloutBatch
+from pal_jax.objectives.advantages import Discounts, Estimates, Rollout
+from pal_jax.objectives.masked import masked_mean, masked_sum, masked_var
+from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss, Tokens
+from pal_jax.runtime.optim import Optimizer
+from pal_jax.types import Metrics, RolloutBatch, TokenBatch
+
+Estimate = Callable[..., Estimates]  # of a `Rollout` and further arrays; static under `jit`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +47,7 @@ class PPO:
       ValueError: a value that is not one of those known, or two that contradict each other.
     """
 
-    estimator: adv.Estimator = 'gae'
+    estimator: str = 'gae'  # a name of `objectives.advantages.ESTIMATORS`
     gamma: float = 1.0
     lam: float = 0.95
     clip: float = 0.2
@@ -62,16 +81,16 @@ class PPO:
         fitting = 'constant' if self.estimator == 'dr_grpo' else 'seq_mean'
         object.__setattr__(self, 'loss_agg', self.loss_agg or fitting)
         known = {
-            'estimator': adv.Estimator,
-            'kl_estimator': kl_divergence.KLEstimator,
-            'kl_in': Literal['reward', 'loss'],
-            'kl_target_per': Literal['token', 'sample'],
-            'loss_agg': losses.Aggregation,
-            'old_logprobs': Literal['policy', 'sampler'],
+            'estimator': tuple(adv.ESTIMATORS),
+            'kl_estimator': get_args(kl_divergence.KLEstimator),
+            'kl_in': ('reward', 'loss'),
+            'kl_target_per': ('token', 'sample'),
+            'loss_agg': get_args(losses.Aggregation),
+            'old_logprobs': ('policy', 'sampler'),
         }
         for name, values in known.items():
-            if getattr(self, name) not in get_args(values):
-                raise ValueError(f'ppo.{name}={getattr(self, name)!r}; use one of {", ".join(get_args(values))}')
+            if getattr(self, name) not in values:
+                raise ValueError(f'ppo.{name}={getattr(self, name)!r}; use one of {", ".join(values)}')
         if self.row_tokens < 0:
             raise ValueError(f'ppo.row_tokens={self.row_tokens} must be at least 0; 0 gives every prompt a row')
         for name in ('micro_train_batch_size', 'epochs', 'minibatches', 'micro_rows'):
@@ -96,11 +115,282 @@ class PPO:
 
     @property
     def has_critic(self) -> bool:
-        return self.estimator in adv.CRITIC
+        return self.estimator == 'gae'
 
     @property
     def has_reference(self) -> bool:
         return self.kl_coef != 0
+
+    @property
+    def compares(self) -> bool:
+        """Whether the samples of a prompt are compared with each other."""
+        return self.estimator not in ('gae', 'reinforce')
+
+    @property
+    def token_loss(self) -> TokenLoss:
+        """The clipped surrogate, with the KL where it is a loss."""
+        kl = self.kl_estimator if self.kl_in == 'loss' and self.has_reference else None
+        return ClippedSurrogate(self.clip, self.clip_high or None, kl)
+
+    def estimate(self, rollout: Rollout) -> Estimates:
+        """Advantages and returns by the estimator that the settings name."""
+        constants = Discounts(self.gamma, self.lam, self.reward_clip, self.std_floor)
+        advantages, returns = adv.ESTIMATORS[self.estimator](rollout, constants)
+        return adv.scale_negative(advantages, self.negative_scale), returns
+
+
+class PolicyState(struct.PyTreeNode):
+    """An actor, its critics (none where nothing needs them), and what its distance from the reference costs."""
+
+    actor: ActorState
+    critics: tuple[TrainState, ...]
+    kl_coef: Float[Array, '']
+
+    @property
+    def skipped(self) -> Array:
+        """The last so many updates were not finite, so they were not made."""
+        return self.actor.skipped
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyLearner:
+    """Functions over `PolicyState`.
+
+    Attributes:
+      critics: towers whose heads side by side are the channels of rewards.
+      n: samples per prompt.
+      length: the constant that `loss_agg='constant'` divides by: the largest number of tokens sampled.
+    Raises:
+      ValueError: an estimator that compares the samples of a prompt with `n=1`.
+    """
+
+    actor: Actor
+    ppo: PPO
+    critics: tuple[Critic, ...] = ()
+    n: int = 1
+    length: int = 1
+
+    def __post_init__(self):
+        check_samples(self.ppo, self.n)
+
+    # --- states ------------------------------------------------------------------------------------------------------
+
+    def init(self, params: Params, scorers: Sequence[tuple[Params, Array]] = ()) -> PolicyState:
+        """A state whose critics start from `scorers`, each the decoder weights and the head of one, or without any
+        from the actor's weights under new heads. The weights are used up."""
+        starts = scorers or [(params, None)] * len(self.critics)
+        critics = tuple(critic.init(*start) for critic, start in zip(self.critics, starts, strict=True))
+        return PolicyState(self.actor.init(params), critics, jnp.asarray(self.ppo.kl_coef, jnp.float32))
+
+    @functools.cached_property
+    def abstract(self) -> PolicyState:
+        """A state's shapes and shardings."""
+        place = self.actor.abstract.step.sharding
+        kl_coef: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
+        return PolicyState(self.actor.abstract, tuple(critic.abstract for critic in self.critics), kl_coef)
+
+    @property
+    def abstract_weights(self) -> PolicyState:
+        """What `weights` reads of `abstract`; the rest is `...`, which a checkpoint's reader leaves out."""
+        nothing: PolicyState = jax.tree.map(lambda _: ..., self.abstract)
+        return nothing.replace(actor=self.actor.abstract_weights)
+
+    def imitate(self, state: PolicyState, batch: TokenBatch) -> tuple[PolicyState, Metrics]:
+        """One supervised step of the actor."""
+        actor, metrics = self.actor.imitate(state.actor, batch)
+        return state.replace(actor=actor), metrics
+
+    def anchor(self, state: PolicyState) -> PolicyState:
+        """Makes the actor as it is the reference and the critics' start; optimisers start afresh.
+
+        The state is used up, as by an update.
+        """
+        jax.tree.map(lambda x: x.delete(), state.critics)  # so that two of each are never in memory
+        critics = tuple(critic.init(self.actor.weights(state.actor)) for critic in self.critics)
+        kl_coef = jnp.asarray(self.ppo.kl_coef, jnp.float32)
+        return PolicyState(self.actor.anchor(state.actor), critics, kl_coef)
+
+    def weights(self, state: PolicyState) -> Params:
+        """The actor as plain decoder weights."""
+        return self.actor.weights(state.actor)
+
+    # --- scores and advantages ---------------------------------------------------------------------------------------
+
+    def score(self, state: PolicyState, batch: RolloutBatch) -> tuple[RolloutBatch, Metrics]:
+        """Fills in old and reference log-probabilities and values.
+
+        Metrics are of the actions that count; where none do, of the rows alone.
+        """
+        size = sum(micro.tokens.size for micro in self.actor.micro_batches(batch.tokens))
+        scores = self.actor.score(state.actor, batch.tokens, own=self.ppo.old_logprobs == 'policy')
+        values = [c.values(s, batch.tokens) for c, s in zip(self.critics, state.critics, strict=True)]
+        batch = batch.replace(
+            logprobs=batch.sampler_logprobs if scores.logprobs is None else scores.logprobs,
+            ref_logprobs=scores.reference,
+            values=jnp.concatenate(values, axis=-1) if values else None,
+        )
+        metrics, share = self._scored(batch, scores.entropy, size)
+        return batch, (floats(metrics) if any_of(used(batch)) else {}) | floats({'real_share': share})
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _scored(self, batch: RolloutBatch, entropy: Array | None, size: int) -> tuple[dict[str, Array], Array]:
+        mask, metrics = used(batch), {}
+        new = by_sample(batch.logprobs)
+        if self.ppo.has_reference:
+            metrics['kl'] = masked_mean(kl_divergence.token_kl(new, by_sample(batch.ref_logprobs)), mask)
+        if entropy is not None:  # otherwise the update's `first_ratio_deviation` tells
+            drift = jnp.abs(new - by_sample(batch.sampler_logprobs))
+            metrics['sampler_drift'] = masked_mean(drift, mask)
+            metrics['sampler_drift_max'] = jnp.max(drift, initial=0.0, where=mask)
+            metrics['entropy'] = masked_mean(by_sample(entropy), mask)
+        return metrics, jnp.sum(batch.tokens.segments != 0) / size
+
+    def advantages(
+        self, state: PolicyState, batch: RolloutBatch, estimate: Estimate | None = None, *args: Any
+    ) -> tuple[RolloutBatch, Metrics]:
+        """Fills in advantages and returns of a batch that has its scores.
+
+        `estimate` takes a `Rollout` and further arrays `args`; it is a function, or a frozen object that can be called.
+        By default it is the estimator of the settings.
+        """
+        batch, metrics = self._advantages(batch, state.kl_coef, estimate or self.ppo.estimate, args)
+        return batch, floats(metrics) if any_of(used(batch)) else {}
+
+    @functools.partial(jax.jit, static_argnums=(0, 3))
+    def _advantages(self, batch: RolloutBatch, kl_coef: Array, estimate: Estimate, args: tuple[Any, ...]):
+        mask, shape = used(batch), batch.tokens.acts.shape
+        rollout = rollout_of(self.ppo, batch, kl_coef, self.n)
+        advantages, returns = estimate(rollout, *args)
+        raw = returns if rollout.values is None else returns - rollout.values  # before whitening
+        metrics = {'advantage_std': jnp.sqrt(masked_var(raw[..., 0], mask))}
+        if rollout.values is not None:
+            for channel in range(returns.shape[-1]):
+                values, each = rollout.values[..., channel], returns[..., channel]
+                name = channel_name('explained_variance', channel)
+                metrics[name] = losses.explained_variance(values, each, mask)
+        filled = batch.replace(advantages=advantages.reshape(shape), returns=returns.reshape(*shape, -1))
+        return filled, metrics
+
+    # --- update ------------------------------------------------------------------------------------------------------
+
+    def update(
+        self, state: PolicyState, batch: RolloutBatch, key: Array, ptx: TokenBatch | None = None, *,
+        loss: TokenLoss | None = None,
+    ) -> tuple[PolicyState, Metrics]:  # fmt: skip
+        """PPO on a batch with its advantages, in shuffled minibatches; `ptx` adds its cross-entropy to each of them.
+
+        `loss` is the loss of a token; by default that of the settings. With `early_stop_kl` an epoch whose `approx_kl`
+        is far above it is the last. A minibatch in which no action counts (it is padding, or its samples failed) is
+        left out, with its share of `ptx`. Metrics are means over the others; `first_ratio_deviation` is that of the
+        first, which no update precedes.
+        """
+        height, parts = batch.ok.shape[0], self.ppo.minibatches
+        loss = loss or self.ppo.token_loss
+        epochs: list[list[Metrics]] = []
+        for epoch in range(self.ppo.epochs):
+            if epochs and self.ppo.early_stop_kl and _mean(epochs[-1], 'approx_kl') > 1.5 * self.ppo.early_stop_kl:
+                break
+            order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), height))
+            epochs.append([])
+            for index in np.split(order, parts):
+                part = take(batch, index, self.actor.mesh) if parts > 1 else batch
+                weight = self._loss_weights(part)
+                if any_of(weight):
+                    state, metrics = self.minibatch(state, part, weight, ptx, loss)
+                    epochs[-1].append(metrics)
+        means = {'kl_coef': float(state.kl_coef)}
+        if history := [*itertools.chain(*epochs)]:
+            means |= {name: _mean(history, name) for name in history[0]}
+            means |= {'epochs': float(len(epochs))} if self.ppo.early_stop_kl else {}
+            means |= {'first_ratio_deviation': history[0]['ratio_deviation']}
+        return state.replace(kl_coef=self._adapted_kl(batch, state.kl_coef)), means
+
+    def minibatch(
+        self, state: PolicyState, batch: RolloutBatch, weight: Float[Array, 'R N A'], ptx: TokenBatch | None,
+        loss: TokenLoss,
+    ) -> tuple[PolicyState, Metrics]:  # fmt: skip
+        """One step of the actor's optimiser and of each critic's, from gradients summed over micro-batches."""
+        step, micros = state.actor.step, list(self.actor.micro_batches((batch, weight)))
+        grads, losses_of, new = zeros(state.actor.model.params), [], []
+        for i, (micro, counts) in enumerate(micros):
+            tokens = tokens_of(micro, state.kl_coef)
+            grads, value, logprobs = self.actor.gradients(grads, state.actor, micro.tokens, tokens, counts, loss, i)
+            losses_of.append(value)
+            new.append(logprobs)
+        metrics = {'policy_loss': sum(losses_of, jnp.zeros(()))} | self._progress(batch, new)
+        if ptx is not None:
+            grads, metrics['ptx_loss'] = self.actor.imitation_gradients(
+                grads, state.actor, ptx, self.ppo.ptx_coef * evenly(ptx)
+            )
+        if self.ppo.freezing_actor_steps > 0 and int(step) < self.ppo.freezing_actor_steps:
+            actor, norm = state.actor, global_norm(grads)
+        else:
+            actor, norm = self.actor.apply(state.actor, grads)
+        metrics['grad_norm'] = norm
+        del grads
+        critics, channel = [], 0
+        for critic, model in zip(self.critics, state.critics, strict=True):
+            grads, heads = zeros(model.params), slice(channel, channel + critic.heads)
+            errors = []
+            for i, (micro, counts) in enumerate(micros):
+                old, returns = micro.values[..., heads], micro.returns[..., heads]
+                grads, error = critic.gradients(grads, model, micro.tokens, old, returns, counts, (2, step, i))
+                errors.append(error)
+            model, critic_norm = critic.apply(model, grads)
+            critics.append(model)
+            metrics[channel_name('critic_grad_norm', len(critics) - 1)] = critic_norm
+            for k, error in enumerate(sum(errors, jnp.zeros(critic.heads))):
+                metrics[channel_name('value_loss', channel + k)] = error
+            norm, channel = norm + critic_norm, channel + critic.heads
+        actor = actor.replace(step=step + 1, skipped=skipped(state.actor.skipped, norm))
+        return state.replace(actor=actor, critics=tuple(critics)), floats(metrics)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _adapted_kl(self, batch: RolloutBatch, kl_coef: Array) -> Array:
+        return adapted_kl(self.ppo, batch, kl_coef)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _loss_weights(self, batch: RolloutBatch) -> Float[Array, 'R N A']:
+        return loss_weights(self.ppo, batch, self.length)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _progress(self, batch: RolloutBatch, new: list[Array]) -> dict[str, Array]:
+        """How far a minibatch found the policy from the one that was sampled."""
+        clip, high = self.ppo.clip, self.ppo.clip_high or None
+        new, old = by_sample(jnp.concatenate(new)), by_sample(batch.logprobs)
+        return losses.policy_metrics(new, old, used(batch), clip=clip, clip_high=high)
+
+
+def make_learner(
+    cfg: ModelConfig, ppo: PPO, optimizer: Optimizer, mesh: Mesh, *, critic: Optimizer | None = None,
+    imitation: Optimizer | None = None, n: int, length: int, adapters: Lora | None = None, anchored: bool = True,
+    warmup: bool = False, seed: int = 0,
+) -> PolicyLearner:  # fmt: skip
+    """The actor that the settings describe and, where their estimator has one, a critic of one channel.
+
+    Args:
+      critic: the critic's optimiser; None: as the actor's.
+      imitation: the optimiser of supervised steps; None: as the actor's.
+      anchored: whether a reference is kept, if `ppo` reads one.
+    Raises:
+      ValueError: as `Actor` and `PolicyLearner`.
+    """
+    rows = {'micro_rows': ppo.micro_rows, 'row_tokens': ppo.row_tokens, 'adapters': adapters, 'seed': seed}
+    actor = Actor(
+        cfg, optimizer, mesh, imitation,
+        anchored=anchored and ppo.has_reference, warmup=warmup, temperature=ppo.temperature, **rows,
+    )  # fmt: skip
+    critics = (Critic(cfg, critic or optimizer, mesh, clip=ppo.value_clip, **rows),) if ppo.has_critic else ()
+    return PolicyLearner(actor, ppo, critics, n, length)
+
+
+def check_samples(ppo: PPO, n: int) -> None:
+    """Raises ValueError where an estimator compares the samples of a prompt, and there is one."""
+    if ppo.compares and n < 2:
+        raise ValueError(
+            f'ppo.estimator={ppo.estimator!r} compares the samples of a prompt, got n_samples_per_prompt={n}; '
+            'use 2 or more, or the estimator gae or reinforce'
+        )
 
 
 def used(batch: RolloutBatch) -> Array:
@@ -108,39 +398,27 @@ def used(batch: RolloutBatch) -> Array:
     return by_sample(batch.tokens.acts & batch.ok[..., None])
 
 
-def policy_loss(
-    params: Params, cfg: ModelConfig, ppo: PPO, batch: RolloutBatch, weight: Float[Array, 'R N A'], kl_coef: Array
-) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:
-    """Clipped surrogate, plus the KL loss where it is one, and the new log-probs. `weight`: see `loss_weights`."""
-
-    def per_token(logprob: Array, aux: dict[str, Array]) -> Array:
-        counts = aux['weight'] > 0
-        logprob, aux = jax.tree.map(lambda x: keep(x, counts), (logprob, aux))
-        loss = losses.ppo_token_loss(
-            logprob, aux['old'], aux['advantage'], clip=ppo.clip, clip_high=ppo.clip_high or None
-        )
-        if ppo.kl_in == 'loss' and ppo.has_reference:
-            loss += aux['kl_coef'] * losses.kl_token_loss(logprob, aux['reference'], ppo.kl_estimator)
-        return aux['weight'] * loss
-
-    aux = {
-        'old': batch.logprobs,
-        'advantage': batch.advantages,
-        'reference': batch.ref_logprobs,
-        'kl_coef': jnp.broadcast_to(kl_coef, weight.shape),
-        'weight': weight,
-    }
-    return forward.token_loss(params, cfg, batch.tokens, aux, per_token, temperature=ppo.temperature)
+def rollout_of(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int) -> Rollout:
+    """What advantages are made of; `n`: samples of a prompt."""
+    new = by_sample(batch.logprobs)
+    reference = new if batch.ref_logprobs is None else by_sample(batch.ref_logprobs)
+    kl = kl_divergence.token_kl(new, reference, ppo.kl_estimator)
+    return Rollout(
+        rewards=batch.rewards.reshape(-1, batch.rewards.shape[-1]),
+        penalty=jnp.maximum(kl_coef if ppo.kl_in == 'reward' else 0.0, 0.0) * kl,
+        values=None if batch.values is None else batch.values.reshape(*new.shape, -1),
+        acts=used(batch),
+        ok=batch.ok.reshape(-1),
+        role=batch.role.reshape(-1),
+        n=n,
+    )
 
 
-def value_loss(
-    critic: Params, cfg: ModelConfig, ppo: PPO, batch: RolloutBatch, weight: Float[Array, 'R N A']
-) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:
-    """Clipped squared error of the values, and the new values."""
-    new = forward.values(critic, cfg, batch.tokens)
-    assert batch.values is not None and batch.returns is not None
-    inputs = (keep(x, weight > 0) for x in (new, batch.values, batch.returns))
-    return jnp.sum(weight * losses.value_token_loss(*inputs, clip=ppo.value_clip)), new
+def tokens_of(batch: RolloutBatch, kl_coef: Float[Array, '']) -> Tokens:
+    """What a token loss reads of a batch with its advantages."""
+    assert batch.logprobs is not None and batch.advantages is not None
+    kl_coef = jnp.broadcast_to(kl_coef, batch.logprobs.shape)
+    return Tokens(batch.logprobs, batch.advantages, batch.ref_logprobs, kl_coef)
 
 
 def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R N A']:
@@ -148,46 +426,6 @@ def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R 
     assert ppo.loss_agg
     acts, sizes = batch.tokens.acts, {'length': length, 'micro': ppo.micro_train_batch_size}
     return losses.loss_weights(by_sample(acts), batch.ok.reshape(-1), ppo.loss_agg, **sizes).reshape(acts.shape)
-
-
-def with_advantages(
-    ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int
-) -> tuple[RolloutBatch, dict[str, Float[Array, '']]]:
-    """Advantages and returns of a batch that has its log-probs and values (rlpa_plus I.3), and what they look like.
-
-    `n`: samples of a prompt.
-    """
-    acts, mask, shape = by_sample(batch.tokens.acts), used(batch), batch.tokens.acts.shape
-    assert batch.logprobs is not None
-    new = by_sample(batch.logprobs)
-    reference = new if batch.ref_logprobs is None else by_sample(batch.ref_logprobs)
-    old_values = None if batch.values is None else by_sample(batch.values)
-    advantages, returns = adv.advantages_and_returns(
-        batch.reward.reshape(-1),
-        kl_divergence.token_kl(new, reference, ppo.kl_estimator),
-        old_values,
-        acts,
-        batch.ok.reshape(-1),
-        estimator=ppo.estimator,
-        n=n,
-        kl_coef=kl_coef if ppo.kl_in == 'reward' else 0.0,
-        gamma=ppo.gamma,
-        lam=ppo.lam,
-        clip_range=ppo.reward_clip,
-        negative_scale=ppo.negative_scale,
-        std_floor=ppo.std_floor,
-    )
-    raw = returns if old_values is None else returns - old_values  # before whitening
-    metrics = {'advantage_std': jnp.sqrt(masked_var(raw, mask))}
-    if ppo.has_reference:
-        metrics['kl'] = masked_mean(kl_divergence.token_kl(new, reference), mask)
-    if ppo.old_logprobs == 'policy':  # otherwise the update's `first_ratio_deviation` tells
-        drift = jnp.abs(new - by_sample(batch.sampler_logprobs))
-        metrics['sampler_drift'] = masked_mean(drift, mask)
-        metrics['sampler_drift_max'] = jnp.max(drift, initial=0.0, where=mask)
-    if old_values is not None:
-        metrics['explained_variance'] = losses.explained_variance(old_values, returns, mask)
-    return batch.replace(advantages=advantages.reshape(shape), returns=returns.reshape(shape)), metrics
 
 
 def adapted_kl(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']) -> Float[Array, '']:
@@ -201,9 +439,11 @@ def adapted_kl(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']) -> Floa
     return kl_divergence.adapt_kl(kl_coef, mean, target=ppo.kl_target, n=n, horizon=ppo.kl_horizon)
 
 
-def progress(ppo: PPO, batch: RolloutBatch, new: Float[Array, 'R N A']) -> dict[str, Float[Array, '']]:
-    """How far a minibatch found the policy from the one that was sampled."""
-    assert batch.logprobs is not None
-    return losses.policy_metrics(
-        by_sample(new), by_sample(batch.logprobs), used(batch), clip=ppo.clip, clip_high=ppo.clip_high or None
-    )
+def channel_name(name: str, channel: int) -> str:
+    """The name of a figure of a channel; that of the reward has no number."""
+    return f'{name}_{channel}' if channel else name
+
+
+def _mean(rows: list[Metrics], name: str) -> float:
+    """0 of no rows."""
+    return float(np.mean([row[name] for row in rows])) if rows else 0.0

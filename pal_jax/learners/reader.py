@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 from pal_jax.data import texts as data
 from pal_jax.data.texts import Pool, Text
 from pal_jax.learners.forward import hidden_states
-from pal_jax.learners.reward import whole
+from pal_jax.learners.scorer import whole
 from pal_jax.learners.training import (
     Lora,
     TrainState,

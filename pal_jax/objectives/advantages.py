@@ -1,164 +1,253 @@
 """From one reward per sample to an advantage per action.
 
-A sample is a row of actions that starts in column 0; `acts` marks the real ones. Nothing here is differentiated:
+A sample is a row of actions that starts in column 0; `acts` marks the real ones. Rewards and values have a last axis
+of channels: channel 0 is the reward, the others are costs or further objectives. Nothing here is differentiated:
 rewards, values and advantages are constants of the update. Results are 0 on padding, whose inputs are ignored.
+
+An estimator is a function of a `Rollout` and of `Discounts`; it returns advantages and returns. A method may pass a
+function of its own in its place, made of the same pieces.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from pal_jax.objectives.masked import keep, masked_mean, masked_sum, whiten
-
-Estimator = Literal['gae', 'reinforce', 'rloo', 'reinforce_baseline', 'group_norm', 'dr_grpo']
-
-CRITIC = ('gae',)  # estimators that need values
-UNGROUPED = ('gae', 'reinforce')  # those that do not compare the samples of a prompt
-UNWHITENED = ('group_norm', 'dr_grpo')  # those whose advantages keep their scale
+from pal_jax.objectives import masked
+from pal_jax.objectives.masked import keep, masked_mean, masked_sum
 
 
-def advantages_and_returns(
-    reward: Float[Array, ' B'],
-    kl: Float[Array, 'B A'],
-    values: Float[Array, 'B A'] | None,
-    acts: Bool[Array, 'B A'],
-    ok: Bool[Array, ' B'],
-    *,
-    estimator: Estimator,
-    n: int,
-    kl_coef: float | Float[Array, ''],
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    clip_range: tuple[float, float] = (-10.0, 10.0),
-    negative_scale: float = 1.0,
-    std_floor: float = 0.0,
-) -> tuple[Float[Array, 'B A'], Float[Array, 'B A']]:
-    """Advantages and returns of a whole rollout buffer.
+class Rollout(NamedTuple):
+    """What advantages are made of: `B` samples of up to `A` actions with `C` channels.
 
-    1. The reward is compared within the group of `n` samples of one prompt (`shape_rewards`).
-    2. It is clipped and paid at the last action; every action pays its KL penalty (`token_rewards`).
-    3. GAE with a critic, else the return is the advantage.
-    4. Advantages are whitened over the buffer, unless the estimator keeps their scale. Returns never are.
-    5. Negative advantages are multiplied by `negative_scale`. Below 1 it weakens the push away from bad samples,
-       which on small models flattens the policy faster than good samples sharpen it.
-
-    Samples with `ok=False` (no reward could be had) get zeros and take no part in any statistic.
+    rewards: one number a sample by channel.
+    penalty: what an action pays for its distance from the reference policy, in units of the reward; never clipped.
+    values: the critics' values of the states before each action by channel; None without critics.
+    acts: actions that count.
+    ok: samples that have a reward.
+    role: who spoke, such as the seat of a game.
+    n: samples of a prompt, which stand side by side.
     """
-    used = acts & ok[:, None]
-    rewards = token_rewards(shape_rewards(reward, n, estimator, ok, std_floor), kl, used, kl_coef, clip_range)
-    if estimator in CRITIC:
-        if values is None:
-            raise ValueError(f'estimator {estimator!r} needs values, got None; train a critic or use reinforce')
-        advantages, returns = gae(rewards, values, used, gamma=gamma, lam=lam)
-    else:
-        advantages = returns = reward_to_go(rewards, used, gamma=gamma)
-    if estimator not in UNWHITENED:
-        advantages = whiten(advantages, used)
-    return scale_negative(advantages, negative_scale), returns
+
+    rewards: Float[Array, 'B C']
+    penalty: Float[Array, 'B A']
+    values: Float[Array, 'B A C'] | None
+    acts: Bool[Array, 'B A']
+    ok: Bool[Array, ' B']
+    role: Int[Array, ' B']
+    n: int
 
 
-def shape_rewards(
-    reward: Float[Array, ' B'],
-    n: int,
-    estimator: Estimator,
-    ok: Bool[Array, ' B'] | None = None,
-    std_floor: float = 0.0,
-) -> Float[Array, ' B']:
-    """Rewards relative to the group: the `n` samples of one prompt, which stand side by side.
+class Discounts(NamedTuple):
+    """Constants of the estimators under the papers' names. `std_floor` is added to a group's standard deviation."""
 
-    - gae, reinforce: unchanged.
-    - rloo: `r_i - mean of the others` (Ahmadian et al. 2024).
-    - reinforce_baseline, dr_grpo: `r_i - mean` (Hu 2025; Liu et al. 2025).
-    - group_norm: `(r_i - mean) / (std + std_floor + 1e-9)`, `std` unbiased (GRPO, Shao et al. 2024). Without a floor
-      a group whose rewards differ by noise alone counts as much as any.
+    gamma: float = 1.0
+    lam: float = 0.95
+    reward_clip: tuple[float, float] = (-10.0, 10.0)
+    std_floor: float = 0.0
 
-    Samples with `ok=False` get 0 and are left out of their group's statistics; so does a sample that is alone in it.
+
+Estimates = tuple[Float[Array, 'B A'], Float[Array, 'B A C']]  # advantages of the update, and returns by channel
+Estimator = Callable[[Rollout, Discounts], Estimates]
+
+
+# --- estimators -----------------------------------------------------------------------------------------------------
+
+
+def actor_critic(rollout: Rollout, constants: Discounts) -> Estimates:
+    """Generalised advantage estimation with a critic (PPO, Schulman et al. 2017), whitened over the buffer.
+
+    Raises:
+      ValueError: the rollout has no values.
     """
-    ok = jnp.ones(reward.shape, bool) if ok is None else ok
-    _check_groups(reward.shape[0], n, estimator)
-    if estimator in UNGROUPED:
-        return keep(reward, ok)
-    r, mask = reward.reshape(-1, n), ok.reshape(-1, n)
+    if rollout.values is None:
+        raise ValueError("estimator 'gae' needs values, got None; train a critic or use reinforce")
+    rewards = paid(rollout, rollout.rewards, constants)
+    advantages, returns = gae(rewards, rollout.values, rollout.acts, gamma=constants.gamma, lam=constants.lam)
+    return whiten(advantages[..., 0], rollout), returns
+
+
+def reinforce(rollout: Rollout, constants: Discounts) -> Estimates:
+    """The return is the advantage, whitened over the buffer (Williams 1992)."""
+    returns = returns_of(rollout, rollout.rewards, constants)
+    return whiten(returns[..., 0], rollout), returns
+
+
+def rloo(rollout: Rollout, constants: Discounts) -> Estimates:
+    """Rewards less the mean of the prompt's other samples, then as `reinforce` (Ahmadian et al. 2024)."""
+    returns = returns_of(rollout, less_others(rollout.rewards, rollout.ok, rollout.n), constants)
+    return whiten(returns[..., 0], rollout), returns
+
+
+def reinforce_baseline(rollout: Rollout, constants: Discounts) -> Estimates:
+    """Rewards less the prompt's mean, then as `reinforce` (REINFORCE++ with a baseline, Hu 2025)."""
+    returns = returns_of(rollout, less_mean(rollout.rewards, rollout.ok, rollout.n), constants)
+    return whiten(returns[..., 0], rollout), returns
+
+
+def group_norm(rollout: Rollout, constants: Discounts) -> Estimates:
+    """Rewards standardised within the prompt, which keep their scale (GRPO, Shao et al. 2024)."""
+    standard = standardised(rollout.rewards, rollout.ok, rollout.n, constants.std_floor)
+    returns = returns_of(rollout, standard, constants)
+    return returns[..., 0], returns
+
+
+def dr_grpo(rollout: Rollout, constants: Discounts) -> Estimates:
+    """Rewards less the prompt's mean, which keep their scale (Dr. GRPO, Liu et al. 2025)."""
+    returns = returns_of(rollout, less_mean(rollout.rewards, rollout.ok, rollout.n), constants)
+    return returns[..., 0], returns
+
+
+ESTIMATORS: dict[str, Estimator] = {  # by their names in configs
+    'gae': actor_critic,
+    'reinforce': reinforce,
+    'rloo': rloo,
+    'reinforce_baseline': reinforce_baseline,
+    'group_norm': group_norm,
+    'dr_grpo': dr_grpo,
+}
+
+
+def paid(rollout: Rollout, rewards: Float[Array, 'B C'], constants: Discounts) -> Float[Array, 'B A C']:
+    """The rewards of actions: the penalty is taken off the reward, and no cost has one."""
+    signs = [-1.0, *[0.0] * (rewards.shape[-1] - 1)]
+    return token_rewards(rewards, rollout.penalty, rollout.acts, clip=constants.reward_clip, signs=signs)
+
+
+def returns_of(rollout: Rollout, rewards: Float[Array, 'B C'], constants: Discounts) -> Float[Array, 'B A C']:
+    """The discounted sum of what actions are paid from each action on."""
+    return reward_to_go(paid(rollout, rewards, constants), rollout.acts, gamma=constants.gamma)
+
+
+# --- rewards of samples ---------------------------------------------------------------------------------------------
+
+
+def less_others(rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int) -> Float[Array, 'B C']:
+    """`r_i - mean of the others` among the `n` samples of a prompt.
+
+    Samples with `ok=False` get 0 and are left out of the statistics; so does a sample that is alone in its group.
+
+    Raises:
+      ValueError: fewer than two samples a prompt, or rewards that do not form whole groups.
+    """
+    centred, _, count = _centred(rewards, ok, n)  # r_i - (sum - r_i) / (n - 1) = (r_i - mean) * n / (n - 1)
+    return (centred * count / jnp.maximum(count - 1.0, 1.0)).reshape(rewards.shape)
+
+
+def less_mean(rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int) -> Float[Array, 'B C']:
+    """`r_i - mean` among the `n` samples of a prompt; see `less_others`."""
+    return _centred(rewards, ok, n)[0].reshape(rewards.shape)
+
+
+def standardised(
+    rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int, std_floor: float = 0.0
+) -> Float[Array, 'B C']:
+    """`(r_i - mean) / (std + std_floor + 1e-9)` among the `n` samples of a prompt, `std` unbiased; see `less_others`.
+
+    Without a floor a group whose rewards differ by noise alone counts as much as any.
+    """
+    centred, mask, count = _centred(rewards, ok, n)
+    variance = masked_sum(jnp.square(centred), mask, axis=1)[:, None] / jnp.maximum(count - 1.0, 1.0)
+    return (centred / (jnp.sqrt(variance) + std_floor + 1e-9)).reshape(rewards.shape)
+
+
+def _centred(
+    rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int
+) -> tuple[Float[Array, 'P n C'], Bool[Array, 'P n C'], Float[Array, 'P 1 C']]:
+    """Rewards less their group's mean, which of them count, and how many do in each group."""
+    if n < 2:
+        raise ValueError(f'samples of a prompt are compared, got n={n}; use n >= 2, or the estimator gae or reinforce')
+    if rewards.shape[0] % n:
+        raise ValueError(f'{rewards.shape[0]} rewards do not form groups of n={n}; pass whole groups')
+    r = rewards.reshape(-1, n, rewards.shape[-1])
+    mask = jnp.broadcast_to(ok.reshape(-1, n, 1), r.shape)
     # Counted from the group's minimum, a constant group is exactly 0: its mean rounded would leave an error, which
     # the division by its own standard deviation would blow up to 1.
     r = keep(r - jnp.min(r, axis=1, keepdims=True, initial=jnp.inf, where=mask), mask)
     centred = keep(r - masked_mean(r, mask, axis=1)[:, None], mask)
-    return _rescale(centred, mask, estimator, std_floor).reshape(-1)
+    return centred, mask, jnp.sum(mask, axis=1, keepdims=True).astype(r.dtype)
 
 
-def _rescale(
-    centred: Float[Array, 'P n'], mask: Bool[Array, 'P n'], estimator: Estimator, std_floor: float
-) -> Float[Array, 'P n']:
-    count = jnp.sum(mask, axis=1, keepdims=True).astype(centred.dtype)
-    others = jnp.maximum(count - 1.0, 1.0)
-    if estimator == 'rloo':  # r_i - (sum - r_i) / (n - 1) = (r_i - mean) * n / (n - 1)
-        return centred * count / others
-    if estimator == 'group_norm':
-        std = jnp.sqrt(masked_sum(jnp.square(centred), mask, axis=1)[:, None] / others)
-        return centred / (std + std_floor + 1e-9)
-    return centred
-
-
-def _check_groups(samples: int, n: int, estimator: Estimator) -> None:
-    if estimator not in get_args(Estimator):
-        raise ValueError(f'unknown advantage estimator {estimator!r}; use one of {", ".join(get_args(Estimator))}')
-    if estimator in UNGROUPED:
-        return
-    if n < 2:
-        raise ValueError(
-            f'estimator {estimator!r} compares samples of a prompt, got n={n}; use n >= 2 or gae, reinforce'
-        )
-    if samples % n:
-        raise ValueError(f'{samples} rewards do not form groups of n={n}; pass whole groups')
+# --- rewards of actions ---------------------------------------------------------------------------------------------
 
 
 def token_rewards(
-    reward: Float[Array, ' B'],
-    kl: Float[Array, 'B A'],
-    acts: Bool[Array, 'B A'],
-    kl_coef: float | Float[Array, ''],
-    clip_range: tuple[float, float] = (-10.0, 10.0),
-) -> Float[Array, 'B A']:
-    """`-max(kl_coef, 0) * kl` for every action; the last action of a sample is paid its clipped reward on top."""
+    rewards: Float[Array, 'B C'], penalty: Float[Array, 'B A'], acts: Bool[Array, 'B A'], *,
+    clip: tuple[float, float] = (-10.0, 10.0), signs: Sequence[float] = (-1.0,),
+) -> Float[Array, 'B A C']:  # fmt: skip
+    """`sign * penalty` for every action; the last action of a sample is paid its clipped reward on top.
+
+    `signs` has a number by channel: -1 takes the penalty off a reward, 1 adds it to a cost, 0 leaves it out.
+    """
     last = acts & ~jnp.pad(acts[:, 1:], ((0, 0), (0, 1)))
-    penalty = keep(-jnp.maximum(kl_coef, 0.0) * kl, acts)
-    return penalty + jnp.where(last, jnp.clip(reward, *clip_range)[:, None], 0.0)
+    distance = jnp.stack([keep(sign * penalty, acts) for sign in signs], axis=-1)
+    return distance + jnp.where(last[..., None], jnp.clip(rewards, *clip)[:, None], 0.0)
 
 
 def gae(
-    rewards: Float[Array, 'B A'], values: Float[Array, 'B A'], acts: Bool[Array, 'B A'], *, gamma: float, lam: float
-) -> tuple[Float[Array, 'B A'], Float[Array, 'B A']]:
+    rewards: Float[Array, 'B A *C'], values: Float[Array, 'B A *C'], acts: Bool[Array, 'B A'], *,
+    gamma: float | Float[Array, 'B A'], lam: float, bootstrap: Float[Array, 'B *C'] | None = None,
+) -> tuple[Float[Array, 'B A *C'], Float[Array, 'B A *C']]:  # fmt: skip
     """Generalised advantage estimation (Schulman et al. 2016): advantages and returns.
 
-    δₜ = rₜ + γ Vₜ₊₁ - Vₜ,  Aₜ = δₜ + γλ Aₜ₊₁,  Gₜ = Aₜ + Vₜ. The value after the last action is 0: an answer cut at
-    the length limit counts as finished.
+    δₜ = rₜ + γₜ Vₜ₊₁ - Vₜ,  Aₜ = δₜ + γₜλ Aₜ₊₁,  Gₜ = Aₜ + Vₜ. The value after the last column is `bootstrap`; without
+    one, the value after the last action is 0: an answer cut at the length limit counts as finished. A γₜ of 0 ends an
+    episode after action t.
     """
+    acts, gamma = _beside(acts, rewards), _beside(jnp.broadcast_to(gamma, acts.shape), rewards)
     rewards, values = keep(rewards, acts), keep(values, acts)
-    next_values = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
+    after = jnp.zeros_like(values[:, :1]) if bootstrap is None else bootstrap[:, None]
+    next_values = jnp.concatenate([values[:, 1:], after], axis=1)
     advantages = discounted_sum(rewards + gamma * next_values - values, gamma * lam)
     return advantages, advantages + values
 
 
-def reward_to_go(rewards: Float[Array, 'B A'], acts: Bool[Array, 'B A'], *, gamma: float) -> Float[Array, 'B A']:
+def reward_to_go(rewards: Float[Array, 'B A *C'], acts: Bool[Array, 'B A'], *, gamma: float) -> Float[Array, 'B A *C']:
     """Gₜ = rₜ + γ Gₜ₊₁."""
-    return discounted_sum(keep(rewards, acts), gamma)
+    return discounted_sum(keep(rewards, _beside(acts, rewards)), gamma)
 
 
-def discounted_sum(x: Float[Array, 'B A'], discount: float) -> Float[Array, 'B A']:
-    """yₜ = xₜ + discount · yₜ₊₁, from the last column to the first."""
+def discounted_sum(x: Float[Array, 'B A *C'], discount: float | Float[Array, 'B A *C']) -> Float[Array, 'B A *C']:
+    """yₜ = xₜ + discountₜ · yₜ₊₁, from the last column to the first."""
 
-    def step(later: Array, x_t: Array) -> tuple[Array, Array]:
-        y_t = x_t + discount * later
+    def step(later: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        x_t, discount_t = now
+        y_t = x_t + discount_t * later
         return y_t, y_t
 
-    _, y = jax.lax.scan(step, jnp.zeros_like(x[:, 0]), x.T, reverse=True)
-    return y.T
+    columns = jax.tree.map(lambda each: jnp.moveaxis(each, 1, 0), (x, jnp.broadcast_to(discount, x.shape)))
+    _, y = jax.lax.scan(step, jnp.zeros_like(x[:, 0]), columns, reverse=True)
+    return jnp.moveaxis(y, 0, 1)
+
+
+def _beside(x: Array, like: Array) -> Array:
+    """`x [B A]` with an axis of 1 for each further axis of `like`."""
+    return x.reshape(*x.shape, *[1] * (like.ndim - x.ndim))
+
+
+# --- advantages -----------------------------------------------------------------------------------------------------
+
+
+def whiten(advantages: Float[Array, 'B A'], rollout: Rollout, *, roles: int = 1) -> Float[Array, 'B A']:
+    """Advantages with mean 0 and variance 1 over the actions that count.
+
+    With `roles` above 1 the statistics are those of each role by itself, so that what one role earns does not shift
+    what another learns.
+    """
+    if roles == 1:
+        return masked.whiten(advantages, rollout.acts)
+    speaks = [rollout.acts & (rollout.role == role)[:, None] for role in range(roles)]
+    return sum((masked.whiten(advantages, acts) for acts in speaks), jnp.zeros_like(advantages))
 
 
 def scale_negative(advantages: Float[Array, '*S'], scale: float) -> Float[Array, '*S']:
-    """Negative advantages times `scale`; 1 changes nothing, 0 learns from good samples only."""
+    """Negative advantages times `scale`; 1 changes nothing, 0 learns from good samples only.
+
+    Below 1 it weakens the push away from bad samples, which on small models flattens the policy faster than good
+    samples sharpen it.
+    """
     return jnp.where(advantages < 0.0, scale * advantages, advantages)

@@ -7,7 +7,9 @@ can sum tokens in any order. Token losses know no mask; where an input can be un
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +66,40 @@ def _checked(length: int | None) -> float:
     if length is None or length < 1:
         raise ValueError(f"aggregation 'constant' divides by a fixed length, got {length}; pass max_tokens, say")
     return float(length)
+
+
+class Tokens(NamedTuple):
+    """What a token loss may read of each action beside its new log-probability; constants of the update.
+
+    old: log-probability before the update.
+    advantage: as an estimator gives it.
+    reference: log-probability under the reference policy; None without one.
+    kl_coef: what the distance from the reference counts.
+    """
+
+    old: Float[Array, '*S']
+    advantage: Float[Array, '*S']
+    reference: Float[Array, '*S'] | None
+    kl_coef: Float[Array, '*S']
+
+
+TokenLoss = Callable[[Float[Array, '*S'], Tokens], Float[Array, '*S']]  # of new log-probabilities; static under `jit`
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedSurrogate:
+    """PPO's loss of a token, see `ppo_token_loss`, and with `kl` the distance from the reference, see
+    `kl_token_loss`."""
+
+    clip: float = 0.2
+    clip_high: float | None = None
+    kl: KLEstimator | None = None
+
+    def __call__(self, logprob: Float[Array, '*S'], tokens: Tokens) -> Float[Array, '*S']:
+        loss = ppo_token_loss(logprob, tokens.old, tokens.advantage, clip=self.clip, clip_high=self.clip_high)
+        if self.kl is None or tokens.reference is None:
+            return loss
+        return loss + tokens.kl_coef * kl_token_loss(logprob, tokens.reference, self.kl)
 
 
 def ppo_token_loss(

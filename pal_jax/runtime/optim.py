@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -14,40 +15,62 @@ import optax
 from optax import contrib
 
 
-@functools.lru_cache(maxsize=32)  # the same for the same settings: programs that were compiled for it are found again
-def make_optimizer(
-    name: str,
-    *,
-    lr: float,
-    total_steps: int,
-    warmup_ratio: float = 0.03,
-    min_ratio: float = 0.1,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    weight_decay: float = 0.0,
-    max_norm: float = 1.0,
-) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
     """Clip to a global norm, scale by `name`, decay weights (decoupled, times the rate), follow `make_schedule`.
 
-    `name` is adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd. `max_norm=inf` clips
-    nothing.
+    It has `init` and `update` as optax's transformations have, and compares by value: programs that were compiled for
+    equal settings are found again.
 
+    Attributes:
+      name: adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd.
+      max_norm: the largest global norm of a gradient; inf clips nothing.
     Raises:
       ValueError: there is no such optimiser, or a value out of its range.
     """
-    if not (lr >= 0 and 0 <= b1 < 1 and 0 <= b2 < 1 and weight_decay >= 0 and max_norm > 0):
-        raise ValueError(
-            f'optimizer: lr={lr} and weight_decay={weight_decay} must be at least 0, b1={b1} and b2={b2} in [0, 1), '
-            f'max_norm={max_norm} above 0 (inf clips nothing)'
+
+    name: str
+    lr: float
+    total_steps: int
+    warmup_ratio: float = 0.03
+    min_ratio: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.0
+    max_norm: float = 1.0
+
+    def __post_init__(self):
+        if not (
+            self.lr >= 0 and 0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.weight_decay >= 0 and self.max_norm > 0
+        ):
+            raise ValueError(
+                f'optimizer: lr={self.lr} and weight_decay={self.weight_decay} must be at least 0, b1={self.b1} and '
+                f'b2={self.b2} in [0, 1), max_norm={self.max_norm} above 0 (inf clips nothing)'
+            )
+        _ = self._chain  # which checks the rest
+
+    @functools.cached_property
+    def _chain(self) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(self.max_norm),
+            _direction(self.name, self.b1, self.b2),
+            optax.add_decayed_weights(self.weight_decay, mask=decays),
+            optax.scale_by_learning_rate(
+                make_schedule(
+                    lr=self.lr, total_steps=self.total_steps, warmup_ratio=self.warmup_ratio, min_ratio=self.min_ratio
+                )
+            ),
         )
-    return optax.chain(
-        optax.clip_by_global_norm(max_norm),
-        _direction(name, b1, b2),
-        optax.add_decayed_weights(weight_decay, mask=decays),
-        optax.scale_by_learning_rate(
-            make_schedule(lr=lr, total_steps=total_steps, warmup_ratio=warmup_ratio, min_ratio=min_ratio)
-        ),
-    )
+
+    def init(self, params: optax.Params) -> optax.OptState:
+        """The state before the first update."""
+        return self._chain.init(params)
+
+    def update(
+        self, grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        """What is added to the parameters, and the next state."""
+        return self._chain.update(grads, state, params)
 
 
 def make_schedule(

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import pack_rollouts
-from pal_jax.learners import policy
-from pal_jax.learners.policy import Optimizers, PolicyLearner
-from pal_jax.learners.ppo import PPO
+from pal_jax.learners import actor
+from pal_jax.learners.actor import Actor
+from pal_jax.learners.ppo import PPO, PolicyLearner
+from pal_jax.learners.ppo import make_learner as make
 from pal_jax.learners.training import Lora, apply
 from pal_jax.models import config, families, params
 from pal_jax.models.config import LayerKind
+from pal_jax.objectives.policy import Tokens
 from pal_jax.runtime import devices, sharding
-from pal_jax.runtime.optim import make_optimizer
-from pal_jax.types import Completion, Dialogue, Person, RolloutBatch, Sample, TokenBatch
+from pal_jax.runtime.optim import Optimizer
+from pal_jax.types import Completion, RolloutBatch, Sample, TokenBatch
 
 N, A = 2, 32
 LORA = Lora(4, 8.0, 'all-linear')
@@ -39,19 +41,18 @@ MESHES = {(8, 1, 1): 1, (1, 8, 1): 64, (1, 2, 4): 1, (4, 2, 1): 64, (1, 4, 2): 1
 
 def make_learner(mesh, cfg=CFG, adapters=None, **changes) -> PolicyLearner:
     ppo = PPO(**{'estimator': 'group_norm', 'kl_in': 'loss', 'kl_estimator': 'k3', **changes})
-    optimizer = make_optimizer('adamw', lr=1e-3, total_steps=20, warmup_ratio=0.0)
-    return PolicyLearner(cfg, ppo, Optimizers(*[optimizer] * 3), mesh, n=N, length=A, adapters=adapters)
+    optimizer = Optimizer('adamw', lr=1e-3, total_steps=20, warmup_ratio=0.0)
+    return make(cfg, ppo, optimizer, mesh, n=N, length=A, adapters=adapters)
 
 
 def rollouts(mesh, i: int, row_tokens: int) -> RolloutBatch:
-    rng, dialogue = np.random.default_rng(i), Dialogue(Person('a', ('x: y',)), ())
-    samples = []
+    rng, samples = np.random.default_rng(i), []
     for group in range(32):
         prompt = tuple(rng.integers(0, 64, rng.integers(2, 30)).tolist())
         for _ in range(N):
             ids = tuple(rng.integers(0, 64, rng.integers(1, A + 1)).tolist())
             completion = Completion('', ids, (0.0,) * len(ids), 'stop')
-            samples.append(Sample(dialogue, prompt, completion, group, reward=float(rng.normal())))
+            samples.append(Sample(prompt, completion, group, rewards=(float(rng.normal()),)))
     ways = sharding.batch_ways(mesh)
     return pack_rollouts(samples, n=N, actions=A, mesh=mesh, ways=ways, row_tokens=row_tokens)
 
@@ -62,9 +63,10 @@ def losses(mesh, cfg, *, adapters: Lora | None, row_tokens: int, micro_rows: int
     plain = params.init(params.decoder_specs(cfg), jax.random.key(0))
     state, out = learner.init(plain), []
     for i in range(5):
-        batch, annotated = learner.annotate(state, rollouts(mesh, i, row_tokens))
+        batch, scored = learner.score(state, rollouts(mesh, i, row_tokens))
+        batch, _ = learner.advantages(state, batch)
         state, updated = learner.update(state, batch, jax.random.key(i))
-        out += [updated['policy_loss'], updated['grad_norm'], annotated['kl'], annotated['entropy']]
+        out += [updated['policy_loss'], updated['grad_norm'], scored['kl'], scored['entropy']]
     return out
 
 
@@ -101,11 +103,12 @@ def test_gradients_are_summed_where_their_parameters_lie(monkeypatch):
         summed.append(grads)
         return apply(optimizer, state, grads)
 
-    monkeypatch.setattr(policy, 'apply', watched)
+    monkeypatch.setattr(actor, 'apply', watched)
     learner = make_learner(mesh, micro_rows=1)
     state = learner.init(params.init(params.decoder_specs(CFG), jax.random.key(0)))
-    places = jax.tree.map(lambda x: x.sharding, state.actor.params)
-    batch, _ = learner.annotate(state, rollouts(mesh, 0, 0))
+    places = jax.tree.map(lambda x: x.sharding, state.actor.model.params)
+    batch, _ = learner.score(state, rollouts(mesh, 0, 0))
+    batch, _ = learner.advantages(state, batch)
     learner.update(state, batch, jax.random.key(0))
     (grads,) = summed
     assert all(
@@ -126,9 +129,10 @@ def gradient_program(mesh, unroll: bool):
     columns, acted = [rows(jnp.int32, 256)] * 4, [rows(jnp.int32, N, A)] * 2
     each = rows(jnp.float32, N, A)
     tokens = TokenBatch(*columns, *acted, rows(bool, N, A))
-    batch = RolloutBatch(tokens, rows(jnp.float32, N), rows(bool, N), each, each, each, None, each, each)
-    grads = learner.abstract.actor.params, {}
-    return PolicyLearner._gradients.lower(learner, grads, learner.abstract, batch, each, 0).compile()
+    state, loss = learner.abstract.actor, learner.ppo.token_loss
+    return Actor.gradients.lower(
+        learner.actor, state.model.params, state, tokens, Tokens(each, each, each, each), each, loss, 0
+    ).compile()
 
 
 def sent(text: str, kind: str) -> list[int]:

@@ -12,7 +12,7 @@ import pytest
 
 from pal_jax.data.texts import Text
 from pal_jax.learners.reader import Batching, Reader
-from pal_jax.learners.reward import whole
+from pal_jax.learners.scorer import whole
 from pal_jax.learners.training import Lora
 from pal_jax.models import config, decoder, params, states
 from pal_jax.models.states import Frame

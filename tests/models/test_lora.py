@@ -12,7 +12,7 @@ import pytest
 from pal_jax.models import lora, params
 from pal_jax.models.config import tiny
 from pal_jax.models.linear import LoraWeight, linear
-from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.optim import Optimizer
 
 CFG = dataclasses.replace(tiny(vocab=32), qkv_bias=True)
 SPECS = params.decoder_specs(CFG)
@@ -151,7 +151,7 @@ def test_merged_weight_computes_what_the_adapted_one_does(name):
 
 
 def test_training_moves_adapters_only():
-    optimizer = make_optimizer('adamw', lr=0.1, total_steps=3, warmup_ratio=0.0, weight_decay=0.1)
+    optimizer = Optimizer('adamw', lr=0.1, total_steps=3, warmup_ratio=0.0, weight_decay=0.1)
     trainable, frozen = lora.split(FRESH)
     state = jax.jit(optimizer.init)(trainable)
 

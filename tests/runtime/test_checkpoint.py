@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.learners.policy import Optimizers, PolicyLearner
-from pal_jax.learners.ppo import PPO
+from pal_jax.learners.ppo import PPO, make_learner
 from pal_jax.models.config import tiny
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import Checkpoints, check_config, check_processes, fingerprint, write_config
-from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.optim import Optimizer
 from pal_jax.runtime.sharding import replicated
 
 
@@ -156,9 +155,9 @@ def test_a_reader_of_one_part_reads_and_checks_no_other(tmp_path):
 
 def train_state(mesh):
     """Shapes and places of all that RLPA's learner keeps, on a mesh."""
-    optimizer = make_optimizer('adamw', lr=1e-3, total_steps=3)
+    optimizer = Optimizer('adamw', lr=1e-3, total_steps=3)
     cfg = tiny(vocab=512)
-    return PolicyLearner(cfg, PPO(estimator='group_norm'), Optimizers(*[optimizer] * 3), mesh, n=2, length=8).abstract
+    return make_learner(cfg, PPO(estimator='group_norm'), optimizer, mesh, n=2, length=8).abstract
 
 
 @pytest.mark.slow
@@ -172,7 +171,7 @@ def test_a_train_state_is_restored_onto_any_mesh(tmp_path):
     first = train_state(meshes[0])
     values = jax.tree.map(lambda leaf: rng.integers(0, 100, leaf.shape).astype(leaf.dtype), first)
     state = jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), values, first)
-    assert not state.actor.opt_state[1].mu['layers']['mlp']['up'].sharding.is_fully_replicated
+    assert not state.actor.model.opt_state[1].mu['layers']['mlp']['up'].sharding.is_fully_replicated
     for step, mesh in enumerate(meshes[1:], 1):
         folder = tmp_path / str(step)
         writer = Checkpoints(folder, jax.tree.map(shape_and_place, state))

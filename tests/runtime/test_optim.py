@@ -8,14 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from pal_jax.runtime.optim import decays, make_optimizer, make_schedule, moment_axes
+from pal_jax.runtime.optim import decays, Optimizer, make_schedule, moment_axes
 
 NAMES = ['adam', 'adamw', 'lion', 'adafactor', 'muon', 'sgd']
 
 
 def steady(name: str, **options) -> optax.GradientTransformation:
     """A constant rate of 0.1."""
-    return make_optimizer(name, **{'lr': 0.1, 'total_steps': 100, 'warmup_ratio': 0.0, 'min_ratio': 1.0} | options)
+    return Optimizer(name, **{'lr': 0.1, 'total_steps': 100, 'warmup_ratio': 0.0, 'min_ratio': 1.0} | options)
 
 
 def first_update(optimizer, grads, params) -> Any:
@@ -145,6 +145,6 @@ def test_unknown_optimizer():
     for wrong in ({'lr': -1.0}, {'lr': float('nan')}, {'b1': 1.5}, {'max_norm': -1.0}, {'weight_decay': -0.1}):
         name, value = next(iter(wrong.items()))
         with pytest.raises(ValueError, match=f'{name}={value}'):
-            make_optimizer('adamw', **{'lr': 1e-3, 'total_steps': 10} | wrong)
+            Optimizer('adamw', **{'lr': 1e-3, 'total_steps': 10} | wrong)
     with pytest.raises(ValueError, match="unknown optimizer 'adamm'; use one of adam"):
-        make_optimizer('adamm', lr=1.0, total_steps=10)
+        Optimizer('adamm', lr=1.0, total_steps=10)

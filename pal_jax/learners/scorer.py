@@ -1,28 +1,27 @@
-"""A reward model: a decoder with a linear head that scores replies, trained on pairs of them (Bradley-Terry).
+"""A scorer: a decoder with a linear head of `outputs` numbers that scores replies, trained by a loss that is passed in.
 
-    state = learner.init(params)                        # plain decoder weights on the mesh, and a new head
-    scores = learner.scores(state, pairs)               # of every reply
-    gaps = learner.gaps(state, pairs)                   # how much better the first of two neighbours is
-    gaps, grads, metrics = learner.read(state, pairs)   # the same, and the gradient of the loss
-    state, metrics = learner.apply(state, grads)
+    state = scorer.init(params)                           # plain decoder weights on the mesh, and a new head
+    scores = scorer.scores(state, pairs)                  # of every reply, by output
+    gaps = scorer.gaps(state, pairs)                      # how much better the first of two neighbours is
+    state, gaps, metrics = scorer.learn(state, pairs)     # the gaps before the step, and one step
 
-A row holds what replies share (a question, or the summary of a person with it) once, then the replies; several such
-groups may share a row. Pairs are what a group says was compared, or else neighbours, the chosen one first. A reply ends
-with a token that nobody reads; its score is the head's value of the state before it, the last one that has read the
-whole reply. So a reward model is a critic that is asked once a reply.
+A reward model is a scorer with one output and the loss of Bradley and Terry. A row holds what replies share (a question,
+or the summary of a person with it) once, then the replies; several such groups may share a row. Pairs are what a group
+says was compared, or else neighbours, the chosen one first. A reply ends with a token that nobody reads; its score is
+the head's value of the state before it, the last one that has read the whole reply. So a scorer is a critic that is
+asked once a reply, and a critic may start from its weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
@@ -50,6 +49,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives.preference import centring, logistic
 from pal_jax.runtime import sharding
+from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics, TokenBatch
 
 SHORT = 4  # tokens of short replies: rows that groups share have places for so many, so that one program reads all
@@ -78,10 +78,16 @@ class BradleyTerry:
                 f'reward.label_smoothing={self.label_smoothing} in [0, 0.5)'
             )
 
-    def __call__(
-        self, chosen: Float[Array, 'R P'], rejected: Float[Array, 'R P'], margin: Float[Array, 'R P']
-    ) -> Float[Array, 'R P']:
-        """The loss of each pair, of its scores."""
+    def __call__(self, scores: Float[Array, 'R N K'], lesson: Lesson) -> Float[Array, '']:
+        """The weighted sum of the pairs' losses, by the first output."""
+        sides = lesson.better, lesson.worse
+        chosen, rejected = (jnp.take_along_axis(scores[..., 0], side, axis=1) for side in sides)
+        return jnp.sum(lesson.weight * self.of_pairs(chosen, rejected, lesson.margin))
+
+    def of_pairs(
+        self, chosen: Float[Array, '*S'], rejected: Float[Array, '*S'], margin: Float[Array, '*S']
+    ) -> Float[Array, '*S']:
+        """The loss of each pair by its scores."""
         loss = logistic(chosen - rejected, margin=self.margin + margin, label_smoothing=self.label_smoothing)
         return loss + self.centring * centring(chosen, rejected) if self.centring else loss
 
@@ -112,36 +118,64 @@ class Pairs(NamedTuple):
         return self._replace(where=where, exists=self.exists[groups, branches])
 
 
-class RewardState(struct.PyTreeNode):
+ScoreLoss = Callable[[Float[Array, 'R N K'], Any], Float[Array, '']]  # of scores and a lesson; static under `jit`
+
+
+class ScorerState(struct.PyTreeNode):
     """`model.params` is what trains: `decoder`, without its embedding or its adapters alone, and `head`."""
 
     model: TrainState
     skipped: Int[Array, '']  # the last so many updates were not finite, so they were not made
 
 
-class RewardLearner:
-    """Functions over `RewardState`; the object holds only what is static. Embeddings are frozen: few of their rows are
-    in a batch, and the moments of all would be a third of the memory of a small model.
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """Functions over `ScorerState`; two scorers that are equal share their compiled programs.
 
+    Embeddings are frozen: few of their rows are in a batch, and the moments of all would be a third of the memory of a
+    small model.
+
+    Attributes:
+      loss: of a micro-batch's scores and its lesson, a pytree whose arrays have its rows. It is a weighted sum, so
+        that micro-batches add up.
+      outputs: numbers of the head.
+      micro_rows: rows in a device's memory at once.
     Raises:
       ValueError: a dimension that does not divide over the mesh, or adapters with dropout.
     """
 
-    def __init__(
-        self, cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, *, micro_rows: int = 4,
-        adapters: Lora | None = None, loss: BradleyTerry | None = None, seed: int = 0,
-    ):  # fmt: skip
-        self.cfg, self.optimizer, self.mesh, self.micro_rows = cfg, optimizer, mesh, micro_rows
-        self.adapters, self.loss, self.seed = adapters, loss or BradleyTerry(), seed
-        decoder.saved(cfg.remat)
-        check_dropout(adapters)
-        specs = model_params.decoder_specs(cfg)
-        self.param_shardings = sharding.param_shardings(specs, mesh)
-        shapes = jax.eval_shape(self._new_state, model_params.abstract(specs))
-        self.abstract: RewardState = placed(shapes, trained_specs(specs, adapters), mesh)
-        self.init = jax.jit(self._new_state, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))
+    cfg: ModelConfig
+    optimizer: Optimizer
+    mesh: Mesh
+    loss: ScoreLoss = BradleyTerry()
+    outputs: int = 1
+    micro_rows: int = 4
+    adapters: Lora | None = None
+    seed: int = 0
 
-    def _new_state(self, params: Params) -> RewardState:
+    def __post_init__(self):
+        decoder.saved(self.cfg.remat)
+        check_dropout(self.adapters)
+        _ = self.param_shardings
+
+    @functools.cached_property
+    def param_shardings(self) -> Params:
+        """Where plain decoder weights lie."""
+        return sharding.param_shardings(model_params.decoder_specs(self.cfg), self.mesh)
+
+    @functools.cached_property
+    def abstract(self) -> ScorerState:
+        """A state's shapes and shardings."""
+        specs = model_params.decoder_specs(self.cfg)
+        shapes = jax.eval_shape(self.new, model_params.abstract(specs))
+        return placed(shapes, trained_specs(specs, self.adapters), self.mesh)
+
+    @functools.cached_property
+    def init(self):
+        """`init(params) -> ScorerState`: decoder weights, which are used up, under a new head."""
+        return jax.jit(self.new, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))
+
+    def new(self, params: Params) -> ScorerState:
         """A head drawn from N(0, 1 / (D + 1)), as its authors' code has it (rlpa_plus III.3)."""
         if self.adapters:
             key = jax.random.key(self.seed)
@@ -149,53 +183,62 @@ class RewardLearner:
         else:
             frozen = {name: params[name] for name in ('embed', 'unembed') if name in params}
             trainable = {name: x for name, x in params.items() if name not in frozen}
-        width = self.cfg.width
-        head = jax.random.normal(jax.random.key(self.seed + 1), (width,)) / (width + 1)
+        shape = self.cfg.width, self.outputs
+        head = jax.random.normal(jax.random.key(self.seed + 1), shape) / (self.cfg.width + 1)
         trained = {'decoder': trainable, 'head': head}
-        return RewardState(TrainState(trained, frozen, self.optimizer.init(trained)), jnp.zeros((), jnp.int32))
+        return ScorerState(TrainState(trained, frozen, self.optimizer.init(trained)), jnp.zeros((), jnp.int32))
 
     @property
-    def abstract_weights(self) -> RewardState:
+    def abstract_weights(self) -> ScorerState:
         """What `scores` reads of `abstract`; the rest is `...`, which a checkpoint's reader leaves out."""
-        nothing: RewardState = jax.tree.map(lambda _: ..., self.abstract)
+        nothing: ScorerState = jax.tree.map(lambda _: ..., self.abstract)
         return nothing.replace(model=self.abstract.model.replace(opt_state=nothing.model.opt_state))
 
-    def scores(self, state: RewardState, pairs: Pairs) -> np.ndarray:
-        """Of every reply: an array [groups, replies of a group]."""
+    def scores(self, state: ScorerState, pairs: Pairs) -> Float[np.ndarray, 'G n K']:
+        """The scores of every reply of every group, by output."""
         model = state.model
         parts = micro_batches(pairs.batch, self.mesh, self.micro_rows, pairs.multiple)
-        found = jnp.concatenate([self._scores(model.params, model.frozen, micro) for micro in parts])
-        return np.asarray(found)[pairs.where]
+        scores = jnp.concatenate([self._scores(model.params, model.frozen, micro) for micro in parts])
+        return np.asarray(scores)[pairs.where]
 
-    def gaps(self, state: RewardState, pairs: Pairs) -> np.ndarray:
-        """How much better the first of two neighbours is: an array [groups, pairs of neighbours in a group]."""
-        return gaps(self.scores(state, pairs))
+    def gaps(self, state: ScorerState, pairs: Pairs) -> Float[np.ndarray, 'G P']:
+        """How much better the first of two neighbours is, by the first output."""
+        return gaps(self.scores(state, pairs)[..., 0])
 
-    def read(self, state: RewardState, pairs: Pairs) -> tuple[np.ndarray, Params, Metrics]:
-        """`gaps`, the gradient of the lesson's loss, and its figures, in one pass: the gaps are of the model as it is,
-        before that gradient is applied. A lesson without pairs has no gradient, `{}`, and no figures."""
+    def learn(
+        self, state: ScorerState, pairs: Pairs, rate: float | Array = 1.0
+    ) -> tuple[ScorerState, Float[np.ndarray, 'G P'], Metrics]:
+        """One step on the loss of the lesson, and the gaps of the model as it was before the step, in one pass.
+
+        A lesson without pairs makes no step, and has no figures.
+
+        Args:
+          rate: times the optimiser's step, for schedules that go by something else than the number of updates.
+        """
+        before, grads, figures = self.read(state, pairs)
+        if not grads:
+            return state, before, {}
+        model, norm = apply(self.optimizer, state.model, grads, rate)
+        figures |= floats({'reward_grad_norm': norm})
+        return ScorerState(model, skipped(state.skipped, norm)), before, figures
+
+    def read(self, state: ScorerState, pairs: Pairs) -> tuple[Float[np.ndarray, 'G P'], Params, Metrics]:
+        """The gaps, the gradient of the lesson's loss, and its figures, in one pass.
+
+        A lesson without pairs has no gradient, `{}`, and no figures.
+        """
         if not any_of(pairs.lesson.weight):
             return self.gaps(state, pairs), {}, {}
         grads, parts, losses = zeros(state.model.params), [], []
         for micro, lesson in micro_batches((pairs.batch, pairs.lesson), self.mesh, self.micro_rows, pairs.multiple):
-            (loss, found), grads = self._gradients(grads, state.model, micro, lesson)
+            (loss, scores), grads = self._gradients(grads, state.model, micro, lesson)
             losses.append(loss)
-            parts.append(found)
-        found = gaps(np.asarray(jnp.concatenate(parts))[pairs.where])
-        figures = {
-            'reward_loss': float(sum(jax.device_get(losses))),
-        }
+            parts.append(scores)
+        before = gaps(np.asarray(jnp.concatenate(parts))[pairs.where][..., 0])
+        figures = {'reward_loss': float(sum(jax.device_get(losses)))}
         if (both := pairs.exists[:, 0::2] & pairs.exists[:, 1::2]).any():
-            figures['reward_accuracy'] = float(np.mean(found[both] > 0))
-        return found, grads, figures
-
-    def apply(self, state: RewardState, grads: Params, rate: float | Array = 1.0) -> tuple[RewardState, Metrics]:
-        """The optimiser's step, times `rate`: of schedules that go by something else than the number of updates. No
-        gradient, `{}`, is no step."""
-        if not grads:
-            return state, {}
-        model, norm = apply(self.optimizer, state.model, grads, rate)
-        return RewardState(model, skipped(state.skipped, norm)), floats({'reward_grad_norm': norm})
+            figures['reward_accuracy'] = float(np.mean(before[both] > 0))
+        return before, grads, figures
 
     @functools.partial(jax.jit, static_argnums=0)
     def _scores(self, trained: Params, frozen: Params, batch: TokenBatch) -> Array:
@@ -205,14 +248,13 @@ class RewardLearner:
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _gradients(self, grads: Params, model: TrainState, batch: TokenBatch, lesson: Lesson):
         def loss(trained: Params) -> tuple[Array, Array]:
-            found = scores(trained, model.frozen, self.cfg, batch)
-            chosen, rejected = (jnp.take_along_axis(found, side, axis=1) for side in (lesson.better, lesson.worse))
-            return jnp.sum(lesson.weight * self.loss(chosen, rejected, lesson.margin)), self._everywhere(found)
+            of_replies = scores(trained, model.frozen, self.cfg, batch)
+            return self.loss(of_replies, lesson), self._everywhere(of_replies)
 
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return accumulate(loss, model.params, grads)
 
-    def weights(self, state: RewardState) -> tuple[Params, Array]:
+    def weights(self, state: ScorerState) -> tuple[Params, Float[Array, 'D K']]:
         """Plain decoder weights that compute what the state's do, and the head."""
         params = state.model.params
         return lora.merge(whole(params['decoder'], state.model.frozen)), params['head']
@@ -222,15 +264,16 @@ class RewardLearner:
         return jax.lax.with_sharding_constraint(x, sharding.replicated(self.mesh))
 
 
-def scores(trained: Params, frozen: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N']:
-    """The head's value of the state that has read a whole reply, or the mean of its values all along it: of what acts
+def scores(trained: Params, frozen: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N K']:
+    """The head's values of the state that has read a whole reply, or the mean of its values all along it: of what acts
     in the batch."""
     values = forward.values({'decoder': whole(trained['decoder'], frozen), 'head': trained['head']}, cfg, batch)
-    return jnp.where(batch.acts, values, 0.0).sum(-1) / jnp.maximum(batch.acts.sum(-1), 1)
+    acts = batch.acts[..., None]
+    return jnp.where(acts, values, 0.0).sum(2) / jnp.maximum(acts.sum(2), 1)
 
 
-def gaps(scores: np.ndarray) -> np.ndarray:
-    """By pair of neighbours, of scores by reply."""
+def gaps(scores: Float[np.ndarray, 'G n']) -> Float[np.ndarray, 'G P']:
+    """How much higher the first score of two neighbours is."""
     return scores[:, 0::2] - scores[:, 1::2]
 
 

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from pal_jax.data.packing import Branch, Group, lay_out, pack_groups, pack_rollouts
+from pal_jax.learners import actor as actors
 from pal_jax.learners import forward
-from pal_jax.learners.policy import Optimizers, PolicyLearner
-from pal_jax.learners.ppo import PPO, adapted_kl, loss_weights
+from pal_jax.learners.ppo import PPO, PolicyLearner, adapted_kl, loss_weights
+from pal_jax.learners.ppo import make_learner as make
 from pal_jax.learners.training import Lora, accumulate, join, micro_batches
 from pal_jax.models import config, params
 from pal_jax.models.lora import merge
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.runtime.optim import make_optimizer
-from pal_jax.types import Completion, Dialogue, Person, Sample
+from pal_jax.runtime.optim import Optimizer
+from pal_jax.types import Completion, Sample
 
 CFG = dataclasses.replace(config.tiny(vocab=64), unroll=True)
 N, A = 2, 8
@@ -27,10 +28,10 @@ ONE = devices.make_mesh(devices=jax.devices()[:1])
 
 
 def make_learner(mesh=ONE, adapters=None, n=N, lr=1e-2, name='adamw', warmup=False, **changes) -> PolicyLearner:
-    optimizer = make_optimizer(name, lr=lr, total_steps=10, warmup_ratio=0.0)
+    optimizer = Optimizer(name, lr=lr, total_steps=10, warmup_ratio=0.0)
     ppo = PPO(**{'estimator': 'gae', 'micro_rows': 8, **changes})
     settings = {'n': n, 'length': A, 'adapters': adapters, 'warmup': warmup}
-    return PolicyLearner(CFG, ppo, Optimizers(*[optimizer] * 3), mesh, **settings)
+    return make(CFG, ppo, optimizer, mesh, **settings)
 
 
 def weights():
@@ -39,13 +40,13 @@ def weights():
 
 def rollouts(rows=8, mesh=ONE, seed=0, row_tokens=0):
     rng = np.random.default_rng(seed)
-    dialogue, samples = Dialogue(Person('a', ('x: y',)), ()), []
+    samples = []
     for r in range(rows):
         prompt = tuple(rng.integers(0, 64, rng.integers(2, 9)).tolist())
         for _ in range(N):
             ids = tuple(rng.integers(0, 64, rng.integers(1, A + 1)).tolist())
             completion = Completion('', ids, tuple(-1.0 for _ in ids), 'stop')
-            samples.append(Sample(dialogue, prompt, completion, r, reward=float(rng.normal())))
+            samples.append(Sample(prompt, completion, r, rewards=(float(rng.normal()),)))
     samples = sorted(
         samples,
         key=lambda s: sum(len(o.completion.token_ids) for o in samples if o.group == s.group) + len(s.prompt_ids),
@@ -61,9 +62,15 @@ def pack(groups):
     return pack_groups(groups, layout, n=1, actions=A)
 
 
+def annotate(learner, state, batch):
+    batch, scored = learner.score(state, batch)
+    batch, metrics = learner.advantages(state, batch)
+    return batch, scored | metrics
+
+
 def run(learner, batch, seed=0):
     state = learner.init(weights())
-    batch, annotated = learner.annotate(state, batch)
+    batch, annotated = annotate(learner, state, batch)
     state, updated = learner.update(state, batch, jax.random.key(seed))
     return state, batch, annotated | updated
 
@@ -86,7 +93,7 @@ def test_logprobs_of_the_sampler_may_stand_for_those_before_the_update():
     learner = make_learner(old_logprobs='sampler', **options)
     true = rollouts()[1].replace(sampler_logprobs=batch.logprobs)
     trusting, _, metrics = run(learner, true)
-    close(trusting.actor.params, state.actor.params)
+    close(trusting.actor.model.params, state.actor.model.params)
     assert metrics['first_ratio_deviation'] < 1e-3 and not {'entropy', 'sampler_drift'} & set(metrics)
     _, _, metrics = run(learner, true.replace(sampler_logprobs=batch.logprobs - 0.1))
     assert metrics['first_ratio_deviation'] == pytest.approx(np.exp(0.1) - 1, abs=1e-3)
@@ -95,7 +102,7 @@ def test_logprobs_of_the_sampler_may_stand_for_those_before_the_update():
 def test_logprobs_of_a_shared_row_are_those_of_separate_sequences():
     samples, batch = rollouts()
     learner = make_learner()
-    shared = learner.annotate(learner.init(weights()), batch)[0].logprobs
+    shared = annotate(learner, learner.init(weights()), batch)[0].logprobs
     apart = pack([Group(s.prompt_ids, [Branch(s.completion.token_ids)]) for s in samples])
     separate, _ = jax.jit(lambda p, b: forward.logprobs(p, CFG, b))(weights(), jax.tree.map(jnp.asarray, apart))
     mask = np.asarray(batch.tokens.acts).reshape(-1, A)
@@ -104,7 +111,7 @@ def test_logprobs_of_a_shared_row_are_those_of_separate_sequences():
 
 def by_prompt(batch, x):
     """Rows of `x [R, N, ...]` of the groups that exist, in the order of their rewards."""
-    reward, x = np.asarray(batch.reward).reshape(-1, N), np.asarray(x)
+    reward, x = np.asarray(batch.rewards[..., 0]).reshape(-1, N), np.asarray(x)
     x = x.reshape(-1, N, *x.shape[2:])
     return x[np.argsort(reward[:, 0])][np.sort(reward[:, 0]) != 0]
 
@@ -118,11 +125,14 @@ def test_prompts_that_share_rows_learn_what_they_do_alone(estimator):
     for name in ('logprobs', 'ref_logprobs', 'advantages', 'returns'):
         counts = by_prompt(batch, batch.tokens.acts)
         np.testing.assert_array_equal(counts, by_prompt(alone_batch, alone_batch.tokens.acts))
-        values = [np.where(counts, by_prompt(b, getattr(b, name)), 0) for b in (batch, alone_batch)]
+        values = [
+            np.where(counts, by_prompt(b, getattr(b, name).reshape(b.tokens.acts.shape)), 0)
+            for b in (batch, alone_batch)
+        ]
         np.testing.assert_allclose(*values, atol=2e-6)
     assert metrics['policy_loss'] == pytest.approx(alone_metrics['policy_loss'], abs=1e-6)
     assert metrics['grad_norm'] == pytest.approx(alone_metrics['grad_norm'], rel=1e-5)
-    close(shared.actor.params, alone.actor.params, atol=1e-6)
+    close(shared.actor.model.params, alone.actor.model.params, atol=1e-6)
 
 
 @pytest.mark.parametrize('loss_agg', ['seq_mean', 'token_mean', 'constant'])
@@ -130,8 +140,8 @@ def test_prompts_that_share_rows_learn_what_they_do_alone(estimator):
 def test_micro_batches_change_nothing(loss_agg):
     whole, _, metrics = run(make_learner(name='sgd', loss_agg=loss_agg), rollouts()[1])
     cut, _, cut_metrics = run(make_learner(name='sgd', loss_agg=loss_agg, micro_rows=2), rollouts()[1])
-    close(whole.actor.params, cut.actor.params, atol=1e-5)
-    close(whole.critic.params, cut.critic.params, atol=1e-5)
+    close(whole.actor.model.params, cut.actor.model.params, atol=1e-5)
+    close(whole.critics[0].params, cut.critics[0].params, atol=1e-5)
     assert metrics['policy_loss'] == pytest.approx(cut_metrics['policy_loss'], abs=1e-6)
 
 
@@ -141,11 +151,11 @@ def test_eight_devices_learn_what_one_does():
     one, _, metrics = run(make_learner(name='sgd'), batch)
     mesh = devices.make_mesh(data=2, fsdp=2, tensor=2)
     many, _, many_metrics = run(make_learner(mesh, name='sgd'), rollouts(mesh=mesh)[1])
-    close(one.actor.params, many.actor.params, atol=1e-5)
+    close(one.actor.model.params, many.actor.model.params, atol=1e-5)
     assert metrics['value_loss'] == pytest.approx(many_metrics['value_loss'], abs=1e-5)
-    gate = many.actor.params['layers']['mlp']['gate']
+    gate = many.actor.model.params['layers']['mlp']['gate']
     assert gate.addressable_shards[0].data.shape == (2, 32, 64)
-    moments = make_learner(mesh).init(weights()).actor.opt_state[1].mu['layers']['mlp']['gate']
+    moments = make_learner(mesh).init(weights()).actor.model.opt_state[1].mu['layers']['mlp']['gate']
     assert moments.sharding == gate.sharding
 
 
@@ -154,8 +164,8 @@ def test_rewards_of_masked_samples_do_not_matter():
     ok = batch.ok.at[2, 1].set(False)
     learner = make_learner(estimator='rloo')
     a = run(learner, batch.replace(ok=ok))[0]
-    b = run(learner, batch.replace(ok=ok, reward=batch.reward.at[2, 1].set(1e6)))[0]
-    close(a.actor.params, b.actor.params, atol=0.0)
+    b = run(learner, batch.replace(ok=ok, rewards=batch.rewards.at[2, 1].set(1e6)))[0]
+    close(a.actor.model.params, b.actor.model.params, atol=0.0)
 
 
 @pytest.mark.slow
@@ -163,9 +173,9 @@ def test_a_good_action_becomes_likelier_and_a_bad_one_less_likely():
     _, batch = rollouts()
     learner = make_learner(estimator='rloo', kl_coef=0.0, lr=1e-3)
     state, batch, _ = run(learner, batch)
-    new, _ = forward.logprobs(state.actor.params, CFG, batch.tokens, learner.ppo.temperature)
+    new, _ = forward.logprobs(state.actor.model.params, CFG, batch.tokens, learner.ppo.temperature)
     change = np.where(batch.tokens.acts, np.asarray(new - batch.logprobs), 0).sum(-1)
-    better = np.asarray(batch.reward) > np.asarray(batch.reward).mean(1, keepdims=True)
+    better = np.asarray(batch.rewards[..., 0]) > np.asarray(batch.rewards[..., 0]).mean(1, keepdims=True)
     assert change[better].mean() > 0 > change[~better].mean()
 
 
@@ -177,9 +187,9 @@ def test_without_a_kl_no_reference_is_kept_and_the_update_is_that_of_a_kl_that_c
     )
     state, batch, metrics = run(free, rollouts()[1])
     other, _, others = run(weightless, rollouts()[1])
-    assert state.reference == {} and batch.ref_logprobs is None
-    assert jax.tree.leaves(other.reference)
-    close(state.actor.params, other.actor.params)
+    assert state.actor.reference == {} and batch.ref_logprobs is None
+    assert jax.tree.leaves(other.actor.reference)
+    close(state.actor.model.params, other.actor.model.params)
     assert set(others) - set(metrics) == {'kl'}
 
 
@@ -188,8 +198,8 @@ def test_adapters_train_alone_and_the_reference_is_the_base():
     learner = make_learner(adapters=Lora(4, 8.0, 'all-linear'), estimator='rloo')
     base = weights()
     state, _, metrics = run(learner, rollouts()[1])
-    close(learner.reference(state), base, atol=0.0)
-    assert state.reference == {}
+    close(learner.actor.reference(state.actor), base, atol=0.0)
+    assert state.actor.reference == {}
     assert abs(metrics['kl']) < 1e-6
     moved = jax.tree.map(
         lambda x, y: float(jnp.abs(x - y).max()), learner.weights(state)['layers']['attn'], base['layers']['attn']
@@ -204,7 +214,7 @@ def test_dropout_is_of_the_step_and_off_where_the_policy_is_scored():
     for rate in (0.0, 0.5):
         learner = make_learner(adapters=Lora(4, 8.0, 'all-linear', rate), estimator='rloo', epochs=2, lr=0.1)
         state = learner.init(base)
-        annotated, _ = learner.annotate(state, batch)
+        annotated, _ = annotate(learner, state, batch)
         state, metrics = learner.update(state, annotated, jax.random.key(0))
         runs.append((annotated, state, metrics))
     (plain, _, exact), (dropped, state, metrics) = runs
@@ -212,9 +222,15 @@ def test_dropout_is_of_the_step_and_off_where_the_policy_is_scored():
     assert exact['first_ratio_deviation'] < 1e-3
     assert metrics['ratio_deviation'] > 1e-3  # the adapters are 0 in the first epoch, and so is what they drop
     learner = make_learner(adapters=Lora(4, 8.0, 'all-linear', 0.5), estimator='rloo')
-    params = join(state.actor.params, state.actor.frozen)
+    params = join(state.actor.model.params, state.actor.model.frozen)
     keys = [
-        np.concatenate([x for x in jax.tree.leaves(learner._dropping(params, (1, step, 0))) if x.dtype == jnp.uint32])
+        np.concatenate(
+            [
+                x
+                for x in jax.tree.leaves(actors.dropping(learner.actor.adapters, 0, params, (1, step, 0)))
+                if x.dtype == jnp.uint32
+            ]
+        )
         for step in (5, 6)
     ]
     assert not np.any(keys[0] == keys[1])
@@ -244,16 +260,16 @@ def test_values_out_of_range_are_told():
     with pytest.raises(ValueError, match='ppo.row_tokens=-1 must be at least 0'):
         PPO(row_tokens=-1)
     with pytest.raises(ValueError, match="policy.remat='some'; use none, full, dots"):
-        PolicyLearner(dataclasses.replace(CFG, remat='some'), PPO(), Optimizers(*[None] * 3), ONE, n=N, length=A)
+        make(dataclasses.replace(CFG, remat='some'), PPO(), Optimizer('sgd', 1.0, 1), ONE, n=N, length=A)
 
 
 @pytest.mark.parametrize('adapters', [None, Lora(8, 8.0, 'all-linear')], ids=['full', 'lora'])
 @pytest.mark.parametrize('name', ['adamw', 'lion', 'adafactor', 'muon'])
 def test_nothing_large_lies_on_every_device(name, adapters):
     cfg = dataclasses.replace(CFG, width=256, mlp=512, heads=8, head_dim=128, kv_heads=4, qkv_bias=True)
-    optimizer = make_optimizer(name, lr=1.0, total_steps=1)
+    optimizer = Optimizer(name, lr=1.0, total_steps=1)
     mesh = devices.make_mesh(data=1, fsdp=4, tensor=2)
-    learner = PolicyLearner(cfg, PPO(), Optimizers(*[optimizer] * 3), mesh, n=N, length=A, adapters=adapters)
+    learner = make(cfg, PPO(), optimizer, mesh, n=N, length=A, adapters=adapters)
     norms = cfg.layers * cfg.width
     everywhere = {
         jax.tree_util.keystr(path)
@@ -273,10 +289,10 @@ def test_imitation_learns_its_examples_and_anchor_makes_it_the_reference():
         losses.append(metrics['loss'])
     assert losses[-1] < 0.2 * losses[0]
     state = learner.anchor(state)
-    close(learner.reference(state), state.actor.params, atol=0.0)
-    assert int(state.step) == 0
-    assert float(jnp.abs(jax.tree.leaves(state.actor.opt_state[1].mu)[0]).max()) == 0.0
-    _, annotated = learner.annotate(state, rollouts()[1])
+    close(learner.actor.reference(state.actor), state.actor.model.params, atol=0.0)
+    assert int(state.actor.step) == 0
+    assert float(jnp.abs(jax.tree.leaves(state.actor.model.opt_state[1].mu)[0]).max()) == 0.0
+    _, annotated = annotate(learner, state, rollouts()[1])
     assert abs(annotated['kl']) < 1e-6
 
 
@@ -287,31 +303,33 @@ def test_adapters_of_a_warm_up_are_the_reference_on_the_base_that_does_not_move(
     for _ in range(6):
         state, _ = learner.imitate(state, rows)
     state, batch = learner.anchor(state), rollouts()[1]
-    of_base = learner.logprobs(base, batch.tokens)
+    of_base = learner.actor.logprobs(base, batch.tokens)
     if warmup:  # as a run that is stopped between the warm-up and the first step
         checkpoints = Checkpoints(tmp_path, learner.abstract)
         checkpoints.save(6, state, {})
         checkpoints.wait()
         state, *_ = Checkpoints(tmp_path, learner.abstract, read_only=True).read()
-    annotated, metrics = learner.annotate(state, batch)
+    annotated, metrics = annotate(learner, state, batch)
     assert abs(metrics['kl']) < 1e-6
     np.testing.assert_array_equal(annotated.logprobs, annotated.ref_logprobs)
     assert np.abs(np.where(batch.tokens.acts, annotated.ref_logprobs - of_base, 0)).max() > 1e-2  # it has learnt
-    close(state.actor.frozen, base, atol=0.0)  # so adapters that are exported are of the model they were attached to
+    close(
+        state.actor.model.frozen, base, atol=0.0
+    )  # so adapters that are exported are of the model they were attached to
     state, _ = learner.update(state, annotated, jax.random.key(0))
-    close(learner.annotate(state, batch)[0].ref_logprobs, annotated.ref_logprobs, atol=0.0)
-    close(learner.weights(state), merge(join(state.actor.params, base)))
+    close(annotate(learner, state, batch)[0].ref_logprobs, annotated.ref_logprobs, atol=0.0)
+    close(learner.weights(state), merge(join(state.actor.model.params, base)))
 
 
 def test_minibatches_and_epochs_make_as_many_updates():
     state, _, metrics = run(make_learner(epochs=2, minibatches=4), rollouts()[1])
-    assert int(state.step) == 8
+    assert int(state.actor.step) == 8
     assert metrics['ratio_deviation'] > metrics['first_ratio_deviation']
 
 
 def one_real_row(batch):
     """The batch with its last row alone; the others are padding."""
-    there = (jnp.arange(len(batch.reward)) == len(batch.reward) - 1)[:, None]
+    there = (jnp.arange(len(batch.ok)) == len(batch.ok) - 1)[:, None]
     tokens = batch.tokens.replace(acts=batch.tokens.acts & there[..., None], segments=batch.tokens.segments * there)
     return batch.replace(tokens=tokens, ok=batch.ok & there)
 
@@ -333,13 +351,13 @@ def test_a_minibatch_without_a_real_row_changes_nothing(options):
         state, metrics = learner.update(jax.tree.map(jnp.array, kept), batch, jax.random.key(seed))
         return jax.tree.map(np.asarray, state), metrics
 
-    annotated, _ = learner.annotate(state, one_real_row(batch))
+    annotated, _ = annotate(learner, state, one_real_row(batch))
     results = [update(annotated, seed) for seed in range(3)]  # the real minibatch is another one of the four
     for state, metrics in results:
         close(state, results[0][0])
         assert metrics == pytest.approx(results[0][1], rel=1e-4, abs=1e-6)
-        assert int(state.step) == int(kept.step) + 1
-    failed, found = learner.annotate(state, batch.replace(ok=jnp.zeros_like(batch.ok)))
+        assert int(state.actor.step) == int(kept.actor.step) + 1
+    failed, found = annotate(learner, state, batch.replace(ok=jnp.zeros_like(batch.ok)))
     state, metrics = update(failed)
     close(state, kept, atol=0.0)
     assert set(metrics) == {'kl_coef'} and set(found) == {'real_share'}
@@ -357,13 +375,13 @@ def test_nothing_to_imitate_changes_nothing():
 def test_the_actor_waits_for_its_critic_and_ptx_adds_its_loss():
     _, batch = rollouts()
     frozen, _, _ = run(make_learner(freezing_actor_steps=1), batch)
-    close(frozen.actor.params, weights(), atol=0.0)
+    close(frozen.actor.model.params, weights(), atol=0.0)
     thawed, _, metrics = run(make_learner(freezing_actor_steps=1, minibatches=2), batch)
     assert metrics['grad_norm'] > 0
-    assert not np.array_equal(thawed.actor.params['final_norm'], weights()['final_norm'])
+    assert not np.array_equal(thawed.actor.model.params['final_norm'], weights()['final_norm'])
     learner = make_learner(ptx_coef=0.5, estimator='reinforce')
     state = learner.init(weights())
-    annotated, _ = learner.annotate(state, batch)
+    annotated, _ = annotate(learner, state, batch)
     rows = jax.tree.map(jnp.asarray, pack([Group([1, 2], [Branch([3, 4, 5])])] * 8))
     _, metrics = learner.update(state, annotated, jax.random.key(0), rows)
     assert metrics['ptx_loss'] == pytest.approx(0.5 * np.log(64), rel=0.05)
@@ -388,16 +406,16 @@ def test_the_target_may_be_of_a_samples_sum(kl, coef):  # psoups I.7-7
 def test_epochs_end_once_the_policy_is_far_from_the_one_that_sampled():
     _, batch = rollouts()
     state, _, metrics = run(make_learner(epochs=8, early_stop_kl=1e-3), batch)
-    assert 2 <= int(state.step) == metrics['epochs'] < 8  # the first measures a policy that has not moved yet
+    assert 2 <= int(state.actor.step) == metrics['epochs'] < 8  # the first measures a policy that has not moved yet
 
 
 def test_an_update_that_is_not_finite_is_not_made_and_counted():
     _, batch = rollouts()
     learner = make_learner(estimator='reinforce')
     state = learner.init(weights())
-    annotated, _ = learner.annotate(state, batch)
+    annotated, _ = annotate(learner, state, batch)
     state, _ = learner.update(state, annotated.replace(advantages=annotated.advantages * jnp.nan), jax.random.key(0))
-    close(state.actor.params, weights(), atol=0.0)
+    close(state.actor.model.params, weights(), atol=0.0)
     assert int(state.skipped) == 1
 
 
@@ -423,7 +441,7 @@ def test_dr_grpo_divides_by_a_constant_alone():  # arXiv 2503.20783, section 3.2
         PPO(estimator='dr_grpo', std_floor=0.1)
     batch = rollouts()[1]
     found = loss_weights(PPO(estimator='dr_grpo'), batch, A)
-    np.testing.assert_allclose(found, np.where(batch.tokens.acts, 1 / (batch.reward.size * A), 0), rtol=1e-6)
+    np.testing.assert_allclose(found, np.where(batch.tokens.acts, 1 / (batch.ok.size * A), 0), rtol=1e-6)
 
 
 def test_padding_columns_are_cut_from_each_micro_batch():
