@@ -91,8 +91,8 @@ def make_local(model: str, dtype: str, batch: int, prompt: int, new: int) -> Rou
 
 def make_jetstream(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
     """The same through JetStream's driver in this process."""
-    from pal_jax.decode.jetstream import JetStreamEngine
-    from pal_jax.decode.jetstream_decoder import JetStreamDecoder
+    from pal_jax.decode.jetstream.decoder import JetStreamDecoder
+    from pal_jax.decode.jetstream.engine import JetStreamEngine
 
     cfg, tokenizer, mesh = _parts(model, dtype)
     decoder = JetStreamDecoder(JetStreamEngine(cfg, tokenizer, mesh, slots=batch, stride=STRIDE))
@@ -102,10 +102,10 @@ def make_jetstream(model: str, dtype: str, batch: int, prompt: int, new: int) ->
 
 def make_grpc(model: str, dtype: str, batch: int, prompt: int, new: int) -> Round:
     """The same asked for over gRPC, of a server of this machine; it runs in this process too."""
-    from pal_jax.decode.jetstream import JetStreamEngine
-    from pal_jax.decode.jetstream_driver import JetStreamDriver
-    from pal_jax.decode.remote import RemoteDecoder
-    from pal_jax.decode.rpc import GrpcServer
+    from pal_jax.decode.jetstream.driver import JetStreamDriver
+    from pal_jax.decode.jetstream.engine import JetStreamEngine
+    from pal_jax.decode.jetstream.remote import RemoteDecoder
+    from pal_jax.decode.jetstream.rpc import GrpcServer
 
     cfg, tokenizer, mesh = _parts(model, dtype)
     engine, weights = JetStreamEngine(cfg, tokenizer, mesh, slots=batch, stride=STRIDE), _weights(cfg)

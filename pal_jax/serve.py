@@ -88,7 +88,7 @@ def serve_http() -> None:
 
 
 def serve_grpc() -> None:
-    from pal_jax.decode.rpc import GrpcServer
+    from pal_jax.decode.jetstream.rpc import GrpcServer
 
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -168,8 +168,8 @@ def make_driver():
         raise ValueError('--adapters are mixed by the HTTP server alone; leave out --driver=jetstream')
     if CORS_ORIGINS.value:
         raise ValueError('--cors_origins are of the HTTP server alone; leave out --driver=jetstream')
-    from pal_jax.decode.jetstream import JetStreamEngine
-    from pal_jax.decode.jetstream_driver import JetStreamDriver
+    from pal_jax.decode.jetstream.driver import JetStreamDriver
+    from pal_jax.decode.jetstream.engine import JetStreamEngine
 
     found, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
     engine = JetStreamEngine(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)

@@ -45,7 +45,7 @@ PURE = {
     'pal_jax',
 }  # all that objectives/ may import, and the standard library
 LAZY = {
-    'jetstream': {'decode/jetstream.py'},
+    'jetstream': {'decode/jetstream/engine.py'},
     'tensorflow': set(),
     'tensorflow_datasets': {'data/records.py'},
     'pyarrow': {'data/records.py'},
@@ -180,7 +180,7 @@ def test_a_recipe_has_a_config(recipe):
 @pytest.mark.slow
 def test_importing_the_package_touches_no_device_and_nothing_heavy():
     # These are imported when JetStream or an endpoint is asked for.
-    alone = {f'decode/{file}.py' for file in ('jetstream', 'jetstream_decoder', 'jetstream_driver', 'rpc')}
+    alone = {f'decode/jetstream/{file}.py' for file in ('engine', 'decoder', 'driver', 'rpc')}
     alone |= {'feedback/endpoint.py', *LAZY['torch']}
     files = [path for path in FILES if floor(room(name(path))) < len(FLOORS) - 1 and name(path) not in alone]
     modules = [path.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.') for path in files]

@@ -15,7 +15,7 @@ import grpc
 import httpx
 import pytest
 
-from pal_jax.decode.jetstream import protocol, protocol_grpc
+from pal_jax.decode.jetstream.engine import protocol, protocol_grpc
 from pal_jax.decode.page import PLAIN
 from pal_jax.feedback.profiles import render_completion
 from pal_jax.talking import chat_preset

@@ -66,10 +66,10 @@ def make_decoder(
     if address and int8:
         raise ValueError(f'decode.address={address!r} decodes as its server was started; leave decode.int8 off')
     if address:
-        from pal_jax.decode.remote import RemoteDecoder
+        from pal_jax.decode.jetstream.remote import RemoteDecoder
 
         return RemoteDecoder(cfg, tokenizer, address, os.environ.get(TOKEN, ''))
-    from pal_jax.decode.jetstream import JetStreamEngine
-    from pal_jax.decode.jetstream_decoder import JetStreamDecoder
+    from pal_jax.decode.jetstream.decoder import JetStreamDecoder
+    from pal_jax.decode.jetstream.engine import JetStreamEngine
 
     return JetStreamDecoder(JetStreamEngine(cfg, tokenizer, mesh, slots=slots, stride=stride, int8=int8))

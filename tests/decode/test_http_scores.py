@@ -14,9 +14,9 @@ import pytest
 from tokenizers import processors
 
 from pal_jax.data.tokenizer import Tokenizer, byte_tokenizer
-from pal_jax.decode import wire
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.http import make_app
+from pal_jax.decode.jetstream import wire
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Request
 from pal_jax.models import config, decoder, params

@@ -20,16 +20,16 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.choose import make_decoder
 from pal_jax.decode.driver import Busy, Closed
-from pal_jax.decode.jetstream import JetStreamEngine, orchestrator, protocol
-from pal_jax.decode.jetstream_decoder import Answers
-from pal_jax.decode.jetstream_driver import JetStreamDriver
+from pal_jax.decode.jetstream.decoder import Answers
+from pal_jax.decode.jetstream.driver import JetStreamDriver
+from pal_jax.decode.jetstream.engine import JetStreamEngine, orchestrator, protocol
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Progress, Request
 from pal_jax.models import config, params
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Sampling
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TOKENIZER = byte_tokenizer()
 CFG = dataclasses.replace(config.tiny(vocab=TOKENIZER.vocab_size), unroll=True)
 MESH = devices.make_mesh(devices=jax.devices()[:1])
@@ -388,7 +388,7 @@ def test_the_engine_runs_under_jetstreams_own_driver(local):
 @pytest.mark.slow
 def test_starting_it_imports_no_tensorflow_and_leaves_the_logging_as_it_was():
     code = (
-        'import json, logging, sys\nimport pal_jax.decode.rpc\n'
+        'import json, logging, sys\nimport pal_jax.decode.jetstream.rpc\n'
         'root = logging.getLogger()\n'
         'left = sorted({"tensorflow", "seqio"} & sys.modules.keys())\n'
         'print(json.dumps([left, root.level, len(root.handlers)]))'

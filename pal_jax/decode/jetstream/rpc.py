@@ -18,11 +18,11 @@ from typing import Any, NoReturn
 import grpc
 import jax
 
-from pal_jax.decode import wire
 from pal_jax.decode.driver import Busy, Closed
-from pal_jax.decode.jetstream import protocol, protocol_grpc
-from pal_jax.decode.jetstream_decoder import Answers
-from pal_jax.decode.jetstream_driver import JetStreamDriver
+from pal_jax.decode.jetstream import wire
+from pal_jax.decode.jetstream.decoder import Answers
+from pal_jax.decode.jetstream.driver import JetStreamDriver
+from pal_jax.decode.jetstream.engine import protocol, protocol_grpc
 from pal_jax.decode.openai_api import Choice
 from pal_jax.decode.requests import Request
 from pal_jax.types import Sampling

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.decode import wire
-from pal_jax.decode.jetstream import JetStreamEngine, protocol, protocol_grpc
-from pal_jax.decode.jetstream_driver import JetStreamDriver
+from pal_jax.decode.jetstream import wire
+from pal_jax.decode.jetstream.driver import JetStreamDriver
+from pal_jax.decode.jetstream.engine import JetStreamEngine, protocol, protocol_grpc
+from pal_jax.decode.jetstream.remote import RemoteDecoder
+from pal_jax.decode.jetstream.rpc import GrpcServer
 from pal_jax.decode.local import LocalDecoder
-from pal_jax.decode.remote import RemoteDecoder
 from pal_jax.decode.requests import Request
-from pal_jax.decode.rpc import GrpcServer
 from pal_jax.models import config, params
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Sampling

@@ -22,7 +22,7 @@ import jax
 
 from pal_jax.decode import engine
 from pal_jax.decode.driver import Busy, Closed, Notify, Swap, SwapPolicy
-from pal_jax.decode.jetstream import JetStreamEngine, Slots, Stride, orchestrator
+from pal_jax.decode.jetstream.engine import JetStreamEngine, Slots, Stride, orchestrator
 from pal_jax.decode.requests import Live, Progress, Request, advance, check, finish
 from pal_jax.models.params import Params
 from pal_jax.types import Sampling

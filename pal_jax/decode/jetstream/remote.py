@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.decode import wire
+from pal_jax.decode.jetstream import wire
 from pal_jax.decode.requests import Request, Told, check
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params

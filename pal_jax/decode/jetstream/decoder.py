@@ -8,8 +8,8 @@ import queue
 from collections.abc import Iterator, Sequence
 
 from pal_jax.decode.driver import Closed
-from pal_jax.decode.jetstream import JetStreamEngine
-from pal_jax.decode.jetstream_driver import JetStreamDriver, ends
+from pal_jax.decode.jetstream.driver import JetStreamDriver, ends
+from pal_jax.decode.jetstream.engine import JetStreamEngine
 from pal_jax.decode.requests import Progress, Request, Told
 from pal_jax.models.params import Params
 from pal_jax.types import Completion
