@@ -15,7 +15,7 @@ from benchmarks.decoders import ask, local_decoder
 from benchmarks.shapes import SHAPES
 
 if TYPE_CHECKING:
-    from pal_jax.recipes.world import World
+    from pal_jax.parts.world import World
     from pal_jax.types import Dialogue
 
 CONFIG = Path(__file__).parents[1] / 'configs' / 'rlpa.py'
@@ -53,8 +53,8 @@ def make_rollouts(variant: str, steps: int, reuse: bool) -> Round:
     config starts from. What is sampled goes nowhere: both sides read the same dialogues."""
     from pal_jax.decode.local import LocalDecoder
     from pal_jax.models import sources
+    from pal_jax.parts.world import make_world
     from pal_jax.recipes import rlpa
-    from pal_jax.recipes.world import make_world
     from pal_jax.runtime import devices
 
     config = runpy.run_path(str(CONFIG))['get_config'](variant)

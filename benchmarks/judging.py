@@ -105,8 +105,8 @@ def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int
     from pal_jax.decode.choose import make_decoder
     from pal_jax.envs import dialogue as env
     from pal_jax.models import sources
+    from pal_jax.parts.world import make_world
     from pal_jax.recipes import rlpa
-    from pal_jax.recipes.world import make_world
     from pal_jax.runtime import devices
     from pal_jax.runtime.processes import ALONE
 

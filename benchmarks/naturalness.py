@@ -29,7 +29,7 @@ from pal_jax.feedback.people import SLOTS, make_people
 from pal_jax.feedback.profiles import parse_completion, plain_history, split_fact
 from pal_jax.feedback.users import make_scripted_user, revealed
 from pal_jax.models import sources
-from pal_jax.recipes.frozen import FrozenModel
+from pal_jax.parts.frozen import FrozenModel
 from pal_jax.runtime import devices
 from pal_jax.types import Dialogue, Person, Turn, Verdict
 

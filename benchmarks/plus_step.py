@@ -34,9 +34,9 @@ def make_plus(variant: str, source: str | None) -> Round:
     """A round: a step, and its parts one by one."""
     import jax
 
+    from pal_jax.parts.recipe import Context
     from pal_jax.recipes import plus
     from pal_jax.recipes.plus_context import make_reading
-    from pal_jax.recipes.recipe import Context
     from pal_jax.runtime import devices
     from pal_jax.runtime.progress import Stopwatch
 

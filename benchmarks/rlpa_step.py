@@ -27,8 +27,8 @@ PHASES = ('rollout', 'annotate', 'update')
 
 def make_rlpa(variant: str, source: str | None, steps: int) -> Round:
     """The first `steps` steps from the start, timed by phase; `load` is the start itself."""
+    from pal_jax.parts.recipe import Context
     from pal_jax.recipes import rlpa
-    from pal_jax.recipes.recipe import Context
     from pal_jax.runtime import devices
     from pal_jax.runtime.progress import Stopwatch
 

@@ -25,9 +25,9 @@ from absl import flags
 from pal_jax import cli
 from pal_jax.envs import dialogue as env
 from pal_jax.feedback.users import Listened
-from pal_jax.recipes.recipe import Config
+from pal_jax.parts.recipe import Config
+from pal_jax.parts.world import make_world
 from pal_jax.recipes.rlpa import make_sampler, rounds_of
-from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
 from pal_jax.runtime.outputs import check_file, whole_file
 from pal_jax.talking import SOURCE, open_decoder

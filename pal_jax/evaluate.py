@@ -37,10 +37,10 @@ from pal_jax.decode.requests import Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals.baselines import BASELINES, Complete, plainly
 from pal_jax.evals.personalization import Respond
-from pal_jax.recipes.recipe import EVALUATION, Config, Evaluation
+from pal_jax.parts.recipe import EVALUATION, Config, Evaluation
+from pal_jax.parts.sampler import make_sampling
+from pal_jax.parts.world import make_world
 from pal_jax.recipes.rlpa import Sampler, make_sampler, rounds_of
-from pal_jax.recipes.sampler import make_sampling
-from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import FOLDER, Checkpoints
 from pal_jax.runtime.curve import plot_alignment, plot_turns

@@ -21,7 +21,7 @@ from absl import flags
 
 from pal_jax import cli
 from pal_jax.models import peft
-from pal_jax.recipes.recipe import Export, folders_read, load_trained, read_config, write_exports
+from pal_jax.parts.recipe import Export, folders_read, load_trained, read_config, write_exports
 from pal_jax.runtime.outputs import check_folder
 from pal_jax.train import initialize
 

@@ -35,10 +35,10 @@ from rich.table import Table
 from pal_jax import cli
 from pal_jax.learners.policy import PolicyLearner
 from pal_jax.models.config import ModelConfig
+from pal_jax.parts.recipe import Config, Context
 from pal_jax.planning import chips, estimate, programs, shapes
 from pal_jax.planning.chips import GIB
 from pal_jax.planning.estimate import Plan, Request
-from pal_jax.recipes.recipe import Config, Context
 from pal_jax.runtime import devices
 from pal_jax.runtime.progress import Stopwatch
 

@@ -30,12 +30,11 @@ from absl import flags
 from rich.console import Console
 from rich.progress import track
 
-from pal_jax import cli
+from pal_jax import cli, scoring
 from pal_jax.data import records
-from pal_jax.recipes import scoring
-from pal_jax.recipes.scoring import Scorer
 from pal_jax.runtime import devices
 from pal_jax.runtime.outputs import whole_file
+from pal_jax.scoring import Scorer
 from pal_jax.talking import CACHE, SOURCE
 
 PERSON = flags.DEFINE_string('person', '', 'Who prefers.')

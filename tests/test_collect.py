@@ -12,8 +12,8 @@ import pytest
 from pal_jax import collect
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.feedback.profiles import render_completion
+from pal_jax.parts.recipe import Context
 from pal_jax.recipes import dpo
-from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Dialogue, Person, Sample, Turn
 from tests import configs

@@ -13,8 +13,8 @@ from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.models import hf, lora, merging, params, peft, sources
 from pal_jax.models.config import tiny
 from pal_jax.models.folders import Settings
+from pal_jax.parts.recipe import Context
 from pal_jax.recipes import sft
-from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import checkpoint, devices
 from tests import configs
 

@@ -16,12 +16,12 @@ import pytest
 
 from pal_jax.models import params
 from pal_jax.models.config import tiny
+from pal_jax.parts.recipe import Context
 from pal_jax.planning import chips, estimate, hlo, programs, shapes
 from pal_jax.planning.chips import GIB, Chip
 from pal_jax.planning.estimate import Choice, Figures, Plan, Request
 from pal_jax.planning.flops import flops
 from pal_jax.recipes import rlpa
-from pal_jax.recipes.recipe import Context
 from pal_jax.runtime.devices import for_platform, make_mesh
 from pal_jax.runtime.progress import Stopwatch
 from tests import configs

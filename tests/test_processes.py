@@ -36,7 +36,7 @@ from pal_jax.envs import dialogue
 from pal_jax.evals import personalization
 from pal_jax.feedback import judges, rewards
 from pal_jax.feedback.profiles import Parsed
-from pal_jax.recipes import world
+from pal_jax.parts import world
 from pal_jax.types import Verdict
 def parse(text):
     return Parsed('- tea: green\\n', ('tea: green',), text or 'Hm.')
@@ -224,7 +224,7 @@ def test_a_signal_to_one_process_stops_all_after_a_checkpoint(unbroken, cache, t
 
 @pytest.mark.slow
 def test_a_fault_of_one_process_ends_all_with_its_line_and_status(cache, tmp_path):
-    fault = "import jax\nif '--process=1' in __import__('sys').argv:\n    from pal_jax.recipes.world import World\n"
+    fault = "import jax\nif '--process=1' in __import__('sys').argv:\n    from pal_jax.parts.world import World\n"
     fault += "    def check(*_): raise RuntimeError('no judge answers')\n    World.check_answers = check\n"
     (first, said), (second, err) = finish(start(tmp_path, cache, '--config.warmup.steps=0', script=fault + TRAIN))
     assert (first, second) == (1, 1)

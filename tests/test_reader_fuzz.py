@@ -21,7 +21,8 @@ from safetensors.numpy import save
 from pal_jax.data import attributes, chats, columns, histories, opinions, records, tables, texts, tokenizer, votes
 from pal_jax.feedback import annotators, people, preferences
 from pal_jax.models import bert, config, families, hf, peft, sources, tensors
-from pal_jax.recipes import pal_person, piecework, recipe
+from pal_jax.parts import piecework, recipe
+from pal_jax.recipes import pal_person
 from pal_jax.runtime import checkpoint, metrics
 
 TOKENIZER = tokenizer.byte_tokenizer()

@@ -18,8 +18,8 @@ from pal_jax.learners.dpo import DPO, PreferenceLearner
 from pal_jax.learners.policy import Optimizers, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes import rows as data
-from pal_jax.recipes.recipe import (
+from pal_jax.parts import rows as data
+from pal_jax.parts.recipe import (
     Config,
     Context,
     Evaluation,

@@ -29,10 +29,10 @@ from pal_jax.evals.population import OTHERS, Panel, make_exhibits, make_record, 
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALState, Rates
 from pal_jax.models.ideal_point import PAL
 from pal_jax.objectives.preference import pair_loss
+from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
 from pal_jax.recipes import pal_context, pal_kept, pal_text
 from pal_jax.recipes.pal_kept import Kept
 from pal_jax.recipes.pal_text import TextData
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import Metrics, PairBatch
 

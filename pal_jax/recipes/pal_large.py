@@ -32,9 +32,9 @@ from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.learners.reader import Batching, Reader, Reading
 from pal_jax.models.params import Params
 from pal_jax.models.states import Frame
+from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least, make_adapters
 from pal_jax.recipes import pal, pal_kept, pal_text
 from pal_jax.recipes.pal_text import Decoder, TextData
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least, make_adapters
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.types import Metrics, PairBatch

@@ -36,9 +36,9 @@ from pal_jax.learners.reader import Reader
 from pal_jax.models import ideal_point
 from pal_jax.models.ideal_point import PAL
 from pal_jax.models.params import Params
+from pal_jax.parts.recipe import Config, Context, read_config
 from pal_jax.recipes import pal, pal_kept, pal_large, pal_text
 from pal_jax.recipes.pal_kept import Kept
-from pal_jax.recipes.recipe import Config, Context, read_config
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from pal_jax.runtime.metrics import EVALS, read_records

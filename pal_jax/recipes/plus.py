@@ -27,19 +27,7 @@ from pal_jax.learners.ppo import PPO
 from pal_jax.learners.reward import RewardLearner
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes import plus_latent, plus_table
-from pal_jax.recipes.plus_context import (
-    WRITTEN,
-    PairUp,
-    Written,
-    make_condition,
-    make_pairs,
-    make_reading,
-    make_writer,
-    of_whom,
-    summarize,
-)
-from pal_jax.recipes.recipe import (
+from pal_jax.parts.recipe import (
     EVALUATION,
     Config,
     Context,
@@ -55,6 +43,18 @@ from pal_jax.recipes.recipe import (
     make_policy,
     stage_before,
     trained_policy,
+)
+from pal_jax.recipes import plus_latent, plus_table
+from pal_jax.recipes.plus_context import (
+    WRITTEN,
+    PairUp,
+    Written,
+    make_condition,
+    make_pairs,
+    make_reading,
+    make_writer,
+    of_whom,
+    summarize,
 )
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import CONFIG

@@ -21,9 +21,9 @@ from pal_jax.learners.policy import PolicyLearner
 from pal_jax.learners.reward import Pairs, RewardLearner, RewardState, pack_replies, to_score
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.models.params import Params
-from pal_jax.recipes import sampler
-from pal_jax.recipes.chat_models import ChatModels
-from pal_jax.recipes.recipe import Config, Context, Policy
+from pal_jax.parts import sampler
+from pal_jax.parts.chat_models import ChatModels
+from pal_jax.parts.recipe import Config, Context, Policy
 from pal_jax.runtime import sharding
 from pal_jax.types import ChatModel, Choice, Dialogue, Exhibit, History, Metrics, Person, Sample, Told, Turn
 

@@ -24,8 +24,7 @@ from pal_jax.learners import latent
 from pal_jax.learners.latent import Latent, LatentState
 from pal_jax.models import params as model_params
 from pal_jax.models import states
-from pal_jax.recipes.plus_context import of_whom
-from pal_jax.recipes.recipe import (
+from pal_jax.parts.recipe import (
     EVALUATION,
     Config,
     Context,
@@ -37,6 +36,7 @@ from pal_jax.recipes.recipe import (
     make_policy,
     stage_before,
 )
+from pal_jax.recipes.plus_context import of_whom
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import KEPT
 from pal_jax.runtime.files import write_whole

@@ -23,8 +23,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from pal_jax.evals import methods
-from pal_jax.recipes import piecework
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
+from pal_jax.parts import piecework
+from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
 from pal_jax.runtime import files
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.report import REPORT, duration, gigabytes

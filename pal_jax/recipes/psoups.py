@@ -34,9 +34,7 @@ from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.moments import Moments, scaled, seen
-from pal_jax.recipes import pal_person, psoups_data, psoups_evaluate, psoups_merge, soups
-from pal_jax.recipes.psoups_check import check
-from pal_jax.recipes.recipe import (
+from pal_jax.parts.recipe import (
     EVALUATION,
     Config,
     Context,
@@ -51,6 +49,8 @@ from pal_jax.recipes.recipe import (
     stage_before,
     trained_policy,
 )
+from pal_jax.recipes import pal_person, psoups_data, psoups_evaluate, psoups_merge, soups
+from pal_jax.recipes.psoups_check import check
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.runtime.workdir import CONFIG

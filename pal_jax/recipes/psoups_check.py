@@ -8,9 +8,9 @@ from pal_jax.feedback.preferences import Preference, combinations
 from pal_jax.learners.policy import check_samples
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.reward import BradleyTerry, check_dropout, check_pooling
+from pal_jax.parts.chat_models import ChatModels
+from pal_jax.parts.recipe import Config, check_at_least, make_adapters
 from pal_jax.recipes import pal_person, psoups_evaluate, psoups_merge, soups
-from pal_jax.recipes.chat_models import ChatModels
-from pal_jax.recipes.recipe import Config, check_at_least, make_adapters
 
 
 def check(config: Config, prompts: bool = True) -> tuple[Preference, ...]:

@@ -17,9 +17,10 @@ from pal_jax.data.passes import shuffled
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Row
 from pal_jax.feedback.preferences import BEST, JOINT, Preference
-from pal_jax.recipes import piecework, soups
-from pal_jax.recipes.chat_models import ChatModels
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
+from pal_jax.parts import piecework
+from pal_jax.parts.chat_models import ChatModels
+from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
+from pal_jax.recipes import soups
 from pal_jax.recipes.soups import Prompt
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics

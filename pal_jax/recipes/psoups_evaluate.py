@@ -28,9 +28,10 @@ from pal_jax.feedback.annotators import COMPARING, Annotator
 from pal_jax.feedback.preferences import Combination, Preference, ask, by_dimension, combinations, name_of
 from pal_jax.models import merging
 from pal_jax.models.params import Params
-from pal_jax.recipes import piecework, psoups_merge, soups
-from pal_jax.recipes.chat_models import ChatModels
-from pal_jax.recipes.recipe import EVALUATION, Config, Context, Evaluation, Host, Recipe, make_policy
+from pal_jax.parts import piecework
+from pal_jax.parts.chat_models import ChatModels
+from pal_jax.parts.recipe import EVALUATION, Config, Context, Evaluation, Host, Recipe, make_policy
+from pal_jax.recipes import psoups_merge, soups
 from pal_jax.recipes.soups import Prompt
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics

@@ -10,8 +10,9 @@ import jax
 from pal_jax.feedback import preferences
 from pal_jax.models import lora, merging, peft
 from pal_jax.models.params import Params
-from pal_jax.recipes import piecework, soups
-from pal_jax.recipes.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
+from pal_jax.parts import piecework
+from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
+from pal_jax.recipes import soups
 from pal_jax.types import Metrics
 
 

@@ -22,8 +22,8 @@ from pal_jax.evals import reward_model
 from pal_jax.learners.reward import BradleyTerry, Pairs, RewardLearner, RewardState, pack_replies, to_score
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.families import classifier_to_hf
-from pal_jax.recipes import rows as data
-from pal_jax.recipes.recipe import (
+from pal_jax.parts import rows as data
+from pal_jax.parts.recipe import (
     Config,
     Context,
     Evaluation,

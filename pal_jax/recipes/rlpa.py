@@ -29,8 +29,8 @@ from pal_jax.feedback.users import Listened
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes import sampler
-from pal_jax.recipes.recipe import (
+from pal_jax.parts import sampler
+from pal_jax.parts.recipe import (
     EVALUATION,
     Config,
     Context,
@@ -47,7 +47,7 @@ from pal_jax.recipes.recipe import (
     stage_before,
     trained_policy,
 )
-from pal_jax.recipes.world import SYSTEM, World, check_openings, make_world, read_system
+from pal_jax.parts.world import SYSTEM, World, check_openings, make_world, read_system
 from pal_jax.runtime import sharding
 from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.optim import make_optimizer

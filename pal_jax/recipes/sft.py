@@ -16,8 +16,8 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState, actor_params
 from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
-from pal_jax.recipes import rows as data
-from pal_jax.recipes.recipe import (
+from pal_jax.parts import rows as data
+from pal_jax.parts.recipe import (
     Config,
     Context,
     Evaluation,

@@ -1,6 +1,6 @@
 """What the stages of Personalized Soups share.
 
-A stage that trains nothing works in parts (`recipes/piecework.py`); its last evaluation puts them together, in the
+A stage that trains nothing works in parts (`parts/piecework.py`); its last evaluation puts them together, in the
 folder that all stages share:
 
 rollouts.jsonl         id, preference_id, instruction, input, preference_prompt, output_1, output_2, ...
@@ -33,15 +33,16 @@ from pal_jax.feedback.questions import make_questions
 from pal_jax.learners.reward import to_score
 from pal_jax.models import params as model_params
 from pal_jax.models.params import Params
-from pal_jax.recipes import reward, sampler
-from pal_jax.recipes.chat_models import ChatModels
-from pal_jax.recipes.recipe import (
+from pal_jax.parts import sampler
+from pal_jax.parts.chat_models import ChatModels
+from pal_jax.parts.recipe import (
     Config,
     Context,
     Policy,
     read_config,
     trained_in,
 )
+from pal_jax.recipes import reward
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.report import REPORT

@@ -12,7 +12,7 @@ import pytest
 from pal_jax.feedback import prompts, slotting
 from pal_jax.feedback.language import read_count
 from pal_jax.feedback.profiles import render_completion, render_facts
-from pal_jax.recipes.world import make_world
+from pal_jax.parts.world import make_world
 from pal_jax.types import Completion, Person, Sample
 from tests import configs
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pal_jax.learners.policy import actor_params
+from pal_jax.parts.recipe import Context
 from pal_jax.recipes import dpo
-from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from tests import configs
 

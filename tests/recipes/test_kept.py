@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pal_jax.models import hf, sources
+from pal_jax.parts.frozen import open_naturalness
+from pal_jax.parts.recipe import Context, keeping, load_trained, make_policy, open_run
 from pal_jax.recipes import pal_reward, pal_text, plus_latent, rlpa, sft
-from pal_jax.recipes.frozen import open_naturalness
-from pal_jax.recipes.recipe import Context, keeping, load_trained, make_policy, open_run
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from pal_jax.talking import chat_preset

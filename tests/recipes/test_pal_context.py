@@ -14,8 +14,8 @@ from pal_jax.data.texts import Text, TextPairs
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.evals.panel import Trial
 from pal_jax.models import states
+from pal_jax.parts.recipe import Context
 from pal_jax.recipes import pal, pal_context, pal_text
-from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from tests import configs
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from pal_jax.models import ideal_point
+from pal_jax.parts.recipe import Context
 from pal_jax.recipes import pal, pal_export, pal_kept, pal_large, pal_person, pal_reward, pal_text, psoups
-from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from tests import configs

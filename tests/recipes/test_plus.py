@@ -17,8 +17,8 @@ import pytest
 
 from pal_jax import cli
 from pal_jax.learners.reward import BradleyTerry, RewardLearner, gaps
+from pal_jax.parts.recipe import Context
 from pal_jax.recipes import plus, plus_context
-from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from tests import configs

@@ -16,10 +16,11 @@ from pal_jax import cli, train
 from pal_jax.data.holdouts import normal
 from pal_jax.feedback import preferences
 from pal_jax.models import sources
+from pal_jax.parts import piecework
+from pal_jax.parts.chat_models import ChatModels
+from pal_jax.parts.recipe import Context
 from pal_jax.presets import parse_stage
-from pal_jax.recipes import piecework, psoups, psoups_data, psoups_evaluate, reward, soups
-from pal_jax.recipes.chat_models import ChatModels
-from pal_jax.recipes.recipe import Context
+from pal_jax.recipes import psoups, psoups_data, psoups_evaluate, reward, soups
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.metrics import EVALS, read_records
 from pal_jax.runtime.report import REPORT

@@ -11,8 +11,8 @@ import pytest
 
 from pal_jax.evals.winrates import spearman
 from pal_jax.models import merging
+from pal_jax.parts.recipe import Context
 from pal_jax.recipes import psoups, reward, soups
-from pal_jax.recipes.recipe import Context
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from tests import configs

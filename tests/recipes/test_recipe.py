@@ -7,7 +7,7 @@ import importlib
 import jax
 import pytest
 
-from pal_jax.recipes.recipe import Context, make_policy, open_run
+from pal_jax.parts.recipe import Context, make_policy, open_run
 from pal_jax.runtime import checkpoint, devices
 from tests import configs
 

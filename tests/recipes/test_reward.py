@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from pal_jax.models import sources
+from pal_jax.parts.recipe import Context, write_exports
 from pal_jax.recipes import reward
-from pal_jax.recipes.recipe import Context, write_exports
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from tests import configs

@@ -13,9 +13,9 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.feedback.profiles import render_completion
 from pal_jax.models import lora, sources
+from pal_jax.parts.recipe import Context
+from pal_jax.parts.world import make_world
 from pal_jax.recipes import rlpa
-from pal_jax.recipes.recipe import Context
-from pal_jax.recipes.world import make_world
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.types import Completion

@@ -14,8 +14,9 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.requests import Request
 from pal_jax.feedback.profiles import render_completion
-from pal_jax.recipes import chat_models, rlpa, world
-from pal_jax.recipes.recipe import Context
+from pal_jax.parts import chat_models, world
+from pal_jax.parts.recipe import Context
+from pal_jax.recipes import rlpa
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Sample, Sampling
 from tests import configs

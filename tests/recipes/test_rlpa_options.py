@@ -14,8 +14,9 @@ from pal_jax.feedback import people
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.profiles import render_completion
 from pal_jax.models import sources
-from pal_jax.recipes import rlpa, world
-from pal_jax.recipes.recipe import Context
+from pal_jax.parts import world
+from pal_jax.parts.recipe import Context
+from pal_jax.recipes import rlpa
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Dialogue, Person, Sample, Turn
 from tests import configs

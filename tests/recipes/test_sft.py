@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from pal_jax.parts.recipe import Context
+from pal_jax.parts.rows import Rows, hold_out
 from pal_jax.recipes import sft
-from pal_jax.recipes.recipe import Context
-from pal_jax.recipes.rows import Rows, hold_out
 from pal_jax.runtime import devices
 from tests import configs
 

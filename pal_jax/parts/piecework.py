@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pal_jax.recipes.recipe import Context, Evaluation, Host, Recipe
+from pal_jax.parts.recipe import Context, Evaluation, Host, Recipe
 from pal_jax.runtime import files, processes, sharding
 from pal_jax.runtime.files import write_whole
 from pal_jax.types import Metrics

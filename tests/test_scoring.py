@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from pal_jax import scoring
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.recipes import plus, reward, scoring, soups
-from pal_jax.recipes.recipe import Context
+from pal_jax.parts.recipe import Context
+from pal_jax.recipes import plus, reward, soups
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.types import Choice
 from tests import configs

@@ -21,9 +21,9 @@ from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tables import LARGEST
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.reward import pack_replies, to_score
+from pal_jax.parts.recipe import Config, Context, make_policy, read_config
 from pal_jax.recipes import pal_person, pal_reward, plus, plus_context, reward
 from pal_jax.recipes.pal_reward import TrainedPAL
-from pal_jax.recipes.recipe import Config, Context, make_policy, read_config
 from pal_jax.runtime import devices, files, sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 

@@ -18,7 +18,7 @@ from pal_jax.feedback import recall
 from pal_jax.feedback.oracle import make_answers
 from pal_jax.feedback.people import SLOTS, make_people
 from pal_jax.feedback.users import make_scripted_user
-from pal_jax.recipes.recipe import Config, check_at_least
+from pal_jax.parts.recipe import Config, check_at_least
 from pal_jax.runtime import sharding
 from pal_jax.types import TokenBatch
 

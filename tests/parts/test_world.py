@@ -11,7 +11,7 @@ import pytest
 from pal_jax.data.holdouts import normal
 from pal_jax.feedback.people import content, make_people
 from pal_jax.feedback.questions import make_questions
-from pal_jax.recipes.world import make_world, share_reward, share_user
+from pal_jax.parts.world import make_world, share_reward, share_user
 from pal_jax.runtime.processes import Shares
 from pal_jax.types import Completion, Dialogue, Person, Sample
 from tests import configs

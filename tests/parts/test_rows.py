@@ -11,8 +11,9 @@ import pytest
 from pal_jax.data import formats
 from pal_jax.data.holdouts import held_out, normal
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.recipes import dpo, reward, rows, sft
-from pal_jax.recipes.recipe import Context
+from pal_jax.parts import rows
+from pal_jax.parts.recipe import Context
+from pal_jax.recipes import dpo, reward, sft
 from pal_jax.runtime import devices
 from tests import configs
 

@@ -25,9 +25,9 @@ from pal_jax.feedback.sharing import share_matcher, share_reward, share_user
 from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.feedback.users import Listened, make_scripted_user
 from pal_jax.models import bert
-from pal_jax.recipes.chat_models import ChatModels
-from pal_jax.recipes.frozen import MODEL, open_naturalness, who_judged
-from pal_jax.recipes.recipe import Config
+from pal_jax.parts.chat_models import ChatModels
+from pal_jax.parts.frozen import MODEL, open_naturalness, who_judged
+from pal_jax.parts.recipe import Config
 from pal_jax.runtime import files
 from pal_jax.runtime.processes import ALONE, Shares
 from pal_jax.types import Dialogue, Metrics, Person, ProfileMatcher, RewardFn, Sample, Turn, UserSimulator

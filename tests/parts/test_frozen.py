@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pal_jax.models import decoder, sources
-from pal_jax.recipes import frozen
-from pal_jax.recipes.frozen import FrozenModel, open_naturalness, who_judged
+from pal_jax.parts import frozen
+from pal_jax.parts.frozen import FrozenModel, open_naturalness, who_judged
 from pal_jax.runtime import devices
 from pal_jax.types import Dialogue, Person, Turn
 from tests import configs
