@@ -35,8 +35,8 @@ def make_plus(variant: str, source: str | None) -> Round:
     import jax
 
     from pal_jax.parts.recipe import Context
-    from pal_jax.recipes import plus
-    from pal_jax.recipes.plus_context import make_reading
+    from pal_jax.recipes.plus import recipe as plus
+    from pal_jax.recipes.plus.context import make_reading
     from pal_jax.runtime import devices
     from pal_jax.runtime.progress import Stopwatch
 

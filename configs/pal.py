@@ -124,7 +124,7 @@ def text(config: ConfigDict) -> ConfigDict:
 
 
 def text_large(config: ConfigDict) -> ConfigDict:
-    """PAL-Large: the decoder is trained too, each model's own (pal_jax/recipes/pal_large.py). Give --config.data."""
+    """PAL-Large: the decoder is trained too, each model's own (pal_jax/recipes/pal/large.py). Give --config.data."""
     config = text(config)
     config.recipe = 'pal_large'
     config.total_steps = 24  # with all learning; those of `hold` come before

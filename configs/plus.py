@@ -37,7 +37,7 @@ def get_config(variant: str = '') -> ConfigDict:
     # What the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model, the whole
     # context, the true kind, nothing, or no words but a vector (VPL). With all of these no summariser is trained.
     config.reads = 'summary'  # or untrained, context, kind, nothing, latent
-    # Several methods (pal_jax/recipes/plus_table.py) are runs beside each other, of so many seeds, and a table of all.
+    # Several methods (pal_jax/recipes/plus/table.py) are runs beside each other, of so many seeds, and a table of all.
     config.methods = ''  # as plus,untrained,context,nothing,latent,kind,shuffled,static-summariser,static-reward-model
     config.seeds = 1
     config.policy = p.policy(p.EMBEDDED)  # the summariser

@@ -24,7 +24,8 @@ import numpy as np
 from absl import flags
 
 from pal_jax import cli
-from pal_jax.recipes import pal_person, pal_reward
+from pal_jax.recipes.pal import person as pal_person
+from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.runtime import devices
 from pal_jax.talking import CACHE, SOURCE
 

@@ -22,8 +22,12 @@ from pal_jax.data.tables import LARGEST
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.reward import pack_replies, to_score
 from pal_jax.parts.recipe import Config, Context, make_policy, read_config
-from pal_jax.recipes import pal_person, pal_reward, plus, plus_context, reward
-from pal_jax.recipes.pal_reward import TrainedPAL
+from pal_jax.recipes import reward
+from pal_jax.recipes.pal import person as pal_person
+from pal_jax.recipes.pal import reward as pal_reward
+from pal_jax.recipes.pal.reward import TrainedPAL
+from pal_jax.recipes.plus import context as plus_context
+from pal_jax.recipes.plus import recipe as plus
 from pal_jax.runtime import devices, files, sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 

@@ -25,7 +25,8 @@ from absl import flags
 from pal_jax import cli
 from pal_jax.data import histories
 from pal_jax.parts.recipe import Context, read_config
-from pal_jax.recipes import plus, plus_context
+from pal_jax.recipes.plus import context as plus_context
+from pal_jax.recipes.plus import recipe as plus
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.talking import CACHE, SOURCE

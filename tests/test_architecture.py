@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import itertools
 import json
 import subprocess
 import sys
@@ -56,14 +55,9 @@ LAZY = {
     'wandb': set(),
     'torch': {'models/modeling_pal.py'},  # which is read by transformers alone
 }
-METHOD_PARTS = {  # what single methods are made of; PAL-Large is a variant of configs/pal.py
-    'pal': ('pal_text', 'pal_kept', 'pal_context', 'pal_large', 'pal_person', 'pal_reward', 'pal_export'),
-    'plus': ('plus_context', 'plus_latent', 'plus_table'),
-    'psoups': ('soups', 'psoups_check', 'psoups_data', 'psoups_merge', 'psoups_evaluate'),
-}
-PARTS = {*itertools.chain(*METHOD_PARTS.values())}
 BANNED = ('util', 'helper', 'common', 'misc', 'manager')
 FILES = sorted(PACKAGE.rglob('*.py'))
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 
 
 def name(path: Path) -> str:
@@ -164,17 +158,26 @@ def test_modules_say_what_they_are(path):
         assert ast.get_docstring(tree(path)), f'{name(path)} has no docstring'
 
 
-@pytest.mark.parametrize('config', sorted((ROOT / 'configs').glob('*.py')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('config', CONFIGS, ids=lambda path: path.stem)
 def test_a_method_opens_four_doors(config):
     method = config.stem
-    doors = (f'pal_jax/recipes/{method}.py', f'tests/recipes/test_{method}.py', f'docs/methods/{method}.md')
+    recipe = f'recipes/{method}.py' if (PACKAGE / f'recipes/{method}.py').exists() else f'recipes/{method}/recipe.py'
+    doors = (f'pal_jax/{recipe}', f'tests/recipes/test_{method}.py', f'docs/methods/{method}.md')
     assert [door for door in doors if not (ROOT / door).exists()] == []
 
 
-@pytest.mark.parametrize('recipe', sorted((PACKAGE / 'recipes').glob('[!_]*.py')), ids=lambda path: path.stem)
-def test_a_recipe_has_a_config(recipe):
-    if recipe.stem not in PARTS:
-        assert (ROOT / 'configs' / recipe.name).exists()
+@pytest.mark.parametrize('recipe', sorted((PACKAGE / 'recipes').glob('[!_]*')), ids=lambda path: path.stem)
+def test_a_recipe_is_a_method_that_a_config_names(recipe):
+    assert recipe.stem in {named for config in CONFIGS for named in recipes_named(tree(config))}
+
+
+def recipes_named(config: ast.AST) -> Iterator[str]:
+    """The values that a config file gives to `recipe`, as a keyword or as an attribute."""
+    for node in ast.walk(config):
+        given = isinstance(node, ast.keyword) and node.arg == 'recipe'
+        given |= isinstance(node, ast.Assign) and any(ast.unparse(x) == 'config.recipe' for x in node.targets)
+        if given and isinstance(node.value, ast.Constant):
+            yield node.value.value
 
 
 @pytest.mark.slow

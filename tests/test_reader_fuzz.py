@@ -22,7 +22,7 @@ from pal_jax.data import attributes, chats, columns, histories, opinions, record
 from pal_jax.feedback import annotators, people, preferences
 from pal_jax.models import bert, config, families, hf, peft, sources, tensors
 from pal_jax.parts import piecework, recipe
-from pal_jax.recipes import pal_person
+from pal_jax.recipes.pal import person as pal_person
 from pal_jax.runtime import checkpoint, metrics
 
 TOKENIZER = tokenizer.byte_tokenizer()

@@ -11,7 +11,9 @@ import pytest
 from pal_jax import scoring
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.parts.recipe import Context
-from pal_jax.recipes import plus, reward, soups
+from pal_jax.recipes import reward
+from pal_jax.recipes.plus import recipe as plus
+from pal_jax.recipes.psoups import parts as soups
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.types import Choice
 from tests import configs

@@ -10,7 +10,7 @@ import pytest
 
 from pal_jax.data import histories
 from pal_jax.parts.recipe import Context
-from pal_jax.recipes import plus
+from pal_jax.recipes.plus import recipe as plus
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.summarize import summarize
 from tests import configs

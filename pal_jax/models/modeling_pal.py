@@ -1,4 +1,4 @@
-"""PAL's reward model in torch: what a folder that `pal_export.save_model` wrote is loaded by. pal_jax never imports it.
+"""PAL's reward model in torch: what a folder that `pal.export.save_model` wrote is loaded by. pal_jax never imports it.
 
     from transformers import AutoModel, AutoTokenizer
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()

@@ -12,7 +12,10 @@ import pytest
 from pal_jax.models import hf, sources
 from pal_jax.parts.frozen import open_naturalness
 from pal_jax.parts.recipe import Context, keeping, load_trained, make_policy, open_run
-from pal_jax.recipes import pal_reward, pal_text, plus_latent, rlpa, sft
+from pal_jax.recipes import rlpa, sft
+from pal_jax.recipes.pal import reward as pal_reward
+from pal_jax.recipes.pal import text as pal_text
+from pal_jax.recipes.plus import latent as plus_latent
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from pal_jax.talking import chat_preset

@@ -20,7 +20,9 @@ from pal_jax.data import columns, synthetic
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.evals.accuracy import gain
 from pal_jax.parts.recipe import Context, open_run
-from pal_jax.recipes import pal, pal_reward, pal_text
+from pal_jax.recipes.pal import recipe as pal
+from pal_jax.recipes.pal import reward as pal_reward
+from pal_jax.recipes.pal import text as pal_text
 from pal_jax.runtime import devices
 from tests import configs
 

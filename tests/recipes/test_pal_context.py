@@ -15,7 +15,9 @@ from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.evals.panel import Trial
 from pal_jax.models import states
 from pal_jax.parts.recipe import Context
-from pal_jax.recipes import pal, pal_context, pal_text
+from pal_jax.recipes.pal import context as pal_context
+from pal_jax.recipes.pal import recipe as pal
+from pal_jax.recipes.pal import text as pal_text
 from pal_jax.runtime import devices
 from tests import configs
 

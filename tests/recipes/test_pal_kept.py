@@ -11,7 +11,10 @@ import pytest
 from pal_jax.data import columns
 from pal_jax.models.states import Frame
 from pal_jax.parts.recipe import Context
-from pal_jax.recipes import pal, pal_kept, pal_large, pal_reward
+from pal_jax.recipes.pal import kept as pal_kept
+from pal_jax.recipes.pal import large as pal_large
+from pal_jax.recipes.pal import recipe as pal
+from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from tests import configs

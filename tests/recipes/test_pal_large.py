@@ -14,7 +14,14 @@ import pytest
 
 from pal_jax.models import ideal_point
 from pal_jax.parts.recipe import Context
-from pal_jax.recipes import pal, pal_export, pal_kept, pal_large, pal_person, pal_reward, pal_text, psoups
+from pal_jax.recipes.pal import export as pal_export
+from pal_jax.recipes.pal import kept as pal_kept
+from pal_jax.recipes.pal import large as pal_large
+from pal_jax.recipes.pal import person as pal_person
+from pal_jax.recipes.pal import recipe as pal
+from pal_jax.recipes.pal import reward as pal_reward
+from pal_jax.recipes.pal import text as pal_text
+from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from tests import configs

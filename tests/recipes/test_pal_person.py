@@ -10,7 +10,8 @@ from scipy.optimize import minimize
 
 from pal_jax import personalize, score, scoring
 from pal_jax.models import ideal_point
-from pal_jax.recipes import pal_person, pal_reward
+from pal_jax.recipes.pal import person as pal_person
+from pal_jax.recipes.pal import reward as pal_reward
 from tests import configs
 from tests.recipes.test_pal_kept import FEW, choices, finished, on_texts, statements  # noqa: F401
 

@@ -18,7 +18,8 @@ import pytest
 from pal_jax import cli
 from pal_jax.learners.reward import BradleyTerry, RewardLearner, gaps
 from pal_jax.parts.recipe import Context
-from pal_jax.recipes import plus, plus_context
+from pal_jax.recipes.plus import context as plus_context
+from pal_jax.recipes.plus import recipe as plus
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from tests import configs

@@ -14,7 +14,7 @@ import pytest
 
 from pal_jax.evals import methods
 from pal_jax.evals.methods import Entry
-from pal_jax.recipes import plus_table as runs
+from pal_jax.recipes.plus import table as runs
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.summary import fifths, first_last_fifth
 

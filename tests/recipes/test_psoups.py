@@ -20,7 +20,11 @@ from pal_jax.parts import piecework
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import Context
 from pal_jax.presets import parse_stage
-from pal_jax.recipes import psoups, psoups_data, psoups_evaluate, reward, soups
+from pal_jax.recipes import reward
+from pal_jax.recipes.psoups import data as psoups_data
+from pal_jax.recipes.psoups import evaluate as psoups_evaluate
+from pal_jax.recipes.psoups import parts as soups
+from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.metrics import EVALS, read_records
 from pal_jax.runtime.report import REPORT

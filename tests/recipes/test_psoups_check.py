@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from pal_jax.recipes import psoups
+from pal_jax.recipes.psoups import recipe as psoups
 from tests import configs
 
 get_config = functools.partial(configs.load, 'psoups')

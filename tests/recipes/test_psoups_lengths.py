@@ -12,7 +12,9 @@ import pytest
 from pal_jax.evals.winrates import spearman
 from pal_jax.models import merging
 from pal_jax.parts.recipe import Context
-from pal_jax.recipes import psoups, reward, soups
+from pal_jax.recipes import reward
+from pal_jax.recipes.psoups import parts as soups
+from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from tests import configs

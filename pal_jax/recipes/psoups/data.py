@@ -20,8 +20,8 @@ from pal_jax.feedback.preferences import BEST, JOINT, Preference
 from pal_jax.parts import piecework
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
-from pal_jax.recipes import soups
-from pal_jax.recipes.soups import Prompt
+from pal_jax.recipes.psoups import parts
+from pal_jax.recipes.psoups.parts import Prompt
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics
 
@@ -30,11 +30,11 @@ def make_rollouts(config: Config, ctx: Context) -> Recipe:
     """Stage 1: answers of the base policy under every preference and under none, to prompts drawn for each."""
     policy = make_policy(config, ctx)
     size, n = config.rollout.batch_size, config.rollout.answers
-    sample = soups.make_sampler(config, policy, ctx, at_once=n * size)
-    prompts, moved = soups.read_prompts(config, 'train', policy.tokenizer), soups.prompts_moved(config)
+    sample = parts.make_sampler(config, policy, ctx, at_once=n * size)
+    prompts, moved = parts.read_prompts(config, 'train', policy.tokenizer), parts.prompts_moved(config)
     ctx.log(f'{len(prompts)} prompts to learn from; {moved} left out that prompts.test has')
     asked = draw(everyone(config), prompts, config.rollout.prompts, config.seed)
-    base = functools.cache(lambda: soups.load_base(policy, ctx))
+    base = functools.cache(lambda: parts.load_base(policy, ctx))
 
     def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
         part = asked[i * size : (i + 1) * size]
@@ -54,7 +54,7 @@ def make_rollouts(config: Config, ctx: Context) -> Recipe:
         return records, host, {'prompts': float(len(part)), 'length': length}
 
     def finish(records: list[dict[str, Any]]) -> Evaluation:
-        piecework.write(ctx.workdir.parent / soups.ROLLOUTS, records)
+        piecework.write(ctx.workdir.parent / parts.ROLLOUTS, records)
         return Evaluation({'rows': len(records), 'prompts_moved': moved})
 
     return piecework.make(ctx, -(-len(asked) // size), work, 'rollout', finish)
@@ -76,10 +76,10 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
     poles = {each.id: each for each in everyone(config)}
     settings = config.annotate
     named = [settings.annotator, *([settings.second] if settings.second else [])]
-    specs = [soups.read_annotators(each, config) for each in named]
+    specs = [parts.read_annotators(each, config) for each in named]
     models = ChatModels(config)
-    judges = [soups.open_annotators(models, each) for each in specs]
-    rows = [pair for row in piecework.read(ctx.workdir.parent / soups.ROLLOUTS) for pair in pairs_of(row)]
+    judges = [parts.open_annotators(models, each) for each in specs]
+    rows = [pair for row in piecework.read(ctx.workdir.parent / parts.ROLLOUTS) for pair in pairs_of(row)]
     size = settings.batch_size
 
     def verdicts(judge: Callable[[str], Annotator], part: Sequence[Row]) -> list[int | None]:
@@ -99,7 +99,7 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
         unread = [each.count(None) for each in found]
         asked, failed = host.get('asked', 0) + len(part), np.add(host.get('failed', 0), unread).tolist()
         for key, count in zip(('annotator', 'second'), failed, strict=False):
-            soups.check_verdicts(count, asked, settings, f'annotate.{key}', models.last_error)
+            parts.check_verdicts(count, asked, settings, f'annotate.{key}', models.last_error)
         extra = [{'second': verdict} for verdict in others[0]] if others else [{}] * len(part)
         records = [
             {**row, 'preference': verdict, 'annotator': settings.annotator, **more}
@@ -110,8 +110,8 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
 
     def finish(records: list[dict[str, Any]]) -> Evaluation:
         folder = ctx.workdir.parent
-        piecework.write(folder / soups.ANNOTATIONS, records)
-        write_pairs(folder / soups.PAIRS, records, [*poles], settings.test_share)
+        piecework.write(folder / parts.ANNOTATIONS, records)
+        write_pairs(folder / parts.PAIRS, records, [*poles], settings.test_share)
         told: dict[str, float] = {
             f'{name}_{key}': value for name in poles for key, value in tell(records, name).items()
         }
@@ -124,7 +124,7 @@ def make_annotations(config: Config, ctx: Context) -> Recipe:
 
 def everyone(config: Config) -> tuple[Preference, ...]:
     """The general preference, then those that `preferences` and `poles` name."""
-    return preferences.general(), *soups.read_preferences(config)
+    return preferences.general(), *parts.read_preferences(config)
 
 
 def pairs_of(row: Row) -> list[Row]:
@@ -191,5 +191,5 @@ def as_pair(row: Row) -> dict[str, Any]:
     question = Prompt('', row['instruction'], row['input']).question
     better, worse = row[f'output_{row["preference"]}'], row[f'output_{3 - row["preference"]}']
     said = [[{'role': 'assistant', 'content': text}] for text in (better, worse)]
-    prompt = soups.as_chat(f'{question} {row["preference_prompt"]}'.strip())
+    prompt = parts.as_chat(f'{question} {row["preference_prompt"]}'.strip())
     return {'prompt': prompt, 'chosen': said[0], 'rejected': said[1]}

@@ -25,8 +25,8 @@ from pal_jax.evals.population import Method
 from pal_jax.learners.reader import Batching, Reader
 from pal_jax.models import states
 from pal_jax.parts.recipe import Config, Context
-from pal_jax.recipes import pal_text
-from pal_jax.recipes.pal_text import Decoder
+from pal_jax.recipes.pal import text as pal_text
+from pal_jax.recipes.pal.text import Decoder
 from pal_jax.types import Choice
 
 PULLS = 1e-3, 1e-2, 1e-1, 1.0  # of the reward's weights to 0; the validation part chooses

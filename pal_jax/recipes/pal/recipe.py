@@ -30,9 +30,11 @@ from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALS
 from pal_jax.models.ideal_point import PAL
 from pal_jax.objectives.preference import pair_loss
 from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
-from pal_jax.recipes import pal_context, pal_kept, pal_text
-from pal_jax.recipes.pal_kept import Kept
-from pal_jax.recipes.pal_text import TextData
+from pal_jax.recipes.pal import context as pal_context
+from pal_jax.recipes.pal import kept as pal_kept
+from pal_jax.recipes.pal import text as pal_text
+from pal_jax.recipes.pal.kept import Kept
+from pal_jax.recipes.pal.text import TextData
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import Metrics, PairBatch
 

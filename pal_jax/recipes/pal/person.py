@@ -28,7 +28,7 @@ from pal_jax.data.texts import TextPairs
 from pal_jax.evals.panel import population
 from pal_jax.models import ideal_point
 from pal_jax.parts.recipe import read_config
-from pal_jax.recipes.pal_reward import Reading, TrainedPAL, open_pal, reward_of_replies
+from pal_jax.recipes.pal.reward import Reading, TrainedPAL, open_pal, reward_of_replies
 from pal_jax.runtime import files
 from pal_jax.runtime.outputs import whole_file
 from pal_jax.types import PairBatch
@@ -230,7 +230,7 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
 
 
 def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]:
-    """Scores of replies to questions by `pal:<workdir>`, as `soups.make_score` has them; read at the first call.
+    """Scores of replies to questions by `pal:<workdir>`, as `psoups.parts.make_score` has them; read at the first call.
 
     `person` is a seen user, a file of a mixture (*.json), or '' for the population's.
 

@@ -24,8 +24,8 @@ from pal_jax.data.comparisons import Comparisons
 from pal_jax.models.states import Frame
 from pal_jax.parts import recipe
 from pal_jax.parts.recipe import Config
-from pal_jax.recipes import pal_text
-from pal_jax.recipes.pal_text import TextData
+from pal_jax.recipes.pal import text as pal_text
+from pal_jax.recipes.pal.text import TextData
 from pal_jax.runtime.files import write_whole
 
 FILE = 'pal.json'

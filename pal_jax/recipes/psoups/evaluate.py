@@ -31,8 +31,8 @@ from pal_jax.models.params import Params
 from pal_jax.parts import piecework
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import EVALUATION, Config, Context, Evaluation, Host, Recipe, make_policy
-from pal_jax.recipes import psoups_merge, soups
-from pal_jax.recipes.soups import Prompt
+from pal_jax.recipes.psoups import merge, parts
+from pal_jax.recipes.psoups.parts import Prompt
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics
 
@@ -64,7 +64,7 @@ class Job(NamedTuple):
 def make_jobs(config: Config, poles: Sequence[Preference]) -> list[Job]:
     """Everything that is generated, in its order."""
     combos = combinations(poles)
-    weights = psoups_merge.soup_weights(config, len(combos[0]))
+    weights = merge.soup_weights(config, len(combos[0]))
     jobs = [Job('rlhf', (), ('rlhf',), (1.0,))]
     for combo in combos:
         jobs += [Job('base', combo), *(Job(name, combo, (name,), (1.0,)) for name in ('multitask', 'morl'))]
@@ -110,21 +110,21 @@ def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Prefe
 
 def make_evaluation(config: Config, ctx: Context) -> Recipe:
     """Stage 6. Raises ValueError where a value is wrong, or a stage has not been run."""
-    policy, poles, folder = make_policy(config, ctx), soups.read_preferences(config), ctx.workdir.parent
-    specs = soups.read_annotators(config.evaluate.judge, config, COMPARING)
-    judge = soups.open_annotators(models := ChatModels(config), specs, 'evaluator')
-    prompts = soups.read_prompts(config, 'test', policy.tokenizer)
-    sampler = functools.cache(lambda at_once: soups.make_sampler(config, policy, ctx, at_once))
+    policy, poles, folder = make_policy(config, ctx), parts.read_preferences(config), ctx.workdir.parent
+    specs = parts.read_annotators(config.evaluate.judge, config, COMPARING)
+    judge = parts.open_annotators(models := ChatModels(config), specs, 'evaluator')
+    prompts = parts.read_prompts(config, 'test', policy.tokenizer)
+    sampler = functools.cache(lambda at_once: parts.make_sampler(config, policy, ctx, at_once))
     jobs, both = make_jobs(config, poles), config.evaluate.judge != 'rule'
     for stage in dict.fromkeys(source for job in jobs for source in job.sources):
-        soups.check_trained(folder / stage, config)
-    base = functools.cache(lambda: soups.load_base(policy, ctx))
-    trained = functools.cache(lambda stage: soups.open_adapters(folder / stage, ctx))
+        parts.check_trained(folder / stage, config)
+    base = functools.cache(lambda: parts.load_base(policy, ctx))
+    trained = functools.cache(lambda stage: parts.open_adapters(folder / stage, ctx))
 
     def weights(job: Job) -> Params:
         if not job.sources:
             return base()
-        return psoups_merge.whole(merging.linear([trained(each) for each in job.sources], job.weights), base())
+        return merge.whole(merging.linear([trained(each) for each in job.sources], job.weights), base())
 
     def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
         job = jobs[i]
@@ -150,7 +150,7 @@ def make_evaluation(config: Config, ctx: Context) -> Recipe:
             contest = Contest(prompts, written, judge, both, config.seed)
             evaluation = contest.evaluate(poles, make_fronts(config, poles), config.evaluate.draws)
         piecework.write(ctx.workdir / 'verdicts.jsonl', contest.told)
-        soups.check_verdicts(contest.failed, contest.asked, config.evaluate, 'evaluate.judge', models.last_error)
+        parts.check_verdicts(contest.failed, contest.asked, config.evaluate, 'evaluate.judge', models.last_error)
         failed = {'failed_verdicts': contest.failed, 'verdicts': contest.asked}
         return evaluation._replace(record={**evaluation.record, **failed, **models.usage})
 

@@ -4,7 +4,7 @@ plus                  both learn
 untrained             summaries of the frozen model, cooler, more people a step (PLUS-untrained)
 context               all that is told (in-context)
 nothing               no user (Bradley-Terry)
-latent                no words: a vector made of the choices that are told (VPL, recipes/plus_latent.py)
+latent                no words: a vector made of the choices that are told (VPL, recipes/plus/latent.py)
 kind                  the true kind (the oracle)
 shuffled              both learn, of somebody else's choices
 static-summariser     a run of `plus` in which the summariser is never updated

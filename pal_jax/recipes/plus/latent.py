@@ -36,7 +36,7 @@ from pal_jax.parts.recipe import (
     make_policy,
     stage_before,
 )
-from pal_jax.recipes.plus_context import of_whom
+from pal_jax.recipes.plus.context import of_whom
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import KEPT
 from pal_jax.runtime.files import write_whole

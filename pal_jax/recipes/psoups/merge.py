@@ -12,25 +12,25 @@ from pal_jax.models import lora, merging, peft
 from pal_jax.models.params import Params
 from pal_jax.parts import piecework
 from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
-from pal_jax.recipes import soups
+from pal_jax.recipes.psoups import parts
 from pal_jax.types import Metrics
 
 
 def make_merges(config: Config, ctx: Context) -> Recipe:
     """Stage 5: for every combination of poles the weighted mean of their policies' adapters, factor by factor."""
     policy = make_policy(config, ctx)
-    combinations = preferences.combinations(soups.read_preferences(config))
+    combinations = preferences.combinations(parts.read_preferences(config))
     weights = soup_weights(config, len(combinations[0]))
     for name in dict.fromkeys(each.id for combination in combinations for each in combination):
-        soups.check_trained(ctx.workdir.parent / f'policy-{name}', config)
-    trained = functools.cache(lambda name: soups.open_adapters(ctx.workdir.parent / f'policy-{name}', ctx))
+        parts.check_trained(ctx.workdir.parent / f'policy-{name}', config)
+    trained = functools.cache(lambda name: parts.open_adapters(ctx.workdir.parent / f'policy-{name}', ctx))
 
     def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
         name = preferences.name_of(combinations[i])
         soup = merging.linear([trained(each.id) for each in combinations[i]], weights)
         if jax.process_index() == 0:
             base = config.policy.source.removeprefix('hf:')
-            peft.save(soup, policy.cfg, base, ctx.workdir.parent / soups.MERGED / name, config.policy.lora.dropout)
+            peft.save(soup, policy.cfg, base, ctx.workdir.parent / parts.MERGED / name, config.policy.lora.dropout)
         return [{'combination': name, 'weights': list(weights)}], host, {'sources': float(len(weights))}
 
     return piecework.make(ctx, len(combinations), work, 'merge', lambda records: Evaluation({'rows': len(records)}))

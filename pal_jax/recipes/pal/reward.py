@@ -6,7 +6,7 @@ where the run is on texts, the decoder that its `text.source` names: the data th
     model.reward(prompts, replies)                             # a run on texts -> [B]
 
 A mixture is all there is of a person: it fits on a line, and whoever has it and the run has the person's reward model
-(`pal_person.py` writes and reads such lines).
+(`person.py` writes and reads such lines).
 The parts, for whoever fits or scores people by the thousand:
 
     run = open_pal('runs/pal')                                 # parameters, people, scales, coordinates, the decoder
@@ -37,8 +37,11 @@ from pal_jax.models import ideal_point
 from pal_jax.models.ideal_point import PAL
 from pal_jax.models.params import Params
 from pal_jax.parts.recipe import Config, Context, read_config
-from pal_jax.recipes import pal, pal_kept, pal_large, pal_text
-from pal_jax.recipes.pal_kept import Kept
+from pal_jax.recipes.pal import kept as pal_kept
+from pal_jax.recipes.pal import large as pal_large
+from pal_jax.recipes.pal import recipe as pal
+from pal_jax.recipes.pal import text as pal_text
+from pal_jax.recipes.pal.kept import Kept
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from pal_jax.runtime.metrics import EVALS, read_records

@@ -10,7 +10,8 @@ from pal_jax.learners.ppo import PPO
 from pal_jax.learners.reward import BradleyTerry, check_dropout, check_pooling
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import Config, check_at_least, make_adapters
-from pal_jax.recipes import pal_person, psoups_evaluate, psoups_merge, soups
+from pal_jax.recipes.pal import person as pal_person
+from pal_jax.recipes.psoups import evaluate, merge, parts
 
 
 def check(config: Config, prompts: bool = True) -> tuple[Preference, ...]:
@@ -37,15 +38,15 @@ def check(config: Config, prompts: bool = True) -> tuple[Preference, ...]:
     if not 0 < config.annotate.test_share < 1:
         raise ValueError(f'annotate.test_share={config.annotate.test_share} must be between 0 and 1')
     for split in ('train', 'test') if prompts else ():
-        soups.known_prompts(config, split)
+        parts.known_prompts(config, split)
     check_learning(config)
-    poles = soups.read_preferences(config)
+    poles = parts.read_preferences(config)
     check_judges(config, poles)
     for pole in poles:
         if pole.rule:
             pole.rule.score('', 'The library that it needs is there.')
-    psoups_merge.soup_weights(config, len(combinations(poles)[0]))
-    psoups_evaluate.make_fronts(config, poles)
+    merge.soup_weights(config, len(combinations(poles)[0]))
+    evaluate.make_fronts(config, poles)
     return poles
 
 
@@ -58,7 +59,7 @@ def check_judges(config: Config, poles: Sequence[Preference]) -> None:
         if key == 'annotate.second' and not given:
             continue
         try:
-            judges = soups.open_annotators(ChatModels(config), soups.read_annotators(given, config), role)
+            judges = parts.open_annotators(ChatModels(config), parts.read_annotators(given, config), role)
             for pole in poles:
                 judges(pole.id)(pole, [], config.seed)
         except ValueError as error:

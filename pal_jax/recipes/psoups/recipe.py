@@ -11,8 +11,8 @@
 
 Each stage is a run of its own in a folder beside the others'. Reward models and multitask learning are those of
 `recipes/reward.py` and `recipes/sft.py` on files that the annotations make. This file has the stages and the step of
-PPO; `recipes/psoups_check.py` says what is wrong with a config, `psoups_data.py` makes data, `psoups_merge.py` merges,
-`psoups_evaluate.py` evaluates.
+PPO; beside it `parts.py` has what all stages read, `check.py` says what is wrong with a config, `data.py` makes data,
+`merge.py` merges, `evaluate.py` evaluates.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ from pal_jax.parts.recipe import (
     stage_before,
     trained_policy,
 )
-from pal_jax.recipes import pal_person, psoups_data, psoups_evaluate, psoups_merge, soups
-from pal_jax.recipes.psoups_check import check
+from pal_jax.recipes.pal import person as pal_person
+from pal_jax.recipes.psoups import data, merge, parts
+from pal_jax.recipes.psoups.check import check
+from pal_jax.recipes.psoups.evaluate import GENERATIONS, as_dialogue, make_evaluation
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import make_optimizer
 from pal_jax.runtime.workdir import CONFIG
@@ -71,10 +73,10 @@ READS = {  # of the config, by stage
     'evaluate': (*WHO, 'merge', 'evaluate', 'endpoints', 'answers'),
 }
 WRITES = {  # beside the stages' folders
-    'rollout': (soups.ROLLOUTS,),
-    'annotate': (soups.ANNOTATIONS, soups.PAIRS),
-    'merge': (soups.MERGED,),
-    'evaluate': (psoups_evaluate.GENERATIONS,),
+    'rollout': (parts.ROLLOUTS,),
+    'annotate': (parts.ANNOTATIONS, parts.PAIRS),
+    'merge': (parts.MERGED,),
+    'evaluate': (GENERATIONS,),
 }
 POLICIES = 'rlhf', 'morl', 'policy'
 
@@ -82,7 +84,7 @@ POLICIES = 'rlhf', 'morl', 'policy'
 class Asked(NamedTuple):
     """A question, what is preferred of the answer, and whether the policy is told."""
 
-    prompt: soups.Prompt
+    prompt: parts.Prompt
     preferences: tuple[Preference, ...] = ()
 
     @property
@@ -140,7 +142,7 @@ def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:
     steps = config.total_steps if 'rl' in READS[stage] else 0
     part |= {'recipe': 'psoups', 'total_steps': steps, 'stage': stage, 'preference': name}
     if stage in ('reward', 'multitask'):
-        pairs = workdir / soups.PAIRS / (name or BEST)
+        pairs = workdir / parts.PAIRS / (name or BEST)
         part |= config[stage].to_dict() | {'recipe': 'reward' if stage == 'reward' else 'sft'}
         part['data'] |= {'train': f'{pairs}.jsonl', 'test': f'{pairs}-test.jsonl'}
         part['export'] &= part['data'].get('pooling', 'last') == 'last'  # transformers has no other
@@ -158,8 +160,8 @@ def make(config: Config, ctx: Context) -> Recipe:
         raise ValueError('a run of psoups has a folder for each of its stages; name one, such as .../policy-P2A')
     if config.stage in POLICIES:
         return make_ppo(config, ctx)
-    made = {'rollout': psoups_data.make_rollouts, 'annotate': psoups_data.make_annotations}
-    made |= {'merge': psoups_merge.make_merges, 'evaluate': psoups_evaluate.make_evaluation}
+    made = {'rollout': data.make_rollouts, 'annotate': data.make_annotations}
+    made |= {'merge': merge.make_merges, 'evaluate': make_evaluation}
     return made[config.stage](config, ctx)
 
 
@@ -180,23 +182,23 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
     rl, wanted = config.rl, who_wants_what(config)
     learner = make_learner(config, policy.cfg, ctx)
     at_once = max(rl.rollout_batch_size * rl.n_samples_per_prompt, rl.test_count)
-    sample = soups.make_sampler(config, policy, ctx, at_once)
+    sample = parts.make_sampler(config, policy, ctx, at_once)
     name = {'rlhf': GENERAL, 'morl': JOINT}.get(config.stage, config.preference)
     judge = ctx.workdir.parent / f'reward-{name}'
-    score = pal_person.make_score(rl.reward, rl.person) if rl.reward else soups.make_score(judge, ctx)
-    train, test = (soups.read_prompts(config, split, policy.tokenizer) for split in ('train', 'test'))
+    score = pal_person.make_score(rl.reward, rl.person) if rl.reward else parts.make_score(judge, ctx)
+    train, test = (parts.read_prompts(config, split, policy.tokenizer) for split in ('train', 'test'))
     n, actions = rl.n_samples_per_prompt, round_up(config.sampling.max_tokens, 8)
     ways = sharding.batch_ways(ctx.mesh) * config.ppo.minibatches
     rows = {'ways': ways, 'micro_rows': config.ppo.micro_rows, 'row_tokens': config.ppo.row_tokens}
 
     def init() -> tuple[PolicyState, Host]:
         if not rl.reward:
-            soups.check_finished(judge)
+            parts.check_finished(judge)
         return learner.init(policy.source.load(learner.param_shardings)), {'moments': list(Moments())}
 
     def draw(i: int) -> list[Asked]:
         start, size = i * rl.rollout_batch_size, rl.rollout_batch_size
-        first = len(psoups_data.everyone(config)) * len(train)  # in orders that no reward model's prompts were drawn by
+        first = len(data.everyone(config)) * len(train)  # in orders that no reward model's prompts were drawn by
         chosen = shuffled(len(train), start=first + start, size=size, seed=config.seed)
         return [Asked(train[k], wanted[(start + j) % len(wanted)]) for j, k in enumerate(chosen)]
 
@@ -231,7 +233,7 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
         met = {p.id: [p.rule.score(a.prompt.question, t) for a, t in zip(asked, texts, strict=True)]
                for p in wanted[0] if len(wanted) == 1 and p.rule}  # fmt: skip
         record = summarize(samples, scores) | {f'rule_{name}': float(np.mean(found)) for name, found in met.items()}
-        told = [psoups_evaluate.as_dialogue(a.text, text) for a, text in zip(asked[:3], texts[:3], strict=True)]
+        told = [as_dialogue(a.text, text) for a, text in zip(asked[:3], texts[:3], strict=True)]
         return Evaluation(record, told)
 
     steps = config.total_steps
@@ -242,7 +244,7 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
 
 def who_wants_what(config: Config) -> list[tuple[Preference, ...]]:
     """What the prompts of a stage ask for, in turn."""
-    poles = soups.read_preferences(config)
+    poles = parts.read_preferences(config)
     if config.stage == 'morl':
         return combinations(poles)
     return [()] if config.stage == 'rlhf' else [tuple(each for each in poles if each.id == config.preference)]

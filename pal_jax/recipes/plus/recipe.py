@@ -44,8 +44,8 @@ from pal_jax.parts.recipe import (
     stage_before,
     trained_policy,
 )
-from pal_jax.recipes import plus_latent, plus_table
-from pal_jax.recipes.plus_context import (
+from pal_jax.recipes.plus import latent, table
+from pal_jax.recipes.plus.context import (
     WRITTEN,
     PairUp,
     Written,
@@ -89,8 +89,8 @@ def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
         return [(config, workdir)]
     if (workdir / CONFIG).exists():
         raise ValueError(f'{workdir} holds a single run; give the table another --workdir')
-    runs, people = plus_table.stages(config, workdir), read_people(config)
-    for run, _ in runs[: len(plus_table.read_methods(config))]:
+    runs, people = table.stages(config, workdir), read_people(config)
+    for run, _ in runs[: len(table.read_methods(config))]:
         try:
             check_reads(run, people)
         except ValueError as error:
@@ -106,12 +106,12 @@ def make(config: Config, ctx: Context) -> Recipe:
       RuntimeError: a model cannot be had.
     """
     if config.methods:
-        return plus_table.make_table(config, ctx)
+        return table.make_table(config, ctx)
     check(config)
     train, tests = read_people(config, ctx.log)
     of_whom(config, train, train, ())  # if nobody can stand for somebody, it is told here
     if config.reads == 'latent':
-        return plus_latent.make(config, ctx, train, tests)
+        return latent.make(config, ctx, train, tests)
     policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
     condition = make_condition(config, pair_up.compare)
     draw, hold, learns = make_draw(config, train), config.hold.steps, config.reads == 'summary'
@@ -231,7 +231,7 @@ def check_reads(config: Config, people: tuple[Sequence[History], histories.Split
     if config.reads == 'kind' and not all(person.kind for person in everyone):
         raise ValueError(f'reads=kind: people of {config.data} have no kind; read something else')
     if config.reads == 'latent':
-        plus_latent.check(everyone)
+        latent.check(everyone)
 
 
 def make_parts(config: Config, ctx: Context) -> Parts:

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from pal_jax.models import families, hf
 from pal_jax.models.params import Params
-from pal_jax.recipes.pal_reward import TrainedPAL, open_pal, rewards
+from pal_jax.recipes.pal.reward import TrainedPAL, open_pal, rewards
 
 CODE = Path(hf.__file__).with_name('modeling_pal.py')
 
