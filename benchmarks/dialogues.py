@@ -79,12 +79,12 @@ def make_rollouts(variant: str, steps: int, reuse: bool) -> Round:
 def script(dialogue: Any, world: World, steps: int) -> list[list[Dialogue]]:
     """The dialogues of the first steps, where the policy notes a fact a round and asks for more."""
     from pal_jax.envs import dialogue as env
-    from pal_jax.feedback.profiles import render_completion, render_facts
-    from pal_jax.types import Completion, Sample
+    from pal_jax.feedback.profiles import render_completion, render_facts, to_sample
+    from pal_jax.types import Completion
 
-    def answer(each: Dialogue, group: int) -> Sample:
+    def answer(each: Dialogue, group: int) -> Any:
         text = render_completion(render_facts(each.person.facts[: each.round + 1]), 'I see. What else do you enjoy?')
-        return Sample(each, (), Completion(text, (), (), 'stop'), group)
+        return to_sample(each, Completion(text, (), (), 'stop'), group=group)
 
     rounds = {'max_rounds': dialogue.max_rounds, 'round_batch_size': dialogue.round_batch_size}
     queue, batches = env.open_queue(world.train), []

@@ -54,17 +54,18 @@ def taken(cfg: Any, prompt: int) -> dict[str, float]:
     from pal_jax.data.packing import pack_rollouts
     from pal_jax.models import params
     from pal_jax.runtime import devices, memory
-    from pal_jax.types import Completion, Dialogue, Person, Sample
+    from pal_jax.types import Completion, Sample
 
     memory.give_back_when_compiling()
     mesh = devices.make_mesh(devices=jax.devices()[:1])
-    learner, rng, dialogue = make_learner(cfg, mesh), np.random.default_rng(0), Dialogue(Person('', ()), ())
+    learner, rng = make_learner(cfg, mesh), np.random.default_rng(0)
     ids = [tuple(rng.integers(0, cfg.vocab, size).tolist()) for size in (prompt, COMPLETION)]
     completion = Completion('', ids[1], (0.0,) * COMPLETION, 'stop')
-    samples = [Sample(dialogue, ids[0], completion, i // N, reward=float(i)) for i in range(N * ROWS)]
+    samples = [Sample(ids[0], completion, i // N, rewards=(float(i),)) for i in range(N * ROWS)]
     state = learner.init(params.init(params.decoder_specs(cfg), jax.random.key(0)))
     for i in range(2):
-        batch, _ = learner.annotate(state, pack_rollouts(samples, n=N, actions=COMPLETION, mesh=mesh))
+        batch, _ = learner.score(state, pack_rollouts(samples, n=N, actions=COMPLETION, mesh=mesh))
+        batch, _ = learner.advantages(state, batch)
         state, _ = learner.update(state, batch, jax.random.key(i))
         memory.give_back()
     return {'peak': memory.peak_bytes() / GIB}

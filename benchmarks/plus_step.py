@@ -56,7 +56,7 @@ def make_plus(variant: str, source: str | None) -> Round:
         return parts.describe(state, draw(number)[0], [config.sampling.temperature] * n, (config.seed, number))
 
     def update(written: plus.Written, rewards: np.ndarray) -> Any:
-        paid = [dataclasses.replace(s, reward=float(r)) for s, r in zip(written.samples, rewards, strict=True)]
+        paid = [dataclasses.replace(s, rewards=(float(r),)) for s, r in zip(written.samples, rewards, strict=True)]
         batch, _ = parts.learner.annotate(state['policy'], pack(paid))
         return parts.learner.update(state['policy'], batch, jax.random.key(number))[0]
 

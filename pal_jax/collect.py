@@ -90,7 +90,7 @@ def best_and_worst(group: Sequence[Sample], system: str) -> dict[str, Any] | Non
         return None
     texts = {'chosen': best.completion.text, 'rejected': worst.completion.text}
     return {
-        'prompt': env.messages(group[0].dialogue, system),
+        'prompt': env.messages(group[0].source, system),
         **{key: [{'role': 'assistant', 'content': text}] for key, text in texts.items()},
         'chosen_reward': best.reward,
         'rejected_reward': worst.reward,

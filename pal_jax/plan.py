@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pal_jax import cli
-from pal_jax.learners.policy import PolicyLearner
+from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.models.config import ModelConfig
 from pal_jax.parts.recipe import Config, Context
 from pal_jax.planning import chips, estimate, programs, shapes

@@ -20,7 +20,7 @@ from pal_jax.data import chats
 from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tables import LARGEST
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.reward import pack_replies, to_score
+from pal_jax.learners.scorer import pack_replies, to_score
 from pal_jax.parts.recipe import Config, Context, make_policy, read_config
 from pal_jax.recipes import reward
 from pal_jax.recipes.pal import person as pal_person

@@ -21,7 +21,7 @@ from tests import configs
 
 def sample(text, reward, ok=True):
     dialogue = Dialogue(Person('a', ('pet: cat',)), (Turn('user', 'Hello'),))
-    return Sample(dialogue, (), Completion(text, (1,), (0.0,), 'stop'), 0, reward=reward, ok=ok)
+    return Sample((), Completion(text, (1,), (0.0,), 'stop'), rewards=(reward,), source=dialogue, ok=ok)
 
 
 def test_the_best_stands_against_the_worst_that_was_judged():
@@ -66,6 +66,6 @@ def test_a_policys_samples_become_what_dpo_learns_from(monkeypatch, tmp_path):
 
 def test_a_number_of_prompts_is_kept_to(monkeypatch):
     monkeypatch.setattr(collect, 'open_decoder', lambda *_: (writing, byte_tokenizer()))
-    monkeypatch.setattr(collect, 'best_and_worst', lambda group, system: dataclasses.asdict(group[0].dialogue))
+    monkeypatch.setattr(collect, 'best_and_worst', lambda group, system: dataclasses.asdict(group[0].source))
     config = configs.load('rlpa', **{'dialogue.people': 6, 'eval.people': 2})
     assert len(list(collect.collect(config, config.policy.source, 5))) == 5

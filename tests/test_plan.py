@@ -175,7 +175,7 @@ def test_a_plan_tells_what_a_device_holds() -> None:
     )
     own = found.memory.pop('process')
     assert found.memory == {'parameters': 2 * cut, 'optimiser': 2 * cut + 8, 'gradients': cut}  # and the reference
-    assert [each.name for each in found.figures] == ['gradients', 'apply', 'annotate']
+    assert [each.name for each in found.figures] == ['gradients', 'apply', 'score']
     assert found.fits
     assert found.worst.peak == max(each.peak for each in found.figures)
     gradients = found.figures[0]
@@ -271,7 +271,7 @@ def test_the_command_plans_this_machine_whole() -> None:
     told = json.loads(done.stdout)
     names = [each['name'] for each in told['programs']]
     published = ['publish layer', 'publish rest']
-    assert names == ['gradients', 'apply', 'annotate', *published, 'prefill', 'insert', 'generate']
+    assert names == ['gradients', 'apply', 'score', *published, 'prefill', 'insert', 'generate']
     assert told['fits']
     assert told['memory']['KV cache'] > 0
 

@@ -32,19 +32,17 @@ ROOT = Path(__file__).parents[1]
 TRAIN = """
 import zlib
 from pal_jax import cli, train
-from pal_jax.envs import dialogue
-from pal_jax.evals import personalization
-from pal_jax.feedback import judges, rewards
+from pal_jax.feedback import judges
 from pal_jax.feedback.profiles import Parsed
 from pal_jax.parts import world
+from pal_jax.recipes import rlpa
 from pal_jax.types import Verdict
 def parse(text):
     return Parsed('- tea: green\\n', ('tea: green',), text or 'Hm.')
 def judge(dialogues, inferred, replies, seed):
     scores = [zlib.crc32(reply.encode('utf-8', 'backslashreplace')) % 97 / 97 for reply in replies]
     return [Verdict(dict.fromkeys(judges.SCORES, score)) for score in scores]
-for module in (dialogue, personalization, rewards):
-    module.parse_completion = parse
+rlpa.parse_completion = parse
 world.judge_by_rules = judge
 cli.run(train.main, '')
 """

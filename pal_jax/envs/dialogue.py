@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from pal_jax.feedback.profiles import parse_completion, plain_history, render_completion
+from pal_jax.feedback.profiles import plain_history, render_completion
 from pal_jax.types import Dialogue, Person, Sample, Turn, UserSimulator
 
 T = TypeVar('T')
@@ -99,14 +99,13 @@ def with_best_reply(group: Sequence[Sample]) -> Dialogue | None:
     """
     if not group:
         raise ValueError('a group has no samples; sample at least one completion of each dialogue')
-    dialogue = group[0].dialogue
-    if any(sample.dialogue != dialogue for sample in group):
+    dialogue = group[0].source
+    if any(sample.source != dialogue for sample in group):
         raise ValueError(f'a group mixes dialogues, one of them of {dialogue.person.id!r}; group samples by prompt')
-    parses = [(sample, parse_completion(sample.completion.text)) for sample in group]
-    formed = [(sample, parsed) for sample, parsed in parses if parsed is not None]
+    formed = [sample for sample in group if sample.parsed is not None]
     if not formed:
         return None
-    _, best = max(formed, key=lambda entry: (entry[0].ok, entry[0].reward))
+    best = max(formed, key=lambda sample: (sample.ok, sample.reward)).parsed
     return dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('assistant', best.reply, best.profile)))
 
 
@@ -149,7 +148,7 @@ def with_returns(turns: Sequence[Sequence[Sequence[Sample]]], *, gamma: float) -
         average = sum(later.values()) / len(later) if later else 0.0
         follows = {before(dialogue): value for dialogue, value in later.items()}
         done = [_credit(group, follows, average, gamma) for group in groups]
-        judged = {group[0].dialogue: [sample.reward for sample in group if sample.ok] for group in done}
+        judged = {group[0].source: [sample.reward for sample in group if sample.ok] for group in done}
         later = {dialogue: sum(values) / len(values) for dialogue, values in judged.items() if values}
         credited.append([sample for group in done for sample in group])
     return [sample for samples in reversed(credited) for sample in samples]
@@ -166,11 +165,11 @@ def _credit(group: Sequence[Sample], follows: Mapping[Dialogue, float], average:
     value = average if replied is None else follows.get(replied, average)
     credited, gone = [], False
     for sample in group:
-        parsed = parse_completion(sample.completion.text)
+        parsed = sample.parsed
         went_on = parsed is not None and not gone and Turn('assistant', parsed.reply, parsed.profile) == reply
         after = 0.0 if parsed is None else value if went_on else average
         gone |= went_on
-        credited.append(dataclasses.replace(sample, reward=sample.reward + gamma * after))
+        credited.append(dataclasses.replace(sample, rewards=(sample.reward + gamma * after, *sample.rewards[1:])))
     return credited
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from pal_jax.data.thoughts import spoken
 from pal_jax.evals.personalization import Respond
-from pal_jax.feedback.profiles import parse_facts, plain_history, render_completion, render_facts
+from pal_jax.feedback.profiles import parse_facts, plain_history, render_completion, render_facts, to_sample
 from pal_jax.types import Chat, Completion, Dialogue, Person, Sample
 
 Complete = Callable[[Sequence[Chat], int], list[Completion]]  # one completion a chat
@@ -62,4 +62,4 @@ def _together(profile: Completion, reply: Completion) -> Completion:
 
 def _samples(dialogues: Sequence[Dialogue], completions: Sequence[Completion]) -> list[Sample]:
     cases = enumerate(zip(dialogues, completions, strict=True))
-    return [Sample(dialogue, (), completion, group) for group, (dialogue, completion) in cases]
+    return [to_sample(dialogue, completion, group=group) for group, (dialogue, completion) in cases]

@@ -22,7 +22,7 @@ from pal_jax.evals.bootstrap import interval, means, resampled_means
 from pal_jax.evals.improvement import Improvement, normalized_improvement
 from pal_jax.feedback.judges import CRITERIA
 from pal_jax.feedback.people import content
-from pal_jax.feedback.profiles import match_exactly, parse_completion, profile_f1
+from pal_jax.feedback.profiles import match_exactly, profile_f1
 from pal_jax.feedback.users import revealed
 from pal_jax.types import Dialogue, Person, ProfileMatcher, Sample, UserSimulator
 
@@ -80,7 +80,7 @@ def table(
     which a user had nothing to say, are left out and counted in `unanswered`. `al_by_turn` is AL(k) of the papers: the
     percentage of replies that meet all criteria; `al` is its mean, `n_ir` and `n_r2` its normalised improvement.
     """
-    people = [talk[0].dialogue.person for talk in talks]
+    people = [talk[0].source.person for talk in talks]
     turns = [sample for talk in talks for sample in talk]
     unheard = [bool(talk[-1].info['format']) and rounds - len(talk) for talk in talks]  # turns that a silent user cost
 
@@ -106,7 +106,7 @@ def table(
         'format': float(np.mean([sample.info['format'] for sample in turns])),
         **{name: float(means(each).mean()) for name, each in level.items()},
         **{f'{name}_by_turn': means(each).tolist() for name, each in named.items()},
-        'bound_by_turn': means(cells(lambda sample: bound(sample.dialogue))).tolist(),
+        'bound_by_turn': means(cells(lambda sample: bound(sample.source))).tolist(),
         'guesser_by_turn': [float(np.mean(f1_of(matcher, [guess] * len(people), people)))] * rounds,
         'shuffled_by_turn': None if other is None else means(np.where(np.isnan(f1), np.nan, other)).tolist(),
         'al_by_turn': means(al).tolist(),
@@ -131,12 +131,12 @@ def improvement(curve: ArrayLike) -> Improvement:
 def shuffled(talks: Sequence[Talk], rounds: int, matcher: ProfileMatcher) -> np.ndarray | None:
     """[people, turns]: the F1 of the facts inferred about each person against the profile of a person with other facts;
     None where all have the same facts."""
-    people = [talk[0].dialogue.person for talk in talks]
+    people = [talk[0].source.person for talk in talks]
     others = holdouts.strangers(list(map(content, people)))
     if others is None:
         return None
     places = [(i, t) for i, talk in enumerate(talks) for t in range(len(talk))]
-    inferred = [parsed.facts if (parsed := parse_completion(talks[i][t].completion.text)) else () for i, t in places]
+    inferred = [parsed.facts if (parsed := talks[i][t].parsed) else () for i, t in places]
     scores = np.zeros((len(talks), rounds))
     found = f1_of(matcher, inferred, [people[others[i]] for i, _ in places])
     for place, value in zip(places, found, strict=True):
@@ -170,10 +170,10 @@ def most_common_facts(people: Sequence[Person]) -> tuple[str, ...]:
 
 def shown(talk: Talk) -> Mapping[str, Any]:
     """A dialogue as a report shows it."""
-    person, turns = talk[0].dialogue.person, []
+    person, turns = talk[0].source.person, []
     for sample in talk:
-        parsed = parse_completion(sample.completion.text)
-        turns.append({'role': 'user', 'content': sample.dialogue.turns[-1].content})
+        parsed = sample.parsed
+        turns.append({'role': 'user', 'content': sample.source.turns[-1].content})
         scores = {name: sample.info[name] for name in ('profile', 'response', 'strict')} | {'total': sample.reward}
         content, profile = (parsed.reply, parsed.profile) if parsed else (sample.completion.text, '')
         turns.append({'role': 'assistant', 'content': content, 'profile': profile, 'rewards': scores})

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.feedback.profiles import parse_completion
 from pal_jax.types import Metrics, Sample
 
 
@@ -26,7 +25,7 @@ def summarize(samples: Sequence[Sample]) -> Metrics:
             for name in ('profile', 'response', 'format')
             if used
         },
-        'round': float(np.mean([sample.dialogue.round + 1 for sample in samples])),
+        'round': float(np.mean([sample.source.round + 1 for sample in samples])),
         'length': float(np.mean(lengths)),
         'truncated': float(np.mean([s.completion.finish_reason == 'length' for s in samples])),
         **{name: float(np.mean([sample.info[name] for sample in used])) for name in names},
@@ -51,14 +50,14 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 def shown(sample: Sample) -> Mapping[str, Any]:
     """A sample as a report shows it: the dialogue it answers, what was written, and what that earned."""
-    parsed, turns = parse_completion(sample.completion.text), []
-    for turn in sample.dialogue.turns:
+    parsed, turns = sample.parsed, []
+    for turn in sample.source.turns:
         turns.append({'role': turn.role, 'content': turn.content, 'profile': turn.profile})
     content, profile = (parsed.reply, parsed.profile) if parsed else (sample.completion.text, '')
     turns.append({'role': 'assistant', 'content': content, 'profile': profile})
     scores = {'reward': sample.reward, **{name: sample.info[name] for name in ('profile', 'response', 'format')}}
-    person = sample.dialogue.person
+    person = sample.source.person
     return {
-        'person': person.id, 'facts': list(person.facts), 'round': sample.dialogue.round + 1, 'judged': sample.ok,
+        'person': person.id, 'facts': list(person.facts), 'round': sample.source.round + 1, 'judged': sample.ok,
         'scores': scores, 'turns': turns,
     }  # fmt: skip

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from pal_jax.feedback.profiles import parse_completion
 from pal_jax.feedback.rewards import judged_dialogue
 from pal_jax.types import ProfileMatcher, ResponseJudge, RewardFn, Sample
 
@@ -30,14 +29,13 @@ class Early:
 
     def ask(self, sample: Sample, seed: int) -> None:
         """Asks what `make_reward` will ask about this sample; a malformed one is not asked about."""
-        parsed = parse_completion(sample.completion.text)
-        if parsed is None:
+        if sample.parsed is None:
             return
-        facts, reply = [parsed.facts], [parsed.reply]
+        facts, reply = [sample.parsed.facts], [sample.parsed.reply]
         if self._matcher:
-            self._submit(self._matcher, facts, [sample.dialogue.person.facts])
+            self._submit(self._matcher, facts, [sample.source.person.facts])
         if self._judge:
-            self._submit(self._judge, [judged_dialogue(sample.dialogue, system=self._system)], facts, reply, seed)
+            self._submit(self._judge, [judged_dialogue(sample.source, system=self._system)], facts, reply, seed)
 
     def then(self, reward: RewardFn) -> RewardFn:
         """The reward of a batch, once all that was asked early has come to something."""

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pal_jax.data.thoughts import spoken
-from pal_jax.types import Dialogue
+from pal_jax.types import Completion, Dialogue, Sample
 
 _BLOCKS = re.compile(r'<profile>\n(.*?)</profile>\n\n<response>\n(.*?)</response>', re.DOTALL)
 _TAG = re.compile(r'</?(?:profile|response)>')
@@ -61,6 +61,11 @@ def parse_completion(text: str) -> Parsed | None:
         return None
     profile, reply = found.groups()
     return Parsed(profile, parse_facts(profile), reply.strip())
+
+
+def to_sample(dialogue: Dialogue, completion: Completion, prompt_ids: tuple[int, ...] = (), group: int = 0) -> Sample:
+    """A completion as an answer to a dialogue; its text is parsed here and nowhere else."""
+    return Sample(prompt_ids, completion, group, source=dialogue, parsed=parse_completion(completion.text))
 
 
 def render_completion(profile: str, reply: str) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pal_jax.feedback.judges import SCORES
 from pal_jax.feedback.people import content
-from pal_jax.feedback.profiles import Parsed, ProfileScores, parse_completion, plain_history, profile_scores
+from pal_jax.feedback.profiles import Parsed, ProfileScores, plain_history, profile_scores
 from pal_jax.types import Dialogue, Person, ProfileMatcher, ResponseJudge, RewardFn, Sample, Turn, Verdict
 
 _NO_INFO = dict.fromkeys(
@@ -56,19 +56,18 @@ def make_reward(
             info |= _response_info(verdict, response)
         ok = matched is not None and verdict.ok
         total = profile_weight * info['profile'] + response_weight * info['response']
-        return dataclasses.replace(sample, reward=total if ok else 0.0, info=info, ok=ok)
+        return dataclasses.replace(sample, rewards=(total if ok else 0.0,), info=info, ok=ok)
 
     def reward(samples: Sequence[Sample], seed: int) -> list[Sample]:
-        scored = [dataclasses.replace(sample, reward=0.0, info=dict(_NO_INFO), ok=True) for sample in samples]
-        parses = ((i, parse_completion(sample.completion.text)) for i, sample in enumerate(samples))
-        formed = [(i, parsed) for i, parsed in parses if parsed is not None]
+        scored = [dataclasses.replace(sample, rewards=(0.0,), info=dict(_NO_INFO), ok=True) for sample in samples]
+        formed = [(i, sample.parsed) for i, sample in enumerate(samples) if sample.parsed is not None]
         if not formed:
             return scored
         inferred = [parsed.facts for _, parsed in formed]
-        people = [samples[i].dialogue.person for i, _ in formed]
+        people = [samples[i].source.person for i, _ in formed]
         golden = [person.facts for person in (others(people, known) if shuffled else people)]
         matches = matcher(inferred, golden)
-        shown = [judged_dialogue(samples[i].dialogue, informed, system) for i, _ in formed]
+        shown = [judged_dialogue(samples[i].source, informed, system) for i, _ in formed]
         verdicts = judge(shown, inferred, [parsed.reply for _, parsed in formed], seed)
         for (i, parsed), facts, matched, verdict in zip(formed, golden, matches, verdicts, strict=True):
             scored[i] = score(samples[i], facts, parsed, matched, verdict)

@@ -40,8 +40,8 @@ def share_matcher(matcher: ProfileMatcher, shares: Shares) -> ProfileMatcher:
 def share_reward(reward: RewardFn, shares: Shares, *, together: bool = False) -> RewardFn:
     """The reward, asked for this process's share of the samples; `together`, one process is asked for all of them."""
 
-    def verdicts_of(samples: Sequence[Sample], seed: int) -> list[tuple[float, dict[str, float], bool]]:
-        return [(each.reward, dict(each.info), each.ok) for each in reward(samples, seed)]
+    def verdicts_of(samples: Sequence[Sample], seed: int) -> list[tuple[tuple[float, ...], dict[str, float], bool]]:
+        return [(each.rewards, dict(each.info), each.ok) for each in reward(samples, seed)]
 
     def share(samples: Sequence[Sample], seed: int) -> list[Sample]:
         if together:
@@ -50,8 +50,8 @@ def share_reward(reward: RewardFn, shares: Shares, *, together: bool = False) ->
         else:
             verdicts = shares.gather('rewards', samples, lambda _, part: verdicts_of(part, seed))
         return [
-            dataclasses.replace(sample, reward=value, info=info, ok=ok)
-            for sample, (value, info, ok) in zip(samples, verdicts, strict=True)
+            dataclasses.replace(sample, rewards=tuple(rewards), info=info, ok=ok)
+            for sample, (rewards, info, ok) in zip(samples, verdicts, strict=True)
         ]
 
     return share

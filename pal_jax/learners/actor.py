@@ -266,7 +266,7 @@ class Actor:
         """`grads` with the gradient of micro-batch `i` added, its loss `sum(weight * token_loss)`, and the log-probs of
         the actor as it is."""
 
-        def per_token(logprob: Array, aux: tuple[Tokens, Array]) -> Array:
+        def per_token(logprob: Array, aux: dict[str, Any]) -> Array:
             tokens, weight = aux['tokens'], aux['weight']
             logprob, tokens = jax.tree.map(lambda x: keep(x, weight > 0), (logprob, tokens))
             return weight * token_loss(logprob, tokens)

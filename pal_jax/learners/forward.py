@@ -108,8 +108,8 @@ def values(critic: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 
 
 
 def token_loss(
-    params: Params, cfg: ModelConfig, batch: TokenBatch, aux: dict[str, Float[Array, 'R N A']],
-    per_token: Callable[[Array, dict[str, Array]], Array], *, temperature: float = 1.0, max_z_coef: float = 0.0,
+    params: Params, cfg: ModelConfig, batch: TokenBatch, aux: dict[str, Any],
+    per_token: Callable[[Array, dict[str, Any]], Array], *, temperature: float = 1.0, max_z_coef: float = 0.0,
 ) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:  # fmt: skip
     """The sum of `per_token(logprob, aux)` over the actions, and their log-probs; of `aux['weight']` times the max-z
     loss, `max_z_coef` times as well."""

@@ -22,6 +22,7 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pal_jax.models.params import Params
+from pal_jax.runtime.optim import Optimizer
 
 
 class Latent(NamedTuple):
@@ -88,9 +89,7 @@ def loss(
     return total, {'loss': total, 'reward': -fit, 'accuracy': (gaps > 0).mean(), 'kl': kl}
 
 
-def make_update(
-    optimizer: optax.GradientTransformation, latent: Latent
-) -> Callable[..., tuple[LatentState, dict[str, Array]]]:
+def make_update(optimizer: Optimizer, latent: Latent) -> Callable[..., tuple[LatentState, dict[str, Array]]]:
     """A compiled step of the optimiser on the loss; without people or choices there is no step, and no figures."""
 
     @jax.jit

@@ -234,9 +234,9 @@ class PolicyLearner:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _scored(self, batch: RolloutBatch, entropy: Array | None, size: int) -> tuple[dict[str, Array], Array]:
-        mask, metrics = used(batch), {}
-        new = by_sample(batch.logprobs)
-        if self.ppo.has_reference:
+        assert batch.logprobs is not None
+        mask, metrics, new = used(batch), {}, by_sample(batch.logprobs)
+        if batch.ref_logprobs is not None:
             metrics['kl'] = masked_mean(kl_divergence.token_kl(new, by_sample(batch.ref_logprobs)), mask)
         if entropy is not None:  # otherwise the update's `first_ratio_deviation` tells
             drift = jnp.abs(new - by_sample(batch.sampler_logprobs))
@@ -356,9 +356,10 @@ class PolicyLearner:
     @functools.partial(jax.jit, static_argnums=0)
     def _progress(self, batch: RolloutBatch, new: list[Array]) -> dict[str, Array]:
         """How far a minibatch found the policy from the one that was sampled."""
+        assert batch.logprobs is not None
         clip, high = self.ppo.clip, self.ppo.clip_high or None
-        new, old = by_sample(jnp.concatenate(new)), by_sample(batch.logprobs)
-        return losses.policy_metrics(new, old, used(batch), clip=clip, clip_high=high)
+        logprobs, old = by_sample(jnp.concatenate(new)), by_sample(batch.logprobs)
+        return losses.policy_metrics(logprobs, old, used(batch), clip=clip, clip_high=high)
 
 
 def make_learner(
@@ -400,6 +401,7 @@ def used(batch: RolloutBatch) -> Array:
 
 def rollout_of(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int) -> Rollout:
     """What advantages are made of; `n`: samples of a prompt."""
+    assert batch.logprobs is not None
     new = by_sample(batch.logprobs)
     reference = new if batch.ref_logprobs is None else by_sample(batch.ref_logprobs)
     kl = kl_divergence.token_kl(new, reference, ppo.kl_estimator)

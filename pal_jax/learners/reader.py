@@ -47,6 +47,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.models.states import Frame
 from pal_jax.runtime import sharding
+from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics, TokenBatch
 
 
@@ -78,7 +79,7 @@ class Reader:
     """
 
     def __init__(
-        self, cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, *, pool: Pool = 'last',
+        self, cfg: ModelConfig, optimizer: Optimizer | optax.GradientTransformation, mesh: Mesh, *, pool: Pool = 'last',
         frame: Frame | None = None, adapters: Lora | None = None, batching: Batching | None = None,
     ):  # fmt: skip
         self.cfg, self.optimizer, self.mesh, self.adapters = cfg, optimizer, mesh, adapters

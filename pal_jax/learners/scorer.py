@@ -5,11 +5,11 @@
     gaps = scorer.gaps(state, pairs)                      # how much better the first of two neighbours is
     state, gaps, metrics = scorer.learn(state, pairs)     # the gaps before the step, and one step
 
-A reward model is a scorer with one output and the loss of Bradley and Terry. A row holds what replies share (a question,
-or the summary of a person with it) once, then the replies; several such groups may share a row. Pairs are what a group
-says was compared, or else neighbours, the chosen one first. A reply ends with a token that nobody reads; its score is
-the head's value of the state before it, the last one that has read the whole reply. So a scorer is a critic that is
-asked once a reply, and a critic may start from its weights.
+A reward model is a scorer with one output and the loss of Bradley and Terry. A row holds what replies share (a
+question, or the summary of a person with it) once, then the replies; several such groups may share a row. Pairs are
+what a group says was compared, or else neighbours, the chosen one first. A reply ends with a token that nobody reads;
+its score is the head's value of the state before it, the last one that has read the whole reply. So a scorer is a
+critic that is asked once a reply, and a critic may start from its weights.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pal_jax.models import lora
 from pal_jax.models import params as model_params
 from pal_jax.models.params import Params, ParamSpec
 from pal_jax.runtime import sharding
-from pal_jax.runtime.optim import moment_axes
+from pal_jax.runtime.optim import Optimizer, moment_axes
 from pal_jax.types import Metrics, TokenBatch
 
 
@@ -158,7 +158,7 @@ global_norm = jax.jit(optax.global_norm)
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def apply(
-    optimizer: optax.GradientTransformation, state: TrainState, grads: Params, rate: float | Array = 1.0
+    optimizer: Optimizer | optax.GradientTransformation, state: TrainState, grads: Params, rate: float | Array = 1.0
 ) -> tuple[TrainState, Array]:
     """The optimiser's step, times `rate`, and the gradients' norm; where that is not finite, no step."""
     norm = global_norm(grads)

@@ -229,7 +229,7 @@ def save(
 ) -> None:
     """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load. LoRA weights must have been merged.
 
-    With the `head` of a reward model, `[D]`, it is one for `AutoModelForSequenceClassification`, of one label.
+    With the `head` of a reward model, `[D 1]`, it is one for `AutoModelForSequenceClassification`, of one label.
 
     It is complete or not there: everything is written beside it first. What this program wrote there is replaced.
 
@@ -241,7 +241,7 @@ def save(
         config = config_to_hf(cfg, tokenizer, dtype)
     else:
         tokenizer = tokenizer.padding_apart()
-        config, beside = classifier_to_hf(cfg, tokenizer, dtype), {'score.weight': np.asarray(head)[None]}
+        config, beside = classifier_to_hf(cfg, tokenizer, dtype), {'score.weight': np.asarray(head).T}
     write(params, cfg, tokenizer, folder, config, dtype, file_bytes, beside)
 
 

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from pal_jax.data import inputs
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.policy import PolicyLearner, PolicyState
-from pal_jax.learners.reward import RewardState
+from pal_jax.learners.actor import Actor, ActorState
+from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.learners.training import Lora
 from pal_jax.models import hf, peft, sources
 from pal_jax.models.config import ModelConfig
@@ -178,15 +178,22 @@ def make_adapters(config: Config, of: str = 'policy') -> Lora | None:
     return Lora(lora.rank, lora.alpha, targets, lora.dropout) if lora.rank else None
 
 
-def trained_policy(config: Config, policy: Policy, learner: PolicyLearner) -> Trained:
-    """The policy, and its adapters if it has any."""
+def trained_actor(config: Config, policy: Policy, actor: Actor) -> Trained:
+    """What a method exports whose state is an actor's: the model, and its adapters if it has any."""
     base, lora = config.policy.source.removeprefix('hf:'), config.policy.lora
 
-    def exports(state: PolicyState) -> dict[str, Export]:
-        adapters = Adapters(state.actor.params, base, lora.dropout) if lora.rank else None
-        return {'export': Export(learner.weights(state), policy.cfg, policy.tokenizer, adapters)}
+    def exports(state: ActorState) -> dict[str, Export]:
+        adapters = Adapters(state.model.params, base, lora.dropout) if lora.rank else None
+        return {'export': Export(actor.weights(state), policy.cfg, policy.tokenizer, adapters)}
 
-    return Trained(exports, learner.abstract_weights, policy.cfg, policy.tokenizer)
+    return Trained(exports, actor.abstract_weights, policy.cfg, policy.tokenizer)
+
+
+def trained_policy(config: Config, policy: Policy, learner: PolicyLearner) -> Trained:
+    """What a method exports whose state is a policy's."""
+    trained = trained_actor(config, policy, learner.actor)
+    exports = trained.exports
+    return trained._replace(exports=lambda state: exports(state.actor), exported=learner.abstract_weights)
 
 
 def stage_before(i: int, *, warmup: int, steps: int, every: int, base: bool = True) -> str | None:
@@ -206,7 +213,7 @@ def check_at_least(config: Config, least: int, *keys: str) -> None:
             raise ValueError(f'{key}={value} must be at least {least}')
 
 
-def check_finite(state: PolicyState | RewardState, advice: str = '') -> None:
+def check_finite(state: Any, advice: str = '') -> None:
     """Raises RuntimeError after three updates in a row that were not finite, and so were not made."""
     if int(state.skipped) >= 3:
         raise RuntimeError(f'three updates in a row were not finite; lower optimizer.lr{advice}')

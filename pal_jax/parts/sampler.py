@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from pal_jax.decode.choose import make_decoder as choose_decoder
 from pal_jax.decode.requests import Request
 from pal_jax.parts.recipe import Config, Context, Policy
 from pal_jax.runtime.processes import Shares
-from pal_jax.types import Completion, Dialogue, Sample, Sampling
+from pal_jax.types import Completion, Sample, Sampling
 
 
 def make_shares(config: Config) -> Shares:
@@ -39,17 +40,27 @@ def make_sampling(config: Config) -> Sampling:
 
 
 def sample(
-    decoder: Decoder, tokenizer: Tokenizer, dialogues: Sequence[Dialogue], prompts: Sequence[tuple[int, ...]],
-    samplings: Sequence[Sampling], seed: Sequence[int], tell: Callable[[Sample], None] | None = None,
+    decoder: Decoder, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]], samplings: Sequence[Sampling],
+    seed: Sequence[int], *, sources: Sequence[Any] | None = None, parse: Callable[[str], Any] = lambda text: None,
+    tell: Callable[[Sample], None] | None = None,
 ) -> list[Sample]:  # fmt: skip
-    """For each dialogue, of which `prompts` has the tokens, a neighbour drawn by each of `samplings`; `tell` hears of a
-    sample as soon as it is there, whose randomness is a function of `seed` and its place."""
+    """Samples of each prompt, one by each of `samplings`, side by side. Their randomness is a function of `seed` and of
+    a sample's place.
+
+    Args:
+      prompts: token ids.
+      sources: what each prompt was made of.
+      parse: reads what a completion says.
+      tell: hears of a sample as soon as it is there.
+    """
     n = len(samplings)
     seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
 
     def as_sample(k: int, completion: Completion) -> Sample:
         text = tokenizer.thinking(prompts[k // n], completion.text)
-        return Sample(dialogues[k // n], prompts[k // n], dataclasses.replace(completion, text=text), k // n)
+        source = sources[k // n] if sources is not None else None
+        completion = dataclasses.replace(completion, text=text)
+        return Sample(prompts[k // n], completion, k // n, source=source, parsed=parse(text))
 
     requests = [Request(prompts[k // n], samplings[k % n], each) for k, each in enumerate(seeds)]
     completions = decoder(requests, (lambda k, each: tell(as_sample(k, each))) if tell else None)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 from jax.sharding import Mesh
 
-from pal_jax.learners.policy import PolicyLearner
+from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.models.config import ModelConfig
 from pal_jax.planning import hlo, programs
 from pal_jax.planning.chips import GIB, Chip
@@ -137,26 +137,25 @@ def beside(figures: Figures, size: int) -> Figures:
 def resident(learner: PolicyLearner) -> dict[str, int]:
     """Bytes on a device of what training keeps through an update."""
     state = learner.abstract
-    critic = state.critic or learner.abstract.actor.replace(params={}, frozen={}, opt_state=())
-    trained = (state.actor.params, critic.params)
+    models = state.actor.model, *state.critics
     return {
-        'parameters': programs.bytes_of((trained, state.actor.frozen, critic.frozen, state.reference)),
-        'optimiser': programs.bytes_of((state.actor.opt_state, critic.opt_state)),
-        'gradients': programs.bytes_of(programs.gradients(trained)),
+        'parameters': programs.bytes_of(([(m.params, m.frozen) for m in models], state.actor.reference)),
+        'optimiser': programs.bytes_of([model.opt_state for model in models]),
+        'gradients': max(programs.bytes_of(programs.gradients(model.params)) for model in models),  # one at a time
     }
 
 
 def least(request: Request, learner: PolicyLearner, choice: Choice, memory: dict[str, int]) -> int:
     """Bytes that no compiler gets by without: of an update its state and what layers keep for the backward pass, of
     decoding that state, the weights and the caches."""
-    cfg, work, ways = learner.cfg, request.work, sharding.batch_ways(learner.mesh)
+    cfg, work, ways = learner.actor.cfg, request.work, sharding.batch_ways(learner.actor.mesh)
     rows = min(choice.micro_rows, -(-work.prompts // work.minibatches // ways))
     kept = cfg.width if choice.remat == 'full' else 3 * cfg.width + 3 * cfg.mlp // choice.tensor
     activations = rows * work.row * cfg.layers * kept * jnp.dtype(cfg.act_dtype).itemsize
     update = sum(memory.values()) + activations
     if not request.decode:
         return update
-    weights, caches = programs.decoding_memory(cfg, learner.mesh, work, int8=request.int8)
+    weights, caches = programs.decoding_memory(cfg, learner.actor.mesh, work, int8=request.int8)
     return max(update, memory['parameters'] + memory['optimiser'] + weights + caches)
 
 
@@ -164,7 +163,7 @@ def hot_functions(request: Request, learner: PolicyLearner, memory: dict[str, in
     """Those of training, then those of decoding; adds to `memory` what decoding keeps."""
     yield from programs.training(learner, request.work)
     if request.decode:
-        parts = programs.decoding(learner.cfg, learner, request.work, int8=request.int8)
+        parts = programs.decoding(learner.actor.cfg, learner, request.work, int8=request.int8)
         weights, caches = parts[-1].arguments
         memory |= {'decode weights': programs.bytes_of(weights), 'KV cache': programs.bytes_of(caches)}
         yield from parts

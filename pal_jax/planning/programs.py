@@ -14,12 +14,15 @@ from pal_jax.data.packing import round_up
 from pal_jax.decode import engine
 from pal_jax.decode.programs import Programs
 from pal_jax.decode.requests import bucket
-from pal_jax.learners.policy import PolicyLearner, critic_trainable
+from pal_jax.learners.actor import Actor
+from pal_jax.learners.critic import Critic
+from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.learners.training import apply
 from pal_jax.models import params
 from pal_jax.models.config import ModelConfig
+from pal_jax.objectives.policy import Tokens
 from pal_jax.runtime import devices, sharding
-from pal_jax.types import RolloutBatch, TokenBatch
+from pal_jax.types import TokenBatch
 
 Tree = Any
 CHUNK, PREFILL_ROWS = 512, 8  # as decode.local.LocalDecoder has them
@@ -81,27 +84,34 @@ def work_of(config: Any, prompt: int) -> Work:
 
 
 def training(learner: PolicyLearner, work: Work) -> list[Program]:
-    """Gradients, optimiser and annotation."""
-    state, mesh, ways = learner.abstract, learner.mesh, sharding.batch_ways(learner.mesh)
+    """Gradients, optimisers and scores."""
+    state, actor, ways = learner.abstract, learner.actor, sharding.batch_ways(learner.actor.mesh)
+    mesh, model = actor.mesh, state.actor.model
     height = round_up(work.prompts, ways * work.minibatches)
     minibatch = height // work.minibatches
-    rows, scored = (min(learner.ppo.micro_rows * ways, each) for each in (minibatch, height))
-    batch, weight = rollout(mesh, rows, work)
-    grads = gradients(state.actor.params), gradients(critic_trainable(state.critic))
+    rows, scored = (min(actor.micro_rows * ways, each) for each in (minibatch, height))
+    batch, weight = tokens(mesh, rows, work)
+    number: Any = weight
+    constants = Tokens(number, number, number if actor.anchored else None, number)
+    grads, beside = gradients(model.params), (state.critics, batch)
     updates, ways = work.minibatches * work.epochs, mesh.size
+    calls = updates * (minibatch // rows)
+    arguments = actor, grads, state.actor, batch, constants, weight, learner.ppo.token_loss, 0
     programs = [
-        Program('gradients', type(learner)._gradients, (learner, grads, state, batch, weight, 0),
-                updates * (minibatch // rows), batch, ways),
-        Program('apply', apply, (learner.optimizers.actor, state.actor, grads[0]), updates,
-                (state.critic, state.reference, grads[1]), ways),
-        Program('annotate', type(learner)._score, (learner, state, rollout(mesh, scored, work)[0].tokens),
-                height // scored, (), ways),
-    ]  # fmt: skip
-    if state.critic:
-        beside = state.actor, state.reference, grads[0]
-        arguments = learner.optimizers.critic, state.critic, grads[1]
-        programs.insert(2, Program('apply critic', apply, arguments, updates, beside, ways))
-    return programs
+        Program('gradients', Actor.gradients, arguments, calls, beside, ways),
+        Program('apply', apply, (actor.optimizer, model, grads), updates, (state.critics, state.actor.reference), ways),
+    ]
+    unscored = tokens(mesh, scored, work)[0]
+    for critic, trained in zip(learner.critics, state.critics, strict=True):
+        grads, channels = gradients(trained.params), array(mesh, rows, (*weight.shape[1:], critic.heads))
+        arguments = critic, grads, trained, batch, channels, channels, weight, (2, state.actor.step, 0)
+        programs += [
+            Program('critic gradients', Critic.gradients, arguments, calls, state.actor, ways),
+            Program('apply critic', apply, (critic.optimizer, trained, grads), updates, state.actor, ways),
+            Program('values', Critic._values, (critic, trained, unscored), height // scored, state.actor, ways),
+        ]
+    score = actor, state.actor, unscored, learner.ppo.old_logprobs == 'policy'
+    return [*programs, Program('score', Actor._score, score, height // scored, state.critics, ways)]
 
 
 def gradients(params: Tree) -> Tree:
@@ -109,37 +119,35 @@ def gradients(params: Tree) -> Tree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), params)
 
 
-def rollout(mesh: Mesh, rows: int, work: Work) -> tuple[RolloutBatch, jax.ShapeDtypeStruct]:
-    """An annotated batch of so many rows, and the weights of its actions."""
-    place = sharding.sharding(mesh, ('batch',))
-    actions = work.n, round_up(work.completion, 8)
+def array(mesh: Mesh, rows: int, sizes: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    """An array of rows, spread over the mesh."""
+    return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=sharding.sharding(mesh, ('batch',)))
 
-    def array(dtype: Any, *sizes: int) -> Any:
-        return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=place)
 
-    column, chosen, floats = array(jnp.int32, work.row), array(jnp.int32, *actions), array(jnp.float32, *actions)
-    tokens = TokenBatch(
-        tokens=column, positions=column, segments=column, prefix=column,
-        states=chosen, actions=chosen, acts=array(jnp.bool_, *actions),
+def tokens(mesh: Mesh, rows: int, work: Work) -> tuple[TokenBatch, jax.ShapeDtypeStruct]:
+    """A batch of so many rows, and a number for each of its actions."""
+    acted: Any = work.n, round_up(work.completion, 8)
+    column: Any = array(mesh, rows, (work.row,), jnp.int32)
+    chosen: Any = array(mesh, rows, acted, jnp.int32)
+    acts: Any = array(mesh, rows, acted, jnp.bool_)
+    batch = TokenBatch(
+        tokens=column, positions=column, segments=column, prefix=column, states=chosen, actions=chosen, acts=acts
     )  # fmt: skip
-    batch = RolloutBatch(
-        tokens=tokens, reward=array(jnp.float32, work.n), ok=array(jnp.bool_, work.n), sampler_logprobs=floats,
-        logprobs=floats, ref_logprobs=floats, values=floats, advantages=floats, returns=floats,
-    )  # fmt: skip
-    return batch, floats
+    return batch, array(mesh, rows, acted)
 
 
 def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool) -> list[Program]:
     """Publication of the weights to all decoders, and what one of them does, beside the state of the training."""
-    state = learner.abstract
-    shares = work.shares_on(learner.mesh)
-    wide, mesh = spread(learner.mesh, shares)
+    state, actor = learner.abstract, learner.actor
+    shares = work.shares_on(actor.mesh)
+    wide, mesh = spread(actor.mesh, shares)
     ways = sharding.batch_ways(mesh)
     slots, rows, room = round_up(-(-work.slots // shares), ways), round_up(PREFILL_ROWS, ways), work.room
     publish, functions = (Programs(cfg, place, slots=slots, int8=int8) for place in (wide, mesh))
-    ordered = Mesh(wide.devices.reshape(learner.mesh.devices.shape), wide.axis_names, axis_types=wide.axis_types)
+    ordered = Mesh(wide.devices.reshape(actor.mesh.devices.shape), wide.axis_names, axis_types=wide.axis_types)
     places = sharding.param_shardings(params.decoder_specs(cfg), ordered)
-    trained = state.actor.frozen if learner.adapters else state.actor.params  # merged weights lie where the base does
+    model = state.actor.model
+    trained = model.frozen if actor.adapters else model.params  # merged weights lie where the base does
     plain = jax.tree.map(placed, trained, places)
     outer, number = {name: w for name, w in plain.items() if name != 'layers'}, jax.ShapeDtypeStruct((), jnp.int32)
     layer = result(publish.decode_layer, result(publish.send_layer, plain['layers'], number), number)
@@ -154,7 +162,7 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
     own = -(-work.prompts // shares)
     chunks = -(-work.prompt // chunk) * -(-own // rows)
     steps = work.completion * -(-own * work.n // slots)
-    training = state.replace(actor=state.actor.replace(params={}))
+    training = state.replace(actor=state.actor.replace(model=model.replace(params={})))
     return [
         Program(
             'publish layer',

@@ -14,9 +14,8 @@ import numpy as np
 from pal_jax.data import chats
 from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.learners.dpo import DPO, PreferenceLearner
-from pal_jax.learners.policy import Optimizers, PolicyState
-from pal_jax.learners.ppo import PPO
 from pal_jax.models.config import ModelConfig
 from pal_jax.parts import rows as data
 from pal_jax.parts.recipe import (
@@ -31,9 +30,9 @@ from pal_jax.parts.recipe import (
     make_adapters,
     make_policy,
     stage_before,
-    trained_policy,
+    trained_actor,
 )
-from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics
 
 
@@ -52,16 +51,16 @@ def make(config: Config, ctx: Context) -> Recipe:
     steps = data.steps_of(config, rows)
     learner = make_learner(config, dpo, policy.cfg, ctx, steps)
 
-    def init() -> tuple[PolicyState, Host]:
-        return learner.init(policy.source.load(learner.param_shardings)), {}
+    def init() -> tuple[ActorState, Host]:
+        return learner.actor.init(policy.source.load(learner.actor.param_shardings)), {}
 
-    def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+    def step(state: ActorState, host: Host, i: int) -> tuple[ActorState, Host, str, Metrics]:
         with ctx.phase('update'):
             state, metrics = learner.prefer(state, rows.batch(config, ctx.mesh, i))
         check_finite(state)
         return state, host, 'dpo', metrics | {'left_out': float(rows.left_out)}
 
-    def evaluate(state: PolicyState, stage: str) -> Evaluation:
+    def evaluate(state: ActorState, stage: str) -> Evaluation:
         with ctx.phase('evaluate'):
             counted = [(count, learner.compare(state, batch)[1]) for count, batch in rows.tests(config, ctx.mesh)]
         counts = [count for count, _ in counted]
@@ -69,13 +68,13 @@ def make(config: Config, ctx: Context) -> Recipe:
         return Evaluation({'rows': sum(counts), 'moved': rows.moved, **means}, [])
 
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
-    trained, keep = trained_policy(config, policy, learner), keeping(policy=policy)
-    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, keep=keep)
+    trained, keep = trained_actor(config, policy, learner.actor), keeping(policy=policy)
+    return Recipe(steps, learner.actor.abstract, init, step, stage, evaluate, trained, keep=keep)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:
     policy = make_policy(config, ctx)
-    return trained_policy(config, policy, make_learner(config, DPO(**config.dpo), policy.cfg, ctx))
+    return trained_actor(config, policy, make_learner(config, DPO(**config.dpo), policy.cfg, ctx).actor)
 
 
 def to_group(tokenizer: Tokenizer, record: object) -> Group:
@@ -84,9 +83,8 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
 
 
 def make_learner(config: Config, dpo: DPO, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PreferenceLearner:
-    optimizer = make_optimizer(**config.optimizer, total_steps=steps)
-    ppo = PPO(estimator='reinforce', micro_rows=config.data.micro_rows)  # of it the sizes of supervised steps
-    return PreferenceLearner(
-        dpo, cfg, ppo, Optimizers(*[optimizer] * 3), ctx.mesh,
-        n=1, length=1, adapters=make_adapters(config), seed=config.seed,
+    actor = Actor(
+        cfg, Optimizer(**config.optimizer, total_steps=steps), ctx.mesh, micro_rows=config.data.micro_rows,
+        adapters=make_adapters(config), anchored=not dpo.reference_free, seed=config.seed,
     )  # fmt: skip
+    return PreferenceLearner(actor, dpo)

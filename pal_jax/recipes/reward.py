@@ -19,7 +19,7 @@ from pal_jax.data import chats
 from pal_jax.data.packing import Compared, Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.evals import reward_model
-from pal_jax.learners.reward import BradleyTerry, Pairs, RewardLearner, RewardState, pack_replies, to_score
+from pal_jax.learners.scorer import BradleyTerry, Pairs, Scorer, ScorerState, pack_replies, to_score
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.families import classifier_to_hf
 from pal_jax.parts import rows as data
@@ -42,7 +42,7 @@ from pal_jax.parts.recipe import (
 )
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics
 
 
@@ -73,23 +73,24 @@ def make(config: Config, ctx: Context) -> Recipe:
         of, *sides = np.array([(i, pair.better, pair.worse) for i, pair in compared(groups)]).T
         return found.pick(of[:, None], np.stack(sides, axis=1))
 
-    def init() -> tuple[RewardState, Host]:
+    def init() -> tuple[ScorerState, Host]:
         return learner.init(policy.source.load(learner.param_shardings)), {}
 
-    def step(state: RewardState, host: Host, i: int) -> tuple[RewardState, Host, str, Metrics]:
+    def step(state: ScorerState, host: Host, i: int) -> tuple[ScorerState, Host, str, Metrics]:
         drawn = rows.draw(config, i)
         with ctx.phase('update'):
-            gaps, grads, read = learner.read(state, packed(drawn))
-            state, applied = learner.apply(state, grads)
+            state, gaps, figures = learner.learn(state, packed(drawn))
         check_finite(state)
-        metrics = {name.removeprefix('reward_'): value for name, value in (read | applied).items()}
+        metrics = {name.removeprefix('reward_'): value for name, value in figures.items()}
         tokens = float(sum(group.length for group in drawn))
         metrics |= {'margin': float(gaps.mean()), 'tokens': tokens, 'left_out': float(rows.left_out)}
         return state, host, 'reward', metrics
 
-    def evaluate(state: RewardState, stage: str) -> Evaluation:
+    def evaluate(state: ScorerState, stage: str) -> Evaluation:
         with ctx.phase('evaluate'):
-            scores = np.concatenate([learner.scores(state, packed(groups)) for groups in rows.test_groups(config)])
+            scores = np.concatenate(
+                [learner.scores(state, packed(groups))[..., 0] for groups in rows.test_groups(config)]
+            )
         pairs = compared(rows.test)
         replies = [[rows.test[i].branches[k] for k in (pair.better, pair.worse)] for i, pair in pairs]
         lengths = np.array([[len(reply.tokens) - 1 for reply in each] for each in replies])
@@ -108,8 +109,8 @@ def make_trained(config: Config, ctx: Context) -> Trained:
     return trained_by(config, policy, make_learner(config, BradleyTerry(**config.reward), policy.cfg, ctx))
 
 
-def trained_by(config: Config, policy: Policy, learner: RewardLearner) -> Trained:
-    def exports(state: RewardState) -> dict[str, Export]:
+def trained_by(config: Config, policy: Policy, learner: Scorer) -> Trained:
+    def exports(state: ScorerState) -> dict[str, Export]:
         check_classifier(config)
         params, head = learner.weights(state)
         return {'export': Export(params, policy.cfg, policy.tokenizer, head=head)}
@@ -130,9 +131,8 @@ def open_scores(folder: str | Path, ctx: Context) -> tuple[Tokenizer, str, Calla
     ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), config.data.micro_rows, config.data.row_tokens
 
     def scores(groups: Sequence[Group]) -> np.ndarray:
-        return learner.scores(
-            state, pack_replies(groups, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens)
-        )
+        pairs = pack_replies(groups, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens)
+        return learner.scores(state, pairs)[..., 0]
 
     return model.tokenizer, config.data.pooling, scores
 
@@ -196,11 +196,8 @@ def compared(groups: Sequence[Group]) -> list[tuple[int, Compared]]:
     return [(i, pair) for i, group in enumerate(groups) for pair in group.compared]
 
 
-learner_of = functools.lru_cache(maxsize=2)(RewardLearner)  # stages that differ in their data share its programs
-
-
-def make_learner(config: Config, loss: BradleyTerry, cfg: ModelConfig, ctx: Context, steps: int = 1) -> RewardLearner:
-    return learner_of(
-        cfg, make_optimizer(**config.optimizer, total_steps=steps), ctx.mesh,
+def make_learner(config: Config, loss: BradleyTerry, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Scorer:
+    return Scorer(
+        cfg, Optimizer(**config.optimizer, total_steps=steps), ctx.mesh,
         micro_rows=config.data.micro_rows, adapters=make_adapters(config), loss=loss, seed=config.seed,
     )  # fmt: skip

@@ -25,9 +25,10 @@ from pal_jax.decode.choose import Decoder
 from pal_jax.envs import dialogue as env
 from pal_jax.evals.rollouts import shown, spread, summarize
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
+from pal_jax.feedback.profiles import parse_completion
 from pal_jax.feedback.users import Listened
-from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
-from pal_jax.learners.ppo import PPO
+from pal_jax.learners import ppo
+from pal_jax.learners.ppo import PPO, PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.parts import sampler
 from pal_jax.parts.recipe import (
@@ -50,7 +51,7 @@ from pal_jax.parts.recipe import (
 from pal_jax.parts.world import SYSTEM, World, check_openings, make_world, read_system
 from pal_jax.runtime import sharding
 from pal_jax.runtime.files import write_whole
-from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch
 
 Sampler = Callable[..., list[Sample]]  # of dialogues, samples of each, seed and who is told: see `make_sampler`
@@ -89,7 +90,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     min_std = 0.0 if config.reference_compatible else config.reward.min_std
 
     def init() -> tuple[PolicyState, Host]:
-        return learner.init(policy.source.load(learner.param_shardings)), {
+        return learner.init(policy.source.load(learner.actor.param_shardings)), {
             'queue': env.to_json(env.open_queue(world.train, shuffle=order))
         }
 
@@ -117,8 +118,9 @@ def make(config: Config, ctx: Context) -> Recipe:
         ctx.show(map(shown, spread(samples, dialogue.shown)))
         with ctx.phase('annotate'):
             returns = env.with_returns(turns, gamma=turn_gamma)
-            batch, annotated = learner.annotate(state, pack(returns))
-        metrics |= annotated | {'flat': float(metrics.get('reward_std', 0.0) < min_std)}
+            batch, scored = learner.score(state, pack(returns))
+            batch, estimated = learner.advantages(state, batch)
+        metrics |= scored | estimated | {'flat': float(metrics.get('reward_std', 0.0) < min_std)}
         if not metrics['flat']:
             with ctx.phase('update'):
                 ptx = supervised(i) if config.ppo.ptx_coef else None
@@ -241,7 +243,9 @@ def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Dec
         dialogues: Sequence[Dialogue], n: int, seed: Sequence[int], tell: Callable[[Sample], None] | None = None
     ) -> list[Sample]:
         prompts = list(map(prompt_of, dialogues))
-        return sampler.sample(decoder, tokenizer, dialogues, prompts, [sampling] * n, seed, tell)
+        return sampler.sample(
+            decoder, tokenizer, prompts, [sampling] * n, seed, sources=dialogues, parse=parse_completion, tell=tell
+        )
 
     return sample_turns
 
@@ -250,15 +254,13 @@ def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearne
     updates = max(config.total_steps, 1) * config.ppo.epochs * config.ppo.minibatches
     published = {'loss_agg': 'micro_token_mean'} if config.reference_compatible else {}
     imitation = config.warmup.optimizer.to_dict() | {'name': config.optimizer.name}  # they share one state
-    return PolicyLearner(
+    return ppo.make_learner(
         cfg,
         PPO(**config.ppo.to_dict() | published, temperature=config.sampling.temperature or 1.0),
-        Optimizers(
-            actor=make_optimizer(**config.optimizer, total_steps=updates),
-            critic=make_optimizer(**config.critic, total_steps=updates),
-            imitation=make_optimizer(**imitation, total_steps=max(config.warmup.steps, 1)),
-        ),
+        Optimizer(**config.optimizer, total_steps=updates),
         ctx.mesh,
+        critic=Optimizer(**config.critic, total_steps=updates),
+        imitation=Optimizer(**imitation, total_steps=max(config.warmup.steps, 1)),
         n=config.dialogue.n_samples_per_prompt,
         length=config.sampling.max_tokens,
         adapters=make_adapters(config),

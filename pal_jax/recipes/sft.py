@@ -13,8 +13,7 @@ import numpy as np
 from pal_jax.data import chats
 from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState, actor_params
-from pal_jax.learners.ppo import PPO
+from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.models.config import ModelConfig
 from pal_jax.parts import rows as data
 from pal_jax.parts.recipe import (
@@ -29,9 +28,9 @@ from pal_jax.parts.recipe import (
     make_adapters,
     make_policy,
     stage_before,
-    trained_policy,
+    trained_actor,
 )
-from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics
 
 
@@ -49,21 +48,21 @@ def make(config: Config, ctx: Context) -> Recipe:
     steps = data.steps_of(config, rows)
     learner = make_learner(config, policy.cfg, ctx, steps)
 
-    def init() -> tuple[PolicyState, Host]:
+    def init() -> tuple[ActorState, Host]:
         return learner.init(policy.source.load(learner.param_shardings)), {}
 
-    def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+    def step(state: ActorState, host: Host, i: int) -> tuple[ActorState, Host, str, Metrics]:
         with ctx.phase('update'):
             batch = rows.batch(config, ctx.mesh, i)
             state, metrics = learner.imitate(state, batch)
         check_finite(state)
         return state, host, 'sft', metrics | {'tokens': float(batch.acts.sum()), 'left_out': float(rows.left_out)}
 
-    def evaluate(state: PolicyState, stage: str) -> Evaluation:
+    def evaluate(state: ActorState, stage: str) -> Evaluation:
         total, count = 0.0, 0
         with ctx.phase('evaluate'):
             for _, batch in rows.tests(config, ctx.mesh):
-                logprobs = learner.logprobs(actor_params(state), batch)
+                logprobs = learner.logprobs(state.whole, batch)
                 total, count = total - float((logprobs * batch.acts).sum()), count + int(batch.acts.sum())
         loss = total / count
         return Evaluation(
@@ -71,13 +70,13 @@ def make(config: Config, ctx: Context) -> Recipe:
         )
 
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
-    trained, keep = trained_policy(config, policy, learner), keeping(policy=policy)
+    trained, keep = trained_actor(config, policy, learner), keeping(policy=policy)
     return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, keep=keep)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:
     policy = make_policy(config, ctx)
-    return trained_policy(config, policy, make_learner(config, policy.cfg, ctx))
+    return trained_actor(config, policy, make_learner(config, policy.cfg, ctx))
 
 
 def to_group(tokenizer: Tokenizer, record: object) -> Group:
@@ -85,10 +84,8 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
     return shared_prompt([chats.to_imitate(record, tokenizer)])
 
 
-def make_learner(config: Config, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PolicyLearner:
-    optimizer = make_optimizer(**config.optimizer, total_steps=steps)
-    ppo = PPO(estimator='reinforce', micro_rows=config.data.micro_rows)  # of it the sizes of supervised steps
-    return PolicyLearner(
-        cfg, ppo, Optimizers(*[optimizer] * 3), ctx.mesh,
-        n=1, length=1, adapters=make_adapters(config), anchored=False, max_z_coef=config.max_z_coef, seed=config.seed,
+def make_learner(config: Config, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Actor:
+    return Actor(
+        cfg, Optimizer(**config.optimizer, total_steps=steps), ctx.mesh, micro_rows=config.data.micro_rows,
+        adapters=make_adapters(config), anchored=False, max_z_coef=config.max_z_coef, seed=config.seed,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from pal_jax.data.packing import (
     shared_prompt,
 )  # fmt: skip
 from pal_jax.runtime import devices
-from pal_jax.types import OPENING, Completion, Dialogue, Person, Sample
+from pal_jax.types import OPENING, Completion, Sample
 
 GROUPS = [
     Group([1, 2, 3], [Branch([4, 5]), Branch([6, 7, 8])]),
@@ -91,28 +91,27 @@ def test_rows_are_few_and_even():
 
 
 def test_rollouts_keep_rewards_and_logprobs_beside_their_tokens():
-    dialogue = Dialogue(Person('a', ('x: y',)), ())
     samples = [
-        Sample(dialogue, (1, 2), Completion('', (3, 4), (-0.5, -1.5), 'stop'), group=0, reward=0.25),
-        Sample(dialogue, (1, 2), Completion('', (5,), (-2.0,), 'stop'), group=0, reward=1.0, ok=False),
+        Sample((1, 2), Completion('', (3, 4), (-0.5, -1.5), 'stop'), rewards=(0.25, 2.0), role=1),
+        Sample((1, 2), Completion('', (5,), (-2.0,), 'stop'), rewards=(1.0, 3.0), ok=False),
     ]
     batch = pack_rollouts(samples, n=2, ways=8, actions=8, mesh=devices.make_mesh(devices=jax.devices()[:1]))
-    assert np.asarray(batch.reward)[0].tolist() == [0.25, 1.0]
+    assert np.asarray(batch.rewards)[0].tolist() == [[0.25, 2.0], [1.0, 3.0]]
+    assert np.asarray(batch.role)[0].tolist() == [1, 0]
     assert np.asarray(batch.ok)[:2].tolist() == [[True, False], [False, False]]
     assert np.asarray(batch.sampler_logprobs)[0, 0, :3].tolist() == [-0.5, -1.5, 0.0]
     assert batch.tokens.tokens.shape == (8, 128)
 
 
 def test_packed_rollouts_keep_the_samples_of_a_prompt_together():
-    dialogue = Dialogue(Person('a', ('x: y',)), ())
     samples = [
-        Sample(dialogue, (size,) * size, Completion('', (2, 3), (0.0, k), 'stop'), 0, reward=10 * size + k)
+        Sample((size,) * size, Completion('', (2, 3), (0.0, k), 'stop'), rewards=(10 * size + k,))
         for size in (30, 6, 20)
         for k in range(2)
     ]
     mesh = devices.make_mesh(devices=jax.devices()[:1])
     batch = pack_rollouts(samples, n=2, actions=8, mesh=mesh, row_tokens=64, multiple=32)
-    assert np.asarray(batch.reward).tolist() == [[300, 301, 0, 0], [200, 201, 60, 61]]
+    assert np.asarray(batch.rewards[..., 0]).tolist() == [[300, 301, 0, 0], [200, 201, 60, 61]]
     assert np.asarray(batch.ok).sum(1).tolist() == [2, 4]
     assert np.asarray(batch.sampler_logprobs)[1, :, 1].tolist() == [0, 1, 0, 1]
 
@@ -162,7 +161,6 @@ def test_batches_pass_over_all_examples_and_depend_on_their_number_alone():
 
 
 def test_rows_of_rollouts_stand_in_order_of_length():
-    dialogue = Dialogue(Person('a', ('x: y',)), ())
-    samples = [Sample(dialogue, (1,) * k, Completion('', (2,), (0.0,), 'stop'), 0, reward=k) for k in (5, 2, 9)]
+    samples = [Sample((1,) * k, Completion('', (2,), (0.0,), 'stop'), rewards=(k,)) for k in (5, 2, 9)]
     batch = pack_rollouts(samples, n=1, actions=8, mesh=devices.make_mesh(devices=jax.devices()[:1]))
-    assert np.asarray(batch.reward)[:, 0].tolist() == [2, 5, 9]
+    assert np.asarray(batch.rewards)[:, 0, 0].tolist() == [2, 5, 9]

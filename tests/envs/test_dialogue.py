@@ -19,10 +19,17 @@ from pal_jax.envs.dialogue import (
 )
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.people import SCHEMA, SLOTS, make_people
-from pal_jax.feedback.profiles import match_exactly, mentions, parse_completion, render_completion, render_facts
+from pal_jax.feedback.profiles import (
+    match_exactly,
+    mentions,
+    parse_completion,
+    render_completion,
+    render_facts,
+    to_sample,
+)
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.users import Listened, make_scripted_user, revealed
-from pal_jax.types import Completion, Dialogue, Person, Sample, Turn
+from pal_jax.types import Completion, Dialogue, Person, Turn
 
 USER = make_scripted_user(p_spontaneous=1.0)
 
@@ -41,7 +48,7 @@ def group(dialogue, rewards, *, texts=None, oks=None):
     ]
     oks = oks or [True] * len(rewards)
     return [
-        Sample(dialogue, (), Completion(text, (), (), 'stop'), 0, reward, ok=ok)
+        dataclasses.replace(to_sample(dialogue, Completion(text, (), (), 'stop')), rewards=(reward,), ok=ok)
         for text, reward, ok in zip(texts, rewards, oks, strict=True)
     ]
 
@@ -326,7 +333,7 @@ def test_without_discount_no_reward_moves_and_with_it_only_those_before():
     turns = two_turns()
     flat = [sample for groups in turns for samples in groups for sample in samples]
     assert with_returns(turns, gamma=0.0) == flat
-    raised = [turns[0], [[dataclasses.replace(s, reward=s.reward + 1.0) for s in samples] for samples in turns[1]]]
+    raised = [turns[0], [[dataclasses.replace(s, rewards=(s.reward + 1.0,)) for s in samples] for samples in turns[1]]]
     before, after = ([s.reward for s in with_returns(each, gamma=0.5)] for each in (turns, raised))
     assert [b - a for a, b in zip(before, after, strict=True)] == pytest.approx([0.5, 0.5, 0.5, 0.0, 1, 1, 1, 1])
 
@@ -344,7 +351,7 @@ def test_a_dialogue_is_played_to_its_end_or_until_it_is_malformed():
     assert [[each[:2] for each in turn] for turn in seen] == [
         [('u0', 0), ('u1', 0)], [('u0', 1), ('u1', 1)], [('u0', 2)]
     ]  # fmt: skip
-    assert [[samples[0].dialogue.round for samples in groups] for groups in played] == [[0, 0], [1, 1], [2]]
+    assert [[samples[0].source.round for samples in groups] for groups in played] == [[0, 0], [1, 1], [2]]
     assert {each[2:] for turn in seen for each in turn} == {(7, 0), (7, 1), (7, 2)}
     seen.clear()
     play(dialogues, answer, turns=1, user=never, seed=7)

@@ -10,7 +10,7 @@ import pytest
 from pal_jax.data.holdouts import strangers
 from pal_jax.evals import baselines, personalization
 from pal_jax.feedback.judges import CRITERIA, judge_by_rules
-from pal_jax.feedback.profiles import match_exactly, parse_completion, render_completion
+from pal_jax.feedback.profiles import match_exactly, parse_completion, render_completion, to_sample
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.users import make_scripted_user
 from pal_jax.types import Completion, Dialogue, Person, Sample, Turn
@@ -29,7 +29,7 @@ def sample(person: Person, profile: str, *, strict: float, turn: int, ok: bool =
         'recall': len(inferred) / golden,
     }
     done = Completion(render_completion(profile, 'Hm?'), (1, 2), (0.0, 0.0), 'stop')
-    return Sample(Dialogue(person, tuple(turns)), (), done, 0, reward=strict, info=info, ok=ok)
+    return dataclasses.replace(to_sample(Dialogue(person, tuple(turns)), done), rewards=(strict,), info=info, ok=ok)
 
 
 def talks(ok: bool = True) -> list[list[Sample]]:

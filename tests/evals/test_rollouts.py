@@ -12,7 +12,7 @@ def sample(reward=None):
     info = {} if reward is None else {'profile': reward, 'response': 0.0, 'format': 1.0}
     dialogue = Dialogue(Person('a', ('x: y',)), ())
     completion = Completion('', (1, 2), (-1.0, -1.0), 'stop')
-    return Sample(dialogue, (1,), completion, 0, reward=reward or 0.0, ok=reward is not None, info=info)
+    return Sample((1,), completion, rewards=(reward or 0.0,), source=dialogue, ok=reward is not None, info=info)
 
 
 def test_samples_without_a_reward_are_in_no_mean_of_rewards():

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from pal_jax.feedback import language, prompts
+from pal_jax.feedback.profiles import to_sample
 from pal_jax.feedback.rewards import judged_dialogue, make_reward
-from pal_jax.types import Chat, Completion, Dialogue, Person, Sample, Turn
+from pal_jax.types import Chat, Completion, Dialogue, Person, Turn
 
 ANA = Person('ana', ('pet: ferret', 'job: baker'))
 TALK = Dialogue(ANA, (Turn('user', 'Hello'), Turn('assistant', 'Hi there', 'pet: ferret\n'), Turn('user', 'Long day.')))
@@ -90,7 +91,7 @@ def test_only_an_informed_judge_sees_the_golden_profile(informed):
     judge = language.make_judge(model, golden=informed)
     completion = Completion('<profile>\n- pet: cat\n</profile>\n\n<response>\nHow nice!</response>', (), (), 'stop')
     reward = make_reward(lambda ours, true: [0] * len(ours), judge, informed=informed)
-    (sample,) = reward([Sample(TALK, (), completion, 0)], 0)
+    (sample,) = reward([to_sample(TALK, completion)], 0)
     assert sample.reward == 1.0 and sample.info['strict'] == 1.0
     assert ('ferret' in model.chats[0]) == informed
     assert ('"pet: cat"' in model.chats[0]) != informed
@@ -100,7 +101,7 @@ def test_only_an_informed_judge_sees_the_golden_profile(informed):
 def test_a_reply_nobody_could_judge_is_left_out():
     judge = language.make_judge(Scripted(*['?'] * 3))
     completion = Completion('<profile>\n</profile>\n\n<response>\nHow nice!</response>', (), (), 'stop')
-    (sample,) = make_reward(lambda ours, true: [0], judge)([Sample(TALK, (), completion, 0)], 0)
+    (sample,) = make_reward(lambda ours, true: [0], judge)([to_sample(TALK, completion)], 0)
     assert not sample.ok and sample.reward == 0.0
 
 

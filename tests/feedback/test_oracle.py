@@ -8,17 +8,17 @@ import pytest
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.oracle import make_answers
 from pal_jax.feedback.people import make_people
-from pal_jax.feedback.profiles import match_exactly
+from pal_jax.feedback.profiles import match_exactly, to_sample
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.feedback.users import make_scripted_user
-from pal_jax.types import Completion, Sample
+from pal_jax.types import Completion
 
 USER = make_scripted_user(p_spontaneous=1.0)
 
 
 def rewarded(answers, which):
     texts = [getattr(each, which) for each in answers]
-    samples = [Sample(a.dialogue, (), Completion(t, (), (), 'stop'), 0) for a, t in zip(answers, texts, strict=True)]
+    samples = [to_sample(a.dialogue, Completion(t, (), (), 'stop')) for a, t in zip(answers, texts, strict=True)]
     return make_reward(match_exactly, judge_by_rules, response='strict')(samples, 0)
 
 

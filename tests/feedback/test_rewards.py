@@ -4,9 +4,9 @@ import pytest
 
 from pal_jax.feedback.judges import CRITERIA, SCORES, judge_by_rules
 from pal_jax.feedback.people import SCHEMA, SLOTS, make_people
-from pal_jax.feedback.profiles import match_exactly, profile_f1, render_completion, render_facts
+from pal_jax.feedback.profiles import match_exactly, profile_f1, render_completion, render_facts, to_sample
 from pal_jax.feedback.rewards import judged_dialogue, make_reward, others
-from pal_jax.types import Completion, Dialogue, Person, Sample, Turn, Verdict
+from pal_jax.types import Completion, Dialogue, Person, Turn, Verdict
 
 FACTS = ('food: pizza', 'pet: cat', 'job: nurse', 'city: Oslo')
 PERSON = Person('p', FACTS)
@@ -17,7 +17,7 @@ REWARD = make_reward(match_exactly, judge_by_rules)
 
 def sample(facts=(), reply=GOOD, *, text=None, turns=HISTORY, person=PERSON):
     text = render_completion(render_facts(facts), reply) if text is None else text
-    return Sample(Dialogue(person, turns), (1, 2), Completion(text, (3,), (0.0,), 'stop'), group=0)
+    return to_sample(Dialogue(person, turns), Completion(text, (3,), (0.0,), 'stop'), (1, 2))
 
 
 def no_matcher(inferred, golden):
@@ -86,7 +86,7 @@ def test_matcher_and_judge_are_called_once_with_the_well_formed_samples():
     ]
     assert [s.info['format'] for s in scored] == [1.0, 0.0, 1.0]
     assert scored[0].reward > 1 and scored[1].reward == 0.0 == scored[2].reward
-    assert [dataclasses.replace(s, reward=0.0, info={}) for s in scored] == samples
+    assert [dataclasses.replace(s, rewards=(0.0,), info={}) for s in scored] == samples
 
 
 def test_info_has_the_same_float_keys_for_every_sample():
@@ -128,7 +128,7 @@ def test_judge_sees_neither_the_golden_profile_nor_any_noted_profile():
         return judge_by_rules(dialogues, inferred, replies, seed)
 
     make_reward(match_exactly, judge)([sample(['city: Rome'])], 0)
-    assert seen == [judged_dialogue(sample().dialogue)]
+    assert seen == [judged_dialogue(sample().source)]
     assert seen[0].person.facts == ()
     assert [turn.content for turn in seen[0].turns] == [turn.content for turn in HISTORY]
     assert not any(turn.profile or 'profile' in turn.content or turn.role == 'system' for turn in seen[0].turns)
@@ -192,7 +192,6 @@ def test_the_shuffled_control_scores_against_another_person():
         others([people[0], known[0]])
     reward = make_reward(match_exactly, judge_by_rules, shuffled=True)
     text = render_completion('- pet: cat\n', 'Tell me more about it, please.')
-    samples = [
-        Sample(Dialogue(p, (Turn('user', 'Hello'),)), (1,), Completion(text, (1,), (0.0,), 'stop'), 0) for p in people
-    ]
+    dialogues = [Dialogue(person, (Turn('user', 'Hello'),)) for person in people]
+    samples = [to_sample(each, Completion(text, (1,), (0.0,), 'stop'), (1,)) for each in dialogues]
     assert [sample.info['profile'] for sample in reward(samples, 0)] == [0.0, 0.0, 1.0]

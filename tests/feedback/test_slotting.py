@@ -11,9 +11,9 @@ import pytest
 
 from pal_jax.feedback import prompts, slotting
 from pal_jax.feedback.language import read_count
-from pal_jax.feedback.profiles import render_completion, render_facts
+from pal_jax.feedback.profiles import render_completion, render_facts, to_sample
 from pal_jax.parts.world import make_world
-from pal_jax.types import Completion, Person, Sample
+from pal_jax.types import Completion, Person
 from tests import configs
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,7 @@ def test_real_people_go_through_slotting_dialogue_and_evaluation(chat_server, tm
             facts = [render_facts([f'age: {age[0]}'] if age else []) for age in ages]
             texts = [render_completion(fact, f'Tell me more, {i}.') for i, fact in enumerate(facts)]
             done = [Completion(text, (1,), (0.0,), 'stop') for text in texts]
-            return [Sample(d, (), c, i) for i, (d, c) in enumerate(zip(dialogues, done, strict=True))]
+            return [to_sample(d, c, group=i) for i, (d, c) in enumerate(zip(dialogues, done, strict=True))]
 
         record, dialogues = world.evaluate(respond, rounds=3)
         people = world.tests['heldout']

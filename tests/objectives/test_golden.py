@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from pal_jax.feedback.judges import SCORES
+from pal_jax.feedback.profiles import to_sample
 from pal_jax.feedback.rewards import make_reward
 from pal_jax.objectives.advantages import gae, reward_to_go, shape_rewards, token_rewards
 from pal_jax.objectives.kl import adapt_kl, token_kl
 from pal_jax.objectives.masked import masked_mean, masked_var, whiten
 from pal_jax.objectives.policy import loss_weights, ppo_token_loss, value_token_loss
 from pal_jax.runtime.optim import make_schedule
-from pal_jax.types import Completion, Dialogue, Person, Sample, Turn, Verdict
+from pal_jax.types import Completion, Dialogue, Person, Turn, Verdict
 
 ACTS = jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
 OK = jnp.array([True, True])
@@ -157,7 +158,7 @@ def test_g15_learning_rate(run, step, rate):
 def test_g16_total_reward_of_three_matches_among_four_facts_and_ten(tag, judged, expected):
     person = Person('someone', tuple(f'slot {i}: value' for i in range(10)))
     text = f'{tag}a: 1\nb: 2\nc: 3\nd: 4</profile>\n\n<response>\nHello</response>'
-    sample = Sample(Dialogue(person, (Turn('user', 'Hello'),)), (), Completion(text, (), (), 'stop'), group=0)
+    sample = to_sample(Dialogue(person, (Turn('user', 'Hello'),)), Completion(text, (), (), 'stop'))
     verdict = Verdict(dict.fromkeys(SCORES, judged))
     reward = make_reward(lambda inferred, golden: [3], lambda dialogues, inferred, replies, seed: [verdict])
     assert reward([sample], 0)[0].reward == pytest.approx(expected, abs=1e-6)

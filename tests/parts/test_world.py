@@ -10,13 +10,16 @@ import pytest
 
 from pal_jax.data.holdouts import normal
 from pal_jax.feedback.people import content, make_people
+from pal_jax.feedback.profiles import to_sample
 from pal_jax.feedback.questions import make_questions
 from pal_jax.parts.world import make_world, share_reward, share_user
 from pal_jax.runtime.processes import Shares
-from pal_jax.types import Completion, Dialogue, Person, Sample
+from pal_jax.types import Completion, Dialogue, Person
 from tests import configs
 
-SAMPLES = [Sample(Dialogue(Person(str(i), ()), ()), (1,), Completion(f'text {i}', (), (), 'stop'), i) for i in range(5)]
+SAMPLES = [
+    to_sample(Dialogue(Person(str(i), ()), ()), Completion(f'text {i}', (), (), 'stop'), (1,), i) for i in range(5)
+]
 
 
 @pytest.mark.parametrize(('together', 'calls'), [(False, [2, 3]), (True, [5])])
@@ -25,7 +28,9 @@ def test_a_reward_is_asked_by_share_or_for_all_together(together, calls):
 
     def reward(samples, seed):
         asked.append(len(samples))
-        return [dataclasses.replace(s, reward=float(s.group + seed), info={'x': 1.0}, ok=s.group > 0) for s in samples]
+        return [
+            dataclasses.replace(s, rewards=(float(s.group + seed),), info={'x': 1.0}, ok=s.group > 0) for s in samples
+        ]
 
     shared = share_reward(reward, Shares(2), together=together)(SAMPLES, 7)
     assert asked == calls
@@ -36,7 +41,7 @@ def test_users_are_asked_by_share():
     user = share_user(
         lambda dialogues, seed: [f'{each.person.id} {seed} {len(dialogues)}' for each in dialogues], Shares(2)
     )
-    assert user([s.dialogue for s in SAMPLES], 3) == ['0 3 2', '1 3 2', '2 3 3', '3 3 3', '4 3 3']
+    assert user([s.source for s in SAMPLES], 3) == ['0 3 2', '1 3 2', '2 3 3', '3 3 3', '4 3 3']
 
 
 # --- who is tested on has other facts than who is trained on ----------------------------------------------------------

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from pal_jax.learners.policy import actor_params
+
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes import dpo
 from pal_jax.runtime import devices

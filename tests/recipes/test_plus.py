@@ -14,9 +14,9 @@ import sys
 import jax
 import numpy as np
 import pytest
+from pal_jax.learners.reward import BradleyTerry, RewardLearner, gaps
 
 from pal_jax import cli
-from pal_jax.learners.reward import BradleyTerry, RewardLearner, gaps
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes.plus import context as plus_context
 from pal_jax.recipes.plus import recipe as plus

@@ -163,7 +163,7 @@ def test_with_a_discount_a_step_holds_whole_dialogues_and_without_it_nothing_cha
     (off,), *_ = run(small(**config), 1, monkeypatch)
     (first, second), _, host, metrics = run(small(**config, **{'dialogue.turn_gamma': 0.5}), 2, monkeypatch)
     for samples, batch in (first, second):
-        assert [sample.dialogue.round for sample in samples] == [0] * 8 + [1] * 8
+        assert [sample.source.round for sample in samples] == [0] * 8 + [1] * 8
         assert batch.ok.sum() == 16
     assert metrics['round'] == 1.5
     assert not host['queue']['waiting'] and {len(each['turns']) for each in host['queue']['pending']} <= {1}

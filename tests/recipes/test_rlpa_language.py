@@ -13,12 +13,12 @@ import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.requests import Request
-from pal_jax.feedback.profiles import render_completion
+from pal_jax.feedback.profiles import render_completion, to_sample
 from pal_jax.parts import chat_models, world
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes import rlpa
 from pal_jax.runtime import devices
-from pal_jax.types import Completion, Sample, Sampling
+from pal_jax.types import Completion, Sampling
 from tests import configs
 
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
@@ -244,7 +244,7 @@ def test_who_is_not_there_ends_training_and_evaluation_with_the_reason(monkeypat
 
     def respond(dialogues, seed):
         done = decoder([Request((1,), Sampling(), i) for i in range(len(dialogues))])
-        return [Sample(d, (), c, i) for i, (d, c) in enumerate(zip(dialogues, done, strict=True))]
+        return [to_sample(d, c, group=i) for i, (d, c) in enumerate(zip(dialogues, done, strict=True))]
 
     with pytest.raises(RuntimeError, match=f'turns with heldout people have no answer.*{role}: API'):
         people.evaluate(respond, rounds=2)

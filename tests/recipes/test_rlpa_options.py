@@ -12,13 +12,13 @@ import pytest
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.feedback import people
 from pal_jax.feedback.judges import judge_by_rules
-from pal_jax.feedback.profiles import render_completion
+from pal_jax.feedback.profiles import render_completion, to_sample
 from pal_jax.models import sources
 from pal_jax.parts import world
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes import rlpa
 from pal_jax.runtime import devices
-from pal_jax.types import Completion, Dialogue, Person, Sample, Turn
+from pal_jax.types import Completion, Dialogue, Person, Turn
 from tests import configs
 
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
@@ -80,9 +80,8 @@ def test_the_papers_variant_has_the_references_values():
 
 def test_the_ablations_pay_one_part():
     text = render_completion('- pet: cat\n', 'Yes.')
-    sample = Sample(
-        Dialogue(Person('a', ('pet: cat',)), (Turn('user', 'Hello'),)), (), Completion(text, (), (), 'stop'), 0
-    )
+    hello = Dialogue(Person('a', ('pet: cat',)), (Turn('user', 'Hello'),))
+    sample = to_sample(hello, Completion(text, (), (), 'stop'))
     profile, reply = (
         world.make_world(get_config(**{f'reward.{weight}_weight': 0.0})).reward([sample], 0)[0].reward
         for weight in ('response', 'profile')
@@ -100,9 +99,8 @@ def test_the_published_visibility_shows_the_judge_the_policys_prompt(monkeypatch
         return judge_by_rules(dialogues, inferred, replies, seed)
 
     text = render_completion('', 'How are you?')
-    sample = Sample(
-        Dialogue(Person('a', ('pet: cat',)), (Turn('user', 'Hello'),)), (), Completion(text, (), (), 'stop'), 0
-    )
+    hello = Dialogue(Person('a', ('pet: cat',)), (Turn('user', 'Hello'),))
+    sample = to_sample(hello, Completion(text, (), (), 'stop'))
     rewards = []
     with monkeypatch.context() as patch:
         patch.setattr(world, 'judge_by_rules', judge)
@@ -142,7 +140,7 @@ def test_a_long_dialogue_loses_its_oldest_exchanges_and_never_its_last_words():
     for _ in range(4):
         sampler = rlpa.make_sampler(get_config(**{'dialogue.prompt_max_len': longest}), '', byte_tokenizer(), decoder)
         (sample,) = sampler([dialogue], 1, (0,))
-        assert sample.dialogue == dialogue
+        assert sample.source == dialogue
         assert not longest or len(sample.prompt_ids) <= longest
         longest = len(sample.prompt_ids) - 1
     assert all('message 3' in prompt and '- note: 3' in prompt for prompt in decoder.prompts)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from pal_jax.runtime.optim import decays, Optimizer, make_schedule, moment_axes
+from pal_jax.runtime.optim import Optimizer, decays, make_schedule, moment_axes
 
 NAMES = ['adam', 'adamw', 'lion', 'adafactor', 'muon', 'sgd']
 

@@ -61,7 +61,7 @@ def save_classifier(
     head = linear_head(run, run.mixture(user=user, mix=mix))
     assert run.reading is not None
     decoder = run.reading.decoder
-    hf.save(run.reading.weights, decoder.cfg, decoder.tokenizer, folder, head=head)
+    hf.save(run.reading.weights, decoder.cfg, decoder.tokenizer, folder, head=head[:, None])
 
 
 def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:

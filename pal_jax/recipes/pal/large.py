@@ -38,7 +38,7 @@ from pal_jax.recipes.pal import recipe as pal
 from pal_jax.recipes.pal import text as pal_text
 from pal_jax.recipes.pal.text import Decoder, TextData
 from pal_jax.runtime import sharding
-from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics, PairBatch
 
 TINY = 'tiny'  # the evaluation before decoders are trained
@@ -209,7 +209,7 @@ def make_reader(config: Config, decoder: Decoder, frame: Frame | None, ctx: Cont
     settings = config.decoder
     return Reader(
         dataclasses.replace(decoder.cfg, remat=settings.remat),
-        make_optimizer(**settings.optimizer, total_steps=config.total_steps), ctx.mesh, pool=config.text.pool,
+        Optimizer(**settings.optimizer, total_steps=config.total_steps), ctx.mesh, pool=config.text.pool,
         frame=frame, adapters=make_adapters(config, of='decoder'),
         batching=Batching(settings.micro_rows, settings.row_tokens),
     )  # fmt: skip

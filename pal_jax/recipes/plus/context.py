@@ -17,15 +17,14 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.evals import conditioning
 from pal_jax.feedback import summaries
 from pal_jax.feedback.sharing import share_model
-from pal_jax.learners.policy import PolicyLearner
-from pal_jax.learners.reward import Pairs, RewardLearner, RewardState, pack_replies, to_score
+from pal_jax.learners.ppo import PolicyLearner
+from pal_jax.learners.scorer import Pairs, Scorer, ScorerState, pack_replies, to_score
 from pal_jax.learners.training import MULTIPLE
-from pal_jax.models.params import Params
 from pal_jax.parts import sampler
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import Config, Context, Policy
 from pal_jax.runtime import sharding
-from pal_jax.types import ChatModel, Choice, Dialogue, Exhibit, History, Metrics, Person, Sample, Told, Turn
+from pal_jax.types import ChatModel, Choice, Exhibit, History, Metrics, Sample, Told
 
 WRITTEN = ('summary', 'untrained')  # by a model
 
@@ -77,9 +76,8 @@ def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Con
     def write(state: State, people: Sequence[Told], temperatures: Sequence[float], seed: Sequence[int]) -> Written:
         samplings = [dataclasses.replace(plain, temperature=t) for t in temperatures]
         prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context, config.form))), *prefill) for p in people]
-        told = [Dialogue(Person(p.user, ()), (Turn('user', p.context),)) for p in people]
         decoder.load(learner.weights(state['policy']))
-        samples = sampler.sample(decoder, tokenizer, told, prompts, samplings, seed)
+        samples = sampler.sample(decoder, tokenizer, prompts, samplings, seed, sources=people)
         decoder.release()
         return Written([summaries.extract(config.summary.prefill + each.completion.text) for each in samples], samples)
 
@@ -145,26 +143,29 @@ def sides(choice: Choice) -> Sequence[tuple[str, str]]:
     return (choice.prompt, choice.chosen), (choice.prompt, choice.rejected)
 
 
-def make_reading(config: Config, reader: RewardLearner, pair_up: PairUp):
-    """What the reward model makes of summaries, as many of each person: a reward for each, by the choice that pays, and
-    the gradient of the loss of the choices that teach, by the first `summary.taught` of each person.
+def make_reading(config: Config, reader: Scorer, pair_up: PairUp):
+    """What the reward model makes of summaries, as many of each person: a reward for each, by the choice that pays and
+    the model as it is; then the model learns the choices that teach, by the first `summary.taught` of each person.
 
     While nobody is paid there is one summary a person, and its reward is of the choices that teach.
     """
     train, std = config.reward_model.train, config.reward_model.std
 
     def read(
-        state: RewardState, texts: Sequence[str], choosers: Sequence[History], *, pays: bool
-    ) -> tuple[np.ndarray, Params, Metrics]:
+        state: ScorerState, texts: Sequence[str], choosers: Sequence[History], *, pays: bool, rate: float
+    ) -> tuple[ScorerState, np.ndarray, Metrics]:
         count = len(texts) // len(choosers)
         first = min(count, config.summary.taught)
         lesson = [text for k, text in enumerate(texts) if k % count < first]
         teach = [person.train for person in choosers for _ in range(first)]
-        gaps, grads, metrics = reader.read(state, pair_up.learn(lesson, teach)) if train else (np.empty(0), {}, {})
-        if pays or not train:
+        gaps, metrics = np.empty(0), {}
+        if pays or not train:  # by the model as it is, before it learns
             judged = [(person.reward,) if pays else person.train for person in choosers for _ in range(count)]
             gaps = reader.gaps(state, pair_up.compare(texts, judged))
-        return log_sigmoid(gaps / std).mean(axis=1), grads, metrics
+        if train:
+            state, before, metrics = reader.learn(state, pair_up.learn(lesson, teach), rate)
+            gaps = gaps if pays else before
+        return state, log_sigmoid(gaps / std).mean(axis=1), metrics
 
     return read
 

@@ -40,7 +40,7 @@ from pal_jax.recipes.plus.context import of_whom
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import KEPT
 from pal_jax.runtime.files import write_whole
-from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.optim import Optimizer
 from pal_jax.runtime.processes import exchange
 from pal_jax.types import Choice, History, Metrics
 
@@ -53,7 +53,7 @@ def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[
     options = Latent(settings.dim, settings.hidden, settings.kl_coef)
     everyone = [*train, *itertools.chain(*tests.values())]
     updates = -(-len(train) // settings.people)
-    optimizer = make_optimizer(**settings.optimizer, total_steps=settings.passes * updates)
+    optimizer = Optimizer(**settings.optimizer, total_steps=settings.passes * updates)
     update = latent.make_update(optimizer, options)
     vectors = functools.cache(lambda: make_vectors(policy, ctx, train, everyone))
     everywhere = sharding.replicated(ctx.mesh)

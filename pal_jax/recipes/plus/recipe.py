@@ -22,9 +22,9 @@ from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.passes import shuffled
 from pal_jax.evals import conditioning
 from pal_jax.feedback import histories
-from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
-from pal_jax.learners.ppo import PPO
-from pal_jax.learners.reward import RewardLearner
+from pal_jax.learners import ppo
+from pal_jax.learners.ppo import PPO, PolicyLearner, PolicyState
+from pal_jax.learners.scorer import Scorer
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.models.config import ModelConfig
 from pal_jax.parts.recipe import (
@@ -58,7 +58,7 @@ from pal_jax.recipes.plus.context import (
 )
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import CONFIG
-from pal_jax.runtime.optim import make_optimizer, make_schedule
+from pal_jax.runtime.optim import Optimizer, make_schedule
 from pal_jax.types import History, Metrics, RolloutBatch, Sample
 
 READS = ('summary', 'untrained', 'context', 'kind', 'nothing', 'latent')
@@ -73,7 +73,7 @@ class Parts(NamedTuple):
     policy: Policy
     learner: PolicyLearner
     judge: Policy
-    reader: RewardLearner
+    reader: Scorer
     describe: Callable[..., Written]  # (state, people, temperatures of each one's summaries, seed)
     pair_up: PairUp
 
@@ -121,7 +121,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     def init() -> tuple[State, Host]:
         state = {'reward': reader.init(judge.source.load(reader.param_shardings))}
         if config.reads in WRITTEN:
-            state['policy'] = learner.init(policy.source.load(learner.param_shardings))
+            state['policy'] = learner.init(policy.source.load(learner.actor.param_shardings))
         return state, {'rewards': []}
 
     def step(state: State, host: Host, i: int) -> tuple[State, Host, str, Metrics]:
@@ -130,28 +130,25 @@ def make(config: Config, ctx: Context) -> Recipe:
             count, temperature = (1, config.hold.temperature) if waits else (n, config.sampling.temperature)
             texts, samples = describe(state, people, [temperature] * count, (config.seed, i))
         with ctx.phase('read'):
-            rewards, grads, metrics = read(state['reward'], texts, choosers, pays=not waits)
-        metrics |= summarize(texts, rewards, people)
+            reward, rewards, metrics = read(state['reward'], texts, choosers, pays=not waits, rate=float(rate(i)))
+        check_finite(reward)
+        state, metrics = state | {'reward': reward}, metrics | summarize(texts, rewards, people)
         host = {'rewards': [*host['rewards'], metrics['reward']][-2:]}
         if not waits and config.summary.train:
-            paid = [dataclasses.replace(s, reward=float(r)) for s, r in zip(samples, rewards, strict=True)]
+            paid = [dataclasses.replace(s, rewards=(float(r),)) for s, r in zip(samples, rewards, strict=True)]
             improved, updated = improve(state['policy'], paid, i)
             state, metrics = state | {'policy': improved}, metrics | updated
-        if config.reward_model.train:
-            with ctx.phase('reward model'):
-                reward, applied = reader.apply(state['reward'], grads, float(rate(i)))
-            check_finite(reward)
-            state, metrics = state | {'reward': reward}, metrics | applied
         return state, host, ('hold' if i < hold else 'plus') if learns else config.reads, metrics
 
     def improve(state: PolicyState, samples: Sequence[Sample], i: int) -> tuple[PolicyState, Metrics]:
         """PPO's update of the summariser."""
         with ctx.phase('annotate'):
-            batch, annotated = learner.annotate(state, pack(samples))
+            batch, scored = learner.score(state, pack(samples))
+            batch, estimated = learner.advantages(state, batch)
         with ctx.phase('update'):
             state, updated = learner.update(state, batch, jax.random.fold_in(jax.random.key(config.seed), i))
         check_finite(state, ' or raise ppo.kl_coef')
-        return state, annotated | updated
+        return state, scored | estimated | updated
 
     def evaluate(state: State, stage: str) -> Evaluation:
         drawn = config.sampling.temperature if learns else config.hold.temperature
@@ -185,7 +182,7 @@ def make_trained(config: Config, ctx: Context) -> Trained | None:
     return trained_by(config, policy, learner, reader)
 
 
-def trained_by(config: Config, policy: Policy, learner: PolicyLearner, reader: RewardLearner) -> Trained | None:
+def trained_by(config: Config, policy: Policy, learner: PolicyLearner, reader: Scorer) -> Trained | None:
     """The summariser, where one learns."""
     if config.reads != 'summary':
         return None
@@ -244,19 +241,19 @@ def make_parts(config: Config, ctx: Context) -> Parts:
 
 def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
-    actor, critic = (make_optimizer(**each, total_steps=updates) for each in (config.optimizer, config.critic))
-    return PolicyLearner(
-        cfg, PPO(**config.ppo, temperature=config.sampling.temperature or 1.0), Optimizers(actor, critic, actor),
-        ctx.mesh, n=config.summary.n_samples, length=config.sampling.max_tokens, adapters=make_adapters(config),
+    actor, critic = (Optimizer(**each, total_steps=updates) for each in (config.optimizer, config.critic))
+    return ppo.make_learner(
+        cfg, PPO(**config.ppo, temperature=config.sampling.temperature or 1.0), actor, ctx.mesh, critic=critic,
+        n=config.summary.n_samples, length=config.sampling.max_tokens, adapters=make_adapters(config),
         anchored=config.reads == 'summary', seed=config.seed,
     )  # fmt: skip
 
 
-def make_reader(config: Config, cfg: ModelConfig, ctx: Context) -> RewardLearner:
+def make_reader(config: Config, cfg: ModelConfig, ctx: Context) -> Scorer:
     settings = config.reward_model
-    optimizer = make_optimizer(**settings.optimizer.to_dict() | {'warmup_ratio': 0.0, 'min_ratio': 1.0}, total_steps=1)
+    optimizer = Optimizer(**settings.optimizer.to_dict() | {'warmup_ratio': 0.0, 'min_ratio': 1.0}, total_steps=1)
     adapters = make_adapters(config, of='reward_model')
-    return RewardLearner(cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, adapters=adapters, seed=config.seed)
+    return Scorer(cfg, optimizer, ctx.mesh, micro_rows=settings.micro_rows, adapters=adapters, seed=config.seed)
 
 
 def make_rate(config: Config) -> Callable[[int], Any]:

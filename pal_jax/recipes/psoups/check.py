@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pal_jax.feedback.preferences import Preference, combinations
-from pal_jax.learners.policy import check_samples
-from pal_jax.learners.ppo import PPO
-from pal_jax.learners.reward import BradleyTerry, check_dropout, check_pooling
+from pal_jax.learners.ppo import PPO, check_samples
+from pal_jax.learners.scorer import BradleyTerry, check_dropout, check_pooling
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import Config, check_at_least, make_adapters
 from pal_jax.recipes.pal import person as pal_person

@@ -30,7 +30,7 @@ from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Spec
 from pal_jax.feedback.preferences import Preference
 from pal_jax.feedback.questions import make_questions
-from pal_jax.learners.reward import to_score
+from pal_jax.learners.scorer import to_score
 from pal_jax.models import params as model_params
 from pal_jax.models.params import Params
 from pal_jax.parts import sampler
@@ -46,7 +46,7 @@ from pal_jax.recipes import reward
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.report import REPORT
-from pal_jax.types import ChatModel, Dialogue, Person, Sample, Turn
+from pal_jax.types import ChatModel, Sample
 
 ROLLOUTS, ANNOTATIONS, PAIRS, MERGED = 'rollouts.jsonl', 'annotations.jsonl', 'pairs', 'merged'
 
@@ -146,9 +146,8 @@ def make_sampler(config: Config, policy: Policy, ctx: Context, at_once: int) -> 
 
     def sample(params: Params, asked: Sequence[str], n: int, seed: Sequence[int]) -> list[Sample]:
         prompts = [tuple(policy.tokenizer.chat(as_chat(text))) for text in asked]
-        dialogues = [Dialogue(Person(text, ()), (Turn('user', text),)) for text in asked]
         decoder.load(params)
-        samples = sampler.sample(decoder, policy.tokenizer, dialogues, prompts, [sampling] * n, seed)
+        samples = sampler.sample(decoder, policy.tokenizer, prompts, [sampling] * n, seed, sources=asked)
         decoder.release()
         return list(map(without_thoughts, samples))
 
@@ -238,9 +237,11 @@ def open_adapters(folder: Path, ctx: Context) -> Params:
     there are none."""
     trained = trained_in(str(folder), ctx)
     nothing = jax.tree.map(lambda _: ..., trained.exported)
-    wanted = nothing.replace(actor=nothing.actor.replace(params=trained.exported.actor.params))
+    wanted = nothing.replace(
+        actor=nothing.actor.replace(model=nothing.actor.model.replace(params=trained.exported.actor.model.params))
+    )
     state, *_ = Checkpoints(folder, wanted, read_only=True).read()
-    return jax.jit(lambda params: params, out_shardings=sharding.replicated(ctx.mesh))(state.actor.params)
+    return jax.jit(lambda params: params, out_shardings=sharding.replicated(ctx.mesh))(state.actor.model.params)
 
 
 def make_score(folder: Path, ctx: Context) -> Score:

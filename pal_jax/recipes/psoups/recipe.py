@@ -30,8 +30,8 @@ from ml_collections import ConfigDict
 from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.passes import shuffled
 from pal_jax.feedback.preferences import BEST, GENERAL, JOINT, Preference, ask, combinations
-from pal_jax.learners.policy import Optimizers, PolicyLearner, PolicyState
-from pal_jax.learners.ppo import PPO
+from pal_jax.learners import ppo
+from pal_jax.learners.ppo import PPO, PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.moments import Moments, scaled, seen
 from pal_jax.parts.recipe import (
@@ -54,7 +54,7 @@ from pal_jax.recipes.psoups import data, merge, parts
 from pal_jax.recipes.psoups.check import check
 from pal_jax.recipes.psoups.evaluate import GENERATIONS, as_dialogue, make_evaluation
 from pal_jax.runtime import sharding
-from pal_jax.runtime.optim import make_optimizer
+from pal_jax.runtime.optim import Optimizer
 from pal_jax.runtime.workdir import CONFIG
 from pal_jax.types import Metrics, Sample
 
@@ -194,7 +194,7 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
     def init() -> tuple[PolicyState, Host]:
         if not rl.reward:
             parts.check_finished(judge)
-        return learner.init(policy.source.load(learner.param_shardings)), {'moments': list(Moments())}
+        return learner.init(policy.source.load(learner.actor.param_shardings)), {'moments': list(Moments())}
 
     def draw(i: int) -> list[Asked]:
         start, size = i * rl.rollout_batch_size, rl.rollout_batch_size
@@ -215,14 +215,20 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
             scores = scored(asked, samples, n)
             moments = seen(Moments(*host['moments']), scores)
             rewards = scaled(moments, scores) if rl.scale_scores else scores
-            samples = [dataclasses.replace(s, reward=float(r)) for s, r in zip(samples, rewards, strict=True)]
+            samples = [dataclasses.replace(s, rewards=(float(r),)) for s, r in zip(samples, rewards, strict=True)]
         with ctx.phase('annotate'):
             batch = pack_rollouts(samples, n=n, actions=actions, mesh=ctx.mesh, **rows)
-            batch, annotated = learner.annotate(state, batch)
+            batch, figures = learner.score(state, batch)
+            batch, estimated = learner.advantages(state, batch)
         with ctx.phase('update'):
             state, updated = learner.update(state, batch, jax.random.fold_in(jax.random.key(config.seed), i))
         check_finite(state, ' or raise ppo.kl_coef')
-        return state, {'moments': list(moments)}, config.stage, summarize(samples, scores) | annotated | updated
+        return (
+            state,
+            {'moments': list(moments)},
+            config.stage,
+            summarize(samples, scores) | figures | estimated | updated,
+        )
 
     def evaluate(state: PolicyState, stage: str) -> Evaluation:
         asked = [Asked(prompt, wanted[k % len(wanted)]) for k, prompt in enumerate(test[: rl.test_count])]
@@ -269,14 +275,11 @@ def summarize(samples: Sequence[Sample], scores: np.ndarray) -> Metrics:
     }
 
 
-learner_of = functools.lru_cache(maxsize=1)(PolicyLearner)  # stages that differ in their preference share its programs
-
-
 def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
-    actor, critic = (make_optimizer(**each, total_steps=updates) for each in (config.optimizer, config.critic))
-    return learner_of(
-        cfg, PPO(**config.ppo, temperature=config.sampling.temperature or 1.0), Optimizers(actor, critic, actor),
-        ctx.mesh, n=config.rl.n_samples_per_prompt, length=config.sampling.max_tokens, adapters=make_adapters(config),
+    actor, critic = (Optimizer(**each, total_steps=updates) for each in (config.optimizer, config.critic))
+    return ppo.make_learner(
+        cfg, PPO(**config.ppo, temperature=config.sampling.temperature or 1.0), actor, ctx.mesh, critic=critic,
+        n=config.rl.n_samples_per_prompt, length=config.sampling.max_tokens, adapters=make_adapters(config),
         seed=config.seed,
     )  # fmt: skip
