@@ -77,8 +77,8 @@ def evaluate(workdir: Path) -> Records:
     if not (workdir / FOLDER).is_dir():
         raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
     recipe = prepare(cli.config(), workdir, Progress())
-    state, host, step = Checkpoints(workdir, recipe.abstract, read_only=True).read(STEP.value)
-    recipe.resume(host)
+    state, host, step = Checkpoints(workdir, recipe.plan.abstract, read_only=True).read(STEP.value)
+    recipe.plan.resume(host)
     earlier = [r for r in read_records(workdir / EVALS) if r['step'] < step and r['stage'] != 'final']
     stages: Records = {stage: dict(record) for stage, record in by_stage(earlier).items()}
     return {**stages, f'step {step}': {'step': step, **recipe.evaluate(state, 'final').record}}

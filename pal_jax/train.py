@@ -21,6 +21,7 @@ was said, such as rollouts.jsonl, dialogues.jsonl and exhibits.jsonl.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -74,9 +75,9 @@ def train(config: Config, workdir: Path) -> int:
         cli.faults(outputs.check_folder, workdir / 'export', folders_read(config))
     recipe = cli.faults(prepare, config, workdir, progress, show=rollouts.extend)
     kept = {'keep': config.checkpoint.keep, 'log': progress.log}
-    checkpoints = cli.faults(checkpoint.Checkpoints, workdir, recipe.abstract, **kept)
+    checkpoints = cli.faults(checkpoint.Checkpoints, workdir, recipe.plan.abstract, **kept)
     restored = cli.faults(checkpoints.restore)
-    if restored and restored[2] >= recipe.total_steps and (workdir / report.REPORT).exists():
+    if restored and restored[2] >= recipe.plan.total_steps and (workdir / report.REPORT).exists():
         progress.log(
             f'{workdir} is finished: {workdir / report.REPORT}; a larger --config.total_steps goes on from there'
         )
@@ -108,7 +109,9 @@ def prepare(config: Config, workdir: Path, progress: Progress, *, show: Show = l
     mesh = devices.make_mesh(**config.mesh)
     context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir), progress.log)
     recipe = cli.recipe_module(config).make(config, context)
-    return recipe._replace(keep=lambda folder: (inputs.save(folder, read), recipe.keep(folder)))
+    keep = recipe.plan.keep
+    plan = recipe.plan._replace(keep=lambda folder: (inputs.save(folder, read), keep(folder)))
+    return dataclasses.replace(recipe, plan=plan)
 
 
 def initialize(config: Config, workdir: Path) -> None:
@@ -121,29 +124,30 @@ def run(
     rollouts: list[Mapping[str, Any]],
 ) -> int:  # fmt: skip
     """Steps from where the run stands to its end, then its report and export. Returns the signal that stopped it."""
+    plan = recipe.plan
     if not restored and jax.process_index() == 0:
-        recipe.keep(workdir / checkpoint.KEPT)
+        plan.keep(workdir / checkpoint.KEPT)
     checkpoint.write_config(workdir, config.to_dict())  # for which all processes wait
     if jax.process_index() == 0:
         (workdir / report.REPORT).unlink(missing_ok=True)  # a report says that a run is finished
     if restored:
         state, host, first = restored
-        recipe.resume(host)
+        plan.resume(host)
         checkpoints.set_aside_after(first)
-        progress.log(f'resuming {workdir} at step {first} of {recipe.total_steps}')
+        progress.log(f'resuming {workdir} at step {first} of {plan.total_steps}')
     else:
         with progress.phase('load'):
             (state, host), first = recipe.init(), 0
     with (
         MetricsWriter(workdir, first, wandb=config.metrics.wandb or None) as writer,
-        progress.start(recipe.total_steps, first),
+        progress.start(plan.total_steps, first),
     ):
         saved = time.monotonic()
         i = first
-        while i <= recipe.total_steps:
-            if stage := recipe.stage(i):
+        while i <= plan.total_steps:
+            if stage := plan.stage(i):
                 evaluate(recipe, state, stage, i, writer, progress)
-            if i == recipe.total_steps:
+            if i == plan.total_steps:
                 break
             state, host, phase, metrics = recipe.step(state, host, i)
             seconds = progress.take_seconds()
@@ -151,8 +155,8 @@ def run(
             writer.rollouts(i, phase, rollouts)
             rollouts.clear()
             progress.done(i, phase, metrics | seconds)
-            following = recipe.after(host, i)
-            due = following // config.checkpoint.every > i // config.checkpoint.every or following == recipe.total_steps
+            following = plan.after(host, i)
+            due = following // config.checkpoint.every > i // config.checkpoint.every or following == plan.total_steps
             stop, late = agree(stopping.wish, time.monotonic() - saved > 60 * config.checkpoint.minutes)
             if due or late or stop:
                 with progress.phase('save'):
@@ -160,7 +164,7 @@ def run(
                 saved = time.monotonic()
             if stop:
                 checkpoints.wait()
-                progress.log(f'stopped at step {following} of {recipe.total_steps}; the same command again goes on')
+                progress.log(f'stopped at step {following} of {plan.total_steps}; the same command again goes on')
                 return stop
             i = following
         checkpoints.wait()
@@ -180,16 +184,16 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
     writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **progress.take_seconds()})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
     writer.exhibits(i, stage, evaluation.exhibits)
-    figures = '  '.join(f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in recipe.shown)
+    figures = '  '.join(f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in recipe.plan.shown)
     progress.log(f'evaluation ({stage}): {figures}')
 
 
 def finish(config: Config, workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
     """Summary, report and exports, from the files of the run and its last state."""
-    if config.export and recipe.trained:
-        write_exports(recipe.trained.exports(state), lambda name: workdir / name)
+    if config.export and recipe.plan.trained:
+        write_exports(recipe.plan.trained.exports(state), lambda name: workdir / name)
     if jax.process_index() == 0:
-        notes = [FOLDED] if recipe.trained and recipe.trained.tokenizer.folded else []
+        notes = [FOLDED] if recipe.plan.trained and recipe.plan.trained.tokenizer.folded else []
         finished = time.strftime('%Y-%m-%d %H:%M:%S')
         summarize(workdir, {'config': config.to_dict(), 'finished': finished, 'notes': notes})
         report.write_report(workdir)

@@ -26,7 +26,7 @@ def saved(config, recipe, workdir):
     """A run's folder with the state before its first step, which is returned."""
     state, host = recipe.init()
     checkpoint.write_config(workdir, config.to_dict())
-    checkpoints = checkpoint.Checkpoints(workdir, recipe.abstract)
+    checkpoints = checkpoint.Checkpoints(workdir, recipe.plan.abstract)
     checkpoints.save(1, state, host)
     checkpoints.close()
     return state

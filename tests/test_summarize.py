@@ -36,7 +36,7 @@ def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
     recipe = plus.make(config, context)
     state, host = recipe.init()
     checkpoint.write_config(workdir, config.to_dict())
-    checkpoints = checkpoint.Checkpoints(workdir, recipe.abstract)
+    checkpoints = checkpoint.Checkpoints(workdir, recipe.plan.abstract)
     checkpoints.save(1, state, host)
     checkpoints.close()
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 KILLER = """
 import os, signal, sys
 from pal_jax.decode.local import LocalDecoder
-from pal_jax.learners.policy import PolicyLearner
+from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.runtime.checkpoint import Checkpoints
 owner, name, count = {owner}, {name!r}, {count}
 original, calls = getattr(owner, name), []
@@ -57,7 +57,7 @@ def test_a_run_killed_in_rollout_update_and_save_ends_as_an_unbroken_one(tmp_pat
     assert result.returncode == 0, result.stderr
     for owner, name, count in (
         ('LocalDecoder', '__call__', 9),  # evaluations take some calls, then step 4 samples
-        ('PolicyLearner', '_minibatch', 2),
+        ('PolicyLearner', 'minibatch', 2),
         ('Checkpoints', 'save', 2),  # the background write has just begun
     ):
         script = KILLER.format(owner=owner, name=name, count=count)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pal_jax.parts.recipe import Context, Evaluation, Host, Recipe
+from pal_jax.parts.recipe import Closures, Context, Evaluation, Host, Plan, Recipe
 from pal_jax.runtime import files, processes, sharding
 from pal_jax.runtime.files import write_whole
 from pal_jax.types import Metrics
@@ -36,10 +36,8 @@ def make(
         return finish([record for i in range(steps) for record in read(path(i))])
 
     abstract = {'parts': jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(ctx.mesh))}
-    return Recipe(
-        steps, abstract, lambda: ({'parts': jnp.zeros((), jnp.int32)}, {}), step,
-        lambda i: 'final' if i == steps else None, evaluate, shown=shown, resume=resume,
-    )  # fmt: skip
+    plan = Plan(steps, abstract, lambda i: 'final' if i == steps else None, shown=shown, resume=resume)
+    return Closures(plan, lambda: ({'parts': jnp.zeros((), jnp.int32)}, {}), step, evaluate)
 
 
 def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import getitem
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -86,42 +86,68 @@ class Trained(NamedTuple):
     exports: models by the name of their folder.
     exported: shapes and shardings of the part of the state that `exports` reads; the rest is `...`.
     model, tokenizer: of the first of them.
+    actor: the part of a state that is an actor's, where there is one.
     """
 
     exports: Callable[[Any], dict[str, Export]]
     exported: Any
     model: ModelConfig
     tokenizer: Tokenizer
+    actor: Callable[[Any], ActorState] = lambda state: state
 
 
-class Recipe(NamedTuple):
-    """A method: functions of a state (a pytree of arrays), a JSON-able `host` item, and the step.
+class Plan(NamedTuple):
+    """What the training loop knows of a method beside its steps.
 
     total_steps: steps of all phases together.
     abstract: the state's shapes and shardings, for a restore.
-    init: state and host before step 0.
-    step: `(state, host, i) -> (state, host, phase, metrics)`. Randomness is a function of `i` and the config's seed.
     stage: the name of the evaluation that is due before step `i` ('base', 'final', ...), or None.
-    evaluate: `(state, stage) -> Evaluation`; changes nothing.
     trained: the language model that is trained, if one is.
     shown: figures of an evaluation that the console shows, if it has them.
-    resume: told of the host item that a run goes on from.
-    after: the step that comes after step `i`, told the host item: another than the next where some are skipped, before
+    resume: hears of the host item that a run goes on from.
+    after: the step that comes after step `i`, by the host item: another than the next where some are skipped, before
       which nothing is evaluated.
     keep: writes into a folder what gives the trained parameters their meaning, such as whose rows they are.
     """
 
     total_steps: int
     abstract: Any
-    init: Callable[[], tuple[Any, Host]]
-    step: Callable[[Any, Host, int], tuple[Any, Host, str, Metrics]]
     stage: Callable[[int], str | None]
-    evaluate: Callable[[Any, str], Evaluation]
     trained: Trained | None = None
     shown: Sequence[str] = ('reward', 'loss', 'accuracy')
     resume: Callable[[Host], None] = lambda host: None
     after: Callable[[Host, int], int] = lambda host, i: i + 1
     keep: Callable[[Path], Any] = lambda folder: None
+
+
+class Recipe(Protocol):
+    """A method: a frozen dataclass of its parts. Its state is a pytree of arrays, its `host` item is JSON-able."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    def init(self) -> tuple[Any, Host]:
+        """The state and the host item before step 0."""
+        ...
+
+    def step(self, state: Any, host: Host, i: int, /) -> tuple[Any, Host, str, Metrics]:
+        """The next state, host item, the name of the phase, and figures. Randomness is a function of `i` and the seed
+        of the config."""
+        ...
+
+    def evaluate(self, state: Any, stage: str, /) -> Evaluation:
+        """Figures of a state; changes nothing."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Closures:
+    """A recipe whose functions were made elsewhere."""
+
+    plan: Plan
+    init: Callable[[], tuple[Any, Host]]
+    step: Callable[[Any, Host, int], tuple[Any, Host, str, Metrics]]
+    evaluate: Callable[[Any, str], Evaluation]
 
 
 EVALUATION = 2**31  # stands where a training step has its number in seeds
@@ -193,7 +219,9 @@ def trained_policy(config: Config, policy: Policy, learner: PolicyLearner) -> Tr
     """What a method exports whose state is a policy's."""
     trained = trained_actor(config, policy, learner.actor)
     exports = trained.exports
-    return trained._replace(exports=lambda state: exports(state.actor), exported=learner.abstract_weights)
+    return trained._replace(
+        exports=lambda state: exports(state.actor), exported=learner.abstract_weights, actor=lambda state: state.actor
+    )
 
 
 def stage_before(i: int, *, warmup: int, steps: int, every: int, base: bool = True) -> str | None:

@@ -19,10 +19,12 @@ from pal_jax.learners.dpo import DPO, PreferenceLearner
 from pal_jax.models.config import ModelConfig
 from pal_jax.parts import rows as data
 from pal_jax.parts.recipe import (
+    Closures,
     Config,
     Context,
     Evaluation,
     Host,
+    Plan,
     Recipe,
     Trained,
     check_finite,
@@ -69,7 +71,7 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
     trained, keep = trained_actor(config, policy, learner.actor), keeping(policy=policy)
-    return Recipe(steps, learner.actor.abstract, init, step, stage, evaluate, trained, keep=keep)
+    return Closures(Plan(steps, learner.actor.abstract, stage, trained, keep=keep), init, step, evaluate)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:

@@ -24,11 +24,13 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.families import classifier_to_hf
 from pal_jax.parts import rows as data
 from pal_jax.parts.recipe import (
+    Closures,
     Config,
     Context,
     Evaluation,
     Export,
     Host,
+    Plan,
     Policy,
     Recipe,
     Trained,
@@ -101,7 +103,7 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
     trained, keep = trained_by(config, policy, learner), keeping(policy=policy)
-    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, keep=keep)
+    return Closures(Plan(steps, learner.abstract, stage, trained, keep=keep), init, step, evaluate)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:

@@ -33,10 +33,12 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.parts import sampler
 from pal_jax.parts.recipe import (
     EVALUATION,
+    Closures,
     Config,
     Context,
     Evaluation,
     Host,
+    Plan,
     Policy,
     Recipe,
     Trained,
@@ -148,13 +150,13 @@ def make(config: Config, ctx: Context) -> Recipe:
     steps = warmup + config.total_steps
     stage = functools.partial(stage_before, warmup=warmup, steps=steps, every=config.eval.every)
     trained = trained_policy(config, policy, learner)
-    recipe = Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, SHOWN, world.models.count_on)
 
     def keep(folder: Path) -> None:
         keeping(policy=policy)(folder)
         write_whole(folder / SYSTEM, world.system)
 
-    return recipe._replace(keep=keep)
+    plan = Plan(steps, learner.abstract, stage, trained, SHOWN, world.models.count_on, keep=keep)
+    return Closures(plan, init, step, evaluate)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:

@@ -17,10 +17,12 @@ from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.models.config import ModelConfig
 from pal_jax.parts import rows as data
 from pal_jax.parts.recipe import (
+    Closures,
     Config,
     Context,
     Evaluation,
     Host,
+    Plan,
     Recipe,
     Trained,
     check_finite,
@@ -71,7 +73,7 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
     trained, keep = trained_actor(config, policy, learner), keeping(policy=policy)
-    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, keep=keep)
+    return Closures(Plan(steps, learner.abstract, stage, trained, keep=keep), init, step, evaluate)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pal_jax.learners.policy import actor_params
 
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes import dpo
@@ -72,13 +71,13 @@ def test_the_step_is_that_of_the_loss_itself(tmp_path):
     """The gradient by way of log-probs against one through a loss of whole completions, written out."""
     config = get_config(**{'data.train': pairs_file(tmp_path / 'a.jsonl'), 'data.micro_rows': 1})
     recipe = dpo.make(config, ONE)
-    learner = dpo.make_learner(config, dpo.DPO(**config.dpo), recipe.trained.model, ONE, 6)
+    learner = dpo.make_learner(config, dpo.DPO(**config.dpo), recipe.plan.trained.model, ONE, 6)
     state, _ = recipe.init()
     moved = jax.tree.map(
-        lambda x: x + 0.02 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), state.actor.params
+        lambda x: x + 0.02 * jnp.sin(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), state.model.params
     )
-    state = state.replace(actor=state.actor.replace(params=moved))
-    tokenizer, cfg = recipe.trained.tokenizer, recipe.trained.model
+    state = state.replace(model=state.model.replace(params=moved))
+    tokenizer, cfg = recipe.plan.trained.tokenizer, recipe.plan.trained.model
     rows = dpo.data.make_rows(config, lambda r: dpo.to_group(tokenizer, r), 'chosen', n=2)
     batch = rows.batch(config, ONE.mesh, 0)
 
@@ -96,7 +95,7 @@ def test_the_step_is_that_of_the_loss_itself(tmp_path):
         pairs = batch.acts.any(-1).reshape(-1, 2).all(-1)
         return jnp.where(pairs, -jax.nn.log_sigmoid(0.1 * h), 0.0).sum() / pairs.sum()
 
-    expected, gradient = jax.jit(jax.value_and_grad(loss))(actor_params(state))
+    expected, gradient = jax.jit(jax.value_and_grad(loss))(state.whole)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)))
     _, metrics = learner.prefer(state, batch)
     assert metrics['loss'] == pytest.approx(float(expected), rel=1e-5)
@@ -106,8 +105,11 @@ def test_the_step_is_that_of_the_loss_itself(tmp_path):
 def test_a_batch_without_a_whole_pair_teaches_nothing(tmp_path):
     config = get_config(**{'data.train': pairs_file(tmp_path / 'a.jsonl')})
     recipe = dpo.make(config, ONE)
-    learner, (state, _) = dpo.make_learner(config, dpo.DPO(**config.dpo), recipe.trained.model, ONE, 6), recipe.init()
-    rows = dpo.data.make_rows(config, lambda r: dpo.to_group(recipe.trained.tokenizer, r), 'chosen', n=2)
+    learner, (state, _) = (
+        dpo.make_learner(config, dpo.DPO(**config.dpo), recipe.plan.trained.model, ONE, 6),
+        recipe.init(),
+    )
+    rows = dpo.data.make_rows(config, lambda r: dpo.to_group(recipe.plan.trained.tokenizer, r), 'chosen', n=2)
     batch = rows.batch(config, ONE.mesh, 0)
     chosen = (jnp.arange(batch.acts.shape[1]) % 2 == 0)[None, :, None]  # the other side of each pair is missing
     same, metrics = learner.prefer(state, batch.replace(acts=batch.acts & chosen))

@@ -52,7 +52,7 @@ def imitated(home, request):
     learner = sft.make_learner(config, policy.cfg, ONE)
     begin(config, home / 'run', keeping(policy=policy))
     checkpoints = Checkpoints(home / 'run', learner.abstract)
-    checkpoints.save(1, learner.init(policy.source.load(learner.param_shardings)), {})
+    checkpoints.save(1, learner.init(policy.source.load(learner.actor.param_shardings)), {})
     checkpoints.close()
     return home
 
@@ -134,7 +134,7 @@ def test_a_chat_with_a_run_of_rlpa_reads_no_people(home):
     lines = [{'id': f'p{i}', 'input': 'Hi', 'profile': f'- pet: ferret {i}\n- job: baker'} for i in range(6)]
     people.write_text('\n'.join(map(json.dumps, lines)) + '\n')
     config = configs.load('rlpa', 'smoke', **{'dialogue.profiles': str(people), 'eval.people': 1})
-    begin(config, home / 'run', rlpa.make(config, ONE).keep)
+    begin(config, home / 'run', rlpa.make(config, ONE).plan.keep)
     before = chat_preset('orbax:run')
     assert 'pet' in before.system and 'job' in before.system
     people.unlink()

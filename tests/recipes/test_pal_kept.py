@@ -33,8 +33,8 @@ def finished(config, workdir):
     state, host = recipe.init()
     state, host, *_ = recipe.step(state, host, 0)
     checkpoint.write_config(workdir, config.to_dict())
-    recipe.keep(workdir / KEPT)
-    checkpoints = Checkpoints(workdir, recipe.abstract)
+    recipe.plan.keep(workdir / KEPT)
+    checkpoints = Checkpoints(workdir, recipe.plan.abstract)
     checkpoints.save(1, state, host)
     checkpoints.wait()
     (workdir / 'evals.jsonl').write_text(json.dumps({'step': 1, 'stage': 'final', 'chosen_prototypes': [2]}) + '\n')
@@ -123,7 +123,7 @@ def test_items_of_another_form_are_refused(on_table, items):
 
 def test_a_run_that_goes_on_refuses_other_people(on_table, tmp_path):
     workdir, _, lines, _, config = on_table
-    assert pal.make(config, ONE._replace(kept=workdir / KEPT)).total_steps == 1
+    assert pal.make(config, ONE._replace(kept=workdir / KEPT)).plan.total_steps == 1
     other = tmp_path / 'other.jsonl'
     other.write_text('\n'.join(lines[::-1]) + '\n')
     with pytest.raises(ValueError, match=r"other\.jsonl' has other users than when the run began \(0: 'p0' -> '0'"):
@@ -192,7 +192,7 @@ def test_coordinates_of_texts_stand_in_the_run(statements, tmp_path):
 def test_a_run_that_goes_on_keeps_its_coordinates(statements, tmp_path):
     config = on_texts(statements)
     first = pal.make(config, ONE)
-    first.keep(tmp_path)
+    first.plan.keep(tmp_path)
     kept = pal_kept.load(tmp_path)
     turned = kept._replace(frame=Frame(kept.frame.mean, -kept.frame.basis))
     pal_kept.save(tmp_path, turned)
@@ -201,7 +201,7 @@ def test_a_run_that_goes_on_keeps_its_coordinates(statements, tmp_path):
     two = {name: each.replace(params={'P': -each.params['P']}) for name, each in two.items()}
     one, two = (recipe.step(state, {}, 0)[0]['K=2'].params['P'] for recipe, state in ((first, one), (second, two)))
     np.testing.assert_array_equal(one, -two)
-    second.keep(tmp_path / 'again')
+    second.plan.keep(tmp_path / 'again')
     np.testing.assert_array_equal(pal_kept.load(tmp_path / 'again').frame.basis, turned.frame.basis)
 
 

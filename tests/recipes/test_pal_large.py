@@ -146,7 +146,7 @@ def test_decoders_wait_while_prototypes_are_found(asked):
     recipe, tiny = pal_large.make(config, ONE), pal.make(small(asked, 'text', **B, **{'baselines.groups': False}), ONE)
     (state, host), (other, nothing) = recipe.init(), tiny.init()
     before = jax.tree.map(np.array, {name: model.readings for name, model in state.models.items()})
-    assert recipe.total_steps == 3 and [recipe.stage(i) for i in range(4)] == [None, None, 'tiny', 'final']
+    assert recipe.plan.total_steps == 3 and [recipe.stage(i) for i in range(4)] == [None, None, 'tiny', 'final']
     for i in range(2):
         state, host, phase, _ = recipe.step(state, host, i)
         other, nothing, *_ = tiny.step(other, nothing, i)
@@ -165,10 +165,10 @@ def test_a_resumed_run_is_the_unbroken_one(asked, tmp_path, adapters):
     config = small(asked, **B, **{'decoder.lora.rank': adapters, 'decoder.optimizer.lr': 1e-4})
     recipe, whole = run(config, 4)
     _, half = run(config, 2)
-    checkpoints = Checkpoints(tmp_path, recipe.abstract)
+    checkpoints = Checkpoints(tmp_path, recipe.plan.abstract)
     checkpoints.save(2, half, {})
     checkpoints.wait()
-    state, host, first = Checkpoints(tmp_path, recipe.abstract).restore()
+    state, host, first = Checkpoints(tmp_path, recipe.plan.abstract).restore()
     for i in range(first, 4):
         state, host, *_ = recipe.step(state, host, i)
     jax.tree.map(np.testing.assert_array_equal, state, whole)
@@ -262,8 +262,8 @@ def finished(config, workdir):
     """A run's folder as the training loop leaves it."""
     recipe, state = run(config, config.total_steps)
     checkpoint.write_config(workdir, config.to_dict())
-    recipe.keep(workdir / checkpoint.KEPT)
-    checkpoints = Checkpoints(workdir, recipe.abstract)
+    recipe.plan.keep(workdir / checkpoint.KEPT)
+    checkpoints = Checkpoints(workdir, recipe.plan.abstract)
     checkpoints.save(config.total_steps, state, {})
     checkpoints.wait()
     record = {'step': config.total_steps, 'stage': 'final', **recipe.evaluate(state, 'final').record}

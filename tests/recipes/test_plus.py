@@ -14,9 +14,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-from pal_jax.learners.reward import BradleyTerry, RewardLearner, gaps
 
 from pal_jax import cli
+from pal_jax.learners.scorer import BradleyTerry, Scorer, gaps
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes.plus import context as plus_context
 from pal_jax.recipes.plus import recipe as plus
@@ -60,7 +60,7 @@ def test_the_summariser_waits_and_then_both_learn():  # rlpa_plus IV.4-2
     assert [phase for phase, _ in rows] == ['hold', 'hold', 'plus']
     policies, rewards = ([state[name] for state in states] for name in ('policy', 'reward'))
     assert same(policies[0], policies[2])
-    assert not same(policies[2].actor.params, policies[3].actor.params)
+    assert not same(policies[2].actor.model.params, policies[3].actor.model.params)
     assert same(policies[2].reference, policies[3].reference)
     assert all(not same(a.model.params, b.model.params) for a, b in itertools.pairwise(rewards))
     for _, metrics in rows:
@@ -72,45 +72,40 @@ def test_rewards_and_losses_of_known_gaps():  # rlpa_plus IV.4-1
     np.testing.assert_allclose(rewards, [-0.693147, -0.313262, -1.313262, -0.126928], atol=1e-6)
     chosen, rejected = np.array([1.2, 0.3, -0.5]), np.array([0.2, 0.3, 0.5])
     scores = np.stack([chosen, rejected], axis=-1).reshape(1, -1)
-    losses = BradleyTerry()(chosen, rejected, np.zeros(3))
+    losses = BradleyTerry().of_pairs(chosen, rejected, np.zeros(3))
     assert float(losses.mean()) == pytest.approx(0.773224, abs=1e-6)
     assert np.mean(gaps(scores) > 0) == pytest.approx(1 / 3)  # a tie is wrong
-    slope = jax.grad(lambda gap: BradleyTerry()(gap, 0.0, 0.0))(1.0)
+    slope = jax.grad(lambda gap: BradleyTerry().of_pairs(gap, 0.0, 0.0))(1.0)
     assert float(slope) == pytest.approx(-0.268941, abs=1e-6)
 
 
 @pytest.mark.slow
 def test_what_pays_is_the_reward_model_from_before_the_step(monkeypatch):
     seen = []
-    read, gaps, apply = RewardLearner.read, RewardLearner.gaps, RewardLearner.apply
+    learn, gaps, update = Scorer.learn, Scorer.gaps, plus.PolicyLearner.update
 
-    def reading(self, state, pairs):
-        found, *rest = read(self, state, pairs)
-        np.testing.assert_allclose(found, gaps(self, state, pairs), atol=2e-6)
-        seen.append(('read', None))
-        return found, *rest
+    def learning(self, state, pairs, rate):
+        before = gaps(self, state, pairs)
+        seen.append(('learn', None))
+        state, found, figures = learn(self, state, pairs, rate)
+        np.testing.assert_allclose(found, before, atol=2e-6)
+        return state, found, figures
 
     def paying(self, state, pairs):
         found = gaps(self, state, pairs)
         seen.append(('pay', float(np.mean(-np.logaddexp(0, -found[:, 0] / 2.0)))))  # rlpa_plus IV.4-13
         return found
 
-    def applying(self, state, grads, rate):
-        seen.append(('apply', None))
-        return apply(self, state, grads, rate)
-
     def updating(self, *args):
         seen.append(('update', None))
         return update(self, *args)
 
-    update = plus.PolicyLearner.update
-    monkeypatch.setattr(RewardLearner, 'read', reading)
-    monkeypatch.setattr(RewardLearner, 'gaps', paying)
-    monkeypatch.setattr(RewardLearner, 'apply', applying)
+    monkeypatch.setattr(Scorer, 'learn', learning)
+    monkeypatch.setattr(Scorer, 'gaps', paying)
     monkeypatch.setattr(plus.PolicyLearner, 'update', updating)
     _, rows = steps(get_config(**{'hold.steps': 0, 'reward_model.std': 2.0}), 1)
-    assert [name for name, _ in seen] == ['read', 'pay', 'update', 'apply']
-    assert rows[0][1]['reward'] == pytest.approx(seen[1][1], abs=1e-6)
+    assert [name for name, _ in seen] == ['pay', 'learn', 'update']
+    assert rows[0][1]['reward'] == pytest.approx(seen[0][1], abs=1e-6)
 
 
 def test_all_summaries_of_a_person_are_paid_and_the_first_teach():
@@ -119,12 +114,12 @@ def test_all_summaries_of_a_person_are_paid_and_the_first_teach():
     state = parts.reader.init(parts.judge.source.load(parts.reader.param_shardings))
     read = plus_context.make_reading(config, parts.reader, parts.pair_up)
     texts = ['Liked: Dogs', 'Cats', 'Birds', 'Liked: Dogs and cats', 'Fish', 'Horses']  # three of each person
-    rewards, grads, _ = read(state, texts, people, pays=True)
+    taught_by, rewards, _ = read(state, texts, people, pays=True, rate=0.5)
     paid = parts.pair_up.compare(texts, [(person.reward,) for person in people for _ in range(3)])
     np.testing.assert_array_equal(rewards, plus_context.log_sigmoid(parts.reader.gaps(state, paid)[:, 0]))
     taught = parts.pair_up.learn(texts[:2] + texts[3:5], [person.train for person in people for _ in range(2)])
-    assert same(grads, parts.reader.read(state, taught)[1])
-    rewards, _, metrics = read(state, texts[:2], people, pays=False)  # of the choice that teaches
+    assert same(taught_by, parts.reader.learn(state, taught, 0.5)[0])
+    _, rewards, metrics = read(state, texts[:2], people, pays=False, rate=0.5)  # of the choice that teaches
     assert metrics['reward_loss'] == pytest.approx(-float(rewards.mean()), abs=1e-6)
 
 
@@ -132,7 +127,7 @@ def test_all_summaries_of_a_person_are_paid_and_the_first_teach():
 def test_a_reward_model_that_does_not_train_keeps_every_bit():  # rlpa_plus IV.4-2
     states, _ = steps(get_config(**{'reward_model.train': False, 'hold.steps': 0}), 2)
     assert same(states[0]['reward'], states[-1]['reward'])
-    assert not same(states[0]['policy'].actor.params, states[-1]['policy'].actor.params)
+    assert not same(states[0]['policy'].actor.model.params, states[-1]['policy'].actor.model.params)
 
 
 @pytest.mark.slow
@@ -211,7 +206,7 @@ def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
     assert (static.reward_model.train, static.hold.steps, one.reward_model.train) == (False, 0, True)
     assert (runs[3][0].seed, runs[3][0].methods, runs[3][0].seeds) == (1, '', 1)
     assert [run.eval.base for run in (one, context, static)] == [True, False, False]
-    assert table.total_steps == 6
+    assert table.plan.total_steps == 6
     assert [folder.name for _, folder in plus.stages(get_config(), tmp_path)] == [tmp_path.name]
     assert plus.stages(get_config('table'), tmp_path)[-1][0].total_steps == 27  # nine methods
     data = write_choices(tmp_path / 'choices.jsonl')
@@ -354,7 +349,7 @@ def test_a_run_killed_after_a_short_wait_goes_on_after_it(tmp_path):
     result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}', cache=tmp_path / 'cache')
     assert result.returncode == 0, result.stderr
     assert [row['step'] for row in records(whole, 'metrics.jsonl')] == [0, 1, 6, 7]
-    killer = KILLER.format(owner='PolicyLearner', name='_minibatch', count=1)
+    killer = KILLER.format(owner='PolicyLearner', name='minibatch', count=1)
     killed = python('-c', killer, *flags, f'--workdir={broken}', cache=tmp_path / 'cache')
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}', cache=tmp_path / 'cache')
@@ -370,7 +365,7 @@ def test_a_run_that_resumes_or_is_made_again_ends_with_the_same_bits(tmp_path): 
     state, host = recipe.init()
     state, host, *_ = recipe.step(state, host, 0)
     state, host, *_ = recipe.step(state, host, 1)
-    with contextlib.closing(Checkpoints(tmp_path, recipe.abstract)) as checkpoints:
+    with contextlib.closing(Checkpoints(tmp_path, recipe.plan.abstract)) as checkpoints:
         checkpoints.save(2, state, host)
         checkpoints.wait()
         restored = checkpoints.restore()
@@ -439,13 +434,13 @@ def test_eight_devices_learn_what_one_does():
 def test_a_latent_vector_is_made_of_the_choices_that_are_told(tmp_path):
     config = get_config(**{'reads': 'latent', 'latent.passes': 2})
     recipe = plus.make(config, Context(ONE.mesh, no_phase, workdir=tmp_path))
-    assert recipe.total_steps == 2
+    assert recipe.plan.total_steps == 2
     state, host = recipe.init()
     for i in range(2):
         state, host, phase, metrics = recipe.step(state, host, i)
     assert phase == 'latent' and metrics['reward'] == pytest.approx(-np.log(2), abs=0.1)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), recipe.abstract
+        lambda x: (x.shape, x.dtype), recipe.plan.abstract
     )
     record = recipe.evaluate(state, 'final').record
     assert len(record['accuracy_by_person']) == config.eval.people

@@ -96,11 +96,11 @@ def train(folder, sign):
 def test_a_resumed_policy_is_the_unbroken_one(tmp_path):
     recipe, state, host = make(tmp_path, 1, **{'rl.scale_scores': True, 'rl.rollout_batch_size': 4})
     half, seen, _ = advance(recipe, state, host, range(2))
-    checkpoints = Checkpoints(tmp_path / 'run', recipe.abstract)
+    checkpoints = Checkpoints(tmp_path / 'run', recipe.plan.abstract)
     checkpoints.save(2, half, seen, None)
     checkpoints.close()
     unbroken, counted, _ = advance(recipe, half, seen, range(2, 4))
-    restored = Checkpoints(tmp_path / 'run', recipe.abstract).restore()
+    restored = Checkpoints(tmp_path / 'run', recipe.plan.abstract).restore()
     assert restored
     again, recounted, _ = advance(recipe, restored[0], restored[1], range(2, 4))
     jax.tree.map(np.testing.assert_array_equal, again, unbroken)
@@ -121,7 +121,7 @@ def test_soups_of_a_brief_and_a_long_policy_are_as_long_as_they_are_mixed(traine
     (recipe, brief, _), (_, long, _) = trained[-1], trained[1]
     weights, lengths = (0.0, 0.25, 0.5, 0.75, 1.0), []
     for w in weights:
-        soup = merging.linear([brief.actor.params, long.actor.params], (1.0 - w, w))
+        soup = merging.linear([brief.actor.model.params, long.actor.model.params], (1.0 - w, w))
         mixed = brief.replace(actor=brief.actor.replace(params=soup))
         lengths.append(recipe.evaluate(mixed, 'final').record['length'])
     assert round(spearman(weights, lengths), 6) >= 0.9

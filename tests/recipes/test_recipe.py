@@ -25,7 +25,7 @@ GONE = [
 def test_a_run_is_opened_without_what_it_was_trained_with(tmp_path, name, gone):
     recipe = importlib.import_module(f'pal_jax.recipes.{name}')
     trained = recipe.make_trained(configs.load(name, **gone), CONTEXT)
-    there = recipe.make(configs.load(name), CONTEXT).trained
+    there = recipe.make(configs.load(name), CONTEXT).plan.trained
     assert trained.model == there.model
     assert jax.tree.all(jax.tree.map(lambda a, b: a == b, trained.exported, there.exported))
     with pytest.raises(ValueError, match=r'gone\.jsonl|endpoint'):

@@ -77,7 +77,7 @@ def test_transformers_scores_the_export_as_we_do(trained, tmp_path):
     torch = pytest.importorskip('torch')
     transformers = pytest.importorskip('transformers')
     _, recipe, state = trained
-    write_exports(recipe.trained.exports(state), lambda name: tmp_path / name)
+    write_exports(recipe.plan.trained.exports(state), lambda name: tmp_path / name)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'export').eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'export')
     ours = recipe.evaluate(state, 'x').record
@@ -109,10 +109,10 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path):
     changes = {'data.train': pairs_file(tmp_path / 'a.jsonl')}
     _, recipe, unbroken = run(ONE, 4, **changes)
     _, _, half = run(ONE, 2, recipe)
-    checkpoints = Checkpoints(tmp_path / 'run', recipe.abstract)
+    checkpoints = Checkpoints(tmp_path / 'run', recipe.plan.abstract)
     checkpoints.save(2, half, {}, None)
     checkpoints.close()
-    restored = Checkpoints(tmp_path / 'run', recipe.abstract).restore()
+    restored = Checkpoints(tmp_path / 'run', recipe.plan.abstract).restore()
     assert restored
     state = restored[0]
     for i in (2, 3):
@@ -183,7 +183,9 @@ def test_groups_of_pairs_are_learnt_and_tested_by_pair(tmp_path):
     rows, recipe, state = run(ONE, 6, **changes, **{'data.replies': 4})
     assert rows[-1]['loss'] < 0.8 * rows[0]['loss']
     apart = reward.make(get_config(**changes), ONE)
-    pairs = [reward.to_group(recipe.trained.tokenizer, said('0?', *two)) for two in itertools.combinations(REPLIES, 2)]
+    pairs = [
+        reward.to_group(recipe.plan.trained.tokenizer, said('0?', *two)) for two in itertools.combinations(REPLIES, 2)
+    ]
     [[group]] = reward.gather(pairs, replies=4, length=1000)
     assert len(group.branches) == 4
     assert rows[0]['tokens'] == 2 * group.length  # all prompts are as long
@@ -233,7 +235,7 @@ def test_the_mean_over_tokens_is_no_classifier_of_transformers(tmp_path):
         reward.make(get_config(**changes, export=True), ONE)
     _, recipe, state = run(ONE, 0, **changes, export=False)
     with pytest.raises(ValueError, match="take 'last'"):
-        recipe.trained.exports(state)
+        recipe.plan.trained.exports(state)
 
 
 def test_the_default_is_complete():

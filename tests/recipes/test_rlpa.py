@@ -109,17 +109,19 @@ def test_the_reference_is_the_model_after_the_warm_up_also_in_a_run_that_resumes
     (state, host), kl = recipe.init(), []
     for i in range(2):
         state, host, phase, _ = recipe.step(state, host, i)
-    checkpoints = Checkpoints(tmp_path, recipe.abstract)
+    checkpoints = Checkpoints(tmp_path, recipe.plan.abstract)
     checkpoints.save(2, state, host)
     checkpoints.wait()
-    for start in ((state, host), Checkpoints(tmp_path, recipe.abstract, read_only=True).read()[:2]):
+    for start in ((state, host), Checkpoints(tmp_path, recipe.plan.abstract, read_only=True).read()[:2]):
         *_, phase, metrics = recipe.step(*start, 2)
         assert phase == 'rlpa'
         kl.append(metrics['kl'])
     assert np.abs(kl).max() < 1e-6
     if rank:
-        exported = recipe.trained.exports(Checkpoints(tmp_path, recipe.trained.exported, read_only=True).read()[0])
-        learnt, base = exported['export'], recipe.init()[0].actor.frozen
+        exported = recipe.plan.trained.exports(
+            Checkpoints(tmp_path, recipe.plan.trained.exported, read_only=True).read()[0]
+        )
+        learnt, base = exported['export'], recipe.init()[0].actor.model.frozen
         again = lora.merge(lora.join(learnt.adapters.params, base))  # as peft puts them on the original model
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, learnt.params)
 
@@ -148,9 +150,10 @@ def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one(monkeypatch): 
     learner = rlpa.make_learner(small(), rlpa_model(), CONTEXT)
     batch = jax.tree.map(jax.numpy.asarray, seen[0][1])
     state = learner.init(sources.resolve('random:tiny').load())
-    rewards = batch.reward.at[0].set(jax.numpy.arange(4.0))
-    before, _ = learner.annotate(state, batch.replace(reward=rewards))
-    after, _ = learner.annotate(state, batch.replace(reward=rewards.at[1].set(jax.numpy.asarray([5.0, 1.0, 0.0, 2.0]))))
+    rewards = batch.rewards.at[0].set(jax.numpy.arange(4.0)[:, None])
+    later = rewards.at[1].set(jax.numpy.asarray([[5.0], [1.0], [0.0], [2.0]]))
+    scored, _ = learner.score(state, batch)
+    before, after = (learner.advantages(state, scored.replace(rewards=each))[0] for each in (rewards, later))
     np.testing.assert_array_equal(before.advantages[0], after.advantages[0])
     assert float(abs(before.advantages[0]).max()) > 0
     assert float(abs(after.advantages[1] - before.advantages[1]).max()) > 0
@@ -310,6 +313,6 @@ def test_a_run_can_start_from_what_another_has_trained(tmp_path, monkeypatch):
     checkpoints.wait()
     recipe = rlpa.make(small(**{'policy.source': f'orbax:{tmp_path}'}), CONTEXT)
     start, _ = recipe.init()
-    jax.tree.map(np.testing.assert_array_equal, start.actor.params, state.actor.params)
+    jax.tree.map(np.testing.assert_array_equal, start.actor.model.params, state.actor.model.params)
     with pytest.raises(ValueError, match='is no run of this package'):
         rlpa.make(small(**{'policy.source': 'orbax:nowhere'}), CONTEXT)

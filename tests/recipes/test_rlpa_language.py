@@ -80,7 +80,8 @@ def everyone_at(server, **changes):
 
 
 def without_learning(patch):
-    patch.setattr(rlpa.PolicyLearner, 'annotate', lambda self, state, batch: (batch, {}))
+    patch.setattr(rlpa.PolicyLearner, 'score', lambda self, state, batch: (batch, {}))
+    patch.setattr(rlpa.PolicyLearner, 'advantages', lambda self, state, batch: (batch, {}))
     patch.setattr(rlpa.PolicyLearner, 'update', lambda self, state, *_: (state, {}))
 
 
@@ -90,7 +91,7 @@ def test_faults_and_attacks_end_in_masked_samples_and_right_counts(chat_server, 
     with chat_server(attacks) as server:
         config = everyone_at(server, **{'answers': str(tmp_path / 'answers.sqlite'), 'reward.min_std': 0.0})
         first, metrics = rollout(config, 3, monkeypatch)
-        rewards = np.concatenate([batch.reward[batch.ok] for batch in first])
+        rewards = np.concatenate([batch.rewards[..., 0][batch.ok] for batch in first])
         malformed, judged = 0.0, 0.75 + 1 / 3  # four of five criteria; one of two facts, of four
         assert {round(float(each), 4) for each in rewards} == {malformed, round(judged, 4)}
         judges_asked = {name: metrics[f'{name}_requests'] for name in ('user', 'matcher', 'judge')}
@@ -170,7 +171,7 @@ def test_a_model_that_plays_all_parts_and_fails_now_and_then(chat_server, monkey
         })  # fmt: skip
         first, metrics = rollout(config, 2, monkeypatch)
         ok = np.concatenate([batch.ok.ravel() for batch in first])
-        reward = np.concatenate([batch.reward.ravel() for batch in first])
+        reward = np.concatenate([batch.rewards[..., 0].ravel() for batch in first])
         assert 0 < (~ok).sum() < ok.size  # who would not say
         assert set(reward[~ok]) == {0.0}
         malformed, judged = 0.0, 0.75 + 2 * 1 / (2 + 4)  # 3 of 4 criteria; one of two facts, of four
@@ -195,7 +196,7 @@ def test_a_run_that_goes_on_counts_on(chat_server, monkeypatch):
         for i in range(2):
             recipe = rlpa.make(config, CONTEXT)
             state, fresh = recipe.init()
-            recipe.resume(host or fresh)
+            recipe.plan.resume(host or fresh)
             _, host, _, metrics = recipe.step(state, host or fresh, i)
         assert metrics['judge_requests'] > 0
         assert {key: value for key, value in metrics.items() if key.endswith(('_requests', '_tokens'))} == {
@@ -224,7 +225,7 @@ def test_our_own_model_plays_user_and_judge(monkeypatch):
         'dialogue.user': 'local:random:tiny',
     })  # fmt: skip
     (batch, *_), metrics = rollout(config, 2, monkeypatch)
-    assert not batch.reward[batch.ok].any()  # malformed ones: a random model's verdicts cannot be read
+    assert not batch.rewards[..., 0][batch.ok].any()  # malformed ones: a random model's verdicts cannot be read
     assert metrics['failed'] > 0 and metrics['reward'] == 0.0
 
 

@@ -123,7 +123,8 @@ def test_the_published_aggregation_is_a_mean_of_micro_batches():
 
 def test_rewards_that_do_not_differ_bring_no_update_unless_it_is_published(monkeypatch):
     monkeypatch.setattr(rlpa.sampler, 'make_decoder', lambda *args, **kwargs: Silent())
-    monkeypatch.setattr(rlpa.PolicyLearner, 'annotate', lambda self, state, batch: (batch, {}))
+    monkeypatch.setattr(rlpa.PolicyLearner, 'score', lambda self, state, batch: (batch, {}))
+    monkeypatch.setattr(rlpa.PolicyLearner, 'advantages', lambda self, state, batch: (batch, {}))
     monkeypatch.setattr(rlpa.PolicyLearner, 'update', lambda self, state, *_: (state, {'updated': 1.0}))
     for published in (False, True):
         config = get_config(reference_compatible=published, **{'warmup.steps': 0, 'reward.min_std': 1e-3})

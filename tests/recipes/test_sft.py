@@ -75,7 +75,7 @@ def test_a_mesh_and_packing_change_no_loss(tmp_path):
 def test_passes_over_the_rows_set_the_number_of_steps(tmp_path):
     train = chats_file(tmp_path / 'a.jsonl', 20)  # 4 are kept for testing
     config = {'data.train': train, 'total_steps': 0, 'data.epochs': 2.0, 'data.batch_size': 5}
-    assert sft.make(get_config(**config), ONE).total_steps == 7
+    assert sft.make(get_config(**config), ONE).plan.total_steps == 7
 
 
 @pytest.mark.parametrize('variant', ['', 'paper'])

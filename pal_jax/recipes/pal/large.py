@@ -32,7 +32,17 @@ from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.learners.reader import Batching, Reader, Reading
 from pal_jax.models.params import Params
 from pal_jax.models.states import Frame
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least, make_adapters
+from pal_jax.parts.recipe import (
+    Closures,
+    Config,
+    Context,
+    Evaluation,
+    Host,
+    Plan,
+    Recipe,
+    check_at_least,
+    make_adapters,
+)
 from pal_jax.recipes.pal import kept as pal_kept
 from pal_jax.recipes.pal import recipe as pal
 from pal_jax.recipes.pal import text as pal_text
@@ -178,7 +188,7 @@ def make(config: Config, ctx: Context) -> Recipe:
     steps = hold + config.total_steps
     stage = functools.partial(stage_before, hold=hold, steps=steps, every=config.eval.every)
     abstract, keep = abstract_state(learners, large.reader, len(trials)), pal_kept.keeping(kept, decoder)
-    return Recipe(steps, abstract, init, step, stage, evaluate, shown=pal.SHOWN, keep=keep)
+    return Closures(Plan(steps, abstract, stage, shown=pal.SHOWN, keep=keep), init, step, evaluate)
 
 
 def stage_before(i: int, *, hold: int, steps: int, every: int) -> str | None:

@@ -29,7 +29,7 @@ from pal_jax.evals.population import OTHERS, Panel, make_exhibits, make_record, 
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALState, Rates
 from pal_jax.models.ideal_point import PAL
 from pal_jax.objectives.preference import pair_loss
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
+from pal_jax.parts.recipe import Closures, Config, Context, Evaluation, Host, Plan, Recipe, check_at_least
 from pal_jax.recipes.pal import context as pal_context
 from pal_jax.recipes.pal import kept as pal_kept
 from pal_jax.recipes.pal import text as pal_text
@@ -95,7 +95,7 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     abstract = {name: learner.abstract for name, learner in learners.items()}
     keep = pal_kept.keeping(kept, decoder)
-    return Recipe(config.total_steps, abstract, init, step, stage, evaluate, shown=SHOWN, keep=keep)
+    return Closures(Plan(config.total_steps, abstract, stage, shown=SHOWN, keep=keep), init, step, evaluate)
 
 
 def check(config: Config, ways: int) -> None:

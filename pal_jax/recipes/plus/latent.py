@@ -26,10 +26,12 @@ from pal_jax.models import params as model_params
 from pal_jax.models import states
 from pal_jax.parts.recipe import (
     EVALUATION,
+    Closures,
     Config,
     Context,
     Evaluation,
     Host,
+    Plan,
     Policy,
     Recipe,
     keeping,
@@ -107,7 +109,7 @@ def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[
     stages = {'every': config.eval.every, 'base': config.eval.base}
     stage = functools.partial(stage_before, warmup=0, steps=settings.passes, **stages)
     keep, shown = keeping(reward_model=policy), ('accuracy', 'reward')
-    return Recipe(settings.passes, abstract, init, step, stage, evaluate, shown=shown, keep=keep)
+    return Closures(Plan(settings.passes, abstract, stage, shown=shown, keep=keep), init, step, evaluate)
 
 
 def check(people: Sequence[History]) -> None:

@@ -29,10 +29,12 @@ from pal_jax.learners.training import MULTIPLE
 from pal_jax.models.config import ModelConfig
 from pal_jax.parts.recipe import (
     EVALUATION,
+    Closures,
     Config,
     Context,
     Evaluation,
     Host,
+    Plan,
     Policy,
     Recipe,
     Trained,
@@ -171,7 +173,8 @@ def make(config: Config, ctx: Context) -> Recipe:
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every, base=config.eval.base)
     abstract = {'reward': reader.abstract} | ({'policy': learner.abstract} if config.reads in WRITTEN else {})
     trained, keep = trained_by(config, policy, learner, reader), keeping(policy=policy, reward_model=judge)
-    return Recipe(steps, abstract, init, step, stage, evaluate, trained, SHOWN, after=make_after(config), keep=keep)
+    plan = Plan(steps, abstract, stage, trained, SHOWN, after=make_after(config), keep=keep)
+    return Closures(plan, init, step, evaluate)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained | None:

@@ -236,12 +236,15 @@ def open_adapters(folder: Path, ctx: Context) -> Params:
     """The adapters a stage has trained, from its last checkpoint, whole on every device. Raises ValueError where
     there are none."""
     trained = trained_in(str(folder), ctx)
-    nothing = jax.tree.map(lambda _: ..., trained.exported)
-    wanted = nothing.replace(
-        actor=nothing.actor.replace(model=nothing.actor.model.replace(params=trained.exported.actor.model.params))
+
+    def only_adapters(path: Any, leaf: Any) -> Any:
+        return leaf if '.model.params' in jax.tree_util.keystr(path) else ...
+
+    adapters = jax.tree_util.tree_map_with_path(only_adapters, trained.exported)
+    state, *_ = Checkpoints(folder, adapters, read_only=True).read()
+    return jax.jit(lambda params: params, out_shardings=sharding.replicated(ctx.mesh))(
+        trained.actor(state).model.params
     )
-    state, *_ = Checkpoints(folder, wanted, read_only=True).read()
-    return jax.jit(lambda params: params, out_shardings=sharding.replicated(ctx.mesh))(state.actor.model.params)
 
 
 def make_score(folder: Path, ctx: Context) -> Score:

@@ -36,10 +36,12 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.moments import Moments, scaled, seen
 from pal_jax.parts.recipe import (
     EVALUATION,
+    Closures,
     Config,
     Context,
     Evaluation,
     Host,
+    Plan,
     Recipe,
     Trained,
     check_finite,
@@ -245,7 +247,8 @@ def make_ppo(config: Config, ctx: Context) -> Recipe:
     steps = config.total_steps
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
     trained, keep = trained_policy(config, policy, learner), keeping(policy=policy)
-    return Recipe(steps, learner.abstract, init, step, stage, evaluate, trained, ('reward', 'words'), keep=keep)
+    plan = Plan(steps, learner.abstract, stage, trained, ('reward', 'words'), keep=keep)
+    return Closures(plan, init, step, evaluate)
 
 
 def who_wants_what(config: Config) -> list[tuple[Preference, ...]]:
