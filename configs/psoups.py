@@ -67,7 +67,7 @@ def get_config(variant: str = '') -> ConfigDict:
         scale_scores=False,  # by the running mean and standard deviation of all scores; group_norm needs none
         test_count=8,  # prompts of an evaluation
         reward='',  # pal:<workdir> in place of the reward models of stage=reward (docs/methods/pal.md)
-        person='',  # with it: a user of that run, a file of a mixture (*.json), or '': the population
+        person='',  # with it: a user of that run, a file of a mixture, or '': the population
     )
     config.eval = dict(  # of each stage that trains; what came of it is what stage=evaluate finds
         every=0,  # steps; 0: none in between

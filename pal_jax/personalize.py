@@ -8,8 +8,9 @@ Options:
   --source=orbax:FOLDER   a finished run of configs/pal.py
   --choices=FILE          one person's choices, in the format the run learnt from (docs/methods/pal.md)
   --output=FILE           where the person is written, as a line of JSON; a file that exists is refused
-  --ask=FILE              pairs that nobody has answered, in the same format; either side may be called chosen
-  --split=N               the split of the run whose model is taken, default 0
+  --ask=FILE              pairs that nobody has answered, in the same format without user and choice: left_<attribute>
+                          and right_<attribute>, or JSON lines of left and right
+  --split=N               the split of the run whose model is taken, default 0; from 0 to split.seeds - 1
 
 Without --output the person is printed. With --ask the pairs are printed instead, a JSON object a line, the most
 informative first: `pair` is the number in the file, from 1, `information` the nats that the answer is expected to tell
@@ -35,8 +36,8 @@ SPLIT = flags.DEFINE_integer('split', 0, "The run's split.", lower_bound=0)
 
 
 def main() -> None:
-    kind, _, workdir = SOURCE.value.partition(':')
-    if kind != 'orbax' or not workdir:
+    workdir = SOURCE.value.removeprefix('orbax:')
+    if not workdir or (':' in workdir and not Path(workdir).is_dir()):
         raise cli.Fault(f'--source={SOURCE.value}: give a run of configs/pal.py, as orbax:runs/pal')
     if not CHOICES.value and not ASK.value:
         raise cli.Fault('nothing to learn from and nothing to ask; give --choices=FILE or --ask=FILE')
@@ -65,7 +66,7 @@ def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | N
         else:
             cli.print_json(record)
     if ask_file:
-        pairs = pal_person.read_choices(run, ask_file)
+        pairs = pal_person.read_choices(run, ask_file, answered=False)
         expected = pal_person.information(run, pairs, choices)
         for i in np.argsort(-expected, kind='stable'):
             left, right = pairs.shown[i]

@@ -7,7 +7,7 @@ Options:
   --source=orbax:FOLDER   a run of configs/reward.py, configs/plus.py or configs/pal.py
   --person=FILE|ID        who prefers: for PAL a file of `pal_jax.personalize`, or the id of a person of the training,
                           or nothing for the mean over them; for PLUS a file with the person's summary, such as a line
-                          that `pal_jax.summarize` printed; a reward model takes none
+                          that `pal_jax.summarize` printed; a reward model takes none. What exists as a file is one
   --texts=FILE            JSON lines, a record a line:
                           {"prompt": ..., "completion": ...}    both texts, or both lists of messages
                           {"messages": [...]}                   the last one, the assistant's, is scored
@@ -62,7 +62,7 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     if taken := next((place for place, record in rows if 'score' in record), None):
         raise ValueError(f'{taken}: the record has a score already; rename that key')
     scorer = scoring.open_scorer(source, person)
-    read = [_at(place, scorer, record) for place, record in rows]
+    read = scorer.read_all(rows)
     scored = ({**record, 'score': s} for (_, record), s in zip(rows, in_chunks(scorer, read), strict=True))
     if not output:
         for record in scored:
@@ -71,13 +71,6 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     with whole_file(output) as partial, partial.open('w', encoding='utf-8') as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + '\n' for record in scored)
     print(f'{len(rows)} records -> {output}')
-
-
-def _at(place: str, scorer: Scorer, record: Any) -> Any:
-    try:
-        return scorer.read(record)
-    except ValueError as error:
-        raise ValueError(f'{place}: {error}') from None
 
 
 def in_chunks(scorer: Scorer, read: Sequence[Any]) -> Iterator[float]:

@@ -10,13 +10,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from pal_jax.data import chats
+from pal_jax.data import chats, records
 from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tables import LARGEST
 from pal_jax.data.tokenizer import Tokenizer
@@ -30,6 +31,7 @@ from pal_jax.recipes.plus import context as plus_context
 from pal_jax.recipes.plus import recipe as plus
 from pal_jax.runtime import devices, files, sharding
 from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.runtime.workdir import run_folder
 
 KINDS = 'a reward model (configs/reward.py), PLUS (configs/plus.py) or PAL (configs/pal.py)'
 
@@ -39,27 +41,44 @@ class Scorer(NamedTuple):
 
     read: a record to what the model reads of it. Raises ValueError, without a place, where the record is wrong.
     score: what `read` returned of several records, to their scores `[records]`.
+    form: what a record is given as, where the scores of several forms of one reply differ.
     """
 
     read: Callable[[Any], Any]
     score: Callable[[Sequence[Any]], np.ndarray]
+    form: Callable[[Any], str] = lambda record: ''
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The scores `[records]` of records. Raises ValueError, with the record's number, where one is wrong."""
-        read = []
-        for number, record in enumerate(records, 1):
+        read = self.read_all((f'record {number}', record) for number, record in enumerate(records, 1))
+        return self.score(read) if read else np.zeros(0, np.float32)
+
+    def read_all(self, placed: Iterable[tuple[str, Any]]) -> list[Any]:
+        """What the model reads of records, which are given with their places.
+
+        Raises:
+          ValueError: a record is wrong, or of another form than those before it; with its place.
+        """
+        read, forms = [], {}
+        for place, record in placed:
             try:
                 read.append(self.read(record))
             except ValueError as error:
-                raise ValueError(f'record {number}: {error}') from None
-        return self.score(read) if read else np.zeros(0, np.float32)
+                raise ValueError(f'{place}: {error}') from None
+            forms.setdefault(self.form(record), place)
+            if len(forms) > 1:
+                (one, first), (other, _) = forms.items()
+                raise ValueError(
+                    f'{place}: it has {other}, and {first} has {one}, whose scores cannot be compared; give all alike'
+                )
+        return read
 
 
-def open_scorer(source: str, person: str = '') -> Scorer:
+def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[str] | None = '') -> Scorer:
     """Open the model of a finished run, on one device.
 
     Args:
-      source: `orbax:<workdir>` of a run of a reward model, PLUS or PAL.
+      source: `orbax:<workdir>` of a run of a reward model, PLUS or PAL, or its folder.
       person: who prefers. For PAL a file that `pal_jax.personalize` wrote, the id of a person of the training, or
         nothing for the mean over them. For PLUS a file with the person's `summary`. A reward model knows no people.
 
@@ -67,10 +86,11 @@ def open_scorer(source: str, person: str = '') -> Scorer:
       ValueError: the source is no such run, or the person does not fit it.
       RuntimeError: a model or checkpoint cannot be read.
     """
-    kind, _, workdir = source.partition(':')
-    if kind != 'orbax' or not workdir:
-        raise ValueError(f'source {source!r} is no run; give orbax:<workdir> of {KINDS}')
-    config = read_config(workdir)
+    workdir, person = run_folder(source), to_name(person)
+    try:
+        config = read_config(workdir)
+    except ValueError as error:
+        raise ValueError(f'{error}, of {KINDS}') from None
     match config.recipe:
         case 'reward':
             return _open_reward(workdir, person)
@@ -81,6 +101,15 @@ def open_scorer(source: str, person: str = '') -> Scorer:
     raise ValueError(f'{source} is a run of {config.recipe}, which scores nothing; give one of {KINDS}')
 
 
+def to_name(person: str | int | os.PathLike[str] | None) -> str:
+    """A person as a file or an id, '' for nobody. Raises ValueError where it is neither."""
+    if person is None or person == '':
+        return ''
+    given = os.fspath(person) if isinstance(person, os.PathLike) else person
+    is_file = isinstance(given, str) and pal_person.is_file(given)
+    return str(given) if is_file else records.identity('', {'person': given}, 'person')
+
+
 # --- reward models ----------------------------------------------------------------------------------------------------
 
 
@@ -88,7 +117,12 @@ def _open_reward(workdir: str, person: str) -> Scorer:
     if person:
         raise ValueError(f'person={person}: {workdir} is a reward model, which knows no people; leave person out')
     tokenizer, pooling, scores = reward.open_scores(workdir, _one_device(workdir))
-    return Scorer(lambda record: to_group(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0])
+    return Scorer(lambda record: to_group(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0], form_of)
+
+
+def form_of(record: Mapping[str, Any]) -> str:
+    """Whether a record that can be scored has messages, which go through the chat template, or texts."""
+    return 'messages' if isinstance(record.get('messages') or record.get('completion'), list) else 'texts'
 
 
 def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
@@ -145,7 +179,7 @@ def _open_plus(config: Config, workdir: str, person: str) -> Scorer:
 def read_summary(path: str) -> str:
     """The summary of a person's file. Raises ValueError where the file holds none."""
     advice = 'a JSON object with "summary", such as a line that python -m pal_jax.summarize prints'
-    if not path.endswith('.json'):
+    if not pal_person.is_file(path):
         raise ValueError(f'person={path!r}: PLUS knows a person by a file, {advice}')
     summary = files.read_object(path).get('summary')
     if not isinstance(summary, str) or not summary.strip():
@@ -176,16 +210,17 @@ def to_reply(record: Any, run: TrainedPAL) -> tuple[Any, Any]:
     """
     record = record if isinstance(record, Mapping) else {}
     if not run.kept.prompted:
-        text = record.get('text')
-        if not isinstance(text, str) or not text.strip():
+        if not record.get('text'):
             raise ValueError(
                 f"expected an object with 'text', which is not empty: {run.workdir} learnt from statements"
             )
-        return '', text
+        pal_reward.check_form(run, '', record['text'])
+        return '', record['text']
     said = record.get('messages')
     prompt, reply = (said[:-1], said[-1:]) if isinstance(said, list) else map(record.get, ('prompt', 'completion'))
     if not prompt or not reply or not all(isinstance(side, str | list) for side in (prompt, reply)):
         raise ValueError("expected an object with 'prompt' and 'completion', or with 'messages'")
+    pal_reward.check_form(run, prompt, reply)
     return prompt, reply
 
 
@@ -197,10 +232,7 @@ def to_item(record: Any, run: TrainedPAL) -> tuple[np.ndarray, np.ndarray | None
     """
     item: Any = record.get('item') if isinstance(record, Mapping) else None
     names = run.kept.attributes
-    if isinstance(item, Mapping):
-        if set(item) != set(names):
-            raise ValueError(f"'item' has the attributes {', '.join(map(str, item))}, expected {', '.join(names)}")
-        item = [item[name] for name in names]
+    item = run.kept.numbers(item) if isinstance(item, Mapping) else item
     prompt = record.get('prompt') if run.pal.variant == 'B' else None
     if not _numbers(item) or (run.pal.variant == 'B' and not _numbers(prompt)):
         keys = "'item' and 'prompt'" if run.pal.variant == 'B' else "'item'"

@@ -38,8 +38,8 @@ SUMMARY = flags.DEFINE_string('summary', None, "Words in place of the model's.")
 def main() -> None:
     if not HISTORY.value:
         raise cli.Fault('no people; give a file with --history=histories.jsonl')
-    kind, _, workdir = SOURCE.value.partition(':')
-    if kind != 'orbax':
+    workdir = SOURCE.value.removeprefix('orbax:')
+    if not workdir or (':' in workdir and not Path(workdir).is_dir()):
         raise cli.Fault(f'--source={SOURCE.value}: give a run of configs/plus.py, as orbax:runs/plus')
     devices.initialize(Path(CACHE).expanduser())
     for record in cli.faults(lambda: list(summarize(workdir, HISTORY.value, SUMMARY.value))):

@@ -142,8 +142,7 @@ def run(
         MetricsWriter(workdir, first, wandb=config.metrics.wandb or None) as writer,
         progress.start(plan.total_steps, first),
     ):
-        saved = time.monotonic()
-        i = first
+        saved, i = time.monotonic(), first
         while i <= plan.total_steps:
             if stage := plan.stage(i):
                 evaluate(recipe, state, stage, i, writer, progress)
@@ -180,6 +179,7 @@ def agree(stop: int, late: bool) -> tuple[int, bool]:
 
 def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, progress: Progress) -> None:
     """One evaluation into the run's files and a line on the console."""
+    progress.log(f'evaluating ({stage})')
     evaluation = recipe.evaluate(state, stage)
     writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **progress.take_seconds()})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)

@@ -89,8 +89,13 @@ def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) 
         rejected=rejected,
         prompt=np.array([pair.prompt for pair in pairs], np.float32) if pairs[0].prompt else None,
         names=names,
-        attributes=tuple(attributes) or tuple(f'x{i}' for i in range(chosen.shape[1])),
+        attributes=tuple(attributes) or unnamed(chosen.shape[1]),
     )
+
+
+def unnamed(width: int) -> tuple[str, ...]:
+    """The attributes of items that are vectors."""
+    return tuple(f'x{i}' for i in range(width))
 
 
 def scales(data: Comparisons) -> np.ndarray:

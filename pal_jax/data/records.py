@@ -33,6 +33,7 @@ from pal_jax.runtime.outputs import whole_file
 Row = tuple[str, Mapping[str, Any]]  # where it stands, and its fields
 
 MISSING = ('', 'nan', 'NaN', 'null', 'NULL', 'None', '<NA>')  # texts that stand for no value
+NOBODY = 'nobody'  # the user of pairs that wait for an answer
 EXACT = 2**53  # whole numbers beyond it are not all there as floats
 
 
@@ -99,6 +100,16 @@ def _is_missing(value: Any) -> bool:
     if isinstance(value, str):
         return value.strip() in MISSING
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def unanswered(record: Any) -> Any:
+    """A record of two sides among which nobody has chosen yet, as if somebody had chosen the first. The sides may be
+    called left and right, and a user need not be named."""
+    if not isinstance(record, Mapping):
+        return record
+    sides = {'left': 'chosen', 'right': 'rejected'}
+    named = {sides.get(name, name): value for name, value in record.items()}
+    return named if not _is_missing(named.get('user')) else {**named, 'user': NOBODY}
 
 
 def write(path: str | Path, choices: Iterable[TextChoice]) -> int:

@@ -28,21 +28,25 @@ FORMS = (
 )
 
 
-def load(path: str | Path) -> Comparisons:
+def load(path: str | Path, *, answered: bool = True) -> Comparisons:
     """The choices in a file, by its ending `.jsonl` or `.csv`.
+
+    Args:
+      answered: whether somebody has chosen; else a row a pair needs neither `choice` nor `user`, its left side counts
+        as chosen, and JSON lines may have `left` and `right`.
 
     Raises:
       ValueError: the file is missing, of another kind, or a row is wrong.
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f'there is no file {path}; give one of choices, or one of {", ".join(choices.TABLES)}')
+        raise ValueError(f'there is no file {path}; check the path')
     if path.suffix not in ('.jsonl', '.csv'):
         raise ValueError(f'{path} ends in neither .jsonl nor .csv; see pal_jax/data/tables.py for both')
     read = _jsonl if path.suffix == '.jsonl' else _csv
-    rows = list(read(path))
+    rows = list(read(path, answered))
     if not rows:
-        raise ValueError(f'{path} holds no choices')
+        raise ValueError(f'{path} holds no {"choices" if answered else "pairs"}')
     _, attributes, first = rows[0]
     data = from_pairs([_checked(pair, place, first) for place, _, pair in rows], attributes)
     if (same := (data.chosen[:] == data.rejected[:]).all(axis=1)).any():
@@ -66,13 +70,18 @@ def _checked(pair: PreferencePair, place: str, first: PreferencePair) -> Prefere
     return pair
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
+def _jsonl(path: Path, answered: bool) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
     names: tuple[str, ...] = ()
-    for number, record in records.lines(path):
-        place = f'{path}, line {number}'
+    kinds: set[bool] = set()
+    for number, line in records.lines(path):
+        place, record = f'{path}, line {number}', line if answered else records.unanswered(line)
         if not isinstance(record, dict) or not {'user', 'chosen', 'rejected'} <= set(record):
-            raise ValueError(f'{place}: expected an object with user, chosen and rejected, got {files.shown(record)}')
+            keys = 'user, chosen and rejected' if answered else 'left and right'
+            raise ValueError(f'{place}: expected an object with {keys}, got {files.shown(line)}')
         user, sides = records.identity(place, record, 'user'), [record['chosen'], record['rejected']]
+        kinds.add(isinstance(sides[0], Mapping))
+        if len(kinds) > 1:
+            raise ValueError(f'{place}: some items are lists, and others objects of attributes; give all alike')
         if isinstance(sides[0], Mapping):
             names = names or tuple(sides[0])
             if any(not isinstance(side, Mapping) or set(side) != set(names) for side in sides):
@@ -102,17 +111,21 @@ def _number(value: Any, place: str) -> float:
         raise ValueError(f'{place}: expected a list of numbers, got {files.shown(value)}') from None
 
 
-def _csv(path: Path) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
+def _csv(path: Path, answered: bool) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:
     rows = list(records.table(path))
     if not rows:
         return
     columns = set(rows[0][1])
+    sides = any(f'right_{c[5:]}' in columns for c in columns if c.startswith('left_'))
     if {'user', 'situation', 'chosen'} < columns:
         yield from _options(rows)
-    elif {'user', 'choice'} < columns and any(f'right_{c[5:]}' in columns for c in columns if c.startswith('left_')):
+    elif sides and not answered:
+        yield from _pairs([(place, {**records.unanswered(row), 'choice': 'left'}) for place, row in rows])
+    elif sides and {'user', 'choice'} < columns:
         yield from _pairs(rows)
     else:
-        raise ValueError(f'{path}: its columns are {", ".join(sorted(columns))}; give {FORMS}')
+        forms = FORMS if answered else 'left_<attribute> and right_<attribute>, a row a pair'
+        raise ValueError(f'{path}: its columns are {", ".join(sorted(columns))}; give {forms}')
 
 
 def _pairs(rows: list[records.Row]) -> Iterator[tuple[str, tuple[str, ...], PreferencePair]]:

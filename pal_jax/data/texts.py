@@ -80,13 +80,20 @@ class Said(NamedTuple):
     chat: bool
 
 
-def read(path: str | Path, tokenizer: Tokenizer, *, alone: bool, template: str = '{}') -> TextPairs:
-    """The pairs of a file; replies `alone`, or after their prompts; statements in the template.
+def read(
+    path: str | Path, tokenizer: Tokenizer, *, alone: bool, template: str = '{}', answered: bool = True
+) -> TextPairs:
+    """The pairs of a file; replies `alone`, or after their prompts; statements in the template. Of pairs that nobody
+    has `answered` the first side counts as chosen, see `records.unanswered`.
 
     Raises:
       ValueError: what is wrong, with file and line; or some records have a prompt and others none.
     """
-    return to_pairs(chats.read(path, lambda record: to_said(record, tokenizer, alone=alone, template=template)), path)
+
+    def said(record: Any) -> Said:
+        return to_said(record if answered else records.unanswered(record), tokenizer, alone=alone, template=template)
+
+    return to_pairs(chats.read(path, said), path)
 
 
 def from_choices(

@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jinja2
@@ -387,7 +387,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
+        first = _telling(error.errors())
         if first['type'] == 'json_invalid':
             return _refuse(Refusal(400, 'the body is not valid JSON'))
         steps = [str(part) for part in first['loc'][1:]]
@@ -398,6 +398,15 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
         return _refuse(Refusal(error.status_code, str(error.detail)), error.headers)
+
+
+def _telling(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first error; where it is of one of several types that a value may have, of these the error that goes deepest
+    into the value, and rather one about the content than one about the type."""
+    where = errors[0]['loc']
+    typed = next((i for i, part in enumerate(where) if '[' in str(part)), len(where))
+    alike = [each for each in errors if each['loc'][:typed] == where[:typed]]
+    return max(alike, key=lambda each: (len(each['loc']), not each['type'].endswith('_type')))
 
 
 def _refuse(refusal: Refusal, headers: Any = None) -> JSONResponse:

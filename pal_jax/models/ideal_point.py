@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
 
 from pal_jax.models.linear import product
 from pal_jax.models.params import Params, ParamSpec
@@ -239,16 +240,21 @@ def item_reward(
     return jnp.minimum(jnp.exp(params['log_scale']), MAX_SCALE) * reward
 
 
-def checked_mixture(mix: Sequence[float], K: int) -> Float[Array, ' K']:
+def checked_mixture(mix: ArrayLike, K: int) -> Float[Array, ' K']:
     """A mixture of K prototypes as an array.
 
     Raises:
-      ValueError: it has another length, a weight below 0 or not finite, or does not sum to 1 within 1e-6.
+      ValueError: it is no list of numbers, has another length, a weight below 0 or not finite, or does not sum to 1
+        within 1e-6.
     """
-    total = sum(mix)
-    if len(mix) != K or not all(weight >= 0 for weight in mix) or not abs(total - 1) <= 1e-6:
-        raise ValueError(f'a mixture of {K} prototypes needs {K} weights of at least 0 that sum to 1, got {list(mix)}')
-    return jnp.asarray(mix, jnp.float32)
+    try:
+        weights = np.asarray(mix)
+    except ValueError:  # lists of several lengths
+        weights = np.empty(0)
+    numbers = weights.shape == (K,) and weights.dtype.kind in 'iuf'
+    if not numbers or not np.all(weights >= 0) or not abs(weights.sum(dtype=np.float64) - 1) <= 1e-6:
+        raise ValueError(f'a mixture of {K} prototypes needs {K} weights of at least 0 that sum to 1, got {mix}')
+    return jnp.asarray(weights, jnp.float32)
 
 
 def length(x: Float[Array, '*S D']) -> Float[Array, '*S']:

@@ -7,6 +7,7 @@ Every leaf's bits are summed up at save and checked at restore: a file that was 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -51,6 +52,7 @@ class Checkpoints:
         read_only: bool = False,
         log: Callable[[str], None] = print,
     ):
+        logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax tells of every file
         self.folder = Path(workdir).absolute() / FOLDER
         self._abstract, self._log = abstract, log
         policies = [

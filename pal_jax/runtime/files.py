@@ -168,7 +168,8 @@ def parse(text: str, path: Name, line: int = 1, *, halves: bool = False) -> Any:
     except json.JSONDecodeError as error:
         place = f'{path}, line {line + error.lineno - 1}'
         fault = f'not valid JSON, {error.msg} at column {error.colno}'
-        raise ValueError(f'{place}: {fault}; mend it, or get the whole file again') from None
+        hint = 'leave one value alone' if error.msg == 'Extra data' else 'mend it, or get the whole file again'
+        raise ValueError(f'{place}: {fault}; {hint}') from None
     except UnicodeEncodeError as error:
         half = f'\\u{ord(error.object[error.start]):04x}'
         raise ValueError(f'{place}: {half} is half of a surrogate pair, so no text; delete it or write both') from None

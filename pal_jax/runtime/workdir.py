@@ -50,6 +50,18 @@ def check_workdir(workdir: Path) -> None:
             raise ValueError(f'{workdir} is no run ({CONFIG} is missing) and has {path.name}; give another --workdir')
 
 
+def run_folder(run: str | os.PathLike[str]) -> str:
+    """The folder of a run that is given as `orbax:<workdir>`, or as the folder itself.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    folder = os.fspath(run).removeprefix('orbax:') if isinstance(run, str | os.PathLike) else ''
+    if not folder:
+        raise ValueError(f'{run!r} is no run; give orbax:<workdir>, or the folder itself')
+    return folder
+
+
 def read_run(workdir: Path) -> dict[str, Any]:
     """The config of the run in a folder. Raises ValueError where there is none, or one of something else."""
     path = workdir / CONFIG

@@ -209,6 +209,11 @@ PAIRS = 'user,choice,left_x,right_x\n'
         (
             'a.jsonl',
             GOOD + '{"user": "a", "chosen": {"x": 1}, "rejected": {"y": 1}}',
+            'line 2: some items are lists',
+        ),
+        (
+            'a.jsonl',
+            '{"user": "a", "chosen": {"x": 1}, "rejected": {"x": 2}}\n{"user": "a", "chosen": {"x": 1}, "rejected": {"y": 1}}',
             'line 2: expected the attributes x',
         ),
         (
@@ -245,9 +250,28 @@ def test_what_is_wrong_in_a_file_is_told_with_its_row(tmp_path, name, text, mess
     assert str(tmp_path / name) in str(told.value)
 
 
-def test_a_file_that_is_not_there_names_the_built_in_ones():
-    with pytest.raises(ValueError, match='electricity, train, swissmetro'):
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r'nowhere\.csv') as told:
         tables.load('nowhere.csv')
+    assert 'electricity' not in str(told.value)  # which only a run learns from, see `recipes.pal`
+
+
+def test_pairs_that_wait_for_an_answer_need_neither_user_nor_choice(tmp_path):
+    asked = written(tmp_path, 'asked.csv', 'left_x,right_x\n1,2\n4,3\n')
+    lines = written(tmp_path, 'asked.jsonl', '{"left": {"x": 1}, "right": {"x": 2}}\n{"left": {"x": 4}, "right": {"x": 3}}')
+    chosen = written(tmp_path, 'chosen.csv', PAIRS + 'bo,right,1,2\nana,,4,3\n')  # an answer counts for nothing
+    for path in (asked, lines, chosen):
+        data = tables.load(path, answered=False)
+        assert (data.chosen[:].tolist(), data.rejected[:].tolist()) == ([[1.0], [4.0]], [[2.0], [3.0]])
+        assert data.attributes == ('x',)
+    with pytest.raises(ValueError, match=r'asked\.csv: .*user'):
+        tables.load(asked)
+    with pytest.raises(ValueError, match=r'asked\.jsonl, line 1.*user'):
+        tables.load(lines)
+    with pytest.raises(ValueError, match=r'no\.csv: .*left_'):
+        tables.load(written(tmp_path, 'no.csv', 'user,x\na,1\n'), answered=False)
+    with pytest.raises(ValueError, match=r'no\.jsonl, line 1: .*left'):
+        tables.load(written(tmp_path, 'no.jsonl', '{"user": "a"}'), answered=False)
 
 
 @needs_wheel

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from pal_jax.parts import recipe
 from pal_jax.parts.recipe import Config
 from pal_jax.recipes.pal import text as pal_text
 from pal_jax.recipes.pal.text import TextData
+from pal_jax.runtime import files
 from pal_jax.runtime.files import write_whole
 
 FILE = 'pal.json'
@@ -63,6 +64,38 @@ class Kept(NamedTuple):
     def in_units(self, items: ArrayLike) -> np.ndarray:
         """Items `[..., H]` in the table's own units as the model sees them."""
         return comparisons.in_units(np.asarray(items), self.scale)
+
+    def vectors(self, items: Any, what: str = 'items') -> np.ndarray:
+        """Items `[B, H]`, or B objects of attributes, in the table's own units as the model sees them.
+
+        Raises:
+          ValueError: an item has other attributes, or what is no number that is finite in float32.
+        """
+        if isinstance(items, Sequence) and any(isinstance(item, Mapping) for item in items):
+            items = [self.numbers(item) for item in items]
+        try:
+            table = np.asarray(items)
+        except ValueError:  # rows of several lengths
+            table = np.empty(0)
+        fits = table.dtype.kind in 'iuf' and table.ndim == 2 and table.shape[1:] == (self.width,)
+        vectors = self.in_units(table.astype(np.float64)) if fits else np.empty(0)
+        if not fits or not np.isfinite(vectors).all():
+            raise ValueError(
+                f'{what} {files.shown(items)} are not of finite numbers for the {self.width} attributes of the run '
+                f'({", ".join(self.attributes[:8])}); give [B, {self.width}]'
+            )
+        return vectors
+
+    def numbers(self, item: Any) -> list[Any]:
+        """The values of an item that is an object of attributes, in the run's order. Raises ValueError where one is
+        missing, or none of the run's."""
+        if not isinstance(item, Mapping):
+            raise ValueError(f'an item is {files.shown(item)}, others are objects; give all alike')
+        if missing := [name for name in self.attributes if name not in item]:
+            raise ValueError(f'an item has no {missing[0]!r}; it has {", ".join(map(str, item)) or "nothing"}')
+        if unknown := [name for name in item if name not in self.attributes]:
+            raise ValueError(f'an item has {unknown[0]!r}, of which the run knows nothing; leave it out')
+        return [item[name] for name in self.attributes]
 
 
 def of(config: Config, data: Comparisons, text: TextData | None = None) -> Kept:

@@ -4,7 +4,8 @@
     choices = read_choices(run, 'ana.jsonl')                   # the run's own format, one person
     ana = fit(run, choices)                                    # ana.mixture is all that is kept of her
     reward = reward_of_items(run, ana.mixture)                 # or reward_of_replies
-    nats = information(run, read_choices(run, 'open.jsonl'), choices)   # of each open pair, given her choices
+    pairs = read_choices(run, 'pairs.jsonl', answered=False)
+    nats = information(run, pairs, choices)                    # of each open pair, given her choices
 
 Prototypes and the map of items stay as they were trained: only the person's K logits are fitted (arXiv 2406.08469,
 "generalisation to unseen users"), pulled to the population's mean as the run's evaluation of new people does.
@@ -13,6 +14,7 @@ Prototypes and the map of items stay as they were trained: only the person's K l
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,31 +54,43 @@ class Fitted(NamedTuple):
 # --- choices ----------------------------------------------------------------------------------------------------------
 
 
-def read_choices(run: TrainedPAL, path: str) -> Choices:
+def read_choices(run: TrainedPAL, path: str | Path, *, answered: bool = True) -> Choices:
     """Read one person's choices: a file as the run learnt from. Further files of the run's data are not read.
+
+    Args:
+      answered: whether somebody has chosen. Pairs that wait for an answer need no user, and no choice.
 
     Raises:
       ValueError: a row is wrong, the file has choices of several people, or other attributes than the run.
     """
-    data, shown = _of_texts(run, run.reading, path) if run.reading else _of_table(run, path)
-    if len(data.names) > 1:
-        raise ValueError(
-            f'{path} has choices of {len(data.names)} people ({", ".join(data.names[:3])}, ...); give a file for each'
-        )
+    path = os.fspath(path)
+    data, shown = _of_texts(run, run.reading, path, answered) if run.reading else _of_table(run, path, answered)
+    if answered and len(data.names) > 1:
+        named = ', '.join([*data.names[:3], *(['...'] if len(data.names) > 3 else [])])
+        raise ValueError(f'{path} has choices of {len(data.names)} people ({named}); give a file for each')
     index = np.arange(len(data.users))[None]
     nothing = np.zeros(index.shape, np.int32)
     return Choices(next(iter(data.names)), comparisons.take(data, index, nothing, nothing.astype(np.float32)), shown)
 
 
-def _of_table(run: TrainedPAL, path: str) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
-    data, kept = tables.load(path), run.kept
-    if sorted(data.attributes) != sorted(kept.attributes):
+def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
+    data, kept = tables.load(path, answered=answered), run.kept
+    if data.attributes == comparisons.unnamed(kept.width):  # vectors, in the run's order
+        data = data._replace(attributes=kept.attributes)
+    if data.attributes == comparisons.unnamed(len(data.attributes)) and kept.attributes != data.attributes:
         raise ValueError(
-            f'{path} has the attributes {", ".join(data.attributes)}, and {run.workdir} learnt from '
-            f'{", ".join(kept.attributes)}; give these'
+            f'{path} has vectors of {len(data.attributes)} numbers, and {run.workdir} learnt from {kept.width}: '
+            f'{", ".join(kept.attributes)}'
         )
-    if run.pal.variant == 'B' and data.prompt is None:
-        raise ValueError(f'{path} has no prompts, and {run.workdir} makes prototypes of prompts; give them as vectors')
+    if missing := [name for name in kept.attributes if name not in data.attributes]:
+        raise ValueError(f'{path} has no attribute {missing[0]!r}; it has {", ".join(data.attributes)}')
+    if unknown := [name for name in data.attributes if name not in kept.attributes]:
+        raise ValueError(f'{path} has {unknown[0]!r}, of which {run.workdir} has learnt nothing; delete the attribute')
+    if run.pal.variant == 'B' and (data.prompt is None or data.prompt.shape[1] != kept.width):
+        raise ValueError(
+            f'{path} has no prompts of {kept.width} numbers, and {run.workdir} makes prototypes of prompts; give them '
+            'as vectors'
+        )
     order = [data.attributes.index(name) for name in kept.attributes]
     sides = [side[:][:, order].tolist() for side in (data.chosen, data.rejected)]
     shown = tuple(
@@ -86,13 +100,15 @@ def _of_table(run: TrainedPAL, path: str) -> tuple[Comparisons, tuple[tuple[Any,
     return data._replace(chosen=chosen, rejected=rejected, attributes=kept.attributes), shown  # type: ignore[return-value]
 
 
-def _of_texts(run: TrainedPAL, reading: Reading, path: str) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
+def _of_texts(
+    run: TrainedPAL, reading: Reading, path: str, answered: bool
+) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
     tokenizer = reading.decoder.tokenizer
     how: Any = {'template': run.config.text.template, 'alone': run.pal.variant == 'B'}
     if opinions.is_source(path):
         pairs = texts.from_choices(opinions.read(path), tokenizer, **how, name=path)
     else:
-        pairs = texts.read(path, tokenizer, **how)
+        pairs = texts.read(path, tokenizer, **how, answered=answered)
     _check_prompts(run, pairs, path)
     data = pairs.in_states(reading.read(pairs.texts))
     shown = tuple((pairs.words[a], pairs.words[b]) for a, b in zip(pairs.chosen, pairs.rejected, strict=True))
@@ -201,20 +217,34 @@ def read_person(path: str | Path) -> Person:
     return Person([float(weight) for weight in mixture], split, fingerprint)
 
 
+def is_file(person: str) -> bool:
+    """Whether a person is given as a file, and not as an id: what exists as a file, or is called like one."""
+    return person.endswith(('.json', '.jsonl')) or (os.path.exists(person) and not os.path.isdir(person))
+
+
 def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
     """A run and a person's mixture `[K]` of its prototypes.
 
     Args:
-      person: a file of a mixture (*.json), the id of a person of the training, or '' for the population's mean.
+      person: a file of a mixture, the id of a person of the training, or '' for the population's mean.
 
     Raises:
       ValueError: as `open_pal`; the person is unknown, or the file's mixture is of another run's prototypes.
     """
-    if not person.endswith('.json'):
+    if not is_file(person):
         run = open_pal(workdir)
+        if person and person not in run.people:
+            raise ValueError(
+                f'person={person!r} is no file, and not among the {len(run.people)} people that {workdir} was trained '
+                f'on, such as {", ".join(list(run.people)[:3])}; give a file that python -m pal_jax.personalize '
+                'wrote, the id of one of these people, or nobody for the mean over them'
+            )
         return run, run.mixture(user=person)
     known = read_person(person)
-    run = open_pal(workdir, known.split)
+    try:
+        run = open_pal(workdir, known.split)
+    except ValueError as error:
+        raise ValueError(f'{person}: {error}' if known.split else f'{error}') from None
     if known.fingerprint and known.fingerprint != run.fingerprint:
         raise ValueError(
             f'{person} is a mixture of the prototypes of another run than {workdir}, or of this run before it was '
@@ -232,7 +262,7 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
 def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]:
     """Scores of replies to questions by `pal:<workdir>`, as `psoups.parts.make_score` has them; read at the first call.
 
-    `person` is a seen user, a file of a mixture (*.json), or '' for the population's.
+    `person` is a seen user, a file of a mixture, or '' for the population's.
 
     Raises:
       ValueError: the source is none of PAL, or is a run on vectors.
@@ -243,7 +273,7 @@ def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], S
     config = read_config(workdir)
     if config.recipe not in ('pal', 'pal_large') or not config.text.source:
         raise ValueError(f'{source} is no run of PAL on texts, and replies are texts; name one of configs/pal.py:text')
-    if person.endswith('.json'):
+    if is_file(person):
         read_person(person)
     opened: list[Callable[..., np.ndarray]] = []
 

@@ -150,6 +150,8 @@ def read(config: Config, ctx: Context) -> Comparisons:
         data = opinions.pictures(path)
     elif on_disk:
         data = columns.load(path)
+    elif not path.exists():
+        raise ValueError(f'there is no file {path}; give one of choices, or one of {", ".join(choices.TABLES)}')
     else:
         data = tables.load(path)
     if (on_disk or pictures) and (config.standardize or config.baselines.majority or config.baselines.mixed_logit):

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array
 from numpy.typing import ArrayLike
 
@@ -42,9 +43,10 @@ from pal_jax.recipes.pal import large as pal_large
 from pal_jax.recipes.pal import recipe as pal
 from pal_jax.recipes.pal import text as pal_text
 from pal_jax.recipes.pal.kept import Kept
-from pal_jax.runtime import devices
+from pal_jax.runtime import devices, files
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from pal_jax.runtime.metrics import EVALS, read_records
+from pal_jax.runtime.workdir import run_folder
 
 Read = Callable[[Sequence[Text]], np.ndarray]  # texts to vectors
 
@@ -101,7 +103,7 @@ class TrainedPAL(NamedTuple):
         trained = set(np.flatnonzero(self.state.users.updates).tolist())
         return {name: row for name, row in self.kept.rows.items() if row in trained}
 
-    def mixture(self, *, user: str | int | None = None, mix: Sequence[float] | None = None) -> Array:
+    def mixture(self, *, user: str | int | None = None, mix: ArrayLike | None = None) -> Array:
         """The mixture `[K]` of a seen user, the one that is given, or the population's mean where neither is.
 
         Raises:
@@ -121,7 +123,7 @@ class TrainedPAL(NamedTuple):
 
 
 def load_pal_reward_model(
-    workdir: str, *, user: str | int | None = None, mix: Sequence[float] | None = None, split: int = 0
+    workdir: str, *, user: str | int | None = None, mix: ArrayLike | None = None, split: int = 0
 ) -> PersonalReward:
     """The reward of a trained run's `split`, with the K that was chosen on it: of a seen user, of a mixture, or of the
     population's mean where neither is given.
@@ -140,18 +142,28 @@ def load_pal_reward_model(
 def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
     """The model that a run chose on `split`, from its last checkpoint and what it has kept of its data.
 
+    Args:
+      workdir: the folder of the run, or `orbax:<workdir>`.
+      split: one of the run's `split.seeds`; those with shuffled user ids are no model of anybody.
+
     Raises:
-      ValueError: the folder is of no run of PAL, or of one of an earlier version, or the run is not finished.
+      ValueError: the folder is of no run of PAL, or of one of an earlier version, or the run is not finished, or has no
+        such split.
     """
+    workdir = run_folder(workdir)
     config = read_config(workdir)
     if config.recipe not in ('pal', 'pal_large'):
         raise ValueError(f'{workdir} is a run of {config.recipe}; give one of pal or pal_large')
     finals = [record for record in read_records(Path(workdir) / EVALS) if record['stage'] == 'final']
     if not finals:
-        raise ValueError(f'{workdir} is not finished: K is chosen at its end; run the same command again')
-    chosen = finals[-1]['chosen_prototypes']
-    if not 0 <= split < len(chosen):
-        raise ValueError(f'{workdir} has splits 0 to {len(chosen) - 1}, got {split}')
+        raise ValueError(
+            f'{workdir} is not finished: K is chosen at its end; go on with its python -m pal_jax.train command'
+        )
+    chosen, seeds = finals[-1]['chosen_prototypes'], config.split.seeds
+    if not isinstance(split, int | np.integer) or not 0 <= split < seeds:
+        control = isinstance(split, int | np.integer) and seeds <= split < len(chosen)
+        why = ', whose user ids were shuffled for comparison' if control else ''
+        raise ValueError(f'split={split}{why}: {workdir} has the splits 0 to {seeds - 1}; give one of these')
     name, kept = f'K={chosen[split]}', pal_kept.load(Path(workdir) / KEPT)
     ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1])).of(workdir)
     decoder = pal_text.open_decoder(config, ctx) if config.text.source else None
@@ -199,20 +211,22 @@ def open_reading(config: Config, ctx: Context, kept: Kept, decoder: pal_text.Dec
 # --- its reward -------------------------------------------------------------------------------------------------------
 
 
-def item_vectors(run: TrainedPAL, items: ArrayLike, prompts: ArrayLike | None = None) -> tuple[np.ndarray, Any]:
+def item_vectors(run: TrainedPAL, items: Any, prompts: ArrayLike | None = None) -> tuple[np.ndarray, Any]:
     """Items `[B, H]` in the table's own units as the model sees them, and the vectors of prompts as they are.
 
     Raises:
-      ValueError: an item has other attributes than those of the run, or a number that is not finite.
+      ValueError: an item has other attributes than those of the run, or a number that is not finite; variant B has not
+        as many prompts, or variant A has some.
     """
-    table = np.asarray(items, np.float64)
-    fits = table.ndim == 2 and table.shape[1] == run.kept.width
-    if not fits or not np.isfinite(vectors := run.kept.in_units(table)).all():
-        raise ValueError(
-            f'items of shape {table.shape} are not of finite numbers for the {run.kept.width} attributes of '
-            f'{run.workdir} ({", ".join(run.kept.attributes[:8])}); give [B, {run.kept.width}]'
-        )
-    return vectors, None if prompts is None else np.asarray(prompts, np.float32)
+    vectors = run.kept.vectors(items)
+    if run.pal.variant == 'A' and prompts is not None:
+        raise ValueError(f'{run.workdir} is of variant A, which reads no prompts; leave them out')
+    if run.pal.variant == 'A':
+        return vectors, None
+    asked = run.kept._replace(scale=np.ones(1)).vectors(prompts, 'prompts')
+    if len(asked) != len(vectors):
+        raise ValueError(f'{len(asked)} prompts and {len(vectors)} items; give a prompt for each item')
+    return vectors, asked
 
 
 def reply_vectors(
@@ -222,12 +236,18 @@ def reply_vectors(
     statements reads the reply alone.
 
     Raises:
-      ValueError: there are more of the ones than of the others, or a text is empty.
+      ValueError: the run is on a table; there are more of the ones than of the others, or none; or a text is empty, or
+        in another form than the run's.
     """
-    assert run.reading is not None
+    if run.reading is None:
+        raise ValueError(f'{run.workdir} learnt from a table, and not from texts; give items')
     read, tokenizer, alone = run.reading.read, run.reading.decoder.tokenizer, run.pal.variant == 'B'
-    if len(prompts) != len(replies):
+    if any(isinstance(side, str) or not isinstance(side, Sequence | np.ndarray) for side in (prompts, replies)):
+        raise ValueError(f'{files.shown(prompts)} and {files.shown(replies)} are no two lists; give both as lists')
+    if len(prompts) != len(replies) or not len(replies):
         raise ValueError(f'{len(prompts)} prompts and {len(replies)} replies; give a prompt for each reply')
+    for prompt, reply in zip(prompts, replies, strict=True):
+        check_form(run, prompt, reply)
     if not run.kept.prompted:
         return read([texts.to_text(tokenizer, run.config.text.template.format(reply)) for reply in replies]), None
     pairs = [texts.to_reply(tokenizer, *each, chat=run.kept.chat, alone=alone)
@@ -238,18 +258,32 @@ def reply_vectors(
     return table[[number[text] for text in said]], table[[number[text] for text in asked]] if alone else None
 
 
-def reward_of_items(run: TrainedPAL, w: Array) -> Callable[..., Array]:
-    """The reward of vectors, in the table's own units."""
+def check_form(run: TrainedPAL, prompt: Any, reply: Any) -> None:
+    """Raises ValueError where a prompt and a reply are not in the form of the data that the run learnt from."""
+    if not run.kept.prompted:
+        if not isinstance(reply, str) or not reply.strip():
+            raise ValueError(f'a text is {files.shown(reply)}; {run.workdir} learnt from statements, which are texts')
+    elif not all(isinstance(side, str | list) and side for side in (prompt, reply)):
+        raise ValueError(f'prompt {files.shown(prompt)} and reply {files.shown(reply)} are no texts and no messages')
+    elif not run.kept.chat and not (isinstance(prompt, str) and isinstance(reply, str)):
+        raise ValueError(f'prompt and reply are messages, and {run.workdir} learnt from texts; give these')
+
+
+def reward_of_items(run: TrainedPAL, w: ArrayLike) -> Callable[..., Array]:
+    """The reward to a mixture `[K]`, of items, see `item_vectors`. Raises ValueError where the mixture is none."""
+    w = run.mixture(mix=w)
     judge = jax.jit(lambda items, prompts: rewards(run, w, items, prompts))
     return lambda items, prompts=None: judge(*item_vectors(run, items, prompts))
 
 
-def reward_of_replies(run: TrainedPAL, w: Array) -> Callable[[Sequence[Any], Sequence[Any]], np.ndarray]:
-    """The reward of texts, see `reply_vectors`."""
+def reward_of_replies(run: TrainedPAL, w: ArrayLike) -> Callable[[Sequence[Any], Sequence[Any]], np.ndarray]:
+    """The reward to a mixture `[K]`, of texts, see `reply_vectors`. Raises ValueError where the mixture is none."""
+    w = run.mixture(mix=w)
     return lambda prompts, replies: np.asarray(rewards(run, w, *reply_vectors(run, prompts, replies)))
 
 
-def rewards(run: TrainedPAL, w: Array, items: Any, prompts: Any) -> Array:
-    """What vectors as the model sees them are worth to a mixture."""
+def rewards(run: TrainedPAL, w: Any, items: Any, prompts: Any) -> Array:
+    """What vectors as the model sees them are worth to a mixture. Raises ValueError where the mixture is none."""
+    w = w if isinstance(w, Tracer) else run.mixture(mix=w)
     u = ideal_point.user_point(run.state.params, run.pal, jnp.broadcast_to(w, (len(items), w.shape[0])), prompts)
     return ideal_point.item_reward(run.state.params, run.pal, u, items)
