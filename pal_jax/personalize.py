@@ -1,7 +1,7 @@
 """Learns a new person from a few choices: a mixture of a trained PAL's prototypes, and the pair to ask about next.
 
-  python -m pal_jax.personalize --source=orbax:runs/pal --choices=ana.jsonl --output=ana.json
-  python -m pal_jax.personalize --source=orbax:runs/pal --ask=pairs.jsonl --choices=ana.jsonl
+  python -m pal_jax.personalize --source=orbax:runs/pal --choices=ana.csv --output=ana.json
+  python -m pal_jax.personalize --source=orbax:runs/pal --choices=ana.csv --ask=pairs.csv
   python -m pal_jax.score       --source=orbax:runs/pal --person=ana.json --texts=items.jsonl
 
 Options:

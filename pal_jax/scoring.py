@@ -234,16 +234,17 @@ def to_item(record: Any, run: TrainedPAL) -> tuple[np.ndarray, np.ndarray | None
     names = run.kept.attributes
     item = run.kept.numbers(item) if isinstance(item, Mapping) else item
     prompt = record.get('prompt') if run.pal.variant == 'B' else None
-    if not _numbers(item) or (run.pal.variant == 'B' and not _numbers(prompt)):
-        keys = "'item' and 'prompt'" if run.pal.variant == 'B' else "'item'"
-        raise ValueError(f'expected an object with {keys}: numbers, for {", ".join(names)}')
+    for key, numbers in {'item': item, **({'prompt': prompt} if run.pal.variant == 'B' else {})}.items():
+        if not isinstance(numbers, list) or len(numbers) != len(names):
+            raise ValueError(f'expected an object with {key!r}: {len(names)} numbers, for {", ".join(names)}')
+        if wrong := [name for name, x in zip(names, numbers, strict=True) if not _is_number(x)]:
+            value = files.shown(numbers[names.index(wrong[0])])
+            raise ValueError(f'{key!r} has {value} for {wrong[0]!r}; give a number that is finite in float32')
     return pal_reward.item_vectors(run, [item], None if prompt is None else [prompt])
 
 
-def _numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= LARGEST for x in values
-    )
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= LARGEST
 
 
 def _score_items(run: TrainedPAL, w: jax.Array) -> Callable[[Sequence[Any]], np.ndarray]:

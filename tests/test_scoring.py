@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from pal_jax import scoring
+from pal_jax import score, scoring
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes import reward
@@ -73,6 +73,17 @@ def test_a_record_that_cannot_be_scored_is_named_by_its_number(reward_run, recor
         scorer([as_chat('a', 'b'), record])
 
 
+def test_texts_and_messages_of_one_reply_are_not_scored_side_by_side(reward_run, tmp_path):
+    scorer, said = scoring.open_scorer(str(reward_run)), as_chat('a', 'b')
+    texts, messages = {'prompt': 'a', 'completion': 'b'}, {'messages': [*said['prompt'], *said['completion']]}
+    assert scorer([said, messages]).shape == scorer([texts, texts]).shape == (2,)
+    with pytest.raises(ValueError, match=r'record 3: .*messages.*record 1.*texts'):
+        scorer([texts, texts, messages])
+    (path := tmp_path / 'mixed.jsonl').write_text('\n'.join(map(json.dumps, (said, texts))))
+    with pytest.raises(ValueError, match=r'mixed\.jsonl, line 2: .*texts'):
+        score.score(f'orbax:{reward_run}', '', str(path), None)
+
+
 def test_a_reward_model_knows_nobody(reward_run):
     with pytest.raises(ValueError, match=r'person=ana'):
         scoring.open_scorer(f'orbax:{reward_run}', 'ana')
@@ -101,7 +112,16 @@ def test_plus_scores_replies_after_a_persons_summary(tmp_path):
     np.testing.assert_allclose(scores[0] - scores[1], parts.reader.gaps(state['reward'], pair).item(), atol=1e-5)
 
 
-@pytest.mark.parametrize('person', ['', 'ana', 'nobody.json'])
+@pytest.mark.parametrize('name', ['ana.json', 'ana.jsonl', 'ana'])
+def test_a_summary_is_a_line_in_any_file(tmp_path, name):
+    (path := tmp_path / name).write_text('{"user": "ana", "summary": "Likes cats."}\n')
+    assert scoring.read_summary(str(path)) == 'Likes cats.'
+    path.write_text('{"summary": "Likes cats."}\n{"summary": "Likes dogs."}\n')
+    with pytest.raises(ValueError, match=rf'{name}, line 2'):
+        scoring.read_summary(str(path))
+
+
+@pytest.mark.parametrize('person', ['', 'ana', 'nobody.json', 'nobody.jsonl'])
 def test_plus_needs_a_persons_summary(tmp_path, person):
     checkpoint.write_config(tmp_path, configs.load('plus').to_dict())
     with pytest.raises(ValueError, match=r'summary|nobody\.json'):

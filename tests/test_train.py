@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from pal_jax import cli, train
+from pal_jax.recipes.recipe import Evaluation, Recipe
+from pal_jax.runtime.metrics import MetricsWriter
+from pal_jax.runtime.progress import Progress
 
 SLOW = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -133,6 +138,19 @@ def test_processes_agree_on_when_to_stop_and_the_first_ones_clock_says_when_to_s
     assert train.agree(0, False) == (signal.SIGTERM, False)
     told[:] = [[0, True], [0, False]]
     assert train.agree(0, False) == (0, True)
+
+
+def test_an_evaluation_is_announced_before_it_is_made(tmp_path):
+    shown = io.StringIO()
+
+    def evaluated(state, stage):
+        assert f'evaluating ({stage})' in shown.getvalue()
+        return Evaluation({'loss': 0.5})
+
+    recipe = Recipe(1, None, lambda: (None, {}), lambda *_: (None, {}, '', {}), lambda i: None, evaluated)
+    with MetricsWriter(tmp_path, 0) as writer:
+        train.evaluate(recipe, None, 'final', 1, writer, Progress(console=Console(file=shown)))
+    assert shown.getvalue().splitlines()[1:] == ['evaluation (final): loss 0.500']
 
 
 def test_help_tells_how_to_start():

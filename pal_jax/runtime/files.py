@@ -168,7 +168,7 @@ def parse(text: str, path: Name, line: int = 1, *, halves: bool = False) -> Any:
     except json.JSONDecodeError as error:
         place = f'{path}, line {line + error.lineno - 1}'
         fault = f'not valid JSON, {error.msg} at column {error.colno}'
-        hint = 'leave one value alone' if error.msg == 'Extra data' else 'mend it, or get the whole file again'
+        hint = 'keep one value' if error.msg == 'Extra data' else 'mend it, or get the whole file again'
         raise ValueError(f'{place}: {fault}; {hint}') from None
     except UnicodeEncodeError as error:
         half = f'\\u{ord(error.object[error.start]):04x}'

@@ -213,7 +213,8 @@ PAIRS = 'user,choice,left_x,right_x\n'
         ),
         (
             'a.jsonl',
-            '{"user": "a", "chosen": {"x": 1}, "rejected": {"x": 2}}\n{"user": "a", "chosen": {"x": 1}, "rejected": {"y": 1}}',
+            '{"user": "a", "chosen": {"x": 1}, "rejected": {"x": 2}}\n'
+            '{"user": "a", "chosen": {"x": 1}, "rejected": {"y": 1}}',
             'line 2: expected the attributes x',
         ),
         (
@@ -258,7 +259,9 @@ def test_a_file_that_is_not_there_is_named():
 
 def test_pairs_that_wait_for_an_answer_need_neither_user_nor_choice(tmp_path):
     asked = written(tmp_path, 'asked.csv', 'left_x,right_x\n1,2\n4,3\n')
-    lines = written(tmp_path, 'asked.jsonl', '{"left": {"x": 1}, "right": {"x": 2}}\n{"left": {"x": 4}, "right": {"x": 3}}')
+    lines = written(
+        tmp_path, 'asked.jsonl', '{"left": {"x": 1}, "right": {"x": 2}}\n{"left": {"x": 4}, "right": {"x": 3}}'
+    )
     chosen = written(tmp_path, 'chosen.csv', PAIRS + 'bo,right,1,2\nana,,4,3\n')  # an answer counts for nothing
     for path in (asked, lines, chosen):
         data = tables.load(path, answered=False)

@@ -136,6 +136,21 @@ def test_a_wrong_request_gets_openais_error(client, change, told):
 
 
 @pytest.mark.parametrize(
+    ('prompt', 'param', 'told'),
+    [
+        ([], 'prompt', 'at least 1'),
+        ([[]], 'prompt.0', 'at least 1'),
+        ([-1], 'prompt.0', 'greater'),
+        (3, 'prompt', 'string'),
+    ],
+)
+def test_a_wrong_prompt_is_told_what_is_wrong_with_it(client, prompt, param, told):
+    with pytest.raises(openai.BadRequestError, match=told) as caught:
+        client.completions.create(model='', prompt=prompt, max_tokens=1)
+    assert caught.value.body['param'] == param
+
+
+@pytest.mark.parametrize(
     'body',
     [b'', b'{', b'[]', b'null', b'"x"', b'\xff\xfe', b'{"messages": NaN}', b'[' * 100_000, b'{"prompt": "\\ud800"}',
      b'{"prompt": [-1]}', b'{"prompt": [99999]}', b'{"prompt": "a", "seed": 1e400}', b'{"prompt": "a", "stop": [""]}',

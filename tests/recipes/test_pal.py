@@ -127,6 +127,7 @@ def test_exhibits_tell_the_story(trained):
         ({'new.toward': 'mean'}, 'use population or zero'),
         ({'new.pull': 0.0}, r'new.ask=20 questions need new.pull=0.0 above 0'),
         ({'model.dtype': 'float16'}, "dtype='float16' is unknown"),
+        ({'data': 'nowhere.csv'}, r'nowhere\.csv.* electricity, train, swissmetro'),
     ],
 )
 def test_wrong_values_are_refused(table, changes, message):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -12,6 +14,7 @@ from pal_jax import personalize, score, scoring
 from pal_jax.models import ideal_point
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.pal import reward as pal_reward
+from pal_jax.runtime import checkpoint
 from tests import configs
 from tests.recipes.test_pal_kept import FEW, choices, finished, on_texts, statements  # noqa: F401
 
@@ -89,8 +92,16 @@ def test_the_next_question_is_not_one_that_was_answered(run, tmp_path):
     [
         (lambda rows: [{**rows[0], 'user': 'bob'}, *rows[1:]], 'bob'),
         (lambda rows: [{**row, 'chosen': {'price': 1.0}, 'rejected': {'price': 2.0}} for row in rows], 'years'),
+        (
+            lambda rows: [
+                {**row, 'chosen': row['chosen'] | {'colour': 1.0}, 'rejected': row['rejected'] | {'colour': 2.0}}
+                for row in rows
+            ],
+            'colour',
+        ),
+        (lambda rows: [{**row, 'chosen': [1.0], 'rejected': [2.0]} for row in rows], 'price, years'),
     ],
-    ids=['two people', 'other attributes'],
+    ids=['two people', 'other attributes', 'more attributes', 'other vectors'],
 )
 def test_choices_that_do_not_fit_the_run_are_refused_with_the_file(run, tmp_path, change, named):
     path = of_person(tmp_path / 'ana.jsonl', 0)
@@ -98,6 +109,149 @@ def test_choices_that_do_not_fit_the_run_are_refused_with_the_file(run, tmp_path
     path.write_text('\n'.join(map(json.dumps, change(rows))))
     with pytest.raises(ValueError, match=rf'ana\.jsonl.*{named}'):
         pal_person.read_choices(run, str(path))
+
+
+def test_people_in_a_file_are_all_named_or_some_with_dots(run, tmp_path):
+    path = tmp_path / 'ana.jsonl'
+    for count, named in ((2, r'\(p0, p1\)'), (4, r'\(p0, p1, p2, \.\.\.\)')):
+        with pytest.raises(ValueError, match=named):
+            pal_person.read_choices(run, choices(path, [f'p{i}' for i in range(count)]))
+
+
+def test_choices_of_vectors_are_those_of_objects(run, tmp_path):
+    path = of_person(tmp_path / 'ana.jsonl', 0)
+    vectors = tmp_path / 'vectors.jsonl'
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row |= {side: list(row[side].values()) for side in ('chosen', 'rejected')}
+    vectors.write_text('\n'.join(map(json.dumps, rows)))
+    objects, lists = (pal_person.read_choices(run, p) for p in (path, vectors))
+    assert objects.shown == lists.shown
+    np.testing.assert_array_equal(objects.batch.chosen, lists.batch.chosen)
+
+
+@pytest.mark.parametrize(
+    'mix',
+    [np.ones(2), [0.5, 0.6], [1.0], [0.5, 0.25, 0.25], [[0.5, 0.5]], [[0.5], [0.2, 0.3]], [np.nan, 1.0], 'ab', 0.5,
+     {'a': 1}, [None, 1.0], ['0.5', '0.5'], [1.5, -0.5]],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_mixture_is_refused_wherever_it_comes_in(run, mix):
+    vectors = pal_reward.item_vectors(run, [[100.0, 2.0]])
+    for taken in (
+        lambda: pal_reward.reward_of_items(run, mix),
+        lambda: pal_reward.reward_of_replies(run, mix),
+        lambda: pal_reward.rewards(run, mix, *vectors),
+        lambda: run.mixture(mix=mix),
+    ):
+        with pytest.raises(ValueError, match='2 prototypes'):
+            taken()
+
+
+def test_a_mixture_may_be_a_list_and_an_item_an_object(run):
+    reward = pal_reward.reward_of_items(run, [0.25, 0.75])
+    expected = pal_reward.load_pal_reward_model(run.workdir, mix=np.array([0.25, 0.75])).reward([[100.0, 2.0]])
+    np.testing.assert_array_equal(reward([{'years': 2.0, 'price': 100}]), expected)
+    many = jax.vmap(lambda w: pal_reward.rewards(run, w, *pal_reward.item_vectors(run, [[100.0, 2.0]])))
+    np.testing.assert_allclose(many(np.array([[0.25, 0.75], [1.0, 0.0]]))[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('items', 'named'),
+    [
+        ([{'price': 1.0}], "no 'years'"), ([{'price': 1.0, 'years': 2.0, 'colour': 3.0}], "'colour'"), (None, 'items'),
+        ([{'price': 1.0, 'years': 'two'}], 'items'), ([[1.0, 2.0], {'price': 1.0, 'years': 2.0}], 'alike'),
+        ({'price': 1.0, 'years': 2.0}, 'items'), ('ab', 'items'), ([[1.0], [1.0, 2.0]], 'items'), ([], 'items'),
+    ],
+)  # fmt: skip
+def test_what_is_no_item_is_refused(run, items, named):
+    with pytest.raises(ValueError, match=named):
+        pal_reward.reward_of_items(run, [0.5, 0.5])(items)
+    with pytest.raises(ValueError, match='variant A'):
+        pal_reward.reward_of_items(run, [0.5, 0.5])([[1.0, 2.0]], [[1.0, 2.0]])
+    with pytest.raises(ValueError, match='table'):
+        pal_reward.reward_of_replies(run, [0.5, 0.5])([''], ['a'])
+
+
+def test_replies_are_in_the_form_that_the_run_learnt_from(run):
+    said = [{'role': 'user', 'content': 'a'}]
+    texts, chats, alone = (
+        run._replace(kept=run.kept._replace(prompted=prompted, chat=chat))
+        for prompted, chat in ((True, False), (True, True), (False, False))
+    )
+    pal_reward.check_form(texts, 'a', 'b')
+    pal_reward.check_form(chats, said, said)
+    pal_reward.check_form(alone, '', 'b')
+    for of, *sides in ((texts, said, said), (texts, 'a', said), (chats, 'a', 3), (alone, '', said), (alone, '', ' ')):
+        with pytest.raises(ValueError, match='text'):
+            pal_reward.check_form(of, *sides)
+
+
+# --- the run and the person -------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_named_by_its_folder_or_as_orbax_and_opened_in_silence(run, caplog):
+    with caplog.at_level('INFO'):
+        for name in (run.workdir, f'orbax:{run.workdir}', Path(run.workdir)):
+            assert pal_reward.open_pal(name).fingerprint == run.fingerprint
+            assert scoring.open_scorer(name)([{'item': [1.0, 2.0]}]).shape == (1,)
+    assert [record for record in caplog.records if record.name == 'absl' and record.levelname != 'ERROR'] == []
+    for wrong in ('orbax:', '', 3, None, 'hf:x'):
+        for opened in (pal_reward.open_pal, scoring.open_scorer):
+            with pytest.raises(ValueError, match='is no run'):
+                opened(wrong)
+
+
+@pytest.mark.parametrize('split', [2, 3, 4, -1, '0', 0.5, None])
+def test_a_split_with_shuffled_ids_is_no_model_of_anybody(tmp_path, split):
+    config = configs.load('pal', **FEW | {'split.seeds': 2, 'split.control': True})
+    checkpoint.write_config(tmp_path, config.to_dict())
+    (tmp_path / 'evals.jsonl').write_text(
+        json.dumps({'step': 1, 'stage': 'final', 'chosen_prototypes': [2, 2, 1, 1]}) + '\n'
+    )
+    with pytest.raises(ValueError, match=f'split={split}{".*shuffled" if split in (2, 3) else ""}.* 0 to 1'):
+        pal_reward.open_pal(str(tmp_path), split)
+    if split == 2:
+        (path := tmp_path / 'ana.json').write_text(json.dumps({'mixture': [0.5, 0.5], 'split': 2}))
+        with pytest.raises(ValueError, match=r'ana\.json: split=2.*shuffled'):
+            pal_person.open_person(str(tmp_path), str(path))
+
+
+def test_a_person_is_a_file_an_id_or_nobody(run, tmp_path):
+    source, known = f'orbax:{run.workdir}', next(iter(run.people))
+    item = [{'item': [100.0, 2.0]}]
+    line = json.dumps({'mixture': [0.25, 0.75]})
+    expected = pal_reward.reward_of_items(run, [0.25, 0.75])([[100.0, 2.0]])
+    for name in ('ana.json', 'ana.jsonl', 'ana', 'p0'):
+        (path := tmp_path / name).write_text(line + '\n')
+        for person in (path, str(path)):
+            np.testing.assert_allclose(scoring.open_scorer(source, person)(item), expected, rtol=1e-5)
+    mean = scoring.open_scorer(source)(item)
+    np.testing.assert_array_equal(scoring.open_scorer(source, None)(item), mean)
+    assert not np.array_equal(scoring.open_scorer(source, f' {known}')(item), mean)
+    unknown = (17, "person='17'"), (tmp_path / 'bo', r'bo.*personalize'), ('bo.jsonl', r'bo\.jsonl is no file')
+    nobody = [(each, 'person') for each in ({'mixture': [0.5, 0.5]}, ['p0'], True, 'None')]
+    for person, named in (*unknown, *nobody):
+        with pytest.raises(ValueError, match=named) as told:
+            scoring.open_scorer(source, person)
+        assert 'mix=' not in str(told.value)
+    for text, named in ((f'{line}\n{line}', 'line 2'), ('{"mixture": [0.5, 0.25, 0.25]}', 'bo: .*2 prototypes')):
+        (tmp_path / 'bo').write_text(text)
+        with pytest.raises(ValueError, match=named):
+            scoring.open_scorer(source, str(tmp_path / 'bo'))
+
+
+def test_pairs_to_ask_need_neither_a_user_nor_a_choice(run, tmp_path, capsys):
+    (lines := tmp_path / 'pairs.jsonl').write_text(
+        '{"left": [100, 1], "right": [50, 2]}\n{"left": [9, 3], "right": [8, 1]}'
+    )
+    (table := tmp_path / 'pairs.csv').write_text('left_price,left_years,right_price,right_years\n100,1,50,2\n9,3,8,1\n')
+    printed = []
+    for path in (lines, table):
+        personalize.personalize(run.workdir, '', str(path), None, 0)
+        printed.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert printed[0] == printed[1]
+    assert next(row for row in printed[0] if row['pair'] == 1)['left'] == {'price': 100.0, 'years': 1.0}
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
@@ -147,7 +301,8 @@ def test_a_mixture_of_another_run_is_refused(run, tmp_path):
 
 @pytest.mark.parametrize(
     ('record', 'key'),
-    [({'item': [1.0]}, 'price'), ({'item': {'price': 1.0}}, 'years'), ({'text': 'x'}, 'item'),
+    [({'item': [1.0]}, '2 numbers'), ({'item': {'price': 1.0}}, "no 'years'; it has price$"), ({'text': 'x'}, 'item'),
+     ({'item': {'price': 1.0, 'years': 'x'}}, "'x'.*years"), ({'item': {'price': 1.0, 'years': 2.0, 'no': 1}}, "'no'"),
      ({'item': [1.0, True]}, 'item'), ({'item': [1.0, 2.0], 'score': 1}, 'score')],
 )  # fmt: skip
 def test_a_wrong_record_is_named_by_its_line(run, tmp_path, record, key):

@@ -1,10 +1,10 @@
 """A new person in a trained PAL: a mixture from a few choices, and the pair to ask about next.
 
     run = open_pal('runs/pal')
-    choices = read_choices(run, 'ana.jsonl')                   # the run's own format, one person
+    choices = read_choices(run, 'ana.csv')                     # the run's own format, one person
     ana = fit(run, choices)                                    # ana.mixture is all that is kept of her
     reward = reward_of_items(run, ana.mixture)                 # or reward_of_replies
-    pairs = read_choices(run, 'pairs.jsonl', answered=False)
+    pairs = read_choices(run, 'pairs.csv', answered=False)
     nats = information(run, pairs, choices)                    # of each open pair, given her choices
 
 Prototypes and the map of items stay as they were trained: only the person's K logits are fitted (arXiv 2406.08469,
@@ -237,7 +237,7 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
             raise ValueError(
                 f'person={person!r} is no file, and not among the {len(run.people)} people that {workdir} was trained '
                 f'on, such as {", ".join(list(run.people)[:3])}; give a file that python -m pal_jax.personalize '
-                'wrote, the id of one of these people, or nobody for the mean over them'
+                'wrote, the id of one of these people, or leave person out for the mean over them'
             )
         return run, run.mixture(user=person)
     known = read_person(person)
