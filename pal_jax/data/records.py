@@ -47,14 +47,14 @@ class TextChoice(NamedTuple):
     group: str = ''
 
 
-def read(source: str) -> Iterator[TextChoice]:
-    """The choices of a source.
+def read(source: str, *, answered: bool = True) -> Iterator[TextChoice]:
+    """The choices of a source; of pairs that nobody has `answered` as `unanswered` has them.
 
     Raises:
       ValueError: there is no such source, or a row is wrong; with the row.
     """
     for place, row in rows(source):
-        yield to_choice(place, row)
+        yield to_choice(place, row if answered else unanswered(row))
 
 
 def to_choice(place: str, row: Mapping[str, Any]) -> TextChoice:

@@ -89,6 +89,8 @@ def read(
     Raises:
       ValueError: what is wrong, with file and line; or some records have a prompt and others none.
     """
+    if Path(path).suffix == '.csv':
+        raise ValueError(f'{path}: a table of choices between texts is read as choices:{path}; give that')
 
     def said(record: Any) -> Said:
         return to_said(record if answered else records.unanswered(record), tokenizer, alone=alone, template=template)

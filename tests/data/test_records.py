@@ -140,3 +140,17 @@ def test_what_is_wrong_in_a_csv_file_is_told_with_its_place(tmp_path, text, mess
 def test_numbers_of_a_table_are_numbers(tmp_path, row, message):
     with pytest.raises(ValueError, match=f'a.jsonl, line 1: {message}'):
         tables.load(lines(tmp_path / 'a.jsonl', {'user': 'ana', **row}))
+
+
+def test_texts_that_wait_for_an_answer_need_no_user(tmp_path):
+    (path := tmp_path / 'a.jsonl').write_text('{"prompt": "Tea?", "left": "yes", "right": "no"}\n')
+    (table := tmp_path / 'a.csv').write_text('prompt,left,right\nTea?,yes,no\n')
+    pairs = texts.read(path, byte_tokenizer(), alone=False, answered=False)
+    assert [pairs.words[i] for i in (*pairs.chosen, *pairs.rejected)] == ['yes', 'no']
+    (choice,) = records.read(str(table), answered=False)
+    assert choice[1:4] == ('Tea?', 'yes', 'no')
+    for read in (lambda: texts.read(path, byte_tokenizer(), alone=False), lambda: list(records.read(str(table)))):
+        with pytest.raises(ValueError, match='user'):
+            read()
+    with pytest.raises(ValueError, match=r'choices:.*a\.csv'):
+        texts.read(table, byte_tokenizer(), alone=False)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pal_jax.data import comparisons, opinions, tables, texts
+from pal_jax.data import comparisons, opinions, records, tables, texts
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.data.texts import TextPairs
 from pal_jax.evals.panel import population
@@ -105,7 +105,10 @@ def _of_texts(
 ) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
     tokenizer = reading.decoder.tokenizer
     how: Any = {'template': run.config.text.template, 'alone': run.pal.variant == 'B'}
-    if opinions.is_source(path):
+    if path.startswith('choices:') and not answered:
+        said = records.read(path.removeprefix('choices:'), answered=False)
+        pairs = texts.from_choices(said, tokenizer, **how, name=path)
+    elif opinions.is_source(path):
         pairs = texts.from_choices(opinions.read(path), tokenizer, **how, name=path)
     else:
         pairs = texts.read(path, tokenizer, **how, answered=answered)
