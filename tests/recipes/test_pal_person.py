@@ -173,6 +173,31 @@ def test_what_is_no_item_is_refused(run, items, named):
         pal_reward.reward_of_replies(run, [0.5, 0.5])([''], ['a'])
 
 
+@pytest.mark.slow
+def test_prompts_of_variant_b_are_as_many_vectors_as_items(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [
+        {'user': f'p{i % 12}', **{side: rng.normal(size=2).tolist() for side in ('chosen', 'rejected', 'prompt')}}
+        for i in range(72)
+    ]
+    (data := tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    config = configs.load('pal', **FEW | {'data': str(data), 'model.variant': 'B', 'model.projector': 'mlp1-gelu'})
+    config.baselines.update(majority=False, mixed_logit=False)
+    finished(config, tmp_path / 'run')
+    run = pal_reward.open_pal(tmp_path / 'run')
+    reward = pal_reward.reward_of_items(run, [0.5, 0.5])
+    assert reward([[1.0, 2.0]], [[1.0, 0.0]]).shape == (1,)
+    for prompts in (None, [[1.0]], [[1.0, 0.0]] * 2, [[1e39, 0.0]], [['a', 'b']]):
+        with pytest.raises(ValueError, match='prompts'):
+            reward([[1.0, 2.0]], prompts)
+    for prompt in (None, [1.0], [1.0, 'x']):
+        with pytest.raises(ValueError, match="'prompt'"):
+            scoring.to_item({'item': [1.0, 2.0], 'prompt': prompt}, run)
+    (pairs := tmp_path / 'pairs.jsonl').write_text('{"left": [1, 2], "right": [2, 1], "prompt": [0]}')
+    with pytest.raises(ValueError, match=r'pairs\.jsonl.*prompts of 2'):
+        pal_person.read_choices(run, pairs, answered=False)
+
+
 def test_replies_are_in_the_form_that_the_run_learnt_from(run):
     said = [{'role': 'user', 'content': 'a'}]
     texts, chats, alone = (
@@ -206,6 +231,8 @@ def test_a_run_is_named_by_its_folder_or_as_orbax_and_opened_in_silence(run, cap
 def test_a_split_with_shuffled_ids_is_no_model_of_anybody(tmp_path, split):
     config = configs.load('pal', **FEW | {'split.seeds': 2, 'split.control': True})
     checkpoint.write_config(tmp_path, config.to_dict())
+    with pytest.raises(ValueError, match=r'not finished.*pal_jax\.train'):
+        pal_reward.open_pal(str(tmp_path))
     (tmp_path / 'evals.jsonl').write_text(
         json.dumps({'step': 1, 'stage': 'final', 'chosen_prototypes': [2, 2, 1, 1]}) + '\n'
     )

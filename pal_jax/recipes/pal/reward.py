@@ -263,7 +263,7 @@ def check_form(run: TrainedPAL, prompt: Any, reply: Any) -> None:
     if not run.kept.prompted:
         if not isinstance(reply, str) or not reply.strip():
             raise ValueError(f'a text is {files.shown(reply)}; {run.workdir} learnt from statements, which are texts')
-    elif not all(isinstance(side, str | list) and side for side in (prompt, reply)):
+    elif not all(isinstance(side, str | list) for side in (prompt, reply)):
         raise ValueError(f'prompt {files.shown(prompt)} and reply {files.shown(reply)} are no texts and no messages')
     elif not run.kept.chat and not (isinstance(prompt, str) and isinstance(reply, str)):
         raise ValueError(f'prompt and reply are messages, and {run.workdir} learnt from texts; give these')
