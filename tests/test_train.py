@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
+from pal_jax.parts.recipe import Evaluation, Recipe
 from rich.console import Console
 
 from pal_jax import cli, train
-from pal_jax.recipes.recipe import Evaluation, Recipe
 from pal_jax.runtime.metrics import MetricsWriter
 from pal_jax.runtime.progress import Progress
 
