@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
-from pal_jax.parts.recipe import Evaluation, Recipe
 from rich.console import Console
 
 from pal_jax import cli, train
+from pal_jax.parts.recipe import Closures, Evaluation, Plan
 from pal_jax.runtime.metrics import MetricsWriter
 from pal_jax.runtime.progress import Progress
 
@@ -147,7 +147,8 @@ def test_an_evaluation_is_announced_before_it_is_made(tmp_path):
         assert f'evaluating ({stage})' in shown.getvalue()
         return Evaluation({'loss': 0.5})
 
-    recipe = Recipe(1, None, lambda: (None, {}), lambda *_: (None, {}, '', {}), lambda i: None, evaluated)
+    plan = Plan(1, None, lambda i: None)
+    recipe = Closures(plan, lambda: (None, {}), lambda *_: (None, {}, '', {}), evaluated)
     with MetricsWriter(tmp_path, 0) as writer:
         train.evaluate(recipe, None, 'final', 1, writer, Progress(console=Console(file=shown)))
     assert shown.getvalue().splitlines()[1:] == ['evaluation (final): loss 0.500']

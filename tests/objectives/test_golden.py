@@ -13,7 +13,7 @@ import pytest
 from pal_jax.feedback.judges import SCORES
 from pal_jax.feedback.profiles import to_sample
 from pal_jax.feedback.rewards import make_reward
-from pal_jax.objectives.advantages import gae, reward_to_go, shape_rewards, token_rewards
+from pal_jax.objectives.advantages import gae, less_mean, less_others, reward_to_go, standardised, token_rewards
 from pal_jax.objectives.kl import adapt_kl, token_kl
 from pal_jax.objectives.masked import masked_mean, masked_var, whiten
 from pal_jax.objectives.policy import loss_weights, ppo_token_loss, value_token_loss
@@ -40,7 +40,7 @@ def close(actual, expected, tolerance=1e-5):
 
 
 def rewards(acts=ACTS, logprob=LOGPROB, ref=REF):
-    return token_rewards(REWARD, token_kl(logprob, ref, 'k1'), acts, BETA, (-10.0, 10.0))
+    return token_rewards(REWARD[:, None], BETA * token_kl(logprob, ref, 'k1'), acts, clip=(-10.0, 10.0))[..., 0]
 
 
 def advantages(gamma=1.0, lam=0.95):
@@ -120,16 +120,16 @@ def test_g11_value_loss(run):
 
 
 @pytest.mark.parametrize(
-    ('estimator', 'expected'),
+    ('shape', 'expected'),
     [
-        ('rloo', [1.066667, -0.933333, 0.133333, -0.266667]),
-        ('reinforce_baseline', [0.8, -0.7, 0.1, -0.2]),
-        ('group_norm', [1.275586, -1.116137, 0.159448, -0.318896]),
+        (less_others, [1.066667, -0.933333, 0.133333, -0.266667]),
+        (less_mean, [0.8, -0.7, 0.1, -0.2]),
+        (standardised, [1.275586, -1.116137, 0.159448, -0.318896]),
     ],
 )
-def test_g12_group_rewards(run, estimator, expected):
-    shape = run(lambda r: shape_rewards(r, 4, estimator))
-    shaped = shape(jnp.array([1.5, 0, 0.8, 0.5, 2, 2, 2, 2]))
+def test_g12_group_rewards(run, shape, expected):
+    rewards = jnp.array([1.5, 0, 0.8, 0.5, 2, 2, 2, 2])[:, None]
+    shaped = run(lambda r: shape(r, jnp.ones(8, bool), 4))(rewards)[:, 0]
     close(shaped[:4], expected)
     np.testing.assert_array_equal(shaped[4:], 0)
 
@@ -166,7 +166,7 @@ def test_g16_total_reward_of_three_matches_among_four_facts_and_ten(tag, judged,
 
 def test_g18_truncated_sample_is_paid_at_its_last_column():
     acts = jnp.ones((1, 5), bool)
-    paid = token_rewards(jnp.array([1.5]), jnp.zeros((1, 5)), acts, BETA)
+    paid = token_rewards(jnp.array([[1.5]]), jnp.zeros((1, 5)), acts)[..., 0]
     np.testing.assert_array_equal(paid, [[0, 0, 0, 0, 1.5]])
     assert loss_weights(acts, jnp.array([True]), 'seq_mean')[0, -1] == pytest.approx(0.2)
 
@@ -185,7 +185,7 @@ SOUP = {
 
 def soup_advantages():
     kl = token_kl(SOUP['logprob'], SOUP['reference'], 'k1')
-    paid = token_rewards(jnp.array([0.7]), kl, SOUP['acts'], 0.2)
+    paid = token_rewards(jnp.array([[0.7]]), 0.2 * kl, SOUP['acts'])[..., 0]
     return paid, *gae(paid, SOUP['values'], SOUP['acts'], gamma=1.0, lam=0.95)
 
 
