@@ -27,9 +27,17 @@ Entry = TypeVar('Entry')
 
 
 class Rows(NamedTuple):
-    """Groups of `n` branches of up to `actions` actions, to learn from and to test on. `left_out` groups were longer
-    than `data.max_length`. `moved` groups are not where a split of single rows would have put them, or are left out,
-    because another row has their prompt."""
+    """Rows to learn from and to test on, and how they are batched. A row is a group of `n` branches, such as a prompt
+    with its answers.
+
+    actions: the most actions of a branch.
+    left_out: how many rows were longer than `data.max_length`.
+    moved: how many rows are not where a split of single rows would have put them, or are left out, because another row
+      has their prompt.
+    batch_size: rows of an update.
+    row_tokens: tokens of a row of the device batch, which several rows share; 0: a row each.
+    seed: of the order in which rows are drawn.
+    """
 
     train: list[Group]
     test: list[Group]
@@ -37,6 +45,9 @@ class Rows(NamedTuple):
     actions: int
     left_out: int
     moved: int = 0
+    batch_size: int = 1
+    row_tokens: int = 0
+    seed: int = 0
 
     @property
     def told(self) -> str:
@@ -44,31 +55,30 @@ class Rows(NamedTuple):
         rows = f'{len(self.train)} rows to learn from, {len(self.test)} to test on, of other prompts'
         return f'{rows} ({self.moved} moved for it)'
 
-    def draw(self, config: Config, i: int) -> list[Group]:
-        """What step `i` learns from, in shuffled passes over all: by its number, so a resumed run has no position to
-        remember."""
-        passes = grain.MapDataset.source(self.train).seed(config.seed).shuffle().repeat()
-        batches: Any = passes.batch(config.data.batch_size, batch_fn=list)
+    def draw(self, i: int) -> list[Group]:
+        """The rows of step `i`, in shuffled passes over all. They follow from the step's number, so a run that resumes
+        needs to remember no position."""
+        passes = grain.MapDataset.source(self.train).seed(self.seed).shuffle().repeat()
+        batches: Any = passes.batch(self.batch_size, batch_fn=list)
         return batches[i]
 
-    def batch(self, config: Config, mesh: Mesh, i: int) -> TokenBatch:
-        """The same as a batch."""
-        return self._packed(self.draw(config, i), config, mesh)
+    def batch(self, i: int, mesh: Mesh) -> TokenBatch:
+        """The rows of step `i` on the devices."""
+        return self._packed(self.draw(i), mesh)
 
-    def tests(self, config: Config, mesh: Mesh) -> Iterator[tuple[int, TokenBatch]]:
-        """All test rows, in batches with their number of rows."""
-        for groups in self.test_groups(config):
-            yield len(groups), self._packed(groups, config, mesh)
+    def tests(self, mesh: Mesh) -> Iterator[tuple[int, TokenBatch]]:
+        """All test rows on the devices, in batches with their number of rows."""
+        for groups in self.test_groups():
+            yield len(groups), self._packed(groups, mesh)
 
-    def test_groups(self, config: Config) -> Iterator[list[Group]]:
+    def test_groups(self) -> Iterator[list[Group]]:
         """All test rows, as many at once as a step has."""
-        size = config.data.batch_size
-        for start in range(0, len(self.test), size):
-            yield self.test[start : start + size]
+        for start in range(0, len(self.test), self.batch_size):
+            yield self.test[start : start + self.batch_size]
 
-    def _packed(self, groups: list[Group], config: Config, mesh: Mesh) -> TokenBatch:
-        ways, row_tokens = sharding.batch_ways(mesh), config.data.row_tokens
-        packed = pack_whole(groups, n=self.n, actions=self.actions, ways=ways, row_tokens=row_tokens)
+    def _packed(self, groups: list[Group], mesh: Mesh) -> TokenBatch:
+        ways = sharding.batch_ways(mesh)
+        packed = pack_whole(groups, n=self.n, actions=self.actions, ways=ways, row_tokens=self.row_tokens)
         return sharding.put_batch(packed, mesh)
 
 
@@ -115,7 +125,8 @@ def make_rows(
             f'most data.max_length={data.max_length} tokens; give more rows, a data.test file, or raise it'
         )
     left_out = len(train) + len(test) - len(kept) - len(tested)
-    return Rows(kept, tested, n, most_actions([*kept, *tested]), left_out, moved)
+    actions, batching = most_actions([*kept, *tested]), (data.batch_size, data.row_tokens, config.seed)
+    return Rows(kept, tested, n, actions, left_out, moved, *batching)
 
 
 def by_prompt(rows: list[Keyed], data: Config) -> tuple[list[Keyed], list[Keyed], int]:

@@ -7,7 +7,9 @@ baseline of RLPA (section 4.1 of arXiv 2505.15456).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,15 +19,14 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.learners.dpo import DPO, PreferenceLearner
 from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
 from pal_jax.parts import rows as data
 from pal_jax.parts.recipe import (
-    Closures,
     Config,
     Context,
     Evaluation,
     Host,
     Plan,
-    Recipe,
     Trained,
     check_finite,
     keeping,
@@ -34,11 +35,45 @@ from pal_jax.parts.recipe import (
     stage_before,
     trained_actor,
 )
+from pal_jax.parts.rows import Rows
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics
 
 
-def make(config: Config, ctx: Context) -> Recipe:
+@dataclasses.dataclass(frozen=True)
+class Preferring:
+    """An actor that learns from pairs of answers. `load` reads its weights before training."""
+
+    plan: Plan
+    ctx: Context
+    learner: PreferenceLearner
+    rows: Rows
+    load: Callable[[Params], Params]
+
+    def init(self) -> tuple[ActorState, Host]:
+        actor = self.learner.actor
+        return actor.init(self.load(actor.param_shardings)), {}
+
+    def step(self, state: ActorState, host: Host, i: int) -> tuple[ActorState, Host, str, Metrics]:
+        with self.ctx.phase('update'):
+            # 1. Draw the pairs of the step.
+            batch = self.rows.batch(i, self.ctx.mesh)
+            # 2. Score both answers under the policy and its start, and descend the loss of the difference once.
+            state, metrics = self.learner.prefer(state, batch)
+        check_finite(state)
+        return state, host, 'dpo', metrics | {'left_out': float(self.rows.left_out)}
+
+    def evaluate(self, state: ActorState, stage: str) -> Evaluation:
+        """The figures of a step on held-out pairs."""
+        with self.ctx.phase('evaluate'):
+            tests = self.rows.tests(self.ctx.mesh)
+            batches = [(count, self.learner.compare(state, batch)[1]) for count, batch in tests]
+        counts = [count for count, _ in batches]
+        means = {name: float(np.average([m[name] for _, m in batches], weights=counts)) for name in batches[0][1]}
+        return Evaluation({'rows': sum(counts), 'moved': self.rows.moved, **means})
+
+
+def make(config: Config, ctx: Context) -> Preferring:
     """Checks the config, reads the rows and builds the parts; weights are read by `init`.
 
     Raises:
@@ -52,26 +87,10 @@ def make(config: Config, ctx: Context) -> Recipe:
     ctx.log(rows.told)
     steps = data.steps_of(config, rows)
     learner = make_learner(config, dpo, policy.cfg, ctx, steps)
-
-    def init() -> tuple[ActorState, Host]:
-        return learner.actor.init(policy.source.load(learner.actor.param_shardings)), {}
-
-    def step(state: ActorState, host: Host, i: int) -> tuple[ActorState, Host, str, Metrics]:
-        with ctx.phase('update'):
-            state, metrics = learner.prefer(state, rows.batch(config, ctx.mesh, i))
-        check_finite(state)
-        return state, host, 'dpo', metrics | {'left_out': float(rows.left_out)}
-
-    def evaluate(state: ActorState, stage: str) -> Evaluation:
-        with ctx.phase('evaluate'):
-            counted = [(count, learner.compare(state, batch)[1]) for count, batch in rows.tests(config, ctx.mesh)]
-        counts = [count for count, _ in counted]
-        means = {name: float(np.average([m[name] for _, m in counted], weights=counts)) for name in counted[0][1]}
-        return Evaluation({'rows': sum(counts), 'moved': rows.moved, **means}, [])
-
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
-    trained, keep = trained_actor(config, policy, learner.actor), keeping(policy=policy)
-    return Closures(Plan(steps, learner.actor.abstract, stage, trained, keep=keep), init, step, evaluate)
+    trained = trained_actor(config, policy, learner.actor)
+    plan = Plan(steps, learner.actor.abstract, stage, trained, keep=keeping(policy=policy))
+    return Preferring(plan, ctx, learner, rows, policy.source.load)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:

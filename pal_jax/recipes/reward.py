@@ -9,6 +9,7 @@ goes by length. The export is a classifier of one label for transformers.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,9 +23,9 @@ from pal_jax.evals import reward_model
 from pal_jax.learners.scorer import BradleyTerry, Pairs, Scorer, ScorerState, pack_replies, to_score
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.families import classifier_to_hf
+from pal_jax.models.params import Params
 from pal_jax.parts import rows as data
 from pal_jax.parts.recipe import (
-    Closures,
     Config,
     Context,
     Evaluation,
@@ -32,7 +33,6 @@ from pal_jax.parts.recipe import (
     Host,
     Plan,
     Policy,
-    Recipe,
     Trained,
     check_at_least,
     check_finite,
@@ -42,13 +42,65 @@ from pal_jax.parts.recipe import (
     read_config,
     stage_before,
 )
+from pal_jax.parts.rows import Rows
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics
 
 
-def make(config: Config, ctx: Context) -> Recipe:
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """A scorer that learns from pairs of replies. `load` reads its decoder's weights before training."""
+
+    plan: Plan
+    ctx: Context
+    scorer: Scorer
+    rows: Rows
+    micro_rows: int
+    load: Callable[[Params], Params]
+
+    def init(self) -> tuple[ScorerState, Host]:
+        return self.scorer.init(self.load(self.scorer.param_shardings)), {}
+
+    def step(self, state: ScorerState, host: Host, i: int) -> tuple[ScorerState, Host, str, Metrics]:
+        # 1. Draw the groups of replies of the step.
+        groups = self.rows.draw(i)
+        with self.ctx.phase('update'):
+            # 2. Score their replies, and descend the loss of the pairs' differences once.
+            state, gaps, figures = self.scorer.learn(state, self.pack(groups))
+        check_finite(state)
+        metrics = {name.removeprefix('reward_'): value for name, value in figures.items()}
+        tokens = float(sum(group.length for group in groups))
+        metrics |= {'margin': float(gaps.mean()), 'tokens': tokens, 'left_out': float(self.rows.left_out)}
+        return state, host, 'reward', metrics
+
+    def evaluate(self, state: ScorerState, stage: str) -> Evaluation:
+        """How often held-out pairs are the right way round, and whether the model is as right as it is sure."""
+        with self.ctx.phase('evaluate'):
+            scored = [self.scorer.scores(state, self.pack(groups))[..., 0] for groups in self.rows.test_groups()]
+        scores, test = np.concatenate(scored), self.rows.test
+        pairs = compared(test)
+        replies = [[test[i].branches[k] for k in (pair.better, pair.worse)] for i, pair in pairs]
+        lengths = np.array([[len(reply.tokens) - 1 for reply in sides] for sides in replies])
+        number: dict[tuple[int, ...], int] = {}
+        prompts = [number.setdefault(tuple(test[i].prompt), len(number)) for i, _ in pairs]
+        record = reward_model.measure(scores, lengths, np.array(prompts))
+        exhibits = reward_model.make_exhibits(scores, lengths, record)
+        return Evaluation(record | {'moved': self.rows.moved}, exhibits=exhibits)
+
+    def pack(self, groups: Sequence[Group]) -> Pairs:
+        """Groups of replies as a batch, of which all pairs that were compared are picked, the better reply first."""
+        mesh, row_tokens = self.ctx.mesh, self.rows.row_tokens
+        packed = pack_replies(
+            groups, mesh, ways=sharding.batch_ways(mesh), micro_rows=self.micro_rows, row_tokens=row_tokens,
+            n=self.rows.n,
+        )  # fmt: skip
+        of, *sides = np.array([(i, pair.better, pair.worse) for i, pair in compared(groups)]).T
+        return packed.pick(of[:, None], np.stack(sides, axis=1))
+
+
+def make(config: Config, ctx: Context) -> RewardModel:
     """Checks the config, reads the pairs and builds the parts; weights are read by `init`.
 
     Raises:
@@ -67,57 +119,25 @@ def make(config: Config, ctx: Context) -> Recipe:
     rows = data.make_rows(config, convert, 'chosen', n, gathered)
     ctx.log(rows.told)
     steps = data.steps_of(config, rows)
-    learner = make_learner(config, loss, policy.cfg, ctx, steps)
-    ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), config.data.micro_rows, config.data.row_tokens
-
-    def packed(groups: list[Group]) -> Pairs:
-        found = pack_replies(groups, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, n=n)
-        of, *sides = np.array([(i, pair.better, pair.worse) for i, pair in compared(groups)]).T
-        return found.pick(of[:, None], np.stack(sides, axis=1))
-
-    def init() -> tuple[ScorerState, Host]:
-        return learner.init(policy.source.load(learner.param_shardings)), {}
-
-    def step(state: ScorerState, host: Host, i: int) -> tuple[ScorerState, Host, str, Metrics]:
-        drawn = rows.draw(config, i)
-        with ctx.phase('update'):
-            state, gaps, figures = learner.learn(state, packed(drawn))
-        check_finite(state)
-        metrics = {name.removeprefix('reward_'): value for name, value in figures.items()}
-        tokens = float(sum(group.length for group in drawn))
-        metrics |= {'margin': float(gaps.mean()), 'tokens': tokens, 'left_out': float(rows.left_out)}
-        return state, host, 'reward', metrics
-
-    def evaluate(state: ScorerState, stage: str) -> Evaluation:
-        with ctx.phase('evaluate'):
-            scores = np.concatenate(
-                [learner.scores(state, packed(groups))[..., 0] for groups in rows.test_groups(config)]
-            )
-        pairs = compared(rows.test)
-        replies = [[rows.test[i].branches[k] for k in (pair.better, pair.worse)] for i, pair in pairs]
-        lengths = np.array([[len(reply.tokens) - 1 for reply in each] for each in replies])
-        number: dict[tuple[int, ...], int] = {}
-        prompts = [number.setdefault(tuple(rows.test[i].prompt), len(number)) for i, _ in pairs]
-        record = reward_model.measure(scores, lengths, np.array(prompts))
-        return Evaluation(record | {'moved': rows.moved}, exhibits=reward_model.make_exhibits(scores, lengths, record))
-
+    scorer = make_scorer(config, loss, policy.cfg, ctx, steps)
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
-    trained, keep = trained_by(config, policy, learner), keeping(policy=policy)
-    return Closures(Plan(steps, learner.abstract, stage, trained, keep=keep), init, step, evaluate)
+    trained = trained_by(config, policy, scorer)
+    plan = Plan(steps, scorer.abstract, stage, trained, keep=keeping(policy=policy))
+    return RewardModel(plan, ctx, scorer, rows, config.data.micro_rows, policy.source.load)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:
     policy = make_policy(config, ctx)
-    return trained_by(config, policy, make_learner(config, BradleyTerry(**config.reward), policy.cfg, ctx))
+    return trained_by(config, policy, make_scorer(config, BradleyTerry(**config.reward), policy.cfg, ctx))
 
 
-def trained_by(config: Config, policy: Policy, learner: Scorer) -> Trained:
+def trained_by(config: Config, policy: Policy, scorer: Scorer) -> Trained:
     def exports(state: ScorerState) -> dict[str, Export]:
         check_classifier(config)
-        params, head = learner.weights(state)
+        params, head = scorer.weights(state)
         return {'export': Export(params, policy.cfg, policy.tokenizer, head=head)}
 
-    return Trained(exports, learner.abstract_weights, policy.cfg, policy.tokenizer)
+    return Trained(exports, scorer.abstract_weights, policy.cfg, policy.tokenizer)
 
 
 def open_scores(folder: str | Path, ctx: Context) -> tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]:
@@ -128,13 +148,13 @@ def open_scores(folder: str | Path, ctx: Context) -> tuple[Tokenizer, str, Calla
     """
     config = read_config(str(folder))
     model = make_policy(config, ctx.of(folder))
-    learner = make_learner(config, BradleyTerry(**config.reward), model.cfg, ctx)
-    state, *_ = Checkpoints(folder, learner.abstract_weights, read_only=True).read()
+    scorer = make_scorer(config, BradleyTerry(**config.reward), model.cfg, ctx)
+    state, *_ = Checkpoints(folder, scorer.abstract_weights, read_only=True).read()
     ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), config.data.micro_rows, config.data.row_tokens
 
     def scores(groups: Sequence[Group]) -> np.ndarray:
         pairs = pack_replies(groups, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens)
-        return learner.scores(state, pairs)[..., 0]
+        return scorer.scores(state, pairs)[..., 0]
 
     return model.tokenizer, config.data.pooling, scores
 
@@ -198,7 +218,7 @@ def compared(groups: Sequence[Group]) -> list[tuple[int, Compared]]:
     return [(i, pair) for i, group in enumerate(groups) for pair in group.compared]
 
 
-def make_learner(config: Config, loss: BradleyTerry, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Scorer:
+def make_scorer(config: Config, loss: BradleyTerry, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Scorer:
     return Scorer(
         cfg, Optimizer(**config.optimizer, total_steps=steps), ctx.mesh,
         micro_rows=config.data.micro_rows, adapters=make_adapters(config), loss=loss, seed=config.seed,

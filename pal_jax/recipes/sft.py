@@ -6,7 +6,9 @@ row of the device batch. On the oracle's answers it is the baseline of RLPA (sec
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,15 +17,14 @@ from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
 from pal_jax.parts import rows as data
 from pal_jax.parts.recipe import (
-    Closures,
     Config,
     Context,
     Evaluation,
     Host,
     Plan,
-    Recipe,
     Trained,
     check_finite,
     keeping,
@@ -32,11 +33,47 @@ from pal_jax.parts.recipe import (
     stage_before,
     trained_actor,
 )
+from pal_jax.parts.rows import Rows
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics
 
 
-def make(config: Config, ctx: Context) -> Recipe:
+@dataclasses.dataclass(frozen=True)
+class SFT:
+    """An actor that imitates the rows of a file. `load` reads its weights before training."""
+
+    plan: Plan
+    ctx: Context
+    actor: Actor
+    rows: Rows
+    load: Callable[[Params], Params]
+
+    def init(self) -> tuple[ActorState, Host]:
+        return self.actor.init(self.load(self.actor.param_shardings)), {}
+
+    def step(self, state: ActorState, host: Host, i: int) -> tuple[ActorState, Host, str, Metrics]:
+        with self.ctx.phase('update'):
+            # 1. Draw the rows of the step.
+            batch = self.rows.batch(i, self.ctx.mesh)
+            # 2. Descend their mean cross-entropy once.
+            state, metrics = self.actor.imitate(state, batch)
+        check_finite(state)
+        tokens, left_out = float(batch.acts.sum()), float(self.rows.left_out)
+        return state, host, 'sft', metrics | {'tokens': tokens, 'left_out': left_out}
+
+    def evaluate(self, state: ActorState, stage: str) -> Evaluation:
+        """The mean cross-entropy of held-out rows, in nats a token."""
+        total, count = 0.0, 0
+        with self.ctx.phase('evaluate'):
+            for _, batch in self.rows.tests(self.ctx.mesh):
+                logprobs = self.actor.logprobs(state.whole, batch)
+                total, count = total - float((logprobs * batch.acts).sum()), count + int(batch.acts.sum())
+        loss = total / count
+        rows = {'rows': len(self.rows.test), 'moved': self.rows.moved}
+        return Evaluation(rows | {'loss': loss, 'perplexity': float(np.exp(loss))})
+
+
+def make(config: Config, ctx: Context) -> SFT:
     """Checks the config, reads the rows and builds the parts; weights are read by `init`.
 
     Raises:
@@ -48,37 +85,16 @@ def make(config: Config, ctx: Context) -> Recipe:
     rows = data.make_rows(config, functools.partial(to_group, policy.tokenizer), 'completion', n=1)
     ctx.log(rows.told)
     steps = data.steps_of(config, rows)
-    learner = make_learner(config, policy.cfg, ctx, steps)
-
-    def init() -> tuple[ActorState, Host]:
-        return learner.init(policy.source.load(learner.param_shardings)), {}
-
-    def step(state: ActorState, host: Host, i: int) -> tuple[ActorState, Host, str, Metrics]:
-        with ctx.phase('update'):
-            batch = rows.batch(config, ctx.mesh, i)
-            state, metrics = learner.imitate(state, batch)
-        check_finite(state)
-        return state, host, 'sft', metrics | {'tokens': float(batch.acts.sum()), 'left_out': float(rows.left_out)}
-
-    def evaluate(state: ActorState, stage: str) -> Evaluation:
-        total, count = 0.0, 0
-        with ctx.phase('evaluate'):
-            for _, batch in rows.tests(config, ctx.mesh):
-                logprobs = learner.logprobs(state.whole, batch)
-                total, count = total - float((logprobs * batch.acts).sum()), count + int(batch.acts.sum())
-        loss = total / count
-        return Evaluation(
-            {'rows': len(rows.test), 'moved': rows.moved, 'loss': loss, 'perplexity': float(np.exp(loss))}, []
-        )
-
+    actor = make_actor(config, policy.cfg, ctx, steps)
     stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
-    trained, keep = trained_actor(config, policy, learner), keeping(policy=policy)
-    return Closures(Plan(steps, learner.abstract, stage, trained, keep=keep), init, step, evaluate)
+    trained = trained_actor(config, policy, actor)
+    plan = Plan(steps, actor.abstract, stage, trained, keep=keeping(policy=policy))
+    return SFT(plan, ctx, actor, rows, policy.source.load)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:
     policy = make_policy(config, ctx)
-    return trained_actor(config, policy, make_learner(config, policy.cfg, ctx))
+    return trained_actor(config, policy, make_actor(config, policy.cfg, ctx))
 
 
 def to_group(tokenizer: Tokenizer, record: object) -> Group:
@@ -86,7 +102,7 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
     return shared_prompt([chats.to_imitate(record, tokenizer)])
 
 
-def make_learner(config: Config, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Actor:
+def make_actor(config: Config, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Actor:
     return Actor(
         cfg, Optimizer(**config.optimizer, total_steps=steps), ctx.mesh, micro_rows=config.data.micro_rows,
         adapters=make_adapters(config), anchored=False, max_z_coef=config.max_z_coef, seed=config.seed,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pal_jax.parts.recipe import Context
+from pal_jax.data.packing import Example, shared_prompt
+from pal_jax.parts.recipe import Context, Plan
+from pal_jax.parts.rows import Rows
 from pal_jax.recipes import dpo
 from pal_jax.runtime import devices
 from tests import configs
@@ -79,7 +83,7 @@ def test_the_step_is_that_of_the_loss_itself(tmp_path):
     state = state.replace(model=state.model.replace(params=moved))
     tokenizer, cfg = recipe.plan.trained.tokenizer, recipe.plan.trained.model
     rows = dpo.data.make_rows(config, lambda r: dpo.to_group(tokenizer, r), 'chosen', n=2)
-    batch = rows.batch(config, ONE.mesh, 0)
+    batch = rows.batch(0, ONE.mesh)
 
     def sequence(params):
         from pal_jax.models import decoder
@@ -102,6 +106,16 @@ def test_the_step_is_that_of_the_loss_itself(tmp_path):
     assert metrics['grad_norm'] == pytest.approx(float(norm), rel=1e-4)
 
 
+def test_a_recipe_of_fake_parts_means_its_test_batches_by_their_pairs():
+    groups = [shared_prompt([Example([1, 2], [3 + side] * (1 + k)) for side in range(2)]) for k in range(3)]
+    rows = Rows(groups, groups, n=2, actions=8, left_out=0, batch_size=2)
+    state: Any = None
+    learner: Any = SimpleNamespace(compare=lambda state, batch: (None, {'loss': float(batch.acts.sum())}))
+    recipe = dpo.Preferring(Plan(1, None, lambda i: None), ONE, learner, rows, lambda shardings: {})
+    record = recipe.evaluate(state, 'final').record
+    assert record == {'rows': 3, 'moved': 0, 'loss': (2 * 6 + 1 * 6) / 3}
+
+
 def test_a_batch_without_a_whole_pair_teaches_nothing(tmp_path):
     config = get_config(**{'data.train': pairs_file(tmp_path / 'a.jsonl')})
     recipe = dpo.make(config, ONE)
@@ -110,7 +124,7 @@ def test_a_batch_without_a_whole_pair_teaches_nothing(tmp_path):
         recipe.init(),
     )
     rows = dpo.data.make_rows(config, lambda r: dpo.to_group(recipe.plan.trained.tokenizer, r), 'chosen', n=2)
-    batch = rows.batch(config, ONE.mesh, 0)
+    batch = rows.batch(0, ONE.mesh)
     chosen = (jnp.arange(batch.acts.shape[1]) % 2 == 0)[None, :, None]  # the other side of each pair is missing
     same, metrics = learner.prefer(state, batch.replace(acts=batch.acts & chosen))
     jax.tree.map(np.testing.assert_array_equal, same, state)

@@ -49,10 +49,10 @@ def begin(config, workdir, keep):
 def imitated(home, request):
     config = configs.load('sft', 'smoke', **{'policy.source': 'hf:models/tiny', 'policy.lora.rank': request.param})
     policy = make_policy(config, ONE)
-    learner = sft.make_learner(config, policy.cfg, ONE)
+    learner = sft.make_actor(config, policy.cfg, ONE)
     begin(config, home / 'run', keeping(policy=policy))
     checkpoints = Checkpoints(home / 'run', learner.abstract)
-    checkpoints.save(1, learner.init(policy.source.load(learner.actor.param_shardings)), {})
+    checkpoints.save(1, learner.init(policy.source.load(learner.param_shardings)), {})
     checkpoints.close()
     return home
 

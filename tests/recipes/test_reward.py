@@ -7,13 +7,18 @@ import functools
 import importlib.util
 import itertools
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from pal_jax.data.packing import Compared, shared_prompt
+from pal_jax.learners.scorer import to_score
 from pal_jax.models import sources
-from pal_jax.parts.recipe import Context, write_exports
+from pal_jax.parts.recipe import Context, Plan, write_exports
+from pal_jax.parts.rows import Rows
 from pal_jax.recipes import reward
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
@@ -102,6 +107,25 @@ def test_padding_is_no_token_that_ends_a_reply():
     assert tokenizer.pad_id in tokenizer.stop_ids and apart.pad_id not in apart.stop_ids
     assert apart.stop_ids == tokenizer.stop_ids and apart.fast.pad_token_id == apart.pad_id
     assert apart.padding_apart() is apart
+
+
+def test_a_recipe_of_fake_parts_packs_what_was_compared_the_better_reply_first():
+    replies = [to_score([1, 2], [3 + k] * (2 + k)) for k in range(3)]
+    group = shared_prompt(replies)._replace(compared=[Compared(2, 0), Compared(1, 2)])
+    rows = Rows([group], [group], n=3, actions=8, left_out=1)
+    plan, picked = Plan(1, None, lambda i: None), []
+
+    def learn(state, pairs):
+        picked.append([np.asarray(pairs.batch.acts)[where].shape for where in [pairs.where]])
+        return SimpleNamespace(skipped=0), np.array([[0.5], [1.5]]), {'reward_loss': 0.25}
+
+    scorer: Any = SimpleNamespace(learn=learn)
+    recipe = reward.RewardModel(plan, ONE, scorer, rows, 1, lambda shardings: {})
+    *_, metrics = recipe.step(SimpleNamespace(), {}, 0)  # pyright: ignore[reportArgumentType]
+    assert metrics == {'loss': 0.25, 'margin': 1.0, 'tokens': float(group.length), 'left_out': 1.0}
+    assert picked == [[(2, 2, 1)]]  # two pairs of two replies with one action each
+    pairs = recipe.pack([group])
+    assert (pairs.where[1] == np.array([[2, 0], [1, 2]])).all()
 
 
 @pytest.mark.slow

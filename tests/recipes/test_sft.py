@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from pal_jax.parts.recipe import Context
+from pal_jax.data.packing import Example, shared_prompt
+from pal_jax.parts.recipe import Context, Plan
 from pal_jax.parts.rows import Rows, hold_out
 from pal_jax.recipes import sft
 from pal_jax.runtime import devices
@@ -99,13 +100,37 @@ def test_wrong_values_are_told_in_one_line(changes, message):
     assert '\n' not in str(error.value)
 
 
+class Counting:
+    """An actor that counts what it is shown."""
+
+    mesh, param_shardings = ONE.mesh, {}
+
+    def init(self, params):
+        return SimpleNamespace(shown=0, skipped=0)
+
+    def imitate(self, state, batch):
+        return SimpleNamespace(shown=state.shown + int(batch.acts.sum()), skipped=0), {'loss': 1.0}
+
+
+def test_a_recipe_of_fake_parts_makes_a_step_without_a_model():
+    groups = [shared_prompt([Example([1, 2], [3] * (1 + k % 2))]) for k in range(6)]
+    rows = Rows(groups, groups[:2], n=1, actions=8, left_out=2, batch_size=4)
+    actor: Any = Counting()
+    recipe = sft.SFT(Plan(3, None, lambda i: None), ONE, actor, rows, lambda shardings: {})
+    state, host = recipe.init()
+    state, _, phase, metrics = recipe.step(state, host, 0)
+    tokens = sum(len(group.branches[0].tokens) for group in rows.draw(0))
+    assert (phase, state.shown) == ('sft', tokens)
+    assert metrics == {'loss': 1.0, 'tokens': float(tokens), 'left_out': 2.0}
+
+
 def test_rows_are_drawn_by_the_number_of_the_step_each_once_a_pass():
-    config = ConfigDict({'seed': 3, 'data': {'batch_size': 4}})
-    rows = Rows(train=list(range(10)), test=[], n=1, actions=1, left_out=0)  # pyright: ignore[reportArgumentType]
-    drawn = [row for i in range(5) for row in rows.draw(config, i)]
+    numbers: Any = list(range(10))
+    rows = Rows(train=numbers, test=[], n=1, actions=1, left_out=0, batch_size=4, seed=3)
+    drawn = [row for i in range(5) for row in rows.draw(i)]
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10] != drawn[10:]
-    assert rows.draw(config, 3) == drawn[12:16]
+    assert rows.draw(3) == drawn[12:16]
 
 
 def test_who_is_tested_on_has_said_nothing_to_learn_from():
