@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 from ml_collections import ConfigDict
 
+from pal_jax.learners.ppo import PPO
 from pal_jax.models.sources import EMBEDDED
+from pal_jax.runtime.optim import Optimizer
+from pal_jax.types import Sampling
 
 __all__ = [
     'EMBEDDED',
@@ -75,24 +82,22 @@ def policy(source: str) -> ConfigDict:
     )
 
 
-def adamw(lr: float, *, name: str = 'adamw', warmup_ratio: float = 0.03, min_ratio: float = 0.1) -> ConfigDict:
-    """Linear warm-up, then cosine to `min_ratio` of the rate."""
-    return ConfigDict(
-        {
-            'name': name,
-            'lr': lr,
-            'warmup_ratio': warmup_ratio,
-            'min_ratio': min_ratio,
-            'b1': 0.9,
-            'b2': 0.95,
-            'weight_decay': 0.0,
-            'max_norm': 1.0,
-        }
-    )
+def defaults(settings: type, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass of settings with their defaults, but for those that come from elsewhere."""
+    fields = (field for field in dataclasses.fields(settings) if field.name not in without)
+    return {field.name: field.default for field in fields}
+
+
+def adamw(lr: float, **changes: object) -> ConfigDict:
+    """`runtime.optim.Optimizer`, whose number of steps is the run's: linear warm-up, then cosine to `min_ratio` of the
+    rate."""
+    return ConfigDict(defaults(Optimizer, without=['total_steps']) | {'name': 'adamw', 'lr': lr} | changes)
 
 
 def sampling(*, temperature: float = 1.0, max_tokens: int = 64, stop: tuple[str, ...] = ()) -> ConfigDict:
-    return ConfigDict({'temperature': temperature, 'top_k': 0, 'top_p': 1.0, 'max_tokens': max_tokens, 'stop': stop})
+    """`types.Sampling`; the token ids that end a completion are the tokenizer's."""
+    changes = {'temperature': temperature, 'max_tokens': max_tokens, 'stop': stop}
+    return ConfigDict(defaults(Sampling, without=['stop_ids']) | changes)
 
 
 def endpoint(*, temperature: float, max_tokens: int) -> ConfigDict:
@@ -116,37 +121,8 @@ def endpoint(*, temperature: float, max_tokens: int) -> ConfigDict:
 
 
 def ppo(**changes: object) -> ConfigDict:
-    """`learners.ppo.PPO` with RLPA's published values, and what is changed in them."""
-    config = ConfigDict(
-        {
-            'estimator': 'gae',
-            'gamma': 1.0,
-            'lam': 0.95,
-            'clip': 0.2,
-            'clip_high': 0.0,  # 0: as clip
-            'value_clip': 0.2,
-            'kl_coef': 0.01,  # 0: no KL, and no reference whose pass and memory it takes
-            'kl_estimator': 'k1',
-            'kl_in': 'reward',
-            'kl_target': 0.0,  # 0: kl_coef stays as it is
-            'kl_target_per': 'token',  # or 'sample': the sum over a sample's tokens
-            'kl_horizon': 10_000,
-            'reward_clip': (-10.0, 10.0),
-            'negative_scale': 1.0,
-            'std_floor': 0.0,
-            'loss_agg': '',  # seq_mean, token_mean, micro_token_mean, constant; '': constant of dr_grpo, else seq_mean
-            'micro_train_batch_size': 4,  # of loss_agg=micro_token_mean
-            'epochs': 1,
-            'early_stop_kl': 0.0,  # above 0: no further epoch once approx_kl is above 1.5 times it
-            'minibatches': 1,
-            'micro_rows': 4,
-            'row_tokens': 0,  # prompts share rows of so many tokens; 0: a row a prompt
-            'old_logprobs': 'policy',  # computed again before the update, or 'sampler': those it drew with
-            'freezing_actor_steps': -1,
-        }
-    )
-    config.update(changes)
-    return config
+    """`learners.ppo.PPO`, which tells what each value does; its defaults are RLPA's published values."""
+    return ConfigDict(defaults(PPO, without=['ptx_coef', 'temperature']) | changes)
 
 
 def rows(*, batch_size: int) -> ConfigDict:

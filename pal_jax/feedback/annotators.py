@@ -8,14 +8,14 @@ A file of annotators has AlpacaFarm's keys (arXiv 2305.14387), by the name of th
     judge:
       prompt_templates: {with_inputs: with.txt, without_inputs: without.txt}   # beside this file; '': our own
       fn_decoder: openai_completions        # or endpoint:<name>, local:<source>, rule
-      decoder_kwargs: {model_name: gpt-4, max_tokens: 250, temperature: 1.0, tokens_to_favor: [...]}
+      decoder_kwargs: {model_name: gpt-4, max_tokens: 250, temperature: 1.0}
       outputs_to_match: {1: '(?:^|\n)Output \(a\)', 2: '(?:^|\n)Output \(b\)'}   # and 3 for a tie
       batch_size: 5
 
 An annotator with the id of a preference judges that one, the first of the file judges the others. A template is plain
 text or AlpacaFarm's `<|im_start|>role ... <|im_end|>`, with {instruction}, {input}, {output_1}, {output_2} once for
-each row of a batch, and {preference} wherever the criterion is to stand. `tokens_to_favor` is a bias on tokens, which
-the chat models of most servers do not have: it is accepted and has no effect.
+each row of a batch, and {preference} wherever the criterion is to stand. `tokens_to_favor`, a bias on
+tokens, is refused: the chat models of most servers have none.
 """
 
 from __future__ import annotations
@@ -258,8 +258,9 @@ def _settings(path: Path, name: str, given: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f'{path}: {name}.decoder_kwargs={files.shown(settings)}; give settings by their names')
     for key in settings:
-        if key not in (*known, 'tokens_to_favor'):
-            raise ValueError(f'{path}: {name}.decoder_kwargs.{key} is unknown; use {", ".join(known)}')
+        if key not in known:
+            why = 'is not supported; delete it' if key == 'tokens_to_favor' else f'is unknown; use {", ".join(known)}'
+            raise ValueError(f'{path}: {name}.decoder_kwargs.{key} {why}')
     for key, kind in {'model_name': str, 'max_tokens': int, 'temperature': int | float}.items():
         if key in settings and not isinstance(settings[key], kind):
             told = 'a text' if kind is str else 'a number'

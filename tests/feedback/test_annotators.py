@@ -112,7 +112,7 @@ FILE = """
 judge:
   prompt_templates: {with_inputs: '', without_inputs: plain.txt}
   fn_decoder: openai_completions
-  decoder_kwargs: {model_name: judge-1, max_tokens: 250, temperature: 1.0, tokens_to_favor: ["Output (a)"]}
+  decoder_kwargs: {model_name: judge-1, max_tokens: 250, temperature: 1.0}
   outputs_to_match: {1: '(?:^|\\n)Output \\(a\\)', 2: '(?:^|\\n)Output \\(b\\)'}
   batch_size: 1
 P3A:
@@ -141,6 +141,7 @@ def test_a_file_of_annotators(tmp_path):
         ('batch_size: 1', 'batch_size: 2', r'plain.txt has \{instruction\} 1 times; batch_size=2'),
         ('fn_decoder: rule', 'fn_decoder: magic', "P3A.fn_decoder='magic'; use openai_completions"),
         ('max_tokens: 250', 'max_token: 250', 'judge.decoder_kwargs.max_token is unknown'),
+        ('max_tokens: 250', 'tokens_to_favor: [a]', 'judge.decoder_kwargs.tokens_to_favor is not supported'),
         ('max_tokens: 250', 'max_tokens: "250"', "judge.decoder_kwargs.max_tokens='250' must be a number"),
         ('model_name: judge-1', 'model_name: 3', 'judge.decoder_kwargs.model_name=3 must be a text'),
         ('openai_completions', 'local:random:tiny', 'model_name: fn_decoder=local:random:tiny names the model'),
