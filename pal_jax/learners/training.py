@@ -26,7 +26,7 @@ from pal_jax.types import Metrics, TokenBatch
 class Lora(NamedTuple):
     """Low-rank adapters in place of full parameters (Hu et al. 2021).
 
-    `dropout` is on in updates and off in `annotate`, `weights` and whatever decodes them, so with it the ratios of the
+    `dropout` is on in updates and off in `score`, `weights` and whatever decodes them, so with it the ratios of the
     first minibatch are not 1: `first_ratio_deviation` and `approx_kl` then measure the dropout too.
     """
 
