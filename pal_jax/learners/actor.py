@@ -110,7 +110,7 @@ class Actor:
         if self.adapters and not 0 <= self.adapters.dropout < 1:
             raise ValueError(f'policy.lora.dropout={self.adapters.dropout} must be at least 0 and below 1')
         decoder.saved(self.cfg.remat)
-        sharding.param_shardings(self._specs, self.mesh)
+        _ = self.param_shardings
 
     # --- states ------------------------------------------------------------------------------------------------------
 

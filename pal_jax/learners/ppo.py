@@ -252,15 +252,23 @@ class PolicyLearner:
 
         `estimate` takes a `Rollout` and further arrays `args`; it is a function, or a frozen object that can be called.
         By default it is the estimator of the settings.
+
+        Raises:
+          ValueError: rewards have another number of channels than the critics have heads.
         """
-        batch, metrics = self._advantages(batch, state.kl_coef, estimate or self.ppo.estimate, args)
+        channels, heads = batch.rewards.shape[-1], sum(critic.heads for critic in self.critics)
+        if self.critics and channels != heads:
+            raise ValueError(
+                f'rewards have {channels} channels, the critics {heads} heads; give a head for each channel'
+            )
+        batch, metrics = self._advantages(batch, state.kl_coef, estimate, args)
         return batch, floats(metrics) if any_of(used(batch)) else {}
 
     @functools.partial(jax.jit, static_argnums=(0, 3))
-    def _advantages(self, batch: RolloutBatch, kl_coef: Array, estimate: Estimate, args: tuple[Any, ...]):
+    def _advantages(self, batch: RolloutBatch, kl_coef: Array, estimate: Estimate | None, args: tuple[Any, ...]):
         mask, shape = used(batch), batch.tokens.acts.shape
         rollout = rollout_of(self.ppo, batch, kl_coef, self.n)
-        advantages, returns = estimate(rollout, *args)
+        advantages, returns = (estimate or self.ppo.estimate)(rollout, *args)
         raw = returns if rollout.values is None else returns - rollout.values  # before whitening
         metrics = {'advantage_std': jnp.sqrt(masked_var(raw[..., 0], mask))}
         if rollout.values is not None:

@@ -117,6 +117,14 @@ def test_heads_of_one_tower_are_channels():
     assert moved.max(axis=0).min() > 0
 
 
+def test_channels_without_a_critic_are_refused():
+    learner = learner_of()
+    state = learner.init(weights())
+    batch, _ = learner.score(state, rollouts([0, 1]))
+    with pytest.raises(ValueError, match='2 channels, the critics 1 heads'):
+        learner.advantages(state, batch)
+
+
 def test_critics_start_from_scorers():
     learner = learner_of(critics=2)
     scorers = [(weights(), jnp.full((CFG.width, 1), value)) for value in (0.5, -0.5)]
