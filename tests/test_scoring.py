@@ -13,7 +13,7 @@ from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes import reward
 from pal_jax.recipes.plus import recipe as plus
-from pal_jax.recipes.psoups import parts as soups
+from pal_jax.recipes.psoups import judges
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.types import Choice
 from tests import configs
@@ -57,7 +57,7 @@ def reward_run(tmp_path_factory):
 def test_a_reward_model_scores_records_as_replies_to_questions(reward_run):
     scorer = scoring.open_scorer(f'orbax:{reward_run}')
     records = [as_chat(question, reply) for question in QUESTIONS for reply in REPLIES]
-    expected = soups.make_score(reward_run, ONE)([[question] for question in QUESTIONS], [REPLIES] * 2)
+    expected = judges.RewardModel(reward_run, ONE)([[question] for question in QUESTIONS], [REPLIES] * 2)
     np.testing.assert_allclose(scorer(records), expected.ravel(), atol=1e-5)
     messages = [{'messages': [*record['prompt'], *record['completion']]} for record in records]
     np.testing.assert_allclose(scorer(messages), expected.ravel(), atol=1e-5)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import signal
+import types
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,16 +21,19 @@ from pal_jax.feedback import preferences
 from pal_jax.models import sources
 from pal_jax.parts import piecework
 from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.recipe import Context
+from pal_jax.parts.recipe import Context, Plan
 from pal_jax.presets import parse_stage
 from pal_jax.recipes import reward
 from pal_jax.recipes.psoups import data as psoups_data
 from pal_jax.recipes.psoups import evaluate as psoups_evaluate
-from pal_jax.recipes.psoups import parts as soups
+from pal_jax.recipes.psoups import judges, policies
 from pal_jax.recipes.psoups import recipe as psoups
+from pal_jax.recipes.psoups.jobs import make_fronts, make_jobs
+from pal_jax.recipes.psoups.prompts import Asked, Prompt, as_chat, known_prompts, prompts_moved, read_prompts
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.metrics import EVALS, read_records
 from pal_jax.runtime.report import REPORT
+from pal_jax.types import Completion, Sample
 from tests import configs
 
 get_config = functools.partial(configs.load, 'psoups')
@@ -205,12 +211,12 @@ def test_two_annotators_of_one_server_are_two_models(tmp_path, chat_server):
 
 @pytest.mark.slow
 def test_a_local_model_may_judge(tmp_path):
-    specs = soups.read_annotators('local:random:tiny', get_config())
+    specs = judges.read_annotators('local:random:tiny', get_config())
     (tmp_path / 'judge.yaml').write_text(
         JUDGES.format(name='short', decoder='local:random:tiny', settings='{max_tokens: 2, temperature: 0}', first='x')
     )
-    specs |= soups.read_annotators(str(tmp_path / 'judge.yaml'), get_config())
-    judge = soups.open_annotators(ChatModels(get_config(**{'endpoints.judge.max_tokens': 4})), specs)
+    specs |= judges.read_annotators(str(tmp_path / 'judge.yaml'), get_config())
+    judge = judges.open_annotators(ChatModels(get_config(**{'endpoints.judge.max_tokens': 4})), specs)
     brief = preferences.embedded()[2]
     for name in ('local:random:tiny', 'short'):
         assert judge(name)(brief, rows(2), 0) == [None, None]  # it babbles
@@ -259,13 +265,13 @@ def test_prompts_of_the_test_are_not_learnt_from(tmp_path):
     config = get_config(**files)
     for name, asked in (('train', ('Why?', 'How?', ' why? ', 'When?')), ('test', ('WHY?', 'Where?'))):
         (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps({'prompt': text}) + '\n' for text in asked))
-    found = {split: [prompt.question for prompt in soups.known_prompts(config, split)] for split in ('train', 'test')}
+    found = {split: [prompt.question for prompt in known_prompts(config, split)] for split in ('train', 'test')}
     assert found == {'train': ['How?', 'When?'], 'test': ['WHY?', 'Where?']}
-    assert [prompt.id for prompt in soups.known_prompts(config, 'train')] == ['train-1', 'train-3']
-    assert soups.prompts_moved(config) == 2
+    assert [prompt.id for prompt in known_prompts(config, 'train')] == ['train-1', 'train-3']
+    assert prompts_moved(config) == 2
     with pytest.raises(ValueError, match='all prompts of prompts.train=.* are in prompts.test'):
         psoups.check(get_config(**files | {'prompts.test': files['prompts.train']}))
-    assert soups.prompts_moved(get_config()) == 0
+    assert prompts_moved(get_config()) == 0
 
 
 def test_the_best_answer_is_the_one_preferred_most_often():
@@ -288,7 +294,7 @@ def test_the_best_answer_is_the_one_preferred_most_often():
 
 
 def test_every_preference_is_asked_of_as_many_prompts_drawn_for_it():
-    prompts, poles = [soups.Prompt(str(i), f'question {i}') for i in range(20)], preferences.embedded()[:3]
+    prompts, poles = [Prompt(str(i), f'question {i}') for i in range(20)], preferences.embedded()[:3]
     asked = psoups_data.draw(poles, prompts, 12, 0)
     own = [[prompt for p, prompt in asked if p is pole] for pole in poles]
     assert [len(set(each)) for each in own] == [12] * 3
@@ -315,19 +321,19 @@ def test_prompts_of_a_file_that_are_too_long_are_left_out(tmp_path):
         '{"instruction": "Say:\\n- it", "input": "twice"}\n{"prompt": "Why?"}\n{"prompt": "' + 'x' * 900 + '"}\n'
     )
     tokenizer = sources.resolve('random:tiny').tokenizer()
-    found = soups.read_prompts(get_config(**{'prompts.train': str(path)}), 'train', tokenizer)
+    found = read_prompts(get_config(**{'prompts.train': str(path)}), 'train', tokenizer)
     assert [prompt.question for prompt in found] == ['Say:\n- it twice', 'Why?']
     path.write_text('{"text": "Why?"}')
     with pytest.raises(ValueError, match="line 1: expected an object with 'instruction'"):
-        soups.read_prompts(get_config(**{'prompts.train': str(path)}), 'train', tokenizer)
+        read_prompts(get_config(**{'prompts.train': str(path)}), 'train', tokenizer)
 
 
 def test_rewards_of_a_combination_are_read_one_preference_at_a_time():
     two = preferences.embedded()[:2]
-    asked = psoups.Asked(soups.Prompt('a', 'Why?'), two)
+    asked = Asked(Prompt('a', 'Why?'), two)
     assert asked.text == f'Why? {two[0].text} {two[1].text}'
     assert asked.readings == [f'Why? {two[0].text}', f'Why? {two[1].text}']
-    assert psoups.Asked(soups.Prompt('a', 'Why?')).readings == ['Why?']
+    assert Asked(Prompt('a', 'Why?')).readings == ['Why?']
 
 
 def test_an_answer_without_text_is_paid_as_the_worst_of_its_step():
@@ -339,9 +345,9 @@ def test_an_answer_without_text_is_paid_as_the_worst_of_its_step():
 def test_replies_are_scored_by_the_tokens_that_reward_models_learn_from():
     tokenizer = sources.resolve('random:tiny').tokenizer()
     replies = 'one answer', '<|im_end|> another', ''
-    asked, *said = soups.as_chat('Why?'), *([{'role': 'assistant', 'content': each}] for each in replies)
+    asked, *said = as_chat('Why?'), *([{'role': 'assistant', 'content': each}] for each in replies)
     for pooling in ('last', 'mean'):
-        group = soups.to_group(tokenizer, 'Why?', replies, pooling)
+        group = judges.to_group(tokenizer, 'Why?', replies, pooling)
         for k in (1, 2):
             learnt = reward.to_group(tokenizer, {'prompt': asked, 'chosen': said[0], 'rejected': said[k]}, pooling)
             assert [group.branches[i] for i in (0, k)] == learnt.branches
@@ -350,16 +356,14 @@ def test_replies_are_scored_by_the_tokens_that_reward_models_learn_from():
 def test_draws_and_combinations_have_names_of_their_own():
     named = [('tone', 'a'), ('tone', 'b'), ('level', '1'), ('level', '2')]
     poles = [preferences.Preference(name, dimension, name, None) for dimension, name in named]
-    names = [
-        name for job in psoups_evaluate.make_jobs(get_config(**{'evaluate.draws': 3}), poles) for name in job.names
-    ]
+    names = [name for job in make_jobs(get_config(**{'evaluate.draws': 3}), poles) for name in job.names]
     assert len(set(names)) == len(names) == 1 + 4 * 4 + 3 * 4 * 2 + 2 * 3
 
 
 def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     poles = preferences.choose(preferences.embedded(), 'P2A,P2B,P3A,P3B')
-    prompts = [soups.Prompt(str(i), f'question {i}') for i in range(4)]
-    jobs = psoups_evaluate.make_jobs(get_config(), poles)
+    prompts = [Prompt(str(i), f'question {i}') for i in range(4)]
+    jobs = make_jobs(get_config(), poles)
     assert len(jobs) == 1 + 4 * 4 + 4 * 2 + 2 * 3  # as :quick has
     written = {job.name: ['some words of an answer'] * 4 for job in jobs}
     written |= {name: ['short'] * 4 for name in written if name.startswith('psoups-P2A') or name == 'policy-P2A'}
@@ -367,9 +371,9 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     written['front-P2A-P2B-0'] = ['short'] * 2  # of as many prompts as it was asked
     alike = ('P2B', 'P3A', 'P3B')
     written |= {f'{who}-{pole}.2': ['same'] * 4 for pole in alike for who in ('policy', 'base')}
-    judge = soups.open_annotators(ChatModels(get_config()), soups.read_annotators('rule', get_config()))
+    judge = judges.open_annotators(ChatModels(get_config()), judges.read_annotators('rule', get_config()))
     contest = psoups_evaluate.Contest(prompts, written, judge, False, 0)
-    evaluation = contest.evaluate(poles, psoups_evaluate.make_fronts(get_config(), poles), draws=2)
+    evaluation = contest.evaluate(poles, make_fronts(get_config(), poles), draws=2)
     record = evaluation.record
     assert record['base_psoups_half'] == pytest.approx(0.25)  # loses P2A's two combinations, ties in P2B's
     assert record['winrate_psoups'] == pytest.approx(0.75)
@@ -386,12 +390,112 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     )
     assert silent.compare(poles[0], 'policy-P2A', 'base-P2A').tolist() == [0] * 4
     assert (silent.failed, silent.asked) == (8, 8)
-    settings = get_config().evaluate
-    soups.check_verdicts(0, 8, settings, 'evaluate.judge', '')
+    judges.check_verdicts(0, 8, 0.1, 'evaluate.judge', '')
     with pytest.raises(
         RuntimeError, match=r'8 of 8 rows have no verdict, more than evaluate.max_failed=0.1; check eval'
     ):
-        soups.check_verdicts(silent.failed, silent.asked, settings, 'evaluate.judge', '')
+        judges.check_verdicts(silent.failed, silent.asked, 0.1, 'evaluate.judge', '')
+
+
+# --- from fake parts --------------------------------------------------------------------------------------------------
+
+
+class Learner(NamedTuple):
+    """A learner whose state is the rewards of the last step; it takes the numbers of samples for advantages."""
+
+    actor: Any = types.SimpleNamespace(param_shardings=None)
+
+    def init(self, weights):
+        return State([weights])
+
+    def weights(self, state):
+        return state
+
+    def score(self, state, batch):
+        return batch, {'kl': 0.5}
+
+    def advantages(self, state, batch):
+        return batch, {'advantage_std': 1.0}
+
+    def update(self, state, batch, key):
+        return State([sample.reward for sample in batch]), {'policy_loss': 0.25}
+
+
+class State(NamedTuple):
+    rewards: list
+    skipped: int = 0
+
+
+def fake_sampler(asked):
+    """Answers question `k` by as many words, each sample with one more; keeps what it is asked in `asked`."""
+
+    def sample(weights, questions, n, seed):
+        asked.append((questions, seed))
+        texts = ['word ' * (k + j) for k in range(len(questions)) for j in range(n)]
+        return [Sample((1,), Completion(text, (1,) * len(text.split()), (), 'stop')) for text in texts]
+
+    return sample
+
+
+def fake_rlphf(asked, **changes):
+    brief, full = preferences.choose(preferences.embedded(), 'P2A,P2B')
+    plan = Plan(4, None, lambda i: None)
+    recipe = psoups.RLPHF(
+        plan, ONE, 'morl', Learner(), lambda shardings: 0.0, fake_sampler(asked),
+        score=lambda readings, replies: np.array([[-float(len(text)) for text in texts] for texts in replies]),
+        judge=None, pack=list, train=[Prompt(str(k), f'question {k}') for k in range(4)],
+        test=[Prompt('t', 'Why?')], wanted=[(brief,), (full,)], batch_size=3, n=2,
+    )  # fmt: skip
+    return dataclasses.replace(recipe, **changes)
+
+
+def test_a_step_asks_for_preferences_in_turn_and_pays_by_the_scores():
+    recipe = fake_rlphf(asked := [])
+    brief, full = (poles[0].text for poles in recipe.wanted)
+    state, host = recipe.init()
+    assert state == State([0.0]) and host == {'moments': [0.0, 0.0, 0.0]}
+    state, host, phase, metrics = recipe.step(state, host, 0)
+    assert state.rewards == [-14.0, -4.0, -4.0, -9.0, -9.0, -14.0]  # the first has no text, so it is paid as the worst
+    assert (phase, metrics['reward'], metrics['words']) == ('morl', -9, 1.5)
+    assert {'kl', 'advantage_std', 'policy_loss'} <= set(metrics)
+    assert host['moments'][:2] == [6, -9]
+    recipe.step(state, host, 1)
+    (first, seed), (second, _) = asked
+    assert seed == (0, 0)
+    assert [text.split(' ', 2)[2] for text in (*first, *second)] == [brief, full] * 3
+    assert {text[: len('question 0')] for text in (*first, *second[:1])} == {f'question {k}' for k in range(4)}
+
+
+def test_scores_of_all_steps_are_one_scale():
+    recipe = fake_rlphf([], scale_scores=True)
+    state, host, *_ = recipe.step(*recipe.init(), 0)
+    assert np.mean(state.rewards) == pytest.approx(0, abs=1e-6) and np.std(state.rewards, ddof=1) == pytest.approx(1)
+    _, after, *_ = recipe.step(state, host, 1)
+    assert after['moments'][0] == 12
+
+
+def test_an_evaluation_has_the_rule_of_the_one_preference():
+    recipe = fake_rlphf([])
+    assert not any(name.startswith('rule') for name in recipe.evaluate(State([]), 'final').record)
+    evaluation = dataclasses.replace(recipe, wanted=recipe.wanted[:1]).evaluate(State([]), 'final')
+    assert evaluation.record['rule_P2A'] == 0 and evaluation.record['samples'] == 1
+    assert evaluation.dialogues[0]['turns'][0]['content'].startswith('Why? ')
+
+
+def test_rollouts_are_made_in_parts(tmp_path):
+    ctx, poles = ONE._replace(workdir=tmp_path / 'rollout'), preferences.choose(preferences.embedded(), 'P2A,P2B')
+    parts = [[(poles[0], Prompt('a', 'Why?'))], [(poles[1], Prompt('b', 'How?')), (poles[0], Prompt('b', 'How?'))]]
+    stage = psoups_data.Rollouts(ctx, fake_sampler(asked := []), dict, parts, n=2, seed=3)
+    recipe = piecework.make(ctx, len(parts), stage.work, 'rollout', stage.finish)
+    state, host = recipe.init()
+    for i in range(2):
+        state, host, name, _ = recipe.step(state, host, i)
+    assert (name, int(state['parts']), [seed for _, seed in asked]) == ('rollout', 2, [(3, 0), (3, 1)])
+    assert recipe.evaluate(state, 'final').record == {'rows': 3, 'prompts_moved': 0}
+    written = piecework.read(tmp_path / 'rollouts.jsonl')
+    assert [(row['id'], row['output_1'], row['output_2']) for row in written] == [
+        ('P2A-a', '', 'word'), ('P2B-b', '', 'word'), ('P2A-b', 'word', 'word word'),
+    ]  # fmt: skip
 
 
 # --- a whole run ------------------------------------------------------------------------------------------------------
@@ -447,11 +551,11 @@ def check_scores(folder):
     """The joint reward model reads the reply (I.7-10), and scores are the same whenever it is opened (I.7-9)."""
     asked = [[f'question {i} Be brief.', f'question {i} Be witty.'] for i in range(8)]
     replies = [[f'one answer {i}', f'quite another {i}', 'a third'] for i in range(8)]
-    first, second = (soups.make_score(folder / 'reward-joint', ONE)(asked, replies) for _ in range(2))
+    first, second = (judges.RewardModel(folder / 'reward-joint', ONE)(asked, replies) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert first.shape == (8, 3)
     assert (first[:, 0] != first[:, 1]).all()
-    score = soups.make_score(folder / 'reward-joint', ONE)
+    score = judges.RewardModel(folder / 'reward-joint', ONE)
     apart = [score([each[k : k + 1] for each in asked], replies) for k in (0, 1)]
     np.testing.assert_allclose(first, np.mean(apart, axis=0), atol=1e-5)
 
@@ -462,12 +566,12 @@ def check_reloaded(folder):
     asked = [[each['prompt'][0]['content']] for each in pairs]
     replies = [[each[side][0]['content'] for side in ('chosen', 'rejected')] for each in pairs]
     record = read_records(folder / 'reward-P2A' / EVALS)[-1]
-    scores = soups.make_score(folder / 'reward-P2A', ONE)(asked, replies)
+    scores = judges.RewardModel(folder / 'reward-P2A', ONE)(asked, replies)
     np.testing.assert_allclose([scores.mean(), scores.std()], [record['score_mean'], record['score_std']], rtol=1e-5)
 
 
 def check_adapters(folder):
-    trees = [soups.open_adapters(folder / f'policy-{name}', ONE) for name in ('P2A', 'P2B')]
+    trees = [policies.open_adapters(folder / f'policy-{name}', ONE) for name in ('P2A', 'P2B')]
     assert not all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, trees), strict=True))
 
 
@@ -477,11 +581,11 @@ def test_policies_of_another_base_do_not_merge(tmp_path):
     config.policy.source = 'random:tiny'
     checkpoint.write_config(tmp_path, config.to_dict())
     (tmp_path / REPORT).write_text('')
-    soups.check_trained(tmp_path, config)
+    policies.check_trained(tmp_path, config)
     for key, value, message in (
         ('seed', config.seed + 1, 'seed='),
         ('policy.source', 'hf:other', r'policy\.source=random:tiny, got hf:other'),
         ('policy.lora.alpha', 99.0, r'policy\.lora='),
     ):
         with pytest.raises(ValueError, match=message):
-            soups.check_trained(tmp_path, configs.load('psoups', **{'policy.source': 'random:tiny', key: value}))
+            policies.check_trained(tmp_path, configs.load('psoups', **{'policy.source': 'random:tiny', key: value}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 
 import jax
@@ -13,7 +14,6 @@ from pal_jax.evals.winrates import spearman
 from pal_jax.models import merging
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes import reward
-from pal_jax.recipes.psoups import parts as soups
 from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
@@ -68,8 +68,8 @@ def trained(tmp_path_factory):
 def make(folder, sign, **changes):
     """The recipe of a policy that is paid `sign` times the letters of its answers."""
 
-    def paid(*_):
-        return lambda asked, texts: sign * np.array([[len(text) for text in own] for own in texts], float)
+    def letters(readings, replies):
+        return sign * np.array([[len(text) for text in own] for own in replies], float)
 
     prompts = folder / 'prompts.jsonl'
     prompts.write_text(''.join(json.dumps({'instruction': f'Question {i}?'}) + '\n' for i in range(400)))
@@ -79,12 +79,9 @@ def make(folder, sign, **changes):
         'total_steps': STEPS, 'optimizer.lr': 1e-2 if sign else 3e-4, 'policy.lora.rank': 8, 'ppo.kl_coef': 0.001,
         'ppo.negative_scale': 1.0, 'rl.rollout_batch_size': 16, 'rl.n_samples_per_prompt': 4,
     } | changes)  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(soups, 'check_finished', lambda folder: None)
-        patch.setattr(soups, 'make_score', paid)
-        (part, folder), *_ = psoups.stages(config, folder)
-        recipe = psoups.make(part, ONE._replace(workdir=folder))
-        return recipe, *recipe.init()
+    (part, folder), *_ = psoups.stages(config, folder)
+    recipe = dataclasses.replace(psoups.make_ppo(part, ONE._replace(workdir=folder)), score=letters, judge=None)
+    return recipe, *recipe.init()
 
 
 def train(folder, sign):

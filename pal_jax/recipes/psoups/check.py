@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pal_jax.feedback.preferences import Preference, combinations
 from pal_jax.learners.ppo import PPO, check_samples
@@ -10,11 +11,25 @@ from pal_jax.learners.scorer import BradleyTerry, check_dropout, check_pooling
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import Config, check_at_least, make_adapters
 from pal_jax.recipes.pal import person as pal_person
-from pal_jax.recipes.psoups import evaluate, merge, parts
+from pal_jax.recipes.psoups.data import ANNOTATIONS, PAIRS, ROLLOUTS
+from pal_jax.recipes.psoups.evaluate import GENERATIONS
+from pal_jax.recipes.psoups.jobs import make_fronts
+from pal_jax.recipes.psoups.judges import open_annotators, read_annotators
+from pal_jax.recipes.psoups.merge import MERGED, soup_weights
+from pal_jax.recipes.psoups.prompts import known_prompts, read_preferences
+from pal_jax.runtime.workdir import CONFIG
+
+WRITES = {  # what stages write beside their folders
+    'rollout': (ROLLOUTS,),
+    'annotate': (ANNOTATIONS, PAIRS),
+    'merge': (MERGED,),
+    'evaluate': (GENERATIONS,),
+}
 
 
 def check(config: Config, prompts: bool = True) -> tuple[Preference, ...]:
-    """The preferences, if everything is right that later stages would fail at; with `prompts`, their files too.
+    """The preferences of a config, if everything is right that later stages would fail at; with `prompts`, files of
+    prompts too.
 
     Raises:
       ValueError: a value is wrong.
@@ -37,20 +52,20 @@ def check(config: Config, prompts: bool = True) -> tuple[Preference, ...]:
     if not 0 < config.annotate.test_share < 1:
         raise ValueError(f'annotate.test_share={config.annotate.test_share} must be between 0 and 1')
     for split in ('train', 'test') if prompts else ():
-        parts.known_prompts(config, split)
+        known_prompts(config, split)
     check_learning(config)
-    poles = parts.read_preferences(config)
+    poles = read_preferences(config)
     check_judges(config, poles)
     for pole in poles:
         if pole.rule:
             pole.rule.score('', 'The library that it needs is there.')
-    merge.soup_weights(config, len(combinations(poles)[0]))
-    evaluate.make_fronts(config, poles)
+    soup_weights(config, len(combinations(poles)[0]))
+    make_fronts(config, poles)
     return poles
 
 
 def check_judges(config: Config, poles: Sequence[Preference]) -> None:
-    """Raises ValueError where one cannot be had, or has no rule for one of the poles."""
+    """Raises ValueError where a judge cannot be had, or has no rule for one of the poles."""
     named = {'annotate.annotator': 'judge', 'annotate.second': 'judge', 'evaluate.judge': 'evaluator'}
     for key, role in named.items():
         part, _, name = key.partition('.')
@@ -58,7 +73,7 @@ def check_judges(config: Config, poles: Sequence[Preference]) -> None:
         if key == 'annotate.second' and not given:
             continue
         try:
-            judges = parts.open_annotators(ChatModels(config), parts.read_annotators(given, config), role)
+            judges = open_annotators(ChatModels(config), read_annotators(given, config), role)
             for pole in poles:
                 judges(pole.id)(pole, [], config.seed)
         except ValueError as error:
@@ -73,3 +88,13 @@ def check_learning(config: Config) -> None:
     check_dropout(make_adapters(config.reward))
     if config.rl.reward:
         pal_person.make_score(config.rl.reward, config.rl.person)
+
+
+def check_shared(stages: Sequence[str], workdir: Path) -> None:
+    """Raises ValueError where there is a file that a stage writes beside its folder, and the stage has never begun."""
+    for stage in stages:
+        for path in (workdir / name for name in WRITES.get(stage, ())):
+            if not (workdir / stage / CONFIG).exists() and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
+                raise ValueError(
+                    f'{path} is there, and stage={stage} of this run has not written it; give another --workdir'
+                )

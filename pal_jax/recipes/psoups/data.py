@@ -1,13 +1,22 @@
-"""The stages of Personalized Soups that make data: rollouts of the base policy, and what a judge makes of them."""
+"""The stages of Personalized Soups that make data: rollouts of the base policy, and what a judge makes of them.
+
+They write into the folder that all stages share:
+
+rollouts.jsonl         id, preference_id, instruction, input, preference_prompt, output_1, output_2, ...
+annotations.jsonl      the same for two outputs, with annotator and preference: 1 or 2; 0: neither; null: no verdict
+pairs/<name>.jsonl     what reward models learn from, and on other prompts pairs/<name>-test.jsonl, to test them on;
+                       <name> is `best` for the best answer to each prompt under each pole, which multitask learns
+"""
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,31 +26,52 @@ from pal_jax.data.passes import shuffled
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Row
 from pal_jax.feedback.preferences import BEST, JOINT, Preference
+from pal_jax.models.params import Params
 from pal_jax.parts import piecework
 from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
-from pal_jax.recipes.psoups import parts
-from pal_jax.recipes.psoups.parts import Prompt
+from pal_jax.parts.piecework import Piecework, Records
+from pal_jax.parts.recipe import Config, Context, Evaluation, Host, make_policy
+from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
+from pal_jax.recipes.psoups.policies import Sampler, load_base, make_sampler
+from pal_jax.recipes.psoups.prompts import Prompt, as_chat, prompts_moved, read_preferences, read_prompts
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics
 
+T = TypeVar('T')
+ROLLOUTS, ANNOTATIONS, PAIRS = 'rollouts.jsonl', 'annotations.jsonl', 'pairs'
 
-def make_rollouts(config: Config, ctx: Context) -> Recipe:
-    """Stage 1: answers of the base policy under every preference and under none, to prompts drawn for each."""
-    policy = make_policy(config, ctx)
-    size, n = config.rollout.batch_size, config.rollout.answers
-    sample = parts.make_sampler(config, policy, ctx, at_once=n * size)
-    prompts, moved = parts.read_prompts(config, 'train', policy.tokenizer), parts.prompts_moved(config)
-    ctx.log(f'{len(prompts)} prompts to learn from; {moved} left out that prompts.test has')
-    asked = draw(everyone(config), prompts, config.rollout.prompts, config.seed)
-    base = functools.cache(lambda: parts.load_base(policy, ctx))
 
-    def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
-        part = asked[i * size : (i + 1) * size]
-        with ctx.phase('rollout'):
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """Stage 1: answers of the base policy under every preference and under none, to prompts drawn for each.
+
+    Attributes:
+      load: loads the weights of the base policy.
+      parts: for every part its prompts, each with the preference that the policy is told.
+      n: answers to a prompt.
+      moved: prompts that are left out since they test.
+    """
+
+    ctx: Context
+    sample: Sampler
+    load: Callable[[], Params]
+    parts: Sequence[Sequence[tuple[Preference, Prompt]]]
+    n: int
+    seed: int
+    moved: int = 0
+
+    @functools.cached_property
+    def base(self) -> Params:
+        """The weights of the base policy, which are loaded once."""
+        return self.load()
+
+    def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
+        """Sample the answers to the prompts of part `i`."""
+        part, n = self.parts[i], self.n
+        with self.ctx.phase('rollout'):
             texts = [preferences.ask(prompt.question, [pole]) for pole, prompt in part]
-            samples = sample(base(), texts, n, (config.seed, i))
-        answers = [each.completion.text.strip() for each in samples]  # as chat templates have a turn
+            samples = self.sample(self.base, texts, n, (self.seed, i))
+        answers = [sample.completion.text.strip() for sample in samples]  # as chat templates have a turn
         records = [
             {
                 'id': f'{pole.id}-{prompt.id}', 'preference_id': pole.id, 'instruction': prompt.instruction,
@@ -50,85 +80,138 @@ def make_rollouts(config: Config, ctx: Context) -> Recipe:
             }
             for k, (pole, prompt) in enumerate(part)
         ]  # fmt: skip
-        length = float(np.mean([len(each.completion.token_ids) for each in samples]))
+        length = float(np.mean([len(sample.completion.token_ids) for sample in samples]))
         return records, host, {'prompts': float(len(part)), 'length': length}
 
-    def finish(records: list[dict[str, Any]]) -> Evaluation:
-        piecework.write(ctx.workdir.parent / parts.ROLLOUTS, records)
-        return Evaluation({'rows': len(records), 'prompts_moved': moved})
+    def finish(self, records: Records) -> Evaluation:
+        """Write all rows into one file."""
+        piecework.write(self.ctx.workdir.parent / ROLLOUTS, records)
+        return Evaluation({'rows': len(records), 'prompts_moved': self.moved})
 
-    return piecework.make(ctx, -(-len(asked) // size), work, 'rollout', finish)
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+    """Stage 2: which of two answers suits the preference better, and the pairs that reward models learn from.
+
+    Attributes:
+      poles: preferences by their ids.
+      judges: the annotator and, where one is named, the second; each gives a preference's annotator by its id.
+      models: the chat models that annotate, whose usage is counted.
+      parts: for every part its rows.
+      annotator: the annotator's name, which rows tell.
+      max_failed: the share of rows without a verdict above which the stage stops.
+      test_share: the share of prompts that test reward models.
+    """
+
+    ctx: Context
+    poles: Mapping[str, Preference]
+    judges: Sequence[Callable[[str], Annotator]]
+    models: ChatModels
+    parts: Sequence[Sequence[Row]]
+    annotator: str
+    max_failed: float
+    test_share: float
+    seed: int
+
+    def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
+        """Judge the rows of part `i`. Raises RuntimeError where too many rows so far have no verdict."""
+        part = self.parts[i]
+        with self.ctx.phase('annotate'):
+            here = [self.verdicts(judge, part) for judge in self.judges] if jax.process_index() == 0 else []
+            first, *others = verdicts = processes.exchange('verdicts', here)[0]
+        unread = [by_judge.count(None) for by_judge in verdicts]
+        asked, failed = host.get('asked', 0) + len(part), np.add(host.get('failed', 0), unread).tolist()
+        for key, count in zip(('annotator', 'second'), failed, strict=False):
+            check_verdicts(count, asked, self.max_failed, f'annotate.{key}', self.models.last_error)
+        extra = [{'second': verdict} for verdict in others[0]] if others else [{}] * len(part)
+        records = [
+            {**row, 'preference': verdict, 'annotator': self.annotator, **more}
+            for row, verdict, more in zip(part, first, extra, strict=True)
+        ]
+        host = {'asked': asked, 'failed': failed, 'usage': self.models.usage}
+        return records, host, {'failed': float(sum(unread)), **host['usage']}
+
+    def verdicts(self, judge: Callable[[str], Annotator], part: Sequence[Row]) -> list[int | None]:
+        """A judge's verdicts on rows, asked for preference by preference."""
+        verdicts: list[int | None] = [None] * len(part)
+        for name in dict.fromkeys(row['preference_id'] for row in part):
+            where = [k for k, row in enumerate(part) if row['preference_id'] == name]
+            by_row = judge(name)(self.poles[name], [part[k] for k in where], self.seed)
+            for k, verdict in zip(where, by_row, strict=True):
+                verdicts[k] = verdict
+        return verdicts
+
+    def finish(self, records: Records) -> Evaluation:
+        """Write all rows into one file, and the pairs of each preference into files of their own."""
+        folder = self.ctx.workdir.parent
+        piecework.write(folder / ANNOTATIONS, records)
+        write_pairs(folder / PAIRS, records, [*self.poles], self.test_share)
+        record: dict[str, float] = {
+            f'{name}_{key}': value for name in self.poles for key, value in count_verdicts(records, name).items()
+        }
+        if len(self.judges) > 1:
+            record['kappa'] = annotators.cohen_kappa(*([r[key] for r in records] for key in ('preference', 'second')))
+        return Evaluation({'rows': len(records), **record})
+
+
+def make_rollouts(config: Config, ctx: Context) -> Piecework:
+    """The recipe of stage 1.
+
+    Raises:
+      ValueError: a file of prompts is wrong, or leaves no prompt to learn from.
+      RuntimeError: the base policy cannot be had.
+    """
+    policy = make_policy(config, ctx)
+    size, n = config.rollout.batch_size, config.rollout.answers
+    sample = make_sampler(config, policy, ctx, at_once=n * size)
+    prompts, moved = read_prompts(config, 'train', policy.tokenizer), prompts_moved(config)
+    ctx.log(f'{len(prompts)} prompts to learn from; {moved} left out that prompts.test has')
+    parts = cut(draw(everyone(config), prompts, config.rollout.prompts, config.seed), size)
+    stage = Rollouts(ctx, sample, functools.partial(load_base, policy, ctx), parts, n, config.seed, moved)
+    return piecework.make(ctx, len(parts), stage.work, 'rollout', stage.finish)
+
+
+def make_annotations(config: Config, ctx: Context) -> Piecework:
+    """The recipe of stage 2. Raises ValueError where stage 1 has not been run, or there is no such annotator."""
+    poles = {pole.id: pole for pole in everyone(config)}
+    settings, models = config.annotate, ChatModels(config)
+    named = [settings.annotator, *([settings.second] if settings.second else [])]
+    specs = [read_annotators(name, config) for name in named]
+    judges = [open_annotators(models, by_preference) for by_preference in specs]
+    rows = [pair for row in piecework.read(ctx.workdir.parent / ROLLOUTS) for pair in pairs_of(row)]
+    parts = cut(rows, settings.batch_size)
+    stage = Annotations(
+        ctx, poles, judges, models, parts, settings.annotator, settings.max_failed, settings.test_share, config.seed
+    )
+    return piecework.make(ctx, len(parts), stage.work, 'annotate', stage.finish, resume=models.count_on)
+
+
+def cut(rows: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Rows in parts of up to `size`."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def draw(
     poles: Sequence[Preference], prompts: Sequence[Prompt], count: int, seed: int
 ) -> list[tuple[Preference, Prompt]]:
-    """For each preference `count` of the prompts, of its own; 0: all. What is asked is in the order of prompts."""
+    """Draw `count` prompts, or with 0 all, for each preference apart; the prompts stay in their order."""
     total, count = len(prompts), min(count or len(prompts), len(prompts))
-    own = [{*shuffled(total, start=i * total, size=count, seed=seed)} for i in range(len(poles))]
+    drawn = [{*shuffled(total, start=i * total, size=count, seed=seed)} for i in range(len(poles))]
     return [
-        (pole, prompt) for k, prompt in enumerate(prompts) for pole, mine in zip(poles, own, strict=True) if k in mine
+        (pole, prompt)
+        for k, prompt in enumerate(prompts)
+        for pole, numbers in zip(poles, drawn, strict=True)
+        if k in numbers
     ]
 
 
-def make_annotations(config: Config, ctx: Context) -> Recipe:
-    """Stage 2: which of two answers suits the preference better, and the pairs that reward models learn from."""
-    poles = {each.id: each for each in everyone(config)}
-    settings = config.annotate
-    named = [settings.annotator, *([settings.second] if settings.second else [])]
-    specs = [parts.read_annotators(each, config) for each in named]
-    models = ChatModels(config)
-    judges = [parts.open_annotators(models, each) for each in specs]
-    rows = [pair for row in piecework.read(ctx.workdir.parent / parts.ROLLOUTS) for pair in pairs_of(row)]
-    size = settings.batch_size
-
-    def verdicts(judge: Callable[[str], Annotator], part: Sequence[Row]) -> list[int | None]:
-        found: list[int | None] = [None] * len(part)
-        for name in dict.fromkeys(row['preference_id'] for row in part):
-            where = [k for k, row in enumerate(part) if row['preference_id'] == name]
-            told = judge(name)(poles[name], [part[k] for k in where], config.seed)
-            for k, verdict in zip(where, told, strict=True):
-                found[k] = verdict
-        return found
-
-    def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
-        part = rows[i * size : (i + 1) * size]
-        with ctx.phase('annotate'):
-            own = [verdicts(each, part) for each in judges] if jax.process_index() == 0 else []
-            first, *others = found = processes.exchange('verdicts', own)[0]
-        unread = [each.count(None) for each in found]
-        asked, failed = host.get('asked', 0) + len(part), np.add(host.get('failed', 0), unread).tolist()
-        for key, count in zip(('annotator', 'second'), failed, strict=False):
-            parts.check_verdicts(count, asked, settings, f'annotate.{key}', models.last_error)
-        extra = [{'second': verdict} for verdict in others[0]] if others else [{}] * len(part)
-        records = [
-            {**row, 'preference': verdict, 'annotator': settings.annotator, **more}
-            for row, verdict, more in zip(part, first, extra, strict=True)
-        ]
-        host = {'asked': asked, 'failed': failed, 'usage': models.usage}
-        return records, host, {'failed': float(sum(unread)), **host['usage']}
-
-    def finish(records: list[dict[str, Any]]) -> Evaluation:
-        folder = ctx.workdir.parent
-        piecework.write(folder / parts.ANNOTATIONS, records)
-        write_pairs(folder / parts.PAIRS, records, [*poles], settings.test_share)
-        told: dict[str, float] = {
-            f'{name}_{key}': value for name in poles for key, value in tell(records, name).items()
-        }
-        if settings.second:
-            told['kappa'] = annotators.cohen_kappa(*([r[key] for r in records] for key in ('preference', 'second')))
-        return Evaluation({'rows': len(records), **told})
-
-    return piecework.make(ctx, -(-len(rows) // size), work, 'annotate', finish, resume=models.count_on)
-
-
 def everyone(config: Config) -> tuple[Preference, ...]:
-    """The general preference, then those that `preferences` and `poles` name."""
-    return preferences.general(), *parts.read_preferences(config)
+    """The general preference, then the preferences that the config's `preferences` and `poles` name."""
+    return preferences.general(), *read_preferences(config)
 
 
 def pairs_of(row: Row) -> list[Row]:
-    """The answers of a row of rollouts, two by two; equal ones count as one."""
+    """Pair the answers of a row of rollouts two by two; equal answers count as one."""
     answers = {row[key]: key.removeprefix('output_') for key in row if key.startswith('output_')}
     rest = {key: value for key, value in row.items() if not key.startswith('output_')}
     return [
@@ -137,52 +220,54 @@ def pairs_of(row: Row) -> list[Row]:
     ]
 
 
-def tell(records: Sequence[Row], name: str) -> dict[str, int]:
+def count_verdicts(records: Sequence[Row], name: str) -> dict[str, int]:
+    """How many rows of a preference are pairs, ties, and without a verdict."""
     verdicts = [row['preference'] for row in records if row['preference_id'] == name]
     return {'pairs': sum(v in (1, 2) for v in verdicts), 'ties': verdicts.count(0), 'failed': verdicts.count(None)}
 
 
 def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test_share: float) -> None:
-    """Files of pairs by preference, and of all preferences but the general one together, with the best answers of
-    these; prompts that test a model teach none.
+    """Write the pairs of each preference into files, the pairs of all preferences but the general one into files of
+    their own, and the best answers of these. A prompt that tests a model teaches none.
 
     Raises:
       RuntimeError: a preference has fewer than two pairs to learn from, or none to test on.
     """
-
-    def asked(row: Row) -> str:
-        return normal(Prompt('', row['instruction'], row['input']).question)
-
     prompts = list(dict.fromkeys(map(asked, records)))
     tested = set(prompts[len(prompts) - max(round(test_share * len(prompts)), 1) :])
     judged = [row for row in records if row['preference'] in (1, 2)]
     for name in (*names, JOINT):
-        own = [r for r in judged if r['preference_id'] == name or (name == JOINT and r['preference_prompt'])]
-        test = [row for row in own if asked(row) in tested]
-        train = [row for row in own if asked(row) not in tested]
+        rows = [r for r in judged if r['preference_id'] == name or (name == JOINT and r['preference_prompt'])]
+        test = [row for row in rows if asked(row) in tested]
+        train = [row for row in rows if asked(row) not in tested]
         if len(train) < 2 or not test:
             raise RuntimeError(
                 f'{name}: {len(train)} pairs to learn from and {len(test)} to test on, the others are ties; raise '
                 'rollout.prompts or annotate.test_share in another --workdir, or give its preference another judge'
             )
-        for part, found in (('', train), ('-test', test)):
-            piecework.write(folder / f'{name}{part}.jsonl', list(map(as_pair, found)))
+        for part, rows in (('', train), ('-test', test)):
+            piecework.write(folder / f'{name}{part}.jsonl', list(map(as_pair, rows)))
             if name == JOINT:
-                piecework.write(folder / f'{BEST}{part}.jsonl', best(found))
+                piecework.write(folder / f'{BEST}{part}.jsonl', best(rows))
+
+
+def asked(row: Row) -> str:
+    """The question of a row, in the form in which equal questions are equal texts."""
+    return normal(Prompt('', row['instruction'], row['input']).question)
 
 
 def best(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What multitask learning imitates: of each prompt under each preference the answer that was preferred most often,
-    of several such the first to be."""
-    found: dict[tuple[str, ...], tuple[Any, collections.Counter[str]]] = {}
+    """What multitask learning imitates: for each prompt under each preference the answer that was preferred most often;
+    among equals the first to be preferred."""
+    by_prompt: dict[tuple[str, ...], tuple[Any, collections.Counter[str]]] = {}
     for row, pair in zip(rows, map(as_pair, rows), strict=True):
-        _, wins = found.setdefault(
+        _, wins = by_prompt.setdefault(
             (row['preference_id'], row['instruction'], row['input']), (pair['prompt'], collections.Counter())
         )
         wins[pair['chosen'][0]['content']] += 1
     return [
         {'prompt': prompt, 'completion': [{'role': 'assistant', 'content': wins.most_common(1)[0][0]}]}
-        for prompt, wins in found.values()
+        for prompt, wins in by_prompt.values()
     ]
 
 
@@ -190,6 +275,6 @@ def as_pair(row: Row) -> dict[str, Any]:
     """A row as messages, for reward models."""
     question = Prompt('', row['instruction'], row['input']).question
     better, worse = row[f'output_{row["preference"]}'], row[f'output_{3 - row["preference"]}']
-    said = [[{'role': 'assistant', 'content': text}] for text in (better, worse)]
-    prompt = parts.as_chat(f'{question} {row["preference_prompt"]}'.strip())
-    return {'prompt': prompt, 'chosen': said[0], 'rejected': said[1]}
+    chosen, rejected = ([{'role': 'assistant', 'content': text}] for text in (better, worse))
+    prompt = as_chat(f'{question} {row["preference_prompt"]}'.strip())
+    return {'prompt': prompt, 'chosen': chosen, 'rejected': rejected}

@@ -1,208 +1,202 @@
-"""The last stage of Personalized Soups: every system answers the same prompts, and judges compare what they wrote.
+"""The last stage of Personalized Soups: every system answers the same prompts, and judges compare the answers.
 
-A step has one system answer all test prompts under one combination of preferences, and keeps it in a file:
-`generations/<system>-<combination>.jsonl` with id, prompt and output. Systems:
-
-base       the base policy, told what is preferred
-rlhf       PPO on the general reward, told nothing; its answers stand for all combinations
-multitask  supervised on the best answers of all preferences, told what is preferred
-morl       P-MORL, told what is preferred
-psoups     for each combination the merged policies of its poles, told what is preferred
-
-Beside them each policy of one pole against the base under that pole alone, by `evaluate.draws` answers, and of each
-dimension soups of two conflicting poles by weights from one to the other, told nothing.
+A step has one system answer all test prompts under one combination of preferences (see `jobs.py`), and keeps the
+answers in a file, `generations/<system>-<combination>.jsonl` with id, prompt and output.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from pal_jax.evals import winrates
 from pal_jax.feedback.annotators import COMPARING, Annotator
-from pal_jax.feedback.preferences import Combination, Preference, ask, by_dimension, combinations, name_of
+from pal_jax.feedback.preferences import Combination, Preference, ask, combinations, name_of
 from pal_jax.models import merging
 from pal_jax.models.params import Params
 from pal_jax.parts import piecework
 from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.recipe import EVALUATION, Config, Context, Evaluation, Host, Recipe, make_policy
-from pal_jax.recipes.psoups import merge, parts
-from pal_jax.recipes.psoups.parts import Prompt
+from pal_jax.parts.piecework import Piecework, Records
+from pal_jax.parts.recipe import EVALUATION, Config, Context, Evaluation, Host, make_policy
+from pal_jax.recipes.psoups import merge
+from pal_jax.recipes.psoups.jobs import SYSTEMS, Fronts, Job, make_fronts, make_jobs, pole_jobs
+from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
+from pal_jax.recipes.psoups.policies import Sampler, check_trained, load_base, make_sampler, open_adapters
+from pal_jax.recipes.psoups.prompts import Prompt, read_preferences, read_prompts
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics
 
-SYSTEMS: tuple[str, ...] = ('base', 'rlhf', 'multitask', 'morl', 'psoups')
 GENERATIONS = 'generations'
 
 
-class Job(NamedTuple):
-    """Whose answers under which preferences, so many to each prompt; `sources` are stages whose adapters are merged by
-    `weights`."""
+@dataclasses.dataclass(frozen=True)
+class Tasting:
+    """Stage 6: a part has one system answer the test prompts; at the end judges compare the systems.
 
-    system: str
-    preferences: tuple[Preference, ...]
-    sources: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()
-    draws: int = 1
-    prompts: int | None = None  # the first so many; None: all
-
-    @property
-    def name(self) -> str:
-        return f'{self.system}-{name_of(self.preferences)}' if self.preferences else self.system
-
-    @property
-    def names(self) -> list[str]:
-        """Of each draw's answers."""
-        return [self.name, *(f'{self.name}.{k}' for k in range(2, self.draws + 1))]
-
-
-def make_jobs(config: Config, poles: Sequence[Preference]) -> list[Job]:
-    """Everything that is generated, in its order."""
-    combos = combinations(poles)
-    weights = merge.soup_weights(config, len(combos[0]))
-    jobs = [Job('rlhf', (), ('rlhf',), (1.0,))]
-    for combo in combos:
-        jobs += [Job('base', combo), *(Job(name, combo, (name,), (1.0,)) for name in ('multitask', 'morl'))]
-        jobs.append(Job('psoups', combo, tuple(f'policy-{each.id}' for each in combo), weights))
-    jobs += [job for pole in poles for job in pole_jobs(pole, config.evaluate.draws)]
-    jobs += [job for front in make_fronts(config, poles).values() for job in front]
-    return list({job.name: job for job in jobs}.values())  # of one dimension a combination is a pole
-
-
-def pole_jobs(pole: Preference, draws: int) -> tuple[Job, Job]:
-    """Answers under one pole, of its policy and of the base."""
-    return Job('policy', (pole,), (f'policy-{pole.id}',), (1.0,), draws), Job('base', (pole,), draws=draws)
-
-
-def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Preference, Preference], list[Job]]:
-    """Soups between the two poles of `evaluate.front`, or else between the first two of each dimension.
-
-    Raises:
-      ValueError: `evaluate.front` are not two poles of one dimension, or its weights are none.
+    Attributes:
+      prompts: the test prompts.
+      jobs: for every part its system.
+      fronts: jobs between two poles.
+      draws: answers to a prompt where a policy of one pole is compared with the base.
+      sampler: makes the sampler of so many prompts at once.
+      load: loads the weights of the base policy.
+      adapters: reads the adapters that the stage in a folder has trained.
+      judge: gives the annotator of a preference by its id.
+      both: whether the annotator sees pairs in both orders.
+      models: the chat models that judge, whose usage is counted.
+      max_failed: the share of comparisons without a verdict above which there is no result.
     """
-    weights = config.evaluate.front_weights
-    if not weights or not all(isinstance(w, int | float) and 0 <= w <= 1 for w in weights):
-        raise ValueError(f'evaluate.front_weights={weights} must be numbers from 0 to 1, as (0.0,0.5,1.0)')
-    named = [name.strip() for name in config.evaluate.front.split(',') if name.strip()]
-    found = [each for name in named for each in poles if each.id == name]
-    if named and not (len({*named}) == len(found) == 2 and found[0].dimension == found[1].dimension):
-        raise ValueError(f'evaluate.front={config.evaluate.front!r} must be two poles of one dimension, as P2A,P2B')
-    pairs = [found] if named else [each[:2] for each in by_dimension(poles).values() if len(each) > 1]
-    return {
-        (a, b): [
-            Job(
-                f'front-{a.id}-{b.id}-{w:g}',
-                (),
-                (f'policy-{a.id}', f'policy-{b.id}'),
-                (1.0 - w, w),
-                prompts=config.evaluate.front_prompts,
-            )
-            for w in weights
-        ]
-        for a, b in pairs
-    }
 
+    ctx: Context
+    poles: Sequence[Preference]
+    prompts: Sequence[Prompt]
+    jobs: Sequence[Job]
+    fronts: Fronts
+    draws: int
+    sampler: Callable[[int], Sampler]
+    load: Callable[[], Params]
+    adapters: Callable[[Path], Params]
+    judge: Callable[[str], Annotator]
+    both: bool
+    models: ChatModels
+    max_failed: float
+    seed: int
 
-def make_evaluation(config: Config, ctx: Context) -> Recipe:
-    """Stage 6. Raises ValueError where a value is wrong, or a stage has not been run."""
-    policy, poles, folder = make_policy(config, ctx), parts.read_preferences(config), ctx.workdir.parent
-    specs = parts.read_annotators(config.evaluate.judge, config, COMPARING)
-    judge = parts.open_annotators(models := ChatModels(config), specs, 'evaluator')
-    prompts = parts.read_prompts(config, 'test', policy.tokenizer)
-    sampler = functools.cache(lambda at_once: parts.make_sampler(config, policy, ctx, at_once))
-    jobs, both = make_jobs(config, poles), config.evaluate.judge != 'rule'
-    for stage in dict.fromkeys(source for job in jobs for source in job.sources):
-        parts.check_trained(folder / stage, config)
-    base = functools.cache(lambda: parts.load_base(policy, ctx))
-    trained = functools.cache(lambda stage: parts.open_adapters(folder / stage, ctx))
+    @property
+    def folder(self) -> Path:
+        """The folder that all stages share."""
+        return self.ctx.workdir.parent
 
-    def weights(job: Job) -> Params:
+    @functools.cached_property
+    def base(self) -> Params:
+        """The weights of the base policy, which are loaded once."""
+        return self.load()
+
+    def weights(self, job: Job) -> Params:
+        """The base's weights, or these with the merged adapters of the job's stages."""
         if not job.sources:
-            return base()
-        return merge.whole(merging.linear([trained(each) for each in job.sources], job.weights), base())
+            return self.base
+        soup = merging.linear([self.adapters(self.folder / stage) for stage in job.sources], job.weights)
+        return merge.whole(soup, self.base)
 
-    def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
-        job = jobs[i]
-        asked = prompts[: job.prompts]
-        texts = [ask(prompt.question, job.preferences) for prompt in asked]
-        with ctx.phase('rollout'):
-            samples = sampler(len(texts))(weights(job), texts, job.draws, (config.seed, EVALUATION + 1))
-        outputs = [each.completion.text.strip() for each in samples]
-        written = {name: outputs[k :: job.draws] for k, name in enumerate(job.names)}
-        for name, each in written.items():
+    def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
+        """Sample and write the answers of job `i`."""
+        job = self.jobs[i]
+        prompts = self.prompts[: job.prompts]
+        texts = [ask(prompt.question, job.preferences) for prompt in prompts]
+        with self.ctx.phase('rollout'):
+            sample = self.sampler(len(texts))
+            samples = sample(self.weights(job), texts, job.draws, (self.seed, EVALUATION + 1))
+        answers = [sample.completion.text.strip() for sample in samples]
+        by_draw = {name: answers[k :: job.draws] for k, name in enumerate(job.names)}
+        for name, outputs in by_draw.items():
             records = [
                 {'id': prompt.id, 'prompt': text, 'output': output}
-                for prompt, text, output in zip(asked, texts, each, strict=True)
+                for prompt, text, output in zip(prompts, texts, outputs, strict=True)
             ]
-            piecework.write(folder / GENERATIONS / f'{name}.jsonl', records)
-        words = float(np.mean([len(output.split()) for output in outputs]))
-        told = [{'job': name, 'outputs': each} for name, each in written.items()]
-        return told, host, {'answers': float(len(outputs)), 'words': words}
+            piecework.write(self.folder / GENERATIONS / f'{name}.jsonl', records)
+        words = float(np.mean([len(answer.split()) for answer in answers]))
+        records = [{'job': name, 'outputs': outputs} for name, outputs in by_draw.items()]
+        return records, host, {'answers': float(len(answers)), 'words': words}
 
-    def finish(records: list[dict[str, Any]]) -> Evaluation:
+    def finish(self, records: Records) -> Evaluation:
+        """Compare all answers. Raises RuntimeError where too many comparisons have no verdict."""
         written = {record['job']: record['outputs'] for record in records}
-        with ctx.phase('judge'):
-            contest = Contest(prompts, written, judge, both, config.seed)
-            evaluation = contest.evaluate(poles, make_fronts(config, poles), config.evaluate.draws)
-        piecework.write(ctx.workdir / 'verdicts.jsonl', contest.told)
-        parts.check_verdicts(contest.failed, contest.asked, config.evaluate, 'evaluate.judge', models.last_error)
+        contest = Contest(self.prompts, written, self.judge, self.both, self.seed)
+        with self.ctx.phase('judge'):
+            evaluation = contest.evaluate(self.poles, self.fronts, self.draws)
+        piecework.write(self.ctx.workdir / 'verdicts.jsonl', contest.comparisons)
+        check_verdicts(contest.failed, contest.asked, self.max_failed, 'evaluate.judge', self.models.last_error)
         failed = {'failed_verdicts': contest.failed, 'verdicts': contest.asked}
-        return evaluation._replace(record={**evaluation.record, **failed, **models.usage})
-
-    return piecework.make(ctx, len(jobs), work, 'evaluate', finish, [f'winrate_{name}' for name in SYSTEMS])
+        return evaluation._replace(record={**evaluation.record, **failed, **self.models.usage})
 
 
+def make_evaluation(config: Config, ctx: Context) -> Piecework:
+    """The recipe of stage 6. Raises ValueError where a value is wrong, or a stage has not been run."""
+    policy, poles = make_policy(config, ctx), read_preferences(config)
+    specs, models = read_annotators(config.evaluate.judge, config, COMPARING), ChatModels(config)
+    judge = open_annotators(models, specs, 'evaluator')
+    prompts = read_prompts(config, 'test', policy.tokenizer)
+    jobs = make_jobs(config, poles)
+    for stage in dict.fromkeys(source for job in jobs for source in job.sources):
+        check_trained(ctx.workdir.parent / stage, config)
+    tasting = Tasting(
+        ctx, poles, prompts, jobs, make_fronts(config, poles), config.evaluate.draws,
+        sampler=functools.cache(functools.partial(make_sampler, config, policy, ctx)),
+        load=functools.partial(load_base, policy, ctx),
+        adapters=functools.cache(functools.partial(open_adapters, ctx=ctx)),
+        judge=judge, both=config.evaluate.judge != 'rule', models=models,
+        max_failed=config.evaluate.max_failed, seed=config.seed,
+    )  # fmt: skip
+    shown = [f'winrate_{name}' for name in SYSTEMS]
+    return piecework.make(ctx, len(jobs), tasting.work, 'evaluate', tasting.finish, shown)
+
+
+@dataclasses.dataclass(frozen=True)
 class Contest:
-    """Comparisons of what was `written` by job; what a judge did not answer counts as a tie and is counted."""
+    """Comparisons of what was written by job; a comparison without a verdict counts as a tie, and is counted.
 
-    def __init__(
-        self, prompts: Sequence[Prompt], written: Mapping[str, Sequence[str]], judge: Callable[[str], Annotator],
-        both: bool, seed: int,
-    ):  # fmt: skip
-        self.prompts, self.written, self.judge, self.both, self.seed = prompts, written, judge, both, seed
-        self.failed = self.asked = 0
-        self.told: list[dict[str, Any]] = []
+    Attributes:
+      written: answers to the prompts, or to the first of them, by the name of their job.
+      comparisons: every comparison that was made, with its verdicts.
+    """
+
+    prompts: Sequence[Prompt]
+    written: Mapping[str, Sequence[str]]
+    judge: Callable[[str], Annotator]
+    both: bool
+    seed: int
+    comparisons: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    @property
+    def asked(self) -> int:
+        """How many verdicts were asked for."""
+        return sum(len(order) for comparison in self.comparisons for order in comparison['verdicts'])
+
+    @property
+    def failed(self) -> int:
+        """How many of them are not there."""
+        return sum(order.count(None) for comparison in self.comparisons for order in comparison['verdicts'])
 
     def compare(self, preference: Preference, first: str, second: str) -> np.ndarray:
-        """+1, 0 or -1 by prompt, for the first; a language model sees both orders, of which it is the mean."""
+        """Points of the first job by prompt: 1, 0 or -1, or the mean of both orders that a language model sees."""
         rows = [
             {'instruction': prompt.question, 'input': '', 'output_1': a, 'output_2': b}
             for prompt, a, b in zip(self.prompts, self.written[first], self.written[second], strict=True)
         ]
         judge, points = self.judge(preference.id), {1: 1.0, 2: -1.0, 0: 0.0, None: 0.0}
         ways = (False, True)[: 1 + self.both] if jax.process_index() == 0 else ()
-        own = [judge(preference, rows, self.seed, switched) for switched in ways]
-        orders = processes.exchange('verdicts', own)[0]
-        self.asked += sum(map(len, orders))
-        self.failed += sum(order.count(None) for order in orders)
-        self.told.append({'preference': preference.id, 'first': first, 'second': second, 'verdicts': orders})
+        here = [judge(preference, rows, self.seed, switched) for switched in ways]
+        orders = processes.exchange('verdicts', here)[0]
+        self.comparisons.append({'preference': preference.id, 'first': first, 'second': second, 'verdicts': orders})
         return np.mean([[points[verdict] for verdict in order] for order in orders], axis=0)
 
-    def evaluate(
-        self, poles: Sequence[Preference], fronts: Mapping[tuple[Preference, Preference], Sequence[Job]], draws: int
-    ) -> Evaluation:
+    def evaluate(self, poles: Sequence[Preference], fronts: Fronts, draws: int) -> Evaluation:
+        """Compare all systems under every combination, and each pole's policy with the base."""
         combos, pairs = combinations(poles), itertools.combinations(SYSTEMS, 2)
         verdicts = {pair: [self.verdicts(combo, *pair) for combo in combos] for pair in pairs}
-        outcomes = {pair: np.stack([winrates.outcome(each) for each in found]) for pair, found in verdicts.items()}
+        outcomes = {pair: np.stack(list(map(winrates.outcome, arrays))) for pair, arrays in verdicts.items()}
         by_criterion = rates_by_criterion(verdicts, combos)
         record: dict[str, Any] = {}
         for name in SYSTEMS:
-            found = winrates.measure(winrates.against_all(outcomes, name))
-            record |= {f'winrate_{name}': found['half'], f'winrate_{name}_se': found['half_se']}
-        for (a, b), found in outcomes.items():
-            record |= {f'{a}_{b}_{key}': value for key, value in winrates.measure(found).items()}
+            rates = winrates.measure(winrates.against_all(outcomes, name))
+            record |= {f'winrate_{name}': rates['half'], f'winrate_{name}_se': rates['half_se']}
+        for (a, b), points in outcomes.items():
+            record |= {f'{a}_{b}_{key}': value for key, value in winrates.measure(points).items()}
         alone: dict[str, np.ndarray] = {}
         for pole in poles:
-            own, base = (job.names for job in pole_jobs(pole, draws))
-            alone[pole.id] = np.stack([self.compare(pole, *pair) for pair in zip(own, base, strict=True)])
-            found, name = winrates.measure(alone[pole.id]), f'{pole.id}_policy_beats_base'
-            record |= {name: found['half'], f'{name}_se': found['half_se']}
-            for key, jobs in (('base', base), ('policy', own)):
+            policy, base = (job.names for job in pole_jobs(pole, draws))
+            alone[pole.id] = np.stack([self.compare(pole, *pair) for pair in zip(policy, base, strict=True)])
+            rates, name = winrates.measure(alone[pole.id]), f'{pole.id}_policy_beats_base'
+            record |= {name: rates['half'], f'{name}_se': rates['half_se']}
+            for key, jobs in (('base', base), ('policy', policy)):
                 if pole.rule:
                     record[f'{pole.id}_rule_{key}'] = float(np.mean([self.score(job, pole) for job in jobs]))
         scored = {
@@ -214,16 +208,17 @@ class Contest:
             toward, first, second = zip(*front, strict=True)
             record[f'front_{a}_{b}_spearman'] = winrates.spearman(toward, second)
             record[f'front_{b}_{a}_spearman'] = winrates.spearman([1.0 - w for w in toward], first)
-            record[f'front_{a}_{b}'] = [list(each) for each in front]
+            record[f'front_{a}_{b}'] = [list(point) for point in front]
         exhibits = winrates.make_exhibits(outcomes, by_criterion, alone, scored)
-        asked, last = ask(self.prompts[0].question, combos[0]), name_of(combos[0])
-        told = [as_dialogue(asked, self.written[f'{name}-{last}'][0], name) for name in SYSTEMS if name != 'rlhf']
-        return Evaluation(record, told, exhibits)
+        question, first = ask(self.prompts[0].question, combos[0]), name_of(combos[0])
+        told = [name for name in SYSTEMS if name != 'rlhf']
+        dialogues = [as_dialogue(question, self.written[f'{name}-{first}'][0], name) for name in told]
+        return Evaluation(record, dialogues, exhibits)
 
     def verdicts(self, combo: Combination, first: str, second: str) -> np.ndarray:
-        """[criteria, prompts] for the first system."""
+        """Points `[criteria, prompts]` of the first system."""
         names = [name if name == 'rlhf' else f'{name}-{name_of(combo)}' for name in (first, second)]
-        return np.stack([self.compare(each, *names) for each in combo])
+        return np.stack([self.compare(pole, *names) for pole in combo])
 
     def score(self, name: str, pole: Preference) -> float:
         """The mean score by the rule of a pole, over the prompts that a job has answered."""
@@ -236,14 +231,14 @@ class Contest:
 def rates_by_criterion(
     verdicts: Mapping[winrates.Pair, Sequence[np.ndarray]], combos: Sequence[Combination]
 ) -> dict[str, dict[str, float]]:
-    """Of each system, its mean win rate (ties half) against the others on each pole, over the combinations with it."""
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in SYSTEMS}
+    """By system and pole the mean win rate (ties half) against the other systems, over combinations with the pole."""
+    by_pole: dict[str, dict[str, list[float]]] = {name: {} for name in SYSTEMS}
     for (first, second), by_combo in verdicts.items():
         for combo, array in zip(combos, by_combo, strict=True):
             for pole, row in zip(combo, array, strict=True):
                 for name, side in ((first, 1.0), (second, -1.0)):
-                    found[name].setdefault(pole.id, []).append(float(np.mean((side * row + 1.0) / 2.0)))
-    return {name: {pole: float(np.mean(rates)) for pole, rates in each.items()} for name, each in found.items()}
+                    by_pole[name].setdefault(pole.id, []).append(float(np.mean((side * row + 1.0) / 2.0)))
+    return {name: {pole: float(np.mean(rates)) for pole, rates in poles.items()} for name, poles in by_pole.items()}
 
 
 def as_dialogue(asked: str, answer: str, person: str = '') -> dict[str, Any]:

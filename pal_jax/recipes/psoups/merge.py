@@ -1,45 +1,87 @@
-"""The stage of Personalized Soups that merges: the policies of a combination's poles become one."""
+"""The stage of Personalized Soups that merges: the policies of a combination's poles become one.
+
+It writes `merged/<combination>/`, adapters as the library peft has them, into the folder that all stages share.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 
 from pal_jax.feedback import preferences
+from pal_jax.feedback.preferences import Combination
 from pal_jax.models import lora, merging, peft
+from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.parts import piecework
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, make_policy
-from pal_jax.recipes.psoups import parts
+from pal_jax.parts.piecework import Piecework, Records
+from pal_jax.parts.recipe import Config, Context, Evaluation, Host, make_policy
+from pal_jax.recipes.psoups.policies import check_trained, open_adapters
+from pal_jax.recipes.psoups.prompts import read_preferences
 from pal_jax.types import Metrics
 
+MERGED = 'merged'
 
-def make_merges(config: Config, ctx: Context) -> Recipe:
-    """Stage 5: for every combination of poles the weighted mean of their policies' adapters, factor by factor."""
-    policy = make_policy(config, ctx)
-    combinations = preferences.combinations(parts.read_preferences(config))
-    weights = soup_weights(config, len(combinations[0]))
-    for name in dict.fromkeys(each.id for combination in combinations for each in combination):
-        parts.check_trained(ctx.workdir.parent / f'policy-{name}', config)
-    trained = functools.cache(lambda name: parts.open_adapters(ctx.workdir.parent / f'policy-{name}', ctx))
 
-    def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
-        name = preferences.name_of(combinations[i])
-        soup = merging.linear([trained(each.id) for each in combinations[i]], weights)
+@dataclasses.dataclass(frozen=True)
+class Merges:
+    """Stage 5: for every combination of poles the weighted mean of their policies' adapters, factor by factor.
+
+    Attributes:
+      folder: the folder that all stages share.
+      combinations: the poles of every part.
+      weights: of the poles of a combination, with sum 1.
+      adapters: reads the adapters that the stage in a folder has trained.
+      cfg, base, dropout: the model of the adapters, the name of its base, and the adapters' dropout.
+    """
+
+    folder: Path
+    combinations: Sequence[Combination]
+    weights: Sequence[float]
+    adapters: Callable[[Path], Params]
+    cfg: ModelConfig
+    base: str
+    dropout: float
+
+    def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
+        """Merge the policies of combination `i`, and write the merged adapters; the first process writes."""
+        poles = self.combinations[i]
+        name = preferences.name_of(poles)
+        soup = merging.linear([self.adapters(self.folder / f'policy-{pole.id}') for pole in poles], self.weights)
         if jax.process_index() == 0:
-            base = config.policy.source.removeprefix('hf:')
-            peft.save(soup, policy.cfg, base, ctx.workdir.parent / parts.MERGED / name, config.policy.lora.dropout)
-        return [{'combination': name, 'weights': list(weights)}], host, {'sources': float(len(weights))}
+            peft.save(soup, self.cfg, self.base, self.folder / MERGED / name, self.dropout)
+        return [{'combination': name, 'weights': list(self.weights)}], host, {'sources': float(len(self.weights))}
 
-    return piecework.make(ctx, len(combinations), work, 'merge', lambda records: Evaluation({'rows': len(records)}))
+    def finish(self, records: Records) -> Evaluation:
+        """Count the merged policies."""
+        return Evaluation({'rows': len(records)})
+
+
+def make_merges(config: Config, ctx: Context) -> Piecework:
+    """The recipe of stage 5. Raises ValueError where a policy is not trained, or was trained on another base."""
+    policy, folder = make_policy(config, ctx), ctx.workdir.parent
+    combinations = preferences.combinations(read_preferences(config))
+    weights = soup_weights(config, len(combinations[0]))
+    for name in dict.fromkeys(pole.id for combination in combinations for pole in combination):
+        check_trained(folder / f'policy-{name}', config)
+    adapters = functools.cache(functools.partial(open_adapters, ctx=ctx))  # a pole is in several combinations
+    base, dropout = config.policy.source.removeprefix('hf:'), config.policy.lora.dropout
+    stage = Merges(folder, combinations, weights, adapters, policy.cfg, base, dropout)
+    return piecework.make(ctx, len(combinations), stage.work, 'merge', stage.finish)
 
 
 def soup_weights(config: Config, n: int) -> tuple[float, ...]:
-    """Raises ValueError where `merge.weights` are not those of `n` dimensions."""
+    """The weights of `n` dimensions, which are equal where `merge.weights` is empty.
+
+    Raises:
+      ValueError: `merge.weights` are not `n` numbers with sum 1.
+    """
     weights = tuple(config.merge.weights) or (1.0 / n,) * n
-    numbers = all(isinstance(each, int | float) for each in weights)
+    numbers = all(isinstance(weight, int | float) for weight in weights)
     if not numbers or len(weights) != n or not abs(sum(weights) - 1.0) <= 1e-6:
         raise ValueError(f'merge.weights={weights} must be a number for each of {n} dimensions, with sum 1')
     return weights
@@ -47,5 +89,5 @@ def soup_weights(config: Config, n: int) -> tuple[float, ...]:
 
 @jax.jit
 def whole(adapters: Params, base: Params) -> Params:
-    """Plain weights that compute what the base does with these adapters."""
+    """Merge adapters into their base: plain weights that compute what the base does with the adapters."""
     return lora.merge(lora.join(adapters, base))

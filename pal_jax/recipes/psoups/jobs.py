@@ -1,0 +1,99 @@
+"""What the systems of Personalized Soups answer in the last stage.
+
+base       the base policy, told what is preferred
+rlhf       PPO on the general reward, told nothing; its answers stand for all combinations
+multitask  supervised on the best answers of all preferences, told what is preferred
+morl       P-MORL, told what is preferred
+psoups     for each combination the merged policies of its poles, told what is preferred
+
+Beside them each policy of one pole against the base under that pole alone, by `evaluate.draws` answers, and of each
+dimension soups of two conflicting poles by weights from one to the other, told nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pal_jax.feedback.preferences import Preference, by_dimension, combinations, name_of
+from pal_jax.parts.recipe import Config
+from pal_jax.recipes.psoups.merge import soup_weights
+
+SYSTEMS: tuple[str, ...] = ('base', 'rlhf', 'multitask', 'morl', 'psoups')
+
+
+class Job(NamedTuple):
+    """A system that answers prompts under some preferences.
+
+    Attributes:
+      sources: stages whose adapters are merged by `weights`; none: the base answers.
+      draws: answers to each prompt.
+      prompts: how many of the first prompts are answered; None: all.
+    """
+
+    system: str
+    preferences: tuple[Preference, ...]
+    sources: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    draws: int = 1
+    prompts: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The system's name, with the preferences' if there are any."""
+        return f'{self.system}-{name_of(self.preferences)}' if self.preferences else self.system
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each draw of answers."""
+        return [self.name, *(f'{self.name}.{k}' for k in range(2, self.draws + 1))]
+
+
+Fronts = Mapping[tuple[Preference, Preference], Sequence[Job]]  # soups between two poles, by these
+
+
+def make_jobs(config: Config, poles: Sequence[Preference]) -> list[Job]:
+    """All jobs, in their order."""
+    combos = combinations(poles)
+    weights = soup_weights(config, len(combos[0]))
+    jobs = [Job('rlhf', (), ('rlhf',), (1.0,))]
+    for combo in combos:
+        jobs += [Job('base', combo), *(Job(name, combo, (name,), (1.0,)) for name in ('multitask', 'morl'))]
+        jobs.append(Job('psoups', combo, tuple(f'policy-{pole.id}' for pole in combo), weights))
+    jobs += [job for pole in poles for job in pole_jobs(pole, config.evaluate.draws)]
+    jobs += [job for front in make_fronts(config, poles).values() for job in front]
+    return list({job.name: job for job in jobs}.values())  # of one dimension a combination is a pole
+
+
+def pole_jobs(pole: Preference, draws: int) -> tuple[Job, Job]:
+    """The jobs of a pole's policy and of the base under that pole."""
+    return Job('policy', (pole,), (f'policy-{pole.id}',), (1.0,), draws), Job('base', (pole,), draws=draws)
+
+
+def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Preference, Preference], list[Job]]:
+    """Soups between the two poles of `evaluate.front`, or else between the first two of each dimension.
+
+    Raises:
+      ValueError: `evaluate.front` are not two poles of one dimension, or its weights are none.
+    """
+    weights = config.evaluate.front_weights
+    if not weights or not all(isinstance(w, int | float) and 0 <= w <= 1 for w in weights):
+        raise ValueError(f'evaluate.front_weights={weights} must be numbers from 0 to 1, as (0.0,0.5,1.0)')
+    named = [name.strip() for name in config.evaluate.front.split(',') if name.strip()]
+    ends = [pole for name in named for pole in poles if pole.id == name]
+    if named and not (len({*named}) == len(ends) == 2 and ends[0].dimension == ends[1].dimension):
+        raise ValueError(f'evaluate.front={config.evaluate.front!r} must be two poles of one dimension, as P2A,P2B')
+    pairs = [ends] if named else [group[:2] for group in by_dimension(poles).values() if len(group) > 1]
+    return {
+        (a, b): [
+            Job(
+                f'front-{a.id}-{b.id}-{w:g}',
+                (),
+                (f'policy-{a.id}', f'policy-{b.id}'),
+                (1.0 - w, w),
+                prompts=config.evaluate.front_prompts,
+            )
+            for w in weights
+        ]
+        for a, b in pairs
+    }

@@ -1,0 +1,101 @@
+"""The judges of Personalized Soups: annotators, which compare two answers, and reward models, which score one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pal_jax.data import chats
+from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.feedback import annotators, preferences
+from pal_jax.feedback.annotators import Annotator, Spec
+from pal_jax.learners.scorer import to_score
+from pal_jax.parts.chat_models import ChatModels
+from pal_jax.parts.recipe import Config, Context
+from pal_jax.recipes import reward
+from pal_jax.recipes.psoups.prompts import as_chat, known_preferences
+
+# Takes the readings of every question, and the replies to every question; returns scores `[questions, replies]`.
+Score = Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]
+
+
+def read_annotators(given: str, config: Config, default: Spec = annotators.LABELLING) -> dict[str, Spec]:
+    """The annotators of a file, or the one annotator that endpoint:<name>, local:<source> or rule is.
+
+    Raises:
+      ValueError: the file is wrong, or has one, after its first, that judges no preference.
+    """
+    if not given.endswith(('.yaml', '.yml')):
+        return {given: default._replace(decoder=given)}
+    specs = annotators.load_annotators(given)
+    known = [preferences.GENERAL, *(preference.id for preference in known_preferences(config))]
+    if idle := [name for name in [*specs][1:] if name not in known]:
+        raise ValueError(f'{given}: {idle[0]} is neither its first annotator nor one of {", ".join(known)}')
+    return specs
+
+
+def open_annotators(models: ChatModels, specs: Mapping[str, Spec], role: str = 'judge') -> Callable[[str], Annotator]:
+    """Open the annotators of a file: by the id of a preference, its annotator. The first annotator judges preferences
+    that have none of their own. A local model samples as `config.endpoints` has it for the role.
+
+    Raises:
+      ValueError: there is no such annotator.
+    """
+    opened = {
+        name: models.choose(
+            role, spec.decoder, functools.partial(annotators.make_annotator, spec=spec), spec.model,
+            rule=lambda: annotators.annotate_by_rule,
+        )
+        for name, spec in specs.items()
+    }  # fmt: skip
+    first = next(iter(opened.values()))
+    return lambda preference: opened.get(preference, first)
+
+
+def check_verdicts(failed: int, asked: int, max_failed: float, judge: str, why: str) -> None:
+    """Raises RuntimeError where `failed` of `asked` rows, more than the share `max_failed`, have no verdict. `judge` is
+    the key of the config that names the judge; `why` is what servers said."""
+    if failed > max_failed * asked:
+        raise RuntimeError(
+            f'{failed} of {asked} rows have no verdict, more than {judge.partition(".")[0]}.max_failed='
+            f'{max_failed}; check {judge} ({why or "its answers could not be read"}), then run this again with a '
+            "higher limit, or with --config.answers='', by which it is asked anew"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """Scores replies by the reward model in `folder`, which is read at the first call."""
+
+    folder: Path
+    ctx: Context
+
+    def __call__(self, readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
+        """Scores `[questions, replies]`: the mean over the readings of a question, each with the reply (I.6, edges 1
+        and 3)."""
+        tokenizer, pooling, scores = self._opened
+        groups = [
+            to_group(tokenizer, text, replies_to_it, pooling)
+            for texts, replies_to_it in zip(readings, replies, strict=True)
+            for text in texts
+        ]
+        scored = scores(groups)
+        return scored.reshape(len(readings), -1, len(replies[0])).mean(axis=1)
+
+    @functools.cached_property
+    def _opened(self) -> tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]:
+        return reward.open_scores(self.folder, self.ctx)
+
+
+def to_group(tokenizer: Tokenizer, question: str, replies: Sequence[str], pooling: str = 'last') -> Group:
+    """The replies to a question as a group, made of the tokens that reward models have learnt from."""
+    turns = [
+        {'prompt': as_chat(question), 'completion': [{'role': 'assistant', 'content': reply}]} for reply in replies
+    ]
+    examples = [chats.to_imitate(turn, tokenizer) for turn in turns]
+    return shared_prompt([to_score(example.prompt, example.completion, pooling) for example in examples])

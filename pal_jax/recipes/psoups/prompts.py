@@ -1,0 +1,112 @@
+"""The prompts of Personalized Soups: what is asked, and what is preferred of the answers."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pal_jax.data import chats
+from pal_jax.data.holdouts import normal
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.feedback import preferences
+from pal_jax.feedback.preferences import Preference, ask
+from pal_jax.feedback.questions import make_questions
+from pal_jax.parts.recipe import Config
+
+
+class Prompt(NamedTuple):
+    """A question, as an instruction and an input that it speaks of."""
+
+    id: str
+    instruction: str
+    input: str = ''
+
+    @property
+    def question(self) -> str:
+        return f'{self.instruction} {self.input}'.strip()
+
+
+class Asked(NamedTuple):
+    """A prompt with the preferences that the policy is told; none: the policy is told nothing."""
+
+    prompt: Prompt
+    preferences: tuple[Preference, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What the policy reads."""
+        return ask(self.prompt.question, self.preferences)
+
+    @property
+    def readings(self) -> list[str]:
+        """What reward models read: the question with one preference at a time, or with none (I.6, edge 1)."""
+        return [ask(self.prompt.question, [pole]) for pole in self.preferences] or [self.prompt.question]
+
+
+def read_preferences(config: Config) -> tuple[Preference, ...]:
+    """The preferences that the config's `preferences` and `poles` name. Raises ValueError where these are wrong."""
+    return preferences.choose(known_preferences(config), config.poles)
+
+
+def known_preferences(config: Config) -> tuple[Preference, ...]:
+    """All preferences that the config's `preferences` names, whatever `poles` says."""
+    given = config.preferences
+    return preferences.embedded() if given == preferences.EMBEDDED else preferences.load_preferences(given)
+
+
+def read_prompts(config: Config, split: str, tokenizer: Tokenizer) -> list[Prompt]:
+    """The prompts of a split that leave room for the longest texts of preferences.
+
+    Raises:
+      ValueError: as `known_prompts`, or no prompt is left.
+    """
+    settings = config.prompts
+    longest = max(preferences.combinations(read_preferences(config)), key=lambda poles: len(ask('', poles)))
+    prompts = known_prompts(config, split)
+    lengths = [len(tokenizer.chat(as_chat(ask(prompt.question, longest)))) for prompt in prompts]
+    prompts = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= settings.max_length]
+    prompts = prompts[: settings[f'{split}_count'] or None]
+    if not prompts:
+        raise ValueError(f'no prompt of prompts.{split} fits prompts.max_length={settings.max_length}; raise it')
+    return prompts
+
+
+def known_prompts(config: Config, split: str) -> list[Prompt]:
+    """The prompts of a split; `train` is without prompts that ask what a prompt of `test` asks.
+
+    Raises:
+      ValueError: a file has no prompt, or a line that is none; or all prompts to learn from are in the test.
+    """
+    prompts = _given_prompts(config, split)
+    if split == 'test':
+        return prompts
+    tested = {normal(prompt.question) for prompt in _given_prompts(config, 'test')}
+    learnt = [prompt for prompt in prompts if normal(prompt.question) not in tested]
+    if not learnt:
+        raise ValueError(f'all prompts of prompts.train={config.prompts.train} are in prompts.test; give others')
+    return learnt
+
+
+def prompts_moved(config: Config) -> int:
+    """How many of `prompts.train` are left out, since `prompts.test` has them."""
+    return len(_given_prompts(config, 'train')) - len(known_prompts(config, 'train'))
+
+
+def _given_prompts(config: Config, split: str) -> list[Prompt]:
+    given = config.prompts[split]
+    if given == 'embedded':
+        return [Prompt(f'{split}-{i}', question) for i, question in enumerate(make_questions(split))]
+    return [prompt._replace(id=f'{split}-{i}') for i, prompt in enumerate(chats.read(given, to_prompt))]
+
+
+def to_prompt(record: Any) -> Prompt:
+    """The prompt of a record, without an id. Raises ValueError where the record has no prompt."""
+    text = record.get('instruction', record.get('prompt')) if isinstance(record, dict) else None
+    given = record.get('input') or '' if isinstance(record, dict) else ''
+    if not isinstance(text, str) or not text.strip() or not isinstance(given, str):
+        raise ValueError("expected an object with 'instruction' and, if you like, 'input', both texts")
+    return Prompt('', text.strip(), given.strip())
+
+
+def as_chat(text: str) -> list[dict[str, str]]:
+    """A question as the messages of a chat."""
+    return [{'role': 'user', 'content': text}]
