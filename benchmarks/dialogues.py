@@ -53,8 +53,8 @@ def make_rollouts(variant: str, steps: int, reuse: bool) -> Round:
     config starts from. What is sampled goes nowhere: both sides read the same dialogues."""
     from pal_jax.decode.local import LocalDecoder
     from pal_jax.models import sources
+    from pal_jax.parts import turns
     from pal_jax.parts.world import make_world
-    from pal_jax.recipes import rlpa
     from pal_jax.runtime import devices
 
     config = runpy.run_path(str(CONFIG))['get_config'](variant)
@@ -63,7 +63,7 @@ def make_rollouts(variant: str, steps: int, reuse: bool) -> Round:
     slots, stride, world = config.decode.slots, config.decode.stride, make_world(config)
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=slots, stride=stride, reuse=reuse)
     weights, batches = source.load(decoder.param_shardings), script(config.dialogue, world, steps)
-    sample = rlpa.make_sampler(config, world.system, tokenizer, decoder)
+    sample = turns.make_sampler(config, world.system, tokenizer, decoder)
 
     def roll() -> dict[str, float]:
         before, sampled = decoder.counters.prompt_tokens, 0
@@ -78,7 +78,7 @@ def make_rollouts(variant: str, steps: int, reuse: bool) -> Round:
 
 def script(dialogue: Any, world: World, steps: int) -> list[list[Dialogue]]:
     """The dialogues of the first steps, where the policy notes a fact a round and asks for more."""
-    from pal_jax.envs import dialogue as env
+    from pal_jax.envs import queue as env
     from pal_jax.feedback.profiles import render_completion, render_facts, to_sample
     from pal_jax.types import Completion
 

@@ -103,10 +103,10 @@ def simulated(rate: float, tokens: int) -> Callable[[Sequence[Request], Told | N
 def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int, address: str) -> dict[str, Any]:
     """Seconds of each part."""
     from pal_jax.decode.choose import make_decoder
-    from pal_jax.envs import dialogue as env
+    from pal_jax.envs.queue import open_queue
     from pal_jax.models import sources
+    from pal_jax.parts import turns
     from pal_jax.parts.world import make_world
-    from pal_jax.recipes import rlpa
     from pal_jax.runtime import devices
     from pal_jax.runtime.processes import ALONE
 
@@ -125,10 +125,10 @@ def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int
         )
         decode = make_decoder(cfg, tokenizer, devices.make_mesh(), **settings)
         decode.load(source.load())
-    sample: Any = rlpa.make_sampler(config, world.system, tokenizer, Writing(decode))  # type: ignore[arg-type]  # it samples, no more
+    sample: Any = turns.make_sampler(config, world.system, tokenizer, Writing(decode))  # type: ignore[arg-type]  # it samples, no more
     if not rate:
-        sample(env.open_queue(world.train).pending[: -(-samples // n)], n, (0, 0))  # compiles what it needs
-    dialogues = env.open_queue(world.train).pending[: -(-samples // n)]
+        sample(open_queue(world.train).pending[: -(-samples // n)], n, (0, 0))  # compiles what it needs
+    dialogues = open_queue(world.train).pending[: -(-samples // n)]
     assert world.early is not None
     start = time.perf_counter()
     decoded = sample(dialogues, n, (0, 1))

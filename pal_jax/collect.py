@@ -23,11 +23,12 @@ from typing import Any
 from absl import flags
 
 from pal_jax import cli
-from pal_jax.envs import dialogue as env
+from pal_jax.envs.dialogue import messages
+from pal_jax.envs.queue import continue_best, open_queue, pop
 from pal_jax.feedback.users import Listened
 from pal_jax.parts.recipe import Config
+from pal_jax.parts.turns import make_sampler, rounds_of
 from pal_jax.parts.world import make_world
-from pal_jax.recipes.rlpa import make_sampler, rounds_of
 from pal_jax.runtime import devices
 from pal_jax.runtime.outputs import check_file, whole_file
 from pal_jax.talking import SOURCE, open_decoder
@@ -66,17 +67,17 @@ def collect(config: Config, source: str, prompts: int | None) -> Iterator[dict[s
     sample_turns = make_sampler(config, world.system, tokenizer, decoder)
     rounds, user = rounds_of(dialogue), Listened(world.user)
     n, left = dialogue.n_samples_per_prompt, prompts or len(world.train) * rounds
-    queue, i = env.open_queue(world.train, shuffle=order), 0
+    queue, i = open_queue(world.train, shuffle=order), 0
     while left > 0:
         size = min(left, dialogue.rollout_batch_size)
-        open_dialogues, queue = env.pop(queue, size, people=world.train, user=user, seed=i, shuffle=order)
+        open_dialogues, queue = pop(queue, size, people=world.train, user=user, seed=i, shuffle=order)
         if queue.episode and prompts is None:
             return
         samples = world.reward(sample_turns(open_dialogues, n, (config.seed, i)), i)
         world.check_answers(samples, user)
         groups = [samples[k : k + n] for k in range(0, len(samples), n)]
         yield from (pair for group in groups if (pair := best_and_worst(group, world.system)))
-        queue = env.continue_best(
+        queue = continue_best(
             queue, groups, max_rounds=rounds, round_batch_size=dialogue.round_batch_size, user=user, seed=i
         )
         left, i = left - len(open_dialogues), i + 1
@@ -90,7 +91,7 @@ def best_and_worst(group: Sequence[Sample], system: str) -> dict[str, Any] | Non
         return None
     texts = {'chosen': best.completion.text, 'rejected': worst.completion.text}
     return {
-        'prompt': env.messages(group[0].source, system),
+        'prompt': messages(group[0].source, system),
         **{key: [{'role': 'assistant', 'content': text}] for key, text in texts.items()},
         'chosen_reward': best.reward,
         'rejected_reward': worst.reward,

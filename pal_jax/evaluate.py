@@ -39,8 +39,8 @@ from pal_jax.evals.baselines import BASELINES, Complete, plainly
 from pal_jax.evals.personalization import Respond
 from pal_jax.parts.recipe import EVALUATION, Config, Evaluation
 from pal_jax.parts.sampler import make_sampling
+from pal_jax.parts.turns import Sampler, make_sampler, rounds_of
 from pal_jax.parts.world import make_world
-from pal_jax.recipes.rlpa import Sampler, make_sampler, rounds_of
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import FOLDER, Checkpoints
 from pal_jax.runtime.curve import plot_alignment, plot_turns
@@ -49,7 +49,7 @@ from pal_jax.runtime.outputs import check_file, whole_file
 from pal_jax.runtime.progress import Progress
 from pal_jax.runtime.summary import by_stage
 from pal_jax.talking import SOURCES, open_decoder
-from pal_jax.train import prepare
+from pal_jax.train import initialize, prepare
 from pal_jax.types import Chat, Completion
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
@@ -76,6 +76,7 @@ def evaluate(workdir: Path) -> Records:
     """The evaluations the run made before this step, and one of this step, by name."""
     if not (workdir / FOLDER).is_dir():
         raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
+    initialize(cli.config(), workdir)
     recipe = prepare(cli.config(), workdir, Progress())
     state, host, step = Checkpoints(workdir, recipe.plan.abstract, read_only=True).read(STEP.value)
     recipe.plan.resume(host)

@@ -78,9 +78,7 @@ def train(config: Config, workdir: Path) -> int:
     checkpoints = cli.faults(checkpoint.Checkpoints, workdir, recipe.plan.abstract, **kept)
     restored = cli.faults(checkpoints.restore)
     if restored and restored[2] >= recipe.plan.total_steps and (workdir / report.REPORT).exists():
-        progress.log(
-            f'{workdir} is finished: {workdir / report.REPORT}; a larger --config.total_steps goes on from there'
-        )
+        progress.log(f'{workdir} is finished: {workdir / report.REPORT}; a larger --config.total_steps goes on')
         return 0
     if 'stage' in config:
         progress.log(f'{config.stage}: {workdir}')
@@ -98,7 +96,6 @@ def train(config: Config, workdir: Path) -> int:
 
 def prepare(config: Config, workdir: Path, progress: Progress, *, show: Show = lambda records: None) -> Recipe:
     """The recipe; everything that can fail before a weight is read fails here."""
-    initialize(config, workdir)
     progress.time_compilation()
     checkpoint.check_processes(config.to_dict())
     free = (*MAY_CHANGE, *OF_STAGES) if 'stage' in config else MAY_CHANGE
@@ -131,8 +128,7 @@ def run(
     if jax.process_index() == 0:
         (workdir / report.REPORT).unlink(missing_ok=True)  # a report says that a run is finished
     if restored:
-        state, host, first = restored
-        plan.resume(host)
+        state, host, first = restored[0], plan.resume(restored[1]), restored[2]
         checkpoints.set_aside_after(first)
         progress.log(f'resuming {workdir} at step {first} of {plan.total_steps}')
     else:
@@ -159,7 +155,7 @@ def run(
             stop, late = agree(stopping.wish, time.monotonic() - saved > 60 * config.checkpoint.minutes)
             if due or late or stop:
                 with progress.phase('save'):
-                    checkpoints.save(following, state, host, metrics.get('reward'))
+                    checkpoints.save(following, state, plan.pack(host), metrics.get('reward'))
                 saved = time.monotonic()
             if stop:
                 checkpoints.wait()
@@ -194,8 +190,8 @@ def finish(config: Config, workdir: Path, recipe: Recipe, state, progress: Progr
         write_exports(recipe.plan.trained.exports(state), lambda name: workdir / name)
     if jax.process_index() == 0:
         notes = [FOLDED] if recipe.plan.trained and recipe.plan.trained.tokenizer.folded else []
-        finished = time.strftime('%Y-%m-%d %H:%M:%S')
-        summarize(workdir, {'config': config.to_dict(), 'finished': finished, 'notes': notes})
+        told = {'config': config.to_dict(), 'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'notes': notes}
+        summarize(workdir, told)
         report.write_report(workdir)
         progress.log(f'report: {workdir / report.REPORT}')
 

@@ -35,14 +35,14 @@ from pal_jax import cli, train
 from pal_jax.feedback import judges
 from pal_jax.feedback.profiles import Parsed
 from pal_jax.parts import world
-from pal_jax.recipes import rlpa
+from pal_jax.parts import turns
 from pal_jax.types import Verdict
 def parse(text):
     return Parsed('- tea: green\\n', ('tea: green',), text or 'Hm.')
 def judge(dialogues, inferred, replies, seed):
     scores = [zlib.crc32(reply.encode('utf-8', 'backslashreplace')) % 97 / 97 for reply in replies]
     return [Verdict(dict.fromkeys(judges.SCORES, score)) for score in scores]
-rlpa.parse_completion = parse
+turns.parse_completion = parse
 world.judge_by_rules = judge
 cli.run(train.main, '')
 """

@@ -1,134 +1,145 @@
-"""The queue of open conversations of RLPA (appendix and published code), as pure functions over a frozen record.
+"""A dialogue of a policy with a simulated person, as a game of two roles, and what the policy reads of it.
 
-Per step: `pop` the dialogues to be answered, sample and reward n completions of each, and `continue_best`: the best
-reply of each goes on, the person answers it, and the dialogue queues up for its next round.
-
-`round_batch_size` says when and where: once so many best replies wait, their people answer together, and the dialogues
-join the queue at the front (> 0, depth-first: the same people go on) or at the end (< 0, breadth-first: everyone's
-round t comes before t + 1). 0 stands for 128, depth-first. Order is always that of arrival.
+The policy may give several samples a turn. The dialogue then goes on with the best of them. A malformed reply ends the
+dialogue, and so does a person who has no answer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from pal_jax.feedback.profiles import plain_history, render_completion
-from pal_jax.types import Dialogue, Person, Sample, Turn, UserSimulator
+from pal_jax.envs.game import Group, play
+from pal_jax.feedback.profiles import Parsed, plain_history, render_completion
+from pal_jax.types import Completion, Dialogue, Person, Sample, Turn
 
 T = TypeVar('T')
 
-_DEFAULT_ROUND_BATCH = 128
+POLICY, PERSON = range(2)  # the roles
 
 
 @dataclasses.dataclass(frozen=True)
-class Queue:
-    """`pending` dialogues end with the person's message; `waiting` ones with a best reply nobody has answered yet."""
+class Conversation:
+    """A dialogue and whether somebody has ended it early."""
 
-    pending: tuple[Dialogue, ...]
-    waiting: tuple[Dialogue, ...] = ()
-    episode: int = 0
-
-
-def open_queue(people: Sequence[Person], *, episode: int = 0, shuffle: int | None = None) -> Queue:
-    """Every person's conversation at its first message, in the order of the data, or with `shuffle` as seed in another
-    one in every episode."""
-    if not people:
-        raise ValueError('there are no people to talk to; give at least one')
-    if shuffle is not None:
-        people = random.Random(f'order {shuffle} {episode}').sample(people, len(people))
-    return Queue(tuple(Dialogue(person, (Turn('user', person.opening),)) for person in people), episode=episode)
+    dialogue: Dialogue
+    ended: bool = False
 
 
-def pop(
-    queue: Queue,
-    n: int,
-    *,
-    people: Sequence[Person],
-    user: UserSimulator,
-    seed: int,
-    shuffle: int | None = None,
-) -> tuple[list[Dialogue], Queue]:
-    """Up to `n` dialogues to answer, and the rest of the queue.
+@dataclasses.dataclass(frozen=True)
+class DialogueGame:
+    """Dialogues of at most `rounds` replies, each with one of `people`. `system` is the policy's system prompt."""
 
-    When fewer than `n` are pending, the waiting ones are answered first; an episode may end with a short batch.
-    Only when none is left does the next episode open with `people`, as `open_queue` does.
+    people: Sequence[Person]
+    rounds: int
+    system: str = ''
+    roles: tuple[str, ...] = ('policy', 'person')
+
+    def start(self, seed: int) -> Conversation:
+        """The first message of the person of this number."""
+        return Conversation(opened(self.people[seed % len(self.people)]))
+
+    def turn(self, state: Conversation) -> int | None:
+        """The policy answers a message and the person a reply, until the last round."""
+        if state.ended or state.dialogue.round >= self.rounds:
+            return None
+        return POLICY if state.dialogue.turns[-1].role == 'user' else PERSON
+
+    def prompt(self, state: Conversation, role: int) -> list[dict[str, str]]:
+        """The policy reads its last profile. The person reads no profile; its own messages are an assistant's."""
+        if role == POLICY:
+            return messages(state.dialogue, self.system)
+        names = {'user': 'assistant', 'assistant': 'user'}
+        return [{'role': names[turn.role], 'content': turn.content} for turn in state.dialogue.turns]
+
+    def apply(self, state: Conversation, sample: Sample) -> Conversation:
+        """The dialogue with the policy's parsed reply, or with the person's line."""
+        role = self.turn(state)
+        if role == PERSON and sample.ok:
+            return Conversation(said(state.dialogue, sample.completion.text))
+        if role == POLICY and sample.parsed is not None:
+            return Conversation(replied(state.dialogue, sample.parsed))
+        return dataclasses.replace(state, ended=True)
+
+    def rewards(self, state: Conversation) -> tuple[float, ...]:
+        """None: judges reward each reply by itself."""
+        return ()
+
+
+def converse(
+    game: DialogueGame,
+    states: Sequence[Conversation],
+    answer: Callable[[Sequence[Dialogue], int], Sequence[Group]],
+    user: Callable[[Sequence[Dialogue], int], Sequence[str | None]],
+) -> list[list[list[Sample]]]:
+    """The policy's groups of each dialogue by turn; each dialogue goes on with the best reply until it ends.
+
+    Args:
+      answer: samples and rewards a group for each dialogue, given the number of turns that have been played.
+      user: answers for the persons, given the same number.
     """
-    if n < 1:
-        raise ValueError(f'cannot pop {n} dialogues; the rollout batch must be at least 1')
-    if len(queue.pending) < n and queue.waiting:
-        answered = _answer(queue.waiting, user, seed)
-        queue = dataclasses.replace(queue, pending=queue.pending + answered, waiting=())
-    if not queue.pending:
-        queue = open_queue(people, episode=queue.episode + 1, shuffle=shuffle)
-    return list(queue.pending[:n]), dataclasses.replace(queue, pending=queue.pending[n:])
+
+    def policy(states: Sequence[Conversation], moves: int) -> Sequence[Group]:
+        return answer([state.dialogue for state in states], moves // len(game.roles))
+
+    def person(states: Sequence[Conversation], moves: int) -> list[list[Sample]]:
+        dialogues = [state.dialogue for state in states]
+        return [[spoken(line)] for line in heard(dialogues, user, moves // len(game.roles))]
+
+    def spoken(line: str | None) -> Sample:
+        return Sample((), Completion(line or '', (), (), 'stop'), ok=line is not None)
+
+    played = play(game, (policy, person), states, choose=best)
+    return [[group for group in groups if group[0].role == POLICY] for groups in played]
 
 
-def continue_best(
-    queue: Queue,
-    groups: Sequence[Sequence[Sample]],
-    *,
-    max_rounds: int,
-    round_batch_size: int,
-    user: UserSimulator,
-    seed: int,
-) -> Queue:
-    """Take each group's dialogue on with its best reply, unless that was the last of `max_rounds`.
+def opened(person: Person) -> Dialogue:
+    """A dialogue at the person's first message."""
+    return Dialogue(person, (Turn('user', person.opening),))
 
-    `max_rounds=1` is ordinary single-turn training: nothing is continued and no user is asked.
+
+def heard(
+    dialogues: Sequence[Dialogue], user: Callable[[Sequence[Dialogue], int], Sequence[str | None]], seed: int
+) -> Sequence[str | None]:
+    """The next message of each dialogue's person, who sees no profile of the policy."""
+    return user([plain_history(dialogue) for dialogue in dialogues], seed) if dialogues else ()
+
+
+def said(dialogue: Dialogue, line: str) -> Dialogue:
+    """The dialogue with the person's next message."""
+    return dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('user', line)))
+
+
+def replied(dialogue: Dialogue, parsed: Parsed) -> Dialogue:
+    """The dialogue with the policy's reply, whose profile stays beside it."""
+    return dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('assistant', parsed.reply, parsed.profile)))
+
+
+# --- best of n ------------------------------------------------------------------------------------------------------
+
+
+def best(group: Group) -> Sample:
+    """The first maximum of the reward among well-formed samples, or a malformed sample if all are.
+
+    A sample that no judge could score wins only if there is no other.
     """
-    if max_rounds < 1:
-        raise ValueError(f'max_rounds={max_rounds} leaves nothing to say; use at least 1')
-    replied = (with_best_reply(group) for group in groups)
-    waiting = queue.waiting + tuple(dialogue for dialogue in replied if dialogue and dialogue.round < max_rounds)
-    size = abs(round_batch_size) or _DEFAULT_ROUND_BATCH
-    full = len(waiting) - len(waiting) % size
-    answered = _answer(waiting[:full], user, seed)
-    pending = answered + queue.pending if round_batch_size >= 0 else queue.pending + answered
-    return dataclasses.replace(queue, pending=pending, waiting=waiting[full:])
+    return max(group, key=lambda sample: (sample.parsed is not None, sample.ok, sample.reward))
 
 
-def with_best_reply(group: Sequence[Sample]) -> Dialogue | None:
-    """The dialogue of one group with its best reply, whose profile stays beside it; `None` if all are malformed.
+def with_best_reply(group: Group) -> Dialogue | None:
+    """The dialogue of a group with its best reply; None if all replies are malformed.
 
-    Best is the first maximum of the reward among well-formed completions; one that no judge could score wins only if
-    there is no other. (The published code goes on with the text "None" where all are malformed.)
+    The published code goes on with the text "None" where all are malformed.
     """
     if not group:
         raise ValueError('a group has no samples; sample at least one completion of each dialogue')
     dialogue = group[0].source
     if any(sample.source != dialogue for sample in group):
         raise ValueError(f'a group mixes dialogues, one of them of {dialogue.person.id!r}; group samples by prompt')
-    formed = [sample for sample in group if sample.parsed is not None]
-    if not formed:
-        return None
-    best = max(formed, key=lambda sample: (sample.ok, sample.reward)).parsed
-    return dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('assistant', best.reply, best.profile)))
-
-
-def play(
-    dialogues: Sequence[Dialogue],
-    answer: Callable[[Sequence[Dialogue], int, int], list[list[Sample]]],
-    *,
-    turns: int,
-    user: UserSimulator,
-    seed: int,
-) -> list[list[list[Sample]]]:
-    """The groups of the next `turns` turns of these dialogues, each going on with its best reply until it ends.
-
-    `answer(dialogues, seed, turn)` samples and rewards a group for each dialogue.
-    """
-    played = [answer(dialogues, seed, 0)]
-    last = max(dialogue.round for dialogue in dialogues) + turns
-    for turn in range(1, turns):
-        live = continue_best(Queue(()), played[-1], max_rounds=last, round_batch_size=1, user=user, seed=seed)
-        if not live.pending:
-            break
-        played.append(answer(live.pending, seed, turn))
-    return played
+    chosen = best(group)
+    return None if chosen.parsed is None else replied(dialogue, chosen.parsed)
 
 
 def with_returns(turns: Sequence[Sequence[Sequence[Sample]]], *, gamma: float) -> list[Sample]:
@@ -171,17 +182,6 @@ def _credit(group: Sequence[Sample], follows: Mapping[Dialogue, float], average:
         gone |= went_on
         credited.append(dataclasses.replace(sample, rewards=(sample.reward + gamma * after, *sample.rewards[1:])))
     return credited
-
-
-def _answer(dialogues: tuple[Dialogue, ...], user: UserSimulator, seed: int) -> tuple[Dialogue, ...]:
-    if not dialogues:
-        return ()
-    lines = user([plain_history(dialogue) for dialogue in dialogues], seed)
-    return tuple(
-        dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('user', line)))
-        for dialogue, line in zip(dialogues, lines, strict=True)
-        if line is not None  # a dialogue that nobody answers ends
-    )
 
 
 # --- what the policy reads ------------------------------------------------------------------------------------------
@@ -231,28 +231,3 @@ def newest(said: Sequence[T], fits: Callable[[Sequence[T]], bool]) -> Sequence[T
     while len(said) > 2 and not fits(said):
         said = said[2:]
     return said
-
-
-# --- what a checkpoint keeps ----------------------------------------------------------------------------------------
-
-
-def to_json(queue: Queue) -> dict[str, Any]:
-    """The queue as plain dicts, lists, strings and integers; inverse of `from_json`."""
-    return dataclasses.asdict(queue)
-
-
-def from_json(record: Mapping[str, Any]) -> Queue:
-    """The queue that `to_json` gave, also after it went through JSON text. `ValueError` if a field is missing."""
-    try:
-        pending, waiting = (tuple(map(_dialogue, record[name])) for name in ('pending', 'waiting'))
-        return Queue(pending, waiting, int(record['episode']))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f'this is no saved queue ({error!r}); it must come from to_json') from None
-
-
-def _dialogue(record: Mapping[str, Any]) -> Dialogue:
-    person = record['person']
-    return Dialogue(
-        Person(person['id'], tuple(person['facts']), person['opening']),
-        tuple(Turn(turn['role'], turn['content'], turn['profile']) for turn in record['turns']),
-    )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pal_jax.data import holdouts
-from pal_jax.envs import dialogue as env
+from pal_jax.envs.dialogue import DialogueGame, converse
 from pal_jax.evals.bootstrap import interval, means, resampled_means
 from pal_jax.evals.improvement import Improvement, normalized_improvement
 from pal_jax.feedback.judges import CRITERIA
@@ -45,30 +45,24 @@ def evaluate(
     record: dict[str, Any] = {}
     dialogues: list[Mapping[str, Any]] = []
     for number, (name, people) in enumerate(splits.items()):
-        talks = play(respond, user, people, rounds=rounds, seed=number * rounds)
+        talks = hold(respond, user, people, rounds=rounds, seed=number * rounds)
         figures = table(talks, rounds=rounds, guess=guess, matcher=matcher)
         record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
         dialogues += map(shown, talks)
     return record, dialogues
 
 
-def play(respond: Respond, user: UserSimulator, people: Sequence[Person], *, rounds: int, seed: int) -> list[Talk]:
+def hold(respond: Respond, user: UserSimulator, people: Sequence[Person], *, rounds: int, seed: int) -> list[Talk]:
     """Talks with every person for `rounds` turns, all of them in step. A malformed turn ends its dialogue, and so does
     a user who has no answer."""
-    talks: list[Talk] = [[] for _ in people]
-    live = dict(enumerate(env.open_queue(people).pending))
-    for turn in range(rounds):
-        samples = respond(list(live.values()), seed + turn)
-        queue = env.continue_best(
-            env.Queue(()), [[s] for s in samples], max_rounds=rounds, round_batch_size=1, user=user, seed=seed + turn
-        )
-        for number, sample in zip(live, samples, strict=True):
-            talks[number].append(sample)
-        numbers = {id(people[number]): number for number in live}
-        live = {numbers[id(dialogue.person)]: dialogue for dialogue in queue.pending}
-        if not live:
-            break
-    return talks
+    game = DialogueGame(people, rounds)
+    played = converse(
+        game,
+        list(map(game.start, range(len(people)))),
+        lambda dialogues, turn: [[sample] for sample in respond(dialogues, seed + turn)],
+        lambda dialogues, turn: user(dialogues, seed + turn),
+    )
+    return [[sample for (sample,) in groups] for groups in played]
 
 
 def table(

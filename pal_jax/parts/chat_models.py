@@ -88,9 +88,10 @@ class ChatModels:
         found = sources.resolve(source, seed=self._config.seed, open_run=lambda run: open_run(run, context))
         return LocalModel(found, mesh, sampling, slots=settings['slots'])
 
-    def count_on(self, host: Host) -> None:
-        """Begins from the `usage` of the host item that a run goes on from."""
+    def count_on(self, host: Host) -> Host:
+        """Begins from the `usage` of the host item that a run goes on from, and gives the item back."""
         self._earlier = host.get('usage', {})
+        return host
 
     @property
     def usage(self) -> Metrics:

@@ -56,7 +56,7 @@ class Piecework:
 
 def make(
     ctx: Context, steps: int, work: Work, name: str, finish: Callable[[Records], Evaluation],
-    shown: Sequence[str] = ('rows',), resume: Callable[[Host], None] = lambda host: None,
+    shown: Sequence[str] = ('rows',), resume: Callable[[Host], Host] = lambda host: host,
 ) -> Piecework:  # fmt: skip
     """A recipe of `steps` parts in the run's folder, whose one evaluation comes after the last part."""
     abstract = {'parts': jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(ctx.mesh))}

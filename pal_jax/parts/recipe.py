@@ -104,7 +104,8 @@ class Plan(NamedTuple):
     stage: the name of the evaluation that is due before step `i` ('base', 'final', ...), or None.
     trained: the language model that is trained, if one is.
     shown: figures of an evaluation that the console shows, if it has them.
-    resume: hears of the host item that a run goes on from.
+    pack: the host item as a checkpoint keeps it, which is JSON-able.
+    resume: the inverse of `pack`, called once, before a run goes on from a checkpoint or evaluates it.
     after: the step that comes after step `i`, by the host item: another than the next where some are skipped, before
       which nothing is evaluated.
     keep: writes into a folder what gives the trained parameters their meaning, such as whose rows they are.
@@ -115,13 +116,17 @@ class Plan(NamedTuple):
     stage: Callable[[int], str | None]
     trained: Trained | None = None
     shown: Sequence[str] = ('reward', 'loss', 'accuracy')
-    resume: Callable[[Host], None] = lambda host: None
+    pack: Callable[[Host], Host] = lambda host: host
+    resume: Callable[[Host], Host] = lambda host: host
     after: Callable[[Host, int], int] = lambda host, i: i + 1
     keep: Callable[[Path], Any] = lambda folder: None
 
 
 class Recipe(Protocol):
-    """A method: a frozen dataclass of its parts. Its state is a pytree of arrays, its `host` item is JSON-able."""
+    """A method: a frozen dataclass of its parts. Its state is a pytree of arrays.
+
+    Its `host` item holds records on the host, which `plan.pack` makes JSON-able.
+    """
 
     @property
     def plan(self) -> Plan: ...

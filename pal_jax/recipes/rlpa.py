@@ -11,29 +11,27 @@ topic and no value with those of the training come first. The reference policy i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from pal_jax.data.packing import Example, pack_examples, pack_rollouts, round_up
-from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.decode.choose import Decoder
-from pal_jax.envs import dialogue as env
+from pal_jax.envs.dialogue import Conversation, DialogueGame, converse, with_returns
+from pal_jax.envs.queue import continue_best, from_json, open_queue, pop, to_json
 from pal_jax.evals.rollouts import shown, spread, summarize
-from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
-from pal_jax.feedback.profiles import parse_completion
 from pal_jax.feedback.users import Listened
 from pal_jax.learners import ppo
 from pal_jax.learners.ppo import PPO, PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params
 from pal_jax.parts import sampler
 from pal_jax.parts.recipe import (
     EVALUATION,
-    Closures,
     Config,
     Context,
     Evaluation,
@@ -50,26 +48,127 @@ from pal_jax.parts.recipe import (
     stage_before,
     trained_policy,
 )
-from pal_jax.parts.world import SYSTEM, World, check_openings, make_world, read_system
+from pal_jax.parts.turns import Sampler, make_sampler, make_supervised, rounds_of
+from pal_jax.parts.world import SYSTEM, World, check_openings, make_world
 from pal_jax.runtime import sharding
 from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.optim import Optimizer
-from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch
-
-Sampler = Callable[..., list[Sample]]  # of dialogues, samples of each, seed and who is told: see `make_sampler`
+from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
 
 SHOWN = 'reward', 'format', 'profile', 'strict'
 
 
-class Parts(NamedTuple):
-    """People and judges, the policy, and what goes from one to the other."""
+@dataclasses.dataclass(frozen=True)
+class RLPA:
+    """PPO on the turns of open conversations, each of which goes on with the best of its samples.
 
+    load: reads the weights before training.
+    sample_turns: samples the next turn of dialogues with the weights that `decoder` has loaded.
+    supervised: the batch of demonstrations of a step.
+    pack: samples of a step, those of a prompt together, as the batch of an update.
+    game: the dialogue, of `game.rounds` turns.
+    dialogues, n: conversations that a step answers, and samples of each.
+    round_batch_size: when and where conversations go on: see `envs/queue.py`.
+    shuffle: the seed of the order of people; None: the order of the data.
+    turn_gamma: the discount from turn to turn; 0: a step plays one turn of each conversation.
+    min_std: a step whose rewards deviate less makes no update.
+    test_rounds, test_shown: turns of a dialogue in evaluations, and how many dialogues a report shows.
+    """
+
+    plan: Plan
+    ctx: Context
     world: World
-    policy: Policy
     learner: PolicyLearner
+    load: Callable[..., Params]
     decoder: Decoder
     sample_turns: Sampler
     supervised: Callable[[int], TokenBatch]
+    pack: Callable[[Sequence[Sample]], RolloutBatch]
+    game: DialogueGame
+    dialogues: int
+    n: int
+    round_batch_size: int
+    shuffle: int | None
+    turn_gamma: float
+    min_std: float
+    warmup: int
+    ptx: bool
+    seed: int
+    shown: int
+    test_rounds: int
+    test_shown: int
+
+    def init(self) -> tuple[PolicyState, Host]:
+        queue = open_queue(self.world.train, shuffle=self.shuffle)
+        return self.learner.init(self.load(self.learner.actor.param_shardings)), {'queue': queue}
+
+    def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        if i < self.warmup:
+            state, metrics = self.imitate(state, i)
+            return state, host, 'warm-up', metrics
+        user, world = Listened(self.world.user), self.world
+        with self.ctx.phase('rollout'):
+            self.decoder.load(self.learner.weights(state))
+            # 1. Take open conversations from the queue.
+            open_dialogues, queue = pop(
+                host['queue'], self.dialogues, people=world.train, user=user, seed=i, shuffle=self.shuffle
+            )
+            # 2. Sample n answers to each and reward every answer.
+            turns = self.roll_out(open_dialogues, user, i)
+            self.decoder.release()
+            # 3. The best answer of each conversation goes on: its user replies, and it queues up for its next round.
+            queue = continue_best(
+                queue, turns[-1], max_rounds=self.game.rounds, round_batch_size=self.round_batch_size, user=user, seed=i
+            )
+        samples = [sample for groups in turns for group in groups for sample in group]
+        metrics = summarize(samples) | {'silent': float(user.silent)}
+        self.ctx.show(map(shown, spread(samples, self.shown)))
+        with self.ctx.phase('annotate'):
+            # 4. Log-probabilities and values of all answers, and from them and the rewards their advantages.
+            batch, scored = self.learner.score(state, self.pack(with_returns(turns, gamma=self.turn_gamma)))
+            batch, estimated = self.learner.advantages(state, batch)
+        metrics |= scored | estimated | {'flat': float(metrics.get('reward_std', 0.0) < self.min_std)}
+        # 5. Update actor and critic by PPO on all answers, unless no answer is better than another.
+        if not metrics['flat']:
+            with self.ctx.phase('update'):
+                key = jax.random.fold_in(jax.random.key(self.seed), i)
+                state, updated = self.learner.update(state, batch, key, self.supervised(i) if self.ptx else None)
+            metrics |= updated
+        check_finite(state, ' or raise ppo.kl_coef')
+        world.check_answers(samples, user)
+        usage = world.models.usage
+        return state, {'queue': queue, 'usage': usage}, 'rlpa', metrics | usage
+
+    def imitate(self, state: PolicyState, i: int) -> tuple[PolicyState, Metrics]:
+        """A step of the warm-up. The policy after the last of these steps is the reference."""
+        with self.ctx.phase('update'):
+            state, metrics = self.learner.imitate(state, self.supervised(i))
+        check_finite(state, ' or raise ppo.kl_coef')
+        return self.learner.anchor(state) if i == self.warmup - 1 else state, metrics
+
+    def roll_out(self, dialogues: Sequence[Dialogue], user: UserSimulator, i: int) -> list[list[list[Sample]]]:
+        """The groups of each turn: one turn of each dialogue, or with `turn_gamma` all its turns."""
+        answer = functools.partial(self.answer, i)
+        if not self.turn_gamma:
+            return [answer(dialogues, 0)]
+        played = converse(self.game, list(map(Conversation, dialogues)), answer, lambda asked, _: user(asked, i))
+        return [[groups[t] for groups in played if t < len(groups)] for t in range(max(map(len, played)))]
+
+    def answer(self, i: int, dialogues: Sequence[Dialogue], turn: int) -> list[list[Sample]]:
+        """A group of rewarded samples for each dialogue."""
+        early = self.world.early and functools.partial(self.world.early.ask, seed=i)  # judged while others are decoded
+        samples = self.world.reward(self.sample_turns(dialogues, self.n, (self.seed, i, turn), early), i)
+        return [samples[k : k + self.n] for k in range(0, len(samples), self.n)]
+
+    def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
+        def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
+            return self.sample_turns(dialogues, 1, (self.seed, EVALUATION, seed))
+
+        with self.ctx.phase('evaluate'):
+            self.decoder.load(self.learner.weights(state))
+            record, dialogues = self.world.evaluate(respond, rounds=self.test_rounds)
+            self.decoder.release()
+        return Evaluation(record, dialogues[: self.test_shown])
 
 
 def make(config: Config, ctx: Context) -> Recipe:
@@ -77,96 +176,62 @@ def make(config: Config, ctx: Context) -> Recipe:
 
     Raises:
       ValueError: a value is wrong, or two do not fit together.
-      RuntimeError: the model cannot be had.
+      RuntimeError: a model or a file cannot be had.
     """
     check(config, ctx.mesh)
-    world, policy, learner, decoder, sample_turns, supervised = make_parts(config, ctx)
+    world, policy = make_world(config, sampler.make_shares(config), ctx.kept), make_policy(config, ctx)
+    check_openings(config, world, policy.tokenizer, policy.cfg.max_len)
+    learner, tokenizer, dialogue = make_learner(config, policy.cfg, ctx), policy.tokenizer, config.dialogue
+    decoder, rounds = sampler.make_decoder(config, policy, ctx), rounds_of(dialogue)
     ctx.log(world.told)
-    warmup, dialogue = config.warmup.steps, config.dialogue
-    n, prompts_a_step = dialogue.n_samples_per_prompt, dialogue.rollout_batch_size
-    max_rounds = rounds_of(dialogue)
-    turn_gamma, turns_a_step = dialogue.turn_gamma, max_rounds if dialogue.turn_gamma else 1
-    order = config.seed if dialogue.shuffle else None
-    rounds = {'max_rounds': max_rounds, 'round_batch_size': dialogue.round_batch_size}
-    pack = make_packing(config, ctx.mesh)
-    min_std = 0.0 if config.reference_compatible else config.reward.min_std
+    return RLPA(
+        plan=make_plan(config, policy, learner, world),
+        ctx=ctx,
+        world=world,
+        learner=learner,
+        load=policy.source.load,
+        decoder=decoder,
+        sample_turns=make_sampler(config, world.system, tokenizer, decoder),
+        supervised=make_supervised(config, tokenizer, ctx.mesh),
+        pack=make_packing(config, ctx.mesh),
+        game=DialogueGame(world.train, rounds, world.system),
+        dialogues=dialogue.rollout_batch_size,
+        n=dialogue.n_samples_per_prompt,
+        round_batch_size=dialogue.round_batch_size,
+        shuffle=config.seed if dialogue.shuffle else None,
+        turn_gamma=dialogue.turn_gamma,
+        min_std=0.0 if config.reference_compatible else config.reward.min_std,
+        warmup=config.warmup.steps,
+        ptx=bool(config.ppo.ptx_coef),
+        seed=config.seed,
+        shown=dialogue.shown,
+        test_rounds=config.eval.rounds or rounds,
+        test_shown=config.eval.shown,
+    )
 
-    def init() -> tuple[PolicyState, Host]:
-        return learner.init(policy.source.load(learner.actor.param_shardings)), {
-            'queue': env.to_json(env.open_queue(world.train, shuffle=order))
-        }
 
-    def imitation_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
-        with ctx.phase('update'):
-            state, metrics = learner.imitate(state, supervised(i))
-        check_finite(state, ' or raise ppo.kl_coef')
-        return learner.anchor(state) if i == warmup - 1 else state, host, 'warm-up', metrics
-
-    def answer(dialogues: Sequence[Dialogue], i: int, turn: int) -> list[list[Sample]]:
-        early = world.early and functools.partial(world.early.ask, seed=i)  # judged while others are decoded
-        samples = world.reward(sample_turns(dialogues, n, (config.seed, i, turn), early), i)
-        return [samples[k : k + n] for k in range(0, len(samples), n)]
-
-    def rlpa_step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
-        queue, user = env.from_json(host['queue']), Listened(world.user)
-        with ctx.phase('rollout'):
-            decoder.load(learner.weights(state))
-            open_dialogues, queue = env.pop(queue, prompts_a_step, people=world.train, user=user, seed=i, shuffle=order)
-            turns = env.play(open_dialogues, answer, turns=turns_a_step, user=user, seed=i)
-            decoder.release()
-            queue = env.continue_best(queue, turns[-1], **rounds, user=user, seed=i)
-        samples = [sample for groups in turns for group in groups for sample in group]
-        metrics = summarize(samples) | {'silent': float(user.silent)}
-        ctx.show(map(shown, spread(samples, dialogue.shown)))
-        with ctx.phase('annotate'):
-            returns = env.with_returns(turns, gamma=turn_gamma)
-            batch, scored = learner.score(state, pack(returns))
-            batch, estimated = learner.advantages(state, batch)
-        metrics |= scored | estimated | {'flat': float(metrics.get('reward_std', 0.0) < min_std)}
-        if not metrics['flat']:
-            with ctx.phase('update'):
-                ptx = supervised(i) if config.ppo.ptx_coef else None
-                key = jax.random.fold_in(jax.random.key(config.seed), i)
-                state, updated = learner.update(state, batch, key, ptx)
-            metrics |= updated
-        check_finite(state, ' or raise ppo.kl_coef')
-        world.check_answers(samples, user)
-        usage = world.models.usage
-        return state, {'queue': env.to_json(queue), 'usage': usage}, 'rlpa', metrics | usage
-
-    def step(state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
-        return (imitation_step if i < warmup else rlpa_step)(state, host, i)
-
-    def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
-        return sample_turns(dialogues, 1, (config.seed, EVALUATION, seed))
-
-    def evaluate(state: PolicyState, stage: str) -> Evaluation:
-        with ctx.phase('evaluate'):
-            decoder.load(learner.weights(state))
-            record, dialogues = world.evaluate(respond, rounds=config.eval.rounds or max_rounds)
-            decoder.release()
-        return Evaluation(record, dialogues[: config.eval.shown])
-
-    steps = warmup + config.total_steps
-    stage = functools.partial(stage_before, warmup=warmup, steps=steps, every=config.eval.every)
-    trained = trained_policy(config, policy, learner)
+def make_plan(config: Config, policy: Policy, learner: PolicyLearner, world: World) -> Plan:
+    """A checkpoint keeps the queue of conversations and what was asked of endpoints."""
+    steps = config.warmup.steps + config.total_steps
+    stage = functools.partial(stage_before, warmup=config.warmup.steps, steps=steps, every=config.eval.every)
 
     def keep(folder: Path) -> None:
         keeping(policy=policy)(folder)
         write_whole(folder / SYSTEM, world.system)
 
-    plan = Plan(steps, learner.abstract, stage, trained, SHOWN, world.models.count_on, keep=keep)
-    return Closures(plan, init, step, evaluate)
+    def pack(host: Host) -> Host:
+        return host | {'queue': to_json(host['queue'])}
+
+    def resume(host: Host) -> Host:
+        return world.models.count_on(host) | {'queue': from_json(host['queue'])}
+
+    trained = trained_policy(config, policy, learner)
+    return Plan(steps, learner.abstract, stage, trained, SHOWN, pack, resume, keep=keep)
 
 
 def make_trained(config: Config, ctx: Context) -> Trained:
     policy = make_policy(config, ctx)
     return trained_policy(config, policy, make_learner(config, policy.cfg, ctx))
-
-
-def rounds_of(dialogue: Config) -> int:
-    """Turns of a dialogue."""
-    return dialogue.max_rounds if dialogue.use_multiturn else 1
 
 
 # --- parts from the config ------------------------------------------------------------------------------------------
@@ -207,49 +272,12 @@ def check(config: Config, mesh: Mesh) -> None:
             raise ValueError(f'{key}={height} does not divide into ppo.micro_rows={micro} on each of {ways} devices')
 
 
-def make_parts(config: Config, ctx: Context) -> Parts:
-    """Raises ValueError or RuntimeError where a file or a model cannot be had."""
-    world, policy = make_world(config, sampler.make_shares(config), ctx.kept), make_policy(config, ctx)
-    check_openings(config, world, policy.tokenizer, policy.cfg.max_len)
-    learner, tokenizer = make_learner(config, policy.cfg, ctx), policy.tokenizer
-    decoder = sampler.make_decoder(config, policy, ctx)
-    sample_turns = make_sampler(config, world.system, tokenizer, decoder)
-    return Parts(world, policy, learner, decoder, sample_turns, make_supervised(config, tokenizer, ctx.mesh))
-
-
 def make_packing(config: Config, mesh: Mesh) -> Callable[[Sequence[Sample]], RolloutBatch]:
     """Samples of a step, those of a prompt together, as the batch of an update."""
     n, actions = config.dialogue.n_samples_per_prompt, round_up(config.sampling.max_tokens, 8)
     rows = {'micro_rows': config.ppo.micro_rows, 'row_tokens': config.ppo.row_tokens}
     ways = sharding.batch_ways(mesh) * config.ppo.minibatches
     return functools.partial(pack_rollouts, n=n, actions=actions, mesh=mesh, ways=ways, **rows)
-
-
-def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
-    """Samples the next turn of dialogues, `n` times each; `tell` hears of each sample as soon as it is there."""
-    sampling, longest = sampler.make_sampling(config), config.dialogue.prompt_max_len
-
-    def render(dialogue: Dialogue) -> tuple[int, ...]:
-        return tuple(tokenizer.chat(env.messages(dialogue, system)))
-
-    def prompt_of(dialogue: Dialogue) -> tuple[int, ...]:
-        prompt = render(env.recent(dialogue, lambda each: len(render(each)) <= longest) if longest else dialogue)
-        if longest and len(prompt) > longest:
-            raise ValueError(
-                f'the last messages alone of {dialogue.person.id!r} make a prompt of {len(prompt)} tokens, more than '
-                f'dialogue.prompt_max_len={longest}; raise it'
-            )
-        return prompt
-
-    def sample_turns(
-        dialogues: Sequence[Dialogue], n: int, seed: Sequence[int], tell: Callable[[Sample], None] | None = None
-    ) -> list[Sample]:
-        prompts = list(map(prompt_of, dialogues))
-        return sampler.sample(
-            decoder, tokenizer, prompts, [sampling] * n, seed, sources=dialogues, parse=parse_completion, tell=tell
-        )
-
-    return sample_turns
 
 
 def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
@@ -269,25 +297,3 @@ def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearne
         warmup=config.warmup.steps > 0,
         seed=config.seed,
     )
-
-
-def make_supervised(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Callable[[int], TokenBatch]:
-    """The batch of a step's supervised update: demonstrations, each ended by the token that ends a turn."""
-    system = read_system(config.dialogue.system)
-    system = env.actor_prompt(TOPICS) if system is None else system
-
-    def example(each: Demonstration) -> Example:
-        prompt = tokenizer.chat(env.messages(each.dialogue, system))
-        return Example(prompt, [*tokenizer.encode(each.completion), tokenizer.stop_ids[0]])
-
-    examples = [example(each) for each in make_demonstrations(config.warmup.examples, seed=config.seed)]
-    ways, per_row = sharding.batch_ways(mesh), config.warmup.examples_per_row
-    rows = round_up(config.warmup.rows, ways)
-
-    def batch(i: int) -> TokenBatch:
-        packed = pack_examples(
-            examples, groups=rows, n=per_row, i=i, seed=config.seed, ways=ways, row_tokens=config.ppo.row_tokens
-        )
-        return sharding.put_batch(packed, mesh)
-
-    return batch

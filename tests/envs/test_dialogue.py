@@ -1,167 +1,40 @@
+"""The dialogue as a game, what the policy reads of it, and credit across its turns."""
+
 import dataclasses
-import json
 import re
 
 import pytest
 
 from pal_jax.envs.dialogue import (
-    Queue,
+    POLICY,
+    Conversation,
+    DialogueGame,
     actor_prompt,
-    continue_best,
-    from_json,
+    converse,
     messages,
-    open_queue,
-    play,
-    pop,
-    to_json,
+    opened,
+    replied,
+    said,
     with_best_reply,
     with_returns,
 )
-from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.people import SCHEMA, SLOTS, make_people
-from pal_jax.feedback.profiles import (
-    match_exactly,
-    mentions,
-    parse_completion,
-    render_completion,
-    render_facts,
-    to_sample,
-)
-from pal_jax.feedback.rewards import make_reward
-from pal_jax.feedback.users import Listened, make_scripted_user, revealed
-from pal_jax.types import Completion, Dialogue, Person, Turn
-
-USER = make_scripted_user(p_spontaneous=1.0)
-
-
-def people(n):
-    return [Person(f'u{i}', ('pet: cat',)) for i in range(n)]
-
-
-def never(dialogues, seed):
-    raise AssertionError('the user was asked')
-
-
-def group(dialogue, rewards, *, texts=None, oks=None):
-    texts = texts or [
-        render_completion(f'- note: {i}\n', f'Reply {i} of {dialogue.round}.') for i in range(len(rewards))
-    ]
-    oks = oks or [True] * len(rewards)
-    return [
-        dataclasses.replace(to_sample(dialogue, Completion(text, (), (), 'stop')), rewards=(reward,), ok=ok)
-        for text, reward, ok in zip(texts, rewards, oks, strict=True)
-    ]
-
-
-def run_episode(n, *, max_rounds=3, batch=2, round_batch_size=2, rewards=(0.0, 1.0), user=USER):
-    """`(person, round)` of every dialogue of every rollout batch of the first episode."""
-    crowd = people(n)
-    queue, batches = open_queue(crowd), []
-    while True:
-        dialogues, queue = pop(queue, batch, people=crowd, user=user, seed=0)
-        if queue.episode:
-            return batches
-        batches.append([(dialogue.person.id, dialogue.round + 1) for dialogue in dialogues])
-        groups = [group(dialogue, rewards) for dialogue in dialogues]
-        queue = continue_best(
-            queue, groups, max_rounds=max_rounds, round_batch_size=round_batch_size, user=user, seed=0
-        )
-
-
-def test_depth_first_takes_the_same_people_through_their_rounds():
-    assert run_episode(4) == [
-        [('u0', 1), ('u1', 1)],
-        [('u0', 2), ('u1', 2)],
-        [('u0', 3), ('u1', 3)],
-        [('u2', 1), ('u3', 1)],
-        [('u2', 2), ('u3', 2)],
-        [('u2', 3), ('u3', 3)],
-    ]
-
-
-def test_breadth_first_finishes_a_round_of_all_before_the_next():
-    assert run_episode(4, round_batch_size=-1) == [[(f'u{i}', k), (f'u{i + 1}', k)] for k in (1, 2, 3) for i in (0, 2)]
-
-
-def test_people_that_do_not_fill_a_batch_finish_in_short_batches():
-    """IV.3-3 with N = 3: the published scheduler raises here."""
-    assert run_episode(3) == [
-        [('u0', 1), ('u1', 1)],
-        [('u0', 2), ('u1', 2)],
-        [('u0', 3), ('u1', 3)],
-        [('u2', 1)],
-        [('u2', 2)],
-        [('u2', 3)],
-    ]
-
-
-@pytest.mark.parametrize('round_batch_size', [-100, -3, -2, -1, 0, 1, 2, 3, 5, 1000])
-@pytest.mark.parametrize('n', [1, 3, 4, 7])
-@pytest.mark.parametrize('batch', [1, 2, 5])
-def test_everybody_has_every_round_once_in_order(n, batch, round_batch_size):
-    batches = run_episode(n, batch=batch, round_batch_size=round_batch_size)
-    for i in range(n):
-        assert [k for b in batches for person, k in b if person == f'u{i}'] == [1, 2, 3]
-    assert all(1 <= len(b) <= batch for b in batches)
-
-
-def test_round_batch_size_zero_is_128_depth_first():
-    crowd = people(130)
-    for size, at_front in ((0, True), (128, True), (-128, False)):
-        queue = continue_best(
-            Queue(open_queue(crowd).pending[129:]),
-            [group(dialogue, (0.0,)) for dialogue in open_queue(crowd).pending[:129]],
-            max_rounds=2, round_batch_size=size, user=USER, seed=0,
-        )  # fmt: skip
-        assert [d.person.id for d in queue.waiting] == ['u128']
-        expected = [f'u{i}' for i in range(128)]
-        assert [d.person.id for d in queue.pending] == ([*expected, 'u129'] if at_front else ['u129', *expected])
-
-
-def test_arrival_order_survives_several_round_batches_at_the_front():
-    crowd = people(4)
-    queue = open_queue(crowd)
-    queue = continue_best(
-        Queue(()), [group(dialogue, (0.0,)) for dialogue in queue.pending],
-        max_rounds=2, round_batch_size=1, user=USER, seed=0,
-    )  # fmt: skip
-    assert [dialogue.person.id for dialogue in queue.pending] == ['u0', 'u1', 'u2', 'u3']
-
-
-def test_single_turn_is_a_walk_through_the_data():
-    """IV.3-8: with one round no user is asked, and the batches are slices of the data, episode after episode."""
-    crowd = make_people(5, seed=0)
-    queue, seen = open_queue(crowd), []
-    for _ in range(6):
-        dialogues, queue = pop(queue, 2, people=crowd, user=never, seed=0)
-        groups = [group(dialogue, (0.0, 1.0)) for dialogue in dialogues]
-        queue = continue_best(queue, groups, max_rounds=1, round_batch_size=2, user=never, seed=0)
-        seen += [messages(dialogue) for dialogue in dialogues]
-    assert seen == 2 * [[{'role': 'user', 'content': person.opening}] for person in crowd]
-    assert queue.episode == 1
-
-
-def test_shuffled_people_come_in_another_order_in_every_episode():
-    crowd, orders, queue = people(6), [], None
-    queue = open_queue(crowd, shuffle=3)
-    for _ in range(3):
-        dialogues, queue = pop(queue, 6, people=crowd, user=never, seed=0, shuffle=3)
-        orders.append([dialogue.person.id for dialogue in dialogues])
-    assert len({tuple(order) for order in orders}) == 3
-    assert all(sorted(order) == [person.id for person in crowd] for order in orders)
-    assert orders[0] == [dialogue.person.id for dialogue in open_queue(crowd, shuffle=3).pending]
+from pal_jax.feedback.profiles import mentions, parse_completion, render_completion
+from pal_jax.feedback.users import Listened
+from pal_jax.types import Dialogue, Turn
+from tests.envs.dialogues import BAD, USER, group, never, people
 
 
 def test_best_is_the_first_maximum_and_keeps_its_profile():
     """IV.3-4."""
-    dialogue = open_queue(people(1)).pending[0]
+    dialogue = opened(people(1)[0])
     after = with_best_reply(group(dialogue, (0.3, 0.9, 0.9, 0.1)))
     assert after is not None
     assert after.turns == (*dialogue.turns, Turn('assistant', 'Reply 1 of 0.', '- note: 1\n'))
 
 
 def test_malformed_never_goes_on_and_unjudged_only_if_nothing_else():
-    dialogue = open_queue(people(1)).pending[0]
+    dialogue = opened(people(1)[0])
     a, b = (render_completion('', text) for text in ('A.', 'B.'))
 
     def best(texts, rewards, oks):
@@ -172,52 +45,6 @@ def test_malformed_never_goes_on_and_unjudged_only_if_nothing_else():
     assert best([a, b], (0.0, 0.0), [False, True]) == 'B.'
     assert best([a, b], (0.0, 0.0), [False, False]) == 'A.'
     assert best(['junk', 'None'], (0.0, 0.0), [True, True]) is None
-
-
-def test_all_malformed_ends_the_conversation():
-    queue = open_queue(people(2))
-    groups = [group(queue.pending[0], (0.0, 0.0), texts=['junk', 'None']), group(queue.pending[1], (0.0, 0.0))]
-    queue = continue_best(Queue(()), groups, max_rounds=3, round_batch_size=1, user=USER, seed=0)
-    assert [dialogue.person.id for dialogue in queue.pending] == ['u1']
-    assert 'None' not in json.dumps(to_json(queue))
-
-
-def test_users_who_say_nothing_end_the_episode_and_are_counted():
-    heard = Listened(lambda dialogues, seed: [None] * len(dialogues))
-    waiting = Queue((), open_queue(people(2)).pending)
-    dialogues, queue = pop(waiting, 2, people=people(2), user=heard, seed=0)
-    assert [d.person.id for d in dialogues] == ['u0', 'u1'] and queue.episode == 1
-    assert (heard.asked, heard.silent) == (2, 2)
-
-
-def test_queue_is_deterministic_and_survives_json():
-    crowd = make_people(6, seed=0)
-    queue = open_queue(crowd)
-    for step in range(5):
-        dialogues, queue = pop(queue, 2, people=crowd, user=USER, seed=step)
-        groups = [group(dialogue, (0.0, 1.0)) for dialogue in dialogues]
-        args = {'max_rounds': 3, 'round_batch_size': 3, 'user': USER, 'seed': step}
-        assert continue_best(queue, groups, **args) == continue_best(queue, groups, **args)
-        queue = continue_best(queue, groups, **args)
-        assert from_json(json.loads(json.dumps(to_json(queue)))) == queue == from_json(to_json(queue))
-    assert queue.pending and any(turn.profile for dialogue in queue.waiting for turn in dialogue.turns)
-
-
-def test_user_hears_bare_replies_only():
-    """IV.3-5: no profile, no tag, no system prompt reaches the user, whose own lines are labelled as its own."""
-    heard = []
-
-    def user(dialogues, seed):
-        heard.extend(dialogues)
-        return USER(dialogues, seed)
-
-    run_episode(3, user=user)
-    assert len(heard) == 6
-    for dialogue in heard:
-        assert [turn.role for turn in dialogue.turns] == ['user', 'assistant'] * dialogue.round
-        assert dialogue.turns[0].content == 'Hello'
-        assert dialogue.person.facts == ('pet: cat',)
-        assert not any(turn.profile or 'profile>' in turn.content for turn in dialogue.turns)
 
 
 def test_policy_sees_only_its_last_profile():
@@ -245,7 +72,7 @@ def test_policy_prompt_at_round_one_leaks_nothing():
     """IV.3-6: the person carries its profile to the user, but no word of it is in the prompt."""
     for split in ('train', 'heldout', 'unseen'):
         crowd = make_people(100, seed=0, split=split)
-        for dialogue in open_queue(crowd).pending:
+        for dialogue in map(opened, crowd):
             prompt = '\n'.join(message['content'] for message in messages(dialogue, actor_prompt(SLOTS)))
             assert not any(mentions(prompt, fact.split(': ')[1]) for fact in dialogue.person.facts)
 
@@ -259,55 +86,22 @@ def test_actor_prompt_lists_every_topic_no_value_and_the_format():
     assert len(re.findall(r'\w+', prompt)) < 40
 
 
-def test_whole_world_rewards_an_honest_policy_more_every_round():
-    """Queue, user, matcher and judge together: copying what was told earns 0, 0.4, 0.667 of profile F1."""
-    crowd, reward = make_people(8, seed=0), make_reward(match_exactly, judge_by_rules)
-    queue, scores = open_queue(crowd), {0: [], 1: [], 2: []}
-    for step in range(6):
-        dialogues, queue = pop(queue, 4, people=crowd, user=USER, seed=step)
-        groups = []
-        for dialogue in dialogues:
-            told = render_facts(fact for fact in dialogue.person.facts if fact in revealed(dialogue))
-            text = render_completion(told, f'Line {dialogue.round} is here.')
-            groups.append(reward(group(dialogue, (0.0,), texts=[text]), step))
-            scores[dialogue.round].append(groups[-1][0].info['profile'])
-        queue = continue_best(queue, groups, max_rounds=3, round_batch_size=4, user=USER, seed=step)
-    assert scores == {0: [0.0] * 8, 1: pytest.approx([0.4] * 8), 2: pytest.approx([2 / 3] * 8)}
-
-
-def test_bad_input_is_refused():
-    dialogue, other = open_queue(people(2)).pending
-    with pytest.raises(ValueError, match='no people'):
-        open_queue([])
-    with pytest.raises(ValueError, match='cannot pop 0'):
-        pop(Queue((dialogue,)), 0, people=people(1), user=USER, seed=0)
-    with pytest.raises(ValueError, match='max_rounds=0'):
-        continue_best(Queue(()), [], max_rounds=0, round_batch_size=1, user=USER, seed=0)
-    with pytest.raises(ValueError, match='no samples'):
-        with_best_reply([])
-    with pytest.raises(ValueError, match='mixes dialogues'):
-        with_best_reply([*group(dialogue, (0.0,)), *group(other, (0.0,))])
-    with pytest.raises(ValueError, match='no saved queue'):
-        from_json({'pending': []})
-
-
-def test_queue_is_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        open_queue(people(1)).episode = 3  # pyright: ignore[reportAttributeAccessIssue]
-
-
 # --- credit across turns --------------------------------------------------------------------------------------------
 
 
-BAD = 'no blocks'
+def answered(samples):
+    """The dialogue of a group after its best reply and the person's next message."""
+    dialogue = with_best_reply(samples)
+    assert dialogue is not None
+    return said(dialogue, 'I see.')
 
 
 def two_turns():
     """Two dialogues of two turns with two samples each; malformed ones get 0."""
-    a, b = (Dialogue(person, (Turn('user', 'Hello'),)) for person in people(2))
+    a, b = map(opened, people(2))
     formed = render_completion('- note: x\n', 'Hm?')
     first = [group(a, [1.0, 0.2]), group(b, [0.4, 0.0], texts=[formed, BAD])]
-    later = continue_best(Queue(()), first, max_rounds=2, round_batch_size=1, user=USER, seed=0).pending
+    later = list(map(answered, first))
     second = [group(later[0], [0.8, 0.6]), group(later[1], [0.2, 0.0], texts=[formed, BAD])]
     return [first, second]
 
@@ -319,11 +113,10 @@ def test_returns_of_two_turns():
 
 
 def test_returns_add_up_over_three_turns_and_unjudged_samples_count_nowhere():
-    first = [group(Dialogue(people(1)[0], (Turn('user', 'Hello'),)), [1.0, 0.0])]
+    first = [group(opened(people(1)[0]), [1.0, 0.0])]
     turns = [first]
     for rewards, oks in (([0.5, 0.3], None), ([2.0, 9.0], [True, False])):
-        (live,) = continue_best(Queue(()), turns[-1], max_rounds=3, round_batch_size=1, user=USER, seed=0).pending
-        turns.append([group(live, rewards, oks=oks)])
+        turns.append([group(answered(turns[-1][0]), rewards, oks=oks)])
     # V3 = 2, so 0.5 + 2 and 0.3 + 2 (the only dialogue is the average one); V2 = 2.4, so 1 + 2.4 and 0 + 2.4.
     got = [sample.reward for sample in with_returns(turns, gamma=1.0)]
     assert got == pytest.approx([3.4, 2.4, 2.5, 2.3, 2.0, 9.0])
@@ -338,21 +131,63 @@ def test_without_discount_no_reward_moves_and_with_it_only_those_before():
     assert [b - a for a, b in zip(before, after, strict=True)] == pytest.approx([0.5, 0.5, 0.5, 0.0, 1, 1, 1, 1])
 
 
-def test_a_dialogue_is_played_to_its_end_or_until_it_is_malformed():
-    seen = []
+# --- the game -------------------------------------------------------------------------------------------------------
 
-    def answer(dialogues, seed, turn):
-        seen.append([(dialogue.person.id, dialogue.round, seed, turn) for dialogue in dialogues])
+
+def test_a_dialogue_is_played_to_its_end_or_until_it_is_malformed():
+    seen, game = [], DialogueGame(people(2), 3)
+
+    def answer(dialogues, turn):
+        seen.append([(dialogue.person.id, dialogue.round, turn) for dialogue in dialogues])
         bad = [BAD, BAD]
         return [group(d, [0.0, 1.0], texts=bad if d.person.id == 'u1' and turn else None) for d in dialogues]
 
-    dialogues = [Dialogue(person, (Turn('user', 'Hello'),)) for person in people(2)]
-    played = play(dialogues, answer, turns=3, user=USER, seed=7)
-    assert [[each[:2] for each in turn] for turn in seen] == [
-        [('u0', 0), ('u1', 0)], [('u0', 1), ('u1', 1)], [('u0', 2)]
-    ]  # fmt: skip
-    assert [[samples[0].source.round for samples in groups] for groups in played] == [[0, 0], [1, 1], [2]]
-    assert {each[2:] for turn in seen for each in turn} == {(7, 0), (7, 1), (7, 2)}
+    heard = Listened(USER)
+    played = converse(game, [game.start(0), game.start(1)], answer, heard)
+    assert seen == [[('u0', 0, 0), ('u1', 0, 0)], [('u0', 1, 1), ('u1', 1, 1)], [('u0', 2, 2)]]
+    assert [[samples[0].source.round for samples in groups] for groups in played] == [[0, 1, 2], [0, 1]]
+    assert [len(samples) for groups in played for samples in groups] == [2] * 5
+    assert heard.asked == 3  # two after the first turn, one after the second
+    assert played[0][1][0].source.turns[1] == Turn('assistant', 'Reply 1 of 0.', '- note: 1\n')  # the best
     seen.clear()
-    play(dialogues, answer, turns=1, user=never, seed=7)
+    converse(DialogueGame(people(2), 1), [game.start(0)], answer, never)
     assert len(seen) == 1
+
+
+def test_a_person_who_is_silent_ends_the_dialogue():
+    game = DialogueGame(people(2), 3)
+
+    def user(dialogues, turn):
+        return [None if dialogue.person.id == 'u0' else f'Turn {turn}.' for dialogue in dialogues]
+
+    played = converse(game, [game.start(0), game.start(1)], lambda ds, _: [group(d, [1.0]) for d in ds], user)
+    assert [len(groups) for groups in played] == [1, 3]
+    assert [turn.content for turn in played[1][2][0].source.turns if turn.role == 'user'] == [
+        'Hello', 'Turn 0.', 'Turn 1.'
+    ]  # fmt: skip
+
+
+def test_moves_of_a_dialogue_are_pure_and_its_person_reads_no_profile():
+    game = DialogueGame(people(1), 2, 'Be kind.')
+    start = game.start(0)
+    (reply,) = group(start.dialogue, [0.0])
+    (junk,) = group(start.dialogue, [0.0], texts=[BAD])
+    after = game.apply(start, reply)
+    assert game.turn(start) == POLICY and start == game.start(0)
+    assert game.roles[game.turn(after)] == 'person'
+    assert game.turn(game.apply(start, junk)) is None
+    assert game.prompt(start, POLICY)[0] == {'role': 'system', 'content': 'Be kind.'}
+    assert '- note: 0' in str(game.prompt(after, POLICY))
+    assert game.prompt(after, 1) == [
+        {'role': 'assistant', 'content': 'Hello'}, {'role': 'user', 'content': 'Reply 0 of 0.'}
+    ]  # fmt: skip
+    last = Conversation(replied(said(after.dialogue, 'Yes.'), reply.parsed))
+    assert game.turn(last) is None and game.rewards(last) == ()
+
+
+def test_groups_that_are_no_groups_are_refused():
+    dialogue, other = map(opened, people(2))
+    with pytest.raises(ValueError, match='no samples'):
+        with_best_reply([])
+    with pytest.raises(ValueError, match='mixes dialogues'):
+        with_best_reply([*group(dialogue, (0.0,)), *group(other, (0.0,))])

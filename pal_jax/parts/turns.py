@@ -1,0 +1,75 @@
+"""Turns of a policy in dialogues: how they are sampled, and demonstrations of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from jax.sharding import Mesh
+
+from pal_jax.data.packing import Example, pack_examples, round_up
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.choose import Decoder
+from pal_jax.envs.dialogue import actor_prompt, messages, recent
+from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
+from pal_jax.feedback.profiles import parse_completion
+from pal_jax.parts import sampler
+from pal_jax.parts.recipe import Config
+from pal_jax.parts.world import read_system
+from pal_jax.runtime import sharding
+from pal_jax.types import Dialogue, Sample, TokenBatch
+
+Sampler = Callable[..., list[Sample]]  # of dialogues, samples of each, seed and who is told: see `make_sampler`
+
+
+def rounds_of(dialogue: Config) -> int:
+    """Turns of a dialogue."""
+    return dialogue.max_rounds if dialogue.use_multiturn else 1
+
+
+def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
+    """Samples the next turn of dialogues, `n` times each; `tell` hears of each sample as soon as it is there."""
+    sampling, longest = sampler.make_sampling(config), config.dialogue.prompt_max_len
+
+    def render(dialogue: Dialogue) -> tuple[int, ...]:
+        return tuple(tokenizer.chat(messages(dialogue, system)))
+
+    def prompt_of(dialogue: Dialogue) -> tuple[int, ...]:
+        prompt = render(recent(dialogue, lambda each: len(render(each)) <= longest) if longest else dialogue)
+        if longest and len(prompt) > longest:
+            raise ValueError(
+                f'the last messages alone of {dialogue.person.id!r} make a prompt of {len(prompt)} tokens, more than '
+                f'dialogue.prompt_max_len={longest}; raise it'
+            )
+        return prompt
+
+    def sample_turns(
+        dialogues: Sequence[Dialogue], n: int, seed: Sequence[int], tell: Callable[[Sample], None] | None = None
+    ) -> list[Sample]:
+        prompts = list(map(prompt_of, dialogues))
+        return sampler.sample(
+            decoder, tokenizer, prompts, [sampling] * n, seed, sources=dialogues, parse=parse_completion, tell=tell
+        )
+
+    return sample_turns
+
+
+def make_supervised(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Callable[[int], TokenBatch]:
+    """The batch of a step's supervised update: demonstrations, each ended by the token that ends a turn."""
+    system = read_system(config.dialogue.system)
+    system = actor_prompt(TOPICS) if system is None else system
+
+    def example(each: Demonstration) -> Example:
+        prompt = tokenizer.chat(messages(each.dialogue, system))
+        return Example(prompt, [*tokenizer.encode(each.completion), tokenizer.stop_ids[0]])
+
+    examples = [example(each) for each in make_demonstrations(config.warmup.examples, seed=config.seed)]
+    ways, per_row = sharding.batch_ways(mesh), config.warmup.examples_per_row
+    rows = round_up(config.warmup.rows, ways)
+
+    def batch(i: int) -> TokenBatch:
+        packed = pack_examples(
+            examples, groups=rows, n=per_row, i=i, seed=config.seed, ways=ways, row_tokens=config.ppo.row_tokens
+        )
+        return sharding.put_batch(packed, mesh)
+
+    return batch
