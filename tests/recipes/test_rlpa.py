@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
-from pal_jax.feedback.profiles import render_completion
+from pal_jax.envs.dialogue import DialogueGame
+from pal_jax.feedback.profiles import render_completion, to_sample
 from pal_jax.models import lora, sources
-from pal_jax.parts.recipe import Context
+from pal_jax.parts.recipe import Context, Plan
 from pal_jax.parts.world import make_world
 from pal_jax.recipes import rlpa
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.types import Completion
+from pal_jax.types import Completion, Person
 from tests import configs
+from tests.recipes.test_rlpa_language import Idle, make
 
 
 @contextlib.contextmanager
@@ -33,21 +37,19 @@ CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
 get_config = functools.partial(configs.load, 'rlpa')
 
 
-def run(config, steps, monkeypatch):
+def run(config, steps, decoder=None):
     """The batches of the first `steps` PPO steps, and the last state."""
-    seen, pack = [], rlpa.pack_rollouts
+    seen, recipe = [], make(config, decoder) if decoder else rlpa.make(config, CONTEXT)
 
-    def spy(samples, **kwargs):
-        batch = pack(samples, **kwargs)
+    def pack(samples):
+        batch = recipe.pack(samples)
         seen.append((samples, jax.tree.map(np.asarray, batch)))
         return batch
 
-    with monkeypatch.context() as patch:
-        patch.setattr(rlpa, 'pack_rollouts', spy)
-        recipe = rlpa.make(config, CONTEXT)
-        state, host = recipe.init()
-        for i in range(steps):
-            state, host, _, metrics = recipe.step(state, host, i)
+    seeing = dataclasses.replace(recipe, pack=pack)
+    state, host = seeing.init()
+    for i in range(steps):
+        state, host, _, metrics = seeing.step(state, host, i)
     return seen, state, host, metrics
 
 
@@ -55,10 +57,78 @@ def small(**changes):
     return get_config(**{'warmup.steps': 0, 'decode.slots': 8, 'sampling.max_tokens': 8, **changes})
 
 
+def from_fake_parts(people=4, **changes):
+    """A recipe of plain functions: policies write a fact that earns its place in the group, and nothing is learnt."""
+    seen = SimpleNamespace(packed=[], answered=[], prompts=[])
+
+    def sample_turns(dialogues, n, seed, tell=None):
+        seen.prompts.append(([dialogue.person.id for dialogue in dialogues], tuple(seed)))
+        texts = [render_completion(f'- pet: {k}\n', f'Hm {k}.') for k in range(n)]
+        return [to_sample(d, Completion(text, (1,), (0.0,), 'stop')) for d in dialogues for text in texts]
+
+    def reward(samples, seed):
+        scores = dict.fromkeys(('format', 'profile', 'response'), 1.0)
+        return [dataclasses.replace(s, rewards=(float(s.parsed.facts[0][-1]),), info=scores) for s in samples]
+
+    def user(dialogues, seed):
+        seen.answered.append([dialogue.person.id for dialogue in dialogues])
+        return [f'Go on, {seed}.' for _ in dialogues]
+
+    crowd = [Person(f'u{k}', ('pet: cat',)) for k in range(people)]
+    models = SimpleNamespace(usage={'user_requests': 1.0}, count_on=lambda host: host)
+    world = SimpleNamespace(
+        train=crowd, user=user, reward=reward, early=None, models=models, check_answers=lambda samples, user: None
+    )
+    parts = {
+        'plan': Plan(3, None, lambda i: None), 'ctx': CONTEXT, 'world': world, 'learner': Idle(),
+        'load': lambda shardings: {}, 'decoder': Writing(), 'sample_turns': sample_turns, 'supervised': lambda i: i,
+        'pack': lambda samples: seen.packed.append(samples) or samples, 'game': DialogueGame(crowd, 3),
+        'dialogues': 2, 'n': 2, 'round_batch_size': 2, 'shuffle': None, 'turn_gamma': 0.0, 'min_std': 0.1,
+        'warmup': 0, 'ptx': False, 'seed': 5, 'shown': 0, 'test_rounds': 3, 'test_shown': 0,
+    }  # fmt: skip
+    return rlpa.RLPA(**parts | changes), seen
+
+
+def test_a_recipe_of_fake_parts_takes_conversations_on_with_their_best_answers():
+    recipe, seen = from_fake_parts()
+    state, host = recipe.init()
+    for i in range(4):
+        state, host, phase, metrics = recipe.step(state, host, i)
+        assert (phase, metrics['updated'], metrics['flat']) == ('rlpa', 1.0, 0.0)
+    assert seen.prompts == [(people, (5, i, 0)) for i, people in enumerate([['u0', 'u1']] * 3 + [['u2', 'u3']])]
+    assert seen.answered == [['u0', 'u1'], ['u0', 'u1'], ['u2', 'u3']]  # not after a last round
+    last = seen.packed[2][0].source
+    assert [turn.content for turn in last.turns] == ['Hello', 'Hm 1.', 'Go on, 0.', 'Hm 1.', 'Go on, 1.']
+    assert [sample.reward for sample in seen.packed[0]] == [0.0, 1.0, 0.0, 1.0]
+    assert host['usage'] == {'user_requests': 1.0} and len(host['queue'].pending) == 2
+
+
+def test_a_discount_plays_whole_conversations_and_credits_what_followed():
+    recipe, seen = from_fake_parts(turn_gamma=0.5)
+    _, host, _, _ = recipe.step(*recipe.init(), 0)
+    assert seen.prompts == [(['u0', 'u1'], (5, 0, turn)) for turn in range(3)]
+    assert [sample.reward for sample in seen.packed[0]] == 2 * [0.375, 1.375] + 2 * [0.25, 1.25] + 2 * [0.0, 1.0]
+    assert [dialogue.person.id for dialogue in host['queue'].pending] == ['u2', 'u3'] and not host['queue'].waiting
+
+
+def test_answers_of_one_worth_bring_no_update():
+    recipe, _ = from_fake_parts(n=1)
+    *_, metrics = recipe.step(*recipe.init(), 0)
+    assert metrics['flat'] == 1.0 and 'updated' not in metrics
+
+
+def test_a_checkpoint_keeps_the_queue_as_json():
+    recipe, _ = from_fake_parts(round_batch_size=3)
+    plan = rlpa.make(small(), CONTEXT).plan
+    _, host, *_ = recipe.step(*recipe.init(), 0)
+    assert host['queue'].waiting
+    assert plan.resume(json.loads(json.dumps(plan.pack(host)))) == host
+
+
 @pytest.mark.slow
-def test_without_multiturn_the_batches_are_those_of_single_turns(monkeypatch):  # IV.3-8
-    off, *_ = run(small(**{'dialogue.use_multiturn': False, 'dialogue.max_rounds': 3}), 3, monkeypatch)
-    single, *_ = run(small(**{'dialogue.max_rounds': 1}), 3, monkeypatch)
+def test_without_multiturn_the_batches_are_those_of_single_turns():  # IV.3-8
+    off, *_ = run(small(**{'dialogue.use_multiturn': False, 'dialogue.max_rounds': 3}), 3)
+    single, *_ = run(small(**{'dialogue.max_rounds': 1}), 3)
     for (_, a), (_, b) in zip(off, single, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -68,14 +138,14 @@ class Sampled(Exception):
 
 
 @pytest.mark.parametrize('temperature', [0.0, 0.7])
-def test_jetstreams_driver_gives_the_same_samples_and_rewards(monkeypatch, temperature):
-    def stop(samples, **_):
+def test_jetstreams_driver_gives_the_same_samples_and_rewards(temperature):
+    def stop(samples):
         raise Sampled(samples)
 
-    monkeypatch.setattr(rlpa, 'pack_rollouts', stop)
     seen = {}
     for driver in ('local', 'jetstream'):
         recipe = rlpa.make(small(**{'sampling.temperature': temperature, 'decode.driver': driver}), CONTEXT)
+        recipe = dataclasses.replace(recipe, pack=stop)
         state, host = recipe.init()
         with pytest.raises(Sampled) as step:
             recipe.step(state, host, 0)
@@ -84,19 +154,19 @@ def test_jetstreams_driver_gives_the_same_samples_and_rewards(monkeypatch, tempe
 
 
 @pytest.mark.slow
-def test_a_run_through_jetstreams_driver_is_the_local_one(monkeypatch):
-    local, *_ = run(small(), 3, monkeypatch)
-    other, *_ = run(small(**{'decode.driver': 'jetstream'}), 3, monkeypatch)
+def test_a_run_through_jetstreams_driver_is_the_local_one():
+    local, *_ = run(small(), 3)
+    other, *_ = run(small(**{'decode.driver': 'jetstream'}), 3)
     for (mine, _), (theirs, _) in zip(local, other, strict=True):
         assert [s.reward for s in mine] == [s.reward for s in theirs]
         assert [s.completion.token_ids for s in mine] == [s.completion.token_ids for s in theirs]
 
 
 @pytest.mark.slow
-def test_a_batch_may_be_short_of_people(monkeypatch):
+def test_a_batch_may_be_short_of_people():
     """Two open conversations where a batch takes four: whole micro-batches are padding."""
     config = small(**{'dialogue.people': 2, 'ppo.micro_rows': 1})
-    seen, state, _, metrics = run(config, 1, monkeypatch)
+    seen, state, _, metrics = run(config, 1)
     assert len(seen[0][0]) == 2 * 4
     assert metrics['samples'] == 8
     assert int(state.skipped) == 0
@@ -110,9 +180,10 @@ def test_the_reference_is_the_model_after_the_warm_up_also_in_a_run_that_resumes
     for i in range(2):
         state, host, phase, _ = recipe.step(state, host, i)
     checkpoints = Checkpoints(tmp_path, recipe.plan.abstract)
-    checkpoints.save(2, state, host)
+    checkpoints.save(2, state, recipe.plan.pack(host))
     checkpoints.wait()
-    for start in ((state, host), Checkpoints(tmp_path, recipe.plan.abstract, read_only=True).read()[:2]):
+    read, kept, _ = Checkpoints(tmp_path, recipe.plan.abstract, read_only=True).read()
+    for start in ((state, host), (read, recipe.plan.resume(kept))):
         *_, phase, metrics = recipe.step(*start, 2)
         assert phase == 'rlpa'
         kl.append(metrics['kl'])
@@ -127,8 +198,8 @@ def test_the_reference_is_the_model_after_the_warm_up_also_in_a_run_that_resumes
 
 
 @pytest.mark.slow
-def test_what_was_sampled_is_what_is_trained_on(monkeypatch):
-    seen, *_ = run(small(), 1, monkeypatch)
+def test_what_was_sampled_is_what_is_trained_on():
+    seen, *_ = run(small(), 1)
     samples, batch = seen[0]
     n = 4
     groups = sorted((samples[k : k + n] for k in range(0, len(samples), n)), key=lambda g: row_length(g))
@@ -145,8 +216,8 @@ def row_length(group):
 
 
 @pytest.mark.slow
-def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one(monkeypatch):  # IV.3-9
-    seen, *_ = run(small(), 1, monkeypatch)
+def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one():  # IV.3-9
+    seen, *_ = run(small(), 1)
     learner = rlpa.make_learner(small(), rlpa_model(), CONTEXT)
     batch = jax.tree.map(jax.numpy.asarray, seen[0][1])
     state = learner.init(sources.resolve('random:tiny').load())
@@ -160,16 +231,15 @@ def test_the_reward_of_a_later_turn_does_not_reach_an_earlier_one(monkeypatch): 
 
 
 @pytest.mark.long
-def test_with_a_discount_a_step_holds_whole_dialogues_and_without_it_nothing_changes(monkeypatch):
-    monkeypatch.setattr(rlpa.sampler, 'make_decoder', lambda *args, **kwargs: Writing())
+def test_with_a_discount_a_step_holds_whole_dialogues_and_without_it_nothing_changes():
     config = {'sampling.max_tokens': 64, 'dialogue.rollout_batch_size': 2}
-    (off,), *_ = run(small(**config), 1, monkeypatch)
-    (first, second), _, host, metrics = run(small(**config, **{'dialogue.turn_gamma': 0.5}), 2, monkeypatch)
+    (off,), *_ = run(small(**config), 1, Writing())
+    (first, second), _, host, metrics = run(small(**config, **{'dialogue.turn_gamma': 0.5}), 2, Writing())
     for samples, batch in (first, second):
         assert [sample.source.round for sample in samples] == [0] * 8 + [1] * 8
         assert batch.ok.sum() == 16
     assert metrics['round'] == 1.5
-    assert not host['queue']['waiting'] and {len(each['turns']) for each in host['queue']['pending']} <= {1}
+    assert not host['queue'].waiting and {len(dialogue.turns) for dialogue in host['queue'].pending} <= {1}
     gains = [with_later.reward - alone.reward for with_later, alone in zip(first[0][:8], off[0], strict=True)]
     assert min(gains) >= 0.0 < max(gains)
     assert metrics['reward'] < np.mean([sample.reward for sample in second[0]])  # metrics tell rewards, not returns
@@ -196,13 +266,10 @@ def rlpa_model():
     return devices.for_platform(sources.resolve('random:tiny').config, 'float32')
 
 
-def test_sampler_and_trainer_agree_on_logprobs_and_the_host_item_is_json(monkeypatch):
-    _, _, host, metrics = run(small(), 1, monkeypatch)
+def test_sampler_and_trainer_agree_on_logprobs():
+    *_, metrics = run(small(), 1)
     assert metrics['sampler_drift_max'] < 2e-3
     assert metrics['first_ratio_deviation'] < 1e-3
-    queue = rlpa.env.from_json(host['queue'])
-    assert queue.pending
-    assert rlpa.env.from_json(json.loads(json.dumps(host))['queue']) == queue
 
 
 @pytest.mark.parametrize('variant', ['', 'paper'])
@@ -302,14 +369,15 @@ def test_own_people_are_split_and_their_topics_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_can_start_from_what_another_has_trained(tmp_path, monkeypatch):
+def test_a_run_can_start_from_what_another_has_trained(tmp_path):
     from pal_jax.runtime.checkpoint import Checkpoints, write_config
 
     config = small()
-    _, state, host, _ = run(config, 1, monkeypatch)
+    _, state, host, _ = run(config, 1)
     write_config(tmp_path, config.to_dict())
-    checkpoints = Checkpoints(tmp_path, rlpa.make(config, CONTEXT).abstract)
-    checkpoints.save(1, state, host)
+    plan = rlpa.make(config, CONTEXT).plan
+    checkpoints = Checkpoints(tmp_path, plan.abstract)
+    checkpoints.save(1, state, plan.pack(host))
     checkpoints.wait()
     recipe = rlpa.make(small(**{'policy.source': f'orbax:{tmp_path}'}), CONTEXT)
     start, _ = recipe.init()

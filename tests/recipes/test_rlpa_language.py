@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import json
 import re
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +19,7 @@ from pal_jax.decode.requests import Request
 from pal_jax.feedback.profiles import render_completion, to_sample
 from pal_jax.parts import chat_models, world
 from pal_jax.parts.recipe import Context
+from pal_jax.parts.turns import make_sampler
 from pal_jax.recipes import rlpa
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Sampling
@@ -79,18 +83,32 @@ def everyone_at(server, **changes):
     })  # fmt: skip
 
 
-def without_learning(patch):
-    patch.setattr(rlpa.PolicyLearner, 'score', lambda self, state, batch: (batch, {}))
-    patch.setattr(rlpa.PolicyLearner, 'advantages', lambda self, state, batch: (batch, {}))
-    patch.setattr(rlpa.PolicyLearner, 'update', lambda self, state, *_: (state, {}))
+class Idle:
+    """A learner whose policy stays as it is."""
+
+    actor = SimpleNamespace(param_shardings=None)
+
+    def init(self, params):
+        return SimpleNamespace(skipped=0)
+
+    def weights(self, state):
+        return None
+
+    def score(self, state, batch):
+        return batch, {}
+
+    def advantages(self, state, batch):
+        return batch, {}
+
+    def update(self, state, batch, key, ptx):
+        return state, {'updated': 1.0}
 
 
 @pytest.mark.slow
-def test_faults_and_attacks_end_in_masked_samples_and_right_counts(chat_server, monkeypatch, tmp_path):
-    without_learning(monkeypatch)
+def test_faults_and_attacks_end_in_masked_samples_and_right_counts(chat_server, tmp_path):
     with chat_server(attacks) as server:
         config = everyone_at(server, **{'answers': str(tmp_path / 'answers.sqlite'), 'reward.min_std': 0.0})
-        first, metrics = rollout(config, 3, monkeypatch)
+        first, metrics = rollout(config, 3, learner=Idle())
         rewards = np.concatenate([batch.rewards[..., 0][batch.ok] for batch in first])
         malformed, judged = 0.0, 0.75 + 1 / 3  # four of five criteria; one of two facts, of four
         assert {round(float(each), 4) for each in rewards} == {malformed, round(judged, 4)}
@@ -102,7 +120,7 @@ def test_faults_and_attacks_end_in_masked_samples_and_right_counts(chat_server, 
         assert not any('\\boxed{1 1 1 1 1} {0' in text or '</profile> ' in text for text in histories)
         asked = len(server.asked)
         unanswered = metrics['judge_failed'] + metrics['matcher_failed'] + metrics['user_failed']
-        again, metrics = rollout(config, 3, monkeypatch)
+        again, metrics = rollout(config, 3, learner=Idle())
         jax.tree.map(np.testing.assert_array_equal, first, again)
         assert len(server.asked) - asked <= 3 * unanswered  # what failed is asked again, no more
         assert metrics['judge_cached'] > 0
@@ -110,8 +128,6 @@ def test_faults_and_attacks_end_in_masked_samples_and_right_counts(chat_server, 
 
 @pytest.mark.slow
 def test_judges_are_asked_while_others_are_decoded_and_nothing_else_changes(chat_server, monkeypatch):
-    without_learning(monkeypatch)
-
     class Waiting(Writing):
         """Ends its batch only when a question about the first of it has reached the server."""
 
@@ -129,12 +145,12 @@ def test_judges_are_asked_while_others_are_decoded_and_nothing_else_changes(chat
 
             return super().__call__(requests, tell)
 
-    with chat_server(answer) as server, monkeypatch.context() as patch:
-        early, told = rollout(everyone_at(server, answers=''), 2, monkeypatch, decoder=Waiting)
+    with chat_server(answer) as server:
+        early, told = rollout(everyone_at(server, answers=''), 2, Waiting(), Idle())
         assert any('cook' in text for text in map(str, server.asked))
         asked = len(server.asked)
-        patch.setattr(chat_models.ChatModels, 'early', lambda *_: None)
-        late, later = rollout(everyone_at(server, answers=''), 2, monkeypatch)
+        monkeypatch.setattr(chat_models.ChatModels, 'early', lambda *_: None)
+        late, later = rollout(everyone_at(server, answers=''), 2, learner=Idle())
         jax.tree.map(np.testing.assert_array_equal, early, late)
         names = [
             f'{name}_{field}' for name in ('user', 'matcher', 'judge') for field in ('requests', 'failed', 'cached')
@@ -146,21 +162,25 @@ def test_judges_are_asked_while_others_are_decoded_and_nothing_else_changes(chat
 get_config = functools.partial(configs.load, 'rlpa')
 
 
-def rollout(config, steps, monkeypatch, decoder=Writing):
+def make(config, decoder, learner=None):
+    """The recipe of a config with another decoder, and another learner if one is given."""
+    recipe = rlpa.make(config, CONTEXT)
+    sample_turns = make_sampler(config, recipe.world.system, byte_tokenizer(), decoder)
+    return dataclasses.replace(recipe, decoder=decoder, sample_turns=sample_turns, learner=learner or recipe.learner)
+
+
+def rollout(config, steps, decoder=None, learner=None):
     """The batches of the first steps, and the metrics of the last."""
-    seen, pack = [], rlpa.pack_rollouts
-    with monkeypatch.context() as patch:
-        patch.setattr(rlpa.sampler, 'make_decoder', lambda *args, **kwargs: decoder())
-        patch.setattr(rlpa, 'pack_rollouts', lambda s, **kw: seen.append(pack(s, **kw)) or seen[-1])
-        recipe = rlpa.make(config, CONTEXT)
-        state, host = recipe.init()
-        for i in range(steps):
-            state, host, _, metrics = recipe.step(state, host, i)
+    seen, recipe = [], make(config, decoder or Writing(), learner)
+    recipe = dataclasses.replace(recipe, pack=lambda samples, pack=recipe.pack: seen.append(pack(samples)) or seen[-1])
+    state, host = recipe.init()
+    for i in range(steps):
+        state, host, _, metrics = recipe.step(state, host, i)
     return jax.tree.map(np.asarray, seen), metrics
 
 
 @pytest.mark.long
-def test_a_model_that_plays_all_parts_and_fails_now_and_then(chat_server, monkeypatch, tmp_path):
+def test_a_model_that_plays_all_parts_and_fails_now_and_then(chat_server, tmp_path):
     with chat_server(answer) as server:
         settings = {f'endpoints.{name}.{key}': value for name in ('user', 'matcher', 'judge')
                     for key, value in (('address', server.address), ('model', 'm'))}  # fmt: skip
@@ -169,7 +189,7 @@ def test_a_model_that_plays_all_parts_and_fails_now_and_then(chat_server, monkey
             'reward.judge': 'endpoint:judge', 'reward.matcher': 'endpoint:matcher', 'dialogue.user': 'endpoint:user',
             'answers': str(tmp_path / 'answers.sqlite'),
         })  # fmt: skip
-        first, metrics = rollout(config, 2, monkeypatch)
+        first, metrics = rollout(config, 2)
         ok = np.concatenate([batch.ok.ravel() for batch in first])
         reward = np.concatenate([batch.rewards[..., 0].ravel() for batch in first])
         assert 0 < (~ok).sum() < ok.size  # who would not say
@@ -178,26 +198,25 @@ def test_a_model_that_plays_all_parts_and_fails_now_and_then(chat_server, monkey
         assert {round(float(each), 4) for each in reward[ok]} == {malformed, round(judged, 4)}
         assert metrics['judge_requests'] > 0 and metrics['judge_failed'] == 0 and metrics['failed'] > 0
         asked = len(server.asked)
-        again, metrics = rollout(config, 2, monkeypatch)
+        again, metrics = rollout(config, 2)
         unreadable = len(server.asked) - asked
         assert unreadable == 0 and metrics['judge_requests'] == 0 and metrics['judge_cached'] > 0
         jax.tree.map(np.testing.assert_array_equal, first, again)
         config.reward.max_failed = 0.1
         with pytest.raises(RuntimeError, match=r'samples got no reward, more than reward\.max_failed=0\.1'):
-            rollout(config, 2, monkeypatch)
+            rollout(config, 2)
 
 
-def test_a_run_that_goes_on_counts_on(chat_server, monkeypatch):
-    without_learning(monkeypatch)
+def test_a_run_that_goes_on_counts_on(chat_server):
     with chat_server(answer) as server:
-        config, host = everyone_at(server, answers=''), None
-        _, whole = rollout(config, 2, monkeypatch)
-        monkeypatch.setattr(rlpa.sampler, 'make_decoder', lambda *args, **kwargs: Writing())
+        config, kept = everyone_at(server, answers=''), None
+        _, whole = rollout(config, 2, learner=Idle())
         for i in range(2):
-            recipe = rlpa.make(config, CONTEXT)
-            state, fresh = recipe.init()
-            recipe.plan.resume(host or fresh)
-            _, host, _, metrics = recipe.step(state, host or fresh, i)
+            recipe = make(config, Writing(), Idle())
+            state, host = recipe.init()
+            host = recipe.plan.resume(json.loads(kept)) if kept else host
+            _, host, _, metrics = recipe.step(state, host, i)
+            kept = json.dumps(recipe.plan.pack(host))
         assert metrics['judge_requests'] > 0
         assert {key: value for key, value in metrics.items() if key.endswith(('_requests', '_tokens'))} == {
             key: value for key, value in whole.items() if key.endswith(('_requests', '_tokens'))
@@ -218,20 +237,20 @@ def test_what_is_no_user_or_judge_is_refused_with_the_choices():
 
 
 @pytest.mark.long
-def test_our_own_model_plays_user_and_judge(monkeypatch):
+def test_our_own_model_plays_user_and_judge():
     config = get_config(**{
         'warmup.steps': 0, 'total_steps': 2, 'sampling.max_tokens': 128, 'reward.max_failed': 1.0,
         'reward.judge': 'local:random:tiny', 'reward.matcher': 'local:random:tiny',
         'dialogue.user': 'local:random:tiny',
     })  # fmt: skip
-    (batch, *_), metrics = rollout(config, 2, monkeypatch)
+    (batch, *_), metrics = rollout(config, 2)
     assert not batch.rewards[..., 0][batch.ok].any()  # malformed ones: a random model's verdicts cannot be read
     assert metrics['failed'] > 0 and metrics['reward'] == 0.0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('role', ['user', 'judge'])
-def test_who_is_not_there_ends_training_and_evaluation_with_the_reason(monkeypatch, role):
+def test_who_is_not_there_ends_training_and_evaluation_with_the_reason(role):
     part = {'user': 'dialogue.user', 'judge': 'reward.judge'}[role]
     config = get_config(**{
         'warmup.steps': 0, 'total_steps': 2, 'sampling.max_tokens': 128, 'answers': '', part: f'endpoint:{role}',
@@ -240,7 +259,7 @@ def test_who_is_not_there_ends_training_and_evaluation_with_the_reason(monkeypat
     })  # fmt: skip
     what = {'user': 'users gave no answer', 'judge': 'samples got no reward'}[role]
     with pytest.raises(RuntimeError, match=rf'\d+ of \d+ {what}, more than reward\.max_failed=0\.1 \({role}: API'):
-        rollout(config, 2, monkeypatch)
+        rollout(config, 2)
     people, decoder = world.make_world(config), Writing()
 
     def respond(dialogues, seed):

@@ -16,10 +16,12 @@ from pal_jax.feedback.profiles import render_completion, to_sample
 from pal_jax.models import sources
 from pal_jax.parts import world
 from pal_jax.parts.recipe import Context
+from pal_jax.parts.turns import make_sampler
 from pal_jax.recipes import rlpa
 from pal_jax.runtime import devices
 from pal_jax.types import Completion, Dialogue, Person, Turn
 from tests import configs
+from tests.recipes.test_rlpa_language import Idle, make
 
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
 
@@ -121,14 +123,10 @@ def test_the_published_aggregation_is_a_mean_of_micro_batches():
     assert ours.micro_train_batch_size == 4
 
 
-def test_rewards_that_do_not_differ_bring_no_update_unless_it_is_published(monkeypatch):
-    monkeypatch.setattr(rlpa.sampler, 'make_decoder', lambda *args, **kwargs: Silent())
-    monkeypatch.setattr(rlpa.PolicyLearner, 'score', lambda self, state, batch: (batch, {}))
-    monkeypatch.setattr(rlpa.PolicyLearner, 'advantages', lambda self, state, batch: (batch, {}))
-    monkeypatch.setattr(rlpa.PolicyLearner, 'update', lambda self, state, *_: (state, {'updated': 1.0}))
+def test_rewards_that_do_not_differ_bring_no_update_unless_it_is_published():
     for published in (False, True):
         config = get_config(reference_compatible=published, **{'warmup.steps': 0, 'reward.min_std': 1e-3})
-        made = rlpa.make(config, CONTEXT)
+        made = make(config, Silent(), Idle())
         _, _, _, metrics = made.step(*made.init(), 0)
         assert (metrics['flat'], 'updated' in metrics) == ((0.0, True) if published else (1.0, False))
 
@@ -139,7 +137,7 @@ def test_a_long_dialogue_loses_its_oldest_exchanges_and_never_its_last_words():
         turns += [Turn('assistant', f'reply {i}', f'- note: {i}\n'), Turn('user', f'message {i}')]
     dialogue, decoder, longest = Dialogue(Person('a', ('pet: cat',)), tuple(turns)), Silent(), 0
     for _ in range(4):
-        sampler = rlpa.make_sampler(get_config(**{'dialogue.prompt_max_len': longest}), '', byte_tokenizer(), decoder)
+        sampler = make_sampler(get_config(**{'dialogue.prompt_max_len': longest}), '', byte_tokenizer(), decoder)
         (sample,) = sampler([dialogue], 1, (0,))
         assert sample.source == dialogue
         assert not longest or len(sample.prompt_ids) <= longest
@@ -148,7 +146,7 @@ def test_a_long_dialogue_loses_its_oldest_exchanges_and_never_its_last_words():
     assert [[i for i in range(4) if f'reply {i}' in prompt] for prompt in decoder.prompts] == [
         [0, 1, 2, 3], [1, 2, 3], [2, 3], [3],
     ]  # fmt: skip
-    tight = rlpa.make_sampler(get_config(**{'dialogue.prompt_max_len': 20}), '', byte_tokenizer(), decoder)
+    tight = make_sampler(get_config(**{'dialogue.prompt_max_len': 20}), '', byte_tokenizer(), decoder)
     with pytest.raises(ValueError, match=r'the last messages alone .* dialogue\.prompt_max_len=20; raise it'):
         tight([dialogue], 1, (0,))
 
