@@ -48,10 +48,10 @@ def make_pal_jax(batch: int, updates: int, dtype: str) -> Round:
     import jax
     import jax.numpy as jnp
 
+    from pal_jax.data.comparisons import PairBatch
     from pal_jax.learners.ideal_point import IdealPointLearner, Loss, Rates
     from pal_jax.models.ideal_point import PAL
     from pal_jax.runtime import devices
-    from pal_jax.types import PairBatch
 
     pal = PAL(
         WIDTH, K, variant='B', projector='mlp2-gelu-dropout0', rule='angle', scaled=True, **devices.precision(dtype)

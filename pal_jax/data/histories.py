@@ -13,7 +13,7 @@ from pal_jax.data import records
 from pal_jax.data.holdouts import normal, together
 from pal_jax.data.records import Row
 from pal_jax.runtime import files
-from pal_jax.types import Choice, History, Told
+from pal_jax.types import Choice
 
 FORMS = 'labelled', 'chosen', 'guide'
 PARTS = {
@@ -21,6 +21,32 @@ PARTS = {
     'train': ('train_prompt', 'train_chosen', 'train_rejected'),
     'held': ('eval_prompt', 'eval_chosen', 'eval_rejected'),
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Told:
+    """What is known of a person before a summary is written: `context`, a text. `ask` has the messages that ask for
+    the summary, where a file gives them.
+    """
+
+    user: str
+    context: str
+    ask: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class History(Told):
+    """A person's record with four disjoint uses of the person's choices: `past` made the context, `reward` pays for a
+    summary, `train` teaches the reward model, `held` tests both.
+
+    `past` is empty where a file gives the context as a text. `kind` is the person's group, '' where it is not known.
+    """
+
+    reward: Choice
+    train: tuple[Choice, ...]
+    held: tuple[Choice, ...]
+    kind: str = ''
+    past: tuple[Choice, ...] = ()
 
 
 def from_choices(

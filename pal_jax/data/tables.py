@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from pal_jax.data import choices, records
-from pal_jax.data.comparisons import Comparisons, from_pairs
+from pal_jax.data.comparisons import Comparisons, PreferencePair, from_pairs
 from pal_jax.runtime import files
-from pal_jax.types import PreferencePair
 
 LARGEST = float(np.finfo(np.float32).max)
 FORMS = (

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from pal_jax.data import holdouts
-from pal_jax.data.histories import content
+from pal_jax.data.histories import History, content
 from pal_jax.data.thoughts import spoken
 from pal_jax.feedback.summaries import question
-from pal_jax.types import ChatModel, Choice, Exhibit, History
+from pal_jax.types import ChatModel, Choice, Exhibit
 
 # Texts of each person, neighbours of each other, written at these temperatures; or vectors, of who has no words.
 Describe = Callable[[Sequence[History], Sequence[float]], list[Any]]

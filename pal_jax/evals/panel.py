@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pal_jax.data.comparisons import Comparisons, Split, rank_within, take
+from pal_jax.data.comparisons import Comparisons, PairBatch, Split, rank_within, take
 from pal_jax.evals.accuracy import Accuracy, accuracy
 from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.models.params import Params
-from pal_jax.types import PairBatch
 
 CHUNK = 65536  # pairs judged at once
 

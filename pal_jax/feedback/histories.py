@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pal_jax.data import attributes, histories, holdouts, opinions, votes
+from pal_jax.data.histories import History
 from pal_jax.data.records import TextChoice
 from pal_jax.feedback import pets
-from pal_jax.types import Choice, History
+from pal_jax.types import Choice
 
 Splits = Mapping[str, Sequence[History]]
 Log = Callable[[str], None]

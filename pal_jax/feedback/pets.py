@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from pal_jax.data.histories import context_of
-from pal_jax.types import Choice, History
+from pal_jax.data.histories import History, context_of
+from pal_jax.types import Choice
 
 Split = Literal['train', 'test', 'animals']
 

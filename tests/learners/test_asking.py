@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from pal_jax.data.comparisons import PairBatch
 from pal_jax.learners import asking
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, Rates
 from pal_jax.models.ideal_point import PAL
 from pal_jax.runtime import devices
-from pal_jax.types import PairBatch
 
 ONE = devices.make_mesh(devices=jax.devices()[:1])
 

@@ -10,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
+from pal_jax.data.comparisons import PairBatch
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, Rates, UserTable, adam_rows
 from pal_jax.models import ideal_point
 from pal_jax.models.ideal_point import PAL
 from pal_jax.runtime import devices
-from pal_jax.types import PairBatch
 
 USERS, WIDTH, B = 40, 6, 16
 RATES = Rates(projector=1e-2, projector_decay=0.0, prototypes=1e-2, users=1e-2)

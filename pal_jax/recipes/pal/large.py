@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from pal_jax.data.comparisons import shares
+from pal_jax.data.comparisons import PairBatch, shares
 from pal_jax.data.passes import shuffled
 from pal_jax.data.texts import Text, TextPairs
 from pal_jax.evals.panel import Trial
@@ -49,7 +49,7 @@ from pal_jax.recipes.pal import text as pal_text
 from pal_jax.recipes.pal.text import Decoder, TextData
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import Optimizer
-from pal_jax.types import Metrics, PairBatch
+from pal_jax.types import Metrics
 
 TINY = 'tiny'  # the evaluation before decoders are trained
 

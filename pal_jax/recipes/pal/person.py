@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array
 
 from pal_jax.data import comparisons, opinions, records, tables, texts
-from pal_jax.data.comparisons import Comparisons
+from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.texts import TextPairs
 from pal_jax.evals.panel import population
 from pal_jax.models import ideal_point
@@ -33,7 +33,6 @@ from pal_jax.parts.recipe import read_config
 from pal_jax.recipes.pal.reward import Reading, TrainedPAL, open_pal, reward_of_replies
 from pal_jax.runtime import files
 from pal_jax.runtime.outputs import whole_file
-from pal_jax.types import PairBatch
 
 
 class Choices(NamedTuple):

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array
 
 from pal_jax.data import choices, columns, comparisons, opinions, tables
-from pal_jax.data.comparisons import Comparisons
+from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.passes import shuffled
 from pal_jax.evals import mixed_logit, panel
 from pal_jax.evals.panel import Trial
@@ -36,7 +36,7 @@ from pal_jax.recipes.pal import text as pal_text
 from pal_jax.recipes.pal.kept import Kept
 from pal_jax.recipes.pal.text import TextData
 from pal_jax.runtime import devices, sharding
-from pal_jax.types import Metrics, PairBatch
+from pal_jax.types import Metrics
 
 CERTAIN = 20.0  # a logit that leaves the other prototypes nothing
 SHOWN = 'seen_shared', 'seen_pal', 'new_shared', 'new_pal'

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from pal_jax.data import inputs, opinions, texts, votes
-from pal_jax.data.comparisons import Comparisons
+from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.texts import Spans, TextPairs
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.models import states
@@ -21,7 +21,6 @@ from pal_jax.objectives.preference import TokenWeighting
 from pal_jax.parts.recipe import Config, Context, Policy, make_source
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.processes import exchange
-from pal_jax.types import PairBatch
 
 Decoder = Policy  # that reads, cut to the layers that are used
 

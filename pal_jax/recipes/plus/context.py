@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.data.histories import content
+from pal_jax.data.histories import History, Told, content
 from pal_jax.data.packing import Example, Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.evals import conditioning
@@ -24,7 +24,7 @@ from pal_jax.parts import sampler
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import Config, Context, Policy
 from pal_jax.runtime import sharding
-from pal_jax.types import ChatModel, Choice, Exhibit, History, Metrics, Sample, Told
+from pal_jax.types import ChatModel, Choice, Exhibit, Metrics, Sample
 
 WRITTEN = ('summary', 'untrained')  # by a model
 

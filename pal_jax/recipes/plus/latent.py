@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pal_jax.data.histories import History
 from pal_jax.data.passes import shuffled
 from pal_jax.data.texts import Text
 from pal_jax.evals import conditioning
@@ -44,7 +45,7 @@ from pal_jax.runtime.checkpoint import KEPT
 from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.runtime.processes import exchange
-from pal_jax.types import Choice, History, Metrics
+from pal_jax.types import Choice, Metrics
 
 UNITS = 'latent.json'
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from pal_jax.data.histories import History
 from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.passes import shuffled
 from pal_jax.evals import conditioning
@@ -61,7 +62,7 @@ from pal_jax.recipes.plus.context import (
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import CONFIG
 from pal_jax.runtime.optim import Optimizer, make_schedule
-from pal_jax.types import History, Metrics, RolloutBatch, Sample
+from pal_jax.types import Metrics, RolloutBatch, Sample
 
 READS = ('summary', 'untrained', 'context', 'kind', 'nothing', 'latent')
 SHOWN = 'accuracy', 'reward', 'written_better'
