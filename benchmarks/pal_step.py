@@ -49,7 +49,7 @@ def make_pal_jax(batch: int, updates: int, dtype: str) -> Round:
     import jax.numpy as jnp
 
     from pal_jax.data.comparisons import PairBatch
-    from pal_jax.learners.ideal_point import IdealPointLearner, Loss, Rates
+    from pal_jax.learners.ideal_point import IdealPointLearner, Loss, Rates, put
     from pal_jax.models.ideal_point import PAL
     from pal_jax.runtime import devices
 
@@ -64,7 +64,7 @@ def make_pal_jax(batch: int, updates: int, dtype: str) -> Round:
     state = [learner.init(jnp.zeros(1, jnp.int32))]
 
     def update() -> dict[str, float]:
-        state[0], metrics = jax.block_until_ready(learner.update(state[0], pairs))
+        state[0], metrics = jax.block_until_ready(learner.update(state[0], put(pairs, learner.mesh)))
         return {'loss': float(metrics['loss'][0])}
 
     return update
@@ -170,7 +170,7 @@ def measure(users: int, options: argparse.Namespace) -> tuple[float, float]:
     import jax
     import jax.numpy as jnp
 
-    from pal_jax.learners.ideal_point import IdealPointLearner, Loss, Rates
+    from pal_jax.learners.ideal_point import IdealPointLearner, Loss, Rates, put
     from pal_jax.models.ideal_point import PAL
     from pal_jax.runtime import devices
     from pal_jax.types import PairBatch
@@ -185,7 +185,7 @@ def measure(users: int, options: argparse.Namespace) -> tuple[float, float]:
     seconds = []
     for _ in range(options.repeats + 1):
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(learner.update(state, pairs))
+        state, _ = jax.block_until_ready(learner.update(state, put(pairs, learner.mesh)))
         seconds.append(time.perf_counter() - start)
     return 1000 * min(seconds[1:]) / options.updates, sum(leaf.nbytes for leaf in jax.tree.leaves(state.users))
 

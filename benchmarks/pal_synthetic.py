@@ -25,7 +25,7 @@ from pal_jax.data.comparisons import shares, take
 from pal_jax.data.passes import shuffled
 from pal_jax.data.synthetic import Setting, make_population, side_by_side
 from pal_jax.evals.panel import Trial, new_accuracy, newcomers, questions, seen_accuracy
-from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, Rates
+from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, Rates, put
 from pal_jax.models import ideal_point
 from pal_jax.models.ideal_point import PAL
 from pal_jax.runtime import devices
@@ -78,7 +78,8 @@ def run(
         )
         share = np.stack([shares(data.users, t.split.train)[0].repeat(UPDATES * BATCH) for t in trials])
         index, share = (x.reshape(len(trials), UPDATES, BATCH) for x in (index, share))
-        state, _ = learner.update(state, take(data, index, data.users[index], share))
+        pairs = take(data, index, data.users[index], share)
+        state, _ = learner.update(state, put(pairs, learner.mesh))
     known, middle = newcomers(data, trials), jnp.zeros((len(trials), K))
     new = new_accuracy(learner, state, known, counts, middle)
     orders = (known, questions(asking, state, known, middle, max(asked))) if asked else ()

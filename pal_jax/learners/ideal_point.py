@@ -1,6 +1,7 @@
 """PAL with its users: parameters that all share, a table of users, and their updates.
 
     state = learner.init(seeds)                      # a replica a seed, side by side on the leading axis
+    batches = put(batches, mesh)                     # once, for all learners that update on them
     state, metrics = learner.update(state, batches)  # many updates of each replica, one program
     z = learner.fit(state.params, pairs, weight)     # new users: their logits alone, nothing else moves
     rank = learner.ask(state.params, pairs, exists, prior, seed, questions=5)      # what to ask new users, one by one
@@ -144,10 +145,12 @@ class IdealPointLearner:
     def update(self, state: PALState, batches: PairBatch) -> tuple[PALState, dict[str, Array]]:
         """One update for each of the batches `[replicas, updates, B]`; metrics are means over them, by replica.
 
+        `put` lays batches over the devices of all processes; a single process may give host arrays.
+
         A pair whose tokens all weigh nothing is padding: it counts nowhere, and its user is not in the batch. A batch
         of padding alone changes nothing and is in no mean.
         """
-        return self._updates(state, sharding.put_batch(batches, self.mesh, BATCH))
+        return self._updates(state, batches)
 
     def _many(self, state: PALState, batches: PairBatch) -> tuple[PALState, dict[str, Array]]:
         if not batches.users.size:
@@ -293,6 +296,11 @@ class IdealPointLearner:
 
     def _margins(self, params: Params, z: Float[Array, 'U K'], pairs: PairBatch) -> Float[Array, ' B']:
         return self._judge(params, z[pairs.users], pairs)[1]
+
+
+def put(batches: PairBatch, mesh: Mesh) -> PairBatch:
+    """Batches `[replicas, updates, B]` of the host, or on disk, as arrays on the devices, split by pairs."""
+    return sharding.put_batch(batches, mesh, BATCH)
 
 
 def real(batch: PairBatch) -> Bool[Array, '*S']:

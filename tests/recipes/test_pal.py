@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,9 +18,12 @@ import pytest
 
 from benchmarks import pal_synthetic
 from pal_jax.data import columns, synthetic
+from pal_jax.data.comparisons import PairBatch
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.evals.accuracy import gain
-from pal_jax.parts.recipe import Context, open_run
+from pal_jax.evals.panel import Trial
+from pal_jax.evals.population import Panel
+from pal_jax.parts.recipe import Context, Plan, open_run
 from pal_jax.recipes.pal import recipe as pal
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.recipes.pal import text as pal_text
@@ -110,6 +114,33 @@ def test_exhibits_tell_the_story(trained):
     assert len(prototypes) == 3
     assert {prototypes[1][3].split()[0], prototypes[1][4].split()[0]} & {'x0'}  # what the two kinds disagree about
     assert all(exhibits[title].picture for title in ('By prototypes', 'New people', 'The people', 'The prototypes'))
+
+
+class Learner(NamedTuple):
+    """A learner whose state is how many updates it has had."""
+
+    seen: list
+
+    def init(self, seeds):
+        return 0
+
+    def update(self, state, batches):
+        self.seen.append(batches)
+        return state + 1, {'loss': np.zeros(2), 'accuracy': np.array([0.75, 0.25])}
+
+
+def test_fake_learners_update_on_the_same_pairs_which_are_put_on_the_device_once():
+    learners = {'K=1': Learner([]), 'K=2': Learner([])}
+    trials = [Trial(None, None, seed, shuffled) for seed, shuffled in ((0, False), (1, True))]
+    columns = np.zeros((2, 1, 4), np.int32), np.zeros((2, 1, 4, 3)), np.ones((2, 1, 4, 3)), np.ones((2, 1, 4))
+    panel = Panel(None, trials, learners, (1, 2), (0,), 'zero')
+    recipe = pal.PAL(Plan(1, None, lambda i: None), CONTEXT, panel, lambda i: PairBatch(*columns))
+    state, host, phase, metrics = recipe.step(*recipe.init(), 0)
+    assert (state, host, phase) == ({'K=1': 1, 'K=2': 1}, {}, 'pal')
+    assert metrics['accuracy K=2'] == 0.75  # the shuffled split is left out
+    (one,), (two,) = (learner.seen for learner in learners.values())
+    assert one is two
+    assert isinstance(one.chosen, jax.Array)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,21 @@ import contextlib
 import functools
 import json
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pal_jax.data.comparisons import PairBatch
+from pal_jax.data.texts import Text, TextPairs
+from pal_jax.evals.panel import Trial
+from pal_jax.evals.population import Panel
+from pal_jax.learners.reader import Reading
 from pal_jax.models import ideal_point
-from pal_jax.parts.recipe import Context
+from pal_jax.parts.recipe import Context, Plan
+from pal_jax.recipes.pal import batches as pal_batches
 from pal_jax.recipes.pal import export as pal_export
 from pal_jax.recipes.pal import kept as pal_kept
 from pal_jax.recipes.pal import large as pal_large
@@ -146,7 +153,7 @@ def test_decoders_wait_while_prototypes_are_found(asked):
     recipe, tiny = pal_large.make(config, ONE), pal.make(small(asked, 'text', **B, **{'baselines.groups': False}), ONE)
     (state, host), (other, nothing) = recipe.init(), tiny.init()
     before = jax.tree.map(np.array, {name: model.readings for name, model in state.models.items()})
-    assert recipe.plan.total_steps == 3 and [recipe.stage(i) for i in range(4)] == [None, None, 'tiny', 'final']
+    assert recipe.plan.total_steps == 3 and [recipe.plan.stage(i) for i in range(4)] == [None, None, 'tiny', 'final']
     for i in range(2):
         state, host, phase, _ = recipe.step(state, host, i)
         other, nothing, *_ = tiny.step(other, nothing, i)
@@ -157,6 +164,60 @@ def test_decoders_wait_while_prototypes_are_found(asked):
     jax.tree.map(np.testing.assert_array_equal, people, other)
     found, expected = recipe.evaluate(state, 'tiny').record, tiny.evaluate(other, 'final').record
     assert found['seen_pal'] == expected['seen_pal']
+
+
+class Decoders(NamedTuple):
+    """Vectors of two numbers; a decoder is how many updates it has had, and `heard` is what it was told."""
+
+    heard: list
+
+    def divide(self, weights, seed):
+        return 'frozen', Reading(seed, np.int32(0))
+
+    def read(self, reading, frozen, texts):
+        return np.array([[len(text.tokens), reading.model] for text in texts], np.float32)
+
+    def learn(self, reading, frozen, texts, gradient):
+        self.heard.append((len(texts), gradient.tolist()))
+        return reading.replace(model=reading.model + 10), {}
+
+
+class People(NamedTuple):
+    """Every pair has its own vectors as its gradient."""
+
+    seen: list
+
+    def init(self, seeds):
+        return 0
+
+    def item_gradients(self, state, batch):
+        return batch
+
+    def update(self, state, batches):
+        self.seen.append(batches)
+        return state + 1, {'loss': np.zeros(1), 'accuracy': np.ones(1)}
+
+
+def test_large_of_fake_parts_waits_and_then_hands_the_gradient_on():
+    texts = tuple(Text(tuple(range(1, n))) for n in (3, 4, 5))
+    sides = np.array([0, 1]), np.array([1, 2])
+    drawn = pal_batches.Drawn(np.arange(3), np.zeros(2, int), np.ones(2, np.float32), *sides, None)
+    columns = np.zeros((1, 1, 2), np.int32), np.zeros((1, 1, 2, 2)), np.zeros((1, 1, 2, 2)), np.ones((1, 1, 2))
+    pairs = TextPairs(np.zeros(2, int), *sides, None, texts, ('a', 'b', 'c'), ('ana',), np.array([-1]))
+    learners, reader = {'K=1': People([]), 'K=2': People([])}, Decoders([])
+    panel = Panel(None, [Trial(None, None, 5, False)], learners, (1, 2), (0,), 'zero')
+    recipe = pal_large.PALLarge(
+        Plan(2, None, lambda i: None), ONE, panel, pairs, reader, lambda: 'weights',
+        lambda i: PairBatch(*columns), lambda trial, i: drawn, 1, 2,
+    )  # fmt: skip
+    state, host = recipe.init()
+    state, host, phase, _ = recipe.step(state, host, 0)
+    assert (phase, reader.heard, state.models['K=1']) == ('hold', [], pal_large.Model(1, (Reading(5, 0),)))
+    assert learners['K=1'].seen[0] is learners['K=2'].seen[0]  # which was put on the device once
+    state, host, phase, metrics = recipe.step(state, host, 1)
+    assert (phase, metrics['accuracy'], state.models['K=2']) == ('pal', 1.0, pal_large.Model(2, (Reading(15, 0),)))
+    assert learners['K=2'].seen[1].chosen.shape == (1, 2, 1, 2)  # an update a pair
+    assert reader.heard[0] == (3, [[2.0, 5.0], [6.0, 10.0], [4.0, 5.0]])  # the second text is in both pairs
 
 
 @pytest.mark.parametrize('adapters', [0, 2], ids=['full', 'lora'])
@@ -211,7 +272,7 @@ def test_no_array_of_pairs_tokens_and_prototypes_exists(stated):
     config = small(stated, 'text', **{'text.pool': 'last', 'text.span': 'cumulative', 'prototypes': (1, 7)}, batch=16)
     data = pal_text.read(config, ONE, pal_text.open_decoder(config, ONE))
     learner = pal.make_learners(config, pal_kept.of(config, data.items, data), ONE, 1)['K=7']
-    draw = pal.make_draw(config, data.items, pal.make_trials(config, data.items), data)
+    draw = pal_batches.make_draw(config, data.items, pal.make_trials(config, data.items), data)
     batch = jax.tree.map(lambda x: x[0, 0], draw(0))
     state = jax.tree.map(lambda x: x[0], learner.init(jnp.zeros(1, jnp.int32)))
     program = jax.make_jaxpr(learner._one)(state, batch)
@@ -237,7 +298,7 @@ def test_sides_prototypes_and_constants_may_be_exchanged(asked, rule):  # II.9-1
     config = small(asked, 'text', **B, **{'model.rule': rule})
     data = pal_text.read(config, ONE, pal_text.open_decoder(config, ONE))
     learner = pal.make_learners(config, pal_kept.of(config, data.items, data), ONE, 1)['K=2']
-    draw = pal.make_draw(config, data.items, pal.make_trials(config, data.items), data)
+    draw = pal_batches.make_draw(config, data.items, pal.make_trials(config, data.items), data)
     batch, state = jax.tree.map(lambda x: x[0, 0], draw(0)), learner.init(jnp.zeros(1, jnp.int32))
     params = jax.tree.map(lambda x: x[0], state.params)
     z = jax.random.normal(jax.random.key(0), (len(batch.users), 2))

@@ -15,38 +15,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from pal_jax.data.comparisons import PairBatch, shares
-from pal_jax.data.passes import shuffled
+from pal_jax.data.comparisons import PairBatch
 from pal_jax.data.texts import Text, TextPairs
-from pal_jax.evals.panel import Trial
 from pal_jax.evals.population import Panel, make_exhibits, make_record, measure
-from pal_jax.learners.ideal_point import IdealPointLearner, PALState
+from pal_jax.learners.ideal_point import IdealPointLearner, PALState, put
 from pal_jax.learners.reader import Batching, Reader, Reading
 from pal_jax.models.params import Params
 from pal_jax.models.states import Frame
 from pal_jax.parts.recipe import (
-    Closures,
     Config,
     Context,
     Evaluation,
     Host,
     Plan,
-    Recipe,
     check_at_least,
     make_adapters,
 )
 from pal_jax.recipes.pal import kept as pal_kept
 from pal_jax.recipes.pal import recipe as pal
 from pal_jax.recipes.pal import text as pal_text
-from pal_jax.recipes.pal.text import Decoder, TextData
+from pal_jax.recipes.pal.batches import Drawn, as_batch, by_texts, in_turn, make_draw, make_text_draw
+from pal_jax.recipes.pal.text import Decoder
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics
@@ -68,69 +64,114 @@ class LargeState(struct.PyTreeNode):
     models: dict[str, Model]
 
 
-class Drawn(NamedTuple):
-    """Of one split: the numbers of the texts of a step, and its pairs by their places among these."""
+@dataclasses.dataclass(frozen=True)
+class PALLarge:
+    """Trains prototypes, people and the decoders that read the texts.
 
-    texts: np.ndarray  # [S]
-    users: np.ndarray  # [B]
-    share: np.ndarray  # [B]
-    chosen: np.ndarray  # [B]
-    rejected: np.ndarray  # [B]
-    prompt: np.ndarray | None  # [B]
+    Attributes:
+      tiny: what the evaluation compares where decoders are the frozen one: the pairs by its vectors, the splits, and
+        the learners by the names of their models.
+      text: the pairs of texts.
+      reader: reads texts with a decoder, and updates the decoder.
+      load: reads the frozen decoder's weights.
+      held: the pairs of a step in which decoders wait, by its number.
+      draw: the texts and pairs of a split and a step, by their numbers.
+      hold: steps in which decoders wait.
+      updates: updates of prototypes and people in a step after these.
+    """
 
-
-class Large(NamedTuple):
-    """What all models share: the texts, who says what on which split, PAL by model, and how decoders read."""
-
-    data: TextData
-    trials: Sequence[Trial]
-    learners: Mapping[str, IdealPointLearner]
+    plan: Plan
+    ctx: Context
+    tiny: Panel
+    text: TextPairs
     reader: Reader
+    load: Callable[[], Params]
+    held: Callable[[int], PairBatch]
+    draw: Callable[[int, int], Drawn]
+    hold: int
+    updates: int
 
-    def init(self, weights: Params) -> LargeState:
-        seeds = [trial.seed for trial in self.trials]
+    def init(self) -> tuple[LargeState, Host]:
+        seeds, weights = [trial.seed for trial in self.tiny.trials], self.load()
 
         def new(name: str, learner: IdealPointLearner) -> Model:
-            people = pal.start(name, learner, self.data.items, jnp.array(seeds, jnp.int32))
+            people = pal.start(name, learner, self.tiny.data, jnp.array(seeds, jnp.int32))
             return Model(people, tuple(self.reader.divide(weights, seed)[1] for seed in seeds))
 
-        models = {name: new(name, learner) for name, learner in self.learners.items()}
-        return LargeState(self.reader.divide(weights, 0)[0], models)
+        models = {name: new(name, learner) for name, learner in self.tiny.learners.items()}
+        return LargeState(self.reader.divide(weights, 0)[0], models), {}
+
+    def step(self, state: LargeState, host: Host, i: int) -> tuple[LargeState, Host, str, Metrics]:
+        state, metrics = self.wait(state, i) if i < self.hold else self.improve(state, i)
+        return state, host, 'hold' if i < self.hold else 'pal', metrics
+
+    def wait(self, state: LargeState, i: int) -> tuple[LargeState, Metrics]:
+        """A step of PAL-Tiny."""
+        pairs, models, metrics = put(self.held(i), self.ctx.mesh), {}, {}
+        for name, model in state.models.items():
+            people, metrics[name] = self.tiny.learners[name].update(model.pal, pairs)
+            models[name] = model.replace(pal=people)
+        return LargeState(state.frozen, models), pal.summarize(metrics, self.tiny.trials)
+
+    def improve(self, state: LargeState, i: int) -> tuple[LargeState, Metrics]:
+        """A step of PAL-Large."""
+        # 1. Draw, on every split, texts and pairs of these texts alone.
+        drawn, models, metrics = [self.draw(trial, i) for trial in range(len(self.tiny.trials))], {}, {}
+        texts = [[self.text.texts[s] for s in split.texts] for split in drawn]
+        for name, model in state.models.items():
+            learner = self.tiny.learners[name]
+            # 2. The model's decoders read each text once.
+            with self.ctx.phase('read'):
+                vectors = self.read(model, state.frozen, texts)
+            # 3. Take the gradient by the vectors; then update prototypes, projectors and the rows of the people.
+            with self.ctx.phase('update'):
+                batch = as_batch(drawn, vectors)
+                gradient = learner.item_gradients(model.pal, batch)
+                people, metrics[name] = learner.update(model.pal, put(in_turn(batch, self.updates), self.ctx.mesh))
+            # 4. Update the decoders by that gradient.
+            with self.ctx.phase('learn'):
+                readings = self.learn(model, state.frozen, texts, by_texts(drawn, gradient, vectors))
+            models[name] = Model(people, readings)
+        return LargeState(state.frozen, models), pal.summarize(metrics, self.tiny.trials)
 
     def read(self, model: Model, frozen: Params, texts: Sequence[Sequence[Text]]) -> list[np.ndarray]:
-        """Vectors of texts, of each split by its own decoder."""
-        return [self.reader.read(own, frozen, each) for own, each in zip(model.readings, texts, strict=True)]
+        """Vectors of each split's texts by the split's decoder."""
+        splits = zip(model.readings, texts, strict=True)
+        return [self.reader.read(reading, frozen, of_split) for reading, of_split in splits]
 
     def learn(
         self, model: Model, frozen: Params, texts: Sequence[Sequence[Text]], gradients: Sequence[np.ndarray]
     ) -> tuple[Reading, ...]:
-        """An update of each split's decoder, by the gradients of these vectors."""
-        todo = zip(model.readings, texts, gradients, strict=True)
-        learnt = tuple(self.reader.learn(own, frozen, each, gradient)[0] for own, each, gradient in todo)
+        """An update of each split's decoder by the gradients of the loss by the vectors of these texts.
+
+        Raises:
+          RuntimeError: three updates in a row were not finite.
+        """
+        splits = zip(model.readings, texts, gradients, strict=True)
+        learnt = tuple(self.reader.learn(own, frozen, read, gradient)[0] for own, read, gradient in splits)
         if any(int(reading.skipped) >= 3 for reading in learnt):
             raise RuntimeError('three updates of a decoder in a row were not finite; lower decoder.optimizer.lr')
         return learnt
 
-    def panel(self, config: Config, state: LargeState, stage: str) -> Panel:
+    def evaluate(self, state: LargeState, stage: str) -> Evaluation:
+        with self.ctx.phase('evaluate'):
+            compared = self.panel(state, stage)
+            people = {name: model.pal for name, model in state.models.items()}
+            results = measure(compared, people)
+            return Evaluation(make_record(results), exhibits=make_exhibits(compared, people, results))
+
+    def panel(self, state: LargeState, stage: str) -> Panel:
         """What an evaluation compares: the pairs by what each model's decoders make of all texts."""
-        rest = tuple(config.prototypes), tuple(config.new.counts), config.new.toward
-        tiny = Panel(self.data.items, self.trials, self.learners, *rest)
         if stage == TINY:
-            return tiny
-        everything = [self.data.pairs.texts] * len(self.trials)
+            return self.tiny
+        everything = [self.text.texts] * len(self.tiny.trials)
         tables = {name: np.stack(self.read(m, state.frozen, everything)) for name, m in state.models.items()}
-        by_model = {name: self.data.pairs.in_states(table) for name, table in tables.items()}
+        by_model = {name: self.text.in_states(table) for name, table in tables.items()}
         trained = sum(leaf.size for leaf in jax.tree.leaves(self.reader.abstract.model.params))
-        return tiny._replace(by_model=by_model, decoder_parameters=trained)
+        return self.tiny._replace(by_model=by_model, decoder_parameters=trained)
 
 
-def abstract_state(learners: Mapping[str, IdealPointLearner], reader: Reader, replicas: int) -> LargeState:
-    """Shapes and shardings of a state."""
-    readings = (reader.abstract,) * replicas
-    return LargeState(reader.frozen, {name: Model(each.abstract, readings) for name, each in learners.items()})
-
-
-def make(config: Config, ctx: Context) -> Recipe:
+def make(config: Config, ctx: Context) -> PALLarge:
     """Checks the config, reads the pairs and builds the models.
 
     Raises:
@@ -144,51 +185,22 @@ def make(config: Config, ctx: Context) -> Recipe:
     kept = pal_kept.going_on(config, before, pal_kept.of(config, data.items, data))
     trials = pal.make_trials(config, data.items)
     learners = pal.make_learners(config, kept, ctx, len(trials))
-    large = Large(data, trials, learners, make_reader(config, decoder, kept.frame, ctx))
-    hold, held = config.hold.steps, pal.make_draw(config, data.items, trials, updates=config.hold.updates)
-    draw = make_draw(config, data.pairs, trials)
+    reader, steps = make_reader(config, decoder, kept.frame, ctx), config.hold.steps + config.total_steps
+    stage = functools.partial(stage_before, hold=config.hold.steps, steps=steps, every=config.eval.every)
+    abstract, keep = abstract_state(learners, reader, len(trials)), pal_kept.keeping(kept, decoder)
+    return PALLarge(
+        Plan(steps, abstract, stage, shown=pal.SHOWN, keep=keep), ctx,
+        pal.make_panel(config, data.items, trials, learners), data.pairs, reader,
+        functools.partial(pal_text.load, decoder, ctx),
+        make_draw(config, data.items, trials, updates=config.hold.updates), make_text_draw(config, data.pairs, trials),
+        config.hold.steps, config.updates,
+    )  # fmt: skip
 
-    def init() -> tuple[LargeState, Host]:
-        return large.init(pal_text.load(decoder, ctx)), {}
 
-    def wait(state: LargeState, i: int) -> tuple[LargeState, Metrics]:
-        """A step of PAL-Tiny."""
-        pairs, models, metrics = held(i), {}, {}
-        for name, model in state.models.items():
-            people, metrics[name] = learners[name].update(model.pal, pairs)
-            models[name] = model.replace(pal=people)
-        return LargeState(state.frozen, models), pal.summarize(metrics, trials)
-
-    def improve(state: LargeState, i: int) -> tuple[LargeState, Metrics]:
-        """A step of PAL-Large."""
-        drawn, models, metrics = [draw(trial, i) for trial in range(len(trials))], {}, {}
-        texts = [[data.pairs.texts[s] for s in each.texts] for each in drawn]
-        for name, model in state.models.items():
-            with ctx.phase('read'):
-                vectors = large.read(model, state.frozen, texts)
-            with ctx.phase('update'):
-                batch = as_batch(drawn, vectors)
-                gradient = learners[name].item_gradients(model.pal, batch)
-                people, metrics[name] = learners[name].update(model.pal, in_turn(batch, config.updates))
-            with ctx.phase('learn'):
-                readings = large.learn(model, state.frozen, texts, by_texts(drawn, gradient, vectors))
-            models[name] = Model(people, readings)
-        return LargeState(state.frozen, models), pal.summarize(metrics, trials)
-
-    def step(state: LargeState, host: Host, i: int) -> tuple[LargeState, Host, str, Metrics]:
-        state, metrics = wait(state, i) if i < hold else improve(state, i)
-        return state, host, 'hold' if i < hold else 'pal', metrics
-
-    def evaluate(state: LargeState, stage: str) -> Evaluation:
-        with ctx.phase('evaluate'):
-            compared, people = large.panel(config, state, stage), {name: m.pal for name, m in state.models.items()}
-            results = measure(compared, people)
-            return Evaluation(make_record(results), exhibits=make_exhibits(compared, people, results))
-
-    steps = hold + config.total_steps
-    stage = functools.partial(stage_before, hold=hold, steps=steps, every=config.eval.every)
-    abstract, keep = abstract_state(learners, large.reader, len(trials)), pal_kept.keeping(kept, decoder)
-    return Closures(Plan(steps, abstract, stage, shown=pal.SHOWN, keep=keep), init, step, evaluate)
+def abstract_state(learners: Mapping[str, IdealPointLearner], reader: Reader, replicas: int) -> LargeState:
+    """Shapes and shardings of a state."""
+    readings = (reader.abstract,) * replicas
+    return LargeState(reader.frozen, {name: Model(each.abstract, readings) for name, each in learners.items()})
 
 
 def stage_before(i: int, *, hold: int, steps: int, every: int) -> str | None:
@@ -223,58 +235,3 @@ def make_reader(config: Config, decoder: Decoder, frame: Frame | None, ctx: Cont
         frame=frame, adapters=make_adapters(config, of='decoder'),
         batching=Batching(settings.micro_rows, settings.row_tokens),
     )  # fmt: skip
-
-
-def make_draw(config: Config, pairs: TextPairs, trials: Sequence[Trial]):
-    """Of a split and a step's number: `decoder.statements` prompts or, where there are none, statements, in shuffled
-    passes, and `updates` times `batch` pairs that are of these alone, at random."""
-    all_shares, count = [shares(trial.users, trial.split.train) for trial in trials], config.updates * config.batch
-
-    def draw(trial: int, i: int) -> Drawn:
-        split, users = trials[trial].split, trials[trial].users
-        train, size, seed = split.train, config.decoder.statements, trials[trial].seed
-        sides = [pairs.chosen, pairs.rejected] if pairs.prompt is None else [pairs.prompt]
-        keys = np.unique([side[train] for side in sides])
-        asked = keys[shuffled(len(keys), start=i * size, size=min(size, len(keys)), seed=seed)]
-        within = train[np.all([np.isin(side[train], asked) for side in sides], axis=0)]
-        if not len(within):
-            raise ValueError(f'decoder.statements={size}: nobody was asked about two of those drawn; raise it')
-        rng = np.random.default_rng([seed, i])
-        index = rng.choice(within, count, replace=len(within) < count)
-        share = np.zeros(len(users), np.float32)
-        share[train] = all_shares[trial]
-        columns = [pairs.chosen[index], pairs.rejected[index]]
-        columns += [] if pairs.prompt is None else [pairs.prompt[index]]
-        numbers, places = np.unique(columns, return_inverse=True)
-        chosen, rejected, *prompt = places.reshape(len(columns), -1)
-        return Drawn(numbers, users[index], share[index], chosen, rejected, prompt[0] if prompt else None)
-
-    return draw
-
-
-def as_batch(drawn: Sequence[Drawn], vectors: Sequence[np.ndarray]) -> PairBatch:
-    """The pairs `[splits, B]` by the vectors of their texts."""
-
-    def side(name: str) -> np.ndarray:
-        return np.stack([table[getattr(each, name)] for each, table in zip(drawn, vectors, strict=True)])
-
-    prompt = None if drawn[0].prompt is None else side('prompt')
-    users, share = (np.stack([getattr(each, name) for each in drawn]) for name in ('users', 'share'))
-    columns: Any = {'users': users, 'share': share, 'prompt': prompt}
-    columns |= {name: side(name) for name in ('chosen', 'rejected')}
-    return PairBatch(**columns)
-
-
-def in_turn(batch: PairBatch, updates: int) -> PairBatch:
-    """The pairs `[splits, updates * B]` as `[splits, updates, B]`."""
-    return jax.tree.map(lambda x: x.reshape(x.shape[0], updates, -1, *x.shape[2:]), batch)
-
-
-def by_texts(drawn: Sequence[Drawn], gradient: PairBatch, vectors: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The gradient by each text's vector, of all pairs it is in, for each split."""
-    found = [np.zeros_like(table) for table in vectors]
-    for name in ('chosen', 'rejected', 'prompt'):
-        if (by_pair := getattr(gradient, name)) is not None:
-            for out, each, rows in zip(found, drawn, np.asarray(by_pair), strict=True):
-                np.add.at(out, getattr(each, name), rows)
-    return found

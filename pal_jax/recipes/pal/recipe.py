@@ -10,8 +10,9 @@ from n of their comparisons, with everything else as it was.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,18 @@ from jaxtyping import Array
 
 from pal_jax.data import choices, columns, comparisons, opinions, tables
 from pal_jax.data.comparisons import Comparisons, PairBatch
-from pal_jax.data.passes import shuffled
 from pal_jax.evals import mixed_logit, panel
 from pal_jax.evals.panel import Trial
-from pal_jax.evals.population import OTHERS, Panel, make_exhibits, make_record, measure
-from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALState, Rates
-from pal_jax.models.ideal_point import PAL
+from pal_jax.evals.population import OTHERS, Other, Panel, make_exhibits, make_record, measure
+from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
+from pal_jax.models import ideal_point
 from pal_jax.objectives.preference import pair_loss
-from pal_jax.parts.recipe import Closures, Config, Context, Evaluation, Host, Plan, Recipe, check_at_least
+from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.recipes.pal import context as pal_context
 from pal_jax.recipes.pal import kept as pal_kept
 from pal_jax.recipes.pal import text as pal_text
+from pal_jax.recipes.pal.batches import make_draw
 from pal_jax.recipes.pal.kept import Kept
-from pal_jax.recipes.pal.text import TextData
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import Metrics
 
@@ -45,7 +45,44 @@ OPTIONS = {'logistic': ('margin', 'label_smoothing'), 'hinge': ('margin',), 'smo
 States = dict[str, PALState]
 
 
-def make(config: Config, ctx: Context) -> Recipe:
+@dataclasses.dataclass(frozen=True)
+class PAL:
+    """Updates all models that a panel compares on the same pairs.
+
+    Attributes:
+      panel: the data, its splits, and the learners by the names of their models.
+      draw: the pairs of a step, by its number.
+      others: methods without a learner, which the evaluation compares too.
+    """
+
+    plan: Plan
+    ctx: Context
+    panel: Panel
+    draw: Callable[[int], PairBatch]
+    others: Mapping[str, Other] = dataclasses.field(default_factory=dict)
+
+    def init(self) -> tuple[States, Host]:
+        seeds = jnp.array([trial.seed for trial in self.panel.trials], jnp.int32)
+        return {name: start(name, each, self.panel.data, seeds) for name, each in self.panel.learners.items()}, {}
+
+    def step(self, state: States, host: Host, i: int) -> tuple[States, Host, str, Metrics]:
+        # 1. Draw `updates` batches of the seen people's training pairs, on every split.
+        with self.ctx.phase('draw'):
+            pairs = self.draw(i)
+        # 2. Update prototypes, projectors and the rows of the people in a batch, of every model on the same batches.
+        with self.ctx.phase('update'):
+            pairs = put(pairs, self.ctx.mesh)
+            done = {name: learner.update(state[name], pairs) for name, learner in self.panel.learners.items()}
+            metrics = summarize({name: metrics for name, (_, metrics) in done.items()}, self.panel.trials)
+        return {name: new for name, (new, _) in done.items()}, host, 'pal', metrics
+
+    def evaluate(self, state: States, stage: str) -> Evaluation:
+        with self.ctx.phase('evaluate'):
+            results = measure(self.panel, state, self.others)
+            return Evaluation(make_record(results), exhibits=make_exhibits(self.panel, state, results))
+
+
+def make(config: Config, ctx: Context) -> PAL:
     """Checks the config, reads the choices and builds the models.
 
     Raises:
@@ -64,38 +101,16 @@ def make(config: Config, ctx: Context) -> Recipe:
     )
     trials = make_trials(config, data)
     learners = make_learners(config, kept, ctx, len(trials))
-    draw = make_draw(config, data, trials, text)
-    new = config.new
-    compared = Panel(data, trials, learners, tuple(config.prototypes), tuple(new.counts), new.toward, ask=new.ask)
     others = {name: other for name, other in OTHERS.items() if config.baselines[name]}
     if decoder and text and config.baselines.context:
         others['context'] = pal_context.make_method(config, ctx, decoder, text.pairs)
-
-    def init() -> tuple[States, Host]:
-        seeds = jnp.array([trial.seed for trial in trials], jnp.int32)
-        return {name: start(name, learner, data, seeds) for name, learner in learners.items()}, {}
-
-    def step(state: States, host: Host, i: int) -> tuple[States, Host, str, Metrics]:
-        with ctx.phase('draw'):
-            pairs = draw(i)
-        with ctx.phase('update'):
-            done = {name: learner.update(state[name], pairs) for name, learner in learners.items()}
-            metrics = summarize({name: metrics for name, (_, metrics) in done.items()}, trials)
-        return {name: new for name, (new, _) in done.items()}, host, 'pal', metrics
-
-    def evaluate(state: States, stage: str) -> Evaluation:
-        with ctx.phase('evaluate'):
-            results = measure(compared, state, others)
-            return Evaluation(make_record(results), exhibits=make_exhibits(compared, state, results))
-
-    def stage(i: int) -> str | None:
-        if i == config.total_steps:
-            return 'final'
-        return 'step' if config.eval.every and i and i % config.eval.every == 0 else None
-
     abstract = {name: learner.abstract for name, learner in learners.items()}
-    keep = pal_kept.keeping(kept, decoder)
-    return Closures(Plan(config.total_steps, abstract, stage, shown=SHOWN, keep=keep), init, step, evaluate)
+    stage = functools.partial(stage_before, warmup=0, steps=config.total_steps, every=config.eval.every, base=False)
+    return PAL(
+        Plan(config.total_steps, abstract, stage, shown=SHOWN, keep=pal_kept.keeping(kept, decoder)), ctx,
+        make_panel(config, data, trials, learners)._replace(ask=config.new.ask),
+        make_draw(config, data, trials, text), others,
+    )  # fmt: skip
 
 
 def check(config: Config, ways: int) -> None:
@@ -181,7 +196,7 @@ def make_learners(config: Config, kept: Kept, ctx: Context, replicas: int) -> di
 
     def learner(pull: float, new_pull: float, rates: Rates = rates, **changes: Any) -> IdealPointLearner:
         return IdealPointLearner(
-            PAL(width, **model | changes),
+            ideal_point.PAL(width, **model | changes),
             Loss(config.loss.name, options, pull, config.loss.bound, config.loss.bound_coef),
             rates,
             ctx.mesh,
@@ -216,27 +231,11 @@ def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array
     return state.replace(users=state.users.replace(z=jax.make_array_from_callback(z.shape, place, lambda i: z[i])))
 
 
-def make_draw(
-    config: Config, data: Comparisons, trials: Sequence[Trial], text: TextData | None = None, updates: int = 0
-):
-    """The batches `[trials, updates, batch]` of a step: a function of its number. `updates`: 0, those of the config."""
-    shares = [comparisons.shares(trial.users, trial.split.train) for trial in trials]
-    updates = updates or config.updates
-    count = updates * config.batch
-
-    def draw(i: int) -> PairBatch:
-        index, users, share = [], [], []
-        for trial, its_shares in zip(trials, shares, strict=True):
-            place = shuffled(len(trial.split.train), start=i * count, size=count, seed=trial.seed)
-            index.append(trial.split.train[place])
-            users.append(trial.users[index[-1]])
-            share.append(its_shares[place])
-        form = (len(trials), updates, config.batch)
-        where, *rest = (np.stack(rows).reshape(form) for rows in (index, users, share))
-        batch = comparisons.take(data, where, *rest, read=text is not None)
-        return batch if text is None or text.spans is None else text.by_token(batch, where)
-
-    return draw
+def make_panel(
+    config: Config, data: Comparisons, trials: Sequence[Trial], learners: Mapping[str, IdealPointLearner]
+) -> Panel:
+    """What an evaluation compares; new people are asked nothing."""
+    return Panel(data, trials, learners, tuple(config.prototypes), tuple(config.new.counts), config.new.toward)
 
 
 def summarize(metrics: dict[str, dict[str, Any]], trials: Sequence[Trial]) -> Metrics:
