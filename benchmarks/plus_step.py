@@ -36,7 +36,7 @@ def make_plus(variant: str, source: str | None) -> Round:
 
     from pal_jax.parts.recipe import Context
     from pal_jax.recipes.plus import recipe as plus
-    from pal_jax.recipes.plus.context import make_reading
+    from pal_jax.recipes.plus.context import Written
     from pal_jax.runtime import devices
     from pal_jax.runtime.progress import Stopwatch
 
@@ -46,27 +46,27 @@ def make_plus(variant: str, source: str | None) -> Round:
         config.policy.source = config.reward_model.source = source
     stopwatch = Stopwatch()
     ctx = Context(devices.make_mesh(**config.mesh), stopwatch.phase)
-    recipe, parts = plus.make(config, ctx), plus.make_parts(config, ctx)
-    read = make_reading(config, parts.reader, parts.pair_up)
-    draw, n = plus.make_draw(config, plus.read_people(config)[0]), config.summary.n_samples
-    pack = plus.make_packing(config, ctx)
+    recipe = plus.make(config, ctx)
+    assert isinstance(recipe, plus.PLUS)
     (state, host), number = recipe.init(), 0
 
-    def decode() -> plus.Written:
-        return parts.describe(state, draw(number)[0], [config.sampling.temperature] * n, (config.seed, number))
+    def decode() -> Written:
+        drawn = recipe.draw(number)
+        return recipe.describe(state, drawn.people, drawn.temperatures, (config.seed, number))
 
-    def update(written: plus.Written, rewards: np.ndarray) -> Any:
+    def update(written: Written, rewards: np.ndarray) -> Any:
         paid = [dataclasses.replace(s, rewards=(float(r),)) for s, r in zip(written.samples, rewards, strict=True)]
-        batch, _ = parts.learner.annotate(state['policy'], pack(paid))
-        return parts.learner.update(state['policy'], batch, jax.random.key(number))[0]
+        return recipe.improve(state['policy'], paid, number)[0]
 
-    def teach(written: plus.Written) -> tuple[np.ndarray, Any]:
-        rewards, grads, _ = read(state['reward'], written.texts, draw(number)[0], pays=True)
-        return rewards, parts.reader.apply(state['reward'], grads)[0]
+    def teach(written: Written) -> tuple[Any, np.ndarray]:
+        choosers = recipe.draw(number).choosers
+        return recipe.reward_model.read(state['reward'], written.texts, choosers, pays=True, rate=1.0)[:2]
 
-    def real_share(written: plus.Written) -> float:
-        choices = [(person.reward,) for person in draw(number)[0] for _ in range(n)]
-        return float(np.mean(np.asarray(parts.pair_up.compare(written.texts, choices).batch.segments) != 0))
+    def real_share(written: Written) -> float:
+        choosers = recipe.draw(number).choosers
+        choices = [(person.reward,) for person in choosers for _ in range(config.summary.n_samples)]
+        pairs = recipe.reward_model.pair_up.compare(written.texts, choices)
+        return float(np.mean(np.asarray(pairs.batch.segments) != 0))
 
     def take() -> dict[str, float]:
         nonlocal state, host, number
@@ -75,7 +75,7 @@ def make_plus(variant: str, source: str | None) -> Round:
         phases = stopwatch.take_seconds()
         number += 1
         written, decode_s = timed(decode)
-        (rewards, taught), reward_s = timed(lambda: teach(written))
+        (taught, rewards), reward_s = timed(lambda: teach(written))
         improved, ppo_s = timed(lambda: update(written, rewards))
         state = {'policy': improved, 'reward': taught}
         told = {'step': step_s, 'decode': decode_s, 'ppo': ppo_s, 'reward_model': reward_s}

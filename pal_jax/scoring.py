@@ -28,7 +28,7 @@ from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.recipes.pal.reward import TrainedPAL
 from pal_jax.recipes.plus import context as plus_context
-from pal_jax.recipes.plus import recipe as plus
+from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.runtime import devices, files, sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.workdir import run_folder
@@ -155,8 +155,8 @@ def _open_plus(config: Config, workdir: str, person: str) -> Scorer:
     summary = read_summary(person)
     ctx = _one_device(workdir)
     judge, policy = (make_policy(config, ctx, of=part) for part in ('reward_model', 'policy'))
-    reader = plus.make_reader(config, judge.cfg, ctx)
-    nothing = jax.tree.map(lambda _: ..., plus.make_learner(config, policy.cfg, ctx).abstract)
+    reader = plus_parts.make_reader(config, judge.cfg, ctx)
+    nothing = jax.tree.map(lambda _: ..., plus_parts.make_learner(config, policy.cfg, ctx).abstract)
     wanted = {'reward': reader.abstract_weights, 'policy': nothing}
     state = Checkpoints(workdir, wanted, read_only=True).read()[0]['reward']
     settings = config.reward_model

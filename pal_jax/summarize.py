@@ -26,7 +26,7 @@ from pal_jax import cli
 from pal_jax.data import histories
 from pal_jax.parts.recipe import Context, read_config
 from pal_jax.recipes.plus import context as plus_context
-from pal_jax.recipes.plus import recipe as plus
+from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.talking import CACHE, SOURCE
@@ -57,7 +57,7 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
     if config.recipe != 'plus' or config.get('reads') not in plus_context.WRITTEN:
         reads = ' or '.join(plus_context.WRITTEN)
         raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py, reads={reads}')
-    parts = plus.make_parts(config, Context(devices.make_mesh(**config.mesh)).of(workdir))
+    parts = plus_parts.make_parts(config, Context(devices.make_mesh(**config.mesh)).of(workdir))
     wanted = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}
     state, *_ = Checkpoints(workdir, wanted, read_only=True).read()
     told = [each for each, _ in people]

@@ -12,6 +12,7 @@ from pal_jax import score, scoring
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes import reward
+from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.recipes.plus import recipe as plus
 from pal_jax.recipes.psoups import judges
 from pal_jax.runtime import checkpoint, devices
@@ -107,7 +108,7 @@ def test_plus_scores_replies_after_a_persons_summary(tmp_path):
     scores = scoring.open_scorer(f'orbax:{tmp_path / "run"}', str(person))(
         [{'prompt': 'Talk.', 'completion': text} for text in ('Cats purr.', 'Dogs dig.')]
     )
-    parts = plus.make_parts(config, ONE)
+    parts = plus_parts.make_parts(config, ONE)
     pair = parts.pair_up.compare(['Likes cats.'], [[Choice('Talk.', 'Cats purr.', 'Dogs dig.')]])
     np.testing.assert_allclose(scores[0] - scores[1], parts.reader.gaps(state['reward'], pair).item(), atol=1e-5)
 

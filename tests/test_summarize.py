@@ -10,6 +10,7 @@ import pytest
 
 from pal_jax.data import histories
 from pal_jax.parts.recipe import Context
+from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.recipes.plus import recipe as plus
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.summarize import summarize
@@ -43,7 +44,7 @@ def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
     one, two = summarize(str(workdir), str(people), None)
     assert (one['user'], two['user']) == ('ann', f'{people}, line 2')
     assert 'probability' not in two
-    parts = plus.make_parts(config, context)
+    parts = plus_parts.make_parts(config, context)
     told = histories.load_told(people)
     assert [one['summary'], two['summary']] == parts.describe(state, [each for each, _ in told], [0.0], (0,)).texts
     edited, _ = summarize(str(workdir), str(people), 'Likes cats.')

@@ -10,18 +10,24 @@ import json
 import signal
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pal_jax import cli
-from pal_jax.learners.scorer import BradleyTerry, Scorer, gaps
-from pal_jax.parts.recipe import Context
+from pal_jax.data.histories import History
+from pal_jax.learners.scorer import BradleyTerry, gaps
+from pal_jax.parts.recipe import Context, Plan
 from pal_jax.recipes.plus import context as plus_context
+from pal_jax.recipes.plus import parts as plus_parts
+from pal_jax.recipes.plus import people as plus_people
 from pal_jax.recipes.plus import recipe as plus
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.types import Choice, Completion, Sample
 from tests import configs
 from tests.test_train import KILLER, python, records
 
@@ -54,6 +60,11 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+def copied(state):
+    """A state to be used up by an update."""
+    return jax.tree.map(jnp.array, state)
+
+
 @pytest.mark.long
 def test_the_summariser_waits_and_then_both_learn():  # rlpa_plus IV.4-2
     states, rows = steps(get_config(**{'optimizer.warmup_ratio': 0.0}), 3)
@@ -61,7 +72,7 @@ def test_the_summariser_waits_and_then_both_learn():  # rlpa_plus IV.4-2
     policies, rewards = ([state[name] for state in states] for name in ('policy', 'reward'))
     assert same(policies[0], policies[2])
     assert not same(policies[2].actor.model.params, policies[3].actor.model.params)
-    assert same(policies[2].reference, policies[3].reference)
+    assert same(policies[2].actor.reference, policies[3].actor.reference)
     assert all(not same(a.model.params, b.model.params) for a, b in itertools.pairwise(rewards))
     for _, metrics in rows:
         assert metrics['reward'] == pytest.approx(-np.log(2), abs=0.05)  # a new head knows nothing
@@ -79,46 +90,127 @@ def test_rewards_and_losses_of_known_gaps():  # rlpa_plus IV.4-1
     assert float(slope) == pytest.approx(-0.268941, abs=1e-6)
 
 
+class Watched:
+    """A part, and what it is asked."""
+
+    def __init__(self, part, seen):
+        self.part, self.seen = part, seen
+
+    def __getattr__(self, name):
+        return getattr(self.part, name)
+
+    def gaps(self, state, pairs):
+        gaps = self.part.gaps(state, pairs)
+        self.seen.append(('pay', float(np.mean(-np.logaddexp(0, -gaps[:, 0] / 2.0)))))  # rlpa_plus IV.4-13
+        return gaps
+
+    def learn(self, state, pairs, rate):
+        self.seen.append(('learn', None))
+        before = self.part.gaps(state, pairs)  # which an update uses up
+        state, gaps, figures = self.part.learn(state, pairs, rate)
+        np.testing.assert_allclose(gaps, before, atol=2e-6)
+        return state, gaps, figures
+
+    def update(self, *args):
+        self.seen.append(('update', None))
+        return self.part.update(*args)
+
+
 @pytest.mark.slow
-def test_what_pays_is_the_reward_model_from_before_the_step(monkeypatch):
-    seen = []
-    learn, gaps, update = Scorer.learn, Scorer.gaps, plus.PolicyLearner.update
-
-    def learning(self, state, pairs, rate):
-        before = gaps(self, state, pairs)
-        seen.append(('learn', None))
-        state, found, figures = learn(self, state, pairs, rate)
-        np.testing.assert_allclose(found, before, atol=2e-6)
-        return state, found, figures
-
-    def paying(self, state, pairs):
-        found = gaps(self, state, pairs)
-        seen.append(('pay', float(np.mean(-np.logaddexp(0, -found[:, 0] / 2.0)))))  # rlpa_plus IV.4-13
-        return found
-
-    def updating(self, *args):
-        seen.append(('update', None))
-        return update(self, *args)
-
-    monkeypatch.setattr(Scorer, 'learn', learning)
-    monkeypatch.setattr(Scorer, 'gaps', paying)
-    monkeypatch.setattr(plus.PolicyLearner, 'update', updating)
-    _, rows = steps(get_config(**{'hold.steps': 0, 'reward_model.std': 2.0}), 1)
+def test_what_pays_is_the_reward_model_from_before_the_step():
+    recipe, seen = plus.make(get_config(**{'hold.steps': 0, 'reward_model.std': 2.0}), ONE), []
+    reward_model = dataclasses.replace(recipe.reward_model, scorer=Watched(recipe.reward_model.scorer, seen))
+    recipe = dataclasses.replace(recipe, reward_model=reward_model, learner=Watched(recipe.learner, seen))
+    *_, metrics = recipe.step(*recipe.init(), 0)
     assert [name for name, _ in seen] == ['pay', 'learn', 'update']
-    assert rows[0][1]['reward'] == pytest.approx(seen[0][1], abs=1e-6)
+    assert metrics['reward'] == pytest.approx(seen[0][1], abs=1e-6)
+
+
+class Count(NamedTuple):
+    """The state of a fake part: how many updates it has had."""
+
+    updates: int = 0
+    skipped: int = 0
+
+
+class Fake(NamedTuple):
+    """A scorer, a learner and a packer of pairs. Gaps are the number of updates before."""
+
+    seen: list
+
+    def gaps(self, state, pairs):
+        return np.full((len(pairs), 1), float(state.updates))
+
+    def learn(self, state, pairs, rate):
+        self.seen.append(('learn', pairs, rate))
+        return Count(state.updates + 1), self.gaps(state, pairs), {}
+
+    def score(self, state, samples):
+        self.seen.append(('score', [sample.source for sample in samples], [sample.reward for sample in samples]))
+        return samples, {}
+
+    def advantages(self, state, batch):
+        return batch, {}
+
+    def update(self, state, batch, key):
+        return Count(state.updates + 1), {}
+
+
+class Listed(NamedTuple):
+    """Packs nothing: pairs are the texts and what is chosen."""
+
+    def compare(self, texts, choices):
+        return [(text, [choice.chosen for choice in row]) for text, row in zip(texts, choices, strict=True)]
+
+    learn = compare
+
+
+def person(name):
+    choices = {part: Choice('p', f'{part} {name}', 'no') for part in ('reward', 'train', 'held')}
+    reward, train, held = choices.values()
+    return History(user=name, context=f'of {name}', reward=reward, train=(train,), held=(held,))
+
+
+def written(state, people, temperatures, seed):
+    texts = [f'{one.user} {temperature}' for one in people for temperature in temperatures]
+    completion = Completion('', (1,), (0.0,), 'stop')
+    return plus_context.Written(texts, [Sample((1,), completion, source=text) for text in texts])
+
+
+def test_a_step_of_fake_parts_waits_then_pays_by_the_reward_model_of_before():
+    seen = []
+    sizes = plus_people.Size(2, (0.5,)), plus_people.Size(1, (1.0, 1.0))
+    recipe = plus.PLUS(
+        Plan(2, None, lambda i: None), ONE, {}, Fake(seen), written,
+        plus_context.RewardModel(Fake(seen), Listed(), taught=1),
+        plus_people.Draw([person('ann'), person('bo')], *sizes, hold=1), lambda i: 0.5 * i,
+        lambda samples: samples, {}, None, None,
+    )  # fmt: skip
+    state, host, phase, metrics = recipe.step({'reward': Count(), 'policy': Count()}, {'rewards': []}, 0)
+    assert (phase, state) == ('hold', {'reward': Count(1), 'policy': Count()})
+    ((_, lesson, rate),) = seen
+    assert sorted(lesson) == [('ann 0.5', ['train ann']), ('bo 0.5', ['train bo'])] and rate == 0.0
+    state, host, phase, metrics = recipe.step(state, host, 1)
+    assert (phase, state) == ('plus', {'reward': Count(2), 'policy': Count(1)})
+    paid = plus_context.log_sigmoid(1.0)  # by the gaps of one update, though the model has learnt since
+    assert host == {'rewards': [plus_context.log_sigmoid(0.0), paid]} and metrics['samples'] == 2.0
+    _, (_, lesson, rate), (_, sources, rewards) = seen
+    ((text, (taught,)),) = lesson  # the first of two summaries alone
+    assert rate == 0.5 and sources == [text] * 2 and taught == f'train {text.split()[0]}'
+    assert rewards == [paid] * 2
 
 
 def test_all_summaries_of_a_person_are_paid_and_the_first_teach():
     config = get_config(reads='kind', **{'summary.taught': 2})
-    parts, people = plus.make_parts(config, ONE), plus.read_people(config)[0][:2]
+    parts, people = plus_parts.make_parts(config, ONE), plus_people.read_people(config)[0][:2]
     state = parts.reader.init(parts.judge.source.load(parts.reader.param_shardings))
-    read = plus_context.make_reading(config, parts.reader, parts.pair_up)
+    read = plus_context.make_reward_model(config, parts.reader, parts.pair_up).read
     texts = ['Liked: Dogs', 'Cats', 'Birds', 'Liked: Dogs and cats', 'Fish', 'Horses']  # three of each person
-    taught_by, rewards, _ = read(state, texts, people, pays=True, rate=0.5)
+    taught_by, rewards, _ = read(copied(state), texts, people, pays=True, rate=0.5)
     paid = parts.pair_up.compare(texts, [(person.reward,) for person in people for _ in range(3)])
     np.testing.assert_array_equal(rewards, plus_context.log_sigmoid(parts.reader.gaps(state, paid)[:, 0]))
     taught = parts.pair_up.learn(texts[:2] + texts[3:5], [person.train for person in people for _ in range(2)])
-    assert same(taught_by, parts.reader.learn(state, taught, 0.5)[0])
+    assert same(taught_by, parts.reader.learn(copied(state), taught, 0.5)[0])
     _, rewards, metrics = read(state, texts[:2], people, pays=False, rate=0.5)  # of the choice that teaches
     assert metrics['reward_loss'] == pytest.approx(-float(rewards.mean()), abs=1e-6)
 
@@ -141,12 +233,12 @@ def test_baselines_train_the_reward_model_alone(reads):
 
 
 def test_what_is_compared_once_has_the_gaps_of_all_that_is_read():
-    parts = plus.make_parts(get_config(reads='kind'), ONE)
-    people = plus.read_people(get_config())[0][:3]
+    parts = plus_parts.make_parts(get_config(reads='kind'), ONE)
+    people = plus_people.read_people(get_config())[0][:3]
     texts = ['Liked: Dogs', 'Liked: Dogs', '', 'Liked: Cats', 'Liked: Dogs']
     choices = [(person.reward, *person.train) for person in (*people, people[0], people[0])]
     state = parts.reader.init(parts.judge.source.load(parts.reader.param_shardings))
-    learnt, compared = (pack(texts, choices) for pack in parts.pair_up)
+    learnt, compared = (pack(texts, choices) for pack in (parts.pair_up.learn, parts.pair_up.compare))
     found = parts.reader.gaps(state, learnt)
     np.testing.assert_allclose(parts.reader.gaps(state, compared), found, atol=2e-6)
     np.testing.assert_array_equal(found[0], found[4])
@@ -157,8 +249,8 @@ def test_what_is_compared_once_has_the_gaps_of_all_that_is_read():
 
 def test_every_person_is_drawn_once_a_pass():
     config = get_config()
-    train, _ = plus.read_people(config)
-    draw = plus.make_draw(config, train)
+    train, _ = plus_people.read_people(config)
+    draw = plus_people.make_draw(config, train)
     assert sorted(p.user for i in (0, 1) for p in draw(i)[0]) == sorted(p.user for p in train)  # 2 x 8 while it waits
     assert sorted(p.user for i in range(2, 6) for p in draw(i)[0]) == sorted(p.user for p in train)  # then 4 x 4
     assert draw(3)[0] == draw(3)[1]
@@ -166,20 +258,19 @@ def test_every_person_is_drawn_once_a_pass():
 
 def test_the_control_takes_the_choices_of_others():
     config = get_config(shuffled=True)
-    train, _ = plus.read_people(config)
-    draw = plus.make_draw(config, train)
-    people, choosers = draw(0)
+    train, _ = plus_people.read_people(config)
+    draw = plus_people.make_draw(config, train)
+    people, choosers, *_ = draw(0)
     assert all(chooser in train and chooser.user != p.user for p, chooser in zip(people, choosers, strict=True))
-    assert draw(0) == (people, choosers) != draw(1)
+    assert draw(0)[:2] == (people, choosers) != draw(1)[:2]
 
 
 def test_nobody_stands_for_a_person_of_the_same_content():
-    config = get_config(shuffled=True)
-    train, _ = plus.read_people(config)
+    train, _ = plus_people.read_people(get_config())
     one, twin = train[0], dataclasses.replace(train[0], user='twin')
-    assert plus.of_whom(config, [one, twin], [one, twin, train[1]], (0,)) == [train[1]] * 2
+    assert plus_people.of_whom([one, twin], [one, twin, train[1]], (0, 0), shuffled=True) == [train[1]] * 2
     with pytest.raises(ValueError, match='shuffled: nobody else'):
-        plus.of_whom(config, [one], [one, twin], (0,))
+        plus_people.of_whom([one], [one, twin], (0, 0), shuffled=True)
 
 
 def test_people_of_a_file_are_cut_in_two(tmp_path):
@@ -188,12 +279,12 @@ def test_people_of_a_file_are_cut_in_two(tmp_path):
               'eval_rejected': 'g'}  # fmt: skip
     path = tmp_path / 'people.jsonl'
     path.write_text('\n'.join(json.dumps(record | {'user': str(i), 'context': f'c{i}'}) for i in range(10)))
-    train, tests = plus.read_people(get_config(data=str(path)))
+    train, tests = plus_people.read_people(get_config(data=str(path)))
     assert [person.user for person in train] == list('01234567')
     assert [person.user for person in tests['test']] == ['8', '9']
     path.write_text('\n'.join(json.dumps(record) for _ in range(4)))
     with pytest.raises(ValueError, match='has 4 people; give five or more'):
-        plus.read_people(get_config(data=str(path)))
+        plus_people.read_people(get_config(data=str(path)))
 
 
 def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
@@ -206,7 +297,7 @@ def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
     assert (static.reward_model.train, static.hold.steps, one.reward_model.train) == (False, 0, True)
     assert (runs[3][0].seed, runs[3][0].methods, runs[3][0].seeds) == (1, '', 1)
     assert [run.eval.base for run in (one, context, static)] == [True, False, False]
-    assert table.plan.total_steps == 6
+    assert table.total_steps == 6
     assert [folder.name for _, folder in plus.stages(get_config(), tmp_path)] == [tmp_path.name]
     assert plus.stages(get_config('table'), tmp_path)[-1][0].total_steps == 27  # nine methods
     data = write_choices(tmp_path / 'choices.jsonl')
@@ -235,9 +326,9 @@ def write_choices(path):
 
 def test_kinds_that_nobody_knows_are_not_read(tmp_path):
     data = write_choices(tmp_path / 'choices.jsonl')
-    assert len(plus.read_people(get_config(data=data))[0]) == 5
+    assert len(plus_people.read_people(get_config(data=data))[0]) == 5
     with pytest.raises(ValueError, match='reads=kind: people of choices:.* have no kind'):
-        plus.read_people(get_config(data=data, reads='kind'))
+        plus_people.read_people(get_config(data=data, reads='kind'))
 
 
 def test_more_seeds_leave_the_runs_that_are_made(tmp_path):
@@ -337,7 +428,7 @@ def test_the_summariser_waits_until_what_two_steps_read_is_worth_something(chang
 
 
 def test_the_reward_models_rate_falls_while_the_summariser_learns():
-    rate = plus.make_rate(get_config(total_steps=4, **{'hold.steps': 3}))
+    rate = plus_parts.make_rate(get_config(total_steps=4, **{'hold.steps': 3}))
     np.testing.assert_allclose([rate(i) for i in range(8)], [1, 1, 1, 1, 0.868, 0.55, 0.232, 0.1], atol=1e-3)
 
 
@@ -370,11 +461,11 @@ def test_a_run_that_resumes_or_is_made_again_ends_with_the_same_bits(tmp_path): 
         checkpoints.wait()
         restored = checkpoints.restore()
     assert restored
-    before = jax.tree.map(np.asarray, state['policy'].critic.params)
+    before = jax.tree.map(np.asarray, state['policy'].critics[0].params)
     whole, *_, told = recipe.step(state, host, 2)
     resumed, *_ = recipe.step(*restored[:2], 2)
     assert same(whole, resumed)
-    assert not same(before, resumed['policy'].critic.params)
+    assert not same(before, resumed['policy'].critics[0].params)
     again, host = recipe.init()
     for i in range(3):
         again, host, _, metrics = recipe.step(again, host, i)

@@ -1,5 +1,5 @@
-"""What is told of people to a reward model, and to whoever else is to know: summaries, what baselines have instead,
-and replies written after a summary."""
+"""How text goes from one part of PLUS to another: summaries of people to the reward model, what baselines have in place
+of summaries, and replies that another model writes after a summary."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
 
-from pal_jax.data.histories import History, Told, content
+from pal_jax.data.histories import History, Told
 from pal_jax.data.packing import Example, Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.choose import Decoder
 from pal_jax.evals import conditioning
 from pal_jax.feedback import summaries
 from pal_jax.feedback.sharing import share_model
@@ -24,96 +27,105 @@ from pal_jax.parts import sampler
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import Config, Context, Policy
 from pal_jax.runtime import sharding
-from pal_jax.types import ChatModel, Choice, Exhibit, Metrics, Sample
+from pal_jax.types import ChatModel, Choice, Exhibit, Metrics, Sample, Sampling
 
 WRITTEN = ('summary', 'untrained')  # by a model
 
 State = dict[str, Any]  # 'reward', and 'policy' where one writes
-Pack = Callable[[Sequence[str], Sequence[Sequence[Choice]]], Pairs]
 BRANCHES = 8  # of a group that is compared: what a text and prompt have more starts another group
 
 
 class Written(NamedTuple):
-    """What the reward model reads of people; the samples it was taken from, where a model wrote it."""
+    """What the reward model reads of people, and the samples with the texts, where a model wrote these."""
 
     texts: list[str]
     samples: list[Sample]
 
 
-def of_whom(
-    config: Config, people: Sequence[History], train: Sequence[History], step: tuple[int, ...]
-) -> Sequence[History]:
-    """Whose choices go with what is told of these people: their own, or, for the control, others' of `train`.
+# Texts of people, one by each of these temperatures, neighbours of each other: (state, people, temperatures, seed).
+Describe = Callable[[State, Sequence[Any], Sequence[float], Sequence[int]], Written]
 
-    Raises:
-      ValueError: nobody of `train` is somebody else, by name and by content.
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a baseline reads in place of summaries."""
+
+    reads: str
+
+    def __call__(
+        self, state: State, people: Sequence[History], temperatures: Sequence[float], seed: Sequence[int]
+    ) -> Written:
+        return Written([summaries.given(person, self.reads) for person in people for _ in temperatures], [])
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """Writes summaries of people with the summariser.
+
+    Attributes:
+      sampling: how tokens are drawn, but for the temperature.
+      form: the form of the context, see `data.histories.FORMS`.
+      prefill: the words that every summary begins with.
     """
-    if not config.shuffled:
-        return people
-    rng = np.random.default_rng((config.seed, *step, 1))
 
-    def somebody_else(person: History) -> History:
-        mine, drawn = content(person), (train[k] for k in rng.permutation(len(train)))
-        found = next((other for other in drawn if other.user != person.user and content(other) != mine), None)
-        if found is None:
-            raise ValueError(f'shuffled: nobody else to learn from is another than {person.user}; give other people')
-        return found
+    learner: PolicyLearner
+    decoder: Decoder
+    tokenizer: Tokenizer
+    sampling: Sampling
+    form: str
+    prefill: str
 
-    return list(map(somebody_else, people))
+    def __call__(
+        self, state: State, people: Sequence[Told], temperatures: Sequence[float], seed: Sequence[int]
+    ) -> Written:
+        samplings = [dataclasses.replace(self.sampling, temperature=temperature) for temperature in temperatures]
+        prefill = self.tokenizer.encode(self.prefill) if self.prefill else []
+        asked = [list(person.ask or summaries.ask(person.context, self.form)) for person in people]
+        prompts = [(*self.tokenizer.chat(messages), *prefill) for messages in asked]
+        self.decoder.load(self.learner.weights(state['policy']))
+        samples = sampler.sample(self.decoder, self.tokenizer, prompts, samplings, seed, sources=people)
+        self.decoder.release()
+        texts = [summaries.extract(self.prefill + sample.completion.text) for sample in samples]
+        return Written(texts, samples)
 
 
-def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context):
-    """Tells of people: summaries of each, one after the other, drawn at these temperatures, or what a baseline reads
-    instead."""
+def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context) -> Describe:
+    """Writes summaries, or gives what a baseline reads in place of them."""
     if config.reads not in WRITTEN:
-        return lambda state, people, temperatures, *_: Written(
-            [summaries.given(p, config.reads) for p in people for _ in temperatures], []
-        )
-    decoder, tokenizer = sampler.make_decoder(config, policy, ctx), policy.tokenizer
-    prefill = tokenizer.encode(config.summary.prefill) if config.summary.prefill else []
-    plain = sampler.make_sampling(config)
-
-    def write(state: State, people: Sequence[Told], temperatures: Sequence[float], seed: Sequence[int]) -> Written:
-        samplings = [dataclasses.replace(plain, temperature=t) for t in temperatures]
-        prompts = [(*tokenizer.chat(list(p.ask or summaries.ask(p.context, config.form))), *prefill) for p in people]
-        decoder.load(learner.weights(state['policy']))
-        samples = sampler.sample(decoder, tokenizer, prompts, samplings, seed, sources=people)
-        decoder.release()
-        return Written([summaries.extract(config.summary.prefill + each.completion.text) for each in samples], samples)
-
-    return write
+        return Given(config.reads)
+    decoder = sampler.make_decoder(config, policy, ctx)
+    plain, prefill = sampler.make_sampling(config), config.summary.prefill
+    return Writer(learner, decoder, policy.tokenizer, plain, config.form, prefill)
 
 
-class PairUp(NamedTuple):
-    """What the reward model reads: texts, each with its choices, all of as many.
+@dataclasses.dataclass(frozen=True)
+class PairUp:
+    """Packs what the reward model reads: texts, each with its choices, as many for every text.
 
-    learn: a group of replies for each text, to be learnt from. What stands there twice, with the same choices, is read
-      once and counts twice.
-    compare: for gaps alone: a reply is read once after a text and a prompt, in however many choices it is.
+    Attributes:
+      micro_rows: rows in a device's memory at once.
+      row_tokens: tokens of a row that texts share; 0: a row a text.
     """
 
-    learn: Pack
-    compare: Pack
+    tokenizer: Tokenizer
+    mesh: Mesh
+    micro_rows: int
+    row_tokens: int
 
-
-def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context) -> PairUp:
-    settings = config.reward_model
-    packing = {'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': settings.micro_rows}
-    # Rows that texts share are all as long, so that one program reads them.
-    packing |= {'row_tokens': settings.row_tokens, 'multiple': settings.row_tokens or MULTIPLE}
-
-    def learn(texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
+    def learn(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
+        """A group of replies for each text, to learn from. A text that stands there twice, with the same choices, is
+        read once and counts twice."""
         alike: dict[tuple[str, tuple[Choice, ...]], int] = {}
-        told = zip(texts, map(tuple, choices), strict=True)
-        of = np.array([alike.setdefault(each, len(alike)) for each in told])
-        groups = [to_group(tokenizer, text, itertools.chain(*map(sides, own))) for text, own in alike]
-        pairs = pack_replies(groups, ctx.mesh, times=np.bincount(of), **packing)
-        return pairs.pick(of[:, None], np.arange(2 * len(choices[0]))[None])
+        lessons = zip(texts, map(tuple, choices), strict=True)
+        of = np.array([alike.setdefault(lesson, len(alike)) for lesson in lessons])
+        groups = [to_group(self.tokenizer, text, itertools.chain(*map(sides, taught))) for text, taught in alike]
+        return self._packed(groups, times=np.bincount(of)).pick(of[:, None], np.arange(2 * len(choices[0]))[None])
 
-    def compare(texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
-        wanted = [[(text, *side) for c in each for side in sides(c)] for text, each in zip(texts, choices, strict=True)]
+    def compare(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
+        """Pairs for gaps alone: a reply is read once after a text and a prompt, in however many choices it is."""
+        read = [[(text, *side) for c in row for side in sides(c)] for text, row in zip(texts, choices, strict=True)]
         asked: dict[tuple[str, str], dict[str, None]] = {}
-        for text, prompt, reply in itertools.chain(*wanted):
+        for text, prompt, reply in itertools.chain(*read):
             asked.setdefault((text, prompt), {})[reply] = None
         groups: list[Group] = []
         places: dict[tuple[str, str, str], tuple[int, int]] = {}  # group and branch of a reply
@@ -121,11 +133,20 @@ def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context) -> PairUp:
             for start in range(0, len(replies), BRANCHES):
                 part = list(replies)[start : start + BRANCHES]
                 places |= {(text, prompt, reply): (len(groups), k) for k, reply in enumerate(part)}
-                groups.append(to_group(tokenizer, text, [(prompt, reply) for reply in part]))
-        where = np.array([[places[each] for each in own] for own in wanted])
-        return pack_replies(groups, ctx.mesh, n=BRANCHES, **packing).pick(where[..., 0], where[..., 1])
+                groups.append(to_group(self.tokenizer, text, [(prompt, reply) for reply in part]))
+        where = np.array([[places[side] for side in row] for row in read])
+        return self._packed(groups, n=BRANCHES).pick(where[..., 0], where[..., 1])
 
-    return PairUp(learn, compare)
+    def _packed(self, groups: Sequence[Group], **options: Any) -> Pairs:
+        # Rows that texts share are all as long, so that one program reads them.
+        return pack_replies(
+            groups, self.mesh, ways=sharding.batch_ways(self.mesh), micro_rows=self.micro_rows,
+            row_tokens=self.row_tokens, multiple=self.row_tokens or MULTIPLE, **options,
+        )  # fmt: skip
+
+
+def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context) -> PairUp:
+    return PairUp(tokenizer, ctx.mesh, config.reward_model.micro_rows, config.reward_model.row_tokens)
 
 
 def to_group(tokenizer: Tokenizer, summary: str, asked: Iterable[tuple[str, str]]) -> Group:
@@ -143,31 +164,52 @@ def sides(choice: Choice) -> Sequence[tuple[str, str]]:
     return (choice.prompt, choice.chosen), (choice.prompt, choice.rejected)
 
 
-def make_reading(config: Config, reader: Scorer, pair_up: PairUp):
-    """What the reward model makes of summaries, as many of each person: a reward for each, by the choice that pays and
-    the model as it is; then the model learns the choices that teach, by the first `summary.taught` of each person.
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """The reward model that reads summaries: it pays for them, and learns by them.
 
-    While nobody is paid there is one summary a person, and its reward is of the choices that teach.
+    Attributes:
+      taught: so many summaries of each person teach; they are the first.
+      trains: whether the reward model learns.
+      std: gaps are divided by it before they pay.
     """
-    train, std = config.reward_model.train, config.reward_model.std
+
+    scorer: Scorer
+    pair_up: PairUp
+    taught: int
+    trains: bool = True
+    std: float = 1.0
+
+    def gaps(
+        self, state: ScorerState, texts: Sequence[str], choices: Sequence[Sequence[Choice]]
+    ) -> Float[np.ndarray, 'T P']:
+        """How much better the chosen reply of each choice is than the other one, after each text."""
+        return self.scorer.gaps(state, self.pair_up.compare(texts, choices))
 
     def read(
-        state: ScorerState, texts: Sequence[str], choosers: Sequence[History], *, pays: bool, rate: float
-    ) -> tuple[ScorerState, np.ndarray, Metrics]:
+        self, state: ScorerState, texts: Sequence[str], choosers: Sequence[History], *, pays: bool, rate: float
+    ) -> tuple[ScorerState, Float[np.ndarray, ' T'], Metrics]:
+        """The state after a step on the choices that teach, and the reward of each summary by the state before it.
+
+        Every chooser has as many summaries, neighbours of each other. A reward is log sigmoid of the gap of the choice
+        that pays. Where nobody is paid there is one summary a person, and its reward is of the choices that teach.
+        """
         count = len(texts) // len(choosers)
-        first = min(count, config.summary.taught)
+        first = min(count, self.taught)
         lesson = [text for k, text in enumerate(texts) if k % count < first]
         teach = [person.train for person in choosers for _ in range(first)]
         gaps, metrics = np.empty(0), {}
-        if pays or not train:  # by the model as it is, before it learns
+        if pays or not self.trains:  # by the model as it is, before it learns
             judged = [(person.reward,) if pays else person.train for person in choosers for _ in range(count)]
-            gaps = reader.gaps(state, pair_up.compare(texts, judged))
-        if train:
-            state, before, metrics = reader.learn(state, pair_up.learn(lesson, teach), rate)
+            gaps = self.gaps(state, texts, judged)
+        if self.trains:
+            state, before, metrics = self.scorer.learn(state, self.pair_up.learn(lesson, teach), rate)
             gaps = gaps if pays else before
-        return state, log_sigmoid(gaps / std).mean(axis=1), metrics
+        return state, log_sigmoid(gaps / self.std).mean(axis=1), metrics
 
-    return read
+
+def make_reward_model(config: Config, scorer: Scorer, pair_up: PairUp) -> RewardModel:
+    return RewardModel(scorer, pair_up, config.summary.taught, config.reward_model.train, config.reward_model.std)
 
 
 def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[History]) -> Metrics:
@@ -185,31 +227,42 @@ def log_sigmoid(x: np.ndarray) -> np.ndarray:
     return -np.logaddexp(0.0, -x)
 
 
-def make_condition(config: Config, compare: Pack):
-    """Figures of replies that the model of `config.condition` writes to people, with and without a summary; nothing
-    where it names none, or of no people.
+@dataclasses.dataclass(frozen=True)
+class Replies:
+    """Replies that another model writes to people, after a summary of the person and after none.
 
     The model is asked in the words that the reward model reads. It has not seen a summary before, and is not trained.
 
-    Raises:
-      ValueError: there is no such model.
+    Attributes:
+      name: the model's name in the config; '' where there is none.
+      models: the chat models of the config, which count what they have been asked.
     """
+
+    name: str
+    model: ChatModel | None
+    models: ChatModels
+    seed: int
+
+    def __call__(
+        self, people: Sequence[History], describe: Callable[[Sequence[History]], list[str]], gaps: conditioning.Gaps
+    ) -> tuple[dict[str, Any], list[Exhibit]]:
+        """Figures and examples of the replies; nothing without a model, or without people.
+
+        Raises:
+          RuntimeError: the model wrote no reply.
+        """
+        if not self.model or not people:
+            return {}, []
+        record, examples = conditioning.personalise(self.model, gaps, people, describe(people), seed=self.seed)
+        if not record['written']:
+            why = self.models.last_error or 'they are empty'
+            raise RuntimeError(f'condition={self.name} wrote no reply: {why}')
+        return record | self.models.usage, [examples]
+
+
+def make_replies(config: Config) -> Replies:
+    """Raises ValueError where `config.condition` names no model that there is."""
     models = ChatModels(config)
     share = functools.partial(share_model, shares=sampler.make_shares(config))
     model: ChatModel | None = models.choose('condition', config.condition, share) if config.condition else None
-
-    def condition(
-        people: Sequence[History],
-        describe: Callable[[Sequence[History]], list[str]],
-        gaps: Callable[[Pairs], np.ndarray],
-    ) -> tuple[dict[str, Any], list[Exhibit]]:
-        if not model or not people:
-            return {}, []
-        record, told = conditioning.personalise(
-            model, lambda texts, choices: gaps(compare(texts, choices)), people, describe(people), seed=config.seed
-        )
-        if not record['written']:
-            raise RuntimeError(f'condition={config.condition} wrote no reply: {models.last_error or "they are empty"}')
-        return record | models.usage, [told]
-
-    return condition
+    return Replies(config.condition, model, models, config.seed)

@@ -1,20 +1,23 @@
 """PLUS's baseline without words: the reward model knows a person by a latent vector (VPL, `learners/latent.py`).
 
 A frozen decoder reads every reply after its prompt once; its state at the reply's last token is all that is known of
-it. A step is a pass over the people: from the choices that are told of a person comes z, by which the others are
-judged: all but those that test, where PLUS's reward model is not taught the one that pays its summariser.
+the reply. A step is a pass over the people: an encoder makes z of a person's past choices, and z judges the other
+choices but those that test. The choice that pays PLUS's summariser is among them; PLUS's reward model is not taught it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from pal_jax.data.histories import History
 from pal_jax.data.passes import shuffled
@@ -27,19 +30,17 @@ from pal_jax.models import params as model_params
 from pal_jax.models import states
 from pal_jax.parts.recipe import (
     EVALUATION,
-    Closures,
     Config,
     Context,
     Evaluation,
     Host,
     Plan,
     Policy,
-    Recipe,
     keeping,
     make_policy,
     stage_before,
 )
-from pal_jax.recipes.plus.context import of_whom
+from pal_jax.recipes.plus.people import of_whom
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import KEPT
 from pal_jax.runtime.files import write_whole
@@ -50,116 +51,181 @@ from pal_jax.types import Choice, Metrics
 UNITS = 'latent.json'
 
 
-def make(config: Config, ctx: Context, train: Sequence[History], tests: Mapping[str, Sequence[History]]) -> Recipe:
-    """Raises ValueError where a value is wrong."""
-    settings, policy = config.latent, make_policy(config, ctx, of='reward_model')
-    options = Latent(settings.dim, settings.hidden, settings.kl_coef)
-    everyone = [*train, *itertools.chain(*tests.values())]
-    updates = -(-len(train) // settings.people)
-    optimizer = Optimizer(**settings.optimizer, total_steps=settings.passes * updates)
-    update = latent.make_update(optimizer, options)
-    vectors = functools.cache(lambda: make_vectors(policy, ctx, train, everyone))
-    everywhere = sharding.replicated(ctx.mesh)
+@dataclasses.dataclass(frozen=True)
+class LatentBaseline:
+    """Trains a reward model that knows a person by a latent vector z.
 
-    def new() -> LatentState:
-        params = latent.init(jax.random.key(config.seed), policy.cfg.width, options)
-        return LatentState(params, optimizer.init(params))
+    Attributes:
+      new: a state before training.
+      vectors: the states of the replies of choices, `[people, choices, 2, D]`.
+      update: one step on what is known of people, their choices and a key, see `learners.latent.make_update`.
+      updates: updates of a step, which is a pass over the people to learn from.
+      tests: people to test on, by the name of their split.
+      measure: figures of such people, see `evals.conditioning.evaluate`.
+      shuffled: whether, for the control, somebody else's choices go with each person.
+    """
 
-    def init() -> tuple[LatentState, Host]:
-        return jax.jit(new, out_shardings=everywhere)(), {}
+    plan: Plan
+    ctx: Context
+    new: Callable[[], LatentState]
+    vectors: Callable[[Sequence[Sequence[Choice]]], np.ndarray]
+    update: Callable[..., tuple[LatentState, dict[str, Array]]]
+    updates: int
+    train: Sequence[History]
+    tests: Mapping[str, Sequence[History]]
+    measure: Callable[..., tuple[dict[str, Any], list[Any]]]
+    shuffled: bool = False
+    seed: int = 0
 
-    def told(people: Sequence[History]) -> np.ndarray:
-        return vectors()([person.past for person in people])
+    def init(self) -> tuple[LatentState, Host]:
+        return jax.jit(self.new, out_shardings=sharding.replicated(self.ctx.mesh))(), {}
 
-    def step(state: LatentState, host: Host, i: int) -> tuple[LatentState, Host, str, Metrics]:
-        found: list[Metrics] = []
-        order = shuffled(len(train), start=i * len(train), size=len(train), seed=config.seed)
-        for k, part in enumerate(np.array_split(order, updates)):
-            people, key = [train[j] for j in part], jax.random.fold_in(jax.random.key(config.seed), i * updates + k)
-            asked = vectors()([(person.reward, *person.train) for person in of_whom(config, people, train, (i, k))])
-            with ctx.phase('update'):
-                state, metrics = update(state, told(people), asked, key)
-                found.append(jax.device_get(metrics))
-        means = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+    def step(self, state: LatentState, host: Host, i: int) -> tuple[LatentState, Host, str, Metrics]:
+        rows: list[Metrics] = []
+        count = len(self.train)
+        # 1. Shuffle the people, and cut them into batches.
+        order = shuffled(count, start=i * count, size=count, seed=self.seed)
+        for k, part in enumerate(np.array_split(order, self.updates)):
+            people = [self.train[j] for j in part]
+            key = jax.random.fold_in(jax.random.key(self.seed), i * self.updates + k)
+            # 2. Past choices are what is known of a person; all others but those that test are to be judged by it.
+            choosers = of_whom(people, self.train, (self.seed, i, k), shuffled=self.shuffled)
+            judged = self.vectors([(person.reward, *person.train) for person in choosers])
+            # 3. Update encoder and reward model, on the choices' loss by a drawn z and the divergence of its
+            #    distribution.
+            with self.ctx.phase('update'):
+                state, metrics = self.update(state, self.known(people), judged, key)
+                rows.append(jax.device_get(metrics))
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         if not np.isfinite(means['loss']):
             raise RuntimeError(f'the loss is {means["loss"]}; lower latent.optimizer.lr')
         return state, host, 'latent', means
 
-    def describe(state: LatentState, people: Sequence[History], temperatures: Sequence[float]) -> list[np.ndarray]:
+    def known(self, people: Sequence[History]) -> np.ndarray:
+        """The states of the replies of past choices."""
+        return self.vectors([person.past for person in people])
+
+    def describe(
+        self, state: LatentState, people: Sequence[History], temperatures: Sequence[float]
+    ) -> list[np.ndarray]:
         """For each temperature the mean of a person's z, or, above 0, a draw."""
-        found, count = latent.encode(state.params, jnp.asarray(told(people))), len(temperatures)
-        mean, log_std = (jnp.repeat(x, count, axis=0) for x in found)
-        drawn = latent.draw(jax.random.fold_in(jax.random.key(config.seed), EVALUATION), mean, log_std)
+        known, count = latent.encode(state.params, jnp.asarray(self.known(people))), len(temperatures)
+        mean, log_std = (jnp.repeat(x, count, axis=0) for x in known)
+        drawn = latent.draw(jax.random.fold_in(jax.random.key(self.seed), EVALUATION), mean, log_std)
         return list(np.where(np.tile(temperatures, len(people))[:, None] > 0, drawn, mean))
 
-    def gaps(state: LatentState, z: Sequence[np.ndarray], choices: Sequence[Sequence[Choice]]) -> np.ndarray:
-        scores = np.asarray(latent.score(state.params, jnp.asarray(vectors()(choices)), jnp.stack(z)))
+    def gaps(self, state: LatentState, z: Sequence[np.ndarray], choices: Sequence[Sequence[Choice]]) -> np.ndarray:
+        """How much better the chosen reply of each choice is than the other one, by each z."""
+        scores = np.asarray(latent.score(state.params, jnp.asarray(self.vectors(choices)), jnp.stack(z)))
         return scores[..., 0] - scores[..., 1]
 
-    def evaluate(state: LatentState, stage: str) -> Evaluation:
-        with ctx.phase('evaluate'):
-            record, people = conditioning.evaluate(
-                functools.partial(describe, state), functools.partial(gaps, state), tests, temperature=1.0,
-                samples=config.eval.samples, shown=config.eval.shown, nothing=np.zeros(settings.dim, np.float32),
-                whole=stage != 'base',
-            )  # fmt: skip
-        record['learnt_from'] = len({person.user for person in train})
-        return Evaluation(record, people, conditioning.make_exhibits(record, list(tests)))
+    def evaluate(self, state: LatentState, stage: str) -> Evaluation:
+        describe, gaps = functools.partial(self.describe, state), functools.partial(self.gaps, state)
+        with self.ctx.phase('evaluate'):
+            record, people = self.measure(describe, gaps, self.tests, whole=stage != 'base')
+        record['learnt_from'] = len({person.user for person in self.train})
+        return Evaluation(record, people, conditioning.make_exhibits(record, list(self.tests)))
 
+
+def make(
+    config: Config, ctx: Context, train: Sequence[History], tests: Mapping[str, Sequence[History]]
+) -> LatentBaseline:
+    """Builds the parts; states of replies are read when a step or an evaluation first asks for them.
+
+    Raises:
+      ValueError: a value is wrong.
+      RuntimeError: the model cannot be had.
+    """
+    settings, policy = config.latent, make_policy(config, ctx, of='reward_model')
+    options, everywhere = Latent(settings.dim, settings.hidden, settings.kl_coef), sharding.replicated(ctx.mesh)
+    updates = -(-len(train) // settings.people)
+    optimizer = Optimizer(**settings.optimizer, total_steps=settings.passes * updates)
+    new = functools.partial(new_state, config.seed, policy.cfg.width, options, optimizer)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(new))
-    stages = {'every': config.eval.every, 'base': config.eval.base}
-    stage = functools.partial(stage_before, warmup=0, steps=settings.passes, **stages)
-    keep, shown = keeping(reward_model=policy), ('accuracy', 'reward')
-    return Closures(Plan(settings.passes, abstract, stage, shown=shown, keep=keep), init, step, evaluate)
+    measure = functools.partial(
+        conditioning.evaluate, temperature=1.0, samples=config.eval.samples, shown=config.eval.shown,
+        nothing=np.zeros(settings.dim, np.float32),
+    )  # fmt: skip
+    stage = functools.partial(
+        stage_before, warmup=0, steps=settings.passes, every=config.eval.every, base=config.eval.base
+    )
+    plan = Plan(
+        settings.passes, abstract, stage, shown=('accuracy', 'reward'), keep=keeping(reward_model=policy)
+    )  # fmt: skip
+    vectors = Vectors(policy, ctx, train, [*train, *itertools.chain(*tests.values())])
+    return LatentBaseline(
+        plan, ctx, new, vectors, latent.make_update(optimizer, options), updates, train, tests, measure,
+        config.shuffled, config.seed,
+    )  # fmt: skip
 
 
-def check(people: Sequence[History]) -> None:
-    """Raises ValueError where it is not known of somebody which choices are told."""
-    counts = {len(person.past): person.user for person in people}
-    if len(counts) > 1 or 0 in counts:
-        few = counts[min(counts)]
-        raise ValueError(f'reads=latent: {few} has fewer choices told apart than others, or none; read something else')
+def new_state(seed: int, width: int, options: Latent, optimizer: Optimizer) -> LatentState:
+    params = latent.init(jax.random.key(seed), width, options)
+    return LatentState(params, optimizer.init(params))
 
 
-def make_vectors(policy: Policy, ctx: Context, train: Sequence[History], everyone: Sequence[History]):
-    """What the frozen decoder makes of replies, kept in the run's folder: `[people, choices, 2, D]` of as many choices
-    of each, the chosen reply first. A coordinate has mean 0 and variance 1 over the replies of those to learn from."""
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+    """What the frozen decoder makes of the replies of choices, kept in the run's folder.
 
-    @functools.cache
-    def text(prompt: str, reply: str) -> Text:
-        asked = policy.tokenizer.chat([dict(message) for message in summaries.question('', prompt)])
-        return Text(tuple(policy.tokenizer.encode(reply)), tuple(asked))
+    A coordinate has mean 0 and variance 1 over the replies of the people to learn from, `train`, who stand first in
+    `everyone`.
+    """
 
-    def sides(choices: Sequence[Choice]) -> Iterator[Text]:
+    policy: Policy
+    ctx: Context
+    train: Sequence[History]
+    everyone: Sequence[History]
+
+    def __call__(self, choices: Sequence[Sequence[Choice]]) -> np.ndarray:
+        """`[people, choices, 2, D]` of as many choices of each person, the chosen reply first."""
+        rows = [[self._numbers[text] for text in self._sides(row)] for row in choices]
+        return self._table[np.array(rows)].reshape(len(choices), -1, 2, self._table.shape[1])
+
+    @functools.cached_property
+    def _text(self) -> Callable[[str, str], Text]:
+        """The tokens of a reply and of what the decoder reads before it; each is made once."""
+        tokenizer = self.policy.tokenizer
+
+        @functools.cache
+        def text(prompt: str, reply: str) -> Text:
+            asked = tokenizer.chat([dict(message) for message in summaries.question('', prompt)])
+            return Text(tuple(tokenizer.encode(reply)), tuple(asked))
+
+        return text
+
+    def _sides(self, choices: Sequence[Choice]) -> Iterator[Text]:
         for choice in choices:
-            yield from (text(choice.prompt, reply) for reply in (choice.chosen, choice.rejected))
+            yield from (self._text(choice.prompt, reply) for reply in (choice.chosen, choice.rejected))
 
-    def all_of(people: Sequence[History]) -> dict[Text, int]:
-        of = (sides((*p.past, p.reward, *p.train, *p.held)) for p in people)
-        return {each: i for i, each in enumerate(dict.fromkeys(each for own in of for each in own))}
+    def _numbered(self, people: Sequence[History]) -> dict[Text, int]:
+        rows = (self._sides((*p.past, p.reward, *p.train, *p.held)) for p in people)
+        return {text: i for i, text in enumerate(dict.fromkeys(text for row in rows for text in row))}
 
-    numbers, learnt = all_of(everyone), all_of(train)  # those to learn from stand first in both
+    @functools.cached_property
+    def _numbers(self) -> dict[Text, int]:
+        """Rows of `_table` by their texts."""
+        return self._numbered(self.everyone)
 
-    def compute() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        params = policy.source.load(sharding.param_shardings(model_params.decoder_specs(policy.cfg), ctx.mesh))
-        yield from states.hidden_states(params, policy.cfg, ctx.mesh, tuple(numbers), pool='last')
+    def _states(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        cfg, mesh = self.policy.cfg, self.ctx.mesh
+        params = self.policy.source.load(sharding.param_shardings(model_params.decoder_specs(cfg), mesh))
+        yield from states.hidden_states(params, cfg, mesh, tuple(self._numbers), pool='last')
 
-    settings = {'dtype': policy.cfg.dtype, 'layers': policy.cfg.layers}
-    with ctx.phase('read'):
-        shape = len(numbers), policy.cfg.width
-        table = np.asarray(states.stored(ctx.workdir / 'states', tuple(numbers), settings, compute, shape))
-    mean, spread = units(ctx, table[: len(learnt)])
-    table = (table - mean) / spread
-
-    def vectors(choices: Sequence[Sequence[Choice]]) -> np.ndarray:
-        rows = [[numbers[each] for each in sides(own)] for own in choices]
-        return table[np.array(rows)].reshape(len(choices), -1, 2, table.shape[1])
-
-    return vectors
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        """The states `[texts, D]`, in the units of the run."""
+        cfg = self.policy.cfg
+        settings, shape = {'dtype': cfg.dtype, 'layers': cfg.layers}, (len(self._numbers), cfg.width)
+        with self.ctx.phase('read'):
+            folder = self.ctx.workdir / 'states'
+            table = np.asarray(states.stored(folder, tuple(self._numbers), settings, self._states, shape))
+        mean, spread = units(self.ctx, table[: len(self._numbered(self.train))])
+        return (table - mean) / spread
 
 
 def units(ctx: Context, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and spread `[D]` of the states of those to learn from, as they were when the run began.
+    """Mean and spread `[D]` of the states of the people to learn from, as they were when the run began.
 
     Raises:
       ValueError: a run that goes on has not kept them.

@@ -16,6 +16,7 @@ evaluations into one table. More seeds go on where fewer have ended.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def read_methods(config: Config) -> list[str]:
-    """Those that `config.methods` names. Raises ValueError where there is no such, or one twice."""
+    """The methods that `config.methods` names. Raises ValueError where a name is unknown, or stands there twice."""
     names = [name.strip() for name in config.methods.split(',')]
     if wrong := [name for name in names if name not in METHODS or names.count(name) > 1]:
         raise ValueError(f'methods has {wrong[0]!r}; use each once of {", ".join(METHODS)}')
@@ -84,36 +85,51 @@ def make_run(config: Config, name: str, seed: int) -> Config:
     return run
 
 
-def make_table(config: Config, ctx: Context) -> Recipe:
-    """The last stage: a step reads what a run has left. Raises ValueError where one has left nothing."""
-    places = places_of(config)
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Puts the last evaluations of finished runs into one table. Each step reads a run.
 
-    def work(host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
-        name, seed = places[i]
-        folder = ctx.workdir.parent / f'{name}-{seed}'
-        evaluations = [each for each in read_records(folder / EVALS) if each['stage'] == 'final']
+    Attributes:
+      places: methods and seeds of the runs, in their order.
+      runs: the folder that has the runs' folders.
+      folder: where the table is written.
+    """
+
+    places: Sequence[tuple[str, int]]
+    runs: Path
+    folder: Path
+
+    def work(self, host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
+        """What run `i` has left. Raises ValueError where the run has no last evaluation."""
+        name, seed = self.places[i]
+        folder = self.runs / f'{name}-{seed}'
+        evaluations = [record for record in read_records(folder / EVALS) if record['stage'] == 'final']
         if not evaluations:
             raise ValueError(f'{folder} has no last evaluation; run it first, by the same command without a stage')
         steps = [{'step': row['step'], 'reward': row['reward']} for row in read_records(folder / METRICS)]
         entry = methods.Entry(name, seed, evaluations[-1], steps)
         return [entry._asdict()], host, {'people': float(entry.record['people'])}
 
-    def finish(records: Sequence[dict[str, Any]]) -> Evaluation:
+    def finish(self, records: Sequence[dict[str, Any]]) -> Evaluation:
+        """Writes the table of all runs into the folder, and prints it."""
         entries = [methods.Entry(**record) for record in records]
         text = f'{methods.markdown(methods.table(entries))}\n{methods.KEY}\n'
-        (ctx.workdir / MARKDOWN).write_text(text, encoding='utf-8')
+        (self.folder / MARKDOWN).write_text(text, encoding='utf-8')
         print(text)
-        runs = Exhibit(
-            'Runs', table=[RUN_HEAD, *(tell(ctx.workdir.parent / f'{name}-{seed}') for name, seed in places)]
-        )
-        return Evaluation(methods.figures(entries), exhibits=[*methods.make_exhibits(entries), runs])
+        rows = [tell(self.runs / f'{name}-{seed}') for name, seed in self.places]
+        exhibits = [*methods.make_exhibits(entries), Exhibit('Runs', table=[RUN_HEAD, *rows])]
+        return Evaluation(methods.figures(entries), exhibits=exhibits)
 
+
+def make_table(config: Config, ctx: Context) -> Recipe:
+    """The last stage: a step reads what a run has left."""
+    table = Table(places_of(config), ctx.workdir.parent, ctx.workdir)
     shown = [f'{name}_accuracy' for name in read_methods(config)]
-    return piecework.make(ctx, len(places), work, TABLE, finish, shown)
+    return piecework.make(ctx, len(table.places), table.work, TABLE, table.finish, shown)
 
 
 def tell(folder: Path) -> list[str]:
-    """What a run took, from its summary."""
+    """A row of the runs' table: the steps, time and memory that a run took, by its summary."""
     facts = files.read_object(folder / SUMMARY)
     took = duration(facts['seconds_total']), gigabytes(facts['peak_memory_bytes']['host'])
     return [folder.name, str(facts['steps']), *took, f'../{folder.name}/{REPORT}']

@@ -1,0 +1,126 @@
+"""The people of PLUS: who is learnt from and who is tested, the people of a step, and whose choices go with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pal_jax.data.histories import History, content
+from pal_jax.data.passes import shuffled
+from pal_jax.feedback import histories
+from pal_jax.feedback.histories import Splits
+from pal_jax.parts.recipe import Config
+
+
+class Drawn(NamedTuple):
+    """The people of a step.
+
+    people: the persons who are summarised.
+    choosers: for each of them, the person whose choices pay for the summaries and teach the reward model.
+    temperatures: a summary of each person is drawn at each of these.
+    pays: whether the summariser is paid; while it waits it is not.
+    """
+
+    people: list[History]
+    choosers: Sequence[History]
+    temperatures: tuple[float, ...]
+    pays: bool
+
+
+class Size(NamedTuple):
+    """How many people a step draws, and the temperatures at which the summaries of each are drawn."""
+
+    people: int
+    temperatures: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Draws the people of a step in shuffled passes. A draw is a function of the step's number.
+
+    Attributes:
+      waiting: the size of a step in which the summariser waits.
+      paid: the size of a step in which it is paid; None: it always waits.
+      hold: the first step that pays.
+      shuffled: whether, for the control, somebody else's choices go with each person.
+    """
+
+    train: Sequence[History]
+    waiting: Size
+    paid: Size | None
+    hold: int
+    shuffled: bool = False
+    seed: int = 0
+
+    def __call__(self, i: int) -> Drawn:
+        start, size, pays = i * self.waiting.people, self.waiting, False
+        if self.paid and i >= self.hold:
+            start = self.hold * self.waiting.people + (i - self.hold) * self.paid.people
+            size, pays = self.paid, True
+        order = shuffled(len(self.train), start=start, size=size.people, seed=self.seed)
+        people = [self.train[k] for k in order]
+        choosers = of_whom(people, self.train, (self.seed, i), shuffled=self.shuffled)
+        return Drawn(people, choosers, size.temperatures, pays)
+
+
+def make_draw(config: Config, train: Sequence[History]) -> Draw:
+    waiting = Size(config.hold.people, (config.hold.temperature,))
+    paid = Size(config.summary.people, (config.sampling.temperature,) * config.summary.n_samples)
+    learns = config.reads == 'summary'
+    return Draw(train, waiting, paid if learns else None, config.hold.steps, config.shuffled, config.seed)
+
+
+def of_whom(
+    people: Sequence[History], train: Sequence[History], seed: Sequence[int], *, shuffled: bool
+) -> Sequence[History]:
+    """The persons whose choices go with these people: the people themselves or, where `shuffled`, others of `train`.
+
+    Raises:
+      ValueError: nobody of `train` is somebody else, by name and by content.
+    """
+    if not shuffled:
+        return people
+    rng = np.random.default_rng((*seed, 1))
+
+    def somebody_else(person: History) -> History:
+        mine, drawn = content(person), (train[k] for k in rng.permutation(len(train)))
+        found = next((other for other in drawn if other.user != person.user and content(other) != mine), None)
+        if found is None:
+            raise ValueError(f'shuffled: nobody else to learn from is another than {person.user}; give other people')
+        return found
+
+    return list(map(somebody_else, people))
+
+
+def read_people(config: Config, log: histories.Log = histories.silent) -> tuple[list[History], Splits]:
+    """The people to learn from, and those to test on by the name of their split.
+
+    Raises:
+      ValueError: `data` names no people, a line of a file is wrong, or the people lack what `reads` names.
+    """
+    train, tests = histories.read(
+        config.data, people=config.people, tested=config.eval.people, seed=config.seed, form=config.form,
+        made=histories.Made(**config.history), log=log,
+    )  # fmt: skip
+    check_reads(config, (train, tests))
+    return train, tests
+
+
+def check_reads(config: Config, people: tuple[Sequence[History], Splits]) -> None:
+    """Raises ValueError where the people lack what `config.reads` names."""
+    everyone = [*people[0], *(person for split in people[1].values() for person in split)]
+    if config.reads == 'kind' and not all(person.kind for person in everyone):
+        raise ValueError(f'reads=kind: people of {config.data} have no kind; read something else')
+    if config.reads == 'latent':
+        check_past(everyone)
+
+
+def check_past(people: Sequence[History]) -> None:
+    """Raises ValueError where the past choices of somebody are not known, or fewer than those of others."""
+    counts = {len(person.past): person.user for person in people}
+    if len(counts) > 1 or 0 in counts:
+        few = counts[min(counts)]
+        raise ValueError(f'reads=latent: {few} has fewer choices told apart than others, or none; read something else')
