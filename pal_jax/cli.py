@@ -19,7 +19,8 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from pal_jax.data import inputs
-from pal_jax.parts.recipe import Config, read_config
+from pal_jax.parts.recipe import Config
+from pal_jax.parts.runs import read_config
 from pal_jax.runtime import checkpoint, processes
 from pal_jax.runtime.files import at_home
 from pal_jax.runtime.outputs import check_file

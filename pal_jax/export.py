@@ -21,7 +21,8 @@ from absl import flags
 
 from pal_jax import cli
 from pal_jax.models import peft
-from pal_jax.parts.recipe import Export, folders_read, load_trained, read_config, write_exports
+from pal_jax.parts.recipe import Export
+from pal_jax.parts.runs import folders_read, load_trained, read_config, write_exports
 from pal_jax.runtime.outputs import check_folder
 from pal_jax.train import initialize
 

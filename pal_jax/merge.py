@@ -41,7 +41,7 @@ from pal_jax import cli
 from pal_jax.models import folders, hf, peft, sources
 from pal_jax.models.folders import METHODS, Settings, Watch
 from pal_jax.models.merging import checked
-from pal_jax.parts.recipe import folders_read, load_trained
+from pal_jax.parts.runs import folders_read, load_trained
 from pal_jax.runtime.outputs import check_folder
 from pal_jax.talking import SOURCES
 

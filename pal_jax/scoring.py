@@ -22,7 +22,9 @@ from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tables import LARGEST
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.scorer import pack_replies, to_score
-from pal_jax.parts.recipe import Config, Context, make_policy, read_config
+from pal_jax.parts.models import make_policy
+from pal_jax.parts.recipe import Config, Context
+from pal_jax.parts.runs import read_config
 from pal_jax.recipes import reward
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.pal import reward as pal_reward

@@ -24,7 +24,8 @@ from absl import flags
 
 from pal_jax import cli
 from pal_jax.data import histories
-from pal_jax.parts.recipe import Context, read_config
+from pal_jax.parts.recipe import Context
+from pal_jax.parts.runs import read_config
 from pal_jax.recipes.plus import context as plus_context
 from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.runtime import devices

@@ -16,7 +16,8 @@ from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import decoder_specs
 from pal_jax.models.sources import Source
-from pal_jax.parts.recipe import Config, Context, open_run, read_config
+from pal_jax.parts.recipe import Config, Context
+from pal_jax.parts.runs import open_run, read_config
 from pal_jax.parts.sampler import make_sampling
 from pal_jax.parts.world import make_system
 from pal_jax.runtime import devices, sharding

@@ -31,7 +31,8 @@ import jax
 
 from pal_jax import cli
 from pal_jax.data import inputs
-from pal_jax.parts.recipe import Config, Context, Recipe, folders_read, write_exports
+from pal_jax.parts.recipe import Config, Context, Recipe
+from pal_jax.parts.runs import folders_read, write_exports
 from pal_jax.runtime import checkpoint, devices, outputs, processes, report
 from pal_jax.runtime.metrics import MetricsWriter, require_wandb
 from pal_jax.runtime.progress import Progress

@@ -20,7 +20,7 @@ from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.models import hf, sources
 from pal_jax.models.config import tiny
 from pal_jax.models.folders import Settings
-from pal_jax.parts.recipe import folders_read
+from pal_jax.parts.runs import folders_read
 from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.runtime.files import at_home
 from pal_jax.runtime.progress import print_anything

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from pal_jax.data import attributes, chats, columns, histories, opinions, records, tables, texts, tokenizer, votes
 from pal_jax.feedback import annotators, people, preferences
 from pal_jax.models import bert, config, families, hf, peft, sources, tensors
-from pal_jax.parts import piecework, recipe
+from pal_jax.parts import piecework
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.runtime import checkpoint, metrics
 
@@ -232,7 +232,7 @@ READERS: dict[str, tuple[dict[str, bytes], Reader]] = {
     'tokenizer': (saved_tokenizer(), lambda f: tokenizer.from_folder(f).chat(TALK)),
     'steps': ({'a.jsonl': lines({'step': 0, 'a': 1}, {'step': 1})}, lambda f: metrics.read_records(f / 'a.jsonl')),
     'parts': ({'0.jsonl': lines({'id': 'a'}, {'id': 'b'})}, lambda f: piecework.read(f / '0.jsonl')),
-    'run': ({'config.json': b'{"recipe": "sft", "seed": 0}'}, lambda f: recipe.read_config(str(f))),
+    'run': ({'config.json': b'{"recipe": "sft", "seed": 0}'}, lambda f: runs.read_config(str(f))),
     'resumed': ({'config.json': b'{"seed": 0}'}, lambda f: checkpoint.check_config(f, {'seed': 0})),
     'mixture': ({'a.json': b'{"mixture": [0.2, 0.8]}'}, lambda f: pal_person.read_person(f / 'a.json')),
 }  # fmt: skip

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from pal_jax import cli, train
-from pal_jax.parts.recipe import Closures, Evaluation, Plan
+from pal_jax.parts.recipe import Evaluation, Plan
 from pal_jax.runtime.metrics import MetricsWriter
 from pal_jax.runtime.progress import Progress
 
@@ -147,8 +149,7 @@ def test_an_evaluation_is_announced_before_it_is_made(tmp_path):
         assert f'evaluating ({stage})' in shown.getvalue()
         return Evaluation({'loss': 0.5})
 
-    plan = Plan(1, None, lambda i: None)
-    recipe = Closures(plan, lambda: (None, {}), lambda *_: (None, {}, '', {}), evaluated)
+    recipe: Any = SimpleNamespace(plan=Plan(1, None, lambda i: None), evaluate=evaluated)
     with MetricsWriter(tmp_path, 0) as writer:
         train.evaluate(recipe, None, 'final', 1, writer, Progress(console=Console(file=shown)))
     assert shown.getvalue().splitlines()[1:] == ['evaluation (final): loss 0.500']

@@ -13,7 +13,8 @@ from pal_jax.feedback.early import Early
 from pal_jax.feedback.language import make_judge, make_matcher
 from pal_jax.feedback.local_model import LocalModel
 from pal_jax.models import sources
-from pal_jax.parts.recipe import Config, Context, Host, open_run
+from pal_jax.parts.recipe import Config, Context, Host
+from pal_jax.parts.runs import open_run
 from pal_jax.runtime import devices
 from pal_jax.runtime.processes import exchange
 from pal_jax.types import ChatModel, Metrics, Sampling

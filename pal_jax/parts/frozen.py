@@ -17,7 +17,8 @@ from pal_jax.feedback.naturalness import LogProbs, Naturalness
 from pal_jax.learners import forward
 from pal_jax.models.params import Params, decoder_specs
 from pal_jax.models.sources import Source
-from pal_jax.parts.recipe import Config, Context, make_source
+from pal_jax.parts.models import make_source
+from pal_jax.parts.recipe import Config, Context
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import Dialogue, Metrics
 

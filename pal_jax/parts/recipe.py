@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import getitem
@@ -14,20 +12,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from pal_jax.data import inputs
 from pal_jax.data.tokenizer import Tokenizer
-from pal_jax.learners.actor import Actor, ActorState
-from pal_jax.learners.ppo import PolicyLearner
-from pal_jax.learners.training import Lora
-from pal_jax.models import hf, peft, sources
+from pal_jax.learners.actor import ActorState
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.params import Params, cast
-from pal_jax.models.sources import Source
-from pal_jax.runtime import devices, sharding
-from pal_jax.runtime.checkpoint import KEPT, Checkpoints
-from pal_jax.runtime.workdir import read_run
+from pal_jax.models.params import Params
+from pal_jax.runtime.checkpoint import KEPT
 from pal_jax.types import Exhibit, Metrics
 
 Config = Any  # an ml_collections.ConfigDict: its attributes are the keys of a config file
@@ -145,88 +135,7 @@ class Recipe(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Closures:
-    """A recipe whose functions were made elsewhere."""
-
-    plan: Plan
-    init: Callable[[], tuple[Any, Host]]
-    step: Callable[[Any, Host, int], tuple[Any, Host, str, Metrics]]
-    evaluate: Callable[[Any, str], Evaluation]
-
-
 EVALUATION = 2**31  # stands where a training step has its number in seeds
-
-
-class Policy(NamedTuple):
-    """A model that the config names, as this machine computes it; its weights are read by `load`."""
-
-    cfg: ModelConfig
-    tokenizer: Tokenizer
-    source: Source
-
-
-def make_policy(config: Config, ctx: Context, of: str = 'policy') -> Policy:
-    """What `config.policy`, or another part, names. Raises ValueError or RuntimeError where the model cannot be had."""
-    named, source = config[of], make_source(config, ctx, of)
-    cfg = devices.for_platform(source.config, named.dtype, scan_layers=named.get('scan_layers', False))
-    return Policy(dataclasses.replace(cfg, remat=named.remat), source.tokenizer(), source)
-
-
-def make_source(config: Config, ctx: Context, of: str) -> Source:
-    """The model that a part of the config names.
-
-    A run that goes on or is opened has kept the model's tokenizer and config, and these count. The weights are found by
-    the same name, or where they were when the run began.
-
-    Raises:
-      ValueError, RuntimeError: the model cannot be had; where it is kept, when its weights are loaded.
-    """
-    began = inputs.load(ctx.kept) if ctx.kept else None
-
-    def find() -> Source:
-        name = config[of].source if began is None else inputs.find(began, f'{of}.source', config[of].source)
-        return sources.resolve(name, seed=config.seed, open_run=lambda run: open_run(run, ctx))
-
-    folder = ctx.kept / of if ctx.kept else None
-    return sources.kept(folder, find) if folder and (folder / 'config.json').exists() else find()
-
-
-def keeping(**models: Policy) -> Callable[[Path], None]:
-    """Writes what a run keeps of its models, given by their parts of the config: see `Recipe.keep`, `make_source`."""
-
-    def keep(folder: Path) -> None:
-        for name, model in models.items():
-            sources.keep(folder / name, model.source, model.tokenizer)
-
-    return keep
-
-
-def make_adapters(config: Config, of: str = 'policy') -> Lora | None:
-    """The adapters that `config.policy.lora`, or that of another part, names."""
-    lora = config[of].lora
-    targets = lora.targets if lora.targets == 'all-linear' else tuple(lora.targets.split(','))
-    return Lora(lora.rank, lora.alpha, targets, lora.dropout) if lora.rank else None
-
-
-def trained_actor(config: Config, policy: Policy, actor: Actor) -> Trained:
-    """What a method exports whose state is an actor's: the model, and its adapters if it has any."""
-    base, lora = config.policy.source.removeprefix('hf:'), config.policy.lora
-
-    def exports(state: ActorState) -> dict[str, Export]:
-        adapters = Adapters(state.model.params, base, lora.dropout) if lora.rank else None
-        return {'export': Export(actor.weights(state), policy.cfg, policy.tokenizer, adapters)}
-
-    return Trained(exports, actor.abstract_weights, policy.cfg, policy.tokenizer)
-
-
-def trained_policy(config: Config, policy: Policy, learner: PolicyLearner) -> Trained:
-    """What a method exports whose state is a policy's."""
-    trained = trained_actor(config, policy, learner.actor)
-    exports = trained.exports
-    return trained._replace(
-        exports=lambda state: exports(state.actor), exported=learner.abstract_weights, actor=lambda state: state.actor
-    )
 
 
 def stage_before(i: int, *, warmup: int, steps: int, every: int, base: bool = True) -> str | None:
@@ -250,83 +159,3 @@ def check_finite(state: Any, advice: str = '') -> None:
     """Raises RuntimeError after three updates in a row that were not finite, and so were not made."""
     if int(state.skipped) >= 3:
         raise RuntimeError(f'three updates in a row were not finite; lower optimizer.lr{advice}')
-
-
-def read_config(workdir: str) -> Config:
-    """The config of the run in `workdir`.
-
-    Raises:
-      ValueError: the folder is not that of a run.
-    """
-    return ConfigDict(read_run(Path(workdir)))
-
-
-def folders_read(named: Any) -> list[Path]:
-    """The folders that a source or the sources of a config name, and those that the runs and adapters there name."""
-    if isinstance(named, Mapping | ConfigDict):
-        return [folder for value in named.values() for folder in folders_read(value)]
-    if isinstance(named, list | tuple):
-        return [folder for value in named for folder in folders_read(value)]
-    kind, _, name = named.rpartition(':') if isinstance(named, str) else ('', '', '')
-    folder = Path(name)
-    if not kind or not name or not folder.is_dir():
-        return []
-    if (folder / peft.CONFIG).exists():
-        return [folder, *folders_read(sources.base_source(peft.read_config(folder).base))]
-    return [folder, *(folders_read(read_config(name)) if kind.endswith('orbax') else [])]
-
-
-def trained_in(workdir: str, ctx: Context) -> Trained:
-    """What the run in `workdir` trains.
-
-    Raises:
-      ValueError: the folder is not that of a run, or of one without a language model.
-    """
-    config = read_config(workdir)
-    try:
-        recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}')
-    except ModuleNotFoundError:
-        raise ValueError(f'{workdir} is a run of {config.recipe!r}, which is no method of this package') from None
-    trained: Trained | None = recipe.make_trained(config, ctx.of(workdir)) if hasattr(recipe, 'make_trained') else None
-    if trained is None:
-        raise ValueError(f'{workdir} is a run of {config.recipe} that trains no language model; name another')
-    return trained
-
-
-def load_trained(workdir: str, step: int | None = None) -> tuple[dict[str, Export], int]:
-    """The models of a run by the name of their folder, on one device, and the step they were saved at.
-
-    Raises:
-      ValueError: as `trained_in`, or there is no checkpoint, or none of that step.
-    """
-    mesh = devices.make_mesh(devices=jax.local_devices()[:1])
-    trained = trained_in(workdir, Context(mesh))
-    state, _, step = Checkpoints(workdir, trained.exported, read_only=True).read(step)
-    return trained.exports(state), step
-
-
-def write_exports(exports: dict[str, Export], folder: Callable[[str], Path]) -> None:
-    """Models as Hugging Face folders. All processes take part, the first one writes."""
-    for name, export in exports.items():
-        params, head = sharding.to_host((export.params, export.head))
-        if jax.process_index() == 0:
-            hf.save(params, export.model, export.tokenizer, folder(name), head=head)
-
-
-def open_run(workdir: str, ctx: Context) -> Source:
-    """The model a run has trained, as a source for another run (`orbax:<workdir>`): its last whole checkpoint.
-
-    Raises:
-      ValueError: as `trained_in`, or there is no checkpoint.
-    """
-    trained = trained_in(workdir, ctx)
-    checkpoints = Checkpoints(workdir, trained.exported, read_only=True)
-    if checkpoints.latest is None:
-        raise ValueError(f'{workdir} has no checkpoint; train it first')
-
-    def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
-        state, *_ = checkpoints.read()
-        params = cast(next(iter(trained.exports(state).values())).params, dtype)
-        return jax.device_put(params, shardings) if shardings else params
-
-    return Source(trained.model, lambda: trained.tokenizer, load)

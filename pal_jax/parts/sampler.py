@@ -13,7 +13,8 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder
 from pal_jax.decode.choose import make_decoder as choose_decoder
 from pal_jax.decode.requests import Request
-from pal_jax.parts.recipe import Config, Context, Policy
+from pal_jax.parts.models import Policy
+from pal_jax.parts.recipe import Config, Context
 from pal_jax.runtime.processes import Shares
 from pal_jax.types import Completion, Sample, Sampling
 

@@ -25,6 +25,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.parts import rows as data
+from pal_jax.parts.models import Policy, keeping, make_adapters, make_policy
 from pal_jax.parts.recipe import (
     Config,
     Context,
@@ -32,17 +33,13 @@ from pal_jax.parts.recipe import (
     Export,
     Host,
     Plan,
-    Policy,
     Trained,
     check_at_least,
     check_finite,
-    keeping,
-    make_adapters,
-    make_policy,
-    read_config,
     stage_before,
 )
 from pal_jax.parts.rows import Rows
+from pal_jax.parts.runs import read_config
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.optim import Optimizer

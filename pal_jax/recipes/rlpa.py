@@ -30,6 +30,7 @@ from pal_jax.learners.ppo import PPO, PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.parts import sampler
+from pal_jax.parts.models import Policy, keeping, make_adapters, make_policy, trained_policy
 from pal_jax.parts.recipe import (
     EVALUATION,
     Config,
@@ -37,16 +38,11 @@ from pal_jax.parts.recipe import (
     Evaluation,
     Host,
     Plan,
-    Policy,
     Recipe,
     Trained,
     check_at_least,
     check_finite,
-    keeping,
-    make_adapters,
-    make_policy,
     stage_before,
-    trained_policy,
 )
 from pal_jax.parts.turns import Sampler, make_sampler, make_supervised, rounds_of
 from pal_jax.parts.world import SYSTEM, World, check_openings, make_world

@@ -19,20 +19,8 @@ from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.parts import rows as data
-from pal_jax.parts.recipe import (
-    Config,
-    Context,
-    Evaluation,
-    Host,
-    Plan,
-    Trained,
-    check_finite,
-    keeping,
-    make_adapters,
-    make_policy,
-    stage_before,
-    trained_actor,
-)
+from pal_jax.parts.models import keeping, make_adapters, make_policy, trained_actor
+from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
 from pal_jax.parts.rows import Rows
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics

@@ -11,7 +11,9 @@ import pytest
 
 from pal_jax.models import hf, sources
 from pal_jax.parts.frozen import open_naturalness
-from pal_jax.parts.recipe import Context, keeping, load_trained, make_policy, open_run
+from pal_jax.parts.models import keeping, make_policy
+from pal_jax.parts.recipe import Context
+from pal_jax.parts.runs import load_trained, open_run
 from pal_jax.recipes import rlpa, sft
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.recipes.pal import text as pal_text

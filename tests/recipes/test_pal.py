@@ -23,7 +23,8 @@ from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.evals.accuracy import gain
 from pal_jax.evals.panel import Trial
 from pal_jax.evals.population import Panel
-from pal_jax.parts.recipe import Context, Plan, open_run
+from pal_jax.parts.recipe import Context, Plan
+from pal_jax.parts.runs import open_run
 from pal_jax.recipes.pal import recipe as pal
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.recipes.pal import text as pal_text

@@ -7,7 +7,9 @@ import importlib
 import jax
 import pytest
 
-from pal_jax.parts.recipe import Context, make_policy, open_run
+from pal_jax.parts.models import make_policy
+from pal_jax.parts.recipe import Context
+from pal_jax.parts.runs import open_run
 from pal_jax.runtime import checkpoint, devices
 from tests import configs
 

@@ -17,8 +17,9 @@ import pytest
 from pal_jax.data.packing import Compared, shared_prompt
 from pal_jax.learners.scorer import to_score
 from pal_jax.models import sources
-from pal_jax.parts.recipe import Context, Plan, write_exports
+from pal_jax.parts.recipe import Context, Plan
 from pal_jax.parts.rows import Rows
+from pal_jax.parts.runs import write_exports
 from pal_jax.recipes import reward
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints

@@ -29,15 +29,8 @@ from pal_jax.learners.ideal_point import IdealPointLearner, PALState, put
 from pal_jax.learners.reader import Batching, Reader, Reading
 from pal_jax.models.params import Params
 from pal_jax.models.states import Frame
-from pal_jax.parts.recipe import (
-    Config,
-    Context,
-    Evaluation,
-    Host,
-    Plan,
-    check_at_least,
-    make_adapters,
-)
+from pal_jax.parts.models import make_adapters
+from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Plan, check_at_least
 from pal_jax.recipes.pal import kept as pal_kept
 from pal_jax.recipes.pal import recipe as pal
 from pal_jax.recipes.pal import text as pal_text

@@ -29,7 +29,7 @@ from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.texts import TextPairs
 from pal_jax.evals.panel import population
 from pal_jax.models import ideal_point
-from pal_jax.parts.recipe import read_config
+from pal_jax.parts.runs import read_config
 from pal_jax.recipes.pal.reward import Reading, TrainedPAL, open_pal, reward_of_replies
 from pal_jax.runtime import files
 from pal_jax.runtime.outputs import whole_file

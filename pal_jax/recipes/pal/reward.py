@@ -37,7 +37,8 @@ from pal_jax.learners.reader import Reader
 from pal_jax.models import ideal_point
 from pal_jax.models.ideal_point import PAL
 from pal_jax.models.params import Params
-from pal_jax.parts.recipe import Config, Context, read_config
+from pal_jax.parts.recipe import Config, Context
+from pal_jax.parts.runs import read_config
 from pal_jax.recipes.pal import kept as pal_kept
 from pal_jax.recipes.pal import large as pal_large
 from pal_jax.recipes.pal import recipe as pal

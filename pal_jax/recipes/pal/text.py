@@ -18,7 +18,8 @@ from pal_jax.models import states
 from pal_jax.models.params import Params, decoder_specs
 from pal_jax.models.states import Frame
 from pal_jax.objectives.preference import TokenWeighting
-from pal_jax.parts.recipe import Config, Context, Policy, make_source
+from pal_jax.parts.models import Policy, make_source
+from pal_jax.parts.recipe import Config, Context
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.processes import exchange
 

@@ -25,7 +25,8 @@ from pal_jax.learners.scorer import Pairs, Scorer, ScorerState, pack_replies, to
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.parts import sampler
 from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.recipe import Config, Context, Policy
+from pal_jax.parts.models import Policy
+from pal_jax.parts.recipe import Config, Context
 from pal_jax.runtime import sharding
 from pal_jax.types import ChatModel, Choice, Exhibit, Metrics, Sample, Sampling
 

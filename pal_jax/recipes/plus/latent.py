@@ -28,18 +28,8 @@ from pal_jax.learners import latent
 from pal_jax.learners.latent import Latent, LatentState
 from pal_jax.models import params as model_params
 from pal_jax.models import states
-from pal_jax.parts.recipe import (
-    EVALUATION,
-    Config,
-    Context,
-    Evaluation,
-    Host,
-    Plan,
-    Policy,
-    keeping,
-    make_policy,
-    stage_before,
-)
+from pal_jax.parts.models import Policy, keeping, make_policy
+from pal_jax.parts.recipe import EVALUATION, Config, Context, Evaluation, Host, Plan, stage_before
 from pal_jax.recipes.plus.people import of_whom
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import KEPT

@@ -12,7 +12,8 @@ from pal_jax.learners.ppo import PPO, PolicyLearner
 from pal_jax.learners.scorer import Scorer
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.models.config import ModelConfig
-from pal_jax.parts.recipe import Config, Context, Policy, make_adapters, make_policy
+from pal_jax.parts.models import Policy, make_adapters, make_policy
+from pal_jax.parts.recipe import Config, Context
 from pal_jax.recipes.plus.context import Describe, PairUp, make_pairs, make_writer
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import Optimizer, make_schedule

@@ -24,6 +24,7 @@ from pal_jax.feedback.histories import Splits
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.learners.scorer import Scorer
 from pal_jax.models.params import Params
+from pal_jax.parts.models import Policy, keeping, make_policy, trained_policy
 from pal_jax.parts.recipe import (
     EVALUATION,
     Config,
@@ -31,15 +32,11 @@ from pal_jax.parts.recipe import (
     Evaluation,
     Host,
     Plan,
-    Policy,
     Recipe,
     Trained,
     check_at_least,
     check_finite,
-    keeping,
-    make_policy,
     stage_before,
-    trained_policy,
 )
 from pal_jax.recipes.plus import latent, table
 from pal_jax.recipes.plus.context import (

@@ -9,7 +9,8 @@ from pal_jax.feedback.preferences import Preference, combinations
 from pal_jax.learners.ppo import PPO, check_samples
 from pal_jax.learners.scorer import BradleyTerry, check_dropout, check_pooling
 from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.recipe import Config, check_at_least, make_adapters
+from pal_jax.parts.models import make_adapters
+from pal_jax.parts.recipe import Config, check_at_least
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.psoups.data import ANNOTATIONS, PAIRS, ROLLOUTS
 from pal_jax.recipes.psoups.evaluate import GENERATIONS

@@ -29,8 +29,9 @@ from pal_jax.feedback.preferences import BEST, JOINT, Preference
 from pal_jax.models.params import Params
 from pal_jax.parts import piecework
 from pal_jax.parts.chat_models import ChatModels
+from pal_jax.parts.models import make_policy
 from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host, make_policy
+from pal_jax.parts.recipe import Config, Context, Evaluation, Host
 from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
 from pal_jax.recipes.psoups.policies import Sampler, load_base, make_sampler
 from pal_jax.recipes.psoups.prompts import Prompt, as_chat, prompts_moved, read_preferences, read_prompts

@@ -23,8 +23,9 @@ from pal_jax.models import merging
 from pal_jax.models.params import Params
 from pal_jax.parts import piecework
 from pal_jax.parts.chat_models import ChatModels
+from pal_jax.parts.models import make_policy
 from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import EVALUATION, Config, Context, Evaluation, Host, make_policy
+from pal_jax.parts.recipe import EVALUATION, Config, Context, Evaluation, Host
 from pal_jax.recipes.psoups import merge
 from pal_jax.recipes.psoups.jobs import SYSTEMS, Fronts, Job, make_fronts, make_jobs, pole_jobs
 from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators

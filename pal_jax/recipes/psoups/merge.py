@@ -18,8 +18,9 @@ from pal_jax.models import lora, merging, peft
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.parts import piecework
+from pal_jax.parts.models import make_policy
 from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host, make_policy
+from pal_jax.parts.recipe import Config, Context, Evaluation, Host
 from pal_jax.recipes.psoups.policies import check_trained, open_adapters
 from pal_jax.recipes.psoups.prompts import read_preferences
 from pal_jax.types import Metrics

@@ -16,7 +16,9 @@ from pal_jax.decode.choose import Decoder
 from pal_jax.models import params as model_params
 from pal_jax.models.params import Params
 from pal_jax.parts import sampler
-from pal_jax.parts.recipe import Config, Context, Policy, read_config, trained_in
+from pal_jax.parts.models import Policy
+from pal_jax.parts.recipe import Config, Context
+from pal_jax.parts.runs import read_config, trained_in
 from pal_jax.recipes.psoups.prompts import as_chat
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints

@@ -34,6 +34,7 @@ from pal_jax.learners.ppo import PPO, PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives.moments import Moments, scaled, seen
+from pal_jax.parts.models import keeping, make_adapters, make_policy, trained_policy
 from pal_jax.parts.recipe import (
     EVALUATION,
     Config,
@@ -44,11 +45,7 @@ from pal_jax.parts.recipe import (
     Recipe,
     Trained,
     check_finite,
-    keeping,
-    make_adapters,
-    make_policy,
     stage_before,
-    trained_policy,
 )
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.psoups import data, merge
