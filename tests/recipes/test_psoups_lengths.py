@@ -119,6 +119,6 @@ def test_soups_of_a_brief_and_a_long_policy_are_as_long_as_they_are_mixed(traine
     weights, lengths = (0.0, 0.25, 0.5, 0.75, 1.0), []
     for w in weights:
         soup = merging.linear([brief.actor.model.params, long.actor.model.params], (1.0 - w, w))
-        mixed = brief.replace(actor=brief.actor.replace(params=soup))
+        mixed = brief.replace(actor=brief.actor.replace(model=brief.actor.model.replace(params=soup)))
         lengths.append(recipe.evaluate(mixed, 'final').record['length'])
     assert round(spearman(weights, lengths), 6) >= 0.9

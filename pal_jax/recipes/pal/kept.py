@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.models.states import Frame
-from pal_jax.parts.models import keeping
+from pal_jax.parts import models
 from pal_jax.parts.recipe import Config
 from pal_jax.recipes.pal import text as pal_text
 from pal_jax.recipes.pal.text import TextData
@@ -120,7 +120,7 @@ def keeping(kept: Kept, decoder: pal_text.Decoder | None = None) -> Callable[[Pa
     def keep(folder: Path) -> None:
         save(folder, kept)
         if decoder:
-            keeping(text=decoder)(folder)
+            models.keeping(text=decoder)(folder)
 
     return keep
 

@@ -262,7 +262,7 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
 
 
 def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]:
-    """Scores of replies to questions by `pal:<workdir>`, as `psoups.parts.make_score` has them; read at the first call.
+    """Scores of replies to questions by `pal:<workdir>`, as `psoups.judges.Score` has them; read at the first call.
 
     `person` is a seen user, a file of a mixture, or '' for the population's.
 
