@@ -22,6 +22,7 @@ from pal_jax.data.histories import History
 from pal_jax.learners.scorer import BradleyTerry, gaps
 from pal_jax.parts.recipe import Context, Plan
 from pal_jax.recipes.plus import context as plus_context
+from pal_jax.recipes.plus import latent as plus_latent
 from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.recipes.plus import people as plus_people
 from pal_jax.recipes.plus import recipe as plus
@@ -198,6 +199,22 @@ def test_a_step_of_fake_parts_waits_then_pays_by_the_reward_model_of_before():
     ((text, (taught,)),) = lesson  # the first of two summaries alone
     assert rate == 0.5 and sources == [text] * 2 and taught == f'train {text.split()[0]}'
     assert rewards == [paid] * 2
+
+
+def test_a_latent_baseline_of_fake_parts_judges_all_but_the_past_and_what_tests():
+    seen, people = [], [dataclasses.replace(person(name), past=(Choice('p', f'past {name}', 'no'),)) for name in 'ab']
+
+    def update(state, known, judged, key):
+        seen.append((known, judged))
+        return state + 1, {'loss': float(state)}
+
+    recipe = plus_latent.LatentBaseline(
+        Plan(1, None, lambda i: None), ONE, lambda: 0, lambda choices: [[c.chosen for c in row] for row in choices],
+        update, 2, people, {}, None,
+    )  # fmt: skip
+    state, _, phase, metrics = recipe.step(0, {}, 0)
+    assert (state, phase, metrics) == (2, 'latent', {'loss': 0.5})
+    assert sorted(seen) == [([[f'past {name}']], [[f'reward {name}', f'train {name}']]) for name in 'ab']
 
 
 def test_all_summaries_of_a_person_are_paid_and_the_first_teach():
