@@ -40,6 +40,13 @@ PROCESSES = flags.DEFINE_integer('processes', os.environ.get('JAX_NUM_PROCESSES'
 PROCESS = flags.DEFINE_integer('process', os.environ.get('JAX_PROCESS_ID'), 'Which of them this is, from 0.')
 QUOTES = '\\\'" '
 WIDE = 10_000  # characters of a line of a file: no table is cut
+MAY_CHANGE = (  # of any run when it goes on; a recipe's own keys stand in its `MAY_CHANGE`
+    'total_steps', 'checkpoint.every', 'checkpoint.minutes', 'checkpoint.keep', 'mesh.data', 'mesh.fsdp', 'mesh.tensor',
+    'decode.shares', 'decode.driver', 'decode.address', 'metrics.wandb', 'export', 'eval.every', 'answers',
+    'endpoints.*.address', 'endpoints.*.key_env', 'endpoints.*.concurrency', 'endpoints.*.timeout',
+    'endpoints.*.retries', 'endpoints.*_price',
+)  # fmt: skip
+OF_STAGES = 'data.train', 'data.test'  # which lie in the folder of the run, wherever that has been moved to
 SETTLE = 3.0  # seconds in which the roll call tells why a program of several processes failed, if one has died
 
 
@@ -195,9 +202,16 @@ def workdir() -> Path:
     return Path('runs') / (f'{name}-{variant}' if variant else name)
 
 
-def runs(free: Sequence[str]) -> Iterator[tuple[Config, Path]]:
+def may_change(config: Config) -> tuple[str, ...]:
+    """The keys that may differ between two calls of one run: those of every run and of its method, and where files
+    lie that another stage has made."""
+    of_method = getattr(recipe_module(config), 'MAY_CHANGE', ())
+    return *MAY_CHANGE, *of_method, *(OF_STAGES if 'stage' in config else ())
+
+
+def runs() -> Iterator[tuple[Config, Path]]:
     """The run that --config is, with its folder; of a recipe with stages each stage that is not finished yet, in their
-    order, in a folder of its own. `free` keys may have changed since a stage was finished."""
+    order, in a folder of its own."""
     whole, folder = config(), workdir()
     stages = getattr(faults(recipe_module, whole), 'stages', None)
     if stages is None:
@@ -206,7 +220,7 @@ def runs(free: Sequence[str]) -> Iterator[tuple[Config, Path]]:
     planned = faults(stages, whole, folder)
     for stage, place in planned:
         faults(check_workdir, place)
-        faults(checkpoint.check_config, place, stage.to_dict(), tuple(free))
+        faults(checkpoint.check_config, place, stage.to_dict(), faults(may_change, stage))
         faults(inputs.compare, inputs.look(stage.to_dict()), place)
     for stage, place in planned:
         if finished(stage, place):

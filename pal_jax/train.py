@@ -40,15 +40,7 @@ from pal_jax.runtime.stopping import Stopping, exit_status
 from pal_jax.runtime.summary import summarize
 from pal_jax.runtime.workdir import held
 
-MAY_CHANGE = (
-    'total_steps', 'seeds', 'checkpoint.every', 'checkpoint.minutes', 'checkpoint.keep', 'mesh.data', 'mesh.fsdp',
-    'mesh.tensor', 'decode.shares', 'decode.driver', 'decode.address', 'metrics.wandb', 'export', 'eval.every',
-    'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'annotate.max_failed', 'evaluate.max_failed',
-    'reward.max_failed', 'answers', 'endpoints.*.address', 'endpoints.*.key_env', 'endpoints.*.concurrency',
-    'endpoints.*.timeout', 'endpoints.*.retries', 'endpoints.*_price',
-)  # fmt: skip
 FOLDED = "The model's chat template takes no system prompt: it stands at the head of the first user message."
-OF_STAGES = 'data.train', 'data.test'  # which lie in the folder of the run, wherever that has been moved to
 
 Show = Callable[[Iterable[Mapping[str, Any]]], None]
 
@@ -56,7 +48,7 @@ Show = Callable[[Iterable[Mapping[str, Any]]], None]
 def main() -> int:
     """Trains; the exit status is that of a process ended by a signal where one stopped it."""
     before = None
-    for config, workdir in cli.runs((*MAY_CHANGE, *OF_STAGES)):
+    for config, workdir in cli.runs():
         kind = config.recipe, config.get('stage')
         if before not in (None, kind):
             jax.clear_caches()  # of programs that a stage of another kind has no use for
@@ -99,8 +91,7 @@ def prepare(config: Config, workdir: Path, progress: Progress, *, show: Show = l
     """The recipe; everything that can fail before a weight is read fails here."""
     progress.time_compilation()
     checkpoint.check_processes(config.to_dict())
-    free = (*MAY_CHANGE, *OF_STAGES) if 'stage' in config else MAY_CHANGE
-    checkpoint.check_config(workdir, config.to_dict(), free=free)
+    checkpoint.check_config(workdir, config.to_dict(), free=cli.may_change(config))
     read = inputs.watched(config.to_dict(), workdir, progress.log)
     if config.metrics.wandb:
         require_wandb(config.metrics.wandb)

@@ -7,9 +7,10 @@ from fnmatch import fnmatch
 
 import pytest
 
-from pal_jax import train
+from pal_jax import cli
 from pal_jax.data import inputs
 from pal_jax.runtime.checkpoint import KEPT
+from tests import configs
 
 
 @pytest.fixture
@@ -156,5 +157,8 @@ def test_a_large_file_is_told_by_its_size_and_blocks(tmp_path):
     assert len(set(sizes)) == len(sizes)
 
 
-def test_keys_that_may_change_are_not_watched():
-    assert not [(key, free) for key in inputs.KEYS for free in train.MAY_CHANGE if fnmatch(key, free)]
+@pytest.mark.parametrize('method', ['rlpa', 'plus', 'psoups', 'sft', 'pal'])
+def test_keys_that_may_change_are_not_watched(method):
+    free = cli.may_change(configs.load(method))
+    assert 'total_steps' in free
+    assert not [(key, each) for key in inputs.KEYS for each in free if fnmatch(key, each)]

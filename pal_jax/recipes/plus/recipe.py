@@ -55,6 +55,7 @@ from pal_jax.types import Exhibit, Metrics, RolloutBatch, Sample
 
 READS = ('summary', 'untrained', 'context', 'kind', 'nothing', 'latent')
 SHOWN = 'accuracy', 'reward', 'written_better'
+MAY_CHANGE = 'seeds', 'eval.shown'  # when a run goes on
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,7 @@ READS = {  # of the config, by stage
     'evaluate': (*WHO, 'merge', 'evaluate', 'endpoints', 'answers'),
 }
 POLICIES = 'rlhf', 'morl', 'policy'
+MAY_CHANGE = 'annotate.max_failed', 'evaluate.max_failed'  # when a run goes on
 
 
 @dataclasses.dataclass(frozen=True)
