@@ -64,7 +64,7 @@ class DialogueGame:
         return dataclasses.replace(state, ended=True)
 
     def rewards(self, state: Conversation) -> tuple[float, ...]:
-        """None: judges reward each reply by itself."""
+        """No rewards at the end: judges reward each reply by itself."""
         return ()
 
 
