@@ -14,7 +14,8 @@ import pytest
 
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.envs.dialogue import DialogueGame
-from pal_jax.feedback.profiles import render_completion, to_sample
+from pal_jax.feedback.people import SCHEMA
+from pal_jax.feedback.profiles import render_completion, render_facts, to_sample
 from pal_jax.models import lora, sources
 from pal_jax.parts.recipe import Context, Plan
 from pal_jax.parts.world import make_world
@@ -247,6 +248,9 @@ def test_with_a_discount_a_step_holds_whole_dialogues_and_without_it_nothing_cha
         rlpa.make(small(**{'dialogue.turn_gamma': 1.5}), CONTEXT)
 
 
+EVERYTHING = render_facts(f'{slot.name}: {value}' for slot in SCHEMA for value in slot.known)  # true of anybody
+
+
 class Writing:
     """A decoder whose policy writes its format, whatever it is asked."""
 
@@ -257,7 +261,7 @@ class Writing:
         pass
 
     def __call__(self, requests, told=None):
-        texts = [render_completion('- pet: cat\n', ('Hm.', 'What is your job?')[r.seed % 2]) for r in requests]
+        texts = [render_completion(EVERYTHING, ('Hm.', 'What is your job?')[r.seed % 2]) for r in requests]
         ids = [tuple(byte_tokenizer().encode(text))[:64] for text in texts]
         return [Completion(text, each, (0.0,) * len(each), 'stop') for text, each in zip(texts, ids, strict=True)]
 
