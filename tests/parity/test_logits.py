@@ -179,7 +179,7 @@ def test_an_export_with_a_head_scores_as_we_do(case, tmp_path):
     """Rows end with a stop token, as replies do; padded on either side, the score is that of this last token."""
     _, _, cfg, params = case
     tokenizer = sources.resolve('random:tiny').tokenizer()
-    head = np.random.default_rng(2).normal(size=cfg.width).astype(np.float32)
+    head = np.random.default_rng(2).normal(size=(cfg.width, 1)).astype(np.float32)
     hf.save(params, cfg, tokenizer, tmp_path / 'out', head=head)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'out').eval()
     assert [type(model).__name__] == model.config.architectures
@@ -193,7 +193,7 @@ def test_an_export_with_a_head_scores_as_we_do(case, tmp_path):
         for row, score in zip(rows, theirs, strict=True):
             alone, ones = np.array([row], np.int32), np.ones((1, len(row)), np.int32)
             hidden = FORWARD(params, cfg, *(jnp.asarray(x) for x in (alone, ones.cumsum(1) - 1, ones, ones)))
-            assert score == pytest.approx(float(np.asarray(hidden)[0, -1] @ head), abs=1e-4)
+            assert score == pytest.approx(float(np.asarray(hidden)[0, -1] @ head[:, 0]), abs=1e-4)
 
 
 # --- SmolLM2 --------------------------------------------------------------------------------------------------------
