@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from pal_jax.data import attributes, chats, columns, histories, opinions, records, tables, texts, tokenizer, votes
 from pal_jax.feedback import annotators, people, preferences
 from pal_jax.models import bert, config, families, hf, peft, sources, tensors
-from pal_jax.parts import piecework
+from pal_jax.parts import piecework, runs
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.runtime import checkpoint, metrics
 

@@ -362,7 +362,7 @@ def test_a_table_of_another_config_is_refused_before_its_runs(tmp_path, monkeypa
     monkeypatch.setattr(cli, 'config', lambda: config)
     monkeypatch.setattr(cli, 'workdir', lambda: tmp_path)
     with pytest.raises(cli.Fault, match=r'table was made by another config \(steps: 99 -> 4\)'):
-        next(cli.runs(()))
+        next(cli.runs())
 
 
 def test_a_table_needs_its_runs(tmp_path):
