@@ -35,7 +35,9 @@ from pal_jax.learners.training import (
     any_of,
     apply,
     floats,
+    jit_to,
     join,
+    laid_out,
     merged,
     micro_batches,
     placed,
@@ -126,13 +128,12 @@ class Actor:
     @functools.cached_property
     def abstract(self) -> ActorState:
         """A state's shapes and shardings."""
-        shapes = jax.eval_shape(self.new, model_params.abstract(self._specs))
-        return placed(shapes, trained_specs(self._specs, self.adapters), self.mesh)
+        return laid_out(self.new, self.cfg, self.adapters, self.mesh)
 
     @functools.cached_property
     def init(self):
         """`init(params) -> ActorState`; the weights are used up."""
-        return jax.jit(self.new, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))
+        return jit_to(self.abstract, self.new)
 
     @functools.cached_property
     def anchor(self):
@@ -142,7 +143,7 @@ class Actor:
         """
         shapes = jax.eval_shape(self.anchored_state, self.abstract)
         later = placed(shapes, trained_specs(self._specs, self.adapters), self.mesh)
-        return jax.jit(self.anchored_state, donate_argnums=0, out_shardings=jax.tree.map(lambda x: x.sharding, later))
+        return jit_to(later, self.anchored_state, donate_argnums=0)
 
     def new(self, params: Params) -> ActorState:
         frozen: Params = {}

@@ -24,13 +24,12 @@ from pal_jax.learners.training import (
     TrainState,
     accumulate,
     apply,
+    jit_to,
     join,
+    laid_out,
     micro_batches,
-    placed,
-    trained_specs,
 )
 from pal_jax.models import lora
-from pal_jax.models import params as model_params
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives.masked import keep
@@ -62,14 +61,12 @@ class Critic:
     @functools.cached_property
     def abstract(self) -> TrainState:
         """A state's shapes and shardings."""
-        specs = model_params.decoder_specs(self.cfg)
-        shapes = jax.eval_shape(self.new, model_params.abstract(specs))
-        return placed(shapes, trained_specs(specs, self.adapters), self.mesh)
+        return laid_out(self.new, self.cfg, self.adapters, self.mesh)
 
     @functools.cached_property
     def init(self):
         """`init(params, head=None) -> TrainState`: a copy of decoder weights under this head, or under a new one."""
-        return jax.jit(self.new, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))
+        return jit_to(self.abstract, self.new)
 
     def new(self, params: Params, head: Float[Array, 'D K'] | None = None) -> TrainState:
         """A new head is drawn from N(0, 1 / (D + 1))."""

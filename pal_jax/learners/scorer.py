@@ -36,11 +36,11 @@ from pal_jax.learners.training import (
     any_of,
     apply,
     floats,
+    jit_to,
     join,
+    laid_out,
     micro_batches,
-    placed,
     skipped,
-    trained_specs,
     zeros,
 )
 from pal_jax.models import decoder, lora
@@ -166,14 +166,12 @@ class Scorer:
     @functools.cached_property
     def abstract(self) -> ScorerState:
         """A state's shapes and shardings."""
-        specs = model_params.decoder_specs(self.cfg)
-        shapes = jax.eval_shape(self.new, model_params.abstract(specs))
-        return placed(shapes, trained_specs(specs, self.adapters), self.mesh)
+        return laid_out(self.new, self.cfg, self.adapters, self.mesh)
 
     @functools.cached_property
     def init(self):
         """`init(params) -> ScorerState`: decoder weights, which are used up, under a new head."""
-        return jax.jit(self.new, out_shardings=jax.tree.map(lambda x: x.sharding, self.abstract))
+        return jit_to(self.abstract, self.new)
 
     def new(self, params: Params) -> ScorerState:
         """A head drawn from N(0, 1 / (D + 1)), as its authors' code has it (rlpa_plus III.3)."""

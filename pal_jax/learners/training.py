@@ -17,6 +17,7 @@ from jaxtyping import Array, Int
 
 from pal_jax.models import lora
 from pal_jax.models import params as model_params
+from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, ParamSpec
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import Optimizer, moment_axes
@@ -75,6 +76,18 @@ def trained_specs(specs: Params, adapters: Lora | None) -> dict[tuple[str, ...],
         leaf for tree in trees for leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=model_params.is_spec)
     ]
     return {_names(path): spec for path, spec in leaves}
+
+
+def laid_out(new: Callable[[Params], Any], cfg: ModelConfig, adapters: Lora | None, mesh: Mesh) -> Any:
+    """Shapes and places on the mesh of the state that `new` makes of a decoder's weights."""
+    specs = model_params.decoder_specs(cfg)
+    shapes = jax.eval_shape(new, model_params.abstract(specs))
+    return placed(shapes, trained_specs(specs, adapters), mesh)
+
+
+def jit_to(abstract: Any, function: Callable[..., Any], **options: Any) -> Any:
+    """A jitted function whose result lies where `abstract` says."""
+    return jax.jit(function, out_shardings=jax.tree.map(lambda x: x.sharding, abstract), **options)
 
 
 def placed(shapes: Any, specs: dict[tuple[str, ...], ParamSpec], mesh: Mesh) -> Any:
