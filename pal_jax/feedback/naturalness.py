@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -26,7 +26,7 @@ from pal_jax.feedback.oracle import make_answers
 from pal_jax.feedback.people import SLOTS, make_people
 from pal_jax.feedback.profiles import parse_completion
 from pal_jax.feedback.users import make_scripted_user
-from pal_jax.types import Dialogue, ResponseJudge, Verdict
+from pal_jax.types import Dialogue, ResponseJudge, RewardFn, Sample, Verdict
 
 WINDOW = 4  # tokens
 _BINS = (8, 16, 32)  # the most tokens of a reply of each bin but the last
@@ -102,12 +102,16 @@ class Naturalness:
     """Scores of replies by the model that `read` asks. It is calibrated at the first question.
 
     Args:
+      open: fetches the model, if it is not there.
       release: gives back the memory of the model, which `read` may fetch again.
       required: whether a model that cannot tell good replies from spoilt ones is an error.
     """
 
-    def __init__(self, read: Reader, release: Callable[[], None] = lambda: None, *, required: bool = False):
-        self._read, self.release, self._required = read, release, required
+    def __init__(
+        self, read: Reader, *, open: Callable[[], Any] = lambda: None, release: Callable[[], None] = lambda: None,
+        required: bool = False,
+    ):  # fmt: skip
+        self._read, self.open, self.release, self._required = read, open, release, required
         self._scale: Scale | None = None
         self.separation = 0.0  # of good replies from spoilt ones, once it is calibrated
 
@@ -158,6 +162,22 @@ def make_judge(judge: ResponseJudge, natural: Naturalness) -> ResponseJudge:
         return [with_naturalness(v, values[i]) if i in values else v for i, v in enumerate(verdicts)]
 
     return judged
+
+
+def opening(reward: RewardFn, natural: Naturalness | None) -> RewardFn:
+    """A reward that fetches the model of `natural` before it is asked.
+
+    Every process asks for a reward at the same time, but one may have no reply for the model to read. A checkpoint is
+    read by all processes together, so all of them fetch the model.
+    """
+    if natural is None:
+        return reward
+
+    def rewarded(samples: Sequence[Sample], seed: int) -> list[Sample]:
+        natural.open()
+        return reward(samples, seed)
+
+    return rewarded
 
 
 def with_naturalness(verdict: Verdict, natural: float) -> Verdict:

@@ -12,12 +12,12 @@ import jax
 from pal_jax.feedback.early import Early
 from pal_jax.feedback.language import make_judge, make_matcher
 from pal_jax.feedback.local_model import LocalModel
-from pal_jax.models import sources
+from pal_jax.models import bert, sources
 from pal_jax.parts.recipe import Config, Context, Host
 from pal_jax.parts.runs import open_run
 from pal_jax.runtime import devices
 from pal_jax.runtime.processes import exchange
-from pal_jax.types import ChatModel, Metrics, Sampling
+from pal_jax.types import ChatModel, Metrics, ProfileMatcher, Sampling
 
 if TYPE_CHECKING:
     from pal_jax.feedback.endpoint import Endpoint
@@ -116,3 +116,10 @@ def _endpoint(name: str) -> str:
     """The rest of endpoint:<name>; '' of anything else."""
     kind, _, rest = name.partition(':')
     return rest if kind == 'endpoint' else ''
+
+
+def open_embedding_matcher() -> ProfileMatcher:
+    """Raises RuntimeError where its model is not installed."""
+    from pal_jax.feedback import embedding  # scipy takes a while to import
+
+    return embedding.make_matcher(embedding.SentenceEncoder(bert.package_folder()))

@@ -54,6 +54,10 @@ class FrozenModel:
         logprobs = dict(zip(numbers, itertools.chain(*self._read(params, groups)), strict=True))
         return [logprobs[i] for i in range(len(replies))]
 
+    def open(self) -> None:
+        """Reads the weights, if they are not there."""
+        self._opened()
+
     def release(self) -> None:
         """Gives the memory of the weights back."""
         self._params = None
@@ -109,7 +113,7 @@ def open_naturalness(config: Config, kept: Path | None = None) -> Naturalness | 
         return None
     mesh = devices.make_mesh(devices=jax.local_devices())
     reader = FrozenModel(make_source(config, Context(mesh, kept=kept), 'policy'), config.policy.dtype, mesh)
-    return Naturalness(reader, reader.release, required=named == MODEL)
+    return Naturalness(reader, open=reader.open, release=reader.release, required=named == MODEL)
 
 
 def who_judged(natural: Naturalness | None, config: Config) -> Metrics:

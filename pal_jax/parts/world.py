@@ -18,14 +18,14 @@ from pal_jax.feedback.early import Early
 from pal_jax.feedback.judges import judge_by_rules
 from pal_jax.feedback.language import make_judge, make_matcher, make_user
 from pal_jax.feedback.naturalness import make_judge as read_too
+from pal_jax.feedback.naturalness import opening
 from pal_jax.feedback.people import SLOTS, Split, content, load_people, make_people, place_of
 from pal_jax.feedback.profiles import match_exactly, split_fact
 from pal_jax.feedback.rewards import make_reward, others
 from pal_jax.feedback.sharing import share_matcher, share_reward, share_user
 from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.feedback.users import Listened, make_scripted_user
-from pal_jax.models import bert
-from pal_jax.parts.chat_models import ChatModels
+from pal_jax.parts.chat_models import ChatModels, open_embedding_matcher
 from pal_jax.parts.frozen import MODEL, open_naturalness, who_judged
 from pal_jax.parts.recipe import Config
 from pal_jax.runtime import files
@@ -163,8 +163,11 @@ def make_world(config: Config, shares: Shares = ALONE, kept: Path | None = None)
         system=system,
         user=share_user(user, shares),
         matcher=share_matcher(matcher, shares),
-        reward=share_reward(early.then(training) if early else training, shares, together=config.reward.shuffled),
-        score=share_reward(reward(score, informed=True), shares),
+        reward=opening(
+            share_reward(early.then(training) if early else training, shares, together=config.reward.shuffled),
+            natural if config.reward.naturalness == MODEL else None,
+        ),
+        score=opening(share_reward(reward(score, informed=True), shares), natural),
         early=early,
         models=models,
         max_failed=config.reward.max_failed,
@@ -291,10 +294,3 @@ def read_system(system: str) -> str | None:
     if not path.is_file():
         raise ValueError(f'dialogue.system={system!r}: {path} is no file; name one with the text of a system prompt')
     return files.read_text(path).strip()
-
-
-def open_embedding_matcher() -> ProfileMatcher:
-    """Raises RuntimeError where its model is not installed."""
-    from pal_jax.feedback import embedding  # scipy takes a while to import
-
-    return embedding.make_matcher(embedding.SentenceEncoder(bert.package_folder()))

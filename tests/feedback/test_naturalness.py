@@ -32,6 +32,14 @@ def known(*good: str):
     return read
 
 
+def test_every_process_fetches_the_model_whether_it_has_replies_to_read_or_not():
+    opened = []
+    natural = Naturalness(known(), open=lambda: opened.append(True))
+    reward = naturalness.opening(lambda samples, seed: list(samples), natural)
+    assert reward([], 0) == [] and opened == [True]
+    assert naturalness.opening(reward, None) is reward
+
+
 def test_figures_are_the_mean_and_the_worst_four_neighbours():
     assert figures(np.array([-1.0, -1.0, -8.0, -8.0, -8.0, -8.0, -1.0])) == pytest.approx([-5.0, -8.0])
     assert figures(np.array([-2.0, -4.0])) == pytest.approx([-3.0, -3.0])
