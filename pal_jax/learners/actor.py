@@ -34,6 +34,7 @@ from pal_jax.learners.training import (
     accumulate,
     any_of,
     apply,
+    cuts_of,
     floats,
     jit_to,
     join,
@@ -292,6 +293,11 @@ class Actor:
     def on_mesh(self) -> AbstractContextManager[Any]:
         """Where `sharding.constrain` finds the mesh."""
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+
+    def computed(self, batch: TokenBatch) -> int:
+        """How many tokens and columns of padding the micro-batches of a batch have."""
+        cuts = cuts_of(batch, self.mesh, self.micro_rows, self.row_tokens or MULTIPLE)
+        return sum(len(rows) * length for rows, length in cuts)
 
     def micro_batches(self, tree: Any) -> Iterator[Any]:
         """Cut a tree with one `TokenBatch` into micro-batches of rows."""

@@ -221,7 +221,6 @@ class PolicyLearner:
 
         Metrics are of the actions that count; where none do, of the rows alone.
         """
-        size = sum(micro.tokens.size for micro in self.actor.micro_batches(batch.tokens))
         scores = self.actor.score(state.actor, batch.tokens, own=self.ppo.old_logprobs == 'policy')
         values = [c.values(s, batch.tokens) for c, s in zip(self.critics, state.critics, strict=True)]
         batch = batch.replace(
@@ -229,7 +228,7 @@ class PolicyLearner:
             ref_logprobs=scores.reference,
             values=jnp.concatenate(values, axis=-1) if values else None,
         )
-        metrics, share = self._scored(batch, scores.entropy, size)
+        metrics, share = self._scored(batch, scores.entropy, self.actor.computed(batch.tokens))
         return batch, (floats(metrics) if any_of(used(batch)) else {}) | floats({'real_share': share})
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -125,14 +125,22 @@ def micro_batches(tree: Any, mesh: Mesh, micro_rows: int, multiple: int = MULTIP
     """Neighbouring rows, up to `micro_rows` a device at a time, without the columns that are padding in all: the one
     `TokenBatch` of the tree is cut to its longest row, rounded up to a `multiple` so that the programs to compile stay
     few."""
-    height = jax.tree.leaves(tree)[0].shape[0]
+    (batch,) = (x for x in jax.tree.leaves(tree, is_leaf=_is_tokens) if _is_tokens(x))
+    cuts = cuts_of(batch, mesh, micro_rows, multiple)
+    for index, length in cuts:
+        yield take(tree, index if len(cuts) > 1 else None, mesh, length)
+
+
+def cuts_of(
+    batch: TokenBatch, mesh: Mesh, micro_rows: int, multiple: int = MULTIPLE
+) -> list[tuple[Int[np.ndarray, 'P'], int]]:
+    """The rows of each micro-batch, and the number of its columns."""
+    height, width = batch.tokens.shape
     each = height // sharding.batch_ways(mesh)
     parts = next(k for k in range(1, each + 1) if each % k == 0 and each // k <= micro_rows)
-    (batch,) = (x for x in jax.tree.leaves(tree, is_leaf=_is_tokens) if _is_tokens(x))
     longest = np.maximum(_longest(batch.segments, parts, mesh), 1)  # a batch may be short: rows of padding alone
-    for index, columns in zip(np.split(np.arange(height), parts), longest, strict=True):
-        length = min(batch.tokens.shape[1], -(-int(columns) // multiple) * multiple)
-        yield take(tree, index if parts > 1 else None, mesh, length)
+    lengths = (min(width, -(-int(columns) // multiple) * multiple) for columns in longest)
+    return list(zip(np.split(np.arange(height), parts), lengths, strict=True))
 
 
 def _is_tokens(x: Any) -> bool:
