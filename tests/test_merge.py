@@ -95,8 +95,8 @@ def test_runs_are_merged_by_what_they_have_trained(rank, tmp_path, monkeypatch):
     for i in range(2):
         workdir = tmp_path / f'run_{i}'
         checkpoint.write_config(workdir, config.to_dict())
-        moved = jax.tree.map(lambda x, i=i: x * (1 + i) if x.ndim > 2 else x, state.actor.model.params)
-        moved_state = state.replace(actor=state.actor.replace(model=state.actor.model.replace(params=moved)))
+        moved = jax.tree.map(lambda x, i=i: x * (1 + i) if x.ndim > 2 else x, state.model.params)
+        moved_state = state.replace(model=state.model.replace(params=moved))
         checkpoints = checkpoint.Checkpoints(workdir, recipe.plan.abstract)
         checkpoints.save(1, moved_state, host)
         checkpoints.close()

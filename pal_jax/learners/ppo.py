@@ -33,6 +33,7 @@ from pal_jax.objectives import policy as losses
 from pal_jax.objectives.advantages import Discounts, Estimates, Rollout
 from pal_jax.objectives.masked import masked_mean, masked_sum, masked_var
 from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss, Tokens
+from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics, RolloutBatch, TokenBatch
 
@@ -180,13 +181,12 @@ class PolicyLearner:
         from the actor's weights under new heads. The weights are used up."""
         starts = scorers or [(params, None)] * len(self.critics)
         critics = tuple(critic.init(*start) for critic, start in zip(self.critics, starts, strict=True))
-        return PolicyState(self.actor.init(params), critics, jnp.asarray(self.ppo.kl_coef, jnp.float32))
+        return PolicyState(self.actor.init(params), critics, self._kl_coef())
 
     @functools.cached_property
     def abstract(self) -> PolicyState:
         """A state's shapes and shardings."""
-        place = self.actor.abstract.step.sharding
-        kl_coef: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
+        kl_coef: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(self.actor.mesh))
         return PolicyState(self.actor.abstract, tuple(critic.abstract for critic in self.critics), kl_coef)
 
     @property
@@ -207,8 +207,12 @@ class PolicyLearner:
         """
         jax.tree.map(lambda x: x.delete(), state.critics)  # so that two of each are never in memory
         critics = tuple(critic.init(self.actor.weights(state.actor)) for critic in self.critics)
-        kl_coef = jnp.asarray(self.ppo.kl_coef, jnp.float32)
-        return PolicyState(self.actor.anchor(state.actor), critics, kl_coef)
+        return PolicyState(self.actor.anchor(state.actor), critics, self._kl_coef())
+
+    def _kl_coef(self) -> Float[Array, '']:
+        """The coefficient of the settings, on every device of every process."""
+        value = np.float32(self.ppo.kl_coef)
+        return jax.jit(lambda: jnp.asarray(value), out_shardings=sharding.replicated(self.actor.mesh))()
 
     def weights(self, state: PolicyState) -> Params:
         """The actor as plain decoder weights."""

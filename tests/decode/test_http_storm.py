@@ -59,7 +59,8 @@ def make_asks() -> list[Ask]:
     rng = random.Random(0)
     return [
         Ask(
-            prompt=tuple(rng.choices(range(250), k=rng.choice((1, 5, 30, 100)))),
+            # A whole character ends it: the server decodes a completion behind its prompt, a lone one stands by itself.
+            prompt=(*rng.choices(range(250), k=rng.choice((0, 4, 29, 99))), rng.randrange(32, 127)),
             max_tokens=rng.choice((1, 5, 20, 60)),
             stream=rng.random() < 0.5,
             patience=rng.random() * 0.1 if rng.random() < 0.3 else None,
