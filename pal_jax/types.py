@@ -17,6 +17,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 Metrics = dict[str, float]
 
+DERIVED = 'derived'  # in the metadata of a field: see `derived`
+
+
+def derived(default: Any) -> Any:
+    """A field of a dataclass of settings that a recipe computes from other settings, so it is no key of a config."""
+    return dataclasses.field(default=default, metadata={DERIVED: True})
+
 
 # --- what is said ---------------------------------------------------------------------------------------------------
 
@@ -71,7 +78,7 @@ class Sampling:
     top_p: float = 1.0
     max_tokens: int = 64
     stop: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = derived(())  # of the tokenizer
 
     def __post_init__(self):
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:

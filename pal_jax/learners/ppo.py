@@ -35,7 +35,7 @@ from pal_jax.objectives.masked import masked_mean, masked_sum, masked_var
 from pal_jax.objectives.policy import ClippedSurrogate, TokenLoss, Tokens
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import Optimizer
-from pal_jax.types import Metrics, RolloutBatch, TokenBatch
+from pal_jax.types import Metrics, RolloutBatch, TokenBatch, derived
 
 Estimate = Callable[..., Estimates]  # of a `Rollout` and further arrays; static under `jit`
 
@@ -70,23 +70,21 @@ class PPO:
     minibatches: int = 1
     micro_rows: int = 4  # rows in a device's memory at once
     row_tokens: int = 0  # prompts share rows of so many tokens; 0: a row a prompt
-    ptx_coef: float = 0.0
+    ptx_coef: float = 0.0  # above 0: every update also learns supervised examples, weighted by it (RLPA's warm-up)
     freezing_actor_steps: int = -1  # the actor stays as it is while step <= this: time for the critic to settle
     # Whose log-probs the update takes for those of before it: the policy's, computed again, or, at the cost of one pass
     # less, those that the sampler drew with, so that the ratio also makes up for what the two differ in.
     old_logprobs: Literal['policy', 'sampler'] = 'policy'
-    temperature: float = 1.0  # of the samples: log-probs are taken at it
+    temperature: float = derived(1.0)  # of the samples: log-probs are taken at it
 
     def __post_init__(self):
         object.__setattr__(self, 'reward_clip', tuple(self.reward_clip))  # of a file it is a list
-        fitting = 'constant' if self.estimator == 'dr_grpo' else 'seq_mean'
-        object.__setattr__(self, 'loss_agg', self.loss_agg or fitting)
         known = {
             'estimator': tuple(adv.ESTIMATORS),
             'kl_estimator': get_args(kl_divergence.KLEstimator),
             'kl_in': ('reward', 'loss'),
             'kl_target_per': ('token', 'sample'),
-            'loss_agg': get_args(losses.Aggregation),
+            'loss_agg': ('', *get_args(losses.Aggregation)),
             'old_logprobs': ('policy', 'sampler'),
         }
         for name, values in known.items():
@@ -99,7 +97,7 @@ class PPO:
                 raise ValueError(f'ppo.{name}={getattr(self, name)} must be at least 1')
         if self.kl_in == 'loss' and self.kl_estimator == 'k1':
             raise ValueError("ppo.kl_estimator='k1' has no gradient as a loss; use k2 or k3, or ppo.kl_in='reward'")
-        if self.estimator == 'dr_grpo' and self.loss_agg != 'constant':  # arXiv 2503.20783, section 3.2
+        if self.estimator == 'dr_grpo' and self.aggregation != 'constant':  # arXiv 2503.20783, section 3.2
             raise ValueError(
                 f"ppo.loss_agg={self.loss_agg!r} divides by lengths, ppo.estimator='dr_grpo' by a constant alone; set "
                 "ppo.loss_agg='constant' or '', or another estimator"
@@ -113,6 +111,11 @@ class PPO:
             raise ValueError(
                 f'ppo.kl_target={self.kl_target} adapts ppo.kl_coef, which is 0; raise it, or leave it out'
             )
+
+    @property
+    def aggregation(self) -> losses.Aggregation:
+        """`loss_agg`, or what suits the estimator."""
+        return self.loss_agg or ('constant' if self.estimator == 'dr_grpo' else 'seq_mean')
 
     @property
     def has_critic(self) -> bool:
@@ -436,9 +439,8 @@ def tokens_of(batch: RolloutBatch, kl_coef: Float[Array, '']) -> Tokens:
 
 def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R N A']:
     """What each action counts in the loss of a whole minibatch."""
-    assert ppo.loss_agg
     acts, sizes = batch.tokens.acts, {'length': length, 'micro': ppo.micro_train_batch_size}
-    return losses.loss_weights(by_sample(acts), batch.ok.reshape(-1), ppo.loss_agg, **sizes).reshape(acts.shape)
+    return losses.loss_weights(by_sample(acts), batch.ok.reshape(-1), ppo.aggregation, **sizes).reshape(acts.shape)
 
 
 def adapted_kl(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']) -> Float[Array, '']:

@@ -3,9 +3,10 @@ that are summed, the optimiser's step."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,22 +25,24 @@ from pal_jax.runtime.optim import Optimizer, moment_axes
 from pal_jax.types import Metrics, TokenBatch
 
 
-class Lora(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Lora:
     """Low-rank adapters in place of full parameters (Hu et al. 2021).
 
     `dropout` is on in updates and off in `score`, `weights` and whatever decodes them, so with it the ratios of the
     first minibatch are not 1: `first_ratio_deviation` and `approx_kl` then measure the dropout too.
     """
 
-    rank: int
-    alpha: float
-    targets: str | tuple[str, ...]
+    rank: int = 0  # 0: no adapters, all parameters are trained
+    alpha: float = 16.0
+    targets: str = 'all-linear'  # or patterns over the paths of parameters, such as attn/(q|v),down
     dropout: float = 0.0
 
     @property
     def shape(self) -> dict[str, Any]:
         """What `models.lora` makes adapters from."""
-        return {'rank': self.rank, 'alpha': self.alpha, 'targets': self.targets}
+        targets = self.targets if self.targets == 'all-linear' else tuple(self.targets.split(','))
+        return {'rank': self.rank, 'alpha': self.alpha, 'targets': targets}
 
 
 class TrainState(struct.PyTreeNode):

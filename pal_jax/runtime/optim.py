@@ -14,6 +14,8 @@ import numpy as np
 import optax
 from optax import contrib
 
+from pal_jax.types import derived
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -25,19 +27,20 @@ class Optimizer:
     Attributes:
       name: adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd.
       max_norm: the largest global norm of a gradient; inf clips nothing.
+      total_steps: updates of the run, see `over`.
     Raises:
       ValueError: there is no such optimiser, or a value out of its range.
     """
 
-    name: str
-    lr: float
-    total_steps: int
+    name: str = 'adamw'
+    lr: float = dataclasses.field(kw_only=True)
     warmup_ratio: float = 0.03
     min_ratio: float = 0.1
     b1: float = 0.9
     b2: float = 0.95
     weight_decay: float = 0.0
     max_norm: float = 1.0
+    total_steps: int = derived(0)
 
     def __post_init__(self):
         if not (
@@ -47,7 +50,26 @@ class Optimizer:
                 f'optimizer: lr={self.lr} and weight_decay={self.weight_decay} must be at least 0, b1={self.b1} and '
                 f'b2={self.b2} in [0, 1), max_norm={self.max_norm} above 0 (inf clips nothing)'
             )
-        _ = self._chain  # which checks the rest
+        make_schedule(**self._schedule | {'total_steps': self.total_steps or 1})  # which check the rest
+        _direction(self.name, self.b1, self.b2)
+
+    def over(self, total_steps: int) -> Optimizer:
+        """The same optimiser for a run of so many updates.
+
+        Raises:
+          ValueError: there are none.
+        """
+        make_schedule(**self._schedule | {'total_steps': total_steps})
+        return dataclasses.replace(self, total_steps=total_steps)
+
+    @property
+    def _schedule(self) -> dict[str, Any]:
+        return {
+            'lr': self.lr,
+            'total_steps': self.total_steps,
+            'warmup_ratio': self.warmup_ratio,
+            'min_ratio': self.min_ratio,
+        }
 
     @functools.cached_property
     def _chain(self) -> optax.GradientTransformation:
@@ -55,11 +77,7 @@ class Optimizer:
             optax.clip_by_global_norm(self.max_norm),
             _direction(self.name, self.b1, self.b2),
             optax.add_decayed_weights(self.weight_decay, mask=decays),
-            optax.scale_by_learning_rate(
-                make_schedule(
-                    lr=self.lr, total_steps=self.total_steps, warmup_ratio=self.warmup_ratio, min_ratio=self.min_ratio
-                )
-            ),
+            optax.scale_by_learning_rate(make_schedule(**self._schedule)),
         )
 
     def init(self, params: optax.Params) -> optax.OptState:

@@ -1,0 +1,240 @@
+"""Settings of a run: frozen dataclasses, and their way from and to the ConfigDict of a config file.
+
+A method's `Settings` is a `Run` with sections of its own. A section is a frozen dataclass that says what each key
+means and has its default; a config file names the values that it wants otherwise:
+
+config = to_config(Settings(recipe='sft', total_steps=0, optimizer=Optimizer(lr=5e-5)))    # in configs/sft.py
+settings = parse(Settings, config)                                                         # before `make`
+
+The keys of a run stand flat on the command line, so a method's `Settings` inherits the fields of `Run`: settings
+inherit fields, and nothing inherits behaviour.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args, get_origin
+
+from ml_collections import ConfigDict
+
+from pal_jax.learners.ppo import PPO
+from pal_jax.learners.training import Lora
+from pal_jax.models.sources import EMBEDDED
+from pal_jax.runtime.optim import Optimizer
+from pal_jax.types import DERIVED, Sampling
+
+S = TypeVar('S')
+
+
+# --- what every run has ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """Sizes of the axes of the device mesh; -1: all devices that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+    """A checkpoint is saved after so many steps, and after so many minutes; so many of them are kept."""
+
+    every: int = 10
+    minutes: float = 15.0
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricSettings:
+    """Where metrics go beside the files of the run."""
+
+    wandb: str = ''  # a project's name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """The keys of every run. `total_steps` is said anew by each method."""
+
+    recipe: str  # the module of `pal_jax/recipes` that makes the run
+    total_steps: int
+    seed: int = 0
+    mesh: MeshSettings = MeshSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    metrics: MetricSettings = MetricSettings()
+    export: bool = True  # write a Hugging Face folder at the end
+
+
+# --- sections of several methods ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """A model and how it is trained."""
+
+    source: str = EMBEDDED  # see `models/sources.py`
+    dtype: str = 'auto'  # of matrix products: bfloat16 where the machine has it
+    remat: str = 'none'  # 'full' or 'dots' computes layers again in the backward pass, to save memory
+    scan_layers: bool = False  # on a CPU too: compiles in a quarter of the time, steps take up to a third longer
+    lora: Lora = Lora()
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSettings:
+    """The decoder that samples."""
+
+    slots: int = 32  # completions sampled at once
+    stride: int = 4  # tokens a round trip between device and host
+    driver: str = 'local'  # or 'jetstream': the same tokens through google-jetstream's driver
+    address: str = ''  # host:port of a pal_jax.serve --driver=jetstream that samples instead; see docs/serving.md
+    reuse: bool = True  # prompts start from what caches hold of them
+    int8: bool = False  # sample with weights of eight bits
+    shares: int = 0  # decoders side by side, each on its share of devices and prompts; 0: one a process
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EndpointSettings:
+    """A chat model of an OpenAI-compatible server, for a role that is set to `endpoint:<name>`. For a role that is set
+    to `local:<source>`, `temperature`, `max_tokens` and `slots` count."""
+
+    temperature: float
+    max_tokens: int
+    address: str = ''  # http://host:port/v1
+    model: str = ''
+    key_env: str = ''  # the environment variable with the key
+    concurrency: int = 64  # requests under way at once
+    timeout: float = 60.0  # seconds of an attempt
+    retries: int = 5
+    prompt_price: float = 0.0  # of a million tokens, for the metrics
+    completion_price: float = 0.0
+    slots: int = 16
+
+
+ANSWERS = '~/.cache/pal_jax/answers.sqlite'  # what endpoints have answered is not asked again
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowSettings:
+    """What a supervised method reads (formats: `data/formats.py`) and how it is batched."""
+
+    batch_size: int  # rows, pairs or groups of pairs of an update
+    train: str = 'oracle'  # or recall (feedback/recall.py), or a file: .jsonl, .json, .parquet
+    test: str = ''  # a file, whose prompts are not learnt; '': rows of some prompts of train, a fifth at most
+    test_rows: int = 64
+    max_length: int = 1024  # tokens; longer rows are left out
+    epochs: float = 1.0
+    micro_rows: int = 2  # in a device's memory at once
+    row_tokens: int = 1024  # several share rows of so many tokens; 0: a row each
+
+
+@dataclasses.dataclass(frozen=True)
+class OracleSettings:
+    """The people, all of RLPA's training, to whom the oracle answers where `data.train` is 'oracle'."""
+
+    people: int = 240
+    facts: int = 4
+    rounds: int = 3
+    p_spontaneous: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSettings:
+    """When a method is evaluated beside its end."""
+
+    every: int = 0  # steps; 0: none in between
+    base: bool = True  # before the first one, too
+
+
+# --- runs of one kind -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Supervised(Run):
+    """The keys of a run that learns from rows. `total_steps=0` makes `data.epochs` passes over them."""
+
+    policy: ModelSettings = ModelSettings()
+    optimizer: Optimizer
+    data: RowSettings
+    oracle: OracleSettings = OracleSettings()
+    eval: StageSettings = StageSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reinforced(Run):
+    """The keys of a run that improves a policy by PPO on its own samples."""
+
+    policy: ModelSettings = ModelSettings()
+    optimizer: Optimizer
+    critic: Optimizer  # used by estimators that have one (gae)
+    ppo: PPO
+    sampling: Sampling
+    decode: DecodeSettings = DecodeSettings()
+
+
+# --- from and to a ConfigDict ---------------------------------------------------------------------------------------
+
+
+def to_config(settings: Any) -> ConfigDict:
+    """The keys and values of settings, as a config file gives them to the command line."""
+    return ConfigDict(_plain(settings))
+
+
+def parse(kind: type[S], config: ConfigDict | Mapping[str, Any], *, besides: tuple[str, ...] = (), at: str = '') -> S:
+    """The settings that a config has.
+
+    Args:
+      kind: a dataclass of settings.
+      besides: keys of the config that are none of the settings and are left out.
+      at: the keys that lead to this section, such as 'ppo.'.
+
+    Raises:
+      ValueError: a key is unknown or missing, or its value is of another type; or as `kind` does.
+    """
+    hints, fields = typing.get_type_hints(kind), keys_of(kind)
+    given = {key: config[key] for key in config if key not in besides or key in fields}
+    for key in given:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f'; did you mean {at}{near[0]}?' if near else ''
+            raise ValueError(f'unknown key {at}{key}{hint}')
+    if missing := [key for key in fields if key not in given]:
+        raise ValueError(
+            f'the config has no {at}{missing[0]}; it may be that of a run of an earlier version, which this one cannot '
+            'open'
+        )
+    return kind(**{key: _read(hints[key], value, f'{at}{key}') for key, value in given.items()})
+
+
+def keys_of(kind: type) -> list[str]:
+    """The keys of a dataclass of settings: its fields but for those that a recipe derives from others."""
+    return [field.name for field in dataclasses.fields(kind) if not field.metadata.get(DERIVED)]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {key: _plain(getattr(value, key)) for key in keys_of(type(value))}  # type: ignore[arg-type]
+    return {key: _plain(each) for key, each in value.items()} if isinstance(value, Mapping) else value
+
+
+def _read(hint: Any, value: Any, key: str) -> Any:
+    """A value of a config as its field has it: sections as dataclasses, lists of a JSON file as tuples."""
+    origin = get_origin(hint) or hint
+    if dataclasses.is_dataclass(hint):
+        return parse(hint, value, at=f'{key}.')  # type: ignore[arg-type]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {name: _read(get_args(hint)[1], value[name], f'{key}.{name}') for name in value}
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    if origin is types.UnionType or hint is Any or not isinstance(origin, type):
+        return value
+    if origin is float and type(value) is int:
+        return float(value)
+    if type(value) is not origin:
+        raise ValueError(f'{key}={value!r} must be of type {origin.__name__}')
+    return value
