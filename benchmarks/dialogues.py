@@ -15,6 +15,7 @@ from benchmarks.decoders import ask, local_decoder
 from benchmarks.shapes import SHAPES
 
 if TYPE_CHECKING:
+    from pal_jax.parts.runs import read_settings
     from pal_jax.parts.world import World
     from pal_jax.types import Dialogue
 
@@ -54,10 +55,11 @@ def make_rollouts(variant: str, steps: int, reuse: bool) -> Round:
     from pal_jax.decode.local import LocalDecoder
     from pal_jax.models import sources
     from pal_jax.parts import turns
+    from pal_jax.parts.runs import read_settings
     from pal_jax.parts.world import make_world
     from pal_jax.runtime import devices
 
-    config = runpy.run_path(str(CONFIG))['get_config'](variant)
+    config = read_settings(runpy.run_path(str(CONFIG))['get_config'](variant))
     source, mesh, n = sources.resolve(config.policy.source), devices.make_mesh(), config.dialogue.n_samples_per_prompt
     cfg, tokenizer = devices.for_platform(source.config, config.policy.dtype), source.tokenizer()
     slots, stride, world = config.decode.slots, config.decode.stride, make_world(config)

@@ -106,6 +106,7 @@ def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int
     from pal_jax.envs.queue import open_queue
     from pal_jax.models import sources
     from pal_jax.parts import turns
+    from pal_jax.parts.runs import read_settings
     from pal_jax.parts.world import make_world
     from pal_jax.runtime import devices
     from pal_jax.runtime.processes import ALONE
@@ -115,13 +116,14 @@ def measure(samples: int, tokens: int, slots: int, rate: float, concurrency: int
     config.sampling.update(max_tokens=tokens, stop=())
     config.decode.slots, config.answers, config.reward.judge = slots, '', 'endpoint:judge'
     config.endpoints.judge.update(address=address, model='m', concurrency=concurrency)
+    config = read_settings(config)
     world, source = make_world(config), sources.resolve(config.policy.source)
     decode: Any = simulated(rate, tokens)
     tokenizer = source.tokenizer()
     if not rate:
         cfg, settings = (
             devices.for_platform(source.config, 'float32'),
-            config.decode.to_dict() | {'shares': ALONE},
+            dataclasses.asdict(config.decode) | {'shares': ALONE},
         )
         decode = make_decoder(cfg, tokenizer, devices.make_mesh(), **settings)
         decode.load(source.load())

@@ -28,6 +28,7 @@ PHASES = ('rollout', 'annotate', 'update')
 def make_rlpa(variant: str, source: str | None, steps: int) -> Round:
     """The first `steps` steps from the start, timed by phase; `load` is the start itself."""
     from pal_jax.parts.recipe import Context
+    from pal_jax.parts.runs import read_settings
     from pal_jax.recipes import rlpa
     from pal_jax.runtime import devices
     from pal_jax.runtime.progress import Stopwatch
@@ -36,7 +37,7 @@ def make_rlpa(variant: str, source: str | None, steps: int) -> Round:
     config.warmup.steps = 0
     config.policy.source = source or config.policy.source
     stopwatch = Stopwatch()
-    recipe = rlpa.make(config, Context(devices.make_mesh(**config.mesh), stopwatch.phase))
+    recipe = rlpa.make(read_settings(config), Context(devices.make_mesh(**config.mesh), stopwatch.phase))
 
     def train() -> dict[str, float]:
         with stopwatch.phase('load'):

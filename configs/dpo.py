@@ -14,24 +14,19 @@ RLPA's baseline: the best against the worst of n samples of a policy that writes
 from ml_collections import ConfigDict
 
 from pal_jax import presets as p
+from pal_jax.parts.settings import RowSettings
+from pal_jax.recipes import dpo
 
 
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'smoke', 'paper')
-    config = p.base(recipe='dpo', total_steps=0)  # 0: data.epochs passes over the rows
-    config.policy = p.policy(p.EMBEDDED)
-    config.optimizer = p.adamw(lr=5e-6)
-    config.dpo = dict(
-        loss='sigmoid',  # or hinge, ipo
-        beta=0.1,
-        label_smoothing=0.0,
-        reference_free=False,  # True: no frozen start is kept or compared with
-    )
-    config.data = p.rows(batch_size=16)
-    config.oracle = p.oracle()
-    config.eval = dict(
-        every=0,  # steps; 0: none in between
-        base=True,  # before the first one, too
+    config = p.to_config(
+        dpo.Settings(
+            recipe='dpo',
+            total_steps=0,  # 0: data.epochs passes over the rows
+            optimizer=p.Optimizer(lr=5e-6),
+            data=RowSettings(batch_size=16),
+        )
     )
     return {'': lambda: config, 'smoke': lambda: p.smoke_rows(config), 'paper': lambda: paper(config)}[variant]()
 

@@ -9,19 +9,19 @@ python -m pal_jax.train --config=configs/sft.py:paper                          #
 from ml_collections import ConfigDict
 
 from pal_jax import presets as p
+from pal_jax.parts.settings import RowSettings
+from pal_jax.recipes import sft
 
 
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'smoke', 'paper')
-    config = p.base(recipe='sft', total_steps=0)  # 0: data.epochs passes over the rows
-    config.policy = p.policy(p.EMBEDDED)
-    config.optimizer = p.adamw(lr=5e-5)
-    config.data = p.rows(batch_size=16)
-    config.max_z_coef = 0.0  # how much the squares of the largest logits count (Baichuan 2: 2e-4)
-    config.oracle = p.oracle()
-    config.eval = dict(
-        every=0,  # steps; 0: none in between
-        base=True,  # before the first one, too
+    config = p.to_config(
+        sft.Settings(
+            recipe='sft',
+            total_steps=0,  # 0: data.epochs passes over the rows
+            optimizer=p.Optimizer(lr=5e-5),
+            data=RowSettings(batch_size=16),
+        )
     )
     return {'': lambda: config, 'smoke': lambda: p.smoke_rows(config), 'paper': lambda: paper(config)}[variant]()
 
@@ -30,7 +30,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     """The appendix of arXiv 2505.15456; give its rows with --config.data.train."""
     config.policy.source = 'hf:Qwen/Qwen2.5-3B-Instruct'
     config.policy.remat = 'full'
-    config.optimizer = p.adamw(lr=1e-5)
+    config.optimizer.lr = 1e-5
     config.data.batch_size = 32
     config.data.max_length = 4096
     return config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -19,8 +18,8 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from pal_jax.data import inputs
-from pal_jax.parts.recipe import Config
-from pal_jax.parts.runs import read_config
+from pal_jax.parts.runs import read_config, read_settings, recipe_module
+from pal_jax.parts.settings import Run
 from pal_jax.runtime import checkpoint, processes
 from pal_jax.runtime.files import at_home
 from pal_jax.runtime.outputs import check_file
@@ -136,7 +135,7 @@ def _find_config() -> None:
         raise Fault(f'{path}: get_config() must return an ml_collections.ConfigDict that has a recipe; see configs/')
 
 
-def _expand(config: Config) -> None:
+def _expand(config: ConfigDict) -> None:
     """Brings the home folder into the paths of a config file, wherever they stand."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
@@ -155,8 +154,13 @@ def _check_letters(flag: str, name: str) -> None:
         raise Fault(f'--{flag}={name} is not UTF-8; rename the folder, or give another') from None
 
 
-def config() -> Config:
+def config() -> ConfigDict:
     return CONFIG.value
+
+
+def settings() -> Run:
+    """The settings that the command line gives."""
+    return faults(read_settings, config())
 
 
 def output(default: str = '', *, file: bool = False) -> Path:
@@ -202,14 +206,14 @@ def workdir() -> Path:
     return Path('runs') / (f'{name}-{variant}' if variant else name)
 
 
-def may_change(config: Config) -> tuple[str, ...]:
+def may_change(config: ConfigDict) -> tuple[str, ...]:
     """The keys that may differ between two calls of one run: those of every run and of its method, and where files
     lie that another stage has made."""
     of_method = getattr(recipe_module(config), 'MAY_CHANGE', ())
     return *MAY_CHANGE, *of_method, *(OF_STAGES if 'stage' in config else ())
 
 
-def runs() -> Iterator[tuple[Config, Path]]:
+def runs() -> Iterator[tuple[ConfigDict, Path]]:
     """The run that --config is, with its folder; of a recipe with stages each stage that is not finished yet, in their
     order, in a folder of its own."""
     whole, folder = config(), workdir()
@@ -217,7 +221,7 @@ def runs() -> Iterator[tuple[Config, Path]]:
     if stages is None:
         yield whole, folder
         return
-    planned = faults(stages, whole, folder)
+    planned = faults(stages, settings(), folder)
     for stage, place in planned:
         faults(check_workdir, place)
         faults(checkpoint.check_config, place, stage.to_dict(), faults(may_change, stage))
@@ -229,7 +233,7 @@ def runs() -> Iterator[tuple[Config, Path]]:
             yield stage, place
 
 
-def finished(config: Config, folder: Path) -> bool:
+def finished(config: ConfigDict, folder: Path) -> bool:
     """Whether the run of this config has its report, which is deleted when one goes on."""
     from pal_jax.runtime.report import REPORT  # matplotlib takes a second to import
 
@@ -241,28 +245,13 @@ def place() -> processes.Place | None:
     return processes.locate(COORDINATOR.value, PROCESSES.value, PROCESS.value)
 
 
-def recipe_module(config: Config):
-    """`pal_jax.recipes.<config.recipe>`."""
-    try:
-        return importlib.import_module(f'pal_jax.recipes.{config.recipe}')
-    except ModuleNotFoundError:
-        raise ValueError(f'config.recipe={config.recipe!r} is no method of this package; see pal_jax/recipes') from None
-
-
 def faults(call: Callable, *args, **kwargs):
-    """`call(...)`, with its ValueErrors (exit status 2) and RuntimeErrors and OSErrors (1) as faults; so is a key that
-    a config does not have.
+    """`call(...)`, with its ValueErrors (exit status 2) and RuntimeErrors and OSErrors (1) as faults.
 
     PAL_JAX_TRACEBACK=1 in the environment lets them through, to see where they come from.
     """
     try:
         return call(*args, **kwargs)
-    except AttributeError as error:
-        if os.environ.get('PAL_JAX_TRACEBACK') or not (error.args and isinstance(error.args[0], KeyError)):
-            raise
-        raise Fault(
-            f'the config has no {error.name}; it may be that of a run of an earlier version, which this one cannot open'
-        ) from error
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get('PAL_JAX_TRACEBACK'):
             raise

@@ -26,8 +26,9 @@ from pal_jax import cli
 from pal_jax.envs.dialogue import messages
 from pal_jax.envs.queue import continue_best, open_queue, pop
 from pal_jax.feedback.users import Listened
-from pal_jax.parts.recipe import Config
-from pal_jax.parts.turns import make_sampler, rounds_of
+from pal_jax.parts.dialogues import Dialogues
+from pal_jax.parts.settings import Run
+from pal_jax.parts.turns import make_sampler
 from pal_jax.parts.world import make_world
 from pal_jax.runtime import devices
 from pal_jax.runtime.outputs import check_file, whole_file
@@ -43,8 +44,8 @@ def main() -> None:
     if cli.faults(cli.place):
         raise cli.Fault('this runs in one process; leave out --processes')
     devices.initialize(cli.workdir() / 'compiled')
-    source = SOURCE.value if SOURCE.present else cli.config().policy.source
-    pairs = cli.faults(lambda: list(collect(cli.config(), source, PROMPTS.value)))
+    settings, source = cli.settings(), SOURCE.value if SOURCE.present else None
+    pairs = cli.faults(lambda: list(collect(settings, source, PROMPTS.value)))
     cli.faults(write, pairs, path)
     print(f'{path}: {len(pairs)} pairs')
 
@@ -55,17 +56,19 @@ def write(pairs: Sequence[Mapping[str, Any]], path: Path) -> None:
         partial.write_text(''.join(json.dumps(pair) + '\n' for pair in pairs), encoding='utf-8')
 
 
-def collect(config: Config, source: str, prompts: int | None) -> Iterator[dict[str, Any]]:
-    """The pairs of so many prompts.
+def collect(settings: Run, source: str | None, prompts: int | None) -> Iterator[dict[str, Any]]:
+    """The pairs of so many prompts, by the policy of a source or else of the settings.
 
     Raises:
-      ValueError, RuntimeError: a model that cannot be had, or a judge that does not answer.
+      ValueError, RuntimeError: settings without dialogues, a model that cannot be had, or a judge that does not answer.
     """
-    world, dialogue = make_world(config), config.dialogue
-    order = config.seed if dialogue.shuffle else None
-    decoder, tokenizer = open_decoder(config, source)
-    sample_turns = make_sampler(config, world.system, tokenizer, decoder)
-    rounds, user = rounds_of(dialogue), Listened(world.user)
+    if not isinstance(settings, Dialogues):
+        raise ValueError(f'recipe={settings.recipe!r} has no dialogues to sample in; give a config of rlpa')
+    world, dialogue = make_world(settings), settings.dialogue
+    order = settings.seed if dialogue.shuffle else None
+    decoder, tokenizer = open_decoder(settings, source or settings.policy.source)
+    sample_turns = make_sampler(settings, world.system, tokenizer, decoder)
+    rounds, user = dialogue.rounds, Listened(world.user)
     n, left = dialogue.n_samples_per_prompt, prompts or len(world.train) * rounds
     queue, i = open_queue(world.train, shuffle=order), 0
     while left > 0:
@@ -73,7 +76,7 @@ def collect(config: Config, source: str, prompts: int | None) -> Iterator[dict[s
         open_dialogues, queue = pop(queue, size, people=world.train, user=user, seed=i, shuffle=order)
         if queue.episode and prompts is None:
             return
-        samples = world.reward(sample_turns(open_dialogues, n, (config.seed, i)), i)
+        samples = world.reward(sample_turns(open_dialogues, n, (settings.seed, i)), i)
         world.check_answers(samples, user)
         groups = [samples[k : k + n] for k in range(0, len(samples), n)]
         yield from (pair for group in groups if (pair := best_and_worst(group, world.system)))

@@ -37,9 +37,10 @@ from pal_jax.decode.requests import Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals.baselines import BASELINES, Complete, plainly
 from pal_jax.evals.personalization import Respond
-from pal_jax.parts.recipe import EVALUATION, Config, Evaluation
-from pal_jax.parts.sampler import make_sampling
-from pal_jax.parts.turns import Sampler, make_sampler, rounds_of
+from pal_jax.parts.dialogues import Dialogues
+from pal_jax.parts.recipe import EVALUATION, Evaluation
+from pal_jax.parts.settings import Run, to_config
+from pal_jax.parts.turns import Sampler, make_sampler
 from pal_jax.parts.world import make_world
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import FOLDER, Checkpoints
@@ -92,7 +93,7 @@ def compare(workdir: Path) -> None:
     cli.faults(workdir.mkdir, parents=True, exist_ok=True)
     cli.faults(check_outputs, workdir, 'comparison')
     devices.initialize(workdir / 'compiled')
-    evaluations = cli.faults(evaluate_sources, cli.config(), SOURCES.value)
+    evaluations = cli.faults(evaluate_sources, cli.settings(), SOURCES.value)
     records = {name: dict(evaluation.record) for name, evaluation in evaluations.items()}
     cli.faults(write, records, workdir / 'comparison.json')
     said = ({'source': name, **talk} for name, evaluation in evaluations.items() for talk in evaluation.dialogues)
@@ -101,43 +102,46 @@ def compare(workdir: Path) -> None:
     cli.console().print(as_comparison(records))
 
 
-def evaluate_sources(config: Config, names: Sequence[str]) -> dict[str, Evaluation]:
+def evaluate_sources(settings: Run, names: Sequence[str]) -> dict[str, Evaluation]:
     """The record and the dialogues of each policy; all of them meet the same people, users and judges.
 
     Raises:
       ValueError: a run has trained on another file of people by the same name.
       ValueError, RuntimeError: a source that cannot be had.
     """
-    world, evaluations = make_world(config), {}
-    rounds = config.eval.rounds or rounds_of(config.dialogue)
-    opened = {name: config.policy.source if name in BASELINES else name for name in dict.fromkeys(names)}
-    people = {key: each for key, each in inputs.look(config.to_dict()).items() if key.startswith('dialogue.')}
+    if not isinstance(settings, Dialogues):
+        raise ValueError(f'recipe={settings.recipe!r} has no dialogues to compare policies in; give a config of rlpa')
+    world, evaluations = make_world(settings), {}
+    rounds = settings.eval.rounds or settings.dialogue.rounds
+    opened = {name: settings.policy.source if name in BASELINES else name for name in dict.fromkeys(names)}
+    files = inputs.look(to_config(settings).to_dict())
+    people = {key: each for key, each in files.items() if key.startswith('dialogue.')}
     for kind, _, run in (source.partition(':') for source in opened.values()):
         if kind == 'orbax':  # of a file of people that has changed, it may have trained on those to evaluate with
             inputs.check_shared(people, Path(run))
     for source in dict.fromkeys(opened.values()):
-        decoder, tokenizer = open_decoder(config, source)
+        decoder, tokenizer = open_decoder(settings, source)
         for name in (each for each in opened if opened[each] == source):
             if name in BASELINES:
-                answer = plainly(make_complete(config, tokenizer, decoder), BASELINES[name], world.topics)
+                answer = plainly(make_complete(settings, tokenizer, decoder), BASELINES[name], world.topics)
             else:
-                answer = in_format(config, make_sampler(config, world.system, tokenizer, decoder))
+                answer = in_format(settings, make_sampler(settings, world.system, tokenizer, decoder))
             evaluations[name] = Evaluation(*world.evaluate(answer, rounds=rounds))
     return {name: evaluations[name] for name in opened}
 
 
-def in_format(config: Config, sample_turns: Sampler) -> Respond:
+def in_format(settings: Dialogues, sample_turns: Sampler) -> Respond:
     """A policy that writes profile and reply in one, after its training's system prompt, as its run evaluates it."""
-    return lambda dialogues, seed: sample_turns(dialogues, 1, (config.seed, EVALUATION, seed))
+    return lambda dialogues, seed: sample_turns(dialogues, 1, (settings.seed, EVALUATION, seed))
 
 
-def make_complete(config: Config, tokenizer: Tokenizer, decoder: Decoder) -> Complete:
+def make_complete(settings: Dialogues, tokenizer: Tokenizer, decoder: Decoder) -> Complete:
     """What a model answers to chats, sampled as `config.sampling` says; of long ones the oldest exchanges are left out,
     as for a policy that writes the format."""
-    sampling, longest = make_sampling(config), config.dialogue.prompt_max_len
+    sampling, longest = settings.sampling, settings.dialogue.prompt_max_len
 
     def complete(chats: Sequence[Chat], seed: int) -> list[Completion]:
-        seeds = np.random.SeedSequence([config.seed, seed]).generate_state(len(chats), np.uint64).tolist()
+        seeds = np.random.SeedSequence([settings.seed, seed]).generate_state(len(chats), np.uint64).tolist()
         prompts = list(map(prompt_of, chats))
         completions = decoder([Request(p, sampling, s) for p, s in zip(prompts, seeds, strict=True)])
         return [replace(c, text=tokenizer.thinking(p, c.text)) for p, c in zip(prompts, completions, strict=True)]

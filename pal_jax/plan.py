@@ -35,10 +35,12 @@ from rich.table import Table
 from pal_jax import cli
 from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.models.config import ModelConfig
-from pal_jax.parts.recipe import Config, Context
+from pal_jax.parts.recipe import Context
+from pal_jax.parts.settings import Run
 from pal_jax.planning import chips, estimate, programs, shapes
 from pal_jax.planning.chips import GIB
 from pal_jax.planning.estimate import Plan, Request
+from pal_jax.recipes import rlpa
 from pal_jax.runtime import devices
 from pal_jax.runtime.progress import Stopwatch
 
@@ -55,13 +57,14 @@ def main() -> None:
     if bool(TOPOLOGY.value) == bool(PLATFORM.value):
         raise cli.Fault('name either a slice (--topology=v5e:4x4) or the devices of this machine (--platform=cpu)')
     console = Console(stderr=True)
-    request = cli.faults(make_request, cli.config())
-    found = cli.faults(plan, cli.config(), request, lambda line: console.print(f'compiling {line}', style='dim'))
+    settings = cli.faults(planned, cli.settings())
+    request = cli.faults(make_request, settings)
+    found = cli.faults(plan, settings, request, lambda line: console.print(f'compiling {line}', style='dim'))
     nearest = None
     if not JSON.value:
         show(found, request)
     if not found.fits:
-        everything = estimate.choices(request.cfg, len(request.devices), cli.config().ppo.micro_rows)
+        everything = estimate.choices(request.cfg, len(request.devices), settings.ppo.micro_rows)
         others = [each for each in everything if each != found.choice]
         nearest = cli.faults(estimate.search, request, others, lambda line: console.print(line, style='dim'))
     if JSON.value:
@@ -72,40 +75,43 @@ def main() -> None:
         sys.exit(1)
 
 
-def make_request(config: Config) -> Request:
+def planned(settings: Run) -> rlpa.Settings:
+    """Raises ValueError where the settings are of a method without dialogues."""
+    if not isinstance(settings, rlpa.Settings):
+        raise ValueError(f'recipe={settings.recipe!r} has no dialogues to plan; give a config of rlpa')
+    return settings
+
+
+def make_request(settings: rlpa.Settings) -> Request:
     """What the command line asks for.
 
     Raises:
-      ValueError, RuntimeError: an unknown slice, model or device, or a method without dialogues.
+      ValueError, RuntimeError: an unknown slice, model or device.
     """
-    if 'dialogue' not in config:
-        raise ValueError(f'config.recipe={config.recipe!r} has no dialogues to plan; give a config of rlpa')
     os.environ.setdefault('JAX_PLATFORMS', 'cpu' if TOPOLOGY.value else PLATFORM.value)
-    cfg = shapes.shape(MODEL.value or config.policy.source)
+    cfg = shapes.shape(MODEL.value or settings.policy.source)
     found = chips.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chips.local_devices(PLATFORM.value)
-    module = cli.recipe_module(config)
 
     def make_learner(cfg: ModelConfig, mesh: Mesh, micro_rows: int) -> PolicyLearner:
-        changed = config.copy_and_resolve_references()
-        changed.ppo.micro_rows = micro_rows
-        return module.make_learner(changed, cfg, Context(mesh, Stopwatch().phase))
+        changed = dataclasses.replace(settings, ppo=dataclasses.replace(settings.ppo, micro_rows=micro_rows))
+        return rlpa.make_learner(changed, cfg, Context(mesh, Stopwatch().phase))
 
     return Request(
-        cfg=devices.for_platform(cfg, config.policy.dtype, found[0].platform, config.policy.scan_layers),
+        cfg=devices.for_platform(cfg, settings.policy.dtype, found[0].platform, settings.policy.scan_layers),
         make_learner=make_learner,
-        work=programs.work_of(config, PROMPT.value),
+        work=programs.work_of(settings, PROMPT.value),
         devices=found,
         chip=chips.chip(found[0]),
-        decode=DECODE.value and not config.decode.address,
-        int8=config.decode.int8,
+        decode=DECODE.value and not settings.decode.address,
+        int8=settings.decode.int8,
         efficiency=EFFICIENCY.value,
     )
 
 
-def plan(config: Config, request: Request, log: Any) -> Plan:
-    """The plan that the config makes."""
-    mesh, count = config.mesh.to_dict(), len(request.devices)
-    choice = estimate.settled(mesh, count, config.policy.remat, config.ppo.micro_rows)
+def plan(settings: rlpa.Settings, request: Request, log: Any) -> Plan:
+    """The plan that the settings make."""
+    mesh, count = dataclasses.asdict(settings.mesh), len(request.devices)
+    choice = estimate.settled(mesh, count, settings.policy.remat, settings.ppo.micro_rows)
     return estimate.make_plan(request, choice, log)
 
 

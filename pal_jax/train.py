@@ -28,11 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from pal_jax import cli
 from pal_jax.data import inputs
-from pal_jax.parts.recipe import Config, Context, Recipe
-from pal_jax.parts.runs import folders_read, write_exports
+from pal_jax.parts.recipe import Context, Recipe
+from pal_jax.parts.runs import folders_read, read_settings, recipe_module, write_exports
+from pal_jax.parts.settings import Run
 from pal_jax.runtime import checkpoint, devices, outputs, processes, report
 from pal_jax.runtime.metrics import MetricsWriter, require_wandb
 from pal_jax.runtime.progress import Progress
@@ -61,13 +63,13 @@ def main() -> int:
     return 0
 
 
-def train(config: Config, workdir: Path) -> int:
+def train(config: ConfigDict, workdir: Path) -> int:
     """One run, or one stage of a run."""
-    progress, rollouts = Progress(), []
-    if config.export and not cli.faults(cli.finished, config, workdir):
+    progress, rollouts, settings = Progress(), [], cli.faults(read_settings, config)
+    if settings.export and not cli.faults(cli.finished, config, workdir):
         cli.faults(outputs.check_folder, workdir / 'export', folders_read(config))
     recipe = cli.faults(prepare, config, workdir, progress, show=rollouts.extend)
-    kept = {'keep': config.checkpoint.keep, 'log': progress.log}
+    kept = {'keep': settings.checkpoint.keep, 'log': progress.log}
     checkpoints = cli.faults(checkpoint.Checkpoints, workdir, recipe.plan.abstract, **kept)
     restored = cli.faults(checkpoints.restore)
     if restored and restored[2] >= recipe.plan.total_steps and (workdir / report.REPORT).exists():
@@ -77,7 +79,9 @@ def train(config: Config, workdir: Path) -> int:
         progress.log(f'{config.stage}: {workdir}')
     with Stopping(progress.log) as stopping:
         try:
-            stopped = cli.faults(run, config, workdir, recipe, progress, checkpoints, restored, stopping, rollouts)
+            stopped = cli.faults(
+                run, settings, config.to_dict(), workdir, recipe, progress, checkpoints, restored, stopping, rollouts
+            )
         except cli.Fault:
             if not processes.joined():  # several would wait here for one that has no fault
                 with contextlib.suppress(Exception):
@@ -87,36 +91,37 @@ def train(config: Config, workdir: Path) -> int:
     return exit_status(stopped) if stopped else 0
 
 
-def prepare(config: Config, workdir: Path, progress: Progress, *, show: Show = lambda records: None) -> Recipe:
+def prepare(config: ConfigDict, workdir: Path, progress: Progress, *, show: Show = lambda records: None) -> Recipe:
     """The recipe; everything that can fail before a weight is read fails here."""
+    settings = read_settings(config)
     progress.time_compilation()
     checkpoint.check_processes(config.to_dict())
     checkpoint.check_config(workdir, config.to_dict(), free=cli.may_change(config))
     read = inputs.watched(config.to_dict(), workdir, progress.log)
-    if config.metrics.wandb:
-        require_wandb(config.metrics.wandb)
-    mesh = devices.make_mesh(**config.mesh)
+    if settings.metrics.wandb:
+        require_wandb(settings.metrics.wandb)
+    mesh = devices.make_mesh(**dataclasses.asdict(settings.mesh))
     context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir), progress.log)
-    recipe = cli.recipe_module(config).make(config, context)
+    recipe = recipe_module(config).make(settings, context)
     keep = recipe.plan.keep
     plan = recipe.plan._replace(keep=lambda folder: (inputs.save(folder, read), keep(folder)))
     return dataclasses.replace(recipe, plan=plan)
 
 
-def initialize(config: Config, workdir: Path) -> None:
+def initialize(config: ConfigDict, workdir: Path) -> None:
     """Joins the other processes; compiled programs are kept in the run's folder, or beside those of its stages."""
     devices.initialize((workdir.parent if 'stage' in config else workdir) / 'compiled', cli.place())
 
 
 def run(
-    config: Config, workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored, stopping: Stopping,
-    rollouts: list[Mapping[str, Any]],
+    settings: Run, config: dict[str, Any], workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored,
+    stopping: Stopping, rollouts: list[Mapping[str, Any]],
 ) -> int:  # fmt: skip
     """Steps from where the run stands to its end, then its report and export. Returns the signal that stopped it."""
     plan = recipe.plan
     if not restored and jax.process_index() == 0:
         plan.keep(workdir / checkpoint.KEPT)
-    checkpoint.write_config(workdir, config.to_dict())  # for which all processes wait
+    checkpoint.write_config(workdir, config)  # for which all processes wait
     if jax.process_index() == 0:
         (workdir / report.REPORT).unlink(missing_ok=True)  # a report says that a run is finished
     if restored:
@@ -127,7 +132,7 @@ def run(
         with progress.phase('load'):
             (state, host), first = recipe.init(), 0
     with (
-        MetricsWriter(workdir, first, wandb=config.metrics.wandb or None) as writer,
+        MetricsWriter(workdir, first, wandb=settings.metrics.wandb or None) as writer,
         progress.start(plan.total_steps, first),
     ):
         saved, i = time.monotonic(), first
@@ -143,8 +148,9 @@ def run(
             rollouts.clear()
             progress.done(i, phase, metrics | seconds)
             following = plan.after(host, i)
-            due = following // config.checkpoint.every > i // config.checkpoint.every or following == plan.total_steps
-            stop, late = agree(stopping.wish, time.monotonic() - saved > 60 * config.checkpoint.minutes)
+            every = settings.checkpoint.every
+            due = following // every > i // every or following == plan.total_steps
+            stop, late = agree(stopping.wish, time.monotonic() - saved > 60 * settings.checkpoint.minutes)
             if due or late or stop:
                 with progress.phase('save'):
                     checkpoints.save(following, state, plan.pack(host), metrics.get('reward'))
@@ -155,7 +161,7 @@ def run(
                 return stop
             i = following
         checkpoints.wait()
-    finish(config, workdir, recipe, state, progress)
+    finish(settings, config, workdir, recipe, state, progress)
     return 0
 
 
@@ -176,13 +182,13 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
     progress.log(f'evaluation ({stage}): {figures}')
 
 
-def finish(config: Config, workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
+def finish(settings: Run, config: dict[str, Any], workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
     """Summary, report and exports, from the files of the run and its last state."""
-    if config.export and recipe.plan.trained:
+    if settings.export and recipe.plan.trained:
         write_exports(recipe.plan.trained.exports(state), lambda name: workdir / name)
     if jax.process_index() == 0:
         notes = [FOLDED] if recipe.plan.trained and recipe.plan.trained.tokenizer.folded else []
-        told = {'config': config.to_dict(), 'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'notes': notes}
+        told = {'config': config, 'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'notes': notes}
         summarize(workdir, told)
         report.write_report(workdir)
         progress.log(f'report: {workdir / report.REPORT}')

@@ -6,6 +6,10 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from pal_jax.parts.runs import read_settings
+
 CONFIGS = Path(__file__).parents[1] / 'configs'
 
 
@@ -14,6 +18,16 @@ def load(name: str, variant: str = 'smoke', **changes: Any) -> Any:
     config = runpy.run_path(str(CONFIGS / f'{name}.py'))['get_config'](variant)
     config.update_from_flattened_dict(changes)
     return config
+
+
+def parsed(config: ConfigDict) -> Any:
+    """The settings that a config has, as its recipe takes them."""
+    return read_settings(config)
+
+
+def settings(name: str, variant: str = 'smoke', **changes: Any) -> Any:
+    """The settings of `load`."""
+    return parsed(load(name, variant, **changes))
 
 
 def other_prompts(path: str) -> str:

@@ -51,7 +51,7 @@ def reward_run(tmp_path_factory):
     )
     data = {'data.train': str(folder / 'a.jsonl'), 'data.test': str(folder / 'b.jsonl')}
     config = configs.load('reward', **data)
-    saved(config, reward.make(config, ONE), folder / 'run')
+    saved(config, reward.make(configs.parsed(config), ONE), folder / 'run')
     return folder / 'run'
 
 

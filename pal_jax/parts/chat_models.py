@@ -13,8 +13,9 @@ from pal_jax.feedback.early import Early
 from pal_jax.feedback.language import make_judge, make_matcher
 from pal_jax.feedback.local_model import LocalModel
 from pal_jax.models import bert, sources
-from pal_jax.parts.recipe import Config, Context, Host
+from pal_jax.parts.recipe import Context, Host
 from pal_jax.parts.runs import open_run
+from pal_jax.parts.settings import EndpointSettings
 from pal_jax.runtime import devices
 from pal_jax.runtime.processes import exchange
 from pal_jax.types import ChatModel, Metrics, ProfileMatcher, Sampling
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 class ChatModels:
     """The language models among users, matchers and judges, by what they are called; each is opened once."""
 
-    def __init__(self, config: Config):
-        self._config = config
+    def __init__(self, settings: Mapping[str, EndpointSettings], answers: str, seed: int):
+        """`answers`: the file with what endpoints have answered; '': none."""
+        self._settings, self._answers, self._seed = settings, answers, seed
         self._endpoints: dict[str, Endpoint] = {}
         self._local: dict[str, LocalModel] = {}
         self.counts: Metrics = {}  # what else there is to tell, the same in every process
@@ -61,9 +63,9 @@ class ChatModels:
             raise ValueError(f'{key}={name!r} is unknown; use {ways}')
         return known[name]()
 
-    def early(self, reward: Config, system: str) -> Early | None:
-        """Those of `reward.matcher` and `reward.judge` that are endpoints, to be asked early."""
-        matcher, judge = (self._endpoints.get(_endpoint(reward[each])) for each in ('matcher', 'judge'))
+    def early(self, matcher_name: str, judge_name: str, system: str) -> Early | None:
+        """The endpoints among matcher and judge, to be asked early; None where neither is one."""
+        matcher, judge = (self._endpoints.get(_endpoint(name)) for name in (matcher_name, judge_name))
         threads = sum(endpoint.concurrency for endpoint in (matcher, judge) if endpoint)
         return Early(
             make_matcher(matcher.early) if matcher else None, make_judge(judge.early) if judge else None,
@@ -73,21 +75,21 @@ class ChatModels:
     def _open_endpoint(self, name: str, own: Mapping[str, Any]) -> Endpoint:
         from pal_jax.feedback.endpoint import Endpoint  # its client takes a second to import
 
-        if name not in self._config.endpoints:
-            raise ValueError(f'endpoint:{name} is unknown; config.endpoints has {", ".join(self._config.endpoints)}')
-        settings = {**self._config.endpoints[name].to_dict(), **own}
+        if name not in self._settings:
+            raise ValueError(f'endpoint:{name} is unknown; config.endpoints has {", ".join(self._settings)}')
+        settings = {**dataclasses.asdict(self._settings[name]), **own}
         del settings['slots']
         prices = settings.pop('prompt_price'), settings.pop('completion_price')
-        answers = Path(self._config.answers).expanduser() if self._config.answers else None
+        answers = Path(self._answers).expanduser() if self._answers else None
         return Endpoint(name, **settings, prices=prices, cache=answers)
 
     def _open_local(self, source: str, role: str, own: Mapping[str, Any]) -> LocalModel:
-        settings = {**self._config.endpoints[role], **own}
+        settings = dataclasses.replace(self._settings[role], **own)
         mesh = devices.make_mesh(devices=jax.local_devices())
-        sampling = Sampling(settings['temperature'], max_tokens=settings['max_tokens'])
+        sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
         context = Context(mesh)
-        found = sources.resolve(source, seed=self._config.seed, open_run=lambda run: open_run(run, context))
-        return LocalModel(found, mesh, sampling, slots=settings['slots'])
+        found = sources.resolve(source, seed=self._seed, open_run=lambda run: open_run(run, context))
+        return LocalModel(found, mesh, sampling, slots=settings.slots)
 
     def count_on(self, host: Host) -> Host:
         """Begins from the `usage` of the host item that a run goes on from, and gives the item back."""

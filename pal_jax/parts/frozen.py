@@ -17,8 +17,9 @@ from pal_jax.feedback.naturalness import LogProbs, Naturalness
 from pal_jax.learners import forward
 from pal_jax.models.params import Params, decoder_specs
 from pal_jax.models.sources import Source
+from pal_jax.parts.dialogues import Dialogues, RewardSettings
 from pal_jax.parts.models import make_source
-from pal_jax.parts.recipe import Config, Context
+from pal_jax.parts.recipe import Context
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import Dialogue, Metrics
 
@@ -91,7 +92,7 @@ class FrozenModel:
         return self._params, self._tokenizer
 
 
-def open_naturalness(config: Config, kept: Path | None = None) -> Naturalness | None:
+def open_naturalness(settings: Dialogues, kept: Path | None = None) -> Naturalness | None:
     """The naturalness that stands beside rules; None where a language model judges, or where the policy begins from
     random weights, which know no language.
 
@@ -99,32 +100,32 @@ def open_naturalness(config: Config, kept: Path | None = None) -> Naturalness | 
     has in `kept`.
 
     Raises:
-      ValueError: `reward.naturalness` is unknown, or cannot be had.
+      ValueError: `reward.naturalness` cannot be had.
     """
-    named, source = config.reward.naturalness, config.policy.source
-    if named not in (RULES, MODEL):
-        raise ValueError(f"reward.naturalness={named!r} is unknown; use '{RULES}' or '{MODEL}'")
-    judged, random = config.reward.judge != 'rule', source.startswith('random:')
+    named, source = settings.reward.naturalness, settings.policy.source
+    judged, random = settings.reward.judge != 'rule', source.startswith('random:')
     if named == MODEL and (judged or random):
-        judge = f'reward.judge={config.reward.judge!r} judges it itself'
+        judge = f'reward.judge={settings.reward.judge!r} judges it itself'
         why = f'policy.source={source!r} knows no language' if random else judge
         raise ValueError(f"reward.naturalness='{MODEL}': {why}; use '{RULES}'")
     if judged or random:
         return None
     mesh = devices.make_mesh(devices=jax.local_devices())
-    reader = FrozenModel(make_source(config, Context(mesh, kept=kept), 'policy'), config.policy.dtype, mesh)
+    reader = FrozenModel(
+        make_source(source, Context(mesh, kept=kept), settings.seed, 'policy'), settings.policy.dtype, mesh
+    )
     return Naturalness(reader, open=reader.open, release=reader.release, required=named == MODEL)
 
 
-def who_judged(natural: Naturalness | None, config: Config) -> Metrics:
+def who_judged(natural: Naturalness | None, reward: RewardSettings) -> Metrics:
     """The figures of an evaluation on its naturalness, where rules judge: `naturalness_judged` is 1 if a language model
     judges it as well, and `naturalness_auc` says how well that model tells good replies from spoilt ones. The model's
     memory is given back, unless training reads with it too."""
-    if config.reward.judge != 'rule':
+    if reward.judge != 'rule':
         return {}
     if natural is None:
         return {'naturalness_judged': 0.0}
     figures = {'naturalness_judged': float(natural.able), 'naturalness_auc': natural.separation}
-    if config.reward.naturalness != MODEL:
+    if reward.naturalness != MODEL:
         natural.release()
     return figures

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pal_jax.data import inputs
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.learners import ppo
 from pal_jax.learners.actor import Actor, ActorState
 from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.learners.training import Lora
 from pal_jax.models import sources
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.sources import Source
-from pal_jax.parts.recipe import Adapters, Config, Context, Export, Trained
+from pal_jax.parts.recipe import Adapters, Context, Export, Trained
 from pal_jax.parts.runs import open_run
+from pal_jax.parts.settings import ModelSettings, Reinforced
 from pal_jax.runtime import devices
 
 
@@ -28,15 +30,19 @@ class Policy(NamedTuple):
     source: Source
 
 
-def make_policy(config: Config, ctx: Context, of: str = 'policy') -> Policy:
-    """What `config.policy`, or another part, names. Raises ValueError or RuntimeError where the model cannot be had."""
-    named, source = config[of], make_source(config, ctx, of)
-    cfg = devices.for_platform(source.config, named.dtype, scan_layers=named.get('scan_layers', False))
+def make_policy(named: ModelSettings, ctx: Context, seed: int, of: str = 'policy') -> Policy:
+    """The model that the section `of` of a config names.
+
+    Raises:
+      ValueError, RuntimeError: the model cannot be had.
+    """
+    source = make_source(named.source, ctx, seed, of)
+    cfg = devices.for_platform(source.config, named.dtype, scan_layers=named.scan_layers)
     return Policy(dataclasses.replace(cfg, remat=named.remat), source.tokenizer(), source)
 
 
-def make_source(config: Config, ctx: Context, of: str) -> Source:
-    """The model that a part of the config names.
+def make_source(named: str, ctx: Context, seed: int, of: str) -> Source:
+    """The model that `source` of the section `of` of a config names.
 
     A run that goes on or is opened has kept the model's tokenizer and config, and these count. The weights are found by
     the same name, or where they were when the run began.
@@ -47,8 +53,8 @@ def make_source(config: Config, ctx: Context, of: str) -> Source:
     began = inputs.load(ctx.kept) if ctx.kept else None
 
     def find() -> Source:
-        name = config[of].source if began is None else inputs.find(began, f'{of}.source', config[of].source)
-        return sources.resolve(name, seed=config.seed, open_run=lambda run: open_run(run, ctx))
+        name = named if began is None else inputs.find(began, f'{of}.source', named)
+        return sources.resolve(name, seed=seed, open_run=lambda run: open_run(run, ctx))
 
     folder = ctx.kept / of if ctx.kept else None
     return sources.kept(folder, find) if folder and (folder / 'config.json').exists() else find()
@@ -64,16 +70,36 @@ def keeping(**models: Policy) -> Callable[[Path], None]:
     return keep
 
 
-def make_adapters(config: Config, of: str = 'policy') -> Lora | None:
-    """The adapters that `config.policy.lora`, or that of another part, names."""
-    lora = config[of].lora
-    targets = lora.targets if lora.targets == 'all-linear' else tuple(lora.targets.split(','))
-    return Lora(lora.rank, lora.alpha, targets, lora.dropout) if lora.rank else None
+def make_adapters(lora: Lora) -> Lora | None:
+    """The adapters of a model; None where all of its parameters are trained."""
+    return lora if lora.rank else None
 
 
-def trained_actor(config: Config, policy: Policy, actor: Actor) -> Trained:
+def make_learner(settings: Reinforced, cfg: ModelConfig, ctx: Context, *, n: int, **more: Any) -> PolicyLearner:
+    """PPO of a policy and its critic.
+
+    Args:
+      n: samples of a prompt.
+      more: further arguments of `learners.ppo.make_learner`.
+    """
+    updates = max(settings.total_steps, 1) * settings.ppo.epochs * settings.ppo.minibatches
+    return ppo.make_learner(
+        cfg,
+        dataclasses.replace(settings.ppo, temperature=settings.sampling.temperature or 1.0),
+        settings.optimizer.over(updates),
+        ctx.mesh,
+        critic=settings.critic.over(updates),
+        n=n,
+        length=settings.sampling.max_tokens,
+        adapters=make_adapters(settings.policy.lora),
+        seed=settings.seed,
+        **more,
+    )
+
+
+def trained_actor(named: ModelSettings, policy: Policy, actor: Actor) -> Trained:
     """What a method exports whose state is an actor's: the model, and its adapters if it has any."""
-    base, lora = config.policy.source.removeprefix('hf:'), config.policy.lora
+    base, lora = named.source.removeprefix('hf:'), named.lora
 
     def exports(state: ActorState) -> dict[str, Export]:
         adapters = Adapters(state.model.params, base, lora.dropout) if lora.rank else None
@@ -82,9 +108,9 @@ def trained_actor(config: Config, policy: Policy, actor: Actor) -> Trained:
     return Trained(exports, actor.abstract_weights, policy.cfg, policy.tokenizer)
 
 
-def trained_policy(config: Config, policy: Policy, learner: PolicyLearner) -> Trained:
+def trained_policy(named: ModelSettings, policy: Policy, learner: PolicyLearner) -> Trained:
     """What a method exports whose state is a policy's."""
-    trained = trained_actor(config, policy, learner.actor)
+    trained = trained_actor(named, policy, learner.actor)
     exports = trained.exports
     return trained._replace(
         exports=lambda state: exports(state.actor), exported=learner.abstract_weights, actor=lambda state: state.actor

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from operator import getitem
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,10 +16,10 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.actor import ActorState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
+from pal_jax.parts.settings import Run
 from pal_jax.runtime.checkpoint import KEPT
 from pal_jax.types import Exhibit, Metrics
 
-Config = Any  # an ml_collections.ConfigDict: its attributes are the keys of a config file
 Host = dict[str, Any]
 
 
@@ -71,7 +70,7 @@ class Export(NamedTuple):
 
 class Trained(NamedTuple):
     """The language model that a method trains: all that it takes to open, export or merge a run. A recipe's
-    `make_trained(config, ctx)` makes it without people, judges or rows, which may be gone or elsewhere.
+    `make_trained(settings, ctx)` makes it without people, judges or rows, which may be gone or elsewhere.
 
     exports: models by the name of their folder.
     exported: shapes and shardings of the part of the state that `exports` reads; the rest is `...`.
@@ -147,10 +146,10 @@ def stage_before(i: int, *, warmup: int, steps: int, every: int, base: bool = Tr
     return named.get(i) or ('step' if every and i > warmup and (i - warmup) % every == 0 else None)
 
 
-def check_at_least(config: Config, least: int, *keys: str) -> None:
-    """Raises ValueError where a value of the config, such as `eval.people`, is less."""
+def check_at_least(settings: Run, least: int, *keys: str) -> None:
+    """Raises ValueError where a value of the settings, such as that of `eval.people`, is less."""
     for key in keys:
-        value = functools.reduce(getitem, key.split('.'), config)
+        value = attrgetter(key)(settings)
         if value < least:
             raise ValueError(f'{key}={value} must be at least {least}')
 

@@ -18,7 +18,8 @@ from pal_jax.feedback import recall
 from pal_jax.feedback.oracle import make_answers
 from pal_jax.feedback.people import SLOTS, make_people
 from pal_jax.feedback.users import make_scripted_user
-from pal_jax.parts.recipe import Config, check_at_least
+from pal_jax.parts.recipe import check_at_least
+from pal_jax.parts.settings import RowSettings, Supervised
 from pal_jax.runtime import sharding
 from pal_jax.types import TokenBatch
 
@@ -88,7 +89,7 @@ def apart(rows: Sequence[Group]) -> list[list[Group]]:
 
 
 def make_rows(
-    config: Config, convert: Callable[[Any], Group], key: str, n: int,
+    settings: Supervised, convert: Callable[[Any], Group], key: str, n: int,
     gather: Callable[[Sequence[Group]], list[list[Group]]] = apart,
 ) -> Rows:  # fmt: skip
     """`convert` of every record: of a file, or of those that `MADE` has by this name, whose good answers go by `key`.
@@ -97,7 +98,7 @@ def make_rows(
     Raises:
       ValueError: a file with a line that is none, or nothing to learn from or to test on.
     """
-    data, read = config.data, formats.imitated if key == 'completion' else formats.preferred
+    data, read = settings.data, formats.imitated if key == 'completion' else formats.preferred
 
     def keyed(rows: Sequence[tuple[str, Group]]) -> list[Keyed]:
         by_prompt: dict[str, list[Group]] = {}
@@ -109,7 +110,7 @@ def make_rows(
         return read(record).content, convert(record)
 
     if made := MADE.get(data.train):
-        parts = [keyed(list(map(contained, records))) for records in made(config, key)]
+        parts = [keyed(list(map(contained, records))) for records in made(settings, key)]
     else:
         parts = [keyed(chats.read(data.train, contained))]
     if data.test:
@@ -125,11 +126,11 @@ def make_rows(
             f'most data.max_length={data.max_length} tokens; give more rows, a data.test file, or raise it'
         )
     left_out = len(train) + len(test) - len(kept) - len(tested)
-    actions, batching = most_actions([*kept, *tested]), (data.batch_size, data.row_tokens, config.seed)
+    actions, batching = most_actions([*kept, *tested]), (data.batch_size, data.row_tokens, settings.seed)
     return Rows(kept, tested, n, actions, left_out, moved, *batching)
 
 
-def by_prompt(rows: list[Keyed], data: Config) -> tuple[list[Keyed], list[Keyed], int]:
+def by_prompt(rows: list[Keyed], data: RowSettings) -> tuple[list[Keyed], list[Keyed], int]:
     """Rows to learn from and to test on, by a hash of their prompts, and the number of rows that go where an earlier
     row with their prompt goes. Raises ValueError where all rows have one prompt."""
     contents = [content for content, _ in rows]
@@ -141,7 +142,7 @@ def by_prompt(rows: list[Keyed], data: Config) -> tuple[list[Keyed], list[Keyed]
     return train, test, holdouts.repeats(contents)
 
 
-def beside(rows: list[Keyed], test: list[Keyed], data: Config) -> tuple[list[Keyed], list[Keyed], int]:
+def beside(rows: list[Keyed], test: list[Keyed], data: RowSettings) -> tuple[list[Keyed], list[Keyed], int]:
     """The rows of `data.train` whose prompts are not in `data.test`, all rows of `data.test`, and how many rows of
     `data.train` were left out. Raises ValueError where all rows of `data.train` were."""
     tested = {content for content, _ in test}
@@ -171,23 +172,23 @@ def hold_out(parts: list[list[Entry]], most: int) -> tuple[list[Entry], list[Ent
     return list(itertools.chain(*parts[:cut])), list(itertools.chain(*parts[cut:]))
 
 
-def oracle_records(config: Config, key: str) -> Iterator[list[dict[str, Any]]]:
+def oracle_records(settings: Supervised, key: str) -> Iterator[list[dict[str, Any]]]:
     """Of each person the oracle's answers in the format of files: the good one as `key`, the other as `rejected`."""
-    oracle, system = config.oracle, env.actor_prompt(SLOTS)
-    people = make_people(oracle.people, seed=config.seed, facts=oracle.facts)
+    oracle, system = settings.oracle, env.actor_prompt(SLOTS)
+    people = make_people(oracle.people, seed=settings.seed, facts=oracle.facts)
     user = make_scripted_user(p_spontaneous=oracle.p_spontaneous)
     by_person: dict[str, list[dict[str, Any]]] = {}
-    for dialogue, good, worse in make_answers(people, user, rounds=oracle.rounds, seed=config.seed):
+    for dialogue, good, worse in make_answers(people, user, rounds=oracle.rounds, seed=settings.seed):
         said = [[{'role': 'assistant', 'content': text}] for text in (good, worse)]
         record = {'prompt': env.messages(dialogue, system), key: said[0], 'rejected': said[1]}
         by_person.setdefault(dialogue.person.id, []).append(record)
     yield from by_person.values()
 
 
-def recall_records(config: Config, key: str) -> Iterator[list[dict[str, Any]]]:
+def recall_records(settings: Supervised, key: str) -> Iterator[list[dict[str, Any]]]:
     """Right and wrong answers to what the same people told."""
-    people = make_people(config.oracle.people, seed=config.seed, facts=config.oracle.facts)
-    pairs = recall.make_pairs(people, config.seed)
+    people = make_people(settings.oracle.people, seed=settings.seed, facts=settings.oracle.facts)
+    pairs = recall.make_pairs(people, settings.seed)
     for person in people:
         records = []
         for asked, *answers in itertools.islice(pairs, len(person.facts)):
@@ -199,20 +200,21 @@ def recall_records(config: Config, key: str) -> Iterator[list[dict[str, Any]]]:
 MADE = {'oracle': oracle_records, 'recall': recall_records}
 
 
-def steps_of(config: Config, rows: Rows) -> int:
+def steps_of(settings: Supervised, rows: Rows) -> int:
     """`total_steps`, or as many as `data.epochs` passes over the rows take."""
-    return config.total_steps or -(-round(config.data.epochs * len(rows.train)) // config.data.batch_size)
+    data = settings.data
+    return settings.total_steps or -(-round(data.epochs * len(rows.train)) // data.batch_size)
 
 
-def check(config: Config) -> None:
+def check(settings: Supervised) -> None:
     """Raises ValueError where a size is wrong, before a file is read."""
-    data = config.data
-    check_at_least(config, 0, 'total_steps', 'data.row_tokens')
+    data = settings.data
+    check_at_least(settings, 0, 'total_steps', 'data.row_tokens')
     check_at_least(
-        config, 1, 'data.batch_size', 'data.micro_rows', 'data.max_length', 'data.test_rows', 'checkpoint.every'
+        settings, 1, 'data.batch_size', 'data.micro_rows', 'data.max_length', 'data.test_rows', 'checkpoint.every'
     )
     if data.train in MADE:
-        check_at_least(config, 2, 'oracle.people')
-        check_at_least(config, 1, 'oracle.rounds')
-    if not config.total_steps and data.epochs <= 0:
+        check_at_least(settings, 2, 'oracle.people')
+        check_at_least(settings, 1, 'oracle.rounds')
+    if not settings.total_steps and data.epochs <= 0:
         raise ValueError(f'data.epochs={data.epochs} must be above 0, or give total_steps')

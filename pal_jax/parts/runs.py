@@ -13,19 +13,45 @@ from ml_collections import ConfigDict
 from pal_jax.models import hf, peft, sources
 from pal_jax.models.params import Params, cast
 from pal_jax.models.sources import Source
-from pal_jax.parts.recipe import Config, Context, Export, Trained
+from pal_jax.parts.recipe import Context, Export, Trained
+from pal_jax.parts.settings import Run, parse
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.workdir import read_run
 
+OF_A_STAGE = 'stage', 'preference'  # keys that tell which stage of a run of several a config is
 
-def read_config(workdir: str) -> Config:
+
+def read_config(workdir: str) -> ConfigDict:
     """The config of the run in `workdir`.
 
     Raises:
       ValueError: the folder is not that of a run.
     """
     return ConfigDict(read_run(Path(workdir)))
+
+
+def recipe_module(config: ConfigDict) -> Any:
+    """`pal_jax.recipes.<config.recipe>`.
+
+    Raises:
+      ValueError: there is no such method.
+    """
+    try:
+        return importlib.import_module(f'pal_jax.recipes.{config.recipe}')
+    except ModuleNotFoundError:
+        raise ValueError(f'recipe={config.recipe!r} is no method of this package; see pal_jax/recipes') from None
+
+
+def read_settings(config: ConfigDict) -> Run:
+    """The settings of a run, or of a stage of a run, as its method has them.
+
+    Raises:
+      ValueError: as `recipe_module` and `settings.parse`.
+    """
+    module = recipe_module(config)
+    kind = getattr(module, 'STAGES', {}).get(config.get('stage'), module.Settings)
+    return parse(kind, config, besides=OF_A_STAGE)
 
 
 def folders_read(named: Any) -> list[Path]:
@@ -51,10 +77,11 @@ def trained_in(workdir: str, ctx: Context) -> Trained:
     """
     config = read_config(workdir)
     try:
-        recipe = importlib.import_module(f'pal_jax.recipes.{config.recipe}')
-    except ModuleNotFoundError:
-        raise ValueError(f'{workdir} is a run of {config.recipe!r}, which is no method of this package') from None
-    trained: Trained | None = recipe.make_trained(config, ctx.of(workdir)) if hasattr(recipe, 'make_trained') else None
+        recipe, settings = recipe_module(config), read_settings(config)
+    except ValueError as error:
+        raise ValueError(f'{workdir}: {error}') from None
+    make = getattr(recipe, 'make_trained', None)
+    trained: Trained | None = make(settings, ctx.of(workdir)) if make else None
     if trained is None:
         raise ValueError(f'{workdir} is a run of {config.recipe} that trains no language model; name another')
     return trained

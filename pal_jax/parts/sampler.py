@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder
 from pal_jax.decode.choose import make_decoder as choose_decoder
 from pal_jax.decode.requests import Request
 from pal_jax.parts.models import Policy
-from pal_jax.parts.recipe import Config, Context
+from pal_jax.parts.recipe import Context
+from pal_jax.parts.settings import DecodeSettings, Reinforced
+from pal_jax.runtime import sharding
 from pal_jax.runtime.processes import Shares
-from pal_jax.types import Completion, Sample, Sampling
+from pal_jax.types import Completion, RolloutBatch, Sample, Sampling
 
 
-def make_shares(config: Config) -> Shares:
+def make_shares(decode: DecodeSettings) -> Shares:
     """Decoders side by side, each on its part of the prompts: one a process, unless `decode.shares` says otherwise."""
-    return Shares(config.decode.get('shares') or jax.process_count())
+    return Shares(decode.shares or jax.process_count())
 
 
-def make_decoder(config: Config, policy: Policy, ctx: Context, at_once: int | None = None) -> Decoder:
-    """`at_once`: the most samples that will be asked for together, so more slots would stay empty.
+def make_decoder(decode: DecodeSettings, policy: Policy, ctx: Context, at_once: int | None = None) -> Decoder:
+    """The decoder that settings name.
+
+    Args:
+      at_once: the most samples that will be asked for together, so more slots would stay empty.
 
     Raises:
       ValueError: as `decode.choose.make_decoder`.
     """
-    settings = {key: value for key, value in config.decode.items() if key != 'shares'}
+    given: dict[str, Any] = dataclasses.asdict(decode) | {'shares': make_shares(decode)}
     if at_once:
-        settings['slots'] = min(config.decode.slots, at_once)
-    return choose_decoder(policy.cfg, policy.tokenizer, ctx.mesh, shares=make_shares(config), **settings)
+        given['slots'] = min(decode.slots, at_once)
+    return choose_decoder(policy.cfg, policy.tokenizer, ctx.mesh, **given)
 
 
-def make_sampling(config: Config) -> Sampling:
-    return Sampling(**config.sampling.to_dict() | {'stop': tuple(config.sampling.stop)})
+def make_packing(settings: Reinforced, mesh: Mesh, n: int) -> Callable[[Sequence[Sample]], RolloutBatch]:
+    """Makes the batch of an update of samples, of which the `n` samples of a prompt stand side by side."""
+    return functools.partial(
+        pack_rollouts, n=n, actions=round_up(settings.sampling.max_tokens, 8), mesh=mesh,
+        ways=sharding.batch_ways(mesh) * settings.ppo.minibatches, micro_rows=settings.ppo.micro_rows,
+        row_tokens=settings.ppo.row_tokens,
+    )  # fmt: skip
 
 
 def sample(

@@ -17,7 +17,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from ml_collections import ConfigDict
 
@@ -116,7 +116,7 @@ class EndpointSettings:
     slots: int = 16
 
 
-ANSWERS = '~/.cache/pal_jax/answers.sqlite'  # what endpoints have answered is not asked again
+ANSWERS = '~/.cache/pal_jax/answers.sqlite'  # what endpoints have answered, which is not asked again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ def parse(kind: type[S], config: ConfigDict | Mapping[str, Any], *, besides: tup
       at: the keys that lead to this section, such as 'ppo.'.
 
     Raises:
-      ValueError: a key is unknown or missing, or its value is of another type; or as `kind` does.
+      ValueError: a key is unknown or missing, or its value is wrong; or as `kind` does.
     """
     hints, fields = typing.get_type_hints(kind), keys_of(kind)
     given = {key: config[key] for key in config if key not in besides or key in fields}
@@ -231,6 +231,8 @@ def _read(hint: Any, value: Any, key: str) -> Any:
         return {name: _read(get_args(hint)[1], value[name], f'{key}.{name}') for name in value}
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(value)
+    if origin is Literal and value not in get_args(hint):
+        raise ValueError(f'{key}={value!r} is unknown; use one of {", ".join(map(repr, get_args(hint)))}')
     if origin is types.UnionType or hint is Any or not isinstance(origin, type):
         return value
     if origin is float and type(value) is int:

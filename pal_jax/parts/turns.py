@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from jax.sharding import Mesh
@@ -13,22 +14,29 @@ from pal_jax.envs.dialogue import actor_prompt, messages, recent
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
 from pal_jax.feedback.profiles import parse_completion
 from pal_jax.parts import sampler
-from pal_jax.parts.recipe import Config
+from pal_jax.parts.dialogues import Dialogues
 from pal_jax.parts.world import read_system
 from pal_jax.runtime import sharding
+from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Dialogue, Sample, TokenBatch
 
 Sampler = Callable[..., list[Sample]]  # of dialogues, samples of each, seed and who is told: see `make_sampler`
 
 
-def rounds_of(dialogue: Config) -> int:
-    """Turns of a dialogue."""
-    return dialogue.max_rounds if dialogue.use_multiturn else 1
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmupSettings:
+    """Steps of supervised learning on made-up people before reinforcement."""
+
+    steps: int
+    rows: int
+    examples_per_row: int
+    examples: int
+    optimizer: Optimizer
 
 
-def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
+def make_sampler(settings: Dialogues, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
     """Samples the next turn of dialogues, `n` times each; `tell` hears of each sample as soon as it is there."""
-    sampling, longest = sampler.make_sampling(config), config.dialogue.prompt_max_len
+    sampling, longest = settings.sampling, settings.dialogue.prompt_max_len
 
     def render(dialogue: Dialogue) -> tuple[int, ...]:
         return tuple(tokenizer.chat(messages(dialogue, system)))
@@ -53,22 +61,24 @@ def make_sampler(config: Config, system: str, tokenizer: Tokenizer, decoder: Dec
     return sample_turns
 
 
-def make_supervised(config: Config, tokenizer: Tokenizer, mesh: Mesh) -> Callable[[int], TokenBatch]:
+def make_supervised(
+    settings: Dialogues, warmup: WarmupSettings, tokenizer: Tokenizer, mesh: Mesh
+) -> Callable[[int], TokenBatch]:
     """The batch of a step's supervised update: demonstrations, each ended by the token that ends a turn."""
-    system = read_system(config.dialogue.system)
+    system = read_system(settings.dialogue.system)
     system = actor_prompt(TOPICS) if system is None else system
 
     def example(each: Demonstration) -> Example:
         prompt = tokenizer.chat(messages(each.dialogue, system))
         return Example(prompt, [*tokenizer.encode(each.completion), tokenizer.stop_ids[0]])
 
-    examples = [example(each) for each in make_demonstrations(config.warmup.examples, seed=config.seed)]
-    ways, per_row = sharding.batch_ways(mesh), config.warmup.examples_per_row
-    rows = round_up(config.warmup.rows, ways)
+    examples = [example(each) for each in make_demonstrations(warmup.examples, seed=settings.seed)]
+    ways, per_row = sharding.batch_ways(mesh), warmup.examples_per_row
+    rows = round_up(warmup.rows, ways)
 
     def batch(i: int) -> TokenBatch:
         packed = pack_examples(
-            examples, groups=rows, n=per_row, i=i, seed=config.seed, ways=ways, row_tokens=config.ppo.row_tokens
+            examples, groups=rows, n=per_row, i=i, seed=settings.seed, ways=ways, row_tokens=settings.ppo.row_tokens
         )
         return sharding.put_batch(packed, mesh)
 

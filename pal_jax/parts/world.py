@@ -1,4 +1,4 @@
-"""Who a policy talks to: people, who plays them and who judges, from `config.dialogue` and `config.reward`."""
+"""Who a policy talks to: people, who plays them and who judges, from the settings of dialogues."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from pal_jax.feedback.sharing import share_matcher, share_reward, share_user
 from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.feedback.users import Listened, make_scripted_user
 from pal_jax.parts.chat_models import ChatModels, open_embedding_matcher
+from pal_jax.parts.dialogues import Dialogues
 from pal_jax.parts.frozen import MODEL, open_naturalness, who_judged
-from pal_jax.parts.recipe import Config
 from pal_jax.runtime import files
 from pal_jax.runtime.processes import ALONE, Shares
 from pal_jax.types import Dialogue, Metrics, Person, ProfileMatcher, RewardFn, Sample, Turn, UserSimulator
@@ -106,18 +106,18 @@ class World:
         check_failed(failed, total, what, whom, self.max_failed, self.models.last_error)
 
 
-def make_world(config: Config, shares: Shares = ALONE, kept: Path | None = None) -> World:
-    """People, their simulator and the reward, from `config.dialogue` and `config.reward`.
+def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = None) -> World:
+    """People, their simulator and the reward, by the sections `dialogue` and `reward`.
 
     Every process asks simulator and judge for its share and is told of the others'. `kept` is that of a run's context.
     """
-    dialogue = config.dialogue
-    models, system = ChatModels(config), read_system(dialogue.system)
-    train, tests, topics, moved = make_splits(config, models, shares)
+    dialogue = settings.dialogue
+    models, system = make_models(settings), read_system(dialogue.system)
+    train, tests, topics, moved = make_splits(settings, models, shares)
     system = env.actor_prompt(topics, dialogue.profile_format) if system is None else system
     matcher = models.choose(
         'reward.matcher',
-        config.reward.matcher,
+        settings.reward.matcher,
         make_matcher,
         exact=lambda: match_exactly,
         embedding=open_embedding_matcher,
@@ -125,30 +125,30 @@ def make_world(config: Config, shares: Shares = ALONE, kept: Path | None = None)
     judge, score = (
         models.choose(
             'reward.judge',
-            config.reward.judge,
+            settings.reward.judge,
             functools.partial(make_judge, golden=golden),
             rule=lambda: judge_by_rules,
         )
         for golden in (False, True)
     )
-    natural = open_naturalness(config, kept)
+    natural = open_naturalness(settings, kept)
     if natural:
         score = read_too(score, natural)
-        judge = read_too(judge, natural) if config.reward.naturalness == MODEL else judge
-    read = system if config.reference_compatible else ''  # by the judge
+        judge = read_too(judge, natural) if settings.reward.naturalness == MODEL else judge
+    read = system if settings.reference_compatible else ''  # by the judge
     reward = functools.partial(
         make_reward,
         matcher,
         system=read,
-        response=config.reward.response,
-        profile_weight=config.reward.profile_weight,
-        response_weight=config.reward.response_weight,
+        response=settings.reward.response,
+        profile_weight=settings.reward.profile_weight,
+        response_weight=settings.reward.response_weight,
     )
-    if config.reward.shuffled:
+    if settings.reward.shuffled:
         others(train)
-    training = reward(judge, shuffled=config.reward.shuffled, known=train)
+    training = reward(judge, shuffled=settings.reward.shuffled, known=train)
     # The control takes another person of the same call, so it has to see all of them.
-    early = None if config.reward.shuffled else models.early(config.reward, read)
+    early = None if settings.reward.shuffled else models.early(settings.reward.matcher, settings.reward.judge, read)
     user = models.choose(
         'dialogue.user',
         dialogue.user,
@@ -164,19 +164,24 @@ def make_world(config: Config, shares: Shares = ALONE, kept: Path | None = None)
         user=share_user(user, shares),
         matcher=share_matcher(matcher, shares),
         reward=opening(
-            share_reward(early.then(training) if early else training, shares, together=config.reward.shuffled),
-            natural if config.reward.naturalness == MODEL else None,
+            share_reward(early.then(training) if early else training, shares, together=settings.reward.shuffled),
+            natural if settings.reward.naturalness == MODEL else None,
         ),
         score=opening(share_reward(reward(score, informed=True), shares), natural),
         early=early,
         models=models,
-        max_failed=config.reward.max_failed,
-        judged=functools.partial(who_judged, natural, config),
+        max_failed=settings.reward.max_failed,
+        judged=functools.partial(who_judged, natural, settings.reward),
         moved=moved,
     )
 
 
-def make_splits(config: Config, models: ChatModels, shares: Shares = ALONE) -> Splits:
+def make_models(settings: Dialogues) -> ChatModels:
+    """The chat models that play and judge."""
+    return ChatModels(settings.endpoints, settings.answers, settings.seed)
+
+
+def make_splits(settings: Dialogues, models: ChatModels, shares: Shares = ALONE) -> Splits:
     """The first of `tests` is the papers' Vanilla setting; `extended` (`eval.profiles`) are people of another schema.
 
     People with the same facts stand on one side, and of `eval.profiles` nobody is left who is trained on.
@@ -184,11 +189,11 @@ def make_splits(config: Config, models: ChatModels, shares: Shares = ALONE) -> S
     Raises:
       ValueError: a file is wrong, or nobody is left to test on.
     """
-    dialogue, tested = config.dialogue, config.eval.people
+    dialogue, tested = settings.dialogue, settings.eval.people
     moved, met = 0, set[str]()
     load = functools.partial(load_people, input_key=dialogue.input_key, label_key=dialogue.label_key)
     if dialogue.profiles == 'embedded':
-        train, topics = make_people(dialogue.people, seed=config.seed, split='train', facts=dialogue.facts), SLOTS
+        train, topics = make_people(dialogue.people, seed=settings.seed, split='train', facts=dialogue.facts), SLOTS
         splits: tuple[Split, ...] = ('heldout', 'unseen')
         tests: dict[str, list[Person]] = {
             split: make_people(tested, seed=0, split=split, facts=dialogue.facts) for split in splits
@@ -205,7 +210,7 @@ def make_splits(config: Config, models: ChatModels, shares: Shares = ALONE) -> S
         moved = holdouts.repeats(contents)
         met = {each for each, held in zip(contents, tested_on, strict=True) if not held}
         if dialogue.personalities:
-            people = with_personalities(people, load(dialogue.personalities), seed=config.seed)
+            people = with_personalities(people, load(dialogue.personalities), seed=settings.seed)
         slotter = models.choose('dialogue.slotter', dialogue.slotter, make_slotter, none=lambda: None)
         # Before any is left out, so that nobody changes sides.
         train, heldout = (
@@ -213,7 +218,7 @@ def make_splits(config: Config, models: ChatModels, shares: Shares = ALONE) -> S
         )
         if slotter:
             slot = functools.partial(slot_all, slotter=slotter, shares=shares, models=models)
-            train, heldout = (slot(each, max_failed=config.reward.max_failed) for each in (train, heldout))
+            train, heldout = (slot(each, max_failed=settings.reward.max_failed) for each in (train, heldout))
         met |= set(map(content, train))
         known, heldout = ([p for p in heldout if (content(p) in met) == way] for way in (True, False))
         if not heldout:
@@ -221,40 +226,40 @@ def make_splits(config: Config, models: ChatModels, shares: Shares = ALONE) -> S
         train, moved = [*train, *known], moved + len(known)
         tests = {'heldout': heldout}
         topics = tuple(dict.fromkeys(slot for p in train for slot, _ in map(split_fact, p.facts) if slot))[:12]
-    if config.eval.profiles:
-        given = load(config.eval.profiles)
+    if settings.eval.profiles:
+        given = load(settings.eval.profiles)
         met |= set(map(content, train))
         tests['extended'] = [person for person in given if content(person) not in met][:tested]
         moved += sum(content(person) in met for person in given)
         if not tests['extended']:
             raise ValueError(
-                f'eval.profiles={config.eval.profiles}: all {len(given)} people are trained on; name others'
+                f'eval.profiles={settings.eval.profiles}: all {len(given)} people are trained on; name others'
             )
     return Splits(train, tests, topics, moved)
 
 
-def make_system(config: Config, kept: Path | None = None) -> str:
+def make_system(settings: Dialogues, kept: Path | None = None) -> str:
     """The system prompt of a run's policy: the one that the run has kept, or else that of its config, for which no
     model is asked but a slotter."""
     if kept and (kept / SYSTEM).is_file():
         return (kept / SYSTEM).read_bytes().decode()  # with its line ends
-    if (system := read_system(config.dialogue.system)) is not None:
+    if (system := read_system(settings.dialogue.system)) is not None:
         return system
-    embedded = config.dialogue.profiles == 'embedded'
-    topics = SLOTS if embedded else make_splits(config, ChatModels(config)).topics
-    return env.actor_prompt(topics, config.dialogue.profile_format)
+    embedded = settings.dialogue.profiles == 'embedded'
+    topics = SLOTS if embedded else make_splits(settings, make_models(settings)).topics
+    return env.actor_prompt(topics, settings.dialogue.profile_format)
 
 
-def check_openings(config: Config, world: World, tokenizer: Tokenizer, max_len: int) -> None:
+def check_openings(settings: Dialogues, world: World, tokenizer: Tokenizer, max_len: int) -> None:
     """Raises ValueError where somebody's first message makes a prompt that a model of `max_len` tokens, or
     `dialogue.prompt_max_len`, has no room for; with file, line and id."""
-    dialogue, room = config.dialogue, max_len - config.sampling.max_tokens
-    limit, key = room, f'model has room beside sampling.max_tokens={config.sampling.max_tokens} for'
+    dialogue, room = settings.dialogue, max_len - settings.sampling.max_tokens
+    limit, key = room, f'model has room beside sampling.max_tokens={settings.sampling.max_tokens} for'
     if 0 < dialogue.prompt_max_len < room:
         limit, key = dialogue.prompt_max_len, 'dialogue.prompt_max_len allows'
     sizes: dict[str, int] = {}
     for split, people in {'train': world.train, **world.tests}.items():
-        file = config.eval.profiles if split == 'extended' else dialogue.profiles
+        file = settings.eval.profiles if split == 'extended' else dialogue.profiles
         for person in people:
             if person.opening not in sizes:
                 said = env.messages(Dialogue(person, (Turn('user', person.opening),)), world.system)

@@ -21,6 +21,7 @@ from pal_jax.learners.training import apply
 from pal_jax.models import params
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.policy import Tokens
+from pal_jax.parts.dialogues import Dialogues
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import TokenBatch
 
@@ -74,12 +75,12 @@ class Work(NamedTuple):
         return self.shares or len({device.process_index for device in mesh.devices.flat})
 
 
-def work_of(config: Any, prompt: int) -> Work:
-    """The sizes that a config names, with prompts of so many tokens."""
-    dialogue, ppo = config.dialogue, config.ppo
+def work_of(settings: Dialogues, prompt: int) -> Work:
+    """The sizes that settings name, with prompts of so many tokens."""
+    dialogue, ppo = settings.dialogue, settings.ppo
     return Work(
-        dialogue.rollout_batch_size, dialogue.n_samples_per_prompt, prompt, config.sampling.max_tokens,
-        ppo.minibatches, ppo.epochs, config.decode.slots, config.decode.shares,
+        dialogue.rollout_batch_size, dialogue.n_samples_per_prompt, prompt, settings.sampling.max_tokens,
+        ppo.minibatches, ppo.epochs, settings.decode.slots, settings.decode.shares,
     )  # fmt: skip
 
 

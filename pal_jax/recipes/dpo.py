@@ -22,10 +22,17 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.parts import rows as data
 from pal_jax.parts.models import keeping, make_adapters, make_policy, trained_actor
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
+from pal_jax.parts.recipe import Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
 from pal_jax.parts.rows import Rows
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.parts.settings import Supervised
 from pal_jax.types import Metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Supervised):
+    """The keys of a run of DPO; those that every supervised method has are in `parts/settings.py`."""
+
+    dpo: DPO = DPO()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,29 +68,28 @@ class Preferring:
         return Evaluation({'rows': sum(counts), 'moved': self.rows.moved, **means})
 
 
-def make(config: Config, ctx: Context) -> Preferring:
+def make(settings: Settings, ctx: Context) -> Preferring:
     """Checks the config, reads the rows and builds the parts; weights are read by `init`.
 
     Raises:
       ValueError: a value or a line of a file is wrong.
       RuntimeError: the model cannot be had.
     """
-    data.check(config)
-    dpo = DPO(**config.dpo)
-    policy = make_policy(config, ctx)
-    rows = data.make_rows(config, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
+    data.check(settings)
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    rows = data.make_rows(settings, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
     ctx.log(rows.told)
-    steps = data.steps_of(config, rows)
-    learner = make_learner(config, dpo, policy.cfg, ctx, steps)
-    stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
-    trained = trained_actor(config, policy, learner.actor)
+    steps = data.steps_of(settings, rows)
+    learner = make_learner(settings, policy.cfg, ctx, steps)
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
+    trained = trained_actor(settings.policy, policy, learner.actor)
     plan = Plan(steps, learner.actor.abstract, stage, trained, keep=keeping(policy=policy))
     return Preferring(plan, ctx, learner, rows, policy.source.load)
 
 
-def make_trained(config: Config, ctx: Context) -> Trained:
-    policy = make_policy(config, ctx)
-    return trained_actor(config, policy, make_learner(config, DPO(**config.dpo), policy.cfg, ctx).actor)
+def make_trained(settings: Settings, ctx: Context) -> Trained:
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    return trained_actor(settings.policy, policy, make_learner(settings, policy.cfg, ctx).actor)
 
 
 def to_group(tokenizer: Tokenizer, record: object) -> Group:
@@ -91,9 +97,9 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
     return shared_prompt(chats.to_prefer(record, tokenizer))
 
 
-def make_learner(config: Config, dpo: DPO, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PreferenceLearner:
+def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PreferenceLearner:
     actor = Actor(
-        cfg, Optimizer(**config.optimizer, total_steps=steps), ctx.mesh, micro_rows=config.data.micro_rows,
-        adapters=make_adapters(config), anchored=not dpo.reference_free, seed=config.seed,
+        cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,
+        adapters=make_adapters(settings.policy.lora), anchored=not settings.dpo.reference_free, seed=settings.seed,
     )  # fmt: skip
-    return PreferenceLearner(actor, dpo)
+    return PreferenceLearner(actor, settings.dpo)

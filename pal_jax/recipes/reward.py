@@ -27,7 +27,6 @@ from pal_jax.models.params import Params
 from pal_jax.parts import rows as data
 from pal_jax.parts.models import Policy, keeping, make_adapters, make_policy
 from pal_jax.parts.recipe import (
-    Config,
     Context,
     Evaluation,
     Export,
@@ -39,11 +38,27 @@ from pal_jax.parts.recipe import (
     stage_before,
 )
 from pal_jax.parts.rows import Rows
-from pal_jax.parts.runs import read_config
+from pal_jax.parts.runs import read_config, read_settings
+from pal_jax.parts.settings import RowSettings, Supervised
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairSettings(RowSettings):
+    """Pairs of replies, and what of a reply is scored."""
+
+    replies: int = 2  # with more, pairs of one prompt are a group, in which each of so many replies is read once
+    pooling: str = 'last'  # token of a reply, whose state is scored; 'mean': of the scores of all
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Supervised):
+    """The keys of a reward model's run; those that every supervised method has are in `parts/settings.py`."""
+
+    data: PairSettings
+    reward: BradleyTerry = BradleyTerry()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,40 +112,39 @@ class RewardModel:
         return packed.pick(of[:, None], np.stack(sides, axis=1))
 
 
-def make(config: Config, ctx: Context) -> RewardModel:
+def make(settings: Settings, ctx: Context) -> RewardModel:
     """Checks the config, reads the pairs and builds the parts; weights are read by `init`.
 
     Raises:
       ValueError: a value or a line of a file is wrong, or transformers has no classifier for the export.
       RuntimeError: the model cannot be had.
     """
-    data.check(config)
-    check_at_least(config, 2, 'data.replies')
-    loss = BradleyTerry(**config.reward)
-    policy = make_policy(config, ctx)
-    if config.export:
-        check_classifier(config)
+    data.check(settings)
+    check_at_least(settings, 2, 'data.replies')
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    if settings.export:
+        check_classifier(settings)
         classifier_to_hf(policy.cfg, policy.tokenizer.padding_apart())
-    n, convert = config.data.replies, functools.partial(to_group, policy.tokenizer, pooling=config.data.pooling)
-    gathered = functools.partial(gather, replies=n, length=config.data.max_length)
-    rows = data.make_rows(config, convert, 'chosen', n, gathered)
+    n, convert = settings.data.replies, functools.partial(to_group, policy.tokenizer, pooling=settings.data.pooling)
+    gathered = functools.partial(gather, replies=n, length=settings.data.max_length)
+    rows = data.make_rows(settings, convert, 'chosen', n, gathered)
     ctx.log(rows.told)
-    steps = data.steps_of(config, rows)
-    scorer = make_scorer(config, loss, policy.cfg, ctx, steps)
-    stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
-    trained = trained_by(config, policy, scorer)
+    steps = data.steps_of(settings, rows)
+    scorer = make_scorer(settings, policy.cfg, ctx, steps)
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
+    trained = trained_by(settings, policy, scorer)
     plan = Plan(steps, scorer.abstract, stage, trained, keep=keeping(policy=policy))
-    return RewardModel(plan, ctx, scorer, rows, config.data.micro_rows, policy.source.load)
+    return RewardModel(plan, ctx, scorer, rows, settings.data.micro_rows, policy.source.load)
 
 
-def make_trained(config: Config, ctx: Context) -> Trained:
-    policy = make_policy(config, ctx)
-    return trained_by(config, policy, make_scorer(config, BradleyTerry(**config.reward), policy.cfg, ctx))
+def make_trained(settings: Settings, ctx: Context) -> Trained:
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    return trained_by(settings, policy, make_scorer(settings, policy.cfg, ctx))
 
 
-def trained_by(config: Config, policy: Policy, scorer: Scorer) -> Trained:
+def trained_by(settings: Settings, policy: Policy, scorer: Scorer) -> Trained:
     def exports(state: ScorerState) -> dict[str, Export]:
-        check_classifier(config)
+        check_classifier(settings)
         params, head = scorer.weights(state)
         return {'export': Export(params, policy.cfg, policy.tokenizer, head=head)}
 
@@ -143,24 +157,26 @@ def open_scores(folder: str | Path, ctx: Context) -> tuple[Tokenizer, str, Calla
     Raises:
       ValueError, RuntimeError: the model or its checkpoint cannot be read.
     """
-    config = read_config(str(folder))
-    model = make_policy(config, ctx.of(folder))
-    scorer = make_scorer(config, BradleyTerry(**config.reward), model.cfg, ctx)
+    settings = read_settings(read_config(str(folder)))
+    if not isinstance(settings, Settings):
+        raise ValueError(f'{folder} is a run of {settings.recipe}; give one of reward')
+    model = make_policy(settings.policy, ctx.of(folder), settings.seed)
+    scorer = make_scorer(settings, model.cfg, ctx)
     state, *_ = Checkpoints(folder, scorer.abstract_weights, read_only=True).read()
-    ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), config.data.micro_rows, config.data.row_tokens
+    ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), settings.data.micro_rows, settings.data.row_tokens
 
     def scores(groups: Sequence[Group]) -> np.ndarray:
         pairs = pack_replies(groups, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens)
         return scorer.scores(state, pairs)[..., 0]
 
-    return model.tokenizer, config.data.pooling, scores
+    return model.tokenizer, settings.data.pooling, scores
 
 
-def check_classifier(config: Config) -> None:
+def check_classifier(settings: Settings) -> None:
     """Raises ValueError where transformers has no such classifier."""
-    if config.data.pooling != 'last':
+    if settings.data.pooling != 'last':
         raise ValueError(
-            f"data.pooling={config.data.pooling!r}: transformers' classifiers read the last token; take 'last', or "
+            f"data.pooling={settings.data.pooling!r}: transformers' classifiers read the last token; take 'last', or "
             'train with --config.export=False and keep the run'
         )
 
@@ -215,8 +231,8 @@ def compared(groups: Sequence[Group]) -> list[tuple[int, Compared]]:
     return [(i, pair) for i, group in enumerate(groups) for pair in group.compared]
 
 
-def make_scorer(config: Config, loss: BradleyTerry, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Scorer:
+def make_scorer(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Scorer:
     return Scorer(
-        cfg, Optimizer(**config.optimizer, total_steps=steps), ctx.mesh,
-        micro_rows=config.data.micro_rows, adapters=make_adapters(config), loss=loss, seed=config.seed,
+        cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,
+        adapters=make_adapters(settings.policy.lora), loss=settings.reward, seed=settings.seed,
     )  # fmt: skip

@@ -19,21 +19,20 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from pal_jax.data.packing import pack_rollouts, round_up
+from pal_jax.data.packing import round_up
 from pal_jax.decode.choose import Decoder
 from pal_jax.envs.dialogue import Conversation, DialogueGame, converse, with_returns
 from pal_jax.envs.queue import continue_best, from_json, open_queue, pop, to_json
 from pal_jax.evals.rollouts import shown, spread, summarize
 from pal_jax.feedback.users import Listened
-from pal_jax.learners import ppo
-from pal_jax.learners.ppo import PPO, PolicyLearner, PolicyState
+from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
-from pal_jax.parts import sampler
-from pal_jax.parts.models import Policy, keeping, make_adapters, make_policy, trained_policy
+from pal_jax.parts import models, sampler
+from pal_jax.parts.dialogues import Dialogues
+from pal_jax.parts.models import Policy, keeping, make_policy, trained_policy
 from pal_jax.parts.recipe import (
     EVALUATION,
-    Config,
     Context,
     Evaluation,
     Host,
@@ -44,15 +43,22 @@ from pal_jax.parts.recipe import (
     check_finite,
     stage_before,
 )
-from pal_jax.parts.turns import Sampler, make_sampler, make_supervised, rounds_of
+from pal_jax.parts.turns import Sampler, WarmupSettings, make_sampler, make_supervised
 from pal_jax.parts.world import SYSTEM, World, check_openings, make_world
 from pal_jax.runtime import sharding
 from pal_jax.runtime.files import write_whole
-from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
 
 SHOWN = 'reward', 'format', 'profile', 'strict'
 MAY_CHANGE = 'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'reward.max_failed'  # when a run goes on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Dialogues):
+    """The keys of a run of RLPA; those of every run in dialogues are in `parts/dialogues.py`. `total_steps` are PPO's;
+    those of the warm-up come before."""
+
+    warmup: WarmupSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,49 +174,50 @@ class RLPA:
         return Evaluation(record, dialogues[: self.test_shown])
 
 
-def make(config: Config, ctx: Context) -> Recipe:
+def make(settings: Settings, ctx: Context) -> Recipe:
     """Checks the config and builds the parts; weights are read by `init`.
 
     Raises:
       ValueError: a value is wrong, or two do not fit together.
       RuntimeError: a model or a file cannot be had.
     """
-    check(config, ctx.mesh)
-    world, policy = make_world(config, sampler.make_shares(config), ctx.kept), make_policy(config, ctx)
-    check_openings(config, world, policy.tokenizer, policy.cfg.max_len)
-    learner, tokenizer, dialogue = make_learner(config, policy.cfg, ctx), policy.tokenizer, config.dialogue
-    decoder, rounds = sampler.make_decoder(config, policy, ctx), rounds_of(dialogue)
+    check(settings, ctx.mesh)
+    world = make_world(settings, sampler.make_shares(settings.decode), ctx.kept)
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    check_openings(settings, world, policy.tokenizer, policy.cfg.max_len)
+    learner, tokenizer, dialogue = make_learner(settings, policy.cfg, ctx), policy.tokenizer, settings.dialogue
+    decoder, rounds = sampler.make_decoder(settings.decode, policy, ctx), dialogue.rounds
     ctx.log(world.told)
     return RLPA(
-        plan=make_plan(config, policy, learner, world),
+        plan=make_plan(settings, policy, learner, world),
         ctx=ctx,
         world=world,
         learner=learner,
         load=policy.source.load,
         decoder=decoder,
-        sample_turns=make_sampler(config, world.system, tokenizer, decoder),
-        supervised=make_supervised(config, tokenizer, ctx.mesh),
-        pack=make_packing(config, ctx.mesh),
+        sample_turns=make_sampler(settings, world.system, tokenizer, decoder),
+        supervised=make_supervised(settings, settings.warmup, tokenizer, ctx.mesh),
+        pack=sampler.make_packing(settings, ctx.mesh, dialogue.n_samples_per_prompt),
         game=DialogueGame(world.train, rounds, world.system),
         dialogues=dialogue.rollout_batch_size,
         n=dialogue.n_samples_per_prompt,
         round_batch_size=dialogue.round_batch_size,
-        shuffle=config.seed if dialogue.shuffle else None,
+        shuffle=settings.seed if dialogue.shuffle else None,
         turn_gamma=dialogue.turn_gamma,
-        min_std=0.0 if config.reference_compatible else config.reward.min_std,
-        warmup=config.warmup.steps,
-        ptx=bool(config.ppo.ptx_coef),
-        seed=config.seed,
+        min_std=0.0 if settings.reference_compatible else settings.reward.min_std,
+        warmup=settings.warmup.steps,
+        ptx=bool(settings.ppo.ptx_coef),
+        seed=settings.seed,
         shown=dialogue.shown,
-        test_rounds=config.eval.rounds or rounds,
-        test_shown=config.eval.shown,
+        test_rounds=settings.eval.rounds or rounds,
+        test_shown=settings.eval.shown,
     )
 
 
-def make_plan(config: Config, policy: Policy, learner: PolicyLearner, world: World) -> Plan:
+def make_plan(settings: Settings, policy: Policy, learner: PolicyLearner, world: World) -> Plan:
     """A checkpoint keeps the queue of conversations and what was asked of endpoints."""
-    steps = config.warmup.steps + config.total_steps
-    stage = functools.partial(stage_before, warmup=config.warmup.steps, steps=steps, every=config.eval.every)
+    steps = settings.warmup.steps + settings.total_steps
+    stage = functools.partial(stage_before, warmup=settings.warmup.steps, steps=steps, every=settings.eval.every)
 
     def keep(folder: Path) -> None:
         keeping(policy=policy)(folder)
@@ -222,75 +229,57 @@ def make_plan(config: Config, policy: Policy, learner: PolicyLearner, world: Wor
     def resume(host: Host) -> Host:
         return world.models.count_on(host) | {'queue': from_json(host['queue'])}
 
-    trained = trained_policy(config, policy, learner)
+    trained = trained_policy(settings.policy, policy, learner)
     return Plan(steps, learner.abstract, stage, trained, SHOWN, pack, resume, keep=keep)
 
 
-def make_trained(config: Config, ctx: Context) -> Trained:
-    policy = make_policy(config, ctx)
-    return trained_policy(config, policy, make_learner(config, policy.cfg, ctx))
+def make_trained(settings: Settings, ctx: Context) -> Trained:
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    return trained_policy(settings.policy, policy, make_learner(settings, policy.cfg, ctx))
 
 
-# --- parts from the config ------------------------------------------------------------------------------------------
+# --- parts from the settings ----------------------------------------------------------------------------------------
 
 
-def check(config: Config, mesh: Mesh) -> None:
+def check(settings: Settings, mesh: Mesh) -> None:
     """Everything that can be wrong before a file is read."""
-    dialogue, rows = config.dialogue, config.dialogue.rollout_batch_size
-    if config.total_steps + config.warmup.steps < 1:
-        raise ValueError(f'total_steps={config.total_steps} and warmup.steps={config.warmup.steps} leave nothing to do')
+    dialogue, rows = settings.dialogue, settings.dialogue.rollout_batch_size
+    if settings.total_steps + settings.warmup.steps < 1:
+        steps = f'total_steps={settings.total_steps} and warmup.steps={settings.warmup.steps}'
+        raise ValueError(f'{steps} leave nothing to do')
     check_at_least(
-        config, 1, 'dialogue.rollout_batch_size', 'dialogue.n_samples_per_prompt', 'dialogue.max_rounds',
+        settings, 1, 'dialogue.rollout_batch_size', 'dialogue.n_samples_per_prompt', 'dialogue.max_rounds',
         'sampling.max_tokens', 'ppo.epochs', 'ppo.minibatches', 'ppo.micro_rows', 'warmup.rows',
         'warmup.examples_per_row', 'warmup.examples', 'dialogue.people', 'decode.stride', 'eval.people',
         'checkpoint.every',
     )  # fmt: skip
-    if dialogue.profile_format not in ('lines', 'json'):
-        raise ValueError(f"dialogue.profile_format={dialogue.profile_format!r} is unknown; use 'lines' or 'json'")
-    if dialogue.profile_format == 'json' and (config.warmup.steps or config.ppo.ptx_coef):
+    if dialogue.profile_format == 'json' and (settings.warmup.steps or settings.ppo.ptx_coef):
         raise ValueError(
             "dialogue.profile_format='json': the warm-up's examples are in lines; set warmup.steps=0 and ppo.ptx_coef=0"
         )
-    check_at_least(config, 0, 'dialogue.shown')
+    check_at_least(settings, 0, 'dialogue.shown')
     if not 0 <= dialogue.turn_gamma <= 1:
         raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
-    if rows % config.ppo.minibatches:
+    if rows % settings.ppo.minibatches:
         raise ValueError(
-            f'dialogue.rollout_batch_size={rows} does not divide into ppo.minibatches={config.ppo.minibatches}'
+            f'dialogue.rollout_batch_size={rows} does not divide into ppo.minibatches={settings.ppo.minibatches}'
         )
-    ways, micro = sharding.batch_ways(mesh), config.ppo.micro_rows
+    ways, micro = sharding.batch_ways(mesh), settings.ppo.micro_rows
     for key, size in (
-        ('rollout_batch_size / minibatches', rows // config.ppo.minibatches),
-        ('rollout_batch_size', round_up(rows, ways * config.ppo.minibatches)),
-        ('warmup.rows', config.warmup.rows),
+        ('rollout_batch_size / minibatches', rows // settings.ppo.minibatches),
+        ('rollout_batch_size', round_up(rows, ways * settings.ppo.minibatches)),
+        ('warmup.rows', settings.warmup.rows),
     ):
         height = round_up(size, ways)
         if height % min(micro * ways, height):
             raise ValueError(f'{key}={height} does not divide into ppo.micro_rows={micro} on each of {ways} devices')
 
 
-def make_packing(config: Config, mesh: Mesh) -> Callable[[Sequence[Sample]], RolloutBatch]:
-    """Samples of a step, those of a prompt together, as the batch of an update."""
-    n, actions = config.dialogue.n_samples_per_prompt, round_up(config.sampling.max_tokens, 8)
-    rows = {'micro_rows': config.ppo.micro_rows, 'row_tokens': config.ppo.row_tokens}
-    ways = sharding.batch_ways(mesh) * config.ppo.minibatches
-    return functools.partial(pack_rollouts, n=n, actions=actions, mesh=mesh, ways=ways, **rows)
-
-
-def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
-    updates = max(config.total_steps, 1) * config.ppo.epochs * config.ppo.minibatches
-    published = {'loss_agg': 'micro_token_mean'} if config.reference_compatible else {}
-    imitation = config.warmup.optimizer.to_dict() | {'name': config.optimizer.name}  # they share one state
-    return ppo.make_learner(
-        cfg,
-        PPO(**config.ppo.to_dict() | published, temperature=config.sampling.temperature or 1.0),
-        Optimizer(**config.optimizer, total_steps=updates),
-        ctx.mesh,
-        critic=Optimizer(**config.critic, total_steps=updates),
-        imitation=Optimizer(**imitation, total_steps=max(config.warmup.steps, 1)),
-        n=config.dialogue.n_samples_per_prompt,
-        length=config.sampling.max_tokens,
-        adapters=make_adapters(config),
-        warmup=config.warmup.steps > 0,
-        seed=config.seed,
-    )
+def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
+    """PPO, and the imitation of the warm-up, which shares the state of the policy's optimiser."""
+    if settings.reference_compatible:
+        settings = dataclasses.replace(settings, ppo=dataclasses.replace(settings.ppo, loss_agg='micro_token_mean'))
+    warmup = settings.warmup
+    imitation = dataclasses.replace(warmup.optimizer, name=settings.optimizer.name).over(max(warmup.steps, 1))
+    n = settings.dialogue.n_samples_per_prompt
+    return models.make_learner(settings, cfg, ctx, n=n, imitation=imitation, warmup=warmup.steps > 0)

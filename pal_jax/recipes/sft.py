@@ -20,10 +20,17 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.parts import rows as data
 from pal_jax.parts.models import keeping, make_adapters, make_policy, trained_actor
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
+from pal_jax.parts.recipe import Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
 from pal_jax.parts.rows import Rows
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.parts.settings import Supervised
 from pal_jax.types import Metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Supervised):
+    """The keys of a run of SFT; those that every supervised method has are in `parts/settings.py`."""
+
+    max_z_coef: float = 0.0  # how much the squares of the largest logits count (Baichuan 2: 2e-4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,28 +68,28 @@ class SFT:
         return Evaluation(rows | {'loss': loss, 'perplexity': float(np.exp(loss))})
 
 
-def make(config: Config, ctx: Context) -> SFT:
+def make(settings: Settings, ctx: Context) -> SFT:
     """Checks the config, reads the rows and builds the parts; weights are read by `init`.
 
     Raises:
       ValueError: a value or a line of a file is wrong.
       RuntimeError: the model cannot be had.
     """
-    data.check(config)
-    policy = make_policy(config, ctx)
-    rows = data.make_rows(config, functools.partial(to_group, policy.tokenizer), 'completion', n=1)
+    data.check(settings)
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    rows = data.make_rows(settings, functools.partial(to_group, policy.tokenizer), 'completion', n=1)
     ctx.log(rows.told)
-    steps = data.steps_of(config, rows)
-    actor = make_actor(config, policy.cfg, ctx, steps)
-    stage = functools.partial(stage_before, warmup=0, steps=steps, **config.eval)
-    trained = trained_actor(config, policy, actor)
+    steps = data.steps_of(settings, rows)
+    actor = make_actor(settings, policy.cfg, ctx, steps)
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
+    trained = trained_actor(settings.policy, policy, actor)
     plan = Plan(steps, actor.abstract, stage, trained, keep=keeping(policy=policy))
     return SFT(plan, ctx, actor, rows, policy.source.load)
 
 
-def make_trained(config: Config, ctx: Context) -> Trained:
-    policy = make_policy(config, ctx)
-    return trained_actor(config, policy, make_actor(config, policy.cfg, ctx))
+def make_trained(settings: Settings, ctx: Context) -> Trained:
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    return trained_actor(settings.policy, policy, make_actor(settings, policy.cfg, ctx))
 
 
 def to_group(tokenizer: Tokenizer, record: object) -> Group:
@@ -90,8 +97,9 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
     return shared_prompt([chats.to_imitate(record, tokenizer)])
 
 
-def make_actor(config: Config, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Actor:
+def make_actor(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Actor:
     return Actor(
-        cfg, Optimizer(**config.optimizer, total_steps=steps), ctx.mesh, micro_rows=config.data.micro_rows,
-        adapters=make_adapters(config), anchored=False, max_z_coef=config.max_z_coef, seed=config.seed,
+        cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,
+        adapters=make_adapters(settings.policy.lora), anchored=False, max_z_coef=settings.max_z_coef,
+        seed=settings.seed,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from pal_jax.parts.frozen import open_naturalness
 from pal_jax.parts.models import keeping, make_policy
 from pal_jax.parts.recipe import Context
 from pal_jax.parts.runs import load_trained, open_run
+from pal_jax.parts.settings import ModelSettings
 from pal_jax.recipes import rlpa, sft
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.recipes.pal import text as pal_text
@@ -50,8 +51,9 @@ def begin(config, workdir, keep):
 @pytest.fixture(params=[0, 2], ids=['full', 'lora'])
 def imitated(home, request):
     config = configs.load('sft', 'smoke', **{'policy.source': 'hf:models/tiny', 'policy.lora.rank': request.param})
-    policy = make_policy(config, ONE)
-    learner = sft.make_actor(config, policy.cfg, ONE)
+    settings = configs.parsed(config)
+    policy = make_policy(settings.policy, ONE, settings.seed)
+    learner = sft.make_actor(settings, policy.cfg, ONE)
     begin(config, home / 'run', keeping(policy=policy))
     checkpoints = Checkpoints(home / 'run', learner.abstract)
     checkpoints.save(1, learner.init(policy.source.load(learner.param_shardings)), {})
@@ -123,9 +125,8 @@ def test_a_source_that_is_gone_or_another_is_named(read, tmp_path, monkeypatch, 
 def test_a_hub_id_is_not_taken_for_a_folder_of_its_name(home):
     tiny = sources.resolve('random:tiny')
     sources.keep(home / 'run' / KEPT / 'policy', tiny, tiny.tokenizer())
-    config = configs.load('sft', 'smoke', **{'policy.source': 'hf:me/tiny'})
     (home / 'run' / KEPT / 'inputs.json').write_text('{}')
-    source = make_policy(config, ONE.of('run')).source
+    source = make_policy(ModelSettings('hf:me/tiny'), ONE.of('run'), 0).source
     shutil.copytree('models/tiny', 'me/tiny')
     with pytest.raises(ValueError, match=r"policy\.source='hf:me/tiny' was no folder"):
         source.load()
@@ -136,7 +137,7 @@ def test_a_chat_with_a_run_of_rlpa_reads_no_people(home):
     lines = [{'id': f'p{i}', 'input': 'Hi', 'profile': f'- pet: ferret {i}\n- job: baker'} for i in range(6)]
     people.write_text('\n'.join(map(json.dumps, lines)) + '\n')
     config = configs.load('rlpa', 'smoke', **{'dialogue.profiles': str(people), 'eval.people': 1})
-    begin(config, home / 'run', rlpa.make(config, ONE).plan.keep)
+    begin(config, home / 'run', rlpa.make(configs.parsed(config), ONE).plan.keep)
     before = chat_preset('orbax:run')
     assert 'pet' in before.system and 'job' in before.system
     people.unlink()
@@ -147,9 +148,9 @@ def test_the_model_that_reads_replies_is_found_where_the_policy_was(home, tmp_pa
     config = configs.load('rlpa', 'smoke', **{'policy.source': 'hf:models/tiny'})
     begin(config, home / 'run', lambda folder: None)
     monkeypatch.chdir(tmp_path)
-    assert open_naturalness(config, home / 'run' / KEPT) is not None
+    assert open_naturalness(configs.parsed(config), home / 'run' / KEPT) is not None
     with pytest.raises((ValueError, RuntimeError), match='models/tiny'):
-        open_naturalness(config)
+        open_naturalness(configs.parsed(config))
 
 
 def test_the_units_of_latent_vectors_stay_those_of_the_first_machine(tmp_path):

@@ -18,6 +18,7 @@ from pal_jax.feedback.people import SCHEMA
 from pal_jax.feedback.profiles import render_completion, render_facts, to_sample
 from pal_jax.models import lora, sources
 from pal_jax.parts.recipe import Context, Plan
+from pal_jax.parts.settings import to_config
 from pal_jax.parts.world import make_world
 from pal_jax.recipes import rlpa
 from pal_jax.runtime import devices
@@ -35,7 +36,7 @@ def no_phase(name):
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
 
 
-get_config = functools.partial(configs.load, 'rlpa')
+get_config = functools.partial(configs.settings, 'rlpa')
 
 
 def run(config, steps, decoder=None):
@@ -278,8 +279,8 @@ def test_sampler_and_trainer_agree_on_logprobs():
 
 @pytest.mark.parametrize('variant', ['', 'paper'])
 def test_every_variant_is_complete_and_small_changes_are_named(variant):
-    config = get_config(variant)
-    rlpa.check(config, CONTEXT.mesh)
+    config = configs.load('rlpa', variant)
+    rlpa.check(configs.parsed(config), CONTEXT.mesh)
     config.lock()
     with pytest.raises(AttributeError, match='Did you mean'):
         config.ppo.clp = 0.1
@@ -378,7 +379,7 @@ def test_a_run_can_start_from_what_another_has_trained(tmp_path):
 
     config = small()
     _, state, host, _ = run(config, 1)
-    write_config(tmp_path, config.to_dict())
+    write_config(tmp_path, to_config(config).to_dict())
     plan = rlpa.make(config, CONTEXT).plan
     checkpoints = Checkpoints(tmp_path, plan.abstract)
     checkpoints.save(1, state, plan.pack(host))

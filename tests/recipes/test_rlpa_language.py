@@ -159,7 +159,7 @@ def test_judges_are_asked_while_others_are_decoded_and_nothing_else_changes(chat
         assert asked >= len(server.asked) - asked  # faults are in the first run alone
 
 
-get_config = functools.partial(configs.load, 'rlpa')
+get_config = functools.partial(configs.settings, 'rlpa')
 
 
 def make(config, decoder, learner=None):
@@ -202,7 +202,7 @@ def test_a_model_that_plays_all_parts_and_fails_now_and_then(chat_server, tmp_pa
         unreadable = len(server.asked) - asked
         assert unreadable == 0 and metrics['judge_requests'] == 0 and metrics['judge_cached'] > 0
         jax.tree.map(np.testing.assert_array_equal, first, again)
-        config.reward.max_failed = 0.1
+        config = dataclasses.replace(config, reward=dataclasses.replace(config.reward, max_failed=0.1))
         with pytest.raises(RuntimeError, match=r'samples got no reward, more than reward\.max_failed=0\.1'):
             rollout(config, 2)
 

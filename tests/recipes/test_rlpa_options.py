@@ -46,7 +46,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-get_config = functools.partial(configs.load, 'rlpa')
+get_config = functools.partial(configs.settings, 'rlpa')
 
 
 def value(config, key):
@@ -119,7 +119,7 @@ def test_the_published_aggregation_is_a_mean_of_micro_batches():
     ours, theirs = (
         rlpa.make_learner(get_config('paper', reference_compatible=flag), cfg, CONTEXT).ppo for flag in (False, True)
     )
-    assert (ours.loss_agg, theirs.loss_agg) == ('token_mean', 'micro_token_mean')
+    assert (ours.aggregation, theirs.aggregation) == ('token_mean', 'micro_token_mean')
     assert ours.micro_train_batch_size == 4
 
 

@@ -1,0 +1,87 @@
+"""Settings of runs whose policy talks with users: who talks, who judges, and how it is evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from pal_jax.parts.settings import ANSWERS, EndpointSettings, Reinforced
+
+
+@dataclasses.dataclass(frozen=True)
+class DialogueSettings:
+    """The people, their users, and the conversations of a step."""
+
+    profiles: str = 'embedded'  # or a JSONL file of people
+    input_key: str = 'input'  # what such a file calls the first message
+    label_key: str = 'profile'  # and the profile
+    max_samples: int = 0  # people of a file, at most; 0: all
+    personalities: str = ''  # a JSONL file of free texts, one of which goes with each person, as in ALOE
+    slotter: str = 'none'  # or endpoint:<name>, local:<source>: brings people of a file from free text into ten slots
+    shuffle: bool = False  # people in another order in every episode
+    people: int = 240
+    facts: int = 4  # of each embedded person
+    system: str = 'embedded'  # or the text of a system prompt, or file:<path>
+    profile_format: Literal['lines', 'json'] = 'lines'  # what the embedded prompt asks for
+    user: str = 'scripted'  # or endpoint:<name>, local:<source of a model>
+    p_spontaneous: float = 1.0  # chance that a scripted user tells something unasked
+    use_multiturn: bool = True
+    max_rounds: int = 3
+    n_samples_per_prompt: int = 4
+    rollout_batch_size: int = 8  # prompts a step
+    prompt_max_len: int = 0  # tokens; of a longer prompt the oldest exchanges are left out; 0: none
+    round_batch_size: int = 5  # > 0: depth-first, < 0: breadth-first; less than a batch mixes rounds
+    shown: int = 4  # samples a step kept for the report
+    turn_gamma: float = 0.0  # above 0: rewards of later turns reach earlier ones; a step then plays whole dialogues
+
+    @property
+    def rounds(self) -> int:
+        """Turns of a dialogue."""
+        return self.max_rounds if self.use_multiturn else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSettings:
+    """Who judges a turn, and what counts."""
+
+    matcher: str = 'exact'  # or embedding, endpoint:<name>, local:<source>
+    shuffled: bool = False  # the control: score predictions against another person's profile
+    judge: str = 'rule'  # or endpoint:<name>, local:<source>
+    naturalness: Literal['rules', 'model'] = 'rules'  # of a rule judge; 'model': the untrained model reads replies, too
+    response: Literal['graded', 'strict'] = 'graded'
+    profile_weight: float = 1.0
+    response_weight: float = 1.0
+    min_std: float = 0.0  # of a step's rewards: below it no update is made of whitened advantages, they would be noise
+    max_failed: float = 0.1  # share of samples without a reward at which a run stops
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """Dialogues with people on whom the policy is never trained."""
+
+    people: int = 64  # of each split
+    profiles: str = ''  # a JSONL file of people of another schema: the Extended setting
+    rounds: int = 0  # 0: as many as max_rounds
+    every: int = 0  # 0: before, after the warm-up and at the end
+    shown: int = 3
+
+
+ENDPOINTS = {  # language models that play and judge
+    'user': EndpointSettings(temperature=1.0, max_tokens=120),
+    'matcher': EndpointSettings(temperature=0.0, max_tokens=512),
+    'judge': EndpointSettings(temperature=0.0, max_tokens=512),
+    'slotter': EndpointSettings(temperature=0.0, max_tokens=512),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dialogues(Reinforced):
+    """The keys of a run that improves a policy in dialogues."""
+
+    reference_compatible: bool = False  # True: the published code's visibility, aggregation and flat updates
+    dialogue: DialogueSettings = DialogueSettings()
+    reward: RewardSettings = RewardSettings()
+    endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
+    answers: str = ANSWERS  # '': what endpoints have answered is asked again
+    eval: EvaluationSettings = EvaluationSettings()
