@@ -15,7 +15,6 @@ from benchmarks.decoders import ask, local_decoder
 from benchmarks.shapes import SHAPES
 
 if TYPE_CHECKING:
-    from pal_jax.parts.runs import read_settings
     from pal_jax.parts.world import World
     from pal_jax.types import Dialogue
 

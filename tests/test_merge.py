@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import jax
 import numpy as np
 import pytest
@@ -89,7 +87,7 @@ def test_what_cannot_be_had(adapters, tmp_path):
 def test_runs_are_merged_by_what_they_have_trained(rank, tmp_path, monkeypatch):
     monkeypatch.setattr(merge.cli, 'place', lambda: None)  # no flags are parsed here
     config = configs.load('sft', **{'policy.lora.rank': rank})
-    recipe = sft.make(configs.parsed(config), Context(devices.make_mesh(devices=jax.devices()[:1]), lambda _: contextlib.nullcontext()))
+    recipe = sft.make(configs.parsed(config), Context(devices.make_mesh(devices=jax.devices()[:1])))
     state, host = recipe.init()
     trained = []
     for i in range(2):

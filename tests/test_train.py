@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from pal_jax import cli, train
@@ -165,11 +164,3 @@ def test_a_fault_of_the_system_says_what_and_where(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(cli.Fault, match=r"Not a directory: '.*/file/runs' \(PAL_JAX_TRACEBACK=1"):
         cli.faults((tmp_path / 'file' / 'runs').mkdir)
-
-
-def test_a_key_that_a_config_lacks_is_told_and_no_other_attribute():
-    config = ConfigDict({'ppo': {}})
-    with pytest.raises(cli.Fault, match='the config has no clip; .* earlier version'):
-        cli.faults(lambda: config.ppo.clip)
-    with pytest.raises(AttributeError):
-        cli.faults(lambda: [].clip)

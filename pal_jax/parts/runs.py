@@ -19,7 +19,7 @@ from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.workdir import read_run
 
-OF_A_STAGE = 'stage', 'preference'  # keys that tell which stage of a run of several a config is
+STAGE_KEYS = 'stage', 'preference'  # keys that tell which stage of a run of several a config is
 
 
 def read_config(workdir: str) -> ConfigDict:
@@ -51,7 +51,7 @@ def read_settings(config: ConfigDict) -> Run:
     """
     module = recipe_module(config)
     kind = getattr(module, 'STAGES', {}).get(config.get('stage'), module.Settings)
-    return parse(kind, config, besides=OF_A_STAGE)
+    return parse(kind, config, besides=STAGE_KEYS)
 
 
 def folders_read(named: Any) -> list[Path]:

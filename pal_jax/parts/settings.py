@@ -232,7 +232,7 @@ def _read(hint: Any, value: Any, key: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(value)
     if origin is Literal and value not in get_args(hint):
-        raise ValueError(f'{key}={value!r} is unknown; use one of {", ".join(map(repr, get_args(hint)))}')
+        raise ValueError(f'{key}={value!r}; use one of {", ".join(map(str, get_args(hint)))}')
     if origin is types.UnionType or hint is Any or not isinstance(origin, type):
         return value
     if origin is float and type(value) is int:

@@ -111,21 +111,16 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
 
     Every process asks simulator and judge for its share and is told of the others'. `kept` is that of a run's context.
     """
-    dialogue = settings.dialogue
+    dialogue, rewards = settings.dialogue, settings.reward
     models, system = make_models(settings), read_system(dialogue.system)
     train, tests, topics, moved = make_splits(settings, models, shares)
     system = env.actor_prompt(topics, dialogue.profile_format) if system is None else system
-    matcher = models.choose(
-        'reward.matcher',
-        settings.reward.matcher,
-        make_matcher,
-        exact=lambda: match_exactly,
-        embedding=open_embedding_matcher,
-    )
+    matchers = {'exact': lambda: match_exactly, 'embedding': open_embedding_matcher}
+    matcher = models.choose('reward.matcher', rewards.matcher, make_matcher, **matchers)
     judge, score = (
         models.choose(
             'reward.judge',
-            settings.reward.judge,
+            rewards.judge,
             functools.partial(make_judge, golden=golden),
             rule=lambda: judge_by_rules,
         )
@@ -134,21 +129,21 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
     natural = open_naturalness(settings, kept)
     if natural:
         score = read_too(score, natural)
-        judge = read_too(judge, natural) if settings.reward.naturalness == MODEL else judge
+        judge = read_too(judge, natural) if rewards.naturalness == MODEL else judge
     read = system if settings.reference_compatible else ''  # by the judge
     reward = functools.partial(
         make_reward,
         matcher,
         system=read,
-        response=settings.reward.response,
-        profile_weight=settings.reward.profile_weight,
-        response_weight=settings.reward.response_weight,
+        response=rewards.response,
+        profile_weight=rewards.profile_weight,
+        response_weight=rewards.response_weight,
     )
-    if settings.reward.shuffled:
+    if rewards.shuffled:
         others(train)
-    training = reward(judge, shuffled=settings.reward.shuffled, known=train)
+    training = reward(judge, shuffled=rewards.shuffled, known=train)
     # The control takes another person of the same call, so it has to see all of them.
-    early = None if settings.reward.shuffled else models.early(settings.reward.matcher, settings.reward.judge, read)
+    early = None if rewards.shuffled else models.early(rewards.matcher, rewards.judge, read)
     user = models.choose(
         'dialogue.user',
         dialogue.user,
@@ -164,14 +159,14 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
         user=share_user(user, shares),
         matcher=share_matcher(matcher, shares),
         reward=opening(
-            share_reward(early.then(training) if early else training, shares, together=settings.reward.shuffled),
-            natural if settings.reward.naturalness == MODEL else None,
+            share_reward(early.then(training) if early else training, shares, together=rewards.shuffled),
+            natural if rewards.naturalness == MODEL else None,
         ),
         score=opening(share_reward(reward(score, informed=True), shares), natural),
         early=early,
         models=models,
-        max_failed=settings.reward.max_failed,
-        judged=functools.partial(who_judged, natural, settings.reward),
+        max_failed=rewards.max_failed,
+        judged=functools.partial(who_judged, natural, rewards),
         moved=moved,
     )
 

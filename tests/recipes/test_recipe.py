@@ -32,7 +32,7 @@ def test_a_run_is_opened_without_what_it_was_trained_with(tmp_path, name, gone):
     assert jax.tree.all(jax.tree.map(lambda a, b: a == b, trained.exported, there.exported))
     with pytest.raises(ValueError, match=r'gone\.jsonl|endpoint'):
         recipe.make(configs.settings(name, **gone), CONTEXT)
-    checkpoint.write_config(tmp_path, configs.settings(name, **gone).to_dict())
+    checkpoint.write_config(tmp_path, configs.load(name, **gone).to_dict())
     with pytest.raises(ValueError, match='has no checkpoint; train it first'):
         open_run(str(tmp_path), CONTEXT)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from operator import attrgetter
 
 import jax
 import pytest
@@ -49,12 +50,6 @@ PUBLISHED = {
 get_config = functools.partial(configs.settings, 'rlpa')
 
 
-def value(config, key):
-    for part in key.split('.'):
-        config = config[part]
-    return config
-
-
 class Silent:
     """A decoder that keeps what it is asked and answers one text."""
 
@@ -74,7 +69,7 @@ class Silent:
 
 def test_the_papers_variant_has_the_references_values():
     config = get_config('paper')
-    assert {key: value(config, key) for key in PUBLISHED} == PUBLISHED
+    assert {key: attrgetter(key)(config) for key in PUBLISHED} == PUBLISHED
     sequences = config.dialogue.rollout_batch_size * config.dialogue.n_samples_per_prompt
     assert sequences // config.ppo.minibatches == 128  # train_batch_size
     assert config.dialogue.people * config.dialogue.max_rounds // 256 == config.total_steps  # num_episodes=1
@@ -179,5 +174,5 @@ def test_a_profile_may_be_asked_for_as_json():
     rlpa.check(config, CONTEXT.mesh)
     with pytest.raises(ValueError, match=r'set warmup\.steps=0 and ppo\.ptx_coef=0'):
         rlpa.check(get_config(**{'dialogue.profile_format': 'json'}), CONTEXT.mesh)
-    with pytest.raises(ValueError, match=r"dialogue\.profile_format='xml' is unknown"):
-        rlpa.check(get_config(**{'dialogue.profile_format': 'xml'}), CONTEXT.mesh)
+    with pytest.raises(ValueError, match=r"dialogue\.profile_format='xml'"):
+        get_config(**{'dialogue.profile_format': 'xml'})
