@@ -4,9 +4,7 @@ r"""RLPA: multi-turn PPO that learns its user's profile while talking (arXiv 250
   python -m pal_jax.train --config=configs/rlpa.py:smoke      # a random tiny model, under a minute
   python -m pal_jax.train --config=configs/rlpa.py:paper      # Qwen2.5-3B-Instruct, the published settings
 
-Any value can be changed: --config.ppo.kl_coef=0.1 --config.dialogue.profiles=people.jsonl. The keys, what they mean and
-their defaults: pal_jax/parts/dialogues.py for people, users and judges, pal_jax/parts/settings.py for models and runs,
-pal_jax/learners/ppo.py for PPO. A run writes all of them to its config.json.
+Any value can be changed: --config.ppo.kl_coef=0.1 --config.dialogue.profiles=people.jsonl; --help lists the keys.
 """
 
 from ml_collections import ConfigDict

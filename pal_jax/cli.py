@@ -19,7 +19,7 @@ from rich.console import Console
 
 from pal_jax.data import inputs
 from pal_jax.parts.runs import read_config, read_settings, recipe_module
-from pal_jax.parts.settings import Run
+from pal_jax.parts.settings import Run, described
 from pal_jax.runtime import checkpoint, processes
 from pal_jax.runtime.files import at_home
 from pal_jax.runtime.outputs import check_file
@@ -64,6 +64,7 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
     print_anything()
     if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
         print(usage.strip())
+        _print_keys([arg for arg in argv if '-help' not in arg and arg != '-h'])
         sys.exit(0)
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
     try:
@@ -78,6 +79,19 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
         print(f'error: {fault}', file=sys.stderr)
         sys.stderr.flush()
         processes.leave(str(fault), fault.code)
+        sys.exit(fault.code)
+
+
+def _print_keys(argv: Sequence[str]) -> None:
+    """Prints every key of the config that the command line names, with its value and where its section is explained."""
+    if not any(re.match('--?config[=.]', arg) for arg in argv[1:]):
+        return
+    try:
+        _parse(argv)
+        _find_config()
+        print('\nKeys, their values, and where they are explained:\n', *described(settings()), sep='\n')
+    except Fault as fault:
+        print(f'error: {fault}', file=sys.stderr)
         sys.exit(fault.code)
 
 

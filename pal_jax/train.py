@@ -6,7 +6,7 @@
 
 Options:
   --config=FILE[:VARIANT]   what to train; read the file: it is short
-  --config.KEY=VALUE        change one value; config.json of a run names every key
+  --config.KEY=VALUE        change one value; --config=FILE --help lists every key, and so does config.json of a run
   --workdir=FOLDER          where checkpoints, metrics, report and export go; default runs/<name of the config>
   --coordinator=HOST:PORT --processes=N --process=I
                             one of N commands that train together, numbered from 0, which is on HOST; Slurm's tasks and

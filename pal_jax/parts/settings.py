@@ -16,7 +16,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from ml_collections import ConfigDict
@@ -214,6 +214,21 @@ def parse(kind: type[S], config: ConfigDict | Mapping[str, Any], *, besides: tup
 def keys_of(kind: type) -> list[str]:
     """The keys of a dataclass of settings: its fields but for those that a recipe derives from others."""
     return [field.name for field in dataclasses.fields(kind) if not field.metadata.get(DERIVED)]
+
+
+def described(settings: Any, at: str = '') -> Iterator[str]:
+    """Lines for `--help`: where each section is explained, and its keys as options with their values."""
+    kind = type(settings)
+    yield f'{kind.__module__.replace(".", "/")}.py, class {kind.__name__}'
+    values = {key: getattr(settings, key) for key in keys_of(kind)}
+    sections = {key: value for key, value in values.items() if dataclasses.is_dataclass(value)}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            sections |= {f'{key}.{name}': section for name, section in value.items()}
+        elif key not in sections:
+            yield f'  --config.{at}{key}={value}'
+    for key, section in sections.items():
+        yield from described(section, f'{at}{key}.')
 
 
 def _plain(value: Any) -> Any:

@@ -31,7 +31,7 @@ class WarmupSettings:
     rows: int
     examples_per_row: int
     examples: int
-    optimizer: Optimizer
+    optimizer: Optimizer  # of the name of the policy's, whose state it shares
 
 
 def make_sampler(settings: Dialogues, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
