@@ -34,6 +34,7 @@ from pal_jax.learners.training import (
     accumulate,
     any_of,
     apply,
+    attached,
     cuts_of,
     floats,
     jit_to,
@@ -150,7 +151,7 @@ class Actor:
         frozen: Params = {}
         reference = params
         if self.adapters:
-            params, frozen = lora.split(lora.attach(params, key=jax.random.key(self.seed), **self.adapters.shape))
+            params, frozen = attached(params, self.adapters, self.seed)
             reference = params if self.warmup else {}
         nothing = jnp.zeros((), jnp.int32)
         model = TrainState(params, frozen, self.optimizer.init(params))

@@ -24,12 +24,13 @@ from pal_jax.learners.training import (
     TrainState,
     accumulate,
     apply,
+    attached,
     jit_to,
     join,
     laid_out,
     micro_batches,
+    new_head,
 )
-from pal_jax.models import lora
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.objectives.masked import keep
@@ -69,14 +70,11 @@ class Critic:
         return jit_to(self.abstract, self.new)
 
     def new(self, params: Params, head: Float[Array, 'D K'] | None = None) -> TrainState:
-        """A new head is drawn from N(0, 1 / (D + 1))."""
         # A copy: what `jit` hands through unchanged keeps its buffer, and the actor's is donated at every update.
         params, frozen = jax.tree.map(jnp.copy, params), {}
         if self.adapters:
-            params, frozen = lora.split(lora.attach(params, key=jax.random.key(self.seed + 1), **self.adapters.shape))
-        if head is None:
-            shape = self.cfg.width, self.heads
-            head = jax.random.normal(jax.random.key(self.seed + 2), shape) / (self.cfg.width + 1)
+            params, frozen = attached(params, self.adapters, self.seed + 1)
+        head = new_head(self.cfg.width, self.heads, self.seed + 2) if head is None else head
         trained = {'decoder': params, 'head': head}
         return TrainState(trained, frozen, self.optimizer.init(trained))
 

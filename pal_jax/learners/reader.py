@@ -34,6 +34,7 @@ from pal_jax.learners.training import (
     TrainState,
     accumulate,
     apply,
+    divided,
     floats,
     micro_batches,
     placed,
@@ -98,11 +99,7 @@ class Reader:
 
     def _new(self, params: Params, seed: Int[Array, '']) -> tuple[Params, Reading]:
         """What is frozen of a decoder's weights, and what trains, with adapters drawn by `seed`."""
-        if self.adapters:
-            trained, frozen = lora.split(lora.attach(params, key=jax.random.key(seed), **self.adapters.shape))
-        else:
-            frozen = {name: params[name] for name in ('embed', 'unembed') if name in params}
-            trained = {name: x for name, x in params.items() if name not in frozen}
+        trained, frozen = divided(params, self.adapters, seed)
         return frozen, Reading(TrainState(trained, {}, self.optimizer.init(trained)), jnp.zeros((), jnp.int32))
 
     def read(self, reading: Reading, frozen: Params, texts: Sequence[Text]) -> np.ndarray:

@@ -35,11 +35,13 @@ from pal_jax.learners.training import (
     accumulate,
     any_of,
     apply,
+    divided,
     floats,
     jit_to,
     join,
     laid_out,
     micro_batches,
+    new_head,
     skipped,
     zeros,
 )
@@ -174,16 +176,8 @@ class Scorer:
         return jit_to(self.abstract, self.new)
 
     def new(self, params: Params) -> ScorerState:
-        """A head drawn from N(0, 1 / (D + 1)), as its authors' code has it (rlpa_plus III.3)."""
-        if self.adapters:
-            key = jax.random.key(self.seed)
-            trainable, frozen = lora.split(lora.attach(params, key=key, **self.adapters.shape))
-        else:
-            frozen = {name: params[name] for name in ('embed', 'unembed') if name in params}
-            trainable = {name: x for name, x in params.items() if name not in frozen}
-        shape = self.cfg.width, self.outputs
-        head = jax.random.normal(jax.random.key(self.seed + 1), shape) / (self.cfg.width + 1)
-        trained = {'decoder': trainable, 'head': head}
+        trainable, frozen = divided(params, self.adapters, self.seed)
+        trained = {'decoder': trainable, 'head': new_head(self.cfg.width, self.outputs, self.seed + 1)}
         return ScorerState(TrainState(trained, frozen, self.optimizer.init(trained)), jnp.zeros((), jnp.int32))
 
     @property

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from pal_jax.models import lora
 from pal_jax.models import params as model_params
@@ -51,6 +51,27 @@ class TrainState(struct.PyTreeNode):
     params: Params
     frozen: Params
     opt_state: optax.OptState
+
+
+Seed = int | Int[Array, '']
+
+
+def attached(params: Params, adapters: Lora, seed: Seed) -> tuple[Params, Params]:
+    """What trains and what is frozen of a decoder whose adapters are drawn by `seed`."""
+    return lora.split(lora.attach(params, key=jax.random.key(seed), **adapters.shape))
+
+
+def divided(params: Params, adapters: Lora | None, seed: Seed) -> tuple[Params, Params]:
+    """What trains and what is frozen of a decoder that only reads: its adapters, or all but its embeddings."""
+    if adapters:
+        return attached(params, adapters, seed)
+    frozen = {name: params[name] for name in ('embed', 'unembed') if name in params}
+    return {name: x for name, x in params.items() if name not in frozen}, frozen
+
+
+def new_head(width: int, outputs: int, seed: Seed) -> Float[Array, 'D K']:
+    """A head drawn from N(0, 1 / (D + 1)), as the authors of PLUS draw it."""
+    return jax.random.normal(jax.random.key(seed), (width, outputs)) / (width + 1)
 
 
 def join(trainable: Params, frozen: Params) -> Params:
