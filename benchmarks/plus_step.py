@@ -35,6 +35,7 @@ def make_plus(variant: str, source: str | None) -> Round:
     import jax
 
     from pal_jax.parts.recipe import Context
+    from pal_jax.parts.settings import parse
     from pal_jax.recipes.plus import recipe as plus
     from pal_jax.recipes.plus.context import Written
     from pal_jax.runtime import devices
@@ -44,15 +45,15 @@ def make_plus(variant: str, source: str | None) -> Round:
     config.hold.steps = 0
     if source:
         config.policy.source = config.reward_model.source = source
-    stopwatch = Stopwatch()
+    settings, stopwatch = parse(plus.Settings, config), Stopwatch()
     ctx = Context(devices.make_mesh(**config.mesh), stopwatch.phase)
-    recipe = plus.make(config, ctx)
+    recipe = plus.make(settings, ctx)
     assert isinstance(recipe, plus.PLUS)
     (state, host), number = recipe.init(), 0
 
     def decode() -> Written:
         drawn = recipe.draw(number)
-        return recipe.describe(state, drawn.people, drawn.temperatures, (config.seed, number))
+        return recipe.describe(state, drawn.people, drawn.temperatures, (settings.seed, number))
 
     def update(written: Written, rewards: np.ndarray) -> Any:
         paid = [dataclasses.replace(s, rewards=(float(r),)) for s, r in zip(written.samples, rewards, strict=True)]
@@ -64,7 +65,7 @@ def make_plus(variant: str, source: str | None) -> Round:
 
     def real_share(written: Written) -> float:
         choosers = recipe.draw(number).choosers
-        choices = [(person.reward,) for person in choosers for _ in range(config.summary.n_samples)]
+        choices = [(person.reward,) for person in choosers for _ in range(settings.summary.n_samples)]
         pairs = recipe.reward_model.pair_up.compare(written.texts, choices)
         return float(np.mean(np.asarray(pairs.batch.segments) != 0))
 

@@ -22,15 +22,16 @@ from pal_jax.data.packing import Group, shared_prompt
 from pal_jax.data.tables import LARGEST
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.learners.scorer import pack_replies, to_score
-from pal_jax.parts.models import make_policy
-from pal_jax.parts.recipe import Config, Context
-from pal_jax.parts.runs import read_config
-from pal_jax.recipes import reward
+from pal_jax.parts.recipe import Context
+from pal_jax.parts.runs import read_config, read_settings
+from pal_jax.parts.settings import Run
+from pal_jax.recipes import plus, reward
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.recipes.pal.reward import TrainedPAL
 from pal_jax.recipes.plus import context as plus_context
 from pal_jax.recipes.plus import parts as plus_parts
+from pal_jax.recipes.plus.settings import WRITTEN
 from pal_jax.runtime import devices, files, sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.workdir import run_folder
@@ -97,7 +98,7 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
         case 'reward':
             return _open_reward(workdir, person)
         case 'plus':
-            return _open_plus(config, workdir, person)
+            return _open_plus(read_settings(config), workdir, person)
         case 'pal' | 'pal_large':
             return _open_pal(workdir, person)
     raise ValueError(f'{source} is a run of {config.recipe}, which scores nothing; give one of {KINDS}')
@@ -150,20 +151,18 @@ def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
 # --- PLUS -------------------------------------------------------------------------------------------------------------
 
 
-def _open_plus(config: Config, workdir: str, person: str) -> Scorer:
-    if config.methods or config.reads not in plus_context.WRITTEN:
-        reads = ' or '.join(plus_context.WRITTEN)
+def _open_plus(settings: Run, workdir: str, person: str) -> Scorer:
+    if not isinstance(settings, plus.Settings) or settings.reads not in WRITTEN:
+        reads = ' or '.join(WRITTEN)
         raise ValueError(f'{workdir} is no run of PLUS that reads summaries; give one with reads={reads}')
     summary = read_summary(person)
     ctx = _one_device(workdir)
-    judge, policy = (make_policy(config, ctx, of=part) for part in ('reward_model', 'policy'))
-    reader = plus_parts.make_reader(config, judge.cfg, ctx)
-    nothing = jax.tree.map(lambda _: ..., plus_parts.make_learner(config, policy.cfg, ctx).abstract)
-    wanted = {'reward': reader.abstract_weights, 'policy': nothing}
+    _, learner, judge, reader = plus_parts.make_models(settings, ctx)
+    wanted = {'reward': reader.abstract_weights, 'policy': jax.tree.map(lambda _: ..., learner.abstract)}
     state = Checkpoints(workdir, wanted, read_only=True).read()[0]['reward']
-    settings = config.reward_model
+    own = settings.reward_model
     packing: dict[str, Any] = {
-        'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': settings.micro_rows, 'row_tokens': settings.row_tokens,
+        'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': own.micro_rows, 'row_tokens': own.row_tokens,
     }  # fmt: skip
 
     def read(record: Any) -> Group:

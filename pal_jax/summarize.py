@@ -15,6 +15,7 @@ has it after that summary.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from absl import flags
 from pal_jax import cli
 from pal_jax.data import histories
 from pal_jax.parts.recipe import Context
-from pal_jax.parts.runs import read_config
+from pal_jax.parts.runs import read_config, read_settings
+from pal_jax.recipes import plus
 from pal_jax.recipes.plus import context as plus_context
 from pal_jax.recipes.plus import parts as plus_parts
+from pal_jax.recipes.plus.settings import WRITTEN
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.talking import CACHE, SOURCE
@@ -54,16 +57,17 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
       ValueError: a run that writes no summaries or has no checkpoint, or a line of the file.
       RuntimeError: a model or checkpoint that cannot be read.
     """
-    config, people = read_config(workdir), histories.load_told(path)
-    if config.recipe != 'plus' or config.get('reads') not in plus_context.WRITTEN:
-        reads = ' or '.join(plus_context.WRITTEN)
+    settings, people = read_settings(read_config(workdir)), histories.load_told(path)
+    if not isinstance(settings, plus.Settings) or settings.reads not in WRITTEN:
+        reads = ' or '.join(WRITTEN)
         raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py, reads={reads}')
-    parts = plus_parts.make_parts(config, Context(devices.make_mesh(**config.mesh)).of(workdir))
+    mesh = devices.make_mesh(**dataclasses.asdict(settings.mesh))
+    parts = plus_parts.make_parts(settings, Context(mesh).of(workdir))
     wanted = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}
     state, *_ = Checkpoints(workdir, wanted, read_only=True).read()
     told = [each for each, _ in people]
     own = [] if summary is None else [summary] * len(people)
-    texts = own or parts.describe(state, told, [0.0], (config.seed,)).texts
+    texts = own or parts.describe(state, told, [0.0], (settings.seed,)).texts
     choices = [[choice] for _, choice in people if choice]
     asked = [text for text, (_, choice) in zip(texts, people, strict=True) if choice]
     gaps = iter(parts.reader.gaps(state['reward'], parts.pair_up.compare(asked, choices))[:, 0] if asked else ())

@@ -33,8 +33,9 @@ def people(tmp_path):
 @pytest.mark.slow
 def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
     config, workdir = configs.load('plus'), tmp_path / 'run'
+    settings = configs.parsed(config)
     context = Context(devices.make_mesh(**config.mesh), lambda _: contextlib.nullcontext())
-    recipe = plus.make(config, context)
+    recipe = plus.make(settings, context)
     state, host = recipe.init()
     checkpoint.write_config(workdir, config.to_dict())
     checkpoints = checkpoint.Checkpoints(workdir, recipe.plan.abstract)
@@ -44,7 +45,7 @@ def test_summaries_and_what_is_chosen_by_them(tmp_path, people):
     one, two = summarize(str(workdir), str(people), None)
     assert (one['user'], two['user']) == ('ann', f'{people}, line 2')
     assert 'probability' not in two
-    parts = plus_parts.make_parts(config, context)
+    parts = plus_parts.make_parts(settings, context)
     told = histories.load_told(people)
     assert [one['summary'], two['summary']] == parts.describe(state, [each for each, _ in told], [0.0], (0,)).texts
     edited, _ = summarize(str(workdir), str(people), 'Likes cats.')

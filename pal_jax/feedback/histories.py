@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pal_jax.data import attributes, histories, holdouts, opinions, votes
 from pal_jax.data.histories import History
@@ -19,25 +20,18 @@ Log = Callable[[str], None]
 OPINION = 'What do you think?'  # what the statements of a conversation answer
 
 
-class Made(NamedTuple):
-    """How a history is made of somebody's choices.
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """How a history is made of somebody's choices."""
 
-    told: choices of the context.
-    held: choices that test.
-    max_words: of a reply; choices with longer ones are left out.
-    disputed: of votes, the least share on either side of a statement.
-    attributes: what people want of replies that are rated; all that the replies are rated by, if it is empty.
-    taught: choices that teach.
-    each: histories of a person to learn from, between which what is told and what teaches changes places.
-    """
-
-    told: int
-    held: int
-    max_words: int
-    disputed: float
-    attributes: Sequence[str] = ()
-    taught: int = 1
+    told: int = 4  # choices of the context
+    held: int = 2  # choices that test
+    max_words: int = 40  # of a reply; choices with longer ones are left out
+    disputed: float = 0.2  # of votes: the least share on either side of a statement
+    taught: int = 1  # choices that teach
+    # Histories of a person to learn from; what is told and what teaches changes places between them.
     each: int = 1
+    attributes: tuple[str, ...] = ()  # what people want of rated replies, such as helpfulness, honesty; (): all
 
 
 def silent(text: str) -> None:

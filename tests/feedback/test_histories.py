@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def test_who_tests_is_new_and_the_same_for_every_seed(tmp_path):
 
 
 def test_a_person_may_be_learnt_from_more_than_once(tmp_path):
-    data, made = write(tmp_path, 20), MADE._replace(told=2, taught=2)
-    train, tests = read(data, made=made._replace(each=3))
+    data, made = write(tmp_path, 20), dataclasses.replace(MADE, told=2, taught=2)
+    train, tests = read(data, made=dataclasses.replace(made, each=3))
     once, same = read(data, made=made)
     assert (train[::3], tests) == (once, same)
     assert all(len({p.user for p in train[i : i + 3]}) == 1 for i in range(0, len(train), 3))
@@ -94,7 +95,7 @@ def test_disputed_statements_alone_count():
     if not DATA.is_dir():
         pytest.skip('the shared data is not beside this checkout')
     data = f'votes:{DATA / "polis_open" / "nz_taxes"}'
-    whole, disputed = (read(data, made=MADE._replace(disputed=share))[0] for share in (0.0, 0.3))
+    whole, disputed = (read(data, made=dataclasses.replace(MADE, disputed=share))[0] for share in (0.0, 0.3))
     assert 5 < len(disputed) < len(whole)
 
 

@@ -41,12 +41,12 @@ def no_phase(name):
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
 
 
-get_config = functools.partial(configs.load, 'plus')
+get_settings = functools.partial(configs.settings, 'plus')
 
 
-def steps(config, count, ctx=ONE):
+def steps(settings, count, ctx=ONE):
     """The state before each of some steps and after the last, as numpy, and their metrics."""
-    recipe = plus.make(config, ctx)
+    recipe = plus.make(settings, ctx)
     state, host = recipe.init()
     states, rows = [jax.tree.map(np.asarray, state)], []
     for i in range(count):
@@ -68,7 +68,7 @@ def copied(state):
 
 @pytest.mark.long
 def test_the_summariser_waits_and_then_both_learn():  # rlpa_plus IV.4-2
-    states, rows = steps(get_config(**{'optimizer.warmup_ratio': 0.0}), 3)
+    states, rows = steps(get_settings(**{'optimizer.warmup_ratio': 0.0}), 3)
     assert [phase for phase, _ in rows] == ['hold', 'hold', 'plus']
     policies, rewards = ([state[name] for state in states] for name in ('policy', 'reward'))
     assert same(policies[0], policies[2])
@@ -119,7 +119,7 @@ class Watched:
 
 @pytest.mark.slow
 def test_what_pays_is_the_reward_model_from_before_the_step():
-    recipe, seen = plus.make(get_config(**{'hold.steps': 0, 'reward_model.std': 2.0}), ONE), []
+    recipe, seen = plus.make(get_settings(**{'hold.steps': 0, 'reward_model.std': 2.0}), ONE), []
     reward_model = dataclasses.replace(recipe.reward_model, scorer=Watched(recipe.reward_model.scorer, seen))
     recipe = dataclasses.replace(recipe, reward_model=reward_model, learner=Watched(recipe.learner, seen))
     *_, metrics = recipe.step(*recipe.init(), 0)
@@ -218,10 +218,10 @@ def test_a_latent_baseline_of_fake_parts_judges_all_but_the_past_and_what_tests(
 
 
 def test_all_summaries_of_a_person_are_paid_and_the_first_teach():
-    config = get_config(reads='kind', **{'summary.taught': 2})
-    parts, people = plus_parts.make_parts(config, ONE), plus_people.read_people(config)[0][:2]
+    settings = get_settings(reads='kind', **{'summary.taught': 2})
+    parts, people = plus_parts.make_parts(settings, ONE), plus_people.read_people(settings)[0][:2]
     state = parts.reader.init(parts.judge.source.load(parts.reader.param_shardings))
-    read = plus_context.make_reward_model(config, parts.reader, parts.pair_up).read
+    read = plus_context.make_reward_model(settings, parts.reader, parts.pair_up).read
     texts = ['Liked: Dogs', 'Cats', 'Birds', 'Liked: Dogs and cats', 'Fish', 'Horses']  # three of each person
     taught_by, rewards, _ = read(copied(state), texts, people, pays=True, rate=0.5)
     paid = parts.pair_up.compare(texts, [(person.reward,) for person in people for _ in range(3)])
@@ -234,7 +234,7 @@ def test_all_summaries_of_a_person_are_paid_and_the_first_teach():
 
 @pytest.mark.slow
 def test_a_reward_model_that_does_not_train_keeps_every_bit():  # rlpa_plus IV.4-2
-    states, _ = steps(get_config(**{'reward_model.train': False, 'hold.steps': 0}), 2)
+    states, _ = steps(get_settings(**{'reward_model.train': False, 'hold.steps': 0}), 2)
     assert same(states[0]['reward'], states[-1]['reward'])
     assert not same(states[0]['policy'].actor.model.params, states[-1]['policy'].actor.model.params)
 
@@ -242,7 +242,7 @@ def test_a_reward_model_that_does_not_train_keeps_every_bit():  # rlpa_plus IV.4
 @pytest.mark.slow
 @pytest.mark.parametrize('reads', ['untrained', 'context', 'kind', 'nothing'])
 def test_baselines_train_the_reward_model_alone(reads):
-    states, rows = steps(get_config(reads=reads), 3)
+    states, rows = steps(get_settings(reads=reads), 3)
     assert ('policy' in states[0]) == (reads == 'untrained')
     assert same(states[0].get('policy'), states[-1].get('policy'))
     assert not same(states[2]['reward'].model.params, states[3]['reward'].model.params)
@@ -250,8 +250,8 @@ def test_baselines_train_the_reward_model_alone(reads):
 
 
 def test_what_is_compared_once_has_the_gaps_of_all_that_is_read():
-    parts = plus_parts.make_parts(get_config(reads='kind'), ONE)
-    people = plus_people.read_people(get_config())[0][:3]
+    parts = plus_parts.make_parts(get_settings(reads='kind'), ONE)
+    people = plus_people.read_people(get_settings())[0][:3]
     texts = ['Liked: Dogs', 'Liked: Dogs', '', 'Liked: Cats', 'Liked: Dogs']
     choices = [(person.reward, *person.train) for person in (*people, people[0], people[0])]
     state = parts.reader.init(parts.judge.source.load(parts.reader.param_shardings))
@@ -265,25 +265,25 @@ def test_what_is_compared_once_has_the_gaps_of_all_that_is_read():
 
 
 def test_every_person_is_drawn_once_a_pass():
-    config = get_config()
-    train, _ = plus_people.read_people(config)
-    draw = plus_people.make_draw(config, train)
+    settings = get_settings()
+    train, _ = plus_people.read_people(settings)
+    draw = plus_people.make_draw(settings, train)
     assert sorted(p.user for i in (0, 1) for p in draw(i)[0]) == sorted(p.user for p in train)  # 2 x 8 while it waits
     assert sorted(p.user for i in range(2, 6) for p in draw(i)[0]) == sorted(p.user for p in train)  # then 4 x 4
     assert draw(3)[0] == draw(3)[1]
 
 
 def test_the_control_takes_the_choices_of_others():
-    config = get_config(shuffled=True)
-    train, _ = plus_people.read_people(config)
-    draw = plus_people.make_draw(config, train)
+    settings = get_settings(shuffled=True)
+    train, _ = plus_people.read_people(settings)
+    draw = plus_people.make_draw(settings, train)
     people, choosers, *_ = draw(0)
     assert all(chooser in train and chooser.user != p.user for p, chooser in zip(people, choosers, strict=True))
     assert draw(0)[:2] == (people, choosers) != draw(1)[:2]
 
 
 def test_nobody_stands_for_a_person_of_the_same_content():
-    train, _ = plus_people.read_people(get_config())
+    train, _ = plus_people.read_people(get_settings())
     one, twin = train[0], dataclasses.replace(train[0], user='twin')
     assert plus_people.of_whom([one, twin], [one, twin, train[1]], (0, 0), shuffled=True) == [train[1]] * 2
     with pytest.raises(ValueError, match='shuffled: nobody else'):
@@ -296,17 +296,17 @@ def test_people_of_a_file_are_cut_in_two(tmp_path):
               'eval_rejected': 'g'}  # fmt: skip
     path = tmp_path / 'people.jsonl'
     path.write_text('\n'.join(json.dumps(record | {'user': str(i), 'context': f'c{i}'}) for i in range(10)))
-    train, tests = plus_people.read_people(get_config(data=str(path)))
+    train, tests = plus_people.read_people(get_settings(data=str(path)))
     assert [person.user for person in train] == list('01234567')
     assert [person.user for person in tests['test']] == ['8', '9']
     path.write_text('\n'.join(json.dumps(record) for _ in range(4)))
     with pytest.raises(ValueError, match='has 4 people; give five or more'):
-        plus_people.read_people(get_config(data=str(path)))
+        plus_people.read_people(get_settings(data=str(path)))
 
 
 def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
-    config = get_config(methods='plus,context,static-reward-model', seeds=2)
-    runs = plus.stages(config, tmp_path)
+    settings = get_settings(methods='plus,context,static-reward-model', seeds=2)
+    runs = plus.stages(settings, tmp_path)
     names = ['plus', 'context', 'static-reward-model']
     assert [folder.name for _, folder in runs] == [f'{name}-{seed}' for seed in (0, 1) for name in names] + ['table']
     one, context, static, *_, table = (run for run, _ in runs)
@@ -315,10 +315,10 @@ def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
     assert (runs[3][0].seed, runs[3][0].methods, runs[3][0].seeds) == (1, '', 1)
     assert [run.eval.base for run in (one, context, static)] == [True, False, False]
     assert table.total_steps == 6
-    assert [folder.name for _, folder in plus.stages(get_config(), tmp_path)] == [tmp_path.name]
-    assert plus.stages(get_config('table'), tmp_path)[-1][0].total_steps == 27  # nine methods
+    assert [folder.name for _, folder in plus.stages(get_settings(), tmp_path)] == [tmp_path.name]
+    assert plus.stages(get_settings('table'), tmp_path)[-1][0].total_steps == 27  # nine methods
     data = write_choices(tmp_path / 'choices.jsonl')
-    people = plus.stages(get_config('people', data=data), tmp_path)
+    people = plus.stages(get_settings('people', data=data), tmp_path)
     assert people[-1][0].total_steps == 24  # without the oracle
     assert {run.data for run, _ in people} == {data}
 
@@ -326,12 +326,12 @@ def test_a_table_is_made_of_runs_beside_each_other(tmp_path):
 def test_a_table_is_refused_before_its_first_run(tmp_path):
     data = write_choices(tmp_path / 'choices.jsonl')
     with pytest.raises(ValueError, match='have no kind; read something else, or leave kind out of --config.methods'):
-        plus.stages(get_config(data=data, methods='plus,kind'), tmp_path)
+        plus.stages(get_settings(data=data, methods='plus,kind'), tmp_path)
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(ValueError, match='holds a single run; give the table another --workdir'):
-        plus.stages(get_config(methods='plus'), tmp_path)
+        plus.stages(get_settings(methods='plus'), tmp_path)
     with pytest.raises(ValueError, match='seeds=2 is for a table of --config.methods'):
-        plus.stages(get_config(seeds=2), tmp_path)
+        plus.stages(get_settings(seeds=2), tmp_path)
 
 
 def write_choices(path):
@@ -343,21 +343,21 @@ def write_choices(path):
 
 def test_kinds_that_nobody_knows_are_not_read(tmp_path):
     data = write_choices(tmp_path / 'choices.jsonl')
-    assert len(plus_people.read_people(get_config(data=data))[0]) == 5
+    assert len(plus_people.read_people(get_settings(data=data))[0]) == 5
     with pytest.raises(ValueError, match='reads=kind: people of choices:.* have no kind'):
-        plus_people.read_people(get_config(data=data, reads='kind'))
+        plus_people.read_people(get_settings(data=data, reads='kind'))
 
 
 def test_more_seeds_leave_the_runs_that_are_made(tmp_path):
-    fewer, more = (plus.stages(get_config(methods='plus,context', seeds=seeds), tmp_path) for seeds in (1, 2))
+    fewer, more = (plus.stages(get_settings(methods='plus,context', seeds=seeds), tmp_path) for seeds in (1, 2))
     for (before, folder), (after, same_folder) in zip(fewer[:-1], more, strict=False):
         assert folder == same_folder
         assert before.to_dict() == after.to_dict()
 
 
 def test_a_table_of_another_config_is_refused_before_its_runs(tmp_path, monkeypatch):
-    config = get_config(methods='plus')
-    table, folder = plus.stages(config, tmp_path)[-1]
+    config = configs.load('plus', methods='plus')
+    table, folder = plus.stages(configs.parsed(config), tmp_path)[-1]
     checkpoint.write_config(folder, table.to_dict() | {'steps': 99})
     monkeypatch.setattr(cli, 'config', lambda: config)
     monkeypatch.setattr(cli, 'workdir', lambda: tmp_path)
@@ -366,8 +366,8 @@ def test_a_table_of_another_config_is_refused_before_its_runs(tmp_path, monkeypa
 
 
 def test_a_table_needs_its_runs(tmp_path):
-    part, folder = plus.stages(get_config(methods='plus'), tmp_path)[-1]
-    recipe = plus.make(part, ONE._replace(workdir=folder))
+    part, folder = plus.stages(get_settings(methods='plus'), tmp_path)[-1]
+    recipe = plus.make(configs.parsed(part), ONE._replace(workdir=folder))
     with pytest.raises(ValueError, match='plus-0 has no last evaluation; run it first'):
         recipe.step(*recipe.init(), 0)
 
@@ -390,7 +390,7 @@ def test_a_table_of_two_methods_and_one_that_goes_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_summariser_that_does_not_train_keeps_every_bit():
-    states, _ = steps(get_config(**{'summary.train': False, 'hold.steps': 0}), 2)
+    states, _ = steps(get_settings(**{'summary.train': False, 'hold.steps': 0}), 2)
     assert same(states[0]['policy'], states[-1]['policy'])
     assert not same(states[0]['reward'].model.params, states[-1]['reward'].model.params)
 
@@ -408,7 +408,7 @@ def test_a_summariser_that_does_not_train_keeps_every_bit():
 )
 def test_a_wrong_table_is_told_before_a_run_starts(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        plus.stages(get_config(**changes), tmp_path)
+        plus.stages(get_settings(**changes), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -421,11 +421,12 @@ def test_a_wrong_table_is_told_before_a_run_starts(changes, message, tmp_path):
         ({'condition': 'writer'}, "condition='writer' is unknown; use"),
         ({'hold.steps': -1}, 'hold.steps=-1 must be at least 0'),
         ({'reward_model.row_tokens': -1}, 'reward_model.row_tokens=-1 must be at least 0'),
+        ({'ppo.ptx_coef': 0.1}, 'ppo.ptx_coef=0.1 must be 0'),
     ],
 )
 def test_what_is_wrong_is_told_before_a_file_is_read(changes, message):
     with pytest.raises(ValueError, match=message):
-        plus.make(get_config(**changes), ONE)
+        plus.make(get_settings(**changes), ONE)
 
 
 @pytest.mark.parametrize(
@@ -441,11 +442,11 @@ def test_what_is_wrong_is_told_before_a_file_is_read(changes, message):
     ],
 )
 def test_the_summariser_waits_until_what_two_steps_read_is_worth_something(changes, rewards, i, following):
-    assert plus.make_after(configs.load('plus', '', **changes))({'rewards': rewards}, i) == following
+    assert plus.make_after(get_settings('', **changes))({'rewards': rewards}, i) == following
 
 
 def test_the_reward_models_rate_falls_while_the_summariser_learns():
-    rate = plus_parts.make_rate(get_config(total_steps=4, **{'hold.steps': 3}))
+    rate = plus_parts.make_rate(get_settings(total_steps=4, **{'hold.steps': 3}))
     np.testing.assert_allclose([rate(i) for i in range(8)], [1, 1, 1, 1, 0.868, 0.55, 0.232, 0.1], atol=1e-3)
 
 
@@ -469,7 +470,7 @@ def test_a_run_killed_after_a_short_wait_goes_on_after_it(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_resumes_or_is_made_again_ends_with_the_same_bits(tmp_path):  # rlpa_plus IV.4-14
     """Critic included: the estimator is gae."""
-    recipe = plus.make(get_config(**{'ppo.estimator': 'gae', 'ppo.std_floor': 0.0, 'hold.steps': 1}), ONE)
+    recipe = plus.make(get_settings(**{'ppo.estimator': 'gae', 'ppo.std_floor': 0.0, 'hold.steps': 1}), ONE)
     state, host = recipe.init()
     state, host, *_ = recipe.step(state, host, 0)
     state, host, *_ = recipe.step(state, host, 1)
@@ -495,7 +496,7 @@ def test_a_run_that_resumes_or_is_made_again_ends_with_the_same_bits(tmp_path): 
 def test_another_model_writes_after_the_summaries(writer, chat_server):
     with chat_server(lambda text: 'Dogs sleep.' if 'About the person' in text else 'Birds sleep.') as server:
         changes = {'endpoints.condition.address': server.address, 'endpoints.condition.model': 'm'}
-        recipe = plus.make(get_config(reads='kind', condition=writer, answers='', **changes), ONE)
+        recipe = plus.make(get_settings(reads='kind', condition=writer, answers='', **changes), ONE)
         state, _ = recipe.init()
         assert 'written' not in recipe.evaluate(state, 'base').record
         evaluation = recipe.evaluate(state, 'final')
@@ -512,7 +513,7 @@ def test_another_model_writes_after_the_summaries(writer, chat_server):
 def test_the_kl_keeps_a_summariser_where_it_began():  # rlpa_plus IV.4-12
     def drift(coefficient):
         changes = {'ppo.kl_coef': coefficient, 'optimizer.lr': 1e-3, 'optimizer.warmup_ratio': 0.0, 'hold.steps': 0}
-        recipe = plus.make(get_config(total_steps=12, **changes, **{'optimizer.min_ratio': 1.0}), ONE)
+        recipe = plus.make(get_settings(total_steps=12, **changes, **{'optimizer.min_ratio': 1.0}), ONE)
         state, host = recipe.init()
         told = []
         for i in range(12):
@@ -527,9 +528,9 @@ def test_the_kl_keeps_a_summariser_where_it_began():  # rlpa_plus IV.4-12
 
 @pytest.mark.slow
 def test_eight_devices_learn_what_one_does():
-    config = get_config(**{'summary.people': 8, 'hold.steps': 1, 'ppo.micro_rows': 1, 'reward_model.micro_rows': 1})
-    _, one = steps(config, 2)
-    _, eight = steps(config, 2, Context(devices.make_mesh(), no_phase))
+    settings = get_settings(**{'summary.people': 8, 'hold.steps': 1, 'ppo.micro_rows': 1, 'reward_model.micro_rows': 1})
+    _, one = steps(settings, 2)
+    _, eight = steps(settings, 2, Context(devices.make_mesh(), no_phase))
     for (_, a), (_, b) in zip(one, eight, strict=True):
         for key in ('reward', 'reward_loss', 'words'):
             assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
@@ -540,8 +541,8 @@ def test_eight_devices_learn_what_one_does():
 
 @pytest.mark.slow
 def test_a_latent_vector_is_made_of_the_choices_that_are_told(tmp_path):
-    config = get_config(**{'reads': 'latent', 'latent.passes': 2})
-    recipe = plus.make(config, Context(ONE.mesh, no_phase, workdir=tmp_path))
+    settings = get_settings(**{'reads': 'latent', 'latent.passes': 2})
+    recipe = plus.make(settings, Context(ONE.mesh, no_phase, workdir=tmp_path))
     assert recipe.plan.total_steps == 2
     state, host = recipe.init()
     for i in range(2):
@@ -551,7 +552,7 @@ def test_a_latent_vector_is_made_of_the_choices_that_are_told(tmp_path):
         lambda x: (x.shape, x.dtype), recipe.plan.abstract
     )
     record = recipe.evaluate(state, 'final').record
-    assert len(record['accuracy_by_person']) == config.eval.people
+    assert len(record['accuracy_by_person']) == settings.eval.people
     assert {'other_accuracy', 'random_accuracy', 'none_accuracy', 'animals_accuracy'} <= set(record)
     assert not {'words', 'named'} & set(record)
 
@@ -564,4 +565,4 @@ def test_a_latent_vector_needs_choices_told_apart(tmp_path):
         ''.join(json.dumps({**told, **sides, 'user': f'u{i}', 'context': f'Likes {i}.'}) + '\n' for i in range(6))
     )
     with pytest.raises(ValueError, match='reads=latent: u[0-9] has fewer choices told apart than others, or none'):
-        plus.make(get_config(reads='latent', data=str(path)), ONE)
+        plus.make(get_settings(reads='latent', data=str(path)), ONE)

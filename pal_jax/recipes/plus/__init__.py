@@ -1,5 +1,6 @@
 """PLUS: what a person likes as a summary in words, learnt together with the reward model that reads it."""
 
-from pal_jax.recipes.plus.recipe import MAY_CHANGE, make, make_trained, stages
+from pal_jax.recipes.plus.recipe import MAY_CHANGE, STAGES, make, make_trained, stages
+from pal_jax.recipes.plus.settings import Settings
 
-__all__ = ['MAY_CHANGE', 'make', 'make_trained', 'stages']
+__all__ = ['MAY_CHANGE', 'STAGES', 'Settings', 'make', 'make_trained', 'stages']

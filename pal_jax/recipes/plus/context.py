@@ -26,11 +26,10 @@ from pal_jax.learners.training import MULTIPLE
 from pal_jax.parts import sampler
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.models import Policy
-from pal_jax.parts.recipe import Config, Context
+from pal_jax.parts.recipe import Context
+from pal_jax.recipes.plus.settings import WRITTEN, RewardModelSettings, Settings
 from pal_jax.runtime import sharding
 from pal_jax.types import ChatModel, Choice, Exhibit, Metrics, Sample, Sampling
-
-WRITTEN = ('summary', 'untrained')  # by a model
 
 State = dict[str, Any]  # 'reward', and 'policy' where one writes
 BRANCHES = 8  # of a group that is compared: what a text and prompt have more starts another group
@@ -90,13 +89,12 @@ class Writer:
         return Written(texts, samples)
 
 
-def make_writer(config: Config, policy: Policy, learner: PolicyLearner, ctx: Context) -> Describe:
+def make_writer(settings: Settings, policy: Policy, learner: PolicyLearner, ctx: Context) -> Describe:
     """Writes summaries, or gives what a baseline reads in place of them."""
-    if config.reads not in WRITTEN:
-        return Given(config.reads)
-    decoder = sampler.make_decoder(config, policy, ctx)
-    plain, prefill = sampler.make_sampling(config), config.summary.prefill
-    return Writer(learner, decoder, policy.tokenizer, plain, config.form, prefill)
+    if settings.reads not in WRITTEN:
+        return Given(settings.reads)
+    decoder = sampler.make_decoder(settings.decode, policy, ctx)
+    return Writer(learner, decoder, policy.tokenizer, settings.sampling, settings.form, settings.summary.prefill)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +144,8 @@ class PairUp:
         )  # fmt: skip
 
 
-def make_pairs(config: Config, tokenizer: Tokenizer, ctx: Context) -> PairUp:
-    return PairUp(tokenizer, ctx.mesh, config.reward_model.micro_rows, config.reward_model.row_tokens)
+def make_pairs(settings: RewardModelSettings, tokenizer: Tokenizer, mesh: Mesh) -> PairUp:
+    return PairUp(tokenizer, mesh, settings.micro_rows, settings.row_tokens)
 
 
 def to_group(tokenizer: Tokenizer, summary: str, asked: Iterable[tuple[str, str]]) -> Group:
@@ -209,8 +207,9 @@ class RewardModel:
         return state, log_sigmoid(gaps / self.std).mean(axis=1), metrics
 
 
-def make_reward_model(config: Config, scorer: Scorer, pair_up: PairUp) -> RewardModel:
-    return RewardModel(scorer, pair_up, config.summary.taught, config.reward_model.train, config.reward_model.std)
+def make_reward_model(settings: Settings, scorer: Scorer, pair_up: PairUp) -> RewardModel:
+    own = settings.reward_model
+    return RewardModel(scorer, pair_up, settings.summary.taught, own.train, own.std)
 
 
 def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[History]) -> Metrics:
@@ -261,9 +260,9 @@ class Replies:
         return record | self.models.usage, [examples]
 
 
-def make_replies(config: Config) -> Replies:
-    """Raises ValueError where `config.condition` names no model that there is."""
-    models = ChatModels(config)
-    share = functools.partial(share_model, shares=sampler.make_shares(config))
-    model: ChatModel | None = models.choose('condition', config.condition, share) if config.condition else None
-    return Replies(config.condition, model, models, config.seed)
+def make_replies(settings: Settings) -> Replies:
+    """Raises ValueError where `settings.condition` names no model that there is."""
+    models, name = ChatModels(settings.endpoints, settings.answers, settings.seed), settings.condition
+    share = functools.partial(share_model, shares=sampler.make_shares(settings.decode))
+    model: ChatModel | None = models.choose('condition', name, share) if name else None
+    return Replies(name, model, models, settings.seed)

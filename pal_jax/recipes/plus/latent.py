@@ -29,8 +29,9 @@ from pal_jax.learners.latent import Latent, LatentState
 from pal_jax.models import params as model_params
 from pal_jax.models import states
 from pal_jax.parts.models import Policy, keeping, make_policy
-from pal_jax.parts.recipe import EVALUATION, Config, Context, Evaluation, Host, Plan, stage_before
+from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host, Plan, stage_before
 from pal_jax.recipes.plus.people import of_whom
+from pal_jax.recipes.plus.settings import Settings
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import KEPT
 from pal_jax.runtime.files import write_whole
@@ -118,7 +119,7 @@ class LatentBaseline:
 
 
 def make(
-    config: Config, ctx: Context, train: Sequence[History], tests: Mapping[str, Sequence[History]]
+    settings: Settings, ctx: Context, train: Sequence[History], tests: Mapping[str, Sequence[History]]
 ) -> LatentBaseline:
     """Builds the parts; states of replies are read when a step or an evaluation first asks for them.
 
@@ -126,26 +127,23 @@ def make(
       ValueError: a value is wrong.
       RuntimeError: the model cannot be had.
     """
-    settings, policy = config.latent, make_policy(config, ctx, of='reward_model')
-    options, everywhere = Latent(settings.dim, settings.hidden, settings.kl_coef), sharding.replicated(ctx.mesh)
-    updates = -(-len(train) // settings.people)
-    optimizer = Optimizer(**settings.optimizer, total_steps=settings.passes * updates)
-    new = functools.partial(new_state, config.seed, policy.cfg.width, options, optimizer)
+    own, seed, evaluated = settings.latent, settings.seed, settings.eval
+    policy = make_policy(settings.reward_model, ctx, seed, of='reward_model')
+    options, everywhere = Latent(own.dim, own.hidden, own.kl_coef), sharding.replicated(ctx.mesh)
+    updates = -(-len(train) // own.people)
+    optimizer = own.optimizer.over(own.passes * updates)
+    new = functools.partial(new_state, seed, policy.cfg.width, options, optimizer)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(new))
     measure = functools.partial(
-        conditioning.evaluate, temperature=1.0, samples=config.eval.samples, shown=config.eval.shown,
-        nothing=np.zeros(settings.dim, np.float32),
+        conditioning.evaluate, temperature=1.0, samples=evaluated.samples, shown=evaluated.shown,
+        nothing=np.zeros(own.dim, np.float32),
     )  # fmt: skip
-    stage = functools.partial(
-        stage_before, warmup=0, steps=settings.passes, every=config.eval.every, base=config.eval.base
-    )
-    plan = Plan(
-        settings.passes, abstract, stage, shown=('accuracy', 'reward'), keep=keeping(reward_model=policy)
-    )  # fmt: skip
+    stage = functools.partial(stage_before, warmup=0, steps=own.passes, every=evaluated.every, base=evaluated.base)
+    plan = Plan(own.passes, abstract, stage, shown=('accuracy', 'reward'), keep=keeping(reward_model=policy))
     vectors = Vectors(policy, ctx, train, [*train, *itertools.chain(*tests.values())])
     return LatentBaseline(
         plan, ctx, new, vectors, latent.make_update(optimizer, options), updates, train, tests, measure,
-        config.shuffled, config.seed,
+        settings.shuffled, seed,
     )  # fmt: skip
 
 

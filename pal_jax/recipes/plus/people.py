@@ -12,7 +12,7 @@ from pal_jax.data.histories import History, content
 from pal_jax.data.passes import shuffled
 from pal_jax.feedback import histories
 from pal_jax.feedback.histories import Splits
-from pal_jax.parts.recipe import Config
+from pal_jax.recipes.plus.settings import Settings
 
 
 class Drawn(NamedTuple):
@@ -66,11 +66,12 @@ class Draw:
         return Drawn(people, choosers, size.temperatures, pays)
 
 
-def make_draw(config: Config, train: Sequence[History]) -> Draw:
-    waiting = Size(config.hold.people, (config.hold.temperature,))
-    paid = Size(config.summary.people, (config.sampling.temperature,) * config.summary.n_samples)
-    learns = config.reads == 'summary'
-    return Draw(train, waiting, paid if learns else None, config.hold.steps, config.shuffled, config.seed)
+def make_draw(settings: Settings, train: Sequence[History]) -> Draw:
+    hold, summary = settings.hold, settings.summary
+    waiting = Size(hold.people, (hold.temperature,))
+    paid = Size(summary.people, (settings.sampling.temperature,) * summary.n_samples)
+    learns = settings.reads == 'summary'
+    return Draw(train, waiting, paid if learns else None, hold.steps, settings.shuffled, settings.seed)
 
 
 def of_whom(
@@ -95,26 +96,26 @@ def of_whom(
     return list(map(somebody_else, people))
 
 
-def read_people(config: Config, log: histories.Log = histories.silent) -> tuple[list[History], Splits]:
+def read_people(settings: Settings, log: histories.Log = histories.silent) -> tuple[list[History], Splits]:
     """The people to learn from, and those to test on by the name of their split.
 
     Raises:
       ValueError: `data` names no people, a line of a file is wrong, or the people lack what `reads` names.
     """
     train, tests = histories.read(
-        config.data, people=config.people, tested=config.eval.people, seed=config.seed, form=config.form,
-        made=histories.Made(**config.history), log=log,
+        settings.data, people=settings.people, tested=settings.eval.people, seed=settings.seed, form=settings.form,
+        made=settings.history, log=log,
     )  # fmt: skip
-    check_reads(config, (train, tests))
+    check_reads(settings.reads, settings.data, (train, tests))
     return train, tests
 
 
-def check_reads(config: Config, people: tuple[Sequence[History], Splits]) -> None:
-    """Raises ValueError where the people lack what `config.reads` names."""
+def check_reads(reads: str, data: str, people: tuple[Sequence[History], Splits]) -> None:
+    """Raises ValueError where the people of `data` lack what `reads` names."""
     everyone = [*people[0], *(person for split in people[1].values() for person in split)]
-    if config.reads == 'kind' and not all(person.kind for person in everyone):
-        raise ValueError(f'reads=kind: people of {config.data} have no kind; read something else')
-    if config.reads == 'latent':
+    if reads == 'kind' and not all(person.kind for person in everyone):
+        raise ValueError(f'reads=kind: people of {data} have no kind; read something else')
+    if reads == 'latent':
         check_past(everyone)
 
 

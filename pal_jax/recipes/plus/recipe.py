@@ -17,17 +17,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from pal_jax.data.histories import History
 from pal_jax.evals import conditioning
 from pal_jax.feedback.histories import Splits
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
-from pal_jax.learners.scorer import Scorer
 from pal_jax.models.params import Params
-from pal_jax.parts.models import Policy, keeping, make_policy, trained_policy
+from pal_jax.parts.models import keeping, trained_policy
 from pal_jax.parts.recipe import (
     EVALUATION,
-    Config,
     Context,
     Evaluation,
     Host,
@@ -38,22 +37,17 @@ from pal_jax.parts.recipe import (
     check_finite,
     stage_before,
 )
+from pal_jax.parts.sampler import make_packing
+from pal_jax.parts.settings import to_config
 from pal_jax.recipes.plus import latent, table
-from pal_jax.recipes.plus.context import (
-    WRITTEN,
-    Describe,
-    RewardModel,
-    State,
-    make_replies,
-    make_reward_model,
-    summarize,
-)
-from pal_jax.recipes.plus.parts import make_learner, make_packing, make_parts, make_rate, make_reader
+from pal_jax.recipes.plus.context import Describe, RewardModel, State, make_replies, make_reward_model, summarize
+from pal_jax.recipes.plus.parts import Models, Parts, make_models, make_parts, make_rate
 from pal_jax.recipes.plus.people import Draw, check_reads, make_draw, of_whom, read_people
+from pal_jax.recipes.plus.settings import READS, WRITTEN, Settings, TableSettings
 from pal_jax.runtime.checkpoint import CONFIG
 from pal_jax.types import Exhibit, Metrics, RolloutBatch, Sample
 
-READS = ('summary', 'untrained', 'context', 'kind', 'nothing', 'latent')
+STAGES: dict[str, type] = {table.TABLE: TableSettings}  # the other stages are runs, which have `Settings`
 SHOWN = 'accuracy', 'reward', 'written_better'
 MAY_CHANGE = 'seeds', 'eval.shown'  # when a run goes on
 
@@ -151,101 +145,107 @@ class PLUS:
         return Evaluation(record, people, [*conditioning.make_exhibits(record, list(self.tests)), *examples])
 
 
-def make(config: Config, ctx: Context) -> Recipe:
-    """Checks the config, reads the people and builds the parts; weights are read by `init`.
+def make(settings: Settings | TableSettings, ctx: Context) -> Recipe:
+    """Checks the settings, reads the people and builds the parts; weights are read by `init`.
 
     Raises:
       ValueError: a value is wrong, or a line of the file.
       RuntimeError: a model cannot be had.
     """
-    if config.methods:
-        return table.make_table(config, ctx)
-    check(config)
-    train, tests = read_people(config, ctx.log)
-    of_whom(train, train, (config.seed,), shuffled=config.shuffled)  # raises here where nobody can stand for somebody
-    if config.reads == 'latent':
-        return latent.make(config, ctx, train, tests)
-    policy, learner, judge, reader, describe, pair_up = make_parts(config, ctx)
-    replies, learns, writes = make_replies(config), config.reads == 'summary', config.reads in WRITTEN
+    if isinstance(settings, TableSettings):
+        return table.make_table(settings, ctx)
+    check(settings)
+    train, tests = read_people(settings, ctx.log)
+    of_whom(train, train, (settings.seed,), shuffled=settings.shuffled)  # raises here where nobody stands for somebody
+    if settings.reads == 'latent':
+        return latent.make(settings, ctx, train, tests)
+    parts = make_parts(settings, ctx)
+    learns, summary, evaluated = settings.reads == 'summary', settings.summary, settings.eval
+    load = {'reward': parts.judge.source.load}
+    if settings.reads in WRITTEN:
+        load |= {'policy': parts.policy.source.load}
     measure = functools.partial(
-        conditioning.evaluate, temperature=(config.sampling if learns else config.hold).temperature,
-        samples=config.eval.samples, shown=config.eval.shown,
+        conditioning.evaluate, temperature=(settings.sampling if learns else settings.hold).temperature,
+        samples=evaluated.samples, shown=evaluated.shown,
     )  # fmt: skip
     return PLUS(
-        make_plan(config, policy, learner, judge, reader), ctx,
-        {'reward': judge.source.load} | ({'policy': policy.source.load} if writes else {}),
-        learner, describe, make_reward_model(config, reader, pair_up), make_draw(config, train), make_rate(config),
-        make_packing(config, ctx), tests, measure, replies,
-        waiting='hold' if learns else config.reads, trains=config.summary.train, seed=config.seed,
+        make_plan(settings, parts), ctx, load, parts.learner, parts.describe,
+        make_reward_model(settings, parts.reader, parts.pair_up), make_draw(settings, train), make_rate(settings),
+        make_packing(settings, ctx.mesh, summary.n_samples), tests, measure, make_replies(settings),
+        waiting='hold' if learns else settings.reads, trains=summary.train, seed=settings.seed,
     )  # fmt: skip
 
 
-def make_plan(config: Config, policy: Policy, learner: PolicyLearner, judge: Policy, reader: Scorer) -> Plan:
-    steps = config.hold.steps + config.total_steps
-    stage = functools.partial(stage_before, warmup=0, steps=steps, every=config.eval.every, base=config.eval.base)
-    abstract = {'reward': reader.abstract} | ({'policy': learner.abstract} if config.reads in WRITTEN else {})
-    trained, keep = trained_by(config, policy, learner, reader), keeping(policy=policy, reward_model=judge)
-    return Plan(steps, abstract, stage, trained, SHOWN, after=make_after(config), keep=keep)
+def make_plan(settings: Settings, parts: Parts) -> Plan:
+    steps, evaluated = settings.hold.steps + settings.total_steps, settings.eval
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
+    abstract = {'reward': parts.reader.abstract}
+    if settings.reads in WRITTEN:
+        abstract |= {'policy': parts.learner.abstract}
+    trained, keep = trained_by(settings, parts), keeping(policy=parts.policy, reward_model=parts.judge)
+    return Plan(steps, abstract, stage, trained, SHOWN, after=make_after(settings), keep=keep)
 
 
-def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
-    """The run itself, or, where `config.methods` names some, their runs and the table of them.
+def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
+    """The run itself, or, where `settings.methods` names some, their runs and the table of them.
 
     Raises:
       ValueError: a value is wrong.
     """
-    check(config)
-    if not config.methods:
-        return [(config, workdir)]
+    check(settings)
+    if not settings.methods:
+        return [(to_config(settings), workdir)]
     if (workdir / CONFIG).exists():
         raise ValueError(f'{workdir} holds a single run; give the table another --workdir')
-    runs, people = table.stages(config, workdir), read_people(config)
-    for run, _ in runs[: len(table.read_methods(config))]:
+    runs, people = table.stages(settings, workdir), read_people(settings)
+    for name in table.read_methods(settings):
         try:
-            check_reads(run, people)
+            check_reads(table.METHODS[name].get('reads', settings.reads), settings.data, people)
         except ValueError as error:
-            raise ValueError(f'{error}, or leave {run.stage} out of --config.methods') from error
+            raise ValueError(f'{error}, or leave {name} out of --config.methods') from error
     return runs
 
 
-def make_trained(config: Config, ctx: Context) -> Trained | None:
-    if config.methods or config.reads == 'latent':
+def make_trained(settings: Settings | TableSettings, ctx: Context) -> Trained | None:
+    if isinstance(settings, TableSettings) or settings.reads == 'latent':
         return None
-    policy, judge = make_policy(config, ctx), make_policy(config, ctx, of='reward_model')
-    learner, reader = make_learner(config, policy.cfg, ctx), make_reader(config, judge.cfg, ctx)
-    return trained_by(config, policy, learner, reader)
+    return trained_by(settings, make_models(settings, ctx))
 
 
-def trained_by(config: Config, policy: Policy, learner: PolicyLearner, reader: Scorer) -> Trained | None:
+def trained_by(settings: Settings, models: Models | Parts) -> Trained | None:
     """The summariser, where one learns."""
-    if config.reads != 'summary':
+    if settings.reads != 'summary':
         return None
-    trained, nothing = trained_policy(config, policy, learner), jax.tree.map(lambda _: ..., reader.abstract)
-    exported = {'reward': nothing, 'policy': trained.exported}
+    trained = trained_policy(settings.policy, models.policy, models.learner)
+    exported = {'reward': jax.tree.map(lambda _: ..., models.reader.abstract), 'policy': trained.exported}
     return trained._replace(exports=lambda state: trained.exports(state['policy']), exported=exported)
 
 
-def check(config: Config) -> None:
+def check(settings: Settings) -> None:
     """Everything that can be wrong before a file is read."""
-    if config.reads not in READS:
-        raise ValueError(f'reads={config.reads!r} is unknown; use one of {", ".join(READS)}')
+    if settings.reads not in READS:
+        raise ValueError(f'reads={settings.reads!r} is unknown; use one of {", ".join(READS)}')
     check_at_least(
-        config, 1, 'total_steps', 'people', 'summary.people', 'summary.n_samples', 'summary.taught', 'hold.people',
+        settings, 1, 'total_steps', 'people', 'summary.people', 'summary.n_samples', 'summary.taught', 'hold.people',
         'eval.people', 'eval.samples', 'history.told', 'history.taught', 'history.held', 'history.each',
         'checkpoint.every', 'reward_model.micro_rows', 'latent.dim', 'latent.hidden', 'latent.passes', 'latent.people',
     )  # fmt: skip
-    if config.seeds != 1 and not config.methods:
-        raise ValueError(f'seeds={config.seeds} is for a table of --config.methods; a run has --config.seed, --workdir')
-    if not config.data:
+    if settings.seeds != 1 and not settings.methods:
+        raise ValueError(
+            f'seeds={settings.seeds} is for a table of --config.methods; a run has --config.seed, --workdir'
+        )
+    if not settings.data:
         raise ValueError('data is empty; name people, such as --config.data=votes:<folder>/<name>')
-    check_at_least(config, 0, 'hold.steps', 'reward_model.row_tokens')
-    if config.reward_model.std <= 0:
-        raise ValueError(f'reward_model.std={config.reward_model.std} must be above 0')
+    check_at_least(settings, 0, 'hold.steps', 'reward_model.row_tokens')
+    if settings.reward_model.std <= 0:
+        raise ValueError(f'reward_model.std={settings.reward_model.std} must be above 0')
+    if settings.ppo.ptx_coef:
+        raise ValueError(f'ppo.ptx_coef={settings.ppo.ptx_coef} must be 0: PLUS has no supervised examples to learn')
 
 
-def make_after(config: Config) -> Callable[[Host, int], int]:
-    learns = config.reads == 'summary'
-    return functools.partial(step_after, hold=config.hold.steps, reward=config.hold.reward if learns else np.inf)
+def make_after(settings: Settings) -> Callable[[Host, int], int]:
+    reward = settings.hold.reward if settings.reads == 'summary' else np.inf
+    return functools.partial(step_after, hold=settings.hold.steps, reward=reward)
 
 
 def step_after(host: Host, i: int, *, hold: int, reward: float) -> int:

@@ -25,7 +25,9 @@ from ml_collections import ConfigDict
 
 from pal_jax.evals import methods
 from pal_jax.parts import piecework
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Recipe, check_at_least
+from pal_jax.parts.recipe import Context, Evaluation, Host, Recipe, check_at_least
+from pal_jax.parts.settings import to_config
+from pal_jax.recipes.plus.settings import Settings, TableSettings
 from pal_jax.runtime import files
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.report import REPORT, duration, gigabytes
@@ -34,7 +36,7 @@ from pal_jax.types import Exhibit, Metrics
 
 TABLE, MARKDOWN = 'table', 'table.md'
 RUN_HEAD = ['run', 'steps', 'time', 'peak memory of the process', 'report']
-SHARED = ('recipe', 'methods', 'seeds', 'seed', 'data', 'mesh', 'checkpoint', 'metrics')
+SHARED = 'recipe', 'methods', 'seeds', 'seed', 'data', 'mesh', 'checkpoint', 'metrics'
 METHODS: dict[str, dict[str, Any]] = {
     'plus': {},
     'untrained': {'reads': 'untrained'},
@@ -48,38 +50,40 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def read_methods(config: Config) -> list[str]:
-    """The methods that `config.methods` names. Raises ValueError where a name is unknown, or stands there twice."""
-    names = [name.strip() for name in config.methods.split(',')]
+def read_methods(settings: Settings | TableSettings) -> list[str]:
+    """The methods that `settings.methods` names. Raises ValueError where a name is unknown, or stands there twice."""
+    names = [name.strip() for name in settings.methods.split(',')]
     if wrong := [name for name in names if name not in METHODS or names.count(name) > 1]:
         raise ValueError(f'methods has {wrong[0]!r}; use each once of {", ".join(METHODS)}')
-    check_at_least(config, 1, 'seeds')
+    check_at_least(settings, 1, 'seeds')
     return names
 
 
-def places_of(config: Config) -> list[tuple[str, int]]:
+def places_of(settings: Settings | TableSettings) -> list[tuple[str, int]]:
     """Methods and seeds of all runs, seed by seed."""
-    names = read_methods(config)
-    return [(name, seed) for seed in range(config.seed, config.seed + config.seeds) for name in names]
+    names, first = read_methods(settings), settings.seed
+    return [(name, seed) for seed in range(first, first + settings.seeds) for name in names]
 
 
-def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
+def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
     """Every run with its config and folder, seed by seed, and the table last.
 
     Raises:
-      ValueError: as `read_methods`, or the config is itself of another method than `plus`.
+      ValueError: as `read_methods`, or the settings are themselves of another method than `plus`.
     """
-    plain = config.summary.train and config.reward_model.train and not config.shuffled
-    if config.reads != 'summary' or not plain:
+    plain = settings.summary.train and settings.reward_model.train and not settings.shuffled
+    if settings.reads != 'summary' or not plain:
         raise ValueError('methods say themselves what they read and what learns; leave reads, shuffled and train alone')
-    runs = [(make_run(config, name, seed), workdir / f'{name}-{seed}') for name, seed in places_of(config)]
-    part = {key: config[key] for key in SHARED} | {'steps': config.total_steps}
-    part |= {'stage': TABLE, 'total_steps': len(runs), 'export': False}
-    return [*runs, (ConfigDict(part), workdir / TABLE)]
+    runs = [(make_run(settings, name, seed), workdir / f'{name}-{seed}') for name, seed in places_of(settings)]
+    shared = {key: getattr(settings, key) for key in SHARED}
+    part = to_config(TableSettings(**shared, total_steps=len(runs), steps=settings.total_steps, export=False))
+    part.stage = TABLE
+    return [*runs, (part, workdir / TABLE)]
 
 
-def make_run(config: Config, name: str, seed: int) -> Config:
-    run = ConfigDict(config.to_dict() | {'methods': '', 'seeds': 1, 'seed': seed, 'stage': name})
+def make_run(settings: Settings, name: str, seed: int) -> ConfigDict:
+    run = to_config(dataclasses.replace(settings, methods='', seeds=1, seed=seed))
+    run.stage = name
     shown = {'eval.base': name == 'plus'}  # the table has what came of a run
     run.update_from_flattened_dict(shown | METHODS[name])
     return run
@@ -121,10 +125,10 @@ class Table:
         return Evaluation(methods.figures(entries), exhibits=exhibits)
 
 
-def make_table(config: Config, ctx: Context) -> Recipe:
+def make_table(settings: TableSettings, ctx: Context) -> Recipe:
     """The last stage: a step reads what a run has left."""
-    table = Table(places_of(config), ctx.workdir.parent, ctx.workdir)
-    shown = [f'{name}_accuracy' for name in read_methods(config)]
+    table = Table(places_of(settings), ctx.workdir.parent, ctx.workdir)
+    shown = [f'{name}_accuracy' for name in read_methods(settings)]
     return piecework.make(ctx, len(table.places), table.work, TABLE, table.finish, shown)
 
 

@@ -1,0 +1,110 @@
+"""The settings of PLUS: those of a run, and those of the stage that makes the table of methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from pal_jax.feedback.histories import Made
+from pal_jax.parts.settings import ANSWERS, EndpointSettings, ModelSettings, Reinforced, Run, StageSettings
+from pal_jax.runtime.optim import Optimizer
+
+WRITTEN = 'summary', 'untrained'  # values of `reads` with which a model writes the text
+READS = *WRITTEN, 'context', 'kind', 'nothing', 'latent'
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModelSettings(ModelSettings):
+    """The reward model. It may be of another family than the summariser, with another tokenizer."""
+
+    optimizer: Optimizer = Optimizer(lr=1e-4, warmup_ratio=0.0)  # the rate falls while the summariser learns
+    train: bool = True  # False: the reward model stays as it begins
+    std: float = 1.0  # of its scores: a gap that pays is divided by it (the mean would cancel out)
+    row_tokens: int = 384  # summaries share rows of so many tokens; 0: a row for each summary
+    micro_rows: int = 1  # rows in a device's memory at once
+
+
+@dataclasses.dataclass(frozen=True)
+class SummarySettings:
+    """The summaries of a step in which the summariser is paid."""
+
+    people: int = 8  # of a step
+    n_samples: int = 8  # summaries of each person, all of which are paid; those alike are read once
+    taught: int = 2  # the reward model learns from so many of a person's summaries
+    prefill: str = '##Summary\nLiked:'  # how every summary begins
+    train: bool = True  # False: the summariser stays as it begins
+
+
+@dataclasses.dataclass(frozen=True)
+class HoldSettings:
+    """The steps in which the summariser waits for a reward model that can read: many people, one cooler summary of
+    each."""
+
+    steps: int = 16  # at most
+    reward: float = -0.62  # the wait ends when the mean reward of two steps is above it; 0: after all of them
+    people: int = 32  # of a step
+    temperature: float = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSettings:
+    """The baseline `reads=latent`, which trains on passes over all people in place of steps. Frozen states of the
+    reward model's source are all that it knows of replies."""
+
+    dim: int = 512  # of a person's vector
+    hidden: int = 512  # the width of the hidden layers
+    kl_coef: float = 1e-4  # weight of the divergence of a vector's distribution from N(0, 1)
+    passes: int = 40
+    people: int = 32  # of an update
+    optimizer: Optimizer = Optimizer(lr=3e-4)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings(StageSettings):
+    """The people of an evaluation. The one before the first step is of the first split of people alone, without what
+    they are compared with."""
+
+    people: int = 64  # of a split
+    samples: int = 1  # drawn summaries of a person, beside the likeliest
+    shown: int = 3  # people of a split whom the report shows with their summaries
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Reinforced):
+    """The keys of a run of PLUS, or of one for each of several methods. `policy` is the summariser. `total_steps` are
+    those in which both models learn; the steps of `hold` come before."""
+
+    # pets; or a JSONL file of people (pal_jax/data/histories.py); or choices that histories are made of:
+    # votes:<folder>/<name>, or a public set as ukp:<folder> or choices:<source> (pal_jax/data/opinions.py); or
+    # rated:<file>, replies rated by attributes that made-up people want (pal_jax/data/attributes.py)
+    data: str = 'pets'
+    people: int = 200  # to learn from, at most where they are given
+    form: str = 'labelled'  # both sides of past choices are told; chosen: those they liked; guide: 'I prefer dogs.'
+    history: Made = Made()  # of people who are made of their choices; `taught` is of pets and `rated:` as well
+    shuffled: bool = False  # the control: everyone's summary is of another person
+    # What the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model, the whole
+    # context, the true kind, nothing, or no words but a vector (VPL). With all of these no summariser is trained.
+    reads: str = 'summary'  # or untrained, context, kind, nothing, latent
+    # Several methods (pal_jax/recipes/plus/table.py) are runs beside each other, of so many seeds, and a table of all.
+    methods: str = ''  # as plus,untrained,context,nothing,latent,kind,shuffled,static-summariser,static-reward-model
+    seeds: int = 1
+    reward_model: RewardModelSettings = RewardModelSettings()
+    summary: SummarySettings = SummarySettings()
+    hold: HoldSettings = HoldSettings()
+    latent: LatentSettings = LatentSettings()
+    eval: EvalSettings = EvalSettings()
+    # The model that writes replies after a summary, and without, for the last evaluation: local:<source>, such as
+    # local:orbax:runs/rlpa, or endpoint:condition. It reads summaries as it is. '': there is none.
+    condition: str = ''
+    endpoints: Mapping[str, EndpointSettings]
+    answers: str = ANSWERS  # '': endpoints are asked again
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableSettings(Run):
+    """The keys of the stage that puts the runs of several methods into one table. It makes a step of each run."""
+
+    methods: str
+    seeds: int
+    data: str
+    steps: int  # the `total_steps` of every run
