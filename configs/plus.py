@@ -7,9 +7,9 @@ r"""PLUS: summaries of people learnt by reinforcement, with the reward model tha
   python -m pal_jax.train --config=configs/plus.py --config.data=histories.jsonl # your own (pal_jax/data/histories.py)
   python -m pal_jax.train --config=configs/plus.py:people --config.data=votes:data/taxes     # the table, of real people
 
-Any value can be changed: --config.ppo.kl_coef=0.05 --config.reward_model.source=hf:.... The keys, what they mean and
-their defaults: pal_jax/recipes/plus/settings.py for people, summaries and the reward model, pal_jax/parts/settings.py for
-models and runs, pal_jax/learners/ppo.py for PPO. A run writes all of them to its config.json.
+Any value can be changed: --config.ppo.kl_coef=0.05 --config.reward_model.train=False. The keys, what they mean and
+their defaults: pal_jax/recipes/plus/settings.py for people, summaries and the reward model, pal_jax/learners/ppo.py for
+PPO, pal_jax/parts/settings.py for all else. A run writes all of them to its config.json.
 """
 
 from ml_collections import ConfigDict
@@ -27,8 +27,8 @@ def get_config(variant: str = '') -> ConfigDict:
             total_steps=14,
             optimizer=p.Optimizer(lr=1e-4, warmup_ratio=0.0),
             critic=p.Optimizer(lr=9e-6),
-            # No KL to what it began as: a pass a step, of little help in a run as short; --config.ppo.kl_coef=0.02 has
-            # one.
+            # There is no KL to what it began as: it costs a pass a step and is of little help in a run as short;
+            # --config.ppo.kl_coef=0.02 brings one.
             ppo=p.PPO(
                 estimator='group_norm', std_floor=0.1, kl_coef=0.0, kl_in='loss', kl_estimator='k3', negative_scale=0.5,
                 reward_clip=(-3.0, 10.0), row_tokens=384, micro_rows=1, old_logprobs='sampler',
