@@ -101,14 +101,15 @@ def test_what_is_no_run_that_scores_is_refused(tmp_path):
 @pytest.mark.slow
 def test_plus_scores_replies_after_a_persons_summary(tmp_path):
     config = configs.load('plus')
-    recipe = plus.make(config, ONE)
+    settings = configs.parsed(config)
+    recipe = plus.make(settings, ONE)
     state = saved(config, recipe, tmp_path / 'run')
     person = tmp_path / 'ana.json'
     person.write_text(json.dumps({'user': 'ana', 'summary': 'Likes cats.'}))
     scores = scoring.open_scorer(f'orbax:{tmp_path / "run"}', str(person))(
         [{'prompt': 'Talk.', 'completion': text} for text in ('Cats purr.', 'Dogs dig.')]
     )
-    parts = plus_parts.make_parts(config, ONE)
+    parts = plus_parts.make_parts(settings, ONE)
     pair = parts.pair_up.compare(['Likes cats.'], [[Choice('Talk.', 'Cats purr.', 'Dogs dig.')]])
     np.testing.assert_allclose(scores[0] - scores[1], parts.reader.gaps(state['reward'], pair).item(), atol=1e-5)
 

@@ -23,6 +23,7 @@ from pal_jax.data.histories import History
 from pal_jax.evals import conditioning
 from pal_jax.feedback.histories import Splits
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
+from pal_jax.learners.training import MULTIPLE
 from pal_jax.models.params import Params
 from pal_jax.parts.models import keeping, trained_policy
 from pal_jax.parts.recipe import (
@@ -168,10 +169,13 @@ def make(settings: Settings | TableSettings, ctx: Context) -> Recipe:
         conditioning.evaluate, temperature=(settings.sampling if learns else settings.hold).temperature,
         samples=evaluated.samples, shown=evaluated.shown,
     )  # fmt: skip
+    # Rows that prompts share are all as long, so that one program computes them (`data.packing.pack_rollouts`).
+    alike: dict[str, Any] = {'multiple': settings.ppo.row_tokens or MULTIPLE}
+    pack = functools.partial(make_packing(settings, ctx.mesh, summary.n_samples), **alike)
     return PLUS(
         make_plan(settings, parts), ctx, load, parts.learner, parts.describe,
         make_reward_model(settings, parts.reader, parts.pair_up), make_draw(settings, train), make_rate(settings),
-        make_packing(settings, ctx.mesh, summary.n_samples), tests, measure, make_replies(settings),
+        pack, tests, measure, make_replies(settings),
         waiting='hold' if learns else settings.reads, trains=summary.train, seed=settings.seed,
     )  # fmt: skip
 
