@@ -226,7 +226,8 @@ def described(settings: Any, at: str = '') -> Iterator[str]:
         if isinstance(value, Mapping):
             sections |= {f'{key}.{name}': section for name, section in value.items()}
         elif key not in sections:
-            yield f'  --config.{at}{key}={value}'
+            text = repr(value)[1:-1] if isinstance(value, str) else value  # without line breaks
+            yield f'  --config.{at}{key}={text}'
     for key, section in sections.items():
         yield from described(section, f'{at}{key}.')
 
