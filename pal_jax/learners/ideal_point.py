@@ -14,6 +14,7 @@ users there are, and a user who is not in it keeps every bit. The table lies ove
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -40,11 +41,12 @@ BATCH = (None, None, 'batch')  # replicas, updates, pairs
 CPU_PART = 512  # pairs a device whose activations stay in a cache, 512 wide
 
 
-class Rates(NamedTuple):
-    """Adam's rates by group, as PAL has them, and its moments; `projector_decay` is the L2 form."""
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Adam by group, without a schedule: its rates, as PAL has them, and its moments."""
 
     projector: float = 1e-4
-    projector_decay: float = 0.01
+    projector_decay: float = 0.01  # in its L2 form
     prototypes: float = 5e-3
     users: float = 5e-3
     log_scale: float = 1e-1

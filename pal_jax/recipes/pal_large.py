@@ -1,5 +1,6 @@
 """PAL-Large by the name that its config (`configs/pal.py:text-large`) and its runs have: `recipes/pal/large.py`."""
 
 from pal_jax.recipes.pal.large import make
+from pal_jax.recipes.pal.settings import LargeSettings as Settings
 
-__all__ = ['make']
+__all__ = ['Settings', 'make']

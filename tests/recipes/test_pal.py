@@ -43,6 +43,7 @@ CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), no_phase)
 
 
 get_config = functools.partial(configs.load, 'pal')
+get_settings = functools.partial(configs.settings, 'pal')
 
 
 @pytest.fixture(scope='session')
@@ -68,7 +69,7 @@ def small(table, **changes):
 @pytest.fixture(scope='module')
 def trained(table):
     config = small(table)
-    recipe = pal.make(config, CONTEXT)
+    recipe = pal.make(configs.parsed(config), CONTEXT)
     state, host = recipe.init()
     for i in range(config.total_steps):
         state, host, _, metrics = recipe.step(state, host, i)
@@ -164,7 +165,7 @@ def test_fake_learners_update_on_the_same_pairs_which_are_put_on_the_device_once
 )
 def test_wrong_values_are_refused(table, changes, message):
     with pytest.raises(ValueError, match=message):
-        pal.make(small(table, **changes), CONTEXT)
+        pal.make(configs.parsed(small(table, **changes)), CONTEXT)
 
 
 # --- statements that people vote on -----------------------------------------------------------------------------------
@@ -184,19 +185,19 @@ def conversation(tmp_path_factory):
     return stem
 
 
-def text_config(conversation, **changes):
+def text_settings(conversation, **changes):
     small = {
         'text.source': 'random:tiny', 'text.layers': 0, 'text.dtype': 'float32', 'text.width': 4, 'text.pairs': 60,
         'total_steps': 4,
         'text.folder': str(conversation.parent / 'states'), 'split.seeds': 2, 'prototypes': (1, 2), 'new.steps': 50,
         'baselines.own': False, 'new.counts': (0, 5), 'updates': 40,
     }  # fmt: skip
-    return get_config('text', **{'data': str(conversation), **small, **changes})
+    return get_settings('text', **{'data': str(conversation), **small, **changes})
 
 
 @pytest.mark.long
 def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monkeypatch):
-    recipe = pal.make(text_config(conversation), CONTEXT)
+    recipe = pal.make(text_settings(conversation), CONTEXT)
     state, host = recipe.init()
     for i in range(4):
         state, host, *_ = recipe.step(state, host, i)
@@ -216,7 +217,7 @@ def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monke
     assert sorted(letters) == ['a', 'z']
     # the states are there: no weights are read again
     monkeypatch.setattr(pal_text.states, 'hidden_states', None)
-    pal.make(text_config(conversation), CONTEXT)
+    pal.make(text_settings(conversation), CONTEXT)
 
 
 @pytest.mark.parametrize(
@@ -233,17 +234,17 @@ def test_people_are_told_apart_by_statements_nobody_has_seen(conversation, monke
 )
 def test_wrong_values_for_statements_are_refused(conversation, changes, message):
     with pytest.raises(ValueError, match=message):
-        pal.make(text_config(conversation, **changes), CONTEXT)
+        pal.make(text_settings(conversation, **changes), CONTEXT)
 
 
 def test_choices_between_texts_are_read_by_their_name(conversation, tmp_path):
     path = tmp_path / 'choices.csv'
     path.write_text('user,prompt,chosen,rejected\nana,Tea?,yes,no\nbo,Milk?,no,yes\n')
-    pairs = pal_text.read_pairs(text_config(conversation, data=f'choices:{path}'), byte_tokenizer())
+    pairs = pal_text.read_pairs(text_settings(conversation, data=f'choices:{path}'), byte_tokenizer())
     assert pairs.names == ('ana', 'bo') and pairs.prompt is not None
     assert [pairs.words[i] for i in (*pairs.chosen, *pairs.prompt)] == ['yes', 'no', 'Tea?', 'Milk?']
     with pytest.raises(ValueError, match=r'are texts; take --config=configs/pal.py:text'):
-        pal.make(get_config(data=f'choices:{path}'), CONTEXT)
+        pal.make(get_settings(data=f'choices:{path}'), CONTEXT)
 
 
 def test_a_run_of_pal_is_no_language_model(table, tmp_path):
@@ -379,15 +380,15 @@ def test_a_run_from_disk_killed_in_an_update_ends_as_an_unbroken_one(tmp_path):
 def test_a_folder_of_pairs_needs_what_it_can_do(tmp_path):
     columns.write(tmp_path, np.eye(2, dtype=np.float32), [([0] * 3, [0] * 3, [1] * 3)], 3)
     with pytest.raises(ValueError, match='need all items in memory'):
-        pal.make(get_config(data=str(tmp_path)), CONTEXT)
+        pal.make(get_settings(data=str(tmp_path)), CONTEXT)
 
 
 def test_embeddings_are_pairs_too(tmp_path):
     path, numbers = tmp_path / 'pick.npz', {'users': [0, 1], 'prompt': [0, 1], 'chosen': [0, 2], 'rejected': [1, 3]}
     np.savez(path, images=np.eye(4, dtype=np.float32), prompts=np.ones((2, 4), np.float32), **numbers)
-    assert pal.read(get_config('large', data=str(path)), CONTEXT).names == ('0', '1')
+    assert pal.read(get_settings('large', data=str(path)), CONTEXT).names == ('0', '1')
     with pytest.raises(ValueError, match='need all items in memory'):
-        pal.read(get_config(data=str(path)), CONTEXT)
+        pal.read(get_settings(data=str(path)), CONTEXT)
 
 
 @pytest.mark.long

@@ -23,7 +23,7 @@ from tests import configs
 
 CONTEXT = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda _: contextlib.nullcontext())
 SMALL = {'text.source': 'random:tiny', 'text.layers': 0, 'text.dtype': 'float32', 'split.seeds': 2}
-CONFIG = functools.partial(configs.load, 'pal', 'text', **SMALL, **{'split.control': False})
+SETTINGS = functools.partial(configs.settings, 'pal', 'text', **SMALL, **{'split.control': False})
 WORDS = tuple(f'statement {i}' for i in range(40))
 
 
@@ -39,7 +39,7 @@ def pairs() -> TextPairs:
 
 @pytest.fixture(scope='module')
 def trial(pairs) -> Trial:
-    return pal.make_trials(CONFIG(), pairs.in_states(np.zeros((40, 2), np.float32)))[0]
+    return pal.make_trials(SETTINGS(), pairs.in_states(np.zeros((40, 2), np.float32)))[0]
 
 
 def statements(pairs: TextPairs, numbers) -> set[int]:
@@ -74,7 +74,7 @@ def test_new_people_are_told_by_what_is_known_of_them(pairs, trial):
 
 
 def test_choices_are_told_in_words_before_the_pair(pairs):
-    decoder = pal_text.open_decoder(CONFIG(), CONTEXT)
+    decoder = pal_text.open_decoder(SETTINGS().text, CONTEXT, 0)
     start = pal_context.tell(decoder, pairs, (0, 1))
     words = decoder.tokenizer.decode(start)
     for k in (0, 1):
@@ -88,11 +88,11 @@ def test_choices_are_told_in_words_before_the_pair(pairs):
 
 
 def test_texts_that_share_a_context_are_read_as_each_would_be_alone(pairs, tmp_path):
-    config = CONFIG(**{'text.folder': str(tmp_path)})
-    decoder = pal_text.open_decoder(config, CONTEXT)
+    text = SETTINGS(**{'text.folder': str(tmp_path)}).text
+    decoder = pal_text.open_decoder(text, CONTEXT, 0)
     starts = [(), *(pal_context.tell(decoder, pairs, context) for context in ((0, 1), (2, 3)))]
     texts = [text for k in range(9) for text in pal_context.after(pairs, k, starts[k % 3])]
-    together = pal_context.make_vectors(config, CONTEXT, decoder)(texts)
+    together = pal_context.make_vectors(text, CONTEXT, decoder)(texts)
     alone = np.zeros_like(together)
     for numbers, vectors in states.hidden_states(
         pal_text.load(decoder, CONTEXT), decoder.cfg, CONTEXT.mesh, texts, pool='last'
@@ -130,7 +130,7 @@ def test_it_stands_in_the_table_beside_pal(tmp_path):
         'prototypes': (1, 2), 'new.steps': 5, 'new.counts': (0, 2), 'new.ask': 0, 'baselines.context': 2, 'batch': 16,
         'baselines.groups': False,
     }  # fmt: skip
-    recipe = pal.make(CONFIG(**small), CONTEXT)
+    recipe = pal.make(SETTINGS(**small), CONTEXT)
     evaluation = recipe.evaluate(recipe.init()[0], 'final')
     assert 0 <= evaluation.record['seen_context'] <= 1
     assert len(evaluation.record['new_context_by_known']) == len(evaluation.record['known_comparisons'])

@@ -29,7 +29,7 @@ ITEMS = np.array([[120.0, 3.0], [80.0, 4.0], [100.0, 1.0]])
 
 def finished(config, workdir):
     """A run's folder as the training loop leaves it, with K = 2 chosen."""
-    recipe = (pal_large if config.recipe == 'pal_large' else pal).make(config, ONE)
+    recipe = (pal_large if config.recipe == 'pal_large' else pal).make(configs.parsed(config), ONE)
     state, host = recipe.init()
     state, host, *_ = recipe.step(state, host, 0)
     checkpoint.write_config(workdir, config.to_dict())
@@ -123,11 +123,11 @@ def test_items_of_another_form_are_refused(on_table, items):
 
 def test_a_run_that_goes_on_refuses_other_people(on_table, tmp_path):
     workdir, _, lines, _, config = on_table
-    assert pal.make(config, ONE._replace(kept=workdir / KEPT)).plan.total_steps == 1
+    assert pal.make(configs.parsed(config), ONE._replace(kept=workdir / KEPT)).plan.total_steps == 1
     other = tmp_path / 'other.jsonl'
     other.write_text('\n'.join(lines[::-1]) + '\n')
     with pytest.raises(ValueError, match=r"other\.jsonl' has other users than when the run began \(0: 'p0' -> '0'"):
-        pal.make(configs.load('pal', **{**FEW, 'data': str(other)}), ONE._replace(kept=workdir / KEPT))
+        pal.make(configs.settings('pal', **{**FEW, 'data': str(other)}), ONE._replace(kept=workdir / KEPT))
 
 
 @pytest.mark.parametrize('damage', [None, '{"names": ["a"'])
@@ -190,13 +190,13 @@ def test_coordinates_of_texts_stand_in_the_run(statements, tmp_path):
 
 
 def test_a_run_that_goes_on_keeps_its_coordinates(statements, tmp_path):
-    config = on_texts(statements)
-    first = pal.make(config, ONE)
+    settings = configs.parsed(on_texts(statements))
+    first = pal.make(settings, ONE)
     first.plan.keep(tmp_path)
     kept = pal_kept.load(tmp_path)
     turned = kept._replace(frame=Frame(kept.frame.mean, -kept.frame.basis))
     pal_kept.save(tmp_path, turned)
-    second = pal.make(config, ONE._replace(kept=tmp_path))
+    second = pal.make(settings, ONE._replace(kept=tmp_path))
     (one, _), (two, _) = first.init(), second.init()
     two = {name: each.replace(params={'P': -each.params['P']}) for name, each in two.items()}
     one, two = (recipe.step(state, {}, 0)[0]['K=2'].params['P'] for recipe, state in ((first, one), (second, two)))
@@ -217,4 +217,4 @@ def test_two_users_of_one_name_are_refused(tmp_path):
     pairs = np.arange(12) % 4, np.zeros(12, int), np.ones(12, int)
     columns.write(tmp_path, np.eye(2, dtype=np.float32), [pairs], 12, names=['ana', 'bo', 'ana', 'cy'])
     with pytest.raises(ValueError, match=r"names\.txt, line 3: 'ana' is the name in line 1"):
-        pal.make(configs.load('pal', 'large', data=str(tmp_path), prototypes=(1, 2)), ONE)
+        pal.make(configs.settings('pal', 'large', data=str(tmp_path), prototypes=(1, 2)), ONE)

@@ -82,7 +82,7 @@ def small(path, variant='text-large', **changes):
 
 
 def run(config, steps, context=ONE, recipe=None):
-    recipe = recipe or (pal_large if config.recipe == 'pal_large' else pal).make(config, context)
+    recipe = recipe or (pal_large if config.recipe == 'pal_large' else pal).make(configs.parsed(config), context)
     state, host = recipe.init()
     for i in range(steps):
         state, host, *_ = recipe.step(state, host, i)
@@ -123,9 +123,10 @@ def test_people_are_told_apart_by_texts_nobody_has_seen(request, kind, changes, 
 def test_large_at_rate_0_is_tiny(stated):
     config = small(stated, **{'decoder.optimizer.lr': 0.0})
     _, state = run(config, 2)
-    decoder = pal_text.open_decoder(config, ONE)
-    data = pal_text.read(config, ONE, decoder)
-    reader = pal_large.make_reader(config, decoder, data.frame, ONE)
+    settings = configs.parsed(config)
+    decoder = pal_text.open_decoder(settings.text, ONE, settings.seed)
+    data = pal_text.read(settings, ONE, decoder)
+    reader = pal_large.make_reader(settings, decoder, data.frame, ONE)
     for model in state.models.values():
         found = reader.read(model.readings[0], state.frozen, data.pairs.texts)
         np.testing.assert_allclose(found, data.items.chosen.table, atol=2e-4)
@@ -133,8 +134,7 @@ def test_large_at_rate_0_is_tiny(stated):
 
 @pytest.mark.slow
 def test_a_step_of_large_moves_prototypes_people_and_decoders_and_no_base(asked):
-    config = small(asked, **B)
-    recipe = pal_large.make(config, ONE)
+    recipe = pal_large.make(configs.parsed(small(asked, **B)), ONE)
     state, host = recipe.init()
     before = jax.tree.map(np.array, state)
     for i in range(3):  # the first at rate 0; the second moves only what adapters end in, which begins at 0
@@ -150,7 +150,8 @@ def test_a_step_of_large_moves_prototypes_people_and_decoders_and_no_base(asked)
 @pytest.mark.slow
 def test_decoders_wait_while_prototypes_are_found(asked):
     config = small(asked, **B, **{'hold.steps': 2, 'hold.updates': 20, 'total_steps': 1})
-    recipe, tiny = pal_large.make(config, ONE), pal.make(small(asked, 'text', **B, **{'baselines.groups': False}), ONE)
+    frozen = small(asked, 'text', **B, **{'baselines.groups': False})
+    recipe, tiny = pal_large.make(configs.parsed(config), ONE), pal.make(configs.parsed(frozen), ONE)
     (state, host), (other, nothing) = recipe.init(), tiny.init()
     before = jax.tree.map(np.array, {name: model.readings for name, model in state.models.items()})
     assert recipe.plan.total_steps == 3 and [recipe.plan.stage(i) for i in range(4)] == [None, None, 'tiny', 'final']
@@ -252,6 +253,14 @@ def test_eight_devices_learn_what_one_does(asked):
 # --- the tokens of a pair's span --------------------------------------------------------------------------------------
 
 
+def learner_and_draw(config, name):
+    """The learner of a model by its name, and what draws its batches."""
+    settings = configs.parsed(config)
+    data = pal_text.read(settings, ONE, pal_text.open_decoder(settings.text, ONE, settings.seed))
+    learners = pal.make_learners(settings, pal_kept.of(settings, data.items, data), ONE, 1)
+    return learners[name], pal_batches.make_draw(settings, data.items, pal.make_trials(settings, data.items), data)
+
+
 @pytest.mark.slow
 def test_a_span_judged_by_its_last_token_is_the_text_judged_by_its_last(asked):
     ends = []
@@ -270,9 +279,7 @@ def test_spans_teach_too(stated, span):
 
 def test_no_array_of_pairs_tokens_and_prototypes_exists(stated):
     config = small(stated, 'text', **{'text.pool': 'last', 'text.span': 'cumulative', 'prototypes': (1, 7)}, batch=16)
-    data = pal_text.read(config, ONE, pal_text.open_decoder(config, ONE))
-    learner = pal.make_learners(config, pal_kept.of(config, data.items, data), ONE, 1)['K=7']
-    draw = pal_batches.make_draw(config, data.items, pal.make_trials(config, data.items), data)
+    learner, draw = learner_and_draw(config, 'K=7')
     batch = jax.tree.map(lambda x: x[0, 0], draw(0))
     state = jax.tree.map(lambda x: x[0], learner.init(jnp.zeros(1, jnp.int32)))
     program = jax.make_jaxpr(learner._one)(state, batch)
@@ -295,10 +302,7 @@ def every_variable(jaxpr):
 
 @pytest.mark.parametrize('rule', ['dist', 'angle', 'dot'])
 def test_sides_prototypes_and_constants_may_be_exchanged(asked, rule):  # II.9-11
-    config = small(asked, 'text', **B, **{'model.rule': rule})
-    data = pal_text.read(config, ONE, pal_text.open_decoder(config, ONE))
-    learner = pal.make_learners(config, pal_kept.of(config, data.items, data), ONE, 1)['K=2']
-    draw = pal_batches.make_draw(config, data.items, pal.make_trials(config, data.items), data)
+    learner, draw = learner_and_draw(small(asked, 'text', **B, **{'model.rule': rule}), 'K=2')
     batch, state = jax.tree.map(lambda x: x[0, 0], draw(0)), learner.init(jnp.zeros(1, jnp.int32))
     params = jax.tree.map(lambda x: x[0], state.params)
     z = jax.random.normal(jax.random.key(0), (len(batch.users), 2))
@@ -343,7 +347,7 @@ def test_a_persons_reward_of_texts_says_what_the_pair_rule_says(folder, asked): 
     workdir, *_, record = folder
     assert record['chosen_prototypes'] == [2]
     run = pal_reward.open_pal(str(workdir))
-    pairs = pal_text.read_pairs(run.config, run.reading.decoder.tokenizer)
+    pairs = pal_text.read_pairs(run.settings, run.reading.decoder.tokenizer)
     items = pairs.in_states(run.reading.read(pairs.texts))
     margins = {}
     lines = [json.loads(line) for line in asked.read_text().splitlines()]
@@ -392,9 +396,8 @@ def test_a_mixture_is_kept_as_a_line_and_given_back(folder, tmp_path):
 def test_ppo_is_paid_by_one_persons_reward(folder, tmp_path):
     workdir, *_ = folder
     changes = {'stage': 'rlhf', 'rl.reward': f'pal:{workdir}', 'total_steps': 1, 'export': False}
-    config = configs.load('psoups', **changes)
-    stage, folder_ = psoups.stages(config, tmp_path)[0]
-    recipe = psoups.make(stage, ONE._replace(workdir=folder_))
+    stage, folder_ = psoups.stages(configs.settings('psoups', **changes), tmp_path)[0]
+    recipe = psoups.make(configs.parsed(stage), ONE._replace(workdir=folder_))
     state, host = recipe.init()
     _, _, _, metrics = recipe.step(state, host, 0)
     assert np.isfinite(metrics['reward']) and np.isfinite(metrics['policy_loss'])

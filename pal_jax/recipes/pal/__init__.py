@@ -1,5 +1,6 @@
 """PAL: people's preferences as mixtures of prototypes."""
 
 from pal_jax.recipes.pal.recipe import make
+from pal_jax.recipes.pal.settings import Settings
 
-__all__ = ['make']
+__all__ = ['Settings', 'make']

@@ -16,7 +16,7 @@ from pal_jax.data.comparisons import Comparisons, PairBatch, shares, take
 from pal_jax.data.passes import shuffled
 from pal_jax.data.texts import TextPairs
 from pal_jax.evals.panel import Trial
-from pal_jax.parts.recipe import Config
+from pal_jax.recipes.pal.settings import LargeSettings, Settings
 from pal_jax.recipes.pal.text import TextData
 
 
@@ -51,11 +51,11 @@ class Draw:
 
 
 def make_draw(
-    config: Config, data: Comparisons, trials: Sequence[Trial], text: TextData | None = None, updates: int = 0
+    settings: Settings, data: Comparisons, trials: Sequence[Trial], text: TextData | None = None, updates: int = 0
 ) -> Draw:
-    """Draws `updates` batches a step; 0: as many as the config says."""
+    """Draws `updates` batches a step; 0: as many as the settings say."""
     found = [shares(trial.users, trial.split.train) for trial in trials]
-    return Draw(data, trials, found, updates or config.updates, config.batch, text)
+    return Draw(data, trials, found, updates or settings.updates, settings.batch, text)
 
 
 class Drawn(NamedTuple):
@@ -106,10 +106,10 @@ class TextDraw:
         return Drawn(numbers, users[index], share[index], chosen, rejected, prompt[0] if prompt else None)
 
 
-def make_text_draw(config: Config, pairs: TextPairs, trials: Sequence[Trial]) -> TextDraw:
+def make_text_draw(settings: LargeSettings, pairs: TextPairs, trials: Sequence[Trial]) -> TextDraw:
     """Draws `decoder.statements` prompts or statements and `updates` times `batch` pairs a step."""
     found = [shares(trial.users, trial.split.train) for trial in trials]
-    return TextDraw(pairs, trials, found, config.decoder.statements, config.updates * config.batch)
+    return TextDraw(pairs, trials, found, settings.decoder.statements, settings.updates * settings.batch)
 
 
 def as_batch(drawn: Sequence[Drawn], vectors: Sequence[np.ndarray]) -> PairBatch:

@@ -24,8 +24,9 @@ from pal_jax.evals.panel import Trial, newcomers
 from pal_jax.evals.population import Method
 from pal_jax.learners.reader import Batching, Reader
 from pal_jax.models import states
-from pal_jax.parts.recipe import Config, Context
+from pal_jax.parts.recipe import Context
 from pal_jax.recipes.pal import text as pal_text
+from pal_jax.recipes.pal.settings import TextSettings
 from pal_jax.recipes.pal.text import Decoder
 from pal_jax.types import Choice
 
@@ -44,11 +45,10 @@ class Asked(NamedTuple):
 
 
 def make_method(
-    config: Config, ctx: Context, decoder: Decoder, pairs: TextPairs
+    text: TextSettings, ctx: Context, decoder: Decoder, pairs: TextPairs, count: int
 ) -> Callable[[Comparisons, Sequence[Trial], Sequence[int]], Method]:
-    """The method as `evals/population.py` compares it."""
-    count = config.baselines.context
-    vectors, opening = make_vectors(config, ctx, decoder), tuple(decoder.tokenizer.opening)
+    """The method as `evals/population.py` compares it, with contexts of `count` choices."""
+    vectors, opening = make_vectors(text, ctx, decoder), tuple(decoder.tokenizer.opening)
 
     def differences(asked: Asked) -> np.ndarray:
         texts: dict[Text, int] = {}
@@ -138,13 +138,13 @@ def after(pairs: TextPairs, pair: int, start: tuple[int, ...], opening: tuple[in
         yield Text(tokens[len(opening) :] if opened else tokens, start)
 
 
-def make_vectors(config: Config, ctx: Context, decoder: Decoder) -> Vectors:
+def make_vectors(text: TextSettings, ctx: Context, decoder: Decoder) -> Vectors:
     """What the frozen decoder makes of texts: computed once, and kept in `text.folder`. Texts with the same context
     share its states."""
     batching = Batching(micro_rows=2, row_tokens=256, together=16)
     reader = Reader(decoder.cfg, optax.identity(), ctx.mesh, pool='last', batching=batching)
-    cfg, settings = decoder.cfg, {'source': config.text.source, 'in context': True}
-    settings |= {'layers': cfg.layers, 'dtype': cfg.dtype}
+    cfg = decoder.cfg
+    made_by = {'source': text.source, 'in context': True, 'layers': cfg.layers, 'dtype': cfg.dtype}
 
     def vectors(texts: Sequence[Text]) -> np.ndarray:
         def compute() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -154,7 +154,7 @@ def make_vectors(config: Config, ctx: Context, decoder: Decoder) -> Vectors:
                 numbers = np.array(order[start : start + CHUNK])
                 yield numbers, reader.read(reading, frozen, [texts[i] for i in numbers])
 
-        return states.stored(config.text.folder, texts, settings, compute, (len(texts), cfg.width))
+        return states.stored(text.folder, texts, made_by, compute, (len(texts), cfg.width))
 
     return vectors
 

@@ -35,9 +35,9 @@ def linear_head(run: TrainedPAL, w: Array) -> np.ndarray:
             f'rule={pal.rule}, variant={pal.variant}, projector={pal.projector}: only rule dot of variant A with an '
             'affine projector is a linear head; serve load_pal_reward_model instead'
         )
-    if run.config.text.pool != 'last':
+    if run.settings.text.pool != 'last':
         raise ValueError(
-            f'text.pool={run.config.text.pool!r}: transformers reads the last token; train with text.pool=last'
+            f'text.pool={run.settings.text.pool!r}: transformers reads the last token; train with text.pool=last'
         )
 
     def reward(x: Array) -> Array:
@@ -88,7 +88,7 @@ def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
         'auto_map': {'AutoConfig': 'modeling_pal.PALConfig', 'AutoModel': 'modeling_pal.PALRewardModel'},
         'decoder': families.config_to_hf(decoder.cfg, tokenizer, 'float32'),
         'pal': of_pal | {'dim': pal.dim or pal.width},
-        'pool': run.config.text.pool,
+        'pool': run.settings.text.pool,
         'frame': 0 if frame is None else pal.width,
         'mixture': run.mixture().tolist(),
         'dtype': 'float32',

@@ -23,8 +23,8 @@ from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons
 from pal_jax.models.states import Frame
 from pal_jax.parts import models
-from pal_jax.parts.recipe import Config
 from pal_jax.recipes.pal import text as pal_text
+from pal_jax.recipes.pal.settings import Settings
 from pal_jax.recipes.pal.text import TextData
 from pal_jax.runtime import files
 from pal_jax.runtime.files import write_whole
@@ -98,13 +98,13 @@ class Kept(NamedTuple):
         return [item[name] for name in self.attributes]
 
 
-def of(config: Config, data: Comparisons, text: TextData | None = None) -> Kept:
+def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> Kept:
     """What a run on these pairs keeps; `text` is where they come from, where they are of texts. Raises ValueError where
     two users have one name."""
     if len(set(data.names)) < len(data.names):
         name = next(name for name, count in Counter(data.names).items() if count > 1)
-        raise ValueError(f'data={config.data!r} has two users called {name!r}; give each a name of their own')
-    scale = comparisons.scales(data) if config.standardize else np.ones(data.chosen.shape[1])
+        raise ValueError(f'data={settings.data!r} has two users called {name!r}; give each a name of their own')
+    scale = comparisons.scales(data) if settings.standardize else np.ones(data.chosen.shape[1])
     groups = 0 if data.groups is None else int(data.groups.max()) + 1
     if text is None:
         return Kept(data.names, data.attributes, scale, groups=groups)
@@ -154,8 +154,11 @@ def load(folder: Path) -> Kept:
         raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None
 
 
-def going_on(config: Config, before: Kept | None, now: Kept) -> Kept:
+def going_on(data: str, before: Kept | None, now: Kept) -> Kept:
     """What a run has kept since it began, or, where it begins (None), what it keeps now.
+
+    Args:
+      data: the name of the data.
 
     Raises:
       ValueError: the data have other people or attributes than when the run began.
@@ -167,7 +170,7 @@ def going_on(config: Config, before: Kept | None, now: Kept) -> Kept:
             number = next((i for i, (one, two) in enumerate(zip(old, new, strict=False)) if one != two), None)
             change = f'{len(old)} -> {len(new)}' if number is None else f'{number}: {old[number]!r} -> {new[number]!r}'
             raise ValueError(
-                f'data={config.data!r} has other {what} than when the run began ({change}); give the data of then, or '
+                f'data={data!r} has other {what} than when the run began ({change}); give the data of then, or '
                 'another --workdir'
             )
     return before

@@ -30,14 +30,14 @@ from pal_jax.learners.reader import Batching, Reader, Reading
 from pal_jax.models.params import Params
 from pal_jax.models.states import Frame
 from pal_jax.parts.models import make_adapters
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Plan, check_at_least
+from pal_jax.parts.recipe import Context, Evaluation, Host, Plan, check_at_least
 from pal_jax.recipes.pal import kept as pal_kept
 from pal_jax.recipes.pal import recipe as pal
 from pal_jax.recipes.pal import text as pal_text
 from pal_jax.recipes.pal.batches import Drawn, as_batch, by_texts, in_turn, make_draw, make_text_draw
+from pal_jax.recipes.pal.settings import LargeSettings
 from pal_jax.recipes.pal.text import Decoder
 from pal_jax.runtime import sharding
-from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics
 
 TINY = 'tiny'  # the evaluation before decoders are trained
@@ -164,29 +164,30 @@ class PALLarge:
         return self.tiny._replace(by_model=by_model, decoder_parameters=trained)
 
 
-def make(config: Config, ctx: Context) -> PALLarge:
-    """Checks the config, reads the pairs and builds the models.
+def make(settings: LargeSettings, ctx: Context) -> PALLarge:
+    """Checks the settings, reads the pairs and builds the models.
 
     Raises:
       ValueError: a value or a row of the file is wrong.
       RuntimeError: the decoder cannot be had.
     """
-    check(config, sharding.batch_ways(ctx.mesh))
+    check(settings, sharding.batch_ways(ctx.mesh))
     before = pal_kept.load(ctx.kept) if ctx.kept else None
-    decoder = pal_text.open_decoder(config, ctx)
-    data = pal_text.read(config, ctx, decoder, before and before.frame)
-    kept = pal_kept.going_on(config, before, pal_kept.of(config, data.items, data))
-    trials = pal.make_trials(config, data.items)
-    learners = pal.make_learners(config, kept, ctx, len(trials))
-    reader, steps = make_reader(config, decoder, kept.frame, ctx), config.hold.steps + config.total_steps
-    stage = functools.partial(stage_before, hold=config.hold.steps, steps=steps, every=config.eval.every)
+    decoder = pal_text.open_decoder(settings.text, ctx, settings.seed)
+    data = pal_text.read(settings, ctx, decoder, before and before.frame)
+    kept = pal_kept.going_on(settings.data, before, pal_kept.of(settings, data.items, data))
+    trials = pal.make_trials(settings, data.items)
+    learners = pal.make_learners(settings, kept, ctx, len(trials))
+    reader, hold = make_reader(settings, decoder, kept.frame, ctx), settings.hold
+    steps = hold.steps + settings.total_steps
+    stage = functools.partial(stage_before, hold=hold.steps, steps=steps, every=settings.eval.every)
     abstract, keep = abstract_state(learners, reader, len(trials)), pal_kept.keeping(kept, decoder)
     return PALLarge(
         Plan(steps, abstract, stage, shown=pal.SHOWN, keep=keep), ctx,
-        pal.make_panel(config, data.items, trials, learners), data.pairs, reader,
+        pal.make_panel(settings, data.items, trials, learners), data.pairs, reader,
         functools.partial(pal_text.load, decoder, ctx),
-        make_draw(config, data.items, trials, updates=config.hold.updates), make_text_draw(config, data.pairs, trials),
-        config.hold.steps, config.updates,
+        make_draw(settings, data.items, trials, updates=hold.updates), make_text_draw(settings, data.pairs, trials),
+        hold.steps, settings.updates,
     )  # fmt: skip
 
 
@@ -205,26 +206,25 @@ def stage_before(i: int, *, hold: int, steps: int, every: int) -> str | None:
     return 'step' if every and i > hold and (i - hold) % every == 0 else None
 
 
-def check(config: Config, ways: int) -> None:
+def check(settings: LargeSettings, ways: int) -> None:
     """Everything that can be wrong before a file is read."""
-    if not config.text.source:
+    if not settings.text.source:
         raise ValueError("text.source='': a decoder is needed to read texts; name one")
-    if config.text.span:
-        raise ValueError(f'text.span={config.text.span!r} is of frozen states; PAL-Large learns from whole texts')
-    if config.new.ask:
-        raise ValueError(f'new.ask={config.new.ask}: PAL-Large chooses no questions; set it to 0')
-    if config.baselines.context:
-        raise ValueError(f'baselines.context={config.baselines.context}: PAL-Large has no such baseline; set it to 0')
-    check_at_least(config, 0, 'hold.steps')
-    check_at_least(config, 1, 'hold.updates', 'decoder.statements', 'decoder.micro_rows', 'decoder.row_tokens')
-    pal.check(config, ways)
+    if settings.text.span:
+        raise ValueError(f'text.span={settings.text.span!r} is of frozen states; PAL-Large learns from whole texts')
+    if settings.new.ask:
+        raise ValueError(f'new.ask={settings.new.ask}: PAL-Large chooses no questions; set it to 0')
+    if settings.baselines.context:
+        raise ValueError(f'baselines.context={settings.baselines.context}: PAL-Large has no such baseline; set it to 0')
+    check_at_least(settings, 0, 'hold.steps')
+    check_at_least(settings, 1, 'hold.updates', 'decoder.statements', 'decoder.micro_rows', 'decoder.row_tokens')
+    pal.check(settings, ways)
 
 
-def make_reader(config: Config, decoder: Decoder, frame: Frame | None, ctx: Context) -> Reader:
-    settings = config.decoder
+def make_reader(settings: LargeSettings, decoder: Decoder, frame: Frame | None, ctx: Context) -> Reader:
+    trained = settings.decoder
     return Reader(
-        dataclasses.replace(decoder.cfg, remat=settings.remat),
-        Optimizer(**settings.optimizer, total_steps=config.total_steps), ctx.mesh, pool=config.text.pool,
-        frame=frame, adapters=make_adapters(config, of='decoder'),
-        batching=Batching(settings.micro_rows, settings.row_tokens),
+        dataclasses.replace(decoder.cfg, remat=trained.remat), trained.optimizer.over(settings.total_steps), ctx.mesh,
+        pool=settings.text.pool, frame=frame, adapters=make_adapters(trained.lora),
+        batching=Batching(trained.micro_rows, trained.row_tokens),
     )  # fmt: skip

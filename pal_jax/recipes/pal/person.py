@@ -29,8 +29,9 @@ from pal_jax.data.comparisons import Comparisons, PairBatch
 from pal_jax.data.texts import TextPairs
 from pal_jax.evals.panel import population
 from pal_jax.models import ideal_point
-from pal_jax.parts.runs import read_config
+from pal_jax.parts.runs import read_config, read_settings
 from pal_jax.recipes.pal.reward import Reading, TrainedPAL, open_pal, reward_of_replies
+from pal_jax.recipes.pal.settings import Settings
 from pal_jax.runtime import files
 from pal_jax.runtime.outputs import whole_file
 
@@ -103,7 +104,7 @@ def _of_texts(
     run: TrainedPAL, reading: Reading, path: str, answered: bool
 ) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:
     tokenizer = reading.decoder.tokenizer
-    how: Any = {'template': run.config.text.template, 'alone': run.pal.variant == 'B'}
+    how: Any = {'template': run.settings.text.template, 'alone': run.pal.variant == 'B'}
     if path.startswith('choices:') and not answered:
         said = records.read(path.removeprefix('choices:'), answered=False)
         pairs = texts.from_choices(said, tokenizer, **how, name=path)
@@ -158,7 +159,7 @@ def information(run: TrainedPAL, open_pairs: Choices, choices: Choices | None = 
 def prior(run: TrainedPAL) -> Array:
     """The logits `[1, 1, K]` that a new person is pulled to: the population's mean, or zero, as `new.toward` says."""
     mean = population(_with_replicas(run))[:, None]
-    return mean if run.config.new.toward == 'population' else jnp.zeros_like(mean)
+    return mean if run.settings.new.toward == 'population' else jnp.zeros_like(mean)
 
 
 def _with_replicas(run: TrainedPAL):
@@ -272,8 +273,8 @@ def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], S
     kind, _, workdir = source.partition(':')
     if kind != 'pal' or not workdir:
         raise ValueError(f'reward model {source!r} is unknown; use pal:<workdir>')
-    config = read_config(workdir)
-    if config.recipe not in ('pal', 'pal_large') or not config.text.source:
+    settings = read_settings(read_config(workdir))
+    if not isinstance(settings, Settings) or not settings.text.source:
         raise ValueError(f'{source} is no run of PAL on texts, and replies are texts; name one of configs/pal.py:text')
     if is_file(person):
         read_person(person)

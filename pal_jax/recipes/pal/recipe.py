@@ -29,12 +29,13 @@ from pal_jax.evals.population import OTHERS, Other, Panel, make_exhibits, make_r
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
 from pal_jax.models import ideal_point
 from pal_jax.objectives.preference import pair_loss
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host, Plan, check_at_least, stage_before
+from pal_jax.parts.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.recipes.pal import context as pal_context
 from pal_jax.recipes.pal import kept as pal_kept
 from pal_jax.recipes.pal import text as pal_text
 from pal_jax.recipes.pal.batches import make_draw
 from pal_jax.recipes.pal.kept import Kept
+from pal_jax.recipes.pal.settings import NewSettings, Settings
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import Metrics
 
@@ -82,66 +83,66 @@ class PAL:
             return Evaluation(make_record(results), exhibits=make_exhibits(self.panel, state, results))
 
 
-def make(config: Config, ctx: Context) -> PAL:
-    """Checks the config, reads the choices and builds the models.
+def make(settings: Settings, ctx: Context) -> PAL:
+    """Checks the settings, reads the choices and builds the models.
 
     Raises:
       ValueError: a value or a row of the file is wrong.
       RuntimeError: the wheel that holds the choices is not installed.
     """
-    check(config, sharding.batch_ways(ctx.mesh))
+    check(settings, sharding.batch_ways(ctx.mesh))
     before = pal_kept.load(ctx.kept) if ctx.kept else None
-    decoder = pal_text.open_decoder(config, ctx) if config.text.source else None
-    text = pal_text.read(config, ctx, decoder, before and before.frame) if decoder else None
-    data = text.items if text else read(config, ctx)
-    kept = pal_kept.going_on(config, before, pal_kept.of(config, data, text))
-    data = comparisons.standardized(data, kept.scale) if config.standardize else data
+    decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
+    text = pal_text.read(settings, ctx, decoder, before and before.frame) if decoder else None
+    data = text.items if text else read(settings, ctx)
+    kept = pal_kept.going_on(settings.data, before, pal_kept.of(settings, data, text))
+    data = comparisons.standardized(data, kept.scale) if settings.standardize else data
     ctx.log(
         f'{comparisons.repeats(data)} {"texts" if data.texts else "situations"} stay with the same ones in every split'
     )
-    trials = make_trials(config, data)
-    learners = make_learners(config, kept, ctx, len(trials))
-    others = {name: other for name, other in OTHERS.items() if config.baselines[name]}
-    if decoder and text and config.baselines.context:
-        others['context'] = pal_context.make_method(config, ctx, decoder, text.pairs)
+    trials = make_trials(settings, data)
+    learners = make_learners(settings, kept, ctx, len(trials))
+    others = {name: other for name, other in OTHERS.items() if getattr(settings.baselines, name)}
+    if decoder and text and settings.baselines.context:
+        others['context'] = pal_context.make_method(settings.text, ctx, decoder, text.pairs, settings.baselines.context)
     abstract = {name: learner.abstract for name, learner in learners.items()}
-    stage = functools.partial(stage_before, warmup=0, steps=config.total_steps, every=config.eval.every, base=False)
+    stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every, base=False)
     return PAL(
-        Plan(config.total_steps, abstract, stage, shown=SHOWN, keep=pal_kept.keeping(kept, decoder)), ctx,
-        make_panel(config, data, trials, learners)._replace(ask=config.new.ask),
-        make_draw(config, data, trials, text), others,
+        Plan(settings.total_steps, abstract, stage, shown=SHOWN, keep=pal_kept.keeping(kept, decoder)), ctx,
+        make_panel(settings, data, trials, learners)._replace(ask=settings.new.ask),
+        make_draw(settings, data, trials, text), others,
     )  # fmt: skip
 
 
-def check(config: Config, ways: int) -> None:
+def check(settings: Settings, ways: int) -> None:
     """Everything that can be wrong before a file is read."""
     check_at_least(
-        config, 1, 'total_steps', 'batch', 'updates', 'split.seeds', 'new.steps', 'checkpoint.every',
+        settings, 1, 'total_steps', 'batch', 'updates', 'split.seeds', 'new.steps', 'checkpoint.every',
     )  # fmt: skip
-    split = config.split
+    split = settings.split
     if not (split.train > 0 and split.validation > 0 and split.train + split.validation < 1):
         raise ValueError(
             f'split.train={split.train} and split.validation={split.validation} leave nothing for the test'
         )
-    if config.batch % ways:
-        raise ValueError(f'batch={config.batch} does not divide over {ways} devices')
-    if 1 not in config.prototypes or len(set(config.prototypes)) != len(config.prototypes):
-        raise ValueError(f'prototypes={tuple(config.prototypes)} needs 1, the shared model, and each K once')
-    if config.model.mixture in ('free', 'own'):
-        raise ValueError(f'model.mixture={config.model.mixture!r} is a baseline; use softmax, gumbel or partition')
-    check_new(config)
-    pair_loss(jnp.zeros(1), config.loss.name)
-    if config.baselines.mixed_logit:
+    if settings.batch % ways:
+        raise ValueError(f'batch={settings.batch} does not divide over {ways} devices')
+    if 1 not in settings.prototypes or len(set(settings.prototypes)) != len(settings.prototypes):
+        raise ValueError(f'prototypes={settings.prototypes} needs 1, the shared model, and each K once')
+    if settings.model.mixture in ('free', 'own'):
+        raise ValueError(f'model.mixture={settings.model.mixture!r} is a baseline; use softmax, gumbel or partition')
+    check_new(settings.new)
+    pair_loss(jnp.zeros(1), settings.loss.name)
+    if settings.baselines.mixed_logit:
         mixed_logit.require()
-    check_at_least(config, 0, 'baselines.context')
-    if config.text.source:
-        pal_text.check(config)
-    elif config.baselines.context:
-        raise ValueError(f'baselines.context={config.baselines.context} is of texts; take --config=configs/pal.py:text')
+    check_at_least(settings, 0, 'baselines.context')
+    if settings.text.source:
+        pal_text.check(settings)
+    elif settings.baselines.context:
+        count = settings.baselines.context
+        raise ValueError(f'baselines.context={count} is of texts; take --config=configs/pal.py:text')
 
 
-def check_new(config: Config) -> None:
-    new = config.new
+def check_new(new: NewSettings) -> None:
     if new.toward not in ('population', 'zero'):
         raise ValueError(f'new.toward={new.toward!r} is unknown; use population or zero')
     if new.ask < 0 or (new.ask and new.pull <= 0):
@@ -151,16 +152,16 @@ def check_new(config: Config) -> None:
         )
 
 
-def read(config: Config, ctx: Context) -> Comparisons:
+def read(settings: Settings, ctx: Context) -> Comparisons:
     """The choices, in their own units, if the model can use them."""
-    if config.text.source:
-        return pal_text.read(config, ctx, pal_text.open_decoder(config, ctx)).items
-    if opinions.is_source(config.data):
-        raise ValueError(f'data={config.data!r} are texts; take --config=configs/pal.py:text')
-    known, path = config.data in choices.TABLES, Path(config.data)
+    if settings.text.source:
+        return pal_text.read(settings, ctx, pal_text.open_decoder(settings.text, ctx, settings.seed)).items
+    if opinions.is_source(settings.data):
+        raise ValueError(f'data={settings.data!r} are texts; take --config=configs/pal.py:text')
+    known, path = settings.data in choices.TABLES, Path(settings.data)
     pictures, on_disk = path.suffix == '.npz', not known and path.is_dir()
     if known:
-        data = choices.load(config.data)
+        data = choices.load(settings.data)
     elif pictures:
         data = opinions.pictures(path)
     elif on_disk:
@@ -169,52 +170,52 @@ def read(config: Config, ctx: Context) -> Comparisons:
         raise ValueError(f'there is no file {path}; give one of choices, or one of {", ".join(choices.TABLES)}')
     else:
         data = tables.load(path)
-    if (on_disk or pictures) and (config.standardize or config.baselines.majority or config.baselines.mixed_logit):
+    baselines = settings.baselines
+    if (on_disk or pictures) and (settings.standardize or baselines.majority or baselines.mixed_logit):
         raise ValueError(
             'standardize, baselines.majority and baselines.mixed_logit need all items in memory; for a folder of pairs '
             'and for embeddings set them to False, or take --config=configs/pal.py:large'
         )
-    if config.model.variant == 'B' and data.prompt is None:
-        raise ValueError(f"model.variant='B' needs the vectors of prompts, and {config.data} has none")
+    if settings.model.variant == 'B' and data.prompt is None:
+        raise ValueError(f"model.variant='B' needs the vectors of prompts, and {settings.data} has none")
     return data
 
 
-def make_trials(config: Config, data: Comparisons) -> list[Trial]:
+def make_trials(settings: Settings, data: Comparisons) -> list[Trial]:
     """Splits at random, by statements and prompts where there is text, else by choice situations."""
-    parts = {name: config.split[name] for name in ('seen', 'train', 'validation')}
-    split = functools.partial(comparisons.split_items if config.text.source else comparisons.split, data, **parts)
-    seeds, control = config.split.seeds, config.split.control
-    return panel.make_trials(data, seeds, control, config.seed, lambda seed: split(seed=seed))
+    parts, cut = settings.split, comparisons.split_items if settings.text.source else comparisons.split
+    split = functools.partial(cut, data, seen=parts.seen, train=parts.train, validation=parts.validation)
+    return panel.make_trials(data, parts.seeds, parts.control, settings.seed, lambda seed: split(seed=seed))
 
 
-def make_learners(config: Config, kept: Kept, ctx: Context, replicas: int) -> dict[str, IdealPointLearner]:
+def make_learners(settings: Settings, kept: Kept, ctx: Context, replicas: int) -> dict[str, IdealPointLearner]:
     """PAL for each K, named `K=...`, and the baselines that are trained as it is."""
-    model, baselines = config.model.to_dict(), config.baselines
-    z_std, width, rates = model.pop('z_std'), kept.width, Rates(**config.optimizer)
-    model |= devices.precision(model['dtype'])
-    options = tuple((name, config.loss[name]) for name in OPTIONS[config.loss.name])
+    baselines, loss, rates = settings.baselines, settings.loss, settings.optimizer
+    model: dict[str, Any] = dataclasses.asdict(settings.model) | devices.precision(settings.model.dtype)
+    z_std = model.pop('z_std')
+    options = tuple((name, getattr(loss, name)) for name in OPTIONS[loss.name])
 
     def learner(pull: float, new_pull: float, rates: Rates = rates, **changes: Any) -> IdealPointLearner:
         return IdealPointLearner(
-            ideal_point.PAL(width, **model | changes),
-            Loss(config.loss.name, options, pull, config.loss.bound, config.loss.bound_coef),
+            ideal_point.PAL(kept.width, **model | changes),
+            Loss(loss.name, options, pull, loss.bound, loss.bound_coef),
             rates,
             ctx.mesh,
             users=len(kept.names),
             replicas=replicas,
             z_std=z_std,
-            new=NewUsers(config.new.steps, config.new.lr, new_pull),
+            new=NewUsers(settings.new.steps, settings.new.lr, new_pull),
         )
 
-    learners = {f'K={K}': learner(config.loss.pull, config.new.pull, prototypes=K) for K in config.prototypes}
+    learners = {f'K={K}': learner(loss.pull, settings.new.pull, prototypes=K) for K in settings.prototypes}
     if baselines.embedding:
         pull = baselines.embedding_pull
         learners['embedding'] = learner(pull, pull, prototypes=baselines.embedding + 1, mixture='free')
     if baselines.own and model['variant'] == 'A' and model['point'] == 'Pw':
         learners['own'] = learner(baselines.own_pull, baselines.own_pull, prototypes=1, mixture='own')
     if baselines.groups and kept.groups > 1:
-        told = rates._replace(users=0.0)  # people stay where `start` puts them
-        learners['groups'] = learner(0.0, config.new.pull, told, prototypes=kept.groups)
+        told = dataclasses.replace(rates, users=0.0)  # people stay where `start` puts them
+        learners['groups'] = learner(0.0, settings.new.pull, told, prototypes=kept.groups)
     return learners
 
 
@@ -232,10 +233,10 @@ def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array
 
 
 def make_panel(
-    config: Config, data: Comparisons, trials: Sequence[Trial], learners: Mapping[str, IdealPointLearner]
+    settings: Settings, data: Comparisons, trials: Sequence[Trial], learners: Mapping[str, IdealPointLearner]
 ) -> Panel:
     """What an evaluation compares; new people are asked nothing."""
-    return Panel(data, trials, learners, tuple(config.prototypes), tuple(config.new.counts), config.new.toward)
+    return Panel(data, trials, learners, settings.prototypes, settings.new.counts, settings.new.toward)
 
 
 def summarize(metrics: dict[str, dict[str, Any]], trials: Sequence[Trial]) -> Metrics:

@@ -31,19 +31,20 @@ from jaxtyping import Array
 from numpy.typing import ArrayLike
 
 from pal_jax.data import texts
-from pal_jax.data.texts import Text
+from pal_jax.data.texts import Pool, Text
 from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.learners.reader import Reader
 from pal_jax.models import ideal_point
 from pal_jax.models.ideal_point import PAL
 from pal_jax.models.params import Params
-from pal_jax.parts.recipe import Config, Context
-from pal_jax.parts.runs import read_config
+from pal_jax.parts.recipe import Context
+from pal_jax.parts.runs import read_config, read_settings
 from pal_jax.recipes.pal import kept as pal_kept
 from pal_jax.recipes.pal import large as pal_large
 from pal_jax.recipes.pal import recipe as pal
 from pal_jax.recipes.pal import text as pal_text
 from pal_jax.recipes.pal.kept import Kept
+from pal_jax.recipes.pal.settings import LargeSettings, Settings
 from pal_jax.runtime import devices, files
 from pal_jax.runtime.checkpoint import KEPT, Checkpoints
 from pal_jax.runtime.metrics import EVALS, read_records
@@ -82,7 +83,7 @@ class TrainedPAL(NamedTuple):
 
     workdir: str
     split: int
-    config: Config
+    settings: Settings
     learner: IdealPointLearner
     state: PALState
     kept: Kept
@@ -152,38 +153,40 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
         such split.
     """
     workdir = run_folder(workdir)
-    config = read_config(workdir)
-    if config.recipe not in ('pal', 'pal_large'):
-        raise ValueError(f'{workdir} is a run of {config.recipe}; give one of pal or pal_large')
+    settings = read_settings(read_config(workdir))
+    if not isinstance(settings, Settings):
+        raise ValueError(f'{workdir} is a run of {settings.recipe}; give one of pal or pal_large')
     finals = [record for record in read_records(Path(workdir) / EVALS) if record['stage'] == 'final']
     if not finals:
         raise ValueError(
             f'{workdir} is not finished: K is chosen at its end; go on with its python -m pal_jax.train command'
         )
-    chosen, seeds = finals[-1]['chosen_prototypes'], config.split.seeds
+    chosen, seeds = finals[-1]['chosen_prototypes'], settings.split.seeds
     if not isinstance(split, int | np.integer) or not 0 <= split < seeds:
         control = isinstance(split, int | np.integer) and seeds <= split < len(chosen)
         why = ', whose user ids were shuffled for comparison' if control else ''
         raise ValueError(f'split={split}{why}: {workdir} has the splits 0 to {seeds - 1}; give one of these')
     name, kept = f'K={chosen[split]}', pal_kept.load(Path(workdir) / KEPT)
     ctx = Context(devices.make_mesh(devices=jax.local_devices()[:1])).of(workdir)
-    decoder = pal_text.open_decoder(config, ctx) if config.text.source else None
-    reader = pal_large.make_reader(config, decoder, kept.frame, ctx) if decoder and 'decoder' in config else None
-    abstract = needed(abstract_state(config, kept, ctx, reader), name, split)
+    decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
+    reader = None
+    if decoder and isinstance(settings, LargeSettings):
+        reader = pal_large.make_reader(settings, decoder, kept.frame, ctx)
+    abstract = needed(abstract_state(settings, kept, ctx, reader), name, split)
     state, *_ = Checkpoints(workdir, abstract, read_only=True).read()
     people: PALState = state.models[name].pal if reader else state[name]
     reading = None
     if decoder:
         weights = reader.weights(state.models[name].readings[split], state.frozen) if reader else None
-        reading = open_reading(config, ctx, kept, decoder, weights or pal_text.load(decoder, ctx))
-    learner = pal.make_learners(config, kept, ctx, 1)[name]
-    return TrainedPAL(workdir, split, config, learner, jax.tree.map(lambda x: x[split], people), kept, reading)
+        reading = open_reading(settings.text.pool, ctx, kept, decoder, weights or pal_text.load(decoder, ctx))
+    learner = pal.make_learners(settings, kept, ctx, 1)[name]
+    return TrainedPAL(workdir, split, settings, learner, jax.tree.map(lambda x: x[split], people), kept, reading)
 
 
-def abstract_state(config: Config, kept: Kept, ctx: Context, reader: Reader | None) -> Any:
+def abstract_state(settings: Settings, kept: Kept, ctx: Context, reader: Reader | None) -> Any:
     """Shapes and shardings of the whole state of a run, with PAL-Large's reader of texts."""
-    replicas = config.split.seeds * (1 + config.split.control)
-    learners = pal.make_learners(config, kept, ctx, replicas)
+    replicas = settings.split.seeds * (1 + settings.split.control)
+    learners = pal.make_learners(settings, kept, ctx, replicas)
     if reader:
         return pal_large.abstract_state(learners, reader, replicas)
     return {name: learner.abstract for name, learner in learners.items()}
@@ -202,9 +205,9 @@ def needed(abstract: Any, name: str, split: int) -> Any:
     return nothing.replace(frozen=abstract.frozen, models={**nothing.models, name: kept})
 
 
-def open_reading(config: Config, ctx: Context, kept: Kept, decoder: pal_text.Decoder, weights: Params) -> Reading:
+def open_reading(pool: Pool, ctx: Context, kept: Kept, decoder: pal_text.Decoder, weights: Params) -> Reading:
     """How a decoder with these weights makes vectors in the coordinates of the run."""
-    plain = Reader(decoder.cfg, optax.identity(), ctx.mesh, pool=config.text.pool, frame=kept.frame)
+    plain = Reader(decoder.cfg, optax.identity(), ctx.mesh, pool=pool, frame=kept.frame)
     frozen, reading = plain.divide(weights, 0)
     return Reading(decoder, weights, lambda each: plain.read(reading, frozen, each))
 
@@ -250,7 +253,7 @@ def reply_vectors(
     for prompt, reply in zip(prompts, replies, strict=True):
         check_form(run, prompt, reply)
     if not run.kept.prompted:
-        return read([texts.to_text(tokenizer, run.config.text.template.format(reply)) for reply in replies]), None
+        return read([texts.to_text(tokenizer, run.settings.text.template.format(reply)) for reply in replies]), None
     pairs = [texts.to_reply(tokenizer, *each, chat=run.kept.chat, alone=alone)
              for each in zip(prompts, replies, strict=True)]  # fmt: skip
     said, asked = zip(*pairs, strict=True)

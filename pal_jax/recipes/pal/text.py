@@ -19,7 +19,8 @@ from pal_jax.models.params import Params, decoder_specs
 from pal_jax.models.states import Frame
 from pal_jax.objectives.preference import TokenWeighting
 from pal_jax.parts.models import Policy, make_source
-from pal_jax.parts.recipe import Config, Context
+from pal_jax.parts.recipe import Context
+from pal_jax.recipes.pal.settings import Settings, TextSettings
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.processes import exchange
 
@@ -43,9 +44,9 @@ class TextData(NamedTuple):
         return batch.replace(**columns)
 
 
-def check(config: Config) -> None:
+def check(settings: Settings) -> None:
     """Everything that can be wrong before a file is read."""
-    text = config.text
+    text = settings.text
     if text.pool not in ('mean', 'last') or '{}' not in text.template or text.pairs < 1:
         raise ValueError(
             f'text.pool={text.pool!r} must be mean or last, text.pairs={text.pairs} at least 1, and '
@@ -56,53 +57,53 @@ def check(config: Config) -> None:
             f'text.span={text.span!r} must be one of {", ".join(get_args(TokenWeighting))} or empty; it judges by the '
             f"last token, so text.pool={text.pool!r} must be 'last'"
         )
-    if config.standardize or config.baselines.majority or config.baselines.mixed_logit:
+    if settings.standardize or settings.baselines.majority or settings.baselines.mixed_logit:
         raise ValueError(
             'standardize, baselines.majority and baselines.mixed_logit are for attributes; where text.source is given '
             'set them to False'
         )
 
 
-def open_decoder(config: Config, ctx: Context) -> Decoder:
-    """The decoder that `text` names. Reads no weights."""
-    text = config.text
-    source = make_source(config, ctx, 'text')
+def open_decoder(text: TextSettings, ctx: Context, seed: int) -> Decoder:
+    """The decoder that the section `text` names; `seed` is that of the run. Reads no weights."""
+    source = make_source(text.source, ctx, seed, 'text')
     cfg = states.first_layers(devices.for_platform(source.config, text.dtype), text.layers)
     return Decoder(dataclasses.replace(cfg, tie_embed=True), source.tokenizer(), source)  # nothing is unembedded
 
 
-def read_pairs(config: Config, tokenizer: Tokenizer) -> TextPairs:
+def read_pairs(settings: Settings, tokenizer: Tokenizer) -> TextPairs:
     """The pairs of the file, of the public set (`opinions.read`) or of the votes that `data` names.
 
     Raises:
       ValueError: a row is wrong; or prototypes are functions of prompts that are not there, or always the same.
     """
-    text, alone = config.text, config.model.variant == 'B'
+    text, alone = settings.text, settings.model.variant == 'B'
     how = {'alone': alone, 'template': text.template}
-    if opinions.is_source(config.data):
-        return _prompted(config, texts.from_choices(opinions.read(config.data), tokenizer, **how, name=config.data))
-    if config.data.endswith('.jsonl'):
-        return _prompted(config, texts.read(config.data, tokenizer, **how))
+    if opinions.is_source(settings.data):
+        said = opinions.read(settings.data)
+        return _prompted(settings, texts.from_choices(said, tokenizer, **how, name=settings.data))
+    if settings.data.endswith('.jsonl'):
+        return _prompted(settings, texts.read(settings.data, tokenizer, **how))
     if alone:
         raise ValueError("model.variant='B' needs prompts, and statements that are voted on have none; use variant A")
-    found = votes.read(config.data)
-    return texts.from_votes(found, tokenizer, template=text.template, most=text.pairs, seed=config.seed)
+    found = votes.read(settings.data)
+    return texts.from_votes(found, tokenizer, template=text.template, most=text.pairs, seed=settings.seed)
 
 
-def _prompted(config: Config, pairs: TextPairs) -> TextPairs:
+def _prompted(settings: Settings, pairs: TextPairs) -> TextPairs:
     """The same; ValueError where prototypes are to be functions of prompts that tell nothing."""
-    if config.model.variant == 'B' and (pairs.prompt is None or len(np.unique(pairs.prompt)) == 1):
+    if settings.model.variant == 'B' and (pairs.prompt is None or len(np.unique(pairs.prompt)) == 1):
         found = 'none' if pairs.prompt is None else 'the same for all'
         raise ValueError(
-            f"model.variant='B' makes prototypes of prompts, and {config.data} has {found}, which is variant A"
+            f"model.variant='B' makes prototypes of prompts, and {settings.data} has {found}, which is variant A"
         )
     return pairs
 
 
-def read(config: Config, ctx: Context, decoder: Decoder, frame: Frame | None = None) -> TextData:
+def read(settings: Settings, ctx: Context, decoder: Decoder, frame: Frame | None = None) -> TextData:
     """The pairs by what the frozen decoder makes of their texts (computed once, and kept in `text.folder`), in the
     coordinates of `frame`, or in those that the first process finds for them."""
-    text, pairs = config.text, read_pairs(config, decoder.tokenizer)
+    text, pairs = settings.text, read_pairs(settings, decoder.tokenizer)
     pool: states.Pool = 'tokens' if text.span else text.pool
     starts = states.token_starts(pairs.texts)
     lengths = np.array([len(each.tokens) for each in pairs.texts])
@@ -110,11 +111,11 @@ def read(config: Config, ctx: Context, decoder: Decoder, frame: Frame | None = N
     def compute() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return states.hidden_states(load(decoder, ctx), decoder.cfg, ctx.mesh, pairs.texts, pool=pool)
 
-    settings = {'source': text.source, 'layers': decoder.cfg.layers, 'pool': pool, 'dtype': decoder.cfg.dtype}
+    made_by = {'source': text.source, 'layers': decoder.cfg.layers, 'pool': pool, 'dtype': decoder.cfg.dtype}
     if place := inputs.path_of(text.source):  # other weights under one name make other states
-        settings |= inputs.hashes(place)
+        made_by |= inputs.hashes(place)
     rows = int(lengths.sum()) if text.span else len(pairs.texts)
-    table = states.stored(text.folder, pairs.texts, settings, compute, (rows, decoder.cfg.width))
+    table = states.stored(text.folder, pairs.texts, made_by, compute, (rows, decoder.cfg.width))
     ends = starts + lengths - 1
     if text.width and frame is None:
         found = states.frame(table[ends] if text.span else table, text.width) if jax.process_index() == 0 else None
