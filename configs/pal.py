@@ -18,16 +18,14 @@ from ml_collections import ConfigDict
 from pal_jax import presets as p
 from pal_jax.learners.ideal_point import Rates
 from pal_jax.learners.training import Lora
-from pal_jax.parts.settings import to_config
 from pal_jax.recipes import pal
 from pal_jax.recipes.pal.settings import DecoderSettings, HoldSettings
-from pal_jax.runtime.optim import Optimizer
 
 
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'smoke', 'text', 'text-large', 'large')
     rates = Rates(projector=1e-3, projector_decay=0.0, prototypes=2e-2, users=2e-2)
-    config = to_config(pal.Settings(recipe='pal', total_steps=20, optimizer=rates))
+    config = p.to_config(pal.Settings(recipe='pal', total_steps=20, optimizer=rates))
     return {
         '': lambda: config,
         'smoke': lambda: smoke(config),
@@ -65,14 +63,16 @@ def text_large(config: ConfigDict) -> ConfigDict:
     config = text(config)
     config.recipe = 'pal_large'
     config.total_steps = 24
-    config.hold = to_config(HoldSettings())
+    config.hold = p.to_config(HoldSettings())
     config.updates = 8
     config.batch = 256
     config.prototypes = (1, 2)
     config.split.update(seeds=3, control=False)
     config.new.ask = 0
     config.baselines.update(embedding=0, own=False, groups=False)
-    config.decoder = to_config(DecoderSettings(optimizer=Optimizer(lr=2e-4), lora=Lora(rank=8)))  # 1e-5 without Lora
+    config.decoder = p.to_config(
+        DecoderSettings(optimizer=p.Optimizer(lr=2e-4), lora=Lora(rank=8))
+    )  # 1e-5 without Lora
     return config
 
 
