@@ -70,9 +70,8 @@ def text_large(config: ConfigDict) -> ConfigDict:
     config.split.update(seeds=3, control=False)
     config.new.ask = 0
     config.baselines.update(embedding=0, own=False, groups=False)
-    config.decoder = p.to_config(
-        DecoderSettings(optimizer=p.Optimizer(lr=2e-4), lora=Lora(rank=8))
-    )  # 1e-5 without Lora
+    adam = p.Optimizer(lr=2e-4)  # 1e-5 without adapters
+    config.decoder = p.to_config(DecoderSettings(optimizer=adam, lora=Lora(rank=8)))
     return config
 
 

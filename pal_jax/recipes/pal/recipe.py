@@ -28,7 +28,6 @@ from pal_jax.evals.panel import Trial
 from pal_jax.evals.population import OTHERS, Other, Panel, make_exhibits, make_record, measure
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
 from pal_jax.models import ideal_point
-from pal_jax.objectives.preference import pair_loss
 from pal_jax.parts.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.recipes.pal import context as pal_context
 from pal_jax.recipes.pal import kept as pal_kept
@@ -131,7 +130,6 @@ def check(settings: Settings, ways: int) -> None:
     if settings.model.mixture in ('free', 'own'):
         raise ValueError(f'model.mixture={settings.model.mixture!r} is a baseline; use softmax, gumbel or partition')
     check_new(settings.new)
-    pair_loss(jnp.zeros(1), settings.loss.name)
     if settings.baselines.mixed_logit:
         mixed_logit.require()
     check_at_least(settings, 0, 'baselines.context')
@@ -143,8 +141,6 @@ def check(settings: Settings, ways: int) -> None:
 
 
 def check_new(new: NewSettings) -> None:
-    if new.toward not in ('population', 'zero'):
-        raise ValueError(f'new.toward={new.toward!r} is unknown; use population or zero')
     if new.ask < 0 or (new.ask and new.pull <= 0):
         raise ValueError(
             f'new.ask={new.ask} questions need new.pull={new.pull} above 0, which says who new people could be; '

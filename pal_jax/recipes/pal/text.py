@@ -47,10 +47,10 @@ class TextData(NamedTuple):
 def check(settings: Settings) -> None:
     """Everything that can be wrong before a file is read."""
     text = settings.text
-    if text.pool not in ('mean', 'last') or '{}' not in text.template or text.pairs < 1:
+    if '{}' not in text.template or text.pairs < 1:
         raise ValueError(
-            f'text.pool={text.pool!r} must be mean or last, text.pairs={text.pairs} at least 1, and '
-            f'text.template={text.template!r} needs {{}} where a statement goes'
+            f'text.pairs={text.pairs} must be at least 1, and text.template={text.template!r} needs {{}} where a '
+            'statement goes'
         )
     if text.span and (text.span not in get_args(TokenWeighting) or text.pool != 'last'):
         raise ValueError(
