@@ -31,10 +31,11 @@ from pal_jax.parts import piecework
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.models import make_policy
 from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host
+from pal_jax.parts.recipe import Context, Evaluation, Host
 from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
 from pal_jax.recipes.psoups.policies import Sampler, load_base, make_sampler
 from pal_jax.recipes.psoups.prompts import Prompt, as_chat, prompts_moved, read_preferences, read_prompts
+from pal_jax.recipes.psoups.settings import Annotation, Rollout, Stage
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics
 
@@ -155,34 +156,34 @@ class Annotations:
         return Evaluation({'rows': len(records), **record})
 
 
-def make_rollouts(config: Config, ctx: Context) -> Piecework:
+def make_rollouts(settings: Rollout, ctx: Context) -> Piecework:
     """The recipe of stage 1.
 
     Raises:
       ValueError: a file of prompts is wrong, or leaves no prompt to learn from.
       RuntimeError: the base policy cannot be had.
     """
-    policy = make_policy(config, ctx)
-    size, n = config.rollout.batch_size, config.rollout.answers
-    sample = make_sampler(config, policy, ctx, at_once=n * size)
-    prompts, moved = read_prompts(config, 'train', policy.tokenizer), prompts_moved(config)
+    policy, seed = make_policy(settings.policy, ctx, settings.seed), settings.seed
+    size, n = settings.rollout.batch_size, settings.rollout.answers
+    sample = make_sampler(settings, policy, ctx, at_once=n * size)
+    prompts, moved = read_prompts(settings, 'train', policy.tokenizer), prompts_moved(settings.prompts)
     ctx.log(f'{len(prompts)} prompts to learn from; {moved} left out that prompts.test has')
-    parts = cut(draw(everyone(config), prompts, config.rollout.prompts, config.seed), size)
-    stage = Rollouts(ctx, sample, functools.partial(load_base, policy, ctx), parts, n, config.seed, moved)
+    parts = cut(draw(everyone(settings), prompts, settings.rollout.prompts, seed), size)
+    stage = Rollouts(ctx, sample, functools.partial(load_base, policy, ctx), parts, n, seed, moved)
     return piecework.make(ctx, len(parts), stage.work, 'rollout', stage.finish)
 
 
-def make_annotations(config: Config, ctx: Context) -> Piecework:
+def make_annotations(settings: Annotation, ctx: Context) -> Piecework:
     """The recipe of stage 2. Raises ValueError where stage 1 has not been run, or there is no such annotator."""
-    poles = {pole.id: pole for pole in everyone(config)}
-    settings, models = config.annotate, ChatModels(config)
-    named = [settings.annotator, *([settings.second] if settings.second else [])]
-    specs = [read_annotators(name, config) for name in named]
+    poles = {pole.id: pole for pole in everyone(settings)}
+    annotate, models = settings.annotate, ChatModels(settings.endpoints, settings.answers, settings.seed)
+    named = [annotate.annotator, *([annotate.second] if annotate.second else [])]
+    specs = [read_annotators(name, settings.preferences) for name in named]
     judges = [open_annotators(models, by_preference) for by_preference in specs]
     rows = [pair for row in piecework.read(ctx.workdir.parent / ROLLOUTS) for pair in pairs_of(row)]
-    parts = cut(rows, settings.batch_size)
+    parts = cut(rows, annotate.batch_size)
     stage = Annotations(
-        ctx, poles, judges, models, parts, settings.annotator, settings.max_failed, settings.test_share, config.seed
+        ctx, poles, judges, models, parts, annotate.annotator, annotate.max_failed, annotate.test_share, settings.seed
     )
     return piecework.make(ctx, len(parts), stage.work, 'annotate', stage.finish, resume=models.count_on)
 
@@ -206,9 +207,9 @@ def draw(
     ]
 
 
-def everyone(config: Config) -> tuple[Preference, ...]:
-    """The general preference, then the preferences that the config's `preferences` and `poles` name."""
-    return preferences.general(), *read_preferences(config)
+def everyone(settings: Stage) -> tuple[Preference, ...]:
+    """The general preference, then the preferences that `preferences` and `poles` name."""
+    return preferences.general(), *read_preferences(settings)
 
 
 def pairs_of(row: Row) -> list[Row]:

@@ -25,12 +25,13 @@ from pal_jax.parts import piecework
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.models import make_policy
 from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import EVALUATION, Config, Context, Evaluation, Host
+from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host
 from pal_jax.recipes.psoups import merge
 from pal_jax.recipes.psoups.jobs import SYSTEMS, Fronts, Job, make_fronts, make_jobs, pole_jobs
 from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
 from pal_jax.recipes.psoups.policies import Sampler, check_trained, load_base, make_sampler, open_adapters
 from pal_jax.recipes.psoups.prompts import Prompt, read_preferences, read_prompts
+from pal_jax.recipes.psoups.settings import Evaluating
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics
 
@@ -119,22 +120,23 @@ class Tasting:
         return evaluation._replace(record={**evaluation.record, **failed, **self.models.usage})
 
 
-def make_evaluation(config: Config, ctx: Context) -> Piecework:
+def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
     """The recipe of stage 6. Raises ValueError where a value is wrong, or a stage has not been run."""
-    policy, poles = make_policy(config, ctx), read_preferences(config)
-    specs, models = read_annotators(config.evaluate.judge, config, COMPARING), ChatModels(config)
+    policy, poles = make_policy(settings.policy, ctx, settings.seed), read_preferences(settings)
+    evaluate, models = settings.evaluate, ChatModels(settings.endpoints, settings.answers, settings.seed)
+    specs = read_annotators(evaluate.judge, settings.preferences, COMPARING)
     judge = open_annotators(models, specs, 'evaluator')
-    prompts = read_prompts(config, 'test', policy.tokenizer)
-    jobs = make_jobs(config, poles)
+    prompts = read_prompts(settings, 'test', policy.tokenizer)
+    jobs = make_jobs(settings, poles)
     for stage in dict.fromkeys(source for job in jobs for source in job.sources):
-        check_trained(ctx.workdir.parent / stage, config)
+        check_trained(ctx.workdir.parent / stage, settings)
     tasting = Tasting(
-        ctx, poles, prompts, jobs, make_fronts(config, poles), config.evaluate.draws,
-        sampler=functools.cache(functools.partial(make_sampler, config, policy, ctx)),
+        ctx, poles, prompts, jobs, make_fronts(evaluate, poles), evaluate.draws,
+        sampler=functools.cache(functools.partial(make_sampler, settings, policy, ctx)),
         load=functools.partial(load_base, policy, ctx),
         adapters=functools.cache(functools.partial(open_adapters, ctx=ctx)),
-        judge=judge, both=config.evaluate.judge != 'rule', models=models,
-        max_failed=config.evaluate.max_failed, seed=config.seed,
+        judge=judge, both=evaluate.judge != 'rule', models=models,
+        max_failed=evaluate.max_failed, seed=settings.seed,
     )  # fmt: skip
     shown = [f'winrate_{name}' for name in SYSTEMS]
     return piecework.make(ctx, len(jobs), tasting.work, 'evaluate', tasting.finish, shown)

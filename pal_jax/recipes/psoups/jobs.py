@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pal_jax.feedback.preferences import Preference, by_dimension, combinations, name_of
-from pal_jax.parts.recipe import Config
 from pal_jax.recipes.psoups.merge import soup_weights
+from pal_jax.recipes.psoups.settings import Evaluating, EvaluationSettings
 
 SYSTEMS: tuple[str, ...] = ('base', 'rlhf', 'multitask', 'morl', 'psoups')
 
@@ -52,16 +52,16 @@ class Job(NamedTuple):
 Fronts = Mapping[tuple[Preference, Preference], Sequence[Job]]  # soups between two poles, by these
 
 
-def make_jobs(config: Config, poles: Sequence[Preference]) -> list[Job]:
+def make_jobs(settings: Evaluating, poles: Sequence[Preference]) -> list[Job]:
     """All jobs, in their order."""
     combos = combinations(poles)
-    weights = soup_weights(config, len(combos[0]))
+    weights = soup_weights(settings.merge, len(combos[0]))
     jobs = [Job('rlhf', (), ('rlhf',), (1.0,))]
     for combo in combos:
         jobs += [Job('base', combo), *(Job(name, combo, (name,), (1.0,)) for name in ('multitask', 'morl'))]
         jobs.append(Job('psoups', combo, tuple(f'policy-{pole.id}' for pole in combo), weights))
-    jobs += [job for pole in poles for job in pole_jobs(pole, config.evaluate.draws)]
-    jobs += [job for front in make_fronts(config, poles).values() for job in front]
+    jobs += [job for pole in poles for job in pole_jobs(pole, settings.evaluate.draws)]
+    jobs += [job for front in make_fronts(settings.evaluate, poles).values() for job in front]
     return list({job.name: job for job in jobs}.values())  # of one dimension a combination is a pole
 
 
@@ -70,19 +70,21 @@ def pole_jobs(pole: Preference, draws: int) -> tuple[Job, Job]:
     return Job('policy', (pole,), (f'policy-{pole.id}',), (1.0,), draws), Job('base', (pole,), draws=draws)
 
 
-def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Preference, Preference], list[Job]]:
+def make_fronts(
+    settings: EvaluationSettings, poles: Sequence[Preference]
+) -> dict[tuple[Preference, Preference], list[Job]]:
     """Soups between the two poles of `evaluate.front`, or else between the first two of each dimension.
 
     Raises:
       ValueError: `evaluate.front` are not two poles of one dimension, or its weights are none.
     """
-    weights = config.evaluate.front_weights
+    weights = settings.front_weights
     if not weights or not all(isinstance(w, int | float) and 0 <= w <= 1 for w in weights):
         raise ValueError(f'evaluate.front_weights={weights} must be numbers from 0 to 1, as (0.0,0.5,1.0)')
-    named = [name.strip() for name in config.evaluate.front.split(',') if name.strip()]
+    named = [name.strip() for name in settings.front.split(',') if name.strip()]
     ends = [pole for name in named for pole in poles if pole.id == name]
     if named and not (len({*named}) == len(ends) == 2 and ends[0].dimension == ends[1].dimension):
-        raise ValueError(f'evaluate.front={config.evaluate.front!r} must be two poles of one dimension, as P2A,P2B')
+        raise ValueError(f'evaluate.front={settings.front!r} must be two poles of one dimension, as P2A,P2B')
     pairs = [ends] if named else [group[:2] for group in by_dimension(poles).values() if len(group) > 1]
     return {
         (a, b): [
@@ -91,7 +93,7 @@ def make_fronts(config: Config, poles: Sequence[Preference]) -> dict[tuple[Prefe
                 (),
                 (f'policy-{a.id}', f'policy-{b.id}'),
                 (1.0 - w, w),
-                prompts=config.evaluate.front_prompts,
+                prompts=settings.front_prompts,
             )
             for w in weights
         ]

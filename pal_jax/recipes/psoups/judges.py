@@ -16,7 +16,7 @@ from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Spec
 from pal_jax.learners.scorer import to_score
 from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.recipe import Config, Context
+from pal_jax.parts.recipe import Context
 from pal_jax.recipes import reward
 from pal_jax.recipes.psoups.prompts import as_chat, known_preferences
 
@@ -24,8 +24,9 @@ from pal_jax.recipes.psoups.prompts import as_chat, known_preferences
 Score = Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]
 
 
-def read_annotators(given: str, config: Config, default: Spec = annotators.LABELLING) -> dict[str, Spec]:
-    """The annotators of a file, or the one annotator that endpoint:<name>, local:<source> or rule is.
+def read_annotators(given: str, among: str, default: Spec = annotators.LABELLING) -> dict[str, Spec]:
+    """The annotators of a file, or the one annotator that endpoint:<name>, local:<source> or rule is; they judge the
+    preferences that are `among` in a config's `preferences`.
 
     Raises:
       ValueError: the file is wrong, or has one, after its first, that judges no preference.
@@ -33,7 +34,7 @@ def read_annotators(given: str, config: Config, default: Spec = annotators.LABEL
     if not given.endswith(('.yaml', '.yml')):
         return {given: default._replace(decoder=given)}
     specs = annotators.load_annotators(given)
-    known = [preferences.GENERAL, *(preference.id for preference in known_preferences(config))]
+    known = [preferences.GENERAL, *(preference.id for preference in known_preferences(among))]
     if idle := [name for name in [*specs][1:] if name not in known]:
         raise ValueError(f'{given}: {idle[0]} is neither its first annotator nor one of {", ".join(known)}')
     return specs

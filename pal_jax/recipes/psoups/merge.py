@@ -20,9 +20,10 @@ from pal_jax.models.params import Params
 from pal_jax.parts import piecework
 from pal_jax.parts.models import make_policy
 from pal_jax.parts.piecework import Piecework, Records
-from pal_jax.parts.recipe import Config, Context, Evaluation, Host
+from pal_jax.parts.recipe import Context, Evaluation, Host
 from pal_jax.recipes.psoups.policies import check_trained, open_adapters
 from pal_jax.recipes.psoups.prompts import read_preferences
+from pal_jax.recipes.psoups.settings import MergeSettings, Merging
 from pal_jax.types import Metrics
 
 MERGED = 'merged'
@@ -62,26 +63,26 @@ class Merges:
         return Evaluation({'rows': len(records)})
 
 
-def make_merges(config: Config, ctx: Context) -> Piecework:
+def make_merges(settings: Merging, ctx: Context) -> Piecework:
     """The recipe of stage 5. Raises ValueError where a policy is not trained, or was trained on another base."""
-    policy, folder = make_policy(config, ctx), ctx.workdir.parent
-    combinations = preferences.combinations(read_preferences(config))
-    weights = soup_weights(config, len(combinations[0]))
+    policy, folder = make_policy(settings.policy, ctx, settings.seed), ctx.workdir.parent
+    combinations = preferences.combinations(read_preferences(settings))
+    weights = soup_weights(settings.merge, len(combinations[0]))
     for name in dict.fromkeys(pole.id for combination in combinations for pole in combination):
-        check_trained(folder / f'policy-{name}', config)
+        check_trained(folder / f'policy-{name}', settings)
     adapters = functools.cache(functools.partial(open_adapters, ctx=ctx))  # a pole is in several combinations
-    base, dropout = config.policy.source.removeprefix('hf:'), config.policy.lora.dropout
+    base, dropout = settings.policy.source.removeprefix('hf:'), settings.policy.lora.dropout
     stage = Merges(folder, combinations, weights, adapters, policy.cfg, base, dropout)
     return piecework.make(ctx, len(combinations), stage.work, 'merge', stage.finish)
 
 
-def soup_weights(config: Config, n: int) -> tuple[float, ...]:
+def soup_weights(settings: MergeSettings, n: int) -> tuple[float, ...]:
     """The weights of `n` dimensions, which are equal where `merge.weights` is empty.
 
     Raises:
       ValueError: `merge.weights` are not `n` numbers with sum 1.
     """
-    weights = tuple(config.merge.weights) or (1.0 / n,) * n
+    weights = settings.weights or (1.0 / n,) * n
     numbers = all(isinstance(weight, int | float) for weight in weights)
     if not numbers or len(weights) != n or not abs(sum(weights) - 1.0) <= 1e-6:
         raise ValueError(f'merge.weights={weights} must be a number for each of {n} dimensions, with sum 1')

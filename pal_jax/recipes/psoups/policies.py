@@ -17,9 +17,11 @@ from pal_jax.models import params as model_params
 from pal_jax.models.params import Params
 from pal_jax.parts import sampler
 from pal_jax.parts.models import Policy
-from pal_jax.parts.recipe import Config, Context
+from pal_jax.parts.recipe import Context
 from pal_jax.parts.runs import read_config, trained_in
+from pal_jax.parts.settings import to_config
 from pal_jax.recipes.psoups.prompts import as_chat
+from pal_jax.recipes.psoups.settings import Asking, Stage
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.report import REPORT
@@ -45,10 +47,10 @@ class PolicySampler:
         return list(map(without_thoughts, samples))
 
 
-def make_sampler(config: Config, policy: Policy, ctx: Context, at_once: int) -> PolicySampler:
+def make_sampler(settings: Asking, policy: Policy, ctx: Context, at_once: int) -> PolicySampler:
     """A sampler of the policy that decodes at most `at_once` answers at a time."""
-    decoder = sampler.make_decoder(config, policy, ctx, at_once)
-    return PolicySampler(decoder, policy.tokenizer, sampler.make_sampling(config))
+    decoder = sampler.make_decoder(settings.decode, policy, ctx, at_once)
+    return PolicySampler(decoder, policy.tokenizer, settings.sampling)
 
 
 def without_thoughts(sample: Sample) -> Sample:
@@ -58,7 +60,7 @@ def without_thoughts(sample: Sample) -> Sample:
 
 
 def load_base(policy: Policy, ctx: Context) -> Params:
-    """Load the weights that `config.policy` names onto the mesh."""
+    """Load the weights of a policy that is not trained onto the mesh."""
     return policy.source.load(sharding.param_shardings(model_params.decoder_specs(policy.cfg), ctx.mesh))
 
 
@@ -70,10 +72,11 @@ def check_finished(folder: Path) -> None:
         raise ValueError(f'{folder} is not finished; run {named} first (stage=all runs all in order)')
 
 
-def check_trained(folder: Path, config: Config) -> None:
+def check_trained(folder: Path, settings: Stage) -> None:
     """Raises ValueError where a stage is not finished, has trained adapters of another base or kind, or has read
     other preferences or prompts by the same name."""
     check_finished(folder)
+    config = to_config(settings)
     inputs.check_shared(inputs.look(config.to_dict()), folder)
     theirs, ours = ({**each.policy.to_dict(), 'seed': each.seed} for each in (read_config(str(folder)), config))
     random = ours['source'].startswith('random:')  # then the seed makes the base

@@ -10,7 +10,7 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.feedback import preferences
 from pal_jax.feedback.preferences import Preference, ask
 from pal_jax.feedback.questions import make_questions
-from pal_jax.parts.recipe import Config
+from pal_jax.recipes.psoups.settings import Asking, PromptSettings, Stage
 
 
 class Prompt(NamedTuple):
@@ -42,57 +42,56 @@ class Asked(NamedTuple):
         return [ask(self.prompt.question, [pole]) for pole in self.preferences] or [self.prompt.question]
 
 
-def read_preferences(config: Config) -> tuple[Preference, ...]:
-    """The preferences that the config's `preferences` and `poles` name. Raises ValueError where these are wrong."""
-    return preferences.choose(known_preferences(config), config.poles)
+def read_preferences(settings: Stage) -> tuple[Preference, ...]:
+    """The preferences that `preferences` and `poles` name. Raises ValueError where these are wrong."""
+    return preferences.choose(known_preferences(settings.preferences), settings.poles)
 
 
-def known_preferences(config: Config) -> tuple[Preference, ...]:
-    """All preferences that the config's `preferences` names, whatever `poles` says."""
-    given = config.preferences
+def known_preferences(given: str) -> tuple[Preference, ...]:
+    """All preferences that `preferences` of a config names, whatever `poles` says."""
     return preferences.embedded() if given == preferences.EMBEDDED else preferences.load_preferences(given)
 
 
-def read_prompts(config: Config, split: str, tokenizer: Tokenizer) -> list[Prompt]:
+def read_prompts(settings: Asking, split: str, tokenizer: Tokenizer) -> list[Prompt]:
     """The prompts of a split that leave room for the longest texts of preferences.
 
     Raises:
       ValueError: as `known_prompts`, or no prompt is left.
     """
-    settings = config.prompts
-    longest = max(preferences.combinations(read_preferences(config)), key=lambda poles: len(ask('', poles)))
-    prompts = known_prompts(config, split)
+    asked = settings.prompts
+    longest = max(preferences.combinations(read_preferences(settings)), key=lambda poles: len(ask('', poles)))
+    prompts = known_prompts(asked, split)
     lengths = [len(tokenizer.chat(as_chat(ask(prompt.question, longest)))) for prompt in prompts]
-    prompts = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= settings.max_length]
-    prompts = prompts[: settings[f'{split}_count'] or None]
+    prompts = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= asked.max_length]
+    prompts = prompts[: getattr(asked, f'{split}_count') or None]
     if not prompts:
-        raise ValueError(f'no prompt of prompts.{split} fits prompts.max_length={settings.max_length}; raise it')
+        raise ValueError(f'no prompt of prompts.{split} fits prompts.max_length={asked.max_length}; raise it')
     return prompts
 
 
-def known_prompts(config: Config, split: str) -> list[Prompt]:
+def known_prompts(settings: PromptSettings, split: str) -> list[Prompt]:
     """The prompts of a split; `train` is without prompts that ask what a prompt of `test` asks.
 
     Raises:
       ValueError: a file has no prompt, or a line that is none; or all prompts to learn from are in the test.
     """
-    prompts = _given_prompts(config, split)
+    prompts = _given_prompts(settings, split)
     if split == 'test':
         return prompts
-    tested = {normal(prompt.question) for prompt in _given_prompts(config, 'test')}
+    tested = {normal(prompt.question) for prompt in _given_prompts(settings, 'test')}
     learnt = [prompt for prompt in prompts if normal(prompt.question) not in tested]
     if not learnt:
-        raise ValueError(f'all prompts of prompts.train={config.prompts.train} are in prompts.test; give others')
+        raise ValueError(f'all prompts of prompts.train={settings.train} are in prompts.test; give others')
     return learnt
 
 
-def prompts_moved(config: Config) -> int:
+def prompts_moved(settings: PromptSettings) -> int:
     """How many of `prompts.train` are left out, since `prompts.test` has them."""
-    return len(_given_prompts(config, 'train')) - len(known_prompts(config, 'train'))
+    return len(_given_prompts(settings, 'train')) - len(known_prompts(settings, 'train'))
 
 
-def _given_prompts(config: Config, split: str) -> list[Prompt]:
-    given = config.prompts[split]
+def _given_prompts(settings: PromptSettings, split: str) -> list[Prompt]:
+    given = getattr(settings, split)
     if given == 'embedded':
         return [Prompt(f'{split}-{i}', question) for i, question in enumerate(make_questions(split))]
     return [prompt._replace(id=f'{split}-{i}') for i, prompt in enumerate(chats.read(given, to_prompt))]

@@ -26,18 +26,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pal_jax.data.packing import pack_rollouts, round_up
 from pal_jax.data.passes import shuffled
 from pal_jax.feedback.preferences import BEST, GENERAL, JOINT, Preference, combinations
-from pal_jax.learners import ppo
-from pal_jax.learners.ppo import PPO, PolicyLearner, PolicyState
-from pal_jax.models.config import ModelConfig
+from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
 from pal_jax.objectives.moments import Moments, scaled, seen
-from pal_jax.parts.models import keeping, make_adapters, make_policy, trained_policy
+from pal_jax.parts.models import keeping, make_learner, make_policy, trained_policy
 from pal_jax.parts.recipe import (
     EVALUATION,
-    Config,
     Context,
     Evaluation,
     Host,
@@ -47,6 +43,8 @@ from pal_jax.parts.recipe import (
     check_finite,
     stage_before,
 )
+from pal_jax.parts.sampler import make_packing
+from pal_jax.parts.settings import keys_of, to_config
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.psoups import data, merge
 from pal_jax.recipes.psoups.check import check, check_shared
@@ -54,25 +52,19 @@ from pal_jax.recipes.psoups.evaluate import as_dialogue, make_evaluation
 from pal_jax.recipes.psoups.judges import RewardModel, Score
 from pal_jax.recipes.psoups.policies import Sampler, check_finished, make_sampler
 from pal_jax.recipes.psoups.prompts import Asked, Prompt, read_preferences, read_prompts
-from pal_jax.runtime import sharding
-from pal_jax.runtime.optim import Optimizer
+from pal_jax.recipes.psoups.settings import (
+    RL,
+    STAGES,
+    Annotation,
+    Asking,
+    Evaluating,
+    Merging,
+    Rollout,
+    Settings,
+    Stage,
+)
 from pal_jax.types import Metrics, RolloutBatch, Sample
 
-SHARED = ('seed', 'mesh', 'checkpoint', 'metrics', 'export')
-WHO = ('preferences', 'poles', 'prompts', 'policy', 'sampling', 'decode')
-RL = (*WHO, 'optimizer', 'critic', 'ppo', 'rl', 'eval')
-READS = {  # of the config, by stage
-    'rollout': (*WHO, 'rollout'),
-    'annotate': ('preferences', 'poles', 'annotate', 'endpoints', 'answers'),
-    'reward': ('eval',),
-    'rlhf': RL,
-    'multitask': ('policy', 'eval'),
-    'morl': RL,
-    'policy': RL,
-    'merge': ('preferences', 'poles', 'policy', 'merge'),
-    'evaluate': (*WHO, 'merge', 'evaluate', 'endpoints', 'answers'),
-}
-POLICIES = 'rlhf', 'morl', 'policy'
 MAY_CHANGE = 'annotate.max_failed', 'evaluate.max_failed'  # when a run goes on
 
 
@@ -170,62 +162,66 @@ class RLPHF:
         return paid(self.score([question.readings for question in asked], replies).ravel(), texts)
 
 
-def make(config: Config, ctx: Context) -> Recipe:
+def make(settings: Stage, ctx: Context) -> Recipe:
     """The recipe of a stage.
 
     Raises:
       ValueError: a value is wrong, or an earlier stage has not been run.
       RuntimeError: a model cannot be had.
     """
-    if config.stage == 'all':
-        raise ValueError('a run of psoups has a folder for each of its stages; name one, such as .../policy-P2A')
-    if config.stage in POLICIES:
-        return make_ppo(config, ctx)
-    made = {'rollout': data.make_rollouts, 'annotate': data.make_annotations}
-    made |= {'merge': merge.make_merges, 'evaluate': make_evaluation}
-    return made[config.stage](config, ctx)
+    match settings:
+        case Settings():  # of all stages
+            raise ValueError('a run of psoups has a folder for each of its stages; name one, such as .../policy-P2A')
+        case Rollout():
+            return data.make_rollouts(settings, ctx)
+        case Annotation():
+            return data.make_annotations(settings, ctx)
+        case RL():
+            return make_ppo(settings, ctx)
+        case Merging():
+            return merge.make_merges(settings, ctx)
+        case Evaluating():
+            return make_evaluation(settings, ctx)
+    raise TypeError(f'{type(settings).__name__} are the settings of no stage')
 
 
-def make_ppo(config: Config, ctx: Context) -> RLPHF:
+def make_ppo(settings: RL, ctx: Context) -> RLPHF:
     """The recipe of stages rlhf, morl and policy."""
-    policy, rl = make_policy(config, ctx), config.rl
-    learner, n = make_learner(config, policy.cfg, ctx), rl.n_samples_per_prompt
-    name = {'rlhf': GENERAL, 'morl': JOINT}.get(config.stage, config.preference)
+    policy, rl, seed = make_policy(settings.policy, ctx, settings.seed), settings.rl, settings.seed
+    n, steps, evaluated = rl.n_samples_per_prompt, settings.total_steps, settings.eval
+    learner = make_learner(settings, policy.cfg, ctx, n=n)
+    name = {'rlhf': GENERAL, 'morl': JOINT}.get(settings.stage, settings.preference)
     judge = None if rl.reward else ctx.workdir.parent / f'reward-{name}'
-    train, test = (read_prompts(config, split, policy.tokenizer) for split in ('train', 'test'))
-    stage = functools.partial(stage_before, warmup=0, steps=config.total_steps, **config.eval)
-    trained, keep = trained_policy(config, policy, learner), keeping(policy=policy)
+    train, test = (read_prompts(settings, split, policy.tokenizer) for split in ('train', 'test'))
+    stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
+    trained, keep = trained_policy(settings.policy, policy, learner), keeping(policy=policy)
     return RLPHF(
-        Plan(config.total_steps, learner.abstract, stage, trained, ('reward', 'words'), keep=keep), ctx, config.stage,
+        Plan(steps, learner.abstract, stage, trained, ('reward', 'words'), keep=keep), ctx, settings.stage,
         learner, policy.source.load,
-        sample=make_sampler(config, policy, ctx, at_once=max(rl.rollout_batch_size * n, rl.test_count)),
+        sample=make_sampler(settings, policy, ctx, at_once=max(rl.rollout_batch_size * n, rl.test_count)),
         score=RewardModel(judge, ctx) if judge else pal_person.make_score(rl.reward, rl.person),
-        judge=judge,
-        pack=functools.partial(
-            pack_rollouts, n=n, actions=round_up(config.sampling.max_tokens, 8), mesh=ctx.mesh,
-            ways=sharding.batch_ways(ctx.mesh) * config.ppo.minibatches, micro_rows=config.ppo.micro_rows,
-            row_tokens=config.ppo.row_tokens,
-        ),
-        train=train, test=test[: rl.test_count], wanted=who_wants_what(config),
-        batch_size=rl.rollout_batch_size, n=n, scale_scores=rl.scale_scores, seed=config.seed,
-        first=len(data.everyone(config)) * len(train),  # in orders that no reward model's prompts were drawn by
+        judge=judge, pack=make_packing(settings, ctx.mesh, n),
+        train=train, test=test[: rl.test_count], wanted=who_wants_what(settings),
+        batch_size=rl.rollout_batch_size, n=n, scale_scores=rl.scale_scores, seed=seed,
+        first=len(data.everyone(settings)) * len(train),  # in orders that no reward model's prompts were drawn by
     )  # fmt: skip
 
 
-def make_trained(config: Config, ctx: Context) -> Trained | None:
+def make_trained(settings: Stage, ctx: Context) -> Trained | None:
     """The policy of PPO; stages of reward models and of multitask learning are runs of other recipes."""
-    if config.stage not in POLICIES:
+    if not isinstance(settings, RL):
         return None
-    policy = make_policy(config, ctx)
-    return trained_policy(config, policy, make_learner(config, policy.cfg, ctx))
+    policy = make_policy(settings.policy, ctx, settings.seed)
+    learner = make_learner(settings, policy.cfg, ctx, n=settings.rl.n_samples_per_prompt)
+    return trained_policy(settings.policy, policy, learner)
 
 
-def who_wants_what(config: Config) -> list[tuple[Preference, ...]]:
+def who_wants_what(settings: RL) -> list[tuple[Preference, ...]]:
     """The preferences of a stage's prompts, in turn."""
-    poles = read_preferences(config)
-    if config.stage == 'morl':
+    poles = read_preferences(settings)
+    if settings.stage == 'morl':
         return combinations(poles)
-    return [()] if config.stage == 'rlhf' else [tuple(pole for pole in poles if pole.id == config.preference)]
+    return [()] if settings.stage == 'rlhf' else [tuple(pole for pole in poles if pole.id == settings.preference)]
 
 
 def paid(scores: np.ndarray, texts: Sequence[str]) -> np.ndarray:
@@ -247,51 +243,41 @@ def summarize(samples: Sequence[Sample], scores: np.ndarray) -> Metrics:
     }
 
 
-def make_learner(config: Config, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
-    """The learner of stages rlhf, morl and policy."""
-    updates = config.total_steps * config.ppo.epochs * config.ppo.minibatches
-    actor, critic = (Optimizer(**part, total_steps=updates) for part in (config.optimizer, config.critic))
-    return ppo.make_learner(
-        cfg, PPO(**config.ppo, temperature=config.sampling.temperature or 1.0), actor, ctx.mesh, critic=critic,
-        n=config.rl.n_samples_per_prompt, length=config.sampling.max_tokens, adapters=make_adapters(config),
-        seed=config.seed,
-    )  # fmt: skip
-
-
-def stages(config: Config, workdir: Path) -> list[tuple[Config, Path]]:
-    """The stages that `config.stage` and `config.preference` name, each with its own config and folder.
+def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
+    """The stages that `stage` and `preference` of the settings name, each with its own config and folder.
 
     Raises:
       ValueError: there is no such stage or preference, a value is wrong, or a file that a stage writes is somebody's.
     """
-    wanted, chosen = config.stage, config.preference
-    if wanted != 'all' and wanted not in READS:
-        raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(READS)}')
-    reads_prompts = wanted == 'all' or 'prompts' in READS[wanted]
-    poles = [pole.id for pole in check(config, reads_prompts)]
+    wanted, chosen = settings.stage, settings.preference
+    if wanted != 'all' and wanted not in STAGES:
+        raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(STAGES)}')
+    poles = [pole.id for pole in check(settings, wanted == 'all' or issubclass(STAGES[wanted], Asking))]
     names = {'reward': [GENERAL, *poles, JOINT], 'policy': poles}
     if chosen and wanted not in names:
         raise ValueError(f'preference={chosen!r} goes with stage=policy or stage=reward, got stage={wanted}')
     if chosen and chosen not in names[wanted]:
         raise ValueError(f'preference={chosen!r} is none of stage={wanted}; use one of {", ".join(names[wanted])}')
-    made = [*READS] if wanted == 'all' else [wanted]
+    made = [*STAGES] if wanted == 'all' else [wanted]
     check_shared(made, workdir)
     return [
-        (make_stage(config, stage, name, workdir), workdir / (f'{stage}-{name}' if name else stage))
+        (make_stage(settings, stage, name, workdir), workdir / (f'{stage}-{name}' if name else stage))
         for stage in made
         for name in names.get(stage, [''])
         if name == chosen or not chosen
     ]
 
 
-def make_stage(config: Config, stage: str, name: str, workdir: Path) -> Config:
+def make_stage(settings: Settings, stage: str, name: str, workdir: Path) -> ConfigDict:
     """The config of a stage, with the values that the stage reads alone: others may change once it is finished."""
-    part = {key: config[key] for key in (*SHARED, *READS[stage])}
-    steps = config.total_steps if 'rl' in READS[stage] else 0
-    part |= {'recipe': 'psoups', 'total_steps': steps, 'stage': stage, 'preference': name}
+    kind, told = STAGES[stage], {'stage': stage, 'preference': name}
+    given = vars(settings) | told | {'total_steps': settings.total_steps if kind is RL else 0}
     if stage in ('reward', 'multitask'):
-        pairs = workdir / data.PAIRS / (name or BEST)
-        part |= config[stage].to_dict() | {'recipe': 'reward' if stage == 'reward' else 'sft'}
-        part['data'] |= {'train': f'{pairs}.jsonl', 'test': f'{pairs}-test.jsonl'}
-        part['export'] &= part['data'].get('pooling', 'last') == 'last'  # transformers has no other
-    return ConfigDict(part)
+        learning = settings.reward if stage == 'reward' else settings.multitask
+        pairs, pooling = workdir / data.PAIRS / (name or BEST), getattr(learning.data, 'pooling', 'last')
+        given |= vars(learning) | {
+            'recipe': 'reward' if stage == 'reward' else 'sft',
+            'data': dataclasses.replace(learning.data, train=f'{pairs}.jsonl', test=f'{pairs}-test.jsonl'),
+            'export': settings.export and pooling == 'last',  # transformers has no other
+        }
+    return ConfigDict({**to_config(kind(**{key: given[key] for key in keys_of(kind) if key in given})), **told})

@@ -1,0 +1,209 @@
+"""The settings of Personalized Soups: what each kind of stage reads, and the whole, which has the keys of all stages.
+
+A stage is told the values of its own fields alone, so a value that it does not read may change once it is finished.
+Reward models and multitask learning are runs of `recipes/reward.py` and `recipes/sft.py`, and have their settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from pal_jax.learners.scorer import BradleyTerry
+from pal_jax.parts.settings import (
+    ANSWERS,
+    DecodeSettings,
+    EndpointSettings,
+    ModelSettings,
+    Reinforced,
+    RowSettings,
+    Run,
+    StageSettings,
+)
+from pal_jax.recipes import reward, sft
+from pal_jax.recipes.reward import PairSettings
+from pal_jax.runtime.optim import Optimizer
+from pal_jax.types import Sampling
+
+# --- sections -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSettings:
+    """What is asked."""
+
+    train: str = 'embedded'  # or a JSONL file of instruction and, if you like, input
+    test: str = 'embedded'  # likewise
+    train_count: int = 0  # 0: all
+    test_count: int = 50
+    max_length: int = 512  # tokens with the texts of preferences; longer prompts are left out
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSettings:
+    """The answers that are compared."""
+
+    prompts: int = 48  # that are asked under a preference, drawn for each; 0: all
+    answers: int = 4  # to each of them, of which all pairs are compared
+    batch_size: int = 32  # prompts of a step
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotationSettings:
+    """The judge that compares answers."""
+
+    annotator: str = 'rule'  # or endpoint:<name>, local:<source>, or a YAML file (pal_jax/feedback/annotators.py)
+    second: str = ''  # another annotator, to see how far the two agree
+    batch_size: int = 100  # rows of a step
+    max_failed: float = 0.1  # share of rows without a verdict at which the stage stops
+    test_share: float = 0.12  # of the prompts, kept to test reward models on
+
+
+@dataclasses.dataclass(frozen=True)
+class RLSettings:
+    """The prompts of a step of PPO, and what pays."""
+
+    rollout_batch_size: int = 6  # prompts a step
+    n_samples_per_prompt: int = 4
+    scale_scores: bool = False  # by the mean and standard deviation of all scores so far; group_norm needs none
+    test_count: int = 8  # prompts of an evaluation
+    reward: str = ''  # pal:<workdir> in place of the reward models of stage=reward (docs/methods/pal.md)
+    person: str = ''  # with `reward`: a user of that run, a file of a mixture, or '': the population
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeSettings:
+    """How policies are merged."""
+
+    weights: tuple[float, ...] = ()  # of the dimensions, in their order, with sum 1; (): equal ones
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """The comparison of all systems."""
+
+    judge: str = 'rule'  # as annotate.annotator, or endpoint:evaluator; language models see pairs in both orders
+    max_failed: float = (
+        0.1  # share of comparisons without a verdict above which there is no result; below they are ties
+    )
+    draws: int = 2  # answers to each prompt where the policy of one pole is compared with the base
+    front: str = ''  # two poles whose policies are merged by weights from 0 to 1, as P2A,P2B; '': two of each dimension
+    front_weights: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the second pole
+    front_prompts: int = 16  # that each of these soups answers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """What reward models have of `reward.Settings` for themselves."""
+
+    total_steps: int
+    policy: ModelSettings = ModelSettings()
+    optimizer: Optimizer
+    data: PairSettings
+    reward: BradleyTerry = BradleyTerry()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultitaskSettings:
+    """What multitask learning has of `sft.Settings` for itself."""
+
+    total_steps: int
+    optimizer: Optimizer
+    data: RowSettings
+    max_z_coef: float = 0.0
+
+
+ENDPOINTS = {
+    'judge': EndpointSettings(temperature=1.0, max_tokens=250),
+    'evaluator': EndpointSettings(temperature=0.1, max_tokens=512),
+}
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage(Run):
+    """The keys of every stage that is no run of another recipe."""
+
+    stage: str
+    preference: str = ''  # of stages reward and policy; '': all
+    preferences: str = 'embedded'  # or a YAML or JSON file (pal_jax/feedback/preferences.py)
+    poles: str = ''  # of the preferences, as P1A,P1B; '': the first two of each dimension; all
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asking(Stage):
+    """The keys of a stage in which policies answer prompts."""
+
+    prompts: PromptSettings = PromptSettings()
+    policy: ModelSettings = ModelSettings()
+    sampling: Sampling
+    decode: DecodeSettings = DecodeSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judging(Stage):
+    """The keys of a stage in which annotators compare answers."""
+
+    endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
+    answers: str = ANSWERS  # '': what endpoints have answered is asked again
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rollout(Asking):
+    """The keys of stage rollout."""
+
+    rollout: RolloutSettings = RolloutSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Annotation(Judging):
+    """The keys of stage annotate."""
+
+    annotate: AnnotationSettings = AnnotationSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RL(Asking, Reinforced):
+    """The keys of stages rlhf, morl and policy."""
+
+    rl: RLSettings = RLSettings()
+    eval: StageSettings = StageSettings(base=False)  # what came of a stage is what stage=evaluate finds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Merging(Stage):
+    """The keys of stage merge."""
+
+    policy: ModelSettings = ModelSettings()
+    merge: MergeSettings = MergeSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluating(Asking, Judging):
+    """The keys of stage evaluate."""
+
+    merge: MergeSettings = MergeSettings()
+    evaluate: EvaluationSettings = EvaluationSettings()
+
+
+STAGES: dict[str, type[Run]] = {
+    'rollout': Rollout,
+    'annotate': Annotation,
+    'reward': reward.Settings,
+    'rlhf': RL,
+    'multitask': sft.Settings,
+    'morl': RL,
+    'policy': RL,
+    'merge': Merging,
+    'evaluate': Evaluating,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Rollout, Annotation, RL, Merging, Evaluating):
+    """The keys of all stages; `total_steps` is that of each PPO."""
+
+    stage: str = 'all'
+    reward: RewardSettings
+    multitask: MultitaskSettings
