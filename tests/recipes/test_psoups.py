@@ -21,6 +21,7 @@ from pal_jax.feedback import preferences
 from pal_jax.models import sources
 from pal_jax.parts import piecework
 from pal_jax.parts.chat_models import ChatModels
+from pal_jax.parts.models import make_learner
 from pal_jax.parts.recipe import Context, Plan
 from pal_jax.presets import parse_stage
 from pal_jax.recipes import reward
@@ -36,7 +37,7 @@ from pal_jax.runtime.report import REPORT
 from pal_jax.types import Completion, Sample
 from tests import configs
 
-get_config = functools.partial(configs.load, 'psoups')
+get_config, get_settings = (functools.partial(load, 'psoups') for load in (configs.load, configs.settings))
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
 POLES = ['P2A', 'P2B']
 
@@ -50,18 +51,18 @@ def rows(count, *, judged=1, text='Be brief.'):
 
 
 def test_all_stages_in_their_order_and_each_by_its_name(tmp_path):
-    folders = [folder.name for _, folder in psoups.stages(get_config(), tmp_path)]
+    folders = [folder.name for _, folder in psoups.stages(get_settings(), tmp_path)]
     rewards, policies = ([f'{stage}-{pole}' for pole in POLES] for stage in ('reward', 'policy'))
     assert folders == ['rollout', 'annotate', 'reward-general', *rewards, 'reward-joint', 'rlhf', 'multitask', 'morl',
                        *policies, 'merge', 'evaluate']  # fmt: skip
-    alone = psoups.stages(get_config('smoke,stage=policy,preference=P2A'), tmp_path)
+    alone = psoups.stages(get_settings('smoke,stage=policy,preference=P2A'), tmp_path)
     assert [folder.name for _, folder in alone] == ['policy-P2A']
-    assert [folder.name for _, folder in psoups.stages(get_config('smoke,stage=merge'), tmp_path)] == ['merge']
+    assert [folder.name for _, folder in psoups.stages(get_settings('smoke,stage=merge'), tmp_path)] == ['merge']
 
 
 def test_a_stage_is_told_what_it_reads_and_no_more(tmp_path):
     before, after = (
-        {folder.name: stage.to_dict() for stage, folder in psoups.stages(get_config(**changes), tmp_path)}
+        {folder.name: stage.to_dict() for stage, folder in psoups.stages(get_settings(**changes), tmp_path)}
         for changes in ({}, {'evaluate.front': 'P2B,P2A', 'reward.total_steps': 3})
     )
     assert {name for name in before if before[name] != after[name]} == {
@@ -73,25 +74,28 @@ def test_a_stage_is_told_what_it_reads_and_no_more(tmp_path):
 
 
 def test_stages_that_differ_in_their_preference_share_a_learner(tmp_path):
-    (first, _), (second, _) = psoups.stages(get_config(stage='policy'), tmp_path)
-    cfg = psoups.make_policy(first, ONE).cfg
-    learner = psoups.make_learner(first, cfg, ONE)
-    assert psoups.make_learner(second, psoups.make_policy(second, ONE).cfg, ONE) == learner
-    assert psoups.make_learner(ConfigDict(json.loads(json.dumps(first.to_dict()))), cfg, ONE) == learner
+    (first, _), (second, _) = psoups.stages(get_settings(stage='policy'), tmp_path)
+    cfg = sources.resolve('random:tiny').config
+
+    def learner(config):
+        return make_learner(configs.parsed(config), cfg, ONE, n=2)
+
+    assert learner(second) == learner(first)
+    assert learner(ConfigDict(json.loads(json.dumps(first.to_dict())))) == learner(first)
     second.optimizer.lr *= 2
-    assert psoups.make_learner(second, cfg, ONE) != learner
+    assert learner(second) != learner(first)
 
 
 def test_policies_are_exported_where_reward_models_cannot_be(tmp_path):
-    told = {folder.name: stage.export for stage, folder in psoups.stages(get_config(export=True), tmp_path)}
+    told = {folder.name: stage.export for stage, folder in psoups.stages(get_settings(export=True), tmp_path)}
     assert (told['policy-P2A'], told['multitask'], told['reward-P2A']) == (True, True, False)
-    last = psoups.stages(get_config(export=True, **{'reward.data.pooling': 'last'}), tmp_path)
+    last = psoups.stages(get_settings(export=True, **{'reward.data.pooling': 'last'}), tmp_path)
     assert all(stage.export for stage, _ in last)
 
 
 def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, 'config', get_config)
-    for stage, folder in psoups.stages(get_config(), tmp_path / 'here'):
+    for stage, folder in psoups.stages(get_settings(), tmp_path / 'here'):
         checkpoint.write_config(folder, stage.to_dict())
     (tmp_path / 'here').rename(tmp_path / 'there')
     monkeypatch.setattr(cli, 'workdir', lambda: tmp_path / 'there')
@@ -102,10 +106,8 @@ def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path, monkeypatch)
 
 
 def test_a_variant_and_a_stage():
-    assert parse_stage('quick,stage=policy,preference=P2A', 'quick') == (
-        'quick',
-        {'stage': 'policy', 'preference': 'P2A'},
-    )
+    told = {'stage': 'policy', 'preference': 'P2A'}
+    assert parse_stage('quick,stage=policy,preference=P2A', 'quick') == ('quick', told)
     assert parse_stage('') == ('', {})
     with pytest.raises(ValueError, match="variant 'quik' is unknown"):
         parse_stage('quik,stage=merge', 'quick')
@@ -115,7 +117,7 @@ def test_a_variant_and_a_stage():
 
 def test_a_policy_of_ones_own_is_its_reward_model_too_unless_that_is_named(tmp_path):
     def sources_of(**changes):
-        return {part.policy.source for part, folder in psoups.stages(get_config(**changes), tmp_path)
+        return {part.policy.source for part, folder in psoups.stages(get_settings(**changes), tmp_path)
                 if folder.name.startswith('reward')}  # fmt: skip
 
     assert sources_of(**{'policy.source': 'hf:mine'}) == {'hf:mine'}
@@ -123,27 +125,26 @@ def test_a_policy_of_ones_own_is_its_reward_model_too_unless_that_is_named(tmp_p
 
 
 def test_a_stage_needs_those_before_it(tmp_path):
-    config = get_config(stage='annotate')
-    (part, folder), *_ = psoups.stages(config, tmp_path)
+    (part, folder), *_ = psoups.stages(get_settings(stage='annotate'), tmp_path)
     with pytest.raises(ValueError, match=r'rollouts.jsonl is missing; run the stage that writes it first'):
-        psoups.make(part, ONE._replace(workdir=folder))
-    (part, folder), *_ = psoups.stages(get_config(stage='rlhf'), tmp_path)
+        psoups.make(configs.parsed(part), ONE._replace(workdir=folder))
+    (part, folder), *_ = psoups.stages(get_settings(stage='rlhf'), tmp_path)
     with pytest.raises(ValueError, match='reward-general is not finished; run stage=reward,preference=general first'):
-        psoups.make(part, ONE._replace(workdir=folder)).init()
+        psoups.make(configs.parsed(part), ONE._replace(workdir=folder)).init()
     for stage, needed in (('merge', 'policy-P2A'), ('evaluate', 'rlhf')):
-        (part, folder), *_ = psoups.stages(get_config(stage=stage), tmp_path)
+        (part, folder), *_ = psoups.stages(get_settings(stage=stage), tmp_path)
         with pytest.raises(ValueError, match=f'{needed} is not finished'):
-            psoups.make(part, ONE._replace(workdir=folder))
+            psoups.make(configs.parsed(part), ONE._replace(workdir=folder))
 
 
 def test_adapters_of_another_base_or_kind_are_refused(tmp_path):
-    (part, merge), *_ = psoups.stages(get_config(stage='merge'), tmp_path)
+    (part, merge), *_ = psoups.stages(get_settings(stage='merge'), tmp_path)
 
     def make_merge(changed, value):
-        for trained, folder in psoups.stages(get_config(stage='policy', **{changed: value}), tmp_path):
+        for trained, folder in psoups.stages(get_settings(stage='policy', **{changed: value}), tmp_path):
             checkpoint.write_config(folder, trained.to_dict())
             (folder / REPORT).touch()
-        return psoups.make(part, ONE._replace(workdir=merge))
+        return psoups.make(configs.parsed(part), ONE._replace(workdir=merge))
 
     with pytest.raises(ValueError, match=r'policy-P2A was trained with policy.source=hf:other, got random:tiny'):
         make_merge('policy.source', 'hf:other')
@@ -153,19 +154,19 @@ def test_adapters_of_another_base_or_kind_are_refused(tmp_path):
 
 
 def test_a_policy_is_opened_without_what_it_was_trained_with(tmp_path):
-    (part, folder), *_ = psoups.stages(get_config(stage='rlhf'), tmp_path)
+    (part, folder), *_ = psoups.stages(get_settings(stage='rlhf'), tmp_path)
     part.prompts.train = 'gone.jsonl'
-    assert psoups.make_trained(part, ONE).model.layers > 0
+    assert psoups.make_trained(configs.parsed(part), ONE).model.layers > 0
     with pytest.raises(ValueError, match='gone.jsonl is no file'):
-        psoups.make(part, ONE._replace(workdir=folder))
-    (part, _), *_ = psoups.stages(get_config(stage='merge'), tmp_path)
-    assert psoups.make_trained(part, ONE) is None
+        psoups.make(configs.parsed(part), ONE._replace(workdir=folder))
+    (part, _), *_ = psoups.stages(get_settings(stage='merge'), tmp_path)
+    assert psoups.make_trained(configs.parsed(part), ONE) is None
 
 
 def annotate(tmp_path, written, **changes):
     piecework.write(tmp_path / 'rollouts.jsonl', written)
-    (part, folder), *_ = psoups.stages(get_config(stage='annotate', **changes), tmp_path)
-    return psoups.make(part, ONE._replace(workdir=folder))
+    (part, folder), *_ = psoups.stages(get_settings(stage='annotate', **changes), tmp_path)
+    return psoups.make(configs.parsed(part), ONE._replace(workdir=folder))
 
 
 def test_a_judge_that_answers_nonsense_stops_the_stage(tmp_path, chat_server):
@@ -212,12 +213,13 @@ def test_two_annotators_of_one_server_are_two_models(tmp_path, chat_server):
 
 @pytest.mark.slow
 def test_a_local_model_may_judge(tmp_path):
-    specs = judges.read_annotators('local:random:tiny', get_config())
+    specs = judges.read_annotators('local:random:tiny', 'embedded')
     (tmp_path / 'judge.yaml').write_text(
         JUDGES.format(name='short', decoder='local:random:tiny', settings='{max_tokens: 2, temperature: 0}', first='x')
     )
-    specs |= judges.read_annotators(str(tmp_path / 'judge.yaml'), get_config())
-    judge = judges.open_annotators(ChatModels(get_config(**{'endpoints.judge.max_tokens': 4})), specs)
+    specs |= judges.read_annotators(str(tmp_path / 'judge.yaml'), 'embedded')
+    settings = get_settings(**{'endpoints.judge.max_tokens': 4})
+    judge = judges.open_annotators(ChatModels(settings.endpoints, settings.answers, 0), specs)
     brief = preferences.embedded()[2]
     for name in ('local:random:tiny', 'short'):
         assert judge(name)(brief, rows(2), 0) == [None, None]  # it babbles
@@ -228,7 +230,7 @@ def test_preferences_of_a_file_are_all_there_without_a_word_of_poles(tmp_path):
     path.write_text(
         'dimensions: {length: {brief: {text: Be brief., judge: -words}, ample: {text: Say it all., judge: +words}}}'
     )
-    folders = [folder.name for _, folder in psoups.stages(get_config(preferences=str(path), poles=''), tmp_path)]
+    folders = [folder.name for _, folder in psoups.stages(get_settings(preferences=str(path), poles=''), tmp_path)]
     assert {'policy-brief', 'policy-ample'} <= set(folders)
 
 
@@ -263,16 +265,16 @@ def test_a_prompt_in_other_clothes_tests_no_reward_model_that_learnt_it(tmp_path
 
 def test_prompts_of_the_test_are_not_learnt_from(tmp_path):
     files = {'prompts.train': str(tmp_path / 'train.jsonl'), 'prompts.test': str(tmp_path / 'test.jsonl')}
-    config = get_config(**files)
+    settings = get_settings(**files).prompts
     for name, asked in (('train', ('Why?', 'How?', ' why? ', 'When?')), ('test', ('WHY?', 'Where?'))):
         (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps({'prompt': text}) + '\n' for text in asked))
-    found = {split: [prompt.question for prompt in known_prompts(config, split)] for split in ('train', 'test')}
+    found = {split: [prompt.question for prompt in known_prompts(settings, split)] for split in ('train', 'test')}
     assert found == {'train': ['How?', 'When?'], 'test': ['WHY?', 'Where?']}
-    assert [prompt.id for prompt in known_prompts(config, 'train')] == ['train-1', 'train-3']
-    assert prompts_moved(config) == 2
+    assert [prompt.id for prompt in known_prompts(settings, 'train')] == ['train-1', 'train-3']
+    assert prompts_moved(settings) == 2
     with pytest.raises(ValueError, match='all prompts of prompts.train=.* are in prompts.test'):
-        psoups.check(get_config(**files | {'prompts.test': files['prompts.train']}))
-    assert prompts_moved(get_config()) == 0
+        psoups.check(get_settings(**files | {'prompts.test': files['prompts.train']}))
+    assert prompts_moved(get_settings().prompts) == 0
 
 
 def test_the_best_answer_is_the_one_preferred_most_often():
@@ -322,11 +324,11 @@ def test_prompts_of_a_file_that_are_too_long_are_left_out(tmp_path):
         '{"instruction": "Say:\\n- it", "input": "twice"}\n{"prompt": "Why?"}\n{"prompt": "' + 'x' * 900 + '"}\n'
     )
     tokenizer = sources.resolve('random:tiny').tokenizer()
-    found = read_prompts(get_config(**{'prompts.train': str(path)}), 'train', tokenizer)
+    found = read_prompts(get_settings(**{'prompts.train': str(path)}), 'train', tokenizer)
     assert [prompt.question for prompt in found] == ['Say:\n- it twice', 'Why?']
     path.write_text('{"text": "Why?"}')
     with pytest.raises(ValueError, match="line 1: expected an object with 'instruction'"):
-        read_prompts(get_config(**{'prompts.train': str(path)}), 'train', tokenizer)
+        read_prompts(get_settings(**{'prompts.train': str(path)}), 'train', tokenizer)
 
 
 def test_rewards_of_a_combination_are_read_one_preference_at_a_time():
@@ -357,14 +359,15 @@ def test_replies_are_scored_by_the_tokens_that_reward_models_learn_from():
 def test_draws_and_combinations_have_names_of_their_own():
     named = [('tone', 'a'), ('tone', 'b'), ('level', '1'), ('level', '2')]
     poles = [preferences.Preference(name, dimension, name, None) for dimension, name in named]
-    names = [name for job in make_jobs(get_config(**{'evaluate.draws': 3}), poles) for name in job.names]
+    names = [name for job in make_jobs(get_settings(**{'evaluate.draws': 3}), poles) for name in job.names]
     assert len(set(names)) == len(names) == 1 + 4 * 4 + 3 * 4 * 2 + 2 * 3
 
 
 def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     poles = preferences.choose(preferences.embedded(), 'P2A,P2B,P3A,P3B')
     prompts = [Prompt(str(i), f'question {i}') for i in range(4)]
-    jobs = make_jobs(get_config(), poles)
+    settings = get_settings()
+    jobs = make_jobs(settings, poles)
     assert len(jobs) == 1 + 4 * 4 + 4 * 2 + 2 * 3  # as :quick has
     written = {job.name: ['some words of an answer'] * 4 for job in jobs}
     written |= {name: ['short'] * 4 for name in written if name.startswith('psoups-P2A') or name == 'policy-P2A'}
@@ -372,9 +375,9 @@ def test_a_tasting_compares_by_criterion_and_counts_what_was_not_answered():
     written['front-P2A-P2B-0'] = ['short'] * 2  # of as many prompts as it was asked
     alike = ('P2B', 'P3A', 'P3B')
     written |= {f'{who}-{pole}.2': ['same'] * 4 for pole in alike for who in ('policy', 'base')}
-    judge = judges.open_annotators(ChatModels(get_config()), judges.read_annotators('rule', get_config()))
+    judge = judges.open_annotators(ChatModels({}, '', 0), judges.read_annotators('rule', 'embedded'))
     contest = psoups_evaluate.Contest(prompts, written, judge, False, 0)
-    evaluation = contest.evaluate(poles, make_fronts(get_config(), poles), draws=2)
+    evaluation = contest.evaluate(poles, make_fronts(settings.evaluate, poles), draws=2)
     record = evaluation.record
     assert record['base_psoups_half'] == pytest.approx(0.25)  # loses P2A's two combinations, ties in P2B's
     assert record['winrate_psoups'] == pytest.approx(0.75)
@@ -530,15 +533,8 @@ def test_a_run_that_is_stopped_between_stages_goes_on_and_leaves_everything(tmp_
     assert {'rollouts.jsonl', 'annotations.jsonl', 'pairs', 'merged', 'generations', 'evaluate'} <= written
     rollouts = piecework.read(tmp_path / 'rollouts.jsonl')
     assert len(rollouts) == 3 * 16
-    assert set(rollouts[0]) == {
-        'id',
-        'preference_id',
-        'instruction',
-        'input',
-        'preference_prompt',
-        'output_1',
-        'output_2',
-    }
+    keys = {'id', 'preference_id', 'instruction', 'input', 'preference_prompt', 'output_1', 'output_2'}
+    assert set(rollouts[0]) == keys
     summary = json.loads((tmp_path / 'evaluate' / 'summary.json').read_text())
     assert 0 <= summary['evaluations']['final']['winrate_psoups'] <= 1
     assert (tmp_path / 'merged' / 'P2A' / 'adapter_model.safetensors').exists()
@@ -578,15 +574,13 @@ def check_adapters(folder):
 
 def test_policies_of_another_base_do_not_merge(tmp_path):
     """A random base is made by the seed."""
-    config = configs.load('psoups')
-    config.policy.source = 'random:tiny'
-    checkpoint.write_config(tmp_path, config.to_dict())
+    checkpoint.write_config(tmp_path, get_config().to_dict())
     (tmp_path / REPORT).write_text('')
-    policies.check_trained(tmp_path, config)
+    policies.check_trained(tmp_path, get_settings())
     for key, value, message in (
-        ('seed', config.seed + 1, 'seed='),
+        ('seed', 1, 'seed='),
         ('policy.source', 'hf:other', r'policy\.source=random:tiny, got hf:other'),
         ('policy.lora.alpha', 99.0, r'policy\.lora='),
     ):
         with pytest.raises(ValueError, match=message):
-            policies.check_trained(tmp_path, configs.load('psoups', **{'policy.source': 'random:tiny', key: value}))
+            policies.check_trained(tmp_path, get_settings(**{key: value}))

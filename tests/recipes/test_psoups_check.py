@@ -9,14 +9,14 @@ import pytest
 from pal_jax.recipes.psoups import recipe as psoups
 from tests import configs
 
-get_config = functools.partial(configs.load, 'psoups')
+get_settings = functools.partial(configs.settings, 'psoups')
 
 
 @pytest.mark.parametrize('variant', ['', 'quick', 'smoke', 'paper'])
 def test_every_variant_of_the_file(variant):
     if variant in ('', 'paper'):
         pytest.importorskip('textstat', reason='pip install pal_jax[soups]')
-    psoups.check(get_config(variant))
+    psoups.check(get_settings(variant))
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,7 @@ def test_every_variant_of_the_file(variant):
         ({'evaluate.front_weights': ('a',)}, r"evaluate.front_weights=\('a',\) must be numbers"),
         ({'evaluate.front_prompts': 0}, 'evaluate.front_prompts=0 must be at least 1'),
         ({'ppo.minibatches': 3}, 'rl.rollout_batch_size=2 does not divide into ppo.minibatches=3'),
+        ({'ppo.ptx_coef': 0.1}, 'ppo.ptx_coef=0.1 weighs supervised examples, of which psoups has none'),
         ({'ppo.estimator': 'grpo'}, "ppo.estimator='grpo'; use one of"),
         ({'rl.n_samples_per_prompt': 1}, 'compares the samples of a prompt, got n_samples_per_prompt=1'),
         ({'rl.reward': 'mine'}, "reward model 'mine' is unknown; use pal:<workdir>"),
@@ -62,14 +63,14 @@ def test_every_variant_of_the_file(variant):
 )
 def test_what_is_wrong_is_told_before_a_file_is_read(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        psoups.stages(get_config(**changes), tmp_path)
+        psoups.stages(get_settings(**changes), tmp_path)
 
 
 def test_an_annotator_that_judges_nothing_is_refused(tmp_path):
     path, settings = tmp_path / 'judges.yaml', "{prompt_templates: {with_inputs: '', without_inputs: ''}, "
     settings += 'fn_decoder: rule, decoder_kwargs: {}, outputs_to_match: {1: a, 2: b}, batch_size: 1}'
     path.write_text(f'judge: {settings}\nP3A: {settings}\n')
-    psoups.check(get_config(**{'annotate.annotator': str(path)}))  # P3A is a preference, though not of these poles
+    psoups.check(get_settings(**{'annotate.annotator': str(path)}))  # P3A is a preference, though not of these poles
     path.write_text(f'judge: {settings}\np2a: {settings}\n')
     with pytest.raises(ValueError, match=r'judges.yaml: p2a is neither its first annotator nor one of general, P1A'):
-        psoups.check(get_config(**{'annotate.annotator': str(path)}))
+        psoups.check(get_settings(**{'annotate.annotator': str(path)}))

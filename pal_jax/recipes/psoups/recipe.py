@@ -209,7 +209,7 @@ def make_ppo(settings: RL, ctx: Context) -> RLPHF:
 
 def make_trained(settings: Stage, ctx: Context) -> Trained | None:
     """The policy of PPO; stages of reward models and of multitask learning are runs of other recipes."""
-    if not isinstance(settings, RL):
+    if isinstance(settings, Settings) or not isinstance(settings, RL):
         return None
     policy = make_policy(settings.policy, ctx, settings.seed)
     learner = make_learner(settings, policy.cfg, ctx, n=settings.rl.n_samples_per_prompt)
