@@ -76,9 +76,9 @@ def check_trained(folder: Path, settings: Stage) -> None:
     """Raises ValueError where a stage is not finished, has trained adapters of another base or kind, or has read
     other preferences or prompts by the same name."""
     check_finished(folder)
-    config = to_config(settings)
-    inputs.check_shared(inputs.look(config.to_dict()), folder)
-    theirs, ours = ({**each.policy.to_dict(), 'seed': each.seed} for each in (read_config(str(folder)), config))
+    configs = [each.to_dict() for each in (read_config(str(folder)), to_config(settings))]
+    inputs.check_shared(inputs.look(configs[1]), folder)
+    theirs, ours = ({**each['policy'], 'seed': each['seed']} for each in configs)
     random = ours['source'].startswith('random:')  # then the seed makes the base
     for key in ('source', 'lora', *(['seed'] if random else [])):
         if theirs[key] != ours[key]:

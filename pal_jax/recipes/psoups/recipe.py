@@ -21,6 +21,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -271,7 +272,7 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
 def make_stage(settings: Settings, stage: str, name: str, workdir: Path) -> ConfigDict:
     """The config of a stage, with the values that the stage reads alone: others may change once it is finished."""
     kind, told = STAGES[stage], {'stage': stage, 'preference': name}
-    given = vars(settings) | told | {'total_steps': settings.total_steps if kind is RL else 0}
+    given: dict[str, Any] = {**vars(settings), **told, 'total_steps': settings.total_steps if kind is RL else 0}
     if stage in ('reward', 'multitask'):
         learning = settings.reward if stage == 'reward' else settings.multitask
         pairs, pooling = workdir / data.PAIRS / (name or BEST), getattr(learning.data, 'pooling', 'last')
