@@ -18,8 +18,8 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from pal_jax.data import inputs
-from pal_jax.parts.runs import read_config, read_settings, recipe_module
-from pal_jax.parts.settings import Run, described
+from pal_jax.parts.runs import read_config, recipe_module
+from pal_jax.parts.settings import Run, described, parse
 from pal_jax.runtime import checkpoint, processes
 from pal_jax.runtime.files import at_home
 from pal_jax.runtime.outputs import check_file
@@ -173,8 +173,8 @@ def config() -> ConfigDict:
 
 
 def settings() -> Run:
-    """The settings that the command line gives."""
-    return faults(read_settings, config())
+    """The settings that the command line gives, those of all stages where a method has several."""
+    return faults(parse, faults(recipe_module, config()).Settings, config())
 
 
 def output(default: str = '', *, file: bool = False) -> Path:

@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from pal_jax.parts.runs import read_settings
+from pal_jax.parts.runs import read_settings, recipe_module
+from pal_jax.parts.settings import parse
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 
@@ -26,8 +27,9 @@ def parsed(config: ConfigDict) -> Any:
 
 
 def settings(name: str, variant: str = 'smoke', **changes: Any) -> Any:
-    """The settings of `load`."""
-    return parsed(load(name, variant, **changes))
+    """The settings of `load`, of all stages where a method has several."""
+    config = load(name, variant, **changes)
+    return parse(recipe_module(config).Settings, config)
 
 
 def other_prompts(path: str) -> str:
