@@ -6,8 +6,7 @@ r"""Personalized Soups: a policy for each preference, merged for each combinatio
   python -m pal_jax.train --config=configs/psoups.py:stage=policy,preference=P2A     # one stage, after those before it
 
 Stages, each in a folder of its own: rollout, annotate, reward, rlhf, multitask, morl, policy, merge, evaluate.
-Any value can be changed: --config.preferences=mine.yaml --config.annotate.annotator=endpoint:judge
-Every key and its default: pal_jax/recipes/psoups/settings.py
+Any value can be changed: --config.preferences=mine.yaml --config.annotate.annotator=rule; --help lists the keys.
 """
 
 from ml_collections import ConfigDict
