@@ -122,15 +122,15 @@ def test_the_folders_that_a_config_reads_and_those_that_these_read(tmp_path):
     ],
 )
 def test_a_stage_writes_over_no_file_that_it_has_not_made(stage, name, tmp_path):
-    path, config = tmp_path / name, configs.load('psoups')
+    path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('mine')
     for asked in ('all', stage):
         with pytest.raises(ValueError, match=f'{path.relative_to(tmp_path).parts[0]} is there, and stage={stage}'):
-            psoups.stages(configs.load('psoups', stage=asked), tmp_path)
+            psoups.stages(configs.settings('psoups', stage=asked), tmp_path)
     (tmp_path / stage).mkdir()
     (tmp_path / stage / 'config.json').write_text('{}')
-    psoups.stages(config, tmp_path)
+    psoups.stages(configs.settings('psoups'), tmp_path)
 
 
 def command(name, *flags, **env):
