@@ -99,11 +99,12 @@ def test_a_relative_source_is_found_from_another_folder(read, tmp_path, monkeypa
 
 
 def test_states_are_of_the_weights_that_stand_in_the_source(read):
-    config, tables = on_texts(read / 'pairs.jsonl', **{'text.source': 'hf:models/tiny', 'text.folder': 'states'}), []
+    config = on_texts(read / 'pairs.jsonl', **{'text.source': 'hf:models/tiny', 'text.folder': 'states'})
+    settings, tables = configs.parsed(config), []
     for seed in (0, 1, 0):
         tiny = sources.resolve('random:tiny', seed=seed)
         hf.save(tiny.load(), tiny.config, tiny.tokenizer(), 'models/tiny')
-        found = pal_text.read(config, ONE, pal_text.open_decoder(config, ONE))
+        found = pal_text.read(settings, ONE, pal_text.open_decoder(settings.text, ONE, settings.seed))
         tables.append(np.array(found.items.chosen.table))
     np.testing.assert_array_equal(tables[0], tables[2])
     assert np.abs(tables[0] - tables[1]).max() > 0.1
