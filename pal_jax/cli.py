@@ -240,10 +240,12 @@ def runs() -> Iterator[tuple[ConfigDict, Path]]:
         faults(check_workdir, place)
         faults(checkpoint.check_config, place, stage.to_dict(), faults(may_change, stage))
         faults(inputs.compare, inputs.look(stage.to_dict()), place)
-    for stage, place in planned:
+    for number, (stage, place) in enumerate(planned, 1):
         if finished(stage, place):
             print(f'{place} is finished')
         else:
+            if len(planned) > 1:
+                print(f'part {number} of {len(planned)}: {place}')
             yield stage, place
 
 

@@ -13,9 +13,8 @@ Options:
                             TPU pods need none of the three (docs/pods.md)
 
 The same command again resumes, also after SIGTERM or Ctrl-C, which save a checkpoint first; a larger
---config.total_steps goes on from a finished run. The folder then holds report.html, learning_curve.png, summary.json,
-metrics.jsonl, evals.jsonl, tensorboard/, checkpoints/, kept/ (docs/pods.md), export/ (Hugging Face), and by method what
-was said, such as rollouts.jsonl, dialogues.jsonl and exhibits.jsonl.
+--config.total_steps goes on from a finished run. The folder then holds report.html, to be read first, and what it was
+made of: summary.json, *.jsonl, tensorboard/, checkpoints/, kept/ (docs/pods.md), export/ (Hugging Face).
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from pal_jax.runtime.workdir import held
 
 FOLDED = "The model's chat template takes no system prompt: it stands at the head of the first user message."
 
-Show = Callable[[Iterable[Mapping[str, Any]]], None]
+Show, Log = Callable[[Iterable[Mapping[str, Any]]], None], Callable[[str], None]
 
 
 def main() -> int:
@@ -65,18 +64,18 @@ def main() -> int:
 
 def train(config: ConfigDict, workdir: Path) -> int:
     """One run, or one stage of a run."""
-    progress, rollouts, settings = Progress(), [], cli.faults(read_settings, config)
+    progress, rollouts, told, settings = Progress(), [], [], cli.faults(read_settings, config)
     if settings.export and not cli.faults(cli.finished, config, workdir):
         cli.faults(outputs.check_folder, workdir / 'export', folders_read(config))
-    recipe = cli.faults(prepare, config, workdir, progress, show=rollouts.extend)
-    kept = {'keep': settings.checkpoint.keep, 'log': progress.log}
-    checkpoints = cli.faults(checkpoint.Checkpoints, workdir, recipe.plan.abstract, **kept)
+    recipe = cli.faults(prepare, config, workdir, progress, show=rollouts.extend, log=told.append)
+    plan, keep = recipe.plan, settings.checkpoint.keep
+    checkpoints = cli.faults(checkpoint.Checkpoints, workdir, plan.abstract, keep=keep, log=progress.log)
     restored = cli.faults(checkpoints.restore)
-    if restored and restored[2] >= recipe.plan.total_steps and (workdir / report.REPORT).exists():
+    if restored and restored[2] >= plan.total_steps and (workdir / report.REPORT).exists():
         progress.log(f'{workdir} is finished: {workdir / report.REPORT}; a larger --config.total_steps goes on')
         return 0
-    if 'stage' in config:
-        progress.log(f'{config.stage}: {workdir}')
+    title = workdir.name if 'stage' in config else config.recipe
+    progress.announce(title, plan.phases or {'': plan.total_steps}, plan.evaluations, told)
     with Stopping(progress.log) as stopping:
         try:
             stopped = cli.faults(
@@ -91,7 +90,9 @@ def train(config: ConfigDict, workdir: Path) -> int:
     return exit_status(stopped) if stopped else 0
 
 
-def prepare(config: ConfigDict, workdir: Path, progress: Progress, *, show: Show = lambda records: None) -> Recipe:
+def prepare(
+    config: ConfigDict, workdir: Path, progress: Progress, *, show: Show = lambda records: None, log: Log | None = None
+) -> Recipe:
     """The recipe; everything that can fail before a weight is read fails here."""
     settings = read_settings(config)
     progress.time_compilation()
@@ -101,7 +102,7 @@ def prepare(config: ConfigDict, workdir: Path, progress: Progress, *, show: Show
     if settings.metrics.wandb:
         require_wandb(settings.metrics.wandb)
     mesh = devices.make_mesh(**dataclasses.asdict(settings.mesh))
-    context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir), progress.log)
+    context = Context(mesh, progress.phase, show, workdir, checkpoint.kept_in(workdir), log or progress.log)
     recipe = recipe_module(config).make(settings, context)
     keep = recipe.plan.keep
     plan = recipe.plan._replace(keep=lambda folder: (inputs.save(folder, read), keep(folder)))
@@ -175,7 +176,8 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
     """One evaluation into the run's files and a line on the console."""
     progress.log(f'evaluating ({stage})')
     evaluation = recipe.evaluate(state, stage)
-    writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **progress.take_seconds()})
+    progress.evaluated(seconds := progress.take_seconds())
+    writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **seconds})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
     writer.exhibits(i, stage, evaluation.exhibits)
     figures = '  '.join(f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in recipe.plan.shown)

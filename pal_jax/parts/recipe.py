@@ -92,6 +92,7 @@ class Plan(NamedTuple):
     abstract: the state's shapes and shardings, for a restore.
     stage: the name of the evaluation that is due before step `i` ('base', 'final', ...), or None.
     trained: the language model that is trained, if one is.
+    phases: the steps of each part of the run by the part's name, in their order; none: the run is of one kind.
     shown: figures of an evaluation that the console shows, if it has them.
     pack: the host item as a checkpoint keeps it, which is JSON-able.
     resume: the inverse of `pack`, called once, before a run goes on from a checkpoint or evaluates it.
@@ -109,6 +110,12 @@ class Plan(NamedTuple):
     resume: Callable[[Host], Host] = lambda host: host
     after: Callable[[Host, int], int] = lambda host, i: i + 1
     keep: Callable[[Path], Any] = lambda folder: None
+    phases: Mapping[str, int] = {}
+
+    @property
+    def evaluations(self) -> list[int]:
+        """The steps before which the run is evaluated."""
+        return [i for i in range(self.total_steps + 1) if self.stage(i)]
 
 
 class Recipe(Protocol):

@@ -232,7 +232,11 @@ def make_plan(settings: Settings, policy: Policy, learner: PolicyLearner, world:
         return world.models.count_on(host) | {'queue': from_json(host['queue'])}
 
     trained = trained_policy(settings.policy, policy, learner)
-    return Plan(steps, learner.abstract, stage, trained, SHOWN, pack, resume, keep=keep)
+    phases = {'warm-up': settings.warmup.steps, 'PPO': settings.total_steps}
+    return Plan(
+        steps, learner.abstract, stage, trained, SHOWN, pack, resume, keep=keep,
+        phases={name: count for name, count in phases.items() if count},
+    )  # fmt: skip
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:

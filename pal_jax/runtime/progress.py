@@ -1,14 +1,16 @@
-"""Where a run stands: a progress bar in a terminal, plain lines in a log, and the wall seconds of each phase."""
+"""Where a run stands: a progress bar in a terminal, plain lines in a log, and the wall seconds of each phase.
+
+The time that is left is measured, by the first step of each phase and then by the last ones (`runtime/forecast.py`).
+"""
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import datetime
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 import jax
@@ -17,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, 
 from rich.progress import Progress as Bar
 
 from pal_jax.runtime import memory
+from pal_jax.runtime.forecast import Forecast, once, seconds_of, spoken
 from pal_jax.types import Metrics
 
 OTHER = 'other'  # the phase of time that no phase claims
@@ -94,15 +97,25 @@ class Progress:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._describe, self._console, self._stopwatch = describe, console or Console(), Stopwatch(clock)
-        self._recent: collections.deque[float] = collections.deque(maxlen=20)  # a slow first step is soon forgotten
-        self._total = 0
+        self._title, self._forecast, self._total = '', Forecast({}), 0
         self._bar: Bar | None = None
         self._task = TaskID(0)
+
+    def announce(
+        self, title: str, phases: Mapping[str, int], evaluations: Sequence[int] = (), told: Iterable[str] = ()
+    ) -> None:
+        """Says what a run will do: its steps by phase, and the steps before which it is evaluated; then what else is
+        told of it. How long it takes is said when the first step of a phase has been made, and after every step."""
+        self._title, self._forecast = title, Forecast(phases, evaluations)
+        for line in (f'{title}: {self._forecast}; how long they take is measured by the first of each', *told):
+            self.log(line)
 
     @contextlib.contextmanager
     def start(self, total: int, first: int = 0) -> Iterator[Self]:
         """Shows a run of `total` steps that starts or resumes at step `first`."""
         self._total = total
+        if not self._title:
+            self._forecast = Forecast({'': total})
         if self._console.is_terminal and jax.process_index() == 0:
             self._bar = _make_bar(self._console)
             self._task = self._bar.add_task('', total=total, completed=first, phase='', latest='', eta='')
@@ -134,16 +147,23 @@ class Progress:
         """Wall time by phase since the last call, as metrics `seconds_<phase>`."""
         return self._stopwatch.take_seconds()
 
+    def evaluated(self, metrics: Metrics) -> None:
+        """Takes note of how long an evaluation took, by its `seconds_` metrics."""
+        self._forecast.evaluated(metrics)
+
     def done(self, step: int, stage: str, metrics: Metrics) -> None:
         """Shows that step number `step` (from 0) of part `stage` is done. Time is read from its `seconds_` metrics."""
-        self._recent.append(sum(value for key, value in metrics.items() if key.startswith('seconds_')))
-        pace = sum(self._recent) / len(self._recent)
-        left = datetime.timedelta(seconds=round(pace * (self._total - step - 1)))
+        began, left, seconds = self._forecast.stepped(step, metrics), self._forecast.left(step), sum(seconds_of(metrics))
+        if began is not None and self._title:
+            paid = f', of which {spoken(once(metrics))} of compiling comes once' if once(metrics) >= 0.5 else ''
+            unknown = f'; not measured yet: {", ".join(left.unmeasured)}' if left.unmeasured else ''
+            first = f'by the first step{f" of {began}" if began else ""}, {spoken(seconds)}{paid}{unknown}'
+            self.log(f'{self._title}: {self._forecast}; {left} ({first})')
         latest = self._describe(metrics)
         if self._bar:
-            self._bar.update(self._task, completed=step + 1, description=stage, latest=latest, eta=f'{left} left')
+            self._bar.update(self._task, completed=step + 1, description=stage, latest=latest, eta=str(left))
         else:
-            self.log(f'{stage} {step + 1}/{self._total}  {latest}  {self._recent[-1]:.1f} s  {left} left')
+            self.log(f'{stage} {step + 1}/{self._total}  {latest}  {seconds:.1f} s  {left}')
 
     def log(self, text: str) -> None:
         """Writes a line; above the bar if there is one. The text is taken as it is, without markup."""

@@ -9,6 +9,7 @@ import jax
 import pytest
 from rich.console import Console
 
+from pal_jax.runtime.forecast import Forecast, spoken
 from pal_jax.runtime.progress import Progress, Stopwatch, describe
 
 
@@ -72,9 +73,52 @@ def test_a_log_gets_a_line_a_step_with_the_time_left():
         progress.done(7, 'rlpa', {'reward': 0.41234, 'kl': 0.01, 'seconds_update': 60.0, 'seconds_other': 30.0})
         progress.done(8, 'rlpa', {'reward': 0.5, 'seconds_update': 30.0})
     assert output(console).splitlines() == [
-        'rlpa 8/10  reward 0.412  kl 0.01  90.0 s  0:03:00 left',
-        'rlpa 9/10  reward 0.5  30.0 s  0:01:00 left',
+        'rlpa 8/10  reward 0.412  kl 0.01  90.0 s  about 3 min left',
+        'rlpa 9/10  reward 0.5  30.0 s  about 30 s left',
     ]
+
+
+def test_what_a_run_will_do_comes_first_and_how_long_as_soon_as_it_is_measured():
+    console = Console(file=io.StringIO(), width=40)
+    progress = Progress(console=console)
+    progress.announce('rlpa', {'warm-up': 2, 'PPO': 3}, (0, 2, 5), ['8 people'])
+    with progress.start(5):
+        progress.evaluated({'seconds_evaluate': 10.0, 'seconds_compile': 99.0, 'seconds_load': 7.0})
+        progress.done(0, 'warm-up', {'seconds_update': 6.0, 'seconds_compile': 120.0})
+        progress.done(1, 'warm-up', {'seconds_update': 2.0})
+        progress.evaluated({'seconds_evaluate': 30.0})
+        for step in (2, 3, 4):
+            progress.done(step, 'rlpa', {'seconds_update': 60.0})
+        progress.evaluated({'seconds_evaluate': 30.0})
+    lines = [line for line in output(console).splitlines() if line]
+    whole = 'rlpa: 2 steps of warm-up, 3 steps of PPO, 3 evaluations; '
+    assert lines[0].startswith(whole) and lines[1] == '8 people'
+    assert lines[2].startswith(f'{whole}at least 25 s left') and 'PPO' in lines[2].split('not measured yet')[1]
+    assert '2 min of compiling' in lines[2]
+    assert [line.split('  ')[-1] for line in (*lines[3:5], *lines[6:])] == [
+        'at least 25 s left', 'at least 20 s left', 'about 2 min left', 'about 90 s left', 'about 30 s left',
+    ]  # fmt: skip
+    assert lines[5].startswith(f'{whole}about 2 min left')
+
+
+def test_what_is_left_is_measured_skips_what_a_run_skips_and_ends():
+    forecast = Forecast({'waiting, at most': 4, '': 4}, (0, 8))
+    assert forecast.left(-1) == (0.0, ('waiting, at most', 'steps', 'evaluations'))
+    forecast.evaluated({'seconds_evaluate': 5.0})
+    assert forecast.stepped(0, {'seconds_read': 100.0}) == 'waiting, at most'
+    assert forecast.stepped(1, {'seconds_read': 2.0}) is None
+    assert forecast.left(1) == (2 * 2.0 + 5.0, ('steps',))
+    assert forecast.stepped(4, {'seconds_read': 3.0, 'seconds_compile': 50.0}) == ''
+    assert forecast.left(4) == (3 * 3.0 + 5.0, ())
+    assert str(forecast.left(7)) == 'about 5 s left'
+    assert str(Forecast({'': 1}).left(0)) == 'done'
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'said'), [(0.4, '0 s'), (12, '12 s'), (72, '70 s'), (840, '14 min'), (9000, '2.5 h')]
+)
+def test_times_are_said_as_one_says_them(seconds, said):
+    assert spoken(seconds) == said
 
 
 def test_a_terminal_gets_a_bar_with_phase_and_latest_numbers():
@@ -85,7 +129,7 @@ def test_a_terminal_gets_a_bar_with_phase_and_latest_numbers():
             pass
         progress.log('[red]text of a model is not markup')
     shown = output(console)
-    assert all(text in shown for text in ('8/10', 'rollout', 'reward 0.412', '0:02:00 left', '[red]text'))
+    assert all(text in shown for text in ('8/10', 'rollout', 'reward 0.412', 'about 2 min left', '[red]text'))
 
 
 def test_other_processes_show_nothing(monkeypatch, capsys):

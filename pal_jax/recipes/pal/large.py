@@ -181,9 +181,10 @@ def make(settings: LargeSettings, ctx: Context) -> PALLarge:
     reader, hold = make_reader(settings, decoder, kept.frame, ctx), settings.hold
     steps = hold.steps + settings.total_steps
     stage = functools.partial(stage_before, hold=hold.steps, steps=steps, every=settings.eval.every)
+    phases = {'PAL-Tiny': hold.steps, 'PAL-Large': settings.total_steps} if hold.steps else {}
     abstract, keep = abstract_state(learners, reader, len(trials)), pal_kept.keeping(kept, decoder)
     return PALLarge(
-        Plan(steps, abstract, stage, shown=pal.SHOWN, keep=keep), ctx,
+        Plan(steps, abstract, stage, shown=pal.SHOWN, keep=keep, phases=phases), ctx,
         pal.make_panel(settings, data.items, trials, learners), data.pairs, reader,
         functools.partial(pal_text.load, decoder, ctx),
         make_draw(settings, data.items, trials, updates=hold.updates), make_text_draw(settings, data.pairs, trials),

@@ -186,7 +186,10 @@ def make_plan(settings: Settings, parts: Parts) -> Plan:
     if settings.reads in WRITTEN:
         abstract |= {'policy': parts.learner.abstract}
     trained, keep = trained_by(settings, parts), keeping(policy=parts.policy, reward_model=parts.judge)
-    return Plan(steps, abstract, stage, trained, SHOWN, after=make_after(settings), keep=keep)
+    phases = {'the reward model alone, at most': settings.hold.steps, 'both models': settings.total_steps}
+    if settings.reads != 'summary' or not settings.hold.steps:
+        phases = {}
+    return Plan(steps, abstract, stage, trained, SHOWN, after=make_after(settings), keep=keep, phases=phases)
 
 
 def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
