@@ -45,6 +45,7 @@ from pal_jax.parts.world import make_world
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import FOLDER, Checkpoints
 from pal_jax.runtime.curve import plot_alignment, plot_turns
+from pal_jax.runtime.glossary import meaning
 from pal_jax.runtime.metrics import EVALS, plain, read_records
 from pal_jax.runtime.outputs import check_file, whole_file
 from pal_jax.runtime.progress import Progress
@@ -188,30 +189,33 @@ def draw(plot: Callable[[Records, Path], None], records: Records, path: Path) ->
 
 
 def as_table(stages: Records) -> Table:
-    """A column a stage, a row a figure; lists are figures by turn."""
-    table = Table('figure', *stages)
+    """A column a stage, a row a figure with what it is; lists are figures by turn."""
+    table = Table('figure', *stages, 'what it is')
     names = dict.fromkeys(name for record in stages.values() for name in record)
     for name in names:
         if not name.startswith('seconds_') and name != 'stage' and not name.endswith('intervals'):
-            table.add_row(name, *(cell(record.get(name)) for record in stages.values()))
+            table.add_row(name, *(cell(record.get(name)) for record in stages.values()), meaning(name).words)
     return table
 
 
 def as_comparison(records: Records) -> Table:
     """A column a policy, a row a figure with its interval below, by split of people; alignment and F1 by turn."""
-    table = Table('people', 'figure', *records)
+    table = Table('people', 'figure', *records, 'what it is')
     first = next(iter(records.values()))
     for split in (key.removesuffix('intervals') for key in first if key.endswith('intervals')):
         for number, key in enumerate(COMPARED):
             intervals = (record[f'{split}intervals'][key] for record in records.values())
             values = (record[split + key] for record in records.values())
             cells = [f'{cell(v)}\n{cell(i)}' for v, i in zip(values, intervals, strict=True)]
-            table.add_row('' if number else split.rstrip('_') or 'heldout', key, *cells)
-        table.add_row('', 'unanswered', *(cell(record[f'{split}unanswered']) for record in records.values()))
+            table.add_row('' if number else split.rstrip('_') or 'heldout', key, *cells, meaning(key).words)
+        unanswered = (cell(record[f'{split}unanswered']) for record in records.values())
+        table.add_row('', 'unanswered', *unanswered, meaning('unanswered').words)
         for key, title in (('al', 'AL'), ('f1', 'F1')):
             curves = [record[f'{split}{key}_by_turn'] for record in records.values()]
             for turn, levels in enumerate(zip(*curves, strict=True), 1):
-                table.add_row('', f'{title}({turn})', *map(cell, levels))
+                table.add_row(
+                    '', f'{title}({turn})', *map(cell, levels), '' if turn > 1 else meaning(f'{key}_by_turn').words
+                )
         table.add_section()
     return table
 

@@ -13,8 +13,8 @@ Options:
                             TPU pods need none of the three (docs/pods.md)
 
 The same command again resumes, also after SIGTERM or Ctrl-C, which save a checkpoint first; a larger
---config.total_steps goes on from a finished run. The folder then holds report.html, to be read first, and what it was
-made of: summary.json, *.jsonl, tensorboard/, checkpoints/, kept/ (docs/pods.md), export/ (Hugging Face).
+--config.total_steps goes on from a finished run. The folder then holds report.html, summary.json, *.jsonl,
+tensorboard/, checkpoints/, kept/ (docs/pods.md), export/ (Hugging Face).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pal_jax.data import inputs
 from pal_jax.parts.recipe import Context, Recipe
 from pal_jax.parts.runs import folders_read, read_settings, recipe_module, write_exports
 from pal_jax.parts.settings import Run
-from pal_jax.runtime import checkpoint, devices, outputs, processes, report
+from pal_jax.runtime import checkpoint, devices, glossary, outputs, processes, report, verdict
 from pal_jax.runtime.metrics import MetricsWriter, require_wandb
 from pal_jax.runtime.progress import Progress
 from pal_jax.runtime.stopping import Stopping, exit_status
@@ -43,7 +43,8 @@ from pal_jax.runtime.workdir import held
 
 FOLDED = "The model's chat template takes no system prompt: it stands at the head of the first user message."
 
-Show, Log = Callable[[Iterable[Mapping[str, Any]]], None], Callable[[str], None]
+Show = Callable[[Iterable[Mapping[str, Any]]], None]
+Log = Callable[[str], None]
 
 
 def main() -> int:
@@ -74,7 +75,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     if restored and restored[2] >= plan.total_steps and (workdir / report.REPORT).exists():
         progress.log(f'{workdir} is finished: {workdir / report.REPORT}; a larger --config.total_steps goes on')
         return 0
-    title = workdir.name if 'stage' in config else config.recipe
+    title = workdir.name if 'stage' in config else settings.recipe
     progress.announce(title, plan.phases or {'': plan.total_steps}, plan.evaluations, told)
     with Stopping(progress.log) as stopping:
         try:
@@ -180,8 +181,8 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
     writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **seconds})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
     writer.exhibits(i, stage, evaluation.exhibits)
-    figures = '  '.join(f'{k} {v:.3f}' for k, v in evaluation.record.items() if k in recipe.plan.shown)
-    progress.log(f'evaluation ({stage}): {figures}')
+    figures = [glossary.told(k, v) for k, v in evaluation.record.items() if k in recipe.plan.shown]
+    progress.log('\n  '.join([f'evaluation ({stage}):', *figures]))
 
 
 def finish(settings: Run, config: dict[str, Any], workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
@@ -190,10 +191,9 @@ def finish(settings: Run, config: dict[str, Any], workdir: Path, recipe: Recipe,
         write_exports(recipe.plan.trained.exports(state), lambda name: workdir / name)
     if jax.process_index() == 0:
         notes = [FOLDED] if recipe.plan.trained and recipe.plan.trained.tokenizer.folded else []
-        told = {'config': config, 'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'notes': notes}
-        summarize(workdir, told)
+        summarize(workdir, {'config': config, 'finished': time.strftime('%Y-%m-%d %H:%M:%S'), 'notes': notes})
         report.write_report(workdir)
-        progress.log(f'report: {workdir / report.REPORT}')
+        progress.log(f'{verdict.told(workdir)}report: {workdir / report.REPORT}')
 
 
 if __name__ == '__main__':

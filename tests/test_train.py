@@ -17,6 +17,7 @@ from rich.console import Console
 
 from pal_jax import cli, train
 from pal_jax.parts.recipe import Evaluation, Plan
+from pal_jax.runtime.glossary import told
 from pal_jax.runtime.metrics import MetricsWriter
 from pal_jax.runtime.progress import Progress
 
@@ -151,7 +152,7 @@ def test_an_evaluation_is_announced_before_it_is_made(tmp_path):
     recipe: Any = SimpleNamespace(plan=Plan(1, None, lambda i: None), evaluate=evaluated)
     with MetricsWriter(tmp_path, 0) as writer:
         train.evaluate(recipe, None, 'final', 1, writer, Progress(console=Console(file=shown)))
-    assert shown.getvalue().splitlines()[1:] == ['evaluation (final): loss 0.500']
+    assert shown.getvalue().splitlines()[1:] == ['evaluation (final):', f'  {told("loss", 0.5)}']
 
 
 def test_help_tells_how_to_start():

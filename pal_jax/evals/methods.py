@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from pal_jax.evals.bootstrap import interval, resampled_means
 from pal_jax.runtime.curve import BLUE, GREY, STYLE, png, running_mean
+from pal_jax.runtime.glossary import PLUS_METHODS
 from pal_jax.types import Exhibit
 
 COLUMNS = {  # of the table, by what an evaluation calls them
@@ -93,13 +94,14 @@ def table(entries: Sequence[Entry]) -> list[list[str]]:
     """A row a method; the first is its head."""
     grouped = by_method(entries)
     first, splits = next(iter(grouped)), splits_of(entries[0].record)
-    head = ['what is read', 'seeds', 'accuracy', '95 %', f'{first} is better by']
+    head = ['what the reward model reads', 'seeds', 'accuracy', '95 %', f'{first} is better by']
     head += [split.rstrip('_') for split in splits[1:]]
     keys = [key for key in COLUMNS if any(key in entry.record for entry in entries)]
     rows = [[*head, *(COLUMNS[key] for key in keys)]]
     for name, own in grouped.items():
         apart = '' if name == first else _apart(people_of(grouped[first]) - people_of(own))
-        row = [name, str(len(own)), _told(own, 'accuracy'), _between(bounds(people_of(own))), apart]
+        read, ends = PLUS_METHODS.get(name, name), _between(bounds(people_of(own)))
+        row = [read, str(len(own)), _told(own, 'accuracy'), ends, apart]
         rows.append([*row, *(_told(own, f'{split}accuracy') for split in splits[1:]), *(_told(own, k) for k in keys)])
     return rows
 

@@ -25,20 +25,9 @@ from pal_jax.evals.panel import (
 )
 from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 from pal_jax.models import ideal_point
+from pal_jax.runtime.glossary import PAL_MODELS
 from pal_jax.types import Exhibit
 
-TITLES = {
-    'shared': 'one model for all (K = 1)',
-    'pal': 'PAL, K chosen on validation',
-    'asked': 'PAL, new people asked what tells most',
-    'shuffled': 'PAL, shuffled user ids',
-    'embedding': 'user embedding',
-    'own': 'a model of their own each',
-    'groups': 'PAL that is told the groups of seen people',
-    'majority': 'majority vote on the same pair',
-    'mixed_logit': 'mixed logit (xlogit)',
-    'context': 'in context: earlier choices before the pair',
-}
 GROUPS = (
     'The direction in which people differ most, by a model that was not told the groups: the chance that it puts '
     'somebody of the one group before somebody of the other (AUC; 1/2 is chance).'
@@ -56,8 +45,9 @@ States = Mapping[str, PALState]
 
 
 class Panel(NamedTuple):
-    """What is compared: PAL's models are named `K=...`, others as in `TITLES`. Where models have decoders of their own,
-    `by_model` is the data as each reads it, and `decoder_parameters` is how many of its parameters are trained."""
+    """What is compared: PAL's models are named `K=...`, others as in `glossary.PAL_MODELS`. Where models have decoders
+    of their own, `by_model` is the data as each reads it, and `decoder_parameters` is how many of its parameters are
+    trained."""
 
     data: Comparisons
     trials: Sequence[Trial]
@@ -297,13 +287,13 @@ def _mean(row: Sequence[Accuracy]) -> float:
 
 def make_exhibits(panel: Panel, state: States, results: Results) -> list[Exhibit]:
     """For the report; the people and prototypes are those of the first split."""
-    curves = {TITLES[name]: _curve(method.new) for name, method in results.methods.items()}
+    curves = {PAL_MODELS[name]: _curve(method.new) for name, method in results.methods.items()}
     by_prototypes = {part: _curve(list(rows.values())) for part, rows in results.by_prototypes.items()}
     K = results.chosen[0]
     return [
         Exhibit('Who is foretold how well', _verdict(results), table=_table(results)),
-        Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
         Exhibit('New people', picture=people.plot_by_comparisons(curves, results.counts)),
+        Exhibit('By prototypes', picture=people.plot_by_prototypes(by_prototypes, panel.prototypes)),
         *([Exhibit('Opinion groups', GROUPS, _group_table(results))] if results.groups else ()),
         *([Exhibit('Each group', BY_GROUP, _table_by_group(results, panel.data))] if results.by_group else ()),
         *(_portrait(panel, f'K={K}', state) if K > 1 else ()),
@@ -340,7 +330,7 @@ def _table(results: Results) -> list[list[str]]:
         seen, none, some, known = (_cell(_pairs(row)) for row in cells)
         alike, worst = (_cell([getattr(each, key) for each in method.seen]) for key in ('people', 'worst'))
         sizes = (f'{size:.3g}' for size in (method.shared_parameters, method.parameters_a_user))
-        rows.append([TITLES[name], seen, alike, worst, none, some, known, *sizes])
+        rows.append([PAL_MODELS[name], seen, alike, worst, none, some, known, *sizes])
     return rows
 
 
@@ -350,7 +340,7 @@ def _group_table(results: Results) -> list[list[str]]:
 
 def _table_by_group(results: Results, data: Comparisons) -> list[list[str]]:
     assert data.groups is not None
-    rows = [['group', 'people', *(TITLES[name] for name in results.by_group)]]
+    rows = [['group', 'people', *(PAL_MODELS[name] for name in results.by_group)]]
     for group in range(data.groups.max() + 1):
         values = [[float(each[group]) for each in row] for row in results.by_group.values()]
         cells = [_cell([x for x in row if np.isfinite(x)]) if np.isfinite(row).any() else '–' for row in values]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import matplotlib
@@ -19,11 +20,16 @@ from scipy import stats
 
 from pal_jax.evals.bootstrap import interval, means, resampled_means
 from pal_jax.runtime.curve import BLUE, GREY, STYLE, png
+from pal_jax.runtime.glossary import SOUP_SYSTEMS
 from pal_jax.types import Exhibit
 
 Ties = Literal['drop', 'half']
 Pair = tuple[str, str]
 Front = Sequence[tuple[float, float, float]]  # of each soup the second pole's weight, and its mean score by both rules
+KEY = (
+    'The share of prompts that a system wins by most criteria, mean over the combinations of preferences; 0.5 is '
+    'neither better nor worse. Ties half: a tie counts half; intervals are of 95 % over prompts.'
+)
 Cells = Float[np.ndarray, 'prompts combinations']
 
 
@@ -93,6 +99,7 @@ def make_exhibits(
     by_criterion: Mapping[str, Mapping[str, float]],
     alone: Mapping[str, np.ndarray],
     fronts: Mapping[Pair, Front],
+    told: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Exhibit]:
     """Win rates as a table with intervals and as a heat map, systems by criterion, policies of one preference against
     the base, and soups between two poles.
@@ -101,7 +108,10 @@ def make_exhibits(
       by_criterion: of each system, its mean win rate (ties half) on each criterion.
       alone: of each preference, the outcomes `[draws, prompts]` of its policy against the base.
       fronts: soups between two poles, by their ids.
+      told: what preferences ask for, by their ids.
     """
+    named = '; '.join(f'{name}: {SOUP_SYSTEMS.get(name, name)}' for name in dict.fromkeys(itertools.chain(*outcomes)))
+    asked = ' '.join(f'{name}: {text}' for name, text in told.items())
     systems, rates = table(outcomes, 'half')
     head = ['', 'ties half', '95 %', 'ties left out', 'ties']
     rows = [head, *([f'{a} against {b}', *_told(measure(found))] for (a, b), found in outcomes.items())]
@@ -110,11 +120,11 @@ def make_exhibits(
     criteria = [['', *by_criterion[systems[0]]]]
     criteria += [[name, *(f'{rate:.3f}' for rate in own.values())] for name, own in by_criterion.items()]
     exhibits = [
-        Exhibit('Win rates against all others', table=averages),
-        Exhibit('Win rates by pair', table=rows),
+        Exhibit('Win rates against all others', f'{KEY} {named}.', averages),
+        Exhibit('Win rates by pair', KEY, rows),
         Exhibit('Who wins against whom', picture=plot_heat(systems, rates)),
-        Exhibit('Win rates by criterion', table=criteria, picture=plot_radar(by_criterion)),
-        Exhibit('Policies of one preference against the base', table=policies),
+        Exhibit('Win rates by criterion', asked, criteria, picture=plot_radar(by_criterion)),
+        Exhibit('Policies of one preference against the base', asked, policies),
     ]
     if fronts:
         exhibits.append(Exhibit('Soups between two poles', picture=plot_fronts(fronts)))

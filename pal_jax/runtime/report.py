@@ -1,5 +1,8 @@
 """A run's report: one HTML page that needs nothing else, made from the files of the run alone.
 
+It opens with whether the run has learnt (`runtime/verdict.py`), an example before and after, and the learning curve;
+figures are folded away, each with what it means (`runtime/glossary.py`).
+
   python -m pal_jax.runtime.report runs/rlpa
 makes it (and `learning_curve.png`) again at any time.
 """
@@ -23,9 +26,11 @@ import markupsafe
 from pal_jax.runtime import files
 from pal_jax.runtime.curve import HEADLINES, learning_curve
 from pal_jax.runtime.files import at_home, write_whole
+from pal_jax.runtime.glossary import GROUPS, PHASES, STEPS, explained, meaning
 from pal_jax.runtime.metrics import DIALOGUES, EVALS, EXHIBITS, METRICS, PICTURES, ROLLOUTS, read_records
 from pal_jax.runtime.progress import print_anything
-from pal_jax.runtime.summary import SUMMARY, by_stage, headline, main_part, observed, scalars
+from pal_jax.runtime.summary import SUMMARY, by_stage, fifths, headline, observed, scalars
+from pal_jax.runtime.verdict import judge
 from pal_jax.runtime.workdir import read_run
 
 REPORT, CURVE = 'report.html', 'learning_curve.png'
@@ -56,15 +61,18 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     return write_whole(workdir / REPORT, page, 'xmlcharrefreplace')  # that it is there says that a run is finished
 
 
-def exhibits(workdir: Path) -> list[Record]:
-    """What the last evaluation that had exhibits has to show, with pictures as base64."""
+def exhibits(workdir: Path) -> tuple[Sequence[Record], Sequence[Record]]:
+    """What the first and the last evaluation that had exhibits have to show; of the last with pictures as base64."""
     records = read_records(workdir / EXHIBITS)
-    last = [record for record in records if _moment(record) == _moment(records[-1])]
+    if not records:
+        return [], []
+    first, last = ([each for each in records if _moment(each) == _moment(end)] for end in (records[0], records[-1]))
 
     def encoded(name: str) -> str:
         return base64.b64encode((workdir / PICTURES / name).read_bytes()).decode() if name else ''
 
-    return [{**record, 'picture': encoded(record['picture'])} for record in last]
+    earlier = [] if _moment(records[0]) == _moment(records[-1]) else [{**each, 'picture': ''} for each in first]
+    return earlier, [{**each, 'picture': encoded(each['picture'])} for each in last]
 
 
 def render(
@@ -74,30 +82,67 @@ def render(
     dialogues: Sequence[Record],
     summary: Record,
     curve: bytes,
-    exhibits: Sequence[Record] = (),
+    exhibits: tuple[Sequence[Record], Sequence[Record]] = ((), ()),
     rollouts: Sequence[Record] = (),
 ) -> str:
     """The page. Every text in it comes from models, users or files, so every text is escaped."""
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {'number': number, 'duration': duration, 'gigabytes': gigabytes, 'flat': flatten, 'digest': digest}
+    env.filters |= {'meaning': meaning, 'explained': explained}
     template = env.from_string(_text_of('report.html.jinja'))
-    evaluations = by_stage(evals)
+    evaluations, (earlier, last) = by_stage(evals), exhibits
     by_turn = [(stage, lists) for stage, record in evaluations.items() if (lists := turn_lists(record))]
+    pairs = before_and_after(dialogues) or side_by_side(dialogues)
     return template.render(
         name=name,
         facts=headline(rows, evals),
-        steps=len(main_part(rows)),
+        verdict=judge(rows, evals),
         evaluations=evaluations,
-        numbers=number_rows(list(evaluations.values())),
+        numbers=grouped(number_rows(list(evaluations.values()))),
+        phases=[(phase, len(steps), grouped(step_rows(steps))) for phase, steps in phases(rows).items()],
         by_turn=by_turn,
         turns=max((len(values) for _, lists in by_turn for values in lists.values()), default=0),
-        pairs=before_and_after(dialogues),
-        exhibits=exhibits,
+        pairs=pairs,
+        exhibit=None if pairs else lead(earlier, last),
+        exhibits=last,
         rollouts=few(rollouts),
         script=markupsafe.Markup(_text_of('report.js')),
+        times=PHASES,
+        steps=STEPS,
         summary=summary,
         curve=base64.b64encode(curve).decode(),
     )
+
+
+def grouped(rows: Sequence[tuple[str, Any]]) -> list[tuple[str, list[tuple[str, str, Any]]]]:
+    """Figures with their words, by group (`runtime/glossary.py`); a group without any is left out."""
+    told = [(meaning(name), name, cells) for name, cells in rows]
+    of = {group: [(name, m.words, cells) for m, name, cells in told if m.group == group] for group in GROUPS}
+    return [(group, figures) for group, figures in of.items() if figures]
+
+
+def phases(rows: Sequence[Record]) -> dict[str, list[Record]]:
+    """Steps by the phase they are of."""
+    return {name: [row for row in rows if row['phase'] == name] for name in dict.fromkeys(row['phase'] for row in rows)}
+
+
+def step_rows(steps: Sequence[Record]) -> list[tuple[str, list[tuple[Any, Any]]]]:
+    """For each figure of some steps its mean over the first and the last fifth, and the difference, with errors."""
+    names = [name for name in dict.fromkeys(key for row in steps for key in scalars(row)) if observed(steps, name)]
+    found = {name: fifths(steps, name) for name in names}
+    return [
+        (name, [(part[end], part[f'{end}_se']) for end in ('first', 'last', 'gain')]) for name, part in found.items()
+    ]
+
+
+def lead(earlier: Sequence[Record], last: Sequence[Record]) -> tuple[Record | None, Record] | None:
+    """The exhibit that a page opens with where there are no dialogues: a table of the first evaluation and of the last
+    one, else the first picture."""
+    for before in earlier:
+        if after := next((each for each in last if each['table'] and each['title'] == before['title']), None):
+            return before, after
+    picture = next((each for each in last if each['picture']), None)
+    return (None, picture) if picture else None
 
 
 def number_rows(evals: Sequence[Record]) -> list[tuple[str, list[tuple[Any, Any]]]]:
@@ -120,6 +165,14 @@ def before_and_after(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]
         for end in (dialogues[0], dialogues[-1])
     )
     return [(first[person], last[person]) for person in first if person in last][:SHOWN_DIALOGUES]
+
+
+def side_by_side(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """The first and the last dialogue of one evaluation, where both answer the same: several systems side by side."""
+    if len(dialogues) < 2 or dialogues[0]['person'] == dialogues[-1]['person']:
+        return []
+    first, last = dialogues[0], dialogues[-1]
+    return [(first, last)] if first['turns'][0] == last['turns'][0] and _moment(first) == _moment(last) else []
 
 
 def few(rollouts: Sequence[Record], room: int = ROOM, longest: int = LONGEST) -> list[Record]:

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from pal_jax.evals import accuracy, mixed_logit, people, population
+from pal_jax.evals import accuracy, mixed_logit, people
 from pal_jax.evals.accuracy import Accuracy
+from pal_jax.runtime.glossary import PAL_MODELS
 
 
 def test_accuracy_by_pair_and_by_person():
@@ -82,6 +83,6 @@ def test_every_method_has_a_line_of_its_own(monkeypatch):
         draw(ax, places, curve, name, colour)
 
     monkeypatch.setattr(people, '_draw', noted)
-    people.plot_by_comparisons({name: [(0.5, 0.1)] for name in population.TITLES.values()}, [0])
-    assert list(drawn) == list(population.TITLES.values())
+    people.plot_by_comparisons({name: [(0.5, 0.1)] for name in PAL_MODELS.values()}, [0])
+    assert list(drawn) == list(PAL_MODELS.values())
     assert len(set(drawn.values())) == len(drawn)

@@ -14,9 +14,22 @@ import numpy as np
 import pytest
 
 from pal_jax.runtime.curve import learning_curve, plot_turns, running_mean
-from pal_jax.runtime.metrics import MetricsWriter
-from pal_jax.runtime.report import before_and_after, duration, few, flatten, number, number_rows, write_report
+from pal_jax.runtime.glossary import meaning
+from pal_jax.runtime.metrics import EVALS, METRICS, MetricsWriter, read_records
+from pal_jax.runtime.report import (
+    before_and_after,
+    duration,
+    few,
+    flatten,
+    grouped,
+    lead,
+    number,
+    number_rows,
+    side_by_side,
+    write_report,
+)
 from pal_jax.runtime.summary import summarize
+from pal_jax.runtime.verdict import judge
 from pal_jax.types import Exhibit
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -67,18 +80,54 @@ class Text(html.parser.HTMLParser):
 def test_the_page_holds_what_happened(workdir):
     summarize(workdir, {'config': {'ppo': {'clip': 0.2}}})
     text = Text(write_report(workdir).read_text()).text
-    for shown in ('0.225', '0.625', '+0.400', '± 0.02', '0.777', 'ppo.clip', 'rollout', '10:00', 'Dull.', 'Lively!'):
+    for shown in ('0.225', '0.625', '0.4', '± 0.02', '0.777', 'ppo.clip', 'rollout', '10:00', 'Dull.', 'Lively!'):
         assert shown in text, shown
+
+
+def test_the_page_opens_with_the_verdict_an_example_and_the_curve_and_figures_are_folded(workdir):
+    page = write_report(workdir).read_text()
+    places = [page.index(text) for text in ('Did it learn?', 'Before and after', 'Learning curve', 'All figures')]
+    assert places == sorted(places)
+    opening, folded = page[: places[-1]], page[places[-1] :]
+    assert '<table' not in opening and opening.count('class="pair"') == 1
+    assert re.sub('<details.*?</details>', '', folded, flags=re.DOTALL).count('<table') == 0
+    judged = judge(read_records(workdir / METRICS), read_records(workdir / EVALS))
+    assert judged and judged.sentence in Text(page).text
+    assert meaning('profile').words in Text(opening).text  # of the scores under a dialogue
+
+
+def test_figures_are_in_groups_and_one_that_nobody_explained_is_shown():
+    rows = [('warmth', 1), ('kl', 2), ('reward', 3), ('shuffled', 4), ('logic', 5)]
+    names = [[name for name, _, _ in figures] for _, figures in grouped(rows)]
+    assert names == [['reward'], ['shuffled'], ['logic'], ['kl'], ['warmth']]
+    (_, kept), *_ = grouped([('warmth', 1)])
+    assert kept == [('warmth', '', 1)]
+
+
+def test_a_page_without_dialogues_opens_with_a_table_before_and_after_or_a_picture():
+    table, picture = {'title': 'Held-out pairs', 'table': [['a']], 'picture': ''}, {'title': 'Curve', 'table': []}
+    picture |= {'picture': 'x'}
+    assert lead([table | {'stage': 'base'}], [picture, table]) == (table | {'stage': 'base'}, table)
+    assert lead([], [table, picture]) == (None, picture)
+    assert lead([], [table]) is lead([], []) is None
+
+
+def test_several_systems_that_answer_one_prompt_stand_side_by_side():
+    said = [dialogue(9, 'final', name) for name in ('base', 'morl', 'psoups')]
+    assert [(a['person'], b['person']) for a, b in side_by_side(said)] == [('base', 'psoups')]
+    other = dialogue(9, 'final', 'psoups') | {'turns': [{'role': 'user', 'content': 'Else?'}]}
+    assert side_by_side([said[0], other]) == side_by_side(said[:1]) == side_by_side([]) == []
 
 
 def test_f1_stands_beside_its_bound_and_control(workdir):
     rows = re.findall(r'<tr[^>]*>(.*?)</tr>', write_report(workdir).read_text())
     cells = [re.findall(r'<t[dh][^>]*>(.*?)</t[dh]>', row) for row in rows]
-    assert ['base', 'f1', '0', '0.05'] in cells
-    assert [row[1:] for row in cells if row[1] in {'f1', 'bound', 'shuffled'}][1:] == [
-        ['f1', '0', '0.31'],
-        ['bound', '0', '0.42'],
-        ['shuffled', '0.01', '0.02'],
+    named = [(row[0], *re.findall(r'<code>(.*?)</code>', row[1]), *row[2:]) for row in cells if len(row) == 4]
+    assert ('base', 'f1', '0', '0.05') in named
+    assert [row[1:] for row in named if row[1] in {'f1', 'bound', 'shuffled'}][1:] == [
+        ('f1', '0', '0.31'),
+        ('bound', '0', '0.42'),
+        ('shuffled', '0.01', '0.02'),
     ]
 
 

@@ -33,6 +33,7 @@ from pal_jax.recipes.psoups.policies import Sampler, check_trained, load_base, m
 from pal_jax.recipes.psoups.prompts import Prompt, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import Evaluating
 from pal_jax.runtime import processes
+from pal_jax.runtime.glossary import SOUP_SYSTEMS
 from pal_jax.types import Metrics
 
 GENERATIONS = 'generations'
@@ -212,10 +213,11 @@ class Contest:
             record[f'front_{a}_{b}_spearman'] = winrates.spearman(toward, second)
             record[f'front_{b}_{a}_spearman'] = winrates.spearman([1.0 - w for w in toward], first)
             record[f'front_{a}_{b}'] = [list(point) for point in front]
-        exhibits = winrates.make_exhibits(outcomes, by_criterion, alone, scored)
+        wanted = {pole.id: pole.criterion for pole in poles}
+        exhibits = winrates.make_exhibits(outcomes, by_criterion, alone, scored, wanted)
         question, first = ask(self.prompts[0].question, combos[0]), name_of(combos[0])
         told = [name for name in SYSTEMS if name != 'rlhf']
-        dialogues = [as_dialogue(question, self.written[f'{name}-{first}'][0], name) for name in told]
+        dialogues = [as_dialogue(question, self.written[f'{name}-{first}'][0], SOUP_SYSTEMS[name]) for name in told]
         return Evaluation(record, dialogues, exhibits)
 
     def verdicts(self, combo: Combination, first: str, second: str) -> np.ndarray:

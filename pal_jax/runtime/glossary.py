@@ -1,0 +1,316 @@
+"""What the figures of runs mean, in plain English: the one place that explains their names.
+
+Steps, evaluations and samples write figures under short names. `meaning` gives the words of a name and the group that a
+report shows it in. A name stands here as it is written, or with a part in braces for any word, which the explanation
+repeats: by the readable names of `VOCABULARY` where the part is one of its keys. Endings that all figures may have
+(`_se`, `_by_turn`, ...) and what stands before the figures of a split of people are explained by themselves. A name
+that is not here has no words, and is shown as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+OPTIMISED = 'What was optimised'
+COMPARED = 'What it can be compared with: bounds, controls, baselines'
+PARTS = 'What it is made of: the parts of the judgement, and the texts'
+MACHINE = 'How the training and the machine did'
+OTHER = 'Other figures'
+GROUPS = (OPTIMISED, COMPARED, PARTS, MACHINE, OTHER)
+
+
+class Meaning(NamedTuple):
+    """Where a figure is shown, and what it is; no words: nobody has said."""
+
+    group: str
+    words: str
+
+
+PAL_MODELS = {  # what PAL is compared with
+    'shared': 'one model for all (K = 1)',
+    'pal': 'PAL, K chosen on validation',
+    'asked': 'PAL, new people asked what tells most',
+    'shuffled': 'PAL, shuffled user ids',
+    'embedding': 'user embedding',
+    'own': 'a model of their own each',
+    'groups': 'PAL that is told the groups of seen people',
+    'majority': 'majority vote on the same pair',
+    'mixed_logit': 'mixed logit (xlogit)',
+    'context': 'in context: earlier choices before the pair',
+}
+PLUS_METHODS = {  # what a reward model reads of a person in PLUS's table
+    'plus': 'PLUS: summaries that are learnt',
+    'untrained': 'summaries of the untrained model',
+    'context': 'all that is told (in-context)',
+    'nothing': 'nothing (Bradley-Terry)',
+    'latent': 'a vector in place of words (VPL)',
+    'kind': 'the true kind (the oracle)',
+    'shuffled': 'PLUS of shuffled people (control)',
+    'static-summariser': 'PLUS, the summariser never learns',
+    'static-reward-model': 'PLUS, the reward model never learns',
+}
+SOUP_SYSTEMS = {  # what Personalized Soups compares
+    'base': 'base model told the preferences',
+    'rlhf': 'RLHF on the general reward',
+    'multitask': 'multitask learning',
+    'morl': 'P-MORL (one policy for all)',
+    'psoups': 'P-Soups (merged policies)',
+}
+SPLITS = {  # of people, by what stands before their figures
+    'unseen': 'people with new values',
+    'extended': 'people with facts of other kinds',
+    **PLUS_METHODS,
+}
+STEPS = {  # what the steps of a phase are
+    'warm-up': 'imitation of examples, to learn the format',
+    'rlpa': 'PPO on dialogues',
+    'hold': 'the reward model learns alone, and the summariser waits',
+    'plus': 'summariser and reward model learn',
+}
+PHASES = {  # of wall time
+    'update': 'update: gradients and new weights',
+    'rollout': 'rollout: sampling answers, and judging them',
+    'annotate': 'annotate: log-probabilities and advantages of the samples',
+    'compile': 'compile: making programs for this machine, paid once',
+    'evaluate': 'evaluate: evaluations',
+    'load': 'load: reading weights',
+    'save': 'save: checkpoints',
+    'read': 'read: the reward model reads',
+    'reward': 'reward: the reward model scores',
+    'judge': 'judge: judges compare answers',
+    'draw': 'draw: choosing what a step learns from',
+    'learn': 'learn: updates of the decoder',
+    'other': 'other: all else',
+}
+VOCABULARY = {'pal': PAL_MODELS, 'soup': SOUP_SYSTEMS, 'other': SOUP_SYSTEMS, 'phase': PHASES}
+ENDINGS = {  # of any figure
+    '_by_turn': '{}, by turn of the dialogue',
+    '_by_person': '{}, of each person',
+    '_by_known': '{}, by number of known choices',
+    '_by_group': '{}, of each known group',
+    '_by_prototypes': '{}, by number of prototypes K',
+    '_interval': '95 % interval of: {}',
+    '_std': '{}: spread over the samples of a step',
+    '_se': 'standard error of: {}',
+    '_1': '{} (second channel of rewards)',
+}
+
+FIGURES: dict[str, dict[str, str]] = {
+    OPTIMISED: {
+        'reward': 'mean reward, which training raises',
+        'loss': 'mean loss, which training lowers',
+        'accuracy': 'share of choices that it gets right',
+        'perplexity': 'tokens it hesitates between, exp(loss)',
+        'margin': 'how much better it scores the chosen answer than the rejected one',
+        'chosen': 'implied reward of the chosen answer',
+        'rejected': 'implied reward of the rejected answer',
+        'reward_loss': 'loss of the reward model on the choices of the step',
+        'reward_accuracy': 'share of choices of the step that the reward model gets right',
+        'sampled_accuracy': 'share of choices right by summaries drawn as in training',
+        'sampled_reward': 'mean reward of summaries drawn as in training',
+        'seen_gain': 'accuracy of PAL less that of one model for all, new choices of known people',
+        'new_gain': 'accuracy of PAL less that of one model for all, new people',
+        'seen_pal': 'accuracy on new choices of known people: PAL, K chosen on validation',
+        'new_pal': 'accuracy on new people: PAL, K chosen on validation',
+        'winrate_psoups': 'prompts won against all other systems, ties half: P-Soups (merged policies)',
+        '{pole}_policy_beats_base': 'prompts on which the policy of {pole} beats the base, ties half',
+        'accuracy K={K}': 'share of choices right: PAL, K={K} prototypes',
+        'loss K={K}': 'loss of: PAL, K={K} prototypes',
+        'interval': '95 % interval over people of the share of choices right',
+        'written_better': 'replies that are better for the summary than without it',
+        'written_gap': 'how much better replies are for the summary, in reward',
+    },
+    COMPARED: {
+        'bound': 'bound: the best F1 from what the person has told so far; above it is guessing',
+        'guesser': 'control: F1 of one fixed guess, the commonest facts of the training people',
+        'shuffled': 'control: F1 against the profile of somebody else, not about the person',
+        'none_accuracy': 'control: share of choices right without a summary',
+        'none_reward': 'control: mean reward without a summary',
+        'random_accuracy': 'control: share of choices right by the summary of somebody at random',
+        'random_reward': 'control: mean reward of the summary of somebody at random',
+        'other_accuracy': 'control: share of choices right by the summary of a person of another kind',
+        'other_reward': 'control: mean reward of the summary of a person of another kind',
+        'accuracy_of_longer': 'control: share right of always taking the longer reply',
+        'seen_{pal}': 'accuracy on new choices of known people: {pal}',
+        'new_{pal}': 'accuracy on new people: {pal}',
+        'asked_gain': 'accuracy gained by choosing what to ask over asking at random',
+        'accuracy {pal}': 'share of choices right: {pal}',
+        'loss {pal}': 'loss of: {pal}',
+        'winrate_{soup}': 'prompts won against all other systems, ties half: {soup}',
+        '{soup}_{other}_drop': 'prompts won, ties left out: {soup} against {other}',
+        '{soup}_{other}_half': 'prompts won, ties half: {soup} against {other}',
+        '{soup}_{other}_ties': 'share of ties: {soup} against {other}',
+        '{pole}_rule_base': 'score by the rule of {pole}: the base',
+        '{pole}_rule_policy': 'score by the rule of {pole}: its policy',
+        'written_for_somebody_better': "control: replies better for somebody else's summary than without one",
+        'written_for_somebody_gap': "control: how much better replies are for somebody else's summary",
+        'seen_people_{part}': 'accuracy on known people, {part}',
+        'new_people_{part}': 'accuracy on new people, {part}',
+        'group_auc {model}': 'how well {model} tells known groups apart that it was not told (AUC; .5 is chance)',
+        'front_{pole}_{to}_spearman': 'soups from {pole} to {to}: rank correlation of weight and score',
+        'front_{pole}_{to}': 'soups from {pole} to {to}: weight, score by both rules',
+        'chosen_prototypes': 'number of prototypes K chosen on validation, by split',
+        'known_comparisons': 'numbers of known choices of a new person',
+    },
+    PARTS: {
+        'total': 'reward of this turn',
+        'gap': 'reward of the chosen reply less that of the other, after this summary',
+        'format': 'share of answers in the asked format: a profile, then a reply',
+        'profile': 'F1 of the profile it wrote against the true one, from 0 to 1',
+        'f1': 'F1 of the profile it wrote against the true one, from 0 to 1',
+        'precision': 'share of written facts that are true',
+        'recall': 'share of true facts that were written',
+        'response': "the judge's score of the reply, from 0 to 1",
+        'strict': 'share of replies that meet all five criteria at once',
+        'graded': 'naturalness times the mean of the other criteria, from 0 to 1',
+        'naturalness': 'judge: reads as a person would write',
+        'relevance': 'judge: uses what this person told, or asks for what is open',
+        'logic': "judge: picks up the person's last message",
+        'engagement': 'judge: asks or invites',
+        'informativeness': 'judge: says something new',
+        'al': 'AL, alignment level: percentage of replies that meet all criteria',
+        'n_ir': 'N-IR: rise of AL from turn to turn, normalised (slope of a line)',
+        'n_r2': 'N-R²: how steadily AL rises, from 0 to 1 (fit of that line)',
+        'facts': 'facts in a written profile',
+        'matched': 'facts in a written profile that are true',
+        'words': 'words of a text',
+        'sampled_words': 'words of a summary drawn as in training',
+        'named': 'share of summaries that name the right kind',
+        'misnamed': 'share of summaries that name only a wrong kind',
+        'sampled_named': 'share of drawn summaries that name the right kind',
+        'sampled_misnamed': 'share of drawn summaries that name only a wrong kind',
+        'length': 'tokens of an answer',
+        'truncated': 'share of answers cut at the length limit',
+        'naturalness_judged': 'whether a language model judged naturalness beside the rules (1: yes)',
+        'naturalness_auc': 'how well that model tells good replies from spoilt ones (1: always)',
+        'ece': 'calibration error: how far its confidence is from how often it is right',
+        'score_mean': 'mean score of all replies',
+        'length_correlation': 'correlation of score and length (0: not led by length)',
+        'length_correlation_in_pairs': 'the same, within pairs',
+        'rows_chosen_longer': 'pairs whose better reply is the longer one',
+        'rows_chosen_shorter': 'pairs whose better reply is the shorter one',
+        'accuracy_chosen_longer': 'share right where the better reply is the longer one',
+        'accuracy_chosen_shorter': 'share right where the better reply is the shorter one',
+        'score': 'score of a reply',
+        'rule_{pole}': 'score by the rule of {pole}',
+    },
+    MACHINE: {
+        'people': 'people in the evaluation',
+        'rows': 'rows, pairs or answers looked at',
+        'written': 'replies written after a summary',
+        'learnt_from': 'people that were learnt from',
+        'people_moved': 'people kept from testing because training knows them',
+        'people_left_out': 'people left out because they could not be read',
+        'prompts_moved': 'prompts kept from testing because training has them',
+        'moved': 'rows kept from testing because training has their prompt',
+        'left_out': 'rows left out because they are too long',
+        'unanswered': 'turns without an answer or a verdict',
+        'samples': 'samples that count',
+        'failed': 'samples that nobody could judge, and so do not count',
+        'silent': 'users without an answer',
+        'flat': '1: all samples were alike, so nothing was learnt in the step',
+        'round': 'turn of the dialogue',
+        'prompts': 'prompts of the step',
+        'answers': 'answers of the step',
+        'sources': 'policies merged in the step',
+        'tokens': 'tokens learnt from',
+        'verdicts': 'verdicts asked for',
+        'failed_verdicts': 'verdicts that could not be had, counted as ties',
+        '{pole}_pairs': 'labelled pairs: {pole}',
+        '{pole}_ties': 'pairs without a winner: {pole}',
+        '{pole}_failed': 'asked without an answer: {pole}',
+        'grad_norm': 'size of the gradient',
+        'reward_grad_norm': 'size of the gradient of the reward model',
+        'critic_grad_norm': 'size of the gradient of the critic',
+        'decoder_grad_norm': 'size of the gradient of the decoder',
+        'policy_loss': 'loss of PPO',
+        'ptx_loss': 'loss of supervised examples beside PPO',
+        'value_loss': 'loss of the critic',
+        'explained_variance': 'how well the critic foresees rewards (1: all, 0: nothing)',
+        'kl': 'how far the policy is from its start (KL divergence, nats a token)',
+        'kl_coef': 'weight of that KL divergence in the objective',
+        'approx_kl': 'how far one update moved the policy (KL divergence)',
+        'clip_fraction': "share of tokens at PPO's limit of change",
+        'ratio_deviation': "largest change of a token's probability in an update, relative",
+        'first_ratio_deviation': 'the same before the first update; near 0 if training and sampling agree',
+        'sampler_drift': 'how far sampled and trained log-probabilities differ, mean',
+        'sampler_drift_max': 'how far sampled and trained log-probabilities differ, at most',
+        'entropy': 'how undecided the policy is about the next token (nats)',
+        'real_share': 'share of a batch that is no padding',
+        'advantage': 'advantages: how much better a sample is than its like',
+        'epochs': 'passes over the samples of a step',
+        '{server}_requests': 'requests to {server}',
+        '{server}_cached': 'answers of {server} that were known already',
+        '{server}_unkept': 'answers of {server} that could not be kept',
+        '{server}_adapted': 'settings that {server} takes otherwise or not at all',
+        '{server}_prompt_tokens': 'tokens read by {server}',
+        '{server}_completion_tokens': 'tokens written by {server}',
+        '{server}_cost': 'cost of {server}, in the currency of its prices',
+        'seconds_{phase}': '{phase}, wall seconds',
+    },
+}
+
+
+@functools.cache
+def meaning(name: str) -> Meaning:
+    """The group and the words of a figure; of a name that nobody has explained `OTHER` and no words."""
+    return _written(name) or _ended(name) or _of_split(name) or Meaning(OTHER, '')
+
+
+def told(name: str, value: float) -> str:
+    """A figure as a line of the console: its value, what it is, and its name."""
+    words = meaning(name).words
+    return f'{value:.3f}  {words} [{name}]' if words else f'{value:.3f}  {name}'
+
+
+def explained(names: Iterable[str]) -> dict[str, str]:
+    """The words of those names that have some."""
+    return {name: words for name in names if (words := meaning(name).words)}
+
+
+def _written(name: str) -> Meaning | None:
+    """As it stands in `FIGURES`: in full, else by a name with parts for any word, or for one of the vocabulary."""
+    if found := _in_full(name):
+        return found
+    for group, pattern, words in _patterns():
+        parts = match.groupdict() if (match := pattern.fullmatch(name)) else None
+        if parts and all(part in VOCABULARY.get(key, (part,)) for key, part in parts.items()):
+            told = {key: VOCABULARY.get(key, {}).get(part, part.replace('_', ' ')) for key, part in parts.items()}
+            return Meaning(group, words.format(**told))
+    return None
+
+
+def _in_full(name: str) -> Meaning | None:
+    return next((Meaning(group, figures[name]) for group, figures in FIGURES.items() if name in figures), None)
+
+
+def _ended(name: str) -> Meaning | None:
+    """A figure with one of `ENDINGS`."""
+    for ending, words in ENDINGS.items():
+        if name.endswith(ending) and (found := meaning(name.removesuffix(ending))).words:
+            return Meaning(found.group, words.format(found.words))
+    return None
+
+
+def _of_split(name: str) -> Meaning | None:
+    """A figure behind the name of a split of people, or of a method."""
+    words = name.split('_')
+    for k in range(1, len(words)):
+        if found := _in_full('_'.join(words[k:])):
+            split = '_'.join(words[:k])
+            return Meaning(found.group, f'{found.words}; {SPLITS.get(split, split.replace("_", " "))}')
+    return None
+
+
+@functools.cache
+def _patterns() -> list[tuple[str, re.Pattern[str], str]]:
+    """Group, pattern and words of the names that have parts in braces."""
+    return [
+        (group, re.compile(re.sub(r'\\\{(\w+)\\\}', r'(?P<\1>.+?)', re.escape(name))), words)
+        for group, figures in FIGURES.items()
+        for name, words in figures.items()
+        if '{' in name
+    ]

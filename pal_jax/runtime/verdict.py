@@ -1,0 +1,158 @@
+"""Did a run learn? One sentence from the figures of its files, with how far chance may have moved them.
+
+A figure of `LEVELS` in the last evaluation is held against a value that needs no learning, such as chance, and against
+what it was before the main part of the run. Otherwise a figure of `CHANGES` is: its value before that part against its
+last one, or, where an evaluation has no standard error of it or there is one evaluation, the first fifth of the steps
+against the last one. What differs by less than 1.96 standard errors does not differ beyond noise.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pal_jax.runtime.metrics import EVALS, METRICS, read_records
+from pal_jax.runtime.summary import fifths, main_part, observed
+
+LEVELS = {  # what is told of the last evaluation, and the value that needs no learning
+    'seen_gain': ("PAL's accuracy on new choices of people it knows, less that of one model for all", 0.0),
+    'winrate_psoups': ('the share of prompts that merged policies win against all other systems', 0.5),
+    'accuracy': ('the share of held-out choices that it gets right', 0.5),
+}
+CHANGES = {'reward': 1.0, 'loss': -1.0}  # with the sign of what is better
+COUNTS = 'people', 'rows'  # of what an evaluation tested
+FEW = 10  # of which nothing can be told
+WIDTH = 1.96  # standard errors to either end of a 95 % interval
+
+Record = Mapping[str, Any]
+
+
+class Verdict(NamedTuple):
+    """`answer` is a word or two, `sentence` the figures, `basis` how they were had."""
+
+    answer: str
+    sentence: str
+    basis: str
+
+
+def judge(rows: Sequence[Record], evals: Sequence[Record]) -> Verdict | None:
+    """The verdict on a run's steps and evaluations; None where it has no figure that tells of learning."""
+    start = main_part(rows)[0]['step'] if rows else 0
+    after = evals[-1] if evals else {}
+    before = next((each for each in reversed(evals[:-1]) if each['step'] <= start), {})
+    for key in LEVELS:
+        if known(after, key):
+            return _level(key, before, after)
+    for key, sign in CHANGES.items():
+        if known(before, key) and known(after, key) and f'{key}_se' in after:
+            return _evaluated(key, sign, before, after)
+        if observed(main_part(rows), key):
+            return _trained(key, sign, main_part(rows), before, after)
+    return None
+
+
+def told(workdir: str | os.PathLike[str]) -> str:
+    """The verdict on the run in a folder as a line with its end; nothing where there is none."""
+    found = judge(*(read_records(Path(workdir, name)) for name in (METRICS, EVALS)))
+    return f'did it learn? {found.answer}: {found.sentence}\n' if found else ''
+
+
+def known(record: Record, key: str) -> bool:
+    return isinstance(record.get(key), int | float)
+
+
+def error_of(record: Record, key: str) -> float | None:
+    """The standard error of a figure. That of a share, where the evaluation tells none, is by how many were tested;
+    where all or none of them were right it is by the rule of three, for that is no proof that others would be."""
+    error, share = record.get(f'{key}_se'), record[key]
+    if key == 'accuracy' and (found := tested(record)):
+        if not error and share in (0.0, 1.0):
+            return 3.0 / found[0] / WIDTH
+        return math.sqrt(share * (1.0 - share) / found[0]) if error is None else error
+    return error
+
+
+def tested(record: Record) -> tuple[int, str] | None:
+    """How many, and what, an evaluation tested."""
+    return next(((int(record[key]), key) for key in COUNTS if known(record, key)), None)
+
+
+def _level(key: str, before: Record, after: Record) -> Verdict:
+    said, floor = LEVELS[key]
+    value, error, earlier = after[key], error_of(after, key), before.get(key)
+    low, high = interval(value, error)
+    if floor:  # a share
+        low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (low, high))
+    told = f'{said} is {value:.3f}{between(low, high)}; without learning it would be {floor:g}'
+    basis = 'The last evaluation'
+    gap, of_gap = value - floor, error
+    if earlier is not None and before.get('margin') != 0.0:  # at which nothing tells the replies apart
+        told += f', and before training it was {earlier:.3f}'
+        if earlier > floor:  # to be better than chance is then no news
+            gap, of_gap = value - earlier, both(error, error_of(before, key))
+            basis += ' beside the one before training'
+    return Verdict(answer(gap, of_gap, after), f'{told}.', f'{basis}{_of(after)}.')
+
+
+def _evaluated(key: str, sign: float, before: Record, after: Record) -> Verdict:
+    gap, error = after[key] - before[key], both(*(error_of(each, key) for each in (before, after)))
+    told = f'the mean {key} {moved(before[key], after[key])}'
+    basis = (
+        f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}, taken as independent, which is cautious.'
+    )
+    return Verdict(answer(sign * gap, error, after), f'{told}: {gap:+.3f}{between(*interval(gap, error))}.', basis)
+
+
+def _trained(key: str, sign: float, steps: Sequence[Record], before: Record, after: Record) -> Verdict:
+    part = fifths(steps, key)
+    gap, error = part['gain'], part['gain_se']
+    told = f'the {key} of a training step {moved(part["first"], part["last"])}'
+    told += f': {gap:+.3f}{between(*interval(gap, error))}'
+    word = answer(sign * gap, error, {})
+    if known(before, key) and known(after, key):
+        held = after[key] - before[key]
+        told += f'; on what was held out it {moved(before[key], after[key])}'
+        word = 'Only what it was taught' if word == 'Yes' and sign * held <= 0 else word
+    basis = f'The first and the last fifth of {len(steps)} steps; errors allow for steps that resemble those before.'
+    return Verdict(word, f'{told}.', basis)
+
+
+def answer(gap: float, error: float | None, after: Record) -> str:
+    """The answer to a difference, of which more is better."""
+    few = (count := tested(after)) is not None and count[0] < FEW
+    if error is None or few:
+        return 'Too little to tell'
+    if gap == 0.0:
+        return 'No'
+    if abs(gap) <= WIDTH * error:
+        return 'Not beyond noise'
+    return 'Yes' if gap > 0 else 'No, it became worse'
+
+
+def both(first: float | None, second: float | None) -> float | None:
+    """The standard error of a difference of two that are independent."""
+    return None if first is None or second is None else math.hypot(first, second)
+
+
+def interval(value: float, error: float | None) -> tuple[float | None, float | None]:
+    return (None, None) if error is None else (value - WIDTH * error, value + WIDTH * error)
+
+
+def between(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return ' (no standard error is known)'
+    return f' (95 % interval {low:.3f} to {high:.3f})'
+
+
+def moved(first: float, last: float) -> str:
+    if first == last:
+        return f'stayed at {first:.3f}'
+    return f'{"rose" if last > first else "fell"} from {first:.3f} to {last:.3f}'
+
+
+def _of(record: Record) -> str:
+    found = tested(record)
+    return f', of {found[0]} {found[1]}' if found else ''

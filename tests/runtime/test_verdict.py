@@ -1,0 +1,88 @@
+"""Whether a run has learnt, by figures whose answer is known."""
+
+from __future__ import annotations
+
+import pytest
+
+from pal_jax.runtime.verdict import error_of, judge, told
+
+
+def steps(values, key='reward', phase='rlpa', first=0):
+    return [{'step': first + i, 'phase': phase, key: value} for i, value in enumerate(values)]
+
+
+def evaluation(step, stage, **figures):
+    return {'step': step, 'stage': stage, 'people': 64, **figures}
+
+
+WARMED = [*steps([0.0] * 4, 'loss', 'warm-up'), *steps([0.7] * 4, first=4)]
+
+
+@pytest.mark.parametrize(
+    ('final', 'error', 'answer'),
+    [
+        (1.0, 0.03, 'Yes'),
+        (0.7, 0.03, 'Not beyond noise'),
+        (0.3, 0.03, 'No, it became worse'),
+        (1.0, None, 'Too little to tell'),
+    ],
+)
+def test_the_main_part_is_held_against_the_evaluation_before_it(final, error, answer):
+    evals = [evaluation(0, 'base', reward=0.0, reward_se=0.0), evaluation(4, 'warm-up', reward=0.65, reward_se=0.04)]
+    found = judge(WARMED, [*evals, evaluation(8, 'final', reward=final, reward_se=error)])
+    assert found and found.answer == answer
+    assert '0.650' in found.sentence and f'{final:.3f}' in found.sentence and '64 people' in found.basis
+    if answer == 'Yes':
+        assert '+0.350 (95 % interval 0.252 to 0.448)' in found.sentence  # 1.96 x the root of .03^2 + .04^2 = .05
+
+
+def test_ten_people_are_too_few():
+    evals = [evaluation(4, 'warm-up', reward=0.1, reward_se=0.0), evaluation(8, 'final', reward=1.0, reward_se=0.0)]
+    found = judge(WARMED, [each | {'people': 9} for each in evals])
+    assert found and found.answer == 'Too little to tell'
+
+
+@pytest.mark.parametrize(
+    ('before', 'after', 'answer'),
+    [
+        (0.4, 0.9, 'Yes'),
+        (0.4, 0.55, 'Not beyond noise'),
+        (0.85, 0.9, 'Not beyond noise'),
+        (0.4, 0.2, 'No, it became worse'),
+    ],
+)
+def test_a_share_of_choices_must_beat_chance_and_what_it_was(before, after, answer):
+    evals = [evaluation(0, 'base', accuracy=before, accuracy_se=0.04), evaluation(4, 'final', accuracy=after)]
+    evals[1]['accuracy_se'] = 0.04
+    found = judge(steps([0.5] * 4, 'accuracy'), evals)
+    assert found and found.answer == answer
+
+
+def test_a_share_without_an_error_has_that_of_its_pairs():
+    assert error_of({'rows': 100, 'accuracy': 0.5}, 'accuracy') == pytest.approx(0.05)
+    assert error_of({'rows': 100, 'accuracy': 1.0, 'accuracy_se': 0.0}, 'accuracy') == pytest.approx(0.03 / 1.96)
+
+
+def test_a_loss_is_judged_by_its_steps_and_by_what_was_held_out():
+    falling = steps([2.0 - 0.05 * i + 0.01 * (-1) ** i for i in range(20)], 'loss', 'sft')
+    for held, answer in ((1.2, 'Yes'), (2.2, 'Only what it was taught')):
+        found = judge(falling, [evaluation(0, 'base', loss=2.1), evaluation(20, 'final', loss=held)])
+        assert found and found.answer == answer and f'{held:.3f}' in found.sentence
+    found = judge(falling[:4], [])
+    assert found and found.answer == 'Too little to tell'
+
+
+def test_methods_that_compare_in_one_evaluation():
+    found = judge(steps([0.5] * 4, 'accuracy', 'pal'), [evaluation(4, 'final', seen_gain=0.04, seen_gain_se=0.03)])
+    assert found and found.answer == 'Not beyond noise'
+    won = evaluation(4, 'final', winrate_psoups=0.63, winrate_psoups_se=0.015)
+    found = judge([{'step': 0, 'phase': 'evaluate', 'answers': 3.0}], [won])
+    assert found and found.answer == 'Yes'
+
+
+def test_what_learns_nothing_has_no_verdict(tmp_path):
+    assert judge([], []) is None
+    assert judge([{'step': 0, 'phase': 'annotate', 'failed': 0.0}], [evaluation(1, 'final', rows=3)]) is None
+    assert told(tmp_path) == ''
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 0, "phase": "sft", "loss": 2.0}\n')
+    assert told(tmp_path).startswith('did it learn? Too little to tell') and told(tmp_path).endswith('.\n')
