@@ -57,7 +57,7 @@ class Forecast:
         seconds = sum(seconds_of(metrics)) - once(metrics)
         pace = self._paces.setdefault(name, collections.deque(maxlen=RECENT))
         if len(pace) == 1:
-            pace.clear()  # the first step warms up more than programs
+            pace.clear()  # the first step warms up more than programs, so the second one stands for both
             pace.extend((seconds, seconds))
             return None
         pace.append(seconds)

@@ -87,6 +87,7 @@ def render(
 ) -> str:
     """The page. Every text in it comes from models, users or files, so every text is escaped."""
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    env.policies['json.dumps_kwargs'] = {'sort_keys': False}  # scores in their own order, the reward first
     env.filters |= {'number': number, 'duration': duration, 'gigabytes': gigabytes, 'flat': flatten, 'digest': digest}
     env.filters |= {'meaning': meaning, 'explained': explained}
     template = env.from_string(_text_of('report.html.jinja'))
