@@ -288,7 +288,8 @@ def _one_line(error: Exception) -> str:
     message = str(error.args[0] if error.args and not isinstance(error, OSError) else error)
     if 'Traceback (most recent call last)' in message:
         message = message.strip().splitlines()[-1].partition(': ')[2]
-    if isinstance(error, KeyError | AttributeError):  # ml_collections quotes the key, and then its message
+    lacks = isinstance(error, KeyError) or (error.args and isinstance(error.args[0], KeyError))
+    if lacks:  # ml_collections quotes the key, and then its message
         name, *hint = re.split(r'\\n|\n', message)
         message = '; '.join([f'unknown key {name.strip(QUOTES)}', *(text.strip(QUOTES).lower() for text in hint)])
     return ' '.join(message.split())

@@ -218,9 +218,8 @@ def _branch(example: Example, cut: int) -> Branch:
 
 
 def pack_examples(
-    examples: Sequence[Example], *, groups: int, n: int, i: int, seed: int, ways: int = 1, row_tokens: int = 0,
-    multiple: int = 128,
-) -> TokenBatch:  # fmt: skip
+    examples: Sequence[Example], *, groups: int, n: int, i: int, seed: int, ways: int = 1, row_tokens: int = 0
+) -> TokenBatch:
     """Batch `i` of an endless shuffled pass over the examples: `groups` of `n` that share a prompt, see `lay_out`.
 
     Which examples these are follows from `i` and `seed`, so a run that resumes needs to remember no position.
@@ -229,12 +228,12 @@ def pack_examples(
     chosen = [examples[k] for k in shuffled(len(examples), start=i * size, size=size, seed=seed)]
     shared = [shared_prompt(chosen[k : k + n]) for k in range(0, size, n)]
     actions = round_up(max(len(example.completion) for example in examples), 8)
-    return pack_whole(shared, n=n, actions=actions, ways=ways, row_tokens=row_tokens, multiple=multiple)
+    return pack_whole(shared, n=n, actions=actions, ways=ways, row_tokens=row_tokens)
 
 
-def pack_whole(groups: Sequence[Group], *, n: int, actions: int, **shape: int) -> TokenBatch:
-    """These groups as one batch, laid out as `lay_out` does with this `shape`."""
-    layout = lay_out_groups(groups, **shape)
+def pack_whole(groups: Sequence[Group], *, n: int, actions: int, ways: int = 1, row_tokens: int = 0) -> TokenBatch:
+    """These groups as one batch."""
+    layout = lay_out_groups(groups, ways=ways, row_tokens=row_tokens)
     return pack_groups(groups, layout, n=n, actions=actions)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pal_jax.feedback.profiles import render_completion, render_facts
 from pal_jax.types import Dialogue, Person, Turn
 
-_COPYING = 0.75  # share of the examples whose profile has facts to copy
+_COPYING = 0.6  # share of the examples whose profile has facts to copy
 _ASKING = 0.7  # share of the replies that end with a question
 
 
@@ -137,7 +137,7 @@ _QUESTIONS = (
 
 
 def make_demonstrations(n: int, *, seed: int) -> list[Demonstration]:
-    """`n` examples of rounds 1 to 3, three quarters of which have facts to copy; the rest have an empty profile."""
+    """`n` examples of rounds 1 to 3, 60 % of which have facts to copy; the rest have an empty profile."""
     if n < 0:
         raise ValueError(f'cannot make {n} demonstrations; n must be at least 0')
     rng = random.Random(f'demonstrations {seed}')
@@ -159,12 +159,10 @@ def _demonstrate(rng: random.Random, id: str, *, copies: bool) -> Demonstration:
 
 
 def _told_lines(rng: random.Random, telling: Sequence[_Line]) -> list[_Line]:
-    """One to three messages after the greeting, at least one of which tells a fact; in most the profile grows."""
-    first, second, third, _ = telling
+    """One or two messages after the greeting, at least one of which tells a fact."""
+    first, second, *_ = telling
     filler = rng.choice(_FILLERS)
-    return rng.choice((
-        [first], [first, second], [first, second], [first, second, third], [first, filler], [filler, first],
-    ))  # fmt: skip
+    return rng.choice(([first], [first], [first, second], [first, filler], [filler, first]))
 
 
 def _untold_lines(rng: random.Random) -> list[_Line]:

@@ -84,6 +84,8 @@ class ChatModels:
         return Endpoint(name, **settings, prices=prices, cache=answers)
 
     def _open_local(self, source: str, role: str, own: Mapping[str, Any]) -> LocalModel:
+        if role not in self._settings:
+            raise ValueError(f'local:{source} samples by config.endpoints.{role}, which is missing; add the section')
         settings = dataclasses.replace(self._settings[role], **own)
         mesh = devices.make_mesh(devices=jax.local_devices())
         sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)

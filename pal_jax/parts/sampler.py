@@ -48,11 +48,11 @@ def make_packing(
     settings: Reinforced, mesh: Mesh, n: int, *, multiple: int = 128
 ) -> Callable[[Sequence[Sample]], RolloutBatch]:
     """Makes the batch of an update of samples, of which the `n` samples of a prompt stand side by side. The tokens of a
-    row are `ppo.row_tokens`, so that one program computes all of them, or without that a multiple of `multiple`."""
+    row are a multiple of `multiple`."""
     return functools.partial(
         pack_rollouts, n=n, actions=round_up(settings.sampling.max_tokens, 8), mesh=mesh,
         ways=sharding.batch_ways(mesh) * settings.ppo.minibatches, micro_rows=settings.ppo.micro_rows,
-        row_tokens=settings.ppo.row_tokens, multiple=settings.ppo.row_tokens or multiple,
+        row_tokens=settings.ppo.row_tokens, multiple=multiple,
     )  # fmt: skip
 
 

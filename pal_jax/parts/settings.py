@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from ml_collections import ConfigDict
 
@@ -60,7 +59,7 @@ class MetricSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """The keys of every run. `total_steps` is said anew by each method."""
+    """The keys of every run. Each method says which steps `total_steps` counts."""
 
     recipe: str  # the module of `pal_jax/recipes` that makes the run
     total_steps: int
@@ -190,12 +189,14 @@ def parse(kind: type[S], config: ConfigDict | Mapping[str, Any], *, besides: tup
 
     Args:
       kind: a dataclass of settings.
-      besides: keys of the config that are none of the settings and are left out.
+      besides: keys of the config that are none of the settings and are left out, such as the name of a stage.
       at: the keys that lead to this section, such as 'ppo.'.
 
     Raises:
       ValueError: a key is unknown or missing, or its value is wrong; or as `kind` does.
     """
+    if not isinstance(config, Mapping | ConfigDict):
+        raise ValueError(f'{at[:-1]}={config!r} must be a section; make it with to_config({kind.__name__}(...))')
     hints, fields = typing.get_type_hints(kind), keys_of(kind)
     given = {key: config[key] for key in config if key not in besides or key in fields}
     for key in given:
@@ -205,10 +206,14 @@ def parse(kind: type[S], config: ConfigDict | Mapping[str, Any], *, besides: tup
             raise ValueError(f'unknown key {at}{key}{hint}')
     if missing := [key for key in fields if key not in given]:
         raise ValueError(
-            f'the config has no {at}{missing[0]}; it may be that of a run of an earlier version, which this one cannot '
-            'open'
+            f'the config has no {at}{missing[0]}; make the section with to_config({kind.__name__}(...)); the config '
+            'of a run that lacks it is of an earlier version, which this one cannot open'
         )
-    return kind(**{key: _read(hints[key], value, f'{at}{key}') for key, value in given.items()})
+    values = {key: _read(hints[key], value, f'{at}{key}') for key, value in given.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:  # of the values together, which the class tells without knowing which section it is
+        raise ValueError(f'{error}' if not at or str(error).startswith(at) else f'{at[:-1]}: {error}') from None
 
 
 def keys_of(kind: type) -> list[str]:
@@ -244,15 +249,33 @@ def _read(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return parse(hint, value, at=f'{key}.')  # type: ignore[arg-type]
     if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping | ConfigDict):
+            raise ValueError(f'{key}={value!r} must have a section for each name')
         return {name: _read(get_args(hint)[1], value[name], f'{key}.{name}') for name in value}
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(value)
-    if origin is Literal and value not in get_args(hint):
-        raise ValueError(f'{key}={value!r}; use one of {", ".join(map(str, get_args(hint)))}')
-    if origin is types.UnionType or hint is Any or not isinstance(origin, type):
+        return _read_tuple(get_args(hint), value, key)
+    if choices := _choices(hint):
+        if value not in choices:
+            raise ValueError(f'{key}={value!r}; use one of {", ".join(map(str, choices))}')
         return value
     if origin is float and type(value) is int:
         return float(value)
-    if type(value) is not origin:
+    if isinstance(origin, type) and type(value) is not origin:
         raise ValueError(f'{key}={value!r} must be of type {origin.__name__}')
     return value
+
+
+def _read_tuple(hints: tuple[Any, ...], values: Sequence[Any], key: str) -> tuple[Any, ...]:
+    each = [hints[0]] * len(values) if hints[-1] is ... else hints
+    kinds = ', '.join('...' if hint is ... else getattr(hint, '__name__', str(hint)) for hint in hints)
+    try:
+        return tuple(_read(hint, value, key) for hint, value in zip(each, values, strict=True))
+    except ValueError:
+        raise ValueError(f'{key}={tuple(values)} must be a tuple of ({kinds})') from None
+
+
+def _choices(hint: Any) -> list[Any]:
+    """The values of a Literal, or of several; none of another hint."""
+    if get_origin(hint) is Literal:
+        return [*get_args(hint)]
+    return [choice for part in get_args(hint) for choice in _choices(part)] if get_origin(hint) is Union else []

@@ -74,13 +74,12 @@ def make_supervised(
 
     examples = [example(each) for each in make_demonstrations(warmup.examples, seed=settings.seed)]
     ways, per_row = sharding.batch_ways(mesh), warmup.examples_per_row
-    rows, row_tokens = round_up(warmup.rows, ways), settings.ppo.row_tokens
+    rows = round_up(warmup.rows, ways)
 
     def batch(i: int) -> TokenBatch:
         packed = pack_examples(
-            examples, groups=rows, n=per_row, i=i, seed=settings.seed, ways=ways, row_tokens=row_tokens,
-            multiple=row_tokens or 128,
-        )  # fmt: skip
+            examples, groups=rows, n=per_row, i=i, seed=settings.seed, ways=ways, row_tokens=settings.ppo.row_tokens
+        )
         return sharding.put_batch(packed, mesh)
 
     return batch

@@ -76,23 +76,22 @@ class World:
         moved = f'({self.moved} moved for it)'
         return f'{len(self.train)} people to learn from; to test on, with other facts: {tested} {moved}'
 
-    def evaluate(self, answer: Respond, *, rounds: int, few: int = 0) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
-        """Figures and dialogues of a policy with the people it never trains on, or with `few` of the first split alone,
-        and what was asked of endpoints so far. What `answer` gives is scored here.
+    def evaluate(self, answer: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+        """Figures and dialogues of a policy with the people it never trains on, and what was asked of endpoints so far.
+        What `answer` gives is scored here.
 
         Raises:
           RuntimeError: more than `max_failed` of the turns of a split have no answer of a user or of a judge.
         """
-        tests = {next(iter(self.tests)): next(iter(self.tests.values()))[:few]} if few else self.tests
         record, dialogues = personalization.evaluate(
             lambda asked, seed: self.score(answer(asked, seed), seed),
             self.user,
-            tests,
+            self.tests,
             rounds=rounds,
             guess=self.guess,
             matcher=self.matcher,
         )
-        for number, (split, people) in enumerate(tests.items()):
+        for number, (split, people) in enumerate(self.tests.items()):
             failed, turns = record[f'{split}_unanswered' if number else 'unanswered'], rounds * len(people)
             what = f'turns with {split} people have no answer of a user or of a judge'
             self._check(failed, turns, what, 'dialogue.user and the judge')

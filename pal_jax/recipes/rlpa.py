@@ -50,7 +50,6 @@ from pal_jax.runtime.files import write_whole
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
 
 SHOWN = 'reward', 'format', 'profile', 'strict'
-FEW = 8  # people of an evaluation before the first step: a model that writes no format earns nothing with any of them
 MAY_CHANGE = 'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'reward.max_failed'  # when a run goes on
 
 
@@ -170,8 +169,7 @@ class RLPA:
 
         with self.ctx.phase('evaluate'):
             self.decoder.load(self.learner.weights(state))
-            few = FEW if stage == 'base' else 0
-            record, dialogues = self.world.evaluate(respond, rounds=self.test_rounds, few=few)
+            record, dialogues = self.world.evaluate(respond, rounds=self.test_rounds)
             self.decoder.release()
         return Evaluation(record, dialogues[: self.test_shown])
 

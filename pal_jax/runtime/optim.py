@@ -47,7 +47,7 @@ class Optimizer:
             self.lr >= 0 and 0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.weight_decay >= 0 and self.max_norm > 0
         ):
             raise ValueError(
-                f'optimizer: lr={self.lr} and weight_decay={self.weight_decay} must be at least 0, b1={self.b1} and '
+                f'lr={self.lr} and weight_decay={self.weight_decay} must be at least 0, b1={self.b1} and '
                 f'b2={self.b2} in [0, 1), max_norm={self.max_norm} above 0 (inf clips nothing)'
             )
         make_schedule(**self._schedule | {'total_steps': self.total_steps or 1})  # which check the rest

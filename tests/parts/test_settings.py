@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ml_collections import ConfigDict
 
 from pal_jax.parts.runs import read_settings
 from pal_jax.parts.settings import described, parse, to_config
@@ -35,10 +36,17 @@ def test_a_list_of_a_json_file_is_a_tuple_and_an_integer_may_stand_for_a_float()
         ({'kl_in': 'los'}, r"ppo\.kl_in='los'; use one of reward, loss"),
         ({'epochs': '1'}, r"ppo\.epochs='1' must be of type int"),
         ({'epochs': 0}, r'ppo\.epochs=0'),
+        ({'reward_clip': ('a', 1.0)}, r"ppo\.reward_clip=\('a', 1\.0\)"),
+        ({'reward_clip': (1.0,)}, r'ppo\.reward_clip=\(1\.0,\)'),
+        ({'loss_agg': 'mean'}, r"ppo\.loss_agg='mean'; use one of"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_section(change, message):
     config = configs.load('rlpa').to_dict()
+    with pytest.raises(ValueError, match='critic: lr=-1'):
+        read_settings(configs.load('rlpa', **{'critic.lr': -1.0}))
+    with pytest.raises(ValueError, match='ppo=3 must be a section'):
+        read_settings(ConfigDict(config | {'ppo': 3}))
     config['ppo'] = {key: value for key, value in (config['ppo'] | change).items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        read_settings(type(configs.load('rlpa'))(config))
+        read_settings(ConfigDict(config))

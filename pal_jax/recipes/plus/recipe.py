@@ -170,7 +170,7 @@ def make(settings: Settings | TableSettings, ctx: Context) -> Recipe:
         samples=evaluated.samples, shown=evaluated.shown,
     )  # fmt: skip
     # Rows that prompts share are all as long, so that one program computes them (`data.packing.pack_rollouts`).
-    pack = make_packing(settings, ctx.mesh, summary.n_samples, multiple=MULTIPLE)
+    pack = make_packing(settings, ctx.mesh, summary.n_samples, multiple=settings.ppo.row_tokens or MULTIPLE)
     return PLUS(
         make_plan(settings, parts), ctx, load, parts.learner, parts.describe,
         make_reward_model(settings, parts.reader, parts.pair_up), make_draw(settings, train), make_rate(settings),
