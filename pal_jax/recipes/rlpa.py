@@ -47,6 +47,7 @@ from pal_jax.parts.turns import Sampler, WarmupSettings, make_sampler, make_supe
 from pal_jax.parts.world import SYSTEM, World, check_openings, make_world
 from pal_jax.runtime import sharding
 from pal_jax.runtime.files import write_whole
+from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
 
 SHOWN = 'reward', 'format', 'profile', 'strict'
@@ -251,6 +252,9 @@ def check(settings: Settings, mesh: Mesh) -> None:
     if settings.total_steps + settings.warmup.steps < 1:
         steps = f'total_steps={settings.total_steps} and warmup.steps={settings.warmup.steps}'
         raise ValueError(f'{steps} leave nothing to do')
+    named = settings.warmup.optimizer.name
+    if named not in (Optimizer.name, settings.optimizer.name):
+        raise ValueError(f'warmup.optimizer.name={named!r}: the warm-up shares the state of optimizer.name; set that')
     check_at_least(
         settings, 1, 'dialogue.rollout_batch_size', 'dialogue.n_samples_per_prompt', 'dialogue.max_rounds',
         'sampling.max_tokens', 'ppo.epochs', 'ppo.minibatches', 'ppo.micro_rows', 'warmup.rows',

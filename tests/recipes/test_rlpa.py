@@ -326,6 +326,7 @@ def test_the_published_model_is_sharded_as_declared_without_its_weights():
         ({'policy.source': 'elsewhere:x'}, 'unknown model source'),
         ({'policy.lora.rank': 4, 'policy.lora.targets': 'q,w'}, "LoRA targets \\['w'\\] match no linear weight"),
         ({'ppo.kl_estimator': 'k4'}, "ppo.kl_estimator='k4'; use one of k1, k2, k3"),
+        ({'warmup.optimizer.name': 'lion'}, "warmup.optimizer.name='lion'"),
     ],
 )
 def test_wrong_values_are_told_in_one_line(changes, message):
