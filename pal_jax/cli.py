@@ -177,6 +177,13 @@ def settings() -> Run:
     return faults(parse, faults(recipe_module, config()).Settings, config())
 
 
+def config_of(folder: Path) -> ConfigDict:
+    """The config of the run in a folder: that of the stage whose folder it is, or else the command line's."""
+    stages = getattr(recipe_module(config()), 'stages', None)
+    planned = stages(settings(), folder.parent) if stages else []
+    return next((stage for stage, place in planned if place == folder), config())
+
+
 def output(default: str = '', *, file: bool = False) -> Path:
     """What --output names. Raises Fault where it is empty, missing without a default, or a folder in a file's place."""
     name = default if OUTPUT.value is None else OUTPUT.value

@@ -78,8 +78,9 @@ def evaluate(workdir: Path) -> Records:
     """The evaluations the run made before this step, and one of this step, by name."""
     if not (workdir / FOLDER).is_dir():
         raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
-    initialize(cli.config(), workdir)
-    recipe = prepare(cli.config(), workdir, Progress())
+    config = cli.config_of(workdir)
+    initialize(config, workdir)
+    recipe = prepare(config, workdir, Progress())
     state, host, step = Checkpoints(workdir, recipe.plan.abstract, read_only=True).read(STEP.value)
     recipe.plan.resume(host)
     earlier = [r for r in read_records(workdir / EVALS) if r['step'] < step and r['stage'] != 'final']
