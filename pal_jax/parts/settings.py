@@ -256,7 +256,8 @@ def _read(hint: Any, value: Any, key: str) -> Any:
         return _read_tuple(get_args(hint), value, key)
     if choices := _choices(hint):
         if value not in choices:
-            raise ValueError(f'{key}={value!r}; use one of {", ".join(map(str, choices))}')
+            known = [str(choice) or "''" for choice in choices]
+            raise ValueError(f'{key}={value!r}; use one of {", ".join(known)}')
         return value
     if origin is float and type(value) is int:
         return float(value)

@@ -496,7 +496,7 @@ def test_rewards_that_are_no_linear_head_are_not_exported(folder, tmp_path):
         ('text-large', {'text.source': ''}, 'a decoder is needed'),
         ('text-large', {'decoder.statements': 0}, r'decoder.statements=0 must be at least 1'),
         ('text-large', {'decoder.statements': 1}, 'nobody was asked about two of those drawn'),
-        ('text', {'text.span': 'sum', 'text.pool': 'last'}, "text.span='sum' must be one of"),
+        ('text', {'text.span': 'sum', 'text.pool': 'last'}, "text.span='sum'"),
         ('text', {'text.span': 'mean'}, "text.pool='mean' must be 'last'"),
         ('text', B, 'makes prototypes of prompts, and .* has none'),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,6 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.models import states
 from pal_jax.models.params import Params, decoder_specs
 from pal_jax.models.states import Frame
-from pal_jax.objectives.preference import TokenWeighting
 from pal_jax.parts.models import Policy, make_source
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes.pal.settings import Settings, TextSettings
@@ -52,11 +51,8 @@ def check(settings: Settings) -> None:
             f'text.pairs={text.pairs} must be at least 1, and text.template={text.template!r} needs {{}} where a '
             'statement goes'
         )
-    if text.span and (text.span not in get_args(TokenWeighting) or text.pool != 'last'):
-        raise ValueError(
-            f'text.span={text.span!r} must be one of {", ".join(get_args(TokenWeighting))} or empty; it judges by the '
-            f"last token, so text.pool={text.pool!r} must be 'last'"
-        )
+    if text.span and text.pool != 'last':
+        raise ValueError(f"text.span={text.span!r} judges by the last token, so text.pool={text.pool!r} must be 'last'")
     if settings.standardize or settings.baselines.majority or settings.baselines.mixed_logit:
         raise ValueError(
             'standardize, baselines.majority and baselines.mixed_logit are for attributes; where text.source is given '
