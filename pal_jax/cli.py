@@ -37,6 +37,7 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer('processes', os.environ.get('JAX_NUM_PROCESSES'), 'How many processes train together.')
 PROCESS = flags.DEFINE_integer('process', os.environ.get('JAX_PROCESS_ID'), 'Which of them this is, from 0.')
+HELP = '-h', '--help', '-help'
 QUOTES = '\\\'" '
 WIDE = 10_000  # characters of a line of a file: no table is cut
 MAY_CHANGE = (  # of any run when it goes on; a recipe's own keys stand in its `MAY_CHANGE`
@@ -62,9 +63,9 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
     stderr and an exit status. Where several processes train together, a fault of one ends all."""
     argv = sys.argv
     print_anything()
-    if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
+    if any(arg in HELP for arg in argv[1:]):
         print(usage.strip())
-        _print_keys([arg for arg in argv if '-help' not in arg and arg != '-h'])
+        _print_keys([arg for arg in argv if arg not in HELP])
         sys.exit(0)
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
     try:
@@ -84,7 +85,7 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
 
 def _print_keys(argv: Sequence[str]) -> None:
     """Prints every key of the config that the command line names, with its value and where its section is explained."""
-    if not any(re.match('--?config[=.]', arg) for arg in argv[1:]):
+    if not any(re.match(r'--?config([=.]|$)', arg) for arg in argv[1:]):
         return
     try:
         _parse(argv)

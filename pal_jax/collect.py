@@ -26,7 +26,7 @@ from pal_jax import cli
 from pal_jax.envs.dialogue import messages
 from pal_jax.envs.queue import continue_best, open_queue, pop
 from pal_jax.feedback.users import Listened
-from pal_jax.parts.dialogues import Dialogues
+from pal_jax.parts.dialogues import of_dialogues
 from pal_jax.parts.settings import Run
 from pal_jax.parts.turns import make_sampler
 from pal_jax.parts.world import make_world
@@ -62,8 +62,7 @@ def collect(settings: Run, source: str | None, prompts: int | None) -> Iterator[
     Raises:
       ValueError, RuntimeError: settings without dialogues, a model that cannot be had, or a judge that does not answer.
     """
-    if not isinstance(settings, Dialogues):
-        raise ValueError(f'recipe={settings.recipe!r} has no dialogues to sample in; give a config of rlpa')
+    settings = of_dialogues(settings)
     world, dialogue = make_world(settings), settings.dialogue
     order = settings.seed if dialogue.shuffle else None
     decoder, tokenizer = open_decoder(settings, source or settings.policy.source)

@@ -37,7 +37,7 @@ from pal_jax.decode.requests import Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals.baselines import BASELINES, Complete, plainly
 from pal_jax.evals.personalization import Respond
-from pal_jax.parts.dialogues import Dialogues
+from pal_jax.parts.dialogues import Dialogues, of_dialogues
 from pal_jax.parts.recipe import EVALUATION, Evaluation
 from pal_jax.parts.settings import Run, to_config
 from pal_jax.parts.turns import Sampler, make_sampler
@@ -111,8 +111,7 @@ def evaluate_sources(settings: Run, names: Sequence[str]) -> dict[str, Evaluatio
       ValueError: a run has trained on another file of people by the same name.
       ValueError, RuntimeError: a source that cannot be had.
     """
-    if not isinstance(settings, Dialogues):
-        raise ValueError(f'recipe={settings.recipe!r} has no dialogues to compare policies in; give a config of rlpa')
+    settings = of_dialogues(settings)
     world, evaluations = make_world(settings), {}
     rounds = settings.eval.rounds or settings.dialogue.rounds
     opened = {name: settings.policy.source if name in BASELINES else name for name in dict.fromkeys(names)}

@@ -12,8 +12,9 @@ choices have no order: each is read by itself, and the mean of what was read tel
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,13 @@ from pal_jax.models.params import Params
 from pal_jax.runtime.optim import Optimizer
 
 
-class Latent(NamedTuple):
-    """Widths of z and of the hidden layers, and what the divergence costs."""
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """Widths of the network, and the weight of the divergence."""
 
-    dim: int = 512
-    hidden: int = 512
-    kl_coef: float = 1e-4
+    dim: int = 512  # of a person's vector
+    hidden: int = 512  # the width of the hidden layers
+    kl_coef: float = 1e-4  # weight of the divergence of a vector's distribution from N(0, 1)
 
 
 class LatentState(struct.PyTreeNode):

@@ -78,7 +78,6 @@ class PPO:
     temperature: float = derived(1.0)  # of the samples: log-probs are taken at it
 
     def __post_init__(self):
-        object.__setattr__(self, 'reward_clip', tuple(self.reward_clip))  # of a file it is a list
         known = {
             'estimator': tuple(adv.ESTIMATORS),
             'kl_estimator': get_args(kl_divergence.KLEstimator),

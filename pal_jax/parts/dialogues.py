@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from pal_jax.parts.settings import ANSWERS, EndpointSettings, Reinforced
+from pal_jax.parts.settings import ANSWERS, EndpointSettings, Reinforced, Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +85,14 @@ class Dialogues(Reinforced):
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
     answers: str = ANSWERS  # '': what endpoints have answered is asked again
     eval: EvaluationSettings = EvaluationSettings()
+
+
+def of_dialogues(settings: Run) -> Dialogues:
+    """The settings, where they are of a method with dialogues.
+
+    Raises:
+      ValueError: the method has none.
+    """
+    if not isinstance(settings, Dialogues):
+        raise ValueError(f'recipe={settings.recipe!r} has no dialogues; give a config of rlpa')
+    return settings

@@ -153,11 +153,8 @@ class Progress:
 
     def done(self, step: int, stage: str, metrics: Metrics) -> None:
         """Shows that step number `step` (from 0) of part `stage` is done. Time is read from its `seconds_` metrics."""
-        began, left, seconds = (
-            self._forecast.stepped(step, metrics),
-            self._forecast.left(step),
-            sum(seconds_of(metrics)),
-        )
+        began = self._forecast.stepped(step, metrics)
+        left, seconds = self._forecast.left(step), sum(seconds_of(metrics))
         if began is not None and self._title:
             paid = f', of which {spoken(once(metrics))} of compiling comes once' if once(metrics) >= 0.5 else ''
             unknown = f'; not measured yet: {", ".join(left.unmeasured)}' if left.unmeasured else ''

@@ -129,10 +129,10 @@ def make(
     """
     own, seed, evaluated = settings.latent, settings.seed, settings.eval
     policy = make_policy(settings.reward_model, ctx, seed, of='reward_model')
-    options, everywhere = Latent(own.dim, own.hidden, own.kl_coef), sharding.replicated(ctx.mesh)
+    everywhere = sharding.replicated(ctx.mesh)
     updates = -(-len(train) // own.people)
     optimizer = own.optimizer.over(own.passes * updates)
-    new = functools.partial(new_state, seed, policy.cfg.width, options, optimizer)
+    new = functools.partial(new_state, seed, policy.cfg.width, own, optimizer)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(new))
     measure = functools.partial(
         conditioning.evaluate, temperature=1.0, samples=evaluated.samples, shown=evaluated.shown,
@@ -142,7 +142,7 @@ def make(
     plan = Plan(own.passes, abstract, stage, shown=('accuracy', 'reward'), keep=keeping(reward_model=policy))
     vectors = Vectors(policy, ctx, train, [*train, *itertools.chain(*tests.values())])
     return LatentBaseline(
-        plan, ctx, new, vectors, latent.make_update(optimizer, options), updates, train, tests, measure,
+        plan, ctx, new, vectors, latent.make_update(optimizer, own), updates, train, tests, measure,
         settings.shuffled, seed,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from pal_jax.feedback.histories import Made
+from pal_jax.learners.latent import Latent
 from pal_jax.parts.settings import ANSWERS, EndpointSettings, ModelSettings, Reinforced, Run, StageSettings
 from pal_jax.runtime.optim import Optimizer
 
@@ -47,13 +48,10 @@ class HoldSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class LatentSettings:
+class LatentSettings(Latent):
     """The baseline `reads=latent`, which trains on passes over all people in place of steps. Frozen states of the
     reward model's source are all that it knows of replies."""
 
-    dim: int = 512  # of a person's vector
-    hidden: int = 512  # the width of the hidden layers
-    kl_coef: float = 1e-4  # weight of the divergence of a vector's distribution from N(0, 1)
     passes: int = 40
     people: int = 32  # of an update
     optimizer: Optimizer = Optimizer(lr=3e-4)

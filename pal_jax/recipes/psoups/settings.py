@@ -83,9 +83,8 @@ class EvaluationSettings:
     """The comparison of all systems."""
 
     judge: str = 'rule'  # as annotate.annotator, or endpoint:evaluator; language models see pairs in both orders
-    max_failed: float = (
-        0.1  # share of comparisons without a verdict above which there is no result; below they are ties
-    )
+    # The share of comparisons without a verdict above which there is no result; below it they are ties.
+    max_failed: float = 0.1
     draws: int = 2  # answers to each prompt where the policy of one pole is compared with the base
     front: str = ''  # two poles whose policies are merged by weights from 0 to 1, as P2A,P2B; '': two of each dimension
     front_weights: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the second pole
