@@ -111,7 +111,7 @@ class Completion:
 class Sample:
     """One completion of one prompt with its rewards. Samples of one prompt share `group` and stand side by side.
 
-    role: who spoke, such as the seat of a game.
+    role: who spoke, such as the seat of a game, or the group that a limit is of.
     rewards: by channel: the reward, then costs or further objectives.
     source: what the prompt was made of: a dialogue, a game's state, a question.
     parsed: what the completion says, as its environment reads it.
@@ -231,17 +231,19 @@ class TokenBatch(struct.PyTreeNode):
 class RolloutBatch(struct.PyTreeNode):
     """Samples on the device, by row, sample and action, with `C` channels of rewards.
 
-    Channel 0 is the reward; the others are costs or further objectives. The last five are filled in by a learner:
-    log-probabilities and values by `score`, advantages and returns by `advantages`.
+    Channel 0 is the reward; the others are costs or further objectives. A learner fills in log-probabilities and values
+    by `score`, advantages and returns by `advantages`; a method whose loss of a token has a second advantage fills in
+    `costs`.
     """
 
     tokens: TokenBatch
     rewards: Float[Array, 'R N C']
     ok: Bool[Array, 'R N']
-    role: Int[Array, 'R N']  # who spoke, such as the seat of a game
+    role: Int[Array, 'R N']  # who spoke, such as the seat of a game, or the group that a limit is of
     sampler_logprobs: Float[Array, 'R N A']
     logprobs: Float[Array, 'R N A'] | None = None
     ref_logprobs: Float[Array, 'R N A'] | None = None
     values: Float[Array, 'R N A C'] | None = None
     advantages: Float[Array, 'R N A'] | None = None
     returns: Float[Array, 'R N A C'] | None = None
+    costs: Float[Array, 'R N A'] | None = None

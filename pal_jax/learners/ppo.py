@@ -38,6 +38,7 @@ from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics, RolloutBatch, TokenBatch, derived
 
 Estimate = Callable[..., Estimates]  # of a `Rollout` and further arrays; static under `jit`
+Before = Callable[['PolicyState', RolloutBatch, Array], RolloutBatch]  # of a minibatch and its weights `[R, N, A]`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,11 +289,12 @@ class PolicyLearner:
 
     def update(
         self, state: PolicyState, batch: RolloutBatch, key: Array, ptx: TokenBatch | None = None, *,
-        loss: TokenLoss | None = None,
+        loss: TokenLoss | None = None, before: Before | None = None,
     ) -> tuple[PolicyState, Metrics]:  # fmt: skip
         """PPO on a batch with its advantages, in shuffled minibatches; `ptx` adds its cross-entropy to each of them.
 
-        `loss` is the loss of a token; by default that of the settings. With `early_stop_kl` an epoch whose `approx_kl`
+        `loss` is the loss of a token; by default that of the settings. `before` makes of a minibatch what its step
+        reads, by the state before the step and the weights of tokens. With `early_stop_kl` an epoch whose `approx_kl`
         is far above it is the last. A minibatch in which no action counts (it is padding, or its samples failed) is
         left out, with its share of `ptx`. Metrics are means over the others; `first_ratio_deviation` is that of the
         first, which no update precedes.
@@ -309,6 +311,7 @@ class PolicyLearner:
                 part = take(batch, index, self.actor.mesh) if parts > 1 else batch
                 weight = self._loss_weights(part)
                 if any_of(weight):
+                    part = before(state, part, weight) if before else part
                     state, metrics = self.minibatch(state, part, weight, ptx, loss)
                     epochs[-1].append(metrics)
         means = {'kl_coef': float(state.kl_coef)}
@@ -433,7 +436,7 @@ def tokens_of(batch: RolloutBatch, kl_coef: Float[Array, '']) -> Tokens:
     """What a token loss reads of a batch with its advantages."""
     assert batch.logprobs is not None and batch.advantages is not None
     kl_coef = jnp.broadcast_to(kl_coef, batch.logprobs.shape)
-    return Tokens(batch.logprobs, batch.advantages, batch.ref_logprobs, kl_coef)
+    return Tokens(batch.logprobs, batch.advantages, batch.ref_logprobs, kl_coef, batch.costs)
 
 
 def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R N A']:

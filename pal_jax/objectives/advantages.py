@@ -29,7 +29,7 @@ class Rollout(NamedTuple):
     values: the critics' values of the states before each action by channel; None without critics.
     acts: actions that count.
     ok: samples that have a reward.
-    role: who spoke, such as the seat of a game.
+    role: who spoke, such as the seat of a game, or the group that a limit is of.
     n: samples of a prompt, which stand side by side.
     """
 

@@ -75,12 +75,14 @@ class Tokens(NamedTuple):
     advantage: as an estimator gives it.
     reference: log-probability under the reference policy; None without one.
     kl_coef: what the distance from the reference counts.
+    cost: a second advantage, of a loss that has one.
     """
 
     old: Float[Array, '*S']
     advantage: Float[Array, '*S']
     reference: Float[Array, '*S'] | None
     kl_coef: Float[Array, '*S']
+    cost: Float[Array, '*S'] | None = None
 
 
 TokenLoss = Callable[[Float[Array, '*S'], Tokens], Float[Array, '*S']]  # of new log-probabilities; static under `jit`
