@@ -66,6 +66,11 @@ def to_prefer(record: Any, tokenizer: Tokenizer) -> Pair:
     return pair
 
 
+def as_chat(text: str) -> list[Message]:
+    """A question as the messages of a chat."""
+    return [{'role': 'user', 'content': text}]
+
+
 def _example(
     tokenizer: Tokenizer, prompt: TextOrMessages | None, reply: TextOrMessages, tools: list[Message] | None
 ) -> Example:

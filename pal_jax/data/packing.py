@@ -36,11 +36,13 @@ class Compared(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One prompt, which is not empty, what follows it, and, of replies, which were compared."""
+    """One prompt, which is not empty, what follows it, and, of replies, which were compared and the labels of each: 1,
+    0, or NaN where nobody gave it."""
 
     prompt: Sequence[int]
     branches: Sequence[Branch]
     compared: Sequence[Compared] = ()
+    labels: Sequence[Sequence[float]] = ()
 
     @property
     def length(self) -> int:

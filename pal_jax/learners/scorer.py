@@ -64,6 +64,7 @@ class BradleyTerry:
     margin: by which a chosen reply has to be better, beside the margin of the pair's own record.
     label_smoothing: the share of pairs taken to be the wrong way round.
     centring: times the squared sum of a pair's two scores, which keeps scores about zero.
+    regularization: times the mean square of a pair's two scores (Safe RLHF's, arXiv 2310.12773, 1e-3 there).
 
     Raises:
       ValueError: a value out of its range.
@@ -72,12 +73,13 @@ class BradleyTerry:
     margin: float = 0.0
     label_smoothing: float = 0.0
     centring: float = 0.0
+    regularization: float = 0.0
 
     def __post_init__(self):
-        if self.margin < 0 or self.centring < 0 or not 0 <= self.label_smoothing < 0.5:
+        if min(self.margin, self.centring, self.regularization) < 0 or not 0 <= self.label_smoothing < 0.5:
             raise ValueError(
-                f'reward.margin={self.margin} and reward.centring={self.centring} must be at least 0, '
-                f'reward.label_smoothing={self.label_smoothing} in [0, 0.5)'
+                f'reward.margin={self.margin}, reward.centring={self.centring} and reward.regularization='
+                f'{self.regularization} must be at least 0, reward.label_smoothing={self.label_smoothing} in [0, 0.5)'
             )
 
     def __call__(self, scores: Float[Array, 'R N K'], lesson: Lesson) -> Float[Array, '']:
@@ -91,7 +93,11 @@ class BradleyTerry:
     ) -> Float[Array, '*S']:
         """The loss of each pair by its scores."""
         loss = logistic(chosen - rejected, margin=self.margin + margin, label_smoothing=self.label_smoothing)
-        return loss + self.centring * centring(chosen, rejected) if self.centring else loss
+        if self.centring:
+            loss += self.centring * centring(chosen, rejected)
+        if self.regularization:
+            loss += self.regularization * (jnp.square(chosen) + jnp.square(rejected)) / 2.0
+        return loss
 
 
 class Lesson(NamedTuple):
@@ -109,7 +115,7 @@ class Pairs(NamedTuple):
     group, and `exists` says which of them there are. Rows are cut to `multiple`s of tokens."""
 
     batch: TokenBatch
-    lesson: Lesson
+    lesson: Any  # a `Lesson`, or another whose `weight` is that of what it teaches
     where: tuple[Int[np.ndarray, 'G n'], Int[np.ndarray, 'G n']]
     exists: Bool[np.ndarray, 'G n']
     multiple: int = MULTIPLE

@@ -12,14 +12,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pal_jax.data import chats, formats, holdouts
-from pal_jax.data.packing import Group, most_actions, pack_whole
+from pal_jax.data.packing import Group, most_actions, pack_whole, shared_prompt
+from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.envs import dialogue as env
 from pal_jax.feedback import recall
 from pal_jax.feedback.oracle import make_answers
 from pal_jax.feedback.people import SLOTS, make_people
 from pal_jax.feedback.users import make_scripted_user
+from pal_jax.learners.scorer import to_score
 from pal_jax.parts.recipe import check_at_least
-from pal_jax.parts.settings import RowSettings, Supervised
+from pal_jax.parts.settings import FromRows, RowSettings, Supervised
 from pal_jax.runtime import sharding
 from pal_jax.types import TokenBatch
 
@@ -172,6 +174,16 @@ def hold_out(parts: list[list[Entry]], most: int) -> tuple[list[Entry], list[Ent
     return list(itertools.chain(*parts[:cut])), list(itertools.chain(*parts[cut:]))
 
 
+def scored_replies(tokenizer: Tokenizer, question: str, replies: Sequence[str], pooling: str = 'last') -> Group:
+    """The replies to a question as a group that scorers read, each up to the token that ends its turn."""
+    turns = [
+        {'prompt': chats.as_chat(question), 'completion': [{'role': 'assistant', 'content': reply}]}
+        for reply in replies
+    ]
+    examples = [chats.to_imitate(turn, tokenizer) for turn in turns]
+    return shared_prompt([to_score(example.prompt, example.completion, pooling) for example in examples])
+
+
 def oracle_records(settings: Supervised, key: str) -> Iterator[list[dict[str, Any]]]:
     """Of each person the oracle's answers in the format of files: the good one as `key`, the other as `rejected`."""
     oracle, system = settings.oracle, env.actor_prompt(SLOTS)
@@ -200,20 +212,20 @@ def recall_records(settings: Supervised, key: str) -> Iterator[list[dict[str, An
 MADE = {'oracle': oracle_records, 'recall': recall_records}
 
 
-def steps_of(settings: Supervised, rows: Rows) -> int:
+def steps_of(settings: FromRows, rows: Rows) -> int:
     """`total_steps`, or as many as `data.epochs` passes over the rows take."""
     data = settings.data
     return settings.total_steps or -(-round(data.epochs * len(rows.train)) // data.batch_size)
 
 
-def check(settings: Supervised) -> None:
+def check(settings: FromRows) -> None:
     """Raises ValueError where a size is wrong, before a file is read."""
     data = settings.data
     check_at_least(settings, 0, 'total_steps', 'data.row_tokens')
     check_at_least(
         settings, 1, 'data.batch_size', 'data.micro_rows', 'data.max_length', 'data.test_rows', 'checkpoint.every'
     )
-    if data.train in MADE:
+    if isinstance(settings, Supervised) and data.train in MADE:
         check_at_least(settings, 2, 'oracle.people')
         check_at_least(settings, 1, 'oracle.rounds')
     if not settings.total_steps and data.epochs <= 0:

@@ -154,14 +154,20 @@ class StageSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Supervised(Run):
+class FromRows(Run):
     """The keys of a run that learns from rows. `total_steps=0` makes `data.epochs` passes over them."""
 
     policy: ModelSettings = ModelSettings()
     optimizer: Optimizer
     data: RowSettings
-    oracle: OracleSettings = OracleSettings()
     eval: StageSettings = StageSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Supervised(FromRows):
+    """The keys of a run that may learn from the answers of the oracle."""
+
+    oracle: OracleSettings = OracleSettings()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

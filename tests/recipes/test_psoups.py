@@ -16,6 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pal_jax import cli, train
+from pal_jax.data import chats
 from pal_jax.data.holdouts import normal
 from pal_jax.feedback import preferences
 from pal_jax.models import sources
@@ -23,6 +24,7 @@ from pal_jax.parts import piecework
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.models import make_learner
 from pal_jax.parts.recipe import Context, Plan
+from pal_jax.parts.rows import scored_replies
 from pal_jax.presets import parse_stage
 from pal_jax.recipes import reward
 from pal_jax.recipes.psoups import data as psoups_data
@@ -30,7 +32,7 @@ from pal_jax.recipes.psoups import evaluate as psoups_evaluate
 from pal_jax.recipes.psoups import judges, policies
 from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.recipes.psoups.jobs import make_fronts, make_jobs
-from pal_jax.recipes.psoups.prompts import Asked, Prompt, as_chat, known_prompts, prompts_moved, read_prompts
+from pal_jax.recipes.psoups.prompts import Asked, Prompt, known_prompts, prompts_moved, read_prompts
 from pal_jax.runtime import checkpoint, devices
 from pal_jax.runtime.metrics import EVALS, read_records
 from pal_jax.runtime.report import REPORT
@@ -348,9 +350,9 @@ def test_an_answer_without_text_is_paid_as_the_worst_of_its_step():
 def test_replies_are_scored_by_the_tokens_that_reward_models_learn_from():
     tokenizer = sources.resolve('random:tiny').tokenizer()
     replies = 'one answer', '<|im_end|> another', ''
-    asked, *said = as_chat('Why?'), *([{'role': 'assistant', 'content': each}] for each in replies)
+    asked, *said = chats.as_chat('Why?'), *([{'role': 'assistant', 'content': each}] for each in replies)
     for pooling in ('last', 'mean'):
-        group = judges.to_group(tokenizer, 'Why?', replies, pooling)
+        group = scored_replies(tokenizer, 'Why?', replies, pooling)
         for k in (1, 2):
             learnt = reward.to_group(tokenizer, {'prompt': asked, 'chosen': said[0], 'rejected': said[k]}, pooling)
             assert [group.branches[i] for i in (0, k)] == learnt.branches

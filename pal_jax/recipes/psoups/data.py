@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from pal_jax.data import chats
 from pal_jax.data.holdouts import normal
 from pal_jax.data.passes import shuffled
 from pal_jax.feedback import annotators, preferences
@@ -34,7 +35,7 @@ from pal_jax.parts.piecework import Piecework, Records
 from pal_jax.parts.recipe import Context, Evaluation, Host
 from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
 from pal_jax.recipes.psoups.policies import Sampler, load_base, make_sampler
-from pal_jax.recipes.psoups.prompts import Prompt, as_chat, prompts_moved, read_preferences, read_prompts
+from pal_jax.recipes.psoups.prompts import Prompt, prompts_moved, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import Annotation, Rollout, Stage
 from pal_jax.runtime import processes
 from pal_jax.types import Metrics
@@ -278,5 +279,5 @@ def as_pair(row: Row) -> dict[str, Any]:
     question = Prompt('', row['instruction'], row['input']).question
     better, worse = row[f'output_{row["preference"]}'], row[f'output_{3 - row["preference"]}']
     chosen, rejected = ([{'role': 'assistant', 'content': text}] for text in (better, worse))
-    prompt = as_chat(f'{question} {row["preference_prompt"]}'.strip())
+    prompt = chats.as_chat(f'{question} {row["preference_prompt"]}'.strip())
     return {'prompt': prompt, 'chosen': chosen, 'rejected': rejected}

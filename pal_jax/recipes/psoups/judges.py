@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pal_jax.data import chats
-from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.packing import Group
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Spec
-from pal_jax.learners.scorer import to_score
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import Context
+from pal_jax.parts.rows import scored_replies
 from pal_jax.recipes import reward
-from pal_jax.recipes.psoups.prompts import as_chat, known_preferences
+from pal_jax.recipes.psoups.prompts import known_preferences
 
 # Takes the readings of every question, and the replies to every question; returns scores `[questions, replies]`.
 Score = Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]
@@ -81,7 +80,7 @@ class RewardModel:
         and 3)."""
         tokenizer, pooling, scores = self._opened
         groups = [
-            to_group(tokenizer, text, replies_to_it, pooling)
+            scored_replies(tokenizer, text, replies_to_it, pooling)
             for texts, replies_to_it in zip(readings, replies, strict=True)
             for text in texts
         ]
@@ -91,12 +90,3 @@ class RewardModel:
     @functools.cached_property
     def _opened(self) -> tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]:
         return reward.open_scores(self.folder, self.ctx)
-
-
-def to_group(tokenizer: Tokenizer, question: str, replies: Sequence[str], pooling: str = 'last') -> Group:
-    """The replies to a question as a group, made of the tokens that reward models have learnt from."""
-    turns = [
-        {'prompt': as_chat(question), 'completion': [{'role': 'assistant', 'content': reply}]} for reply in replies
-    ]
-    examples = [chats.to_imitate(turn, tokenizer) for turn in turns]
-    return shared_prompt([to_score(example.prompt, example.completion, pooling) for example in examples])

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from pal_jax.data import inputs
+from pal_jax.data import chats, inputs
 from pal_jax.data.thoughts import spoken
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder
@@ -20,7 +20,6 @@ from pal_jax.parts.models import Policy
 from pal_jax.parts.recipe import Context
 from pal_jax.parts.runs import read_config, trained_in
 from pal_jax.parts.settings import to_config
-from pal_jax.recipes.psoups.prompts import as_chat
 from pal_jax.recipes.psoups.settings import Asking, Stage
 from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
@@ -40,7 +39,7 @@ class PolicySampler:
 
     def __call__(self, params: Params, questions: Sequence[str], n: int, seed: Sequence[int]) -> list[Sample]:
         """Sample `n` answers to each question, side by side."""
-        prompts = [tuple(self.tokenizer.chat(as_chat(text))) for text in questions]
+        prompts = [tuple(self.tokenizer.chat(chats.as_chat(text))) for text in questions]
         self.decoder.load(params)
         samples = sampler.sample(self.decoder, self.tokenizer, prompts, [self.sampling] * n, seed, sources=questions)
         self.decoder.release()

@@ -61,7 +61,7 @@ def read_prompts(settings: Asking, split: str, tokenizer: Tokenizer) -> list[Pro
     asked = settings.prompts
     longest = max(preferences.combinations(read_preferences(settings)), key=lambda poles: len(ask('', poles)))
     prompts = known_prompts(asked, split)
-    lengths = [len(tokenizer.chat(as_chat(ask(prompt.question, longest)))) for prompt in prompts]
+    lengths = [len(tokenizer.chat(chats.as_chat(ask(prompt.question, longest)))) for prompt in prompts]
     prompts = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= asked.max_length]
     prompts = prompts[: getattr(asked, f'{split}_count') or None]
     if not prompts:
@@ -104,8 +104,3 @@ def to_prompt(record: Any) -> Prompt:
     if not isinstance(text, str) or not text.strip() or not isinstance(given, str):
         raise ValueError("expected an object with 'instruction' and, if you like, 'input', both texts")
     return Prompt('', text.strip(), given.strip())
-
-
-def as_chat(text: str) -> list[dict[str, str]]:
-    """A question as the messages of a chat."""
-    return [{'role': 'user', 'content': text}]

@@ -1,0 +1,84 @@
+"""What a scorer learns of replies that have labels: 14 outputs of categories, or one cost with the sign of safety.
+
+pairs = pack_labelled(groups, mesh, ways=1, micro_rows=4)             # groups with `labels`
+state, _, metrics = Scorer(..., loss=Labels(), outputs=14).learn(state, pairs)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from pal_jax.data.packing import Group
+from pal_jax.learners.scorer import BradleyTerry, Lesson, Pairs, pack_replies
+from pal_jax.objectives.labels import label_loss, sign_loss
+from pal_jax.runtime import sharding
+
+
+class LabelLesson(NamedTuple):
+    """The labels of the replies in each row, NaN where a place has none, what each reply counts in the loss, and the
+    pairs that were compared."""
+
+    labels: Float[Array, 'R N K']
+    weight: Float[Array, 'R N']
+    pairs: Lesson
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """The loss of a moderator (BeaverTails): the mean binary cross-entropy over categories.
+
+    positive_weights: what a reply counts in a category that it has, a number by category; (): 1.
+    """
+
+    positive_weights: tuple[float, ...] = ()
+
+    def __call__(self, scores: Float[Array, 'R N K'], lesson: LabelLesson) -> Float[Array, '']:
+        weights = jnp.asarray(self.positive_weights) if self.positive_weights else 1.0
+        losses = label_loss(scores, lesson.labels, weights)
+        return jnp.sum(lesson.weight * losses.mean(axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class SignedCost:
+    """The loss of a cost model (Safe RLHF, section 3.2): of a pair, `-log sigmoid(C_hi - C_lo)` where `hi` is the less
+    safe reply, and of both replies `-log sigmoid(s C)` with the sign of their label.
+
+    pairs: of the ranking; its `regularization` is that of the costs' squares.
+    """
+
+    pairs: BradleyTerry = BradleyTerry()
+
+    def __call__(self, scores: Float[Array, 'R N 1'], lesson: LabelLesson) -> Float[Array, '']:
+        signs = sign_loss(scores[..., 0], lesson.labels[..., 0])
+        return self.pairs(scores, lesson.pairs) + jnp.sum(lesson.weight * signs)
+
+
+def pack_labelled(groups: Sequence[Group], mesh: Mesh, **packing: int) -> Pairs:
+    """Groups of replies with labels in rows, as `pack_replies` has them. The mean is over groups: of a group, the mean
+    over its replies where nothing was compared, else the sum over the two replies of each pair, as the paper's loss
+    has it.
+
+    Args:
+      packing: `ways`, `micro_rows`, `row_tokens` and `n` of `pack_replies`.
+    """
+    pairs = pack_replies(groups, mesh, **packing)
+    rows, samples = pairs.where
+    shape = pairs.batch.acts.shape[:2]
+    labels = np.full((*shape, len(groups[0].labels[0])), np.nan, np.float32)
+    weight = np.zeros(shape, np.float32)
+    for group, row, places in zip(groups, rows, samples, strict=True):
+        replies = range(len(group.branches))
+        counts = [(pair.better, pair.worse) for pair in group.compared]
+        for k in replies:
+            labels[row[k], places[k]] = group.labels[k]
+            times = sum(k in sides for sides in counts) / len(counts) if counts else 1.0 / len(group.branches)
+            weight[row[k], places[k]] = times / len(groups)
+    lesson = LabelLesson(*sharding.put_batch((labels, weight), mesh), pairs.lesson)
+    return pairs._replace(lesson=lesson)

@@ -1,0 +1,133 @@
+"""What moderators and cost models learn from: the embedded corpus, or records of BeaverTails and of PKU-SafeRLHF."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pal_jax.data import chats, formats, holdouts, records, safety
+from pal_jax.data.holdouts import normal
+from pal_jax.data.packing import Compared, Group, most_actions, shared_prompt
+from pal_jax.data.safety import Judged, Labelled
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.feedback import dilemmas
+from pal_jax.feedback.dilemmas import Dilemma
+from pal_jax.learners.scorer import to_score
+from pal_jax.parts.rows import Keyed, Rows, scored_replies
+from pal_jax.parts.settings import FromRows, RowSettings
+
+EMBEDDED = 'embedded'  # the corpus of `feedback/dilemmas.py`
+ANSWERS = 3  # rows that a dilemma makes, of either kind
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SafetyRows(RowSettings):
+    """Records of answers that are safe or not."""
+
+    train: str = EMBEDDED  # or a source of records: a file, hf:owner/name/file, tfds:name/config:split
+    test: str = ''  # likewise, whose prompts are not learnt; '': other dilemmas, or rows of some prompts of train
+    dilemmas: int = 1200  # of the embedded corpus that are learnt
+
+
+Read = Callable[[str], list[Keyed]]  # of a source: its rows as groups, by the content of their prompts
+Make = Callable[[list[Dilemma]], list[Keyed]]
+
+
+def labelled_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
+    """Answers with labels of the 14 categories: of the embedded corpus, or records of BeaverTails, of which repeated
+    answers are one with the categories that most have marked.
+
+    Raises:
+      ValueError: a source or a record of it is wrong, or nothing is left to learn from or to test on.
+    """
+
+    def keyed(rows: Sequence[Labelled]) -> list[Keyed]:
+        return [(normal(row.prompt), labelled_group(tokenizer, row)) for row in rows]
+
+    def read(source: str) -> list[Keyed]:
+        return keyed(safety.joined(safety.read_labelled(source)))
+
+    return _make_rows(settings, read, lambda made: keyed(dilemmas.labelled(made)), n=1)
+
+
+def judged_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
+    """Pairs of answers, the less safe one first: of the embedded corpus, records of PKU-SafeRLHF, or pairs whose chosen
+    reply is the less harmful one, which have no labels (HH-RLHF, harmless-base).
+
+    Raises:
+      ValueError: as `labelled_rows`.
+    """
+
+    def keyed(rows: Sequence[Judged]) -> list[Keyed]:
+        return [(normal(row.prompt), judged_group(tokenizer, row)) for row in rows]
+
+    def read(source: str) -> list[Keyed]:
+        rows = []
+        for place, record in records.rows(source):
+            if 'chosen' in record:
+                rows.append(_preferred(place, record, tokenizer))
+            else:
+                rows += keyed([safety.to_judged(record, place)])
+        if not rows:
+            raise ValueError(f'{source}: it has no records; give a source with at least one')
+        return rows
+
+    return _make_rows(settings, read, lambda made: keyed(dilemmas.judged(made, settings.seed)), n=2)
+
+
+def labelled_group(tokenizer: Tokenizer, row: Labelled) -> Group:
+    """An answer as a group of one reply with its labels of the 14 categories."""
+    return scored_replies(tokenizer, row.prompt, [row.response])._replace(labels=[[float(x) for x in row.categories]])
+
+
+def judged_group(tokenizer: Tokenizer, row: Judged) -> Group:
+    """A pair of answers as a group, of which the less safe one is `better`, since its cost is higher; the label of an
+    answer is whether it is unsafe."""
+    group = scored_replies(tokenizer, row.prompt, row.responses)
+    return group._replace(
+        compared=[Compared(1 - row.safer, row.safer)], labels=[[float(unsafe)] for unsafe in row.unsafe]
+    )
+
+
+def _preferred(place: str, record: Any, tokenizer: Tokenizer) -> Keyed:
+    """A pair whose chosen reply is the less harmful one, as a group whose replies have no label."""
+    try:
+        pair, content = chats.to_prefer(record, tokenizer), formats.preferred(record).content
+    except ValueError as error:
+        raise ValueError(f'{place}: {error}') from None
+    group = shared_prompt([to_score(example.prompt, example.completion) for example in pair])
+    return content, group._replace(compared=[Compared(1, 0)], labels=[[math.nan]] * 2)
+
+
+def _make_rows(settings: FromRows, read: Read, make: Make, n: int) -> Rows:
+    """Rows with no prompt on both sides, each of at most `data.max_length` tokens."""
+    data: Any = settings.data
+
+    def embedded(split: Any, count: int) -> list[Keyed]:
+        return make(dilemmas.make_dilemmas(count, split=split, seed=settings.seed))
+
+    learnt = embedded('train', data.dilemmas) if data.train == EMBEDDED else read(data.train)
+    moved = 0
+    if data.test:
+        test = read(data.test)
+        tested = {content for content, _ in test}
+        train = [row for row in learnt if row[0] not in tested]
+        moved = len(learnt) - len(train)
+    elif data.train == EMBEDDED:
+        train, test = learnt, embedded('test', -(-data.test_rows // ANSWERS))
+    else:
+        contents = [content for content, _ in learnt]
+        held = holdouts.held_out(contents, data.test_rows, seed=settings.seed)
+        train, test = ([row for row, h in zip(learnt, held, strict=True) if h == way] for way in (False, True))
+        moved = holdouts.repeats(contents)
+    kept, tested_on = ([group for _, group in rows if group.length <= data.max_length] for rows in (train, test))
+    if not kept or not tested_on:
+        raise ValueError(
+            f'{len(kept)} rows to learn from and {len(tested_on)} to test on, of {len(train)} and {len(test)}, have '
+            f'prompts of their own and at most data.max_length={data.max_length} tokens; give others, or raise it'
+        )
+    left_out = len(train) + len(test) - len(kept) - len(tested_on)
+    actions, batching = most_actions([*kept, *tested_on]), (data.batch_size, data.row_tokens, settings.seed)
+    return Rows(kept, tested_on, n, actions, left_out, moved, *batching)
