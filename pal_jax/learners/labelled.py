@@ -60,15 +60,14 @@ class SignedCost:
         return self.pairs(scores, lesson.pairs) + jnp.sum(lesson.weight * signs)
 
 
-def pack_labelled(groups: Sequence[Group], mesh: Mesh, **packing: int) -> Pairs:
+def pack_labelled(
+    groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, n: int | None = None
+) -> Pairs:
     """Groups of replies with labels in rows, as `pack_replies` has them. The mean is over groups: of a group, the mean
     over its replies where nothing was compared, else the sum over the two replies of each pair, as the paper's loss
     has it.
-
-    Args:
-      packing: `ways`, `micro_rows`, `row_tokens` and `n` of `pack_replies`.
     """
-    pairs = pack_replies(groups, mesh, **packing)
+    pairs = pack_replies(groups, mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, n=n)
     rows, samples = pairs.where
     shape = pairs.batch.acts.shape[:2]
     labels = np.full((*shape, len(groups[0].labels[0])), np.nan, np.float32)
@@ -80,5 +79,5 @@ def pack_labelled(groups: Sequence[Group], mesh: Mesh, **packing: int) -> Pairs:
             labels[row[k], places[k]] = group.labels[k]
             times = sum(k in sides for sides in counts) / len(counts) if counts else 1.0 / len(group.branches)
             weight[row[k], places[k]] = times / len(groups)
-    lesson = LabelLesson(*sharding.put_batch((labels, weight), mesh), pairs.lesson)
-    return pairs._replace(lesson=lesson)
+    given, counts_of = sharding.put_batch((labels, weight), mesh)
+    return pairs._replace(lesson=LabelLesson(given, counts_of, pairs.lesson))
