@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-_GRAMMAR = frozenset(  # words that make sentences of other words
+GRAMMAR = frozenset(  # words that make sentences of other words
     """
     a about after all am an and any are as at be because been before being both but by can could did do does doing done
     down for from get gets got had has have he her here him his how i if in into is it its just like let may me might
@@ -16,7 +16,7 @@ _GRAMMAR = frozenset(  # words that make sentences of other words
     when where which while who whom whose why will with without would yet you your yours
     """.split()
 )
-_EVERY = 16  # a sentence has one word of `_GRAMMAR` for every so many words, at least
+_EVERY = 16  # a sentence has one word of `GRAMMAR` for every so many words, at least
 _LONG = 5  # words; shorter sentences need none
 _NEW = 0.75  # the least share of different triples among the triples of neighbouring words
 _COPIED = 0.8  # from this share on an answer that repeats a run of the question's words is a copy
@@ -47,7 +47,7 @@ def listed(text: str) -> float:
 
 
 def _is_bare(words: Sequence[str]) -> bool:
-    joining = sum(word in _GRAMMAR or bool(re.search("['’]", word)) for word in words)
+    joining = sum(word in GRAMMAR or bool(re.search("['’]", word)) for word in words)
     return len(words) >= _LONG and joining < max(1, len(words) // _EVERY)
 
 
