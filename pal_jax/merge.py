@@ -130,7 +130,7 @@ def write_run(workdir: str, scratch: Path) -> Path:
     exports, _ = load_trained(workdir)
     export = next(iter(exports.values()))
     if export.adapters is None:
-        hf.save(export.params, export.model, export.tokenizer, scratch, head=export.head)
+        hf.save(export.params, export.model, export.tokenizer, scratch, head=export.head, labels=export.labels)
     else:
         peft.save(export.adapters.params, export.model, export.adapters.base, scratch, export.adapters.dropout)
     return scratch

@@ -38,13 +38,14 @@ def parse_stage(text: str, *known: str) -> tuple[str, dict[str, str]]:
 
 
 def smoke_rows(config: ConfigDict) -> ConfigDict:
-    """A random tiny model and a few of the oracle's answers."""
+    """A random tiny model and a few rows, of the oracle's answers where they are its own."""
     config.update(
         total_steps=6,
         policy=dict(source='random:tiny', dtype='float32'),
         optimizer=dict(lr=1e-3),
-        oracle=dict(people=8, rounds=2),
         data=dict(batch_size=4, test_rows=3),
         checkpoint=dict(every=2),
     )
+    if 'oracle' in config:
+        config.oracle.update(people=8, rounds=2)
     return config

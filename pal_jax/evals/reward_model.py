@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pal_jax.evals.accuracy import hits
@@ -35,14 +36,9 @@ def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dic
     by pair are `prompts`: pairs of one prompt stay together."""
     gap, longer = scores[:, 0] - scores[:, 1], lengths[:, 0] - lengths[:, 1]
     right = hits(gap)
-    of_each = [np.bincount(prompts, weights) for weights in (right, np.ones(len(right)))]
-    right_draws, pair_draws = resampled_means(np.stack(of_each, axis=1)).T
-    draws = right_draws / pair_draws
     record: dict[str, Any] = {
         'rows': len(scores),
-        'accuracy': float(right.mean()),
-        'accuracy_se': float(draws.std()),
-        'accuracy_interval': interval(draws),
+        **shares('accuracy', right, prompts),
         'loss': float(np.logaddexp(0.0, -gap).mean()),
         'margin': float(gap.mean()),
         'ece': calibration_error(reliability(gap)),
@@ -57,6 +53,15 @@ def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dic
         if part.any():
             record[f'accuracy_chosen_{name}'] = float(right[part].mean())
     return record
+
+
+def shares(name: str, right: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
+    """The share that is right, with its standard error and interval by the bootstrap over prompts."""
+    _, prompt = np.unique(prompts, return_inverse=True)
+    of_each = [np.bincount(prompt, weights) for weights in (right, np.ones(len(right)))]
+    right_draws, all_draws = resampled_means(np.stack(of_each, axis=1)).T
+    draws = right_draws / all_draws
+    return {name: float(right.mean()), f'{name}_se': float(draws.std()), f'{name}_interval': interval(draws)}
 
 
 def reliability(gap: np.ndarray, bins: int = BINS) -> list[Bin]:
@@ -107,7 +112,7 @@ def make_exhibits(scores: np.ndarray, lengths: np.ndarray, record: Mapping[str, 
 
 def plot_reliability(bins: list[Bin]) -> bytes:
     """Accuracy by confidence, beside the line where they are equal; a point's area is its number of pairs."""
-    figure, ax = _axes('Is it as right as it is sure?', 'confidence', 'share of pairs that are right')
+    figure, ax = make_axes('Is it as right as it is sure?', 'confidence', 'share of pairs that are right')
     ax.plot([0.5, 1], [0.5, 1], color=GREY, linestyle='--')
     counts, confidence, accuracy = np.array(bins).T
     ax.scatter(confidence, accuracy, s=20 + 400 * counts / counts.sum(), color=BLUE, alpha=0.8, linewidth=0)
@@ -120,14 +125,15 @@ def plot_reliability(bins: list[Bin]) -> bytes:
 
 def plot_lengths(scores: np.ndarray, lengths: np.ndarray) -> bytes:
     """All replies."""
-    figure, ax = _axes('Does it like what is long?', 'tokens of the reply', 'score')
+    figure, ax = make_axes('Does it like what is long?', 'tokens of the reply', 'score')
     for k, (name, colour) in enumerate((('chosen', BLUE), ('rejected', '#d97706'))):
         ax.scatter(lengths[:, k], scores[:, k], s=12, color=colour, alpha=0.6, linewidth=0, label=name)
     ax.legend(frameon=False, edgecolor=RULE)
     return png(figure)
 
 
-def _axes(title: str, x: str, y: str):
+def make_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """An empty picture."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6, 4.4), layout='constrained')
         ax = figure.subplots()

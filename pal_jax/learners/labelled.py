@@ -7,8 +7,9 @@ state, _, metrics = Scorer(..., loss=Labels(), outputs=14).learn(state, pairs)
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -50,14 +51,24 @@ class SignedCost:
     """The loss of a cost model (Safe RLHF, section 3.2): of a pair, `-log sigmoid(C_hi - C_lo)` where `hi` is the less
     safe reply, and of both replies `-log sigmoid(s C)` with the sign of their label.
 
-    pairs: of the ranking; its `regularization` is that of the costs' squares.
+    The two terms have no weights of their own, as published: without the signs a cost is a ranking without a zero.
+
+    regularization: times the mean square of a pair's two costs.
+
+    Raises:
+      ValueError: a value out of its range.
     """
 
-    pairs: BradleyTerry = BradleyTerry()
+    regularization: float = 1e-3
+
+    def __post_init__(self):
+        if not 0.0 <= self.regularization < math.inf:
+            raise ValueError(f'cost.regularization={self.regularization} must be a number of at least 0')
 
     def __call__(self, scores: Float[Array, 'R N 1'], lesson: LabelLesson) -> Float[Array, '']:
+        ranking = BradleyTerry(regularization=self.regularization)(scores, lesson.pairs)
         signs = sign_loss(scores[..., 0], lesson.labels[..., 0])
-        return self.pairs(scores, lesson.pairs) + jnp.sum(lesson.weight * signs)
+        return ranking + jnp.sum(lesson.weight * signs)
 
 
 def pack_labelled(

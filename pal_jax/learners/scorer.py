@@ -3,7 +3,7 @@
     state = scorer.init(params)                           # plain decoder weights on the mesh, and a new head
     scores = scorer.scores(state, pairs)                  # of every reply, by output
     gaps = scorer.gaps(state, pairs)                      # how much better the first of two neighbours is
-    state, gaps, metrics = scorer.learn(state, pairs)     # the gaps before the step, and one step
+    state, scores, metrics = scorer.learn(state, pairs)   # the scores before the step, and one step
 
 A reward model is a scorer with one output and the loss of Bradley and Terry. A row holds what replies share (a
 question, or the summary of a person with it) once, then the replies; several such groups may share a row. Pairs are
@@ -205,8 +205,8 @@ class Scorer:
 
     def learn(
         self, state: ScorerState, pairs: Pairs, rate: float | Array = 1.0
-    ) -> tuple[ScorerState, Float[np.ndarray, 'G P'], Metrics]:
-        """One step on the loss of the lesson, and the gaps of the model as it was before the step, in one pass.
+    ) -> tuple[ScorerState, Float[np.ndarray, 'G n K'], Metrics]:
+        """One step on the loss of the lesson, and the scores by the model as it was before the step, in one pass.
 
         A lesson without pairs makes no step, and has no figures.
 
@@ -220,22 +220,22 @@ class Scorer:
         figures |= floats({'reward_grad_norm': norm})
         return ScorerState(model, skipped(state.skipped, norm)), before, figures
 
-    def read(self, state: ScorerState, pairs: Pairs) -> tuple[Float[np.ndarray, 'G P'], Params, Metrics]:
-        """The gaps, the gradient of the lesson's loss, and its figures, in one pass.
+    def read(self, state: ScorerState, pairs: Pairs) -> tuple[Float[np.ndarray, 'G n K'], Params, Metrics]:
+        """The scores, the gradient of the lesson's loss, and its figures, in one pass.
 
         A lesson without pairs has no gradient, `{}`, and no figures.
         """
         if not any_of(pairs.lesson.weight):
-            return self.gaps(state, pairs), {}, {}
+            return self.scores(state, pairs), {}, {}
         grads, parts, losses = zeros(state.model.params), [], []
         for micro, lesson in micro_batches((pairs.batch, pairs.lesson), self.mesh, self.micro_rows, pairs.multiple):
             (loss, scores), grads = self._gradients(grads, state.model, micro, lesson)
             losses.append(loss)
             parts.append(scores)
-        before = gaps(np.asarray(jnp.concatenate(parts))[pairs.where][..., 0])
+        before = np.asarray(jnp.concatenate(parts))[pairs.where]
         figures = {'reward_loss': float(sum(jax.device_get(losses)))}
         if (both := pairs.exists[:, 0::2] & pairs.exists[:, 1::2]).any():
-            figures['reward_accuracy'] = float(np.mean(before[both] > 0))
+            figures['reward_accuracy'] = float(np.mean(gaps(before[..., 0])[both] > 0))
         return before, grads, figures
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -6,7 +6,7 @@ rest; the decoder knows no families.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -393,16 +393,22 @@ def described(cfg: ModelConfig) -> dict[str, Any]:
     }
 
 
-def classifier_to_hf(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str = 'float32') -> dict[str, Any]:
-    """The config.json of a model with a head of one output, `score`, in place of the unembedding.
+def classifier_to_hf(
+    cfg: ModelConfig, tokenizer: Tokenizer, dtype: str = 'float32', labels: Sequence[str] = ('reward',)
+) -> dict[str, Any]:
+    """The config.json of a model with a head of an output for each label, `score`, in place of the unembedding.
 
     Raises:
       ValueError: transformers has no such model of this family.
     """
     if cfg.family not in CLASSIFIERS:
         raise ValueError(f'transformers has no classifier of family {cfg.family}; use one of {", ".join(CLASSIFIERS)}')
-    labels = {'id2label': {'0': 'reward'}, 'label2id': {'reward': 0}, 'num_labels': 1}
-    return config_to_hf(cfg, tokenizer, dtype) | {'architectures': [CLASSIFIERS[cfg.family]], **labels}
+    return config_to_hf(cfg, tokenizer, dtype) | {
+        'architectures': [CLASSIFIERS[cfg.family]],
+        'id2label': {str(k): label for k, label in enumerate(labels)},
+        'label2id': {label: k for k, label in enumerate(labels)},
+        'num_labels': len(labels),
+    }
 
 
 def _rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,10 +226,11 @@ def save(
     dtype: str = 'float32',
     file_bytes: int = 4 << 30,
     head: np.ndarray | jax.Array | None = None,
+    labels: Sequence[str] = ('reward',),
 ) -> None:
     """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load. LoRA weights must have been merged.
 
-    With the `head` of a reward model, `[D 1]`, it is one for `AutoModelForSequenceClassification`, of one label.
+    With the `head` of a scorer, `[D K]`, it is one for `AutoModelForSequenceClassification`, of K `labels`.
 
     It is complete or not there: everything is written beside it first. What this program wrote there is replaced.
 
@@ -241,7 +242,7 @@ def save(
         config = config_to_hf(cfg, tokenizer, dtype)
     else:
         tokenizer = tokenizer.padding_apart()
-        config, beside = classifier_to_hf(cfg, tokenizer, dtype), {'score.weight': np.asarray(head).T}
+        config, beside = classifier_to_hf(cfg, tokenizer, dtype, labels), {'score.weight': np.asarray(head).T}
     write(params, cfg, tokenizer, folder, config, dtype, file_bytes, beside)
 
 

@@ -59,13 +59,14 @@ class Adapters(NamedTuple):
 
 class Export(NamedTuple):
     """A model as Hugging Face has it, with its adapters merged, and these by themselves if it has any. `head` is that
-    of a reward model, which has it in place of the unembedding."""
+    of a scorer, which has it in place of the unembedding; `labels` are the names of its outputs."""
 
     params: Params
     model: ModelConfig
     tokenizer: Tokenizer
     adapters: Adapters | None = None
     head: jax.Array | None = None
+    labels: Sequence[str] = ('reward',)
 
 
 class Trained(NamedTuple):

@@ -20,12 +20,12 @@ from pal_jax.data import chats
 from pal_jax.data.packing import Compared, Group, shared_prompt
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.evals import reward_model
-from pal_jax.learners.scorer import BradleyTerry, Pairs, Scorer, ScorerState, pack_replies, to_score
-from pal_jax.models.config import ModelConfig
+from pal_jax.learners.scorer import BradleyTerry, Pairs, Scorer, ScorerState, gaps, pack_replies, to_score
 from pal_jax.models.families import classifier_to_hf
 from pal_jax.models.params import Params
 from pal_jax.parts import rows as data
-from pal_jax.parts.models import Policy, keeping, make_adapters, make_policy
+from pal_jax.parts import scorers
+from pal_jax.parts.models import Policy, keeping, make_policy
 from pal_jax.parts.recipe import (
     Context,
     Evaluation,
@@ -39,9 +39,9 @@ from pal_jax.parts.recipe import (
 )
 from pal_jax.parts.rows import Rows
 from pal_jax.parts.runs import read_config, read_settings
+from pal_jax.parts.scorers import OpenScores
 from pal_jax.parts.settings import RowSettings, Supervised
 from pal_jax.runtime import sharding
-from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.types import Metrics
 
 
@@ -80,25 +80,21 @@ class RewardModel:
         groups = self.rows.draw(i)
         with self.ctx.phase('update'):
             # 2. Score their replies, and descend the loss of the pairs' differences once.
-            state, gaps, figures = self.scorer.learn(state, self.pack(groups))
+            state, scores, figures = self.scorer.learn(state, self.pack(groups))
         check_finite(state)
         metrics = {name.removeprefix('reward_'): value for name, value in figures.items()}
         tokens = float(sum(group.length for group in groups))
-        metrics |= {'margin': float(gaps.mean()), 'tokens': tokens, 'left_out': float(self.rows.left_out)}
+        margin = float(gaps(scores[..., 0]).mean())
+        metrics |= {'margin': margin, 'tokens': tokens, 'left_out': float(self.rows.left_out)}
         return state, host, 'reward', metrics
 
     def evaluate(self, state: ScorerState, stage: str) -> Evaluation:
         """How often held-out pairs are the right way round, and whether the model is as right as it is sure."""
         with self.ctx.phase('evaluate'):
             scored = [self.scorer.scores(state, self.pack(groups))[..., 0] for groups in self.rows.test_groups()]
-        scores, test = np.concatenate(scored), self.rows.test
-        pairs = compared(test)
-        replies = [[test[i].branches[k] for k in (pair.better, pair.worse)] for i, pair in pairs]
-        lengths = np.array([[len(reply.tokens) - 1 for reply in sides] for sides in replies])
-        number: dict[tuple[int, ...], int] = {}
-        prompts = [number.setdefault(tuple(test[i].prompt), len(number)) for i, _ in pairs]
-        record = reward_model.measure(scores, lengths, np.array(prompts))
-        exhibits = reward_model.make_exhibits(scores, lengths, record)
+        test = scorers.held_out(self.rows.test, np.concatenate(scored))
+        record = reward_model.measure(*test)
+        exhibits = reward_model.make_exhibits(test.scores, test.lengths, record)
         return Evaluation(record | {'moved': self.rows.moved}, exhibits=exhibits)
 
     def pack(self, groups: Sequence[Group]) -> Pairs:
@@ -108,8 +104,7 @@ class RewardModel:
             groups, mesh, ways=sharding.batch_ways(mesh), micro_rows=self.micro_rows, row_tokens=row_tokens,
             n=self.rows.n,
         )  # fmt: skip
-        of, *sides = np.array([(i, pair.better, pair.worse) for i, pair in compared(groups)]).T
-        return packed.pick(of[:, None], np.stack(sides, axis=1))
+        return scorers.by_pair(packed, groups)
 
 
 def make(settings: Settings, ctx: Context) -> RewardModel:
@@ -130,7 +125,7 @@ def make(settings: Settings, ctx: Context) -> RewardModel:
     rows = data.make_rows(settings, convert, 'chosen', n, gathered)
     ctx.log(rows.told)
     steps = data.steps_of(settings, rows)
-    scorer = make_scorer(settings, policy.cfg, ctx, steps)
+    scorer = scorers.make_scorer(settings, policy.cfg, ctx, settings.reward, steps=steps)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
     trained = trained_by(settings, policy, scorer)
     plan = Plan(steps, scorer.abstract, stage, trained, keep=keeping(policy=policy))
@@ -139,20 +134,21 @@ def make(settings: Settings, ctx: Context) -> RewardModel:
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
     policy = make_policy(settings.policy, ctx, settings.seed)
-    return trained_by(settings, policy, make_scorer(settings, policy.cfg, ctx))
+    return trained_by(settings, policy, scorers.make_scorer(settings, policy.cfg, ctx, settings.reward))
 
 
 def trained_by(settings: Settings, policy: Policy, scorer: Scorer) -> Trained:
+    trained = scorers.trained_scorer(policy, scorer, labels=('reward',))
+
     def exports(state: ScorerState) -> dict[str, Export]:
         check_classifier(settings)
-        params, head = scorer.weights(state)
-        return {'export': Export(params, policy.cfg, policy.tokenizer, head=head)}
+        return trained.exports(state)
 
-    return Trained(exports, scorer.abstract_weights, policy.cfg, policy.tokenizer)
+    return trained._replace(exports=exports)
 
 
-def open_scores(folder: str | Path, ctx: Context) -> tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]:
-    """Open the reward model of a run: its tokenizer, its pooling, and the scores `[groups, replies]` of groups.
+def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
+    """Open the reward model of a run.
 
     Raises:
       ValueError, RuntimeError: the model or its checkpoint cannot be read.
@@ -160,16 +156,7 @@ def open_scores(folder: str | Path, ctx: Context) -> tuple[Tokenizer, str, Calla
     settings = read_settings(read_config(str(folder)))
     if not isinstance(settings, Settings):
         raise ValueError(f'{folder} is a run of {settings.recipe}; give one of reward')
-    model = make_policy(settings.policy, ctx.of(folder), settings.seed)
-    scorer = make_scorer(settings, model.cfg, ctx)
-    state, *_ = Checkpoints(folder, scorer.abstract_weights, read_only=True).read()
-    ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), settings.data.micro_rows, settings.data.row_tokens
-
-    def scores(groups: Sequence[Group]) -> np.ndarray:
-        pairs = pack_replies(groups, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens)
-        return scorer.scores(state, pairs)[..., 0]
-
-    return model.tokenizer, settings.data.pooling, scores
+    return scorers.open_scores(folder, settings, ctx, settings.reward, settings.data.pooling)
 
 
 def check_classifier(settings: Settings) -> None:
@@ -224,15 +211,3 @@ def joined(group: Group, pair: Group) -> Group:
     better, worse = (number[tuple(branch.tokens)] for branch in pair.branches)
     told = Compared(better, worse, pair.compared[0].margin)
     return Group(group.prompt, list(replies.values()), [*group.compared, told])
-
-
-def compared(groups: Sequence[Group]) -> list[tuple[int, Compared]]:
-    """All pairs of groups, each with its group's number."""
-    return [(i, pair) for i, group in enumerate(groups) for pair in group.compared]
-
-
-def make_scorer(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Scorer:
-    return Scorer(
-        cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,
-        adapters=make_adapters(settings.policy.lora), loss=settings.reward, seed=settings.seed,
-    )  # fmt: skip

@@ -96,8 +96,9 @@ def test_swapping_the_sides_flips_the_sign():  # rlpa_plus IV.4-4
 def test_reading_scores_all_pairs_and_learns_from_them():
     learner, texts = make_learner(), make_texts()
     state = make_state(learner)
-    gaps, grads, figures = learner.read(state, pack(texts))
-    np.testing.assert_allclose(gaps, learner.gaps(state, pack(texts)), atol=1e-6)
+    scores, grads, figures = learner.read(state, pack(texts))
+    np.testing.assert_allclose(scores, learner.scores(state, pack(texts)), atol=1e-6)
+    gaps = learner.gaps(state, pack(texts))
     assert gaps.shape == (len(texts), 2)
     assert figures['reward_loss'] == pytest.approx(float(np.logaddexp(0.0, -gaps).mean()), abs=1e-6)
     assert figures['reward_accuracy'] == pytest.approx(float((gaps > 0).mean()))
@@ -185,7 +186,7 @@ def test_all_that_was_compared_of_a_group_is_learnt_and_every_group_counts_alike
         assert figures['reward_loss'] == pytest.approx(np.mean(losses), abs=1e-5)
         alone = [score_alone(state, texts[i][0], texts[i][1][a]) - score_alone(state, texts[i][0], texts[i][1][b])
                  for i, a, b in ((0, 3, 0), (2, 0, 2))]  # fmt: skip
-        np.testing.assert_allclose(found[:, 0], alone, atol=2e-6)
+        np.testing.assert_allclose(found[:, 0, 0] - found[:, 1, 0], alone, atol=2e-6)
         gradients.append(gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *gradients)
 
@@ -225,8 +226,8 @@ def test_what_counts_twice_is_read_once():
     every = pack([texts[i] for i in of])
     once = pack(texts, times=np.bincount(of), row_tokens=256, multiple=256).pick(of[:, None], np.arange(4)[None])
     assert once.batch.tokens.shape == (1, 256)
-    (gaps, grads, figures), (found, gradient, told) = (learner.read(state, pairs) for pairs in (every, once))
-    np.testing.assert_allclose(found, gaps, atol=2e-6)
+    (scores, grads, figures), (found, gradient, told) = (learner.read(state, pairs) for pairs in (every, once))
+    np.testing.assert_allclose(found, scores, atol=2e-6)
     assert told == pytest.approx(figures, abs=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, grads)
 
@@ -273,8 +274,8 @@ def test_eight_devices_read_what_one_does(shape):
     one, eight = make_learner(), make_learner(mesh)
     state, wide = make_state(one), make_state(eight)
     for atol in (1e-5, 1e-4):  # Adam magnifies how the first step rounds
-        state, gaps, figures = one.learn(state, pack(texts))
+        state, scores, figures = one.learn(state, pack(texts))
         pairs = pack(texts, mesh, ways=shape[0] * shape[1], micro_rows=1)
         wide, found, wide_figures = eight.learn(wide, pairs)
-        np.testing.assert_allclose(found, gaps, atol=atol)
+        np.testing.assert_allclose(found, scores, atol=atol)
         assert wide_figures['reward_loss'] == pytest.approx(figures['reward_loss'], rel=1e-5)

@@ -108,9 +108,9 @@ class Watched:
     def learn(self, state, pairs, rate):
         self.seen.append(('learn', None))
         before = self.part.gaps(state, pairs)  # which an update uses up
-        state, gaps, figures = self.part.learn(state, pairs, rate)
-        np.testing.assert_allclose(gaps, before, atol=2e-6)
-        return state, gaps, figures
+        state, scores, figures = self.part.learn(state, pairs, rate)
+        np.testing.assert_allclose(scores[:, 0::2, 0] - scores[:, 1::2, 0], before, atol=2e-6)
+        return state, scores, figures
 
     def update(self, *args):
         self.seen.append(('update', None))
@@ -144,7 +144,8 @@ class Fake(NamedTuple):
 
     def learn(self, state, pairs, rate):
         self.seen.append(('learn', pairs, rate))
-        return Count(state.updates + 1), self.gaps(state, pairs), {}
+        gaps = self.gaps(state, pairs)
+        return Count(state.updates + 1), np.stack([gaps, np.zeros_like(gaps)], axis=1), {}
 
     def score(self, state, samples):
         self.seen.append(('score', [sample.source for sample in samples], [sample.reward for sample in samples]))

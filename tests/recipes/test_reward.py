@@ -118,7 +118,7 @@ def test_a_recipe_of_fake_parts_packs_what_was_compared_the_better_reply_first()
 
     def learn(state, pairs):
         picked.append([np.asarray(pairs.batch.acts)[where].shape for where in [pairs.where]])
-        return SimpleNamespace(skipped=0), np.array([[0.5], [1.5]]), {'reward_loss': 0.25}
+        return SimpleNamespace(skipped=0), np.array([[[0.5], [0.0]], [[1.0], [-0.5]]]), {'reward_loss': 0.25}
 
     scorer: Any = SimpleNamespace(learn=learn)
     recipe = reward.RewardModel(plan, ONE, scorer, rows, 1, lambda shardings: {})

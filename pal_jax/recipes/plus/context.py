@@ -22,6 +22,7 @@ from pal_jax.feedback import summaries
 from pal_jax.feedback.sharing import share_model
 from pal_jax.learners.ppo import PolicyLearner
 from pal_jax.learners.scorer import Pairs, Scorer, ScorerState, pack_replies, to_score
+from pal_jax.learners.scorer import gaps as gaps_of
 from pal_jax.learners.training import MULTIPLE
 from pal_jax.parts import sampler
 from pal_jax.parts.chat_models import ChatModels
@@ -203,7 +204,7 @@ class RewardModel:
             gaps = self.gaps(state, texts, judged)
         if self.trains:
             state, before, metrics = self.scorer.learn(state, self.pair_up.learn(lesson, teach), rate)
-            gaps = gaps if pays else before
+            gaps = gaps if pays else gaps_of(before[..., 0])
         return state, log_sigmoid(gaps / self.std).mean(axis=1), metrics
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pal_jax.data.packing import Group
-from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Spec
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import Context
 from pal_jax.parts.rows import scored_replies
+from pal_jax.parts.scorers import OpenScores
 from pal_jax.recipes import reward
 from pal_jax.recipes.psoups.prompts import known_preferences
 
@@ -88,5 +87,5 @@ class RewardModel:
         return scored.reshape(len(readings), -1, len(replies[0])).mean(axis=1)
 
     @functools.cached_property
-    def _opened(self) -> tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]:
+    def _opened(self) -> OpenScores:
         return reward.open_scores(self.folder, self.ctx)
