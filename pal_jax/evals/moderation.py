@@ -103,7 +103,8 @@ def measure(
 
 
 def harm(probabilities: Float[np.ndarray, '... classes'], rule: Rule = 'max') -> Float[np.ndarray, '...']:
-    """One number for all kinds of harm, the largest of their probabilities or the mean (BeaverTails tries both as costs)."""
+    """One number for all kinds of harm, the largest of their probabilities or the mean: the costs that BeaverTails made
+    of its classifier."""
     return probabilities.max(axis=-1) if rule == 'max' else probabilities.mean(axis=-1)
 
 
