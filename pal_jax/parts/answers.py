@@ -1,12 +1,17 @@
-"""Policies that answer questions of one turn, and the stages of a run whose work others read."""
+"""Answers to questions of one turn: who samples and who scores them; and stages that have to be finished."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float
+
 from pal_jax.data import chats
+from pal_jax.data.packing import Group
 from pal_jax.data.thoughts import spoken
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder
@@ -15,6 +20,7 @@ from pal_jax.models.params import Params
 from pal_jax.parts import sampler
 from pal_jax.parts.models import Policy
 from pal_jax.parts.recipe import Context
+from pal_jax.parts.rows import scored_replies
 from pal_jax.parts.settings import DecodeSettings
 from pal_jax.runtime import sharding
 from pal_jax.runtime.report import REPORT
@@ -46,6 +52,28 @@ def make_sampler(
     """A sampler of the policy that decodes at most `at_once` answers at a time."""
     decoder = sampler.make_decoder(decode, policy, ctx, at_once)
     return PolicySampler(decoder, policy.tokenizer, sampling)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelScores:
+    """Scores answers by the model that `open` opens of the run in `folder`, which is read at the first call.
+
+    open: gives the tokenizer, the pooling and the scores of groups, as `recipes.reward.open_scores` does.
+    """
+
+    folder: Path
+    ctx: Context
+    open: Callable[[Path, Context], tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]]
+
+    def __call__(self, questions: Sequence[str], replies: Sequence[Sequence[str]]) -> Float[np.ndarray, 'Q n']:
+        """The scores of the `n` replies to each question."""
+        tokenizer, pooling, scores = self._opened
+        asked = zip(questions, replies, strict=True)
+        return scores([scored_replies(tokenizer, question, given, pooling) for question, given in asked])
+
+    @functools.cached_property
+    def _opened(self) -> tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]:
+        return self.open(self.folder, self.ctx)
 
 
 def without_thoughts(sample: Sample) -> Sample:
