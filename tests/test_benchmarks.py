@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import (
@@ -15,6 +16,7 @@ from benchmarks import (
     decode,
     dialogues,
     judging,
+    moderation,
     plan_memory,
     plus_step,
     reward_step,
@@ -320,3 +322,18 @@ def test_the_table_of_rlpa_is_made_and_goes_on(tmp_path, capsys, monkeypatch):
     assert (tmp_path / 'table.png').stat().st_size > 10_000
     with pytest.raises(SystemExit, match='take another --folder'):
         rlpa_table.main([*asked, '--steps=3'])
+
+
+def test_moderation_compares_scores_with_peoples_by_prompt(monkeypatch, capsys, tmp_path):
+    means = [0.0, 0.25, 0.75, 1.0] * 3
+    rows = [{'prompt': f'{i // 2}?', 'response': 'a ' * (1 + i), 'human_scores': [m]} for i, m in enumerate(means)]
+    (path := tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    found = np.stack([np.array(means) / 2, np.zeros(12)], axis=1)
+    monkeypatch.setattr(moderation, 'score', lambda run, prompts, responses: (found, found[:, 0] > 0.4))
+    moderation.main(['--run=x', f'--scores={path}'])
+    out = json.loads(capsys.readouterr().out)
+    assert (out['rows'], out['prompts'], out['harmful'], out['called_unsafe']) == (12, 6, 0.5, 0.25)
+    assert out['moderator']['auc'] == 1.0 and out['moderator']['spearman'] == pytest.approx(1.0)
+    low, high = out['length']['auc_interval']
+    assert 0 <= low < out['length']['auc'] == pytest.approx(24 / 36, abs=1e-3) < high <= 1
+    assert out['words']['auc'] == 0.5  # all alike
