@@ -335,5 +335,6 @@ def test_moderation_compares_scores_with_peoples_by_prompt(monkeypatch, capsys, 
     assert (out['rows'], out['prompts'], out['harmful'], out['called_unsafe']) == (12, 6, 0.5, 0.25)
     assert out['moderator']['auc'] == 1.0 and out['moderator']['spearman'] == pytest.approx(1.0)
     low, high = out['length']['auc_interval']
-    assert 0 <= low < out['length']['auc'] == pytest.approx(24 / 36, abs=1e-3) < high <= 1
+    assert out['length']['auc'] == pytest.approx(24 / 36, abs=1e-3)
+    assert 0 <= low < out['length']['auc'] < high <= 1
     assert out['words']['auc'] == 0.5  # all alike
