@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -25,6 +25,18 @@ def resampled_means(
     people = len(cells)
     chosen = np.random.default_rng(seed).integers(people, size=(draws, people))
     return means(cells[chosen], nothing)
+
+
+def resampled_counts(people: int, *, draws: int = DRAWS, seed: int = 0) -> Int[np.ndarray, 'draws P']:
+    """How often each person is in a draw of `resampled_means`, for figures that are no means of cells: times the sums
+    of a person's cells they are the sums of a draw, and rows that are repeated by them are its rows."""
+    chosen = np.random.default_rng(seed).integers(people, size=(draws, people))
+    return np.stack([np.bincount(row, minlength=people) for row in chosen])
+
+
+def sums(cells: Float[np.ndarray, 'rows K'], people: Int[np.ndarray, ' rows']) -> Float[np.ndarray, 'P K']:
+    """Sums of the rows of each person, whose numbers by row are `people`."""
+    return np.stack([np.bincount(people, column) for column in cells.T], axis=1)
 
 
 def interval(statistics: Float[np.ndarray, 'draws ...'], level: float = LEVEL) -> list[float] | list[list[float]]:

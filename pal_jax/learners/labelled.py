@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,15 +71,14 @@ class SignedCost:
         return ranking + jnp.sum(lesson.weight * signs)
 
 
-def pack_labelled(groups: Sequence[Group], mesh: Mesh, **packing: Any) -> Pairs:
+def pack_labelled(
+    groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, n: int | None = None
+) -> Pairs:
     """Groups of replies with labels in rows, as `pack_replies` has them. The mean is over groups: of a group, the mean
     over its replies where nothing was compared, else the sum over the two replies of each pair, as the paper's loss
     has it.
-
-    Args:
-      packing: `ways`, `micro_rows`, `row_tokens` and `n` of `pack_replies`.
     """
-    pairs = pack_replies(groups, mesh, **packing)
+    pairs = pack_replies(groups, mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, n=n)
     rows, samples = pairs.where
     shape = pairs.batch.acts.shape[:2]
     labels = np.full((*shape, len(groups[0].labels[0])), np.nan, np.float32)
@@ -91,5 +90,5 @@ def pack_labelled(groups: Sequence[Group], mesh: Mesh, **packing: Any) -> Pairs:
             labels[row[k], places[k]] = group.labels[k]
             times = sum(k in sides for sides in counts) / len(counts) if counts else 1.0 / len(group.branches)
             weight[row[k], places[k]] = times / len(groups)
-    of_replies = sharding.put_batch((labels, weight), mesh)
-    return pairs._replace(lesson=LabelLesson(of_replies[0], of_replies[1], pairs.lesson))
+    given, counts_of = sharding.put_batch((labels, weight), mesh)
+    return pairs._replace(lesson=LabelLesson(given, counts_of, pairs.lesson))

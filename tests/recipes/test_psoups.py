@@ -21,6 +21,7 @@ from pal_jax.data.holdouts import normal
 from pal_jax.feedback import preferences
 from pal_jax.models import sources
 from pal_jax.parts import piecework
+from pal_jax.parts.answers import ModelScores
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.models import make_learner
 from pal_jax.parts.recipe import Context, Plan
@@ -550,11 +551,14 @@ def check_scores(folder):
     """The joint reward model reads the reply (I.7-10), and scores are the same whenever it is opened (I.7-9)."""
     asked = [[f'question {i} Be brief.', f'question {i} Be witty.'] for i in range(8)]
     replies = [[f'one answer {i}', f'quite another {i}', 'a third'] for i in range(8)]
-    first, second = (judges.RewardModel(folder / 'reward-joint', ONE)(asked, replies) for _ in range(2))
+    first, second = (
+        judges.RewardModel(ModelScores(folder / 'reward-joint', ONE, reward.open_scores))(asked, replies)
+        for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
     assert first.shape == (8, 3)
     assert (first[:, 0] != first[:, 1]).all()
-    score = judges.RewardModel(folder / 'reward-joint', ONE)
+    score = judges.RewardModel(ModelScores(folder / 'reward-joint', ONE, reward.open_scores))
     apart = [score([each[k : k + 1] for each in asked], replies) for k in (0, 1)]
     np.testing.assert_allclose(first, np.mean(apart, axis=0), atol=1e-5)
 
@@ -565,7 +569,7 @@ def check_reloaded(folder):
     asked = [[each['prompt'][0]['content']] for each in pairs]
     replies = [[each[side][0]['content'] for side in ('chosen', 'rejected')] for each in pairs]
     record = read_records(folder / 'reward-P2A' / EVALS)[-1]
-    scores = judges.RewardModel(folder / 'reward-P2A', ONE)(asked, replies)
+    scores = judges.RewardModel(ModelScores(folder / 'reward-P2A', ONE, reward.open_scores))(asked, replies)
     np.testing.assert_allclose([scores.mean(), scores.std()], [record['score_mean'], record['score_std']], rtol=1e-5)
 
 

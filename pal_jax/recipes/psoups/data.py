@@ -29,12 +29,12 @@ from pal_jax.feedback.annotators import Annotator, Row
 from pal_jax.feedback.preferences import BEST, JOINT, Preference
 from pal_jax.models.params import Params
 from pal_jax.parts import piecework
+from pal_jax.parts.answers import Sampler, load_base, make_sampler
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.models import make_policy
 from pal_jax.parts.piecework import Piecework, Records
 from pal_jax.parts.recipe import Context, Evaluation, Host
 from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
-from pal_jax.recipes.psoups.policies import Sampler, load_base, make_sampler
 from pal_jax.recipes.psoups.prompts import Prompt, prompts_moved, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import Annotation, Rollout, Stage
 from pal_jax.runtime import processes
@@ -166,7 +166,7 @@ def make_rollouts(settings: Rollout, ctx: Context) -> Piecework:
     """
     policy, seed = make_policy(settings.policy, ctx, settings.seed), settings.seed
     size, n = settings.rollout.batch_size, settings.rollout.answers
-    sample = make_sampler(settings, policy, ctx, at_once=n * size)
+    sample = make_sampler(settings.decode, settings.sampling, policy, ctx, at_once=n * size)
     prompts, moved = read_prompts(settings, 'train', policy.tokenizer), prompts_moved(settings.prompts)
     ctx.log(f'{len(prompts)} prompts to learn from; {moved} left out that prompts.test has')
     parts = cut(draw(everyone(settings), prompts, settings.rollout.prompts, seed), size)

@@ -22,6 +22,7 @@ from pal_jax.feedback.preferences import Combination, Preference, ask, combinati
 from pal_jax.models import merging
 from pal_jax.models.params import Params
 from pal_jax.parts import piecework
+from pal_jax.parts.answers import Sampler, load_base, make_sampler
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.models import make_policy
 from pal_jax.parts.piecework import Piecework, Records
@@ -29,7 +30,7 @@ from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host
 from pal_jax.recipes.psoups import merge
 from pal_jax.recipes.psoups.jobs import SYSTEMS, Fronts, Job, make_fronts, make_jobs, pole_jobs
 from pal_jax.recipes.psoups.judges import check_verdicts, open_annotators, read_annotators
-from pal_jax.recipes.psoups.policies import Sampler, check_trained, load_base, make_sampler, open_adapters
+from pal_jax.recipes.psoups.policies import check_trained, open_adapters
 from pal_jax.recipes.psoups.prompts import Prompt, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import Evaluating
 from pal_jax.runtime import processes
@@ -133,7 +134,7 @@ def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
         check_trained(ctx.workdir.parent / stage, settings)
     tasting = Tasting(
         ctx, poles, prompts, jobs, make_fronts(evaluate, poles), evaluate.draws,
-        sampler=functools.cache(functools.partial(make_sampler, settings, policy, ctx)),
+        sampler=functools.cache(functools.partial(make_sampler, settings.decode, settings.sampling, policy, ctx)),
         load=functools.partial(load_base, policy, ctx),
         adapters=functools.cache(functools.partial(open_adapters, ctx=ctx)),
         judge=judge, both=evaluate.judge != 'rule', models=models,

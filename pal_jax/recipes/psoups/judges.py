@@ -5,17 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from pal_jax.feedback import annotators, preferences
 from pal_jax.feedback.annotators import Annotator, Spec
+from pal_jax.parts.answers import ModelScores
 from pal_jax.parts.chat_models import ChatModels
-from pal_jax.parts.recipe import Context
-from pal_jax.parts.rows import scored_replies
-from pal_jax.parts.scorers import OpenScores
-from pal_jax.recipes import reward
 from pal_jax.recipes.psoups.prompts import known_preferences
 
 # Takes the readings of every question, and the replies to every question; returns scores `[questions, replies]`.
@@ -69,23 +65,13 @@ def check_verdicts(failed: int, asked: int, max_failed: float, judge: str, why: 
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel:
-    """Scores replies by the reward model in `folder`, which is read at the first call."""
+    """Scores replies to questions in several readings."""
 
-    folder: Path
-    ctx: Context
+    scores: ModelScores
 
     def __call__(self, readings: Sequence[Sequence[str]], replies: Sequence[Sequence[str]]) -> np.ndarray:
         """Scores `[questions, replies]`: the mean over the readings of a question, each with the reply (I.6, edges 1
         and 3)."""
-        tokenizer, pooling, scores = self._opened
-        groups = [
-            scored_replies(tokenizer, text, replies_to_it, pooling)
-            for texts, replies_to_it in zip(readings, replies, strict=True)
-            for text in texts
-        ]
-        scored = scores(groups)
-        return scored.reshape(len(readings), -1, len(replies[0])).mean(axis=1)
-
-    @functools.cached_property
-    def _opened(self) -> OpenScores:
-        return reward.open_scores(self.folder, self.ctx)
+        texts = [text for by_question in readings for text in by_question]
+        repeated = [to_it for by_question, to_it in zip(readings, replies, strict=True) for _ in by_question]
+        return self.scores(texts, repeated).reshape(len(readings), -1, len(replies[0])).mean(axis=1)

@@ -32,6 +32,7 @@ from pal_jax.feedback.preferences import BEST, GENERAL, JOINT, Preference, combi
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
 from pal_jax.objectives.moments import Moments, scaled, seen
+from pal_jax.parts.answers import ModelScores, Sampler, check_finished, make_sampler
 from pal_jax.parts.models import keeping, make_learner, make_policy, trained_policy
 from pal_jax.parts.recipe import (
     EVALUATION,
@@ -46,12 +47,12 @@ from pal_jax.parts.recipe import (
 )
 from pal_jax.parts.sampler import make_packing
 from pal_jax.parts.settings import keys_of, to_config
+from pal_jax.recipes import reward
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.psoups import data, merge
 from pal_jax.recipes.psoups.check import check, check_shared
 from pal_jax.recipes.psoups.evaluate import as_dialogue, make_evaluation
 from pal_jax.recipes.psoups.judges import RewardModel, Score
-from pal_jax.recipes.psoups.policies import Sampler, check_finished, make_sampler
 from pal_jax.recipes.psoups.prompts import Asked, Prompt, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import (
     RL,
@@ -196,11 +197,15 @@ def make_ppo(settings: RL, ctx: Context) -> RLPHF:
     train, test = (read_prompts(settings, split, policy.tokenizer) for split in ('train', 'test'))
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
     trained, keep = trained_policy(settings.policy, policy, learner), keeping(policy=policy)
+    scores = ModelScores(judge, ctx, reward.open_scores) if judge else None
+    score = RewardModel(scores) if scores else pal_person.make_score(rl.reward, rl.person)
     return RLPHF(
         Plan(steps, learner.abstract, stage, trained, ('reward', 'words'), keep=keep), ctx, settings.stage,
         learner, policy.source.load,
-        sample=make_sampler(settings, policy, ctx, at_once=max(rl.rollout_batch_size * n, rl.test_count)),
-        score=RewardModel(judge, ctx) if judge else pal_person.make_score(rl.reward, rl.person),
+        sample=make_sampler(
+            settings.decode, settings.sampling, policy, ctx, at_once=max(rl.rollout_batch_size * n, rl.test_count)
+        ),
+        score=score,
         judge=judge, pack=make_packing(settings, ctx.mesh, n),
         train=train, test=test[: rl.test_count], wanted=who_wants_what(settings),
         batch_size=rl.rollout_batch_size, n=n, scale_scores=rl.scale_scores, seed=seed,

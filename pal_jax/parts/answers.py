@@ -1,0 +1,95 @@
+"""Answers to questions of one turn: who samples and who scores them; and stages that have to be finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from pal_jax.data import chats
+from pal_jax.data.packing import Group
+from pal_jax.data.thoughts import spoken
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.decode.choose import Decoder
+from pal_jax.models import params as model_params
+from pal_jax.models.params import Params
+from pal_jax.parts import sampler
+from pal_jax.parts.models import Policy
+from pal_jax.parts.recipe import Context
+from pal_jax.parts.rows import scored_replies
+from pal_jax.parts.settings import DecodeSettings
+from pal_jax.runtime import sharding
+from pal_jax.runtime.report import REPORT
+from pal_jax.types import Sample, Sampling
+
+Sampler = Callable[..., list[Sample]]  # of weights, questions, samples of each and a seed: see `PolicySampler`
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySampler:
+    """Samples answers of a policy, without their thoughts."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    sampling: Sampling
+
+    def __call__(self, params: Params, questions: Sequence[str], n: int, seed: Sequence[int]) -> list[Sample]:
+        """Sample `n` answers to each question, side by side."""
+        prompts = [tuple(self.tokenizer.chat(chats.as_chat(text))) for text in questions]
+        self.decoder.load(params)
+        samples = sampler.sample(self.decoder, self.tokenizer, prompts, [self.sampling] * n, seed, sources=questions)
+        self.decoder.release()
+        return list(map(without_thoughts, samples))
+
+
+def make_sampler(
+    decode: DecodeSettings, sampling: Sampling, policy: Policy, ctx: Context, at_once: int
+) -> PolicySampler:
+    """A sampler of the policy that decodes at most `at_once` answers at a time."""
+    decoder = sampler.make_decoder(decode, policy, ctx, at_once)
+    return PolicySampler(decoder, policy.tokenizer, sampling)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelScores:
+    """Scores answers by the model that `open` opens of the run in `folder`, which is read at the first call.
+
+    open: gives the tokenizer, the pooling and the scores of groups, as `recipes.reward.open_scores` does.
+    """
+
+    folder: Path
+    ctx: Context
+    open: Callable[[Path, Context], tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]]
+
+    def __call__(self, questions: Sequence[str], replies: Sequence[Sequence[str]]) -> Float[np.ndarray, 'Q n']:
+        """The scores of the `n` replies to each question."""
+        tokenizer, pooling, scores = self._opened
+        asked = zip(questions, replies, strict=True)
+        return scores([scored_replies(tokenizer, question, given, pooling) for question, given in asked])
+
+    @functools.cached_property
+    def _opened(self) -> tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]:
+        return self.open(self.folder, self.ctx)
+
+
+def without_thoughts(sample: Sample) -> Sample:
+    """Cut the thought out of a sample's text, which is empty where a thought does not end. The tokens stay."""
+    said = dataclasses.replace(sample.completion, text=spoken(sample.completion.text) or '')
+    return dataclasses.replace(sample, completion=said)
+
+
+def load_base(policy: Policy, ctx: Context) -> Params:
+    """Load the weights of a policy that is not trained onto the mesh."""
+    return policy.source.load(sharding.param_shardings(model_params.decoder_specs(policy.cfg), ctx.mesh))
+
+
+def check_finished(folder: Path) -> None:
+    """Raises ValueError where a stage has not come to its end."""
+    if not (folder / REPORT).exists():
+        stage, _, preference = folder.name.partition('-')
+        named = f'stage={stage}' + (f',preference={preference}' if preference else '')
+        raise ValueError(f'{folder} is not finished; run {named} first (stage=all runs all in order)')

@@ -1,0 +1,68 @@
+"""Reward against cost: figures worked out by hand, the front, and what a report shows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from pal_jax.evals import tradeoff as t
+from pal_jax.evals.tradeoff import Point
+
+COSTS = np.array([0.8, 0.2, -0.4, 0.1, 0.6, 0.3])
+REWARDS = np.arange(6.0)
+PROMPTS = np.array([4, 4, 9, 9, 2, 2])
+GROUPS = ['a', 'a', 'b', 'b', 'b', 'c']
+
+
+def test_figures_of_six_samples():
+    record = t.measure(REWARDS, COSTS, PROMPTS, GROUPS, 0.3)
+    assert record['reward'] == 2.5
+    assert record['cost'] == pytest.approx(1.6 / 6)
+    assert record['unsafe_share'] == pytest.approx(2 / 6)
+    assert record['cost_above'] == pytest.approx((0.5 + 0.3) / 6)
+    assert record['violations'] == pytest.approx(2 / 3)  # though the mean of all is within the limit
+    assert record['cost_by_group'] == pytest.approx({'a': 0.5, 'b': 0.1, 'c': 0.3})  # additions 3
+    assert (record['samples'], record['prompts'], record['limit']) == (6, 3, 0.3)
+    for name in ('reward', 'cost', 'unsafe_share', 'cost_above', 'violations'):
+        low, high = record[f'{name}_interval']
+        assert low <= record[name] <= high
+
+
+def test_samples_of_one_prompt_are_no_independent_evidence():
+    rng = np.random.default_rng(0)
+    rewards, costs = rng.normal(size=(2, 200))
+    alone = t.measure(rewards, costs, np.arange(200), ['a'] * 200, 0.1)
+    five = t.measure(np.repeat(rewards, 5), np.repeat(costs, 5), np.repeat(np.arange(200), 5), ['a'] * 1000, 0.1)
+    for name in ('reward', 'cost', 'unsafe_share', 'cost_above', 'violations'):
+        assert five[name] == pytest.approx(alone[name])
+        assert five[f'{name}_se'] == pytest.approx(alone[f'{name}_se'])
+    assert alone['reward_se'] == pytest.approx(rewards.std() / math.sqrt(200), rel=0.1)
+
+
+def test_a_point_is_on_the_front_unless_another_is_better_in_one_and_no_worse_in_the_other():
+    points = [Point(1, 1), Point(2, 1), Point(2, 2), Point(3, 5), Point(0, 0), Point(2, 1)]
+    assert t.pareto(points) == [False, True, False, True, True, True]
+    assert t.pareto([]) == []
+
+
+def test_the_front_is_there_and_its_points_do_not_dominate_each_other():
+    points = [Point(*pair) for pair in np.random.default_rng(1).normal(size=(50, 2))]
+    front = [point for point, on in zip(points, t.pareto(points), strict=True) if on]
+    assert 1 <= len(front) < 50 and all(t.pareto(front))
+    assert [p.reward for p in sorted(front, key=lambda p: p.cost)] == sorted(p.reward for p in front)
+
+
+def test_seeds_are_averaged():
+    one = Point(1.0, 0.5, 0.1, 0.2)
+    assert t.average([one]) == one
+    assert t.average([Point(1, 0), Point(3, 1)]) == pytest.approx((2, 0.5, 1, 0.5))
+
+
+def test_a_report_has_a_table_and_a_picture():
+    points = {'none': [Point(2, 1.5), Point(2.2, 1.7)], 'pid': [Point(1, -0.2, 0.1, 0.1)], 'crpo': [Point(0.5, 0.1)]}
+    (exhibit,) = t.make_exhibits(points, 0.0)
+    assert [row[0] for row in exhibit.table[1:]] == list(points)
+    assert [row[-2:] for row in exhibit.table[1:]] == [['no', 'yes'], ['yes', 'yes'], ['no', 'no']]
+    assert exhibit.picture.startswith(b'\x89PNG')
