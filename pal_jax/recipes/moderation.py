@@ -35,8 +35,17 @@ from pal_jax.models.params import Params
 from pal_jax.objectives.labels import label_loss
 from pal_jax.parts import rows as data
 from pal_jax.parts.models import Policy, keeping, make_policy
-from pal_jax.parts.recipe import Context, Evaluation, Export, Host, Plan, Trained, check_at_least, check_finite
-from pal_jax.parts.recipe import stage_before
+from pal_jax.parts.recipe import (
+    Context,
+    Evaluation,
+    Export,
+    Host,
+    Plan,
+    Trained,
+    check_at_least,
+    check_finite,
+    stage_before,
+)
 from pal_jax.parts.rows import Rows
 from pal_jax.parts.runs import read_config, read_settings
 from pal_jax.parts.safety import SafetyRows, labelled_rows
