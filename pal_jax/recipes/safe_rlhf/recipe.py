@@ -96,13 +96,14 @@ class SafeRLHF:
             counted = self.counted(costs, group)
             pairs = zip(samples, rewards, counted, group.tolist(), strict=True)
             samples = [dataclasses.replace(s, rewards=(float(r), float(c)), role=g) for s, r, c, g in pairs]
-            kept = [[*past, *counted[group == g].tolist()][-self.window :] for g, past in enumerate(host['costs'])]
+            past = enumerate(host['costs'])
+            kept = [[*costs_of, *counted[group == g].tolist()][-self.window :] for g, costs_of in past]
         # 4. Move the multiplier by how far the mean cost is above its limit.
-        means = [float(np.mean(past)) if past else limit for past, limit in zip(kept, self.groups.limits, strict=True)]
-        constraint = self.handler.update(host['constraint'], np.array(means), self.groups.limits)
-        weights = constraints.weights_of(
-            self.handler, constraint, np.bincount(group, minlength=len(means)) / len(group)
-        )
+        names, limits = self.groups
+        means = np.array([np.mean(last) if last else limit for last, limit in zip(kept, limits, strict=True)])
+        constraint = self.handler.update(host['constraint'], means, limits)
+        shares = np.bincount(group, minlength=len(names)) / len(group)
+        weights = constraints.weights_of(self.handler, constraint, shares)
         with self.ctx.phase('annotate'):
             # 5. Score tokens by policy, reference and critics; estimate advantages of both channels and mix them.
             batch, figures = self.learner.score(state, self.pack(samples))
@@ -115,10 +116,9 @@ class SafeRLHF:
             state, learnt = self.learn_answers(state, i)
         check_finite(state, ' or raise ppo.kl_coef')
         metrics = self.summarize(asked, samples, rewards, costs) | figures | estimated | updated | learnt
-        metrics |= {
-            f'multiplier{name and f"_{name}"}': x for name, x in zip(self.groups.names, weights.cost, strict=True)
-        }
-        metrics |= {'mean_cost': means[0], 'cost_step': float(weights.reward == 0)}
+        multipliers = zip(names, constraint['lambda'], strict=True)
+        metrics |= {f'multiplier_{name}' if name else 'multiplier': value for name, value in multipliers}
+        metrics |= {'mean_cost': float(means[0]), 'cost_step': float(weights.reward == 0)}
         return state, {'constraint': constraint, 'costs': kept}, 'rl', metrics
 
     def update(
