@@ -320,7 +320,7 @@ def test_two_rounds_of_all_stages_leave_policies_side_by_side_and_go_on_bit_by_b
     changes = {'rounds': 2, 'ppo.estimator': 'gae', 'ptx.coef': 2.0, 'ptx.batch_size': 2}
     assert run(monkeypatch, tmp_path / 'whole', **changes) == 0
     final = read_records(tmp_path / 'whole' / 'evaluate' / EVALS)[-1]
-    assert {'model_reward_start', 'model_cost_rl', 'rule_cost_rl-2', 'model_helpful_elo_rl'} <= final.keys()
+    assert {'model_start_reward', 'model_rl_cost', 'rule_rl-2_cost', 'model_helpful_elo_rl'} <= final.keys()
     assert {path.name for path in (tmp_path / 'whole' / 'generations').iterdir()} == {
         'start.jsonl', 'rl.jsonl', 'rl-2.jsonl'
     }  # fmt: skip

@@ -123,7 +123,7 @@ class Comparison:
             rewards, costs = judges.reward(texts, replies), judges.cost(texts, replies)
             scored[system.name] = rewards.mean(axis=1), costs.mean(axis=1)
             figures = tradeoff.measure(rewards.ravel(), costs.ravel(), prompts, groups.tolist(), limit)
-            record |= {f'{key}_{system.name}': value for key, value in figures.items() if key != 'cost_by_group'}
+            record |= {f'{system.name}_{key}': value for key, value in figures.items() if key != 'cost_by_group'}
             point = Point(figures['reward'], figures['cost'], figures['reward_se'], figures['cost_se'])
             points.setdefault(system.handler, []).append(point)
         exhibits = tradeoff.make_exhibits(points, limit)
@@ -180,7 +180,19 @@ def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
         questions, evaluate.draws, make_judges(settings, ctx), sets, moderator.unsafe if moderator else None,
         settings.constraint.limit, seed,
     )  # fmt: skip
-    return piecework.make(ctx, len(systems), comparison.work, 'evaluate', comparison.finish, ('model_reward_start',))
+    return piecework.make(
+        ctx,
+        len(systems),
+        comparison.work,
+        'evaluate',
+        comparison.finish,
+        [
+            f'{judge}_{system.name}_{key}'
+            for judge in ('model', 'rule')
+            for system in systems
+            for key in ('reward', 'cost')
+        ],
+    )
 
 
 def make_systems(settings: Evaluating, folder: Path) -> list[System]:
