@@ -130,7 +130,8 @@ def write_run(workdir: str, scratch: Path) -> Path:
     exports, _ = load_trained(workdir)
     export = next(iter(exports.values()))
     if export.adapters is None:
-        hf.save(export.params, export.model, export.tokenizer, scratch, head=export.head, labels=export.labels)
+        about: Any = {'head': export.head, 'labels': export.labels, 'more': export.more}
+        hf.save(export.params, export.model, export.tokenizer, scratch, **about)
     else:
         peft.save(export.adapters.params, export.model, export.adapters.base, scratch, export.adapters.dropout)
     return scratch

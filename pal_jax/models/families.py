@@ -408,6 +408,7 @@ def classifier_to_hf(
         'id2label': {str(k): label for k, label in enumerate(labels)},
         'label2id': {label: k for k, label in enumerate(labels)},
         'num_labels': len(labels),
+        **({'problem_type': 'multi_label_classification'} if len(labels) > 1 else {}),
     }
 
 

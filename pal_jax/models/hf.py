@@ -12,6 +12,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -227,10 +228,12 @@ def save(
     file_bytes: int = 4 << 30,
     head: np.ndarray | jax.Array | None = None,
     labels: Sequence[str] = ('reward',),
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load. LoRA weights must have been merged.
 
-    With the `head` of a scorer, `[D K]`, it is one for `AutoModelForSequenceClassification`, of K `labels`.
+    With the `head` of a scorer, `[D K]`, it is one for `AutoModelForSequenceClassification`, of K `labels`,
+    none of which excludes another. `more` are further keys of its config.json.
 
     It is complete or not there: everything is written beside it first. What this program wrote there is replaced.
 
@@ -243,7 +246,7 @@ def save(
     else:
         tokenizer = tokenizer.padding_apart()
         config, beside = classifier_to_hf(cfg, tokenizer, dtype, labels), {'score.weight': np.asarray(head).T}
-    write(params, cfg, tokenizer, folder, config, dtype, file_bytes, beside)
+    write(params, cfg, tokenizer, folder, {**config, **more}, dtype, file_bytes, beside)
 
 
 def write(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -59,7 +60,8 @@ class Adapters(NamedTuple):
 
 class Export(NamedTuple):
     """A model as Hugging Face has it, with its adapters merged, and these by themselves if it has any. `head` is that
-    of a scorer, which has it in place of the unembedding; `labels` are the names of its outputs."""
+    of a scorer, which has it in place of the unembedding; `labels` are the names of its outputs, and `more` further
+    keys of its config.json."""
 
     params: Params
     model: ModelConfig
@@ -67,6 +69,7 @@ class Export(NamedTuple):
     adapters: Adapters | None = None
     head: jax.Array | None = None
     labels: Sequence[str] = ('reward',)
+    more: Mapping[str, Any] = MappingProxyType({})
 
 
 class Trained(NamedTuple):

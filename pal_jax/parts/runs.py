@@ -104,7 +104,8 @@ def write_exports(exports: dict[str, Export], folder: Callable[[str], Path]) -> 
     for name, export in exports.items():
         params, head = sharding.to_host((export.params, export.head))
         if jax.process_index() == 0:
-            hf.save(params, export.model, export.tokenizer, folder(name), head=head, labels=export.labels)
+            about: Any = {'labels': export.labels, 'more': export.more}
+            hf.save(params, export.model, export.tokenizer, folder(name), head=head, **about)
 
 
 def open_run(workdir: str, ctx: Context) -> Source:
