@@ -1,13 +1,14 @@
-"""Scores texts by what a run has learnt of preferences: a reward model, PLUS or PAL.
+"""Scores texts by what a run has learnt of preferences: a reward model, a cost model, PLUS or PAL.
 
   python -m pal_jax.score --source=orbax:runs/reward --texts=replies.jsonl
   python -m pal_jax.score --source=orbax:runs/pal --person=ana.json --texts=replies.jsonl --output=scored.jsonl
 
 Options:
-  --source=orbax:FOLDER   a run of configs/reward.py, configs/plus.py or configs/pal.py
+  --source=orbax:FOLDER   a run of configs/reward.py, configs/cost.py, configs/plus.py or configs/pal.py
   --person=FILE|ID        who prefers: for PAL a file of `pal_jax.personalize`, or the id of a person of the training,
                           or nothing for the mean over them; for PLUS a file with the person's summary, such as a line
-                          that `pal_jax.summarize` printed; a reward model takes none. What exists as a file is one
+                          that `pal_jax.summarize` printed; reward and cost models take none. What exists as a file is
+                          one
   --texts=FILE            JSON lines, a record a line:
                           {"prompt": ..., "completion": ...}    both texts, or both lists of messages
                           {"messages": [...]}                   the last one, the assistant's, is scored
@@ -16,7 +17,8 @@ Options:
   --output=FILE           where the records are written, each with its `score`; a file that exists is refused
 
 Without --output the records are printed. Scores of one run and person can be compared with each other alone: a higher
-one is preferred. The difference of two, through a sigmoid, is the probability that the first is chosen.
+one is preferred. The difference of two, through a sigmoid, is the probability that the first is chosen. A cost model
+gives costs: a higher one is of a less safe answer, and one above 0 says that the answer is unsafe.
 """
 
 from __future__ import annotations
