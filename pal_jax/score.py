@@ -1,24 +1,26 @@
-"""Scores texts by what a run has learnt of preferences: a reward model, a cost model, PLUS or PAL.
+"""Scores texts by what a run has learnt: a reward model, a cost model, a moderator, PLUS or PAL.
 
   python -m pal_jax.score --source=orbax:runs/reward --texts=replies.jsonl
   python -m pal_jax.score --source=orbax:runs/pal --person=ana.json --texts=replies.jsonl --output=scored.jsonl
 
 Options:
-  --source=orbax:FOLDER   a run of configs/reward.py, configs/cost.py, configs/plus.py or configs/pal.py
+  --source=orbax:FOLDER   a run of configs/reward.py, cost.py, moderation.py, plus.py or pal.py
   --person=FILE|ID        who prefers: for PAL a file of `pal_jax.personalize`, or the id of a person of the training,
                           or nothing for the mean over them; for PLUS a file with the person's summary, such as a line
-                          that `pal_jax.summarize` printed; reward and cost models take none. What exists as a file is
-                          one
+                          that `pal_jax.summarize` printed; others take none. What exists as a file is one
   --texts=FILE            JSON lines, a record a line:
                           {"prompt": ..., "completion": ...}    both texts, or both lists of messages
                           {"messages": [...]}                   the last one, the assistant's, is scored
+                          {"prompt": ..., "response": ...}      for a moderator, as BeaverTails has them
                           {"text": ...}                         for a PAL of statements
                           {"item": [...] or {...}}              for a PAL of a table, with "prompt": [...] in variant B
   --output=FILE           where the records are written, each with its `score`; a file that exists is refused
 
 Without --output the records are printed. Scores of one run and person can be compared with each other alone: a higher
 one is preferred. The difference of two, through a sigmoid, is the probability that the first is chosen. A cost model
-gives costs: a higher one is of a less safe answer, and one above 0 says that the answer is unsafe.
+gives costs: a higher one is of a less safe answer, and one above 0 says that the answer is unsafe. Of a moderator a
+higher score is less safe, too: it is the largest of 14 probabilities, which stand beside it in `categories`, and
+`unsafe` says whether one is above its threshold.
 """
 
 from __future__ import annotations
@@ -61,11 +63,11 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     rows = list(records.jsonl(Path(path)))
     if not rows:
         raise ValueError(f'{path} has no records; write one JSON object a line')
-    if taken := next((place for place, record in rows if 'score' in record), None):
-        raise ValueError(f'{taken}: the record has a score already; rename that key')
     scorer = scoring.open_scorer(source, person)
+    if taken := next(((place, key) for place, record in rows for key in scorer.keys if key in record), None):
+        raise ValueError(f'{taken[0]}: the record has a key {taken[1]} already; rename it')
     read = scorer.read_all(rows)
-    scored = ({**record, 'score': s} for (_, record), s in zip(rows, in_chunks(scorer, read), strict=True))
+    scored = ({**record, **told} for (_, record), told in zip(rows, in_chunks(scorer, read), strict=True))
     if not output:
         for record in scored:
             cli.print_json(record)
@@ -75,11 +77,11 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     print(f'{len(rows)} records -> {output}')
 
 
-def in_chunks(scorer: Scorer, read: Sequence[Any]) -> Iterator[float]:
-    """The scores of records, in their order, with a progress bar on stderr."""
+def in_chunks(scorer: Scorer, read: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """What is told of records, in their order, with a progress bar on stderr."""
     starts = range(0, len(read), CHUNK)
     for start in track(starts, 'scoring', console=Console(stderr=True), transient=True, disable=len(starts) < 2):
-        yield from map(float, scorer.score(read[start : start + CHUNK]))
+        yield from scorer.told(read[start : start + CHUNK])
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
     scorer = open_scorer('orbax:runs/reward')                              # a reward model
     scorer = open_scorer('orbax:runs/cost')                                # a cost model
+    scorer = open_scorer('orbax:runs/moderation')                          # a moderator: a higher score is less safe
     scorer = open_scorer('orbax:runs/plus', person='ana.json')             # PLUS, after the person's summary
     scorer = open_scorer('orbax:runs/pal', person='ana.json')              # PAL, by the person's mixture
     scorer([{'prompt': 'Hello', 'completion': 'Good day.'}])               # [records] float
@@ -20,14 +21,16 @@ import numpy as np
 
 from pal_jax.data import chats, records
 from pal_jax.data.packing import Group, shared_prompt
+from pal_jax.data.safety import CATEGORIES
 from pal_jax.data.tables import LARGEST
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.evals.moderation import harm, unsafe_by
 from pal_jax.learners.scorer import pack_replies, to_score
 from pal_jax.parts.recipe import Context
 from pal_jax.parts.runs import read_config, read_settings
 from pal_jax.parts.scorers import OpenScores
 from pal_jax.parts.settings import Run
-from pal_jax.recipes import cost, plus, reward
+from pal_jax.recipes import cost, moderation, plus, reward
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.recipes.pal.reward import TrainedPAL
@@ -39,7 +42,8 @@ from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.workdir import run_folder
 
 KINDS = (
-    'a reward model (configs/reward.py), a cost model (configs/cost.py), PLUS (configs/plus.py) or PAL (configs/pal.py)'
+    'a reward model (configs/reward.py), a cost model (configs/cost.py), a moderator (configs/moderation.py), PLUS '
+    '(configs/plus.py) or PAL (configs/pal.py)'
 )
 
 
@@ -49,16 +53,24 @@ class Scorer(NamedTuple):
     read: a record to what the model reads of it. Raises ValueError, without a place, where the record is wrong.
     score: what `read` returned of several records, to their scores `[records]`.
     form: what a record is given as, where the scores of several forms of one reply differ.
+    keys: of what `told` says of a record.
+    details: what `read` returned of several records, to all that is told of each; None: their scores are.
     """
 
     read: Callable[[Any], Any]
     score: Callable[[Sequence[Any]], np.ndarray]
     form: Callable[[Any], str] = lambda record: ''
+    keys: tuple[str, ...] = ('score',)
+    details: Callable[[Sequence[Any]], list[dict[str, Any]]] | None = None
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The scores `[records]` of records. Raises ValueError, with the record's number, where one is wrong."""
         read = self.read_all((f'record {number}', record) for number, record in enumerate(records, 1))
         return self.score(read) if read else np.zeros(0, np.float32)
+
+    def told(self, read: Sequence[Any]) -> list[dict[str, Any]]:
+        """Of each record that was read its `score`, and what else is known of it."""
+        return self.details(read) if self.details else [{'score': float(score)} for score in self.score(read)]
 
     def read_all(self, placed: Iterable[tuple[str, Any]]) -> list[Any]:
         """What the model reads of records, which are given with their places.
@@ -85,10 +97,10 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
     """Open the model of a finished run, on one device.
 
     Args:
-      source: `orbax:<workdir>` of a run of a reward model, a cost model, PLUS or PAL, or its folder.
+      source: `orbax:<workdir>` of a run of a reward model, a cost model, a moderator, PLUS or PAL, or its folder.
       person: who prefers. For PAL a file that `pal_jax.personalize` wrote, the id of a person of the training, or
-        nothing for the mean over them. For PLUS a file with the person's `summary`. Reward and cost models know no
-        people.
+        nothing for the mean over them. For PLUS a file with the person's `summary`. Reward models, cost models and
+        moderators know no people.
 
     Raises:
       ValueError: the source is no such run, or the person does not fit it.
@@ -104,6 +116,8 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
             return _open_model(workdir, person, reward.open_scores, 'reward model')
         case 'cost':
             return _open_model(workdir, person, cost.open_scores, 'cost model')
+        case 'moderation':
+            return _open_moderator(workdir, person)
         case 'plus':
             return _open_plus(read_settings(config), workdir, person)
         case 'pal' | 'pal_large':
@@ -124,10 +138,14 @@ def to_name(person: str | int | os.PathLike[str] | None) -> str:
 
 
 def _open_model(workdir: str, person: str, opened: Callable[[str, Context], OpenScores], kind: str) -> Scorer:
-    if person:
-        raise ValueError(f'person={person}: {workdir} is a {kind}, which knows no people; leave person out')
+    _check_nobody(workdir, person, f'a {kind}')
     tokenizer, pooling, scores = opened(workdir, _one_device(workdir))
     return Scorer(lambda record: to_group(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0], form_of)
+
+
+def _check_nobody(workdir: str, person: str, kind: str) -> None:
+    if person:
+        raise ValueError(f'person={person}: {workdir} is {kind}, which knows no people; leave person out')
 
 
 def form_of(record: Mapping[str, Any]) -> str:
@@ -153,6 +171,56 @@ def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
         given |= {'prompt': prompt, 'completion': [reply]}
     example = chats.to_imitate(given, tokenizer)
     return shared_prompt([to_score(example.prompt, example.completion, pooling)])
+
+
+# --- moderators -------------------------------------------------------------------------------------------------------
+
+
+def _open_moderator(workdir: str, person: str) -> Scorer:
+    _check_nobody(workdir, person, 'a moderator')
+    moderator = moderation.open_moderator(workdir, _one_device(workdir))
+
+    def read(record: Any) -> Group:
+        return moderator.read(*to_pair(record))
+
+    def score(groups: Sequence[Group]) -> np.ndarray:
+        return harm(moderator.probabilities(groups))
+
+    def details(groups: Sequence[Group]) -> list[dict[str, Any]]:
+        found = moderator.probabilities(groups)
+        verdicts = zip(harm(found).tolist(), found.tolist(), unsafe_by(found, moderator.thresholds), strict=True)
+        return [
+            {
+                'score': score,
+                'categories': {name: round(p, 4) for name, p in zip(CATEGORIES, row, strict=True)},
+                'unsafe': bool(unsafe),
+            }
+            for score, row, unsafe in verdicts
+        ]
+
+    return Scorer(read, score, keys=('score', 'categories', 'unsafe'), details=details)
+
+
+def to_pair(record: Any) -> tuple[str | list[dict[str, str]], str]:
+    """A record's prompt, a text or messages, and its response, which may be called `completion`, too; or `messages`, of
+    which the last is the response.
+
+    Raises:
+      ValueError: the record has neither, or both.
+    """
+    given = {key: value for key, value in record.items() if value is not None} if isinstance(record, Mapping) else {}
+    prompt, responses = given.get('prompt'), [given[key] for key in ('response', 'completion') if key in given]
+    if isinstance(said := given.get('messages'), list) and said and not responses:
+        prompt, responses = said[:-1], said[-1:]
+    if len(responses) != 1 or not prompt or not isinstance(prompt, str | list):
+        raise ValueError("expected an object with 'prompt' and 'response' (or 'completion'), or with 'messages'")
+    response: Any = responses[0]
+    last = response[-1] if isinstance(response, list) and len(response) == 1 else response
+    if isinstance(last, Mapping) and last.get('role') == 'assistant':
+        last = last.get('content')
+    if not isinstance(last, str):
+        raise ValueError('the response must be a text, or one message of the assistant')
+    return prompt, last
 
 
 # --- PLUS -------------------------------------------------------------------------------------------------------------

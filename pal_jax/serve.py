@@ -18,6 +18,12 @@ Options:
   --mixing=KIND       factors: as pal_jax.merge --method=linear; delta: as --method=delta; default factors
   --int8              decode with weights of eight bits: less to read, and a slightly other policy
   --max_len=N         tokens of a prompt and its answer; default 2048, or what the model has room for
+  --moderation=orbax:FOLDER   a run of configs/moderation.py judges answers: an unsafe one is drawn again, and at last a
+                      fixed refusal is told (finish_reason content_filter); /v1/chat/completions alone is then answered,
+                      and a stream comes once its answer is judged; HTTP only
+  --moderation_draws=N        draws of an answer at most; default 4
+  --moderation_threshold=P    an answer is unsafe where the probability of a category is above it, 1: never; default the
+                      run's own thresholds, one for each category
   --cors_origins=A,B  web pages that may ask from a browser, as https://page.example or http://localhost:3000; default
                       none but the chat page; HTTP only
 
@@ -39,18 +45,25 @@ import threading
 import urllib.parse
 from collections.abc import Sequence
 
+import jax
+import numpy as np
 import uvicorn
 from absl import flags
 
 from pal_jax import cli
 from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.driver import Driver
+from pal_jax.decode.guard import Guard
 from pal_jax.decode.http import make_app
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Progress, Request
 from pal_jax.models import lora, peft, soups
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
+from pal_jax.parts.recipe import Context
+from pal_jax.recipes.moderation import open_moderator
+from pal_jax.runtime import devices
+from pal_jax.runtime.workdir import run_folder
 from pal_jax.talking import SOURCE, chat_preset, open_model
 from pal_jax.types import Sampling
 
@@ -66,6 +79,11 @@ ADAPTERS = flags.DEFINE_list('adapters', [], 'Folders of adapters that requests 
 MIXING = flags.DEFINE_enum('mixing', 'factors', ['factors', 'delta'], 'What of adapters is mixed.')
 INT8 = flags.DEFINE_bool('int8', False, 'Decode with weights of eight bits.')
 CORS_ORIGINS = flags.DEFINE_list('cors_origins', [], 'Origins of web pages that may ask.')
+MODERATION = flags.DEFINE_string('moderation', '', 'A run that judges answers.')
+MODERATION_DRAWS = flags.DEFINE_integer('moderation_draws', 4, 'Draws of an answer.', lower_bound=1)
+MODERATION_THRESHOLD = flags.DEFINE_float(
+    'moderation_threshold', None, 'Above which an answer is unsafe.', lower_bound=0.0, upper_bound=1.0
+)
 CACHE_GRAIN = 512  # a conversation grows every turn, and each size of the cache is a program to compile
 GRACE = 60  # seconds that answers under way have when the server is told to stop
 
@@ -138,6 +156,7 @@ def check_origins(origins: Sequence[str]) -> None:
 def make_http(token: str):
     """The application, its model read and its driver running."""
     found, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
+    guard = make_guard()
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
     decoder.load(with_adapters(found.load(decoder.param_shardings), cfg))
     driver, preset = Driver(decoder, line=LINE.value), chat_preset(SOURCE.value)
@@ -145,7 +164,29 @@ def make_http(token: str):
     for length in (hello, hello + 40):  # the second goes on from the first, as the next turn does
         warm_up(driver, length, preset.sampling)
     name, origins = NAME.value or SOURCE.value, CORS_ORIGINS.value
-    return make_app(driver, tokenizer, model=name, token=token, preset=preset, origins=origins)
+    return make_app(driver, tokenizer, model=name, token=token, preset=preset, origins=origins, guard=guard)
+
+
+def make_guard() -> Guard | None:
+    """Who judges answers, on one device, if anybody does.
+
+    Raises:
+      ValueError, RuntimeError: a flag of moderation without a run, or no run of moderation.
+    """
+    threshold = MODERATION_THRESHOLD.value
+    if not MODERATION.value:
+        if threshold is not None:
+            raise ValueError(
+                f'--moderation_threshold={threshold} needs a run that judges; give --moderation=orbax:FOLDER'
+            )
+        return None
+    moderator = open_moderator(
+        run_folder(MODERATION.value), Context(devices.make_mesh(devices=jax.local_devices()[:1]))
+    )
+    if threshold is not None:
+        moderator = moderator._replace(thresholds=np.full_like(moderator.thresholds, threshold))
+    moderator.unsafe(['Hello'], ['Hello'])  # compiles
+    return Guard(moderator.unsafe, MODERATION_DRAWS.value)
 
 
 def with_adapters(params: Params, cfg: ModelConfig) -> Params:
@@ -168,6 +209,8 @@ def make_driver():
         raise ValueError('--adapters are mixed by the HTTP server alone; leave out --driver=jetstream')
     if CORS_ORIGINS.value:
         raise ValueError('--cors_origins are of the HTTP server alone; leave out --driver=jetstream')
+    if MODERATION.value:
+        raise ValueError('--moderation is of the HTTP server alone; leave out --driver=jetstream')
     from pal_jax.decode.jetstream.driver import JetStreamDriver
     from pal_jax.decode.jetstream.engine import JetStreamEngine
 

@@ -88,7 +88,7 @@ class Sampling:
             )
 
 
-FinishReason = Literal['stop', 'length', 'aborted']
+FinishReason = Literal['stop', 'length', 'aborted', 'content_filter']  # the last of what a judge has withheld
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from pal_jax import score, scoring
+from pal_jax.data.safety import CATEGORIES
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.feedback.dilemmas import judged, make_dilemmas
 from pal_jax.parts.answers import ModelScores
 from pal_jax.parts.recipe import Context
-from pal_jax.recipes import cost, reward
+from pal_jax.recipes import cost, moderation, reward
 from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.recipes.plus import recipe as plus
 from pal_jax.recipes.psoups import judges
@@ -164,3 +165,56 @@ def test_what_stands_beside_messages_counts_or_is_refused():
     for other in ({'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}, {'text': 'b'}, None):
         with pytest.raises(ValueError, match="'completion'"):
             scoring.to_group(other, tokenizer, 'last')
+
+
+# --- moderators -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def moderation_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('moderation')
+    config = configs.load('moderation')
+    saved(config, moderation.make(configs.parsed(config), ONE), folder / 'run')
+    return folder / 'run'
+
+
+def test_a_moderator_tells_what_it_finds_and_scores_the_worst_of_it(moderation_run, tmp_path, capsys):
+    moderator = moderation.open_moderator(moderation_run, ONE)
+    expected = moderator(QUESTIONS, REPLIES)
+    said = as_chat(QUESTIONS[0], REPLIES[0])
+    records = [
+        {'prompt': QUESTIONS[0], 'response': REPLIES[0], 'is_safe': True},
+        {'prompt': QUESTIONS[1], 'completion': REPLIES[1]},
+        said,
+        {'messages': [*said['prompt'], *said['completion']]},
+    ]
+    scores = scoring.open_scorer(moderation_run)(records)
+    np.testing.assert_allclose(scores, expected.max(axis=1)[[0, 1, 0, 0]], atol=1e-6)
+    (path := tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, records)))
+    score.score(f'orbax:{moderation_run}', '', str(path), tmp_path / 'out.jsonl')
+    told = [json.loads(line) for line in (tmp_path / 'out.jsonl').read_text().splitlines()]
+    assert told[0].keys() == {*records[0], 'score', 'categories', 'unsafe'}
+    assert list(told[0]['categories']) == list(CATEGORIES)
+    np.testing.assert_allclose(list(told[1]['categories'].values()), expected[1], atol=5.1e-5)
+    assert [each['unsafe'] for each in told[:2]] == moderator.unsafe(QUESTIONS, REPLIES).tolist()
+    assert [each['score'] for each in told] == pytest.approx(scores)
+    (path := tmp_path / 'b.jsonl').write_text(json.dumps(records[0] | {'unsafe': 1}))
+    with pytest.raises(ValueError, match='line 1: .*unsafe'):
+        score.score(f'orbax:{moderation_run}', '', str(path), None)
+
+
+@pytest.mark.parametrize(
+    'record',
+    [
+        {}, 3, {'prompt': 'x'}, {'prompt': 'x', 'response': 3}, {'messages': []}, {'prompt': '', 'response': 'x'},
+        {'prompt': 'x', 'response': 'y', 'completion': 'z'}, {'messages': [{'role': 'user', 'content': 'x'}] * 2},
+    ],
+)  # fmt: skip
+def test_a_record_without_an_answer_is_not_moderated(moderation_run, record):
+    with pytest.raises(ValueError, match='record 2: '):
+        scoring.open_scorer(moderation_run)([{'prompt': 'a', 'response': 'b'}, record])
+
+
+def test_a_moderator_knows_no_people(moderation_run):
+    with pytest.raises(ValueError, match=r'person=7: .*leave person out'):
+        scoring.open_scorer(moderation_run, '7')

@@ -10,7 +10,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jinja2
 from fastapi import Depends, FastAPI, Request, Response
@@ -23,9 +23,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.driver import Busy, Closed, Driver, Ticket
+from pal_jax.decode.guard import Guard, released
 from pal_jax.decode.openai_api import ChatForm, ChatRequest, Choice, Form, Options, TextForm, TextRequest, echo_of
 from pal_jax.decode.page import PLAIN, Preset, chat_page
-from pal_jax.decode.requests import Progress, Scored
+from pal_jax.decode.requests import News, Progress, Scored
 from pal_jax.decode.requests import Request as DecodeRequest
 from pal_jax.types import Completion, FinishReason, Sampling
 
@@ -69,13 +70,6 @@ class LimitBody:
         return await self.app(scope, replay, send)
 
 
-class News(NamedTuple):
-    """What came for one of a request's choices, by its number."""
-
-    number: int
-    progress: Progress
-
-
 class Metrics:
     """What Prometheus scrapes."""
 
@@ -84,6 +78,8 @@ class Metrics:
         ours: dict[str, Any] = {'namespace': 'pal_jax', 'registry': self.registry}
         seconds: dict[str, Any] = ours | {'buckets': (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)}
         self.requests = Counter('requests', 'Answers by how they ended', ['ended'], **ours)
+        self.judged = Counter('moderated', 'Answers that were judged, by verdict', ['verdict'], **ours)
+        self.refusals = Counter('moderation_refusals', 'Refusals told in place of answers', **ours)
         self.queue = Histogram('queue_seconds', 'From arrival to a slot', **seconds)
         self.first = Histogram('first_token_seconds', 'From arrival to the first token', **seconds)
         self.between = Histogram(
@@ -109,8 +105,9 @@ class Metrics:
 class Service:
     """What the routes do."""
 
-    def __init__(self, driver: Driver, tokenizer: Tokenizer, model: str, preset: Preset):
+    def __init__(self, driver: Driver, tokenizer: Tokenizer, model: str, preset: Preset, guard: Guard | None):
         self.driver, self.tokenizer, self.model, self.preset = driver, tokenizer, model, preset
+        self.guard, self.judging = guard, asyncio.Lock()
         self.created, self.metrics = int(time.time()), Metrics(driver)
 
     def health(self) -> dict[str, Any]:
@@ -127,17 +124,22 @@ class Service:
         return {'model': self.model} | self.preset.record()
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
+        messages = [message.plain() for message in body.messages]
         try:
-            prompt = await asyncio.to_thread(self.tokenizer.chat, [message.plain() for message in body.messages])
+            prompt = await asyncio.to_thread(self.tokenizer.chat, messages)
         except (jinja2.TemplateError, ValueError) as error:
             raise Refusal(400, f'the chat template refuses these messages: {error}', param='messages') from None
         told = body.logprobs or body.top_logprobs > 0
         form = ChatForm(f'chatcmpl-{uuid.uuid4().hex}', self.model, self.tokenizer, told, body.top_logprobs)
         limit = body.max_completion_tokens or body.max_tokens
         wanted = self._wanted(body, [prompt], limit, body.top_logprobs)
-        return await self._answer(form, body, wanted, [Choice(self.tokenizer, body.stops()) for _ in wanted], request)
+        news = self._ask(wanted) if self.guard is None else self._released(self.guard, messages, body.stops(), wanted)
+        choices = [Choice(self.tokenizer, body.stops()) for _ in wanted]
+        return await self._answer(form, body, wanted, choices, request, news)
 
     async def text(self, body: TextRequest, request: Request) -> Response:
+        if self.guard is not None:
+            raise Refusal(400, 'this server has --moderation, which judges chats alone; ask /v1/chat/completions')
         given = body.prompts()
         prompts = await asyncio.to_thread(lambda: [self._ids(prompt) for prompt in given])
         told, others = body.logprobs is not None, body.logprobs or 0
@@ -149,7 +151,39 @@ class Service:
             ids = asked.prompt_ids
             echo = await asyncio.to_thread(echo_of, self.tokenizer, prompt, ids, scored) if body.echo else None
             choices += [Choice(self.tokenizer, body.stops(), before=ids, echo=echo) for _ in range(body.n)]
-        return await self._answer(form, body, wanted, choices, request, silent=body.max_tokens == 0)
+        news = _say_nothing(choices) if body.max_tokens == 0 else self._ask(wanted)
+        return await self._answer(form, body, wanted, choices, request, news)
+
+    def _ask(self, wanted: Sequence[DecodeRequest]) -> AsyncGenerator[News, None]:
+        return _ask(self.driver, wanted, self.metrics)
+
+    def _released(
+        self, guard: Guard, messages: Sequence[Mapping[str, str]], stops: Sequence[str], wanted: Sequence[DecodeRequest]
+    ) -> AsyncGenerator[News, None]:
+        """News of answers that are not unsafe, as answers to what was said apart from system prompts."""
+        if not (said := [message for message in messages if message['role'] != 'system']):
+            raise Refusal(400, 'this server has --moderation, which needs a message of a user', param='messages')
+
+        async def judge(answers: Sequence[Sequence[Progress]]) -> Sequence[bool]:
+            texts = [self._text(answer, stops) for answer in answers]
+            try:
+                async with self.judging:
+                    unsafe = await asyncio.to_thread(guard.unsafe, [said] * len(texts), texts)
+            except (jinja2.TemplateError, ValueError) as error:
+                raise Refusal(400, f'the answer cannot be moderated: {error}', param='messages') from None
+            for bad in unsafe:
+                self.metrics.judged.labels('unsafe' if bad else 'safe').inc()
+            return [bool(bad) for bad in unsafe]
+
+        refused = self.metrics.refusals.inc
+        return released(wanted, self._ask, judge, draws=guard.draws, refusal=guard.refusal, refused=refused)
+
+    def _text(self, answer: Sequence[Progress], stops: Sequence[str]) -> str:
+        """The text of an answer as it is told."""
+        choice = Choice(self.tokenizer, stops)
+        for progress in answer:
+            choice.take(progress)
+        return choice.text
 
     def _ids(self, prompt: str | Sequence[int] | None) -> Sequence[int]:
         """A prompt's tokens; a document begins with what the tokenizer puts before a text, or behind another one."""
@@ -180,10 +214,9 @@ class Service:
 
     async def _answer(
         self, form: Form, body: Options, wanted: Sequence[DecodeRequest], choices: list[Choice], request: Request,
-        silent: bool = False,
+        news: AsyncGenerator[News, None],
     ) -> Response:  # fmt: skip
-        """The answer to all requests, a choice each; `silent` ones end before they begin."""
-        news = _say_nothing(choices) if silent else _ask(self.driver, wanted, self.metrics)
+        """The answer to all requests, a choice each, as `news` of them come."""
         first = await _unless_gone(request, anext(news))  # what is refused is refused before a stream begins
         prompt = sum(len(each.prompt_ids) for each in wanted[:: body.n])
         if not body.stream:
@@ -195,14 +228,15 @@ class Service:
 
 def make_app(
     driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '', preset: Preset = PLAIN,
-    origins: Sequence[str] = (),
+    origins: Sequence[str] = (), guard: Guard | None = None,
 ) -> FastAPI:  # fmt: skip
     """The server. `model` is the name it answers by; a `token` is asked of every caller of /v1, and of
     the chat page, which talks as `preset` says. Web pages of other `origins` may ask too: browsers keep others out.
+    With a `guard` chats alone are answered, by what it lets through.
 
     The driver is closed when the server stops: requests under way have ended by then.
     """
-    service = Service(driver, tokenizer, model, preset)
+    service = Service(driver, tokenizer, model, preset, guard)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

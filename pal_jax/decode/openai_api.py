@@ -250,6 +250,8 @@ class Choice:
         self.logprobs += progress.logprobs
         if not self._over:
             self._cut(self._settled + self._tail, searched)
+        if progress.completion is not None and progress.completion.finish_reason == 'content_filter':
+            self.text = progress.completion.text  # which nobody sampled
 
     def _cut(self, text: str, searched: int) -> None:
         """Ends the text before the first stop string in it; up to `searched` none has ended."""

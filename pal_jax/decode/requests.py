@@ -49,6 +49,13 @@ class Progress(NamedTuple):
     alternatives: tuple[Alternatives, ...] = ()
 
 
+class News(NamedTuple):
+    """What came for one of several requests, by its place among them."""
+
+    number: int
+    progress: Progress
+
+
 class Scored(NamedTuple):
     """How likely tokens of a prompt were, each after all before it, under softmax(logits). The first has no log-prob
     and no alternatives."""

@@ -18,6 +18,7 @@ from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.summary import fifths, main_part, observed
 
 LEVELS = {  # what is told of the last evaluation, and the value that needs no learning
+    'auc': ('the chance that it has an unsafe held-out answer above a safe one (AUC)', 0.5),
     'seen_gain': ("PAL's accuracy on new choices of people it knows, less that of one model for all", 0.0),
     'winrate_psoups': ('the share of prompts that merged policies win against all other systems', 0.5),
     'accuracy': ('the share of held-out choices that it gets right', 0.5),
