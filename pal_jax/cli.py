@@ -46,7 +46,6 @@ MAY_CHANGE = (  # of any run when it goes on; a recipe's own keys stand in its `
     'endpoints.*.address', 'endpoints.*.key_env', 'endpoints.*.concurrency', 'endpoints.*.timeout',
     'endpoints.*.retries', 'endpoints.*_price',
 )  # fmt: skip
-OF_STAGES = 'data.train', 'data.test'  # which lie in the folder of the run, wherever that has been moved to
 SETTLE = 3.0  # seconds in which the roll call tells why a program of several processes failed, if one has died
 
 
@@ -229,10 +228,11 @@ def workdir() -> Path:
 
 
 def may_change(config: ConfigDict) -> tuple[str, ...]:
-    """The keys that may differ between two calls of one run: those of every run and of its method, and where files
-    lie that another stage has made."""
-    of_method = getattr(recipe_module(config), 'MAY_CHANGE', ())
-    return *MAY_CHANGE, *of_method, *(OF_STAGES if 'stage' in config else ())
+    """The keys that may differ between two calls of one run: those of every run and of its method, and of a stage those
+    that name what another stage has made, which lies in the run's folder, wherever that has been moved to."""
+    of_method, folder = getattr(recipe_module(config), 'MAY_CHANGE', ()), f'{workdir()}/'
+    values = checkpoint.flatten(config.to_dict()) if 'stage' in config else {}
+    return *MAY_CHANGE, *of_method, *(key for key, value in values.items() if folder in str(value))
 
 
 def runs() -> Iterator[tuple[ConfigDict, Path]]:

@@ -47,5 +47,5 @@ def smoke_rows(config: ConfigDict) -> ConfigDict:
         checkpoint=dict(every=2),
     )
     if 'oracle' in config:
-        config.oracle.update(people=8, rounds=2)
+        config.update(oracle=dict(people=8, rounds=2))
     return config

@@ -1,10 +1,10 @@
-"""Scores texts by what a run has learnt: a reward model, a moderator, PLUS or PAL.
+"""Scores texts by what a run has learnt: a reward model, a cost model, a moderator, PLUS or PAL.
 
   python -m pal_jax.score --source=orbax:runs/reward --texts=replies.jsonl
   python -m pal_jax.score --source=orbax:runs/pal --person=ana.json --texts=replies.jsonl --output=scored.jsonl
 
 Options:
-  --source=orbax:FOLDER   a run of configs/reward.py, configs/moderation.py, configs/plus.py or configs/pal.py
+  --source=orbax:FOLDER   a run of configs/reward.py, cost.py, moderation.py, plus.py or pal.py
   --person=FILE|ID        who prefers: for PAL a file of `pal_jax.personalize`, or the id of a person of the training,
                           or nothing for the mean over them; for PLUS a file with the person's summary, such as a line
                           that `pal_jax.summarize` printed; others take none. What exists as a file is one
@@ -17,9 +17,10 @@ Options:
   --output=FILE           where the records are written, each with its `score`; a file that exists is refused
 
 Without --output the records are printed. Scores of one run and person can be compared with each other alone: a higher
-one is preferred. The difference of two, through a sigmoid, is the probability that the first is chosen. Of a moderator
-a higher score is less safe: it is the largest of 14 probabilities, which stand beside it in `categories`, and `unsafe`
-says whether one is above its threshold.
+one is preferred. The difference of two, through a sigmoid, is the probability that the first is chosen. A cost model
+gives costs: a higher one is of a less safe answer, and one above 0 says that the answer is unsafe. Of a moderator a
+higher score is less safe, too: it is the largest of 14 probabilities, which stand beside it in `categories`, and
+`unsafe` says whether one is above its threshold.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Scores of texts, or of items in numbers, by a trained model of preferences.
 
     scorer = open_scorer('orbax:runs/reward')                              # a reward model
+    scorer = open_scorer('orbax:runs/cost')                                # a cost model
     scorer = open_scorer('orbax:runs/moderation')                          # a moderator: a higher score is less safe
     scorer = open_scorer('orbax:runs/plus', person='ana.json')             # PLUS, after the person's summary
     scorer = open_scorer('orbax:runs/pal', person='ana.json')              # PAL, by the person's mixture
@@ -27,8 +28,9 @@ from pal_jax.evals.moderation import harm, unsafe_by
 from pal_jax.learners.scorer import pack_replies, to_score
 from pal_jax.parts.recipe import Context
 from pal_jax.parts.runs import read_config, read_settings
+from pal_jax.parts.scorers import OpenScores
 from pal_jax.parts.settings import Run
-from pal_jax.recipes import moderation, plus, reward
+from pal_jax.recipes import cost, moderation, plus, reward
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.recipes.pal.reward import TrainedPAL
@@ -40,8 +42,8 @@ from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.workdir import run_folder
 
 KINDS = (
-    'a reward model (configs/reward.py), a moderator (configs/moderation.py), PLUS (configs/plus.py) or PAL '
-    '(configs/pal.py)'
+    'a reward model (configs/reward.py), a cost model (configs/cost.py), a moderator (configs/moderation.py), PLUS '
+    '(configs/plus.py) or PAL (configs/pal.py)'
 )
 
 
@@ -95,9 +97,9 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
     """Open the model of a finished run, on one device.
 
     Args:
-      source: `orbax:<workdir>` of a run of a reward model, a moderator, PLUS or PAL, or its folder.
+      source: `orbax:<workdir>` of a run of a reward model, a cost model, a moderator, PLUS or PAL, or its folder.
       person: who prefers. For PAL a file that `pal_jax.personalize` wrote, the id of a person of the training, or
-        nothing for the mean over them. For PLUS a file with the person's `summary`. Reward models and
+        nothing for the mean over them. For PLUS a file with the person's `summary`. Reward models, cost models and
         moderators know no people.
 
     Raises:
@@ -111,7 +113,9 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
         raise ValueError(f'{error}, of {KINDS}') from None
     match config.recipe:
         case 'reward':
-            return _open_reward(workdir, person)
+            return _open_model(workdir, person, reward.open_scores, 'reward model')
+        case 'cost':
+            return _open_model(workdir, person, cost.open_scores, 'cost model')
         case 'moderation':
             return _open_moderator(workdir, person)
         case 'plus':
@@ -130,12 +134,12 @@ def to_name(person: str | int | os.PathLike[str] | None) -> str:
     return str(given) if is_file else records.identity('', {'person': given}, 'person')
 
 
-# --- reward models ----------------------------------------------------------------------------------------------------
+# --- reward and cost models -------------------------------------------------------------------------------------------
 
 
-def _open_reward(workdir: str, person: str) -> Scorer:
-    _check_nobody(workdir, person, 'a reward model')
-    tokenizer, pooling, scores = reward.open_scores(workdir, _one_device(workdir))
+def _open_model(workdir: str, person: str, opened: Callable[[str, Context], OpenScores], kind: str) -> Scorer:
+    _check_nobody(workdir, person, f'a {kind}')
+    tokenizer, pooling, scores = opened(workdir, _one_device(workdir))
     return Scorer(lambda record: to_group(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0], form_of)
 
 

@@ -1,4 +1,4 @@
-"""Scores of records by trained runs: a reward model and PLUS, against the same models read another way."""
+"""Scores of records by trained runs: a reward model, a cost model, PLUS, against the same models read otherwise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 from pal_jax import score, scoring
 from pal_jax.data.safety import CATEGORIES
 from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.feedback.dilemmas import judged, make_dilemmas
 from pal_jax.parts.answers import ModelScores
 from pal_jax.parts.recipe import Context
-from pal_jax.recipes import moderation, reward
+from pal_jax.recipes import cost, moderation, reward
 from pal_jax.recipes.plus import parts as plus_parts
 from pal_jax.recipes.plus import recipe as plus
 from pal_jax.recipes.psoups import judges
@@ -91,6 +92,22 @@ def test_texts_and_messages_of_one_reply_are_not_scored_side_by_side(reward_run,
 def test_a_reward_model_knows_nobody(reward_run):
     with pytest.raises(ValueError, match=r'person=ana'):
         scoring.open_scorer(f'orbax:{reward_run}', 'ana')
+
+
+def test_a_cost_model_gives_costs_and_knows_nobody(tmp_path):
+    config = configs.load('cost')
+    recipe = cost.make(configs.parsed(config), ONE)
+    state = saved(config, recipe, tmp_path / 'run')
+    groups = next(recipe.rows.test_groups())
+    dilemmas = make_dilemmas(1, split='test', seed=0)
+    records = [as_chat(row.prompt, row.responses[k]) for row in judged(dilemmas, 0) for k in (1 - row.safer, row.safer)]
+    expected = recipe.scorer.scores(state, recipe.pack(groups))[..., 0]
+    scorer = scoring.open_scorer(f'orbax:{tmp_path / "run"}')
+    np.testing.assert_allclose(scorer(records), expected.ravel(), atol=1e-5)
+    with pytest.raises(ValueError, match=r'person=ana'):
+        scoring.open_scorer(str(tmp_path / 'run'), 'ana')
+    with pytest.raises(ValueError, match='a run of cost'):
+        reward.open_scores(tmp_path / 'run', ONE)
 
 
 def test_what_is_no_run_that_scores_is_refused(tmp_path):

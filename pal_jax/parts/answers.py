@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -80,6 +81,12 @@ def without_thoughts(sample: Sample) -> Sample:
     """Cut the thought out of a sample's text, which is empty where a thought does not end. The tokens stay."""
     said = dataclasses.replace(sample.completion, text=spoken(sample.completion.text) or '')
     return dataclasses.replace(sample, completion=said)
+
+
+def as_dialogue(asked: str, answer: str, person: str = '') -> dict[str, Any]:
+    """An answer as a report shows it."""
+    turns = [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': answer}]
+    return {'person': person or asked[:60], 'facts': [], 'turns': turns}
 
 
 def load_base(policy: Policy, ctx: Context) -> Params:

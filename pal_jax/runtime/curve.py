@@ -28,6 +28,7 @@ PANELS = {
     'format': 'Format rate',
     'kl': 'KL to the reference',
     'margin': 'Margin of pairs',
+    'sign_accuracy': 'Signs right',
 }
 INK, BLUE, GREY, RULE = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db'
 

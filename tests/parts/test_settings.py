@@ -10,7 +10,9 @@ from pal_jax.parts.settings import described, parse, to_config
 from tests import configs
 
 
-@pytest.mark.parametrize('name', ['dpo', 'moderation', 'pal', 'plus', 'psoups', 'reward', 'rlpa', 'sft'])
+@pytest.mark.parametrize(
+    'name', ['cost', 'dpo', 'moderation', 'pal', 'plus', 'psoups', 'reward', 'rlpa', 'safe_rlhf', 'sft']
+)
 def test_settings_are_those_of_their_config(name):
     config = configs.load(name)
     settings = read_settings(config)

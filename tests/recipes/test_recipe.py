@@ -18,6 +18,7 @@ GONE = [
     ('sft', {'data.train': 'gone.jsonl'}),
     ('dpo', {'data.train': 'gone.jsonl'}),
     ('reward', {'data.train': 'gone.jsonl'}),
+    ('cost', {'data.train': 'gone.jsonl'}),
     ('moderation', {'data.train': 'gone.jsonl'}),
     ('rlpa', {'reward.judge': 'endpoint:judge', 'dialogue.profiles': 'gone.jsonl'}),
     ('plus', {'data': 'gone.jsonl'}),

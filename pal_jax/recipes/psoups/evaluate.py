@@ -22,7 +22,7 @@ from pal_jax.feedback.preferences import Combination, Preference, ask, combinati
 from pal_jax.models import merging
 from pal_jax.models.params import Params
 from pal_jax.parts import piecework
-from pal_jax.parts.answers import Sampler, load_base, make_sampler
+from pal_jax.parts.answers import Sampler, as_dialogue, load_base, make_sampler
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.models import make_policy
 from pal_jax.parts.piecework import Piecework, Records
@@ -245,9 +245,3 @@ def rates_by_criterion(
                 for name, side in ((first, 1.0), (second, -1.0)):
                     by_pole[name].setdefault(pole.id, []).append(float(np.mean((side * row + 1.0) / 2.0)))
     return {name: {pole: float(np.mean(rates)) for pole, rates in poles.items()} for name, poles in by_pole.items()}
-
-
-def as_dialogue(asked: str, answer: str, person: str = '') -> dict[str, Any]:
-    """An answer as a report shows it."""
-    turns = [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': answer}]
-    return {'person': person or asked[:60], 'facts': [], 'turns': turns}

@@ -32,7 +32,7 @@ from pal_jax.feedback.preferences import BEST, GENERAL, JOINT, Preference, combi
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
 from pal_jax.objectives.moments import Moments, scaled, seen
-from pal_jax.parts.answers import ModelScores, Sampler, check_finished, make_sampler
+from pal_jax.parts.answers import ModelScores, Sampler, as_dialogue, check_finished, make_sampler
 from pal_jax.parts.models import keeping, make_learner, make_policy, trained_policy
 from pal_jax.parts.recipe import (
     EVALUATION,
@@ -51,7 +51,7 @@ from pal_jax.recipes import reward
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.psoups import data, merge
 from pal_jax.recipes.psoups.check import check, check_shared
-from pal_jax.recipes.psoups.evaluate import as_dialogue, make_evaluation
+from pal_jax.recipes.psoups.evaluate import make_evaluation
 from pal_jax.recipes.psoups.judges import RewardModel, Score
 from pal_jax.recipes.psoups.prompts import Asked, Prompt, read_preferences, read_prompts
 from pal_jax.recipes.psoups.settings import (

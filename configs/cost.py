@@ -1,0 +1,45 @@
+r"""Cost models of Safe RLHF (arXiv 2310.12773): a decoder that says how unsafe an answer is, with 0 as the border.
+
+python -m pal_jax.train --config=configs/cost.py                                # made-up dilemmas, nothing harmful
+python -m pal_jax.train --config=configs/cost.py --config.data.train=pairs.jsonl        # records of PKU-SafeRLHF
+python -m pal_jax.train --config=configs/cost.py --config.policy.lora.rank=16 --config.optimizer.lr=5e-4
+python -m pal_jax.train --config=configs/cost.py:smoke                          # a random tiny model, under a minute
+python -m pal_jax.train --config=configs/cost.py:paper                          # the published settings
+"""
+
+from ml_collections import ConfigDict
+
+from pal_jax import presets as p
+from pal_jax.parts.safety import SafetyRows
+from pal_jax.recipes import cost
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    variant = p.parse_variant(variant, 'smoke', 'paper')
+    config = p.to_config(
+        cost.Settings(
+            recipe='cost',
+            total_steps=30,  # 0: data.epochs passes over the pairs
+            optimizer=p.Optimizer(lr=2e-5),
+            data=SafetyRows(batch_size=16, test_rows=192, row_tokens=512),
+        )
+    )
+    return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    config = p.smoke_rows(config)
+    config.data.dilemmas = 8
+    return config
+
+
+def paper(config: ConfigDict) -> ConfigDict:
+    """The published settings; give the records of PKU-SafeRLHF with --config.data.train. `data.batch_size` is that of
+    one device."""
+    config.policy.source = 'hf:PKU-Alignment/alpaca-7b-reproduced'
+    config.policy.remat = 'full'
+    config.total_steps = 0
+    config.optimizer = p.to_config(p.Optimizer(lr=2e-5, warmup_ratio=0.03, weight_decay=0.1))
+    config.data.update(batch_size=16, max_length=512)
+    config.cost.regularization = 1e-3
+    return config

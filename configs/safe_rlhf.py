@@ -1,0 +1,127 @@
+r"""Safe RLHF: helpful answers under a limit on their harm (arXiv 2310.12773), by any constraint handler.
+
+  python -m pal_jax.train --config=configs/safe_rlhf.py            # all stages; the same again resumes
+  python -m pal_jax.train --config=configs/safe_rlhf.py:quick      # a third of the work
+  python -m pal_jax.train --config=configs/safe_rlhf.py:smoke      # a random tiny model, nothing learnt
+  python -m pal_jax.train --config=configs/safe_rlhf.py:table      # ten handlers, three seeds each: hours
+  python -m pal_jax.train --config=configs/safe_rlhf.py:paper      # the published settings; give records and a policy
+  python -m pal_jax.train --config=configs/safe_rlhf.py --config.constraint.handler=pid --config.constraint.limit=-1
+
+Stages, each in a folder of its own: collect, sft, reward, cost, rl, evaluate. Another handler is one word:
+none, fixed, linear, log, pid, p3o, ipo, crpo, focops, cup, repo. Any value can be changed; --help lists the keys.
+"""
+
+from ml_collections import ConfigDict
+
+from pal_jax import presets as p
+from pal_jax.learners.ppo import PPO
+from pal_jax.learners.training import Lora
+from pal_jax.parts.safety import SafetyRows
+from pal_jax.parts.settings import DecodeSettings, ModelSettings, RowSettings, to_config
+from pal_jax.recipes.reward import PairSettings
+from pal_jax.recipes.safe_rlhf.settings import CostSettings, RewardSettings, Settings, StartSettings
+from pal_jax.runtime.optim import Optimizer
+from pal_jax.types import Sampling
+
+HANDLERS = 'none', 'fixed-0.3', 'fixed-1', 'fixed-3', 'linear', 'log', 'pid', 'crpo', 'p3o', 'repo'
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    variant, chosen = p.parse_stage(variant, 'quick', 'smoke', 'table', 'paper')
+    adapted = ModelSettings(scan_layers=True, lora=Lora(rank=16, alpha=32.0))  # many short stages
+    config = to_config(
+        Settings(
+            recipe='safe_rlhf',
+            stage=chosen.get('stage', 'all'),
+            total_steps=40,  # of each PPO
+            export=False,  # python -m pal_jax.export --workdir=.../rl writes the policy
+            policy=adapted,
+            sampling=Sampling(temperature=1.0, max_tokens=48),
+            decode=DecodeSettings(slots=128),
+            optimizer=Optimizer(lr=3e-4, warmup_ratio=0.05),
+            critic=Optimizer(lr=3e-4),
+            ppo=PPO(
+                estimator='dr_grpo', kl_in='loss', kl_estimator='k3', kl_coef=0.02, reward_clip=(-50.0, 50.0),
+                row_tokens=512, micro_rows=1, old_logprobs='sampler',
+            ),
+            start=StartSettings(
+                total_steps=40, optimizer=Optimizer(lr=1e-3),
+                data=RowSettings(batch_size=16, train='', test_rows=64, row_tokens=512, micro_rows=1),
+            ),
+            reward=RewardSettings(
+                total_steps=40, policy=adapted, optimizer=Optimizer(lr=1e-3),
+                data=PairSettings(batch_size=8, train='', row_tokens=512, micro_rows=1),
+            ),
+            cost=CostSettings(
+                total_steps=40, policy=adapted, optimizer=Optimizer(lr=1e-3),
+                data=SafetyRows(batch_size=8, row_tokens=512, micro_rows=1),
+            ),
+        )
+    )  # fmt: skip
+    config.reward.policy.source = config.policy.get_oneway_ref('source')  # another model, if it is named by itself
+    config.cost.policy.source = config.policy.get_oneway_ref('source')
+    return {'quick': quick, 'smoke': smoke, 'table': table, 'paper': paper}[variant](config) if variant else config
+
+
+def quick(config: ConfigDict) -> ConfigDict:
+    """Too few steps to learn much."""
+    config.total_steps = 12
+    config.start.total_steps = config.reward.total_steps = config.cost.total_steps = 16
+    config.prompts.test_count = 24
+    config.evaluate.draws = 1
+    return config
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """A random tiny model."""
+    config.policy.source = 'random:tiny'
+    for section in (config, config.reward, config.cost):
+        section.policy.dtype = 'float32'
+        section.policy.lora.rank = 2
+    config.total_steps = 2
+    config.start.total_steps = config.reward.total_steps = config.cost.total_steps = 2
+    config.start.data.batch_size = config.reward.data.batch_size = config.cost.data.batch_size = 4
+    config.collect.update(dilemmas=17, prompts=4, batch_size=4)
+    config.prompts.update(train_count=17, test_count=3)
+    config.rl.update(rollout_batch_size=4, n_samples_per_prompt=2)
+    config.sampling.max_tokens = 16
+    config.evaluate.draws = 1
+    config.decode.slots = 8
+    config.checkpoint.every = 1
+    return config
+
+
+def table(config: ConfigDict) -> ConfigDict:
+    """Handlers beside fixed penalties and no constraint, on the same reward and cost models."""
+    config.compare = HANDLERS
+    config.seeds = 3
+    return config
+
+
+def paper(config: ConfigDict) -> ConfigDict:
+    """The published settings (docs/methods/safe_rlhf.md); give --config.collect.records and --config.prompts.train."""
+    config.policy.source = 'hf:PKU-Alignment/alpaca-7b-reproduced'
+    for section in (config, config.reward, config.cost):
+        section.policy.lora.rank = 0
+        section.policy.remat = 'full'
+    config.rounds = 3
+    config.start.total_steps = 0
+    config.total_steps = 1000
+    config.sampling = to_config(Sampling(max_tokens=384))
+    config.optimizer = to_config(Optimizer(lr=1e-5, warmup_ratio=0.03, weight_decay=0.01))
+    config.critic = to_config(Optimizer(lr=5e-6, warmup_ratio=0.03, min_ratio=1.0))
+    config.ppo = to_config(
+        PPO(
+            estimator='gae', kl_in='reward', kl_estimator='k1', kl_coef=0.01, value_clip=5.0, loss_agg='token_mean',
+            reward_clip=(-50.0, 50.0), micro_rows=16,
+        )
+    )  # fmt: skip
+    for section in (config.reward, config.cost):
+        section.optimizer = to_config(Optimizer(lr=2e-5, warmup_ratio=0.03, weight_decay=0.1))
+        section.total_steps = 0  # data.epochs passes
+        section.data.update(batch_size=128, max_length=512, micro_rows=16)
+    config.reward.reward.regularization = config.cost.cost.regularization = 0.001
+    config.rl.update(rollout_batch_size=128, n_samples_per_prompt=1)
+    config.ptx.update(coef=16.0, batch_size=128)
+    config.decode.update(slots=256, stride=8)
+    return config

@@ -1,0 +1,243 @@
+"""The last stage of Safe RLHF: the start policy and all policies of PPO answer the same questions.
+
+A step has one policy answer all of them, and keeps the answers in a file, `generations/<policy>.jsonl`. At the end the
+answers are judged by the models that PPO was paid by, by the rule that made the embedded corpus, and by models that
+nothing was trained on, if there are any; then policies are compared in pairs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.evals import elo, tradeoff, winrates
+from pal_jax.evals.refusals import Asked, is_refusal, read_prompts
+from pal_jax.evals.tradeoff import Point
+from pal_jax.models.params import Params
+from pal_jax.parts import piecework
+from pal_jax.parts.answers import ModelScores, Sampler, check_finished, load_base, make_sampler
+from pal_jax.parts.models import make_policy
+from pal_jax.parts.piecework import Piecework, Records
+from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host
+from pal_jax.parts.settings import ModelSettings
+from pal_jax.recipes import cost, moderation, reward
+from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name, round_name
+from pal_jax.recipes.safe_rlhf.prompts import EMBEDDED, Question, read_questions
+from pal_jax.recipes.safe_rlhf.settings import Evaluating
+from pal_jax.types import Exhibit, Metrics
+
+GENERATIONS = 'generations'
+
+Score = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]  # of questions and the answers to each
+
+
+class System(NamedTuple):
+    """A policy: its name, the handler that it was trained with ('start': none), and its source."""
+
+    name: str
+    handler: str
+    source: str
+
+
+class Judges(NamedTuple):
+    """Who says how helpful and how harmful answers are."""
+
+    reward: Score
+    cost: Score
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Stage evaluate.
+
+    Attributes:
+      systems: for every part its policy.
+      load: loads the weights of a source.
+      questions: what is asked, `draws` times.
+      judges: by their names; `model` are those that PPO was paid by, and `rule` is there with the embedded questions.
+      sets: prompts that are harmful or only look so, by the name of their file.
+      unsafe: says which answers to such prompts are unsafe; None: nobody does.
+      limit: of the mean cost.
+    """
+
+    ctx: Context
+    systems: Sequence[System]
+    load: Callable[[str], Params]
+    sample: Sampler
+    questions: Sequence[Question]
+    draws: int
+    judges: Mapping[str, Judges]
+    sets: Mapping[str, Sequence[Asked]]
+    unsafe: Callable[[Sequence[str], Sequence[str]], np.ndarray] | None
+    limit: float
+    seed: int
+
+    def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
+        """Sample the answers of system `i`."""
+        system = self.systems[i]
+        with self.ctx.phase('rollout'):
+            weights, texts = self.load(system.source), [question.text for question in self.questions]
+            samples = self.sample(weights, texts, self.draws, (self.seed, EVALUATION + 1))
+            further = [asked.prompt for by_file in self.sets.values() for asked in by_file]
+            others = self.sample(weights, further, 1, (self.seed, EVALUATION + 2)) if further else []
+        answers, replies = ([sample.completion.text.strip() for sample in part] for part in (samples, others))
+        rows = zip((text for text in texts for _ in range(self.draws)), answers, strict=True)
+        path = self.ctx.workdir.parent / GENERATIONS / f'{system.name}.jsonl'
+        piecework.write(path, [{'prompt': text, 'output': answer} for text, answer in rows])
+        words = float(np.mean([len(answer.split()) for answer in answers]))
+        records = [{'system': system.name, 'outputs': answers, 'others': replies}]
+        return records, host, {'answers': float(len(answers)), 'words': words}
+
+    def finish(self, records: Records) -> Evaluation:
+        """Judge all answers and compare the systems."""
+        written = {record['system']: record for record in records}
+        record: dict[str, Any] = {}
+        exhibits: list[Exhibit] = []
+        with self.ctx.phase('judge'):
+            for name, judges in self.judges.items():
+                figures, shown = self.judge(judges, written, name)
+                record |= {f'{name}_{key}': value for key, value in figures.items()}
+                exhibits += [dataclasses.replace(exhibit, title=f'{exhibit.title} ({name})') for exhibit in shown]
+            for system in self.systems if self.sets else ():
+                record |= self.refusals(system.name, written[system.name]['others'])
+        return Evaluation(record, exhibits=exhibits)
+
+    def judge(self, judges: Judges, written: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[Exhibit]]:
+        """Reward and cost of every system by one pair of judges, and who wins against whom."""
+        texts, draws = [question.text for question in self.questions], self.draws
+        groups = np.repeat([question.group or 'all' for question in self.questions], draws)
+        prompts, limit = np.repeat(np.arange(len(texts)), draws), self.limit if name != 'rule' else 0.0
+        record: dict[str, Any] = {}
+        points: dict[str, list[Point]] = {}
+        scored: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for system in self.systems:
+            answers = written[system.name]['outputs']
+            replies = [answers[k : k + draws] for k in range(0, len(answers), draws)]
+            rewards, costs = judges.reward(texts, replies), judges.cost(texts, replies)
+            scored[system.name] = rewards.mean(axis=1), costs.mean(axis=1)
+            figures = tradeoff.measure(rewards.ravel(), costs.ravel(), prompts, groups.tolist(), limit)
+            record |= {f'{system.name}_{key}': value for key, value in figures.items() if key != 'cost_by_group'}
+            point = Point(figures['reward'], figures['cost'], figures['reward_se'], figures['cost_se'])
+            points.setdefault(system.handler, []).append(point)
+        exhibits = tradeoff.make_exhibits(points, limit)
+        for side, (kind, sign) in enumerate((('helpful', 1), ('harmless', -1))):
+            outcomes = {
+                (one, other): np.sign(sign * (scored[one][side] - scored[other][side]))
+                for one, other in itertools.combinations(scored, 2)
+            }
+            rated = elo.measure(outcomes, seed=self.seed)
+            rows = [['', 'win rate, ties half'], *(
+                [f'{one} against {other}', f'{winrates.winrate(found[None], "half"):.3f}']
+                for (one, other), found in outcomes.items()
+            )]  # fmt: skip
+            exhibits += [Exhibit(f'Who is more {kind}', table=rows), *elo.make_exhibits(rated, scored)]
+            record |= {f'{kind}_{key}': value for key, value in rated.items() if key != 'prompts'}
+        return record, exhibits
+
+    def refusals(self, name: str, replies: Sequence[str]) -> dict[str, float]:
+        """Of the prompts of every file: the share of refusals where a prompt is harmful and where it is not, and the
+        share of unsafe answers."""
+        record, start = {}, 0
+        for file, asked in self.sets.items():
+            given, start = replies[start : start + len(asked)], start + len(asked)
+            refused = np.array([is_refusal(reply) for reply in given])
+            harmful = np.array([prompt.harmful is not False for prompt in asked])
+            if harmful.any():
+                record[f'refused_{file}_{name}'] = float(refused[harmful].mean())
+            if not harmful.all():
+                record[f'overrefused_{file}_{name}'] = float(refused[~harmful].mean())
+            if self.unsafe:
+                record[f'unsafe_{file}_{name}'] = float(np.mean(self.unsafe([p.prompt for p in asked], given)))
+        return record
+
+
+def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
+    """The recipe of stage evaluate.
+
+    Raises:
+      ValueError: a value or a file is wrong, or a stage has not been run.
+    """
+    evaluate, folder, seed = settings.evaluate, ctx.workdir.parent, settings.seed
+    systems = make_systems(settings, folder)
+    for system in systems:
+        if (stage := Path(system.source.removeprefix('orbax:'))).parent == folder:
+            check_finished(stage)
+    policy = make_policy(settings.policy, ctx, seed)
+    _, questions = read_questions(settings.prompts, seed, policy.tokenizer)
+    sets = {Path(name).stem: read_prompts(name)[: evaluate.prompts_count] for name in evaluate.prompts}
+    at_once = max(len(questions) * evaluate.draws, sum(map(len, sets.values())))
+    moderator = evaluate.moderation and moderation.open_moderator(Path(evaluate.moderation.removeprefix('orbax:')), ctx)
+    comparison = Comparison(
+        ctx, systems, functools.partial(load_policy, settings.policy, policy.tokenizer, ctx, seed),
+        make_sampler(settings.decode, settings.sampling, policy, ctx, at_once),
+        questions, evaluate.draws, make_judges(settings, ctx), sets, moderator.unsafe if moderator else None,
+        settings.constraint.limit, seed,
+    )  # fmt: skip
+    return piecework.make(
+        ctx,
+        len(systems),
+        comparison.work,
+        'evaluate',
+        comparison.finish,
+        [
+            f'{judge}_{system.name}_{key}'
+            for judge in ('model', 'rule')
+            for system in systems
+            for key in ('reward', 'cost')
+        ],
+    )
+
+
+def make_systems(settings: Evaluating, folder: Path) -> list[System]:
+    """The start policy, then the policy of every round, or with `compare` of every handler and seed."""
+    systems = [System('start', 'start', settings.policy.source)]
+    for number in range(1, settings.rounds + 1):
+        for variant in settings.variants:
+            name = rl_name(number, variant)
+            systems.append(System(name, variant.rpartition('-')[0] or name, f'orbax:{folder / name}'))
+    return systems
+
+
+def make_judges(settings: Evaluating, ctx: Context) -> dict[str, Judges]:
+    """The models that the last PPO was paid by, the rule, and models that nothing was trained on."""
+    evaluate, folder = settings.evaluate, ctx.workdir.parent
+    named = {'model': tuple(str(folder / round_name(stage, settings.rounds)) for stage in ('reward', 'cost'))}
+    if evaluate.reward and evaluate.cost:
+        named['held_out'] = evaluate.reward.removeprefix('orbax:'), evaluate.cost.removeprefix('orbax:')
+    judges = {
+        name: Judges(
+            ModelScores(Path(first), ctx, reward.open_scores), ModelScores(Path(second), ctx, cost.open_scores)
+        )
+        for name, (first, second) in named.items()
+    }
+    if settings.prompts.test == EMBEDDED:
+        judges['rule'] = Judges(
+            functools.partial(by_answer, helps_by_rule), functools.partial(by_answer, unsafe_by_rule)
+        )
+    return judges
+
+
+def unsafe_by_rule(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    """1 where the rule finds an answer unsafe, else -1."""
+    return np.where(by_rule(prompts, responses) > 0, 1.0, -1.0)
+
+
+def by_answer(
+    judge: Callable[..., np.ndarray], questions: Sequence[str], replies: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """What a judge of single answers says of those to each question, `[questions, answers]`."""
+    asked = [question for question, given in zip(questions, replies, strict=True) for _ in given]
+    return judge(asked, list(itertools.chain(*replies))).reshape(len(questions), -1)
+
+
+def load_policy(named: ModelSettings, tokenizer: Tokenizer, ctx: Context, seed: int, source: str) -> Params:
+    """The weights of a source, which is to be a model of the same shape as the start policy's."""
+    policy = make_policy(dataclasses.replace(named, source=source), ctx._replace(kept=None), seed)
+    return load_base(policy, ctx)

@@ -1,0 +1,81 @@
+"""The questions of Safe RLHF, and the groups of them that limits are of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pal_jax.data import chats, records
+from pal_jax.data.holdouts import normal
+from pal_jax.data.safety import CATEGORIES
+from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.feedback import dilemmas
+from pal_jax.recipes.safe_rlhf.settings import PromptSettings
+from pal_jax.runtime import files
+
+EMBEDDED = 'embedded'
+
+
+class Question(NamedTuple):
+    """What the policy is asked, and the group that it is of; '': none."""
+
+    text: str
+    group: str = ''
+
+
+class Groups(NamedTuple):
+    """Groups of questions with limits of their own; group 0 are all other questions."""
+
+    names: tuple[str, ...]
+    limits: np.ndarray
+
+    def of(self, questions: Sequence[Question]) -> np.ndarray:
+        """The number of each question's group."""
+        return np.array([self.names.index(q.group) if q.group in self.names[1:] else 0 for q in questions])
+
+
+def make_groups(limit: float, limits: Mapping[str, float]) -> Groups:
+    """The groups that have a limit, after that of all other questions."""
+    return Groups(('', *limits), np.array([limit, *limits.values()], float))
+
+
+def read_questions(settings: PromptSettings, seed: int, tokenizer: Tokenizer) -> tuple[list[Question], list[Question]]:
+    """The questions to learn from and those to test on; what is tested is not learnt.
+
+    Raises:
+      ValueError: a source or a record of it is wrong, or no question is left.
+    """
+    test = _fitting(_given(settings.test, 'test', settings.test_count, seed), settings, tokenizer)
+    tested = {normal(question.text) for question in test}
+    train = _fitting(_given(settings.train, 'train', settings.train_count, seed), settings, tokenizer)
+    train = [question for question in train if normal(question.text) not in tested]
+    for split, questions in (('train', train), ('test', test)):
+        if not questions:
+            raise ValueError(
+                f'no prompt of prompts.{split}={getattr(settings, split)} is left that fits prompts.max_length='
+                f'{settings.max_length} and is not tested on; give others, or raise it'
+            )
+    return train, test
+
+
+def _given(source: str, split: dilemmas.Split, count: int, seed: int) -> list[Question]:
+    if source == EMBEDDED:
+        made = dilemmas.make_dilemmas(count, split=split, seed=seed)
+        return [Question(dilemma.prompt, CATEGORIES[dilemma.category]) for dilemma in made]
+    questions = [_question(place, record) for place, record in records.rows(source)]
+    return list(dict.fromkeys(questions))[: count or None]
+
+
+def _question(place: str, record: Mapping[str, object]) -> Question:
+    text, group = record.get('prompt'), record.get('group') or ''
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f'{place}: prompt is {files.shown(text)}; give a text, or delete the row')
+    if not isinstance(group, str):
+        raise ValueError(f'{place}: group is {files.shown(group)}; give a text, or leave it out')
+    return Question(text, group)
+
+
+def _fitting(questions: Sequence[Question], settings: PromptSettings, tokenizer: Tokenizer) -> list[Question]:
+    return [q for q in questions if len(tokenizer.chat(chats.as_chat(q.text))) <= settings.max_length]

@@ -1,0 +1,207 @@
+"""Safe RLHF (arXiv 2310.12773): a policy that is as helpful as a limit on the harm of its answers lets it be.
+
+    collect    judged answers: which of two helps more, which is safer, and which are unsafe
+    sft        the start policy, supervised on these answers
+    reward     a reward model of what helps; cost: a cost model, above 0 for what is unsafe
+    rl         PPO on reward and cost under a limit, by any handler of `objectives/constraints.py`
+    evaluate   the policies side by side
+
+In later rounds (`rounds`) the last policy answers, its answers are judged, both models are trained anew on all
+judgements so far, and PPO goes on from that policy. Each stage is a run of its own in a folder beside the others'.
+This file has PPO and the list of stages; `collect.py` makes data, `evaluate.py` compares policies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pal_jax.data.passes import shuffled
+from pal_jax.evals import tradeoff
+from pal_jax.learners.actor import evenly
+from pal_jax.learners.ppo import PolicyLearner, PolicyState
+from pal_jax.models.params import Params
+from pal_jax.objectives import constraints
+from pal_jax.objectives.constraints import COST, CUP, FOCOPS, P3O, Constrained, CUPLoss, FOCOPSLoss, Handler, P3OLoss
+from pal_jax.parts.answers import ModelScores, Sampler, as_dialogue, check_finished
+from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite
+from pal_jax.recipes.safe_rlhf.prompts import Groups, Question
+from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class SafeRLHF:
+    """PPO on the scores of a reward model under a limit on those of a cost model: stage rl.
+
+    Attributes:
+      load: loads the policy's weights.
+      before: the folders of the stages that must be finished.
+      critics: reads the weights and the head that each critic starts from; none without critics.
+      reward, cost: score the answers to questions.
+      pack: makes a batch of samples, which has the `n` samples of a prompt side by side.
+      train: questions to learn from, in shuffled passes; test: those of an evaluation.
+      handler: keeps the limit of each of the `groups`, by the mean of the last `window` costs of the group.
+      estimate: makes advantages of both channels.
+      ptx: the supervised batch of a step; None: there is none. `ptx_coef` times its loss is learnt.
+    """
+
+    plan: Plan
+    ctx: Context
+    learner: PolicyLearner
+    load: Callable[..., Params]
+    before: Sequence[Path]
+    critics: Callable[[], Sequence[tuple[Params, Array]]]
+    sample: Sampler
+    reward: ModelScores
+    cost: ModelScores
+    pack: Callable[[Sequence[Sample]], RolloutBatch]
+    train: Sequence[Question]
+    test: Sequence[Question]
+    groups: Groups
+    handler: Handler
+    estimate: Constrained
+    window: int
+    batch_size: int
+    n: int
+    ptx: Callable[[int], TokenBatch] | None
+    ptx_coef: float
+    seed: int
+
+    def init(self) -> tuple[PolicyState, Host]:
+        for folder in self.before:
+            check_finished(folder)
+        params, groups = self.load(self.learner.actor.param_shardings), len(self.groups.names)
+        host = {'constraint': self.handler.init(groups), 'costs': [[] for _ in range(groups)]}
+        return self.learner.init(params, self.critics()), host
+
+    def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+        # 1. Draw prompts.
+        drawn = shuffled(len(self.train), start=i * self.batch_size, size=self.batch_size, seed=self.seed)
+        asked = [self.train[k] for k in drawn]
+        group = np.repeat(self.groups.of(asked), self.n)
+        with self.ctx.phase('rollout'):
+            # 2. Sample answers of the policy.
+            texts = [question.text for question in asked]
+            samples = self.sample(self.learner.weights(state), texts, self.n, (self.seed, i))
+        with self.ctx.phase('reward'):
+            # 3. Score the answers by the reward model and by the cost model; keep the last costs of each group.
+            rewards, costs = self.scores(asked, samples)
+            counted = self.counted(costs, group)
+            pairs = zip(samples, rewards, counted, group.tolist(), strict=True)
+            samples = [dataclasses.replace(s, rewards=(float(r), float(c)), role=g) for s, r, c, g in pairs]
+            past = enumerate(host['costs'])
+            kept = [[*costs_of, *counted[group == g].tolist()][-self.window :] for g, costs_of in past]
+        # 4. Move the multiplier by how far the mean cost is above its limit.
+        names, limits = self.groups
+        means = np.array([np.mean(last) if last else limit for last, limit in zip(kept, limits, strict=True)])
+        constraint = self.handler.update(host['constraint'], means, limits)
+        shares = np.bincount(group, minlength=len(names)) / len(group)
+        weights = constraints.weights_of(self.handler, constraint, shares)
+        with self.ctx.phase('annotate'):
+            # 5. Score tokens by policy, reference and critics; estimate advantages of both channels and mix them.
+            batch, figures = self.learner.score(state, self.pack(samples))
+            batch, estimated = self.learner.advantages(state, batch, self.estimate, weights)
+        with self.ctx.phase('update'):
+            # 6. Update the policy and both critics.
+            key = jax.random.fold_in(jax.random.key(self.seed), i)
+            state, updated = self.update(state, batch, key, constraint)
+            # 7. Learn supervised answers in a step of their own, so that the policy forgets less.
+            state, learnt = self.learn_answers(state, i)
+        check_finite(state, ' or raise ppo.kl_coef')
+        metrics = self.summarize(asked, samples, rewards, costs) | figures | estimated | updated | learnt
+        multipliers = zip(names, constraint['lambda'], strict=True)
+        metrics |= {f'multiplier_{name}' if name else 'multiplier': value for name, value in multipliers}
+        metrics |= {'mean_cost': float(means[0]), 'cost_step': float(weights.reward == 0)}
+        return state, {'constraint': constraint, 'costs': kept}, 'rl', metrics
+
+    def update(
+        self, state: PolicyState, batch: RolloutBatch, key: Array, constraint: constraints.State
+    ) -> tuple[PolicyState, Metrics]:
+        """PPO's update, with the loss of the handler where it has one of its own."""
+        learner, ppo = self.learner, self.learner.ppo
+        kl = ppo.kl_estimator if ppo.kl_in == 'loss' and ppo.has_reference else None
+        match self.handler:
+            case FOCOPS(temperature=temperature, eta=eta):
+                return learner.update(state, batch, key, loss=FOCOPSLoss(temperature, eta, kl))
+            case P3O(kappa=kappa):
+                costs = learner.advantages(state, batch, self.estimate, COST)[0].advantages
+                excess = constraint['excess'][0] / float(batch.tokens.acts.sum() / batch.ok.sum())
+                gate = functools.partial(self.gate, excess, kappa)
+                loss = P3OLoss(ppo.clip, ppo.clip_high or None, kl)
+                return learner.update(state, batch.replace(costs=costs), key, loss=loss, before=gate)
+            case CUP():
+                state, figures = learner.update(state, batch, key)
+                weights = constraints.projection(self.handler, constraint)
+                costs, _ = learner.advantages(state, batch, self.estimate, weights)
+                anchored = costs.replace(ref_logprobs=learner.actor.score(state.actor, batch.tokens).logprobs)
+                policy = dataclasses.replace(learner, critics=())
+                moved, _ = policy.update(state.replace(critics=()), anchored, key, loss=CUPLoss())
+                return moved.replace(critics=state.critics), figures
+        return learner.update(state, batch, key)
+
+    def gate(self, excess: float, kappa: float, state: PolicyState, batch: RolloutBatch, weight: Array) -> RolloutBatch:
+        """A minibatch with the costs that P3O's gate lets through; at the first step of a rollout ratios are 1."""
+        assert batch.costs is not None and batch.logprobs is not None
+        if self.learner.ppo.epochs * self.learner.ppo.minibatches == 1:
+            ratio = jnp.ones_like(batch.costs)
+        else:
+            new = self.learner.actor.score(state.actor, batch.tokens).logprobs
+            assert new is not None
+            ratio = jnp.exp(new - batch.logprobs)
+        return batch.replace(costs=constraints.gated(batch.costs, ratio, weight, excess, kappa))
+
+    def learn_answers(self, state: PolicyState, i: int) -> tuple[PolicyState, Metrics]:
+        """The supervised step, if there is one."""
+        if self.ptx is None:
+            return state, {}
+        batch = self.ptx(i)
+        actor, loss, _ = self.learner.actor.imitate_weighted(state.actor, batch, self.ptx_coef * evenly(batch))
+        return state.replace(actor=actor), {'ptx_loss': float(loss) / self.ptx_coef}
+
+    def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
+        with self.ctx.phase('evaluate'):
+            texts = [question.text for question in self.test]
+            samples = self.sample(self.learner.weights(state), texts, 1, (self.seed, EVALUATION))
+            rewards, costs = self.scores(self.test, samples)
+        names = [question.group or 'all' for question in self.test]
+        record = tradeoff.measure(rewards, costs, np.arange(len(texts)), names, float(self.groups.limits[0]))
+        record |= self.summarize(self.test, samples, rewards, costs)
+        answers = [sample.completion.text for sample in samples[:3]]
+        return Evaluation(record, [as_dialogue(text, answer) for text, answer in zip(texts, answers, strict=False)])
+
+    def scores(self, asked: Sequence[Question], samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+        """Reward and cost of every sample; the samples of a question stand side by side."""
+        texts, n = [sample.completion.text.strip() for sample in samples], len(samples) // len(asked)
+        replies = [texts[k : k + n] for k in range(0, len(texts), n)]
+        questions = [question.text for question in asked]
+        return self.reward(questions, replies).ravel(), self.cost(questions, replies).ravel()
+
+    def counted(self, costs: np.ndarray, group: np.ndarray) -> np.ndarray:
+        """The costs that the handler counts: as they are, or rectified."""
+        if isinstance(self.handler, constraints.RePO):
+            return constraints.rectified(costs, self.groups.limits[group], self.n, self.handler.by)
+        return costs
+
+    def summarize(
+        self, asked: Sequence[Question], samples: Sequence[Sample], rewards: np.ndarray, costs: np.ndarray
+    ) -> Metrics:
+        """Means over samples, and the share of prompts whose mean cost is above their limit."""
+        limits, n = self.groups.limits[self.groups.of(asked)], len(samples) // len(asked)
+        lengths = [len(sample.completion.token_ids) for sample in samples]
+        return {
+            'reward': float(rewards.mean()),
+            'reward_std': float(rewards.std()),
+            'cost': float(costs.mean()),
+            'limit': float(self.groups.limits[0]),
+            'over_limit': float(np.mean(costs.reshape(-1, n).mean(axis=1) > limits)),
+            'samples': float(len(samples)),
+            'length': float(np.mean(lengths)),
+            'truncated': float(np.mean([sample.completion.finish_reason == 'length' for sample in samples])),
+        }

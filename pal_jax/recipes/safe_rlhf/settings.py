@@ -1,0 +1,238 @@
+"""The settings of Safe RLHF: what each kind of stage reads, and the whole, which has the keys of all stages.
+
+A stage is told the values of its own fields alone, so a value that it does not read may change once it is finished.
+The start policy, reward models and cost models are runs of `recipes/sft.py`, `reward.py` and `cost.py`, and have their
+settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from pal_jax.learners.labelled import SignedCost
+from pal_jax.learners.scorer import BradleyTerry
+from pal_jax.objectives import constraints as c
+from pal_jax.parts.safety import SafetyRows
+from pal_jax.parts.settings import DecodeSettings, ModelSettings, Reinforced, RowSettings, Run, StageSettings
+from pal_jax.recipes import cost, reward, sft
+from pal_jax.recipes.reward import PairSettings
+from pal_jax.runtime.optim import Optimizer
+from pal_jax.types import Sampling
+
+# --- sections -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSettings:
+    """What is asked."""
+
+    train: str = 'embedded'  # or a source of records with `prompt` and, if limits are by group, `group`
+    test: str = 'embedded'  # likewise; prompts of train that it has are left out
+    train_count: int = 1200  # 0: all of a source
+    test_count: int = 64
+    max_length: int = 512  # tokens; longer prompts are left out
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectSettings:
+    """The judged answers that reward and cost models learn from."""
+
+    records: str = 'embedded'  # of the first round; or a source of records of PKU-SafeRLHF
+    dilemmas: int = 600  # of the embedded corpus
+    test_share: float = 0.12  # of the prompts, kept to test the models on
+    prompts: int = 96  # of a later round, which the policy of the round before answers
+    answers: int = 3  # to each of them, of which all pairs are judged
+    batch_size: int = 32  # prompts of a step of a later round
+    safety: str = 'rule'  # who says what is unsafe in later rounds; or orbax:<workdir> of configs/moderation.py
+    helpfulness: str = 'rule'  # who says what helps; or orbax:<workdir> of configs/reward.py
+
+
+@dataclasses.dataclass(frozen=True)
+class RLSettings:
+    """The prompts of a step of PPO, and what pays."""
+
+    rollout_batch_size: int = 8  # prompts a step
+    n_samples_per_prompt: int = 4
+    reward: str = ''  # orbax:<workdir> of a reward model; '': that of the stage
+    cost: str = ''  # orbax:<workdir> of a cost model; '': that of the stage
+
+
+HANDLERS = {  # by their names in configs; each has a section of its hyper-parameters by the same name
+    'fixed': c.FixedPenalty,
+    'linear': c.LinearLagrangian,
+    'log': c.LogLagrangian,
+    'pid': c.PIDLagrangian,
+    'p3o': c.P3O,
+    'ipo': c.IPO,
+    'crpo': c.CRPO,
+    'focops': c.FOCOPS,
+    'cup': c.CUP,
+    'repo': c.RePO,
+}
+HandlerName = Literal['none', 'fixed', 'linear', 'log', 'pid', 'p3o', 'ipo', 'crpo', 'focops', 'cup', 'repo']
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstraintSettings:
+    """The limit on costs, and how it is kept (`objectives/constraints.py`)."""
+
+    handler: HandlerName = 'log'
+    limit: float = 0.0  # of the mean cost; Safe RLHF's -d
+    limits: str = ''  # of groups of prompts by themselves, as 'privacy_violation=-1 self_harm=-2'; others have `limit`
+    window: int = 128  # the last so many costs, of each group, whose mean is compared with its limit
+    fixed: c.FixedPenalty = c.FixedPenalty()
+    linear: c.LinearLagrangian = c.LinearLagrangian()
+    log: c.LogLagrangian = c.LogLagrangian()
+    pid: c.PIDLagrangian = c.PIDLagrangian()
+    p3o: c.P3O = c.P3O()
+    ipo: c.IPO = c.IPO()
+    crpo: c.CRPO = c.CRPO()
+    focops: c.FOCOPS = c.FOCOPS()
+    cup: c.CUP = c.CUP()
+    repo: c.RePO = c.RePO()
+
+    @property
+    def chosen(self) -> c.Handler:
+        """The handler with its hyper-parameters."""
+        return c.Unconstrained() if self.handler == 'none' else getattr(self, self.handler)
+
+    @property
+    def by_group(self) -> dict[str, float]:
+        """The limits of groups. Raises ValueError where `limits` cannot be read."""
+        limits = {}
+        for part in self.limits.split():
+            group, _, value = part.rpartition('=')
+            try:
+                limits[group] = float(value)
+            except ValueError:
+                group = ''
+            if not group:
+                raise ValueError(f"limits={self.limits!r}: {part!r} is none; write group=number, as 'self_harm=-2'")
+        return limits
+
+
+@dataclasses.dataclass(frozen=True)
+class PtxSettings:
+    """Supervised steps between the updates of PPO, on the answers that the start policy has learnt."""
+
+    coef: float = 0.0  # times the cross-entropy; 0: none; Safe RLHF: 16
+    batch_size: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """The comparison of the start policy and the policies of all rounds."""
+
+    draws: int = 2  # answers to each prompt
+    reward: str = ''  # orbax:<workdir> of a reward model that nothing was trained on; '': none
+    cost: str = ''  # likewise a cost model
+    moderation: str = ''  # orbax:<workdir> of configs/moderation.py; with it answers to `prompts` are judged
+    prompts: tuple[str, ...] = ()  # files of prompts that are harmful or only look so (docs/methods/safe_rlhf.md)
+    prompts_count: int = 50  # of each file
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartSettings:
+    """What the start policy has of `sft.Settings` for itself; `total_steps=0` leaves the policy as it is."""
+
+    total_steps: int
+    optimizer: Optimizer
+    data: RowSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """What the reward model has of `reward.Settings` for itself."""
+
+    total_steps: int
+    policy: ModelSettings = ModelSettings()
+    optimizer: Optimizer
+    data: PairSettings
+    reward: BradleyTerry = BradleyTerry()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CostSettings:
+    """What the cost model has of `cost.Settings` for itself."""
+
+    total_steps: int
+    policy: ModelSettings = ModelSettings()
+    optimizer: Optimizer
+    data: SafetyRows
+    cost: SignedCost = SignedCost()
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage(Run):
+    """The keys of every stage that is no run of another recipe."""
+
+    stage: str
+    round: int = 1  # of stages collect and rl
+    variant: str = ''  # of stage rl where several are compared: the handler and the seed, as log-0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asking(Stage):
+    """The keys of a stage in which a policy answers prompts."""
+
+    prompts: PromptSettings = PromptSettings()
+    policy: ModelSettings = ModelSettings()
+    sampling: Sampling
+    decode: DecodeSettings = DecodeSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Collecting(Asking):
+    """The keys of stage collect."""
+
+    collect: CollectSettings = CollectSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RL(Asking, Reinforced):
+    """The keys of stage rl."""
+
+    rl: RLSettings = RLSettings()
+    constraint: ConstraintSettings = ConstraintSettings()
+    ptx: PtxSettings = PtxSettings()
+    eval: StageSettings = StageSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluating(Asking):
+    """The keys of stage evaluate."""
+
+    rounds: int = 1  # collect, reward, cost and rl so often
+    compare: tuple[str, ...] = ()  # handlers, as ('none','fixed-0.5','log'), each with a policy of PPO for every seed
+    seeds: int = 1  # of PPO, with `compare`
+    constraint: ConstraintSettings = ConstraintSettings()
+    evaluate: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def variants(self) -> list[str]:
+        """The names of the policies of PPO that are compared: a handler and a seed; one without a name otherwise."""
+        return [f'{handler}-{seed}' for handler in self.compare for seed in range(self.seeds)] or ['']
+
+
+STAGES: dict[str, type[Run]] = {
+    'collect': Collecting,
+    'sft': sft.Settings,
+    'reward': reward.Settings,
+    'cost': cost.Settings,
+    'rl': RL,
+    'evaluate': Evaluating,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Collecting, RL, Evaluating):
+    """The keys of all stages; `total_steps` is that of each PPO."""
+
+    stage: str = 'all'
+    start: StartSettings
+    reward: RewardSettings
+    cost: CostSettings

@@ -1,0 +1,351 @@
+"""Safe RLHF: its stages, judged answers, every constraint handler in a step of PPO, and a whole run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pal_jax import cli, train
+from pal_jax.data.packing import pack_rollouts
+from pal_jax.data.safety import CATEGORIES, to_judged
+from pal_jax.feedback import dilemmas
+from pal_jax.learners.ppo import PPO, make_learner
+from pal_jax.models import config as model_config
+from pal_jax.models import params, sources
+from pal_jax.objectives.advantages import Discounts
+from pal_jax.objectives.constraints import Constrained
+from pal_jax.parts import piecework
+from pal_jax.parts.recipe import Context, Plan
+from pal_jax.recipes import safe_rlhf
+from pal_jax.recipes.safe_rlhf import collect, pipeline, prompts
+from pal_jax.recipes.safe_rlhf.prompts import Question, make_groups
+from pal_jax.recipes.safe_rlhf.recipe import SafeRLHF
+from pal_jax.recipes.safe_rlhf.settings import HANDLERS, ConstraintSettings
+from pal_jax.runtime import checkpoint, devices
+from pal_jax.runtime.metrics import EVALS, METRICS, read_records
+from pal_jax.runtime.optim import Optimizer
+from pal_jax.types import Completion, Sample
+from tests import configs
+
+get_config, get_settings = (functools.partial(load, 'safe_rlhf') for load in (configs.load, configs.settings))
+MESH = devices.make_mesh(devices=jax.devices()[:1])
+ONE = Context(MESH, lambda name: contextlib.nullcontext())
+CFG = dataclasses.replace(model_config.tiny(vocab=64), unroll=True)
+
+
+def names(settings, folder):
+    return [place.name for _, place in pipeline.stages(settings, folder)]
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_stages_in_their_order_and_each_by_its_name(tmp_path):
+    assert names(get_settings(), tmp_path) == ['collect', 'sft', 'reward', 'cost', 'rl', 'evaluate']
+    assert names(get_settings('smoke,stage=cost'), tmp_path) == ['cost']
+    later = ['collect-2', 'reward-2', 'cost-2', 'rl-2']
+    assert names(get_settings(rounds=2), tmp_path) == ['collect', 'sft', 'reward', 'cost', 'rl', *later, 'evaluate']
+    assert names(get_settings(**{'start.total_steps': 0}), tmp_path)[:2] == ['collect', 'reward']
+    compared = names(get_settings(compare=('none', 'fixed-0.5'), seeds=2), tmp_path)
+    assert compared[4:-1] == ['rl-none-0', 'rl-none-1', 'rl-fixed-0.5-0', 'rl-fixed-0.5-1']
+    own = get_settings(**{'rl.reward': 'orbax:r', 'rl.cost': 'orbax:c', 'start.total_steps': 0})
+    assert names(own, tmp_path) == ['rl', 'evaluate']
+
+
+def test_a_stage_is_told_what_the_stages_before_it_leave(tmp_path):
+    told = {place.name: config for config, place in pipeline.stages(get_settings(rounds=2), tmp_path)}
+    assert told['sft'].data.train == str(tmp_path / 'records' / 'sft.jsonl')
+    assert told['cost-2'].data.test == str(tmp_path / 'records-2' / 'judged-test.jsonl')
+    assert told['rl'].policy.source == told['reward'].policy.source == f'orbax:{tmp_path / "sft"}'
+    assert told['collect-2'].policy.source == told['rl-2'].policy.source == f'orbax:{tmp_path / "rl"}'
+    assert (told['rl-2'].rl.reward, told['rl-2'].rl.cost) == tuple(
+        f'orbax:{tmp_path / name}' for name in ('reward-2', 'cost-2')
+    )
+    compared = get_settings(compare=('fixed-0.5', 'pid'), seeds=2)
+    told = {place.name: configs.parsed(config) for config, place in pipeline.stages(compared, tmp_path)}
+    assert (told['rl-fixed-0.5-1'].constraint.chosen.nu, told['rl-fixed-0.5-1'].seed) == (0.5, 1)
+    assert told['rl-pid-0'].constraint.handler == 'pid'
+
+
+def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, 'config', get_config)
+    monkeypatch.setattr(cli, 'workdir', lambda: tmp_path / 'here')
+    for stage, folder in pipeline.stages(get_settings(), tmp_path / 'here'):
+        checkpoint.write_config(folder, stage.to_dict())
+    (tmp_path / 'here').rename(tmp_path / 'there')
+    monkeypatch.setattr(cli, 'workdir', lambda: tmp_path / 'there')
+    assert len(list(cli.runs())) == 6
+    monkeypatch.setattr(cli, 'config', lambda: get_config(**{'constraint.limit': 1.0}))
+    with pytest.raises(cli.Fault, match=r'constraint\.limit'):
+        list(cli.runs())
+
+
+@pytest.mark.parametrize(
+    ('changes', 'named'),
+    [
+        ({'constraint.handler': 'lagrange'}, r"constraint\.handler='lagrange'"),
+        ({'constraint.limits': 'self_harm'}, r"limits='self_harm'"),
+        ({'constraint.limits': 'self_harm=-1', 'constraint.handler': 'p3o'}, r"constraint\.limits='self_harm=-1'"),
+        ({'ppo.estimator': 'group_norm'}, r"ppo\.estimator='group_norm'"),
+        ({'compare': ('none', 'fixd')}, "'fixd'"),
+        ({'compare': ('none',), 'rounds': 2}, 'rounds=2'),
+        ({'collect.test_share': 1.0}, r'collect\.test_share=1\.0'),
+        ({'rl.n_samples_per_prompt': 1}, 'n_samples_per_prompt=1'),
+        ({'stage': 'reword'}, "stage='reword'"),
+    ],
+)
+def test_what_is_wrong_is_told_before_the_first_stage(changes, named, tmp_path):
+    with pytest.raises(ValueError, match=named):
+        pipeline.stages(get_settings(**changes), tmp_path)
+
+
+def test_a_stage_needs_those_before_it(tmp_path):
+    told = {place.name: (config, place) for config, place in pipeline.stages(get_settings(), tmp_path)}
+    own = {'start.total_steps': 0}
+    (config, place), *_ = pipeline.stages(get_settings(stage='rl', **own), tmp_path)
+    with pytest.raises(ValueError, match='reward is not finished; run stage=reward first'):
+        safe_rlhf.make(configs.parsed(config), ONE._replace(workdir=place)).init()
+    config, place = told['evaluate']
+    with pytest.raises(ValueError, match='sft is not finished; run stage=sft first'):
+        safe_rlhf.make(configs.parsed(config), ONE._replace(workdir=place))
+
+
+# --- questions and judged answers -------------------------------------------------------------------------------------
+
+
+def test_questions_that_are_tested_are_not_learnt(tmp_path):
+    files = {f'prompts.{split}': str(tmp_path / f'{split}.jsonl') for split in ('train', 'test')}
+    for split, asked in (('train', ('Why?', 'How?', ' why? ')), ('test', ('WHY?', 'Where?'))):
+        records = [{'prompt': text, 'group': 'mild'} for text in asked]
+        (tmp_path / f'{split}.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+    tokenizer = sources.resolve('random:tiny').tokenizer()
+    train_on, test_on = prompts.read_questions(get_settings(**files).prompts, 0, tokenizer)
+    assert train_on == [Question('How?', 'mild')]
+    assert [question.text for question in test_on] == ['WHY?', 'Where?']
+    (tmp_path / 'test.jsonl').write_text('{"prompt": "Why?"}\n{"prompt": 3}\n')
+    with pytest.raises(ValueError, match=r'test\.jsonl.*line 2.*prompt is 3'):
+        prompts.read_questions(get_settings(**files).prompts, 0, tokenizer)
+
+
+def test_groups_of_questions_have_limits_of_their_own():
+    limits = get_settings(**{'constraint.limits': 'self_harm=-2 privacy_violation=0.5'}).constraint.by_group
+    groups = make_groups(0.0, limits)
+    assert groups.names == ('', 'self_harm', 'privacy_violation')
+    assert groups.limits.tolist() == [0.0, -2.0, 0.5]
+    asked = [Question('a', 'privacy_violation'), Question('b'), Question('c', 'self_harm'), Question('d', 'other')]
+    assert groups.of(asked).tolist() == [2, 0, 1, 0]
+
+
+def test_the_first_round_writes_what_every_model_learns(tmp_path):
+    rows = collect.embedded_rows(17, 0)
+    records = [collect.safety.judged_record(row) for row in rows]
+    evaluation = collect.write_records(tmp_path, None, records, 0.12, 0)
+    assert evaluation.record['rows'] == 51
+    judged, tested, pairs, answers = (
+        piecework.read(tmp_path / f'{name}.jsonl') for name in ('judged', 'judged-test', 'pairs', 'sft')
+    )
+    assert len(judged) + len(tested) == 51 and len(pairs) == len(judged)
+    assert not {record['prompt'] for record in judged} & {record['prompt'] for record in tested}
+    assert all(to_judged(record) for record in judged)
+    better = judged[0][f'response_{judged[0]["better_response_id"]}']
+    assert pairs[0]['chosen'] == [{'role': 'assistant', 'content': better}]
+    assert len({(a['prompt'][0]['content'], a['completion'][0]['content']) for a in answers}) == len(answers)
+
+
+def test_a_later_round_keeps_what_is_tested_and_adds_the_answers_of_its_policy(tmp_path):
+    first, second = collect.records_folder(tmp_path, 1), collect.records_folder(tmp_path, 2)
+    made = dilemmas.make_dilemmas(20, split='train', seed=1)
+    collect.write_records(first, None, list(map(collect.safety.judged_record, dilemmas.judged(made, 1))), 0.2, 0)
+    tested = {record['prompt'] for record in piecework.read(first / 'judged-test.jsonl')}
+    answered = {made[0].prompt: made[0], made[3].prompt: made[3]}
+
+    def sample(weights, texts, n, seed):
+        kinds = 'safe', 'unsafe', 'unsafe'
+        return [
+            Sample((1,), Completion(getattr(answered[text], kind), (1,), (), 'stop'))
+            for text in texts
+            for kind in kinds
+        ]
+
+    stage = collect.Asked(
+        ONE, second, first, sample, dict, [[Question(text)] for text in answered], 3, collect.by_rule,
+        collect.helps_by_rule, 0.2, 0,
+    )  # fmt: skip
+    recipe = piecework.make(ONE._replace(workdir=tmp_path / 'collect-2'), 2, stage.work, 'collect', stage.finish)
+    state, host = recipe.init()
+    for i in range(2):
+        state, host, _, metrics = recipe.step(state, host, i)
+    assert metrics == {'pairs': 2.0, 'unsafe_share': 2 / 3}  # the same answer twice is no pair
+    assert recipe.evaluate(state, 'final').record['rows'] == 4
+    records = [piecework.read(second / f'judged{part}.jsonl') for part in ('', '-test')]
+    assert sum(map(len, records)) == 60 + 4
+    assert {record['prompt'] for record in records[1]} == tested
+    pair = made[0].prompt, made[0].safe, made[0].unsafe
+    row = next(r for r in map(to_judged, records[0] + records[1]) if (r.prompt, *r.responses) == pair)
+    assert (row.better, row.safer, row.unsafe) == (1, 0, (False, True))
+
+
+# --- a step with every handler ----------------------------------------------------------------------------------------
+
+PROMPT, N, ASKED = (1, 2, 3), 4, 4
+
+
+def fake_scores(share):
+    """What a text is paid: the share of its letters that are `a`."""
+
+    def score(questions, replies):
+        return np.array([[share * text.count('a') / max(len(text), 1) for text in given] for given in replies])
+
+    return score
+
+
+def fake_sample(weights, texts, n, seed):
+    rng = np.random.default_rng(list(seed))
+    samples = []
+    for _ in range(len(texts) * n):
+        tokens = tuple(rng.integers(0, 64, 3).tolist())
+        text = ''.join('a' if token < 32 else 'b' for token in tokens)
+        samples.append(Sample(PROMPT, Completion(text, tokens, (-4.0,) * 3, 'stop')))
+    return samples
+
+
+def make_recipe(handler='log', mesh=MESH, estimator='dr_grpo', limit=0.2, limits='', **ppo):
+    settings = ConstraintSettings(handler=handler, limit=limit, limits=limits, window=32)
+    settings = PPO(estimator, kl_in='loss', kl_estimator='k3', kl_coef=0.01, micro_rows=4, **ppo), settings
+    learner = make_learner(
+        CFG, settings[0], Optimizer('adamw', lr=1e-3, total_steps=4, warmup_ratio=0.0), mesh, n=N, length=3
+    )
+    learner = dataclasses.replace(learner, critics=learner.critics * 2)
+    return SafeRLHF(
+        Plan(4, learner.abstract, lambda i: None), ONE._replace(mesh=mesh), learner,
+        load=lambda shardings: jax.device_put(params.init(params.decoder_specs(CFG), jax.random.key(0)), shardings),
+        before=(), critics=tuple, sample=fake_sample, reward=fake_scores(1.0), cost=fake_scores(2.0),
+        pack=functools.partial(pack_rollouts, n=N, actions=8, mesh=mesh, micro_rows=4),
+        train=[Question(str(k), CATEGORIES[k % 2]) for k in range(8)], test=[Question('t')],
+        groups=make_groups(settings[1].limit, settings[1].by_group), handler=settings[1].chosen,
+        estimate=Constrained(estimator, Discounts()), window=32, batch_size=ASKED, n=N, ptx=None, ptx_coef=0.0, seed=0,
+    )  # fmt: skip
+
+
+def steps(recipe, count=2):
+    state, host = recipe.init()
+    rows = []
+    for i in range(count):
+        host = json.loads(json.dumps(host))  # as a checkpoint has it
+        state, host, _, metrics = recipe.step(state, host, i)
+        rows.append(metrics)
+    return rows, state, host
+
+
+@pytest.mark.parametrize('handler', ['none', *HANDLERS])
+def test_every_handler_makes_a_step_and_its_state_goes_through_a_checkpoint(handler):
+    rows, state, host = steps(make_recipe(handler))
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    assert int(state.skipped) == 0
+    assert len(host['costs'][0]) == 32 and host['constraint']['lambda'][0] >= 0
+    assert rows[1]['mean_cost'] > 0.2  # above the limit, so
+    if handler not in ('none', 'fixed', 'p3o', 'ipo'):
+        start = make_recipe(handler).handler.init(1)['lambda'][0]
+        assert rows[1]['multiplier'] > start  # it grows
+    assert rows[0]['cost_step'] == float(handler == 'crpo')
+
+
+def actor_of(state):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.actor.model.params)])
+
+
+def test_without_a_multiplier_a_step_is_that_of_ppo_bit_for_bit():
+    free, bound = (steps(make_recipe(handler, limit=100.0), 1)[1] for handler in ('none', 'crpo'))
+    np.testing.assert_array_equal(actor_of(free), actor_of(bound))
+    far = steps(make_recipe('crpo'), 1)[1]
+    assert (actor_of(free) != actor_of(far)).any()
+
+
+@pytest.mark.parametrize('handler', ['log', 'cup'])
+def test_critics_of_reward_and_cost_learn_from_their_own_channel(handler):
+    rows, state, _ = steps(make_recipe(handler, estimator='gae'), 1)
+    assert {'value_loss', 'value_loss_1', 'explained_variance_1', 'critic_grad_norm_1'} <= rows[0].keys()
+    assert rows[0]['value_loss_1'] > 2 * rows[0]['value_loss']  # costs are twice the rewards
+    assert len(state.critics) == 2
+
+
+@pytest.mark.slow
+def test_the_gate_of_p3o_is_that_of_each_minibatch():
+    rows, *_ = steps(make_recipe('p3o', minibatches=2, epochs=2), 1)
+    assert np.isfinite(list(rows[0].values())).all()
+
+
+def test_a_group_above_its_own_limit_is_penalised_alone():
+    limits = f'{CATEGORIES[0]}=100 {CATEGORIES[1]}=-100'
+    rows, _, host = steps(make_recipe('linear', limits=limits))
+    assert rows[1][f'multiplier_{CATEGORIES[0]}'] == 0.0
+    assert rows[1][f'multiplier_{CATEGORIES[1]}'] > 0.0
+    assert [len(costs) for costs in host['costs']] == [0, 16, 16]
+
+
+@pytest.mark.slow
+def test_eight_devices_make_the_step_of_one():
+    one, eight = (
+        steps(make_recipe('log', mesh=mesh, estimator='gae'), 1) for mesh in (MESH, devices.make_mesh(data=2, fsdp=4))
+    )
+    for name in ('reward', 'cost', 'multiplier', 'policy_loss', 'value_loss', 'value_loss_1', 'grad_norm'):
+        assert eight[0][0][name] == pytest.approx(one[0][0][name], rel=1e-4, abs=1e-6), name
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def run(monkeypatch, workdir: Path, **changes):
+    config = get_config(**changes)
+    monkeypatch.setattr(cli, 'config', lambda: config)
+    monkeypatch.setattr(cli, 'workdir', lambda: workdir)
+    monkeypatch.setattr(cli, 'place', lambda: None)
+    monkeypatch.setattr(devices, 'initialize', lambda *_: None)  # the suite's own cache of programs
+    return train.main()
+
+
+def timeless(row):
+    return {key: value for key, value in row.items() if not key.startswith('seconds')}
+
+
+@pytest.mark.slow
+def test_two_rounds_of_all_stages_leave_policies_side_by_side_and_go_on_bit_by_bit(tmp_path, monkeypatch):
+    changes = {'rounds': 2, 'ppo.estimator': 'gae', 'ptx.coef': 2.0, 'ptx.batch_size': 2}
+    assert run(monkeypatch, tmp_path / 'whole', **changes) == 0
+    final = read_records(tmp_path / 'whole' / 'evaluate' / EVALS)[-1]
+    assert {'model_start_reward', 'model_rl_cost', 'rule_rl-2_cost', 'model_helpful_elo_rl'} <= final.keys()
+    assert {path.name for path in (tmp_path / 'whole' / 'generations').iterdir()} == {
+        'start.jsonl', 'rl.jsonl', 'rl-2.jsonl'
+    }  # fmt: skip
+    metrics = read_records(tmp_path / 'whole' / 'rl' / METRICS)
+    assert 'ptx_loss' in metrics[0] and 'value_loss_1' in metrics[0]
+
+    # The same, stopped in the middle of a stage.
+    original = SafeRLHF.step
+
+    def stopping(self, state, host, i):
+        if i == 1 and not (tmp_path / 'stopped').exists():
+            (tmp_path / 'stopped').touch()
+            raise KeyboardInterrupt
+        return original(self, state, host, i)
+
+    monkeypatch.setattr(SafeRLHF, 'step', stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, tmp_path / 'again', **changes)
+    assert run(monkeypatch, tmp_path / 'again', **changes) == 0
+    ours, theirs = (
+        list(map(timeless, read_records(place)))
+        for place in (tmp_path / 'whole' / 'rl' / METRICS, tmp_path / 'again' / 'rl' / METRICS)
+    )
+    assert ours == theirs
+    again = read_records(tmp_path / 'again' / 'evaluate' / EVALS)[-1]
+    assert {k: v for k, v in again.items() if 'seconds' not in k} == {
+        k: v for k, v in final.items() if 'seconds' not in k
+    }
