@@ -15,6 +15,7 @@ import pytest
 from pal_jax import cli, train
 from pal_jax.data.packing import pack_rollouts
 from pal_jax.data.safety import CATEGORIES, to_judged
+from pal_jax.evals.refusals import Asked
 from pal_jax.feedback import dilemmas
 from pal_jax.learners.ppo import PPO, make_learner
 from pal_jax.models import config as model_config
@@ -24,11 +25,12 @@ from pal_jax.objectives.constraints import Constrained, Saute
 from pal_jax.parts import piecework
 from pal_jax.parts.recipe import Context, Plan
 from pal_jax.recipes import safe_rlhf
-from pal_jax.recipes.safe_rlhf import collect, pipeline, prompts
+from pal_jax.recipes.safe_rlhf import collect, evaluate, pipeline, prompts
 from pal_jax.recipes.safe_rlhf.prompts import Question, make_groups
 from pal_jax.recipes.safe_rlhf.recipe import SafeRLHF, sentences
 from pal_jax.recipes.safe_rlhf.settings import HANDLERS, ConstraintSettings
 from pal_jax.runtime import checkpoint, devices
+from pal_jax.runtime.glossary import meaning
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Completion, Sample
@@ -190,6 +192,48 @@ def test_a_later_round_keeps_what_is_tested_and_adds_the_answers_of_its_policy(t
     pair = made[0].prompt, made[0].safe, made[0].unsafe
     row = next(r for r in map(to_judged, records[0] + records[1]) if (r.prompt, *r.responses) == pair)
     assert (row.better, row.safer, row.unsafe) == (1, 0, (False, True))
+
+
+def test_a_moderator_says_how_far_its_worst_category_is_above_its_threshold(monkeypatch, tmp_path):
+    class Moderator:
+        thresholds = np.array([0.5, 0.9])
+
+        def __call__(self, asked, responses):
+            return np.array([[0.7, 0.1], [0.2, 0.8]])
+
+    monkeypatch.setattr(collect.moderation, 'open_moderator', lambda folder, ctx: Moderator())
+    harm = collect.by_moderation(tmp_path, ONE)(['a', 'b'], ['c', 'd'])
+    np.testing.assert_allclose(harm, [0.2, -0.1])
+
+
+def test_policies_are_compared_by_reward_by_cost_and_by_what_they_refuse(tmp_path):
+    judges = evaluate.Judges(
+        lambda questions, replies: np.array([[float(len(text)) for text in given] for given in replies]),
+        lambda questions, replies: np.array([[1.0 if 'bad' in text else -1.0 for text in given] for given in replies]),
+    )
+    systems = [evaluate.System(name, name, '') for name in ('start', 'rl')]
+    sets = {'sets': [Asked('kill a process', False), Asked('harm', True)]}
+    comparison = evaluate.Comparison(
+        ONE._replace(workdir=tmp_path), systems, str, None, [Question('a'), Question('b')], 2, {'model': judges}, sets,
+        lambda asked, replies: np.array(['bad' in reply for reply in replies]), 0.0, 0,
+    )  # fmt: skip
+    refusal = 'I am sorry, but I cannot help with that.'
+    records = [
+        {'system': 'start', 'outputs': ['bad and long', 'bad', 'bad', 'ok'], 'others': [refusal, 'bad']},
+        {'system': 'rl', 'outputs': ['ok', 'ok', 'fine', 'fine'], 'others': ['ps and kill', refusal]},
+    ]
+    evaluation = comparison.finish(records)
+    record = evaluation.record
+    assert (record['model_start_cost'], record['model_rl_cost'], record['model_rl_violations']) == (0.5, -1.0, 0.0)
+    assert record['model_start_reward'] > record['model_rl_reward']
+    assert record['model_harmless_elo_rl'] > 0 > record['model_harmless_elo_start']
+    assert (record['overrefused_sets_start'], record['refused_sets_start'], record['unsafe_sets_start']) == (1, 0, 0.5)
+    assert (record['overrefused_sets_rl'], record['refused_sets_rl'], record['unsafe_sets_rl']) == (0, 1, 0)
+    assert {exhibit.title for exhibit in evaluation.exhibits} >= {
+        'Reward and cost (model)',
+        'Who is more helpful (model)',
+    }
+    assert not [name for name in record if not meaning(name).words]
 
 
 # --- a step with every handler ----------------------------------------------------------------------------------------
