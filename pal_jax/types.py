@@ -113,7 +113,6 @@ class Sample:
 
     role: who spoke, such as the seat of a game, or the group that a limit is of.
     rewards: by channel: the reward, then costs or further objectives.
-    parts: of each token the channel that it earns, where parts of an answer earn different ones; (): all the first.
     source: what the prompt was made of: a dialogue, a game's state, a question.
     parsed: what the completion says, as its environment reads it.
     ok: False where no judge could answer; such a sample is masked from the loss and counted.
@@ -124,7 +123,6 @@ class Sample:
     group: int = 0
     role: int = 0
     rewards: tuple[float, ...] = (0.0,)
-    parts: tuple[int, ...] = ()
     source: Any = None
     parsed: Any = None
     info: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -249,4 +247,3 @@ class RolloutBatch(struct.PyTreeNode):
     advantages: Float[Array, 'R N A'] | None = None
     returns: Float[Array, 'R N A C'] | None = None
     costs: Float[Array, 'R N A'] | None = None
-    part: Int[Array, 'R N A'] | None = None  # the channel that an action earns; None: all the first

@@ -195,14 +195,11 @@ def pack_rollouts(
     place = tokens.acts.shape[:2]
     rewards = _zeros((*place, len(samples[0].rewards)), np.float32)
     ok, role = _zeros(place, bool), _zeros(place, np.int32)
-    part = _zeros(tokens.acts.shape, np.int32) if any(sample.parts for sample in samples) else None
     for r, row in enumerate(layout.rows):
         for k, sample in enumerate(sample for i in row for sample in sampled[i]):
             rewards[r, k], ok[r, k], role[r, k] = sample.rewards, sample.ok, sample.role
             logprobs[r, k, : len(sample.completion.logprobs)] = sample.completion.logprobs
-            if part is not None:
-                part[r, k, : len(sample.parts)] = sample.parts
-    return sharding.put_batch(RolloutBatch(tokens, rewards, ok, role, logprobs, part=part), mesh)
+    return sharding.put_batch(RolloutBatch(tokens, rewards, ok, role, logprobs), mesh)
 
 
 def shared_prompt(examples: Sequence[Example]) -> Group:

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 from pal_jax.data.thoughts import spoken
 from pal_jax.types import Completion, Dialogue, Sample
 
-REPLY = '<response>'  # what the reply of a completion begins with
 _BLOCKS = re.compile(r'<profile>\n(.*?)</profile>\n\n<response>\n(.*?)</response>', re.DOTALL)
 _TAG = re.compile(r'</?(?:profile|response)>')
 _BULLET = re.compile(r'^(?:[-*•]+\s*|\d{1,2}[.)]\s+)')

@@ -429,7 +429,6 @@ def rollout_of(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int)
         ok=batch.ok.reshape(-1),
         role=batch.role.reshape(-1),
         n=n,
-        part=None if batch.part is None else by_sample(batch.part),
     )
 
 

@@ -31,7 +31,6 @@ class Rollout(NamedTuple):
     ok: samples that have a reward.
     role: who spoke, such as the seat of a game, or the group that a limit is of.
     n: samples of a prompt, which stand side by side.
-    part: the channel of rewards that an action earns; None: all the first.
     """
 
     rewards: Float[Array, 'B C']
@@ -41,7 +40,6 @@ class Rollout(NamedTuple):
     ok: Bool[Array, ' B']
     role: Int[Array, ' B']
     n: int
-    part: Int[Array, 'B A'] | None = None
 
 
 class Discounts(NamedTuple):
@@ -70,38 +68,38 @@ def actor_critic(rollout: Rollout, constants: Discounts) -> Estimates:
         raise ValueError("estimator 'gae' needs values, got None; train a critic or use reinforce")
     rewards = paid(rollout, rollout.rewards, constants)
     advantages, returns = gae(rewards, rollout.values, rollout.acts, gamma=constants.gamma, lam=constants.lam)
-    return whiten(earned(advantages, rollout), rollout), returns
+    return whiten(advantages[..., 0], rollout), returns
 
 
 def reinforce(rollout: Rollout, constants: Discounts) -> Estimates:
     """The return is the advantage, whitened over the buffer (Williams 1992)."""
     returns = returns_of(rollout, rollout.rewards, constants)
-    return whiten(earned(returns, rollout), rollout), returns
+    return whiten(returns[..., 0], rollout), returns
 
 
 def rloo(rollout: Rollout, constants: Discounts) -> Estimates:
     """Rewards less the mean of the prompt's other samples, then as `reinforce` (Ahmadian et al. 2024)."""
     returns = returns_of(rollout, less_others(rollout.rewards, rollout.ok, rollout.n), constants)
-    return whiten(earned(returns, rollout), rollout), returns
+    return whiten(returns[..., 0], rollout), returns
 
 
 def reinforce_baseline(rollout: Rollout, constants: Discounts) -> Estimates:
     """Rewards less the prompt's mean, then as `reinforce` (REINFORCE++ with a baseline, Hu 2025)."""
     returns = returns_of(rollout, less_mean(rollout.rewards, rollout.ok, rollout.n), constants)
-    return whiten(earned(returns, rollout), rollout), returns
+    return whiten(returns[..., 0], rollout), returns
 
 
 def group_norm(rollout: Rollout, constants: Discounts) -> Estimates:
     """Rewards standardised within the prompt, which keep their scale (GRPO, Shao et al. 2024)."""
     standard = standardised(rollout.rewards, rollout.ok, rollout.n, constants.std_floor)
     returns = returns_of(rollout, standard, constants)
-    return earned(returns, rollout), returns
+    return returns[..., 0], returns
 
 
 def dr_grpo(rollout: Rollout, constants: Discounts) -> Estimates:
     """Rewards less the prompt's mean, which keep their scale (Dr. GRPO, Liu et al. 2025)."""
     returns = returns_of(rollout, less_mean(rollout.rewards, rollout.ok, rollout.n), constants)
-    return earned(returns, rollout), returns
+    return returns[..., 0], returns
 
 
 ESTIMATORS: dict[str, Estimator] = {  # by their names in configs
@@ -112,13 +110,6 @@ ESTIMATORS: dict[str, Estimator] = {  # by their names in configs
     'group_norm': group_norm,
     'dr_grpo': dr_grpo,
 }
-
-
-def earned(x: Float[Array, 'B A C'], rollout: Rollout) -> Float[Array, 'B A']:
-    """Of each action the channel that its part of the answer earns."""
-    if rollout.part is None:
-        return x[..., 0]
-    return jnp.take_along_axis(x, rollout.part[..., None], axis=-1)[..., 0]
 
 
 def paid(rollout: Rollout, rewards: Float[Array, 'B C'], constants: Discounts) -> Float[Array, 'B A C']:

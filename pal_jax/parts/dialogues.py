@@ -50,8 +50,6 @@ class RewardSettings:
     judge: str = 'rule'  # or endpoint:<name>, local:<source>
     naturalness: Literal['rules', 'model'] = 'rules'  # of a rule judge; 'model': the untrained model reads replies, too
     response: Literal['graded', 'strict'] = 'graded'
-    # What a token earns: the reward of its answer, or that of its part, the profile's F1 or the reply's score.
-    credit: Literal['answer', 'parts'] = 'answer'
     profile_weight: float = 1.0
     response_weight: float = 1.0
     min_std: float = 0.0  # of a step's rewards: below it no update is made of whitened advantages, they would be noise

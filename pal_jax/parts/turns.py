@@ -12,9 +12,9 @@ from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder
 from pal_jax.envs.dialogue import actor_prompt, messages, recent
 from pal_jax.feedback.demonstrations import TOPICS, Demonstration, make_demonstrations
-from pal_jax.feedback.profiles import REPLY, parse_completion
+from pal_jax.feedback.profiles import parse_completion
 from pal_jax.parts import sampler
-from pal_jax.parts.dialogues import Dialogues, RewardSettings
+from pal_jax.parts.dialogues import Dialogues
 from pal_jax.parts.world import read_system
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import Optimizer
@@ -59,24 +59,6 @@ def make_sampler(settings: Dialogues, system: str, tokenizer: Tokenizer, decoder
         )
 
     return sample_turns
-
-
-def by_part(reward: RewardSettings, tokenizer: Tokenizer, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with the rewards of their profile and of their reply as two channels, each earned by the tokens of
-    its part. A malformed sample, whose parts nobody can tell, earns 0 by both.
-
-    What a reply says cannot change the profile before it, so the reward of one is noise in the advantage of the other.
-    The profile can change the reply's score; that is left out, as its share is small beside the noise.
-    """
-
-    def credited(sample: Sample) -> Sample:
-        tokens = sample.completion.token_ids
-        start = next((k for k in range(len(tokens)) if REPLY in tokenizer.decode(tokens[: k + 1])), len(tokens))
-        rewards = reward.profile_weight * sample.info['profile'], reward.response_weight * sample.info['response']
-        parts = tuple(int(k > start) for k in range(len(tokens)))
-        return dataclasses.replace(sample, rewards=rewards if sample.ok else (0.0, 0.0), parts=parts)
-
-    return list(map(credited, samples))
 
 
 def make_supervised(

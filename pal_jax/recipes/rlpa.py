@@ -43,7 +43,7 @@ from pal_jax.parts.recipe import (
     check_finite,
     stage_before,
 )
-from pal_jax.parts.turns import Sampler, WarmupSettings, by_part, make_sampler, make_supervised
+from pal_jax.parts.turns import Sampler, WarmupSettings, make_sampler, make_supervised
 from pal_jax.parts.world import SYSTEM, World, check_openings, make_world
 from pal_jax.runtime import sharding
 from pal_jax.runtime.files import write_whole
@@ -69,7 +69,6 @@ class RLPA:
     load: reads the weights before training.
     sample_turns: samples the next turn of dialogues with the weights that `decoder` has loaded.
     supervised: the batch of demonstrations of a step.
-    credit: what the tokens of samples earn.
     pack: samples of a step, those of a prompt together, as the batch of an update.
     game: the dialogue, of `game.rounds` turns.
     dialogues, n: conversations that a step answers, and samples of each.
@@ -88,7 +87,6 @@ class RLPA:
     decoder: Decoder
     sample_turns: Sampler
     supervised: Callable[[int], TokenBatch]
-    credit: Callable[[Sequence[Sample]], Sequence[Sample]]
     pack: Callable[[Sequence[Sample]], RolloutBatch]
     game: DialogueGame
     dialogues: int
@@ -131,8 +129,7 @@ class RLPA:
         self.ctx.show(map(shown, spread(samples, self.shown)))
         with self.ctx.phase('annotate'):
             # 4. Log-probabilities and values of all answers, and from them and the rewards their advantages.
-            credited = self.credit(with_returns(turns, gamma=self.turn_gamma))
-            batch, scored = self.learner.score(state, self.pack(credited))
+            batch, scored = self.learner.score(state, self.pack(with_returns(turns, gamma=self.turn_gamma)))
             batch, estimated = self.learner.advantages(state, batch)
         metrics |= scored | estimated | {'flat': float(metrics.get('reward_std', 0.0) < self.min_std)}
         # 5. Update actor and critic by PPO on all answers, unless no answer is better than another.
@@ -201,7 +198,6 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         decoder=decoder,
         sample_turns=make_sampler(settings, world.system, tokenizer, decoder),
         supervised=make_supervised(settings, settings.warmup, tokenizer, ctx.mesh),
-        credit=functools.partial(by_part, settings.reward, tokenizer) if settings.reward.credit == 'parts' else list,
         pack=sampler.make_packing(settings, ctx.mesh, dialogue.n_samples_per_prompt),
         game=DialogueGame(world.train, rounds, world.system),
         dialogues=dialogue.rollout_batch_size,
@@ -272,8 +268,6 @@ def check(settings: Settings, mesh: Mesh) -> None:
     check_at_least(settings, 0, 'dialogue.shown')
     if not 0 <= dialogue.turn_gamma <= 1:
         raise ValueError(f'dialogue.turn_gamma={dialogue.turn_gamma} must be from 0 (off) to 1')
-    if settings.reward.credit == 'parts' and (dialogue.turn_gamma or settings.ppo.has_critic):
-        raise ValueError("reward.credit='parts' goes with dialogue.turn_gamma=0 and without ppo.estimator='gae'")
     if rows % settings.ppo.minibatches:
         raise ValueError(
             f'dialogue.rollout_batch_size={rows} does not divide into ppo.minibatches={settings.ppo.minibatches}'

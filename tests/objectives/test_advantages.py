@@ -248,21 +248,6 @@ def test_a_discount_of_zero_ends_an_episode_and_a_bootstrap_stands_for_what_come
     assert_same((advantages, returns), (expected, expected + values))
 
 
-@pytest.mark.parametrize('estimator', ['group_norm', 'dr_grpo', 'rloo', 'reinforce'])
-def test_a_part_of_an_answer_earns_its_own_channel(estimator):
-    data = jax.tree.map(jnp.asarray, buffer(4))
-    part = jnp.broadcast_to(jnp.arange(A) >= 2, (B, A)).astype(jnp.int32)
-    rewards = jnp.stack([data['reward'], data['reward'][::-1]], axis=1)
-    rollout = Rollout(rewards, 0.0 * data['kl'], None, data['acts'], data['ok'], jnp.zeros(B, jnp.int32), N, part)
-    constants = Discounts(gamma=1.0)
-    advantages, returns = ESTIMATORS[estimator](rollout, constants)
-    mixed = jnp.where(part == 0, returns[..., 0], returns[..., 1])
-    expected = adv.whiten(mixed, rollout) if estimator in ('rloo', 'reinforce') else mixed
-    np.testing.assert_allclose(advantages, expected, atol=1e-6)
-    first = ESTIMATORS[estimator](rollout._replace(part=0 * part), constants)[0]
-    np.testing.assert_array_equal(first, ESTIMATORS[estimator](rollout._replace(part=None), constants)[0])
-
-
 def test_roles_are_whitened_apart():
     data = jax.tree.map(jnp.asarray, buffer(4))
     role = jnp.arange(B) % 2

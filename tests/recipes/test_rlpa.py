@@ -12,20 +12,18 @@ import jax
 import numpy as np
 import pytest
 
-from pal_jax.data.packing import pack_rollouts
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.envs.dialogue import DialogueGame
 from pal_jax.feedback.people import SCHEMA
 from pal_jax.feedback.profiles import render_completion, render_facts, to_sample
 from pal_jax.models import lora, sources
-from pal_jax.parts import turns
 from pal_jax.parts.recipe import Context, Plan
 from pal_jax.parts.settings import to_config
 from pal_jax.parts.world import make_world
 from pal_jax.recipes import rlpa
 from pal_jax.runtime import devices
 from pal_jax.runtime.checkpoint import Checkpoints
-from pal_jax.types import Completion, Dialogue, Person, Turn
+from pal_jax.types import Completion, Person
 from tests import configs
 from tests.recipes.test_rlpa_language import Idle, make
 
@@ -86,7 +84,7 @@ def from_fake_parts(people=4, **changes):
     parts = {
         'plan': Plan(3, None, lambda i: None), 'ctx': CONTEXT, 'world': world, 'learner': Idle(),
         'load': lambda shardings: {}, 'decoder': Writing(), 'sample_turns': sample_turns, 'supervised': lambda i: i,
-        'credit': list, 'pack': lambda samples: seen.packed.append(samples) or samples, 'game': DialogueGame(crowd, 3),
+        'pack': lambda samples: seen.packed.append(samples) or samples, 'game': DialogueGame(crowd, 3),
         'dialogues': 2, 'n': 2, 'round_batch_size': 2, 'shuffle': None, 'turn_gamma': 0.0, 'min_std': 0.1,
         'warmup': 0, 'ptx': False, 'seed': 5, 'shown': 0, 'test_rounds': 3, 'test_shown': 0,
     }  # fmt: skip
@@ -105,29 +103,6 @@ def test_a_recipe_of_fake_parts_takes_conversations_on_with_their_best_answers()
     assert [turn.content for turn in last.turns] == ['Hello', 'Hm 1.', 'Go on, 0.', 'Hm 1.', 'Go on, 1.']
     assert [sample.reward for sample in seen.packed[0]] == [0.0, 1.0, 0.0, 1.0]
     assert host['usage'] == {'user_requests': 1.0} and len(host['queue'].pending) == 2
-
-
-def test_parts_of_an_answer_earn_their_own_rewards():
-    tokenizer = sources.resolve('random:tiny').tokenizer()
-    texts = render_completion('- pet: cat\n', 'Hm.'), 'no format at all'
-    tokens = [tuple(tokenizer.encode(text)) for text in texts]
-    dialogue = Dialogue(Person('u', ('pet: cat',)), (Turn('user', 'Hello'),))
-    scores = {'profile': 0.5, 'response': 0.75}, {'profile': 0.0, 'response': 0.0}
-    samples = [
-        dataclasses.replace(to_sample(dialogue, Completion(text, ids, (0.0,) * len(ids), 'stop')), info=info)
-        for text, ids, info in zip(texts, tokens, scores, strict=True)
-    ]
-    settings = get_config(**{'reward.credit': 'parts', 'reward.profile_weight': 2.0}).reward
-    formed, malformed = turns.by_part(settings, tokenizer, samples)
-    assert (formed.rewards, malformed.rewards) == ((1.0, 0.75), (0.0, 0.0))
-    start = formed.parts.index(1)
-    assert tokenizer.decode(tokens[0][:start]).endswith('<response>') and set(formed.parts[start:]) == {1}
-    assert set(malformed.parts) == {0}
-    batch = pack_rollouts([formed, malformed], n=2, actions=64, mesh=CONTEXT.mesh)
-    assert np.asarray(batch.part)[0, 0, : len(tokens[0])].tolist() == list(formed.parts)
-    for change in ({'dialogue.turn_gamma': 0.5}, {'ppo.estimator': 'gae', 'ppo.kl_in': 'reward'}):
-        with pytest.raises(ValueError, match=r"reward\.credit='parts'"):
-            rlpa.check(small(**{'reward.credit': 'parts'} | change), CONTEXT.mesh)
 
 
 def test_a_discount_plays_whole_conversations_and_credits_what_followed():
