@@ -32,6 +32,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from rich.console import Console
