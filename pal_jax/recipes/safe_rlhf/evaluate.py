@@ -172,27 +172,17 @@ def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
     policy = make_policy(settings.policy, ctx, seed)
     _, questions = read_questions(settings.prompts, seed, policy.tokenizer)
     sets = {Path(name).stem: read_prompts(name)[: evaluate.prompts_count] for name in evaluate.prompts}
+    judges = make_judges(settings, ctx)
     at_once = max(len(questions) * evaluate.draws, sum(map(len, sets.values())))
     moderator = evaluate.moderation and moderation.open_moderator(Path(evaluate.moderation.removeprefix('orbax:')), ctx)
     comparison = Comparison(
         ctx, systems, functools.partial(load_policy, settings.policy, policy.tokenizer, ctx, seed),
         make_sampler(settings.decode, settings.sampling, policy, ctx, at_once),
-        questions, evaluate.draws, make_judges(settings, ctx), sets, moderator.unsafe if moderator else None,
+        questions, evaluate.draws, judges, sets, moderator.unsafe if moderator else None,
         settings.constraint.limit, seed,
     )  # fmt: skip
-    return piecework.make(
-        ctx,
-        len(systems),
-        comparison.work,
-        'evaluate',
-        comparison.finish,
-        [
-            f'{judge}_{system.name}_{key}'
-            for judge in ('model', 'rule')
-            for system in systems
-            for key in ('reward', 'cost')
-        ],
-    )
+    shown = [f'{judge}_{system.name}_{key}' for judge in judges for system in systems for key in ('reward', 'cost')]
+    return piecework.make(ctx, len(systems), comparison.work, 'evaluate', comparison.finish, shown)
 
 
 def make_systems(settings: Evaluating, folder: Path) -> list[System]:
