@@ -1,8 +1,8 @@
 r"""Cost models of Safe RLHF (arXiv 2310.12773): a decoder that says how unsafe an answer is, with 0 as the border.
 
 python -m pal_jax.train --config=configs/cost.py                                # made-up dilemmas, nothing harmful
-python -m pal_jax.train --config=configs/cost.py --config.data.train=pairs.jsonl        # records of PKU-SafeRLHF
-python -m pal_jax.train --config=configs/cost.py --config.policy.lora.rank=16 --config.optimizer.lr=5e-4
+python -m pal_jax.train --config=configs/cost.py --config.data.train=pairs.jsonl                # of PKU-SafeRLHF
+python -m pal_jax.train --config=configs/cost.py --config.policy.lora.rank=0 --config.optimizer.lr=1e-4  # all weights
 python -m pal_jax.train --config=configs/cost.py:smoke                          # a random tiny model, under a minute
 python -m pal_jax.train --config=configs/cost.py:paper                          # the published settings
 """
@@ -10,7 +10,9 @@ python -m pal_jax.train --config=configs/cost.py:paper                          
 from ml_collections import ConfigDict
 
 from pal_jax import presets as p
+from pal_jax.learners.training import Lora
 from pal_jax.parts.safety import SafetyRows
+from pal_jax.parts.settings import ModelSettings
 from pal_jax.recipes import cost
 
 
@@ -20,7 +22,8 @@ def get_config(variant: str = '') -> ConfigDict:
         cost.Settings(
             recipe='cost',
             total_steps=30,  # 0: data.epochs passes over the pairs
-            optimizer=p.Optimizer(lr=2e-5),
+            policy=ModelSettings(lora=Lora(rank=16, alpha=32.0)),
+            optimizer=p.Optimizer(lr=1e-3),
             data=SafetyRows(batch_size=16, test_rows=192, row_tokens=512),
         )
     )
@@ -38,6 +41,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     one device."""
     config.policy.source = 'hf:PKU-Alignment/alpaca-7b-reproduced'
     config.policy.remat = 'full'
+    config.policy.lora.rank = 0
     config.total_steps = 0
     config.optimizer = p.to_config(p.Optimizer(lr=2e-5, warmup_ratio=0.03, weight_decay=0.1))
     config.data.update(batch_size=16, max_length=512)

@@ -8,7 +8,7 @@ r"""Safe RLHF: helpful answers under a limit on their harm (arXiv 2310.12773), b
   python -m pal_jax.train --config=configs/safe_rlhf.py --config.constraint.handler=pid --config.constraint.limit=-1
 
 Stages, each in a folder of its own: collect, sft, reward, cost, rl, evaluate. Another handler is one word:
-none, fixed, linear, log, pid, p3o, ipo, crpo, focops, cup, repo. Any value can be changed; --help lists the keys.
+none, fixed, linear, log, pid, p3o, ipo, crpo, focops, cup, repo, saute, early. --help lists all keys.
 """
 
 from ml_collections import ConfigDict

@@ -7,8 +7,8 @@
 `costs` and `limits` are numbers by group of prompts: the mean cost of a sample, and what it may be. Without groups
 there is one. A state is a dict of lists of floats, which a checkpoint keeps; `lambda` is the multiplier of each group.
 A handler is a frozen dataclass of its hyper-parameters under the names of its paper, or of OmniSafe (arXiv 2305.09304).
-Beside the weights `FOCOPS` and `P3O` have a loss of a token of their own, `CUP` a second update, and `RePO` reads
-`rectified` costs.
+Beside the weights `FOCOPS` and `P3O` have a loss of a token of their own, `CUP` a second update; `RePO` reads
+`rectified` costs, `Saute` pays otherwise, and `EarlyTermination` cuts answers.
 """
 
 from __future__ import annotations
@@ -266,10 +266,55 @@ class RePO:
         return state | {'lambda': np.clip(lam, 0.0, self.lam_max).tolist()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Saute:
+    """A budget that the policy is told (Sootla et al. 2022, arXiv 2202.06558): an answer whose cost is above it earns
+    `unsafe_reward` and nothing else. An answer of one turn has all of its budget until it is said.
+
+    budgets: of the prompts of a step, in turn, so that the policy learns to go by them; (): the limit alone.
+    """
+
+    unsafe_reward: float = -5.0
+    budgets: tuple[float, ...] = ()
+
+    def init(self, groups: int) -> State:
+        return {'lambda': [0.0] * groups}
+
+    def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
+        return state
+
+    def paid(self, rewards: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+        """What answers earn within their budgets."""
+        return np.where(costs <= budgets, rewards, self.unsafe_reward)
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyTermination:
+    """An answer ends with the first sentence at which its cost is above the limit, and earns what it has said so far
+    (Sun et al. 2021, arXiv 2107.04200, as OmniSafe has it for episodes)."""
+
+    def init(self, groups: int) -> State:
+        return {'lambda': [0.0] * groups}
+
+    def update(self, state: State, costs: ByGroup, limits: ByGroup) -> State:
+        return state
+
+
 Handler = (
-    Unconstrained | FixedPenalty | LinearLagrangian | LogLagrangian | PIDLagrangian
-    | IPO | CRPO | FOCOPS | P3O | CUP | RePO
-)  # fmt: skip
+    Unconstrained
+    | FixedPenalty
+    | LinearLagrangian
+    | LogLagrangian
+    | PIDLagrangian
+    | IPO
+    | CRPO
+    | FOCOPS
+    | P3O
+    | CUP
+    | RePO
+    | Saute
+    | EarlyTermination
+)
 
 
 def _lists(multiplier: np.ndarray, **rest: np.ndarray) -> State:

@@ -35,7 +35,7 @@ from pal_jax.runtime import sharding
 from pal_jax.types import Metrics
 
 LABELS = ('cost',)  # of the export
-SHOWN = 'loss', 'accuracy', 'sign_accuracy'
+SHOWN = 'loss', 'accuracy', 'sign_accuracy', 'sign_accuracy_of_commoner'  # on the console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pal_jax.objectives.policy import ClippedSurrogate, Tokens
 
 HANDLERS = (
     c.Unconstrained(), c.FixedPenalty(), c.LinearLagrangian(), c.LogLagrangian(), c.PIDLagrangian(), c.IPO(), c.CRPO(),
-    c.FOCOPS(), c.P3O(), c.CUP(), c.RePO(),
+    c.FOCOPS(), c.P3O(), c.CUP(), c.RePO(), c.Saute(), c.EarlyTermination(),
 )  # fmt: skip
 # Two samples of three and of two tokens, as `additions.md` section 2 has them.
 MASK = np.array([[1, 1, 1], [1, 1, 0]], bool)
@@ -68,6 +68,11 @@ def test_costs_are_rectified_by_answer_and_by_prompt():
     costs = np.array([1.2, -0.8, 0.2, -0.2, -0.5, -1.5, 0.4, -0.4])
     assert c.rectified(costs, np.zeros(8), 4, 'answer').mean() == pytest.approx(0.225)
     assert c.rectified(costs, np.zeros(8), 4, 'prompt').mean() == pytest.approx(0.05)
+
+
+def test_saute_pays_within_a_budget():
+    rewards, costs, budgets = np.array([1.0, 2.0, 3.0]), np.array([-1.0, 0.5, 0.5]), np.array([0.0, 0.0, 1.0])
+    assert c.Saute(unsafe_reward=-4.0).paid(rewards, costs, budgets).tolist() == [1.0, -4.0, 3.0]
 
 
 def test_ppo_of_the_reward_is_the_golden_one():

@@ -67,13 +67,14 @@ def run(context, steps, recipe=None, **changes):
     return rows, recipe, state
 
 
+FULL = {'policy.lora.rank': 0, 'optimizer.lr': 5e-3}
 LORA = {'policy.lora.rank': 4, 'optimizer.lr': 1e-2}
 
 
-@pytest.fixture(scope='module', params=[{}, LORA], ids=['full', 'lora'])
+@pytest.fixture(scope='module', params=[FULL, LORA], ids=['full', 'lora'])
 def trained(request, tmp_path_factory):
     changes = files(tmp_path_factory.mktemp('pairs'))
-    return run(ONE, 20, **{**changes, 'optimizer.lr': 5e-3, 'total_steps': 20, **request.param})
+    return run(ONE, 20, **changes, **request.param, total_steps=20)
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------

@@ -15,20 +15,22 @@ import pytest
 from pal_jax import cli, train
 from pal_jax.data.packing import pack_rollouts
 from pal_jax.data.safety import CATEGORIES, to_judged
+from pal_jax.evals.refusals import Asked
 from pal_jax.feedback import dilemmas
 from pal_jax.learners.ppo import PPO, make_learner
 from pal_jax.models import config as model_config
 from pal_jax.models import params, sources
 from pal_jax.objectives.advantages import Discounts
-from pal_jax.objectives.constraints import Constrained
+from pal_jax.objectives.constraints import Constrained, Saute
 from pal_jax.parts import piecework
 from pal_jax.parts.recipe import Context, Plan
 from pal_jax.recipes import safe_rlhf
-from pal_jax.recipes.safe_rlhf import collect, pipeline, prompts
+from pal_jax.recipes.safe_rlhf import collect, evaluate, pipeline, prompts
 from pal_jax.recipes.safe_rlhf.prompts import Question, make_groups
-from pal_jax.recipes.safe_rlhf.recipe import SafeRLHF
+from pal_jax.recipes.safe_rlhf.recipe import SafeRLHF, sentences
 from pal_jax.recipes.safe_rlhf.settings import HANDLERS, ConstraintSettings
 from pal_jax.runtime import checkpoint, devices
+from pal_jax.runtime.glossary import meaning
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Completion, Sample
@@ -192,6 +194,48 @@ def test_a_later_round_keeps_what_is_tested_and_adds_the_answers_of_its_policy(t
     assert (row.better, row.safer, row.unsafe) == (1, 0, (False, True))
 
 
+def test_a_moderator_says_how_far_its_worst_category_is_above_its_threshold(monkeypatch, tmp_path):
+    class Moderator:
+        thresholds = np.array([0.5, 0.9])
+
+        def __call__(self, asked, responses):
+            return np.array([[0.7, 0.1], [0.2, 0.8]])
+
+    monkeypatch.setattr(collect.moderation, 'open_moderator', lambda folder, ctx: Moderator())
+    harm = collect.by_moderation(tmp_path, ONE)(['a', 'b'], ['c', 'd'])
+    np.testing.assert_allclose(harm, [0.2, -0.1])
+
+
+def test_policies_are_compared_by_reward_by_cost_and_by_what_they_refuse(tmp_path):
+    judges = evaluate.Judges(
+        lambda questions, replies: np.array([[float(len(text)) for text in given] for given in replies]),
+        lambda questions, replies: np.array([[1.0 if 'bad' in text else -1.0 for text in given] for given in replies]),
+    )
+    systems = [evaluate.System(name, name, '') for name in ('start', 'rl')]
+    sets = {'sets': [Asked('kill a process', False), Asked('harm', True)]}
+    comparison = evaluate.Comparison(
+        ONE._replace(workdir=tmp_path), systems, str, None, [Question('a'), Question('b')], 2, {'model': judges}, sets,
+        lambda asked, replies: np.array(['bad' in reply for reply in replies]), 0.0, 0,
+    )  # fmt: skip
+    refusal = 'I am sorry, but I cannot help with that.'
+    records = [
+        {'system': 'start', 'outputs': ['bad and long', 'bad', 'bad', 'ok'], 'others': [refusal, 'bad']},
+        {'system': 'rl', 'outputs': ['ok', 'ok', 'fine', 'fine'], 'others': ['ps and kill', refusal]},
+    ]
+    evaluation = comparison.finish(records)
+    record = evaluation.record
+    assert (record['model_start_cost'], record['model_rl_cost'], record['model_rl_violations']) == (0.5, -1.0, 0.0)
+    assert record['model_start_reward'] > record['model_rl_reward']
+    assert record['model_harmless_elo_rl'] > 0 > record['model_harmless_elo_start']
+    assert (record['overrefused_sets_start'], record['refused_sets_start'], record['unsafe_sets_start']) == (1, 0, 0.5)
+    assert (record['overrefused_sets_rl'], record['refused_sets_rl'], record['unsafe_sets_rl']) == (0, 1, 0)
+    assert {exhibit.title for exhibit in evaluation.exhibits} >= {
+        'Reward and cost (model)',
+        'Who is more helpful (model)',
+    }
+    assert not [name for name in record if not meaning(name).words]
+
+
 # --- a step with every handler ----------------------------------------------------------------------------------------
 
 PROMPT, N, ASKED = (1, 2, 3), 4, 4
@@ -227,6 +271,7 @@ def make_recipe(handler='log', mesh=MESH, estimator='dr_grpo', limit=0.2, limits
         Plan(4, learner.abstract, lambda i: None), ONE._replace(mesh=mesh), learner,
         load=lambda shardings: jax.device_put(params.init(params.decoder_specs(CFG), jax.random.key(0)), shardings),
         before=(), critics=tuple, sample=fake_sample, reward=fake_scores(1.0), cost=fake_scores(2.0),
+        decode=lambda tokens: ''.join('a.' if token < 32 else 'b.' for token in tokens),
         pack=functools.partial(pack_rollouts, n=N, actions=8, mesh=mesh, micro_rows=4),
         train=[Question(str(k), CATEGORIES[k % 2]) for k in range(8)], test=[Question('t')],
         groups=make_groups(settings[1].limit, settings[1].by_group), handler=settings[1].chosen,
@@ -251,10 +296,33 @@ def test_every_handler_makes_a_step_and_its_state_goes_through_a_checkpoint(hand
     assert int(state.skipped) == 0
     assert len(host['costs'][0]) == 32 and host['constraint']['lambda'][0] >= 0
     assert rows[1]['mean_cost'] > 0.2  # above the limit, so
-    if handler not in ('none', 'fixed', 'p3o', 'ipo'):
+    if handler not in ('none', 'fixed', 'p3o', 'ipo', 'saute', 'early'):
         start = make_recipe(handler).handler.init(1)['lambda'][0]
         assert rows[1]['multiplier'] > start  # it grows
     assert rows[0]['cost_step'] == float(handler == 'crpo')
+
+
+def test_saute_tells_budgets_in_turn_and_pays_within_them():
+    recipe = make_recipe('saute')
+    assert recipe.ask([Question('Why?')], np.array([0.5])) == ['Why? (Budget of harm: 0.5.)']
+    saute = dataclasses.replace(recipe, handler=Saute(unsafe_reward=-9.0, budgets=(-1.0, 2.0)))
+    asked = [Question(str(k)) for k in range(3)]
+    assert saute.budgets(asked).tolist() == [-1.0, 2.0, -1.0]
+    assert saute.paid(np.ones(2), np.zeros(2), saute.budgets(asked)[:2]).tolist() == [-9.0, 1.0]
+    assert recipe.budgets(asked).tolist() == [0.2] * 3
+
+
+def test_early_termination_cuts_an_answer_at_the_first_sentence_above_the_limit():
+    tokens = 40, 41, 1, 42, 2, 43  # b b a b a b, a sentence a token but where marks follow each other
+    whole = Sample(PROMPT, Completion('', tokens, (-1.0,) * 6, 'length'))
+    decode = lambda ids: ''.join({40: 'b', 41: 'b. ', 1: 'aaa', 42: '! ', 2: 'a', 43: '?'}[k] for k in ids)  # noqa: E731
+    assert sentences(tokens, decode) == [2, 4]
+    recipe = dataclasses.replace(make_recipe('early', limit=0.7), decode=decode, n=1)
+    (ended,) = recipe.ended([Question('Why?')], [whole])
+    assert (ended.completion.text, ended.completion.token_ids) == ('bb. aaa!', tokens[:4])
+    assert len(ended.completion.logprobs) == 4
+    (kept,) = dataclasses.replace(recipe, groups=make_groups(2.0, {})).ended([Question('Why?')], [whole])
+    assert kept is whole
 
 
 def actor_of(state):

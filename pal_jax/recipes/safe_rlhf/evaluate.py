@@ -29,7 +29,7 @@ from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host
 from pal_jax.parts.settings import ModelSettings
 from pal_jax.recipes import cost, moderation, reward
 from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name, round_name
-from pal_jax.recipes.safe_rlhf.prompts import EMBEDDED, Question, read_questions
+from pal_jax.recipes.safe_rlhf.prompts import EMBEDDED, Question, read_questions, tell_budget
 from pal_jax.recipes.safe_rlhf.settings import Evaluating
 from pal_jax.types import Exhibit, Metrics
 
@@ -39,11 +39,13 @@ Score = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]  # of que
 
 
 class System(NamedTuple):
-    """A policy: its name, the handler that it was trained with ('start': none), and its source."""
+    """A policy: its name, of which kind it is ('start', or a handler of which there are several seeds), its source, and
+    whether it is told its budget."""
 
     name: str
-    handler: str
+    kind: str
     source: str
+    budget: bool = False
 
 
 class Judges(NamedTuple):
@@ -84,7 +86,8 @@ class Comparison:
         system = self.systems[i]
         with self.ctx.phase('rollout'):
             weights, texts = self.load(system.source), [question.text for question in self.questions]
-            samples = self.sample(weights, texts, self.draws, (self.seed, EVALUATION + 1))
+            told = [tell_budget(text, self.limit) for text in texts] if system.budget else texts
+            samples = self.sample(weights, told, self.draws, (self.seed, EVALUATION + 1))
             further = [asked.prompt for by_file in self.sets.values() for asked in by_file]
             others = self.sample(weights, further, 1, (self.seed, EVALUATION + 2)) if further else []
         answers, replies = ([sample.completion.text.strip() for sample in part] for part in (samples, others))
@@ -125,7 +128,7 @@ class Comparison:
             figures = tradeoff.measure(rewards.ravel(), costs.ravel(), prompts, groups.tolist(), limit)
             record |= {f'{system.name}_{key}': value for key, value in figures.items() if key != 'cost_by_group'}
             point = Point(figures['reward'], figures['cost'], figures['reward_se'], figures['cost_se'])
-            points.setdefault(system.handler, []).append(point)
+            points.setdefault(system.kind, []).append(point)
         exhibits = tradeoff.make_exhibits(points, limit)
         for side, (kind, sign) in enumerate((('helpful', 1), ('harmless', -1))):
             outcomes = {
@@ -191,7 +194,9 @@ def make_systems(settings: Evaluating, folder: Path) -> list[System]:
     for number in range(1, settings.rounds + 1):
         for variant in settings.variants:
             name = rl_name(number, variant)
-            systems.append(System(name, variant.rpartition('-')[0] or name, f'orbax:{folder / name}'))
+            handler = variant.rpartition('-')[0]
+            budget = (handler or settings.constraint.handler) == 'saute'
+            systems.append(System(name, handler or name, f'orbax:{folder / name}', budget))
     return systems
 
 

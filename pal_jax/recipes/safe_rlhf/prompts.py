@@ -36,6 +36,11 @@ class Groups(NamedTuple):
         return np.array([self.names.index(q.group) if q.group in self.names[1:] else 0 for q in questions])
 
 
+def tell_budget(question: str, budget: float) -> str:
+    """A question with the cost that its answer may have, as a policy of Saute reads it."""
+    return f'{question} (Budget of harm: {budget:g}.)'
+
+
 def make_groups(limit: float, limits: Mapping[str, float]) -> Groups:
     """The groups that have a limit, after that of all other questions."""
     return Groups(('', *limits), np.array([limit, *limits.values()], float))

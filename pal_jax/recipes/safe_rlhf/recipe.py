@@ -32,7 +32,7 @@ from pal_jax.objectives import constraints
 from pal_jax.objectives.constraints import COST, CUP, FOCOPS, P3O, Constrained, CUPLoss, FOCOPSLoss, Handler, P3OLoss
 from pal_jax.parts.answers import ModelScores, Sampler, as_dialogue, check_finished
 from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite
-from pal_jax.recipes.safe_rlhf.prompts import Groups, Question
+from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, tell_budget
 from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
 
 
@@ -45,6 +45,7 @@ class SafeRLHF:
       before: the folders of the stages that must be finished.
       critics: reads the weights and the head that each critic starts from; none without critics.
       reward, cost: score the answers to questions.
+      decode: the text of tokens.
       pack: makes a batch of samples, which has the `n` samples of a prompt side by side.
       train: questions to learn from, in shuffled passes; test: those of an evaluation.
       handler: keeps the limit of each of the `groups`, by the mean of the last `window` costs of the group.
@@ -61,6 +62,7 @@ class SafeRLHF:
     sample: Sampler
     reward: ModelScores
     cost: ModelScores
+    decode: Callable[[Sequence[int]], str]
     pack: Callable[[Sequence[Sample]], RolloutBatch]
     train: Sequence[Question]
     test: Sequence[Question]
@@ -88,13 +90,15 @@ class SafeRLHF:
         group = np.repeat(self.groups.of(asked), self.n)
         with self.ctx.phase('rollout'):
             # 2. Sample answers of the policy.
-            texts = [question.text for question in asked]
+            budgets = self.budgets(asked)
+            texts = self.ask(asked, budgets)
             samples = self.sample(self.learner.weights(state), texts, self.n, (self.seed, i))
         with self.ctx.phase('reward'):
             # 3. Score the answers by the reward model and by the cost model; keep the last costs of each group.
+            samples = self.ended(asked, samples)
             rewards, costs = self.scores(asked, samples)
-            counted = self.counted(costs, group)
-            pairs = zip(samples, rewards, counted, group.tolist(), strict=True)
+            counted, paid = self.counted(costs, group), self.paid(rewards, costs, np.repeat(budgets, self.n))
+            pairs = zip(samples, paid, counted, group.tolist(), strict=True)
             samples = [dataclasses.replace(s, rewards=(float(r), float(c)), role=g) for s, r, c, g in pairs]
             past = enumerate(host['costs'])
             kept = [[*costs_of, *counted[group == g].tolist()][-self.window :] for g, costs_of in past]
@@ -167,7 +171,7 @@ class SafeRLHF:
 
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
         with self.ctx.phase('evaluate'):
-            texts = [question.text for question in self.test]
+            texts = self.ask(self.test, self.groups.limits[self.groups.of(self.test)])
             samples = self.sample(self.learner.weights(state), texts, 1, (self.seed, EVALUATION))
             rewards, costs = self.scores(self.test, samples)
         names = [question.group or 'all' for question in self.test]
@@ -189,6 +193,36 @@ class SafeRLHF:
             return constraints.rectified(costs, self.groups.limits[group], self.n, self.handler.by)
         return costs
 
+    def budgets(self, asked: Sequence[Question]) -> np.ndarray:
+        """The budget of each question: its limit, or Saute's in turn."""
+        limits = self.groups.limits[self.groups.of(asked)]
+        given = self.handler.budgets if isinstance(self.handler, constraints.Saute) else ()
+        return np.resize(given, len(asked)) if given else limits
+
+    def ask(self, asked: Sequence[Question], budgets: np.ndarray) -> list[str]:
+        """What the policy reads: the questions, which with Saute tell it their budgets."""
+        if isinstance(self.handler, constraints.Saute):
+            return [tell_budget(question.text, budget) for question, budget in zip(asked, budgets, strict=True)]
+        return [question.text for question in asked]
+
+    def paid(self, rewards: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+        """What the policy earns: the rewards, with Saute within its budgets."""
+        return self.handler.paid(rewards, costs, budgets) if isinstance(self.handler, constraints.Saute) else rewards
+
+    def ended(self, asked: Sequence[Question], samples: list[Sample]) -> list[Sample]:
+        """The samples, with early termination up to the first sentence at which their cost is above the limit."""
+        if not isinstance(self.handler, constraints.EarlyTermination):
+            return samples
+        limits = np.repeat(self.groups.limits[self.groups.of(asked)], self.n)
+        ends = [(k, end) for k, s in enumerate(samples) for end in sentences(s.completion.token_ids, self.decode)]
+        texts = [self.decode(samples[k].completion.token_ids[:end]).strip() for k, end in ends]
+        costs = self.cost([asked[k // self.n].text for k, _ in ends], [[text] for text in texts])[:, 0] if ends else []
+        cuts: dict[int, Sample] = {}
+        for (k, end), text, cost in zip(ends, texts, costs, strict=True):
+            if cost > limits[k]:
+                cuts.setdefault(k, cut(samples[k], end, text))
+        return [cuts.get(k, sample) for k, sample in enumerate(samples)]
+
     def summarize(
         self, asked: Sequence[Question], samples: Sequence[Sample], rewards: np.ndarray, costs: np.ndarray
     ) -> Metrics:
@@ -205,3 +239,19 @@ class SafeRLHF:
             'length': float(np.mean(lengths)),
             'truncated': float(np.mean([sample.completion.finish_reason == 'length' for sample in samples])),
         }
+
+
+def sentences(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
+    """After how many tokens a sentence ends that is not the last one."""
+    marks = [any(mark in decode([token]) for mark in '.!?') for token in tokens]
+    return [k for k in range(1, len(tokens)) if marks[k - 1] and not marks[k] and any(marks[k:])]
+
+
+def cut(sample: Sample, end: int, text: str) -> Sample:
+    """A sample of its first `end` tokens, which say `text`."""
+    whole = sample.completion
+    kept = dataclasses.replace(
+        whole, text=text, token_ids=whole.token_ids[:end], logprobs=whole.logprobs[:end],
+        policy_logprobs=whole.policy_logprobs[:end], versions=whole.versions[:end],
+    )  # fmt: skip
+    return dataclasses.replace(sample, completion=kept)

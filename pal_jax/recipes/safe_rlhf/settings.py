@@ -58,7 +58,7 @@ class RLSettings:
     cost: str = ''  # orbax:<workdir> of a cost model; '': that of the stage
 
 
-HANDLERS = {  # by their names in configs; each has a section of its hyper-parameters by the same name
+HANDLERS = {  # by their names in configs; each with hyper-parameters has a section of them by the same name
     'fixed': c.FixedPenalty,
     'linear': c.LinearLagrangian,
     'log': c.LogLagrangian,
@@ -69,8 +69,12 @@ HANDLERS = {  # by their names in configs; each has a section of its hyper-param
     'focops': c.FOCOPS,
     'cup': c.CUP,
     'repo': c.RePO,
+    'saute': c.Saute,
+    'early': c.EarlyTermination,
 }
-HandlerName = Literal['none', 'fixed', 'linear', 'log', 'pid', 'p3o', 'ipo', 'crpo', 'focops', 'cup', 'repo']
+HandlerName = Literal[
+    'none', 'fixed', 'linear', 'log', 'pid', 'p3o', 'ipo', 'crpo', 'focops', 'cup', 'repo', 'saute', 'early'
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +95,13 @@ class ConstraintSettings:
     focops: c.FOCOPS = c.FOCOPS()
     cup: c.CUP = c.CUP()
     repo: c.RePO = c.RePO()
+    saute: c.Saute = c.Saute()
 
     @property
     def chosen(self) -> c.Handler:
-        """The handler with its hyper-parameters."""
-        return c.Unconstrained() if self.handler == 'none' else getattr(self, self.handler)
+        """The handler with its hyper-parameters; two have none."""
+        without = {'none': c.Unconstrained(), 'early': c.EarlyTermination()}
+        return without[self.handler] if self.handler in without else getattr(self, self.handler)
 
     @property
     def by_group(self) -> dict[str, float]:
