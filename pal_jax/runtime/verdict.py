@@ -45,7 +45,7 @@ def judge(rows: Sequence[Record], evals: Sequence[Record]) -> Verdict | None:
     after = evals[-1] if evals else {}
     before = next((each for each in reversed(evals[:-1]) if each['step'] <= start), {})
     for key in LEVELS:
-        if known(after, key):
+        if known(after, key) and (key != 'auc' or known(after, 'auc_se')):  # a cost model has it without an error
             return _level(key, before, after)
     for key, sign in CHANGES.items():
         if known(before, key) and known(after, key) and f'{key}_se' in after:
