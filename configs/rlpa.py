@@ -26,7 +26,7 @@ def get_config(variant: str = '') -> ConfigDict:
             ppo=p.PPO(
                 estimator='group_norm', kl_in='loss', kl_estimator='k3', kl_coef=0.05, negative_scale=0.2, micro_rows=2
             ),
-            sampling=p.Sampling(temperature=0.7, max_tokens=56, stop=('</response>',)),
+            sampling=p.Sampling(temperature=0.7, max_tokens=72, stop=('</response>',)),
         )
     )
     return {'': lambda: config, 'smoke': lambda: smoke(config), 'paper': lambda: paper(config)}[variant]()

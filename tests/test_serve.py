@@ -91,7 +91,7 @@ def test_the_page_of_a_run_of_rlpa_has_what_its_training_had(tmp_path):
     preset = chat_preset(f'orbax:{tmp_path}')
     assert preset.system == 'Note what the user told.'
     assert preset.layout.format(profile='- pet: ferret\n', reply='Hi') == render_completion('- pet: ferret\n', 'Hi')
-    assert preset.sampling == Sampling(0.7, max_tokens=56, stop=('</response>',))
+    assert preset.sampling == Sampling(0.7, max_tokens=72, stop=('</response>',))
     assert chat_preset('random:tiny') == PLAIN
 
 
