@@ -105,6 +105,11 @@ def test_the_page_of_a_run_of_rlpa_has_what_its_training_had(tmp_path):
         (['--slots=0'], 'slots', 2),
         (['--cors_origins=https://page.example/chat'], '--cors_origins=https://page.example/chat', 2),
         (['--cors_origins=https://page.example', '--driver=jetstream'], '--cors_origins', 2),
+        (['--moderation_threshold=0.5'], '--moderation_threshold=0.5', 2),
+        (['--moderation_threshold=1.5', '--moderation=orbax:gone'], 'moderation_threshold', 2),
+        (['--moderation_draws=0', '--moderation=orbax:gone'], 'moderation_draws', 2),
+        (['--moderation=orbax:gone'], 'gone is no run', 2),
+        (['--moderation=orbax:gone', '--driver=jetstream'], '--moderation', 2),
         (['--prot=9'], 'prot', 2),
     ],
 )
