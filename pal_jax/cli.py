@@ -227,11 +227,13 @@ def workdir() -> Path:
     return Path('runs') / (f'{name}-{variant}' if variant else name)
 
 
-def may_change(config: ConfigDict) -> tuple[str, ...]:
-    """The keys that may differ between two calls of one run: those of every run and of its method, and of a stage those
-    that name what another stage has made, which lies in the run's folder, wherever that has been moved to."""
-    of_method, folder = getattr(recipe_module(config), 'MAY_CHANGE', ()), f'{workdir()}/'
-    values = checkpoint.flatten(config.to_dict()) if 'stage' in config else {}
+def may_change(config: ConfigDict, place: Path) -> tuple[str, ...]:
+    """The keys that may differ between two calls of the run in the folder `place`: those of every run and method, and
+    of a stage those that name what another stage has made, which lies beside it, wherever both have been moved to."""
+    of_method = getattr(recipe_module(config), 'MAY_CHANGE', ())
+    if 'stage' not in config:
+        return *MAY_CHANGE, *of_method
+    folder, values = f'{place.parent}/', checkpoint.flatten(config.to_dict())
     return *MAY_CHANGE, *of_method, *(key for key, value in values.items() if folder in str(value))
 
 
@@ -246,7 +248,7 @@ def runs() -> Iterator[tuple[ConfigDict, Path]]:
     planned = faults(stages, settings(), folder)
     for stage, place in planned:
         faults(check_workdir, place)
-        faults(checkpoint.check_config, place, stage.to_dict(), faults(may_change, stage))
+        faults(checkpoint.check_config, place, stage.to_dict(), faults(may_change, stage, place))
         faults(inputs.compare, inputs.look(stage.to_dict()), place)
     for number, (stage, place) in enumerate(planned, 1):
         if finished(stage, place):

@@ -98,7 +98,7 @@ def prepare(
     settings = read_settings(config)
     progress.time_compilation()
     checkpoint.check_processes(config.to_dict())
-    checkpoint.check_config(workdir, config.to_dict(), free=cli.may_change(config))
+    checkpoint.check_config(workdir, config.to_dict(), free=cli.may_change(config, workdir))
     read = inputs.watched(config.to_dict(), workdir, progress.log)
     if settings.metrics.wandb:
         require_wandb(settings.metrics.wandb)
