@@ -38,7 +38,7 @@ def batch():
 
 @pytest.mark.parametrize(('group', 'row', 'place'), [(0, 0, 0), (1, 0, 1), (2, 1, 0)])
 def test_every_action_follows_its_own_sequence(batch, group, row, place):
-    prompt, branches, _ = GROUPS[group]
+    prompt, branches, *_ = GROUPS[group]
     for n, (completion, _) in enumerate(branches):
         size, where = len(completion), (row, 2 * place + n)
         assert batch.actions[where][:size].tolist() == completion
@@ -125,7 +125,7 @@ def test_what_all_prompts_begin_with_stands_in_a_row_once():
         assert batch.tokens[row, :2].tolist() == [7, 7]
         assert (batch.segments[row, :2] == OPENING).all()
         for place, i in enumerate(places):
-            prompt, ((completion, _),), _ = groups[i]
+            prompt, ((completion, _),), *_ = groups[i]
             sequence, before = [*prompt, *completion], batch.states[row, place, : len(completion)]
             assert batch.tokens[row, before].tolist() == sequence[len(prompt) - 1 : -1]
             assert batch.positions[row, before].tolist() == list(range(len(prompt) - 1, len(sequence) - 1))
