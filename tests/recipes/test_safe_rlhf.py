@@ -29,7 +29,7 @@ from pal_jax.recipes.safe_rlhf import collect, evaluate, pipeline, prompts
 from pal_jax.recipes.safe_rlhf.prompts import Question, make_groups
 from pal_jax.recipes.safe_rlhf.recipe import SafeRLHF, sentences
 from pal_jax.recipes.safe_rlhf.settings import HANDLERS, ConstraintSettings
-from pal_jax.runtime import checkpoint, devices
+from pal_jax.runtime import checkpoint, devices, sharding
 from pal_jax.runtime.glossary import meaning
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.optim import Optimizer
@@ -272,7 +272,9 @@ def make_recipe(handler='log', mesh=MESH, estimator='dr_grpo', limit=0.2, limits
         load=lambda shardings: jax.device_put(params.init(params.decoder_specs(CFG), jax.random.key(0)), shardings),
         before=(), critics=tuple, sample=fake_sample, reward=fake_scores(1.0), cost=fake_scores(2.0),
         decode=lambda tokens: ''.join('a.' if token < 32 else 'b.' for token in tokens),
-        pack=functools.partial(pack_rollouts, n=N, actions=8, mesh=mesh, micro_rows=4),
+        pack=functools.partial(
+            pack_rollouts, n=N, actions=8, mesh=mesh, micro_rows=4, ways=sharding.batch_ways(mesh)
+        ),
         train=[Question(str(k), CATEGORIES[k % 2]) for k in range(8)], test=[Question('t')],
         groups=make_groups(settings[1].limit, settings[1].by_group), handler=settings[1].chosen,
         estimate=Constrained(estimator, Discounts()), window=32, batch_size=ASKED, n=N, ptx=None, ptx_coef=0.0, seed=0,

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from pal_jax.learners.ppo import PolicyLearner, check_samples
 from pal_jax.models.config import ModelConfig
-from pal_jax.models.params import Params, decoder_specs
+from pal_jax.models.params import Params, abstract, decoder_specs
 from pal_jax.objectives.advantages import Discounts
 from pal_jax.objectives.constraints import P3O, Constrained, FixedPenalty
 from pal_jax.parts.answers import ModelScores, make_sampler
@@ -115,8 +115,8 @@ def read_critics(folders: Sequence[Path], policy: Policy, ctx: Context) -> list[
     starts = []
     for folder in folders:
         trained = trained_in(str(folder), ctx)
-        if decoder_specs(trained.model) != decoder_specs(policy.cfg):
-            raise ValueError(f'{folder} has another model than policy.source, whose tokens its critic reads; see docs')
+        if abstract(decoder_specs(trained.model)) != abstract(decoder_specs(policy.cfg)):
+            raise ValueError(f'{folder} has another model than policy.source, whose tokens its critic reads')
         state, *_ = Checkpoints(folder, trained.exported, read_only=True).read()
         export = trained.exports(state)['export']
         assert export.head is not None
