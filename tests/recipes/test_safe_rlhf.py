@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import signal
 from pathlib import Path
 
 import jax
@@ -398,17 +399,14 @@ def test_two_rounds_of_all_stages_leave_policies_side_by_side_and_go_on_bit_by_b
     assert 'ptx_loss' in metrics[0] and 'value_loss_1' in metrics[0]
 
     # The same, stopped in the middle of a stage.
-    original = SafeRLHF.step
+    original, wishes = SafeRLHF.step, [signal.SIGTERM]
 
-    def stopping(self, state, host, i):
-        if i == 1 and not (tmp_path / 'stopped').exists():
-            (tmp_path / 'stopped').touch()
-            raise KeyboardInterrupt
+    def step(self, state, host, i):
+        monkeypatch.setattr(train, 'agree', lambda stop, late: (wishes.pop() if wishes else 0, late))
         return original(self, state, host, i)
 
-    monkeypatch.setattr(SafeRLHF, 'step', stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, tmp_path / 'again', **changes)
+    monkeypatch.setattr(SafeRLHF, 'step', step)
+    assert run(monkeypatch, tmp_path / 'again', **changes) == 128 + signal.SIGTERM
     assert run(monkeypatch, tmp_path / 'again', **changes) == 0
     ours, theirs = (
         list(map(timeless, read_records(place)))
