@@ -39,7 +39,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
 def paper(config: ConfigDict) -> ConfigDict:
     """The published settings; give the records of PKU-SafeRLHF with --config.data.train. `data.batch_size` is that of
     one device."""
-    config.policy.source = 'hf:PKU-Alignment/alpaca-7b-reproduced'
+    config.policy.source = 'hf:allenai/tulu-2-7b'
     config.policy.remat = 'full'
     config.policy.lora.rank = 0
     config.total_steps = 0

@@ -100,7 +100,7 @@ def table(config: ConfigDict) -> ConfigDict:
 
 def paper(config: ConfigDict) -> ConfigDict:
     """The published settings (docs/methods/safe_rlhf.md); give --config.collect.records and --config.prompts.train."""
-    config.policy.source = 'hf:PKU-Alignment/alpaca-7b-reproduced'
+    config.policy.source = 'hf:allenai/tulu-2-7b'
     for section in (config, config.reward, config.cost):
         section.policy.lora.rank = 0
         section.policy.remat = 'full'

@@ -15,6 +15,7 @@ from pal_jax.data import formats, records
 from pal_jax.data.formats import Message, TextOrMessages
 from pal_jax.data.packing import Example
 from pal_jax.data.tokenizer import Tokenizer
+from pal_jax.runtime import files
 
 Row = TypeVar('Row')
 
@@ -46,7 +47,7 @@ def read(path: str | Path, convert: Callable[[Any], Row]) -> list[Row]:
 def _records(path: str | Path) -> Iterator[tuple[str, Any]]:
     if Path(path).suffix == '.parquet':
         return records.rows(str(path))
-    if Path(path).suffix == '.json':
+    if files.format_of(Path(path)) == '.json':
         return records.array(Path(path))
     return ((f'{path}, line {number}', record) for number, record in records.lines(path))
 

@@ -1,6 +1,6 @@
 """Records of people's choices between texts, from wherever they lie.
 
-    my.jsonl, my.csv, my.parquet     a record a row
+    my.jsonl, my.csv, my.parquet     a record a row; the first two also compressed, as my.jsonl.gz and my.jsonl.xz
     hf:owner/name/path.parquet       one file of a data set on the hub (huggingface_hub downloads it once)
     tfds:name/config:split           of TensorFlow Datasets, which is imported for this alone
 
@@ -134,13 +134,13 @@ def rows(source: str) -> Iterator[Row]:
         return _tfds(source)
     path = Path(source)
     readers = {'.jsonl': jsonl, '.csv': table, '.parquet': _parquet}
-    if path.suffix not in readers:
+    if files.format_of(path) not in readers:
         raise ValueError(
             f'{source} is no source; give a .jsonl, .csv or .parquet file, hf:owner/name/file or tfds:name'
         )
     if not path.exists():
         raise ValueError(f'there is no file {source}')
-    return readers[path.suffix](path)
+    return readers[files.format_of(path)](path)
 
 
 def lines(path: str | Path) -> Iterator[tuple[int, Any]]:

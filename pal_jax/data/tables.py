@@ -40,9 +40,9 @@ def load(path: str | Path, *, answered: bool = True) -> Comparisons:
     path = Path(path)
     if not path.exists():
         raise ValueError(f'there is no file {path}; check the path')
-    if path.suffix not in ('.jsonl', '.csv'):
+    if files.format_of(path) not in ('.jsonl', '.csv'):
         raise ValueError(f'{path} ends in neither .jsonl nor .csv; see pal_jax/data/tables.py for both')
-    read = _jsonl if path.suffix == '.jsonl' else _csv
+    read = _jsonl if files.format_of(path) == '.jsonl' else _csv
     rows = list(read(path, answered))
     if not rows:
         raise ValueError(f'{path} holds no {"choices" if answered else "pairs"}')

@@ -89,7 +89,7 @@ def read(
     Raises:
       ValueError: what is wrong, with file and line; or some records have a prompt and others none.
     """
-    if Path(path).suffix == '.csv':
+    if files.format_of(Path(path)) == '.csv':
         raise ValueError(f'{path}: a table of choices between texts is read as choices:{path}; give that')
 
     def said(record: Any) -> Said:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
+import lzma
 import os
 import re
 import secrets
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 import yaml
 
 Name = str | os.PathLike[str]
 
 HEAD = 1024  # bytes that tell what a file is
+PACKED = {'.gz': gzip.open, '.xz': lzma.open}  # by the end of a file's name; such files are unpacked as they are read
 MARKS = {  # what a file of another kind begins with
-    b'\x1f\x8b': 'compressed by gzip; unpack it',
+    b'\x1f\x8b': 'compressed by gzip; let its name end in .gz, or unpack it',
     b'BZh': 'compressed by bzip2; unpack it',
-    b'\xfd7zXZ': 'compressed by xz; unpack it',
+    b'\xfd7zXZ': 'compressed by xz; let its name end in .xz, or unpack it',
     b'\x28\xb5\x2f\xfd': 'compressed by zstd; unpack it',
     b'PK\x03\x04': 'a ZIP archive or a spreadsheet; unpack it, or save it as text',
     b'PAR1': 'a Parquet file; call it .parquet where one can be read',
@@ -68,9 +72,14 @@ def read_text(path: Name) -> str:
 
 
 def read_bytes(path: Name) -> bytes:
-    """All of a file. Raises ValueError where there is no such file, or it may not be read."""
+    """All of a file, unpacked. Raises ValueError where there is no such file, or it may not or cannot be read."""
     with _opened(path) as file:
         return file.read()
+
+
+def format_of(path: Path) -> str:
+    """The end of a file's name that tells its format: `.jsonl` of `train.jsonl.gz`."""
+    return (path.with_suffix('') if path.suffix in PACKED else path).suffix
 
 
 def decoded(data: bytes, path: Name) -> str:
@@ -98,7 +107,17 @@ def opened(path: Name) -> Iterator[TextIO]:
             raise _first_misencoded(path) from None
 
 
-def _opened(path: Name) -> BinaryIO:
+@contextlib.contextmanager
+def _opened(path: Name) -> Iterator[BinaryIO]:
+    unpack = PACKED.get(Path(path).suffix)
+    try:
+        with _file(path) as file:
+            yield cast(BinaryIO, unpack(file)) if unpack else file
+    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+        raise ValueError(f'{path} cannot be unpacked, {error}; get the whole file again') from None
+
+
+def _file(path: Name) -> BinaryIO:
     try:
         return Path(path).open('rb')
     except (FileNotFoundError, NotADirectoryError):

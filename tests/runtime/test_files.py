@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 
 import pytest
 
+from pal_jax.data import records
 from pal_jax.runtime import files
 from pal_jax.runtime.files import write_whole
 
@@ -33,7 +35,7 @@ def read_lines(path):
         ('ü\n'.encode() * 5000 + b'x\xff\n', r'a.txt, line 5001: byte 2 of it, 0xff'),
         ('{}'.encode('utf-16'), r'a.txt is in UTF-16'),
         ('{}'.encode('utf-16-le'), r'a.txt, line 1: byte 2 of the file is NUL'),
-        (gzip.compress(b'{}', mtime=0), r'a.txt is compressed by gzip; unpack it'),
+        (gzip.compress(b'{}', mtime=0), r'a.txt is compressed by gzip'),
         (b'PK\x03\x04rest', r'a.txt is a ZIP archive or a spreadsheet'),
     ],
 )
@@ -42,6 +44,21 @@ def test_what_is_no_text_is_told_by_line_and_byte(tmp_path, read, data, message)
     with pytest.raises(ValueError, match=message) as error:
         read(tmp_path / 'a.txt')
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('read', [files.read_text, read_lines])
+@pytest.mark.parametrize(('name', 'pack'), [('a.jsonl.gz', gzip.compress), ('a.jsonl.xz', lzma.compress)])
+def test_packed_files_are_unpacked_by_their_names(tmp_path, read, name, pack):
+    path = tmp_path / name
+    packed = pack('{"a": "é"}\n'.encode() * 1000)
+    path.write_bytes(packed)
+    assert read(path) == '{"a": "é"}\n' * 1000
+    assert files.format_of(path) == '.jsonl'
+    assert [row for _, row in records.rows(str(path))] == [{'a': 'é'}] * 1000
+    for damaged in (packed[:-9], b'{}', packed[:20] + b'\xff' * 9 + packed[29:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf'{name} cannot be unpacked'):
+            read(path)
 
 
 @pytest.mark.parametrize('read', [files.read_text, read_lines])
