@@ -19,6 +19,7 @@ from benchmarks import (
     moderation,
     plan_memory,
     plus_step,
+    preferences,
     reward_step,
     rlpa_step,
     rlpa_table,
@@ -338,3 +339,16 @@ def test_moderation_compares_scores_with_peoples_by_prompt(monkeypatch, capsys, 
     assert out['length']['auc'] == pytest.approx(24 / 36, abs=1e-3)
     assert 0 <= low < out['length']['auc'] < high <= 1
     assert out['words']['auc'] == 0.5  # all alike
+
+
+def test_preferences_compares_scores_with_peoples_choices(monkeypatch, capsys, tmp_path):
+    rows = [{'prompt': f'{i // 2}?', 'chosen': 'a' * (1 + i % 3), 'rejected': 'bb'} for i in range(12)]
+    (path := tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    scores = np.array([[1.0, 0.0]] * 6 + [[0.0, 1.0]] * 4 + [[1.0, 1.0]] * 2)
+    monkeypatch.setattr(preferences, 'scored', lambda run, rows: scores[: len(rows)])
+    preferences.main(['--run=x', f'--pairs={path}'])
+    out = json.loads(capsys.readouterr().out)
+    assert (out['pairs'], out['prompts'], out['accuracy']) == (12, 6, pytest.approx(7 / 12, abs=1e-3))
+    low, high = out['accuracy_interval']
+    assert 0 <= low < out['accuracy'] < high <= 1
+    assert out['accuracy_shorter'] == 0.5  # lengths 1, 2 and 3 beside 2

@@ -1,0 +1,77 @@
+"""Does a reward model, a cost model or a moderator order answers as people did who compared them?
+
+  python -m benchmarks.preferences --run=runs/cost                       1,500 pairs of hh-rlhf, which is less harmful
+  python -m benchmarks.preferences --run=runs/cost --quick               100 of them: a minute
+  python -m benchmarks.preferences --run=runs/reward --pairs=mine.jsonl
+
+The pairs are in any format of `data/formats.py`. Prints one JSON object: `accuracy`, the share of pairs in which the
+chosen answer has the better score, and `accuracy_shorter`, that of a rule which always takes the shorter answer, both
+with 95 % intervals by the bootstrap over prompts. A lower score of a cost model or a moderator is the better one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from pal_jax.data import formats, records
+from pal_jax.evals.accuracy import hits
+from pal_jax.evals.reward_model import shares
+from pal_jax.parts.runs import read_config
+from pal_jax.runtime.workdir import run_folder
+from pal_jax.scoring import open_scorer
+
+PAIRS = Path(__file__).parents[2] / 'shared' / 'data' / 'hh_rlhf_harmless' / 'test.jsonl'
+QUICK = 100  # pairs
+CHUNK = 16  # answers that are scored at once
+
+
+def scored(run: str, rows: Sequence[formats.Prompted]) -> np.ndarray:
+    """Scores `[pairs, 2]` of the chosen and the rejected answers; a higher one is better."""
+    scorer, sign = open_scorer(run), -1.0 if read_config(run_folder(run)).recipe in ('cost', 'moderation') else 1.0
+    answers = [scorer.read({'prompt': row.prompt, 'completion': reply}) for row in rows for reply in row.replies]
+    sizes = [len(row.content) + len(str(reply)) for row in rows for reply in row.replies]
+    order = sorted(range(len(answers)), key=sizes.__getitem__)  # alike ones pad little
+    scores = np.zeros(len(answers))
+    for start in track(range(0, len(order), CHUNK), 'scoring', console=Console(stderr=True), transient=True):
+        at = order[start : start + CHUNK]
+        scores[at] = scorer.score([answers[k] for k in at])
+    return sign * scores.reshape(-1, 2)
+
+
+def report(name: str, gaps: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
+    """The share of gaps above 0, of which 0 counts a half, with its interval."""
+    found = shares(name, hits(gaps), prompts)
+    return {name: round(found[name], 3), f'{name}_interval': [round(end, 3) for end in found[f'{name}_interval']]}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--run', required=True, help='folder of a run of configs/reward.py, cost.py or moderation.py')
+    parser.add_argument('--pairs', default=str(PAIRS), help='JSON lines')
+    parser.add_argument('--quick', action='store_true', help=f'{QUICK} pairs alone')
+    args = parser.parse_args(argv)
+    given = [record for _, record in records.rows(args.pairs)]
+    rows = [formats.preferred(record) for record in (given[:QUICK] if args.quick else given)]
+    number = {prompt: k for k, prompt in enumerate(dict.fromkeys(row.content for row in rows))}
+    prompts = np.array([number[row.content] for row in rows])
+    lengths = np.array([[len(str(reply)) for reply in row.replies] for row in rows], float)
+    scores = scored(args.run, rows)
+    print(
+        json.dumps(
+            {'pairs': len(rows), 'prompts': len(number)}
+            | report('accuracy', scores[:, 0] - scores[:, 1], prompts)
+            | report('accuracy_shorter', lengths[:, 1] - lengths[:, 0], prompts)
+        )
+    )
+
+
+if __name__ == '__main__':
+    main()
