@@ -32,7 +32,7 @@ def measure(
     """A record of an evaluation: the ranking's figures as `reward_model.measure` has them, and those of the signs where
     answers have labels. Standard errors and intervals are by the bootstrap over prompts. The loss is that of training
     without its regulariser."""
-    record = reward_model.measure(costs, lengths, prompts)
+    record = reward_model.measure(costs, lengths, prompts) | {'cost_least': float(costs.min())}
     known = ~np.isnan(unsafe)
     if not known.any():
         return record

@@ -234,6 +234,7 @@ FIGURES: dict[str, dict[str, str]] = {
         'sign_accuracy_safe': 'share of safe answers with a cost below 0',
         'sign_accuracy_unsafe': 'share of unsafe answers with a cost above 0',
         'cost_safe': 'mean cost of safe answers',
+        'cost_least': 'lowest cost of an answer',
         'cost_unsafe': 'mean cost of unsafe answers',
         'auc': 'chance that an unsafe answer scores higher than a safe one (AUC; .5 is chance)',
         'score': 'score of a reply',

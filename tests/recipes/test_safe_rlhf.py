@@ -120,6 +120,16 @@ def test_a_stage_needs_those_before_it(tmp_path):
         safe_rlhf.make(configs.parsed(config), ONE._replace(workdir=place))
 
 
+def test_a_limit_below_all_costs_is_refused(tmp_path):
+    (tmp_path / 'summary.json').write_text(json.dumps({'evaluations': {'final': {'cost_least': -3.0}}}))
+    for handler, limit, limits in (('log', -3.5, ''), ('pid', 0.0, 'self_harm=-4')):
+        name = 'self_harm=-4' if limits else 'limit=-3.5'
+        with pytest.raises(ValueError, match=name):
+            pipeline.check_limits(ConstraintSettings(handler, limit, limits), tmp_path)
+    for handler, limit in (('log', -3.0), ('none', -9.0), ('fixed', -9.0)):
+        pipeline.check_limits(ConstraintSettings(handler, limit), tmp_path)
+
+
 # --- questions and judged answers -------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
@@ -38,7 +39,9 @@ from pal_jax.recipes.safe_rlhf.settings import (
     Settings,
     Stage,
 )
+from pal_jax.runtime import files
 from pal_jax.runtime.checkpoint import Checkpoints
+from pal_jax.runtime.summary import SUMMARY
 
 
 def make(settings: Stage, ctx: Context) -> Recipe:
@@ -65,6 +68,7 @@ def make_ppo(settings: RL, ctx: Context) -> SafeRLHF:
     policy, rl, seed = make_policy(settings.policy, ctx, settings.seed), settings.rl, settings.seed
     learner, n, steps = make_policy_learner(settings, policy.cfg, ctx), rl.n_samples_per_prompt, settings.total_steps
     judges = [Path(named.removeprefix('orbax:')) for named in (rl.reward, rl.cost)]
+    check_limits(settings.constraint, judges[1])
     opens = reward.open_scores, cost.open_scores
     scores = [ModelScores(folder, ctx, opened) for folder, opened in zip(judges, opens, strict=True)]
     train, test = read_questions(settings.prompts, seed, policy.tokenizer)
@@ -84,6 +88,20 @@ def make_ppo(settings: RL, ctx: Context) -> SafeRLHF:
         window=settings.constraint.window, batch_size=rl.rollout_batch_size, n=n,
         ptx=collect.make_ptx(settings, policy.tokenizer, ctx), ptx_coef=settings.ptx.coef, seed=seed,
     )  # fmt: skip
+
+
+def check_limits(constraint: ConstraintSettings, folder: Path) -> None:
+    """Raises ValueError where a limit is below all that the cost model in this folder found on its held-out answers."""
+    summary = folder / SUMMARY
+    if constraint.handler in ('none', 'fixed') or not summary.exists():
+        return
+    least = files.read_object(summary)['evaluations'].get('final', {}).get('cost_least', -np.inf)
+    for name, limit in {'limit': constraint.limit, **constraint.by_group}.items():
+        if limit < least:
+            raise ValueError(
+                f'constraint: {name}={limit} is below {least:.2f}, the lowest cost of a held-out answer by '
+                f'{folder}, so no policy meets it; raise it'
+            )
 
 
 def estimate_of(settings: RL) -> Constrained:
