@@ -5,7 +5,7 @@ r"""Safe RLHF: helpful answers under a limit on their harm (arXiv 2310.12773), b
   python -m pal_jax.train --config=configs/safe_rlhf.py:smoke      # a random tiny model, nothing learnt
   python -m pal_jax.train --config=configs/safe_rlhf.py:table      # ten handlers, three seeds each: hours
   python -m pal_jax.train --config=configs/safe_rlhf.py:paper      # the published settings; give records and a policy
-  python -m pal_jax.train --config=configs/safe_rlhf.py --config.constraint.handler=pid --config.constraint.limit=-1
+  python -m pal_jax.train --config=configs/safe_rlhf.py --config.constraint.handler=log --config.constraint.limit=0
 
 Stages, each in a folder of its own: collect, sft, reward, cost, rl, evaluate. Another handler is one word:
 none, fixed, linear, log, pid, p3o, ipo, crpo, focops, cup, repo, saute, early. --help lists all keys.
@@ -16,10 +16,18 @@ from ml_collections import ConfigDict
 from pal_jax import presets as p
 from pal_jax.learners.ppo import PPO
 from pal_jax.learners.training import Lora
+from pal_jax.objectives.constraints import LinearLagrangian, LogLagrangian, PIDLagrangian
 from pal_jax.parts.safety import SafetyRows
 from pal_jax.parts.settings import DecodeSettings, ModelSettings, RowSettings, to_config
 from pal_jax.recipes.reward import PairSettings
-from pal_jax.recipes.safe_rlhf.settings import CostSettings, RewardSettings, Settings, StartSettings
+from pal_jax.recipes.safe_rlhf.settings import (
+    CollectSettings,
+    ConstraintSettings,
+    CostSettings,
+    RewardSettings,
+    Settings,
+    StartSettings,
+)
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Sampling
 
@@ -37,9 +45,15 @@ def get_config(variant: str = '') -> ConfigDict:
             export=False,  # python -m pal_jax.export --workdir=.../rl writes the policy
             policy=adapted,
             sampling=Sampling(temperature=1.0, max_tokens=48),
-            decode=DecodeSettings(slots=128),
-            optimizer=Optimizer(lr=3e-4, warmup_ratio=0.05),
+            decode=DecodeSettings(slots=32),
+            optimizer=Optimizer(lr=3e-4, warmup_ratio=0.05, min_ratio=1.0),  # so that a late penalty still acts
             critic=Optimizer(lr=3e-4),
+            collect=CollectSettings(test_share=0.06),
+            constraint=ConstraintSettings(
+                handler='pid', limit=-1.0, window=64,
+                pid=PIDLagrangian(kp=0.5, ki=0.05, kd=0.5, lam_init=2.0, smoothing=0.5, delay=4),
+                log=LogLagrangian(lam_init=2.0), linear=LinearLagrangian(lam_init=2.0),
+            ),
             ppo=PPO(
                 estimator='dr_grpo', kl_in='loss', kl_estimator='k3', kl_coef=0.02, reward_clip=(-50.0, 50.0),
                 row_tokens=512, micro_rows=1, old_logprobs='sampler',
@@ -81,13 +95,14 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.total_steps = 2
     config.start.total_steps = config.reward.total_steps = config.cost.total_steps = 2
     config.start.data.batch_size = config.reward.data.batch_size = config.cost.data.batch_size = 4
-    config.collect.update(dilemmas=17, prompts=4, batch_size=4)
+    config.collect.update(dilemmas=17, test_share=0.12, prompts=4, batch_size=4)
     config.prompts.update(train_count=17, test_count=3)
     config.rl.update(rollout_batch_size=4, n_samples_per_prompt=2)
     config.sampling.max_tokens = 16
     config.evaluate.draws = 1
     config.decode.slots = 8
     config.checkpoint.every = 1
+    config.constraint.limit = 0.0
     return config
 
 
@@ -105,6 +120,7 @@ def paper(config: ConfigDict) -> ConfigDict:
         section.policy.lora.rank = 0
         section.policy.remat = 'full'
     config.rounds = 3
+    config.constraint = to_config(ConstraintSettings(handler='log'))
     config.start.total_steps = 0
     config.total_steps = 1000
     config.sampling = to_config(Sampling(max_tokens=384))

@@ -60,6 +60,8 @@ def test_all_stages_in_their_order_and_each_by_its_name(tmp_path):
     assert compared[4:-1] == ['rl-none-0', 'rl-none-1', 'rl-fixed-0.5-0', 'rl-fixed-0.5-1']
     own = get_settings(**{'rl.reward': 'orbax:r', 'rl.cost': 'orbax:c', 'start.total_steps': 0})
     assert names(own, tmp_path) == ['rl', 'evaluate']
+    for config, _ in pipeline.stages(own, tmp_path):
+        assert (config.rl.reward, config.rl.cost) == ('orbax:r', 'orbax:c')
 
 
 def test_a_stage_is_told_what_the_stages_before_it_leave(tmp_path):
@@ -71,6 +73,7 @@ def test_a_stage_is_told_what_the_stages_before_it_leave(tmp_path):
     assert (told['rl-2'].rl.reward, told['rl-2'].rl.cost) == tuple(
         f'orbax:{tmp_path / name}' for name in ('reward-2', 'cost-2')
     )
+    assert told['evaluate'].rl.cost == told['rl-2'].rl.cost
     compared = get_settings(compare=('fixed-0.5', 'pid'), seeds=2)
     told = {place.name: configs.parsed(config) for config, place in pipeline.stages(compared, tmp_path)}
     assert (told['rl-fixed-0.5-1'].constraint.chosen.nu, told['rl-fixed-0.5-1'].seed) == (0.5, 1)
@@ -99,6 +102,8 @@ def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path, monkeypatch)
         ({'ppo.estimator': 'group_norm'}, r"ppo\.estimator='group_norm'"),
         ({'compare': ('none', 'fixd')}, "'fixd'"),
         ({'compare': ('none',), 'rounds': 2}, 'rounds=2'),
+        ({'evaluate.reward': 'orbax:r'}, r"evaluate\.reward='orbax:r'"),
+        ({'evaluate.moderation': 'orbax:m'}, r"evaluate\.moderation='orbax:m'"),
         ({'collect.test_share': 1.0}, r'collect\.test_share=1\.0'),
         ({'rl.n_samples_per_prompt': 1}, 'n_samples_per_prompt=1'),
         ({'stage': 'reword'}, "stage='reword'"),

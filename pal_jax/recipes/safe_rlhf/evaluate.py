@@ -28,9 +28,10 @@ from pal_jax.parts.piecework import Piecework, Records
 from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host
 from pal_jax.parts.settings import ModelSettings
 from pal_jax.recipes import cost, moderation, reward
-from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name, round_name
+from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name
 from pal_jax.recipes.safe_rlhf.prompts import EMBEDDED, Question, read_questions, tell_budget
 from pal_jax.recipes.safe_rlhf.settings import Evaluating
+from pal_jax.runtime.workdir import run_folder
 from pal_jax.types import Exhibit, Metrics
 
 GENERATIONS = 'generations'
@@ -202,15 +203,14 @@ def make_systems(settings: Evaluating, folder: Path) -> list[System]:
 
 def make_judges(settings: Evaluating, ctx: Context) -> dict[str, Judges]:
     """The models that the last PPO was paid by, the rule, and models that nothing was trained on."""
-    evaluate, folder = settings.evaluate, ctx.workdir.parent
-    named = {'model': tuple(str(folder / round_name(stage, settings.rounds)) for stage in ('reward', 'cost'))}
-    if evaluate.reward and evaluate.cost:
-        named['held_out'] = evaluate.reward.removeprefix('orbax:'), evaluate.cost.removeprefix('orbax:')
+    named = {'model': settings.rl, 'held_out': settings.evaluate}
     judges = {
         name: Judges(
-            ModelScores(Path(first), ctx, reward.open_scores), ModelScores(Path(second), ctx, cost.open_scores)
+            ModelScores(Path(run_folder(models.reward)), ctx, reward.open_scores),
+            ModelScores(Path(run_folder(models.cost)), ctx, cost.open_scores),
         )
-        for name, (first, second) in named.items()
+        for name, models in named.items()
+        if models.reward and models.cost
     }
     if settings.prompts.test == EMBEDDED:
         judges['rule'] = Judges(

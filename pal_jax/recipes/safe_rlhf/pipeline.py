@@ -189,18 +189,21 @@ def make_stage(
     given: dict[str, Any] = {**vars(settings), **own, 'total_steps': settings.total_steps if kind is RL else 0}
     if rows:
         given |= learning_of(settings, stage, source, rows)
-    if kind is RL:
-        judges = {
-            name: getattr(settings.rl, name) or f'orbax:{workdir / round_name(name, number)}'
-            for name in ('reward', 'cost')
-        }
-        given['rl'] = dataclasses.replace(settings.rl, **judges)
+    if kind in (RL, Evaluating):
+        last = settings.rounds if kind is Evaluating else number
+        given['rl'] = dataclasses.replace(settings.rl, **judges_of(settings, workdir, last))
     if variant:
         handler, seed = variant.rpartition('-')[::2]
         given |= {'constraint': constraint_of(settings, handler), 'seed': int(seed)}
     config = to_config(kind(**{key: given[key] for key in keys_of(kind) if key in given}))
     folder = rl_name(number, variant) if kind is RL else round_name(stage, number)
     return ConfigDict({**config, 'stage': stage}), workdir / folder
+
+
+def judges_of(settings: Settings, workdir: Path, number: int) -> dict[str, str]:
+    """The sources of the reward and the cost model of a round. Models that `rl` names stand for those of the first."""
+    named = {'reward': settings.rl.reward, 'cost': settings.rl.cost} if number == 1 else {}
+    return {name: named.get(name) or f'orbax:{workdir / round_name(name, number)}' for name in ('reward', 'cost')}
 
 
 def learning_of(settings: Settings, stage: str, source: str, rows: Path) -> dict[str, Any]:
@@ -249,6 +252,11 @@ def check(settings: Settings) -> None:
         raise ValueError(f'collect.test_share={settings.collect.test_share} must be between 0 and 1')
     if settings.compare and settings.rounds > 1:
         raise ValueError(f'compare={settings.compare} goes with rounds=1, got rounds={settings.rounds}')
+    evaluate = settings.evaluate
+    if bool(evaluate.reward) != bool(evaluate.cost):
+        raise ValueError(f'evaluate.reward={evaluate.reward!r} and evaluate.cost={evaluate.cost!r}: give both or none')
+    if evaluate.moderation and not evaluate.prompts:
+        raise ValueError(f'evaluate.moderation={evaluate.moderation!r} judges answers to evaluate.prompts; name some')
     constraints = [constraint_of(settings, name) for name in settings.compare] or [settings.constraint]
     check_samples(settings.ppo, settings.rl.n_samples_per_prompt)
     estimate_of(settings)

@@ -54,8 +54,8 @@ class RLSettings:
 
     rollout_batch_size: int = 8  # prompts a step
     n_samples_per_prompt: int = 4
-    reward: str = ''  # orbax:<workdir> of a reward model; '': that of the stage
-    cost: str = ''  # orbax:<workdir> of a cost model; '': that of the stage
+    reward: str = ''  # orbax:<workdir> of a reward model for the first round; '': that of the stage
+    cost: str = ''  # orbax:<workdir> of a cost model, likewise
 
 
 HANDLERS = {  # by their names in configs; each with hyper-parameters has a section of them by the same name
@@ -212,6 +212,7 @@ class RL(Asking, Reinforced):
 class Evaluating(Asking):
     """The keys of stage evaluate."""
 
+    rl: RLSettings = RLSettings()
     rounds: int = 1  # collect, reward, cost and rl so often
     compare: tuple[str, ...] = ()  # handlers, as ('none','fixed-0.5','log'), each with a policy of PPO for every seed
     seeds: int = 1  # of PPO, with `compare`
