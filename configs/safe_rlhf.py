@@ -51,11 +51,11 @@ def get_config(variant: str = '') -> ConfigDict:
             collect=CollectSettings(test_share=0.06),
             constraint=ConstraintSettings(
                 handler='pid', limit=-1.0, window=64,
-                pid=PIDLagrangian(kp=0.5, ki=0.05, kd=0.5, lam_init=2.0, smoothing=0.5, delay=4),
-                log=LogLagrangian(lam_init=2.0), linear=LinearLagrangian(lam_init=2.0),
+                pid=PIDLagrangian(kp=0.5, ki=0.02, kd=0.5, lam_init=1.5, smoothing=0.5, delay=4),
+                log=LogLagrangian(lam_init=1.5), linear=LinearLagrangian(lam_init=1.5),
             ),
             ppo=PPO(
-                estimator='dr_grpo', kl_in='loss', kl_estimator='k3', kl_coef=0.02, reward_clip=(-50.0, 50.0),
+                estimator='dr_grpo', kl_in='loss', kl_estimator='k3', kl_coef=0.05, reward_clip=(-50.0, 50.0),
                 row_tokens=512, micro_rows=1, old_logprobs='sampler',
             ),
             start=StartSettings(
