@@ -109,7 +109,7 @@ def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float) -> list[E
             str(len(points[name])),
             f'{mean.reward:.3f} ± {mean.reward_se:.3f}',
             f'{mean.cost:.3f} ± {mean.cost_se:.3f}',
-            'yes' if mean.cost <= limit else 'no',
+            within(mean, limit),
             'yes' if best else 'no',
         ]
         for (name, mean), best in zip(means.items(), front, strict=True)
@@ -120,6 +120,13 @@ def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float) -> list[E
     )
     head = ['', 'seeds', 'reward', 'cost', 'within the limit', 'on the front']
     return [Exhibit('Reward and cost', text, [head, *rows], plot_tradeoff(points, limit))]
+
+
+def within(point: Point, limit: float) -> str:
+    """Whether a mean cost is at most the limit, and if not, whether noise of two standard errors explains it."""
+    if point.cost <= limit:
+        return 'yes'
+    return 'within noise' if point.cost <= limit + 2.0 * point.cost_se else 'no'
 
 
 def plot_tradeoff(points: Mapping[str, Sequence[Point]], limit: float) -> bytes:

@@ -66,3 +66,8 @@ def test_a_report_has_a_table_and_a_picture():
     assert [row[0] for row in exhibit.table[1:]] == list(points)
     assert [row[-2:] for row in exhibit.table[1:]] == [['no', 'yes'], ['yes', 'yes'], ['no', 'no']]
     assert exhibit.picture.startswith(b'\x89PNG')
+
+
+def test_a_cost_just_above_the_limit_may_be_noise():
+    found = [t.within(Point(0.0, cost, 0.0, 0.2), 1.0) for cost in (1.0, 1.3, 1.5)]
+    assert found == ['yes', 'within noise', 'no']
