@@ -68,7 +68,7 @@ def values(tables: Tables, policy: Float[Array, 'R S A']) -> Float[Array, 'R C']
     """The exact discounted sums of policies from the start, by channel: a linear system each."""
     moved = jnp.einsum('rsa,sat->rst', policy, jnp.asarray(tables.transition, jnp.float32))
     paid = jnp.einsum('rsa,sac->rsc', policy, jnp.asarray(tables.rewards, jnp.float32))
-    stays = jnp.eye(moved.shape[-1]) - tables.gamma * moved
+    stays = jnp.eye(moved.shape[-1])[None] - tables.gamma * moved
     start = jnp.asarray(tables.start, jnp.float32)
     return jnp.einsum('s,rsc->rc', start, jnp.linalg.solve(stays, paid))
 

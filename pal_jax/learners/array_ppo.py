@@ -291,7 +291,7 @@ class ArrayPPO:
         )
         # A critic's mean error would shift the gate of P3O and the step of CPO.
         share = steps.weight / jnp.sum(steps.weight)
-        advantages = advantages - jnp.sum(share[..., None] * advantages, axis=(0, 1))
+        advantages = advantages - jnp.sum(share[..., None] * advantages, axis=(0, 1), keepdims=True)
         chosen = Chosen(
             steps.observations, steps.legal, steps.actions, steps.logprobs, share, advantages[..., 0],
             advantages[..., 1], steps.logprobs,

@@ -43,8 +43,8 @@ def test_kl_is_that_of_scipy_and_of_samples():
     one, other = jnp.array([0.3, -0.2, -0.5, 0.1]), jnp.array([0.0, 0.4, 0.2, -0.3])
     none = jnp.zeros(0, bool)
     drawn = normal.sample(jax.random.key(1), jnp.broadcast_to(one, (200_000, 4)), none)
-    gap = normal.logprob(one, none, drawn) - normal.logprob(other, none, drawn)
-    np.testing.assert_allclose(normal.kl(one, other, none), np.mean(gap), atol=0.02)
+    gap = (normal.logprob(jnp.broadcast_to(x, (200_000, 4)), none, drawn) for x in (one, other))
+    np.testing.assert_allclose(normal.kl(one, other, none), np.mean(np.subtract(*gap)), atol=0.02)
 
 
 def test_a_gaussian_is_that_of_scipy():

@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from pal_jax.objectives import trust_region as t
 
 G, B, DELTA = np.array([1.0, 0.0]), np.array([0.5, 0.5]), 0.01
+cpo, pcpo = jax.jit(t.cpo), jax.jit(t.pcpo)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ G, B, DELTA = np.array([1.0, 0.0]), np.array([0.5, 0.5]), 0.01
     ],
 )
 def test_cpo_steps_are_the_golden_ones(c, step, lam, nu):
-    solved = t.cpo(G, B, c, G, B, DELTA)
+    solved = cpo(G, B, c, G, B, DELTA)
     np.testing.assert_allclose(solved.x, step, atol=1e-6)
     if lam is not None:
         assert float(solved.lam) == pytest.approx(lam, abs=1e-5)
@@ -34,7 +35,7 @@ def test_cpo_steps_are_the_golden_ones(c, step, lam, nu):
 
 @pytest.mark.parametrize(('c', 'step'), [(-0.05, (0.120711, -0.020711)), (0.05, (0.020711, -0.120711))])
 def test_pcpo_steps_are_the_golden_ones(c, step):
-    solved = t.pcpo(G, B, c, G, B, DELTA)
+    solved = pcpo(G, B, c, G, B, DELTA)
     np.testing.assert_allclose(solved.x, step, atol=1e-6)
     assert float(B @ solved.x + c) == pytest.approx(0.0, abs=1e-6)
 
@@ -45,7 +46,7 @@ def test_cpo_agrees_with_a_general_solver():
         root = rng.normal(size=(3, 3))
         h = root @ root.T + 0.3 * np.eye(3)
         g, b, c, delta = rng.normal(size=3), rng.normal(size=3), rng.normal() * 0.2, 0.02
-        solved = t.cpo(*map(jnp.asarray, (g, b, c, np.linalg.solve(h, g), np.linalg.solve(h, b))), delta)
+        solved = cpo(*map(jnp.asarray, (g, b, c, np.linalg.solve(h, g), np.linalg.solve(h, b))), delta)
         x = np.asarray(solved.x, float)
         assert 0.5 * x @ h @ x <= delta * 1.001
         if not solved.feasible:
@@ -66,7 +67,7 @@ def test_cpo_agrees_with_a_general_solver():
     ('c', 'g', 'b'), [(0.0, G, B), (0.0, G, -B), (-0.1, G, 0 * B), (0.1, G, 0 * B), (-0.1, 0 * G, B)]
 )
 def test_steps_at_the_border_and_without_gradients_are_finite(c, g, b):
-    for rule in (t.cpo, t.pcpo):
+    for rule in (cpo, pcpo):
         x = np.asarray(rule(g, b, c, g, b, DELTA).x)
         assert np.isfinite(x).all()
         assert b @ x + c <= 1e-5 or not b.any()

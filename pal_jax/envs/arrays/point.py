@@ -57,7 +57,7 @@ class PointGoal:
 
     def observe(self, state: PointState) -> Float[Array, ' D']:
         """The position, the velocity in units of a push, and the ways to the goal and to the hazards, nearest first."""
-        away = state.hazards - state.position
+        away = state.hazards - state.position[None]
         order = jnp.argsort(jnp.sum(jnp.square(away), axis=-1))
         near = away[order].reshape(-1)
         return jnp.concatenate([state.position, state.velocity / self.push, state.goal - state.position, near])
@@ -72,7 +72,7 @@ class PointGoal:
         position = jnp.clip(state.position + velocity, -1.0, 1.0)
         before, after = _distance(state.goal, state.position), _distance(state.goal, position)
         reached = after < self.goal_radius
-        inside = jnp.any(_distance(state.hazards, position) < self.hazard_radius)
+        inside = jnp.any(_distance(state.hazards, position[None]) < self.hazard_radius)
         draws, fresh = jax.random.split(state.draws)
         goal = jnp.where(reached, _somewhere(fresh), state.goal)
         rewards = jnp.stack([before - after + reached, inside.astype(jnp.float32)])
@@ -83,5 +83,5 @@ def _somewhere(key: Array) -> Float[Array, ' 2']:
     return jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
 
 
-def _distance(a: Float[Array, '*S 2'], b: Float[Array, ' 2']) -> Float[Array, '*S']:
+def _distance(a: Float[Array, '*S 2'], b: Float[Array, '*S 2']) -> Float[Array, '*S']:
     return jnp.sqrt(jnp.sum(jnp.square(a - b), axis=-1))

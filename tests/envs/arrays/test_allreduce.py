@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import networkx as nx
@@ -41,7 +42,7 @@ def test_a_hop_takes_its_links():
         for (u, v), route in network.routes.items():
             path = [network.links[link] for link in route]
             assert (path[0][0], path[-1][1]) == (u, v)
-            assert all(one[1] == other[0] for one, other in zip(path, path[1:], strict=False))
+            assert all(one[1] == other[0] for one, other in itertools.pairwise(path))
             assert all(node >= network.servers for _, node in path[:-1])
 
 
