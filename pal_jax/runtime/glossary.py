@@ -150,6 +150,7 @@ FIGURES: dict[str, dict[str, str]] = {
         'refused_{file}_{system}': 'share of refusals by {system} of the harmful prompts of {file}',
         'overrefused_{file}_{system}': 'share of refusals by {system} of the harmless prompts of {file}',
         'unsafe_{file}_{system}': 'share of unsafe answers of {system} to {file}',
+        'to_least': 'rounds of the shortest schedule over the least that there can be, mean over networks',
         'solved': 'share of handlers and limits with at least 97 % of the exact optimum and a cost near the limit',
         '{task}_{handler}_share': 'reward as a share of the exact optimum, at the worst limit: {handler}, on {task}',
         '{task}_{handler}_over': 'cost less its limit, at the worst limit: {handler}, on {task}',
@@ -179,6 +180,8 @@ FIGURES: dict[str, dict[str, str]] = {
     COMPARED: {
         'limit': 'the limit of the mean cost',
         '{judge}_{system}_limit': 'the limit of the mean cost',
+        'greedy_to_least': 'the same of the greedy baseline: breadth-first trees, deepest first',
+        'least_rounds': 'bound: rounds that every schedule takes at least',
         'bound': 'bound: the best F1 from what the person has told so far; above it is guessing',
         'guesser': 'control: F1 of one fixed guess, the commonest facts of the training people',
         'shuffled': 'control: F1 against the profile of somebody else, not about the person',
@@ -270,6 +273,8 @@ FIGURES: dict[str, dict[str, str]] = {
     },
     MACHINE: {
         'people': 'people in the evaluation',
+        'rounds': 'rounds of the shortest schedule',
+        'networks': 'networks that were planned for',
         'rows': 'rows, pairs or answers looked at',
         'labelled': 'answers that have a label',
         'written': 'replies written after a summary',

@@ -184,9 +184,14 @@ def there_and_back(topology: Topology, parents: Parents, rng: np.random.Generato
     half = len(whole.sends) // 2
     needs = whole.needs[half:, half:]
     gather = Workloads(whole.sends[half:], whole.links[half:], needs, *_ahead(needs))
-    down = deepest_first(gather, rng)
-    up = [[Send(send.dst, send.src, send.chunk, 'reduce') for send in sends] for sends in reversed(down)]
-    return up + down
+    return mirrored(deepest_first(gather, rng))
+
+
+def mirrored(gather: Schedule) -> Schedule:
+    """An AllReduce made of an AllGather: its sends backwards from the last round to the first, which reduce, and then
+    the AllGather itself. Links backwards are as free as the links were."""
+    back = [[Send(send.dst, send.src, send.chunk, 'reduce') for send in sends] for sends in reversed(gather)]
+    return back + gather
 
 
 def ring_schedule(order: Sequence[int]) -> Schedule:

@@ -58,7 +58,7 @@ class Topology:
     def routes(self) -> dict[tuple[int, int], tuple[int, ...]]:
         """The links of each hop by its ends. Servers are neighbours that at most `DIRECT` links connect through
         switches alone; where these do not connect all servers, as in a fat tree, as many links as it takes. Of several
-        shortest routes hops take different ones."""
+        shortest routes hops take different ones, and the way back is the way there."""
         number = {link: i for i, link in enumerate(self.links)}
         within, longest = self._through_switches(), DIRECT
         while not _connects(self.servers, [pair for pair, paths in within.items() if len(paths[0]) <= longest + 1]):
@@ -68,6 +68,7 @@ class Topology:
             if len(paths[0]) <= longest + 1:
                 path = paths[(u + v) % len(paths)]
                 routes[u, v] = tuple(number[link] for link in itertools.pairwise(path))
+                routes[v, u] = tuple(number[link] for link in itertools.pairwise(path[::-1]))
         return routes
 
     @functools.cached_property
@@ -85,7 +86,7 @@ class Topology:
         """The shortest paths between servers whose inner nodes are switches, by their ends, where there are any."""
         found = {}
         switches = set(range(self.servers, len(self.graph)))
-        for u, v in itertools.permutations(range(self.servers), 2):
+        for u, v in itertools.combinations(range(self.servers), 2):
             between = self.graph.subgraph(switches | {u, v})
             if nx.has_path(between, u, v):
                 found[u, v] = sorted(nx.all_shortest_paths(between, u, v))
@@ -205,3 +206,27 @@ def from_file(path: Path) -> Topology:
     servers = len(order)
     order += [node for node, kind in zip(graph, kinds, strict=True) if kind == 'switch']
     return Topology(path.stem, servers, nx.relabel_nodes(graph, {node: i for i, node in enumerate(order)}))
+
+
+# --- networks by name -------------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    'ring': ring, 'torus': torus, 'bcube': bcube, 'dcell': dcell, 'jellyfish': jellyfish, 'fat_tree': fat_tree,
+}  # fmt: skip
+
+
+def by_name(name: str) -> Topology:
+    """The network of a name such as `bcube:3,1`, with the numbers that its function takes; or of a file.
+
+    Raises:
+      ValueError: there is no such network or file, or the numbers are wrong.
+    """
+    kind, _, numbers = name.partition(':')
+    if kind in NETWORKS:
+        try:
+            return NETWORKS[kind](*(int(number) for number in numbers.split(',')))
+        except (TypeError, ValueError, nx.NetworkXException) as error:
+            raise ValueError(f'networks has {name!r}: {error}') from None
+    if not Path(name).is_file():
+        raise ValueError(f'networks has {name!r}; use a file of a graph, or one of {", ".join(NETWORKS)} with numbers')
+    return from_file(Path(name))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pal_jax.envs.arrays import allreduce as a
+from pal_jax.envs.arrays import gather_programme
 from pal_jax.envs.arrays import topology as t
 
 SMALL = (t.bcube(2, 1), t.dcell(2, 1), t.ring(5), t.torus(2, 3), t.jellyfish(6, 3), t.fat_tree(2))
@@ -156,3 +157,45 @@ def test_a_network_may_come_from_a_file(tmp_path):
         t.from_file(tmp_path / 'apart.edgelist')
     with pytest.raises(ValueError, match='3'):
         t.fat_tree(3)
+
+
+def test_the_known_optimum_of_a_bcube_is_a_schedule():
+    """The chunk of server 00 by rounds; other servers add their digits modulo 3."""
+    spread = [['0010', '0001'], ['0020', '0002'], ['0111', '2021'], ['0212', '1222']]
+    gather = []
+    for hops in spread:
+        sends = []
+        for root in range(9):
+            moved = [[(int(digit) + (root // 3, root % 3)[i % 2]) % 3 for i, digit in enumerate(hop)] for hop in hops]
+            sends += [a.Send(3 * hop[0] + hop[1], 3 * hop[2] + hop[3], root, 'copy') for hop in moved]
+        gather.append(sends)
+    rounds = a.mirrored(gather)
+    assert len(rounds) == 8
+    a.check(t.bcube(3, 1), rounds)
+
+
+@pytest.mark.parametrize(
+    ('network', 'least', 'rounds'), [(t.bcube(2, 1), 2, 4), (t.ring(5), 2, 4)], ids=lambda x: str(x)
+)
+def test_the_integer_programme_finds_shortest_schedules(network, least, rounds):
+    found = gather_programme.shortest(network, least, 60.0)
+    assert len(found) == rounds
+    a.check(network, found)
+
+
+def test_the_integer_programme_says_when_there_is_none():
+    assert gather_programme.gather(t.ring(5), 1, 60.0) is None
+
+
+def test_networks_have_names():
+    assert t.by_name('bcube:2,1').name == 'BCube(2,1)'
+    for name in ('bcube:2', 'hypercube:3', 'fat_tree:3', 'ring:x'):
+        with pytest.raises(ValueError, match=name):
+            t.by_name(name)
+
+
+@pytest.mark.parametrize('network', [t.fat_tree(4), t.bcube(3, 1)], ids=lambda network: network.name)
+def test_the_way_back_is_the_way_there(network):
+    for (u, v), route in network.routes.items():
+        back = [network.links[link][::-1] for link in network.routes[v, u]]
+        assert [network.links[link] for link in route] == back[::-1]
