@@ -44,7 +44,7 @@ def make_exhibits(records: Sequence[Mapping[str, Any]]) -> list[Exhibit]:
         )
     text = (
         'Rounds of an AllReduce. At least: no schedule that reduces every chunk to a server of its own and then '
-        'broadcasts it has fewer. Ring: 2 (N - 1), where neighbours of a ring do not share links. Server: without merging.'
+        'broadcasts it has fewer. Ring: 2 (N - 1), where neighbours of a ring share no links. Server: without merging.'
     )
     table = Exhibit('Rounds by network', text, rows)
     return [table, *(Exhibit(title(record), picture=plot(record)) for record in records)]
