@@ -161,7 +161,7 @@ def test_a_network_may_come_from_a_file(tmp_path):
 
 def test_the_known_optimum_of_a_bcube_is_a_schedule():
     """The chunk of server 00 by rounds; other servers add their digits modulo 3."""
-    spread = [['0010', '0001'], ['0020', '0002'], ['0111', '2021'], ['0212', '1222']]
+    spread = [['0010', '0001'], ['0020', '0002'], ['0111', '2021'], ['0212', '2022']]
     gather = []
     for hops in spread:
         sends = []
