@@ -34,6 +34,8 @@ from pal_jax.objectives.trust_region import TrustRegion
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import Optimizer
 
+START, ROLLOUT, UPDATE = range(3)  # uses of a replica's randomness
+
 
 class ArrayEnv(Protocol):
     """Rules of an environment (`envs/arrays/`): a frozen dataclass of numbers whose functions are pure and of a single
@@ -153,6 +155,7 @@ class ArrayPPO:
       hidden: widths of the hidden layers of policy and critic.
       optimizer, critic: those of the two networks.
       epochs, minibatches: passes over a rollout, and the parts that each is cut into by environments.
+      clip: how far PPO's ratio may move before a step stops to count.
       lam: of the advantage estimator.
       entropy: weight of the entropy in the policy's loss.
       reward_scale: by which rewards are multiplied before anything is learnt of them; multipliers are then of the
@@ -210,7 +213,7 @@ class ArrayPPO:
         return jax.jit(jax.vmap(self._new), out_shardings=shardings)(seeds)
 
     def _new(self, seed: Int[Array, '']) -> ArrayState:
-        for_policy, for_critic, for_env = jax.random.split(jax.random.key(seed), 3)
+        for_policy, for_critic, for_env = jax.random.split(_key(seed, START, jnp.zeros((), jnp.int32)), 3)
         seen = jnp.zeros(self.env.width)
         policy, critic = self.policy_net.init(for_policy, seen), self.critic_net.init(for_critic, seen)
         env = jax.vmap(self.env.reset)(jax.random.split(for_env, self.environments))
@@ -235,7 +238,7 @@ class ArrayPPO:
 
     def _rollout(self, state: ArrayState) -> tuple[ArrayState, Steps, Episodes]:
         env, actions = self.env, self.env.actions
-        root = jax.random.fold_in(jax.random.key(state.seed), state.rollouts)
+        root = _key(state.seed, ROLLOUT, state.rollouts)
         observe = jax.vmap(env.observe)
 
         def step(carry: tuple[Running, Array], key: Array) -> tuple[tuple[Running, Array], Any]:
@@ -297,8 +300,7 @@ class ArrayPPO:
             advantages[..., 1], steps.logprobs,
         )  # fmt: skip
         excess = mix.excess / state.means[-1]  # of a step, as advantages are
-        root = jax.random.key(state.seed)
-        for_policy, for_critic = jax.random.split(jax.random.fold_in(jax.random.fold_in(root, state.rollouts), 1))
+        for_policy, for_critic = jax.random.split(_key(state.seed, UPDATE, state.rollouts))
         model = Model(self.policy_net.apply, self.env.actions)  # type: ignore[arg-type]
         run = functools.partial(updates.epochs, passes=self.epochs, minibatches=self.minibatches)
         policy, opt, more = state.policy, state.policy_opt, {}
@@ -327,6 +329,11 @@ class ArrayPPO:
         }
         state = state.replace(policy=policy, policy_opt=opt, critic=critic, critic_opt=critic_opt)
         return state, metrics | more
+
+
+def _key(seed: Int[Array, ''], use: int, number: Int[Array, '']) -> Array:
+    """The random key of a use in a replica, such as its rollouts, and the number of that use."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), number)
 
 
 def _where(over: Bool[Array, ' N'], new: Array, old: Array) -> Array:

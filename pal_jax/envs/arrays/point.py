@@ -23,7 +23,6 @@ class PointState(NamedTuple):
     velocity: Float[Array, ' 2']
     goal: Float[Array, ' 2']
     hazards: Float[Array, 'H 2']
-    draws: Array  # the key of the goals to come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +48,10 @@ class PointGoal:
         return Gaussian(2)
 
     def reset(self, key: Array) -> PointState:
-        place, goal, hazards, draws = jax.random.split(key, 4)
+        place, goal, hazards = jax.random.split(key, 3)
         return PointState(
             _somewhere(place), jnp.zeros(2), _somewhere(goal),
-            jax.random.uniform(hazards, (self.hazards, 2), minval=-1.0, maxval=1.0), draws,
+            jax.random.uniform(hazards, (self.hazards, 2), minval=-1.0, maxval=1.0),
         )  # fmt: skip
 
     def observe(self, state: PointState) -> Float[Array, ' D']:
@@ -73,10 +72,9 @@ class PointGoal:
         before, after = _distance(state.goal, state.position), _distance(state.goal, position)
         reached = after < self.goal_radius
         inside = jnp.any(_distance(state.hazards, position[None]) < self.hazard_radius)
-        draws, fresh = jax.random.split(state.draws)
-        goal = jnp.where(reached, _somewhere(fresh), state.goal)
+        goal = jnp.where(reached, _somewhere(key), state.goal)
         rewards = jnp.stack([before - after + reached, inside.astype(jnp.float32)])
-        return PointState(position, velocity, goal, state.hazards, draws), rewards, jnp.zeros((), bool)
+        return PointState(position, velocity, goal, state.hazards), rewards, jnp.zeros((), bool)
 
 
 def _somewhere(key: Array) -> Float[Array, ' 2']:
