@@ -25,7 +25,7 @@ def get_config(variant: str = '') -> ConfigDict:
             total_steps=25,
             bandit=TaskSettings(limits=(0.7, 0.4, 0.2), steps=4),
             grid=TaskSettings(limits=(1.0, 0.2), steps=32, reward_scale=10.0),  # multipliers are 10 times those of 5.4
-            point=TaskSettings(limits=(1.0,), steps=64, hidden=(64, 64)),
+            point=TaskSettings(limits=(3.0,), steps=64, hidden=(64, 64)),
             constraint=ConstraintSettings(
                 linear=c.LinearLagrangian(lam_init=0.5, lam_lr=0.03, optimizer='sgd'),
                 log=c.LogLagrangian(lam_init=0.5, lam_lr=0.05),

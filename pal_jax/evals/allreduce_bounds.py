@@ -113,12 +113,12 @@ def programme_rounds(topology: Topology) -> float:
                     equal.add({key: value for key, value in row.items() if value}, float(node < count))
     objective = np.zeros(number)
     objective[0] = 1.0
-    found = linprog(
+    solution = linprog(
         objective, A_ub=below.matrix(number), b_ub=below.right, A_eq=equal.matrix(number), b_eq=equal.right,
         method='highs',
     )  # fmt: skip
-    assert found.success, found.message
-    return float(found.fun)
+    assert solution.success, solution.message
+    return float(solution.fun)
 
 
 class _Rows:

@@ -57,11 +57,11 @@ def optimum(tables: Tables, limit: float) -> Optimum:
     flow = (leaves - tables.gamma * tables.transition.reshape(-1, states)).T
     paid = tables.rewards.reshape(-1, 2)
     within: dict[str, Any] = {} if math.isinf(limit) else {'A_ub': paid[None, :, 1], 'b_ub': [limit]}
-    found = linprog(-paid[:, 0], A_eq=flow, b_eq=tables.start, method='highs', **within)
-    if not found.success:
-        raise ValueError(f'no policy keeps a cost of {limit:g} ({found.message}); raise the limit')
-    multiplier = -float(found.ineqlin.marginals[0]) if within else 0.0
-    return Optimum(-float(found.fun), float(found.x @ paid[:, 1]), multiplier)
+    solution = linprog(-paid[:, 0], A_eq=flow, b_eq=tables.start, method='highs', **within)
+    if not solution.success:
+        raise ValueError(f'no policy keeps a cost of {limit:g} ({solution.message}); raise the limit')
+    multiplier = -float(solution.ineqlin.marginals[0]) if within else 0.0
+    return Optimum(-float(solution.fun), float(solution.x @ paid[:, 1]), multiplier)
 
 
 def values(tables: Tables, policy: Float[Array, 'R S A']) -> Float[Array, 'R C']:
@@ -108,14 +108,14 @@ def make_record(results: Sequence[Result], optima: Mapping[tuple[str, float], Op
     record: dict[str, Any] = {}
     cells = summarize(results, optima)
     for task, handler in dict.fromkeys(key[:2] for key in cells):
-        own = {key[2]: cell for key, cell in cells.items() if key[:2] == (task, handler)}
+        by_limit = {key[2]: cell for key, cell in cells.items() if key[:2] == (task, handler)}
         name = f'{task}_{handler}'
-        if shares := [cell.share for cell in own.values() if cell.solved is not None and cell.share is not None]:
+        if shares := [cell.share for cell in by_limit.values() if cell.solved is not None and cell.share is not None]:
             record[f'{name}_share'] = min(shares)
-            record[f'{name}_over'] = max(cell.cost - limit for limit, cell in own.items())
+            record[f'{name}_over'] = max(cell.cost - limit for limit, cell in by_limit.items())
         else:
-            record[f'{name}_reward'] = float(np.mean([cell.reward for cell in own.values()]))
-            record[f'{name}_cost'] = float(np.mean([cell.cost for cell in own.values()]))
+            record[f'{name}_reward'] = float(np.mean([cell.reward for cell in by_limit.values()]))
+            record[f'{name}_cost'] = float(np.mean([cell.cost for cell in by_limit.values()]))
     solved = [cell.solved for cell in cells.values() if cell.solved is not None]
     record['solved'] = float(np.mean(solved)) if solved else 0.0
     record['reward'] = float(np.mean([cell.reward for cell in cells.values()]))
@@ -154,8 +154,8 @@ def _exhibit(task: str, results, cells, optima, tables, names) -> Exhibit:
             f' Policies are valued exactly. Solved: at least {SHARE:.0%} of the optimum by linear programme, and a '
             f'cost of at most the limit and {ROOM:g}. A share above 1 is bought by a cost above the limit.'
         )
-    own = [result for result in results if result.task == task]
-    return Exhibit(f'Handlers on the {task}', text, rows, plot(own, tables.get(task), names))
+    on_task = [result for result in results if result.task == task]
+    return Exhibit(f'Handlers on the {task}', text, rows, plot(on_task, tables.get(task), names))
 
 
 def plot(results: Sequence[Result], tables: Tables | None, names: Mapping[str, str]) -> bytes:
@@ -169,14 +169,14 @@ def plot(results: Sequence[Result], tables: Tables | None, names: Mapping[str, s
         if tables is not None:
             top = optimum(tables, math.inf)
             costs = np.linspace(0.02 * top.cost, top.cost, 60)
-            best = [found for limit in costs if (found := _reachable(tables, float(limit)))]
+            best = [front for limit in costs if (front := _reachable(tables, float(limit)))]
             ax.plot([at.cost for at in best], [at.reward for at in best], color=GREY, label='exact optimum')
         for number, handler in enumerate(dict.fromkeys(result.handler for result in results)):
-            own = [result for result in results if result.handler == handler]
+            runs = [result for result in results if result.handler == handler]
             style: Any = {'color': colours(number % 20), 'zorder': 3}
             marker = MARKERS[number % len(MARKERS)]
-            ax.plot([r.cost for r in own], [r.reward for r in own], marker, label=names[handler], alpha=0.8, **style)
-            for result in own:
+            ax.plot([r.cost for r in runs], [r.reward for r in runs], marker, label=names[handler], alpha=0.8, **style)
+            for result in runs:
                 if not math.isinf(result.limit):
                     ax.plot(
                         [result.limit, result.cost],

@@ -68,7 +68,7 @@ class Planner:
         allreduce.check(network, best)
         self.folder.mkdir(parents=True, exist_ok=True)
         allreduce.save(best, self.folder / f'{file_name(network)}.json', network.name, network.servers)
-        rounds = {name: len(found) for name, found in plans.items()}
+        rounds = {name: len(schedule) for name, schedule in plans.items()}
         record = {
             'network': network.name, 'servers': network.servers, 'least': least.rounds, 'ring': 2 * network.servers - 2,
             'server': allreduce.server_rounds(network), 'rounds': rounds, 'rule': rule,
@@ -83,16 +83,16 @@ class Planner:
 
 def plan(network: Topology, gather: Any, settings: Settings) -> dict[str, Schedule]:
     """The shortest schedule of every rule, by the rule's name."""
-    found: dict[str, list[Schedule]] = {name: [] for name in ('random', 'greedy', 'spread', 'back')}
+    tried: dict[str, list[Schedule]] = {name: [] for name in ('random', 'greedy', 'spread', 'back')}
     for number in range(settings.tries):
         rng = np.random.default_rng([settings.seed, number])
         work = allreduce.workloads(network, allreduce.random_trees(network, rng))
-        found['random'].append(allreduce.at_random(work, rng))
-        found['greedy'].append(allreduce.deepest_first(work, rng))
+        tried['random'].append(allreduce.at_random(work, rng))
+        tried['greedy'].append(allreduce.deepest_first(work, rng))
         trees = allreduce.spread_trees(network, rng)
-        found['spread'].append(allreduce.deepest_first(allreduce.workloads(network, trees), rng))
-        found['back'].append(allreduce.there_and_back(network, trees, rng))
-    plans = {name: min(schedules, key=len) for name, schedules in found.items()}
+        tried['spread'].append(allreduce.deepest_first(allreduce.workloads(network, trees), rng))
+        tried['back'].append(allreduce.there_and_back(network, trees, rng))
+    plans = {name: min(schedules, key=len) for name, schedules in tried.items()}
     if settings.programme:
         least = max(math.ceil(gather), int(network.hops().max()))
         if exact := gather_programme.shortest(network, least, settings.programme):

@@ -171,11 +171,11 @@ def deepest_first(work: Workloads, rng: np.random.Generator) -> Schedule:
 
 def best_of(topology: Topology, tries: int, seed: int, trees: str = 'bfs') -> Schedule:
     """The shortest of `tries` deepest-first schedules, each on trees of its own."""
-    found = []
+    schedules = []
     for number in range(tries):
         rng = np.random.default_rng([seed, number])
-        found.append(deepest_first(workloads(topology, TREES[trees](topology, rng)), rng))
-    return min(found, key=len)
+        schedules.append(deepest_first(workloads(topology, TREES[trees](topology, rng)), rng))
+    return min(schedules, key=len)
 
 
 def there_and_back(topology: Topology, parents: Parents, rng: np.random.Generator) -> Schedule:

@@ -19,8 +19,8 @@ def shortest(topology: Topology, least: int, seconds: float) -> Schedule | None:
       seconds: for each number of rounds. Where a number is neither solved nor refuted in time, the next is tried.
     """
     for rounds in range(least, least + topology.servers):
-        if (found := gather(topology, rounds, seconds)) is not None:
-            return mirrored(found)
+        if (rounds_of_gather := gather(topology, rounds, seconds)) is not None:
+            return mirrored(rounds_of_gather)
     return None
 
 
@@ -56,13 +56,13 @@ def gather(topology: Topology, rounds: int, seconds: float) -> Schedule | None:
         LinearConstraint(vstack(once).tocsr(), exactly, exactly),
         LinearConstraint(vstack(rows).tocsr(), -np.inf, np.array(right)),
     ]
-    found = milp(
+    solution = milp(
         np.zeros(number), constraints=constraints, integrality=np.ones(number), bounds=Bounds(0, 1),
         options={'time_limit': seconds},
     )  # fmt: skip
-    if found.x is None:
+    if solution.x is None:
         return None
-    taken = found.x.reshape(rounds, size, count) > 0.5
+    taken = solution.x.reshape(rounds, size, count) > 0.5
     return [
         [Send(*hops[hop], int(chunk), 'copy') for hop, chunk in zip(*np.nonzero(taken[t]), strict=True)]
         for t in range(rounds)

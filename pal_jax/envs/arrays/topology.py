@@ -84,13 +84,13 @@ class Topology:
 
     def _through_switches(self) -> dict[tuple[int, int], list[list[int]]]:
         """The shortest paths between servers whose inner nodes are switches, by their ends, where there are any."""
-        found = {}
+        paths = {}
         switches = set(range(self.servers, len(self.graph)))
         for u, v in itertools.combinations(range(self.servers), 2):
             between = self.graph.subgraph(switches | {u, v})
             if nx.has_path(between, u, v):
-                found[u, v] = sorted(nx.all_shortest_paths(between, u, v))
-        return found
+                paths[u, v] = sorted(nx.all_shortest_paths(between, u, v))
+        return paths
 
 
 def _connects(servers: int, pairs: list[tuple[int, int]]) -> bool:

@@ -65,8 +65,8 @@ class Group:
         # 2. Tell the handlers what episodes have cost.
         costs = np.asarray(episodes.sums, float)[:, 1]
         states = [
-            handler.update(own, np.array([cost]), np.array([member.limit]))
-            for handler, own, cost, member in zip(self.handlers, states, costs, self.members, strict=True)
+            handler.update(before, np.array([cost]), np.array([member.limit]))
+            for handler, before, cost, member in zip(self.handlers, states, costs, self.members, strict=True)
         ]
         # 3. Advantages of both channels, mixed by the handlers' weights; the policy's update and the critic's.
         state, metrics = self.learner.update(state, steps, self.mix(states))
@@ -75,14 +75,15 @@ class Group:
 
     def mix(self, states: Sequence[State]) -> Mix:
         """The weights of the members' next update, on the devices."""
-        weights = [c.weights_of(handler, own) for handler, own in zip(self.handlers, states, strict=True)]
+        weights = [c.weights_of(handler, state) for handler, state in zip(self.handlers, states, strict=True)]
         projections = [
-            float(c.projection(handler, own).cost[0]) if isinstance(handler, c.CUP) else 0.0
-            for handler, own in zip(self.handlers, states, strict=True)
+            float(c.projection(handler, state).cost[0]) if isinstance(handler, c.CUP) else 0.0
+            for handler, state in zip(self.handlers, states, strict=True)
         ]
         columns = (
-            [each.reward for each in weights], [float(each.cost[0]) for each in weights],
-            [each.divisor for each in weights], [own.get('excess', [0.0])[0] for own in states], projections,
+            [weight.reward for weight in weights], [float(weight.cost[0]) for weight in weights],
+            [weight.divisor for weight in weights], [state.get('excess', [0.0])[0] for state in states],
+            projections,
         )  # fmt: skip
         return Mix(*jax.device_put(tuple(np.array(x, np.float32) for x in columns), self._everywhere))
 
