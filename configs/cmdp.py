@@ -23,7 +23,7 @@ def get_config(variant: str = '') -> ConfigDict:
         Settings(
             recipe='cmdp',
             total_steps=25,
-            bandit=TaskSettings(limits=(0.7, 0.4, 0.2), steps=4),
+            bandit=TaskSettings(limits=(0.7, 0.4, 0.2), steps=4, reward_scale=0.5),
             grid=TaskSettings(limits=(1.0, 0.2), steps=32, reward_scale=10.0),  # multipliers are 10 times those of 5.4
             point=TaskSettings(limits=(3.0,), steps=64, hidden=(64, 64)),
             constraint=ConstraintSettings(

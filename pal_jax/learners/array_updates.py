@@ -159,10 +159,13 @@ def within_trust_region(
     natural_g = trust_region.conjugate_gradient(fisher, g, rule.iterations)
     natural_b = trust_region.conjugate_gradient(fisher, b, rule.iterations)
     step = trust_region.RULES[rule.rule](g, b, excess, natural_g, natural_b, rule.delta)
+    # PCPO's projection onto a limit that is far away leaves the region; the step is cut to its border.
+    size = 0.5 * jnp.vdot(step.x, fisher(step.x))
+    x_step = step.x * jnp.sqrt(rule.delta / jnp.maximum(size, rule.delta))
     reward, cost = surrogate(flat, chosen.advantage), surrogate(flat, chosen.cost)
 
     def accept(scale: Array) -> Array:
-        x = flat + scale * step.x
+        x = flat + scale * x_step
         kept = surrogate(x, chosen.cost) - cost <= jnp.maximum(-excess, 0.0)
         better = (surrogate(x, chosen.advantage) >= reward) | ~step.feasible
         # PCPO gives reward away to come back below the limit.
@@ -170,4 +173,4 @@ def within_trust_region(
         return (distance(x) <= rule.delta) & kept & better
 
     scale, _ = trust_region.line_search(accept, rule.decay, rule.tries)
-    return unravel(flat + scale * step.x), {'step_scale': scale}
+    return unravel(flat + scale * x_step), {'step_scale': scale}
