@@ -118,8 +118,6 @@ def make_record(results: Sequence[Result], optima: Mapping[tuple[str, float], Op
             record[f'{name}_cost'] = float(np.mean([cell.cost for cell in by_limit.values()]))
     solved = [cell.solved for cell in cells.values() if cell.solved is not None]
     record['solved'] = float(np.mean(solved)) if solved else 0.0
-    record['reward'] = float(np.mean([cell.reward for cell in cells.values()]))
-    record['cost'] = float(np.mean([cell.cost for cell in cells.values()]))
     return record
 
 
