@@ -121,7 +121,7 @@ class Episodes(NamedTuple):
 
     sums: Float[Array, ' C']
     length: Float[Array, '']
-    count: Int[Array, '']
+    ended: Int[Array, '']
 
 
 class Running(struct.PyTreeNode):

@@ -72,7 +72,7 @@ def test_a_rollout_cuts_episodes_and_counts_what_would_have_followed():
     expected = np.array([[0, 1], [1, 1], [2, 1], [0, 1], [1, 1]], np.float32) + np.zeros((2, 1, 1), np.float32)
     expected[:, 2] += 0.5 * np.asarray(value)  # the third step is the last: the critic says what would have followed
     np.testing.assert_allclose(steps.rewards[:, 0], expected, rtol=1e-5)
-    assert episodes.count.tolist() == [8, 8]
+    assert episodes.ended.tolist() == [8, 8]
     np.testing.assert_allclose(episodes.sums, [[1.0, 1.75]] * 2)  # 0 + .5 * 1 + .25 * 2, and 1 + .5 + .25
     np.testing.assert_allclose(episodes.length, [1.75] * 2)
     _, steps, _ = learner.rollout(state)

@@ -21,13 +21,16 @@ from pal_jax.envs.arrays.topology import Topology, used
 Parents = Int[np.ndarray, 'N N']  # of each chunk's tree, by server; the root's is -1
 
 
+Op = Literal['reduce', 'copy']
+
+
 class Send(NamedTuple):
     """A chunk over a hop: `reduce` adds it to what the receiver has, `copy` replaces that."""
 
     src: int
     dst: int
     chunk: int
-    op: Literal['reduce', 'copy']
+    op: Op
 
 
 Schedule = list[list[Send]]  # the sends of each round
@@ -198,10 +201,11 @@ def ring_schedule(order: Sequence[int]) -> Schedule:
     """The ring algorithm along an order of servers: `2 (N - 1)` rounds, in which every server sends to the next."""
     count = len(order)
     rounds: Schedule = []
-    for op, first in (('reduce', 0), ('copy', 1)):
+    phases: tuple[tuple[Op, int], ...] = (('reduce', 0), ('copy', 1))
+    for op, first in phases:
         for t in range(count - 1):
             sends = [Send(order[i], order[(i + 1) % count], (i + first - t) % count, op) for i in range(count)]
-            rounds.append(sends)  # type: ignore[arg-type]
+            rounds.append(sends)
     return rounds
 
 

@@ -3,6 +3,8 @@ same backwards as the reduction."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, vstack
@@ -52,9 +54,10 @@ def gather(topology: Topology, rounds: int, seconds: float) -> Schedule | None:
             if through:
                 rows.append(_row(number, place[t, through].ravel()))
                 right.append(1.0)
+    constraint: Any = LinearConstraint  # whose annotations know single numbers alone
     constraints = [
-        LinearConstraint(vstack(once).tocsr(), exactly, exactly),
-        LinearConstraint(vstack(rows).tocsr(), -np.inf, np.array(right)),
+        constraint(vstack(once).tocsr(), exactly, exactly),
+        constraint(vstack(rows).tocsr(), -np.inf, np.array(right)),
     ]
     solution = milp(
         np.zeros(number), constraints=constraints, integrality=np.ones(number), bounds=Bounds(0, 1),
@@ -64,7 +67,7 @@ def gather(topology: Topology, rounds: int, seconds: float) -> Schedule | None:
         return None
     taken = solution.x.reshape(rounds, size, count) > 0.5
     return [
-        [Send(*hops[hop], int(chunk), 'copy') for hop, chunk in zip(*np.nonzero(taken[t]), strict=True)]
+        [Send(hops[hop][0], hops[hop][1], int(chunk), 'copy') for hop, chunk in zip(*np.nonzero(taken[t]), strict=True)]
         for t in range(rounds)
     ]
 

@@ -160,10 +160,8 @@ def _dcell(n: int, level: int) -> tuple[list[tuple[int, int]], int]:
 
 def jellyfish(switches: int, degree: int, seed: int = 0, servers: int = 1) -> Topology:
     """Jellyfish (Singla et al. 2012): a random regular graph of switches with `servers` each."""
-    for attempt in itertools.count():
-        inner = nx.random_regular_graph(degree, switches, seed=seed + 1000 * attempt)
-        if nx.is_connected(inner):
-            break
+    drawn = (nx.random_regular_graph(degree, switches, seed=seed + 1000 * attempt) for attempt in itertools.count())
+    inner = next(graph for graph in drawn if nx.is_connected(graph))
     count = switches * servers
     graph = nx.Graph((count + u, count + v) for u, v in inner.edges)
     graph.add_edges_from((server, count + server // servers) for server in range(count))

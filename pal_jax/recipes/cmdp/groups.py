@@ -128,7 +128,7 @@ def make_group(settings: Settings, mesh: Mesh, task: str, names: Sequence[str]) 
         for limit in ((math.inf,) if name in WITHOUT_LIMIT else sizes.limits)
         for seed in range(settings.seeds)
     )
-    rule = settings.constraint.named(names[0]) if _alone(settings, names[0]) else c.Unconstrained()
+    rule: Any = settings.constraint.named(names[0]) if _alone(settings, names[0]) else c.Unconstrained()
     passes = 2 if isinstance(rule, c.CUP) else 1
     updates = settings.total_steps * settings.updates * settings.epochs * settings.minibatches
     learner = ArrayPPO(
