@@ -59,6 +59,21 @@ SOUP_SYSTEMS = {  # what Personalized Soups compares
     'morl': 'P-MORL (one policy for all)',
     'psoups': 'P-Soups (merged policies)',
 }
+CMDP_HANDLERS = {  # constraint handlers on arrays
+    'none': 'no constraint',
+    'fixed': 'fixed penalty',
+    'linear': 'Lagrangian (PPO-Lag)',
+    'log': 'logarithmic Lagrangian',
+    'pid': 'PID Lagrangian (CPPO-PID)',
+    'ipo': 'barrier (IPO)',
+    'crpo': 'CRPO',
+    'focops': 'FOCOPS',
+    'p3o': 'exact penalty (P3O)',
+    'cup': 'CUP',
+    'cpo': 'CPO',
+    'pcpo': 'PCPO',
+}
+CMDP_TASKS = {'bandit': 'the bandit', 'grid': 'the grid', 'point': 'the point among hazards'}
 SPLITS = {  # of people, by what stands before their figures
     'unseen': 'people with new values',
     'extended': 'people with facts of other kinds',
@@ -69,6 +84,7 @@ STEPS = {  # what the steps of a phase are
     'rlpa': 'PPO on dialogues',
     'hold': 'the reward model learns alone, and the summariser waits',
     'plus': 'summariser and reward model learn',
+    'cmdp': 'policies under all constraint handlers learn',
 }
 PHASES = {  # of wall time
     'update': 'update: gradients and new weights',
@@ -90,7 +106,15 @@ JUDGES = {  # who says in Safe RLHF how helpful and how harmful answers are
     'held_out': 'by models that nothing was trained on',
     'rule': 'by the rule that made the questions',
 }
-VOCABULARY = {'judge': JUDGES, 'pal': PAL_MODELS, 'soup': SOUP_SYSTEMS, 'other': SOUP_SYSTEMS, 'phase': PHASES}
+VOCABULARY = {
+    'judge': JUDGES,
+    'pal': PAL_MODELS,
+    'soup': SOUP_SYSTEMS,
+    'other': SOUP_SYSTEMS,
+    'phase': PHASES,
+    'task': CMDP_TASKS,
+    'handler': CMDP_HANDLERS,
+}
 ENDINGS = {  # of any figure
     '_by_turn': '{}, by turn of the dialogue',
     '_by_person': '{}, of each person',
@@ -126,6 +150,12 @@ FIGURES: dict[str, dict[str, str]] = {
         'refused_{file}_{system}': 'share of refusals by {system} of the harmful prompts of {file}',
         'overrefused_{file}_{system}': 'share of refusals by {system} of the harmless prompts of {file}',
         'unsafe_{file}_{system}': 'share of unsafe answers of {system} to {file}',
+        'to_least': 'rounds of the shortest schedule over the least that there can be, mean over networks',
+        'solved': 'share of handlers and limits with at least 97 % of the exact optimum and a cost near the limit',
+        '{task}_{handler}_share': 'reward as a share of the exact optimum, at the worst limit: {handler}, on {task}',
+        '{task}_{handler}_over': 'cost less its limit, at the worst limit: {handler}, on {task}',
+        '{task}_{handler}_reward': 'discounted reward of an episode: {handler}, on {task}',
+        '{task}_{handler}_cost': 'discounted cost of an episode: {handler}, on {task}',
         'sign_accuracy': 'share of answers on the right side of 0: a cost above it says unsafe',
         'perplexity': 'tokens it hesitates between, exp(loss)',
         'margin': 'how much higher it scores the answer that should score higher, in a pair',
@@ -150,6 +180,8 @@ FIGURES: dict[str, dict[str, str]] = {
     COMPARED: {
         'limit': 'the limit of the mean cost',
         '{judge}_{system}_limit': 'the limit of the mean cost',
+        'greedy_to_least': 'the same of the greedy baseline: breadth-first trees, deepest first',
+        'least_rounds': 'bound: rounds that every schedule takes at least',
         'bound': 'bound: the best F1 from what the person has told so far; above it is guessing',
         'guesser': 'control: F1 of one fixed guess, the commonest facts of the training people',
         'shuffled': 'control: F1 against the profile of somebody else, not about the person',
@@ -242,6 +274,8 @@ FIGURES: dict[str, dict[str, str]] = {
     },
     MACHINE: {
         'people': 'people in the evaluation',
+        'rounds': 'rounds of the shortest schedule',
+        'networks': 'networks that were planned for',
         'rows': 'rows, pairs or answers looked at',
         'labelled': 'answers that have a label',
         'written': 'replies written after a summary',
@@ -286,6 +320,7 @@ FIGURES: dict[str, dict[str, str]] = {
         'approx_kl': 'how far one update moved the policy (KL divergence)',
         'clip_fraction': "share of tokens at PPO's limit of change",
         'ratio_deviation': "largest change of a token's probability in an update, relative",
+        'step_scale': 'what the line search left of steps within the trust region (0: the policy stays)',
         'first_ratio_deviation': 'the same before the first update; near 0 if training and sampling agree',
         'sampler_drift': 'how far sampled and trained log-probabilities differ, mean',
         'sampler_drift_max': 'how far sampled and trained log-probabilities differ, at most',

@@ -1,0 +1,32 @@
+r"""AllReduce on data-centre networks and accelerator meshes: short schedules beside the least rounds that there can be.
+
+  python -m pal_jax.train --config=configs/allreduce.py            # BCube, DCell, Jellyfish, ring, torus, fat tree
+  python -m pal_jax.train --config=configs/allreduce.py:exact      # small ones, by integer programme too
+  python -m pal_jax.train --config=configs/allreduce.py:smoke
+  python -m pal_jax.train --config=configs/allreduce.py --config.networks="('bcube:4,1','my.gml')"
+
+The shortest schedule of each network is in schedules/ of the run's folder, as JSON. --help lists all keys.
+"""
+
+from ml_collections import ConfigDict
+
+from pal_jax import presets as p
+from pal_jax.parts.settings import CheckpointSettings
+from pal_jax.recipes.allreduce import Settings
+
+ALL = 'bcube:3,1', 'bcube:4,1', 'dcell:3,1', 'jellyfish:10,3', 'ring:8', 'torus:4,4', 'fat_tree:4'
+SMALL = 'bcube:2,1', 'bcube:3,1', 'dcell:2,1', 'ring:8'
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    variant = p.parse_variant(variant, 'smoke', 'exact')
+    config = p.to_config(
+        Settings(recipe='allreduce', total_steps=0, networks=ALL, checkpoint=CheckpointSettings(every=1), export=False)
+    )
+    if variant == 'smoke':
+        config.networks = ('bcube:2,1', 'ring:4')
+        config.tries = 2
+    if variant == 'exact':
+        config.networks = SMALL
+        config.programme = 120.0
+    return config

@@ -1,0 +1,267 @@
+"""AllReduce as a schedule of rounds: trees of chunks, the sends that they ask for, and schedules by simple rules.
+
+The buffer of each of N servers is cut into N chunks. Chunk j is reduced up a tree to its root, server j, and then
+broadcast down. A send moves one chunk over one hop, takes the hop's directed links for a round, and no link carries
+two chunks in a round. A server sends its partial sum once all its children's sums have come, and merges what comes;
+what comes in a round can be sent from the next on. The number of rounds is to be small.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from pal_jax.envs.arrays.topology import Topology, used
+
+Parents = Int[np.ndarray, 'N N']  # of each chunk's tree, by server; the root's is -1
+
+
+Op = Literal['reduce', 'copy']
+
+
+class Send(NamedTuple):
+    """A chunk over a hop: `reduce` adds it to what the receiver has, `copy` replaces that."""
+
+    src: int
+    dst: int
+    chunk: int
+    op: Op
+
+
+Schedule = list[list[Send]]  # the sends of each round
+
+
+class Workloads(NamedTuple):
+    """All sends of a set of trees, `M = 2 N (N - 1)` of them: first those that reduce, then those that broadcast.
+
+    needs: sends that have to be done before, as a matrix.
+    depth: sends on the longest chain that begins with this one.
+    waiting: sends that wait for this one, near and far.
+    """
+
+    sends: list[Send]
+    links: Bool[np.ndarray, 'M L']
+    needs: Bool[np.ndarray, 'M M']
+    depth: Int[np.ndarray, ' M']
+    waiting: Int[np.ndarray, ' M']
+
+
+# --- trees ------------------------------------------------------------------------------------------------------------
+
+
+def random_trees(topology: Topology, rng: np.random.Generator) -> Parents:
+    """A breadth-first tree from each server, whose neighbours are visited in random order."""
+    count = topology.servers
+    parents = np.full((count, count), -1)
+    for root in range(count):
+        reached, queue = {root}, [root]
+        for server in queue:
+            for other in rng.permutation(topology.neighbours[server]):
+                if other not in reached:
+                    reached.add(int(other))
+                    queue.append(int(other))
+                    parents[root, other] = server
+    return parents
+
+
+def spread_trees(topology: Topology, rng: np.random.Generator) -> Parents:
+    """Trees made together: round by round every chunk is sent on from where it is to where it is not, over links that
+    are free, the rarest chunk and the neediest server first. Trees that are made together share the links evenly."""
+    count = topology.servers
+    has = np.eye(count, dtype=bool)  # [server, chunk]
+    parents = np.full((count, count), -1)
+    hops = sorted(topology.routes)
+    links = np.zeros((len(hops), len(topology.links)), bool)
+    for row, hop in enumerate(hops):
+        links[row, list(topology.routes[hop])] = True
+    src, dst = np.array(hops).T
+    while not has.all():
+        new = has.copy()
+        free = np.ones(len(topology.links), bool)
+        while True:
+            open_hops = ~np.any(links & ~free, axis=1)
+            useful = has[src] & ~new[dst] & open_hops[:, None]  # [hop, chunk]
+            if not useful.any():
+                break
+            # The server with the fewest ways to be served goes first, then its rarest chunk.
+            ways = np.zeros(count)
+            np.add.at(ways, dst, useful.any(axis=1))
+            rank = ways[dst][:, None] + new.sum(axis=0)[None, :] / (2.0 * count) + rng.random(useful.shape) * 0.5
+            hop, chunk = np.unravel_index(np.argmin(np.where(useful, rank, np.inf)), useful.shape)
+            new[dst[hop], chunk] = True
+            parents[chunk, dst[hop]] = src[hop]
+            free &= ~links[hop]
+        has = new
+    return parents
+
+
+TREES: dict[str, Callable[[Topology, np.random.Generator], Parents]] = {'bfs': random_trees, 'spread': spread_trees}
+
+
+def workloads(topology: Topology, parents: Parents) -> Workloads:
+    """The sends that trees ask for, and which of them wait for which."""
+    count = topology.servers
+    edges = [(chunk, child) for chunk in range(count) for child in range(count) if child != chunk]
+    up = {edge: i for i, edge in enumerate(edges)}
+    size = len(edges)
+    sends = [Send(child, int(parents[chunk, child]), chunk, 'reduce') for chunk, child in edges]
+    sends += [Send(int(parents[chunk, child]), child, chunk, 'copy') for chunk, child in edges]
+    needs = np.zeros((2 * size, 2 * size), bool)
+    for (chunk, child), i in up.items():
+        parent = int(parents[chunk, child])
+        if parent == chunk:  # the root has the total when all its children's sums are there
+            roots = [up[chunk, other] for other in range(count) if other != chunk and parents[chunk, other] == chunk]
+            needs[size + i, roots] = True
+        else:
+            needs[up[chunk, parent], i] = True
+            needs[size + i, size + up[chunk, parent]] = True
+    links = np.zeros((2 * size, len(topology.links)), bool)
+    for i, send in enumerate(sends):
+        links[i, list(topology.routes[send.src, send.dst])] = True
+    depth, waiting = _ahead(needs)
+    return Workloads(sends, links, needs, depth, waiting)
+
+
+def _ahead(needs: Bool[np.ndarray, 'M M']) -> tuple[Int[np.ndarray, ' M'], Int[np.ndarray, ' M']]:
+    """Of each send the longest chain that begins with it, and how many sends wait for it."""
+    step = needs.T.astype(np.float32)  # [i, j]: j waits for i
+    depth, waiting, front = np.ones(len(needs), int), needs.T.copy(), np.eye(len(needs), dtype=np.float32)
+    for length in range(2, len(needs) + 1):
+        front = (front @ step > 0).astype(np.float32)
+        if not front.any():
+            break
+        depth[front.any(axis=1)] = length
+        waiting |= front > 0
+    return depth, waiting.sum(axis=1)
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+
+def schedule(work: Workloads, priority: Callable[[Int[np.ndarray, ' E']], Float[np.ndarray, ' E']]) -> Schedule:
+    """Round by round, take the enabled send of the highest priority that no link forbids, until none is left.
+
+    Args:
+      priority: of the enabled sends, by their numbers; called once a round.
+    """
+    done, rounds = np.zeros(len(work.sends), bool), []
+    while not done.all():
+        enabled = np.flatnonzero(~done & ~np.any(work.needs & ~done, axis=1))
+        free, taken = np.ones(work.links.shape[1], bool), []
+        for i in enabled[np.argsort(-priority(enabled), kind='stable')]:
+            if not np.any(work.links[i] & ~free):
+                free &= ~work.links[i]
+                taken.append(int(i))
+        done[taken] = True
+        rounds.append([work.sends[i] for i in taken])
+    return rounds
+
+
+def at_random(work: Workloads, rng: np.random.Generator) -> Schedule:
+    """Any enabled sends, as many as fit."""
+    return schedule(work, lambda enabled: rng.random(len(enabled)))
+
+
+def deepest_first(work: Workloads, rng: np.random.Generator) -> Schedule:
+    """The sends with the longest chains behind them first."""
+    return schedule(work, lambda enabled: work.depth[enabled] + rng.random(len(enabled)))
+
+
+def best_of(topology: Topology, tries: int, seed: int, trees: str = 'bfs') -> Schedule:
+    """The shortest of `tries` deepest-first schedules, each on trees of its own."""
+    schedules = []
+    for number in range(tries):
+        rng = np.random.default_rng([seed, number])
+        schedules.append(deepest_first(workloads(topology, TREES[trees](topology, rng)), rng))
+    return min(schedules, key=len)
+
+
+def there_and_back(topology: Topology, parents: Parents, rng: np.random.Generator) -> Schedule:
+    """An AllGather on the trees, deepest first, and before it the same backwards as the reduction."""
+    whole = workloads(topology, parents)
+    half = len(whole.sends) // 2
+    needs = whole.needs[half:, half:]
+    gather = Workloads(whole.sends[half:], whole.links[half:], needs, *_ahead(needs))
+    return mirrored(deepest_first(gather, rng))
+
+
+def mirrored(gather: Schedule) -> Schedule:
+    """An AllReduce made of an AllGather: its sends backwards from the last round to the first, which reduce, and then
+    the AllGather itself. Links backwards are as free as the links were."""
+    back = [[Send(send.dst, send.src, send.chunk, 'reduce') for send in sends] for sends in reversed(gather)]
+    return back + gather
+
+
+def ring_schedule(order: Sequence[int]) -> Schedule:
+    """The ring algorithm along an order of servers: `2 (N - 1)` rounds, in which every server sends to the next."""
+    count = len(order)
+    rounds: Schedule = []
+    phases: tuple[tuple[Op, int], ...] = (('reduce', 0), ('copy', 1))
+    for op, first in phases:
+        for t in range(count - 1):
+            sends = [Send(order[i], order[(i + 1) % count], (i + first - t) % count, op) for i in range(count)]
+            rounds.append(sends)
+    return rounds
+
+
+def server_rounds(topology: Topology) -> int:
+    """Rounds of a parameter server without merging: its ports receive N chunks from all others, then send as many."""
+    chunks = topology.servers * (topology.servers - 1)
+    return min(2 * -(-chunks // ports) for ports in topology.ports)
+
+
+# --- what a schedule is worth -----------------------------------------------------------------------------------------
+
+
+def replay(rounds: Schedule, vectors: Int[np.ndarray, 'N N']) -> Int[np.ndarray, 'N N']:
+    """What servers hold after a schedule, by server and chunk, if they began with `vectors`.
+
+    Sends of a round see what was there before it.
+    """
+    held = np.array(vectors)
+    for sends in rounds:
+        before = held.copy()
+        for send in sends:
+            if send.op == 'reduce':
+                held[send.dst, send.chunk] += before[send.src, send.chunk]
+            else:
+                held[send.dst, send.chunk] = before[send.src, send.chunk]
+    return held
+
+
+def check(topology: Topology, rounds: Schedule) -> None:
+    """Raises ValueError where a hop is none of the network's, a link carries two chunks in a round, or a server does
+    not end with every server's contribution to every chunk, each counted once."""
+    count = topology.servers
+    for sends in rounds:
+        used(topology, [(send.src, send.dst) for send in sends])
+    for source in range(count):  # what each server contributes, by itself
+        start = np.zeros((count, count), int)
+        start[source] = 1
+        if not np.all(replay(rounds, start) == 1):
+            raise ValueError(f'{topology.name}: what server {source} contributes does not count once everywhere')
+
+
+def save(rounds: Schedule, path: Path, name: str, servers: int) -> None:
+    """Write a schedule as JSON: `name`, `servers`, and `rounds`, lists of objects with src, dst, chunk and op."""
+    data = {'name': name, 'servers': servers, 'rounds': [[send._asdict() for send in sends] for sends in rounds]}
+    path.write_text(json.dumps(data) + '\n', encoding='utf-8')
+
+
+def load(path: Path) -> tuple[Schedule, int]:
+    """A schedule that `save` wrote, and its number of servers.
+
+    Raises:
+      ValueError: the file is no schedule.
+    """
+    try:
+        data: Any = json.loads(path.read_text(encoding='utf-8'))
+        rounds = [[Send(**send) for send in sends] for sends in data['rounds']]
+        return rounds, int(data['servers'])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} is no schedule ({error}); write one with `allreduce.save`') from None

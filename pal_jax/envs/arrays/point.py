@@ -1,0 +1,85 @@
+"""A point that is pushed to a goal past hazards: a constrained task with continuous actions.
+
+The square has sides of 2. A push changes the velocity, which friction shrinks. Coming nearer to the goal pays the
+distance gained, and reaching it pays 1 more and moves it elsewhere. A step that ends within a hazard costs 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pal_jax.objectives.distributions import Gaussian
+
+
+class PointState(NamedTuple):
+    """Where the point, its goal and the hazards are, and how fast the point is, in lengths a step."""
+
+    position: Float[Array, ' 2']
+    velocity: Float[Array, ' 2']
+    goal: Float[Array, ' 2']
+    hazards: Float[Array, 'H 2']
+
+
+@dataclasses.dataclass(frozen=True)
+class PointGoal:
+    """The task. `hazards` discs of radius `hazard_radius` are drawn anew for each episode."""
+
+    hazards: int = 4
+    hazard_radius: float = 0.3
+    goal_radius: float = 0.15
+    push: float = 0.03  # lengths a step, of a push of 1; larger pushes are cut to it in each dimension
+    friction: float = 0.3  # share of the velocity that a step loses
+
+    channels: ClassVar[int] = 2
+    gamma: float = 0.97
+    horizon: int = 100
+
+    @property
+    def width(self) -> int:
+        return 6 + 2 * self.hazards
+
+    @property
+    def actions(self) -> Gaussian:
+        return Gaussian(2)
+
+    def reset(self, key: Array) -> PointState:
+        place, goal, hazards = jax.random.split(key, 3)
+        return PointState(
+            _somewhere(place), jnp.zeros(2), _somewhere(goal),
+            jax.random.uniform(hazards, (self.hazards, 2), minval=-1.0, maxval=1.0),
+        )  # fmt: skip
+
+    def observe(self, state: PointState) -> Float[Array, ' D']:
+        """The position, the velocity in units of a push, and the ways to the goal and to the hazards, nearest first."""
+        away = state.hazards - state.position[None]
+        order = jnp.argsort(jnp.sum(jnp.square(away), axis=-1))
+        near = away[order].reshape(-1)
+        return jnp.concatenate([state.position, state.velocity / self.push, state.goal - state.position, near])
+
+    def legal(self, state: PointState) -> Bool[Array, ' 0']:
+        return jnp.zeros(0, bool)
+
+    def step(
+        self, state: PointState, action: Float[Array, ' 2'], key: Array
+    ) -> tuple[PointState, Float[Array, ' 2'], Bool[Array, '']]:
+        velocity = (1.0 - self.friction) * state.velocity + self.push * jnp.clip(action, -1.0, 1.0)
+        position = jnp.clip(state.position + velocity, -1.0, 1.0)
+        before, after = _distance(state.goal, state.position), _distance(state.goal, position)
+        reached = after < self.goal_radius
+        inside = jnp.any(_distance(state.hazards, position[None]) < self.hazard_radius)
+        goal = jnp.where(reached, _somewhere(key), state.goal)
+        rewards = jnp.stack([before - after + reached, inside.astype(jnp.float32)])
+        return PointState(position, velocity, goal, state.hazards), rewards, jnp.zeros((), bool)
+
+
+def _somewhere(key: Array) -> Float[Array, ' 2']:
+    return jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
+
+
+def _distance(a: Float[Array, '*S 2'], b: Float[Array, '*S 2']) -> Float[Array, '*S']:
+    return jnp.sqrt(jnp.sum(jnp.square(a - b), axis=-1))

@@ -1,0 +1,230 @@
+"""Networks of servers and switches, and how servers reach each other in them.
+
+Servers are the nodes `0 .. servers - 1`, switches the nodes behind them. A link is directed: every cable is two. A hop
+from a server to another one takes one round and all the directed links of its route, whose inner nodes are switches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+from jaxtyping import Bool, Int
+
+DIRECT = 3  # links of the longest hop where these connect all servers: server, switch, switch, server
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Topology:
+    """A network.
+
+    Attributes:
+      name: of the network, such as 'BCube(3,1)'.
+      servers: how many there are.
+      graph: undirected; its nodes are numbered as above.
+    Raises:
+      ValueError: there are fewer than two servers, nodes are not numbered from 0, or servers cannot reach each other.
+    """
+
+    name: str
+    servers: int
+    graph: nx.Graph
+
+    def __post_init__(self):
+        if self.servers < 2 or sorted(self.graph) != list(range(len(self.graph))):
+            raise ValueError(f'{self.name}: {self.servers} servers must be at least 2, and nodes numbered from 0')
+        if not nx.is_connected(self.graph):
+            raise ValueError(f'{self.name}: the network is not connected; every server has to reach every other')
+
+    @property
+    def switches(self) -> int:
+        return len(self.graph) - self.servers
+
+    @functools.cached_property
+    def links(self) -> list[tuple[int, int]]:
+        """All directed links; their places are their numbers."""
+        return sorted(edge for u, v in self.graph.edges for edge in ((u, v), (v, u)))
+
+    @property
+    def ports(self) -> list[int]:
+        """Links of each server, which all can send and receive at once."""
+        return [self.graph.degree[server] for server in range(self.servers)]
+
+    @functools.cached_property
+    def routes(self) -> dict[tuple[int, int], tuple[int, ...]]:
+        """The links of each hop by its ends. Servers are neighbours that at most `DIRECT` links connect through
+        switches alone; where these do not connect all servers, as in a fat tree, as many links as it takes. Of several
+        shortest routes hops take different ones, and the way back is the way there."""
+        number = {link: i for i, link in enumerate(self.links)}
+        within, longest = self._through_switches(), DIRECT
+        while not _connects(self.servers, [pair for pair, paths in within.items() if len(paths[0]) <= longest + 1]):
+            longest += 1
+        routes = {}
+        for (u, v), paths in within.items():
+            if len(paths[0]) <= longest + 1:
+                path = paths[(u + v) % len(paths)]
+                routes[u, v] = tuple(number[link] for link in itertools.pairwise(path))
+                routes[v, u] = tuple(number[link] for link in itertools.pairwise(path[::-1]))
+        return routes
+
+    @functools.cached_property
+    def neighbours(self) -> list[list[int]]:
+        """The servers that are a hop away, by server."""
+        return [[v for v in range(self.servers) if (u, v) in self.routes] for u in range(self.servers)]
+
+    def hops(self) -> Int[np.ndarray, 'N N']:
+        """Least hops between servers."""
+        graph = nx.Graph(self.routes.keys())
+        lengths = dict(nx.all_pairs_shortest_path_length(graph))
+        return np.array([[lengths[u][v] for v in range(self.servers)] for u in range(self.servers)])
+
+    def _through_switches(self) -> dict[tuple[int, int], list[list[int]]]:
+        """The shortest paths between servers whose inner nodes are switches, by their ends, where there are any."""
+        paths = {}
+        switches = set(range(self.servers, len(self.graph)))
+        for u, v in itertools.combinations(range(self.servers), 2):
+            between = self.graph.subgraph(switches | {u, v})
+            if nx.has_path(between, u, v):
+                paths[u, v] = sorted(nx.all_shortest_paths(between, u, v))
+        return paths
+
+
+def _connects(servers: int, pairs: list[tuple[int, int]]) -> bool:
+    graph = nx.Graph(pairs)
+    return len(graph) == servers and nx.is_connected(graph)
+
+
+def used(topology: Topology, hops: list[tuple[int, int]]) -> Bool[np.ndarray, ' L']:
+    """Which links these hops take. Raises ValueError where two of them take the same, or there is no such hop."""
+    taken = np.zeros(len(topology.links), bool)
+    for hop in hops:
+        if hop not in topology.routes:
+            raise ValueError(f'{topology.name} has no hop {hop}')
+        for link in topology.routes[hop]:
+            if taken[link]:
+                raise ValueError(f'{topology.name}: two sends of a round take the link {topology.links[link]}')
+            taken[link] = True
+    return taken
+
+
+# --- the networks of data centres and of accelerators -----------------------------------------------------------------
+
+
+def ring(n: int) -> Topology:
+    """`n` servers in a circle."""
+    return Topology(f'Ring({n})', n, nx.cycle_graph(n))
+
+
+def torus(rows: int, columns: int) -> Topology:
+    """Servers in a grid whose ends meet."""
+    grid = nx.grid_2d_graph(rows, columns, periodic=True)
+    numbers = {(r, c): r * columns + c for r, c in itertools.product(range(rows), range(columns))}
+    return Topology(f'Torus({rows},{columns})', rows * columns, nx.relabel_nodes(grid, numbers))
+
+
+def bcube(n: int, k: int) -> Topology:
+    """BCube(n, k) (Guo et al. 2009): servers are words of `k + 1` digits below `n`; those that differ in one digit
+    share a switch."""
+    servers, graph = n ** (k + 1), nx.Graph()
+    for server in range(servers):
+        for level in range(k + 1):
+            rest = server // n ** (level + 1) * n**level + server % n**level  # the word without the digit
+            graph.add_edge(server, servers + level * n**k + rest)
+    return Topology(f'BCube({n},{k})', servers, graph)
+
+
+def dcell(n: int, level: int) -> Topology:
+    """DCell(n, level) (Guo et al. 2008): a switch with `n` servers, then full graphs of the cells below with one link
+    between servers of every two."""
+    edges, servers = _dcell(n, level)
+    switches = servers // n
+    edges += [(server, servers + server // n) for server in range(servers)]
+    graph = nx.Graph(edges)
+    assert len(graph) == servers + switches
+    return Topology(f'DCell({n},{level})', servers, graph)
+
+
+def _dcell(n: int, level: int) -> tuple[list[tuple[int, int]], int]:
+    """The direct links of a cell and its number of servers, which are numbered cell by cell."""
+    if level == 0:
+        return [], n
+    inner, size = _dcell(n, level - 1)
+    edges = [(u + cell * size, v + cell * size) for cell in range(size + 1) for u, v in inner]
+    edges += [(i * size + j - 1, j * size + i) for i in range(size + 1) for j in range(i + 1, size + 1)]
+    return edges, size * (size + 1)
+
+
+def jellyfish(switches: int, degree: int, seed: int = 0, servers: int = 1) -> Topology:
+    """Jellyfish (Singla et al. 2012): a random regular graph of switches with `servers` each."""
+    drawn = (nx.random_regular_graph(degree, switches, seed=seed + 1000 * attempt) for attempt in itertools.count())
+    inner = next(graph for graph in drawn if nx.is_connected(graph))
+    count = switches * servers
+    graph = nx.Graph((count + u, count + v) for u, v in inner.edges)
+    graph.add_edges_from((server, count + server // servers) for server in range(count))
+    return Topology(f'Jellyfish({switches},{degree},{seed})', count, graph)
+
+
+def fat_tree(k: int) -> Topology:
+    """A fat tree of `k` pods of switches with `k` ports each (Al-Fares et al. 2008); `k` is even.
+
+    Raises:
+      ValueError: `k` is odd.
+    """
+    if k % 2:
+        raise ValueError(f'a fat tree has an even number of pods, got {k}')
+    half = k // 2
+    servers, graph = k * half * half, nx.Graph()
+    edge, aggregation, core = servers, servers + k * half, servers + 2 * k * half
+    for pod, e in itertools.product(range(k), range(half)):
+        graph.add_edges_from((edge + pod * half + e, aggregation + pod * half + a) for a in range(half))
+        graph.add_edges_from((edge + pod * half + e, (pod * half + e) * half + s) for s in range(half))
+        graph.add_edges_from((aggregation + pod * half + e, core + e * half + c) for c in range(half))
+    return Topology(f'FatTree({k})', servers, graph)
+
+
+def from_file(path: Path) -> Topology:
+    """A graph in a format of networkx, by the ending: .gml, .graphml, .adjlist, .edgelist. Nodes with the attribute
+    `kind` 'switch' are switches; without any all nodes are servers.
+
+    Raises:
+      ValueError: the ending is unknown, or as `Topology`.
+    """
+    readers = {
+        '.gml': nx.read_gml, '.graphml': nx.read_graphml, '.adjlist': nx.read_adjlist, '.edgelist': nx.read_edgelist,
+    }  # fmt: skip
+    if path.suffix not in readers:
+        raise ValueError(f'{path} has an unknown ending; use one of {", ".join(readers)}')
+    graph = nx.Graph(readers[path.suffix](path))
+    kinds = [graph.nodes[node].get('kind', 'server') for node in graph]
+    order = [*(n for n, kind in zip(graph, kinds, strict=True) if kind != 'switch')]
+    servers = len(order)
+    order += [node for node, kind in zip(graph, kinds, strict=True) if kind == 'switch']
+    return Topology(path.stem, servers, nx.relabel_nodes(graph, {node: i for i, node in enumerate(order)}))
+
+
+# --- networks by name -------------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    'ring': ring, 'torus': torus, 'bcube': bcube, 'dcell': dcell, 'jellyfish': jellyfish, 'fat_tree': fat_tree,
+}  # fmt: skip
+
+
+def by_name(name: str) -> Topology:
+    """The network of a name such as `bcube:3,1`, with the numbers that its function takes; or of a file.
+
+    Raises:
+      ValueError: there is no such network or file, or the numbers are wrong.
+    """
+    kind, _, numbers = name.partition(':')
+    if kind in NETWORKS:
+        try:
+            return NETWORKS[kind](*(int(number) for number in numbers.split(',')))
+        except (TypeError, ValueError, nx.NetworkXException) as error:
+            raise ValueError(f'networks has {name!r}: {error}') from None
+    if not Path(name).is_file():
+        raise ValueError(f'networks has {name!r}; use a file of a graph, or one of {", ".join(NETWORKS)} with numbers')
+    return from_file(Path(name))

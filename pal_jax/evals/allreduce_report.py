@@ -1,0 +1,73 @@
+"""What a report shows of AllReduce schedules: rounds by rule beside the least, and which link carries what when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from pal_jax.runtime.curve import STYLE, png
+from pal_jax.types import Exhibit
+
+RULES = {
+    'random': 'breadth-first trees, at random',
+    'greedy': 'breadth-first trees, deepest first',
+    'spread': 'trees made together, deepest first',
+    'back': 'trees made together, there and back',
+    'programme': 'integer programme',
+}
+
+
+def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Over all networks the mean ratio of the shortest schedule and of the greedy one to the least rounds."""
+    best = [min(record['rounds'].values()) / record['least'] for record in records]
+    greedy = [record['rounds']['greedy'] / record['least'] for record in records]
+    return {'to_least': float(np.mean(best)), 'greedy_to_least': float(np.mean(greedy)), 'networks': len(records)}
+
+
+def make_exhibits(records: Sequence[Mapping[str, Any]]) -> list[Exhibit]:
+    """A table of networks by rule, and a picture of each network's shortest schedule."""
+    rules = [rule for rule in RULES if any(rule in record['rounds'] for record in records)]
+    rows = [['network', 'servers', 'at least', 'ring', 'server', *(RULES[rule] for rule in rules), 'best to least']]
+    for record in records:
+        rounds = record['rounds']
+        rows.append(
+            [
+                record['network'],
+                *(str(record[key]) for key in ('servers', 'least', 'ring', 'server')),
+                *(str(rounds.get(rule, '')) for rule in rules),
+                f'{min(rounds.values()) / record["least"]:.2f}',
+            ]
+        )
+    text = (
+        'Rounds of an AllReduce. At least: no schedule that reduces every chunk to a server of its own and then '
+        'broadcasts it has fewer. Ring: 2 (N - 1), where neighbours of a ring share no links. Server: without merging.'
+    )
+    table = Exhibit('Rounds by network', text, rows)
+    return [table, *(Exhibit(title(record), picture=plot(record)) for record in records)]
+
+
+def title(record: Mapping[str, Any]) -> str:
+    return f'{record["network"]}: {len(record["used"])} rounds by {RULES[record["rule"]]}'
+
+
+def plot(record: Mapping[str, Any]) -> bytes:
+    """Links by rounds, each cell in the colour of the chunk that the link carries; white: free."""
+    used = np.array(record['used']).T
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 1.5 + 0.06 * len(used)), layout='constrained')
+        ax = figure.subplots()
+        ax.set_title(title(record))
+        ax.grid(False)
+        shown = np.ma.masked_less(used, 0)
+        picture = ax.imshow(
+            shown, aspect='auto', cmap='turbo', vmin=0, vmax=record['servers'] - 1, interpolation='none'
+        )
+        ax.set_xticks(range(used.shape[1]), [str(number + 1) for number in range(used.shape[1])])
+        ax.set_xlabel(f'round ({np.mean(used >= 0):.0%} of the links are busy)')
+        ax.set_ylabel('directed link')
+        figure.colorbar(picture, ax=ax, label='chunk')
+    return png(figure)

@@ -1,0 +1,340 @@
+"""PPO on arrays: environments and networks in one compiled program, many replicas side by side.
+
+    state = learner.init(seeds)                           # a replica a seed
+    state, steps, episodes = learner.rollout(state)       # T steps of N environments of every replica, one scan
+    state, metrics = learner.update(state, steps, mix)    # what rewards and costs count is told by `mix`
+
+Between the two calls a constraint handler (`objectives/constraints.py`) reads the costs of `episodes` and makes `mix`.
+The rollout is PureJaxRL's: one scan over time of environments that start anew by themselves. Objectives are discounted
+sums from the first state of an episode, so step t of an episode counts gamma^t in every mean over steps.
+
+Letters: `R` replicas, which lead all arrays outside of the programs, `N` environments, `T` steps, `C` channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from pal_jax.learners import array_updates as updates
+from pal_jax.learners.array_updates import Chosen, Model, Rule
+from pal_jax.models.mlp import MLP, Policy
+from pal_jax.objectives.advantages import gae
+from pal_jax.objectives.distributions import Distribution
+from pal_jax.objectives.policy import value_token_loss
+from pal_jax.objectives.trust_region import TrustRegion
+from pal_jax.runtime import sharding
+from pal_jax.runtime.optim import Optimizer
+
+START, ROLLOUT, UPDATE = range(3)  # uses of a replica's randomness
+
+
+class ArrayEnv(Protocol):
+    """Rules of an environment (`envs/arrays/`): a frozen dataclass of numbers whose functions are pure and of a single
+    episode. `D` is the width of an observation, `K` that of a mask.
+
+    Channel 0 of the rewards is the reward, the others are costs.
+    """
+
+    @property
+    def width(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        ...
+
+    @property
+    def gamma(self) -> float:
+        """The discount of all channels."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """Steps after which an episode is cut. What would have followed counts by the critic's value."""
+        ...
+
+    @property
+    def actions(self) -> Distribution:
+        """The distribution that actions are drawn from."""
+        ...
+
+    def reset(self, key: Array) -> Any:
+        """The first state of an episode."""
+        ...
+
+    def observe(self, state: Any) -> Float[Array, ' D']:
+        """What the policy sees."""
+        ...
+
+    def legal(self, state: Any) -> Bool[Array, ' K']:
+        """Which actions are allowed, head after head; of continuous actions an array of no entries."""
+        ...
+
+    def step(self, state: Any, action: Array, key: Array) -> tuple[Any, Float[Array, ' C'], Bool[Array, '']]:
+        """The next state, the rewards of the step by channel, and whether the episode has ended."""
+        ...
+
+
+class Mix(NamedTuple):
+    """What an update makes of rewards and costs: `(reward * A_r - cost * A_c) / divisor`, one number each a replica.
+
+    excess: mean cost of an episode less its limit, of which P3O, CPO and PCPO read how much the limit is passed.
+    projection: what costs count in CUP's second update.
+    """
+
+    reward: Float[Array, ' R']
+    cost: Float[Array, ' R']
+    divisor: Float[Array, ' R']
+    excess: Float[Array, ' R']
+    projection: Float[Array, ' R']
+
+
+class Steps(struct.PyTreeNode):
+    """What a rollout has seen and done, a row an environment. `more` is the discount of what follows a step: 0 behind
+    the end of an episode. `weight` is gamma^t within the episode."""
+
+    observations: Float[Array, 'N T D']
+    legal: Bool[Array, 'N T K']
+    actions: Array
+    logprobs: Float[Array, 'N T']
+    rewards: Float[Array, 'N T C']  # and what a cut episode would have got, by the critic
+    more: Float[Array, 'N T']
+    weight: Float[Array, 'N T']
+    values: Float[Array, 'N T C']
+    bootstrap: Float[Array, 'N C']
+
+
+class Episodes(NamedTuple):
+    """Means over the episodes that ended in a rollout: discounted sums of the rewards by channel, and of 1 for every
+    step. Where none has ended these are the means of before."""
+
+    sums: Float[Array, ' C']
+    length: Float[Array, '']
+    ended: Int[Array, '']
+
+
+class Running(struct.PyTreeNode):
+    """Episodes under way: their states, ages, and discounted sums so far, of the channels and of 1."""
+
+    env: Any
+    age: Int[Array, ' N']
+    sums: Float[Array, 'N C+1']
+
+
+class ArrayState(struct.PyTreeNode):
+    """A replica: networks, optimisers, the episodes under way, and the last means of those that ended."""
+
+    seed: Int[Array, '']
+    rollouts: Int[Array, '']
+    policy: Any
+    critic: Any
+    policy_opt: optax.OptState
+    critic_opt: optax.OptState
+    running: Running
+    means: Float[Array, ' C+1']
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayPPO:
+    """Functions over `ArrayState`s side by side.
+
+    Attributes:
+      rule: a handler whose update of the policy is not PPO's clipped one of mixed advantages, or `Unconstrained`.
+      environments, steps: N and T of a rollout.
+      hidden: widths of the hidden layers of policy and critic.
+      optimizer, critic: those of the two networks.
+      epochs, minibatches: passes over a rollout, and the parts that each is cut into by environments.
+      clip: how far PPO's ratio may move before a step stops to count.
+      lam: of the advantage estimator.
+      entropy: weight of the entropy in the policy's loss.
+      reward_scale: by which rewards are multiplied before anything is learnt of them; multipliers are then of the
+        scaled reward.
+    Raises:
+      ValueError: the environments do not divide into the minibatches, or over the devices.
+    """
+
+    env: ArrayEnv
+    rule: Rule
+    mesh: Mesh
+    optimizer: Optimizer
+    critic: Optimizer
+    environments: int = 64
+    steps: int = 32
+    hidden: tuple[int, ...] = (64, 64)
+    epochs: int = 4
+    minibatches: int = 1
+    clip: float = 0.2
+    lam: float = 0.95
+    entropy: float = 0.0
+    reward_scale: float = 1.0
+
+    def __post_init__(self):
+        ways = sharding.batch_ways(self.mesh)
+        if self.environments % self.minibatches or self.environments % ways:
+            raise ValueError(
+                f'environments={self.environments} does not divide into minibatches={self.minibatches} or over '
+                f'{ways} devices'
+            )
+
+    # --- states -------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def policy_net(self) -> Policy:
+        return Policy(self.env.actions, self.hidden)
+
+    @functools.cached_property
+    def critic_net(self) -> MLP:
+        return MLP(self.hidden, self.env.channels)
+
+    def abstract(self, replicas: int) -> ArrayState:
+        """Shapes and shardings of a state of so many replicas: environments lie over the mesh, networks everywhere."""
+        shapes = jax.eval_shape(jax.vmap(self._new), jax.ShapeDtypeStruct((replicas,), jnp.int32))
+
+        def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            axes = (None, 'batch') if getattr(path[0], 'name', '') == 'running' else ()
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.sharding(self.mesh, axes))
+
+        return jax.tree_util.tree_map_with_path(place, shapes)
+
+    def init(self, seeds: Int[Array, ' R']) -> ArrayState:
+        """The states before the first rollout, one a seed."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract(len(seeds)))
+        return jax.jit(jax.vmap(self._new), out_shardings=shardings)(seeds)
+
+    def _new(self, seed: Int[Array, '']) -> ArrayState:
+        for_policy, for_critic, for_env = jax.random.split(_key(seed, START, jnp.zeros((), jnp.int32)), 3)
+        seen = jnp.zeros(self.env.width)
+        policy, critic = self.policy_net.init(for_policy, seen), self.critic_net.init(for_critic, seen)
+        env = jax.vmap(self.env.reset)(jax.random.split(for_env, self.environments))
+        channels = self.env.channels
+        sums = jnp.zeros((self.environments, channels + 1))
+        running = Running(env, jnp.zeros(self.environments, jnp.int32), sums)
+        return ArrayState(
+            seed, jnp.zeros((), jnp.int32), policy, critic, self.optimizer.init(policy), self.critic.init(critic),
+            running, jnp.zeros(channels + 1).at[-1].set(1.0),
+        )  # fmt: skip
+
+    def outputs(self, state: ArrayState, observations: Float[Array, 'S D']) -> Float[Array, 'R S K']:
+        """The policy's output for given observations, by replica."""
+        return jax.vmap(self.policy_net.apply, (0, None))(state.policy, observations)  # type: ignore[return-value]
+
+    # --- rollouts -----------------------------------------------------------------------------------------------------
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def rollout(self, state: ArrayState) -> tuple[ArrayState, Steps, Episodes]:
+        """T steps of all environments under the policy."""
+        return jax.vmap(self._rollout)(state)
+
+    def _rollout(self, state: ArrayState) -> tuple[ArrayState, Steps, Episodes]:
+        env, actions = self.env, self.env.actions
+        root = _key(state.seed, ROLLOUT, state.rollouts)
+        observe = jax.vmap(env.observe)
+
+        def step(carry: tuple[Running, Array], key: Array) -> tuple[tuple[Running, Array], Any]:
+            running, ended_sums = carry
+            to_act, to_step, to_reset = jax.random.split(key, 3)
+            seen, legal = observe(running.env), jax.vmap(env.legal)(running.env)
+            output = self.policy_net.apply(state.policy, seen)
+            action = actions.sample(to_act, output, legal)  # type: ignore[arg-type]
+            logprob = actions.logprob(output, legal, action)  # type: ignore[arg-type]
+            after, rewards, ended = jax.vmap(env.step)(
+                running.env, action, jax.random.split(to_step, self.environments)
+            )
+            cut = (running.age + 1 >= env.horizon) & ~ended
+            over = ended | cut
+            weight = env.gamma**running.age
+            sums = running.sums + weight[:, None] * jnp.pad(rewards, ((0, 0), (0, 1)), constant_values=1.0)
+            fresh = jax.vmap(env.reset)(jax.random.split(to_reset, self.environments))
+            ended_sums += jnp.sum(
+                jnp.where(over[:, None], jnp.pad(sums, ((0, 0), (0, 1)), constant_values=1.0), 0.0), 0
+            )
+            following = Running(
+                jax.tree.map(lambda new, old: _where(over, new, old), fresh, after),
+                jnp.where(over, 0, running.age + 1), _where(over, jnp.zeros_like(sums), sums),
+            )  # fmt: skip
+            more = jnp.where(over, 0.0, env.gamma)
+            return (following, ended_sums), (seen, legal, action, logprob, rewards, more, weight, observe(after), cut)
+
+        start = state.running, jnp.zeros(env.channels + 2)
+        (running, totals), rows = jax.lax.scan(step, start, jax.random.split(root, self.steps))
+        rows = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows)
+        seen, legal, action, logprob, rewards, more, weight, after, cut = rows
+        value = functools.partial(self.critic_net.apply, state.critic)
+        rewards = rewards.at[..., 0].multiply(self.reward_scale) + env.gamma * cut[..., None] * value(after)
+        count = totals[-1]
+        means = jnp.where(count > 0, totals[:-1] / jnp.maximum(count, 1.0), state.means)
+        steps = Steps(
+            seen, legal, action, logprob, rewards, more, weight, value(seen), value(observe(running.env)),  # type: ignore[arg-type]
+        )  # fmt: skip
+        state = state.replace(rollouts=state.rollouts + 1, running=running, means=means)
+        return state, steps, Episodes(means[:-1], means[-1], count.astype(jnp.int32))
+
+    # --- updates ------------------------------------------------------------------------------------------------------
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def update(self, state: ArrayState, steps: Steps, mix: Mix) -> tuple[ArrayState, dict[str, Float[Array, ' R']]]:
+        """The policy's update by the rule, and the critic's; metrics by replica."""
+        return jax.vmap(self._update)(state, steps, mix)
+
+    def _update(self, state: ArrayState, steps: Steps, mix: Mix) -> tuple[ArrayState, dict[str, Array]]:
+        acts = jnp.ones_like(steps.weight, bool)
+        advantages, returns = gae(
+            steps.rewards, steps.values, acts, gamma=steps.more, lam=self.lam, bootstrap=steps.bootstrap
+        )
+        # A critic's mean error would shift the gate of P3O and the step of CPO.
+        share = steps.weight / jnp.sum(steps.weight)
+        advantages = advantages - jnp.sum(share[..., None] * advantages, axis=(0, 1), keepdims=True)
+        chosen = Chosen(
+            steps.observations, steps.legal, steps.actions, steps.logprobs, share, advantages[..., 0],
+            advantages[..., 1], steps.logprobs,
+        )  # fmt: skip
+        excess = mix.excess / state.means[-1]  # of a step, as advantages are
+        for_policy, for_critic = jax.random.split(_key(state.seed, UPDATE, state.rollouts))
+        model = Model(self.policy_net.apply, self.env.actions)  # type: ignore[arg-type]
+        run = functools.partial(updates.epochs, passes=self.epochs, minibatches=self.minibatches)
+        policy, opt, more = state.policy, state.policy_opt, {}
+        if isinstance(self.rule, TrustRegion):
+            policy, more = updates.within_trust_region(model, self.rule, policy, chosen, excess)
+        else:
+            descend = functools.partial(run, optimizer=self.optimizer)
+            policy, opt = updates.first_order(
+                model, self.rule, descend, (policy, opt), chosen, mix, excess, for_policy,
+                clip=self.clip, entropy=self.entropy,
+            )  # fmt: skip
+
+        def error(params: Any, data: tuple[Array, Array]) -> Array:
+            seen, goal = data
+            values: Any = self.critic_net.apply(params, seen)
+            return jnp.mean(jnp.sum(value_token_loss(values, values, goal, clip=jnp.inf), axis=-1))
+
+        critic, critic_opt = run(
+            error, state.critic, state.critic_opt, self.critic, data=(steps.observations, returns), key=for_critic
+        )
+        before, after = model.apply(state.policy, steps.observations), model.apply(policy, steps.observations)
+        metrics: dict[str, Array] = {
+            'approx_kl': jnp.sum(share * model.actions.kl(before, after, steps.legal)),
+            'entropy': jnp.sum(share * model.actions.entropy(after, steps.legal)),
+            'value_loss': jnp.mean(jnp.square(steps.values - returns)),
+        }
+        state = state.replace(policy=policy, policy_opt=opt, critic=critic, critic_opt=critic_opt)
+        return state, metrics | more
+
+
+def _key(seed: Int[Array, ''], use: int, number: Int[Array, '']) -> Array:
+    """The random key of a use in a replica, such as its rollouts, and the number of that use."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), number)
+
+
+def _where(over: Bool[Array, ' N'], new: Array, old: Array) -> Array:
+    return jnp.where(over.reshape(-1, *[1] * (old.ndim - 1)), new, old)

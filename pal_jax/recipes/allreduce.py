@@ -1,0 +1,136 @@
+"""AllReduce on given networks: short schedules, how far they are from the least rounds, and files to run them by.
+
+A step plans for one network:
+
+1. bound the rounds from below by cuts and a linear programme;
+2. schedule random breadth-first trees, at random and deepest first (the greedy baseline, best of `tries`);
+3. schedule trees that are made together, so that they share the links evenly, deepest first and there and back;
+4. where time is given, look for a shortest AllGather by integer programme, and mirror it;
+5. check the shortest of these and write it as JSON: rounds of sends (src, dst, chunk, op).
+
+`runtime/collective.py` runs such a file on devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pal_jax.envs.arrays import allreduce, gather_programme, topology
+from pal_jax.envs.arrays.allreduce import Schedule
+from pal_jax.envs.arrays.topology import Topology
+from pal_jax.evals import allreduce_bounds, allreduce_report
+from pal_jax.parts import piecework
+from pal_jax.parts.piecework import Records
+from pal_jax.parts.recipe import Context, Evaluation, Host, Recipe, check_at_least
+from pal_jax.parts.settings import Run
+from pal_jax.types import Metrics
+
+SCHEDULES = 'schedules'  # the folder of what can be run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Run):
+    """The keys of a run. There is a step for each network, so `total_steps` stays 0."""
+
+    networks: tuple[str, ...]  # such as bcube:3,1 (envs/arrays/topology.py), or files of graphs that networkx reads
+    tries: int = 20  # of every rule; the shortest schedule counts
+    programme: float = 0.0  # seconds of the integer programme for each number of rounds; 0: none
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+    """Plans for one network after the other.
+
+    Attributes:
+      folder: where schedules are written.
+    """
+
+    settings: Settings
+    networks: Sequence[Topology]
+    folder: Path
+
+    def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
+        """The record of network `i`, and its shortest schedule as a file."""
+        network = self.networks[i]
+        # 1. Lower bounds.
+        least = allreduce_bounds.bounds(network)
+        # 2, 3. and 4. Schedules by every rule.
+        plans = plan(network, least.gather, self.settings)
+        # 5. The shortest is checked and written.
+        rule = min(plans, key=lambda name: len(plans[name]))
+        best = plans[rule]
+        allreduce.check(network, best)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        allreduce.save(best, self.folder / f'{file_name(network)}.json', network.name, network.servers)
+        rounds = {name: len(schedule) for name, schedule in plans.items()}
+        record = {
+            'network': network.name, 'servers': network.servers, 'least': least.rounds, 'ring': 2 * network.servers - 2,
+            'server': allreduce.server_rounds(network), 'rounds': rounds, 'rule': rule,
+            'used': used_by_round(network, best),
+        }  # fmt: skip
+        ratio = len(best) / least.rounds
+        return [record], host, {'rounds': float(len(best)), 'least_rounds': float(least.rounds), 'to_least': ratio}
+
+    def finish(self, records: Sequence[Mapping[str, Any]]) -> Evaluation:
+        return Evaluation(allreduce_report.make_record(records), exhibits=allreduce_report.make_exhibits(records))
+
+
+def plan(network: Topology, gather: Any, settings: Settings) -> dict[str, Schedule]:
+    """The shortest schedule of every rule, by the rule's name."""
+    tried: dict[str, list[Schedule]] = {name: [] for name in ('random', 'greedy', 'spread', 'back')}
+    for number in range(settings.tries):
+        rng = np.random.default_rng([settings.seed, number])
+        work = allreduce.workloads(network, allreduce.random_trees(network, rng))
+        tried['random'].append(allreduce.at_random(work, rng))
+        tried['greedy'].append(allreduce.deepest_first(work, rng))
+        trees = allreduce.spread_trees(network, rng)
+        tried['spread'].append(allreduce.deepest_first(allreduce.workloads(network, trees), rng))
+        tried['back'].append(allreduce.there_and_back(network, trees, rng))
+    plans = {name: min(schedules, key=len) for name, schedules in tried.items()}
+    if settings.programme:
+        least = max(math.ceil(gather), int(network.hops().max()))
+        if exact := gather_programme.shortest(network, least, settings.programme):
+            plans['programme'] = exact
+    return plans
+
+
+def used_by_round(network: Topology, rounds: Schedule) -> list[list[int]]:
+    """By round and link the chunk that the link carries, -1 where it is free."""
+    rows = []
+    for sends in rounds:
+        row = [-1] * len(network.links)
+        for send in sends:
+            for link in network.routes[send.src, send.dst]:
+                row[link] = send.chunk
+        rows.append(row)
+    return rows
+
+
+def file_name(network: Topology) -> str:
+    """The network's name in letters, digits and dashes."""
+    return ''.join(c if c.isalnum() else '-' for c in network.name).strip('-').lower()
+
+
+def make(settings: Settings, ctx: Context) -> Recipe:
+    """Reads the networks.
+
+    Raises:
+      ValueError: a network is unknown or not connected, two have the same name, or a number is out of range.
+    """
+    check_at_least(settings, 1, 'tries', 'checkpoint.every')
+    if settings.total_steps:
+        raise ValueError(f'total_steps={settings.total_steps} must be 0: there is a step for each of networks')
+    if settings.programme < 0 or not settings.networks:
+        raise ValueError(f'programme={settings.programme} must be at least 0, and networks not empty')
+    networks = [topology.by_name(name) for name in settings.networks]
+    names = [file_name(network) for network in networks]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f'networks has {twice[0]} twice; schedules are written under this name')
+    planner = Planner(settings, networks, ctx.workdir / SCHEDULES)
+    return piecework.make(ctx, len(networks), planner.work, 'allreduce', planner.finish, ('to_least',))

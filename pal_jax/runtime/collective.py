@@ -1,0 +1,93 @@
+"""A schedule of sends run on devices: an AllReduce made of `jax.lax.ppermute` steps.
+
+A round's sends become one or more permutations, since a step of `ppermute` has every device send to one other at most
+and receive from one. All steps of a round send what was there before the round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Int
+
+
+class Send(Protocol):
+    """A chunk that one device sends to another; `op` is 'reduce' or 'copy'."""
+
+    @property
+    def src(self) -> int: ...
+    @property
+    def dst(self) -> int: ...
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def op(self) -> str: ...
+
+
+class Step(NamedTuple):
+    """A permutation of devices, and by device the chunk that it sends, the chunk that it receives (-1: none), and
+    whether it adds what comes."""
+
+    pairs: tuple[tuple[int, int], ...]
+    sent: Int[np.ndarray, ' N']
+    received: Int[np.ndarray, ' N']
+    adds: np.ndarray
+
+
+def steps_of(sends: Sequence[Send], devices: int) -> list[Step]:
+    """The permutations of a round: each send goes into the first in which its two devices are free."""
+    parts: list[list[Send]] = []
+    for send in sends:
+        free = (part for part in parts if all(send.src != other.src and send.dst != other.dst for other in part))
+        part = next(free, None)
+        if part is None:
+            parts.append([send])
+        else:
+            part.append(send)
+    return [_step(part, devices) for part in parts]
+
+
+def _step(part: Sequence[Send], devices: int) -> Step:
+    sent, received, adds = np.zeros(devices, int), np.full(devices, -1), np.zeros(devices, bool)
+    for send in part:
+        sent[send.src], received[send.dst], adds[send.dst] = send.chunk, send.chunk, send.op == 'reduce'
+    return Step(tuple((send.src, send.dst) for send in part), sent, received, adds)
+
+
+def all_reduce(rounds: Sequence[Sequence[Send]], mesh: Mesh, axis: str) -> Callable[[Array], Array]:
+    """A jitted function of an array whose leading axis is cut over the devices of a mesh axis: it gives every device
+    the sum of all their parts, as `psum` does, by the sends of a schedule.
+
+    Args:
+      rounds: sends among as many devices as the axis has, with as many chunks; device i is server i.
+
+    Raises:
+      ValueError: a send is of a device or a chunk that there is not.
+    """
+    size = mesh.shape[axis]
+    for sends in rounds:
+        for send in sends:
+            if not (0 <= send.src < size and 0 <= send.dst < size and 0 <= send.chunk < size):
+                raise ValueError(f'{send} is not of the {size} devices of the mesh axis {axis!r}')
+    plan = [steps_of(sends, size) for sends in rounds]
+
+    def local(part: Array) -> Array:
+        me, length = jax.lax.axis_index(axis), part.size
+        chunks = jnp.pad(part.reshape(-1), (0, -length % size)).reshape(size, -1)
+        for steps in plan:
+            before = chunks
+            for step in steps:
+                coming = jax.lax.ppermute(before[jnp.asarray(step.sent)[me]], axis, step.pairs)
+                place, adds = jnp.asarray(step.received)[me], jnp.asarray(step.adds)[me]
+                old = chunks[place]
+                new = jnp.where(adds, old + coming, coming)
+                chunks = chunks.at[place].set(jnp.where(place >= 0, new, old))
+        return chunks.reshape(-1)[:length].reshape(part.shape)
+
+    spec = PartitionSpec(axis)
+    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec))
