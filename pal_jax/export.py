@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def save_adapter(export: Export, folder: Path) -> None:
-    """Raises ValueError where there is none."""
+    """Write the adapter of a run in the format of the library peft. Raises ValueError where the run has no adapter."""
     if export.adapters is None:
         raise ValueError(
             'this run exports no adapter; leave out --adapter, or train a policy with --config.policy.lora.rank=16'

@@ -1,4 +1,4 @@
-"""What configuration files share: their variants, and the small runs that try everything out."""
+"""Functions that configuration files share: they parse variants and make the small runs that try everything out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse_variant(text: str, *known: str) -> str:
 
 
 def parse_stage(text: str, *known: str) -> tuple[str, dict[str, str]]:
-    """The variant, and what follows it of `:variant,stage=policy,preference=P2A`; each of them may be missing.
+    """The variant of `:variant,stage=policy,preference=P2A`, and the settings that follow it; each may be missing.
 
     Raises:
       ValueError: a variant or a key that the file does not have.
@@ -38,7 +38,7 @@ def parse_stage(text: str, *known: str) -> tuple[str, dict[str, str]]:
 
 
 def smoke_rows(config: ConfigDict) -> ConfigDict:
-    """A random tiny model and a few rows, of the oracle's answers where they are its own."""
+    """Change a config to a random tiny model and a few rows. Where an oracle makes the data, it has few people."""
     config.update(
         total_steps=6,
         policy=dict(source='random:tiny', dtype='float32'),

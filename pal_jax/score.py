@@ -64,10 +64,10 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     if not rows:
         raise ValueError(f'{path} has no records; write one JSON object a line')
     scorer = scoring.open_scorer(source, person)
-    if taken := next(((place, key) for place, record in rows for key in scorer.keys if key in record), None):
-        raise ValueError(f'{taken[0]}: the record has a key {taken[1]} already; rename it')
+    if clash := next(((place, key) for place, record in rows for key in scorer.keys if key in record), None):
+        raise ValueError(f'{clash[0]}: the record has a key {clash[1]} already; rename it')
     read = scorer.read_all(rows)
-    scored = ({**record, **told} for (_, record), told in zip(rows, in_chunks(scorer, read), strict=True))
+    scored = ({**record, **fields} for (_, record), fields in zip(rows, in_chunks(scorer, read), strict=True))
     if not output:
         for record in scored:
             cli.print_json(record)
@@ -78,7 +78,7 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
 
 
 def in_chunks(scorer: Scorer, read: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """What is told of records, in their order, with a progress bar on stderr."""
+    """The scores and other fields of records, in the records' order, with a progress bar on stderr."""
     starts = range(0, len(read), CHUNK)
     for start in track(starts, 'scoring', console=Console(stderr=True), transient=True, disable=len(starts) < 2):
         yield from scorer.told(read[start : start + CHUNK])

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str, Any]]:
-    """A record a person, in the file's order, with the likeliest summary where `summary` is None.
+    """A record for each person, in the file's order. Where `summary` is None, the model writes its likeliest summary.
 
     Raises:
       ValueError: a run that writes no summaries or has no checkpoint, or a line of the file.
@@ -63,17 +63,21 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
         raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py, reads={reads}')
     mesh = devices.make_mesh(**dataclasses.asdict(settings.mesh))
     parts = plus_parts.make_parts(settings, Context(mesh).of(workdir))
-    wanted = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}
-    state, *_ = Checkpoints(workdir, wanted, read_only=True).read()
-    told = [each for each, _ in people]
-    own = [] if summary is None else [summary] * len(people)
-    texts = own or parts.describe(state, told, [0.0], (settings.seed,)).texts
+    trees = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}
+    state, *_ = Checkpoints(workdir, trees, read_only=True).read()
+    people_alone = [person for person, _ in people]
+    given_texts = [] if summary is None else [summary] * len(people)
+    texts = given_texts or parts.describe(state, people_alone, [0.0], (settings.seed,)).texts
     choices = [[choice] for _, choice in people if choice]
-    asked = [text for text, (_, choice) in zip(texts, people, strict=True) if choice]
-    gaps = iter(parts.reader.gaps(state['reward'], parts.pair_up.compare(asked, choices))[:, 0] if asked else ())
-    for text, (each, choice) in zip(texts, people, strict=True):
+    texts_of_choices = [text for text, (_, choice) in zip(texts, people, strict=True) if choice]
+    gaps = iter(
+        parts.reader.gaps(state['reward'], parts.pair_up.compare(texts_of_choices, choices))[:, 0]
+        if texts_of_choices
+        else ()
+    )
+    for text, (person, choice) in zip(texts, people, strict=True):
         prefers = {'probability': float(np.exp(plus_context.log_sigmoid(next(gaps))))} if choice else {}
-        yield {'user': each.user, 'summary': text, **prefers}
+        yield {'user': person.user, 'summary': text, **prefers}
 
 
 if __name__ == '__main__':
