@@ -1,4 +1,4 @@
-"""Parameters, described once: initial values, abstract tree and shardings all derive from the same `ParamSpec`s."""
+"""Descriptions of parameters. Initial values, abstract tree and shardings all derive from the same `ParamSpec`s."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_spec(x: Any) -> bool:
 
 
 def decoder_specs(cfg: ModelConfig) -> Params:
-    """Every parameter of a decoder. Layers are stacked on the first axis."""
+    """The specs of every parameter of a decoder. Layers are stacked on the first axis."""
     L, D, H, G, K, F = cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp
     dense, zeros = jax.nn.initializers.normal(0.02), jax.nn.initializers.zeros
     one = jax.nn.initializers.constant(1.0 - cfg.norm_offset)  # a norm starts as the identity
@@ -62,30 +62,36 @@ def decoder_specs(cfg: ModelConfig) -> Params:
 
 
 def init(specs: Params, key: Array, dtype: str = 'float32') -> Params:
-    """Random values for a tree of specs. The same key gives the same values on every mesh."""
+    """The initial values for a tree of specs. The same key gives the same values on every mesh."""
     leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
     keys = jax.random.split(key, len(leaves))
     return tree.unflatten([spec.init(k, spec.shape, dtype) for spec, k in zip(leaves, keys, strict=True)])
 
 
 def abstract(specs: Params, dtype: str = 'float32') -> Params:
-    """Shapes and dtypes of a tree of specs, without values."""
+    """The shapes and dtypes of a tree of specs, without values."""
     return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, dtype), specs, is_leaf=is_spec)
 
 
 def unstack(tree: Params) -> list[Params]:
-    """`[L, ...]` leaves to `L` trees. Its gradient is one concatenation, where indexing's would be `L` padded sums."""
+    """The `L` trees of layers in a tree with leaves `[L, ...]`.
+
+    Its gradient is one concatenation, where that of indexing would be `L` padded sums.
+    """
     layers = jax.tree.leaves(tree)[0].shape[0]
     return [jax.tree.map(lambda x: x.reshape(x.shape[1:]), part) for part in split(tree, (1,) * layers)]
 
 
 def split(tree: Params, sizes: Sequence[int]) -> list[Params]:
-    """So many layers of `[L, ...]` leaves each. Not as slices: jax cannot add their gradients into references."""
+    """Trees with `sizes` layers each, cut from leaves `[L, ...]`.
+
+    They are not cut by slices, since jax cannot add the gradients of slices into references.
+    """
     leaves, treedef = jax.tree.flatten(tree)
     columns = [lax.split(leaf, sizes) for leaf in leaves]
     return [treedef.unflatten(part) for part in zip(*columns, strict=True)]
 
 
 def cast(params: Params, dtype: Any) -> Params:
-    """Every floating leaf in another precision."""
+    """The tree with every floating leaf in another precision."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
