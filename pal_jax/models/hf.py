@@ -33,8 +33,8 @@ from pal_jax.runtime.outputs import whole_folder
 Read = Callable[[str], Tensor]  # by the name of a tensor
 ROWS = 1 << 14  # rows of a matrix that are compared at once
 
-# A torch Linear is stored [out, in]. These are the numbers of a leaf's leading axes that are its `in`. Other leaves keep
-# the order of their axes.
+# A torch Linear is stored [out, in]. These are the numbers of a leaf's leading axes that are its `in`. Other leaves
+# keep the order of their axes.
 IN_AXES = {f'layers/{path}': 1 for path in ('attn/q', 'attn/k', 'attn/v', 'mlp/gate', 'mlp/up', 'mlp/down')}
 IN_AXES['layers/attn/o'] = 2
 
