@@ -1,4 +1,4 @@
-"""Talks with a model in the terminal. Of a policy trained to know its user it shows the profile beside the reply.
+"""Talks with a model in the terminal. A policy that was trained to know its user shows the profile beside the reply.
 
   python -m pal_jax.chat                                   the embedded model
   python -m pal_jax.chat --source=orbax:runs/rlpa          a run of this package
@@ -46,6 +46,7 @@ YOU = Person('you', ())
 
 
 def main() -> None:
+    """Open the model, and answer the lines of the user until the end of input."""
     console = Console()
     decoder, tokenizer, preset = cli.faults(open_chat)
     console.print(Text(f'{SOURCE.value}: /again starts anew, /quit ends'))

@@ -9,8 +9,8 @@ Options:
                             is there is not replaced
   --prompts=N               answer so many prompts; default each person's dialogue once
 
-Dialogues go on with their best answer, as in training. Where all judged answers of a prompt have the same reward, there
-is no pair.
+Dialogues go on with their best answer, as in training. A prompt whose judged answers all have the same reward gives no
+pair.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ PROMPTS = flags.DEFINE_integer('prompts', None, 'How many prompts to answer.', l
 
 
 def main() -> None:
+    """Write the pairs of answers to the file of --output."""
     path = cli.output('pairs.jsonl', file=True)
     cli.faults(check_file, path)
     if cli.faults(cli.place):

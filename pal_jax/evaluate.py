@@ -1,4 +1,4 @@
-"""Evaluates policies on people they were not trained on, without training anything.
+"""Evaluates policies on people that they were not trained on.
 
   python -m pal_jax.evaluate --config=configs/rlpa.py --workdir=runs/rlpa      a run, before and after training
   python -m pal_jax.evaluate --config=configs/rlpa.py --sources=base,reminder,oracle,orbax:runs/rlpa,orbax:runs/sft
@@ -11,9 +11,9 @@ Options:
                             plainly, to be personal, and told who the user is; any other is the source of a model that
                             writes profile and reply, such as orbax:<workdir>
 
-Prints a table and writes evaluation.json, and evaluation.png of dialogues by turn, to the run's folder; of several
-policies comparison.json, comparison.png, and comparison.jsonl, all that was said. Intervals are 95 % bootstrap ones
-over people.
+Prints a table, and writes evaluation.json and, for dialogues, evaluation.png with figures by turn to the run's folder.
+Of several policies it writes comparison.json, comparison.png, and comparison.jsonl with all dialogues. Intervals are
+95 % bootstrap intervals over people.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ Records = dict[str, dict[str, Any]]
 
 
 def main() -> None:
+    """Evaluate a run or the policies of --sources, and write and print the figures."""
     workdir = cli.workdir()
     if SOURCES.value:
         return compare(workdir)

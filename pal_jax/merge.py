@@ -20,8 +20,8 @@ Options:
   --output=FOLDER     what is written: a Hugging Face model, or a PEFT adapter; replaced where this program
                       wrote all that is in it, and never where it is one of the sources
 
-Models are read and written tensor by tensor, in the precision of the first, or of the base. A run or a GGUF file is
-loaded whole, one at a time, to be written to a temporary folder beside --output first. Takes no accelerator
+Models are read and written tensor by tensor, in the precision of the first model, or of the base. A run or a GGUF file
+is loaded whole, one at a time, and written to a temporary folder beside --output first. No accelerator is needed
 (JAX_PLATFORMS=cpu).
 """
 
@@ -54,6 +54,7 @@ LAMBDA = flags.DEFINE_float('lambda', 1.0, 'What task vectors are multiplied by.
 
 
 def main() -> None:
+    """Merge the models of --sources into the folder of --output."""
     if not SOURCES.value:
         raise cli.Fault('nothing to merge; give models with --sources=A,B')
     output = cli.output()

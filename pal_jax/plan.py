@@ -1,4 +1,4 @@
-"""Plans a run: whether it fits a TPU slice, what it needs there and how long a step takes, by the slice's own compiler.
+"""Plans a run: says by a TPU slice's own compiler if the run fits the slice, what it needs and how long a step takes.
 
   python -m pal_jax.plan --config=configs/rlpa.py:paper --topology=v5e:4x4     no TPU is needed, no weight is read
   python -m pal_jax.plan --config=configs/rlpa.py --platform=cpu               this machine (or cuda)
@@ -54,6 +54,7 @@ JSON = flags.DEFINE_boolean('json', False, 'Print one JSON object.')
 
 
 def main() -> None:
+    """Plan the run of --config, and print the plan. The exit status is 1 where it does not fit."""
     if bool(TOPOLOGY.value) == bool(PLATFORM.value):
         raise cli.Fault('name either a slice (--topology=v5e:4x4) or the devices of this machine (--platform=cpu)')
     console = Console(stderr=True)
@@ -139,6 +140,7 @@ def show_nearest(nearest: Plan | None) -> None:
 
 
 def memory_table(run_plan: Plan) -> Table:
+    """A table of the GiB that stay on each device."""
     table = Table('stays on each device', 'GiB')
     for name, size in run_plan.memory.items():
         table.add_row(name, gib(size))
@@ -181,6 +183,8 @@ def gib(size: float) -> str:
 
 
 def as_json(run_plan: Plan, nearest: Plan | None, request: Request) -> dict[str, Any]:
+    """The plan, and the nearest one that fits, as values for JSON."""
+
     def fields(some_plan: Plan) -> dict[str, Any]:
         return {
             'mesh': some_plan.choice._asdict(),

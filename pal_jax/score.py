@@ -1,4 +1,4 @@
-"""Scores texts by what a run has learnt: a reward model, a cost model, a moderator, PLUS or PAL.
+"""Scores texts with the model of a run: a reward model, a cost model, a moderator, PLUS or PAL.
 
   python -m pal_jax.score --source=orbax:runs/reward --texts=replies.jsonl
   python -m pal_jax.score --source=orbax:runs/pal --person=ana.json --texts=replies.jsonl --output=scored.jsonl
@@ -16,11 +16,11 @@ Options:
                           {"item": [...] or {...}}              for a PAL of a table, with "prompt": [...] in variant B
   --output=FILE           where the records are written, each with its `score`; a file that exists is refused
 
-Without --output the records are printed. Scores of one run and person can be compared with each other alone: a higher
-one is preferred. The difference of two, through a sigmoid, is the probability that the first is chosen. A cost model
-gives costs: a higher one is of a less safe answer, and one above 0 says that the answer is unsafe. Of a moderator a
-higher score is less safe, too: it is the largest of 14 probabilities, which stand beside it in `categories`, and
-`unsafe` says whether one is above its threshold.
+Without --output the records are printed. Scores can be compared within one run and one person alone, and a text with a
+higher score is preferred. The sigmoid of the difference of two scores is the probability that the first text is chosen.
+A cost model gives costs. An answer with a higher cost is less safe, and a cost above 0 says that the answer is unsafe.
+A moderator's score is the largest of 14 probabilities, which stand beside it in `categories`. An answer with a higher
+score is less safe, and `unsafe` says if a probability is above its threshold.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ CHUNK = 64  # records scored at once
 
 
 def main() -> None:
+    """Score the records of --texts."""
     if not TEXTS.value:
         raise cli.Fault('nothing to score; give a file with --texts=replies.jsonl')
     output = cli.output_file()

@@ -28,8 +28,8 @@ Options:
                       none but the chat page; HTTP only
 
 HTTP answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus), and shows a chat page
-at / to browsers; gRPC has the services jetstream_proto.Orchestrator and pal_jax.Rollout. SIGTERM ends it once the
-answers under way are told.
+at / to browsers. gRPC has the services jetstream_proto.Orchestrator and pal_jax.Rollout. SIGTERM ends the server once
+the answers under way have ended.
 """
 
 from __future__ import annotations
@@ -89,10 +89,12 @@ GRACE = 60  # seconds that answers under way have when the server is told to sto
 
 
 def main() -> None:
+    """Serve over HTTP or gRPC until a signal ends the server."""
     (serve_grpc if DRIVER.value == 'jetstream' else serve_http)()
 
 
 def serve_http() -> None:
+    """Serve over HTTP. The port is taken before the weights are read."""
     cli.faults(check_origins, CORS_ORIGINS.value)
     listener, token = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
@@ -106,6 +108,7 @@ def serve_http() -> None:
 
 
 def serve_grpc() -> None:
+    """Serve over gRPC. The port is taken before the weights are read."""
     from pal_jax.decode.jetstream.rpc import GrpcServer
 
     stopping = threading.Event()

@@ -54,6 +54,7 @@ class Lookup:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape `[n, H]` of the array."""
         return *self.numbers.shape, self.table.shape[1]
 
     def at(self, index: np.ndarray) -> Lookup:

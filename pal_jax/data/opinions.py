@@ -70,6 +70,8 @@ def _listed(place: str, row: Mapping[str, Any], name: str) -> list[Any]:
 
 
 class Argument(NamedTuple):
+    """An argument: its debate and stance as the prompt, and its text."""
+
     topic: str
     text: str
 
@@ -104,6 +106,8 @@ def arguments(folder: str | Path) -> Iterator[TextChoice]:
 
 
 class Rating(NamedTuple):
+    """A person's rating of an item."""
+
     user: str
     item: str
     value: float

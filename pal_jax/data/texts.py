@@ -292,6 +292,7 @@ class Replicas(Lookup):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the array, whose last axis is a vector's width."""
         return *self.numbers.shape, self.table.shape[2]
 
     def __getitem__(self, where: Any) -> np.ndarray:

@@ -66,9 +66,11 @@ class Scoring:
 
 
 class Driver:
-    """Args:
-    decoder: one with weights loaded; nobody else may use it from now on.
-    line: requests that may wait beside those being decoded.
+    """A driver of a decoder on a thread of its own, see the head of this module.
+
+    Args:
+      decoder: a decoder with weights loaded. No other code may use it from now on.
+      line: the number of requests that may wait beside those being decoded.
     """
 
     def __init__(self, decoder: LocalDecoder, *, line: int = 256):

@@ -111,19 +111,24 @@ class Service:
         self.created, self.metrics = int(time.time()), Metrics(driver)
 
     def health(self) -> dict[str, Any]:
+        """The state of the server, the name of its model, and the version of the weights."""
         return {'status': 'ok', 'model': self.model, 'weights_version': self.driver.decoder.version}
 
     def scrape(self) -> Response:
+        """The metrics in the text format of Prometheus."""
         return Response(generate_latest(self.metrics.registry), media_type='text/plain; version=0.0.4')
 
     def models(self) -> dict[str, Any]:
+        """The list of models, which has one entry."""
         entry = {'id': self.model, 'object': 'model', 'created': self.created, 'owned_by': 'pal_jax'}
         return {'object': 'list', 'data': [entry]}
 
     def about_chat(self) -> dict[str, Any]:
+        """The settings of the chat page."""
         return {'model': self.model} | self.preset.record()
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
+        """The completions of a chat. Raises Refusal where the server cannot meet the request."""
         messages = [message.plain() for message in body.messages]
         try:
             prompt = await asyncio.to_thread(self.tokenizer.chat, messages)
@@ -140,6 +145,7 @@ class Service:
         return await self._answer(form, body, requests, choices, request, news)
 
     async def text(self, body: TextRequest, request: Request) -> Response:
+        """The completions of texts. Raises Refusal where the server cannot meet the request."""
         if self.guard is not None:
             raise Refusal(400, 'this server has --moderation, which judges chats alone; ask /v1/chat/completions')
         raw_prompts = body.prompts()

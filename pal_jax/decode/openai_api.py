@@ -59,6 +59,8 @@ class Asked(BaseModel):
 
 
 class StreamOptions(Asked):
+    """The options of a streamed answer."""
+
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
@@ -83,16 +85,21 @@ class Options(Asked):
     logit_bias: dict[str, Literal[0]] = {}
 
     def stops(self) -> tuple[str, ...]:
+        """The stop strings as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class Part(Asked):
+    """A text within the content of a message."""
+
     type: Literal['text']
     text: Text
     prompt_cache_breakpoint: None = None
 
 
 class ChatMessage(Asked):
+    """A message of a chat."""
+
     role: Literal['system', 'developer', 'user', 'assistant']
     content: Text | Annotated[list[Part], Field(min_length=1)]
     name: Text | None = None
@@ -104,16 +111,21 @@ class ChatMessage(Asked):
     function_call: None = None
 
     def plain(self) -> dict[str, str]:
+        """The message as chat templates read it, with its content as one text."""
         role = 'system' if self.role == 'developer' else self.role
         content = self.content if isinstance(self.content, str) else ''.join(part.text for part in self.content)
         return {'role': role, 'content': content} | ({'name': self.name} if self.name else {})
 
 
 class TextFormat(Asked):
+    """The response format of plain text, the only one."""
+
     type: Literal['text']
 
 
 class ChatRequest(Options):
+    """A request for completions of a chat."""
+
     messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
     max_completion_tokens: Limit | None = None
     max_tokens: Limit | None = None
@@ -244,6 +256,7 @@ class Choice:
         self.text = ''
 
     def take(self, progress: Progress) -> None:
+        """Add the tokens of a progress, and the refusal where the progress is one."""
         searched = len(self._settled)
         alternatives: Sequence[Alternatives] = progress.alternatives or ((),) * len(progress.tokens)
         for token, others in zip(progress.tokens, alternatives, strict=True):
@@ -337,6 +350,7 @@ class Form:
         }  # fmt: skip
 
     def whole(self, choices: Sequence[Choice], ended: Sequence[FinishReason], prompt: int) -> dict[str, Any]:
+        """The whole answer, with `prompt` tokens of prompts in its usage."""
         listed = [
             self._entry(i, choice, [*choice.echo.rows, *choice.rows(0)] if choice.echo else choice.rows(0),
                         self.content((choice.echo.text if choice.echo else '') + choice.text, False), end)
@@ -347,6 +361,7 @@ class Form:
     def piece(
         self, index: int, choice: Choice, rows: Sequence[Row], text: str, ended: FinishReason | None
     ) -> dict[str, Any]:
+        """One event of a streamed answer: a text of one choice, and the rows of its tokens."""
         entry = self._entry(index, choice, rows, self.content(text, True), ended)
         return self.head(choice.versions) | {'choices': [entry]}
 
@@ -363,13 +378,17 @@ class Form:
         return entry | {'stop_reason': choice.stop_reason}  # the stop string, if any, which OpenAI's API lacks
 
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
+        """The keys of a choice that have its text."""
         raise NotImplementedError
 
     def scores(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The log-probs of a choice's tokens in the API's form."""
         raise NotImplementedError
 
 
 class ChatForm(Form):
+    """The form of answers to chats."""
+
     kind, chunk = 'chat.completion', 'chat.completion.chunk'
 
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
@@ -389,6 +408,8 @@ class ChatForm(Form):
 
 
 class TextForm(Form):
+    """The form of answers to texts."""
+
     kind = chunk = 'text_completion'
 
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
@@ -417,5 +438,6 @@ def _versions(choices: Sequence[Choice]) -> set[int]:
 
 
 def usage_of(prompt: int, choices: Sequence[Choice]) -> dict[str, int]:
+    """The counts of tokens in an answer."""
     sampled = sum(len(choice.tokens) for choice in choices)
     return {'prompt_tokens': prompt, 'completion_tokens': sampled, 'total_tokens': prompt + sampled}

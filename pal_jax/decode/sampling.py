@@ -21,6 +21,8 @@ class Likeliest(NamedTuple):
 
 
 class Sampled(NamedTuple):
+    """One token for each row, and its log-probs under both distributions (see `sample`)."""
+
     token: Int[Array, ' B']
     logprob: Float[Array, ' B']
     policy_logprob: Float[Array, ' B']
@@ -64,6 +66,7 @@ def likeliest(logits: Float[Array, 'B V'], count: int) -> Likeliest:
 
 
 def logprob_of(logits: Float[Array, 'B V'], tokens: Int[Array, ' B']) -> Float[Array, ' B']:
+    """The log-probs of tokens under softmax(logits)."""
     return jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - log_sum_exp(logits)
 
 

@@ -26,6 +26,8 @@ Weights = dict[str, Array]
 
 
 class BertConfig(NamedTuple):
+    """The sizes of a BERT; `max_len` is its longest sentence in tokens."""
+
     layers: int
     heads: int
     norm_eps: float

@@ -166,7 +166,10 @@ def _gated(gate: Array, up: Array, activation: str) -> Array:
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(x: Float[Array, '... D'], weight: Float[Array, ' D'], cfg: ModelConfig) -> Float[Array, '... D']:
-    """`x / rms(x) * (weight + cfg.norm_offset)` over the last axis, in float32 inside (Zhang & Sennrich 2019)."""
+    """The root-mean-square norm over the last axis (Zhang & Sennrich 2019), computed in float32.
+
+    It is `x / rms(x) * (weight + cfg.norm_offset)`.
+    """
     wide = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + cfg.norm_eps)
     scale = jnp.expand_dims(weight.astype(jnp.float32) + cfg.norm_offset, tuple(range(x.ndim - 1)))

@@ -64,6 +64,7 @@ class Model(NamedTuple):
 
 
 def is_adapter(folder: Path) -> bool:
+    """True for the folder of a PEFT adapter."""
     return (folder / peft.CONFIG).exists()
 
 

@@ -44,7 +44,10 @@ class Projector(NamedTuple):
 
 
 def parse_projector(name: str) -> Projector:
-    """`identity`, or `mlp<hidden layers>-<relu|gelu|linear>[-dropout<digits>][-residual][-nobias]`: dropout75 is 0.75.
+    """The projector of a name.
+
+    The name is `identity` or `mlp<hidden layers>-<relu|gelu|linear>[-dropout<digits>][-residual][-nobias]`, where
+    dropout75 is a rate of 0.75.
 
     Raises:
       ValueError: the name has another form.
@@ -120,6 +123,7 @@ class PAL:
 
     @property
     def shape(self) -> Projector:
+        """The projector that `projector` names."""
         return parse_projector(self.projector)
 
     @property

@@ -64,6 +64,8 @@ class Projector(nn.Module):
 
 
 class PALRewardModel(PreTrainedModel):
+    """A decoder that reads texts, and PAL's reward of their vectors."""
+
     config_class = PALConfig
 
     def __init__(self, config: PALConfig):
@@ -123,6 +125,7 @@ class PALRewardModel(PreTrainedModel):
         return reward * self.log_scale.exp().clamp(max=MAX_SCALE) if self.config.pal['scaled'] else reward
 
     def point(self, w: Tensor) -> Tensor:
+        """The points of people with mixtures `w` [B, K], by PAL-A's formula."""
         match self.config.pal['point']:
             case 'f(Pw)':
                 return self.f(w @ self.P)
@@ -133,6 +136,7 @@ class PALRewardModel(PreTrainedModel):
         return w @ self.P
 
     def reward(self, u: Tensor, x: Tensor) -> Tensor:
+        """The unscaled rewards [B] of texts with vectors `x` for people at points `u`."""
         unit = nn.functional.normalize
         match self.config.pal['rule']:
             case 'norm':

@@ -24,6 +24,7 @@ class ParamSpec(NamedTuple):
 
 
 def is_spec(x: Any) -> bool:
+    """True for a `ParamSpec`, which is a leaf of a tree of specs."""
     return isinstance(x, ParamSpec)
 
 

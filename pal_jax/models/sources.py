@@ -86,6 +86,7 @@ def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | N
 
 @functools.lru_cache(maxsize=1)  # a vocabulary takes seconds to read, and a method often has two models of one file
 def from_gguf(path: Path) -> Source:
+    """The model in a GGUF file. Its config is read now. Raises ValueError, with its name, for a damaged file."""
     reader = gguf.open_gguf(path)
 
     def checked_read(read: Callable[[GGUFReader], T]) -> T:
@@ -200,6 +201,7 @@ def _download(name: str, patterns: list[str]) -> Path:
 
 
 def random_tiny(seed: int) -> Source:
+    """A tiny decoder with random values and a token for each byte."""
     cfg = config.tiny(vocab=tokenizer.byte_tokenizer().vocab_size)
 
     def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:

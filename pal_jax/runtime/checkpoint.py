@@ -163,6 +163,7 @@ class Checkpoints:
             raise RuntimeError(self._failure(self.latest, str(error))) from error
 
     def close(self) -> None:
+        """Wait for the saves under way, and release Orbax's resources."""
         self._manager.close()
 
     @property

@@ -25,7 +25,7 @@ class Left(NamedTuple):
     unmeasured: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """`about 14 min left`, `at least 2 min left` where not all has been measured, or `done`."""
+        """The time as a text: `about 14 min left`, `at least 2 min left` where a phase is not measured, or `done`."""
         if not self.seconds and not self.unmeasured:
             return 'done'
         return f'{"at least" if self.unmeasured else "about"} {spoken(self.seconds)} left'
@@ -47,7 +47,7 @@ class Forecast:
         self._evaluated: float | None = None
 
     def __str__(self) -> str:
-        """`24 steps of warm-up, 48 steps of PPO, 3 evaluations`."""
+        """The plan of a run as a text: `24 steps of warm-up, 48 steps of PPO, 3 evaluations`."""
         steps = [f'{counted(len(span), "step")}{f" of {name}" if name else ""}' for name, span in self._spans.items()]
         return ', '.join([*steps, *([counted(len(self._evaluations), 'evaluation')] if self._evaluations else ())])
 

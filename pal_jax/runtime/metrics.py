@@ -110,6 +110,7 @@ class MetricsWriter:
         return name
 
     def close(self) -> None:
+        """Close all files."""
         if not self._active:
             return
         for file in self._files.values():

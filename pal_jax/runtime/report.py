@@ -169,7 +169,7 @@ def turn_lists(record: Record) -> Record:
 
 
 def before_and_after(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """The same people's dialogues at the first and at the last evaluation that had some, at most three."""
+    """Pairs of dialogues with the same person at the first and at the last evaluation that had any, at most three."""
     if not dialogues or _moment(dialogues[0]) == _moment(dialogues[-1]):
         return []
     first, last = (
@@ -234,6 +234,7 @@ def duration(seconds: float) -> str:
 
 
 def gigabytes(count: int | None) -> str:
+    """A number of bytes as the text of gigabytes, or a dash for None."""
     return '–' if count is None else f'{count / 1e9:.1f} GB'
 
 

@@ -52,6 +52,7 @@ class Peer:
         return json.loads(line)
 
     def close(self) -> None:
+        """Close the connection."""
         self._lines.close()
         self._socket.close()
 

@@ -72,6 +72,7 @@ def _checked(spec: ParamSpec, mesh: Mesh, rules: Rules) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device has in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 

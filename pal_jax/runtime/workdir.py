@@ -1,6 +1,6 @@
 """The folder of a run. One run at a time writes to it, and no other file is taken for a file of the run.
 
-`held(workdir)` holds `.pal_jax.lock` by flock, and by a line in the file that names process and host and changes every
+`held(workdir)` locks `.pal_jax.lock` by flock, and by a line in the file that names process and host and changes every
 few seconds. A process frees the folder when it ends, by whatever signal. This machine may not see the flock of another
 machine. The line of another machine counts for as long as it changes, so the successor of a preempted pod goes on after
 a minute.

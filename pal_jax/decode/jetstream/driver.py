@@ -43,6 +43,7 @@ class Ticket:
 
     @property
     def request(self) -> Request:
+        """The request of the ticket."""
         return self.live.request
 
 
@@ -74,10 +75,13 @@ def _guarded(body: Body) -> Body:
 
 
 class JetStreamDriver(orchestrator.Driver):
-    """Args:
-    engine: one with weights loaded, or that gets them before the first request.
-    line: requests that may wait beside those being decoded.
-    ahead: strides that the device may begin before the last one is told. Each is lost on a request that a token ends.
+    """JetStream's driver with the work of its threads replaced, see the head of this module.
+
+    Args:
+      engine: an engine with weights loaded, or one that gets them before the first request.
+      line: the number of requests that may wait beside those being decoded.
+      ahead: strides that the device may begin before the tokens of the last one are passed on. Their tokens are lost
+        for a request that has ended.
     """
 
     def __init__(self, engine: JetStreamEngine, *, line: int = 256, ahead: int | None = None):

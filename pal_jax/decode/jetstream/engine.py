@@ -99,6 +99,7 @@ class Weights:
         self.current: tuple[Params, int] | None = None  # the weights and their version
 
     def read(self) -> tuple[Params, int]:
+        """The weights and their version. Raises RuntimeError where none are loaded."""
         if self.current is None:
             raise RuntimeError('the decoder has no weights; call load(params) first')
         return self.current
@@ -212,6 +213,7 @@ class JetStreamEngine(engine_api.Engine):
         return Prefix(self.prefill_prompts(params, [request.prompt_ids]), 0, request)
 
     def insert(self, prefix: Prefix, decode_state: Slots, slot: int) -> Slots:
+        """The state with a prefilled prompt copied into a slot."""
         return self.place(decode_state, prefix.cache, [(prefix.row, slot, prefix.request)])
 
     def generate(self, params: Weights, decode_state: Slots) -> tuple[Slots, Stride]:
@@ -230,6 +232,7 @@ class JetStreamEngine(engine_api.Engine):
         return Slots(decode=state, start=decode_state.start), stride
 
     def init_decode_state(self, *args: Any, **kwargs: Any) -> Slots:
+        """Free slots with room for the model's longest text."""
         return self.empty(bucket(self.cfg.max_len, 128))
 
     # --- the same for many at once -----------------------------------------------------------------------------------

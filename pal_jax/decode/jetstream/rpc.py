@@ -52,6 +52,7 @@ class GrpcServer:
             raise OSError(f'cannot listen on {address}; choose another --port') from None
 
     def start(self, driver: JetStreamDriver, name: str) -> None:
+        """Answer calls from now on with this driver. `name` is the model's name in `Status`."""
         protocol_grpc.add_OrchestratorServicer_to_server(Orchestrator(driver), self._server)
         rollout = Rollout(driver, name)
         handlers = {
@@ -94,6 +95,7 @@ class Orchestrator(protocol_grpc.OrchestratorServicer):
         self._driver, self._tokenizer = driver, driver.engine.tokenizer
 
     def Decode(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        """Decode a prompt greedily, and yield a message for each stride."""
         try:
             answers = Answers(self._driver, [self._request(request)], stream=True)
             if not context.add_callback(answers.abandon):  # the caller is gone already
@@ -126,6 +128,7 @@ class Orchestrator(protocol_grpc.OrchestratorServicer):
         return Request(tuple(ids), Sampling(0.0, max_tokens=request.max_tokens), 0)
 
     def HealthCheck(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Say if the driver is alive."""
         return protocol.HealthCheckResponse(is_live=self._driver.live)
 
 
@@ -137,6 +140,7 @@ class Rollout:
         self._updating = threading.Lock()
 
     def generate(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Sample a batch of requests, and yield the answers as they end."""
         try:
             batch: wire.Batch = wire.unpack(wire.Batch, data)
             requests = [wire.request_of(ask, self._driver.engine.tokenizer) for ask in batch.requests]
@@ -150,6 +154,7 @@ class Rollout:
             refuse(context, error)
 
     def update(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """Load new weights from their messages, and return the status with the new version."""
         if not self._updating.acquire(blocking=False):
             refuse(context, Busy('another update is under way'))
         try:
@@ -163,6 +168,7 @@ class Rollout:
             self._updating.release()
 
     def status(self, _: bytes, context: grpc.ServicerContext) -> bytes:
+        """The status of the server."""
         engine = self._driver.engine
         return wire.pack(
             wire.Status(

@@ -39,6 +39,8 @@ Token = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Message(BaseModel):
+    """A message whose fields are checked strictly."""
+
     model_config = ConfigDict(extra='forbid', strict=True)
 
 
@@ -56,6 +58,8 @@ class Ask(Message):
 
 
 class Batch(Message):
+    """The requests of one call."""
+
     requests: list[Ask] = Field(min_length=1, max_length=1 << 16)
 
 
@@ -78,6 +82,8 @@ class Answers(Message):
 
 
 class Tensor(Message):
+    """The shape and dtype of a tensor that follows."""
+
     shape: list[int]
     dtype: Literal['float32', 'bfloat16']
 
@@ -118,6 +124,7 @@ class Status(Message):
 
 
 def pack(message: Message) -> bytes:
+    """The bytes of a message."""
     return msgpack.packb(message.model_dump())  # type: ignore[return-value]
 
 
@@ -137,6 +144,7 @@ def unpack(kind: type[Message], data: bytes) -> Any:
 
 
 def ask(request: Request) -> Ask:
+    """The message of a request."""
     settings = dataclasses.asdict(request.sampling)
     settings |= {'stop': list(request.sampling.stop), 'stop_ids': list(request.sampling.stop_ids)}
     return Ask(prompt=list(request.prompt_ids), seed=request.seed, **settings)
@@ -150,6 +158,7 @@ def request_of(ask: Ask, tokenizer: Tokenizer) -> Request:
 
 
 def answer(index: int, completion: Completion) -> Answer:
+    """The message of a completion, as the answer to request number `index`."""
     return Answer(
         index=index,
         text=completion.text,
@@ -162,6 +171,7 @@ def answer(index: int, completion: Completion) -> Answer:
 
 
 def completion_of(answer: Answer) -> Completion:
+    """The completion in an answer."""
     return Completion(
         answer.text,
         tuple(answer.tokens),
