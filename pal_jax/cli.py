@@ -40,7 +40,7 @@ PROCESS = flags.DEFINE_integer('process', os.environ.get('JAX_PROCESS_ID'), 'Whi
 HELP = '-h', '--help', '-help'
 QUOTES = '\\\'" '
 WIDE = 10_000  # characters of a line of a file: no table is cut
-MAY_CHANGE = (  # of any run when it goes on; a recipe's own keys stand in its `MAY_CHANGE`
+MAY_CHANGE = (  # keys of any run that may change when it goes on; a recipe has further ones in its `MAY_CHANGE`
     'total_steps', 'checkpoint.every', 'checkpoint.minutes', 'checkpoint.keep', 'mesh.data', 'mesh.fsdp', 'mesh.tensor',
     'decode.shares', 'decode.driver', 'decode.address', 'metrics.wandb', 'export', 'eval.every', 'answers',
     'endpoints.*.address', 'endpoints.*.key_env', 'endpoints.*.concurrency', 'endpoints.*.timeout',
@@ -106,7 +106,7 @@ def _together(main: Callable[[], int | None]) -> int | None:
     try:
         code = main()
     except Exception as error:
-        if not isinstance(error, Fault):  # of the program; in one process Python shows it
+        if not isinstance(error, Fault):  # an error of the program, which Python shows where there is one process
             if processes.joined():
                 traceback.print_exc()
             processes.leave(f'{type(error).__name__}: {_one_line(error)}', 1)
@@ -140,7 +140,7 @@ def _of_config_file(argv: Sequence[str], error: Exception) -> None:
     lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
     if isinstance(error, SyntaxError) and Path(error.filename or path).absolute() == path.absolute():
         lines = [error.lineno or 1]
-    if lines and not isinstance(error, ValueError):  # which is how a config file says what is wrong with its variant
+    if lines and not isinstance(error, ValueError):  # a config file raises ValueError for a wrong variant
         kind = type(error).__name__
         raise Fault(f'{path}, line {lines[-1]}: {kind}, {_one_line(error)}; mend the config file') from None
 

@@ -123,7 +123,9 @@ def evaluate_sources(settings: Run, names: Sequence[str]) -> dict[str, Evaluatio
     files = inputs.look(to_config(settings).to_dict())
     people = {key: item for key, item in files.items() if key.startswith('dialogue.')}
     for kind, _, run in (source.partition(':') for source in opened.values()):
-        if kind == 'orbax':  # of a file of people that has changed, it may have trained on those to evaluate with
+        if (
+            kind == 'orbax'
+        ):  # where the file of people has changed, the run may have trained on people of the evaluation
             inputs.check_shared(people, Path(run))
     for source in dict.fromkeys(opened.values()):
         decoder, tokenizer = open_decoder(settings, source)

@@ -243,8 +243,8 @@ def _open_plus(settings: Run, workdir: str, person: str) -> Scorer:
     summary = read_summary(person)
     ctx = _one_device(workdir)
     _, learner, judge, reader = plus_parts.make_models(settings, ctx)
-    wanted = {'reward': reader.abstract_weights, 'policy': jax.tree.map(lambda _: ..., learner.abstract)}
-    state = Checkpoints(workdir, wanted, read_only=True).read()[0]['reward']
+    trees = {'reward': reader.abstract_weights, 'policy': jax.tree.map(lambda _: ..., learner.abstract)}
+    state = Checkpoints(workdir, trees, read_only=True).read()[0]['reward']
     model = settings.reward_model
     packing: dict[str, Any] = {
         'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': model.micro_rows, 'row_tokens': model.row_tokens,

@@ -53,7 +53,7 @@ def main() -> int:
     for config, workdir in cli.runs():
         kind = config.recipe, config.get('stage')
         if before not in (None, kind):
-            jax.clear_caches()  # of programs that a stage of another kind has no use for
+            jax.clear_caches()  # a stage of another kind does not use the compiled programs of the last one
         cli.faults(initialize, config, workdir)
         with contextlib.ExitStack() as stack:
             cli.faults(stack.enter_context, held(workdir))

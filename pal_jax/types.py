@@ -78,7 +78,7 @@ class Sampling:
     top_p: float = 1.0
     max_tokens: int = 64
     stop: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] = derived(())  # of the tokenizer
+    stop_ids: tuple[int, ...] = derived(())  # ids of tokens, from the tokenizer
 
     def __post_init__(self):
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:

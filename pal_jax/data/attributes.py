@@ -49,18 +49,18 @@ def read(path: str, attributes: Sequence[str] = (), *, max_words: int) -> tuple[
       ValueError: a line is wrong, or there are fewer than two attributes.
     """
     pairs: list[Pair] = []
-    wanted = tuple(attributes)
+    kinds = tuple(attributes)
     for place, record in records.jsonl(Path(path)):
         prompt, rated = _checked(place, record)
-        wanted = wanted or tuple(rated[0][1])
-        if len(set(wanted)) < max(len(wanted), 2):
-            raise ValueError(f'{place}: people want {", ".join(wanted) or "nothing"}; give two attributes or more')
+        kinds = kinds or tuple(rated[0][1])
+        if len(set(kinds)) < max(len(kinds), 2):
+            raise ValueError(f'{place}: people want {", ".join(kinds) or "nothing"}; give two attributes or more')
         for text, ratings in rated:
-            if missing := [name for name in wanted if not _is_number(ratings.get(name))]:
+            if missing := [name for name in kinds if not _is_number(ratings.get(name))]:
                 raise ValueError(f'{place}: {text[:40]!r} has no finite number for {missing[0]}')
         short = [(text, ratings) for text, ratings in rated if len(text.split()) <= max_words]
-        pairs += _disagreements(prompt, short, wanted)
-    return pairs, wanted
+        pairs += _disagreements(prompt, short, kinds)
+    return pairs, kinds
 
 
 def _is_number(value: Any) -> bool:
@@ -81,15 +81,17 @@ def _checked(place: str, record: Mapping[str, Any]) -> tuple[str, list[tuple[str
     return prompt.strip(), [(reply['text'].strip(), reply['ratings']) for reply in replies]
 
 
-def _disagreements(
-    prompt: str, rated: Sequence[tuple[str, Mapping[str, Any]]], wanted: Sequence[str]
-) -> Iterator[Pair]:
+def _disagreements(prompt: str, rated: Sequence[tuple[str, Mapping[str, Any]]], kinds: Sequence[str]) -> Iterator[Pair]:
     """The pairs of replies to a prompt about which people who want different attributes disagree."""
-    for (one, left), (two, right) in itertools.combinations(rated, 2):
-        tie = random.Random(f'{prompt} {one} {two}').random() < 0.5
-        first = frozenset(name for name in wanted if left[name] > right[name] or (left[name] == right[name] and tie))
-        if one != two and 0 < len(first) < len(wanted):
-            yield Pair(prompt, (one, two), first)
+    for (first_text, first_ratings), (second_text, second_ratings) in itertools.combinations(rated, 2):
+        tie = random.Random(f'{prompt} {first_text} {second_text}').random() < 0.5
+        first = frozenset(
+            name
+            for name in kinds
+            if first_ratings[name] > second_ratings[name] or (first_ratings[name] == second_ratings[name] and tie)
+        )
+        if first_text != second_text and 0 < len(first) < len(kinds):
+            yield Pair(prompt, (first_text, second_text), first)
 
 
 def make_people(
@@ -108,7 +110,7 @@ def make_people(
     Raises:
       ValueError: as `read`, or there are too few pairs.
     """
-    pairs, wanted = read(path, attributes, max_words=max_words)
+    pairs, kinds = read(path, attributes, max_words=max_words)
     by_prompt: dict[str, list[Pair]] = {}
     for pair in pairs:
         by_prompt.setdefault(normal(pair.prompt), []).append(pair)
@@ -117,19 +119,19 @@ def make_people(
     new = -(-len(groups) // 10)
     survey_end = new + np.searchsorted(np.cumsum([len(group) for group in groups[new:]]), SURVEY) + 1
     survey_end = min(survey_end, (new + len(groups)) // 2)  # of few prompts half are for the survey, half teach
-    later, survey, rest = (
+    later, survey, teaching = (
         list(itertools.chain(*part)) for part in (groups[:new], groups[new:survey_end], groups[survey_end:])
     )
-    if len(survey) < told or len(rest) < 1 + taught + held or len(later) < held:
+    if len(survey) < told or len(teaching) < 1 + taught + held or len(later) < held:
         raise ValueError(
             f'{path} has {len(pairs)} pairs of replies of at most {max_words} words about which people who want '
-            f'{", ".join(wanted)} disagree, to {len(groups)} prompts; give more, or raise history.max_words'
+            f'{", ".join(kinds)} disagree, to {len(groups)} prompts; give more, or raise history.max_words'
         )
 
     def person(split: str, number: int, seed: int, judged: Sequence[Pair]) -> History:
-        rng, kind = random.Random(f'{split} {number} {seed}'), wanted[number % len(wanted)]
+        rng, kind = random.Random(f'{split} {number} {seed}'), kinds[number % len(kinds)]
         for _ in range(DRAWS):
-            past, (reward, *train) = rng.sample(survey, told), rng.sample(rest, 1 + taught)
+            past, (reward, *train) = rng.sample(survey, told), rng.sample(teaching, 1 + taught)
             history = History(
                 user=f'{split} {number}',
                 context=context_of([pair.choice(kind) for pair in past], rng, form, kind, asked=True),
@@ -140,16 +142,16 @@ def make_people(
                 past=tuple(pair.choice(kind) for pair in past),
             )
             learnt = [text for pair in (reward, *train) for text in pair.texts]
-            if identified(kind, past, wanted) and not repeated(history) and len(set(learnt)) == len(learnt):
+            if identified(kind, past, kinds) and not repeated(history) and len(set(learnt)) == len(learnt):
                 return history
         raise ValueError(f'{path}: {told} choices of {len(survey)} never tell who wants {kind}; raise history.told')
 
     return (
-        [person('train', number, seed, rest) for number in range(people)],
+        [person('train', number, seed, teaching) for number in range(people)],
         [person('test', number, 0, later) for number in range(tested)],
     )
 
 
-def identified(kind: str, past: Sequence[Pair], wanted: Sequence[str]) -> bool:
+def identified(kind: str, past: Sequence[Pair], kinds: Sequence[str]) -> bool:
     """True where a person who wants any other attribute would have made another choice in one of these pairs."""
-    return all(any((kind in p.first) != (name in p.first) for p in past) for name in wanted if name != kind)
+    return all(any((kind in p.first) != (name in p.first) for p in past) for name in kinds if name != kind)

@@ -166,11 +166,11 @@ def row_keys(table: np.ndarray) -> np.ndarray:
     return np.concatenate([np.sum(part.view(np.uint32) * factors, axis=1, dtype=np.uint64) for part in parts])
 
 
-def alike(table: np.ndarray, keys: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """An array of bools, True where the rows of a table at `one` and at `two` are equal. `keys` are its `row_keys`."""
-    same = keys[one] == keys[two]
+def alike(table: np.ndarray, keys: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """An array of bools, True where a table's rows at `left` and at `right` are equal. `keys` are its `row_keys`."""
+    same = keys[left] == keys[right]
     at = np.flatnonzero(same)
-    same[at] = (table[one[at]] == table[two[at]]).all(axis=1)
+    same[at] = (table[left[at]] == table[right[at]]).all(axis=1)
     return same
 
 
@@ -195,9 +195,9 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     is_seen[rng.permutation(people)[:count]] = True
     count_of_user = questions(data)
     _, first = np.unique(count_of_user, return_index=True)
-    asked = count_of_user[data.situations]
+    question_of_pair = count_of_user[data.situations]
     owner = np.zeros(len(first), np.int64)
-    owner[asked] = data.users
+    owner[question_of_pair] = data.users
     place = rank_within(owner, rng.permutation(len(count_of_user))[first])
     count_of_user = np.bincount(owner, minlength=people)
     if (few := np.flatnonzero(count_of_user < 3)).size:
@@ -208,7 +208,7 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
     cuts = np.maximum(np.round(count_of_user * train), 1), np.maximum(np.round(count_of_user * validation), 1)
     first = np.minimum(cuts[0], count_of_user - 2)
     part = (place >= first[owner]).astype(int) + (place >= (first + cuts[1])[owner])
-    of_pair, of_seen = part[asked], is_seen[data.users]
+    of_pair, of_seen = part[question_of_pair], is_seen[data.users]
     seen_parts = [np.flatnonzero(of_seen & (of_pair == k)) for k in range(3)]
     new_parts = [np.flatnonzero(~of_seen & (of_pair == 0)), np.flatnonzero(~of_seen & (of_pair > 0))]
     return Split._make([*seen_parts, *new_parts])
@@ -231,8 +231,8 @@ def split_items(data: Comparisons, *, seed: int, seen: float, train: float, vali
     is_seen = rng.permutation(people) < round(seen * people)
     same = same_texts(data)
     if isinstance(data.prompt, Lookup):
-        asked, of_pair = np.unique(same[data.prompt.numbers], return_inverse=True)
-        items, sides = len(asked), [of_pair]
+        distinct_prompts, of_pair = np.unique(same[data.prompt.numbers], return_inverse=True)
+        items, sides = len(distinct_prompts), [of_pair]
     else:
         distinct, item = np.unique(same, return_inverse=True)
         items, sides = len(distinct), [item[data.chosen.numbers], item[data.rejected.numbers]]

@@ -98,7 +98,7 @@ def _apart(choices: Sequence[Choice]) -> list[Choice]:
         sides, prompt = [normal(choice.chosen), normal(choice.rejected)], normal(choice.prompt)
         among = [*replies, prompt] if prompt else replies
         alike = sides[0] == sides[1] or any(a in b or b in a for a in sides for b in among)
-        before = any(side in other for other in prompts for side in sides)
+        before = any(side in earlier for earlier in prompts for side in sides)
         if not alike and not before and not any(reply in prompt for reply in replies):
             kept.append(choice)
             replies += sides

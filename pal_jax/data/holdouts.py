@@ -46,13 +46,13 @@ def held_out(contents: Sequence[str], most: int, *, last: bool = False, seed: in
     if len(sizes) < 2:
         raise ValueError(f'{len(contents)} of the same content; none can be tested on that is not learnt')
     order = list(sizes)[::-1] if last else sorted(sizes, key=lambda content: _drawn(content, seed))
-    room, kept = max(min(most, len(contents) // 5), 1), set[str]()
+    room, tested = max(min(most, len(contents) // 5), 1), set[str]()
     for content in order:
         if sizes[content] <= room:
-            kept.add(content)
+            tested.add(content)
             room -= sizes[content]
-    kept = kept or {min(order, key=sizes.__getitem__)}
-    return [content in kept for content in contents]
+    tested = tested or {min(order, key=sizes.__getitem__)}
+    return [content in tested for content in contents]
 
 
 def repeats(contents: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from fnmatch import fnmatch
-from os.path import exists  # of a text that is too long for a path, too
+from os.path import exists  # False, and no error, for a text that is too long for a path
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from pal_jax.runtime.checkpoint import CONFIG, FOLDER, KEPT, flatten, kept_in
 from pal_jax.runtime.files import write_whole
 
 FILE = 'inputs.json'
-KEYS = (  # of a config, whose values name files, if they may not change while a run goes on
+KEYS = (  # keys of a config whose values name files that may not change while a run goes on
     'data', 'data.train', 'data.test', 'dialogue.profiles', 'dialogue.personalities', 'dialogue.system',
     'dialogue.user', 'dialogue.slotter', 'reward.matcher', 'reward.judge', 'preferences',
     'prompts.train', 'prompts.test', 'annotate.annotator', 'annotate.second', 'evaluate.judge', 'rl.reward',
@@ -53,7 +53,7 @@ class Input(NamedTuple):
     files: dict[str, str]
 
 
-Inputs = dict[str, Input]  # by key of the config
+Inputs = dict[str, Input]  # the inputs by their keys in the config
 
 
 def look(config: dict[str, Any]) -> Inputs:

@@ -111,7 +111,7 @@ class Tokenizer:
         """
         alone = self.encode(text)
         rests = (self._rest(start, text) for start in (prompt, '\n'))
-        same = (rest for rest in rests if self.decode(rest).lstrip() == self.decode(alone).lstrip())
+        same = (tail for tail in rests if self.decode(tail).lstrip() == self.decode(alone).lstrip())
         ids = next(same, alone)
         return ids if ids and ids[-1] in self.stop_ids else [*ids, self.stop_ids[0]]
 
@@ -370,11 +370,11 @@ def from_gguf(reader: GGUFReader) -> Tokenizer:
             prefix = _field(reader, 'ggml.add_space_prefix') is not False
             backend = _sentencepiece_bpe(tokens, _field(reader, 'ggml.scores'), types, prefix)
         case kind:
-            known = 'gpt2 (byte-level BPE) and llama (SentencePiece BPE)'
-            raise ValueError(f'tokenizer.ggml.model={kind} is not supported, only {known}; use hf:<folder>')
+            supported = 'gpt2 (byte-level BPE) and llama (SentencePiece BPE)'
+            raise ValueError(f'tokenizer.ggml.model={kind} is not supported, only {supported}; use hf:<folder>')
     _mark_added(backend, tokens, types)
-    named = {'bos_token': 'bos', 'eos_token': 'eos', 'unk_token': 'unknown', 'pad_token': 'padding'}
-    ids = {name: _field(reader, f'ggml.{key}_token_id') for name, key in named.items()}
+    keys = {'bos_token': 'bos', 'eos_token': 'eos', 'unk_token': 'unknown', 'pad_token': 'padding'}
+    ids = {name: _field(reader, f'ggml.{key}_token_id') for name, key in keys.items()}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         chat_template=_field(reader, 'chat_template'),
@@ -382,7 +382,7 @@ def from_gguf(reader: GGUFReader) -> Tokenizer:
         add_eos_token=bool(_field(reader, 'ggml.add_eos_token')),
         **{name: tokens[i] for name, i in ids.items() if i is not None},
     )
-    ends = (_field(reader, f'ggml.{key}_token_id') for key in ('eot', 'eom'))  # of a turn, of a message to a tool
+    ends = (_field(reader, f'ggml.{key}_token_id') for key in ('eot', 'eom'))  # ends of a turn and of a tool's message
     return Tokenizer(fast, [int(i) for i in ends if i is not None])
 
 

@@ -104,10 +104,10 @@ def to_choices(votes: Votes, prompt: str, *, disputed: float, seed: int) -> dict
     texts = len(votes.texts)
     votes_of_statement = np.maximum(np.bincount(votes.statements, minlength=texts), 1)
     share = np.bincount(votes.statements, weights=votes.agree, minlength=texts) / votes_of_statement
-    kept = np.minimum(share, 1.0 - share)[votes.statements] >= disputed
+    is_disputed = np.minimum(share, 1.0 - share)[votes.statements] >= disputed
     choices: dict[str, list[Choice]] = {}
     for person, name in enumerate(votes.names):
-        counted, rng = (votes.people == person) & kept, np.random.default_rng([seed, person])
+        counted, rng = (votes.people == person) & is_disputed, np.random.default_rng([seed, person])
         sides = [rng.permutation(votes.statements[counted & (votes.agree == way)]) for way in (True, False)]
         pairs = zip(*sides, strict=False)  # as many as the fewer have
         choices[name] = [Choice(prompt, votes.texts[chosen], votes.texts[rejected]) for chosen, rejected in pairs]

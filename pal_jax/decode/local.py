@@ -112,7 +112,7 @@ class LocalDecoder:
         self._prefixes = Prefixes(self.slots)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._prompts: list[Prompt] = []
-        self._live: dict[int, Live] = {}  # by slot
+        self._live: dict[int, Live] = {}  # the requests in slots, by slot
         self._programs = programs_of(cfg, mesh, slots=self.slots, int8=int8)
         self.param_shardings = self._programs.param_shardings
 
@@ -349,8 +349,8 @@ class LocalDecoder:
     def _make_room(self) -> None:
         """Make the caches as long as the requests at hand need, since attention costs their whole length."""
         prompts = (bucket(min(len(r.prompt_ids), self.chunk), 64) for r in self._at_hand())
-        whole = (len(r.prompt_ids) + r.sampling.max_tokens for r in self._at_hand())
-        room = bucket(max(*prompts, *whole), self.grain)
+        final_lengths = (len(r.prompt_ids) + r.sampling.max_tokens for r in self._at_hand())
+        room = bucket(max(*prompts, *final_lengths), self.grain)
         if self._state is None or (not self._live and 2 * room <= self._state.capacity):
             self._drop_caches()
             self._state = self._programs.init(room)

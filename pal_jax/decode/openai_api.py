@@ -311,13 +311,13 @@ class Choice:
         return self.text[start : self._told]
 
     def _sure(self) -> int:
-        whole = len(self.text.rstrip(HALF))
+        certain = len(self.text.rstrip(HALF))
         for stop in self._stops:
             for size in range(len(stop) - 1, 0, -1):
                 if self.text.endswith(stop[:size]):
-                    whole = min(whole, len(self.text) - size)
+                    certain = min(certain, len(self.text) - size)
                     break
-        return whole
+        return certain
 
 
 def word_of(raw: bytes) -> str:

@@ -55,8 +55,8 @@ def drawn_from(
     """
     greedy = temperature < COLDEST
     scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
-    kept = lax.cond(jnp.any((top_k > 0) | (top_p < 1)), lambda: truncate(scaled, top_k, top_p), lambda: scaled)
-    return jnp.where(greedy[:, None], logits, kept)
+    cut_logits = lax.cond(jnp.any((top_k > 0) | (top_p < 1)), lambda: truncate(scaled, top_k, top_p), lambda: scaled)
+    return jnp.where(greedy[:, None], logits, cut_logits)
 
 
 def likeliest(logits: Float[Array, 'B V'], count: int) -> Likeliest:
@@ -95,8 +95,8 @@ def truncate(logits: Float[Array, 'B V'], top_k: Int[Array, ' B'], top_p: Float[
     kth = jnp.take_along_axis(ordered, last[:, None], axis=-1)
     ordered = jnp.where(ordered >= kth, ordered, -jnp.inf)
     before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1) - jax.nn.softmax(ordered, axis=-1)
-    kept = jnp.sum(before < top_p[:, None], axis=-1, keepdims=True)
-    threshold = jnp.take_along_axis(ordered, jnp.maximum(kept, 1) - 1, axis=-1)
+    count = jnp.sum(before < top_p[:, None], axis=-1, keepdims=True)
+    threshold = jnp.take_along_axis(ordered, jnp.maximum(count, 1) - 1, axis=-1)
     return jnp.where(logits >= jnp.maximum(kth, threshold), logits, -jnp.inf)
 
 

@@ -52,8 +52,8 @@ class SharedDecoder:
         settings |= {'slots': -(-slots // shares.parts), 'int8': int8}
         self._shares = shares
         self._decoders = {number: LocalDecoder(cfg, tokenizer, parts[number], **settings) for number in shares.own}
-        one = self._decoders[shares.own[0]]
-        self._publish = programs_of(one.cfg, wide, slots=one.slots, int8=int8).publish
+        first_decoder = self._decoders[shares.own[0]]
+        self._publish = programs_of(first_decoder.cfg, wide, slots=first_decoder.slots, int8=int8).publish
         # The shardings of training, in the order of these devices. Where the orders are the same, nothing moves.
         ordered = Mesh(wide.devices.reshape(mesh.devices.shape), wide.axis_names, axis_types=wide.axis_types)
         self._spread = sharding.param_shardings(model_params.decoder_specs(cfg), ordered)

@@ -74,8 +74,8 @@ def embed(
 ) -> Float[Array, 'B D']:
     """The vectors of sentences, which are the mean of the tokens' last hidden states, scaled to length 1."""
     hidden = encode(weights, cfg, tokens, mask)
-    kept = jnp.where(mask[..., None], hidden, 0.0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)[:, None]
-    return kept / jnp.maximum(jnp.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
+    summed = jnp.where(mask[..., None], hidden, 0.0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)[:, None]
+    return summed / jnp.maximum(jnp.linalg.norm(summed, axis=1, keepdims=True), 1e-12)
 
 
 def encode(

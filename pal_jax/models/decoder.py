@@ -79,11 +79,11 @@ def _run_layers(body: Callable[[Array, Params, LayerKind], Array], x: Array, lay
     period = len(cfg.pattern)
     if period == 1:  # weights go in as they are: the scan would keep a reshaped copy for the backward pass
         return lax.scan(lambda x, layer: (body(x, layer, cfg.pattern[0]), None), x, layers)[0]
-    whole = cfg.layers // period * period
-    stack, *remainder = [layers] if whole == cfg.layers else split(layers, (whole, cfg.layers - whole))
-    repetitions = jax.tree.map(lambda w: w.reshape(whole // period, period, *w.shape[1:]), stack)
+    repeated = cfg.layers // period * period
+    stack, *remainder = [layers] if repeated == cfg.layers else split(layers, (repeated, cfg.layers - repeated))
+    repetitions = jax.tree.map(lambda w: w.reshape(repeated // period, period, *w.shape[1:]), stack)
     x, _ = lax.scan(lambda x, stack: (straight(x, stack, cfg.pattern), None), x, repetitions)
-    return straight(x, remainder[0], cfg.kinds[whole:]) if remainder else x
+    return straight(x, remainder[0], cfg.kinds[repeated:]) if remainder else x
 
 
 def block(

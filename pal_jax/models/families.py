@@ -338,8 +338,8 @@ def config_from_hf(config: Config) -> ModelConfig:
     )
     if (kind := config.get('model_type') or name) != name:
         raise ValueError(f'model_type={kind} with {family.architecture}; config.json has to name one model')
-    known = {*ABSENT, *LLAMA_DEFAULTS, *family.defaults, *family.fixed}
-    fields.check_known(config, known, family.architecture)
+    known_keys = {*ABSENT, *LLAMA_DEFAULTS, *family.defaults, *family.fixed}
+    fields.check_known(config, known_keys, family.architecture)
     return cfg
 
 

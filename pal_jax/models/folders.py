@@ -34,7 +34,7 @@ SPEECH = frozenset({
     'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'tokenizer.model',
     'vocab.json', 'vocab.txt', 'merges.txt', 'chat_template.jinja', 'chat_template.json',
 })  # fmt: skip
-FREE = frozenset({'max_position_embeddings', 'model_max_length'})  # of a config.json
+FREE = frozenset({'max_position_embeddings', 'model_max_length'})  # fields of config.json in which models may differ
 ROLES = ('bos_token', 'eos_token', 'unk_token')
 SIDE = ('*.json', '*.jinja', '*.model', '*.txt')  # files that go along with the tensors
 
@@ -103,8 +103,8 @@ def _side_files(first: Path, speaker: Path) -> list[Path]:
     files = {path.name: path for pattern in SIDE for path in first.glob(pattern)}
     speech = {path.name: path for pattern in SIDE for path in speaker.glob(pattern)}
     speech = {name: path for name, path in speech.items() if name in SPEECH or name == 'generation_config.json'}
-    kept = {name: path for name, path in files.items() if name not in SPEECH or 'tokenizer.json' not in speech}
-    return [*(kept | speech).values()]
+    others = {name: path for name, path in files.items() if name not in SPEECH or 'tokenizer.json' not in speech}
+    return [*(others | speech).values()]
 
 
 def _full(folders: Sequence[Path], settings: Settings, adapters: bool) -> tuple[list[Model], Path]:

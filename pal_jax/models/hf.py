@@ -30,7 +30,7 @@ from pal_jax.models.tensors import Tensor
 from pal_jax.runtime.files import read_object, shown
 from pal_jax.runtime.outputs import whole_folder
 
-Read = Callable[[str], Tensor]  # by the name of a tensor
+Read = Callable[[str], Tensor]  # opens a tensor by its name
 ROWS = 1 << 14  # rows of a matrix that are compared at once
 
 # A torch Linear is stored [out, in]. These are the numbers of a leaf's leading axes that are its `in`. Other leaves

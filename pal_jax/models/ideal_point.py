@@ -89,7 +89,7 @@ class PAL:
     width: int
     prototypes: int
     variant: Literal['A', 'B'] = 'A'
-    dim: int = 0  # of preferences; 0: that of items
+    dim: int = 0  # width of the space of preferences; 0: `width`
     projector: str = 'identity'
     rule: Rule = 'dist'
     scaled: bool = False
@@ -101,7 +101,7 @@ class PAL:
     act_dtype: str = 'float32'
 
     def __post_init__(self):
-        for key, value, known in (
+        for key, value, allowed in (
             ('variant', self.variant, ('A', 'B')),
             ('rule', self.rule, get_args(Rule)),
             ('point', self.point, get_args(Point)),
@@ -109,8 +109,8 @@ class PAL:
             ('prototype_init', self.prototype_init, ('unit', 'expected')),
             ('dtype', self.dtype, ('float32', 'bfloat16')),
         ):
-            if value not in known:
-                raise ValueError(f'model.{key}={value!r} is unknown; use one of {", ".join(known)}')
+            if value not in allowed:
+                raise ValueError(f'model.{key}={value!r} is unknown; use one of {", ".join(allowed)}')
         shape, d = self.shape, self.dim or self.width
         if d != self.width and (shape.layers == 0 or shape.residual):
             raise ValueError(f'model.dim={d} is not the width {self.width} of items, which {self.projector} keeps')

@@ -121,8 +121,8 @@ def _soup(x: Float[Array, 'B T I'], w: SoupWeight, mixture: Float[Array, 'B K'],
 
 
 def _dropped(x: Array, key: Array, rate: float) -> Array:
-    kept = jax.random.bernoulli(jax.random.wrap_key_data(key), 1.0 - rate, x.shape)
-    return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+    keep = jax.random.bernoulli(jax.random.wrap_key_data(key), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def _output_major_product(x: Array, w: Array, cfg: ModelConfig, in_dims: int) -> Array:

@@ -117,8 +117,8 @@ def _adapter_specs(specs: Params, rank: int, alpha: float, targets: Sequence[str
         )
 
     def adapter(path: Any, spec: ParamSpec) -> Adapter | None:
-        wanted = _in_dims(path) and any(pattern.search(_path(path)) for pattern in patterns.values())
-        return _adapter_spec(spec, rank, alpha, _in_dims(path)) if wanted else None
+        is_target = _in_dims(path) and any(pattern.search(_path(path)) for pattern in patterns.values())
+        return _adapter_spec(spec, rank, alpha, _in_dims(path)) if is_target else None
 
     return jax.tree.map_with_path(adapter, specs, is_leaf=plain.is_spec)
 

@@ -112,9 +112,11 @@ def ties(trees: Sequence[Any], weights: Sequence[float], base: Any, k: float = 0
                 for task, at in zip(tasks, least, strict=True)
             ]
             sign = np.sign(_sum(tasks, weights))
-            kept = [np.sign(task) == sign for task in tasks]
-            mass = _sum(kept, weights)
-            total = _sum([np.where(has_sign, task, 0.0) for has_sign, task in zip(kept, tasks, strict=True)], weights)
+            same_sign = [np.sign(task) == sign for task in tasks]
+            mass = _sum(same_sign, weights)
+            total = _sum(
+                [np.where(has_sign, task, 0.0) for has_sign, task in zip(same_sign, tasks, strict=True)], weights
+            )
             return origin + lambda_ * np.divide(total, mass, out=np.zeros_like(total), where=mass > 0)
 
         return _by_rows([origin, *xs], moved)

@@ -32,7 +32,7 @@ def decoder_specs(cfg: ModelConfig) -> Params:
     """The specs of every parameter of a decoder. Layers are stacked on the first axis."""
     L, D, H, G, K, F = cfg.layers, cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.mlp
     dense, zeros = jax.nn.initializers.normal(0.02), jax.nn.initializers.zeros
-    one = jax.nn.initializers.constant(1.0 - cfg.norm_offset)  # a norm starts as the identity
+    identity = jax.nn.initializers.constant(1.0 - cfg.norm_offset)  # a norm starts as the identity
     attn = {
         'q': ParamSpec((L, D, H, K), ('layers', 'width', 'heads', None), dense),
         'k': ParamSpec((L, D, G, K), ('layers', 'width', 'kv_heads', None), dense),
@@ -44,18 +44,18 @@ def decoder_specs(cfg: ModelConfig) -> Params:
         attn['k_bias'] = ParamSpec((L, G, K), ('layers', 'kv_heads', None), zeros)
         attn['v_bias'] = ParamSpec((L, G, K), ('layers', 'kv_heads', None), zeros)
     if cfg.qk_norm:
-        attn |= {name: ParamSpec((L, K), ('layers', None), one) for name in ('q_norm', 'k_norm')}
+        attn |= {name: ParamSpec((L, K), ('layers', None), identity) for name in ('q_norm', 'k_norm')}
     mlp = {
         'gate': ParamSpec((L, D, F), ('layers', 'width', 'mlp'), dense),
         'up': ParamSpec((L, D, F), ('layers', 'width', 'mlp'), dense),
         'down': ParamSpec((L, F, D), ('layers', 'mlp', 'width'), dense),
     }
     norms = ('attn', 'mlp', 'attn_out', 'mlp_out') if cfg.post_norms else ('attn', 'mlp')
-    norm = {name: ParamSpec((L, D), ('layers', None), one) for name in norms}
+    norm = {name: ParamSpec((L, D), ('layers', None), identity) for name in norms}
     specs = {
         'embed': ParamSpec((cfg.vocab, D), ('vocab', 'width'), dense),
         'layers': {'attn': attn, 'mlp': mlp, 'norm': norm},
-        'final_norm': ParamSpec((D,), (None,), one),
+        'final_norm': ParamSpec((D,), (None,), identity),
     }
     if not cfg.tie_embed:
         specs['unembed'] = ParamSpec((cfg.vocab, D), ('vocab', 'width'), dense)

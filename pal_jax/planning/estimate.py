@@ -166,8 +166,8 @@ def least(request: Request, learner: PolicyLearner, choice: Choice, memory: dict
     """
     cfg, work, ways = learner.actor.cfg, request.work, sharding.batch_ways(learner.actor.mesh)
     rows = min(choice.micro_rows, -(-work.prompts // work.minibatches // ways))
-    kept = cfg.width if choice.remat == 'full' else 3 * cfg.width + 3 * cfg.mlp // choice.tensor
-    activations = rows * work.row * cfg.layers * kept * jnp.dtype(cfg.act_dtype).itemsize
+    saved_width = cfg.width if choice.remat == 'full' else 3 * cfg.width + 3 * cfg.mlp // choice.tensor
+    activations = rows * work.row * cfg.layers * saved_width * jnp.dtype(cfg.act_dtype).itemsize
     update = sum(memory.values()) + activations
     if not request.decode:
         return update
@@ -206,8 +206,8 @@ def measure(program: Program, chip: Chip, efficiency: float) -> Figures:
         )
     stats, traffic = compiled.memory_analysis(), hlo.traffic(compiled.as_text())
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    sent = sum(traffic.collectives.values())
-    rates = (work, chip.flops), (traffic.moved, chip.bandwidth), (sent, chip.links)
+    received = sum(traffic.collectives.values())
+    rates = (work, chip.flops), (traffic.moved, chip.bandwidth), (received, chip.links)
     seconds = max(amount / rate for amount, rate in rates) / efficiency if all(rate for _, rate in rates) else None
     return Figures(
         program.name, program.calls,

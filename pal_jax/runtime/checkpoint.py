@@ -173,9 +173,13 @@ class Checkpoints:
 
     def _read(self, step: int) -> tuple[Any, dict[str, Any]]:
         """The state and the host item of a checkpoint. Raises ValueError where their bits are not those saved."""
-        wanted = ocp.args.PyTreeRestore(self._abstract, ocp.checkpoint_utils.construct_restore_args(self._abstract))
+        restore_args = ocp.args.PyTreeRestore(
+            self._abstract, ocp.checkpoint_utils.construct_restore_args(self._abstract)
+        )
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=wanted, host=ocp.args.JsonRestore()))
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=restore_args, host=ocp.args.JsonRestore())
+            )
         except Exception as error:
             if not processes.joined():
                 raise
@@ -193,8 +197,10 @@ class Checkpoints:
     def _failure(self, step: int | None, why: str) -> str:
         """The message for a checkpoint that could not be written, which names the newest intact one."""
         good = [s for s in self._manager.all_steps() if s != step]
-        kept = f'checkpoint {max(good)} is intact: free some room and run the same command' if good else 'none is kept'
-        return f'checkpoint {step} could not be written to {self.folder}: {why.splitlines()[0]}; {kept}'
+        advice = (
+            f'checkpoint {max(good)} is intact: free some room and run the same command' if good else 'none is kept'
+        )
+        return f'checkpoint {step} could not be written to {self.folder}: {why.splitlines()[0]}; {advice}'
 
 
 def _array_handler(abstract: Any) -> ocp.PyTreeCheckpointHandler:

@@ -20,7 +20,7 @@ import yaml
 Name = str | os.PathLike[str]
 
 HEAD = 1024  # bytes at a file's beginning by which its kind is recognised
-PACKED = {'.gz': gzip.open, '.xz': lzma.open}  # by the end of a file's name; such files are unpacked as they are read
+PACKED = {'.gz': gzip.open, '.xz': lzma.open}  # files with these suffixes are unpacked as they are read
 MARKS = {  # the first bytes of files of other kinds
     b'\x1f\x8b': 'compressed by gzip; let its name end in .gz, or unpack it',
     b'BZh': 'compressed by bzip2; unpack it',
@@ -238,14 +238,14 @@ def read_yaml(path: Name) -> Any:
     return value
 
 
-def _check_nodes(node: yaml.Node | None, known: set[int]) -> None:
+def _check_nodes(node: yaml.Node | None, checked: set[int]) -> None:
     """Raise MarkedYAMLError where a key of a mapping stands twice, or where a text holds half a surrogate pair.
 
-    PyYAML itself would take the last of two equal keys. `known` has the ids of the nodes that were checked.
+    PyYAML itself would take the last of two equal keys. `checked` has the ids of the nodes that were checked.
     """
-    if node is None or id(node) in known:  # an alias may name a node that contains it
+    if node is None or id(node) in checked:  # an alias may name a node that contains it
         return
-    known.add(id(node))
+    checked.add(id(node))
     if isinstance(node, yaml.ScalarNode) and not node.value.isascii():
         try:
             node.value.encode()
@@ -255,7 +255,7 @@ def _check_nodes(node: yaml.Node | None, known: set[int]) -> None:
     names: set[str] = set()
     for part in node.value if isinstance(node, yaml.CollectionNode) else ():
         for child in part if isinstance(part, tuple) else (part,):
-            _check_nodes(child, known)
+            _check_nodes(child, checked)
         if isinstance(part, tuple) and isinstance(part[0], yaml.ScalarNode):
             key = part[0]
             if key.value in names and key.tag != 'tag:yaml.org,2002:merge':

@@ -144,7 +144,7 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    finished, _, _ = files.read_bytes(path).rpartition(b'\n')  # what follows the last newline was never finished
+    finished, _, _ = files.read_bytes(path).rpartition(b'\n')  # a line without its newline was never finished
     lines = files.decoded(finished, path).split('\n') if finished else []
     return [_parse(line, path, number) for number, line in enumerate(lines, 1)]
 
@@ -153,8 +153,8 @@ def _truncate(path: Path, first_step: int) -> None:
     """Drop the records of `first_step` and later steps. The file is replaced in one piece, or left alone."""
     if not path.exists():
         return
-    kept = [record for record in read_records(path) if record['step'] < first_step]
-    text = ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in kept)
+    earlier = [record for record in read_records(path) if record['step'] < first_step]
+    text = ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in earlier)
     write_whole(path, text, _TEXT['errors'])
 
 

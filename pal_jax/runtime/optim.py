@@ -56,7 +56,7 @@ class Optimizer:
                 f'lr={self.lr} and weight_decay={self.weight_decay} must be at least 0, b1={self.b1} and '
                 f'b2={self.b2} in [0, 1), max_norm={self.max_norm} above 0 (inf clips nothing)'
             )
-        make_schedule(**self._schedule | {'total_steps': self.total_steps or 1})  # which check the rest
+        make_schedule(**self._schedule | {'total_steps': self.total_steps or 1})  # this checks the other values
         _direction(self.name, self.b1, self.b2)
 
     def over(self, total_steps: int) -> Optimizer:

@@ -72,8 +72,8 @@ def print_anything() -> None:
 
 def describe(metrics: Metrics) -> str:
     """The latest numbers in a few words: `reward 0.412  format 0.98`."""
-    shown = [key for key in ('loss', 'accuracy', 'reward', 'format', 'kl') if key in metrics]
-    return '  '.join(f'{key} {metrics[key]:.3g}' for key in shown)
+    keys = [key for key in ('loss', 'accuracy', 'reward', 'format', 'kl') if key in metrics]
+    return '  '.join(f'{key} {metrics[key]:.3g}' for key in keys)
 
 
 class Progress:

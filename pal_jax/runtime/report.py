@@ -199,8 +199,8 @@ def few(rollouts: Sequence[Record], room: int = ROOM, longest: int = LONGEST) ->
     if fitting >= len(steps):
         return cut
     places = max(fitting, 2)
-    kept = {steps[i * (len(steps) - 1) // (places - 1)] for i in range(places)}
-    return [record for record in cut if record['step'] in kept]
+    kept_steps = {steps[i * (len(steps) - 1) // (places - 1)] for i in range(places)}
+    return [record for record in cut if record['step'] in kept_steps]
 
 
 def _cut(turn: Record, longest: int) -> Record:

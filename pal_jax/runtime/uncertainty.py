@@ -24,7 +24,7 @@ from scipy import optimize, signal, stats
 LEAST = 10  # steps; a shorter series does not determine its noise
 MOST = 0.99  # rho lies between minus this and this
 GRID = 40  # values of rho
-ROUNDING = 1e-9  # of the largest value: residuals below it are no noise
+ROUNDING = 1e-9  # share of the largest value; smaller residuals are rounding errors and no noise
 
 
 def standard_errors(values: Sequence[float], weights: Float[np.ndarray, 'K n']) -> list[float] | None:
