@@ -110,11 +110,11 @@ def compare(workdir: Path) -> None:
 
 
 def evaluate_sources(settings: Run, names: Sequence[str]) -> dict[str, Evaluation]:
-    """The record and the dialogues of each policy; all of them meet the same people, users and judges.
+    """The record and the dialogues of each policy. All policies meet the same people, users and judges.
 
     Raises:
       ValueError: a run has trained on another file of people by the same name.
-      ValueError, RuntimeError: a source that cannot be had.
+      ValueError, RuntimeError: the model of a source cannot be opened.
     """
     settings = of_dialogues(settings)
     world, evaluations = make_world(settings), {}

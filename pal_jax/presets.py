@@ -17,7 +17,7 @@ def parse_variant(text: str, *variants: str) -> str:
     """The variant behind the colon of `--config=configs/x.py:variant`; '' is the default.
 
     Raises:
-      ValueError: a variant that the file does not have.
+      ValueError: the file does not have the variant.
     """
     if text and text not in variants:
         raise ValueError(f'variant {text!r} is unknown; use one of {", ".join(variants)}, or none')
@@ -28,7 +28,7 @@ def parse_stage(text: str, *variants: str) -> tuple[str, dict[str, str]]:
     """The variant of `:variant,stage=policy,preference=P2A`, and the settings that follow it; each may be missing.
 
     Raises:
-      ValueError: a variant or a key that the file does not have.
+      ValueError: the file does not have the variant or a key.
     """
     parts = [part.partition('=') for part in text.split(',')]
     settings = {key: value for key, equals, value in parts if equals}

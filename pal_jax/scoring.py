@@ -7,7 +7,7 @@
     scorer = open_scorer('orbax:runs/pal', person='ana.json')              # PAL, by the person's mixture
     scorer([{'prompt': 'Hello', 'completion': 'Good day.'}])               # [records] float
 
-`scorer.read` turns a record into what the model reads and says what is wrong with it; `scorer.score` scores many.
+`scorer.read` turns a record into the model's input, and raises an error for a wrong record. `scorer.score` scores many.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
 
     Args:
       source: `orbax:<workdir>` of a run of a reward model, a cost model, a moderator, PLUS or PAL, or its folder.
-      person: who prefers. For PAL a file that `pal_jax.personalize` wrote, the id of a person of the training, or
-        nothing for the mean over them. For PLUS a file with the person's `summary`. Reward models, cost models and
-        moderators know no people.
+      person: the person who prefers. For PAL a file that `pal_jax.personalize` wrote, the id of a person of the
+        training, or nothing for the mean over them. For PLUS a file with the person's `summary`. Reward models, cost
+        models and moderators know no people.
 
     Raises:
       ValueError: the source is no such run, or the person does not fit it.

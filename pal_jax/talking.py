@@ -31,7 +31,7 @@ CACHE = '~/.cache/pal_jax/compiled'
 
 
 def open_model(source: str, dtype: str, max_len: int) -> tuple[Source, ModelConfig, Tokenizer, Mesh]:
-    """The source, the model as this machine computes it, its tokenizer, and a mesh of all devices.
+    """The source of a model, its config for this machine, its tokenizer, and a mesh of all devices.
 
     Raises:
       ValueError, RuntimeError: as `sources.resolve`.

@@ -279,8 +279,8 @@ def repeats(data: Comparisons) -> int:
 def questions(data: Comparisons) -> np.ndarray:
     """The number of each situation's question, in the order in which questions come first.
 
-    Situations have the same question where the user, the prompt and the items, in whatever order, are the same. A
-    situation without pairs is a question of its own.
+    Situations have the same question where the user, the prompt and the set of items are the same. A situation without
+    pairs is a question of its own.
     """
     keys = np.zeros(int(data.situations.max()) + 1, np.uint64)
     np.add.at(keys, data.situations, _hashes(data.rejected))

@@ -17,7 +17,7 @@ Setting = Literal['partition', 'mixture']
 
 
 class Population(NamedTuple):
-    """Choices of the seen people, then of the new ones; `mixtures` `[people, K*]` are the true weights."""
+    """The choices of the seen people, then those of the new ones. `mixtures` `[people, K*]` are the true weights."""
 
     data: Comparisons
     split: Split

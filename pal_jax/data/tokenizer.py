@@ -1,4 +1,4 @@
-"""Text to token ids and back: a Hugging Face fast tokenizer with its chat template, built without torch.
+"""Tokenizers: a Hugging Face fast tokenizer with its chat template, built without torch.
 
 `transformers` can read a tokenizer out of a GGUF file itself, but only with torch installed, so `from_gguf` builds it
 with the `tokenizers` library. `AutoTokenizer` imports torch where it finds it, hence `PreTrainedTokenizerFast`.

@@ -361,7 +361,7 @@ async def _say_nothing(choices: Sequence[Choice]) -> AsyncGenerator[News, None]:
 
 
 def _or_refuse(ask: Callable[..., Asked], *args: Any) -> Asked:
-    """The driver's result. Raises Refusal, in OpenAI's words, where the driver refuses."""
+    """The result of a call of the driver. Raises Refusal, with OpenAI's error types, where the driver refuses."""
     try:
         return ask(*args)
     except ValueError as error:

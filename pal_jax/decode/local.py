@@ -1,4 +1,4 @@
-"""Continuous batching in the trainer's own process: requests in, completions out, slots refilled as they free up."""
+"""Continuous batching in the trainer's own process. A slot takes the next request when its request has ended."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def _dot(spec: str, x: Array, y: Array, dtype: str) -> Array:
 
 
 def _fold(x: Array, groups: int) -> Array:
-    """`[R, T, G*J, K]` to `[R, G, T*J, K]`: heads that share keys become further rows of one matrix product."""
+    """An array `[R, G, T*J, K]` from `[R, T, G*J, K]`, where heads that share keys are rows of one matrix product."""
     rows, length, _, size = x.shape
     return x.reshape(rows, length, groups, -1, size).swapaxes(1, 2).reshape(rows, groups, -1, size)
 

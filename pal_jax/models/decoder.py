@@ -1,4 +1,4 @@
-"""One decoder for every family: pre-norm blocks of grouped attention and a gated network, as `ModelConfig` has them."""
+"""The decoder of every family: pre-norm blocks of grouped attention and a gated network, set by `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def forward(
     segments: Int[Array, 'R T'],
     prefix: Int[Array, 'R T'],
 ) -> Float[Array, 'R T D']:
-    """Hidden states after the final norm, in `cfg.act_dtype`, of rows as in `types.TokenBatch`."""
+    """The hidden states after the final norm, in `cfg.act_dtype`, of rows as in `types.TokenBatch`."""
     places = Places(segments, prefix, positions)
 
     def body(x: Array, layer: Params, kind: LayerKind) -> Array:
@@ -177,7 +177,7 @@ def rms_norm(x: Float[Array, '... D'], weight: Float[Array, ' D'], cfg: ModelCon
 
 
 def embed(params: Params, cfg: ModelConfig, tokens: Int[Array, 'R T']) -> Float[Array, 'R T D']:
-    """Token embeddings in `cfg.act_dtype`, scaled if `cfg.scale_embed`."""
+    """The embeddings of tokens in `cfg.act_dtype`, scaled if `cfg.scale_embed`."""
     with jax.named_scope('embed'):
         x = constrain(params['embed'], ('vocab', None))[tokens].astype(cfg.act_dtype)
         return x * math.sqrt(cfg.width) if cfg.scale_embed else x

@@ -268,5 +268,5 @@ def checked_mixture(mix: ArrayLike, K: int) -> Float[Array, ' K']:
 
 
 def length(x: Float[Array, '*S D']) -> Float[Array, '*S']:
-    """The Euclidean norm, with gradient 0 and not NaN at the origin."""
+    """The Euclidean norm over the last axis. Its gradient at the origin is 0, and not NaN."""
     return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1), 1e-12))

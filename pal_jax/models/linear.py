@@ -1,4 +1,4 @@
-"""Products of activations and weights: the precision of every matrix product of the decoder is decided here."""
+"""Products of activations and weights. This module decides the precision of every matrix product of the decoder."""
 
 from __future__ import annotations
 

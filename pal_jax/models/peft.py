@@ -130,7 +130,7 @@ def read_config(folder: str | Path) -> PeftConfig:
 
 
 def _checked(folder: str | Path) -> dict[str, Any]:
-    """The adapter_config.json of a folder, in which every key is read, idle, or at a value that changes nothing."""
+    """The adapter_config.json of a folder. Raises ValueError for a key or a value that is not supported."""
     path = Path(folder) / CONFIG
     if not path.exists():
         raise ValueError(f'no {CONFIG} in {folder}; give the folder of a PEFT adapter')

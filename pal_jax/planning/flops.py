@@ -1,4 +1,4 @@
-"""Arithmetic of a traced program: what its matrix products cost, loops and recomputation included."""
+"""The arithmetic of a traced program: operations of its matrix products, with loops and recomputation."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def placed(tree: Tree, place: Any) -> Tree:
 
 
 def bytes_of(tree: Tree) -> int:
-    """Bytes of a tree on one device."""
+    """The bytes on one device of the shapes in a tree."""
     leaves = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.ShapeDtypeStruct)]
     return sum(_bytes(x) for x in leaves)
 

@@ -1,4 +1,4 @@
-"""Runs side by side, from their files: seeds of one config, or a method and its controls.
+"""Comparison of runs from their files, such as seeds of one config, or a method and its controls.
 
   python -m pal_jax.runtime.compare runs/rlpa runs/rlpa-1 runs/rlpa-2 --output=seeds.png
 draws their rewards into one picture and prints two tables in Markdown: the rise of the reward, and the evaluations.

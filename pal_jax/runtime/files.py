@@ -61,7 +61,7 @@ def write_whole(path: Path, text: str, errors: str = 'strict') -> Path:
 
 
 def fresh_beside(path: Path, what: str) -> Path:
-    """A path that does not exist, hidden, in the folder of another one: `.<name>.<what>-<8 digits>`."""
+    """A hidden path that does not exist, in the folder of `path`: `.<name>.<what>-<8 digits>`."""
     return path.with_name(f'.{path.name}.{what}-{secrets.token_hex(4)}')
 
 

@@ -159,7 +159,7 @@ def _truncate(path: Path, first_step: int) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: arrays become numbers and lists; NaN and infinity, which JSON lacks, become null."""
+    """A value in the types of JSON. Arrays become numbers and lists, and NaN and infinity, which JSON lacks, null."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

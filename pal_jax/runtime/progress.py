@@ -71,7 +71,7 @@ def print_anything() -> None:
 
 
 def describe(metrics: Metrics) -> str:
-    """The latest numbers in a few words: `reward 0.412  format 0.98`."""
+    """A short text with the latest values of a step: `reward 0.412  format 0.98`."""
     keys = [key for key in ('loss', 'accuracy', 'reward', 'format', 'kl') if key in metrics]
     return '  '.join(f'{key} {metrics[key]:.3g}' for key in keys)
 

@@ -180,7 +180,7 @@ def before_and_after(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]
 
 
 def side_by_side(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """The first and the last dialogue of one evaluation, where both answer the same: several systems side by side."""
+    """The first and the last dialogue of one evaluation of several systems, where both answer the same message."""
     if len(dialogues) < 2 or dialogues[0]['person'] == dialogues[-1]['person']:
         return []
     first, last = dialogues[0], dialogues[-1]

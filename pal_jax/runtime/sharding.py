@@ -34,7 +34,7 @@ def sharding(mesh: Mesh, axes: Sequence[str | None], rules: Rules = RULES) -> Na
     """The sharding of an array with these logical axes.
 
     Raises:
-      KeyError: a logical axis has no rule; nothing is replicated by accident.
+      KeyError: a logical axis has no rule, so that no axis is replicated by accident.
     """
     return NamedSharding(mesh, PartitionSpec(*(rules[axis] if axis else None for axis in axes)))
 

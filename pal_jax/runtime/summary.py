@@ -130,7 +130,7 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """Devices, versions and the most memory this process has used, in bytes."""
+    """The devices, the versions of packages, and the peak memory of this process in bytes."""
     devices = jax.devices()
     return {
         'devices': {'platform': devices[0].platform, 'kind': devices[0].device_kind, 'count': len(devices)},

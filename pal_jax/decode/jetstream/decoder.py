@@ -1,4 +1,4 @@
-"""Whole batches through a `JetStreamDriver`: for a server's calls, and for a trainer in its own process."""
+"""Batches of requests through a `JetStreamDriver`, for a server's calls and for a trainer in its own process."""
 
 from __future__ import annotations
 

@@ -289,7 +289,7 @@ class JetStreamEngine(engine_api.Engine):
 
     @property
     def max_prefill_length(self) -> int:
-        """JetStream pads prompts to powers of two."""
+        """The largest power of two within the model's length, since JetStream pads prompts to powers of two."""
         return 1 << (self.cfg.max_len.bit_length() - 1)
 
     @property
@@ -302,7 +302,7 @@ class JetStreamEngine(engine_api.Engine):
 
 
 class TokenizerAdapter(tokenizer_api.Tokenizer):
-    """Our tokenizer for JetStream's own driver, whose texts are prompts."""
+    """The package's tokenizer in the interface of JetStream's own driver, whose texts are prompts."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
