@@ -94,11 +94,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
 def prepare(
     config: ConfigDict, workdir: Path, progress: Progress, *, show: Show = lambda records: None, log: Log | None = None
 ) -> Recipe:
-    """The recipe of a run. Every mistake that can be noticed before a weight is read is raised here.
-
-    Raises:
-      ValueError, RuntimeError: the config, an input file, the folder or the machine does not fit the run.
-    """
+    """The recipe of a run. Every fault that can be noticed before a weight is read raises ValueError or RuntimeError."""
     settings = read_settings(config)
     progress.time_compilation()
     checkpoint.check_processes(config.to_dict())
@@ -172,10 +168,7 @@ def run(
 
 
 def agree(stop: int, late: bool) -> tuple[int, bool]:
-    """The decision that all processes share after a step: the signal to stop for, 0 for none, and True to save.
-
-    They stop where one of them has had a signal, and save where the clock of the first one says that it is late.
-    """
+    """The signal that any process has had, 0 for none, and the first one's `late`, so that all decide the same."""
     wishes = processes.exchange('step', [stop, late])
     return next((wish for wish, _ in wishes if wish), 0), wishes[0][1]
 
