@@ -94,7 +94,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
 def prepare(
     config: ConfigDict, workdir: Path, progress: Progress, *, show: Show = lambda records: None, log: Log | None = None
 ) -> Recipe:
-    """The recipe of a run. A fault that can be noticed before a weight is read raises ValueError or RuntimeError here."""
+    """The recipe of a run. Faults that show before a weight is read raise ValueError or RuntimeError here."""
     settings = read_settings(config)
     progress.time_compilation()
     checkpoint.check_processes(config.to_dict())
