@@ -1,4 +1,4 @@
-"""Talks with a model in the terminal. Of a policy trained to know its user it shows the profile beside the reply.
+"""Talks with a model in the terminal. A policy that was trained to know its user shows the profile beside the reply.
 
   python -m pal_jax.chat                                   the embedded model
   python -m pal_jax.chat --source=orbax:runs/rlpa          a run of this package
@@ -46,6 +46,7 @@ YOU = Person('you', ())
 
 
 def main() -> None:
+    """Open the model, and answer the lines of the user until the end of input."""
     console = Console()
     decoder, tokenizer, preset = cli.faults(open_chat)
     console.print(Text(f'{SOURCE.value}: /again starts anew, /quit ends'))
@@ -54,19 +55,19 @@ def main() -> None:
 
 
 def open_chat() -> tuple[LocalDecoder, Tokenizer, Preset]:
-    """The model in a decoder of one slot, and how to talk with it."""
+    """The model in a decoder of one slot, its tokenizer, and the system prompt and sampling to talk with it."""
     preset = chat_preset(SOURCE.value)
     changes = {'temperature': TEMPERATURE.value, 'max_tokens': MAX_TOKENS.value}
-    drawn = dataclasses.replace(preset.sampling, **{k: v for k, v in changes.items() if v is not None})
-    preset = preset._replace(sampling=drawn, system=preset.system if SYSTEM.value is None else SYSTEM.value)
-    found, cfg, tokenizer, mesh = open_model(SOURCE.value, 'auto', MAX_LEN.value)
+    sampling = dataclasses.replace(preset.sampling, **{k: v for k, v in changes.items() if v is not None})
+    preset = preset._replace(sampling=sampling, system=preset.system if SYSTEM.value is None else SYSTEM.value)
+    model, cfg, tokenizer, mesh = open_model(SOURCE.value, 'auto', MAX_LEN.value)
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=1, grain=512)
-    decoder.load(found.load(decoder.param_shardings))
+    decoder.load(model.load(decoder.param_shardings))
     return decoder, tokenizer, preset
 
 
 def lines(console: Console) -> Iterator[str]:
-    """What the user writes, until there is no more."""
+    """The lines that the user writes, until the input ends."""
     while True:
         try:
             yield console.input('[bold]you[/bold]: ' if sys.stdin.isatty() else '')
@@ -75,20 +76,23 @@ def lines(console: Console) -> Iterator[str]:
 
 
 def talk(
-    decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, said: Iterable[str], *, seed: int
+    decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, said_lines: Iterable[str], *, seed: int
 ) -> Iterator[Columns | Text]:
-    """What to show after each line that is said."""
+    """The answer to each line that the user says, as the console shows it; commands and empty lines have none.
+
+    Line number `i`, from 0, is answered with the random seed `seed + i`.
+    """
     start = dialogue = Dialogue(YOU, ())
-    for number, line in enumerate(said):
+    for number, line in enumerate(said_lines):
         if line == '/quit':
             return
         if line == '/again':
             dialogue = start
         if line == '/again' or not line.strip():
             continue
-        asked = dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('user', line)))
+        open_dialogue = dataclasses.replace(dialogue, turns=(*dialogue.turns, Turn('user', line)))
         try:
-            text = reply(decoder, tokenizer, preset, asked, seed + number)
+            text = reply(decoder, tokenizer, preset, open_dialogue, seed + number)
         except ValueError as error:
             yield Text(f'{error}; /again starts anew', style='red')
             continue
@@ -100,12 +104,14 @@ def talk(
         if parsed is None:
             yield Text(f'{bare}\n(not in the format it was trained to write; say it otherwise)', style='yellow')
             continue
-        dialogue = dataclasses.replace(asked, turns=(*asked.turns, Turn('assistant', parsed.reply, parsed.profile)))
+        dialogue = dataclasses.replace(
+            open_dialogue, turns=(*open_dialogue.turns, Turn('assistant', parsed.reply, parsed.profile))
+        )
         yield shown(parsed, with_profile=bool(preset.layout))
 
 
 def reply(decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, dialogue: Dialogue, seed: int) -> str:
-    """The text of the next turn.
+    """The text of the model's next turn, with its thoughts as the tokenizer's template has them.
 
     Raises:
       ValueError: the conversation has become too long for the model.
@@ -118,7 +124,7 @@ def reply(decoder: LocalDecoder, tokenizer: Tokenizer, preset: Preset, dialogue:
 
 
 def shown(parsed: Parsed, *, with_profile: bool) -> Columns | Text:
-    """A reply, beside it what the policy has noted of its user."""
+    """The reply, and beside it the facts that the policy has noted about its user."""
     answer = Text(parsed.reply)
     if not with_profile:
         return answer

@@ -1,4 +1,4 @@
-"""What the entry points share: flags, and errors a person can act on."""
+"""Flags and errors that the entry points share. An error is one line that a person can act on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PROCESS = flags.DEFINE_integer('process', os.environ.get('JAX_PROCESS_ID'), 'Whi
 HELP = '-h', '--help', '-help'
 QUOTES = '\\\'" '
 WIDE = 10_000  # characters of a line of a file: no table is cut
-MAY_CHANGE = (  # of any run when it goes on; a recipe's own keys stand in its `MAY_CHANGE`
+MAY_CHANGE = (  # keys of any run that may change when it goes on; a recipe has further ones in its `MAY_CHANGE`
     'total_steps', 'checkpoint.every', 'checkpoint.minutes', 'checkpoint.keep', 'mesh.data', 'mesh.fsdp', 'mesh.tensor',
     'decode.shares', 'decode.driver', 'decode.address', 'metrics.wandb', 'export', 'eval.every', 'answers',
     'endpoints.*.address', 'endpoints.*.key_env', 'endpoints.*.concurrency', 'endpoints.*.timeout',
@@ -50,7 +50,10 @@ SETTLE = 3.0  # seconds in which the roll call tells why a program of several pr
 
 
 class Fault(Exception):
-    """A wrong input or a world that does not play along: shown as one line. `code` is the exit status."""
+    """A wrong input, or a failure outside the program such as a full disk. It is shown as one line.
+
+    `code` is the exit status: 2 for a wrong input, 1 for a failure.
+    """
 
     def __init__(self, message: str, code: int = 2):
         super().__init__(message)
@@ -58,8 +61,11 @@ class Fault(Exception):
 
 
 def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True) -> None:
-    """Parses the command line, calls `main`, whose result is the exit status, and turns a `Fault` into one line on
-    stderr and an exit status. Where several processes train together, a fault of one ends all."""
+    """Parse the command line and call `main`, whose result is the exit status.
+
+    A `Fault` becomes one line on stderr and an exit status. Where several processes train together, a fault of one
+    process ends them all. `usage` is the text of --help.
+    """
     argv = sys.argv
     print_anything()
     if any(arg in HELP for arg in argv[1:]):
@@ -83,7 +89,7 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
 
 
 def _print_keys(argv: Sequence[str]) -> None:
-    """Prints every key of the config that the command line names, with its value and where its section is explained."""
+    """Print every key of the config that the command line names, with its value and where its section is explained."""
     if not any(re.match(r'--?config([=.]|$)', arg) for arg in argv[1:]):
         return
     try:
@@ -96,11 +102,11 @@ def _print_keys(argv: Sequence[str]) -> None:
 
 
 def _together(main: Callable[[], int | None]) -> int | None:
-    """`main`, which all processes end at the same time."""
+    """Call `main` and leave at the same time as the other processes. The result is that of `main`."""
     try:
         code = main()
     except Exception as error:
-        if not isinstance(error, Fault):  # of the program; in one process Python shows it
+        if not isinstance(error, Fault):  # an error of the program, which Python shows where there is one process
             if processes.joined():
                 traceback.print_exc()
             processes.leave(f'{type(error).__name__}: {_one_line(error)}', 1)
@@ -110,21 +116,22 @@ def _together(main: Callable[[], int | None]) -> int | None:
 
 
 def _parse(argv: Sequence[str]) -> None:
+    """Parse the flags. Raises Fault where a flag, its value or the config file is wrong."""
     try:
-        rest = flags.FLAGS(argv)
+        positional = flags.FLAGS(argv)
     except Exception as error:  # a config file is a program, which may raise anything
         _of_config_file(argv, error)
         if not isinstance(error, flags.Error | AttributeError | KeyError | ValueError | TypeError):
             raise
         raise Fault(_one_line(error)) from None
-    if rest[1:]:
-        raise Fault(f'unexpected argument {rest[1]!r}; every option is written --name=value')
+    if positional[1:]:
+        raise Fault(f'unexpected argument {positional[1]!r}; every option is written --name=value')
 
 
 def _of_config_file(argv: Sequence[str], error: Exception) -> None:
-    """Raises Fault where the error is of the config file itself: with the line, or where it defines no get_config."""
-    given = next((arg.partition('=')[2] for arg in argv if re.match(r'--?config=', arg)), '')
-    path = Path(given.partition(':')[0])
+    """Raise Fault where the config file itself failed, with its line, and where the file defines no get_config."""
+    argument = next((arg.partition('=')[2] for arg in argv if re.match(r'--?config=', arg)), '')
+    path = Path(argument.partition(':')[0])
     if not path.is_file():
         return
     if isinstance(error, AttributeError) and error.name == 'get_config':
@@ -133,16 +140,17 @@ def _of_config_file(argv: Sequence[str], error: Exception) -> None:
     lines = [frame.lineno for frame in frames if Path(frame.filename).absolute() == path.absolute()]
     if isinstance(error, SyntaxError) and Path(error.filename or path).absolute() == path.absolute():
         lines = [error.lineno or 1]
-    if lines and not isinstance(error, ValueError):  # which is how a config file says what is wrong with its variant
+    if lines and not isinstance(error, ValueError):  # a config file raises ValueError for a wrong variant
         kind = type(error).__name__
         raise Fault(f'{path}, line {lines[-1]}: {kind}, {_one_line(error)}; mend the config file') from None
 
 
 def _find_config() -> None:
-    given = flags.FLAGS['config']
-    if CONFIG.value is None and not given.present:
+    """Raise Fault where --config names no file, or a file whose get_config() returns no config of a recipe."""
+    flag = flags.FLAGS['config']
+    if CONFIG.value is None and not flag.present:
         raise Fault('no configuration; give one, such as --config=configs/rlpa.py')
-    path = config_flags.get_config_filename(given).partition(':')[0]
+    path = config_flags.get_config_filename(flag).partition(':')[0]
     if not Path(path).is_file():
         raise Fault(f'there is no configuration file {path}; see configs/')
     if not isinstance(CONFIG.value, ConfigDict) or 'recipe' not in CONFIG.value:
@@ -150,18 +158,21 @@ def _find_config() -> None:
 
 
 def _expand(config: ConfigDict) -> None:
-    """Brings the home folder into the paths of a config file, wherever they stand."""
+    """Put the home folder in place of `~` in every path of a config, in all its sections and lists."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             _expand(value)
         elif isinstance(value, str) and at_home(value) != value:
             config[key] = at_home(value)
         elif isinstance(value, list | tuple):
-            config[key] = type(value)(at_home(each) if isinstance(each, str) else each for each in value)
+            config[key] = type(value)(at_home(item) if isinstance(item, str) else item for item in value)
 
 
 def _check_letters(flag: str, name: str) -> None:
-    """Raises Fault where a name has bytes that are no letter, which the libraries below write otherwise than Python."""
+    """Raise Fault where a name has bytes that are no UTF-8.
+
+    Python keeps such bytes as half surrogate pairs, and the libraries that write files refuse or change these.
+    """
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -169,23 +180,28 @@ def _check_letters(flag: str, name: str) -> None:
 
 
 def config() -> ConfigDict:
+    """The config that the command line names, with the values that it changes."""
     return CONFIG.value
 
 
 def settings() -> Run:
-    """The settings that the command line gives, those of all stages where a method has several."""
+    """The settings that the command line gives. A method with stages has one `Settings` for all of them."""
     return faults(parse, faults(recipe_module, config()).Settings, config())
 
 
 def config_of(folder: Path) -> ConfigDict:
-    """The config of the run in a folder: that of the stage whose folder it is, or else the command line's."""
+    """The config of the run in a folder: that of the stage which has this folder, or else the command line's."""
     stages = getattr(recipe_module(config()), 'stages', None)
     planned = stages(settings(), folder.parent) if stages else []
     return next((stage for stage, place in planned if place == folder), config())
 
 
 def output(default: str = '', *, file: bool = False) -> Path:
-    """What --output names. Raises Fault where it is empty, missing without a default, or a folder in a file's place."""
+    """The place that --output names, or `default` without the flag.
+
+    Raises:
+      Fault: the name is empty, or `file` is True and the name is that of a folder.
+    """
     name = default if OUTPUT.value is None else OUTPUT.value
     if not name:
         raise Fault('nothing to write to; give a place with --output=NAME')
@@ -196,7 +212,7 @@ def output(default: str = '', *, file: bool = False) -> Path:
 
 
 def output_file() -> Path | None:
-    """The new file that --output names, or None without it. Raises Fault as `output`, or where the file exists."""
+    """The new file that --output names, None without the flag. Raises Fault as `output`, or where the file exists."""
     if OUTPUT.value is None:
         return None
     faults(check_file, path := output(file=True))
@@ -204,12 +220,15 @@ def output_file() -> Path | None:
 
 
 def print_json(record: Mapping[str, Any]) -> None:
-    """Prints a record as a line of JSON, whose letters are escaped as JSON has it where the terminal is not UTF-8."""
+    """Print a record as a line of JSON. Letters beyond ASCII are escaped where the terminal is not UTF-8."""
     print(json.dumps(record, ensure_ascii=(sys.stdout.encoding or 'utf-8').lower() != 'utf-8'))
 
 
 def workdir() -> Path:
-    """The folder that --workdir names, or runs/<config>[-<variant>]; a stage of a variant is in the variant's."""
+    """The folder that --workdir names, by default runs/<config>[-<variant>].
+
+    Settings behind the variant, as in `:smoke,stage=policy`, are no part of the folder's name.
+    """
     if WORKDIR.value == '':
         raise Fault('--workdir= names no folder; give one, or leave it out')
     _check_letters('workdir', WORKDIR.value or '')
@@ -228,8 +247,11 @@ def workdir() -> Path:
 
 
 def may_change(config: ConfigDict, place: Path) -> tuple[str, ...]:
-    """The keys that may differ between two calls of the run in the folder `place`: those of every run and method, and
-    of a stage those that name what another stage has made, which lies beside it, wherever both have been moved to."""
+    """The keys that may differ between two calls of the run in the folder `place`.
+
+    They are the keys of `MAY_CHANGE` here and in the recipe. The run of a stage may also change the keys whose values
+    name files of another stage: these lie beside the run, and both folders may have been moved together.
+    """
     of_method = getattr(recipe_module(config), 'MAY_CHANGE', ())
     if 'stage' not in config:
         return *MAY_CHANGE, *of_method
@@ -238,12 +260,17 @@ def may_change(config: ConfigDict, place: Path) -> tuple[str, ...]:
 
 
 def runs() -> Iterator[tuple[ConfigDict, Path]]:
-    """The run that --config is, with its folder; of a recipe with stages each stage that is not finished yet, in their
-    order, in a folder of its own."""
-    whole, folder = config(), workdir()
-    stages = getattr(faults(recipe_module, whole), 'stages', None)
+    """The config and the folder of each run to make: one run, or the unfinished stages of a recipe in their order.
+
+    Each stage has a folder inside the run's.
+
+    Raises:
+      Fault: a stage began with another config or other input files, or a folder cannot be a run's.
+    """
+    config_of_all, folder = config(), workdir()
+    stages = getattr(faults(recipe_module, config_of_all), 'stages', None)
     if stages is None:
-        yield whole, folder
+        yield config_of_all, folder
         return
     planned = faults(stages, settings(), folder)
     for stage, place in planned:
@@ -260,21 +287,25 @@ def runs() -> Iterator[tuple[ConfigDict, Path]]:
 
 
 def finished(config: ConfigDict, folder: Path) -> bool:
-    """Whether the run of this config has its report, which is deleted when one goes on."""
+    """True where the run of this config is complete, that is, has its report. A run that goes on deletes its report."""
     from pal_jax.runtime.report import REPORT  # matplotlib takes a second to import
 
     return (folder / REPORT).exists() and read_config(str(folder)).total_steps == config.total_steps
 
 
 def place() -> processes.Place | None:
-    """Which process this is, by --coordinator, --processes and --process or by its environment; None: the only one."""
+    """The place of this process among several, by --coordinator, --processes and --process or by the environment.
+
+    None where this is the only process.
+    """
     return processes.locate(COORDINATOR.value, PROCESSES.value, PROCESS.value)
 
 
 def faults(call: Callable, *args, **kwargs):
-    """`call(...)`, with its ValueErrors (exit status 2) and RuntimeErrors and OSErrors (1) as faults.
+    """The result of `call(...)`, whose errors become faults.
 
-    PAL_JAX_TRACEBACK=1 in the environment lets them through, to see where they come from.
+    A ValueError ends the program with exit status 2, a RuntimeError or OSError with 1. PAL_JAX_TRACEBACK=1 in the
+    environment lets the errors through, so that Python shows where they come from.
     """
     try:
         return call(*args, **kwargs)
@@ -287,13 +318,13 @@ def faults(call: Callable, *args, **kwargs):
 
 
 def console() -> Console:
-    """Standard output. Where it is no terminal, nobody has said how wide: tables are then written whole."""
-    known = sys.stdout.isatty() or 'COLUMNS' in os.environ
-    return Console(width=None if known else WIDE)
+    """A console on standard output. Where that is no terminal, its width is unknown, and tables are written whole."""
+    width_known = sys.stdout.isatty() or 'COLUMNS' in os.environ
+    return Console(width=None if width_known else WIDE)
 
 
 def _one_line(error: Exception) -> str:
-    """Its message. Of a traceback that a library has made its message, the last line."""
+    """The message of an error on one line. Where a library has put a traceback into the message, its last line."""
     # An OSError's first argument is its number; of a KeyError, `str` is quoted.
     message = str(error.args[0] if error.args and not isinstance(error, OSError) else error)
     if 'Traceback (most recent call last)' in message:

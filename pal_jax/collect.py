@@ -9,8 +9,8 @@ Options:
                             is there is not replaced
   --prompts=N               answer so many prompts; default each person's dialogue once
 
-Dialogues go on with their best answer, as in training. Where all judged answers of a prompt have the same reward, there
-is no pair.
+Dialogues go on with their best answer, as in training. A prompt whose judged answers all have the same reward gives no
+pair.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ PROMPTS = flags.DEFINE_integer('prompts', None, 'How many prompts to answer.', l
 
 
 def main() -> None:
+    """Write the pairs of answers to the file of --output."""
     path = cli.output('pairs.jsonl', file=True)
     cli.faults(check_file, path)
     if cli.faults(cli.place):
@@ -51,13 +52,13 @@ def main() -> None:
 
 
 def write(pairs: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Raises ValueError where the file is there."""
+    """Write the pairs as JSON lines. Raises ValueError where the file exists."""
     with whole_file(path) as partial:
         partial.write_text(''.join(json.dumps(pair) + '\n' for pair in pairs), encoding='utf-8')
 
 
 def collect(settings: Run, source: str | None, prompts: int | None) -> Iterator[dict[str, Any]]:
-    """The pairs of so many prompts, by the policy of a source or else of the settings.
+    """The preference pairs of `prompts` prompts, whose answers the policy of `source` or else of the settings gives.
 
     Raises:
       ValueError, RuntimeError: settings without dialogues, a model that cannot be had, or a judge that does not answer.
@@ -68,10 +69,10 @@ def collect(settings: Run, source: str | None, prompts: int | None) -> Iterator[
     decoder, tokenizer = open_decoder(settings, source or settings.policy.source)
     sample_turns = make_sampler(settings, world.system, tokenizer, decoder)
     rounds, user = dialogue.rounds, Listened(world.user)
-    n, left = dialogue.n_samples_per_prompt, prompts or len(world.train) * rounds
+    n, prompts_left = dialogue.n_samples_per_prompt, prompts or len(world.train) * rounds
     queue, i = open_queue(world.train, shuffle=order), 0
-    while left > 0:
-        size = min(left, dialogue.rollout_batch_size)
+    while prompts_left > 0:
+        size = min(prompts_left, dialogue.rollout_batch_size)
         open_dialogues, queue = pop(queue, size, people=world.train, user=user, seed=i, shuffle=order)
         if queue.episode and prompts is None:
             return
@@ -82,11 +83,14 @@ def collect(settings: Run, source: str | None, prompts: int | None) -> Iterator[
         queue = continue_best(
             queue, groups, max_rounds=rounds, round_batch_size=dialogue.round_batch_size, user=user, seed=i
         )
-        left, i = left - len(open_dialogues), i + 1
+        prompts_left, i = prompts_left - len(open_dialogues), i + 1
 
 
 def best_and_worst(group: Sequence[Sample], system: str) -> dict[str, Any] | None:
-    """A preference pair of the samples of one prompt, the first of equals; None where none is better."""
+    """The preference pair of the best and the worst judged sample of one prompt, the first of equals.
+
+    None where all judged samples have the same reward.
+    """
     judged = [sample for sample in group if sample.ok]
     best, worst = (pick(judged, key=lambda sample: sample.reward, default=None) for pick in (max, min))
     if best is None or worst is None or best.reward == worst.reward:

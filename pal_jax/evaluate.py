@@ -1,4 +1,4 @@
-"""Evaluates policies on people they were not trained on, without training anything.
+"""Evaluates policies on people that they were not trained on.
 
   python -m pal_jax.evaluate --config=configs/rlpa.py --workdir=runs/rlpa      a run, before and after training
   python -m pal_jax.evaluate --config=configs/rlpa.py --sources=base,reminder,oracle,orbax:runs/rlpa,orbax:runs/sft
@@ -11,9 +11,9 @@ Options:
                             plainly, to be personal, and told who the user is; any other is the source of a model that
                             writes profile and reply, such as orbax:<workdir>
 
-Prints a table and writes evaluation.json, and evaluation.png of dialogues by turn, to the run's folder; of several
-policies comparison.json, comparison.png, and comparison.jsonl, all that was said. Intervals are 95 % bootstrap ones
-over people.
+Prints a table, and writes evaluation.json and, for dialogues, evaluation.png with figures by turn to the run's folder.
+Of several policies it writes comparison.json, comparison.png, and comparison.jsonl with all dialogues. Intervals are
+95 % bootstrap intervals over people.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ Records = dict[str, dict[str, Any]]
 
 
 def main() -> None:
+    """Evaluate a run or the policies of --sources, and write and print the figures."""
     workdir = cli.workdir()
     if SOURCES.value:
         return compare(workdir)
@@ -75,7 +76,11 @@ def main() -> None:
 
 
 def evaluate(workdir: Path) -> Records:
-    """The evaluations the run made before this step, and one of this step, by name."""
+    """The evaluations that the run made before the step of --step, and a new one of this step, by name.
+
+    Raises:
+      ValueError: the folder has no checkpoints, or not of this step.
+    """
     if not (workdir / FOLDER).is_dir():
         raise ValueError(f'{workdir} has no checkpoints; train first, or name the run with --workdir')
     config = cli.config_of(workdir)
@@ -89,7 +94,7 @@ def evaluate(workdir: Path) -> Records:
 
 
 def compare(workdir: Path) -> None:
-    """Evaluates the policies of --sources one after the other."""
+    """Evaluate the policies of --sources one after the other, and write and print their comparison."""
     if cli.faults(cli.place):
         raise cli.Fault('--sources runs in one process; leave out --processes, or evaluate one run by its --workdir')
     cli.faults(workdir.mkdir, parents=True, exist_ok=True)
@@ -98,31 +103,33 @@ def compare(workdir: Path) -> None:
     evaluations = cli.faults(evaluate_sources, cli.settings(), SOURCES.value)
     records = {name: dict(evaluation.record) for name, evaluation in evaluations.items()}
     cli.faults(write, records, workdir / 'comparison.json')
-    said = ({'source': name, **talk} for name, evaluation in evaluations.items() for talk in evaluation.dialogues)
-    cli.faults(write_lines, said, workdir / 'comparison.jsonl')
+    dialogues = ({'source': name, **talk} for name, evaluation in evaluations.items() for talk in evaluation.dialogues)
+    cli.faults(write_lines, dialogues, workdir / 'comparison.jsonl')
     cli.faults(draw, plot_alignment, records, workdir / 'comparison.png')
     cli.console().print(as_comparison(records))
 
 
 def evaluate_sources(settings: Run, names: Sequence[str]) -> dict[str, Evaluation]:
-    """The record and the dialogues of each policy; all of them meet the same people, users and judges.
+    """The record and the dialogues of each policy. All policies meet the same people, users and judges.
 
     Raises:
       ValueError: a run has trained on another file of people by the same name.
-      ValueError, RuntimeError: a source that cannot be had.
+      ValueError, RuntimeError: the model of a source cannot be opened.
     """
     settings = of_dialogues(settings)
     world, evaluations = make_world(settings), {}
     rounds = settings.eval.rounds or settings.dialogue.rounds
     opened = {name: settings.policy.source if name in BASELINES else name for name in dict.fromkeys(names)}
     files = inputs.look(to_config(settings).to_dict())
-    people = {key: each for key, each in files.items() if key.startswith('dialogue.')}
+    people = {key: item for key, item in files.items() if key.startswith('dialogue.')}
     for kind, _, run in (source.partition(':') for source in opened.values()):
-        if kind == 'orbax':  # of a file of people that has changed, it may have trained on those to evaluate with
+        if (
+            kind == 'orbax'
+        ):  # where the file of people has changed, the run may have trained on people of the evaluation
             inputs.check_shared(people, Path(run))
     for source in dict.fromkeys(opened.values()):
         decoder, tokenizer = open_decoder(settings, source)
-        for name in (each for each in opened if opened[each] == source):
+        for name in (item for item in opened if opened[item] == source):
             if name in BASELINES:
                 answer = plainly(make_complete(settings, tokenizer, decoder), BASELINES[name], world.topics)
             else:
@@ -132,13 +139,16 @@ def evaluate_sources(settings: Run, names: Sequence[str]) -> dict[str, Evaluatio
 
 
 def in_format(settings: Dialogues, sample_turns: Sampler) -> Respond:
-    """A policy that writes profile and reply in one, after its training's system prompt, as its run evaluates it."""
+    """The answers of a policy that writes profile and reply in one text, sampled as its own run evaluates it."""
     return lambda dialogues, seed: sample_turns(dialogues, 1, (settings.seed, EVALUATION, seed))
 
 
 def make_complete(settings: Dialogues, tokenizer: Tokenizer, decoder: Decoder) -> Complete:
-    """What a model answers to chats, sampled as `config.sampling` says; of long ones the oldest exchanges are left out,
-    as for a policy that writes the format."""
+    """A function that answers chats with the model, sampled as `config.sampling` says.
+
+    A chat of more than `dialogue.prompt_max_len` tokens loses its oldest exchanges, as it does for a policy that writes
+    the format.
+    """
     sampling, longest = settings.sampling, settings.dialogue.prompt_max_len
 
     def complete(chats: Sequence[Chat], seed: int) -> list[Completion]:
@@ -150,11 +160,11 @@ def make_complete(settings: Dialogues, tokenizer: Tokenizer, decoder: Decoder) -
     def prompt_of(chat: Chat) -> tuple[int, ...]:
         system = [message for message in chat[:1] if message['role'] == 'system']
 
-        def render(said: Chat) -> tuple[int, ...]:
-            return tuple(tokenizer.chat([*system, *said]))
+        def render(exchange: Chat) -> tuple[int, ...]:
+            return tuple(tokenizer.chat([*system, *exchange]))
 
-        said = chat[len(system) :]
-        return render(env.newest(said, lambda each: len(render(each)) <= longest) if longest else said)
+        exchange = chat[len(system) :]
+        return render(env.newest(exchange, lambda newest: len(render(newest)) <= longest) if longest else exchange)
 
     return complete
 
@@ -163,19 +173,21 @@ def make_complete(settings: Dialogues, tokenizer: Tokenizer, decoder: Decoder) -
 
 
 def check_outputs(workdir: Path, name: str) -> None:
-    """Raises ValueError where a file of this name is there that was not written here."""
+    """Raise ValueError where a file of this name exists that the package did not write."""
     for suffix in ('json', 'jsonl', 'png'):
         if (path := workdir / f'{name}.{suffix}').exists():
             check_file(path, own=True)
 
 
 def write(records: Records, path: Path) -> None:
+    """Write records as one JSON object, and print the file's name."""
     with whole_file(path, own=True) as partial:
         partial.write_text(json.dumps(plain(records), indent=2) + '\n', encoding='utf-8')
     print(path)
 
 
 def write_lines(records: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write records as JSON lines, and print the file's name."""
     lines = (json.dumps(plain(record), ensure_ascii=False) + '\n' for record in records)
     with whole_file(path, own=True) as partial:
         partial.write_text(''.join(lines), encoding='utf-8', errors='backslashreplace')  # half surrogate pairs
@@ -183,13 +195,14 @@ def write_lines(records: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 
 def draw(plot: Callable[[Records, Path], None], records: Records, path: Path) -> None:
+    """Write the picture that `plot` makes of records, and print the file's name."""
     with whole_file(path, own=True) as partial:
         plot(records, partial)
     print(path)
 
 
 def as_table(stages: Records) -> Table:
-    """A column a stage, a row a figure with what it is; lists are figures by turn."""
+    """A table with a column for each stage and a row for each figure and its meaning. Lists are figures by turn."""
     table = Table('figure', *stages, 'what it is')
     names = dict.fromkeys(name for record in stages.values() for name in record)
     for name in names:
@@ -199,7 +212,10 @@ def as_table(stages: Records) -> Table:
 
 
 def as_comparison(records: Records) -> Table:
-    """A column a policy, a row a figure with its interval below, by split of people; alignment and F1 by turn."""
+    """A table with a column for each policy and a row for each figure, its interval below it, by split of people.
+
+    Alignment (AL) and F1 of the profile have a row for each turn.
+    """
     table = Table('people', 'figure', *records, 'what it is')
     first = next(iter(records.values()))
     for split in (key.removesuffix('intervals') for key in first if key.endswith('intervals')):
@@ -221,6 +237,7 @@ def as_comparison(records: Records) -> Table:
 
 
 def cell(value: Any) -> str:
+    """A value as the text of a table's cell: numbers with three digits, lists with spaces between."""
     if isinstance(value, list):
         return ' '.join(map(cell, value))
     return f'{value:.3g}' if isinstance(value, float) else '' if value is None else str(value)

@@ -1,9 +1,9 @@
-"""A checkpoint as a Hugging Face folder, which `AutoModelForCausalLM.from_pretrained` loads.
+"""Writes a checkpoint as a Hugging Face folder, which `AutoModelForCausalLM.from_pretrained` loads.
 
   python -m pal_jax.export --workdir=runs/rlpa                               its last checkpoint
   python -m pal_jax.export --workdir=runs/rlpa --step=30 --output=my_model
 
-Takes no accelerator (JAX_PLATFORMS=cpu), whatever the run was trained on.
+No accelerator is needed (JAX_PLATFORMS=cpu), on whatever machine the run was trained.
 
 Options:
   --workdir=FOLDER          the run; with --config=FILE[:VARIANT] instead, runs/<name of the config>
@@ -31,6 +31,7 @@ ADAPTER = flags.DEFINE_bool('adapter', False, 'Only the adapter, as the library 
 
 
 def main() -> None:
+    """Write the checkpoint of a run as folders of Hugging Face, or its adapters."""
     if cli.WORKDIR.value is None and cli.config() is None:
         raise cli.Fault('no run; give its folder, such as --workdir=runs/rlpa')
     workdir = cli.workdir()
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def save_adapter(export: Export, folder: Path) -> None:
-    """Raises ValueError where there is none."""
+    """Write the adapter of a run in the format of the library peft. Raises ValueError where the run has no adapter."""
     if export.adapters is None:
         raise ValueError(
             'this run exports no adapter; leave out --adapter, or train a policy with --config.policy.lora.rank=16'

@@ -20,8 +20,8 @@ Options:
   --output=FOLDER     what is written: a Hugging Face model, or a PEFT adapter; replaced where this program
                       wrote all that is in it, and never where it is one of the sources
 
-Models are read and written tensor by tensor, in the precision of the first, or of the base. A run or a GGUF file is
-loaded whole, one at a time, to be written to a temporary folder beside --output first. Takes no accelerator
+Models are read and written tensor by tensor, in the precision of the first model, or of the base. A run or a GGUF file
+is loaded whole, one at a time, and written to a temporary folder beside --output first. No accelerator is needed
 (JAX_PLATFORMS=cpu).
 """
 
@@ -54,6 +54,7 @@ LAMBDA = flags.DEFINE_float('lambda', 1.0, 'What task vectors are multiplied by.
 
 
 def main() -> None:
+    """Merge the models of --sources into the folder of --output."""
     if not SOURCES.value:
         raise cli.Fault('nothing to merge; give models with --sources=A,B')
     output = cli.output()
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def parse_weights(texts: Sequence[str], count: int) -> list[float]:
-    """Equal ones where none are given.
+    """The weights of `count` sources, read from numbers or fractions; equal weights where `texts` is empty.
 
     Raises:
       ValueError: one is no number, or their sum is not 1.
@@ -79,7 +80,10 @@ def parse_weights(texts: Sequence[str], count: int) -> list[float]:
 
 
 def merge(names: Sequence[str], settings: Settings, base: str | None, out: Path) -> None:
-    """`folders.merge` of the models that these sources name, `base` being the source of one.
+    """Merge the models that these sources name into the folder `out`, as `folders.merge` does.
+
+    `base` is the source of the model that all started from. Where it is None and the method needs one, it is the base
+    that the adapters name.
 
     Raises:
       ValueError, RuntimeError: a source that cannot be had, what cannot be merged, or an `out` that is a source or
@@ -88,23 +92,23 @@ def merge(names: Sequence[str], settings: Settings, base: str | None, out: Path)
     check_folder(out, [folder for name in [*names, *([base] if base else [])] for folder in read_by(name)])
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix='.merge-') as scratch:
-        found = [folder_of(name, Path(scratch) / str(i)) for i, name in enumerate(names)]
-        adapters = [folder for folder in found if folders.is_adapter(folder)]
+        model_folders = [folder_of(name, Path(scratch) / str(i)) for i, name in enumerate(names)]
+        adapters = [folder for folder in model_folders if folders.is_adapter(folder)]
         if base is None and adapters and settings.method != 'linear':
             base = base_of(adapters)
         if base is not None:
             settings = settings._replace(base=folder_of(base, Path(scratch) / 'base'))
         with shown() as watch:
-            folders.merge(found, settings, out, watch)
+            folders.merge(model_folders, settings, out, watch)
 
 
 def read_by(source: str) -> list[Path]:
-    """The folders that a source names, itself or by what it stands on."""
+    """The folders that a source reads: the one that it names, and that of the model that an adapter stands on."""
     return folders_read(source if source.partition(':')[1] else f'peft:{source}')
 
 
 def folder_of(source: str, scratch: Path) -> Path:
-    """The folder of a model or adapter, written to `scratch` where it is in none.
+    """The folder of a model or adapter. A model that has no folder is written to `scratch` first.
 
     Raises:
       ValueError, RuntimeError: there is no such model.
@@ -115,8 +119,8 @@ def folder_of(source: str, scratch: Path) -> Path:
     if kind == 'hf' and name:
         return sources.hf_folder(name)
     if kind in ('gguf', 'random'):
-        found = sources.resolve(source)
-        hf.save(found.load(), found.config, found.tokenizer(), scratch)
+        model = sources.resolve(source)
+        hf.save(model.load(), model.config, model.tokenizer(), scratch)
         return scratch
     folder = Path(name if kind == 'peft' else source)
     if not folder.is_dir():
@@ -127,7 +131,7 @@ def folder_of(source: str, scratch: Path) -> Path:
 
 
 def write_run(workdir: str, scratch: Path) -> Path:
-    """The last checkpoint of a run as a folder: of its adapter, where it has trained one."""
+    """Write the last checkpoint of a run to `scratch`: its adapter, where it has trained one, or else its model."""
     exports, _ = load_trained(workdir)
     export = next(iter(exports.values()))
     if export.adapters is None:
@@ -139,21 +143,21 @@ def write_run(workdir: str, scratch: Path) -> Path:
 
 
 def base_of(adapters: Sequence[Path]) -> str:
-    """The source of the model that adapters name as theirs.
+    """The source of the model that all adapters name as their base.
 
     Raises:
-      ValueError: they name none, or several.
+      ValueError: the adapters name no base, or several.
     """
-    named = dict.fromkeys(peft.read_config(folder).base for folder in adapters)
-    if len(named) > 1 or not all(named):
-        listed = ' and '.join(name or 'none' for name in named)
+    bases = dict.fromkeys(peft.read_config(folder).base for folder in adapters)
+    if len(bases) > 1 or not all(bases):
+        listed = ' and '.join(name or 'none' for name in bases)
         raise ValueError(f'the adapters name {listed} as their base; give adapters of one, or --base=SOURCE')
-    return sources.base_source(next(iter(named)))
+    return sources.base_source(next(iter(bases)))
 
 
 @contextlib.contextmanager
 def shown() -> Iterator[Watch]:
-    """A bar in a terminal, for as long as tensors are merged."""
+    """A progress bar, in a terminal only, for as long as tensors are merged."""
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task('merging')

@@ -13,8 +13,8 @@ Options:
   --split=N               the split of the run whose model is taken, default 0; from 0 to split.seeds - 1
 
 Without --output the person is printed. With --ask the pairs are printed instead, a JSON object a line, the most
-informative first: `pair` is the number in the file, from 1, `information` the nats that the answer is expected to tell
-about the person. --ask alone says what to ask somebody of whom nothing is known yet.
+informative first: `pair` is the number in the file, from 1, and `information` the nats that the answer is expected to
+give about the person. --ask without --choices ranks pairs for a person without choices.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ SPLIT = flags.DEFINE_integer('split', 0, "The run's split.", lower_bound=0)
 
 
 def main() -> None:
+    """Fit a person to choices, or rank pairs to ask about."""
     workdir = SOURCE.value.removeprefix('orbax:')
     if not workdir or (':' in workdir and not Path(workdir).is_dir()):
         raise cli.Fault(f'--source={SOURCE.value}: give a run of configs/pal.py, as orbax:runs/pal')

@@ -1,4 +1,4 @@
-"""Plans a run: whether it fits a TPU slice, what it needs there and how long a step takes, by the slice's own compiler.
+"""Plans a run: says by a TPU slice's own compiler if the run fits the slice, what it needs and how long a step takes.
 
   python -m pal_jax.plan --config=configs/rlpa.py:paper --topology=v5e:4x4     no TPU is needed, no weight is read
   python -m pal_jax.plan --config=configs/rlpa.py --platform=cpu               this machine (or cuda)
@@ -54,54 +54,55 @@ JSON = flags.DEFINE_boolean('json', False, 'Print one JSON object.')
 
 
 def main() -> None:
+    """Plan the run of --config, and print the plan. The exit status is 1 where it does not fit."""
     if bool(TOPOLOGY.value) == bool(PLATFORM.value):
         raise cli.Fault('name either a slice (--topology=v5e:4x4) or the devices of this machine (--platform=cpu)')
     console = Console(stderr=True)
     settings = cli.faults(planned, cli.settings())
     request = cli.faults(make_request, settings)
-    found = cli.faults(plan, settings, request, lambda line: console.print(f'compiling {line}', style='dim'))
+    run_plan = cli.faults(plan, settings, request, lambda line: console.print(f'compiling {line}', style='dim'))
     nearest = None
     if not JSON.value:
-        show(found, request)
-    if not found.fits:
+        show(run_plan, request)
+    if not run_plan.fits:
         everything = estimate.choices(request.cfg, len(request.devices), settings.ppo.micro_rows)
-        others = [each for each in everything if each != found.choice]
+        others = [choice for choice in everything if choice != run_plan.choice]
         nearest = cli.faults(estimate.search, request, others, lambda line: console.print(line, style='dim'))
     if JSON.value:
-        print(json.dumps(as_json(found, nearest, request)))
-    elif not found.fits:
+        print(json.dumps(as_json(run_plan, nearest, request)))
+    elif not run_plan.fits:
         show_nearest(nearest)
-    if not found.fits:
+    if not run_plan.fits:
         sys.exit(1)
 
 
 def planned(settings: Run) -> rlpa.Settings:
-    """Raises ValueError where the settings are of a method without dialogues."""
+    """The settings as those of RLPA. Raises ValueError where they are of a method without dialogues."""
     if not isinstance(settings, rlpa.Settings):
         raise ValueError(f'recipe={settings.recipe!r} has no dialogues to plan; give a config of rlpa')
     return settings
 
 
 def make_request(settings: rlpa.Settings) -> Request:
-    """What the command line asks for.
+    """The request that the command line makes: model, devices, learner and work of a step.
 
     Raises:
       ValueError, RuntimeError: an unknown slice, model or device.
     """
     os.environ.setdefault('JAX_PLATFORMS', 'cpu' if TOPOLOGY.value else PLATFORM.value)
     cfg = shapes.shape(MODEL.value or settings.policy.source)
-    found = chips.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chips.local_devices(PLATFORM.value)
+    slice_devices = chips.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chips.local_devices(PLATFORM.value)
 
     def make_learner(cfg: ModelConfig, mesh: Mesh, micro_rows: int) -> PolicyLearner:
         changed = dataclasses.replace(settings, ppo=dataclasses.replace(settings.ppo, micro_rows=micro_rows))
         return rlpa.make_learner(changed, cfg, Context(mesh, Stopwatch().phase))
 
     return Request(
-        cfg=devices.for_platform(cfg, settings.policy.dtype, found[0].platform, settings.policy.scan_layers),
+        cfg=devices.for_platform(cfg, settings.policy.dtype, slice_devices[0].platform, settings.policy.scan_layers),
         make_learner=make_learner,
         work=programs.work_of(settings, PROMPT.value),
-        devices=found,
-        chip=chips.chip(found[0]),
+        devices=slice_devices,
+        chip=chips.chip(slice_devices[0]),
         decode=DECODE.value and not settings.decode.address,
         int8=settings.decode.int8,
         efficiency=EFFICIENCY.value,
@@ -109,26 +110,28 @@ def make_request(settings: rlpa.Settings) -> Request:
 
 
 def plan(settings: rlpa.Settings, request: Request, log: Any) -> Plan:
-    """The plan that the settings make."""
+    """The plan of the mesh, remat and micro-rows that the settings name; `log` takes a line for each compilation."""
     mesh, count = dataclasses.asdict(settings.mesh), len(request.devices)
     choice = estimate.settled(mesh, count, settings.policy.remat, settings.ppo.micro_rows)
     return estimate.make_plan(request, choice, log)
 
 
-# --- what is told ---------------------------------------------------------------------------------------------------
+# --- what is printed ------------------------------------------------------------------------------------------------
 
 
-def show(found: Plan, request: Request) -> None:
-    """Tables of a plan, and the verdict."""
+def show(run_plan: Plan, request: Request) -> None:
+    """Print the tables of a plan, and its verdict."""
     console = cli.console()
-    console.print(f'{len(request.devices)} x {request.devices[0].device_kind}, {found.chip.memory / GIB:.2f} GiB each')
-    for table in (memory_table(found), bytes_table(found), work_table(found)):
+    console.print(
+        f'{len(request.devices)} x {request.devices[0].device_kind}, {run_plan.chip.memory / GIB:.2f} GiB each'
+    )
+    for table in (memory_table(run_plan), bytes_table(run_plan), work_table(run_plan)):
         console.print(table)
-    console.print(verdict(found), soft_wrap=True)
+    console.print(verdict(run_plan), soft_wrap=True)
 
 
 def show_nearest(nearest: Plan | None) -> None:
-    """The nearest plan that fits."""
+    """Print the nearest plan that fits, or that there is none."""
     console = cli.console()
     nothing = 'no mesh of these devices fits, with any remat or ppo.micro_rows'
     console.print(f'nearest that fits: {nearest.choice.flags()}' if nearest else nothing, soft_wrap=True)
@@ -136,61 +139,65 @@ def show_nearest(nearest: Plan | None) -> None:
         console.print(table)
 
 
-def memory_table(found: Plan) -> Table:
+def memory_table(run_plan: Plan) -> Table:
+    """A table of the GiB that stay on each device."""
     table = Table('stays on each device', 'GiB')
-    for name, size in found.memory.items():
+    for name, size in run_plan.memory.items():
         table.add_row(name, gib(size))
     return table
 
 
-def bytes_table(found: Plan) -> Table:
-    """A row a hot function: what is in a device's memory while it runs."""
+def bytes_table(run_plan: Plan) -> Table:
+    """A table with a row for each hot function: the GiB in a device's memory while it runs."""
     table = Table('program', 'given', 'temporary', 'beside', 'peak GiB')
-    for each in found.figures:
-        sizes = each.arguments, each.temporaries, each.beside, each.peak
-        table.add_row(each.name, *map(gib, sizes), *([each.refused] if each.refused else []))
+    for program in run_plan.figures:
+        sizes = program.arguments, program.temporaries, program.beside, program.peak
+        table.add_row(program.name, *map(gib, sizes), *([program.refused] if program.refused else []))
     return table
 
 
-def work_table(found: Plan) -> Table:
-    """A row a hot function: what one run of it does on one device."""
+def work_table(run_plan: Plan) -> Table:
+    """A table with a row for each hot function: the operations, bytes and seconds of one run on one device."""
     table = Table('program', 'runs', 'TFLOP', 'GB moved', 'GB received', 'overlapped', 's a run')
-    for each in found.figures:
-        received = [f'{kind} {size / 1e9:.3g}' for kind, size in each.collectives.items()]
-        numbers = [f'{each.flops / 1e12:.3g}', f'{each.moved / 1e9:.3g}', '\n'.join(received)]
-        overlap, seconds = f'{each.overlapped} of {each.started + each.waiting}', each.seconds
-        table.add_row(each.name, str(each.calls), *numbers, overlap, '' if seconds is None else f'{seconds:.3g}')
+    for program in run_plan.figures:
+        received = [f'{kind} {size / 1e9:.3g}' for kind, size in program.collectives.items()]
+        numbers = [f'{program.flops / 1e12:.3g}', f'{program.moved / 1e9:.3g}', '\n'.join(received)]
+        overlap, seconds = f'{program.overlapped} of {program.started + program.waiting}', program.seconds
+        table.add_row(program.name, str(program.calls), *numbers, overlap, '' if seconds is None else f'{seconds:.3g}')
     return table
 
 
-def verdict(found: Plan) -> str:
-    """One line: whether it fits, where it is tightest, how long a step takes."""
-    worst, limit = found.worst, found.chip.memory
-    text = f'{"fits" if found.fits else "does not fit"}: {found.choice.flags()}'
+def verdict(run_plan: Plan) -> str:
+    """One line of text that says if the plan fits, which program needs most memory, and how long a step takes."""
+    worst, limit = run_plan.worst, run_plan.chip.memory
+    text = f'{"fits" if run_plan.fits else "does not fit"}: {run_plan.choice.flags()}'
     text += f'; {worst.name} needs {gib(worst.peak)} of {gib(limit)} GiB'
-    if found.fits and found.step_seconds is not None:
-        text += f'; a step of full length takes {found.step_seconds:.0f} s at {EFFICIENCY.value:.0%} of the peak'
+    if run_plan.fits and run_plan.step_seconds is not None:
+        text += f'; a step of full length takes {run_plan.step_seconds:.0f} s at {EFFICIENCY.value:.0%} of the peak'
     return text
 
 
 def gib(size: float) -> str:
+    """A number of bytes as the text of GiB."""
     return f'{size / GIB:.3f}'
 
 
-def as_json(found: Plan, nearest: Plan | None, request: Request) -> dict[str, Any]:
-    def told(each: Plan) -> dict[str, Any]:
+def as_json(run_plan: Plan, nearest: Plan | None, request: Request) -> dict[str, Any]:
+    """The plan, and the nearest one that fits, as values for JSON."""
+
+    def fields(some_plan: Plan) -> dict[str, Any]:
         return {
-            'mesh': each.choice._asdict(),
-            'fits': each.fits,
-            'memory': each.memory,
-            'limit': each.chip.memory,
-            'step_seconds': each.step_seconds,
-            'programs': [dataclasses.asdict(figures) for figures in each.figures],
+            'mesh': some_plan.choice._asdict(),
+            'fits': some_plan.fits,
+            'memory': some_plan.memory,
+            'limit': some_plan.chip.memory,
+            'step_seconds': some_plan.step_seconds,
+            'programs': [dataclasses.asdict(figures) for figures in some_plan.figures],
         }
 
     kind = request.devices[0].device_kind
     head = {'devices': len(request.devices), 'device': kind, 'model': dataclasses.asdict(request.cfg)}
-    return {**head, **told(found), 'nearest': told(nearest) if nearest else None}
+    return {**head, **fields(run_plan), 'nearest': fields(nearest) if nearest else None}
 
 
 if __name__ == '__main__':

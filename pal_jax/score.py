@@ -1,4 +1,4 @@
-"""Scores texts by what a run has learnt: a reward model, a cost model, a moderator, PLUS or PAL.
+"""Scores texts with the model of a run: a reward model, a cost model, a moderator, PLUS or PAL.
 
   python -m pal_jax.score --source=orbax:runs/reward --texts=replies.jsonl
   python -m pal_jax.score --source=orbax:runs/pal --person=ana.json --texts=replies.jsonl --output=scored.jsonl
@@ -16,11 +16,11 @@ Options:
                           {"item": [...] or {...}}              for a PAL of a table, with "prompt": [...] in variant B
   --output=FILE           where the records are written, each with its `score`; a file that exists is refused
 
-Without --output the records are printed. Scores of one run and person can be compared with each other alone: a higher
-one is preferred. The difference of two, through a sigmoid, is the probability that the first is chosen. A cost model
-gives costs: a higher one is of a less safe answer, and one above 0 says that the answer is unsafe. Of a moderator a
-higher score is less safe, too: it is the largest of 14 probabilities, which stand beside it in `categories`, and
-`unsafe` says whether one is above its threshold.
+Without --output the records are printed. Scores can be compared within one run and one person alone, and a text with a
+higher score is preferred. The sigmoid of the difference of two scores is the probability that the first text is chosen.
+A cost model gives costs. An answer with a higher cost is less safe, and a cost above 0 says that the answer is unsafe.
+A moderator's score is the largest of 14 probabilities, which stand beside it in `categories`. An answer with a higher
+score is less safe, and `unsafe` says if a probability is above its threshold.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ CHUNK = 64  # records scored at once
 
 
 def main() -> None:
+    """Score the records of --texts."""
     if not TEXTS.value:
         raise cli.Fault('nothing to score; give a file with --texts=replies.jsonl')
     output = cli.output_file()
@@ -64,10 +65,10 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
     if not rows:
         raise ValueError(f'{path} has no records; write one JSON object a line')
     scorer = scoring.open_scorer(source, person)
-    if taken := next(((place, key) for place, record in rows for key in scorer.keys if key in record), None):
-        raise ValueError(f'{taken[0]}: the record has a key {taken[1]} already; rename it')
+    if clash := next(((place, key) for place, record in rows for key in scorer.keys if key in record), None):
+        raise ValueError(f'{clash[0]}: the record has a key {clash[1]} already; rename it')
     read = scorer.read_all(rows)
-    scored = ({**record, **told} for (_, record), told in zip(rows, in_chunks(scorer, read), strict=True))
+    scored = ({**record, **fields} for (_, record), fields in zip(rows, in_chunks(scorer, read), strict=True))
     if not output:
         for record in scored:
             cli.print_json(record)
@@ -78,7 +79,7 @@ def score(source: str, person: str, path: str, output: Path | None) -> None:
 
 
 def in_chunks(scorer: Scorer, read: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """What is told of records, in their order, with a progress bar on stderr."""
+    """The scores and other fields of records, in the records' order, with a progress bar on stderr."""
     starts = range(0, len(read), CHUNK)
     for start in track(starts, 'scoring', console=Console(stderr=True), transient=True, disable=len(starts) < 2):
         yield from scorer.told(read[start : start + CHUNK])

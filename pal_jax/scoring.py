@@ -7,7 +7,7 @@
     scorer = open_scorer('orbax:runs/pal', person='ana.json')              # PAL, by the person's mixture
     scorer([{'prompt': 'Hello', 'completion': 'Good day.'}])               # [records] float
 
-`scorer.read` turns a record into what the model reads and says what is wrong with it; `scorer.score` scores many.
+`scorer.read` turns a record into the model's input, and raises an error for a wrong record. `scorer.score` scores many.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ KINDS = (
 class Scorer(NamedTuple):
     """A trained model as two functions.
 
-    read: a record to what the model reads of it. Raises ValueError, without a place, where the record is wrong.
-    score: what `read` returned of several records, to their scores `[records]`.
-    form: what a record is given as, where the scores of several forms of one reply differ.
-    keys: of what `told` says of a record.
-    details: what `read` returned of several records, to all that is told of each; None: their scores are.
+    read: turns a record into the model's input. Raises ValueError, without a place, where the record is wrong.
+    score: turns the results of `read` for several records into their scores `[records]`.
+    form: the form that a record has, where scores of the same reply in several forms differ.
+    keys: the names of the fields that `told` gives a record.
+    details: turns the results of `read` for several records into their fields; None where the score is the only one.
     """
 
     read: Callable[[Any], Any]
@@ -69,14 +69,14 @@ class Scorer(NamedTuple):
         return self.score(read) if read else np.zeros(0, np.float32)
 
     def told(self, read: Sequence[Any]) -> list[dict[str, Any]]:
-        """Of each record that was read its `score`, and what else is known of it."""
+        """The fields of each record that was read: its `score`, and what `details` adds."""
         return self.details(read) if self.details else [{'score': float(score)} for score in self.score(read)]
 
     def read_all(self, placed: Iterable[tuple[str, Any]]) -> list[Any]:
-        """What the model reads of records, which are given with their places.
+        """The model's inputs of records, which come with their places in a file.
 
         Raises:
-          ValueError: a record is wrong, or of another form than those before it; with its place.
+          ValueError: a record is wrong, or of another form than the records before it. The message names its place.
         """
         read, forms = [], {}
         for place, record in placed:
@@ -86,9 +86,10 @@ class Scorer(NamedTuple):
                 raise ValueError(f'{place}: {error}') from None
             forms.setdefault(self.form(record), place)
             if len(forms) > 1:
-                (one, first), (other, _) = forms.items()
+                (form, first), (form_here, _) = forms.items()
                 raise ValueError(
-                    f'{place}: it has {other}, and {first} has {one}, whose scores cannot be compared; give all alike'
+                    f'{place}: it has {form_here}, and {first} has {form}, whose scores cannot be compared; '
+                    'give all alike'
                 )
         return read
 
@@ -98,9 +99,9 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
 
     Args:
       source: `orbax:<workdir>` of a run of a reward model, a cost model, a moderator, PLUS or PAL, or its folder.
-      person: who prefers. For PAL a file that `pal_jax.personalize` wrote, the id of a person of the training, or
-        nothing for the mean over them. For PLUS a file with the person's `summary`. Reward models, cost models and
-        moderators know no people.
+      person: the person who prefers. For PAL a file that `pal_jax.personalize` wrote, the id of a person of the
+        training, or nothing for the mean over them. For PLUS a file with the person's `summary`. Reward models, cost
+        models and moderators know no people.
 
     Raises:
       ValueError: the source is no such run, or the person does not fit it.
@@ -126,12 +127,12 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
 
 
 def to_name(person: str | int | os.PathLike[str] | None) -> str:
-    """A person as a file or an id, '' for nobody. Raises ValueError where it is neither."""
+    """A person as the name of a file or an id, '' for nobody. Raises ValueError where `person` is neither."""
     if person is None or person == '':
         return ''
-    given = os.fspath(person) if isinstance(person, os.PathLike) else person
-    is_file = isinstance(given, str) and pal_person.is_file(given)
-    return str(given) if is_file else records.identity('', {'person': given}, 'person')
+    name = os.fspath(person) if isinstance(person, os.PathLike) else person
+    is_file = isinstance(name, str) and pal_person.is_file(name)
+    return str(name) if is_file else records.identity('', {'person': name}, 'person')
 
 
 # --- reward and cost models -------------------------------------------------------------------------------------------
@@ -149,27 +150,29 @@ def _check_nobody(workdir: str, person: str, kind: str) -> None:
 
 
 def form_of(record: Mapping[str, Any]) -> str:
-    """Whether a record that can be scored has messages, which go through the chat template, or texts."""
+    """The form of a record: 'messages', which go through the chat template, or 'texts'."""
     return 'messages' if isinstance(record.get('messages') or record.get('completion'), list) else 'texts'
 
 
 def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
-    """A record with `prompt` and `completion`, or with `messages` of which the last is scored, as a group of one reply.
-    Its `tools` and `system` are read as in training.
+    """A record as a group of one reply.
+
+    The record has `prompt` and `completion`, or `messages` of which the last is scored. Its `tools` and `system` are
+    read as in training.
 
     Raises:
       ValueError: the record has neither or both, or the last message is not the assistant's.
     """
-    given = {key: value for key, value in record.items() if value is not None} if isinstance(record, Mapping) else {}
-    replied = given.keys() >= {'prompt', 'completion'}
-    if 'messages' not in given and not replied:
+    fields = {key: value for key, value in record.items() if value is not None} if isinstance(record, Mapping) else {}
+    replied = fields.keys() >= {'prompt', 'completion'}
+    if 'messages' not in fields and not replied:
         raise ValueError("expected an object with 'prompt' and 'completion', or with 'messages'")
-    if isinstance(given.get('messages'), list) and not replied:
-        *prompt, reply = given.pop('messages') or [None]
+    if isinstance(fields.get('messages'), list) and not replied:
+        *prompt, reply = fields.pop('messages') or [None]
         if not prompt or not isinstance(reply, dict) or reply.get('role') != 'assistant':
             raise ValueError("'messages' must end with an assistant message after another; that is what is scored")
-        given |= {'prompt': prompt, 'completion': [reply]}
-    example = chats.to_imitate(given, tokenizer)
+        fields |= {'prompt': prompt, 'completion': [reply]}
+    example = chats.to_imitate(fields, tokenizer)
     return shared_prompt([to_score(example.prompt, example.completion, pooling)])
 
 
@@ -187,8 +190,13 @@ def _open_moderator(workdir: str, person: str) -> Scorer:
         return harm(moderator.probabilities(groups))
 
     def details(groups: Sequence[Group]) -> list[dict[str, Any]]:
-        found = moderator.probabilities(groups)
-        verdicts = zip(harm(found).tolist(), found.tolist(), unsafe_by(found, moderator.thresholds), strict=True)
+        probabilities = moderator.probabilities(groups)
+        verdicts = zip(
+            harm(probabilities).tolist(),
+            probabilities.tolist(),
+            unsafe_by(probabilities, moderator.thresholds),
+            strict=True,
+        )
         return [
             {
                 'score': score,
@@ -202,16 +210,18 @@ def _open_moderator(workdir: str, person: str) -> Scorer:
 
 
 def to_pair(record: Any) -> tuple[str | list[dict[str, str]], str]:
-    """A record's prompt, a text or messages, and its response, which may be called `completion`, too; or `messages`, of
-    which the last is the response.
+    """A record's prompt, a text or messages, and its response, a text.
+
+    The key of the response is `response` or `completion`. In place of both the record may have `messages`, of which the
+    last is the response.
 
     Raises:
       ValueError: the record has neither, or both.
     """
-    given = {key: value for key, value in record.items() if value is not None} if isinstance(record, Mapping) else {}
-    prompt, responses = given.get('prompt'), [given[key] for key in ('response', 'completion') if key in given]
-    if isinstance(said := given.get('messages'), list) and said and not responses:
-        prompt, responses = said[:-1], said[-1:]
+    fields = {key: value for key, value in record.items() if value is not None} if isinstance(record, Mapping) else {}
+    prompt, responses = fields.get('prompt'), [fields[key] for key in ('response', 'completion') if key in fields]
+    if isinstance(talk := fields.get('messages'), list) and talk and not responses:
+        prompt, responses = talk[:-1], talk[-1:]
     if len(responses) != 1 or not prompt or not isinstance(prompt, str | list):
         raise ValueError("expected an object with 'prompt' and 'response' (or 'completion'), or with 'messages'")
     response: Any = responses[0]
@@ -233,11 +243,11 @@ def _open_plus(settings: Run, workdir: str, person: str) -> Scorer:
     summary = read_summary(person)
     ctx = _one_device(workdir)
     _, learner, judge, reader = plus_parts.make_models(settings, ctx)
-    wanted = {'reward': reader.abstract_weights, 'policy': jax.tree.map(lambda _: ..., learner.abstract)}
-    state = Checkpoints(workdir, wanted, read_only=True).read()[0]['reward']
-    own = settings.reward_model
+    trees = {'reward': reader.abstract_weights, 'policy': jax.tree.map(lambda _: ..., learner.abstract)}
+    state = Checkpoints(workdir, trees, read_only=True).read()[0]['reward']
+    model = settings.reward_model
     packing: dict[str, Any] = {
-        'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': own.micro_rows, 'row_tokens': own.row_tokens,
+        'ways': sharding.batch_ways(ctx.mesh), 'micro_rows': model.micro_rows, 'row_tokens': model.row_tokens,
     }  # fmt: skip
 
     def read(record: Any) -> Group:
@@ -253,7 +263,7 @@ def _open_plus(settings: Run, workdir: str, person: str) -> Scorer:
 
 
 def read_summary(path: str) -> str:
-    """The summary of a person's file. Raises ValueError where the file holds none."""
+    """The summary in a person's file. Raises ValueError where the file has none."""
     advice = 'a JSON object with "summary", such as a line that python -m pal_jax.summarize prints'
     if not pal_person.is_file(path):
         raise ValueError(f'person={path!r}: PLUS knows a person by a file, {advice}')
@@ -279,7 +289,7 @@ def _open_pal(workdir: str, person: str) -> Scorer:
 
 
 def to_reply(record: Any, run: TrainedPAL) -> tuple[Any, Any]:
-    """A record's prompt and reply, as the run reads them; a run on statements reads `text` alone.
+    """A record's prompt and reply, as the run reads them. A run on statements reads `text` alone, with an empty prompt.
 
     Raises:
       ValueError: the record does not have the keys that the run reads.
@@ -292,8 +302,8 @@ def to_reply(record: Any, run: TrainedPAL) -> tuple[Any, Any]:
             )
         pal_reward.check_form(run, '', record['text'])
         return '', record['text']
-    said = record.get('messages')
-    prompt, reply = (said[:-1], said[-1:]) if isinstance(said, list) else map(record.get, ('prompt', 'completion'))
+    talk = record.get('messages')
+    prompt, reply = (talk[:-1], talk[-1:]) if isinstance(talk, list) else map(record.get, ('prompt', 'completion'))
     if not prompt or not reply or not all(isinstance(side, str | list) for side in (prompt, reply)):
         raise ValueError("expected an object with 'prompt' and 'completion', or with 'messages'")
     pal_reward.check_form(run, prompt, reply)
@@ -320,6 +330,7 @@ def to_item(record: Any, run: TrainedPAL) -> tuple[np.ndarray, np.ndarray | None
 
 
 def _is_number(x: Any) -> bool:
+    """True for a number, and no truth value, that float32 can have."""
     return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= LARGEST
 
 
@@ -333,4 +344,5 @@ def _score_items(run: TrainedPAL, w: jax.Array) -> Callable[[Sequence[Any]], np.
 
 
 def _one_device(workdir: str) -> Context:
+    """The context of the run in a folder, on the first device of this process."""
     return Context(devices.make_mesh(devices=jax.local_devices()[:1])).of(workdir)

@@ -28,8 +28,8 @@ Options:
                       none but the chat page; HTTP only
 
 HTTP answers /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics (Prometheus), and shows a chat page
-at / to browsers; gRPC has the services jetstream_proto.Orchestrator and pal_jax.Rollout. SIGTERM ends it once the
-answers under way are told.
+at / to browsers. gRPC has the services jetstream_proto.Orchestrator and pal_jax.Rollout. SIGTERM ends the server once
+the answers under way have ended.
 """
 
 from __future__ import annotations
@@ -89,10 +89,12 @@ GRACE = 60  # seconds that answers under way have when the server is told to sto
 
 
 def main() -> None:
+    """Serve over HTTP or gRPC until a signal ends the server."""
     (serve_grpc if DRIVER.value == 'jetstream' else serve_http)()
 
 
 def serve_http() -> None:
+    """Serve over HTTP. The port is taken before the weights are read."""
     cli.faults(check_origins, CORS_ORIGINS.value)
     listener, token = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):
@@ -106,11 +108,12 @@ def serve_http() -> None:
 
 
 def serve_grpc() -> None:
+    """Serve over gRPC. The port is taken before the weights are read."""
     from pal_jax.decode.jetstream.rpc import GrpcServer
 
-    told = threading.Event()
+    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+        signal.signal(number, lambda *_: stopping.set())
     listener, token = cli.faults(listen, HOST.value, PORT.value)
     with contextlib.closing(listener):  # gRPC takes no socket, only the address of a free one
         host, port, *_ = listener.getsockname()
@@ -118,16 +121,16 @@ def serve_grpc() -> None:
     driver = cli.faults(make_driver)
     server.start(driver, NAME.value or SOURCE.value)
     print(f'serving {SOURCE.value} at {HOST.value}:{server.port} (gRPC)', flush=True)
-    told.wait()
+    stopping.wait()
     server.stop(GRACE)
     driver.stop()
 
 
 def listen(host: str, port: int) -> tuple[socket.socket, str]:
-    """The socket, taken before a weight is read, and the token that callers must send.
+    """A bound socket and the token that callers must send. The socket is taken before a weight is read.
 
     Raises:
-      ValueError: an address others can reach and no token.
+      ValueError: other machines can reach the address, and there is no token.
       OSError: the port is taken.
     """
     token = os.environ.get(TOKEN, '')
@@ -144,7 +147,7 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
 
 
 def check_origins(origins: Sequence[str]) -> None:
-    """Raises ValueError where one is no origin: a browser sends scheme, host and port, and compares nothing else."""
+    """Raise ValueError where a text is no origin. A browser sends scheme, host and port, and compares nothing else."""
     for origin in origins:
         parts = urllib.parse.urlsplit(origin)
         if origin != f'{parts.scheme}://{parts.netloc}' or not parts.hostname or '@' in origin or '*' in origin:
@@ -154,11 +157,11 @@ def check_origins(origins: Sequence[str]) -> None:
 
 
 def make_http(token: str):
-    """The application, its model read and its driver running."""
-    found, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
+    """The HTTP application, with its model loaded, its common programs compiled and its driver running."""
+    model, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
     guard = make_guard()
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
-    decoder.load(with_adapters(found.load(decoder.param_shardings), cfg))
+    decoder.load(with_adapters(model.load(decoder.param_shardings), cfg))
     driver, preset = Driver(decoder, line=LINE.value), chat_preset(SOURCE.value)
     hello = len(tokenizer.encode(preset.system)) + 40  # as many tokens as a first message and its frame
     for length in (hello, hello + 40):  # the second goes on from the first, as the next turn does
@@ -168,10 +171,10 @@ def make_http(token: str):
 
 
 def make_guard() -> Guard | None:
-    """Who judges answers, on one device, if anybody does.
+    """The guard that judges answers on one device, or None without --moderation.
 
     Raises:
-      ValueError, RuntimeError: a flag of moderation without a run, or no run of moderation.
+      ValueError, RuntimeError: --moderation_threshold is set without --moderation, or that is no run of moderation.
     """
     threshold = MODERATION_THRESHOLD.value
     if not MODERATION.value:
@@ -190,10 +193,10 @@ def make_guard() -> Guard | None:
 
 
 def with_adapters(params: Params, cfg: ModelConfig) -> Params:
-    """The weights, under the adapters that requests mix, if there are any.
+    """The weights with the adapters of --adapters stacked on them, or the weights alone without the flag.
 
     Raises:
-      ValueError: adapters of different bases, or that do not fit the model.
+      ValueError: the adapters name different bases, or do not fit the model.
     """
     bases = dict.fromkeys(peft.read_config(folder).base for folder in ADAPTERS.value)
     if len(bases) > 1:
@@ -204,7 +207,7 @@ def with_adapters(params: Params, cfg: ModelConfig) -> Params:
 
 
 def make_driver():
-    """JetStream's driver, its model read and its threads running."""
+    """JetStream's driver, with its model loaded and its threads running. Raises ValueError for flags of HTTP alone."""
     if ADAPTERS.value:
         raise ValueError('--adapters are mixed by the HTTP server alone; leave out --driver=jetstream')
     if CORS_ORIGINS.value:
@@ -214,23 +217,25 @@ def make_driver():
     from pal_jax.decode.jetstream.driver import JetStreamDriver
     from pal_jax.decode.jetstream.engine import JetStreamEngine
 
-    found, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
+    model, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
     engine = JetStreamEngine(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
-    engine.load(found.load(engine.param_shardings))
+    engine.load(model.load(engine.param_shardings))
     return JetStreamDriver(engine, line=LINE.value)
 
 
 def warm_up(driver: Driver, length: int, sampling: Sampling) -> None:
-    """Compiles what a prompt of `length` tokens needs, if the model has room for it, so that nobody waits for it later.
+    """Compile the programs that a prompt of `length` tokens needs, so that no request waits for them later.
+
+    Nothing happens where the model has no room for the prompt and its answer.
 
     Raises:
       Exception: what the decoder raised.
     """
     if not 0 < length <= driver.decoder.cfg.max_len - sampling.max_tokens:
         return
-    told: queue.SimpleQueue[Progress | Exception] = queue.SimpleQueue()
-    ticket = driver.submit(Request((0,) * length, sampling, 0), told.put)
-    if isinstance(news := told.get(), Exception):
+    reports: queue.SimpleQueue[Progress | Exception] = queue.SimpleQueue()
+    ticket = driver.submit(Request((0,) * length, sampling, 0), reports.put)
+    if isinstance(news := reports.get(), Exception):
         raise news
     driver.cancel(ticket)
 

@@ -1,4 +1,4 @@
-"""Writes what a run of configs/plus.py makes of people, and what they would choose by it.
+"""Prints the summaries that a run of configs/plus.py writes of people, and the choices that these predict.
 
   python -m pal_jax.summarize --source=orbax:runs/plus --history=histories.jsonl
   python -m pal_jax.summarize --source=orbax:runs/plus --history=histories.jsonl --summary='Liked: Cats sleep'
@@ -8,9 +8,9 @@ Options:
   --history=FILE            a person a line, as for training (pal_jax/data/histories.py); only `context` must be there
   --summary=TEXT            your words in place of the model's, for everyone in the file
 
-Prints a JSON object a person: `user` (the place in the file, where the line names none), `summary` and, where the line
-has eval_prompt, eval_chosen and eval_rejected, `probability`: that the person prefers eval_chosen, as the reward model
-has it after that summary.
+Prints a JSON object for each person, with `user` (the place in the file, where the line names none) and `summary`.
+Where the line has eval_prompt, eval_chosen and eval_rejected, the object has `probability`, too. It is the reward
+model's probability, after that summary, that the person prefers eval_chosen.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ SUMMARY = flags.DEFINE_string('summary', None, "Words in place of the model's.")
 
 
 def main() -> None:
+    """Print a record with the summary of each person of --history."""
     if not HISTORY.value:
         raise cli.Fault('no people; give a file with --history=histories.jsonl')
     workdir = SOURCE.value.removeprefix('orbax:')
@@ -51,11 +52,11 @@ def main() -> None:
 
 
 def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str, Any]]:
-    """A record a person, in the file's order, with the likeliest summary where `summary` is None.
+    """A record for each person, in the file's order. Where `summary` is None, the model writes its likeliest summary.
 
     Raises:
-      ValueError: a run that writes no summaries or has no checkpoint, or a line of the file.
-      RuntimeError: a model or checkpoint that cannot be read.
+      ValueError: the run writes no summaries or has no checkpoint, or a line of the file is wrong.
+      RuntimeError: a model or checkpoint cannot be read.
     """
     settings, people = read_settings(read_config(workdir)), histories.load_told(path)
     if not isinstance(settings, plus.Settings) or settings.reads not in WRITTEN:
@@ -63,17 +64,21 @@ def summarize(workdir: str, path: str, summary: str | None) -> Iterator[dict[str
         raise ValueError(f'orbax:{workdir} is no run that writes summaries; give one of configs/plus.py, reads={reads}')
     mesh = devices.make_mesh(**dataclasses.asdict(settings.mesh))
     parts = plus_parts.make_parts(settings, Context(mesh).of(workdir))
-    wanted = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}
-    state, *_ = Checkpoints(workdir, wanted, read_only=True).read()
-    told = [each for each, _ in people]
-    own = [] if summary is None else [summary] * len(people)
-    texts = own or parts.describe(state, told, [0.0], (settings.seed,)).texts
+    trees = {'reward': parts.reader.abstract_weights, 'policy': parts.learner.abstract_weights}
+    state, *_ = Checkpoints(workdir, trees, read_only=True).read()
+    people_alone = [person for person, _ in people]
+    given_texts = [] if summary is None else [summary] * len(people)
+    texts = given_texts or parts.describe(state, people_alone, [0.0], (settings.seed,)).texts
     choices = [[choice] for _, choice in people if choice]
-    asked = [text for text, (_, choice) in zip(texts, people, strict=True) if choice]
-    gaps = iter(parts.reader.gaps(state['reward'], parts.pair_up.compare(asked, choices))[:, 0] if asked else ())
-    for text, (each, choice) in zip(texts, people, strict=True):
+    texts_of_choices = [text for text, (_, choice) in zip(texts, people, strict=True) if choice]
+    gaps = iter(
+        parts.reader.gaps(state['reward'], parts.pair_up.compare(texts_of_choices, choices))[:, 0]
+        if texts_of_choices
+        else ()
+    )
+    for text, (person, choice) in zip(texts, people, strict=True):
         prefers = {'probability': float(np.exp(plus_context.log_sigmoid(next(gaps))))} if choice else {}
-        yield {'user': each.user, 'summary': text, **prefers}
+        yield {'user': person.user, 'summary': text, **prefers}
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A model opened to be talked with, and how it wants to be talked with."""
+"""Opens a model to talk with, and finds the system prompt and the sampling that it was trained with."""
 
 from __future__ import annotations
 
@@ -31,36 +31,39 @@ CACHE = '~/.cache/pal_jax/compiled'
 
 
 def open_model(source: str, dtype: str, max_len: int) -> tuple[Source, ModelConfig, Tokenizer, Mesh]:
-    """The source, the model as this machine computes it, its tokenizer, and a mesh of all devices.
+    """The source of a model, its config for this machine, its tokenizer, and a mesh of all devices.
 
     Raises:
       ValueError, RuntimeError: as `sources.resolve`.
     """
     devices.initialize(Path(CACHE).expanduser())
     mesh = devices.make_mesh()
-    found = sources.resolve(source, open_run=lambda run: open_run(run, Context(mesh)))
-    cfg = devices.for_platform(found.config, dtype)
-    return found, dataclasses.replace(cfg, max_len=min(cfg.max_len, max_len)), found.tokenizer(), mesh
+    model = sources.resolve(source, open_run=lambda run: open_run(run, Context(mesh)))
+    cfg = devices.for_platform(model.config, dtype)
+    return model, dataclasses.replace(cfg, max_len=min(cfg.max_len, max_len)), model.tokenizer(), mesh
 
 
 def open_decoder(settings: Dialogues, source: str) -> tuple[Decoder, Tokenizer]:
-    """A model that samples as a run of these settings would, with its weights, and its tokenizer.
+    """A decoder of the source's model, with its weights, that samples as a run of these settings would; its tokenizer.
 
     Raises:
       ValueError, RuntimeError: as `sources.resolve`.
     """
     mesh = devices.make_mesh(**dataclasses.asdict(settings.mesh))
     context = Context(mesh)
-    found = sources.resolve(source, seed=settings.seed, open_run=lambda run: open_run(run, context))
-    cfg, tokenizer = devices.for_platform(found.config, settings.policy.dtype), found.tokenizer()
+    model = sources.resolve(source, seed=settings.seed, open_run=lambda run: open_run(run, context))
+    cfg, tokenizer = devices.for_platform(model.config, settings.policy.dtype), model.tokenizer()
     decode = dataclasses.replace(settings.decode, shares=1)
-    decoder = make_decoder(decode, Policy(cfg, tokenizer, found), context)
-    decoder.load(found.load(sharding.param_shardings(decoder_specs(cfg), mesh)))
+    decoder = make_decoder(decode, Policy(cfg, tokenizer, model), context)
+    decoder.load(model.load(sharding.param_shardings(decoder_specs(cfg), mesh)))
     return decoder, tokenizer
 
 
 def chat_preset(source: str) -> Preset:
-    """How to talk with the model: as in its training with a run of RLPA, plainly with any other."""
+    """The system prompt, layout and sampling to talk with a model.
+
+    A run of RLPA is talked with as in its training, any other model plainly.
+    """
     kind, _, workdir = source.partition(':')
     settings = read_settings(read_config(workdir)) if kind == 'orbax' else None
     if not isinstance(settings, Dialogues):

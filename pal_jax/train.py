@@ -48,12 +48,12 @@ Log = Callable[[str], None]
 
 
 def main() -> int:
-    """Trains; the exit status is that of a process ended by a signal where one stopped it."""
+    """Train, and return the exit status: 0, or that of a process ended by a signal where a signal stopped the run."""
     before = None
     for config, workdir in cli.runs():
         kind = config.recipe, config.get('stage')
         if before not in (None, kind):
-            jax.clear_caches()  # of programs that a stage of another kind has no use for
+            jax.clear_caches()  # a stage of another kind does not use the compiled programs of the last one
         cli.faults(initialize, config, workdir)
         with contextlib.ExitStack() as stack:
             cli.faults(stack.enter_context, held(workdir))
@@ -64,11 +64,11 @@ def main() -> int:
 
 
 def train(config: ConfigDict, workdir: Path) -> int:
-    """One run, or one stage of a run."""
-    progress, rollouts, told, settings = Progress(), [], [], cli.faults(read_settings, config)
+    """Train one run, or one stage of a run. The result is 0, or the exit status where a signal stopped the run."""
+    progress, rollouts, notes, settings = Progress(), [], [], cli.faults(read_settings, config)
     if settings.export and not cli.faults(cli.finished, config, workdir):
         cli.faults(outputs.check_folder, workdir / 'export', folders_read(config))
-    recipe = cli.faults(prepare, config, workdir, progress, show=rollouts.extend, log=told.append)
+    recipe = cli.faults(prepare, config, workdir, progress, show=rollouts.extend, log=notes.append)
     plan, keep = recipe.plan, settings.checkpoint.keep
     checkpoints = cli.faults(checkpoint.Checkpoints, workdir, plan.abstract, keep=keep, log=progress.log)
     restored = cli.faults(checkpoints.restore)
@@ -76,7 +76,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
         progress.log(f'{workdir} is finished: {workdir / report.REPORT}; a larger --config.total_steps goes on')
         return 0
     title = workdir.name if 'stage' in config else settings.recipe
-    progress.announce(title, plan.phases or {'': plan.total_steps}, plan.evaluations, told)
+    progress.announce(title, plan.phases or {'': plan.total_steps}, plan.evaluations, notes)
     with Stopping(progress.log) as stopping:
         try:
             stopped = cli.faults(
@@ -94,7 +94,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
 def prepare(
     config: ConfigDict, workdir: Path, progress: Progress, *, show: Show = lambda records: None, log: Log | None = None
 ) -> Recipe:
-    """The recipe; everything that can fail before a weight is read fails here."""
+    """The recipe of a run. Faults that show before a weight is read raise ValueError or RuntimeError here."""
     settings = read_settings(config)
     progress.time_compilation()
     checkpoint.check_processes(config.to_dict())
@@ -111,7 +111,7 @@ def prepare(
 
 
 def initialize(config: ConfigDict, workdir: Path) -> None:
-    """Joins the other processes; compiled programs are kept in the run's folder, or beside those of its stages."""
+    """Join the other processes, and keep compiled programs in the run's folder; its stages share one such folder."""
     devices.initialize((workdir.parent if 'stage' in config else workdir) / 'compiled', cli.place())
 
 
@@ -119,7 +119,7 @@ def run(
     settings: Run, config: dict[str, Any], workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored,
     stopping: Stopping, rollouts: list[Mapping[str, Any]],
 ) -> int:  # fmt: skip
-    """Steps from where the run stands to its end, then its report and export. Returns the signal that stopped it."""
+    """Make the steps that remain, then the report and the exports. The result is the signal that stopped it, or 0."""
     plan = recipe.plan
     if not restored and jax.process_index() == 0:
         plan.keep(workdir / checkpoint.KEPT)
@@ -168,13 +168,13 @@ def run(
 
 
 def agree(stop: int, late: bool) -> tuple[int, bool]:
-    """What all processes do after a step: stop if one of them was told to, save when the first one's clock says so."""
-    told = processes.exchange('step', [stop, late])
-    return next((wish for wish, _ in told if wish), 0), told[0][1]
+    """The signal that any process has had, 0 for none, and the first one's `late`, so that all decide the same."""
+    wishes = processes.exchange('step', [stop, late])
+    return next((wish for wish, _ in wishes if wish), 0), wishes[0][1]
 
 
 def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, progress: Progress) -> None:
-    """One evaluation into the run's files and a line on the console."""
+    """Evaluate once, and write the figures to the run's files and to the console."""
     progress.log(f'evaluating ({stage})')
     evaluation = recipe.evaluate(state, stage)
     progress.evaluated(seconds := progress.take_seconds())
@@ -186,7 +186,7 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
 
 
 def finish(settings: Run, config: dict[str, Any], workdir: Path, recipe: Recipe, state, progress: Progress) -> None:
-    """Summary, report and exports, from the files of the run and its last state."""
+    """Write exports, summary and report from the run's last state and its files."""
     if settings.export and recipe.plan.trained:
         write_exports(recipe.plan.trained.exports(state), lambda name: workdir / name)
     if jax.process_index() == 0:

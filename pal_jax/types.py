@@ -1,4 +1,4 @@
-"""Every record and protocol that more than one room of the package uses, on one page.
+"""Records and protocols that more than one room of the package uses.
 
 Host records are frozen dataclasses of plain Python values; device batches are `flax.struct` pytrees of arrays.
 
@@ -25,7 +25,7 @@ def derived(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={DERIVED: True})
 
 
-# --- what is said ---------------------------------------------------------------------------------------------------
+# --- dialogues ------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """A simulated or real user. `facts` is the golden profile, one `slot: value` (or free sentence) each."""
+    """A simulated or real user. `facts` is the golden profile, a `slot: value` or a free sentence for each fact."""
 
     id: str
     facts: tuple[str, ...]
@@ -55,19 +55,19 @@ class Dialogue:
 
     @property
     def round(self) -> int:
-        """Number of assistant turns taken."""
+        """The number of turns that the assistant has taken."""
         return sum(turn.role == 'assistant' for turn in self.turns)
 
 
-# --- what is sampled ------------------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `temperature=0` is greedy; `top_k=0` and `top_p=1` are off.
+    """Settings by which tokens are sampled. `temperature=0` is greedy; `top_k=0` and `top_p=1` are off.
 
-    A completion ends with the tokenizer's own end tokens, with a token of `stop_ids`, and where its text has a string
-    of `stop`; what ended it stays in it.
+    A completion has at most `max_tokens` tokens. It ends with the tokenizer's own end tokens, with a token of
+    `stop_ids`, and where its text has a string of `stop`. The token or string that ended it stays in it.
 
     Raises:
       ValueError: a value out of its range.
@@ -78,7 +78,7 @@ class Sampling:
     top_p: float = 1.0
     max_tokens: int = 64
     stop: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] = derived(())  # of the tokenizer
+    stop_ids: tuple[int, ...] = derived(())  # ids of tokens, from the tokenizer
 
     def __post_init__(self):
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
@@ -88,15 +88,16 @@ class Sampling:
             )
 
 
-FinishReason = Literal['stop', 'length', 'aborted', 'content_filter']  # the last of what a judge has withheld
+FinishReason = Literal['stop', 'length', 'aborted', 'content_filter']  # a judge has withheld the last kind
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What a decoder returns for one prompt. `token_ids` includes a sampled end-of-turn token; `text` excludes it.
+    """A decoder's answer to one prompt. `token_ids` includes a sampled end-of-turn token; `text` excludes it.
 
-    For each token: `logprobs` under the distribution it was drawn from (at its temperature, cut by top-k and top-p),
-    `policy_logprobs` under the model's own, `versions` of the weights it was made with.
+    Three tuples have a value for each token. `logprobs` are log-probabilities (nats) under the distribution that the
+    token was drawn from, at its temperature and cut by top-k and top-p. `policy_logprobs` are those under the model's
+    own distribution. `versions` are the numbers of the weights that sampled the tokens.
     """
 
     text: str
@@ -111,10 +112,10 @@ class Completion:
 class Sample:
     """One completion of one prompt with its rewards. Samples of one prompt share `group` and stand side by side.
 
-    role: who spoke, such as the seat of a game, or the group that a limit is of.
-    rewards: by channel: the reward, then costs or further objectives.
-    source: what the prompt was made of: a dialogue, a game's state, a question.
-    parsed: what the completion says, as its environment reads it.
+    role: the speaker, such as the seat of a game, or the group that has a limit of its own.
+    rewards: a value for each channel: the reward, then costs or further objectives.
+    source: the dialogue, game state or question that the prompt was made from.
+    parsed: the completion as its environment reads it.
     ok: False where no judge could answer; such a sample is masked from the loss and counted.
     """
 
@@ -134,12 +135,12 @@ class Sample:
         return self.rewards[0]
 
 
-# --- who answers and who judges: batched, one result per input, in order ----------------------------------------------
+# --- models, simulated users and judges: batched, one result for each input, in order -------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A judge's answer: named scores in [0, 1]. `ok=False`: no answer could be had."""
+    """A judge's answer: named scores in [0, 1]. `ok` is False where the judge gave no answer."""
 
     scores: Mapping[str, float]
     ok: bool = True
@@ -149,25 +150,31 @@ Chat = Sequence[Mapping[str, str]]  # messages: 'role' and 'content' of each
 
 
 class ChatModel(Protocol):
-    """A language model that answers chats. `None`: no answer could be had."""
+    """A language model that answers chats. An answer is None where the model gave none."""
 
     def __call__(self, chats: Sequence[Chat], seed: int) -> list[str | None]: ...
 
 
 class UserSimulator(Protocol):
-    """Plays the person of each dialogue; its answer is the next user message. `None`: no answer could be had."""
+    """A simulator that plays the person of each dialogue and writes the next user message, None where it gave none."""
 
     def __call__(self, dialogues: Sequence[Dialogue], seed: int) -> Sequence[str | None]: ...
 
 
 class ProfileMatcher(Protocol):
-    """Counts the golden facts that an inferred profile states, each at most once. `None`: no answer could be had."""
+    """A matcher that counts the golden facts that an inferred profile states, each fact at most once.
+
+    A count is None where the matcher gave no answer.
+    """
 
     def __call__(self, inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[str]]) -> list[int | None]: ...
 
 
 class ResponseJudge(Protocol):
-    """Scores a reply as the person of the dialogue would, given the inferred facts. Never sees the golden profile."""
+    """A judge that scores a reply as the person of the dialogue would, from the inferred facts.
+
+    It never sees the golden profile.
+    """
 
     def __call__(
         self, dialogues: Sequence[Dialogue], inferred: Sequence[Sequence[str]], replies: Sequence[str], seed: int
@@ -175,12 +182,12 @@ class ResponseJudge(Protocol):
 
 
 class RewardFn(Protocol):
-    """Fills in `rewards`, `info` and `ok` of samples."""
+    """A reward that fills in `rewards`, `info` and `ok` of samples."""
 
     def __call__(self, samples: Sequence[Sample], seed: int) -> list[Sample]: ...
 
 
-# --- who prefers what -----------------------------------------------------------------------------------------------
+# --- preferences ----------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +201,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Exhibit:
-    """What a report shows of an evaluation beside its numbers: a text, a table (its first row is the head), a PNG."""
+    """A part of a report beside an evaluation's numbers: a text, a table (its first row is the head) or a PNG."""
 
     title: str
     text: str = ''
@@ -202,7 +209,7 @@ class Exhibit:
     picture: bytes = b''
 
 
-# --- what a device sees ---------------------------------------------------------------------------------------------
+# --- batches on a device --------------------------------------------------------------------------------------------
 
 
 OPENING = -1  # the segment that all tokens of a row see
@@ -214,7 +221,7 @@ class TokenBatch(struct.PyTreeNode):
     A row holds one or more prompts, each followed by the completions sampled from it, so that a prompt is computed once
     for all of them. The completions of a prompt are neighbours among the row's `N`, the same number for each prompt.
     A token sees the earlier tokens of its own segment, of the segment named in `prefix` (the prompt), and of the row's
-    opening: what all its prompts begin with, such as a system prompt, may stand there once.
+    opening. The opening has the tokens that all the row's prompts begin with, such as a system prompt, once.
     `states[r, n, a]` is the column whose hidden state chose `actions[r, n, a]`: the token before it in its own
     sequence, which for the first token of every completion is the last token of the prompt.
     """
@@ -222,24 +229,23 @@ class TokenBatch(struct.PyTreeNode):
     tokens: Int[Array, 'R T']
     positions: Int[Array, 'R T']
     segments: Int[Array, 'R T']  # 0 is padding, `OPENING` the row's opening
-    prefix: Int[Array, 'R T']  # a segment it also sees; its own where there is none
+    prefix: Int[Array, 'R T']  # a further segment that the token sees; its own segment where there is none
     states: Int[Array, 'R N A']
     actions: Int[Array, 'R N A']
-    acts: Bool[Array, 'R N A']  # the policy chose it, so it is trained on
+    acts: Bool[Array, 'R N A']  # True where the policy chose the action, so that it is trained on
 
 
 class RolloutBatch(struct.PyTreeNode):
     """Samples on the device, by row, sample and action, with `C` channels of rewards.
 
     Channel 0 is the reward; the others are costs or further objectives. A learner fills in log-probabilities and values
-    by `score`, advantages and returns by `advantages`; a method whose loss of a token has a second advantage fills in
-    `costs`.
+    by `score`, advantages and returns by `advantages`. A method with a second advantage of a token fills in `costs`.
     """
 
     tokens: TokenBatch
     rewards: Float[Array, 'R N C']
     ok: Bool[Array, 'R N']
-    role: Int[Array, 'R N']  # who spoke, such as the seat of a game, or the group that a limit is of
+    role: Int[Array, 'R N']  # the speaker, such as the seat of a game, or the group that has a limit of its own
     sampler_logprobs: Float[Array, 'R N A']
     logprobs: Float[Array, 'R N A'] | None = None
     ref_logprobs: Float[Array, 'R N A'] | None = None

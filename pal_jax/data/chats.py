@@ -1,8 +1,8 @@
-"""Files of what to imitate or to prefer, as tokens; `data/formats.py` has the formats of their records.
+"""Files of replies to imitate or to prefer, as tokens. `data/formats.py` has the formats of their records.
 
-Messages go through the model's chat template, and what the assistant says is learnt, with the token that ends its turn.
-Text stands as it is, after what the tokenizer puts before a text (a beginning-of-sequence token); the model's
-end-of-sequence token is added to a completion that does not end with one.
+Messages go through the model's chat template. The assistant's words are learnt, with the token that ends its turn. A
+text stays as it is, after the tokenizer's opening (a beginning-of-sequence token). The model's end-of-sequence token is
+added to a completion that does not end with one.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Pair(NamedTuple):
 
 
 def read(path: str | Path, convert: Callable[[Any], Row]) -> list[Row]:
-    """`convert` of every record of a file: of JSON lines, of a JSON array (`.json`), or a Parquet file (`.parquet`).
+    """The results of `convert` for all records of a file of JSON lines, a JSON array (`.json`) or Parquet (`.parquet`).
 
     Raises:
-      ValueError: what is wrong, with file and line.
+      ValueError: a record is wrong, or there is none. The message names file and line.
     """
     rows = []
     for place, record in _records(path):
@@ -53,13 +53,13 @@ def _records(path: str | Path) -> Iterator[tuple[str, Any]]:
 
 
 def to_imitate(record: Any, tokenizer: Tokenizer) -> Example:
-    """The example that a record to imitate is; a pair gives its chosen reply. Raises ValueError where it is none."""
+    """The example of a record to imitate. A pair gives its chosen reply. Raises ValueError for a wrong record."""
     row = formats.imitated(record)
     return _example(tokenizer, row.prompt, row.replies[0], row.tools)
 
 
 def to_prefer(record: Any, tokenizer: Tokenizer) -> Pair:
-    """The pair that a record is. Raises ValueError where it is none, or where its replies are the same as tokens."""
+    """The pair of a record. Raises ValueError where the record is wrong, or its replies have the same tokens."""
     row = formats.preferred(record)
     pair = Pair(*(_example(tokenizer, row.prompt, reply, row.tools) for reply in row.replies))
     if pair.chosen == pair.rejected:
@@ -78,7 +78,7 @@ def _example(
     if isinstance(prompt, list) and isinstance(reply, list):
         return _chat(tokenizer, prompt, reply, tools)
     assert isinstance(prompt, str | None) and isinstance(reply, str)
-    if prompt is None:  # a whole text is learnt but for its first token, before which nothing stands
+    if prompt is None:  # a whole text is learnt except its first token, which has no token before it
         start, *tokens = tokenizer.prompt(reply)
         return Example([start], tokens if tokens[-1:] == [tokenizer.stop_ids[0]] else [*tokens, tokenizer.stop_ids[0]])
     tokens = tokenizer.prompt(prompt)
@@ -90,8 +90,10 @@ def _example(
 def _chat(
     tokenizer: Tokenizer, prompt: Sequence[Message], reply: Sequence[Message], tools: list[Message] | None
 ) -> Example:
-    """The example of a conversation. The assistant's turns in the reply act, from their first token to their last; a
-    turn of weight 0 does not act."""
+    """The example of a conversation.
+
+    The assistant's turns in the reply are learnt, from their first token to their last. A turn of weight 0 is not.
+    """
     if not reply or reply[0]['role'] != 'assistant':
         raise ValueError('what is learnt must begin with an assistant message')
     learnt = [message['role'] == 'assistant' and message.get('weight', 1) for message in reply]
@@ -114,14 +116,18 @@ def _chat(
 def _render(
     tokenizer: Tokenizer, messages: Sequence[Message], tools: list[Message] | None, *, whole: bool = False
 ) -> list[int]:
-    """Tokens of a `whole` conversation, or of one that the assistant goes on with."""
+    """The tokens of a `whole` conversation, or of one that the assistant's next turn follows."""
     return tokenizer.chat(messages, add_generation_prompt=not whole, tools=tools)
 
 
 def _turn(
     tokenizer: Tokenizer, messages: Sequence[Message], k: int, tokens: Sequence[int], tools: list[Message] | None
 ) -> tuple[int, int]:
-    """Where the assistant's message `k` begins and ends in the conversation's tokens, with the token that ends it."""
+    """The first token of the assistant's message `k` in the conversation, and the index after the token that ends it.
+
+    Raises:
+      ValueError: the template writes this turn otherwise once other turns follow.
+    """
     before, through = _render(tokenizer, messages[:k], tools), _render(tokenizer, messages[: k + 1], tools, whole=True)
     if tokens[: len(through)] != through or through[: len(before)] != before:
         raise ValueError(
@@ -132,14 +138,14 @@ def _turn(
 
 
 def _check_tools(tokenizer: Tokenizer, messages: Sequence[Message], tools: list[Message] | None) -> None:
-    """Raises ValueError where the chat template would leave out a row's tools, calls of them, or what they gave."""
+    """Raise ValueError where the chat template would leave out a row's tools, their calls or their results."""
     called = any('tool_calls' in message for message in messages)
     if not tools and not called and all(message['role'] != 'tool' for message in messages):
         return
     plain = [{key: value for key, value in message.items() if key != 'tool_calls'} for message in messages]
-    whole = _render(tokenizer, messages, tools, whole=True)
-    left_out = (tools and whole == _render(tokenizer, messages, None, whole=True)) or (
-        called and whole == _render(tokenizer, plain, tools, whole=True)
+    tokens = _render(tokenizer, messages, tools, whole=True)
+    left_out = (tools and tokens == _render(tokenizer, messages, None, whole=True)) or (
+        called and tokens == _render(tokenizer, plain, tools, whole=True)
     )
     if left_out or 'tool' not in str(tokenizer.fast.get_chat_template(tools=tools)):
         raise ValueError("the model's chat template knows no tools, and the row has some; take another model or row")

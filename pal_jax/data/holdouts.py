@@ -1,8 +1,8 @@
-"""Splits into what is learnt and what is tested, which keep entries of the same content on one side.
+"""Splits of entries into training and test, which keep entries of the same content on one side.
 
-Entries are rows, people or questions. Their contents are compared after Unicode's compatibility forms, case, quotation
-marks and white space are made alike and invisible characters are taken out (`normal`), so that nothing is learnt that
-is tested in another spelling.
+Entries are rows, people or questions. Contents are compared in a form (`normal`) in which Unicode's compatibility
+forms, case, quotation marks and white space are made alike and invisible characters are taken out. So no content is
+learnt that is tested in another spelling.
 """
 
 from __future__ import annotations
@@ -16,24 +16,28 @@ _QUOTES = str.maketrans(dict.fromkeys('‘’‚‛', "'") | dict.fromkeys('“�
 
 
 def normal(text: str) -> str:
-    """The text in lower case, in Unicode's compatibility forms, with straight quotation marks, single spaces and none
-    at its ends, and without characters of format, such as a soft hyphen or a space of no width."""
+    """The text in the form in which contents are compared.
+
+    It is in lower case and in Unicode's compatibility forms, with straight quotation marks, with single spaces and none
+    at its ends, and without format characters such as a soft hyphen or a space of no width.
+    """
     text = unicodedata.normalize('NFKC', text).casefold().translate(_QUOTES)
-    seen = ''.join(character for character in text if character.isascii() or unicodedata.category(character) != 'Cf')
-    return ' '.join(seen.split())
+    visible = ''.join(character for character in text if character.isascii() or unicodedata.category(character) != 'Cf')
+    return ' '.join(visible.split())
 
 
 def together(parts: Iterable[str]) -> str:
-    """The content of several texts, in whatever order; a text that is there twice counts once."""
+    """The content of several texts. Their order makes no difference, and a text that occurs twice counts once."""
     return '\n'.join(sorted(set(map(normal, parts))))
 
 
 def held_out(contents: Sequence[str], most: int, *, last: bool = False, seed: int = 0) -> list[bool]:
-    """For each entry whether it is kept for testing: a fifth of the entries, at most `most`, and at least one content.
+    """A bool for each entry, True for the entries that are kept for testing.
 
-    Entries of one content stay together. Contents are drawn by the hash of content and `seed`, which depends neither on
-    the order nor on the number of entries; with `last`, those whose first entry comes last are drawn. A content with
-    more entries than there is room for is not drawn.
+    They are a fifth of the entries, at most `most`, and at least one content. Entries of one content stay together.
+    Contents are drawn by the hash of content and `seed`, which depends neither on the order nor on the number of
+    entries. With `last`, the contents whose first entry comes last are drawn. A content with more entries than there is
+    room for is not drawn.
 
     Raises:
       ValueError: all entries have the same content.
@@ -42,13 +46,13 @@ def held_out(contents: Sequence[str], most: int, *, last: bool = False, seed: in
     if len(sizes) < 2:
         raise ValueError(f'{len(contents)} of the same content; none can be tested on that is not learnt')
     order = list(sizes)[::-1] if last else sorted(sizes, key=lambda content: _drawn(content, seed))
-    room, kept = max(min(most, len(contents) // 5), 1), set[str]()
+    room, tested = max(min(most, len(contents) // 5), 1), set[str]()
     for content in order:
         if sizes[content] <= room:
-            kept.add(content)
+            tested.add(content)
             room -= sizes[content]
-    kept = kept or {min(order, key=sizes.__getitem__)}
-    return [content in kept for content in contents]
+    tested = tested or {min(order, key=sizes.__getitem__)}
+    return [content in tested for content in contents]
 
 
 def repeats(contents: Sequence[str]) -> int:
@@ -59,8 +63,8 @@ def repeats(contents: Sequence[str]) -> int:
 def strangers(contents: Sequence[str], order: Iterable[int] | None = None) -> list[int] | None:
     """For each entry the index of an entry with another content; None where all contents are the same.
 
-    Every index occurs once, unless more than half of the entries have the same content. Where all contents differ, it
-    is the index of the next entry in `order`, and the first entry's for the last.
+    Every index occurs once, unless more than half of the entries have the same content. Where all contents differ, an
+    entry gets the index of the next entry in `order`, and the last entry that of the first.
     """
     order = list(range(len(contents)) if order is None else order)
     number = {content: k for k, content in enumerate(dict.fromkeys(contents[i] for i in order))}

@@ -1,13 +1,13 @@
-"""The files that a run reads from outside of its folder: their hashes when the run began, compared with those of now.
+"""The files that a run reads from outside its folder. Their hashes when the run began are compared with those of now.
 
     now = look(config)                                # hashes by key and file
     save(workdir / KEPT, now)                         # when a run begins
     check(load(workdir / KEPT), now, workdir)         # when it goes on, before a weight is read
 
-A file is hashed whole up to `WHOLE` bytes. For a larger file, its size and `BLOCKS` blocks evenly apart are hashed:
-weights and columns of many gigabytes take a moment, and a change of single bytes between the blocks is not seen. A
-folder stands for the files in it, a run of this package for its config and the sums of its last checkpoint. A source
-that is no file here (a hub id, a data set of TFDS, a model inside a package) is not watched.
+A file of up to `WHOLE` bytes is hashed whole. For a larger file, its size and `BLOCKS` blocks evenly apart are hashed.
+So weights and columns of many gigabytes take a moment, and a change of single bytes between the blocks is not noticed.
+A folder stands for the files in it, and a run of this package for its config and the sums of its last checkpoint. A
+source that is no file here (a hub id, a data set of TFDS, a model inside a package) is not watched.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from fnmatch import fnmatch
-from os.path import exists  # of a text that is too long for a path, too
+from os.path import exists  # False, and no error, for a text that is too long for a path
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +27,13 @@ from pal_jax.runtime.checkpoint import CONFIG, FOLDER, KEPT, flatten, kept_in
 from pal_jax.runtime.files import write_whole
 
 FILE = 'inputs.json'
-KEYS = (  # of a config, whose values name files, if they may not change while a run goes on
+KEYS = (  # keys of a config whose values name files that may not change while a run goes on
     'data', 'data.train', 'data.test', 'dialogue.profiles', 'dialogue.personalities', 'dialogue.system',
     'dialogue.user', 'dialogue.slotter', 'reward.matcher', 'reward.judge', 'preferences',
     'prompts.train', 'prompts.test', 'annotate.annotator', 'annotate.second', 'evaluate.judge', 'rl.reward',
     'rl.person', '*.source',
 )  # fmt: skip
-MADE = {'oracle', 'recall', 'pets', 'embedded', 'rule', *choices.TABLES}  # names of what is made here, and of no file
+MADE = {'oracle', 'recall', 'pets', 'embedded', 'rule', *choices.TABLES}  # names of data made here, and of no file
 ELSEWHERE = 'random:', 'gguf:package:', 'tfds:', 'endpoint:'
 WHOLE, BLOCKS, BLOCK = 1 << 28, 64, 1 << 16
 
@@ -53,36 +53,37 @@ class Input(NamedTuple):
     files: dict[str, str]
 
 
-Inputs = dict[str, Input]  # by key of the config
+Inputs = dict[str, Input]  # the inputs by their keys in the config
 
 
 def look(config: dict[str, Any]) -> Inputs:
     """The files that a config names under `KEYS`."""
-    found: Inputs = {}
+    inputs: Inputs = {}
     for key, value in flatten(config).items():
-        if any(fnmatch(key, each) for each in KEYS) and (path := path_of(value)):
-            found[key] = Input(value, value[: -len(_ending(value))], str(path.absolute()), hashes(path))
-    return found
+        if any(fnmatch(key, pattern) for pattern in KEYS) and (path := path_of(value)):
+            inputs[key] = Input(value, value[: -len(_ending(value))], str(path.absolute()), hashes(path))
+    return inputs
 
 
 def path_of(value: Any) -> Path | None:
-    """The path that a value is, by itself or behind `kind:`, as in jester:<folder>; None where nothing is there."""
+    """The path that a value names, by itself or behind `kind:`, as in jester:<folder>; None where nothing is there."""
     if not isinstance(value, str) or value in MADE or value.startswith(ELSEWHERE):
         return None
     return Path(ending) if (ending := _ending(value)) else None
 
 
 def _ending(value: str) -> str:
+    """The path at the end of a value, after as many `kind:` as it takes until a path exists; '' where none does."""
     while value and not (exists(value) or any(exists(f'{value}{part}') for part in votes.PARTS)):
         value = value.partition(':')[2]
     return value
 
 
 def find(began: Inputs, key: str, value: str) -> str:
-    """The source that `value` was when a run began: by the same path, as from the same folder, or where it was then.
+    """The source that `value` named when a run began. It is looked for at the path of now, then at that of then.
 
     Raises:
-      ValueError: it is in neither place, or something else is.
+      ValueError: the source is at neither path, or has changed.
     """
     if key not in began:
         if path := path_of(value):
@@ -106,8 +107,11 @@ def hashes(path: Path) -> dict[str, str]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that a path stands for: the file itself, those of a conversation, those in a folder that are not
-    hidden, or, for a run, its config and the sums of its last checkpoint."""
+    """The files that a path stands for.
+
+    They are the file itself, the files of a conversation, the files of a folder that are not hidden, or, for a run, its
+    config and the sums of its last checkpoint.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -123,9 +127,9 @@ def _votes(path: Path) -> list[Path]:
 
 
 def digest(path: Path) -> str:
-    """The hash of a file, of the whole or of blocks, see the head of this file."""
-    known = path.stat()
-    return _digest(path.absolute(), known.st_size, known.st_mtime_ns)
+    """The hash of a file, over all its bytes or over blocks, see the head of this module."""
+    stat = path.stat()
+    return _digest(path.absolute(), stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1024)  # stages of one run read the same files
@@ -133,17 +137,17 @@ def _digest(path: Path, size: int, changed: int) -> str:
     with path.open('rb') as file:
         if size <= WHOLE:
             return hashlib.file_digest(file, 'sha256').hexdigest()
-        found = hashlib.sha256(str(size).encode())
+        hasher = hashlib.sha256(str(size).encode())
         for block in range(BLOCKS):
             file.seek((size - BLOCK) * block // (BLOCKS - 1))
-            found.update(file.read(BLOCK))
-        return found.hexdigest()
+            hasher.update(file.read(BLOCK))
+        return hasher.hexdigest()
 
 
 def save(folder: Path, inputs: Inputs) -> None:
-    """Writes the inputs of a run that begins."""
+    """Write the inputs of a run that begins."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / FILE, json.dumps({key: each._asdict() for key, each in inputs.items()}, indent=2) + '\n')
+    write_whole(folder / FILE, json.dumps({key: entry._asdict() for key, entry in inputs.items()}, indent=2) + '\n')
 
 
 def load(folder: Path) -> Inputs | None:
@@ -156,28 +160,28 @@ def load(folder: Path) -> Inputs | None:
     if not path.is_file():
         return None
     try:
-        return {key: Input(**each) for key, each in json.loads(path.read_text(encoding='utf-8')).items()}
+        return {key: Input(**entry) for key, entry in json.loads(path.read_text(encoding='utf-8')).items()}
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None
 
 
 def watched(config: dict[str, Any], workdir: Path, log: Callable[[str], None]) -> Inputs:
-    """What a run of this config reads, the same in all its processes.
+    """The files that a run of this config reads, the same in all its processes.
 
     Raises:
-      ValueError: another process reads other files, or something has changed since the run began, see `check`.
+      ValueError: another process reads other files, or a file has changed since the run began, see `check`.
     """
     now = look(config)
-    first, *others = processes.exchange('inputs', {key: each.files for key, each in now.items()})
-    for number, other in enumerate(others, 1):
-        if differing := [key for key in sorted(first.keys() | other.keys()) if first.get(key) != other.get(key)]:
+    first, *others = processes.exchange('inputs', {key: entry.files for key, entry in now.items()})
+    for number, theirs in enumerate(others, 1):
+        if differing := [key for key in sorted(first.keys() | theirs.keys()) if first.get(key) != theirs.get(key)]:
             raise ValueError(f'process {number} reads another {differing[0]} than process 0; give all the same files')
     compare(now, workdir, log)
     return now
 
 
 def compare(now: Inputs, workdir: Path, log: Callable[[str], None] = print) -> None:
-    """Compares what a run reads now with what it read when it began, if it has. Raises ValueError, see `check`."""
+    """Compare the inputs of a run now with those when it began, if it has begun. Raises ValueError as `check` does."""
     if not (folder := kept_in(workdir)):
         return
     if (before := load(folder)) is None:
@@ -187,8 +191,7 @@ def compare(now: Inputs, workdir: Path, log: Callable[[str], None] = print) -> N
 
 
 def check_shared(now: Inputs, run: Path) -> None:
-    """Compares what is read now with what another run read when it began, where both configs have the same text for a
-    key.
+    """Compare inputs with those of another run when it began, for the keys that have the same value in both configs.
 
     Raises:
       ValueError: see `check`.
@@ -199,11 +202,13 @@ def check_shared(now: Inputs, run: Path) -> None:
 
 
 def check(before: Inputs, now: Inputs, run: Path) -> None:
-    """Compares what a run reads now with what it read when it began. More files in a folder are no change. Neither is a
-    model's source that is not here: where its weights are needed, `find` looks for it and names it.
+    """Compare the inputs of a run now with those when it began.
+
+    Further files in a folder are no change. A model's source that is missing is no change either: where its weights are
+    needed, `find` looks for it and names it.
 
     Raises:
-      ValueError: something has changed, or is gone; with the key and the file.
+      ValueError: a file has changed or is gone. The message names its key and the file.
     """
     for key, (value, _, path, files) in before.items():
         if key not in now:

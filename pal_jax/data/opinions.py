@@ -7,8 +7,8 @@
     summaries     Reddit TL;DR comparisons by worker (Stiennon et al. 2020), labelled by length as PAL has them
     pictures      Pick-a-Pic by embeddings (Kirstain et al. 2023): vectors, as PAL has them
 
-`read` opens those between texts by name, as `config.data` does. Votes (Polis) are read by `votes.py`, stated choices by
-`choices.py`. Nothing is downloaded.
+`read` opens the sets of choices between texts by the names that `config.data` has. `votes.py` reads votes (Polis), and
+`choices.py` reads stated choices. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ from pal_jax.data.comparisons import Comparisons, Lookup, alike, row_keys
 from pal_jax.data.records import TextChoice, identity, rows
 from pal_jax.runtime import files
 
-PAIRS = 40  # of a person, at most, where pairs are drawn
-HOLDERS = 200  # made-up people, who hold a persona each
+PAIRS = 40  # pairs of a person, at most, where pairs are drawn
+HOLDERS = 200  # made-up people, each with one persona
 
 
 def is_source(data: str) -> bool:
-    """Whether `read` opens it."""
+    """True where `read` opens `data`."""
     name, colon, _ = data.partition(':')
     return bool(colon) and name in SOURCES
 
 
 def read(data: str) -> Iterator[TextChoice]:
-    """`ukp:<folder>`, `jester:<folder>`, `movielens:<folder>`, `prism:<folder>`, `personas:<file>`, `tldr:<folder>` of
-    train.jsonl and validation.jsonl, or `choices:<source>` as `records.read` has it. Ratings count from a quarter of
-    their scale apart; two texts that are the same are left out.
+    """The choices of a named set.
+
+    `data` is `ukp:<folder>`, `jester:<folder>`, `movielens:<folder>`, `prism:<folder>`, `personas:<file>`,
+    `tldr:<folder>` of train.jsonl and validation.jsonl, or `choices:<source>` (see `records.read`). Two ratings make a
+    pair where they are at least a quarter of their scale apart. Pairs of equal texts are left out.
 
     Raises:
       ValueError: a file is missing, or a row is wrong.
@@ -50,8 +52,9 @@ def read(data: str) -> Iterator[TextChoice]:
 
 
 def field(place: str, row: Mapping[str, Any], name: str) -> Any:
+    """The value of a row's field. Raises ValueError where the field is missing or empty."""
     value = row.get(name)
-    if value is None or value == '' or value != value:  # NaN is how tables write that there is none
+    if value is None or value == '' or value != value:  # tables write NaN for a missing value
         raise ValueError(f'{place}: no {name}; its fields are {", ".join(map(str, row))}')
     return value
 
@@ -67,29 +70,33 @@ def _listed(place: str, row: Mapping[str, Any], name: str) -> list[Any]:
 
 
 class Argument(NamedTuple):
+    """An argument: its debate and stance as the prompt, and its text."""
+
     topic: str
     text: str
 
 
 def arguments(folder: str | Path) -> Iterator[TextChoice]:
-    """Of `judgements.jsonl` (topic, arg1, arg2, worker, choice: a1, a2 or equal) and `arguments.jsonl` (id, debate,
-    stance, text); those who found both equal made no choice. The prompt is debate and stance.
+    """The choices between arguments in a folder. The prompt is debate and stance.
+
+    `judgements.jsonl` has topic, arg1, arg2, worker and choice (a1, a2 or equal), and `arguments.jsonl` has id, debate,
+    stance and text. A judgement `equal` is no choice.
 
     Raises:
-      ValueError: a choice is none of these, or of an argument that is not there; with file and row.
+      ValueError: a choice has another value, or an argument is missing. The message names file and row.
     """
-    said: dict[str, Argument] = {}
+    argument_of: dict[str, Argument] = {}
     for place, row in rows(str(Path(folder) / 'arguments.jsonl')):
         debate, stance, text = (str(field(place, row, name)) for name in ('debate', 'stance', 'text'))
-        said[identity(place, row, 'id')] = Argument(f'{debate}: {stance}\n', text)
+        argument_of[identity(place, row, 'id')] = Argument(f'{debate}: {stance}\n', text)
     for place, row in rows(str(Path(folder) / 'judgements.jsonl')):
         choice, worker = field(place, row, 'choice'), identity(place, row, 'worker')
         if choice not in ('a1', 'a2', 'equal'):
             raise ValueError(f'{place}: choice is {choice!r}; give a1, a2 or equal')
-        both = [identity(place, row, name) for name in ('arg1', 'arg2')]
-        if unknown := [each for each in both if each not in said]:
+        pair = [identity(place, row, name) for name in ('arg1', 'arg2')]
+        if unknown := [argument for argument in pair if argument not in argument_of]:
             raise ValueError(f'{place}: argument {unknown[0]!r} is not in arguments.jsonl')
-        left, right = (said[each] for each in both)
+        left, right = (argument_of[argument] for argument in pair)
         if choice != 'equal' and left.text != right.text:
             chosen, rejected = (left, right) if choice == 'a1' else (right, left)
             yield TextChoice(worker, left.topic, chosen.text, rejected.text)
@@ -99,6 +106,8 @@ def arguments(folder: str | Path) -> Iterator[TextChoice]:
 
 
 class Rating(NamedTuple):
+    """A person's rating of an item."""
+
     user: str
     item: str
     value: float
@@ -107,57 +116,63 @@ class Rating(NamedTuple):
 def rated(
     ratings: Sequence[Rating], texts: Mapping[str, str], *, gap: float, most: int, seed: int
 ) -> Iterator[TextChoice]:
-    """Of each person up to `most` pairs at random whose ratings differ by `gap` or more: the higher one is chosen.
+    """Up to `most` pairs of each person, drawn at random, whose ratings differ by `gap` or more.
+
+    The item with the higher rating is the chosen one.
 
     Raises:
       ValueError: an item has no text.
     """
-    of: dict[str, list[Rating]] = {}
-    for each in ratings:
-        if each.item not in texts:
-            raise ValueError(f'item {each.item!r}, rated by {each.user!r}, has no text')
-        of.setdefault(each.user, []).append(each)
-    for number, (user, theirs) in enumerate(of.items()):
-        values = np.array([each.value for each in theirs])
+    ratings_of: dict[str, list[Rating]] = {}
+    for rating in ratings:
+        if rating.item not in texts:
+            raise ValueError(f'item {rating.item!r}, rated by {rating.user!r}, has no text')
+        ratings_of.setdefault(rating.user, []).append(rating)
+    for number, (user, user_ratings) in enumerate(ratings_of.items()):
+        values = np.array([rating.value for rating in user_ratings])
         above, below = np.nonzero(values[:, None] - values[None] >= gap)
-        drawn = np.random.default_rng([seed, number]).permutation(len(above))[:most]
-        for i, j in zip(above[drawn], below[drawn], strict=True):
-            chosen, rejected = texts[theirs[i].item], texts[theirs[j].item]
+        sampled = np.random.default_rng([seed, number]).permutation(len(above))[:most]
+        for i, j in zip(above[sampled], below[sampled], strict=True):
+            chosen, rejected = texts[user_ratings[i].item], texts[user_ratings[j].item]
             if chosen != rejected:  # some films are listed twice
                 yield TextChoice(user, '', chosen, rejected)
 
 
 def jester(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
-    """Of `ratings.csv` (user, joke, rating) and `jokes.jsonl` (joke, text)."""
+    """The ratings in `ratings.csv` (user, joke, rating), and the jokes in `jokes.jsonl` (joke, text) by id."""
     folder = Path(folder)
-    found = [_rating(place, row, ('user', 'joke', 'rating')) for place, row in rows(str(folder / 'ratings.csv'))]
-    return found, {identity(p, row, 'joke'): str(field(p, row, 'text')) for p, row in rows(str(folder / 'jokes.jsonl'))}
+    ratings = [_rating(place, row, ('user', 'joke', 'rating')) for place, row in rows(str(folder / 'ratings.csv'))]
+    return ratings, {
+        identity(p, row, 'joke'): str(field(p, row, 'text')) for p, row in rows(str(folder / 'jokes.jsonl'))
+    }
 
 
 def movielens(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
-    """MovieLens-100K: `u.data` and `u.item` as GroupLens has them, or `ml-100k.inter` and `ml-100k.item` as RecBole.
-    A film is its title and genres."""
+    """The ratings of MovieLens-100K, and its films by id. The text of a film is its title and genres.
+
+    The folder has GroupLens's `u.data` and `u.item`, or RecBole's `ml-100k.inter` and `ml-100k.item`.
+    """
     folder = Path(folder)
     if (folder / 'ml-100k.inter').is_file():
-        found = [_rating(*row, ('user_id', 'item_id', 'rating')) for row in _columns(folder / 'ml-100k.inter')]
+        ratings = [_rating(*row, ('user_id', 'item_id', 'rating')) for row in _columns(folder / 'ml-100k.inter')]
         films = {
             identity(place, row, 'item_id'): (field(place, row, 'movie_title'), row.get('class'))
             for place, row in _columns(folder / 'ml-100k.item')
         }
-        return found, {key: f'{title} ({genres})' if genres else title for key, (title, genres) in films.items()}
+        return ratings, {key: f'{title} ({genres})' if genres else title for key, (title, genres) in films.items()}
     names = 'user', 'item', 'rating', 'time'
-    found = [_rating(*row, names[:3]) for row in _lines(folder / 'u.data', '\t', names)]
+    ratings = [_rating(*row, names[:3]) for row in _lines(folder / 'u.data', '\t', names)]
     texts = {}
     for place, row in _lines(folder / 'u.item', '|', ('item', 'title')):
         if len(row['rest']) < len(GENRES):
             raise ValueError(f'{place}: {len(row["rest"])} of the {len(GENRES)} flags of genres')
         genres = [name for name, flag in zip(GENRES, row['rest'][-len(GENRES) :], strict=True) if flag == '1']
         texts[identity(place, row, 'item')] = f'{field(place, row, "title")} ({", ".join(genres)})'
-    return found, texts
+    return ratings, texts
 
 
 def _columns(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """RecBole's files: tabs, and a header of `name:type`."""
+    """The rows of a file of RecBole, with their places. Cells stand between tabs, under a header of `name:type`."""
     with files.opened(path) as file:
         names = [name.partition(':')[0] for name in file.readline().rstrip('\r\n').split('\t')]
         for number, line in enumerate(file, 2):
@@ -170,8 +185,8 @@ def _columns(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 def _lines(path: Path, between: str, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise ValueError(f'there is no file {path}; a folder of MovieLens-100K has u.data and u.item')
-    said = files.read_bytes(path).decode('latin-1').rstrip('\r\n')
-    for number, line in enumerate(said.split('\n'), 1):  # latin-1 has further characters that `splitlines` cuts at
+    text = files.read_bytes(path).decode('latin-1').rstrip('\r\n')
+    for number, line in enumerate(text.split('\n'), 1):  # latin-1 has further characters that `splitlines` cuts at
         cells = line.rstrip('\r').split(between)
         if len(cells) < len(names):
             raise ValueError(f'{path}, row {number}: it has {len(cells)} cells of {len(names)}')
@@ -199,12 +214,13 @@ GENRES = (
 
 
 def conversations(path: str | Path) -> Iterator[TextChoice]:
-    """Of PRISM's `conversations.jsonl` (user_id, conversation_history: messages with turn, role user or model, content,
-    and of models if_chosen): the reply of a turn that was chosen against each other one. The prompt is all that was
-    said before, with the replies that were chosen.
+    """The choices in PRISM's `conversations.jsonl`: the chosen reply of a turn against each other reply.
+
+    A row has user_id and conversation_history, a list of messages with turn, role (user or model), content and, for
+    models, if_chosen. The prompt is the conversation before the replies, with the earlier chosen replies.
 
     Raises:
-      ValueError: a field is missing, or a turn has no message of the user; with the row.
+      ValueError: a field is missing, or a turn has no message of the user. The message names the row.
     """
     for place, row in rows(str(path)):
         user, turns, before = identity(place, row, 'user_id'), {}, ''
@@ -215,57 +231,61 @@ def conversations(path: str | Path) -> Iterator[TextChoice]:
             if not turn.isdecimal() or len(turn) > 9:
                 raise ValueError(f'{place}: turn is {files.shown(turn)}; give the number of the turn')
             turns.setdefault(int(turn), []).append(message)
-        for number, said in sorted(turns.items()):
-            asked = [str(field(place, each, 'content')) for each in said if each.get('role') == 'user']
-            if not asked:
+        for number, turn_messages in sorted(turns.items()):
+            questions = [str(field(place, entry, 'content')) for entry in turn_messages if entry.get('role') == 'user']
+            if not questions:
                 raise ValueError(f'{place}: turn {number} has no message of the user')
-            models = (each for each in said if each.get('role') != 'user')
-            replies = [(str(each.get('content') or ''), each.get('if_chosen')) for each in models]
-            chosen = [text for text, taken in replies if taken and text]
+            models = (entry for entry in turn_messages if entry.get('role') != 'user')
+            replies = [(str(entry.get('content') or ''), entry.get('if_chosen')) for entry in models]
+            chosen = [text for text, was_chosen in replies if was_chosen and text]
             if not chosen:
-                break  # it ended without a choice
-            for other, taken in replies:
-                if not taken and other not in ('', chosen[0]):
-                    yield TextChoice(user, before + asked[0], chosen[0], other)
-            before += f'{asked[0]}\n\n{chosen[0]}\n\n'
+                break  # the conversation ended without a choice
+            for reply, was_chosen in replies:
+                if not was_chosen and reply not in ('', chosen[0]):
+                    yield TextChoice(user, before + questions[0], chosen[0], reply)
+            before += f'{questions[0]}\n\n{chosen[0]}\n\n'
 
 
 # --- personas ---------------------------------------------------------------------------------------------------------
 
 
 def personas(path: str | Path, behaviours: Sequence[str], *, users: int, pairs: int, seed: int) -> Iterator[TextChoice]:
-    """`users` made-up people, who hold one of `behaviours` each in turn (none given: of all in the file), and `pairs`
-    statements of each: a person chooses the answer that the persona gives. The group is the persona.
+    """The choices of `users` made-up people, who hold the `behaviours` in turn, by default all behaviours of the file.
+
+    A person answers `pairs` statements, and chooses the answer that the persona gives. The group is the persona.
 
     Raises:
-      ValueError: a behaviour has too few statements, or the file has none of it.
+      ValueError: a behaviour has too few statements or none.
     """
-    of: dict[str, list[tuple[str, str, str]]] = {name: [] for name in behaviours}
+    statements_of: dict[str, list[tuple[str, str, str]]] = {name: [] for name in behaviours}
     for place, row in rows(str(path)):
         name = str(field(place, row, 'behavior'))
-        if name in of or not behaviours:
+        if name in statements_of or not behaviours:
             names = 'question', 'answer_matching_behavior', 'answer_not_matching_behavior'
-            question, chosen, rejected = (str(field(place, row, each)) for each in names)
-            of.setdefault(name, []).append((question, chosen, rejected))
-    if not of:
+            question, chosen, rejected = (str(field(place, row, name_of_field)) for name_of_field in names)
+            statements_of.setdefault(name, []).append((question, chosen, rejected))
+    if not statements_of:
         raise ValueError(f'{path} has no statements')
-    for name, asked in of.items():
-        if len(asked) < pairs:
-            raise ValueError(f'{path}: {name!r} has {len(asked)} statements of {pairs}; ask for fewer pairs')
-    for user, name in zip(range(users), itertools.cycle(of), strict=False):
-        for i in np.random.default_rng([seed, user]).permutation(len(of[name]))[:pairs]:
-            question, chosen, rejected = of[name][i]
+    for name, statements in statements_of.items():
+        if len(statements) < pairs:
+            raise ValueError(f'{path}: {name!r} has {len(statements)} statements of {pairs}; ask for fewer pairs')
+    for user, name in zip(range(users), itertools.cycle(statements_of), strict=False):
+        for i in np.random.default_rng([seed, user]).permutation(len(statements_of[name]))[:pairs]:
+            question, chosen, rejected = statements_of[name][i]
             yield TextChoice(f'p{user}', question, chosen, rejected, name)
 
 
 # --- summaries --------------------------------------------------------------------------------------------------------
 
-TOP, MINORITY, ENOUGH = 10, (3, 4, 5), 100  # workers by their number of rows; which of them like it short
+TOP, MINORITY, ENOUGH = 10, (3, 4, 5), 100  # busiest workers; ranks of those who like it short; rows of unseen workers
 SHORT = ('7FbjqRA8', 'ISkqTUKf', 'r3rJgaEN', '7rETShtx', '9HS4pwiJ', 'JwYQFRg7', '44Z8ttpK', 'aCMzb5a4', 'sC4a4UNR')
 
 
 class Summaries(NamedTuple):
-    """Of the workers with most rows `train` and `test`, of others with enough rows `unseen`; group short or long."""
+    """The choices of the busiest workers in `train` and `test`, and of other workers with enough rows in `unseen`.
+
+    The group of a choice is short or long.
+    """
 
     train: list[TextChoice]
     test: list[TextChoice]
@@ -273,10 +293,11 @@ class Summaries(NamedTuple):
 
 
 def summaries(train: str | Path, validation: str | Path) -> Summaries:
-    """PAL's heterogeneous TL;DR from the rows of `openai/summarize_from_feedback`, comparisons: worker, info.post and
-    two summaries with text and policy. Rows count whose policies both contain 'sup' and neither 'ppo'. Three of the ten
-    most busy workers are taken to like the shorter summary, the others the longer one; equally long ones count as a
-    choice of the second, even where both are the same text.
+    """PAL's heterogeneous TL;DR from the comparisons of `openai/summarize_from_feedback`.
+
+    A row has worker, info.post and two summaries with text and policy. Rows count where both policies contain 'sup' and
+    neither contains 'ppo'. Three of the ten busiest workers are taken to like the shorter summary, the others the
+    longer one. Of two summaries of equal length the second counts as chosen, even where both are the same text.
     """
     parts = [list(_supervised(str(path))) for path in (train, validation)]
     busiest = [worker for worker, _ in Counter(worker for worker, *_ in parts[0]).most_common(TOP)]
@@ -294,7 +315,7 @@ def summaries(train: str | Path, validation: str | Path) -> Summaries:
 
 
 def by_length(worker: str, post: str, left: str, right: str, *, short: bool) -> TextChoice:
-    """The choice of somebody who likes it short, or long; of equally long ones the second."""
+    """The choice of a worker who likes summaries `short`, or long. The second is chosen where both are equally long."""
     first = len(left) < len(right) if short else len(left) > len(right)
     chosen, rejected = (left, right) if first else (right, left)
     return TextChoice(worker, f'Human: {post} Assistant:', f' {chosen}', f' {rejected}', 'short' if short else 'long')
@@ -302,12 +323,12 @@ def by_length(worker: str, post: str, left: str, right: str, *, short: bool) -> 
 
 def _supervised(source: str) -> Iterator[tuple[str, str, str, str]]:
     for place, row in rows(source):
-        both, info = _listed(place, row, 'summaries'), field(place, row, 'info')
-        if len(both) != 2 or not all(isinstance(each, Mapping) for each in (*both, info)):
-            raise ValueError(f'{place}: give two summaries and info as objects, got {str([*both, info])[:60]}')
-        policies = [str(each.get('policy')) for each in both]
+        pair, info = _listed(place, row, 'summaries'), field(place, row, 'info')
+        if len(pair) != 2 or not all(isinstance(summary, Mapping) for summary in (*pair, info)):
+            raise ValueError(f'{place}: give two summaries and info as objects, got {str([*pair, info])[:60]}')
+        policies = [str(summary.get('policy')) for summary in pair]
         if all('sup' in policy and 'ppo' not in policy for policy in policies):
-            left, right = (str(field(place, each, 'text')) for each in both)
+            left, right = (str(field(place, summary, 'text')) for summary in pair)
             yield identity(place, row, 'worker'), str(field(place, info, 'post')), left, right
 
 
@@ -315,11 +336,14 @@ def _supervised(source: str) -> Iterator[tuple[str, str, str, str]]:
 
 
 def pictures(path: str | Path) -> Comparisons:
-    """An `.npz` of `images` [I, H] and `prompts` [P, H], embeddings of a frozen encoder, and by pair `users`, `prompt`,
-    `chosen` and `rejected`, numbers from 0; `names` of the users if they are known.
+    """The choices between pictures in an `.npz` file.
+
+    `images` [I, H] and `prompts` [P, H] are embeddings of a frozen encoder. `users`, `prompt`, `chosen` and `rejected`
+    have a number, from 0, for each pair. `names` of the users are optional.
 
     Raises:
-      ValueError: an array is missing, a number is out of range, or an embedding is not finite; with the row.
+      ValueError: an array is missing, a number is out of range, or an embedding is not finite. The message names the
+        row.
     """
     arrays = read_arrays(path)
     if missing := [
@@ -336,8 +360,8 @@ def pictures(path: str | Path) -> Comparisons:
     for name, table in (('images', images), ('prompts', prompts)):
         if (wrong := ~np.isfinite(table).all(axis=1)).any():
             raise ValueError(f'{path}: {name}, row {wrong.argmax()} is not finite')
-    named = arrays['names'] if 'names' in arrays else np.arange(int(users.max()) + 1)
-    names = [identity(f'{path}: names, row {i}', {'name': name}, 'name') for i, name in enumerate(named.tolist())]
+    name_array = arrays['names'] if 'names' in arrays else np.arange(int(users.max()) + 1)
+    names = [identity(f'{path}: names, row {i}', {'name': name}, 'name') for i, name in enumerate(name_array.tolist())]
     for name, numbers, size in (
         ('users', users, len(names)), ('prompt', prompt, len(prompts)),
         ('chosen', chosen, len(images)), ('rejected', rejected, len(images)),
@@ -353,13 +377,13 @@ def pictures(path: str | Path) -> Comparisons:
 
 
 def _checked(path: str | Path, name: str, array: np.ndarray, axes: int, dtype: type) -> np.ndarray:
-    """The array as `dtype`, all whose values that has room for."""
+    """The array as `dtype`. Raises ValueError where its axes, its kind or a whole number does not fit `dtype`."""
     kind = np.integer if dtype == np.int32 else np.floating
     if array.ndim != axes or not (np.issubdtype(array.dtype, kind) or np.issubdtype(array.dtype, np.integer)):
         raise ValueError(f'{path}: {name} has {array.ndim} axes of {array.dtype}; give {axes} of {np.dtype(dtype)}')
     if kind is np.integer and array.size and max(-int(array.min()), int(array.max())) > np.iinfo(dtype).max:
         raise ValueError(f'{path}: {name} holds a number that {np.dtype(dtype)} has no room for')
-    with np.errstate(over='ignore'):  # what becomes infinite is refused as such
+    with np.errstate(over='ignore'):  # the caller refuses numbers that become infinite
         return array.astype(dtype)
 
 
@@ -368,7 +392,7 @@ def _checked(path: str | Path, name: str, array: np.ndarray, axes: int, dtype: t
 
 def _rated(read: Callable[[str], tuple[list[Rating], dict[str, str]]], folder: str) -> Iterator[TextChoice]:
     ratings, items = read(folder)
-    values = [each.value for each in ratings]
+    values = [rating.value for rating in ratings]
     if len(set(values)) < 2:
         raise ValueError(f'{folder}: {len(values)} ratings that are all alike say nothing')
     try:
@@ -379,7 +403,7 @@ def _rated(read: Callable[[str], tuple[list[Rating], dict[str, str]]], folder: s
 
 def _summaries(folder: str) -> Iterator[TextChoice]:
     for part in summaries(*(Path(folder) / f'{name}.jsonl' for name in ('train', 'validation'))):
-        yield from (each for each in part if each.chosen.strip() != each.rejected.strip())
+        yield from (choice for choice in part if choice.chosen.strip() != choice.rejected.strip())
 
 
 SOURCES: Mapping[str, Callable[[str], Iterator[TextChoice]]] = {

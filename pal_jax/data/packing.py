@@ -1,9 +1,9 @@
-"""Host records to padded device batches: the only place where shapes are born.
+"""Host records as padded device batches. The shapes of all batches are decided here.
 
 A group is a prompt and the branches that go on from it: the samples of one prompt, or examples that share a system
 prompt. With four samples of a 200-token prompt and 60-token answers it has 440 tokens where four separate sequences
-have 1,040. A row (`types.TokenBatch`) holds one group, or as many as fit into its tokens, and what the prompts of all
-begin with once.
+have 1,040. A row (`types.TokenBatch`) holds one group, or as many as fit into its tokens. The tokens that all its
+prompts begin with stand in it once.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pal_jax.types import OPENING, RolloutBatch, Sample, TokenBatch
 
 
 class Branch(NamedTuple):
-    """Tokens after a prompt, and which of them are actions: all, or those that `acts` marks."""
+    """Tokens after a prompt. All of them are actions, or those that `acts` marks."""
 
     tokens: Sequence[int]
     acts: Sequence[bool] | None = None
 
 
 class Compared(NamedTuple):
-    """Two branches of a group, of which one was preferred, and by how much it is said to be the better one."""
+    """The indices of two branches of a group, the better and the worse one, and the stated margin between them."""
 
     better: int
     worse: int
@@ -36,8 +36,11 @@ class Compared(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One prompt, which is not empty, what follows it, and, of replies, which were compared and the labels of each: 1,
-    0, or NaN where nobody gave it."""
+    """One prompt, which is not empty, and its branches.
+
+    Where the branches are replies, `compared` has the pairs that were compared, and `labels` the labels of each branch:
+    1, 0, or NaN for a label that nobody gave.
+    """
 
     prompt: Sequence[int]
     branches: Sequence[Branch]
@@ -46,11 +49,12 @@ class Group(NamedTuple):
 
     @property
     def length(self) -> int:
+        """The number of tokens of the prompt and all branches."""
         return len(self.prompt) + sum(len(branch.tokens) for branch in self.branches)
 
 
 class Example(NamedTuple):
-    """What to learn by imitation: the completion, after the prompt; of it what `acts` marks, if that is given."""
+    """A completion to imitate, after its prompt. Where `acts` is given, the tokens that it marks are learnt alone."""
 
     prompt: Sequence[int]
     completion: Sequence[int]
@@ -58,10 +62,10 @@ class Example(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Which groups stand in which row, and the shape of the batch: rows, groups and tokens of a row at most.
+    """The groups of each row, by index, and the shape of the batch.
 
-    `rows` has the indices of groups; there are `height - len(rows)` empty ones after them. So many tokens that all
-    prompts begin with are a row's `opening`.
+    `height - len(rows)` empty rows follow `rows`. `groups` and `length` are the largest numbers of groups and of tokens
+    in a row. `opening` is the number of tokens that all prompts begin with and that a row has once.
     """
 
     rows: Sequence[Sequence[int]]
@@ -75,13 +79,13 @@ def lay_out(
     lengths: Sequence[int], *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 0, multiple: int = 128,
     opening: int = 0,
 ) -> Layout:  # fmt: skip
-    """Groups of these lengths in rows for each of `ways` (devices times minibatches), in whole micro-batches.
+    """Lay groups of these lengths out in rows, in whole micro-batches for each of `ways` (devices times minibatches).
 
     With `row_tokens=0` a row has one group, and rows stand in order of length, so that micro-batches of neighbours have
-    little padding. Otherwise rows have up to `row_tokens` tokens, or, where a group has more, what it is padded to: as
-    few rows as first-fit decreasing finds, as equal in length as they can be, each with the first `opening` tokens of
-    its groups once. Length is then a `multiple`, or `row_tokens`, and `groups` a power of two, so that the programs to
-    compile stay few.
+    little padding. Otherwise rows have up to `row_tokens` tokens, or the padded length of the longest group where that
+    is more. They are as few rows as first-fit decreasing needs, as equal in length as possible, and each has the first
+    `opening` tokens of its groups once. The length is then a multiple of `multiple`, or `row_tokens`, and `groups` is a
+    power of two, so that the programs to compile stay few.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     rows, groups, opening = [[i] for i in order], 1, opening if row_tokens else 0
@@ -100,7 +104,10 @@ def lay_out(
 
 
 def lay_out_groups(groups: Sequence[Group], **shape: int) -> Layout:
-    """`lay_out` of these groups, with what all their prompts begin with; a token of each is left to its group."""
+    """The layout of these groups by `lay_out`, with an opening of the tokens that all their prompts begin with.
+
+    Each group keeps at least one token of its prompt.
+    """
     prompts = [tuple(group.prompt) for group in groups]
     alike = zip(min(prompts), max(prompts), strict=False)
     opening = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], alike))
@@ -109,11 +116,11 @@ def lay_out_groups(groups: Sequence[Group], **shape: int) -> Layout:
 
 
 def _first_fit(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
-    """Each group in the first row with space for it."""
+    """The rows where each group, in this order, is put in the first row with space for it."""
     rows: list[list[int]] = []
     space: list[int] = []
     for i in order:
-        row = next((r for r, left in enumerate(space) if left >= lengths[i]), len(rows))
+        row = next((r for r, room in enumerate(space) if room >= lengths[i]), len(rows))
         if row == len(rows):
             rows.append([])
             space.append(budget)
@@ -123,7 +130,10 @@ def _first_fit(lengths: Sequence[int], order: Sequence[int], budget: int) -> lis
 
 
 def _evened(lengths: Sequence[int], order: Sequence[int], rows: list[list[int]], height: int) -> list[list[int]]:
-    """Each group in the shortest of `height` rows, unless one becomes longer than all of `rows` are; shortest first."""
+    """The rows where each group is put in the shortest of `height` rows; the shortest row comes first.
+
+    `rows` is returned, in order of length, where a row would otherwise become longer than all of them.
+    """
     even: list[list[int]] = [[] for _ in range(min(height, len(order)))]
 
     def length(row: Sequence[int]) -> int:
@@ -136,22 +146,24 @@ def _evened(lengths: Sequence[int], order: Sequence[int], rows: list[list[int]],
 
 
 def _height(rows: int, ways: int, micro_rows: int) -> int:
-    each = -(-rows // ways)
-    return ways * round_up(each, min(each, micro_rows))
+    """The number of rows, rounded up to whole micro-batches of each of `ways`."""
+    rows_of_way = -(-rows // ways)
+    return ways * round_up(rows_of_way, min(rows_of_way, micro_rows))
 
 
 def round_up(length: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `length`."""
     return -(-length // multiple) * multiple
 
 
 def pack_groups(groups: Sequence[Group], layout: Layout, *, n: int, actions: int) -> TokenBatch:
     """Numpy arrays of `layout`'s shape, with `n` times `actions` actions for every group that a row may have.
 
-    A group may have fewer than `n` branches; what is missing has no actions.
+    A group may have fewer than `n` branches; the missing ones have no actions.
     """
     flat, acted = (layout.height, layout.length), (layout.height, layout.groups * n, actions)
     tokens, positions, segments, prefix = (_zeros(flat, np.int32) for _ in range(4))
-    states, chosen, acts = _zeros(acted, np.int32), _zeros(acted, np.int32), _zeros(acted, bool)
+    states, actions_, acts = _zeros(acted, np.int32), _zeros(acted, np.int32), _zeros(acted, bool)
     for r, row in enumerate(layout.rows):
         start = layout.opening
         if row and start:
@@ -160,9 +172,9 @@ def pack_groups(groups: Sequence[Group], layout: Layout, *, n: int, actions: int
         for place, group in enumerate(groups[i] for i in row):
             shared = 1 + place * (n + 1)  # the segment of the prompt; branch k has `shared + 1 + k`
             size = len(group.prompt)
-            own = np.arange(layout.opening, size)
-            fork, end = start + len(own) - 1, start + len(own)
-            tokens[r, start:end], positions[r, start:end] = group.prompt[layout.opening :], own
+            places = np.arange(layout.opening, size)
+            fork, end = start + len(places) - 1, start + len(places)
+            tokens[r, start:end], positions[r, start:end] = group.prompt[layout.opening :], places
             segments[r, start:end] = prefix[r, start:end] = shared
             start = end
             for k, (branch, acting) in enumerate(group.branches):
@@ -172,23 +184,25 @@ def pack_groups(groups: Sequence[Group], layout: Layout, *, n: int, actions: int
                 before = np.concatenate([[fork], np.arange(start, end - 1)])
                 marked = np.arange(len(branch)) if acting is None else np.flatnonzero(acting)
                 where = r, place * n + k, slice(0, len(marked))
-                states[where], chosen[where], acts[where] = before[marked], np.asarray(branch)[marked], True
+                states[where], actions_[where], acts[where] = before[marked], np.asarray(branch)[marked], True
                 start = end
-    return TokenBatch(tokens, positions, segments, prefix, states, chosen, acts)
+    return TokenBatch(tokens, positions, segments, prefix, states, actions_, acts)
 
 
 def pack_rollouts(
     samples: Sequence[Sample], *, n: int, actions: int, mesh: Mesh, ways: int = 1, micro_rows: int = 1,
     row_tokens: int = 0, multiple: int = 128,
 ) -> RolloutBatch:  # fmt: skip
-    """Samples, `n` neighbours to a prompt and the same in every process, as a global batch.
+    """Samples as a global batch. `n` neighbours have the same prompt, and all processes pass the same samples.
 
-    `ways` and what follows are `lay_out`'s.
-
-    Rows and samples that are missing are padding: `ok` is False and nothing acts.
+    `ways` and the arguments after it are those of `lay_out`. Missing rows and samples are padding, which has `ok` False
+    and no actions.
     """
     sampled = [samples[i : i + n] for i in range(0, len(samples), n)]
-    groups = [Group(each[0].prompt_ids, [Branch(s.completion.token_ids) for s in each]) for each in sampled]
+    groups = [
+        Group(group_samples[0].prompt_ids, [Branch(s.completion.token_ids) for s in group_samples])
+        for group_samples in sampled
+    ]
     layout = lay_out_groups(groups, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
     tokens = pack_groups(groups, layout, n=n, actions=actions)
     logprobs = _zeros(tokens.acts.shape, np.float32)
@@ -203,7 +217,11 @@ def pack_rollouts(
 
 
 def shared_prompt(examples: Sequence[Example]) -> Group:
-    """Examples as one group: what all their prompts begin with is its prompt."""
+    """Examples as one group, whose prompt is the tokens that all their prompts begin with.
+
+    Raises:
+      ValueError: the prompts do not even share a first token.
+    """
     columns = zip(*(example.prompt for example in examples), strict=False)
     shared = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
     if not shared:
@@ -214,37 +232,37 @@ def shared_prompt(examples: Sequence[Example]) -> Group:
 
 def _branch(example: Example, cut: int) -> Branch:
     """The example after the first `cut` tokens of its prompt."""
-    rest = example.prompt[cut:]
+    rest_of_prompt = example.prompt[cut:]
     acts = [True] * len(example.completion) if example.acts is None else example.acts
-    return Branch([*rest, *example.completion], [*[False] * len(rest), *acts])
+    return Branch([*rest_of_prompt, *example.completion], [*[False] * len(rest_of_prompt), *acts])
 
 
 def pack_examples(
     examples: Sequence[Example], *, groups: int, n: int, i: int, seed: int, ways: int = 1, row_tokens: int = 0
 ) -> TokenBatch:
-    """Batch `i` of an endless shuffled pass over the examples: `groups` of `n` that share a prompt, see `lay_out`.
+    """Batch `i` of endless shuffled passes over the examples, in `groups` groups of `n` examples, see `lay_out`.
 
-    Which examples these are follows from `i` and `seed`, so a run that resumes needs to remember no position.
+    The examples of a batch follow from `i` and `seed`, so a run that resumes needs to remember no position.
     """
     size = groups * n
-    chosen = [examples[k] for k in shuffled(len(examples), start=i * size, size=size, seed=seed)]
-    shared = [shared_prompt(chosen[k : k + n]) for k in range(0, size, n)]
+    batch = [examples[k] for k in shuffled(len(examples), start=i * size, size=size, seed=seed)]
+    shared = [shared_prompt(batch[k : k + n]) for k in range(0, size, n)]
     actions = round_up(max(len(example.completion) for example in examples), 8)
     return pack_whole(shared, n=n, actions=actions, ways=ways, row_tokens=row_tokens)
 
 
 def pack_whole(groups: Sequence[Group], *, n: int, actions: int, ways: int = 1, row_tokens: int = 0) -> TokenBatch:
-    """These groups as one batch."""
+    """These groups as one batch of tokens."""
     layout = lay_out_groups(groups, ways=ways, row_tokens=row_tokens)
     return pack_groups(groups, layout, n=n, actions=actions)
 
 
 def most_actions(groups: Sequence[Group]) -> int:
-    """The largest number of actions of a branch, rounded up."""
+    """The largest number of actions of a branch, rounded up to a multiple of 8."""
     branches = (branch for group in groups for branch in group.branches)
     return round_up(max(len(b.tokens) if b.acts is None else sum(b.acts) for b in branches), 8)
 
 
 def _zeros(shape: tuple[int, ...], dtype: type) -> Any:
-    """A host array that becomes a device array; to a type checker the two are not the same."""
+    """A host array of zeros that becomes a device array. Its type is `Any`, since a type checker tells them apart."""
     return np.zeros(shape, dtype)

@@ -1,5 +1,5 @@
-"""Endless shuffled passes over some entries: what a step draws is a function of where it begins, so that a run which
-resumes has no position to remember."""
+"""Endless shuffled passes over entries. The entries of a step are a function of its start, so that a run which resumes
+has no position to remember."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from collections.abc import Sequence
 
 import numpy as np
 
-HELD = 1 << 20  # entries of which an order is held in memory
+HELD = 1 << 20  # the most entries whose order is held in memory
 ROUNDS = 4
 
 
 def shuffled(total: int, *, start: int, size: int, seed: int) -> np.ndarray:
-    """Entries `start` to `start + size` of passes over `total` of them, each pass in an order of its own."""
+    """Entries `start` to `start + size` of passes over `total` entries, each pass in an order of its own. `[size]`."""
     place = np.arange(start, start + size)
     passes, within = place // total, place % total
     out = np.empty(size, np.int64)
-    for each in range(passes[0], passes[-1] + 1):
-        here = passes == each
-        found = (
-            _order(total, each, seed)[within[here]] if total <= HELD else scattered(within[here], total, [seed, each])
+    for number in range(passes[0], passes[-1] + 1):
+        here = passes == number
+        entries = (
+            _order(total, number, seed)[within[here]]
+            if total <= HELD
+            else scattered(within[here], total, [seed, number])
         )
-        out[here] = found
+        out[here] = entries
     return out
 
 
 def scattered(place: np.ndarray, total: int, seed: Sequence[int]) -> np.ndarray:
-    """Where a permutation of `total` entries, which is never written down, sends those at `place`.
+    """The images of the entries at `place` under a permutation of `total` entries, which is never written down.
 
-    A Feistel network on the numbers of twice as many bits as a half has, walked until it is back among the entries
-    (Black & Rogaway 2002); a round's function is a multiplication with a mixing of bits.
+    It is a Feistel network on numbers of an even number of bits, repeated until its result is one of the entries (Black
+    & Rogaway 2002). The function of a round multiplies and mixes bits.
     """
     half = max(1, (total - 1).bit_length() + 1 >> 1)
     mask, keys = np.uint64((1 << half) - 1), np.random.default_rng(seed).integers(0, 1 << 63, ROUNDS, np.uint64)
@@ -48,5 +50,5 @@ def scattered(place: np.ndarray, total: int, seed: Sequence[int]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _order(total: int, each: int, seed: int) -> np.ndarray:
-    return np.random.default_rng([seed, each]).permutation(total).astype(np.int32)
+def _order(total: int, number: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, number]).permutation(total).astype(np.int32)

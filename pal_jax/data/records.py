@@ -1,17 +1,17 @@
-"""Records of people's choices between texts, from wherever they lie.
+"""Records of people's choices between texts, from files, the hub or TensorFlow Datasets.
 
     my.jsonl, my.csv, my.parquet     a record a row; the first two also compressed, as my.jsonl.gz and my.jsonl.xz
     hf:owner/name/path.parquet       one file of a data set on the hub (huggingface_hub downloads it once)
     tfds:name/config:split           of TensorFlow Datasets, which is imported for this alone
 
-A record has the fields user, chosen and rejected; prompt and group if they are known. Public sets that have them
-otherwise are brought into this form by `opinions.py`. Every reader yields the place of a record, for whoever has to say
-what is wrong with it, and a batch of rows at a time is in memory.
+A record has the fields user, chosen and rejected, and optionally prompt and group. `opinions.py` brings public sets
+with other fields into this form. Every reader yields the place of a record, for messages about it. One batch of rows at
+a time is in memory.
 
 Files are UTF-8, with a byte order mark or without, and with any line ends. The id of a person is a text or a whole
-number: 1, 1.0, "1" and " 1 " are one person, for a column of numbers with a gap in it is written as 1.0; "01" is
-another. What is missing (null, NaN, an empty text, or the texts nan, NaN, null, NULL, None and <NA>, as which programs
-write it) is nobody, and neither are true, 1.5 or a list: such a row is refused.
+number: 1, 1.0, "1" and " 1 " are one person, since a column of numbers with a gap in it is written as 1.0; "01" is
+another person. A missing value (null, NaN, an empty text, or the texts nan, NaN, null, NULL, None and <NA>, as programs
+write it) is no id. Neither are true, 1.5 or a list. A row without an id is refused.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ import numpy as np
 from pal_jax.runtime import files
 from pal_jax.runtime.outputs import whole_file
 
-Row = tuple[str, Mapping[str, Any]]  # where it stands, and its fields
+Row = tuple[str, Mapping[str, Any]]  # the place of a row, and its fields
 
 MISSING = ('', 'nan', 'NaN', 'null', 'NULL', 'None', '<NA>')  # texts that stand for no value
 NOBODY = 'nobody'  # the user of pairs that wait for an answer
-EXACT = 2**53  # whole numbers beyond it are not all there as floats
+EXACT = 2**53  # beyond it, some whole numbers are no floats
 
 
 class TextChoice(NamedTuple):
-    """A person's choice between two texts; `group` is what is known of the person and no model is told."""
+    """A person's choice between two texts. `group` is a known group of the person, which no model reads."""
 
     user: str
     prompt: str
@@ -48,16 +48,17 @@ class TextChoice(NamedTuple):
 
 
 def read(source: str, *, answered: bool = True) -> Iterator[TextChoice]:
-    """The choices of a source; of pairs that nobody has `answered` as `unanswered` has them.
+    """The choices of a source. Pairs that nobody has `answered` are read as `unanswered` reads them.
 
     Raises:
-      ValueError: there is no such source, or a row is wrong; with the row.
+      ValueError: there is no such source, or a row is wrong. The message names the row.
     """
     for place, row in rows(source):
         yield to_choice(place, row if answered else unanswered(row))
 
 
 def to_choice(place: str, row: Mapping[str, Any]) -> TextChoice:
+    """The choice of a row. Raises ValueError, with the place, where a field is missing or no text."""
     missing = [name for name in ('user', 'chosen', 'rejected') if row.get(name) in (None, '')]
     if missing:
         raise ValueError(f'{place}: no {" and no ".join(missing)}; its fields are {", ".join(map(str, row))}')
@@ -71,11 +72,12 @@ def to_choice(place: str, row: Mapping[str, Any]) -> TextChoice:
 
 
 def identity(place: str, row: Mapping[str, Any], name: str) -> str:
-    """The id that a field of a row holds, of a person or of a thing; see the head of this file. `place` is '' where the
-    caller says it.
+    """The id of a person or a thing in a field of a row, see the head of this module.
+
+    `place` is '' where the caller puts the place into the message.
 
     Raises:
-      ValueError: the field is missing, or holds what is no id; with the place.
+      ValueError: the field is missing, or its value is no id.
     """
     value = row.get(name)
     if isinstance(value, str):
@@ -86,13 +88,13 @@ def identity(place: str, row: Mapping[str, Any], name: str) -> str:
         return str(int(value))
     elif isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**30:
         return str(value)
-    given = f'no {name}' if _is_missing(value) else f'{name!r} is {files.shown(value)}'
+    fault = f'no {name}' if _is_missing(value) else f'{name!r} is {files.shown(value)}'
     at = f'{place}: ' if place else ''
-    raise ValueError(f'{at}{given}; give a text or a whole number that says who or what it is')
+    raise ValueError(f'{at}{fault}; give a text or a whole number that says who or what it is')
 
 
 def known(place: str, row: Mapping[str, Any], name: str) -> str:
-    """The same of a field that need not be there: '' where it is missing. Raises ValueError where it holds no id."""
+    """The id in an optional field of a row, '' where it is missing. Raises ValueError where its value is no id."""
     return '' if _is_missing(row.get(name)) else identity(place, row, name)
 
 
@@ -103,17 +105,19 @@ def _is_missing(value: Any) -> bool:
 
 
 def unanswered(record: Any) -> Any:
-    """A record of two sides among which nobody has chosen yet, as if somebody had chosen the first. The sides may be
-    called left and right, and a user need not be named."""
+    """A record of two sides that nobody has chosen between yet, as a record in which the first side is chosen.
+
+    The sides may be called left and right, and a user need not be named.
+    """
     if not isinstance(record, Mapping):
         return record
     sides = {'left': 'chosen', 'right': 'rejected'}
-    named = {sides.get(name, name): value for name, value in record.items()}
-    return named if not _is_missing(named.get('user')) else {**named, 'user': NOBODY}
+    renamed = {sides.get(name, name): value for name, value in record.items()}
+    return renamed if not _is_missing(renamed.get('user')) else {**renamed, 'user': NOBODY}
 
 
 def write(path: str | Path, choices: Iterable[TextChoice]) -> int:
-    """Writes choices as JSON lines and returns how many there were. Raises ValueError where the file is there."""
+    """Write choices as JSON lines, and return their number. Raises ValueError where the file exists."""
     count = 0
     with whole_file(Path(path)) as partial, partial.open('w', encoding='utf-8') as file:
         for choice in choices:
@@ -123,7 +127,7 @@ def write(path: str | Path, choices: Iterable[TextChoice]) -> int:
 
 
 def rows(source: str) -> Iterator[Row]:
-    """Records with their places, whatever their fields are.
+    """The records of a source with their places. Their fields are not checked.
 
     Raises:
       ValueError: there is no such source, or a row cannot be read.
@@ -144,7 +148,7 @@ def rows(source: str) -> Iterator[Row]:
 
 
 def lines(path: str | Path) -> Iterator[tuple[int, Any]]:
-    """What stands in each line of a file of JSON lines, with its number; empty lines are left out.
+    """The number of each line of a file of JSON lines, and its value. Empty lines are left out.
 
     Raises:
       ValueError: there is no such file, or a line is no JSON.
@@ -156,7 +160,7 @@ def lines(path: str | Path) -> Iterator[tuple[int, Any]]:
 
 
 def jsonl(path: Path) -> Iterator[Row]:
-    """An object a line."""
+    """The objects of a file of JSON lines with their places. Raises ValueError where a line has no object."""
     for number, record in lines(path):
         if not isinstance(record, dict):
             raise ValueError(f'{path}, line {number}: expected an object, got {str(record)[:40]!r}')
@@ -164,7 +168,7 @@ def jsonl(path: Path) -> Iterator[Row]:
 
 
 def array(path: Path) -> Iterator[tuple[str, Any]]:
-    """The entries of a JSON array with their places; where the file holds no array, the values of its lines.
+    """The entries of a JSON array with their places. Where the file has no array, they are the values of its lines.
 
     Raises:
       ValueError: as `files.read_text` and `files.parse`.
@@ -177,8 +181,10 @@ def array(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def table(path: Path, columns: Iterable[str] = ()) -> Iterator[Row]:
-    """Rows of a CSV file under its header, which has these columns. Rows are counted as a spreadsheet counts them, the
-    header and empty ones too."""
+    """The rows of a CSV file under its header, with their places. The header must have these columns.
+
+    Rows are counted as a spreadsheet counts them, the header and empty rows included.
+    """
     csv.field_size_limit(sys.maxsize)  # a cell may be a long text; Python's limit is 131,072 characters
     header: list[str] = []
     number = 0
@@ -234,14 +240,14 @@ def _parquet(path: Path) -> Iterator[Row]:
     while True:
         try:
             batch = next(batches, None)
-            found = [] if batch is None else batch.to_pylist()
+            batch_rows = [] if batch is None else batch.to_pylist()
         except (ArrowException, ValueError, OSError, OverflowError) as error:
             raise ValueError(
                 f'{path}, after row {number}: it cannot be read ({_first(error)}); write it again'
             ) from None
         if batch is None:
             return
-        for row in found:
+        for row in batch_rows:
             number += 1
             yield f'{path}, row {number}', row
 
@@ -252,12 +258,12 @@ def _first(error: Exception) -> str:
 
 
 def _hub(source: str) -> Iterator[Row]:
-    found = re.fullmatch(r'hf:([^/]+/[^/]+)/(.+)', source)
-    if not found:
+    parts = re.fullmatch(r'hf:([^/]+/[^/]+)/(.+)', source)
+    if not parts:
         raise ValueError(f'{source} names no file; give hf:owner/name/path, such as hf:me/choices/data/train.parquet')
     from huggingface_hub import hf_hub_download
 
-    return rows(hf_hub_download(found[1], found[2], repo_type='dataset'))
+    return rows(hf_hub_download(parts[1], parts[2], repo_type='dataset'))
 
 
 def _tfds(source: str) -> Iterator[Row]:
@@ -275,7 +281,7 @@ def _tfds(source: str) -> Iterator[Row]:
 
 
 def _plain(place: str, key: str, value: Any) -> Any:
-    """A value of TensorFlow Datasets as JSON would have it. Raises ValueError where a text is no UTF-8."""
+    """A value of TensorFlow Datasets as JSON has it. Raises ValueError where a text is no UTF-8."""
     if isinstance(value, np.generic):
         value = value.item()
     try:

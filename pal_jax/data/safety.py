@@ -1,9 +1,10 @@
-"""Records that say what is unsafe in an answer (BeaverTails, arXiv 2307.04657; PKU-SafeRLHF, arXiv 2310.12773).
+"""Records with labels of unsafe answers (BeaverTails, arXiv 2307.04657; PKU-SafeRLHF, arXiv 2310.12773).
 
-A record of BeaverTails is a prompt and a response, `category` with a mark for each of 14 kinds of harm, and `is_safe`,
-which holds where nothing is marked. The label belongs to the pair, not to the prompt. A record of PKU-SafeRLHF is a
-prompt with two responses, whether either is safe, which one helps more and which one is safer. Further fields are
-ignored. Sources are those of `records.rows`. In a CSV file `category` is a JSON object, and a mark is true or false.
+A record of BeaverTails has a prompt and a response, `category` with a mark for each of 14 kinds of harm, and `is_safe`,
+which is true where no kind is marked. The label belongs to the pair, not to the prompt. A record of PKU-SafeRLHF has a
+prompt with two responses, a label for the safety of either, and the numbers of the more helpful and the safer response.
+Further fields are ignored. Sources are those of `records.rows`. In a CSV file `category` is a JSON object, and a mark
+is true or false.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ CATEGORIES = (  # the published keys, in the published order
     'terrorism,organized_crime',
     'violence,aiding_and_abetting,incitement',
 )
-PLACE = 'the record'  # what errors call a record that stands in no file
+PLACE = 'the record'  # the place of a record without a file, in messages
 
 
 class Labelled(NamedTuple):
-    """A response to a prompt, and for each of `CATEGORIES` whether the pair is marked with it."""
+    """A response to a prompt, and a bool for each of `CATEGORIES`, True where the pair is marked with it."""
 
     prompt: str
     response: str
@@ -44,13 +45,14 @@ class Labelled(NamedTuple):
 
     @property
     def unsafe(self) -> bool:
+        """True where any category is marked."""
         return any(self.categories)
 
 
 class Judged(NamedTuple):
-    """Two responses to a prompt: whether either is unsafe, and the numbers, 0 or 1, of the better and the safer one.
+    """Two responses to a prompt, their labels, and the numbers, 0 or 1, of the better and of the safer response.
 
-    Better is what helps more, whether it is safe or not. Where one response alone is unsafe, the other one is safer.
+    The better response helps more, and may be unsafe. Where one response alone is unsafe, the other one is safer.
     """
 
     prompt: str
@@ -67,10 +69,10 @@ Row = TypeVar('Row', Labelled, Judged)
 
 
 def read_labelled(source: str) -> list[Labelled]:
-    """The rows of a source in the form of BeaverTails, in its order; repeated ones are not joined.
+    """The rows of a source in the form of BeaverTails, in the source's order. Repeated rows are not joined.
 
     Raises:
-      ValueError: there is no such source, it is empty, or a row is wrong; with the row.
+      ValueError: there is no such source, it is empty, or a row is wrong. The message names the row.
     """
     return _some(source, [to_labelled(row, place) for place, row in records.rows(source)])
 
@@ -87,11 +89,11 @@ def _some(source: str, rows: list[Row]) -> list[Row]:
 
 
 def to_labelled(record: Mapping[str, Any], place: str = PLACE) -> Labelled:
-    """A record of BeaverTails, which stands at `place`.
+    """A record of BeaverTails as a row. `place` is the record's place, for messages.
 
     Raises:
       ValueError: a field is missing or wrong, a category is missing or unknown, or `is_safe` contradicts the
-        categories; with the place.
+        categories.
     """
     row = Labelled(_text(place, record, 'prompt'), _text(place, record, 'response'), _categories(place, record))
     is_safe = _flag(place, record, 'is_safe')
@@ -105,11 +107,10 @@ def to_labelled(record: Mapping[str, Any], place: str = PLACE) -> Labelled:
 
 
 def to_judged(record: Mapping[str, Any], place: str = PLACE) -> Judged:
-    """A record of PKU-SafeRLHF, which stands at `place`.
+    """A record of PKU-SafeRLHF as a row. `place` is the record's place, for messages.
 
     Raises:
-      ValueError: a field is missing or wrong, or one response alone is unsafe and `safer_response_id` names it; with
-        the place.
+      ValueError: a field is missing or wrong, or one response alone is unsafe and `safer_response_id` names it.
     """
     row = Judged(
         _text(place, record, 'prompt'),
@@ -143,7 +144,7 @@ def _categories(place: str, record: Mapping[str, Any]) -> tuple[bool, ...]:
 
 
 def _object(text: str) -> Any:
-    """What a text of JSON holds, None where it is no JSON."""
+    """The value of a text of JSON, None where the text is no JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -182,23 +183,24 @@ def _number(place: str, record: Mapping[str, Any], name: str) -> int:
 
 
 def joined(rows: Iterable[Labelled]) -> list[Labelled]:
-    """The rows with those of the same prompt and response made one, in the order in which pairs come first.
+    """The rows with one row for each pair of prompt and response, in the order in which pairs come first.
 
     A category is marked where at least half of the pair's rows mark it. BeaverTails has several people's labels of a
-    pair, which may differ (its section 3); they are joined before rows are split.
+    pair, which may differ (its section 3). They are joined before rows are split.
     """
     labels: dict[tuple[str, str], list[tuple[bool, ...]]] = {}
     for row in rows:
         labels.setdefault((row.prompt, row.response), []).append(row.categories)
     return [
-        Labelled(*pair, tuple(2 * sum(marks) >= len(marks) for marks in zip(*given, strict=True)))
-        for pair, given in labels.items()
+        Labelled(*pair, tuple(2 * sum(marks) >= len(marks) for marks in zip(*votes, strict=True)))
+        for pair, votes in labels.items()
     ]
 
 
 def split_by_prompt(rows: Sequence[Row], most: int, *, seed: int = 0) -> tuple[list[Row], list[Row]]:
-    """The rows to learn and those to test on, a fifth and at most `most` of them. No prompt stands in both, however it
-    is spelt (`holdouts.normal`).
+    """The rows to learn from and the rows to test on, which are a fifth of all and at most `most`.
+
+    No prompt is in both parts, in any spelling (`holdouts.normal`).
 
     Raises:
       ValueError: all rows have the same prompt.
@@ -212,13 +214,13 @@ def split_by_prompt(rows: Sequence[Row], most: int, *, seed: int = 0) -> tuple[l
 
 
 def labelled_record(row: Labelled) -> dict[str, Any]:
-    """The row as a record of BeaverTails; `to_labelled` reads it back."""
+    """The row as a record of BeaverTails, which `to_labelled` reads."""
     marks = dict(zip(CATEGORIES, row.categories, strict=True))
     return {'prompt': row.prompt, 'response': row.response, 'category': marks, 'is_safe': not row.unsafe}
 
 
 def judged_record(row: Judged) -> dict[str, Any]:
-    """The row as a record of PKU-SafeRLHF; `to_judged` reads it back."""
+    """The row as a record of PKU-SafeRLHF, which `to_judged` reads."""
     return {
         'prompt': row.prompt,
         **{f'response_{k}': response for k, response in enumerate(row.responses)},

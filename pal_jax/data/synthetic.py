@@ -1,4 +1,4 @@
-"""People whose prototypes are known: PAL's synthetic set (arXiv 2406.08469, section on simulations).
+"""People with known prototypes: PAL's synthetic set (arXiv 2406.08469, section on simulations).
 
 K* prototypes `P* ~ N(0, 1/d)` and a linear map `f*(x) = x M*`, `M* ~ N(0, 1/d)`; a person stands at `a = w* P*` and
 prefers the item whose image is nearer to that of `a`. Partition: everyone holds one prototype; mixture:
@@ -17,7 +17,7 @@ Setting = Literal['partition', 'mixture']
 
 
 class Population(NamedTuple):
-    """Choices of the seen people, then of the new ones; `mixtures` `[people, K*]` are the true weights."""
+    """The choices of the seen people, then those of the new ones. `mixtures` `[people, K*]` are the true weights."""
 
     data: Comparisons
     split: Split
@@ -27,9 +27,14 @@ class Population(NamedTuple):
 def make_population(
     setting: Setting, seed: int, *, d: int = 16, prototypes: int = 3, seen: int = 100, new: int = 50, pairs: int = 50
 ) -> Population:
-    """Each person has `pairs` choices to train on, or to be fitted by, and as many for the test.
+    """A population whose people have `pairs` choices to train on, or to be fitted by, and as many for the test.
 
-    A validation part is not needed, K* is known: it is the test's.
+    Since K* is known, no validation part is needed: the part of that name is the test part.
+
+    Args:
+      d: the number of attributes of an item.
+      prototypes: K*, the number of prototypes.
+      seen, new: numbers of people.
     """
     rng, people = np.random.default_rng(seed), seen + new
     P, M = (rng.normal(0, d**-0.5, shape) for shape in ((prototypes, d), (d, d)))
@@ -57,8 +62,8 @@ def make_population(
 
 
 def side_by_side(populations: list[Population]) -> tuple[Comparisons, list[Split]]:
-    """Several populations as one with other people in each, and the split of each."""
-    datas = [each.data for each in populations]
+    """Several populations as one table, in which each has people of its own, and the split of each population."""
+    datas = [population.data for population in populations]
     pairs = np.cumsum([0] + [len(data.users) for data in datas])
     people = np.cumsum([0] + [len(data.names) for data in datas])
     joined = Comparisons(
@@ -73,6 +78,7 @@ def side_by_side(populations: list[Population]) -> tuple[Comparisons, list[Split
         attributes=datas[0].attributes,
     )
     splits = [
-        Split(*(part + first for part in each.split)) for each, first in zip(populations, pairs[:-1], strict=True)
+        Split(*(part + first for part in population.split))
+        for population, first in zip(populations, pairs[:-1], strict=True)
     ]
     return joined, splits

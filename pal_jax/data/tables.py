@@ -1,11 +1,12 @@
-"""A researcher's own table of choices. What is wrong in it is told with the file and the row.
+"""A researcher's own table of choices. Errors name the file and the row.
 
 JSON lines: {"user": "ana", "chosen": [1.5, 0], "rejected": [2, 1]}; items are lists of numbers, or objects of named
-    ones, "situation" names what was decided at once, "prompt" is the vector of a prompt (PAL-B).
-CSV, a row an option: columns user, situation, chosen (0 or 1), and an attribute each.
-CSV, a row a pair: columns user, choice (left or right), left_<attribute> and right_<attribute>; situation if known.
+    numbers; "situation" names the decision that a row belongs to, "prompt" is the vector of a prompt (PAL-B).
+CSV with a row for each option: columns user, situation, chosen (0 or 1), and one for each attribute.
+CSV with a row for each pair: columns user, choice (left or right), left_<attribute> and right_<attribute>; situation is
+    optional.
 
-Numbers may be written as texts. Users and situations are named as `records.identity` has it.
+Numbers may be written as texts. `records.identity` reads users and situations.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ FORMS = (
 
 
 def load(path: str | Path, *, answered: bool = True) -> Comparisons:
-    """The choices in a file, by its ending `.jsonl` or `.csv`.
+    """The choices in a file that ends in `.jsonl` or `.csv`.
 
     Args:
-      answered: whether somebody has chosen; else a row a pair needs neither `choice` nor `user`, its left side counts
-        as chosen, and JSON lines may have `left` and `right`.
+      answered: False where nobody has chosen yet. The row of a pair then needs neither `choice` nor `user`, its left
+        side counts as chosen, and JSON lines may have `left` and `right`.
 
     Raises:
-      ValueError: the file is missing, of another kind, or a row is wrong.
+      ValueError: the file is missing or of another kind, or a row is wrong.
     """
     path = Path(path)
     if not path.exists():
@@ -91,7 +92,7 @@ def _jsonl(path: Path, answered: bool) -> Iterator[tuple[str, tuple[str, ...], P
 
 
 def _situation(place: str, row: Mapping[str, Any]) -> str:
-    """What was decided at once; a row that names nothing is a situation of its own."""
+    """The id of a row's situation. A row that names none is a situation of its own."""
     return records.identity(place, row, 'situation') if 'situation' in row else place
 
 
@@ -103,10 +104,10 @@ def _numbers(values: Any, place: str) -> tuple[float, ...]:
 
 def _number(value: Any, place: str) -> float:
     try:
-        if isinstance(value, bool) or '_' in str(value):  # which Python takes for numbers, too
+        if isinstance(value, bool) or '_' in str(value):  # Python takes True and 1_0 for numbers, too
             raise TypeError
         return float(value)
-    except (TypeError, ValueError, OverflowError):  # the last of a whole number of hundreds of digits
+    except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
         raise ValueError(f'{place}: expected a list of numbers, got {files.shown(value)}') from None
 
 

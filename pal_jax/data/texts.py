@@ -1,13 +1,13 @@
-"""Who chose which of two texts, and the texts as tokens: each text once, pairs by their numbers.
+"""People's choices between two texts, and the texts as tokens. Each text is there once, and pairs have its number.
 
-A file of pairs has records in the formats of `data/formats.py`, with a user beside; messages may stand for texts:
+A file of pairs has records in the formats of `data/formats.py`, with a user beside; texts may also be messages:
 
     {"user": "ana", "prompt": "...", "chosen": "...", "rejected": "..."}                  replies to a prompt
     {"user": "ana", "chosen": "...", "rejected": "...", "group": "north"}                 statements, without a prompt
 
-`user` and `group` are named as `records.identity` has it. `group` is a known opinion group; models are never told.
-What PAL-A reads of a reply is prompt and reply, of which the reply counts; PAL-B reads replies alone and the prompt
-alone (psoups_pal II.2).
+`records.identity` reads `user` and `group`. `group` is a known opinion group, which no model reads. PAL-A reads a
+prompt with its reply, and the states of the reply count. PAL-B reads replies alone and the prompt alone (psoups_pal
+II.2).
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ Pool = Literal['mean', 'last']
 
 
 class Text(NamedTuple):
-    """Tokens whose states count, and what is read before them."""
+    """Tokens whose states count, and the tokens that are read before them."""
 
     tokens: tuple[int, ...]
     before: tuple[int, ...] = ()
 
 
 class TextPairs(NamedTuple):
-    """`n` pairs by column; `prompt`, `chosen` and `rejected` are numbers of `texts`. `words` say the texts, `names` are
-    the users'; `groups` has users' groups, -1 where not known. With `chat` prompts and replies are messages."""
+    """`n` pairs by column. `prompt`, `chosen` and `rejected` are numbers of `texts`, and `words` are the texts' words.
+
+    `names` are the users', and `groups` are the users' groups, -1 where a group is not known. With `chat` prompts and
+    replies are messages.
+    """
 
     users: np.ndarray  # [n]
     chosen: np.ndarray  # [n]
@@ -55,7 +58,7 @@ class TextPairs(NamedTuple):
     chat: bool = False
 
     def in_states(self, table: np.ndarray) -> Comparisons:
-        """The pairs by the vectors of their texts, `[texts, H]` or, of replicas, `[R, texts, H]`."""
+        """The pairs with the vectors of their texts, from a table `[texts, H]` or, for replicas, `[R, texts, H]`."""
         kind = Lookup if table.ndim == 2 else Replicas
         chosen, rejected = kind(table, self.chosen), kind(table, self.rejected)
         prompt = None if self.prompt is None else kind(table, self.prompt)
@@ -70,7 +73,7 @@ class TextPairs(NamedTuple):
 
 
 class Said(NamedTuple):
-    """One record's texts as tokens and words."""
+    """The texts of one record as tokens and as words."""
 
     user: str
     group: str
@@ -83,44 +86,48 @@ class Said(NamedTuple):
 def read(
     path: str | Path, tokenizer: Tokenizer, *, alone: bool, template: str = '{}', answered: bool = True
 ) -> TextPairs:
-    """The pairs of a file; replies `alone`, or after their prompts; statements in the template. Of pairs that nobody
-    has `answered` the first side counts as chosen, see `records.unanswered`.
+    """The pairs of a file.
+
+    Args:
+      alone: replies are read alone, and not after their prompts.
+      template: a text with `{}` in which a statement is put.
+      answered: False where nobody has chosen yet. The first side then counts as chosen, see `records.unanswered`.
 
     Raises:
-      ValueError: what is wrong, with file and line; or some records have a prompt and others none.
+      ValueError: a record is wrong, and the message names file and line; or some records have a prompt and others none.
     """
     if files.format_of(Path(path)) == '.csv':
         raise ValueError(f'{path}: a table of choices between texts is read as choices:{path}; give that')
 
-    def said(record: Any) -> Said:
+    def convert(record: Any) -> Said:
         return to_said(record if answered else records.unanswered(record), tokenizer, alone=alone, template=template)
 
-    return to_pairs(chats.read(path, said), path)
+    return to_pairs(chats.read(path, convert), path)
 
 
 def from_choices(
     choices: Iterable[TextChoice], tokenizer: Tokenizer, *, alone: bool, template: str, name: str
 ) -> TextPairs:
-    """The pairs of choices that were read elsewhere, such as `opinions.read`; see `read`. `name` is for errors.
+    """The pairs of choices from another reader, such as `opinions.read`. `name` is for messages; see `read`.
 
     Raises:
-      ValueError: there is none, or two texts are the same as tokens.
+      ValueError: there is no choice, or the two texts of one have the same tokens.
     """
-    found = []
+    converted = []
     for number, choice in enumerate(choices, 1):
         record = {key: value for key, value in choice._asdict().items() if value}
         try:
-            found.append(to_said(record, tokenizer, alone=alone, template=template))
+            converted.append(to_said(record, tokenizer, alone=alone, template=template))
         except ValueError as error:
             raise ValueError(f'{name}, choice {number}: {error}') from None
-    if not found:
+    if not converted:
         raise ValueError(f'{name} has no choices')
-    return to_pairs(found, name)
+    return to_pairs(converted, name)
 
 
-def to_pairs(said: Sequence[Said], name: str | Path) -> TextPairs:
-    """Each text once; ValueError where some have a prompt and others none."""
-    prompted = [each.prompt is not None for each in said]
+def to_pairs(converted: Sequence[Said], name: str | Path) -> TextPairs:
+    """The pairs of converted records, with each text once. Raises ValueError where only some have a prompt."""
+    prompted = [pair.prompt is not None for pair in converted]
     if any(prompted) and not all(prompted):
         raise ValueError(f'{name}: row {prompted.index(False) + 1} has no prompt, others have one; give all or none')
     number: dict[Text, int] = {}
@@ -132,19 +139,23 @@ def to_pairs(said: Sequence[Said], name: str | Path) -> TextPairs:
             words.append(word)
         return number[text]
 
-    chosen = np.array([numbered(*each.chosen) for each in said], np.int32)
-    rejected = np.array([numbered(*each.rejected) for each in said], np.int32)
-    prompt = np.array([numbered(*each.prompt) for each in said if each.prompt], np.int32) if any(prompted) else None
-    group_of = dict.fromkeys((each.user for each in said), '') | {each.user: each.group for each in said if each.group}
-    names, known = tuple(group_of), sorted({group for group in group_of.values() if group})
+    chosen = np.array([numbered(*pair.chosen) for pair in converted], np.int32)
+    rejected = np.array([numbered(*pair.rejected) for pair in converted], np.int32)
+    prompt = (
+        np.array([numbered(*pair.prompt) for pair in converted if pair.prompt], np.int32) if any(prompted) else None
+    )
+    group_of = dict.fromkeys((pair.user for pair in converted), '') | {
+        pair.user: pair.group for pair in converted if pair.group
+    }
+    names, group_names = tuple(group_of), sorted({group for group in group_of.values() if group})
     place = {name: i for i, name in enumerate(names)}
-    users = np.array([place[each.user] for each in said], np.int32)
-    groups = np.array([known.index(group) if group else -1 for group in group_of.values()], np.int32)
-    return TextPairs(users, chosen, rejected, prompt, tuple(number), tuple(words), names, groups, said[0].chat)
+    users = np.array([place[pair.user] for pair in converted], np.int32)
+    groups = np.array([group_names.index(group) if group else -1 for group in group_of.values()], np.int32)
+    return TextPairs(users, chosen, rejected, prompt, tuple(number), tuple(words), names, groups, converted[0].chat)
 
 
 def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '{}') -> Said:
-    """A record of a file; ValueError if it is none, or if nothing tells its sides apart."""
+    """The texts of a record. Raises ValueError where the record is wrong, or its two sides have the same tokens."""
     if not isinstance(record, dict) or 'user' not in record:
         raise ValueError(f"expected an object with 'user', 'chosen' and 'rejected', got {files.shown(record)}")
     user, group = records.identity('', record, 'user'), records.known('', record, 'group')
@@ -162,7 +173,7 @@ def to_said(record: Any, tokenizer: Tokenizer, *, alone: bool, template: str = '
 
 
 def is_of_statements(record: Mapping[str, Any]) -> bool:
-    """Whether both sides of a record are texts, and no key of it holds what they answer."""
+    """True where both sides of a record are texts, and no key has a prompt that they answer."""
     answered = any(record.get(key) is not None for key in ('prompt', 'instruction', 'conversations'))
     return not answered and all(isinstance(record.get(side), str) for side in formats.SIDES)
 
@@ -170,20 +181,20 @@ def is_of_statements(record: Mapping[str, Any]) -> bool:
 def replies(
     tokenizer: Tokenizer, prompt: Sequence[int], completions: Sequence[Sequence[int]], *, alone: bool
 ) -> tuple[list[Text], Text]:
-    """Replies and their prompt as texts."""
+    """Replies and their prompt as texts. Replies `alone` follow the tokenizer's opening, others follow the prompt."""
     start = tuple(tokenizer.opening) if alone else ()
     before = () if alone else tuple(prompt)
     return [Text((*start, *completion), before) for completion in completions], Text(tuple(prompt))
 
 
 def to_reply(tokenizer: Tokenizer, prompt: Any, reply: Any, *, chat: bool, alone: bool) -> tuple[Text, Text]:
-    """A reply and its prompt, each a text or messages; texts stand for messages where `chat`."""
+    """A reply and its prompt as tokens. Both may be texts or messages, and with `chat` texts become messages."""
     if chat:
         prompt = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
         reply = [{'role': 'assistant', 'content': reply}] if isinstance(reply, str) else reply
     example = chats.to_imitate({'prompt': prompt, 'completion': reply}, tokenizer)
-    (said,), asked = replies(tokenizer, example.prompt, [example.completion], alone=alone)
-    return said, asked
+    (text,), prompt_text = replies(tokenizer, example.prompt, [example.completion], alone=alone)
+    return text, prompt_text
 
 
 def to_text(tokenizer: Tokenizer, words: str) -> Text:
@@ -194,28 +205,35 @@ def to_text(tokenizer: Tokenizer, words: str) -> Text:
     return Text(tokens)
 
 
-def in_words(said: formats.TextOrMessages | None) -> str:
-    """A text, or the content of the last of some messages; '' where there is none."""
-    return said[-1]['content'] if isinstance(said, list) and said else said if isinstance(said, str) else ''
+def in_words(content: formats.TextOrMessages | None) -> str:
+    """A text as it is, or the content of the last message of a list; '' where there is neither."""
+    return (
+        content[-1]['content'] if isinstance(content, list) and content else content if isinstance(content, str) else ''
+    )
 
 
 def from_votes(votes: Votes, tokenizer: Tokenizer, *, template: str, most: int, seed: int) -> TextPairs:
-    """Of each person up to `most` pairs of a statement agreed with and one disagreed with, at random. Statements that
-    are the same as tokens have one number, and make no pair."""
-    said = tuple(to_text(tokenizer, template.format(text)) for text in votes.texts)
-    first = {text: s for s, text in reversed([*enumerate(said)])}
-    number = np.array([first[text] for text in said], np.int32)
+    """Up to `most` pairs of each person, drawn at random: a statement agreed with and one disagreed with.
+
+    Statements with the same tokens have one number, and make no pair.
+    """
+    statements = tuple(to_text(tokenizer, template.format(text)) for text in votes.texts)
+    first = {text: s for s, text in reversed([*enumerate(statements)])}
+    number = np.array([first[text] for text in statements], np.int32)
     users, *sides = draw_pairs(votes, most=most, seed=seed)
     chosen, rejected = (number[side] for side in sides)
     users, chosen, rejected = (column[chosen != rejected] for column in (users, chosen, rejected))
-    return TextPairs(users, chosen, rejected, None, said, votes.texts, votes.names, votes.groups)
+    return TextPairs(users, chosen, rejected, None, statements, votes.texts, votes.names, votes.groups)
 
 
 # --- as batches -------------------------------------------------------------------------------------------------------
 
 
 class Packed(NamedTuple):
-    """Texts in rows, those that begin alike together; `rows` and `places` say where each text is."""
+    """Texts in the rows of a batch, texts with the same beginning together.
+
+    `rows` and `places` are the row of each text and its place among the row's samples.
+    """
 
     batch: TokenBatch
     rows: np.ndarray  # [texts]
@@ -225,15 +243,17 @@ class Packed(NamedTuple):
 def pack(
     texts: Sequence[Text], pool: Pool, *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 256, together: int = 0
 ) -> Packed:  # fmt: skip
-    """Each text once; its actions are where its states count: at every token of it, or at its last. Of those that begin
-    alike so many stand `together` (0: all). Rows are of `row_tokens`, or a multiple, and all else of powers of two, so
-    that the programs to compile stay few."""
+    """Pack each text once into a batch. The actions of a text are the tokens whose states count: all, or the last.
+
+    `together` is the largest number of texts with the same beginning in one group (0: no limit). Rows have `row_tokens`
+    tokens or a multiple, and all other sizes are powers of two, so that the programs to compile stay few.
+    """
     by_start: dict[tuple[int, ...], list[int]] = {}
     for i, text in enumerate(texts):
         by_start.setdefault(text.before or (i, -1), []).append(i)
     most = together or len(texts)
-    members = [each[k : k + most] for each in by_start.values() for k in range(0, len(each), most)]
-    groups = [shared(tuple(texts[i] for i in each), pool) for each in members]
+    members = [same_start[k : k + most] for same_start in by_start.values() for k in range(0, len(same_start), most)]
+    groups = [shared(tuple(texts[i] for i in same_start), pool) for same_start in members]
     n = 1 << (max(map(len, members)) - 1).bit_length()
     actions = 1 if pool == 'last' else 1 << max(5, (max(len(text.tokens) for text in texts) - 1).bit_length())
     layout: Layout = lay_out(
@@ -248,16 +268,18 @@ def pack(
 
 
 def shared(texts: Sequence[Text], pool: Pool) -> Group:
-    """Texts that begin alike as a prompt and its branches. A state is named by the action after it, so each text ends
-    with one more token, which nobody reads."""
+    """Texts with the same beginning as a prompt and its branches.
+
+    A state is named by the action after it, so each text ends with one more token, whose state is not read.
+    """
     return shared_prompt([_example(text, pool) for text in texts])
 
 
 def _example(text: Text, pool: Pool) -> Example:
     tokens = text.tokens
-    before, rest = (text.before, tokens) if text.before else (tokens[:1], tokens[1:])
+    before, following = (text.before, tokens) if text.before else (tokens[:1], tokens[1:])
     counted = len(tokens) if pool == 'mean' else 1
-    completion = [*rest, tokens[-1]]
+    completion = [*following, tokens[-1]]
     return Example(before, completion, [False] * (len(completion) - counted) + [True] * counted)
 
 
@@ -266,10 +288,11 @@ def _example(text: Text, pool: Pool) -> Example:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Replicas(Lookup):
-    """A `Lookup` with a table for each replica, `[R, S, H]`, for indices `[R, ...]`; others are of the first."""
+    """A `Lookup` with a table for each replica, `[R, S, H]`, for indices `[R, ...]`. Indices `[n]` read the first."""
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the array, whose last axis is a vector's width."""
         return *self.numbers.shape, self.table.shape[2]
 
     def __getitem__(self, where: Any) -> np.ndarray:
@@ -278,12 +301,14 @@ class Replicas(Lookup):
         numbers = self.numbers[where]
         if numbers.ndim < 2:
             return self.table[0][numbers]
-        return np.stack([table[each] for table, each in zip(self.table, numbers, strict=True)])
+        return np.stack([table[row] for table, row in zip(self.table, numbers, strict=True)])
 
 
 class Spans(NamedTuple):
-    """States of every token, `[tokens, H]`, which may lie on disk: those of text `s` begin at `starts[s]`. Past the end
-    of a text its last state stands."""
+    """The states of every token, `[tokens, H]`, which may lie on disk. Those of text `s` begin at `starts[s]`.
+
+    After the end of a text, its last state is repeated.
+    """
 
     table: np.ndarray
     starts: np.ndarray
@@ -292,11 +317,14 @@ class Spans(NamedTuple):
 
     @property
     def ends(self) -> np.ndarray:
-        """Where each text's last token is."""
+        """The index of the last token of each text, `[texts]`."""
         return self.starts + np.array([len(text.tokens) for text in self.texts]) - 1
 
     def take(self, chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """States `[..., T, H]` of both sides of pairs of texts, and what each token of the span counts `[..., T]`."""
+        """The states `[..., T, H]` of both sides of pairs, and the weights `[..., T]` of the tokens in their span.
+
+        `chosen` and `rejected` are the numbers of texts, `[...]`. The span has the tokens in which the sides differ.
+        """
         T = max(len(self.texts[s].tokens) for s in np.unique([chosen, rejected]))
         T = round_up(T, 16)
         place = np.arange(T)

@@ -1,8 +1,8 @@
-"""Thoughts of reasoning models, which are nobody's to read: what is left of a text is what was said.
+"""Thoughts of reasoning models, which are taken out of a text so that the reply is left.
 
-Thoughts stand between marks, before or within what is said: `<think>`, `[THINK]`, `<|begin_of_thought|>` and the like
-in any case, or in a channel of their own (`<|channel|>analysis<|message|>...`). A chat template may open the thought at
-the end of the prompt, so that the text has its closing mark alone.
+Thoughts stand between marks, before or within the reply: `<think>`, `[THINK]`, `<|begin_of_thought|>` and the like in
+upper or lower case, or in a channel of their own (`<|channel|>analysis<|message|>...`). A chat template may open the
+thought at the end of the prompt, so that the text has the closing mark alone.
 """
 
 from __future__ import annotations
@@ -28,81 +28,83 @@ _CLOSING = (
 )
 MARK = re.compile(rf'(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})|<\s*{_TAG}\s*/>', re.IGNORECASE)
 _OPENED = re.compile(rf'(?:{_OPENING})\s*\Z', re.IGNORECASE)
-_FRAMED = re.compile(  # what is said after a thought, between a mark of its beginning and one of its end
+_FRAMED = re.compile(  # a reply after a thought, between a mark of its beginning and one of its end
     r'\A\s*(?:<(?P<tag>(?:final_)?(?:answer|response))>|<\|begin_of_(?:solution|box)\|>|<\|START_RESPONSE\|>)\s*'
     r'(?P<said>.*?)\s*(?:(?(tag)</(?P=tag)>|(?:<\|end_of_(?:solution|box)\|>|<\|END_RESPONSE\|>)))?\s*\Z',
     re.DOTALL | re.IGNORECASE,
 )
 
-# OpenAI's harmony: messages in channels, of which `final` is said. Decoded without special tokens the channels' names
-# run into the words: `analysisThe user ... assistantfinalHello`.
+# OpenAI's harmony has messages in channels, of which `final` is the reply. Decoded without special tokens the channels'
+# names run into the words: `analysisThe user ... assistantfinalHello`.
 _MESSAGE = re.compile(
     r'<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>(.*?)'
     r'(?=<\|(?:start|channel|end|return|call)\|>|\Z)',
     re.DOTALL | re.IGNORECASE,
 )
-# Thoughts and what is said are announced in plain words (Granite, Apriel).
+# Some models announce thoughts and reply in plain words (Granite, Apriel).
 _ANNOUNCED = re.compile(
     r"\A\s*Here(?:'s my thought process| is my thought process| are my reasoning steps):"
     r"(?:.*?(?:Here(?:'s| is) my response:|\[BEGIN FINAL RESPONSE\])"
     r'(?P<said>.*?)(?:\[END FINAL RESPONSE\](?:\s*<\|end\|>)?\s*)?\Z)?',
     re.DOTALL | re.IGNORECASE,
 )
-_TOLD_APART = re.compile(rf'{MARK.pattern}|<\|(?:channel|message)\|>', re.IGNORECASE)  # what is said from thoughts
+_TOLD_APART = re.compile(rf'{MARK.pattern}|<\|(?:channel|message)\|>', re.IGNORECASE)  # marks between thought and reply
 _HARMONY = re.compile(r'<\|channel\|>', re.IGNORECASE)
 _RUN_TOGETHER = re.compile(r'\A\s*(?:analysis|commentary)(?=[A-Z"\'(]|.*assistantfinal)', re.DOTALL)
 
 
 def spoken(text: str) -> str | None:
-    """What is said in a text, without its thoughts; None where a thought does not end, for then nothing is said yet.
+    """The reply in a text, without its thoughts; None where a thought does not end, since the reply has not begun.
 
-    Thoughts may follow each other or hold others. Before a closing mark that nothing opened all is thought. A text
-    without thoughts is returned as it is.
+    Thoughts may follow each other or contain others. All text before a closing mark without an opening one is thought.
+    A text without thoughts is returned as it is.
     """
     if _HARMONY.search(text):
         final = [content for channel, content in _MESSAGE.findall(text) if channel.lower() == 'final']
         return spoken(final[-1].strip()) if final else None
     if _RUN_TOGETHER.match(text):
-        _, end, said = text.rpartition('assistantfinal')
-        return said.strip() if end else None
+        _, end, pieces = text.rpartition('assistantfinal')
+        return pieces.strip() if end else None
     if announced := _ANNOUNCED.match(text):
         return None if announced['said'] is None else announced['said'].strip()
     marks = list(MARK.finditer(text))
     if not marks:
         return text
-    said, depth, at = [''], 0, 0
+    pieces, depth, at = [''], 0, 0
     for mark in marks:
         if not depth:
-            said.append(text[at : mark.start()])
+            pieces.append(text[at : mark.start()])
         if mark['closing'] and not depth:
-            said.clear()
+            pieces.clear()
         depth = max(0, depth + bool(mark['opening']) - bool(mark['closing']))
         at = mark.end()
     if depth:
         return None
-    text = ''.join([*said, text[at:]]).strip()
+    text = ''.join([*pieces, text[at:]]).strip()
     framed = _FRAMED.match(text)
     return framed['said'] if framed else text
 
 
 def is_mark(token: str) -> bool:
-    """Whether a special token is needed to tell thoughts from what is said."""
+    """True for a special token that marks where a thought or a reply begins or ends."""
     return bool(_TOLD_APART.search(token))
 
 
 def unmarked(text: str) -> str:
-    """A text that quotes someone, in which no thought begins or ends: marks are spaces."""
+    """The text with spaces in place of marks, so that no thought begins or ends in it. It may quote somebody."""
     return _TOLD_APART.sub(' ', text)
 
 
 def closes(text: str) -> bool:
-    """Whether a text ends a thought that it did not begin."""
+    """True where a text ends a thought that it did not begin."""
     first = MARK.search(text)
     return first is not None and first['closing'] is not None
 
 
 def after(prompt: str, text: str) -> str:
-    """A completion of `prompt`, which begins with the mark of a thought that the prompt ends with and the completion
-    does not end; any other as it is."""
+    """A completion of `prompt`, with the mark of an open thought before it where that is needed.
+
+    The mark is put before the completion where the prompt ends with it and the completion does not end the thought.
+    """
     opened = _OPENED.search(prompt)
     return opened.group() + text if opened and not closes(text) else text

@@ -1,4 +1,4 @@
-"""Text to token ids and back: a Hugging Face fast tokenizer with its chat template, built without torch.
+"""Tokenizers: a Hugging Face fast tokenizer with its chat template, built without torch.
 
 `transformers` can read a tokenizer out of a GGUF file itself, but only with torch installed, so `from_gguf` builds it
 with the `tokenizers` library. `AutoTokenizer` imports torch where it finds it, hence `PreTrainedTokenizerFast`.
@@ -31,7 +31,7 @@ Message = Mapping[str, Any]  # {'role': 'system' | 'user' | 'assistant', 'conten
 # Tokens that end a turn or a text in the templates of the supported families, where the vocabulary has them.
 ENDS = ('<|im_end|>', '<|eot_id|>', '<|endoftext|>', '<|end_of_text|>', '<end_of_turn>', '</s>')
 
-_MARK_TOKENS = 32  # of the end of a prompt: more than the mark of a thought has
+_MARK_TOKENS = 32  # tokens at the end of a prompt that are read; the mark of a thought has fewer
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -43,21 +43,21 @@ FILES = (
 )  # fmt: skip
 PROBE = 'Heed these words.'  # a system prompt that shows whether a template takes any
 
-# How byte-level tokenizers write bytes: those that are printable as themselves, the others from U+0100 on.
+# Byte-level tokenizers write printable bytes as themselves, and the others as characters from U+0100 on.
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTES = {chr(byte): byte for byte in PRINTABLE}
 BYTES |= {chr(0x100 + i): byte for i, byte in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
 
 
 class Tokenizer:
-    """Encodes, decodes and renders chats.
+    """A tokenizer that encodes and decodes texts and renders chats.
 
     `stop_ids` end a sampled turn: the tokenizer's end of sequence first, then the `ends` of the model's own files, then
     the other `ENDS` in its vocabulary.
     `pad_id` is its padding token, or its first stop where it has none. `vocab_size` counts added tokens; a model's
-    vocabulary may be padded beyond it. `opening` is what the tokenizer puts before a text: a beginning-of-sequence
-    token, or nothing. `fast` is the wrapped tokenizer. `folded` says that a system prompt stood in a user message, see
-    `chat`.
+    vocabulary may be padded beyond it. `opening` has the ids that the tokenizer puts before a text: a
+    beginning-of-sequence token, or nothing. `fast` is the wrapped tokenizer. `folded` is True once a system prompt was
+    put into a user message, see `chat`.
     """
 
     def __init__(self, fast: PreTrainedTokenizerFast, ends: Sequence[int] = ()):
@@ -76,56 +76,56 @@ class Tokenizer:
 
     @property
     def _name(self) -> str:
-        """What a message calls it."""
+        """The name of the tokenizer in messages."""
         return f'the tokenizer in {self.fast.name_or_path}' if self.fast.name_or_path else 'the tokenizer'
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text` and nothing around them. Special tokens written out in `text` are recognised.
+        """The token ids of `text`, without any around them. Special tokens written out in `text` are recognised.
 
         Raises:
           ValueError: the text holds half a surrogate pair.
         """
         try:
             return self.fast.encode(text, add_special_tokens=False)
-        except TypeError:  # what the library makes of a str that is no UTF-8
+        except TypeError:  # the library raises it for a str that is no UTF-8
             half = next((character for character in text if '\ud800' <= character <= '\udfff'), '')
             if not half:
                 raise
             raise ValueError(f'a text holds half of a surrogate pair, \\u{ord(half):04x}; delete it') from None
 
     def prompt(self, text: str) -> list[int]:
-        """Token ids of a raw text that something is to follow: as transformers makes them, but for an end.
+        """The token ids of a raw text that other tokens will follow.
 
-        The tokens of `opening` stand before it, once: also where they are written out at its beginning, as in a chat
-        that is rendered already. A token that the tokenizer appends to a text (end of sequence) is left out: what
-        follows would follow an end.
+        They are those of transformers, without a token that the tokenizer appends to a text (end of sequence). The
+        tokens of `opening` stand before the text once, also where they are written out at its beginning, as in a chat
+        that is rendered already.
         """
         ids = self.encode(text)
         return ids if self.opening and ids[: len(self.opening)] == self.opening else [*self.opening, *ids]
 
     def completion(self, prompt: str, text: str) -> list[int]:
-        """Token ids of a text as it follows its prompt, with an end-of-sequence token unless it ends with a stop.
+        """The token ids of a text after its prompt, with an end-of-sequence token unless the text ends with a stop.
 
-        They are the rest of the ids of both together, without the space that some tokenizers put before a text. Where
-        a token would span both, the text is encoded by itself.
+        They are the ids of prompt and text together, after those of the prompt, and so lack the space that some
+        tokenizers put before a text. Where a token would span both, the text is encoded by itself.
         """
         alone = self.encode(text)
         rests = (self._rest(start, text) for start in (prompt, '\n'))
-        same = (rest for rest in rests if self.decode(rest).lstrip() == self.decode(alone).lstrip())
+        same = (tail for tail in rests if self.decode(tail).lstrip() == self.decode(alone).lstrip())
         ids = next(same, alone)
         return ids if ids and ids[-1] in self.stop_ids else [*ids, self.stop_ids[0]]
 
     def _rest(self, start: str, text: str) -> list[int]:
-        """The ids of `start + text` after those of `start`; none where it does not begin with those."""
+        """The ids of `start + text` after those of `start`; empty where the former do not begin with the latter."""
         first = self.encode(start)
         try:
-            both = self.encode(start + text)
-        except Exception:  # what tokenizers raises where a vocabulary of words has not got this one
+            together = self.encode(start + text)
+        except Exception:  # tokenizers raises it where a vocabulary of words lacks a word
             return []
-        return both[len(first) :] if first and both[: len(first)] == first else []
+        return together[len(first) :] if first and together[: len(first)] == first else []
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes that a token stands for in a text, with its space before a word; maybe half of a character."""
+        """The bytes that a token stands for in a text, with the space before a word, maybe a part of a character."""
         word: Any = self.fast.convert_ids_to_tokens(token)
         if token in self._added or word is None:
             return self._added.get(token, '').encode()
@@ -136,39 +136,41 @@ class Tokenizer:
         return (word.replace('▁', ' ') if '▁' in self._decoder else self.decode([token])).encode()
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens included."""
+        """The text of `ids`, special tokens included."""
         return self._text(ids, skip_special=False)
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without special tokens, but with those that mark thoughts (`data.thoughts`)."""
+        """The text of `ids` without special tokens, except those that mark thoughts (`data.thoughts`)."""
         if self._marked:
             return self._text([i for i in ids if i not in self._silent], skip_special=False)
         return self._text(ids, skip_special=True)
 
     def thinking(self, prompt: Sequence[int], text: str) -> str:
-        """The text of a completion of `prompt`, with the opening of a thought that stands in the prompt and that the
-        text does not end."""
+        """The text of a completion, with the mark of a thought that `prompt` opens and the text does not end before it.
+
+        See `thoughts.after`.
+        """
         return thoughts.after(self.decode(prompt[-_MARK_TOKENS:]), text)
 
     def chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:  # fmt: skip
-        """Token ids of a conversation in the model's own template, which is told of `tools` as transformers does it.
+        """The token ids of a conversation in the model's own template, which gets `tools` as in transformers.
 
         With a ChatML template the ids of `messages[:k]` are a prefix of those of `messages[:k + 1]` if the added
-        message is the assistant's and does not begin with white space: a sampled turn continues what it followed.
+        message is the assistant's and does not begin with white space, so a sampled turn continues its prompt.
 
         Some templates put in a system message when the first message is not one (SmolLM2: 'You are a helpful AI
         assistant named SmolLM ...'). To avoid that always pass one, if only `{'role': 'system', 'content': ''}`.
 
-        Special tokens written out in a message are left out: a user who types `<|im_end|>` ends no turn.
+        Special tokens written out in a message are left out, so a user who types `<|im_end|>` ends no turn.
 
-        A system prompt that the template does not take (`folds_system`) stands at the head of the first user message.
+        A system prompt that the template does not take (`folds_system`) goes to the head of the first user message.
 
         Raises:
-          ValueError: the tokenizer has no chat template, it refuses the conversation, or a text holds half a surrogate
-            pair.
+          ValueError: the tokenizer has no chat template, the template refuses the conversation, or a text holds half a
+            surrogate pair.
         """
         if not self.fast.chat_template:
             raise ValueError(f'{self._name} has no chat template; use an instruct model or add chat_template.jinja')
@@ -179,15 +181,15 @@ class Tokenizer:
 
     @functools.cached_property
     def folds_system(self) -> bool:
-        """Whether there is a chat template that takes no system prompt: it refuses one (Gemma 2) or leaves it out."""
+        """True where the chat template takes no system prompt: it refuses one (Gemma 2) or leaves it out."""
         if not self.fast.chat_template:
             return False
-        said = {'role': 'system', 'content': PROBE}, {'role': 'user', 'content': 'Hello'}
-        with_system, without = map(self._tried, (said, said[1:]))
+        probe = {'role': 'system', 'content': PROBE}, {'role': 'user', 'content': 'Hello'}
+        with_system, without = map(self._tried, (probe, probe[1:]))
         return without is not None and PROBE not in (with_system or '')
 
     def _tried(self, messages: Sequence[Message]) -> str | None:
-        """The conversation in the template; None where it is refused."""
+        """The text of a conversation in the template; None where the template refuses it."""
         try:
             return self._rendered(messages, add_generation_prompt=True)
         except ValueError:
@@ -196,14 +198,14 @@ class Tokenizer:
     def _rendered(
         self, messages: Sequence[Message], add_generation_prompt: bool, tools: Sequence[Mapping[str, Any]] | None = None
     ) -> str:
-        said: Any = self._without_special([dict(message) for message in messages])
-        known: Any = self._without_special(list(tools)) if tools else None
+        plain_messages: Any = self._without_special([dict(message) for message in messages])
+        plain_tools: Any = self._without_special(list(tools)) if tools else None
         try:
             text = self.fast.apply_chat_template(
-                said, tools=known, tokenize=False, add_generation_prompt=add_generation_prompt
+                plain_messages, tools=plain_tools, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except Exception as error:  # a template is a program that comes with the model, and may raise anything
-            roles = [message['role'] for message in said]
+            roles = [message['role'] for message in plain_messages]
             roles = ', '.join(roles if len(roles) <= 8 else [*roles[:7], f'... ({len(roles)} messages)'])
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
@@ -212,8 +214,10 @@ class Tokenizer:
         return str(text)
 
     def padding_apart(self) -> Tokenizer:
-        """The same with a padding token that ends nothing. transformers' classifiers read the last token that is not
-        padding: where the end of a turn is padding too (SmolLM2, Qwen 2.5), that is one token before the last.
+        """The same tokenizer with a padding token that is no end of a turn.
+
+        transformers' classifiers read the last token that is not padding. Where the end of a turn is padding, too
+        (SmolLM2, Qwen 2.5), they would read the token before the last.
 
         Raises:
           ValueError: all special tokens are ends.
@@ -229,7 +233,7 @@ class Tokenizer:
         return Tokenizer(fast, self.stop_ids)
 
     def with_template(self, template: str) -> Tokenizer:
-        """The same with another chat template."""
+        """The same tokenizer with another chat template."""
         fast = copy.deepcopy(self.fast)
         fast.chat_template = template
         return Tokenizer(fast, self.stop_ids)
@@ -238,21 +242,22 @@ class Tokenizer:
         """Write tokenizer.json, tokenizer_config.json and the chat template, for `from_folder` and `AutoTokenizer`."""
         self.fast.save_pretrained(str(folder))
         path = Path(folder) / 'tokenizer_config.json'
-        # transformers 5 writes a class name that 4 (and what is built on it) does not know; both know this one.
+        # transformers 5 writes a class name that 4 (and libraries built on it) does not know; both know this one.
         config = json.loads(path.read_text('utf-8')) | {'tokenizer_class': 'PreTrainedTokenizerFast'}
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n', 'utf-8')
 
-    def _without_special(self, said: Any) -> Any:
-        """The same with `_defused` texts, however deep they lie, as those of a tool call do."""
-        if isinstance(said, str):
-            return self._defused(said)
-        if isinstance(said, Mapping):
-            return {key: self._without_special(value) for key, value in said.items()}
-        return [self._without_special(each) for each in said] if isinstance(said, list) else said
+    def _without_special(self, value: Any) -> Any:
+        """The same value with `_defused` texts at any depth, as in a tool call."""
+        if isinstance(value, str):
+            return self._defused(value)
+        if isinstance(value, Mapping):
+            return {key: self._without_special(item) for key, item in value.items()}
+        return [self._without_special(entry) for entry in value] if isinstance(value, list) else value
 
     def _defused(self, content: str) -> str:
-        while found := [token for token in self.fast.all_special_tokens if token in content]:
-            for token in found:  # again until none is left: taking one out may put another together
+        """The text without special tokens that are written out in it."""
+        while specials := [token for token in self.fast.all_special_tokens if token in content]:
+            for token in specials:  # repeated until none is left, since taking one out may put another together
                 content = content.replace(token, '')
         return content
 
@@ -262,20 +267,23 @@ class Tokenizer:
 
 
 def folded(messages: Sequence[Message]) -> list[Message]:
-    """The conversation without system messages at its head: what they say stands at the head of the first user message,
-    an empty line between, or is one by itself where somebody else goes on."""
+    """The conversation without system messages at its head.
+
+    Their text goes to the head of the first user message, with an empty line between. Where no user message follows, it
+    becomes a user message of its own.
+    """
     first = next((i for i, message in enumerate(messages) if message['role'] != 'system'), len(messages))
     system = '\n\n'.join(message['content'] for message in messages[:first] if message['content'])
-    rest = list(messages[first:])
+    others = list(messages[first:])
     if not system:
-        return rest
-    if rest and rest[0]['role'] == 'user':
-        return [{**rest[0], 'content': f'{system}\n\n{rest[0]["content"]}'}, *rest[1:]]
-    return [{'role': 'user', 'content': system}, *rest]
+        return others
+    if others and others[0]['role'] == 'user':
+        return [{**others[0], 'content': f'{system}\n\n{others[0]["content"]}'}, *others[1:]]
+    return [{'role': 'user', 'content': system}, *others]
 
 
 def _opening(fast: PreTrainedTokenizerFast, token: int) -> list[int]:
-    """What the tokenizer puts before a text, seen at the text of a token: it may put something behind one, too."""
+    """The ids that the tokenizer puts before a text, found by encoding the text of one token."""
     probe: Any = fast(str(fast.convert_ids_to_tokens(token)), return_special_tokens_mask=True)
     return probe['input_ids'][: [*probe['special_tokens_mask'], 0].index(0)]
 
@@ -284,15 +292,16 @@ def _stop_ids(fast: PreTrainedTokenizerFast, ends: Sequence[int]) -> tuple[int, 
     vocab = fast.get_vocab()
     special = {str(token) for token in fast.added_tokens_decoder.values() if token.special}  # Gemma has HTML's </s>
     first = [vocab[token] for token in (fast.eos_token,) if token in vocab]
-    known = [*first, *ends, *(vocab[end] for end in ENDS if end in special)]
-    if not known:
+    stops = [*first, *ends, *(vocab[end] for end in ENDS if end in special)]
+    if not stops:
         raise ValueError(f'the tokenizer has no eos_token and none of {", ".join(ENDS)}; set eos_token in its config')
-    return tuple(dict.fromkeys(known))
+    return tuple(dict.fromkeys(stops))
 
 
 def from_folder(folder: str | Path, ends: Sequence[int] | None = None) -> Tokenizer:
-    """The tokenizer of a Hugging Face model folder (or hub id). `ends`: ids of tokens that end a turn; those of
-    `end_ids` by default.
+    """The tokenizer of a Hugging Face model folder (or hub id).
+
+    `ends` are the ids of tokens that end a turn, by default those of `end_ids`.
 
     Raises:
       ValueError: the folder has no tokenizer.json, or a file of the tokenizer cannot be read; or as `end_ids`.
@@ -301,7 +310,7 @@ def from_folder(folder: str | Path, ends: Sequence[int] | None = None) -> Tokeni
         raise ValueError(f'no tokenizer.json in {folder}; save the tokenizer there with transformers first')
     try:
         fast = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    except Exception as error:  # the library has a plain one for a tokenizer.json that is none
+    except Exception as error:  # the library raises a plain Exception for a damaged tokenizer.json
         for path in (Path(folder) / name for name in FILES):
             if path.exists():
                 (files.read_object if path.suffix == '.json' else files.read_text)(path)
@@ -311,23 +320,25 @@ def from_folder(folder: str | Path, ends: Sequence[int] | None = None) -> Tokeni
 
 
 def end_ids(folder: str | Path) -> tuple[int, ...]:
-    """Where a model's texts end: `eos_token_id` of its generation_config.json, or else of its config.json.
+    """The ids of the tokens that end a model's texts.
+
+    They are `eos_token_id` of its generation_config.json, or else of its config.json.
 
     Raises:
-      ValueError: it is neither an id nor a list of ids.
+      ValueError: `eos_token_id` is neither an id nor a list of ids.
     """
     for path in (Path(folder) / 'generation_config.json', Path(folder) / 'config.json'):
-        found = files.read_object(path).get('eos_token_id') if path.exists() else None
-        ids = found if isinstance(found, list) else [] if found is None else [found]
+        value = files.read_object(path).get('eos_token_id') if path.exists() else None
+        ids = value if isinstance(value, list) else [] if value is None else [value]
         if any(type(i) is not int or i < 0 for i in ids):
-            raise ValueError(f'{path} has eos_token_id={found!r}; it has to be the id of a token, or a list of ids')
+            raise ValueError(f'{path} has eos_token_id={value!r}; it has to be the id of a token, or a list of ids')
         if ids:
             return tuple(ids)
     return ()
 
 
 def byte_tokenizer() -> Tokenizer:
-    """One token per byte and a few special ones in ChatML: for random models, in milliseconds. 264 tokens."""
+    """A tokenizer for random models, with a token for each byte and 8 special tokens. Its chats are ChatML's."""
     specials = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|pad|>', *(f'<|reserved_{i}|>' for i in range(4))]
     alphabet = sorted(ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
@@ -346,10 +357,10 @@ NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
 
 
 def from_gguf(reader: GGUFReader) -> Tokenizer:
-    """The tokenizer and chat template that a GGUF file carries: byte-level BPE, or SentencePiece's BPE.
+    """The tokenizer and chat template in a GGUF file, which is byte-level BPE or SentencePiece's BPE.
 
     Raises:
-      ValueError: another kind of tokenizer, or a pre-tokenizer that is not in `_pre_tokenizer`.
+      ValueError: the tokenizer is of another kind, or its pre-tokenizer is not in `_pre_tokenizer`.
     """
     tokens, types = _field(reader, 'ggml.tokens'), _field(reader, 'ggml.token_type')
     match _field(reader, 'ggml.model'):
@@ -359,11 +370,11 @@ def from_gguf(reader: GGUFReader) -> Tokenizer:
             prefix = _field(reader, 'ggml.add_space_prefix') is not False
             backend = _sentencepiece_bpe(tokens, _field(reader, 'ggml.scores'), types, prefix)
         case kind:
-            known = 'gpt2 (byte-level BPE) and llama (SentencePiece BPE)'
-            raise ValueError(f'tokenizer.ggml.model={kind} is not supported, only {known}; use hf:<folder>')
+            supported = 'gpt2 (byte-level BPE) and llama (SentencePiece BPE)'
+            raise ValueError(f'tokenizer.ggml.model={kind} is not supported, only {supported}; use hf:<folder>')
     _mark_added(backend, tokens, types)
-    named = {'bos_token': 'bos', 'eos_token': 'eos', 'unk_token': 'unknown', 'pad_token': 'padding'}
-    ids = {name: _field(reader, f'ggml.{key}_token_id') for name, key in named.items()}
+    keys = {'bos_token': 'bos', 'eos_token': 'eos', 'unk_token': 'unknown', 'pad_token': 'padding'}
+    ids = {name: _field(reader, f'ggml.{key}_token_id') for name, key in keys.items()}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         chat_template=_field(reader, 'chat_template'),
@@ -371,7 +382,7 @@ def from_gguf(reader: GGUFReader) -> Tokenizer:
         add_eos_token=bool(_field(reader, 'ggml.add_eos_token')),
         **{name: tokens[i] for name, i in ids.items() if i is not None},
     )
-    ends = (_field(reader, f'ggml.{key}_token_id') for key in ('eot', 'eom'))  # of a turn, of a message to a tool
+    ends = (_field(reader, f'ggml.{key}_token_id') for key in ('eot', 'eom'))  # ends of a turn and of a tool's message
     return Tokenizer(fast, [int(i) for i in ends if i is not None])
 
 
@@ -383,7 +394,7 @@ def _field(reader: GGUFReader, key: str) -> Any:
 def _byte_level_bpe(tokens: Sequence[str], merges: Sequence[str], pre: str) -> tokenizers.Tokenizer:
     vocab = {token: i for i, token in enumerate(tokens)}
     pairs = [(left, right) for left, right in (merge.split(' ') for merge in merges)]
-    # Llama 3 takes a word that is a token as it is, even where no chain of merges leads to it.
+    # Llama 3 encodes a word that is a token as this token, even where no chain of merges leads to it.
     backend = tokenizers.Tokenizer(BPE(vocab=vocab, merges=pairs, ignore_merges=pre == 'llama-bpe'))
     backend.pre_tokenizer = _pre_tokenizer(pre)
     backend.decoder = decoders.ByteLevel()
@@ -395,8 +406,11 @@ def _byte_level_bpe(tokens: Sequence[str], merges: Sequence[str], pre: str) -> t
 def _sentencepiece_bpe(
     tokens: Sequence[str], scores: Sequence[float], types: Sequence[int], prefix: bool
 ) -> tokenizers.Tokenizer:
-    """SentencePiece joins the neighbours that make the piece of the highest score; as a list of merges that is every
-    way to cut a piece in two, best pieces first. What has no piece falls back to bytes."""
+    """The tokenizer of a SentencePiece model.
+
+    SentencePiece joins the two neighbours that make the piece with the highest score. As a list of merges this is every
+    way to cut a piece in two, best pieces first. Characters without a piece become bytes.
+    """
     vocab = {token: i for i, token in enumerate(tokens)}
     best = {token: 0.0 for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED}
     best |= {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == NORMAL}
@@ -418,7 +432,7 @@ def _sentencepiece_bpe(
 
 
 def _pre_tokenizer(pre: str) -> PreTokenizer:
-    """How text is cut into words before merging, by the name that `tokenizer.ggml.pre` gives it."""
+    """The pre-tokenizer, which cuts text into words before merging, by its name in `tokenizer.ggml.pre`."""
     gpt2 = ByteLevel(add_prefix_space=False, use_regex=True)
     match pre:
         case 'gpt-2':
@@ -435,16 +449,16 @@ def _pre_tokenizer(pre: str) -> PreTokenizer:
 
 
 def _split(digits: str) -> PreTokenizer:
-    """The GPT-4 way: contractions, words with one leading mark, digits, punctuation with its line ends, white space."""
+    """GPT-4's pre-tokenizer: contractions, words with one leading mark, digits, punctuation with line ends, spaces."""
     words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-    rest = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-    cut = Split(Regex(f'{words}|{digits}|{rest}'), behavior='isolated')
+    other_runs = r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+    cut = Split(Regex(f'{words}|{digits}|{other_runs}'), behavior='isolated')
     return pre_tokenizers.Sequence([cut, ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def _mark_added(backend: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
-    """Tokens that are matched whole before any splitting: control tokens are special, user-defined ones are text."""
+    """Add the tokens that are matched whole before any splitting. Control tokens are special, user-defined ones not."""
     for kind, add in ((CONTROL, backend.add_special_tokens), (USER_DEFINED, backend.add_tokens)):
         special = kind == CONTROL
-        chosen = (token for token, type_ in zip(tokens, types, strict=True) if type_ == kind)
-        add([AddedToken(token, special=special, normalized=False) for token in chosen])
+        of_kind = (token for token, type_ in zip(tokens, types, strict=True) if type_ == kind)
+        add([AddedToken(token, special=special, normalized=False) for token in of_kind])

@@ -1,12 +1,12 @@
-"""What people said to statements, as pairs: one that a person agreed with is preferred to one that they disagreed with.
+"""Votes on statements as pairs. A statement that a person agreed with is preferred to one they disagreed with.
 
-A conversation `folder/NAME` is three files, as https://pol.is and its open data have them (`passed` votes say nothing):
+A conversation `folder/NAME` is three files, as in the open data of https://pol.is (votes to pass are left out):
 
     NAME.votes.csv          participant, comment_id, vote (1 agree, -1 disagree, 0 pass)
     NAME.statements.jsonl   {"comment_id": 3, "text": "..."}
-    NAME.people.csv         participant, group (may be empty); not needed. Groups are never told to a model.
+    NAME.people.csv         participant, group (may be empty); optional. No model reads the groups.
 
-Participants, statements and groups are named as `records.identity` has it.
+`records.identity` reads the ids of participants, statements and groups.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARTS = '.votes.csv', '.statements.jsonl', '.people.csv'
 
 
 class Votes(NamedTuple):
-    """`n` votes by column, of people and statements by their numbers."""
+    """`n` votes by column. `people` and `statements` are numbers into `names` and `texts`."""
 
     people: np.ndarray  # [n]
     statements: np.ndarray  # [n]
@@ -36,15 +36,15 @@ class Votes(NamedTuple):
 
 
 def read(conversation: str | Path) -> Votes:
-    """Agreements and disagreements.
+    """The agreements and disagreements of a conversation.
 
     Raises:
-      ValueError: a file is missing, or a row is wrong; with file and row.
+      ValueError: a file is missing, or a row is wrong. The message names file and row.
     """
     stem = str(conversation)
     texts = dict(_statements(Path(f'{stem}.statements.jsonl')))
     number = {key: i for i, key in enumerate(texts)}
-    found: list[tuple[str, int, bool]] = []
+    cast: list[tuple[str, int, bool]] = []
     for place, row in _rows(Path(f'{stem}.votes.csv'), ('participant', 'comment_id', 'vote')):
         if row['vote'] not in ('1', '0', '-1'):
             raise ValueError(f'{place}: vote is {row["vote"]!r}; give 1 (agree), -1 (disagree) or 0 (pass)')
@@ -52,24 +52,26 @@ def read(conversation: str | Path) -> Votes:
         if statement not in number:
             raise ValueError(f'{place}: comment_id {statement!r} is not in {stem}.statements.jsonl')
         if row['vote'] != '0':
-            found.append((person, number[statement], row['vote'] == '1'))
-    if not found:
+            cast.append((person, number[statement], row['vote'] == '1'))
+    if not cast:
         raise ValueError(f'{stem}.votes.csv holds no agreement and no disagreement')
-    names = tuple(dict.fromkeys(name for name, *_ in found))
+    names = tuple(dict.fromkeys(name for name, *_ in cast))
     place_of = {name: i for i, name in enumerate(names)}
-    people, statements, agree = zip(*((place_of[name], s, agreed) for name, s, agreed in found), strict=True)
+    people, statements, agree = zip(*((place_of[name], s, agreed) for name, s, agreed in cast), strict=True)
     group_of = _groups(Path(f'{stem}.people.csv'))
     groups = np.array([group_of.get(name, '') for name in names])
-    known = [group for group in np.unique(groups) if group]
+    group_names = [group for group in np.unique(groups) if group]
     return Votes(
         np.array(people, np.int32), np.array(statements, np.int32), np.array(agree), names, tuple(texts.values()),
-        np.array([known.index(group) if group else -1 for group in groups], np.int32),
+        np.array([group_names.index(group) if group else -1 for group in groups], np.int32),
     )  # fmt: skip
 
 
 def draw_pairs(votes: Votes, *, most: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each person up to `most` pairs at random: numbers of people, of statements agreed with, and of statements
-    disagreed with.
+    """Up to `most` pairs of each person, drawn at random.
+
+    The result is three arrays `[pairs]`: numbers of people, of statements agreed with, and of statements disagreed
+    with.
 
     Raises:
       ValueError: nobody agreed with one statement and disagreed with another.
@@ -78,12 +80,12 @@ def draw_pairs(votes: Votes, *, most: int, seed: int) -> tuple[np.ndarray, np.nd
     ends = np.searchsorted(votes.people[order], np.arange(len(votes.names) + 1))
     columns: list[tuple[np.ndarray, ...]] = []
     for person in range(len(votes.names)):
-        theirs = order[ends[person] : ends[person + 1]]
-        agreed, not_agreed = (votes.statements[theirs[votes.agree[theirs] == way]] for way in (True, False))
+        own_votes = order[ends[person] : ends[person + 1]]
+        agreed, not_agreed = (votes.statements[own_votes[votes.agree[own_votes] == way]] for way in (True, False))
         total = len(agreed) * len(not_agreed)
-        drawn = np.random.default_rng([seed, person]).choice(total, min(total, most), replace=False)
-        pair = np.divmod(drawn, max(len(not_agreed), 1))
-        columns.append((np.full(len(drawn), person), agreed[pair[0]], not_agreed[pair[1]]))
+        sampled = np.random.default_rng([seed, person]).choice(total, min(total, most), replace=False)
+        pair = np.divmod(sampled, max(len(not_agreed), 1))
+        columns.append((np.full(len(sampled), person), agreed[pair[0]], not_agreed[pair[1]]))
     users, chosen, rejected = (np.concatenate(column).astype(np.int32) for column in zip(*columns, strict=True))
     if not len(users):
         raise ValueError('nobody agreed with one statement and disagreed with another; there is nothing to learn from')
@@ -91,39 +93,40 @@ def draw_pairs(votes: Votes, *, most: int, seed: int) -> tuple[np.ndarray, np.nd
 
 
 def to_choices(votes: Votes, prompt: str, *, disputed: float, seed: int) -> dict[str, list[Choice]]:
-    """Of each person choices between a statement agreed with and one disagreed with, in random order; no statement
-    stands in two of a person's.
+    """The choices of each person, by name, between a statement agreed with and one disagreed with, in random order.
+
+    No statement is in two choices of a person.
 
     Args:
       prompt: the question that the statements answer.
-      disputed: statements count of which at least this share of the votes agree, and at least this share disagree.
+      disputed: a statement counts where at least this share of its votes agree, and at least this share disagree.
     """
     texts = len(votes.texts)
-    asked = np.maximum(np.bincount(votes.statements, minlength=texts), 1)
-    share = np.bincount(votes.statements, weights=votes.agree, minlength=texts) / asked
-    kept = np.minimum(share, 1.0 - share)[votes.statements] >= disputed
-    found: dict[str, list[Choice]] = {}
+    votes_of_statement = np.maximum(np.bincount(votes.statements, minlength=texts), 1)
+    share = np.bincount(votes.statements, weights=votes.agree, minlength=texts) / votes_of_statement
+    is_disputed = np.minimum(share, 1.0 - share)[votes.statements] >= disputed
+    choices: dict[str, list[Choice]] = {}
     for person, name in enumerate(votes.names):
-        theirs, rng = (votes.people == person) & kept, np.random.default_rng([seed, person])
-        sides = [rng.permutation(votes.statements[theirs & (votes.agree == way)]) for way in (True, False)]
+        counted, rng = (votes.people == person) & is_disputed, np.random.default_rng([seed, person])
+        sides = [rng.permutation(votes.statements[counted & (votes.agree == way)]) for way in (True, False)]
         pairs = zip(*sides, strict=False)  # as many as the fewer have
-        found[name] = [Choice(prompt, votes.texts[chosen], votes.texts[rejected]) for chosen, rejected in pairs]
-    return found
+        choices[name] = [Choice(prompt, votes.texts[chosen], votes.texts[rejected]) for chosen, rejected in pairs]
+    return choices
 
 
 def _statements(path: Path) -> Iterator[tuple[str, str]]:
     if not path.is_file():
         raise ValueError(f'there is no file {path}; give a conversation as <folder>/<name> of its files')
-    known = set()
+    keys_before = set()
     for place, record in records.jsonl(path):
         if 'comment_id' not in record or not isinstance(record.get('text'), str):
             raise ValueError(f'{place}: give comment_id and a text, got {str(record)[:60]}')
         key, text = records.identity(place, record, 'comment_id'), record['text'].strip()
         if not text:
             raise ValueError(f'{place}: the text is empty; delete the row and its votes')
-        if key in known:
+        if key in keys_before:
             raise ValueError(f'{place}: comment_id {key!r} stood in a row before')
-        known.add(key)
+        keys_before.add(key)
         yield key, text
 
 
@@ -134,7 +137,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _groups(path: Path) -> dict[str, str]:
-    """By participant; nothing where there is no such file."""
+    """The group of each participant; empty where there is no such file."""
     if not path.is_file():
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Which decoder samples a trainer's rollouts."""
+"""The choice of the decoder that samples a trainer's rollouts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ TOKEN = 'PAL_JAX_TOKEN'  # the environment variable that a server's secret is in
 
 
 class Decoder(Protocol):
-    """What a recipe samples with. A completion depends on its request and the weights, not on who made it.
+    """A decoder that a recipe samples with. A completion depends on its request and the weights, not on the decoder.
 
-    `told` hears of each completion as soon as it is there, and of its place among the requests, in the process that
-    sampled it.
+    `told(place, completion)` is called for each completion as soon as it has ended, in the process that sampled it.
+    `place` is that of its request.
     """
 
-    def load(self, params: Params, version: int = 0) -> None: ...
+    def load(self, params: Params, version: int = 0) -> None:
+        """Decode with these parameters from now on."""
+        ...
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Give back the memory of the weights until the next `load`."""
+        ...
 
     def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]: ...
 
@@ -50,7 +54,8 @@ def make_decoder(
     """The decoder that `config.decode` names.
 
     Raises:
-      ValueError: an unknown driver, an address or several shares for one that has none, or eight bits at an address.
+      ValueError: the driver is unknown, or does not support an address or several shares, or `int8` is set with an
+        address.
     """
     if driver not in ('local', 'jetstream'):
         raise ValueError(f"decode.driver={driver!r} is unknown; use 'local' or 'jetstream'")

@@ -1,8 +1,8 @@
 """A decoder on a thread of its own, for servers: submit from any thread, stream, score, cancel, swap weights, drain.
 
-The thread is the only one that touches the decoder. It takes commands between steps, feeds the decoder no more requests
-than it has free slots, and hands what each step brought to the callback of its request. A step that raises fails the
-requests under way and no others. Prompts are scored one after the other, a piece between two steps.
+No other thread touches the decoder. The thread takes commands between steps, gives the decoder no more requests than it
+has free slots, and passes the progress of each request to the request's callback. A step that raises fails the requests
+under way and no others. Prompts are scored one after the other, a piece between two steps.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Progress, Request, Scored
 from pal_jax.models.params import Params
 
-Notify = Callable[[Progress | Exception], None]  # called on the driver's thread; the last call has the completion
+Notify = Callable[[Progress | Exception], None]  # is called on the driver's thread; the last call has the completion
 SwapPolicy = Literal['drain', 'continue', 'abort']
 
 
 class Busy(RuntimeError):
-    """The line is full; try again later."""
+    """The error of a full line of requests; the caller may try again later."""
 
 
 class Closed(RuntimeError):
-    """The driver takes no more requests."""
+    """The error of a driver that takes no more requests."""
 
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """A request in the driver's hands. Times are of `time.perf_counter`."""
+    """A request that the driver has taken. Times are seconds of `time.perf_counter`."""
 
     request: Request
     notify: Notify
@@ -57,7 +57,7 @@ class Swap:
 
 @dataclasses.dataclass(eq=False)
 class Scoring:
-    """A prompt to score; `pieces` once it has begun."""
+    """A prompt to score. `pieces` is set once scoring has begun."""
 
     request: Request
     done: Future[Scored]
@@ -66,9 +66,11 @@ class Scoring:
 
 
 class Driver:
-    """Args:
-    decoder: one with weights loaded; nobody else may use it from now on.
-    line: requests that may wait beside those being decoded.
+    """A driver of a decoder on a thread of its own, see the head of this module.
+
+    Args:
+      decoder: a decoder with weights loaded. No other code may use it from now on.
+      line: the number of requests that may wait beside those being decoded.
     """
 
     def __init__(self, decoder: LocalDecoder, *, line: int = 256):
@@ -88,10 +90,10 @@ class Driver:
     # --- from any thread ---------------------------------------------------------------------------------------------
 
     def submit(self, request: Request, notify: Notify) -> Ticket:
-        """Puts a request in line.
+        """Put a request in line.
 
         Raises:
-          ValueError: the model cannot meet it.
+          ValueError: the model cannot meet the request.
           Busy: the line is full.
           Closed: the driver is draining or closed.
         """
@@ -102,8 +104,10 @@ class Driver:
         return ticket
 
     def score(self, request: Request) -> Future[Scored]:
-        """How likely the tokens of the request's prompt are, with its number of alternatives; the sampling counts
-        nothing. Under new weights that do not wait for it, a prompt is scored anew. The future can be cancelled.
+        """A future of the log-probs of the tokens in the request's prompt, with as many alternatives as it asks for.
+
+        The request's sampling settings have no effect. Where new weights come that do not wait for it, the prompt is
+        scored anew. The future can be cancelled.
 
         Raises:
           ValueError, Busy, Closed: as `submit`.
@@ -128,21 +132,22 @@ class Driver:
             self._accepted -= 1
 
     def cancel(self, ticket: Ticket) -> None:
-        """Takes a request back; if it has not ended by then, it ends `aborted` with what it has."""
+        """Take a request back. Unless it has ended by then, it ends as `aborted` with the tokens that it has."""
         self._commands.put(lambda: self._cancel(ticket))
 
     def swap(self, params: Params, version: int, policy: SwapPolicy = 'drain') -> Future[int]:
-        """New weights for all requests that start from now on; the future has the version once they are in.
+        """Load new weights for all requests that start from now on. The future has their version once they are loaded.
 
         Requests under way end first on the old weights (`drain`), end at once as `aborted` (`abort`), or go on with
-        the new weights over a cache made by the old ones (`continue`: their tokens are of no one policy).
+        the new weights over a cache made by the old ones (`continue`). In the last case their tokens come from two
+        policies.
         """
         swap = Swap(params, version, policy, Future())
         self._commands.put(lambda: self._swaps.append(swap))
         return swap.done
 
     def drain(self) -> None:
-        """Takes no more requests and returns when the last has ended."""
+        """Take no more requests, and return when the last one has ended."""
         with self._lock:
             self._closing = True
         drained: Future[None] = Future()
@@ -150,7 +155,7 @@ class Driver:
         drained.result()
 
     def close(self) -> None:
-        """Takes no more requests, ends those under way or in line as `aborted`, and stops the thread."""
+        """Take no more requests, end those under way or in line as `aborted`, and stop the thread."""
         with self._lock:
             self._closing = True
         if self._thread.is_alive():
@@ -159,7 +164,7 @@ class Driver:
 
     @property
     def accepted(self) -> int:
-        """Requests under way or in line."""
+        """The number of requests under way or in line."""
         return self._accepted
 
     # --- on the driver's thread --------------------------------------------------------------------------------------
@@ -172,16 +177,16 @@ class Driver:
             self._score()
             try:
                 progress = self.decoder.step()
-            except Exception as error:  # a request alone must not take the server with it
+            except Exception as error:  # the server must survive the failure of a request
                 self._fail(error)
                 continue
-            for each in progress:
-                self._tell(self._live[each.number], each)
+            for news in progress:
+                self._tell(self._live[news.number], news)
             while self._drained and not (self._live or self._line or self._scorings):
                 self._drained.pop().set_result(None)
 
     def _obey(self) -> None:
-        """Carries out what was asked since the last step; waits for something where there is nothing else to do."""
+        """Carry out the commands since the last step. Wait for a command where there is nothing else to do."""
         wait = not (self._live or self._line or self._swaps or self._scorings or self._drained)
         with contextlib.suppress(queue.Empty):
             while True:
@@ -194,7 +199,7 @@ class Driver:
             if swap.policy == 'abort':
                 for ticket in list(self._live.values()):
                     self._cancel(ticket)
-            begun = [each for each in self._scorings if each.pieces]
+            begun = [waiting for waiting in self._scorings if waiting.pieces]
             if swap.policy == 'drain' and (self._live or begun):
                 return
             for scoring in begun:
@@ -208,14 +213,14 @@ class Driver:
                 swap.done.set_result(swap.version)
 
     def _feed(self) -> None:
-        """Starts requests in line, unless new weights wait for the old requests to end."""
+        """Start requests in line, unless new weights wait for the old requests to end."""
         while self._line and self.decoder.free > 0 and not self._swaps:
             ticket = self._line.popleft()
             ticket.number, ticket.started = self.decoder.add(ticket.request), time.perf_counter()
             self._live[ticket.number] = ticket
 
     def _score(self) -> None:
-        """The next piece of the first prompt to score; none begins while new weights wait."""
+        """Score the next piece of the first prompt in line. No prompt is begun while new weights wait."""
         while self._scorings and self._scorings[0].done.cancelled():
             self._scorings.popleft()
         if not self._scorings or (self._swaps and not self._scorings[0].pieces):
@@ -235,13 +240,13 @@ class Driver:
         chain = itertools.chain.from_iterable
         self._end(scoring, Scored(tuple(chain(logprobs)), tuple(chain(alternatives)), scoring.found[0].version))
 
-    def _end(self, scoring: Scoring, found: Scored | Exception) -> None:
+    def _end(self, scoring: Scoring, result: Scored | Exception) -> None:
         self._scorings.remove(scoring)
-        with contextlib.suppress(InvalidStateError):  # whoever asked is gone
-            if isinstance(found, Exception):
-                scoring.done.set_exception(found)
+        with contextlib.suppress(InvalidStateError):  # the caller has cancelled the future
+            if isinstance(result, Exception):
+                scoring.done.set_exception(result)
             else:
-                scoring.done.set_result(found)
+                scoring.done.set_result(result)
 
     def _tell(self, ticket: Ticket, news: Progress | Exception) -> None:
         ended = isinstance(news, Exception) or news.completion is not None
@@ -250,7 +255,7 @@ class Driver:
             self._leave()
         try:
             ticket.notify(news)
-        except Exception:  # whoever asked is gone
+        except Exception:  # the caller is gone
             if not ended:
                 ticket.notify = _nobody
                 self._cancel(ticket)
@@ -279,4 +284,4 @@ class Driver:
 
 
 def _nobody(_: Progress | Exception) -> None:
-    """Told the rest of a request whose asker is gone."""
+    """Ignore the progress of a request whose caller is gone."""

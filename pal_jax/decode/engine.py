@@ -1,9 +1,9 @@
 """Prefill, insert, generate: continuous batching as three pure functions over a fixed set of slots.
 
 A slot holds one request: its cache, its position, its sampling settings and its random key. All slots advance together,
-each at its own position. The layers are straight-line code with one cache array each: the step updates every cache in
-place (the state is donated) and reads each weight once. Keys lie with their columns last, as the product with the
-queries reads them.
+each at its own position. The layers are straight-line code with one cache array each. The step updates every cache in
+place (the state is donated) and reads each weight once. Keys have their columns last, in which order the product with
+the queries reads them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from pal_jax.models.linear import SoupWeight, output_major, quantize
 from pal_jax.models.params import Params
 from pal_jax.runtime import sharding
 
-SCORED = 64  # columns of a prompt whose logits exist at once where it is scored
+SCORED = 64  # columns of a prompt whose logits exist at once while it is scored
 
-Keys = tuple[Float[Array, 'B G K S'], ...]  # an array a layer
+Keys = tuple[Float[Array, 'B G K S'], ...]  # an array for each layer
 Values = tuple[Float[Array, 'B G S K'], ...]
 
 
 class DecodeState(struct.PyTreeNode):
-    """`B` slots. `token` is the last token of each, not yet in the cache; `length` is how many are."""
+    """The state of `B` slots. `token` is a slot's last token, not yet in the cache; `length` counts those in it."""
 
     keys: Keys
     values: Values
@@ -48,7 +48,7 @@ class DecodeState(struct.PyTreeNode):
 
     @property
     def capacity(self) -> int:
-        """Tokens that a slot has room for."""
+        """The number of tokens that a slot has room for."""
         return self.values[0].shape[2]
 
 
@@ -62,7 +62,7 @@ class Prefix(struct.PyTreeNode):
 
 
 class Admission(NamedTuple):
-    """Which prompts go into which slots: each of the first `size` entries copies prompt `row[m]` into `slot[m]`."""
+    """Prompts on their way into slots. Entry `m` of the first `size` ones copies prompt `row[m]` into `slot[m]`."""
 
     size: Int[Array, '']
     row: Int[Array, ' M']
@@ -74,17 +74,18 @@ class Admission(NamedTuple):
 
 
 def layer_of(stack: Params, i: Int[Array, ''], dtype: str | None) -> Params:
-    """Layer `i` of stacked plain ones, its matrices in `dtype` if one is given: what is sent to where it decodes."""
+    """Layer `i` of stacked plain layers, its matrices in `dtype` if one is given, as it is sent to the decoder."""
     layer = jax.tree.map(lambda w: lax.dynamic_index_in_dim(w, i, keepdims=False), stack)
     return jax.tree.map(lambda w: w.astype(dtype) if dtype and w.ndim > 1 else w, layer)
 
 
 def decode_layer(layer: Params, i: Int[Array, ''], cfg: ModelConfig, *, slots: int, int8: bool = False) -> Params:
-    """A layer as decoding in so many slots wants it: matrix products in `cfg.dtype`. Adapters on it are stacked yet.
+    """A layer in the form for decoding in `slots` slots, with matrix products in `cfg.dtype`.
 
-    Layers are separate arrays because a slice of a stacked one is a copy before every product. `int8` rounds the
-    matrices to eight bits, which halves what a step reads, and makes the policy a slightly other one. On a CPU a single
-    slot reads few large matrices, each in order, and products in float32 have them by output, too.
+    Adapters on the layer are still stacked, and adapters of layer `i` are taken. Layers are separate arrays because a
+    slice of a stacked array is a copy before every product. `int8` rounds the matrices to eight bits, which halves the
+    bytes that a step reads and changes the policy slightly. On a CPU, a single slot reads few large matrices, each in
+    order. Matrices of a single slot and of products in float32 have their outputs first there.
     """
     cpu, single = jax.default_backend() == 'cpu', slots == 1
     layer = soups.at_layer(layer, i)
@@ -96,7 +97,7 @@ def decode_layer(layer: Params, i: Int[Array, ''], cfg: ModelConfig, *, slots: i
 
 
 def decode_outer(outer: Params, cfg: ModelConfig) -> Params:
-    """What is no layer, likewise."""
+    """The weights outside the layers in the form for decoding: embedding, final norm and output matrix."""
     weights = {'embed': outer['embed'].astype(cfg.dtype), 'final_norm': outer['final_norm']}
     if 'unembed' in outer or cfg.unit_head:
         weights['unembed'] = decoder.unembed_weight(outer, cfg).astype(cfg.dtype)
@@ -133,13 +134,13 @@ def init_state(cfg: ModelConfig, slots: int, length: int) -> DecodeState:
 
 
 def blank(cfg: ModelConfig, rows: int, length: int) -> Prefix:
-    """Caches that hold nothing, with room for `length` tokens each."""
+    """The empty caches of `rows` prompts, with room for `length` tokens each."""
     state = init_state(cfg, rows, length)
     return Prefix(keys=state.keys, values=state.values, length=state.length, token=state.token)
 
 
 def state_shardings(mesh: Mesh) -> DecodeState:
-    """Where a state lies: kv heads over `tensor`, slots over the other axes; shardings in the places of the arrays."""
+    """The shardings of a state, in the places of its arrays: kv heads over `tensor`, slots over the other axes."""
     cache, row = (sharding.sharding(mesh, axes) for axes in (('batch', 'kv_heads', None, None), ('batch',)))
     parts: list[Any] = [cache, cache, *[row] * 6]
     return DecodeState(*parts)
@@ -161,9 +162,9 @@ def prefill(
     length: Int[Array, ' N'],
     cached: Prefix | None = None,
 ) -> Prefix:
-    """Computes the cache of right-padded prompts of `length` tokens each; with `cached`, of what follows on it.
+    """The cache of right-padded prompts of `length` tokens each. With `cached`, the tokens follow those of that cache.
 
-    The room of `cached` must do for its length and `T` more tokens.
+    `cached` must have room for its length and `T` more tokens.
     """
     return states(weights, cfg, tokens, length, cached)[1]
 
@@ -175,7 +176,7 @@ def states(
     length: Int[Array, ' N'],
     cached: Prefix | None = None,
 ) -> tuple[Float[Array, 'N T D'], Prefix]:
-    """As `prefill`, with the states of all tokens before the final norm."""
+    """The states of all tokens before the final norm, and the cache that `prefill` returns."""
     start = cached.length if cached else jnp.zeros_like(length)
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
     queries = attention.one_sequence(positions)
@@ -201,7 +202,7 @@ def states(
 
 
 def _write(rows: Array, new: Array, start: Int[Array, ' N'], axis: int) -> Array:
-    """`new[n]` from `start[n]` on along an axis of `rows[n]`."""
+    """The rows with `new[n]` written into `rows[n]`, from `start[n]` on along an axis of the row."""
     ways = {'cpu': one_by_one, 'default': together}
     return lax.platform_dependent(
         rows, new.astype(rows.dtype), start, **{name: functools.partial(way, axis=axis) for name, way in ways.items()}
@@ -209,7 +210,7 @@ def _write(rows: Array, new: Array, start: Int[Array, ' N'], axis: int) -> Array
 
 
 def one_by_one(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -> Array:
-    """A loop of slices: on a CPU a scatter goes element by element."""
+    """Write as `_write` does, by a loop of slices, since a CPU scatters element by element."""
 
     def write(n: Array, rows: Array) -> Array:
         where = [n, *[0] * (rows.ndim - 1)]
@@ -220,12 +221,12 @@ def one_by_one(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -
 
 
 def together(rows: Array, new: Array, start: Int[Array, ' N'], *, axis: int) -> Array:
-    """The same as a scatter: at the loop the TPU's compiler fails where heads are cut."""
+    """Write as `_write` does, by a scatter, since the TPU's compiler fails at the loop where heads are sharded."""
     return jax.vmap(lambda row, part, at: lax.dynamic_update_slice_in_dim(row, part, at, axis))(rows, new, start)
 
 
 def read(state: DecodeState, slots: Int[Array, ' N'], length: Int[Array, ' N']) -> Prefix:
-    """The first `length` tokens that these slots hold, for `prefill` to go on from."""
+    """The caches of the first `length` tokens in these slots, from which `prefill` can continue."""
     return Prefix(
         keys=tuple(x[slots] for x in state.keys),
         values=tuple(x[slots] for x in state.values),
@@ -235,7 +236,7 @@ def read(state: DecodeState, slots: Int[Array, ' N'], length: Int[Array, ' N']) 
 
 
 def insert(state: DecodeState, prefix: Prefix, entry: Admission) -> DecodeState:
-    """Copies prompts into slots."""
+    """The state with prompts copied into slots."""
 
     def place(m: Array, caches: tuple[Keys, Values]) -> tuple[Keys, Values]:
         def copy(cache: Array, new: Array) -> Array:
@@ -263,18 +264,18 @@ def insert(state: DecodeState, prefix: Prefix, entry: Admission) -> DecodeState:
 
 
 def generate(weights: Params, cfg: ModelConfig, state: DecodeState) -> tuple[DecodeState, sampling.Sampled]:
-    """One token for every slot, finished or not: a driver ignores those of slots that hold nothing."""
+    """The next state, and one token for every slot. The driver ignores tokens of finished and empty slots."""
     return _step(weights, cfg, state)[:2]
 
 
 def generate_telling(
     weights: Params, cfg: ModelConfig, state: DecodeState, alternatives: int
 ) -> tuple[DecodeState, sampling.Sampled, sampling.Likeliest]:
-    """As `generate`, with the `alternatives` likeliest tokens of the distribution that each token was drawn from."""
+    """The result of `generate`, and the `alternatives` likeliest tokens of the distribution of each drawn token."""
     after, sampled, logits = _step(weights, cfg, state)
-    # Behind a barrier, so that what is drawn is computed alike whether alternatives are told or not.
-    drawn = sampling.drawn_from(lax.optimization_barrier(logits), state.temperature, state.top_k, state.top_p)
-    return after, sampled, sampling.likeliest(drawn, alternatives)
+    # The barrier makes the drawn tokens the same with alternatives and without.
+    drawn_logits = sampling.drawn_from(lax.optimization_barrier(logits), state.temperature, state.top_k, state.top_p)
+    return after, sampled, sampling.likeliest(drawn_logits, alternatives)
 
 
 def _step(
@@ -302,13 +303,13 @@ def _step(
 
 
 def unembed(weights: Params, cfg: ModelConfig, x: Float[Array, '*rows D']) -> Float[Array, '*rows V']:
-    """Logits of states before the final norm."""
+    """The logits of states before the final norm."""
     head = dataclasses.replace(cfg, unit_head=False)  # `decode_outer` has divided its rows
     return decoder.unembed(weights, head, decoder.rms_norm(x, weights['final_norm'], cfg))
 
 
 class Scores(NamedTuple):
-    """For each token of a prompt the log-prob of the next token, and the `K` likeliest next tokens."""
+    """The log-prob of the next token at each token of a prompt, and the `K` likeliest next tokens."""
 
     logprob: Float[Array, 'N T']
     likeliest: sampling.Likeliest  # [N, T, K]
@@ -323,24 +324,26 @@ def score(
     length: Int[Array, ' N'],
     alternatives: int,
 ) -> tuple[Prefix, Scores]:
-    """Reads on behind `cached`, as `prefill` does, and tells log-probs of softmax(logits): `targets[n, t]` follows
-    `tokens[n, t]`. Logits of `SCORED` columns exist at a time, which divide `T`. The `Prefix` is for what follows.
+    """The cache after these tokens, and the log-probs, under softmax(logits), of the `targets` that follow them.
+
+    The tokens follow those in `cached`, as in `prefill`, and `targets[n, t]` follows `tokens[n, t]`. Logits of `SCORED`
+    columns exist at a time, and `T` is a multiple of it.
     """
     x, prefix = states(weights, cfg, tokens, length, cached)
     rows, columns = tokens.shape
 
     def some(part: tuple[Array, Array]) -> Any:
         logits = unembed(weights, cfg, part[0]).reshape(rows * SCORED, -1)
-        found = sampling.logprob_of(logits, part[1].reshape(-1)), sampling.likeliest(logits, alternatives)
-        return jax.tree.map(lambda each: each.reshape(rows, SCORED, *each.shape[1:]), found)
+        scores = sampling.logprob_of(logits, part[1].reshape(-1)), sampling.likeliest(logits, alternatives)
+        return jax.tree.map(lambda array: array.reshape(rows, SCORED, *array.shape[1:]), scores)
 
     parts = jax.tree.map(
-        lambda each: jnp.moveaxis(each.reshape(rows, columns // SCORED, SCORED, *each.shape[2:]), 1, 0), (x, targets)
+        lambda array: jnp.moveaxis(array.reshape(rows, columns // SCORED, SCORED, *array.shape[2:]), 1, 0), (x, targets)
     )
-    found = jax.tree.map(
-        lambda each: jnp.moveaxis(each, 0, 1).reshape(rows, columns, *each.shape[3:]), lax.map(some, parts)
+    scores = jax.tree.map(
+        lambda array: jnp.moveaxis(array, 0, 1).reshape(rows, columns, *array.shape[3:]), lax.map(some, parts)
     )
-    return prefix.replace(length=prefix.length + 1), Scores(*found)
+    return prefix.replace(length=prefix.length + 1), Scores(*scores)
 
 
 def attend_cache(
@@ -351,8 +354,10 @@ def attend_cache(
     cfg: ModelConfig,
     kind: LayerKind,
 ) -> Float[Array, 'B 1 H K']:
-    """One query a slot against its cache, column `s` of which stands at position `s`; the queries of a group share its
-    keys. Windows, caps and slopes as in `models.attention`."""
+    """Attention of one query in each slot over the slot's cache, whose column `s` has position `s`.
+
+    The queries of a group share its keys. Windows, caps and slopes are those of `models.attention`.
+    """
     B, _, H, K = q.shape
     q = q.reshape(B, keys.shape[1], -1, K) * attention.score_scale(cfg)
     scores = jnp.einsum('bghk,bgks->bghs', q, keys, preferred_element_type=jnp.float32)
@@ -364,14 +369,14 @@ def attend_cache(
         scores -= slopes * distance[:, None, None].astype(jnp.float32)
     visible = distance >= 0 if kind.window is None else (distance >= 0) & (distance < kind.window)
     scores = jnp.where(visible[:, None, None, :], scores, -jnp.inf)
-    # Written out before it is summed, as in `models.attention`; the few outputs are divided, not the many weights.
+    # The barrier comes before the sum, as in `models.attention`. The few outputs are divided, not the many weights.
     mass = lax.optimization_barrier(jnp.exp(scores - scores.max(-1, keepdims=True)))
     out = jnp.einsum('bghs,bgsk->bghk', mass.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (out / mass.sum(-1, keepdims=True)).reshape(B, 1, H, K).astype(q.dtype)
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right-padded tokens [rows, length] and lengths [rows]; rows beyond the prompts hold one padding token."""
+    """Right-padded tokens [rows, length] and lengths [rows]. Rows after the prompts have one padding token."""
     tokens, lengths = np.zeros((rows, length), np.int32), np.ones(rows, np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt

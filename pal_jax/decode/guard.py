@@ -1,8 +1,8 @@
-"""Rejection sampling in front of a server (BeaverTails, arXiv 2307.04657): an answer that a judge calls unsafe is drawn
-again, and when it has been drawn so many times a fixed refusal is told in its place.
+"""Rejection sampling in front of a server (BeaverTails, arXiv 2307.04657). An answer that a judge calls unsafe is drawn
+again, and after a number of draws a fixed refusal takes its place.
 
-Nothing of an answer leaves before the whole of it is judged, so a streamed one comes at once, too. With a judge that
-calls nothing unsafe, answers are those of a server without one, bit for bit.
+An answer leaves when all of it is judged, so a streamed answer also comes in one piece. With a judge that calls nothing
+unsafe, answers are those of a server without a judge, bit for bit.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ Judge = Callable[[Sequence[Sequence[Progress]]], Awaitable[Sequence[bool]]]
 
 
 class Guard(NamedTuple):
-    """Who judges answers, and what follows.
+    """A judge of answers, and what happens to unsafe ones.
 
-    unsafe: whether each answer to a chat is unsafe. It is called on any thread, once at a time, and may take its time;
-      where it raises ValueError, a request is refused with what it says.
-    draws: of an answer, at most.
+    unsafe: takes chats and their answers, and returns a bool for each, True where it is unsafe. It is called on any
+      thread, one call at a time, and may be slow. Where it raises ValueError, the request is refused with its message.
+    draws: the largest number of draws of an answer.
+    refusal: the text in place of an answer whose draws were all unsafe.
     """
 
     unsafe: Callable[[Sequence[Chat], Sequence[str]], Sequence[bool] | Bool[np.ndarray, ' N']]
@@ -41,36 +42,39 @@ class Guard(NamedTuple):
 async def released(
     requests: Sequence[Request], draw: Draw, judge: Judge, *, draws: int, refusal: str, refused: Callable[[], None]
 ) -> AsyncGenerator[News, None]:
-    """News of all the requests: of the first answer to each that is not unsafe, or of the refusal, which has no tokens
-    and ends by 'content_filter'.
+    """The news of all requests: the first answer to each that is not unsafe, or the refusal.
+
+    A refusal has no tokens and ends by 'content_filter'.
 
     Args:
-      draw: news of requests as they come, until each has ended.
-      judge: whether each of the answers that came is unsafe.
-      draws: of an answer at most; a greedy one is drawn once, for it would be the same again.
+      draw: samples requests, and yields their news until each has ended.
+      judge: returns a bool for each answer, True where it is unsafe.
+      draws: the largest number of draws of an answer. A greedy answer is drawn once, since it would be the same again.
       refused: is called for each refusal.
     """
-    left = list(range(len(requests)))
+    waiting = list(range(len(requests)))
     for number in range(draws):
-        came: dict[int, list[Progress]] = {i: [] for i in left}
-        async with contextlib.aclosing(draw([again(requests[i], number) for i in left])) as news:
+        came: dict[int, list[Progress]] = {i: [] for i in waiting}
+        async with contextlib.aclosing(draw([again(requests[i], number) for i in waiting])) as news:
             async for place, progress in news:
-                came[left[place]].append(progress)
-        unsafe = await judge([came[i] for i in left])
-        for i in (i for i, bad in zip(left, unsafe, strict=True) if not bad):
+                came[waiting[place]].append(progress)
+        unsafe = await judge([came[i] for i in waiting])
+        for i in (i for i, is_unsafe in zip(waiting, unsafe, strict=True) if not is_unsafe):
             for progress in came[i]:
                 yield News(i, progress)
-        left = [i for i, bad in zip(left, unsafe, strict=True) if bad]
-        if not left or all(requests[i].sampling.temperature == 0 for i in left):
+        waiting = [i for i, is_unsafe in zip(waiting, unsafe, strict=True) if is_unsafe]
+        if not waiting or all(requests[i].sampling.temperature == 0 for i in waiting):
             break
-    for i in left:
+    for i in waiting:
         refused()
         yield News(i, Progress(0, (), (), Completion(refusal, (), (), 'content_filter')))
 
 
 def again(request: Request, number: int) -> Request:
-    """The request of draw `number`: the first is as it was asked, the others have seeds of their own, which follow from
-    the seed that was asked for and are nobody's neighbours."""
+    """The request of draw `number`. The first draw, 0, is the request itself, and the others have other seeds.
+
+    These follow from the request's seed by a hash, so they are not the seeds of neighbouring requests.
+    """
     if not number:
         return request
     word = hashlib.sha256(f'{request.seed} {number}'.encode()).digest()

@@ -31,13 +31,13 @@ from pal_jax.decode.requests import Request as DecodeRequest
 from pal_jax.types import Completion, FinishReason, Sampling
 
 Asked = TypeVar('Asked')
-MAX_TOKENS = 512  # of an answer that names no limit
+MAX_TOKENS = 512  # tokens of an answer whose request names no limit
 BODY_LIMIT = 1 << 20  # bytes
-LEAST = 1e-6  # a top_p of 0: the likeliest token alone
+LEAST = 1e-6  # stands for a top_p of 0, with which the likeliest token is drawn
 
 
 class Refusal(Exception):
-    """An answer in OpenAI's error JSON."""
+    """An error that the server answers in OpenAI's error JSON."""
 
     def __init__(self, status: int, message: str, kind: str = 'invalid_request_error', param: str | None = None):
         super().__init__(message)
@@ -45,7 +45,7 @@ class Refusal(Exception):
 
 
 class LimitBody:
-    """ASGI middleware: a body of more than `BODY_LIMIT` bytes is refused, also one that does not tell its length."""
+    """ASGI middleware that refuses a body of more than `BODY_LIMIT` bytes, even where the request states no length."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -71,7 +71,7 @@ class LimitBody:
 
 
 class Metrics:
-    """What Prometheus scrapes."""
+    """The metrics that Prometheus scrapes."""
 
     def __init__(self, driver: Driver):
         self.registry = CollectorRegistry()
@@ -103,7 +103,7 @@ class Metrics:
 
 
 class Service:
-    """What the routes do."""
+    """The functions of the routes."""
 
     def __init__(self, driver: Driver, tokenizer: Tokenizer, model: str, preset: Preset, guard: Guard | None):
         self.driver, self.tokenizer, self.model, self.preset = driver, tokenizer, model, preset
@@ -111,82 +111,98 @@ class Service:
         self.created, self.metrics = int(time.time()), Metrics(driver)
 
     def health(self) -> dict[str, Any]:
+        """The state of the server, the name of its model, and the version of the weights."""
         return {'status': 'ok', 'model': self.model, 'weights_version': self.driver.decoder.version}
 
     def scrape(self) -> Response:
+        """The metrics in the text format of Prometheus."""
         return Response(generate_latest(self.metrics.registry), media_type='text/plain; version=0.0.4')
 
     def models(self) -> dict[str, Any]:
+        """The list of models, which has one entry."""
         entry = {'id': self.model, 'object': 'model', 'created': self.created, 'owned_by': 'pal_jax'}
         return {'object': 'list', 'data': [entry]}
 
     def about_chat(self) -> dict[str, Any]:
+        """The settings of the chat page."""
         return {'model': self.model} | self.preset.record()
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
+        """The completions of a chat. Raises Refusal where the server cannot meet the request."""
         messages = [message.plain() for message in body.messages]
         try:
             prompt = await asyncio.to_thread(self.tokenizer.chat, messages)
         except (jinja2.TemplateError, ValueError) as error:
             raise Refusal(400, f'the chat template refuses these messages: {error}', param='messages') from None
-        told = body.logprobs or body.top_logprobs > 0
-        form = ChatForm(f'chatcmpl-{uuid.uuid4().hex}', self.model, self.tokenizer, told, body.top_logprobs)
+        with_logprobs = body.logprobs or body.top_logprobs > 0
+        form = ChatForm(f'chatcmpl-{uuid.uuid4().hex}', self.model, self.tokenizer, with_logprobs, body.top_logprobs)
         limit = body.max_completion_tokens or body.max_tokens
-        wanted = self._wanted(body, [prompt], limit, body.top_logprobs)
-        news = self._ask(wanted) if self.guard is None else self._released(self.guard, messages, body.stops(), wanted)
-        choices = [Choice(self.tokenizer, body.stops()) for _ in wanted]
-        return await self._answer(form, body, wanted, choices, request, news)
+        requests = self._wanted(body, [prompt], limit, body.top_logprobs)
+        news = (
+            self._ask(requests) if self.guard is None else self._released(self.guard, messages, body.stops(), requests)
+        )
+        choices = [Choice(self.tokenizer, body.stops()) for _ in requests]
+        return await self._answer(form, body, requests, choices, request, news)
 
     async def text(self, body: TextRequest, request: Request) -> Response:
+        """The completions of texts. Raises Refusal where the server cannot meet the request."""
         if self.guard is not None:
             raise Refusal(400, 'this server has --moderation, which judges chats alone; ask /v1/chat/completions')
-        given = body.prompts()
-        prompts = await asyncio.to_thread(lambda: [self._ids(prompt) for prompt in given])
-        told, others = body.logprobs is not None, body.logprobs or 0
-        form = TextForm(f'cmpl-{uuid.uuid4().hex}', self.model, self.tokenizer, told, others)
-        wanted = self._wanted(body, prompts, body.max_tokens, others)
+        raw_prompts = body.prompts()
+        prompts = await asyncio.to_thread(lambda: [self._ids(prompt) for prompt in raw_prompts])
+        with_logprobs, others = body.logprobs is not None, body.logprobs or 0
+        form = TextForm(f'cmpl-{uuid.uuid4().hex}', self.model, self.tokenizer, with_logprobs, others)
+        requests = self._wanted(body, prompts, body.max_tokens, others)
         choices = []
-        for prompt, asked in zip(given, wanted[:: body.n], strict=True):
-            scored = await _unless_gone(request, _score(self.driver, asked)) if body.echo and told else None
-            ids = asked.prompt_ids
+        for prompt, first_of_prompt in zip(raw_prompts, requests[:: body.n], strict=True):
+            scored = (
+                await _unless_gone(request, _score(self.driver, first_of_prompt))
+                if body.echo and with_logprobs
+                else None
+            )
+            ids = first_of_prompt.prompt_ids
             echo = await asyncio.to_thread(echo_of, self.tokenizer, prompt, ids, scored) if body.echo else None
             choices += [Choice(self.tokenizer, body.stops(), before=ids, echo=echo) for _ in range(body.n)]
-        news = _say_nothing(choices) if body.max_tokens == 0 else self._ask(wanted)
-        return await self._answer(form, body, wanted, choices, request, news)
+        news = _say_nothing(choices) if body.max_tokens == 0 else self._ask(requests)
+        return await self._answer(form, body, requests, choices, request, news)
 
-    def _ask(self, wanted: Sequence[DecodeRequest]) -> AsyncGenerator[News, None]:
-        return _ask(self.driver, wanted, self.metrics)
+    def _ask(self, requests: Sequence[DecodeRequest]) -> AsyncGenerator[News, None]:
+        return _ask(self.driver, requests, self.metrics)
 
     def _released(
-        self, guard: Guard, messages: Sequence[Mapping[str, str]], stops: Sequence[str], wanted: Sequence[DecodeRequest]
+        self,
+        guard: Guard,
+        messages: Sequence[Mapping[str, str]],
+        stops: Sequence[str],
+        requests: Sequence[DecodeRequest],
     ) -> AsyncGenerator[News, None]:
-        """News of answers that are not unsafe, as answers to what was said apart from system prompts."""
-        if not (said := [message for message in messages if message['role'] != 'system']):
+        """The news of answers that the guard lets through, judged as answers to the chat without system prompts."""
+        if not (talk := [message for message in messages if message['role'] != 'system']):
             raise Refusal(400, 'this server has --moderation, which needs a message of a user', param='messages')
 
         async def judge(answers: Sequence[Sequence[Progress]]) -> Sequence[bool]:
             texts = [self._text(answer, stops) for answer in answers]
             try:
                 async with self.judging:
-                    unsafe = await asyncio.to_thread(guard.unsafe, [said] * len(texts), texts)
+                    unsafe = await asyncio.to_thread(guard.unsafe, [talk] * len(texts), texts)
             except (jinja2.TemplateError, ValueError) as error:
                 raise Refusal(400, f'the answer cannot be moderated: {error}', param='messages') from None
-            for bad in unsafe:
-                self.metrics.judged.labels('unsafe' if bad else 'safe').inc()
-            return [bool(bad) for bad in unsafe]
+            for is_unsafe in unsafe:
+                self.metrics.judged.labels('unsafe' if is_unsafe else 'safe').inc()
+            return [bool(is_unsafe) for is_unsafe in unsafe]
 
         refused = self.metrics.refusals.inc
-        return released(wanted, self._ask, judge, draws=guard.draws, refusal=guard.refusal, refused=refused)
+        return released(requests, self._ask, judge, draws=guard.draws, refusal=guard.refusal, refused=refused)
 
     def _text(self, answer: Sequence[Progress], stops: Sequence[str]) -> str:
-        """The text of an answer as it is told."""
+        """The text of an answer as the caller gets it."""
         choice = Choice(self.tokenizer, stops)
         for progress in answer:
             choice.take(progress)
         return choice.text
 
     def _ids(self, prompt: str | Sequence[int] | None) -> Sequence[int]:
-        """A prompt's tokens; a document begins with what the tokenizer puts before a text, or behind another one."""
+        """The tokens of a prompt. An empty document is the tokenizer's opening, or else a token that ends a text."""
         if isinstance(prompt, str):
             return self.tokenizer.prompt(prompt)
         return prompt or self.tokenizer.opening or self.tokenizer.stop_ids[-1:]
@@ -194,31 +210,37 @@ class Service:
     def _wanted(
         self, body: Options, prompts: Sequence[Sequence[int]], limit: int | None, alternatives: int
     ) -> list[DecodeRequest]:
-        """`n` requests for each prompt, with seeds that follow each other. Refused here is what the model cannot meet;
-        with a `limit` of 0 nothing follows a prompt."""
+        """`n` requests for each prompt, with consecutive seeds. A `limit` of 0 asks for no tokens after a prompt.
+
+        Raises:
+          Refusal: the model cannot meet a request.
+        """
         seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
         mixture = None if body.mixture is None else tuple(body.mixture)
-        wanted, decoder = [], self.driver.decoder
+        requests, decoder = [], self.driver.decoder
         for number, prompt in enumerate(prompts):
             most = max(min(MAX_TOKENS, decoder.cfg.max_len - len(prompt)), 1) if limit is None else max(limit, 1)
             sampling = Sampling(body.temperature, body.top_k, body.top_p or LEAST, most, body.stops())
             seeds = range(seed + number * body.n, seed + (number + 1) * body.n)
-            asked = [DecodeRequest(tuple(prompt), sampling, each % 2**63, mixture, alternatives) for each in seeds]
+            of_prompt = [
+                DecodeRequest(tuple(prompt), sampling, request_seed % 2**63, mixture, alternatives)
+                for request_seed in seeds
+            ]
             try:
-                decoder.check(asked[0], prompt_only=limit == 0)
+                decoder.check(of_prompt[0], prompt_only=limit == 0)
             except ValueError as error:
                 which = f'prompt.{number}: ' if len(prompts) > 1 else ''
                 raise Refusal(400, f'{which}{error}') from None
-            wanted += asked
-        return wanted
+            requests += of_prompt
+        return requests
 
     async def _answer(
-        self, form: Form, body: Options, wanted: Sequence[DecodeRequest], choices: list[Choice], request: Request,
+        self, form: Form, body: Options, requests: Sequence[DecodeRequest], choices: list[Choice], request: Request,
         news: AsyncGenerator[News, None],
     ) -> Response:  # fmt: skip
-        """The answer to all requests, a choice each, as `news` of them come."""
-        first = await _unless_gone(request, anext(news))  # what is refused is refused before a stream begins
-        prompt = sum(len(each.prompt_ids) for each in wanted[:: body.n])
+        """The answer to all requests, which has a choice for each, whole or as a stream of their `news`."""
+        first = await _unless_gone(request, anext(news))  # refusals come before a stream begins
+        prompt = sum(len(prompted.prompt_ids) for prompted in requests[:: body.n])
         if not body.stream:
             ended = await _unless_gone(request, _collect(choices, first, news))
             return JSONResponse(form.whole(choices, ended, prompt))
@@ -230,11 +252,16 @@ def make_app(
     driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '', preset: Preset = PLAIN,
     origins: Sequence[str] = (), guard: Guard | None = None,
 ) -> FastAPI:  # fmt: skip
-    """The server. `model` is the name it answers by; a `token` is asked of every caller of /v1, and of
-    the chat page, which talks as `preset` says. Web pages of other `origins` may ask too: browsers keep others out.
-    With a `guard` chats alone are answered, by what it lets through.
+    """The server's application.
 
-    The driver is closed when the server stops: requests under way have ended by then.
+    Args:
+      model: the name of the model in answers.
+      token: the secret that callers of /v1 and of the chat page must send; '' for none.
+      preset: the settings of the chat page.
+      origins: other web pages that may call from a browser.
+      guard: judges answers. With a guard, chats alone are answered.
+
+    The driver is closed when the server stops, after the requests under way have ended.
     """
     service = Service(driver, tokenizer, model, preset, guard)
 
@@ -244,17 +271,17 @@ def make_app(
         await asyncio.to_thread(driver.close)
 
     def known(request: Request) -> None:
-        given = request.headers.get('authorization', '').removeprefix('Bearer ')
-        if token and not given:
+        sent_token = request.headers.get('authorization', '').removeprefix('Bearer ')
+        if token and not sent_token:
             raise Refusal(401, 'a bearer token is needed, got none', 'authentication_error')
-        if token and not secrets.compare_digest(given.encode(), token.encode()):
+        if token and not secrets.compare_digest(sent_token.encode(), token.encode()):
             raise Refusal(401, 'a bearer token is needed, and this is not the one', 'authentication_error')
         if not token and not _is_loopback(request.url.hostname or ''):  # a web page whose name leads here
             raise Refusal(403, f'this server answers to localhost alone, not to {request.url.hostname!r}')
 
     app = FastAPI(title='pal_jax', lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(LimitBody)
-    if origins:  # around the rest, so that a refusal can be read there too
+    if origins:  # this middleware is the outermost, so that other pages can read refusals, too
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=['GET', 'POST'], allow_headers=['*'])
     _answer_errors(app)
     app.get('/', include_in_schema=False)(chat_page)
@@ -280,7 +307,7 @@ def _is_loopback(host: str) -> bool:
 
 
 async def _ask(driver: Driver, requests: Sequence[DecodeRequest], metrics: Metrics) -> AsyncGenerator[News, None]:
-    """News of all the requests as they come, until each has ended; left early, it takes the rest back."""
+    """The news of all requests as they come, until each has ended. Closing it early takes the other requests back."""
     loop, inbox = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Progress | Exception]]()
     tickets: list[Ticket] = []
     last: list[float] = []
@@ -298,7 +325,7 @@ async def _ask(driver: Driver, requests: Sequence[DecodeRequest], metrics: Metri
                 except Refusal as refusal:
                     if refusal.status != 429 or not under_way:
                         raise
-                    break  # the line is full: the others start as these end
+                    break  # the line is full, so the other requests start as these end
                 under_way.add(index)
                 last.append(tickets[index].submitted)
             index, progress = await inbox.get()
@@ -314,11 +341,11 @@ async def _ask(driver: Driver, requests: Sequence[DecodeRequest], metrics: Metri
             yield News(index, progress)
     finally:
         for index in under_way:
-            driver.cancel(tickets[index])  # of one that has ended nothing is left to take back
+            driver.cancel(tickets[index])  # has no effect on a request that has ended
 
 
 async def _score(driver: Driver, request: DecodeRequest) -> Scored:
-    """How likely the tokens of a prompt are."""
+    """The log-probs of a prompt's tokens. Raises Refusal where the driver fails or is closed."""
     try:
         return await asyncio.wrap_future(_or_refuse(driver.score, request))
     except Closed as error:
@@ -328,13 +355,13 @@ async def _score(driver: Driver, request: DecodeRequest) -> Scored:
 
 
 async def _say_nothing(choices: Sequence[Choice]) -> AsyncGenerator[News, None]:
-    """News of choices without a token."""
+    """The news of choices that end without a token."""
     for index in range(len(choices)):
         yield News(index, Progress(0, (), (), Completion('', (), (), 'length')))
 
 
 def _or_refuse(ask: Callable[..., Asked], *args: Any) -> Asked:
-    """The driver's result. Raises Refusal, in OpenAI's words, where the driver refuses."""
+    """The result of a call of the driver. Raises Refusal, with OpenAI's error types, where the driver refuses."""
     try:
         return ask(*args)
     except ValueError as error:
@@ -357,15 +384,15 @@ def _time(metrics: Metrics, ticket: Ticket, progress: Progress, last: float) -> 
 
 async def _collect(choices: list[Choice], first: News, news: AsyncGenerator[News, None]) -> list[FinishReason]:
     ended: list[FinishReason] = ['aborted'] * len(choices)
-    async for each in _chain(first, news):
-        choices[each.number].take(each.progress)
-        if each.progress.completion is not None:
-            ended[each.number] = each.progress.completion.finish_reason
+    async for item in _chain(first, news):
+        choices[item.number].take(item.progress)
+        if item.progress.completion is not None:
+            ended[item.number] = item.progress.completion.finish_reason
     return ended
 
 
 async def _unless_gone(request: Request, work) -> Any:
-    """The result of `work`, which is given up when the client goes away."""
+    """The result of `work`, which is cancelled when the client disconnects."""
     task = asyncio.ensure_future(work)
     while not task.done():
         await asyncio.wait([task], timeout=0.2)
@@ -377,7 +404,7 @@ async def _unless_gone(request: Request, work) -> Any:
 async def _stream(
     form: Form, choices: list[Choice], first: News, news: AsyncGenerator[News, None], usage: int | None
 ) -> AsyncIterator[str]:
-    """Server-sent events; `usage` is the prompts' length where the caller wants the count at the end."""
+    """The server-sent events of an answer. `usage` is the prompts' length, or None without a count at the end."""
     echoed: set[int] = set()
     try:
         async for index, progress in _chain(first, news):
@@ -401,8 +428,8 @@ async def _stream(
 async def _chain(first: News, news: AsyncGenerator[News, None]) -> AsyncIterator[News]:
     async with contextlib.aclosing(news):
         yield first
-        async for each in news:
-            yield each
+        async for item in news:
+            yield item
 
 
 def _event(data: dict[str, Any]) -> str:
@@ -413,7 +440,7 @@ def _event(data: dict[str, Any]) -> str:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Whatever goes wrong is told in OpenAI's error JSON."""
+    """Make the application answer every error in OpenAI's error JSON."""
 
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Refusal) -> JSONResponse:
@@ -435,12 +462,15 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _telling(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The first error; where it is of one of several types that a value may have, of these the error that goes deepest
-    into the value, and rather one about the content than one about the type."""
+    """The error that tells most about a request.
+
+    It is the first one. Where a value may have one of several types, it is the error among these types that lies
+    deepest in the value, and one about the content before one about the type.
+    """
     where = errors[0]['loc']
     typed = next((i for i, part in enumerate(where) if '[' in str(part)), len(where))
-    alike = [each for each in errors if each['loc'][:typed] == where[:typed]]
-    return max(alike, key=lambda each: (len(each['loc']), not each['type'].endswith('_type')))
+    alike = [error for error in errors if error['loc'][:typed] == where[:typed]]
+    return max(alike, key=lambda error: (len(error['loc']), not error['type'].endswith('_type')))
 
 
 def _refuse(refusal: Refusal, headers: Any = None) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""Continuous batching in the trainer's own process: requests in, completions out, slots refilled as they free up."""
+"""Continuous batching in the trainer's own process. A slot takes the next request when its request has ended."""
 
 from __future__ import annotations
 
@@ -37,13 +37,16 @@ from pal_jax.models.params import Params
 from pal_jax.runtime import sharding
 from pal_jax.types import Completion, FinishReason
 
-FULL = 0.75  # of the rows of a prefill: with fewer prompts one at a time costs less than the padding
+FULL = 0.75  # share of a prefill's rows; with fewer prompts, one at a time costs less than the padding
 
 
 @dataclasses.dataclass(eq=False)
 class Prompt:
-    """A prompt on its way into the caches of `slots`, each of which samples from it: the first gets every chunk of it,
-    all get it when it is whole. `done` of its tokens are in the cache of slot `source`."""
+    """A prompt on its way into the caches of `slots`, which all sample from it.
+
+    The first slot gets every chunk of it, and all slots get it when it is complete. `done` of its tokens are in the
+    cache of slot `source`.
+    """
 
     tokens: tuple[int, ...]
     slots: list[int]
@@ -54,27 +57,29 @@ class Prompt:
 
 @dataclasses.dataclass
 class Counters:
-    """Work done since the start: what a rate or a share is computed from."""
+    """Counts of work since the start, from which rates and shares are computed."""
 
     requests: int = 0
     prompt_tokens: int = 0  # computed
-    reused_tokens: int = 0  # of prompts, found in a cache
-    tokens: int = 0  # sampled, that belong to a request
-    slot_steps: int = 0  # slots times steps: tokens there was room for
+    reused_tokens: int = 0  # tokens of prompts that were found in a cache
+    tokens: int = 0  # sampled tokens that belong to a request
+    slot_steps: int = 0  # slots times steps, the largest possible number of tokens
 
 
 class LocalDecoder:
-    """Drives the engine's pure functions. `slots` requests decode at once; `stride` steps run per host round trip.
+    """A decoder that drives the engine's pure functions. `slots` requests decode at once.
 
     Prompts are padded and caches rounded up to few sizes, so few programs are compiled. A prompt is prefilled in chunks
-    of `chunk` tokens, between the steps of what decodes already, and starts from the longest prefix of it that is in
-    any slot: of the same prompt, an earlier turn of its dialogue, or a system prompt. What a slot holds is of the
-    weights it began under and of one mixture of adapters (see `models.soups`); only prompts of both start from it.
+    of `chunk` tokens, between the steps of other requests. It starts from the longest prefix of it that is in any slot,
+    such as the same prompt, an earlier turn of its dialogue, or a system prompt. The cache of a slot belongs to the
+    weights that it began with and to one mixture of adapters (see `models.soups`), and only prompts of both start from
+    it.
 
     Args:
-      grain: the caches' unit of length; a server takes a large one, as its requests grow turn by turn.
+      stride: steps between two transfers to the host.
+      grain: the caches' unit of length, in tokens; a server takes a large one, as its requests grow turn by turn.
       int8: decodes with weights of eight bits.
-      reuse: whether prompts start from what the caches hold; off, only equal prompts at hand share what is computed.
+      reuse: False to start no prompt from a cache. Equal prompts at hand then share a prefill and no others.
     """
 
     def __init__(
@@ -96,26 +101,26 @@ class LocalDecoder:
         self.cfg, self.tokenizer, self.mesh = cfg, tokenizer, mesh
         self.slots, self.stride, self.reuse = round_up(slots, ways), stride, reuse
         self.chunk = bucket(chunk, 64)
-        self._rows = ways, round_up(prefill_rows, ways)  # of a prefill: few, or many
+        self._rows = ways, round_up(prefill_rows, ways)  # rows of a small and of a large prefill
         self.grain = grain
         self._alternatives = min(ALTERNATIVES, cfg.vocab)
         self.version, self.counters = 0, Counters()
         self._weights: Params | None = None
-        self._loaded = 0  # how many weights there have been: versions are the caller's, and may be alike
-        self._mixtures = np.zeros((self.slots, 0), np.float32)  # a row a slot
+        self._loaded = 0  # the number of weights loaded so far; versions come from the caller and may repeat
+        self._mixtures = np.zeros((self.slots, 0), np.float32)  # a row for each slot
         self._state: engine.DecodeState | None = None
         self._prefixes = Prefixes(self.slots)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._prompts: list[Prompt] = []
-        self._live: dict[int, Live] = {}  # by slot
+        self._live: dict[int, Live] = {}  # the requests in slots, by slot
         self._programs = programs_of(cfg, mesh, slots=self.slots, int8=int8)
         self.param_shardings = self._programs.param_shardings
 
     def load(self, params: Params, version: int = 0) -> None:
-        """Decodes with these parameters from now on, plain and merged or a soup of adapters; what is under way goes on
-        with them.
+        """Decode with these parameters from now on: plain and merged ones, or a soup of adapters.
 
-        What the caches hold is of the old ones, and no prompt starts from it any more.
+        Requests under way go on with the new parameters. The caches come from the old ones, and no prompt starts from
+        them any more.
 
         Raises:
           ValueError: a request under way mixes other adapters.
@@ -125,7 +130,7 @@ class LocalDecoder:
         self.use(self._programs.publish(params), version)
 
     def use(self, weights: Params, version: int = 0) -> None:
-        """As `load`, with weights that lie on its mesh as decoding wants them: `Programs.publish`."""
+        """Load weights that `Programs.publish` has put on the decoder's mesh in the form for decoding."""
         adapters = self._adapters(weights)
         self._weights, self.version, self._loaded = weights, version, self._loaded + 1
         self._mixtures = np.zeros((self.slots, adapters), np.float32)
@@ -136,20 +141,20 @@ class LocalDecoder:
             prompt.done = 0
 
     def _adapters(self, weights: Params) -> int:
-        """How many adapters there are to mix; raises ValueError where requests at hand mix others."""
+        """The number of adapters to mix. Raises ValueError where a request at hand mixes another number."""
         adapters = soups.count(weights)
         for request in self._at_hand():
             check(request, self.cfg, adapters)
         return adapters
 
     def release(self) -> None:
-        """Gives the memory of the weights, and of caches nothing decodes in, back until the next `load`."""
+        """Give back the memory of the weights, and of caches in which nothing decodes, until the next `load`."""
         self._weights = None
         if not self._live:
             self._drop_caches()
 
     def reset(self) -> None:
-        """Drops every request and the caches: the way back after a step that raised."""
+        """Drop every request and the caches, after a step that raised."""
         self._drop_caches()
         self._waiting.clear()
         self._prompts.clear()
@@ -161,18 +166,18 @@ class LocalDecoder:
 
     @property
     def free(self) -> int:
-        """Slots that nothing decodes in and nothing waits for."""
+        """The number of slots in which nothing decodes and for which no request waits."""
         return self.slots - len(self._live) - len(self._waiting)
 
     def check(self, request: Request, prompt_only: bool = False) -> None:
-        """Raises ValueError where a request cannot be met by this model; of `prompt_only` nothing is to follow."""
+        """Raise ValueError where the model cannot meet a request. With `prompt_only`, no tokens are to follow."""
         check(request, self.cfg, self._mixtures.shape[1], prompt_only)
 
     def add(self, request: Request) -> int:
-        """Puts a request in line and returns its number.
+        """Put a request in line and return its number.
 
         Raises:
-          ValueError: the model cannot meet it.
+          ValueError: the model cannot meet the request.
         """
         self.check(request)
         return self._queue(request)
@@ -183,7 +188,7 @@ class LocalDecoder:
         return self.counters.requests
 
     def cancel(self, number: int) -> Completion | None:
-        """Takes a request back and returns what it has so far; None if it had ended."""
+        """Take a request back and return the completion that it has so far; None if it had ended."""
         for entry in self._waiting:
             if entry[0] == number:
                 self._waiting.remove(entry)
@@ -194,8 +199,10 @@ class LocalDecoder:
         return None
 
     def step(self) -> list[Progress]:
-        """Fills free slots and decodes `stride` tokens in each. What decodes already waits for about a chunk of prompts
-        at most, unless there are more prompts to come than an eighth of the slots.
+        """Fill free slots and decode `stride` tokens in each slot. The result is the progress of the requests.
+
+        Requests that decode already wait for about one chunk of prompts at most, unless more prompts than an eighth of
+        the slots are to come.
 
         Raises:
           RuntimeError: no weights are loaded.
@@ -227,8 +234,10 @@ class LocalDecoder:
         return progress
 
     def score(self, request: Request) -> Iterator[Scored]:
-        """How likely the tokens of a prompt are, by pieces of a chunk at most: each is computed when it is asked for,
-        beside whatever decodes, and in no slot. Weights may not change between them.
+        """The log-probs of a prompt's tokens, in pieces of a chunk at most.
+
+        A piece is computed when it is asked for, beside other requests, and takes no slot. Weights may not change
+        between the pieces.
 
         Raises:
           ValueError: the model cannot meet the request.
@@ -249,13 +258,15 @@ class LocalDecoder:
             tokens, length = engine.pad_prompts([piece], rows, size)
             padded = self._place((tokens, engine.pad_prompts([targets], rows, size)[0], length))
             cache, scores = self._programs.score(self._weights, cache, *padded, mixed, self._alternatives)
-            found, told = jax.device_get(scores), np.s_[0, : len(targets)]
-            others = alternatives_of(found.likeliest, told, request.alternatives)
-            yield Scored(tuple(found.logprob[told].tolist()), others, self.version)
+            host_scores, place = jax.device_get(scores), np.s_[0, : len(targets)]
+            others = alternatives_of(host_scores.likeliest, place, request.alternatives)
+            yield Scored(tuple(host_scores.logprob[place].tolist()), others, self.version)
 
     def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
-        """Completions in the order of the requests; `told` hears of each when it has ended. Those that may become
-        longest start first, so that the slots are empty together at the end, and prompts of a length are together.
+        """The completions, in the order of the requests. `told(place, completion)` is called when each has ended.
+
+        Requests that may become longest start first, so that the slots become empty together at the end and prompts of
+        similar length are prefilled together.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -265,12 +276,12 @@ class LocalDecoder:
             raise RuntimeError('this decoder has requests under way; add() yours to them')
         for request in requests:
             self.check(request)
-        asked = [(each.sampling.max_tokens, len(each.prompt_ids)) for each in requests]
-        longest_first = sorted(range(len(requests)), key=asked.__getitem__, reverse=True)
+        lengths = [(request.sampling.max_tokens, len(request.prompt_ids)) for request in requests]
+        longest_first = sorted(range(len(requests)), key=lengths.__getitem__, reverse=True)
         places = {self._queue(requests[i]): i for i in longest_first}
         done: dict[int, Completion] = {}
         while len(done) < len(places):
-            ended = {places[each.number]: each.completion for each in self.step() if each.completion is not None}
+            ended = {places[news.number]: news.completion for news in self.step() if news.completion is not None}
             done |= ended
             if told:
                 for place, completion in ended.items():
@@ -278,7 +289,7 @@ class LocalDecoder:
         return [done[i] for i in range(len(requests))]
 
     def _decode(self) -> list[Any]:
-        """What `stride` steps sampled: arrays [stride, slots]; the likeliest tokens too if a request asks for them."""
+        """The samples of `stride` steps, arrays [stride, slots], and the likeliest tokens if a request wants them."""
         steps, mixtures = [], self._mixed(self._mixtures)
         telling = any(live.request.alternatives for live in self._live.values())
         for _ in range(self.stride):
@@ -292,24 +303,24 @@ class LocalDecoder:
         return jax.tree.map(lambda *rows: np.stack(rows), *jax.device_get(steps))
 
     def _row(self, mixture: tuple[float, ...] | None) -> Any:
-        """A mixture as weights of all adapters: 0 is the base alone."""
+        """A mixture as weights of all adapters; weights of 0 are the base alone."""
         return 0.0 if mixture is None else mixture
 
     def _mixed(self, rows: np.ndarray) -> Any:
-        """Mixtures on the devices; None where there are no adapters."""
+        """The mixtures on the devices; None where there are no adapters."""
         return self._place((rows,))[0] if rows.shape[1] else None
 
     # --- from the line into slots ------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Gives requests in line their slots. Equal prompts are computed once."""
+        """Give slots to the requests in line. Equal prompts are computed once."""
         free = [slot for slot in range(self.slots) if slot not in self._live]
         if free and self._waiting:
             self._make_room()
         while free and self._waiting:
             number, request = self._waiting.popleft()
-            asked = request.prompt_ids, request.mixture
-            prompt = next((each for each in self._prompts if (each.tokens, each.mixture) == asked), None)
+            key = request.prompt_ids, request.mixture
+            prompt = next((waiting for waiting in self._prompts if (waiting.tokens, waiting.mixture) == key), None)
             slot = self._choose(free, request.prompt_ids if prompt is None else (), request.mixture)
             free.remove(slot)
             self._live[slot] = Live(number, request)
@@ -320,7 +331,7 @@ class LocalDecoder:
                 prompt.slots.append(slot)
 
     def _choose(self, free: Sequence[int], tokens: Sequence[int], mixture: tuple[float, ...] | None) -> int:
-        """A free slot: the one whose cache the prompt goes on from, if that costs no other prompt its prefix."""
+        """A free slot for a prompt: the slot that the prompt can start from, if no other prompt loses its prefix."""
         slot, count = self._start(tokens, mixture)
         oldest = self._prefixes.oldest(free)
         goes_on = count > 0 and count == self._prefixes.held(slot)
@@ -331,15 +342,15 @@ class LocalDecoder:
         return oldest
 
     def _start(self, tokens: Sequence[int], mixture: tuple[float, ...] | None) -> tuple[int, int]:
-        """A slot that holds the first so many of a prompt's tokens; its last one is always computed."""
+        """The slot that has most of a prompt's first tokens, and their number. The last token is always computed."""
         slot, count = self._prefixes.longest(tokens[:-1], mixture, self._loaded) if self.reuse else (0, 0)
         return (slot, count) if count >= WORTH else (0, 0)
 
     def _make_room(self) -> None:
-        """Caches as long as the requests at hand need: their length is what attention costs."""
+        """Make the caches as long as the requests at hand need, since attention costs their whole length."""
         prompts = (bucket(min(len(r.prompt_ids), self.chunk), 64) for r in self._at_hand())
-        whole = (len(r.prompt_ids) + r.sampling.max_tokens for r in self._at_hand())
-        room = bucket(max(*prompts, *whole), self.grain)
+        final_lengths = (len(r.prompt_ids) + r.sampling.max_tokens for r in self._at_hand())
+        room = bucket(max(*prompts, *final_lengths), self.grain)
         if self._state is None or (not self._live and 2 * room <= self._state.capacity):
             self._drop_caches()
             self._state = self._programs.init(room)
@@ -347,13 +358,16 @@ class LocalDecoder:
             self._state = self._programs.grow(self._state, room)
 
     def _at_hand(self) -> list[Request]:
-        """Requests in slots and in line."""
+        """The requests in slots and in line."""
         return [live.request for live in self._live.values()] + [request for _, request in self._waiting]
 
     # --- prompts into the cache --------------------------------------------------------------------------------------
 
     def _prefill_batch(self, alone: bool) -> int:
-        """The next chunk of a few prompts; those that are whole then start to decode. Returns the tokens computed."""
+        """Prefill the next chunk of a few prompts, and return the number of tokens computed.
+
+        Prompts that are complete then start to decode.
+        """
         batch, size = self._next_batch(alone)
         rows = self._rows[len(batch) > self._rows[0]]
         pieces = [prompt.tokens[prompt.done : prompt.done + self.chunk] for prompt in batch]
@@ -370,14 +384,14 @@ class LocalDecoder:
             prefix = self._programs.prefill(self._weights, *padded, mixed)
         placed = []
         for row, (prompt, piece) in enumerate(zip(batch, pieces, strict=True)):
-            whole = prompt.done + len(piece) == len(prompt.tokens)
+            complete = prompt.done + len(piece) == len(prompt.tokens)
             self.counters.prompt_tokens += len(piece)
-            for slot in prompt.slots if whole else prompt.slots[:1]:
+            for slot in prompt.slots if complete else prompt.slots[:1]:
                 placed.append((row, slot))
-                self._live[slot].ready, self._live[slot].weights = whole, self._loaded
-            held = prompt.tokens[: prompt.done + len(piece)]
-            self._prefixes.write(prompt.slots[0], 0, held, prompt.mixture, self._loaded)
-            prompt.source, prompt.done = prompt.slots[0], len(held)
+                self._live[slot].ready, self._live[slot].weights = complete, self._loaded
+            cached = prompt.tokens[: prompt.done + len(piece)]
+            self._prefixes.write(prompt.slots[0], 0, cached, prompt.mixture, self._loaded)
+            prompt.source, prompt.done = prompt.slots[0], len(cached)
         entry = admission([(row, slot, self._live[slot].request) for row, slot in placed], self.slots)
         self._state = self._programs.insert(self._state, prefix, entry)
         for prompt in batch:
@@ -386,10 +400,11 @@ class LocalDecoder:
         return rows * size
 
     def _next_batch(self, alone: bool) -> tuple[list[Prompt], int]:
-        """Prompts whose next chunks are padded to the same length, and that length. They are computed together, padded
-        less, if they nearly fill a batch and are alone, or nothing would wait long for them; else a few at a time.
+        """The prompts whose next chunks are computed together, and the length that the chunks are padded to.
 
-        One that shares a beginning with another of the batch waits: it can go on from there.
+        The chunks of a batch would be padded to the same length. They are computed together, padded less, if they
+        nearly fill a batch and are alone, or no request would wait long for them. Otherwise they are computed a few at
+        a time. A prompt that shares a beginning with another of the batch waits, since it can start from that one.
         """
         batch: list[Prompt] = []
         starts: list[tuple[int, int]] = []
@@ -397,7 +412,7 @@ class LocalDecoder:
         for prompt in self._prompts:
             source, start = (prompt.source, prompt.done) if prompt.done else self._start(prompt.tokens, prompt.mixture)
             padded = bucket(min(len(prompt.tokens) - start, self.chunk), 64)
-            alike = [other.tokens for other in batch if other.mixture == prompt.mixture]
+            alike = [queued.tokens for queued in batch if queued.mixture == prompt.mixture]
             shared = max((common(prompt.tokens[:-1], tokens) for tokens in alike), default=0)
             waits = self.reuse and not prompt.done and shared - start >= WORTH
             if waits or (batch and padded != size):
@@ -411,23 +426,23 @@ class LocalDecoder:
         if len(batch) < FULL * many or (not alone and many * size > self.chunk):
             del batch[few:], starts[few:]
         else:
-            longest = max(len(each.tokens) - start for each, (_, start) in zip(batch, starts, strict=True))
+            longest = max(len(member.tokens) - start for member, (_, start) in zip(batch, starts, strict=True))
             size = bucket(min(longest, self.chunk), 32)
         assert self._state is not None
         for prompt, (source, start) in zip(batch, starts, strict=True):
-            start = min(start, self._state.capacity - size)  # what is padded ends with the cache
+            start = min(start, self._state.capacity - size)  # the padded chunk must end within the cache
             self.counters.reused_tokens += 0 if prompt.done else start
             prompt.source, prompt.done = source, start
         return batch, size
 
     def _place(self, arrays: tuple[np.ndarray, ...]) -> tuple[Any, ...]:
-        """Rows of prompts spread over the mesh as batches are."""
+        """Rows of prompts, spread over the mesh as batches are."""
         return jax.device_put(arrays, sharding.sharding(self.mesh, ('batch',)))
 
     # --- out of slots ------------------------------------------------------------------------------------------------
 
     def _leave(self, slot: int, reason: FinishReason) -> Completion:
-        """Ends the request in a slot. What the slot's cache holds stays for others to start from, under its weights."""
+        """End the request in a slot. Its cache stays, and later prompts under the same weights can start from it."""
         live = self._live.pop(slot)
         prompt = live.request.prompt_ids
         if live.ready:  # its last token is in no cache
@@ -438,10 +453,10 @@ class LocalDecoder:
         return finish(live, self.tokenizer, reason)
 
     def _withdraw(self, slot: int) -> None:
-        """Takes a slot from the prompt on its way into it."""
-        prompt = next(each for each in self._prompts if slot in each.slots)
+        """Take a slot from the prompt on its way into it."""
+        prompt = next(prompt for prompt in self._prompts if slot in prompt.slots)
         if prompt.slots[0] == slot:
-            prompt.done = 0  # the chunks are in this slot: the next one starts from there
+            prompt.done = 0  # the chunks are in this slot, from whose cache the next slot starts
         prompt.slots.remove(slot)
         if not prompt.slots:
             self._prompts.remove(prompt)

@@ -1,8 +1,8 @@
-"""OpenAI's requests and answers as records: what is accepted, and the JSON that is told.
+"""OpenAI's requests and answers as records: the accepted parameters, and the JSON of answers.
 
-Every parameter of OpenAI's API is decided. What it has and this one has not (tools, images, penalties) is refused by
-name, not ignored, unless its value asks for nothing; null stands for what is left out. Text ends before a stop string;
-the tokens that made it are counted.
+Every parameter of OpenAI's API is handled. Parameters that this server lacks (tools, images, penalties) are refused by
+name, not ignored, unless their value asks for nothing. null stands for a parameter that is left out. Text ends before a
+stop string, and the tokens that made the string are counted.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pal_jax.types import FinishReason
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 2048
-CONTEXT = 16  # tokens of a prompt that its completion is decoded behind
-HALF = '\ufffd'  # what a decoder shows where the rest of a character is still to come
+CONTEXT = 16  # last tokens of a prompt with which the text of its completion is decoded
+HALF = '\ufffd'  # stands in decoded text for a character that is not complete yet
 
 
 def _encodable(text: str) -> str:
-    text.encode()  # half of a surrogate pair is a str to Python and to nobody else
+    text.encode()  # fails for half of a surrogate pair, which Python allows in a str
     return text
 
 
 def _nullable(schema: dict[str, Any]) -> None:
-    """Says in a description that null may stand for whatever may be left out."""
+    """Change a schema so that null is allowed for every optional key."""
     for name, entry in schema.get('properties', {}).items():
         kinds = [kind.get('type') for kind in (entry, *entry.get('anyOf', ()))]
         if name not in schema.get('required', ()) and 'null' not in kinds:
@@ -45,32 +45,34 @@ Nothing = Annotated[list[Any], Field(max_length=0)]  # a list that asks for noth
 
 
 class Asked(BaseModel):
-    """What a caller sends: no other keys, and null for the default of a key."""
+    """A record that a caller sends. Other keys are refused, and null stands for the default of a key."""
 
     model_config = ConfigDict(extra='forbid', json_schema_extra=_nullable)
 
     @model_validator(mode='before')
     @classmethod
-    def _without_nulls(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
+    def _without_nulls(cls, record: Any) -> Any:
+        if not isinstance(record, dict):
+            return record
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
-        return {key: value for key, value in given.items() if value is not None or key not in optional}
+        return {key: value for key, value in record.items() if value is not None or key not in optional}
 
 
 class StreamOptions(Asked):
+    """The options of a streamed answer."""
+
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
 class Options(Asked):
-    """What both kinds of completion share, under OpenAI's names."""
+    """The options that both kinds of completion share, under OpenAI's names."""
 
     model: str = ''
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     temperature: float = Field(1.0, ge=0.0, le=100.0)
     top_p: float = Field(1.0, ge=0.0, le=1.0)
-    top_k: int = Field(0, ge=0, le=1 << 20)  # not OpenAI's, but every other server's
+    top_k: int = Field(0, ge=0, le=1 << 20)  # OpenAI lacks it, and other servers have it
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Word | Annotated[list[Word], Field(max_length=16)] | None = None
     stream: bool = False
@@ -83,20 +85,25 @@ class Options(Asked):
     logit_bias: dict[str, Literal[0]] = {}
 
     def stops(self) -> tuple[str, ...]:
+        """The stop strings as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class Part(Asked):
+    """A text within the content of a message."""
+
     type: Literal['text']
     text: Text
     prompt_cache_breakpoint: None = None
 
 
 class ChatMessage(Asked):
+    """A message of a chat."""
+
     role: Literal['system', 'developer', 'user', 'assistant']
     content: Text | Annotated[list[Part], Field(min_length=1)]
     name: Text | None = None
-    # What an answer has beside its text, when it is sent back:
+    # Keys that an answer has beside its text, for answers that are sent back:
     refusal: None = None
     annotations: Nothing = []
     audio: None = None
@@ -104,26 +111,31 @@ class ChatMessage(Asked):
     function_call: None = None
 
     def plain(self) -> dict[str, str]:
+        """The message as chat templates read it, with its content as one text."""
         role = 'system' if self.role == 'developer' else self.role
         content = self.content if isinstance(self.content, str) else ''.join(part.text for part in self.content)
         return {'role': role, 'content': content} | ({'name': self.name} if self.name else {})
 
 
 class TextFormat(Asked):
+    """The response format of plain text, the only one."""
+
     type: Literal['text']
 
 
 class ChatRequest(Options):
+    """A request for completions of a chat."""
+
     messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
     max_completion_tokens: Limit | None = None
     max_tokens: Limit | None = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=ALTERNATIVES)
-    # What is for OpenAI's own books and caches, and changes no answer:
+    # Keys for OpenAI's own records and caches, which change no answer:
     metadata: Annotated[dict[str, str], Field(max_length=16)] = {}
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    # Only values that ask for nothing, or for what is done anyway:
+    # Only values that ask for nothing, or for the default behaviour:
     audio: None = None
     function_call: Literal['none', 'auto'] = 'none'
     functions: Nothing = []
@@ -144,7 +156,7 @@ class ChatRequest(Options):
 
 
 class TextRequest(Options):
-    """`prompt` is required, and null where a document is to be begun."""
+    """A request for completions of texts. `prompt` is required, and is null to begin a document."""
 
     prompt: (
         Text
@@ -160,15 +172,17 @@ class TextRequest(Options):
     suffix: Literal[''] = ''
 
     def prompts(self) -> list[str | list[int] | None]:
-        """Each prompt by itself, in order."""
+        """The prompts as a list, in order."""
         if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int):
             return list(self.prompt)  # type: ignore[arg-type]
         return [self.prompt]  # type: ignore[list-item]
 
 
 class Row(NamedTuple):
-    """A token as log-probs tell it: its bytes in the text, where it begins there, and what else was likely. The first
-    of a prompt has no log-prob and no alternatives."""
+    """A token in the log-probs of an answer: its bytes, its offset in the text, its log-prob and its alternatives.
+
+    The first token of a prompt has no log-prob and no alternatives.
+    """
 
     raw: bytes
     offset: int
@@ -177,7 +191,7 @@ class Row(NamedTuple):
 
 
 class Echo(NamedTuple):
-    """A prompt as an answer repeats it; `rows` where its log-probs are told."""
+    """A prompt as an answer repeats it. `rows` are its tokens where log-probs are asked for."""
 
     text: str
     rows: Sequence[Row] = ()
@@ -187,14 +201,14 @@ class Echo(NamedTuple):
 def echo_of(
     tokenizer: Tokenizer, prompt: str | Sequence[int] | None, ids: Sequence[int], scored: Scored | None
 ) -> Echo:
-    """The prompt as it was given. Token ids are decoded with their special tokens, but for the opening."""
-    given = prompt if isinstance(prompt, str) else '' if prompt is None else None
-    if given is not None and scored is None:
-        return Echo(given)
+    """The prompt as the caller sent it. Token ids are decoded with their special tokens, except the opening."""
+    prompt_text = prompt if isinstance(prompt, str) else '' if prompt is None else None
+    if prompt_text is not None and scored is None:
+        return Echo(prompt_text)
     opened = len(tokenizer.opening) if list(ids[: len(tokenizer.opening)]) == tokenizer.opening else 0
     choice = Choice(tokenizer, (), decode=tokenizer.decode)
     choice.take(Progress(0, tuple(ids[opened:]), (), None))
-    text = choice.text if given is None else given
+    text = choice.text if prompt_text is None else prompt_text
     if scored is None:
         return Echo(text)
     spelled = [(tokenizer.bytes_of(token), 0) for token in ids[:opened]]
@@ -209,15 +223,16 @@ def echo_of(
 class Choice:
     """The text of one answer as its tokens come in, up to the first stop string.
 
-    A token is decoded once, behind the last ones that made text: some tokenizers drop the space before a first word.
-    What could still become a stop string, or half of a character, is held back until the next token tells.
+    A token is decoded once, together with the last tokens that made text, since some tokenizers drop the space before a
+    first word. Text that may be the beginning of a stop string, or a part of a character, is held back until the next
+    token.
 
-    `offsets`: where in the text each token begins; tokens that share a character begin with it. `versions`: of the
-    weights the tokens were made with.
+    `offsets` are the places in the text where tokens begin; tokens that share a character begin with it. `versions` are
+    those of the weights that sampled the tokens.
 
     Args:
-      before: tokens that the text goes on from: it then begins with the space of its first word.
-      decode: of tokens, their text; by default without special tokens.
+      before: tokens that the text continues. The text then begins with the space of its first word.
+      decode: turns tokens into text, by default without special tokens.
       echo: the prompt, where the answer repeats it.
     """
 
@@ -227,7 +242,7 @@ class Choice:
     ):  # fmt: skip
         self._tokenizer, self._stops, self._decode = tokenizer, stops, decode or tokenizer.text_of
         self._context = list(before)[-CONTEXT:]  # before the first settled text
-        self._before, self._open = 0, 0  # where the tokens of the last settled text begin and end
+        self._before, self._open = 0, 0  # the first token of the last settled text, and the index after its last
         self.echo = echo
         self._settled, self._tail, self._told = '', '', 0
         self._over = False
@@ -241,6 +256,7 @@ class Choice:
         self.text = ''
 
     def take(self, progress: Progress) -> None:
+        """Add the tokens of a progress, and the refusal where the progress is one."""
         searched = len(self._settled)
         alternatives: Sequence[Alternatives] = progress.alternatives or ((),) * len(progress.tokens)
         for token, others in zip(progress.tokens, alternatives, strict=True):
@@ -251,22 +267,22 @@ class Choice:
         if not self._over:
             self._cut(self._settled + self._tail, searched)
         if progress.completion is not None and progress.completion.finish_reason == 'content_filter':
-            self.text = progress.completion.text  # which nobody sampled
+            self.text = progress.completion.text  # the refusal, which was not sampled
 
     def _cut(self, text: str, searched: int) -> None:
-        """Ends the text before the first stop string in it; up to `searched` none has ended."""
-        found = [(text.find(stop, max(searched - len(stop) + 1, 0)), stop) for stop in self._stops]
-        at, self.stop_reason = min((each for each in found if each[0] >= 0), default=(len(text), None))
+        """End the text before the first stop string in it. No stop string ends before `searched`."""
+        ends = [(text.find(stop, max(searched - len(stop) + 1, 0)), stop) for stop in self._stops]
+        at, self.stop_reason = min((end for end in ends if end[0] >= 0), default=(len(text), None))
         self.text = text[:at]
         self._over = self.stop_reason is not None and at + len(self.stop_reason) <= len(self._settled)
 
     def _add(self, token: int) -> bool:
-        """Adds a token. Returns whether the tokenizer drops its space, as it does before the first word of a text."""
+        """Add a token. The result is True where the tokenizer drops the token's space, as before the first word."""
         self.offsets.append(len(self._settled) + len(self._tail.rstrip(HALF)))
         self.tokens.append(token)
         first = not self._settled and not self._tail
-        known = self._decode(self._context + self.tokens[self._before : self._open])
-        self._tail = self._decode(self._context + self.tokens[self._before :])[len(known) :]
+        decoded = self._decode(self._context + self.tokens[self._before : self._open])
+        self._tail = self._decode(self._context + self.tokens[self._before :])[len(decoded) :]
         raw = self._tokenizer.bytes_of(token)
         bare = first and raw.startswith(b' ') and not self._tail.startswith(' ')
         self.bytes.append(raw[bare:])
@@ -277,35 +293,35 @@ class Choice:
         return bare
 
     def spell(self, others: Alternatives, bare: bool) -> tuple[tuple[bytes, float], ...]:
-        """Alternatives by their bytes, without the space before them where the sampled token is `bare` of its space."""
+        """The alternatives as bytes, without their first space where the sampled token is `bare`, without its space."""
         spelled = ((self._tokenizer.bytes_of(token), logprob) for token, logprob in others)
         return tuple((raw.removeprefix(b' ') if bare else raw, logprob) for raw, logprob in spelled)
 
     def rows(self, at: int) -> list[Row]:
-        """The tokens from `at` on, as log-probs tell them, by offsets in the whole text."""
+        """The rows of the tokens from `at` on, with offsets in the text with its echo."""
         start = len(self.echo.text) if self.echo else 0
         columns = self.bytes[at:], self.offsets[at:], self.logprobs[at:], self.others[at:]
-        found = zip(*columns, strict=True)
-        return [Row(raw, start + offset, logprob, others) for raw, offset, logprob, others in found]
+        fields = zip(*columns, strict=True)
+        return [Row(raw, start + offset, logprob, others) for raw, offset, logprob, others in fields]
 
     def news(self, ended: bool) -> str:
-        """The text that is certain and was not told before."""
+        """The text that is certain by now and was not returned before."""
         sure = len(self.text) if ended else self._sure()
-        told, self._told = self._told, max(sure, self._told)
-        return self.text[told : self._told]
+        start, self._told = self._told, max(sure, self._told)
+        return self.text[start : self._told]
 
     def _sure(self) -> int:
-        whole = len(self.text.rstrip(HALF))
+        certain = len(self.text.rstrip(HALF))
         for stop in self._stops:
             for size in range(len(stop) - 1, 0, -1):
                 if self.text.endswith(stop[:size]):
-                    whole = min(whole, len(self.text) - size)
+                    certain = min(certain, len(self.text) - size)
                     break
-        return whole
+        return certain
 
 
 def word_of(raw: bytes) -> str:
-    """A token as a text; bytes that are none by themselves as OpenAI writes them."""
+    """A token as a text. Bytes that are no text by themselves are written as OpenAI writes them."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -313,7 +329,7 @@ def word_of(raw: bytes) -> str:
 
 
 class Form:
-    """An answer's id, its model, whether log-probs are wanted, and of how many alternatives."""
+    """The form of an answer's JSON: its id and model, and whether it has log-probs and how many alternatives."""
 
     kind = chunk = ''
 
@@ -322,15 +338,19 @@ class Form:
         self.alternatives, self.created = alternatives, int(time.time())
 
     def head(self, versions: Iterable[int], whole: bool = False) -> dict[str, Any]:
-        """What all answers begin with. OpenAI's `system_fingerprint` tells of the weights: `weights-7`, or
-        `weights-7+8` where they changed under the answer."""
-        kind, known = self.kind if whole else self.chunk, '+'.join(map(str, sorted(versions)))
-        prints = f'weights-{known}' if known else None
+        """The keys that all answers begin with.
+
+        OpenAI's `system_fingerprint` names the version of the weights: `weights-7`, or `weights-7+8` where they changed
+        during the answer.
+        """
+        kind, version_text = self.kind if whole else self.chunk, '+'.join(map(str, sorted(versions)))
+        prints = f'weights-{version_text}' if version_text else None
         return {
             'id': self.id, 'object': kind, 'created': self.created, 'model': self.model, 'system_fingerprint': prints,
         }  # fmt: skip
 
     def whole(self, choices: Sequence[Choice], ended: Sequence[FinishReason], prompt: int) -> dict[str, Any]:
+        """The whole answer, with `prompt` tokens of prompts in its usage."""
         listed = [
             self._entry(i, choice, [*choice.echo.rows, *choice.rows(0)] if choice.echo else choice.rows(0),
                         self.content((choice.echo.text if choice.echo else '') + choice.text, False), end)
@@ -341,29 +361,34 @@ class Form:
     def piece(
         self, index: int, choice: Choice, rows: Sequence[Row], text: str, ended: FinishReason | None
     ) -> dict[str, Any]:
+        """One event of a streamed answer: a text of one choice, and the rows of its tokens."""
         entry = self._entry(index, choice, rows, self.content(text, True), ended)
         return self.head(choice.versions) | {'choices': [entry]}
 
     def last(self, choices: Sequence[Choice], prompt: int) -> dict[str, Any]:
-        """The end of a stream whose caller wants the count of tokens."""
+        """The last event of a stream whose caller wants the count of tokens."""
         return self.head(_versions(choices)) | {'choices': [], 'usage': usage_of(prompt, choices)}
 
     def _entry(
         self, index: int, choice: Choice, rows: Sequence[Row], content: dict[str, Any], ended: FinishReason | None
     ) -> dict[str, Any]:
         scores = self.scores(rows) if self.logprobs else None
-        reason = 'length' if ended == 'aborted' else ended  # OpenAI has no word for an answer cut short
+        reason = 'length' if ended == 'aborted' else ended  # OpenAI has no word for an answer that was aborted
         entry = {'index': index, **content, 'logprobs': scores, 'finish_reason': reason}
-        return entry | {'stop_reason': choice.stop_reason}  # not OpenAI's: which stop string it was, if any
+        return entry | {'stop_reason': choice.stop_reason}  # the stop string, if any, which OpenAI's API lacks
 
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
+        """The keys of a choice that have its text."""
         raise NotImplementedError
 
     def scores(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The log-probs of a choice's tokens in the API's form."""
         raise NotImplementedError
 
 
 class ChatForm(Form):
+    """The form of answers to chats."""
+
     kind, chunk = 'chat.completion', 'chat.completion.chunk'
 
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
@@ -371,17 +396,20 @@ class ChatForm(Form):
         return {'delta': message} if streamed else {'message': message | {'refusal': None}}
 
     def scores(self, rows: Sequence[Row]) -> dict[str, Any]:
-        def told(raw: bytes, logprob: float | None) -> dict[str, Any]:
+        def entry(raw: bytes, logprob: float | None) -> dict[str, Any]:
             return {'token': word_of(raw), 'logprob': logprob, 'bytes': list(raw)}
 
         listed = [
-            told(row.raw, row.logprob) | {'top_logprobs': [told(*other) for other in row.others[: self.alternatives]]}
+            entry(row.raw, row.logprob)
+            | {'top_logprobs': [entry(*alternative) for alternative in row.others[: self.alternatives]]}
             for row in rows
         ]
         return {'content': listed, 'refusal': None}
 
 
 class TextForm(Form):
+    """The form of answers to texts."""
+
     kind = chunk = 'text_completion'
 
     def content(self, text: str, streamed: bool) -> dict[str, Any]:
@@ -389,7 +417,7 @@ class TextForm(Form):
 
     def scores(self, rows: Sequence[Row]) -> dict[str, Any]:
         def likeliest(row: Row) -> dict[str, float] | None:
-            """The alternatives, and the token itself where it is none of them."""
+            """The alternatives of a token, with the token itself where it is none of them."""
             if row.logprob is None:
                 return None
             listed: dict[str, float] = {}
@@ -410,5 +438,6 @@ def _versions(choices: Sequence[Choice]) -> set[int]:
 
 
 def usage_of(prompt: int, choices: Sequence[Choice]) -> dict[str, int]:
+    """The counts of tokens in an answer."""
     sampled = sum(len(choice.tokens) for choice in choices)
     return {'prompt_tokens': prompt, 'completion_tokens': sampled, 'total_tokens': prompt + sampled}

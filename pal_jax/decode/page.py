@@ -1,4 +1,4 @@
-"""The chat page of the server: one HTML file, and what it has to know of the model."""
+"""The chat page of the server: one HTML file, and the settings that it reads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FILE = Path(__file__).with_name('chat.html')
 
 
 class Preset(NamedTuple):
-    """How the page talks with the model.
+    """The settings with which the page talks with the model.
 
-    system: the system prompt; the user may change it unless there is a `layout`.
-    layout: how an answer is laid out, with {profile} and {reply} where they stand; '' where an answer is a reply.
-    sampling: how answers are drawn; the user may change the temperature and the limit.
+    system: the system prompt. The user may change it unless there is a `layout`.
+    layout: the layout of an answer, with {profile} and {reply} in their places; '' where an answer is a reply alone.
+    sampling: the sampling of answers. The user may change the temperature and the limit.
     """
 
     system: str = ''
@@ -29,10 +29,10 @@ class Preset(NamedTuple):
     sampling: Sampling = Sampling(temperature=0.7, max_tokens=256)
 
     def record(self) -> dict[str, Any]:
-        """What the page reads; `options` are those of a request."""
-        drawn = self.sampling
-        options = {'temperature': drawn.temperature, 'max_tokens': drawn.max_tokens}
-        options |= {'top_k': drawn.top_k, 'top_p': drawn.top_p, 'stop': drawn.stop}
+        """The settings as JSON for the page. `options` are those of a request."""
+        sampling = self.sampling
+        options = {'temperature': sampling.temperature, 'max_tokens': sampling.max_tokens}
+        options |= {'top_k': sampling.top_k, 'top_p': sampling.top_p, 'stop': sampling.stop}
         return {'system': self.system, 'layout': self.layout, 'options': options}
 
 
@@ -41,7 +41,7 @@ PLAIN = Preset()
 
 @functools.cache
 def chat_page() -> HTMLResponse:
-    """The page, which may load nothing, talk to its own server alone, and run no script but the one it has."""
+    """The page, which may load no other file, call its own server alone, and run its own script alone."""
     html = FILE.read_text('utf-8')
     policy = {
         'default-src': "'none'",
@@ -62,6 +62,6 @@ def chat_page() -> HTMLResponse:
 
 
 def _hash(html: str, tag: str) -> str:
-    """The one block of `tag` as a policy names it."""
+    """The name, in a content security policy, of the one block of `tag`, which is its hash."""
     (block,) = re.findall(f'<{tag}>(.*?)</{tag}>', html, re.DOTALL)
     return f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""Which slot's cache a prompt can start from: the tokens whose keys and values each slot holds."""
+"""The tokens whose keys and values each slot has, by which the slot is found that a prompt can start from."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import numpy as np
 
 Mixture = tuple[float, ...] | None  # weights of adapters; None: their base alone
 
-WORTH = 16  # tokens: a shorter prefix is computed again
+WORTH = 16  # tokens; a shorter prefix is computed again
 
 
 class Prefixes:
-    """A table of the tokens in the caches of `slots`, what computed them, and when each slot was last used.
+    """A table of the tokens in the caches of `slots`, of the weights that computed them, and of each slot's last use.
 
-    An entry is keyed by the mixture of adapters and by the weights, which are numbered as they are loaded: a prompt
-    matches entries of its own key alone. A slot whose first columns are not what the table can vouch for is entered
-    with a gap, and matches nothing.
+    An entry is keyed by the mixture of adapters and by the weights, which are numbered as they are loaded. A prompt
+    matches only entries of its own key. A slot whose first columns are not known has a gap, and matches nothing.
     """
 
     def __init__(self, slots: int):
@@ -26,18 +25,20 @@ class Prefixes:
         self._clock = 0
 
     def clear(self) -> None:
-        """Forgets everything: the caches are of other weights now, or gone."""
+        """Forget everything, since the caches belong to old weights now, or are gone."""
         self._tokens = np.full((len(self._tokens), 0), -1, np.int32)
 
     def forget(self, slot: int, start: int = 0) -> None:
-        """Forgets the columns of a slot from `start` on."""
+        """Forget the columns of a slot from `start` on."""
         self._tokens[slot, start:] = -1
 
     def write(
         self, slot: int, start: int, tokens: Sequence[int], mixture: Mixture = None, weights: int = 0
     ) -> None:  # fmt: skip
-        """Enters tokens into the columns of a slot from `start` on, in place of all that was there. `weights` is the
-        number of the weights that computed the slot's first column."""
+        """Enter tokens into the columns of a slot from `start` on, and forget the columns after them.
+
+        `weights` is the number of the weights that computed the slot's first column.
+        """
         end = start + len(tokens)
         if end > self._tokens.shape[1]:
             more = max(end, 2 * self._tokens.shape[1]) - self._tokens.shape[1]
@@ -49,8 +50,10 @@ class Prefixes:
         self._used[slot] = self._clock
 
     def longest(self, prompt: Sequence[int], mixture: Mixture = None, weights: int = 0) -> tuple[int, int]:
-        """The slot that holds most of the prompt's first tokens under this mixture of these weights, and how many; the
-        least recently used of equals."""
+        """The slot with most of the prompt's first tokens under this mixture and these weights, and their number.
+
+        The least recently used of equal slots is taken.
+        """
         width = min(len(prompt), self._tokens.shape[1])
         same = self._tokens[:, :width] == np.asarray(prompt[:width], np.int32)[None]
         counts = np.where(same.all(axis=1), width, np.argmin(same, axis=1)) if width else np.zeros(len(same), int)
@@ -59,16 +62,16 @@ class Prefixes:
         return slot, int(counts[slot])
 
     def held(self, slot: int) -> int:
-        """How many tokens a slot holds."""
+        """The number of tokens in a slot."""
         return int((self._tokens[slot] >= 0).sum())
 
     def oldest(self, slots: Sequence[int]) -> int:
-        """Of these slots an empty one, or else the least recently used."""
+        """An empty slot among these, or else the least recently used one."""
         return min(slots, key=lambda slot: (self.held(slot) > 0, self._used[slot]))
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first tokens two prompts share."""
+    """The number of first tokens that two prompts share."""
     width = min(len(a), len(b))
     same = np.asarray(a[:width]) == np.asarray(b[:width])
     return width if same.all() else int(np.argmin(same))

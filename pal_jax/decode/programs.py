@@ -1,4 +1,4 @@
-"""The engine's functions, compiled: what every decoder runs."""
+"""The engine's compiled functions, which every decoder runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pal_jax.runtime import sharding
 
 
 class Programs:
-    """`decode.engine` for one model, mesh and number of slots. Each call compiles once for every size of its arguments.
+    """The functions of `decode.engine` for one model, mesh and number of slots, compiled once for each argument size.
 
     `mixtures [B, K]` are those of the rows or slots, where the weights are a soup of `K` adapters.
 
@@ -31,7 +31,7 @@ class Programs:
     def __init__(self, cfg: ModelConfig, mesh: Mesh, *, slots: int, int8: bool = False):
         self.param_shardings = sharding.param_shardings(model_params.decoder_specs(cfg), mesh, sharding.DECODE_RULES)
         state = engine.state_shardings(mesh)
-        # Where they are to lie has to be said of results: between two meshes a constraint within is not kept.
+        # Results are given their shardings here, since a constraint inside the function is lost between two meshes.
         places, dtype = dict(self.param_shardings), None if int8 else cfg.dtype
         a_layer = jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec(*place.spec[1:])), places.pop('layers'))
         if 'unembed' in places or cfg.unit_head:
@@ -79,13 +79,15 @@ class Programs:
         )
 
     def publish(self, params: Params) -> Params:
-        """Plain parameters, or a soup, as decoding wants them: a list of layers and the rest. They are sent layer by
-        layer, so that little is on its way at a time."""
+        """Plain parameters, or a soup, in the form for decoding: a list of layers, and the other weights.
+
+        They are sent layer by layer, so that few bytes are on their way at a time.
+        """
         stack = params['layers']
         outer = self.send_outer({name: w for name, w in params.items() if name != 'layers'})
-        sent = (soups.on_base(lambda plain, i=i: self.send_layer(plain, i), stack) for i in range(self.layers))
-        return outer | {'layers': [self.decode_layer(layer, i) for i, layer in enumerate(sent)]}
+        layers = (soups.on_base(lambda plain, i=i: self.send_layer(plain, i), stack) for i in range(self.layers))
+        return outer | {'layers': [self.decode_layer(layer, i) for i, layer in enumerate(layers)]}
 
 
-# Decoders of one shape, one after the other, share what is compiled.
+# Decoders of one shape, one after the other, share their compiled programs.
 programs_of = functools.lru_cache(maxsize=4)(Programs)

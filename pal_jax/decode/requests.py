@@ -1,4 +1,4 @@
-"""What is asked of a decoder and what comes back, whichever program drives the engine."""
+"""Requests to a decoder and their results, for every program that drives the engine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from pal_jax.types import Completion, FinishReason, Sampling
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One completion wanted. Its result depends on these and the weights, never on its neighbours.
+    """A request for one completion. The result depends on these fields and the weights, never on other requests.
 
-    `mixture`: the weights of the adapters that a soup holds (see `models.soups`), with sum 1; None is their base alone.
-    `alternatives`: how many of the likeliest tokens are told beside each, up to `ALTERNATIVES`; by a `LocalDecoder`.
+    `mixture`: the weights of a soup's adapters (see `models.soups`), with sum 1; None is their base alone.
+    `alternatives`: the number of likeliest tokens, up to `ALTERNATIVES`, that come with each token. `LocalDecoder`
+    alone has them.
     """
 
     prompt_ids: tuple[int, ...]
@@ -33,13 +34,15 @@ class Request:
 
 
 Alternatives = tuple[tuple[int, float], ...]  # tokens and their log-probs, the likeliest first
-ALTERNATIVES = 20  # at most, as OpenAI has it
-Told = Callable[[int, Completion], None]  # the place of a request, and what became of it
+ALTERNATIVES = 20  # at most, as in OpenAI's API
+Told = Callable[[int, Completion], None]  # takes the place of a request, and its completion
 
 
 class Progress(NamedTuple):
-    """What a step brought one request; the last has its `completion`. `version` is of the weights. `alternatives` are
-    those of each token where the request asks for some."""
+    """The tokens that a step gave one request. The last progress of a request has its `completion`.
+
+    `version` is that of the weights. `alternatives` has those of each token, where the request asks for some.
+    """
 
     number: int
     tokens: tuple[int, ...]
@@ -50,15 +53,17 @@ class Progress(NamedTuple):
 
 
 class News(NamedTuple):
-    """What came for one of several requests, by its place among them."""
+    """The progress of one of several requests, whose place among them is `number`."""
 
     number: int
     progress: Progress
 
 
 class Scored(NamedTuple):
-    """How likely tokens of a prompt were, each after all before it, under softmax(logits). The first has no log-prob
-    and no alternatives."""
+    """The log-probs of a prompt's tokens under softmax(logits), each after all tokens before it.
+
+    The first token has no log-prob and no alternatives.
+    """
 
     logprobs: tuple[float | None, ...]
     alternatives: tuple[Alternatives, ...]
@@ -67,8 +72,10 @@ class Scored(NamedTuple):
 
 @dataclasses.dataclass
 class Live:
-    """A request in a slot. It decodes once its prompt is in the cache, computed by `weights`, which a decoder numbers
-    as it loads them."""
+    """A request in a slot. It decodes once its prompt is in the cache (`ready`).
+
+    `weights` is the number of the weights that computed the prompt; a decoder numbers them as it loads them.
+    """
 
     number: int
     request: Request
@@ -81,9 +88,10 @@ class Live:
 
 
 def for_slots(cfg: ModelConfig, slots: int) -> tuple[ModelConfig, int]:
-    """The precision and the number of slots that decode best where `slots` are wanted.
+    """The config and the number of slots that decode fastest for `slots` requests.
 
-    A CPU multiplies rows by eights, 25 in more time than 32, and a single one best in float32.
+    A CPU multiplies rows in groups of eight, so that 25 rows take more time than 32. It multiplies a single row fastest
+    in float32.
     """
     cfg = (
         dataclasses.replace(cfg, attention='fused') if cfg.attention == 'splash' else cfg
@@ -94,8 +102,10 @@ def for_slots(cfg: ModelConfig, slots: int) -> tuple[ModelConfig, int]:
 
 
 def check(request: Request, cfg: ModelConfig, adapters: int = 0, prompt_only: bool = False) -> None:
-    """Raises ValueError where a request cannot be met by this model, of which weights hold so many adapters to mix; of
-    `prompt_only` nothing is to follow."""
+    """Raise ValueError where a model, whose weights have `adapters` adapters to mix, cannot meet a request.
+
+    With `prompt_only`, no tokens are to follow the prompt.
+    """
     mixture = request.mixture
     if mixture is not None and not (adapters == len(mixture) and abs(sum(mixture) - 1) <= 1e-6):
         raise ValueError(
@@ -114,7 +124,7 @@ def check(request: Request, cfg: ModelConfig, adapters: int = 0, prompt_only: bo
 
 
 def admission(placed: Sequence[tuple[int, int, Request]], slots: int) -> engine.Admission:
-    """Which rows of a prefix go into which slots, with the settings of the requests there."""
+    """The admission of rows of a prefix into slots, from (row, slot, request), with the requests' settings."""
     fill, requests = slots - len(placed), [request for _, _, request in placed]
 
     def column(values: Iterable[float], dtype: Any) -> np.ndarray:
@@ -140,7 +150,7 @@ def advance(
     logprobs: Sequence[float],
     policy_logprobs: Sequence[float],
 ) -> FinishReason | None:
-    """Takes the new tokens of a request up to its end, and says how it ended if it did."""
+    """Add the new tokens of a request up to its end. The result is the reason of its end, None if it goes on."""
     settings = live.request.sampling
     for token, logprob, policy_logprob in zip(tokens, logprobs, policy_logprobs, strict=True):
         live.tokens.append(token)
@@ -159,15 +169,15 @@ def advance(
     return None
 
 
-def alternatives_of(found: sampling.Likeliest, place: Any, count: int) -> tuple[Alternatives, ...]:
-    """The `count` likeliest tokens of each row that `place` picks, without those that were cut away."""
-    pairs = zip(found.tokens[place].tolist(), found.logprobs[place].tolist(), strict=True)
+def alternatives_of(top: sampling.Likeliest, place: Any, count: int) -> tuple[Alternatives, ...]:
+    """The `count` likeliest tokens of each row that `place` selects, without tokens of probability 0."""
+    pairs = zip(top.tokens[place].tolist(), top.logprobs[place].tolist(), strict=True)
     listed = (list(zip(*row, strict=True))[:count] for row in pairs)
     return tuple(tuple(pair for pair in row if pair[1] > -math.inf) for row in listed)
 
 
 def finish(live: Live, tokenizer: Tokenizer, reason: FinishReason) -> Completion:
-    """What a request has, as its completion."""
+    """The completion of a request, from the tokens that it has."""
     return Completion(
         tokenizer.text_of(live.tokens),
         tuple(live.tokens),
@@ -179,7 +189,7 @@ def finish(live: Live, tokenizer: Tokenizer, reason: FinishReason) -> Completion
 
 
 def bucket(length: int, unit: int) -> int:
-    """`length` rounded up to 1, 2, 3, 4, 6, 8, 12, 16, ... units: at most a third of it is padding, few sizes exist."""
+    """A length rounded up to 1, 2, 3, 4, 6, 8, 12, 16, ... units: few sizes, of which at most a third is padding."""
     units = -(-length // unit)
     step = 1 << max((units - 1).bit_length() - 2, 0)
     return -(-units // step) * step * unit

@@ -1,4 +1,4 @@
-"""Logits to tokens. Every row has its own settings and its own random key, so no row depends on another."""
+"""Sampling of tokens from logits. Every row has its own settings and random key, so no row depends on another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
 BLOCK = 256
-COLDEST = 1e-5  # a lower temperature is 0: divided by it, logits leave float32
+COLDEST = 1e-5  # a lower temperature counts as 0, since logits divided by it would overflow float32
 
 
 class Likeliest(NamedTuple):
@@ -21,6 +21,8 @@ class Likeliest(NamedTuple):
 
 
 class Sampled(NamedTuple):
+    """One token for each row, and its log-probs under both distributions (see `sample`)."""
+
     token: Int[Array, ' B']
     logprob: Float[Array, ' B']
     policy_logprob: Float[Array, ' B']
@@ -33,25 +35,28 @@ def sample(
     top_k: Int[Array, ' B'],
     top_p: Float[Array, ' B'],
 ) -> Sampled:
-    """Draws one token a row; at a temperature below 1e-5 the likeliest one.
+    """Draw one token for each row. At a temperature below 1e-5 it is the likeliest one, and the row is greedy.
 
-    `logprob` is that of the distribution drawn from: softmax(logits / temperature), cut by top-k and top-p; of the
-    plain one for greedy rows. `policy_logprob` is that of softmax(logits), whatever the settings.
+    `logprob` is that of the distribution drawn from: softmax(logits / temperature), cut by top-k and top-p. For greedy
+    rows it is that of softmax(logits). `policy_logprob` is that of softmax(logits) under all settings.
     """
-    greedy, drawn = temperature < COLDEST, drawn_from(logits, temperature, top_k, top_p)
+    greedy, drawn_logits = temperature < COLDEST, drawn_from(logits, temperature, top_k, top_p)
     uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
-    tokens = jnp.where(greedy, argmax(logits), inverse_cdf(drawn, uniform)).astype(jnp.int32)
-    return Sampled(tokens, logprob_of(drawn, tokens), logprob_of(logits, tokens))
+    tokens = jnp.where(greedy, argmax(logits), inverse_cdf(drawn_logits, uniform)).astype(jnp.int32)
+    return Sampled(tokens, logprob_of(drawn_logits, tokens), logprob_of(logits, tokens))
 
 
 def drawn_from(
     logits: Float[Array, 'B V'], temperature: Float[Array, ' B'], top_k: Int[Array, ' B'], top_p: Float[Array, ' B']
 ) -> Float[Array, 'B V']:
-    """Logits of the distribution that tokens are drawn from, -inf where they are cut; the plain ones of greedy rows."""
+    """The logits of the distribution that tokens are drawn from, -inf for tokens that are cut.
+
+    For greedy rows they are the plain logits.
+    """
     greedy = temperature < COLDEST
     scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
-    drawn = lax.cond(jnp.any((top_k > 0) | (top_p < 1)), lambda: truncate(scaled, top_k, top_p), lambda: scaled)
-    return jnp.where(greedy[:, None], logits, drawn)
+    cut_logits = lax.cond(jnp.any((top_k > 0) | (top_p < 1)), lambda: truncate(scaled, top_k, top_p), lambda: scaled)
+    return jnp.where(greedy[:, None], logits, cut_logits)
 
 
 def likeliest(logits: Float[Array, 'B V'], count: int) -> Likeliest:
@@ -61,40 +66,45 @@ def likeliest(logits: Float[Array, 'B V'], count: int) -> Likeliest:
 
 
 def logprob_of(logits: Float[Array, 'B V'], tokens: Int[Array, ' B']) -> Float[Array, ' B']:
+    """The log-probs of tokens under softmax(logits)."""
     return jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - log_sum_exp(logits)
 
 
 def argmax(logits: Float[Array, 'B V']) -> Int[Array, ' B']:
-    """As `jnp.argmax(axis=-1)`, which on CPU goes one by one, by maxima, which are vectorised: first the block, then
-    inside it."""
+    """The index of the largest logit of each row, as `jnp.argmax(axis=-1)` gives it.
+
+    On CPU that function compares entries one by one. Here maxima of blocks, which are vectorised, find the block first,
+    and then the entry in it.
+    """
     blocks = _blocks(logits, -jnp.inf)
     block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
     return block * BLOCK + jnp.argmax(_take(blocks, block), axis=-1)
 
 
 def log_sum_exp(logits: Float[Array, 'B V']) -> Float[Array, ' B']:
-    """As `jax.nn.logsumexp`, with the exponentials written out before they are summed (vectorised on CPU)."""
+    """The log of the sum of exponentials of each row, with a barrier before the sum (vectorised on CPU)."""
     top = jnp.max(logits, axis=-1)
     return top + jnp.log(jnp.sum(lax.optimization_barrier(jnp.exp(logits - top[:, None])), axis=-1))
 
 
 def truncate(logits: Float[Array, 'B V'], top_k: Int[Array, ' B'], top_p: Float[Array, ' B']) -> Float[Array, 'B V']:
-    """-inf below the `top_k`-th largest logit and outside the smallest set of tokens with probability `top_p`."""
+    """The logits, -inf below the `top_k`-th largest one and outside the smallest set with probability `top_p`."""
     ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
     vocab = logits.shape[-1]
     last = jnp.where(top_k > 0, jnp.minimum(top_k, vocab), vocab) - 1
     kth = jnp.take_along_axis(ordered, last[:, None], axis=-1)
     ordered = jnp.where(ordered >= kth, ordered, -jnp.inf)
     before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1) - jax.nn.softmax(ordered, axis=-1)
-    kept = jnp.sum(before < top_p[:, None], axis=-1, keepdims=True)
-    threshold = jnp.take_along_axis(ordered, jnp.maximum(kept, 1) - 1, axis=-1)
+    count = jnp.sum(before < top_p[:, None], axis=-1, keepdims=True)
+    threshold = jnp.take_along_axis(ordered, jnp.maximum(count, 1) - 1, axis=-1)
     return jnp.where(logits >= jnp.maximum(kth, threshold), logits, -jnp.inf)
 
 
 def inverse_cdf(logits: Float[Array, 'B V'], uniform: Float[Array, ' B']) -> Int[Array, ' B']:
     """The token at which the cumulative probability passes `uniform`: first its block of 256, then inside the block.
 
-    One uniform number a row instead of a Gumbel number a token, and no cumulative sum over the whole vocabulary.
+    It needs one uniform number for each row, not a Gumbel number for each token, and no cumulative sum over the whole
+    vocabulary.
     """
     mass = _blocks(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)), 0.0)
     blocks = jnp.cumsum(jnp.sum(mass, axis=-1), axis=-1)
@@ -106,7 +116,7 @@ def inverse_cdf(logits: Float[Array, 'B V'], uniform: Float[Array, ' B']) -> Int
 
 
 def _first_above(cumulative: Float[Array, 'B N'], target: Float[Array, ' B']) -> Int[Array, ' B']:
-    # The second term guards against rounding: never past the last entry that has any mass.
+    # The second term guards against rounding, so that the index is at most that of the last entry with any mass.
     index = jnp.sum(cumulative <= target[:, None], axis=-1)
     return jnp.minimum(index, jnp.sum(cumulative < cumulative[:, -1:], axis=-1))
 
@@ -116,6 +126,6 @@ def _blocks(x: Float[Array, 'B V'], pad: float) -> Float[Array, 'B N block']:
 
 
 def _take(x: Float[Array, 'B N *rest'], index: Int[Array, ' B']) -> Float[Array, 'B *rest']:
-    """`x[b, index[b]]` of every row."""
+    """The entries `x[b, index[b]]` of all rows `b`."""
     index = jnp.expand_dims(index, tuple(range(1, x.ndim)))
     return jnp.take_along_axis(x, index, axis=1)[:, 0]

@@ -1,8 +1,8 @@
-"""Decoders side by side, each on its share of the devices: what several processes sample with.
+"""Decoders side by side, each on its share of the devices, with which several processes sample.
 
-Every process samples its share of the requests on a mesh of its own devices and tells the others, so all know all
-completions. Which requests are sampled together is decided by the number of shares alone: one process with as many
-shares, which then take turns, samples the same bit by bit.
+Every process samples its share of the requests on a mesh of its own devices, and the processes exchange the
+completions. The number of shares alone decides which requests are sampled together. One process with as many shares,
+which then take turns, gives the same samples bit by bit.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pal_jax.types import Completion
 
 
 class SharedDecoder:
-    """`LocalDecoder`s, of which this process has its own ones. `slots` are of all shares together.
+    """The `LocalDecoder`s of this process's shares. `slots` is the number of all shares' slots together.
 
-    Weights are gathered once, into the precision and layout that decoding wants. Each decoder takes the part on its own
-    devices: nothing is copied, and a device holds one set of weights beside the training state.
+    Weights are gathered once, into the precision and layout for decoding. Each decoder takes the part on its own
+    devices without a copy, so a device has one set of weights beside the training state.
 
     Raises:
       ValueError: the devices do not divide into these shares.
@@ -52,26 +52,28 @@ class SharedDecoder:
         settings |= {'slots': -(-slots // shares.parts), 'int8': int8}
         self._shares = shares
         self._decoders = {number: LocalDecoder(cfg, tokenizer, parts[number], **settings) for number in shares.own}
-        one = self._decoders[shares.own[0]]
-        self._publish = programs_of(one.cfg, wide, slots=one.slots, int8=int8).publish
-        # As they lie in training, in the order of these devices: where it is the same, nothing moves.
+        first_decoder = self._decoders[shares.own[0]]
+        self._publish = programs_of(first_decoder.cfg, wide, slots=first_decoder.slots, int8=int8).publish
+        # The shardings of training, in the order of these devices. Where the orders are the same, nothing moves.
         ordered = Mesh(wide.devices.reshape(mesh.devices.shape), wide.axis_names, axis_types=wide.axis_types)
         self._spread = sharding.param_shardings(model_params.decoder_specs(cfg), ordered)
 
     def load(self, params: Params, version: int = 0) -> None:
-        """Decodes with these (plain, merged) parameters, spread over all processes, from now on."""
+        """Decode with these (plain, merged) parameters, spread over all processes, from now on."""
         self.release()  # frees the old ones first
         weights = self._publish(jax.device_put(params, self._spread))
         for decoder in self._decoders.values():
             decoder.use(on_mesh(weights, decoder.mesh), version)
 
     def release(self) -> None:
-        """Gives the memory of weights and caches back until the next `load`."""
+        """Give back the memory of weights and caches until the next `load`."""
         for decoder in self._decoders.values():
             decoder.release()
 
     def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
-        """Completions in the order of the requests, which are the same in every process; `told` hears of its own.
+        """The completions, in the order of the requests, which are the same in every process.
+
+        `told(place, completion)` is called for the completions that this process has sampled.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -81,9 +83,9 @@ class SharedDecoder:
         def decode(number: int, part: Sequence[Request]) -> list[Completion]:
             start = self._shares.start(len(requests), number)
 
-            def tell(place: int, each: Completion) -> None:
+            def tell(place: int, sampled: Completion) -> None:
                 if told:
-                    told(start + place, each)
+                    told(start + place, sampled)
 
             return self._decoders[number](part, tell)
 
@@ -97,18 +99,20 @@ class SharedDecoder:
 
 
 def completion(packed: dict[str, Any]) -> Completion:
-    """The inverse of `dataclasses.asdict`, also after it went through JSON text."""
+    """A completion from its `dataclasses.asdict`, also after that went through JSON text."""
     values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in packed.items()}
     return Completion(**values)
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that each part of their mesh holds in full, on the part `mesh` alone; the buffers are the same."""
+    """Arrays on `mesh` alone, from arrays that each part of a larger mesh has in full. Buffers are not copied."""
 
     def part(x: jax.Array) -> jax.Array:
-        held = {shard.device: shard.data for shard in x.addressable_shards}
+        shards = {shard.device: shard.data for shard in x.addressable_shards}
         assert isinstance(x.sharding, NamedSharding)
         place = NamedSharding(mesh, x.sharding.spec)
-        return jax.make_array_from_single_device_arrays(x.shape, place, [held[device] for device in mesh.devices.flat])
+        return jax.make_array_from_single_device_arrays(
+            x.shape, place, [shards[device] for device in mesh.devices.flat]
+        )
 
     return jax.tree.map(part, tree)

@@ -1,4 +1,4 @@
-"""Rotary positions, who sees whom, and attention."""
+"""Rotary positions, the mask by which tokens see others, and attention."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pal_jax.models.splash import splash_attention
 from pal_jax.types import OPENING
 
 MASKED = -1e30  # finite, so that a difference of two of them is 0 and not NaN
-BLOCK = 128  # queries of a causal block on CPU: smaller ones mask less in vain but make slower products
+BLOCK = 128  # queries of a causal block on CPU; smaller blocks compute fewer masked scores, but slower products
 
 
 class Places(NamedTuple):
-    """Where tokens stand: all that decides who sees whom (see `types.TokenBatch`)."""
+    """The segments, prefixes and positions of tokens, which decide the keys that a query sees (`types.TokenBatch`)."""
 
     segments: Int[Array, 'R T']
     prefix: Int[Array, 'R T']
@@ -28,19 +28,23 @@ class Places(NamedTuple):
 
 
 def one_sequence(positions: Int[Array, 'R T']) -> Places:
-    """Rows that are one segment each."""
+    """The places of rows that have one segment each."""
     ones = jnp.ones_like(positions)
     return Places(ones, ones, positions)
 
 
 def visible(queries: Places, keys: Places, window: int | None = None) -> Bool[Array, 'R T S']:
-    """`[r, t, s]`: query `t` sees keys of its own segment, of its prefix and of the row's opening, at its own position
-    and less than `window` before it.
+    """The mask `[r, t, s]`, True where query `t` sees key `s`.
+
+    A query sees keys of its own segment, of its prefix and of the row's opening, at its own position and less than
+    `window` positions before it.
 
     Padding, segment 0, sees padding, so every softmax has something to sum.
     """
-    distance, seen = _distance(queries, keys), keys.segments[:, None]
-    related = (seen == queries.segments[:, :, None]) | (seen == queries.prefix[:, :, None]) | (seen == OPENING)
+    distance, segments = _distance(queries, keys), keys.segments[:, None]
+    related = (
+        (segments == queries.segments[:, :, None]) | (segments == queries.prefix[:, :, None]) | (segments == OPENING)
+    )
     earlier = related & (distance >= 0)
     return earlier if window is None else earlier & (distance < window)
 
@@ -61,8 +65,10 @@ def rope(
 
 
 def _rotation(positions: Array, cfg: ModelConfig, kind: LayerKind) -> tuple[Array, Array]:
-    """Factors `[R, T, 1, K]` of a head and of its swapped halves. The barrier keeps XLA from taking every cosine
-    again for every head and layer."""
+    """The factors `[R, T, 1, K]` of a head and of its swapped halves.
+
+    The barrier keeps XLA from computing every cosine again for every head and layer.
+    """
     angles = positions[..., None].astype(jnp.float32) * _frequencies(cfg, kind)[None, None]
     cos, sin = lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
     return jnp.concatenate([cos, cos], -1)[:, :, None], jnp.concatenate([-sin, sin], -1)[:, :, None]
@@ -82,7 +88,7 @@ def _frequencies(cfg: ModelConfig, kind: LayerKind) -> Float[Array, ' half']:
 
 
 def _llama3(frequencies: Array, scaling: RopeScaling) -> Array:
-    """Divides low frequencies by `factor`, keeps high ones and blends between (Llama 3.1)."""
+    """The frequencies of Llama 3.1, where low ones are divided by `factor`, high ones stay, and others are blended."""
     turns = scaling.original_max_len * frequencies / (2 * math.pi)
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = jnp.clip(blend, 0.0, 1.0)
@@ -90,15 +96,18 @@ def _llama3(frequencies: Array, scaling: RopeScaling) -> Array:
 
 
 def alibi_slopes(heads: int) -> Float[np.ndarray, ' H']:
-    """How fast each head's scores fall with distance (Press et al. 2022): a geometric sequence for a power of two, and
-    every other slope of the next power for the heads beyond it."""
+    """The slope `[H]` by which each head's scores fall with distance (Press et al. 2022).
+
+    Slopes are a geometric sequence where the heads are a power of two. The heads beyond a power have every other slope
+    of the next power.
+    """
     power = 1 << (heads.bit_length() - 1)
     exponents = [*range(2, 2 * power + 1, 2), *range(1, 2 * power, 2)][:heads]
     return np.exp2(-4.0 * np.array(exponents) / power).astype(np.float32)
 
 
 def score_scale(cfg: ModelConfig) -> float:
-    """What products of queries and keys are multiplied by."""
+    """The factor of the products of queries and keys."""
     return (cfg.head_dim if cfg.query_scalar is None else cfg.query_scalar) ** -0.5
 
 
@@ -115,8 +124,8 @@ def attention(
     """Softmax attention with the windows, caps and slopes of `cfg` and `kind`; head `h` reads kv head `h // (H / G)`.
     The softmax is in float32.
 
-    `causal` states that queries and keys are the same tokens and that none sees a column after its own, so that work on
-    the masked half can be left out.
+    `causal` says that queries and keys are the same tokens and that no query sees a column after its own. The masked
+    half is then left out where possible.
     """
     if cfg.attention == 'splash' and causal and not cfg.alibi:
         scale, cap = score_scale(cfg), cfg.attn_softcap
@@ -132,19 +141,19 @@ def attention(
 def _blocked(
     q: Array, k: Array, v: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind, causal: bool
 ) -> Array:
-    """Blocks of queries one after the other, each against the columns it may see."""
+    """Attention of one block of queries after the other, each with the columns that it may see."""
     length, columns = q.shape[1], k.shape[1]
     size = BLOCK if causal else length
     outs = []
     for start in range(0, length, size):
-        rows, seen = slice(start, start + size), slice(start + size if causal else columns)
-        ours, theirs = Places(*(x[:, rows] for x in queries)), Places(*(x[:, seen] for x in keys))
-        outs.append(_folded(q[:, rows], k[:, seen], v[:, seen], ours, theirs, cfg, kind))
+        rows, columns_seen = slice(start, start + size), slice(start + size if causal else columns)
+        ours, theirs = Places(*(x[:, rows] for x in queries)), Places(*(x[:, columns_seen] for x in keys))
+        outs.append(_folded(q[:, rows], k[:, columns_seen], v[:, columns_seen], ours, theirs, cfg, kind))
     return jnp.concatenate(outs, axis=1)
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs: folded `q`, `k`, `v`, probabilities, output, and a scalar of the inputs' dtype."""
+    """Arrays for the backward pass: folded `q`, `k`, `v`, probabilities, output, and a scalar of the inputs' dtype."""
 
     q: Array
     k: Array
@@ -157,8 +166,10 @@ class Saved(NamedTuple):
 def _fold_and_attend(
     q: Array, k: Array, v: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind
 ) -> Array:
-    """Attention whose batched products have one matrix per kv head, and whose backward pass keeps only the
-    probabilities, in `cfg.dtype`. Float32 out."""
+    """Attention in float32 whose batched products have one matrix for each kv head.
+
+    Its backward pass keeps the probabilities alone, in `cfg.dtype`.
+    """
     return _folded_fwd(q, k, v, queries, keys, cfg, kind)[0]
 
 
@@ -194,19 +205,19 @@ _folded.defvjp(_folded_fwd, _folded_bwd)
 
 
 def _scores(q: Array, k: Array, cfg: ModelConfig) -> Array:
-    """`[R, G, T*J, S]` of `q [R, G, T*J, K]` and `k [R, S, G, K]`, scaled and capped."""
+    """The scores `[R, G, T*J, S]` of `q [R, G, T*J, K]` and `k [R, S, G, K]`, scaled and capped."""
     scores = _dot('rgtk,rsgk->rgts', q, k, cfg.dtype) * score_scale(cfg)
     return scores if cfg.attn_softcap is None else cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
 
 
 def _probabilities(scores: Array, queries: Places, keys: Places, cfg: ModelConfig, kind: LayerKind) -> Array:
-    """In `cfg.dtype`; `queries` are those of the rows `T*J` of the scores."""
+    """The probabilities `[R, G, T*J, S]` in `cfg.dtype`. `queries` are the places of the scores' rows `T*J`."""
     if cfg.alibi:
         groups, rows = scores.shape[1:3]
         slopes = np.tile(alibi_slopes(cfg.heads).reshape(groups, -1), rows * groups // cfg.heads)
         scores -= slopes[None, :, :, None] * _distance(queries, keys)[:, None].astype(jnp.float32)
     scores = jnp.where(visible(queries, keys, kind.window)[:, None], scores, MASKED)
-    # Written out before it is summed: XLA's CPU backend does not vectorise an exp inside a reduction.
+    # The barrier comes before the sum, since XLA's CPU backend does not vectorise an exp inside a reduction.
     weights = lax.optimization_barrier(jnp.exp(scores - scores.max(-1, keepdims=True)))
     return (weights / weights.sum(-1, keepdims=True)).astype(cfg.dtype)
 
@@ -216,7 +227,7 @@ def _dot(spec: str, x: Array, y: Array, dtype: str) -> Array:
 
 
 def _fold(x: Array, groups: int) -> Array:
-    """`[R, T, G*J, K]` to `[R, G, T*J, K]`: heads that share keys become further rows of one matrix product."""
+    """An array `[R, G, T*J, K]` from `[R, T, G*J, K]`, where heads that share keys are rows of one matrix product."""
     rows, length, _, size = x.shape
     return x.reshape(rows, length, groups, -1, size).swapaxes(1, 2).reshape(rows, groups, -1, size)
 

@@ -1,6 +1,6 @@
 """BERT as an encoder of sentences (Devlin et al. 2019; mean pooling as in sentence-transformers, Reimers et al. 2019).
 
-Frozen and small: plain functions over the tensors of a Hugging Face folder, under their own names.
+The model is frozen and small, so it is plain functions of a Hugging Face folder's tensors, by the tensors' own names.
 
 Letters: `B` sentences, `T` tokens, `D` width.
 """
@@ -26,6 +26,8 @@ Weights = dict[str, Array]
 
 
 class BertConfig(NamedTuple):
+    """The sizes of a BERT; `max_len` is its longest sentence in tokens."""
+
     layers: int
     heads: int
     norm_eps: float
@@ -33,10 +35,10 @@ class BertConfig(NamedTuple):
 
 
 def package_folder(package: str = MINILM) -> Path:
-    """The model folder that an installed package carries; the package is not imported.
+    """The model folder inside an installed package, which is not imported.
 
     Raises:
-      RuntimeError: it is not installed.
+      RuntimeError: the package is not installed.
     """
     try:
         files = importlib.metadata.files(package) or []
@@ -49,7 +51,7 @@ def load(folder: Path) -> tuple[BertConfig, Weights]:
     """A BERT with exact GELU from a Hugging Face folder.
 
     Raises:
-      ValueError: another kind of model, or a number is not finite.
+      ValueError: the model is of another kind, or a number is not finite.
     """
     path = folder / 'config.json'
     config = read_object(path)
@@ -70,16 +72,16 @@ def load(folder: Path) -> tuple[BertConfig, Weights]:
 def embed(
     weights: Weights, cfg: BertConfig, tokens: Int[Array, 'B T'], mask: Bool[Array, 'B T']
 ) -> Float[Array, 'B D']:
-    """Sentences as the mean of their tokens' last hidden states, of length 1."""
+    """The vectors of sentences, which are the mean of the tokens' last hidden states, scaled to length 1."""
     hidden = encode(weights, cfg, tokens, mask)
-    kept = jnp.where(mask[..., None], hidden, 0.0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)[:, None]
-    return kept / jnp.maximum(jnp.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
+    summed = jnp.where(mask[..., None], hidden, 0.0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)[:, None]
+    return summed / jnp.maximum(jnp.linalg.norm(summed, axis=1, keepdims=True), 1e-12)
 
 
 def encode(
     weights: Weights, cfg: BertConfig, tokens: Int[Array, 'B T'], mask: Bool[Array, 'B T']
 ) -> Float[Array, 'B T D']:
-    """The last hidden states. `mask` marks what is no padding."""
+    """The last hidden states. `mask` is False for padding."""
     words = weights['embeddings.word_embeddings.weight'][tokens]
     positions = weights['embeddings.position_embeddings.weight'][: tokens.shape[1]]
     x = words + positions[None] + weights['embeddings.token_type_embeddings.weight'][:1, None]
@@ -98,10 +100,10 @@ def encode(
 def _attention(weights: Weights, name: str, cfg: BertConfig, x: Array, mask: Array) -> Array:
     parts = ('query', 'key', 'value')
     q, k, v = (_linear(weights, f'{name}.attention.self.{part}', x) for part in parts)
-    q, k, v = (each.reshape(*each.shape[:2], cfg.heads, -1) for each in (q, k, v))
+    q, k, v = (projected.reshape(*projected.shape[:2], cfg.heads, -1) for projected in (q, k, v))
     scores = jnp.einsum('bthd,bshd->bhts', q, k) / jnp.sqrt(q.shape[-1])
-    chosen = jax.nn.softmax(jnp.where(mask[:, None, None, :], scores, -jnp.inf), axis=-1)
-    return jnp.einsum('bhts,bshd->bthd', chosen, v).reshape(x.shape)
+    probabilities = jax.nn.softmax(jnp.where(mask[:, None, None, :], scores, -jnp.inf), axis=-1)
+    return jnp.einsum('bhts,bshd->bthd', probabilities, v).reshape(x.shape)
 
 
 def _linear(weights: Weights, name: str, x: Array) -> Array:

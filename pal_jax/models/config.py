@@ -1,4 +1,4 @@
-"""What distinguishes one decoder from another: data, not code paths."""
+"""The fields in which one decoder differs from another. They are data, and the code has no paths for families."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's stretching of the low rotary frequencies (`rope_type: llama3`)."""
+    """The scaling of Llama 3.1, which stretches low rotary frequencies (`rope_type: llama3`)."""
 
     factor: float
     low_freq_factor: float
@@ -19,16 +19,16 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LinearScaling:
-    """All rotary frequencies divided by `factor` (Chen et al. 2023; `rope_type: linear`)."""
+    """The scaling that divides all rotary frequencies by `factor` (Chen et al. 2023; `rope_type: linear`)."""
 
     factor: float
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerKind:
-    """In what the layers of one model may differ.
+    """The fields in which the layers of one model may differ.
 
-    `window`: a token sees those less than so many positions before it; None is all of them.
+    `window`: a token sees the tokens less than so many positions before it; None is all of them.
     `rope`: rotary positions with the model's `rope_theta` and `rope_scaling`, with its `rope_local_theta`, or none.
     """
 
@@ -40,7 +40,7 @@ class LayerKind:
 class ModelConfig:
     """A decoder-only transformer. Frozen and hashable, so it is static under `jit`.
 
-    The last group is how it is computed, not what it is: see `runtime.devices.for_platform`.
+    The fields from `dtype` on say how the model is computed, and not what it is: see `runtime.devices.for_platform`.
     """
 
     family: str  # a row of the table in models/families.py
@@ -65,18 +65,18 @@ class ModelConfig:
     attn_softcap: float | None = None  # scores are cap * tanh(score / cap)
     final_softcap: float | None = None  # logits likewise
     qk_norm: bool = False  # each head's query and key are normalised before they are rotated
-    post_norms: bool = False  # also what attention and network give is normalised, before it is added
+    post_norms: bool = False  # the outputs of attention and network are normalised, too, before they are added
     norm_offset: float = 0.0  # added to the weights of norms
     activation: Literal['silu', 'gelu_tanh'] = 'silu'
     scale_embed: bool = False  # embeddings are multiplied by the root of the width
     unit_head: bool = False  # rows of the output matrix are divided by their length (Baichuan 2's NormHead)
 
-    dtype: str = 'float32'  # of what goes into matrix products
-    act_dtype: str = 'float32'  # of what comes out of them
+    dtype: str = 'float32'  # of the inputs of matrix products
+    act_dtype: str = 'float32'  # of their results
     unroll: bool = False  # layers as straight code (faster on CPU) instead of a scan (compiles faster)
     attention: str = 'blocks'  # in plain XLA; 'fused': XLA's own choice; 'splash': kernels for TPU (models/splash.py)
-    logit_states: int = 512  # states whose logits a device has at once: rows with few actions skip most of theirs
-    remat: str = 'none'  # what of a layer the backward pass computes again; see `decoder.saved`
+    logit_states: int = 512  # states whose logits a device has at once; rows with few actions skip most of them
+    remat: str = 'none'  # the part of a layer that the backward pass computes again; see `decoder.saved`
 
     @property
     def kinds(self) -> tuple[LayerKind, ...]:
@@ -85,13 +85,13 @@ class ModelConfig:
 
 
 def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
-    """The shortest beginning that, repeated, gives the kinds of all layers; the last repetition may be cut off."""
+    """The shortest beginning that gives the kinds of all layers when it is repeated. The last repetition may be cut."""
     period = next(p for p in range(1, len(kinds) + 1) if all(kind == kinds[i % p] for i, kind in enumerate(kinds)))
     return tuple(kinds[:period])
 
 
 def tiny(vocab: int = 512) -> ModelConfig:
-    """A random model for tests and `:smoke` runs: every part of the real ones, none of their size."""
+    """The config of a small model for tests and `:smoke` runs, with every part of a real one."""
     return ModelConfig(
         family='llama', vocab=vocab, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=128, max_len=1024
     )

@@ -1,4 +1,4 @@
-"""One decoder for every family: pre-norm blocks of grouped attention and a gated network, as `ModelConfig` has them."""
+"""The decoder of every family: pre-norm blocks of grouped attention and a gated network, set by `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pal_jax.models.linear import by_output, linear
 from pal_jax.models.params import Params, split, unstack
 from pal_jax.runtime.sharding import constrain
 
-ROWS = ('batch', None, None)  # activations: a device has rows of its own
+ROWS = ('batch', None, None)  # axes of activations, whose rows are spread over the devices
 
 Extra = TypeVar('Extra')
 Attend = Callable[[Array, Array, Array], tuple[Array, Extra]]
@@ -35,7 +35,7 @@ def forward(
     segments: Int[Array, 'R T'],
     prefix: Int[Array, 'R T'],
 ) -> Float[Array, 'R T D']:
-    """Hidden states after the final norm, in `cfg.act_dtype`, of rows as in `types.TokenBatch`."""
+    """The hidden states after the final norm, in `cfg.act_dtype`, of rows as in `types.TokenBatch`."""
     places = Places(segments, prefix, positions)
 
     def body(x: Array, layer: Params, kind: LayerKind) -> Array:
@@ -51,11 +51,13 @@ def forward(
 
 
 def saved(remat: str) -> Callable[..., bool]:
-    """What a layer keeps for the backward pass: 'none' computes nothing again, 'full' everything, 'dots' all but the
-    products with weights, and `dots_saveable` or the like what `jax.checkpoint_policies` has under that name.
+    """The checkpoint policy that `remat` names, which says what a layer keeps for the backward pass.
+
+    'none' computes nothing again, 'full' everything, and 'dots' everything except the products with weights. Another
+    name, such as `dots_saveable`, is that of a policy in `jax.checkpoint_policies`.
 
     Raises:
-      ValueError: the name is none of these.
+      ValueError: there is no such policy.
     """
     short = {'none': 'everything_saveable', 'full': 'nothing_saveable', 'dots': 'dots_with_no_batch_dims_saveable'}
     name = short.get(str(remat), str(remat))
@@ -65,7 +67,7 @@ def saved(remat: str) -> Callable[..., bool]:
 
 
 def _run_layers(body: Callable[[Array, Params, LayerKind], Array], x: Array, layers: Params, cfg: ModelConfig) -> Array:
-    """All layers as straight code, or a scan over whole repetitions of the pattern and the rest as straight code."""
+    """Run all layers as straight code, or as a scan over whole repetitions of the pattern with straight code after."""
 
     def straight(x: Array, stack: Params, kinds: Sequence[LayerKind]) -> Array:
         for layer, kind in zip(unstack(stack), kinds, strict=True):
@@ -75,13 +77,13 @@ def _run_layers(body: Callable[[Array, Params, LayerKind], Array], x: Array, lay
     if cfg.unroll:
         return straight(x, layers, cfg.kinds)
     period = len(cfg.pattern)
-    if period == 1:  # weights as the scan has them: it would keep what is made of them for the backward pass
+    if period == 1:  # weights go in as they are: the scan would keep a reshaped copy for the backward pass
         return lax.scan(lambda x, layer: (body(x, layer, cfg.pattern[0]), None), x, layers)[0]
-    whole = cfg.layers // period * period
-    stack, *rest = [layers] if whole == cfg.layers else split(layers, (whole, cfg.layers - whole))
-    repetitions = jax.tree.map(lambda w: w.reshape(whole // period, period, *w.shape[1:]), stack)
+    repeated = cfg.layers // period * period
+    stack, *remainder = [layers] if repeated == cfg.layers else split(layers, (repeated, cfg.layers - repeated))
+    repetitions = jax.tree.map(lambda w: w.reshape(repeated // period, period, *w.shape[1:]), stack)
     x, _ = lax.scan(lambda x, stack: (straight(x, stack, cfg.pattern), None), x, repetitions)
-    return straight(x, rest[0], cfg.kinds[whole:]) if rest else x
+    return straight(x, remainder[0], cfg.kinds[repeated:]) if remainder else x
 
 
 def block(
@@ -92,8 +94,11 @@ def block(
     positions: Int[Array, 'R T'],
     attend: Attend[Extra],
 ) -> tuple[Float[Array, 'R T D'], Extra]:
-    """One layer. `attend(q, k, v)` gets rotated `q [R,T,H,K]`, `k, v [R,T,G,K]`, and returns what they attended to
-    and anything it wants kept (a cache, or nothing), which `block` hands on."""
+    """One layer's output, and the second result of `attend`.
+
+    `attend(q, k, v)` gets rotated `q [R,T,H,K]` and `k, v [R,T,G,K]`. It returns the attention's output `[R,T,H,K]` and
+    any further value, such as a cache.
+    """
     attn, norm = layer['attn'], layer['norm']
     with jax.named_scope('attention'):
         q, k, v = _project(attn, cfg, rms_norm(x, norm['attn'], cfg))
@@ -109,8 +114,11 @@ def _post_norm(x: Array, norm: Params, name: str, cfg: ModelConfig) -> Array:
 
 
 def fuse(layer: Params, cfg: ModelConfig) -> Params:
-    """The same layer with fewer and larger products: `qkv` [D, G, H/G + 2, K] has the queries, key and value of a group
-    side by side, `gate_up` [D, 2, F] both halves of the gated network. Not for a mesh: it would have to be gathered."""
+    """The same layer with fewer and larger products.
+
+    `qkv` [D, G, H/G + 2, K] has the queries, key and value of a group side by side, and `gate_up` [D, 2, F] has both
+    halves of the gated network. It is not for a mesh, where the weights would have to be gathered.
+    """
 
     def by_group(*heads: Array) -> Array:
         grouped = [x.reshape(*x.shape[:-2], cfg.kv_heads, -1, cfg.head_dim) for x in heads]
@@ -124,7 +132,7 @@ def fuse(layer: Params, cfg: ModelConfig) -> Params:
 
 
 def _project(attn: Params, cfg: ModelConfig, x: Array) -> tuple[Array, Array, Array]:
-    """Queries [R, T, H, K], keys and values [R, T, G, K]."""
+    """The queries [R, T, H, K], keys and values [R, T, G, K] of normalised states."""
     if 'qkv' in attn:
         grouped = _with_bias(attn, 'qkv', linear(x, attn['qkv'], cfg))
         q = grouped[..., :-2, :].reshape(*x.shape[:2], cfg.heads, cfg.head_dim)
@@ -143,8 +151,8 @@ def _with_bias(attn: Params, name: str, x: Array) -> Array:
 
 def _mlp(mlp: Params, cfg: ModelConfig, x: Array) -> Array:
     if 'gate_up' in mlp:
-        both = linear(x, mlp['gate_up'], cfg)
-        gate, up = both[..., 0, :], both[..., 1, :]
+        halves = linear(x, mlp['gate_up'], cfg)
+        gate, up = halves[..., 0, :], halves[..., 1, :]
     else:
         gate, up = linear(x, mlp['gate'], cfg), linear(x, mlp['up'], cfg)
     return linear(_gated(gate, up, cfg.activation), mlp['down'], cfg)
@@ -152,13 +160,16 @@ def _mlp(mlp: Params, cfg: ModelConfig, x: Array) -> Array:
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def _gated(gate: Array, up: Array, activation: str) -> Array:
-    """What is cheap to compute again is not kept for the backward pass: its inputs are."""
+    """The gated product. Its inputs alone are kept for the backward pass, since it is cheap to compute again."""
     return ACTIVATIONS[activation](gate) * up
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(x: Float[Array, '... D'], weight: Float[Array, ' D'], cfg: ModelConfig) -> Float[Array, '... D']:
-    """`x / rms(x) * (weight + cfg.norm_offset)` over the last axis, in float32 inside (Zhang & Sennrich 2019)."""
+    """The root-mean-square norm over the last axis (Zhang & Sennrich 2019), computed in float32.
+
+    It is `x / rms(x) * (weight + cfg.norm_offset)`.
+    """
     wide = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + cfg.norm_eps)
     scale = jnp.expand_dims(weight.astype(jnp.float32) + cfg.norm_offset, tuple(range(x.ndim - 1)))
@@ -166,14 +177,14 @@ def rms_norm(x: Float[Array, '... D'], weight: Float[Array, ' D'], cfg: ModelCon
 
 
 def embed(params: Params, cfg: ModelConfig, tokens: Int[Array, 'R T']) -> Float[Array, 'R T D']:
-    """Token embeddings in `cfg.act_dtype`, scaled if `cfg.scale_embed`."""
+    """The embeddings of tokens in `cfg.act_dtype`, scaled if `cfg.scale_embed`."""
     with jax.named_scope('embed'):
         x = constrain(params['embed'], ('vocab', None))[tokens].astype(cfg.act_dtype)
         return x * math.sqrt(cfg.width) if cfg.scale_embed else x
 
 
 def unembed_weight(params: Params, cfg: ModelConfig) -> Float[Array, 'V D']:
-    """The output matrix: its own, or the embedding where they are tied; with rows of length 1 if `cfg.unit_head`."""
+    """The output matrix, which is the embedding where the two are tied. Its rows have length 1 if `cfg.unit_head`."""
     weight = params.get('unembed', params['embed'])
     if not cfg.unit_head:
         return weight
@@ -182,7 +193,7 @@ def unembed_weight(params: Params, cfg: ModelConfig) -> Float[Array, 'V D']:
 
 
 def unembed(params: Params, cfg: ModelConfig, hidden: Float[Array, '... D']) -> Float[Array, '... V']:
-    """Logits in float32. For losses use `objectives.logprobs`, which never holds all of them."""
+    """The logits in float32. Losses use `objectives.logprobs`, which never holds all of them."""
     with jax.named_scope('unembed'):
         logits = by_output(hidden, unembed_weight(params, cfg), cfg.dtype, 'float32')
         return logits if cfg.final_softcap is None else cfg.final_softcap * jnp.tanh(logits / cfg.final_softcap)

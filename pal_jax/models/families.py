@@ -1,7 +1,7 @@
 """Families of models as rows of data, and config.json <-> `ModelConfig`.
 
-A row says how a family's tensors are called, what its models have in common, and which fields of config.json make the
-rest; the decoder knows no families.
+A row has the names of a family's tensors, the fields that all its models share, and the functions that read and write
+its other fields of config.json. The decoder knows no families.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ GEMMA2: Names = {
     'layers/norm/mlp': 'model.layers.{}.pre_feedforward_layernorm.weight',
     'layers/norm/mlp_out': 'model.layers.{}.post_feedforward_layernorm.weight',
 }
-# Leaves of one name are one tensor, their outputs below each other in this order.
+# Leaves with the same name are one tensor, in which their outputs follow each other in this order.
 BAICHUAN: Names = LLAMA | {f'layers/attn/{x}': 'model.layers.{}.self_attn.W_pack.weight' for x in 'qkv'}
 PHI3: Names = {
     **LLAMA,
@@ -56,7 +56,7 @@ PHI3: Names = {
 }
 
 
-# --- what families say in their own way -----------------------------------------------------------------------------
+# --- fields that a family has in a form of its own ------------------------------------------------------------------
 
 FULL, SLIDING = 'full_attention', 'sliding_attention'
 
@@ -64,7 +64,7 @@ FULL, SLIDING = 'full_attention', 'sliding_attention'
 def _pattern(
     config: Config, slides: Callable[[int], bool], window: int | None, local: LayerKind | None = None
 ) -> tuple[LayerKind, ...]:
-    """Layers that see all and layers that see a window, as `layer_types` or else `slides(layer)` has it."""
+    """The pattern of layers that see all tokens or a window, by `layer_types` or else by `slides(layer)`."""
     layers = range(fields.size(config, 'num_hidden_layers'))
     if unknown := sorted({*map(str, config.get('layer_types') or ())} - {FULL, SLIDING}):
         raise ValueError(f'layer_types with {unknown[0]} is not supported; use a model with {FULL} and {SLIDING} only')
@@ -114,7 +114,7 @@ def _read_gemma2(config: Config) -> dict[str, Any]:
 
 
 def _read_gemma3(config: Config) -> dict[str, Any]:
-    """Rotary settings of layers with a window stand apart from those of the others."""
+    """The fields of Gemma 3, whose layers with a window have rotary settings of their own."""
     rope = dict(fields.mapping(fields.mapping(config, 'rope_parameters'), SLIDING))
     theta, scaling = fields.rotary({'rope_theta': config.get('rope_local_base_freq', 10_000.0)} | rope, config)
     if scaling:
@@ -143,7 +143,7 @@ def _write_gemma3(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _read_smollm3(config: Config) -> dict[str, Any]:
-    """`no_rope_layers` has a 1 for every layer with rotary positions."""
+    """The fields of SmolLM3, whose `no_rope_layers` has a 1 for every layer with rotary positions."""
     _pattern(config, lambda i: False, None)  # no layer has a window
     layers, every = range(fields.size(config, 'num_hidden_layers')), fields.size(config, 'no_rope_layer_interval')
     rotary = fields.by_layer(config, 'no_rope_layers', [(i + 1) % every for i in layers])
@@ -155,7 +155,7 @@ def _write_smollm3(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _read_baichuan(config: Config) -> dict[str, Any]:
-    """13B is told from 7B by its config, which has `model_max_length` in place of `max_position_embeddings`."""
+    """The fields of Baichuan 2. The config of 13B has `model_max_length` in place of `max_position_embeddings`."""
     if config['vocab_size'] == 64_000:
         raise ValueError('vocab_size=64000 is the first Baichuan, which is not supported; use Baichuan 2')
     if config.get('max_position_embeddings') is not None:
@@ -172,10 +172,17 @@ def _write_baichuan(cfg: ModelConfig) -> dict[str, Any]:
 
 
 class Family(NamedTuple):
-    """`fixed` are the fields of config.json that our decoder takes for granted: checked on reading, written out.
-    `traits` are the fields of `ModelConfig` that all models of the family share; `read` finds the others that
-    config.json does not say in the way of Llama, `write` is its inverse. `defaults` hold where config.json is silent,
-    as transformers has them, and name with Llama's all keys that are read.
+    """A row of the table of families.
+
+    architecture: the name of the class in transformers.
+    names: the tensors' names by the path of their leaf.
+    fixed: the fields of config.json, with their only value, that the decoder takes for granted. They are checked on
+      reading and written out.
+    traits: the fields of `ModelConfig` that all models of the family share.
+    defaults: the values of fields that config.json leaves out, as in transformers. With Llama's they name all keys that
+      are read.
+    read: finds the fields of `ModelConfig` that config.json has in another form than Llama's.
+    write: the inverse of `read`.
     """
 
     architecture: str
@@ -196,7 +203,7 @@ GEMMA_FIXED: Config = {
     'use_bidirectional_attention': None,
 }
 
-# Defaults that are None are those of keys that may be left out and null alike.
+# A default of None belongs to a key that may be left out or be null.
 LLAMA_DEFAULTS: Config = {
     'num_key_value_heads': None, 'head_dim': None, 'max_position_embeddings': 2048, 'rms_norm_eps': 1e-6,
     'tie_word_embeddings': False, 'rope_theta': 10_000.0,
@@ -281,12 +288,12 @@ FAMILIES: dict[str, Family] = {  # by config.json's model_type
     ),
 }
 
-# Fields that no decoder of ours has, with the value at which they change nothing.
+# Fields that the decoder does not have, with the value at which they change nothing.
 ABSENT: Config = {
     'quantization_config': None, 'partial_rotary_factor': 1.0, 'embedding_multiplier': 1.0, 'residual_multiplier': 1.0,
     'logits_scaling': 1.0,
 }  # fmt: skip
-# What transformers makes of a family with a head in place of the unembedding; of Baichuan's own code there is none.
+# The classes of transformers for a family with a head in place of the unembedding; Baichuan's own code has none.
 CLASSIFIERS = {
     name: family.architecture.replace('ForCausalLM', 'ForSequenceClassification')
     for name, family in FAMILIES.items()
@@ -298,10 +305,10 @@ CLASSIFIERS = {
 
 
 def config_from_hf(config: Config) -> ModelConfig:
-    """The `ModelConfig` of a config.json. Every key is read, of no consequence, or at a value that changes nothing.
+    """The `ModelConfig` of a config.json. Every key is read, without effect, or at a value that changes nothing.
 
     Raises:
-      ValueError: an architecture, a feature or a key that the decoder does not have, or a missing field.
+      ValueError: the decoder does not have the architecture, a feature or a key, or a field is missing.
     """
     name = _family_of(config)
     family = FAMILIES[name]
@@ -312,7 +319,7 @@ def config_from_hf(config: Config) -> ModelConfig:
     if heads % kv_heads:
         raise ValueError(f'num_attention_heads={heads} is no multiple of num_key_value_heads={kv_heads}')
     theta, scaling = _rope(config, 'rope_local_base_freq' in family.defaults)
-    found = ModelConfig(
+    cfg = ModelConfig(
         family=name,
         vocab=fields.size(config, 'vocab_size'),
         width=width,
@@ -331,30 +338,35 @@ def config_from_hf(config: Config) -> ModelConfig:
     )
     if (kind := config.get('model_type') or name) != name:
         raise ValueError(f'model_type={kind} with {family.architecture}; config.json has to name one model')
-    known = {*ABSENT, *LLAMA_DEFAULTS, *family.defaults, *family.fixed}
-    fields.check_known(config, known, family.architecture)
-    return found
+    known_keys = {*ABSENT, *LLAMA_DEFAULTS, *family.defaults, *family.fixed}
+    fields.check_known(config, known_keys, family.architecture)
+    return cfg
 
 
 def _family_of(config: Config) -> str:
-    found = config.get('architectures') or ['none']
+    architectures = config.get('architectures') or ['none']
     for name, family in FAMILIES.items():
-        if family.architecture in found:
+        if family.architecture in architectures:
             return name
     supported = ', '.join(family.architecture for family in FAMILIES.values())
-    raise ValueError(f'architecture {", ".join(found)} is not supported; use one of {supported}')
+    raise ValueError(f'architecture {", ".join(architectures)} is not supported; use one of {supported}')
 
 
 def _check_fixed(config: Config, family: Family) -> None:
     for key, value in {**ABSENT, **family.fixed}.items():
-        got = config.get(key)
-        if got is not None and got != value and (got or value):
-            raise ValueError(f'{family.architecture} with {key}={got} is not supported; use a model with {key}={value}')
+        actual = config.get(key)
+        if actual is not None and actual != value and (actual or value):
+            raise ValueError(
+                f'{family.architecture} with {key}={actual} is not supported; use a model with {key}={value}'
+            )
 
 
 def _rope(config: Config, layered: bool) -> tuple[float, RopeScaling | LinearScaling | None]:
-    """transformers 5 has everything in `rope_parameters`, of Gemma 3 by the type of layer; 4 has `rope_theta` beside
-    `rope_scaling`. Where both speak it is as transformers 5 has it."""
+    """The base and scaling of the rotary frequencies.
+
+    transformers 5 has both in `rope_parameters`, for Gemma 3 by the type of layer (`layered`). transformers 4 has
+    `rope_theta` beside `rope_scaling`. Where a config has both forms, they are read as transformers 5 reads them.
+    """
     rope, older = fields.mapping(config, 'rope_parameters'), fields.mapping(config, 'rope_scaling')
     if layered:
         if unknown := sorted(set(rope) - {FULL, SLIDING}):
@@ -366,12 +378,12 @@ def _rope(config: Config, layered: bool) -> tuple[float, RopeScaling | LinearSca
 
 
 def config_to_hf(cfg: ModelConfig, tokenizer: Tokenizer, dtype: str = 'float32') -> dict[str, Any]:
-    """The config.json of a model: fields that transformers 4 and 5 both read."""
+    """The config.json of a model, with fields that transformers 4 and 5 both read."""
     return {**described(cfg), 'torch_dtype': dtype, **token_ids(tokenizer)}
 
 
 def described(cfg: ModelConfig) -> dict[str, Any]:
-    """The fields of a config.json that say what a model computes."""
+    """The fields of a config.json that decide what a model computes."""
     family = FAMILIES[cfg.family]
     return {
         'architectures': [family.architecture],
@@ -396,7 +408,7 @@ def described(cfg: ModelConfig) -> dict[str, Any]:
 def classifier_to_hf(
     cfg: ModelConfig, tokenizer: Tokenizer, dtype: str = 'float32', labels: Sequence[str] = ('reward',)
 ) -> dict[str, Any]:
-    """The config.json of a model with a head of an output for each label, `score`, in place of the unembedding.
+    """The config.json of a model with a head `score`, an output for each label, in place of the unembedding.
 
     Raises:
       ValueError: transformers has no such model of this family.
@@ -423,7 +435,7 @@ def _rope_scaling(cfg: ModelConfig) -> dict[str, Any] | None:
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """For config.json and generation_config.json: where generation begins and ends."""
+    """The ids with which generation begins, ends and pads, for config.json and generation_config.json."""
     return {
         'bos_token_id': tokenizer.fast.bos_token_id,
         'eos_token_id': list(tokenizer.stop_ids),

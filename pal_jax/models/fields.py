@@ -1,6 +1,6 @@
-"""Fields of a config.json, taken one by one with a check, and which of them are known.
+"""Fields of a config.json, read one by one with a check, and the list of known fields.
 
-Every fault names its field and what stands there.
+Every error names its field and the value in it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ IDLE = frozenset(
 
 
 def neutral(value: Any) -> bool:
-    """Whether a value leaves out what its key names: it is null, false or empty."""
+    """True for null, false and empty values, which leave out the feature that their key names."""
     return value is None or value is False or value in ('', [], {})
 
 
 def check_known(config: Config, known: Collection[str], architecture: str) -> None:
-    """Raises ValueError for a field that may change what a model computes and is not known here. A field that is null,
-    false or empty is taken to leave out what its key names."""
+    """Raise ValueError for a field that is not known here and may change what a model computes.
+
+    A `neutral` value counts as a missing field.
+    """
     for key, value in config.items():
         if not neutral(value) and key not in known and key not in IDLE and key not in READ:
             raise ValueError(
@@ -50,7 +52,7 @@ def check_known(config: Config, known: Collection[str], architecture: str) -> No
 
 
 def need(config: Config, *keys: str) -> Any:
-    """The first of these fields that is there and not null."""
+    """The value of the first of these fields that is not null. Raises ValueError where there is none."""
     for key in keys:
         if config.get(key) is not None:
             return config[key]
@@ -58,7 +60,7 @@ def need(config: Config, *keys: str) -> Any:
 
 
 def size(config: Config, *keys: str, least: int = 1) -> int:
-    """The first of these fields that is there, a whole number of at least `least`."""
+    """The first of these fields that is not null, a whole number of at least `least`. Raises ValueError for others."""
     value = need(config, *keys)
     if type(value) is not int or value < least:
         key = next(key for key in keys if config.get(key) is not None)
@@ -67,7 +69,7 @@ def size(config: Config, *keys: str, least: int = 1) -> int:
 
 
 def number(config: Config, key: str) -> float:
-    """A field that is there, a number above 0."""
+    """The number in a field, above 0. Raises ValueError for any other value."""
     value = need(config, key)
     if type(value) not in (int, float) or not value > 0:
         raise ValueError(f'config.json has {key}={value!r}; it has to be a number above 0')
@@ -75,17 +77,17 @@ def number(config: Config, key: str) -> float:
 
 
 def maybe_number(config: Config, key: str) -> float | None:
-    """A number above 0, or None."""
+    """The number in a field, above 0, or None where the field is null."""
     return None if config.get(key) is None else number(config, key)
 
 
 def window(config: Config) -> int | None:
-    """How many positions a token sees, or None for all of them."""
+    """The number of positions that a token sees, or None for all of them."""
     return None if config.get('sliding_window') is None else size(config, 'sliding_window')
 
 
 def by_layer(config: Config, key: str, default: Sequence[Any]) -> Sequence[Any]:
-    """A list with a value for each layer."""
+    """The list in a field with a value for each layer, or `default`. Raises ValueError for another number of values."""
     values = default if config.get(key) is None else config[key]
     if not isinstance(values, Sequence) or len(values) != len(default):
         raise ValueError(f'config.json has {key}={values!r}; it has to have a value for each of {len(default)} layers')
@@ -93,7 +95,7 @@ def by_layer(config: Config, key: str, default: Sequence[Any]) -> Sequence[Any]:
 
 
 def mapping(config: Config, key: str) -> Config:
-    """An object, empty where the field is not there."""
+    """The object in a field, empty where the field is missing. Raises ValueError where it has no object."""
     value = config.get(key) or {}
     if not isinstance(value, Mapping):
         raise ValueError(f'config.json has {key}={value!r}; it has to be an object')
@@ -108,7 +110,7 @@ ROTARY: Mapping[str, tuple[str, ...]] = {  # the numbers that each kind needs
 
 
 def rotary(rope: Config, config: Config) -> tuple[float, RopeScaling | LinearScaling | None]:
-    """Base and scaling of the frequencies that an object of rotary settings names."""
+    """The base and scaling of the frequencies that an object of rotary settings names. Raises ValueError for others."""
     kind = rope.get('rope_type', rope.get('type')) or 'default'
     if kind not in ROTARY:
         raise ValueError(f'rope_type={kind} is not supported; use a model with default, linear or llama3')
@@ -121,8 +123,8 @@ def rotary(rope: Config, config: Config) -> tuple[float, RopeScaling | LinearSca
                 f'rotary settings of config.json have {key}={rope.get(key)!r}; {kind} needs a number above 0'
             )
     for key, value in rope.items():
-        known = key in (lengths, 'rope_theta', 'rope_type', 'type', *ROTARY[kind])
-        if not known and value is not None and not (key == 'partial_rotary_factor' and value == 1):
+        recognised = key in (lengths, 'rope_theta', 'rope_type', 'type', *ROTARY[kind])
+        if not recognised and value is not None and not (key == 'partial_rotary_factor' and value == 1):
             raise ValueError(f'rotary settings with {key}={value!r} and rope_type={kind} are not supported')
     theta, numbers = float(rope['rope_theta']), [rope[key] for key in ROTARY[kind]]
     return theta, {'default': lambda: None, 'linear': LinearScaling, 'llama3': RopeScaling}[kind](*numbers)

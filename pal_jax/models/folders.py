@@ -1,12 +1,12 @@
 """Folders of models merged into a folder, tensor by tensor: Hugging Face's models, sharded or not, and peft's adapters.
 
-A tensor of each model is open at a time, and read block by block (see `models.merging`), so what is in memory does not
-depend on the size of the models or on their number. config.json is that of the first, or of the base;
-tokenizer, chat template and generation_config.json are those of the first where it has them.
+One tensor of each model is open at a time, and read block by block (see `models.merging`), so the memory does not
+depend on the size of the models or on their number. config.json is that of the first model, or of the base. Tokenizer,
+chat template and generation_config.json are those of the first model where it has them.
 
-What gives weights a meaning has to be the same in all (see `check_meaning`). Free are the length a config states
-(`max_position_embeddings`), precision, padding token, chat template, generation_config.json, and where the base ends
-its texts, for a pretrained model ends them otherwise than what was made of it.
+Everything that gives weights a meaning has to be the same in all models (see `check_meaning`). Models may differ in
+the length that a config states (`max_position_embeddings`), in precision, padding token, chat template and
+generation_config.json. The base may end texts with another token, since tuned models often end them otherwise.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ SPEECH = frozenset({
     'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'tokenizer.model',
     'vocab.json', 'vocab.txt', 'merges.txt', 'chat_template.jinja', 'chat_template.json',
 })  # fmt: skip
-FREE = frozenset({'max_position_embeddings', 'model_max_length'})  # of a config.json
+FREE = frozenset({'max_position_embeddings', 'model_max_length'})  # fields of config.json in which models may differ
 ROLES = ('bos_token', 'eos_token', 'unk_token')
-SIDE = ('*.json', '*.jinja', '*.model', '*.txt')  # what goes along with the tensors
+SIDE = ('*.json', '*.jinja', '*.model', '*.txt')  # files that go along with the tensors
 
-Watch = Callable[[int, int], None]  # hears how many tensors are done, of how many
+Watch = Callable[[int, int], None]  # is called with the number of tensors done and the number of all
 
 
 class Settings(NamedTuple):
-    """How models are merged; `base`, `k` and `lambda_` where the method has them. See `models.merging`."""
+    """The method of merging and its settings; not every method has `base`, `k` and `lambda_`. See `models.merging`."""
 
     method: str
     weights: Sequence[float]
@@ -52,7 +52,10 @@ class Settings(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Tensors by name: the file each is in, what it is, and itself, to be read when it is cut."""
+    """A model by its tensors' names: the file and the kind of each, and a function that opens it.
+
+    A tensor's values are read when it is indexed.
+    """
 
     name: str
     files: Mapping[str, Path]
@@ -61,18 +64,19 @@ class Model(NamedTuple):
 
 
 def is_adapter(folder: Path) -> bool:
+    """True for the folder of a PEFT adapter."""
     return (folder / peft.CONFIG).exists()
 
 
 def merge(folders: Sequence[Path], settings: Settings, out: Path, watch: Watch = lambda done, of: None) -> None:
-    """Writes the merged model, or of adapters by `linear` the merged adapter, to `out`: there is all of it or nothing.
+    """Write the merged model to the folder `out`, which has all of it or does not exist.
 
-    Adapters by another method become full weights on `base`.
+    Adapters that are merged by `linear` become an adapter again. By another method they become full weights on `base`.
 
     Raises:
-      ValueError: weights that do not sum to 1, folders that hold no model or not of one kind, adapters of different
-        bases, ranks or scales, other families, configs or vocabularies, tensors that not all models have, shapes that
-        differ, a result that is not finite, a missing base, or an `out` that is one of them or somebody else's.
+      ValueError: the weights do not sum to 1; a folder has no model; models differ in kind, family, config, vocabulary,
+        tensors or shapes; adapters differ in base, rank or scale; a base is missing; a result is not finite; or `out`
+        is one of the folders or is not replaced, see `outputs.check_folder`.
     """
     merging.checked(settings.weights, len(folders))
     read = [*folders, *([settings.base] if settings.base else [])]
@@ -95,17 +99,16 @@ def merge(folders: Sequence[Path], settings: Settings, out: Path, watch: Watch =
 
 
 def _side_files(first: Path, speaker: Path) -> list[Path]:
-    """The files that go along with the tensors: those of `first`, in which the tokenizer and generation_config.json of
-    `speaker` take the place of its own."""
+    """The files that go along with the tensors: those of `first`, but tokenizer and generation config of `speaker`."""
     files = {path.name: path for pattern in SIDE for path in first.glob(pattern)}
     speech = {path.name: path for pattern in SIDE for path in speaker.glob(pattern)}
     speech = {name: path for name, path in speech.items() if name in SPEECH or name == 'generation_config.json'}
-    kept = {name: path for name, path in files.items() if name not in SPEECH or 'tokenizer.json' not in speech}
-    return [*(kept | speech).values()]
+    others = {name: path for name, path in files.items() if name not in SPEECH or 'tokenizer.json' not in speech}
+    return [*(others | speech).values()]
 
 
 def _full(folders: Sequence[Path], settings: Settings, adapters: bool) -> tuple[list[Model], Path]:
-    """The models with all their weights, after the base where the method has one, and the folder of the first."""
+    """The models with all their weights, the base first where the method has one, and the folder of the first."""
     if adapters or settings.method in ('task_arithmetic', 'ties'):
         if settings.base is None:
             raise ValueError(f'method {settings.method} needs the model that all started from; give it with --base')
@@ -114,8 +117,8 @@ def _full(folders: Sequence[Path], settings: Settings, adapters: bool) -> tuple[
             return [base, *map(of_folder, folders)], settings.base
         if settings.method == 'delta':
             return [updated(base, folders, settings.weights)], settings.base
-        each = [updated(base, [folder], [1.0]) for folder in folders]
-        return ([base, *each] if settings.method in ('task_arithmetic', 'ties') else each), settings.base
+        models = [updated(base, [folder], [1.0]) for folder in folders]
+        return ([base, *models] if settings.method in ('task_arithmetic', 'ties') else models), settings.base
     if settings.method == 'delta':
         raise ValueError(f'method delta merges the updates of adapters, {folders[0]} is none; take method linear')
     return list(map(of_folder, folders)), folders[0]
@@ -125,7 +128,7 @@ def of_folder(folder: Path) -> Model:
     """The model in a Hugging Face folder.
 
     Raises:
-      ValueError: there is none, in safetensors.
+      ValueError: the folder has no model in safetensors.
     """
     if not (folder / 'config.json').exists():
         raise ValueError(
@@ -135,23 +138,23 @@ def of_folder(folder: Path) -> Model:
 
 
 def of_adapter(folder: Path) -> Model:
-    """The factors in a PEFT folder.
+    """The factors in a PEFT folder as a model.
 
     Raises:
-      ValueError: there are none, in safetensors.
+      ValueError: the folder has no adapter in safetensors, or a factor is missing or of another rank.
     """
     path = peft.tensors_of(folder)
-    found, rank = _model(folder, dict.fromkeys(tensors.names(path), path)), peft.read_config(folder).rank
-    peft.check_targets(folder, found.kinds)
-    for name, (shape, _) in found.kinds.items():
+    model, rank = _model(folder, dict.fromkeys(tensors.names(path), path)), peft.read_config(folder).rank
+    peft.check_targets(folder, model.kinds)
+    for name, (shape, _) in model.kinds.items():
         if (
-            name.replace('.lora_A.', '.lora_B.') not in found.kinds
-            or name.replace('.lora_B.', '.lora_A.') not in found.kinds
+            name.replace('.lora_A.', '.lora_B.') not in model.kinds
+            or name.replace('.lora_B.', '.lora_A.') not in model.kinds
         ):
             raise ValueError(f'{path} has {name}, but not its other factor; save the adapter again')
         if shape[0 if '.lora_A.' in name else -1] != rank:
             raise ValueError(f'{path} has {name} of shape {shape}, its {peft.CONFIG} r={rank}')
-    return found
+    return model
 
 
 def _model(folder: Path, files: Mapping[str, Path]) -> Model:
@@ -161,10 +164,10 @@ def _model(folder: Path, files: Mapping[str, Path]) -> Model:
 
 
 def updated(base: Model, folders: Sequence[Path], weights: Sequence[float]) -> Model:
-    """`base` with the weighted updates of adapters: `W + sum_i w_i s_i B_i A_i`, W being [out, in].
+    """`base` with the weighted updates of adapters: `W + sum_i w_i s_i B_i A_i`, where W is [out, in].
 
     Raises:
-      ValueError: an adapter's tensor that is no factor of a matrix of the base.
+      ValueError: a tensor of an adapter is no factor of a matrix of the base.
     """
     adapters = [of_adapter(folder) for folder in folders]
     counts = [w * peft.read_config(folder).scale for w, folder in zip(weights, folders, strict=True)]
@@ -177,29 +180,32 @@ def updated(base: Model, folders: Sequence[Path], weights: Sequence[float]) -> M
     def read(name: str) -> Tensor:
         prefix, x = peft.PREFIX + name.removesuffix('.weight'), base.read(name)
         left, right = f'{prefix}.lora_B.weight', f'{prefix}.lora_A.weight'
-        own = [
-            (c, each.read(left)[:], each.read(right)[:])
-            for c, each in zip(counts, adapters, strict=True)
-            if left in each.kinds
+        updates = [
+            (c, adapter.read(left)[:], adapter.read(right)[:])
+            for c, adapter in zip(counts, adapters, strict=True)
+            if left in adapter.kinds
         ]
-        return Updated(x, own) if own else x
+        return Updated(x, updates) if updates else x
 
     return base._replace(read=read)
 
 
 def check_alike(folders: Sequence[Path]) -> None:
-    """Raises ValueError where the factors of adapters have no mean: another base, rank or scale."""
+    """Raise ValueError where the factors of adapters have no mean, since bases, ranks or scales differ."""
     first, *others = [peft.read_config(folder) for folder in folders]
-    for folder, other in zip(folders[1:], others, strict=True):
-        for what, ours, theirs in zip(('base', 'scale', 'rank'), first, other, strict=True):
+    for folder, config in zip(folders[1:], others, strict=True):
+        for what, ours, theirs in zip(('base', 'scale', 'rank'), first, config, strict=True):
             if ours != theirs:
                 hint = 'merge adapters of one base' if what == 'base' else 'method delta merges their updates'
                 raise ValueError(f'{folders[0]} has {what} {ours} and {folder} {what} {theirs}; {hint}')
 
 
 def check_meaning(folders: Sequence[Path], base: Path | None) -> None:
-    """Raises ValueError where what gives weights a meaning differs from the first: what a config says of the forward
-    pass, the ids of tokens, and which tokens begin and end texts."""
+    """Raise ValueError where the weights of two models have different meanings.
+
+    That is so where they differ in a config's fields of the forward pass, in the ids of tokens, or in the tokens that
+    begin and end texts.
+    """
     models = [*([base] if base else []), *(folder for folder in folders if not is_adapter(folder))]
     for other in models[1:]:
         ours, theirs = _comparable(models[0], other)
@@ -220,28 +226,32 @@ def check_meaning(folders: Sequence[Path], base: Path | None) -> None:
 
 
 def _comparable(*folders: Path) -> list[dict[str, Any]]:
-    """Configs field by field in one spelling, as far as they say what a model computes. Those of models that are not
-    known here are compared as they are."""
+    """The fields of configs that decide what a model computes, in one spelling.
+
+    Configs of models that are not known here keep all fields that may have an effect.
+    """
     configs = [read_object(folder / 'config.json') for folder in folders]
     try:
-        found = [(cfg := config_from_hf(config), described(cfg))[1] | {'alibi': cfg.alibi} for config in configs]
+        described_configs = [
+            (cfg := config_from_hf(config), described(cfg))[1] | {'alibi': cfg.alibi} for config in configs
+        ]
     except ValueError:
-        found = [
+        described_configs = [
             {key: value for key, value in config.items() if key not in IDLE and not neutral(value)}
             for config in configs
         ]
-    return [{key: value for key, value in config.items() if key not in FREE} for config in found]
+    return [{key: value for key, value in config.items() if key not in FREE} for config in described_configs]
 
 
 def _speech(folder: Path) -> dict[str, bytes]:
-    """The files that make a tokenizer."""
+    """The contents of the files that make a tokenizer, by name; empty where a folder has none."""
     names = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'tokenizer.model', 'vocab.json')
     files = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
     return files if files.keys() & {'tokenizer.json', 'tokenizer.model', 'vocab.json'} else {}
 
 
 def _check_speech(first: Path, other: Path, roles: Sequence[str]) -> None:
-    """Raises ValueError where tokens have other ids, or other tokens these roles. Files may differ."""
+    """Raise ValueError where tokens have different ids, or the roles have different tokens. Files may differ."""
     ours, theirs = _speech(first), _speech(other)
     if ours == theirs:
         return
@@ -251,7 +261,7 @@ def _check_speech(first: Path, other: Path, roles: Sequence[str]) -> None:
             f'{name} of {first} and {other} differ; save both tokenizers as tokenizer.json to compare them'
         )
     fast = [tokenizer.from_folder(folder, ()).fast for folder in (first, other)]
-    ids = [each.get_vocab() for each in fast]
+    ids = [fast_tokenizer.get_vocab() for fast_tokenizer in fast]
     apart = (token for token in ids[0] | ids[1] if ids[0].get(token) != ids[1].get(token))
     if token := min(apart, key=lambda token: ids[0][token] if token in ids[0] else ids[1][token], default=None):
         a, b = ids[0].get(token), ids[1].get(token)
@@ -264,7 +274,7 @@ def _check_speech(first: Path, other: Path, roles: Sequence[str]) -> None:
 
 
 def check_tensors(models: Sequence[Model]) -> None:
-    """Raises ValueError where a model has other tensors than the first, or of other shapes."""
+    """Raise ValueError where a model has other tensors than the first model, or tensors of other shapes."""
     first = models[0]
     for other in models[1:]:
         for ours, theirs in ((first, other), (other, first)):
@@ -285,9 +295,9 @@ def _write(models: Sequence[Model], settings: Settings, folder: Path, watch: Wat
     method, done = _method(settings), itertools.count(1)
 
     def make(name: str) -> np.ndarray:
-        made = _merged(models, method, name)
+        merged = _merged(models, method, name)
         watch(next(done), len(first.kinds))
-        return made
+        return merged
 
     for path in dict.fromkeys(first.files.values()):
         names = [name for name, file in first.files.items() if file == path]
@@ -295,7 +305,7 @@ def _write(models: Sequence[Model], settings: Settings, folder: Path, watch: Wat
 
 
 def _method(settings: Settings) -> Callable[[list[Any]], np.ndarray]:
-    """Of tensors, the base's first where there is one."""
+    """The function that merges tensors by these settings. The base's tensor comes first where there is one."""
     weights, k, lambda_ = settings.weights, settings.k, settings.lambda_
     match settings.method:
         case 'linear':
@@ -312,12 +322,14 @@ def _method(settings: Settings) -> Callable[[list[Any]], np.ndarray]:
 
 
 def _merged(models: Sequence[Model], method: Callable[[list[Any]], np.ndarray], name: str) -> np.ndarray:
-    """A tensor of the merged model. What is no number with a fraction (a buffer) has to be the same in all."""
+    """A tensor of the merged model. A tensor of whole numbers or truth values has to be the same in all models."""
     xs = [model.read(name) for model in models]
     if jnp.issubdtype(models[0].kinds[name].dtype, jnp.floating):
-        made = method(xs)
-        tensors.check_finite(made, f'{name}, merged of {" and ".join(dict.fromkeys(model.name for model in models))},')
-        return made
+        merged = method(xs)
+        tensors.check_finite(
+            merged, f'{name}, merged of {" and ".join(dict.fromkeys(model.name for model in models))},'
+        )
+        return merged
     first, *others = [x[()] for x in xs]
     if any(not np.array_equal(first, other) for other in others):
         raise ValueError(f'{name} is of whole numbers, and they differ; merge models that share it')

@@ -1,7 +1,7 @@
 """GGUF files: llama.cpp's metadata and quantised tensors as a `ModelConfig` and parameters.
 
-The only file that imports `gguf`. Tensors are dequantised one by one and handed to `models.hf.assemble` in the layout
-of a Hugging Face checkpoint.
+No other file imports `gguf`. Tensors are dequantised one by one and passed to `models.hf.assemble` in the layout of a
+Hugging Face checkpoint.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ NAMES: Names = {
     'layers/mlp/up': 'blk.{}.ffn_up.weight',
     'layers/mlp/down': 'blk.{}.ffn_down.weight',
 }
-# Names of fields after that of the architecture: those that are read or checked, and, in IDLE, those on which no
-# forward pass depends.
+# Names of fields without that of the architecture. Fields of READ are read or checked; no forward pass depends on those
+# of IDLE.
 READ = frozenset(
     """
     attention.head_count attention.head_count_kv attention.key_length attention.layer_norm_rms_epsilon block_count
@@ -61,7 +61,7 @@ REQUIRED = object()  # a field without a default
 
 
 def open_gguf(path: str | Path) -> GGUFReader:
-    """A memory-mapped reader: metadata now, tensors when they are asked for.
+    """A memory-mapped reader of a GGUF file. Metadata are read now, and tensors when they are asked for.
 
     Raises:
       ValueError: there is no such file, or it is not GGUF.
@@ -71,16 +71,16 @@ def open_gguf(path: str | Path) -> GGUFReader:
     try:
         return GGUFReader(path)
     except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError, OSError) as error:
-        # A file that is cut or damaged makes the library read places, kinds and sizes that are none.
+        # In a file that is cut or damaged, the library reads offsets, types and sizes that do not exist.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f'{path} is not a readable GGUF file ({reason}); download it again') from error
 
 
 def config_from_gguf(reader: GGUFReader) -> ModelConfig:
-    """The `ModelConfig` that the metadata and tensor shapes state. Reads no tensor.
+    """The `ModelConfig` that the metadata and tensor shapes state. No tensor is read.
 
     Raises:
-      ValueError: an architecture or a feature that the decoder does not have, or a missing field.
+      ValueError: the decoder does not have the architecture or a feature, or a field is missing.
     """
     arch = _field(reader, 'general.architecture')
     if arch not in ARCHITECTURES:
@@ -109,8 +109,8 @@ def config_from_gguf(reader: GGUFReader) -> ModelConfig:
 
 
 def _check_keys(reader: GGUFReader, arch: str, cfg: ModelConfig) -> None:
-    """Raises ValueError for a field that may change what a model computes and is not known here."""
-    known = READ | IDLE | (READ_OF_GEMMA if arch.startswith('gemma') else frozenset())
+    """Raise ValueError for a field that is not known here and may change what a model computes."""
+    known_keys = READ | IDLE | (READ_OF_GEMMA if arch.startswith('gemma') else frozenset())
     only = {
         'attention.value_length': cfg.head_dim,
         'rope.dimension_count': cfg.head_dim,
@@ -121,7 +121,7 @@ def _check_keys(reader: GGUFReader, arch: str, cfg: ModelConfig) -> None:
     }
     for field in (name for name in reader.fields if name.startswith(f'{arch}.')):
         key, value = field.removeprefix(f'{arch}.'), _field(reader, field)
-        if key not in known and value not in (0, '', [], only.get(key)):
+        if key not in known_keys and value not in (0, '', [], only.get(key)):
             instead = f'; use a model with {only[key]}' if only.get(key) is not None else ''
             raise ValueError(f'GGUF with {field}={value} is not supported{instead}')
 
@@ -133,8 +133,11 @@ def _scaling(reader: GGUFReader, arch: str) -> LinearScaling | None:
 
 
 def _gemma(reader: GGUFReader, arch: str, cfg: ModelConfig) -> dict[str, Any]:
-    """What Gemma's files state and what llama.cpp knows without them: which layers have windows, and that the largest
-    model of each generation (46 and 62 layers) scales its queries by width per head."""
+    """The fields of Gemma's models.
+
+    llama.cpp knows two of them without the file: the layers that have windows, and that the largest model of each
+    generation (46 and 62 layers) scales its queries by width per head.
+    """
     window = _field(reader, f'{arch}.attention.sliding_window')
     if arch == 'gemma2':
         pattern = LayerKind(window), LayerKind()
@@ -151,7 +154,7 @@ def _gemma(reader: GGUFReader, arch: str, cfg: ModelConfig) -> dict[str, Any]:
 def load_params(
     reader: GGUFReader, cfg: ModelConfig, shardings: Params | None = None, dtype: str = 'float32'
 ) -> Params:
-    """The parameters of a GGUF file, dequantised. `shardings`: a tree like the parameters.
+    """The dequantised parameters of a GGUF file. `shardings` is a tree like the parameters.
 
     Raises:
       ValueError: names or shapes are not those of `cfg`, a tensor's type of quantisation is unknown, or a number is not
@@ -181,29 +184,34 @@ def _field(reader: GGUFReader, key: str, default: Any = REQUIRED) -> Any:
 
 
 def _check_features(reader: GGUFReader, arch: str) -> None:
-    """Llama 3.1 stores its stretched frequencies as a tensor that cannot be turned back into `RopeScaling`."""
+    """Raise ValueError for features that the decoder does not have.
+
+    Llama 3.1 stores its stretched frequencies as a tensor, which cannot be turned back into `RopeScaling`.
+    """
     supported = {f'{arch}.expert_count': (0,), f'{arch}.rope.scaling.type': ('none', 'linear')}
     for key, allowed in supported.items():
-        if (got := _field(reader, key, allowed[0])) not in allowed:
-            choice = ' or '.join(str(value) for value in allowed)
-            raise ValueError(f'GGUF with {key}={got} is not supported; use a model with {key}={choice}')
+        if (value := _field(reader, key, allowed[0])) not in allowed:
+            choice = ' or '.join(str(option) for option in allowed)
+            raise ValueError(f'GGUF with {key}={value} is not supported; use a model with {key}={choice}')
     if any(tensor.name.startswith('rope_') for tensor in reader.tensors):
         raise ValueError('GGUF with a tensor of rope frequencies is not supported; use hf:<folder> of the same model')
 
 
 def _decimal(x: float) -> float:
-    """The number that was written: a float32 1e-5 reads as 9.999999747e-06."""
+    """The shortest decimal of a float32. 1e-5 would otherwise be read as 9.999999747e-06."""
     return float(str(np.float32(x)))
 
 
 def _permuted_heads(name: str, cfg: ModelConfig) -> int:
-    """Heads of a tensor whose rows llama.cpp reorders, which it does for q and k of `llama` only; else 0."""
+    """The number of heads of a tensor whose rows llama.cpp reorders (q and k of `llama`), 0 for any other."""
     if cfg.family != 'llama':
         return 0
     return {'attn_q': cfg.heads, 'attn_k': cfg.kv_heads}.get(name.split('.')[-2], 0)
 
 
 def _unpermuted(x: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of q or k from llama.cpp's order, where the two halves of a head alternate (rotated as neighbours), to
-    Hugging Face's, where the second half follows the first."""
+    """The rows of q or k in Hugging Face's order, where the second half of a head follows the first.
+
+    In llama.cpp's order the two halves alternate, since it rotates neighbours.
+    """
     return x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)

@@ -1,7 +1,7 @@
 """Hugging Face folders, both ways: safetensors <-> parameters, bit for bit, as `families` names them.
 
-Leaves go to the devices one by one, and of each a process reads what its own devices hold, so the host never has
-more than a share of one leaf; on the way out it has one file's worth.
+Leaves go to the devices one by one. A process reads the part of a leaf that its own devices hold, so the host never has
+more than a share of one leaf. On the way out the host has the tensors of one file.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from pal_jax.models.tensors import Tensor
 from pal_jax.runtime.files import read_object, shown
 from pal_jax.runtime.outputs import whole_folder
 
-Read = Callable[[str], Tensor]  # by the name of a tensor
-ROWS = 1 << 14  # of a matrix that are compared at once
+Read = Callable[[str], Tensor]  # opens a tensor by its name
+ROWS = 1 << 14  # rows of a matrix that are compared at once
 
-# A torch Linear is stored [out, in]: how many leading axes of our leaf are its `in`. Other leaves keep their order.
+# A torch Linear is stored [out, in]. These are the numbers of a leaf's leading axes that are its `in`. Other leaves
+# keep the order of their axes.
 IN_AXES = {f'layers/{path}': 1 for path in ('attn/q', 'attn/k', 'attn/v', 'mlp/gate', 'mlp/up', 'mlp/down')}
 IN_AXES['layers/attn/o'] = 2
 
@@ -42,7 +43,11 @@ IN_AXES['layers/attn/o'] = 2
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """`config_from_hf` of a folder. Reads no weights."""
+    """The `ModelConfig` of a folder's config.json. No weights are read.
+
+    Raises:
+      ValueError: there is no config.json, or as `config_from_hf`.
+    """
     path = Path(folder) / 'config.json'
     if not path.exists():
         raise ValueError(f'no config.json in {folder}; give the folder of a Hugging Face model')
@@ -62,7 +67,7 @@ def read_config(folder: str | Path) -> ModelConfig:
 def load_params(
     folder: str | Path, cfg: ModelConfig, shardings: Params | None = None, dtype: str = 'float32'
 ) -> Params:
-    """The parameters in a folder's safetensors, one file or many. `shardings`: a tree like the parameters.
+    """The parameters in a folder's safetensors, one file or many. `shardings` is a tree like the parameters.
 
     Raises:
       ValueError: there are no safetensors, their names or shapes are not those of `cfg`, or a number is not finite.
@@ -77,8 +82,10 @@ def load_params(
 
 
 def _check_tied(embed: Tensor, unembed: Tensor) -> None:
-    """Raises ValueError where the matrices `[V, D]` that a config ties to each other are not the same: transformers 4
-    computes with the first alone, 5 with both."""
+    """Raise ValueError where two matrices `[V, D]` that a config ties to each other differ.
+
+    transformers 4 would compute with the first alone, and 5 with both.
+    """
     rows = embed.shape[0]
     parts = [slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]
     if embed.shape != unembed.shape or not all(np.array_equal(embed[part], unembed[part]) for part in parts):
@@ -92,8 +99,9 @@ def _check_tied(embed: Tensor, unembed: Tensor) -> None:
 def assemble(
     cfg: ModelConfig, names: Names, read: Read, present: Iterable[str], shardings: Params | None, dtype: str
 ) -> Params:
-    """Parameters from tensors in torch's layout, read by name: of each leaf the parts that this process's devices hold,
-    and on them before the next is read.
+    """The parameters from tensors in torch's layout, which `read` gives by name.
+
+    A process reads the parts of a leaf that its devices hold, and puts them there before it reads the next leaf.
 
     Raises:
       ValueError: `present` lacks a tensor of `cfg` or has one that `cfg` has no place for, a shape differs, or a number
@@ -110,19 +118,19 @@ def assemble(
 
 
 def by_path(tree: Params) -> dict[str, Any]:
-    """The leaves of a tree by their path, 'layers/attn/q'."""
+    """The leaves of a tree by their path, such as 'layers/attn/q'."""
     return dict(flatten_dict(tree, sep='/'))
 
 
 def _slots(path: str, names: Names, cfg: ModelConfig) -> list[tuple[str, Any]]:
-    """Names of the tensors of a leaf, and where in the leaf each goes."""
+    """The names of a leaf's tensors, each with its index in the leaf."""
     if path.startswith('layers/'):
         return [(names[path].format(i), i) for i in range(cfg.layers)]
     return [(names[path], ...)]
 
 
-def _check_names(wanted: set[str], present: set[str]) -> None:
-    for what, names in (('has no', wanted - present), ('has unexpected', present - wanted)):
+def _check_names(needed: set[str], present: set[str]) -> None:
+    for what, names in (('has no', needed - present), ('has unexpected', present - needed)):
         if names:
             some = ', '.join(sorted(names)[:3])
             raise ValueError(f'the checkpoint {what} {some} ({len(names)} in all); does its config belong to it?')
@@ -137,13 +145,19 @@ def _part(
     dtype: str,
     index: tuple[slice, ...],
 ) -> np.ndarray:
-    """A part of a leaf, cut by a slice an axis, from its tensors. Where they hold other leaves too, it takes the rows
-    that are its own."""
-    shapes = {each: _torch_shape(each, specs[each].shape) for each in specs if names[each] == names[path]}
+    """The part of a leaf that `index`, a slice for each axis, cuts, read from the leaf's tensors.
+
+    Where a tensor holds other leaves, too, the rows of this leaf are read.
+    """
+    shapes = {
+        leaf_path: _torch_shape(leaf_path, specs[leaf_path].shape)
+        for leaf_path in specs
+        if names[leaf_path] == names[path]
+    }
     rows = [shape[0] for shape in shapes.values()]
     expected = (sum(rows), *shapes[path][1:])
     start = sum(rows[: list(shapes).index(path)])
-    where, rest = _torch_index(path, index, specs[path].shape)
+    where, remaining = _torch_index(path, index, specs[path].shape)
     where = slice(start + where[0].start, start + where[0].stop), *where[1:]
 
     def cut(name: str) -> np.ndarray:
@@ -154,39 +168,42 @@ def _part(
             )
         x = tensor[where]
         tensors.check_finite(x, name)
-        return (x.T if path in IN_AXES else x).reshape(rest.shape)[rest.cuts]
+        return (x.T if path in IN_AXES else x).reshape(remaining.shape)[remaining.cuts]
 
     if not path.startswith('layers/'):
         return cut(names[path]).astype(dtype)
     layers = range(cfg.layers)[index[0]]
-    part = np.empty((len(layers), *np.empty(rest.shape, bool)[rest.cuts].shape), jnp.dtype(dtype))
+    part = np.empty((len(layers), *np.empty(remaining.shape, bool)[remaining.cuts].shape), jnp.dtype(dtype))
     for i, layer in enumerate(layers):
         part[i] = cut(names[path].format(layer))
     return part
 
 
 class Rest(NamedTuple):
-    """What remains to be cut of what was read: the shape it has as a part of our leaf, and the slices of its axes."""
+    """The shape of a read array as a part of a leaf, and the slices of its axes that remain to be cut."""
 
     shape: tuple[int, ...]
     cuts: tuple[slice, ...]
 
 
 def _torch_index(path: str, index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[slice, ...], Rest]:
-    """Where a part of a leaf lies in one of its tensors. Of axes that torch has as one, only the first is cut there."""
+    """The slices that read a part of a leaf from one of its tensors, and what remains to be cut then.
+
+    Where torch has several axes as one, the first of them alone is cut in the tensor.
+    """
     if path.startswith('layers/'):
         index, shape = index[1:], shape[1:]
-    index = tuple(slice(*each.indices(size)) for each, size in zip(index, shape, strict=True))
+    index = tuple(slice(*part.indices(size)) for part, size in zip(index, shape, strict=True))
     inputs = IN_AXES.get(path, 0)
     groups = [range(inputs, len(shape)), range(inputs)] if inputs else [range(len(shape))]
     if not inputs and not path.endswith('_bias'):
-        return index, Rest(tuple(each.stop - each.start for each in index), (slice(None),) * len(shape))
-    where, cut, left = [], list(shape), list(index)
+        return index, Rest(tuple(part.stop - part.start for part in index), (slice(None),) * len(shape))
+    where, cut, remaining = [], list(shape), list(index)
     for first, *merged in groups:
         size = math.prod(shape[axis] for axis in merged)
         where.append(slice(index[first].start * size, index[first].stop * size))
-        cut[first], left[first] = index[first].stop - index[first].start, slice(None)
-    return tuple(where), Rest(tuple(cut), tuple(left))
+        cut[first], remaining[first] = index[first].stop - index[first].start, slice(None)
+    return tuple(where), Rest(tuple(cut), tuple(remaining))
 
 
 def _to_torch(path: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -194,7 +211,7 @@ def _to_torch(path: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of one tensor of a leaf: [out, in] of a Linear; the heads of a bias are one axis."""
+    """The shape of one tensor of a leaf in torch. A Linear is [out, in], and the heads of a bias are one axis."""
     shape = shape[1:] if path.startswith('layers/') else shape
     if inputs := IN_AXES.get(path):
         return math.prod(shape[inputs:]), math.prod(shape[:inputs])
@@ -202,13 +219,13 @@ def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _put(part: Callable[[tuple[slice, ...]], np.ndarray], spec: ParamSpec, place: Sharding | None) -> jax.Array:
-    """A leaf on its devices, each part of it read once."""
+    """A leaf on its devices. Each part of it is read once."""
     if place is None:
         return jnp.array(part((slice(None),) * len(spec.shape)))
     parts: dict[Any, np.ndarray] = {}
 
     def of(index: Any) -> np.ndarray:
-        key = tuple(each.indices(size) for each, size in zip(index, spec.shape, strict=True))
+        key = tuple(cut.indices(size) for cut, size in zip(index, spec.shape, strict=True))
         if key not in parts:
             parts[key] = part(index)
         return parts[key]
@@ -232,13 +249,13 @@ def save(
 ) -> None:
     """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load. LoRA weights must have been merged.
 
-    With the `head` of a scorer, `[D K]`, it is one for `AutoModelForSequenceClassification`, of K `labels`,
-    none of which excludes another. `more` are further keys of its config.json.
+    With the `head` of a scorer, `[D, K]`, the folder is one for `AutoModelForSequenceClassification` with K `labels`,
+    none of which excludes another. `more` are further keys of config.json.
 
-    It is complete or not there: everything is written beside it first. What this program wrote there is replaced.
+    The folder is complete or does not exist. A folder that this program wrote is replaced.
 
     Raises:
-      ValueError: the folder is somebody else's, see `outputs.check_folder`, or the family has no classifier.
+      ValueError: the folder is not replaced, see `outputs.check_folder`, or the family has no classifier.
     """
     beside = None
     if head is None:
@@ -260,8 +277,11 @@ def write(
     beside: Mapping[str, np.ndarray] | None = None,
     code: Path | None = None,
 ) -> None:
-    """`save` of any model around a decoder: with its own `config`, the tensors `beside` the decoder's in place of the
-    unembedding, and the file of `code` that loads it."""
+    """Write the folder of any model around a decoder.
+
+    It has its own `config`, the tensors `beside` the decoder's in place of the unembedding, and the file `code` that
+    loads it. The other arguments are those of `save`.
+    """
     with whole_folder(Path(folder)) as partial:
         _write_json(partial / 'config.json', config)
         _write_json(partial / 'generation_config.json', token_ids(tokenizer))
@@ -290,11 +310,11 @@ def _write_tensors(
 
     def tensor(name: str) -> np.ndarray:
         rows = [_to_torch(p, np.asarray(leaves[p][at], jnp.dtype(dtype)), shapes[p]) for p, at in parts[name]]
-        # contiguous: safetensors writes the buffer as it lies, whatever the strides say
+        # The array must be contiguous, since safetensors writes its buffer and ignores strides.
         return np.ascontiguousarray(rows[0] if len(rows) == 1 else np.concatenate(rows))
 
     itemsize = jnp.dtype(dtype).itemsize
-    sizes = [sum(math.prod(shapes[path]) for path, _ in held) * itemsize for held in parts.values()]
+    sizes = [sum(math.prod(shapes[path]) for path, _ in leaves_in) * itemsize for leaves_in in parts.values()]
     groups = list(_grouped(list(parts), sizes, file_bytes))
     weight_map = {}
     for i, group in enumerate(groups, 1):
@@ -307,7 +327,7 @@ def _write_tensors(
 
 
 def _grouped(items: list[Any], sizes: list[int], limit: int) -> Iterator[list[Any]]:
-    """Runs of `items` whose sizes add up to at most `limit`, or single ones."""
+    """Groups of neighbouring items whose sizes add up to at most `limit`. A larger item is a group of its own."""
     group, total = [], 0
     for item, size in zip(items, sizes, strict=True):
         if group and total + size > limit:

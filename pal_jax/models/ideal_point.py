@@ -1,7 +1,7 @@
-"""PAL (arXiv 2406.08469): a user is a mixture of K prototypes, and an item is the better the closer it is to them.
+"""PAL (arXiv 2406.08469): a user is a mixture of K prototypes, and prefers items that are near to it.
 
-PAL-A mixes K points, PAL-B mixes K functions of the prompt. Everything here is a function of parameters `f` (items'
-projector), `P` (prototypes) or `g` (their projectors, stacked), `log_scale`, and of a user's logits `z`.
+PAL-A mixes K points, and PAL-B mixes K functions of the prompt. The parameters are `f` (the projector of items), `P`
+(prototypes) or `g` (the prototypes' projectors, stacked), `log_scale`, and a user's logits `z`.
 
 Letters: `B` pairs, `K` prototypes, `H` width of an item's vector, `D` width of the space of preferences.
 """
@@ -31,7 +31,10 @@ ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': jax.nn.gelu, 'linear': lambda x: x}
 
 
 class Projector(NamedTuple):
-    """`layers` affine maps of the output's width; the last has no activation behind it. 0 layers: the identity."""
+    """`layers` affine maps with the width of the output, and an activation after each but the last.
+
+    With 0 layers it is the identity.
+    """
 
     layers: int
     activation: str = 'linear'
@@ -41,10 +44,13 @@ class Projector(NamedTuple):
 
 
 def parse_projector(name: str) -> Projector:
-    """`identity`, or `mlp<hidden layers>-<relu|gelu|linear>[-dropout<digits>][-residual][-nobias]`: dropout75 is 0.75.
+    """The projector of a name.
+
+    The name is `identity` or `mlp<hidden layers>-<relu|gelu|linear>[-dropout<digits>][-residual][-nobias]`, where
+    dropout75 is a rate of 0.75.
 
     Raises:
-      ValueError: the name is of no projector.
+      ValueError: the name has another form.
     """
     if name == 'identity':
         return Projector(0)
@@ -61,26 +67,29 @@ def parse_projector(name: str) -> Projector:
 
 @dataclasses.dataclass(frozen=True)
 class PAL:
-    """Which of PAL's models, static under jit.
+    """The settings that select one of PAL's models. They are static under jit.
 
     variant: 'A', or 'B' with prompts.
-    rule: what an item's reward is, of its vector x and the user's point u.
+    width: numbers in an item's vector. prototypes: K.
+    rule: the reward of an item with vector x for a user at point u.
       dist `-|f(x) - u|`, normalized_dist the same of unit vectors, angle `cos(f(x), u)`, dot `f(x) . u`,
       norm `-|f(x - u)|`.
-    scaled: rewards times `min(exp(log_scale), 100)`, which is learnt. The published rules are dist with a hinge (A),
-      angle scaled with cross-entropy (B), dist scaled (their dist-logistic), angle unscaled with a hinge (angle-hinge).
-    point: how PAL-A's mixture w and prototypes P make a point.
-    mixture: how logits z make weights. softmax; gumbel: with noise in training; partition: softmax in training, the
-      largest alone after it; free: 1 and z without bounds (a user embedding); own: z is the point itself, no P.
+    scaled: rewards are multiplied by `min(exp(log_scale), 100)`, which is learnt. The published rules are dist with a
+      hinge (A), angle scaled with cross-entropy (B), dist scaled (their dist-logistic), and angle unscaled with a hinge
+      (angle-hinge).
+    point: the formula of the user's point, from PAL-A's mixture w and prototypes P.
+    mixture: the formula of the weights, from logits z. softmax; gumbel: softmax with noise in training; partition:
+      softmax in training, and the largest alone after it; free: 1 and z without bounds (a user embedding); own: z is
+      the point itself, without P.
 
     Raises:
-      ValueError: a value that is none of these, or two that do not fit.
+      ValueError: a value is none of these, or two values do not fit each other.
     """
 
     width: int
     prototypes: int
     variant: Literal['A', 'B'] = 'A'
-    dim: int = 0  # of preferences; 0: that of items
+    dim: int = 0  # width of the space of preferences; 0: `width`
     projector: str = 'identity'
     rule: Rule = 'dist'
     scaled: bool = False
@@ -88,11 +97,11 @@ class PAL:
     mixture: Mixture = 'softmax'
     tau: float = 1.0
     prototype_init: Literal['unit', 'expected'] = 'unit'  # rows of norm 1, or N(0, 1/width)
-    dtype: str = 'float32'  # into a projector's products, and out of them; what follows is in float32
+    dtype: str = 'float32'  # of the inputs of a projector's products; `act_dtype` is of their results
     act_dtype: str = 'float32'
 
     def __post_init__(self):
-        for key, value, known in (
+        for key, value, allowed in (
             ('variant', self.variant, ('A', 'B')),
             ('rule', self.rule, get_args(Rule)),
             ('point', self.point, get_args(Point)),
@@ -100,8 +109,8 @@ class PAL:
             ('prototype_init', self.prototype_init, ('unit', 'expected')),
             ('dtype', self.dtype, ('float32', 'bfloat16')),
         ):
-            if value not in known:
-                raise ValueError(f'model.{key}={value!r} is unknown; use one of {", ".join(known)}')
+            if value not in allowed:
+                raise ValueError(f'model.{key}={value!r} is unknown; use one of {", ".join(allowed)}')
         shape, d = self.shape, self.dim or self.width
         if d != self.width and (shape.layers == 0 or shape.residual):
             raise ValueError(f'model.dim={d} is not the width {self.width} of items, which {self.projector} keeps')
@@ -114,16 +123,17 @@ class PAL:
 
     @property
     def shape(self) -> Projector:
+        """The projector that `projector` names."""
         return parse_projector(self.projector)
 
     @property
     def logits(self) -> int:
-        """How many numbers a user is."""
+        """The number of logits that a user has."""
         return {'own': self.width, 'free': self.prototypes - 1}.get(self.mixture, self.prototypes)
 
 
 def specs(pal: PAL) -> Params:
-    """Every parameter but the users'."""
+    """The specs of every parameter except the users' logits."""
     d = pal.dim or pal.width
     tree: Params = {'log_scale': ParamSpec((), (), lambda *_: jnp.log(jnp.float32(1 / 0.07)))} if pal.scaled else {}
     if pal.shape.layers:
@@ -158,7 +168,7 @@ def _unit_rows(key: Array, shape: tuple[int, ...], dtype: str) -> Array:
 
 
 def project(layers: list[Params], pal: PAL, x: Float[Array, '*S H'], key: Array | None = None) -> Array:
-    """The projector of `x`; with a key, which is for training, its dropout is on."""
+    """The projection of `x`. With a key, which is for training, dropout is on."""
     hidden, shape = x, pal.shape
     for i, layer in enumerate(layers):
         hidden = product(hidden, layer['weight'], pal.dtype, pal.act_dtype)
@@ -176,7 +186,7 @@ def project(layers: list[Params], pal: PAL, x: Float[Array, '*S H'], key: Array 
 def weights(
     pal: PAL, z: Float[Array, 'B Z'], *, training: bool = False, key: Array | None = None
 ) -> Float[Array, 'B K']:
-    """Users' mixtures: those they are judged by, or those of training, where a key brings Gumbel's noise."""
+    """The users' mixtures for evaluation, or for `training`, where a key adds Gumbel noise."""
     match pal.mixture:
         case 'own':
             return z
@@ -192,15 +202,15 @@ def weights(
 def user_point(
     params: Params, pal: PAL, w: Float[Array, 'B K'], prompt: Float[Array, 'B H'] | None, key: Array | None = None
 ) -> Float[Array, 'B D']:
-    """Where users stand, in the space of preferences (of items for rule 'norm').
+    """The points of users in the space of preferences, or of items for rule 'norm'.
 
     `prompt` is the vector of a prompt's last real token, for PAL-B.
     """
     if pal.variant == 'B':
         assert prompt is not None
         keys = [None] * pal.prototypes if key is None else jax.random.split(key, pal.prototypes)
-        each = [jax.tree.map(lambda x, k=k: x[k], params['g']) for k in range(pal.prototypes)]
-        points = [w[:, k, None] * project(each[k], pal, prompt, keys[k]) for k in range(pal.prototypes)]
+        projectors = [jax.tree.map(lambda x, k=k: x[k], params['g']) for k in range(pal.prototypes)]
+        points = [w[:, k, None] * project(projectors[k], pal, prompt, keys[k]) for k in range(pal.prototypes)]
         return sum(points[1:], points[0])
     if pal.mixture == 'own':
         return w
@@ -219,7 +229,7 @@ def user_point(
 def item_reward(
     params: Params, pal: PAL, u: Float[Array, 'B D'], x: Float[Array, 'B *T H'], key: Array | None = None
 ) -> Float[Array, 'B *T']:
-    """What items, or the tokens of items, are worth to users at `u`."""
+    """The rewards of items, or of the tokens of items, for users at the points `u`."""
     u = u.reshape(u.shape[0], *(1,) * (x.ndim - 2), u.shape[1])
     f = params.get('f', [])
     if pal.rule == 'norm':
@@ -244,8 +254,8 @@ def checked_mixture(mix: ArrayLike, K: int) -> Float[Array, ' K']:
     """A mixture of K prototypes as an array.
 
     Raises:
-      ValueError: it is no list of numbers, has another length, a weight below 0 or not finite, or does not sum to 1
-        within 1e-6.
+      ValueError: the mixture is no list of numbers, has another length, has a weight below 0 or not finite, or its sum
+        is further than 1e-6 from 1.
     """
     try:
         weights = np.asarray(mix)
@@ -258,5 +268,5 @@ def checked_mixture(mix: ArrayLike, K: int) -> Float[Array, ' K']:
 
 
 def length(x: Float[Array, '*S D']) -> Float[Array, '*S']:
-    """The Euclidean norm, with gradient 0 and not NaN at the origin."""
+    """The Euclidean norm over the last axis. Its gradient at the origin is 0, and not NaN."""
     return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1), 1e-12))

@@ -1,4 +1,4 @@
-"""Products of activations and weights: the precision of every matrix product of the decoder is decided here."""
+"""Products of activations and weights. This module decides the precision of every matrix product of the decoder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jaxtyping import Array, Float, Int8, UInt32
 
 from pal_jax.models.config import ModelConfig
 
-FEW = 64  # rows; with more the two ways round are as fast
+FEW = 64  # rows; with more, both orders of a product are equally fast
 
 
 class LoraWeight(struct.PyTreeNode):
     """A frozen weight and its low-rank correction (Hu et al. 2021): `base + scale * a @ b`.
 
-    With a `key` what the correction is computed from is dropped with probability `dropout`. A stack of layers has a
-    leading `L` on all arrays.
+    With a `key`, the inputs of the correction are dropped with probability `dropout`. A stack of layers has a leading
+    axis `L` on all arrays.
     """
 
     base: Float[Array, '...']  # [*in, *out]
@@ -32,10 +32,11 @@ class LoraWeight(struct.PyTreeNode):
 
 
 class SoupWeight(struct.PyTreeNode):
-    """A weight under `K` adapters of rank `r`, of which each row of activations has a mixture of its own.
+    """A weight with `K` adapters of rank `r`, which each row of activations mixes with weights of its own.
 
-    `kind` 'factors': `base + s (sum_k m_k A_k) (sum_k m_k B_k)`, as P-Soups merges; 'delta': `base + sum_k m_k s_k A_k
-    B_k`. Without a mixture it is the base. A stack of layers has a leading `L` on `base`, `a` and `b`.
+    For `kind` 'factors' it is `base + s (sum_k m_k A_k) (sum_k m_k B_k)`, as P-Soups merges. For 'delta' it is `base +
+    sum_k m_k s_k A_k B_k`. Without a mixture it is the base. A stack of layers has a leading axis `L` on `base`, `a`
+    and `b`.
     """
 
     base: Any  # [*in, *out], or its layout for decoding
@@ -47,25 +48,25 @@ class SoupWeight(struct.PyTreeNode):
 
 
 class Int8Weight(struct.PyTreeNode):
-    """A weight in eight bits, `values * scale`, one scale for each output (Dettmers et al. 2022, section 2)."""
+    """A weight in eight bits, `values * scale`, with a scale for each output (Dettmers et al. 2022, section 2)."""
 
     values: Int8[Array, '...']  # [*in, *out]
     scale: Float[Array, '...']  # [*out]
 
 
 class OutputMajor(struct.PyTreeNode):
-    """A weight with its output axes first: how a CPU likes it for few rows, see `by_output`."""
+    """A weight with its output axes first, which is faster on a CPU for few rows, see `by_output`."""
 
     values: Float[Array, '...']  # [*out, *in]
 
 
 def output_major(w: Float[Array, '...'], in_dims: int = 1) -> OutputMajor:
-    """`w [*in, *out]` turned around."""
+    """The weight `w [*in, *out]` with its output axes first."""
     return OutputMajor(jnp.moveaxis(w, range(in_dims), range(-in_dims, 0)))
 
 
 def quantize(w: Float[Array, '...'], in_dims: int = 1) -> Int8Weight:
-    """`w [*in, *out]` rounded to 255 steps between the extremes of each output."""
+    """The weight `w [*in, *out]` in eight bits, rounded to 255 steps between the extremes of each output."""
     inner = tuple(range(in_dims))
     scale = jnp.max(jnp.abs(w), axis=inner, keepdims=True).astype(jnp.float32) / 127
     values = jnp.round(w / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8)
@@ -78,7 +79,7 @@ def linear(
     cfg: ModelConfig,
     in_dims: int = 1,
 ) -> Float[Array, '...']:
-    """`x [..., *in]` times `w [*in, *out]`: `[..., *out]` in `cfg.act_dtype`, inputs in `cfg.dtype`.
+    """The product `[..., *out]` of `x [..., *in]` and `w [*in, *out]`, in `cfg.act_dtype`, with inputs in `cfg.dtype`.
 
     Raises:
       ValueError: the last `in_dims` axes of `x` are not the first of `w`.
@@ -106,22 +107,22 @@ def linear(
 
 
 def _soup(x: Float[Array, 'B T I'], w: SoupWeight, mixture: Float[Array, 'B K'], cfg: ModelConfig) -> Array:
-    """What the mixed adapters add, [B, T, prod(out)]: both kinds are one product with all `a` and one with all `b`."""
+    """The correction [B, T, prod(out)] of the mixed adapters, by one product with all `a` and one with all `b`."""
     low, count = linear(x, w.a, cfg), len(w.scales)
-    each = jnp.split(low, count, axis=-1)
+    parts = jnp.split(low, count, axis=-1)
     shares = jnp.split(mixture.astype(low.dtype)[:, None, :], count, axis=-1)
     if w.kind == 'factors':  # added up one by one: a reduction is slow on a CPU
-        mean = sum(share * part for share, part in zip(shares, each, strict=True))
-        each = [w.scales[0] * mean] * count
+        mean = sum(share * part for share, part in zip(shares, parts, strict=True))
+        parts = [w.scales[0] * mean] * count
     else:
-        each = [scale * part for scale, part in zip(w.scales, each, strict=True)]
-    mixed = jnp.concatenate([share * part for share, part in zip(shares, each, strict=True)], axis=-1)
+        parts = [scale * part for scale, part in zip(w.scales, parts, strict=True)]
+    mixed = jnp.concatenate([share * part for share, part in zip(shares, parts, strict=True)], axis=-1)
     return linear(mixed, w.b, cfg)
 
 
 def _dropped(x: Array, key: Array, rate: float) -> Array:
-    kept = jax.random.bernoulli(jax.random.wrap_key_data(key), 1.0 - rate, x.shape)
-    return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+    keep = jax.random.bernoulli(jax.random.wrap_key_data(key), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def _output_major_product(x: Array, w: Array, cfg: ModelConfig, in_dims: int) -> Array:
@@ -131,8 +132,11 @@ def _output_major_product(x: Array, w: Array, cfg: ModelConfig, in_dims: int) ->
 
 
 def by_output(x: Float[Array, '... I'], w: Float[Array, 'O I'], dtype: str, out_dtype: str) -> Float[Array, '... O']:
-    """`x @ w.T`. On a CPU a few rows of float32 take two thirds of the time with the weight on the left; without the
-    barrier XLA would turn the product around again."""
+    """The product `x @ w.T`.
+
+    On a CPU, a few rows of float32 take two thirds of the time where the weight is on the left. Without the barrier XLA
+    would turn the product around again.
+    """
     narrow, w, rows = x.astype(dtype), w.astype(dtype), math.prod(x.shape[:-1])
     if jax.default_backend() != 'cpu' or dtype != 'float32' or not 1 < rows <= FEW:
         contract = (((x.ndim - 1,), (1,)), ((), ()))
@@ -142,7 +146,7 @@ def by_output(x: Float[Array, '... I'], w: Float[Array, 'O I'], dtype: str, out_
 
 
 def _multiply(x: Array, w: Array, dtype: str, out_dtype: str) -> Array:
-    """`x [..., I]` times `w [*in, *out]`, of whose first axes `I` is the product: `[..., prod(out)]`."""
+    """The product `[..., prod(out)]` of `x [..., I]` and `w [*in, *out]`, where `I` is `prod(in)`."""
     return lax.dot_general(
         x.astype(dtype), _matrix(w, x.shape[-1], dtype), (((x.ndim - 1,), (0,)), ((), ())),
         preferred_element_type=out_dtype,
@@ -154,15 +158,21 @@ def _matrix(w: Array, size: int, dtype: str) -> Float[Array, 'I O']:
 
 
 def _multiply_fwd(x: Array, w: Array, dtype: str, out_dtype: str) -> tuple[Array, tuple[Array, Array, Array]]:
-    """The weight is kept as it came: a scan over layers then reads its stack again, and keeps no second one."""
+    """The product, and the arrays for its backward pass.
+
+    The weight is kept unchanged, so that a scan over layers reads its stack again and keeps no second one.
+    """
     narrow = x.astype(dtype)
     return _multiply(narrow, w, dtype, out_dtype), (narrow, w, jnp.empty((), x.dtype))
 
 
 def _multiply_bwd(dtype: str, out_dtype: str, saved: tuple[Array, Array, Array], dy: Array) -> tuple[Array, Array]:
-    """Autodiff would multiply a wide cotangent with a narrow weight, at the speed of the wide one; here every product
-    takes `dtype`. The weight's gradient contracts rows and tokens as they are, and rows alone in two halves: a 2-D dot
-    misses XLA's fast path on CPU."""
+    """The gradients by input and weight, whose products all have inputs in `dtype`.
+
+    Autodiff would multiply a wide cotangent with a narrow weight, at the speed of the wide one. The weight's gradient
+    contracts rows and tokens as they are. Rows alone are split into two halves, since a 2-D dot misses XLA's fast path
+    on CPU.
+    """
     x, w, like = saved
     dy = dy.astype(dtype)
     rows = tuple(range(x.ndim - 1))

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al. 2021) on the stacked weights of a decoder, as a change of leaf type.
 
-An adapted tree holds a `LoraWeight` where the plain one holds an array, and forward code sees no difference. The same
-functions act on arrays and on their `ParamSpec`s, so shapes and shardings of an adapted model follow from its specs.
+An adapted tree has a `LoraWeight` in place of an array, and forward code is the same for both. The functions here act
+on arrays and on their `ParamSpec`s, so shapes and shardings of an adapted model follow from its specs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IN_DIMS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}  # inp
 
 
 class Adapter(struct.PyTreeNode):
-    """The trainable part of a `LoraWeight`: arrays, or their specs."""
+    """The trainable part of a `LoraWeight`, as arrays or as their specs."""
 
     a: Any  # [L, prod(in), rank]
     b: Any  # [L, rank, prod(out)]
@@ -33,28 +33,31 @@ class Adapter(struct.PyTreeNode):
 
 
 def attach(params: Params, *, rank: int, alpha: float, targets: Sequence[str] | str, key: Array) -> Params:
-    """Adapters on the weights that `targets` names: 'all-linear' or regular expressions. Their scale is `alpha / rank`.
+    """The tree with fresh adapters on the weights that `targets` names: 'all-linear' or regular expressions.
 
-    An expression matches the end of a path, from a name on: `attn/(q|v)` what is `layers/attn/q` and `layers/attn/v`,
-    `down` what is `layers/mlp/down`, `mlp/.*` all linear weights of the network.
+    An expression matches the end of a path, from a name on: `attn/(q|v)` matches `layers/attn/q` and `layers/attn/v`,
+    `down` matches `layers/mlp/down`, and `mlp/.*` matches all linear weights of the network.
 
-    `a` is normal with variance 1 / inputs, `b` is 0, so a fresh adapter changes nothing. Both are float32 whatever the
-    precision of the frozen weight. Raises ValueError for a target that names no such weight.
+    The scale is `alpha / rank`. `a` is normal with variance 1 / inputs and `b` is 0, so a fresh adapter changes
+    nothing. Both are float32 for any precision of the frozen weight.
+
+    Raises:
+      ValueError: a target names no linear weight, or the rank is below 1.
     """
     specs = jax.tree.map(lambda w: ParamSpec(w.shape, (None,) * w.ndim, initializers.zeros), params)
     return join(plain.init(_adapter_specs(specs, rank, alpha, targets), key), params)
 
 
 def lora_specs(specs: Params, *, rank: int, alpha: float, targets: Sequence[str] | str) -> Params:
-    """Specs of the tree that `attach` makes.
+    """The specs of the tree that `attach` makes.
 
-    `a` is sharded as the weight's input and `b` as its output, over the first of their axes; the rank never is.
+    `a` is sharded as the first input axis of the weight, and `b` as its first output axis. The rank is not sharded.
     """
     return join(_adapter_specs(specs, rank, alpha, targets), specs)
 
 
 def split(params: Params) -> tuple[Params, Params]:
-    """`(trainable, frozen)`: adapters, with None for the rest, and the plain tree they stand on."""
+    """The pair `(trainable, frozen)`: the adapters, None for other weights, and the plain tree below them."""
     trainable = _map(lambda x: Adapter(x.a, x.b, x.scale) if isinstance(x, LoraWeight) else None, params)
     return trainable, base(params)
 
@@ -69,7 +72,7 @@ def join(trainable: Params, frozen: Params) -> Params:
 
 
 def with_dropout(params: Params, rate: float, key: Array) -> Params:
-    """The adapted tree with a random key for every layer of every adapter, which then drops its inputs."""
+    """The adapted tree with a random key for every layer of every adapter, so that adapters drop inputs at `rate`."""
     adapted = [w for w in jax.tree.leaves(params, is_leaf=_is_lora) if _is_lora(w)]
     keys = iter(jax.random.split(key, len(adapted)))
 
@@ -82,12 +85,12 @@ def with_dropout(params: Params, rate: float, key: Array) -> Params:
 
 
 def base(params: Params) -> Params:
-    """The plain tree without its adapters: the reference policy of an adapted actor, at no memory of its own."""
+    """The plain tree without its adapters. It is the reference policy of an adapted actor, and needs no memory."""
     return _map(lambda x: x.base if isinstance(x, LoraWeight) else x, params)
 
 
 def merge(params: Params) -> Params:
-    """The plain tree that computes what the adapted one does, in the precision of the frozen weights."""
+    """The plain tree with the adapters merged into it, in the precision of the frozen weights."""
 
     def merged(x: Any) -> Any:
         if not isinstance(x, LoraWeight):
@@ -108,12 +111,14 @@ def _adapter_specs(specs: Params, rank: int, alpha: float, targets: Sequence[str
     patterns = _patterns(targets)
     linear = [_path(path) for path, _ in jax.tree.leaves_with_path(specs, is_leaf=plain.is_spec) if _in_dims(path)]
     if absent := [target for target, pattern in patterns.items() if not any(map(pattern.search, linear))]:
-        known = ', '.join(linear) or 'none: adapt a decoder, and only once'
-        raise ValueError(f"LoRA targets {absent} match no linear weight; use 'all-linear' or match some of {known}")
+        linear_names = ', '.join(linear) or 'none: adapt a decoder, and only once'
+        raise ValueError(
+            f"LoRA targets {absent} match no linear weight; use 'all-linear' or match some of {linear_names}"
+        )
 
     def adapter(path: Any, spec: ParamSpec) -> Adapter | None:
-        wanted = _in_dims(path) and any(pattern.search(_path(path)) for pattern in patterns.values())
-        return _adapter_spec(spec, rank, alpha, _in_dims(path)) if wanted else None
+        is_target = _in_dims(path) and any(pattern.search(_path(path)) for pattern in patterns.values())
+        return _adapter_spec(spec, rank, alpha, _in_dims(path)) if is_target else None
 
     return jax.tree.map_with_path(adapter, specs, is_leaf=plain.is_spec)
 
@@ -122,7 +127,7 @@ def _adapter_spec(spec: ParamSpec, rank: int, alpha: float, in_dims: int) -> Ada
     layers, inputs, outputs = spec.shape[0], spec.shape[1 : 1 + in_dims], spec.shape[1 + in_dims :]
     in_axes, out_axes = spec.axes[1 : 1 + in_dims], spec.axes[1 + in_dims :]
     normal = initializers.normal(1.0 / math.sqrt(math.prod(inputs)))
-    # Axes flattened into one lie as the first of them does, in the same blocks.
+    # Several axes flattened into one are sharded as the first of them, in the same blocks.
     a = ParamSpec((layers, math.prod(inputs), rank), (spec.axes[0], in_axes[0], None), normal)
     b = ParamSpec((layers, rank, math.prod(outputs)), (spec.axes[0], None, out_axes[0]), initializers.zeros)
     return Adapter(a, b, alpha / rank)
@@ -141,7 +146,7 @@ def _path(path: Any) -> str:
 
 
 def _in_dims(path: Any) -> int:
-    """Input axes of a linear weight after `L`; 0 for what is none."""
+    """The number of input axes of a linear weight after `L`; 0 for any other leaf."""
     return IN_DIMS.get(_name(path), 0)
 
 

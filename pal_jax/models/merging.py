@@ -1,8 +1,8 @@
-"""Several models made into one, parameter by parameter, on the host.
+"""Several models merged into one, parameter by parameter, on the host.
 
-Each function takes trees of one shape (a single tensor is one too, be it an array or a file's) and gives a tree of
-arrays. Tensors are cut into blocks of rows, which are computed in float64 and rounded once, to the precision of the
-first model: beside the result and the inputs there is never more in memory than about one tensor.
+Each function takes trees of one shape and returns a tree of arrays. A tree may be a single tensor, in memory or in a
+file. Tensors are cut into blocks of rows, which are computed in float64 and rounded once, to the precision of the first
+model. Beside the result and the inputs, memory never holds more than about one tensor.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pal_jax.models.tensors import Tensor
 
 BLOCK = 1 << 20  # numbers of a tensor that are computed at once
 TOLERANCE = 1e-6
-PARALLEL = 1e-6  # sines of angles below it: the arc is a line
+PARALLEL = 1e-6  # where the sine of an angle is below it, the arc counts as a line
 
 
 def checked(weights: Sequence[float], count: int) -> tuple[float, ...]:
-    """The weights of `count` models.
+    """The weights of `count` models as floats.
 
     Raises:
-      ValueError: there are others than `count`, or their sum is further than 1e-6 from 1.
+      ValueError: there are not `count` weights, or their sum is further than 1e-6 from 1.
     """
     if len(weights) != count or not abs(sum(weights) - 1) <= TOLERANCE:
         raise ValueError(
@@ -37,10 +37,10 @@ def checked(weights: Sequence[float], count: int) -> tuple[float, ...]:
 
 
 def linear(trees: Sequence[Any], weights: Sequence[float]) -> Any:
-    """`sum_i w_i theta_i`: a soup of models (Wortsman et al. 2022). Weights [1, 0, 0] give the first bit for bit.
+    """The weighted mean `sum_i w_i theta_i`, a soup of models (Wortsman et al. 2022).
 
-    Of trees of adapters (see `lora.split`) it is the mean of their factors that P-Soups takes (Jang et al. 2023), which
-    is not that of their updates: see `delta`.
+    Weights [1, 0, 0] give the first model bit for bit. For trees of adapters (see `lora.split`) it is the mean of their
+    factors, which P-Soups takes (Jang et al. 2023) and which differs from the mean of their updates (`delta`).
 
     Raises:
       ValueError: the weights do not sum to 1, or the trees or their shapes differ.
@@ -50,7 +50,7 @@ def linear(trees: Sequence[Any], weights: Sequence[float]) -> Any:
 
 
 def delta(base: Params, adapters: Sequence[Params], weights: Sequence[float]) -> Params:
-    """`W + sum_i w_i s_i A_i B_i`: the mean of what the adapters (see `lora.split`) add to their plain base.
+    """The base with the mean of the updates by adapters (see `lora.split`): `W + sum_i w_i s_i A_i B_i`.
 
     Raises:
       ValueError: the weights do not sum to 1, or the adapters are not of this base.
@@ -76,7 +76,7 @@ def delta(base: Params, adapters: Sequence[Params], weights: Sequence[float]) ->
 
 
 def task_arithmetic(trees: Sequence[Any], weights: Sequence[float], base: Any, lambda_: float = 1.0) -> Any:
-    """`theta_0 + lambda sum_i w_i (theta_i - theta_0)`: sums of task vectors (Ilharco et al. 2023).
+    """The base with a sum of task vectors (Ilharco et al. 2023): `theta_0 + lambda sum_i w_i (theta_i - theta_0)`.
 
     Raises:
       ValueError: as `linear`.
@@ -90,12 +90,13 @@ def task_arithmetic(trees: Sequence[Any], weights: Sequence[float], base: Any, l
 
 
 def ties(trees: Sequence[Any], weights: Sequence[float], base: Any, k: float = 0.2, lambda_: float = 1.0) -> Any:
-    """TIES (Yadav et al. 2023, algorithm 1): of each task vector the share `k` of largest magnitude is kept (here of
-    each tensor), a sign is elected for every parameter by the weighted sum, and `theta_0` moves by `lambda` times the
-    weighted mean of those that have it.
+    """The base changed by TIES (Yadav et al. 2023, algorithm 1).
+
+    The share `k` of each task vector with the largest magnitudes is kept, here tensor by tensor. The weighted sum
+    elects a sign for every parameter. `theta_0` moves by `lambda` times the weighted mean of the values with this sign.
 
     Raises:
-      ValueError: as `linear`; a weight below 0 or a `k` out of (0, 1].
+      ValueError: as `linear`, or a weight is below 0, or `k` is out of (0, 1].
     """
     weights = checked(weights, len(trees))
     if min(weights) < 0 or not 0 < k <= 1:
@@ -111,9 +112,11 @@ def ties(trees: Sequence[Any], weights: Sequence[float], base: Any, k: float = 0
                 for task, at in zip(tasks, least, strict=True)
             ]
             sign = np.sign(_sum(tasks, weights))
-            kept = [np.sign(task) == sign for task in tasks]
-            mass = _sum(kept, weights)
-            total = _sum([np.where(own, task, 0.0) for own, task in zip(kept, tasks, strict=True)], weights)
+            same_sign = [np.sign(task) == sign for task in tasks]
+            mass = _sum(same_sign, weights)
+            total = _sum(
+                [np.where(has_sign, task, 0.0) for has_sign, task in zip(same_sign, tasks, strict=True)], weights
+            )
             return origin + lambda_ * np.divide(total, mass, out=np.zeros_like(total), where=mass > 0)
 
         return _by_rows([origin, *xs], moved)
@@ -122,11 +125,12 @@ def ties(trees: Sequence[Any], weights: Sequence[float], base: Any, k: float = 0
 
 
 def slerp(trees: Sequence[Any], weights: Sequence[float]) -> Any:
-    """Two models on the great circle between them (Shoemake 1985), tensor by tensor: weights `[1 - t, t]` go the share
-    `t` of the angle. Where a tensor is 0 or the two are parallel, it is `linear`.
+    """A point on the great circle between two models (Shoemake 1985), tensor by tensor.
+
+    Weights `[1 - t, t]` go the share `t` of the angle. Tensors that are 0 or parallel are merged by `linear`.
 
     Raises:
-      ValueError: as `linear`, or there are others than two models.
+      ValueError: as `linear`, or there are not two models.
     """
     weights = checked(weights, len(trees))
     if len(trees) != 2:
@@ -139,9 +143,9 @@ def slerp(trees: Sequence[Any], weights: Sequence[float]) -> Any:
 
 
 class Updated:
-    """The matrix `base + sum_i c_i left_i @ right_i`, of which those rows are computed that are cut out.
+    """The matrix `base + sum_i c_i left_i @ right_i`. Indexing computes the rows that are asked for.
 
-    An adapter on a weight [in, out] has `left` A and `right` B; peft's, on [out, in], has them the other way round.
+    An adapter on a weight [in, out] has `left` A and `right` B. peft's, on [out, in], has `left` B and `right` A.
     """
 
     def __init__(self, base: Tensor, updates: Sequence[tuple[float, Any, Any]]):
@@ -162,7 +166,7 @@ class Updated:
 
 
 def materialized(x: Updated) -> np.ndarray:
-    """All of it, in the precision of its base."""
+    """The whole matrix, in the precision of its base."""
     return _by_rows([x], lambda rows: rows)
 
 
@@ -170,7 +174,11 @@ def materialized(x: Updated) -> np.ndarray:
 
 
 def _over(merge: Callable[..., np.ndarray], trees: Sequence[Any]) -> Any:
-    """`merge` of the tensors in each place of the trees."""
+    """The tree of `merge(*tensors)` over the tensors in each place of the trees.
+
+    Raises:
+      ValueError: the trees or the shapes of their tensors differ.
+    """
     for i, tree in enumerate(trees[1:], 2):
         if _built(tree) != _built(trees[0]):
             raise ValueError(
@@ -193,7 +201,7 @@ def _built(tree: Any) -> Any:
 
 
 def _difference(first: Any, other: Any, number: int) -> str:
-    """Where the tree with this number is built otherwise than the first."""
+    """The first difference in structure between the first tree and the tree with this number, as a text."""
     ours, theirs = (
         {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=_is_adapter)}
         for tree in (first, other)
@@ -213,7 +221,7 @@ def _is_adapter(x: Any) -> bool:
 
 
 def _places(adapters: Params) -> Any:
-    """Which weights have an adapter, whatever its scale."""
+    """The structure of a tree of adapters without their scales, so that it says which weights have one."""
     return _built(jax.tree.map(lambda adapter: 0, adapters, is_leaf=_is_adapter))
 
 
@@ -221,12 +229,12 @@ def _places(adapters: Params) -> Any:
 
 
 def _used(weights: Sequence[float]) -> list[tuple[int, float]]:
-    """Places and weights of those that are not 0: the others are not read, whatever is in them."""
+    """The places and weights of the models whose weight is not 0. The other models are not read."""
     return [(i, w) for i, w in enumerate(weights) if w]
 
 
 def _sum(xs: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """`sum_i w_i x_i`. It starts with the first, for 0 added to -0 is not -0."""
+    """The sum `sum_i w_i x_i`. It starts with the first term, since 0 added to -0 is not -0."""
     total = xs[0] * weights[0]
     for x, w in zip(xs[1:], weights[1:], strict=True):
         total = total + x * w
@@ -234,13 +242,13 @@ def _sum(xs: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
 
 
 def _weighted(xs: Sequence[Any], used: Sequence[tuple[int, float]]) -> np.ndarray:
-    """The weighted sum of those that are `_used`."""
+    """The weighted sum of the tensors whose places and weights `used` has."""
     weights = [w for _, w in used]
     return _by_rows([xs[i] for i, _ in used], lambda *ys: _sum(ys, weights), xs[0].dtype)
 
 
 def _by_rows(xs: Sequence[Any], kernel: Callable[..., np.ndarray], dtype: Any = None) -> np.ndarray:
-    """`kernel` of tensors of one shape, block by block, in the precision of the first or another."""
+    """The result of `kernel` on tensors of one shape, block by block, in `dtype` or else that of the first tensor."""
     out = np.empty(xs[0].shape, dtype or xs[0].dtype)
     for rows in _blocks(out.shape, len(xs)):
         out[rows] = kernel(*(np.asarray(x[rows], np.float64) for x in xs))
@@ -248,18 +256,21 @@ def _by_rows(xs: Sequence[Any], kernel: Callable[..., np.ndarray], dtype: Any = 
 
 
 def _blocks(shape: tuple[int, ...], count: int) -> Iterator[Any]:
-    """Slices of the first axis, so small that `count` tensors in float64 and three times as many intermediate results
-    have together no more bytes than one whole tensor in float32."""
+    """Slices of the first axis, for work on blocks.
+
+    They are so small that `count` tensors in float64 and three times as many intermediate results together have no more
+    bytes than one whole tensor in float32.
+    """
     if not shape:
         yield ()
         return
     size = max(1, min(shape[0] // (8 * count + 8), BLOCK // max(1, math.prod(shape[1:]))))
     for start in range(0, shape[0], size):
-        yield slice(start, min(start + size, shape[0]))  # safetensors takes none past the end
+        yield slice(start, min(start + size, shape[0]))  # safetensors takes no slice past the end
 
 
 def _least_kept(origin: Tensor, x: Tensor, k: float) -> float:
-    """The magnitude from which on the share `k` of a task vector's values lies."""
+    """The smallest magnitude among the share `k` of a task vector's values that is kept."""
     magnitudes = np.empty(x.shape, np.float32)
     for rows in _blocks(magnitudes.shape, 2):
         magnitudes[rows] = np.abs(np.asarray(x[rows], np.float64) - np.asarray(origin[rows], np.float64))
@@ -270,16 +281,17 @@ def _least_kept(origin: Tensor, x: Tensor, k: float) -> float:
 
 
 def _angle(x: Tensor, y: Tensor) -> float:
-    """Between two tensors as vectors; 0 where one is 0."""
+    """The angle in radians between two tensors as vectors; 0 where one of them is 0."""
     dot = squares_x = squares_y = 0.0
     for rows in _blocks(x.shape, 2):
-        a, b = (np.asarray(each[rows], np.float64).ravel() for each in (x, y))
+        a, b = (np.asarray(tensor[rows], np.float64).ravel() for tensor in (x, y))
         dot, squares_x, squares_y = dot + a @ b, squares_x + a @ a, squares_y + b @ b
     norms = math.sqrt(squares_x * squares_y)
     return math.acos(min(1.0, max(-1.0, dot / norms))) if norms else 0.0
 
 
 def _on_arc(weights: Sequence[float], angle: float) -> Sequence[float]:
+    """The factors of two vectors at this angle whose sum lies on the arc between them."""
     if math.sin(angle) < PARALLEL:
         return weights
     return [math.sin(w * angle) / math.sin(angle) for w in weights]

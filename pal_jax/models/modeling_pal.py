@@ -1,4 +1,4 @@
-"""PAL's reward model in torch: what a folder that `pal.export.save_model` wrote is loaded by. pal_jax never imports it.
+"""PAL's reward model in torch. It loads a folder that `pal.export.save_model` wrote, and pal_jax never imports it.
 
     from transformers import AutoModel, AutoTokenizer
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
@@ -23,9 +23,14 @@ MAX_SCALE = 100.0
 
 
 class PALConfig(PreTrainedConfig):
-    """decoder: the config of what reads texts. pal: variant, rule, scaled, point, width, dim, prototypes, and its
-    projector's layers, activation, bias and residual. pool: which states make a vector, 'last' or 'mean'. frame: how
-    many principal coordinates of it are taken, or 0. mixture: the population's."""
+    """The config of the model.
+
+    decoder: the config of the model that reads texts.
+    pal: variant, rule, scaled, point, width, dim, prototypes, and the projector's layers, activation, bias, residual.
+    pool: 'last' or 'mean', the states that make a vector.
+    frame: the number of principal coordinates of the vector, or 0 for the vector itself.
+    mixture: the mixture of the population.
+    """
 
     model_type = 'pal'
 
@@ -59,6 +64,8 @@ class Projector(nn.Module):
 
 
 class PALRewardModel(PreTrainedModel):
+    """A decoder that reads texts, and PAL's reward of their vectors."""
+
     config_class = PALConfig
 
     def __init__(self, config: PALConfig):
@@ -81,7 +88,7 @@ class PALRewardModel(PreTrainedModel):
         self.post_init()
 
     def vector(self, input_ids: Tensor, attention_mask: Tensor, counted: Tensor | None = None) -> Tensor:
-        """What each text is to PAL, [B, width]; `counted` [B, T] are the tokens whose states count, by default all."""
+        """The vector of each text, [B, width]. `counted` [B, T] marks the tokens whose states count, by default all."""
         states = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         states = states.float()
         if self.config.pool == 'last':
@@ -103,7 +110,7 @@ class PALRewardModel(PreTrainedModel):
         counted: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        """Rewards [B] of texts to a person, whose `mixture` is [K], or [B, K] of a person a text."""
+        """The rewards [B] of texts for a person with `mixture` [K], or for a person for each text, [B, K]."""
         x = self.vector(input_ids, attention_mask, counted)
         w = torch.tensor(self.config.mixture, device=x.device) if mixture is None else mixture.to(x)
         w = w.expand(len(x), -1)
@@ -118,6 +125,7 @@ class PALRewardModel(PreTrainedModel):
         return reward * self.log_scale.exp().clamp(max=MAX_SCALE) if self.config.pal['scaled'] else reward
 
     def point(self, w: Tensor) -> Tensor:
+        """The points of people with mixtures `w` [B, K], by PAL-A's formula."""
         match self.config.pal['point']:
             case 'f(Pw)':
                 return self.f(w @ self.P)
@@ -128,6 +136,7 @@ class PALRewardModel(PreTrainedModel):
         return w @ self.P
 
     def reward(self, u: Tensor, x: Tensor) -> Tensor:
+        """The unscaled rewards [B] of texts with vectors `x` for people at points `u`."""
         unit = nn.functional.normalize
         match self.config.pal['rule']:
             case 'norm':

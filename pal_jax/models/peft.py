@@ -1,6 +1,6 @@
-"""Adapters as the library `peft` has them: a folder with adapter_config.json and adapter_model.safetensors.
+"""Adapters in the format of the library `peft`: a folder with adapter_config.json and adapter_model.safetensors.
 
-A stack of layers is one pair of tensors a layer, each [out, in] as torch has it. Names are those of the family's
+An adapter of stacked layers is a pair of tensors for each layer, [out, in] as in torch. Names are those of the family's
 weights in `models.families`.
 """
 
@@ -35,7 +35,7 @@ from pal_jax.runtime.outputs import whole_folder
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
 PREFIX = 'base_model.model.'
-ONLY = {  # what the forward pass takes for granted
+ONLY = {  # the values that the forward pass takes for granted
     'peft_type': 'LORA', 'bias': 'none', 'use_dora': False, 'fan_in_fan_out': False, 'rank_pattern': {},
     'alpha_pattern': {}, 'modules_to_save': None, 'lora_bias': False,
 }  # fmt: skip
@@ -44,14 +44,14 @@ ALLOWED: Mapping[str, tuple[Any, ...]] = {  # keys with values beside null, fals
     'bias': ('none',),
     'task_type': ('CAUSAL_LM',),
     'revision': ('main',),
-    # The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take from the base what they begin with.
+    # The other kinds (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base when they begin.
     'init_lora_weights': (True, 'gaussian', 'eva', 'orthogonal', 'mica'),
 }
 READ = (
     'base_model_name_or_path', 'r', 'lora_alpha', 'use_rslora', 'target_modules', 'exclude_modules',
     'layers_to_transform', 'layers_pattern',
 )  # fmt: skip
-# How an adapter was begun, trained and saved, or what has no effect without another option.
+# Keys of how an adapter was begun, trained and saved, and keys without effect unless another option is set.
 IDLE = (
     'auto_mapping', 'peft_version', 'inference_mode', 'lora_dropout', 'megatron_core', 'loftq_config', 'eva_config',
     'corda_config', 'lora_ga_config', 'velora_config', 'qalora_group_size', 'runtime_config', 'ensure_weight_tying',
@@ -60,7 +60,7 @@ IDLE = (
 
 
 class PeftConfig(NamedTuple):
-    """What is read of an adapter's config: the model it stands on, and what its product counts."""
+    """The fields of an adapter's config that are read: the source of its base, the scale of its product, its rank."""
 
     base: str
     scale: float
@@ -68,33 +68,33 @@ class PeftConfig(NamedTuple):
 
 
 def save(adapters: Params, cfg: ModelConfig, base: str, folder: str | Path, dropout: float = 0.0) -> None:
-    """Writes the trainable part of an adapted tree (see `lora.split`). `base` names the model below it.
+    """Write the trainable part of an adapted tree (see `lora.split`). `base` names the model below it.
 
     Raises:
-      ValueError: there are no adapters, or one on a weight that is stored within a larger one; or the folder is
-        somebody else's, see `outputs.check_folder`.
+      ValueError: there are no adapters, an adapted weight is stored within a larger tensor, or the folder is not
+        replaced, see `outputs.check_folder`.
     """
-    found = dict(_adapters(adapters))
-    if not found:
+    adapter_of = dict(_adapters(adapters))
+    if not adapter_of:
         raise ValueError('this policy has no adapters; train with --config.policy.lora.rank above 0')
     names, folder = _own_names(cfg), Path(folder)
-    if fused := [path for path in found if path not in names]:
+    if fused := [path for path in adapter_of if path not in names]:
         raise ValueError(f'{fused[0]} of a {cfg.family} model shares a tensor with others; export the merged model')
     tensors: dict[str, np.ndarray] = {}
-    for path, adapter in found.items():
+    for path, adapter in adapter_of.items():
         a, b = (np.asarray(jax.device_get(x), np.float32) for x in (adapter.a, adapter.b))
         for i in range(len(a)):
             module = PREFIX + names[path].format(i).removesuffix('.weight')
             tensors[f'{module}.lora_A.weight'] = np.ascontiguousarray(a[i].T)
             tensors[f'{module}.lora_B.weight'] = np.ascontiguousarray(b[i].T)
-    rank, scale = next((x.a.shape[-1], x.scale) for x in found.values())
+    rank, scale = next((x.a.shape[-1], x.scale) for x in adapter_of.values())
     config = ONLY | {
         'base_model_name_or_path': base,
         'task_type': 'CAUSAL_LM',
         'r': rank,
         'lora_alpha': scale * rank,
         'lora_dropout': dropout,
-        'target_modules': sorted({names[path].removesuffix('.weight').rpartition('.')[2] for path in found}),
+        'target_modules': sorted({names[path].removesuffix('.weight').rpartition('.')[2] for path in adapter_of}),
         'inference_mode': True,
     }
     with whole_folder(folder) as partial:
@@ -103,7 +103,10 @@ def save(adapters: Params, cfg: ModelConfig, base: str, folder: str | Path, drop
 
 
 def _own_names(cfg: ModelConfig) -> dict[str, str]:
-    """Tensors by path, of leaves that have one to themselves: an adapter of several in one would be of another kind."""
+    """The tensors' names by path, for the leaves that have a tensor to themselves.
+
+    An adapter of a tensor with several leaves would be of another kind.
+    """
     names = FAMILIES[cfg.family].names
     return {path: name for path, name in names.items() if list(names.values()).count(name) == 1}
 
@@ -118,7 +121,7 @@ def read_config(folder: str | Path) -> PeftConfig:
     """The config of an adapter.
 
     Raises:
-      ValueError: it is not there, or of a kind that this package does not compute.
+      ValueError: there is no config, or it is of a kind that this package does not compute.
     """
     config = _checked(folder)
     rank, alpha = config['r'], config['lora_alpha']
@@ -127,13 +130,15 @@ def read_config(folder: str | Path) -> PeftConfig:
 
 
 def _checked(folder: str | Path) -> dict[str, Any]:
-    """The adapter_config.json of a folder, in which every key is read, idle, or at a value that changes nothing."""
+    """The adapter_config.json of a folder. Raises ValueError for a key or a value that is not supported."""
     path = Path(folder) / CONFIG
     if not path.exists():
         raise ValueError(f'no {CONFIG} in {folder}; give the folder of a PEFT adapter')
     config = read_object(path)
     for key, value in config.items():
-        allowed = any(type(value) is type(each) and value == each for each in ALLOWED.get(key, ()))
+        allowed = any(
+            type(value) is type(allowed_value) and value == allowed_value for allowed_value in ALLOWED.get(key, ())
+        )
         if key not in READ + IDLE and not neutral(value) and not allowed:
             hint = _hint(key)
             raise ValueError(f'{path} has {key}={value!r}; only adapters with {hint} can be read')
@@ -155,15 +160,15 @@ def _hint(key: str) -> str:
 
 
 def targets(folder: str | Path) -> Callable[[str], bool]:
-    """Whether the config of an adapter puts one on a linear module such as `model.layers.0.self_attn.q_proj`.
+    """A function that is True for a linear module, such as `model.layers.0.self_attn.q_proj`, with an adapter on it.
 
     Raises:
       ValueError: as `read_config`, or an option is neither names nor a regular expression.
     """
     config = _checked(folder)
-    chosen, excluded = config.get('target_modules'), config.get('exclude_modules') or []
-    chosen = ['q_proj', 'v_proj'] if chosen is None else chosen  # peft's default for Llama and its like
-    for key, value in (('target_modules', chosen), ('exclude_modules', excluded)):
+    included, excluded = config.get('target_modules'), config.get('exclude_modules') or []
+    included = ['q_proj', 'v_proj'] if included is None else included  # peft's default for Llama and its like
+    for key, value in (('target_modules', included), ('exclude_modules', excluded)):
         if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(x, str) for x in value)):
             raise ValueError(f'{Path(folder) / CONFIG} has {key}={value!r}; it has to be a text or a list of texts')
     layers, pattern = config.get('layers_to_transform'), config.get('layers_pattern') or [r'[^.]*']
@@ -178,13 +183,13 @@ def targets(folder: str | Path) -> Callable[[str], bool]:
     def targeted(module: str) -> bool:
         if named(module, excluded):
             return False
-        if isinstance(chosen, str) and chosen.lower() == 'all-linear':
+        if isinstance(included, str) and included.lower() == 'all-linear':
             return module != 'lm_head'
-        if layers and isinstance(chosen, list):
-            found = (re.match(rf'(?:^|.*?\.){each}\.(\d+)\.', module) for each in patterns)
-            place = next((int(match[1]) for match in found if match), None)
-            return place in layers and named(module, chosen)
-        return named(module, chosen)
+        if layers and isinstance(included, list):
+            matches = (re.match(rf'(?:^|.*?\.){stack}\.(\d+)\.', module) for stack in patterns)
+            place = next((int(match[1]) for match in matches if match), None)
+            return place in layers and named(module, included)
+        return named(module, included)
 
     try:
         targeted('')
@@ -199,7 +204,7 @@ def module_of(name: str) -> str:
 
 
 def check_targets(folder: str | Path, names: Iterable[str]) -> None:
-    """Raises ValueError for a tensor of a module that the config puts no adapter on: peft would leave it aside."""
+    """Raise ValueError for a tensor of a module that the config puts no adapter on. peft would ignore it."""
     targeted = targets(folder)
     for name in names:
         if not targeted(module_of(name)):
@@ -217,7 +222,7 @@ def tensors_of(folder: str | Path) -> Path:
 
 
 def attach(params: Params, cfg: ModelConfig, folder: str | Path) -> Params:
-    """Plain weights with the adapters of `folder` on them. A layer without one, where others have, gets zeros.
+    """Plain weights with the adapters of `folder` on them. A layer without an adapter gets zeros where others have one.
 
     Raises:
       ValueError: a tensor is missing, not finite, has another shape, or belongs to no linear weight of the model.
@@ -234,7 +239,9 @@ def attach(params: Params, cfg: ModelConfig, folder: str | Path) -> Params:
         linear.update(modules)
         present = [f'{PREFIX}{module}' if targeted(module) else None for module in modules]
         if any(present):
-            a, b = (_stacked(tensors, [each and f'{each}.lora_{part}.weight' for each in present]) for part in 'AB')
+            a, b = (
+                _stacked(tensors, [prefix and f'{prefix}.lora_{part}.weight' for prefix in present]) for part in 'AB'
+            )
             if a.shape[-1] != rank:
                 raise ValueError(f'{path} has adapters of rank {a.shape[-1]} on {where}, its {CONFIG} r={rank}')
             flat[where] = _on(flat[where], a, b, scale, where)
@@ -246,7 +253,7 @@ def attach(params: Params, cfg: ModelConfig, folder: str | Path) -> Params:
 
 
 def _stacked(tensors: dict[str, np.ndarray], names: Sequence[str | None]) -> np.ndarray:
-    """Takes these out of `tensors`, [out, in] each, as one [L, in, out]."""
+    """Take the named tensors, [out, in], out of `tensors`, and stack them to [L, in, out]. A name None gives zeros."""
     if missing := [name for name in names if name and name not in tensors]:
         raise ValueError(f'{TENSORS} has no {missing[0]}; an adapter has to be on every layer that its config names')
     parts = [tensors.pop(name).T if name else None for name in names]
@@ -266,11 +273,12 @@ def _on(weight: Any, a: np.ndarray, b: np.ndarray, scale: float, where: str) -> 
 
 
 def read_tokenizer(folder: str | Path, base: Tokenizer) -> Tokenizer:
-    """The tokenizer and chat template in an adapter's folder, and of its base what is not there. Texts end where they
-    end for the base, too.
+    """The tokenizer and chat template in an adapter's folder, or those of its base where it has none.
+
+    The tokens that end the base's texts end texts here, too.
 
     Raises:
-      ValueError: there is a tokenizer in another form than tokenizer.json.
+      ValueError: the folder has a tokenizer in another form than tokenizer.json.
     """
     folder = Path(folder)
     if any((folder / name).exists() for name in ('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model')):
@@ -280,5 +288,5 @@ def read_tokenizer(folder: str | Path, base: Tokenizer) -> Tokenizer:
 
 
 def load_merged(params: Params, cfg: ModelConfig, folder: str | Path) -> Params:
-    """Plain weights that compute what `params` with the adapters of `folder` do."""
+    """Plain weights with the adapters of `folder` merged into them."""
     return jax.jit(lora.merge)(attach(params, cfg, folder))

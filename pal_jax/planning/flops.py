@@ -1,4 +1,4 @@
-"""Arithmetic of a traced program: what its matrix products cost, loops and recomputation included."""
+"""The arithmetic of a traced program: operations of its matrix products, with loops and recomputation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 def flops(jaxpr: Any) -> float:
     """Floating-point operations of all matrix products of a jaxpr, on all devices together.
 
-    Of a condition the dearer branch counts, of a loop without a known length one turn, of a Pallas kernel what it says
-    of itself.
+    A condition counts as its dearer branch. A loop without a known length counts as one turn. A Pallas kernel counts as
+    its own estimate says.
     """
     return sum(_cost(equation) for equation in jaxpr.eqns)
 
 
 def _cost(equation: Any) -> float:
+    """Floating-point operations of one equation of a jaxpr."""
     params = equation.params
     match equation.primitive.name:
         case 'dot_general':
@@ -35,6 +36,7 @@ def _cost(equation: Any) -> float:
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among the parameters of an equation."""
     for value in params.values():
         closed = getattr(value, 'jaxpr', value)
         if hasattr(closed, 'eqns'):

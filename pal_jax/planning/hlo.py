@@ -1,4 +1,4 @@
-"""What a compiled program does, read off its optimised HLO text: bytes it moves and sends, loops counted.
+"""Bytes that a compiled program moves and receives, read off its optimised HLO text, with every turn of its loops.
 
 XLA's own cost analysis counts the body of a loop once, however often it runs; a decoder is a loop over its layers.
 """
@@ -28,7 +28,7 @@ CALLED = {
 
 
 class Instruction(NamedTuple):
-    """`size` is the bytes of its output that lie in the large memory, `largest` those of its largest array."""
+    """One instruction of HLO. `size` is the bytes of its output in the large memory, `largest` those of one array."""
 
     name: str
     opcode: str
@@ -44,7 +44,7 @@ Module = Mapping[str, Computation]
 
 
 class Traffic(NamedTuple):
-    """Of one run, on one device."""
+    """The traffic of one run of a module on one device."""
 
     moved: float  # bytes between the chip and its memory
     collectives: Mapping[str, float]  # bytes received, by kind
@@ -54,19 +54,21 @@ class Traffic(NamedTuple):
 
 
 def traffic(text: str) -> Traffic:
-    """What a module does when it runs once."""
+    """The traffic of a module, given as HLO text, when it runs once on one device."""
     module, entry = parse(text)
     received: dict[str, float] = dict.fromkeys(COLLECTIVES, 0.0)
     moved, started, overlapped, waiting = 0.0, 0, 0, 0
     for name, times in run_counts(module, entry).items():
         body = module[name]
-        sizes = {each.name: each.size for each in body}
-        moved += times * sum(_moved(module, sizes, each) for each in body)
+        sizes = {instruction.name: instruction.size for instruction in body}
+        moved += times * sum(_moved(module, sizes, instruction) for instruction in body)
         for kind, size in _received(module, body):
             received[kind] += times * size
-        pairs = [_has_work_beside(module, body, at) for at, each in enumerate(body) if _starts(module, each)]
+        pairs = [
+            _has_work_beside(module, body, at) for at, instruction in enumerate(body) if _starts(module, instruction)
+        ]
         started, overlapped = started + len(pairs), overlapped + sum(pairs)
-        waiting += sum(each.opcode in COLLECTIVES for each in body)
+        waiting += sum(instruction.opcode in COLLECTIVES for instruction in body)
     return Traffic(moved, {kind: size for kind, size in received.items() if size}, started, overlapped, waiting)
 
 
@@ -78,23 +80,24 @@ def parse(text: str) -> tuple[Module, str]:
         if header := HEADER.match(line):
             current = module.setdefault(header[2], [])
             entry = header[2] if header[1] else entry
-        elif found := LINE.match(line):
-            current.append(_instruction(found[2], found[3]))
+        elif line_parts := LINE.match(line):
+            current.append(_instruction(line_parts[2], line_parts[3]))
     return module, entry
 
 
 def _instruction(name: str, text: str) -> Instruction:
-    found = OPCODE.search(text)
-    if not found:
+    """An instruction from the text behind its name and '='."""
+    opcode = OPCODE.search(text)
+    if not opcode:
         return Instruction(name, '', 0, 0, '', (), text)
-    shape, (inside, rest) = text[: found.start(1)], _inside(text[found.end() :])
+    shape, (inside, attributes) = text[: opcode.start(1)], _inside(text[opcode.end() :])
     sizes = [_size(*array) for array in ARRAY.findall(shape)]
     far = sum(_size(*array) for array in ARRAY.findall(shape) if not ON_CHIP.search(array[2]))
-    return Instruction(name, found[1], far, max([0, *sizes]), inside, tuple(NAMES.findall(inside)), rest)
+    return Instruction(name, opcode[1], far, max([0, *sizes]), inside, tuple(NAMES.findall(inside)), attributes)
 
 
 def _inside(text: str) -> tuple[str, str]:
-    """What stands before the bracket that closes an open one, and after it."""
+    """The text before the bracket that closes an open one, and the text after it."""
     depth = 1
     for at, letter in enumerate(text):
         depth += (letter == '(') - (letter == ')')
@@ -104,6 +107,7 @@ def _inside(text: str) -> tuple[str, str]:
 
 
 def _size(dtype: str, sizes: str, layout: str) -> int:
+    """Bytes of an array, from the three groups of `ARRAY`."""
     del layout
     return BYTES.get(dtype, 4) * math.prod(int(size) for size in sizes.split(',') if size)
 
@@ -112,62 +116,74 @@ def _size(dtype: str, sizes: str, layout: str) -> int:
 
 
 def run_counts(module: Module, entry: str) -> dict[str, int]:
-    """How often each computation runs, those inside fusions aside. Both branches of a condition count."""
+    """The number of runs of each computation by name. Both branches of a condition count; insides of fusions do not."""
     times: dict[str, int] = {}
     pending = [(entry, 1)]
     while pending:
         name, count = pending.pop()
         times[name] = times.get(name, 0) + count
-        for each in module[name]:
-            if found := CALLED[each.opcode].search(each.rest) if each.opcode in CALLED else None:
-                inner = count * trip_count(module, each) if each.opcode == 'while' else count
-                pending += [(other, inner) for other in NAMES.findall(found[1]) if other in module]
+        for instruction in module[name]:
+            if called := CALLED[instruction.opcode].search(instruction.rest) if instruction.opcode in CALLED else None:
+                inner = count * trip_count(module, instruction) if instruction.opcode == 'while' else count
+                pending += [(callee, inner) for callee in NAMES.findall(called[1]) if callee in module]
     return times
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
-    """How often a loop runs: what the compiler knows, or the constant that its condition compares with."""
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
-        return int(known[1])
+    """The number of turns of a loop: the compiler's count, or else the constant that its condition compares with."""
+    if count := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(count[1])
     condition = re.search(r'condition=%?([\w.\-]+)', loop.rest)
     body = module.get(condition[1], []) if condition else []
-    return max([1, *(int(each.arguments) for each in body if each.opcode == 'constant' and each.arguments.isdigit())])
+    return max(
+        [
+            1,
+            *(
+                int(instruction.arguments)
+                for instruction in body
+                if instruction.opcode == 'constant' and instruction.arguments.isdigit()
+            ),
+        ]
+    )
 
 
 # --- bytes ----------------------------------------------------------------------------------------------------------
 
 
-def _moved(module: Module, sizes: Mapping[str, int], each: Instruction) -> int:
-    """Bytes that an instruction reads and writes. One that takes a slice of an operand reads the slice."""
-    if each.opcode in FREE:
+def _moved(module: Module, sizes: Mapping[str, int], instruction: Instruction) -> int:
+    """Bytes that an instruction reads and writes. An instruction that slices an operand reads the slice alone."""
+    if instruction.opcode in FREE:
         return 0
-    reads = [sizes.get(operand, 0) for operand in each.operands]
-    match each.opcode:
+    reads = [sizes.get(operand, 0) for operand in instruction.operands]
+    match instruction.opcode:
         case 'fusion':
-            return _fusion_bytes(module.get(_fused(each), []), reads, each.size)
+            return _fusion_bytes(module.get(_fused(instruction), []), reads, instruction.size)
         case 'dynamic-slice' | 'gather':
-            return 2 * each.size
+            return 2 * instruction.size
         case 'dynamic-update-slice':
             return 2 * reads[1]
-    return sum(reads) + each.size
+    return sum(reads) + instruction.size
 
 
 def _fusion_bytes(body: Computation, reads: list[int], written: int) -> int:
-    """Operands of which slices are taken count as these; one that is updated in place, and the output it is, as what
-    changes."""
-    sizes = {each.name: each.size for each in body}
+    """Bytes that a fusion reads and writes.
+
+    An operand that is sliced counts as its slices. An operand that is updated in place counts, with the output that it
+    becomes, as the part that changes.
+    """
+    sizes = {instruction.name: instruction.size for instruction in body}
     total = 0
-    for parameter in (each for each in body if each.opcode == 'parameter'):
+    for parameter in (instruction for instruction in body if instruction.opcode == 'parameter'):
         size = reads[int(parameter.arguments)]
-        users = [each for each in body if parameter.name in each.operands]
-        parts = [_part(parameter.name, each, sizes) for each in users]
+        users = [instruction for instruction in body if parameter.name in instruction.operands]
+        parts = [_part(parameter.name, instruction, sizes) for instruction in users]
         total += sum(part for part, _ in parts if part) if users and all(part for part, _ in parts) else size
         written -= size if any(in_place for _, in_place in parts) else 0
     return total + max(written, 0)
 
 
 def _part(name: str, user: Instruction, sizes: Mapping[str, int]) -> tuple[int | None, bool]:
-    """Bytes of an operand that a user of it touches, None for all of it, and whether it writes them there."""
+    """Bytes of an operand that an instruction reads, None for all of them, and True where it updates them in place."""
     if user.opcode in ('dynamic-slice', 'gather') and user.operands[0] == name:
         return user.size, False
     if user.opcode == 'dynamic-update-slice' and user.operands[0] == name:
@@ -175,59 +191,68 @@ def _part(name: str, user: Instruction, sizes: Mapping[str, int]) -> tuple[int |
     return None, False
 
 
-def _fused(each: Instruction) -> str:
-    found = re.search(r'calls=%?([\w.\-]+)', each.rest)
-    return found[1] if found else ''
+def _fused(fusion: Instruction) -> str:
+    """The name of the computation that a fusion runs, '' for another instruction."""
+    called = re.search(r'calls=%?([\w.\-]+)', fusion.rest)
+    return called[1] if called else ''
 
 
 # --- collectives ----------------------------------------------------------------------------------------------------
 
 
 def _received(module: Module, body: Computation) -> Iterator[tuple[str, int]]:
-    """Kind and bytes of each collective of a computation, those inside its fusions too: the start, middle and end of
-    an asynchronous one have one channel. A TPU's reduce-scatter is a fusion of an all-reduce and a slice of it."""
-    seen = set()
-    fused = [_fused(each) for each in body if each.opcode == 'fusion']
-    inside = [(name, other) for name in fused for other in module.get(name, [])]
-    for name, each in [*(('', each) for each in body), *inside]:
-        kind = each.opcode.removesuffix('-start')
-        channel = re.search(r'channel_id=(\d+)', each.rest)
-        if kind in COLLECTIVES and (key := channel[1] if channel else each.name) not in seen:
-            seen.add(key)
+    """Kind and received bytes of each collective of a computation and of its fusions.
+
+    The start, middle and end of an asynchronous collective have one channel and count once. A TPU's reduce-scatter is a
+    fusion of an all-reduce and a slice of it.
+    """
+    channels = set()
+    fused = [_fused(instruction) for instruction in body if instruction.opcode == 'fusion']
+    inside = [(name, inner) for name in fused for inner in module.get(name, [])]
+    for name, instruction in [*(('', instruction) for instruction in body), *inside]:
+        kind = instruction.opcode.removesuffix('-start')
+        channel = re.search(r'channel_id=(\d+)', instruction.rest)
+        if kind in COLLECTIVES and (key := channel[1] if channel else instruction.name) not in channels:
+            channels.add(key)
             if name.startswith('all-reduce-scatter'):
-                yield 'reduce-scatter', each.largest
+                yield 'reduce-scatter', instruction.largest
             else:
-                yield kind, each.largest * {'all-reduce': 2, 'reduce-scatter': _group(each)}.get(kind, 1)
+                yield kind, instruction.largest * {'all-reduce': 2, 'reduce-scatter': _group(instruction)}.get(kind, 1)
 
 
-def _group(each: Instruction) -> int:
-    """Devices that take part in a collective."""
-    if found := re.search(r'replica_groups=\[\d+,(\d+)\]', each.rest):
-        return int(found[1])
-    if found := re.search(r'replica_groups=\{\{([\d,]+)\}', each.rest):
-        return found[1].count(',') + 1
-    if found := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', each.rest):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", found[2]))
+def _group(collective: Instruction) -> int:
+    """The number of devices that take part in a collective."""
+    if groups := re.search(r'replica_groups=\[\d+,(\d+)\]', collective.rest):
+        return int(groups[1])
+    if groups := re.search(r'replica_groups=\{\{([\d,]+)\}', collective.rest):
+        return groups[1].count(',') + 1
+    if groups := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', collective.rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", groups[2]))
     return 1
 
 
-def _starts(module: Module, each: Instruction) -> bool:
-    asynchronous = each.opcode.endswith('-start') and each.opcode.removesuffix('-start') in (*COLLECTIVES, 'async')
-    return asynchronous or _holds(module, each, 'AsyncCollectiveStart')
+def _starts(module: Module, instruction: Instruction) -> bool:
+    """True where an instruction starts a collective that runs beside other work."""
+    asynchronous = instruction.opcode.endswith('-start') and instruction.opcode.removesuffix('-start') in (
+        *COLLECTIVES,
+        'async',
+    )
+    return asynchronous or _holds(module, instruction, 'AsyncCollectiveStart')
 
 
-def _holds(module: Module, each: Instruction, target: str) -> bool:
-    return each.opcode == 'fusion' and any(target in inner.rest for inner in module.get(_fused(each), []))
+def _holds(module: Module, instruction: Instruction, target: str) -> bool:
+    """True for a fusion with an instruction that names `target`."""
+    return instruction.opcode == 'fusion' and any(target in inner.rest for inner in module.get(_fused(instruction), []))
 
 
 def _has_work_beside(module: Module, body: Computation, at: int) -> bool:
-    """Whether anything that computes stands between the start of a transfer and its end."""
+    """True where an instruction that computes stands between the start of a transfer, at `at`, and its end."""
     handed_on, work = {body[at].name}, False
-    for each in body[at + 1 :]:
-        if handed_on.intersection(each.operands):
-            if each.opcode.endswith('-done') or _holds(module, each, 'AsyncCollectiveDone'):
+    for instruction in body[at + 1 :]:
+        if handed_on.intersection(instruction.operands):
+            if instruction.opcode.endswith('-done') or _holds(module, instruction, 'AsyncCollectiveDone'):
                 return work
-            handed_on.add(each.name)
-        work = work or (each.opcode in WORK and not _starts(module, each))
+            handed_on.add(instruction.name)
+        work = work or (instruction.opcode in WORK and not _starts(module, instruction))
     return work

@@ -1,5 +1,5 @@
-"""The hot functions of a recipe as programs to compile: what they are given, how often a step runs them, and what lies
-in memory beside them. Nothing here has a value: every array is a shape, a dtype and a place.
+"""The hot functions of a recipe as programs to compile: their arguments, their runs in a step, and the arrays that are
+in memory beside them. Nothing here has a value: every array is a shape, a dtype and a sharding.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ CHUNK, PREFILL_ROWS = 512, 8  # as decode.local.LocalDecoder has them
 class Program(NamedTuple):
     """A hot function and its arguments.
 
-    calls: how often a step runs it.
-    beside: what else is in memory while it runs.
-    ways: devices that run it together.
+    calls: runs of the function in a step.
+    beside: the arrays that are in memory while it runs and are none of its arguments.
+    ways: the number of devices that run it together.
     """
 
     name: str
@@ -48,7 +48,11 @@ class Program(NamedTuple):
 class Work(NamedTuple):
     """The sizes of a step. Every row and completion is taken to be as long as it may become.
 
-    shares: decoders side by side, each on its part of the devices and of the prompts; 0: one a process.
+    prompts: prompts of a step. n: samples of a prompt.
+    prompt, completion: tokens of a prompt and of a completion.
+    minibatches, epochs: as `PPO` has them.
+    slots: requests that all decoders decode at once.
+    shares: decoders side by side, each on its part of the devices and of the prompts; 0 is one for each process.
     """
 
     prompts: int
@@ -62,21 +66,21 @@ class Work(NamedTuple):
 
     @property
     def row(self) -> int:
-        """Tokens of a row: a prompt and its completions."""
+        """Tokens of a row, which has a prompt and its completions, rounded up to 128."""
         return round_up(self.prompt + self.n * self.completion, 128)
 
     @property
     def room(self) -> int:
-        """Tokens of a slot."""
+        """Tokens for which a decoder's slot has room."""
         return bucket(self.prompt + max(self.completion, 64), 128)
 
     def shares_on(self, mesh: Mesh) -> int:
-        """Decoders side by side on these devices."""
+        """The number of decoders side by side on these devices."""
         return self.shares or len({device.process_index for device in mesh.devices.flat})
 
 
 def work_of(settings: Dialogues, prompt: int) -> Work:
-    """The sizes that settings name, with prompts of so many tokens."""
+    """The sizes of a step that settings name, with prompts of `prompt` tokens."""
     dialogue, ppo = settings.dialogue, settings.ppo
     return Work(
         dialogue.rollout_batch_size, dialogue.n_samples_per_prompt, prompt, settings.sampling.max_tokens,
@@ -85,12 +89,12 @@ def work_of(settings: Dialogues, prompt: int) -> Work:
 
 
 def training(learner: PolicyLearner, work: Work) -> list[Program]:
-    """Gradients, optimisers and scores."""
+    """The programs of a training step: gradients, optimisers and scores of the actor and of each critic."""
     state, actor, ways = learner.abstract, learner.actor, sharding.batch_ways(learner.actor.mesh)
     mesh, model = actor.mesh, state.actor.model
     height = round_up(work.prompts, ways * work.minibatches)
     minibatch = height // work.minibatches
-    rows, scored = (min(actor.micro_rows * ways, each) for each in (minibatch, height))
+    rows, scored = (min(actor.micro_rows * ways, height_at_most) for height_at_most in (minibatch, height))
     batch, weight = tokens(mesh, rows, work)
     number: Any = weight
     constants = Tokens(number, number, number if actor.anchored else None, number)
@@ -116,29 +120,29 @@ def training(learner: PolicyLearner, work: Work) -> list[Program]:
 
 
 def gradients(params: Tree) -> Tree:
-    """Sums of gradients: float32, where the parameters lie."""
+    """The sums of gradients, in float32 and with the shardings of the parameters."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), params)
 
 
 def array(mesh: Mesh, rows: int, sizes: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    """An array of rows, spread over the mesh."""
+    """An array `[rows, *sizes]` whose rows are spread over the mesh."""
     return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=sharding.sharding(mesh, ('batch',)))
 
 
 def tokens(mesh: Mesh, rows: int, work: Work) -> tuple[TokenBatch, jax.ShapeDtypeStruct]:
-    """A batch of so many rows, and a number for each of its actions."""
-    acted: Any = work.n, round_up(work.completion, 8)
+    """A batch of `rows` rows, and an array `[R, N, A]` with a number for each of its actions."""
+    sizes: Any = work.n, round_up(work.completion, 8)
     column: Any = array(mesh, rows, (work.row,), jnp.int32)
-    chosen: Any = array(mesh, rows, acted, jnp.int32)
-    acts: Any = array(mesh, rows, acted, jnp.bool_)
+    actions: Any = array(mesh, rows, sizes, jnp.int32)
+    acts: Any = array(mesh, rows, sizes, jnp.bool_)
     batch = TokenBatch(
-        tokens=column, positions=column, segments=column, prefix=column, states=chosen, actions=chosen, acts=acts
+        tokens=column, positions=column, segments=column, prefix=column, states=actions, actions=actions, acts=acts
     )  # fmt: skip
-    return batch, array(mesh, rows, acted)
+    return batch, array(mesh, rows, sizes)
 
 
 def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool) -> list[Program]:
-    """Publication of the weights to all decoders, and what one of them does, beside the state of the training."""
+    """The programs that send the weights to all decoders, and those of one decoder, beside the training's state."""
     state, actor = learner.abstract, learner.actor
     shares = work.shares_on(actor.mesh)
     wide, mesh = spread(actor.mesh, shares)
@@ -160,9 +164,9 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
     prompts = weights, caches, length, length, tokens, length
     cached = jax.eval_shape(functions.extend, *prompts)
     prefix = jax.tree.map(lambda like, new: placed(new, like.sharding), prefix_of(caches), cached)
-    own = -(-work.prompts // shares)
-    chunks = -(-work.prompt // chunk) * -(-own // rows)
-    steps = work.completion * -(-own * work.n // slots)
+    prompts_of_share = -(-work.prompts // shares)
+    chunks = -(-work.prompt // chunk) * -(-prompts_of_share // rows)
+    steps = work.completion * -(-prompts_of_share * work.n // slots)
     training = state.replace(actor=state.actor.replace(model=model.replace(params={})))
     return [
         Program(
@@ -181,7 +185,7 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
 
 
 def spread(mesh: Mesh, shares: int) -> tuple[Mesh, Mesh]:
-    """The devices of all decoders, and those of one: see `decode.shares`."""
+    """The mesh of the devices of all decoders, and that of the first decoder, see `decode.shares`."""
     if shares == 1:
         return mesh, mesh
     wide = devices.divide(mesh, shares)
@@ -189,30 +193,30 @@ def spread(mesh: Mesh, shares: int) -> tuple[Mesh, Mesh]:
 
 
 def prefix_of(caches: engine.DecodeState) -> engine.Prefix:
-    """The part of slots that prompts have too."""
+    """The part of the state of slots that a prefilled prompt has, too."""
     return engine.Prefix(caches.keys, caches.values, caches.length, caches.token)
 
 
 def slots_of(cfg: ModelConfig, mesh: Mesh, slots: int, room: int) -> engine.DecodeState:
-    """Empty slots, where decoding has them."""
+    """The state of `slots` empty slots of `room` tokens, with the shardings that decoding gives it."""
     shapes = jax.eval_shape(lambda: engine.init_state(cfg, slots, room))
     return jax.tree.map(lambda place, part: placed(part, place), engine.state_shardings(mesh), shapes)
 
 
 def decoding_memory(cfg: ModelConfig, mesh: Mesh, work: Work, *, int8: bool) -> tuple[int, int]:
-    """Bytes on a device of the weights, about, and of the caches that decoding keeps."""
+    """Bytes on a device of the weights, approximately, and of the caches that decoding keeps."""
     shares = work.shares_on(mesh)
     _, mesh = spread(mesh, shares)
     specs = params.decoder_specs(cfg)
     places = sharding.param_shardings(specs, mesh, sharding.DECODE_RULES)
     weights = jax.tree.map(placed, params.abstract(specs, 'int8' if int8 else cfg.dtype), places)
-    own = round_up(-(-work.slots // shares), sharding.batch_ways(mesh))
-    slots = slots_of(cfg, mesh, own, work.room)
+    slots_of_share = round_up(-(-work.slots // shares), sharding.batch_ways(mesh))
+    slots = slots_of(cfg, mesh, slots_of_share, work.room)
     return bytes_of(weights), bytes_of(slots)
 
 
 def admission(slots: int) -> engine.Admission:
-    """Into every slot at once."""
+    """The admission of requests into all slots at once."""
     dtypes = jnp.int32, jnp.int32, jnp.int32, jnp.uint32, jnp.float32, jnp.int32, jnp.float32
     shapes: Any = [(), (slots,), (slots,), (slots, 2), (slots,), (slots,), (slots,)]
     arrays: Any = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
@@ -220,23 +224,24 @@ def admission(slots: int) -> engine.Admission:
 
 
 def result(function: Any, *arguments: Any) -> Tree:
-    """What a jitted function returns, and where the compiler puts it."""
+    """The arrays that a jitted function returns, with the shardings that the compiler gives them."""
     compiled = function.lower(*arguments).compile()
     return jax.tree.map(placed, jax.eval_shape(function, *arguments), compiled.output_shardings)
 
 
 def placed(tree: Tree, place: Any) -> Tree:
-    """A tree of shapes in one place."""
+    """A tree of shapes and dtypes with the sharding `place`."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
 def bytes_of(tree: Tree) -> int:
-    """Bytes of a tree on one device."""
+    """The bytes on one device of the shapes in a tree."""
     leaves = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.ShapeDtypeStruct)]
     return sum(_bytes(x) for x in leaves)
 
 
 def _bytes(x: jax.ShapeDtypeStruct) -> int:
+    """Bytes of the part of one array that lies on a device."""
     sizes = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
     total = jnp.dtype(x.dtype).itemsize
     for size in sizes:

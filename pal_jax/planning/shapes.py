@@ -1,4 +1,7 @@
-"""Models to plan for: known by the ids they have on the hub, or by a config.json. No weights, tokenizer or network."""
+"""Shapes of models to plan for, by the models' ids on the hub or from a config.json.
+
+Models of the table need no weights, no tokenizer and no network.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +48,14 @@ def shape(name: str) -> ModelConfig:
     config.json. Ids of `SHAPES`, with any suffix such as -Instruct, are known; for others the hub is asked.
 
     Raises:
-      ValueError, RuntimeError: no such model, or the hub cannot be reached.
+      ValueError, RuntimeError: there is no such model, or the hub cannot be reached.
     """
     from pal_jax.models import hf, sources  # a benchmark's peers read the table above without jax
 
-    kind, _, rest = name.partition(':')
-    local = rest if kind == 'hf' else name if not rest else ''
+    kind, _, reference = name.partition(':')
+    local = reference if kind == 'hf' else name if not reference else ''
     if local and Path(local).is_dir():
         return hf.read_config(Path(local))
-    if found := [cfg for known, cfg in SHAPES.items() if local == known or local.startswith(f'{known}-')]:
-        return found[0]
+    if shapes := [cfg for model_id, cfg in SHAPES.items() if local == model_id or local.startswith(f'{model_id}-')]:
+        return shapes[0]
     return sources.resolve(f'hf:{local}' if local else name).config

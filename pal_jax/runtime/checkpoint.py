@@ -1,7 +1,7 @@
 """Checkpoints: one pytree of arrays and one JSON-able `host` item a step, written in the background by Orbax.
 
 A checkpoint appears under its step number in one piece or not at all, so a kill loses only the steps since the last.
-Every leaf's bits are summed up at save and checked at restore: a file that was damaged since is not trusted.
+The bits of every leaf are summed at save and compared at restore, so a file that was damaged since is not used.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from pal_jax.runtime import files, processes
 from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.workdir import CONFIG
 
-SEEN = 30.0  # seconds after which a shared file system shows to all what one has written
+SEEN = 30.0  # seconds after which all processes see a file that one of them wrote to a shared file system
 FOLDER, KEPT = 'checkpoints', 'kept'
 
 
 class Unreadable(RuntimeError):
-    """One of several processes cannot read its part of a checkpoint, for which the others wait inside Orbax."""
+    """One of several processes cannot read its part of a checkpoint. The others wait for it inside Orbax."""
 
 
 class Checkpoints:
     """The checkpoints of a run: the `keep` latest and, by the `reward` they were saved with, the best.
 
-    `abstract` is the state they hold: its shapes, dtypes and shardings. What a reader has no use for is `...` there
-    and in what it restores: it is not read.
-    With `read_only` nothing in the folder is touched, so a run that is still writing to it is not disturbed.
+    `abstract` is the tree of the state's shapes, dtypes and shardings. A leaf `...` there is not read, and is `...` in
+    the restored state, too.
+    With `read_only` nothing in the folder is changed, so a run that is still writing to it is not disturbed.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, host: dict[str, Any], reward: float | None = None) -> None:
-        """Starts to write the state after `step` steps; returns once the arrays are safe to change.
+        """Start to write the state after `step` steps, and return once the arrays are safe to change.
 
         Raises:
           RuntimeError: this or the previous save failed (no room on the disk, say); older checkpoints are intact.
@@ -94,14 +94,14 @@ class Checkpoints:
             raise RuntimeError(self._failure(step, str(error))) from error
 
     def restore(self, step: int | None = None) -> tuple[Any, dict[str, Any], int] | None:
-        """The newest checkpoint that is whole (or the one of `step`): state, host item and step; None if there is none.
+        """The state, host item and step of the newest complete checkpoint, or of that of `step`; None if there is none.
 
-        One that cannot be read is left out with a line that says so; in several processes it ends them.
+        A checkpoint that cannot be read is left out, with a line in the log. In several processes it ends them all.
 
         Raises:
           ValueError: there is no checkpoint of `step`.
           RuntimeError: there are checkpoints, and none of them can be read.
-          Unreadable: this process cannot read one, see there.
+          Unreadable: this process is one of several and cannot read a checkpoint.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         if step is not None and step not in steps:
@@ -123,25 +123,25 @@ class Checkpoints:
         return None
 
     def read(self, step: int | None = None) -> tuple[Any, dict[str, Any], int]:
-        """As `restore`, for what has been trained: it computes with it.
+        """The state, host item and step of a checkpoint as `restore` gives them, with all numbers checked.
 
         Raises:
           ValueError: there is no checkpoint, or a number in it is not finite.
         """
-        if (found := self.restore(step)) is None:
+        if (restored := self.restore(step)) is None:
             raise ValueError(f'{self.folder.parent} has no checkpoint; train it first')
-        paths = [path for path, leaf in jax.tree.leaves_with_path(found[0]) if leaf is not ...]
-        finite = np.asarray(_finite([leaf for leaf in jax.tree.leaves(found[0]) if leaf is not ...]))
+        paths = [path for path, leaf in jax.tree.leaves_with_path(restored[0]) if leaf is not ...]
+        finite = np.asarray(_finite([leaf for leaf in jax.tree.leaves(restored[0]) if leaf is not ...]))
         if not finite.all():
             name = jax.tree_util.keystr(paths[int(finite.argmin())], simple=True, separator='/')
             raise ValueError(
-                f'checkpoint {found[2]} of {self.folder.parent} has numbers in {name} that are not finite; give an '
+                f'checkpoint {restored[2]} of {self.folder.parent} has numbers in {name} that are not finite; give an '
                 'earlier --step, or train it again'
             )
-        return found
+        return restored
 
     def set_aside_after(self, step: int) -> None:
-        """Moves the checkpoints later than `step`, which could not be read, out of the way of a run that resumes."""
+        """Move the checkpoints later than `step`, which could not be read, out of the way of a run that resumes."""
         for later in self._manager.all_steps():
             if later > step and jax.process_index() == 0:
                 aside = self.folder.with_name('unreadable') / f'{later}-{time.time_ns()}'
@@ -151,10 +151,10 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk.
+        """Wait until every saved checkpoint is on the disk.
 
         Raises:
-          RuntimeError: it could not be written; older checkpoints are intact.
+          RuntimeError: a checkpoint could not be written; older checkpoints are intact.
         """
         try:
             self._manager.wait_until_finished()
@@ -163,16 +163,23 @@ class Checkpoints:
             raise RuntimeError(self._failure(self.latest, str(error))) from error
 
     def close(self) -> None:
+        """Wait for the saves under way, and release Orbax's resources."""
         self._manager.close()
 
     @property
     def latest(self) -> int | None:
+        """The step of the newest checkpoint; None where there is none."""
         return self._manager.latest_step()
 
     def _read(self, step: int) -> tuple[Any, dict[str, Any]]:
-        wanted = ocp.args.PyTreeRestore(self._abstract, ocp.checkpoint_utils.construct_restore_args(self._abstract))
+        """The state and the host item of a checkpoint. Raises ValueError where their bits are not those saved."""
+        restore_args = ocp.args.PyTreeRestore(
+            self._abstract, ocp.checkpoint_utils.construct_restore_args(self._abstract)
+        )
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=wanted, host=ocp.args.JsonRestore()))
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=restore_args, host=ocp.args.JsonRestore())
+            )
         except Exception as error:
             if not processes.joined():
                 raise
@@ -188,13 +195,16 @@ class Checkpoints:
         return state, item['host']
 
     def _failure(self, step: int | None, why: str) -> str:
+        """The message for a checkpoint that could not be written, which names the newest intact one."""
         good = [s for s in self._manager.all_steps() if s != step]
-        kept = f'checkpoint {max(good)} is intact: free some room and run the same command' if good else 'none is kept'
-        return f'checkpoint {step} could not be written to {self.folder}: {why.splitlines()[0]}; {kept}'
+        advice = (
+            f'checkpoint {max(good)} is intact: free some room and run the same command' if good else 'none is kept'
+        )
+        return f'checkpoint {step} could not be written to {self.folder}: {why.splitlines()[0]}; {advice}'
 
 
 def _array_handler(abstract: Any) -> ocp.PyTreeCheckpointHandler:
-    """Writes and reads a few arrays at a time: all at once hold the whole state once more, encoded, in memory."""
+    """A handler that writes and reads a few arrays at a time. All at once would hold the state twice in memory."""
     largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract) if leaf is not ...)
     limit = max(3 * largest / 1e9, 0.1)  # Orbax refuses an array that alone is above it
     return ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit)
@@ -202,7 +212,7 @@ def _array_handler(abstract: Any) -> ocp.PyTreeCheckpointHandler:
 
 @jax.jit
 def fingerprint(state: Any) -> UInt32[Array, ' leaves']:
-    """The sum of each leaf's bits, position-weighted, modulo 2^32: the same on every mesh."""
+    """The sum of each leaf's bits, weighted by position, modulo 2^32. It does not depend on the mesh."""
     return jnp.stack([_bit_sum(leaf) for leaf in jax.tree.leaves(state)])
 
 
@@ -215,18 +225,18 @@ def _bit_sum(leaf: Array) -> Array:
 
 @jax.jit
 def _finite(leaves: list[Array]) -> Array:
-    """Whether all numbers of each leaf are finite."""
+    """An array `[leaves]` of bools, True where all numbers of a leaf are finite."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
 
 
 def kept_in(workdir: str | os.PathLike[str]) -> Path | None:
-    """The folder of what a run keeps beside its checkpoints, where there is one to go on from; None: it begins."""
+    """The folder of the files that a run keeps beside its checkpoints; None where it has no checkpoint yet."""
     steps = (Path(workdir) / FOLDER).glob('*')
     return Path(workdir) / KEPT if any(step.name.isdigit() for step in steps) else None
 
 
 def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: tuple[str, ...] = ()) -> None:
-    """Compares a configuration with the one that the run in `workdir` has written, if it has.
+    """Compare a configuration with the one that the run in `workdir` has written, if there is one.
 
     Args:
       free: keys that may change between two calls of one run, such as `total_steps` or `endpoints.*.address`.
@@ -250,7 +260,7 @@ def check_config(workdir: str | os.PathLike[str], config: dict[str, Any], free: 
 
 
 def check_processes(config: dict[str, Any]) -> None:
-    """Raises ValueError, with the changed keys, where another process of the run was started with another config."""
+    """Raise ValueError, with the changed keys, where another process of the run was started with another config."""
     first, *others = map(flatten, processes.exchange('config', config))
     for number, other in enumerate(others, 1):
         if changed := [key for key in sorted(first.keys() | other.keys()) if first.get(key) != other.get(key)]:
@@ -259,10 +269,10 @@ def check_processes(config: dict[str, Any]) -> None:
 
 
 def write_config(workdir: str | os.PathLike[str], config: dict[str, Any]) -> None:
-    """Writes the configuration of the run in `workdir`, in one piece.
+    """Write the configuration of the run in `workdir`, in one piece.
 
     Raises:
-      ValueError: another process does not find it there: its `workdir` is not the same folder.
+      ValueError: another process does not find the file, so its `workdir` is not the same folder.
     """
     path = Path(workdir) / CONFIG
     if jax.process_index() == 0:
@@ -280,6 +290,7 @@ def write_config(workdir: str | os.PathLike[str], config: dict[str, Any]) -> Non
 
 
 def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """The values of a nested dictionary by their keys with dots, such as `ppo.clip`."""
     flat = {}
     for key, value in tree.items():
         flat |= flatten(value, f'{prefix}{key}.') if isinstance(value, dict) and value else {prefix + key: value}

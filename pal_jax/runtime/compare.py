@@ -1,4 +1,4 @@
-"""Runs side by side, from their files: seeds of one config, or a method and its controls.
+"""Comparison of runs from their files, such as seeds of one config, or a method and its controls.
 
   python -m pal_jax.runtime.compare runs/rlpa runs/rlpa-1 runs/rlpa-2 --output=seeds.png
 draws their rewards into one picture and prints two tables in Markdown: the rise of the reward, and the evaluations.
@@ -31,7 +31,7 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # records by the run's name
 
 
 def draw(runs: Runs, path: str | os.PathLike[str]) -> None:
-    """A PNG with a panel for each of `KEYS`, a colour for each run: steps as dots, running means as lines."""
+    """Write a PNG with a panel for each of `KEYS` and a colour for each run: steps are dots, running means lines."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 6), layout='constrained')
         for key, ax in zip(KEYS, figure.subplots(2, 2).flat, strict=True):
@@ -47,7 +47,10 @@ def draw(runs: Runs, path: str | os.PathLike[str]) -> None:
 
 
 def rise_table(runs: Runs) -> str:
-    """The reward of the first and the last fifth of each run's steps, with standard errors where steps are enough."""
+    """A table of the mean reward over the first and the last fifth of each run's steps.
+
+    Standard errors stand beside the means where the steps are enough for them.
+    """
     lines = [
         '| run | first fifth | last fifth | gain | standard errors | format at the end |',
         '|---|---|---|---|---|---|',
@@ -62,7 +65,7 @@ def rise_table(runs: Runs) -> str:
 
 
 def stage_table(evals: Runs) -> str:
-    """The evaluations of each run: numbers, and the profile F1 by turn beside what it is compared with."""
+    """A table of the evaluations of each run: numbers, and the profile F1 by turn beside its bound and controls."""
     columns = ('reward', 'format', 'response', 'strict', 'profile')
     turns = ('f1_by_turn', 'bound_by_turn', 'guesser_by_turn', 'shuffled_by_turn')
     names = [*columns, *[turn.replace('_by_turn', ' by turn') for turn in turns]]
@@ -77,13 +80,13 @@ def stage_table(evals: Runs) -> str:
 
 
 def _pm(mean: float, error: float | None) -> str:
-    """A mean with its standard error, or alone where the steps are too few for one."""
+    """A mean with its standard error, or the mean alone where the steps are too few for an error."""
     return f'{mean:.3f}' if error is None else f'{mean:.3f} ± {error:.3f}'
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, list):
-        return ' '.join(f'{each:.2f}' for each in value)
+        return ' '.join(f'{number:.2f}' for number in value)
     return '' if value is None else f'{value:.3f}'
 
 

@@ -1,4 +1,4 @@
-"""Processes, devices and what each platform computes best in."""
+"""Processes, devices, and the precision and layer loop that each platform computes fastest with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from pal_jax.runtime import memory, processes
 
 AXES = ('data', 'fsdp', 'tensor')
 
-# Weights are gathered and gradients summed beside other work; of some chips (v5p) the compiler does not by itself.
+# With these flags, weights are gathered and gradients summed beside other work. For some chips (v5p) the compiler does
+# not do so by default.
 LIBTPU_ARGS = (
     '--xla_enable_async_all_gather=true',
     '--xla_tpu_enable_async_collective_fusion=true',
@@ -31,8 +32,9 @@ LIBTPU_ARGS = (
 
 
 def initialize(cache_dir: str | os.PathLike[str] | None = None, place: processes.Place | None = None) -> None:
-    """Joins the other processes, if there are any, keeps compiled programs in `cache_dir`, and has memory given back
-    around compilations.
+    """Join the other processes, if there are any, and keep compiled programs in `cache_dir`.
+
+    Free memory is given back to the system around compilations.
 
     JAX_COMPILATION_CACHE_DIR names another place for the programs, LIBTPU_INIT_ARGS other flags for a TPU.
 
@@ -40,7 +42,7 @@ def initialize(cache_dir: str | os.PathLike[str] | None = None, place: processes
       RuntimeError, ValueError: see `processes.join`.
     """
     memory.give_back_when_compiling()
-    # On a CPU a program that is not waited for has its temporaries beside those of the one that runs.
+    # On a CPU, a program that starts before the last one ends has its temporaries in memory beside those of the last.
     jax.config.update('jax_cpu_enable_async_dispatch', False)
     overlap_on_tpu()
     processes.join(place)
@@ -50,12 +52,12 @@ def initialize(cache_dir: str | os.PathLike[str] | None = None, place: processes
 
 
 def overlap_on_tpu() -> None:
-    """Has the TPU compiler run collectives beside other work; it reads its flags once, when it is loaded."""
+    """Set the flags by which the TPU compiler runs collectives beside other work. It reads them once, when loaded."""
     os.environ.setdefault('LIBTPU_INIT_ARGS', ' '.join(LIBTPU_ARGS))
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """`devices` (all by default) as a mesh `data x fsdp x tensor`; -1 is what the others leave.
+    """A mesh `data x fsdp x tensor` of `devices`, by default all. A size of -1 takes the devices that the others leave.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
@@ -65,14 +67,14 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequen
         raise ValueError(f'mesh: {dict(zip(AXES, sizes, strict=True))}; a size is at least 1, or -1 for the rest')
     if sizes.count(-1) > 1:
         raise ValueError(f'mesh: {dict(zip(AXES, sizes, strict=True))} has more than one -1; leave at most one open')
-    rest = -int(np.prod(sizes))
-    if -1 in sizes and len(devices) % rest:
+    product = -int(np.prod(sizes))
+    if -1 in sizes and len(devices) % product:
         raise ValueError(
-            f'mesh: {dict(zip(AXES, sizes, strict=True))} divides the devices by {rest}, got {len(devices)}; lower '
+            f'mesh: {dict(zip(AXES, sizes, strict=True))} divides the devices by {product}, got {len(devices)}; lower '
             '--config.mesh.data, .fsdp or .tensor'
         )
     if -1 in sizes:
-        sizes[sizes.index(-1)] = len(devices) // rest
+        sizes[sizes.index(-1)] = len(devices) // product
     if np.prod(sizes) != len(devices):
         raise ValueError(
             f'mesh: {dict(zip(AXES, sizes, strict=True))} needs {np.prod(sizes)} devices, got {len(devices)}; '
@@ -84,9 +86,9 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequen
 
 
 def divide(mesh: Mesh, parts: int) -> Mesh:
-    """The devices of a mesh as `parts x rest x tensor` on the same axes, those of each part in one process.
+    """The devices of a mesh as a mesh `parts x rest x tensor` of the same axes, each part within one process.
 
-    `tensor` is that of the mesh, or as much of it as a part has devices for.
+    The `tensor` axis keeps its size, or the largest divisor of it that a part has devices for.
 
     Raises:
       ValueError: the devices do not divide into so many parts, or the parts not into processes.
@@ -111,9 +113,11 @@ ATTENTION = {'cpu': 'blocks', 'tpu': 'splash'}  # others: 'fused'
 def for_platform(
     cfg: ModelConfig, dtype: str = 'auto', platform: str | None = None, scan_layers: bool = False
 ) -> ModelConfig:
-    """The same model in the precision, layer loop, attention and chunks of logits that a platform runs best: 'cpu',
-    'tpu', 'gpu', or by default that of this process. A CPU runs straight-line layers faster than a loop, which compiles
-    faster and is had by `scan_layers`, and is as fast with few rows in a product; accelerators are the reverse.
+    """The same model with the precision, layer loop, attention and chunks of logits that a platform runs fastest.
+
+    `platform` is 'cpu', 'tpu' or 'gpu', by default that of this process. A CPU runs unrolled layers faster than a loop
+    over them. The loop compiles faster, and `scan_layers` asks for it. A CPU is as fast with few rows in a product.
+    Accelerators are the reverse in both.
     """
     platform = platform or jax.default_backend()
     dtypes = precision(dtype, platform)
@@ -124,10 +128,10 @@ def for_platform(
 
 
 def precision(dtype: str = 'auto', platform: str | None = None) -> dict[str, str]:
-    """What goes into a matrix product, `dtype`, and what comes out, `act_dtype`.
+    """The precision of the inputs of a matrix product, `dtype`, and of its result, `act_dtype`.
 
-    A CPU multiplies bf16 fast only where the chip has instructions for it, and keeps activations in float32
-    (elementwise bf16 is emulated); accelerators have both in bf16.
+    A CPU multiplies bf16 fast only where the chip has instructions for it. It keeps activations in float32, since
+    elementwise bf16 is emulated. Accelerators have both in bf16.
 
     Raises:
       ValueError: the dtype is none of auto, float32 and bfloat16.
@@ -141,5 +145,6 @@ def precision(dtype: str = 'auto', platform: str | None = None) -> dict[str, str
 
 
 def _cpu_has_bf16() -> bool:
+    """True on Linux where the processor has instructions for bf16."""
     info = pathlib.Path('/proc/cpuinfo')
     return host.system() == 'Linux' and info.exists() and 'bf16' in info.read_text(encoding='utf-8')

@@ -1,4 +1,4 @@
-"""Paths as people write them, files that appear in one piece, and text and JSON whose faults are told with a place."""
+"""Paths as people write them, files that appear in one piece, and readers that name the place of a fault."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ import yaml
 
 Name = str | os.PathLike[str]
 
-HEAD = 1024  # bytes that tell what a file is
-PACKED = {'.gz': gzip.open, '.xz': lzma.open}  # by the end of a file's name; such files are unpacked as they are read
-MARKS = {  # what a file of another kind begins with
+HEAD = 1024  # bytes at a file's beginning by which its kind is recognised
+PACKED = {'.gz': gzip.open, '.xz': lzma.open}  # files with these suffixes are unpacked as they are read
+MARKS = {  # the first bytes of files of other kinds
     b'\x1f\x8b': 'compressed by gzip; let its name end in .gz, or unpack it',
     b'BZh': 'compressed by bzip2; unpack it',
     b'\xfd7zXZ': 'compressed by xz; let its name end in .xz, or unpack it',
@@ -38,14 +38,20 @@ HOME = re.compile(r'(?:(?<=[,=:])|^)~[\w.-]*(?=[/,:]|$)')
 
 
 def at_home(text: str) -> str:
-    """A text with `~` as a shell has it, also where shells leave it: behind `--name=` or the kind of a source
-    (`hf:~/model`), and in a list with commas. A `~name` that is no user's stays."""
+    """A text with home folders in the place of `~` and `~name`.
+
+    They are replaced also where shells leave them: behind `--name=` or the kind of a source (`hf:~/model`), and in a
+    list with commas. A `~name` that is no user's name stays.
+    """
     return HOME.sub(lambda match: os.path.expanduser(match[0]), text)
 
 
 def write_whole(path: Path, text: str, errors: str = 'strict') -> Path:
-    """Writes a text as UTF-8 and returns its path. A reader finds all of the text or what was there before, also where
-    the writer is killed. `errors` as `str.encode` has them."""
+    """Write a text as UTF-8 and return its path.
+
+    A reader finds the whole text or the file that was there before, even where the writer is killed. `errors` is as in
+    `str.encode`.
+    """
     temporary = fresh_beside(path, 'partial')
     try:
         temporary.write_text(text, encoding='utf-8', errors=errors)
@@ -55,7 +61,7 @@ def write_whole(path: Path, text: str, errors: str = 'strict') -> Path:
 
 
 def fresh_beside(path: Path, what: str) -> Path:
-    """A path that does not exist, hidden, in the folder of another one: `.<name>.<what>-<8 digits>`."""
+    """A hidden path that does not exist, in the folder of `path`: `.<name>.<what>-<8 digits>`."""
     return path.with_name(f'.{path.name}.{what}-{secrets.token_hex(4)}')
 
 
@@ -66,24 +72,24 @@ def read_text(path: Name) -> str:
     """The text of a file in UTF-8, without a byte order mark, and with the line ends that it has.
 
     Raises:
-      ValueError: there is no such file, it may not be read, or it is no text in UTF-8; with line and byte.
+      ValueError: there is no such file, it may not be read, or it is no text in UTF-8. The message names line and byte.
     """
     return decoded(read_bytes(path), path)
 
 
 def read_bytes(path: Name) -> bytes:
-    """All of a file, unpacked. Raises ValueError where there is no such file, or it may not or cannot be read."""
+    """The bytes of a file, unpacked. Raises ValueError where there is no such file, or it may not or cannot be read."""
     with _opened(path) as file:
         return file.read()
 
 
 def format_of(path: Path) -> str:
-    """The end of a file's name that tells its format: `.jsonl` of `train.jsonl.gz`."""
+    """The suffix that names a file's format, without that of its compression: `.jsonl` of `train.jsonl.gz`."""
     return (path.with_suffix('') if path.suffix in PACKED else path).suffix
 
 
 def decoded(data: bytes, path: Name) -> str:
-    """The bytes of the file `path` as text. Raises ValueError where they are no UTF-8, with line and byte."""
+    """The bytes of the file `path` as text. Raises ValueError, with line and byte, where they are no UTF-8."""
     _check_kind(data, path)
     try:
         return data.decode('utf-8-sig')
@@ -93,10 +99,10 @@ def decoded(data: bytes, path: Name) -> str:
 
 @contextlib.contextmanager
 def opened(path: Name) -> Iterator[TextIO]:
-    """A file of text, to be read a line at a time, as `read_text` reads one.
+    """An open file of text, read a line at a time and otherwise as `read_text` does.
 
     Raises:
-      ValueError: as `read_text`, the last of them when the line is read.
+      ValueError: as `read_text`. Bytes that are no UTF-8 raise it when their line is read.
     """
     with _opened(path) as file:
         _check_kind(file.read(HEAD), path)
@@ -138,7 +144,8 @@ def _check_kind(head: bytes, path: Name) -> None:
 
 
 def _first_misencoded(path: Name) -> ValueError:
-    """What is wrong with the first line that is no UTF-8; a reader of text knows only its place in a buffer."""
+    """The error for the first line of a file that is no UTF-8. The file is read again, since a reader of text knows the
+    place in its buffer alone."""
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
             try:
@@ -158,10 +165,10 @@ def _misencoded(path: Name, number: int, data: bytes, error: UnicodeDecodeError)
 
 
 def read_object(path: Name) -> dict[str, Any]:
-    """The object that a file of JSON holds.
+    """The object in a file of JSON.
 
     Raises:
-      ValueError: as `read_text` and `parse`, or it holds something else.
+      ValueError: as `read_text` and `parse`, or the file holds a value of another type.
     """
     value = parse(read_text(path), path)
     if not isinstance(value, dict):
@@ -170,14 +177,14 @@ def read_object(path: Name) -> dict[str, Any]:
 
 
 def parse(text: str, path: Name, line: int = 1, *, halves: bool = False) -> Any:
-    """The value of a text of JSON, which begins at this line of the file `path`.
+    """The value of a text of JSON, which begins at line `line` of the file `path`.
 
     NaN and Infinity are numbers, as Python writes them; the caller checks that a number is finite. `halves` allows
-    halves of surrogate pairs in texts that are only shown: no tokenizer takes them, and no file in UTF-8 holds them.
+    halves of surrogate pairs, in texts that are only shown. No tokenizer takes such halves, and UTF-8 has none.
 
     Raises:
-      ValueError: it is no JSON, a key of an object has two values, or a text holds half a surrogate pair; with file and
-        line.
+      ValueError: the text is no JSON, a key of an object has two values, or a string holds half a surrogate pair. The
+        message names file and line.
     """
     place = f'{path}, line {line}'
     try:
@@ -200,7 +207,7 @@ def parse(text: str, path: Name, line: int = 1, *, halves: bool = False) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of keys and values. Raises ValueError where a key has two values, of which Python takes the last."""
+    """The object of keys and values. Raises ValueError where a key has two values; Python would take the last."""
     value_of = dict(pairs)
     if len(value_of) < len(pairs):
         for key, value in pairs:
@@ -210,10 +217,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_yaml(path: Name) -> Any:
-    """What a file of YAML holds.
+    """The value in a file of YAML.
 
     Raises:
-      ValueError: as `read_text`, or it is no YAML, or a key stands twice; with file and line.
+      ValueError: as `read_text`, or the file is no YAML, or a key stands twice. The message names file and line.
     """
     text = read_text(path)
     try:
@@ -226,17 +233,19 @@ def read_yaml(path: Name) -> Any:
     except RecursionError:
         raise ValueError(f'{path}: lists or mappings lie too deep within each other; is it the right file?') from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError) as error:
-        # PyYAML lets through whatever a scalar with a tag makes Python raise: `!!int ""` is an IndexError.
+        # A scalar with a tag raises whatever Python raises for it: `!!int ""` is an IndexError.
         raise ValueError(f'{path}: not valid YAML, {" ".join(str(error).split())}') from None
     return value
 
 
-def _check_nodes(node: yaml.Node | None, known: set[int]) -> None:
-    """Raises MarkedYAMLError where a key of a mapping stands twice, of which PyYAML takes the last, or where a text
-    holds half a surrogate pair."""
-    if node is None or id(node) in known:  # an alias may name what it stands in
+def _check_nodes(node: yaml.Node | None, checked: set[int]) -> None:
+    """Raise MarkedYAMLError where a key of a mapping stands twice, or where a text holds half a surrogate pair.
+
+    PyYAML itself would take the last of two equal keys. `checked` has the ids of the nodes that were checked.
+    """
+    if node is None or id(node) in checked:  # an alias may name a node that contains it
         return
-    known.add(id(node))
+    checked.add(id(node))
     if isinstance(node, yaml.ScalarNode) and not node.value.isascii():
         try:
             node.value.encode()
@@ -246,7 +255,7 @@ def _check_nodes(node: yaml.Node | None, known: set[int]) -> None:
     names: set[str] = set()
     for part in node.value if isinstance(node, yaml.CollectionNode) else ():
         for child in part if isinstance(part, tuple) else (part,):
-            _check_nodes(child, known)
+            _check_nodes(child, checked)
         if isinstance(part, tuple) and isinstance(part[0], yaml.ScalarNode):
             key = part[0]
             if key.value in names and key.tag != 'tag:yaml.org,2002:merge':
@@ -255,6 +264,6 @@ def _check_nodes(node: yaml.Node | None, known: set[int]) -> None:
 
 
 def shown(value: Any, size: int = 60) -> str:
-    """A value in a message: its first characters, as Python writes it."""
+    """A value as a message shows it: the first `size` characters of its `repr`."""
     text = repr(value)
     return text if len(text) <= size else f'{text[: size - 3]}...'

@@ -1,9 +1,9 @@
-"""What a process on a CPU does with memory that XLA frees: keeps it, in huge pages, until that is much.
+"""Memory that XLA frees on a CPU: the process keeps it, in huge pages, until it has grown large.
 
 XLA's temporaries are fresh memory in every program, gigabytes of it. Faulting in their pages took a quarter of an
-update, and half on a machine that runs other programs too. From one heap that is not given back to the system, programs
-of one kind fault in none. Those of the next phase want other sizes and would find the heap in pieces, so at the end of
-a phase in which it has grown large, and around every long compilation, it gives back what is free.
+update, and half on a machine that runs other programs too. Programs of one kind fault in no pages where one heap is
+never given back to the system. The programs of the next phase want other sizes and would find the heap in pieces. So
+the process gives back the free pages at the end of a phase with a large heap, and around every long compilation.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ ALLOCATOR = ':'.join((
     'glibc.malloc.mmap_max=0',
     f'glibc.malloc.trim_threshold={1 << 40}',
 ))  # fmt: skip
-STAGES = ('jaxpr_to_mlir_module_duration', 'backend_compile_duration')  # jax tells of the end of each
+STAGES = ('jaxpr_to_mlir_module_duration', 'backend_compile_duration')  # jax reports the end of each of these stages
 LARGE_PROGRAM = 0.2  # seconds of a stage
 LARGE_HEAP = 8 << 30  # bytes that the process holds
 
 
 def keep_freed() -> None:
-    """Starts this command again under `ALLOCATOR`, unless the environment names another, and in Python's UTF-8 mode.
+    """Start this command again under `ALLOCATOR`, unless the environment names another, and in Python's UTF-8 mode.
 
-    glibc reads it when a process starts and never again. Names of files are UTF-8 below Python, whatever the locale.
+    glibc reads the setting when a process starts and never again. The libraries below Python take names of files to be
+    UTF-8, whatever the locale.
     """
     if sys.platform == 'linux' and SETTING not in os.environ:
         os.environ[SETTING] = ALLOCATOR
@@ -38,7 +39,7 @@ def keep_freed() -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has used."""
+    """The largest number of bytes that this process has had in memory."""
     if sys.platform != 'linux':
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # `ru_maxrss` begins with what the parent had used when it started this process.
@@ -47,18 +48,18 @@ def peak_bytes() -> int:
 
 
 def give_back(beyond: int = 0) -> None:
-    """Returns the heap's free pages to the system, if the process holds more than so many bytes."""
+    """Return the heap's free pages to the system, if the process holds more than `beyond` bytes."""
     if os.environ.get(SETTING) == ALLOCATOR and resident_bytes() > beyond:
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes() -> int:
-    """What this process holds now; on Linux alone."""
+    """The number of bytes that this process has in memory now. It is known on Linux alone."""
     return int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 def give_back_when_compiling() -> None:
-    """From now on free pages are given back before and after a large program is compiled."""
+    """Give free pages back, from now on, before and after a large program is compiled."""
     import jax  # a benchmark's peers have no need of it
 
     jax.monitoring.register_event_duration_secs_listener(_after_stage)

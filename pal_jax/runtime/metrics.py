@@ -1,10 +1,10 @@
-"""What a run writes while it runs: JSON lines, TensorBoard and, when asked for, Weights & Biases.
+"""The files that a run writes: JSON lines, TensorBoard and, when asked for, Weights & Biases.
 
 A run's folder holds `metrics.jsonl` (one object a step), `rollouts.jsonl` (samples of training steps), `evals.jsonl`
-(one an evaluation), `dialogues.jsonl` (sample dialogues of the evaluations), `exhibits.jsonl` with `pictures/` (what
-else a report shows of them) and `tensorboard/`. Every object has a `step`: the step it tells of, or the step that the
-evaluation was made before. A resumed run drops what lies at or beyond its first step and writes it again, so that an
-interrupted run leaves the same lines as an unbroken one. Only the keys that start with `seconds_` differ between them.
+(one an evaluation), `dialogues.jsonl` (sample dialogues of the evaluations), `exhibits.jsonl` with `pictures/` (the
+exhibits of the evaluations) and `tensorboard/`. Every object has a `step`: that of the training step, or that of the
+first step after an evaluation. A resumed run drops the objects of its first step and later ones and writes them again,
+so that an interrupted run leaves the same lines as an unbroken one. Only keys that start with `seconds_` differ.
 """
 
 from __future__ import annotations
@@ -32,19 +32,22 @@ METRICS, EVALS, DIALOGUES, EXHIBITS = 'metrics.jsonl', 'evals.jsonl', 'dialogues
 ROLLOUTS = 'rollouts.jsonl'
 PICTURES, TENSORBOARD = 'pictures', 'tensorboard'
 
-# Text of models may hold half a surrogate pair, which UTF-8 cannot say but a JSON escape can.
+# Text of models may hold half a surrogate pair, which UTF-8 cannot encode but a JSON escape can.
 _TEXT: Any = {'encoding': 'utf-8', 'errors': 'backslashreplace'}
 
 
 class MetricsWriter:
-    """Appends to the files of a run; each line is on disk when its call returns. Only process 0 writes.
+    """A writer of the files of a run. Each line is on disk when its call returns. Only process 0 writes.
 
-    A step must be written before the checkpoint that says it is done: a resumed run does not write it again.
+    A step must be written before the checkpoint after it is saved, since a resumed run does not write the step again.
 
     Args:
       workdir: the run's folder, made if it is missing.
       first_step: the step that the run starts or resumes at; lines of this step and later ones are dropped.
-      wandb: project to log to as well. ValueError if the `wandb` package is not installed.
+      wandb: project of Weights & Biases to log to as well.
+
+    Raises:
+      ValueError: `wandb` names a project and the package is not installed.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], first_step: int = 0, wandb: str | None = None):
@@ -68,31 +71,31 @@ class MetricsWriter:
         self.close()
 
     def write(self, step: int, phase: str, metrics: Metrics) -> None:
-        """Writes one training step. `phase` names the part of the run: `'warm-up'`, `'rlpa'`, ..."""
+        """Write the metrics of one training step. `phase` names the part of the run: `'warm-up'`, `'rlpa'`, ..."""
         if self._active:
             self._append(METRICS, {'step': step, 'phase': phase, **metrics})
             self._scalars(step, metrics, prefix='')
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
-        """Writes one evaluation: `step`, `stage` ('base', 'warm-up', 'step' or 'final'), numbers and lists of them."""
+        """Write one evaluation: `step`, `stage` ('base', 'warm-up', 'step' or 'final'), numbers and lists of them."""
         if self._active:
             self._append(EVALS, record)
             self._scalars(record['step'], record, prefix='eval/')
 
     def dialogues(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Writes sample dialogues: `step`, `stage`, `person`, `facts` and `turns`, each a list of objects."""
+        """Write sample dialogues: `step`, `stage`, `person`, `facts` and `turns`, a list of objects."""
         if self._active:
             for record in records:
                 self._append(DIALOGUES, record)
 
     def rollouts(self, step: int, phase: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Writes samples of a training step: `person`, `facts`, `round`, `judged`, `scores` and `turns`."""
+        """Write samples of a training step: `person`, `facts`, `round`, `judged`, `scores` and `turns`."""
         if self._active:
             for record in records:
                 self._append(ROLLOUTS, {'step': step, 'phase': phase, **record})
 
     def exhibits(self, step: int, stage: str, exhibits: Sequence[Exhibit]) -> None:
-        """Writes what the report shows of an evaluation; pictures go to `pictures/`, by their titles."""
+        """Write the exhibits of an evaluation. Pictures go to `pictures/`, named by their titles."""
         if not self._active:
             return
         for exhibit in exhibits:
@@ -107,6 +110,7 @@ class MetricsWriter:
         return name
 
     def close(self) -> None:
+        """Close all files."""
         if not self._active:
             return
         for file in self._files.values():
@@ -132,7 +136,7 @@ class MetricsWriter:
 
 
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file; none if there is no file. A last line cut short by a kill is left out.
+    """The objects of a file of JSON lines, none where there is no file. A last line that a kill cut short is left out.
 
     Raises:
       ValueError: another line is not a JSON object with an integer `step`.
@@ -140,22 +144,22 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    whole, _, _ = files.read_bytes(path).rpartition(b'\n')  # what follows the last newline was never finished
-    lines = files.decoded(whole, path).split('\n') if whole else []
+    finished, _, _ = files.read_bytes(path).rpartition(b'\n')  # a line without its newline was never finished
+    lines = files.decoded(finished, path).split('\n') if finished else []
     return [_parse(line, path, number) for number, line in enumerate(lines, 1)]
 
 
 def _truncate(path: Path, first_step: int) -> None:
-    """Drops the records of `first_step` and later steps. The file is replaced in one piece, or left alone."""
+    """Drop the records of `first_step` and later steps. The file is replaced in one piece, or left alone."""
     if not path.exists():
         return
-    kept = [record for record in read_records(path) if record['step'] < first_step]
-    text = ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in kept)
+    earlier = [record for record in read_records(path) if record['step'] < first_step]
+    text = ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in earlier)
     write_whole(path, text, _TEXT['errors'])
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: arrays become numbers and lists; NaN and infinity, which JSON lacks, become null."""
+    """A value in the types of JSON. Arrays become numbers and lists, and NaN and infinity, which JSON lacks, null."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -184,7 +188,7 @@ def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
 
 
 def require_wandb(project: str) -> None:
-    """Raises ValueError if `wandb` is not installed."""
+    """Raise ValueError if the package `wandb` is not installed."""
     if importlib.util.find_spec('wandb') is None:
         raise ValueError(f'asked to log to wandb project {project!r}, but wandb is missing: pip install wandb')
 

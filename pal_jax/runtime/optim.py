@@ -1,4 +1,4 @@
-"""The optimiser of every learner: clip, direction, decay, rate."""
+"""The optimiser of every learner: it clips the gradient, takes a direction, decays weights, and scales by a rate."""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ from pal_jax.types import derived
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Clip to a global norm, scale by `name`, decay weights (decoupled, times the rate), follow `make_schedule`.
+    """Settings of an optimiser, in the order in which they act on a gradient.
 
-    It has `init` and `update` as optax's transformations have, and compares by value: programs that were compiled for
-    equal settings are found again.
+    The gradient is clipped to a global norm, and `name` makes a direction of it. Weights decay (decoupled, times the
+    rate), and the rate follows `make_schedule`.
+
+    `init` and `update` are those of optax's transformations. Optimisers compare by value, so that programs compiled for
+    equal settings are used again.
 
     Attributes:
       name: adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd.
       max_norm: the largest global norm of a gradient; inf clips nothing.
+      lr: the highest rate. warmup_ratio, min_ratio: see `make_schedule`.
+      b1, b2: decays of the first and the second moment.
+      weight_decay: see `decays` for the leaves that it acts on.
       total_steps: updates of the run, see `over`.
     Raises:
-      ValueError: there is no such optimiser, or a value out of its range.
+      ValueError: there is no such optimiser, or a value is out of its range.
     """
 
     name: str = 'adamw'
@@ -50,14 +56,14 @@ class Optimizer:
                 f'lr={self.lr} and weight_decay={self.weight_decay} must be at least 0, b1={self.b1} and '
                 f'b2={self.b2} in [0, 1), max_norm={self.max_norm} above 0 (inf clips nothing)'
             )
-        make_schedule(**self._schedule | {'total_steps': self.total_steps or 1})  # which check the rest
+        make_schedule(**self._schedule | {'total_steps': self.total_steps or 1})  # this checks the other values
         _direction(self.name, self.b1, self.b2)
 
     def over(self, total_steps: int) -> Optimizer:
-        """The same optimiser for a run of so many updates.
+        """The same optimiser for a run of `total_steps` updates.
 
         Raises:
-          ValueError: there are none.
+          ValueError: `total_steps` is below 1.
         """
         make_schedule(**self._schedule | {'total_steps': total_steps})
         return dataclasses.replace(self, total_steps=total_steps)
@@ -87,15 +93,17 @@ class Optimizer:
     def update(
         self, grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        """What is added to the parameters, and the next state."""
+        """The changes to add to the parameters, and the next state."""
         return self._chain.update(grads, state, params)
 
 
 def make_schedule(
     *, lr: float, total_steps: int, warmup_ratio: float = 0.03, min_ratio: float = 0.1, held: int = 0
 ) -> optax.Schedule:
-    """Rate by update: linear from 0 to `lr` in `ceil(warmup_ratio * total_steps)`, then, after `held` more at
-    `lr`, cosine to `min_ratio * lr`.
+    """The rate as a function of the number of updates.
+
+    It rises linearly from 0 to `lr` in `ceil(warmup_ratio * total_steps)` updates, stays at `lr` for `held` updates,
+    and falls to `min_ratio * lr` by a cosine.
 
     The very first update has rate 0, unless it is the only one or there is no warm-up.
     """
@@ -109,9 +117,9 @@ def make_schedule(
 
 
 def decays(params: optax.Params) -> Any:
-    """Tree of bools: which leaves weight decay applies to. Norms and biases, known by their names, are spared.
+    """A tree of bools, True for the leaves that decay. Norms and biases, recognised by their names, do not.
 
-    The number of axes would not tell: a stack of layers gives a norm two.
+    The number of axes would not tell them, since the norm of a stack of layers has two.
     """
 
     def is_weight(path: tuple[Any, ...], _: Any) -> bool:
@@ -122,6 +130,7 @@ def decays(params: optax.Params) -> Any:
 
 
 def _direction(name: str, b1: float, b2: float) -> optax.GradientTransformation:
+    """The transformation of gradients that an optimiser's name stands for. Raises ValueError for another name."""
     match name:
         case 'adam' | 'adamw':
             return optax.scale_by_adam(b1, b2)
@@ -137,7 +146,7 @@ def _direction(name: str, b1: float, b2: float) -> optax.GradientTransformation:
 
 
 def _muon(b1: float, b2: float) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) on the matrices of the layers, Adam on the rest, as its authors have it.
+    """Muon (Jordan et al. 2024) on the matrices of the layers, and Adam on all other leaves, as its authors advise.
 
     Updates have the size of Adam's (Liu et al. 2025, section 2.2), so that one rate does for both. A stack of layers is
     orthogonalised layer by layer.
@@ -158,7 +167,7 @@ def _matrices(params: optax.Params) -> Any:
 
 
 def _matrix(path: tuple[Any, ...], x: Any) -> contrib.MuonDimensionNumbers | None:
-    """Which axes of a stack of layers are a matrix's inputs and outputs; None for what is no such stack."""
+    """The axes of a matrix's inputs and of its outputs in a stack of layers; None for any other leaf."""
     where = jax.tree_util.keystr(path)
     if 'layers' not in where or 'bias' in where or getattr(x, 'ndim', 0) < 3:
         return None
@@ -167,6 +176,7 @@ def _matrix(path: tuple[Any, ...], x: Any) -> contrib.MuonDimensionNumbers | Non
 
 
 def _as_large_as_adam(path: tuple[Any, ...], update: Any) -> Any:
+    """An orthogonalised update scaled to the size of Adam's (Liu et al. 2025, section 2.2)."""
     matrix: Any = _matrix(path, update)
     sides = [math.prod(update.shape[axis] for axis in axes) for axes in matrix]
     return 0.2 * math.sqrt(max(sides)) * update
@@ -175,13 +185,20 @@ def _as_large_as_adam(path: tuple[Any, ...], update: Any) -> Any:
 def moment_axes(
     path: Sequence[str], shape: Sequence[int], axes: Sequence[str | None], moment: Sequence[int]
 ) -> tuple[str | None, ...]:
-    """Logical axes of what an optimiser keeps for a parameter of this shape, in a field named in `path`: the
-    parameter's, or of Adafactor's factored moments (Shazeer & Stern 2018, section 3) those that are left of them; none
-    for a placeholder."""
+    """The logical axes of an array that an optimiser keeps for a parameter.
+
+    An array of the parameter's shape has the parameter's axes. A factored moment of Adafactor (Shazeer & Stern 2018,
+    section 3) has those of them that it is not summed over. A placeholder has none.
+
+    Args:
+      path: the names of the fields that lead to the array in the optimiser's state.
+      shape, axes: those of the parameter.
+      moment: the shape of the array.
+    """
     if tuple(moment) == tuple(shape):
         return tuple(axes)
     second, first = np.argsort(shape)[-2:].tolist() if len(shape) > 1 else (0, 0)
-    gone = first if 'v_row' in path else second if 'v_col' in path else None
-    if gone is None or tuple(moment) != (*shape[:gone], *shape[gone + 1 :]):
+    summed_axis = first if 'v_row' in path else second if 'v_col' in path else None
+    if summed_axis is None or tuple(moment) != (*shape[:summed_axis], *shape[summed_axis + 1 :]):
         return ()
-    return (*axes[:gone], *axes[gone + 1 :])
+    return (*axes[:summed_axis], *axes[summed_axis + 1 :])

@@ -3,10 +3,10 @@
     with whole_folder(Path('my_model'), sources=[Path('runs/a')]) as folder:     # a fresh folder beside my_model
         ...                                                                      # takes its name at the end
 
-A folder is replaced only where this program wrote all that is in it: `.pal_jax.json` lists the files with their sizes
-and SHA-256 sums. A run, a source, a folder with a file more or a file that was changed since, and a folder without that
-list are refused, before any work and once more at the end. A file that the user names is never replaced. A file with a
-name of the program's (`evaluation.json` of a run) is replaced where the list of its folder has it.
+A folder is replaced only where this program wrote all files in it: `.pal_jax.json` lists the files with their sizes and
+SHA-256 sums. A run, a source, a folder with a further file or a changed file, and a folder without that list are
+refused, before any work and once more at the end. A file that the user names is never replaced. A file that the program
+names (`evaluation.json` of a run) is replaced where the list of its folder has it.
 
 A write that was killed leaves `.<name>.partial-<8 digits>` beside the place. It blocks nothing and may be deleted.
 """
@@ -26,7 +26,7 @@ from pal_jax.runtime.files import fresh_beside, write_whole
 
 MARKER, KEYS = '.pal_jax.json', ('size', 'modified', 'sha256')
 HINT = 'give another place, or move it away'
-RUNS_OWN = 'checkpoints', 'kept'  # folders of a run that it reads whatever is in them
+RUNS_OWN = 'checkpoints', 'kept'  # folders of a run, which reads every file in them
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -36,7 +36,8 @@ def check_folder(folder: Path, sources: Iterable[Path] = ()) -> Path:
     """The place of a folder that is to be written, with links followed. `sources` are folders that are read.
 
     Raises:
-      ValueError: it is a file, a run, a source, or holds what this program did not write or somebody has changed.
+      ValueError: the place is a file, a run or a source, or has a file that this program did not write or that somebody
+        has changed.
     """
     place = folder.expanduser().resolve()
     for source in sources:
@@ -56,10 +57,10 @@ def check_folder(folder: Path, sources: Iterable[Path] = ()) -> Path:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path, sources: Iterable[Path] = ()) -> Iterator[Path]:
-    """A fresh folder that takes the place of `folder` when the block has ended well: there is all of it, or nothing.
+    """A fresh folder that takes the place of `folder` when the block has ended without an error.
 
     Raises:
-      ValueError: as `check_folder`. At the end of the block the error names the folder with what was made.
+      ValueError: as `check_folder`. At the end of the block the message names the fresh folder, which stays.
     """
     sources = list(sources)
     place = check_folder(folder, sources)
@@ -87,7 +88,7 @@ def whole_folder(folder: Path, sources: Iterable[Path] = ()) -> Iterator[Path]:
 
 
 def _foreign(place: Path) -> str:
-    """A reason not to replace an existing folder; '' where every file in it is as this program wrote it."""
+    """The reason not to replace an existing folder; '' where every file in it is as this program wrote it."""
     if not any(place.iterdir()):
         return ''
     marker = _read_marker(place)
@@ -105,8 +106,7 @@ def _foreign(place: Path) -> str:
 
 
 def _remove(folder: Path) -> None:
-    """Deletes the files that a folder's list names, then the folder. A file that came later stays, and the folder with
-    it."""
+    """Delete the files that a folder's list names, then the folder. A file that came later stays, with its folder."""
     written = {*_read_marker(folder)['files'], MARKER}
     for path in _files(folder):
         if _name(path, folder) in written:
@@ -121,11 +121,11 @@ def _remove(folder: Path) -> None:
 
 
 def check_file(path: Path, *, own: bool = False) -> Path:
-    """The place of a file that is to be written, with links followed; `own`: its name is the program's, not the user's.
+    """The place of a file that is to be written, with links followed. `own` says that the program has named the file.
 
     Raises:
-      ValueError: its folder is not there, or the file is. A file with a name of the program's may be there, where the
-        list of its folder has it as it is.
+      ValueError: the folder does not exist, or the file does. A file that the program has named may exist where the
+        list of its folder has it unchanged.
     """
     place = path.expanduser().resolve()
     if not place.parent.is_dir():
@@ -144,10 +144,10 @@ def check_file(path: Path, *, own: bool = False) -> Path:
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, own: bool = False) -> Iterator[Path]:
-    """The path of a fresh file that becomes `path` when the block has ended well: there is all of it, or nothing.
+    """The path of a fresh file that becomes `path` when the block has ended without an error.
 
     Raises:
-      ValueError: as `check_file`. At the end of the block the error names the file with what was made.
+      ValueError: as `check_file`. At the end of the block the message names the fresh file, which stays.
     """
     place = check_file(path, own=own)
     partial = fresh_beside(place, 'partial')
@@ -160,7 +160,7 @@ def whole_file(path: Path, *, own: bool = False) -> Iterator[Path]:
         check_file(path, own=own)
     except ValueError as error:
         raise ValueError(f'{error}. What was made is in {partial}') from None
-    if own:  # before the file itself: whoever is killed in between leaves the earlier one, which the list has too
+    if own:  # the list comes first: a process killed between leaves the earlier file, which the list has, too
         marker = _read_marker(place.parent)
         states = [*marker['files'].get(place.name, [])[-1:], _state(partial)]
         _write_marker(place.parent, marker['files'] | {place.name: states}, whole=marker['whole'])
@@ -170,16 +170,19 @@ def whole_file(path: Path, *, own: bool = False) -> Iterator[Path]:
 # --- the list ---------------------------------------------------------------------------------------------------------
 
 
-def _check_reachable(given: Path, place: Path) -> None:
-    """Raises ValueError where no file or folder can be made at a place, or a run would take it for a part of itself."""
+def _check_reachable(path: Path, place: Path) -> None:
+    """Raise ValueError where no file or folder can be made at a place, or a run would take it for a part of itself.
+
+    `path` is the path that the user gave, and `place` the same path with links followed.
+    """
     for folder in place.parents:
         if folder.name in RUNS_OWN and (folder.parent / 'config.json').is_file():
-            raise ValueError(f'{given} would be among the {folder.name} of the run {folder.parent}; give another place')
+            raise ValueError(f'{path} would be among the {folder.name} of the run {folder.parent}; give another place')
     above = next((folder for folder in place.parents if folder.exists()), place)
     if not above.is_dir():
-        raise ValueError(f'{given}: {above} is a file; give a place in a folder')
+        raise ValueError(f'{path}: {above} is a file; give a place in a folder')
     if not os.access(above, os.W_OK | os.X_OK):
-        raise ValueError(f'{given}: {above} cannot be written to; give a place in a folder of yours')
+        raise ValueError(f'{path}: {above} cannot be written to; give a place in a folder of yours')
 
 
 def _files(folder: Path) -> list[Path]:
@@ -191,6 +194,7 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _state(path: Path) -> dict[str, Any]:
+    """The size, time of modification and SHA-256 sum of a file, by `KEYS`."""
     with path.open('rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     stat = path.stat()
@@ -198,9 +202,10 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def _not_as_written(path: Path, states: Sequence[dict[str, Any]] = ()) -> str:
-    """A difference between a file and the `states` that its folder's list has of it; '' where it is as in one of them.
+    """The difference between a file and the `states` that its folder's list has of it; '' where it equals one of them.
 
-    A file of another time of modification is hashed, since it may be a copy."""
+    A file with another time of modification is hashed, since it may be a copy.
+    """
     if not states or not path.is_file() or path.is_symlink():
         return f'{path.name} is not of this program'
     stat = path.stat()
@@ -212,8 +217,10 @@ def _not_as_written(path: Path, states: Sequence[dict[str, Any]] = ()) -> str:
 
 
 def _read_marker(folder: Path) -> dict[str, Any]:
-    """The list of a folder, states by file. It has no files where it is missing or cannot be read: then nothing in the
-    folder is replaced."""
+    """The list of a folder, which has the states of each file by name.
+
+    A list that is missing or cannot be read counts as empty, so that nothing in the folder is replaced.
+    """
     try:
         marker = json.loads((folder / MARKER).read_text(encoding='utf-8'))
         files = {

@@ -1,7 +1,8 @@
-"""Several processes as one run: how they find each other, share what their hosts know, and end together.
+"""Several processes as one run: they find each other, share the text that their hosts have, and end together.
 
-Arrays cross processes inside programs, on the mesh. Text does not: what each process has sampled or judged goes through
-the key-value store of JAX's coordinator, so that every host knows the same and decides the same.
+Arrays cross processes inside programs, on the mesh. Text does not. The texts that a process has sampled and the scores
+that it has judged go through the key-value store of JAX's coordinator, so that every host has the same ones and decides
+the same.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from pal_jax.runtime.rollcall import RollCall
 
 LAST_PORT = 65535
 PATIENCE = 300.0  # seconds in which all processes have to come
-_FOREVER = 7 * 24 * 3600 * 1000  # milliseconds; who waits that long is ended by the roll call much earlier
+_FOREVER = 7 * 24 * 3600 * 1000  # milliseconds; the roll call ends a process that waits in vain much earlier
 
 T = TypeVar('T')
 R = TypeVar('R')
 
 
 class Place(NamedTuple):
-    """Which process this is. `coordinator` is host:port of process 0, which also listens at the port beside it."""
+    """The number `process` of this process, from 0, among `processes`.
+
+    `coordinator` is host:port of process 0, which also listens at the port beside it.
+    """
 
     coordinator: str
     processes: int
@@ -41,10 +45,10 @@ _count = itertools.count()
 
 
 def join(place: Place | None) -> None:
-    """Waits for the other processes, the first time. None: there are none.
+    """Wait for the other processes, the first time it is called. `place` is None where there are no others.
 
     Raises:
-      RuntimeError: one cannot be reached in time; the message names it.
+      RuntimeError: a process cannot be reached in time; the message names it.
       ValueError: two processes have one number, or they disagree about how many there are.
     """
     global _rollcall
@@ -64,12 +68,12 @@ def join(place: Place | None) -> None:
 
 
 def port_beside(port: int) -> int:
-    """The port after it, or before it where there is none: Slurm's jobs get ports up to the last, by their number."""
+    """The port after a port, or before the last one. Slurm's jobs get ports up to the last, by their number."""
     return port + 1 if port < LAST_PORT else port - 1
 
 
 def part() -> None:
-    """Waits until all processes have come to the end, and takes leave of them."""
+    """Wait until all processes have come to the end, and close the connections to them."""
     global _rollcall
     if _rollcall is not None:
         exchange('end')
@@ -79,30 +83,30 @@ def part() -> None:
 
 
 def leave(message: str, code: int) -> None:
-    """Where there are other processes, ends this one at once and has them end with the same status; else returns."""
+    """End this process and the others at once, with the same status. Return where there are no others."""
     if _rollcall is not None:
         _rollcall.leave(message, code)
 
 
 def joined() -> bool:
-    """Whether other processes wait for this one."""
+    """True where other processes wait for this one."""
     return _rollcall is not None
 
 
 def locate(coordinator: str, processes: int | None, process: int | None) -> Place | None:
-    """Which process this is, by what it was told or, where it was told nothing, by its environment; None: the only one.
+    """The place of this process, by its arguments or, where there are none, by its environment; None if it is alone.
 
     Slurm's tasks and TPU pods are recognised; `coordinator='auto'` has JAX look for other clusters.
 
     Raises:
-      ValueError: what was told is incomplete, or contradicts itself.
+      ValueError: the arguments are incomplete, or contradict each other.
     """
-    told = (bool(coordinator), processes is not None, process is not None)
-    if coordinator == 'auto' or (not any(told) and in_cluster(os.environ)):
+    present = (bool(coordinator), processes is not None, process is not None)
+    if coordinator == 'auto' or (not any(present) and in_cluster(os.environ)):
         return _detect()
-    if not any(told):
+    if not any(present):
         return None
-    if not all(told) or processes is None or process is None:
+    if not all(present) or processes is None or process is None:
         raise ValueError(
             f'--coordinator={coordinator} --processes={processes} --process={process}: give all three, as in '
             '--coordinator=host:8476 --processes=2 --process=0'
@@ -116,13 +120,14 @@ def locate(coordinator: str, processes: int | None, process: int | None) -> Plac
 
 
 def in_cluster(env: Any) -> bool:
-    """Whether this is one of several tasks of a Slurm step, or one of several hosts of a TPU slice."""
+    """True where this is one of several tasks of a Slurm step, or one of several hosts of a TPU slice."""
     task = all(name in env for name in ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID', 'SLURM_LOCALID'))
     return (task and env.get('SLURM_NTASKS', '1') != '1') or ',' in env.get('TPU_WORKER_HOSTNAMES', '')
 
 
 def _detect() -> Place | None:
-    from jax._src.clusters import ClusterEnv  # what `jax.distributed.initialize` asks, told before it is used
+    """The place of this process as JAX detects it. Raises ValueError where there is no cluster that JAX knows."""
+    from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` asks it, too, but later
 
     coordinator, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
         None, None, None, None, None, int(PATIENCE)
@@ -133,20 +138,22 @@ def _detect() -> Place | None:
 
 
 def local_devices(env: Any) -> list[int] | None:
-    """The GPUs of a Slurm task by number: all of the node's for its only task, else one; None: whatever there is."""
+    """The numbers of the GPUs of a Slurm task: one GPU where a node has several tasks; None for all GPUs."""
     tasks = env.get('SLURM_STEP_TASKS_PER_NODE', '1').partition('(')[0].partition(',')[0]
     visible = env.get('CUDA_VISIBLE_DEVICES', '').count(',') + 1
     return [int(env['SLURM_LOCALID'])] if tasks != '1' and 'SLURM_LOCALID' in env and visible > 1 else None
 
 
-# --- what hosts tell each other ---------------------------------------------------------------------------------------
+# --- values that hosts exchange ---------------------------------------------------------------------------------------
 
 
 def exchange(what: str, value: Any = None) -> list[Any]:
-    """`value` (as JSON has it) of every process, in their order. All have to call it alike; `what` says for what.
+    """The `value` of every process, in the order of their numbers. A value is anything that JSON can hold.
+
+    All processes have to call this in the same order, with the same `what`, which names the exchange.
 
     Raises:
-      RuntimeError: the processes do not do the same.
+      RuntimeError: another process is at another exchange.
     """
     count = jax.process_count()
     if count == 1:
@@ -156,16 +163,16 @@ def exchange(what: str, value: Any = None) -> list[Any]:
     store: Any = distributed.global_state.client
     turn, here = next(_count), jax.process_index()
     store.key_value_set_bytes(_key(turn, here), zlib.compress(json.dumps([what, value]).encode(), 1))
-    told = []
+    values = []
     for process in range(count):
         text = zlib.decompress(store.blocking_key_value_get_bytes(_key(turn, process), _FOREVER))
-        other, theirs = json.loads(text)
-        if other != what:
-            raise RuntimeError(f'process {process} is at {other!r}, this one at {what!r}; start all with one command')
-        told.append(theirs)
-    if turn:  # all have come here, so all have read what was told before
+        name, their_value = json.loads(text)
+        if name != what:
+            raise RuntimeError(f'process {process} is at {name!r}, this one at {what!r}; start all with one command')
+        values.append(their_value)
+    if turn:  # all processes have come here, so all have read the values of the exchange before
         store.key_value_delete(_key(turn - 1, here))
-    return told
+    return values
 
 
 def _key(turn: int, process: int) -> str:
@@ -173,23 +180,25 @@ def _key(turn: int, process: int) -> str:
 
 
 class Shares(NamedTuple):
-    """Work of many items in `parts` parts, each done by one process. The parts, not the processes, decide what is done
-    together: the same parts give the same results in any number of processes."""
+    """Work on many items, cut into `parts` parts of which each is done by one process.
+
+    Items of one part are worked on together, so the same parts give the same results in any number of processes.
+    """
 
     parts: int
 
     @property
     def own(self) -> list[int]:
-        """The parts of this process."""
-        here, each = jax.process_index(), self.parts // jax.process_count()
-        return list(range(here * each, (here + 1) * each))
+        """The numbers of the parts that this process does."""
+        here, count = jax.process_index(), self.parts // jax.process_count()
+        return list(range(here * count, (here + 1) * count))
 
     def part(self, items: Sequence[T], number: int) -> Sequence[T]:
-        """Neighbouring items, as many in each part as can be."""
+        """The items of part `number`: neighbours, and as evenly many in each part as possible."""
         return items[self.start(len(items), number) : self.start(len(items), number + 1)]
 
     def start(self, count: int, number: int) -> int:
-        """Where a part of so many items begins."""
+        """The index at which part `number` of `count` items begins."""
         return count * number // self.parts
 
     def gather(
@@ -201,12 +210,15 @@ class Shares(NamedTuple):
         pack: Callable[[R], Any] = lambda result: result,
         unpack: Callable[[Any], R] = lambda packed: packed,
     ) -> list[R]:
-        """`work(number, part)` of this process's parts, and the results of all parts in the order of the items."""
-        own = [list(work(number, self.part(items, number))) for number in self.own]
+        """The results of all parts, in the order of the items. This process calls `work(number, part)` for its parts.
+
+        `pack` turns a result into a value for JSON, and `unpack` turns it back. `what` names the exchange.
+        """
+        results_here = [list(work(number, self.part(items, number))) for number in self.own]
         if jax.process_count() == 1:
-            return [result for part in own for result in part]
-        told = exchange(what, [[pack(result) for result in part] for part in own])
-        return [unpack(result) for parts in told for part in parts for result in part]
+            return [result for part in results_here for result in part]
+        results = exchange(what, [[pack(result) for result in part] for part in results_here])
+        return [unpack(result) for parts in results for part in parts for result in part]
 
 
 ALONE = Shares(1)

@@ -1,6 +1,6 @@
-"""Where a run stands: a progress bar in a terminal, plain lines in a log, and the wall seconds of each phase.
+"""The progress of a run: a bar in a terminal, plain lines in a log, and the wall seconds of each phase.
 
-The time that is left is measured, by the first step of each phase and then by the last ones (`runtime/forecast.py`).
+The time that is left comes from the first step of each phase and then from the last steps (`runtime/forecast.py`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pal_jax.runtime import memory
 from pal_jax.runtime.forecast import Forecast, once, seconds_of, spoken
 from pal_jax.types import Metrics
 
-OTHER = 'other'  # the phase of time that no phase claims
+OTHER = 'other'  # the phase of all time outside the named phases
 
 
 class Stopwatch:
-    """Splits wall time into named phases: the one timer of the code base.
+    """A timer that splits wall time into named phases; the package has no other.
 
     Every moment belongs to exactly one phase, the innermost open one, so the seconds add up to the time that passed.
     """
@@ -38,7 +38,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the time inside the `with` block as `name`, less that of phases opened within it."""
+        """Count the time inside the `with` block as `name`, less that of phases opened within it."""
         outer = self._switch(name)
         try:
             yield
@@ -46,15 +46,15 @@ class Stopwatch:
             self._switch(outer)
 
     def claim(self, name: str, seconds: float) -> None:
-        """Counts the last `seconds` of the current phase as `name` instead."""
+        """Count the last `seconds` of the current phase as `name` instead."""
         self._seconds[name] += seconds
         self._seconds[self._current] -= seconds
 
     def take_seconds(self) -> Metrics:
         """Wall time by phase since the last call, as metrics `seconds_<phase>`."""
         self._switch(self._current)
-        taken, self._seconds = self._seconds, collections.defaultdict(float)
-        return {f'seconds_{name}': seconds for name, seconds in taken.items()}
+        seconds_by_phase, self._seconds = self._seconds, collections.defaultdict(float)
+        return {f'seconds_{name}': seconds for name, seconds in seconds_by_phase.items()}
 
     def _switch(self, name: str) -> str:
         now, outer = self._clock(), self._current
@@ -64,21 +64,20 @@ class Stopwatch:
 
 
 def print_anything() -> None:
-    """Makes letters that the terminal does not have, and halves of surrogate pairs in texts of models, print as
-    escapes."""
+    """Print letters that the terminal does not have, and halves of surrogate pairs in texts of models, as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors='backslashreplace')
 
 
 def describe(metrics: Metrics) -> str:
-    """The latest numbers in a few words: `reward 0.412  format 0.98`."""
-    shown = [key for key in ('loss', 'accuracy', 'reward', 'format', 'kl') if key in metrics]
-    return '  '.join(f'{key} {metrics[key]:.3g}' for key in shown)
+    """A short text with the latest values of a step: `reward 0.412  format 0.98`."""
+    keys = [key for key in ('loss', 'accuracy', 'reward', 'format', 'kl') if key in metrics]
+    return '  '.join(f'{key} {metrics[key]:.3g}' for key in keys)
 
 
 class Progress:
-    """Shows how far a run is. Silent on every process but the first.
+    """A display of how far a run is. It is silent on every process but the first.
 
     Phases are timed from the beginning; the bar appears inside `with progress.start(total, first):`. No device is
     touched before the first line or bar is shown, so that the processes of a pod can still find each other.
@@ -102,17 +101,19 @@ class Progress:
         self._task = TaskID(0)
 
     def announce(
-        self, title: str, phases: Mapping[str, int], evaluations: Sequence[int] = (), told: Iterable[str] = ()
+        self, title: str, phases: Mapping[str, int], evaluations: Sequence[int] = (), notes: Iterable[str] = ()
     ) -> None:
-        """Says what a run will do: its steps by phase, and the steps before which it is evaluated; then what else is
-        told of it. How long it takes is said when the first step of a phase has been made, and after every step."""
+        """Log the steps of a run by phase and its evaluations, which come before the given steps; then `notes`, lines.
+
+        The time that the run takes is logged when the first step of a phase has been made, and after every step.
+        """
         self._title, self._forecast = title, Forecast(phases, evaluations)
-        for line in (f'{title}: {self._forecast}; how long they take is measured by the first of each', *told):
+        for line in (f'{title}: {self._forecast}; how long they take is measured by the first of each', *notes):
             self.log(line)
 
     @contextlib.contextmanager
     def start(self, total: int, first: int = 0) -> Iterator[Self]:
-        """Shows a run of `total` steps that starts or resumes at step `first`."""
+        """Show a run of `total` steps that starts or resumes at step `first`, for as long as the block lasts."""
         self._total = total
         if not self._title:
             self._forecast = Forecast({'': total})
@@ -127,8 +128,10 @@ class Progress:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Shows and times a part of the work: rollout, annotate, update, evaluate, save. A large heap gives back
-        what is free in it then: the next part wants other sizes."""
+        """Show and time a part of the work: rollout, annotate, update, evaluate, save.
+
+        At its end a large heap gives back its free pages, since the next part wants other sizes.
+        """
         if self._bar:
             self._bar.update(self._task, phase=name)
         with self._stopwatch.phase(name):
@@ -136,7 +139,7 @@ class Progress:
             memory.give_back(beyond=memory.LARGE_HEAP)
 
     def time_compilation(self) -> None:
-        """From now on what compiling takes is a phase of its own, `compile`."""
+        """Count the seconds of compiling, from now on, as a phase of their own, `compile`."""
         jax.monitoring.register_event_duration_secs_listener(self._after_stage)
 
     def _after_stage(self, event: str, duration_secs: float, **_: str | int) -> None:
@@ -148,11 +151,11 @@ class Progress:
         return self._stopwatch.take_seconds()
 
     def evaluated(self, metrics: Metrics) -> None:
-        """Takes note of how long an evaluation took, by its `seconds_` metrics."""
+        """Note how long an evaluation took, by its `seconds_` metrics."""
         self._forecast.evaluated(metrics)
 
     def done(self, step: int, stage: str, metrics: Metrics) -> None:
-        """Shows that step number `step` (from 0) of part `stage` is done. Time is read from its `seconds_` metrics."""
+        """Show that step number `step` (from 0) of part `stage` is done. Its `seconds_` metrics have its time."""
         began = self._forecast.stepped(step, metrics)
         left, seconds = self._forecast.left(step), sum(seconds_of(metrics))
         if began is not None and self._title:
@@ -167,7 +170,7 @@ class Progress:
             self.log(f'{stage} {step + 1}/{self._total}  {latest}  {seconds:.1f} s  {left}')
 
     def log(self, text: str) -> None:
-        """Writes a line; above the bar if there is one. The text is taken as it is, without markup."""
+        """Write a line, above the bar if there is one. The text is printed as it is, without markup."""
         if jax.process_index() == 0:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 

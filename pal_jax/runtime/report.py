@@ -1,7 +1,7 @@
-"""A run's report: one HTML page that needs nothing else, made from the files of the run alone.
+"""The report of a run: one HTML page without further files, made from the files of the run alone.
 
-It opens with whether the run has learnt (`runtime/verdict.py`), an example before and after, and the learning curve;
-figures are folded away, each with what it means (`runtime/glossary.py`).
+The page opens with the verdict on the run's learning (`runtime/verdict.py`), an example before and after, and the
+learning curve. Figures are folded away, each with its meaning (`runtime/glossary.py`).
 
   python -m pal_jax.runtime.report runs/rlpa
 makes it (and `learning_curve.png`) again at any time.
@@ -41,7 +41,9 @@ Record = Mapping[str, Any]
 
 
 def write_report(workdir: str | os.PathLike[str]) -> Path:
-    """Writes `report.html` and, of what learns, `learning_curve.png` into a run's folder; returns the page's path.
+    """Write `report.html` and, where a figure has a curve, `learning_curve.png` into a run's folder.
+
+    The result is the path of the page.
 
     Raises:
       ValueError: the folder has no training steps to report on.
@@ -58,21 +60,26 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     folder = workdir.resolve()
     name = f'{folder.parent.name}: {folder.name}' if 'stage' in summary.get('config', {}) else folder.name
     page = render(name, rows, evals, dialogues, summary, curve, exhibits(workdir), rollouts)
-    return write_whole(workdir / REPORT, page, 'xmlcharrefreplace')  # that it is there says that a run is finished
+    return write_whole(workdir / REPORT, page, 'xmlcharrefreplace')  # a run counts as finished when its report exists
 
 
 def exhibits(workdir: Path) -> tuple[Sequence[Record], Sequence[Record]]:
-    """What the first and the last evaluation that had exhibits have to show; of the last with pictures as base64."""
+    """The exhibits of the first and of the last evaluation that had any; none of the first where both are one.
+
+    Pictures of the last are base64, those of the first are left out.
+    """
     records = read_records(workdir / EXHIBITS)
     if not records:
         return [], []
-    first, last = ([each for each in records if _moment(each) == _moment(end)] for end in (records[0], records[-1]))
+    first, last = (
+        [record for record in records if _moment(record) == _moment(end)] for end in (records[0], records[-1])
+    )
 
     def encoded(name: str) -> str:
         return base64.b64encode((workdir / PICTURES / name).read_bytes()).decode() if name else ''
 
-    earlier = [] if _moment(records[0]) == _moment(records[-1]) else [{**each, 'picture': ''} for each in first]
-    return earlier, [{**each, 'picture': encoded(each['picture'])} for each in last]
+    earlier = [] if _moment(records[0]) == _moment(records[-1]) else [{**record, 'picture': ''} for record in first]
+    return earlier, [{**record, 'picture': encoded(record['picture'])} for record in last]
 
 
 def render(
@@ -85,7 +92,7 @@ def render(
     exhibits: tuple[Sequence[Record], Sequence[Record]] = ((), ()),
     rollouts: Sequence[Record] = (),
 ) -> str:
-    """The page. Every text in it comes from models, users or files, so every text is escaped."""
+    """The page as HTML. Every text in it comes from models, users or files, so every text is escaped."""
     env = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     env.policies['json.dumps_kwargs'] = {'sort_keys': False}  # scores in their own order, the reward first
     env.filters |= {'number': number, 'duration': duration, 'gigabytes': gigabytes, 'flat': flatten, 'digest': digest}
@@ -116,49 +123,53 @@ def render(
 
 
 def grouped(rows: Sequence[tuple[str, Any]]) -> list[tuple[str, list[tuple[str, str, Any]]]]:
-    """Figures with their words, by group (`runtime/glossary.py`); a group without any is left out."""
-    told = [(meaning(name), name, cells) for name, cells in rows]
-    of = {group: [(name, m.words, cells) for m, name, cells in told if m.group == group] for group in GROUPS}
+    """Figures with their meaning, by group (`runtime/glossary.py`). A group without figures is left out."""
+    explained_rows = [(meaning(name), name, cells) for name, cells in rows]
+    of = {group: [(name, m.words, cells) for m, name, cells in explained_rows if m.group == group] for group in GROUPS}
     return [(group, figures) for group, figures in of.items() if figures]
 
 
 def phases(rows: Sequence[Record]) -> dict[str, list[Record]]:
-    """Steps by the phase they are of."""
+    """The records of steps by the phase that they belong to."""
     return {name: [row for row in rows if row['phase'] == name] for name in dict.fromkeys(row['phase'] for row in rows)}
 
 
 def step_rows(steps: Sequence[Record]) -> list[tuple[str, list[tuple[Any, Any]]]]:
-    """For each figure of some steps its mean over the first and the last fifth, and the difference, with errors."""
+    """The mean of each figure over the first and over the last fifth of the steps, and the difference, with errors."""
     names = [name for name in dict.fromkeys(key for row in steps for key in scalars(row)) if observed(steps, name)]
-    found = {name: fifths(steps, name) for name in names}
+    parts = {name: fifths(steps, name) for name in names}
     return [
-        (name, [(part[end], part[f'{end}_se']) for end in ('first', 'last', 'gain')]) for name, part in found.items()
+        (name, [(part[end], part[f'{end}_se']) for end in ('first', 'last', 'gain')]) for name, part in parts.items()
     ]
 
 
 def lead(earlier: Sequence[Record], last: Sequence[Record]) -> tuple[Record | None, Record] | None:
-    """The exhibit that a page opens with where there are no dialogues: a table of the first evaluation and of the last
-    one, else the first picture."""
+    """The exhibit that a page without dialogues opens with: a table before and after training, or else a picture.
+
+    The table is the first that both the first and the last evaluation have. None where there is neither.
+    """
     for before in earlier:
-        if after := next((each for each in last if each['table'] and each['title'] == before['title']), None):
+        if after := next(
+            (exhibit for exhibit in last if exhibit['table'] and exhibit['title'] == before['title']), None
+        ):
             return before, after
-    picture = next((each for each in last if each['picture']), None)
+    picture = next((exhibit for exhibit in last if exhibit['picture']), None)
     return (None, picture) if picture else None
 
 
 def number_rows(evals: Sequence[Record]) -> list[tuple[str, list[tuple[Any, Any]]]]:
-    """For each number of the evaluations, its value and standard error (`<name>_se`) in each of them."""
+    """The value of each number and its standard error (`<name>_se`), None where it has none, in each evaluation."""
     keys = dict.fromkeys(key for record in evals for key in scalars(record) if not key.endswith('_se'))
     return [(key, [(record.get(key), record.get(f'{key}_se')) for record in evals]) for key in keys]
 
 
 def turn_lists(record: Record) -> Record:
-    """The lists by turn of an evaluation: `f1_by_turn`, its bound and its controls; one that is absent is empty."""
+    """The lists by turn of an evaluation: `f1_by_turn`, its bound and its controls. A list that is None is empty."""
     return {key.removesuffix('_by_turn'): value or [] for key, value in record.items() if key.endswith('_by_turn')}
 
 
 def before_and_after(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """The same people's dialogues at the first and at the last evaluation that had some, at most three."""
+    """Pairs of dialogues with the same person at the first and at the last evaluation that had any, at most three."""
     if not dialogues or _moment(dialogues[0]) == _moment(dialogues[-1]):
         return []
     first, last = (
@@ -169,7 +180,7 @@ def before_and_after(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]
 
 
 def side_by_side(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """The first and the last dialogue of one evaluation, where both answer the same: several systems side by side."""
+    """The first and the last dialogue of one evaluation of several systems, where both answer the same message."""
     if len(dialogues) < 2 or dialogues[0]['person'] == dialogues[-1]['person']:
         return []
     first, last = dialogues[0], dialogues[-1]
@@ -177,16 +188,19 @@ def side_by_side(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]:
 
 
 def few(rollouts: Sequence[Record], room: int = ROOM, longest: int = LONGEST) -> list[Record]:
-    """Samples of the training for a page that stays small: long texts are cut, and of the steps so many are kept, at
-    even distances, as have about `room` characters."""
+    """Samples of the training for a page that stays small.
+
+    Texts are cut at `longest` characters. Steps are left out at even distances until the rest has about `room`
+    characters; at least two steps stay.
+    """
     cut: list[Record] = [{**record, 'turns': [_cut(turn, longest) for turn in record['turns']]} for record in rollouts]
     steps = sorted({record['step'] for record in cut})
     fitting = len(steps) * room // max(len(json.dumps(cut)), 1)
     if fitting >= len(steps):
         return cut
     places = max(fitting, 2)
-    kept = {steps[i * (len(steps) - 1) // (places - 1)] for i in range(places)}
-    return [record for record in cut if record['step'] in kept]
+    kept_steps = {steps[i * (len(steps) - 1) // (places - 1)] for i in range(places)}
+    return [record for record in cut if record['step'] in kept_steps]
 
 
 def _cut(turn: Record, longest: int) -> Record:
@@ -195,7 +209,7 @@ def _cut(turn: Record, longest: int) -> Record:
 
 
 def digest(script: str) -> str:
-    """A script by its content, as a content security policy names it."""
+    """The name of a script in a content security policy, which is a hash of its text."""
     return f'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'
 
 
@@ -208,23 +222,24 @@ def _moment(record: Record) -> tuple[int, str]:
 
 
 def number(value: Any) -> str:
-    """Three significant digits; whole numbers in full; a dash for what is unknown."""
+    """A number with three significant digits, a whole number in full, or a dash for None."""
     if value is None:
         return '–'
     return f'{value:,}' if isinstance(value, int) else f'{value:.3g}' if abs(value) < 1000 else f'{value:,.0f}'
 
 
 def duration(seconds: float) -> str:
-    """`1:02:03`, or `7.3 s` below a minute."""
+    """A duration as `1:02:03`, or as `7.3 s` below a minute."""
     return f'{seconds:.1f} s' if seconds < 60 else str(datetime.timedelta(seconds=round(seconds)))
 
 
 def gigabytes(count: int | None) -> str:
+    """A number of bytes as the text of gigabytes, or a dash for None."""
     return '–' if count is None else f'{count / 1e9:.1f} GB'
 
 
 def flatten(tree: Record, prefix: str = '') -> Iterable[tuple[str, Any]]:
-    """Nested settings as `ppo.clip`, value."""
+    """The values of nested settings with their keys, such as `ppo.clip`."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f'{prefix}{key}.')

@@ -1,8 +1,8 @@
-"""Who of the processes of a run is still there: one connection of each to process 0, over which lines of JSON go.
+"""A roll call of the processes of a run: each has a connection to process 0, over which lines of JSON go.
 
-JAX lets the others wait at a collective for a process that is gone, and ends them with a stack dump. Here the kernel
-tells within milliseconds of a process that has died, and by TCP's own probes of a machine that is gone. Beats sent by a
-thread of Python would not do: a call that holds the interpreter keeps it from sending.
+Where a process is gone, JAX lets the others wait for it at a collective, and then ends them with a stack dump. Here the
+kernel reports within milliseconds that a process has died, and TCP's own probes report that a machine is gone. Messages
+sent now and then by a thread of Python would not do, since a call that holds the interpreter stops the thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Message = dict[str, Any]
 
 
 class Peer:
-    """One end of a connection."""
+    """One end of a connection between two processes."""
 
     def __init__(self, connection: socket.socket):
         probe_when_silent(connection)
@@ -34,7 +34,7 @@ class Peer:
         self.parted = False
 
     def send(self, **message: Any) -> None:
-        """Says something; a connection that is closed is for its reader to notice."""
+        """Send a message. Nothing happens where the connection is closed, which its reader notices."""
         with self._sending, contextlib.suppress(OSError):
             self._socket.sendall((json.dumps(message) + '\n').encode())
 
@@ -52,17 +52,18 @@ class Peer:
         return json.loads(line)
 
     def close(self) -> None:
+        """Close the connection."""
         self._lines.close()
         self._socket.close()
 
 
 class RollCall:
-    """Process 0 hears every other one, the others hear process 0.
+    """The connections of this process: process 0 has one to each other process, and the others have one to process 0.
 
     Args:
       address: host and port that process 0 listens at.
-      process, processes: which one of how many this is.
-      patience: seconds in which all have to come.
+      process, processes: the number of this process, from 0, and the number of all.
+      patience: seconds in which all processes have to connect.
 
     Raises:
       RuntimeError: process 0 cannot be reached, or others have not come; the message names them.
@@ -81,18 +82,19 @@ class RollCall:
             threading.Thread(target=self._hear, args=(number, peer), daemon=True).start()
 
     def leave(self, message: str, code: int) -> None:
-        """Ends this process at once, and tells the others why: they end with the same status."""
+        """End this process at once, and send the others the reason, so that they end with the same status."""
         self._exit(f'process {self.process} stopped: {message}', code, say=False)
 
     def part(self) -> None:
-        """Closes the connections of a run that all have finished."""
+        """Tell the others that this process has finished, so that its end is no fault."""
         for peer in self._peers.values():
             peer.parted = True
             peer.send(kind='part')
 
-    # --- coming together ---------------------------------------------------------------------------------------------
+    # --- the start of a run ------------------------------------------------------------------------------------------
 
     def _gather(self, port: int, until: float, patience: float) -> None:
+        """Wait, in process 0, for a connection of every other process, and tell them to begin."""
         try:
             server = socket.create_server(('', port), backlog=self.processes)
         except OSError as error:
@@ -117,6 +119,7 @@ class RollCall:
         threading.Thread(target=self._refuse, args=(server,), daemon=True).start()
 
     def _admit(self, peer: Peer) -> None:
+        """Take a process in by its first message. Raises ValueError where its numbers do not fit the run."""
         try:
             hello = peer.receive(5.0)
             number, count = hello['process'], hello['processes']
@@ -129,12 +132,12 @@ class RollCall:
         else:
             self._peers[number] = peer
             return
-        for each in (peer, *self._peers.values()):
-            each.send(kind='refuse', message=why)
+        for other in (peer, *self._peers.values()):
+            other.send(kind='refuse', message=why)
         raise ValueError(why)
 
     def _refuse(self, server: socket.socket) -> None:
-        """Tells those who come when all are there."""
+        """Refuse, for as long as the run lasts, every further process that connects."""
         server.settimeout(None)
         while True:
             peer = Peer(server.accept()[0])
@@ -144,6 +147,7 @@ class RollCall:
             peer.close()
 
     def _report(self, address: tuple[str, int], until: float, patience: float) -> Peer:
+        """Connect to process 0, and return the connection when process 0 says to begin."""
         host, port = address
         while True:
             try:
@@ -167,9 +171,10 @@ class RollCall:
             raise ValueError(answer['message'])
         return peer
 
-    # --- while it lasts ----------------------------------------------------------------------------------------------
+    # --- during a run ------------------------------------------------------------------------------------------------
 
     def _hear(self, number: int, peer: Peer) -> None:
+        """Read the messages of a process, and end this one where that process leaves, dies or falls silent."""
         while True:
             try:
                 message = peer.receive(None)
@@ -186,7 +191,7 @@ class RollCall:
                 self._exit(message['message'], message['code'])
 
     def _exit(self, message: str, code: int, *, say: bool = True) -> None:
-        with self._leaving:  # who comes second waits here until the process is gone
+        with self._leaving:  # a second thread waits here until the process is gone
             if say:
                 with _unbuffered(sys.stderr) as err:
                     err.write(f'error: {message}\n')
@@ -199,7 +204,7 @@ class RollCall:
 
 
 def probe_when_silent(connection: socket.socket) -> None:
-    """Has the kernel end a connection whose other machine is silent for `SILENCE`."""
+    """Let the kernel end a connection whose other machine is silent for `SILENCE` seconds."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in {
         'TCP_KEEPIDLE': SILENCE // 3,

@@ -1,4 +1,4 @@
-"""Which mesh axis each logical axis lies on: one table for parameters, optimiser states, batches and caches."""
+"""The mesh axis of each logical axis, in one table for parameters, optimiser states, batches and caches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RULES: Rules = {
     'users': 'fsdp',
 }
 
-# Decoding reads every weight at every token: gathering them over fsdp each time would be all it does.
+# Decoding reads every weight at every token, so gathering weights over fsdp each time would take most of its time.
 DECODE_RULES: Rules = {**RULES, 'width': None}
 
 
@@ -34,15 +34,15 @@ def sharding(mesh: Mesh, axes: Sequence[str | None], rules: Rules = RULES) -> Na
     """The sharding of an array with these logical axes.
 
     Raises:
-      KeyError: a logical axis has no rule; nothing is replicated by accident.
+      KeyError: a logical axis has no rule, so that no axis is replicated by accident.
     """
     return NamedSharding(mesh, PartitionSpec(*(rules[axis] if axis else None for axis in axes)))
 
 
 def constrain(x: Array, axes: Sequence[str | None]) -> Array:
-    """`x`, kept on these logical axes within `jax.sharding.use_abstract_mesh`; unchanged outside of it.
+    """`x`, sharded by these logical axes within `jax.sharding.use_abstract_mesh`, and unchanged outside of it.
 
-    Without it the compiler may split the width of activations as that of the weights is split, and gather their rows.
+    Without this the compiler may split the width of activations as that of the weights, and gather their rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -51,7 +51,7 @@ def constrain(x: Array, axes: Sequence[str | None]) -> Array:
 
 
 def param_shardings(specs: Params, mesh: Mesh, rules: Rules = RULES) -> Params:
-    """Shardings for a tree of `ParamSpec`s.
+    """The shardings of a tree of `ParamSpec`s.
 
     Raises:
       ValueError: a dimension does not divide over its mesh axes.
@@ -72,31 +72,35 @@ def _checked(spec: ParamSpec, mesh: Mesh, rules: Rules) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device has in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put_batch(tree: Any, mesh: Mesh, axes: Sequence[str | None] = ('batch',)) -> Any:
-    """Rows (leading axis, or that of `axes`), which every process has all of, as global arrays over `data`, `fsdp`."""
+    """Arrays of rows as global arrays whose rows lie over `data` and `fsdp`. Every process has all rows on its host.
+
+    Rows are the leading axis, or the axis called 'batch' in `axes`.
+    """
     place = sharding(mesh, axes)
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda index: x[index]), tree)
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays as process 0 can read them all: as they are, or in several processes gathered leaf by leaf to its memory.
+    """Arrays that process 0 can read: as they are, or gathered leaf by leaf to its memory where there are several.
 
-    The other processes take part and get their shapes.
+    The other processes take part and get shapes and dtypes in place of the arrays.
     """
     if jax.process_count() == 1:
         return tree
 
     def gather(x: jax.Array) -> Any:
         assert isinstance(x.sharding, NamedSharding)
-        whole = jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))
-        return np.asarray(whole) if jax.process_index() == 0 else jax.ShapeDtypeStruct(x.shape, x.dtype)
+        gathered = jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))
+        return np.asarray(gathered) if jax.process_index() == 0 else jax.ShapeDtypeStruct(x.shape, x.dtype)
 
     return jax.tree.map(gather, tree)
 
 
 def batch_ways(mesh: Mesh | AbstractMesh) -> int:
-    """Over how many devices a batch is spread; the number of rows must be a multiple."""
+    """The number of devices that a batch is spread over. The number of its rows must be a multiple of it."""
     return mesh.shape['data'] * mesh.shape['fsdp']

@@ -1,6 +1,6 @@
-"""Signals as a wish: the run stops at the next boundary of a step.
+"""Signals that stop a run after its current step.
 
-SIGTERM and Ctrl-C stop it; a second one ends the process at once. SIGUSR1 stops it to be started again.
+SIGTERM and Ctrl-C stop the run; a second one ends the process at once. SIGUSR1 stops it to be started again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 def exit_status(wish: int) -> int:
-    """Of a process that a signal has stopped: as the shell gives it, or `rollcall.GONE` to be started again."""
+    """The exit status of a process that a signal has stopped: 128 + its number, or `rollcall.GONE` for SIGUSR1."""
     return GONE if wish == signal.SIGUSR1 else 128 + wish
 
 
 class Stopping:
-    """While its `with` block lasts, `wish` is the number of the signal that came, 0 until then. For the main thread.
+    """A listener for signals in the main thread: `wish` is the number of the signal that came, 0 until then.
 
-    Python hands signals to the main thread between two of its steps, which may be minutes into a program that compiles.
-    What is read here is written by the C handler, so a second signal is obeyed even then.
+    Signals are taken while the `with` block lasts. Python passes a signal to the main thread between two of its
+    bytecodes, and a program that compiles may take minutes between them. The C handler writes the number of a signal to
+    a socket, which a thread here reads, so a second signal ends the process even then.
     """
 
     def __init__(self, log: Callable[[str], None]):
@@ -37,14 +38,14 @@ class Stopping:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        self._before = [signal.signal(each, lambda *_: None) for each in SIGNALS]
+        self._before = [signal.signal(number, lambda *_: None) for number in SIGNALS]
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each, handler in zip(SIGNALS, self._before, strict=True):
-            signal.signal(each, handler)
+        for number, handler in zip(SIGNALS, self._before, strict=True):
+            signal.signal(number, handler)
         signal.set_wakeup_fd(self._fd)
         self._write.close()  # ends the thread
         self._thread.join()

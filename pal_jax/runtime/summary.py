@@ -1,4 +1,4 @@
-"""A run in a page of numbers: did the reward rise, what did it cost, on what machine."""
+"""The summary of a run in numbers: the rise of the reward, the seconds that it took, and the machine."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Record = Mapping[str, Any]
 
 
 def summarize(workdir: str | os.PathLike[str], extra: Record | None = None) -> dict[str, Any]:
-    """Writes `summary.json` of a run and returns it. For the process that trained: it knows devices and peak memory.
+    """Write `summary.json` of a run, and return it. The process that trained calls it, for devices and peak memory.
 
     Args:
       workdir: the run's folder.
-      extra: further entries, such as `{'config': ...}`; they win over those found here.
+      extra: further entries, such as `{'config': ...}`; they replace entries of the same names.
     """
     rows, evals = read_records(Path(workdir, METRICS)), read_records(Path(workdir, EVALS))
     summary = headline(rows, evals) | machine() | dict(extra or {})
@@ -40,7 +40,7 @@ def summarize(workdir: str | os.PathLike[str], extra: Record | None = None) -> d
 
 
 def headline(rows: Sequence[Record], evals: Sequence[Record] = ()) -> dict[str, Any]:
-    """What the files of a run say: the reward's rise in its main part, evaluations by stage, and wall seconds."""
+    """The main figures of a run's files: the reward's rise in its main part, evaluations by stage, and wall seconds."""
     main = main_part(rows)
     seconds = seconds_by_phase([*rows, *evals])
     return {
@@ -55,25 +55,25 @@ def headline(rows: Sequence[Record], evals: Sequence[Record] = ()) -> dict[str, 
 
 
 def main_part(rows: Sequence[Record]) -> list[Record]:
-    """The steps of the phase that a run ends in; a warm-up comes before it."""
+    """The records of the phase that a run ends in, without those of a warm-up before it."""
     return [row for row in rows if row['phase'] == rows[-1]['phase']]
 
 
 def by_stage(evals: Iterable[Record]) -> dict[str, Record]:
-    """Evaluations by name: base, warm-up, step 10, ..., final. Of several with one name the last counts."""
+    """The evaluations by name: base, warm-up, step 10, ..., final. The last of several with one name counts."""
     return {f'step {record["step"]}' if record['stage'] == 'step' else record['stage']: record for record in evals}
 
 
 def observed(rows: Iterable[Record], key: str) -> list[float]:
-    """The finite values of a metric, in order."""
+    """The finite values of a metric, in the order of the records."""
     return [float(row[key]) for row in rows if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
 
 
 def first_last_fifth(rows: Sequence[Record]) -> dict[str, Any]:
-    """Mean reward of the first and the last fifth of the steps, and whether they differ by more than chance.
+    """The mean reward over the first and over the last fifth of the steps, and the gain in standard errors.
 
     Each step's mean reward is one observation: the samples of a step share its policy and its users. Standard errors
-    are those of `fifths`. `gain_in_se` is None where there is none, or where it is 0.
+    are those of `fifths`. `gain_in_se` is None where the gain has no standard error, or one of 0.
 
     Raises:
       ValueError: no row has a finite `reward`.
@@ -83,11 +83,11 @@ def first_last_fifth(rows: Sequence[Record]) -> dict[str, Any]:
 
 
 def fifths(rows: Sequence[Record], key: str) -> dict[str, Any]:
-    """Mean of a metric over the first and the last fifth of the steps, and its gain from one to the other.
+    """The mean of a metric over the first and over the last fifth of the steps, and the gain from one to the other.
 
-    Standard errors allow for steps that resemble those before them (`uncertainty.standard_errors`): the noise of all
-    steps tells how, after a straight line was taken from it, so a steady rise widens no error. They are None where
-    there are too few steps to tell.
+    Standard errors allow for steps that resemble the steps before them (`uncertainty.standard_errors`). They come from
+    the noise of all steps about a straight line, so a steady rise widens no error. They are None where the steps are
+    too few.
 
     Raises:
       ValueError: no row has a finite value.
@@ -105,7 +105,7 @@ def fifths(rows: Sequence[Record], key: str) -> dict[str, Any]:
 
 
 def seconds_by_phase(records: Iterable[Record]) -> dict[str, float]:
-    """Wall seconds by phase over all steps and evaluations, longest first. Survives restarts: the files do."""
+    """Wall seconds by phase over all steps and evaluations, longest first, those before a restart included."""
     total = collections.Counter[str]()
     for record in records:
         for key, value in record.items():
@@ -130,7 +130,7 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """Devices, versions and the most memory this process has used, in bytes."""
+    """The devices, the versions of packages, and the peak memory of this process in bytes."""
     devices = jax.devices()
     return {
         'devices': {'platform': devices[0].platform, 'kind': devices[0].device_kind, 'count': len(devices)},
@@ -153,6 +153,6 @@ def _version(package: str) -> str | None:
 
 
 def _peak_device_bytes() -> int | None:
-    """The fullest device of this process; None where a platform (the CPU) does not count."""
+    """The most bytes used on any device of this process; None where a platform (the CPU) does not count them."""
     counts = [device.memory_stats() or {} for device in jax.local_devices()]
     return max((count['peak_bytes_in_use'] for count in counts if 'peak_bytes_in_use' in count), default=None)

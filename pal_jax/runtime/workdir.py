@@ -1,9 +1,9 @@
-"""The folder of a run: one run at a time writes to it, and nobody else's file is taken for a run's.
+"""The folder of a run. One run at a time writes to it, and no other file is taken for a file of the run.
 
-`held(workdir)` holds `.pal_jax.lock`, by the operating system (flock) and by a line in it that names process and host
-and changes every few seconds. A process that ends by whatever signal frees the folder. A line of another machine, whose
-flock this machine may not see, counts as long as the line changes: the successor of a preempted pod goes on after a
-minute.
+`held(workdir)` locks `.pal_jax.lock` by flock, and by a line in the file that names process and host and changes every
+few seconds. A process frees the folder when it ends, by whatever signal. This machine may not see the flock of another
+machine. The line of another machine counts for as long as it changes, so the successor of a preempted pod goes on after
+a minute.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import jax
 from pal_jax.runtime import files, processes
 
 LOCK, CONFIG = '.pal_jax.lock', 'config.json'
-# What a run writes into its folder after its config. The lock, compiled/, kept/, an empty checkpoints/, and what
-# commands check for themselves, such as export/ and evaluation.json, may be there before.
+# Files that a run writes into its folder after its config. The lock, compiled/, kept/, an empty checkpoints/, and
+# outputs that commands check for themselves, such as export/ and evaluation.json, may be there before.
 NAMES = (
     'metrics.jsonl', 'evals.jsonl', 'dialogues.jsonl', 'exhibits.jsonl', 'rollouts.jsonl', 'report.html', 'wandb_id',
     'summary.json', 'learning_curve.png', 'checkpoints', 'unreadable', 'parts', 'pictures', 'tensorboard', 'table.md',
@@ -36,7 +36,7 @@ SILENCE = 60.0  # seconds without a change after which the line's writer is take
 
 
 def check_workdir(workdir: Path) -> None:
-    """Raises ValueError where the folder cannot become, or go on as, that of a run."""
+    """Raise ValueError where the folder is not a run's and cannot become one."""
     above = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     if not above.is_dir():
         raise ValueError(f'--workdir={workdir}: {above} is a file; give a folder')
@@ -54,7 +54,7 @@ def run_folder(run: str | os.PathLike[str]) -> str:
     """The folder of a run that is given as `orbax:<workdir>`, or as the folder itself.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: `run` is neither.
     """
     folder = os.fspath(run).removeprefix('orbax:') if isinstance(run, str | os.PathLike) else ''
     if not folder:
@@ -63,7 +63,7 @@ def run_folder(run: str | os.PathLike[str]) -> str:
 
 
 def read_run(workdir: Path) -> dict[str, Any]:
-    """The config of the run in a folder. Raises ValueError where there is none, or one of something else."""
+    """The config of the run in a folder. Raises ValueError where there is no config, or it names no recipe."""
     path = workdir / CONFIG
     if not path.is_file():
         raise ValueError(f'{workdir} is no run of this package: {CONFIG} is missing; name the folder of a run')
@@ -80,11 +80,14 @@ def read_run(workdir: Path) -> dict[str, Any]:
 def held(
     workdir: Path, *, beat: float = BEAT, silence: float = SILENCE, log: Callable[[str], None] = print
 ) -> Iterator[None]:
-    """Holds the folder for as long as the block lasts. Where several processes train together the first one holds it
-    for all.
+    """Hold the folder for as long as the block lasts. The first of several processes holds it for all.
+
+    Args:
+      beat: seconds between changes of the lock's line.
+      silence: seconds without a change after which a line of another machine counts no more.
 
     Raises:
-      ValueError: another run holds it, with its process and host; or as `check_workdir`.
+      ValueError: another run holds the folder, whose process and host the message names; or as `check_workdir`.
     """
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
@@ -122,7 +125,7 @@ def _held(path: Path, beat: float, silence: float, log: Callable[[str], None]) -
 
 
 def _wait(file: IO[str], path: Path, silence: float, log: Callable[[str], None]) -> None:
-    """Returns when the lock is ours. Raises ValueError where another holds it."""
+    """Wait until this process has the lock. Raises ValueError where another process holds it."""
     first, start, logged = _read(path), time.monotonic(), False
     while True:
         locked, line = _lock(file), _read(path)
@@ -143,7 +146,7 @@ def _wait(file: IO[str], path: Path, silence: float, log: Callable[[str], None])
 
 
 def _lock(file: IO[str]) -> bool | None:
-    """Whether the lock is ours now; None where the file system has no locks."""
+    """True where this process now has the lock, False where another has it, None where there are no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -154,7 +157,7 @@ def _lock(file: IO[str]) -> bool | None:
 
 
 def _machine() -> str:
-    """A name for the running kernel, which containers on one machine share; processes on it see each other's flock."""
+    """The name of the running kernel. Containers on one machine share it, and its processes see each other's flock."""
     path = Path('/proc/sys/kernel/random/boot_id')
     return path.read_text(encoding='utf-8').strip() if path.exists() else platform.node()
 
@@ -169,6 +172,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, line: dict[str, Any], beat: int) -> None:
-    """Writes the line in place and always at one length, so that a reader never finds half of it."""
+    """Write the line in place and always at one length, so that a reader never reads half of it."""
     with path.open('r+', encoding='utf-8') as file:
         file.write(json.dumps({**line, 'beat': beat}).ljust(300) + '\n')

@@ -1,4 +1,4 @@
-"""Whole batches through a `JetStreamDriver`: for a server's calls, and for a trainer in its own process."""
+"""Batches of requests through a `JetStreamDriver`, for a server's calls and for a trainer in its own process."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from pal_jax.types import Completion
 
 
 class Answers:
-    """What comes for a batch of requests, by their numbers, until each has ended; left early, the rest is taken back.
+    """The progress of a batch of requests, by their numbers, until each has ended.
 
-    Iterate once: what a stride brought comes together. Only ends are told unless `stream`.
+    It can be iterated once, and yields a list for each stride. Without `stream` it has the ends of requests alone. If
+    the iteration ends early, the other requests are taken back.
 
     Raises:
-      what `submit_all` raises; while iterating, what a request failed with.
+      Exception: as `submit_all`, and during the iteration the error of a request that failed.
     """
 
     def __init__(self, driver: JetStreamDriver, requests: Sequence[Request], *, stream: bool = False):
@@ -36,7 +37,7 @@ class Answers:
         self._tickets = driver.submit_all(requests, notify)
 
     def abandon(self) -> None:
-        """Takes back what has not ended, and ends the iteration; from any thread."""
+        """Take back the requests that have not ended, and end the iteration. Any thread may call this."""
         for number in list(self._left):
             self._driver.cancel(self._tickets[number])
         self._inbox.put((0, Closed('nobody waits for the answer any more')))
@@ -44,11 +45,11 @@ class Answers:
     def __iter__(self) -> Iterator[list[tuple[int, Progress]]]:
         try:
             while self._left:
-                told = [self._take(*self._inbox.get())]
+                batch = [self._take(*self._inbox.get())]
                 with contextlib.suppress(queue.Empty):
                     while True:
-                        told.append(self._take(*self._inbox.get_nowait()))
-                yield told
+                        batch.append(self._take(*self._inbox.get_nowait()))
+                yield batch
         finally:
             self.abandon()
 
@@ -61,28 +62,28 @@ class Answers:
 
 
 class JetStreamDecoder:
-    """`JetStreamDriver` in the trainer's own process. Its threads live from `load` to `release`."""
+    """A decoder with a `JetStreamDriver` in the trainer's own process. Its threads live from `load` to `release`."""
 
     def __init__(self, engine: JetStreamEngine):
         self.engine = engine
         self._driver: JetStreamDriver | None = None
 
     def load(self, params: Params, version: int = 0) -> None:
-        """Decodes with these (plain, merged) parameters from now on."""
+        """Decode with these (plain, merged) parameters from now on."""
         self.engine.release()  # frees the old ones first
         self.engine.load(params, version)
         if self._driver is None:
             self._driver = JetStreamDriver(self.engine)
 
     def release(self) -> None:
-        """Stops the threads and gives the weights' memory back until the next `load`."""
+        """Stop the threads, and give back the memory of the weights until the next `load`."""
         if self._driver is not None:
             self._driver.stop()
         self._driver = None
         self.engine.release()
 
     def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
-        """Completions in the order of the requests; `told` hears of each when it has ended.
+        """The completions, in the order of the requests. `told(place, completion)` is called when each has ended.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -91,9 +92,9 @@ class JetStreamDecoder:
         if self._driver is None:
             raise RuntimeError('the decoder has no weights; call load(params) first')
         done: dict[int, Completion] = {}
-        for number, each in itertools.chain.from_iterable(Answers(self._driver, requests)):
-            if each.completion is not None:
-                done[number] = each.completion
+        for number, progress in itertools.chain.from_iterable(Answers(self._driver, requests)):
+            if progress.completion is not None:
+                done[number] = progress.completion
                 if told:
-                    told(number, each.completion)
+                    told(number, progress.completion)
         return [done[number] for number in range(len(requests))]

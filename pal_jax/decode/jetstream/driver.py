@@ -1,9 +1,9 @@
 """JetStream's driver, made safe for rollouts and servers.
 
-Its threads stay (prefill, generate, detokenize); what they do is replaced. Prompts in line are prefilled together,
-equal ones once; free slots are filled before the next stride; a request ends where `LocalDecoder` ends it, with the
-same tokens, log-probs and reason. What fails, fails the requests it was computed for. Requests can be taken back, the
-line is bounded, and weights change between requests.
+Its threads stay (prefill, generate, detokenize), and their work is replaced. Prompts in line are prefilled together,
+equal prompts once. Free slots are filled before the next stride. A request ends where `LocalDecoder` ends it, with the
+same tokens, log-probs and reason. A failure ends the requests that were computed, and no others. Requests can be taken
+back, the line is bounded, and weights change between requests.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Body = TypeVar('Body', bound=Callable[..., None])
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """A request in the driver's hands. Times are of `time.perf_counter`."""
+    """A request that the driver has taken. Times are seconds of `time.perf_counter`."""
 
     live: Live
     notify: Notify
@@ -43,25 +43,26 @@ class Ticket:
 
     @property
     def request(self) -> Request:
+        """The request of the ticket."""
         return self.live.request
 
 
 class Group(NamedTuple):
-    """Requests whose prompts were prefilled together, by their rows, and that wait for slots."""
+    """Requests whose prompts were prefilled together and that wait for slots, with their rows in the prefix."""
 
     prefix: engine.Prefix
     waiting: deque[tuple[int, Ticket]]
 
 
 class Placing(NamedTuple):
-    """What goes into free slots now: rows of a prefix, slots and whose they are."""
+    """Prompts that go into free slots now: entries (row of the prefix, slot, ticket)."""
 
     prefix: engine.Prefix
     entries: list[tuple[int, int, Ticket]]
 
 
 def _guarded(body: Body) -> Body:
-    """A thread's body. What it does not foresee ends every request with an error, and the driver."""
+    """A thread's body that ends every request, and the driver, where an unexpected error is raised in it."""
 
     @functools.wraps(body)
     def run(self: JetStreamDriver, idx: int) -> None:
@@ -74,24 +75,27 @@ def _guarded(body: Body) -> Body:
 
 
 class JetStreamDriver(orchestrator.Driver):
-    """Args:
-    engine: one with weights loaded, or that gets them before the first request.
-    line: requests that may wait beside those being decoded.
-    ahead: strides that the device may begin before the last one is told. Each is lost on a request that a token ends.
+    """JetStream's driver with the work of its threads replaced, see the head of this module.
+
+    Args:
+      engine: an engine with weights loaded, or one that gets them before the first request.
+      line: the number of requests that may wait beside those being decoded.
+      ahead: strides that the device may begin before the tokens of the last one are passed on. Their tokens are lost
+        for a request that has ended.
     """
 
     def __init__(self, engine: JetStreamEngine, *, line: int = 256, ahead: int | None = None):
         self.engine, self.room = engine, engine.slots + line
-        # A CPU computes on the cores that would meanwhile tell of the last stride, so it gains nothing by going ahead.
+        # A CPU computes on the same cores that pass on the last stride's tokens, so it gains nothing by going ahead.
         self._ahead = (0 if jax.default_backend() == 'cpu' else 1) if ahead is None else ahead
         self._lock = threading.Lock()
         self._for_prefill, self._for_generate, self._for_drain = (threading.Condition(self._lock) for _ in range(3))
         self._line: deque[Ticket] = deque()
         self._ready: Group | None = None
-        self._started: set[Ticket] = set()  # out of the line and not ended
-        self._coming = 0  # of these, still without a slot
-        self._undecoded = 0  # strides begun and not told
-        self._lost: Exception | None = None  # why the decode state is of no more use
+        self._started: set[Ticket] = set()  # requests that have left the line and not ended
+        self._coming = 0  # the number of started requests without a slot
+        self._undecoded = 0  # strides that were begun and not passed on
+        self._lost: Exception | None = None  # the error after which the decode state cannot be used
         self._swaps: deque[Swap] = deque()
         # From generate's thread to detokenize's; `_ahead` bounds it, where JetStream's own queue may block for ever.
         self._outbox: queue.SimpleQueue[dict[int, Ticket] | Stride | Exception | None] = queue.SimpleQueue()
@@ -101,15 +105,15 @@ class JetStreamDriver(orchestrator.Driver):
     # --- from any thread ---------------------------------------------------------------------------------------------
 
     def submit(self, request: Request, notify: Notify) -> Ticket:
-        """As `submit_all`, of one request."""
+        """Put one request in line, as `submit_all` does."""
         return self.submit_all([request], lambda _, news: notify(news))[0]
 
     def submit_all(
         self, requests: Sequence[Request], notify: Callable[[int, Progress | Exception], None]
     ) -> list[Ticket]:
-        """Puts requests in line, all or none; `notify` is told of each by its number, on a thread of the driver.
+        """Put requests in line, all or none. `notify(number, progress)` is called on a thread of the driver.
 
-        An idle driver takes any number of them: the line bounds what others add.
+        An idle driver takes any number of requests at once. The line bounds the requests that are added then.
 
         Raises:
           ValueError: the model cannot meet one of them.
@@ -136,7 +140,7 @@ class JetStreamDriver(orchestrator.Driver):
         return tickets
 
     def cancel(self, ticket: Ticket) -> None:
-        """Takes a request back; if it has not ended by then, it ends `aborted` with what it has."""
+        """Take a request back. Unless it has ended by then, it ends as `aborted` with the tokens that it has."""
         with self._lock:
             ticket.cancelled = True
             waited = ticket in self._line
@@ -146,10 +150,11 @@ class JetStreamDriver(orchestrator.Driver):
             self._end(ticket, Closed('cancelled before it started'))
 
     def swap(self, params: Params, version: int, policy: SwapPolicy = 'drain') -> Future[int]:
-        """New weights for all requests that start from now on; the future has the version once they are in.
+        """Load new weights for all requests that start from now on. The future has their version once they are loaded.
 
         Requests under way end first on the old weights (`drain`), end at once as `aborted` (`abort`), or go on with
-        the new weights over a cache made by the old ones (`continue`: their tokens are of no one policy).
+        the new weights over a cache made by the old ones (`continue`). In the last case their tokens come from two
+        policies.
 
         Raises:
           Closed: the driver is draining or closed.
@@ -167,13 +172,13 @@ class JetStreamDriver(orchestrator.Driver):
         return swap.done
 
     def drain(self) -> None:
-        """Takes no more requests and returns when the last has ended."""
+        """Take no more requests, and return when the last one has ended."""
         with self._lock:
             self._closing = True
             self._for_drain.wait_for(lambda: not self._accepted)
 
     def stop(self) -> None:
-        """Takes no more requests, ends those under way or in line as `aborted`, and stops the threads."""
+        """Take no more requests, end those under way or in line as `aborted`, and stop the threads."""
         with self._lock:
             self._closing, self.live = True, False
             self._for_prefill.notify()
@@ -181,25 +186,28 @@ class JetStreamDriver(orchestrator.Driver):
         for thread in self._all_threads:
             thread.join()
         ready = [ticket for _, ticket in self._ready.waiting] if self._ready else []
-        left, self._ready = [*self._line, *ready], None
+        tickets, self._ready = [*self._line, *ready], None
         self._line.clear()
-        for ticket in left:
+        for ticket in tickets:
             self._end(ticket, Closed('the server is shutting down'))
         while self._swaps:
             self._swaps.popleft().done.set_exception(Closed('the server is shutting down'))
 
     @property
     def accepted(self) -> int:
-        """Requests under way or in line."""
+        """The number of requests under way or in line."""
         return self._accepted
 
     @property
     def free(self) -> int:
-        """Slots that nothing decodes in."""
+        """The number of slots in which nothing decodes."""
         return self._generate_slots[0].qsize()
 
     def place_request_on_prefill_queue(self, request: Any) -> None:
-        """The way in from JetStream's own orchestrator, in this process: greedy, a message a stride, the end kept."""
+        """Take a request from JetStream's own orchestrator in this process.
+
+        It is decoded greedily, and a stride gives one message. The token that ends it is part of the answer.
+        """
         content, channel = request.prefill_content, request.return_channel
         if request.history_path:
             raise ValueError('session_cache is not supported; send the whole prompt')
@@ -212,9 +220,9 @@ class JetStreamDriver(orchestrator.Driver):
             if isinstance(news, Exception):
                 channel.set_exception(news)
                 return
-            told = self.engine.tokenizer.text_of(text.tokens)
+            before = self.engine.tokenizer.text_of(text.tokens)
             text.tokens += news.tokens
-            piece = self.engine.tokenizer.text_of(text.tokens)[len(told) :]
+            piece = self.engine.tokenizer.text_of(text.tokens)[len(before) :]
             channel.add_result([orchestrator.ReturnSample(text=[piece], token_ids=list(news.tokens))])
             if news.completion is not None:
                 channel.close()
@@ -256,7 +264,7 @@ class JetStreamDriver(orchestrator.Driver):
             del prefix
 
     def _take(self) -> list[Ticket] | None:
-        """The next requests to prefill together, once the last are in their slots; None at the end."""
+        """The next requests to prefill together, once the last ones are in their slots; None at the end."""
         while True:
             with self._lock:
                 self._for_prefill.wait_for(
@@ -296,7 +304,7 @@ class JetStreamDriver(orchestrator.Driver):
             swap.done.set_result(swap.version)
 
     def _transfer_thread(self, idx: int) -> None:
-        """Nothing to do: prefill and decode share their devices."""
+        """Do nothing, since prefill and decode share their devices."""
 
     # --- generate's thread: it alone has the decode state -------------------------------------------------------------
 
@@ -327,7 +335,7 @@ class JetStreamDriver(orchestrator.Driver):
         out.put(None)
 
     def _next(self, has_state: bool) -> Placing | Literal['decode', 'forget', 'stop']:
-        """Waits for something to do: to fill free slots, else to decode, else to let go of the caches."""
+        """Wait for work: free slots to fill, else a stride to decode, else caches to release."""
         with self._lock:
             while (work := self._work(has_state)) is None:
                 self._for_generate.wait()
@@ -362,13 +370,13 @@ class JetStreamDriver(orchestrator.Driver):
             here = [ticket.request for ticket in self._started]
             room = self.engine.room_for([*here, *(ticket.request for ticket in self._line)])
             alone = len(self._started) - self._coming == len(work.entries)
-        # Caches that nothing is in are made anew: they may be longer than what comes needs.
+        # Empty caches are made anew, since they may be longer than the coming requests need.
         state = self.engine.empty(room) if alone or state is None else self.engine.grown(state, room)
         return self.engine.place(
             state, work.prefix, [(row, slot, ticket.request) for row, slot, ticket in work.entries]
         )
 
-    # --- detokenize's thread: what a stride brought to whom -----------------------------------------------------------
+    # --- detokenize's thread: the tokens of a stride to their requests ------------------------------------------------
 
     @_guarded
     def _detokenize_thread(self, idx: int) -> None:
@@ -388,7 +396,7 @@ class JetStreamDriver(orchestrator.Driver):
     def _read(self, slots: dict[int, Ticket], stride: Stride) -> dict[int, Progress | Exception]:
         try:
             columns = [column.tolist() for column in stride.columns()]
-        except Exception as error:  # the device failed after the call: generate's thread lets go of what it has
+        except Exception as error:  # the device failed after the call, so generate's thread releases its state
             self._lost = error
             return {}
         news = {}
@@ -413,9 +421,9 @@ class JetStreamDriver(orchestrator.Driver):
         return Progress(ticket.live.number, (), (), finish(ticket.live, self.engine.tokenizer, 'aborted'))
 
     def _hand_out(self, slots: dict[int, Ticket], news: Mapping[int, Progress | Exception], strides: int = 0) -> None:
-        """Frees the slots of what has ended, so that the device can go on, and then tells."""
-        told = [(slots[slot], each) for slot, each in news.items()]
-        ended = [slot for slot, each in news.items() if ends(each)]
+        """Free the slots of requests that have ended, so that the device can go on, and then notify the callers."""
+        notices = [(slots[slot], progress) for slot, progress in news.items()]
+        ended = [slot for slot, progress in news.items() if ends(progress)]
         with self._lock:
             self._undecoded -= strides
             for slot in ended:
@@ -423,11 +431,11 @@ class JetStreamDriver(orchestrator.Driver):
                 self._generate_slots[0].put(slot)
             self._for_generate.notify()
             self._for_prefill.notify()
-        for ticket, each in told:
-            self._tell(ticket, each)
+        for ticket, progress in notices:
+            self._tell(ticket, progress)
 
     def _end(self, ticket: Ticket, error: Exception) -> None:
-        """Ends a request that has no slot."""
+        """End a request that has no slot."""
         with self._lock:
             self._started.discard(ticket)
             self._for_generate.notify()
@@ -441,7 +449,7 @@ class JetStreamDriver(orchestrator.Driver):
             ticket.ended = ends(news)
         try:
             ticket.notify(news)
-        except Exception:  # whoever asked is gone
+        except Exception:  # the caller is gone
             ticket.notify, ticket.cancelled = _nobody, True
         if ticket.ended:
             with self._lock:
@@ -450,7 +458,7 @@ class JetStreamDriver(orchestrator.Driver):
 
 
 def ends(news: Progress | Exception) -> bool:
-    """Nothing comes after it."""
+    """True where a request has no further progress after this one."""
     return isinstance(news, Exception) or news.completion is not None
 
 
@@ -459,4 +467,4 @@ def _numbered(notify: Callable[[int, Progress | Exception], None], number: int) 
 
 
 def _nobody(_: Progress | Exception) -> None:
-    """Told the rest of a request whose asker is gone."""
+    """Ignore the progress of a request whose caller is gone."""

@@ -1,8 +1,8 @@
-"""The engine as google-jetstream 0.2 wants it, and all that the package needs to know of that library.
+"""The engine in google-jetstream 0.2's interface. No other module imports that library.
 
 Importing this module imports google-jetstream with three repairs: it starts without seqio, and so without TensorFlow;
-its logging stays its own; and neither its threads nor its clean-up of caches can end the process or a request. Nothing
-imports this module before a driver of JetStream's is asked for.
+it does not change the logging of the process; and neither its threads nor its clean-up of caches can end the process or
+a request. Nothing imports this module before a driver of JetStream's is asked for.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KNOWN = '0.2.'  # the versions that the repairs below were written for
 
 @contextlib.contextmanager
 def _repaired() -> Iterator[None]:
-    """Around the import of google-jetstream: stand-ins for seqio, and the root logger as it was."""
+    """A context for the import of google-jetstream, with stand-ins for seqio. It restores the root logger."""
     try:
         version = importlib.metadata.version('google-jetstream')
     except importlib.metadata.PackageNotFoundError:
@@ -60,7 +60,7 @@ def _repaired() -> Iterator[None]:
         yield
     finally:
         for name in stand_ins:
-            del sys.modules[name]  # whoever needs seqio later gets the real one
+            del sys.modules[name]  # a later import of seqio gets the real module
         root.setLevel(level)
         root.handlers[:] = handlers
 
@@ -77,31 +77,36 @@ protocol_grpc = jetstream_pb2_grpc
 
 
 class Thread(threading.Thread):
-    """In place of JetStream's, which ends the process with SIGKILL when it fails and can keep it from ending."""
+    """A daemon thread in place of JetStream's.
+
+    JetStream's thread ends the process with SIGKILL when it fails, and can keep the process from ending.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs | {'daemon': True})
 
 
 orchestrator.JetThread = Thread  # type: ignore[misc]
-# Theirs calls a function that jax no longer has. A prefix goes with its last reference, and may be inserted many times.
+# JetStream's function calls one that jax no longer has. A prefix is freed with its last reference, and may be inserted
+# many times.
 orchestrator.delete_pytree = lambda _: None
 
 
 class Weights:
-    """JetStream's `Params`: its threads hold this handle from the start, and new weights are one assignment to it."""
+    """JetStream's `Params`. Its threads have this handle from the start, and an assignment to it loads new weights."""
 
     def __init__(self):
-        self.current: tuple[Params, int] | None = None  # and their version
+        self.current: tuple[Params, int] | None = None  # the weights and their version
 
     def read(self) -> tuple[Params, int]:
+        """The weights and their version. Raises RuntimeError where none are loaded."""
         if self.current is None:
             raise RuntimeError('the decoder has no weights; call load(params) first')
         return self.current
 
 
 class Prefix(NamedTuple):
-    """A prefilled prompt on its way into a slot: row `row` of a batch, and who asked for it."""
+    """A prefilled prompt on its way into a slot: row `row` of a batch's cache, and its request."""
 
     cache: engine.Prefix
     row: int
@@ -109,7 +114,7 @@ class Prefix(NamedTuple):
 
 
 class Slots(struct.PyTreeNode):
-    """The decode state, and how long each slot's cache was when its request came in."""
+    """The decode state, and the length of each slot's cache when its request came in."""
 
     decode: engine.DecodeState
     start: Int[Array, ' B']
@@ -117,13 +122,16 @@ class Slots(struct.PyTreeNode):
 
 @struct.dataclass
 class Stride(engine_api.ResultTokens):
-    """The tokens of a few steps, then columns of 1, then the count of tokens so far, then the bits of the log-probs.
-    `version` is that of the weights they were made with."""
+    """The results of a few steps in one array of columns.
+
+    The columns are the tokens of the steps, as many columns of 1, the count of tokens so far, and the bits of the
+    log-probs. `version` is that of the weights that sampled the tokens.
+    """
 
     version: int = struct.field(pytree_node=False, default=0)
 
     def columns(self) -> list[np.ndarray]:
-        """Tokens, log-probs and the policy's log-probs [slots, steps], once they are there."""
+        """The tokens, log-probs and policy log-probs, [slots, steps], once the device has computed them."""
         data = np.asarray(self.data)
         steps = self.tokens_idx[1]
         bits = np.ascontiguousarray(data[:, 2 * steps + 1 :]).view(np.float32)
@@ -131,7 +139,7 @@ class Stride(engine_api.ResultTokens):
 
 
 def pack(steps: Sequence[Sampled], length: Int[Array, ' B'], start: Int[Array, ' B']) -> Int[Array, 'B C']:
-    """One array, so that one copy brings a stride to the host."""
+    """The samples of a stride as one array [B, C], so that one copy brings them to the host."""
     tokens = jnp.stack([step.token for step in steps], axis=1)
     logprobs = [step.logprob for step in steps] + [step.policy_logprob for step in steps]
     bits = lax.bitcast_convert_type(jnp.stack(logprobs, axis=1).astype(jnp.float32), jnp.int32)
@@ -139,13 +147,13 @@ def pack(steps: Sequence[Sampled], length: Int[Array, ' B'], start: Int[Array, '
 
 
 def start(before: Int[Array, ' B'], prefix: engine.Prefix, entry: engine.Admission) -> Int[Array, ' B']:
-    """How long the cache of each slot was when its request came in, once these have."""
+    """The length of each slot's cache when its request came in, after the admission of these requests."""
     slot = jnp.where(jnp.arange(len(entry.slot)) < entry.size, entry.slot, len(before))
     return before.at[slot].set(prefix.length[entry.row], mode='drop')
 
 
 class JetStreamEngine(engine_api.Engine):
-    """`decode.engine` under JetStream's names: `slots` requests at once, `stride` steps a call of `generate`.
+    """The functions of `decode.engine` under JetStream's names: `slots` requests, `stride` steps a call of `generate`.
 
     Prompts are padded and caches grow as in `LocalDecoder`, so both compute the same numbers.
     """
@@ -168,7 +176,7 @@ class JetStreamEngine(engine_api.Engine):
         self.slots, self.stride, self.grain = round_up(slots, ways), stride, grain
         self.rows = ways, round_up(prefill_rows, ways)
         self.weights, self.counters = Weights(), Counters()
-        # Programs of several devices that two threads start at once may wait for each other for ever.
+        # Two threads that start programs of several devices at once may wait for each other for ever.
         self._one_at_a_time = threading.Lock()
         self._programs = programs_of(cfg, mesh, slots=self.slots, int8=int8)
         self.param_shardings = self._programs.param_shardings
@@ -178,17 +186,17 @@ class JetStreamEngine(engine_api.Engine):
     # --- weights -----------------------------------------------------------------------------------------------------
 
     def load(self, params: Params, version: int = 0) -> None:
-        """The next call decodes with these (plain, merged) parameters."""
+        """Decode with these (plain, merged) parameters from the next call on."""
         with self._one_at_a_time:
             self.weights.current = self._programs.publish(params), version
 
     def release(self) -> None:
-        """Gives the weights' memory back until the next `load`."""
+        """Give back the memory of the weights until the next `load`."""
         self.weights.current = None
 
     @property
     def version(self) -> int:
-        """Of the weights; 0 where there are none."""
+        """The version of the weights; 0 where there are none."""
         return self.weights.current[1] if self.weights.current else 0
 
     # --- what JetStream calls ----------------------------------------------------------------------------------------
@@ -197,7 +205,7 @@ class JetStreamEngine(engine_api.Engine):
         return self.weights
 
     def prefill(self, *, params: Weights, existing_prefix: Any = None, padded_tokens: Any, true_length: int) -> Prefix:
-        """One prompt, to be decoded greedily. A prompt longer than its padding has lost its head to the caller."""
+        """Prefill one prompt, to be decoded greedily. The caller has cut a prompt that is longer than its padding."""
         if existing_prefix is not None:
             raise ValueError('a prompt that continues a prefix is not supported; send the whole prompt')
         ids = np.asarray(padded_tokens)[: min(true_length, len(padded_tokens))].tolist()
@@ -205,10 +213,11 @@ class JetStreamEngine(engine_api.Engine):
         return Prefix(self.prefill_prompts(params, [request.prompt_ids]), 0, request)
 
     def insert(self, prefix: Prefix, decode_state: Slots, slot: int) -> Slots:
+        """The state with a prefilled prompt copied into a slot."""
         return self.place(decode_state, prefix.cache, [(prefix.row, slot, prefix.request)])
 
     def generate(self, params: Weights, decode_state: Slots) -> tuple[Slots, Stride]:
-        """`stride` tokens for every slot, whether it holds a request or not."""
+        """The next state, and `stride` tokens for every slot, also for empty ones."""
         weights, version = params.read()
         state, sampled = decode_state.decode, []
         with self._one_at_a_time:
@@ -223,6 +232,7 @@ class JetStreamEngine(engine_api.Engine):
         return Slots(decode=state, start=decode_state.start), stride
 
     def init_decode_state(self, *args: Any, **kwargs: Any) -> Slots:
+        """Free slots with room for the model's longest text."""
         return self.empty(bucket(self.cfg.max_len, 128))
 
     # --- the same for many at once -----------------------------------------------------------------------------------
@@ -236,7 +246,7 @@ class JetStreamEngine(engine_api.Engine):
             return self._programs.prefill(params.read()[0], *placed)
 
     def place(self, state: Slots, cache: engine.Prefix, placed: Sequence[tuple[int, int, Request]]) -> Slots:
-        """Copies prefilled prompts, by (row, slot, request), into slots; one row may go into many."""
+        """The state with prefilled prompts, (row, slot, request), copied into slots; a row may fill several slots."""
         with self._one_at_a_time:
             entry = admission(placed, self.slots)
             return Slots(self._programs.insert(state.decode, cache, entry), self._start(state.start, cache, entry))
@@ -254,7 +264,7 @@ class JetStreamEngine(engine_api.Engine):
             return state.replace(decode=self._programs.grow(state.decode, room))
 
     def room_for(self, requests: Iterable[Request]) -> int:
-        """How long caches must be for all of these: their length is what attention costs."""
+        """The length of caches that all these requests need. They are no longer, since attention costs their length."""
         lengths = ((len(r.prompt_ids), r.sampling.max_tokens) for r in requests)
         return bucket(max(max(prompt + more, bucket(prompt, 64)) for prompt, more in lengths), self.grain)
 
@@ -279,7 +289,7 @@ class JetStreamEngine(engine_api.Engine):
 
     @property
     def max_prefill_length(self) -> int:
-        """JetStream pads prompts to powers of two."""
+        """The largest power of two within the model's length, since JetStream pads prompts to powers of two."""
         return 1 << (self.cfg.max_len.bit_length() - 1)
 
     @property
@@ -292,7 +302,7 @@ class JetStreamEngine(engine_api.Engine):
 
 
 class TokenizerAdapter(tokenizer_api.Tokenizer):
-    """Our tokenizer for JetStream's own driver, whose texts are prompts."""
+    """The package's tokenizer in the interface of JetStream's own driver, whose texts are prompts."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -321,7 +331,7 @@ class TokenizerAdapter(tokenizer_api.Tokenizer):
 
     @property
     def bos_id(self) -> int:
-        return self.eos_id  # asked for, never used: a prompt has its beginning already
+        return self.eos_id  # JetStream reads it and never uses it, since a prompt has its beginning already
 
     @property
     def stop_tokens(self) -> set[int]:

@@ -1,6 +1,6 @@
 """Rollouts in another process or on another machine, by `python -m pal_jax.serve --driver=jetstream`.
 
-`load` pushes the weights over gRPC; the server's own sampling, tokens and log-probs come back.
+`load` sends the weights over gRPC, and the server samples and returns tokens and log-probs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.types import Completion
 
-PATIENCE = 600.0  # seconds in which a full server is asked again
+PATIENCE = 600.0  # seconds in which requests to a full server are repeated
 HINTS = {
     grpc.StatusCode.UNAVAILABLE: 'it cannot be reached; start python -m pal_jax.serve --driver=jetstream there',
     grpc.StatusCode.UNIMPLEMENTED: 'it is no server of this package; start python -m pal_jax.serve --driver=jetstream',
@@ -30,7 +30,7 @@ HINTS = {
 
 
 class RemoteDecoder:
-    """Nothing is sent before the first `load`; a connection lives from there to `release`."""
+    """A decoder on a server. Nothing is sent before the first `load`; a connection lives from there to `release`."""
 
     def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer, address: str, token: str = ''):
         self.cfg, self.tokenizer, self.address, self.version = cfg, tokenizer, address, 0
@@ -38,12 +38,13 @@ class RemoteDecoder:
         self._channel: grpc.Channel | None = None
 
     def load(self, params: Params, version: int | None = None) -> None:
-        """Decodes with these (plain, merged) parameters from now on; requests under way end on the old ones. Without a
-        version they get one that no other trainer's have, so that a call notices weights from elsewhere.
+        """Decode with these (plain, merged) parameters from now on. Requests under way end on the old ones.
+
+        Without a version the parameters get a random one, so that a call notices weights from another trainer.
 
         Raises:
           RuntimeError: the server cannot be reached, or refuses.
-          ValueError: it has another model.
+          ValueError: the server has another model.
         """
         if self._channel is None:
             self._channel = grpc.insecure_channel(self.address, options=wire.OPTIONS)
@@ -54,13 +55,13 @@ class RemoteDecoder:
             self._method('stream_unary', 'Update')(wire.update(params, self.version, 'drain'))
 
     def release(self) -> None:
-        """Closes the connection. The server keeps the weights and answers others with them."""
+        """Close the connection. The server keeps the weights and answers other clients with them."""
         if self._channel is not None:
             self._channel.close()
         self._channel = None
 
     def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
-        """Completions in the order of the requests; `told` hears of each when it has come.
+        """The completions, in the order of the requests. `told(place, completion)` is called when each has arrived.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -87,8 +88,8 @@ class RemoteDecoder:
                 except grpc.RpcError as error:
                     if _status(error)[0] != grpc.StatusCode.RESOURCE_EXHAUSTED or time.monotonic() > give_up:
                         raise
-                    time.sleep(1.0)  # others fill its line
-        versions = {version for each in done.values() for version in each.versions}
+                    time.sleep(1.0)  # requests of other clients fill the server's line
+        versions = {version for completion in done.values() for version in completion.versions}
         if versions - {self.version}:
             raise RuntimeError(
                 f'the server at {self.address} got weights from elsewhere: asked version {self.version}, got '
@@ -99,10 +100,10 @@ class RemoteDecoder:
     def _receive(self, batch: bytes, told: Told | None) -> dict[int, Completion]:
         done: dict[int, Completion] = {}
         answers = self._method('unary_stream', 'Generate')(batch)
-        for each in itertools.chain.from_iterable(wire.unpack(wire.Answers, data).answers for data in answers):
-            done[each.index] = wire.completion_of(each)
+        for answer in itertools.chain.from_iterable(wire.unpack(wire.Answers, data).answers for data in answers):
+            done[answer.index] = wire.completion_of(answer)
             if told:
-                told(each.index, done[each.index])
+                told(answer.index, done[answer.index])
         return done
 
     def _method(self, kind: str, name: str) -> Any:
@@ -125,7 +126,7 @@ class RemoteDecoder:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Errors of gRPC in one line."""
+        """A context in which errors of gRPC become a RuntimeError with one line."""
         try:
             yield
         except grpc.RpcError as error:
@@ -135,5 +136,5 @@ class RemoteDecoder:
 
 
 def _status(error: Any) -> tuple[grpc.StatusCode, str]:
-    """Of an error of gRPC, whose type does not say that it has them."""
+    """The code and the details of an error of gRPC, whose type does not declare them."""
     return error.code(), error.details()

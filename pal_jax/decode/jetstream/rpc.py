@@ -1,7 +1,8 @@
-"""The gRPC server over a `JetStreamDriver`: JetStream's own service, and ours for what it has no words for.
+"""The gRPC server over a `JetStreamDriver`: JetStream's own service, and a service for calls that JetStream lacks.
 
-`jetstream_proto.Orchestrator`, as JetStream's clients know it: `Decode` of text or token ids, greedily, a message a
-stride; the token that ends an answer is told, and why it ended stands in the trailing metadata (`finish-reason`).
+`jetstream_proto.Orchestrator`, as JetStream's clients know it: `Decode` of text or token ids, greedily, with a message
+for each stride. The token that ends an answer is part of it, and the trailing metadata have the reason
+(`finish-reason`).
 `pal_jax.Rollout`, in the messages of `wire.py`: `Generate` (a batch of requests with their sampling; answers as they
 end), `Update` (new weights in chunks; a stream that breaks before its commit changes nothing) and `Status`.
 """
@@ -32,7 +33,7 @@ METHODS = ('Generate', 'Update', 'Status')
 
 
 class GrpcServer:
-    """Takes its port at once and answers from `start` on. A `token` is asked of every caller.
+    """A gRPC server that takes its port at once and answers from `start` on. Every caller must send the `token`.
 
     Raises:
       OSError: the port is taken.
@@ -51,6 +52,7 @@ class GrpcServer:
             raise OSError(f'cannot listen on {address}; choose another --port') from None
 
     def start(self, driver: JetStreamDriver, name: str) -> None:
+        """Answer calls from now on with this driver. `name` is the model's name in `Status`."""
         protocol_grpc.add_OrchestratorServicer_to_server(Orchestrator(driver), self._server)
         rollout = Rollout(driver, name)
         handlers = {
@@ -62,21 +64,23 @@ class GrpcServer:
         self._server.start()
 
     def stop(self, grace: float) -> None:
-        """Takes no more calls, gives those under way `grace` seconds, and cuts what is left."""
+        """Take no more calls, give those under way `grace` seconds, and cut the others."""
         self._server.stop(grace).wait()
 
 
 class BearerToken(grpc.ServerInterceptor):
-    """Refuses every call without the token."""
+    """An interceptor that refuses every call without the token."""
 
     def __init__(self, token: str):
         self._wanted = f'Bearer {token}'.encode()
         self._refuse = grpc.unary_unary_rpc_method_handler(_unauthenticated)
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
-        given = dict(handler_call_details.invocation_metadata).get('authorization', '')
+        sent_token = dict(handler_call_details.invocation_metadata).get('authorization', '')
         return (
-            continuation(handler_call_details) if secrets.compare_digest(given.encode(), self._wanted) else self._refuse
+            continuation(handler_call_details)
+            if secrets.compare_digest(sent_token.encode(), self._wanted)
+            else self._refuse
         )
 
 
@@ -85,12 +89,13 @@ def _unauthenticated(_: Any, context: grpc.ServicerContext) -> NoReturn:
 
 
 class Orchestrator(protocol_grpc.OrchestratorServicer):
-    """JetStream's service. Its `priority` is ignored, as it is there; sessions are refused."""
+    """JetStream's service. Its `priority` is ignored, as in JetStream, and sessions are refused."""
 
     def __init__(self, driver: JetStreamDriver):
         self._driver, self._tokenizer = driver, driver.engine.tokenizer
 
     def Decode(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        """Decode a prompt greedily, and yield a message for each stride."""
         try:
             answers = Answers(self._driver, [self._request(request)], stream=True)
             if not context.add_callback(answers.abandon):  # the caller is gone already
@@ -123,30 +128,33 @@ class Orchestrator(protocol_grpc.OrchestratorServicer):
         return Request(tuple(ids), Sampling(0.0, max_tokens=request.max_tokens), 0)
 
     def HealthCheck(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Say if the driver is alive."""
         return protocol.HealthCheckResponse(is_live=self._driver.live)
 
 
 class Rollout:
-    """Our service."""
+    """The service `pal_jax.Rollout`: batches of requests, new weights, and the server's status."""
 
     def __init__(self, driver: JetStreamDriver, name: str):
         self._driver, self._name = driver, name
         self._updating = threading.Lock()
 
     def generate(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Sample a batch of requests, and yield the answers as they end."""
         try:
             batch: wire.Batch = wire.unpack(wire.Batch, data)
-            requests = [wire.request_of(each, self._driver.engine.tokenizer) for each in batch.requests]
+            requests = [wire.request_of(ask, self._driver.engine.tokenizer) for ask in batch.requests]
             answers = Answers(self._driver, requests)
             if not context.add_callback(answers.abandon):  # the caller is gone already
                 answers.abandon()
-            for told in answers:
-                ended = [wire.answer(index, each.completion) for index, each in told if each.completion is not None]
+            for stride in answers:
+                ended = [wire.answer(index, news.completion) for index, news in stride if news.completion is not None]
                 yield wire.pack(wire.Answers(answers=ended))
         except Exception as error:
             refuse(context, error)
 
     def update(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """Load new weights from their messages, and return the status with the new version."""
         if not self._updating.acquire(blocking=False):
             refuse(context, Busy('another update is under way'))
         try:
@@ -160,6 +168,7 @@ class Rollout:
             self._updating.release()
 
     def status(self, _: bytes, context: grpc.ServicerContext) -> bytes:
+        """The status of the server."""
         engine = self._driver.engine
         return wire.pack(
             wire.Status(
@@ -176,7 +185,7 @@ class Rollout:
 
 
 class Aborted(RuntimeError):
-    """An answer without an end, where the protocol has no word for it."""
+    """The error of an answer that was cut short, for which the protocol has no word."""
 
 
 CODES = {
@@ -188,7 +197,7 @@ CODES = {
 
 
 def refuse(context: grpc.ServicerContext, error: Exception) -> NoReturn:
-    """Ends a call with an error's code and words."""
+    """End a call with the code and the message of an error."""
     for kind, code in CODES.items():
         if isinstance(error, kind):
             context.abort(code, str(error))

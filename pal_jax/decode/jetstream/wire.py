@@ -1,6 +1,6 @@
-"""What the decode server and its clients say to each other: msgpack of plain values, every one checked on arrival.
+"""The messages between the decode server and its clients: msgpack of plain values, all checked on arrival.
 
-Arrays are sent as their bytes beside a name, a shape and a dtype that the receiver has agreed to. Nothing is unpickled.
+Arrays are sent as bytes, with a name, a shape and a dtype that the receiver expects. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ LIMIT = 64 << 20  # bytes of a message
 OPTIONS = (
     ('grpc.max_send_message_length', LIMIT),
     ('grpc.max_receive_message_length', LIMIT),
-    ('grpc.keepalive_time_ms', 30_000),  # a peer whose machine is gone is noticed
+    ('grpc.keepalive_time_ms', 30_000),  # so that a peer whose machine is gone is noticed
     ('grpc.http2.min_recv_ping_interval_without_data_ms', 10_000),
 )
-# Fields of a model that do not say which model it is.
+# Fields of a model's config that say how it is computed, and not which model it is.
 HOW = ('act_dtype', 'attention', 'unroll', 'logit_states', 'remat', 'max_len')
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Message(BaseModel):
+    """A message whose fields are checked strictly."""
+
     model_config = ConfigDict(extra='forbid', strict=True)
 
 
 class Ask(Message):
-    """One completion wanted; the defaults are those of `Sampling`."""
+    """A request for one completion. The defaults are those of `Sampling`."""
 
     prompt: Annotated[str, Field(min_length=1)] | Annotated[list[Token], Field(min_length=1)]
     seed: int = Field(0, ge=0, lt=2**64)
@@ -56,6 +58,8 @@ class Ask(Message):
 
 
 class Batch(Message):
+    """The requests of one call."""
+
     requests: list[Ask] = Field(min_length=1, max_length=1 << 16)
 
 
@@ -72,12 +76,14 @@ class Answer(Message):
 
 
 class Answers(Message):
-    """Those that ended together."""
+    """The answers that ended together."""
 
     answers: list[Answer]
 
 
 class Tensor(Message):
+    """The shape and dtype of a tensor that follows."""
+
     shape: list[int]
     dtype: Literal['float32', 'bfloat16']
 
@@ -91,7 +97,7 @@ class UpdateHeader(Message):
 
 
 class Chunk(Message):
-    """Bytes of one tensor, in order."""
+    """A piece of one tensor's bytes. Pieces are sent in order."""
 
     name: str
     offset: int
@@ -99,13 +105,13 @@ class Chunk(Message):
 
 
 class Commit(Message):
-    """The last message of new weights: all of them are here."""
+    """The last message of new weights, after all of their bytes."""
 
     commit: Literal[True]
 
 
 class Status(Message):
-    """What a server is and does."""
+    """The model of a server, and its requests under way."""
 
     name: str
     model: dict[str, Any]
@@ -118,18 +124,19 @@ class Status(Message):
 
 
 def pack(message: Message) -> bytes:
+    """The bytes of a message."""
     return msgpack.packb(message.model_dump())  # type: ignore[return-value]
 
 
 def unpack(kind: type[Message], data: bytes) -> Any:
-    """Raises ValueError where the bytes are no such message."""
+    """The message of a type from its bytes. Raises ValueError where the bytes are no such message."""
     try:
         return kind.model_validate(msgpack.unpackb(data))
     except ValidationError as error:
         first = error.errors()[0]
         where = '.'.join(map(str, first['loc'])) or kind.__name__
         raise ValueError(f'{where}: {first["msg"]}') from None
-    except Exception as error:  # msgpack has many
+    except Exception as error:  # msgpack raises errors of many types
         raise ValueError(f'this is not msgpack: {error}') from None
 
 
@@ -137,31 +144,34 @@ def unpack(kind: type[Message], data: bytes) -> Any:
 
 
 def ask(request: Request) -> Ask:
+    """The message of a request."""
     settings = dataclasses.asdict(request.sampling)
     settings |= {'stop': list(request.sampling.stop), 'stop_ids': list(request.sampling.stop_ids)}
     return Ask(prompt=list(request.prompt_ids), seed=request.seed, **settings)
 
 
 def request_of(ask: Ask, tokenizer: Tokenizer) -> Request:
-    """Raises ValueError where a setting is out of its range."""
+    """The request of a message. Raises ValueError where a setting is out of its range."""
     ids = tokenizer.prompt(ask.prompt) if isinstance(ask.prompt, str) else ask.prompt
     sampling = Sampling(ask.temperature, ask.top_k, ask.top_p, ask.max_tokens, tuple(ask.stop), tuple(ask.stop_ids))
     return Request(tuple(ids), sampling, ask.seed)
 
 
-def answer(index: int, each: Completion) -> Answer:
+def answer(index: int, completion: Completion) -> Answer:
+    """The message of a completion, as the answer to request number `index`."""
     return Answer(
         index=index,
-        text=each.text,
-        tokens=list(each.token_ids),
-        logprobs=list(each.logprobs),
-        policy_logprobs=list(each.policy_logprobs),
-        versions=list(each.versions),
-        finish_reason=each.finish_reason,
+        text=completion.text,
+        tokens=list(completion.token_ids),
+        logprobs=list(completion.logprobs),
+        policy_logprobs=list(completion.policy_logprobs),
+        versions=list(completion.versions),
+        finish_reason=completion.finish_reason,
     )
 
 
 def completion_of(answer: Answer) -> Completion:
+    """The completion in an answer."""
     return Completion(
         answer.text,
         tuple(answer.tokens),
@@ -172,11 +182,11 @@ def completion_of(answer: Answer) -> Completion:
     )
 
 
-# --- which model, and its weights ------------------------------------------------------------------------------------
+# --- the model and its weights ---------------------------------------------------------------------------------------
 
 
 def identity(cfg: ModelConfig) -> dict[str, Any]:
-    """What makes it this model and not another, however it is computed."""
+    """The fields of a config that identify the model, without those that say how it is computed."""
     facts = dataclasses.asdict(cfg) | {'pattern': [dataclasses.asdict(kind) for kind in cfg.pattern]}
     return {name: value for name, value in facts.items() if name not in HOW}
 
@@ -194,15 +204,15 @@ def update(params: Params, version: int, policy: SwapPolicy) -> Iterator[bytes]:
 
 
 def read_update(messages: Iterator[bytes], cfg: ModelConfig) -> tuple[UpdateHeader, Params]:
-    """New weights from their messages.
+    """The header and the parameters of new weights, from their messages.
 
     Raises:
-      ValueError: they are of another model, out of order, or end before their commit.
+      ValueError: the weights are of another model, out of order, or end before their commit.
     """
     header: UpdateHeader = unpack(UpdateHeader, next(messages, b''))
     expected: dict[str, Any] = traverse_util.flatten_dict(model_params.decoder_specs(cfg), sep='/', is_leaf=_is_spec)
     _check_tensors(header.tensors, {name: list(spec.shape) for name, spec in expected.items()})
-    arrays = {name: np.empty(each.shape, jnp.dtype(each.dtype)) for name, each in header.tensors.items()}
+    arrays = {name: np.empty(tensor.shape, jnp.dtype(tensor.dtype)) for name, tensor in header.tensors.items()}
     views = {name: x.reshape(-1).view(np.uint8) for name, x in arrays.items()}
     filled = dict.fromkeys(arrays, 0)
     for message in messages:
