@@ -13,9 +13,10 @@ from tests.envs.matches import at_random, saying
 RULES = TicTacToe(), KuhnPoker(), KuhnPoker(rounds=5), Negotiation()
 
 
-def test_rewards_of_valid_games_sum_to_zero():  # golden 1.7-6
+@pytest.mark.parametrize('games', [400, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_rewards_of_valid_games_sum_to_zero(games):  # golden 1.7-6
     matches = Matches(RULES)
-    starts = [matches.start(seed) for seed in range(10_000)]
+    starts = [matches.start(seed) for seed in range(games)]
     played = play_matches(matches, {'policy': at_random(matches)}, starts)
     for samples in played:
         end = matches.end([[sample] for sample in samples])
