@@ -69,6 +69,7 @@ STEPS = {  # what the steps of a phase are
     'rlpa': 'PPO on dialogues',
     'hold': 'the reward model learns alone, and the summariser waits',
     'plus': 'summariser and reward model learn',
+    'spiral': 'self-play: matches, then an update on them',
 }
 PHASES = {  # of wall time
     'update': 'update: gradients and new weights',
@@ -90,7 +91,25 @@ JUDGES = {  # who says in Safe RLHF how helpful and how harmful answers are
     'held_out': 'by models that nothing was trained on',
     'rule': 'by the rule that made the questions',
 }
-VOCABULARY = {'judge': JUDGES, 'pal': PAL_MODELS, 'soup': SOUP_SYSTEMS, 'other': SOUP_SYSTEMS, 'phase': PHASES}
+MATCHES = {'tictactoe': 'tic-tac-toe', 'kuhn': 'Kuhn poker', 'negotiation': 'the negotiation'}
+OPPONENTS = {  # who sits in the other seat
+    'random': 'a player at random',
+    'minimax': 'perfect play',
+    'nash': 'an equilibrium',
+    'best': 'the best response to it',
+    'start': 'the policy before training',
+}
+SEATS = {'first': 'in the seat that moves first', 'second': 'in the other seat'}
+VOCABULARY = {
+    'match': MATCHES,
+    'opponent': OPPONENTS,
+    'seat': SEATS,
+    'judge': JUDGES,
+    'pal': PAL_MODELS,
+    'soup': SOUP_SYSTEMS,
+    'other': SOUP_SYSTEMS,
+    'phase': PHASES,
+}
 ENDINGS = {  # of any figure
     '_by_turn': '{}, by turn of the dialogue',
     '_by_person': '{}, of each person',
@@ -144,10 +163,27 @@ FIGURES: dict[str, dict[str, str]] = {
         'accuracy K={K}': 'share of choices right: PAL, K={K} prototypes',
         'loss K={K}': 'loss of: PAL, K={K} prototypes',
         'interval': '95 % interval over people of the share of choices right',
+        'winrate': 'share of matches won against a player that moves at random, all games and seats',
+        'winrate_{seat}': 'share of matches won against a player that moves at random, {seat}',
+        'nashconv': 'how exploitable its Kuhn poker is: what both best responses gain, in chips (0: not at all)',
+        'nashconv_last': 'the same of the last table alone, where the other is of the mean over training',
+        '{match}_{opponent}_win': 'share of matches of {match} won against {opponent}',
+        '{match}_{opponent}_{seat}_win': 'share of matches of {match} won against {opponent}, {seat}',
+        '{match}_{opponent}_{seat}_reward': 'mean reward in {match} against {opponent}, {seat}',
         'written_better': 'replies that are better for the summary than without it',
         'written_gap': 'how much better replies are for the summary, in reward',
     },
     COMPARED: {
+        'none_winrate': 'control: share of matches won, learnt without a baseline',
+        'none_winrate_{seat}': 'control: share of matches won, learnt without a baseline, {seat}',
+        'none_nashconv': 'control: how exploitable it is, learnt without a baseline',
+        'none_nashconv_last': 'control: the same of the last table alone',
+        'none_value': 'control: what the first seat wins in self-play, learnt without a baseline',
+        'shared_winrate': 'control: share of matches won, learnt with one baseline for both seats',
+        'shared_winrate_{seat}': 'control: share of matches won, learnt with one baseline for both seats, {seat}',
+        'shared_nashconv': 'control: how exploitable it is, learnt with one baseline for both seats',
+        'shared_nashconv_last': 'control: the same of the last table alone',
+        'shared_value': 'control: what the first seat wins in self-play, learnt with one baseline for both seats',
         'limit': 'the limit of the mean cost',
         '{judge}_{system}_limit': 'the limit of the mean cost',
         'bound': 'bound: the best F1 from what the person has told so far; above it is guessing',
@@ -183,6 +219,16 @@ FIGURES: dict[str, dict[str, str]] = {
         'known_comparisons': 'numbers of known choices of a new person',
     },
     PARTS: {
+        'legal': 'share of answers that are legal moves',
+        '{match}_legal': 'share of answers that are legal moves of {match}',
+        'legal_mass': 'how likely it says a legal move of Kuhn poker in a usual spelling, mean over what it can know',
+        'legal_mass_least': 'the same where it is least',
+        'nashconv_least': 'NashConv under the wording of the prompt where it is least',
+        'nashconv_most': 'NashConv under the wording of the prompt where it is most',
+        'value': 'chips that the first seat of Kuhn poker wins in self-play (-0.056 in an equilibrium)',
+        'return_first': 'what the first seat wins in self-play',
+        'moves': 'moves of a match',
+        '{match}_{opponent}_{seat}_draw': 'share of drawn matches of {match} against {opponent}, {seat}',
         'total': 'reward of this turn',
         'gap': 'reward of the chosen reply less that of the other, after this summary',
         'unsafe': 'share of answers that are unsafe',
@@ -255,6 +301,9 @@ FIGURES: dict[str, dict[str, str]] = {
         'failed': 'samples that nobody could judge, and so do not count',
         'silent': 'users without an answer',
         'flat': '1: all samples were alike, so nothing was learnt in the step',
+        'matches': 'matches of the step',
+        'turns': 'answers of the policy in the matches of the step',
+        'baseline_{match}_{seat}': 'baseline of {match}, {seat}',
         'round': 'turn of the dialogue',
         'prompts': 'prompts of the step',
         '{judge}_{system}_prompts': 'prompts that {system} answered',
