@@ -30,18 +30,18 @@ class Hand(NamedTuple):
     cards: of the seats, from 0 (J) to 2 (K).
     history: a letter for each action of this round.
     chips: what player 0 has won in earlier rounds, less what it has lost.
-    told: the results of earlier rounds, in words.
+    results: those of earlier rounds, in words.
     """
 
     seed: int
     cards: tuple[int, int]
     history: str = ''
     chips: int = 0
-    told: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
 
     @property
     def round(self) -> int:
-        return len(self.told)
+        return len(self.results)
 
     @property
     def starter(self) -> int:
@@ -81,8 +81,8 @@ class KuhnPoker:
             return state._replace(history=history)
         first, second = state.cards[state.starter], state.cards[1 - state.starter]
         gain = payoff(history, first, second) * (-1 if state.starter else 1)
-        told = (*state.told, f'Player {0 if gain > 0 else 1} won {abs(gain)}')
-        return Hand(state.seed, deal(state.seed, len(told)), '', state.chips + gain, told)
+        results = (*state.results, f'Player {0 if gain > 0 else 1} won {abs(gain)}')
+        return Hand(state.seed, deal(state.seed, len(results)), '', state.chips + gain, results)
 
     def rewards(self, state: Hand) -> tuple[float, float]:
         value = float(state.chips if self.rounds == 1 else np.sign(state.chips))
@@ -95,7 +95,7 @@ class KuhnPoker:
         ]
         if self.rounds > 1:
             chips = -state.chips if seat else state.chips
-            earlier = f' Earlier: {"; ".join(state.told)}.' if state.told else ''
+            earlier = f' Earlier: {"; ".join(state.results)}.' if state.results else ''
             lines.insert(1, f'Round {state.round + 1} of {self.rounds}. You have won {chips:+d} chips.{earlier}')
         past = [state.history[:k] for k in range(len(state.history))]
         for k, history in enumerate(past):

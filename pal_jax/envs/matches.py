@@ -64,7 +64,7 @@ class Rules(Protocol[S]):
         ...
 
     def observe(self, state: S, seat: int, /) -> str:
-        """What a seat knows, in words."""
+        """A text of all that a seat knows."""
         ...
 
 

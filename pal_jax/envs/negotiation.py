@@ -23,7 +23,7 @@ Goods = tuple[int, int]
 
 
 class Offer(NamedTuple):
-    """What the offerer gives and takes of each good."""
+    """The numbers of each good that the offerer gives and takes."""
 
     gives: Goods
     takes: Goods
@@ -61,26 +61,30 @@ class Negotiation:
         if seat is None:
             return ()
         answers = ('[Accept]',) if state.pending and holds(state.goods[seat], state.pending.takes) else ()
-        return (*answers, *(('[Deny]',) if state.pending else ()), '[Offer: 1 Wood -> 1 Gold]')
+        give, take = GOODS if state.goods[seat][0] else GOODS[::-1]
+        return (*answers, *(('[Deny]',) if state.pending else ()), f'[Offer: 1 {give} -> 1 {take}]')
 
     def read(self, state: Market, text: str) -> str | None:
-        """What the answer says where it has one valid action: the offerer holds what it gives, something is accepted or
-        denied only if it was offered, and whoever accepts holds what it pays."""
+        """The words of an answer that has one valid action, else None.
+
+        An offer is valid if the offerer holds the goods that it gives. Only a pending offer is accepted or denied, and
+        whoever accepts it holds the goods that it costs.
+        """
         said, seat = extract(text), self.turn(state)
-        found = list(ACTION.finditer(said or ''))
-        if said is None or seat is None or len(found) != 1:
+        actions = list(ACTION.finditer(said or ''))
+        if said is None or seat is None or len(actions) != 1:
             return None
-        if offer := to_offer(found[0]):
+        if offer := to_offer(actions[0]):
             return said if holds(state.goods[seat], offer.gives) else None
-        return said if f'[{found[0][1]}]' in self.legal(state) else None
+        return said if f'[{actions[0][1]}]' in self.legal(state) else None
 
     def move(self, state: Market, action: str) -> Market:
         """A new offer denies the one before it."""
-        found, said = ACTION.search(action), (*state.said, action)
-        assert found is not None
-        if offer := to_offer(found):
+        named, said = ACTION.search(action), (*state.said, action)
+        assert named is not None
+        if offer := to_offer(named):
             return Market(state.goods, offer, said)
-        if found[1] == 'Deny':
+        if named[1] == 'Deny':
             return Market(state.goods, None, said)
         assert state.pending is not None
         seat, (gives, takes) = len(state.said) % 2, state.pending
@@ -103,12 +107,12 @@ class Negotiation:
         return '\n'.join(lines)
 
 
-def to_offer(found: re.Match[str]) -> Offer | None:
+def to_offer(named: re.Match[str]) -> Offer | None:
     """The offer of a match of `ACTION`; None where it accepts or denies."""
-    if not found[2]:
+    if not named[2]:
         return None
     gives, takes = [0, 0], [0, 0]
-    gives[GOODS.index(found[3])], takes[GOODS.index(found[5])] = int(found[2]), int(found[4])
+    gives[GOODS.index(named[3])], takes[GOODS.index(named[5])] = int(named[2]), int(named[4])
     return Offer((gives[0], gives[1]), (takes[0], takes[1]))
 
 
@@ -121,7 +125,7 @@ def traded(goods: Goods, less: Goods, more: Goods) -> Goods:
 
 
 def gains(state: Market) -> tuple[int, int]:
-    """By how much what each seat has is worth more to it than what it began with."""
+    """The gain of each seat: the value to it of the goods that it holds, less that of the goods it began with."""
     first, second = (
         sum(value * (count - START) for value, count in zip(VALUES[seat], state.goods[seat], strict=True))
         for seat in (0, 1)

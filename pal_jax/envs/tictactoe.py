@@ -102,7 +102,7 @@ Chances = tuple[float, float, float]  # of a win of player 0, a draw and a win o
 
 
 def chances(first: Callable[[Board], list[int]], second: Callable[[Board], list[int]]) -> Chances:
-    """How games end between two players who choose uniformly among the cells that their functions give."""
+    """The chances of the results between two players who choose uniformly among the cells that their functions give."""
 
     @functools.cache
     def ends(board: Board) -> Chances:

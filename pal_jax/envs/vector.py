@@ -42,11 +42,11 @@ class ArrayGame(Protocol):
         ...
 
     def observe(self, state: State, /) -> Float[Array, 'n F']:
-        """What that seat knows."""
+        """Features of all that this seat knows."""
         ...
 
     def legal(self, state: State, /) -> Bool[Array, 'n A']:
-        """What it may do."""
+        """The actions that it may take."""
         ...
 
     def move(self, state: State, action: Int[Array, ' n'], /) -> State:
@@ -56,7 +56,7 @@ class ArrayGame(Protocol):
     def over(self, state: State, /) -> Bool[Array, ' n']: ...
 
     def rewards(self, state: State, /) -> Float[Array, 'n 2']:
-        """What each seat has won in matches that are over."""
+        """The reward of each seat in matches that are over."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""How often a player wins, with the interval that so many matches leave."""
+"""Win rates of a player by seat, with their intervals."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Player:
         )
 
     def logits(self, params: Any, observed: Float[Array, 'n F']) -> Float[Array, 'n A']:
-        """Of each action; of a table the log-odds of betting."""
+        """Logits of each action; a table has the log-odds of betting."""
         if not self.hidden:
             bet = observed @ params['table']
             return jnp.stack([jnp.zeros_like(bet), bet], axis=1)
@@ -197,8 +197,7 @@ class SmallSpiral:
 
     def of_networks(self, player: Player, states: PlayerState) -> dict[str, np.ndarray]:
         key = jax.random.fold_in(jax.random.key(self.seed), EVALUATION)
-        found = player.against_random(states, key, self.eval_games)
-        first, second = np.asarray(found).T
+        first, second = np.asarray(player.against_random(states, key, self.eval_games)).T
         return {'winrate': (first + second) / 2, 'winrate_first': first, 'winrate_second': second}
 
 

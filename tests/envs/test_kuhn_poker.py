@@ -52,7 +52,7 @@ def test_a_match_changes_the_starter_and_is_decided_by_chips():
         hand = rules.move(hand, '[bet]' if hand.history == '' else '[fold]')  # the starter always wins the ante
     assert starters == [0, 1, 0, 1, 0]
     assert (hand.chips, rules.rewards(hand)) == (1, (1.0, -1.0))
-    assert 'Round 2 of 5. You have won -1 chips.' in rules.observe(rules.start(1)._replace(chips=1, told=('x',)), 1)
+    assert 'Round 2 of 5. You have won -1 chips.' in rules.observe(rules.start(1)._replace(chips=1, results=('x',)), 1)
     assert rules.rewards(hand._replace(chips=0)) == (0.0, 0.0)
     assert rules.rewards(hand._replace(chips=-7)) == (-1.0, 1.0)
 

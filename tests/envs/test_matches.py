@@ -1,4 +1,4 @@
-"""What matches of all games share: seats, invalid answers, prompts, and rewards with the sum 0."""
+"""Matches of all games: seats, invalid answers, prompts, and rewards with the sum 0."""
 
 from __future__ import annotations
 

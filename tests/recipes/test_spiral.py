@@ -133,7 +133,7 @@ def test_against_another_player_the_policy_learns_its_own_answers_in_both_seats(
     played = recipe.play(0)
     credited, _ = recipe.credited(played, [[0.0, 0.0]] * 2)
     seats = [{sample.role for sample in samples} for samples in credited]
-    assert all(len(found) <= 1 for found in seats) and {0} in seats and {1} in seats
+    assert all(len(got) <= 1 for got in seats) and {0} in seats and {1} in seats
     games = [(samples[0].source.game, samples[0].source.players) for samples in played]
     assert {games.count(each) for each in games} == {4}
     assert all(len(sample.completion.token_ids) == 3 for samples in credited for sample in samples)
@@ -199,8 +199,8 @@ def test_an_evaluation_reads_the_table_of_kuhn_poker_and_plays_all_opponents():
     )  # fmt: skip
     examiner = Examined(**{field.name: getattr(examiner, field.name) for field in dataclasses.fields(examiner)})
     record, dialogues, exhibits = examiner({}, 'final')
-    found = exploitability.exploited(table)
-    assert record['nashconv'] == pytest.approx(found.nashconv) and record['value'] == pytest.approx(found.value)
+    got = exploitability.exploited(table)
+    assert record['nashconv'] == pytest.approx(got.nashconv) and record['value'] == pytest.approx(got.value)
     assert record['legal_mass'] == pytest.approx(0.8)
     names = [f'kuhn_{who}_{seat}_win' for who in ('random', 'nash', 'best', 'start') for seat in ('first', 'second')]
     names += [f'tictactoe_{who}_win' for who in ('random', 'minimax', 'start')]

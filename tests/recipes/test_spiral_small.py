@@ -34,7 +34,7 @@ def run(settings):
 
 
 def test_an_update_is_the_policy_gradient_with_the_baselines_of_the_seats():
-    """By hand: sigmoid logits, the mean over all moves, and a rate of 1."""
+    """Worked out by hand: sigmoid logits, the mean over all moves, and a rate of 1."""
     player = Player(KuhnArrays(), 0, 32, 0.95, Optimizer('sgd', lr=1.0, warmup_ratio=0.0, total_steps=1), 'role')
     state = player.init(jax.random.key(0))
     table = jnp.linspace(-1.0, 1.0, 12)
@@ -95,9 +95,9 @@ def test_wrong_values_are_told_in_one_line(variant, changes, named):
 @pytest.mark.long
 def test_a_table_comes_near_an_equilibrium():  # gate of 1.7-8
     recipe, state, _ = run(get_settings('tabular'))
-    found = spiral_small.of_tables(state['role'])
-    assert found['nashconv'].max() < 0.15 and found['nashconv_last'].max() < 0.15
-    assert np.abs(found['value'] + 1 / 18).max() < 0.03
+    got = spiral_small.of_tables(state['role'])
+    assert got['nashconv'].max() < 0.15 and got['nashconv_last'].max() < 0.15
+    assert np.abs(got['value'] + 1 / 18).max() < 0.03
     assert recipe.evaluate(recipe.init()[0], 'base').record['nashconv'] == pytest.approx(0.9166667)
 
 

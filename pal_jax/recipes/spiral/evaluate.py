@@ -1,4 +1,4 @@
-"""How good a policy is at its games: win rates by seat against fixed opponents, and exactly how exploitable it is.
+"""The evaluation of a policy: win rates by seat against fixed opponents, and its exact exploitability.
 
 In Kuhn poker the policy's chances to bet or call at all twelve information sets are read off its log-probabilities of
 the legal actions, so that values, best responses and NashConv are exact. Answers that reason first cannot be read off;
@@ -61,16 +61,16 @@ class Examiner:
         decoder, record, exhibits = self.answers.decoder, {}, []
         table = None
         if (game := self.kuhn) is not None:
-            found = self.sampled_tables(params, game) if self.matches.reasoned else self.read_tables(params, game)
-            table = np.array([each.bet for each in found[0]])
-            record |= figures(found)
-            exhibits.append(chances(found[0]))
+            tables = self.sampled_tables(params, game) if self.matches.reasoned else self.read_tables(params, game)
+            table = np.array([read.bet for read in tables[0]])
+            record |= figures(tables)
+            exhibits.append(chances(tables[0]))
         decoder.load(params)
         played = dict(self.play(self.opponents(table)))
         if self.start and stage != 'base':
-            played |= self.play({START: self.against_start(params)}, self.loaded(params))
+            played |= self.play({START: self.loaded(self.start(), 5)}, self.loaded(params, 6))
         decoder.release()
-        rewards = {key: np.array([self.reward(samples, key[2]) for samples in each]) for key, each in played.items()}
+        rewards = {key: np.array([self.reward(one, key[2]) for one in whole]) for key, whole in played.items()}
         record |= matches.measure(rewards) | self.legal(played)
         exhibits.insert(0, matches.make_exhibit(record, rewards))
         return Evaluation(record, list(self.examples(played)), exhibits)
@@ -95,20 +95,15 @@ class Examiner:
             players[BEST] = tabled(exploitability.best_reply(table), self.matches, (*self.seed, 2))
         return players
 
-    def loaded(self, params: Params) -> Player:
-        """The policy with these weights, which are loaded whenever it moves."""
-        answer = self.answers.player((*self.seed, 3))
+    def loaded(self, params: Params, seed: int) -> Player:
+        """A model with these weights, which are loaded whenever it moves."""
+        answer = self.answers.player((*self.seed, seed))
 
         def player(states: Sequence[Match], moves: int) -> list[Sample]:
             self.answers.decoder.load(params)
             return answer(states, moves)
 
         return player
-
-    def against_start(self, params: Params) -> Player:
-        """The policy before training."""
-        assert self.start is not None
-        return self.loaded(self.start())
 
     def play(self, opponents: Mapping[str, Player], policy: Player | None = None) -> Played:
         """Play the policy against all opponents in both seats, all matches in step."""
@@ -119,7 +114,7 @@ class Examiner:
                 players = (POLICY, opponent) if seat == 0 else (opponent, POLICY)
                 key = rules.name, opponent, seat
                 setting.append((key, self.matches.begin(game, k, players)))  # the same deals for all
-        players = {POLICY: policy or self.answers.player((*self.seed, 4)), **opponents}
+        players = {POLICY: policy or self.answers.player((*self.seed, 3)), **opponents}
         played: dict[tuple[str, str, int], list[list[Sample]]] = {}
         whole = play_matches(self.matches, players, [match for _, match in setting])
         for (key, _), samples in zip(setting, whole, strict=True):
@@ -148,7 +143,7 @@ class Examiner:
     # --- the table of Kuhn poker --------------------------------------------------------------------------------------
 
     def read_tables(self, params: Params, game: int) -> list[list[Read]]:
-        """What the policy says at each information set, under each wording of the prompt; that of training first."""
+        """The policy at each information set, under each wording of the prompt; that of training comes first."""
         rules, hands = self.matches.rules[game], information_sets()
         asked = [dataclasses.replace(self.matches, wording=wording) for wording in range(len(ASKED))]
         ways = [dataclasses.replace(self.answers, matches=matches) for matches in asked]
@@ -163,11 +158,11 @@ class Examiner:
             Group(prompt, [branch for action in actions for branch in spelt[action]])
             for prompt, actions in zip(prompts, legal, strict=True)
         ]
-        found = []
+        reads = []
         for actions, logprobs in zip(legal, self.logprobs(params, groups), strict=True):
             halves = logprobs[: len(FORMS)], logprobs[len(FORMS) :]
-            found.append(exploitability.read(dict(zip(actions, halves, strict=True)), actions))
-        return [found[k : k + len(SETS)] for k in range(0, len(found), len(SETS))]
+            reads.append(exploitability.read(dict(zip(actions, halves, strict=True)), actions))
+        return [reads[k : k + len(SETS)] for k in range(0, len(reads), len(SETS))]
 
     def logprobs(self, params: Params, groups: Sequence[Group]) -> list[list[np.ndarray]]:
         """The log-probabilities of the tokens of each branch of each group."""
@@ -175,29 +170,30 @@ class Examiner:
         shape = {'ways': sharding.batch_ways(mesh), 'micro_rows': self.actor.micro_rows, 'row_tokens': self.row_tokens}
         layout = lay_out_groups(groups, **shape)
         batch = pack_groups(groups, layout, n=n, actions=most_actions(groups))
-        by_row = np.asarray(jax.device_get(self.actor.logprobs(params, sharding.put_batch(batch, mesh))))
-        found: dict[int, list[np.ndarray]] = {}
+        logprobs = self.actor.logprobs(params, sharding.put_batch(batch, mesh))
+        by_row = np.asarray(jax.device_put(logprobs, sharding.replicated(mesh)))  # which every process reads
+        by_group: dict[int, list[np.ndarray]] = {}
         for r, row in enumerate(layout.rows):
             for place, g in enumerate(row):
                 branches = enumerate(groups[g].branches, place * n)
-                found[g] = [by_row[r, slot, : len(branch.tokens)] for slot, branch in branches]
-        return [found[g] for g in range(len(groups))]
+                by_group[g] = [by_row[r, slot, : len(branch.tokens)] for slot, branch in branches]
+        return [by_group[g] for g in range(len(groups))]
 
     def sampled_tables(self, params: Params, game: int) -> list[list[Read]]:
-        """The same from `count` answers at each information set, which may reason before they move."""
+        """The policy at each information set, from `count` answers that may reason before they move."""
         hands = information_sets()
         asked = [Match(game, hand) for hand in hands for _ in range(self.count)]
         self.answers.decoder.load(params)
-        said = [sample.parsed for sample in self.answers(asked, (*self.seed, 5))]
+        said = [sample.parsed for sample in self.answers(asked, (*self.seed, 4))]
         self.answers.decoder.release()
-        found = []
+        reads = []
         for k, hand in enumerate(hands):
             check, bet = (
                 said[k * self.count : (k + 1) * self.count].count(action)
                 for action in self.matches.rules[game].legal(hand)
             )
-            found.append(Read(bet / (check + bet) if check + bet else 0.5, (check + bet) / self.count))
-        return [found]
+            reads.append(Read(bet / (check + bet) if check + bet else 0.5, (check + bet) / self.count))
+        return [reads]
 
 
 def make_examiner(answers: Answers, **parts: Any) -> Examiner:
@@ -211,17 +207,17 @@ def spellings(action: str) -> list[str]:
     return [form.format(action.strip('[]')) for form in FORMS]
 
 
-def figures(found: Sequence[Sequence[Read]]) -> dict[str, float]:
+def figures(tables: Sequence[Sequence[Read]]) -> dict[str, float]:
     """NashConv under the wording of training, its range over all wordings, and how much of what is said is legal."""
-    of_each = [exploitability.exploited(np.array([read.bet for read in reads])) for reads in found]
-    all_nashconv = [each.nashconv for each in of_each]
+    measured = [exploitability.exploited(np.array([read.bet for read in reads])) for reads in tables]
+    nashconv = [table.nashconv for table in measured]
     return {
-        'nashconv': all_nashconv[0],
-        'nashconv_least': min(all_nashconv),
-        'nashconv_most': max(all_nashconv),
-        'value': of_each[0].value,
-        'legal_mass': float(np.mean([read.mass for read in found[0]])),
-        'legal_mass_least': float(np.min([read.mass for read in found[0]])),
+        'nashconv': nashconv[0],
+        'nashconv_least': min(nashconv),
+        'nashconv_most': max(nashconv),
+        'value': measured[0].value,
+        'legal_mass': float(np.mean([read.mass for read in tables[0]])),
+        'legal_mass_least': float(np.min([read.mass for read in tables[0]])),
     }
 
 

@@ -1,4 +1,4 @@
-"""Who plays in matches: the language model, players that move at random or exactly, and tables of Kuhn poker."""
+"""Players of matches: the language model, players that move at random or exactly, and tables of Kuhn poker."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def policys(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def is_policys(samples: Sequence[Sample], seat: int) -> bool:
-    """Whether the policy has answered in this seat of a match."""
+    """True where the policy has answered in this seat of a match."""
     return any(sample.role == seat for sample in policys(samples))
 
 

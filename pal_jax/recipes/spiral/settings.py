@@ -39,7 +39,7 @@ class PlaySettings:
 
 @dataclasses.dataclass(frozen=True)
 class EvalSettings(StageSettings):
-    """What is measured, and when."""
+    """The matches of an evaluation, and its time."""
 
     matches: int = 32  # against each opponent, in each seat of each game
     start: bool = True  # the policy before training is an opponent, too
