@@ -82,6 +82,7 @@ def mlp() -> ConfigDict:
             hidden=128,
             batch=128,
             updates=40,
+            entropy=0.03,  # without it self-play settles on a few lines of play
             optimizer=p.Optimizer('adam', lr=3e-3, warmup_ratio=0.0, min_ratio=1.0),
             export=False,
         )

@@ -101,7 +101,8 @@ class Negotiation:
         (wood, gold), (per_wood, per_gold) = state.goods[seat], VALUES[seat]
         lines = [
             f'A negotiation of {self.turns} turns. You are Player {seat} and have {wood} Wood and {gold} Gold.',
-            f'To you a Wood is worth {per_wood} and a Gold {per_gold}. Whoever gains more in value wins.',
+            f'To you a Wood is worth {per_wood} and a Gold {per_gold}. Whoever gains more in value wins. '
+            'The numbers of an offer are yours to choose.',
         ]
         lines += [f'Player {turn % 2}: {said}' for turn, said in enumerate(state.said)]
         return '\n'.join(lines)

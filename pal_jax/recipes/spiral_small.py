@@ -45,6 +45,7 @@ class Settings(Run):
     updates: int = 125
     seeds: int = 3
     alpha: float = 0.95  # decay of baselines
+    entropy: float = 0.0  # weight of a move's entropy (nats) in the loss; above 0 a network goes on trying all moves
     baselines: tuple[str, ...] = ('role', 'none')  # what is compared; 'shared' is another; the first is the method
     optimizer: Optimizer
     eval: StageSettings = StageSettings()
@@ -71,6 +72,7 @@ class Player:
     alpha: float
     optimizer: Optimizer
     baseline: Baseline
+    entropy: float = 0.0
 
     def init(self, key: Array) -> PlayerState:
         params: Any = {'table': jnp.zeros(self.game.features)}
@@ -120,7 +122,7 @@ class Player:
         return PlayerState(params, opt_state, baselines, average, count), figures
 
     def loss(self, params: Any, plies: Plies, advantages: Float[Array, 'n 2']) -> tuple[Array, Array]:
-        """The clipped loss of the moves of matches, a token each, and their mean entropy in nats."""
+        """The clipped loss of the moves of matches, a token each, less their weighted entropy; and that entropy."""
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), plies)
         match = jnp.tile(jnp.arange(advantages.shape[0]), plies.live.shape[0])
         logprobs = jax.nn.log_softmax(masked(self.logits(params, flat.observed), flat.legal))
@@ -131,7 +133,8 @@ class Player:
             chosen, jax.lax.stop_gradient(chosen), advantages[match, flat.seat][:, None], clip=CLIP
         )  # fmt: skip
         entropy = -jnp.sum(jnp.exp(logprobs) * jnp.where(flat.legal, logprobs, 0.0), axis=1)
-        return jnp.sum(weights * token), jnp.sum(weights[:, 0] * entropy)
+        mean = jnp.sum(weights[:, 0] * entropy)
+        return jnp.sum(weights * token) - self.entropy * mean, mean
 
     @functools.partial(jax.jit, static_argnums=0)
     def train(self, states: PlayerState, keys: Array) -> tuple[PlayerState, dict[str, Array]]:
@@ -221,7 +224,9 @@ def make(settings: Settings, ctx: Context) -> SmallSpiral:
     check(settings)
     optimizer = settings.optimizer.over(settings.total_steps * settings.updates)
     players = {
-        name: Player(GAMES[settings.game], settings.hidden, settings.batch, settings.alpha, optimizer, name)
+        name: Player(
+            GAMES[settings.game], settings.hidden, settings.batch, settings.alpha, optimizer, name, settings.entropy
+        )
         for name in settings.baselines
     }  # pyright: ignore[reportArgumentType]
     stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every)
@@ -239,7 +244,7 @@ def check(settings: Settings) -> None:
     """Raises ValueError where a value is wrong."""
     check_at_least(settings, 1, 'total_steps', 'batch', 'updates', 'eval_games', 'checkpoint.every')
     check_at_least(settings, 2, 'seeds')
-    check_at_least(settings, 0, 'hidden')
+    check_at_least(settings, 0, 'hidden', 'entropy')
     if not settings.hidden and settings.game != 'kuhn':
         raise ValueError(f'hidden=0 is a table of Kuhn poker, not of game={settings.game!r}; set hidden=128')
     if not 0 <= settings.alpha < 1:
