@@ -66,7 +66,7 @@ safe_rlhf: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/safe_rlhf.py $(ARGS)
 
 spiral: $(READY)
-	$(call SAY,TIME)
+	$(call SAY,about 300 TFLOP by estimate; nobody has timed it yet)
 	$(RUN) -m pal_jax.train --config=configs/spiral.py $(ARGS)
 
 smoke: $(READY)

@@ -1,7 +1,7 @@
 r"""SPIRAL: a policy learns zero-sum games against itself, with a baseline for each game and seat (arXiv 2506.24119).
 
   python -m pal_jax.train --config=configs/spiral.py            # SmolLM2-135M, tic-tac-toe and Kuhn poker
-  python -m pal_jax.train --config=configs/spiral.py:quick      # a tenth of the work, too little to learn much
+  python -m pal_jax.train --config=configs/spiral.py:quick      # a tenth of the work: too little to learn much
   python -m pal_jax.train --config=configs/spiral.py:smoke      # a random tiny model, nothing learnt
   python -m pal_jax.train --config=configs/spiral.py:tabular    # twelve logits come near an equilibrium of Kuhn poker
   python -m pal_jax.train --config=configs/spiral.py:mlp        # a small network learns tic-tac-toe
@@ -17,6 +17,7 @@ from pal_jax import presets as p
 from pal_jax.learners.training import Lora
 from pal_jax.parts.settings import DecodeSettings, ModelSettings
 from pal_jax.recipes import spiral, spiral_small
+from pal_jax.recipes.spiral.settings import EvalSettings, PlaySettings
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -27,22 +28,32 @@ def get_config(variant: str = '') -> ConfigDict:
     config = p.to_config(
         spiral.Settings(
             recipe='spiral',
-            total_steps=60,
+            total_steps=36,
             policy=ModelSettings(lora=Lora(rank=16, alpha=32.0)),
             sampling=p.Sampling(temperature=1.0, max_tokens=12),
             decode=DecodeSettings(slots=32),
             optimizer=optimizer,
             critic=optimizer,  # there is none
-            ppo=p.PPO(estimator='reinforce', loss_agg='constant', kl_coef=0.0, epochs=2, row_tokens=512, micro_rows=1),
+            ppo=p.PPO(
+                estimator='reinforce',
+                loss_agg='constant',
+                kl_coef=0.0,
+                epochs=2,
+                row_tokens=512,
+                micro_rows=1,
+                old_logprobs='sampler',
+            ),
+            play=PlaySettings(matches=16, max_turns=32),
+            eval=EvalSettings(matches=12),
         )
     )
     return {'quick': quick, 'smoke': smoke, 'paper': paper}[variant](config) if variant else config
 
 
 def quick(config: ConfigDict) -> ConfigDict:
-    config.total_steps = 12
-    config.play.matches = 16
-    config.eval.matches = 8
+    config.total_steps = 8
+    config.play.matches = 8
+    config.eval.matches = 4
     return config
 
 
@@ -96,9 +107,9 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.policy.lora.rank = 0
     config.total_steps = 400
     config.optimizer = p.to_config(p.Optimizer(lr=1e-6, warmup_ratio=0.0, min_ratio=1.0))
-    config.ppo.update(row_tokens=0, micro_rows=4)
+    config.ppo.update(row_tokens=0, micro_rows=4, old_logprobs='policy')
     config.sampling.max_tokens = 4096
-    config.play.update(games=('tictactoe', 'kuhn', 'negotiation'), matches=64, rounds=5, reasoned=True)
+    config.play.update(games=('tictactoe', 'kuhn', 'negotiation'), matches=64, max_turns=128, rounds=5, reasoned=True)
     config.eval.update(every=16, matches=8)
     config.decode.update(slots=128, stride=8)
     return config

@@ -86,7 +86,7 @@ class Spiral:
         metrics |= {'samples': float(len(samples))}
         if samples:
             with self.ctx.phase('annotate'):
-                # 4. Log-probabilities of the learner's own, which the ratios of the update start from.
+                # 4. The log-probabilities that the ratios of the update start from; answers keep their advantages.
                 batch, scored = self.learner.score(state, self.pack(samples))
                 batch, estimated = self.learner.advantages(state, batch, as_given)
             with self.ctx.phase('update'):
