@@ -229,7 +229,9 @@ def make(settings: Settings, ctx: Context) -> SmallSpiral:
         )
         for name in settings.baselines
     }  # pyright: ignore[reportArgumentType]
-    stage = functools.partial(stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every)
+    stage = functools.partial(
+        stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every, base=settings.eval.base
+    )
     recipe = SmallSpiral(
         Plan(settings.total_steps, None, stage, shown=SHOWN), ctx, players,
         settings.seeds, settings.updates, settings.eval_games, settings.seed,
