@@ -57,12 +57,12 @@ def play(
 ) -> list[list[list[Sample]]]:
     """Play games from the given states to their ends, all of them in step.
 
-    Each game that is not over makes one move at a time. At a move, the sampler of a role is called once, with the
-    states of all games in which the role moves next.
+    Each game that is not over makes one move at a time. At a move, a sampler is called once, with the states of all
+    games in which a role of its moves next.
 
     Args:
-      samplers: a function for each role. It gives a group of samples for each state: one, or several of which the
-        game goes on with one.
+      samplers: a function for each role; several roles may have the same. It gives a group of samples for each state:
+        one, or several of which the game goes on with one.
       choose: the sample of a group that the game goes on with.
     Returns:
       The groups of each game, one a move in the order of play. Each sample has the number of its `role`, and the
@@ -78,12 +78,12 @@ def play(
         movers = {k: role for k, state in enumerate(states) if (role := game.turn(state)) is not None}
         if not movers:
             break
-        for role, sampler in enumerate(samplers):
-            places = [k for k, mover in movers.items() if mover == role]
+        for sampler in dict.fromkeys(samplers):
+            places = [k for k, mover in movers.items() if samplers[mover] is sampler]
             groups = sampler([states[k] for k in places], moves) if places else ()
             for k, group in zip(places, groups, strict=True):
                 states[k] = game.apply(states[k], choose(group))
-                played[k].append([dataclasses.replace(sample, role=role) for sample in group])
+                played[k].append([dataclasses.replace(sample, role=movers[k]) for sample in group])
     ends = (game.rewards(state) for state in states)
     return [_rewarded(groups, rewards) if rewards else groups for groups, rewards in zip(played, ends, strict=True)]
 

@@ -21,6 +21,8 @@ HEADLINES = {
     'reward': 'Mean reward of a step',
     'accuracy': 'Accuracy on the pairs of a step',
     'loss': 'Mean loss of a step',
+    'legal': 'Share of legal moves',
+    'return_first': 'What the first seat wins in self-play',
 }
 PANELS = {
     'profile': 'Profile F1',

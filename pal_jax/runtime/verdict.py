@@ -23,7 +23,7 @@ LEVELS = {  # what is told of the last evaluation, and the value that needs no l
     'winrate_psoups': ('the share of prompts that merged policies win against all other systems', 0.5),
     'accuracy': ('the share of held-out choices that it gets right', 0.5),
 }
-CHANGES = {'reward': 1.0, 'loss': -1.0}  # with the sign of what is better
+CHANGES = {'reward': 1.0, 'loss': -1.0, 'winrate': 1.0, 'nashconv': -1.0}  # with the sign of what is better
 COUNTS = 'people', 'rows'  # of what an evaluation tested
 FEW = 10  # of which nothing can be told
 WIDTH = 1.96  # standard errors to either end of a 95 % interval

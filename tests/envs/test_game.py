@@ -93,3 +93,11 @@ def test_a_game_goes_on_with_the_sample_that_is_chosen():
 def test_each_role_needs_a_sampler():
     with pytest.raises(ValueError, match='1 samplers'):
         play(Counting(), (seat('1', []),), [])
+
+
+def test_roles_with_one_sampler_are_asked_together():
+    game, seen = Counting(), []
+    both = seat('2', seen)
+    played = play(game, (both, both), [Count(4), Count(4, (1,))])
+    assert [(moves, len(goals)) for _, moves, goals in seen] == [(0, 2), (1, 2)]
+    assert [[sample.role for (sample,) in groups] for groups in played] == [[0, 1], [1, 0]]

@@ -1,0 +1,233 @@
+"""The evaluation of a policy: win rates by seat against fixed opponents, and its exact exploitability.
+
+In Kuhn poker the policy's chances to bet or call at all twelve information sets are read off its log-probabilities of
+the legal actions, so that values, best responses and NashConv are exact. Answers that reason first cannot be read off;
+then the chances are shares of samples, which look more exploitable than the policy is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pal_jax.data.packing import Branch, Group, lay_out_groups, most_actions, pack_groups
+from pal_jax.envs.kuhn_poker import KuhnPoker
+from pal_jax.envs.matches import ASKED, EVALUATION, POLICY, SEATS, Match, Matches, play_matches
+from pal_jax.evals import exploitability, matches
+from pal_jax.evals.exploitability import SETS, Read
+from pal_jax.learners.actor import Actor
+from pal_jax.models.params import Params
+from pal_jax.parts.recipe import Context, Evaluation
+from pal_jax.recipes.spiral.players import Answers, Player, at_random, expert, information_sets, shown, tabled
+from pal_jax.runtime import sharding
+from pal_jax.types import Exhibit, Sample
+
+RANDOM, MINIMAX, NASH, BEST, START = 'random', 'minimax', 'nash', 'best', 'start'
+OPPONENTS: Mapping[str, Sequence[str]] = {  # of a game, beside the player that moves at random and the start
+    'tictactoe': (MINIMAX,), 'kuhn': (NASH, BEST), 'negotiation': (),
+}  # fmt: skip
+FORMS = '{0}', '[{0}]', '\\boxed{{{0}}}', '\\boxed{{[{0}]}}'  # spellings of an action that are looked at
+
+Played = Mapping[tuple[str, str, int], list[list[Sample]]]  # matches by game, opponent and the policy's seat
+
+
+@dataclasses.dataclass(frozen=True)
+class Examiner:
+    """Measures a policy.
+
+    Attributes:
+      answers: the policy, in matches where an invalid answer counts as a loss.
+      start: reads the weights of the policy before training; None: it is no opponent.
+      count: matches against each opponent, in each seat of each game.
+      row_tokens: length of the rows that prompts share; 0: a row a prompt.
+      shown: matches of each game that a report shows.
+    """
+
+    ctx: Context
+    actor: Actor
+    answers: Answers
+    start: Callable[[], Params] | None
+    count: int
+    row_tokens: int
+    shown: int
+    seed: Sequence[int]
+
+    def __call__(self, params: Params, stage: str) -> Evaluation:
+        decoder, record, exhibits = self.answers.decoder, {}, []
+        table = None
+        if (game := self.kuhn) is not None:
+            tables = self.sampled_tables(params, game) if self.matches.reasoned else self.read_tables(params, game)
+            table = np.array([read.bet for read in tables[0]])
+            record |= figures(tables)
+            exhibits.append(chances(tables[0]))
+        decoder.load(params)
+        played = dict(self.play(self.opponents(table)))
+        if self.start and stage != 'base':
+            played |= self.play({START: self.loaded(self.start(), 5)}, self.loaded(params, 6))
+        decoder.release()
+        rewards = {key: np.array([self.reward(one, key[2]) for one in whole]) for key, whole in played.items()}
+        record |= matches.measure(rewards) | self.legal(played)
+        exhibits.insert(0, matches.make_exhibit(record, rewards))
+        return Evaluation(record, list(self.examples(played)), exhibits)
+
+    @property
+    def matches(self) -> Matches:
+        return self.answers.matches
+
+    @property
+    def kuhn(self) -> int | None:
+        """The place of Kuhn poker among the games."""
+        places = [k for k, rules in enumerate(self.matches.rules) if isinstance(rules, KuhnPoker)]
+        return places[0] if places else None
+
+    # --- matches ------------------------------------------------------------------------------------------------------
+
+    def opponents(self, table: exploitability.Table | None) -> dict[str, Player]:
+        """Players by name; the best response is that to the table of the policy."""
+        experts = expert(self.matches, (*self.seed, 1))
+        players = {RANDOM: at_random(self.matches, (*self.seed, 0)), MINIMAX: experts, NASH: experts}
+        if table is not None:
+            players[BEST] = tabled(exploitability.best_reply(table), self.matches, (*self.seed, 2))
+        return players
+
+    def loaded(self, params: Params, seed: int) -> Player:
+        """A model with these weights, which are loaded whenever it moves."""
+        answer = self.answers.player((*self.seed, seed))
+
+        def player(states: Sequence[Match], moves: int) -> list[Sample]:
+            self.answers.decoder.load(params)
+            return answer(states, moves)
+
+        return player
+
+    def play(self, opponents: Mapping[str, Player], policy: Player | None = None) -> Played:
+        """Play the policy against all opponents in both seats, all matches in step."""
+        setting: list[tuple[tuple[str, str, int], Match]] = []
+        for game, rules in enumerate(self.matches.rules):
+            names = [name for name in (RANDOM, *OPPONENTS[rules.name], START) if name in opponents]
+            for opponent, seat, k in itertools.product(names, SEATS, range(self.count)):
+                players = (POLICY, opponent) if seat == 0 else (opponent, POLICY)
+                key = rules.name, opponent, seat
+                setting.append((key, self.matches.begin(game, k, players)))  # the same deals for all
+        players = {POLICY: policy or self.answers.player((*self.seed, 3)), **opponents}
+        played: dict[tuple[str, str, int], list[list[Sample]]] = {}
+        whole = play_matches(self.matches, players, [match for _, match in setting])
+        for (key, _), samples in zip(setting, whole, strict=True):
+            played.setdefault(key, []).append(samples)
+        return played
+
+    def reward(self, samples: Sequence[Sample], seat: int) -> float:
+        return self.matches.rewards(self.matches.end([[sample] for sample in samples]))[seat]
+
+    def legal(self, played: Played) -> dict[str, float]:
+        """The share of the policy's answers that are legal, of all and by game."""
+        by_game: dict[str, list[bool]] = {}
+        for (game, _, seat), whole in played.items():
+            said = [sample.parsed is not None for samples in whole for sample in samples if sample.role == seat]
+            by_game.setdefault(game, []).extend(said)
+        shares = {f'{game}_legal': float(np.mean(said)) for game, said in by_game.items() if said}
+        return shares | {'legal': float(np.mean([*itertools.chain(*by_game.values())]))}
+
+    def examples(self, played: Played) -> Any:
+        """Whole matches of each game against the player that moves at random."""
+        for (game, opponent, seat), whole in played.items():
+            if opponent == RANDOM and seat == 0:
+                for k, samples in enumerate(whole[: self.shown]):
+                    yield shown(self.matches, samples, f'{game}, match {k + 1}')
+
+    # --- the table of Kuhn poker --------------------------------------------------------------------------------------
+
+    def read_tables(self, params: Params, game: int) -> list[list[Read]]:
+        """The policy at each information set, under each wording of the prompt; that of training comes first."""
+        rules, hands = self.matches.rules[game], information_sets()
+        asked = [dataclasses.replace(self.matches, wording=wording) for wording in range(len(ASKED))]
+        ways = [dataclasses.replace(self.answers, matches=matches) for matches in asked]
+        prompts = [answers.prompt(Match(game, hand)) for answers in ways for hand in hands]
+        legal = [rules.legal(hand) for _ in ways for hand in hands]
+        tokenizer = self.answers.tokenizer
+        spelt = {
+            action: [Branch([*tokenizer.encode(text), tokenizer.stop_ids[0]]) for text in spellings(action)]
+            for action in dict.fromkeys(itertools.chain(*legal))
+        }
+        groups = [
+            Group(prompt, [branch for action in actions for branch in spelt[action]])
+            for prompt, actions in zip(prompts, legal, strict=True)
+        ]
+        reads = []
+        for actions, logprobs in zip(legal, self.logprobs(params, groups), strict=True):
+            halves = logprobs[: len(FORMS)], logprobs[len(FORMS) :]
+            reads.append(exploitability.read(dict(zip(actions, halves, strict=True)), actions))
+        return [reads[k : k + len(SETS)] for k in range(0, len(reads), len(SETS))]
+
+    def logprobs(self, params: Params, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        """The log-probabilities of the tokens of each branch of each group."""
+        n, mesh = max(len(group.branches) for group in groups), self.ctx.mesh
+        shape = {'ways': sharding.batch_ways(mesh), 'micro_rows': self.actor.micro_rows, 'row_tokens': self.row_tokens}
+        layout = lay_out_groups(groups, **shape)
+        batch = pack_groups(groups, layout, n=n, actions=most_actions(groups))
+        logprobs = self.actor.logprobs(params, sharding.put_batch(batch, mesh))
+        by_row = np.asarray(jax.device_put(logprobs, sharding.replicated(mesh)))  # which every process reads
+        by_group: dict[int, list[np.ndarray]] = {}
+        for r, row in enumerate(layout.rows):
+            for place, g in enumerate(row):
+                branches = enumerate(groups[g].branches, place * n)
+                by_group[g] = [by_row[r, slot, : len(branch.tokens)] for slot, branch in branches]
+        return [by_group[g] for g in range(len(groups))]
+
+    def sampled_tables(self, params: Params, game: int) -> list[list[Read]]:
+        """The policy at each information set, from `count` answers that may reason before they move."""
+        hands = information_sets()
+        asked = [Match(game, hand) for hand in hands for _ in range(self.count)]
+        self.answers.decoder.load(params)
+        said = [sample.parsed for sample in self.answers(asked, (*self.seed, 4))]
+        self.answers.decoder.release()
+        reads = []
+        for k, hand in enumerate(hands):
+            check, bet = (
+                said[k * self.count : (k + 1) * self.count].count(action)
+                for action in self.matches.rules[game].legal(hand)
+            )
+            reads.append(Read(bet / (check + bet) if check + bet else 0.5, (check + bet) / self.count))
+        return [reads]
+
+
+def make_examiner(answers: Answers, **parts: Any) -> Examiner:
+    """An examiner of the policy that `answers` plays in training; invalid answers count as losses."""
+    strict = dataclasses.replace(answers.matches, invalid=EVALUATION)
+    return Examiner(answers=dataclasses.replace(answers, matches=strict), **parts)
+
+
+def spellings(action: str) -> list[str]:
+    """The ways to say an action that are looked at."""
+    return [form.format(action.strip('[]')) for form in FORMS]
+
+
+def figures(tables: Sequence[Sequence[Read]]) -> dict[str, float]:
+    """NashConv under the wording of training, its range over all wordings, and how much of what is said is legal."""
+    measured = [exploitability.exploited(np.array([read.bet for read in reads])) for reads in tables]
+    nashconv = [table.nashconv for table in measured]
+    return {
+        'nashconv': nashconv[0],
+        'nashconv_least': min(nashconv),
+        'nashconv_most': max(nashconv),
+        'value': measured[0].value,
+        'legal_mass': float(np.mean([read.mass for read in tables[0]])),
+        'legal_mass_least': float(np.min([read.mass for read in tables[0]])),
+    }
+
+
+def chances(reads: Sequence[Read]) -> Exhibit:
+    """The table of the policy beside an equilibrium, and the mass that its legal actions have."""
+    names = [f'{"JQK"[int(name[0])]} {"after " + name[1:] if name[1:] else "at once"}' for name in SETS]
+    nash = exploitability.equilibrium(1 / 6)
+    rows = [
+        [name, f'{read.bet:.3f}', f'{bet:.3f}', f'{read.mass:.3f}']
+        for name, read, bet in zip(names, reads, nash, strict=True)
+    ]
+    head = ['card, after (p: pass, b: bet)', 'policy bets or calls', 'an equilibrium does', 'legal mass']
+    return Exhibit('What the policy does in Kuhn poker', table=[head, *rows])

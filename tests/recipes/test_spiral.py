@@ -1,0 +1,329 @@
+"""SPIRAL: what a step learns from matches, what an evaluation reads off a policy, and a whole run that goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from pal_jax import cli, train
+from pal_jax.data.packing import Branch, Group, pack_rollouts
+from pal_jax.data.tokenizer import byte_tokenizer
+from pal_jax.envs.kuhn_poker import KuhnPoker
+from pal_jax.envs.matches import Match, Matches
+from pal_jax.envs.tictactoe import TicTacToe
+from pal_jax.evals import exploitability
+from pal_jax.evals.matches import wilson
+from pal_jax.learners.ppo import PPO, make_learner
+from pal_jax.models import config as model_config
+from pal_jax.models import params
+from pal_jax.parts.recipe import Context, Plan
+from pal_jax.recipes import spiral
+from pal_jax.recipes.spiral import players
+from pal_jax.recipes.spiral.evaluate import Examiner, make_examiner, spellings
+from pal_jax.recipes.spiral.recipe import Spiral, make_opponent
+from pal_jax.runtime import devices, sharding
+from pal_jax.runtime.glossary import meaning
+from pal_jax.runtime.metrics import EVALS, METRICS, read_records
+from pal_jax.runtime.optim import Optimizer
+from pal_jax.types import Completion, Sample
+from tests import configs
+
+get_config, get_settings = (functools.partial(load, 'spiral') for load in (configs.load, configs.settings))
+MESH = devices.make_mesh(devices=jax.devices()[:1])
+ONE = Context(MESH, lambda name: contextlib.nullcontext())
+CFG = dataclasses.replace(model_config.tiny(vocab=64), unroll=True)
+RULES = TicTacToe(), KuhnPoker()
+
+
+class Resting:
+    """A decoder that holds no weights."""
+
+    def load(self, params, version=0):
+        pass
+
+    def release(self):
+        pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted:
+    """A policy whose moves are drawn; one in five is no move."""
+
+    matches: Matches
+    decoder: Resting = Resting()
+    tokenizer: object = byte_tokenizer()
+    legal: float = 0.8
+
+    def player(self, seed):
+        return lambda states, moves: self(states, (*seed, moves))
+
+    def prompt(self, match):
+        return tuple(self.tokenizer.encode(self.matches.prompt(match, self.matches.turn(match))[0]['content']))
+
+    def __call__(self, states, seed):
+        rng, samples = np.random.default_rng(list(seed)), []
+        for match in states:
+            listed = self.matches.rules[match.game].legal(match.state)
+            text = listed[rng.integers(len(listed))] if rng.random() < self.legal else 'no'
+            tokens = tuple(rng.integers(0, 64, 3).tolist())
+            prompt = (1, 2, 3 + match.game)
+            said = Completion(text, tokens, (-4.0,) * 3, 'stop')
+            samples.append(Sample(prompt, said, source=match, parsed=self.matches.read(match, text)))
+        return samples
+
+
+def make_recipe(mesh=MESH, opponent='self', baseline='role', max_turns=64, count=8, legal=0.8):
+    learner = make_learner(
+        CFG, PPO('reinforce', loss_agg='constant', kl_coef=0.0, epochs=2, micro_rows=8),
+        Optimizer(lr=1e-3, total_steps=8, warmup_ratio=0.0), mesh, n=1, length=3,
+    )  # fmt: skip
+    return Spiral(
+        Plan(4, learner.abstract, lambda i: None), ONE._replace(mesh=mesh), learner,
+        load=lambda shardings: jax.device_put(params.init(params.decoder_specs(CFG), jax.random.key(0)), shardings),
+        answers=Scripted(Matches(RULES), legal=legal), opponent=make_opponent(opponent, Matches(RULES)),
+        pack=functools.partial(
+            pack_rollouts, n=1, actions=8, mesh=mesh, micro_rows=8, ways=sharding.batch_ways(mesh)
+        ),
+        count=count, max_turns=max_turns, baseline=baseline, alpha=0.95, examiner=None, seed=0, shown=2,
+    )  # fmt: skip
+
+
+def steps(recipe, count=2):
+    state, host = recipe.init()
+    rows = []
+    for i in range(count):
+        host = json.loads(json.dumps(host))  # as a checkpoint has it
+        state, host, _, metrics = recipe.step(state, host, i)
+        rows.append(metrics)
+    return rows, state, host
+
+
+# --- matches and what they teach --------------------------------------------------------------------------------------
+
+
+def test_the_policy_in_both_seats_learns_from_returns_less_their_baselines():
+    recipe = make_recipe(count=40)
+    played, baselines = recipe.play(0), np.zeros((2, 2))
+    credited, after = recipe.credited(played, baselines.tolist())
+    for samples, given in zip(played, credited, strict=True):
+        rewards = recipe.matches.rewards(recipe.end(samples))
+        game = samples[0].source.game
+        for seat in {sample.role for sample in samples}:
+            advantage = rewards[seat] - baselines[game, seat]
+            assert [s.reward for s in given if s.role == seat] == pytest.approx(
+                [advantage] * sum(s.role == seat for s in samples), abs=1e-6
+            )
+            baselines[game, seat] += 0.05 * advantage
+    np.testing.assert_allclose(after, baselines, atol=1e-6)
+    assert {samples[0].source.game for samples in played} == {0, 1}
+    assert any(recipe.end(samples).offender is not None for samples in played)
+
+
+@pytest.mark.parametrize('opponent', ['random', 'expert'])
+def test_against_another_player_the_policy_learns_its_own_answers_in_both_seats(opponent):
+    recipe = make_recipe(opponent=opponent, count=16)
+    played = recipe.play(0)
+    credited, _ = recipe.credited(played, [[0.0, 0.0]] * 2)
+    seats = [{sample.role for sample in samples} for samples in credited]
+    assert all(len(got) <= 1 for got in seats) and {0} in seats and {1} in seats
+    games = [(samples[0].source.game, samples[0].source.players) for samples in played]
+    assert {games.count(each) for each in games} == {4}
+    assert all(len(sample.completion.token_ids) == 3 for samples in credited for sample in samples)
+
+
+def test_answers_without_advantage_are_left_out_and_at_most_so_many_are_learnt():
+    recipe = make_recipe(max_turns=5)
+    samples = [Sample((), Completion('', (1,), (), 'stop'), rewards=(float(k % 3),)) for k in range(30)]
+    drawn = recipe.drawn(samples, 1)
+    assert len(drawn) == 5 and all(sample.reward for sample in drawn)
+    assert drawn == recipe.drawn(samples, 1) and drawn != recipe.drawn(samples, 2)
+    assert len(dataclasses.replace(recipe, max_turns=99).drawn(samples, 1)) == 20
+
+
+def test_a_step_updates_the_policy_and_writes_figures_that_are_explained():
+    rows, state, host = steps(make_recipe())
+    assert int(state.skipped) == 0 and state.critics == ()
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    assert not [name for name in rows[0] if not meaning(name).words]
+    assert rows[0]['samples'] <= rows[0]['turns'] and 0 < rows[0]['legal'] < 1
+    assert rows[1]['baseline_kuhn_first'] == pytest.approx(host['baselines'][1][0])
+
+
+@pytest.mark.slow
+def test_eight_devices_make_the_step_of_one():
+    one, eight = (steps(make_recipe(mesh), 1)[0][0] for mesh in (MESH, devices.make_mesh(data=2, fsdp=4)))
+    for name in ('samples', 'legal', 'baseline_tictactoe_first', 'policy_loss', 'grad_norm', 'approx_kl'):
+        assert eight[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), name
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+class Model:
+    """Says each action of Kuhn poker by a table, in one of its spellings, and something else one time in five."""
+
+    micro_rows = 4
+
+    def __init__(self, table):
+        self.table = table
+
+    def logprobs(self, groups):
+        chances = np.tile(self.table, len(groups) // 12)
+        for bet, group in zip(chances, groups, strict=True):
+            half = len(group.branches) // 2
+            said = [0.8 * (1 - bet), *[0.0] * (half - 1), 0.8 * bet, *[0.0] * (half - 1)]
+            yield [
+                np.log(np.full(len(branch.tokens), max(p, 1e-30) ** (1 / len(branch.tokens))))
+                for p, branch in zip(said, group.branches, strict=True)
+            ]
+
+
+class Examined(Examiner):
+    def logprobs(self, params, groups):
+        return list(self.actor.logprobs(groups))
+
+
+def test_an_evaluation_reads_the_table_of_kuhn_poker_and_plays_all_opponents():
+    table = np.linspace(0.1, 0.9, 12)
+    examiner = make_examiner(
+        Scripted(Matches(RULES), legal=0.9), ctx=ONE, actor=Model(table), start=dict, count=6, row_tokens=0, shown=1,
+        seed=(0,),
+    )  # fmt: skip
+    examiner = Examined(**{field.name: getattr(examiner, field.name) for field in dataclasses.fields(examiner)})
+    record, dialogues, exhibits = examiner({}, 'final')
+    got = exploitability.exploited(table)
+    assert record['nashconv'] == pytest.approx(got.nashconv) and record['value'] == pytest.approx(got.value)
+    assert record['legal_mass'] == pytest.approx(0.8)
+    names = [f'kuhn_{who}_{seat}_win' for who in ('random', 'nash', 'best', 'start') for seat in ('first', 'second')]
+    names += [f'tictactoe_{who}_win' for who in ('random', 'minimax', 'start')]
+    assert set(names) <= record.keys() and 'tictactoe_best_win' not in record
+    assert record['tictactoe_minimax_win'] == 0.0  # nobody beats it
+    assert 0 < record['legal'] < 1 and 0 <= record['winrate'] <= 1
+    assert not [name for name in record if not meaning(name).words]
+    assert len(dialogues) == 2 and exhibits[0].title == 'Matches against fixed opponents'
+    assert 'kuhn_start_win' not in examiner({}, 'base').record
+
+
+def test_answers_that_reason_are_measured_by_samples():
+    examiner = make_examiner(
+        Scripted(Matches(RULES, reasoned=True), legal=1.0), ctx=ONE, actor=None, start=None, count=200, row_tokens=0,
+        shown=0, seed=(0,),
+    )  # fmt: skip
+    (reads,) = examiner.sampled_tables({}, 1)
+    assert all(read.mass == 1.0 and 0.38 < read.bet < 0.62 for read in reads)
+
+
+def test_log_probabilities_are_those_of_each_branch():
+    """Groups of several prompts in shared rows come back in their order."""
+    recipe = make_recipe()
+    answers = Scripted(Matches(RULES))
+    examiner = make_examiner(
+        answers, ctx=ONE, actor=recipe.learner.actor, start=None, count=1, row_tokens=128, shown=0, seed=(0,)
+    )
+    state, _ = recipe.init()
+    rng = np.random.default_rng(0)
+    groups = [
+        Group((1, *rng.integers(0, 64, size)), [Branch(rng.integers(0, 64, k + 1).tolist()) for k in range(3)])
+        for size in (4, 30, 11, 20)
+    ]
+    together = examiner.logprobs(recipe.learner.weights(state), groups)
+    alone = dataclasses.replace(examiner, row_tokens=0).logprobs(recipe.learner.weights(state), groups)
+    for one, other in zip(together, alone, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+    assert [[len(branch) for branch in each] for each in together] == [[1, 2, 3]] * 4
+
+
+def test_every_spelling_that_is_looked_at_is_read_as_its_action():
+    matches = Matches((KuhnPoker(),))
+    for name, hand in zip(exploitability.SETS, players.information_sets(), strict=True):
+        match = Match(0, hand)
+        seat = matches.turn(match)
+        assert f'{hand.cards[seat]}{hand.history}' == name
+        for action in matches.rules[0].legal(hand):
+            assert {matches.read(match, text) for text in spellings(action)} == {action}
+
+
+def test_experts_play_their_tables():
+    matches = Matches(RULES)
+    hands = [matches.begin(1, seed) for seed in range(600)]
+    bets = [s.parsed == '[bet]' for s in players.expert(matches, (0,))(hands, 0)]
+    by_card = [np.mean([bet for bet, m in zip(bets, hands, strict=True) if m.state.cards[0] == c]) for c in range(3)]
+    np.testing.assert_allclose(by_card, [1 / 6, 0, 1 / 2], atol=0.12)
+    always = players.tabled(np.ones(12), matches, (0,))(hands, 0)
+    assert {sample.parsed for sample in always} == {'[bet]'}
+
+
+def test_intervals_of_win_rates():
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)  # Wilson 1927
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('variant', ['', 'quick', 'smoke', 'paper'])
+def test_every_variant_is_complete(variant):
+    spiral.settings.check(get_settings(variant))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'named'),
+    [
+        ({'play.games': ('go',)}, r"play\.games=\('go',\)"),
+        ({'play.games': ('kuhn', 'kuhn')}, r'play\.games='),
+        ({'play.alpha': 1.0}, r'play\.alpha=1\.0'),
+        ({'play.matches': 0}, r'play\.matches=0'),
+        ({'play.opponent': 'expert'}, r"play\.opponent='expert'.*negotiation"),
+        ({'play.opponent': 'me'}, r"play\.opponent='me'"),
+        ({'ppo.estimator': 'gae'}, r"ppo\.estimator='gae'"),
+    ],
+)
+def test_wrong_values_are_told_in_one_line(changes, named):
+    with pytest.raises(ValueError, match=named) as error:
+        spiral.make(get_settings(**changes), ONE)
+    assert '\n' not in str(error.value)
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def run(monkeypatch, workdir: Path, **changes):
+    config = get_config(**changes)
+    monkeypatch.setattr(cli, 'config', lambda: config)
+    monkeypatch.setattr(cli, 'workdir', lambda: workdir)
+    monkeypatch.setattr(cli, 'place', lambda: None)
+    monkeypatch.setattr(devices, 'initialize', lambda *_: None)  # the suite's own cache of programs
+    return train.main()
+
+
+def timeless(row):
+    return {key: value for key, value in row.items() if not key.startswith('seconds')}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_between_steps_goes_on_bit_by_bit(tmp_path, monkeypatch):
+    assert run(monkeypatch, tmp_path / 'whole') == 0
+    original, wishes = Spiral.step, [signal.SIGTERM]
+
+    def step(self, state, host, i):
+        monkeypatch.setattr(train, 'agree', lambda stop, late: (wishes.pop() if wishes else 0, late))
+        return original(self, state, host, i)
+
+    monkeypatch.setattr(Spiral, 'step', step)
+    assert run(monkeypatch, tmp_path / 'again') == 128 + signal.SIGTERM
+    assert run(monkeypatch, tmp_path / 'again') == 0
+    for name in (METRICS, EVALS):
+        ours, theirs = ([timeless(row) for row in read_records(tmp_path / each / name)] for each in ('whole', 'again'))
+        assert ours == theirs
+    final = read_records(tmp_path / 'whole' / EVALS)[-1]
+    assert {'nashconv', 'legal_mass', 'winrate', 'negotiation_random_win'} <= final.keys()
+    assert not [name for name in final if not meaning(name).words and name not in ('step', 'stage')]
