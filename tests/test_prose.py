@@ -21,7 +21,6 @@ NOT_HELD: tuple[str, ...] = (
     'evals',
     'evaluate.py',
     'feedback',
-    'learners',
     'merge.py',
     'models',
     'objectives',
