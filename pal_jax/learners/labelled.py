@@ -1,7 +1,7 @@
 """Lessons and losses of replies with labels: 14 outputs of categories, or one cost with the sign of safety.
 
-pairs = pack_labelled(groups, mesh, ways=1, micro_rows=4)             # groups with `labels` state, _, metrics =
-Scorer(..., loss=Labels(), outputs=14).learn(state, pairs)
+pairs = pack_labelled(groups, mesh, ways=1, micro_rows=4)             # groups with `labels`
+state, _, metrics = Scorer(..., loss=Labels(), outputs=14).learn(state, pairs)
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The people of PLUS: who is learnt from and who is tested, the people of a step, and whose choices go with them."""
+"""The people of PLUS: those to learn from and those to test on, the people of a step, and the choices that go with
+them."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ from pal_jax.recipes.plus.settings import Settings
 class Drawn(NamedTuple):
     """The people of a step.
 
-    people: the persons who are summarised.
-    choosers: for each of them, the person whose choices pay for the summaries and teach the reward model.
-    temperatures: a summary of each person is drawn at each of these.
-    pays: whether the summariser is paid; while it waits it is not.
+    Attributes:
+      people: the persons who are summarised.
+      choosers: for each of them, the person whose choices pay for the summaries and teach the reward model.
+      temperatures: a summary of each person is drawn at each of these.
+      pays: whether the summariser is paid; while it waits it is not.
     """
 
     people: list[History]
@@ -31,7 +33,7 @@ class Drawn(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How many people a step draws, and the temperatures at which the summaries of each are drawn."""
+    """The number of people that a step draws, and the temperatures at which the summaries of each person are drawn."""
 
     people: int
     temperatures: tuple[float, ...]
@@ -88,10 +90,10 @@ def of_whom(
 
     def somebody_else(person: History) -> History:
         mine, drawn = content(person), (train[k] for k in rng.permutation(len(train)))
-        found = next((other for other in drawn if other.user != person.user and content(other) != mine), None)
-        if found is None:
+        chosen = next((other for other in drawn if other.user != person.user and content(other) != mine), None)
+        if chosen is None:
             raise ValueError(f'shuffled: nobody else to learn from is another than {person.user}; give other people')
-        return found
+        return chosen
 
     return list(map(somebody_else, people))
 

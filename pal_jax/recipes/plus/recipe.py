@@ -1,10 +1,12 @@
 """PLUS (arXiv 2507.13579): summaries of people learnt by reinforcement, together with the reward model that reads them.
 
-A step draws people and writes `n_samples` summaries of each from the person's context. The reward model as it is judges
-a choice of the person by each summary, which pays the summariser log sigmoid(gap). Then the reward model learns other
-choices by the first of the same summaries, and the summariser makes its PPO update. Nothing but text goes from one to
-the other. At first the summariser waits: a reward model that cannot read yet pays noise. The wait takes `hold.steps` at
-most, and ends when the choices of two steps in a row were worth `hold.reward`.
+A step draws people and writes `n_samples` summaries of each from the person's context. The reward model, as it is
+before the step, judges a choice of the person by each summary, and the summariser is paid log sigmoid(gap). Then the
+reward model learns other choices by the first of the same summaries, and the summariser makes its PPO update. Nothing
+but text goes from one model to the other.
+
+At first the summariser waits: a reward model that cannot read yet pays noise. The wait takes `hold.steps` steps at
+most, and ends when the mean reward of two steps in a row is above `hold.reward`.
 """
 
 from __future__ import annotations
@@ -60,14 +62,14 @@ class PLUS:
     Attributes:
       load: by `policy` and `reward`, reads the weights before training; baselines without a writer have no `policy`.
       learner: updates the summariser.
-      describe: writes summaries, or gives what a baseline reads in place of them.
+      describe: writes summaries, or gives the texts that a baseline reads in place of them.
       reward_model: pays for summaries, and learns by them.
       draw: the people of a step, by its number.
-      rate: what a step makes of the reward model's rate, by its number.
+      rate: a factor of the reward model's rate, by the number of the step.
       pack: lays samples out as a batch.
       tests: people to test on, by the name of their split.
       measure: figures of such people, see `evals.conditioning.evaluate`.
-      replies: figures of what another model writes after a summary.
+      replies: figures of the replies that another model writes after a summary.
       waiting: the name of a step that does not pay.
       trains: whether the summariser is updated where it is paid.
     """
@@ -132,7 +134,8 @@ class PLUS:
         return state, scored | estimated | updated
 
     def texts(self, state: State, people: Sequence[History], temperatures: Sequence[float] = (0.0,)) -> list[str]:
-        """What the reward model reads of people in an evaluation; at temperature 0 the likeliest summaries."""
+        """The texts that the reward model reads of people in an evaluation; at temperature 0 the likeliest
+        summaries."""
         return self.describe(state, people, temperatures, (self.seed, EVALUATION)).texts
 
     def evaluate(self, state: State, stage: str) -> Evaluation:
@@ -147,17 +150,18 @@ class PLUS:
 
 
 def make(settings: Settings | TableSettings, ctx: Context) -> Recipe:
-    """Checks the settings, reads the people and builds the parts; weights are read by `init`.
+    """Check the settings, read the people and build the parts; weights are read by `init`.
 
     Raises:
-      ValueError: a value is wrong, or a line of the file.
+      ValueError: a value or a line of the file is wrong.
       RuntimeError: a model cannot be had.
     """
     if isinstance(settings, TableSettings):
         return table.make_table(settings, ctx)
     check(settings)
     train, tests = read_people(settings, ctx.log)
-    of_whom(train, train, (settings.seed,), shuffled=settings.shuffled)  # raises here where nobody stands for somebody
+    # Raises here, before models are opened, where a person has no other to stand in.
+    of_whom(train, train, (settings.seed,), shuffled=settings.shuffled)
     if settings.reads == 'latent':
         return latent.make(settings, ctx, train, tests)
     parts = make_parts(settings, ctx)
@@ -219,7 +223,7 @@ def make_trained(settings: Settings | TableSettings, ctx: Context) -> Trained | 
 
 
 def trained_by(settings: Settings, models: Models | Parts) -> Trained | None:
-    """The summariser, where one learns."""
+    """The export of the summariser, where one learns."""
     if settings.reads != 'summary':
         return None
     trained = trained_policy(settings.policy, models.policy, models.learner)
@@ -228,7 +232,7 @@ def trained_by(settings: Settings, models: Models | Parts) -> Trained | None:
 
 
 def check(settings: Settings) -> None:
-    """Everything that can be wrong before a file is read."""
+    """Raises ValueError for everything that can be wrong before a file is read."""
     if settings.reads not in READS:
         raise ValueError(f'reads={settings.reads!r} is unknown; use one of {", ".join(READS)}')
     check_at_least(
@@ -255,7 +259,9 @@ def make_after(settings: Settings) -> Callable[[Host, int], int]:
 
 
 def step_after(host: Host, i: int, *, hold: int, reward: float) -> int:
-    """The next step: the first in which the summariser is paid where the last two rewards are worth more than `reward`
-    on average."""
+    """The number of the next step.
+
+    Where the last two rewards are above `reward` on average, it is the first step in which the summariser is paid.
+    """
     enough = len(host['rewards']) == 2 and np.mean(host['rewards']) > reward
     return max(i + 1, hold) if enough else i + 1
