@@ -68,9 +68,11 @@ class CostModel:
         check_finite(state)
         metrics = {name.removeprefix('reward_'): value for name, value in figures.items()}
         costs, unsafe = scores[..., 0], labels_of(groups)
+        # Pairs of a plain preference set have an order and no labels.
         if (known := ~np.isnan(unsafe)).any():
             metrics['sign_accuracy'] = float(cost_model.signs(costs[known], unsafe[known]).mean())
         tokens = float(sum(group.length for group in groups))
+        # A pair's less safe answer stands first, so a margin above 0 is the right order.
         margin = float(gaps(costs).mean())
         metrics |= {'margin': margin, 'tokens': tokens, 'left_out': float(self.rows.left_out)}
         return state, host, 'cost', metrics

@@ -78,6 +78,7 @@ def make(settings: Settings, ctx: Context) -> Preferring:
     """
     data.check(settings)
     policy = make_policy(settings.policy, ctx, settings.seed)
+    # A row is a prompt with two branches: it is read once for both answers.
     rows = data.make_rows(settings, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
     ctx.log(rows.told)
     steps = data.steps_of(settings, rows)

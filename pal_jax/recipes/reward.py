@@ -84,6 +84,7 @@ class RewardModel:
         check_finite(state)
         metrics = {name.removeprefix('reward_'): value for name, value in figures.items()}
         tokens = float(sum(group.length for group in groups))
+        # The better reply of a pair stands first, so a margin above 0 is the right order.
         margin = float(gaps(scores[..., 0]).mean())
         metrics |= {'margin': margin, 'tokens': tokens, 'left_out': float(self.rows.left_out)}
         return state, host, 'reward', metrics
@@ -193,6 +194,7 @@ def gather(pairs: Sequence[Group], *, replies: int, length: int) -> list[list[Gr
     by_prompt: dict[tuple[int, ...], list[Group]] = {}
     for pair in pairs:
         groups = by_prompt.setdefault(tuple(pair.prompt), [])
+        # First fit: the first group that has room takes the pair.
         for k, group in enumerate(groups):
             # A group in which every two replies are compared takes no further pair.
             whole = len(group.compared) == replies * (replies - 1) // 2
@@ -212,6 +214,7 @@ def fits(group: Group, replies: int, length: int) -> bool:
 
 def joined(group: Group, pair: Group) -> Group:
     """A group with one more pair of its prompt; each reply is in it once."""
+    # Replies are the same where their tokens are: each is read once, whatever pairs it is in.
     replies = {tuple(branch.tokens): branch for branch in (*group.branches, *pair.branches)}
     number = {tokens: k for k, tokens in enumerate(replies)}
     better, worse = (number[tuple(branch.tokens)] for branch in pair.branches)

@@ -53,6 +53,7 @@ class SFT:
             # 2. Descend their mean cross-entropy once.
             state, metrics = self.actor.imitate(state, batch)
         check_finite(state)
+        # Rows differ in length, so a step's loss is worth reading beside the number of its tokens.
         tokens, left_out = float(batch.acts.sum()), float(self.rows.left_out)
         return state, host, 'sft', metrics | {'tokens': tokens, 'left_out': left_out}
 

@@ -110,6 +110,7 @@ class TextDraw:
         share = np.zeros(len(users), np.float32)
         share[train] = self.shares[trial]
         # 4. Each text once: pairs name it by its place.
+        # 5. Sides of pairs become places among the drawn texts.
         columns = [pairs.chosen[index], pairs.rejected[index]]
         columns += [] if pairs.prompt is None else [pairs.prompt[index]]
         numbers, places = np.unique(columns, return_inverse=True)

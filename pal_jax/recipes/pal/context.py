@@ -92,6 +92,7 @@ def seen_people(pairs: TextPairs, trial: Trial, count: int) -> dict[str, Asked]:
         texts_of_pair = sides(pairs, [pair])
         return next((c for c in (first[users[pair]], second[users[pair]]) if not texts_of_pair & sides(pairs, c)), ())
 
+    # A part of the pairs, drawn at random: reading them is what costs.
     learnt, validation = (np.sort(rng.permutation(part)[:LEARNT]) for part in (split.train, split.validation))
     asked = {'train': Asked(learnt, [apart(pair) for pair in learnt])}
     for name, part in (('validation', validation), ('test', split.test)):
@@ -142,6 +143,7 @@ def after(pairs: TextPairs, pair: int, start: tuple[int, ...], opening: tuple[in
     asked = () if pairs.prompt is None else pairs.texts[pairs.prompt[pair]].tokens
     for number in (pairs.chosen[pair], pairs.rejected[pair]):
         tokens = (*asked, *pairs.texts[number].tokens)
+        # A chat template's opening stands at the start of the whole text alone.
         opened = bool(start) and tokens[: len(opening)] == opening
         yield Text(tokens[len(opening) :] if opened else tokens, start)
 
@@ -175,6 +177,7 @@ def fit(train: np.ndarray, validation: np.ndarray) -> np.ndarray:
 
     The pull to 0 is the one that does best on the validation part.
     """
+    # In units of the differences' deviation one grid of pulls suits every decoder.
     scale = train.std() or 1.0
     fits = [logistic(train / scale, pull) / scale for pull in PULLS]
     return max(fits, key=lambda weights: hits(validation @ weights).mean())
@@ -185,6 +188,7 @@ def logistic(x: np.ndarray, pull: float) -> np.ndarray:
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         margins = x @ w
+        # The derivative of the loss by a margin is -sigmoid(-margin); tanh does not overflow.
         slope = -0.5 * (1.0 - np.tanh(margins / 2.0)) / len(x)
         value = np.logaddexp(0.0, -margins).mean() + pull / 2.0 * w @ w
         return float(value), slope @ x + pull * w

@@ -84,6 +84,7 @@ def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
             'load_pal_reward_model'
         )
     decoder, frame, shape = reading.decoder, run.kept.frame, pal.shape
+    # transformers finds a text's last token by its padding, which must be no token of the text.
     tokenizer = decoder.tokenizer.padding_apart()
     of_pal = {key: getattr(pal, key) for key in ('variant', 'rule', 'scaled', 'point', 'width', 'prototypes')}
     of_pal |= {key: getattr(shape, key) for key in ('layers', 'activation', 'bias', 'residual')}

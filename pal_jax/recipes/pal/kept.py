@@ -112,6 +112,7 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
     if len(set(data.names)) < len(data.names):
         name = next(name for name, count in Counter(data.names).items() if count > 1)
         raise ValueError(f'data={settings.data!r} has two users called {name!r}; give each a name of their own')
+    # The scale is kept: a new person's items have to be divided by the same numbers.
     scale = comparisons.scales(data) if settings.standardize else np.ones(data.chosen.shape[1])
     groups = 0 if data.groups is None else int(data.groups.max()) + 1
     if text is None:
@@ -173,6 +174,7 @@ def going_on(data: str, before: Kept | None, now: Kept) -> Kept:
     """
     if before is None:
         return now
+    # A file in another order has its people at other rows, so names are compared one by one.
     for what, old, new in (('users', before.names, now.names), ('attributes', before.attributes, now.attributes)):
         if old != new:
             number = next((i for i, (one, two) in enumerate(zip(old, new, strict=False)) if one != two), None)

@@ -88,6 +88,7 @@ class PALLarge:
     def init(self) -> tuple[LargeState, Host]:
         seeds, weights = [trial.seed for trial in self.tiny.trials], self.load()
 
+        # Every model and split has its own trainable part of the decoder; the frozen part is there once.
         def new(name: str, learner: IdealPointLearner) -> Model:
             people = pal.start(name, learner, self.tiny.data, jnp.array(seeds, jnp.int32))
             return Model(people, tuple(self.reader.divide(weights, seed)[1] for seed in seeds))
@@ -115,6 +116,7 @@ class PALLarge:
         for name, model in state.models.items():
             learner = self.tiny.learners[name]
             # 2. The model's decoders read each text once.
+            # Each text is read once, however many pairs it is in.
             with self.ctx.phase('read'):
                 vectors = self.read(model, state.frozen, texts)
             # 3. Take the gradient by the vectors; then update prototypes, projectors and the rows of the people.
@@ -143,6 +145,7 @@ class PALLarge:
         """
         splits = zip(model.readings, texts, gradients, strict=True)
         learnt = tuple(self.reader.learn(before, frozen, read, gradient)[0] for before, read, gradient in splits)
+        # A single bad batch is skipped; three in a row do not pass by themselves.
         if any(int(reading.skipped) >= 3 for reading in learnt):
             raise RuntimeError('three updates of a decoder in a row were not finite; lower decoder.optimizer.lr')
         return learnt
@@ -158,6 +161,7 @@ class PALLarge:
         """The panel of an evaluation: the pairs by the vectors that each model's decoders make of all texts."""
         if stage == TINY:
             return self.tiny
+        # Each model's decoders have moved, so its pairs have vectors of their own.
         everything = [self.text.texts] * len(self.tiny.trials)
         tables = {name: np.stack(self.read(m, state.frozen, everything)) for name, m in state.models.items()}
         by_model = {name: self.text.in_states(table) for name, table in tables.items()}

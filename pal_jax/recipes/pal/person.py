@@ -150,6 +150,7 @@ def information(run: TrainedPAL, open_pairs: Choices, choices: Choices | None = 
       ValueError: the run's `new.pull` is 0, so nobody can say who a new person could be.
     """
     parts = [open_pairs.batch, choices.batch] if choices else [open_pairs.batch]
+    # Open and answered pairs go through one program; a mask says which are answered.
     both = jax.tree.map(lambda *sides: np.concatenate(sides, axis=1), *parts)
     count = open_pairs.batch.users.shape[1]
     answered = jnp.arange(both.users.shape[1])[None] >= count

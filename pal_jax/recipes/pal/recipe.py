@@ -102,6 +102,7 @@ def make(settings: Settings, ctx: Context) -> PAL:
     )
     trials = make_trials(settings, data)
     learners = make_learners(settings, kept, ctx, len(trials))
+    # Methods without a learner are fitted in the evaluation, from the same training pairs.
     others = {name: other for name, other in OTHERS.items() if getattr(settings.baselines, name)}
     if decoder and text and settings.baselines.context:
         others['context'] = pal_context.make_method(settings.text, ctx, decoder, text.pairs, settings.baselines.context)
@@ -181,6 +182,7 @@ def read(settings: Settings, ctx: Context) -> Comparisons:
 def make_trials(settings: Settings, data: Comparisons) -> list[Trial]:
     """The random splits of the run: by statements and prompts where there is text, else by choice situations."""
     parts, cut = settings.split, comparisons.split_items if settings.text.source else comparisons.split
+    # A statement of the test must stand in no training pair, or the test would measure memory.
     split = functools.partial(cut, data, seen=parts.seen, train=parts.train, validation=parts.validation)
     return panel.make_trials(data, parts.seeds, parts.control, settings.seed, lambda seed: split(seed=seed))
 
@@ -224,6 +226,7 @@ def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array
     group.
     """
     state = learner.init(seeds)
+    # All models but the one with known groups begin with people in the middle, or near it.
     if name != 'groups':
         return state
     assert data.groups is not None
@@ -253,6 +256,7 @@ def summarize(metrics: dict[str, dict[str, Any]], trials: Sequence[Trial]) -> Me
     }
     if bad := [name for name, row in means.items() if not np.isfinite(row['loss'])]:
         raise RuntimeError(f'the loss of {bad[0]} is not finite; lower the rates in optimizer')
+    # The most prototypes: the loss of the model that can fit best shows whether training works.
     largest = [name for name in means if name.startswith('K=')][-1]
     spread = float(np.std(np.asarray(metrics[largest]['accuracy'])[true]))
     named = {f'{key} {name}': value for name, row in means.items() for key, value in row.items()}

@@ -68,6 +68,7 @@ def open_decoder(text: TextSettings, ctx: Context, seed: int) -> Decoder:
     """The decoder that the section `text` names; `seed` is that of the run. No weights are read."""
     source = make_source(text.source, ctx, seed, 'text')
     cfg = states.first_layers(devices.for_platform(source.config, text.dtype), text.layers)
+    # A tied embedding asks for no output matrix, which a reader does not need.
     return Decoder(dataclasses.replace(cfg, tie_embed=True), source.tokenizer(), source)  # nothing is unembedded
 
 

@@ -80,11 +80,13 @@ class Writer:
         self, state: State, people: Sequence[Told], temperatures: Sequence[float], seed: Sequence[int]
     ) -> Written:
         samplings = [dataclasses.replace(self.sampling, temperature=temperature) for temperature in temperatures]
+        # The first words are forced, so that even an untrained model writes a summary.
         prefill = self.tokenizer.encode(self.prefill) if self.prefill else []
         asked = [list(person.ask or summaries.ask(person.context, self.form)) for person in people]
         prompts = [(*self.tokenizer.chat(messages), *prefill) for messages in asked]
         self.decoder.load(self.learner.weights(state['policy']))
         samples = sampler.sample(self.decoder, self.tokenizer, prompts, samplings, seed, sources=people)
+        # The decoder's caches would stand in the way of the reward model's step.
         self.decoder.release()
         texts = [summaries.extract(self.prefill + sample.completion.text) for sample in samples]
         return Written(texts, samples)
@@ -117,6 +119,7 @@ class PairUp:
 
         A text that comes twice with the same choices is read once and counts twice.
         """
+        # Equal summaries teach the same: they are read once, with the weight of all of them.
         alike: dict[tuple[str, tuple[Choice, ...]], int] = {}
         lessons = zip(texts, map(tuple, choices), strict=True)
         of = np.array([alike.setdefault(lesson, len(alike)) for lesson in lessons])
@@ -197,6 +200,7 @@ class RewardModel:
         choice that pays. Where nobody is paid there is one summary a person, and its reward is of the choices that
         teach.
         """
+        # Texts stand person by person.
         count = len(texts) // len(choosers)
         first = min(count, self.taught)
         lesson = [text for k, text in enumerate(texts) if k % count < first]

@@ -80,6 +80,7 @@ class LatentBaseline:
             people = [self.train[j] for j in part]
             key = jax.random.fold_in(jax.random.key(self.seed), i * self.updates + k)
             # 2. Past choices are what is known of a person; all others but those that test are to be judged by it.
+            # In the control the choosers are other people, so z can tell nothing about the choices.
             choosers = of_whom(people, self.train, (self.seed, i, k), shuffled=self.shuffled)
             judged = self.vectors([(person.reward, *person.train) for person in choosers])
             # 3. Update encoder and reward model, on the choices' loss by a drawn z and the divergence of its
@@ -102,6 +103,7 @@ class LatentBaseline:
         """For each temperature and person the mean of z or, above 0, a draw of z."""
         known, count = latent.encode(state.params, jnp.asarray(self.known(people))), len(temperatures)
         mean, log_std = (jnp.repeat(x, count, axis=0) for x in known)
+        # Draws follow from the seed alone: an evaluation repeated gives the same figures.
         drawn = latent.draw(jax.random.fold_in(jax.random.key(self.seed), EVALUATION), mean, log_std)
         return list(np.where(np.tile(temperatures, len(people))[:, None] > 0, drawn, mean))
 
@@ -129,6 +131,7 @@ def make(
     """
     options, seed, evaluated = settings.latent, settings.seed, settings.eval
     policy = make_policy(settings.reward_model, ctx, seed, of='reward_model')
+    # The network is small: every device has all of it.
     everywhere = sharding.replicated(ctx.mesh)
     updates = -(-len(train) // options.people)
     optimizer = options.optimizer.over(options.passes * updates)
@@ -197,6 +200,7 @@ class Vectors:
         return self._numbered(self.everyone)
 
     def _states(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        # The weights are let go after the reading: training needs only the states.
         cfg, mesh = self.policy.cfg, self.ctx.mesh
         params = self.policy.source.load(sharding.param_shardings(model_params.decoder_specs(cfg), mesh))
         yield from states.hidden_states(params, cfg, mesh, tuple(self._numbers), pool='last')

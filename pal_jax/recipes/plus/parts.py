@@ -49,6 +49,7 @@ def make_models(settings: Settings, ctx: Context) -> Models:
     """The models that the settings name. Raises ValueError or RuntimeError where a model cannot be had."""
     reading, seed, n = settings.reward_model, settings.seed, settings.summary.n_samples
     policy, judge = make_policy(settings.policy, ctx, seed), make_policy(reading, ctx, seed, of='reward_model')
+    # A summariser that is not trained needs no reference.
     learner = make_learner(settings, policy.cfg, ctx, n=n, anchored=settings.reads == 'summary')
     return Models(policy, learner, judge, make_reader(reading, judge.cfg, ctx.mesh, seed))
 

@@ -62,6 +62,7 @@ class Draw:
         if self.paid and i >= self.hold:
             start = self.hold * self.waiting.people + (i - self.hold) * self.paid.people
             size, pays = self.paid, True
+        # The place in the pass follows from the step's number: a resumed run draws the same people.
         order = shuffled(len(self.train), start=start, size=size.people, seed=self.seed)
         people = [self.train[k] for k in order]
         choosers = of_whom(people, self.train, (self.seed, i), shuffled=self.shuffled)
@@ -89,6 +90,7 @@ def of_whom(
     rng = np.random.default_rng((*seed, 1))
 
     def somebody_else(person: History) -> History:
+        # Compared by content, too: a person of another name with the same choices would be no control.
         mine, drawn = content(person), (train[k] for k in rng.permutation(len(train)))
         chosen = next((other for other in drawn if other.user != person.user and content(other) != mine), None)
         if chosen is None:

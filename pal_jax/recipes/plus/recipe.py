@@ -126,9 +126,11 @@ class PLUS:
           RuntimeError: three updates in a row were not finite.
         """
         with self.ctx.phase('annotate'):
+            # 1. Log-probabilities under the summariser and its start, and advantages among a person's summaries.
             batch, scored = self.learner.score(state, self.pack(samples))
             batch, estimated = self.learner.advantages(state, batch)
         with self.ctx.phase('update'):
+            # 2. The clipped update.
             state, updated = self.learner.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), i))
         check_finite(state, ' or raise ppo.kl_coef')
         return state, scored | estimated | updated
@@ -143,6 +145,7 @@ class PLUS:
         gaps = functools.partial(self.reward_model.gaps, state['reward'])
         with self.ctx.phase('evaluate'):
             record, people = self.measure(texts, gaps, self.tests, whole=stage != 'base')
+            # Another model writes replies at the end alone, for the people of the first split.
             answered = next(iter(self.tests.values())) if stage == 'final' else []
             written, examples = self.replies(answered, texts, gaps)
         record |= {'learnt_from': len({person.user for person in self.draw.train})} | written
@@ -188,6 +191,7 @@ def make_plan(settings: Settings, parts: Parts) -> Plan:
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
     abstract = {'reward': parts.reader.abstract}
     if settings.reads in WRITTEN:
+        # Baselines without a writer have no summariser to keep or to restore.
         abstract |= {'policy': parts.learner.abstract}
     trained, keep = trained_by(settings, parts), keeping(policy=parts.policy, reward_model=parts.judge)
     phases = {'the reward model alone, at most': settings.hold.steps, 'both models': settings.total_steps}
@@ -263,5 +267,6 @@ def step_after(host: Host, i: int, *, hold: int, reward: float) -> int:
 
     Where the last two rewards are above `reward` on average, it is the first step in which the summariser is paid.
     """
+    # The mean of two steps: a single one is too noisy to end the wait.
     enough = len(host['rewards']) == 2 and np.mean(host['rewards']) > reward
     return max(i + 1, hold) if enough else i + 1

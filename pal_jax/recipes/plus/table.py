@@ -10,8 +10,8 @@ shuffled              both learn, of somebody else's choices
 static-summariser     a run of `plus` in which the summariser is never updated
 static-reward-model   the summariser learns from a reward model with a random head
 
-Each method and seed is a run of its own, `<method>-<seed>`. The runs go seed by seed, so that a table of few seeds is
-there early. The last stage puts their last evaluations into one table.
+Each method and seed is a run of its own, `<method>-<seed>`, seed by seed. The last stage puts their last evaluations into
+one table. The same command with more seeds goes on from the runs that have ended.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
     Raises:
       ValueError: as `read_methods`, or the settings are themselves of another method than `plus`.
     """
+    # The methods set these keys themselves, so a value from the command line would be lost.
     plain = settings.summary.train and settings.reward_model.train and not settings.shuffled
     if settings.reads != 'summary' or not plain:
         raise ValueError('methods say themselves what they read and what learns; leave reads, shuffled and train alone')
@@ -107,6 +108,7 @@ class Table:
         """The last evaluation and the rewards of run `i`. Raises ValueError where the run has no last evaluation."""
         name, seed = self.places[i]
         folder = self.runs / f'{name}-{seed}'
+        # A run that was stopped and gone on with may have several last evaluations; the newest counts.
         evaluations = [record for record in read_records(folder / EVALS) if record['stage'] == 'final']
         if not evaluations:
             raise ValueError(f'{folder} has no last evaluation; run it first, by the same command without a stage')

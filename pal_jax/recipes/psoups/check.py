@@ -62,6 +62,7 @@ def check(settings: Settings, prompts: bool = True) -> tuple[Preference, ...]:
     check_judges(settings, poles)
     for pole in poles:
         if pole.rule:
+            # A rule imports its library at its first score: it is tried now, and not hours later.
             pole.rule.score('', 'The library that it needs is there.')
     soup_weights(settings.merge, len(combinations(poles)[0]))
     make_fronts(settings.evaluate, poles)

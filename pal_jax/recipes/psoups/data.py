@@ -74,6 +74,7 @@ class Rollouts:
         with self.ctx.phase('rollout'):
             texts = [preferences.ask(prompt.question, [pole]) for pole, prompt in part]
             samples = self.sample(self.base, texts, n, (self.seed, i))
+        # Chat templates strip a turn, so reward models would read the stripped text anyway.
         answers = [sample.completion.text.strip() for sample in samples]  # as chat templates have a turn
         records = [
             {
@@ -201,6 +202,7 @@ def draw(
 ) -> list[tuple[Preference, Prompt]]:
     """Draw `count` prompts, or with 0 all, for each preference apart; the prompts stay in their order."""
     total, count = len(prompts), min(count or len(prompts), len(prompts))
+    # Each preference has an order of its own, so few prompts are asked under all of them.
     drawn = [{*shuffled(total, start=i * total, size=count, seed=seed)} for i in range(len(poles))]
     return [
         (pole, prompt)
@@ -217,6 +219,7 @@ def everyone(settings: Stage) -> tuple[Preference, ...]:
 
 def pairs_of(row: Row) -> list[Row]:
     """Pair the answers of a row of rollouts two by two; equal answers count as one."""
+    # Equal answers would make a pair that teaches nothing.
     answers = {row[key]: key.removeprefix('output_') for key in row if key.startswith('output_')}
     rest = {key: value for key, value in row.items() if not key.startswith('output_')}
     return [

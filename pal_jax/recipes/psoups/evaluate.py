@@ -87,6 +87,7 @@ class Tasting:
         """The base's weights, or the same with the merged adapters of the job's stages."""
         if not job.sources:
             return self.base
+        # Only adapters are averaged: the base is the same for all stages.
         soup = merging.linear([self.adapters(self.folder / stage) for stage in job.sources], job.weights)
         return merge.whole(soup, self.base)
 
@@ -213,6 +214,7 @@ class Contest:
             for (a, b), front in fronts.items()
             if a.rule and b.rule
         }
+        # A front is good where a score rises with the weight of its pole.
         for (a, b), front in scored.items():
             toward, first, second = zip(*front, strict=True)
             record[f'front_{a}_{b}_spearman'] = winrates.spearman(toward, second)

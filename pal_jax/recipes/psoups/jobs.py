@@ -61,6 +61,7 @@ def make_jobs(settings: Evaluating, poles: Sequence[Preference]) -> list[Job]:
     for combo in combos:
         jobs += [Job('base', combo), *(Job(name, combo, (name,), (1.0,)) for name in ('multitask', 'morl'))]
         jobs.append(Job('psoups', combo, tuple(f'policy-{pole.id}' for pole in combo), weights))
+    # Beside the comparison of systems: whether each policy serves its own pole at all.
     jobs += [job for pole in poles for job in pole_jobs(pole, settings.evaluate.draws)]
     jobs += [job for front in make_fronts(settings.evaluate, poles).values() for job in front]
     # With a single dimension a combination is a pole, and its jobs would come twice.

@@ -44,6 +44,7 @@ def open_annotators(models: ChatModels, specs: Mapping[str, Spec], role: str = '
     Raises:
       ValueError: an annotator is unknown.
     """
+    # Each annotator is opened once, however many preferences it judges.
     opened = {
         name: models.choose(
             role, spec.decoder, functools.partial(annotators.make_annotator, spec=spec), spec.model,

@@ -85,6 +85,7 @@ def soup_weights(settings: MergeSettings, n: int) -> tuple[float, ...]:
       ValueError: `merge.weights` are not `n` numbers with sum 1.
     """
     weights = settings.weights or (1.0 / n,) * n
+    # Weights with another sum would scale the adapters.
     numbers = all(isinstance(weight, int | float) for weight in weights)
     if not numbers or len(weights) != n or not abs(sum(weights) - 1.0) <= 1e-6:
         raise ValueError(f'merge.weights={weights} must be a number for each of {n} dimensions, with sum 1')

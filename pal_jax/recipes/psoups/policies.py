@@ -45,6 +45,7 @@ def open_adapters(folder: Path, ctx: Context) -> Params:
       ValueError: the stage has no checkpoint.
     """
     trained = trained_in(str(folder), ctx)
+    # The base and the optimiser's state are most of a checkpoint and are not needed.
     adapters = jax.tree_util.tree_map_with_path(only_adapters, trained.exported)
     state, *_ = Checkpoints(folder, adapters, read_only=True).read()
     return jax.jit(lambda params: params, out_shardings=sharding.replicated(ctx.mesh))(

@@ -59,6 +59,7 @@ def read_prompts(settings: Asking, split: str, tokenizer: Tokenizer) -> list[Pro
       ValueError: as `known_prompts`, or no prompt is left.
     """
     asked = settings.prompts
+    # All systems answer the same prompts, so a prompt has to fit with the longest texts.
     longest = max(preferences.combinations(read_preferences(settings)), key=lambda poles: len(ask('', poles)))
     prompts = known_prompts(asked, split)
     lengths = [len(tokenizer.chat(chats.as_chat(ask(prompt.question, longest)))) for prompt in prompts]
@@ -78,6 +79,7 @@ def known_prompts(settings: PromptSettings, split: str) -> list[Prompt]:
     prompts = _given_prompts(settings, split)
     if split == 'test':
         return prompts
+    # Questions are compared in a normal form, so that spelling hides no repetition.
     tested = {normal(prompt.question) for prompt in _given_prompts(settings, 'test')}
     learnt = [prompt for prompt in prompts if normal(prompt.question) not in tested]
     if not learnt:

@@ -141,6 +141,7 @@ class RLPHF:
         record = summarize(samples, scores)
         for preference in self.wanted[0] if len(self.wanted) == 1 else ():
             if rule := preference.rule:
+                # A pole's rule shows, beside the reward model, whether the policy does what the pole says.
                 met = [rule.score(prompt.question, text) for prompt, text in zip(self.test, answers, strict=True)]
                 record[f'rule_{preference.id}'] = float(np.mean(met))
         dialogues = [as_dialogue(text, answer) for text, answer in zip(texts[:3], answers[:3], strict=True)]
