@@ -157,6 +157,7 @@ class Actor:
         reference = params
         if self.adapters:
             params, frozen = attached(params, self.adapters, self.seed)
+            # Without a warm-up the reference is the base itself, at no memory of its own.
             reference = params if self.warmup else {}
         nothing = jnp.zeros((), jnp.int32)
         model = TrainState(params, frozen, self.optimizer.init(params))

@@ -50,6 +50,7 @@ def init(key: PRNGKeyArray, width: int, latent: Latent) -> Params:
     params = {}
     for name, (inner, out) in shapes.items():
         key, layer_key = jax.random.split(key)
+        # Zeros here: all scores begin equal, and all standard deviations at 1.
         scale = 0.0 if name in ('log_std', 'score') else inner**-0.5
         params[name] = {'w': scale * jax.random.normal(layer_key, (inner, out)), 'b': jnp.zeros(out)}
     return params

@@ -100,6 +100,7 @@ class Reader:
         abstract: tuple[Params, Reading] = placed(shapes, trained_specs(specs, adapters), mesh)
         self.frozen, self.abstract = abstract
         places = jax.tree.map(lambda x: x.sharding, abstract)
+        # Frozen parameters come apart from those that train: many readers share the former.
         self.divide = jax.jit(self._new, out_shardings=places)
 
     def _new(self, params: Params, seed: Int[Array, '']) -> tuple[Params, Reading]:

@@ -245,6 +245,7 @@ class Scorer:
             losses.append(loss)
             parts.append(scores)
         before = np.asarray(jnp.concatenate(parts))[pairs.where]
+        # Weights sum to 1 over the whole batch, so the micro-batches' losses add up to its mean.
         figures = {'reward_loss': float(sum(jax.device_get(losses)))}
         if (both := pairs.exists[:, 0::2] & pairs.exists[:, 1::2]).any():
             figures['reward_accuracy'] = float(np.mean(gaps(before[..., 0])[both] > 0))
@@ -347,6 +348,7 @@ def pack_replies(
     layout = layout._replace(groups=max(layout.groups, 1 << max(row_tokens // (SHORT * n) - 1, 0).bit_length()))
     packed = pack_groups(groups, layout, n=n, actions=actions)
     places = {i: (r, place * n) for r, row in enumerate(layout.rows) for place, i in enumerate(row)}
+    # Each group's row, and the place of its first reply in that row.
     rows, starts = np.array([places[i] for i in range(len(groups))]).T
     shape = packed.acts.shape[0], packed.acts.shape[1] // n * size
     better, worse, weight, margin = (np.zeros(shape, dtype) for dtype in (np.int32, np.int32, np.float32, np.float32))

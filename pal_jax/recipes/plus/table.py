@@ -10,8 +10,8 @@ shuffled              both learn, of somebody else's choices
 static-summariser     a run of `plus` in which the summariser is never updated
 static-reward-model   the summariser learns from a reward model with a random head
 
-Each method and seed is a run of its own, `<method>-<seed>`, seed by seed. The last stage puts their last evaluations into
-one table. The same command with more seeds goes on from the runs that have ended.
+Each method and seed is a run of its own, `<method>-<seed>`, seed by seed. The last stage puts their last evaluations
+into one table. The same command with more seeds goes on from the runs that have ended.
 """
 
 from __future__ import annotations
