@@ -18,7 +18,6 @@ NOT_HELD: tuple[str, ...] = (
     'data',
     'decode',
     'envs/game.py',
-    'evals',
     'evaluate.py',
     'feedback',
     'merge.py',

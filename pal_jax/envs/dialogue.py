@@ -155,8 +155,8 @@ def with_returns(turns: Sequence[Sequence[Sequence[Sample]]], *, gamma: float) -
     `turns` holds each turn's groups. V stands for the value of the dialogue after a sample:
     - the sample went on: the mean return of the group that answers the next message;
     - it is malformed, or its turn is the last: 0, for there the dialogue ends;
-    - it is well-formed, but another one went on: its value is unknown. It is taken to go on as the dialogues of its turn did
-      on average, so that a sample gains or loses by the next turns only where it had some.
+    - it is well-formed, but another one went on: its value is unknown. It is taken to go on as the dialogues of its
+      turn did on average, so that a sample gains or loses by the next turns only where it had some.
 
     Samples that nobody could judge count in no mean. With `gamma=0` nothing changes.
     """

@@ -238,10 +238,7 @@ def make_splits(settings: Dialogues, models: ChatModels, shares: Shares = ALONE)
 
 
 def make_system(settings: Dialogues, kept: Path | None = None) -> str:
-    """The system prompt of a run's policy: the one that the run has kept, or else that of its config.
-
-    No model is asked for it but a slotter.
-    """
+    """The prompt that a run has kept, or else that of its config; no model is asked for it but a slotter."""
     if kept and (kept / SYSTEM).is_file():
         return (kept / SYSTEM).read_bytes().decode()  # with its line ends
     if (system := read_system(settings.dialogue.system)) is not None:
@@ -252,10 +249,8 @@ def make_system(settings: Dialogues, kept: Path | None = None) -> str:
 
 
 def check_openings(settings: Dialogues, world: World, tokenizer: Tokenizer, max_len: int) -> None:
-    """Raises ValueError where a person's first message makes too long a prompt, with file, line and id.
-
-    A prompt is too long for a model of `max_len` tokens, or for `dialogue.prompt_max_len`.
-    """
+    """Raises ValueError where a person's first message makes a prompt that is too long for a model of `max_len`
+    tokens, or for `dialogue.prompt_max_len`; the error names file, line and id."""
     dialogue, room = settings.dialogue, max_len - settings.sampling.max_tokens
     limit, key = room, f'model has room beside sampling.max_tokens={settings.sampling.max_tokens} for'
     if 0 < dialogue.prompt_max_len < room:
@@ -277,11 +272,8 @@ def check_openings(settings: Dialogues, world: World, tokenizer: Tokenizer, max_
 def slot_all(
     people: Sequence[Person], *, slotter: Slotter, shares: Shares, models: ChatModels, max_failed: float
 ) -> list[Person]:
-    """People in slots, each process asking for its share; those left out are counted.
-
-    Raises:
-      RuntimeError: more than `max_failed` of them are left out.
-    """
+    """People in slots; each process asks for its share, and people left out are counted. Raises RuntimeError where more
+    than `max_failed` of them are left out."""
     slotted = slot_people(people, lambda texts: shares.gather('slots', texts, lambda _, part: slotter(part)))
     failed = len(people) - len(slotted)
     what = 'people could not be brought into slots'
