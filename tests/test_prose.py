@@ -19,7 +19,6 @@ NOT_HELD: tuple[str, ...] = (
     'decode',
     'envs/game.py',
     'evaluate.py',
-    'feedback',
     'merge.py',
     'models',
     'objectives/constraints.py',
