@@ -45,8 +45,8 @@ def _vote(name: str, made: Made) -> Mapping[str, Sequence[Choice]]:
 
 def by_person(choices: Iterable[TextChoice]) -> Mapping[str, Sequence[Choice]]:
     by_user: dict[str, list[Choice]] = {}
-    for pair in choices:
-        by_user.setdefault(pair.user, []).append(Choice(pair.prompt.strip(), pair.chosen.strip(), pair.rejected.strip()))
+    for row in choices:
+        by_user.setdefault(row.user, []).append(Choice(row.prompt.strip(), row.chosen.strip(), row.rejected.strip()))
     return by_user
 
 
