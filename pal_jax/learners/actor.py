@@ -72,7 +72,7 @@ class ActorState(struct.PyTreeNode):
 
     @property
     def whole(self) -> Params:
-        """All parameters, adapters beside what they adapt."""
+        """All parameters, adapters beside the weights that they adapt."""
         return join(self.model.params, self.model.frozen)
 
 

@@ -74,7 +74,7 @@ class Critic:
         params, frozen = jax.tree.map(jnp.copy, params), {}
         if self.adapters:
             params, frozen = attached(params, self.adapters, self.seed + 1)
-        # A new head gives values near 0, about the mean of whitened rewards.
+        # A new head is small, so that values begin near 0.
         head = new_head(self.cfg.width, self.heads, self.seed + 2) if head is None else head
         trained = {'decoder': params, 'head': head}
         return TrainState(trained, frozen, self.optimizer.init(trained))

@@ -83,7 +83,7 @@ def divergence(mean: Float[Array, '*S Z'], log_std: Float[Array, '*S Z']) -> Flo
 def loss(
     params: Params, past: Float[Array, 'B T 2 D'], pairs: Float[Array, 'B S 2 D'], key: PRNGKeyArray, kl_coef: float
 ) -> tuple[Array, dict[str, Array]]:
-    """The loss of `S` choices of each person, the chosen reply first, with its metrics (VPL, equation 4)."""
+    """The loss of `S` choices of each person, the chosen reply first, with its metrics."""
     # 1. The distribution of each person's z, from past choices.
     mean, log_std = encode(params, past)
     # 2. The scores of further choices by one drawn z, through which gradients reach the encoder.

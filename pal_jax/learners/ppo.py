@@ -284,7 +284,7 @@ class PolicyLearner:
         mask, shape = used(batch), batch.tokens.acts.shape
         # 1. Rewards, KL penalty and values by token, as the estimators want them.
         rollout = rollout_of(self.ppo, batch, kl_coef, self.n)
-        # 2. Advantages and returns (GAE, section 6.3 of arXiv 1506.02438, or a method without a critic).
+        # 2. Advantages and returns (GAE, arXiv 1506.02438, or an estimator without a critic).
         advantages, returns = (estimate or self.ppo.estimate)(rollout, *args)
         # 3. Figures, taken before whitening, which would make every deviation 1.
         raw = returns if rollout.values is None else returns - rollout.values

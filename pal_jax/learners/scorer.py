@@ -344,7 +344,7 @@ def pack_replies(
     actions = 1 if acts == 1 else round_up(acts, MULTIPLE)
     neighbours = [Compared(k, k + 1) for k in range(0, n - 1, 2)]
     layout = lay_out_groups(groups, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
-    # Places of every row are a power of two, so that batches share compiled programs.
+    # Rows have places for many short groups, so that batches of few and of many groups share a program.
     layout = layout._replace(groups=max(layout.groups, 1 << max(row_tokens // (SHORT * n) - 1, 0).bit_length()))
     packed = pack_groups(groups, layout, n=n, actions=actions)
     places = {i: (r, place * n) for r, row in enumerate(layout.rows) for place, i in enumerate(row)}

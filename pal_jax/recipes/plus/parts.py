@@ -19,7 +19,7 @@ from pal_jax.runtime.optim import make_schedule
 
 
 class Models(NamedTuple):
-    """The summariser and the reward model, with what trains them."""
+    """The summariser and the reward model, with the learner and the scorer that train them."""
 
     policy: Policy
     learner: PolicyLearner

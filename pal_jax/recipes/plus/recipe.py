@@ -126,7 +126,7 @@ class PLUS:
           RuntimeError: three updates in a row were not finite.
         """
         with self.ctx.phase('annotate'):
-            # 1. Log-probabilities under the summariser and its start, and advantages among a person's summaries.
+            # 1. Log-probabilities under the summariser and its start, and advantages of the summaries.
             batch, scored = self.learner.score(state, self.pack(samples))
             batch, estimated = self.learner.advantages(state, batch)
         with self.ctx.phase('update'):

@@ -202,7 +202,7 @@ def draw(
 ) -> list[tuple[Preference, Prompt]]:
     """Draw `count` prompts, or with 0 all, for each preference apart; the prompts stay in their order."""
     total, count = len(prompts), min(count or len(prompts), len(prompts))
-    # Each preference has an order of its own, so few prompts are asked under all of them.
+    # Each preference draws its prompts by an order of its own.
     drawn = [{*shuffled(total, start=i * total, size=count, seed=seed)} for i in range(len(poles))]
     return [
         (pole, prompt)

@@ -178,7 +178,7 @@ class Contest:
             for prompt, a, b in zip(self.prompts, self.written[first], self.written[second], strict=True)
         ]
         judge, points = self.judge(preference.id), {1: 1.0, 2: -1.0, 0: 0.0, None: 0.0}
-        # A language model prefers the first of two answers a little: it sees both orders, and its mean counts.
+        # A language model's verdict may depend on the order of the answers: it sees both, and the mean counts.
         ways = (False, True)[: 1 + self.both] if jax.process_index() == 0 else ()
         here = [judge(preference, rows, self.seed, switched) for switched in ways]
         orders = processes.exchange('verdicts', here)[0]
