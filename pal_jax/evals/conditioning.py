@@ -109,6 +109,7 @@ def table(
 
 
 def standard_error(values: np.ndarray) -> float | None:
+    """The standard error of a mean; None for a single value."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 

@@ -52,6 +52,7 @@ Entries = Mapping[str, Sequence[Entry]]  # by method
 
 
 def by_method(entries: Sequence[Entry]) -> Entries:
+    """The entries by method, in the order in which methods first come."""
     return {name: [e for e in entries if e.method == name] for name in dict.fromkeys(e.method for e in entries)}
 
 
@@ -107,6 +108,7 @@ def table(entries: Sequence[Entry]) -> list[list[str]]:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """The table in Markdown; its first row is the head."""
     head, *body = ['| ' + ' | '.join(row) + ' |' for row in rows]
     return '\n'.join([head, '|' + '---|' * len(rows[0]), *body]) + '\n'
 
@@ -130,6 +132,7 @@ def _apart(differences: np.ndarray) -> str:
 
 
 def make_exhibits(entries: Sequence[Entry]) -> list[Exhibit]:
+    """The table with its picture, and the learning curves."""
     rows, grouped = table(entries), by_method(entries)
     return [
         Exhibit('Accuracy by what the reward model reads', text=KEY, table=rows, picture=plot_accuracy(grouped)),

@@ -121,6 +121,7 @@ def any_of(labels: Labels) -> Bool[np.ndarray, ' rows']:
 
 
 def by_class(probabilities: Probabilities, labels: Labels, thresholds: Thresholds) -> Classes:
+    """The figures of each class by its own threshold."""
     shares = confusion(probabilities > thresholds, labels).shares()
     areas = np.array([_auc(score, label) for score, label in zip(probabilities.T, labels.T, strict=True)])
     return Classes(labels.sum(axis=0), areas, shares['precision'], shares['recall'], shares['f1'])

@@ -139,6 +139,7 @@ def _told(record: Mapping[str, Any]) -> list[str]:
 
 
 def plot_heat(systems: Sequence[str], rates: np.ndarray) -> bytes:
+    """A heat map of the win rates of the row's system against the column's."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 5), layout='constrained')
         ax = figure.subplots()
@@ -155,6 +156,7 @@ def plot_heat(systems: Sequence[str], rates: np.ndarray) -> bytes:
 
 
 def plot_radar(by_criterion: Mapping[str, Mapping[str, float]]) -> bytes:
+    """A picture of the win rates of each system by criterion, around a circle."""
     criteria = list(next(iter(by_criterion.values())))
     angles = np.linspace(0, 2 * np.pi, len(criteria), endpoint=False)
     with matplotlib.rc_context(STYLE):

@@ -145,6 +145,7 @@ def switches(preference: Preference, row: Row, seed: int) -> bool:
 
 
 def turned(row: Row) -> Row:
+    """The row with its outputs the other way round."""
     return {**row, 'output_1': row['output_2'], 'output_2': row['output_1']}
 
 

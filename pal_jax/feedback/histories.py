@@ -44,6 +44,7 @@ def _vote(name: str, made: Made) -> Mapping[str, Sequence[Choice]]:
 
 
 def by_person(choices: Iterable[TextChoice]) -> Mapping[str, Sequence[Choice]]:
+    """The choices between texts, by the person who made them."""
     by_user: dict[str, list[Choice]] = {}
     for row in choices:
         by_user.setdefault(row.user, []).append(Choice(row.prompt.strip(), row.chosen.strip(), row.rejected.strip()))

@@ -81,6 +81,7 @@ def embedded() -> tuple[Preference, ...]:
 
 
 def general() -> Preference:
+    """The preference of vanilla RLHF, which asks for nothing and likes sound answers."""
     return Preference(GENERAL, '', '', parse_rule('+sound'))
 
 
@@ -129,6 +130,7 @@ def choose(preferences: Sequence[Preference], names: str) -> tuple[Preference, .
 
 
 def by_dimension(preferences: Sequence[Preference]) -> dict[str, list[Preference]]:
+    """The preferences by dimension, in their order."""
     names = dict.fromkeys(preference.dimension for preference in preferences)
     return {name: [preference for preference in preferences if preference.dimension == name] for name in names}
 
@@ -139,6 +141,7 @@ def combinations(preferences: Sequence[Preference]) -> list[Combination]:
 
 
 def name_of(combination: Sequence[Preference]) -> str:
+    """The ids of preferences in one name, which files have."""
     return '-'.join(preference.id for preference in combination)
 
 

@@ -127,6 +127,7 @@ def history(dialogue: Dialogue) -> str:
 
 
 def points(facts: Sequence[str]) -> str:
+    """The facts as a list of quoted lines."""
     return '\n'.join(f'- {quoted(fact)}' for fact in facts) or '(none)'
 
 

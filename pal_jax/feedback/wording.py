@@ -33,6 +33,7 @@ def words_of(text: str) -> list[str]:
 
 
 def sentences_of(text: str) -> list[str]:
+    """The sentences of a text with their end marks."""
     return [sentence.strip() for sentence in re.findall(r'[^.!?]+[.!?]*', text) if sentence.strip()]
 
 

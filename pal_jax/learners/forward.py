@@ -35,6 +35,7 @@ def by_sample(x: Array) -> Array:
 
 
 def hidden_states(params: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R T D']:
+    """The last hidden state of each column of a batch."""
     return decoder.forward(params, cfg, batch.tokens, batch.positions, batch.segments, batch.prefix)
 
 
@@ -57,6 +58,7 @@ class Order(NamedTuple):
 
 
 def real_first(batch: TokenBatch) -> Order:
+    """The order of a batch's actions in which padding comes last."""
     acts = flat(batch.acts)
     columns = jnp.argsort(~acts, axis=1, stable=True)
     return Order(columns, jnp.take_along_axis(acts, columns, axis=1))

@@ -188,7 +188,7 @@ class IdealPointLearner:
         table = jax.tree.map(lambda x, new: x.at[rows].set(new, mode='drop', unique_indices=True), table, mine)
         params = optax.apply_updates(state.params, updates)
         moved = state.replace(step=state.step + 1, params=params, opt_state=opt_state, users=table)
-        # Of a batch of padding alone nothing is kept. The table needs no choice: no row of it was written.
+        # A batch of padding alone moves nothing. The table needs no choice: no row of it was written.
         state = jax.tree.map(functools.partial(jnp.where, learnt), moved.replace(users=()), state.replace(users=()))
         return state.replace(users=table), ({'loss': total, 'accuracy': accuracy}, learnt)
 
@@ -196,7 +196,7 @@ class IdealPointLearner:
         """The loss and the margin of each pair, for users' logits by pair."""
         u, margin = self._judge(params, z, batch, training=True, key=key)
         losses = pair_loss(margin, self.loss.name, **dict(self.loss.options))
-        if batch.weight is not None:  # of the tokens of a pair; the last of them has read both replies
+        if batch.weight is not None:  # tokens have losses; the last one has read both replies
             losses, margin = jnp.sum(batch.weight * losses, axis=-1), margin[..., -1]
         if self.loss.pull:
             losses = losses + self.loss.pull / 2 * batch.share * jnp.sum(jnp.square(z), axis=-1)

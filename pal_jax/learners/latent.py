@@ -36,6 +36,8 @@ class Latent:
 
 
 class LatentState(struct.PyTreeNode):
+    """The weights of encoder and reward model, and the optimiser's state."""
+
     params: Params
     opt_state: optax.OptState
 
@@ -72,6 +74,7 @@ def score(params: Params, vectors: Float[Array, 'B *S D'], z: Float[Array, 'B Z'
 
 
 def draw(key: PRNGKeyArray, mean: Float[Array, 'B Z'], log_std: Float[Array, 'B Z']) -> Float[Array, 'B Z']:
+    """A draw of each person's z, through which gradients reach its mean and deviation."""
     return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
 
 

@@ -91,7 +91,7 @@ def merged(state: TrainState) -> Params:
 
 
 COLUMNS = 'tokens', 'positions', 'segments', 'prefix'  # arrays of a `TokenBatch` by column
-MULTIPLE = 128  # of columns that micro-batches are cut to
+MULTIPLE = 128  # micro-batches are cut to multiples of so many columns
 
 
 def zeros(params: Params) -> Params:

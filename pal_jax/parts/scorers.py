@@ -44,6 +44,7 @@ class HeldOut(NamedTuple):
 def make_scorer(
     settings: FromRows, cfg: ModelConfig, ctx: Context, loss: ScoreLoss, *, outputs: int = 1, steps: int = 1
 ) -> Scorer:
+    """The scorer that the settings describe, for so many steps."""
     return Scorer(
         cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,
         adapters=make_adapters(settings.policy.lora), loss=loss, outputs=outputs, seed=settings.seed,

@@ -221,7 +221,7 @@ def parse(kind: type[S], config: ConfigDict | Mapping[str, Any], *, besides: tup
     values = {key: _read(hints[key], value, f'{at}{key}') for key, value in values_by_key.items()}
     try:
         return kind(**values)
-    except ValueError as error:  # of values that do not fit together; the class does not know the section it is in
+    except ValueError as error:  # values do not fit together; the class does not know its section
         raise ValueError(f'{error}' if not at or str(error).startswith(at) else f'{at[:-1]}: {error}') from None
 
 

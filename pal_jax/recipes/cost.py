@@ -33,7 +33,7 @@ from pal_jax.parts.settings import FromRows
 from pal_jax.runtime import sharding
 from pal_jax.types import Metrics
 
-LABELS = ('cost',)  # of the export
+LABELS = ('cost',)  # the names of the export's outputs
 SHOWN = 'loss', 'accuracy', 'sign_accuracy', 'sign_accuracy_of_commoner'  # on the console
 
 
@@ -120,6 +120,7 @@ def make(settings: Settings, ctx: Context) -> CostModel:
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
+    """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return scorers.trained_scorer(policy, scorers.make_scorer(settings, policy.cfg, ctx, settings.cost), LABELS)
 

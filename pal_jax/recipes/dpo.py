@@ -90,6 +90,7 @@ def make(settings: Settings, ctx: Context) -> Preferring:
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
+    """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_actor(settings.policy, policy, make_learner(settings, policy.cfg, ctx).actor)
 
@@ -100,6 +101,7 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
 
 
 def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PreferenceLearner:
+    """The learner of pairs that the settings describe, for so many steps."""
     # No reference is kept where the loss is free of one: that saves a copy of the weights.
     actor = Actor(
         cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,

@@ -136,11 +136,13 @@ def make(settings: Settings, ctx: Context) -> RewardModel:
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
+    """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_by(settings, policy, scorers.make_scorer(settings, policy.cfg, ctx, settings.reward))
 
 
 def trained_by(settings: Settings, policy: Policy, scorer: Scorer) -> Trained:
+    """The export of a reward model. Raises ValueError, when it is made, for a pooling that no classifier has."""
     trained = scorers.trained_scorer(policy, scorer, labels=('reward',))
 
     def exports(state: ScorerState) -> dict[str, Export]:

@@ -243,6 +243,7 @@ def make_plan(settings: Settings, policy: Policy, learner: PolicyLearner, world:
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
+    """The model that a run trains, without its people and judges, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_policy(settings.policy, policy, make_learner(settings, policy.cfg, ctx))
 

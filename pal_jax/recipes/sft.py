@@ -90,6 +90,7 @@ def make(settings: Settings, ctx: Context) -> SFT:
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
+    """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_actor(settings.policy, policy, make_actor(settings, policy.cfg, ctx))
 
@@ -100,6 +101,7 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
 
 
 def make_actor(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Actor:
+    """The actor that the settings describe, for so many steps."""
     # Nothing is compared with the model's start, so no reference is kept.
     return Actor(
         cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,

@@ -229,6 +229,7 @@ def check(settings: LargeSettings, ways: int) -> None:
 
 
 def make_reader(settings: LargeSettings, decoder: Decoder, frame: Frame | None, ctx: Context) -> Reader:
+    """The reader that trains the decoders, as the settings describe it."""
     trained = settings.decoder
     return Reader(
         dataclasses.replace(decoder.cfg, remat=trained.remat), trained.optimizer.over(settings.total_steps), ctx.mesh,

@@ -143,6 +143,7 @@ def check(settings: Settings, ways: int) -> None:
 
 
 def check_new(new: NewSettings) -> None:
+    """Raises ValueError where questions are to be chosen, and new people have no prior."""
     if new.ask < 0 or (new.ask and new.pull <= 0):
         raise ValueError(
             f'new.ask={new.ask} questions need new.pull={new.pull} above 0, which says who new people could be; '

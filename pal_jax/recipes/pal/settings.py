@@ -93,7 +93,7 @@ class BaselineSettings:
     groups: bool = False  # a prototype for each known group; seen people stand at their group's
     majority: bool = True
     mixed_logit: bool = True
-    context: int = 0  # of texts: so many earlier choices in front of each pair, read by the decoder; 0: none
+    context: int = 0  # with texts: the number of earlier choices in front of each pair; 0: none
 
 
 @dataclasses.dataclass(frozen=True)

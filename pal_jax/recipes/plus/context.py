@@ -151,6 +151,7 @@ class PairUp:
 
 
 def make_pairs(settings: RewardModelSettings, tokenizer: Tokenizer, mesh: Mesh) -> PairUp:
+    """The packing of texts for the reward model, as the settings describe it."""
     return PairUp(tokenizer, mesh, settings.micro_rows, settings.row_tokens)
 
 
@@ -218,6 +219,7 @@ class RewardModel:
 
 
 def make_reward_model(settings: Settings, scorer: Scorer, pair_up: PairUp) -> RewardModel:
+    """The reward model that the settings describe."""
     named = settings.reward_model
     return RewardModel(scorer, pair_up, settings.summary.taught, named.train, named.std)
 

@@ -151,6 +151,7 @@ def make(
 
 
 def new_state(seed: int, width: int, options: Latent, optimizer: Optimizer) -> LatentState:
+    """The state before training, with weights drawn by `seed`."""
     params = latent.init(jax.random.key(seed), width, options)
     return LatentState(params, optimizer.init(params))
 

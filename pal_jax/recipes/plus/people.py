@@ -70,6 +70,7 @@ class Draw:
 
 
 def make_draw(settings: Settings, train: Sequence[History]) -> Draw:
+    """The draw of people that the settings describe; baselines always wait."""
     hold, summary = settings.hold, settings.summary
     waiting = Size(hold.people, (hold.temperature,))
     paid = Size(summary.people, (settings.sampling.temperature,) * summary.n_samples)

@@ -187,6 +187,7 @@ def make(settings: Settings | TableSettings, ctx: Context) -> Recipe:
 
 
 def make_plan(settings: Settings, parts: Parts) -> Plan:
+    """The plan of a run, with a checkpoint of the models that it has."""
     steps, evaluated = settings.hold.steps + settings.total_steps, settings.eval
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
     abstract = {'reward': parts.reader.abstract}
@@ -221,6 +222,7 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
 
 
 def make_trained(settings: Settings | TableSettings, ctx: Context) -> Trained | None:
+    """The model that a run trains, without its people, who may be gone; None where it trains no summariser."""
     if isinstance(settings, TableSettings) or settings.reads == 'latent':
         return None
     return trained_by(settings, make_models(settings, ctx))
@@ -258,6 +260,7 @@ def check(settings: Settings) -> None:
 
 
 def make_after(settings: Settings) -> Callable[[Host, int], int]:
+    """The function that gives the next step; baselines never end their wait early."""
     reward = settings.hold.reward if settings.reads == 'summary' else np.inf
     return functools.partial(step_after, hold=settings.hold.steps, reward=reward)
 

@@ -83,6 +83,7 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
 
 
 def make_run(settings: Settings, name: str, seed: int) -> ConfigDict:
+    """The config of one method's run with one seed."""
     run = to_config(dataclasses.replace(settings, methods='', seeds=1, seed=seed))
     run.stage = name
     shown = {'eval.base': name == 'plus'}  # the table has the results of a run

@@ -56,7 +56,7 @@ class AnnotationSettings:
     second: str = ''  # another annotator, to see how far the two agree
     batch_size: int = 100  # rows of a step
     max_failed: float = 0.1  # share of rows without a verdict at which the stage stops
-    test_share: float = 0.12  # of the prompts, kept to test reward models on
+    test_share: float = 0.12  # the share of prompts that test reward models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +125,9 @@ class Stage(Run):
     """The keys of every stage that is no run of another recipe."""
 
     stage: str
-    preference: str = ''  # of stages reward and policy; '': all
+    preference: str = ''  # in stages reward and policy; '': all of them
     preferences: str = 'embedded'  # or a YAML or JSON file (pal_jax/feedback/preferences.py)
-    poles: str = ''  # of the preferences, as P1A,P1B; '': the first two of each dimension; all
+    poles: str = ''  # a list such as P1A,P1B; '': the first two of each dimension; all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
