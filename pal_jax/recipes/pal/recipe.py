@@ -208,7 +208,7 @@ def make_learners(settings: Settings, kept: Kept, ctx: Context, replicas: int) -
         )
 
     learners = {f'K={K}': learner(loss.pull, settings.new.pull, prototypes=K) for K in settings.prototypes}
-    # A free vector a user is a mixture of points that need not be convex.
+    # A free vector for each user: the weights of prototypes are 1 and the vector, without bounds.
     if baselines.embedding:
         pull = baselines.embedding_pull
         learners['embedding'] = learner(pull, pull, prototypes=baselines.embedding + 1, mixture='free')
