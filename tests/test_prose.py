@@ -17,7 +17,6 @@ NOT_HELD: tuple[str, ...] = (
     'cli.py',
     'data',
     'decode',
-    'envs/game.py',
     'evaluate.py',
     'merge.py',
     'models',
