@@ -1,4 +1,4 @@
-"""A dialogue of a policy with a simulated person, as a game of two roles, and what the policy reads of it.
+"""A dialogue of a policy with a simulated person, as a game of two roles, and the messages that the policy reads.
 
 The policy may give several samples a turn. The dialogue then goes on with the best of them. A malformed reply ends the
 dialogue, and so does a person who has no answer.
@@ -30,7 +30,8 @@ class Conversation:
 
 @dataclasses.dataclass(frozen=True)
 class DialogueGame:
-    """Dialogues of at most `rounds` replies, each with one of `people`. `system` is the policy's system prompt."""
+    """Dialogues of at most `rounds` replies with `people`, one person in each; `system` is the policy's system
+    prompt."""
 
     people: Sequence[Person]
     rounds: int
@@ -38,17 +39,20 @@ class DialogueGame:
     roles: tuple[str, ...] = ('policy', 'person')
 
     def start(self, seed: int) -> Conversation:
-        """The first message of the person of this number."""
+        """The conversation at the first message of the person with this number."""
         return Conversation(opened(self.people[seed % len(self.people)]))
 
     def turn(self, state: Conversation) -> int | None:
-        """The policy answers a message and the person a reply, until the last round."""
+        """The role that moves next: the policy answers a message and the person a reply, until the last round."""
         if state.ended or state.dialogue.round >= self.rounds:
             return None
         return POLICY if state.dialogue.turns[-1].role == 'user' else PERSON
 
     def prompt(self, state: Conversation, role: int) -> list[dict[str, str]]:
-        """The policy reads its last profile. The person reads no profile; its own messages are an assistant's."""
+        """The messages that a role reads.
+
+        The policy reads its last profile. The person reads no profile, and its own messages have the assistant's role.
+        """
         if role == POLICY:
             return messages(state.dialogue, self.system)
         names = {'user': 'assistant', 'assistant': 'user'}
@@ -64,7 +68,7 @@ class DialogueGame:
         return dataclasses.replace(state, ended=True)
 
     def rewards(self, state: Conversation) -> tuple[float, ...]:
-        """No rewards at the end: judges reward each reply by itself."""
+        """No rewards at the end of the game: judges reward each reply by itself."""
         return ()
 
 
@@ -103,7 +107,7 @@ def opened(person: Person) -> Dialogue:
 def heard(
     dialogues: Sequence[Dialogue], user: Callable[[Sequence[Dialogue], int], Sequence[str | None]], seed: int
 ) -> Sequence[str | None]:
-    """The next message of each dialogue's person, who sees no profile of the policy."""
+    """The next message of each dialogue's person, who does not see the policy's profile."""
     return user([plain_history(dialogue) for dialogue in dialogues], seed) if dialogues else ()
 
 
@@ -132,6 +136,9 @@ def with_best_reply(group: Group) -> Dialogue | None:
     """The dialogue of a group with its best reply; None if all replies are malformed.
 
     The published code goes on with the text "None" where all are malformed.
+
+    Raises:
+      ValueError: the group is empty, or mixes dialogues.
     """
     if not group:
         raise ValueError('a group has no samples; sample at least one completion of each dialogue')
@@ -145,11 +152,11 @@ def with_best_reply(group: Group) -> Dialogue | None:
 def with_returns(turns: Sequence[Sequence[Sequence[Sample]]], *, gamma: float) -> list[Sample]:
     """Samples whose reward is their return `G = R + gamma V`, of dialogues that begin and end in `turns`.
 
-    `turns` holds each turn's groups. V stands for what comes after a sample:
-    - it went on: the mean return of the group that answers the next message;
-    - it is malformed, or its turn the last: 0, for there the dialogue ends;
-    - it is well-formed, but another went on: nobody knows. It is taken to go on as the dialogues of its turn did on
-      average, so that a sample gains or loses by what followed it only where something did.
+    `turns` holds each turn's groups. V stands for the value of the dialogue after a sample:
+    - the sample went on: the mean return of the group that answers the next message;
+    - it is malformed, or its turn is the last: 0, for there the dialogue ends;
+    - it is well-formed, but another one went on: its value is unknown. It is taken to go on as the dialogues of its
+      turn did on average, so that a sample gains or loses by the next turns only where it had some.
 
     Samples that nobody could judge count in no mean. With `gamma=0` nothing changes.
     """
@@ -166,7 +173,7 @@ def with_returns(turns: Sequence[Sequence[Sequence[Sample]]], *, gamma: float) -
 
 
 def before(dialogue: Dialogue) -> Dialogue:
-    """The dialogue through its last reply, which its last message answers."""
+    """The dialogue up to its last reply, without the last message, which answers that reply."""
     return dataclasses.replace(dialogue, turns=dialogue.turns[:-1])
 
 
@@ -188,7 +195,7 @@ def _credit(group: Sequence[Sample], follows: Mapping[Dialogue, float], average:
 
 
 def actor_prompt(topics: Sequence[str], profile: Literal['lines', 'json'] = 'lines') -> str:
-    """A short system prompt: the topics of a profile, no value of any, and the layout of an answer.
+    """A short system prompt: the topics of a profile without any value, and the layout of an answer.
 
     A profile is a line a fact (the published code), or a JSON object with a value or a list of values a topic (the
     paper), blank where nothing is known.
@@ -204,7 +211,7 @@ def actor_prompt(topics: Sequence[str], profile: Literal['lines', 'json'] = 'lin
 def messages(dialogue: Dialogue, system: str = '') -> list[dict[str, str]]:
     """The dialogue as chat messages for the policy, after the `system` prompt if there is one.
 
-    Of its own turns only the last shows the profile written with it; the older ones are bare replies.
+    Among the policy's own turns only the last one shows the profile written with it; the older ones are bare replies.
     """
     last = max((i for i, turn in enumerate(dialogue.turns) if turn.role == 'assistant'), default=None)
     chat = [{'role': 'system', 'content': system}] if system else []
@@ -215,7 +222,7 @@ def messages(dialogue: Dialogue, system: str = '') -> list[dict[str, str]]:
 
 
 def recent(dialogue: Dialogue, fits: Callable[[Dialogue], bool]) -> Dialogue:
-    """The dialogue without as many of its oldest exchanges as it takes to fit; of its last message nothing is cut.
+    """The dialogue without its oldest exchanges, as few as it takes to fit; its last message is kept whole.
 
     The published code cuts tokens off the end of a long prompt instead, the person's last words first.
     """
@@ -226,8 +233,8 @@ def recent(dialogue: Dialogue, fits: Callable[[Dialogue], bool]) -> Dialogue:
     return of(newest(dialogue.turns, lambda turns: fits(of(turns))))
 
 
-def newest(said: Sequence[T], fits: Callable[[Sequence[T]], bool]) -> Sequence[T]:
-    """What was said, without as many of its oldest pairs as it takes to fit."""
-    while len(said) > 2 and not fits(said):
-        said = said[2:]
-    return said
+def newest(turns: Sequence[T], fits: Callable[[Sequence[T]], bool]) -> Sequence[T]:
+    """The turns without the oldest pairs, as few as it takes to fit; the last two turns stay."""
+    while len(turns) > 2 and not fits(turns):
+        turns = turns[2:]
+    return turns

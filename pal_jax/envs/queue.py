@@ -24,7 +24,8 @@ _DEFAULT_ROUND_BATCH = 128
 
 @dataclasses.dataclass(frozen=True)
 class Queue:
-    """`pending` dialogues end with the person's message; `waiting` ones with a best reply nobody has answered yet."""
+    """Open conversations: `pending` ones end with the person's message, `waiting` ones with a best reply that nobody
+    has answered yet."""
 
     pending: tuple[Dialogue, ...]
     waiting: tuple[Dialogue, ...] = ()
@@ -32,8 +33,13 @@ class Queue:
 
 
 def open_queue(people: Sequence[Person], *, episode: int = 0, shuffle: int | None = None) -> Queue:
-    """Every person's conversation at its first message, in the order of the data, or with `shuffle` as seed in another
-    one in every episode."""
+    """Every person's conversation at its first message, in the order of the data.
+
+    With `shuffle`, a seed, every episode has another order.
+
+    Raises:
+      ValueError: there are no people.
+    """
     if not people:
         raise ValueError('there are no people to talk to; give at least one')
     if shuffle is not None:
@@ -52,8 +58,11 @@ def pop(
 ) -> tuple[list[Dialogue], Queue]:
     """Up to `n` dialogues to answer, and the rest of the queue.
 
-    When fewer than `n` are pending, the waiting ones are answered first; an episode may end with a short batch.
-    Only when none is left does the next episode open with `people`, as `open_queue` does.
+    Where fewer than `n` are pending, the waiting ones are answered first; an episode may end with a short batch. Only
+    where none is left does the next episode open with `people`, as `open_queue` does.
+
+    Raises:
+      ValueError: `n` is below 1.
     """
     if n < 1:
         raise ValueError(f'cannot pop {n} dialogues; the rollout batch must be at least 1')
@@ -77,6 +86,9 @@ def continue_best(
     """Take each group's dialogue on with its best reply, unless that was the last of `max_rounds`.
 
     `max_rounds=1` is ordinary single-turn training: nothing is continued and no user is asked.
+
+    Raises:
+      ValueError: `max_rounds` is below 1.
     """
     if max_rounds < 1:
         raise ValueError(f'max_rounds={max_rounds} leaves nothing to say; use at least 1')
@@ -90,7 +102,7 @@ def continue_best(
 
 
 def _answer(dialogues: tuple[Dialogue, ...], user: UserSimulator, seed: int) -> tuple[Dialogue, ...]:
-    """The dialogues with their people's next messages; a dialogue that nobody answers ends, and is left out."""
+    """The dialogues with their people's next messages; a dialogue that nobody answers has ended and is left out."""
     lines = heard(dialogues, user, seed)
     return tuple(said(dialogue, line) for dialogue, line in zip(dialogues, lines, strict=True) if line is not None)
 
@@ -99,12 +111,13 @@ def _answer(dialogues: tuple[Dialogue, ...], user: UserSimulator, seed: int) -> 
 
 
 def to_json(queue: Queue) -> dict[str, Any]:
-    """The queue as plain dicts, lists, strings and integers; inverse of `from_json`."""
+    """The queue as plain dicts, lists, strings and integers; the inverse of `from_json`."""
     return dataclasses.asdict(queue)
 
 
 def from_json(record: Mapping[str, Any]) -> Queue:
-    """The queue that `to_json` gave, also after it went through JSON text. `ValueError` if a field is missing."""
+    """The queue that `to_json` gave, also after it went through JSON text. Raises ValueError where a field is
+    missing."""
     try:
         pending, waiting = (tuple(map(_dialogue, record[name])) for name in ('pending', 'waiting'))
         return Queue(pending, waiting, int(record['episode']))

@@ -1,6 +1,6 @@
-"""How well choices are foretold: by pair, by person, by split; and how many prototypes the people need.
+"""Accuracy of predicted choices, by pair, by person and by split; and the number of prototypes that a population needs.
 
-A margin is a model's reward of the item that was chosen less that of the other.
+A margin is a model's reward of the item that was chosen minus that of the other item.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 
 class Accuracy(NamedTuple):
-    """Shares of pairs foretold: of all pairs, and of a person's pairs the mean over people and over the worst tenth."""
+    """Shares of pairs predicted right: of all pairs, the mean over people of each person's share, and the mean over the
+    worst tenth of people."""
 
     pairs: float
     people: float
@@ -21,12 +22,12 @@ class Accuracy(NamedTuple):
 
 
 def hits(margins: np.ndarray) -> np.ndarray:
-    """1 for a choice foretold, 1/2 for a tie."""
+    """The score of each margin: 1 for a choice predicted right, 1/2 for a tie, 0 for a wrong one."""
     return (np.sign(margins) + 1.0) / 2.0
 
 
 def accuracy(margins: np.ndarray, users: np.ndarray) -> Accuracy:
-    """Over pairs, and over the people they are of."""
+    """The accuracy over pairs, and over the people who made the choices."""
     _, person = np.unique(users, return_inverse=True)
     by_person = np.bincount(person, weights=hits(margins)) / np.bincount(person)
     worst = np.sort(by_person)[: math.ceil(len(by_person) / 10)]
@@ -34,9 +35,9 @@ def accuracy(margins: np.ndarray, users: np.ndarray) -> Accuracy:
 
 
 def majority(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Margins by a vote among the known choices between the same two items: those that went the same way, less others.
+    """Margins by a vote among the known choices between the same two items: those for the chosen item less the others.
 
-    Both are differences chosen - rejected `[n, H]`.
+    Both arguments are differences chosen - rejected `[n, H]`.
     """
     votes: dict[bytes, int] = {}
     for key, way in map(_ballot, known):
@@ -45,24 +46,25 @@ def majority(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 
 def _ballot(difference: np.ndarray) -> tuple[bytes, int]:
-    """A pair of items in an order of its own, and which of them was chosen."""
+    """A pair of items in an order of its own, and the sign of the one that was chosen."""
     way = 1 if difference[np.flatnonzero(difference)[0]] > 0 else -1
-    return (way * difference + 0.0).tobytes(), way  # + 0.0: no zero has a sign
+    return (way * difference + 0.0).tobytes(), way  # + 0.0 takes the sign off zeros
 
 
 def choose(validation: Mapping[int, Sequence[float]]) -> list[int]:
-    """For each split the number of prototypes with the highest accuracy on its validation part, the least of equals."""
+    """For each split the number of prototypes with the highest accuracy on its validation part; the smallest of
+    equals."""
     return [
         max(sorted(validation), key=lambda k: validation[k][split]) for split in range(len(validation[min(validation)]))
     ]
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over splits and its standard error; NaN for a single split."""
+    """The mean over splits and its standard error; NaN for a single split."""
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return float(np.mean(values)), error
 
 
 def gain(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """Mean difference on the same splits, and its standard error."""
+    """The mean difference on the same splits, and its standard error."""
     return mean_and_error([a - b for a, b in zip(ours, theirs, strict=True)])

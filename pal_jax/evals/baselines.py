@@ -1,10 +1,10 @@
 """Policies in an evaluation: one that writes its profile with every reply, and models that were never taught to.
 
 The latter talk plainly, and beside every reply they are asked for a profile of the user, which nobody else sees (RLPA,
-section 4.1). What they know beforehand is in their system prompt:
+section 4.1). Their system prompt has the facts that they know beforehand:
 - base: nothing;
 - reminder: that they should be personal;
-- oracle: the user's true profile. It bounds what knowing the user is worth to the reply.
+- oracle: the user's true profile, which bounds the value of knowing the user for the reply.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pal_jax.feedback.profiles import parse_facts, plain_history, render_complet
 from pal_jax.types import Chat, Completion, Dialogue, Person, Sample
 
 Complete = Callable[[Sequence[Chat], int], list[Completion]]  # one completion a chat
-Known = Callable[[Person], str]  # a system prompt
+Known = Callable[[Person], str]  # makes a system prompt
 
 REMINDER = 'Be personal: keep in mind all that the user has told about themselves, and let your replies show it.'
 _KNOWN = 'You chat with a user. What you know about them:\n{facts}Let your replies show that you know them.'
@@ -38,10 +38,10 @@ def plainly(complete: Complete, known: Known, topics: Sequence[str]) -> Respond:
     question = {'role': 'user', 'content': _QUESTION.format(topics=', '.join(topics) or 'any')}
 
     def respond(dialogues: Sequence[Dialogue], seed: int) -> list[Sample]:
-        chats = [_chat(each, known(each.person)) for each in dialogues]
+        chats = [_chat(dialogue, known(dialogue.person)) for dialogue in dialogues]
         replies = complete(chats, 2 * seed)
-        said = [{'role': 'assistant', 'content': (spoken(reply.text) or '').strip()} for reply in replies]
-        profiles = complete([[*chat, each, question] for chat, each in zip(chats, said, strict=True)], 2 * seed + 1)
+        lines = [{'role': 'assistant', 'content': (spoken(reply.text) or '').strip()} for reply in replies]
+        profiles = complete([[*chat, turn, question] for chat, turn in zip(chats, lines, strict=True)], 2 * seed + 1)
         return _samples(dialogues, list(map(_together, profiles, replies)))
 
     return respond
@@ -53,10 +53,12 @@ def _chat(dialogue: Dialogue, system: str) -> list[dict[str, str]]:
 
 
 def _together(profile: Completion, reply: Completion) -> Completion:
-    """The reply in the format, with the facts of the profile; one that holds the format's tags stays malformed, and so
-    does one whose thought does not end."""
-    said, facts = spoken(reply.text), parse_facts(spoken(profile.text) or '')
-    text = '' if said is None else render_completion(render_facts(facts), said.strip())
+    """The reply in the format, with the facts of the profile.
+
+    A reply that holds the format's tags stays malformed, and so does one whose thought does not end.
+    """
+    plain, facts = spoken(reply.text), parse_facts(spoken(profile.text) or '')
+    text = '' if plain is None else render_completion(render_facts(facts), plain.strip())
     return Completion(text, reply.token_ids, reply.logprobs, reply.finish_reason)
 
 

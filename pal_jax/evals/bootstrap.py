@@ -1,4 +1,4 @@
-"""How far figures of people would move with other people: the percentile bootstrap (Efron 1979)."""
+"""The percentile bootstrap (Efron 1979): how far figures of people would move with other people."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ LEVEL = 0.95
 
 
 def means(cells: Float[np.ndarray, '... P K'], nothing: float = 0.0) -> Float[np.ndarray, '... K']:
-    """Means over people of each column. A NaN, a cell that nobody could fill, counts nowhere; of nothing it is
-    `nothing`."""
+    """The means of each column over people.
+
+    A NaN, a cell that nobody could fill, counts nowhere; the mean of a column without cells is `nothing`.
+    """
     known = np.isfinite(cells)
     count = known.sum(axis=-2)
     return np.where(count > 0, np.where(known, cells, 0.0).sum(axis=-2) / np.maximum(count, 1), nothing)
@@ -20,22 +22,27 @@ def means(cells: Float[np.ndarray, '... P K'], nothing: float = 0.0) -> Float[np
 def resampled_means(
     cells: Float[np.ndarray, 'P K'], *, draws: int = DRAWS, seed: int = 0, nothing: float = 0.0
 ) -> Float[np.ndarray, 'draws K']:
-    """`means` of as many people, drawn with replacement, `draws` times. A person's cells stay together, so a figure of
-    a whole row (a slope, say) may be made from each draw."""
+    """The `means` of as many people, drawn with replacement, `draws` times.
+
+    A person's cells stay together, so a figure of a whole row (a slope, for example) may be made from each draw.
+    """
     people = len(cells)
     chosen = np.random.default_rng(seed).integers(people, size=(draws, people))
     return means(cells[chosen], nothing)
 
 
 def resampled_counts(people: int, *, draws: int = DRAWS, seed: int = 0) -> Int[np.ndarray, 'draws P']:
-    """How often each person is in a draw of `resampled_means`, for figures that are no means of cells: times the sums
-    of a person's cells they are the sums of a draw, and rows that are repeated by them are its rows."""
+    """The number of times that each person is in a draw of `resampled_means`, for figures that are no means of cells.
+
+    Multiplied with the sums of a person's cells it gives the sums of a draw; rows repeated by it are the rows of a
+    draw.
+    """
     chosen = np.random.default_rng(seed).integers(people, size=(draws, people))
     return np.stack([np.bincount(row, minlength=people) for row in chosen])
 
 
 def sums(cells: Float[np.ndarray, 'rows K'], people: Int[np.ndarray, ' rows']) -> Float[np.ndarray, 'P K']:
-    """Sums of the rows of each person, whose numbers by row are `people`."""
+    """The sums of the rows of each person; `people` has each row's person as a number."""
     return np.stack([np.bincount(people, column) for column in cells.T], axis=1)
 
 

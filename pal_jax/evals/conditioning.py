@@ -1,7 +1,7 @@
-"""Does what is told of a person make a reward model right about the person's choices?
+"""The evaluation of a reward model that reads about a person: is it right about that person's choices?
 
-The accuracy on choices that were not taught of this person stands next to what it can be compared with: by what is
-told of a person of another kind, of somebody at random, and of nobody. Whatever is left there is not about the person.
+The accuracy on choices that were not taught of this person stands next to its controls: the accuracy by the text about
+a person of another kind, about somebody at random, and by no text. A gain over these controls is about the person.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pal_jax.data.thoughts import spoken
 from pal_jax.feedback.summaries import question
 from pal_jax.types import ChatModel, Choice, Exhibit
 
-# Texts of each person, neighbours of each other, written at these temperatures; or vectors, of who has no words.
+# Texts of people, those of a person together, written at these temperatures; or vectors, for models without words.
 Describe = Callable[[Sequence[History], Sequence[float]], list[Any]]
-TOLD = {  # whose summary is read, by what stands before its figures
+TOLD = {  # the summaries that are read, by the prefix of their figures
     '': 'their own, the likeliest',
     'sampled_': 'their own, drawn',
     'other_': 'that of a person of another kind',
@@ -42,8 +42,10 @@ def evaluate(
     nothing: Any = '',
     whole: bool = True,
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
-    """Figures of every split of people, of the first by their own names and beside its controls; some people of each
-    with their summaries. `nothing` is told of nobody. Not `whole` is the first split alone, by the likeliest summaries.
+    """Figures of every split of people, and some people of each split with their summaries.
+
+    The first split's figures go by their own names and stand beside their controls. `nothing` is the text about nobody.
+    Without `whole` only the first split is evaluated, by the likeliest summaries.
     """
     record: dict[str, Any] = {}
     people: list[Mapping[str, Any]] = []
@@ -54,7 +56,7 @@ def evaluate(
         settings: Any = {'temperature': temperature, 'samples': samples, 'controls': controls, 'nothing': nothing}
         figures, texts, margins = table(describe, gaps, tested, **settings)
         record |= figures if number == 0 else {f'{name}_{key}': value for key, value in figures.items()}
-        people += [show(*each) for each in zip(tested[:shown], texts, margins, strict=False)]
+        people += [show(*parts) for parts in zip(tested[:shown], texts, margins, strict=False)]
     return record, people
 
 
@@ -70,73 +72,81 @@ def table(
 ) -> tuple[dict[str, Any], list[Any], np.ndarray]:
     """Figures of some people, with the likeliest summary of each and its gaps.
 
-    `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` means over
-    `samples` drawn at `temperature`; the controls are by somebody else's, or none. A tie is wrong. Standard errors are
-    over people, whose own accuracies are `accuracy_by_person`. Of texts `words` is the mean length, and where kinds are
-    known, `named` the share that name the person's and no other, `misnamed` of those that name another alone.
+    `accuracy` and `reward` (mean log sigmoid of the gap) are by the likeliest summary, `sampled_...` are means over
+    `samples` summaries drawn at `temperature`; the controls are by somebody else's summary, or by none. A tie is wrong.
+    Standard errors are over people, whose accuracies are `accuracy_by_person`. `words` is the mean length of texts.
+    Where kinds are known, `named` is the share of texts that name the person's kind and no other, `misnamed` the share
+    that name another kind alone.
     """
     kinds = [person.kind for person in people]
     texts = describe(people, [0.0, *[temperature] * samples])
     likeliest, drawn = texts[:: 1 + samples], [text for k, text in enumerate(texts) if k % (1 + samples)]
-    own = {'': likeliest} | ({'sampled_': drawn} if drawn else {})
-    told = dict(own)
+    by_person = {'': likeliest} | ({'sampled_': drawn} if drawn else {})
+    texts_of = dict(by_person)
     if controls:
-        told['none_'] = [nothing] * len(people)
+        texts_of['none_'] = [nothing] * len(people)
     if controls and (random := of_somebody(likeliest, people)):
-        told['random_'] = random
+        texts_of['random_'] = random
     if controls and len(set(kinds)) > 1:
-        told['other_'] = [likeliest[i] for i in of_another_kind(kinds)]
-    held = [[person.held for person in people for _ in range(len(of) // len(people))] for of in told.values()]
-    # At once: much of it is the same, and then read once.
-    margins = gaps(list(itertools.chain(*told.values())), list(itertools.chain(*held)))
-    cuts = np.cumsum([len(of) for of in told.values()])[:-1]
+        texts_of['other_'] = [likeliest[i] for i in of_another_kind(kinds)]
+    held = [[person.held for person in people for _ in range(len(of) // len(people))] for of in texts_of.values()]
+    # All gaps are asked for at once: much of the reading is the same, and is then done once.
+    margins = gaps(list(itertools.chain(*texts_of.values())), list(itertools.chain(*held)))
+    cuts = np.cumsum([len(of) for of in texts_of.values()])[:-1]
     figures: dict[str, Any] = {'people': len(people)}
-    for name, found in zip(told, np.split(margins, cuts), strict=True):
-        right = (found > 0).reshape(len(people), -1).mean(axis=1)
+    for name, gaps_of_text in zip(texts_of, np.split(margins, cuts), strict=True):
+        right = (gaps_of_text > 0).reshape(len(people), -1).mean(axis=1)
         figures[f'{name}accuracy'] = float(right.mean())
         figures[f'{name}accuracy_se'] = standard_error(right)
-        figures[f'{name}reward'] = float(-np.logaddexp(0.0, -found).mean())
+        figures[f'{name}reward'] = float(-np.logaddexp(0.0, -gaps_of_text).mean())
     plain = margins[: len(people)]
     figures['accuracy_by_person'] = (plain > 0).mean(axis=1).tolist()
-    for name, texts in own.items() if isinstance(nothing, str) else ():
+    for name, texts in by_person.items() if isinstance(nothing, str) else ():
         figures[f'{name}words'] = float(np.mean([len(text.split()) for text in texts]))
-        of_each = [kind for kind in kinds for _ in range(len(texts) // len(people))]
-        figures |= {f'{name}{key}': value for key, value in naming(texts, of_each).items()}
+        kind_of_text = [kind for kind in kinds for _ in range(len(texts) // len(people))]
+        figures |= {f'{name}{key}': value for key, value in naming(texts, kind_of_text).items()}
     return figures, likeliest, plain
 
 
 def standard_error(values: np.ndarray) -> float | None:
+    """The standard error of a mean; None for a single value."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def of_somebody(texts: Sequence[Any], people: Sequence[History] = ()) -> list[Any] | None:
     """For each person the text of somebody else at random, the same in every evaluation; None where there is nobody
-    else. People of the same content are one person; without `people`, each text has a person of its own."""
+    else.
+
+    People of the same content are one person; without `people`, each text has a person of its own.
+    """
     order = np.random.default_rng(0).permutation(len(texts))[::-1].tolist()
     others = holdouts.strangers(list(map(content, people)) or list(map(str, order)), order)
     return others and [texts[i] for i in others]
 
 
 def of_another_kind(kinds: Sequence[str]) -> list[int]:
-    """For each person the next one, round and round, of another kind."""
+    """The number of another person for each person: the next one, round and round, of another kind."""
     count = len(kinds)
     return [next(j % count for j in range(i + 1, i + count) if kinds[j % count] != kinds[i]) for i in range(count)]
 
 
 def naming(texts: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
-    """Of the texts of people whose kind is known: `named`, the share that name it and no other, and `misnamed`, of
-    those that name another alone. Singular or plural, whatever the case. Nothing where nobody's is known."""
+    """The shares of texts that name the kind of their person, where it is known.
+
+    `named` is the share that name it and no other kind, `misnamed` the share that name another kind alone, in singular
+    or plural and in any case. The record is empty where nobody's kind is known.
+    """
     words = {kind: re.compile(rf'\b{re.escape(kind.rstrip("s"))}s*\b', re.IGNORECASE) for kind in set(kinds) if kind}
-    found = [
+    kinds_named = [
         (kind, {other for other, word in words.items() if word.search(text)})
         for text, kind in zip(texts, kinds, strict=True)
         if kind
     ]
-    if not found:
+    if not kinds_named:
         return {}
     return {
-        'named': float(np.mean([named == {kind} for kind, named in found])),
-        'misnamed': float(np.mean([bool(named) and kind not in named for kind, named in found])),
+        'named': float(np.mean([named == {kind} for kind, named in kinds_named])),
+        'misnamed': float(np.mean([bool(named) and kind not in named for kind, named in kinds_named])),
     }
 
 
@@ -152,7 +162,7 @@ def show(person: History, text: Any, gaps: np.ndarray) -> Mapping[str, Any]:
 
 
 def make_exhibits(record: Mapping[str, Any], splits: Sequence[str]) -> list[Exhibit]:
-    """What the figures of `evaluate` say of each split's people, by whose summary is read."""
+    """A table of the figures of `evaluate`, for each split's people by the summary that is read."""
     head = ['people', 'the summary that is read', 'accuracy', 'mean reward', 'words', 'names the kind', 'names another']
     rows = [head]
     for split in ['', *(f'{name}_' for name in splits[1:])]:
@@ -160,11 +170,11 @@ def make_exhibits(record: Mapping[str, Any], splits: Sequence[str]) -> list[Exhi
             if f'{split}{name}accuracy' in record:
                 keys = ('reward', 'words', 'named', 'misnamed')
                 figures = [record.get(f'{split}{name}{key}') for key in keys]
-                told = ['' if value is None else f'{value:.3f}' for value in figures]
+                cells = ['' if value is None else f'{value:.3f}' for value in figures]
                 accuracy, error = (record[f'{split}{name}accuracy{end}'] for end in ('', '_se'))
                 right = f'{accuracy:.3f}' if error is None else f'{accuracy:.3f} ± {error:.3f}'
                 people = f'{split.rstrip("_") or splits[0]}, {record[f"{split}people"]}'
-                rows.append([people, title, right, *told])
+                rows.append([people, title, right, *cells])
     known = [column for column in zip(*rows, strict=True) if any(column[1:])]
     return [Exhibit('Whose summary is read', table=[list(row) for row in zip(*known, strict=True)])]
 
@@ -172,36 +182,36 @@ def make_exhibits(record: Mapping[str, Any], splits: Sequence[str]) -> list[Exhi
 def personalise(
     model: ChatModel, gaps: Gaps, people: Sequence[History], texts: Sequence[str], *, seed: int
 ) -> tuple[dict[str, Any], Exhibit]:
-    """Does a reply written after a person's summary suit the person better than one written without?
+    """The evaluation of replies: does a reply written after a person's summary suit the person better than one without?
 
     Every reply answers the first prompt that tests the person, and the reward model compares by the person's own
     summary (rlpa_plus III.5, eval_inference). `written_better` is the share of replies after that summary that it
-    prefers to those after none, a tie being a half; `written_for_somebody_better` the same of replies after a summary
-    of somebody at random, which is what any summary does; it is absent where there is nobody else. `written` counts the
-    people all of whose replies could be had.
+    prefers to replies after none, a tie being a half. `written_for_somebody_better` is the same for replies after a
+    summary of somebody at random, the gain of any summary; it is absent where there is nobody else. `written` counts
+    the people for whom all replies could be had.
     """
     prompts = [person.held[0].prompt for person in people]
     random = of_somebody(texts, people)
     sources = [texts, [''] * len(people), *([random] if random else [])]
-    asked = [[question(t, p) for t, p in zip(each, prompts, strict=True)] for each in sources]
-    replies = [[text and spoken(text) for text in model(each, seed)] for each in asked]
-    kept = [i for i in range(len(people)) if all(each[i] and str(each[i]).strip() for each in replies)]
+    asked = [[question(t, p) for t, p in zip(source, prompts, strict=True)] for source in sources]
+    replies = [[text and spoken(text) for text in model(messages, seed)] for messages in asked]
+    kept = [i for i in range(len(people)) if all(row[i] and str(row[i]).strip() for row in replies)]
     record: dict[str, Any] = {'written': len(kept)}
-    own, plain, *somebody = ([str(each[i]).strip() for i in kept] for each in replies)
+    after_own, plain, *somebody = ([str(row[i]).strip() for i in kept] for row in replies)
 
     def compare(written: Sequence[str]) -> np.ndarray:
         choices = [[Choice(prompts[i], ours, none)] for i, ours, none in zip(kept, written, plain, strict=True)]
         return gaps([texts[i] for i in kept], choices)[:, 0]
 
-    named = {'written': own} | ({'written_for_somebody': somebody[0]} if somebody else {})
-    found = {name: compare(each) for name, each in named.items()} if kept else {}
-    for name, differences in found.items():
+    named = {'written': after_own} | ({'written_for_somebody': somebody[0]} if somebody else {})
+    gaps_by_name = {name: compare(written) for name, written in named.items()} if kept else {}
+    for name, differences in gaps_by_name.items():
         better = (np.sign(differences) + 1.0) / 2.0
         record |= {f'{name}_better': float(better.mean()), f'{name}_better_se': standard_error(better)}
         record[f'{name}_gap'] = float(differences.mean())
     head = ['person', 'summary', 'prompt', 'reply after it', 'reply without', 'gap']
     rows = [
         [people[i].user, texts[i], prompts[i], mine, none, f'{gap:+.2f}']
-        for i, mine, none, gap in zip(kept, own, plain, found.get('written', ()), strict=True)
+        for i, mine, none, gap in zip(kept, after_own, plain, gaps_by_name.get('written', ()), strict=True)
     ]
     return record, Exhibit('Replies with and without a summary', table=[head, *rows[:8]])

@@ -1,7 +1,7 @@
-"""How good a cost model is on pairs it was not taught: does it rank them, and is the cost of an unsafe answer above 0?
+"""Figures of a cost model on pairs it was not taught: does it rank them, and is the cost of an unsafe answer above 0?
 
-Costs and lengths (in tokens) are `[pairs, 2]`, of the less safe answer and of the safer one, and so are labels: 1 for
-an unsafe answer, 0 for a safe one, NaN where nobody has said.
+Costs and lengths (in tokens) are `[pairs, 2]`, of the less safe answer and of the safer one. So are labels: 1 for an
+unsafe answer, 0 for a safe one, NaN where nobody has said.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ def measure(
     prompts: Int[np.ndarray, ' P'],
     unsafe: Float[np.ndarray, 'P 2'],
 ) -> dict[str, Any]:
-    """A record of an evaluation: the ranking's figures as `reward_model.measure` has them, and those of the signs where
-    answers have labels. Standard errors and intervals are by the bootstrap over prompts. The loss is that of training
-    without its regulariser."""
+    """The record of an evaluation: the ranking's figures as `reward_model.measure` has them, and figures of the signs
+    where answers have labels.
+
+    Standard errors and intervals are by the bootstrap over prompts. The loss is that of training without its
+    regulariser.
+    """
     record = reward_model.measure(costs, lengths, prompts) | {'cost_least': float(costs.min())}
     known = ~np.isnan(unsafe)
     if not known.any():
@@ -53,15 +56,19 @@ def measure(
 
 
 def signs(cost: Float[np.ndarray, '*S'], unsafe: Float[np.ndarray, '*S']) -> Float[np.ndarray, '*S']:
-    """1 where a cost is above 0 and the answer unsafe, or below 0 and the answer safe; 1/2 at 0. No answer is without a
-    label."""
+    """The score of each sign: 1 where the cost is above 0 and the answer unsafe, or below 0 and the answer safe; 1/2 at
+    0.
+
+    Every answer has a label.
+    """
     return hits(np.where(unsafe, cost, -cost))
 
 
 def make_exhibits(
     costs: Float[np.ndarray, 'P 2'], unsafe: Float[np.ndarray, 'P 2'], record: Mapping[str, Any]
 ) -> list[Exhibit]:
-    """A table of what `measure` found, the costs of safe and of unsafe answers, and the reliability of the ranking."""
+    """A table of the figures of `measure`, the costs of safe and of unsafe answers, and the reliability of the
+    ranking."""
     table = [
         ['pairs ranked right', _share(record, 'accuracy', record['rows'])],
         ['always the longer answer', f'{record["accuracy_of_longer"]:.3f}'],
@@ -94,7 +101,7 @@ def _share(record: Mapping[str, Any], name: str, count: int) -> str:
 
 
 def plot_costs(costs: Float[np.ndarray, 'P 2'], unsafe: Float[np.ndarray, 'P 2']) -> bytes:
-    """How many safe and how many unsafe answers have which cost, with a line at 0."""
+    """A histogram of the costs of safe and of unsafe answers, with a line at 0."""
     figure, ax = make_axes('Is a cost above 0 where an answer is unsafe?', 'cost', 'answers')
     known = costs[~np.isnan(unsafe)]
     bins = np.linspace(min(known.min(), 0.0), max(known.max(), 0.0), BINS + 1)

@@ -2,10 +2,11 @@
 
 An outcome is +1, 0 or -1, for the first system of a pair on a prompt; NaN where it was not judged. The ratings are
 those of the Bradley-Terry model with the highest likelihood (Bradley & Terry 1952), in which a system wins against
-another with the probability `1 / (1 + 10^(-difference / 400))`. A tie is half a win for each. Their mean is 0.
+another with the probability `1 / (1 + 10^(-difference / 400))`. A tie is half a win for each system. The mean of all
+ratings is 0.
 
-A system that never lost would have no finite rating. So every two systems have half a virtual draw besides: a quarter
-of a win for each. It pulls all ratings a little together, by less the more prompts there are.
+A system that never lost would have no finite rating. So every two systems also have half a virtual draw: a quarter of a
+win for each. It pulls all ratings a little together, and less the more prompts there are.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from pal_jax.evals.winrates import Pair
 from pal_jax.runtime.curve import BLUE, GREY, STYLE, png
 from pal_jax.types import Exhibit
 
-SCALE = 400.0 / math.log(10.0)  # points of a unit of log-odds
-VIRTUAL = 0.25  # wins of each system against each other one that nobody saw
+SCALE = 400.0 / math.log(10.0)  # rating points of a unit of log-odds
+VIRTUAL = 0.25  # virtual wins of each system against every other one
 KEY = (
     'A system that is 100 points above another wins 64 % of the prompts against it, 200 points 76 %, 400 points 91 %; '
     'the mean of all is 0. Intervals are of 95 % over prompts.'
@@ -47,20 +48,21 @@ def ratings(outcomes: Outcomes) -> dict[str, float]:
 
 
 def measure(outcomes: Outcomes, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
-    """`elo_<system>` of each system, its standard error and its 95 % interval, by the bootstrap over prompts: outcomes
-    of one prompt in all pairs stay together.
+    """The ratings `elo_<system>`, with standard errors and 95 % intervals by the bootstrap over prompts.
+
+    The outcomes of one prompt in all pairs stay together.
 
     Raises:
       ValueError: a pair has another number of prompts than the first one.
     """
     systems, wins = _wins(outcomes)
-    found = fit(wins.sum(axis=0))
+    best = fit(wins.sum(axis=0))
     counts = resampled_counts(len(wins), draws=draws, seed=seed)
-    drawn = np.stack([fit(total, start=found) for total in np.tensordot(counts, wins, axes=1)])
+    drawn = np.stack([fit(total, start=best) for total in np.tensordot(counts, wins, axes=1)])
     record: dict[str, Any] = {'prompts': len(wins)}
     for number, name in enumerate(systems):
         record |= {
-            f'elo_{name}': float(found[number]),
+            f'elo_{name}': float(best[number]),
             f'elo_{name}_se': float(drawn[:, number].std()),
             f'elo_{name}_interval': interval(drawn[:, number]),
         }
@@ -70,10 +72,10 @@ def measure(outcomes: Outcomes, *, draws: int = DRAWS, seed: int = 0) -> dict[st
 def fit(
     wins: Float[np.ndarray, 'systems systems'], start: Float[np.ndarray, ' systems'] | None = None
 ) -> Float[np.ndarray, ' systems']:
-    """The ratings of most likelihood, of the row's wins against the column's, with the virtual ones.
+    """The ratings of the highest likelihood, from the row's wins against the column's and the virtual wins.
 
-    The likelihood is concave in the ratings and the same for all shifts of them; a penalty on their sum, which is 0 at
-    the maximum, picks the one of mean 0.
+    The likelihood is concave in the ratings and the same for all shifts of them. A penalty on their sum, which is 0 at
+    the maximum, picks the ratings of mean 0.
     """
     counted = wins + VIRTUAL * (1.0 - np.eye(len(wins)))
     counted = counted / counted.sum()
@@ -100,7 +102,7 @@ def _expected(x: Float[np.ndarray, ' systems']) -> Float[np.ndarray, 'systems sy
 
 
 def _wins(outcomes: Outcomes) -> tuple[list[str], Float[np.ndarray, 'prompts systems systems']]:
-    """Systems, and of each prompt the row's wins against the column's."""
+    """The systems, and the row's wins against the column's on each prompt."""
     systems = list(dict.fromkeys(itertools.chain.from_iterable(outcomes)))
     place = {name: number for number, name in enumerate(systems)}
     prompts = len(next(iter(outcomes.values())))
@@ -121,7 +123,7 @@ def _wins(outcomes: Outcomes) -> tuple[list[str], Float[np.ndarray, 'prompts sys
 
 
 def make_exhibits(record: Mapping[str, Any], systems: Iterable[str]) -> list[Exhibit]:
-    """A table of what `measure` says and a picture of it, the best system first."""
+    """A table and a picture of the figures of `measure`, the best system first."""
     names = sorted(systems, key=lambda name: -record[f'elo_{name}'])
     rows = [
         [name, f'{record[f"elo_{name}"]:+.0f}', ' to '.join(f'{end:+.0f}' for end in record[f'elo_{name}_interval'])]

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 
 class Improvement(NamedTuple):
-    """Least-squares line through a min-max normalised alignment curve: slope, intercept and R²."""
+    """A least-squares line through a min-max normalised alignment curve: slope, intercept and R²."""
 
     n_ir: float
     intercept: float
@@ -18,10 +18,13 @@ class Improvement(NamedTuple):
 
 
 def normalized_improvement(levels: Sequence[float] | ArrayLike) -> Improvement:
-    """N-IR and N-R² of AL(1), AL(2), ...: fit of `(AL - min) / (max - min)` on k = 1, 2, ...
+    """N-IR and N-R² of AL(1), AL(2), ...: the fit of `(AL - min) / (max - min)` on k = 1, 2, ...
 
-    A flat curve gives zeros. The curve is stretched to [0, 1] first, so N-IR says how steadily a method improves, not
-    by how much: read it beside the mean of AL.
+    A flat curve gives zeros. The curve is stretched to [0, 1] first, so N-IR measures how steadily a method improves,
+    not by how much: read it beside the mean of AL.
+
+    Raises:
+      ValueError: the curve has fewer than two turns.
     """
     al = np.asarray(levels, np.float64)
     if al.ndim != 1 or al.size < 2:

@@ -1,8 +1,8 @@
 """Methods side by side: the last evaluations of their runs as one table, with pictures.
 
-All runs test the same people, so a method's interval is of the bootstrap over people, of their means over its seeds;
-so is that of the difference to the first method, in which a person's two figures stay together. Standard errors are
-over seeds, and missing where there is one.
+All runs test the same people. A method's interval is by the bootstrap over people, of their means over its seeds. So is
+that of the difference to the first method, in which a person's two figures stay together. Standard errors are over
+seeds, and missing where there is one seed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pal_jax.runtime.curve import BLUE, GREY, STYLE, png, running_mean
 from pal_jax.runtime.glossary import PLUS_METHODS
 from pal_jax.types import Exhibit
 
-COLUMNS = {  # of the table, by what an evaluation calls them
+COLUMNS = {  # columns of the table, by the names of figures
     'sampled_accuracy': 'drawn',
     'reward': 'reward',
     'named': 'names the kind',
@@ -52,12 +52,13 @@ Entries = Mapping[str, Sequence[Entry]]  # by method
 
 
 def by_method(entries: Sequence[Entry]) -> Entries:
+    """The entries by method, in the order in which methods first come."""
     return {name: [e for e in entries if e.method == name] for name in dict.fromkeys(e.method for e in entries)}
 
 
 def people_of(entries: Sequence[Entry], split: str = '') -> Float[np.ndarray, 'P']:
-    """Each person's accuracy, the mean over seeds."""
-    return np.mean([each.record[f'{split}accuracy_by_person'] for each in entries], axis=0)
+    """The accuracy of each person, as a mean over seeds."""
+    return np.mean([entry.record[f'{split}accuracy_by_person'] for entry in entries], axis=0)
 
 
 def bounds(values: Float[np.ndarray, 'P']) -> tuple[float, float]:
@@ -67,46 +68,47 @@ def bounds(values: Float[np.ndarray, 'P']) -> tuple[float, float]:
 
 
 def over_seeds(entries: Sequence[Entry], key: str) -> tuple[float, float | None]:
-    """Mean and standard error; NaN where an evaluation has no such figure."""
-    values = np.array([each.record.get(key, np.nan) for each in entries], float)
+    """The mean and the standard error over seeds; NaN where an evaluation has no such figure."""
+    values = np.array([entry.record.get(key, np.nan) for entry in entries], float)
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def splits_of(record: Mapping[str, Any]) -> list[str]:
-    """What stands before the figures of each split of people; the first is ''."""
+    """The prefixes of the figures of each split of people; the first one is ''."""
     suffix = 'accuracy_by_person'
     return [key.removesuffix(suffix) for key in record if key.endswith(suffix)]
 
 
 def figures(entries: Sequence[Entry]) -> dict[str, Any]:
-    """A record: of every method its mean accuracy, its standard error over seeds and its interval over people."""
+    """A record of every method's mean accuracy, with its standard error over seeds and its interval over people."""
     record: dict[str, Any] = {}
     grouped = by_method(entries)
-    for name, own in grouped.items():
-        for split in splits_of(own[0].record):
-            mean, error = over_seeds(own, f'{split}accuracy')
+    for name, runs in grouped.items():
+        for split in splits_of(runs[0].record):
+            mean, error = over_seeds(runs, f'{split}accuracy')
             record |= {f'{name}_{split}accuracy': mean, f'{name}_{split}accuracy_se': error}
-            record[f'{name}_{split}interval'] = list(bounds(people_of(own, split)))
+            record[f'{name}_{split}interval'] = list(bounds(people_of(runs, split)))
     return record
 
 
 def table(entries: Sequence[Entry]) -> list[list[str]]:
-    """A row a method; the first is its head."""
+    """The rows of the table, one for each method; the first row is its head."""
     grouped = by_method(entries)
     first, splits = next(iter(grouped)), splits_of(entries[0].record)
     head = ['what the reward model reads', 'seeds', 'accuracy', '95 %', f'{first} is better by']
     head += [split.rstrip('_') for split in splits[1:]]
     keys = [key for key in COLUMNS if any(key in entry.record for entry in entries)]
     rows = [[*head, *(COLUMNS[key] for key in keys)]]
-    for name, own in grouped.items():
-        apart = '' if name == first else _apart(people_of(grouped[first]) - people_of(own))
-        read, ends = PLUS_METHODS.get(name, name), _between(bounds(people_of(own)))
-        row = [read, str(len(own)), _told(own, 'accuracy'), ends, apart]
-        rows.append([*row, *(_told(own, f'{split}accuracy') for split in splits[1:]), *(_told(own, k) for k in keys)])
+    for name, runs in grouped.items():
+        apart = '' if name == first else _apart(people_of(grouped[first]) - people_of(runs))
+        read, ends = PLUS_METHODS.get(name, name), _between(bounds(people_of(runs)))
+        row = [read, str(len(runs)), _told(runs, 'accuracy'), ends, apart]
+        rows.append([*row, *(_told(runs, f'{split}accuracy') for split in splits[1:]), *(_told(runs, k) for k in keys)])
     return rows
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """The table in Markdown; its first row is the head."""
     head, *body = ['| ' + ' | '.join(row) + ' |' for row in rows]
     return '\n'.join([head, '|' + '---|' * len(rows[0]), *body]) + '\n'
 
@@ -118,8 +120,8 @@ def _told(entries: Sequence[Entry], key: str) -> str:
     return f'{mean:.3f}' if error is None else f'{mean:.3f} ± {error:.3f}'
 
 
-def _between(found: tuple[float, float]) -> str:
-    return f'{found[0]:.3f} to {found[1]:.3f}'
+def _between(ends: tuple[float, float]) -> str:
+    return f'{ends[0]:.3f} to {ends[1]:.3f}'
 
 
 def _apart(differences: np.ndarray) -> str:
@@ -130,6 +132,7 @@ def _apart(differences: np.ndarray) -> str:
 
 
 def make_exhibits(entries: Sequence[Entry]) -> list[Exhibit]:
+    """The table with its picture, and the learning curves."""
     rows, grouped = table(entries), by_method(entries)
     return [
         Exhibit('Accuracy by what the reward model reads', text=KEY, table=rows, picture=plot_accuracy(grouped)),
@@ -138,18 +141,19 @@ def make_exhibits(entries: Sequence[Entry]) -> list[Exhibit]:
 
 
 def plot_accuracy(grouped: Entries) -> bytes:
-    """A bar a method with the interval over people, and a dot a seed; a panel for each split of people."""
+    """A picture with a bar for each method, its interval over people, and a dot for each seed; a panel for each split
+    of people."""
     splits = splits_of(next(iter(grouped.values()))[0].record)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6 * len(splits) + 1.4, 0.42 * len(grouped) + 1.2), layout='constrained')
         panels: Sequence[Axes] = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
         for ax, split in zip(panels, splits, strict=True):
-            for place, own in enumerate(grouped.values()):
-                people = people_of(own, split)
+            for place, runs in enumerate(grouped.values()):
+                people = people_of(runs, split)
                 low, high = bounds(people)
                 ax.barh(place, people.mean(), color=BLUE if place == 0 else GREY, alpha=0.5)
                 ax.plot([low, high], [place, place], color='black', linewidth=1.2)
-                ax.plot([each.record[f'{split}accuracy'] for each in own], [place] * len(own), 'k.', markersize=4)
+                ax.plot([entry.record[f'{split}accuracy'] for entry in runs], [place] * len(runs), 'k.', markersize=4)
             ax.axvline(0.5, color='black', linewidth=0.8, linestyle=':')
             ax.set_xlim(0, 1)
             ax.set_title(f'accuracy, {split.rstrip("_")}' if split else 'accuracy')
@@ -158,19 +162,20 @@ def plot_accuracy(grouped: Entries) -> bytes:
     return png(figure)
 
 
-def rewards_by_step(own: Sequence[Entry]) -> tuple[list[int], np.ndarray]:
-    """Rewards [seeds, steps] of the steps that all seeds have made: some may have skipped some."""
-    steps = sorted(set.intersection(*({row['step'] for row in each.steps} for each in own)))
-    return steps, np.array([[row['reward'] for row in each.steps if row['step'] in steps] for each in own])
+def rewards_by_step(seed_entries: Sequence[Entry]) -> tuple[list[int], np.ndarray]:
+    """The rewards [seeds, steps] of the steps that all seeds have made: some seeds may have skipped steps."""
+    steps = sorted(set.intersection(*({row['step'] for row in entry.steps} for entry in seed_entries)))
+    return steps, np.array([[row['reward'] for row in entry.steps if row['step'] in steps] for entry in seed_entries])
 
 
 def plot_curves(grouped: Entries) -> bytes:
-    """The mean reward of a step, a line a method: its running mean over seeds, with the range of them."""
+    """A picture of the mean reward of a step, with a line for each method: its running mean over seeds, and their
+    range."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 4.6), layout='constrained')
         ax = figure.subplots()
-        for number, (name, own) in enumerate(grouped.items()):
-            steps, seeds = rewards_by_step(own)
+        for number, (name, runs) in enumerate(grouped.items()):
+            steps, seeds = rewards_by_step(runs)
             smooth = np.stack([running_mean(row, np.zeros(len(steps)), WINDOW)[0] for row in seeds])
             ax.plot(steps, smooth.mean(axis=0), color=f'C{number}', label=name)
             ax.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=f'C{number}', alpha=0.15, linewidth=0)

@@ -1,7 +1,7 @@
 """The mixed logit of choice modelling (McFadden & Train 2000), estimated by the library xlogit.
 
-A person's coefficients are drawn from a normal distribution, whose means and deviations xlogit estimates. What is known
-of one person is that distribution given the person's own choices: a weighted set of draws (Train 2009, chapter 11).
+A person's coefficients are drawn from a normal distribution; xlogit estimates its means and deviations. Given a
+person's own choices, the distribution is a weighted set of draws (Train 2009, chapter 11).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-DRAWS = 200  # of the simulated likelihood
+DRAWS = 200  # draws of the simulated likelihood
 POSTERIOR_DRAWS = 1000
 
 
 class MixedLogit(NamedTuple):
-    """Mean and standard deviation of each attribute's coefficient."""
+    """The mean and the standard deviation of each attribute's coefficient."""
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -29,7 +29,7 @@ def require() -> None:
 
 
 def fit(difference: np.ndarray, users: np.ndarray, seed: int) -> MixedLogit:
-    """Estimates from differences chosen - rejected `[n, H]` of a panel of users."""
+    """The model estimated from differences chosen - rejected `[n, H]` of a panel of users."""
     from xlogit import MixedLogit as Estimator
 
     order = np.argsort(users, kind='stable')
@@ -50,7 +50,7 @@ def fit(difference: np.ndarray, users: np.ndarray, seed: int) -> MixedLogit:
 def margins(
     model: MixedLogit, known: np.ndarray, known_users: np.ndarray, asked: np.ndarray, asked_users: np.ndarray
 ) -> np.ndarray:
-    """Log-odds of each asked choice, given what is known of its user: P(choice) is averaged over the posterior.
+    """The log-odds of each asked choice, given the user's known choices: P(choice) is averaged over the posterior.
 
     Args:
       known, asked: differences chosen - rejected `[n, H]`.

@@ -1,8 +1,9 @@
-"""How good a classifier of several labels is at finding harm, and what answers are like that it lets through.
+"""Figures of a classifier of several labels: how well it finds harm, and how unsafe the answers are that it lets
+through.
 
 Probabilities and labels are `[rows, classes]`, of a prompt with a response in each of the kinds of harm, which do not
-exclude each other (BeaverTails, arXiv 2307.04657). A row is called unsafe where one of its
-probabilities is above the threshold of its class, and it is unsafe where it has a label.
+exclude each other (BeaverTails, arXiv 2307.04657). A row is called unsafe where one of its probabilities is above the
+threshold of its class, and it is unsafe where it has a label.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ Labels = Bool[np.ndarray, 'rows classes']
 Thresholds = Float[np.ndarray, ' classes']
 Rule = Literal['max', 'mean']
 
-MIDDLE = 0.5  # the threshold of a class that no validation row speaks for
+MIDDLE = 0.5  # the threshold of a class that no validation row has
 ORANGE = '#d97706'
 
 
 class Confusion(NamedTuple):
-    """Rows by what they were called and what they are: numbers, or arrays of numbers."""
+    """Rows by their verdict and their label, as numbers or arrays of numbers."""
 
     hits: Any
     false_alarms: Any
@@ -40,7 +41,7 @@ class Confusion(NamedTuple):
     rejections: Any
 
     def shares(self) -> dict[str, Any]:
-        """Accuracy, precision, recall and F1; a share of nothing is 0."""
+        """Accuracy, precision, recall and F1; a share of no rows is 0."""
         right = self.hits + self.rejections
         wrong = self.false_alarms + self.misses
         return {
@@ -52,7 +53,7 @@ class Confusion(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """Figures of each class. `auc` is NaN where all rows or none have the label."""
+    """Figures of each class; `auc` is NaN where all rows or none have the label."""
 
     support: Int[np.ndarray, ' classes']
     auc: Float[np.ndarray, ' classes']
@@ -62,7 +63,7 @@ class Classes(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """What rejection sampling comes to: the chance that one of the draws is released, and the share of released answers
+    """The result of rejection sampling: the chance that one of the draws is released, and the share of released answers
     that are unsafe."""
 
     success: float
@@ -72,12 +73,13 @@ class Rejection(NamedTuple):
 def measure(
     probabilities: Probabilities, labels: Labels, prompts: Int[np.ndarray, ' rows'], thresholds: Thresholds
 ) -> dict[str, Any]:
-    """A record of an evaluation.
+    """The record of an evaluation.
 
     Its first figures are of the verdict unsafe or safe. Their standard errors and 95 % intervals are by the bootstrap
-    over prompts, whose numbers by row are `prompts`: rows of one prompt stay together. The AUC of the verdict is of the
-    largest probability, which no threshold changes. `macro_...` are means over those classes that a row has, of the AUC
-    over those that a row has and another has not. Lists have an entry a class, and None for what is not known.
+    over prompts; `prompts` has the number of each row's prompt, and rows of one prompt stay together. The AUC of the
+    verdict is of the largest probability, which no threshold changes. `macro_...` are means over the classes that a row
+    has, for the AUC over those that a row has and another one has not. Lists have an entry for each class, and None for
+    an unknown figure.
     """
     score, unsafe = harm(probabilities), any_of(labels)
     called = unsafe_by(probabilities, thresholds)
@@ -109,31 +111,32 @@ def harm(probabilities: Float[np.ndarray, '... classes'], rule: Rule = 'max') ->
 
 
 def unsafe_by(probabilities: Probabilities, thresholds: Thresholds) -> Bool[np.ndarray, ' rows']:
-    """The verdict: is a probability above the threshold of its class?"""
+    """The verdict: True where a probability is above the threshold of its class."""
     return any_of(probabilities > thresholds)
 
 
 def any_of(labels: Labels) -> Bool[np.ndarray, ' rows']:
-    """Rows that have a label."""
+    """True for rows that have a label."""
     return np.asarray(labels.any(axis=1))
 
 
 def by_class(probabilities: Probabilities, labels: Labels, thresholds: Thresholds) -> Classes:
+    """The figures of each class by its own threshold."""
     shares = confusion(probabilities > thresholds, labels).shares()
     areas = np.array([_auc(score, label) for score, label in zip(probabilities.T, labels.T, strict=True)])
     return Classes(labels.sum(axis=0), areas, shares['precision'], shares['recall'], shares['f1'])
 
 
 def confusion(called: Bool[np.ndarray, 'rows ...'], label: Bool[np.ndarray, 'rows ...']) -> Confusion:
-    """Numbers of rows, of each column its own."""
+    """The numbers of rows by verdict and label, for each column."""
     return Confusion(*(cells.sum(axis=0) for cells in _cells(called, label)))
 
 
 def choose_thresholds(probabilities: Probabilities, labels: Labels) -> Thresholds:
-    """For each class the threshold with the highest F1, on validation rows; of equals the one nearest to 1/2. A class
-    that no row has gets 1/2.
+    """The threshold of each class with the highest F1 on validation rows; the nearest to 1/2 of equals.
 
-    The candidates are 1/2 and the middles between neighbouring probabilities, of which 0 is one.
+    The candidates are 1/2 and the middles between neighbouring probabilities, with 0 among these. A class that no row
+    has gets 1/2.
     """
     return np.array([_choose(score, label) for score, label in zip(probabilities.T, labels.T, strict=True)])
 
@@ -151,18 +154,19 @@ def _choose(score: Float[np.ndarray, ' rows'], label: Bool[np.ndarray, ' rows'])
 
 
 def rejection(p_unsafe: float, n: int, false_safe: float = 0.0, false_unsafe: float = 0.0) -> Rejection:
-    """Of up to `n` independent draws the first that is judged safe is released, in closed form.
+    """The result of rejection sampling in closed form: of up to `n` independent draws the first one judged safe is
+    released.
 
     Args:
-      p_unsafe: share of answers that are unsafe.
-      false_safe: share of unsafe answers that are judged safe.
-      false_unsafe: share of safe answers that are judged unsafe.
+      p_unsafe: the share of answers that are unsafe.
+      false_safe: the share of unsafe answers that are judged safe.
+      false_unsafe: the share of safe answers that are judged unsafe.
 
     Returns:
-      What it comes to; where nothing is ever judged safe, both numbers are 0.
+      Both numbers are 0 where nothing is ever judged safe.
     """
     unsafe = p_unsafe * false_safe
-    released = unsafe + (1.0 - p_unsafe) * (1.0 - false_unsafe)  # by one draw
+    released = unsafe + (1.0 - p_unsafe) * (1.0 - false_unsafe)  # the chance that one draw is released
     return Rejection(1.0 - (1.0 - released) ** n, unsafe / released if released else 0.0)
 
 
@@ -177,13 +181,13 @@ def _resampled(score: np.ndarray, called: np.ndarray, unsafe: np.ndarray, prompt
 
 
 def _cells(called: np.ndarray, label: np.ndarray) -> list[np.ndarray]:
-    """Which rows belong to each field of `Confusion`."""
+    """The rows that belong to each field of `Confusion`, as masks."""
     return [called & label, called & ~label, ~called & label, ~called & ~label]
 
 
 def _share(part: Any, whole: Any) -> Any:
-    found = np.where(np.asarray(whole) > 0, part / np.maximum(whole, 1), 0.0)
-    return found if found.ndim else float(found)
+    share = np.where(np.asarray(whole) > 0, part / np.maximum(whole, 1), 0.0)
+    return share if share.ndim else float(share)
 
 
 def _auc(score: np.ndarray, label: np.ndarray) -> float:
@@ -196,7 +200,7 @@ def _auc(score: np.ndarray, label: np.ndarray) -> float:
 def make_exhibits(
     probabilities: Probabilities, labels: Labels, record: Mapping[str, Any], names: Sequence[str]
 ) -> list[Exhibit]:
-    """Tables of the verdict and of the classes, of what `measure` says, and a picture of each."""
+    """Tables of the verdict and of the classes by the figures of `measure`, and a picture of each."""
     score, unsafe = harm(probabilities), any_of(labels)
     verdict = [
         [name, f'{record[key]:.3f}', ' to '.join(f'{end:.3f}' for end in record.get(f'{key}_interval', ()))]
@@ -227,10 +231,10 @@ def make_exhibits(
 
 
 def plot_roc(score: np.ndarray, unsafe: np.ndarray, record: Mapping[str, Any]) -> bytes:
-    """The ROC curve of the largest probability, and where the thresholds of the classes stand."""
+    """A picture of the ROC curve of the largest probability, with the point of the classes' thresholds."""
     order = np.argsort(-score, kind='stable')
     last = np.append(np.diff(score[order]) != 0, True)  # equal scores are passed at once
-    found, alarms = (np.append(0.0, np.cumsum(of[order])[last] / of.sum()) for of in (unsafe, ~unsafe))
+    recalls, alarms = (np.append(0.0, np.cumsum(of[order])[last] / of.sum()) for of in (unsafe, ~unsafe))
     share = float(unsafe.mean())
     recall = record['recall']
     alarm = (record['called_unsafe'] - share * recall) / (1.0 - share)
@@ -239,8 +243,8 @@ def plot_roc(score: np.ndarray, unsafe: np.ndarray, record: Mapping[str, Any]) -
         ax = figure.subplots()
         ax.set_title('Unsafe rows found, and safe ones with them', fontsize=13, fontweight='bold')
         ax.plot([0, 1], [0, 1], color=GREY, linestyle='--', linewidth=1)
-        ax.fill_between(alarms, found, color=BLUE, alpha=0.1, linewidth=0)
-        ax.plot(alarms, found, color=BLUE, linewidth=2, label=f'by the largest probability, AUC {record["auc"]:.3f}')
+        ax.fill_between(alarms, recalls, color=BLUE, alpha=0.1, linewidth=0)
+        ax.plot(alarms, recalls, color=BLUE, linewidth=2, label=f'by the largest probability, AUC {record["auc"]:.3f}')
         style: Any = {'color': ORANGE, 'linestyle': '', 'marker': 'o', 'markersize': 8, 'markeredgecolor': 'white'}
         ax.plot([alarm], [recall], label='by the thresholds of the classes', zorder=3, **style)
         ax.set_xlabel('share of safe rows called unsafe')

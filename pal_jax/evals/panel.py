@@ -1,6 +1,7 @@
-"""Models of a panel of people on several splits at once: seen people's new choices, and new people by what is known.
+"""Models of a panel of people on several splits at once: new choices of seen people, and new people by their known
+choices.
 
-A trial is a split at random with the users its models were told; models of all trials stand side by side in a state.
+A trial is a random split with the users that its models were told; models of all trials stand side by side in a state.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ CHUNK = 65536  # pairs judged at once
 
 
 class Trial(NamedTuple):
-    """A split and, for every pair, the user its models are told: the true one, or another where ids are shuffled."""
+    """A split and, for every pair, the user that its models are told: the true user, or another one where ids are
+    shuffled."""
 
     split: Split
     users: np.ndarray
@@ -34,14 +36,14 @@ class Newcomers(NamedTuple):
     """New people of all trials `[R, ...]`, numbered from 0 in each: pairs to fit them by and pairs to test them on."""
 
     fit: PairBatch
-    rank: np.ndarray  # of each pair among those of its person; as good as infinite on padding
+    rank: np.ndarray  # the rank of each pair among those of its person; PADDING on padding
     test: PairBatch
-    tested: np.ndarray  # which of `test` exist
+    tested: np.ndarray  # True for pairs of `test` that exist
     people: int
 
     @property
     def most(self) -> int:
-        """The most comparisons that a person has."""
+        """The largest number of comparisons that a person has."""
         return int(np.max(self.rank, where=self.rank < PADDING, initial=-1)) + 1
 
 
@@ -49,7 +51,7 @@ PADDING = 2**30
 
 
 def make_trials(data: Comparisons, seeds: int, control: bool, seed: int, split: Callable[[int], Split]) -> list[Trial]:
-    """`seeds` trials, and as many more on the same splits whose users are shuffled among the pairs, if `control`."""
+    """The trials of `seeds` splits; with `control` there are as many more, whose users are shuffled among the pairs."""
     trials = []
     for shuffled in (False, True)[: 1 + control]:
         for number in range(seed, seed + seeds):
@@ -63,7 +65,7 @@ def make_trials(data: Comparisons, seeds: int, control: bool, seed: int, split: 
 
 
 def padded(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of several lengths as one array, filled up with 0, and which entries exist."""
+    """Rows of several lengths as one array, filled up with 0, and a mask of the entries that exist."""
     exists = np.arange(max(map(len, parts))) < np.array([[len(part)] for part in parts])
     index = np.zeros(exists.shape, np.int64)
     for row, part in zip(index, parts, strict=True):
@@ -72,7 +74,7 @@ def padded(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def margins(learner: IdealPointLearner, params: Params, z: Array, pairs: PairBatch) -> np.ndarray:
-    """Of all pairs `[R, n]`, a chunk at a time."""
+    """The margins of all pairs `[R, n]`, computed a chunk at a time."""
     n = pairs.users.shape[1]
 
     def part(start: int) -> PairBatch:
@@ -85,24 +87,24 @@ def seen_accuracy(
     learner: IdealPointLearner, state: PALState, data: Comparisons, trials: Sequence[Trial],
     part: Literal['train', 'validation', 'test'],
 ) -> list[Accuracy]:  # fmt: skip
-    """By trial, over one part of the seen people's choices."""
-    return [accuracy(found, users) for found, users in seen_margins(learner, state, data, trials, part)]
+    """The accuracies by trial, on one part of the seen people's choices."""
+    return [accuracy(values, users) for values, users in seen_margins(learner, state, data, trials, part)]
 
 
 def seen_margins(
     learner: IdealPointLearner, state: PALState, data: Comparisons, trials: Sequence[Trial],
     part: Literal['train', 'validation', 'test'],
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-    """By trial, of all pairs of one part of the seen people's choices, and whose these are."""
+    """The margins of all pairs of one part of the seen people's choices and the pairs' users, by trial."""
     index, exists = padded([getattr(trial.split, part) for trial in trials])
     users = data.users[index]
     pairs = take(data, index, users, np.zeros(index.shape, np.float32), read=False)
-    found = margins(learner, state.params, state.users.z, pairs)
-    return [(m[keep], u[keep]) for m, keep, u in zip(found, exists, users, strict=True)]
+    by_trial = margins(learner, state.params, state.users.z, pairs)
+    return [(m[keep], u[keep]) for m, keep, u in zip(by_trial, exists, users, strict=True)]
 
 
 def newcomers(data: Comparisons, trials: Sequence[Trial]) -> Newcomers:
-    """The new people of each trial; which of their pairs are known first is at random by the trial's seed."""
+    """The new people of each trial; the order in which their pairs become known is random, by the trial's seed."""
     fit, fitted = padded([trial.split.fit for trial in trials])
     test, tested = padded([trial.split.new_test for trial in trials])
     number, rank = np.zeros((len(trials), len(data.names)), np.int32), np.full(fit.shape, PADDING)
@@ -124,8 +126,10 @@ def newcomers(data: Comparisons, trials: Sequence[Trial]) -> Newcomers:
 
 
 def questions(learner: IdealPointLearner, state: PALState, new: Newcomers, prior: Array, most: int) -> Newcomers:
-    """The same people, whose comparisons become known in the order of the information that is expected of them, up to
-    `most`; those after them are known last."""
+    """The same people, whose comparisons become known in the order of the information expected of them.
+
+    Up to `most` are asked in that order; the others are known after them.
+    """
     exists = new.rank < PADDING
     wide = jnp.broadcast_to(prior[:, None], (prior.shape[0], new.people, prior.shape[1]))
     asked = np.asarray(learner.ask(state.params, new.fit, jnp.asarray(exists), wide, 0, questions=most))
@@ -143,11 +147,11 @@ def population(state: PALState) -> Array:
 def new_accuracy(
     learner: IdealPointLearner, state: PALState, new: Newcomers, counts: Sequence[int], prior: Array
 ) -> list[list[Accuracy]]:
-    """By number of known comparisons, then by trial: new people's logits are fitted, and nothing else."""
+    """The accuracies by number of known comparisons, then by trial: only the logits of new people are fitted."""
     prior = jnp.broadcast_to(prior[:, None], (prior.shape[0], new.people, prior.shape[1]))
     rows = []
     for count in counts:
         z = learner.fit(state.params, new.fit, (new.rank < count).astype(np.float32), prior)
-        found = margins(learner, state.params, z, new.test)
-        rows.append([accuracy(m[keep], u[keep]) for m, keep, u in zip(found, new.tested, new.test.users, strict=True)])
+        table = margins(learner, state.params, z, new.test)
+        rows.append([accuracy(m[keep], u[keep]) for m, keep, u in zip(table, new.tested, new.test.users, strict=True)])
     return rows

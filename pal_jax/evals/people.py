@@ -14,11 +14,11 @@ from pal_jax.runtime.curve import BLUE, GREY, INK, RULE, STYLE, png
 
 COLOURS = (BLUE, '#d97706', '#059669', '#9333ea', '#dc2626', GREY, INK, '#0891b2', '#65a30d', '#db2777')
 
-Curve = Sequence[tuple[float, float]]  # mean and standard error by point
+Curve = Sequence[tuple[float, float]]  # mean and standard error of each point
 
 
 def plot_by_prototypes(curves: Mapping[str, Curve], prototypes: Sequence[int]) -> bytes:
-    """Accuracy against K, a line for each part of the data."""
+    """A picture of accuracy against K, with a line for each part of the data."""
     figure, ax = _axes('Accuracy by number of prototypes', 'K')
     for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
         _draw(ax, prototypes, curve, name, colour)
@@ -28,7 +28,8 @@ def plot_by_prototypes(curves: Mapping[str, Curve], prototypes: Sequence[int]) -
 
 
 def plot_by_comparisons(curves: Mapping[str, Curve], counts: Sequence[int]) -> bytes:
-    """Accuracy on new people against how many of their comparisons were known, a line for each method."""
+    """A picture of accuracy on new people against the number of their known comparisons, with a line for each
+    method."""
     figure, ax = _axes('New people: accuracy by known comparisons', 'comparisons known of each person', width=9.5)
     places = range(len(counts))
     for (name, curve), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
@@ -39,7 +40,8 @@ def plot_by_comparisons(curves: Mapping[str, Curve], counts: Sequence[int]) -> b
 
 
 def plot_simplex(mixtures: np.ndarray) -> bytes:
-    """People by their weights `[people, K]`: a histogram for K = 2, a triangle for 3, two principal axes for more."""
+    """A picture of people by their weights `[people, K]`: a histogram for K = 2, a triangle for 3, two principal axes
+    for more."""
     K = mixtures.shape[1]
     figure, ax = _axes(f'{len(mixtures)} people among {K} prototypes', '')
     if K <= 2:
@@ -64,7 +66,7 @@ def plot_simplex(mixtures: np.ndarray) -> bytes:
 
 
 def plot_effects(effects: np.ndarray, attributes: Sequence[str]) -> bytes:
-    """What each prototype `[K, attributes]` likes and dislikes: a row of bars a prototype."""
+    """A picture of the effects of attributes on the rewards of each prototype `[K, attributes]`, in rows of bars."""
     K = len(effects)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 0.6 + 0.28 * len(attributes) + 1.2), layout='constrained')
@@ -87,13 +89,13 @@ def in_words(effects: np.ndarray, attributes: Sequence[str], count: int = 2) -> 
 
 
 def linear_effects(rewards: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """How rewards `[K, n]` of items `[n, H]` rise with each attribute: the slopes of a least-squares fit `[K, H]`."""
+    """The effects `[K, H]` of attributes on rewards `[K, n]` of items `[n, H]`: the slopes of a least-squares fit."""
     centred = items - items.mean(axis=0)
     return np.linalg.lstsq(centred, (rewards - rewards.mean(axis=1, keepdims=True)).T, rcond=None)[0].T
 
 
 def _corners(mixtures: np.ndarray) -> np.ndarray:
-    """Where the K corners of the simplex lie in the picture."""
+    """The places of the K corners of the simplex in the picture, `[K, 2]`."""
     if mixtures.shape[1] == 3:
         return np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
     centred = mixtures - mixtures.mean(axis=0)

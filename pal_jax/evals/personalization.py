@@ -1,10 +1,11 @@
-"""Does a policy find out who it talks to? Dialogues with people it has not met, scored turn by turn.
+"""The evaluation of a policy that is to find out about its user, in dialogues with people it has not met, scored turn
+by turn.
 
-The profile F1 stands next to what it can be compared with:
-- bound: 2k / (k + n) after the person has told k of n facts; above it there is only guessing, or a leak;
-- guesser: the constant profile of the facts most common among the training people;
-- shuffled: the same predictions scored against the profile of a person with other facts. Whatever is left there is not
-  about the user. It is None where all have the same facts.
+The profile F1 stands next to its references:
+- bound: 2k / (k + n) after the person has told k of n facts; a higher F1 comes from guessing, or from a leak;
+- guesser: the F1 of the constant profile of the facts most common among the training people;
+- shuffled: the F1 of the same predictions against the profile of a person with other facts; it measures how much of the
+  F1 is not about the user. It is None where all people have the same facts.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from pal_jax.feedback.profiles import match_exactly, profile_f1
 from pal_jax.feedback.users import revealed
 from pal_jax.types import Dialogue, Person, ProfileMatcher, Sample, UserSimulator
 
-SCORED = ('profile', 'precision', 'recall', 'response', 'strict', *CRITERIA)  # of `info`, in the record by these names
+# Entries of `info` that are in the record by these names.
+SCORED = ('profile', 'precision', 'recall', 'response', 'strict', *CRITERIA)
 
-Respond = Callable[[Sequence[Dialogue], int], list[Sample]]  # one completion a dialogue; `evaluate` wants it rewarded
-Talk = list[Sample]  # one person's dialogue, a sample a turn
+# A completion for each dialogue; `evaluate` wants it rewarded.
+Respond = Callable[[Sequence[Dialogue], int], list[Sample]]
+Talk = list[Sample]  # one person's dialogue, a sample for each turn
 
 
 def evaluate(
@@ -53,8 +56,10 @@ def evaluate(
 
 
 def hold(respond: Respond, user: UserSimulator, people: Sequence[Person], *, rounds: int, seed: int) -> list[Talk]:
-    """Talks with every person for `rounds` turns, all of them in step. A malformed turn ends its dialogue, and so does
-    a user who has no answer."""
+    """Dialogues with every person of `rounds` turns, all of them in step.
+
+    A malformed turn ends its dialogue, and so does a user who has no answer.
+    """
     game = DialogueGame(people, rounds)
     played = converse(
         game,
@@ -70,16 +75,17 @@ def table(
 ) -> dict[str, Any]:
     """Means over people and, in `intervals`, their 95 % bootstrap intervals over people.
 
-    Turns that a malformed one cut off count as 0, but not in `format`. Those that nobody could judge, and those for
-    which a user had nothing to say, are left out and counted in `unanswered`. `al_by_turn` is AL(k) of the papers: the
+    Turns that a malformed one cut off count as 0, but not in `format`. Turns that nobody could judge, and those in
+    which a user had no answer, are left out and counted in `unanswered`. `al_by_turn` is AL(k) of the papers, the
     percentage of replies that meet all criteria; `al` is its mean, `n_ir` and `n_r2` its normalised improvement.
     """
     people = [talk[0].source.person for talk in talks]
     turns = [sample for talk in talks for sample in talk]
-    unheard = [bool(talk[-1].info['format']) and rounds - len(talk) for talk in talks]  # turns that a silent user cost
+    # Turns that a silent user left out.
+    unheard = [bool(talk[-1].info['format']) and rounds - len(talk) for talk in talks]
 
     def cells(value: Callable[[Sample], float]) -> np.ndarray:
-        """[people, turns]"""
+        """The values `[people, turns]`, NaN where a sample was not judged."""
         rows = [[value(sample) if sample.ok else np.nan for sample in talk] for talk in talks]
         rest = [np.nan if silent else 0.0 for silent in unheard]
         return np.array([row + [pad] * (rounds - len(row)) for row, pad in zip(rows, rest, strict=True)])
@@ -87,7 +93,7 @@ def table(
     scores = {name: cells(lambda sample, name=name: sample.info[name]) for name in SCORED}
     f1, al = scores['profile'], 100.0 * scores['strict']
     named = {'f1': f1, 'precision': scores['precision'], 'recall': scores['recall'], 'response': scores['response']}
-    drawn = {name: resampled_means(each) for name, each in {**scores, **named, 'al': al}.items()}
+    drawn = {name: resampled_means(cells_of) for name, cells_of in {**scores, **named, 'al': al}.items()}
     rise, rises = improvement(means(al)), np.array([improvement(curve) for curve in drawn['al']])
     rewards, level = cells(lambda sample: sample.reward), {**scores, 'al': al}
     other = shuffled(talks, rounds, matcher)
@@ -98,8 +104,8 @@ def table(
         'reward': float(means(totals)[0]),
         'reward_se': float(np.std(totals, ddof=1) / np.sqrt(len(totals))) if len(totals) > 1 else None,
         'format': float(np.mean([sample.info['format'] for sample in turns])),
-        **{name: float(means(each).mean()) for name, each in level.items()},
-        **{f'{name}_by_turn': means(each).tolist() for name, each in named.items()},
+        **{name: float(means(cells_of).mean()) for name, cells_of in level.items()},
+        **{f'{name}_by_turn': means(cells_of).tolist() for name, cells_of in named.items()},
         'bound_by_turn': means(cells(lambda sample: bound(sample.source))).tolist(),
         'guesser_by_turn': [float(np.mean(f1_of(matcher, [guess] * len(people), people)))] * rounds,
         'shuffled_by_turn': None if other is None else means(np.where(np.isnan(f1), np.nan, other)).tolist(),
@@ -118,13 +124,16 @@ def table(
 
 
 def improvement(curve: ArrayLike) -> Improvement:
-    """N-IR and N-R² of a curve; of a single turn, zeros."""
+    """N-IR and N-R² of a curve; zeros for a single turn."""
     return normalized_improvement(curve) if np.size(curve) > 1 else Improvement(0.0, 0.0, 0.0)
 
 
 def shuffled(talks: Sequence[Talk], rounds: int, matcher: ProfileMatcher) -> np.ndarray | None:
-    """[people, turns]: the F1 of the facts inferred about each person against the profile of a person with other facts;
-    None where all have the same facts."""
+    """The F1 `[people, turns]` of the facts inferred about each person against the profile of a person with other
+    facts.
+
+    It is None where all people have the same facts.
+    """
     people = [talk[0].source.person for talk in talks]
     others = holdouts.strangers(list(map(content, people)))
     if others is None:
@@ -132,20 +141,20 @@ def shuffled(talks: Sequence[Talk], rounds: int, matcher: ProfileMatcher) -> np.
     places = [(i, t) for i, talk in enumerate(talks) for t in range(len(talk))]
     inferred = [parsed.facts if (parsed := talks[i][t].parsed) else () for i, t in places]
     scores = np.zeros((len(talks), rounds))
-    found = f1_of(matcher, inferred, [people[others[i]] for i, _ in places])
-    for place, value in zip(places, found, strict=True):
+    values = f1_of(matcher, inferred, [people[others[i]] for i, _ in places])
+    for place, value in zip(places, values, strict=True):
         scores[place] = value
     return scores
 
 
 def bound(dialogue: Dialogue) -> float:
-    """The F1 of stating exactly what the person has told so far."""
-    told, facts = len(revealed(dialogue)), len(dialogue.person.facts)
-    return 2 * told / (told + facts)
+    """The F1 of a profile with exactly the facts that the person has told so far."""
+    count, facts = len(revealed(dialogue)), len(dialogue.person.facts)
+    return 2 * count / (count + facts)
 
 
 def f1_of(matcher: ProfileMatcher, inferred: Sequence[Sequence[str]], people: Sequence[Person]) -> list[float]:
-    """Profile F1 of inferred facts against people; NaN where the matcher has no answer."""
+    """The profile F1 of inferred facts against people; NaN where the matcher has no answer."""
     golden = [person.facts for person in people]
     return [
         np.nan if matched is None else profile_f1(matched, len(ours), len(true))
@@ -154,7 +163,7 @@ def f1_of(matcher: ProfileMatcher, inferred: Sequence[Sequence[str]], people: Se
 
 
 def most_common_facts(people: Sequence[Person]) -> tuple[str, ...]:
-    """The constant prediction that scores best on these people: their commonest facts, as many as pay."""
+    """The constant prediction that scores best on these people: their commonest facts, as many as raise the score."""
     ranked = [fact for fact, _ in Counter(fact for person in people for fact in person.facts).most_common()]
     longest = 2 * max(len(person.facts) for person in people)
     sizes = range(1, min(longest, len(ranked)) + 1)

@@ -1,4 +1,4 @@
-"""What PAL has found out about a population: a table of methods, curves by K and by n, people and prototypes."""
+"""The results of PAL on a population: a table of methods, curves by K and by n, people and prototypes."""
 
 from __future__ import annotations
 
@@ -37,17 +37,19 @@ PROTOTYPES = {
     False: 'Effects on the reward of one standard deviation of an attribute.',
     True: 'Rewards of statements, or of replies less those of the other reply; less their mean over the prototypes.',
 }
-SHOWN_TEXTS = 3  # that a prototype likes most, and least
-SHOWN_ITEMS = 2000  # whose rewards tell what a prototype likes
-SHOWN_PEOPLE = 5000  # in the picture
+SHOWN_TEXTS = 3  # the number of texts that a prototype likes most, and least
+SHOWN_ITEMS = 2000  # the number of items whose rewards show what a prototype likes
+SHOWN_PEOPLE = 5000  # the number of people in the picture
 
 States = Mapping[str, PALState]
 
 
 class Panel(NamedTuple):
-    """What is compared: PAL's models are named `K=...`, others as in `glossary.PAL_MODELS`. Where models have decoders
-    of their own, `by_model` is the data as each reads it, and `decoder_parameters` is how many of its parameters are
-    trained."""
+    """The models and data that are compared: PAL's models are named `K=...`, others as in `glossary.PAL_MODELS`.
+
+    Where models have decoders of their own, `by_model` is the data as each decoder reads them, and `decoder_parameters`
+    is the number of a decoder's trained parameters.
+    """
 
     data: Comparisons
     trials: Sequence[Trial]
@@ -60,7 +62,7 @@ class Panel(NamedTuple):
     ask: int = 0  # questions to new people, chosen one by one; 0: none
 
     def seen_by(self, model: str) -> Comparisons:
-        """The data as this model has them."""
+        """The data as this model reads them."""
         return self.by_model.get(model, self.data)
 
 
@@ -73,14 +75,20 @@ class Method(NamedTuple):
     parameters_a_user: float
 
 
-# A method without a learner, of all pairs, of the splits, and of how many comparisons of new people are known.
+# A method without a learner takes all pairs, the splits, and numbers of known comparisons of new people.
 Other = Callable[[Comparisons, Sequence[Trial], Sequence[int]], Method]
 
 
 class Results(NamedTuple):
-    """`by_prototypes`: part of the data -> K -> accuracies by split; `chosen`: K by trial; `counts`: of comparisons;
-    `groups`: model -> AUC by split, see `groups.agreement`; `by_group`: shared and pal -> by split, the accuracies
-    `[groups]` on each known group."""
+    """The results of all methods.
+
+    Attributes:
+      by_prototypes: accuracies by split, by the part of the data and by K.
+      chosen: the chosen K of each trial.
+      counts: numbers of known comparisons.
+      groups: AUC by split for each model, see `groups.agreement`.
+      by_group: for the shared model and PAL, by split, the accuracies `[groups]` on each known group.
+    """
 
     methods: Mapping[str, Method]
     by_prototypes: Mapping[str, Mapping[int, Sequence[Accuracy]]]
@@ -91,7 +99,7 @@ class Results(NamedTuple):
 
 
 def measure(panel: Panel, state: States, others: Mapping[str, Other] = MappingProxyType({})) -> Results:
-    """Everything that is compared, on every trial. `others` are methods without a learner, such as `OTHERS`."""
+    """The results of all methods on every trial; `others` are methods without a learner, such as `OTHERS`."""
     data, trials, learners = panel.data, panel.trials, panel.learners
     new = newcomers(data, trials)
     counts = (*(count for count in panel.counts if count < new.most), new.most)
@@ -110,7 +118,7 @@ def measure(panel: Panel, state: States, others: Mapping[str, Other] = MappingPr
         K: seen_accuracy(learners[name], state[name], panel.seen_by(name), trials, 'validation')
         for K, name in names.items()
     }
-    chosen = choose({K: [each.pairs for each in row] for K, row in validation.items()})
+    chosen = choose({K: [value.pairs for value in row] for K, row in validation.items()})
     true, false = ([r for r, trial in enumerate(trials) if trial.shuffled == wanted] for wanted in (False, True))
     methods = {'shared': _of(measured['K=1'], true), 'pal': _chosen(measured, chosen, true)}
     if panel.ask:
@@ -136,26 +144,29 @@ def measure(panel: Panel, state: States, others: Mapping[str, Other] = MappingPr
 def _by_group(
     panel: Panel, state: States, chosen: Sequence[int], true: Sequence[int]
 ) -> dict[str, list[np.ndarray]]:  # fmt: skip
-    """On seen people's new choices; NaN for a group of which a split tests nobody. Nothing if groups are not known."""
+    """Accuracies on seen people's new choices by group.
+
+    They are NaN for a group of which a split tests nobody. The result is empty where groups are not known.
+    """
     known = panel.data.groups
     if known is None or not (known >= 0).any():
         return {}
 
-    def of(found: np.ndarray, users: np.ndarray) -> np.ndarray:
+    def of(margins: np.ndarray, users: np.ndarray) -> np.ndarray:
         groups = known[users]
         right, pairs = (
             np.bincount(groups[groups >= 0], weights=w[groups >= 0], minlength=known.max() + 1)
-            for w in (hits(found), np.ones(len(found)))
+            for w in (hits(margins), np.ones(len(margins)))
         )
         return right / np.where(pairs > 0, pairs, np.nan)
 
-    found = {
+    margins_by_k = {
         K: seen_margins(panel.learners[f'K={K}'], state[f'K={K}'], panel.seen_by(f'K={K}'), panel.trials, 'test')
         for K in {1, *(chosen[r] for r in true)}
     }
     return {
-        'shared': [of(*found[1][r]) for r in true],
-        'pal': [of(*found[chosen[r]][r]) for r in true],
+        'shared': [of(*margins_by_k[1][r]) for r in true],
+        'pal': [of(*margins_by_k[chosen[r]][r]) for r in true],
     }
 
 
@@ -168,18 +179,19 @@ def _asked(
     panel: Panel, state: States, new: Newcomers, counts: tuple[int, ...], measured: Mapping[str, Method],
     chosen: Sequence[int],
 ) -> dict[str, Method]:  # fmt: skip
-    """The models that were chosen, with new people's comparisons in the order of what each is expected to tell."""
-    found = dict(measured)
-    for K in set(chosen) - {1}:  # of whom all are alike, nothing is to be asked
+    """The chosen models, with new people's comparisons in the order of the information expected of each."""
+    by_model = dict(measured)
+    for K in set(chosen) - {1}:  # with one prototype all people are alike, and no answer would tell anything
         name, most = f'K={K}', min(panel.ask, new.most)
         learner, prior = panel.learners[name], _prior(panel, state[name])
         ordered = questions(learner, state[name], new, prior, most)
-        found[name] = measured[name]._replace(new=new_accuracy(learner, state[name], ordered, counts, prior))
-    return found
+        by_model[name] = measured[name]._replace(new=new_accuracy(learner, state[name], ordered, counts, prior))
+    return by_model
 
 
 def _groups(panel: Panel, state: States, true: Sequence[int], false: Sequence[int]) -> dict[str, list[float]]:
-    """How well people's weights agree with their groups, where these are known; with shuffled ids of the largest K."""
+    """The agreement of people's weights with their groups, where these are known, and that of the largest K with
+    shuffled ids."""
     known, names = panel.data.groups, [name for name in panel.learners if name not in ('K=1', 'own', 'groups')]
     if known is None or not (known >= 0).any():
         return {}
@@ -189,9 +201,9 @@ def _groups(panel: Panel, state: States, true: Sequence[int], false: Sequence[in
         mixtures = ideal_point.weights(panel.learners[name].pal, state[name].users.z[r][seen])
         return groups.agreement(np.asarray(mixtures), known[seen])
 
-    found = {name: [of(name, r) for r in true] for name in names}
+    by_model = {name: [of(name, r) for r in true] for name in names}
     last = f'K={panel.prototypes[-1]}'
-    return found | ({f'{last}, shuffled ids': [of(last, r) for r in false]} if false and last in names else {})
+    return by_model | ({f'{last}, shuffled ids': [of(last, r) for r in false]} if false and last in names else {})
 
 
 def _of(method: Method, trials: Sequence[int]) -> Method:
@@ -199,13 +211,13 @@ def _of(method: Method, trials: Sequence[int]) -> Method:
 
 
 def _chosen(measured: Mapping[str, Method], chosen: Sequence[int], trials: Sequence[int]) -> Method:
-    """PAL with each trial's own K."""
-    each = [measured[f'K={chosen[r]}'] for r in trials]
+    """PAL's results with the K chosen on each trial."""
+    models = [measured[f'K={chosen[r]}'] for r in trials]
     return Method(
-        [method.seen[r] for method, r in zip(each, trials, strict=True)],
-        [[method.new[n][r] for method, r in zip(each, trials, strict=True)] for n in range(len(each[0].new))],
-        float(np.mean([method.shared_parameters for method in each])),
-        float(np.mean([method.parameters_a_user for method in each])),
+        [method.seen[r] for method, r in zip(models, trials, strict=True)],
+        [[method.new[n][r] for method, r in zip(models, trials, strict=True)] for n in range(len(models[0].new))],
+        float(np.mean([method.shared_parameters for method in models])),
+        float(np.mean([method.parameters_a_user for method in models])),
     )
 
 
@@ -213,7 +225,8 @@ def _chosen(measured: Mapping[str, Method], chosen: Sequence[int], trials: Seque
 
 
 def _by_vote(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
-    """What seen people chose between the same two items; nothing of a person's own counts."""
+    """The method that predicts by the choices of seen people between the same two items; a person's own choices count
+    nothing."""
     differences = data.chosen[:] - data.rejected[:]
 
     def of(trial: Trial, index: np.ndarray) -> Accuracy:
@@ -224,19 +237,20 @@ def _by_vote(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) 
 
 
 def _by_mixed_logit(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
-    """Each person's coefficients have a posterior given the person's known comparisons: the training part, or n."""
+    """The mixed logit: a person's coefficients have a posterior given the known comparisons: the training part, or
+    n."""
     differences, users = data.chosen[:] - data.rejected[:], data.users
     new = newcomers(data, trials)
     seen, rows = [], [[] for _ in counts]
     for r, trial in enumerate(trials):
         train, test, asked = trial.split.train, trial.split.test, trial.split.new_test
         model = mixed_logit.fit(differences[train], users[train], trial.seed)
-        found = mixed_logit.margins(model, differences[train], users[train], differences[test], users[test])
-        seen.append(accuracy(found, users[test]))
+        margins = mixed_logit.margins(model, differences[train], users[train], differences[test], users[test])
+        seen.append(accuracy(margins, users[test]))
         for row, count in zip(rows, counts, strict=True):
             known = trial.split.fit[new.rank[r, : len(trial.split.fit)] < count]
-            found = mixed_logit.margins(model, differences[known], users[known], differences[asked], users[asked])
-            row.append(accuracy(found, users[asked]))
+            margins = mixed_logit.margins(model, differences[known], users[known], differences[asked], users[asked])
+            row.append(accuracy(margins, users[asked]))
     return Method(seen, rows, 2 * differences.shape[1], 0)
 
 
@@ -247,11 +261,12 @@ OTHERS: dict[str, Other] = {'majority': _by_vote, 'mixed_logit': _by_mixed_logit
 
 
 def make_record(results: Results) -> dict[str, Any]:
-    """Numbers with standard errors over splits, lists by K and by number of comparisons."""
+    """The record of an evaluation: numbers with standard errors over splits, and lists by K and by number of
+    comparisons."""
     record: dict[str, Any] = {}
     for name, method in results.methods.items():
         for key, values in (('seen', method.seen), ('new', method.new[-1])):
-            _put(record, f'{key}_{name}', mean_and_error([each.pairs for each in values]))
+            _put(record, f'{key}_{name}', mean_and_error([value.pairs for value in values]))
     pal, shared = results.methods['pal'], results.methods['shared']
     _put(record, 'seen_gain', gain(_pairs(pal.seen), _pairs(shared.seen)))
     _put(record, 'new_gain', gain(_pairs(pal.new[-1]), _pairs(shared.new[-1])))
@@ -278,7 +293,7 @@ def _put(record: dict[str, Any], key: str, figure: tuple[float, float]) -> None:
 
 
 def _pairs(row: Sequence[Accuracy]) -> list[float]:
-    return [each.pairs for each in row]
+    return [value.pairs for value in row]
 
 
 def _mean(row: Sequence[Accuracy]) -> float:
@@ -286,7 +301,7 @@ def _mean(row: Sequence[Accuracy]) -> float:
 
 
 def make_exhibits(panel: Panel, state: States, results: Results) -> list[Exhibit]:
-    """For the report; the people and prototypes are those of the first split."""
+    """The exhibits of a report; its people and prototypes are those of the first split."""
     curves = {PAL_MODELS[name]: _curve(method.new) for name, method in results.methods.items()}
     by_prototypes = {part: _curve(list(rows.values())) for part, rows in results.by_prototypes.items()}
     K = results.chosen[0]
@@ -320,7 +335,10 @@ def _verdict(results: Results) -> str:
 
 
 def _table(results: Results) -> list[list[str]]:
-    """Accuracy ± standard error over splits. Each person alike, and the worst tenth of them, are of seen people."""
+    """A table of accuracy ± standard error over splits.
+
+    The columns in which each person counts the same, and of the worst tenth of people, are of seen people.
+    """
     middle = len(results.counts) // 2
     head = ['', 'seen people', 'each person alike', 'worst tenth', 'new, none known']
     head += [f'{results.counts[middle]} known', 'all known', 'parameters', 'a user']
@@ -328,7 +346,7 @@ def _table(results: Results) -> list[list[str]]:
     for name, method in results.methods.items():
         cells = [method.seen, method.new[0], method.new[middle], method.new[-1]]
         seen, none, some, known = (_cell(_pairs(row)) for row in cells)
-        alike, worst = (_cell([getattr(each, key) for each in method.seen]) for key in ('people', 'worst'))
+        alike, worst = (_cell([getattr(value, key) for value in method.seen]) for key in ('people', 'worst'))
         sizes = (f'{size:.3g}' for size in (method.shared_parameters, method.parameters_a_user))
         rows.append([PAL_MODELS[name], seen, alike, worst, none, some, known, *sizes])
     return rows
@@ -342,7 +360,7 @@ def _table_by_group(results: Results, data: Comparisons) -> list[list[str]]:
     assert data.groups is not None
     rows = [['group', 'people', *(PAL_MODELS[name] for name in results.by_group)]]
     for group in range(data.groups.max() + 1):
-        values = [[float(each[group]) for each in row] for row in results.by_group.values()]
+        values = [[float(values_of_split[group]) for values_of_split in row] for row in results.by_group.values()]
         cells = [_cell([x for x in row if np.isfinite(x)]) if np.isfinite(row).any() else '–' for row in values]
         rows.append([str(group), str(int((data.groups == group).sum())), *cells])
     return rows
@@ -354,7 +372,7 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
-    """The people of the first split among its prototypes, and what these like."""
+    """The people of the first split among its prototypes, and the attributes or texts that each prototype likes."""
     data, state, pal = panel.seen_by(name), states[name], panel.learners[name].pal
     seen = np.unique(data.users[panel.trials[0].split.train])
     mixtures = np.asarray(ideal_point.weights(pal, state.users.z[0][seen]))
@@ -366,10 +384,10 @@ def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
     def rewards(k: int) -> np.ndarray:
         w = jnp.zeros((len(items), pal.prototypes)).at[:, k].set(1.0)
         u = ideal_point.user_point(params, pal, w, prompt)
-        found = np.asarray(ideal_point.item_reward(params, pal, u, items))
+        values = np.asarray(ideal_point.item_reward(params, pal, u, items))
         if not words or prompt is None:
-            return found
-        return found - np.asarray(ideal_point.item_reward(params, pal, u, jnp.asarray(data.rejected[index])))
+            return values
+        return values - np.asarray(ideal_point.item_reward(params, pal, u, jnp.asarray(data.rejected[index])))
 
     liked = np.stack([rewards(int(k)) for k in order])
     effects = people.linear_effects(liked, np.asarray(items)) if not words else liked - liked.mean(axis=0)
@@ -389,12 +407,14 @@ def _portrait(panel: Panel, name: str, states: States) -> list[Exhibit]:
 
 
 def shown_items(data: Comparisons) -> tuple[np.ndarray, list[str]]:
-    """Pairs, by their numbers, whose chosen items tell what a prototype likes, and these in words if they are texts:
-    each text once, or each reply to each prompt."""
+    """The numbers of pairs whose chosen items show the likes of a prototype, and the items in words if they are texts.
+
+    Each text is there once, or each reply to each prompt.
+    """
     index = np.random.default_rng(0).permutation(len(data.users))
     if not data.texts:
         return index[:SHOWN_ITEMS], []
-    columns = [each.numbers[index] for each in (data.prompt, data.chosen) if isinstance(each, Lookup)]
+    columns = [lookup.numbers[index] for lookup in (data.prompt, data.chosen) if isinstance(lookup, Lookup)]
     different = np.unique(np.stack(columns), axis=1, return_index=True)[1][:SHOWN_ITEMS]
-    said = [' / '.join(data.texts[int(column[i])] for column in columns) for i in different]
-    return index[different], said
+    words = [' / '.join(data.texts[int(column[i])] for column in columns) for i in different]
+    return index[different], words

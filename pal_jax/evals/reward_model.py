@@ -1,4 +1,4 @@
-"""How good a reward model is on pairs it was not taught: right how often, as sure as it is right, and led by length.
+"""Figures of a reward model on pairs it was not taught: its accuracy, its calibration, and whether length leads it.
 
 Scores and lengths (in tokens) are `[pairs, 2]`, of the chosen reply and of the rejected one. A model's confidence in a
 pair is the probability that it gives to the reply it prefers, `sigmoid(|gap|)`, from 1/2 to 1.
@@ -24,7 +24,7 @@ BINS = 10
 
 
 class Bin(NamedTuple):
-    """Pairs of like confidence: how many, their mean confidence, and the share that is right."""
+    """Pairs of like confidence: their number, their mean confidence, and the share that is right."""
 
     pairs: int
     confidence: float
@@ -32,8 +32,11 @@ class Bin(NamedTuple):
 
 
 def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
-    """A record of an evaluation; `accuracy_se` and `accuracy_interval` are by the bootstrap over prompts, whose numbers
-    by pair are `prompts`: pairs of one prompt stay together."""
+    """The record of an evaluation.
+
+    `accuracy_se` and `accuracy_interval` are by the bootstrap over prompts. `prompts` has the number of each pair's
+    prompt; pairs of one prompt stay together.
+    """
     gap, longer = scores[:, 0] - scores[:, 1], lengths[:, 0] - lengths[:, 1]
     right = hits(gap)
     record: dict[str, Any] = {
@@ -58,14 +61,14 @@ def measure(scores: np.ndarray, lengths: np.ndarray, prompts: np.ndarray) -> dic
 def shares(name: str, right: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
     """The share that is right, with its standard error and interval by the bootstrap over prompts."""
     _, prompt = np.unique(prompts, return_inverse=True)
-    of_each = [np.bincount(prompt, weights) for weights in (right, np.ones(len(right)))]
-    right_draws, all_draws = resampled_means(np.stack(of_each, axis=1)).T
+    by_prompt = [np.bincount(prompt, weights) for weights in (right, np.ones(len(right)))]
+    right_draws, all_draws = resampled_means(np.stack(by_prompt, axis=1)).T
     draws = right_draws / all_draws
     return {name: float(right.mean()), f'{name}_se': float(draws.std()), f'{name}_interval': interval(draws)}
 
 
 def reliability(gap: np.ndarray, bins: int = BINS) -> list[Bin]:
-    """Pairs in `bins` of equal width between the confidences 1/2 and 1; empty ones are left out."""
+    """Pairs in `bins` of equal width between the confidences 1/2 and 1; empty bins are left out."""
     confidence = 1.0 / (1.0 + np.exp(-np.abs(gap)))
     place = np.minimum((2.0 * (confidence - 0.5) * bins).astype(int), bins - 1)
     return [
@@ -76,22 +79,25 @@ def reliability(gap: np.ndarray, bins: int = BINS) -> list[Bin]:
 
 
 def calibration_error(bins: list[Bin]) -> float:
-    """The expected calibration error: how far confidence is from accuracy, by bin (Guo et al. 2017)."""
-    total = sum(each.pairs for each in bins)
-    return sum(each.pairs * abs(each.accuracy - each.confidence) for each in bins) / total
+    """The expected calibration error: the mean distance of confidence from accuracy, over bins (Guo et al. 2017)."""
+    total = sum(group.pairs for group in bins)
+    return sum(group.pairs * abs(group.accuracy - group.confidence) for group in bins) / total
 
 
 def correlation(x: np.ndarray, y: np.ndarray, *, centred: bool = True) -> float:
-    """Pearson's. Of differences, whose sign says only which reply was named first, it is taken about 0."""
-    x, y = (each - each.mean() if centred else each for each in (x, y))
+    """Pearson's correlation; without `centred` it is taken about 0.
+
+    The sign of a difference only depends on the reply that was named first, so differences are not centred.
+    """
+    x, y = (column - column.mean() if centred else column for column in (x, y))
     scale = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / scale if scale else 0.0
 
 
 def make_exhibits(scores: np.ndarray, lengths: np.ndarray, record: Mapping[str, Any]) -> list[Exhibit]:
-    """A table of what `measure` found, and the reliability plot."""
+    """A table of the figures of `measure`, and the reliability plot."""
     low, high = record['accuracy_interval']
-    told = [
+    cells = [
         ['pairs right', f'{record["accuracy"]:.3f} (95 %: {low:.3f} to {high:.3f}), of {record["rows"]}'],
         ['always the longer reply', f'{record["accuracy_of_longer"]:.3f}'],
         *(
@@ -104,14 +110,15 @@ def make_exhibits(scores: np.ndarray, lengths: np.ndarray, record: Mapping[str, 
         ['expected calibration error', f'{record["ece"]:.3f}'],
     ]
     return [
-        Exhibit('Held-out pairs', table=[['', ''], *told]),
+        Exhibit('Held-out pairs', table=[['', ''], *cells]),
         Exhibit('Reliability', picture=plot_reliability(reliability(scores[:, 0] - scores[:, 1]))),
         Exhibit('Score and length', picture=plot_lengths(scores, lengths)),
     ]
 
 
 def plot_reliability(bins: list[Bin]) -> bytes:
-    """Accuracy by confidence, beside the line where they are equal; a point's area is its number of pairs."""
+    """A picture of accuracy by confidence, beside the line where they are equal; a point's area is its number of
+    pairs."""
     figure, ax = make_axes('Is it as right as it is sure?', 'confidence', 'share of pairs that are right')
     ax.plot([0.5, 1], [0.5, 1], color=GREY, linestyle='--')
     counts, confidence, accuracy = np.array(bins).T
@@ -124,7 +131,7 @@ def plot_reliability(bins: list[Bin]) -> bytes:
 
 
 def plot_lengths(scores: np.ndarray, lengths: np.ndarray) -> bytes:
-    """All replies."""
+    """A picture of the scores of all replies by their lengths."""
     figure, ax = make_axes('Does it like what is long?', 'tokens of the reply', 'score')
     for k, (name, colour) in enumerate((('chosen', BLUE), ('rejected', '#d97706'))):
         ax.scatter(lengths[:, k], scores[:, k], s=12, color=colour, alpha=0.6, linewidth=0, label=name)

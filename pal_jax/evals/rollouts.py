@@ -1,4 +1,4 @@
-"""What the samples of a training step come to: figures, dialogues to look at, and whether enough was answered."""
+"""Figures of the samples of a training step, dialogues for a report, and a check that enough was answered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pal_jax.types import Metrics, Sample
 
 
 def summarize(samples: Sequence[Sample]) -> Metrics:
-    """Means over the samples of a step; those of rewards over samples that have one, and left out where none has."""
+    """Means over the samples of a step.
+
+    Means of rewards are over the samples that have one, and left out where none has.
+    """
     used = [sample for sample in samples if sample.ok]
     rewards, lengths = [s.reward for s in used], [len(s.completion.token_ids) for s in samples]
     names = used[0].info if used else {}
@@ -33,7 +36,8 @@ def summarize(samples: Sequence[Sample]) -> Metrics:
 
 
 def check_failed(failed: int, total: int, what: str, whom: str, max_failed: float, why: str = '') -> None:
-    """Raises RuntimeError where more than a share `max_failed` of `total` went without; `why` is what servers said."""
+    """Raises RuntimeError where more than the share `max_failed` of `total` have failed; `why` is the servers' last
+    error."""
     if failed > max_failed * total:
         raise RuntimeError(
             f'{failed} of {total} {what}, more than reward.max_failed={max_failed} '
@@ -49,7 +53,7 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def shown(sample: Sample) -> Mapping[str, Any]:
-    """A sample as a report shows it: the dialogue it answers, what was written, and what that earned."""
+    """A sample as a report shows it: the dialogue it answers, the reply, and its rewards."""
     parsed, turns = sample.parsed, []
     for turn in sample.source.turns:
         turns.append({'role': turn.role, 'content': turn.content, 'profile': turn.profile})

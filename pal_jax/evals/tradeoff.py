@@ -1,8 +1,9 @@
-"""What reward costs: figures of samples that earn a reward and cause a cost, and which systems buy it cheapest.
+"""The trade-off of reward and cost: figures of samples that earn a reward and cause a cost, and the systems on the
+front.
 
-A cost is of a whole sample and is to lie below a limit, on average or in every sample. Safe RLHF (arXiv 2310.12773)
-bounds the mean, in which very safe samples make up for unsafe ones; so the figures also say how many prompts and
-samples are above the limit, and by how much (Rectified Policy Optimization, arXiv 2410.19933).
+The cost of a whole sample is to lie below a limit, on average or in every sample. Safe RLHF (arXiv 2310.12773) bounds
+the mean, in which very safe samples make up for unsafe ones. So the figures also count the prompts and samples above
+the limit, and measure by how much (Rectified Policy Optimization, arXiv 2410.19933).
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ def measure(
     groups: Sequence[str],
     limit: float,
 ) -> dict[str, Any]:
-    """A record of an evaluation.
+    """The record of an evaluation.
 
-    `prompts` are the numbers of the prompts of samples, `groups` their groups by name. `violations` is the share of
-    prompts whose mean cost is above the limit, `unsafe_share` that of samples, and `cost_above` the mean of
-    `max(cost - limit, 0)`. Each has a standard error and a 95 % interval by the bootstrap over prompts: samples of one
+    `prompts` has the number of each sample's prompt, `groups` the name of its group. `violations` is the share of
+    prompts whose mean cost is above the limit, `unsafe_share` that of samples, and `cost_above` the mean of `max(cost -
+    limit, 0)`. Each figure has a standard error and a 95 % interval by the bootstrap over prompts: samples of one
     prompt stay together.
     """
     above = np.maximum(costs - limit, 0.0)
@@ -66,7 +67,7 @@ def measure(
 
 
 def _ratios(totals: Float[np.ndarray, '... 7']) -> dict[str, Float[np.ndarray, '...']]:
-    """The figures of sums over prompts: of four figures of samples, samples, violations and prompts."""
+    """The figures from sums over prompts: of four figures of samples, of samples, of violations and of prompts."""
     reward, cost, unsafe, above, samples, violated, prompts = np.moveaxis(totals, -1, 0)
     return {
         'reward': reward / samples,
@@ -78,7 +79,7 @@ def _ratios(totals: Float[np.ndarray, '... 7']) -> dict[str, Float[np.ndarray, '
 
 
 def average(points: Sequence[Point]) -> Point:
-    """The mean of a system's seeds. Its standard errors are over seeds; those of a single one are its own."""
+    """The mean of a system's seeds, with standard errors over seeds; a single seed keeps its own."""
     if len(points) == 1:
         return points[0]
     values = np.array([point[:2] for point in points])
@@ -87,7 +88,8 @@ def average(points: Sequence[Point]) -> Point:
 
 
 def pareto(points: Sequence[Point]) -> list[bool]:
-    """Which points no other one dominates, with at least their reward and at most their cost, one of them strictly."""
+    """True for points that no other point dominates, with at least their reward and at most their cost, one of them
+    strictly."""
     return [not any(_dominates(other, point) for other in points) for point in points]
 
 
@@ -130,8 +132,8 @@ def within(point: Point, limit: float) -> str:
 
 
 def plot_tradeoff(points: Mapping[str, Sequence[Point]], limit: float) -> bytes:
-    """Systems by cost and reward: seeds pale, their means with error bars, those on the front connected, and what is
-    above the limit shaded."""
+    """A picture of systems by cost and reward: seeds pale, their means with error bars, systems on the front connected,
+    and the area above the limit shaded."""
     means = {name: average(seeds) for name, seeds in points.items()}
     best = sorted(
         (mean.cost, mean.reward) for mean, on in zip(means.values(), pareto(list(means.values())), strict=True) if on

@@ -1,8 +1,8 @@
-"""Who writes what people prefer: win rates of systems against each other (Personalized Soups, part I.3).
+"""Win rates of systems against each other (Personalized Soups, part I.3).
 
-A verdict is +1, 0 or -1 on one criterion, for the first system of a pair; the outcome of a prompt is the sign of their
-sum over the criteria of a combination. Outcomes are [combinations, prompts]; intervals are by the bootstrap over
-prompts, whose outcomes in all combinations stay together.
+A verdict is +1, 0 or -1 on one criterion, for the first system of a pair; the outcome of a prompt is the sign of the
+sum over the criteria of a combination. Outcomes are [combinations, prompts]. Intervals are by the bootstrap over
+prompts; a prompt's outcomes in all combinations stay together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pal_jax.types import Exhibit
 
 Ties = Literal['drop', 'half']
 Pair = tuple[str, str]
-Front = Sequence[tuple[float, float, float]]  # of each soup the second pole's weight, and its mean score by both rules
+Front = Sequence[tuple[float, float, float]]  # for each soup the second pole's weight, and its mean score by both rules
 KEY = (
     'The share of prompts that a system wins by most criteria, mean over the combinations of preferences; 0.5 is '
     'neither better nor worse. Ties half: a tie counts half; intervals are of 95 % over prompts.'
@@ -34,19 +34,21 @@ Cells = Float[np.ndarray, 'prompts combinations']
 
 
 def outcome(verdicts: Float[np.ndarray, 'criteria ...']) -> Float[np.ndarray, '...']:
-    """Who wins a prompt by most criteria: the sign of their sum."""
+    """The outcome of a prompt by most criteria: the sign of the verdicts' sum."""
     return np.sign(np.sum(verdicts, axis=0))
 
 
 def cells(outcomes: Float[np.ndarray, 'combinations prompts'], ties: Ties) -> Cells:
-    """What each prompt counts for the first system: 1 won, 0 lost; a tie is a half, or NaN where it is left out."""
+    """The points of each prompt for the first system: 1 won, 0 lost; a tie is a half, or NaN where it is left out."""
     won = (np.asarray(outcomes, float).T + 1.0) / 2.0
     return won if ties == 'half' else np.where(won == 0.5, np.nan, won)
 
 
 def winrate(outcomes: Float[np.ndarray, 'combinations prompts'], ties: Ties) -> float:
-    """The mean over combinations of `wins / (wins + losses)`, or of `(wins + ties / 2) / all`; a combination in which
-    nothing was won or lost is none of them, and of nothing it is 1/2."""
+    """The mean over combinations of `wins / (wins + losses)`, or of `(wins + ties / 2) / all`.
+
+    A combination in which nothing was won or lost is left out; without any the rate is 1/2.
+    """
     return float(_mean(means(cells(outcomes, ties), nothing=np.nan)))
 
 
@@ -55,7 +57,7 @@ def _mean(rates: Float[np.ndarray, '... combinations']) -> Float[np.ndarray, '..
 
 
 def measure(outcomes: Float[np.ndarray, 'combinations prompts'], seed: int = 0) -> dict[str, Any]:
-    """Win rates with ties either way, the share of ties, and a standard error and a 95 % interval of the former."""
+    """Win rates with ties counted either way, each with a standard error and a 95 % interval, and the share of ties."""
     record: dict[str, Any] = {'ties': float(np.mean(np.asarray(outcomes) == 0))}
     ways: tuple[Ties, ...] = ('drop', 'half')
     for ties in ways:
@@ -68,19 +70,19 @@ def measure(outcomes: Float[np.ndarray, 'combinations prompts'], seed: int = 0) 
 
 
 def table(outcomes: Mapping[Pair, np.ndarray], ties: Ties) -> tuple[list[str], np.ndarray]:
-    """Systems, and win rates of the row's against the column's; NaN on the diagonal."""
+    """The systems, and the win rates of the row's system against the column's; NaN on the diagonal."""
     systems = list(dict.fromkeys(itertools.chain.from_iterable(outcomes)))
     rates = np.full((len(systems), len(systems)), np.nan)
-    for (first, second), found in outcomes.items():
+    for (first, second), signs in outcomes.items():
         i, j = systems.index(first), systems.index(second)
-        rates[i, j], rates[j, i] = winrate(found, ties), winrate(-np.asarray(found), ties)
+        rates[i, j], rates[j, i] = winrate(signs, ties), winrate(-np.asarray(signs), ties)
     return systems, rates
 
 
 def against_all(outcomes: Mapping[Pair, np.ndarray], system: str) -> Float[np.ndarray, 'more prompts']:
-    """A system's outcomes against each of the others, all combinations side by side."""
-    sides = [(found, 1 if pair[0] == system else -1) for pair, found in outcomes.items() if system in pair]
-    return np.concatenate([side * np.asarray(found) for found, side in sides])
+    """The outcomes of a system against each of the others, all combinations side by side."""
+    sides = [(signs, 1 if pair[0] == system else -1) for pair, signs in outcomes.items() if system in pair]
+    return np.concatenate([side * np.asarray(signs) for signs, side in sides])
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
@@ -99,26 +101,26 @@ def make_exhibits(
     by_criterion: Mapping[str, Mapping[str, float]],
     alone: Mapping[str, np.ndarray],
     fronts: Mapping[Pair, Front],
-    told: Mapping[str, str] = MappingProxyType({}),
+    wishes: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Exhibit]:
     """Win rates as a table with intervals and as a heat map, systems by criterion, policies of one preference against
     the base, and soups between two poles.
 
     Args:
-      by_criterion: of each system, its mean win rate (ties half) on each criterion.
-      alone: of each preference, the outcomes `[draws, prompts]` of its policy against the base.
+      by_criterion: the mean win rate (ties half) of each system on each criterion.
+      alone: the outcomes `[draws, prompts]` of each preference's policy against the base.
       fronts: soups between two poles, by their ids.
-      told: what preferences ask for, by their ids.
+      wishes: the texts of preferences, by their ids.
     """
     named = '; '.join(f'{name}: {SOUP_SYSTEMS.get(name, name)}' for name in dict.fromkeys(itertools.chain(*outcomes)))
-    asked = ' '.join(f'{name}: {text}' for name, text in told.items())
+    asked = ' '.join(f'{name}: {text}' for name, text in wishes.items())
     systems, rates = table(outcomes, 'half')
     head = ['', 'ties half', '95 %', 'ties left out', 'ties']
-    rows = [head, *([f'{a} against {b}', *_told(measure(found))] for (a, b), found in outcomes.items())]
+    rows = [head, *([f'{a} against {b}', *_told(measure(signs))] for (a, b), signs in outcomes.items())]
     averages = [head, *([name, *_told(measure(against_all(outcomes, name)))] for name in systems)]
-    policies = [head, *([name, *_told(measure(found))] for name, found in alone.items())]
+    policies = [head, *([name, *_told(measure(signs))] for name, signs in alone.items())]
     criteria = [['', *by_criterion[systems[0]]]]
-    criteria += [[name, *(f'{rate:.3f}' for rate in own.values())] for name, own in by_criterion.items()]
+    criteria += [[name, *(f'{rate:.3f}' for rate in rates_of.values())] for name, rates_of in by_criterion.items()]
     exhibits = [
         Exhibit('Win rates against all others', f'{KEY} {named}.', averages),
         Exhibit('Win rates by pair', KEY, rows),
@@ -137,6 +139,7 @@ def _told(record: Mapping[str, Any]) -> list[str]:
 
 
 def plot_heat(systems: Sequence[str], rates: np.ndarray) -> bytes:
+    """A heat map of the win rates of the row's system against the column's."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 5), layout='constrained')
         ax = figure.subplots()
@@ -153,6 +156,7 @@ def plot_heat(systems: Sequence[str], rates: np.ndarray) -> bytes:
 
 
 def plot_radar(by_criterion: Mapping[str, Mapping[str, float]]) -> bytes:
+    """A picture of the win rates of each system by criterion, around a circle."""
     criteria = list(next(iter(by_criterion.values())))
     angles = np.linspace(0, 2 * np.pi, len(criteria), endpoint=False)
     with matplotlib.rc_context(STYLE):
@@ -168,7 +172,7 @@ def plot_radar(by_criterion: Mapping[str, Mapping[str, float]]) -> bytes:
 
 
 def plot_fronts(fronts: Mapping[Pair, Front]) -> bytes:
-    """Soups by both poles' rules; each is better the further it is to the right and to the top."""
+    """A picture of soups by both poles' rules; a soup is better the further it is to the right and to the top."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.4 + 3.2 * len(fronts), 4), layout='constrained')
         axes = figure.subplots(1, len(fronts), squeeze=False)[0]

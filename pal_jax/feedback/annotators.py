@@ -1,4 +1,5 @@
-r"""Who says which of two answers suits a preference better: rules, or language models asked as AlpacaFarm asks them.
+r"""Annotators that judge which of two answers suits a preference better: rules, or language models asked as AlpacaFarm
+asks them.
 
 A row has `instruction`, `input`, `output_1` and `output_2`. A verdict is 1 or 2 for the better output, 0 for neither
 (equal outputs get it without a call) and None where no answer could be had or read.
@@ -12,10 +13,10 @@ A file of annotators has AlpacaFarm's keys (arXiv 2305.14387), by the name of th
       outputs_to_match: {1: '(?:^|\n)Output \(a\)', 2: '(?:^|\n)Output \(b\)'}   # and 3 for a tie
       batch_size: 5
 
-An annotator with the id of a preference judges that one, the first of the file judges the others. A template is plain
-text or AlpacaFarm's `<|im_start|>role ... <|im_end|>`, with {instruction}, {input}, {output_1}, {output_2} once for
-each row of a batch, and {preference} wherever the criterion is to stand. `tokens_to_favor`, a bias on
-tokens, is refused: the chat models of most servers have none.
+An annotator with the id of a preference judges that preference; the first one of the file judges the others. A template
+is plain text or AlpacaFarm's `<|im_start|>role ... <|im_end|>`, with {instruction}, {input}, {output_1}, {output_2}
+once for each row of a batch, and {preference} wherever the criterion is to stand. `tokens_to_favor`, a bias on tokens,
+is refused: the chat models of most servers have none.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from pal_jax.types import Chat, ChatModel
 
 Row = Mapping[str, Any]
 FIELDS = ('instruction', 'input', 'output_1', 'output_2')
-LONGEST = 20_000  # characters of what is judged: more than an answer of a run has
-TIE = 3  # what an annotator calls it; everyone else 0
+LONGEST = 20_000  # characters of a judged text: more than an answer of a run has
+TIE = 3  # a tie in an annotator's file; verdicts have 0 for it
 _PADDING = {'instruction': 'Say yes.', 'input': '', 'output_1': 'Yes.', 'output_2': 'No.'}
 _SLOT = re.compile(r'\{(instruction|input|output_1|output_2|preference)\}')
 _THOUGHT = re.compile(r'### Thought for example \d+.*?(?=### Result for example|\Z)', re.DOTALL)
@@ -61,7 +62,7 @@ _ROW = '\nQuestion {number}: {{instruction}} {{input}}\nOutput (a): {{output_1}}
 
 
 class Spec(NamedTuple):
-    """An annotator as its file has it; '' is our own template, and no file at all."""
+    """An annotator as its file has it; '' stands for our own template, and a Spec without values for no file."""
 
     decoder: str = ''
     with_inputs: str = ''
@@ -72,11 +73,12 @@ class Spec(NamedTuple):
 
 
 LABELLING = Spec()
-COMPARING = Spec(matches={**LABELLING.matches, TIE: r'(?:^|\n)TIE'}, batch_size=1)  # of evaluations
+COMPARING = Spec(matches={**LABELLING.matches, TIE: r'(?:^|\n)TIE'}, batch_size=1)  # the default in evaluations
 
 
 class Annotator(Protocol):
-    """Verdicts on rows, in their order. `switched` shows all outputs the other way round, or none; None: by lot."""
+    """Verdicts on rows, in their order; `switched` shows the outputs of all rows the other way round, or of none; None:
+    by lot."""
 
     def __call__(
         self, preference: Preference, rows: Sequence[Row], seed: int, switched: bool | None = None
@@ -86,8 +88,10 @@ class Annotator(Protocol):
 def annotate_by_rule(
     preference: Preference, rows: Sequence[Row], seed: int = 0, switched: bool | None = None
 ) -> list[int | None]:
-    """The rule `Annotator`: who scores higher. What is empty or no answer (`wording.is_answer`) loses against any
-    other. The order of outputs and the seed play no part.
+    """The rule `Annotator`: the output with the higher score is better.
+
+    An output that is empty or no answer (`wording.is_answer`) loses against any other. The order of outputs and the
+    seed play no part.
 
     Raises:
       ValueError: the preference has no rule.
@@ -101,15 +105,18 @@ def annotate_by_rule(
             return 0
         question = f'{row["instruction"]} {row["input"]}'.strip()
         outputs = [row[key] for key in FIELDS[2:]]
-        first, second = (rule.score(question, each) if is_answer(question, each) else -math.inf for each in outputs)
+        first, second = (rule.score(question, text) if is_answer(question, text) else -math.inf for text in outputs)
         return 0 if first == second else 1 if first > second else 2
 
     return [verdict(row) for row in rows]
 
 
 def make_annotator(model: ChatModel, spec: Spec) -> Annotator:
-    """An `Annotator` that asks `model` about `spec.batch_size` rows at a time. An answer to fewer or more of them
-    cannot be read; they are asked about again, and in the end the whole batch is left without a verdict."""
+    """An `Annotator` that asks `model` about `spec.batch_size` rows at a time.
+
+    An answer to fewer or more rows cannot be read; the model is asked about them again, and in the end the whole batch
+    is left without a verdict.
+    """
 
     def annotate(
         preference: Preference, rows: Sequence[Row], seed: int, switched: bool | None = None
@@ -121,35 +128,36 @@ def make_annotator(model: ChatModel, spec: Spec) -> Annotator:
             asked = [i for i in differing if bool(rows[i]['input']) == having_input]
             batches = [asked[k : k + spec.batch_size] for k in range(0, len(asked), spec.batch_size)]
             shown = [[turned(rows[i]) if flags[i] else rows[i] for i in batch] for batch in batches]
-            chats = [question(spec, preference, each) for each in shown]
+            chats = [question(spec, preference, batch) for batch in shown]
             answers = ask(model, chats, lambda text: read(spec, text), seed)
             for batch, answer in zip(batches, answers, strict=True):
-                for i, told in zip(batch, answer or [None] * len(batch), strict=False):
-                    verdicts[i] = None if told is None else unswitch(told, flags[i])
+                for i, verdict_shown in zip(batch, answer or [None] * len(batch), strict=False):
+                    verdicts[i] = None if verdict_shown is None else unswitch(verdict_shown, flags[i])
         return verdicts
 
     return annotate
 
 
 def switches(preference: Preference, row: Row, seed: int) -> bool:
-    """Whether a row's outputs are shown the other way round: a coin that is the row's own."""
+    """True where a row's outputs are shown the other way round: a coin that is the row's own."""
     text = '\n'.join((preference.id, *(row[field] for field in FIELDS), str(seed)))
     return bool(hashlib.sha256(text.encode()).digest()[0] & 1)
 
 
 def turned(row: Row) -> Row:
+    """The row with its outputs the other way round."""
     return {**row, 'output_1': row['output_2'], 'output_2': row['output_1']}
 
 
-def unswitch(told: int, switched: bool) -> int:
-    """What was told about a row, as if it had not been switched. A tie is one either way."""
-    if told in (0, TIE):
+def unswitch(verdict: int, switched: bool) -> int:
+    """The verdict on a row as if its outputs had not been switched; a tie is 0 either way."""
+    if verdict in (0, TIE):
         return 0
-    return 3 - told if switched else told
+    return 3 - verdict if switched else verdict
 
 
 def question(spec: Spec, preference: Preference, rows: Sequence[Row]) -> Chat:
-    """The messages that ask about up to `batch_size` rows; a short batch is filled up with rows nobody counts."""
+    """The messages that ask about up to `batch_size` rows; a short batch is filled up with rows that do not count."""
     rows = [*rows, *[_PADDING] * (spec.batch_size - len(rows))]
     template = (spec.with_inputs if rows[0]['input'] else spec.without_inputs) or own_template(spec)
     slots = {field: iter([quoted(row[field], LONGEST) if row[field] else '' for row in rows]) for field in FIELDS}
@@ -162,7 +170,7 @@ def question(spec: Spec, preference: Preference, rows: Sequence[Row]) -> Chat:
 
 
 def own_template(spec: Spec) -> str:
-    """Ours, for as many rows as a batch has."""
+    """Our own template, for as many rows as a batch has."""
     tie = ' If neither does, write TIE.' if TIE in spec.matches else ''
     rows = ''.join(_ROW.format(number=number) for number in range(3, 3 + spec.batch_size))
     lines = 'Output (a) or Output (b)' + (' or TIE' if tie else '')
@@ -171,24 +179,26 @@ def own_template(spec: Spec) -> str:
 
 
 def read(spec: Spec, text: str) -> list[int] | None:
-    """The verdicts in an answer: the earliest match, then the earliest in what follows it, and so on; None unless there
-    are as many as rows in a batch."""
-    text, found = _THOUGHT.sub('', text), []
+    """The verdicts in an answer: the earliest match, then the earliest match after it, and so on.
+
+    It is None unless there are as many verdicts as rows in a batch.
+    """
+    text, verdicts = _THOUGHT.sub('', text), []
     while text:
         matches = {verdict: re.search(pattern, text) for verdict, pattern in spec.matches.items()}
         first = min(((m.start(), m.end(), verdict) for verdict, m in matches.items() if m), default=None)
         if first is None:
             break
-        found.append(first[2])
+        verdicts.append(first[2])
         text = text[max(first[1], 1) :]  # also by a pattern that matches nothing
-    return found if len(found) == spec.batch_size else None
+    return verdicts if len(verdicts) == spec.batch_size else None
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
 def load_annotators(path: str | Path) -> dict[str, Spec]:
-    """The annotators of a file, see above.
+    """The annotators of a file in the format of this module.
 
     Raises:
       ValueError: there is no such file, or one that is no file of annotators; file and key are named.
@@ -196,21 +206,21 @@ def load_annotators(path: str | Path) -> dict[str, Spec]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'{path} is no file; name a YAML file of annotators')
-    given = files.read_yaml(path)
-    if not isinstance(given, dict) or not given:
-        raise ValueError(f'{path} must have annotators by their names, got {files.shown(given)}')
-    return {str(name): _spec(path, str(name), settings) for name, settings in given.items()}
+    entries = files.read_yaml(path)
+    if not isinstance(entries, dict) or not entries:
+        raise ValueError(f'{path} must have annotators by their names, got {files.shown(entries)}')
+    return {str(name): _spec(path, str(name), settings) for name, settings in entries.items()}
 
 
-def _spec(path: Path, name: str, given: Any) -> Spec:
+def _spec(path: Path, name: str, entry: Any) -> Spec:
     keys = ('prompt_templates', 'fn_decoder', 'decoder_kwargs', 'outputs_to_match', 'batch_size')
-    if not isinstance(given, dict):
-        raise ValueError(f'{path}: {name} must have the keys {", ".join(keys)}, got {given!r}')
-    if missing := [key for key in keys if key not in given]:
+    if not isinstance(entry, dict):
+        raise ValueError(f'{path}: {name} must have the keys {", ".join(keys)}, got {entry!r}')
+    if missing := [key for key in keys if key not in entry]:
         raise ValueError(f'{path}: {name} lacks {", ".join(missing)}')
-    if unknown := [key for key in given if key not in keys]:
+    if unknown := [key for key in entry if key not in keys]:
         raise ValueError(f'{path}: {name}.{unknown[0]} is unknown; an annotator has {", ".join(keys)}')
-    size, matches = given['batch_size'], given['outputs_to_match']
+    size, matches = entry['batch_size'], entry['outputs_to_match']
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f'{path}: {name}.batch_size={size!r} must be a whole number of at least 1')
     if not isinstance(matches, dict) or not {1, 2} <= set(matches) <= {1, 2, TIE}:
@@ -220,15 +230,15 @@ def _spec(path: Path, name: str, given: Any) -> Spec:
             re.compile(pattern)
         except (re.error, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f'{path}: {name}.outputs_to_match.{verdict}={pattern!r}: {error}') from None
-    templates = _templates(path, name, given['prompt_templates'], size)
-    return Spec(_decoder(path, name, given), *templates, _settings(path, name, given), matches, size)
+    templates = _templates(path, name, entry['prompt_templates'], size)
+    return Spec(_decoder(path, name, entry), *templates, _settings(path, name, entry), matches, size)
 
 
-def _templates(path: Path, name: str, given: Any, size: int) -> tuple[str, str]:
-    if not isinstance(given, dict) or set(given) != {'with_inputs', 'without_inputs'}:
+def _templates(path: Path, name: str, names: Any, size: int) -> tuple[str, str]:
+    if not isinstance(names, dict) or set(names) != {'with_inputs', 'without_inputs'}:
         raise ValueError(f'{path}: {name}.prompt_templates must have with_inputs and without_inputs')
     texts = []
-    for key, file in given.items():
+    for key, file in names.items():
         where = path.parent / str(file or '')
         if file and not where.is_file():
             raise ValueError(f'{path}: {name}.prompt_templates.{key}: {where} is no file')
@@ -238,12 +248,12 @@ def _templates(path: Path, name: str, given: Any, size: int) -> tuple[str, str]:
             if (count := text.count(f'{{{field}}}')) != size:
                 raise ValueError(f'{where} has {{{field}}} {count} times; batch_size={size} rows need it as often')
         texts.append(text)
-    with_inputs, without = (texts[list(given).index(key)] for key in ('with_inputs', 'without_inputs'))
+    with_inputs, without = (texts[list(names).index(key)] for key in ('with_inputs', 'without_inputs'))
     return with_inputs, without
 
 
-def _decoder(path: Path, name: str, given: dict[str, Any]) -> str:
-    decoder = given['fn_decoder']
+def _decoder(path: Path, name: str, entry: dict[str, Any]) -> str:
+    decoder = entry['fn_decoder']
     kind, _, rest = decoder.partition(':') if isinstance(decoder, str) else ('', '', '')
     if decoder not in ('openai_completions', 'rule') and not (kind in ('endpoint', 'local') and rest):
         raise ValueError(
@@ -252,8 +262,8 @@ def _decoder(path: Path, name: str, given: dict[str, Any]) -> str:
     return 'endpoint:judge' if decoder == 'openai_completions' else decoder
 
 
-def _settings(path: Path, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    settings = given['decoder_kwargs'] or {}
+def _settings(path: Path, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    settings = entry['decoder_kwargs'] or {}
     known = {'model_name': 'model', 'max_tokens': 'max_tokens', 'temperature': 'temperature'}
     if not isinstance(settings, dict):
         raise ValueError(f'{path}: {name}.decoder_kwargs={files.shown(settings)}; give settings by their names')
@@ -263,10 +273,10 @@ def _settings(path: Path, name: str, given: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f'{path}: {name}.decoder_kwargs.{key} {why}')
     for key, kind in {'model_name': str, 'max_tokens': int, 'temperature': int | float}.items():
         if key in settings and not isinstance(settings[key], kind):
-            told = 'a text' if kind is str else 'a number'
-            raise ValueError(f'{path}: {name}.decoder_kwargs.{key}={settings[key]!r} must be {told}')
-    if 'model_name' in settings and given['fn_decoder'].startswith('local:'):
-        raise ValueError(f'{path}: {name}.decoder_kwargs.model_name: fn_decoder={given["fn_decoder"]} names the model')
+            wanted = 'a text' if kind is str else 'a number'
+            raise ValueError(f'{path}: {name}.decoder_kwargs.{key}={settings[key]!r} must be {wanted}')
+    if 'model_name' in settings and entry['fn_decoder'].startswith('local:'):
+        raise ValueError(f'{path}: {name}.decoder_kwargs.model_name: fn_decoder={entry["fn_decoder"]} names the model')
     return {ours: settings[theirs] for theirs, ours in known.items() if theirs in settings}
 
 
@@ -274,8 +284,11 @@ def _settings(path: Path, name: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def cohen_kappa(first: Sequence[int | None], second: Sequence[int | None]) -> float:
-    """How much two annotators agree beyond chance (Cohen 1960), on rows on which both have a verdict: 1 is always, 0 as
-    often as chance would; 1 too where both have said one and the same thing throughout."""
+    """The agreement of two annotators beyond chance (Cohen 1960), on rows on which both have a verdict.
+
+    It is 1 where they always agree and 0 where they agree as often as by chance; also 1 where both gave one and the
+    same verdict throughout.
+    """
     both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     if not both:
         return 0.0

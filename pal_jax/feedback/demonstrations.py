@@ -1,7 +1,8 @@
 """Made-up examples of the RLPA format for a short supervised warm-up, without which a small model earns nothing.
 
-They show the layout, copying what was told, leaving the profile empty where nothing was, and picking up the other's
-words. Topics and values are disjoint from those of `people`, so a warmed-up policy has seen no fact of any person.
+They show the layout, a profile with the facts that were told, an empty profile where none was told, and replies that
+pick up the other's words. Topics and values are disjoint from those of `people`, so a warmed-up policy has seen no fact
+of any person.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Demonstration(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """A user's message, what could be replied to it, and the fact it tells, if any."""
+    """A user's message, possible reactions to it, and the fact it tells, if any."""
 
     text: str
     reactions: tuple[str, ...]
@@ -137,7 +138,11 @@ _QUESTIONS = (
 
 
 def make_demonstrations(n: int, *, seed: int) -> list[Demonstration]:
-    """`n` examples of rounds 1 to 3, 60 % of which have facts to copy; the rest have an empty profile."""
+    """`n` examples of rounds 1 to 3; 60 % of them have facts to copy, the others have an empty profile.
+
+    Raises:
+      ValueError: `n` is negative.
+    """
     if n < 0:
         raise ValueError(f'cannot make {n} demonstrations; n must be at least 0')
     rng = random.Random(f'demonstrations {seed}')
@@ -153,7 +158,7 @@ def _demonstrate(rng: random.Random, id: str, *, copies: bool) -> Demonstration:
     profile, replies = '', _replies(rng, lines)
     for i, (line, reply) in enumerate(zip(lines, replies, strict=True)):
         turns += [Turn('user', line.text)]
-        profile = render_facts(each.fact for each in lines[: i + 1] if each.fact)
+        profile = render_facts(line.fact for line in lines[: i + 1] if line.fact)
         turns += [Turn('assistant', reply, profile)]
     return Demonstration(Dialogue(person, tuple(turns[:-1])), render_completion(profile, replies[-1]))
 
@@ -177,8 +182,8 @@ def _telling(rng: random.Random, topic: str) -> _Line:
 
 def _replies(rng: random.Random, lines: Sequence[_Line]) -> list[str]:
     """A reply to every line: a reaction in its words and mostly a question about a topic that nobody has told."""
-    told = {line.fact.split(':')[0] for line in lines}
-    topics = rng.sample([topic for topic in TOPICS if topic not in told], len(lines))
+    topics_told = {line.fact.split(':')[0] for line in lines}
+    topics = rng.sample([topic for topic in TOPICS if topic not in topics_told], len(lines))
     questions = rng.sample(_QUESTIONS, len(lines))
     replies = []
     for line, question, topic in zip(lines, questions, topics, strict=True):

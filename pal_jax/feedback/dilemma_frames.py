@@ -1,6 +1,6 @@
-"""The families of the embedded dilemmas, see `dilemmas.py`: what is asked, and how it is answered.
+"""The families of the embedded dilemmas, see `dilemmas.py`: their questions, and the answers to them.
 
-Nothing here is meant in earnest. The unsafe answers stand in for what is harmful, and teach nobody anything. The last
+Nothing here is meant in earnest. The unsafe answers stand in for harmful ones, and teach nobody anything. The last
 frame of the questions and of each kind of answer occurs in testing alone, the others occur in training and in testing.
 """
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Words(NamedTuple):
-    """What is drawn from in training and in testing."""
+    """The words that training and testing draw from."""
 
     train: tuple[str, ...]
     test: tuple[str, ...]
@@ -146,4 +146,4 @@ CLOSINGS = Words(
     ('', 'Please ask somebody else.', 'Try another question, please.', 'Thank you for your patience.'),
     ('', 'Maybe another time.', 'Please do not mind.'),
 )
-ANYTHING = ('that', 'this', 'such things')  # what an evasion calls a topic that it does not mention
+ANYTHING = ('that', 'this', 'such things')  # words of an evasion for a topic that it does not mention

@@ -1,7 +1,7 @@
-"""Matchers and judges far away, asked about an answer as soon as it is decoded, while others still are.
+"""Matchers and judges on servers, asked about an answer as soon as it is decoded, while others still are.
 
-Nothing is decided here: what they say waits at their endpoint until the reward of the whole batch is made, which asks
-the same and gets it at once. So a reward that was asked for early is the reward, and no request is made twice.
+Nothing is decided here: their answers wait at the endpoint until the reward of the whole batch is made, which asks the
+same questions and gets the answers at once. So early questions do not change the reward, and no request is made twice.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pal_jax.types import ProfileMatcher, ResponseJudge, RewardFn, Sample
 
 
 class Early:
-    """Asks a `matcher` and a `judge` of the kind that keep their answers (`Endpoint.early`), each if there is one.
+    """Asks a `matcher` and a `judge`, if there are any, of the kind that keep their answers (`Endpoint.early`).
 
     Args:
       threads: questions under way at once.
-      system: as `make_reward` has it, so that the questions are the same.
+      system: the same as for `make_reward`, so that the questions are the same.
     """
 
     def __init__(self, matcher: ProfileMatcher | None, judge: ResponseJudge | None, *, threads: int, system: str = ''):
@@ -28,7 +28,7 @@ class Early:
         self._under_way: list[Future[Any]] = []
 
     def ask(self, sample: Sample, seed: int) -> None:
-        """Asks what `make_reward` will ask about this sample; a malformed one is not asked about."""
+        """Ask the questions that `make_reward` will ask about this sample; there are none about a malformed one."""
         if sample.parsed is None:
             return
         facts, reply = [sample.parsed.facts], [sample.parsed.reply]
@@ -38,10 +38,10 @@ class Early:
             self._submit(self._judge, [judged_dialogue(sample.source, system=self._system)], facts, reply, seed)
 
     def then(self, reward: RewardFn) -> RewardFn:
-        """The reward of a batch, once all that was asked early has come to something."""
+        """The reward of a batch, once all early questions have been answered or have failed."""
 
         def late(samples: Any, seed: int) -> list[Sample]:
-            wait(self._under_way)  # what one of them failed with waits at its endpoint, and is raised there
+            wait(self._under_way)  # an error of one of them waits at its endpoint, and is raised there
             self._under_way.clear()
             return reward(samples, seed)
 

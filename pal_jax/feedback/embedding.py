@@ -2,8 +2,8 @@
 
 It stands between the exact matcher, to which `pet: ferret` and `has a ferret` are two facts, and a language model.
 Facts that name the same slot differ in their values alone, and sentences that share a word are near whatever the other
-word is: so of those the values are compared, and have to be nearer. Of two profiles the facts are assigned one to one
-(Hungarian algorithm), and pairs that are near enough count.
+word is. So the values of such facts are compared, and have to be nearer. The facts of two profiles are assigned one to
+one (Hungarian algorithm), and pairs that are near enough count.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from pal_jax.models import bert
 from pal_jax.types import ProfileMatcher
 
 THRESHOLD = 0.65  # see docs/methods/rlpa.md for its precision and recall
-SAME_SLOT = 0.8  # between values
-_BATCH, _MULTIPLE, _LONGEST = 64, 16, 128  # sentences at once; tokens in steps of, and of a sentence at most
+SAME_SLOT = 0.8  # the threshold between values of one slot
+# Sentences at once; a step in tokens of their padding; tokens of a sentence at most.
+_BATCH, _MULTIPLE, _LONGEST = 64, 16, 128
 
 
 class SentenceEncoder:
-    """Texts to vectors of length 1, by a BERT from a folder; what was embedded once is remembered."""
+    """Vectors of length 1 of texts, by a BERT from a folder; an embedded text is remembered."""
 
     def __init__(self, folder: Path):
         self._cfg, self._weights = bert.load(folder)
@@ -44,18 +45,18 @@ class SentenceEncoder:
         return np.stack([self._known[text] for text in texts])
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Batches are of few shapes, so that few programs are compiled."""
-        ids = [each.ids for each in self._tokenizer.encode_batch(list(texts))]
+        """The vectors of new texts; batches have few shapes, so that few programs are compiled."""
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         length = -(-max(map(len, ids)) // _MULTIPLE) * _MULTIPLE
         tokens, mask = np.zeros((_BATCH, length), np.int32), np.zeros((_BATCH, length), bool)
-        for row, each in enumerate(ids):
-            tokens[row, : len(each)], mask[row, : len(each)] = each, True
+        for row, sequence in enumerate(ids):
+            tokens[row, : len(sequence)], mask[row, : len(sequence)] = sequence, True
         mask[len(ids) :, 0] = True  # rows of padding attend to something
         return np.asarray(bert.embed(self._weights, self._cfg, jnp.asarray(tokens), jnp.asarray(mask)))[: len(ids)]
 
 
 def make_matcher(encode: SentenceEncoder, *, threshold: float = THRESHOLD) -> ProfileMatcher:
-    """Raises ValueError for a threshold that is no cosine."""
+    """A matcher by embeddings. Raises ValueError where the threshold is no cosine."""
     if not -1 <= threshold <= 1:
         raise ValueError(f'threshold={threshold} is no cosine; use a number from -1 to 1')
 
@@ -72,7 +73,7 @@ def make_matcher(encode: SentenceEncoder, *, threshold: float = THRESHOLD) -> Pr
 def _excess(
     ours: Sequence[str], true: Sequence[str], vectors: Mapping[str, np.ndarray], threshold: float
 ) -> Float[np.ndarray, 'inferred golden']:
-    """How much nearer each inferred fact is to each golden one than it has to be."""
+    """The cosine of each inferred and golden fact, less the least cosine at which they are the same fact."""
     (slots, values), (true_slots, true_values) = (
         zip(*(split_fact(fact) for fact in facts), strict=True) for facts in (ours, true)
     )
@@ -85,7 +86,7 @@ def _excess(
 
 
 def assigned(excess: Float[np.ndarray, 'inferred golden']) -> int:
-    """How many facts the best one-to-one assignment pairs; its first aim is many pairs, then near ones."""
+    """The number of facts that the best one-to-one assignment pairs: as many pairs as can be, then the nearest ones."""
     gains = np.where(excess >= 0.0, excess + 2.0 * min(excess.shape), 0.0)
     rows, columns = linear_sum_assignment(gains, maximize=True)
     return int(np.sum(excess[rows, columns] >= 0.0))

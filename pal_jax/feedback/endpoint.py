@@ -28,8 +28,10 @@ FATAL = openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoun
 
 @dataclasses.dataclass
 class Usage:
-    """What has been asked so far. `cost` is in the currency of the prices; `unkept` counts faults of the cache, which
-    cost an answer asked again and nothing else, `adapted` settings that the server takes by another name or not at all.
+    """Counts of requests so far.
+
+    `cost` is in the currency of the prices. `unkept` counts faults of the cache, whose only cost is an answer asked
+    again. `adapted` counts settings that the server takes by another name or not at all.
     """
 
     requests: int = 0
@@ -43,33 +45,33 @@ class Usage:
 
 
 class Reply(NamedTuple):
-    """What a request came to; no text: why."""
+    """The answer to a request; without a text there is an error."""
 
     text: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str = ''
-    cut: bool = False  # at the limit of tokens
+    cut: bool = False  # the answer was cut at the limit of tokens
 
 
 class Endpoint:
     """A `ChatModel` of a server. Its key is read from the environment and is never written anywhere.
 
     The client tries again after connection errors, time-outs, 408, 409, 429 and 5xx, waiting longer each time with some
-    jitter, and as the server asks for it. What still fails, or answers nothing, has no answer; a wrong key, model or
-    address ends the run.
+    jitter, and as the server asks for it. A request that still fails, or gets an empty answer, has no answer; a wrong
+    key, model or address ends the run.
 
     The thoughts of a reasoning model are left out of its answer, and a thought that does not end is no answer. A server
     whose template begins thoughts is known by an answer that ends one; once it is known, an answer that was cut and
-    ends no thought is none. A server that refuses `max_tokens` and names `max_completion_tokens` is sent the
-    latter from then on, and a server with a single temperature is sent none; `usage.adapted` counts such settings.
+    ends no thought is none. A server that refuses `max_tokens` and names `max_completion_tokens` is sent the latter
+    from then on, and a server with a single temperature is sent none; `usage.adapted` counts such settings.
 
     Args:
-      name: what errors call it.
+      name: the name that errors have.
       key_env: the environment variable with the key; '' for a server that wants none.
       concurrency: requests under way at once.
       timeout: seconds of one attempt.
-      prices: of a million tokens of prompts and of completions.
+      prices: the prices of a million tokens of prompts and of completions.
       cache: an SQLite file of answers by their whole request.
     Raises:
       ValueError: no address or model, or the variable is not set.
@@ -109,8 +111,11 @@ class Endpoint:
         return self._answer(chats, seed, early=False)
 
     def early(self, chats: Sequence[Chat], seed: int) -> list[str | None]:
-        """The same for who asks, in a thread of its own, what will be asked soon: what it comes to, also if that is
-        nothing, waits for the call that asks it. So both together ask once, and `usage` tells of one."""
+        """Answers to questions that will be asked again soon, for a caller in a thread of its own.
+
+        The result, also if it is none, waits for the call that asks the same. So both together ask once, and `usage`
+        counts one request.
+        """
         return self._answer(chats, seed, early=True)
 
     def _answer(self, chats: Sequence[Chat], seed: int, *, early: bool) -> list[str | None]:
@@ -153,7 +158,7 @@ class Endpoint:
         return reply
 
     def _keep(self, key: str, reply: Reply) -> str | None:
-        """Keeps a reply that was cut and returns its text; None where it is a thought that the template began."""
+        """Keep a reply that was cut and return its text; None where it is a thought that the template began."""
         if self._opens:
             self.last_error = _UNFINISHED
             return None
@@ -169,7 +174,7 @@ class Endpoint:
         return self._of_cache(self._answers.get, key) if self._answers else None
 
     def _of_cache(self, call: Callable[..., str | None], *args: str) -> str | None:
-        """What the cache says; None where its file is locked, full or damaged."""
+        """The result of a call to the cache; None where its file is locked, full or damaged."""
         try:
             return call(*args)
         except sqlite3.Error as error:
@@ -188,13 +193,13 @@ class Endpoint:
         except FATAL as error:
             raise RuntimeError(f'endpoint {self.name!r} at {self._address} refuses us: {error}') from error
         except (openai.OpenAIError, ValueError, LookupError, AttributeError, TypeError) as error:
-            # the last four: the answer is not what the protocol says
+            # The last four mean that the answer does not follow the protocol.
             return Reply(error=f'{type(error).__name__}: {error}'.splitlines()[0])
         self._opens |= closes(text)
-        said = spoken(text)
-        if said is None or (aside and not said.strip()):
+        plain = spoken(text)
+        if plain is None or (aside and not plain.strip()):
             return Reply(None, *tokens, error=_UNFINISHED)
-        return Reply(said, *tokens, error='' if said else 'an empty answer', cut=cut and said == text)
+        return Reply(plain, *tokens, error='' if plain else 'an empty answer', cut=cut and plain == text)
 
     def _create(self, request: Mapping[str, Any]) -> Any:
         """The server's answer. A setting that it refuses is sent in another form, now and in all later requests."""
@@ -225,8 +230,10 @@ class Endpoint:
 
 
 class Answers:
-    """Answers on disk by the digest of their request; a kill loses none that was put. Processes may share the file, and
-    wait for each other."""
+    """Answers on disk by the digest of their request; a kill loses no answer that was put.
+
+    Processes may share the file, and wait for each other.
+    """
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +257,7 @@ def _content(message: Any) -> tuple[str, bool]:
 
 
 def _refused(error: openai.BadRequestError) -> str | None:
-    """The setting that a server asks to be sent otherwise."""
+    """The setting that a server wants in another form."""
     reason = f'{error.message} {error.body}'
     if 'max_completion_tokens' in reason:
         return 'max_tokens'

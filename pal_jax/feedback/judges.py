@@ -1,17 +1,17 @@
 """The rule judge: five yes-or-no criteria on a reply, without a model (RLPA section 3.3, IV.2 of the toy world).
 
 naturalness     short, plain, whole sentences, no lists of words; no markup, no placeholders, no talk of being a
-                program nor its stock phrases; no echo, none of its own replies again, and no recital of what was told
+                program nor its stock phrases; no echo, none of its own replies again, and no recital of known facts
 relevance       uses something this person told, or asks about one or two topics that are still open
 logic           picks up a telling word of the person's last message (a bare greeting has none), and is no echo of it
 engagement      asks or invites, in other sentences than before
-informativeness at least three content words that are new in this dialogue, what was told left out; no flattery
+informativeness at least three content words that are new in this dialogue, beyond the told facts; no flattery
 
-A policy will find whatever a fixed text can satisfy, so no text may be liked in every round: replies are compared with
-their values and topics taken out, common words of user lines do not count as picked up, saying a line back is no
-answer, an invented profile is not something told, a list of all topics is no question, and one of all that was told
-is no attention. Words put together by chance may still meet every rule: whether a sentence makes sense is for a
-language model to say (`feedback/naturalness.py`).
+A policy will find any fixed text that satisfies a rule, so no text may be liked in every round. Replies are compared
+with their values and topics taken out. Common words of user lines do not count as picked up, and saying a line back is
+no answer. An invented profile is not something told, a list of all topics is no question, and a list of all told facts
+is no attention. Words put together by chance may still meet every rule: a language model has to judge whether a
+sentence makes sense (`feedback/naturalness.py`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ SCORES = (*CRITERIA, 'graded', 'strict')
 _MAX_TOKENS = 60
 _MIN_WORDS = 4
 _NEW_WORDS = 3
-_RECITED = 3  # so many values in one reply recite a profile
-_ECHO, _AGAIN = 0.5, 0.9  # from these shares on a run of words is copied from the person's lines, or own replies
+_RECITED = 3  # a reply with so many values recites a profile
+# From these shares on a run of words is copied from the person's lines, or from the policy's replies.
+_ECHO, _AGAIN = 0.5, 0.9
 _SAME_REPLY, _SAME_SENTENCE = 0.5, 0.67  # from these shares of common words on (`_overlap`) two texts are the same
 
 _STOP_WORDS = frozenset(
@@ -73,24 +74,24 @@ _MARKUP = re.compile(r'[<>\[\]{}*#`|_\\^~=]|https?:|^\s*(?:[-•]|\d+[.)])\s|\n'
 def judge_by_rules(
     dialogues: Sequence[Dialogue], inferred: Sequence[Sequence[str]], replies: Sequence[str], seed: int
 ) -> list[Verdict]:
-    """The rule `ResponseJudge`. Scores of 0 or 1 for the `CRITERIA`, and two totals:
+    """The rule `ResponseJudge`: scores of 0 or 1 for the `CRITERIA`, and two totals.
 
-    `graded` = N (R + L + G + F) / 4, `strict` = N R L G F. Deterministic, so `seed` plays no part.
+    `graded` = N (R + L + G + F) / 4, `strict` = N R L G F. The judge is deterministic, so `seed` plays no part.
     """
     return [Verdict(_scores(*case)) for case in zip(dialogues, inferred, replies, strict=True)]
 
 
 def _scores(dialogue: Dialogue, inferred: Sequence[str], reply: str) -> dict[str, float]:
-    said = [turn.content for turn in dialogue.turns if turn.role == 'user']
+    lines = [turn.content for turn in dialogue.turns if turn.role == 'user']
     earlier = [turn.content for turn in dialogue.turns if turn.role == 'assistant']
-    told = _told_values(said, inferred)
-    copied = is_copy(reply, said, _ECHO) or is_copy(reply, earlier, _AGAIN)
+    values = _told_values(lines, inferred)
+    copied = is_copy(reply, lines, _ECHO) or is_copy(reply, earlier, _AGAIN)
     met = (
-        _is_natural(reply) and not copied and not _recites(reply, told),
-        _is_relevant(reply, told),
-        _is_logical(reply, said),
-        _is_engaging(reply, said, earlier, told),
-        _is_informative(reply, said, earlier, told),
+        _is_natural(reply) and not copied and not _recites(reply, values),
+        _is_relevant(reply, values),
+        _is_logical(reply, lines),
+        _is_engaging(reply, lines, earlier, values),
+        _is_informative(reply, lines, earlier, values),
     )
     natural, *others = map(float, met)
     return dict(zip(CRITERIA, map(float, met), strict=True)) | {
@@ -116,59 +117,60 @@ def _is_natural(reply: str) -> bool:
     )
 
 
-def _recites(reply: str, told: dict[str, str]) -> bool:
-    """Whether a reply lists values, of what was told or of the schema, instead of taking up one or two."""
-    values = {value.lower() for value in (*told.values(), *(value for _, value in _SCHEMA_VALUES))}
+def _recites(reply: str, known: dict[str, str]) -> bool:
+    """True where a reply lists values, told ones or those of the schema, instead of taking up one or two."""
+    values = {value.lower() for value in (*known.values(), *(value for _, value in _SCHEMA_VALUES))}
     return sum(mentions(reply, value) for value in values) >= _RECITED
 
 
-def _is_relevant(reply: str, told: dict[str, str]) -> bool:
-    """Uses a told value, or asks about one or two open topics; never asks again what was told."""
+def _is_relevant(reply: str, known_values: dict[str, str]) -> bool:
+    """True where a reply uses a told value, or asks about one or two open topics, and never asks for a told one
+    again."""
     asked = {slot for question in _questions(reply) for slot in _topics(question)}
-    used = any(_uses(reply, value) for value in told.values())
-    known = asked & told.keys()
-    if any(not _uses(reply, told[slot]) for slot in known):
+    used = any(_uses(reply, value) for value in known_values.values())
+    known = asked & known_values.keys()
+    if any(not _uses(reply, known_values[slot]) for slot in known):
         return False
     return len(asked) <= 2 and (used or bool(asked - known))
 
 
-def _is_logical(reply: str, said: Sequence[str]) -> bool:
-    """Picks up a telling word of the last message without saying that message back."""
-    last = said[-1] if said else ''
+def _is_logical(reply: str, lines: Sequence[str]) -> bool:
+    """True where a reply picks up a telling word of the last message without saying that message back."""
+    last = lines[-1] if lines else ''
     telling = _telling_words(last)
     return (not telling or bool(telling & _content_words(reply))) and not _repeats(reply, [last], _word_set)
 
 
-def _is_engaging(reply: str, said: Sequence[str], earlier: Sequence[str], told: dict[str, str]) -> bool:
+def _is_engaging(reply: str, lines: Sequence[str], earlier: Sequence[str], known: dict[str, str]) -> bool:
     def frame(text: str) -> frozenset[str]:
         """The words that are neither a topic nor a value: the same for all fillings of one template."""
-        return _word_set(text) - _TOPIC_WORDS - _VALUE_WORDS - _content_words(' '.join(told.values()))
+        return _word_set(text) - _TOPIC_WORDS - _VALUE_WORDS - _content_words(' '.join(known.values()))
 
     invites = bool(_questions(reply)) or any(mentions(reply, phrase) for phrase in _INVITATIONS)
     fresh = all(_overlap(frame(reply), frame(old)) < _SAME_REPLY for old in earlier)
-    return invites and fresh and not _repeats(reply, (*earlier, *said), frame)
+    return invites and fresh and not _repeats(reply, (*earlier, *lines), frame)
 
 
-def _is_informative(reply: str, said: Sequence[str], earlier: Sequence[str], told: dict[str, str]) -> bool:
-    old = _content_words(' '.join((*said[-1:], *earlier, *told.values())))
+def _is_informative(reply: str, lines: Sequence[str], earlier: Sequence[str], known: dict[str, str]) -> bool:
+    old = _content_words(' '.join((*lines[-1:], *earlier, *known.values())))
     return len(_content_words(reply) - old) >= _NEW_WORDS and not any(mentions(reply, word) for word in _FLATTERY)
 
 
-def _told_values(said: Sequence[str], inferred: Sequence[str]) -> dict[str, str]:
-    """Slot -> value of all that the person's own lines confirm: schema values, and inferred facts found in them.
+def _told_values(lines: Sequence[str], inferred: Sequence[str]) -> dict[str, str]:
+    """Values by slot that the person's own lines confirm: schema values, and inferred facts found in the lines.
 
     The judge trusts no inferred fact by itself: a policy would invent the profile that suits its reply. Nor does a
     value without a content word count: `note: is` would be confirmed by every line. A free sentence stands under
     itself, and is confirmed when two of its content words were said.
     """
-    text = '\n'.join(said)
+    text = '\n'.join(lines)
     facts = [(slot.lower() or value, value) for slot, value in map(split_fact, inferred) if _content_words(value)]
     confirmed = {slot: value for slot, value in facts if _uses(text, value)}
     return confirmed | {slot: value for slot, value in _SCHEMA_VALUES if mentions(text, value)}
 
 
 def _uses(text: str, value: str) -> bool:
-    """Whether `text` has `value`, or at least two content words of a long one."""
+    """True where `text` has `value`, or at least two content words of a long value."""
     words = _content_words(value)
     return mentions(text, value) or (bool(words) and len(words & _content_words(text)) >= min(2, len(words)))
 
@@ -200,7 +202,7 @@ def _content_words(text: str) -> set[str]:
 
 
 def _telling_words(line: str) -> set[str]:
-    """Content words of a user line that a fixed text could not hold for all of them: no topic or small-talk words."""
+    """Content words of a user line that a fixed text could not hold for all lines: no topic or small-talk words."""
     return _content_words(line) - _SMALL_TALK_WORDS - _TOPIC_WORDS
 
 
@@ -209,7 +211,7 @@ def _word_set(text: str) -> frozenset[str]:
 
 
 def _repeats(reply: str, earlier: Sequence[str], reduce: Callable[[str], frozenset[str]]) -> bool:
-    """Whether a sentence of `reply` is nearly one of `earlier`, both reduced to sets of at least three words."""
+    """True where a sentence of `reply` is nearly one of `earlier`, both reduced to sets of at least three words."""
     new = [reduce(sentence) for sentence in _sentences(reply)]
     old = [reduce(sentence) for text in earlier for sentence in _sentences(text)]
     return any(len(a) >= 3 and _overlap(a, b) >= _SAME_SENTENCE for a in new for b in old)

@@ -1,7 +1,7 @@
-"""Users, matchers and judges that are language models: what they are asked, and how their answers are read.
+"""Users, matchers and judges that are language models: the questions to them, and the reading of their answers.
 
-An answer that cannot be read is asked for again, a few times; then there is none, and whoever asked leaves the sample
-out. Nothing in an answer is taken for more than a number or a line of talk, and nothing is read from its thoughts.
+An answer that cannot be read is asked for again, a few times; then there is none, and the caller leaves the sample out.
+Only a number or a line of talk is read from an answer, and nothing is read from its thoughts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Answer = TypeVar('Answer')
 
 
 def make_user(model: ChatModel) -> UserSimulator:
-    """A user whose messages `model` writes; a person without facts on its mind is still one. Openings are as given."""
+    """A user whose messages `model` writes, also for a person without facts; openings are those of the person."""
 
     def answer(dialogues: Sequence[Dialogue], seed: int) -> list[str | None]:
         talking = [dialogue for dialogue in dialogues if dialogue.turns]
@@ -35,7 +35,7 @@ def make_user(model: ChatModel) -> UserSimulator:
 
 
 def make_matcher(model: ChatModel) -> ProfileMatcher:
-    """A matcher that has `model` count; what has no fact to match is not asked."""
+    """A matcher that has `model` count; it is not asked about profiles without a fact to match."""
 
     def match(inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[str]]) -> list[int | None]:
         pairs = list(zip(inferred, golden, strict=True))
@@ -47,9 +47,10 @@ def make_matcher(model: ChatModel) -> ProfileMatcher:
 
 
 def make_judge(model: ChatModel, *, golden: bool = False) -> ResponseJudge:
-    """A judge of replies by five criteria; `golden` judges by the profile of the dialogue's person, not the inferred.
+    """A judge of replies by five criteria; with `golden` it knows the true profile of the dialogue's person, not the
+    inferred one.
 
-    `strict` is their product, `graded` naturalness times the mean of the others.
+    `strict` is the product of the criteria, `graded` is naturalness times the mean of the others.
     """
 
     def judge(
@@ -68,8 +69,10 @@ def make_judge(model: ChatModel, *, golden: bool = False) -> ResponseJudge:
 def ask(
     model: ChatModel, chats: Sequence[Chat], read: Callable[[str], Answer | None], seed: int
 ) -> list[Answer | None]:
-    """What `read` finds in what the model's answers say. One in which it finds nothing is asked for again, with another
-    seed; so is one whose thought does not end."""
+    """The result of `read` for the model's answer to each chat.
+
+    An answer in which it finds nothing is asked for again with another seed; so is one whose thought does not end.
+    """
     answers: list[Answer | None] = [None] * len(chats)
     for attempt in range(ATTEMPTS):
         missing = [i for i, answer in enumerate(answers) if answer is None]
@@ -77,8 +80,8 @@ def ask(
             break
         texts = model([chats[i] for i in missing], seed * ATTEMPTS + attempt)
         for i, text in zip(missing, texts, strict=True):
-            said = None if text is None else spoken(text)
-            answers[i] = None if said is None else read(said)
+            plain = None if text is None else spoken(text)
+            answers[i] = None if plain is None else read(plain)
     return answers
 
 
@@ -89,13 +92,13 @@ def read_message(text: str) -> str | None:
 
 
 def read_count(text: str) -> int | None:
-    """The number in the last box."""
+    """The number in the last box; None where it holds no number."""
     box = _last_box(text)
     return int(box) if re.fullmatch(r'\d{1,4}', box) else None
 
 
 def read_scores(text: str) -> dict[str, float] | None:
-    """The five numbers in the last box, by criterion, and their two totals."""
+    """The five numbers in the last box, by criterion, and their two totals; None where they cannot be read."""
     numbers = re.split(r'[\s,]+', _last_box(text))
     if len(numbers) != len(prompts.CRITERIA) or not set(numbers) <= {'0', '1'}:
         return None

@@ -1,4 +1,4 @@
-"""A model of ours as a chat model: the frozen base policy that plays a user, say."""
+"""A model on this machine as a chat model, for example the frozen base policy that plays a user."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from pal_jax.types import Chat, Sampling
 
 
 class LocalModel:
-    """A `ChatModel` on this process's devices, beside whatever is trained there. Its weights are read at the first
-    call and stay."""
+    """A `ChatModel` on this process's devices, beside the models that are trained there.
+
+    Its weights are read at the first call and stay in memory.
+    """
 
     def __init__(self, source: Source, mesh: Mesh, sampling: Sampling, *, slots: int):
         self._source, self._mesh, self._sampling, self._slots = source, mesh, sampling, slots

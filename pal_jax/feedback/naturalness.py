@@ -1,14 +1,15 @@
-"""Whether a reply reads as one that a person would give, by a language model: rules cannot tell sense from word salad.
+"""The naturalness of replies by a language model: rules cannot tell sense from word salad.
 
-The model is one that nobody trains, the policy as it was before. It reads a reply after the end of its dialogue, and
-two figures count, in nats a token: the mean log-probability of the reply with the token that ends it (Lau et al. 2017,
-Kann et al. 2018), and the lowest mean of `WINDOW` neighbours, so that nonsense within fluent text is not averaged away.
+The model is not trained: it is the policy as it was before training. It reads a reply after the end of its dialogue,
+and two figures count, in nats a token: the mean log-probability of the reply with the token that ends it (Lau et al.
+2017, Kann et al. 2018), and the lowest mean of `WINDOW` neighbours, so that nonsense within fluent text is not averaged
+away.
 
-What is usual is learnt from made-up good replies (`made_up`), by length: a figure scores 1 from their 5th percentile
-on, and 0 as far below their 1st as that is below their 10th; naturalness is the lower of the two scores. They are
-one-sided. Text of a model is likelier than that of people, and a policy's would lose for it; what else is very likely,
-an echo or a repetition, has its rules (`judges.py`). Whether the model can tell good replies from spoilt ones at all is
-tried first.
+The usual range is learnt from made-up good replies (`made_up`), by length. A figure scores 1 from their 5th percentile
+on, and 0 as far below their 1st as the 1st is below their 10th; naturalness is the lower of the two scores. The scores
+are one-sided: a model's text is likelier than people's, and a policy would lose for it. Other very likely texts, an
+echo or a repetition, have their rules (`judges.py`). First of all it is tested whether the model can tell good replies
+from spoilt ones.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from pal_jax.feedback.users import make_scripted_user
 from pal_jax.types import Dialogue, ResponseJudge, RewardFn, Sample, Verdict
 
 WINDOW = 4  # tokens
-_BINS = (8, 16, 32)  # the most tokens of a reply of each bin but the last
-_SHRINK = 16  # a bin with as many replies is as much itself as it is all of them together
-_NARROWEST = 0.1  # nats between what scores 0 and what scores 1
-_SEPARATES = 0.9  # of a good and a spoilt reply the model must find the good one likelier so often
+_BINS = (8, 16, 32)  # the largest number of tokens of a reply in each bin but the last
+_SHRINK = 16  # a bin with as many replies weighs its own percentiles as much as those of all lengths
+_NARROWEST = 0.1  # nats between the figure that scores 0 and the one that scores 1
+_SEPARATES = 0.9  # the model must find the good reply of a pair likelier in this share of pairs
 
-LogProbs = Float[np.ndarray, 'A']  # of the tokens of a reply and its end
+LogProbs = Float[np.ndarray, 'A']  # log-probabilities of the tokens of a reply and of its end
 Reader = Callable[[Sequence[Dialogue], Sequence[str]], list[LogProbs]]
 
 _THINGS = (
@@ -58,15 +59,18 @@ class Scale(NamedTuple):
 
 
 def figures(logprobs: LogProbs) -> Float[np.ndarray, 'figures']:
-    """Mean log-probability of a reply, and the lowest mean of `WINDOW` neighbours."""
+    """The mean log-probability of a reply, and the lowest mean of `WINDOW` neighbours."""
     width = min(WINDOW, len(logprobs))
     windows = np.convolve(logprobs, np.full(width, 1 / width), mode='valid')
     return np.array([np.mean(logprobs), np.min(windows)])
 
 
 def calibrate(good: Sequence[LogProbs]) -> Scale:
-    """The scale of what is usual among good replies. Each length has its own percentiles; the fewer replies it has, the
-    nearer they are drawn to the percentiles of all lengths."""
+    """The scale of the usual figures of good replies.
+
+    Each length has its own percentiles; the fewer replies it has, the nearer they are drawn to the percentiles of all
+    lengths.
+    """
     measured, bins = np.array([figures(reply) for reply in good]), np.array([_bin(reply) for reply in good])
 
     def percentile(q: float) -> np.ndarray:
@@ -83,13 +87,14 @@ def calibrate(good: Sequence[LogProbs]) -> Scale:
 
 
 def score(scale: Scale, logprobs: LogProbs) -> float:
-    """Naturalness of a reply, in [0, 1]."""
+    """The naturalness of a reply, in [0, 1]."""
     nothing, full = scale.nothing[_bin(logprobs)], scale.full[_bin(logprobs)]
     return float(np.clip((figures(logprobs) - nothing) / (full - nothing), 0.0, 1.0).min())
 
 
 def separation(good: Sequence[LogProbs], spoilt: Sequence[LogProbs]) -> float:
-    """How often a good reply has a higher mean log-probability than a spoilt one (the area under the ROC curve)."""
+    """The share of pairs in which the good reply has a higher mean log-probability than the spoilt one (the area under
+    the ROC curve)."""
     good_means, spoilt_means = (np.array([np.mean(reply) for reply in replies]) for replies in (good, spoilt))
     return float(np.mean(good_means[:, None] > spoilt_means[None]))
 
@@ -99,11 +104,11 @@ def _bin(logprobs: LogProbs) -> int:
 
 
 class Naturalness:
-    """Scores of replies by the model that `read` asks. It is calibrated at the first question.
+    """Scores of replies by the model behind `read`; it is calibrated at the first question.
 
     Args:
-      open: fetches the model, if it is not there.
-      release: gives back the memory of the model, which `read` may fetch again.
+      open: fetches the model, if it is not in memory.
+      release: frees the memory of the model, which `read` may fetch again.
       required: whether a model that cannot tell good replies from spoilt ones is an error.
     """
 
@@ -113,11 +118,11 @@ class Naturalness:
     ):  # fmt: skip
         self._read, self.open, self.release, self._required = read, open, release, required
         self._scale: Scale | None = None
-        self.separation = 0.0  # of good replies from spoilt ones, once it is calibrated
+        self.separation = 0.0  # how well good replies are told from spoilt ones, once it is calibrated
 
     @property
     def able(self) -> bool:
-        """Whether the model tells good replies from spoilt ones, without which its scores mean nothing.
+        """True where the model tells good replies from spoilt ones; otherwise its scores mean nothing.
 
         Raises:
           RuntimeError: it does not, and is required to.
@@ -165,7 +170,7 @@ def make_judge(judge: ResponseJudge, natural: Naturalness) -> ResponseJudge:
 
 
 def opening(reward: RewardFn, natural: Naturalness | None) -> RewardFn:
-    """A reward that fetches the model of `natural` before it is asked.
+    """A reward that fetches the model of `natural` before it is computed.
 
     Every process asks for a reward at the same time, but one may have no reply for the model to read. A checkpoint is
     read by all processes together, so all of them fetch the model.
@@ -192,7 +197,7 @@ def with_naturalness(verdict: Verdict, natural: float) -> Verdict:
 
 
 def made_up(*, people: int = 8, examples: int = 24, seed: int) -> list[Case]:
-    """Good replies: the oracle's to training people, and those of the warm-up's examples."""
+    """Good replies: the oracle's to training people, and the replies of the warm-up's examples."""
     user = make_scripted_user(p_spontaneous=1.0)
     answers = make_answers(make_people(people, seed=seed), user, rounds=4, seed=seed)
     completions = [(answer.dialogue, answer.good) for answer in answers]
@@ -202,8 +207,8 @@ def made_up(*, people: int = 8, examples: int = 24, seed: int) -> list[Case]:
 
 
 def spoil(good: Sequence[Case], *, seed: int) -> Iterator[Case]:
-    """Two spoilt replies to each dialogue: the good one's words shuffled, and a salad of words with a word of the
-    person's message and a topic."""
+    """Two spoilt replies to each dialogue: the words of the good reply shuffled, and a salad of words with a word of
+    the person's message and a topic."""
     rng = random.Random(f'spoilt {seed}')
     for dialogue, reply in good:
         words = re.findall(r"[\w'-]+", reply.lower())

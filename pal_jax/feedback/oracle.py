@@ -1,8 +1,8 @@
-"""What a policy that follows every rule would have said: data for RLPA's baselines, supervised learning and DPO.
+"""The answers of a policy that follows every rule: data for RLPA's baselines, supervised learning and DPO.
 
-The oracle notes exactly what its user has told so far and picks, of some replies put together from its own sentences,
-the one that the rule judge likes best. Beside it stands a worse answer: a profile of somebody else's facts, and the
-reply that the judge likes least. People are those of the training, so nothing of a held-out person is in it.
+The oracle notes exactly the facts that its user has told so far. From a few replies put together from its own sentences
+it picks the one that the rule judge likes best. Beside it stands a worse answer: a profile of somebody else's facts,
+and the reply that the judge likes least. People are those of the training, so nothing of a held-out person is in it.
 """
 
 from __future__ import annotations
@@ -49,27 +49,31 @@ class Answers(NamedTuple):
 
 
 def make_answers(people: Sequence[Person], user: UserSimulator, *, rounds: int, seed: int) -> list[Answers]:
-    """The oracle's dialogues with each person, a record a turn; its good answers go on."""
+    """The oracle's dialogues with each person, a record a turn; the dialogues go on with its good answers.
+
+    Raises:
+      ValueError: there are fewer than two people, or no rounds.
+    """
     if len(people) < 2 or rounds < 1:
         raise ValueError(f'{len(people)} people and rounds={rounds}: the oracle needs two people and a round at least')
     rng, answers = random.Random(f'oracle {seed}'), []
     dialogues = [Dialogue(person, (Turn('user', person.opening),)) for person in people]
     for turn in range(rounds):
         others = [*people[1:], people[0]]
-        made = [_answer(rng, *pair) for pair in zip(dialogues, others, strict=True)]
-        answers += [each for each, _ in made]
-        replied = [_with(each.dialogue, turn) for each, turn in made]
-        lines = user([plain_history(each) for each in replied], seed + turn) if turn + 1 < rounds else []
+        pairs = [_answer(rng, *pair) for pair in zip(dialogues, others, strict=True)]
+        answers += [answer for answer, _ in pairs]
+        replied = [_with(answer.dialogue, turn) for answer, turn in pairs]
+        lines = user([plain_history(dialogue) for dialogue in replied], seed + turn) if turn + 1 < rounds else []
         dialogues = [_with(d, Turn('user', line)) for d, line in zip(replied, lines, strict=False) if line is not None]
     return answers
 
 
 def _answer(rng: random.Random, dialogue: Dialogue, other: Person) -> tuple[Answers, Turn]:
-    told = revealed(dialogue)
-    profile = render_facts(fact for fact in dialogue.person.facts if fact in told)
-    replies = [*_WORSE, *(_reply(rng, dialogue, sorted(told)) for _ in range(_CANDIDATES))]
+    facts_told = revealed(dialogue)
+    profile = render_facts(fact for fact in dialogue.person.facts if fact in facts_told)
+    replies = [*_WORSE, *(_reply(rng, dialogue, sorted(facts_told)) for _ in range(_CANDIDATES))]
     shown = dataclasses.replace(plain_history(dialogue), person=dataclasses.replace(dialogue.person, facts=()))
-    facts = [sorted(told)] * len(replies)
+    facts = [sorted(facts_told)] * len(replies)
     totals = [v.scores['graded'] for v in judge_by_rules([shown] * len(replies), facts, replies, seed=0)]
     best, worst = (replies[totals.index(end)] for end in (max(totals), min(totals)))
     wrong = render_facts(rng.sample(other.facts, min(2, len(other.facts))))
@@ -77,11 +81,11 @@ def _answer(rng: random.Random, dialogue: Dialogue, other: Person) -> tuple[Answ
     return answers, Turn('assistant', best, profile)
 
 
-def _reply(rng: random.Random, dialogue: Dialogue, told: Sequence[str]) -> str:
-    """A reaction to what the last message told, and a question about a topic that is still open."""
+def _reply(rng: random.Random, dialogue: Dialogue, known: Sequence[str]) -> str:
+    """A reaction to the facts in the last message, and a question about a topic that is still open."""
     last = dataclasses.replace(dialogue, turns=dialogue.turns[-1:])
     news = [split_fact(fact)[1] for fact in sorted(revealed(last))]
-    open_topics = [topic for topic in SLOTS if topic not in {split_fact(fact)[0] for fact in told}]
+    open_topics = [topic for topic in SLOTS if topic not in {split_fact(fact)[0] for fact in known}]
     question = rng.choice(_QUESTIONS).format(topic=rng.choice(open_topics or SLOTS))
     reaction = rng.choice(_REACTIONS).format(value=rng.choice(news)) if news else rng.choice(_GREETINGS)
     return f'{reaction[0].upper()}{reaction[1:]} {question}'

@@ -114,7 +114,10 @@ def make_people(n: int, *, seed: int, split: Split = 'train', facts: int = 4) ->
     """`n` different people of `facts` facts each; the first people do not depend on `n`.
 
     `train` and `heldout` draw on the same values, but a combination of facts belongs to one of the two for every seed;
-    `unseen` has values that neither has. `ValueError` if the schema cannot give so many.
+    `unseen` has values that neither has.
+
+    Raises:
+      ValueError: the schema cannot give so many people, or a value is wrong.
     """
     if split not in ('train', 'heldout', 'unseen'):
         raise ValueError(f"split={split!r} is unknown; use 'train', 'heldout' or 'unseen'")
@@ -141,24 +144,27 @@ def _draw_profile(rng: random.Random, facts: int, *, unseen: bool) -> tuple[str,
 
 
 def _is_heldout(profile: tuple[str, ...]) -> bool:
-    """A quarter of all combinations, by a hash: no seed or number of people can move one to the other side."""
+    """True for a quarter of all combinations, by a hash: no seed or number of people moves one to the other side."""
     return hashlib.sha256('\n'.join(profile).encode()).digest()[0] < 64
 
 
 def content(person: Person) -> str:
-    """The text by which people are compared: the facts, in whatever order, case and white space."""
+    """The text by which people are compared: their facts, in any order, case and white space."""
     return holdouts.together(person.facts)
 
 
 def load_people(path: str | Path, *, input_key: str = 'input', label_key: str = 'profile') -> list[Person]:
-    """People of a JSON-lines file. Each line is one of
+    """The people of a JSON-lines file. Each line has one of these forms:
 
     - `{"profile": "- a\\n- b"}`: one fact a line; a single line of prose is cut into sentences (also `input`, `id`);
     - `{"facts": {"slot": "value", "other slot": ["value", "value"]}}`: one fact a value (also `input`, `id`);
     - `"She keeps bees. She lives alone."`: a string of prose, a fact a sentence.
 
     An `id` is a text or a whole number, as `records.identity` has it; without the key it is file and line. `input` is
-    the first thing the person says; the two keys may have other names. `ValueError` names file, line and fault.
+    the person's first message; the two keys may have other names.
+
+    Raises:
+      ValueError: a line is wrong, with file, line and fault.
     """
     people: dict[str, Person] = {}
     for number, record in records.lines(path):

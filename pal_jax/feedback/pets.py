@@ -1,8 +1,8 @@
 """People who like dogs or cats: made-up choices on which PLUS is tried first (after Pets of VPL, arXiv 2408.10075).
 
 A sentence is an animal and a predicate that fits every animal, so nothing but the animal tells the sides of a choice
-apart. Everyone likes birds best and rabbits least; half of the people like dogs better than cats, the others cats. What
-is told of a person are four choices, two of which say nothing about that.
+apart. Everyone likes birds best and rabbits least; half of the people like dogs better than cats, the others cats. The
+context of a person has four choices, two of which say nothing about dogs and cats.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PROMPT = 'Write a sentence about an animal.'
 KINDS = ('dogs', 'cats')
 OTHER_KINDS = ('horses', 'hamsters')
 EVERYONE = ('birds', 'rabbits')  # liked best, liked least
-TAUGHT = 14  # choices of a person that teach, at most
+TAUGHT = 14  # the largest number of a person's choices that teach
 
 TRAINED = (
     'nap in the afternoon, wake up early, look out of the window, enjoy a warm spot, like fresh water, '
@@ -40,17 +40,18 @@ HELD = (
 
 
 def make_people(count: int, *, seed: int, split: Split, form: str = 'labelled', taught: int = 1) -> list[History]:
-    """As many people, half of each kind. Of one person no predicate stands in two choices but those that
-    test, which have the same two.
+    """`count` people, half of them of each kind.
+
+    No predicate stands in two choices of one person, except the choices that test, which have the same two.
 
     Args:
-      taught: choices that teach, of one person.
-      split: in `test` what is judged has predicates that nobody in `train` has met, in `animals` it is about animals
-        that they have not met, too, and so is what is told.
-      form: how it is told what a person chose, see `data.histories.context_of`.
+      taught: the number of choices that teach, of one person.
+      split: in `test` the judged choices have predicates that nobody in `train` has met. In `animals` both these
+        choices and the context are about animals that nobody in `train` has met.
+      form: the form of the context, see `data.histories.context_of`.
 
     Raises:
-      ValueError: more teach than there are sentences for.
+      ValueError: more choices teach than there are sentences for.
     """
     if taught > TAUGHT:
         raise ValueError(f'history.taught={taught}: there are predicates for {TAUGHT} at most')
@@ -59,18 +60,18 @@ def make_people(count: int, *, seed: int, split: Split, form: str = 'labelled', 
 
     def person(number: int) -> History:
         kind, other = kinds[number % 2], kinds[1 - number % 2]
-        told = rng.sample(TRAINED, 8)
-        rest = [each for each in TRAINED if each not in told]
+        predicates = rng.sample(TRAINED, 8)
+        rest = [predicate for predicate in TRAINED if predicate not in predicates]
         one, two, *judged = rng.sample(rest if split == 'train' else HELD, 4 + 2 * taught)
         reward, *train = (_choice(kind, other, *judged[i : i + 2]) for i in range(0, len(judged), 2))
         pairs = rng.sample([(kind, other), (kind, other), EVERYONE, EVERYONE], 4)
-        past = [_choice(*pair, *told[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
+        past = [_choice(*pair, *predicates[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
         return History(
             user=f'{split} {number}',
             context=context_of(past, rng, form, kind),
             reward=reward,
             train=tuple(train),
-            # With its sides swapped, too: what a predicate is worth cancels out.
+            # A choice that tests comes with its sides swapped, too: a liking for a predicate cancels out.
             held=(_choice(kind, other, one, two), _choice(kind, other, two, one)),
             kind=kind,
             past=tuple(past),

@@ -1,7 +1,7 @@
-"""What people may want of an answer: dimensions, their conflicting poles, and the texts that ask for them.
+"""Preferences that people may have about answers: dimensions, their conflicting poles, and the texts that ask for them.
 
-The eight poles of Personalized Soups (arXiv 2310.11564), in our own words, and any set of your own from a YAML or JSON
-file (JSON is YAML):
+There are the eight poles of Personalized Soups (arXiv 2310.11564), in our own words, and any set of your own from a
+YAML or JSON file (JSON is YAML):
 
     dimensions:
       manners:
@@ -11,7 +11,7 @@ file (JSON is YAML):
         brief: {text: One sentence at most., judge: -words}
         ample: {text: Leave nothing out., judge: +words}
 
-`text` is what the policy is asked for and what a language model judges by; `judge` is the rule (`feedback.rules`) that
+`text` stands in the policy's prompt, and is a language model's criterion; `judge` is the rule (`feedback.rules`) that
 judges where no language model does, and may be left out where one does. A preference is known by its id, never by its
 text.
 """
@@ -29,10 +29,10 @@ from pal_jax.feedback.rules import Rule, parse_rule
 from pal_jax.runtime import files
 
 EMBEDDED = 'embedded'
-ALL = 'all'  # what means all preferences
-GENERAL = 'general'  # the preference of vanilla RLHF: of everyone, so nothing is asked for
-JOINT = 'joint'  # all of them: what P-MORL's reward model has learnt, which reads in the prompt what is preferred
-BEST = 'best'  # the best answer to each prompt under each of them: what multitask learning imitates
+ALL = 'all'  # the name of all preferences
+GENERAL = 'general'  # the preference of vanilla RLHF: everybody has it, so no prompt asks for it
+JOINT = 'joint'  # all preferences together: P-MORL's reward model, which reads the preferences in the prompt
+BEST = 'best'  # the best answer to each prompt under each of them, for multitask learning
 RESERVED = ALL, GENERAL, JOINT, BEST
 
 _EMBEDDED: Any = {
@@ -55,7 +55,7 @@ _EMBEDDED: Any = {
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """A pole. `rule` is None where only a language model can judge it."""
+    """A pole of a dimension; `rule` is None where only a language model can judge it."""
 
     id: str
     dimension: str
@@ -64,7 +64,7 @@ class Preference:
 
     @property
     def criterion(self) -> str:
-        """What a language model judges by."""
+        """The criterion that a language model judges by."""
         return self.text or 'The answer is helpful, true and well written.'
 
 
@@ -72,7 +72,7 @@ Combination = tuple[Preference, ...]  # one pole of each dimension
 
 
 def embedded() -> tuple[Preference, ...]:
-    """P1A, P1B, P2A, P2B, P3A, P3B, P3C, P3D, in this order."""
+    """The embedded preferences P1A, P1B, P2A, P2B, P3A, P3B, P3C, P3D, in this order."""
     return tuple(
         Preference(name, dimension, text, parse_rule(judge))
         for dimension, poles in _EMBEDDED.items()
@@ -81,42 +81,43 @@ def embedded() -> tuple[Preference, ...]:
 
 
 def general() -> Preference:
+    """The preference of vanilla RLHF, which asks for nothing and likes sound answers."""
     return Preference(GENERAL, '', '', parse_rule('+sound'))
 
 
 def load_preferences(path: str | Path) -> tuple[Preference, ...]:
-    """The preferences of a file, see above.
+    """The preferences of a file in the format of this module.
 
     Raises:
-      ValueError: there is no such file, or it is none of preferences; file and key are named.
+      ValueError: there is no such file, or it is no file of preferences; file and key are named.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'{path} is no file; name a YAML or JSON file of preferences, or {EMBEDDED}')
-    given = files.read_yaml(path)
-    dimensions = _mapping(path, 'dimensions', given.get('dimensions') if isinstance(given, dict) else None)
-    found = [
+    content = files.read_yaml(path)
+    dimensions = _mapping(path, 'dimensions', content.get('dimensions') if isinstance(content, dict) else None)
+    poles_read = [
         _pole(path, dimension, name, pole)
         for dimension, poles in dimensions.items()
         for name, pole in _mapping(path, f'dimensions.{dimension}', poles, least=2).items()
     ]
-    ids = [each.id for each in found]
+    ids = [pole.id for pole in poles_read]
     if twice := [name for name in ids if ids.count(name) > 1]:
         raise ValueError(f'{path}: {twice[0]} is the name of two poles; a name says which preference is meant')
-    return tuple(found)
+    return tuple(poles_read)
 
 
 def choose(preferences: Sequence[Preference], names: str) -> tuple[Preference, ...]:
-    """Those of the list `P1A,P2B`; of an empty one the first two of each dimension, of `all` all.
+    """The preferences of a list such as `P1A,P2B`; for '' the first two of each dimension, for `all` all of them.
 
     Raises:
-      ValueError: a name that is none, a name twice, or a dimension of which one pole is left.
+      ValueError: a name is unknown or comes twice, or one pole alone of a dimension is left.
     """
     if not names.strip():
-        return tuple(each for poles in by_dimension(preferences).values() for each in poles[:2])
+        return tuple(pole for poles in by_dimension(preferences).values() for pole in poles[:2])
     if names == ALL:
         return tuple(preferences)
-    known, wanted = {each.id: each for each in preferences}, [name.strip() for name in names.split(',') if name.strip()]
+    known, wanted = {pole.id: pole for pole in preferences}, [name.strip() for name in names.split(',') if name.strip()]
     for name in wanted:
         if name not in known or wanted.count(name) > 1:
             why = 'is there twice' if name in known else f'is no preference; there are {", ".join(known)}'
@@ -129,22 +130,24 @@ def choose(preferences: Sequence[Preference], names: str) -> tuple[Preference, .
 
 
 def by_dimension(preferences: Sequence[Preference]) -> dict[str, list[Preference]]:
-    names = dict.fromkeys(each.dimension for each in preferences)
-    return {name: [each for each in preferences if each.dimension == name] for name in names}
+    """The preferences by dimension, in their order."""
+    names = dict.fromkeys(preference.dimension for preference in preferences)
+    return {name: [preference for preference in preferences if preference.dimension == name] for name in names}
 
 
 def combinations(preferences: Sequence[Preference]) -> list[Combination]:
-    """Every choice of one pole a dimension: 8 of the first six embedded ones, 16 of all eight."""
+    """Every choice of one pole a dimension: 8 for the first six embedded ones, 16 for all eight."""
     return list(itertools.product(*by_dimension(preferences).values()))
 
 
 def name_of(combination: Sequence[Preference]) -> str:
-    return '-'.join(each.id for each in combination)
+    """The ids of preferences in one name, which files have."""
+    return '-'.join(preference.id for preference in combination)
 
 
 def ask(question: str, preferences: Sequence[Preference] = ()) -> str:
-    """What a policy is asked: the question, then the texts of what is preferred."""
-    return ' '.join(text for text in (question, *(each.text for each in preferences)) if text)
+    """The prompt of a policy: the question, then the texts of the preferences."""
+    return ' '.join(text for text in (question, *(preference.text for preference in preferences)) if text)
 
 
 def _mapping(path: Path, key: str, value: Any, least: int = 1) -> dict[str, Any]:
@@ -153,7 +156,7 @@ def _mapping(path: Path, key: str, value: Any, least: int = 1) -> dict[str, Any]
     for name in value:
         if not isinstance(name, str | int) or isinstance(name, bool):  # YAML's no, on and null are no texts
             raise ValueError(f'{path}: {key} has {name!r} for a name; write it between quotation marks')
-    return {str(name): each for name, each in value.items()}
+    return {str(name): entry for name, entry in value.items()}
 
 
 def _pole(path: Path, dimension: str, name: str, pole: Any) -> Preference:
@@ -163,7 +166,7 @@ def _pole(path: Path, dimension: str, name: str, pole: Any) -> Preference:
             f'{path}: {key}: call it with letters, digits and _, and not one of {", ".join(RESERVED)}: '
             'files are named by it'
         )
-    unknown = [each for each in pole if each not in ('text', 'judge')] if isinstance(pole, dict) else [repr(pole)]
+    unknown = [word for word in pole if word not in ('text', 'judge')] if isinstance(pole, dict) else [repr(pole)]
     if unknown:
         raise ValueError(f'{path}: {key} has {unknown[0]}; it has a text and, if you like, a judge')
     text = pole.get('text')

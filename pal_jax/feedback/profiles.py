@@ -1,4 +1,4 @@
-"""Profiles: what the policy writes about its user, how it is read, and how it is compared with the truth.
+"""Profiles: the policy's notes about its user, their reading, and their comparison with the truth.
 
 A completion holds two blocks (RLPA section 3; the layout is that of the published code):
 
@@ -48,18 +48,17 @@ class ProfileScores(NamedTuple):
 
 
 def parse_completion(text: str) -> Parsed | None:
-    """The first pair of blocks anywhere in what `text` says; `None` if there is none, to which the reward is exactly 0.
+    """The first pair of blocks in a completion, without its thoughts; None if there is none, for which the reward is 0.
 
-    What a reasoning model thinks is not said: a draft in a thought is no answer, and a thought that does not end has
-    none.
+    A draft in a reasoning model's thought is no answer, and a thought that does not end has none.
 
-    Stricter than the published code in one point: a block that holds a tag of the format is malformed. Otherwise a
-    reply could carry a profile block into the history, where the user and the judges would see it.
+    It is stricter than the published code in one point: a block that holds a tag of the format is malformed. Otherwise
+    a reply could carry a profile block into the history, where the user and the judges would see it.
     """
-    found = _BLOCKS.search(spoken(text) or '')
-    if found is None or any(_TAG.search(block) for block in found.groups()):
+    match = _BLOCKS.search(spoken(text) or '')
+    if match is None or any(_TAG.search(block) for block in match.groups()):
         return None
-    profile, reply = found.groups()
+    profile, reply = match.groups()
     return Parsed(profile, parse_facts(profile), reply.strip())
 
 
@@ -69,7 +68,10 @@ def to_sample(dialogue: Dialogue, completion: Completion, prompt_ids: tuple[int,
 
 
 def render_completion(profile: str, reply: str) -> str:
-    """The two blocks; inverse of `parse_completion`. A non-empty `profile` ends its last line with a newline."""
+    """The two blocks of a completion; the inverse of `parse_completion`.
+
+    A non-empty `profile` ends its last line with a newline.
+    """
     return f'<profile>\n{profile}</profile>\n\n<response>\n{reply}</response>'
 
 
@@ -81,7 +83,7 @@ def render_facts(facts: Iterable[str]) -> str:
 def parse_facts(profile: str) -> tuple[str, ...]:
     """The facts of a profile text, one a line, without bullets, repeats, and lines that state nothing.
 
-    Of a JSON object of topics each value is a fact, and each element of a list. Other brackets and headings such as
+    In a JSON object of topics each value is a fact, and each element of a list. Other brackets and headings such as
     `Interests:` state nothing; counting them would punish layout.
     """
     facts, slots = {}, _json_object(profile)
@@ -96,21 +98,25 @@ def _json_object(text: str) -> dict[str, Any] | None:
     if not text.lstrip().startswith('{'):
         return None
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def slot_facts(slots: Mapping[str, Any]) -> list[str]:
-    """`slot: value` of each value of a slot, or of each in its list; what is blank or nested states nothing."""
+    """The fact `slot: value` for each value of a slot, or for each element of its list; blank and nested values state
+    nothing."""
     pairs = ((slot, value) for slot, held in slots.items() for value in (held if isinstance(held, list) else [held]))
-    told = ((slot, value) for slot, value in pairs if type(value) in (str, int, float))
-    return [' '.join(f'{slot}: {value}'.split()) for slot, value in told if str(value).strip()]
+    stated = ((slot, value) for slot, value in pairs if type(value) in (str, int, float))
+    return [' '.join(f'{slot}: {value}'.split()) for slot, value in stated if str(value).strip()]
 
 
 def split_fact(fact: str) -> tuple[str, str]:
-    """`('pet', 'ferret')` of `pet: ferret`, and `('', fact)` of a free sentence: a slot has at most three words."""
+    """The slot and the value of a fact: `('pet', 'ferret')` for `pet: ferret`, and `('', fact)` for a free sentence.
+
+    A slot has at most three words.
+    """
     slot, colon, value = fact.partition(':')
     if colon and slot.strip() and value.strip() and len(slot.split()) <= _SLOT_WORDS:
         return slot.strip(), value.strip()
@@ -118,7 +124,8 @@ def split_fact(fact: str) -> tuple[str, str]:
 
 
 def fact_key(fact: str) -> tuple[str, str]:
-    """What two spellings of one fact share: lower case, no bullet, article or end punctuation, single spaces."""
+    """A key that is the same for two spellings of one fact: lower case, no bullet, article or end punctuation, single
+    spaces."""
     slot, value = split_fact(_BULLET.sub('', fact.strip()))
     return _normalize(slot), _normalize(value)
 
@@ -128,7 +135,8 @@ def _normalize(text: str) -> str:
 
 
 def match_exactly(inferred: Sequence[Sequence[str]], golden: Sequence[Sequence[str]]) -> list[int | None]:
-    """The exact `ProfileMatcher`: size of the intersection of two sets of facts, hence one-to-one by construction."""
+    """The exact `ProfileMatcher`: the size of the intersection of two sets of facts, hence one-to-one by
+    construction."""
     return [len({*map(fact_key, ours)} & {*map(fact_key, true)}) for ours, true in zip(inferred, golden, strict=True)]
 
 
@@ -149,7 +157,7 @@ def profile_f1(matched: int, inferred: int, golden: int) -> float:
 
 
 def mentions(text: str, phrase: str) -> bool:
-    """Whether `text` has `phrase` as whole words in either case; a plural `s` at its end is let pass."""
+    """True where `text` has `phrase` as whole words in any case; a plural `s` at its end is ignored."""
     return re.search(rf'(?<!\w){re.escape(phrase)}s?(?!\w)', text, re.IGNORECASE) is not None
 
 

@@ -1,7 +1,7 @@
-"""What language models are told that play users and judges (roles and contents: RLPA, appendix; the words are ours).
+"""The prompts of language models that play users and judges (roles and contents: RLPA, appendix; the words are ours).
 
-Texts of people and policies are data to whoever reads them: they stand between quotation marks, on one line, with
-nothing left in them that an answer is recognised by.
+Texts of people and policies are data for their reader: they stand between quotation marks, on one line, without
+anything by which an answer is recognised.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pal_jax.data import thoughts
 from pal_jax.types import Chat, Dialogue
 
-VERSION = 1  # of the wording: a changed word is a new one, and so another judge
+VERSION = 1  # the version of the wording: with other words a model is another judge
 CRITERIA = {
     'naturalness': 'short, fluent and colloquial, as a person writes; no lists, no stage directions, no talk of AI',
     'relevance': 'about what you care for, or about what you just said',
@@ -93,24 +93,24 @@ _PERSON = {
 
 
 def slot(text: str) -> Chat:
-    """For the model that brings a description of a person into slots."""
+    """The prompt of the model that brings a description of a person into slots."""
     example, lists = json.dumps(_PERSON, indent=1), ', '.join(LISTS)
     return _ask(_SLOTTER.format(text=quoted(text), example=example, lists=lists))
 
 
 def simulate(dialogue: Dialogue) -> Chat:
-    """For the model that plays the person of a dialogue, whose next message is wanted."""
+    """The prompt of the model that plays the person of a dialogue and writes the next message."""
     return _ask(_SIMULATOR.format(facts=points(dialogue.person.facts), history=history(dialogue)))
 
 
 def match(inferred: Sequence[str], golden: Sequence[str]) -> Chat:
-    """For the model that counts the golden facts an inferred profile states."""
+    """The prompt of the model that counts the golden facts that an inferred profile states."""
     return _ask(_MATCHER.format(inferred=points(inferred), golden=points(golden)))
 
 
 def judge(dialogue: Dialogue, facts: Sequence[str], reply: str, *, golden: bool) -> Chat:
-    """For the model that judges a reply as its reader: by the inferred profile in training, by the `golden` one in
-    evaluations."""
+    """The prompt of the model that judges a reply as its reader: by the inferred profile in training, by the `golden`
+    one in evaluations."""
     known = '' if golden else ', as far as the other has understood it'
     criteria = '\n'.join(f'{i}. {name}: {text}' for i, (name, text) in enumerate(CRITERIA.items(), 1))
     return _ask(
@@ -127,6 +127,7 @@ def history(dialogue: Dialogue) -> str:
 
 
 def points(facts: Sequence[str]) -> str:
+    """The facts as a list of quoted lines."""
     return '\n'.join(f'- {quoted(fact)}' for fact in facts) or '(none)'
 
 

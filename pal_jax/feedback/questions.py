@@ -1,8 +1,9 @@
-"""Questions that anyone may ask, for who has none, of five kinds; some are kept for evaluations."""
+"""Questions that anyone may ask, of five kinds, for runs without questions of their own; some are kept for
+evaluations."""
 
 from __future__ import annotations
 
-TESTED = 10  # of each kind, the last ones
+TESTED = 10  # the last questions of each kind are kept for evaluations
 
 _KINDS = {
     'What is {}?': """
@@ -67,7 +68,7 @@ _KINDS = {
 
 
 def make_questions(split: str) -> list[str]:
-    """210 to learn from ('train') or 50 to test on ('test'), in an order that mixes the kinds."""
+    """The 210 questions to learn from ('train') or the 50 to test on ('test'), in an order that mixes the kinds."""
     kinds = []
     for form, listed in _KINDS.items():
         topics = [' '.join(topic.split()) for topic in listed.split(';')]

@@ -29,18 +29,22 @@ def make_reward(
     informed: bool = False,
     system: str = '',
 ) -> RewardFn:
-    """`profile_weight * R_p + response_weight * R_r`, R_p the profile F1 and R_r the judge's score named `response`.
+    """The reward `profile_weight * R_p + response_weight * R_r`: R_p is the profile F1, R_r the judge's score named
+    `response`.
 
     A malformed completion gets exactly 0 and reaches neither matcher nor judge. Each of them is called once, with all
-    well-formed samples; where one has no answer the sample is `ok=False` with reward 0. With a weight of 0 (the
-    paper's ablations) the part is still measured. Every sample's `info` has the same keys, all floats.
+    well-formed samples; where one has no answer the sample is `ok=False` with reward 0. With a weight of 0 (the paper's
+    ablations) the part is still measured. Every sample's `info` has the same keys, all floats.
 
-    `shuffled` is a control: every prediction is scored against the profile of a person with other facts, so what is
-    learnt has nothing to do with the user. The person is of the call, or `known` where all in the call have the same
+    `shuffled` is a control: every prediction is scored against the profile of a person with other facts, so the reward
+    has nothing to do with the user. That person is in the same call, or in `known` where all in the call have the same
     facts.
 
     An `informed` judge sees the person's true profile, as in evaluations. `system` is the policy's system prompt where
     the judge is to read it at the head of the dialogue, as in the published code.
+
+    Raises:
+      ValueError: `response` is unknown, or a weight is negative or not finite.
     """
     if response not in ('graded', 'strict'):
         raise ValueError(f"response={response!r} is unknown; use 'graded' or 'strict'")
@@ -77,7 +81,8 @@ def make_reward(
 
 
 def others(people: Sequence[Person], known: Sequence[Person] = ()) -> list[Person]:
-    """For each person the next of the list with other facts, round and round; where all have the same, one `known`.
+    """For each person the next one of the list with other facts, round and round; where all have the same facts, one
+    `known`.
 
     Raises:
       ValueError: nobody has other facts.
@@ -92,7 +97,7 @@ def others(people: Sequence[Person], known: Sequence[Person] = ()) -> list[Perso
 
 
 def judged_dialogue(dialogue: Dialogue, informed: bool = False, system: str = '') -> Dialogue:
-    """What the response judge gets of a dialogue: bare replies; the person's profile if it is to be `informed`."""
+    """The dialogue as the response judge sees it: bare replies; the person's profile if it is to be `informed`."""
     person = dialogue.person if informed else dataclasses.replace(dialogue.person, facts=())
     head = (Turn('system', system),) if system else ()
     return Dialogue(person, (*head, *plain_history(dialogue).turns))

@@ -1,20 +1,20 @@
-"""Rule judges: what a text is measured by where no language model judges it. Deterministic, without a model.
+"""Rule judges: the measures of a text where no language model judges it. They are deterministic and need no model.
 
 A rule is a measure with a sign. `+words` likes the longer answer, `-words` the shorter one:
 
-words       how many there are
-content     how many different ones, without the commonest and the question's: what an answer tells
-lix         how hard it reads: words a sentence, and how many of a hundred words are long (Björnsson 1968), by textstat
+words       the number of words
+content     the number of different words, without the commonest and the question's: the content of an answer
+lix         the difficulty of reading: words a sentence, and long words in a hundred words (Björnsson 1968), by textstat
 friendly    words of friends and jokes, less those of the unfriendly
 unfriendly  the other way round
 sassy, sarcastic  their own words
 sound       a whole, unrepetitive answer that takes up the question: the general preference of vanilla RLHF
 
-or a list of words of your own, `{more: [please, thank you]}` or `{less: [...]}`.
+A rule may also be a list of words of your own, `{more: [please, thank you]}` or `{less: [...]}`.
 
-A policy finds whatever a lexicon can be satisfied by, so each of its entries counts once, and in proportion to the
-square root of the length: neither one word repeated nor a long answer alone is paid. What is no answer (`wording.py`: a
-list of words, a repetition, the question again) loses against any other, whatever it measures.
+A policy finds any text that satisfies a lexicon. So each entry of a lexicon counts once, and in proportion to the
+square root of the length: neither one word repeated nor a long answer alone is paid. A text that is no answer
+(`wording.py`: a list of words, a repetition, the question again) loses against any other, whatever it measures.
 """
 
 from __future__ import annotations
@@ -54,42 +54,42 @@ _COMMON = frozenset(
     'tell explain describe suggest between difference good ways way make makes'.split()
 )
 
-Measure = Callable[[str, str], float]  # of a question and an answer to it
+Measure = Callable[[str, str], float]  # takes a question and an answer to it
 
 
 class Rule(NamedTuple):
-    """A measure by its name, or the words it counts, and whether more of it is better (1) or less (-1)."""
+    """A measure by its name, or the words it counts, and the sign of better: more (1) or less (-1)."""
 
     measure: str
     sign: int
     lexicon: tuple[str, ...] = ()
 
     def score(self, question: str, answer: str) -> float:
-        """The higher, the better; numbers of different rules do not compare."""
-        found = markers(answer, self.lexicon) if self.lexicon else MEASURES[self.measure](question, answer)
-        return self.sign * found
+        """The score of an answer, the higher the better; scores of different rules do not compare."""
+        measured = markers(answer, self.lexicon) if self.lexicon else MEASURES[self.measure](question, answer)
+        return self.sign * measured
 
 
-def parse_rule(given: Any) -> Rule:
+def parse_rule(spec: Any) -> Rule:
     """The rule that `+words`, `{more: [...]}` and the like stand for.
 
     Raises:
-      ValueError: it is none.
+      ValueError: it is no rule.
     """
-    if isinstance(given, str) and given[:1] in ('+', '-') and given[1:] in MEASURES:
-        return Rule(given[1:], 1 if given[0] == '+' else -1)
-    if isinstance(given, dict) and len(given) == 1:
-        (way, words), *_ = given.items()
+    if isinstance(spec, str) and spec[:1] in ('+', '-') and spec[1:] in MEASURES:
+        return Rule(spec[1:], 1 if spec[0] == '+' else -1)
+    if isinstance(spec, dict) and len(spec) == 1:
+        (way, words), *_ = spec.items()
         listed = isinstance(words, list) and bool(words) and all(isinstance(w, str) and w.strip() for w in words)
         if way in ('more', 'less') and listed:
             return Rule('lexicon', 1 if way == 'more' else -1, tuple(words))
     raise ValueError(
-        f'{given!r} is no rule; use + or - with one of {", ".join(MEASURES)}, or {{more: [words]}} or {{less: [words]}}'
+        f'{spec!r} is no rule; use + or - with one of {", ".join(MEASURES)}, or {{more: [words]}} or {{less: [words]}}'
     )
 
 
 def lix(text: str) -> float:
-    """Words a sentence + long words (of more than six letters) in a hundred.
+    """The readability index LIX: words a sentence, plus long words (of more than six letters) in a hundred.
 
     Raises:
       RuntimeError: textstat is not installed.
@@ -102,22 +102,23 @@ def lix(text: str) -> float:
 
 
 def markers(text: str, lexicon: Sequence[str]) -> float:
-    """Different entries of a lexicon that stand in the text, over the square root of its words."""
+    """The number of different entries of a lexicon that stand in the text, over the square root of its words."""
     text = text.lower().replace('’', "'")
-    found = sum(bool(re.search(_bounded(entry), text)) for entry in lexicon)
-    return found / math.sqrt(max(len(words_of(text)), 8))
+    count = sum(bool(re.search(_bounded(entry), text)) for entry in lexicon)
+    return count / math.sqrt(max(len(words_of(text)), 8))
 
 
 def register(name: str) -> Measure:
-    """How much a text sounds like that, and not like its opposite."""
+    """The measure of how much a text sounds like a register, and not like its opposite."""
     lexicon, other = (
-        re.split(r',\s+', LEXICA[each].strip()) if each else [] for each in (name, OPPOSITE.get(name, ''))
+        re.split(r',\s+', LEXICA[kind].strip()) if kind else [] for kind in (name, OPPOSITE.get(name, ''))
     )
     return lambda _, answer: markers(answer, lexicon) - markers(answer, other)
 
 
 def sound(question: str, answer: str) -> float:
-    """From 0 to 4: it ends a sentence, says no three words twice, has the question's own words, is made of letters."""
+    """A measure from 0 to 4: an answer ends a sentence, says no three words twice, has the question's words, and is of
+    letters."""
     words = words_of(answer)
     if not words:
         return 0.0

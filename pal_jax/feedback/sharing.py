@@ -1,4 +1,5 @@
-"""Language models, users, matchers and rewards that each process asks for its share, and is told of the others'."""
+"""Language models, users, matchers and rewards that each process asks for its own share; it receives the others'
+results."""
 
 from __future__ import annotations
 
@@ -41,11 +42,11 @@ def share_reward(reward: RewardFn, shares: Shares, *, together: bool = False) ->
     """The reward, asked for this process's share of the samples; `together`, one process is asked for all of them."""
 
     def verdicts_of(samples: Sequence[Sample], seed: int) -> list[tuple[tuple[float, ...], dict[str, float], bool]]:
-        return [(each.rewards, dict(each.info), each.ok) for each in reward(samples, seed)]
+        return [(sample.rewards, dict(sample.info), sample.ok) for sample in reward(samples, seed)]
 
     def share(samples: Sequence[Sample], seed: int) -> list[Sample]:
         if together:
-            calls = shares.gather('rewards', [samples], lambda _, part: [verdicts_of(each, seed) for each in part])
+            calls = shares.gather('rewards', [samples], lambda _, part: [verdicts_of(batch, seed) for batch in part])
             verdicts = calls[0]
         else:
             verdicts = shares.gather('rewards', samples, lambda _, part: verdicts_of(part, seed))

@@ -1,4 +1,4 @@
-"""People told in free text, brought into the ten slots of RLPA's profiles by a language model (its appendix)."""
+"""People described in free text, brought into the ten slots of RLPA's profiles by a language model (its appendix)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pal_jax.types import ChatModel, Person
 
 Slotter = Callable[[Sequence[str]], list[list[str] | None]]  # facts of each text; None: no answer could be read
 
-_LONGEST, _MOST = 200, 8  # characters of a value, values of a list
+_LONGEST, _MOST = 200, 8  # characters of a value; values of a list
 _TAG = re.compile(r'</?(?:profile|response)>', re.IGNORECASE)
 _UNKNOWN = re.compile(r'(?:unknown|none|n/?a|null|not (?:mentioned|specified|stated|given|known)|unspecified)\W*', re.I)
 
 
 def make_slotter(model: ChatModel) -> Slotter:
-    """Brings descriptions of people into slots; equal ones are asked for once."""
+    """A function that brings descriptions of people into slots; equal descriptions are asked for once."""
 
     def slot(texts: Sequence[str]) -> list[list[str] | None]:
         return ask(model, list(map(prompts.slot, texts)), read_slots, seed=0)
@@ -30,10 +30,10 @@ def make_slotter(model: ChatModel) -> Slotter:
 
 
 def read_slots(text: str) -> list[str] | None:
-    """The facts in an answer: `slot: value`, a fact an element of a list.
+    """The facts in an answer: `slot: value`, a fact for each element of a list; None where it cannot be read.
 
-    The answer is one JSON object, fenced or not, with all ten slots by their names and no others, in each a value, or
-    in those that hold several a list of them; what says that it is not known is none.
+    The answer is one JSON object, fenced or not, with all ten slots by their names and no others. Each slot has a
+    value, or a list where it holds several; a value that says that it is unknown makes the answer unreadable.
     """
     body = re.sub(r'^```(?:json)?\s*|\s*```$', '', text.strip())
     try:
@@ -62,10 +62,10 @@ def _is_text(value: object) -> bool:
 def with_personalities(people: Sequence[Person], personalities: Sequence[Person], *, seed: int) -> list[Person]:
     """Each person with the traits of one personality, drawn at random as ALOE does (arXiv 2410.03642, section 3.1)."""
     rng = random.Random(f'personalities {seed}')
-    return [dataclasses.replace(each, facts=each.facts + rng.choice(personalities).facts) for each in people]
+    return [dataclasses.replace(person, facts=person.facts + rng.choice(personalities).facts) for person in people]
 
 
 def slot_people(people: Sequence[Person], slotter: Slotter) -> list[Person]:
     """The people with the facts of their slots; those whose answer could not be read are left out."""
-    found = slotter([' '.join(person.facts) for person in people])
-    return [dataclasses.replace(p, facts=tuple(facts)) for p, facts in zip(people, found, strict=True) if facts]
+    slotted = slotter([' '.join(person.facts) for person in people])
+    return [dataclasses.replace(p, facts=tuple(facts)) for p, facts in zip(people, slotted, strict=True) if facts]

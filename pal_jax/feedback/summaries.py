@@ -1,4 +1,4 @@
-"""What a summariser is asked, what its answer is, and what a reward model reads of it (PLUS, arXiv 2507.13579).
+"""The prompt of a summariser, its answer, and the text that a reward model reads with it (PLUS, arXiv 2507.13579).
 
 The words are ours.
 """
@@ -21,28 +21,28 @@ _ASK = """{told}
 
 In one short sentence, say what this person prefers, not what the texts are about. Start with {marker}"""
 
-# What is asked comes first: where all are asked the same it is read once for many summaries (`types.OPENING`).
+# The question comes first: where all are asked the same it is read once for many summaries (`types.OPENING`).
 _KNOWN = """{prompt}
 
 About the person who will read your answer: {summary}"""
 
 
 def ask(context: str, form: str = 'labelled') -> Chat:
-    """For the model that writes the summary."""
+    """The prompt of the model that writes the summary."""
     return [{'role': 'user', 'content': _ASK.format(told=_TOLD[form], context=context, marker=MARKER)}]
 
 
 def extract(completion: str) -> str:
-    """The summary in a completion: what follows the marker it starts with, or all of it, on one line. Thoughts are no
-    part of it; where one does not end, there is no summary.
+    """The summary in a completion: the text after the marker it starts with, or all of it, on one line.
 
-    It is read from the completion alone, so nothing of the prompt can get into it (rlpa_plus III.6-3).
+    Thoughts are no part of it; where a thought does not end, there is no summary. It is read from the completion alone,
+    so nothing of the prompt can get into it (rlpa_plus III.6-3).
     """
     return ' '.join((spoken(completion) or '').strip().removeprefix(MARKER).split())
 
 
 def given(person: History, reads: str) -> str:
-    """What a baseline's reward model reads in place of a summary: `context`, `kind` or `nothing`."""
+    """The text that a baseline's reward model reads in place of a summary: `context`, `kind` or `nothing`."""
     return {'context': person.context, 'kind': f'The user prefers {person.kind}.', 'nothing': ''}[reads]
 
 

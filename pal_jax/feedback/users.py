@@ -1,6 +1,6 @@
 """The scripted user: a person who gets to know the other one slowly, one fact a message.
 
-It keeps no state. What it has told already is read off its own lines of the dialogue, and what it says next depends on
+It keeps no state. The facts that it has told are read off its own lines of the dialogue, and its next line depends on
 that dialogue and the seed alone, so dialogues may be batched, split and replayed in any way.
 """
 
@@ -128,8 +128,11 @@ _OWN = {'his': 'my', 'her': 'my', 'himself': 'myself', 'herself': 'myself'}
 def make_scripted_user(*, p_spontaneous: float = 0.3) -> UserSimulator:
     """A user who greets, then tells at most one new fact a message (IV.2 of the specification of the toy world).
 
-    It tells a fact whose topic the last reply names; else any with probability `p_spontaneous`; else it fills the
-    silence. To a reply it has heard before it says so. `ValueError` unless 0 <= p_spontaneous <= 1.
+    It tells a fact whose topic the last reply names; else any fact with probability `p_spontaneous`; else it fills the
+    silence. It complains about a reply that it has heard before.
+
+    Raises:
+      ValueError: `p_spontaneous` is not in [0, 1].
     """
     if not 0 <= p_spontaneous <= 1:
         raise ValueError(f'p_spontaneous={p_spontaneous} is not a probability; use a number from 0 to 1')
@@ -141,7 +144,7 @@ def make_scripted_user(*, p_spontaneous: float = 0.3) -> UserSimulator:
 
 
 class Listened:
-    """A user simulator, and how many of its answers could not be had."""
+    """A user simulator with counts of the answers it was asked for and of those it could not give."""
 
     def __init__(self, user: UserSimulator):
         self._user, self.asked, self.silent = user, 0, 0
@@ -155,14 +158,14 @@ class Listened:
 
 def revealed(dialogue: Dialogue) -> frozenset[str]:
     """The facts that the person has told: those whose value (or sentence) stands in a user turn."""
-    told = '\n'.join(turn.content for turn in dialogue.turns if turn.role == 'user')
-    return frozenset(fact for fact in dialogue.person.facts if mentions(told, _telling_words(fact)))
+    lines = '\n'.join(turn.content for turn in dialogue.turns if turn.role == 'user')
+    return frozenset(fact for fact in dialogue.person.facts if mentions(lines, _telling_words(fact)))
 
 
 def raises_topic(reply: str, fact: str) -> bool:
-    """Whether `reply` names the slot of `fact`, or a keyword of it, or a longer word of a free sentence."""
+    """True where `reply` names the slot of `fact`, or a keyword of it, or a longer word of a free sentence."""
     slot, sentence = split_fact(fact)
-    known = (each.keywords for each in SCHEMA if each.name == slot.lower())
+    known = (slot_of.keywords for slot_of in SCHEMA if slot_of.name == slot.lower())
     keywords = next(known, (slot,)) if slot else re.findall(r'\w{5,}', sentence)
     return any(mentions(reply, keyword) for keyword in keywords)
 

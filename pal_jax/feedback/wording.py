@@ -1,4 +1,4 @@
-"""Rules that find texts which say nothing, whatever their words: repetitions, lists of words, copies. They need no
+"""Rules that find texts without content, whatever their words: repetitions, lists of words, copies. They need no
 model."""
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _PERSONS = {
 
 
 def words_of(text: str) -> list[str]:
-    """Words in lower case, those with an apostrophe or a hyphen whole."""
+    """The words of a text in lower case; words with an apostrophe or a hyphen are whole."""
     return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
 
 
 def sentences_of(text: str) -> list[str]:
+    """The sentences of a text with their end marks."""
     return [sentence.strip() for sentence in re.findall(r'[^.!?]+[.!?]*', text) if sentence.strip()]
 
 
 def listed(text: str) -> float:
-    """The share of a text's words that stand in sentences without words that join others; 1 where the whole text has
-    none."""
+    """The share of a text's words that stand in sentences without joining words; 1 where the whole text has none."""
     words = words_of(text)
     if _is_bare(words):
         return 1.0
@@ -52,22 +52,24 @@ def _is_bare(words: Sequence[str]) -> bool:
 
 
 def is_repetition(text: str) -> bool:
-    """Whether a word stands three times in a row, or a text goes round and round."""
+    """True where a word stands three times in a row, or a text goes round and round."""
     words = words_of(text)
     threes = list(zip(words, words[1:], words[2:], strict=False))
     return any(a == b == c for a, b, c in threes) or (len(threes) > _LONG and len(set(threes)) < _NEW * len(threes))
 
 
-def is_copy(text: str, said: Sequence[str], share: float) -> bool:
-    """Whether a run of `share` of the text's words, and at least three, stands in one of the texts `said` before it.
-    `I` and `you` count as the same, so that an echo turned round is a copy."""
+def is_copy(text: str, earlier: Sequence[str], share: float) -> bool:
+    """True where a run of `share` of the text's words, and at least three, stands in one of the `earlier` texts.
+
+    `I` and `you` count as the same, so that an echo turned round is a copy.
+    """
     new = _turned(text)
-    longest = max((_shared_run(new, _turned(old)) for old in said), default=0)
+    longest = max((_shared_run(new, _turned(old)) for old in earlier), default=0)
     return longest >= max(3, share * len(new))
 
 
 def is_answer(question: str, text: str) -> bool:
-    """Whether a text can be compared with others at all: it has words, and is no list, repetition or copy of the
+    """True where a text can be compared with others at all: it has words, and is no list, repetition or copy of the
     question."""
     words = words_of(text)
     adds = len(words) < 3 or bool({*words} - {*words_of(question)})

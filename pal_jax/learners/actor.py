@@ -59,22 +59,25 @@ from pal_jax.types import Metrics, TokenBatch
 
 
 class ActorState(struct.PyTreeNode):
-    """`reference` has a LoRA actor's adapters of `anchor`; it is empty where such an actor's base is the reference or
-    none is kept."""
+    """An actor, its reference policy and the count of its steps.
+
+    `reference` holds a copy of the whole weights, or for a LoRA actor a copy of the adapters at the time of `anchor`.
+    It is empty where no reference is kept, and where the base of a LoRA actor is the reference.
+    """
 
     step: Int[Array, '']  # optimiser steps since `anchor`
     model: TrainState
     reference: Params
-    skipped: Int[Array, '']  # the last so many updates were not finite, so they were not made
+    skipped: Int[Array, '']  # updates in a row, up to the last, that were left out since their gradient was not finite
 
     @property
     def whole(self) -> Params:
-        """All parameters, adapters beside what they adapt."""
+        """All parameters, adapters beside the weights that they adapt."""
         return join(self.model.params, self.model.frozen)
 
 
 class Scores(NamedTuple):
-    """Log-probabilities and entropies of the actions of a batch, in nats. None where nobody asked."""
+    """Log-probabilities and entropies of the actions of a batch, in nats; None where they were not asked for."""
 
     logprobs: Float[Array, 'R N A'] | None
     entropy: Float[Array, 'R N A'] | None
@@ -86,15 +89,16 @@ class Actor:
     """Functions over `ActorState`.
 
     Attributes:
-      imitation: the optimiser of supervised steps, which shares its state with `optimizer`; None: the same.
-      micro_rows: rows in a device's memory at once.
-      row_tokens: length of rows that prompts share; 0: a row a prompt.
+      imitation: the optimiser of supervised steps, which shares its state with `optimizer`; None: `optimizer` itself.
+      micro_rows: the number of rows in a device's memory at once.
+      row_tokens: the length in tokens of rows that several prompts share; 0: every prompt has a row of its own.
       anchored: whether a reference is kept.
-      warmup: whether `anchor` is to come, so that a state has a place for the adapters of then from the start.
-      temperature: at which samples are drawn and log-probabilities taken.
-      max_z_coef: how much the max-z loss counts in supervised steps.
+      warmup: whether `anchor` will be called later, so that a state has a place for the reference's adapters from the
+        start.
+      temperature: the temperature at which samples are drawn and log-probabilities are taken.
+      max_z_coef: the weight of the max-z loss in supervised steps.
     Raises:
-      ValueError: a dimension that does not divide over the mesh, an unknown `cfg.remat`, or a dropout out of its range.
+      ValueError: a dimension does not divide over the mesh, `cfg.remat` is unknown, or a dropout is out of its range.
     """
 
     cfg: ModelConfig
@@ -124,12 +128,12 @@ class Actor:
 
     @functools.cached_property
     def param_shardings(self) -> Params:
-        """Where plain decoder weights lie."""
+        """The shardings of plain decoder weights on the mesh."""
         return sharding.param_shardings(self._specs, self.mesh)
 
     @functools.cached_property
     def abstract(self) -> ActorState:
-        """A state's shapes and shardings."""
+        """The shapes and shardings of a state."""
         return laid_out(self.new, self.cfg, self.adapters, self.mesh)
 
     @functools.cached_property
@@ -145,6 +149,7 @@ class Actor:
         """
         shapes = jax.eval_shape(self.anchored_state, self.abstract)
         later = placed(shapes, trained_specs(self._specs, self.adapters), self.mesh)
+        # The state is donated: the actor and its old reference are never in memory together with the new one.
         return jit_to(later, self.anchored_state, donate_argnums=0)
 
     def new(self, params: Params) -> ActorState:
@@ -152,25 +157,26 @@ class Actor:
         reference = params
         if self.adapters:
             params, frozen = attached(params, self.adapters, self.seed)
+            # Without a warm-up the reference is the base itself, at no memory of its own.
             reference = params if self.warmup else {}
         nothing = jnp.zeros((), jnp.int32)
         model = TrainState(params, frozen, self.optimizer.init(params))
         return ActorState(nothing, model, self._copied(reference), nothing)
 
     def _copied(self, reference: Params) -> Params:
-        """A copy of the whole weights; for a LoRA actor a copy of adapters, since its base does not move."""
+        """A copy of the whole weights, or for a LoRA actor of its adapters alone, since its base does not move."""
         if not self.anchored:
             return {}
         if self.adapters:
             return jax.tree.map(jnp.copy, reference)
-        # Products round their inputs to `dtype` anyway: nothing is lost by keeping the weights in it.
+        # Products round their inputs to `dtype` anyway, so nothing is lost by keeping the reference's weights in it.
         dtype = self.cfg.dtype
         return jax.tree.map(lambda x: jnp.copy(x.astype(dtype if x.ndim > 2 else x.dtype)), reference)
 
     def anchored_state(self, state: ActorState) -> ActorState:
         if not self.adapters:
             return self.new(state.model.params)
-        # The adapters learnt so far stay, and go on from there: what is exported stands on the original base.
+        # The adapters learnt so far stay and go on from there: an exported adapter stands on the original base.
         model = state.model.replace(opt_state=self.optimizer.init(state.model.params))
         nothing = jnp.zeros((), jnp.int32)
         return ActorState(nothing, model, self._copied(state.model.params), nothing)
@@ -188,30 +194,34 @@ class Actor:
 
     @property
     def abstract_weights(self) -> ActorState:
-        """What `weights` reads of `abstract`; the rest is `...`, which a checkpoint's reader leaves out."""
+        """A state for a checkpoint's reader: shapes and shardings of the parts that `weights` reads, and `...` for
+        parts to be left out."""
         nothing: ActorState = jax.tree.map(lambda _: ..., self.abstract)
         return nothing.replace(model=self.abstract.model.replace(opt_state=nothing.model.opt_state))
 
     # --- scores ------------------------------------------------------------------------------------------------------
 
-    def score(self, state: ActorState, batch: TokenBatch, *, own: bool = True) -> Scores:
-        """Log-probabilities of the actions under the actor, unless `own` is False, and under the reference, if one is
-        kept; not for gradients."""
-        parts = [self._score(state, micro, own) for micro in self.micro_batches(batch)]
-        return jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
+    def score(self, state: ActorState, batch: TokenBatch, *, with_actor: bool = True) -> Scores:
+        """Log-probabilities of the actions under the actor, unless `with_actor` is False, and under the reference, if
+        one is kept.
+
+        The result is a constant: no gradient flows through it.
+        """
+        parts = [self._score(state, micro, with_actor) for micro in self.micro_batches(batch)]
+        return jax.tree.map(lambda *micros: jnp.concatenate(micros), *parts)
 
     @functools.partial(jax.jit, static_argnums=(0, 3))
-    def _score(self, state: ActorState, batch: TokenBatch, own: bool) -> Scores:
+    def _score(self, state: ActorState, batch: TokenBatch, with_actor: bool) -> Scores:
         logprobs = entropy = reference = None
         with self.on_mesh():
-            if own:
+            if with_actor:
                 logprobs, entropy = forward.logprobs(state.whole, self.cfg, batch, self.temperature)
             if self.anchored:
                 reference, _ = forward.logprobs(self.reference(state), self.cfg, batch, self.temperature)
         return Scores(logprobs, entropy, reference)
 
     def logprobs(self, params: Params, batch: TokenBatch) -> Float[Array, 'R N A']:
-        """Log-probability of each action under whole parameters; not for gradients."""
+        """The log-probability of each action under whole parameters, as a constant without a gradient."""
         return jnp.concatenate([self._logprobs(params, micro) for micro in self.micro_batches(batch)])
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -222,8 +232,10 @@ class Actor:
     # --- supervised --------------------------------------------------------------------------------------------------
 
     def imitate(self, state: ActorState, batch: TokenBatch) -> tuple[ActorState, Metrics]:
-        """One supervised step on the mean cross-entropy of the actions of `batch`; without actions there is no step,
-        and no figures."""
+        """One supervised step on the mean cross-entropy of the actions of `batch`.
+
+        A batch without actions makes no step and has no figures.
+        """
         if not any_of(batch.acts):
             return state, {}
         state, loss, norm = self.imitate_weighted(state, batch, evenly(batch))
@@ -232,7 +244,9 @@ class Actor:
     def imitate_weighted(
         self, state: ActorState, batch: TokenBatch, weight: Float[Array, 'R N A']
     ) -> tuple[ActorState, Array, Array]:
-        """One step on `-sum(weight * log-probs)`; returns also that loss and the norm of its gradient."""
+        """One step on `-sum(weight * log-probs)`; the loss and the norm of its gradient are returned beside the
+        state."""
+        # The gradients of all micro-batches are summed first: the optimiser makes one step for the whole batch.
         grads, loss = self.imitation_gradients(zeros(state.model.params), state, batch, weight)
         model, norm = apply(self.imitation or self.optimizer, state.model, grads)
         state = state.replace(step=state.step + 1, model=model, skipped=skipped(state.skipped, norm))
@@ -241,9 +255,10 @@ class Actor:
     def imitation_gradients(
         self, grads: Params, state: ActorState, batch: TokenBatch, weight: Float[Array, 'R N A']
     ) -> tuple[Params, Array]:
-        """`grads` with the gradient of `-sum(weight * log-probs)` added, and that loss."""
+        """`grads` with the gradient of `-sum(weight * log-probs)` added, and the value of that loss."""
         losses = []
         for i, (micro, micro_weight) in enumerate(self.micro_batches((batch, weight))):
+            # The dropout's key: 0 for supervised steps (1 for reinforcement), the step and the micro-batch.
             moment = 0, state.step, i
             grads, loss = self._imitation(grads, state.model.params, state.model.frozen, micro, micro_weight, moment)
             losses.append(loss)
@@ -266,11 +281,15 @@ class Actor:
         self, grads: Params, state: ActorState, batch: TokenBatch, tokens: Tokens, weight: Float[Array, 'R N A'],
         token_loss: TokenLoss, i: int,
     ) -> tuple[Params, Float[Array, ''], Float[Array, 'R N A']]:  # fmt: skip
-        """`grads` with the gradient of micro-batch `i` added, its loss `sum(weight * token_loss)`, and the log-probs of
-        the actor as it is."""
+        """`grads` with the gradient of micro-batch `i` added, its loss `sum(weight * token_loss)`, and its
+        log-probabilities.
+
+        The log-probabilities are those of the actor before the step.
+        """
 
         def per_token(logprob: Array, aux: dict[str, Any]) -> Array:
             tokens, weight = aux['tokens'], aux['weight']
+            # Tokens without weight may hold anything, even infinities, whose gradient would be NaN times 0.
             logprob, tokens = jax.tree.map(lambda x: keep(x, weight > 0), (logprob, tokens))
             return weight * token_loss(logprob, tokens)
 
@@ -285,24 +304,25 @@ class Actor:
         return grads, value, logprobs
 
     def apply(self, state: ActorState, grads: Params) -> tuple[ActorState, Array]:
-        """The optimiser's step, and the norm of the gradient; where that is not finite, no step."""
+        """The state after the optimiser's step, and the norm of the gradient; a norm that is not finite makes no
+        step."""
         model, norm = apply(self.optimizer, state.model, grads)
         return state.replace(model=model), norm
 
     # --- micro-batches -----------------------------------------------------------------------------------------------
 
     def on_mesh(self) -> AbstractContextManager[Any]:
-        """Where `sharding.constrain` finds the mesh."""
+        """A context in which `sharding.constrain` finds the mesh."""
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
     def computed(self, batch: TokenBatch) -> int:
-        """How many tokens and columns of padding the micro-batches of a batch have."""
+        """The number of tokens, padding included, that the micro-batches of a batch have."""
         cuts = cuts_of(batch, self.mesh, self.micro_rows, self.row_tokens or MULTIPLE)
         return sum(len(rows) * length for rows, length in cuts)
 
     def micro_batches(self, tree: Any) -> Iterator[Any]:
         """Cut a tree with one `TokenBatch` into micro-batches of rows."""
-        # Rows that prompts share are about as full as each other: they stay as long, so that one program computes them.
+        # Rows that prompts share are about equally full, so all are cut to one length: one program computes them all.
         return micro_batches(tree, self.mesh, self.micro_rows, self.row_tokens or MULTIPLE)
 
 
@@ -311,12 +331,12 @@ _merge = jax.jit(merged)
 
 @jax.jit
 def evenly(batch: TokenBatch) -> Float[Array, 'R N A']:
-    """Weights that make a sum over the actions their mean."""
+    """Weights that turn a sum over the actions into their mean."""
     return batch.acts / jnp.maximum(jnp.sum(batch.acts), 1)
 
 
 def dropping(adapters: Lora | None, seed: int, params: Params, moment: tuple[int | Array, ...]) -> Params:
-    """Parameters with the adapters' dropout of this moment, which no two micro-batches share."""
+    """Parameters with the adapters' dropout drawn for this moment; no two micro-batches share a draw."""
     if not adapters or not adapters.dropout:
         return params
     key = functools.reduce(jax.random.fold_in, moment, jax.random.key(seed + 3))

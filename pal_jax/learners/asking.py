@@ -1,13 +1,14 @@
-"""Which pair to ask a new person next: the one whose answer tells most about who they are.
+"""The order of questions to a new person: the next pair is the one whose answer tells most about who they are.
 
-Expected information is the mutual information of the answer and the person's logits, given the answers so far,
+The information expected of an answer is its mutual information with the person's logits, given the answers so far,
 
     I = h(E_z p) - E_z h(p),        p = sigmoid(margin(z)),  h(p) = -p log p - (1 - p) log(1 - p)
 
-which is how far people who could have given these answers disagree about the next one (BALD: Houlsby, Huszár,
-Ghahramani & Lengyel 2011, "Bayesian active learning for classification and preference learning"). Who these are is
-Laplace's approximation: a normal distribution about the likeliest logits, under a Bradley-Terry model of answers and
-the Gaussian prior that new users have; its precision is that of Gauss-Newton, `sum p (1 - p) J J' + pull`.
+It measures how far people who could have given these answers disagree about the next one (BALD: Houlsby, Huszár,
+Ghahramani & Lengyel 2011, "Bayesian active learning for classification and preference learning"). The people who could
+have given them are drawn from Laplace's approximation. It is a normal distribution about the likeliest logits, under a
+Bradley-Terry model of answers and the Gaussian prior of new users. Its precision is that of Gauss-Newton, `sum p (1 -
+p) J J' + pull`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-DRAWS = 64  # of a person's logits, to average over
-NEWTON = 4  # steps to the likeliest logits after an answer
+DRAWS = 64  # draws of a person's logits, to average over
+NEWTON = 4  # steps of Newton's method to the likeliest logits after an answer
 UNASKED = 2**30
 
 
@@ -32,19 +33,22 @@ def order(
 ) -> Int[Array, ' B']:  # fmt: skip
     """Number the pairs of each user from 0 in the order in which they are asked.
 
-    A pair past `questions`, or one that does not exist, gets `UNASKED`. The margins are those of the answers that were
-    given, but the next question depends only on answers to earlier questions. Every user is asked one question at a
-    time.
+    A pair past `questions`, or one that does not exist, gets the number `UNASKED`. The margins are those of the
+    recorded answers, but the next question depends only on answers to earlier questions. Every user is asked one
+    question at a time.
     """
     rows, people = jnp.arange(users.shape[0]), prior.shape[0]
 
     def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
         z, asked = carry
         answered = asked < UNASKED
+        # 1. The likeliest logits after the answers so far, and the information expected of each pair.
         z, expected = expect(margins, users, answered, prior, pull=pull, key=jax.random.fold_in(key, i), start=z)
+        # 2. The best pair of each user that was not asked before; the first one of equals.
         expected = jnp.where(exists & ~answered, expected, -1.0)
         best = jax.ops.segment_max(expected, users, people)[users]
         first = jax.ops.segment_min(jnp.where((expected == best) & (expected >= 0), rows, UNASKED), users, people)
+        # 3. Its answer is known from the next turn on.
         return (z, asked.at[first].set(i, mode='drop')), None
 
     start = prior, jnp.full(users.shape, UNASKED, jnp.int32)
@@ -56,15 +60,17 @@ def expect(
     margins: Margins, users: Int[Array, ' B'], answered: Bool[Array, ' B'], prior: Float[Array, 'U K'], *, pull: float,
     key: UInt32[Array, '2'], start: Float[Array, 'U K'],
 ) -> tuple[Float[Array, 'U K'], Float[Array, ' B']]:  # fmt: skip
-    """Return each user's likeliest logits given the answered pairs, and the information in nats expected of each pair.
+    """Each user's likeliest logits given the answered pairs, and the information in nats expected of each pair.
 
     Newton's method begins at `start`.
     """
     known, z = answered.astype(jnp.float32), start
+    # The posterior's mode, by Newton's method.
     for _ in range(NEWTON):
         gradient, precision = _posterior(margins, z, users, known, prior, pull)
         z = z - jnp.linalg.solve(precision, gradient[..., None])[..., 0]
     _, precision = _posterior(margins, z, users, known, prior, pull)
+    # Laplace's approximation: normal draws about the mode, with the inverse of the precision as covariance.
     spread = jnp.linalg.inv(jnp.linalg.cholesky(precision))  # its transpose times noise has the covariance
     noise = jax.random.normal(key, (DRAWS, *z.shape))
     drawn = z[None] + jnp.einsum('ujk,suj->suk', spread, noise)
@@ -72,7 +78,7 @@ def expect(
 
 
 def information(margins: Float[Array, 'S B']) -> Float[Array, ' B']:
-    """Nats that an answer is expected to tell of which draw of logits is the person's."""
+    """The nats that an answer is expected to tell of which draw of logits is the person's."""
     probability = jax.nn.sigmoid(margins)
     entropy = jnp.mean(_entropy(probability), axis=0)
     return jnp.maximum(_entropy(jnp.mean(probability, axis=0)) - entropy, 0.0)
@@ -85,10 +91,10 @@ def _entropy(p: Array) -> Array:
 def _posterior(
     margins: Margins, z: Array, users: Array, known: Array, prior: Array, pull: float
 ) -> tuple[Float[Array, 'U K'], Float[Array, 'U K K']]:
-    """Gradient and Gauss-Newton matrix of the negative logarithm of users' posteriors at `z`."""
+    """The gradient and the Gauss-Newton matrix of the negative logarithm of users' posteriors at `z`."""
     mine, people = z[users], z.shape[0]
     margin, pull_back = jax.vjp(margins, mine)
-    (slopes,) = pull_back(jnp.ones_like(margin))  # of each margin by its own logits
+    (slopes,) = pull_back(jnp.ones_like(margin))  # the derivative of each margin by its own logits
     wrong = jax.nn.sigmoid(-margin)  # the probability of the other answer
     gradient = jax.ops.segment_sum((-known * wrong)[:, None] * slopes, users, people) + pull * (z - prior)
     weight = known * wrong * (1.0 - wrong)

@@ -44,8 +44,8 @@ class Critic:
     """Functions over a `TrainState` whose parameters are `decoder` and `head [D heads]`.
 
     Attributes:
-      heads: channels that this tower has values for.
-      clip: how far a value may move from that of the rollout before its error stops to matter.
+      heads: the number of channels that this tower has values for.
+      clip: how far a value may move from the rollout's value before its error stops to matter.
       micro_rows, row_tokens: as an actor's.
     """
 
@@ -61,7 +61,7 @@ class Critic:
 
     @functools.cached_property
     def abstract(self) -> TrainState:
-        """A state's shapes and shardings."""
+        """The shapes and shardings of a state."""
         return laid_out(self.new, self.cfg, self.adapters, self.mesh)
 
     @functools.cached_property
@@ -74,12 +74,13 @@ class Critic:
         params, frozen = jax.tree.map(jnp.copy, params), {}
         if self.adapters:
             params, frozen = attached(params, self.adapters, self.seed + 1)
+        # A new head is small, so that values begin near 0.
         head = new_head(self.cfg.width, self.heads, self.seed + 2) if head is None else head
         trained = {'decoder': params, 'head': head}
         return TrainState(trained, frozen, self.optimizer.init(trained))
 
     def values(self, state: TrainState, batch: TokenBatch) -> Float[Array, 'R N A K']:
-        """Values of the states before each action, by head; not for gradients."""
+        """Values of the states before each action, by head, as constants without a gradient."""
         return jnp.concatenate([self._values(state, micro) for micro in self._micro_batches(batch)])
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -96,9 +97,11 @@ class Critic:
 
         def loss(trained: Params) -> tuple[Array, Array]:
             params = _whole(trained, state.frozen)
+            # The critic's adapters have a dropout of their own: the moment tells it from that of the actor.
             params['decoder'] = dropping(self.adapters, self.seed, params['decoder'], moment)
             counts = (weight > 0)[..., None]
             new = forward.values(params, self.cfg, batch)
+            # Values of tokens that do not count are replaced, so that no NaN of a padded state reaches a gradient.
             inputs = (keep(x, counts) for x in (new, old, returns))
             errors = jnp.sum(weight[..., None] * value_token_loss(*inputs, clip=self.clip), axis=(0, 1, 2))
             return jnp.sum(errors), errors
@@ -108,7 +111,8 @@ class Critic:
         return grads, errors
 
     def apply(self, state: TrainState, grads: Params) -> tuple[TrainState, Array]:
-        """The optimiser's step, and the norm of the gradient; where that is not finite, no step."""
+        """The state after the optimiser's step, and the norm of the gradient; a norm that is not finite makes no
+        step."""
         return apply(self.optimizer, state, grads)
 
     def _micro_batches(self, batch: TokenBatch) -> Any:

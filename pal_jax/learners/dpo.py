@@ -29,12 +29,12 @@ class DPO:
     """Hyper-parameters under the papers' names.
 
     Raises:
-      ValueError: a value that is not one of those known.
+      ValueError: a value is unknown or out of its range.
     """
 
     loss: PairLoss = 'sigmoid'
     beta: float = 0.1
-    label_smoothing: float = 0.0  # the chance that a pair is the wrong way round; of `sigmoid` alone
+    label_smoothing: float = 0.0  # the chance that a pair is the wrong way round; with 'sigmoid' alone
     reference_free: bool = False
 
     def __post_init__(self):
@@ -57,18 +57,23 @@ class PreferenceLearner:
     dpo: DPO
 
     def prefer(self, state: ActorState, batch: TokenBatch) -> tuple[ActorState, Metrics]:
-        """One step on the mean loss of the pairs; without pairs there is no step, and no figures."""
+        """One step on the mean loss of the pairs; a batch without pairs makes no step and has no figures."""
         if not any_of(real_pairs(by_sample(batch.acts))):
             return state, {}
+        # 1. The loss and its gradient by each log-probability, a constant from here on.
         gradient, metrics = self.compare(state, batch)
+        # 2. A weighted imitation has the same gradient by the weights: d loss / d logprob, times d logprob / d weights.
         state, _, norm = self.actor.imitate_weighted(state, batch, -gradient)
         return state, metrics | floats({'grad_norm': norm})
 
     def compare(self, state: ActorState, batch: TokenBatch) -> tuple[Float[Array, 'R N A'], Metrics]:
-        """The gradient of the mean loss by each log-prob, and the figures of `objectives.dpo.preference`."""
+        """The gradient of the mean loss by each log-probability, and the figures of `objectives.dpo.preference`."""
+        # 1. The log-probabilities of chosen and rejected completions under the actor.
         logprobs = self.actor.logprobs(state.whole, batch)
         free = self.dpo.reference_free
+        # 2. The same under the reference, which an adapted actor has in its own base.
         reference = None if free else self.actor.logprobs(self.actor.reference(state), batch)
+        # 3. The loss of the pairs by the two margins, differentiated by the actor's log-probabilities.
         gradient, metrics = self._preference(logprobs, reference, batch.acts)
         return gradient, floats(metrics)
 

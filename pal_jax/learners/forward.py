@@ -1,7 +1,8 @@
-"""Forward passes over a model, by rows: log-probabilities, values, and the loss of what is imitated. Pure functions.
+"""Forward passes over a model, by rows: log-probabilities, values, and the loss of imitation. All are pure functions.
 
-A row holds prompts and their `N` completions (`types.TokenBatch`); `[R, N, A]` speaks of their actions, `[R, M]` of a
-row's actions side by side, `[B, A]` of samples as the estimators in `objectives` want them, those of a prompt together.
+A row holds prompts and their `N` completions (`types.TokenBatch`). Shapes `[R, N, A]` are of their actions, `[R, M]` of
+a row's actions side by side. Shapes `[B, A]` are of samples as the estimators in `objectives` want them, the samples of
+a prompt together.
 """
 
 from __future__ import annotations
@@ -24,21 +25,22 @@ from pal_jax.types import TokenBatch
 
 
 def flat(x: Array) -> Array:
-    """[R, N, A] to [R, M]."""
+    """Actions `[R, N, A]` side by side in their row, `[R, M]`."""
     return x.reshape(x.shape[0], -1)
 
 
 def by_sample(x: Array) -> Array:
-    """[R, N, A] to [B, A]."""
+    """Actions `[R, N, A]` by sample, `[B, A]`."""
     return x.reshape(-1, x.shape[-1])
 
 
 def hidden_states(params: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R T D']:
+    """The last hidden state of each column of a batch."""
     return decoder.forward(params, cfg, batch.tokens, batch.positions, batch.segments, batch.prefix)
 
 
 class Order(NamedTuple):
-    """A row's actions with the real ones first, so that nothing is spent on the rest (see `objectives.logprobs`)."""
+    """A row's actions with the real ones first, so that no time is spent on padding (see `objectives.logprobs`)."""
 
     columns: Int[Array, 'R M']
     acts: Bool[Array, 'R M']
@@ -56,16 +58,17 @@ class Order(NamedTuple):
 
 
 def real_first(batch: TokenBatch) -> Order:
+    """The order of a batch's actions in which padding comes last."""
     acts = flat(batch.acts)
     columns = jnp.argsort(~acts, axis=1, stable=True)
     return Order(columns, jnp.take_along_axis(acts, columns, axis=1))
 
 
 def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(unembed, *rows)` on every device's own rows, where a mesh is in context; leading axes are concatenated.
+    """`function(unembed, *rows)` on the rows of each device, where a mesh is in context; leading axes are concatenated.
 
-    It loops over chunks of logits. Left to the compiler, every turn of the loop gathers the output matrix and adds its
-    gradient up over all devices; here both happen once.
+    The function loops over chunks of logits. Left to the compiler, every turn of the loop gathers the output matrix and
+    adds its gradient up over all devices; here both happen once.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -85,7 +88,7 @@ def by_rows(function: Callable[..., Any]) -> Callable[..., Any]:
 def logprobs(
     params: Params, cfg: ModelConfig, batch: TokenBatch, temperature: float = 1.0
 ) -> tuple[Float[Array, 'R N A'], Float[Array, 'R N A']]:
-    """Log-probability of each action and the entropy it was drawn with, in nats."""
+    """The log-probability of each action and the entropy of the distribution it was drawn from, in nats."""
     order, unembed = real_first(batch), decoder.unembed_weight(params, cfg)
     states = order.states(hidden_states(params, cfg, batch), batch)
 
@@ -100,8 +103,9 @@ def logprobs(
 
 
 def values(critic: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N A K']:
-    """Values of the state before each action: a bias-free linear head of `K` numbers on a decoder of its own."""
+    """The values of the state before each action: a bias-free linear head of `K` numbers on a decoder."""
     hidden = hidden_states(critic['decoder'], cfg, batch)
+    # The head is applied to all states and then picked from: K numbers a state are cheaper to move than D.
     everywhere = constrain(hidden.astype(jnp.float32) @ critic['head'], (*decoder.ROWS[:2], None))
     at = jnp.take_along_axis(everywhere, flat(batch.states)[..., None], axis=1)
     return at.reshape(*batch.acts.shape, -1)
@@ -111,8 +115,10 @@ def token_loss(
     params: Params, cfg: ModelConfig, batch: TokenBatch, aux: dict[str, Any],
     per_token: Callable[[Array, dict[str, Any]], Array], *, temperature: float = 1.0, max_z_coef: float = 0.0,
 ) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:  # fmt: skip
-    """The sum of `per_token(logprob, aux)` over the actions, and their log-probs; of `aux['weight']` times the max-z
-    loss, `max_z_coef` times as well."""
+    """The sum of `per_token(logprob, aux)` over the actions, and their log-probabilities.
+
+    The max-z loss, weighted by `aux['weight']`, is added `max_z_coef` times.
+    """
     order, unembed = real_first(batch), decoder.unembed_weight(params, cfg)
     states = order.states(hidden_states(params, cfg, batch), batch)
 
@@ -125,6 +131,7 @@ def token_loss(
             loss += max_z_coef * lp.max_z_loss(states, unembed, aux['weight'], dtype=cfg.dtype, chunk=cfg.logit_states)
         return loss[None], new
 
+    # Real actions first: chunks of padding alone are skipped.
     rows = states, order.sort(batch.actions), order.acts, jax.tree.map(order.sort, aux)
     loss, new = by_rows(loss_of)(unembed, *rows)
     return loss.sum(), order.unsort(new, batch.acts.shape)
@@ -133,7 +140,8 @@ def token_loss(
 def imitation_loss(
     params: Params, cfg: ModelConfig, batch: TokenBatch, weight: Float[Array, 'R N A'], max_z_coef: float = 0.0
 ) -> tuple[Float[Array, ''], Float[Array, 'R N A']]:
-    """Weighted cross-entropy of the actions (supervised fine-tuning, PTX, DPO) and max-z loss, and their log-probs."""
+    """The weighted cross-entropy of the actions (supervised fine-tuning, PTX, DPO) with the max-z loss, and the
+    log-probabilities of the actions."""
 
     def per_token(logprob: Array, aux: dict[str, Array]) -> Array:
         return -aux['weight'] * keep(logprob, aux['weight'] != 0)

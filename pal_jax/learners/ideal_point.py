@@ -1,13 +1,13 @@
-"""PAL with its users: parameters that all share, a table of users, and their updates.
+"""PAL with its users: the parameters that all users share, a table of users, and the updates of both.
 
     state = learner.init(seeds)                      # a replica a seed, side by side on the leading axis
     batches = put(batches, mesh)                     # once, for all learners that update on them
     state, metrics = learner.update(state, batches)  # many updates of each replica, one program
     z = learner.fit(state.params, pairs, weight)     # new users: their logits alone, nothing else moves
-    rank = learner.ask(state.params, pairs, exists, prior, seed, questions=5)      # what to ask new users, one by one
+    rank = learner.ask(state.params, pairs, exists, prior, seed, questions=5)      # the order of questions to new users
     margins = learner.margins(state.params, z, pairs)
 
-A batch moves the users who have a pair in it and no others: rows are gathered, moved by an Adam of their own (its
+A batch moves the users who have a pair in it and no others: their rows are gathered, moved by an Adam of their own (its
 moments and its count of updates stand in the table) and put back. So a step costs what its pairs cost, however many
 users there are, and a user who is not in it keeps every bit. The table lies over the mesh by users.
 """
@@ -38,12 +38,12 @@ from pal_jax.objectives.preference import PairLoss, bound, pair_loss
 from pal_jax.runtime import sharding
 
 BATCH = (None, None, 'batch')  # replicas, updates, pairs
-CPU_PART = 512  # pairs a device whose activations stay in a cache, 512 wide
+CPU_PART = 512  # pairs a device: their activations, 512 wide, stay in a processor's cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Adam by group, without a schedule: its rates, as PAL has them, and its moments."""
+    """Adam's learning rates by group, without a schedule, as PAL has them, and Adam's decay of moments."""
 
     projector: float = 1e-4
     projector_decay: float = 0.01  # in its L2 form
@@ -55,9 +55,12 @@ class Rates:
 
 
 class Loss(NamedTuple):
-    """`pull` is the precision of users' Gaussian prior: a user of n pairs loses `pull |z|² / 2` beside n pair losses.
+    """The loss of a pair and its penalties.
 
-    `bound` is an upper limit on the length of users' points, 0 for none; what is above it is added times `bound_coef`.
+    Attributes:
+      pull: the precision of users' Gaussian prior; a user of n pairs loses `pull |z|² / 2` beside n pair losses.
+      bound: an upper limit on the length of users' points, 0 for none.
+      bound_coef: the weight of the length above the bound.
     """
 
     name: PairLoss = 'logistic'
@@ -68,7 +71,7 @@ class Loss(NamedTuple):
 
 
 class NewUsers(NamedTuple):
-    """How a new user's logits are fitted: Adam from z = 0 on all of the user's pairs."""
+    """The fit of a new user's logits: `steps` steps of Adam from z = 0 on all of the user's pairs."""
 
     steps: int = 300
     lr: float = 5e-2
@@ -85,7 +88,7 @@ class UserTable(struct.PyTreeNode):
 
 
 class PALState(struct.PyTreeNode):
-    """A leading axis of replicas stands before every shape."""
+    """A learner's state; a leading axis of replicas stands before every shape."""
 
     seed: Int[Array, '']
     step: Int[Array, '']
@@ -98,9 +101,10 @@ class IdealPointLearner:
     """Functions over `PALState`; the object holds only what is static.
 
     Args:
-      users: how many; the table is rounded up to what divides over the mesh.
-      z_std: of users' first logits; 0 starts all in the middle.
-      part: pairs whose gradients are made at once, the rest of a batch after them; 0: all, None: as suits the platform.
+      users: the number of users; the table is rounded up to a number that divides over the mesh.
+      z_std: the standard deviation of users' first logits; 0 starts all users in the middle.
+      part: the number of pairs whose gradients are made at once, the rest of a batch after them; 0: all pairs, None: as
+        suits the platform.
     Raises:
       ValueError: there are more prototypes than users.
     """
@@ -145,9 +149,9 @@ class IdealPointLearner:
     # --- training ----------------------------------------------------------------------------------------------------
 
     def update(self, state: PALState, batches: PairBatch) -> tuple[PALState, dict[str, Array]]:
-        """One update for each of the batches `[replicas, updates, B]`; metrics are means over them, by replica.
+        """One update for each of the batches `[replicas, updates, B]`; metrics are means over the updates, by replica.
 
-        `put` lays batches over the devices of all processes; a single process may give host arrays.
+        `put` lays batches over the devices of all processes; a single process may pass host arrays.
 
         A pair whose tokens all weigh nothing is padding: it counts nowhere, and its user is not in the batch. A batch
         of padding alone changes nothing and is in no mean.
@@ -157,48 +161,53 @@ class IdealPointLearner:
     def _many(self, state: PALState, batches: PairBatch) -> tuple[PALState, dict[str, Array]]:
         if not batches.users.size:
             return state, {name: jnp.zeros(()) for name in ('loss', 'accuracy')}
-        state, (metrics, made) = jax.lax.scan(self._one, state, batches)
-        return state, jax.tree.map(lambda x: jnp.sum(x) / jnp.maximum(jnp.sum(made), 1), metrics)
+        state, (metrics, learnt) = jax.lax.scan(self._one, state, batches)
+        return state, jax.tree.map(lambda x: jnp.sum(x) / jnp.maximum(jnp.sum(learnt), 1), metrics)
 
     def _one(self, state: PALState, batch: PairBatch) -> tuple[PALState, tuple[dict[str, Array], Array]]:
-        """The state after an update, its metrics, and whether there was anything to learn from."""
+        """The state after an update, its metrics, and whether the batch had a pair to learn from."""
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         table, size, exists = state.users, batch.users.shape[0], real(batch)
-        count, made, nobody = jnp.maximum(jnp.sum(exists), 1), jnp.any(exists), table.z.shape[0]
+        count, learnt, nobody = jnp.maximum(jnp.sum(exists), 1), jnp.any(exists), table.z.shape[0]
+        # 1. The rows of the users in the batch; padding belongs to a user behind the table, whom nothing is written to.
         users = jnp.where(exists, batch.users, nobody)
         rows, place = jnp.unique(users, return_inverse=True, size=size, fill_value=nobody)
         mine = jax.tree.map(lambda x: x.at[rows].get(mode='fill', fill_value=0), table)
 
         def loss(params: Params, z: Array, place: Array, pairs: PairBatch, key: Array) -> tuple[Array, Array]:
-            each, margin = (keep(x, real(pairs)) for x in self._losses(params, z[place], pairs, key))
-            return jnp.sum(each) / count, jnp.sum(keep(correct(margin), real(pairs))) / count
+            pair_losses, margin = (keep(x, real(pairs)) for x in self._losses(params, z[place], pairs, key))
+            return jnp.sum(pair_losses) / count, jnp.sum(keep(correct(margin), real(pairs))) / count
 
+        # 2. The gradient by the shared parameters and by these rows.
         value = functools.partial(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), state.params, mine.z)
         (total, accuracy), (grads, z_grads) = summed(value, self.part, place, batch, key)
+        # 3. Adam on the shared parameters, with a rate for each group.
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        # 4. Adam on the rows, each by its own count of updates, and back into the table.
         mine = adam_rows(mine, z_grads, self.rates.users, self.rates.b1, self.rates.b2)
         table = jax.tree.map(lambda x, new: x.at[rows].set(new, mode='drop', unique_indices=True), table, mine)
         params = optax.apply_updates(state.params, updates)
         moved = state.replace(step=state.step + 1, params=params, opt_state=opt_state, users=table)
-        state = jax.tree.map(functools.partial(jnp.where, made), moved.replace(users=()), state.replace(users=()))
-        return state.replace(users=table), ({'loss': total, 'accuracy': accuracy}, made)
+        # A batch of padding alone moves nothing. The table needs no choice: no row of it was written.
+        state = jax.tree.map(functools.partial(jnp.where, learnt), moved.replace(users=()), state.replace(users=()))
+        return state.replace(users=table), ({'loss': total, 'accuracy': accuracy}, learnt)
 
     def _losses(self, params: Params, z: Array, batch: PairBatch, key: Array | None) -> tuple[Array, Array]:
-        """Loss and margin of each pair, for users' logits by pair."""
+        """The loss and the margin of each pair, for users' logits by pair."""
         u, margin = self._judge(params, z, batch, training=True, key=key)
-        each = pair_loss(margin, self.loss.name, **dict(self.loss.options))
-        if batch.weight is not None:  # of the tokens of a pair; the last of them has read both replies
-            each, margin = jnp.sum(batch.weight * each, axis=-1), margin[..., -1]
+        losses = pair_loss(margin, self.loss.name, **dict(self.loss.options))
+        if batch.weight is not None:  # tokens have losses; the last one has read both replies
+            losses, margin = jnp.sum(batch.weight * losses, axis=-1), margin[..., -1]
         if self.loss.pull:
-            each = each + self.loss.pull / 2 * batch.share * jnp.sum(jnp.square(z), axis=-1)
+            losses = losses + self.loss.pull / 2 * batch.share * jnp.sum(jnp.square(z), axis=-1)
         if self.loss.bound:
-            each = each + self.loss.bound_coef * bound(u, self.loss.bound)
-        return each, margin
+            losses = losses + self.loss.bound_coef * bound(u, self.loss.bound)
+        return losses, margin
 
     def _judge(
         self, params: Params, z: Array, batch: PairBatch, *, training: bool = False, key: Array | None = None
     ) -> tuple[Array, Array]:
-        """Users' points, and what chosen items are worth to them above rejected ones; a key brings noise."""
+        """Users' points, and the worth of chosen items above that of rejected ones; a key brings training's noise."""
         mix, point, *items = [None] * 4 if key is None else jax.random.split(key, 4)
         w = ideal_point.weights(self.pal, z, training=training, key=mix)
         u = ideal_point.user_point(params, self.pal, w, batch.prompt, point)
@@ -209,8 +218,11 @@ class IdealPointLearner:
         return u, chosen - rejected
 
     def item_gradients(self, state: PALState, batch: PairBatch) -> PairBatch:
-        """The gradient of the loss by the items and prompts of a batch `[replicas, B]`, for who made these vectors; the
-        state is as it was before this batch."""
+        """The gradient of the loss by the items and prompts of a batch `[replicas, B]`, for the model that made these
+        vectors.
+
+        The state is the one before this batch's update.
+        """
         return self._item_gradients(state, batch)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -219,8 +231,8 @@ class IdealPointLearner:
             key, z = jax.random.fold_in(jax.random.key(state.seed), state.step), state.users.z[batch.users]
 
             def loss(sides: dict[str, Array]) -> Array:
-                each = keep(self._losses(state.params, z, batch.replace(**sides), key)[0], real(batch))
-                return jnp.sum(each) / jnp.maximum(jnp.sum(real(batch)), 1)
+                losses = keep(self._losses(state.params, z, batch.replace(**sides), key)[0], real(batch))
+                return jnp.sum(losses) / jnp.maximum(jnp.sum(real(batch)), 1)
 
             sides = {side: getattr(batch, side) for side in ('chosen', 'rejected', 'prompt')}
             return batch.replace(**jax.grad(loss)({name: x for name, x in sides.items() if x is not None}))
@@ -232,13 +244,13 @@ class IdealPointLearner:
     def _fit(
         self, params: Params, pairs: PairBatch, weight: Float[Array, ' B'], prior: Float[Array, 'U K']
     ) -> Float[Array, 'U K']:
-        """Logits of new users, numbered from 0 in `pairs`, who start at 0 and are pulled to `prior`."""
+        """The logits of new users, numbered from 0 in `pairs`; they start at 0 and are pulled to `prior`."""
         adam = optax.adam(self.new.lr)
 
         def loss(z: Array) -> Array:
             _, margin = self._judge(params, z[pairs.users], pairs, training=True)
-            each = pair_loss(margin, self.loss.name, **dict(self.loss.options))
-            return jnp.sum(weight * each) + self.new.pull / 2 * jnp.sum(jnp.square(z - prior))
+            losses = pair_loss(margin, self.loss.name, **dict(self.loss.options))
+            return jnp.sum(weight * losses) + self.new.pull / 2 * jnp.sum(jnp.square(z - prior))
 
         def step(carry, _):
             z, moments = carry
@@ -253,7 +265,9 @@ class IdealPointLearner:
         self, params: Params, pairs: PairBatch, exists: Bool[Array, 'R B'], prior: Float[Array, 'R U K'], seed: int,
         *, questions: int,
     ) -> Int[Array, 'R B']:  # fmt: skip
-        """When each pair of new users is asked if the next one is always that of which most is expected, see `asking`.
+        """The rank at which each pair of new users is asked.
+
+        The next question is always the one whose answer is expected to tell most, see `asking`.
 
         Raises:
           ValueError: new users have no prior, so nobody can say yet who they could be.
@@ -301,24 +315,28 @@ class IdealPointLearner:
 
 
 def put(batches: PairBatch, mesh: Mesh) -> PairBatch:
-    """Batches `[replicas, updates, B]` of the host, or on disk, as arrays on the devices, split by pairs."""
+    """Batches `[replicas, updates, B]` of the host or on disk, as arrays on the devices, split by pairs."""
     return sharding.put_batch(batches, mesh, BATCH)
 
 
 def real(batch: PairBatch) -> Bool[Array, '*S']:
-    """The pairs that are no padding: a token of theirs weighs something, where tokens are weighed."""
+    """True for pairs that are no padding: where tokens are weighed, one of a pair's tokens has a weight."""
     return jnp.ones(batch.users.shape, bool) if batch.weight is None else jnp.any(batch.weight > 0, axis=-1)
 
 
 def side_by_side(f: Callable[..., Any], replicas: int) -> Callable[..., Any]:
-    """`f` over a leading axis of replicas; of one without that axis, for which XLA's CPU sums take 25 times longer."""
+    """`f` over a leading axis of replicas.
+
+    One replica runs without that axis, for which sums by XLA on a CPU take 25 times longer.
+    """
     if replicas > 1:
         return jax.vmap(f)
     return lambda *args: jax.tree.map(lambda x: x[None], f(*jax.tree.map(lambda x: x[0], args)))
 
 
 def summed(value: Callable[..., Any], part: int, place: Int[Array, ' B'], batch: PairBatch, key: Array) -> Any:
-    """The sum of `value(place, batch, key)` over parts of so many pairs, or of all at once if they do not divide."""
+    """The sum of `value(place, batch, key)` over parts of `part` pairs, or over all pairs at once if parts do not
+    divide."""
     size = place.shape[0]
     if not part or size <= part or size % part:
         return value(place, batch, key)
@@ -328,11 +346,11 @@ def summed(value: Callable[..., Any], part: int, place: Int[Array, ' B'], batch:
     )
     shapes = jax.eval_shape(value, *jax.tree.map(lambda x: x[0], parts))
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(lambda total, each: (jax.tree.map(jnp.add, total, value(*each)), None), start, parts)[0]
+    return jax.lax.scan(lambda total, inputs: (jax.tree.map(jnp.add, total, value(*inputs)), None), start, parts)[0]
 
 
 def adam_rows(rows: UserTable, grads: Float[Array, 'B K'], lr: float, b1: float, b2: float) -> UserTable:
-    """Adam (Kingma & Ba 2015) on the rows at hand, each at its own count of updates."""
+    """Adam (Kingma & Ba 2015) on the rows at hand, each row by its own count of updates."""
     updates = rows.updates + 1
     m, v = b1 * rows.m + (1 - b1) * grads, b2 * rows.v + (1 - b2) * jnp.square(grads)
     t = updates[:, None].astype(jnp.float32)
@@ -341,7 +359,7 @@ def adam_rows(rows: UserTable, grads: Float[Array, 'B K'], lr: float, b1: float,
 
 
 def make_optimizer(rates: Rates) -> optax.GradientTransformation:
-    """Of all that users share: Adam with a rate a group."""
+    """The optimiser of the parameters that all users share: Adam with a rate for each group."""
     adam = functools.partial(optax.adam, b1=rates.b1, b2=rates.b2)
     projector = optax.chain(optax.add_decayed_weights(rates.projector_decay), adam(rates.projector))
     groups: dict[Any, Any] = {

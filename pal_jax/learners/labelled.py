@@ -1,4 +1,4 @@
-"""What a scorer learns of replies that have labels: 14 outputs of categories, or one cost with the sign of safety.
+"""Lessons and losses of replies with labels: 14 outputs of categories, or one cost with the sign of safety.
 
 pairs = pack_labelled(groups, mesh, ways=1, micro_rows=4)             # groups with `labels`
 state, _, metrics = Scorer(..., loss=Labels(), outputs=14).learn(state, pairs)
@@ -23,8 +23,10 @@ from pal_jax.runtime import sharding
 
 
 class LabelLesson(NamedTuple):
-    """The labels of the replies in each row, NaN where a place has none, what each reply counts in the loss, and the
-    pairs that were compared."""
+    """The labels of the replies in each row, the weight of each reply in the loss, and the pairs that were compared.
+
+    A label is NaN where a place of a row has no reply.
+    """
 
     labels: Float[Array, 'R N K']
     weight: Float[Array, 'R N']
@@ -35,7 +37,8 @@ class LabelLesson(NamedTuple):
 class Labels:
     """The loss of a moderator (BeaverTails): the mean binary cross-entropy over categories.
 
-    positive_weights: what a reply counts in a category that it has, a number by category; (): 1.
+    Attributes:
+      positive_weights: the weight of a reply in a category that it has, a number by category; (): 1 for all.
     """
 
     positive_weights: tuple[float, ...] = ()
@@ -48,15 +51,16 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class SignedCost:
-    """The loss of a cost model (Safe RLHF, section 3.2): of a pair, `-log sigmoid(C_hi - C_lo)` where `hi` is the less
-    safe reply, and of both replies `-log sigmoid(s C)` with the sign of their label.
+    """The loss of a cost model (Safe RLHF, section 3.2).
 
-    The two terms have no weights of their own, as published: without the signs a cost is a ranking without a zero.
+    A pair has the loss `-log sigmoid(C_hi - C_lo)`, where `hi` is the less safe reply. Both its replies have the loss
+    `-log sigmoid(s C)`, where `s` is the sign of their label. The two terms have no weights, as published: without the
+    signs a cost is a ranking without a zero.
 
-    regularization: times the mean square of a pair's two costs.
-
+    Attributes:
+      regularization: the weight of the mean square of a pair's two costs.
     Raises:
-      ValueError: a value out of its range.
+      ValueError: a value is out of its range.
     """
 
     regularization: float = 1e-3
@@ -74,9 +78,10 @@ class SignedCost:
 def pack_labelled(
     groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, n: int | None = None
 ) -> Pairs:
-    """Groups of replies with labels in rows, as `pack_replies` has them. The mean is over groups: of a group, the mean
-    over its replies where nothing was compared, else the sum over the two replies of each pair, as the paper's loss
-    has it.
+    """Groups of replies with labels in rows, as `pack_replies` has them.
+
+    The loss is a mean over groups. A group without comparisons counts as the mean over its replies. Another counts as
+    the sum over the two replies of each pair, as in the paper's loss.
     """
     pairs = pack_replies(groups, mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, n=n)
     rows, samples = pairs.where
@@ -88,7 +93,8 @@ def pack_labelled(
         counts = [(pair.better, pair.worse) for pair in group.compared]
         for k in replies:
             labels[row[k], places[k]] = group.labels[k]
+            # A reply counts once for each pair that it is in: the paper's signs are summed over pairs.
             times = sum(k in sides for sides in counts) / len(counts) if counts else 1.0 / len(group.branches)
             weight[row[k], places[k]] = times / len(groups)
-    given, counts_of = sharding.put_batch((labels, weight), mesh)
-    return pairs._replace(lesson=LabelLesson(given, counts_of, pairs.lesson))
+    labels_of, counts_of = sharding.put_batch((labels, weight), mesh)
+    return pairs._replace(lesson=LabelLesson(labels_of, counts_of, pairs.lesson))

@@ -2,12 +2,12 @@
 arXiv 2408.10075, section 4), on vectors that a frozen decoder makes of texts.
 
     params = init(key, width, latent)
-    mean, log_std = encode(params, told)                # of people, from both sides of past choices
-    scores = score(params, vectors, z)                  # of replies, for those who have z
-    state, metrics = update(state, told, pairs, key)    # update = make_update(optimizer, latent)
+    mean, log_std = encode(params, past)                # of people, from both sides of past choices
+    scores = score(params, vectors, z)                  # of replies, for the people who have z
+    state, metrics = update(state, past, pairs, key)    # update = make_update(optimizer, latent)
 
-The loss is Bradley-Terry by a drawn z, and `kl_coef` times the divergence of its distribution from N(0, 1). Past
-choices have no order: each is read by itself, and the mean of what was read tells z (the paper has attention there).
+The loss is that of Bradley and Terry with a drawn z, plus `kl_coef` times the divergence of z's distribution from N(0,
+1). Past choices have no order: each is read by itself, and z is made of their mean (the paper has attention there).
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ from pal_jax.runtime.optim import Optimizer
 class Latent:
     """Widths of the network, and the weight of the divergence."""
 
-    dim: int = 512  # of a person's vector
+    dim: int = 512  # the length of a person's vector
     hidden: int = 512  # the width of the hidden layers
     kl_coef: float = 1e-4  # weight of the divergence of a vector's distribution from N(0, 1)
 
 
 class LatentState(struct.PyTreeNode):
+    """The weights of encoder and reward model, and the optimiser's state."""
+
     params: Params
     opt_state: optax.OptState
 
 
 def init(key: PRNGKeyArray, width: int, latent: Latent) -> Params:
-    """Weights of variance 1 / inputs; those of `log_std` and `score` begin at 0, so all scores do."""
+    """Weights of variance 1 / inputs; those of `log_std` and `score` begin at 0, so that all scores do."""
     dim, hidden = latent.dim, latent.hidden
     shapes = {
         'pair': (2 * width, hidden), 'person': (hidden, hidden), 'mean': (hidden, dim), 'log_std': (hidden, dim),
@@ -49,21 +51,22 @@ def init(key: PRNGKeyArray, width: int, latent: Latent) -> Params:
     }  # fmt: skip
     params = {}
     for name, (inner, out) in shapes.items():
-        key, own = jax.random.split(key)
+        key, layer_key = jax.random.split(key)
+        # Zeros here: all scores begin equal, and all standard deviations at 1.
         scale = 0.0 if name in ('log_std', 'score') else inner**-0.5
-        params[name] = {'w': scale * jax.random.normal(own, (inner, out)), 'b': jnp.zeros(out)}
+        params[name] = {'w': scale * jax.random.normal(layer_key, (inner, out)), 'b': jnp.zeros(out)}
     return params
 
 
-def encode(params: Params, told: Float[Array, 'B T 2 D']) -> tuple[Float[Array, 'B Z'], Float[Array, 'B Z']]:
-    """Mean and log standard deviation of z, from `T` past choices: the chosen reply and the other one."""
-    read = jax.nn.gelu(_dense(params['pair'], told.reshape(*told.shape[:2], -1)))
+def encode(params: Params, past: Float[Array, 'B T 2 D']) -> tuple[Float[Array, 'B Z'], Float[Array, 'B Z']]:
+    """The mean and log standard deviation of z, from `T` past choices: the chosen reply and the other one."""
+    read = jax.nn.gelu(_dense(params['pair'], past.reshape(*past.shape[:2], -1)))
     person = jax.nn.gelu(_dense(params['person'], read.mean(axis=1)))
     return _dense(params['mean'], person), _dense(params['log_std'], person)
 
 
 def score(params: Params, vectors: Float[Array, 'B *S D'], z: Float[Array, 'B Z']) -> Float[Array, 'B *S']:
-    """How good replies are to each person."""
+    """The score of each reply for each person."""
     apart = z.reshape(len(z), *[1] * (vectors.ndim - 2), -1)
     known = jnp.concatenate([vectors, jnp.broadcast_to(apart, (*vectors.shape[:-1], z.shape[-1]))], axis=-1)
     hidden = jax.nn.gelu(_dense(params['both'], jax.nn.gelu(_dense(params['reply'], known))))
@@ -71,6 +74,7 @@ def score(params: Params, vectors: Float[Array, 'B *S D'], z: Float[Array, 'B Z'
 
 
 def draw(key: PRNGKeyArray, mean: Float[Array, 'B Z'], log_std: Float[Array, 'B Z']) -> Float[Array, 'B Z']:
+    """A draw of each person's z, through which gradients reach its mean and deviation."""
     return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
 
 
@@ -80,27 +84,31 @@ def divergence(mean: Float[Array, '*S Z'], log_std: Float[Array, '*S Z']) -> Flo
 
 
 def loss(
-    params: Params, told: Float[Array, 'B T 2 D'], pairs: Float[Array, 'B S 2 D'], key: PRNGKeyArray, kl_coef: float
+    params: Params, past: Float[Array, 'B T 2 D'], pairs: Float[Array, 'B S 2 D'], key: PRNGKeyArray, kl_coef: float
 ) -> tuple[Array, dict[str, Array]]:
-    """Of `S` choices of each person, the chosen reply first, with metrics."""
-    mean, log_std = encode(params, told)
+    """The loss of `S` choices of each person, the chosen reply first, with its metrics."""
+    # 1. The distribution of each person's z, from past choices.
+    mean, log_std = encode(params, past)
+    # 2. The scores of further choices by one drawn z, through which gradients reach the encoder.
     scores = score(params, pairs, draw(key, mean, log_std))
     gaps, kl = scores[..., 0] - scores[..., 1], divergence(mean, log_std).mean()
+    # 3. The negative lower bound of the evidence: the fit of the choices, and the divergence from the prior.
     fit = jax.nn.softplus(-gaps).mean()
     total = fit + kl_coef * kl
     return total, {'loss': total, 'reward': -fit, 'accuracy': (gaps > 0).mean(), 'kl': kl}
 
 
 def make_update(optimizer: Optimizer, latent: Latent) -> Callable[..., tuple[LatentState, dict[str, Array]]]:
-    """A compiled step of the optimiser on the loss; without people or choices there is no step, and no figures."""
+    """A compiled step of the optimiser on the loss; a batch without people or choices makes no step and has no
+    figures."""
 
     @jax.jit
     def update(
-        state: LatentState, told: Array, pairs: Array, key: PRNGKeyArray
+        state: LatentState, past: Array, pairs: Array, key: PRNGKeyArray
     ) -> tuple[LatentState, dict[str, Array]]:
         if not pairs.shape[0] * pairs.shape[1]:
             return state, {}
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params, told, pairs, key, latent.kl_coef)
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params, past, pairs, key, latent.kl_coef)
         moved, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, moved)
         return LatentState(params, opt_state), metrics

@@ -37,8 +37,8 @@ from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics, RolloutBatch, TokenBatch, derived
 
-Estimate = Callable[..., Estimates]  # of a `Rollout` and further arrays; static under `jit`
-Before = Callable[['PolicyState', RolloutBatch, Array], RolloutBatch]  # of a minibatch and its weights `[R, N, A]`
+Estimate = Callable[..., Estimates]  # makes advantages of a `Rollout` and further arrays; static under `jit`
+Before = Callable[['PolicyState', RolloutBatch, Array], RolloutBatch]  # takes also a minibatch's weights `[R, N, A]`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PPO:
     """Hyper-parameters under the papers' names; defaults are those of RLPA's published code.
 
     Raises:
-      ValueError: a value that is not one of those known, or two that contradict each other.
+      ValueError: a value is unknown or out of its range, or two values contradict each other.
     """
 
     estimator: str = 'gae'  # a name of `objectives.advantages.ESTIMATORS`
@@ -55,11 +55,12 @@ class PPO:
     clip: float = 0.2
     clip_high: float = 0.0  # 0: as `clip`; above it keeps entropy (DAPO)
     value_clip: float = 0.2
-    kl_coef: float = 0.01  # 0: no reference is kept, and nothing tells how far the policy is from it
+    kl_coef: float = 0.01  # weight of the KL penalty; 0: no reference is kept, and no figure tells the distance from it
     kl_estimator: kl_divergence.KLEstimator = 'k1'
     kl_in: Literal['reward', 'loss'] = 'reward'
     kl_target: float = 0.0  # nats; adapts kl_coef when above 0
-    kl_target_per: Literal['token', 'sample'] = 'token'  # the KL that meets it: a token's mean, or a sample's sum
+    # The KL that is compared with kl_target: the mean of the tokens, or the mean of the samples' sums.
+    kl_target_per: Literal['token', 'sample'] = 'token'
     kl_horizon: int = 10_000
     reward_clip: tuple[float, float] = (-10.0, 10.0)
     negative_scale: float = 1.0  # weight of negative advantages
@@ -72,11 +73,12 @@ class PPO:
     micro_rows: int = 4  # rows in a device's memory at once
     row_tokens: int = 0  # prompts share rows of so many tokens; 0: a row a prompt
     ptx_coef: float = 0.0  # above 0: every update also learns supervised examples, weighted by it (RLPA's warm-up)
-    freezing_actor_steps: int = -1  # the actor stays as it is while step <= this: time for the critic to settle
-    # Whose log-probs the update takes for those of before it: the policy's, computed again, or, at the cost of one pass
-    # less, those that the sampler drew with, so that the ratio also makes up for what the two differ in.
+    freezing_actor_steps: int = -1  # the actor stays as it is while step <= this, so that the critic settles first
+    # The log-probs that count as those of before the update. 'policy': those of the policy, computed again. 'sampler':
+    # those that the sampler drew with. The latter costs one pass less, and its ratio also corrects the difference
+    # between sampler and trainer.
     old_logprobs: Literal['policy', 'sampler'] = 'policy'
-    temperature: float = derived(1.0)  # of the samples: log-probs are taken at it
+    temperature: float = derived(1.0)  # the temperature of the samples; log-probs are taken at it, too
 
     def __post_init__(self):
         known = {
@@ -114,7 +116,7 @@ class PPO:
 
     @property
     def aggregation(self) -> losses.Aggregation:
-        """`loss_agg`, or what suits the estimator."""
+        """`loss_agg`, or where it is empty the aggregation that suits the estimator."""
         return self.loss_agg or ('constant' if self.estimator == 'dr_grpo' else 'seq_mean')
 
     @property
@@ -127,12 +129,12 @@ class PPO:
 
     @property
     def compares(self) -> bool:
-        """Whether the samples of a prompt are compared with each other."""
+        """True where the estimator compares the samples of a prompt with each other."""
         return self.estimator not in ('gae', 'reinforce')
 
     @property
     def token_loss(self) -> TokenLoss:
-        """The clipped surrogate, with the KL where it is a loss."""
+        """The clipped surrogate, with the KL term where the KL is part of the loss."""
         kl = self.kl_estimator if self.kl_in == 'loss' and self.has_reference else None
         return ClippedSurrogate(self.clip, self.clip_high or None, kl)
 
@@ -144,7 +146,7 @@ class PPO:
 
 
 class PolicyState(struct.PyTreeNode):
-    """An actor, its critics (none where nothing needs them), and what its distance from the reference costs."""
+    """An actor, its critics (none where no estimator needs them) and the coefficient of its KL penalty."""
 
     actor: ActorState
     critics: tuple[TrainState, ...]
@@ -152,7 +154,7 @@ class PolicyState(struct.PyTreeNode):
 
     @property
     def skipped(self) -> Array:
-        """The last so many updates were not finite, so they were not made."""
+        """The number of updates in a row, up to the last, that were left out since their gradient was not finite."""
         return self.actor.skipped
 
 
@@ -161,11 +163,11 @@ class PolicyLearner:
     """Functions over `PolicyState`.
 
     Attributes:
-      critics: towers whose heads side by side are the channels of rewards.
-      n: samples per prompt.
-      length: the constant that `loss_agg='constant'` divides by: the largest number of tokens sampled.
+      critics: towers whose heads, side by side, are the channels of rewards.
+      n: the number of samples per prompt.
+      length: the constant that `loss_agg='constant'` divides by, the largest number of tokens sampled.
     Raises:
-      ValueError: an estimator that compares the samples of a prompt with `n=1`.
+      ValueError: the estimator compares the samples of a prompt, and `n` is 1.
     """
 
     actor: Actor
@@ -180,21 +182,24 @@ class PolicyLearner:
     # --- states ------------------------------------------------------------------------------------------------------
 
     def init(self, params: Params, scorers: Sequence[tuple[Params, Array]] = ()) -> PolicyState:
-        """A state whose critics start from `scorers`, each the decoder weights and the head of one, or without any
-        from the actor's weights under new heads. The weights are used up."""
+        """A state whose critics start from `scorers`, the decoder weights and the head of a scorer for each critic.
+
+        Without scorers the critics start from the actor's weights under new heads. All weights passed in are used up.
+        """
         starts = scorers or [(params, None)] * len(self.critics)
         critics = tuple(critic.init(*start) for critic, start in zip(self.critics, starts, strict=True))
         return PolicyState(self.actor.init(params), critics, self._kl_coef())
 
     @functools.cached_property
     def abstract(self) -> PolicyState:
-        """A state's shapes and shardings."""
+        """The shapes and shardings of a state."""
         kl_coef: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(self.actor.mesh))
         return PolicyState(self.actor.abstract, tuple(critic.abstract for critic in self.critics), kl_coef)
 
     @property
     def abstract_weights(self) -> PolicyState:
-        """What `weights` reads of `abstract`; the rest is `...`, which a checkpoint's reader leaves out."""
+        """A state for a checkpoint's reader: shapes and shardings of the parts that `weights` reads, and `...` for
+        parts to be left out."""
         nothing: PolicyState = jax.tree.map(lambda _: ..., self.abstract)
         return nothing.replace(actor=self.actor.abstract_weights)
 
@@ -204,7 +209,7 @@ class PolicyLearner:
         return state.replace(actor=actor), metrics
 
     def anchor(self, state: PolicyState) -> PolicyState:
-        """Makes the actor as it is the reference and the critics' start; optimisers start afresh.
+        """Make the actor as it is the reference and the start of the critics; all optimisers start afresh.
 
         The state is used up, as by an update.
         """
@@ -213,7 +218,7 @@ class PolicyLearner:
         return PolicyState(self.actor.anchor(state.actor), critics, self._kl_coef())
 
     def _kl_coef(self) -> Float[Array, '']:
-        """The coefficient of the settings, on every device of every process."""
+        """The KL coefficient of the settings, as an array on every device of every process."""
         value = np.float32(self.ppo.kl_coef)
         return jax.jit(lambda: jnp.asarray(value), out_shardings=sharding.replicated(self.actor.mesh))()
 
@@ -224,11 +229,13 @@ class PolicyLearner:
     # --- scores and advantages ---------------------------------------------------------------------------------------
 
     def score(self, state: PolicyState, batch: RolloutBatch) -> tuple[RolloutBatch, Metrics]:
-        """Fills in old and reference log-probabilities and values.
+        """Fill in old and reference log-probabilities and values.
 
-        Metrics are of the actions that count; where none do, of the rows alone.
+        The metrics are means over the actions that count. A batch without such actions has the metric of its rows
+        alone.
         """
-        scores = self.actor.score(state.actor, batch.tokens, own=self.ppo.old_logprobs == 'policy')
+        # With the sampler's log-probs the actor's own pass is saved.
+        scores = self.actor.score(state.actor, batch.tokens, with_actor=self.ppo.old_logprobs == 'policy')
         values = [c.values(s, batch.tokens) for c, s in zip(self.critics, state.critics, strict=True)]
         batch = batch.replace(
             logprobs=batch.sampler_logprobs if scores.logprobs is None else scores.logprobs,
@@ -236,6 +243,7 @@ class PolicyLearner:
             values=jnp.concatenate(values, axis=-1) if values else None,
         )
         metrics, share = self._scored(batch, scores.entropy, self.actor.computed(batch.tokens))
+        # No mean exists where no action counts; the share of real tokens always does.
         return batch, (floats(metrics) if any_of(used(batch)) else {}) | floats({'real_share': share})
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -244,7 +252,8 @@ class PolicyLearner:
         mask, metrics, new = used(batch), {}, by_sample(batch.logprobs)
         if batch.ref_logprobs is not None:
             metrics['kl'] = masked_mean(kl_divergence.token_kl(new, by_sample(batch.ref_logprobs)), mask)
-        if entropy is not None:  # otherwise the update's `first_ratio_deviation` tells
+        # Without the actor's own pass the update's `first_ratio_deviation` shows the same difference.
+        if entropy is not None:
             drift = jnp.abs(new - by_sample(batch.sampler_logprobs))
             metrics['sampler_drift'] = masked_mean(drift, mask)
             metrics['sampler_drift_max'] = jnp.max(drift, initial=0.0, where=mask)
@@ -254,10 +263,10 @@ class PolicyLearner:
     def advantages(
         self, state: PolicyState, batch: RolloutBatch, estimate: Estimate | None = None, *args: Any
     ) -> tuple[RolloutBatch, Metrics]:
-        """Fills in advantages and returns of a batch that has its scores.
+        """Fill in advantages and returns of a batch that has its scores.
 
-        `estimate` takes a `Rollout` and further arrays `args`; it is a function, or a frozen object that can be called.
-        By default it is the estimator of the settings.
+        `estimate` takes a `Rollout` and further arrays `args`. It is a function or a frozen object that can be called;
+        by default it is the estimator of the settings.
 
         Raises:
           ValueError: rewards have another number of channels than the critics have heads.
@@ -273,15 +282,18 @@ class PolicyLearner:
     @functools.partial(jax.jit, static_argnums=(0, 3))
     def _advantages(self, batch: RolloutBatch, kl_coef: Array, estimate: Estimate | None, args: tuple[Any, ...]):
         mask, shape = used(batch), batch.tokens.acts.shape
+        # 1. Rewards, KL penalty and values by token, as the estimators want them.
         rollout = rollout_of(self.ppo, batch, kl_coef, self.n)
+        # 2. Advantages and returns (GAE, arXiv 1506.02438, or an estimator without a critic).
         advantages, returns = (estimate or self.ppo.estimate)(rollout, *args)
-        raw = returns if rollout.values is None else returns - rollout.values  # before whitening
+        # 3. Figures, taken before whitening, which would make every deviation 1.
+        raw = returns if rollout.values is None else returns - rollout.values
         metrics = {'advantage_std': jnp.sqrt(masked_var(raw[..., 0], mask))}
         if rollout.values is not None:
             for channel in range(returns.shape[-1]):
-                values, each = rollout.values[..., channel], returns[..., channel]
+                values, channel_returns = rollout.values[..., channel], returns[..., channel]
                 name = channel_name('explained_variance', channel)
-                metrics[name] = losses.explained_variance(values, each, mask)
+                metrics[name] = losses.explained_variance(values, channel_returns, mask)
         filled = batch.replace(advantages=advantages.reshape(shape), returns=returns.reshape(*shape, -1))
         return filled, metrics
 
@@ -293,25 +305,29 @@ class PolicyLearner:
     ) -> tuple[PolicyState, Metrics]:  # fmt: skip
         """PPO on a batch with its advantages, in shuffled minibatches; `ptx` adds its cross-entropy to each of them.
 
-        `loss` is the loss of a token; by default that of the settings. `before` makes of a minibatch what its step
-        reads, by the state before the step and the weights of tokens. With `early_stop_kl` an epoch whose `approx_kl`
-        is far above it is the last. A minibatch in which no action counts (it is padding, or its samples failed) is
-        left out, with its share of `ptx`. Metrics are means over the others; `first_ratio_deviation` is that of the
-        first, which no update precedes.
+        `loss` is the loss of a token, by default that of the settings. `before` makes of a minibatch what its step
+        reads, from the state before the step and the weights of tokens. With `early_stop_kl` an epoch whose `approx_kl`
+        is above 1.5 times that value is the last. A minibatch in which no action counts (padding, or failed samples) is
+        left out, with its share of `ptx`. Metrics are means over the other minibatches; `first_ratio_deviation` is that
+        of the first one, which no update precedes.
         """
         height, parts = batch.ok.shape[0], self.ppo.minibatches
         loss = loss or self.ppo.token_loss
         epochs: list[list[Metrics]] = []
         for epoch in range(self.ppo.epochs):
+            # The policy has moved far from the one that was sampled: its samples say no more about it.
             if epochs and self.ppo.early_stop_kl and _mean(epochs[-1], 'approx_kl') > 1.5 * self.ppo.early_stop_kl:
                 break
+            # 1. A new order of the rows in every epoch, the same in every process.
             order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), height))
             epochs.append([])
             for index in np.split(order, parts):
                 part = take(batch, index, self.actor.mesh) if parts > 1 else batch
+                # 2. Weights are decided for the minibatch as a whole, so micro-batches do not change the mean.
                 weight = self._loss_weights(part)
                 if any_of(weight):
                     part = before(state, part, weight) if before else part
+                    # 3. One step on the clipped surrogate and on the values' error.
                     state, metrics = self.minibatch(state, part, weight, ptx, loss)
                     epochs[-1].append(metrics)
         means = {'kl_coef': float(state.kl_coef)}
@@ -319,6 +335,7 @@ class PolicyLearner:
             means |= {name: _mean(history, name) for name in history[0]}
             means |= {'epochs': float(len(epochs))} if self.ppo.early_stop_kl else {}
             means |= {'first_ratio_deviation': history[0]['ratio_deviation']}
+        # 4. The KL coefficient moves toward the target, for the next rollout.
         return state.replace(kl_coef=self._adapted_kl(batch, state.kl_coef)), means
 
     def minibatch(
@@ -327,6 +344,7 @@ class PolicyLearner:
     ) -> tuple[PolicyState, Metrics]:  # fmt: skip
         """One step of the actor's optimiser and of each critic's, from gradients summed over micro-batches."""
         step, micros = state.actor.step, list(self.actor.micro_batches((batch, weight)))
+        # 1. The gradient of the policy's loss, summed over micro-batches.
         grads, losses_of, new = zeros(state.actor.model.params), [], []
         for i, (micro, counts) in enumerate(micros):
             tokens = tokens_of(micro, state.kl_coef)
@@ -334,16 +352,20 @@ class PolicyLearner:
             losses_of.append(value)
             new.append(logprobs)
         metrics = {'policy_loss': sum(losses_of, jnp.zeros(()))} | self._progress(batch, new)
+        # 2. The supervised part: cross-entropy on examples, so that the policy keeps what it has learnt from them.
         if ptx is not None:
             grads, metrics['ptx_loss'] = self.actor.imitation_gradients(
                 grads, state.actor, ptx, self.ppo.ptx_coef * evenly(ptx)
             )
+        # 3. The actor's step. A critic that knows nothing yet gives advantages of noise: the actor may wait for it.
         if self.ppo.freezing_actor_steps > 0 and int(step) < self.ppo.freezing_actor_steps:
             actor, norm = state.actor, global_norm(grads)
         else:
             actor, norm = self.actor.apply(state.actor, grads)
         metrics['grad_norm'] = norm
+        # One model's gradients are in memory at a time.
         del grads
+        # 4. The same for each critic: the squared error of its values, clipped about those of the rollout.
         critics, channel = [], 0
         for critic, model in zip(self.critics, state.critics, strict=True):
             grads, heads = zeros(model.params), slice(channel, channel + critic.heads)
@@ -358,6 +380,7 @@ class PolicyLearner:
             for k, error in enumerate(sum(errors, jnp.zeros(critic.heads))):
                 metrics[channel_name('value_loss', channel + k)] = error
             norm, channel = norm + critic_norm, channel + critic.heads
+        # One norm that is not finite marks the whole update as skipped.
         actor = actor.replace(step=step + 1, skipped=skipped(state.actor.skipped, norm))
         return state.replace(actor=actor, critics=tuple(critics)), floats(metrics)
 
@@ -371,7 +394,7 @@ class PolicyLearner:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _progress(self, batch: RolloutBatch, new: list[Array]) -> dict[str, Array]:
-        """How far a minibatch found the policy from the one that was sampled."""
+        """Figures of how far the policy before this minibatch's step is from the policy that was sampled."""
         assert batch.logprobs is not None
         clip, high = self.ppo.clip, self.ppo.clip_high or None
         logprobs, old = by_sample(jnp.concatenate(new)), by_sample(batch.logprobs)
@@ -386,8 +409,8 @@ def make_learner(
     """The actor that the settings describe and, where their estimator has one, a critic of one channel.
 
     Args:
-      critic: the critic's optimiser; None: as the actor's.
-      imitation: the optimiser of supervised steps; None: as the actor's.
+      critic: the optimiser of the critic; None: the same as the actor's.
+      imitation: the optimiser of supervised steps; None: the same as the actor's.
       anchored: whether a reference is kept, if `ppo` reads one.
     Raises:
       ValueError: as `Actor` and `PolicyLearner`.
@@ -402,7 +425,7 @@ def make_learner(
 
 
 def check_samples(ppo: PPO, n: int) -> None:
-    """Raises ValueError where an estimator compares the samples of a prompt, and there is one."""
+    """Raises ValueError where the estimator compares the samples of a prompt and there is only one of them."""
     if ppo.compares and n < 2:
         raise ValueError(
             f'ppo.estimator={ppo.estimator!r} compares the samples of a prompt, got n_samples_per_prompt={n}; '
@@ -411,18 +434,19 @@ def check_samples(ppo: PPO, n: int) -> None:
 
 
 def used(batch: RolloutBatch) -> Array:
-    """[B, A]: the actions that count."""
+    """The actions that count `[B, A]`: those of samples that did not fail."""
     return by_sample(batch.tokens.acts & batch.ok[..., None])
 
 
 def rollout_of(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int) -> Rollout:
-    """What advantages are made of; `n`: samples of a prompt."""
+    """The record that estimators make advantages of; `n` is the number of samples of a prompt."""
     assert batch.logprobs is not None
     new = by_sample(batch.logprobs)
     reference = new if batch.ref_logprobs is None else by_sample(batch.ref_logprobs)
     kl = kl_divergence.token_kl(new, reference, ppo.kl_estimator)
     return Rollout(
         rewards=batch.rewards.reshape(-1, batch.rewards.shape[-1]),
+        # An adapted coefficient may fall to 0; below it the penalty would reward distance.
         penalty=jnp.maximum(kl_coef if ppo.kl_in == 'reward' else 0.0, 0.0) * kl,
         values=None if batch.values is None else batch.values.reshape(*new.shape, -1),
         acts=used(batch),
@@ -433,20 +457,20 @@ def rollout_of(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, ''], n: int)
 
 
 def tokens_of(batch: RolloutBatch, kl_coef: Float[Array, '']) -> Tokens:
-    """What a token loss reads of a batch with its advantages."""
+    """The constants that a token loss reads of a batch with its advantages."""
     assert batch.logprobs is not None and batch.advantages is not None
     kl_coef = jnp.broadcast_to(kl_coef, batch.logprobs.shape)
     return Tokens(batch.logprobs, batch.advantages, batch.ref_logprobs, kl_coef, batch.costs)
 
 
 def loss_weights(ppo: PPO, batch: RolloutBatch, length: int) -> Float[Array, 'R N A']:
-    """What each action counts in the loss of a whole minibatch."""
+    """The weight of each action in the loss of a whole minibatch."""
     acts, sizes = batch.tokens.acts, {'length': length, 'micro': ppo.micro_train_batch_size}
     return losses.loss_weights(by_sample(acts), batch.ok.reshape(-1), ppo.aggregation, **sizes).reshape(acts.shape)
 
 
 def adapted_kl(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']) -> Float[Array, '']:
-    """The KL coefficient for the next rollout; the same where no target is set."""
+    """The KL coefficient for the next rollout; it stays the same where no target is set."""
     if not ppo.kl_target:
         return kl_coef
     assert batch.logprobs is not None and batch.ref_logprobs is not None
@@ -457,10 +481,10 @@ def adapted_kl(ppo: PPO, batch: RolloutBatch, kl_coef: Float[Array, '']) -> Floa
 
 
 def channel_name(name: str, channel: int) -> str:
-    """The name of a figure of a channel; that of the reward has no number."""
+    """The name of a figure of a channel; channel 0, the reward, has no number in its name."""
     return f'{name}_{channel}' if channel else name
 
 
 def _mean(rows: list[Metrics], name: str) -> float:
-    """0 of no rows."""
+    """The mean of a metric over minibatches, 0 without any."""
     return float(np.mean([row[name] for row in rows])) if rows else 0.0

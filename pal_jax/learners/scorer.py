@@ -2,14 +2,16 @@
 
     state = scorer.init(params)                           # plain decoder weights on the mesh, and a new head
     scores = scorer.scores(state, pairs)                  # of every reply, by output
-    gaps = scorer.gaps(state, pairs)                      # how much better the first of two neighbours is
+    gaps = scorer.gaps(state, pairs)                      # the score of the first of two neighbours minus the other's
     state, scores, metrics = scorer.learn(state, pairs)   # the scores before the step, and one step
 
-A reward model is a scorer with one output and the loss of Bradley and Terry. A row holds what replies share (a
-question, or the summary of a person with it) once, then the replies; several such groups may share a row. Pairs are
-what a group says was compared, or else neighbours, the chosen one first. A reply ends with a token that nobody reads;
-its score is the head's value of the state before it, the last one that has read the whole reply. So a scorer is a
-critic that is asked once a reply, and a critic may start from its weights.
+A reward model is a scorer with one output and the loss of Bradley and Terry. A row holds the text that replies share (a
+question, or the summary of a person with it) once, then the replies; several such groups may share a row. The pairs to
+learn from are those that a group names as compared, or else neighbours, the chosen reply first.
+
+A reply ends with a token that nobody reads. Its score is the head's value of the state before that token, the last
+state that has read the whole reply. So a scorer is a critic that is asked once a reply, and a critic may start from its
+weights.
 """
 
 from __future__ import annotations
@@ -61,13 +63,13 @@ SHORT = 4  # tokens of short replies: rows that groups share have places for so 
 class BradleyTerry:
     """Hyper-parameters of the loss of a pair, under the names of `objectives.preference`.
 
-    margin: by which a chosen reply has to be better, beside the margin of the pair's own record.
-    label_smoothing: the share of pairs taken to be the wrong way round.
-    centring: times the squared sum of a pair's two scores, which keeps scores about zero.
-    regularization: times the mean square of a pair's two scores (Safe RLHF's, arXiv 2310.12773, 1e-3 there).
-
+    Attributes:
+      margin: the margin by which a chosen reply has to be better, beside the margin of the pair's own record.
+      label_smoothing: the share of pairs taken to be the wrong way round.
+      centring: the weight of the squared sum of a pair's two scores, which keeps scores about zero.
+      regularization: the weight of the mean square of a pair's two scores (Safe RLHF, arXiv 2310.12773, has 1e-3).
     Raises:
-      ValueError: a value out of its range.
+      ValueError: a value is out of its range.
     """
 
     margin: float = 0.0
@@ -83,7 +85,7 @@ class BradleyTerry:
             )
 
     def __call__(self, scores: Float[Array, 'R N K'], lesson: Lesson) -> Float[Array, '']:
-        """The weighted sum of the pairs' losses, by the first output."""
+        """The weighted sum of the losses of all pairs, by the first output."""
         sides = lesson.better, lesson.worse
         chosen, rejected = (jnp.take_along_axis(scores[..., 0], side, axis=1) for side in sides)
         return jnp.sum(lesson.weight * self.of_pairs(chosen, rejected, lesson.margin))
@@ -91,7 +93,7 @@ class BradleyTerry:
     def of_pairs(
         self, chosen: Float[Array, '*S'], rejected: Float[Array, '*S'], margin: Float[Array, '*S']
     ) -> Float[Array, '*S']:
-        """The loss of each pair by its scores."""
+        """The loss of each pair by its two scores."""
         loss = logistic(chosen - rejected, margin=self.margin + margin, label_smoothing=self.label_smoothing)
         if self.centring:
             loss += self.centring * centring(chosen, rejected)
@@ -101,8 +103,8 @@ class BradleyTerry:
 
 
 class Lesson(NamedTuple):
-    """Of the pairs in each row: which samples they are, what they count in the loss (0: there is no such pair) and the
-    margin they have."""
+    """The pairs in each row: the numbers of their two samples, their weight in the loss (0: no such pair) and their
+    margin."""
 
     better: Int[Array, 'R P']
     worse: Int[Array, 'R P']
@@ -111,17 +113,20 @@ class Lesson(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Groups of `n` replies in rows, and what is learnt of them; `where` are the row and sample of each reply of a
-    group, and `exists` says which of them there are. Rows are cut to `multiple`s of tokens."""
+    """Groups of `n` replies in rows, and the lesson that they teach.
+
+    `where` has the row and the sample of each reply of a group, and `exists` is True for replies that are there. Rows
+    are cut to `multiple`s of tokens.
+    """
 
     batch: TokenBatch
-    lesson: Any  # a `Lesson`, or another whose `weight` is that of what it teaches
+    lesson: Any  # a `Lesson`, or another record with a `weight`
     where: tuple[Int[np.ndarray, 'G n'], Int[np.ndarray, 'G n']]
     exists: Bool[np.ndarray, 'G n']
     multiple: int = MULTIPLE
 
     def pick(self, groups: Int[np.ndarray, '...'], branches: Int[np.ndarray, '...']) -> Pairs:
-        """The same rows, of which these replies are wanted: `branches` of `groups`, broadcast together to [G, n]."""
+        """The same rows with other replies asked for: `branches` of `groups`, broadcast together to [G, n]."""
         where = self.where[0][groups, branches], self.where[1][groups, branches]
         return self._replace(where=where, exists=self.exists[groups, branches])
 
@@ -130,26 +135,30 @@ ScoreLoss = Callable[[Float[Array, 'R N K'], Any], Float[Array, '']]  # of score
 
 
 class ScorerState(struct.PyTreeNode):
-    """`model.params` is what trains: `decoder`, without its embedding or its adapters alone, and `head`."""
+    """A scorer and the count of its skipped updates.
+
+    `model.params` has the parameters that train: `decoder`, without its embedding or with its adapters alone, and
+    `head`.
+    """
 
     model: TrainState
-    skipped: Int[Array, '']  # the last so many updates were not finite, so they were not made
+    skipped: Int[Array, '']  # updates in a row, up to the last, that were left out since their gradient was not finite
 
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
     """Functions over `ScorerState`; two scorers that are equal share their compiled programs.
 
-    Embeddings are frozen: few of their rows are in a batch, and the moments of all would be a third of the memory of a
-    small model.
+    Embeddings are frozen: few of their rows are in a batch, and the moments of all rows would be a third of the memory
+    of a small model.
 
     Attributes:
-      loss: of a micro-batch's scores and its lesson, a pytree whose arrays have its rows. It is a weighted sum, so
-        that micro-batches add up.
-      outputs: numbers of the head.
-      micro_rows: rows in a device's memory at once.
+      loss: a loss of a micro-batch's scores and its lesson, a pytree whose arrays have the micro-batch's rows. It is a
+        weighted sum, so that micro-batches add up.
+      outputs: the number of scores that the head gives.
+      micro_rows: the number of rows in a device's memory at once.
     Raises:
-      ValueError: a dimension that does not divide over the mesh, or adapters with dropout.
+      ValueError: a dimension does not divide over the mesh, or adapters have dropout.
     """
 
     cfg: ModelConfig
@@ -168,12 +177,12 @@ class Scorer:
 
     @functools.cached_property
     def param_shardings(self) -> Params:
-        """Where plain decoder weights lie."""
+        """The shardings of plain decoder weights on the mesh."""
         return sharding.param_shardings(model_params.decoder_specs(self.cfg), self.mesh)
 
     @functools.cached_property
     def abstract(self) -> ScorerState:
-        """A state's shapes and shardings."""
+        """The shapes and shardings of a state."""
         return laid_out(self.new, self.cfg, self.adapters, self.mesh)
 
     @functools.cached_property
@@ -188,7 +197,8 @@ class Scorer:
 
     @property
     def abstract_weights(self) -> ScorerState:
-        """What `scores` reads of `abstract`; the rest is `...`, which a checkpoint's reader leaves out."""
+        """A state for a checkpoint's reader: shapes and shardings of the parts that `scores` reads, and `...` for parts
+        to be left out."""
         nothing: ScorerState = jax.tree.map(lambda _: ..., self.abstract)
         return nothing.replace(model=self.abstract.model.replace(opt_state=nothing.model.opt_state))
 
@@ -200,30 +210,32 @@ class Scorer:
         return np.asarray(scores)[pairs.where]
 
     def gaps(self, state: ScorerState, pairs: Pairs) -> Float[np.ndarray, 'G P']:
-        """How much better the first of two neighbours is, by the first output."""
+        """The score of the first of two neighbours minus the second's, by the first output."""
         return gaps(self.scores(state, pairs)[..., 0])
 
     def learn(
         self, state: ScorerState, pairs: Pairs, rate: float | Array = 1.0
     ) -> tuple[ScorerState, Float[np.ndarray, 'G n K'], Metrics]:
-        """One step on the loss of the lesson, and the scores by the model as it was before the step, in one pass.
+        """One step on the loss of the lesson, and the scores of the model before the step, in one pass.
 
-        A lesson without pairs makes no step, and has no figures.
+        A lesson without pairs makes no step and has no figures.
 
         Args:
-          rate: times the optimiser's step, for schedules that go by something else than the number of updates.
+          rate: a factor of the optimiser's step, for schedules that do not follow the number of updates.
         """
+        # 1. Scores and gradient in one pass over the micro-batches.
         before, grads, figures = self.read(state, pairs)
         if not grads:
             return state, before, {}
+        # 2. One step of the optimiser.
         model, norm = apply(self.optimizer, state.model, grads, rate)
         figures |= floats({'reward_grad_norm': norm})
         return ScorerState(model, skipped(state.skipped, norm)), before, figures
 
     def read(self, state: ScorerState, pairs: Pairs) -> tuple[Float[np.ndarray, 'G n K'], Params, Metrics]:
-        """The scores, the gradient of the lesson's loss, and its figures, in one pass.
+        """The scores, the gradient of the lesson's loss and its figures, in one pass.
 
-        A lesson without pairs has no gradient, `{}`, and no figures.
+        A lesson without pairs has the gradient `{}` and no figures.
         """
         if not any_of(pairs.lesson.weight):
             return self.scores(state, pairs), {}, {}
@@ -233,6 +245,7 @@ class Scorer:
             losses.append(loss)
             parts.append(scores)
         before = np.asarray(jnp.concatenate(parts))[pairs.where]
+        # Weights sum to 1 over the whole batch, so the micro-batches' losses add up to its mean.
         figures = {'reward_loss': float(sum(jax.device_get(losses)))}
         if (both := pairs.exists[:, 0::2] & pairs.exists[:, 1::2]).any():
             figures['reward_accuracy'] = float(np.mean(gaps(before[..., 0])[both] > 0))
@@ -253,25 +266,27 @@ class Scorer:
             return accumulate(loss, model.params, grads)
 
     def weights(self, state: ScorerState) -> tuple[Params, Float[Array, 'D K']]:
-        """Plain decoder weights that compute what the state's do, and the head."""
+        """Plain decoder weights that compute the same as the state's, and the head."""
         params = state.model.params
         return lora.merge(whole(params['decoder'], state.model.frozen)), params['head']
 
     def _everywhere(self, x: Array) -> Array:
-        """On every device, so that every process can read it."""
+        """An array on every device, so that every process can read it."""
         return jax.lax.with_sharding_constraint(x, sharding.replicated(self.mesh))
 
 
 def scores(trained: Params, frozen: Params, cfg: ModelConfig, batch: TokenBatch) -> Float[Array, 'R N K']:
-    """The head's values of the state that has read a whole reply, or the mean of its values all along it: of what acts
-    in the batch."""
+    """The score of each reply by output, the mean of the head's values over the states that act in the batch.
+
+    With the pooling 'last' that is the one state that has read the whole reply, with 'mean' all states along it.
+    """
     values = forward.values({'decoder': whole(trained['decoder'], frozen), 'head': trained['head']}, cfg, batch)
     acts = batch.acts[..., None]
     return jnp.where(acts, values, 0.0).sum(2) / jnp.maximum(acts.sum(2), 1)
 
 
 def gaps(scores: Float[np.ndarray, 'G n']) -> Float[np.ndarray, 'G P']:
-    """How much higher the first score of two neighbours is."""
+    """The score of the first of two neighbours minus the score of the second."""
     return scores[:, 0::2] - scores[:, 1::2]
 
 
@@ -281,26 +296,26 @@ def whole(trainable: Params, frozen: Params) -> Params:
 
 
 def check_dropout(adapters: Lora | None) -> None:
-    """Raises ValueError where adapters of a reward model have any."""
+    """Raises ValueError where the adapters of a reward model have dropout."""
     if adapters and adapters.dropout:
         raise ValueError(f'lora.dropout={adapters.dropout}: a reward model is read and taught in one pass; set it to 0')
 
 
 def check_pooling(pooling: str) -> None:
-    """Raises ValueError where it is none."""
+    """Raises ValueError where the pooling is unknown."""
     if pooling not in ('last', 'mean'):
         raise ValueError(f"data.pooling={pooling!r} is unknown; use 'last' or 'mean'")
 
 
 def to_score(prompt: Sequence[int], reply: Sequence[int], pooling: str = 'last') -> Example:
-    """A reply to be scored: the one action of it is a token that nobody reads, after its last. With 'mean' all its
-    tokens are, too.
+    """A reply to be scored, as an example.
 
-    A reply of no tokens, without even one that ends its turn, is scored at the last token of its prompt, where
-    transformers' classifiers read such a sequence.
+    With the pooling 'last' its one action is a token after its last one, which nobody reads. With 'mean' all its tokens
+    are actions, too. A reply of no tokens, without even one that ends its turn, is scored at the last token of its
+    prompt, where transformers' classifiers read such a sequence.
 
     Raises:
-      ValueError: another pooling, or no token in prompt and reply.
+      ValueError: the pooling is unknown, or prompt and reply have no token.
     """
     check_pooling(pooling)
     if not (sequence := [*prompt, *reply]):
@@ -312,30 +327,35 @@ def pack_replies(
     groups: Sequence[Group], mesh: Mesh, *, ways: int, micro_rows: int, row_tokens: int = 0, multiple: int = MULTIPLE,
     n: int | None = None, times: Sequence[int] | np.ndarray | None = None,
 ) -> Pairs:  # fmt: skip
-    """Groups of replies, all made by `to_score`, in rows as `packing.lay_out` has it. What was compared in a group is
-    learnt, its pairs together as much as another group's; where no group says what was, neighbours are, of those with
-    `n` replies.
+    """Groups of replies, all made by `to_score`, in rows as `packing.lay_out` has it.
+
+    The pairs that a group names as compared are learnt, with one weight for the group as a whole. Where no group names
+    any, neighbours are the pairs, of groups with `n` replies.
 
     Args:
-      n: replies of a group at most; by default those of the largest.
+      n: the largest number of replies of a group; by default that of the largest group.
       times: how often each group counts.
     """
     n = n or max(len(group.branches) for group in groups)
     times = np.ones(len(groups)) if times is None else np.asarray(times)
-    said = any(group.compared for group in groups)
-    size = n * (n - 1) // 2 if said else n // 2  # pairs of a group at most
+    compares = any(group.compared for group in groups)
+    size = n * (n - 1) // 2 if compares else n // 2  # the largest number of pairs of a group
     acts = max(sum(branch.acts or ()) for group in groups for branch in group.branches)
     actions = 1 if acts == 1 else round_up(acts, MULTIPLE)
     neighbours = [Compared(k, k + 1) for k in range(0, n - 1, 2)]
     layout = lay_out_groups(groups, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, multiple=multiple)
+    # Rows have places for many short groups, so that batches of few and of many groups share a program.
     layout = layout._replace(groups=max(layout.groups, 1 << max(row_tokens // (SHORT * n) - 1, 0).bit_length()))
     packed = pack_groups(groups, layout, n=n, actions=actions)
     places = {i: (r, place * n) for r, row in enumerate(layout.rows) for place, i in enumerate(row)}
+    # Each group's row, and the place of its first reply in that row.
     rows, starts = np.array([places[i] for i in range(len(groups))]).T
     shape = packed.acts.shape[0], packed.acts.shape[1] // n * size
     better, worse, weight, margin = (np.zeros(shape, dtype) for dtype in (np.int32, np.int32, np.float32, np.float32))
-    lessons = [group.compared if said else neighbours if len(group.branches) == n else () for group in groups]
-    times = times * [len(compared) > 0 for compared in lessons]  # groups that teach nothing share no weight
+    # Lessons of one batch are all of one kind, so that no group's neighbours stand in for pairs that nobody compared.
+    lessons = [group.compared if compares else neighbours if len(group.branches) == n else () for group in groups]
+    times = times * [len(compared) > 0 for compared in lessons]  # groups that teach nothing have no weight
+    # Pairs are named by the places of their two replies in the row that their group stands in.
     for compared, row, start, count in zip(lessons, rows, starts, times / max(times.sum(), 1), strict=True):
         for k, pair in enumerate(compared, start // n * size):
             better[row, k], worse[row, k], margin[row, k] = start + pair.better, start + pair.worse, pair.margin

@@ -1,5 +1,8 @@
-"""What every learner of a decoder does: parameters that train and that do not, where they lie, micro-batches, gradients
-that are summed, the optimiser's step."""
+"""The work that all learners of a decoder share.
+
+Parameters are split into those that train and those that are frozen, and laid over the mesh. Batches are cut into
+micro-batches of rows, gradients are summed, and the optimiser makes its step.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +43,13 @@ class Lora:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """What `models.lora` makes adapters from."""
+        """The arguments by which `models.lora` makes adapters."""
         targets = self.targets if self.targets == 'all-linear' else tuple(self.targets.split(','))
         return {'rank': self.rank, 'alpha': self.alpha, 'targets': targets}
 
 
 class TrainState(struct.PyTreeNode):
-    """Trainable parameters, the frozen ones they are adapters of (empty without LoRA), and the optimiser."""
+    """Trainable parameters, the frozen parameters that they adapt (empty without LoRA), and the optimiser's state."""
 
     params: Params
     frozen: Params
@@ -57,12 +60,15 @@ Seed = int | Int[Array, '']
 
 
 def attached(params: Params, adapters: Lora, seed: Seed) -> tuple[Params, Params]:
-    """What trains and what is frozen of a decoder whose adapters are drawn by `seed`."""
+    """The trainable and the frozen parameters of a decoder whose adapters are drawn by `seed`."""
     return lora.split(lora.attach(params, key=jax.random.key(seed), **adapters.shape))
 
 
 def divided(params: Params, adapters: Lora | None, seed: Seed) -> tuple[Params, Params]:
-    """What trains and what is frozen of a decoder that only reads: its adapters, or all but its embeddings."""
+    """The trainable and the frozen parameters of a decoder that only reads.
+
+    Its adapters train, or without adapters everything but its embeddings.
+    """
     if adapters:
         return attached(params, adapters, seed)
     frozen = {name: params[name] for name in ('embed', 'unembed') if name in params}
@@ -75,26 +81,29 @@ def new_head(width: int, outputs: int, seed: Seed) -> Float[Array, 'D K']:
 
 
 def join(trainable: Params, frozen: Params) -> Params:
-    """The whole model: adapters on what they adapt, or the parameters themselves."""
+    """The whole model: adapters beside the weights that they adapt, or the parameters themselves."""
     return lora.join(trainable, frozen) if frozen else trainable
 
 
 def merged(state: TrainState) -> Params:
-    """Plain weights that compute what the state's do."""
+    """Plain weights that compute the same as the state's adapters on their base."""
     return lora.merge(join(state.params, state.frozen))
 
 
-COLUMNS = 'tokens', 'positions', 'segments', 'prefix'  # of a `TokenBatch`, a number for each column of a row
-MULTIPLE = 128  # of columns
+COLUMNS = 'tokens', 'positions', 'segments', 'prefix'  # arrays of a `TokenBatch` by column
+MULTIPLE = 128  # micro-batches are cut to multiples of so many columns
 
 
 def zeros(params: Params) -> Params:
-    """Sums of gradients, each lying as its parameter does. Under `jit`, which reads only shapes here, it would not."""
+    """Zeros for sums of gradients in float32, laid over the mesh as their parameters are.
+
+    It is called outside of `jit`, which would read the shapes alone and lose the shardings.
+    """
     return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32, device=x.sharding), params)
 
 
 def trained_specs(specs: Params, adapters: Lora | None) -> dict[tuple[str, ...], ParamSpec]:
-    """Specs by the path of a leaf, those of adapters included."""
+    """The specs of the leaves that train, those of adapters included, by the path of the leaf."""
     trees = lora.split(lora.lora_specs(specs, **adapters.shape)) if adapters else (specs,)
     leaves = [
         leaf for tree in trees for leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=model_params.is_spec)
@@ -103,19 +112,23 @@ def trained_specs(specs: Params, adapters: Lora | None) -> dict[tuple[str, ...],
 
 
 def laid_out(new: Callable[[Params], Any], cfg: ModelConfig, adapters: Lora | None, mesh: Mesh) -> Any:
-    """Shapes and places on the mesh of the state that `new` makes of a decoder's weights."""
+    """The shapes and shardings of the state that `new` makes of a decoder's weights."""
     specs = model_params.decoder_specs(cfg)
     shapes = jax.eval_shape(new, model_params.abstract(specs))
     return placed(shapes, trained_specs(specs, adapters), mesh)
 
 
 def jit_to(abstract: Any, function: Callable[..., Any], **options: Any) -> Any:
-    """A jitted function whose result lies where `abstract` says."""
+    """A jitted function whose result has the shardings of `abstract`."""
     return jax.jit(function, out_shardings=jax.tree.map(lambda x: x.sharding, abstract), **options)
 
 
 def placed(shapes: Any, specs: dict[tuple[str, ...], ParamSpec], mesh: Mesh) -> Any:
-    """A leaf whose path ends as a parameter's does (its moments, say) lies as the parameter lies; others everywhere."""
+    """The shapes with shardings on the mesh.
+
+    A leaf whose path ends as a parameter's path does (its moments, for example) has the parameter's sharding. All other
+    leaves are replicated.
+    """
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = _names(path)
@@ -135,20 +148,24 @@ def _names(path: Any) -> tuple[str, ...]:
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def take(batch: Any, index: Int[np.ndarray, 'P'] | None, mesh: Mesh, length: int | None = None) -> Any:
-    """These rows of a batch (None: all), over the mesh as it was, and of a `TokenBatch` the first `length` columns."""
+    """The rows `index` of a batch (None: all), spread over the mesh as before; a `TokenBatch` keeps its first `length`
+    columns."""
 
     def cut(x: Any) -> Any:
         return x.replace(**{name: getattr(x, name)[:, :length] for name in COLUMNS}) if _is_tokens(x) else x
 
     rows = batch if index is None else jax.tree.map(lambda x: x[index], batch)
+    # Without the constraint the compiler may gather the picked rows on one device.
     place = sharding.sharding(mesh, ('batch',))
     return jax.lax.with_sharding_constraint(jax.tree.map(cut, rows, is_leaf=_is_tokens), place)
 
 
 def micro_batches(tree: Any, mesh: Mesh, micro_rows: int, multiple: int = MULTIPLE) -> Iterator[Any]:
-    """Neighbouring rows, up to `micro_rows` a device at a time, without the columns that are padding in all: the one
-    `TokenBatch` of the tree is cut to its longest row, rounded up to a `multiple` so that the programs to compile stay
-    few."""
+    """Micro-batches of neighbouring rows, up to `micro_rows` rows a device at a time.
+
+    The one `TokenBatch` of the tree loses the columns that are padding in all rows of a micro-batch. Its length is that
+    of the longest row, rounded up to a `multiple`, so that few programs are compiled.
+    """
     (batch,) = (x for x in jax.tree.leaves(tree, is_leaf=_is_tokens) if _is_tokens(x))
     cuts = cuts_of(batch, mesh, micro_rows, multiple)
     for index, length in cuts:
@@ -158,10 +175,11 @@ def micro_batches(tree: Any, mesh: Mesh, micro_rows: int, multiple: int = MULTIP
 def cuts_of(
     batch: TokenBatch, mesh: Mesh, micro_rows: int, multiple: int = MULTIPLE
 ) -> list[tuple[Int[np.ndarray, 'P'], int]]:
-    """The rows of each micro-batch, and the number of its columns."""
+    """The indices of the rows of each micro-batch, and the number of its columns."""
     height, width = batch.tokens.shape
-    each = height // sharding.batch_ways(mesh)
-    parts = next(k for k in range(1, each + 1) if each % k == 0 and each // k <= micro_rows)
+    on_device = height // sharding.batch_ways(mesh)
+    # The fewest equal parts that fit the memory: equal shapes share one compiled program.
+    parts = next(k for k in range(1, on_device + 1) if on_device % k == 0 and on_device // k <= micro_rows)
     longest = np.maximum(_longest(batch.segments, parts, mesh), 1)  # a batch may be short: rows of padding alone
     lengths = (min(width, -(-int(columns) // multiple) * multiple) for columns in longest)
     return list(zip(np.split(np.arange(height), parts), lengths, strict=True))
@@ -180,10 +198,10 @@ def _longest(segments: Int[Array, 'R T'], parts: int, mesh: Mesh) -> Int[Array, 
 def accumulate(
     loss: Callable[[Params], tuple[Array, Any]], params: Params, grads: Params
 ) -> tuple[tuple[Array, Any], Params]:
-    """`loss(params)`, which is a number and something else, and `grads` with its gradient added.
+    """The value of `loss(params)`, which is a number and a further result, and `grads` with its gradient added.
 
-    The backward pass adds into the sum as it goes, a layer at a time where layers are scanned, so that no second copy
-    of their gradients exists.
+    The backward pass adds into the sum as it goes, a layer at a time where layers are scanned. So no second copy of the
+    gradients exists.
     """
     sums = jax.tree.map(jax.new_ref, grads)
     pull: Any  # its declared type lacks `with_refs`
@@ -193,8 +211,11 @@ def accumulate(
 
 
 def any_of(counts: Array) -> bool:
-    """Whether anything of a batch counts, the same in every process. Without it an optimiser's step would still move
-    parameters by its moments, count an update and decay weights."""
+    """True where anything of a batch counts; the answer is the same in every process.
+
+    A batch in which nothing counts has to be skipped: an optimiser's step on it would still move parameters by its
+    moments, count an update and decay weights.
+    """
     return bool(jnp.any(counts != 0))
 
 
@@ -205,7 +226,10 @@ global_norm = jax.jit(optax.global_norm)
 def apply(
     optimizer: Optimizer | optax.GradientTransformation, state: TrainState, grads: Params, rate: float | Array = 1.0
 ) -> tuple[TrainState, Array]:
-    """The optimiser's step, times `rate`, and the gradients' norm; where that is not finite, no step."""
+    """The state after the optimiser's step, scaled by `rate`, and the norm of the gradient.
+
+    A norm that is not finite makes no step.
+    """
     norm = global_norm(grads)
 
     def step() -> TrainState:
@@ -213,12 +237,13 @@ def apply(
         params = optax.apply_updates(state.params, optax.tree.scale(rate, updates))
         return state.replace(params=params, opt_state=opt_state)
 
+    # The choice is made on the device, so that no step waits for a number to reach the host.
     return jax.lax.cond(jnp.isfinite(norm), step, lambda: state), norm
 
 
 @jax.jit
 def skipped(before: Array, norm: Array) -> Array:
-    """How many updates in a row were not made."""
+    """The number of updates in a row, up to the last, whose gradient was not finite."""
     return jnp.where(jnp.isfinite(norm), 0, before + 1)
 
 

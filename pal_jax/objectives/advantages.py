@@ -1,8 +1,8 @@
-"""From one reward per sample to an advantage per action.
+"""Estimators that turn one reward per sample into an advantage per action.
 
-A sample is a row of actions that starts in column 0; `acts` marks the real ones. Rewards and values have a last axis
-of channels: channel 0 is the reward, the others are costs or further objectives. Nothing here is differentiated:
-rewards, values and advantages are constants of the update. Results are 0 on padding, whose inputs are ignored.
+A sample is a row of actions that starts in column 0; `acts` marks the real ones. Rewards and values have a last axis of
+channels: channel 0 is the reward, the others are costs or further objectives. Nothing here is differentiated: rewards,
+values and advantages are constants of the update. Results are 0 on padding, whose inputs are ignored.
 
 An estimator is a function of a `Rollout` and of `Discounts`; it returns advantages and returns. A method may pass a
 function of its own in its place, made of the same pieces.
@@ -22,15 +22,17 @@ from pal_jax.objectives.masked import keep, masked_mean, masked_sum
 
 
 class Rollout(NamedTuple):
-    """What advantages are made of: `B` samples of up to `A` actions with `C` channels.
+    """The inputs of an estimator: `B` samples of up to `A` actions with `C` channels.
 
-    rewards: one number a sample by channel.
-    penalty: what an action pays for its distance from the reference policy, in units of the reward; never clipped.
-    values: the critics' values of the states before each action by channel; None without critics.
-    acts: actions that count.
-    ok: samples that have a reward.
-    role: who spoke, such as the seat of a game, or the group that a limit is of.
-    n: samples of a prompt, which stand side by side.
+    Attributes:
+      rewards: the reward of each sample, by channel.
+      penalty: the penalty of an action for its distance from the reference policy, in units of the reward; never
+        clipped.
+      values: the critics' values of the states before each action, by channel; None without critics.
+      acts: True for actions that count.
+      ok: True for samples that have a reward.
+      role: the speaker's role, such as the seat of a game, or the group that a limit belongs to.
+      n: the number of samples of a prompt, which stand side by side.
     """
 
     rewards: Float[Array, 'B C']
@@ -51,7 +53,7 @@ class Discounts(NamedTuple):
     std_floor: float = 0.0
 
 
-Estimates = tuple[Float[Array, 'B A'], Float[Array, 'B A C']]  # advantages of the update, and returns by channel
+Estimates = tuple[Float[Array, 'B A'], Float[Array, 'B A C']]  # the update's advantages, and returns by channel
 Estimator = Callable[[Rollout, Discounts], Estimates]
 
 
@@ -72,32 +74,32 @@ def actor_critic(rollout: Rollout, constants: Discounts) -> Estimates:
 
 
 def reinforce(rollout: Rollout, constants: Discounts) -> Estimates:
-    """The return is the advantage, whitened over the buffer (Williams 1992)."""
+    """Returns as advantages, whitened over the buffer (Williams 1992)."""
     returns = returns_of(rollout, rollout.rewards, constants)
     return whiten(returns[..., 0], rollout), returns
 
 
 def rloo(rollout: Rollout, constants: Discounts) -> Estimates:
-    """Rewards less the mean of the prompt's other samples, then as `reinforce` (Ahmadian et al. 2024)."""
+    """Rewards less the mean of the prompt's other samples, with returns as `reinforce` (RLOO, Ahmadian et al. 2024)."""
     returns = returns_of(rollout, less_others(rollout.rewards, rollout.ok, rollout.n), constants)
     return whiten(returns[..., 0], rollout), returns
 
 
 def reinforce_baseline(rollout: Rollout, constants: Discounts) -> Estimates:
-    """Rewards less the prompt's mean, then as `reinforce` (REINFORCE++ with a baseline, Hu 2025)."""
+    """Rewards less the prompt's mean, with returns as `reinforce` (REINFORCE++ with a baseline, Hu 2025)."""
     returns = returns_of(rollout, less_mean(rollout.rewards, rollout.ok, rollout.n), constants)
     return whiten(returns[..., 0], rollout), returns
 
 
 def group_norm(rollout: Rollout, constants: Discounts) -> Estimates:
-    """Rewards standardised within the prompt, which keep their scale (GRPO, Shao et al. 2024)."""
+    """Rewards standardised within the prompt; advantages are not whitened (GRPO, Shao et al. 2024)."""
     standard = standardised(rollout.rewards, rollout.ok, rollout.n, constants.std_floor)
     returns = returns_of(rollout, standard, constants)
     return returns[..., 0], returns
 
 
 def dr_grpo(rollout: Rollout, constants: Discounts) -> Estimates:
-    """Rewards less the prompt's mean, which keep their scale (Dr. GRPO, Liu et al. 2025)."""
+    """Rewards less the prompt's mean; advantages are not whitened (Dr. GRPO, Liu et al. 2025)."""
     returns = returns_of(rollout, less_mean(rollout.rewards, rollout.ok, rollout.n), constants)
     return returns[..., 0], returns
 
@@ -113,13 +115,13 @@ ESTIMATORS: dict[str, Estimator] = {  # by their names in configs
 
 
 def paid(rollout: Rollout, rewards: Float[Array, 'B C'], constants: Discounts) -> Float[Array, 'B A C']:
-    """The rewards of actions: the penalty is taken off the reward, and no cost has one."""
+    """The rewards of actions: the penalty is taken off the reward, and costs have none."""
     signs = [-1.0, *[0.0] * (rewards.shape[-1] - 1)]
     return token_rewards(rewards, rollout.penalty, rollout.acts, clip=constants.reward_clip, signs=signs)
 
 
 def returns_of(rollout: Rollout, rewards: Float[Array, 'B C'], constants: Discounts) -> Float[Array, 'B A C']:
-    """The discounted sum of what actions are paid from each action on."""
+    """The discounted sum of the rewards of actions, from each action on."""
     return reward_to_go(paid(rollout, rewards, constants), rollout.acts, gamma=constants.gamma)
 
 
@@ -129,7 +131,7 @@ def returns_of(rollout: Rollout, rewards: Float[Array, 'B C'], constants: Discou
 def less_others(rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int) -> Float[Array, 'B C']:
     """`r_i - mean of the others` among the `n` samples of a prompt.
 
-    Samples with `ok=False` get 0 and are left out of the statistics; so does a sample that is alone in its group.
+    Samples with `ok=False` get 0 and are left out of the statistics; a sample that is alone in its group gets 0, too.
 
     Raises:
       ValueError: fewer than two samples a prompt, or rewards that do not form whole groups.
@@ -148,7 +150,7 @@ def standardised(
 ) -> Float[Array, 'B C']:
     """`(r_i - mean) / (std + std_floor + 1e-9)` among the `n` samples of a prompt, `std` unbiased; see `less_others`.
 
-    Without a floor a group whose rewards differ by noise alone counts as much as any.
+    Without a floor a group whose rewards differ by noise alone counts as much as any other.
     """
     centred, mask, count = _centred(rewards, ok, n)
     variance = masked_sum(jnp.square(centred), mask, axis=1)[:, None] / jnp.maximum(count - 1.0, 1.0)
@@ -158,15 +160,15 @@ def standardised(
 def _centred(
     rewards: Float[Array, 'B C'], ok: Bool[Array, ' B'], n: int
 ) -> tuple[Float[Array, 'P n C'], Bool[Array, 'P n C'], Float[Array, 'P 1 C']]:
-    """Rewards less their group's mean, which of them count, and how many do in each group."""
+    """Rewards less their group's mean, a mask of those that count, and the number of them in each group."""
     if n < 2:
         raise ValueError(f'samples of a prompt are compared, got n={n}; use n >= 2, or the estimator gae or reinforce')
     if rewards.shape[0] % n:
         raise ValueError(f'{rewards.shape[0]} rewards do not form groups of n={n}; pass whole groups')
     r = rewards.reshape(-1, n, rewards.shape[-1])
     mask = jnp.broadcast_to(ok.reshape(-1, n, 1), r.shape)
-    # Counted from the group's minimum, a constant group is exactly 0: its mean rounded would leave an error, which
-    # the division by its own standard deviation would blow up to 1.
+    # Rewards are taken from the group's minimum, so that a constant group is exactly 0. Its mean would be rounded, and
+    # the division by the group's own standard deviation would blow that error up to 1.
     r = keep(r - jnp.min(r, axis=1, keepdims=True, initial=jnp.inf, where=mask), mask)
     centred = keep(r - masked_mean(r, mask, axis=1)[:, None], mask)
     return centred, mask, jnp.sum(mask, axis=1, keepdims=True).astype(r.dtype)
@@ -179,7 +181,7 @@ def token_rewards(
     rewards: Float[Array, 'B C'], penalty: Float[Array, 'B A'], acts: Bool[Array, 'B A'], *,
     clip: tuple[float, float] = (-10.0, 10.0), signs: Sequence[float] = (-1.0,),
 ) -> Float[Array, 'B A C']:  # fmt: skip
-    """`sign * penalty` for every action; the last action of a sample is paid its clipped reward on top.
+    """`sign * penalty` for every action, and for the last action of a sample its clipped reward on top.
 
     `signs` has a number by channel: -1 takes the penalty off a reward, 1 adds it to a cost, 0 leaves it out.
     """
@@ -194,9 +196,10 @@ def gae(
 ) -> tuple[Float[Array, 'B A *C'], Float[Array, 'B A *C']]:  # fmt: skip
     """Generalised advantage estimation (Schulman et al. 2016): advantages and returns.
 
-    δₜ = rₜ + γₜ Vₜ₊₁ - Vₜ,  Aₜ = δₜ + γₜλ Aₜ₊₁,  Gₜ = Aₜ + Vₜ. The value after the last column is `bootstrap`; without
-    one, the value after the last action is 0: an answer cut at the length limit counts as finished. A γₜ of 0 ends an
-    episode after action t.
+    δₜ = rₜ + γₜ Vₜ₊₁ - Vₜ,  Aₜ = δₜ + γₜλ Aₜ₊₁,  Gₜ = Aₜ + Vₜ.
+
+    The value after the last column is `bootstrap`. Without one the value after the last action is 0: an answer cut at
+    the length limit counts as finished. A γₜ of 0 ends an episode after action t.
     """
     acts, gamma = _beside(acts, rewards), _beside(jnp.broadcast_to(gamma, acts.shape), rewards)
     rewards, values = keep(rewards, acts), keep(values, acts)
@@ -207,19 +210,19 @@ def gae(
 
 
 def reward_to_go(rewards: Float[Array, 'B A *C'], acts: Bool[Array, 'B A'], *, gamma: float) -> Float[Array, 'B A *C']:
-    """Gₜ = rₜ + γ Gₜ₊₁."""
+    """The discounted rewards from each action on, Gₜ = rₜ + γ Gₜ₊₁."""
     return discounted_sum(keep(rewards, _beside(acts, rewards)), gamma)
 
 
 def discounted_sum(x: Float[Array, 'B A *C'], discount: float | Float[Array, 'B A *C']) -> Float[Array, 'B A *C']:
-    """yₜ = xₜ + discountₜ · yₜ₊₁, from the last column to the first."""
+    """The sums yₜ = xₜ + discountₜ · yₜ₊₁, from the last column to the first."""
 
     def step(later: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         x_t, discount_t = now
         y_t = x_t + discount_t * later
         return y_t, y_t
 
-    columns = jax.tree.map(lambda each: jnp.moveaxis(each, 1, 0), (x, jnp.broadcast_to(discount, x.shape)))
+    columns = jax.tree.map(lambda array: jnp.moveaxis(array, 1, 0), (x, jnp.broadcast_to(discount, x.shape)))
     _, y = jax.lax.scan(step, jnp.zeros_like(x[:, 0]), columns, reverse=True)
     return jnp.moveaxis(y, 0, 1)
 
@@ -235,8 +238,8 @@ def _beside(x: Array, like: Array) -> Array:
 def whiten(advantages: Float[Array, 'B A'], rollout: Rollout, *, roles: int = 1) -> Float[Array, 'B A']:
     """Advantages with mean 0 and variance 1 over the actions that count.
 
-    With `roles` above 1 the statistics are those of each role by itself, so that what one role earns does not shift
-    what another learns.
+    With `roles` above 1 each role has statistics of its own, so that the rewards of one role do not shift the
+    advantages of another.
     """
     if roles == 1:
         return masked.whiten(advantages, rollout.acts)

@@ -1,10 +1,10 @@
-"""Losses on pairs of completions, of which one is preferred (DPO, Rafailov et al. 2023, and its relatives).
+"""Losses on pairs of completions, one of which is preferred (DPO, Rafailov et al. 2023, and its relatives).
 
-A completion's log-ratio is log π(y|x) - log π_ref(y|x), without a reference log π(y|x). Of `h`, the chosen one's minus
-the rejected one's:
+A completion's log-ratio is log π(y|x) - log π_ref(y|x), or without a reference log π(y|x). With `h`, the chosen
+completion's log-ratio minus the rejected one's:
 - sigmoid: -log σ(β h), with `label_smoothing` ε: -(1 - ε) log σ(β h) - ε log σ(-β h) (DPO; cDPO, Mitchell 2023);
 - hinge: max(0, 1 - β h) (SLiC, Zhao et al. 2023);
-- ipo: (h - 1 / (2β))², its log-ratios means over tokens (IPO, Azar et al. 2023; Hugging Face's correction).
+- ipo: (h - 1 / (2β))², with log-ratios that are means over tokens (IPO, Azar et al. 2023; Hugging Face's correction).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PairLoss = Literal['sigmoid', 'hinge', 'ipo']
 def log_ratios(
     logprobs: Float[Array, 'B A'], reference: Float[Array, 'B A'] | None, acts: Bool[Array, 'B A'], loss: PairLoss
 ) -> Float[Array, ' B']:
-    """The log-ratio of each completion, a sum over its tokens, for `ipo` their mean; 0 where nothing acts."""
+    """The log-ratio of each completion: the sum over its tokens, or for `ipo` their mean; 0 where nothing acts."""
     ratio = logprobs if reference is None else logprobs - reference
     return masked_mean(ratio, acts, axis=1) if loss == 'ipo' else jnp.sum(keep(ratio, acts), axis=1)
 
@@ -31,7 +31,7 @@ def log_ratios(
 def pair_loss(
     h: Float[Array, ' P'], *, loss: PairLoss, beta: float, label_smoothing: float = 0.0
 ) -> Float[Array, ' P']:
-    """The loss of each pair, from its difference of log-ratios."""
+    """The loss of each pair, by its difference of log-ratios. Raises ValueError where the loss is unknown."""
     match loss:
         case 'sigmoid':
             right, wrong = jax.nn.log_sigmoid(beta * h), jax.nn.log_sigmoid(-beta * h)
@@ -44,7 +44,7 @@ def pair_loss(
 
 
 def real_pairs(acts: Bool[Array, 'B A']) -> Bool[Array, ' P']:
-    """Which pairs of neighbours have actions in both completions; others are padding."""
+    """True for pairs of neighbours with actions in both completions; other pairs are padding."""
     return jnp.any(acts, axis=1).reshape(-1, 2).all(axis=1)
 
 
@@ -57,18 +57,18 @@ def preference(
     beta: float,
     label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, 'B A'], dict[str, Float[Array, '']]]:
-    """The gradient of the mean loss by each log-prob, and what the pairs look like.
+    """The gradient of the mean loss by each log-probability, and figures of the pairs.
 
     Completions of a pair are neighbours, the chosen one first; a pair without actions is padding. A policy's gradient
-    is then that of `sum(gradient * logprobs)`, a sum over tokens, which may be cut. `accuracy` is the share of pairs
-    whose chosen log-ratio is the larger (a tie is wrong), `margin` the mean of β h.
+    is that of `sum(gradient * logprobs)`, a sum over tokens, which may be cut into parts. `accuracy` is the share of
+    pairs whose chosen log-ratio is the larger (a tie is wrong), `margin` the mean of β h.
     """
     pairs = real_pairs(acts)
 
     def mean_loss(logprobs: Array) -> tuple[Array, Array]:
         ratios = log_ratios(logprobs, reference, acts, loss).reshape(-1, 2)
-        each = pair_loss(ratios[:, 0] - ratios[:, 1], loss=loss, beta=beta, label_smoothing=label_smoothing)
-        return masked_mean(each, pairs), ratios
+        losses = pair_loss(ratios[:, 0] - ratios[:, 1], loss=loss, beta=beta, label_smoothing=label_smoothing)
+        return masked_mean(losses, pairs), ratios
 
     (value, ratios), gradient = jax.value_and_grad(mean_loss, has_aux=True)(logprobs)
     h = ratios[:, 0] - ratios[:, 1]

@@ -1,8 +1,8 @@
 """Log-probabilities of chosen tokens: the one place where `[.., V]` exists, a chunk of rows at a time.
 
 Letters: `R` rows, `M` states of a row, `D` width, `V` vocabulary. `targets[r, m]` is the token chosen in state
-`hidden[r, m]`; nothing is shifted here, and rows may be sharded, so chunks run along `M`. What does not act (`acts`)
-counts nothing, and a chunk in which nothing does is skipped: those that act should come first.
+`hidden[r, m]`; nothing is shifted here, and rows may be sharded, so chunks run along `M`. States that do not act
+(`acts`) count nothing, and a chunk without an acting state is skipped: acting states should come first.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ def token_logprobs(
     dtype: str = 'float32',
     chunk: int = 1024,
 ) -> tuple[Float[Array, 'R M'], Float[Array, 'R M']]:
-    """Log-probability of each target and entropy of the distribution it is drawn from, in nats; not for gradients.
+    """The log-probability of each target and the entropy of the distribution it is drawn from, in nats, without a
+    gradient.
 
     Where nothing acts they may be anything. Logits are capped to `softcap * tanh(logit / softcap)`, then divided by
-    `temperature`. `dtype` is that of the product's inputs; about `chunk` states have their logits in memory at once.
+    `temperature`. `dtype` is the type of the product's inputs; about `chunk` states have their logits in memory at
+    once.
     """
     weight = unembed.astype(dtype)
     cap = softcap and softcap / temperature
@@ -69,9 +71,9 @@ def token_loss(
     dtype: str = 'float32',
     chunk: int = 1024,
 ) -> tuple[Float[Array, ''], Float[Array, 'R M']]:
-    """`sum(per_token(logprobs, aux))` over what acts and the log-probabilities, which carry no gradient.
+    """The sum of `per_token(logprobs, aux)` over acting states, and the log-probabilities, which carry no gradient.
 
-    `per_token` is elementwise and closes over nothing traced; masks, weights, advantages go into `aux`, a tree of
+    `per_token` is elementwise and closes over nothing traced. Masks, weights and advantages go into `aux`, a tree of
     `[R, M]` arrays, and get no gradient. Gradients reach `hidden` and `unembed`. They are made in the forward pass,
     where the softmax of a chunk is at hand, so the backward pass only scales them.
     """
@@ -89,10 +91,10 @@ def max_z_loss(
     dtype: str = 'float32',
     chunk: int = 1024,
 ) -> Float[Array, '']:
-    """The weighted sum of the squares of each state's largest logit: added to a loss, it keeps logits from growing
-    (Baichuan 2, Yang et al. 2023, section 2.4, where the weights come to 2e-4).
+    """The weighted sum of the squares of each state's largest logit.
 
-    The largest is looked for a chunk at a time, without a gradient; then it is one product of two vectors.
+    Added to a loss, it keeps logits from growing (Baichuan 2, Yang et al. 2023, section 2.4, where the weights come to
+    2e-4). The largest logit is looked for a chunk at a time, without a gradient; then it is one product of two vectors.
     """
     matrix = unembed.astype(dtype)
     columns = _split(hidden, _width(weight, chunk))
@@ -137,10 +139,12 @@ def _loss_fwd(
         losses, pull = jax.vjp(lambda lp: jnp.where(act, per_token(lp, extra), 0.0), logprobs)
         (slope,) = pull(jnp.ones_like(losses))
         dlogits = _dlogits(weights, total, chosen, slope)
+        # The derivative of cap * tanh(x / cap) by x.
         if cap is not None:
             dlogits *= 1.0 - jnp.square(logits / cap)
         dlogits = dlogits.astype(dtype)
         dstates = jnp.einsum('rmv,vd->rmd', dlogits, weight, preferred_element_type=jnp.float32)
+        # The output matrix's gradient is summed in float32, whatever the type of the products.
         step = jnp.einsum('rmv,rmd->vd', dlogits, states.astype(dtype), preferred_element_type=jnp.float32)
         return (loss + losses.sum(), dweight + step), (logprobs, dstates.astype(hidden.dtype))
 
@@ -179,10 +183,10 @@ def _logits(states: Array, weight: Array, cap: float | None = None) -> Array:
 
 
 def _softmax_parts(logits: Array) -> tuple[Array, Array, Array]:
-    """Maximum, `exp(logits - maximum)` and its sum over `V`.
+    """The maximum of the logits, `exp(logits - maximum)`, and its sum over `V`.
 
-    The exponentials are written out before they are summed: inside a reduction XLA's CPU backend computes them one
-    by one.
+    The exponentials are written out before they are summed: inside a reduction XLA's CPU backend computes them one by
+    one.
     """
     shift = logits.max(-1)
     weights = lax.optimization_barrier(jnp.exp(logits - shift[..., None]))
@@ -194,20 +198,21 @@ def _pick(logits: Array, chosen: Array) -> Array:
 
 
 def _dlogits(weights: Array, total: Array, chosen: Array, slope: Array) -> Array:
-    """Gradient of `slope * log softmax(logits)[chosen]`: `slope * (1[v = chosen] - p[v])`."""
+    """The gradient of `slope * log softmax(logits)[chosen]` by the logits: `slope * (1[v = chosen] - p[v])`."""
     hit = jnp.arange(weights.shape[-1])[None, None] == chosen[..., None]
     return jnp.where(hit, slope[..., None], 0.0) - weights * (slope / total)[..., None]
 
 
 def _width(targets: Array, chunk: int) -> int:
-    """Columns of a chunk: as equal as they can be, with about `chunk` states in each."""
+    """The number of columns of a chunk: chunks are as equal as they can be, with about `chunk` states in each."""
     rows, length = targets.shape
     chunks = min(-(-rows * length // chunk), length)
     return -(-length // chunks)
 
 
 def _split(tree: Any, width: int, mode: str = 'edge') -> Any:
-    """`[R, M, ...]` to `[chunks, R, width, ...]`; short of columns, the last is repeated (a zero may not be valid)."""
+    """Arrays `[R, M, ...]` as chunks `[chunks, R, width, ...]`; missing columns repeat the last one, since a zero may
+    be invalid."""
 
     def split(x: Array) -> Array:
         missing = -x.shape[1] % width

@@ -1,7 +1,7 @@
 """Reductions over ragged data: the only ones that losses and advantages may use.
 
-Every function here ignores what stands on masked positions, NaN and infinity included, and gives 0 rather than NaN
-when the mask is empty. Under `jit` with sharded arguments the reductions are global: they span all devices.
+Every function here ignores the values on masked positions, NaN and infinity included, and gives 0 rather than NaN where
+the mask is empty. Under `jit` with sharded arguments the reductions are global: they span all devices.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ def keep(x: Float[Array, '*S'], mask: Bool[Array, '*S']) -> Float[Array, '*S']:
 
 
 def masked_sum(x: Float[Array, '*S'], mask: Bool[Array, '*S'], axis: int | None = None) -> Float[Array, '...']:
-    """Sum of the kept entries, over one axis or over all."""
+    """The sum of the kept entries, over one axis or over all."""
     return jnp.sum(keep(x, mask), axis=axis)
 
 
 def masked_mean(x: Float[Array, '*S'], mask: Bool[Array, '*S'], axis: int | None = None) -> Float[Array, '...']:
-    """Mean of the kept entries, over one axis or over all; 0 where nothing is kept."""
+    """The mean of the kept entries, over one axis or over all; 0 where nothing is kept."""
     count = jnp.sum(mask, axis=axis).astype(x.dtype)
     return masked_sum(x, mask, axis) / jnp.maximum(count, 1.0)
 
 
 def masked_var(x: Float[Array, '*S'], mask: Bool[Array, '*S']) -> Float[Array, '']:
-    """Population variance of all kept entries."""
+    """The population variance of all kept entries."""
     return masked_mean(jnp.square(x - masked_mean(x, mask)), mask)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 
 class Moments(NamedTuple):
-    """How many scores there were, their mean, and the sum of squared distances from it."""
+    """The number of scores, their mean, and the sum of squared distances from it."""
 
     n: float = 0.0
     mean: float = 0.0
@@ -21,12 +21,12 @@ class Moments(NamedTuple):
 
     @property
     def std(self) -> float:
-        """Unbiased; 0 before there are two scores."""
+        """The unbiased standard deviation; 0 before there are two scores."""
         return math.sqrt(self.m2 / max(self.n - 1.0, 1.0))
 
 
 def seen(moments: Moments, scores: Float[np.ndarray, ' B']) -> Moments:
-    """With the scores of a batch (Chan et al. 1979); none change nothing."""
+    """The moments with the scores of a batch added (Chan et al. 1979); an empty batch changes nothing."""
     scores = np.asarray(scores, np.float64)
     if not scores.size:
         return moments

@@ -1,8 +1,9 @@
 """Losses of PPO (Schulman et al. 2017), per token, and the weights that sum them up.
 
 A loss is `sum(weights * token_loss)`. The weights depend on masks alone, so they are computed over a whole minibatch
-before it is split: the micro-batches' losses and gradients then add up to the minibatch's exactly, and a fused kernel
-can sum tokens in any order. Token losses know no mask; where an input can be undefined on padding, `masked.keep` it.
+before it is split. The losses and gradients of the micro-batches then add up to the minibatch's exactly, and a fused
+kernel can sum tokens in any order. Token losses know no mask; where an input can be undefined on padding, `masked.keep`
+it.
 """
 
 from __future__ import annotations
@@ -69,13 +70,14 @@ def _checked(length: int | None) -> float:
 
 
 class Tokens(NamedTuple):
-    """What a token loss may read of each action beside its new log-probability; constants of the update.
+    """The inputs of a token loss for each action, beside its new log-probability; they are constants of the update.
 
-    old: log-probability before the update.
-    advantage: as an estimator gives it.
-    reference: log-probability under the reference policy; None without one.
-    kl_coef: what the distance from the reference counts.
-    cost: a second advantage, of a loss that has one.
+    Attributes:
+      old: the log-probability before the update.
+      advantage: the advantage, as an estimator gives it.
+      reference: the log-probability under the reference policy; None without one.
+      kl_coef: the weight of the distance from the reference.
+      cost: a second advantage, for a loss that has one.
     """
 
     old: Float[Array, '*S']
@@ -85,12 +87,13 @@ class Tokens(NamedTuple):
     cost: Float[Array, '*S'] | None = None
 
 
-TokenLoss = Callable[[Float[Array, '*S'], Tokens], Float[Array, '*S']]  # of new log-probabilities; static under `jit`
+# Takes new log-probabilities; static under `jit`.
+TokenLoss = Callable[[Float[Array, '*S'], Tokens], Float[Array, '*S']]
 
 
 @dataclasses.dataclass(frozen=True)
 class ClippedSurrogate:
-    """PPO's loss of a token, see `ppo_token_loss`, and with `kl` the distance from the reference, see
+    """PPO's loss of a token, see `ppo_token_loss`; with `kl` the distance from the reference is added, see
     `kl_token_loss`."""
 
     clip: float = 0.2
@@ -133,7 +136,11 @@ def value_token_loss(
 def kl_token_loss(
     logprob: Float[Array, '*S'], ref_logprob: Float[Array, '*S'], estimator: KLEstimator
 ) -> Float[Array, '*S']:
-    """KL to the reference as a loss: k2 or k3. The gradient of k1 is 0 in expectation, so it is refused."""
+    """The KL to the reference as a loss, by k2 or k3; the gradient of k1 is 0 in expectation, so k1 is refused.
+
+    Raises:
+      ValueError: the estimator is k1, or unknown.
+    """
     if estimator == 'k1':
         raise ValueError("KL estimator 'k1' has no use as a loss, its mean gradient is 0; use k2 or k3")
     return token_kl(logprob, ref_logprob, estimator)
@@ -147,10 +154,10 @@ def policy_metrics(
     clip: float,
     clip_high: float | None = None,
 ) -> dict[str, Float[Array, '']]:
-    """How far an update has moved the policy from the one that was sampled, over all tokens in `acts`.
+    """Figures of how far an update has moved the policy from the one that was sampled, over all tokens in `acts`.
 
-    `clip_fraction`: share of ratios outside the clip range; `approx_kl`: k3 estimate of KL(old || new), in nats;
-    `ratio_deviation`: largest |ρ - 1|, which must be about 0 at the first minibatch of a rollout.
+    `clip_fraction`: the share of ratios outside the clip range; `approx_kl`: the k3 estimate of KL(old || new), in
+    nats; `ratio_deviation`: the largest |ρ - 1|, which must be about 0 at the first minibatch of a rollout.
     """
     high = clip if clip_high is None else clip_high
     deviation = jnp.expm1(logprob - old_logprob)

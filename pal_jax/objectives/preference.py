@@ -1,7 +1,7 @@
-"""Losses of pairwise preferences, and which tokens of a pair they are taken over.
+"""Losses of pairwise preferences, and the tokens of a pair that they are taken over.
 
-The margin of a pair is `m = r(chosen) - r(rejected)`: what a model says for the choice that was made. Losses are
-elementwise, so a margin may be one number a pair or one a token.
+The margin of a pair is `m = r(chosen) - r(rejected)`: it is positive where a model agrees with the choice that was
+made. Losses are elementwise, so a margin may be one number a pair or one a token.
 
 Sources: Bradley & Terry 1952; Ouyang et al. 2022 (reward models); PAL, arXiv 2406.08469 (hinges, tokens, bound).
 """
@@ -33,9 +33,9 @@ def pair_loss(m: Float[Array, '*S'], name: PairLoss, **options: float) -> Float[
 def logistic(
     m: Float[Array, '*S'], *, margin: float | Float[Array, '*S'] = 0.0, label_smoothing: float = 0.0
 ) -> Float[Array, '*S']:
-    """Bradley-Terry: `-log sigmoid(m - margin)`; of two choices it is the cross-entropy of their logits.
+    """The Bradley-Terry loss `-log sigmoid(m - margin)`, the cross-entropy of the logits of two choices.
 
-    `label_smoothing`: the share of choices taken to be made by mistake.
+    `label_smoothing` is the share of choices taken to be made by mistake.
     """
     right, wrong = jax.nn.softplus(margin - m), jax.nn.softplus(m - margin)
     return (1.0 - label_smoothing) * right + label_smoothing * wrong
@@ -53,21 +53,24 @@ def smooth_hinge(m: Float[Array, '*S'], *, gamma: float = 5.0, margin: float = 1
 
 
 def centring(chosen: Float[Array, '*S'], rejected: Float[Array, '*S']) -> Float[Array, '*S']:
-    """`(r(chosen) + r(rejected))²`: keeps rewards about zero, of which no margin speaks (Eisenstein et al. 2023)."""
+    """The penalty `(r(chosen) + r(rejected))²`, which keeps rewards about zero; margins leave their level open
+    (Eisenstein et al. 2023)."""
     return jnp.square(chosen + rejected)
 
 
 def bound(u: Float[Array, '*S D'], upper: float) -> Float[Array, '*S']:
-    """`max(|u| - upper, 0)`: a hinge's margin has no scale of its own, and distances would grow without end (PAL)."""
+    """The penalty `max(|u| - upper, 0)`: a hinge's margin has no scale of its own, and distances would grow without end
+    (PAL)."""
     return jnp.maximum(jnp.linalg.norm(u, axis=-1) - upper, 0.0)
 
 
 def differing_span(
     chosen: Int[Array, 'B T'], rejected: Int[Array, 'B T'], exists: Bool[Array, 'B T']
 ) -> Bool[Array, 'B T']:
-    """The tokens a pair is judged by: from the first that differs to the last that exists in either.
+    """The tokens by which a pair is judged: from the first that differs to the last that exists in either text.
 
-    `exists` is the union of the two responses' masks; right padding. A pair of equal tokens is judged by its last.
+    `exists` is the union of the two responses' masks, padded on the right. A pair of equal tokens is judged by its last
+    one.
     """
     place = jnp.arange(chosen.shape[1])[None]
     end = jnp.max(jnp.where(exists, place + 1, 0), axis=1, keepdims=True)
@@ -77,11 +80,11 @@ def differing_span(
 
 
 def token_weights(span: Bool[Array, 'B T'], mode: TokenWeighting) -> Float[Array, 'B T']:
-    """What each token of a span counts; sums to 1 over a row, or to 0 where its span is empty.
+    """The weight of each token of a span; the weights of a row sum to 1, or to 0 where its span is empty.
 
-    - mean: all alike.
-    - cumulative: the j-th by j.
-    - only_last: the last alone.
+    - mean: all tokens weigh the same.
+    - cumulative: the j-th token weighs j times the first.
+    - only_last: the last token has all the weight.
     """
     rank = jnp.where(span, jnp.cumsum(span, axis=1), 0)
     match mode:

@@ -1,4 +1,5 @@
-"""Answers to questions of one turn: who samples and who scores them; and stages that have to be finished."""
+"""Answers to questions of one turn: their sampler, the model that scores them, and the check that earlier stages are
+finished."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from pal_jax.runtime import sharding
 from pal_jax.runtime.report import REPORT
 from pal_jax.types import Sample, Sampling
 
-Sampler = Callable[..., list[Sample]]  # of weights, questions, samples of each and a seed: see `PolicySampler`
+# Takes weights, questions, the number of samples of each, and a seed; see `PolicySampler`.
+Sampler = Callable[..., list[Sample]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +59,11 @@ def make_sampler(
 
 @dataclasses.dataclass(frozen=True)
 class ModelScores:
-    """Scores answers by the model that `open` opens of the run in `folder`, which is read at the first call.
+    """Scores answers by the model of the run in `folder`, which is read at the first call.
 
-    open: gives the tokenizer, the pooling and the scores of groups, as `recipes.reward.open_scores` does.
+    Attributes:
+      open: opens the run, and gives the tokenizer, the pooling and the scores of groups, as
+        `recipes.reward.open_scores` does.
     """
 
     folder: Path
@@ -70,7 +74,7 @@ class ModelScores:
         """The scores of the `n` replies to each question."""
         tokenizer, pooling, scores = self._opened
         asked = zip(questions, replies, strict=True)
-        return scores([scored_replies(tokenizer, question, given, pooling) for question, given in asked])
+        return scores([scored_replies(tokenizer, question, answers, pooling) for question, answers in asked])
 
     @functools.cached_property
     def _opened(self) -> tuple[Tokenizer, str, Callable[[Sequence[Group]], np.ndarray]]:
@@ -78,9 +82,9 @@ class ModelScores:
 
 
 def without_thoughts(sample: Sample) -> Sample:
-    """Cut the thought out of a sample's text, which is empty where a thought does not end. The tokens stay."""
-    said = dataclasses.replace(sample.completion, text=spoken(sample.completion.text) or '')
-    return dataclasses.replace(sample, completion=said)
+    """Cut the thought out of a sample's text; the text is empty where a thought does not end, and the tokens stay."""
+    completion = dataclasses.replace(sample.completion, text=spoken(sample.completion.text) or '')
+    return dataclasses.replace(sample, completion=completion)
 
 
 def as_dialogue(asked: str, answer: str, person: str = '') -> dict[str, Any]:
@@ -95,7 +99,7 @@ def load_base(policy: Policy, ctx: Context) -> Params:
 
 
 def check_finished(folder: Path) -> None:
-    """Raises ValueError where a stage has not come to its end."""
+    """Raises ValueError where a stage is not finished."""
     if not (folder / REPORT).exists():
         stage, _, preference = folder.name.partition('-')
         named = f'stage={stage}' + (f',preference={preference}' if preference else '')

@@ -25,38 +25,39 @@ if TYPE_CHECKING:
 
 
 class ChatModels:
-    """The language models among users, matchers and judges, by what they are called; each is opened once."""
+    """The language models among users, matchers and judges, by their names; each is opened once."""
 
     def __init__(self, settings: Mapping[str, EndpointSettings], answers: str, seed: int):
-        """`answers`: the file with what endpoints have answered; '': none."""
+        """`answers` is the file that keeps the answers of endpoints; '': there is none."""
         self._settings, self._answers, self._seed = settings, answers, seed
         self._endpoints: dict[str, Endpoint] = {}
         self._local: dict[str, LocalModel] = {}
-        self.counts: Metrics = {}  # what else there is to tell, the same in every process
+        self.counts: Metrics = {}  # further figures, the same in every process
         self._earlier: Metrics = {}
 
     def choose(
-        self, key: str, name: str, make: Callable[[ChatModel], Any], own: Mapping[str, Any] | None = None,
+        self, key: str, name: str, make: Callable[[ChatModel], Any], changes: Mapping[str, Any] | None = None,
         **known: Callable[[], Any],
     ) -> Any:  # fmt: skip
-        """`known[name]()`, or `make` of the model that endpoint:<name> or local:<source> is, with its `own` settings
-        in place of the config's.
+        """The result of `known[name]()`, or of `make` for the model that endpoint:<name> or local:<source> names.
+
+        The settings in `changes` replace those of the config.
 
         Raises:
           ValueError: `name` is none of them.
         """
         kind, _, rest = name.partition(':')
-        own = own or {}
+        changes = changes or {}
         if kind == 'endpoint' and rest:
-            called = '-'.join([rest, *map(str, own.values())])
+            called = '-'.join([rest, *map(str, changes.values())])
             if called not in self._endpoints:
-                self._endpoints[called] = self._open_endpoint(rest, own)
+                self._endpoints[called] = self._open_endpoint(rest, changes)
             return make(self._endpoints[called])
         if kind == 'local' and rest:
             role = key.split('.')[-1]
-            called = '-'.join([role, rest, *map(str, own.values())])
+            called = '-'.join([role, rest, *map(str, changes.values())])
             if called not in self._local:
-                self._local[called] = self._open_local(rest, role, own)
+                self._local[called] = self._open_local(rest, role, changes)
             return make(self._local[called])
         if name not in known:
             ways = ', '.join([*known, 'endpoint:<name> or local:<source>'])
@@ -64,7 +65,7 @@ class ChatModels:
         return known[name]()
 
     def early(self, matcher_name: str, judge_name: str, system: str) -> Early | None:
-        """The endpoints among matcher and judge, to be asked early; None where neither is one."""
+        """The endpoints among matcher and judge, to be asked early; None where neither of them is an endpoint."""
         matcher, judge = (self._endpoints.get(_endpoint(name)) for name in (matcher_name, judge_name))
         threads = sum(endpoint.concurrency for endpoint in (matcher, judge) if endpoint)
         return Early(
@@ -72,58 +73,58 @@ class ChatModels:
             threads=threads, system=system,
         ) if threads else None  # fmt: skip
 
-    def _open_endpoint(self, name: str, own: Mapping[str, Any]) -> Endpoint:
+    def _open_endpoint(self, name: str, changes: Mapping[str, Any]) -> Endpoint:
         from pal_jax.feedback.endpoint import Endpoint  # its client takes a second to import
 
         if name not in self._settings:
             raise ValueError(f'endpoint:{name} is unknown; config.endpoints has {", ".join(self._settings)}')
-        settings = {**dataclasses.asdict(self._settings[name]), **own}
+        settings = {**dataclasses.asdict(self._settings[name]), **changes}
         del settings['slots']
         prices = settings.pop('prompt_price'), settings.pop('completion_price')
         answers = Path(self._answers).expanduser() if self._answers else None
         return Endpoint(name, **settings, prices=prices, cache=answers)
 
-    def _open_local(self, source: str, role: str, own: Mapping[str, Any]) -> LocalModel:
+    def _open_local(self, source: str, role: str, changes: Mapping[str, Any]) -> LocalModel:
         if role not in self._settings:
             raise ValueError(f'local:{source} samples by config.endpoints.{role}, which is missing; add the section')
-        settings = dataclasses.replace(self._settings[role], **own)
+        settings = dataclasses.replace(self._settings[role], **changes)
         mesh = devices.make_mesh(devices=jax.local_devices())
         sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
         context = Context(mesh)
-        found = sources.resolve(source, seed=self._seed, open_run=lambda run: open_run(run, context))
-        return LocalModel(found, mesh, sampling, slots=settings.slots)
+        model = sources.resolve(source, seed=self._seed, open_run=lambda run: open_run(run, context))
+        return LocalModel(model, mesh, sampling, slots=settings.slots)
 
     def count_on(self, host: Host) -> Host:
-        """Begins from the `usage` of the host item that a run goes on from, and gives the item back."""
+        """Begin from the `usage` of the host item that a run goes on from, and return the item."""
         self._earlier = host.get('usage', {})
         return host
 
     @property
     def usage(self) -> Metrics:
-        """What endpoints have been asked since the start of the run, by all processes together, and `counts`."""
-        own = {
+        """The requests to endpoints since the start of the run, by all processes together, and `counts`."""
+        own_usage = {
             f'{name}_{field}': float(value)
             for name, endpoint in self._endpoints.items()
             for field, value in dataclasses.asdict(endpoint.usage).items()
         }
-        told = [*exchange('usage', own), self._earlier]
-        return {key: sum(each.get(key, 0.0) for each in told) for key in own} | self.counts
+        parts = [*exchange('usage', own_usage), self._earlier]
+        return {key: sum(part.get(key, 0.0) for part in parts) for key in own_usage} | self.counts
 
     @property
     def last_error(self) -> str:
-        """Why an endpoint had no answer, the last time."""
+        """The last errors of the endpoints, in a line."""
         errors = {name: endpoint.last_error for name, endpoint in self._endpoints.items()}
         return '; '.join(f'{name}: {error}' for name, error in errors.items() if error)
 
 
 def _endpoint(name: str) -> str:
-    """The rest of endpoint:<name>; '' of anything else."""
+    """The name in endpoint:<name>; '' for any other text."""
     kind, _, rest = name.partition(':')
     return rest if kind == 'endpoint' else ''
 
 
 def open_embedding_matcher() -> ProfileMatcher:
-    """Raises RuntimeError where its model is not installed."""
+    """The matcher by embeddings. Raises RuntimeError where its model is not installed."""
     from pal_jax.feedback import embedding  # scipy takes a while to import
 
     return embedding.make_matcher(embedding.SentenceEncoder(bert.package_folder()))

@@ -1,4 +1,4 @@
-"""Settings of runs whose policy talks with users: who talks, who judges, and how it is evaluated."""
+"""Settings of runs whose policy talks with users: the people, their judges, and the evaluation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class DialogueSettings:
     """The people, their users, and the conversations of a step."""
 
     profiles: str = 'embedded'  # or a JSONL file of people
-    input_key: str = 'input'  # what such a file calls the first message
-    label_key: str = 'profile'  # and the profile
-    max_samples: int = 0  # people of a file, at most; 0: all
-    personalities: str = ''  # a JSONL file of free texts, one of which goes with each person, as in ALOE
+    input_key: str = 'input'  # the key of the first message in such a file
+    label_key: str = 'profile'  # the key of the profile
+    max_samples: int = 0  # the largest number of people of a file; 0: all
+    personalities: str = ''  # a JSONL file of free texts; one of them goes with each person, as in ALOE
     slotter: str = 'none'  # or endpoint:<name>, local:<source>: brings people of a file from free text into ten slots
     shuffle: bool = False  # people in another order in every episode
     people: int = 240
-    facts: int = 4  # of each embedded person
+    facts: int = 4  # the number of facts of each embedded person
     system: str = 'embedded'  # or the text of a system prompt, or file:<path>
-    profile_format: Literal['lines', 'json'] = 'lines'  # what the embedded prompt asks for
+    profile_format: Literal['lines', 'json'] = 'lines'  # the format that the embedded prompt asks for
     user: str = 'scripted'  # or endpoint:<name>, local:<source of a model>
     p_spontaneous: float = 1.0  # chance that a scripted user tells something unasked
     use_multiturn: bool = True
@@ -37,22 +37,23 @@ class DialogueSettings:
 
     @property
     def rounds(self) -> int:
-        """Turns of a dialogue."""
+        """The number of turns of a dialogue."""
         return self.max_rounds if self.use_multiturn else 1
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardSettings:
-    """Who judges a turn, and what counts."""
+    """The judge of a turn, and the weights of rewards."""
 
     matcher: str = 'exact'  # or embedding, endpoint:<name>, local:<source>
     shuffled: bool = False  # the control: score predictions against another person's profile
     judge: str = 'rule'  # or endpoint:<name>, local:<source>
-    naturalness: Literal['rules', 'model'] = 'rules'  # of a rule judge; 'model': the untrained model reads replies, too
+    # With the rule judge; 'model': the untrained model reads replies, too.
+    naturalness: Literal['rules', 'model'] = 'rules'
     response: Literal['graded', 'strict'] = 'graded'
     profile_weight: float = 1.0
     response_weight: float = 1.0
-    min_std: float = 0.0  # of a step's rewards: below it no update is made of whitened advantages, they would be noise
+    min_std: float = 0.0  # a step whose rewards deviate less makes no update: whitened, they would be noise
     max_failed: float = 0.1  # share of samples without a reward at which a run stops
 
 
@@ -60,14 +61,14 @@ class RewardSettings:
 class EvaluationSettings:
     """Dialogues with people on whom the policy is never trained."""
 
-    people: int = 64  # of each split
+    people: int = 64  # the number of people of each split
     profiles: str = ''  # a JSONL file of people of another schema: the Extended setting
     rounds: int = 0  # 0: as many as max_rounds
     every: int = 0  # 0: before, after the warm-up and at the end
     shown: int = 3
 
 
-ENDPOINTS = {  # language models that play and judge
+ENDPOINTS = {  # language models that play users, and those that judge
     'user': EndpointSettings(temperature=1.0, max_tokens=120),
     'matcher': EndpointSettings(temperature=0.0, max_tokens=512),
     'judge': EndpointSettings(temperature=0.0, max_tokens=512),
@@ -83,16 +84,12 @@ class Dialogues(Reinforced):
     dialogue: DialogueSettings = DialogueSettings()
     reward: RewardSettings = RewardSettings()
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
-    answers: str = ANSWERS  # '': what endpoints have answered is asked again
+    answers: str = ANSWERS  # '': endpoints are asked again
     eval: EvaluationSettings = EvaluationSettings()
 
 
 def of_dialogues(settings: Run) -> Dialogues:
-    """The settings, where they are of a method with dialogues.
-
-    Raises:
-      ValueError: the method has none.
-    """
+    """The settings of a method with dialogues. Raises ValueError where the method has none."""
     if not isinstance(settings, Dialogues):
         raise ValueError(f'recipe={settings.recipe!r} has no dialogues; give a config of rlpa')
     return settings

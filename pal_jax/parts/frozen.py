@@ -32,8 +32,10 @@ RULES, MODEL = 'rules', 'model'
 
 
 class FrozenModel:
-    """A `naturalness.Reader` on this process's devices. The weights are read at the first call and stay until
-    `release`."""
+    """A `naturalness.Reader` on this process's devices.
+
+    The weights are read at the first call and stay in memory until `release`.
+    """
 
     def __init__(self, source: Source, dtype: str, mesh: Mesh):
         self._source, self._mesh = source, mesh
@@ -43,10 +45,11 @@ class FrozenModel:
         self._score = jax.jit(lambda params, batch: forward.logprobs(params, self._cfg, batch)[0])
 
     def __call__(self, dialogues: Sequence[Dialogue], replies: Sequence[str]) -> list[LogProbs]:
-        """Log-probabilities of the tokens of each reply, and of the end of the turn, after the end of its dialogue."""
+        """The log-probabilities of the tokens of each reply, and of the end of its turn, after its dialogue."""
         params, tokenizer = self._opened()
         branches: dict[tuple[int, ...], list[int]] = {}
         texts = [[*tokenizer.encode(reply), tokenizer.stop_ids[0]] for reply in replies]
+        # The oldest tokens of a long dialogue are cut, so that the longest reply has room.
         longest = self._cfg.max_len - max(map(len, texts))
         for i, dialogue in enumerate(dialogues):
             branches.setdefault(self._prompt(tokenizer, dialogue)[-longest:], []).append(i)
@@ -56,16 +59,16 @@ class FrozenModel:
         return [logprobs[i] for i in range(len(replies))]
 
     def open(self) -> None:
-        """Reads the weights, if they are not there."""
+        """Read the weights, unless they are in memory."""
         self._opened()
 
     def release(self) -> None:
-        """Gives the memory of the weights back."""
+        """Free the memory of the weights."""
         self._params = None
 
     def _prompt(self, tokenizer: Tokenizer, dialogue: Dialogue) -> tuple[int, ...]:
-        said = [{'role': turn.role, 'content': turn.content} for turn in dialogue.turns if turn.role != 'system']
-        return tuple(tokenizer.chat([EMPTY, *said[-CONTEXT:]]))
+        messages = [{'role': turn.role, 'content': turn.content} for turn in dialogue.turns if turn.role != 'system']
+        return tuple(tokenizer.chat([EMPTY, *messages[-CONTEXT:]]))
 
     def _read(self, params: Params, groups: Sequence[Group]) -> list[list[LogProbs]]:
         """The log-probabilities of the branches of each group, a few rows at a time."""
@@ -93,11 +96,11 @@ class FrozenModel:
 
 
 def open_naturalness(settings: Dialogues, kept: Path | None = None) -> Naturalness | None:
-    """The naturalness that stands beside rules; None where a language model judges, or where the policy begins from
-    random weights, which know no language.
+    """The naturalness that is judged beside the rules.
 
-    Weights are read at the first question. A run that goes on or is opened finds them as `make_source` does, by what it
-    has in `kept`.
+    It is None where a language model judges, or where the policy begins from random weights, which know no language.
+    Weights are read at the first question. A run that goes on or is opened finds them as `make_source` does, by the
+    record in `kept`.
 
     Raises:
       ValueError: `reward.naturalness` cannot be had.
@@ -118,9 +121,11 @@ def open_naturalness(settings: Dialogues, kept: Path | None = None) -> Naturalne
 
 
 def who_judged(natural: Naturalness | None, reward: RewardSettings) -> Metrics:
-    """The figures of an evaluation on its naturalness, where rules judge: `naturalness_judged` is 1 if a language model
-    judges it as well, and `naturalness_auc` says how well that model tells good replies from spoilt ones. The model's
-    memory is given back, unless training reads with it too."""
+    """The figures of an evaluation that are about its naturalness, where rules judge.
+
+    `naturalness_judged` is 1 if a language model judges it as well, and `naturalness_auc` measures how well that model
+    tells good replies from spoilt ones. The model's memory is freed, unless training reads with it too.
+    """
     if reward.judge != 'rule':
         return {}
     if natural is None:

@@ -1,4 +1,4 @@
-"""Models that a config names: which they are, how they are adapted, and what a method exports of them."""
+"""Models that a config names: their source, their adapters, and the export of a trained one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def make_source(named: str, ctx: Context, seed: int, of: str) -> Source:
 
 
 def keeping(**models: Policy) -> Callable[[Path], None]:
-    """Writes what a run keeps of its models, given by their parts of the config: see `Recipe.keep`, `make_source`."""
+    """A function that writes the record of a run's models, given by their sections of the config: see `Recipe.keep`,
+    `make_source`."""
 
     def keep(folder: Path) -> None:
         for name, model in models.items():
@@ -76,10 +77,10 @@ def make_adapters(lora: Lora) -> Lora | None:
 
 
 def make_learner(settings: Reinforced, cfg: ModelConfig, ctx: Context, *, n: int, **more: Any) -> PolicyLearner:
-    """PPO of a policy and its critic.
+    """The PPO learner of a policy and its critic.
 
     Args:
-      n: samples of a prompt.
+      n: the number of samples of a prompt.
       more: further arguments of `learners.ppo.make_learner`.
     """
     updates = max(settings.total_steps, 1) * settings.ppo.epochs * settings.ppo.minibatches
@@ -98,7 +99,7 @@ def make_learner(settings: Reinforced, cfg: ModelConfig, ctx: Context, *, n: int
 
 
 def trained_actor(named: ModelSettings, policy: Policy, actor: Actor) -> Trained:
-    """What a method exports whose state is an actor's: the model, and its adapters if it has any."""
+    """The export of a method whose state is an actor's: the model, and its adapters if it has any."""
     base, lora = named.source.removeprefix('hf:'), named.lora
 
     def exports(state: ActorState) -> dict[str, Export]:
@@ -109,7 +110,7 @@ def trained_actor(named: ModelSettings, policy: Policy, actor: Actor) -> Trained
 
 
 def trained_policy(named: ModelSettings, policy: Policy, learner: PolicyLearner) -> Trained:
-    """What a method exports whose state is a policy's."""
+    """The export of a method whose state is a policy's."""
     trained = trained_actor(named, policy, learner.actor)
     exports = trained.exports
     return trained._replace(

@@ -1,5 +1,5 @@
-"""Work that trains nothing, as a recipe: a step is a part of it, written to a file of its own, so that a run that was
-stopped goes on with the next."""
+"""Work that trains nothing, as a recipe: a step is a part of the work, written to a file of its own, so that a run that
+was stopped goes on with the next part."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read(path: Path) -> Records:
-    """Read what `write` wrote. Raises ValueError where the stage that writes the file has not been run."""
+    """The records that `write` wrote. Raises ValueError where the stage that writes the file has not been run."""
     if not path.exists():
         raise ValueError(f'{path} is missing; run the stage that writes it first (stage=all runs all in order)')
     lines = files.read_text(path).split('\n')

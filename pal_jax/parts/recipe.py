@@ -1,4 +1,4 @@
-"""What the training loop asks of a method, and what a method gets from it."""
+"""The interface between the training loop and a method: the protocol `Recipe`, and the records that both exchange."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ Host = dict[str, Any]
 
 
 class Context(NamedTuple):
-    """The machine a recipe runs on. `phase('rollout')` times and shows a part of the work; `show` keeps samples of a
-    step for whoever reads the run's report. `workdir` is the run's folder; those of other stages are beside it. A run
-    that goes on or is opened finds in `kept` what `Recipe.keep` wrote when it began; None: it begins. `log` writes a
-    line on the console."""
+    """The machine and the folder of a run.
+
+    Attributes:
+      phase: `phase('rollout')` times and shows a part of the work.
+      show: keeps samples of a step for the run's report.
+      workdir: the run's folder; the folders of other stages are beside it.
+      kept: the folder with the record that `Recipe.keep` wrote when the run began; None: the run begins now.
+      log: writes a line on the console.
+    """
 
     mesh: Mesh
     phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
@@ -43,7 +48,7 @@ class Context(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """One record of numbers and lists of them, some dialogues to look at, and what else a report shows."""
+    """One record of numbers and lists of numbers, some dialogues to look at, and further exhibits of a report."""
 
     record: Mapping[str, Any]
     dialogues: Sequence[Mapping[str, Any]] = ()
@@ -51,7 +56,7 @@ class Evaluation(NamedTuple):
 
 
 class Adapters(NamedTuple):
-    """What was trained of an adapted model: the trainable tree (see `models.lora.split`) and its base's source."""
+    """The trained part of an adapted model: the trainable tree (see `models.lora.split`) and its base's source."""
 
     params: Params
     base: str
@@ -59,9 +64,13 @@ class Adapters(NamedTuple):
 
 
 class Export(NamedTuple):
-    """A model as Hugging Face has it, with its adapters merged, and these by themselves if it has any. `head` is that
-    of a scorer, which has it in place of the unembedding; `labels` are the names of its outputs, and `more` further
-    keys of its config.json."""
+    """A model in the form of Hugging Face, with its adapters merged, and the adapters by themselves if it has any.
+
+    Attributes:
+      head: the head of a scorer, which stands in place of the unembedding.
+      labels: the names of the head's outputs.
+      more: further keys of the config.json.
+    """
 
     params: Params
     model: ModelConfig
@@ -73,13 +82,15 @@ class Export(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """The language model that a method trains: all that it takes to open, export or merge a run. A recipe's
-    `make_trained(settings, ctx)` makes it without people, judges or rows, which may be gone or elsewhere.
+    """The language model that a method trains: all that it takes to open, export or merge a run.
 
-    exports: models by the name of their folder.
-    exported: shapes and shardings of the part of the state that `exports` reads; the rest is `...`.
-    model, tokenizer: of the first of them.
-    actor: the part of a state that is an actor's, where there is one.
+    A recipe's `make_trained(settings, ctx)` makes it without people, judges or rows, which may be gone or elsewhere.
+
+    Attributes:
+      exports: models by the name of their folder.
+      exported: shapes and shardings of the part of the state that `exports` reads; the rest is `...`.
+      model, tokenizer: those of the first export.
+      actor: the part of a state that is an actor's, where there is one.
     """
 
     exports: Callable[[Any], dict[str, Export]]
@@ -90,19 +101,21 @@ class Trained(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What the training loop knows of a method beside its steps.
+    """The facts that the training loop needs of a method beside its steps.
 
-    total_steps: steps of all phases together.
-    abstract: the state's shapes and shardings, for a restore.
-    stage: the name of the evaluation that is due before step `i` ('base', 'final', ...), or None.
-    trained: the language model that is trained, if one is.
-    phases: the steps of each part of the run by the part's name, in their order; none: the run is of one kind.
-    shown: figures of an evaluation that the console shows, if it has them.
-    pack: the host item as a checkpoint keeps it, which is JSON-able.
-    resume: the inverse of `pack`, called once, before a run goes on from a checkpoint or evaluates it.
-    after: the step that comes after step `i`, by the host item: another than the next where some are skipped, before
-      which nothing is evaluated.
-    keep: writes into a folder what gives the trained parameters their meaning, such as whose rows they are.
+    Attributes:
+      total_steps: the number of steps of all phases together.
+      abstract: the state's shapes and shardings, for a restore.
+      stage: the name of the evaluation that is due before step `i` ('base', 'final', ...), or None.
+      trained: the language model that is trained, if there is one.
+      shown: figures of an evaluation that the console shows, if it has them.
+      pack: makes the host item JSON for a checkpoint.
+      resume: the inverse of `pack`, called once, before a run goes on from a checkpoint or evaluates it.
+      after: the step that comes after step `i`, by the host item. It is not the next one where steps are skipped; no
+        evaluation comes before a skipped step.
+      keep: writes into a folder the meaning of the trained parameters, such as the users that their rows belong to.
+      phases: the number of steps of each part of the run by the part's name, in their order; none: the run has one
+        part.
     """
 
     total_steps: int
@@ -136,21 +149,23 @@ class Recipe(Protocol):
         ...
 
     def step(self, state: Any, host: Host, i: int, /) -> tuple[Any, Host, str, Metrics]:
-        """The next state, host item, the name of the phase, and figures. Randomness is a function of `i` and the seed
-        of the config."""
+        """The next state, host item, the name of the phase, and figures.
+
+        Randomness is a function of `i` and the seed of the config.
+        """
         ...
 
     def evaluate(self, state: Any, stage: str, /) -> Evaluation:
-        """Figures of a state; changes nothing."""
+        """Figures of a state, which stays as it is."""
         ...
 
 
-EVALUATION = 2**31  # stands where a training step has its number in seeds
+EVALUATION = 2**31  # stands in place of a training step's number in seeds
 
 
 def stage_before(i: int, *, warmup: int, steps: int, every: int, base: bool = True) -> str | None:
-    """The evaluation due before step `i`: the base model unless it is left out, the warmed-up one, the last, and every
-    so many in between."""
+    """The evaluation due before step `i`: of the base model unless it is left out, the warmed-up one, the last one, and
+    after every `every` steps in between."""
     if not (i or base):
         return None
     named = {0: 'base', warmup: 'warm-up' if warmup else 'base', steps: 'final'}
@@ -158,7 +173,7 @@ def stage_before(i: int, *, warmup: int, steps: int, every: int, base: bool = Tr
 
 
 def check_at_least(settings: Run, least: int, *keys: str) -> None:
-    """Raises ValueError where a value of the settings, such as that of `eval.people`, is less."""
+    """Raises ValueError where one of the named values of the settings, such as `eval.people`, is below `least`."""
     for key in keys:
         value = attrgetter(key)(settings)
         if value < least:
@@ -166,6 +181,6 @@ def check_at_least(settings: Run, least: int, *keys: str) -> None:
 
 
 def check_finite(state: Any, advice: str = '') -> None:
-    """Raises RuntimeError after three updates in a row that were not finite, and so were not made."""
+    """Raises RuntimeError after three updates in a row that were left out since they were not finite."""
     if int(state.skipped) >= 3:
         raise RuntimeError(f'three updates in a row were not finite; lower optimizer.lr{advice}')

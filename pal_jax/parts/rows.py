@@ -1,5 +1,5 @@
-"""What supervised methods learn from: the lines of files, the oracle's answers to RLPA's training people, or answers to
-what they told."""
+"""The rows that supervised methods learn from: lines of files, the oracle's answers to RLPA's training people, or
+answers to questions about facts that people told."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from pal_jax.parts.settings import FromRows, RowSettings, Supervised
 from pal_jax.runtime import sharding
 from pal_jax.types import TokenBatch
 
-Keyed = tuple[str, Group]  # the content of a prompt (`Prompted.content`), and a group that has it
+Keyed = tuple[str, Group]  # the content of a prompt (`Prompted.content`), and a group with that prompt
 Entry = TypeVar('Entry')
 
 
 class Rows(NamedTuple):
-    """Rows to learn from and to test on, and how they are batched. A row is a group of `n` branches, such as a prompt
-    with its answers.
+    """Rows to learn from and to test on, and their batches; a row is a group of `n` branches, such as a prompt with
+    answers.
 
-    actions: the most actions of a branch.
-    left_out: how many rows were longer than `data.max_length`.
-    moved: how many rows are not where a split of single rows would have put them, or are left out, because another row
-      has their prompt.
-    batch_size: rows of an update.
-    row_tokens: tokens of a row of the device batch, which several rows share; 0: a row each.
-    seed: of the order in which rows are drawn.
+    Attributes:
+      actions: the largest number of actions of a branch.
+      left_out: the number of rows that were longer than `data.max_length`.
+      moved: the number of rows that are not where a split of single rows would have put them, or are left out, because
+        another row has their prompt.
+      batch_size: the number of rows of an update.
+      row_tokens: the length in tokens of a row of the device batch, which several rows share; 0: each row has its own.
+      seed: the seed of the order in which rows are drawn.
     """
 
     train: list[Group]
@@ -54,13 +55,15 @@ class Rows(NamedTuple):
 
     @property
     def told(self) -> str:
-        """How rows were split, in a line."""
+        """The split of the rows, in a line."""
         rows = f'{len(self.train)} rows to learn from, {len(self.test)} to test on, of other prompts'
         return f'{rows} ({self.moved} moved for it)'
 
     def draw(self, i: int) -> list[Group]:
-        """The rows of step `i`, in shuffled passes over all. They follow from the step's number, so a run that resumes
-        needs to remember no position."""
+        """The rows of step `i`, in shuffled passes over all rows.
+
+        They follow from the step's number, so a run that resumes needs to remember no position.
+        """
         passes = grain.MapDataset.source(self.train).seed(self.seed).shuffle().repeat()
         batches: Any = passes.batch(self.batch_size, batch_fn=list)
         return batches[i]
@@ -86,7 +89,7 @@ class Rows(NamedTuple):
 
 
 def apart(rows: Sequence[Group]) -> list[list[Group]]:
-    """Each by itself."""
+    """Groups of one row each, for methods that gather none."""
     return [[row] for row in rows]
 
 
@@ -94,11 +97,13 @@ def make_rows(
     settings: Supervised, convert: Callable[[Any], Group], key: str, n: int,
     gather: Callable[[Sequence[Group]], list[list[Group]]] = apart,
 ) -> Rows:  # fmt: skip
-    """`convert` of every record: of a file, or of those that `MADE` has by this name, whose good answers go by `key`.
-    `gather` makes of those of a prompt groups to learn from. All of a prompt are learnt, or all are tested on.
+    """The rows of every record, made by `convert`: of a file, or of the records that `MADE` has by that name.
+
+    The good answers of made records stand at `key`. `gather` makes groups to learn from of the rows of one prompt. All
+    rows of a prompt are learnt, or all are tested on.
 
     Raises:
-      ValueError: a file with a line that is none, or nothing to learn from or to test on.
+      ValueError: a line of a file is no record, or there is nothing to learn from or to test on.
     """
     data, read = settings.data, formats.imitated if key == 'completion' else formats.preferred
 
@@ -111,17 +116,17 @@ def make_rows(
     def contained(record: Any) -> tuple[str, Group]:
         return read(record).content, convert(record)
 
-    if made := MADE.get(data.train):
-        parts = [keyed(list(map(contained, records))) for records in made(settings, key)]
+    if maker := MADE.get(data.train):
+        parts = [keyed(list(map(contained, records))) for records in maker(settings, key)]
     else:
         parts = [keyed(chats.read(data.train, contained))]
     if data.test:
         train, test, moved = beside(list(itertools.chain(*parts)), keyed(chats.read(data.test, contained)), data)
-    elif made:
+    elif maker:
         train, test, moved = of_people(parts, data.test_rows)
     else:
         train, test, moved = by_prompt(parts[0], data)
-    kept, tested = ([group for _, group in each if group.length <= data.max_length] for each in (train, test))
+    kept, tested = ([group for _, group in part if group.length <= data.max_length] for part in (train, test))
     if not kept or not tested:
         raise ValueError(
             f'{len(kept)} rows to learn from and {len(tested)} to test on, of {len(train)} and {len(test)}, are of at '
@@ -133,8 +138,8 @@ def make_rows(
 
 
 def by_prompt(rows: list[Keyed], data: RowSettings) -> tuple[list[Keyed], list[Keyed], int]:
-    """Rows to learn from and to test on, by a hash of their prompts, and the number of rows that go where an earlier
-    row with their prompt goes. Raises ValueError where all rows have one prompt."""
+    """Rows to learn from and to test on, split by a hash of their prompts, and the number of rows that follow an
+    earlier row with their prompt. Raises ValueError where all rows have one prompt."""
     contents = [content for content, _ in rows]
     try:
         tested = holdouts.held_out(contents, data.test_rows)
@@ -145,8 +150,8 @@ def by_prompt(rows: list[Keyed], data: RowSettings) -> tuple[list[Keyed], list[K
 
 
 def beside(rows: list[Keyed], test: list[Keyed], data: RowSettings) -> tuple[list[Keyed], list[Keyed], int]:
-    """The rows of `data.train` whose prompts are not in `data.test`, all rows of `data.test`, and how many rows of
-    `data.train` were left out. Raises ValueError where all rows of `data.train` were."""
+    """The rows of `data.train` whose prompts are not in `data.test`, all rows of `data.test`, and the number of rows of
+    `data.train` that were left out. Raises ValueError where all of them were."""
     tested = {content for content, _ in test}
     train = [row for row in rows if row[0] not in tested]
     if not train:
@@ -155,8 +160,11 @@ def beside(rows: list[Keyed], test: list[Keyed], data: RowSettings) -> tuple[lis
 
 
 def of_people(parts: list[list[Keyed]], most: int) -> tuple[list[Keyed], list[Keyed], int]:
-    """The rows of made-up people as `hold_out` splits them, except that a row to test on whose prompt is also learnt
-    moves to the learnt rows; and how many moved. Raises ValueError where no row to test on is left."""
+    """The rows of made-up people as `hold_out` splits them, and the number of rows that moved.
+
+    A row to test on whose prompt is also learnt moves to the learnt rows. Raises ValueError where no row to test on is
+    left.
+    """
     train, test = hold_out(parts, most)
     learnt = {content for content, _ in train}
     moved = [row for row in test if row[0] in learnt]
@@ -166,8 +174,11 @@ def of_people(parts: list[list[Keyed]], most: int) -> tuple[list[Keyed], list[Ke
 
 
 def hold_out(parts: list[list[Entry]], most: int) -> tuple[list[Entry], list[Entry]]:
-    """What is learnt, and of the last parts up to `most` rows and a fifth of all, but one part at least. A part stays
-    together: who is tested on has said nothing to learn from."""
+    """The entries to learn from and those to test on, the last parts.
+
+    The tested parts have up to `most` entries and a fifth of all, but there is one part at least. A part stays
+    together: a person who is tested on has said nothing to learn from.
+    """
     sizes = np.cumsum([len(part) for part in reversed(parts)])
     held = max(int(np.sum(sizes <= min(most, sizes[-1] // 5))), 1)
     cut = len(parts) - held
@@ -185,20 +196,21 @@ def scored_replies(tokenizer: Tokenizer, question: str, replies: Sequence[str], 
 
 
 def oracle_records(settings: Supervised, key: str) -> Iterator[list[dict[str, Any]]]:
-    """Of each person the oracle's answers in the format of files: the good one as `key`, the other as `rejected`."""
+    """The oracle's answers to each person in the format of files: the good answer as `key`, the other one as
+    `rejected`."""
     oracle, system = settings.oracle, env.actor_prompt(SLOTS)
     people = make_people(oracle.people, seed=settings.seed, facts=oracle.facts)
     user = make_scripted_user(p_spontaneous=oracle.p_spontaneous)
     by_person: dict[str, list[dict[str, Any]]] = {}
     for dialogue, good, worse in make_answers(people, user, rounds=oracle.rounds, seed=settings.seed):
-        said = [[{'role': 'assistant', 'content': text}] for text in (good, worse)]
-        record = {'prompt': env.messages(dialogue, system), key: said[0], 'rejected': said[1]}
+        replies = [[{'role': 'assistant', 'content': text}] for text in (good, worse)]
+        record = {'prompt': env.messages(dialogue, system), key: replies[0], 'rejected': replies[1]}
         by_person.setdefault(dialogue.person.id, []).append(record)
     yield from by_person.values()
 
 
 def recall_records(settings: Supervised, key: str) -> Iterator[list[dict[str, Any]]]:
-    """Right and wrong answers to what the same people told."""
+    """Right and wrong answers to questions about the facts that the same people told."""
     people = make_people(settings.oracle.people, seed=settings.seed, facts=settings.oracle.facts)
     pairs = recall.make_pairs(people, settings.seed)
     for person in people:
@@ -213,7 +225,7 @@ MADE = {'oracle': oracle_records, 'recall': recall_records}
 
 
 def steps_of(settings: FromRows, rows: Rows) -> int:
-    """`total_steps`, or as many as `data.epochs` passes over the rows take."""
+    """The number of steps: `total_steps`, or as many as `data.epochs` passes over the rows take."""
     data = settings.data
     return settings.total_steps or -(-round(data.epochs * len(rows.train)) // data.batch_size)
 

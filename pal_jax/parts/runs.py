@@ -1,4 +1,5 @@
-"""Runs that are opened: what they train, as a source of another run, as an export, and the folders that they read."""
+"""Runs that are opened: the models that they trained, as sources of other runs or as exports, and the folders they
+read."""
 
 from __future__ import annotations
 
@@ -19,24 +20,16 @@ from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.workdir import read_run
 
-STAGE_KEYS = 'stage', 'preference'  # keys that tell which stage of a run of several a config is
+STAGE_KEYS = 'stage', 'preference'  # keys that tell the stage of a run in which a config is used
 
 
 def read_config(workdir: str) -> ConfigDict:
-    """The config of the run in `workdir`.
-
-    Raises:
-      ValueError: the folder is not that of a run.
-    """
+    """The config of the run in `workdir`. Raises ValueError where the folder is not that of a run."""
     return ConfigDict(read_run(Path(workdir)))
 
 
 def recipe_module(config: ConfigDict) -> Any:
-    """`pal_jax.recipes.<config.recipe>`.
-
-    Raises:
-      ValueError: there is no such method.
-    """
+    """The module `pal_jax.recipes.<config.recipe>`. Raises ValueError where there is no such method."""
     try:
         return importlib.import_module(f'pal_jax.recipes.{config.recipe}')
     except ModuleNotFoundError:
@@ -44,7 +37,7 @@ def recipe_module(config: ConfigDict) -> Any:
 
 
 def read_settings(config: ConfigDict) -> Run:
-    """The settings of a run, or of a stage of a run, as its method has them.
+    """The settings of a run, or of a stage of a run, as its method defines them.
 
     Raises:
       ValueError: as `recipe_module` and `settings.parse`.
@@ -55,7 +48,7 @@ def read_settings(config: ConfigDict) -> Run:
 
 
 def folders_read(named: Any) -> list[Path]:
-    """The folders that a source or the sources of a config name, and those that the runs and adapters there name."""
+    """The folders that a source or the sources of a config name, and those that the runs and adapters in them name."""
     if isinstance(named, Mapping | ConfigDict):
         return [folder for value in named.values() for folder in folders_read(value)]
     if isinstance(named, list | tuple):
@@ -70,10 +63,10 @@ def folders_read(named: Any) -> list[Path]:
 
 
 def trained_in(workdir: str, ctx: Context) -> Trained:
-    """What the run in `workdir` trains.
+    """The model that the run in `workdir` trains.
 
     Raises:
-      ValueError: the folder is not that of a run, or of one without a language model.
+      ValueError: the folder is not that of a run, or the run has no language model.
     """
     config = read_config(workdir)
     try:
@@ -100,7 +93,7 @@ def load_trained(workdir: str, step: int | None = None) -> tuple[dict[str, Expor
 
 
 def write_exports(exports: dict[str, Export], folder: Callable[[str], Path]) -> None:
-    """Models as Hugging Face folders. All processes take part, the first one writes."""
+    """Write models as Hugging Face folders; all processes take part, and the first one writes."""
     for name, export in exports.items():
         params, head = sharding.to_host((export.params, export.head))
         if jax.process_index() == 0:
@@ -109,7 +102,7 @@ def write_exports(exports: dict[str, Export], folder: Callable[[str], Path]) -> 
 
 
 def open_run(workdir: str, ctx: Context) -> Source:
-    """The model a run has trained, as a source for another run (`orbax:<workdir>`): its last whole checkpoint.
+    """The model that a run has trained, in its last whole checkpoint, as a source for another run (`orbax:<workdir>`).
 
     Raises:
       ValueError: as `trained_in`, or there is no checkpoint.

@@ -1,4 +1,5 @@
-"""What moderators and cost models learn from: the embedded corpus, or records of BeaverTails and of PKU-SafeRLHF."""
+"""The rows that moderators and cost models learn from: the embedded corpus, or records of BeaverTails and of
+PKU-SafeRLHF."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from pal_jax.parts.rows import Keyed, Rows, scored_replies
 from pal_jax.parts.settings import FromRows, RowSettings
 
 EMBEDDED = 'embedded'  # the corpus of `feedback/dilemmas.py`
-ANSWERS = 3  # rows that a dilemma makes, of either kind
+ANSWERS = 3  # the number of rows that a dilemma makes, with labels or in pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,17 +28,18 @@ class SafetyRows(RowSettings):
     """Records of answers that are safe or not."""
 
     train: str = EMBEDDED  # or a source of records: a file, hf:owner/name/file, tfds:name/config:split
-    test: str = ''  # likewise, whose prompts are not learnt; '': other dilemmas, or rows of some prompts of train
-    dilemmas: int = 1200  # of the embedded corpus that are learnt
+    test: str = ''  # likewise, with prompts that are not learnt; '': other dilemmas, or rows of some prompts of train
+    dilemmas: int = 1200  # the number of dilemmas of the embedded corpus that are learnt
 
 
-Read = Callable[[str], list[Keyed]]  # of a source: its rows as groups, by the content of their prompts
+Read = Callable[[str], list[Keyed]]  # the rows of a source as groups, by the content of their prompts
 Make = Callable[[list[Dilemma]], list[Keyed]]
 
 
 def labelled_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
-    """Answers with labels of the 14 categories: of the embedded corpus, or records of BeaverTails, of which repeated
-    answers are one with the categories that most have marked.
+    """Answers with labels of the 14 categories, of the embedded corpus or of records of BeaverTails.
+
+    Repeated answers of BeaverTails are one row, with the categories that most of their records have marked.
 
     Raises:
       ValueError: a source or a record of it is wrong, or nothing is left to learn from or to test on.
@@ -49,12 +51,14 @@ def labelled_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
     def read(source: str) -> list[Keyed]:
         return keyed(safety.joined(safety.read_labelled(source)))
 
-    return _make_rows(settings, read, lambda made: keyed(dilemmas.labelled(made)), n=1)
+    return _make_rows(settings, read, lambda corpus: keyed(dilemmas.labelled(corpus)), n=1)
 
 
 def judged_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
-    """Pairs of answers, the less safe one first: of the embedded corpus, records of PKU-SafeRLHF, or pairs whose chosen
-    reply is the less harmful one, which have no labels (HH-RLHF, harmless-base).
+    """Pairs of answers, the less safe answer first.
+
+    They are of the embedded corpus, of records of PKU-SafeRLHF, or of pairs whose chosen reply is the less harmful one,
+    without labels (HH-RLHF, harmless-base).
 
     Raises:
       ValueError: as `labelled_rows`.
@@ -74,7 +78,7 @@ def judged_rows(settings: FromRows, tokenizer: Tokenizer) -> Rows:
             raise ValueError(f'{source}: it has no records; give a source with at least one')
         return rows
 
-    return _make_rows(settings, read, lambda made: keyed(dilemmas.judged(made, settings.seed)), n=2)
+    return _make_rows(settings, read, lambda corpus: keyed(dilemmas.judged(corpus, settings.seed)), n=2)
 
 
 def labelled_group(tokenizer: Tokenizer, row: Labelled) -> Group:
@@ -83,8 +87,10 @@ def labelled_group(tokenizer: Tokenizer, row: Labelled) -> Group:
 
 
 def judged_group(tokenizer: Tokenizer, row: Judged) -> Group:
-    """A pair of answers as a group, of which the less safe one is `better`, since its cost is higher; the label of an
-    answer is whether it is unsafe."""
+    """A pair of answers as a group, in which the less safe answer is `better`, since its cost is higher.
+
+    The label of an answer is 1 where it is unsafe, and 0 where it is safe.
+    """
     group = scored_replies(tokenizer, row.prompt, row.responses)
     return group._replace(
         compared=[Compared(1 - row.safer, row.safer)], labels=[[float(unsafe)] for unsafe in row.unsafe]
@@ -102,7 +108,7 @@ def _preferred(place: str, record: Any, tokenizer: Tokenizer) -> Keyed:
 
 
 def _make_rows(settings: FromRows, read: Read, make: Make, n: int) -> Rows:
-    """Rows with no prompt on both sides, each of at most `data.max_length` tokens."""
+    """Rows of at most `data.max_length` tokens, with no prompt both to learn from and to test on."""
     data: Any = settings.data
 
     def embedded(split: Any, count: int) -> list[Keyed]:

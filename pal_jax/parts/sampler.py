@@ -1,4 +1,4 @@
-"""Answers of a policy to prompts: the decoder that a config names, and what it samples."""
+"""Answers of a policy to prompts: the decoder that a config names, and its samples."""
 
 from __future__ import annotations
 
@@ -30,25 +30,27 @@ def make_shares(decode: DecodeSettings) -> Shares:
 
 
 def make_decoder(decode: DecodeSettings, policy: Policy, ctx: Context, at_once: int | None = None) -> Decoder:
-    """The decoder that settings name.
+    """The decoder that the settings name.
 
     Args:
-      at_once: the most samples that will be asked for together, so more slots would stay empty.
+      at_once: the largest number of samples that will be asked for together; more slots would stay empty.
 
     Raises:
       ValueError: as `decode.choose.make_decoder`.
     """
-    given: dict[str, Any] = dataclasses.asdict(decode) | {'shares': make_shares(decode)}
+    options: dict[str, Any] = dataclasses.asdict(decode) | {'shares': make_shares(decode)}
     if at_once:
-        given['slots'] = min(decode.slots, at_once)
-    return choose_decoder(policy.cfg, policy.tokenizer, ctx.mesh, **given)
+        options['slots'] = min(decode.slots, at_once)
+    return choose_decoder(policy.cfg, policy.tokenizer, ctx.mesh, **options)
 
 
 def make_packing(
     settings: Reinforced, mesh: Mesh, n: int, *, multiple: int = 128
 ) -> Callable[[Sequence[Sample]], RolloutBatch]:
-    """Makes the batch of an update of samples, of which the `n` samples of a prompt stand side by side. The tokens of a
-    row are a multiple of `multiple`."""
+    """A function that makes the batch of an update of samples; the `n` samples of a prompt stand side by side.
+
+    The length of a row in tokens is a multiple of `multiple`.
+    """
     return functools.partial(
         pack_rollouts, n=n, actions=round_up(settings.sampling.max_tokens, 8), mesh=mesh,
         ways=sharding.batch_ways(mesh) * settings.ppo.minibatches, micro_rows=settings.ppo.micro_rows,
@@ -61,14 +63,15 @@ def sample(
     seed: Sequence[int], *, sources: Sequence[Any] | None = None, parse: Callable[[str], Any] = lambda text: None,
     tell: Callable[[Sample], None] | None = None,
 ) -> list[Sample]:  # fmt: skip
-    """Samples of each prompt, one by each of `samplings`, side by side. Their randomness is a function of `seed` and of
-    a sample's place.
+    """Samples of each prompt, side by side: one by each of `samplings`.
+
+    Their randomness is a function of `seed` and of a sample's place.
 
     Args:
       prompts: token ids.
-      sources: what each prompt was made of.
-      parse: reads what a completion says.
-      tell: hears of a sample as soon as it is there.
+      sources: the records that the prompts were made of.
+      parse: reads the text of a completion.
+      tell: receives a sample as soon as it is there.
     """
     n = len(samplings)
     seeds = np.random.SeedSequence(list(seed)).generate_state(len(prompts) * n, np.uint64).tolist()
@@ -79,6 +82,6 @@ def sample(
         completion = dataclasses.replace(completion, text=text)
         return Sample(prompts[k // n], completion, k // n, source=source, parsed=parse(text))
 
-    requests = [Request(prompts[k // n], samplings[k % n], each) for k, each in enumerate(seeds)]
-    completions = decoder(requests, (lambda k, each: tell(as_sample(k, each))) if tell else None)
-    return [as_sample(k, each) for k, each in enumerate(completions)]
+    requests = [Request(prompts[k // n], samplings[k % n], number) for k, number in enumerate(seeds)]
+    completions = decoder(requests, (lambda k, completion: tell(as_sample(k, completion))) if tell else None)
+    return [as_sample(k, completion) for k, completion in enumerate(completions)]

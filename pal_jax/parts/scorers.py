@@ -1,4 +1,4 @@
-"""What methods that train a scorer share: its export, and its scores of texts and of pairs that were held out."""
+"""The parts that methods with a scorer share: its export, and its scores of texts and of held-out pairs."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ class OpenScores(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Pairs that were not learnt, the side that should score higher first. `lengths` are in tokens, and `prompts` are
-    numbers, equal where prompts are."""
+    """Pairs that were not learnt, the side that should score higher first.
+
+    `lengths` are in tokens, and `prompts` are numbers, equal where prompts are equal.
+    """
 
     scores: Float[np.ndarray, 'P 2']
     lengths: Int[np.ndarray, 'P 2']
@@ -42,6 +44,7 @@ class HeldOut(NamedTuple):
 def make_scorer(
     settings: FromRows, cfg: ModelConfig, ctx: Context, loss: ScoreLoss, *, outputs: int = 1, steps: int = 1
 ) -> Scorer:
+    """The scorer that the settings describe, for so many steps."""
     return Scorer(
         cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,
         adapters=make_adapters(settings.policy.lora), loss=loss, outputs=outputs, seed=settings.seed,
@@ -49,7 +52,7 @@ def make_scorer(
 
 
 def trained_scorer(policy: Policy, scorer: Scorer, labels: Sequence[str]) -> Trained:
-    """What a method exports whose state is a scorer's: a classifier, whose outputs are called by `labels`."""
+    """The export of a method whose state is a scorer's: a classifier, whose outputs have the names `labels`."""
 
     def exports(state: ScorerState) -> dict[str, Export]:
         params, head = scorer.weights(state)
@@ -84,7 +87,7 @@ def compared(groups: Sequence[Group]) -> list[tuple[int, Compared]]:
 
 
 def by_pair(packed: Pairs, groups: Sequence[Group]) -> Pairs:
-    """The packed groups, of which all pairs that were compared are wanted, the better reply first."""
+    """The packed groups with all pairs that were compared picked, the better reply first."""
     of, *sides = np.array([(i, pair.better, pair.worse) for i, pair in compared(groups)]).T
     return packed.pick(of[:, None], np.stack(sides, axis=1))
 

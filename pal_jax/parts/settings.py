@@ -1,7 +1,7 @@
 """Settings of a run: frozen dataclasses, and their way from and to the ConfigDict of a config file.
 
-A method's `Settings` is a `Run` with sections of its own. A section is a frozen dataclass that says what each key
-means and has its default; a config file names the values that it wants otherwise:
+A method's `Settings` is a `Run` with sections of its own. A section is a frozen dataclass that explains each key and
+has its default; a config file names the values that differ:
 
 config = to_config(Settings(recipe='sft', total_steps=0, optimizer=Optimizer(lr=5e-5)))    # in configs/sft.py
 settings = parse(Settings, config)                                                         # before `make`
@@ -34,7 +34,7 @@ S = TypeVar('S')
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """Sizes of the axes of the device mesh; -1: all devices that are left."""
+    """The sizes of the axes of the device mesh; -1: all devices that are left."""
 
     data: int = 1
     fsdp: int = -1
@@ -43,7 +43,8 @@ class MeshSettings:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    """A checkpoint is saved after so many steps, and after so many minutes; so many of them are kept."""
+    """A checkpoint is saved after every `every` steps, and after every `minutes` minutes; the last `keep` of them are
+    kept."""
 
     every: int = 10
     minutes: float = 15.0
@@ -52,14 +53,14 @@ class CheckpointSettings:
 
 @dataclasses.dataclass(frozen=True)
 class MetricSettings:
-    """Where metrics go beside the files of the run."""
+    """The places that metrics go to beside the files of the run."""
 
-    wandb: str = ''  # a project's name
+    wandb: str = ''  # the name of a wandb project
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """The keys of every run. Each method says which steps `total_steps` counts."""
+    """The keys of every run; each method explains the steps that `total_steps` counts."""
 
     recipe: str  # the module of `pal_jax/recipes` that makes the run
     total_steps: int
@@ -75,12 +76,12 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """A model and how it is trained."""
+    """A model, its precision and its adapters."""
 
     source: str = EMBEDDED  # see `models/sources.py`
-    dtype: str = 'auto'  # of matrix products: bfloat16 where the machine has it
+    dtype: str = 'auto'  # the type of matrix products: bfloat16 where the machine has it
     remat: str = 'none'  # 'full' or 'dots' computes layers again in the backward pass, to save memory
-    scan_layers: bool = False  # on a CPU too: compiles in a quarter of the time, steps take up to a third longer
+    scan_layers: bool = False  # on a CPU too: compiles in a quarter of the time, but steps take up to a third longer
     lora: Lora = Lora()
 
 
@@ -89,52 +90,54 @@ class DecodeSettings:
     """The decoder that samples."""
 
     slots: int = 32  # completions sampled at once
-    stride: int = 4  # tokens a round trip between device and host
+    stride: int = 4  # tokens that are made in a round trip between device and host
     driver: str = 'local'  # or 'jetstream': the same tokens through google-jetstream's driver
     address: str = ''  # host:port of a pal_jax.serve --driver=jetstream that samples instead; see docs/serving.md
-    reuse: bool = True  # prompts start from what caches hold of them
+    reuse: bool = True  # prompts start from the parts of them that caches hold
     int8: bool = False  # sample with weights of eight bits
-    shares: int = 0  # decoders side by side, each on its share of devices and prompts; 0: one a process
+    shares: int = 0  # the number of decoders side by side, each on its share of devices and prompts; 0: one a process
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EndpointSettings:
-    """A chat model of an OpenAI-compatible server, for a role that is set to `endpoint:<name>`. For a role that is set
-    to `local:<source>`, `temperature`, `max_tokens` and `slots` count."""
+    """A chat model of an OpenAI-compatible server, for a role that is set to `endpoint:<name>`.
+
+    A role that is set to `local:<source>` reads `temperature`, `max_tokens` and `slots`.
+    """
 
     temperature: float
     max_tokens: int
     address: str = ''  # http://host:port/v1
     model: str = ''
-    key_env: str = ''  # the environment variable with the key
+    key_env: str = ''  # the environment variable that holds the key
     concurrency: int = 64  # requests under way at once
     timeout: float = 60.0  # seconds of an attempt
     retries: int = 5
-    prompt_price: float = 0.0  # of a million tokens, for the metrics
+    prompt_price: float = 0.0  # the price of a million tokens, for the metrics
     completion_price: float = 0.0
     slots: int = 16
 
 
-ANSWERS = '~/.cache/pal_jax/answers.sqlite'  # what endpoints have answered, which is not asked again
+ANSWERS = '~/.cache/pal_jax/answers.sqlite'  # the answers of endpoints, which are not asked again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowSettings:
-    """What a supervised method reads (formats: `data/formats.py`) and how it is batched."""
+    """The rows of a supervised method (formats: `data/formats.py`) and their batches."""
 
-    batch_size: int  # rows, pairs or groups of pairs of an update
+    batch_size: int  # the number of rows, pairs or groups of pairs of an update
     train: str = 'oracle'  # or recall (feedback/recall.py), or a file: .jsonl, .json, .parquet
-    test: str = ''  # a file, whose prompts are not learnt; '': rows of some prompts of train, a fifth at most
+    test: str = ''  # a file of prompts that are not learnt; '': rows of some prompts of train, a fifth at most
     test_rows: int = 64
     max_length: int = 1024  # tokens; longer rows are left out
     epochs: float = 1.0
-    micro_rows: int = 2  # in a device's memory at once
-    row_tokens: int = 1024  # several share rows of so many tokens; 0: a row each
+    micro_rows: int = 2  # rows in a device's memory at once
+    row_tokens: int = 1024  # the length in tokens of rows that several share; 0: each has its own
 
 
 @dataclasses.dataclass(frozen=True)
 class OracleSettings:
-    """The people, all of RLPA's training, to whom the oracle answers where `data.train` is 'oracle'."""
+    """The people, all of RLPA's training, whom the oracle answers where `data.train` is 'oracle'."""
 
     people: int = 240
     facts: int = 4
@@ -144,10 +147,10 @@ class OracleSettings:
 
 @dataclasses.dataclass(frozen=True)
 class StageSettings:
-    """When a method is evaluated beside its end."""
+    """The evaluations of a method during training."""
 
-    every: int = 0  # steps; 0: none in between
-    base: bool = True  # before the first one, too
+    every: int = 0  # an evaluation every so many steps; 0: none in between
+    base: bool = True  # an evaluation before the first step, too
 
 
 # --- runs of one kind -----------------------------------------------------------------------------------------------
@@ -155,7 +158,7 @@ class StageSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FromRows(Run):
-    """The keys of a run that learns from rows. `total_steps=0` makes `data.epochs` passes over them."""
+    """The keys of a run that learns from rows; `total_steps=0` makes `data.epochs` passes over them."""
 
     policy: ModelSettings = ModelSettings()
     optimizer: Optimizer
@@ -176,7 +179,7 @@ class Reinforced(Run):
 
     policy: ModelSettings = ModelSettings()
     optimizer: Optimizer
-    critic: Optimizer  # used by estimators that have one (gae)
+    critic: Optimizer  # used by the estimator that has a critic (gae)
     ppo: PPO
     sampling: Sampling
     decode: DecodeSettings = DecodeSettings()
@@ -186,16 +189,16 @@ class Reinforced(Run):
 
 
 def to_config(settings: Any) -> ConfigDict:
-    """The keys and values of settings, as a config file gives them to the command line."""
+    """The keys and values of settings, in the form that a config file gives to the command line."""
     return ConfigDict(_plain(settings))
 
 
 def parse(kind: type[S], config: ConfigDict | Mapping[str, Any], *, besides: tuple[str, ...] = (), at: str = '') -> S:
-    """The settings that a config has.
+    """The settings that a config holds.
 
     Args:
       kind: a dataclass of settings.
-      besides: keys of the config that are none of the settings and are left out, such as the name of a stage.
+      besides: keys of the config that are no settings and are left out, such as the name of a stage.
       at: the keys that lead to this section, such as 'ppo.'.
 
     Raises:
@@ -204,31 +207,31 @@ def parse(kind: type[S], config: ConfigDict | Mapping[str, Any], *, besides: tup
     if not isinstance(config, Mapping | ConfigDict):
         raise ValueError(f'{at[:-1]}={config!r} must be a section; make it with to_config({kind.__name__}(...))')
     hints, fields = typing.get_type_hints(kind), keys_of(kind)
-    given = {key: config[key] for key in config if key not in besides or key in fields}
-    for key in given:
+    values_by_key = {key: config[key] for key in config if key not in besides or key in fields}
+    for key in values_by_key:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
             hint = f'; did you mean {at}{near[0]}?' if near else ''
             raise ValueError(f'unknown key {at}{key}{hint}')
-    if missing := [key for key in fields if key not in given]:
+    if missing := [key for key in fields if key not in values_by_key]:
         raise ValueError(
             f'the config has no {at}{missing[0]}; make the section with to_config({kind.__name__}(...)); the config '
             'of a run that lacks it is of an earlier version, which this one cannot open'
         )
-    values = {key: _read(hints[key], value, f'{at}{key}') for key, value in given.items()}
+    values = {key: _read(hints[key], value, f'{at}{key}') for key, value in values_by_key.items()}
     try:
         return kind(**values)
-    except ValueError as error:  # of the values together, which the class tells without knowing which section it is
+    except ValueError as error:  # values do not fit together; the class does not know its section
         raise ValueError(f'{error}' if not at or str(error).startswith(at) else f'{at[:-1]}: {error}') from None
 
 
 def keys_of(kind: type) -> list[str]:
-    """The keys of a dataclass of settings: its fields but for those that a recipe derives from others."""
+    """The keys of a dataclass of settings: its fields, except those that a recipe derives from others."""
     return [field.name for field in dataclasses.fields(kind) if not field.metadata.get(DERIVED)]
 
 
 def described(settings: Any, at: str = '') -> Iterator[str]:
-    """Lines for `--help`: where each section is explained, and its keys as options with their values."""
+    """Lines for `--help`: the module that explains each section, and its keys as options with their values."""
     kind = type(settings)
     yield f'{kind.__module__.replace(".", "/")}.py, class {kind.__name__}'
     values = {key: getattr(settings, key) for key in keys_of(kind)}
@@ -246,11 +249,11 @@ def described(settings: Any, at: str = '') -> Iterator[str]:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {key: _plain(getattr(value, key)) for key in keys_of(type(value))}  # type: ignore[arg-type]
-    return {key: _plain(each) for key, each in value.items()} if isinstance(value, Mapping) else value
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _read(hint: Any, value: Any, key: str) -> Any:
-    """A value of a config as its field has it: sections as dataclasses, lists of a JSON file as tuples."""
+    """A value of a config in the type of its field: sections as dataclasses, lists of a JSON file as tuples."""
     origin = get_origin(hint) or hint
     if dataclasses.is_dataclass(hint):
         return parse(hint, value, at=f'{key}.')  # type: ignore[arg-type]
@@ -273,16 +276,16 @@ def _read(hint: Any, value: Any, key: str) -> Any:
 
 
 def _read_tuple(hints: tuple[Any, ...], values: Sequence[Any], key: str) -> tuple[Any, ...]:
-    each = [hints[0]] * len(values) if hints[-1] is ... else hints
+    element_hints = [hints[0]] * len(values) if hints[-1] is ... else hints
     kinds = ', '.join('...' if hint is ... else getattr(hint, '__name__', str(hint)) for hint in hints)
     try:
-        return tuple(_read(hint, value, key) for hint, value in zip(each, values, strict=True))
+        return tuple(_read(hint, value, key) for hint, value in zip(element_hints, values, strict=True))
     except ValueError:
         raise ValueError(f'{key}={tuple(values)} must be a tuple of ({kinds})') from None
 
 
 def _choices(hint: Any) -> list[Any]:
-    """The values of a Literal, or of several; none of another hint."""
+    """The values of a Literal, or of a union of them; none for any other hint."""
     if get_origin(hint) is Literal:
         return [*get_args(hint)]
     return [choice for part in get_args(hint) for choice in _choices(part)] if get_origin(hint) is Union else []

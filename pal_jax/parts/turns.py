@@ -1,4 +1,4 @@
-"""Turns of a policy in dialogues: how they are sampled, and demonstrations of them."""
+"""Turns of a policy in dialogues: their sampling, and demonstrations of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Dialogue, Sample, TokenBatch
 
-Sampler = Callable[..., list[Sample]]  # of dialogues, samples of each, seed and who is told: see `make_sampler`
+# Takes dialogues, the number of samples of each, a seed and `tell`: see `make_sampler`.
+Sampler = Callable[..., list[Sample]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,18 +32,19 @@ class WarmupSettings:
     rows: int
     examples_per_row: int
     examples: int
-    optimizer: Optimizer  # of the name of the policy's, whose state it shares
+    optimizer: Optimizer  # with the name of the policy's optimiser, whose state it shares
 
 
 def make_sampler(settings: Dialogues, system: str, tokenizer: Tokenizer, decoder: Decoder) -> Sampler:
-    """Samples the next turn of dialogues, `n` times each; `tell` hears of each sample as soon as it is there."""
+    """A function that samples the next turn of dialogues, `n` times each; `tell` receives each sample as soon as it is
+    there."""
     sampling, longest = settings.sampling, settings.dialogue.prompt_max_len
 
     def render(dialogue: Dialogue) -> tuple[int, ...]:
         return tuple(tokenizer.chat(messages(dialogue, system)))
 
     def prompt_of(dialogue: Dialogue) -> tuple[int, ...]:
-        prompt = render(recent(dialogue, lambda each: len(render(each)) <= longest) if longest else dialogue)
+        prompt = render(recent(dialogue, lambda shortened: len(render(shortened)) <= longest) if longest else dialogue)
         if longest and len(prompt) > longest:
             raise ValueError(
                 f'the last messages alone of {dialogue.person.id!r} make a prompt of {len(prompt)} tokens, more than '
@@ -64,15 +66,16 @@ def make_sampler(settings: Dialogues, system: str, tokenizer: Tokenizer, decoder
 def make_supervised(
     settings: Dialogues, warmup: WarmupSettings, tokenizer: Tokenizer, mesh: Mesh
 ) -> Callable[[int], TokenBatch]:
-    """The batch of a step's supervised update: demonstrations, each ended by the token that ends a turn."""
+    """A function that gives the batch of a step's supervised update: demonstrations, each ended by the token that ends
+    a turn."""
     system = read_system(settings.dialogue.system)
     system = actor_prompt(TOPICS) if system is None else system
 
-    def example(each: Demonstration) -> Example:
-        prompt = tokenizer.chat(messages(each.dialogue, system))
-        return Example(prompt, [*tokenizer.encode(each.completion), tokenizer.stop_ids[0]])
+    def example(demonstration: Demonstration) -> Example:
+        prompt = tokenizer.chat(messages(demonstration.dialogue, system))
+        return Example(prompt, [*tokenizer.encode(demonstration.completion), tokenizer.stop_ids[0]])
 
-    examples = [example(each) for each in make_demonstrations(warmup.examples, seed=settings.seed)]
+    examples = [example(demonstration) for demonstration in make_demonstrations(warmup.examples, seed=settings.seed)]
     ways, per_row = sharding.batch_ways(mesh), warmup.examples_per_row
     rows = round_up(warmup.rows, ways)
 

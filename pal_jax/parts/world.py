@@ -1,4 +1,4 @@
-"""Who a policy talks to: people, who plays them and who judges, from the settings of dialogues."""
+"""The world of a policy in dialogues, from the settings: people, the model that plays them, and the judges."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ SYSTEM = 'system.txt'
 
 
 class Splits(NamedTuple):
-    """People in parts, apart by their facts.
+    """People in parts that share no person's facts.
 
-    train: people to train on.
-    tests: people never trained on, by the name of their split.
-    topics: those of a profile.
-    moved: how many people were moved to another part, or left out, because somebody else has their facts.
+    Attributes:
+      train: people to train on.
+      tests: people never trained on, by the name of their split.
+      topics: the topics of a profile.
+      moved: the number of people who were moved to another part, or left out, because somebody else has their facts.
     """
 
     train: list[Person]
@@ -52,33 +53,34 @@ class Splits(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Who is talked to, who answers and who judges."""
+    """The people of the dialogues, with the user, the matcher and the judge that answer for them."""
 
     train: list[Person]
-    tests: dict[str, list[Person]]  # people it never trains on, by the name of their split
+    tests: dict[str, list[Person]]  # people never trained on, by the name of their split
     guess: tuple[str, ...]  # the constant profile that suits the training people best
-    topics: tuple[str, ...]  # of a profile
+    topics: tuple[str, ...]  # the topics of a profile
     system: str
     user: UserSimulator
     matcher: ProfileMatcher
     reward: RewardFn
-    score: RewardFn  # of evaluations: the reward without a control, by a judge who knows the person
-    early: Early | None  # asked about each answer while others are decoded; None: all who judge are on this machine
+    score: RewardFn  # the reward in evaluations: without a control, by a judge who knows the person
+    early: Early | None  # asks about each answer while others are decoded; None: all judges are on this machine
     models: ChatModels
     max_failed: float
-    judged: Callable[[], Metrics]  # what an evaluation tells of its judge; its model's memory is given back
+    judged: Callable[[], Metrics]  # figures of an evaluation about its judge; the memory of the judge's model is freed
     moved: int = 0  # see `Splits`
 
     @property
     def told(self) -> str:
-        """How people are split, in a line."""
+        """The split of the people, in a line."""
         tested = ', '.join(f'{len(people)} {split}' for split, people in self.tests.items())
         moved = f'({self.moved} moved for it)'
         return f'{len(self.train)} people to learn from; to test on, with other facts: {tested} {moved}'
 
     def evaluate(self, answer: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
-        """Figures and dialogues of a policy with the people it never trains on, and what was asked of endpoints so far.
-        What `answer` gives is scored here.
+        """Figures and dialogues of a policy with the people never trained on, and the usage of endpoints so far.
+
+        The samples of `answer` are scored here.
 
         Raises:
           RuntimeError: more than `max_failed` of the turns of a split have no answer of a user or of a judge.
@@ -98,7 +100,7 @@ class World:
         return record | {'people_moved': self.moved} | self.models.usage | self.judged(), dialogues
 
     def check_answers(self, samples: Sequence[Sample], user: Listened) -> None:
-        """Raises RuntimeError where too many samples of a step have no reward, or too many users had no answer."""
+        """Raises RuntimeError where too many samples of a step have no reward, or too many users gave no answer."""
         self._check(sum(not sample.ok for sample in samples), len(samples), 'samples got no reward', 'the judge')
         self._check(user.silent, user.asked, 'users gave no answer', 'dialogue.user')
 
@@ -107,9 +109,10 @@ class World:
 
 
 def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = None) -> World:
-    """People, their simulator and the reward, by the sections `dialogue` and `reward`.
+    """The people, their simulator and the reward, from the sections `dialogue` and `reward`.
 
-    Every process asks simulator and judge for its share and is told of the others'. `kept` is that of a run's context.
+    Every process asks simulator and judge for its own share and receives the others' answers. `kept` is that of a run's
+    context.
     """
     dialogue, rewards = settings.dialogue, settings.reward
     models, system = make_models(settings), read_system(dialogue.system)
@@ -130,7 +133,7 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
     if natural:
         score = read_too(score, natural)
         judge = read_too(judge, natural) if rewards.naturalness == MODEL else judge
-    read = system if settings.reference_compatible else ''  # by the judge
+    read = system if settings.reference_compatible else ''  # the judge reads it
     reward = functools.partial(
         make_reward,
         matcher,
@@ -177,9 +180,10 @@ def make_models(settings: Dialogues) -> ChatModels:
 
 
 def make_splits(settings: Dialogues, models: ChatModels, shares: Shares = ALONE) -> Splits:
-    """The first of `tests` is the papers' Vanilla setting; `extended` (`eval.profiles`) are people of another schema.
+    """People to train on and to test on, by the sections `dialogue` and `eval`.
 
-    People with the same facts stand on one side, and of `eval.profiles` nobody is left who is trained on.
+    The first of `tests` is the papers' Vanilla setting; `extended` (`eval.profiles`) are people of another schema.
+    People with the same facts stand on one side, and nobody of `eval.profiles` who is trained on is left.
 
     Raises:
       ValueError: a file is wrong, or nobody is left to test on.
@@ -203,17 +207,17 @@ def make_splits(settings: Dialogues, models: ChatModels, shares: Shares = ALONE)
         except ValueError as error:
             raise ValueError(f'{dialogue.profiles}: {error}; give people with other facts') from None
         moved = holdouts.repeats(contents)
-        met = {each for each, held in zip(contents, tested_on, strict=True) if not held}
+        met = {facts for facts, held in zip(contents, tested_on, strict=True) if not held}
         if dialogue.personalities:
             people = with_personalities(people, load(dialogue.personalities), seed=settings.seed)
         slotter = models.choose('dialogue.slotter', dialogue.slotter, make_slotter, none=lambda: None)
-        # Before any is left out, so that nobody changes sides.
+        # Both parts are cut before anybody is left out, so that nobody changes sides.
         train, heldout = (
             [p for p, held in zip(people, tested_on, strict=True) if held == way] for way in (False, True)
         )
         if slotter:
             slot = functools.partial(slot_all, slotter=slotter, shares=shares, models=models)
-            train, heldout = (slot(each, max_failed=settings.reward.max_failed) for each in (train, heldout))
+            train, heldout = (slot(part, max_failed=settings.reward.max_failed) for part in (train, heldout))
         met |= set(map(content, train))
         known, heldout = ([p for p in heldout if (content(p) in met) == way] for way in (True, False))
         if not heldout:
@@ -222,20 +226,19 @@ def make_splits(settings: Dialogues, models: ChatModels, shares: Shares = ALONE)
         tests = {'heldout': heldout}
         topics = tuple(dict.fromkeys(slot for p in train for slot, _ in map(split_fact, p.facts) if slot))[:12]
     if settings.eval.profiles:
-        given = load(settings.eval.profiles)
+        extended = load(settings.eval.profiles)
         met |= set(map(content, train))
-        tests['extended'] = [person for person in given if content(person) not in met][:tested]
-        moved += sum(content(person) in met for person in given)
+        tests['extended'] = [person for person in extended if content(person) not in met][:tested]
+        moved += sum(content(person) in met for person in extended)
         if not tests['extended']:
             raise ValueError(
-                f'eval.profiles={settings.eval.profiles}: all {len(given)} people are trained on; name others'
+                f'eval.profiles={settings.eval.profiles}: all {len(extended)} people are trained on; name others'
             )
     return Splits(train, tests, topics, moved)
 
 
 def make_system(settings: Dialogues, kept: Path | None = None) -> str:
-    """The system prompt of a run's policy: the one that the run has kept, or else that of its config, for which no
-    model is asked but a slotter."""
+    """The prompt that a run has kept, or else that of its config; no model is asked for it but a slotter."""
     if kept and (kept / SYSTEM).is_file():
         return (kept / SYSTEM).read_bytes().decode()  # with its line ends
     if (system := read_system(settings.dialogue.system)) is not None:
@@ -246,8 +249,8 @@ def make_system(settings: Dialogues, kept: Path | None = None) -> str:
 
 
 def check_openings(settings: Dialogues, world: World, tokenizer: Tokenizer, max_len: int) -> None:
-    """Raises ValueError where somebody's first message makes a prompt that a model of `max_len` tokens, or
-    `dialogue.prompt_max_len`, has no room for; with file, line and id."""
+    """Raises ValueError where a person's first message makes a prompt that is too long for a model of `max_len`
+    tokens, or for `dialogue.prompt_max_len`; the error names file, line and id."""
     dialogue, room = settings.dialogue, max_len - settings.sampling.max_tokens
     limit, key = room, f'model has room beside sampling.max_tokens={settings.sampling.max_tokens} for'
     if 0 < dialogue.prompt_max_len < room:
@@ -257,23 +260,20 @@ def check_openings(settings: Dialogues, world: World, tokenizer: Tokenizer, max_
         file = settings.eval.profiles if split == 'extended' else dialogue.profiles
         for person in people:
             if person.opening not in sizes:
-                said = env.messages(Dialogue(person, (Turn('user', person.opening),)), world.system)
-                sizes[person.opening] = len(tokenizer.chat(said))
+                messages = env.messages(Dialogue(person, (Turn('user', person.opening),)), world.system)
+                sizes[person.opening] = len(tokenizer.chat(messages))
             if (size := sizes[person.opening]) > limit:
                 keys = {'input_key': dialogue.input_key, 'label_key': dialogue.label_key}
                 place = file if file == 'embedded' else place_of(file, person, **keys)
-                told = f'with the system prompt, the first message of {person.id!r} makes a prompt of {size} tokens'
-                raise ValueError(f'{place}: {told}, the {key} {limit}; shorten either, or make room')
+                why = f'with the system prompt, the first message of {person.id!r} makes a prompt of {size} tokens'
+                raise ValueError(f'{place}: {why}, the {key} {limit}; shorten either, or make room')
 
 
 def slot_all(
     people: Sequence[Person], *, slotter: Slotter, shares: Shares, models: ChatModels, max_failed: float
 ) -> list[Person]:
-    """People in slots, each process asking for its share; those left out are counted.
-
-    Raises:
-      RuntimeError: more than `max_failed` of them are left out.
-    """
+    """People in slots; each process asks for its share, and people left out are counted. Raises RuntimeError where more
+    than `max_failed` of them are left out."""
     slotted = slot_people(people, lambda texts: shares.gather('slots', texts, lambda _, part: slotter(part)))
     failed = len(people) - len(slotted)
     what = 'people could not be brought into slots'
@@ -283,7 +283,7 @@ def slot_all(
 
 
 def read_system(system: str) -> str | None:
-    """The system prompt that `dialogue.system` is, or has in a file; None: the embedded one.
+    """The system prompt in `dialogue.system` or in the file that it names; None: the embedded one.
 
     Raises:
       ValueError: there is no such file.

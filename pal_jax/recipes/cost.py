@@ -1,10 +1,9 @@
-"""Cost models (Safe RLHF, arXiv 2310.12773): a decoder with a head of one number, the cost of an answer, which is above
-0 where the answer is unsafe and higher the less safe it is.
+"""Cost models (Safe RLHF, arXiv 2310.12773): a decoder with a head of one number, the cost of an answer.
 
-A step scores both answers of `batch_size` pairs and updates once on two losses (section 3.2): the less safe answer
-costs more, and the sign of a cost is that of the answer's label. An evaluation asks, on held-out pairs, how often the
-order is right, how often the sign is, and whether the model goes by length. The export is a classifier of one label
-for transformers.
+A cost is above 0 where the answer is unsafe, and higher the less safe the answer is. A step scores both answers of
+`batch_size` pairs and updates once on two losses (section 3.2): the less safe answer costs more, and the sign of a cost
+is that of the answer's label. An evaluation measures, on held-out pairs, how often the order is right, how often the
+sign is, and whether the model goes by length. The export is a classifier of one label for transformers.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from pal_jax.parts.settings import FromRows
 from pal_jax.runtime import sharding
 from pal_jax.types import Metrics
 
-LABELS = ('cost',)  # of the export
+LABELS = ('cost',)  # the names of the export's outputs
 SHOWN = 'loss', 'accuracy', 'sign_accuracy', 'sign_accuracy_of_commoner'  # on the console
 
 
@@ -69,16 +68,19 @@ class CostModel:
         check_finite(state)
         metrics = {name.removeprefix('reward_'): value for name, value in figures.items()}
         costs, unsafe = scores[..., 0], labels_of(groups)
+        # Pairs of a plain preference set have an order and no labels.
         if (known := ~np.isnan(unsafe)).any():
             metrics['sign_accuracy'] = float(cost_model.signs(costs[known], unsafe[known]).mean())
         tokens = float(sum(group.length for group in groups))
+        # A pair's less safe answer stands first, so a margin above 0 is the right order.
         margin = float(gaps(costs).mean())
         metrics |= {'margin': margin, 'tokens': tokens, 'left_out': float(self.rows.left_out)}
         return state, host, 'cost', metrics
 
     def evaluate(self, state: ScorerState, stage: str) -> Evaluation:
-        """How often held-out pairs are in the right order, and their answers on the right side of 0."""
+        """Figures of held-out pairs: how often their order and the signs of their answers' costs are right."""
         with self.ctx.phase('evaluate'):
+            # Every process scores all pairs, so that all of them write the same record.
             scored = [self.scorer.scores(state, self.pack(groups))[..., 0] for groups in self.rows.test_groups()]
         test, unsafe = scorers.held_out(self.rows.test, np.concatenate(scored)), labels_of(self.rows.test)
         record = cost_model.measure(*test, unsafe)
@@ -95,7 +97,7 @@ class CostModel:
 
 
 def make(settings: Settings, ctx: Context) -> CostModel:
-    """Checks the config, reads the pairs and builds the parts; weights are read by `init`.
+    """Check the config, read the pairs and build the parts; weights are read by `init`.
 
     Raises:
       ValueError: a value or a line of a file is wrong, labels are missing, or transformers has no classifier for the
@@ -104,6 +106,7 @@ def make(settings: Settings, ctx: Context) -> CostModel:
     """
     data.check(settings)
     policy = make_policy(settings.policy, ctx, settings.seed)
+    # A family without a classifier is refused here, and not when training is over.
     if settings.export:
         classifier_to_hf(policy.cfg, policy.tokenizer.padding_apart(), labels=LABELS)
     rows = judged_rows(settings, policy.tokenizer)
@@ -117,12 +120,13 @@ def make(settings: Settings, ctx: Context) -> CostModel:
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
+    """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return scorers.trained_scorer(policy, scorers.make_scorer(settings, policy.cfg, ctx, settings.cost), LABELS)
 
 
 def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
-    """Open the cost model of a run; its scores are costs, so a higher one is of a less safe answer.
+    """Open the cost model of a run; its scores are costs, so the higher one belongs to the less safe answer.
 
     Raises:
       ValueError, RuntimeError: the model or its checkpoint cannot be read.
@@ -134,24 +138,26 @@ def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
 
 
 def labels_of(groups: Sequence[Group]) -> np.ndarray:
-    """Of the answers of all pairs `[pairs, 2]`, the less safe one first: 1 for an unsafe one, 0, or NaN without a
-    label."""
+    """The labels of the answers of all pairs `[pairs, 2]`, the less safe answer first.
+
+    A label is 1 where the answer is unsafe and 0 where it is safe, or NaN where it has none.
+    """
     pairs = scorers.compared(groups)
     return np.array([[groups[i].labels[k][0] for k in (pair.better, pair.worse)] for i, pair in pairs])
 
 
 def check_labels(settings: Settings, rows: Rows) -> str:
-    """How many answers to learn from have which label.
+    """A line that counts the answers to learn from by their labels.
 
     Raises:
-      ValueError: none is safe, or none unsafe, so that the sign of a cost would mean nothing.
+      ValueError: no answer is safe, or none unsafe, so that the sign of a cost would mean nothing.
     """
     labels = labels_of(rows.train)
     unsafe, safe, unknown = (int(part.sum()) for part in (labels == 1.0, labels == 0.0, np.isnan(labels)))
-    told = f'answers: {unsafe} unsafe, {safe} safe, {unknown} without a label'
+    counted = f'answers: {unsafe} unsafe, {safe} safe, {unknown} without a label'
     if not unsafe or not safe:
         raise ValueError(
-            f'data.train={settings.data.train}, {told}; the sign of a cost is learnt from some of both, so give '
+            f'data.train={settings.data.train}, {counted}; the sign of a cost is learnt from some of both, so give '
             'records of PKU-SafeRLHF, or rank these pairs by a reward model (configs/reward.py)'
         )
-    return told
+    return counted

@@ -1,4 +1,4 @@
-"""Direct preference optimisation (arXiv 2305.18290) and its relatives: of two answers the policy learns to prefer one.
+"""Direct preference optimisation (arXiv 2305.18290) and its relatives: the policy learns to prefer one of two answers.
 
 A step scores both answers of `batch_size` pairs under the policy and under its frozen start, makes the loss of the
 difference, and updates once. On the best against the worst of `n` samples (`python -m pal_jax.collect`) it is the
@@ -59,17 +59,18 @@ class Preferring:
         return state, host, 'dpo', metrics | {'left_out': float(self.rows.left_out)}
 
     def evaluate(self, state: ActorState, stage: str) -> Evaluation:
-        """The figures of a step on held-out pairs."""
+        """The figures of a training step, on held-out pairs."""
         with self.ctx.phase('evaluate'):
             tests = self.rows.tests(self.ctx.mesh)
             batches = [(count, self.learner.compare(state, batch)[1]) for count, batch in tests]
+        # Batches differ in size: a mean over pairs weighs each batch by its pairs.
         counts = [count for count, _ in batches]
         means = {name: float(np.average([m[name] for _, m in batches], weights=counts)) for name in batches[0][1]}
         return Evaluation({'rows': sum(counts), 'moved': self.rows.moved, **means})
 
 
 def make(settings: Settings, ctx: Context) -> Preferring:
-    """Checks the config, reads the rows and builds the parts; weights are read by `init`.
+    """Check the config, read the rows and build the parts; weights are read by `init`.
 
     Raises:
       ValueError: a value or a line of a file is wrong.
@@ -77,6 +78,7 @@ def make(settings: Settings, ctx: Context) -> Preferring:
     """
     data.check(settings)
     policy = make_policy(settings.policy, ctx, settings.seed)
+    # A row is a prompt with two branches: it is read once for both answers.
     rows = data.make_rows(settings, functools.partial(to_group, policy.tokenizer), 'chosen', n=2)
     ctx.log(rows.told)
     steps = data.steps_of(settings, rows)
@@ -88,6 +90,7 @@ def make(settings: Settings, ctx: Context) -> Preferring:
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
+    """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_actor(settings.policy, policy, make_learner(settings, policy.cfg, ctx).actor)
 
@@ -98,6 +101,8 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
 
 
 def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> PreferenceLearner:
+    """The learner of pairs that the settings describe, for so many steps."""
+    # No reference is kept where the loss is free of one: that saves a copy of the weights.
     actor = Actor(
         cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,
         adapters=make_adapters(settings.policy.lora), anchored=not settings.dpo.reference_free, seed=settings.seed,

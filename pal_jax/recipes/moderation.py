@@ -1,10 +1,9 @@
-"""Moderation of questions with their answers (BeaverTails, arXiv 2307.04657): a decoder with a head of 14 numbers, read
-at the last token of an answer, one for each kind of harm that the pair may have.
+"""Moderation of questions with their answers (BeaverTails, arXiv 2307.04657): a decoder with a head of 14 numbers, one
+for each kind of harm, read at the last token of an answer.
 
 A step scores `batch_size` answers and updates once on the mean binary cross-entropy over the categories. An answer is
-called unsafe where a probability is above the threshold of its category. Before an evaluation thresholds are chosen
-anew, on answers to training prompts that are not learnt; they are part of the state, so a checkpoint and an export have
-them. The export is a classifier of several labels for transformers.
+called unsafe where a probability is above its category's threshold. Thresholds are chosen anew before an evaluation, on
+answers to training prompts that are not learnt. They are part of the state, so a checkpoint and an export have them.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ from pal_jax.runtime import sharding
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.types import Chat, Metrics
 
-HEAVIEST = 10.0  # what an answer counts at most in a category that it has
+HEAVIEST = 10.0  # the largest weight of an answer in a category that it has
 THRESHOLDS = 'pal_jax_thresholds'  # the key of an export's config.json
 CHUNK = 64  # answers packed at once
 SHOWN = 'loss', 'auc', 'f1', 'recall', 'precision'
@@ -63,10 +62,11 @@ SHOWN = 'loss', 'auc', 'f1', 'recall', 'precision'
 
 @dataclasses.dataclass(frozen=True)
 class LabelSettings:
-    """How labels are learnt, and by what thresholds are chosen."""
+    """The weights of labels in the loss, and the answers by which thresholds are chosen."""
 
-    weights: Literal['balanced', 'none'] = 'balanced'  # what has a category counts as much as what has not, 10 at most
-    validation: int = 192  # answers to some prompts of train that choose thresholds and are not learnt; a fifth at most
+    # A category's positive and negative answers weigh alike, up to HEAVIEST.
+    weights: Literal['balanced', 'none'] = 'balanced'
+    validation: int = 192  # answers to prompts of train that choose thresholds, a fifth at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Settings(FromRows):
 
 
 class ModeratorState(struct.PyTreeNode):
-    """A scorer, and the thresholds that were last chosen, 1/2 before that."""
+    """A scorer and the thresholds that were last chosen; before the first choice they are 1/2."""
 
     scorer: ScorerState
     thresholds: Float[Array, ' K']
@@ -86,8 +86,10 @@ class ModeratorState(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Moderation:
-    """A scorer that learns labels. `load` reads its decoder's weights before training; `validation` are the answers by
-    which thresholds are chosen."""
+    """A scorer that learns labels.
+
+    `load` reads its decoder's weights before training; `validation` are the answers by which thresholds are chosen.
+    """
 
     plan: Plan
     ctx: Context
@@ -117,17 +119,19 @@ class Moderation:
         return state, host, 'moderation', metrics
 
     def with_thresholds(self, state: ModeratorState) -> ModeratorState:
-        """The state with the thresholds that its scorer does best with on the validation answers."""
+        """The state with the thresholds by which its scorer does best on the validation answers."""
         with self.ctx.phase('evaluate'):
             probabilities = expit(self.logits(state, self.validation))
         chosen = evals.choose_thresholds(probabilities, labels_of(self.validation) == 1.0)
         return state.replace(thresholds=everywhere(chosen, self.ctx.mesh))
 
     def evaluate(self, state: ModeratorState, stage: str) -> Evaluation:
-        """What of held-out answers it calls unsafe, by its thresholds, and in what order it has them."""
+        """Figures of held-out answers: which are called unsafe by the thresholds, and how well probabilities rank
+        them."""
         with self.ctx.phase('evaluate'):
             logits = self.logits(state, self.rows.test)
         labels, number = labels_of(self.rows.test), dict[tuple[int, ...], int]()
+        # Answers to one prompt are not independent: intervals are over prompts.
         prompts = [number.setdefault(tuple(group.prompt), len(number)) for group in self.rows.test]
         probabilities, has = expit(logits), labels == 1.0
         record = evals.measure(probabilities, has, np.array(prompts), np.asarray(state.thresholds))
@@ -150,7 +154,7 @@ class Moderation:
 
 
 def make(settings: Settings, ctx: Context) -> Moderation:
-    """Checks the config, reads the answers and builds the parts; weights are read by `init`.
+    """Check the config, read the answers and build the parts; weights are read by `init`.
 
     Raises:
       ValueError: a value or a record is wrong, or transformers has no classifier for the export.
@@ -207,8 +211,10 @@ def hold_back(rows: Rows, tokenizer: Tokenizer, settings: Settings) -> tuple[Row
 
 
 def balanced(labels: Float[np.ndarray, 'rows K']) -> tuple[float, ...]:
-    """What an answer counts in a category that it has: how many have it not for each that has, `HEAVIEST` at most; 1
-    where none has it."""
+    """The weight of a positive answer by category: the number of negative answers for each positive one.
+
+    It is at most `HEAVIEST`, and 1 in a category that no answer has.
+    """
     has = (labels == 1.0).sum(axis=0)
     weights = np.where(has > 0, (len(labels) - has) / np.maximum(has, 1), 1.0)
     return tuple(np.minimum(weights, HEAVIEST).tolist())
@@ -233,8 +239,8 @@ def abstract_thresholds(mesh: Mesh) -> Any:
 class Moderator(NamedTuple):
     """A trained moderator: `moderator(prompts, responses)` are the probabilities of the categories.
 
-    A prompt is a question, or the messages of a chat. `read` makes a group of it and its response, and `probabilities`
-    are those of groups; both are for those who read first and score many later.
+    A prompt is a question or the messages of a chat. `read` makes a group of a prompt with its response, and
+    `probabilities` scores groups, for callers that read first and score many groups later.
     """
 
     thresholds: Float[np.ndarray, ' K']
@@ -242,12 +248,12 @@ class Moderator(NamedTuple):
     probabilities: Callable[[Sequence[Group]], Float[np.ndarray, 'N K']]
 
     def __call__(self, prompts: Sequence[str | Chat], responses: Sequence[str]) -> Float[np.ndarray, 'N K']:
-        """Raises ValueError where a prompt with its response is longer than the model reads, or no chat of its
+        """Raises ValueError where a prompt with its response is too long for the model, or is no chat of its
         template."""
         return self.probabilities([self.read(*pair) for pair in zip(prompts, responses, strict=True)])
 
     def unsafe(self, prompts: Sequence[str | Chat], responses: Sequence[str]) -> Bool[np.ndarray, ' N']:
-        """Whether a probability is above the threshold of its category. Raises ValueError as a call does."""
+        """True where a probability is above the threshold of its category. Raises ValueError as a call does."""
         return evals.unsafe_by(self(prompts, responses), self.thresholds)
 
 
@@ -267,12 +273,13 @@ def open_moderator(folder: str | Path, ctx: Context) -> Moderator:
     ways, micro_rows, row_tokens = sharding.batch_ways(ctx.mesh), settings.data.micro_rows, settings.data.row_tokens
 
     def probabilities(groups: Sequence[Group]) -> np.ndarray:
-        found = [np.zeros((0, len(CATEGORIES)))]
+        # Without any group the result still has a column for each category.
+        parts = [np.zeros((0, len(CATEGORIES)))]
         for start in range(0, len(groups), CHUNK):
             chunk = groups[start : start + CHUNK]
             pairs = pack_replies(chunk, ctx.mesh, ways=ways, micro_rows=micro_rows, row_tokens=row_tokens, n=1)
-            found.append(expit(scorer.scores(state.scorer, pairs)[:, 0]))
-        return np.concatenate(found)
+            parts.append(expit(scorer.scores(state.scorer, pairs)[:, 0]))
+        return np.concatenate(parts)
 
     read = functools.partial(to_group, model.tokenizer, model.cfg.max_len)
     return Moderator(np.asarray(state.thresholds), read, probabilities)

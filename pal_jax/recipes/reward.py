@@ -1,10 +1,10 @@
-"""Reward models (Ouyang et al. 2022): a decoder with a head of one number, read at the last token of a reply,
-or with `data.pooling='mean'` over all of it, from the token before it.
+"""Reward models (Ouyang et al. 2022): a decoder with a head of one number that scores a reply.
 
-A step scores both replies of `batch_size` pairs and updates once on the Bradley-Terry loss of their differences. With
-`data.replies` above 2 pairs of one prompt are a group, which reads a reply once for all its pairs (section 3.5). An
-evaluation asks, on held-out pairs, how often the model is right, whether it is as right as it is sure, and whether it
-goes by length. The export is a classifier of one label for transformers.
+The head is read at the last token of a reply, or with `data.pooling='mean'` over all of it, from the token before it. A
+step scores both replies of `batch_size` pairs and updates once on the Bradley-Terry loss of their differences. With
+`data.replies` above 2 the pairs of one prompt are a group, which reads a reply once for all its pairs (section 3.5). An
+evaluation measures, on held-out pairs, how often the model is right, whether it is as right as it is sure, and whether
+it goes by length. The export is a classifier of one label for transformers.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from pal_jax.types import Metrics
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairSettings(RowSettings):
-    """Pairs of replies, and what of a reply is scored."""
+    """Pairs of replies, and the part of a reply that is scored."""
 
-    replies: int = 2  # with more, pairs of one prompt are a group, in which each of so many replies is read once
-    pooling: str = 'last'  # token of a reply, whose state is scored; 'mean': of the scores of all
+    replies: int = 2  # above 2: pairs of one prompt are a group, in which each of so many replies is read once
+    pooling: str = 'last'  # the token of a reply whose state is scored; 'mean': the mean of all scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,12 +84,14 @@ class RewardModel:
         check_finite(state)
         metrics = {name.removeprefix('reward_'): value for name, value in figures.items()}
         tokens = float(sum(group.length for group in groups))
+        # The better reply of a pair stands first, so a margin above 0 is the right order.
         margin = float(gaps(scores[..., 0]).mean())
         metrics |= {'margin': margin, 'tokens': tokens, 'left_out': float(self.rows.left_out)}
         return state, host, 'reward', metrics
 
     def evaluate(self, state: ScorerState, stage: str) -> Evaluation:
-        """How often held-out pairs are the right way round, and whether the model is as right as it is sure."""
+        """Figures of held-out pairs: how often they are the right way round, and whether the model is as right as it is
+        sure."""
         with self.ctx.phase('evaluate'):
             scored = [self.scorer.scores(state, self.pack(groups))[..., 0] for groups in self.rows.test_groups()]
         test = scorers.held_out(self.rows.test, np.concatenate(scored))
@@ -98,7 +100,7 @@ class RewardModel:
         return Evaluation(record | {'moved': self.rows.moved}, exhibits=exhibits)
 
     def pack(self, groups: Sequence[Group]) -> Pairs:
-        """Groups of replies as a batch, of which all pairs that were compared are picked, the better reply first."""
+        """Groups of replies as a batch, from which all pairs that were compared are picked, the better reply first."""
         mesh, row_tokens = self.ctx.mesh, self.rows.row_tokens
         packed = pack_replies(
             groups, mesh, ways=sharding.batch_ways(mesh), micro_rows=self.micro_rows, row_tokens=row_tokens,
@@ -108,7 +110,7 @@ class RewardModel:
 
 
 def make(settings: Settings, ctx: Context) -> RewardModel:
-    """Checks the config, reads the pairs and builds the parts; weights are read by `init`.
+    """Check the config, read the pairs and build the parts; weights are read by `init`.
 
     Raises:
       ValueError: a value or a line of a file is wrong, or transformers has no classifier for the export.
@@ -117,6 +119,7 @@ def make(settings: Settings, ctx: Context) -> RewardModel:
     data.check(settings)
     check_at_least(settings, 2, 'data.replies')
     policy = make_policy(settings.policy, ctx, settings.seed)
+    # A family without a classifier is refused here, and not when training is over.
     if settings.export:
         check_classifier(settings)
         classifier_to_hf(policy.cfg, policy.tokenizer.padding_apart())
@@ -133,11 +136,13 @@ def make(settings: Settings, ctx: Context) -> RewardModel:
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
+    """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_by(settings, policy, scorers.make_scorer(settings, policy.cfg, ctx, settings.reward))
 
 
 def trained_by(settings: Settings, policy: Policy, scorer: Scorer) -> Trained:
+    """The export of a reward model. Raises ValueError, when it is made, for a pooling that no classifier has."""
     trained = scorers.trained_scorer(policy, scorer, labels=('reward',))
 
     def exports(state: ScorerState) -> dict[str, Export]:
@@ -160,7 +165,7 @@ def open_scores(folder: str | Path, ctx: Context) -> OpenScores:
 
 
 def check_classifier(settings: Settings) -> None:
-    """Raises ValueError where transformers has no such classifier."""
+    """Raises ValueError where transformers has no classifier with the pooling of the run."""
     if settings.data.pooling != 'last':
         raise ValueError(
             f"data.pooling={settings.data.pooling!r}: transformers' classifiers read the last token; take 'last', or "
@@ -169,10 +174,10 @@ def check_classifier(settings: Settings) -> None:
 
 
 def to_group(tokenizer: Tokenizer, record: object, pooling: str = 'last') -> Group:
-    """A pair as a group: the prompt once, then the chosen and the rejected reply; its margin is the record's `margin`.
+    """A pair as a group: the prompt once, then the chosen and the rejected reply; the margin is the record's `margin`.
 
     Raises:
-      ValueError: the record is no pair, its margin is no number, or nothing tells its replies apart.
+      ValueError: the record is no pair, its margin is no number, or its replies are the same.
     """
     pair = chats.to_prefer(record, tokenizer)
     margin = record.get('margin', 0.0) if isinstance(record, dict) else 0.0
@@ -183,31 +188,37 @@ def to_group(tokenizer: Tokenizer, record: object, pooling: str = 'last') -> Gro
 
 
 def gather(pairs: Sequence[Group], *, replies: int, length: int) -> list[list[Group]]:
-    """By prompt, groups of up to `replies` replies and `length` tokens. A pair joins the first group that has room for
-    it and has not compared the two; with two replies every pair is a group."""
-    found: dict[tuple[int, ...], list[Group]] = {}
+    """Groups by prompt, of up to `replies` replies and `length` tokens.
+
+    A pair joins the first group that has room for it and has not compared its two replies. With two replies every pair
+    is a group.
+    """
+    by_prompt: dict[tuple[int, ...], list[Group]] = {}
     for pair in pairs:
-        groups = found.setdefault(tuple(pair.prompt), [])
+        groups = by_prompt.setdefault(tuple(pair.prompt), [])
+        # First fit: the first group that has room takes the pair.
         for k, group in enumerate(groups):
+            # A group in which every two replies are compared takes no further pair.
             whole = len(group.compared) == replies * (replies - 1) // 2
             if not whole and fits(both := joined(group, pair), replies, length):
                 groups[k] = both
                 break
         else:
             groups.append(pair)
-    return list(found.values())
+    return list(by_prompt.values())
 
 
 def fits(group: Group, replies: int, length: int) -> bool:
-    """Whether it is within these limits, and compares no two replies twice."""
+    """True where a group is within these limits and compares no two replies twice."""
     sides = {frozenset((pair.better, pair.worse)) for pair in group.compared}
     return len(group.branches) <= replies and group.length <= length and len(sides) == len(group.compared)
 
 
 def joined(group: Group, pair: Group) -> Group:
-    """A group with one more pair of its prompt; each reply is there once."""
+    """A group with one more pair of its prompt; each reply is in it once."""
+    # Replies are the same where their tokens are: each is read once, whatever pairs it is in.
     replies = {tuple(branch.tokens): branch for branch in (*group.branches, *pair.branches)}
     number = {tokens: k for k, tokens in enumerate(replies)}
     better, worse = (number[tuple(branch.tokens)] for branch in pair.branches)
-    told = Compared(better, worse, pair.compared[0].margin)
-    return Group(group.prompt, list(replies.values()), [*group.compared, told])
+    compared = Compared(better, worse, pair.compared[0].margin)
+    return Group(group.prompt, list(replies.values()), [*group.compared, compared])

@@ -1,12 +1,13 @@
 """RLPA (arXiv 2505.15456): a policy learns its user's profile while it talks with the user.
 
-A step answers the open conversations at the head of a queue with `n` samples each, rewards every sample for the profile
-it infers and for its reply, lets the best sample of each conversation go on to the user, and makes PPO's update on all
-of them. A turn is one PPO sequence: the reward of a turn does not reach earlier turns, as in the published code. With
-`turn_gamma` it does, as in the paper's decision process: a step then holds whole conversations, all their turns.
+A step answers the open conversations at the head of a queue with `n` samples each. It rewards every sample for the
+profile it infers and for its reply, lets the best sample of each conversation go on to the user, and makes PPO's update
+on all of them. A turn is one PPO sequence: the reward of a turn does not reach earlier turns, as in the published code.
+With `turn_gamma` it does, as in the paper's decision process: a step then holds whole conversations with all their
+turns.
 
-Small models do not write the format by themselves: `warmup` steps of supervised learning on made-up people who share no
-topic and no value with those of the training come first. The reference policy is the model after them.
+Small models do not write the format by themselves. So `warmup` steps of supervised learning come first, on made-up
+people who share no topic and no value with those of the training. The reference policy is the model after the warm-up.
 """
 
 from __future__ import annotations
@@ -51,13 +52,16 @@ from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
 
 SHOWN = 'reward', 'format', 'profile', 'strict'
-MAY_CHANGE = 'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'reward.max_failed'  # when a run goes on
+# Keys that may change when a run goes on.
+MAY_CHANGE = 'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'reward.max_failed'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Dialogues):
-    """The keys of a run of RLPA; those of every run in dialogues are in `parts/dialogues.py`. `total_steps` are PPO's;
-    those of the warm-up come before."""
+    """The keys of a run of RLPA; those of every run in dialogues are in `parts/dialogues.py`.
+
+    `total_steps` counts PPO's steps; the steps of the warm-up come before them.
+    """
 
     warmup: WarmupSettings
 
@@ -144,14 +148,14 @@ class RLPA:
         return state, {'queue': queue, 'usage': usage}, 'rlpa', metrics | usage
 
     def imitate(self, state: PolicyState, i: int) -> tuple[PolicyState, Metrics]:
-        """A step of the warm-up. The policy after the last of these steps is the reference."""
+        """A step of the warm-up; the policy after the last of these steps is the reference."""
         with self.ctx.phase('update'):
             state, metrics = self.learner.imitate(state, self.supervised(i))
         check_finite(state, ' or raise ppo.kl_coef')
         return self.learner.anchor(state) if i == self.warmup - 1 else state, metrics
 
     def roll_out(self, dialogues: Sequence[Dialogue], user: UserSimulator, i: int) -> list[list[list[Sample]]]:
-        """The groups of each turn: one turn of each dialogue, or with `turn_gamma` all its turns."""
+        """The groups of samples by turn: one turn of each dialogue, or with `turn_gamma` all its turns."""
         answer = functools.partial(self.answer, i)
         if not self.turn_gamma:
             return [answer(dialogues, 0)]
@@ -159,7 +163,7 @@ class RLPA:
         return [[groups[t] for groups in played if t < len(groups)] for t in range(max(map(len, played)))]
 
     def answer(self, i: int, dialogues: Sequence[Dialogue], turn: int) -> list[list[Sample]]:
-        """A group of rewarded samples for each dialogue."""
+        """A group of `n` rewarded samples for each dialogue."""
         early = self.world.early and functools.partial(self.world.early.ask, seed=i)  # judged while others are decoded
         samples = self.world.reward(self.sample_turns(dialogues, self.n, (self.seed, i, turn), early), i)
         return [samples[k : k + self.n] for k in range(0, len(samples), self.n)]
@@ -176,10 +180,10 @@ class RLPA:
 
 
 def make(settings: Settings, ctx: Context) -> Recipe:
-    """Checks the config and builds the parts; weights are read by `init`.
+    """Check the config and build the parts; weights are read by `init`.
 
     Raises:
-      ValueError: a value is wrong, or two do not fit together.
+      ValueError: a value is wrong, or two values do not fit together.
       RuntimeError: a model or a file cannot be had.
     """
     check(settings, ctx.mesh)
@@ -216,7 +220,7 @@ def make(settings: Settings, ctx: Context) -> Recipe:
 
 
 def make_plan(settings: Settings, policy: Policy, learner: PolicyLearner, world: World) -> Plan:
-    """A checkpoint keeps the queue of conversations and what was asked of endpoints."""
+    """The plan of a run, whose checkpoints keep the queue of conversations and the usage of endpoints."""
     steps = settings.warmup.steps + settings.total_steps
     stage = functools.partial(stage_before, warmup=settings.warmup.steps, steps=steps, every=settings.eval.every)
 
@@ -239,6 +243,7 @@ def make_plan(settings: Settings, policy: Policy, learner: PolicyLearner, world:
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
+    """The model that a run trains, without its people and judges, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_policy(settings.policy, policy, make_learner(settings, policy.cfg, ctx))
 
@@ -247,7 +252,7 @@ def make_trained(settings: Settings, ctx: Context) -> Trained:
 
 
 def check(settings: Settings, mesh: Mesh) -> None:
-    """Everything that can be wrong before a file is read."""
+    """Raises ValueError for everything that can be wrong before a file is read."""
     dialogue, rows = settings.dialogue, settings.dialogue.rollout_batch_size
     if settings.total_steps + settings.warmup.steps < 1:
         steps = f'total_steps={settings.total_steps} and warmup.steps={settings.warmup.steps}'
@@ -284,7 +289,7 @@ def check(settings: Settings, mesh: Mesh) -> None:
 
 
 def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
-    """PPO, and the imitation of the warm-up, which shares the state of the policy's optimiser."""
+    """PPO's learner with the warm-up's imitation, which shares the state of the policy's optimiser."""
     if settings.reference_compatible:
         settings = dataclasses.replace(settings, ppo=dataclasses.replace(settings.ppo, loss_agg='micro_token_mean'))
     warmup = settings.warmup

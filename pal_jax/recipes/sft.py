@@ -30,7 +30,7 @@ from pal_jax.types import Metrics
 class Settings(Supervised):
     """The keys of a run of SFT; those that every supervised method has are in `parts/settings.py`."""
 
-    max_z_coef: float = 0.0  # how much the squares of the largest logits count (Baichuan 2: 2e-4)
+    max_z_coef: float = 0.0  # the weight of the squares of the largest logits (Baichuan 2: 2e-4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +53,14 @@ class SFT:
             # 2. Descend their mean cross-entropy once.
             state, metrics = self.actor.imitate(state, batch)
         check_finite(state)
+        # Rows differ in length, so a step's loss is worth reading beside the number of its tokens.
         tokens, left_out = float(batch.acts.sum()), float(self.rows.left_out)
         return state, host, 'sft', metrics | {'tokens': tokens, 'left_out': left_out}
 
     def evaluate(self, state: ActorState, stage: str) -> Evaluation:
         """The mean cross-entropy of held-out rows, in nats a token."""
         total, count = 0.0, 0
+        # A mean over tokens, whatever row they stand in: sums are kept, and divided once.
         with self.ctx.phase('evaluate'):
             for _, batch in self.rows.tests(self.ctx.mesh):
                 logprobs = self.actor.logprobs(state.whole, batch)
@@ -69,7 +71,7 @@ class SFT:
 
 
 def make(settings: Settings, ctx: Context) -> SFT:
-    """Checks the config, reads the rows and builds the parts; weights are read by `init`.
+    """Check the config, read the rows and build the parts; weights are read by `init`.
 
     Raises:
       ValueError: a value or a line of a file is wrong.
@@ -88,6 +90,7 @@ def make(settings: Settings, ctx: Context) -> SFT:
 
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
+    """The model that a run trains, without its rows, which may be gone."""
     policy = make_policy(settings.policy, ctx, settings.seed)
     return trained_actor(settings.policy, policy, make_actor(settings, policy.cfg, ctx))
 
@@ -98,6 +101,8 @@ def to_group(tokenizer: Tokenizer, record: object) -> Group:
 
 
 def make_actor(settings: Settings, cfg: ModelConfig, ctx: Context, steps: int = 1) -> Actor:
+    """The actor that the settings describe, for so many steps."""
+    # Nothing is compared with the model's start, so no reference is kept.
     return Actor(
         cfg, settings.optimizer.over(steps), ctx.mesh, micro_rows=settings.data.micro_rows,
         adapters=make_adapters(settings.policy.lora), anchored=False, max_z_coef=settings.max_z_coef,

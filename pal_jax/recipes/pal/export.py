@@ -1,4 +1,4 @@
-"""What transformers can load of a trained PAL on texts: one person's reward as a classifier, or everybody's as a model
+"""Exports of a trained PAL on texts for transformers: one person's reward as a classifier, or everybody's as a model
 with its own code.
 
     save_classifier('runs/pal', 'ana', user='ana')
@@ -23,11 +23,11 @@ CODE = Path(hf.__file__).with_name('modeling_pal.py')
 
 
 def linear_head(run: TrainedPAL, w: Array) -> np.ndarray:
-    """The reward as a linear head `[D]` on the state of a reply's last token, which it is but for a constant.
+    """The reward as a linear head `[D]` on the state of a reply's last token; the two differ by a constant.
 
     Raises:
-      ValueError: it is none: a rule other than dot, a projector with an activation, prototypes that are functions of
-        the prompt, or states that are means over tokens.
+      ValueError: the reward is no linear head: a rule other than dot, a projector with an activation, prototypes that
+        are functions of the prompt, or states that are means over tokens.
     """
     pal, reading = run.pal, run.reading
     if reading is None or pal.rule != 'dot' or pal.variant != 'A' or pal.shape.layers > 1:
@@ -43,6 +43,7 @@ def linear_head(run: TrainedPAL, w: Array) -> np.ndarray:
     def reward(x: Array) -> Array:
         return rewards(run, w, x[None], None)[0]
 
+    # The derivative of a linear function anywhere is its slope; a frame turns it back into the decoder's states.
     slope = np.asarray(jax.grad(reward)(jnp.zeros(pal.width)), np.float64)
     return slope if run.kept.frame is None else run.kept.frame.basis @ slope
 
@@ -51,11 +52,13 @@ def save_classifier(
     workdir: str, folder: str | Path, *, user: str | int | None = None, mix: Sequence[float] | None = None,
     split: int = 0,
 ):  # fmt: skip
-    """A person's reward as a Hugging Face folder for `AutoModelForSequenceClassification`, of one label: where the
-    reward is `linear_head`, its logits are the rewards but for a constant, of the texts as the run reads them.
+    """Write a person's reward as a Hugging Face folder for `AutoModelForSequenceClassification`, with one label.
+
+    Where the reward is `linear_head`, the logits are the rewards but for a constant, of the texts as the run reads
+    them.
 
     Raises:
-      ValueError: the reward is no linear head, see there; or transformers has no classifier for the family.
+      ValueError: the reward is no linear head, see `linear_head`; or transformers has no classifier for the family.
     """
     run = open_pal(workdir, split)
     head = linear_head(run, run.mixture(user=user, mix=mix))
@@ -65,11 +68,13 @@ def save_classifier(
 
 
 def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
-    """Everybody's reward as a Hugging Face folder, whatever the rule: `AutoModel` loads it with its own code,
-    `models/modeling_pal.py`, which says how to ask it. Its mixture, where none is given, is the population's.
+    """Write everybody's reward as a Hugging Face folder, for any rule.
+
+    `AutoModel` loads it with its own code, `models/modeling_pal.py`, which says how to ask it. Without a mixture it
+    takes the population's.
 
     Raises:
-      ValueError: a run on vectors, or one whose users are points of their own.
+      ValueError: the run is on vectors, or its users are points of their own.
     """
     run = open_pal(workdir, split)
     pal, reading = run.pal, run.reading
@@ -79,6 +84,7 @@ def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
             'load_pal_reward_model'
         )
     decoder, frame, shape = reading.decoder, run.kept.frame, pal.shape
+    # transformers finds a text's last token by its padding, which must be no token of the text.
     tokenizer = decoder.tokenizer.padding_apart()
     of_pal = {key: getattr(pal, key) for key in ('variant', 'rule', 'scaled', 'point', 'width', 'prototypes')}
     of_pal |= {key: getattr(shape, key) for key in ('layers', 'activation', 'bias', 'residual')}
@@ -100,7 +106,7 @@ def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
 
 
 def torch_names(params: Params, K: int) -> dict[str, np.ndarray]:
-    """PAL's parameters as `modeling_pal.py` names and turns them."""
+    """PAL's parameters with the names and the orientation that `modeling_pal.py` gives them."""
     named = {name: np.asarray(params[name]) for name in ('P', 'log_scale') if name in params}
     for i, layer in enumerate(params.get('f', [])):
         named |= {f'f.maps.{i}.{part}': np.asarray(x).T for part, x in layer.items()}

@@ -1,5 +1,5 @@
-"""What a run of PAL keeps of its data, in its folder: the people of the table of users by row, the meaning of an item's
-numbers, and how a text becomes a vector. The run can be opened with it after the data are gone.
+"""The record that a run of PAL keeps of its data, in its folder: the people of the table of users by row, the meaning
+of an item's numbers, and how a text becomes a vector. With it the run can be opened after the data are gone.
 
     kept = load(Path(workdir) / KEPT)
     kept.rows['ana']                                           # the row of her mixture in the table of users
@@ -33,15 +33,16 @@ FILE = 'pal.json'
 
 
 class Kept(NamedTuple):
-    """What `Recipe.keep` writes for a run of PAL.
+    """The record that `Recipe.keep` writes for a run of PAL.
 
-    names: users, by their rows in the table of users.
-    attributes: columns of an item's vector, in their order.
-    scale: `[H]`, what each attribute is divided by before the model sees it.
-    frame: the coordinates in which vectors of texts are given; None: the decoder's states as they are, or no texts.
-    groups: how many groups of people are known.
-    prompted: whether texts are replies to prompts.
-    chat: whether these are messages.
+    Attributes:
+      names: users, by their rows in the table of users.
+      attributes: columns of an item's vector, in their order.
+      scale: `[H]`, the divisor of each attribute before the model sees it.
+      frame: the coordinates in which vectors of texts are given; None: the decoder's states as they are, or no texts.
+      groups: the number of groups of people that are known.
+      prompted: whether texts are replies to prompts.
+      chat: whether prompts and replies are messages.
     """
 
     names: tuple[str, ...]
@@ -58,18 +59,19 @@ class Kept(NamedTuple):
 
     @property
     def rows(self) -> dict[str, int]:
-        """Users' rows by name."""
+        """The rows of users by name."""
         return {name: row for row, name in enumerate(self.names)}
 
     def in_units(self, items: ArrayLike) -> np.ndarray:
-        """Items `[..., H]` in the table's own units as the model sees them."""
+        """Items `[..., H]` in the table's own units, as the model sees them."""
         return comparisons.in_units(np.asarray(items), self.scale)
 
     def vectors(self, items: Any, what: str = 'items') -> np.ndarray:
-        """Items `[B, H]`, or B objects of attributes, in the table's own units as the model sees them.
+        """Items `[B, H]`, or B objects of attributes, in the table's own units, as the model sees them.
 
         Raises:
-          ValueError: an item has other attributes, or what is no number that is finite in float32.
+          ValueError: an item has other attributes than the run, or a value that is no finite number in float32; `what`
+            names the items in the message.
         """
         if isinstance(items, Sequence) and any(isinstance(item, Mapping) for item in items):
             items = [self.numbers(item) for item in items]
@@ -87,8 +89,11 @@ class Kept(NamedTuple):
         return vectors
 
     def numbers(self, item: Any) -> list[Any]:
-        """The values of an item that is an object of attributes, in the run's order. Raises ValueError where one is
-        missing, or none of the run's."""
+        """The values of an item that is an object of attributes, in the run's order.
+
+        Raises:
+          ValueError: an attribute of the run is missing, or another one is there.
+        """
         if not isinstance(item, Mapping):
             raise ValueError(f'an item is {files.shown(item)}, others are objects; give all alike')
         if missing := [name for name in self.attributes if name not in item]:
@@ -99,11 +104,15 @@ class Kept(NamedTuple):
 
 
 def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> Kept:
-    """What a run on these pairs keeps; `text` is where they come from, where they are of texts. Raises ValueError where
-    two users have one name."""
+    """The record of a run on these pairs; `text` is their source, where they are pairs of texts.
+
+    Raises:
+      ValueError: two users have one name.
+    """
     if len(set(data.names)) < len(data.names):
         name = next(name for name, count in Counter(data.names).items() if count > 1)
         raise ValueError(f'data={settings.data!r} has two users called {name!r}; give each a name of their own')
+    # The scale is kept: a new person's items have to be divided by the same numbers.
     scale = comparisons.scales(data) if settings.standardize else np.ones(data.chosen.shape[1])
     groups = 0 if data.groups is None else int(data.groups.max()) + 1
     if text is None:
@@ -115,7 +124,7 @@ def of(settings: Settings, data: Comparisons, text: TextData | None = None) -> K
 
 
 def keeping(kept: Kept, decoder: pal_text.Decoder | None = None) -> Callable[[Path], None]:
-    """Writes into a folder what a run keeps of its data and of the decoder that reads its texts."""
+    """A function that writes into a folder the record of a run, and of the decoder that reads its texts."""
 
     def keep(folder: Path) -> None:
         save(folder, kept)
@@ -126,15 +135,15 @@ def keeping(kept: Kept, decoder: pal_text.Decoder | None = None) -> Callable[[Pa
 
 
 def save(folder: Path, kept: Kept) -> None:
-    """Writes what is kept into a run's folder, in one piece."""
-    said = kept._asdict() | {'scale': kept.scale.tolist()}
-    said['frame'] = kept.frame and {name: x.tolist() for name, x in kept.frame._asdict().items()}
+    """Write the record into a run's folder, in one piece."""
+    record = kept._asdict() | {'scale': kept.scale.tolist()}
+    record['frame'] = kept.frame and {name: x.tolist() for name, x in kept.frame._asdict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / FILE, json.dumps(said) + '\n')
+    write_whole(folder / FILE, json.dumps(record) + '\n')
 
 
 def load(folder: Path) -> Kept:
-    """Reads what a run has kept.
+    """Read the record that a run has kept.
 
     Raises:
       ValueError: the file is missing or damaged.
@@ -146,16 +155,16 @@ def load(folder: Path) -> Kept:
             'train it again in another --workdir'
         )
     try:
-        said: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
-        frame = said['frame'] and Frame(**{name: np.array(x) for name, x in said['frame'].items()})
-        columns: dict[str, Any] = {name: tuple(said[name]) for name in ('names', 'attributes')}
-        return Kept(**said | columns | {'scale': np.array(said['scale']), 'frame': frame})
+        record: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+        frame = record['frame'] and Frame(**{name: np.array(x) for name, x in record['frame'].items()})
+        columns: dict[str, Any] = {name: tuple(record[name]) for name in ('names', 'attributes')}
+        return Kept(**record | columns | {'scale': np.array(record['scale']), 'frame': frame})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f'{path} cannot be read ({error}); copy the folder of the run again') from None
 
 
 def going_on(data: str, before: Kept | None, now: Kept) -> Kept:
-    """What a run has kept since it began, or, where it begins (None), what it keeps now.
+    """The record from the beginning of a run, or the one of now where the run begins (`before` is None).
 
     Args:
       data: the name of the data.
@@ -165,6 +174,7 @@ def going_on(data: str, before: Kept | None, now: Kept) -> Kept:
     """
     if before is None:
         return now
+    # A file in another order has its people at other rows, so names are compared one by one.
     for what, old, new in (('users', before.names, now.names), ('attributes', before.attributes, now.attributes)):
         if old != new:
             number = next((i for i, (one, two) in enumerate(zip(old, new, strict=False)) if one != two), None)

@@ -7,8 +7,9 @@ A step draws some statements (or prompts) and pairs of seen people about them. F
 3. the gradient by each text's vector, of all these pairs and taken before 2, goes back through the decoder, which makes
    one update.
 
-Each model has a decoder of its own, which begins as the frozen one of PAL-Tiny, and in the first `hold.steps` it waits:
-these are PAL-Tiny's, whose evaluation stands beside the last one. What unlearnt prototypes say is noise to a decoder.
+Each model has a decoder of its own, which begins as PAL-Tiny's frozen one and waits in the first `hold.steps` steps.
+These steps are PAL-Tiny's, and its evaluation stands beside the last one. Prototypes that have learnt nothing would
+teach a decoder noise.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ TINY = 'tiny'  # the evaluation before decoders are trained
 
 
 class Model(struct.PyTreeNode):
-    """One of the models that are compared, on all splits: a decoder for each."""
+    """One of the models that are compared, on all splits: PAL's state, and a decoder for each split."""
 
     pal: PALState
     readings: tuple[Reading, ...]
 
 
 class LargeState(struct.PyTreeNode):
-    """`frozen` is what no decoder trains, and all share."""
+    """The state of all models; `frozen` are the parameters that no decoder trains and all decoders share."""
 
     frozen: Params
     models: dict[str, Model]
@@ -62,15 +63,15 @@ class PALLarge:
     """Trains prototypes, people and the decoders that read the texts.
 
     Attributes:
-      tiny: what the evaluation compares where decoders are the frozen one: the pairs by its vectors, the splits, and
-        the learners by the names of their models.
+      tiny: the panel of an evaluation of PAL-Tiny: the pairs by the frozen decoder's vectors, the splits, and the
+        learners by the names of their models.
       text: the pairs of texts.
       reader: reads texts with a decoder, and updates the decoder.
       load: reads the frozen decoder's weights.
       held: the pairs of a step in which decoders wait, by its number.
       draw: the texts and pairs of a split and a step, by their numbers.
-      hold: steps in which decoders wait.
-      updates: updates of prototypes and people in a step after these.
+      hold: the number of steps in which decoders wait.
+      updates: the number of updates of prototypes and people in a step after the wait.
     """
 
     plan: Plan
@@ -87,6 +88,7 @@ class PALLarge:
     def init(self) -> tuple[LargeState, Host]:
         seeds, weights = [trial.seed for trial in self.tiny.trials], self.load()
 
+        # Every model and split has its own trainable part of the decoder; the frozen part is there once.
         def new(name: str, learner: IdealPointLearner) -> Model:
             people = pal.start(name, learner, self.tiny.data, jnp.array(seeds, jnp.int32))
             return Model(people, tuple(self.reader.divide(weights, seed)[1] for seed in seeds))
@@ -99,7 +101,7 @@ class PALLarge:
         return state, host, 'hold' if i < self.hold else 'pal', metrics
 
     def wait(self, state: LargeState, i: int) -> tuple[LargeState, Metrics]:
-        """A step of PAL-Tiny."""
+        """A step of PAL-Tiny: prototypes and people learn, and decoders wait."""
         pairs, models, metrics = put(self.held(i), self.ctx.mesh), {}, {}
         for name, model in state.models.items():
             people, metrics[name] = self.tiny.learners[name].update(model.pal, pairs)
@@ -107,13 +109,14 @@ class PALLarge:
         return LargeState(state.frozen, models), pal.summarize(metrics, self.tiny.trials)
 
     def improve(self, state: LargeState, i: int) -> tuple[LargeState, Metrics]:
-        """A step of PAL-Large."""
+        """A step of PAL-Large: prototypes, people and decoders learn."""
         # 1. Draw, on every split, texts and pairs of these texts alone.
         drawn, models, metrics = [self.draw(trial, i) for trial in range(len(self.tiny.trials))], {}, {}
         texts = [[self.text.texts[s] for s in split.texts] for split in drawn]
         for name, model in state.models.items():
             learner = self.tiny.learners[name]
             # 2. The model's decoders read each text once.
+            # Each text is read once, however many pairs it is in.
             with self.ctx.phase('read'):
                 vectors = self.read(model, state.frozen, texts)
             # 3. Take the gradient by the vectors; then update prototypes, projectors and the rows of the people.
@@ -128,20 +131,21 @@ class PALLarge:
         return LargeState(state.frozen, models), pal.summarize(metrics, self.tiny.trials)
 
     def read(self, model: Model, frozen: Params, texts: Sequence[Sequence[Text]]) -> list[np.ndarray]:
-        """Vectors of each split's texts by the split's decoder."""
+        """The vectors of each split's texts, by the split's decoder."""
         splits = zip(model.readings, texts, strict=True)
         return [self.reader.read(reading, frozen, of_split) for reading, of_split in splits]
 
     def learn(
         self, model: Model, frozen: Params, texts: Sequence[Sequence[Text]], gradients: Sequence[np.ndarray]
     ) -> tuple[Reading, ...]:
-        """An update of each split's decoder by the gradients of the loss by the vectors of these texts.
+        """An update of each split's decoder, from the gradients of the loss by the vectors of these texts.
 
         Raises:
           RuntimeError: three updates in a row were not finite.
         """
         splits = zip(model.readings, texts, gradients, strict=True)
-        learnt = tuple(self.reader.learn(own, frozen, read, gradient)[0] for own, read, gradient in splits)
+        learnt = tuple(self.reader.learn(before, frozen, read, gradient)[0] for before, read, gradient in splits)
+        # A single bad batch is skipped; three in a row do not pass by themselves.
         if any(int(reading.skipped) >= 3 for reading in learnt):
             raise RuntimeError('three updates of a decoder in a row were not finite; lower decoder.optimizer.lr')
         return learnt
@@ -154,9 +158,10 @@ class PALLarge:
             return Evaluation(make_record(results), exhibits=make_exhibits(compared, people, results))
 
     def panel(self, state: LargeState, stage: str) -> Panel:
-        """What an evaluation compares: the pairs by what each model's decoders make of all texts."""
+        """The panel of an evaluation: the pairs by the vectors that each model's decoders make of all texts."""
         if stage == TINY:
             return self.tiny
+        # Each model's decoders have moved, so its pairs have vectors of their own.
         everything = [self.text.texts] * len(self.tiny.trials)
         tables = {name: np.stack(self.read(m, state.frozen, everything)) for name, m in state.models.items()}
         by_model = {name: self.text.in_states(table) for name, table in tables.items()}
@@ -165,13 +170,14 @@ class PALLarge:
 
 
 def make(settings: LargeSettings, ctx: Context) -> PALLarge:
-    """Checks the settings, reads the pairs and builds the models.
+    """Check the settings, read the pairs and build the models.
 
     Raises:
       ValueError: a value or a row of the file is wrong.
       RuntimeError: the decoder cannot be had.
     """
     check(settings, sharding.batch_ways(ctx.mesh))
+    # A run that goes on keeps its people and axes: computed again they could differ.
     before = pal_kept.load(ctx.kept) if ctx.kept else None
     decoder = pal_text.open_decoder(settings.text, ctx, settings.seed)
     data = pal_text.read(settings, ctx, decoder, before and before.frame)
@@ -193,13 +199,13 @@ def make(settings: LargeSettings, ctx: Context) -> PALLarge:
 
 
 def abstract_state(learners: Mapping[str, IdealPointLearner], reader: Reader, replicas: int) -> LargeState:
-    """Shapes and shardings of a state."""
+    """The shapes and shardings of a state."""
     readings = (reader.abstract,) * replicas
-    return LargeState(reader.frozen, {name: Model(each.abstract, readings) for name, each in learners.items()})
+    return LargeState(reader.frozen, {name: Model(learner.abstract, readings) for name, learner in learners.items()})
 
 
 def stage_before(i: int, *, hold: int, steps: int, every: int) -> str | None:
-    """The evaluation due before step `i`: of PAL-Tiny, where decoders have waited, the last, and some in between."""
+    """The evaluation due before step `i`: PAL-Tiny's after the wait, the last one, and some in between."""
     if i == steps:
         return 'final'
     if i == hold:
@@ -208,7 +214,7 @@ def stage_before(i: int, *, hold: int, steps: int, every: int) -> str | None:
 
 
 def check(settings: LargeSettings, ways: int) -> None:
-    """Everything that can be wrong before a file is read."""
+    """Raises ValueError for everything that can be wrong before a file is read."""
     if not settings.text.source:
         raise ValueError("text.source='': a decoder is needed to read texts; name one")
     if settings.text.span:
@@ -223,6 +229,7 @@ def check(settings: LargeSettings, ways: int) -> None:
 
 
 def make_reader(settings: LargeSettings, decoder: Decoder, frame: Frame | None, ctx: Context) -> Reader:
+    """The reader that trains the decoders, as the settings describe it."""
     trained = settings.decoder
     return Reader(
         dataclasses.replace(decoder.cfg, remat=trained.remat), trained.optimizer.over(settings.total_steps), ctx.mesh,

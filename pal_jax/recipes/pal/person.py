@@ -37,7 +37,7 @@ from pal_jax.runtime.outputs import whole_file
 
 
 class Choices(NamedTuple):
-    """One person's pairs as a trained run sees them. `shown` has both sides of each pair in the file's own words."""
+    """One person's pairs as a trained run sees them; `shown` has both sides of each pair in the file's own words."""
 
     user: str
     batch: PairBatch  # of one replica: `[1, n]`
@@ -55,7 +55,7 @@ class Fitted(NamedTuple):
 
 
 def read_choices(run: TrainedPAL, path: str | Path, *, answered: bool = True) -> Choices:
-    """Read one person's choices: a file as the run learnt from. Further files of the run's data are not read.
+    """Read one person's choices from a file in the format that the run learnt from; no other file is read.
 
     Args:
       answered: whether somebody has chosen. Pairs that wait for an answer need no user, and no choice.
@@ -106,8 +106,8 @@ def _of_texts(
     tokenizer = reading.decoder.tokenizer
     how: Any = {'template': run.settings.text.template, 'alone': run.pal.variant == 'B'}
     if path.startswith('choices:') and not answered:
-        said = records.read(path.removeprefix('choices:'), answered=False)
-        pairs = texts.from_choices(said, tokenizer, **how, name=path)
+        answers = records.read(path.removeprefix('choices:'), answered=False)
+        pairs = texts.from_choices(answers, tokenizer, **how, name=path)
     elif opinions.is_source(path):
         pairs = texts.from_choices(opinions.read(path), tokenizer, **how, name=path)
     else:
@@ -135,6 +135,7 @@ def _check_prompts(run: TrainedPAL, pairs: TextPairs, path: str) -> None:
 def fit(run: TrainedPAL, choices: Choices) -> Fitted:
     """Fit the mixture of a person to the person's choices, with everything else as it was trained."""
     batch, state = choices.batch, _with_replicas(run)
+    # The learner has an axis of replicas; a person is one user of one replica.
     z = run.learner.fit(state.params, batch, jnp.ones(batch.users.shape, jnp.float32), prior(run))
     margins = np.asarray(run.learner.margins(state.params, z, batch))[0]
     return Fitted(ideal_point.weights(run.pal, z[0, 0]), float(np.mean((np.sign(margins) + 1) / 2)))
@@ -149,6 +150,7 @@ def information(run: TrainedPAL, open_pairs: Choices, choices: Choices | None = 
       ValueError: the run's `new.pull` is 0, so nobody can say who a new person could be.
     """
     parts = [open_pairs.batch, choices.batch] if choices else [open_pairs.batch]
+    # Open and answered pairs go through one program; a mask says which are answered.
     both = jax.tree.map(lambda *sides: np.concatenate(sides, axis=1), *parts)
     count = open_pairs.batch.users.shape[1]
     answered = jnp.arange(both.users.shape[1])[None] >= count
@@ -170,8 +172,8 @@ def _with_replicas(run: TrainedPAL):
 
 
 class Person(NamedTuple):
-    """The content of a person's file: a mixture, the split of the run whose prototypes are mixed, and the
-    `TrainedPAL.fingerprint` of that split, which is '' in a file that was written by hand."""
+    """The content of a person's file: a mixture, the split of the run whose prototypes it mixes, and that split's
+    `TrainedPAL.fingerprint`, which is '' in a file that was written by hand."""
 
     mixture: list[float]
     split: int = 0
@@ -179,7 +181,7 @@ class Person(NamedTuple):
 
 
 def to_record(run: TrainedPAL, choices: Choices, person: Fitted) -> dict[str, Any]:
-    """A person as JSON, with the run whose prototypes are mixed."""
+    """A person as JSON, with the run whose prototypes the mixture is of."""
     return {
         'user': choices.user,
         'mixture': np.asarray(person.mixture).tolist(),
@@ -202,11 +204,7 @@ def save(path: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def read_person(path: str | Path) -> Person:
-    """The person of a file.
-
-    Raises:
-      ValueError: the file holds no mixture.
-    """
+    """The person whom a file describes. Raises ValueError where the file holds no mixture."""
     record = files.read_object(path)
     mixture, split, fingerprint = record.get('mixture'), record.get('split', 0), record.get('fingerprint', '')
     if (
@@ -221,7 +219,7 @@ def read_person(path: str | Path) -> Person:
 
 
 def is_file(person: str) -> bool:
-    """Whether a person is given as a file, and not as an id: what exists as a file, or is called like one."""
+    """True where a person is named by a file: one that exists, or a name that ends as a person's file does."""
     return person.endswith(('.json', '.jsonl')) or (os.path.exists(person) and not os.path.isdir(person))
 
 
@@ -265,10 +263,10 @@ def open_person(workdir: str, person: str) -> tuple[TrainedPAL, Array]:
 def make_score(source: str, person: str) -> Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]:
     """Scores of replies to questions by `pal:<workdir>`, as `psoups.judges.Score` has them; read at the first call.
 
-    `person` is a seen user, a file of a mixture, or '' for the population's.
+    `person` is a seen user, a file of a mixture, or '' for the population's mixture.
 
     Raises:
-      ValueError: the source is none of PAL, or is a run on vectors.
+      ValueError: the source is no run of PAL, or a run on vectors.
     """
     kind, _, workdir = source.partition(':')
     if kind != 'pal' or not workdir:

@@ -38,7 +38,7 @@ from pal_jax.recipes.pal.settings import NewSettings, Settings
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import Metrics
 
-CERTAIN = 20.0  # a logit that leaves the other prototypes nothing
+CERTAIN = 20.0  # a logit beside which the other prototypes have no weight
 SHOWN = 'seen_shared', 'seen_pal', 'new_shared', 'new_pal'
 OPTIONS = {'logistic': ('margin', 'label_smoothing'), 'hinge': ('margin',), 'smooth_hinge': ('margin', 'gamma')}
 
@@ -47,7 +47,7 @@ States = dict[str, PALState]
 
 @dataclasses.dataclass(frozen=True)
 class PAL:
-    """Updates all models that a panel compares on the same pairs.
+    """Updates all models that a panel compares, on the same pairs.
 
     Attributes:
       panel: the data, its splits, and the learners by the names of their models.
@@ -63,7 +63,7 @@ class PAL:
 
     def init(self) -> tuple[States, Host]:
         seeds = jnp.array([trial.seed for trial in self.panel.trials], jnp.int32)
-        return {name: start(name, each, self.panel.data, seeds) for name, each in self.panel.learners.items()}, {}
+        return {name: start(name, learner, self.panel.data, seeds) for name, learner in self.panel.learners.items()}, {}
 
     def step(self, state: States, host: Host, i: int) -> tuple[States, Host, str, Metrics]:
         # 1. Draw `updates` batches of the seen people's training pairs, on every split.
@@ -83,13 +83,14 @@ class PAL:
 
 
 def make(settings: Settings, ctx: Context) -> PAL:
-    """Checks the settings, reads the choices and builds the models.
+    """Check the settings, read the choices and build the models.
 
     Raises:
       ValueError: a value or a row of the file is wrong.
       RuntimeError: the wheel that holds the choices is not installed.
     """
     check(settings, sharding.batch_ways(ctx.mesh))
+    # A run that goes on keeps its people, scales and axes: computed again they could differ.
     before = pal_kept.load(ctx.kept) if ctx.kept else None
     decoder = pal_text.open_decoder(settings.text, ctx, settings.seed) if settings.text.source else None
     text = pal_text.read(settings, ctx, decoder, before and before.frame) if decoder else None
@@ -101,6 +102,7 @@ def make(settings: Settings, ctx: Context) -> PAL:
     )
     trials = make_trials(settings, data)
     learners = make_learners(settings, kept, ctx, len(trials))
+    # Methods without a learner are fitted in the evaluation, from the same training pairs.
     others = {name: other for name, other in OTHERS.items() if getattr(settings.baselines, name)}
     if decoder and text and settings.baselines.context:
         others['context'] = pal_context.make_method(settings.text, ctx, decoder, text.pairs, settings.baselines.context)
@@ -114,7 +116,7 @@ def make(settings: Settings, ctx: Context) -> PAL:
 
 
 def check(settings: Settings, ways: int) -> None:
-    """Everything that can be wrong before a file is read."""
+    """Raises ValueError for everything that can be wrong before a file is read."""
     check_at_least(
         settings, 1, 'total_steps', 'batch', 'updates', 'split.seeds', 'new.steps', 'checkpoint.every',
     )  # fmt: skip
@@ -141,6 +143,7 @@ def check(settings: Settings, ways: int) -> None:
 
 
 def check_new(new: NewSettings) -> None:
+    """Raises ValueError where questions are to be chosen, and new people have no prior."""
     if new.ask < 0 or (new.ask and new.pull <= 0):
         raise ValueError(
             f'new.ask={new.ask} questions need new.pull={new.pull} above 0, which says who new people could be; '
@@ -149,7 +152,7 @@ def check_new(new: NewSettings) -> None:
 
 
 def read(settings: Settings, ctx: Context) -> Comparisons:
-    """The choices, in their own units, if the model can use them."""
+    """The choices in their own units. Raises ValueError where the model cannot use them."""
     if settings.text.source:
         return pal_text.read(settings, ctx, pal_text.open_decoder(settings.text, ctx, settings.seed)).items
     if opinions.is_source(settings.data):
@@ -178,14 +181,15 @@ def read(settings: Settings, ctx: Context) -> Comparisons:
 
 
 def make_trials(settings: Settings, data: Comparisons) -> list[Trial]:
-    """Splits at random, by statements and prompts where there is text, else by choice situations."""
+    """The random splits of the run: by statements and prompts where there is text, else by choice situations."""
     parts, cut = settings.split, comparisons.split_items if settings.text.source else comparisons.split
+    # A statement of the test must stand in no training pair, or the test would measure memory.
     split = functools.partial(cut, data, seen=parts.seen, train=parts.train, validation=parts.validation)
     return panel.make_trials(data, parts.seeds, parts.control, settings.seed, lambda seed: split(seed=seed))
 
 
 def make_learners(settings: Settings, kept: Kept, ctx: Context, replicas: int) -> dict[str, IdealPointLearner]:
-    """PAL for each K, named `K=...`, and the baselines that are trained as it is."""
+    """The learners: PAL for each K, named `K=...`, and the baselines that are trained in the same way."""
     baselines, loss, rates = settings.baselines, settings.loss, settings.optimizer
     model: dict[str, Any] = dataclasses.asdict(settings.model) | devices.precision(settings.model.dtype)
     z_std = model.pop('z_std')
@@ -204,21 +208,26 @@ def make_learners(settings: Settings, kept: Kept, ctx: Context, replicas: int) -
         )
 
     learners = {f'K={K}': learner(loss.pull, settings.new.pull, prototypes=K) for K in settings.prototypes}
+    # A free vector for each user: the weights of prototypes are 1 and the vector, without bounds.
     if baselines.embedding:
         pull = baselines.embedding_pull
         learners['embedding'] = learner(pull, pull, prototypes=baselines.embedding + 1, mixture='free')
     if baselines.own and model['variant'] == 'A' and model['point'] == 'Pw':
         learners['own'] = learner(baselines.own_pull, baselines.own_pull, prototypes=1, mixture='own')
     if baselines.groups and kept.groups > 1:
-        told = dataclasses.replace(rates, users=0.0)  # people stay where `start` puts them
-        learners['groups'] = learner(0.0, settings.new.pull, told, prototypes=kept.groups)
+        known_groups = dataclasses.replace(rates, users=0.0)  # people stay where `start` puts them
+        learners['groups'] = learner(0.0, settings.new.pull, known_groups, prototypes=kept.groups)
     return learners
 
 
 def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array) -> PALState:
-    """The state before the first step. Of the model that is told the groups, people stand at the prototype of theirs,
-    and in the middle where it is not known."""
+    """The state before the first step.
+
+    In the model with known groups, people stand at the prototype of their group, and in the middle without a known
+    group.
+    """
     state = learner.init(seeds)
+    # All models but the one with known groups begin with people in the middle, or near it.
     if name != 'groups':
         return state
     assert data.groups is not None
@@ -231,7 +240,7 @@ def start(name: str, learner: IdealPointLearner, data: Comparisons, seeds: Array
 def make_panel(
     settings: Settings, data: Comparisons, trials: Sequence[Trial], learners: Mapping[str, IdealPointLearner]
 ) -> Panel:
-    """What an evaluation compares; new people are asked nothing."""
+    """The panel that an evaluation compares; new people are asked nothing."""
     return Panel(data, trials, learners, settings.prototypes, settings.new.counts, settings.new.toward)
 
 
@@ -241,13 +250,15 @@ def summarize(metrics: dict[str, dict[str, Any]], trials: Sequence[Trial]) -> Me
     Raises:
       RuntimeError: a loss is not finite.
     """
+    # Splits with shuffled users are the control: their figures say nothing about people.
     true = [r for r, trial in enumerate(trials) if not trial.shuffled]
     means = {
-        name: {key: float(np.mean(np.asarray(x)[true])) for key, x in each.items()} for name, each in metrics.items()
+        name: {key: float(np.mean(np.asarray(x)[true])) for key, x in row.items()} for name, row in metrics.items()
     }
-    if bad := [name for name, each in means.items() if not np.isfinite(each['loss'])]:
+    if bad := [name for name, row in means.items() if not np.isfinite(row['loss'])]:
         raise RuntimeError(f'the loss of {bad[0]} is not finite; lower the rates in optimizer')
+    # The most prototypes: the loss of the model that can fit best shows whether training works.
     largest = [name for name in means if name.startswith('K=')][-1]
     spread = float(np.std(np.asarray(metrics[largest]['accuracy'])[true]))
-    named = {f'{key} {name}': value for name, each in means.items() for key, value in each.items()}
+    named = {f'{key} {name}': value for name, row in means.items() for key, value in row.items()}
     return means[largest] | {'accuracy_std': spread, 'samples': float(len(true))} | named

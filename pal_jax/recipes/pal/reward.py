@@ -1,13 +1,12 @@
-"""One person's reward, of a trained PAL: of items, or of replies to prompts. Nothing is read but the run's folder and,
-where the run is on texts, the decoder that its `text.source` names: the data that it learnt from may be gone.
+"""One person's reward by a trained PAL, for items or for replies to prompts. Only the run's folder is read and, where
+the run is on texts, the decoder that its `text.source` names: the data that the run learnt from may be gone.
 
     model = load_pal_reward_model('runs/pal', user='17')       # or mix=[.2, .8], or the population's
     model.reward(items)                                        # a run on a table: items [B, H] -> [B]
     model.reward(prompts, replies)                             # a run on texts -> [B]
 
-A mixture is all there is of a person: it fits on a line, and whoever has it and the run has the person's reward model
-(`person.py` writes and reads such lines).
-The parts, for whoever fits or scores people by the thousand:
+A mixture is all that describes a person: it fits on a line, and whoever has it and the run has the person's reward
+model (`person.py` writes and reads such lines). These are the parts, for fits and scores of people by the thousand:
 
     run = open_pal('runs/pal')                                 # parameters, people, scales, coordinates, the decoder
     w = run.mixture(user='17')                                 # [K]; also mix=[.2, .8], or the population's
@@ -54,10 +53,11 @@ Read = Callable[[Sequence[Text]], np.ndarray]  # texts to vectors
 
 
 class PersonalReward(NamedTuple):
-    """`reward(items, prompts)` gives the `[B]` rewards of items `[B, H]`, in the table's own units, to one person; of a
-    run on texts `reward(prompts, replies)` gives those of replies, each a text or messages as its file has them.
+    """One person's reward function and mixture.
 
-    `mixture` is all there is of the person: it can be kept as JSON, and given back as `mix`.
+    `reward(items, prompts)` gives the rewards `[B]` of items `[B, H]` in the table's own units. In a run on texts
+    `reward(prompts, replies)` gives those of replies, each a text or messages as its file has them. `mixture` can be
+    kept as JSON, and given back as `mix`.
     """
 
     reward: Callable[..., Any]
@@ -65,7 +65,7 @@ class PersonalReward(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """The decoder of a run on texts as it was trained, and how it makes vectors."""
+    """The decoder of a run on texts as it was trained, and the function that makes vectors of texts."""
 
     decoder: pal_text.Decoder
     weights: Params
@@ -75,10 +75,11 @@ class Reading(NamedTuple):
 class TrainedPAL(NamedTuple):
     """A finished run's model on one split, with the K that was chosen there.
 
-    learner: of one replica; `fit` gives the logits of new people.
-    state: parameters and the table of users, without an axis of replicas.
-    kept: users by their rows, attributes, scales, coordinates.
-    reading: None of a run on a table.
+    Attributes:
+      learner: the learner of one replica; `fit` gives the logits of new people.
+      state: parameters and the table of users, without an axis of replicas.
+      kept: users by their rows, attributes, scales, coordinates.
+      reading: None in a run on a table.
     """
 
     workdir: str
@@ -95,21 +96,21 @@ class TrainedPAL(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of a hash of the parameters of this split: a mixture is of these and no others."""
+        """A hash of this split's parameters, in 16 hexadecimal digits: a mixture belongs to these parameters alone."""
         leaves = jax.tree.leaves(self.state.params)
         return hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()[:16]
 
     @property
     def people(self) -> dict[str, int]:
-        """Rows by name of the users that this split was trained on; others are new, and their rows are empty."""
+        """Rows by name of the users that this split was trained on; other users are new, and their rows are empty."""
         trained = set(np.flatnonzero(self.state.users.updates).tolist())
         return {name: row for name, row in self.kept.rows.items() if row in trained}
 
     def mixture(self, *, user: str | int | None = None, mix: ArrayLike | None = None) -> Array:
-        """The mixture `[K]` of a seen user, the one that is given, or the population's mean where neither is.
+        """The mixture `[K]` of a seen user, or `mix`, or without either the population's mean.
 
         Raises:
-          ValueError: the user was not trained, or the mixture is none.
+          ValueError: the user was not trained, or `mix` is no mixture.
         """
         if mix is not None:
             return ideal_point.checked_mixture(mix, self.pal.prototypes)
@@ -127,11 +128,11 @@ class TrainedPAL(NamedTuple):
 def load_pal_reward_model(
     workdir: str, *, user: str | int | None = None, mix: ArrayLike | None = None, split: int = 0
 ) -> PersonalReward:
-    """The reward of a trained run's `split`, with the K that was chosen on it: of a seen user, of a mixture, or of the
-    population's mean where neither is given.
+    """The reward of a trained run's `split`, with the K chosen there, for a seen user, a mixture, or without either the
+    population's mean.
 
     Raises:
-      ValueError: the run is not finished, the user is unknown or new in this split, or the mixture is none.
+      ValueError: the run is not finished, the user is unknown or new in this split, or `mix` is no mixture.
     """
     run = open_pal(workdir, split)
     w = run.mixture(user=user, mix=mix)
@@ -142,15 +143,15 @@ def load_pal_reward_model(
 
 
 def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
-    """The model that a run chose on `split`, from its last checkpoint and what it has kept of its data.
+    """The model that a run chose on `split`, from its last checkpoint and the record that it keeps of its data.
 
     Args:
       workdir: the folder of the run, or `orbax:<workdir>`.
-      split: one of the run's `split.seeds`; those with shuffled user ids are no model of anybody.
+      split: one of the run's `split.seeds`; splits with shuffled user ids are no model of anybody.
 
     Raises:
-      ValueError: the folder is of no run of PAL, or of one of an earlier version, or the run is not finished, or has no
-        such split.
+      ValueError: the folder is of no run of PAL or of an earlier version, the run is not finished, or it has no such
+        split.
     """
     workdir = run_folder(workdir)
     settings = read_settings(read_config(workdir))
@@ -184,7 +185,7 @@ def open_pal(workdir: str, split: int = 0) -> TrainedPAL:
 
 
 def abstract_state(settings: Settings, kept: Kept, ctx: Context, reader: Reader | None) -> Any:
-    """Shapes and shardings of the whole state of a run, with PAL-Large's reader of texts."""
+    """The shapes and shardings of the whole state of a run, with PAL-Large's reader of texts."""
     replicas = settings.split.seeds * (1 + settings.split.control)
     learners = pal.make_learners(settings, kept, ctx, replicas)
     if reader:
@@ -193,7 +194,7 @@ def abstract_state(settings: Settings, kept: Kept, ctx: Context, reader: Reader 
 
 
 def needed(abstract: Any, name: str, split: int) -> Any:
-    """What is read of a state; the rest is `...`, which a checkpoint's reader leaves out."""
+    """A state for a checkpoint's reader: the parts that are read, and `...` for parts to be left out."""
     nothing = jax.tree.map(lambda _: ..., abstract)
     if not isinstance(abstract, pal_large.LargeState):
         return {**nothing, name: abstract[name]}
@@ -206,21 +207,21 @@ def needed(abstract: Any, name: str, split: int) -> Any:
 
 
 def open_reading(pool: Pool, ctx: Context, kept: Kept, decoder: pal_text.Decoder, weights: Params) -> Reading:
-    """How a decoder with these weights makes vectors in the coordinates of the run."""
+    """The reading of texts by a decoder with these weights, in the coordinates of the run."""
     plain = Reader(decoder.cfg, optax.identity(), ctx.mesh, pool=pool, frame=kept.frame)
     frozen, reading = plain.divide(weights, 0)
-    return Reading(decoder, weights, lambda each: plain.read(reading, frozen, each))
+    return Reading(decoder, weights, lambda batch: plain.read(reading, frozen, batch))
 
 
 # --- its reward -------------------------------------------------------------------------------------------------------
 
 
 def item_vectors(run: TrainedPAL, items: Any, prompts: ArrayLike | None = None) -> tuple[np.ndarray, Any]:
-    """Items `[B, H]` in the table's own units as the model sees them, and the vectors of prompts as they are.
+    """Items `[B, H]` in the table's own units, as the model sees them, and the vectors of prompts as they are.
 
     Raises:
-      ValueError: an item has other attributes than those of the run, or a number that is not finite; variant B has not
-        as many prompts, or variant A has some.
+      ValueError: an item has other attributes than the run, or a number that is not finite; or prompts and variant do
+        not fit together: B needs a prompt for each item, A reads none.
     """
     vectors = run.kept.vectors(items)
     if run.pal.variant == 'A' and prompts is not None:
@@ -236,12 +237,13 @@ def item_vectors(run: TrainedPAL, items: Any, prompts: ArrayLike | None = None) 
 def reply_vectors(
     run: TrainedPAL, prompts: Sequence[Any], replies: Sequence[Any]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The vectors `[B, H]` of replies and, in variant B, of prompts: both sides of what `texts.read` reads. A run on
-    statements reads the reply alone.
+    """The vectors `[B, H]` of replies and, in variant B, of prompts, in the forms that `texts.read` reads.
+
+    A run on statements reads the reply alone.
 
     Raises:
-      ValueError: the run is on a table; there are more of the ones than of the others, or none; or a text is empty, or
-        in another form than the run's.
+      ValueError: the run is on a table; the numbers of prompts and replies differ or are 0; or a text is empty, or in
+        another form than the run's.
     """
     if run.reading is None:
         raise ValueError(f'{run.workdir} learnt from a table, and not from texts; give items')
@@ -254,12 +256,12 @@ def reply_vectors(
         check_form(run, prompt, reply)
     if not run.kept.prompted:
         return read([texts.to_text(tokenizer, run.settings.text.template.format(reply)) for reply in replies]), None
-    pairs = [texts.to_reply(tokenizer, *each, chat=run.kept.chat, alone=alone)
-             for each in zip(prompts, replies, strict=True)]  # fmt: skip
-    said, asked = zip(*pairs, strict=True)
-    number = {text: i for i, text in enumerate(dict.fromkeys([*said, *asked] if alone else said))}
+    pairs = [texts.to_reply(tokenizer, *pair, chat=run.kept.chat, alone=alone)
+             for pair in zip(prompts, replies, strict=True)]  # fmt: skip
+    answers, asked = zip(*pairs, strict=True)
+    number = {text: i for i, text in enumerate(dict.fromkeys([*answers, *asked] if alone else answers))}
     table = read(list(number))
-    return table[[number[text] for text in said]], table[[number[text] for text in asked]] if alone else None
+    return table[[number[text] for text in answers]], table[[number[text] for text in asked]] if alone else None
 
 
 def check_form(run: TrainedPAL, prompt: Any, reply: Any) -> None:
@@ -274,20 +276,20 @@ def check_form(run: TrainedPAL, prompt: Any, reply: Any) -> None:
 
 
 def reward_of_items(run: TrainedPAL, w: ArrayLike) -> Callable[..., Array]:
-    """The reward to a mixture `[K]`, of items, see `item_vectors`. Raises ValueError where the mixture is none."""
+    """The reward of items to a mixture `[K]`, see `item_vectors`. Raises ValueError where `w` is no mixture."""
     w = run.mixture(mix=w)
     judge = jax.jit(lambda items, prompts: rewards(run, w, items, prompts))
     return lambda items, prompts=None: judge(*item_vectors(run, items, prompts))
 
 
 def reward_of_replies(run: TrainedPAL, w: ArrayLike) -> Callable[[Sequence[Any], Sequence[Any]], np.ndarray]:
-    """The reward to a mixture `[K]`, of texts, see `reply_vectors`. Raises ValueError where the mixture is none."""
+    """The reward of texts to a mixture `[K]`, see `reply_vectors`. Raises ValueError where `w` is no mixture."""
     w = run.mixture(mix=w)
     return lambda prompts, replies: np.asarray(rewards(run, w, *reply_vectors(run, prompts, replies)))
 
 
 def rewards(run: TrainedPAL, w: Any, items: Any, prompts: Any) -> Array:
-    """What vectors as the model sees them are worth to a mixture. Raises ValueError where the mixture is none."""
+    """The rewards `[B]` to a mixture, of vectors as the model sees them. Raises ValueError where `w` is no mixture."""
     w = w if isinstance(w, Tracer) else run.mixture(mix=w)
     u = ideal_point.user_point(run.state.params, run.pal, jnp.broadcast_to(w, (len(items), w.shape[0])), prompts)
     return ideal_point.item_reward(run.state.params, run.pal, u, items)

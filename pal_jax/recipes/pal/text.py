@@ -1,5 +1,5 @@
-"""Where PAL's pairs of texts come from, and what a frozen decoder makes of them: all of PAL-Tiny's items, and where
-PAL-Large begins."""
+"""The source of PAL's pairs of texts, and the vectors that a frozen decoder makes of them. PAL-Tiny's items are these
+vectors, and PAL-Large begins with them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ from pal_jax.recipes.pal.settings import Settings, TextSettings
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.processes import exchange
 
-Decoder = Policy  # that reads, cut to the layers that are used
+Decoder = Policy  # a decoder that reads, cut to the layers that are used
 
 
 class TextData(NamedTuple):
-    """`items` are the pairs by the vectors of whole texts, as the frozen decoder makes them, in the coordinates of
-    `frame`; `spans` has the states of all tokens where `text.span` asks for them."""
+    """Pairs of texts with their vectors.
+
+    Attributes:
+      items: the pairs by the vectors of whole texts, as the frozen decoder makes them, in the coordinates of `frame`.
+      spans: the states of all tokens, where `text.span` asks for them.
+    """
 
     pairs: TextPairs
     items: Comparisons
@@ -36,7 +40,7 @@ class TextData(NamedTuple):
     spans: Spans | None
 
     def by_token(self, batch: PairBatch, where: np.ndarray) -> PairBatch:
-        """The pairs at `where` with the states of all their tokens, and what each token counts."""
+        """The pairs at `where` with the states of all their tokens, and the weight of each token."""
         assert self.spans
         chosen, rejected, weight = self.spans.take(self.pairs.chosen[where], self.pairs.rejected[where])
         columns: Any = {'chosen': chosen, 'rejected': rejected, 'weight': weight}
@@ -44,7 +48,7 @@ class TextData(NamedTuple):
 
 
 def check(settings: Settings) -> None:
-    """Everything that can be wrong before a file is read."""
+    """Raises ValueError for everything that can be wrong before a file is read."""
     text = settings.text
     if '{}' not in text.template or text.pairs < 1:
         raise ValueError(
@@ -61,9 +65,10 @@ def check(settings: Settings) -> None:
 
 
 def open_decoder(text: TextSettings, ctx: Context, seed: int) -> Decoder:
-    """The decoder that the section `text` names; `seed` is that of the run. Reads no weights."""
+    """The decoder that the section `text` names; `seed` is that of the run. No weights are read."""
     source = make_source(text.source, ctx, seed, 'text')
     cfg = states.first_layers(devices.for_platform(source.config, text.dtype), text.layers)
+    # A tied embedding asks for no output matrix, which a reader does not need.
     return Decoder(dataclasses.replace(cfg, tie_embed=True), source.tokenizer(), source)  # nothing is unembedded
 
 
@@ -71,57 +76,61 @@ def read_pairs(settings: Settings, tokenizer: Tokenizer) -> TextPairs:
     """The pairs of the file, of the public set (`opinions.read`) or of the votes that `data` names.
 
     Raises:
-      ValueError: a row is wrong; or prototypes are functions of prompts that are not there, or always the same.
+      ValueError: a row is wrong, or prototypes are to be functions of prompts that are missing or always the same.
     """
     text, alone = settings.text, settings.model.variant == 'B'
     how = {'alone': alone, 'template': text.template}
     if opinions.is_source(settings.data):
-        said = opinions.read(settings.data)
-        return _prompted(settings, texts.from_choices(said, tokenizer, **how, name=settings.data))
+        answers = opinions.read(settings.data)
+        return _prompted(settings, texts.from_choices(answers, tokenizer, **how, name=settings.data))
     if settings.data.endswith('.jsonl'):
         return _prompted(settings, texts.read(settings.data, tokenizer, **how))
     if alone:
         raise ValueError("model.variant='B' needs prompts, and statements that are voted on have none; use variant A")
-    found = votes.read(settings.data)
-    return texts.from_votes(found, tokenizer, template=text.template, most=text.pairs, seed=settings.seed)
+    voted = votes.read(settings.data)
+    return texts.from_votes(voted, tokenizer, template=text.template, most=text.pairs, seed=settings.seed)
 
 
 def _prompted(settings: Settings, pairs: TextPairs) -> TextPairs:
-    """The same; ValueError where prototypes are to be functions of prompts that tell nothing."""
+    """The pairs as they are. Raises ValueError where prototypes are to be functions of prompts that tell nothing."""
     if settings.model.variant == 'B' and (pairs.prompt is None or len(np.unique(pairs.prompt)) == 1):
-        found = 'none' if pairs.prompt is None else 'the same for all'
+        prompts = 'none' if pairs.prompt is None else 'the same for all'
         raise ValueError(
-            f"model.variant='B' makes prototypes of prompts, and {settings.data} has {found}, which is variant A"
+            f"model.variant='B' makes prototypes of prompts, and {settings.data} has {prompts}, which is variant A"
         )
     return pairs
 
 
 def read(settings: Settings, ctx: Context, decoder: Decoder, frame: Frame | None = None) -> TextData:
-    """The pairs by what the frozen decoder makes of their texts (computed once, and kept in `text.folder`), in the
-    coordinates of `frame`, or in those that the first process finds for them."""
+    """The pairs by the vectors of their texts, which the frozen decoder computes once; they are kept in `text.folder`.
+
+    The vectors are in the coordinates of `frame`, or in those that the first process computes for them.
+    """
     text, pairs = settings.text, read_pairs(settings, decoder.tokenizer)
     pool: states.Pool = 'tokens' if text.span else text.pool
     starts = states.token_starts(pairs.texts)
-    lengths = np.array([len(each.tokens) for each in pairs.texts])
+    lengths = np.array([len(sequence.tokens) for sequence in pairs.texts])
 
     def compute() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return states.hidden_states(load(decoder, ctx), decoder.cfg, ctx.mesh, pairs.texts, pool=pool)
 
+    # A change of any of these makes other states, so it names another file.
     made_by = {'source': text.source, 'layers': decoder.cfg.layers, 'pool': pool, 'dtype': decoder.cfg.dtype}
     if place := inputs.path_of(text.source):  # other weights under one name make other states
         made_by |= inputs.hashes(place)
     rows = int(lengths.sum()) if text.span else len(pairs.texts)
     table = states.stored(text.folder, pairs.texts, made_by, compute, (rows, decoder.cfg.width))
     ends = starts + lengths - 1
+    # One process computes the axes: their signs depend on the machine.
     if text.width and frame is None:
-        found = states.frame(table[ends] if text.span else table, text.width) if jax.process_index() == 0 else None
-        frame = Frame(*map(np.array, exchange('frame', found and [x.tolist() for x in found])[0]))
+        axes = states.frame(table[ends] if text.span else table, text.width) if jax.process_index() == 0 else None
+        frame = Frame(*map(np.array, exchange('frame', axes and [x.tolist() for x in axes])[0]))
     table = states.in_frame(table, frame) if frame else table
     spans = Spans(table, starts, pairs.texts, text.span) if text.span else None
     return TextData(pairs, pairs.in_states(table[ends] if text.span else table), frame, spans)
 
 
 def load(decoder: Decoder, ctx: Context) -> Params:
-    """The decoder's weights up to the layers that are used."""
+    """The decoder's weights, up to the layers that are used."""
     shardings = sharding.param_shardings(decoder_specs(decoder.source.config), ctx.mesh)
     return states.first_weights(decoder.source.load(shardings), decoder.cfg)

@@ -1,4 +1,4 @@
-"""PLUS: what a person likes as a summary in words, learnt together with the reward model that reads it."""
+"""PLUS: summaries of the preferences of people in words, learnt together with the reward model that reads them."""
 
 from pal_jax.recipes.plus.recipe import MAY_CHANGE, STAGES, make, make_trained, stages
 from pal_jax.recipes.plus.settings import Settings

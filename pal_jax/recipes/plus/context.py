@@ -1,5 +1,5 @@
-"""How text goes from one part of PLUS to another: summaries of people to the reward model, what baselines have in place
-of summaries, and replies that another model writes after a summary."""
+"""The texts that go from one part of PLUS to another: summaries of people for the reward model, the texts that
+baselines have in place of summaries, and replies that another model writes after a summary."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from pal_jax.recipes.plus.settings import WRITTEN, RewardModelSettings, Settings
 from pal_jax.runtime import sharding
 from pal_jax.types import ChatModel, Choice, Exhibit, Metrics, Sample, Sampling
 
-State = dict[str, Any]  # 'reward', and 'policy' where one writes
-BRANCHES = 8  # of a group that is compared: what a text and prompt have more starts another group
+State = dict[str, Any]  # 'reward', and 'policy' where a model writes
+BRANCHES = 8  # replies of a group that is compared; further replies to a prompt start another group
 
 
 class Written(NamedTuple):
-    """What the reward model reads of people, and the samples with the texts, where a model wrote these."""
+    """The texts that the reward model reads of people, and the samples behind them where a model wrote the texts."""
 
     texts: list[str]
     samples: list[Sample]
 
 
-# Texts of people, one by each of these temperatures, neighbours of each other: (state, people, temperatures, seed).
+# The texts of people by (state, people, temperatures, seed): one at each temperature, those of a person together.
 Describe = Callable[[State, Sequence[Any], Sequence[float], Sequence[int]], Written]
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What a baseline reads in place of summaries."""
+    """The texts that a baseline reads in place of summaries."""
 
     reads: str
 
@@ -64,7 +64,7 @@ class Writer:
     """Writes summaries of people with the summariser.
 
     Attributes:
-      sampling: how tokens are drawn, but for the temperature.
+      sampling: how tokens are drawn, except for the temperature.
       form: the form of the context, see `data.histories.FORMS`.
       prefill: the words that every summary begins with.
     """
@@ -80,18 +80,20 @@ class Writer:
         self, state: State, people: Sequence[Told], temperatures: Sequence[float], seed: Sequence[int]
     ) -> Written:
         samplings = [dataclasses.replace(self.sampling, temperature=temperature) for temperature in temperatures]
+        # The first words are forced, so that even an untrained model writes a summary.
         prefill = self.tokenizer.encode(self.prefill) if self.prefill else []
         asked = [list(person.ask or summaries.ask(person.context, self.form)) for person in people]
         prompts = [(*self.tokenizer.chat(messages), *prefill) for messages in asked]
         self.decoder.load(self.learner.weights(state['policy']))
         samples = sampler.sample(self.decoder, self.tokenizer, prompts, samplings, seed, sources=people)
+        # The decoder's caches would stand in the way of the reward model's step.
         self.decoder.release()
         texts = [summaries.extract(self.prefill + sample.completion.text) for sample in samples]
         return Written(texts, samples)
 
 
 def make_writer(settings: Settings, policy: Policy, learner: PolicyLearner, ctx: Context) -> Describe:
-    """Writes summaries, or gives what a baseline reads in place of them."""
+    """The writer of summaries, or the texts that a baseline reads in place of them."""
     if settings.reads not in WRITTEN:
         return Given(settings.reads)
     decoder = sampler.make_decoder(settings.decode, policy, ctx)
@@ -100,11 +102,11 @@ def make_writer(settings: Settings, policy: Policy, learner: PolicyLearner, ctx:
 
 @dataclasses.dataclass(frozen=True)
 class PairUp:
-    """Packs what the reward model reads: texts, each with its choices, as many for every text.
+    """Packs texts for the reward model, each with its choices, as many for every text.
 
     Attributes:
-      micro_rows: rows in a device's memory at once.
-      row_tokens: tokens of a row that texts share; 0: a row a text.
+      micro_rows: the number of rows in a device's memory at once.
+      row_tokens: the length in tokens of rows that texts share; 0: a row for each text.
     """
 
     tokenizer: Tokenizer
@@ -113,8 +115,11 @@ class PairUp:
     row_tokens: int
 
     def learn(self, texts: Sequence[str], choices: Sequence[Sequence[Choice]]) -> Pairs:
-        """A group of replies for each text, to learn from. A text that stands there twice, with the same choices, is
-        read once and counts twice."""
+        """A group of replies for each text, to learn from.
+
+        A text that comes twice with the same choices is read once and counts twice.
+        """
+        # Equal summaries teach the same: they are read once, with the weight of all of them.
         alike: dict[tuple[str, tuple[Choice, ...]], int] = {}
         lessons = zip(texts, map(tuple, choices), strict=True)
         of = np.array([alike.setdefault(lesson, len(alike)) for lesson in lessons])
@@ -138,7 +143,7 @@ class PairUp:
         return self._packed(groups, n=BRANCHES).pick(where[..., 0], where[..., 1])
 
     def _packed(self, groups: Sequence[Group], **options: Any) -> Pairs:
-        # Rows that texts share are all as long, so that one program reads them.
+        # Rows that texts share are all cut to one length, so that one program reads them.
         return pack_replies(
             groups, self.mesh, ways=sharding.batch_ways(self.mesh), micro_rows=self.micro_rows,
             row_tokens=self.row_tokens, multiple=self.row_tokens or MULTIPLE, **options,
@@ -146,17 +151,18 @@ class PairUp:
 
 
 def make_pairs(settings: RewardModelSettings, tokenizer: Tokenizer, mesh: Mesh) -> PairUp:
+    """The packing of texts for the reward model, as the settings describe it."""
     return PairUp(tokenizer, mesh, settings.micro_rows, settings.row_tokens)
 
 
 def to_group(tokenizer: Tokenizer, summary: str, asked: Iterable[tuple[str, str]]) -> Group:
-    """Replies to prompts, given as (prompt, reply), after what a summary says of a person."""
+    """Replies to prompts, as pairs (prompt, reply), after the summary of a person."""
 
     def example(prompt: str, reply: str) -> Example:
         question = tokenizer.chat([dict(message) for message in summaries.question(summary, prompt)])
         return to_score(question, [*tokenizer.encode(reply), tokenizer.stop_ids[0]])
 
-    return shared_prompt([example(*each) for each in asked])
+    return shared_prompt([example(*pair) for pair in asked])
 
 
 def sides(choice: Choice) -> Sequence[tuple[str, str]]:
@@ -169,9 +175,9 @@ class RewardModel:
     """The reward model that reads summaries: it pays for them, and learns by them.
 
     Attributes:
-      taught: so many summaries of each person teach; they are the first.
+      taught: the number of summaries of each person that teach; they are the first ones.
       trains: whether the reward model learns.
-      std: gaps are divided by it before they pay.
+      std: the divisor of gaps before they pay.
     """
 
     scorer: Scorer
@@ -183,7 +189,7 @@ class RewardModel:
     def gaps(
         self, state: ScorerState, texts: Sequence[str], choices: Sequence[Sequence[Choice]]
     ) -> Float[np.ndarray, 'T P']:
-        """How much better the chosen reply of each choice is than the other one, after each text."""
+        """The score of the chosen reply of each choice minus that of the other one, after each text."""
         return self.scorer.gaps(state, self.pair_up.compare(texts, choices))
 
     def read(
@@ -191,17 +197,21 @@ class RewardModel:
     ) -> tuple[ScorerState, Float[np.ndarray, ' T'], Metrics]:
         """The state after a step on the choices that teach, and the reward of each summary by the state before it.
 
-        Every chooser has as many summaries, neighbours of each other. A reward is log sigmoid of the gap of the choice
-        that pays. Where nobody is paid there is one summary a person, and its reward is of the choices that teach.
+        Every chooser has equally many summaries, neighbours of each other. A reward is log sigmoid of the gap of the
+        choice that pays. Where nobody is paid there is one summary a person, and its reward is of the choices that
+        teach.
         """
+        # Texts stand person by person.
         count = len(texts) // len(choosers)
         first = min(count, self.taught)
         lesson = [text for k, text in enumerate(texts) if k % count < first]
         teach = [person.train for person in choosers for _ in range(first)]
         gaps, metrics = np.empty(0), {}
-        if pays or not self.trains:  # by the model as it is, before it learns
+        # 1. Judge by the model as it is: a summary must not be paid for a choice that the model was just taught.
+        if pays or not self.trains:  # -
             judged = [(person.reward,) if pays else person.train for person in choosers for _ in range(count)]
             gaps = self.gaps(state, texts, judged)
+        # 2. Learn the other choices by the first summaries of each person.
         if self.trains:
             state, before, metrics = self.scorer.learn(state, self.pair_up.learn(lesson, teach), rate)
             gaps = gaps if pays else gaps_of(before[..., 0])
@@ -209,8 +219,9 @@ class RewardModel:
 
 
 def make_reward_model(settings: Settings, scorer: Scorer, pair_up: PairUp) -> RewardModel:
-    own = settings.reward_model
-    return RewardModel(scorer, pair_up, settings.summary.taught, own.train, own.std)
+    """The reward model that the settings describe."""
+    named = settings.reward_model
+    return RewardModel(scorer, pair_up, settings.summary.taught, named.train, named.std)
 
 
 def summarize(texts: Sequence[str], rewards: np.ndarray, people: Sequence[History]) -> Metrics:
@@ -232,11 +243,12 @@ def log_sigmoid(x: np.ndarray) -> np.ndarray:
 class Replies:
     """Replies that another model writes to people, after a summary of the person and after none.
 
-    The model is asked in the words that the reward model reads. It has not seen a summary before, and is not trained.
+    The model is asked in the same words in which the reward model reads. It has not seen a summary before, and is not
+    trained.
 
     Attributes:
       name: the model's name in the config; '' where there is none.
-      models: the chat models of the config, which count what they have been asked.
+      models: the chat models of the config, which count their requests.
     """
 
     name: str

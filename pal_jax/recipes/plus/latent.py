@@ -1,8 +1,8 @@
 """PLUS's baseline without words: the reward model knows a person by a latent vector (VPL, `learners/latent.py`).
 
-A frozen decoder reads every reply after its prompt once; its state at the reply's last token is all that is known of
-the reply. A step is a pass over the people: an encoder makes z of a person's past choices, and z judges the other
-choices but those that test. The choice that pays PLUS's summariser is among them; PLUS's reward model is not taught it.
+A frozen decoder reads every reply after its prompt once; its state at the reply's last token stands for the reply. A
+step is a pass over the people: an encoder makes z of a person's past choices, and z judges the person's other choices,
+except those that test. The choice that pays PLUS's summariser is among them; PLUS's reward model is not taught it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class LatentBaseline:
     """Trains a reward model that knows a person by a latent vector z.
 
     Attributes:
-      new: a state before training.
+      new: makes a state before training.
       vectors: the states of the replies of choices, `[people, choices, 2, D]`.
-      update: one step on what is known of people, their choices and a key, see `learners.latent.make_update`.
-      updates: updates of a step, which is a pass over the people to learn from.
+      update: one step on people's past choices, their other choices and a key, see `learners.latent.make_update`.
+      updates: the number of updates of a step, which is a pass over the people to learn from.
       tests: people to test on, by the name of their split.
       measure: figures of such people, see `evals.conditioning.evaluate`.
       shuffled: whether, for the control, somebody else's choices go with each person.
@@ -80,6 +80,7 @@ class LatentBaseline:
             people = [self.train[j] for j in part]
             key = jax.random.fold_in(jax.random.key(self.seed), i * self.updates + k)
             # 2. Past choices are what is known of a person; all others but those that test are to be judged by it.
+            # In the control the choosers are other people, so z can tell nothing about the choices.
             choosers = of_whom(people, self.train, (self.seed, i, k), shuffled=self.shuffled)
             judged = self.vectors([(person.reward, *person.train) for person in choosers])
             # 3. Update encoder and reward model, on the choices' loss by a drawn z and the divergence of its
@@ -99,14 +100,15 @@ class LatentBaseline:
     def describe(
         self, state: LatentState, people: Sequence[History], temperatures: Sequence[float]
     ) -> list[np.ndarray]:
-        """For each temperature the mean of a person's z, or, above 0, a draw."""
+        """For each temperature and person the mean of z or, above 0, a draw of z."""
         known, count = latent.encode(state.params, jnp.asarray(self.known(people))), len(temperatures)
         mean, log_std = (jnp.repeat(x, count, axis=0) for x in known)
+        # Draws follow from the seed alone: an evaluation repeated gives the same figures.
         drawn = latent.draw(jax.random.fold_in(jax.random.key(self.seed), EVALUATION), mean, log_std)
         return list(np.where(np.tile(temperatures, len(people))[:, None] > 0, drawn, mean))
 
     def gaps(self, state: LatentState, z: Sequence[np.ndarray], choices: Sequence[Sequence[Choice]]) -> np.ndarray:
-        """How much better the chosen reply of each choice is than the other one, by each z."""
+        """The score of the chosen reply of each choice minus that of the other one, by each z."""
         scores = np.asarray(latent.score(state.params, jnp.asarray(self.vectors(choices)), jnp.stack(z)))
         return scores[..., 0] - scores[..., 1]
 
@@ -121,40 +123,42 @@ class LatentBaseline:
 def make(
     settings: Settings, ctx: Context, train: Sequence[History], tests: Mapping[str, Sequence[History]]
 ) -> LatentBaseline:
-    """Builds the parts; states of replies are read when a step or an evaluation first asks for them.
+    """Build the parts; states of replies are read when a step or an evaluation first asks for them.
 
     Raises:
       ValueError: a value is wrong.
       RuntimeError: the model cannot be had.
     """
-    own, seed, evaluated = settings.latent, settings.seed, settings.eval
+    options, seed, evaluated = settings.latent, settings.seed, settings.eval
     policy = make_policy(settings.reward_model, ctx, seed, of='reward_model')
+    # The network is small: every device has all of it.
     everywhere = sharding.replicated(ctx.mesh)
-    updates = -(-len(train) // own.people)
-    optimizer = own.optimizer.over(own.passes * updates)
-    new = functools.partial(new_state, seed, policy.cfg.width, own, optimizer)
+    updates = -(-len(train) // options.people)
+    optimizer = options.optimizer.over(options.passes * updates)
+    new = functools.partial(new_state, seed, policy.cfg.width, options, optimizer)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(new))
     measure = functools.partial(
         conditioning.evaluate, temperature=1.0, samples=evaluated.samples, shown=evaluated.shown,
-        nothing=np.zeros(own.dim, np.float32),
+        nothing=np.zeros(options.dim, np.float32),
     )  # fmt: skip
-    stage = functools.partial(stage_before, warmup=0, steps=own.passes, every=evaluated.every, base=evaluated.base)
-    plan = Plan(own.passes, abstract, stage, shown=('accuracy', 'reward'), keep=keeping(reward_model=policy))
+    stage = functools.partial(stage_before, warmup=0, steps=options.passes, every=evaluated.every, base=evaluated.base)
+    plan = Plan(options.passes, abstract, stage, shown=('accuracy', 'reward'), keep=keeping(reward_model=policy))
     vectors = Vectors(policy, ctx, train, [*train, *itertools.chain(*tests.values())])
     return LatentBaseline(
-        plan, ctx, new, vectors, latent.make_update(optimizer, own), updates, train, tests, measure,
+        plan, ctx, new, vectors, latent.make_update(optimizer, options), updates, train, tests, measure,
         settings.shuffled, seed,
     )  # fmt: skip
 
 
 def new_state(seed: int, width: int, options: Latent, optimizer: Optimizer) -> LatentState:
+    """The state before training, with weights drawn by `seed`."""
     params = latent.init(jax.random.key(seed), width, options)
     return LatentState(params, optimizer.init(params))
 
 
 @dataclasses.dataclass(frozen=True)
 class Vectors:
-    """What the frozen decoder makes of the replies of choices, kept in the run's folder.
+    """The states that the frozen decoder makes of the replies of choices; they are kept in the run's folder.
 
     A coordinate has mean 0 and variance 1 over the replies of the people to learn from, `train`, who stand first in
     `everyone`.
@@ -166,13 +170,14 @@ class Vectors:
     everyone: Sequence[History]
 
     def __call__(self, choices: Sequence[Sequence[Choice]]) -> np.ndarray:
-        """`[people, choices, 2, D]` of as many choices of each person, the chosen reply first."""
+        """The states `[people, choices, 2, D]` of the replies of people's choices, as many of each person, the chosen
+        reply first."""
         rows = [[self._numbers[text] for text in self._sides(row)] for row in choices]
         return self._table[np.array(rows)].reshape(len(choices), -1, 2, self._table.shape[1])
 
     @functools.cached_property
     def _text(self) -> Callable[[str, str], Text]:
-        """The tokens of a reply and of what the decoder reads before it; each is made once."""
+        """A function that gives the tokens of a reply and of the prompt before it; each text is made once."""
         tokenizer = self.policy.tokenizer
 
         @functools.cache
@@ -192,10 +197,11 @@ class Vectors:
 
     @functools.cached_property
     def _numbers(self) -> dict[Text, int]:
-        """Rows of `_table` by their texts."""
+        """The rows of `_table` by their texts."""
         return self._numbered(self.everyone)
 
     def _states(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        # The weights are let go after the reading: training needs only the states.
         cfg, mesh = self.policy.cfg, self.ctx.mesh
         params = self.policy.source.load(sharding.param_shardings(model_params.decoder_specs(cfg), mesh))
         yield from states.hidden_states(params, cfg, mesh, tuple(self._numbers), pool='last')
@@ -212,21 +218,22 @@ class Vectors:
         return (table - mean) / spread
 
 
-def units(ctx: Context, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and spread `[D]` of the states of the people to learn from, as they were when the run began.
+def units(ctx: Context, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and spread `[D]` of the states of the people to learn from, as they were when the run began.
 
     Raises:
       ValueError: a run that goes on has not kept them.
     """
     path = (ctx.kept or ctx.workdir / KEPT) / UNITS
     if ctx.kept is None:
-        found = [own.mean(axis=0).tolist(), np.maximum(own.std(axis=0), 1e-6).tolist()]
-        said = dict(zip(('mean', 'spread'), exchange('units', found)[0], strict=True))
+        # One process's numbers count for all: sums differ between machines in the last digits.
+        computed = [table.mean(axis=0).tolist(), np.maximum(table.std(axis=0), 1e-6).tolist()]
+        record = dict(zip(('mean', 'spread'), exchange('units', computed)[0], strict=True))
         if jax.process_index() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(said) + '\n')
+            write_whole(path, json.dumps(record) + '\n')
     elif path.is_file():
-        said = json.loads(path.read_text(encoding='utf-8'))
+        record = json.loads(path.read_text(encoding='utf-8'))
     else:
         raise ValueError(f'{path} is missing: the run is of an earlier version; train it again in another --workdir')
-    return np.array(said['mean'], np.float32), np.array(said['spread'], np.float32)
+    return np.array(record['mean'], np.float32), np.array(record['spread'], np.float32)

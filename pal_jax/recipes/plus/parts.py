@@ -19,7 +19,7 @@ from pal_jax.runtime.optim import make_schedule
 
 
 class Models(NamedTuple):
-    """The summariser and the reward model, with what trains them."""
+    """The summariser and the reward model, with the learner and the scorer that train them."""
 
     policy: Policy
     learner: PolicyLearner
@@ -39,22 +39,24 @@ class Parts(NamedTuple):
 
 
 def make_parts(settings: Settings, ctx: Context) -> Parts:
-    """Raises ValueError or RuntimeError where a model cannot be had."""
+    """The parts that the settings describe. Raises ValueError or RuntimeError where a model cannot be had."""
     models = make_models(settings, ctx)
     describe = make_writer(settings, models.policy, models.learner, ctx)
     return Parts(*models, describe, make_pairs(settings.reward_model, models.judge.tokenizer, ctx.mesh))
 
 
 def make_models(settings: Settings, ctx: Context) -> Models:
-    """Raises ValueError or RuntimeError where a model cannot be had."""
-    own, seed, n = settings.reward_model, settings.seed, settings.summary.n_samples
-    policy, judge = make_policy(settings.policy, ctx, seed), make_policy(own, ctx, seed, of='reward_model')
+    """The models that the settings name. Raises ValueError or RuntimeError where a model cannot be had."""
+    reading, seed, n = settings.reward_model, settings.seed, settings.summary.n_samples
+    policy, judge = make_policy(settings.policy, ctx, seed), make_policy(reading, ctx, seed, of='reward_model')
+    # A summariser that is not trained needs no reference.
     learner = make_learner(settings, policy.cfg, ctx, n=n, anchored=settings.reads == 'summary')
-    return Models(policy, learner, judge, make_reader(own, judge.cfg, ctx.mesh, seed))
+    return Models(policy, learner, judge, make_reader(reading, judge.cfg, ctx.mesh, seed))
 
 
 def make_reader(settings: RewardModelSettings, cfg: ModelConfig, mesh: Mesh, seed: int) -> Scorer:
     """The reward model's scorer; its optimiser keeps one rate, and `make_rate` scales it."""
+    # The schedule is kept out of the optimiser: its length depends on when the wait ends.
     optimizer = dataclasses.replace(settings.optimizer, warmup_ratio=0.0, min_ratio=1.0).over(1)
     adapters = make_adapters(settings.lora)
     return Scorer(cfg, optimizer, mesh, micro_rows=settings.micro_rows, adapters=adapters, seed=seed)

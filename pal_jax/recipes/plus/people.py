@@ -1,4 +1,5 @@
-"""The people of PLUS: who is learnt from and who is tested, the people of a step, and whose choices go with them."""
+"""The people of PLUS: those to learn from and those to test on, the people of a step, and the choices that go with
+them."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ from pal_jax.recipes.plus.settings import Settings
 class Drawn(NamedTuple):
     """The people of a step.
 
-    people: the persons who are summarised.
-    choosers: for each of them, the person whose choices pay for the summaries and teach the reward model.
-    temperatures: a summary of each person is drawn at each of these.
-    pays: whether the summariser is paid; while it waits it is not.
+    Attributes:
+      people: the persons who are summarised.
+      choosers: for each of them, the person whose choices pay for the summaries and teach the reward model.
+      temperatures: a summary of each person is drawn at each of these.
+      pays: whether the summariser is paid; while it waits it is not.
     """
 
     people: list[History]
@@ -31,7 +33,7 @@ class Drawn(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How many people a step draws, and the temperatures at which the summaries of each are drawn."""
+    """The number of people that a step draws, and the temperatures at which the summaries of each person are drawn."""
 
     people: int
     temperatures: tuple[float, ...]
@@ -60,6 +62,7 @@ class Draw:
         if self.paid and i >= self.hold:
             start = self.hold * self.waiting.people + (i - self.hold) * self.paid.people
             size, pays = self.paid, True
+        # The place in the pass follows from the step's number: a resumed run draws the same people.
         order = shuffled(len(self.train), start=start, size=size.people, seed=self.seed)
         people = [self.train[k] for k in order]
         choosers = of_whom(people, self.train, (self.seed, i), shuffled=self.shuffled)
@@ -67,6 +70,7 @@ class Draw:
 
 
 def make_draw(settings: Settings, train: Sequence[History]) -> Draw:
+    """The draw of people that the settings describe; baselines always wait."""
     hold, summary = settings.hold, settings.summary
     waiting = Size(hold.people, (hold.temperature,))
     paid = Size(summary.people, (settings.sampling.temperature,) * summary.n_samples)
@@ -87,11 +91,12 @@ def of_whom(
     rng = np.random.default_rng((*seed, 1))
 
     def somebody_else(person: History) -> History:
+        # Compared by content, too: a person of another name with the same choices would be no control.
         mine, drawn = content(person), (train[k] for k in rng.permutation(len(train)))
-        found = next((other for other in drawn if other.user != person.user and content(other) != mine), None)
-        if found is None:
+        chosen = next((other for other in drawn if other.user != person.user and content(other) != mine), None)
+        if chosen is None:
             raise ValueError(f'shuffled: nobody else to learn from is another than {person.user}; give other people')
-        return found
+        return chosen
 
     return list(map(somebody_else, people))
 

@@ -1,10 +1,12 @@
 """PLUS (arXiv 2507.13579): summaries of people learnt by reinforcement, together with the reward model that reads them.
 
-A step draws people and writes `n_samples` summaries of each from the person's context. The reward model as it is judges
-a choice of the person by each summary, which pays the summariser log sigmoid(gap). Then the reward model learns other
-choices by the first of the same summaries, and the summariser makes its PPO update. Nothing but text goes from one to
-the other. At first the summariser waits: a reward model that cannot read yet pays noise. The wait takes `hold.steps` at
-most, and ends when the choices of two steps in a row were worth `hold.reward`.
+A step draws people and writes `n_samples` summaries of each from the person's context. The reward model, as it is
+before the step, judges a choice of the person by each summary, and the summariser is paid log sigmoid(gap). Then the
+reward model learns other choices by the first of the same summaries, and the summariser makes its PPO update. Nothing
+but text goes from one model to the other.
+
+At first the summariser waits: a reward model that cannot read yet pays noise. The wait takes `hold.steps` steps at
+most, and ends when the mean reward of two steps in a row is above `hold.reward`.
 """
 
 from __future__ import annotations
@@ -60,14 +62,14 @@ class PLUS:
     Attributes:
       load: by `policy` and `reward`, reads the weights before training; baselines without a writer have no `policy`.
       learner: updates the summariser.
-      describe: writes summaries, or gives what a baseline reads in place of them.
+      describe: writes summaries, or gives the texts that a baseline reads in place of them.
       reward_model: pays for summaries, and learns by them.
       draw: the people of a step, by its number.
-      rate: what a step makes of the reward model's rate, by its number.
+      rate: a factor of the reward model's rate, by the number of the step.
       pack: lays samples out as a batch.
       tests: people to test on, by the name of their split.
       measure: figures of such people, see `evals.conditioning.evaluate`.
-      replies: figures of what another model writes after a summary.
+      replies: figures of the replies that another model writes after a summary.
       waiting: the name of a step that does not pay.
       trains: whether the summariser is updated where it is paid.
     """
@@ -124,15 +126,18 @@ class PLUS:
           RuntimeError: three updates in a row were not finite.
         """
         with self.ctx.phase('annotate'):
+            # 1. Log-probabilities under the summariser and its start, and advantages of the summaries.
             batch, scored = self.learner.score(state, self.pack(samples))
             batch, estimated = self.learner.advantages(state, batch)
         with self.ctx.phase('update'):
+            # 2. The clipped update.
             state, updated = self.learner.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), i))
         check_finite(state, ' or raise ppo.kl_coef')
         return state, scored | estimated | updated
 
     def texts(self, state: State, people: Sequence[History], temperatures: Sequence[float] = (0.0,)) -> list[str]:
-        """What the reward model reads of people in an evaluation; at temperature 0 the likeliest summaries."""
+        """The texts that the reward model reads of people in an evaluation; at temperature 0 the likeliest
+        summaries."""
         return self.describe(state, people, temperatures, (self.seed, EVALUATION)).texts
 
     def evaluate(self, state: State, stage: str) -> Evaluation:
@@ -140,6 +145,7 @@ class PLUS:
         gaps = functools.partial(self.reward_model.gaps, state['reward'])
         with self.ctx.phase('evaluate'):
             record, people = self.measure(texts, gaps, self.tests, whole=stage != 'base')
+            # Another model writes replies at the end alone, for the people of the first split.
             answered = next(iter(self.tests.values())) if stage == 'final' else []
             written, examples = self.replies(answered, texts, gaps)
         record |= {'learnt_from': len({person.user for person in self.draw.train})} | written
@@ -147,17 +153,18 @@ class PLUS:
 
 
 def make(settings: Settings | TableSettings, ctx: Context) -> Recipe:
-    """Checks the settings, reads the people and builds the parts; weights are read by `init`.
+    """Check the settings, read the people and build the parts; weights are read by `init`.
 
     Raises:
-      ValueError: a value is wrong, or a line of the file.
+      ValueError: a value or a line of the file is wrong.
       RuntimeError: a model cannot be had.
     """
     if isinstance(settings, TableSettings):
         return table.make_table(settings, ctx)
     check(settings)
     train, tests = read_people(settings, ctx.log)
-    of_whom(train, train, (settings.seed,), shuffled=settings.shuffled)  # raises here where nobody stands for somebody
+    # Raises here, before models are opened, where a person has no other to stand in.
+    of_whom(train, train, (settings.seed,), shuffled=settings.shuffled)
     if settings.reads == 'latent':
         return latent.make(settings, ctx, train, tests)
     parts = make_parts(settings, ctx)
@@ -180,10 +187,12 @@ def make(settings: Settings | TableSettings, ctx: Context) -> Recipe:
 
 
 def make_plan(settings: Settings, parts: Parts) -> Plan:
+    """The plan of a run, with a checkpoint of the models that it has."""
     steps, evaluated = settings.hold.steps + settings.total_steps, settings.eval
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=evaluated.every, base=evaluated.base)
     abstract = {'reward': parts.reader.abstract}
     if settings.reads in WRITTEN:
+        # Baselines without a writer have no summariser to keep or to restore.
         abstract |= {'policy': parts.learner.abstract}
     trained, keep = trained_by(settings, parts), keeping(policy=parts.policy, reward_model=parts.judge)
     phases = {'the reward model alone, at most': settings.hold.steps, 'both models': settings.total_steps}
@@ -213,13 +222,14 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
 
 
 def make_trained(settings: Settings | TableSettings, ctx: Context) -> Trained | None:
+    """The model that a run trains, without its people, who may be gone; None where it trains no summariser."""
     if isinstance(settings, TableSettings) or settings.reads == 'latent':
         return None
     return trained_by(settings, make_models(settings, ctx))
 
 
 def trained_by(settings: Settings, models: Models | Parts) -> Trained | None:
-    """The summariser, where one learns."""
+    """The export of the summariser, where one learns."""
     if settings.reads != 'summary':
         return None
     trained = trained_policy(settings.policy, models.policy, models.learner)
@@ -228,7 +238,7 @@ def trained_by(settings: Settings, models: Models | Parts) -> Trained | None:
 
 
 def check(settings: Settings) -> None:
-    """Everything that can be wrong before a file is read."""
+    """Raises ValueError for everything that can be wrong before a file is read."""
     if settings.reads not in READS:
         raise ValueError(f'reads={settings.reads!r} is unknown; use one of {", ".join(READS)}')
     check_at_least(
@@ -250,12 +260,16 @@ def check(settings: Settings) -> None:
 
 
 def make_after(settings: Settings) -> Callable[[Host, int], int]:
+    """The function that gives the next step; baselines never end their wait early."""
     reward = settings.hold.reward if settings.reads == 'summary' else np.inf
     return functools.partial(step_after, hold=settings.hold.steps, reward=reward)
 
 
 def step_after(host: Host, i: int, *, hold: int, reward: float) -> int:
-    """The next step: the first in which the summariser is paid where the last two rewards are worth more than `reward`
-    on average."""
+    """The number of the next step.
+
+    Where the last two rewards are above `reward` on average, it is the first step in which the summariser is paid.
+    """
+    # The mean of two steps: a single one is too noisy to end the wait.
     enough = len(host['rewards']) == 2 and np.mean(host['rewards']) > reward
     return max(i + 1, hold) if enough else i + 1

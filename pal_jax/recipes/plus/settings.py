@@ -20,7 +20,7 @@ class RewardModelSettings(ModelSettings):
 
     optimizer: Optimizer = Optimizer(lr=1e-4, warmup_ratio=0.0)  # the rate falls while the summariser learns
     train: bool = True  # False: the reward model stays as it begins
-    std: float = 1.0  # of its scores: a gap that pays is divided by it (the mean would cancel out)
+    std: float = 1.0  # the standard deviation of its scores: a gap that pays is divided by it (the mean cancels out)
     row_tokens: int = 384  # summaries share rows of so many tokens; 0: a row for each summary
     micro_rows: int = 1  # rows in a device's memory at once
 
@@ -29,61 +29,69 @@ class RewardModelSettings(ModelSettings):
 class SummarySettings:
     """The summaries of a step in which the summariser is paid."""
 
-    people: int = 8  # of a step
-    n_samples: int = 8  # summaries of each person, all of which are paid; those alike are read once
-    taught: int = 2  # the reward model learns from so many of a person's summaries
-    prefill: str = '##Summary\nLiked:'  # how every summary begins
+    people: int = 8  # people of a step
+    n_samples: int = 8  # summaries of each person, all of which are paid; equal ones are read once
+    taught: int = 2  # the number of a person's summaries that the reward model learns from
+    prefill: str = '##Summary\nLiked:'  # the words that every summary begins with
     train: bool = True  # False: the summariser stays as it begins
 
 
 @dataclasses.dataclass(frozen=True)
 class HoldSettings:
-    """The steps in which the summariser waits for a reward model that can read: many people, one cooler summary of
+    """The steps in which the summariser waits for a reward model that can read: many people, and one cooler summary of
     each."""
 
-    steps: int = 16  # at most
+    steps: int = 16  # the largest number of such steps
     reward: float = -0.62  # the wait ends when the mean reward of two steps is above it; 0: after all of them
-    people: int = 32  # of a step
+    people: int = 32  # people of a step
     temperature: float = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentSettings(Latent):
-    """The baseline `reads=latent`, which trains on passes over all people in place of steps. Frozen states of the
-    reward model's source are all that it knows of replies."""
+    """The baseline `reads=latent`, which trains in passes over all people in place of steps.
+
+    It knows replies only by frozen states of the reward model's source.
+    """
 
     passes: int = 40
-    people: int = 32  # of an update
+    people: int = 32  # people of an update
     optimizer: Optimizer = Optimizer(lr=3e-4)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalSettings(StageSettings):
-    """The people of an evaluation. The one before the first step is of the first split of people alone, without what
-    they are compared with."""
+    """The people of an evaluation.
 
-    people: int = 64  # of a split
+    The evaluation before the first step has the people of the first split alone, without the texts that they are
+    compared with.
+    """
+
+    people: int = 64  # people of a split
     samples: int = 1  # drawn summaries of a person, beside the likeliest
     shown: int = 3  # people of a split whom the report shows with their summaries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Reinforced):
-    """The keys of a run of PLUS, or of one for each of several methods. `policy` is the summariser. `total_steps` are
-    those in which both models learn; the steps of `hold` come before."""
+    """The keys of a run of PLUS, or of one run for each of several methods; `policy` is the summariser.
+
+    `total_steps` counts the steps in which both models learn; the steps of `hold` come before.
+    """
 
     # pets; or a JSONL file of people (pal_jax/data/histories.py); or choices that histories are made of:
     # votes:<folder>/<name>, or a public set as ukp:<folder> or choices:<source> (pal_jax/data/opinions.py); or
     # rated:<file>, replies rated by attributes that made-up people want (pal_jax/data/attributes.py)
     data: str = 'pets'
-    people: int = 200  # to learn from, at most where they are given
-    form: str = 'labelled'  # both sides of past choices are told; chosen: those they liked; guide: 'I prefer dogs.'
-    history: Made = Made()  # of people who are made of their choices; `taught` is of pets and `rated:` as well
+    people: int = 200  # the number of people to learn from, or its limit where the data name the people
+    form: str = 'labelled'  # labelled: both sides of past choices; chosen: those they liked; guide: 'I prefer dogs.'
+    history: Made = Made()  # of people who are made of their choices; `taught` counts for pets and `rated:` as well
     shuffled: bool = False  # the control: everyone's summary is of another person
-    # What the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model, the whole
-    # context, the true kind, nothing, or no words but a vector (VPL). With all of these no summariser is trained.
+    # The text that the reward model reads of a person: a summary, or, for baselines, the summary of the frozen model,
+    # the whole context, the true kind, nothing, or no words but a vector (VPL). Only `summary` trains a summariser.
     reads: str = 'summary'  # or untrained, context, kind, nothing, latent
-    # Several methods (pal_jax/recipes/plus/table.py) are runs beside each other, of so many seeds, and a table of all.
+    # Several methods (pal_jax/recipes/plus/table.py) are runs beside each other, with `seeds` seeds, and a table of
+    # all.
     methods: str = ''  # as plus,untrained,context,nothing,latent,kind,shuffled,static-summariser,static-reward-model
     seeds: int = 1
     reward_model: RewardModelSettings = RewardModelSettings()
@@ -92,7 +100,7 @@ class Settings(Reinforced):
     latent: LatentSettings = LatentSettings()
     eval: EvalSettings = EvalSettings()
     # The model that writes replies after a summary, and without, for the last evaluation: local:<source>, such as
-    # local:orbax:runs/rlpa, or endpoint:condition. It reads summaries as it is. '': there is none.
+    # local:orbax:runs/rlpa, or endpoint:condition. It is not trained on summaries. '': there is none.
     condition: str = ''
     endpoints: Mapping[str, EndpointSettings]
     answers: str = ANSWERS  # '': endpoints are asked again
@@ -100,7 +108,7 @@ class Settings(Reinforced):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableSettings(Run):
-    """The keys of the stage that puts the runs of several methods into one table. It makes a step of each run."""
+    """The keys of the stage that puts the runs of several methods into one table, with a step for each run."""
 
     methods: str
     seeds: int

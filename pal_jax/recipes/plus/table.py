@@ -1,17 +1,17 @@
-"""PLUS beside what it is compared with: the same run with something else to read, or with a part that does not learn.
+"""PLUS beside its baselines: the same run with another text to read, or with a part that does not learn.
 
 plus                  both learn
 untrained             summaries of the frozen model, cooler, more people a step (PLUS-untrained)
-context               all that is told (in-context)
+context               the whole context (in-context)
 nothing               no user (Bradley-Terry)
-latent                no words: a vector made of the choices that are told (VPL, recipes/plus/latent.py)
+latent                no words: a vector made of the past choices (VPL, recipes/plus/latent.py)
 kind                  the true kind (the oracle)
 shuffled              both learn, of somebody else's choices
 static-summariser     a run of `plus` in which the summariser is never updated
 static-reward-model   the summariser learns from a reward model with a random head
 
-Each method and seed is a run of its own, `<method>-<seed>`, seed by seed, and the last stage puts their last
-evaluations into one table. More seeds go on where fewer have ended.
+Each method and seed is a run of its own, `<method>-<seed>`, seed by seed. The last stage puts their last evaluations
+into one table. The same command with more seeds goes on from the runs that have ended.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
     Raises:
       ValueError: as `read_methods`, or the settings are themselves of another method than `plus`.
     """
+    # The methods set these keys themselves, so a value from the command line would be lost.
     plain = settings.summary.train and settings.reward_model.train and not settings.shuffled
     if settings.reads != 'summary' or not plain:
         raise ValueError('methods say themselves what they read and what learns; leave reads, shuffled and train alone')
@@ -82,21 +83,22 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
 
 
 def make_run(settings: Settings, name: str, seed: int) -> ConfigDict:
+    """The config of one method's run with one seed."""
     run = to_config(dataclasses.replace(settings, methods='', seeds=1, seed=seed))
     run.stage = name
-    shown = {'eval.base': name == 'plus'}  # the table has what came of a run
+    shown = {'eval.base': name == 'plus'}  # the table has the results of a run
     run.update_from_flattened_dict(shown | METHODS[name])
     return run
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Puts the last evaluations of finished runs into one table. Each step reads a run.
+    """Puts the last evaluations of finished runs into one table; each step reads one run.
 
     Attributes:
       places: methods and seeds of the runs, in their order.
       runs: the folder that has the runs' folders.
-      folder: where the table is written.
+      folder: the folder that the table is written into.
     """
 
     places: Sequence[tuple[str, int]]
@@ -104,9 +106,10 @@ class Table:
     folder: Path
 
     def work(self, host: Host, i: int) -> tuple[list[dict[str, Any]], Host, Metrics]:
-        """What run `i` has left. Raises ValueError where the run has no last evaluation."""
+        """The last evaluation and the rewards of run `i`. Raises ValueError where the run has no last evaluation."""
         name, seed = self.places[i]
         folder = self.runs / f'{name}-{seed}'
+        # A run that was stopped and gone on with may have several last evaluations; the newest counts.
         evaluations = [record for record in read_records(folder / EVALS) if record['stage'] == 'final']
         if not evaluations:
             raise ValueError(f'{folder} has no last evaluation; run it first, by the same command without a stage')
@@ -115,7 +118,7 @@ class Table:
         return [entry._asdict()], host, {'people': float(entry.record['people'])}
 
     def finish(self, records: Sequence[dict[str, Any]]) -> Evaluation:
-        """Writes the table of all runs into the folder, and prints it."""
+        """Write the table of all runs into the folder, and print it."""
         entries = [methods.Entry(**record) for record in records]
         text = f'{methods.markdown(methods.table(entries))}\n{methods.KEY}\n'
         (self.folder / MARKDOWN).write_text(text, encoding='utf-8')
@@ -126,14 +129,14 @@ class Table:
 
 
 def make_table(settings: TableSettings, ctx: Context) -> Recipe:
-    """The last stage: a step reads what a run has left."""
+    """The recipe of the last stage: a step reads the results of a run."""
     table = Table(places_of(settings), ctx.workdir.parent, ctx.workdir)
     shown = [f'{name}_accuracy' for name in read_methods(settings)]
     return piecework.make(ctx, len(table.places), table.work, TABLE, table.finish, shown)
 
 
 def tell(folder: Path) -> list[str]:
-    """A row of the runs' table: the steps, time and memory that a run took, by its summary."""
+    """A row of the runs' table: the steps, time and memory of a run, by its summary."""
     facts = files.read_object(folder / SUMMARY)
     took = duration(facts['seconds_total']), gigabytes(facts['peak_memory_bytes']['host'])
     return [folder.name, str(facts['steps']), *took, f'../{folder.name}/{REPORT}']

@@ -1,4 +1,4 @@
-"""Personalized Soups: a policy for each preference, merged for whoever wants several."""
+"""Personalized Soups: a policy for each preference, merged for people with several wishes."""
 
 from pal_jax.recipes.psoups.recipe import MAY_CHANGE, make, make_trained, stages
 from pal_jax.recipes.psoups.settings import STAGES, Settings

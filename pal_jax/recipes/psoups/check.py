@@ -1,4 +1,5 @@
-"""What is wrong with a config of Personalized Soups, told before its first stage runs: later ones would fail at it."""
+"""The checks of a config of Personalized Soups before its first stage runs, for errors that later stages would fail
+at."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from pal_jax.recipes.psoups.prompts import known_prompts, read_preferences
 from pal_jax.recipes.psoups.settings import Settings
 from pal_jax.runtime.workdir import CONFIG
 
-WRITES = {  # what stages write beside their folders
+WRITES = {  # files that stages write beside their folders
     'rollout': (ROLLOUTS,),
     'annotate': (ANNOTATIONS, PAIRS),
     'merge': (MERGED,),
@@ -30,12 +31,13 @@ WRITES = {  # what stages write beside their folders
 
 
 def check(settings: Settings, prompts: bool = True) -> tuple[Preference, ...]:
-    """The preferences of the settings, if everything is right that later stages would fail at; with `prompts`, files of
-    prompts too.
+    """The preferences of the settings, after checks of everything that later stages would fail at.
+
+    With `prompts` the files of prompts are checked too.
 
     Raises:
       ValueError: a value is wrong.
-      RuntimeError: a library is not there.
+      RuntimeError: a library is missing.
     """
     if not settings.policy.lora.rank:
         raise ValueError('policy.lora.rank=0: soups are made of adapters; give a rank')
@@ -60,6 +62,7 @@ def check(settings: Settings, prompts: bool = True) -> tuple[Preference, ...]:
     check_judges(settings, poles)
     for pole in poles:
         if pole.rule:
+            # A rule imports its library at its first score: it is tried now, and not hours later.
             pole.rule.score('', 'The library that it needs is there.')
     soup_weights(settings.merge, len(combinations(poles)[0]))
     make_fronts(settings.evaluate, poles)
@@ -68,24 +71,24 @@ def check(settings: Settings, prompts: bool = True) -> tuple[Preference, ...]:
 
 def check_judges(settings: Settings, poles: Sequence[Preference]) -> None:
     """Raises ValueError where a judge cannot be had, or has no rule for one of the poles."""
-    for key, given, role in (
+    for key, name, role in (
         ('annotate.annotator', settings.annotate.annotator, 'judge'),
         ('annotate.second', settings.annotate.second, 'judge'),
         ('evaluate.judge', settings.evaluate.judge, 'evaluator'),
     ):
-        if key == 'annotate.second' and not given:
+        if key == 'annotate.second' and not name:
             continue
         models = ChatModels(settings.endpoints, settings.answers, settings.seed)
         try:
-            judges = open_annotators(models, read_annotators(given, settings.preferences), role)
+            judges = open_annotators(models, read_annotators(name, settings.preferences), role)
             for pole in poles:
                 judges(pole.id)(pole, [], settings.seed)
         except ValueError as error:
-            raise ValueError(f'{key}={given!r}: {error}') from None
+            raise ValueError(f'{key}={name!r}: {error}') from None
 
 
 def check_learning(settings: Settings) -> None:
-    """Raises ValueError where reward models or PPO would, once there are answers to learn from."""
+    """Raises ValueError where reward models or PPO would fail once there are answers to learn from."""
     if settings.ppo.ptx_coef:
         raise ValueError(
             f'ppo.ptx_coef={settings.ppo.ptx_coef} weighs supervised examples, of which psoups has none beside its '
@@ -99,7 +102,7 @@ def check_learning(settings: Settings) -> None:
 
 
 def check_shared(stages: Sequence[str], workdir: Path) -> None:
-    """Raises ValueError where there is a file that a stage writes beside its folder, and the stage has never begun."""
+    """Raises ValueError where a stage that has never begun would write a file that exists beside its folder."""
     for stage in stages:
         for path in (workdir / name for name in WRITES.get(stage, ())):
             if not (workdir / stage / CONFIG).exists() and (path.is_file() or (path.is_dir() and any(path.iterdir()))):

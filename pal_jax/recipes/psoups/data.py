@@ -1,11 +1,11 @@
-"""The stages of Personalized Soups that make data: rollouts of the base policy, and what a judge makes of them.
+"""The stages of Personalized Soups that make data: rollouts of the base policy, and a judge's annotations of them.
 
 They write into the folder that all stages share:
 
 rollouts.jsonl         id, preference_id, instruction, input, preference_prompt, output_1, output_2, ...
 annotations.jsonl      the same for two outputs, with annotator and preference: 1 or 2; 0: neither; null: no verdict
-pairs/<name>.jsonl     what reward models learn from, and on other prompts pairs/<name>-test.jsonl, to test them on;
-                       <name> is `best` for the best answer to each prompt under each pole, which multitask learns
+pairs/<name>.jsonl     the pairs that reward models learn from, and pairs/<name>-test.jsonl, on other prompts, to test
+                       them; <name> is `best` for the best answer to each prompt under each pole, for multitask
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Rollouts:
 
     Attributes:
       load: loads the weights of the base policy.
-      parts: for every part its prompts, each with the preference that the policy is told.
-      n: answers to a prompt.
-      moved: prompts that are left out since they test.
+      parts: for every part its prompts, each with the preference that stands in the policy's prompt.
+      n: the number of answers to a prompt.
+      moved: the number of prompts that are left out since they test.
     """
 
     ctx: Context
@@ -74,6 +74,7 @@ class Rollouts:
         with self.ctx.phase('rollout'):
             texts = [preferences.ask(prompt.question, [pole]) for pole, prompt in part]
             samples = self.sample(self.base, texts, n, (self.seed, i))
+        # Chat templates strip a turn, so reward models would read the stripped text anyway.
         answers = [sample.completion.text.strip() for sample in samples]  # as chat templates have a turn
         records = [
             {
@@ -94,14 +95,15 @@ class Rollouts:
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """Stage 2: which of two answers suits the preference better, and the pairs that reward models learn from.
+    """Stage 2: verdicts on which of two answers suits the preference better, and the pairs that reward models learn
+    from.
 
     Attributes:
       poles: preferences by their ids.
       judges: the annotator and, where one is named, the second; each gives a preference's annotator by its id.
       models: the chat models that annotate, whose usage is counted.
       parts: for every part its rows.
-      annotator: the annotator's name, which rows tell.
+      annotator: the annotator's name, which is written into rows.
       max_failed: the share of rows without a verdict above which the stage stops.
       test_share: the share of prompts that test reward models.
     """
@@ -120,6 +122,7 @@ class Annotations:
         """Judge the rows of part `i`. Raises RuntimeError where too many rows so far have no verdict."""
         part = self.parts[i]
         with self.ctx.phase('annotate'):
+            # One process asks the judge, and all are told its verdicts: asking twice could give two answers.
             here = [self.verdicts(judge, part) for judge in self.judges] if jax.process_index() == 0 else []
             first, *others = verdicts = processes.exchange('verdicts', here)[0]
         unread = [by_judge.count(None) for by_judge in verdicts]
@@ -175,7 +178,7 @@ def make_rollouts(settings: Rollout, ctx: Context) -> Piecework:
 
 
 def make_annotations(settings: Annotation, ctx: Context) -> Piecework:
-    """The recipe of stage 2. Raises ValueError where stage 1 has not been run, or there is no such annotator."""
+    """The recipe of stage 2. Raises ValueError where stage 1 has not been run, or an annotator is unknown."""
     poles = {pole.id: pole for pole in everyone(settings)}
     annotate, models = settings.annotate, ChatModels(settings.endpoints, settings.answers, settings.seed)
     named = [annotate.annotator, *([annotate.second] if annotate.second else [])]
@@ -199,6 +202,7 @@ def draw(
 ) -> list[tuple[Preference, Prompt]]:
     """Draw `count` prompts, or with 0 all, for each preference apart; the prompts stay in their order."""
     total, count = len(prompts), min(count or len(prompts), len(prompts))
+    # Each preference draws its prompts by an order of its own.
     drawn = [{*shuffled(total, start=i * total, size=count, seed=seed)} for i in range(len(poles))]
     return [
         (pole, prompt)
@@ -215,6 +219,7 @@ def everyone(settings: Stage) -> tuple[Preference, ...]:
 
 def pairs_of(row: Row) -> list[Row]:
     """Pair the answers of a row of rollouts two by two; equal answers count as one."""
+    # Equal answers would make a pair that teaches nothing.
     answers = {row[key]: key.removeprefix('output_') for key in row if key.startswith('output_')}
     rest = {key: value for key, value in row.items() if not key.startswith('output_')}
     return [
@@ -224,18 +229,19 @@ def pairs_of(row: Row) -> list[Row]:
 
 
 def count_verdicts(records: Sequence[Row], name: str) -> dict[str, int]:
-    """How many rows of a preference are pairs, ties, and without a verdict."""
+    """The numbers of rows of a preference that are pairs, that are ties, and that have no verdict."""
     verdicts = [row['preference'] for row in records if row['preference_id'] == name]
     return {'pairs': sum(v in (1, 2) for v in verdicts), 'ties': verdicts.count(0), 'failed': verdicts.count(None)}
 
 
 def write_pairs(folder: Path, records: Sequence[Row], names: Sequence[str], test_share: float) -> None:
-    """Write the pairs of each preference into files, the pairs of all preferences but the general one into files of
-    their own, and the best answers of these. A prompt that tests a model teaches none.
+    """Write the pairs of each preference into files, and those of all preferences but the general one, with the best
+    answers of these, into files of their own. A prompt that tests a model teaches none.
 
     Raises:
       RuntimeError: a preference has fewer than two pairs to learn from, or none to test on.
     """
+    # Prompts are split, not pairs: a model must not be tested on a prompt whose answers it has learnt.
     prompts = list(dict.fromkeys(map(asked, records)))
     tested = set(prompts[len(prompts) - max(round(test_share * len(prompts)), 1) :])
     judged = [row for row in records if row['preference'] in (1, 2)]
@@ -260,8 +266,11 @@ def asked(row: Row) -> str:
 
 
 def best(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What multitask learning imitates: for each prompt under each preference the answer that was preferred most often;
-    among equals the first to be preferred."""
+    """The examples that multitask learning imitates: for each prompt under each preference the answer preferred most
+    often.
+
+    Among equals it is the first to be preferred.
+    """
     by_prompt: dict[tuple[str, ...], tuple[Any, collections.Counter[str]]] = {}
     for row, pair in zip(rows, map(as_pair, rows), strict=True):
         _, wins = by_prompt.setdefault(

@@ -48,8 +48,8 @@ class Tasting:
       prompts: the test prompts.
       jobs: for every part its system.
       fronts: jobs between two poles.
-      draws: answers to a prompt where a policy of one pole is compared with the base.
-      sampler: makes the sampler of so many prompts at once.
+      draws: the number of answers to a prompt where a policy of one pole is compared with the base.
+      sampler: makes a sampler for a number of prompts at once.
       load: loads the weights of the base policy.
       adapters: reads the adapters that the stage in a folder has trained.
       judge: gives the annotator of a preference by its id.
@@ -84,9 +84,10 @@ class Tasting:
         return self.load()
 
     def weights(self, job: Job) -> Params:
-        """The base's weights, or these with the merged adapters of the job's stages."""
+        """The base's weights, or the same with the merged adapters of the job's stages."""
         if not job.sources:
             return self.base
+        # Only adapters are averaged: the base is the same for all stages.
         soup = merging.linear([self.adapters(self.folder / stage) for stage in job.sources], job.weights)
         return merge.whole(soup, self.base)
 
@@ -146,7 +147,7 @@ def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """Comparisons of what was written by job; a comparison without a verdict counts as a tie, and is counted.
+    """Comparisons of the answers of jobs; a comparison without a verdict counts as a tie, and is counted.
 
     Attributes:
       written: answers to the prompts, or to the first of them, by the name of their job.
@@ -162,12 +163,12 @@ class Contest:
 
     @property
     def asked(self) -> int:
-        """How many verdicts were asked for."""
+        """The number of verdicts that were asked for."""
         return sum(len(order) for comparison in self.comparisons for order in comparison['verdicts'])
 
     @property
     def failed(self) -> int:
-        """How many of them are not there."""
+        """The number of verdicts that were not given."""
         return sum(order.count(None) for comparison in self.comparisons for order in comparison['verdicts'])
 
     def compare(self, preference: Preference, first: str, second: str) -> np.ndarray:
@@ -177,6 +178,7 @@ class Contest:
             for prompt, a, b in zip(self.prompts, self.written[first], self.written[second], strict=True)
         ]
         judge, points = self.judge(preference.id), {1: 1.0, 2: -1.0, 0: 0.0, None: 0.0}
+        # A language model's verdict may depend on the order of the answers: it sees both, and the mean counts.
         ways = (False, True)[: 1 + self.both] if jax.process_index() == 0 else ()
         here = [judge(preference, rows, self.seed, switched) for switched in ways]
         orders = processes.exchange('verdicts', here)[0]
@@ -185,6 +187,7 @@ class Contest:
 
     def evaluate(self, poles: Sequence[Preference], fronts: Fronts, draws: int) -> Evaluation:
         """Compare all systems under every combination, and each pole's policy with the base."""
+        # 1. Every system against every other one, under each combination, by all of its criteria.
         combos, pairs = combinations(poles), itertools.combinations(SYSTEMS, 2)
         verdicts = {pair: [self.verdicts(combo, *pair) for combo in combos] for pair in pairs}
         outcomes = {pair: np.stack(list(map(winrates.outcome, arrays))) for pair, arrays in verdicts.items()}
@@ -195,6 +198,7 @@ class Contest:
             record |= {f'winrate_{name}': rates['half'], f'winrate_{name}_se': rates['half_se']}
         for (a, b), points in outcomes.items():
             record |= {f'{a}_{b}_{key}': value for key, value in winrates.measure(points).items()}
+        # 2. Each pole's policy against the base under that pole, draw by draw.
         alone: dict[str, np.ndarray] = {}
         for pole in poles:
             policy, base = (job.names for job in pole_jobs(pole, draws))
@@ -204,11 +208,13 @@ class Contest:
             for key, jobs in (('base', base), ('policy', policy)):
                 if pole.rule:
                     record[f'{pole.id}_rule_{key}'] = float(np.mean([self.score(job, pole) for job in jobs]))
+        # 3. The fronts between two poles: scores by both rules, by the weight of the second pole.
         scored = {
             (a.id, b.id): [(job.weights[1], self.score(job.name, a), self.score(job.name, b)) for job in front]
             for (a, b), front in fronts.items()
             if a.rule and b.rule
         }
+        # A front is good where a score rises with the weight of its pole.
         for (a, b), front in scored.items():
             toward, first, second = zip(*front, strict=True)
             record[f'front_{a}_{b}_spearman'] = winrates.spearman(toward, second)
@@ -217,12 +223,12 @@ class Contest:
         wanted = {pole.id: pole.criterion for pole in poles}
         exhibits = winrates.make_exhibits(outcomes, by_criterion, alone, scored, wanted)
         question, first = ask(self.prompts[0].question, combos[0]), name_of(combos[0])
-        told = [name for name in SYSTEMS if name != 'rlhf']
-        dialogues = [as_dialogue(question, self.written[f'{name}-{first}'][0], SOUP_SYSTEMS[name]) for name in told]
+        prompted = [name for name in SYSTEMS if name != 'rlhf']
+        dialogues = [as_dialogue(question, self.written[f'{name}-{first}'][0], SOUP_SYSTEMS[name]) for name in prompted]
         return Evaluation(record, dialogues, exhibits)
 
     def verdicts(self, combo: Combination, first: str, second: str) -> np.ndarray:
-        """Points `[criteria, prompts]` of the first system."""
+        """Points `[criteria, prompts]` of the first system: 1 where it wins, 0 for a tie, -1 where it loses."""
         names = [name if name == 'rlhf' else f'{name}-{name_of(combo)}' for name in (first, second)]
         return np.stack([self.compare(pole, *names) for pole in combo])
 
@@ -237,7 +243,8 @@ class Contest:
 def rates_by_criterion(
     verdicts: Mapping[winrates.Pair, Sequence[np.ndarray]], combos: Sequence[Combination]
 ) -> dict[str, dict[str, float]]:
-    """By system and pole the mean win rate (ties half) against the other systems, over combinations with the pole."""
+    """The mean win rate by system and pole (a tie is a half) against the other systems, over combinations with the
+    pole."""
     by_pole: dict[str, dict[str, list[float]]] = {name: {} for name in SYSTEMS}
     for (first, second), by_combo in verdicts.items():
         for combo, array in zip(combos, by_combo, strict=True):

@@ -1,13 +1,14 @@
-"""What the systems of Personalized Soups answer in the last stage.
+"""The answers that the systems of Personalized Soups give in the last stage.
 
-base       the base policy, told what is preferred
-rlhf       PPO on the general reward, told nothing; its answers stand for all combinations
-multitask  supervised on the best answers of all preferences, told what is preferred
-morl       P-MORL, told what is preferred
-psoups     for each combination the merged policies of its poles, told what is preferred
+base       the base policy, with the preferences in its prompt
+rlhf       PPO on the general reward, without them; its answers stand for all combinations
+multitask  supervised on the best answers of all preferences, with the preferences in its prompt
+morl       P-MORL, with the preferences in its prompt
+psoups     for each combination the merged policies of its poles, with the preferences in its prompt
 
-Beside them each policy of one pole against the base under that pole alone, by `evaluate.draws` answers, and of each
-dimension soups of two conflicting poles by weights from one to the other, told nothing.
+Beside them each policy of one pole stands against the base under that pole alone, by `evaluate.draws` answers. For each
+dimension there are soups of two conflicting poles, by weights from one to the other, without a preference in the
+prompt.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Job(NamedTuple):
 
     Attributes:
       sources: stages whose adapters are merged by `weights`; none: the base answers.
-      draws: answers to each prompt.
-      prompts: how many of the first prompts are answered; None: all.
+      draws: the number of answers to each prompt.
+      prompts: the number of first prompts that are answered; None: all.
     """
 
     system: str
@@ -49,7 +50,7 @@ class Job(NamedTuple):
         return [self.name, *(f'{self.name}.{k}' for k in range(2, self.draws + 1))]
 
 
-Fronts = Mapping[tuple[Preference, Preference], Sequence[Job]]  # soups between two poles, by these
+Fronts = Mapping[tuple[Preference, Preference], Sequence[Job]]  # the soups between two poles
 
 
 def make_jobs(settings: Evaluating, poles: Sequence[Preference]) -> list[Job]:
@@ -60,9 +61,11 @@ def make_jobs(settings: Evaluating, poles: Sequence[Preference]) -> list[Job]:
     for combo in combos:
         jobs += [Job('base', combo), *(Job(name, combo, (name,), (1.0,)) for name in ('multitask', 'morl'))]
         jobs.append(Job('psoups', combo, tuple(f'policy-{pole.id}' for pole in combo), weights))
+    # Beside the comparison of systems: whether each policy serves its own pole at all.
     jobs += [job for pole in poles for job in pole_jobs(pole, settings.evaluate.draws)]
     jobs += [job for front in make_fronts(settings.evaluate, poles).values() for job in front]
-    return list({job.name: job for job in jobs}.values())  # of one dimension a combination is a pole
+    # With a single dimension a combination is a pole, and its jobs would come twice.
+    return list({job.name: job for job in jobs}.values())
 
 
 def pole_jobs(pole: Preference, draws: int) -> tuple[Job, Job]:
@@ -73,10 +76,10 @@ def pole_jobs(pole: Preference, draws: int) -> tuple[Job, Job]:
 def make_fronts(
     settings: EvaluationSettings, poles: Sequence[Preference]
 ) -> dict[tuple[Preference, Preference], list[Job]]:
-    """Soups between the two poles of `evaluate.front`, or else between the first two of each dimension.
+    """Soups between the two poles of `evaluate.front`, or else between the first two poles of each dimension.
 
     Raises:
-      ValueError: `evaluate.front` are not two poles of one dimension, or its weights are none.
+      ValueError: `evaluate.front` does not name two poles of one dimension, or its weights are no numbers from 0 to 1.
     """
     weights = settings.front_weights
     if not weights or not all(isinstance(w, int | float) and 0 <= w <= 1 for w in weights):

@@ -18,29 +18,33 @@ from pal_jax.recipes.psoups.prompts import known_preferences
 Score = Callable[[Sequence[Sequence[str]], Sequence[Sequence[str]]], np.ndarray]
 
 
-def read_annotators(given: str, among: str, default: Spec = annotators.LABELLING) -> dict[str, Spec]:
-    """The annotators of a file, or the one annotator that endpoint:<name>, local:<source> or rule is; they judge the
-    preferences that are `among` in a config's `preferences`.
+def read_annotators(source: str, among: str, default: Spec = annotators.LABELLING) -> dict[str, Spec]:
+    """The annotators of a file, or the one annotator that endpoint:<name>, local:<source> or rule names.
+
+    They judge the preferences that `among`, the value of a config's `preferences`, names.
 
     Raises:
-      ValueError: the file is wrong, or has one, after its first, that judges no preference.
+      ValueError: the file is wrong, or an annotator after its first judges no preference.
     """
-    if not given.endswith(('.yaml', '.yml')):
-        return {given: default._replace(decoder=given)}
-    specs = annotators.load_annotators(given)
+    if not source.endswith(('.yaml', '.yml')):
+        return {source: default._replace(decoder=source)}
+    specs = annotators.load_annotators(source)
     known = [preferences.GENERAL, *(preference.id for preference in known_preferences(among))]
     if idle := [name for name in [*specs][1:] if name not in known]:
-        raise ValueError(f'{given}: {idle[0]} is neither its first annotator nor one of {", ".join(known)}')
+        raise ValueError(f'{source}: {idle[0]} is neither its first annotator nor one of {", ".join(known)}')
     return specs
 
 
 def open_annotators(models: ChatModels, specs: Mapping[str, Spec], role: str = 'judge') -> Callable[[str], Annotator]:
-    """Open the annotators of a file: by the id of a preference, its annotator. The first annotator judges preferences
-    that have none of their own. A local model samples as `config.endpoints` has it for the role.
+    """Open the annotators of a file, and return the annotator of a preference by the preference's id.
+
+    The first annotator judges preferences that have none of their own. A local model samples as `config.endpoints` has
+    it for the role.
 
     Raises:
-      ValueError: there is no such annotator.
+      ValueError: an annotator is unknown.
     """
+    # Each annotator is opened once, however many preferences it judges.
     opened = {
         name: models.choose(
             role, spec.decoder, functools.partial(annotators.make_annotator, spec=spec), spec.model,
@@ -53,8 +57,10 @@ def open_annotators(models: ChatModels, specs: Mapping[str, Spec], role: str = '
 
 
 def check_verdicts(failed: int, asked: int, max_failed: float, judge: str, why: str) -> None:
-    """Raises RuntimeError where `failed` of `asked` rows, more than the share `max_failed`, have no verdict. `judge` is
-    the key of the config that names the judge; `why` is what servers said."""
+    """Raises RuntimeError where `failed` of `asked` rows, more than the share `max_failed`, have no verdict.
+
+    `judge` is the key of the config that names the judge; `why` is the last error of the servers.
+    """
     if failed > max_failed * asked:
         raise RuntimeError(
             f'{failed} of {asked} rows have no verdict, more than {judge.partition(".")[0]}.max_failed='

@@ -36,7 +36,7 @@ class Merges:
     Attributes:
       folder: the folder that all stages share.
       combinations: the poles of every part.
-      weights: of the poles of a combination, with sum 1.
+      weights: the weights of the poles of a combination, with sum 1.
       adapters: reads the adapters that the stage in a folder has trained.
       cfg, base, dropout: the model of the adapters, the name of its base, and the adapters' dropout.
     """
@@ -53,6 +53,7 @@ class Merges:
         """Merge the policies of combination `i`, and write the merged adapters; the first process writes."""
         poles = self.combinations[i]
         name = preferences.name_of(poles)
+        # The paper's soup: the parameters that PPO trained are averaged, here the two factors of each adapter.
         soup = merging.linear([self.adapters(self.folder / f'policy-{pole.id}') for pole in poles], self.weights)
         if jax.process_index() == 0:
             peft.save(soup, self.cfg, self.base, self.folder / MERGED / name, self.dropout)
@@ -70,7 +71,8 @@ def make_merges(settings: Merging, ctx: Context) -> Piecework:
     weights = soup_weights(settings.merge, len(combinations[0]))
     for name in dict.fromkeys(pole.id for combination in combinations for pole in combination):
         check_trained(folder / f'policy-{name}', settings)
-    adapters = functools.cache(functools.partial(open_adapters, ctx=ctx))  # a pole is in several combinations
+    # A pole is in several combinations: its adapters are read once.
+    adapters = functools.cache(functools.partial(open_adapters, ctx=ctx))
     base, dropout = settings.policy.source.removeprefix('hf:'), settings.policy.lora.dropout
     stage = Merges(folder, combinations, weights, adapters, policy.cfg, base, dropout)
     return piecework.make(ctx, len(combinations), stage.work, 'merge', stage.finish)
@@ -83,6 +85,7 @@ def soup_weights(settings: MergeSettings, n: int) -> tuple[float, ...]:
       ValueError: `merge.weights` are not `n` numbers with sum 1.
     """
     weights = settings.weights or (1.0 / n,) * n
+    # Weights with another sum would scale the adapters.
     numbers = all(isinstance(weight, int | float) for weight in weights)
     if not numbers or len(weights) != n or not abs(sum(weights) - 1.0) <= 1e-6:
         raise ValueError(f'merge.weights={weights} must be a number for each of {n} dimensions, with sum 1')
@@ -91,5 +94,5 @@ def soup_weights(settings: MergeSettings, n: int) -> tuple[float, ...]:
 
 @jax.jit
 def whole(adapters: Params, base: Params) -> Params:
-    """Merge adapters into their base: plain weights that compute what the base does with the adapters."""
+    """Merge adapters into their base: plain weights that compute the same as the base with the adapters."""
     return lora.merge(lora.join(adapters, base))

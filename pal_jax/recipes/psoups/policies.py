@@ -19,13 +19,17 @@ from pal_jax.runtime.checkpoint import Checkpoints
 
 
 def check_trained(folder: Path, settings: Stage) -> None:
-    """Raises ValueError where a stage is not finished, has trained adapters of another base or kind, or has read
-    other preferences or prompts by the same name."""
+    """Raises ValueError where a stage does not fit this run.
+
+    It is not finished, has trained adapters of another base or kind, or has read other preferences or prompts by the
+    same name.
+    """
     check_finished(folder)
-    configs = [each.to_dict() for each in (read_config(str(folder)), to_config(settings))]
+    configs = [config.to_dict() for config in (read_config(str(folder)), to_config(settings))]
     inputs.check_shared(inputs.look(configs[1]), folder)
-    theirs, ours = ({**each['policy'], 'seed': each['seed']} for each in configs)
-    random = ours['source'].startswith('random:')  # then the seed makes the base
+    theirs, ours = ({**config['policy'], 'seed': config['seed']} for config in configs)
+    # With a base of random weights the seed is part of the base's name.
+    random = ours['source'].startswith('random:')  # -
     for key in ('source', 'lora', *(['seed'] if random else [])):
         if theirs[key] != ours[key]:
             named = key if key == 'seed' else f'policy.{key}'
@@ -41,6 +45,7 @@ def open_adapters(folder: Path, ctx: Context) -> Params:
       ValueError: the stage has no checkpoint.
     """
     trained = trained_in(str(folder), ctx)
+    # The base and the optimiser's state are most of a checkpoint and are not needed.
     adapters = jax.tree_util.tree_map_with_path(only_adapters, trained.exported)
     state, *_ = Checkpoints(folder, adapters, read_only=True).read()
     return jax.jit(lambda params: params, out_shardings=sharding.replicated(ctx.mesh))(

@@ -1,4 +1,4 @@
-"""The prompts of Personalized Soups: what is asked, and what is preferred of the answers."""
+"""The prompts of Personalized Soups: questions, with the preferences that answers are to suit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pal_jax.recipes.psoups.settings import Asking, PromptSettings, Stage
 
 
 class Prompt(NamedTuple):
-    """A question, as an instruction and an input that it speaks of."""
+    """A question, as an instruction and an input that the instruction is about."""
 
     id: str
     instruction: str
@@ -26,19 +26,19 @@ class Prompt(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A prompt with the preferences that the policy is told; none: the policy is told nothing."""
+    """A prompt with the preferences that stand in the policy's prompt; there may be none."""
 
     prompt: Prompt
     preferences: tuple[Preference, ...] = ()
 
     @property
     def text(self) -> str:
-        """What the policy reads."""
+        """The text that the policy reads."""
         return ask(self.prompt.question, self.preferences)
 
     @property
     def readings(self) -> list[str]:
-        """What reward models read: the question with one preference at a time, or with none (I.6, edge 1)."""
+        """The texts that reward models read: the question with one preference at a time, or with none (I.6, edge 1)."""
         return [ask(self.prompt.question, [pole]) for pole in self.preferences] or [self.prompt.question]
 
 
@@ -47,9 +47,9 @@ def read_preferences(settings: Stage) -> tuple[Preference, ...]:
     return preferences.choose(known_preferences(settings.preferences), settings.poles)
 
 
-def known_preferences(given: str) -> tuple[Preference, ...]:
+def known_preferences(source: str) -> tuple[Preference, ...]:
     """All preferences that `preferences` of a config names, whatever `poles` says."""
-    return preferences.embedded() if given == preferences.EMBEDDED else preferences.load_preferences(given)
+    return preferences.embedded() if source == preferences.EMBEDDED else preferences.load_preferences(source)
 
 
 def read_prompts(settings: Asking, split: str, tokenizer: Tokenizer) -> list[Prompt]:
@@ -59,6 +59,7 @@ def read_prompts(settings: Asking, split: str, tokenizer: Tokenizer) -> list[Pro
       ValueError: as `known_prompts`, or no prompt is left.
     """
     asked = settings.prompts
+    # All systems answer the same prompts, so a prompt has to fit with the longest texts.
     longest = max(preferences.combinations(read_preferences(settings)), key=lambda poles: len(ask('', poles)))
     prompts = known_prompts(asked, split)
     lengths = [len(tokenizer.chat(chats.as_chat(ask(prompt.question, longest)))) for prompt in prompts]
@@ -78,6 +79,7 @@ def known_prompts(settings: PromptSettings, split: str) -> list[Prompt]:
     prompts = _given_prompts(settings, split)
     if split == 'test':
         return prompts
+    # Questions are compared in a normal form, so that spelling hides no repetition.
     tested = {normal(prompt.question) for prompt in _given_prompts(settings, 'test')}
     learnt = [prompt for prompt in prompts if normal(prompt.question) not in tested]
     if not learnt:
@@ -86,21 +88,21 @@ def known_prompts(settings: PromptSettings, split: str) -> list[Prompt]:
 
 
 def prompts_moved(settings: PromptSettings) -> int:
-    """How many of `prompts.train` are left out, since `prompts.test` has them."""
+    """The number of prompts of `prompts.train` that are left out, since `prompts.test` has them."""
     return len(_given_prompts(settings, 'train')) - len(known_prompts(settings, 'train'))
 
 
 def _given_prompts(settings: PromptSettings, split: str) -> list[Prompt]:
-    given = getattr(settings, split)
-    if given == 'embedded':
+    source = getattr(settings, split)
+    if source == 'embedded':
         return [Prompt(f'{split}-{i}', question) for i, question in enumerate(make_questions(split))]
-    return [prompt._replace(id=f'{split}-{i}') for i, prompt in enumerate(chats.read(given, to_prompt))]
+    return [prompt._replace(id=f'{split}-{i}') for i, prompt in enumerate(chats.read(source, to_prompt))]
 
 
 def to_prompt(record: Any) -> Prompt:
     """The prompt of a record, without an id. Raises ValueError where the record has no prompt."""
     text = record.get('instruction', record.get('prompt')) if isinstance(record, dict) else None
-    given = record.get('input') or '' if isinstance(record, dict) else ''
-    if not isinstance(text, str) or not text.strip() or not isinstance(given, str):
+    extra = record.get('input') or '' if isinstance(record, dict) else ''
+    if not isinstance(text, str) or not text.strip() or not isinstance(extra, str):
         raise ValueError("expected an object with 'instruction' and, if you like, 'input', both texts")
-    return Prompt('', text.strip(), given.strip())
+    return Prompt('', text.strip(), extra.strip())

@@ -1,4 +1,4 @@
-"""Personalized Soups (arXiv 2310.11564): a policy for each pole of what people may want, merged for who wants several.
+"""Personalized Soups (arXiv 2310.11564): a policy for each pole of a preference, merged for people with several wishes.
 
     rollout    answers of the base policy under every preference, several to a prompt
     annotate   a judge says which of two answers to a prompt suits the preference better
@@ -9,10 +9,9 @@
     merge      the weighted mean of three policies' adapters
     evaluate   win rates of all of these against each other
 
-Each stage is a run of its own in a folder beside the others'. Reward models and multitask learning are those of
+Each stage is a run in a folder beside the others'. Reward models and multitask learning are those of
 `recipes/reward.py` and `recipes/sft.py` on files that the annotations make. This file has PPO and the list of stages;
-beside it `data.py` makes data, `merge.py` merges, `evaluate.py` evaluates, and `check.py` says what is wrong with a
-config. Several stages read `prompts.py`, `policies.py` and `judges.py`.
+beside it `data.py` makes data, `merge.py` merges, `evaluate.py` evaluates, and `check.py` checks a config.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ from pal_jax.recipes.psoups.settings import (
 )
 from pal_jax.types import Metrics, RolloutBatch, Sample
 
-MAY_CHANGE = 'annotate.max_failed', 'evaluate.max_failed'  # when a run goes on
+MAY_CHANGE = 'annotate.max_failed', 'evaluate.max_failed'  # keys that may change when a run goes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +80,7 @@ class RLPHF:
       train: prompts to learn from, in shuffled passes of which step 0 begins at entry `first`.
       test: the prompts of an evaluation.
       wanted: the preferences of prompts, in turn.
-      batch_size: prompts of a step.
+      batch_size: the number of prompts of a step.
       scale_scores: whether rewards are scores less their mean, over their deviation, of all steps so far.
     """
 
@@ -142,6 +141,7 @@ class RLPHF:
         record = summarize(samples, scores)
         for preference in self.wanted[0] if len(self.wanted) == 1 else ():
             if rule := preference.rule:
+                # A pole's rule shows, beside the reward model, whether the policy does what the pole says.
                 met = [rule.score(prompt.question, text) for prompt, text in zip(self.test, answers, strict=True)]
                 record[f'rule_{preference.id}'] = float(np.mean(met))
         dialogues = [as_dialogue(text, answer) for text, answer in zip(texts[:3], answers[:3], strict=True)]
@@ -154,11 +154,11 @@ class RLPHF:
         return self.ask([self.train[k] for k in drawn], start)
 
     def ask(self, prompts: Sequence[Prompt], start: int) -> list[Asked]:
-        """Prompts, of which the first is prompt `start` of the stage, with their preferences in turn."""
+        """Prompts with their preferences in turn; the first of them is prompt `start` of the stage."""
         return [Asked(prompt, self.wanted[(start + k) % len(self.wanted)]) for k, prompt in enumerate(prompts)]
 
     def scores(self, asked: Sequence[Asked], samples: Sequence[Sample]) -> np.ndarray:
-        """What every sample is paid; the samples of a prompt stand side by side."""
+        """The reward of every sample; the samples of a prompt stand side by side."""
         texts, n = [sample.completion.text.strip() for sample in samples], len(samples) // len(asked)
         replies = [texts[k : k + n] for k in range(0, len(texts), n)]
         return paid(self.score([question.readings for question in asked], replies).ravel(), texts)
@@ -214,7 +214,7 @@ def make_ppo(settings: RL, ctx: Context) -> RLPHF:
 
 
 def make_trained(settings: Stage, ctx: Context) -> Trained | None:
-    """The policy of PPO; stages of reward models and of multitask learning are runs of other recipes."""
+    """The policy that PPO trains; stages of reward models and of multitask learning are runs of other recipes."""
     if isinstance(settings, Settings) or not isinstance(settings, RL):
         return None
     policy = make_policy(settings.policy, ctx, settings.seed)
@@ -231,8 +231,10 @@ def who_wants_what(settings: RL) -> list[tuple[Preference, ...]]:
 
 
 def paid(scores: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """The scores, except that an answer without text gets the least of them: reward models have learnt from no such
-    answer, and judges let it lose against any other."""
+    """The scores, where an answer without text gets the least of them.
+
+    Reward models have learnt from no such answer, and judges let it lose against any other.
+    """
     return np.where([not text.strip() for text in texts], scores.min(), scores)
 
 
@@ -253,7 +255,7 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
     """The stages that `stage` and `preference` of the settings name, each with its own config and folder.
 
     Raises:
-      ValueError: there is no such stage or preference, a value is wrong, or a file that a stage writes is somebody's.
+      ValueError: there is no such stage or preference, a value is wrong, or a file that a stage would write exists.
     """
     wanted, chosen = settings.stage, settings.preference
     if wanted != 'all' and wanted not in STAGES:
@@ -264,26 +266,26 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
         raise ValueError(f'preference={chosen!r} goes with stage=policy or stage=reward, got stage={wanted}')
     if chosen and chosen not in names[wanted]:
         raise ValueError(f'preference={chosen!r} is none of stage={wanted}; use one of {", ".join(names[wanted])}')
-    made = [*STAGES] if wanted == 'all' else [wanted]
-    check_shared(made, workdir)
+    chosen_stages = [*STAGES] if wanted == 'all' else [wanted]
+    check_shared(chosen_stages, workdir)
     return [
         (make_stage(settings, stage, name, workdir), workdir / (f'{stage}-{name}' if name else stage))
-        for stage in made
+        for stage in chosen_stages
         for name in names.get(stage, [''])
         if name == chosen or not chosen
     ]
 
 
 def make_stage(settings: Settings, stage: str, name: str, workdir: Path) -> ConfigDict:
-    """The config of a stage, with the values that the stage reads alone: others may change once it is finished."""
-    kind, told = STAGES[stage], {'stage': stage, 'preference': name}
-    given: dict[str, Any] = {**vars(settings), **told, 'total_steps': settings.total_steps if kind is RL else 0}
+    """The config of a stage with only the values that the stage reads: the others may change once it is finished."""
+    kind, which = STAGES[stage], {'stage': stage, 'preference': name}
+    values: dict[str, Any] = {**vars(settings), **which, 'total_steps': settings.total_steps if kind is RL else 0}
     if stage in ('reward', 'multitask'):
         learning = settings.reward if stage == 'reward' else settings.multitask
         pairs, pooling = workdir / data.PAIRS / (name or BEST), getattr(learning.data, 'pooling', 'last')
-        given |= vars(learning) | {
+        values |= vars(learning) | {
             'recipe': 'reward' if stage == 'reward' else 'sft',
             'data': dataclasses.replace(learning.data, train=f'{pairs}.jsonl', test=f'{pairs}-test.jsonl'),
             'export': settings.export and pooling == 'last',  # transformers has no other
         }
-    return ConfigDict({**to_config(kind(**{key: given[key] for key in keys_of(kind) if key in given})), **told})
+    return ConfigDict({**to_config(kind(**{key: values[key] for key in keys_of(kind) if key in values})), **which})

@@ -1,6 +1,6 @@
-"""The settings of Personalized Soups: what each kind of stage reads, and the whole, which has the keys of all stages.
+"""The settings of Personalized Soups: the keys of each kind of stage, and of all stages together.
 
-A stage is told the values of its own fields alone, so a value that it does not read may change once it is finished.
+A stage is given the values of its own fields alone, so a value that it does not read may change once it is finished.
 Reward models and multitask learning are runs of `recipes/reward.py` and `recipes/sft.py`, and have their settings.
 """
 
@@ -30,9 +30,9 @@ from pal_jax.types import Sampling
 
 @dataclasses.dataclass(frozen=True)
 class PromptSettings:
-    """What is asked."""
+    """The prompts to learn from and to test on."""
 
-    train: str = 'embedded'  # or a JSONL file of instruction and, if you like, input
+    train: str = 'embedded'  # or a JSONL file with `instruction` and, optionally, `input`
     test: str = 'embedded'  # likewise
     train_count: int = 0  # 0: all
     test_count: int = 50
@@ -43,8 +43,8 @@ class PromptSettings:
 class RolloutSettings:
     """The answers that are compared."""
 
-    prompts: int = 48  # that are asked under a preference, drawn for each; 0: all
-    answers: int = 4  # to each of them, of which all pairs are compared
+    prompts: int = 48  # prompts drawn for each preference; 0: all
+    answers: int = 4  # answers to each prompt; all pairs of them are compared
     batch_size: int = 32  # prompts of a step
 
 
@@ -56,12 +56,12 @@ class AnnotationSettings:
     second: str = ''  # another annotator, to see how far the two agree
     batch_size: int = 100  # rows of a step
     max_failed: float = 0.1  # share of rows without a verdict at which the stage stops
-    test_share: float = 0.12  # of the prompts, kept to test reward models on
+    test_share: float = 0.12  # the share of prompts that test reward models
 
 
 @dataclasses.dataclass(frozen=True)
 class RLSettings:
-    """The prompts of a step of PPO, and what pays."""
+    """The prompts of a step of PPO, and the reward."""
 
     rollout_batch_size: int = 6  # prompts a step
     n_samples_per_prompt: int = 4
@@ -73,9 +73,9 @@ class RLSettings:
 
 @dataclasses.dataclass(frozen=True)
 class MergeSettings:
-    """How policies are merged."""
+    """The weights by which policies are merged."""
 
-    weights: tuple[float, ...] = ()  # of the dimensions, in their order, with sum 1; (): equal ones
+    weights: tuple[float, ...] = ()  # weights of the dimensions in their order, with sum 1; (): equal weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +87,13 @@ class EvaluationSettings:
     max_failed: float = 0.1
     draws: int = 2  # answers to each prompt where the policy of one pole is compared with the base
     front: str = ''  # two poles whose policies are merged by weights from 0 to 1, as P2A,P2B; '': two of each dimension
-    front_weights: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the second pole
-    front_prompts: int = 16  # that each of these soups answers
+    front_weights: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # weights of the second pole
+    front_prompts: int = 16  # the number of prompts that each of these soups answers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardSettings:
-    """What reward models have of `reward.Settings` for themselves."""
+    """The keys of `reward.Settings` that reward models have for themselves."""
 
     total_steps: int
     policy: ModelSettings = ModelSettings()
@@ -104,7 +104,7 @@ class RewardSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultitaskSettings:
-    """What multitask learning has of `sft.Settings` for itself."""
+    """The keys of `sft.Settings` that multitask learning has for itself."""
 
     total_steps: int
     optimizer: Optimizer
@@ -125,9 +125,9 @@ class Stage(Run):
     """The keys of every stage that is no run of another recipe."""
 
     stage: str
-    preference: str = ''  # of stages reward and policy; '': all
+    preference: str = ''  # in stages reward and policy; '': all of them
     preferences: str = 'embedded'  # or a YAML or JSON file (pal_jax/feedback/preferences.py)
-    poles: str = ''  # of the preferences, as P1A,P1B; '': the first two of each dimension; all
+    poles: str = ''  # a list such as P1A,P1B; '': the first two of each dimension; all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class Judging(Stage):
     """The keys of a stage in which annotators compare answers."""
 
     endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
-    answers: str = ANSWERS  # '': what endpoints have answered is asked again
+    answers: str = ANSWERS  # '': endpoints are asked again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ class RL(Asking, Reinforced):
     """The keys of stages rlhf, morl and policy."""
 
     rl: RLSettings = RLSettings()
-    eval: StageSettings = StageSettings(base=False)  # what came of a stage is what stage=evaluate finds
+    eval: StageSettings = StageSettings(base=False)  # stage=evaluate measures the results of all stages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,7 @@ STAGES: dict[str, type[Run]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Rollout, Annotation, RL, Merging, Evaluating):
-    """The keys of all stages; `total_steps` is that of each PPO."""
+    """The keys of all stages; `total_steps` counts the steps of each PPO."""
 
     stage: str = 'all'
     reward: RewardSettings
