@@ -1,4 +1,4 @@
-"""How few rounds an AllReduce can take on a network: cuts, and a linear programme (ForestColl, arXiv 2402.06787).
+"""Lower bounds of the rounds of an AllReduce on a network, by cuts and a linear programme (ForestColl, 2402.06787).
 
 A directed link carries a chunk a round, the buffer is N chunks, and switches neither copy nor add. All bounds but the
 last are of the fluid limit, in which chunks may be cut as finely as one likes; a schedule of whole chunks takes at

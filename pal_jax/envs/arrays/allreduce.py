@@ -128,7 +128,7 @@ def workloads(topology: Topology, parents: Parents) -> Workloads:
 
 
 def _ahead(needs: Bool[np.ndarray, 'M M']) -> tuple[Int[np.ndarray, ' M'], Int[np.ndarray, ' M']]:
-    """Of each send the longest chain that begins with it, and how many sends wait for it."""
+    """The length of the longest chain that begins with each send, and the number of sends that wait for it."""
     step = needs.T.astype(np.float32)  # [i, j]: j waits for i
     depth, waiting, front = np.ones(len(needs), int), needs.T.copy(), np.eye(len(needs), dtype=np.float32)
     for length in range(2, len(needs) + 1):
@@ -219,9 +219,9 @@ def server_rounds(topology: Topology) -> int:
 
 
 def replay(rounds: Schedule, vectors: Int[np.ndarray, 'N N']) -> Int[np.ndarray, 'N N']:
-    """What servers hold after a schedule, by server and chunk, if they began with `vectors`.
+    """The values that servers hold after a schedule, by server and chunk, if they began with `vectors`.
 
-    Sends of a round see what was there before it.
+    The sends of a round read the values from before that round.
     """
     held = np.array(vectors)
     for sends in rounds:
