@@ -58,9 +58,9 @@ def from_choices(
     """The histories of every user with enough choices, `per_user` of them for each user.
 
     In a history, `in_context` choices make the context, one scores a summary, `taught` teach the reward model, and
-    `held` test. The choices are drawn at random. No reply occurs in two of them, nor within another reply. Choices with a
-    reply of more than `max_words` words are left out. The context has the prompts where they differ. The histories of a
-    user share the choices that score and test; the others are drawn anew for each history.
+    `held` test. The choices are drawn at random. No reply occurs in two of them, nor within another reply. Choices with
+    a reply of more than `max_words` words are left out. The context has the prompts where they differ. The histories of
+    a user share the choices that score and test; the others are drawn anew for each history.
     """
     with_prompts, needed = (
         len({c.prompt for user_choices in choices.values() for c in user_choices}) > 1,

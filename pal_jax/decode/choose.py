@@ -23,8 +23,8 @@ TOKEN = 'PAL_JAX_TOKEN'  # the environment variable that a server's secret is in
 class Decoder(Protocol):
     """A decoder that a recipe samples with. A completion depends on its request and the weights, not on the decoder.
 
-    `on_completion(place, completion)` is called for each completion as soon as it has ended, in the process that sampled
-    it. `place` is that of its request.
+    `on_completion(place, completion)` is called when a completion has ended, in the process that sampled it.
+    `place` is that of its request.
     """
 
     def load(self, params: Params, version: int = 0) -> None:

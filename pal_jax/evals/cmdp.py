@@ -36,7 +36,7 @@ class Optimum(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The discounted reward and cost of an episode by a handler's policy on a task, with a limit (inf: none) and a seed."""
+    """The discounted reward and cost of an episode by a handler's policy, on a task with a limit (inf: none)."""
 
     task: str
     handler: str
