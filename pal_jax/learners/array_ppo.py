@@ -46,12 +46,12 @@ class ArrayEnv(Protocol):
 
     @property
     def width(self) -> int:
-        """D."""
+        """The width `D` of an observation."""
         ...
 
     @property
     def channels(self) -> int:
-        """C."""
+        """The number `C` of channels."""
         ...
 
     @property
@@ -61,7 +61,7 @@ class ArrayEnv(Protocol):
 
     @property
     def horizon(self) -> int:
-        """Steps after which an episode is cut. What would have followed counts by the critic's value."""
+        """The number of steps after which an episode is cut. The critic's value stands for later rewards."""
         ...
 
     @property
@@ -78,7 +78,7 @@ class ArrayEnv(Protocol):
         ...
 
     def legal(self, state: Any) -> Bool[Array, ' K']:
-        """Which actions are allowed, head after head; of continuous actions an array of no entries."""
+        """A mask of the legal actions, head after head; continuous actions have a mask without entries."""
         ...
 
     def step(self, state: Any, action: Array, key: Array) -> tuple[Any, Float[Array, ' C'], Bool[Array, '']]:
@@ -116,8 +116,8 @@ class Steps(struct.PyTreeNode):
 
 
 class Episodes(NamedTuple):
-    """Means over the episodes that ended in a rollout: discounted sums of the rewards by channel, and of 1 for every
-    step. Where none has ended these are the means of before."""
+    """Means over the episodes that ended in a rollout: discounted sums of the rewards by channel, and the discounted
+    length in steps. Where no episode has ended, the means of the rollout before stay."""
 
     sums: Float[Array, ' C']
     length: Float[Array, '']
@@ -125,7 +125,7 @@ class Episodes(NamedTuple):
 
 
 class Running(struct.PyTreeNode):
-    """Episodes under way: their states, ages, and discounted sums so far, of the channels and of 1."""
+    """Episodes under way: their states, ages in steps, and discounted sums so far of the channels and of 1 a step."""
 
     env: Any
     age: Int[Array, ' N']

@@ -109,7 +109,7 @@ def first_order(
     state: tuple[Params, optax.OptState], chosen: Chosen, mix: Any, excess: Array, key: Array, *, clip: float,
     entropy: float,
 ) -> tuple[Params, optax.OptState]:  # fmt: skip
-    """The update of a handler that descends losses; of CUP both of its updates.
+    """The update of a handler that descends losses. A step of CUP makes both of its updates.
 
     Args:
       run: `epochs` with the optimiser and the numbers of passes and minibatches.

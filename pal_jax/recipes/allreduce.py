@@ -31,7 +31,7 @@ from pal_jax.parts.recipe import Context, Evaluation, Host, Recipe, check_at_lea
 from pal_jax.parts.settings import Run
 from pal_jax.types import Metrics
 
-SCHEDULES = 'schedules'  # the folder of what can be run
+SCHEDULES = 'schedules'  # the folder of the schedules that `runtime/collective.py` can run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Planner:
     """Plans for one network after the other.
 
     Attributes:
-      folder: where schedules are written.
+      folder: the folder that schedules are written to.
     """
 
     settings: Settings

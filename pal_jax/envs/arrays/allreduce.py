@@ -39,9 +39,10 @@ Schedule = list[list[Send]]  # the sends of each round
 class Workloads(NamedTuple):
     """All sends of a set of trees, `M = 2 N (N - 1)` of them: first those that reduce, then those that broadcast.
 
-    needs: sends that have to be done before, as a matrix.
-    depth: sends on the longest chain that begins with this one.
-    waiting: sends that wait for this one, near and far.
+    links: the directed links that each send takes.
+    needs: `needs[i, j]` says that send `j` has to be done in a round before send `i`.
+    depth: the number of sends on the longest chain that begins with each send.
+    waiting: the number of sends that wait for each send, directly or through others.
     """
 
     sends: list[Send]
@@ -163,12 +164,12 @@ def schedule(work: Workloads, priority: Callable[[Int[np.ndarray, ' E']], Float[
 
 
 def at_random(work: Workloads, rng: np.random.Generator) -> Schedule:
-    """Any enabled sends, as many as fit."""
+    """A schedule that takes enabled sends in random order, as many a round as the links allow."""
     return schedule(work, lambda enabled: rng.random(len(enabled)))
 
 
 def deepest_first(work: Workloads, rng: np.random.Generator) -> Schedule:
-    """The sends with the longest chains behind them first."""
+    """A schedule that takes the sends with the longest chains behind them first, ties at random."""
     return schedule(work, lambda enabled: work.depth[enabled] + rng.random(len(enabled)))
 
 
@@ -182,7 +183,7 @@ def best_of(topology: Topology, tries: int, seed: int, trees: str = 'bfs') -> Sc
 
 
 def there_and_back(topology: Topology, parents: Parents, rng: np.random.Generator) -> Schedule:
-    """An AllGather on the trees, deepest first, and before it the same backwards as the reduction."""
+    """An AllGather on the trees, deepest first, and before it the same sends backwards as the reduction."""
     whole = workloads(topology, parents)
     half = len(whole.sends) // 2
     needs = whole.needs[half:, half:]
