@@ -230,10 +230,11 @@ def make(settings: Settings, ctx: Context) -> SmallSpiral:
     optimizer = settings.optimizer.over(settings.total_steps * settings.updates)
     players = {
         name: Player(
-            GAMES[settings.game], settings.hidden, settings.batch, settings.alpha, optimizer, name, settings.entropy  # pyright: ignore[reportArgumentType]
+            GAMES[settings.game], settings.hidden, settings.batch, settings.alpha, optimizer,
+            name, settings.entropy,  # pyright: ignore[reportArgumentType]
         )
         for name in settings.baselines
-    }
+    }  # fmt: skip
     stage = functools.partial(
         stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every, base=settings.eval.base
     )

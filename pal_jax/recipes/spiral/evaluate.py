@@ -164,7 +164,7 @@ class Examiner:
         reads = []
         for actions, logprobs in zip(legal, self.logprobs(params, groups), strict=True):
             halves = logprobs[: len(FORMS)], logprobs[len(FORMS) :]
-            reads.append(exploitability.read(dict(zip(actions, halves, strict=True)), actions))
+            reads.append(exploitability.read(dict(zip(actions, halves, strict=True)), actions))  # type: ignore[arg-type]
         return [reads[k : k + len(SETS)] for k in range(0, len(reads), len(SETS))]
 
     def logprobs(self, params: Params, groups: Sequence[Group]) -> list[list[np.ndarray]]:
