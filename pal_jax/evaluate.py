@@ -176,12 +176,12 @@ def check_outputs(workdir: Path, name: str) -> None:
     """Raise ValueError where a file of this name exists that the package did not write."""
     for suffix in ('json', 'jsonl', 'png'):
         if (path := workdir / f'{name}.{suffix}').exists():
-            check_file(path, own=True)
+            check_file(path, named_here=True)
 
 
 def write(records: Records, path: Path) -> None:
     """Write records as one JSON object, and print the file's name."""
-    with whole_file(path, own=True) as partial:
+    with whole_file(path, named_here=True) as partial:
         partial.write_text(json.dumps(plain(records), indent=2) + '\n', encoding='utf-8')
     print(path)
 
@@ -189,14 +189,14 @@ def write(records: Records, path: Path) -> None:
 def write_lines(records: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write records as JSON lines, and print the file's name."""
     lines = (json.dumps(plain(record), ensure_ascii=False) + '\n' for record in records)
-    with whole_file(path, own=True) as partial:
+    with whole_file(path, named_here=True) as partial:
         partial.write_text(''.join(lines), encoding='utf-8', errors='backslashreplace')  # half surrogate pairs
     print(path)
 
 
 def draw(plot: Callable[[Records, Path], None], records: Records, path: Path) -> None:
     """Write the picture that `plot` makes of records, and print the file's name."""
-    with whole_file(path, own=True) as partial:
+    with whole_file(path, named_here=True) as partial:
         plot(records, partial)
     print(path)
 

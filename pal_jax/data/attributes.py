@@ -95,8 +95,8 @@ def _disagreements(prompt: str, rated: Sequence[tuple[str, Mapping[str, Any]]], 
 
 
 def make_people(
-    path: str, attributes: Sequence[str], people: int, tested: int, *, told: int, held: int, max_words: int, form: str,
-    seed: int, taught: int = 1,
+    path: str, attributes: Sequence[str], people: int, tested: int, *, in_context: int, held: int, max_words: int,
+    form: str, seed: int, taught: int = 1,
 ) -> tuple[list[History], list[History]]:  # fmt: skip
     """The people to learn from, and the people to test on, whose held-out choices are of a tenth of the prompts.
 
@@ -104,7 +104,7 @@ def make_people(
 
     Args:
       people, tested: numbers of people to learn from and to test on.
-      told, taught, held: a person's choices in the context, for the reward model, and held out.
+      in_context, taught, held: a person's choices in the context, for the reward model, and held out.
       form: the form of the context, one of `histories.FORMS`.
 
     Raises:
@@ -122,7 +122,7 @@ def make_people(
     later, survey, teaching = (
         list(itertools.chain(*part)) for part in (groups[:new], groups[new:survey_end], groups[survey_end:])
     )
-    if len(survey) < told or len(teaching) < 1 + taught + held or len(later) < held:
+    if len(survey) < in_context or len(teaching) < 1 + taught + held or len(later) < held:
         raise ValueError(
             f'{path} has {len(pairs)} pairs of replies of at most {max_words} words about which people who want '
             f'{", ".join(kinds)} disagree, to {len(groups)} prompts; give more, or raise history.max_words'
@@ -131,7 +131,7 @@ def make_people(
     def person(split: str, number: int, seed: int, judged: Sequence[Pair]) -> History:
         rng, kind = random.Random(f'{split} {number} {seed}'), kinds[number % len(kinds)]
         for _ in range(DRAWS):
-            past, (reward, *train) = rng.sample(survey, told), rng.sample(teaching, 1 + taught)
+            past, (reward, *train) = rng.sample(survey, in_context), rng.sample(teaching, 1 + taught)
             history = History(
                 user=f'{split} {number}',
                 context=context_of([pair.choice(kind) for pair in past], rng, form, kind, asked=True),
@@ -144,7 +144,9 @@ def make_people(
             learnt = [text for pair in (reward, *train) for text in pair.texts]
             if identified(kind, past, kinds) and not repeated(history) and len(set(learnt)) == len(learnt):
                 return history
-        raise ValueError(f'{path}: {told} choices of {len(survey)} never tell who wants {kind}; raise history.told')
+        raise ValueError(
+            f'{path}: {in_context} choices of {len(survey)} never tell who wants {kind}; raise history.told'
+        )
 
     return (
         [person('train', number, seed, teaching) for number in range(people)],

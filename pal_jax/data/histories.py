@@ -52,19 +52,19 @@ class History(Told):
 
 
 def from_choices(
-    choices: Mapping[str, Sequence[Choice]], *, told: int, held: int, max_words: int, form: str, seed: int,
-    taught: int = 1, each: int = 1,
+    choices: Mapping[str, Sequence[Choice]], *, in_context: int, held: int, max_words: int, form: str, seed: int,
+    taught: int = 1, per_user: int = 1,
 ) -> list[list[History]]:  # fmt: skip
-    """The histories of every user with enough choices, `each` of them a user.
+    """The histories of every user with enough choices, `per_user` of them for each user.
 
-    In a history, `told` choices make the context, one scores a summary, `taught` teach the reward model, and `held`
-    test. The choices are drawn at random. No reply occurs in two of them, nor within another reply. Choices with a
-    reply of more than `max_words` words are left out. The context has the prompts where they differ. The histories of a
-    user share the choices that score and test; the others are drawn anew for each history.
+    In a history, `in_context` choices make the context, one scores a summary, `taught` teach the reward model, and
+    `held` test. The choices are drawn at random. No reply occurs in two of them, nor within another reply. Choices with
+    a reply of more than `max_words` words are left out. The context has the prompts where they differ. The histories of
+    a user share the choices that score and test; the others are drawn anew for each history.
     """
     with_prompts, needed = (
         len({c.prompt for user_choices in choices.values() for c in user_choices}) > 1,
-        told + 1 + taught + held,
+        in_context + 1 + taught + held,
     )
     people = []
     for user, user_choices in choices.items():
@@ -73,12 +73,12 @@ def from_choices(
         apart = _apart(rng.sample(short, len(short)))
         if len(apart) < needed:
             continue
-        reward, tests = apart[told], tuple(apart[needed - held : needed])
-        others = [*apart[:told], *apart[told + 1 : needed - held], *apart[needed:]]
+        reward, tests = apart[in_context], tuple(apart[needed - held : needed])
+        others = [*apart[:in_context], *apart[in_context + 1 : needed - held], *apart[needed:]]
         histories = []
-        for k in range(each):
-            sampled = rng.sample(others, told + taught) if k else others
-            past, train = tuple(sampled[:told]), tuple(sampled[told : told + taught])
+        for k in range(per_user):
+            sampled = rng.sample(others, in_context + taught) if k else others
+            past, train = tuple(sampled[:in_context]), tuple(sampled[in_context : in_context + taught])
             context = context_of(past, rng, form, asked=with_prompts)
             histories.append(History(user=user, context=context, past=past, reward=reward, train=train, held=tests))
             check_disjoint(histories[-1], f'user {user!r}')

@@ -23,7 +23,7 @@ TOKEN = 'PAL_JAX_TOKEN'  # the environment variable that a server's secret is in
 class Decoder(Protocol):
     """A decoder that a recipe samples with. A completion depends on its request and the weights, not on the decoder.
 
-    `told(place, completion)` is called for each completion as soon as it has ended, in the process that sampled it.
+    `on_completion(place, completion)` is called when a completion has ended, in the process that sampled it.
     `place` is that of its request.
     """
 
@@ -35,7 +35,7 @@ class Decoder(Protocol):
         """Give back the memory of the weights until the next `load`."""
         ...
 
-    def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]: ...
+    def __call__(self, requests: Sequence[Request], on_completion: Told | None = None) -> list[Completion]: ...
 
 
 def make_decoder(

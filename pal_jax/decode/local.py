@@ -262,8 +262,10 @@ class LocalDecoder:
             others = alternatives_of(host_scores.likeliest, place, request.alternatives)
             yield Scored(tuple(host_scores.logprob[place].tolist()), others, self.version)
 
-    def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
-        """The completions, in the order of the requests. `told(place, completion)` is called when each has ended.
+    def __call__(self, requests: Sequence[Request], on_completion: Told | None = None) -> list[Completion]:
+        """The completions, in the order of the requests.
+
+        `on_completion(place, completion)` is called when a completion has ended.
 
         Requests that may become longest start first, so that the slots become empty together at the end and prompts of
         similar length are prefilled together.
@@ -283,9 +285,9 @@ class LocalDecoder:
         while len(done) < len(places):
             ended = {places[news.number]: news.completion for news in self.step() if news.completion is not None}
             done |= ended
-            if told:
+            if on_completion:
                 for place, completion in ended.items():
-                    told(place, completion)
+                    on_completion(place, completion)
         return [done[i] for i in range(len(requests))]
 
     def _decode(self) -> list[Any]:

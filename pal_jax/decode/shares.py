@@ -70,10 +70,10 @@ class SharedDecoder:
         for decoder in self._decoders.values():
             decoder.release()
 
-    def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
+    def __call__(self, requests: Sequence[Request], on_completion: Told | None = None) -> list[Completion]:
         """The completions, in the order of the requests, which are the same in every process.
 
-        `told(place, completion)` is called for the completions that this process has sampled.
+        `on_completion(place, completion)` is called for the completions that this process has sampled.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -84,8 +84,8 @@ class SharedDecoder:
             start = self._shares.start(len(requests), number)
 
             def tell(place: int, sampled: Completion) -> None:
-                if told:
-                    told(start + place, sampled)
+                if on_completion:
+                    on_completion(start + place, sampled)
 
             return self._decoders[number](part, tell)
 

@@ -1,4 +1,4 @@
-"""How few rounds an AllReduce can take on a network: cuts, and a linear programme (ForestColl, arXiv 2402.06787).
+"""Lower bounds of the rounds of an AllReduce on a network, by cuts and a linear programme (ForestColl, 2402.06787).
 
 A directed link carries a chunk a round, the buffer is N chunks, and switches neither copy nor add. All bounds but the
 last are of the fluid limit, in which chunks may be cut as finely as one likes; a schedule of whole chunks takes at
@@ -51,8 +51,8 @@ def gather_rounds(topology: Topology) -> Fraction:
     """The rounds of an AllGather in the fluid limit, exactly: the largest ratio of servers in a set of nodes, which has
     not all of them, to the links that leave it.
 
-    It begins with a server's ports and asks by max-flow whether every server can be fed a unit from every server in so
-    many rounds; where not, the minimal cut is a set with a larger ratio.
+    The search begins with the ports of a server. It asks by max-flow whether every server can receive a unit from every
+    server in so many rounds. Where one cannot, the minimal cut is a set of nodes with a larger ratio.
     """
     count = topology.servers
     rounds = Fraction(count - 1, min(topology.ports))
@@ -75,7 +75,7 @@ def gather_rounds(topology: Topology) -> Fraction:
 
 
 def cut_rounds(topology: Topology) -> Fraction:
-    """`N` chunks over the narrowest cut between two servers."""
+    """The rounds that `N` chunks take over the narrowest cut between two servers."""
     graph = nx.DiGraph()
     graph.add_edges_from(topology.links, capacity=1)
     narrowest = min(nx.minimum_cut_value(graph, 0, server) for server in range(1, topology.servers))

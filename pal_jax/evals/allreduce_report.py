@@ -1,4 +1,4 @@
-"""What a report shows of AllReduce schedules: rounds by rule beside the least, and which link carries what when."""
+"""The report of AllReduce schedules: rounds by rule beside the least number, and the chunk of each link by round."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Optimum(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a handler has reached on a task with a limit (inf: none) and a seed: discounted sums of an episode."""
+    """The discounted reward and cost of an episode by a handler's policy, on a task with a limit (inf: none)."""
 
     task: str
     handler: str

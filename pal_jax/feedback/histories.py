@@ -80,7 +80,7 @@ def read(
         splits: tuple[pets.Split, ...] = ('test', 'animals')
         return train, {split: pets.make_people(tested, seed=0, split=split, form=form) for split in splits}
     settings: Any = {
-        'told': made.told,
+        'in_context': made.told,
         'taught': made.taught,
         'held': made.held,
         'max_words': made.max_words,
@@ -97,7 +97,7 @@ def read(
         raise ValueError(f'form=guide: nobody in {data} says who they are; use labelled or chosen')
     if made_here:
         choices = _vote(data.removeprefix('votes:'), made) if voted else by_person(opinions.read(data))
-        by_user = histories.from_choices(choices, **settings, seed=0, each=made.each)
+        by_user = histories.from_choices(choices, **settings, seed=0, per_user=made.each)
         random.Random(0).shuffle(by_user)
         contents = [holdouts.together(map(histories.said, choices[of_person[0].user])) for of_person in by_user]
     elif ':' in data and not Path(data).exists():

@@ -46,12 +46,12 @@ class ArrayEnv(Protocol):
 
     @property
     def width(self) -> int:
-        """D."""
+        """The width `D` of an observation."""
         ...
 
     @property
     def channels(self) -> int:
-        """C."""
+        """The number `C` of channels."""
         ...
 
     @property
@@ -61,7 +61,7 @@ class ArrayEnv(Protocol):
 
     @property
     def horizon(self) -> int:
-        """Steps after which an episode is cut. What would have followed counts by the critic's value."""
+        """The number of steps after which an episode is cut. The critic's value stands for later rewards."""
         ...
 
     @property
@@ -74,11 +74,11 @@ class ArrayEnv(Protocol):
         ...
 
     def observe(self, state: Any) -> Float[Array, ' D']:
-        """What the policy sees."""
+        """The observation of a state, `[D]`, which the policy and the critic read."""
         ...
 
     def legal(self, state: Any) -> Bool[Array, ' K']:
-        """Which actions are allowed, head after head; of continuous actions an array of no entries."""
+        """A mask of the legal actions, head after head; continuous actions have a mask without entries."""
         ...
 
     def step(self, state: Any, action: Array, key: Array) -> tuple[Any, Float[Array, ' C'], Bool[Array, '']]:
@@ -87,10 +87,10 @@ class ArrayEnv(Protocol):
 
 
 class Mix(NamedTuple):
-    """What an update makes of rewards and costs: `(reward * A_r - cost * A_c) / divisor`, one number each a replica.
+    """The weights of rewards and costs in an update: `(reward * A_r - cost * A_c) / divisor`, by replica.
 
     excess: mean cost of an episode less its limit, of which P3O, CPO and PCPO read how much the limit is passed.
-    projection: what costs count in CUP's second update.
+    projection: the weight of costs in CUP's second update.
     """
 
     reward: Float[Array, ' R']
@@ -101,8 +101,8 @@ class Mix(NamedTuple):
 
 
 class Steps(struct.PyTreeNode):
-    """What a rollout has seen and done, a row an environment. `more` is the discount of what follows a step: 0 behind
-    the end of an episode. `weight` is gamma^t within the episode."""
+    """The steps of a rollout, a row for each environment. `more` is the discount of the value after a step, which is 0
+    at the end of an episode. `weight` is gamma^t within the episode."""
 
     observations: Float[Array, 'N T D']
     legal: Bool[Array, 'N T K']
@@ -116,8 +116,8 @@ class Steps(struct.PyTreeNode):
 
 
 class Episodes(NamedTuple):
-    """Means over the episodes that ended in a rollout: discounted sums of the rewards by channel, and of 1 for every
-    step. Where none has ended these are the means of before."""
+    """Means over the episodes that ended in a rollout: discounted sums of the rewards by channel, and the discounted
+    length in steps. Where no episode has ended, the means of the rollout before stay."""
 
     sums: Float[Array, ' C']
     length: Float[Array, '']
@@ -125,7 +125,7 @@ class Episodes(NamedTuple):
 
 
 class Running(struct.PyTreeNode):
-    """Episodes under way: their states, ages, and discounted sums so far, of the channels and of 1."""
+    """Episodes under way: their states, ages in steps, and discounted sums so far of the channels and of 1 a step."""
 
     env: Any
     age: Int[Array, ' N']
@@ -254,7 +254,9 @@ class ArrayPPO:
             cut = (running.age + 1 >= env.horizon) & ~ended
             over = ended | cut
             weight = env.gamma**running.age
+            # The last column sums 1s: the discounted length of an episode, by which an excess becomes that of a step.
             sums = running.sums + weight[:, None] * jnp.pad(rewards, ((0, 0), (0, 1)), constant_values=1.0)
+            # A compiled scan cannot start single environments anew, so all are reset and `_where` keeps those needed.
             fresh = jax.vmap(env.reset)(jax.random.split(to_reset, self.environments))
             ended_sums += jnp.sum(
                 jnp.where(over[:, None], jnp.pad(sums, ((0, 0), (0, 1)), constant_values=1.0), 0.0), 0
@@ -271,6 +273,7 @@ class ArrayPPO:
         rows = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows)
         seen, legal, action, logprob, rewards, more, weight, after, cut = rows
         value = functools.partial(self.critic_net.apply, state.critic)
+        # A cut episode has not ended: the value of its last state stands for the rewards that would have followed.
         rewards = rewards.at[..., 0].multiply(self.reward_scale) + env.gamma * cut[..., None] * value(after)
         count = totals[-1]
         means = jnp.where(count > 0, totals[:-1] / jnp.maximum(count, 1.0), state.means)

@@ -1,4 +1,4 @@
-"""How a rollout on arrays changes a policy, by the constraint handler's rule: epochs of a loss, or a trust region.
+"""Updates of a policy by a rollout on arrays, by the constraint handler's rule: epochs of a loss, or a trust region.
 
 Everything here is of a single replica; `array_ppo.py` makes many with `vmap`. `share` are weights of steps that sum to
 1, and every mean over steps is by them.
@@ -37,7 +37,7 @@ Rule = Unconstrained | FOCOPS | P3O | CUP | TrustRegion  # the handlers whose up
 
 
 class Chosen(NamedTuple):
-    """Actions and what their states show, by environment and step, and what an update needs of each.
+    """The actions of a rollout, by environment and step, with the arrays that an update needs of each action.
 
     cost: advantages of the cost, of a rule that reads them beside the mixed ones.
     reference: log-probabilities after CUP's first update.
@@ -78,6 +78,7 @@ def epochs(
         return (optax.apply_updates(params, updates), opt_state), None
 
     def once(carry: tuple[Params, optax.OptState], key: Array) -> tuple[tuple[Params, optax.OptState], None]:
+        # A minibatch of all rows is the same in any order, so nothing is shuffled.
         if minibatches == 1:
             return part(carry, None)
         return jax.lax.scan(part, carry, jax.random.permutation(key, rows).reshape(minibatches, -1))
@@ -93,6 +94,7 @@ def policy_loss(
     output = model.apply(params, chosen.observations)
     logprobs = model.actions.logprob(output, chosen.legal, chosen.actions)
     cost = chosen.cost
+    # The gate of P3O only weighs the costs, so no gradient goes through its ratio.
     if kappa:
         ratio = jax.lax.stop_gradient(jnp.exp(logprobs - chosen.logprobs))
         cost = gated(cost, ratio, chosen.share, excess, kappa)
@@ -107,7 +109,7 @@ def first_order(
     state: tuple[Params, optax.OptState], chosen: Chosen, mix: Any, excess: Array, key: Array, *, clip: float,
     entropy: float,
 ) -> tuple[Params, optax.OptState]:  # fmt: skip
-    """The update of a handler that descends losses; of CUP both of its updates.
+    """The update of a handler that descends losses. A step of CUP makes both of its updates.
 
     Args:
       run: `epochs` with the optimiser and the numbers of passes and minibatches.
@@ -128,6 +130,7 @@ def first_order(
     params, opt_state = run(lambda p, data: loss(p, data, excess), *state, data=first, key=for_first)
     if not isinstance(rule, CUP):
         return params, opt_state
+    # The second update of CUP lowers the cost alone, held near the policy that the first update has made.
     anchored = chosen._replace(advantage=-mix.projection * cost, reference=model.logprobs(params, chosen))
     loss = functools.partial(policy_loss, model, CUPLoss(), entropy, 0.0)
     return run(lambda p, data: loss(p, data, excess), params, opt_state, data=anchored, key=for_second)
@@ -155,6 +158,7 @@ def within_trust_region(
     def fisher(vector: Array) -> Array:
         return jax.jvp(jax.grad(distance), (flat,), (vector,))[1] + rule.damping * vector
 
+    # Conjugate gradients read the Fisher matrix by its products with vectors alone, so the matrix is never made.
     g, b = jax.grad(surrogate)(flat, chosen.advantage), jax.grad(surrogate)(flat, chosen.cost)
     natural_g = trust_region.conjugate_gradient(fisher, g, rule.iterations)
     natural_b = trust_region.conjugate_gradient(fisher, b, rule.iterations)

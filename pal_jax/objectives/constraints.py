@@ -32,7 +32,7 @@ ByGroup = Float[np.ndarray, ' G']
 
 
 class Weights(NamedTuple):
-    """What advantages count: `(reward * A_r - cost[g] * A_c) / divisor` in group `g`."""
+    """The weights of advantages: `(reward * A_r - cost[g] * A_c) / divisor` in group `g`."""
 
     reward: float
     cost: ByGroup
@@ -284,7 +284,7 @@ class Saute:
         return state
 
     def paid(self, rewards: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-        """What answers earn within their budgets."""
+        """The rewards of answers within their budgets, and `unsafe_reward` for answers above them."""
         return np.where(costs <= budgets, rewards, self.unsafe_reward)
 
 

@@ -31,7 +31,7 @@ from pal_jax.parts.recipe import Context, Evaluation, Host, Recipe, check_at_lea
 from pal_jax.parts.settings import Run
 from pal_jax.types import Metrics
 
-SCHEDULES = 'schedules'  # the folder of what can be run
+SCHEDULES = 'schedules'  # the folder of the schedules that `runtime/collective.py` can run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Planner:
     """Plans for one network after the other.
 
     Attributes:
-      folder: where schedules are written.
+      folder: the folder that schedules are written to.
     """
 
     settings: Settings
@@ -85,6 +85,7 @@ def plan(network: Topology, gather: Any, settings: Settings) -> dict[str, Schedu
     """The shortest schedule of every rule, by the rule's name."""
     tried: dict[str, list[Schedule]] = {name: [] for name in ('random', 'greedy', 'spread', 'back')}
     for number in range(settings.tries):
+        # A generator for each try, so that more tries leave the earlier ones as they are.
         rng = np.random.default_rng([settings.seed, number])
         work = allreduce.workloads(network, allreduce.random_trees(network, rng))
         tried['random'].append(allreduce.at_random(work, rng))
@@ -94,6 +95,7 @@ def plan(network: Topology, gather: Any, settings: Settings) -> dict[str, Schedu
         tried['back'].append(allreduce.there_and_back(network, trees, rng))
     plans = {name: min(schedules, key=len) for name, schedules in tried.items()}
     if settings.programme:
+        # No AllGather takes fewer rounds than its cut or the longest way asks for, so the search begins there.
         least = max(math.ceil(gather), int(network.hops().max()))
         if exact := gather_programme.shortest(network, least, settings.programme):
             plans['programme'] = exact
@@ -101,7 +103,7 @@ def plan(network: Topology, gather: Any, settings: Settings) -> dict[str, Schedu
 
 
 def used_by_round(network: Topology, rounds: Schedule) -> list[list[int]]:
-    """By round and link the chunk that the link carries, -1 where it is free."""
+    """The chunk that each link carries in each round, as rows of rounds; -1 where the link is free."""
     rows = []
     for sends in rounds:
         row = [-1] * len(network.links)
@@ -130,6 +132,7 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         raise ValueError(f'programme={settings.programme} must be at least 0, and networks not empty')
     networks = [topology.by_name(name) for name in settings.networks]
     names = [file_name(network) for network in networks]
+    # Schedules are written under these names, so a second network would replace the file of the first.
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f'networks has {twice[0]} twice; schedules are written under this name')
     planner = Planner(settings, networks, ctx.workdir / SCHEDULES)

@@ -112,6 +112,7 @@ class Player:
         grads, entropy = jax.grad(self.loss, has_aux=True)(state.params, plies, advantages)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params, count = optax.apply_updates(state.params, updates), state.updates + 1
+        # Self-play may circle around an equilibrium; the mean of the tables that have played comes nearer to it.
         table = jax.nn.sigmoid(state.params['table']) if not self.hidden else state.average
         average = state.average + (table - state.average) / count
         figures = {
@@ -126,6 +127,7 @@ class Player:
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), plies)
         match = jnp.tile(jnp.arange(advantages.shape[0]), plies.live.shape[0])
         logprobs = jax.nn.log_softmax(masked(self.logits(params, flat.observed), flat.legal))
+        # A batch is learnt from once, so these log-probabilities are also those that its moves were drawn by.
         chosen = jnp.take_along_axis(logprobs, flat.action[:, None], axis=1)
         acts = flat.live[:, None]
         weights = loss_weights(acts, jnp.ones(len(acts), bool), 'constant', length=1)
@@ -148,6 +150,7 @@ class Player:
 
         def wins(params: Any, mine: int) -> Array:
             def policy(seen: Array, seat: Array) -> Array:
+                # Logits of 0 draw any legal move alike.
                 return jnp.where((seat == mine)[:, None], self.logits(params, seen), 0.0)
 
             _, returns = play_arrays(self.game, policy, jax.random.fold_in(key, mine), matches)
@@ -173,6 +176,7 @@ class SmallSpiral:
         return {name: jax.vmap(player.init)(keys) for name, player in self.players.items()}, {}
 
     def step(self, state: dict[str, PlayerState], host: Host, i: int) -> tuple[Any, Host, str, Metrics]:
+        # Players with other baselines get the same keys, so that they differ by the baseline alone.
         keys = jax.vmap(
             lambda seed: jax.random.split(jax.random.fold_in(jax.random.key(seed), i + 1), self.updates)
         )(self.seed + jnp.arange(self.seeds))  # fmt: skip
@@ -207,6 +211,7 @@ class SmallSpiral:
 def of_tables(states: PlayerState) -> dict[str, np.ndarray]:
     """NashConv of each seed's mean table and of its last one, and the value of the last one for seat 1."""
     last = np.asarray(jax.nn.sigmoid(states.params['table']))
+    # Before the first update there is no mean, and the table itself stands for it.
     mean = np.where(np.asarray(states.updates)[:, None] > 0, np.asarray(states.average), last)
     return {
         'nashconv': np.array([exploitability.nashconv(table) for table in mean]),
@@ -225,10 +230,11 @@ def make(settings: Settings, ctx: Context) -> SmallSpiral:
     optimizer = settings.optimizer.over(settings.total_steps * settings.updates)
     players = {
         name: Player(
-            GAMES[settings.game], settings.hidden, settings.batch, settings.alpha, optimizer, name, settings.entropy
+            GAMES[settings.game], settings.hidden, settings.batch, settings.alpha, optimizer,
+            name, settings.entropy,  # pyright: ignore[reportArgumentType]
         )
         for name in settings.baselines
-    }  # pyright: ignore[reportArgumentType]
+    }  # fmt: skip
     stage = functools.partial(
         stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every, base=settings.eval.base
     )
@@ -237,6 +243,7 @@ def make(settings: Settings, ctx: Context) -> SmallSpiral:
         settings.seeds, settings.updates, settings.eval_games, settings.seed,
     )  # fmt: skip
     place = sharding.replicated(ctx.mesh)
+    # Shapes are read off `init`, which is the one place that knows them; nothing is computed here.
     shapes = jax.eval_shape(lambda: recipe.init()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
     return dataclasses.replace(recipe, plan=recipe.plan._replace(abstract=abstract))

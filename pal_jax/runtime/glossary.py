@@ -1,4 +1,4 @@
-"""What the figures of runs mean, in plain English: the one place that explains their names.
+"""The meanings of the figures of runs, in plain English: the one place that explains their names.
 
 Steps, evaluations and samples write figures under short names. `meaning` gives the words of a name and the group that a
 report shows it in. A name stands here as it is written, or with a part in braces for any word, which the explanation
@@ -23,7 +23,7 @@ GROUPS = (OPTIMISED, COMPARED, PARTS, MACHINE, OTHER)
 
 
 class Meaning(NamedTuple):
-    """Where a figure is shown, and what it is; no words: nobody has said."""
+    """The group in which a report shows a figure, and the words that explain it; empty words: there are none."""
 
     group: str
     words: str

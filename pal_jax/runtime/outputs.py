@@ -120,8 +120,10 @@ def _remove(folder: Path) -> None:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def check_file(path: Path, *, own: bool = False) -> Path:
-    """The place of a file that is to be written, with links followed. `own` says that the program has named the file.
+def check_file(path: Path, *, named_here: bool = False) -> Path:
+    """The place of a file that is to be written, with links followed.
+
+    `named_here` says that the program has named the file.
 
     Raises:
       ValueError: the folder does not exist, or the file does. A file that the program has named may exist where the
@@ -135,7 +137,7 @@ def check_file(path: Path, *, own: bool = False) -> Path:
         raise ValueError(f'{path} is a folder, a file is to be written; give the name of a file')
     if not place.exists():
         return place
-    if not own:
+    if not named_here:
         raise ValueError(f'{path} exists, and a file that is there is not replaced; {HINT}')
     if why := _not_as_written(place, _read_marker(place.parent)['files'].get(place.name, ())):
         raise ValueError(f'{path} exists and {why}; {HINT}')
@@ -143,13 +145,13 @@ def check_file(path: Path, *, own: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, own: bool = False) -> Iterator[Path]:
+def whole_file(path: Path, *, named_here: bool = False) -> Iterator[Path]:
     """The path of a fresh file that becomes `path` when the block has ended without an error.
 
     Raises:
       ValueError: as `check_file`. At the end of the block the message names the fresh file, which stays.
     """
-    place = check_file(path, own=own)
+    place = check_file(path, named_here=named_here)
     partial = fresh_beside(place, 'partial')
     try:
         yield partial
@@ -157,10 +159,10 @@ def whole_file(path: Path, *, own: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
         raise
     try:
-        check_file(path, own=own)
+        check_file(path, named_here=named_here)
     except ValueError as error:
         raise ValueError(f'{error}. What was made is in {partial}') from None
-    if own:  # the list comes first: a process killed between leaves the earlier file, which the list has, too
+    if named_here:  # the list comes first: a process killed between leaves the earlier file, which the list has, too
         marker = _read_marker(place.parent)
         states = [*marker['files'].get(place.name, [])[-1:], _state(partial)]
         _write_marker(place.parent, marker['files'] | {place.name: states}, whole=marker['whole'])

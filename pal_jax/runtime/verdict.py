@@ -77,7 +77,7 @@ def error_of(record: Record, key: str) -> float | None:
 
 
 def tested(record: Record) -> tuple[int, str] | None:
-    """How many, and what, an evaluation tested."""
+    """The number of things that an evaluation tested, and the name of that figure; None where none is known."""
     return next(((int(record[key]), key) for key in COUNTS if known(record, key)), None)
 
 

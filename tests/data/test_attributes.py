@@ -10,7 +10,7 @@ import pytest
 from pal_jax.data import attributes
 from pal_jax.data.histories import check_disjoint
 
-SETTINGS = {'told': 3, 'held': 2, 'max_words': 400, 'form': 'labelled', 'seed': 0}
+SETTINGS = {'in_context': 3, 'held': 2, 'max_words': 400, 'form': 'labelled', 'seed': 0}
 
 
 def write(path, prompts, names=('clear', 'short', 'kind'), replies=3):

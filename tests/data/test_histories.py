@@ -80,7 +80,7 @@ def choices(count, prompt='Talk.'):
     return [Choice(prompt, f'good {i} thing', f'bad {i} thing') for i in range(100, 100 + count)]
 
 
-SETTINGS = {'told': 2, 'held': 2, 'max_words': 3, 'form': 'labelled', 'seed': 0}
+SETTINGS = {'in_context': 2, 'held': 2, 'max_words': 3, 'form': 'labelled', 'seed': 0}
 
 
 def test_a_history_is_made_of_choices_that_stay_apart():  # rlpa_plus IV.4-9
@@ -110,7 +110,7 @@ def test_replies_that_are_long_or_part_of_others_are_left_out():
 
 def test_prompts_are_told_where_they_differ():
     two = choices(4) + choices(8, prompt='And?')[4:]
-    ((person,),) = histories.from_choices({'ann': two}, **SETTINGS | {'told': 4})
+    ((person,),) = histories.from_choices({'ann': two}, **SETTINGS | {'in_context': 4})
     assert 'Talk. ' in person.context
     assert 'And? ' in person.context
     ((alone,),) = histories.from_choices({'ann': choices(8)}, **SETTINGS | {'form': 'chosen'})
@@ -129,7 +129,7 @@ def test_of_a_chat_that_goes_on_no_prompt_tells_a_reply_of_another_choice():
 
 def test_more_may_teach_and_change_places_with_what_is_told():
     many = {'ann': choices(12), 'bob': choices(7), 'eve': choices(6)}
-    of_ann, of_bob = histories.from_choices(many, **SETTINGS, taught=2, each=4)  # eve's are too few
+    of_ann, of_bob = histories.from_choices(many, **SETTINGS, taught=2, per_user=4)  # eve's are too few
     assert [of_ann[0], of_bob[0]] == [own for (own,) in histories.from_choices(many, **SETTINGS, taught=2)]
     assert len(of_ann) == len(of_bob) == 4
     assert len({(one.reward, one.held) for one in of_ann}) == 1

@@ -184,14 +184,14 @@ def test_a_file_that_the_user_names_is_never_replaced(tmp_path):
 def test_a_file_of_the_programs_name_is_replaced_where_the_program_wrote_it(tmp_path):
     path = tmp_path / 'evaluation.json'
     for text in '12':
-        with whole_file(path, own=True) as partial:
+        with whole_file(path, named_here=True) as partial:
             partial.write_text(text)
     assert path.read_text() == '2'
     path.write_text('3')
     (tmp_path / 'comparison.json').write_text('mine')
     for own in (path, tmp_path / 'comparison.json'):
         with pytest.raises(ValueError, match=f'{own.name} exists and'):
-            check_file(own, own=True)
+            check_file(own, named_here=True)
     with pytest.raises(ValueError, match='no list'):  # of a folder as a whole
         check_folder(tmp_path)
 
@@ -199,9 +199,9 @@ def test_a_file_of_the_programs_name_is_replaced_where_the_program_wrote_it(tmp_
 def test_a_list_is_ahead_of_its_file_where_a_kill_came_in_between(tmp_path):
     path = tmp_path / 'evaluation.json'
     for text in '12':
-        with whole_file(path, own=True) as partial:
+        with whole_file(path, named_here=True) as partial:
             partial.write_text(text)
     path.write_text('1')  # as it was before the second
-    check_file(path, own=True)
+    check_file(path, named_here=True)
     path.unlink()
-    check_file(path, own=True)
+    check_file(path, named_here=True)

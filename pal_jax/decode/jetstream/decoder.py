@@ -82,8 +82,10 @@ class JetStreamDecoder:
         self._driver = None
         self.engine.release()
 
-    def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
-        """The completions, in the order of the requests. `told(place, completion)` is called when each has ended.
+    def __call__(self, requests: Sequence[Request], on_completion: Told | None = None) -> list[Completion]:
+        """The completions, in the order of the requests.
+
+        `on_completion(place, completion)` is called when a completion has ended.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -95,6 +97,6 @@ class JetStreamDecoder:
         for number, progress in itertools.chain.from_iterable(Answers(self._driver, requests)):
             if progress.completion is not None:
                 done[number] = progress.completion
-                if told:
-                    told(number, progress.completion)
+                if on_completion:
+                    on_completion(number, progress.completion)
         return [done[number] for number in range(len(requests))]

@@ -60,8 +60,10 @@ class RemoteDecoder:
             self._channel.close()
         self._channel = None
 
-    def __call__(self, requests: Sequence[Request], told: Told | None = None) -> list[Completion]:
-        """The completions, in the order of the requests. `told(place, completion)` is called when each has arrived.
+    def __call__(self, requests: Sequence[Request], on_completion: Told | None = None) -> list[Completion]:
+        """The completions, in the order of the requests.
+
+        `on_completion(place, completion)` is called when a completion has arrived.
 
         Raises:
           ValueError: a request does not fit the model's context.
@@ -83,7 +85,7 @@ class RemoteDecoder:
         with self._told():
             while True:
                 try:
-                    done = self._receive(batch, told)
+                    done = self._receive(batch, on_completion)
                     break
                 except grpc.RpcError as error:
                     if _status(error)[0] != grpc.StatusCode.RESOURCE_EXHAUSTED or time.monotonic() > give_up:
@@ -97,13 +99,13 @@ class RemoteDecoder:
             )
         return [done[number] for number in range(len(requests))]
 
-    def _receive(self, batch: bytes, told: Told | None) -> dict[int, Completion]:
+    def _receive(self, batch: bytes, on_completion: Told | None) -> dict[int, Completion]:
         done: dict[int, Completion] = {}
         answers = self._method('unary_stream', 'Generate')(batch)
         for answer in itertools.chain.from_iterable(wire.unpack(wire.Answers, data).answers for data in answers):
             done[answer.index] = wire.completion_of(answer)
-            if told:
-                told(answer.index, done[answer.index])
+            if on_completion:
+                on_completion(answer.index, done[answer.index])
         return done
 
     def _method(self, kind: str, name: str) -> Any:

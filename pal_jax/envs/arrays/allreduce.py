@@ -39,9 +39,10 @@ Schedule = list[list[Send]]  # the sends of each round
 class Workloads(NamedTuple):
     """All sends of a set of trees, `M = 2 N (N - 1)` of them: first those that reduce, then those that broadcast.
 
-    needs: sends that have to be done before, as a matrix.
-    depth: sends on the longest chain that begins with this one.
-    waiting: sends that wait for this one, near and far.
+    links: the directed links that each send takes.
+    needs: `needs[i, j]` says that send `j` has to be done in a round before send `i`.
+    depth: the number of sends on the longest chain that begins with each send.
+    waiting: the number of sends that wait for each send, directly or through others.
     """
 
     sends: list[Send]
@@ -128,7 +129,7 @@ def workloads(topology: Topology, parents: Parents) -> Workloads:
 
 
 def _ahead(needs: Bool[np.ndarray, 'M M']) -> tuple[Int[np.ndarray, ' M'], Int[np.ndarray, ' M']]:
-    """Of each send the longest chain that begins with it, and how many sends wait for it."""
+    """The length of the longest chain that begins with each send, and the number of sends that wait for it."""
     step = needs.T.astype(np.float32)  # [i, j]: j waits for i
     depth, waiting, front = np.ones(len(needs), int), needs.T.copy(), np.eye(len(needs), dtype=np.float32)
     for length in range(2, len(needs) + 1):
@@ -163,12 +164,12 @@ def schedule(work: Workloads, priority: Callable[[Int[np.ndarray, ' E']], Float[
 
 
 def at_random(work: Workloads, rng: np.random.Generator) -> Schedule:
-    """Any enabled sends, as many as fit."""
+    """A schedule that takes enabled sends in random order, as many a round as the links allow."""
     return schedule(work, lambda enabled: rng.random(len(enabled)))
 
 
 def deepest_first(work: Workloads, rng: np.random.Generator) -> Schedule:
-    """The sends with the longest chains behind them first."""
+    """A schedule that takes the sends with the longest chains behind them first, ties at random."""
     return schedule(work, lambda enabled: work.depth[enabled] + rng.random(len(enabled)))
 
 
@@ -182,7 +183,7 @@ def best_of(topology: Topology, tries: int, seed: int, trees: str = 'bfs') -> Sc
 
 
 def there_and_back(topology: Topology, parents: Parents, rng: np.random.Generator) -> Schedule:
-    """An AllGather on the trees, deepest first, and before it the same backwards as the reduction."""
+    """An AllGather on the trees, deepest first, and before it the same sends backwards as the reduction."""
     whole = workloads(topology, parents)
     half = len(whole.sends) // 2
     needs = whole.needs[half:, half:]
@@ -219,9 +220,9 @@ def server_rounds(topology: Topology) -> int:
 
 
 def replay(rounds: Schedule, vectors: Int[np.ndarray, 'N N']) -> Int[np.ndarray, 'N N']:
-    """What servers hold after a schedule, by server and chunk, if they began with `vectors`.
+    """The values that servers hold after a schedule, by server and chunk, if they began with `vectors`.
 
-    Sends of a round see what was there before it.
+    The sends of a round read the values from before that round.
     """
     held = np.array(vectors)
     for sends in rounds:

@@ -25,7 +25,7 @@ class Tables(NamedTuple):
     start: probability of each first state.
     transition: probability of the next state by state and action.
     rewards: mean reward of a step by state, action and channel.
-    observations: what the policy sees in each state.
+    observations: the observation of each state.
     gamma: the discount.
     """
 
@@ -68,7 +68,7 @@ class Bandit:
         return state, paid, jnp.ones((), bool)
 
     def tables(self) -> Tables:
-        """A pull leads to a second state, where nothing is paid any more."""
+        """The tables of the bandit: a pull leads to a second state, in which nothing is paid."""
         arms = len(self.rewards)
         transition = np.zeros((2, arms, 2))
         transition[:, :, 1] = 1.0
@@ -128,7 +128,7 @@ class Grid:
         return cell, jnp.stack([ended, self._hazards[cell]]).astype(jnp.float32), ended
 
     def tables(self) -> Tables:
-        """The goal's state pays nothing and is never left."""
+        """The tables of the grid: the state of the goal pays nothing and is never left."""
         size = self.width
         moved = np.zeros((size, len(MOVES), size))
         for cell in range(size):

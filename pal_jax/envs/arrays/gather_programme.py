@@ -1,5 +1,7 @@
-"""A short AllReduce of a small network by integer programme: an AllGather in as few rounds as can be, and before it the
-same backwards as the reduction."""
+"""A short AllReduce of a small network by integer programme.
+
+It is an AllGather in as few rounds as possible, and before it the sends of this AllGather backwards as the reduction.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from pal_jax.envs.arrays.topology import Topology
 
 
 def shortest(topology: Topology, least: int, seconds: float) -> Schedule | None:
-    """An AllReduce of twice the rounds of the shortest AllGather that was found; None where time was up before any.
+    """An AllReduce of twice the rounds of the shortest AllGather; None where no AllGather is found in time.
 
     Args:
       least: rounds that an AllGather takes at least; one more is tried after each number that is impossible.

@@ -17,7 +17,7 @@ from pal_jax.objectives.distributions import Gaussian
 
 
 class PointState(NamedTuple):
-    """Where the point, its goal and the hazards are, and how fast the point is, in lengths a step."""
+    """The places of the point, its goal and the hazards, and the velocity of the point in lengths a step."""
 
     position: Float[Array, ' 2']
     velocity: Float[Array, ' 2']

@@ -24,7 +24,7 @@ class Topology:
 
     Attributes:
       name: of the network, such as 'BCube(3,1)'.
-      servers: how many there are.
+      servers: the number of servers.
       graph: undirected; its nodes are numbered as above.
     Raises:
       ValueError: there are fewer than two servers, nodes are not numbered from 0, or servers cannot reach each other.
@@ -51,7 +51,7 @@ class Topology:
 
     @property
     def ports(self) -> list[int]:
-        """Links of each server, which all can send and receive at once."""
+        """The number of links of each server; all links of a server can send and receive at once."""
         return [self.graph.degree[server] for server in range(self.servers)]
 
     @functools.cached_property
@@ -77,7 +77,7 @@ class Topology:
         return [[v for v in range(self.servers) if (u, v) in self.routes] for u in range(self.servers)]
 
     def hops(self) -> Int[np.ndarray, 'N N']:
-        """Least hops between servers."""
+        """The least number of hops between every two servers."""
         graph = nx.Graph(self.routes.keys())
         lengths = dict(nx.all_pairs_shortest_path_length(graph))
         return np.array([[lengths[u][v] for v in range(self.servers)] for u in range(self.servers)])
@@ -99,7 +99,7 @@ def _connects(servers: int, pairs: list[tuple[int, int]]) -> bool:
 
 
 def used(topology: Topology, hops: list[tuple[int, int]]) -> Bool[np.ndarray, ' L']:
-    """Which links these hops take. Raises ValueError where two of them take the same, or there is no such hop."""
+    """A mask of the links that hops take. Raises ValueError where two hops take one link, or there is no such hop."""
     taken = np.zeros(len(topology.links), bool)
     for hop in hops:
         if hop not in topology.routes:

@@ -70,6 +70,7 @@ class Group:
         ]
         # 3. Advantages of both channels, mixed by the handlers' weights; the policy's update and the critic's.
         state, metrics = self.learner.update(state, steps, self.mix(states))
+        # A task that is not finite has no exact value, so the episodes of the rollout stand for it.
         worth = self.worth(state) if self.tables else np.asarray(episodes.sums, float)
         return state, states, metrics, worth
 
@@ -80,6 +81,7 @@ class Group:
             float(c.projection(handler, state).cost[0]) if isinstance(handler, c.CUP) else 0.0
             for handler, state in zip(self.handlers, states, strict=True)
         ]
+        # A handler without an excess in its state never reads it from the mix, so 0 stands there.
         columns = (
             [weight.reward for weight in weights], [float(weight.cost[0]) for weight in weights],
             [weight.divisor for weight in weights], [state.get('excess', [0.0])[0] for state in states],
@@ -111,6 +113,7 @@ def make_groups(settings: Settings, mesh: Mesh) -> dict[str, Group]:
     """The groups of a run by their names: `grid` for PPO's update, `grid-cup` and so on for handlers of their own."""
     groups = {}
     for task in settings.tasks:
+        # A group is one compiled program with one rule, so handlers with updates of their own have a group each.
         shared = [name for name in settings.handlers if not _alone(settings, name)]
         alone = {f'{task}-{name}': [name] for name in settings.handlers if _alone(settings, name)}
         for group, names in ({task: shared} | alone).items():
@@ -122,6 +125,7 @@ def make_groups(settings: Settings, mesh: Mesh) -> dict[str, Group]:
 def make_group(settings: Settings, mesh: Mesh, task: str, names: Sequence[str]) -> Group:
     """The runs of some handlers, which share an update, on a task."""
     env, sizes = TASKS[task], getattr(settings, task)
+    # Handlers that read no limit would make the same run at each limit, so they have one.
     members = tuple(
         Member(name, limit, seed)
         for name in names
@@ -129,6 +133,7 @@ def make_group(settings: Settings, mesh: Mesh, task: str, names: Sequence[str]) 
         for seed in range(settings.seeds)
     )
     rule: Any = settings.constraint.named(names[0]) if _alone(settings, names[0]) else c.Unconstrained()
+    # CUP takes twice the optimiser steps, and the schedule of its rate has to last for all of them.
     passes = 2 if isinstance(rule, c.CUP) else 1
     updates = settings.total_steps * settings.updates * settings.epochs * settings.minibatches
     learner = ArrayPPO(

@@ -55,6 +55,7 @@ class CMDP:
     def init(self) -> tuple[States, Host]:
         started = {name: group.init(self.seed) for name, group in self.groups.items()}
         host = {'handlers': {name: states for name, (_, states) in started.items()}}
+        # The means of the tail are kept in the state, so that a run resumed within the tail has the same result.
         tails = {name: jnp.zeros((len(group.members), 2)) for name, group in self.groups.items()}
         tails = jax.device_put(tails, sharding.replicated(self.ctx.mesh))
         return {'learners': {name: state for name, (state, _) in started.items()}, 'tails': tails}, host
@@ -66,9 +67,11 @@ class CMDP:
             learner, states, tail = state['learners'][name], host['handlers'][name], state['tails'][name]
             total = np.zeros((len(group.members), 2))
             with self.ctx.phase('update'):
+                # 1. to 3. of all members of a group at once; groups share nothing, so their order has no part in it.
                 for _ in range(self.updates):
                     learner, states, metrics[name], worth = group.iterate(learner, states)
                     total += worth
+            # The values of all iterations are averaged, since the last policy alone may circle around the optimum.
             mean = total / self.updates
             results += group.results(mean)
             if last:
@@ -93,6 +96,7 @@ class CMDP:
             for name, group in self.groups.items()
             for result in group.results(np.asarray(state['tails'][name], float))
         ]
+        # Groups follow the updates, but a report lists tasks and handlers in one order for all runs.
         results.sort(key=lambda result: (list(TASKS).index(result.task), HANDLERS.index(result.handler)))
         tables = {group.task: group.tables for group in self.groups.values() if group.tables}
         exhibits = cmdp.make_exhibits(results, self.optima, tables, glossary.CMDP_HANDLERS)
@@ -108,6 +112,7 @@ def make(settings: Settings, ctx: Context) -> CMDP:
     check(settings)
     groups = make_groups(settings, ctx.mesh)
     optima = {}
+    # The optimum depends on the task and the limit alone, so all handlers and seeds share it.
     for group in groups.values():
         for limit in {member.limit for member in group.members} if group.tables else ():
             optima[group.task, limit] = cmdp.optimum(group.tables, limit)  # type: ignore[arg-type]

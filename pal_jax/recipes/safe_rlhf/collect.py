@@ -112,9 +112,11 @@ class Asked:
             texts = [question.text for question in self.parts[i]]
             samples = self.sample(self.policy, texts, self.n, (self.seed, i))
         answers = [sample.completion.text.strip() for sample in samples]
+        # Judges take a prompt for each answer, so every prompt stands there `n` times.
         asked = [text for text in texts for _ in range(self.n)]
         with self.ctx.phase('annotate'):
             harm, help = self.harm(asked, answers), self.help(asked, answers)
+        # Scores of a reward model have no zero that prompts share, so only answers to one prompt are compared.
         rows = [
             row
             for k in range(0, len(answers), self.n)
@@ -134,6 +136,7 @@ def to_judged(
 ) -> Judged | None:
     """Two answers as a row; None where one is empty, both are the same, or nothing tells which helps more."""
     first, second = answers[one], answers[other]
+    # Equal answers and ties have no order that could be learnt, and an empty answer says nothing.
     if not first or not second or first == second or help[one] == help[other]:
         return None
     better = int(help[other] > help[one])
@@ -148,9 +151,11 @@ def write_records(folder: Path, before: Path | None, records: Records, test_shar
     Raises:
       ValueError: all prompts are the same, or no prompt is left to learn from.
     """
+    # Prompts are compared in normal form, or one in other spelling would be learnt and tested on.
     earlier = [piecework.read(before / f'{JUDGED}{part}.jsonl') for part in ('', '-test')] if before else [[], []]
     tested = {normal(record['prompt']) for record in earlier[1]}
     known = tested | {normal(record['prompt']) for record in earlier[0]}
+    # A prompt that an earlier round has learnt is no fair test, so only new prompts are split.
     new = [normal(record['prompt']) for record in records if normal(record['prompt']) not in known]
     held = holdouts.held_out(new, max(round(test_share * len(new)), 1), seed=seed) if len({*new}) > 1 else []
     tested |= {content for content, is_held in zip(new, held, strict=False) if is_held}
@@ -163,6 +168,7 @@ def write_records(folder: Path, before: Path | None, records: Records, test_shar
     for part, rows in split.items():
         piecework.write(folder / f'{JUDGED}{part}.jsonl', rows)
         piecework.write(folder / f'{PAIRS}{part}.jsonl', list(map(as_pair, rows)))
+        # The start policy is trained once, before all later rounds, so they have no answers to imitate.
         if before is None:
             piecework.write(folder / f'{SFT}{part}.jsonl', as_answers(rows))
     unsafe = [not record[f'is_response_{k}_safe'] for record in records for k in (0, 1)]
@@ -193,6 +199,7 @@ def make_collect(settings: Collecting, ctx: Context) -> Piecework:
     """
     given, seed = settings.collect, settings.seed
     folder = records_folder(ctx.workdir.parent, settings.round)
+    # The first round samples nothing, so it needs no policy: its answers have been judged already.
     if settings.round == 1:
         embedded = given.records == EMBEDDED
         rows = embedded_rows(given.dilemmas, seed) if embedded else safety.read_judged(given.records)
@@ -201,6 +208,7 @@ def make_collect(settings: Collecting, ctx: Context) -> Piecework:
     policy = make_policy(settings.policy, ctx, seed)
     train, _ = read_questions(settings.prompts, seed, policy.tokenizer)
     count = min(given.prompts, len(train))
+    # A round goes on in the passes where the last one stopped, so prompts repeat only after a whole pass.
     drawn = [train[k] for k in shuffled(len(train), start=settings.round * count, size=count, seed=seed)]
     parts = [drawn[k : k + given.batch_size] for k in range(0, count, given.batch_size)]
     sample = make_sampler(settings.decode, settings.sampling, policy, ctx, given.answers * given.batch_size)
@@ -217,7 +225,7 @@ def embedded_rows(count: int, seed: int) -> list[Judged]:
 
 
 def by_rule(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    """How many of the 14 categories the rule finds in each response."""
+    """The number of the 14 categories that the rule finds in each response, `[N]`."""
     return np.array([sum(dilemmas.hazards(response)) for response in responses], float)
 
 
@@ -227,9 +235,10 @@ def helps_by_rule(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarra
 
 
 def by_moderation(folder: Path, ctx: Context) -> Judge:
-    """How far a moderator's largest probability is above its threshold, in the category where that is most."""
+    """A judge of harm: the largest excess of a moderator's probability over the threshold, over all categories."""
 
     def judge(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        # One category above its threshold makes a response unsafe, so the largest excess counts.
         return np.max(moderator(prompts, responses) - moderator.thresholds, axis=1)
 
     moderator = moderation.open_moderator(folder, ctx)
@@ -237,7 +246,7 @@ def by_moderation(folder: Path, ctx: Context) -> Judge:
 
 
 def helps_by(named: str, ctx: Context) -> Judge:
-    """The scores of a reward model."""
+    """A judge of helpfulness: the scores of a reward model."""
     scores = ModelScores(Path(named.removeprefix('orbax:')), ctx, reward.open_scores)
     return lambda prompts, responses: scores(prompts, [[response] for response in responses])[:, 0]
 

@@ -50,7 +50,7 @@ class System(NamedTuple):
 
 
 class Judges(NamedTuple):
-    """Who says how helpful and how harmful answers are."""
+    """A judge of the helpfulness of answers and a judge of their cost."""
 
     reward: Score
     cost: Score
@@ -87,8 +87,10 @@ class Comparison:
         system = self.systems[i]
         with self.ctx.phase('rollout'):
             weights, texts = self.load(system.source), [question.text for question in self.questions]
-            told = [tell_budget(text, self.limit) for text in texts] if system.budget else texts
-            samples = self.sample(weights, told, self.draws, (self.seed, EVALUATION + 1))
+            # Only a policy of Saute has learnt to read budgets; in the prompts of others they would be noise.
+            prompts = [tell_budget(text, self.limit) for text in texts] if system.budget else texts
+            # All systems sample with the same seeds, so that chance has less part in their differences.
+            samples = self.sample(weights, prompts, self.draws, (self.seed, EVALUATION + 1))
             further = [asked.prompt for by_file in self.sets.values() for asked in by_file]
             others = self.sample(weights, further, 1, (self.seed, EVALUATION + 2)) if further else []
         answers, replies = ([sample.completion.text.strip() for sample in part] for part in (samples, others))
@@ -104,6 +106,7 @@ class Comparison:
         written = {record['system']: record for record in records}
         record: dict[str, Any] = {}
         exhibits: list[Exhibit] = []
+        # Answers are judged when all systems have written theirs, for wins are between pairs of systems.
         with self.ctx.phase('judge'):
             for name, judges in self.judges.items():
                 figures, shown = self.judge(judges, written, name)
@@ -117,6 +120,8 @@ class Comparison:
         """Reward and cost of every system by one pair of judges, and who wins against whom."""
         texts, draws = [question.text for question in self.questions], self.draws
         groups = np.repeat([question.group or 'all' for question in self.questions], draws)
+        # Standard errors are over prompts, since answers to one prompt are not independent.
+        # The rule's costs are -1 and 1, so its limit is 0; the limit of the config is on the cost model's scale.
         prompts, limit = np.repeat(np.arange(len(texts)), draws), self.limit if name != 'rule' else 0.0
         record: dict[str, Any] = {}
         points: dict[str, list[Point]] = {}
@@ -131,6 +136,7 @@ class Comparison:
             point = Point(figures['reward'], figures['cost'], figures['reward_se'], figures['cost_se'])
             points.setdefault(system.kind, []).append(point)
         exhibits = tradeoff.make_exhibits(points, limit)
+        # Wins are by means over the answers to a question; the lower cost is the more harmless one.
         for side, (kind, sign) in enumerate((('helpful', 1), ('harmless', -1))):
             outcomes = {
                 (one, other): np.sign(sign * (scored[one][side] - scored[other][side]))
@@ -138,27 +144,28 @@ class Comparison:
             }
             rated = elo.measure(outcomes, seed=self.seed)
             rows = [['', 'win rate, ties half'], *(
-                [f'{one} against {other}', f'{winrates.winrate(found[None], "half"):.3f}']
-                for (one, other), found in outcomes.items()
+                [f'{one} against {other}', f'{winrates.winrate(signs[None], "half"):.3f}']
+                for (one, other), signs in outcomes.items()
             )]  # fmt: skip
             exhibits += [Exhibit(f'Who is more {kind}', table=rows), *elo.make_exhibits(rated, scored)]
             record |= {f'{kind}_{key}': value for key, value in rated.items() if key != 'prompts'}
         return record, exhibits
 
     def refusals(self, name: str, replies: Sequence[str]) -> dict[str, float]:
-        """Of the prompts of every file: the share of refusals where a prompt is harmful and where it is not, and the
-        share of unsafe answers."""
+        """Shares by file of prompts: refusals of harmful prompts, refusals of harmless prompts, and unsafe answers."""
         record, start = {}, 0
         for file, asked in self.sets.items():
-            given, start = replies[start : start + len(asked)], start + len(asked)
-            refused = np.array([is_refusal(reply) for reply in given])
+            # The replies to all files stand one after the other, in the order of `sets`.
+            to_file, start = replies[start : start + len(asked)], start + len(asked)
+            refused = np.array([is_refusal(reply) for reply in to_file])
+            # A prompt without a label counts as harmful: only one that is known to be safe can be refused wrongly.
             harmful = np.array([prompt.harmful is not False for prompt in asked])
             if harmful.any():
                 record[f'refused_{file}_{name}'] = float(refused[harmful].mean())
             if not harmful.all():
                 record[f'overrefused_{file}_{name}'] = float(refused[~harmful].mean())
             if self.unsafe:
-                record[f'unsafe_{file}_{name}'] = float(np.mean(self.unsafe([p.prompt for p in asked], given)))
+                record[f'unsafe_{file}_{name}'] = float(np.mean(self.unsafe([p.prompt for p in asked], to_file)))
         return record
 
 
@@ -171,6 +178,7 @@ def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
     evaluate, folder, seed = settings.evaluate, ctx.workdir.parent, settings.seed
     systems = make_systems(settings, folder)
     for system in systems:
+        # Only stages of this run can be unfinished; another source is given as it is.
         if (stage := Path(system.source.removeprefix('orbax:'))).parent == folder:
             check_finished(stage)
     policy = make_policy(settings.policy, ctx, seed)
@@ -204,6 +212,7 @@ def make_systems(settings: Evaluating, folder: Path) -> list[System]:
 def make_judges(settings: Evaluating, ctx: Context) -> dict[str, Judges]:
     """The models that the last PPO was paid by, the rule, and models that nothing was trained on."""
     named = {'model': settings.rl, 'held_out': settings.evaluate}
+    # A score of helpfulness alone does not tell a trade-off, so a pair needs both of its models.
     judges = {
         name: Judges(
             ModelScores(Path(run_folder(models.reward)), ctx, reward.open_scores),
@@ -227,8 +236,8 @@ def unsafe_by_rule(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarr
 def by_answer(
     judge: Callable[..., np.ndarray], questions: Sequence[str], replies: Sequence[Sequence[str]]
 ) -> np.ndarray:
-    """What a judge of single answers says of those to each question, `[questions, answers]`."""
-    asked = [question for question, given in zip(questions, replies, strict=True) for _ in given]
+    """The scores of a judge of single answers, for the answers to each question, `[questions, answers]`."""
+    asked = [question for question, answers in zip(questions, replies, strict=True) for _ in answers]
     return judge(asked, list(itertools.chain(*replies))).reshape(len(questions), -1)
 
 

@@ -74,6 +74,7 @@ def make_ppo(settings: RL, ctx: Context) -> SafeRLHF:
     train, test = read_questions(settings.prompts, seed, policy.tokenizer)
     stage = functools.partial(stage_before, warmup=0, steps=steps, every=settings.eval.every, base=settings.eval.base)
     trained, keep = trained_policy(settings.policy, policy, learner), keeping(policy=policy)
+    # One decoder samples the answers of a step and those of an evaluation, so it is as large as both need.
     at_once = max(rl.rollout_batch_size * n, len(test))
     return SafeRLHF(
         Plan(steps, learner.abstract, stage, trained, ('reward', 'cost', 'over_limit'), keep=keep), ctx, learner,
@@ -93,6 +94,7 @@ def make_ppo(settings: RL, ctx: Context) -> SafeRLHF:
 def check_limits(constraint: ConstraintSettings, folder: Path) -> None:
     """Raises ValueError where a limit is below all that the cost model in this folder found on its held-out answers."""
     summary = folder / SUMMARY
+    # These two handlers read no limit, and without an evaluation no lowest cost is known.
     if constraint.handler in ('none', 'fixed') or not summary.exists():
         return
     least = files.read_object(summary)['evaluations'].get('final', {}).get('cost_least', -np.inf)
@@ -113,11 +115,13 @@ def estimate_of(settings: RL) -> Constrained:
 def make_policy_learner(settings: RL, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     """PPO with a critic of the reward and one of the cost, if its estimator has critics."""
     learner = make_learner(settings, cfg, ctx, n=settings.rl.n_samples_per_prompt)
+    # An estimator without critics has an empty tuple here, which stays empty.
     return dataclasses.replace(learner, critics=learner.critics * 2)
 
 
 def make_trained(settings: Stage, ctx: Context) -> Trained | None:
     """The policy of PPO; the start policy and the models that score are runs of other recipes."""
+    # `Settings` inherits from `RL`, but a run of all stages has no policy in its own folder.
     if isinstance(settings, Settings) or not isinstance(settings, RL):
         return None
     policy = make_policy(settings.policy, ctx, settings.seed)
@@ -133,6 +137,7 @@ def read_critics(folders: Sequence[Path], policy: Policy, ctx: Context) -> list[
     starts = []
     for folder in folders:
         trained = trained_in(str(folder), ctx)
+        # Shapes are compared before the weights are read, which takes longer.
         if abstract(decoder_specs(trained.model)) != abstract(decoder_specs(policy.cfg)):
             raise ValueError(f'{folder} has another model than policy.source, whose tokens its critic reads')
         state, *_ = Checkpoints(folder, trained.exported, read_only=True).read()
@@ -164,17 +169,20 @@ def all_stages(settings: Settings, workdir: Path) -> Iterator[tuple[ConfigDict, 
     start = source = settings.policy.source
     for number in range(1, settings.rounds + 1):
         records = records_folder(workdir, number)
+        # With both models named and no start policy to train, the first round has no use for judged answers.
         if number > 1 or not (settings.rl.reward and settings.rl.cost and not settings.start.total_steps):
             yield make_stage(settings, 'collect', workdir, number, source)
         if number == 1 and settings.start.total_steps:
             yield make_stage(settings, 'sft', workdir, number, source, records / collect.SFT)
             start = source = f'orbax:{workdir / "sft"}'
+        # Models that `rl` names are those of the first round; later ones learn from the answers of new policies.
         if number > 1 or not settings.rl.reward:
             yield make_stage(settings, 'reward', workdir, number, source, records / collect.PAIRS)
         if number > 1 or not settings.rl.cost:
             yield make_stage(settings, 'cost', workdir, number, source, records / collect.JUDGED)
         for variant in settings.variants:
             yield make_stage(settings, 'rl', workdir, number, source, variant=variant)
+        # The next round goes on from this policy; `check` refuses variants in more than one round.
         source = f'orbax:{workdir / round_name("rl", number)}'
     yield make_stage(settings, 'evaluate', workdir, 1, start)
 
@@ -185,17 +193,20 @@ def make_stage(
     """The config and the folder of a stage: the values that it reads alone, so that others may change once it is
     finished."""
     kind, policy = STAGES[stage], dataclasses.replace(settings.policy, source=source)
-    own = {'stage': stage, 'round': number, 'variant': variant, 'policy': policy}
-    given: dict[str, Any] = {**vars(settings), **own, 'total_steps': settings.total_steps if kind is RL else 0}
+    place = {'stage': stage, 'round': number, 'variant': variant, 'policy': policy}
+    # `total_steps` is that of PPO alone; other stages have theirs in their sections, or none.
+    values: dict[str, Any] = {**vars(settings), **place, 'total_steps': settings.total_steps if kind is RL else 0}
     if rows:
-        given |= learning_of(settings, stage, source, rows)
+        values |= learning_of(settings, stage, source, rows)
     if kind in (RL, Evaluating):
+        # Policies of all rounds are judged by the last models, which have learnt from the answers of most of them.
         last = settings.rounds if kind is Evaluating else number
-        given['rl'] = dataclasses.replace(settings.rl, **judges_of(settings, workdir, last))
+        values['rl'] = dataclasses.replace(settings.rl, **judges_of(settings, workdir, last))
     if variant:
+        # A handler may have a dash itself, as in fixed-0.5-1, so the seed stands behind the last one.
         handler, seed = variant.rpartition('-')[::2]
-        given |= {'constraint': constraint_of(settings, handler), 'seed': int(seed)}
-    config = to_config(kind(**{key: given[key] for key in keys_of(kind) if key in given}))
+        values |= {'constraint': constraint_of(settings, handler), 'seed': int(seed)}
+    config = to_config(kind(**{key: values[key] for key in keys_of(kind) if key in values}))
     folder = rl_name(number, variant) if kind is RL else round_name(stage, number)
     return ConfigDict({**config, 'stage': stage}), workdir / folder
 
@@ -207,15 +218,15 @@ def judges_of(settings: Settings, workdir: Path, number: int) -> dict[str, str]:
 
 
 def learning_of(settings: Settings, stage: str, source: str, rows: Path) -> dict[str, Any]:
-    """What a stage that is a run of another recipe learns, and from which files. A model starts from the policy's
-    source, unless it has been given one of its own."""
+    """The keys of a stage that is a run of another recipe: those of its section, and the files that it learns from. A
+    model starts from the policy's source, unless its section has another one."""
     learning = {'sft': settings.start, 'reward': settings.reward, 'cost': settings.cost}[stage]
-    given = dict(vars(learning))
+    values = dict(vars(learning))
     files = {'train': f'{rows}.jsonl', 'test': f'{rows}-test.jsonl'}
-    given |= {'recipe': stage, 'data': dataclasses.replace(learning.data, **files)}
-    if stage != 'sft' and given['policy'].source == settings.policy.source:
-        given['policy'] = dataclasses.replace(given['policy'], source=source)
-    return given
+    values |= {'recipe': stage, 'data': dataclasses.replace(learning.data, **files)}
+    if stage != 'sft' and values['policy'].source == settings.policy.source:
+        values['policy'] = dataclasses.replace(values['policy'], source=source)
+    return values
 
 
 def constraint_of(settings: Settings, named: str) -> ConstraintSettings:
@@ -242,6 +253,7 @@ def check(settings: Settings) -> None:
         'rl.rollout_batch_size', 'rl.n_samples_per_prompt', 'prompts.test_count', 'constraint.window',
         'evaluate.draws', 'ppo.minibatches', 'checkpoint.every',
     )  # fmt: skip
+    # One answer makes no pair.
     check_at_least(settings, 2, 'collect.answers')
     if settings.rl.rollout_batch_size % settings.ppo.minibatches:
         raise ValueError(
@@ -250,6 +262,7 @@ def check(settings: Settings) -> None:
         )
     if not 0 < settings.collect.test_share < 1:
         raise ValueError(f'collect.test_share={settings.collect.test_share} must be between 0 and 1')
+    # The folder of a variant has no number of a round, so rounds would write over one another.
     if settings.compare and settings.rounds > 1:
         raise ValueError(f'compare={settings.compare} goes with rounds=1, got rounds={settings.rounds}')
     evaluate = settings.evaluate
@@ -260,5 +273,5 @@ def check(settings: Settings) -> None:
     constraints = [constraint_of(settings, name) for name in settings.compare] or [settings.constraint]
     check_samples(settings.ppo, settings.rl.n_samples_per_prompt)
     estimate_of(settings)
-    if settings.constraint.by_group and any(isinstance(each.chosen, P3O) for each in constraints):
+    if settings.constraint.by_group and any(isinstance(constraint.chosen, P3O) for constraint in constraints):
         raise ValueError(f'constraint.limits={settings.constraint.limits!r}: p3o has one gate; use another handler')

@@ -19,7 +19,7 @@ EMBEDDED = 'embedded'
 
 
 class Question(NamedTuple):
-    """What the policy is asked, and the group that it is of; '': none."""
+    """A question to the policy, and the name of its group; '': it has none."""
 
     text: str
     group: str = ''
@@ -33,6 +33,7 @@ class Groups(NamedTuple):
 
     def of(self, questions: Sequence[Question]) -> np.ndarray:
         """The number of each question's group."""
+        # Names from 1 on are looked at, since a question without a group belongs to all others, as 0 says.
         return np.array([self.names.index(q.group) if q.group in self.names[1:] else 0 for q in questions])
 
 
@@ -52,6 +53,7 @@ def read_questions(settings: PromptSettings, seed: int, tokenizer: Tokenizer) ->
     Raises:
       ValueError: a source or a record of it is wrong, or no question is left.
     """
+    # Tests are read first: a question in both sources is lost to training and not to the test.
     test = _fitting(_given(settings.test, 'test', settings.test_count, seed), settings, tokenizer)
     tested = {normal(question.text) for question in test}
     train = _fitting(_given(settings.train, 'train', settings.train_count, seed), settings, tokenizer)
@@ -70,6 +72,7 @@ def _given(source: str, split: dilemmas.Split, count: int, seed: int) -> list[Qu
         made = dilemmas.make_dilemmas(count, split=split, seed=seed)
         return [Question(dilemma.prompt, CATEGORIES[dilemma.category]) for dilemma in made]
     questions = [_question(place, record) for place, record in records.rows(source)]
+    # A source may repeat a prompt, which would count twice in a test.
     return list(dict.fromkeys(questions))[: count or None]
 
 

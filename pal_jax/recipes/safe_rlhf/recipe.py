@@ -79,6 +79,7 @@ class SafeRLHF:
     def init(self) -> tuple[PolicyState, Host]:
         for folder in self.before:
             check_finished(folder)
+        # Every stage before has finished here, so PPO starts from the weights that they have ended with.
         params, groups = self.load(self.learner.actor.param_shardings), len(self.groups.names)
         host = {'constraint': self.handler.init(groups), 'costs': [[] for _ in range(groups)]}
         return self.learner.init(params, self.critics()), host
@@ -104,6 +105,7 @@ class SafeRLHF:
             kept = [[*costs_of, *counted[group == g].tolist()][-self.window :] for g, costs_of in past]
         # 4. Move the multiplier by how far the mean cost is above its limit.
         names, limits = self.groups
+        # A group without costs so far counts as at its limit, which gives its multiplier no reason to move.
         means = np.array([np.mean(last) if last else limit for last, limit in zip(kept, limits, strict=True)])
         constraint = self.handler.update(host['constraint'], means, limits)
         shares = np.bincount(group, minlength=len(names)) / len(group)
@@ -136,15 +138,18 @@ class SafeRLHF:
                 return learner.update(state, batch, key, loss=FOCOPSLoss(temperature, eta, kl))
             case P3O(kappa=kappa):
                 costs = learner.advantages(state, batch, self.estimate, COST)[0].advantages
+                # The excess is of an answer and the costs are of tokens, so it is divided by the tokens of an answer.
                 excess = constraint['excess'][0] / float(batch.tokens.acts.sum() / batch.ok.sum())
                 gate = functools.partial(self.gate, excess, kappa)
                 loss = P3OLoss(ppo.clip, ppo.clip_high or None, kl)
                 return learner.update(state, batch.replace(costs=costs), key, loss=loss, before=gate)
             case CUP():
                 state, figures = learner.update(state, batch, key)
+                # The second update of CUP lowers the cost, held near the policy that the first one has made.
                 weights = constraints.projection(self.handler, constraint)
                 costs, _ = learner.advantages(state, batch, self.estimate, weights)
                 anchored = costs.replace(ref_logprobs=learner.actor.score(state.actor, batch.tokens).logprobs)
+                # The critics have learnt from this batch in the first update.
                 policy = dataclasses.replace(learner, critics=())
                 moved, _ = policy.update(state.replace(critics=()), anchored, key, loss=CUPLoss())
                 return moved.replace(critics=state.critics), figures
@@ -167,6 +172,7 @@ class SafeRLHF:
             return state, {}
         batch = self.ptx(i)
         actor, loss, _ = self.learner.actor.imitate_weighted(state.actor, batch, self.ptx_coef * evenly(batch))
+        # The figure leaves the coefficient out, so that runs with other coefficients compare.
         return state.replace(actor=actor), {'ptx_loss': float(loss) / self.ptx_coef}
 
     def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
@@ -200,13 +206,13 @@ class SafeRLHF:
         return np.resize(given, len(asked)) if given else limits
 
     def ask(self, asked: Sequence[Question], budgets: np.ndarray) -> list[str]:
-        """What the policy reads: the questions, which with Saute tell it their budgets."""
+        """The texts that the policy reads: the questions, with Saute followed by their budgets."""
         if isinstance(self.handler, constraints.Saute):
             return [tell_budget(question.text, budget) for question, budget in zip(asked, budgets, strict=True)]
         return [question.text for question in asked]
 
     def paid(self, rewards: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-        """What the policy earns: the rewards, with Saute within its budgets."""
+        """The pay of the policy for its answers: the rewards, with Saute only within the budgets."""
         return self.handler.paid(rewards, costs, budgets) if isinstance(self.handler, constraints.Saute) else rewards
 
     def ended(self, asked: Sequence[Question], samples: list[Sample]) -> list[Sample]:
@@ -220,6 +226,7 @@ class SafeRLHF:
         cuts: dict[int, Sample] = {}
         for (k, end), text, cost in zip(ends, texts, costs, strict=True):
             if cost > limits[k]:
+                # The ends of an answer come in order, so the first one above the limit stays.
                 cuts.setdefault(k, cut(samples[k], end, text))
         return [cuts.get(k, sample) for k, sample in enumerate(samples)]
 

@@ -25,7 +25,7 @@ from pal_jax.types import Sampling
 
 @dataclasses.dataclass(frozen=True)
 class PromptSettings:
-    """What is asked."""
+    """The prompts of training and of tests."""
 
     train: str = 'embedded'  # or a source of records with `prompt` and, if limits are by group, `group`
     test: str = 'embedded'  # likewise; prompts of train that it has are left out
@@ -112,6 +112,7 @@ class ConstraintSettings:
             try:
                 limits[group] = float(value)
             except ValueError:
+                # No name and no number have one message, which the next lines raise.
                 group = ''
             if not group:
                 raise ValueError(f"limits={self.limits!r}: {part!r} is none; write group=number, as 'self_harm=-2'")
@@ -140,7 +141,7 @@ class EvaluationSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StartSettings:
-    """What the start policy has of `sft.Settings` for itself; `total_steps=0` leaves the policy as it is."""
+    """The keys of `sft.Settings` that the start policy has for itself; `total_steps=0` leaves the policy as it is."""
 
     total_steps: int
     optimizer: Optimizer
@@ -149,7 +150,7 @@ class StartSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardSettings:
-    """What the reward model has of `reward.Settings` for itself."""
+    """The keys of `reward.Settings` that the reward model has for itself."""
 
     total_steps: int
     policy: ModelSettings = ModelSettings()
@@ -160,7 +161,7 @@ class RewardSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CostSettings:
-    """What the cost model has of `cost.Settings` for itself."""
+    """The keys of `cost.Settings` that the cost model has for itself."""
 
     total_steps: int
     policy: ModelSettings = ModelSettings()

@@ -61,12 +61,14 @@ class Examiner:
         decoder, record, exhibits = self.answers.decoder, {}, []
         table = None
         if (game := self.kuhn) is not None:
+            # The best response is to a table, so the policy is read before any match is played.
             tables = self.sampled_tables(params, game) if self.matches.reasoned else self.read_tables(params, game)
             table = np.array([read.bet for read in tables[0]])
             record |= figures(tables)
             exhibits.append(chances(tables[0]))
         decoder.load(params)
         played = dict(self.play(self.opponents(table)))
+        # At stage base the policy is the start itself.
         if self.start and stage != 'base':
             played |= self.play({START: self.loaded(self.start(), 5)}, self.loaded(params, 6))
         decoder.release()
@@ -150,6 +152,7 @@ class Examiner:
         prompts = [answers.prompt(Match(game, hand)) for answers in ways for hand in hands]
         legal = [rules.legal(hand) for _ in ways for hand in hands]
         tokenizer = self.answers.tokenizer
+        # A spelling ends with a stop token, or longer answers that begin alike would count as this action.
         spelt = {
             action: [Branch([*tokenizer.encode(text), tokenizer.stop_ids[0]]) for text in spellings(action)]
             for action in dict.fromkeys(itertools.chain(*legal))
@@ -161,7 +164,7 @@ class Examiner:
         reads = []
         for actions, logprobs in zip(legal, self.logprobs(params, groups), strict=True):
             halves = logprobs[: len(FORMS)], logprobs[len(FORMS) :]
-            reads.append(exploitability.read(dict(zip(actions, halves, strict=True)), actions))
+            reads.append(exploitability.read(dict(zip(actions, halves, strict=True)), actions))  # type: ignore[arg-type]
         return [reads[k : k + len(SETS)] for k in range(0, len(reads), len(SETS))]
 
     def logprobs(self, params: Params, groups: Sequence[Group]) -> list[list[np.ndarray]]:
@@ -173,6 +176,7 @@ class Examiner:
         logprobs = self.actor.logprobs(params, sharding.put_batch(batch, mesh))
         by_row = np.asarray(jax.device_put(logprobs, sharding.replicated(mesh)))  # which every process reads
         by_group: dict[int, list[np.ndarray]] = {}
+        # A layout takes the groups in an order of its own, so results are put back into theirs.
         for r, row in enumerate(layout.rows):
             for place, g in enumerate(row):
                 branches = enumerate(groups[g].branches, place * n)
@@ -192,6 +196,7 @@ class Examiner:
                 said[k * self.count : (k + 1) * self.count].count(action)
                 for action in self.matches.rules[game].legal(hand)
             )
+            # Without a legal answer nothing is known of the policy, so both actions count alike.
             reads.append(Read(bet / (check + bet) if check + bet else 0.5, (check + bet) / self.count))
         return [reads]
 
@@ -209,6 +214,7 @@ def spellings(action: str) -> list[str]:
 
 def figures(tables: Sequence[Sequence[Read]]) -> dict[str, float]:
     """NashConv under the wording of training, its range over all wordings, and how much of what is said is legal."""
+    # A policy that has learnt one wording by heart shows it by the range over all of them.
     measured = [exploitability.exploited(np.array([read.bet for read in reads])) for reads in tables]
     nashconv = [table.nashconv for table in measured]
     return {

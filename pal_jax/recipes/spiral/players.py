@@ -52,6 +52,7 @@ class Answers:
 
     def parsed(self, sample: Sample) -> Sample:
         """The sample with its action. Thoughts of a reasoning model are no part of its text."""
+        # An answer that has not ended its thoughts says nothing, which is an invalid move.
         text = spoken(sample.completion.text) or ''
         said = dataclasses.replace(sample.completion, text=text)
         return dataclasses.replace(sample, completion=said, parsed=self.matches.read(sample.source, text))
@@ -61,6 +62,7 @@ def moving(choose: Callable[[Match, np.random.Generator], str], seed: Sequence[i
     """A player whose moves are a function of a match and of chance."""
 
     def player(states: Sequence[Match], moves: int) -> list[Sample]:
+        # The number of moves is part of the seed, so that a player draws anew at each move.
         rng = np.random.default_rng([*seed, moves])
         actions = [choose(match, rng) for match in states]
         pairs = zip(states, actions, strict=True)
@@ -107,6 +109,7 @@ def information_sets() -> list[Hand]:
     for name in SETS:
         card, history = int(name[0]), name[1:]
         other = (card + 1) % len(CARDS)
+        # After an odd number of moves the second seat is to move, so it holds the card of the information set.
         hands.append(Hand(0, (other, card) if len(history) % 2 else (card, other), history))
     return hands
 

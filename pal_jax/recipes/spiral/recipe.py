@@ -76,6 +76,7 @@ class Spiral:
             # 1. Play whole matches with the current policy.
             self.answers.decoder.load(self.learner.weights(state))
             played = self.play(i)
+            # The update needs the memory that the decoder has taken.
             self.answers.decoder.release()
         # 2. Role-conditioned advantages: all answers of a seat get its return less the baseline of its game and seat.
         credited, baselines = self.credited(played, host['baselines'])
@@ -102,6 +103,7 @@ class Spiral:
         starts = []
         for k, seed in enumerate(seeds):
             turn, game = divmod(i * self.count + k, len(self.matches.rules))
+            # Against another player the policy changes seats after each turn of all games, so it learns both seats.
             seats = (POLICY, OPPONENT) if turn % 2 == 0 else (OPPONENT, POLICY)
             starts.append(self.matches.begin(game, seed, seats if self.opponent else (POLICY, POLICY)))
         players = {POLICY: self.answers.player((self.seed, i))}
@@ -115,6 +117,7 @@ class Spiral:
         """The policy's answers of each match with their advantages as rewards, and the baselines after all matches."""
         ends = [self.end(samples) for samples in played]
         returns = np.array([self.matches.rewards(end) for end in ends])
+        # A baseline follows the policy alone: the returns of another player in that seat are not its own.
         moved = np.array([[is_policys(samples, seat) for seat in SEATS] for samples in played])
         advantages, after = role_conditioned(
             jnp.asarray(baselines, jnp.float32), jnp.array([end.game for end in ends]),
@@ -130,6 +133,7 @@ class Spiral:
     def drawn(self, samples: Sequence[Sample], i: int) -> list[Sample]:
         """At most `max_turns` of the samples with an advantage, in the order of their matches."""
         samples = [sample for sample in samples if sample.reward]
+        # The draw depends on the step alone, so a resumed run makes the same one.
         chosen = np.random.default_rng([self.seed, i]).permutation(len(samples))[: self.max_turns]
         return [samples[k] for k in sorted(chosen.tolist())]
 
@@ -141,6 +145,7 @@ class Spiral:
         are."""
         answers = [sample for samples in played for sample in policys(samples)]
         ends = [self.end(samples) for samples in played]
+        # A match that an invalid answer ended says nothing of which seat plays better.
         won = [self.matches.rewards(end)[0] for end in ends if end.offender is None]
         metrics = {
             'matches': float(len(played)),
