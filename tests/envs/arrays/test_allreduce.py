@@ -175,7 +175,9 @@ def test_the_known_optimum_of_a_bcube_is_a_schedule():
 
 
 @pytest.mark.parametrize(
-    ('network', 'least', 'rounds'), [(t.bcube(2, 1), 2, 4), (t.ring(5), 2, 4)], ids=lambda x: str(x)
+    ('network', 'least', 'rounds'),
+    [(t.bcube(2, 1), 2, 4), (t.ring(5), 2, 4)],
+    ids=lambda value: getattr(value, 'name', ''),
 )
 def test_the_integer_programme_finds_shortest_schedules(network, least, rounds):
     found = gather_programme.shortest(network, least, 60.0)
