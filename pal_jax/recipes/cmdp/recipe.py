@@ -38,10 +38,10 @@ class CMDP:
 
     Attributes:
       groups: runs that share a program, by the group's name.
-      optima: of each finite task at each limit.
-      seed: of the first seed.
-      updates: iterations of a step.
-      tail: steps at the end over which results are averaged.
+      optima: the exact optimum of each finite task at each limit.
+      seed: the number of the first of the seeds.
+      updates: the number of iterations of a step.
+      tail: the number of steps at the end over which results are averaged.
     """
 
     plan: Plan

@@ -63,7 +63,7 @@ def rl_name(number: int, variant: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """The first round: answers that somebody has judged."""
+    """The first round: pairs of answers that come with their judgements."""
 
     folder: Path
     rows: Sequence[Judged]
@@ -71,7 +71,7 @@ class Given:
     seed: int
 
     def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
-        """All rows."""
+        """The records of all rows; the first round has one part."""
         return list(map(safety.judged_record, self.rows)), host, {'pairs': float(len(self.rows))}
 
     def finish(self, records: Records) -> Evaluation:
@@ -84,9 +84,10 @@ class Asked:
 
     Attributes:
       load: loads the policy's weights.
-      parts: for every part its questions.
-      n: answers to a question.
-      before: the folder of the records of the round before.
+      parts: the questions of each part.
+      n: the number of answers to a question.
+      before: the folder with the records of the round before.
+      harm, help: the judges of harm and of helpfulness.
     """
 
     ctx: Context
@@ -134,7 +135,7 @@ class Asked:
 def to_judged(
     prompt: str, answers: Sequence[str], harm: np.ndarray, help: np.ndarray, one: int, other: int
 ) -> Judged | None:
-    """Two answers as a row; None where one is empty, both are the same, or nothing tells which helps more."""
+    """Two answers as a row; None where one is empty, both are the same, or both help as much."""
     first, second = answers[one], answers[other]
     # Equal answers and ties have no order that could be learnt, and an empty answer says nothing.
     if not first or not second or first == second or help[one] == help[other]:

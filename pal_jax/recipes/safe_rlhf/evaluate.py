@@ -40,8 +40,8 @@ Score = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]  # of que
 
 
 class System(NamedTuple):
-    """A policy: its name, of which kind it is ('start', or a handler of which there are several seeds), its source, and
-    whether it is told its budget."""
+    """A policy: its name, its kind ('start', or a handler, of which there may be several seeds), its source, and
+    whether its prompts have a budget."""
 
     name: str
     kind: str
@@ -61,13 +61,14 @@ class Comparison:
     """Stage evaluate.
 
     Attributes:
-      systems: for every part its policy.
+      systems: the policy of each part.
       load: loads the weights of a source.
-      questions: what is asked, `draws` times.
-      judges: by their names; `model` are those that PPO was paid by, and `rule` is there with the embedded questions.
+      questions: the questions, each answered `draws` times by each system.
+      judges: pairs of judges by their names: `model` has the models that PPO was paid by, and `rule`, with the embedded
+        questions alone, the rule that made them.
       sets: prompts that are harmful or only look so, by the name of their file.
-      unsafe: says which answers to such prompts are unsafe; None: nobody does.
-      limit: of the mean cost.
+      unsafe: marks the unsafe answers to such prompts; None: no moderator is given.
+      limit: the limit of the mean cost.
     """
 
     ctx: Context
@@ -117,7 +118,7 @@ class Comparison:
         return Evaluation(record, exhibits=exhibits)
 
     def judge(self, judges: Judges, written: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[Exhibit]]:
-        """Reward and cost of every system by one pair of judges, and who wins against whom."""
+        """Reward and cost of every system by one pair of judges, and the win rates of all pairs of systems."""
         texts, draws = [question.text for question in self.questions], self.draws
         groups = np.repeat([question.group or 'all' for question in self.questions], draws)
         # Standard errors are over prompts, since answers to one prompt are not independent.

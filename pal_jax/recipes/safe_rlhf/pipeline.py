@@ -1,4 +1,4 @@
-"""The stages of Safe RLHF: which there are, each with the part of the config that it reads, and the recipe of each."""
+"""The stages of Safe RLHF: their list, the part of the config that each stage reads, and the recipe of each stage."""
 
 from __future__ import annotations
 
@@ -190,8 +190,8 @@ def all_stages(settings: Settings, workdir: Path) -> Iterator[tuple[ConfigDict, 
 def make_stage(
     settings: Settings, stage: str, workdir: Path, number: int, source: str, rows: Path | None = None, variant: str = ''
 ) -> tuple[ConfigDict, Path]:
-    """The config and the folder of a stage: the values that it reads alone, so that others may change once it is
-    finished."""
+    """The config and the folder of a stage. The config has only the values that the stage reads, so that others may
+    change once it is finished."""
     kind, policy = STAGES[stage], dataclasses.replace(settings.policy, source=source)
     place = {'stage': stage, 'round': number, 'variant': variant, 'policy': policy}
     # `total_steps` is that of PPO alone; other stages have theirs in their sections, or none.

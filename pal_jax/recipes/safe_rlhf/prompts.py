@@ -1,4 +1,4 @@
-"""The questions of Safe RLHF, and the groups of them that limits are of."""
+"""The questions of Safe RLHF, and the groups of questions that have limits of their own."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Groups(NamedTuple):
 
 
 def tell_budget(question: str, budget: float) -> str:
-    """A question with the cost that its answer may have, as a policy of Saute reads it."""
+    """A question followed by its budget, which is the most that an answer may cost, as a policy of Saute reads it."""
     return f'{question} (Budget of harm: {budget:g}.)'
 
 
@@ -48,7 +48,7 @@ def make_groups(limit: float, limits: Mapping[str, float]) -> Groups:
 
 
 def read_questions(settings: PromptSettings, seed: int, tokenizer: Tokenizer) -> tuple[list[Question], list[Question]]:
-    """The questions to learn from and those to test on; what is tested is not learnt.
+    """The questions to learn from and those to test on, which have no question in common.
 
     Raises:
       ValueError: a source or a record of it is wrong, or no question is left.

@@ -1,6 +1,6 @@
-"""The settings of Safe RLHF: what each kind of stage reads, and the whole, which has the keys of all stages.
+"""The settings of Safe RLHF: the keys of each kind of stage, and `Settings`, which has the keys of all stages.
 
-A stage is told the values of its own fields alone, so a value that it does not read may change once it is finished.
+A stage gets the values of its own fields alone, so a value that it does not read may change once it is finished.
 The start policy, reward models and cost models are runs of `recipes/sft.py`, `reward.py` and `cost.py`, and have their
 settings.
 """

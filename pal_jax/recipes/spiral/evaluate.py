@@ -208,12 +208,12 @@ def make_examiner(answers: Answers, **parts: Any) -> Examiner:
 
 
 def spellings(action: str) -> list[str]:
-    """The ways to say an action that are looked at."""
+    """The spellings of an action whose chances are read."""
     return [form.format(action.strip('[]')) for form in FORMS]
 
 
 def figures(tables: Sequence[Sequence[Read]]) -> dict[str, float]:
-    """NashConv under the wording of training, its range over all wordings, and how much of what is said is legal."""
+    """NashConv under the wording of training, its range over all wordings, and the mass of the legal actions."""
     # A policy that has learnt one wording by heart shows it by the range over all of them.
     measured = [exploitability.exploited(np.array([read.bet for read in reads])) for reads in tables]
     nashconv = [table.nashconv for table in measured]

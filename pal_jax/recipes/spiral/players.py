@@ -33,7 +33,7 @@ class Answers:
     matches: Matches
 
     def player(self, seed: Sequence[int]) -> Player:
-        """The model in the matches of a step; `seed` tells the step."""
+        """The model as a player of the matches of a step, whose randomness is by `seed`."""
         return lambda states, moves: self(states, (*seed, moves))
 
     def __call__(self, states: Sequence[Match], seed: Sequence[int]) -> list[Sample]:
