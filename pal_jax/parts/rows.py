@@ -57,7 +57,7 @@ class Rows(NamedTuple):
     def told(self) -> str:
         """The split of the rows, in a line."""
         rows = f'{len(self.train)} rows to learn from, {len(self.test)} to test on, of other prompts'
-        return f'{rows} ({self.moved} moved for it)'
+        return f'{rows} ({self.moved} kept from testing for it)'
 
     def draw(self, i: int) -> list[Group]:
         """The rows of step `i`, in shuffled passes over all rows.

@@ -74,7 +74,7 @@ class World:
     def told(self) -> str:
         """The split of the people, in a line."""
         tested = ', '.join(f'{len(people)} {split}' for split, people in self.tests.items())
-        moved = f'({self.moved} moved for it)'
+        moved = f'({self.moved} kept from testing for it)'
         return f'{len(self.train)} people to learn from; to test on, with other facts: {tested} {moved}'
 
     def evaluate(self, answer: Respond, *, rounds: int) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:

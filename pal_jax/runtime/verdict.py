@@ -102,7 +102,8 @@ def _evaluated(key: str, sign: float, before: Record, after: Record) -> Verdict:
     gap, error = after[key] - before[key], both(*(error_of(each, key) for each in (before, after)))
     told = f'the mean {key} {moved(before[key], after[key])}'
     basis = (
-        f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}, taken as independent, which is cautious.'
+        f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}, as if of different samples, which '
+        'widens the interval.'
     )
     return Verdict(answer(sign * gap, error, after), f'{told}: {gap:+.3f}{between(*interval(gap, error))}.', basis)
 

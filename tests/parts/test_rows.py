@@ -67,7 +67,7 @@ def test_a_prompt_is_learnt_or_tested_on_in_whatever_clothes(tmp_path, method, r
     train, test = asked(found.train), asked(found.test)
     assert (len(train), len(test), found.moved) == (160, 40, 160)
     assert not set(train) & set(test) and len(set(test)) == 8
-    assert '160 rows to learn from, 40 to test on' in found.told and '160 moved' in found.told
+    assert '160 rows to learn from, 40 to test on' in found.told and '160 kept from testing' in found.told
     again = make(method, write(tmp_path / 'b.jsonl', lines[::-1]))
     assert sorted(asked(again.test)) == sorted(test)  # the order says nothing
     more = make(method, write(tmp_path / 'c.jsonl', [*lines, record('Another')]))
@@ -115,7 +115,7 @@ def test_a_run_begins_with_a_line_about_it(tmp_path, method, record):
     recipe = {'sft': sft, 'dpo': dpo, 'reward': reward}[method]
     mesh = devices.make_mesh(devices=jax.devices()[:1])
     recipe.make(configs.settings(method, **{'data.train': path, 'export': False}), Context(mesh, log=told.append))
-    assert told == ['8 rows to learn from, 2 to test on, of other prompts (5 moved for it)']
+    assert told == ['8 rows to learn from, 2 to test on, of other prompts (5 kept from testing for it)']
 
 
 def test_the_same_answer_twice_is_no_pair(tmp_path):
