@@ -401,7 +401,7 @@ def timeless(row):
     return {key: value for key, value in row.items() if not key.startswith('seconds')}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_rounds_of_all_stages_leave_policies_side_by_side_and_go_on_bit_by_bit(tmp_path, monkeypatch):
     changes = {'rounds': 2, 'ppo.estimator': 'gae', 'ptx.coef': 2.0, 'ptx.batch_size': 2}
     assert run(monkeypatch, tmp_path / 'whole', **changes) == 0
