@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
+from benchmarks.scores import by_length
 from pal_jax.data import formats, records
 from pal_jax.evals.accuracy import hits
 from pal_jax.evals.reward_model import shares
@@ -30,7 +29,6 @@ from pal_jax.scoring import open_scorer
 
 PAIRS = Path(__file__).parents[2] / 'shared' / 'data' / 'hh_rlhf_harmless' / 'test.jsonl'
 QUICK = 100  # pairs
-CHUNK = 16  # answers that are scored at once
 
 
 def scored(run: str, rows: Sequence[formats.Prompted]) -> np.ndarray:
@@ -38,11 +36,7 @@ def scored(run: str, rows: Sequence[formats.Prompted]) -> np.ndarray:
     scorer, sign = open_scorer(run), -1.0 if read_config(run_folder(run)).recipe in ('cost', 'moderation') else 1.0
     answers = [scorer.read({'prompt': row.prompt, 'completion': reply}) for row in rows for reply in row.replies]
     sizes = [len(row.content) + len(str(reply)) for row in rows for reply in row.replies]
-    order = sorted(range(len(answers)), key=sizes.__getitem__)  # alike ones pad little
-    scores = np.zeros(len(answers))
-    for start in track(range(0, len(order), CHUNK), 'scoring', console=Console(stderr=True), transient=True):
-        at = order[start : start + CHUNK]
-        scores[at] = scorer.score([answers[k] for k in at])
+    scores = by_length(sizes, lambda at: scorer.score([answers[k] for k in at]))
     return sign * scores.reshape(-1, 2)
 
 

@@ -39,6 +39,7 @@ from pal_jax.runtime.metrics import EVALS, read_records
 from pal_jax.runtime.report import REPORT
 from pal_jax.types import Completion, Sample
 from tests import configs
+from tests.whole_runs import run
 
 get_config, get_settings = (functools.partial(load, 'psoups') for load in (configs.load, configs.settings))
 ONE = Context(devices.make_mesh(devices=jax.devices()[:1]), lambda name: contextlib.nullcontext())
@@ -508,15 +509,6 @@ def test_rollouts_are_made_in_parts(tmp_path):
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
-def run(monkeypatch, workdir, variant='smoke', **changes):
-    config = get_config(variant, **changes)
-    monkeypatch.setattr(cli, 'config', lambda: config)
-    monkeypatch.setattr(cli, 'workdir', lambda: workdir)
-    monkeypatch.setattr(cli, 'place', lambda: None)
-    monkeypatch.setattr(devices, 'initialize', lambda *_: None)  # the suite's own cache of programs
-    return train.main()
-
-
 @pytest.mark.long
 def test_a_run_that_is_stopped_between_stages_goes_on_and_leaves_everything(tmp_path, monkeypatch, capsys):
     trained = []
@@ -527,8 +519,8 @@ def test_a_run_that_is_stopped_between_stages_goes_on_and_leaves_everything(tmp_
         return 128 + signal.SIGTERM if len(trained) == 4 else original(config, workdir)
 
     monkeypatch.setattr(train, 'train', stopping)
-    assert run(monkeypatch, tmp_path) == 128 + signal.SIGTERM
-    assert run(monkeypatch, tmp_path) == 0
+    assert run(monkeypatch, tmp_path, get_config('smoke')) == 128 + signal.SIGTERM
+    assert run(monkeypatch, tmp_path, get_config('smoke')) == 0
     assert trained[3] == trained[4]
     assert len(trained) - 1 == len(set(trained)) == 13
     assert 'reward-general is finished' in capsys.readouterr().out

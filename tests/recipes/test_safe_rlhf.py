@@ -7,13 +7,12 @@ import dataclasses
 import functools
 import json
 import signal
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from pal_jax import cli, train
+from pal_jax import cli
 from pal_jax.data.packing import pack_rollouts
 from pal_jax.data.safety import CATEGORIES, to_judged
 from pal_jax.evals.refusals import Asked
@@ -36,6 +35,7 @@ from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Completion, Sample
 from tests import configs
+from tests.whole_runs import run, stop_once, timeless
 
 get_config, get_settings = (functools.partial(load, 'safe_rlhf') for load in (configs.load, configs.settings))
 MESH = devices.make_mesh(devices=jax.devices()[:1])
@@ -388,23 +388,10 @@ def test_eight_devices_make_the_step_of_one():
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
-def run(monkeypatch, workdir: Path, **changes):
-    config = get_config(**changes)
-    monkeypatch.setattr(cli, 'config', lambda: config)
-    monkeypatch.setattr(cli, 'workdir', lambda: workdir)
-    monkeypatch.setattr(cli, 'place', lambda: None)
-    monkeypatch.setattr(devices, 'initialize', lambda *_: None)  # the suite's own cache of programs
-    return train.main()
-
-
-def timeless(row):
-    return {key: value for key, value in row.items() if not key.startswith('seconds')}
-
-
 @pytest.mark.long
 def test_two_rounds_of_all_stages_leave_policies_side_by_side_and_go_on_bit_by_bit(tmp_path, monkeypatch):
-    changes = {'rounds': 2, 'ppo.estimator': 'gae', 'ptx.coef': 2.0, 'ptx.batch_size': 2}
-    assert run(monkeypatch, tmp_path / 'whole', **changes) == 0
+    config = get_config(**{'rounds': 2, 'ppo.estimator': 'gae', 'ptx.coef': 2.0, 'ptx.batch_size': 2})
+    assert run(monkeypatch, tmp_path / 'whole', config) == 0
     final = read_records(tmp_path / 'whole' / 'evaluate' / EVALS)[-1]
     assert {'model_start_reward', 'model_rl_cost', 'rule_rl-2_cost', 'model_helpful_elo_rl'} <= final.keys()
     assert {path.name for path in (tmp_path / 'whole' / 'generations').iterdir()} == {
@@ -414,20 +401,10 @@ def test_two_rounds_of_all_stages_leave_policies_side_by_side_and_go_on_bit_by_b
     assert 'ptx_loss' in metrics[0] and 'value_loss_1' in metrics[0]
 
     # The same, stopped in the middle of a stage.
-    original, wishes = SafeRLHF.step, [signal.SIGTERM]
-
-    def step(self, state, host, i):
-        monkeypatch.setattr(train, 'agree', lambda stop, late: (wishes.pop() if wishes else 0, late))
-        return original(self, state, host, i)
-
-    monkeypatch.setattr(SafeRLHF, 'step', step)
-    assert run(monkeypatch, tmp_path / 'again', **changes) == 128 + signal.SIGTERM
-    assert run(monkeypatch, tmp_path / 'again', **changes) == 0
-    ours, theirs = (
-        list(map(timeless, read_records(place)))
-        for place in (tmp_path / 'whole' / 'rl' / METRICS, tmp_path / 'again' / 'rl' / METRICS)
-    )
-    assert ours == theirs
+    stop_once(monkeypatch, SafeRLHF)
+    assert run(monkeypatch, tmp_path / 'again', config) == 128 + signal.SIGTERM
+    assert run(monkeypatch, tmp_path / 'again', config) == 0
+    assert timeless(tmp_path / 'again' / 'rl' / METRICS) == timeless(tmp_path / 'whole' / 'rl' / METRICS)
     again = read_records(tmp_path / 'again' / 'evaluate' / EVALS)[-1]
     assert {k: v for k, v in again.items() if 'seconds' not in k} == {
         k: v for k, v in final.items() if 'seconds' not in k

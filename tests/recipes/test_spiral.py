@@ -7,13 +7,11 @@ import dataclasses
 import functools
 import json
 import signal
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from pal_jax import cli, train
 from pal_jax.data.packing import Branch, Group, pack_rollouts
 from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.envs.kuhn_poker import KuhnPoker
@@ -35,6 +33,7 @@ from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Completion, Sample
 from tests import configs
+from tests.whole_runs import run, stop_once, timeless
 
 get_config, get_settings = (functools.partial(load, 'spiral') for load in (configs.load, configs.settings))
 MESH = devices.make_mesh(devices=jax.devices()[:1])
@@ -296,34 +295,14 @@ def test_wrong_values_are_told_in_one_line(changes, named):
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
-def run(monkeypatch, workdir: Path, **changes):
-    config = get_config(**changes)
-    monkeypatch.setattr(cli, 'config', lambda: config)
-    monkeypatch.setattr(cli, 'workdir', lambda: workdir)
-    monkeypatch.setattr(cli, 'place', lambda: None)
-    monkeypatch.setattr(devices, 'initialize', lambda *_: None)  # the suite's own cache of programs
-    return train.main()
-
-
-def timeless(row):
-    return {key: value for key, value in row.items() if not key.startswith('seconds')}
-
-
 @pytest.mark.slow
 def test_a_run_that_is_stopped_between_steps_goes_on_bit_by_bit(tmp_path, monkeypatch):
-    assert run(monkeypatch, tmp_path / 'whole') == 0
-    original, wishes = Spiral.step, [signal.SIGTERM]
-
-    def step(self, state, host, i):
-        monkeypatch.setattr(train, 'agree', lambda stop, late: (wishes.pop() if wishes else 0, late))
-        return original(self, state, host, i)
-
-    monkeypatch.setattr(Spiral, 'step', step)
-    assert run(monkeypatch, tmp_path / 'again') == 128 + signal.SIGTERM
-    assert run(monkeypatch, tmp_path / 'again') == 0
+    assert run(monkeypatch, tmp_path / 'whole', get_config()) == 0
+    stop_once(monkeypatch, Spiral)
+    assert run(monkeypatch, tmp_path / 'again', get_config()) == 128 + signal.SIGTERM
+    assert run(monkeypatch, tmp_path / 'again', get_config()) == 0
     for name in (METRICS, EVALS):
-        ours, theirs = ([timeless(row) for row in read_records(tmp_path / each / name)] for each in ('whole', 'again'))
-        assert ours == theirs
+        assert timeless(tmp_path / 'again' / name) == timeless(tmp_path / 'whole' / name)
     final = read_records(tmp_path / 'whole' / EVALS)[-1]
     assert {'nashconv', 'legal_mass', 'winrate', 'negotiation_random_win'} <= final.keys()
     assert not [name for name in final if not meaning(name).words and name not in ('step', 'stage')]
