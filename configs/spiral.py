@@ -17,43 +17,46 @@ from pal_jax import presets as p
 from pal_jax.learners.training import Lora
 from pal_jax.parts.settings import DecodeSettings, ModelSettings
 from pal_jax.recipes import spiral, spiral_small
-from pal_jax.recipes.spiral.settings import EvalSettings, PlaySettings
+from pal_jax.recipes.spiral.settings import EvalSettings, PlaySettings, WarmupSettings
 
 
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'quick', 'smoke', 'tabular', 'mlp', 'paper')
     if variant in ('tabular', 'mlp'):
         return {'tabular': tabular, 'mlp': mlp}[variant]()
-    optimizer = p.Optimizer(lr=2e-4, warmup_ratio=0.05)
+    optimizer = p.Optimizer(lr=1e-3, warmup_ratio=0.05)
     config = p.to_config(
         spiral.Settings(
             recipe='spiral',
-            total_steps=36,
+            total_steps=24,
             policy=ModelSettings(lora=Lora(rank=16, alpha=32.0)),
-            sampling=p.Sampling(temperature=1.0, max_tokens=12),
+            # Answers are the move alone; those of a negotiation take 13 tokens.
+            sampling=p.Sampling(temperature=1.0, max_tokens=8),
             decode=DecodeSettings(slots=32),
+            warmup=WarmupSettings(steps=14, positions=24, optimizer=p.Optimizer(lr=2e-3, warmup_ratio=0.1)),
             optimizer=optimizer,
             critic=optimizer,  # there is none
             ppo=p.PPO(
                 estimator='reinforce',
                 loss_agg='constant',
                 kl_coef=0.0,
-                epochs=2,
+                epochs=1,
                 row_tokens=512,
                 micro_rows=1,
                 old_logprobs='sampler',
             ),
-            play=PlaySettings(matches=16, max_turns=32),
-            eval=EvalSettings(matches=12),
+            play=PlaySettings(matches=32, max_turns=128, past=3),
+            eval=EvalSettings(matches=24, crossplay=8),
         )
     )
     return {'quick': quick, 'smoke': smoke, 'paper': paper}[variant](config) if variant else config
 
 
 def quick(config: ConfigDict) -> ConfigDict:
-    config.total_steps = 8
-    config.play.matches = 8
-    config.eval.matches = 4
+    config.total_steps = 3
+    config.warmup.steps = 6
+    config.play.matches = 16
+    config.eval.update(matches=4, random_matches=8, crossplay=2)
     return config
 
 
@@ -62,9 +65,11 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.policy.dtype = 'float32'
     config.policy.lora.rank = 2
     config.total_steps = 3
-    config.sampling.max_tokens = 8
+    config.sampling.max_tokens = 16
+    config.warmup.update(steps=1, positions=4)
     config.play.update(matches=6, games=('tictactoe', 'kuhn', 'negotiation'))
-    config.eval.matches = 2
+    config.eval.update(matches=2, random_matches=2, crossplay=1)
+    config.play.past_every = 1
     config.decode.slots = 8
     config.checkpoint.every = 1
     return config
@@ -106,10 +111,13 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.policy.remat = 'full'
     config.policy.lora.rank = 0
     config.total_steps = 400
+    config.warmup.steps = 0
     config.optimizer = p.to_config(p.Optimizer(lr=1e-6, warmup_ratio=0.0, min_ratio=1.0))
-    config.ppo.update(row_tokens=0, micro_rows=4, old_logprobs='policy')
+    config.ppo.update(epochs=2, row_tokens=0, micro_rows=4, old_logprobs='policy')
     config.sampling.max_tokens = 4096
-    config.play.update(games=('tictactoe', 'kuhn', 'negotiation'), matches=64, max_turns=128, rounds=5, reasoned=True)
-    config.eval.update(every=16, matches=8)
+    config.play.update(
+        games=('tictactoe', 'kuhn', 'negotiation'), matches=64, max_turns=128, past=0, rounds=5, reasoned=True
+    )
+    config.eval.update(every=16, matches=8, random_matches=8)
     config.decode.update(slots=128, stride=8)
     return config

@@ -1,7 +1,9 @@
-"""Evaluates policies on people that they were not trained on.
+r"""Evaluates policies on people that they were not trained on, or on problems of mathematics.
 
   python -m pal_jax.evaluate --config=configs/rlpa.py --workdir=runs/rlpa      a run, before and after training
   python -m pal_jax.evaluate --config=configs/rlpa.py --sources=base,reminder,oracle,orbax:runs/rlpa,orbax:runs/sft
+
+  python -m pal_jax.evaluate --source=orbax:runs/spiral --task=gsm8k --rows=test.jsonl --limit=100    any model
 
 Options:
   --config=FILE[:VARIANT]   the config of the run, with the same --config.KEY=VALUE changes
@@ -10,10 +12,17 @@ Options:
   --sources=NAME,...        policies side by side instead: base, reminder and oracle are config.policy.source, asked
                             plainly, to be personal, and told who the user is; any other is the source of a model that
                             writes profile and reply, such as orbax:<workdir>
+  --task=gsm8k|math500      the accuracy of the model --source, or of each of --sources, on the problems of --rows
+  --rows=FILE               a JSONL file with question and answer (gsm8k), or problem and answer (math500)
+  --limit=N                 its first N problems; default all
+  --max_tokens=N            tokens of an answer, at temperature 0; default 512
+  --slots=N                 problems that are worked on at once; default 16
+  --output=FILE             a new JSONL file of all answers
 
 Prints a table, and writes evaluation.json and, for dialogues, evaluation.png with figures by turn to the run's folder.
 Of several policies it writes comparison.json, comparison.png, and comparison.jsonl with all dialogues. Intervals are
-95 % bootstrap intervals over people.
+95 % bootstrap intervals over people. With --task it prints a JSON object for each model, with its accuracy and the 95 %
+interval of it (Wilson); the last \boxed{...} of a text is its answer, or in gsm8k without one its last number.
 """
 
 from __future__ import annotations
@@ -31,14 +40,20 @@ from rich.table import Table
 
 from pal_jax import cli
 from pal_jax.data import inputs
+from pal_jax.data.thoughts import spoken
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder
 from pal_jax.decode.requests import Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals.baselines import BASELINES, Complete, plainly
 from pal_jax.evals.personalization import Respond
+from pal_jax.evals.problems import TASKS, asked, read_problems
+from pal_jax.evals.problems import measure as measure_answers
+from pal_jax.feedback.local_model import LocalModel
+from pal_jax.models import sources
 from pal_jax.parts.dialogues import Dialogues, of_dialogues
-from pal_jax.parts.recipe import EVALUATION, Evaluation
+from pal_jax.parts.recipe import EVALUATION, Context, Evaluation
+from pal_jax.parts.runs import open_run
 from pal_jax.parts.settings import Run, to_config
 from pal_jax.parts.turns import Sampler, make_sampler
 from pal_jax.parts.world import make_world
@@ -50,18 +65,27 @@ from pal_jax.runtime.metrics import EVALS, plain, read_records
 from pal_jax.runtime.outputs import check_file, whole_file
 from pal_jax.runtime.progress import Progress
 from pal_jax.runtime.summary import by_stage
-from pal_jax.talking import SOURCES, open_decoder
+from pal_jax.talking import CACHE, SOURCE, SOURCES, open_decoder
 from pal_jax.train import initialize, prepare
-from pal_jax.types import Chat, Completion
+from pal_jax.types import Chat, Completion, Sampling
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
+TASK = flags.DEFINE_enum('task', None, [*TASKS], 'Problems of mathematics instead of people.')
+ROWS = flags.DEFINE_string('rows', '', 'A JSONL file of problems.')
+LIMIT = flags.DEFINE_integer('limit', None, 'How many of its problems; all by default.', lower_bound=1)
+MAX_TOKENS = flags.DEFINE_integer('max_tokens', 512, 'Tokens of an answer.', lower_bound=1)
+SLOTS = flags.DEFINE_integer('slots', 16, 'Problems at once.', lower_bound=1)
 COMPARED = ('al', 'n_ir', 'n_r2', 'reward', 'profile', 'precision', 'recall', 'response', 'strict')
 
 Records = dict[str, dict[str, Any]]
 
 
 def main() -> None:
-    """Evaluate a run or the policies of --sources, and write and print the figures."""
+    """Evaluate a run, the policies of --sources, or models on a task, and write and print the figures."""
+    if TASK.value:
+        return solve(TASK.value, SOURCES.value or [SOURCE.value])
+    if cli.config() is None:
+        raise cli.Fault('no configuration; give one, such as --config=configs/rlpa.py, or a --task for any --source')
     workdir = cli.workdir()
     if SOURCES.value:
         return compare(workdir)
@@ -169,6 +193,26 @@ def make_complete(settings: Dialogues, tokenizer: Tokenizer, decoder: Decoder) -
     return complete
 
 
+def solve(task: str, names: Sequence[str]) -> None:
+    """Print the accuracy of models on problems of mathematics, and write their answers to --output."""
+    if not ROWS.value:
+        raise cli.Fault(f'--task={task} reads its problems from a file; name it with --rows=FILE')
+    output, problems = cli.output_file(), cli.faults(read_problems, ROWS.value, task)[: LIMIT.value]
+    devices.initialize(Path(CACHE).expanduser())
+    mesh = devices.make_mesh()
+    answers: list[dict[str, Any]] = []
+    for name in dict.fromkeys(names):
+        source = cli.faults(sources.resolve, name, open_run=lambda run: open_run(run, Context(mesh)))
+        model = LocalModel(source, mesh, Sampling(temperature=0.0, max_tokens=MAX_TOKENS.value), slots=SLOTS.value)
+        # A problem that is too long for the model, or a thought that does not end, has no answer.
+        texts = [spoken(text or '') or '' for text in cli.faults(model, [asked(problem) for problem in problems], 0)]
+        cli.print_json({'source': name, 'task': task, **measure_answers(texts, problems, task)})
+        rows = zip(problems, texts, strict=True)
+        answers += [{'source': name, 'question': p.question, 'answer': p.answer, 'said': text} for p, text in rows]
+    if output:
+        cli.faults(write_lines, answers, output)
+
+
 # --- what is shown --------------------------------------------------------------------------------------------------
 
 
@@ -244,4 +288,4 @@ def cell(value: Any) -> str:
 
 
 if __name__ == '__main__':
-    cli.run(main, __doc__ or '')
+    cli.run(main, __doc__ or '', needs_config=False)

@@ -191,14 +191,15 @@ def pack_groups(groups: Sequence[Group], layout: Layout, *, n: int, actions: int
 
 def pack_rollouts(
     samples: Sequence[Sample], *, n: int, actions: int, mesh: Mesh, ways: int = 1, micro_rows: int = 1,
-    row_tokens: int = 0, multiple: int = 128,
+    row_tokens: int = 0, multiple: int = 128, gathered: bool = False,
 ) -> RolloutBatch:  # fmt: skip
     """Samples as a global batch. `n` neighbours have the same prompt, and all processes pass the same samples.
 
-    `ways` and the arguments after it are those of `lay_out`. Missing rows and samples are padding, which has `ok` False
-    and no actions.
+    `ways` and the arguments up to `multiple` are those of `lay_out`. With `gathered` the samples come in any order:
+    those that have the same prompt stand together, up to `n` of them, so a prompt that comes up often is read once.
+    Missing rows and samples are padding, which has `ok` False and no actions.
     """
-    sampled = [samples[i : i + n] for i in range(0, len(samples), n)]
+    sampled = by_prompt(samples, n) if gathered else [samples[i : i + n] for i in range(0, len(samples), n)]
     groups = [
         Group(group_samples[0].prompt_ids, [Branch(s.completion.token_ids) for s in group_samples])
         for group_samples in sampled
@@ -210,10 +211,18 @@ def pack_rollouts(
     rewards = _zeros((*place, len(samples[0].rewards)), np.float32)
     ok, role = _zeros(place, bool), _zeros(place, np.int32)
     for r, row in enumerate(layout.rows):
-        for k, sample in enumerate(sample for i in row for sample in sampled[i]):
+        for k, sample in ((place * n + k, s) for place, i in enumerate(row) for k, s in enumerate(sampled[i])):
             rewards[r, k], ok[r, k], role[r, k] = sample.rewards, sample.ok, sample.role
             logprobs[r, k, : len(sample.completion.logprobs)] = sample.completion.logprobs
     return sharding.put_batch(RolloutBatch(tokens, rewards, ok, role, logprobs), mesh)
+
+
+def by_prompt(samples: Sequence[Sample], n: int) -> list[list[Sample]]:
+    """The samples of each prompt in their order, cut into groups of at most `n`."""
+    alike: dict[tuple[int, ...], list[Sample]] = {}
+    for sample in samples:
+        alike.setdefault(tuple(sample.prompt_ids), []).append(sample)
+    return [same[k : k + n] for same in alike.values() for k in range(0, len(same), n)]
 
 
 def shared_prompt(examples: Sequence[Example]) -> Group:

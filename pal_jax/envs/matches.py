@@ -20,8 +20,10 @@ POLICY = 'policy'  # the player that learns
 TRAINING = -1.5, 0.5  # what an invalid answer brings the offender and the other seat (SPIRAL's released code)
 EVALUATION = -1.0, 1.0  # the same where it counts as a loss
 
-ASKED = (  # how an answer is asked for: first as in training, then other wordings for evaluations
-    'You are playing a two-player zero-sum game.\n{state}\nAnswer with one of these moves and nothing else: {legal}',
+# How an answer is asked for: first as in training, then other wordings for evaluations. The state of the game comes
+# late, since prompts that begin alike are read once.
+ASKED = (
+    'You are playing a two-player zero-sum game. Answer with a move and nothing else.\n{state}\nMoves: {legal}',
     'This is a game for two; what one wins, the other loses.\n{state}\nWrite your move only. Choose from {legal}',
     'A zero-sum game of two players.\n{state}\nWhich move do you make? Say one of {legal} without any other word.',
 )
@@ -48,7 +50,11 @@ class Rules(Protocol[S]):
         ...
 
     def legal(self, state: S, /) -> tuple[str, ...]:
-        """The actions of the seat that moves next, as its prompt lists them."""
+        """The actions of the seat that moves next."""
+        ...
+
+    def listed(self, state: S, /) -> str:
+        """The same actions as its prompt lists them."""
         ...
 
     def read(self, state: S, text: str, /) -> str | None:
@@ -119,7 +125,7 @@ class Matches:
         """One message of the user: what the seat knows, its legal actions, and how to answer."""
         rules = self.rules[match.game]
         asked = REASONED if self.reasoned else ASKED[self.wording]
-        content = asked.format(state=rules.observe(match.state, role), legal=' '.join(rules.legal(match.state)))
+        content = asked.format(state=rules.observe(match.state, role), legal=rules.listed(match.state))
         return [{'role': 'user', 'content': content}]
 
     def read(self, match: Match, text: str) -> str | None:

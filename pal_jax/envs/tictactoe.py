@@ -33,6 +33,10 @@ class TicTacToe:
     def legal(self, state: Board) -> tuple[str, ...]:
         return () if over(state) else tuple(f'[{cell}]' for cell in free(state))
 
+    def listed(self, state: Board) -> str:
+        """The form of an action: the board shows which cells are free, and a list of them would double a prompt."""
+        return '[number of a free cell]'
+
     def read(self, state: Board, text: str) -> str | None:
         action = extract(text)
         return action if action in self.legal(state) else None
@@ -46,9 +50,8 @@ class TicTacToe:
 
     def observe(self, state: Board, seat: int) -> str:
         cells = [MARKS[mark] if mark else str(cell) for cell, mark in enumerate(state)]
-        rows = '\n'.join(' | '.join(cells[k : k + 3]) for k in (0, 3, 6))
-        mine, other = MARKS[seat + 1], MARKS[2 - seat]
-        return f'Tic-tac-toe. You are Player {seat} with {mine}, the other has {other}. Numbers are free cells.\n{rows}'
+        rows = '\n'.join(' '.join(cells[k : k + 3]) for k in (0, 3, 6))
+        return f'Tic-tac-toe. You are Player {seat} with {MARKS[seat + 1]}.\n{rows}'
 
 
 # --- boards -----------------------------------------------------------------------------------------------------------

@@ -53,12 +53,12 @@ def mean(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return float(np.mean(values)), math.sqrt(sum(error**2 for error in errors)) / len(errors)
 
 
-def make_exhibit(record: Mapping[str, Any], rewards: Rewards) -> Exhibit:
-    """Win rates as a table, a row for each opponent and seat."""
+def make_exhibit(record: Mapping[str, Any], rewards: Rewards, names: Mapping[str, str]) -> Exhibit:
+    """Win rates as a table, a row for each opponent and seat. `names` has what opponents are called in settings."""
     rows = [['game', 'opponent', 'seat', 'wins', '95 %', 'draws', 'mean reward']]
     for game, opponent, seat in rewards:
         name = f'{game}_{opponent}_{SEATS[seat]}'
         low, high = record[f'{name}_win_interval']
         shares = f'{record[f"{name}_win"]:.3f}', f'{low:.3f} to {high:.3f}', f'{record[f"{name}_draw"]:.3f}'
-        rows.append([game, opponent, SEATS[seat], *shares, f'{record[f"{name}_reward"]:+.3f}'])
+        rows.append([game, names.get(opponent, opponent), SEATS[seat], *shares, f'{record[f"{name}_reward"]:+.3f}'])
     return Exhibit('Matches against fixed opponents', KEY, rows)

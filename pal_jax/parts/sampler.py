@@ -45,16 +45,16 @@ def make_decoder(decode: DecodeSettings, policy: Policy, ctx: Context, at_once: 
 
 
 def make_packing(
-    settings: Reinforced, mesh: Mesh, n: int, *, multiple: int = 128
+    settings: Reinforced, mesh: Mesh, n: int, *, multiple: int = 128, gathered: bool = False
 ) -> Callable[[Sequence[Sample]], RolloutBatch]:
     """A function that makes the batch of an update of samples; the `n` samples of a prompt stand side by side.
 
-    The length of a row in tokens is a multiple of `multiple`.
+    The length of a row in tokens is a multiple of `multiple`. For `gathered` see `pack_rollouts`.
     """
     return functools.partial(
         pack_rollouts, n=n, actions=round_up(settings.sampling.max_tokens, 8), mesh=mesh,
         ways=sharding.batch_ways(mesh) * settings.ppo.minibatches, micro_rows=settings.ppo.micro_rows,
-        row_tokens=settings.ppo.row_tokens, multiple=multiple,
+        row_tokens=settings.ppo.row_tokens, multiple=multiple, gathered=gathered,
     )  # fmt: skip
 
 

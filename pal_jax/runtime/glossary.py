@@ -113,7 +113,8 @@ OPPONENTS = {  # who sits in the other seat
     'minimax': 'perfect play',
     'nash': 'an equilibrium',
     'best': 'the best response to it',
-    'start': 'the policy before training',
+    'start': 'the policy before self-play',
+    **{f'model{k}': f'model {k} of eval.opponents' for k in range(1, 10)},
 }
 SEATS = {'first': 'in the seat that moves first', 'second': 'in the other seat'}
 VOCABULARY = {
@@ -191,6 +192,8 @@ FIGURES: dict[str, dict[str, str]] = {
         'winrate_{seat}': 'share of matches won against a player that moves at random, {seat}',
         'nashconv': 'how exploitable its Kuhn poker is: what both best responses gain, in chips (0: not at all)',
         'nashconv_last': 'the same of the last table alone, where the other is of the mean over training',
+        'textarena_win': 'share of matches won in games of textarena against the policy before self-play and others',
+        'crossplay': 'mean reward of the last policy against its past selves',
         '{match}_{opponent}_win': 'share of matches of {match} won against {opponent}',
         '{match}_{opponent}_{seat}_win': 'share of matches of {match} won against {opponent}, {seat}',
         '{match}_{opponent}_{seat}_reward': 'mean reward in {match} against {opponent}, {seat}',

@@ -57,9 +57,9 @@ def test_an_illegal_cell_is_no_action():
 
 def test_an_observation_shows_marks_and_free_cells():
     content = Matches((RULES,)).prompt(Matches((RULES,)).start(0), 0)[0]['content']
-    assert '0 | 1 | 2\n3 | 4 | 5\n6 | 7 | 8' in content
+    assert '0 1 2\n3 4 5\n6 7 8' in content
     shown = RULES.observe(RULES.move(RULES.move(EMPTY, '[4]'), '[0]'), 0)
-    assert 'X | 1 | 2\n3 | O | 5' in shown and 'You are Player 0 with O' in shown
+    assert 'X 1 2\n3 O 5' in shown and 'You are Player 0 with O' in shown
 
 
 def test_every_position_is_as_openspiel_has_it():

@@ -23,9 +23,21 @@ from pal_jax.evals.exploitability import SETS, Read
 from pal_jax.learners.actor import Actor
 from pal_jax.models.params import Params
 from pal_jax.parts.recipe import Context, Evaluation
-from pal_jax.recipes.spiral.players import Answers, Player, at_random, expert, information_sets, shown, tabled
+from pal_jax.recipes.spiral import arena
+from pal_jax.recipes.spiral.crossing import cross
+from pal_jax.recipes.spiral.players import (
+    OTHERS,
+    Answers,
+    Player,
+    at_random,
+    chatting,
+    expert,
+    information_sets,
+    shown,
+    tabled,
+)
 from pal_jax.runtime import sharding
-from pal_jax.types import Exhibit, Sample
+from pal_jax.types import ChatModel, Exhibit, Sample
 
 RANDOM, MINIMAX, NASH, BEST, START = 'random', 'minimax', 'nash', 'best', 'start'
 OPPONENTS: Mapping[str, Sequence[str]] = {  # of a game, beside the player that moves at random and the start
@@ -43,7 +55,12 @@ class Examiner:
     Attributes:
       answers: the policy, in matches where an invalid answer counts as a loss.
       start: reads the weights of the policy before training; None: it is no opponent.
+      models: further opponents at the end of a run, by their names in settings.
+      arenas: games of textarena that are played at the end of a run.
+      longest: tokens that a prompt may have.
+      crossplay: matches of each pair of the policy and its past selves, in each seat of each game.
       count: matches against each opponent, in each seat of each game.
+      randomly: the same against the player that moves at random.
       row_tokens: length of the rows that prompts share; 0: a row a prompt.
       shown: matches of each game that a report shows.
     """
@@ -52,13 +69,19 @@ class Examiner:
     actor: Actor
     answers: Answers
     start: Callable[[], Params] | None
+    models: Mapping[str, ChatModel]
+    arenas: Sequence[str]
+    longest: int
+    crossplay: int
     count: int
+    randomly: int
     row_tokens: int
     shown: int
     seed: Sequence[int]
 
-    def __call__(self, params: Params, stage: str) -> Evaluation:
-        decoder, record, exhibits = self.answers.decoder, {}, []
+    def __call__(self, params: Params, stage: str, past: Mapping[int, Params] | None = None) -> Evaluation:
+        """The evaluation of a policy; `past` has its past selves by their steps, the first from before self-play."""
+        decoder, record, exhibits, past = self.answers.decoder, {}, [], past or {}
         table = None
         if (game := self.kuhn) is not None:
             # The best response is to a table, so the policy is read before any match is played.
@@ -67,15 +90,38 @@ class Examiner:
             record |= figures(tables)
             exhibits.append(chances(tables[0]))
         decoder.load(params)
-        played = dict(self.play(self.opponents(table)))
-        # At stage base the policy is the start itself.
-        if self.start and stage != 'base':
-            played |= self.play({START: self.loaded(self.start(), 5)}, self.loaded(params, 6))
+        others = self.others() if stage == 'final' else {}
+        played = dict(self.play(self.opponents(table) | others))
+        # At stages base and warm-up the policy is the start itself.
+        if self.start and stage not in ('base', 'warm-up'):
+            start = next(iter(past.values())) if past else self.start()
+            played |= self.play({START: self.loaded(start, 5)}, self.loaded(params, 6))
+        if self.crossplay and len(past) > 1:
+            crossed = cross(self.answers, params, past, self.crossplay, self.seed)
+            record |= crossed.record
+            exhibits += crossed.exhibits
+        if self.arenas and stage == 'final':
+            start = next(iter(past.values())) if past else self.start() if self.start else None
+            policies = {POLICY: params} | ({START: start} if start else {})
+            outside = arena.outside(
+                self.answers, policies, self.models, self.arenas, self.longest, self.count, self.seed
+            )
+            record |= outside.record
+            exhibits += outside.exhibits
         decoder.release()
-        rewards = {key: np.array([self.reward(one, key[2]) for one in whole]) for key, whole in played.items()}
+        answered = {key: [one for one in whole if all(sample.ok for sample in one)] for key, whole in played.items()}
+        self.check_answers(answered)
+        rewards = {key: np.array([self.reward(one, key[2]) for one in whole]) for key, whole in answered.items()}
         record |= matches.measure(rewards) | self.legal(played)
-        exhibits.insert(0, matches.make_exhibit(record, rewards))
+        exhibits.insert(0, matches.make_exhibit(record, rewards, self.names()))
         return Evaluation(record, list(self.examples(played)), exhibits)
+
+    def check_answers(self, answered: Played) -> None:
+        """Raises RuntimeError where a server has answered in no match of a game."""
+        for (game, opponent, _), whole in answered.items():
+            if not whole:
+                name = self.names()[opponent]
+                raise RuntimeError(f'eval.opponents: {name} answered in no match of {game}; see that it is up')
 
     @property
     def matches(self) -> Matches:
@@ -97,22 +143,29 @@ class Examiner:
             players[BEST] = tabled(exploitability.best_reply(table), self.matches, (*self.seed, 2))
         return players
 
+    def names(self) -> dict[str, str]:
+        """The names in settings of the opponents that figures number."""
+        return {f'model{k + 1}': name for k, name in enumerate(self.models)}
+
+    def others(self) -> dict[str, Player]:
+        """The models of settings as players."""
+        pairs = zip(self.names(), self.models.values(), strict=True)
+        return {
+            name: chatting(model, self.matches, (*self.seed, OTHERS, k)) for k, (name, model) in enumerate(pairs)
+        }  # fmt: skip
+
     def loaded(self, params: Params, seed: int) -> Player:
         """A model with these weights, which are loaded whenever it moves."""
-        answer = self.answers.player((*self.seed, seed))
-
-        def player(states: Sequence[Match], moves: int) -> list[Sample]:
-            self.answers.decoder.load(params)
-            return answer(states, moves)
-
-        return player
+        return self.answers.loaded(params, (*self.seed, seed))
 
     def play(self, opponents: Mapping[str, Player], policy: Player | None = None) -> Played:
         """Play the policy against all opponents in both seats, all matches in step."""
         setting: list[tuple[tuple[str, str, int], Match]] = []
         for game, rules in enumerate(self.matches.rules):
-            names = [name for name in (RANDOM, *OPPONENTS[rules.name], START) if name in opponents]
-            for opponent, seat, k in itertools.product(names, SEATS, range(self.count)):
+            known = (RANDOM, *OPPONENTS[rules.name], START)
+            names = [name for name in opponents if name in known or name.startswith('model')]
+            counts = [(name, self.randomly if name == RANDOM else self.count) for name in names]
+            for (opponent, k), seat in itertools.product([(n, k) for n, count in counts for k in range(count)], SEATS):
                 players = (POLICY, opponent) if seat == 0 else (opponent, POLICY)
                 key = rules.name, opponent, seat
                 setting.append((key, self.matches.begin(game, k, players)))  # the same deals for all

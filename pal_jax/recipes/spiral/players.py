@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,11 +16,17 @@ from pal_jax.envs.kuhn_poker import CARDS, Hand
 from pal_jax.envs.matches import Match, Matches
 from pal_jax.envs.tictactoe import best_cells
 from pal_jax.evals.exploitability import SETS, Table, equilibrium
+from pal_jax.models.params import Params
 from pal_jax.parts import sampler
-from pal_jax.types import Completion, Sample, Sampling
+from pal_jax.parts.chat_models import ChatModels
+from pal_jax.recipes.spiral.settings import Settings
+from pal_jax.types import ChatModel, Completion, Sample, Sampling
 
 Player = Callable[[Sequence[Match], int], list[Sample]]  # of matches and the number of moves made in each
 
+OTHERS = 2**31 + 2  # stands in place of a step's number in the seeds of other models
+BRACKETS = re.compile(r'\[[^\[\]]*\]')
+LONGEST = 1000  # characters of another model's answer
 BLUFFS = 1 / 6  # of the expert's equilibrium: how often J is bet first
 
 
@@ -36,6 +43,15 @@ class Answers:
         """The model as a player of the matches of a step, whose randomness is by `seed`."""
         return lambda states, moves: self(states, (*seed, moves))
 
+    def loaded(self, params: Params, seed: Sequence[int]) -> Player:
+        """The model with these weights, which are loaded whenever it moves."""
+
+        def player(states: Sequence[Match], moves: int) -> list[Sample]:
+            self.decoder.load(params)
+            return self(states, (*seed, moves))
+
+        return player
+
     def __call__(self, states: Sequence[Match], seed: Sequence[int]) -> list[Sample]:
         """A sample for the seat that moves next in each match; `parsed` is its action, None where it is invalid."""
         prompts = [self.prompt(match) for match in states]
@@ -46,9 +62,7 @@ class Answers:
 
     def prompt(self, match: Match) -> tuple[int, ...]:
         """The tokens that the seat which moves next reads."""
-        seat = self.matches.turn(match)
-        assert seat is not None
-        return tuple(self.tokenizer.chat(self.matches.prompt(match, seat)))
+        return tuple(self.tokenizer.chat(self.matches.prompt(match, seat_of(self.matches, match))))
 
     def parsed(self, sample: Sample) -> Sample:
         """The sample with its action. Thoughts of a reasoning model are no part of its text."""
@@ -93,10 +107,56 @@ def tabled(table: Table, matches: Matches, seed: Sequence[int]) -> Player:
 
 
 def by_table(table: Table, matches: Matches, match: Match, rng: np.random.Generator) -> str:
-    hand, seat = match.state, matches.turn(match)
-    assert seat is not None
+    hand, seat = match.state, seat_of(matches, match)
     check, bet = matches.rules[match.game].legal(hand)
     return bet if rng.random() < table[SETS.index(f'{hand.cards[seat]}{hand.history}')] else check
+
+
+def chatting(model: ChatModel, matches: Matches, seed: Sequence[int]) -> Player:
+    """A chat model as a player. A sample without an answer is not `ok`, and its match counts for nobody."""
+
+    def player(states: Sequence[Match], moves: int) -> list[Sample]:
+        number = int(np.random.SeedSequence([*seed, moves]).generate_state(1)[0])
+        texts = model([matches.prompt(match, seat_of(matches, match)) for match in states], number)
+        samples = []
+        for match, text in zip(states, texts, strict=True):
+            # A negotiation repeats to the policy what the other has said, and nobody has checked a server's words.
+            said = bare(matches, match, (spoken(text or '') or '')[:LONGEST])
+            completion = Completion(said, (), (), 'stop')
+            samples.append(Sample((), completion, source=match, parsed=matches.read(match, said), ok=text is not None))
+        return samples
+
+    return player
+
+
+def bare(matches: Matches, match: Match, text: str) -> str:
+    """The legal action of a text without the words around it, which may hold tokens that end a turn; else the text."""
+    if matches.read(match, text) is None:
+        return text
+    return next((part for part in BRACKETS.findall(text) if matches.read(match, part)), text)
+
+
+def make_models(settings: Settings) -> dict[str, ChatModel]:
+    """The models of `eval.opponents`, by the names that settings have for them.
+
+    Raises:
+      ValueError, RuntimeError: a model cannot be had, or an endpoint has no settings.
+    """
+    models = ChatModels(settings.endpoints, settings.answers, settings.seed)
+
+    def choose(name: str) -> ChatModel:
+        full = f'local:{name}' if name.startswith('orbax:') else name
+        model: ChatModel = models.choose('eval.opponents', full, lambda model: model)
+        return model
+
+    return {name: choose(name) for name in settings.eval.opponents}
+
+
+def seat_of(matches: Matches, match: Match) -> int:
+    """The seat that moves next in a match that is not over."""
+    seat = matches.turn(match)
+    assert seat is not None
+    return seat
 
 
 def one_of(actions: Sequence[str], rng: np.random.Generator) -> str:

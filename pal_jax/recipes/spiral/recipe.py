@@ -1,8 +1,9 @@
 """SPIRAL (arXiv 2506.24119): one policy plays both seats of zero-sum games against itself and learns from who wins.
 
-A step plays whole matches with the current policy, gives every answer of a seat that seat's return less a baseline of
-its game and seat, and makes PPO's update with the constant divisor of Dr. GRPO. There is no critic and no data. No
-match is left open at the end of a step, so a run resumes between steps, bit by bit.
+Small models do not answer with moves by themselves, so `warmup` steps of supervised learning on legal moves may come
+first. A step of self-play plays whole matches with the current policy, gives every answer of a seat that seat's return
+less a baseline of its game and seat, and makes PPO's update with the constant divisor of Dr. GRPO. There is no critic
+and no data. No match is left open at the end of a step, so a run resumes between steps, bit by bit.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from pal_jax.parts import models, sampler
 from pal_jax.parts.models import keeping, make_policy, trained_policy
 from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host, Plan, Trained, check_finite, stage_before
 from pal_jax.recipes.spiral.evaluate import Examiner, make_examiner
-from pal_jax.recipes.spiral.players import Answers, Player, at_random, expert, shown
+from pal_jax.recipes.spiral.figures import is_policys, named, policys, summarize
+from pal_jax.recipes.spiral.past import Keeper, Selves
+from pal_jax.recipes.spiral.players import Answers, Player, at_random, expert, make_models, shown
 from pal_jax.recipes.spiral.settings import Settings, check, make_rules
+from pal_jax.recipes.spiral.warmup import make_supervised
 from pal_jax.runtime import sharding
-from pal_jax.types import Metrics, RolloutBatch, Sample
+from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
 
 SHOWN = 'legal', 'winrate', 'nashconv'
 OPPONENT = 'opponent'  # the player beside the policy where the policy does not play both seats
@@ -39,9 +43,12 @@ class Spiral:
     """PPO on whole matches of the policy, by default against itself.
 
     Attributes:
+      keeper: past selves of the policy.
       load: reads the weights before training.
       answers: the policy as a player, with the weights that its decoder has loaded.
-      opponent: the player in the other seat of the matches of a step, by a seed; None: the policy.
+      opponent: the player in the other seat of the matches of a step, by a seed; None: the policy, or with `past` one
+        of its past selves.
+      supervised: the batch of legal actions of a step of the warm-up.
       pack: samples of a step as the batch of an update.
       count, max_turns: matches of a step, and the most of their answers that are learnt.
       baseline, alpha: see `role_conditioned`.
@@ -51,10 +58,14 @@ class Spiral:
     plan: Plan
     ctx: Context
     learner: PolicyLearner
+    keeper: Keeper
     load: Callable[..., Params]
     answers: Answers
     opponent: Callable[[Sequence[int]], Player] | None
+    past: bool
+    supervised: Callable[[int], TokenBatch]
     pack: Callable[[Sequence[Sample]], RolloutBatch]
+    warmup: int
     count: int
     max_turns: int
     baseline: Baseline
@@ -67,48 +78,67 @@ class Spiral:
     def matches(self) -> Matches:
         return self.answers.matches
 
-    def init(self) -> tuple[PolicyState, Host]:
+    def init(self) -> tuple[Selves, Host]:
         baselines = [[0.0] * len(SEATS) for _ in self.matches.rules]
-        return self.learner.init(self.load(self.learner.actor.param_shardings)), {'baselines': baselines}
+        policy = self.learner.init(self.load(self.learner.actor.param_shardings))
+        return self.keeper.new(policy), {'baselines': baselines}
 
-    def step(self, state: PolicyState, host: Host, i: int) -> tuple[PolicyState, Host, str, Metrics]:
+    def step(self, state: Selves, host: Host, i: int) -> tuple[Selves, Host, str, Metrics]:
+        if i < self.warmup:
+            policy, metrics = self.imitate(state.policy, i)
+            return state.replace(policy=policy), host, 'warm-up', metrics
+        state = self.keeper.kept(state, i)
         with self.ctx.phase('rollout'):
             # 1. Play whole matches with the current policy.
-            self.answers.decoder.load(self.learner.weights(state))
-            played = self.play(i)
+            played = self.play(state, i)
             # The update needs the memory that the decoder has taken.
             self.answers.decoder.release()
         # 2. Role-conditioned advantages: all answers of a seat get its return less the baseline of its game and seat.
         credited, baselines = self.credited(played, host['baselines'])
-        metrics = self.summarize(played) | self.named(baselines)
+        metrics = summarize(self.matches, played) | named(self.matches, baselines)
         self.ctx.show(shown(self.matches, samples, f'match {k + 1}') for k, samples in enumerate(played[: self.shown]))
         # 3. Leave out answers without advantage, and draw at most `max_turns` of the others.
-        samples = self.drawn([sample for match in credited for sample in match], i)
+        samples, policy = self.drawn([sample for match in credited for sample in match], i), state.policy
         metrics |= {'samples': float(len(samples))}
         if samples:
             with self.ctx.phase('annotate'):
                 # 4. The log-probabilities that the ratios of the update start from; answers keep their advantages.
-                batch, scored = self.learner.score(state, self.pack(samples))
-                batch, estimated = self.learner.advantages(state, batch, as_given)
+                batch, scored = self.learner.score(policy, self.pack(samples))
+                batch, estimated = self.learner.advantages(policy, batch, as_given)
             with self.ctx.phase('update'):
                 # 5. Descend the clipped loss, summed over tokens and divided by a constant, for all epochs.
-                state, updated = self.learner.update(state, batch, jax.random.fold_in(jax.random.key(self.seed), i))
+                policy, updated = self.learner.update(policy, batch, jax.random.fold_in(jax.random.key(self.seed), i))
             metrics |= scored | estimated | updated
-        check_finite(state)
-        return state, {'baselines': baselines}, 'spiral', metrics
+        check_finite(policy)
+        return state.replace(policy=policy), {'baselines': baselines}, 'spiral', metrics
 
-    def play(self, i: int) -> list[list[Sample]]:
+    def imitate(self, state: PolicyState, i: int) -> tuple[PolicyState, Metrics]:
+        """A step of the warm-up, after the last of which the optimiser starts afresh."""
+        with self.ctx.phase('update'):
+            state, metrics = self.learner.imitate(state, self.supervised(i))
+        check_finite(state)
+        return self.learner.anchor(state) if i == self.warmup - 1 else state, metrics
+
+    def play(self, state: Selves, i: int) -> list[list[Sample]]:
         """The answers of the matches of step `i`, in turn of each game, and against another player of each seat."""
+        alone = self.opponent is None and not self.past
         seeds = np.random.SeedSequence([self.seed, i]).generate_state(self.count).tolist()
         starts = []
         for k, seed in enumerate(seeds):
             turn, game = divmod(i * self.count + k, len(self.matches.rules))
             # Against another player the policy changes seats after each turn of all games, so it learns both seats.
             seats = (POLICY, OPPONENT) if turn % 2 == 0 else (OPPONENT, POLICY)
-            starts.append(self.matches.begin(game, seed, seats if self.opponent else (POLICY, POLICY)))
-        players = {POLICY: self.answers.player((self.seed, i))}
-        if self.opponent:
-            players[OPPONENT] = self.opponent((self.seed, i, 1))
+            starts.append(self.matches.begin(game, seed, (POLICY, POLICY) if alone else seats))
+        policy, seed = self.learner.weights(state.policy), (self.seed, i)
+        if self.past:
+            # One past self sits in all matches of a step, so that few weights are loaded.
+            chosen = int(np.random.default_rng([*seed, 2]).integers(len(state.past)))
+            past = self.answers.loaded(self.keeper.weights(state, chosen), (*seed, 1))
+            players = {POLICY: self.answers.loaded(policy, seed), OPPONENT: past}
+        else:
+            self.answers.decoder.load(policy)
+            players = {POLICY: self.answers.player(seed)}
+            players |= {OPPONENT: self.opponent((*seed, 1))} if self.opponent else {}
         return play_matches(self.matches, players, starts)
 
     def credited(
@@ -140,47 +170,14 @@ class Spiral:
     def end(self, samples: Sequence[Sample]) -> Match:
         return self.matches.end([[sample] for sample in samples])
 
-    def summarize(self, played: Sequence[Sequence[Sample]]) -> Metrics:
-        """Figures of the matches of a step: legal answers of the policy, who wins, and how long matches and answers
-        are."""
-        answers = [sample for samples in played for sample in policys(samples)]
-        ends = [self.end(samples) for samples in played]
-        # A match that an invalid answer ended says nothing of which seat plays better.
-        won = [self.matches.rewards(end)[0] for end in ends if end.offender is None]
-        metrics = {
-            'matches': float(len(played)),
-            'turns': float(len(answers)),
-            'moves': float(np.mean([len(samples) for samples in played])),
-            'legal': float(np.mean([sample.parsed is not None for sample in answers])),
-            'length': float(np.mean([len(sample.completion.token_ids) for sample in answers])),
-            'truncated': float(np.mean([sample.completion.finish_reason == 'length' for sample in answers])),
-        }
-        if won:
-            metrics['return_first'] = float(np.mean(won))
-        for game, rules in enumerate(self.matches.rules):
-            said = [sample.parsed is not None for sample in answers if sample.source.game == game]
-            metrics |= {f'{rules.name}_legal': float(np.mean(said))} if said else {}
-        return metrics
-
-    def named(self, baselines: Sequence[Sequence[float]]) -> Metrics:
-        """The baselines as figures."""
-        pairs = zip(self.matches.rules, baselines, strict=True)
-        return {f'baseline_{rules.name}_{self.matches.roles[s]}': b[s] for rules, b in pairs for s in SEATS}
-
-    def evaluate(self, state: PolicyState, stage: str) -> Evaluation:
+    def evaluate(self, state: Selves, stage: str) -> Evaluation:
         assert self.examiner is not None
+        # Before self-play has begun past selves hold nothing yet; later ones play at the end alone.
+        count = {'base': 0, 'warm-up': 0, 'final': len(state.past)}.get(stage, 1)
+        steps = self.keeper.steps(self.plan.total_steps)[:count]
+        past = {step: self.keeper.weights(state, k) for k, step in enumerate(steps)}
         with self.ctx.phase('evaluate'):
-            return self.examiner(self.learner.weights(state), stage)
-
-
-def policys(samples: Sequence[Sample]) -> list[Sample]:
-    """The policy's answers of a match."""
-    return [sample for sample in samples if sample.source.players[sample.role] == POLICY]
-
-
-def is_policys(samples: Sequence[Sample], seat: int) -> bool:
-    """True where the policy has answered in this seat of a match."""
-    return any(sample.role == seat for sample in policys(samples))
+            return self.examiner(self.learner.weights(state.policy), stage, past)
 
 
 def make(settings: Settings, ctx: Context) -> Spiral:
@@ -197,23 +194,40 @@ def make(settings: Settings, ctx: Context) -> Spiral:
     answers = Answers(decoder, policy.tokenizer, settings.sampling, matches)
     learner = make_learner(settings, policy.cfg, ctx)
     examiner = make_examiner(
-        answers, ctx=ctx, actor=learner.actor, count=settings.eval.matches, row_tokens=settings.ppo.row_tokens,
+        answers, ctx=ctx, actor=learner.actor, count=settings.eval.matches,
+        randomly=settings.eval.random_matches, row_tokens=settings.ppo.row_tokens,
         start=functools.partial(policy.source.load, sharding.param_shardings(decoder_specs(policy.cfg), ctx.mesh))
         if settings.eval.start else None,
-        shown=settings.eval.shown, seed=(settings.seed, EVALUATION),
+        models=make_models(settings), arenas=settings.eval.textarena, crossplay=settings.eval.crossplay,
+        longest=policy.cfg.max_len - settings.sampling.max_tokens, shown=settings.eval.shown,
+        seed=(settings.seed, EVALUATION),
     )  # fmt: skip
+    steps, phases = settings.warmup.steps + settings.total_steps, {'warm-up': settings.warmup.steps}
     stage = functools.partial(
-        stage_before, warmup=0, steps=settings.total_steps, every=settings.eval.every, base=settings.eval.base
+        stage_before, warmup=settings.warmup.steps, steps=steps, every=settings.eval.every, base=settings.eval.base
     )
-    trained = trained_policy(settings.policy, policy, learner)
+    keeper = make_keeper(settings, learner)
+    trained = keeper.trained(trained_policy(settings.policy, policy, learner))
     return Spiral(
-        plan=Plan(settings.total_steps, learner.abstract, stage, trained, SHOWN, keep=keeping(policy=policy)),
+        plan=Plan(
+            steps,
+            keeper.abstract,
+            stage,
+            trained,
+            SHOWN,
+            keep=keeping(policy=policy),
+            phases={name: count for name, count in (phases | {'self-play': settings.total_steps}).items() if count},
+        ),
         ctx=ctx,
         learner=learner,
+        keeper=keeper,
         load=policy.source.load,
         answers=answers,
         opponent=make_opponent(play.opponent, matches),
-        pack=sampler.make_packing(settings, ctx.mesh, 1),
+        past=play.opponent == 'past',
+        supervised=make_supervised(settings, answers, ctx.mesh),
+        pack=sampler.make_packing(settings, ctx.mesh, play.gathered, gathered=True),
+        warmup=settings.warmup.steps,
         count=play.matches,
         max_turns=play.max_turns,
         baseline=play.baseline,
@@ -226,13 +240,24 @@ def make(settings: Settings, ctx: Context) -> Spiral:
 
 def make_trained(settings: Settings, ctx: Context) -> Trained:
     policy = make_policy(settings.policy, ctx, settings.seed)
-    return trained_policy(settings.policy, policy, make_learner(settings, policy.cfg, ctx))
+    learner = make_learner(settings, policy.cfg, ctx)
+    return make_keeper(settings, learner).trained(trained_policy(settings.policy, policy, learner))
 
 
 def make_learner(settings: Settings, cfg: ModelConfig, ctx: Context) -> PolicyLearner:
     """PPO without a critic, whose loss divides by `sampling.max_tokens`."""
     ppo = dataclasses.replace(settings.ppo, loss_agg=settings.ppo.loss_agg or 'constant')
-    return models.make_learner(dataclasses.replace(settings, ppo=ppo), cfg, ctx, n=1)
+    warmup = settings.warmup
+    return models.make_learner(
+        dataclasses.replace(settings, ppo=ppo), cfg, ctx, n=1, imitation=warmup.optimizer.over(max(warmup.steps, 1)),
+        warmup=warmup.steps > 0,
+    )  # fmt: skip
+
+
+def make_keeper(settings: Settings, learner: PolicyLearner) -> Keeper:
+    """Keeps the past selves of the settings, and after a warm-up at least the policy before self-play."""
+    count = max(settings.play.past, int(settings.warmup.steps > 0))
+    return Keeper(learner, count, settings.play.past_every, settings.warmup.steps)
 
 
 def make_opponent(name: str, matches: Matches) -> Any:

@@ -12,13 +12,15 @@ from pal_jax.envs.negotiation import Negotiation
 from pal_jax.envs.tictactoe import TicTacToe
 from pal_jax.objectives.selfplay import Baseline
 from pal_jax.parts.recipe import check_at_least
-from pal_jax.parts.settings import Reinforced, StageSettings
+from pal_jax.parts.settings import EndpointSettings, Reinforced, StageSettings
+from pal_jax.runtime.optim import Optimizer
 
 GAMES: Mapping[str, Callable[[int], Rules[Any]]] = {  # by the rounds of a match of Kuhn poker
     'tictactoe': lambda rounds: TicTacToe(),
     'kuhn': lambda rounds: KuhnPoker(rounds),
     'negotiation': lambda rounds: Negotiation(),
 }
+KINDS = 'endpoint', 'orbax', 'local'  # of opponents in evaluations that are models
 SOLVED = 'tictactoe', 'kuhn'  # games that an expert plays
 
 
@@ -29,7 +31,11 @@ class PlaySettings:
     games: tuple[str, ...] = ('tictactoe', 'kuhn')  # in turn; 'negotiation' is another
     matches: int = 32
     max_turns: int = 128  # the most answers of a step that are learnt, drawn at random
-    opponent: Literal['self', 'random', 'expert'] = 'self'  # expert: minimax, or an equilibrium of Kuhn poker
+    gathered: int = 8  # the most answers to one prompt that an update reads behind it; 1: a prompt for each answer
+    # expert: minimax, or an equilibrium of Kuhn poker; past: one of the past selves that are kept
+    opponent: Literal['self', 'past', 'random', 'expert'] = 'self'
+    past: int = 0  # past selves that are kept, the first from before self-play
+    past_every: int = 8  # steps of self-play between the others
     baseline: Baseline = 'role'  # or 'shared' by both seats, or 'none', to compare with
     alpha: float = 0.95  # decay of baselines
     reasoned: bool = False  # answers reason before they move, as in the paper; else they are the move alone
@@ -37,21 +43,43 @@ class PlaySettings:
     shown: int = 4  # matches of a step that are written to rollouts.jsonl
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmupSettings:
+    """Steps of supervised learning on legal actions, all of a position alike, before self-play."""
+
+    steps: int = 0
+    positions: int = 32  # of a step
+    optimizer: Optimizer  # with the name of the policy's optimiser, whose state it shares
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalSettings(StageSettings):
     """The matches of an evaluation, and its time."""
 
     matches: int = 32  # against each opponent, in each seat of each game
-    start: bool = True  # the policy before training is an opponent, too
+    random_matches: int = 96  # the same against the player that moves at random, by which `winrate` goes
+    start: bool = True  # the policy before self-play is an opponent, too
+    opponents: tuple[str, ...] = ()  # further ones: endpoint:<name>, orbax:<workdir>, or local:<source> of any model
+    textarena: tuple[str, ...] = ()  # games of that package (extra `games`), such as TicTacToe-v0, at the end of a run
+    crossplay: int = 16  # matches of each pair of the last policy and its past selves, in each seat of each game
     shown: int = 2  # matches of each game that a report shows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Reinforced):
-    """The keys of a run of SPIRAL; `ppo.estimator` has no say, for advantages are role-conditioned returns."""
+    """The keys of a run of SPIRAL; `ppo.estimator` has no say, for advantages are role-conditioned returns.
 
+    `total_steps` counts the steps of self-play; the steps of the warm-up come before them.
+    """
+
+    warmup: WarmupSettings
     play: PlaySettings = PlaySettings()
     eval: EvalSettings = EvalSettings()
+    # Of `eval.opponents`: endpoints by their names; `opponents` says how models on this machine sample.
+    endpoints: Mapping[str, EndpointSettings] = dataclasses.field(
+        default_factory=lambda: {'opponents': EndpointSettings(temperature=1.0, max_tokens=64)}
+    )
+    answers: str = ''  # a file that keeps the answers of endpoints, which are not asked again; '': there is none
 
 
 def make_rules(play: PlaySettings) -> tuple[Rules[Any], ...]:
@@ -63,16 +91,29 @@ def check(settings: Settings) -> None:
     """Raises ValueError where a value is wrong, or two do not fit together."""
     play, ppo = settings.play, settings.ppo
     check_at_least(
-        settings, 1, 'total_steps', 'play.matches', 'play.max_turns', 'play.rounds', 'eval.matches', 'ppo.epochs',
-        'ppo.minibatches', 'ppo.micro_rows', 'decode.stride', 'checkpoint.every',
+        settings, 1, 'total_steps', 'play.matches', 'play.max_turns', 'play.gathered', 'play.past_every', 'play.rounds',
+        'eval.matches', 'eval.random_matches', 'ppo.epochs', 'ppo.minibatches', 'ppo.micro_rows', 'decode.stride',
+        'checkpoint.every', 'warmup.positions',
     )  # fmt: skip
-    check_at_least(settings, 0, 'play.shown', 'eval.shown', 'eval.every')
+    check_at_least(settings, 0, 'play.shown', 'eval.shown', 'eval.every', 'eval.crossplay', 'warmup.steps', 'play.past')
+    if settings.warmup.optimizer.name != settings.optimizer.name:
+        raise ValueError(
+            f'warmup.optimizer.name={settings.warmup.optimizer.name!r}: the warm-up shares the state of '
+            f'optimizer.name={settings.optimizer.name!r}; set both alike'
+        )
     if not play.games or len(set(play.games)) != len(play.games) or set(play.games) - set(GAMES):
         raise ValueError(f'play.games={play.games} must be one or more of {", ".join(GAMES)}, each once')
     if not 0 <= play.alpha < 1:
         raise ValueError(f'play.alpha={play.alpha} must be at least 0 and below 1')
     if play.opponent == 'expert' and (unsolved := set(play.games) - set(SOLVED)):
         raise ValueError(f"play.opponent='expert': nobody has solved {unsolved.pop()}; leave it out of play.games")
+    for name in settings.eval.opponents:
+        if name.partition(':')[0] not in KINDS or not name.partition(':')[2]:
+            raise ValueError(f'eval.opponents: {name!r} must be {", ".join(f"{kind}:..." for kind in KINDS)}')
+    if play.opponent == 'past' and not play.past:
+        raise ValueError(
+            "play.opponent='past' plays against past selves, and play.past=0 keeps none; set it to 2 or more"
+        )
     if ppo.estimator != 'reinforce':
         raise ValueError(
             f'ppo.estimator={ppo.estimator!r}: advantages are role-conditioned returns, without a critic and without '
