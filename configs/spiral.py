@@ -24,11 +24,11 @@ def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'quick', 'smoke', 'tabular', 'mlp', 'paper')
     if variant in ('tabular', 'mlp'):
         return {'tabular': tabular, 'mlp': mlp}[variant]()
-    optimizer = p.Optimizer(lr=1e-3, warmup_ratio=0.05)
+    optimizer = p.Optimizer(lr=3e-4, warmup_ratio=0.05)
     config = p.to_config(
         spiral.Settings(
             recipe='spiral',
-            total_steps=24,
+            total_steps=36,
             policy=ModelSettings(lora=Lora(rank=16, alpha=32.0)),
             # Answers are the move alone; those of a negotiation take 13 tokens.
             sampling=p.Sampling(temperature=1.0, max_tokens=8),
@@ -39,13 +39,13 @@ def get_config(variant: str = '') -> ConfigDict:
             ppo=p.PPO(
                 estimator='reinforce',
                 loss_agg='constant',
-                kl_coef=0.0,
+                kl_coef=0.1,  # to the warmed-up policy: without it so few matches end in one line of play
                 epochs=1,
                 row_tokens=512,
                 micro_rows=1,
                 old_logprobs='sampler',
             ),
-            play=PlaySettings(matches=32, max_turns=128, past=3),
+            play=PlaySettings(matches=32, max_turns=192, past=3, past_every=12),
             eval=EvalSettings(matches=24, crossplay=8),
         )
     )
@@ -113,7 +113,7 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.total_steps = 400
     config.warmup.steps = 0
     config.optimizer = p.to_config(p.Optimizer(lr=1e-6, warmup_ratio=0.0, min_ratio=1.0))
-    config.ppo.update(epochs=2, row_tokens=0, micro_rows=4, old_logprobs='policy')
+    config.ppo.update(kl_coef=0.0, epochs=2, row_tokens=0, micro_rows=4, old_logprobs='policy')
     config.sampling.max_tokens = 4096
     config.play.update(
         games=('tictactoe', 'kuhn', 'negotiation'), matches=64, max_turns=128, past=0, rounds=5, reasoned=True

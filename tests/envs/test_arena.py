@@ -33,7 +33,7 @@ class Guess:
 @pytest.fixture
 def package(monkeypatch):
     fake = types.ModuleType('textarena')
-    fake.make = {'Guess-v0': Guess}.__getitem__
+    fake.make = lambda name: {'Guess-v0': Guess}[name]()
     monkeypatch.setitem(sys.modules, 'textarena', fake)
 
 

@@ -196,6 +196,7 @@ def test_answers_to_one_prompt_stand_behind_it_once_and_teach_the_same():
     assert max(jax.tree.leaves(moved)) < 1e-5
 
 
+@pytest.mark.slow
 def test_past_selves_stay_as_they_were_and_are_the_same_after_a_restart(tmp_path):
     recipe = make_recipe(opponent='past', past=3, warmup=1)
     _, state, host = steps(recipe, 1)  # the warm-up
@@ -297,7 +298,7 @@ def test_a_server_that_does_not_answer_loses_no_match_and_its_words_do_not_go_on
     assert not silent.ok and silent.parsed is None
     assert offer.ok and offer.completion.text == offer.parsed == '[Offer: 2 Wood -> 1 Gold]'
     examiner = make_examiner(
-        Scripted(Matches(RULES)), ctx=ONE, actor=None, start=None, models={'endpoint:x': player}, **FEW
+        Scripted(Matches(RULES)), ctx=ONE, actor=None, start=None, **FEW | {'models': {'endpoint:x': player}}
     )  # fmt: skip
     with pytest.raises(RuntimeError, match='endpoint:x'):
         examiner.check_answers({('kuhn', 'model1', 0): []})
@@ -386,7 +387,7 @@ def test_every_variant_is_complete(variant):
         ({'play.matches': 0}, r'play\.matches=0'),
         ({'play.opponent': 'expert'}, r"play\.opponent='expert'.*negotiation"),
         ({'play.opponent': 'me'}, r"play\.opponent='me'"),
-        ({'play.opponent': 'past'}, r"play\.opponent='past'.*play\.past=0"),
+        ({'play.opponent': 'past', 'play.past': 0}, r"play\.opponent='past'.*play\.past=0"),
         ({'eval.opponents': ('gpt',)}, r"eval\.opponents.*'gpt'"),
         ({'warmup.optimizer.name': 'sgd'}, r"warmup\.optimizer\.name='sgd'"),
         ({'ppo.estimator': 'gae'}, r"ppo\.estimator='gae'"),

@@ -1,0 +1,74 @@
+r"""Problems of mathematics: rows of a file, the answer of a text, and what counts as the same answer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pal_jax.evals.problems import TASKS, Problem, is_right, measure, read_problems
+
+
+@pytest.mark.parametrize(
+    ('said', 'answer', 'right'),
+    [
+        ('18', '18', True),
+        ('18.0', '18', True),
+        ('1,000', '1000', True),
+        ('-3', '3', False),
+        (None, '3', False),
+        (r'\left( 3, \frac{\pi}{2} \right)', r'(3,\frac{\pi}{2})', True),
+        (r'\dfrac12', '0.5', True),
+        (r'\frac{3}{4}', r'\frac34', True),
+        (r'-\frac{1}{2}', '-0.5', True),
+        (r'5\text{ cm}', '5', True),
+        (r'90^\circ', '90', True),
+        ('x=5', '5', True),
+        (r'\frac{1}{0}', '0', False),
+        (r'\sqrt{2}', r'\sqrt{3}', False),
+        (r'(3, 4)', '(4,3)', False),
+    ],
+)
+def test_the_same_answer_in_other_dress_is_right(said, answer, right):
+    assert is_right(said, answer) is right
+
+
+@pytest.mark.parametrize(
+    ('text', 'gsm8k', 'math500'),
+    [
+        (r'So it is \boxed{18}.', '18', '18'),
+        (r'First \boxed{3}, no, \boxed{\frac{1}{2}}', '2', r'\frac{1}{2}'),
+        ('16 - 3 - 4 = 9, and 9 * 2 = $18.', '18', None),
+        ('I do not know', None, None),
+    ],
+)
+def test_the_answer_of_a_text(text, gsm8k, math500):
+    assert (TASKS['gsm8k'].read(text), TASKS['math500'].read(text)) == (gsm8k, math500)
+
+
+def test_rows_are_read_and_answers_measured(tmp_path):
+    path = tmp_path / 'rows.jsonl'
+    rows = [{'question': 'a', 'answer': '2 + 2 = <<2+2=4>>4\n#### 4'}, {'question': 'b', 'answer': '#### 1,000'}]
+    path.write_text('\n'.join(map(json.dumps, rows)))
+    problems = read_problems(path, 'gsm8k')
+    assert problems == [Problem('a', '4'), Problem('b', '1,000')]
+    record = measure(['so 4', 'nothing'], problems, 'gsm8k')
+    assert (record['accuracy'], record['unanswered'], record['problems']) == (0.5, 0.5, 2)
+    assert record['interval'] == pytest.approx([0.0945, 0.9055], abs=1e-3)  # Wilson, 1 of 2
+
+
+@pytest.mark.parametrize(
+    ('text', 'named'),
+    [
+        ('', 'no problems'),
+        ('{', 'line 1'),
+        ('[1]', 'line 1: list'),
+        ('{"question": "a"}', r'line 1: answer=None'),
+        ('{"question": "a", "answer": "4"}', r'line 1: answer has no ####'),
+    ],
+)
+def test_a_wrong_row_is_told_with_its_line(tmp_path, text, named):
+    path = tmp_path / 'rows.jsonl'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=named):
+        read_problems(path, 'gsm8k')
