@@ -45,7 +45,8 @@ def get_config(variant: str = '') -> ConfigDict:
                 micro_rows=1,
                 old_logprobs='sampler',
             ),
-            play=PlaySettings(matches=32, max_turns=192, past=3, past_every=12),
+            # Kuhn poker has twelve prompts, so that a hand costs a tenth of a match of tic-tac-toe.
+            play=PlaySettings(matches=64, shares=(1, 3), max_turns=256, past=3, past_every=12),
             eval=EvalSettings(matches=24, crossplay=8),
         )
     )
@@ -55,7 +56,7 @@ def get_config(variant: str = '') -> ConfigDict:
 def quick(config: ConfigDict) -> ConfigDict:
     config.total_steps = 3
     config.warmup.steps = 6
-    config.play.matches = 16
+    config.play.matches = 24
     config.eval.update(matches=4, random_matches=8, crossplay=2)
     return config
 
@@ -67,7 +68,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.total_steps = 3
     config.sampling.max_tokens = 16
     config.warmup.update(steps=1, positions=4)
-    config.play.update(matches=6, games=('tictactoe', 'kuhn', 'negotiation'))
+    config.play.update(matches=6, games=('tictactoe', 'kuhn', 'negotiation'), shares=())
     config.eval.update(matches=2, random_matches=2, crossplay=1)
     config.play.past_every = 1
     config.decode.slots = 8
@@ -116,7 +117,13 @@ def paper(config: ConfigDict) -> ConfigDict:
     config.ppo.update(kl_coef=0.0, epochs=2, row_tokens=0, micro_rows=4, old_logprobs='policy')
     config.sampling.max_tokens = 4096
     config.play.update(
-        games=('tictactoe', 'kuhn', 'negotiation'), matches=64, max_turns=128, past=0, rounds=5, reasoned=True
+        games=('tictactoe', 'kuhn', 'negotiation'),
+        shares=(),
+        matches=64,
+        max_turns=128,
+        past=0,
+        rounds=5,
+        reasoned=True,
     )
     config.eval.update(every=16, matches=8, random_matches=8)
     config.decode.update(slots=128, stride=8)

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from pal_jax.runtime.curve import STYLE, png
+from pal_jax.runtime.curve import INK, STYLE, png
 from pal_jax.types import Exhibit
 
 Means = Mapping[tuple[str, str, str], float]  # mean reward by game, player and other player
@@ -44,5 +44,6 @@ def plot(means: Means, names: Sequence[str]) -> bytes:
             ax.set_yticks(range(len(names)), names)
             for (row, column), value in np.ndenumerate(values):
                 if np.isfinite(value):
-                    ax.text(column, row, f'{value:+.2f}', ha='center', va='center', fontsize=9)
+                    ink = 'white' if abs(value) > 0.6 * most else INK
+                    ax.text(column, row, f'{value:+.2f}', ha='center', va='center', fontsize=9, color=ink)
     return png(figure)

@@ -105,7 +105,7 @@ def plain(text: str) -> str:
     text = (
         text.replace('\\dfrac', '\\frac').replace('\\tfrac', '\\frac').replace('^\\circ', '').replace('^{\\circ}', '')
     )
-    text = re.sub(r'\\text\{\s*([^{}]*)\}', lambda found: found[1] if found.start() == 0 else '', text)
+    text = re.sub(r'\\text\{\s*([^{}]*)\}', lambda unit: unit[1] if unit.start() == 0 else '', text)
     text = re.sub(r'\\frac(\d)(\d)', r'\\frac{\1}{\2}', text)
     text = text.replace('\\$', '').replace('$', '').replace('\\%', '').replace('%', '').replace(' ', '')
     return re.sub(r'^[a-z]=', '', text)
@@ -113,9 +113,9 @@ def plain(text: str) -> str:
 
 def number(text: str) -> Fraction | None:
     """The value of a plain number, or of a LaTeX fraction of whole numbers; None of anything else."""
-    if found := re.fullmatch(r'(-?)\\frac\{(-?\d+)\}\{(\d+)\}', text):
-        below = int(found[3])
-        return (-1 if found[1] else 1) * Fraction(int(found[2]), below) if below else None
+    if fraction := re.fullmatch(r'(-?)\\frac\{(-?\d+)\}\{(\d+)\}', text):
+        below = int(fraction[3])
+        return (-1 if fraction[1] else 1) * Fraction(int(fraction[2]), below) if below else None
     try:
         return Fraction(text.replace(',', ''))
     except (ValueError, ZeroDivisionError):

@@ -58,7 +58,10 @@ def learning_curve(rows: Rows) -> bytes:
 
     A step's value is a mean over `samples` samples, with the standard deviation `reward_std` (or `accuracy_std`).
     """
-    headline = next((key for key in HEADLINES if np.isfinite(column(rows, key)).any()), 'reward')
+    # The loss of a warm-up is no headline of what comes after it.
+    last = [row for row in rows if row.get('phase') == rows[-1].get('phase')]
+    known = (key for part in (last, rows) for key in HEADLINES if np.isfinite(column(part, key)).any())
+    headline = next(known, 'reward')
     panels = [key for key in PANELS if np.isfinite(column(rows, key)).any()]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 6.4 if panels else 4.2), layout='constrained')

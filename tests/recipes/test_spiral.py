@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -99,7 +100,16 @@ class Scripted:
 
 
 def make_recipe(
-    mesh=MESH, opponent='self', baseline='role', max_turns=64, count=8, legal=0.8, past=0, warmup=0, gathered=1
+    mesh=MESH,
+    opponent='self',
+    baseline='role',
+    max_turns=64,
+    count=8,
+    legal=0.8,
+    past=0,
+    warmup=0,
+    gathered=1,
+    games=(0, 1),
 ):
     learner = make_learner(
         CFG, PPO('reinforce', loss_agg='constant', kl_coef=0.0, epochs=2, micro_rows=8),
@@ -115,7 +125,7 @@ def make_recipe(
             pack_rollouts, n=gathered, gathered=True, actions=8, mesh=mesh, micro_rows=8,
             ways=sharding.batch_ways(mesh),
         ),
-        count=count, max_turns=max_turns, baseline=baseline, alpha=0.95, examiner=None, seed=0, shown=2,
+        games=games, count=count, max_turns=max_turns, baseline=baseline, alpha=0.95, examiner=None, seed=0, shown=2,
     )  # fmt: skip
 
 
@@ -166,6 +176,11 @@ def test_against_another_player_the_policy_learns_its_own_answers_in_both_seats(
     games = [(samples[0].source.game, samples[0].source.players) for samples in played]
     assert {games.count(each) for each in games} == {4}
     assert all(len(sample.completion.token_ids) == 3 for samples in credited for sample in samples)
+
+
+def test_games_are_played_as_often_as_their_shares():
+    played = make_recipe(count=12, games=(0, 1, 1)).play(make_recipe().init()[0], 1)
+    assert [samples[0].source.game for samples in played] == [0, 1, 1] * 4
 
 
 def test_answers_without_advantage_are_left_out_and_at_most_so_many_are_learnt():
@@ -365,6 +380,12 @@ def test_experts_play_their_tables():
     assert {sample.parsed for sample in always} == {'[bet]'}
 
 
+def test_a_game_of_textarena_that_is_missing_is_told_before_a_weight_is_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'textarena', None)
+    with pytest.raises(RuntimeError, match=r"eval\.textarena='TicTacToe-v0'.*games"):
+        spiral.make(get_settings(**{'eval.textarena': ('TicTacToe-v0',)}), ONE)
+
+
 def test_intervals_of_win_rates():
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)  # Wilson 1927
     assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
@@ -384,6 +405,7 @@ def test_every_variant_is_complete(variant):
         ({'play.games': ('go',)}, r"play\.games=\('go',\)"),
         ({'play.games': ('kuhn', 'kuhn')}, r'play\.games='),
         ({'play.alpha': 1.0}, r'play\.alpha=1\.0'),
+        ({'play.shares': (1, 2)}, r'play\.shares=\(1, 2\)'),
         ({'play.matches': 0}, r'play\.matches=0'),
         ({'play.opponent': 'expert'}, r"play\.opponent='expert'.*negotiation"),
         ({'play.opponent': 'me'}, r"play\.opponent='me'"),

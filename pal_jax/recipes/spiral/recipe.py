@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pal_jax.envs.arena import Arena
 from pal_jax.envs.matches import POLICY, SEATS, TRAINING, Match, Matches, play_matches
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.config import ModelConfig
@@ -50,6 +51,7 @@ class Spiral:
         of its past selves.
       supervised: the batch of legal actions of a step of the warm-up.
       pack: samples of a step as the batch of an update.
+      games: the places of the rules of matches in turn; a game that is there twice is played as often.
       count, max_turns: matches of a step, and the most of their answers that are learnt.
       baseline, alpha: see `role_conditioned`.
       examiner: the evaluation.
@@ -66,6 +68,7 @@ class Spiral:
     supervised: Callable[[int], TokenBatch]
     pack: Callable[[Sequence[Sample]], RolloutBatch]
     warmup: int
+    games: Sequence[int]
     count: int
     max_turns: int
     baseline: Baseline
@@ -125,7 +128,8 @@ class Spiral:
         seeds = np.random.SeedSequence([self.seed, i]).generate_state(self.count).tolist()
         starts = []
         for k, seed in enumerate(seeds):
-            turn, game = divmod(i * self.count + k, len(self.matches.rules))
+            turn, place = divmod(i * self.count + k, len(self.games))
+            game = self.games[place]
             # Against another player the policy changes seats after each turn of all games, so it learns both seats.
             seats = (POLICY, OPPONENT) if turn % 2 == 0 else (OPPONENT, POLICY)
             starts.append(self.matches.begin(game, seed, (POLICY, POLICY) if alone else seats))
@@ -188,6 +192,8 @@ def make(settings: Settings, ctx: Context) -> Spiral:
       RuntimeError: a model cannot be had.
     """
     check(settings)
+    for name in settings.eval.textarena:
+        Arena(name, 0)  # so that a game which is missing is told before a weight is read
     play, policy = settings.play, make_policy(settings.policy, ctx, settings.seed)
     matches = Matches(make_rules(play), TRAINING, play.reasoned)
     decoder = sampler.make_decoder(settings.decode, policy, ctx)
@@ -228,6 +234,7 @@ def make(settings: Settings, ctx: Context) -> Spiral:
         supervised=make_supervised(settings, answers, ctx.mesh),
         pack=sampler.make_packing(settings, ctx.mesh, play.gathered, gathered=True),
         warmup=settings.warmup.steps,
+        games=[game for game in range(len(play.games)) for _ in range(play.shares[game] if play.shares else 1)],
         count=play.matches,
         max_turns=play.max_turns,
         baseline=play.baseline,

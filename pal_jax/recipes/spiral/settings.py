@@ -30,6 +30,7 @@ class PlaySettings:
 
     games: tuple[str, ...] = ('tictactoe', 'kuhn')  # in turn; 'negotiation' is another
     matches: int = 32
+    shares: tuple[int, ...] = ()  # matches of each game before the games begin anew; (): one of each
     max_turns: int = 128  # the most answers of a step that are learnt, drawn at random
     gathered: int = 8  # the most answers to one prompt that an update reads behind it; 1: a prompt for each answer
     # expert: minimax, or an equilibrium of Kuhn poker; past: one of the past selves that are kept
@@ -103,6 +104,8 @@ def check(settings: Settings) -> None:
         )
     if not play.games or len(set(play.games)) != len(play.games) or set(play.games) - set(GAMES):
         raise ValueError(f'play.games={play.games} must be one or more of {", ".join(GAMES)}, each once')
+    if play.shares and (len(play.shares) != len(play.games) or min(play.shares) < 1):
+        raise ValueError(f'play.shares={play.shares} must have a number above 0 for each of play.games={play.games}')
     if not 0 <= play.alpha < 1:
         raise ValueError(f'play.alpha={play.alpha} must be at least 0 and below 1')
     if play.opponent == 'expert' and (unsolved := set(play.games) - set(SOLVED)):
