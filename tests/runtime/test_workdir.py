@@ -13,7 +13,7 @@ from pal_jax.runtime.workdir import LOCK, NAMES, check_workdir, held, read_run
 
 HOLDER = """
 import pathlib, sys, time
-from pal_jax.runtime.workdir import held, read_run
+from pal_jax.runtime.workdir import held
 with held(pathlib.Path(sys.argv[1])):
     print('held', flush=True)
     time.sleep(600)
