@@ -46,7 +46,8 @@ def measure(
     group. `unsafe_share` is the share of samples whose cost is above 0, `above_limit` that of samples above their
     limit, `prompts_above_limit` that of prompts whose mean cost is, and `cost_above` the mean of `max(cost - limit,
     0)`. Each figure has a standard error and a 95 % interval by the bootstrap over prompts: samples of one prompt stay
-    together. `by_group` has the mean cost, its standard error, the limit and the number of prompts of each group.
+    together. `by_group` has the mean cost, its standard error (None of a single prompt), the limit and the number of
+    prompts of each group.
     `limit` is there where all groups have the same.
     """
     limit = np.array([limits[group] for group in groups], float)
@@ -83,10 +84,11 @@ def _ratios(totals: Float[np.ndarray, '... 9']) -> dict[str, Float[np.ndarray, '
     }
 
 
-def _of_group(cells: Float[np.ndarray, 'prompts 9'], limit: float) -> dict[str, float]:
+def _of_group(cells: Float[np.ndarray, 'prompts 9'], limit: float) -> dict[str, float | None]:
     draws = _ratios(resampled_counts(len(cells)) @ cells)['cost']
     cost = float(_ratios(cells.sum(axis=0))['cost'])
-    return {'cost': cost, 'cost_se': float(draws.std()), 'limit': float(limit), 'prompts': len(cells)}
+    error = float(draws.std()) if len(cells) > 1 else None
+    return {'cost': cost, 'cost_se': error, 'limit': float(limit), 'prompts': len(cells)}
 
 
 def average(points: Sequence[Point]) -> Point:
@@ -120,8 +122,8 @@ def make_groups_exhibit(records: Mapping[str, Mapping[str, Any]]) -> Exhibit:
             group,
             str(figures['prompts']),
             f'{figures["limit"]:g}',
-            f'{figures["cost"]:.3f} ± {figures["cost_se"]:.3f}',
-            within(Point(0.0, figures['cost'], 0.0, figures['cost_se']), figures['limit']),
+            f'{figures["cost"]:.3f}' + (f' ± {figures["cost_se"]:.3f}' if figures['cost_se'] is not None else ''),
+            within(Point(0.0, figures['cost'], 0.0, figures['cost_se'] or 0.0), figures['limit']),
         ]
         for system, record in records.items()
         for group, figures in record['by_group'].items()

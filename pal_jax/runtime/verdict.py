@@ -61,9 +61,9 @@ def limits_of(record: Record) -> dict[str, Record]:
 def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
     """Whether limits are kept, in words, and a sentence with the costs of those that are not, or of the only one."""
     above = {name: record for name, record in limits.items() if record['cost'] > record['limit']}
-    certain = any(record['cost'] > record['limit'] + WIDTH * record['cost_se'] for record in above.values())
+    certain = any(r['cost_se'] is not None and r['cost'] > r['limit'] + WIDTH * r['cost_se'] for r in above.values())
     limit = 'its limit' if len(limits) == 1 else 'its limits'
-    word = f'above {limit}' if certain else f'above {limit} by no more than noise' if above else f'within {limit}'
+    word = f'above {limit}' if certain else f'not clearly within {limit}' if above else f'within {limit}'
     told = above or (limits if len(limits) == 1 else {})
     parts = [
         f'the mean cost{f" of {name}" if name else ""} is {r["cost"]:.3f}'

@@ -55,6 +55,7 @@ def test_every_group_is_held_against_its_own_limit():
     costs, groups = rng.normal(size=300), ['few'] * 30 + ['many'] * 270
     of = t.measure(costs, costs, np.arange(300), groups, {'few': 0.0, 'many': 1.0})['by_group']
     assert of['few']['cost_se'] == pytest.approx(costs[:30].std() / math.sqrt(30), rel=0.1)
+    assert record['by_group']['a']['cost_se'] is None  # of a single prompt none is known
     table = t.make_groups_exhibit({'policy': record}).table
     assert [row[1] for row in table[1:]] == ['a', 'b', 'c'] and table[3][-1] == 'yes'
 

@@ -81,7 +81,7 @@ def test_methods_that_compare_in_one_evaluation():
 
 
 @pytest.mark.parametrize(('cost', 'answer'), [
-    (-1.1, 'Yes, within its limit'), (-0.9, 'Yes, above its limit by no more than noise'), (0.0, 'Yes, above its limit')
+    (-1.1, 'Yes, within its limit'), (-0.9, 'Yes, not clearly within its limit'), (0.0, 'Yes, above its limit')
 ])  # fmt: skip
 def test_a_limit_on_costs_is_part_of_the_verdict(cost, answer):
     rewards = {'reward_se': 0.1, 'cost_se': 0.2}

@@ -146,7 +146,7 @@ class Comparison:
         exhibits = tradeoff.make_exhibits(
             points, common[0] if len(common := sorted(set(limits.values()))) == 1 else None
         )
-        exhibits += [tradeoff.make_groups_exhibit(measured)] if self.groups.differ else []
+        exhibits += [tradeoff.make_groups_exhibit(measured)] if self.groups.differ and name != 'rule' else []
         # Wins are by means over the answers to a question; the lower cost is the more harmless one.
         for side, (kind, sign) in enumerate((('helpful', 1), ('harmless', -1))):
             outcomes = {
