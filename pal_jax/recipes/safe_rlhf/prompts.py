@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ class Groups(NamedTuple):
         groups = [question.group or 'all' for question in questions]
         return groups, dict.fromkeys(groups, float(self.limits[0]))
 
-    def apart(self, name: str, values: Sequence[float]) -> dict[str, float]:
+    def apart(self, name: str, values: Iterable[float]) -> dict[str, float]:
         """A figure of every group: `name` is that of group 0, and `name_<group>` that of another."""
         keys = [f'{name}_{group}' if group else name for group in self.names]
         return dict(zip(keys, map(float, values), strict=True))
