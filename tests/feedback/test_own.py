@@ -16,10 +16,9 @@ from pal_jax.parts.world import make_world
 from pal_jax.recipes.spiral.settings import PlaySettings, make_rules
 from pal_jax.runtime import own
 from pal_jax.types import Completion, Dialogue, Person, Turn, Verdict
-from tests import configs
+from tests import configs, pages
 
 KEY = 'reward.function'
-EXAMPLES = Path(__file__).parents[2] / 'docs' / 'examples'
 PERSON = Person('p', ('pet: cat',))
 
 
@@ -33,13 +32,22 @@ TELLS = answer(render_completion('- pet: cat\n', 'I have a cat.'))
 MALFORMED = answer('What?')
 
 
+@pytest.fixture(scope='module')
+def examples(tmp_path_factory):
+    """The folder with the files that the manual shows."""
+    folder = tmp_path_factory.mktemp('examples')
+    for page in ('tutorials/reward_function.md', 'howto/own_parts.md'):
+        pages.write_files(pages.DOCS / page, folder)
+    return folder
+
+
 def write(tmp_path, text):
     (file := tmp_path / 'mine.py').write_text(text)
     return str(file)
 
 
-def test_functions_of_an_example_add_to_the_reward_of_a_run():
-    text = f'{EXAMPLES}/my_rewards.py:asks_back, {EXAMPLES}/my_rewards.py:short'
+def test_functions_of_an_example_add_to_the_reward_of_a_run(examples):
+    text = f'{examples}/my_rewards.py:asks_back, {examples}/my_rewards.py:short'
     changes = {'reward.function': text, 'reward.weights': (2.0, 0.5), 'dialogue.people': 4, 'eval.people': 2}
     world, plain = make_world(configs.settings('rlpa', **changes)), make_world(configs.settings('rlpa'))
     samples = [ASKS, TELLS, MALFORMED]
@@ -118,8 +126,8 @@ def test_what_a_function_returns_is_checked(tmp_path, body, message):
         reward([ASKS, TELLS], 0)
 
 
-def test_rewards_apart_are_channels_and_a_malformed_answer_has_no_profile():
-    text = f'{EXAMPLES}/my_rewards.py:asks_back'
+def test_rewards_apart_are_channels_and_a_malformed_answer_has_no_profile(examples):
+    text = f'{examples}/my_rewards.py:asks_back'
     config = {'reward.function': text, 'reward.normalise': 'each', 'reward.profile_weight': 3.0}
     settings = configs.settings('rlpa', **config)
     world = make_world(settings)
@@ -133,13 +141,13 @@ def test_rewards_apart_are_channels_and_a_malformed_answer_has_no_profile():
             make_estimate(configs.settings('rlpa', **config | change))
 
 
-def test_a_user_and_a_judge_of_a_file():
-    user = open_role('dialogue.user', f'{EXAMPLES}/my_parts.py:user')
+def test_a_user_and_a_judge_of_a_file(examples):
+    user = open_role('dialogue.user', f'{examples}/my_parts.py:user')
     assert user([ASKS.source], 0) == ['By the way, pet: cat.']
-    judge = open_role('reward.judge', f'{EXAMPLES}/my_parts.py:judge')
-    assert judge([ASKS.source], [()], ['Hello you two there'], 0) == [Verdict(dict.fromkeys(SCORES, 0.75))]
-    world = make_world(configs.settings('rlpa', **{'reward.judge': f'{EXAMPLES}/my_parts.py:judge'}))
-    assert world.reward([ASKS], 0)[0].info['response'] == 1.0
+    judge = open_role('reward.judge', f'{examples}/my_parts.py:judge')
+    assert judge([ASKS.source], [()], ['Hello you two there'], 0) == [Verdict(dict.fromkeys(SCORES, 0.2))]
+    world = make_world(configs.settings('rlpa', **{'reward.judge': f'{examples}/my_parts.py:judge'}))
+    assert world.reward([ASKS], 0)[0].info['response'] == 0.25
 
 
 def test_a_judge_of_a_file_must_answer_from_0_to_1(tmp_path):
@@ -151,8 +159,8 @@ def test_a_judge_of_a_file_must_answer_from_0_to_1(tmp_path):
         judge([ASKS.source] * 3, [()] * 3, [''] * 3, 0)
 
 
-def test_a_game_of_a_file_is_played():
-    (rules,) = make_rules(PlaySettings(games=(f'{EXAMPLES}/my_parts.py:Sticks',)))
+def test_a_game_of_a_file_is_played(examples):
+    (rules,) = make_rules(PlaySettings(games=(f'{examples}/my_parts.py:Sticks',)))
     state = rules.start(0)
     for taken in ('[1]', '[2]', '[1]', '[2]', '[1]'):
         assert taken in rules.legal(state) and rules.read(state, f'I take {taken}') == taken
