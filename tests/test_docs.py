@@ -39,18 +39,20 @@ def test_links_lead_to_files_and_headings(page):
         file, _, anchor = link.partition('#')
         target = (page.parent / file).resolve() if file else page
         generated = target.is_relative_to(DOCS) and target.relative_to(DOCS).as_posix() in GENERATED
-        if not generated and not target.exists():
-            broken.append(link)
-        elif anchor and anchor not in pages.anchors(target):
+        if (not generated and not target.exists()) or (anchor and anchor not in pages.anchors(target)):
             broken.append(link)
     assert broken == []
 
 
-@pytest.mark.parametrize('page', [page for page in PAGES if page.parent.name in ('start', 'tutorials', 'howto')], ids=name)
+@pytest.mark.parametrize(
+    'page', [page for page in PAGES if page.parent.name in ('start', 'tutorials', 'howto')], ids=name
+)
 def test_commands_of_manuals_name_what_exists(page):
     for line in pages.commands(page):
         words = re.findall(r'"[^"]*"|\S+', line)
-        words = [word.strip('"') for word in words[next(i for i, w in enumerate(words) if w in ('pal-jax', 'python')) :]]
+        words = [
+            word.strip('"') for word in words[next(i for i, w in enumerate(words) if w in ('pal-jax', 'python')) :]
+        ]
         called = words[1] if words[0] == 'pal-jax' else words[2].removeprefix('pal_jax.')
         assert called in command.COMMANDS or called == '--help', line
         config = next((word.partition('=')[2] for word in words if word.startswith('--config=')), '')
