@@ -342,8 +342,8 @@ class Constrained:
     def __post_init__(self):
         if self.estimator not in ('gae', 'dr_grpo'):
             raise ValueError(
-                f'ppo.estimator={self.estimator!r} divides rewards and costs each by a deviation, so a multiplier '
-                'would not compare them; use gae or dr_grpo'
+                f'ppo.estimator={self.estimator!r} does not keep the scales of rewards and costs, which a multiplier '
+                'compares; use gae or dr_grpo'
             )
 
     def __call__(self, rollout: Rollout, weights: Weights) -> Estimates:

@@ -28,10 +28,15 @@ class PromptSettings:
     """The prompts of training and of tests."""
 
     train: str = 'embedded'  # or a source of records with `prompt` and, if limits are by group, `group`
-    test: str = 'embedded'  # likewise; prompts of train that it has are left out
+    test: str = ''  # likewise, and not learnt; '': some of train, or other embedded ones
     train_count: int = 1200  # 0: all of a source
     test_count: int = 64  # 0: all
     max_length: int = 512  # tokens; longer prompts are left out
+
+    @property
+    def tests_embedded(self) -> bool:
+        """True where the prompts of tests are of the embedded corpus, which a rule can judge."""
+        return (self.test or self.train) == 'embedded'
 
 
 @dataclasses.dataclass(frozen=True)
