@@ -21,6 +21,7 @@ ROOT = DOCS.parent
 GENERATED = 'reference/commands.md', 'reference/keys/index.md'
 PAGES = sorted(path for path in DOCS.rglob('*.md') if path.relative_to(DOCS).parts[:2] != ('reference', 'keys'))
 PAGES = [page for page in PAGES if page.relative_to(DOCS).as_posix() not in GENERATED]
+MANUALS = [page for page in PAGES if page.parent.name in ('start', 'tutorials', 'howto')]
 RUN = [page for page in PAGES if any(block.kind == 'bash' for block in pages.blocks(page))]
 TUTORIALS = sorted((DOCS / 'tutorials').glob('*.md'))
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
