@@ -71,9 +71,6 @@ class KuhnPoker:
     def legal(self, state: Hand) -> tuple[str, ...]:
         return () if state.round >= self.rounds else ACTIONS[state.history]
 
-    def listed(self, state: Hand) -> str:
-        return ' '.join(self.legal(state))
-
     def read(self, state: Hand, text: str) -> str | None:
         action = extract(text)
         return action if action in self.legal(state) else None

@@ -34,7 +34,10 @@ REASONED = (
 
 
 class Rules(Protocol[S]):
-    """A two-player game. Actions are strings in brackets."""
+    """A two-player game. Actions are strings in brackets.
+
+    A prompt lists the legal actions, unless a game has a method `listed(state)` whose text stands in their place.
+    """
 
     @property
     def name(self) -> str:
@@ -51,10 +54,6 @@ class Rules(Protocol[S]):
 
     def legal(self, state: S, /) -> tuple[str, ...]:
         """The actions of the seat that moves next."""
-        ...
-
-    def listed(self, state: S, /) -> str:
-        """The same actions as its prompt lists them."""
         ...
 
     def read(self, state: S, text: str, /) -> str | None:
@@ -124,8 +123,9 @@ class Matches:
     def prompt(self, match: Match, role: int) -> list[dict[str, str]]:
         """One message of the user: what the seat knows, its legal actions, and how to answer."""
         rules = self.rules[match.game]
+        listed = getattr(rules, 'listed', lambda state: ' '.join(rules.legal(state)))
         asked = REASONED if self.reasoned else ASKED[self.wording]
-        content = asked.format(state=rules.observe(match.state, role), legal=rules.listed(match.state))
+        content = asked.format(state=rules.observe(match.state, role), legal=listed(match.state))
         return [{'role': 'user', 'content': content}]
 
     def read(self, match: Match, text: str) -> str | None:

@@ -64,9 +64,6 @@ class Negotiation:
         give, take = GOODS if state.goods[seat][0] else GOODS[::-1]
         return (*answers, *(('[Deny]',) if state.pending else ()), f'[Offer: 1 {give} -> 1 {take}]')
 
-    def listed(self, state: Market) -> str:
-        return ' '.join(self.legal(state))
-
     def read(self, state: Market, text: str) -> str | None:
         """The words of an answer that has one valid action, else None.
 

@@ -61,6 +61,7 @@ def test_a_prompt_tells_the_seat_its_state_and_its_actions(rules):
         matches = Matches((rules,), wording=wording)
         ((message),) = matches.prompt(matches.start(0), 0)
         assert message['role'] == 'user' and 'You are Player 0' in message['content']
-        assert all(action in message['content'] for action in rules.legal(rules.start(0)))
+        listed = [action.strip('[]') if rules.name == 'tictactoe' else action for action in rules.legal(rules.start(0))]
+        assert all(action in message['content'] for action in listed)
     reasoned = Matches((rules,), reasoned=True)
     assert r'\boxed{move}' in reasoned.prompt(reasoned.start(0), 0)[0]['content']

@@ -162,7 +162,7 @@ class Examiner:
         """Play the policy against all opponents in both seats, all matches in step."""
         setting: list[tuple[tuple[str, str, int], Match]] = []
         for game, rules in enumerate(self.matches.rules):
-            known = (RANDOM, *OPPONENTS[rules.name], START)
+            known = (RANDOM, *OPPONENTS.get(rules.name, ()), START)
             names = [name for name in opponents if name in known or name.startswith('model')]
             counts = [(name, self.randomly if name == RANDOM else self.count) for name in names]
             for (opponent, k), seat in itertools.product([(n, k) for n, count in counts for k in range(count)], SEATS):

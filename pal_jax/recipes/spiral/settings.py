@@ -13,6 +13,7 @@ from pal_jax.envs.tictactoe import TicTacToe
 from pal_jax.objectives.selfplay import Baseline
 from pal_jax.parts.recipe import check_at_least
 from pal_jax.parts.settings import EndpointSettings, Reinforced, StageSettings
+from pal_jax.runtime import own
 from pal_jax.runtime.optim import Optimizer
 
 GAMES: Mapping[str, Callable[[int], Rules[Any]]] = {  # by the rounds of a match of Kuhn poker
@@ -28,8 +29,9 @@ SOLVED = 'tictactoe', 'kuhn'  # games that an expert plays
 class PlaySettings:
     """The matches of a step."""
 
-    games: tuple[str, ...] = ('tictactoe', 'kuhn')  # in turn; 'negotiation' is another
-    matches: int = 32
+    # Played in turn; 'negotiation' is another, and FILE.py:NAME a class of your own (`envs.matches.Rules`).
+    games: tuple[str, ...] = ('tictactoe', 'kuhn')
+    matches: int = 32  # the number of matches
     shares: tuple[int, ...] = ()  # matches of each game before the games begin anew; (): one of each
     max_turns: int = 128  # the most answers of a step that are learnt, drawn at random
     gathered: int = 8  # the most answers to one prompt that an update reads behind it; 1: a prompt for each answer
@@ -85,7 +87,9 @@ class Settings(Reinforced):
 
 def make_rules(play: PlaySettings) -> tuple[Rules[Any], ...]:
     """The games of the settings."""
-    return tuple(GAMES[name](play.rounds) for name in play.games)
+    return tuple(
+        own.load('play.games', name)() if own.is_own(name) else GAMES[name](play.rounds) for name in play.games
+    )
 
 
 def check(settings: Settings) -> None:
@@ -102,8 +106,11 @@ def check(settings: Settings) -> None:
             f'warmup.optimizer.name={settings.warmup.optimizer.name!r}: the warm-up shares the state of '
             f'optimizer.name={settings.optimizer.name!r}; set both alike'
         )
-    if not play.games or len(set(play.games)) != len(play.games) or set(play.games) - set(GAMES):
-        raise ValueError(f'play.games={play.games} must be one or more of {", ".join(GAMES)}, each once')
+    unknown = {name for name in play.games if not own.is_own(name)} - set(GAMES)
+    if not play.games or len(set(play.games)) != len(play.games) or unknown:
+        raise ValueError(
+            f'play.games={play.games} must be one or more of {", ".join([*GAMES, "FILE.py:NAME"])}, each once'
+        )
     if play.shares and (len(play.shares) != len(play.games) or min(play.shares) < 1):
         raise ValueError(f'play.shares={play.shares} must have a number above 0 for each of play.games={play.games}')
     if not 0 <= play.alpha < 1:
