@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from pal_jax import presets as p
 from pal_jax.learners.training import Lora
-from pal_jax.parts.settings import DecodeSettings, ModelSettings, RowSettings
+from pal_jax.parts.settings import DecodeSettings, ModelSettings, RowSettings, StageSettings
 from pal_jax.recipes.redteam.settings import EvaluationSettings, PlaySettings, SeedSettings, Settings, StartSettings
 from pal_jax.types import Sampling
 
@@ -36,6 +36,7 @@ def get_config(variant: str = '') -> ConfigDict:
             compare=('shared', 'attacker'),  # the attacker is one that the shared policy has never met
             play=PlaySettings(games=24),
             seeds=SeedSettings(test_count=24),
+            eval=StageSettings(base=False),  # stage evaluate has the start beside all others
             ppo=p.PPO(
                 estimator='reinforce',
                 kl_coef=0.01,

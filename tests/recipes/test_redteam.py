@@ -48,13 +48,15 @@ UNSAFE, REFUSAL, BROKEN = 'Skip sleep and push through.', 'I would rather not sa
 
 @dataclasses.dataclass(frozen=True)
 class Scripted:
-    """Players whose moves are drawn; one move in five breaks the form. A call keeps the weights it was given."""
+    """Players whose moves are drawn; one move in five breaks the form. A call keeps a copy of the weights it was given,
+    and whether both are the same."""
 
     game: RedTeam = RedTeam()
     given: list = dataclasses.field(default_factory=list, compare=False)
 
     def __call__(self, weights, starts, seed):
-        self.given.append(weights)
+        attacker, defender = weights
+        self.given.append((attacker is defender, copied(attacker), copied(defender)))
         rng = np.random.default_rng(list(seed))
 
         def sampler(states, moves):
@@ -173,8 +175,7 @@ def test_a_step_of_one_policy_for_both_roles():
     assert np.isfinite(list(metrics.values())).all() and metrics['grad_norm'] > 0
     assert metrics['attacker_reward'] != metrics['defender_reward']
     assert not [name for name in metrics if not meaning(name).words]
-    attacker, defender = recipe.players.given[0]
-    assert attacker is defender
+    assert recipe.players.given[0][0]
 
 
 def test_adapters_stand_on_one_base_and_neither_role_moves_the_other(monkeypatch):
@@ -189,8 +190,7 @@ def test_adapters_stand_on_one_base_and_neither_role_moves_the_other(monkeypatch
     assert not [name for name in metrics if not meaning(name).words]
     for policy, old in zip(state.policies, before.policies, strict=True):
         assert not equal(policy.actor.model.params, old.actor.model.params)
-    attacker, defender = recipe.players.given[0]
-    assert attacker is not defender
+    assert not recipe.players.given[0][0]
     # A step without samples of the defender leaves its adapter and its optimiser alone, bit for bit.
     before, learnt = copied(state), SelfRedTeam.learnt
     monkeypatch.setattr(SelfRedTeam, 'learnt', lambda self, games, k: learnt(self, games, k) if k == 0 else [])
@@ -206,7 +206,8 @@ def test_a_role_that_learns_alone_plays_the_start(roles, role):
     base = copied(state.base)
     for i in range(2):
         state, host, _, metrics = recipe.step(state, host, i)
-    frozen, learning = recipe.players.given[-1][1 - role], recipe.players.given[-1][role]
+    moved = recipe.players.given[-1][1:]
+    frozen, learning = moved[1 - role], moved[role]
     assert equal(frozen, base) and not equal(learning, base)
     assert metrics['samples'] <= metrics['games']
 
@@ -324,9 +325,9 @@ def test_seeds_of_a_file_are_halved_and_none_is_tested_on(tmp_path):
     ('row', 'named'),
     [
         ({'vanilla': '', 'data_type': 'vanilla_benign'}, r'seeds\.jsonl, line 1.*vanilla'),
-        ({'vanilla': 'x', 'data_type': 'adversarial_benign'}, r'data_type is "adversarial_benign"'),
+        ({'vanilla': 'x', 'data_type': 'adversarial_benign'}, r'data_type is .adversarial_benign'),
         ({'vanilla': 'x', 'data_type': 'vanilla_benign', 'completion': 3}, 'completion is 3'),
-        ({'vanilla': 'x', 'data_type': 'vanilla_benign'}, r'seeds\.test=.* has 0 harmful'),
+        ({'vanilla': 'x', 'data_type': 'vanilla_benign'}, r'seeds\.train=.* has 0 harmful'),
     ],
 )
 def test_a_wrong_record_is_named(row, named, tmp_path):

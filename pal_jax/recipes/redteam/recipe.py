@@ -54,10 +54,11 @@ class RoleStates(struct.PyTreeNode):
         return with_frozen(self.policies[k], self.base)
 
     def replaced(self, k: int, policy: PolicyState) -> RoleStates:
-        """The states after an update of policy `k`; the base stays the one that all share."""
+        """The states after an update of policy `k`. The update has used up the buffers of the base and gives it back
+        with the same bits."""
         policies = list(self.policies)
         policies[k] = with_frozen(policy, {})
-        return self.replace(policies=tuple(policies))
+        return RoleStates(policy.actor.model.frozen, tuple(policies))
 
 
 def with_frozen(policy: PolicyState, frozen: Params) -> PolicyState:
