@@ -74,7 +74,7 @@ class Scripted:
 
 def make_recipe(mesh=MESH, roles='shared', count=16, players=None, lora=2, judge=judges.by_rule, train=None, lr=1e-3):
     learner = make_learner(
-        CFG, PPO('reinforce', kl_coef=0.01, micro_rows=8), Optimizer(lr=lr, total_steps=64, warmup_ratio=0.0), mesh,
+        CFG, PPO('reinforce', kl_coef=0.01, micro_rows=8), Optimizer(lr=lr, total_steps=64, warmup_ratio=0.0, min_ratio=1.0), mesh,
         n=1, length=3, adapters=Lora(rank=lora) if lora else None,
     )  # fmt: skip
     return SelfRedTeam(
@@ -256,10 +256,10 @@ def test_the_defender_of_a_tiny_model_learns_to_do_half_the_harm():
     players = Players(decoder, tokenizer, sampling, Letters(hidden=False))
     seeds = [Seed(word, harmful, generated)
              for harmful, word in ((True, 'burn'), (False, 'hello')) for generated in (True, False)]  # fmt: skip
-    recipe = make_recipe(players=players, lora=0, judge=judge, train=[[one] for one in seeds], count=32, lr=3e-3)
+    recipe = make_recipe(players=players, lora=0, judge=judge, train=[[one] for one in seeds], count=32, lr=3e-2)
     state, host = recipe.init()
     rows = []
-    for i in range(60):
+    for i in range(64):
         state, host, _, metrics = recipe.step(state, host, i)
         rows.append(metrics)
     first, last = ([np.mean([row[name] for row in part]) for name in ('attack_success', 'plain_success')]
