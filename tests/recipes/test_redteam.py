@@ -73,9 +73,10 @@ class Scripted:
 
 
 def make_recipe(mesh=MESH, roles='shared', count=16, players=None, lora=2, judge=judges.by_rule, train=None, lr=1e-3):
+    optimizer = Optimizer(lr=lr, total_steps=64, warmup_ratio=0.0, min_ratio=1.0)
     learner = make_learner(
-        CFG, PPO('reinforce', kl_coef=0.01, micro_rows=8), Optimizer(lr=lr, total_steps=64, warmup_ratio=0.0, min_ratio=1.0), mesh,
-        n=1, length=3, adapters=Lora(rank=lora) if lora else None,
+        CFG, PPO('reinforce', kl_coef=0.01, micro_rows=8), optimizer, mesh, n=1, length=3,
+        adapters=Lora(rank=lora) if lora else None,
     )  # fmt: skip
     return SelfRedTeam(
         Plan(4, pipeline.abstract(learner, roles), lambda i: None), ONE._replace(mesh=mesh), learner,
