@@ -24,7 +24,9 @@ TORCH_INDEX ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 # Compiling all modules at once is a third of the set-up time; Python compiles the few that are used on first import.
-INSTALL := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
+# MODEL and CHOICES below stand without what their unused code depends on. pip would call that a conflict on every later
+# install; what pal_jax itself needs is resolved in one go wherever it is installed.
+INSTALL := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --no-warn-conflicts
 READY := $(VENV)/.ready-$(EXTRA)
 PAL_READY := $(VENV)/.ready-pal
 SOUPS_READY := $(VENV)/.ready-soups
@@ -124,7 +126,7 @@ $(SOUPS_READY): $(READY)
 	@touch $@
 
 $(TEST_READY): $(PAL_READY) $(SOUPS_READY)
-	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev]'
+	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[$(EXTRA),choice,soups,dev]'
 	@touch $@
 
 clean:

@@ -4,6 +4,8 @@ A figure of `LEVELS` in the last evaluation is held against a value that needs n
 what it was before the main part of the run. Otherwise a figure of `CHANGES` is: its value before that part against its
 last one, or, where an evaluation has no standard error of it or there is one evaluation, the first fifth of the steps
 against the last one. What differs by less than 1.96 standard errors does not differ beyond noise.
+
+A run whose costs have a limit, or limits by group, is also judged by whether its last evaluation keeps them.
 """
 
 from __future__ import annotations
@@ -41,6 +43,38 @@ class Verdict(NamedTuple):
 
 def judge(rows: Sequence[Record], evals: Sequence[Record]) -> Verdict | None:
     """The verdict on a run's steps and evaluations; None where it has no figure that tells of learning."""
+    verdict, limits = _learning(rows, evals), limits_of(evals[-1] if evals else {})
+    if verdict is None or not limits:
+        return verdict
+    kept, sentence = _kept(limits)
+    return verdict._replace(answer=f'{verdict.answer}, {kept}', sentence=f'{verdict.sentence} {sentence}')
+
+
+def limits_of(record: Record) -> dict[str, Record]:
+    """The mean cost, its standard error and the limit of each group with a limit of its own; '' is all answers."""
+    if all(known(record, key) for key in ('cost', 'cost_se', 'limit')):
+        return {'': record}
+    groups = record.get('by_group')
+    return dict(groups) if isinstance(groups, Mapping) and all('limit' in group for group in groups.values()) else {}
+
+
+def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
+    """Whether limits are kept, in words, and a sentence with the costs of those that are not, or of the only one."""
+    above = {name: record for name, record in limits.items() if record['cost'] > record['limit']}
+    certain = any(r['cost_se'] is not None and r['cost'] > r['limit'] + WIDTH * r['cost_se'] for r in above.values())
+    limit = 'its limit' if len(limits) == 1 else 'its limits'
+    word = f'above {limit}' if certain else f'not clearly within {limit}' if above else f'within {limit}'
+    told = above or (limits if len(limits) == 1 else {})
+    parts = [
+        f'the mean cost{f" of {name}" if name else ""} is {r["cost"]:.3f}'
+        f'{between(*interval(r["cost"], r["cost_se"]))} under a limit of {r["limit"]:g}'
+        for name, r in told.items()
+    ]
+    sentence = '; '.join(parts) if parts else f'the mean costs of all {len(limits)} groups are within their limits'
+    return word, f'{sentence[0].upper()}{sentence[1:]}.'
+
+
+def _learning(rows: Sequence[Record], evals: Sequence[Record]) -> Verdict | None:
     start = main_part(rows)[0]['step'] if rows else 0
     after = evals[-1] if evals else {}
     before = next((each for each in reversed(evals[:-1]) if each['step'] <= start), {})

@@ -27,7 +27,7 @@ class PlaySettings:
     """The matches of a step."""
 
     games: tuple[str, ...] = ('tictactoe', 'kuhn')  # in turn; 'negotiation' is another
-    matches: int = 32
+    matches: int = 32  # the number of matches
     max_turns: int = 128  # the most answers of a step that are learnt, drawn at random
     opponent: Literal['self', 'random', 'expert'] = 'self'  # expert: minimax, or an equilibrium of Kuhn poker
     baseline: Baseline = 'role'  # or 'shared' by both seats, or 'none', to compare with
