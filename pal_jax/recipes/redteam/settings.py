@@ -49,7 +49,7 @@ class SeedSettings:
 class ExampleSettings:
     """The examples of both roles that the start policy learns from."""
 
-    count: int = 640
+    count: int = 640  # moves to learn from, a third of them the attacker's
     test_count: int = 48  # of other dilemmas
 
 
@@ -71,7 +71,7 @@ class StreamSettings:
     """Supervised batches beside the games, of finished answers to harmless seeds; `ppo.ptx_coef` weighs their loss."""
 
     every: int = 1  # a batch at every so many steps
-    batch_size: int = 4
+    batch_size: int = 4  # finished answers of such a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class EvaluationSettings:
 class StartSettings:
     """The keys of `sft.Settings` that the start policy has for itself; `total_steps=0` leaves the policy as it is."""
 
-    total_steps: int
+    total_steps: int  # its steps of supervised learning
     optimizer: Optimizer
     data: RowSettings
 
@@ -100,7 +100,7 @@ class StartSettings:
 class Stage(Run):
     """The keys of every stage that is no run of another recipe."""
 
-    stage: str
+    stage: str  # the stage of this folder
     variant: str = ''  # of stage play: who learns, and the seed, as shared-0
 
 
@@ -155,5 +155,5 @@ STAGES: dict[str, type[Run]] = {'examples': Making, 'sft': sft.Settings, 'play':
 class Settings(Making, Playing, Evaluating):
     """The keys of all stages; `total_steps` is that of each self-play."""
 
-    stage: str = 'all'
+    stage: str = 'all'  # or one of examples, sft, play, evaluate
     start: StartSettings
