@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Bool
+
 from pal_jax.envs.attack import Attack, Labels
 from pal_jax.envs.attack_seeds import asks_harm
 from pal_jax.evals.refusals import is_refusal
@@ -49,7 +52,7 @@ def by_rule(attacks: Sequence[Attack], seed: int) -> list[Labels | None]:
     ]
 
 
-def by_moderation(unsafe: Callable[[Sequence[str], Sequence[str]], Sequence[bool]]) -> Judge:
+def by_moderation(unsafe: Callable[[Sequence[str], Sequence[str]], Bool[np.ndarray, ' N']]) -> Judge:
     """A judge of a moderator, which judges answers alone.
 
     A request counts as harmful as its seed is, and refusals are told by their wording.

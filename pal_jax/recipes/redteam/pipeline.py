@@ -46,6 +46,7 @@ from pal_jax.recipes.redteam.settings import (
     Evaluating,
     Making,
     Playing,
+    PlaySettings,
     Settings,
     Stage,
 )
@@ -248,6 +249,9 @@ def make_stage(
     values: dict[str, Any] = {**vars(settings), 'stage': stage, 'variant': variant, 'policy': policy}
     # `total_steps` is that of self-play alone; other stages have theirs in their sections, or none.
     values['total_steps'] = settings.total_steps if stage == 'play' else 0
+    if stage == 'examples':
+        # The form is all that examples read of the games, so that games may change once they are written.
+        values['play'] = PlaySettings(hidden=settings.play.hidden)
     if stage == 'sft':
         rows = workdir / RECORDS / 'sft'
         data = dataclasses.replace(settings.start.data, train=f'{rows}.jsonl', test=f'{rows}-test.jsonl')
