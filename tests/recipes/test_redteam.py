@@ -28,7 +28,7 @@ from pal_jax.recipes import redteam
 from pal_jax.recipes.redteam import judges, pipeline
 from pal_jax.recipes.redteam.games import Played, Players, play_judged, summarize
 from pal_jax.recipes.redteam.recipe import SelfRedTeam
-from pal_jax.recipes.redteam.seeds import by_kind, read_seeds
+from pal_jax.recipes.redteam.seeds import by_kind, kinds_of, read_seeds
 from pal_jax.recipes.redteam.settings import POLICIES, SeedSettings
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.glossary import meaning
@@ -85,7 +85,7 @@ def make_recipe(mesh=MESH, roles='shared', count=16, players=None, lora=2, judge
         pack=functools.partial(
             pack_rollouts, n=1, actions=8, mesh=mesh, micro_rows=8, ways=sharding.batch_ways(mesh)
         ),
-        train=train or pipeline.kinds_of(SEEDS, roles), test=SEEDS[:4], count=count, payment='general',
+        train=train or kinds_of(SEEDS, roles), test=SEEDS[:4], count=count, payment='general',
         stream=lambda i: None, max_failed=0.0, seed=0, shown=2,
     )  # fmt: skip
 

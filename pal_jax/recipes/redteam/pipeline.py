@@ -38,7 +38,7 @@ from pal_jax.recipes.redteam.evaluate import make_evaluation
 from pal_jax.recipes.redteam.games import Players
 from pal_jax.recipes.redteam.judges import make_judge
 from pal_jax.recipes.redteam.recipe import RoleStates, SelfRedTeam, with_frozen
-from pal_jax.recipes.redteam.seeds import by_kind, read_seeds
+from pal_jax.recipes.redteam.seeds import kinds_of, read_seeds
 from pal_jax.recipes.redteam.settings import (
     EMBEDDED,
     POLICIES,
@@ -125,13 +125,6 @@ def make_play(settings: Playing, ctx: Context) -> SelfRedTeam:
         stream=make_stream(settings, train, game, policy.tokenizer, ctx),
         max_failed=play.max_failed, seed=seed, shown=play.shown,
     )  # fmt: skip
-
-
-def kinds_of(seeds: Sequence[Seed], roles: str) -> list[list[Seed]]:
-    """The seeds by kind. An attacker by itself has its move in every game, and a defender by itself the only one."""
-    if roles in ('attacker', 'defender'):
-        seeds = [one._replace(generated=roles == 'attacker') for one in seeds]
-    return [kind for kind in by_kind(seeds) if kind]
 
 
 def make_stream(

@@ -50,6 +50,13 @@ def by_kind(seeds: Sequence[Seed]) -> list[list[Seed]]:
     ]
 
 
+def kinds_of(seeds: Sequence[Seed], roles: str) -> list[list[Seed]]:
+    """The seeds by kind. An attacker by itself has its move in every game, and a defender by itself the only one."""
+    if roles in ('attacker', 'defender'):
+        seeds = [one._replace(generated=roles == 'attacker') for one in seeds]
+    return [kind for kind in by_kind(seeds) if kind]
+
+
 def _given(source: str, split: Split, count: int, seed: int, skip: int) -> list[Seed]:
     if source == EMBEDDED:
         return make_seeds(count, split=split, seed=seed, skip=skip)
