@@ -33,7 +33,7 @@ from pal_jax.parts.recipe import (
     check_at_least,
     stage_before,
 )
-from pal_jax.parts.settings import keys_of, to_config
+from pal_jax.parts.settings import StageSettings, keys_of, to_config
 from pal_jax.recipes.redteam.evaluate import make_evaluation
 from pal_jax.recipes.redteam.games import Players
 from pal_jax.recipes.redteam.judges import make_judge
@@ -248,7 +248,8 @@ def make_stage(
     if stage == 'sft':
         rows = workdir / RECORDS / 'sft'
         data = dataclasses.replace(settings.start.data, train=f'{rows}.jsonl', test=f'{rows}-test.jsonl')
-        values |= {**vars(settings.start), 'recipe': 'sft', 'data': data}
+        # Evaluations of games are none of its business, so it need not be made again where they change.
+        values |= {**vars(settings.start), 'recipe': 'sft', 'data': data, 'eval': StageSettings(base=False)}
     if variant:
         roles, _, seed = variant.rpartition('-')
         values |= {'play': dataclasses.replace(settings.play, roles=roles), 'seed': int(seed)}
