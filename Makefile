@@ -78,7 +78,7 @@ spiral: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/spiral.py $(ARGS)
 
 redteam: $(READY)
-	$(call SAY,about 250 TFLOP by estimate: 14 minutes at 300 GFLOP/s)
+	$(call SAY,about 250 TFLOP by estimate; nobody has timed it yet)
 	$(RUN) -m pal_jax.train --config=configs/redteam.py $(ARGS)
 
 smoke: $(READY)
