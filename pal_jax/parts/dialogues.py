@@ -24,7 +24,7 @@ class DialogueSettings:
     facts: int = 4  # the number of facts of each embedded person
     system: str = 'embedded'  # the system prompt: 'embedded', a text, or file:<path>
     profile_format: Literal['lines', 'json'] = 'lines'  # the format that the embedded prompt asks for
-    user: str = 'scripted'  # who plays the people: scripted, endpoint:<name> or local:<source>
+    user: str = 'scripted'  # who plays the people: scripted, endpoint:<name>, local:<source> or FILE.py:NAME
     p_spontaneous: float = 1.0  # chance that a scripted user tells something unasked
     use_multiturn: bool = True  # False: dialogues have one turn
     max_rounds: int = 3  # turns of a dialogue
@@ -45,15 +45,20 @@ class DialogueSettings:
 class RewardSettings:
     """The judge of a turn, and the weights of rewards."""
 
-    matcher: str = 'exact'  # counts the facts that a profile has: exact, embedding, endpoint:<name> or local:<source>
+    matcher: str = 'exact'  # counts a profile's facts: exact, embedding, endpoint:<name>, local:<source>, FILE.py:NAME
     shuffled: bool = False  # the control: score predictions against another person's profile
-    judge: str = 'rule'  # scores replies: rule, endpoint:<name> or local:<source>
+    judge: str = 'rule'  # scores replies: rule, endpoint:<name>, local:<source> or FILE.py:NAME
     # With the rule judge; 'model': the untrained model reads replies, too.
     naturalness: Literal['rules', 'model'] = 'rules'
     # The judge's score that pays: in degrees, or 1 where all criteria are met and else 0.
     response: Literal['graded', 'strict'] = 'graded'
     profile_weight: float = 1.0  # times the F1 of the profile
     response_weight: float = 1.0  # times the judge's score of the reply
+    function: str = ''  # functions of your own that pay, too: FILE.py:NAME, several with commas between
+    weights: tuple[float, ...] = ()  # their weights, in their order; (): 1 for each
+    # 'sum': the rewards of an answer are added. 'each': every reward is standardised within the prompt first (GDPO).
+    normalise: Literal['sum', 'each'] = 'sum'
+    floor: float = 0.05  # with normalise=each: rewards of a prompt that deviate less are taken for noise
     min_std: float = 0.0  # a step whose rewards deviate less makes no update: whitened, they would be noise
     max_failed: float = 0.1  # share of samples without a reward at which a run stops
 

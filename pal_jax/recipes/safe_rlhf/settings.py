@@ -8,6 +8,7 @@ settings.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from pal_jax.learners.labelled import SignedCost
@@ -19,6 +20,8 @@ from pal_jax.recipes import cost, reward, sft
 from pal_jax.recipes.reward import PairSettings
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Sampling
+
+OTHERS = 'others'  # the name, in tables, of the prompts of groups without a limit of their own
 
 # --- sections -------------------------------------------------------------------------------------------------------
 
@@ -111,16 +114,22 @@ class ConstraintSettings:
     @property
     def by_group(self) -> dict[str, float]:
         """The limits of groups. Raises ValueError where `limits` cannot be read."""
-        limits = {}
+        limits: dict[str, float] = {}
         for part in self.limits.split():
             group, _, value = part.rpartition('=')
             try:
-                limits[group] = float(value)
+                limit = float(value)
             except ValueError:
-                # No name and no number have one message, which the next lines raise.
-                group = ''
-            if not group:
-                raise ValueError(f"limits={self.limits!r}: {part!r} is none; write group=number, as 'self_harm=-2'")
+                limit = math.nan
+            if not group or '=' in group or not math.isfinite(limit):
+                raise ValueError(
+                    f'constraint.limits={self.limits!r}: {part!r} is no limit of a group; write group=number, with '
+                    "spaces between groups and none in their names, as 'self_harm=-2 privacy_violation=-1'"
+                )
+            if group in limits or group == OTHERS:
+                what = 'twice' if group in limits else 'reserved for prompts of all other groups: set constraint.limit'
+                raise ValueError(f'constraint.limits={self.limits!r}: {group!r} is {what}')
+            limits[group] = limit
         return limits
 
 
@@ -229,6 +238,11 @@ class Evaluating(Asking):
     def variants(self) -> list[str]:
         """The names of the policies of PPO that are compared: a handler and a seed; one without a name otherwise."""
         return [f'{handler}-{seed}' for handler in self.compare for seed in range(self.seeds)] or ['']
+
+
+def groups_shown(constraint: ConstraintSettings) -> tuple[str, ...]:
+    """The title of the table of groups that the console shows, where groups have limits of their own."""
+    return ('Costs by group',) if constraint.by_group else ()
 
 
 STAGES: dict[str, type[Run]] = {
