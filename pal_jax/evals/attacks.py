@@ -64,7 +64,7 @@ def measure(cells: Cells) -> dict[str, Any]:
 def diversity(
     seeds: Sequence[Seed], requests: Sequence[str | None], encode: Callable[[Sequence[str]], np.ndarray] | None
 ) -> dict[str, float]:
-    """How much a system's attacks on harmful seeds differ from each other, and the share of attacks in the form."""
+    """The diversity of a system's attacks on harmful seeds, and the share of its attacks in the form."""
     written = [request for seed, request in zip(seeds, requests, strict=True) if seed.harmful and request]
     figures = {'attacks_form': float(np.mean([request is not None for request in requests]))}
     if len(written) > 1:
