@@ -73,6 +73,14 @@ CMDP_HANDLERS = {  # constraint handlers on arrays
     'cpo': 'CPO',
     'pcpo': 'PCPO',
 }
+CAMERA_TEAMS = {  # who flies the cameras, and what pays them
+    'standing': 'fixed formation',
+    'tracking': 'fixed formation that turns to the target',
+    'shared': 'MAPPO, shared reward',
+    'ctcr': 'MAPPO, contributions (CTCR)',
+    'shared_dynamics': 'MAPPO, shared reward, with dynamics',
+    'ctcr_dynamics': 'MAPPO, contributions (CTCR), with dynamics',
+}
 CMDP_TASKS = {'bandit': 'the bandit', 'grid': 'the grid', 'point': 'the point among hazards'}
 SPLITS = {  # of people, by what stands before their figures
     'unseen': 'people with new values',
