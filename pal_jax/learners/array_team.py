@@ -236,7 +236,8 @@ class TeamPPO:
         spread = (advantages - jnp.mean(advantages)) / (jnp.std(advantages) + 1e-8)
         by_member = functools.partial(jnp.moveaxis, source=1, destination=2)  # [N, T, A, ...] to [N, A, T, ...]
         if ahead:
-            reward = outcome.shared[..., None, None, None] * jnp.ones((self.env.cameras, 1, 1))
+            team = outcome.shared[..., None, None, None]
+            reward = jnp.broadcast_to(team, (*outcome.shared.shape, self.env.cameras, 1, 1))
             ahead = ahead | {'reward': (reward, jnp.ones(reward.shape[:-1]))}
         steps = TeamSteps(
             memory, by_member(seen), by_member(action), by_member(logprob), by_member(spread),

@@ -36,13 +36,16 @@ def run(tmp_path_factory):
     return folder, recipe, state, kept, phases, metrics
 
 
+def moved(one, other):
+    pairs = zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True)
+    return any((np.asarray(x) != np.asarray(y)).any() for x, y in pairs)
+
+
 def test_policies_take_turns(run):
     _, recipe, state, kept, phases, metrics = run
     assert phases == ['allreduce_transfers', 'allreduce_trees']
     assert set(metrics) == {'rounds_mean', 'cost_mean', 'entropy'}
     first, second, last = (x['ring:4'] for x in (*kept, state))
-    moved = lambda one, other: any((np.asarray(x) != np.asarray(y)).any() for x, y in zip(
-        jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True))  # fmt: skip # noqa: E731
     assert moved(first['transfers'], second['transfers']) and not moved(first['trees'], second['trees'])
     assert moved(second['trees'], last['trees']) and not moved(second['transfers'], last['transfers'])
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), state)

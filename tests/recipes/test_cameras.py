@@ -33,6 +33,7 @@ def run():
     return recipe, state, host, kept, phase, metrics
 
 
+@pytest.mark.slow
 def test_a_step_tells_of_every_method(run):
     *_, phase, metrics = run
     assert phase == 'cameras'
@@ -41,6 +42,7 @@ def test_a_step_tells_of_every_method(run):
     assert 0 < metrics['ctcr_error'] <= 100
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_by_bit(run):
     recipe, state, _, kept, *_ = run
     middle, text = kept[2]
@@ -51,6 +53,7 @@ def test_a_run_goes_on_bit_by_bit(run):
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state), jax.tree.map(np.asarray, again))
 
 
+@pytest.mark.slow
 def test_the_state_is_as_the_plan_says(run):
     recipe, state, *_ = run
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
@@ -58,6 +61,7 @@ def test_the_state_is_as_the_plan_says(run):
     )
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_tables_pictures_and_an_animation(run):
     recipe, state, *_ = run
     evaluation = recipe.evaluate(state, 'final')

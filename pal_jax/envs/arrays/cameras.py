@@ -172,13 +172,14 @@ class Cameras:
         points = jnp.concatenate([truth, middles])
         owner = jnp.array([0] * joints + list(range(1, count)))
         pixels, depth = vision.project(cameras, points)
-        hidden = vision.blocked(cameras[:, :3], points, people) & present & (owner[:, None] != jnp.arange(count))
-        visible = vision.inside(pixels, depth) & ~jnp.any(hidden, axis=-1) & present[owner]
+        others = present[None] & (owner[:, None] != jnp.arange(count)[None])
+        hidden = vision.blocked(cameras[:, :3], points, people) & others[None]
+        visible = vision.inside(pixels, depth) & ~jnp.any(hidden, axis=-1) & present[owner][None]
         distance = jnp.sqrt(jnp.sum((points[None] - cameras[:, None, :3]) ** 2, axis=-1))
         # A detector is as wrong as the person is small in the image.
         noise = NOISE * distance[..., None] / SCALE * jax.random.normal(key, pixels.shape)
         placed, enough = vision.triangulate(cameras, pixels + noise, visible, self.teams)
-        error = jnp.sqrt(jnp.sum((placed[:, :joints] - truth) ** 2, axis=-1))
+        error = jnp.sqrt(jnp.sum((placed[:, :joints] - truth[None]) ** 2, axis=-1))
         error = jnp.where(enough[:, :joints], jnp.minimum(error, FAILED), FAILED)
         mean = jnp.mean(error, axis=-1)
         # The whole team's points are all that cameras know of people.
@@ -202,7 +203,7 @@ class Cameras:
 
     def turning(self, scene: Scene) -> Int[Array, 'n 2']:
         """The turns in pitch and yaw that bring the true target nearest to the middle of the image."""
-        away = jnp.concatenate([scene.people[0], jnp.full(1, JOINTS[0, 2])]) - scene.cameras[:, :3]
+        away = jnp.concatenate([scene.people[0], jnp.full(1, JOINTS[0, 2])])[None] - scene.cameras[:, :3]
         flat = jnp.sqrt(jnp.sum(away[:, :2] ** 2, axis=-1) + 1e-6)
         pitch = jnp.rad2deg(jnp.arctan2(away[:, 2], flat)) - scene.cameras[:, 3]
         yaw = wrapped(jnp.rad2deg(jnp.arctan2(away[:, 1], away[:, 0])) - scene.cameras[:, 4])
@@ -228,14 +229,16 @@ class Cameras:
         near, mates = self._order(scene)
         fixed = [AREA / REACH, LOW / SCALE, HIGH / SCALE, MOVE / SCALE, PITCH / 90.0, YAW / 90.0]
         clock = scene.clock / self.horizon
-        shared = jnp.broadcast_to(jnp.array([*fixed, 0.0, self.cameras / MOST]).at[6].set(clock), (self.cameras, 8))
+        shared = jnp.broadcast_to(
+            jnp.array([*fixed, 0.0, self.cameras / MOST]).at[6].set(clock)[None], (self.cameras, 8)
+        )
         away = sight.points[None] - scene.cameras[:, None, :3]
         relative = jnp.einsum('nab,nkb->nka', turned, away) / SCALE
-        is_target = jnp.broadcast_to(jnp.arange(crowd) == 0, (self.cameras, crowd))
-        fresh = jnp.broadcast_to(sight.fresh, (self.cameras, crowd))
-        absolute = jnp.broadcast_to(sight.points / SCALE, (self.cameras, crowd, 3))
+        is_target = jnp.broadcast_to(jnp.arange(crowd)[None] == 0, (self.cameras, crowd))
+        fresh = jnp.broadcast_to(sight.fresh[None], (self.cameras, crowd))
+        absolute = jnp.broadcast_to(sight.points[None] / SCALE, (self.cameras, crowd, 3))
         flags = jnp.stack([is_target, fresh, sight.detected], axis=-1).astype(jnp.float32)
-        people = jnp.concatenate([flags, absolute, relative, sight.boxes], axis=-1) * scene.present[:, None]
+        people = jnp.concatenate([flags, absolute, relative, sight.boxes], axis=-1) * scene.present[None, :, None]
         people = jnp.take_along_axis(people, near[..., None], axis=1).reshape(self.cameras, -1)
         people = jnp.pad(people, ((0, 0), (0, 13 * (CROWD - crowd))))
         # Every camera's direction and place in the directions of every other one.
@@ -255,7 +258,9 @@ class Cameras:
         near, mates = self._order(scene)
         truth = jnp.pad(scene.people, ((0, 0), (0, 1)), constant_values=JOINTS[0, 2])
         away = jnp.einsum('nab,nkb->nka', turned, truth[None] - scene.cameras[:, None, :3]) / SCALE
-        away = jnp.take_along_axis(away * scene.present[:, None], near[..., None], axis=1).reshape(self.cameras, -1)
+        away = jnp.take_along_axis(away * scene.present[None, :, None], near[..., None], axis=1).reshape(
+            self.cameras, -1
+        )
         away = jnp.pad(away, ((0, 0), (0, 3 * (CROWD - self.people[1]))))
         views = jnp.concatenate([scene.sight.views[:, None], scene.sight.views[mates]], axis=-1)
         views = jnp.pad(views, ((0, 0), (0, MOST - self.cameras)))
@@ -283,14 +288,14 @@ class Cameras:
 
     def _angles(self, scene: Scene) -> Float[Array, 'n n']:
         """The angle around the target from each camera to each other one."""
-        away = scene.cameras[:, :2] - scene.sight.points[0, :2]
+        away = scene.cameras[:, :2] - scene.sight.points[:1, :2]
         bearing = jnp.arctan2(away[:, 1], away[:, 0])
         return bearing[None, :] - bearing[:, None]
 
     def _order(self, scene: Scene) -> tuple[Int[Array, 'n K'], Int[Array, 'n n-1']]:
         """The target and then people by distance, and teammates by their angle around the target."""
         distance = jnp.sum((scene.sight.points[None] - scene.cameras[:, None, :3]) ** 2, axis=-1)
-        distance = jnp.where(scene.present, distance, jnp.inf).at[:, 0].set(-1.0)
+        distance = jnp.where(scene.present[None], distance, jnp.inf).at[:, 0].set(-1.0)
         turn = jnp.mod(self._angles(scene), 2.0 * jnp.pi)
         turn = jnp.where(jnp.eye(self.cameras, dtype=bool), -1.0, turn)
         return jnp.argsort(distance, axis=-1), jnp.argsort(turn, axis=-1)[:, 1:]
@@ -315,7 +320,7 @@ def moved(cameras: Float[Array, 'n 5'], action: Int[Array, 'n 5']) -> Float[Arra
     """Cameras after an action, within the air that they may use. Entries 0, 1 and 2 go back, stay and go on."""
     signs = action.astype(jnp.float32) - 1.0
     place = cameras[:, :3] + MOVE * jnp.einsum('nab,na->nb', flat_axes(cameras), signs[:, :3])
-    place = jnp.clip(place, jnp.array([-REACH, -REACH, LOW]), jnp.array([REACH, REACH, HIGH]))
+    place = jnp.clip(place, jnp.array([[-REACH, -REACH, LOW]]), jnp.array([[REACH, REACH, HIGH]]))
     pitch = jnp.clip(cameras[:, 3] + PITCH * signs[:, 3], STEEP, UPWARD)
     yaw = wrapped(cameras[:, 4] + YAW * signs[:, 4])
     return jnp.concatenate([place, pitch[:, None], yaw[:, None]], axis=-1)
@@ -347,7 +352,7 @@ def boxes(cameras: Float[Array, 'n 5'], people: Float[Array, 'K 2']) -> Float[Ar
     half = vision.FOCAL * RADIUS / jnp.maximum(near, far)
     left, right = jnp.minimum(top, bottom)[..., 0] - half, jnp.maximum(top, bottom)[..., 0] + half
     corners = jnp.stack([left, top[..., 1], right, bottom[..., 1]], axis=-1)
-    size = jnp.array([WIDTH, HEIGHT, WIDTH, HEIGHT])
+    size = jnp.array([[[WIDTH, HEIGHT, WIDTH, HEIGHT]]])
     return jnp.clip(corners / size - 0.5, -1.0, 1.0)
 
 

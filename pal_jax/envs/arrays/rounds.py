@@ -154,7 +154,7 @@ class Growing:
         hops = (len(src), count)
         # Every feature is a share of something of the network, so that a policy can be used on larger networks.
         features = jnp.stack([
-            jnp.broadcast_to(jnp.mean(has, axis=0), hops),  # servers that have the chunk
+            jnp.broadcast_to(jnp.mean(has, axis=0)[None], hops),  # servers that have the chunk
             ((near @ lacks) / degree[:, None])[dst],  # neighbours of the end that lack it
             (((near @ has.astype(jnp.float32)) / degree[:, None])[dst]),  # neighbours of the end that have it
             jnp.broadcast_to((into / degree)[dst][:, None], hops),  # ways to serve the end
@@ -164,7 +164,7 @@ class Growing:
             jnp.asarray((wires.distance[dst] > wires.distance[src]).astype(np.float32)),  # whether it leads away
         ], axis=-1)  # fmt: skip
         hop = jnp.repeat(jnp.arange(len(src)), count)
-        group = (jnp.asarray(dst)[:, None] * count + jnp.arange(count)).reshape(-1)
+        group = (jnp.asarray(dst)[:, None] * count + jnp.arange(count)[None]).reshape(-1)
         return Candidates(features.reshape(-1, self.features), useful.reshape(-1), hop, group)
 
     def advance(self, trees: Trees, picks: Int[Array, ' P']) -> Trees:
@@ -241,22 +241,24 @@ class Sending:
         go_down = ~state.down & jnp.take_along_axis(whole, upward, axis=1)
         number = jnp.asarray(wires.number)
         hop = jnp.stack([number[jnp.broadcast_to(server, upward.shape), upward], number[upward, server]])
-        todo = jnp.stack([~state.up, ~state.down]) & ~root
+        todo = jnp.stack([~state.up, ~state.down]) & ~root[None]
         load = jnp.zeros(len(wires.hops)).at[hop].add(todo.astype(jnp.float32)) @ jnp.asarray(wires.links)  # by link
-        pressure = jnp.max(jnp.asarray(wires.links) * load, axis=1)  # of the fullest link of a hop
+        pressure = jnp.max(jnp.asarray(wires.links) * load[None], axis=1)  # of the fullest link of a hop
         pressure = pressure / jnp.maximum(jnp.max(load), 1.0)
         deepest = jnp.max(state.depth, axis=1, keepdims=True)
         longest = jnp.maximum(jnp.max(deepest), 1)
-        remaining = jnp.stack([state.depth + deepest, state.height + 1]) / (2.0 * longest)  # the chain behind it
+        remaining = jnp.stack([state.depth + deepest, state.height + 1]) / (
+            2.0 * longest.astype(jnp.float32)
+        )  # the chain behind it
         progress = jnp.mean(jnp.concatenate([state.up, state.down], axis=1), axis=1)[:, None]
         behind = jnp.stack([count - 1 + count - state.size, state.size - 1]) / (2.0 * count)
         first = jnp.asarray([1.0, 0.0])[:, None, None] * jnp.ones((2, count, count))
         features = jnp.stack([
-            remaining, behind, pressure[hop], first, jnp.broadcast_to(progress, first.shape),
-            jnp.broadcast_to(state.depth / longest, first.shape), jnp.broadcast_to(jnp.mean(todo), first.shape),
+            remaining, behind, pressure[hop], first, jnp.broadcast_to(progress[None], first.shape),
+            jnp.broadcast_to((state.depth / longest)[None], first.shape), jnp.broadcast_to(jnp.mean(todo), first.shape),
             remaining * first,
         ], axis=-1)  # fmt: skip
-        valid = (jnp.stack([go_up, go_down]) & ~root).reshape(-1)
+        valid = (jnp.stack([go_up, go_down]) & ~root[None]).reshape(-1)
         return Candidates(features.reshape(-1, self.features), valid, hop.reshape(-1), jnp.arange(2 * count * count))
 
     def advance(self, state: Transfers, picks: Int[Array, ' P']) -> Transfers:

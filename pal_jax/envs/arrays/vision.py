@@ -33,14 +33,14 @@ def project(cameras: Float[Array, 'n 5'], points: Float[Array, 'J 3']) -> tuple[
     seen = jnp.einsum('nak,njk->nja', axes(cameras), points[None] - cameras[:, None, :3])
     depth = seen[..., 2]
     ahead = jnp.where(jnp.abs(depth) > 1e-3, depth, 1e-3)
-    centre = jnp.array([WIDTH, HEIGHT]) / 2.0
+    centre = jnp.array([[[WIDTH, HEIGHT]]]) / 2.0
     return centre + FOCAL * seen[..., :2] / ahead[..., None], depth
 
 
 def inside(pixels: Float[Array, '*B 2'], depth: Float[Array, '*B']) -> Bool[Array, '*B']:
     """Whether points are in the image."""
-    within = (pixels >= 0.0) & (pixels <= jnp.array([WIDTH, HEIGHT]))
-    return jnp.all(within, axis=-1) & (depth > 1.0)
+    u, v = pixels[..., 0], pixels[..., 1]
+    return (u >= 0.0) & (u <= WIDTH) & (v >= 0.0) & (v <= HEIGHT) & (depth > 1.0)
 
 
 def blocked(
@@ -81,11 +81,11 @@ def view_rows(
     """
     turned = axes(cameras)
     projection = jnp.concatenate([turned, -jnp.einsum('nak,nk->na', turned, cameras[:, :3])[..., None]], axis=-1)
-    plane = (pixels - jnp.array([WIDTH, HEIGHT]) / 2.0) / FOCAL
+    plane = (pixels - jnp.array([[[WIDTH, HEIGHT]]]) / 2.0) / FOCAL
     rows = plane[..., None] * projection[:, None, None, 2] - projection[:, None, :2]  # [n, J, 2, 4]
     rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-9)
     # Lengths of the size of 1 let float32 tell the eigenvalues apart. `smallest` takes the scale out again.
-    rows = rows * jnp.array([SCALE, SCALE, SCALE, 1.0]) * jnp.sqrt(weights)[..., None, None]
+    rows = rows * jnp.array([[[[SCALE, SCALE, SCALE, 1.0]]]]) * jnp.sqrt(weights)[..., None, None]
     return jnp.stack([jnp.sum(rows[..., i] * rows[..., j], axis=-1) for i, j in PAIRS], axis=-1)
 
 
