@@ -11,7 +11,7 @@ Options:
   --texts=FILE            JSON lines, a record a line:
                           {"prompt": ..., "completion": ...}    both texts, or both lists of messages
                           {"messages": [...]}                   the last one, the assistant's, is scored
-                          {"prompt": ..., "response": ...}      for a moderator, as BeaverTails has them
+                          {"prompt": ..., "response": ...}      for a moderator or a cost model; both texts
                           {"text": ...}                         for a PAL of statements
                           {"item": [...] or {...}}              for a PAL of a table, with "prompt": [...] in variant B
   --output=FILE           where the records are written, each with its `score`; a file that exists is refused

@@ -114,9 +114,9 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
         raise ValueError(f'{error}, of {KINDS}') from None
     match config.recipe:
         case 'reward':
-            return _open_model(workdir, person, reward.open_scores, 'reward model')
+            return _open_model(workdir, person, reward.open_scores, 'reward model', to_group, form_of)
         case 'cost':
-            return _open_model(workdir, person, cost.open_scores, 'cost model')
+            return _open_model(workdir, person, cost.open_scores, 'cost model', to_turn)
         case 'moderation':
             return _open_moderator(workdir, person)
         case 'plus':
@@ -138,10 +138,18 @@ def to_name(person: str | int | os.PathLike[str] | None) -> str:
 # --- reward and cost models -------------------------------------------------------------------------------------------
 
 
-def _open_model(workdir: str, person: str, opened: Callable[[str, Context], OpenScores], kind: str) -> Scorer:
+def _open_model(
+    workdir: str, person: str, opened: Callable[[str, Context], OpenScores], kind: str,
+    read: Callable[[Any, Tokenizer, str], Group], form: Callable[[Any], str] = lambda record: '',
+) -> Scorer:  # fmt: skip
     _check_nobody(workdir, person, f'a {kind}')
     tokenizer, pooling, scores = opened(workdir, _one_device(workdir))
-    return Scorer(lambda record: to_group(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0], form_of)
+
+    def with_sign(groups: Sequence[Group]) -> list[dict[str, Any]]:
+        return [{'score': cost, 'unsafe': cost > 0.0} for cost in scores(groups)[:, 0].tolist()]
+
+    signed: dict[str, Any] = {'keys': ('score', 'unsafe'), 'details': with_sign} if kind == 'cost model' else {}
+    return Scorer(lambda record: read(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0], form, **signed)
 
 
 def _check_nobody(workdir: str, person: str, kind: str) -> None:
@@ -174,6 +182,21 @@ def to_group(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
         fields |= {'prompt': prompt, 'completion': [reply]}
     example = chats.to_imitate(fields, tokenizer)
     return shared_prompt([to_score(example.prompt, example.completion, pooling)])
+
+
+def to_turn(record: Any, tokenizer: Tokenizer, pooling: str) -> Group:
+    """A record as a group of one reply, in the form of a chat, which is all that cost models learn.
+
+    A prompt and a response that are texts are a chat of one turn, so their cost is that of the same messages.
+
+    Raises:
+      ValueError: as `to_pair`.
+    """
+    prompt, response = to_pair(record)
+    messages = chats.as_chat(prompt) if isinstance(prompt, str) else prompt
+    reply = [{'role': 'assistant', 'content': response}]
+    context = {key: record[key] for key in ('system', 'tools') if key in record}
+    return to_group(context | {'prompt': messages, 'completion': reply}, tokenizer, pooling)
 
 
 # --- moderators -------------------------------------------------------------------------------------------------------

@@ -34,9 +34,9 @@ from pal_jax.data import inputs
 from pal_jax.parts.recipe import Context, Recipe
 from pal_jax.parts.runs import folders_read, read_settings, recipe_module, write_exports
 from pal_jax.parts.settings import Run
-from pal_jax.runtime import checkpoint, devices, glossary, outputs, processes, report, verdict
+from pal_jax.runtime import checkpoint, devices, outputs, processes, report, verdict
 from pal_jax.runtime.metrics import MetricsWriter, require_wandb
-from pal_jax.runtime.progress import Progress
+from pal_jax.runtime.progress import Progress, evaluation_text
 from pal_jax.runtime.stopping import Stopping, exit_status
 from pal_jax.runtime.summary import summarize
 from pal_jax.runtime.workdir import held
@@ -181,8 +181,7 @@ def evaluate(recipe: Recipe, state, stage: str, i: int, writer: MetricsWriter, p
     writer.evaluation({'step': i, 'stage': stage, **evaluation.record, **seconds})
     writer.dialogues({'step': i, 'stage': stage, **dialogue} for dialogue in evaluation.dialogues)
     writer.exhibits(i, stage, evaluation.exhibits)
-    figures = [glossary.told(k, v) for k, v in evaluation.record.items() if k in recipe.plan.shown]
-    progress.log('\n  '.join([f'evaluation ({stage}):', *figures]))
+    progress.log(evaluation_text(stage, evaluation.record, evaluation.exhibits, recipe.plan.shown))
 
 
 def finish(settings: Run, config: dict[str, Any], workdir: Path, recipe: Recipe, state, progress: Progress) -> None:

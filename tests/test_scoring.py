@@ -104,6 +104,15 @@ def test_a_cost_model_gives_costs_and_knows_nobody(tmp_path):
     expected = recipe.scorer.scores(state, recipe.pack(groups))[..., 0]
     scorer = scoring.open_scorer(f'orbax:{tmp_path / "run"}')
     np.testing.assert_allclose(scorer(records), expected.ravel(), atol=1e-5)
+    row = judged(dilemmas, 0)[0]
+    texts = [{'prompt': row.prompt, 'response': text} for text in row.responses]
+    # Texts are a chat of one turn, which is all that the model has learnt.
+    scores = scorer(texts)
+    told = scorer.told(scorer.read_all(enumerate(texts)))
+    assert [record['unsafe'] for record in told] == (scores > 0).tolist()
+    np.testing.assert_array_equal(scores, scorer([as_chat(row.prompt, text) for text in row.responses]))
+    with pytest.raises(ValueError, match='response'):
+        scorer([{'prompt': row.prompt}])
     with pytest.raises(ValueError, match=r'person=ana'):
         scoring.open_scorer(str(tmp_path / 'run'), 'ana')
     with pytest.raises(ValueError, match='a run of cost'):

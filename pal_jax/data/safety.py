@@ -128,7 +128,7 @@ def to_judged(record: Mapping[str, Any], place: str = PLACE) -> Judged:
 
 
 def _categories(place: str, record: Mapping[str, Any]) -> tuple[bool, ...]:
-    value = _given(place, record, 'category')
+    value = _given(place, record, 'category', 'an object with true or false for each of the 14 categories')
     marks = _object(value) if isinstance(value, str) else value
     if not isinstance(marks, Mapping):
         raise ValueError(f'{place}: category is {files.shown(value)}; give an object with true or false for each key')
@@ -151,21 +151,23 @@ def _object(text: str) -> Any:
         return None
 
 
-def _given(place: str, record: Mapping[str, Any], name: str) -> Any:
+def _given(place: str, record: Mapping[str, Any], name: str, wanted: str) -> Any:
     if record.get(name) is None:
-        raise ValueError(f'{place}: no {name}; its fields are {", ".join(map(str, record))}')
+        raise ValueError(
+            f'{place}: no {name}; give {wanted}. The fields of the record are {", ".join(map(str, record))}'
+        )
     return record[name]
 
 
 def _text(place: str, record: Mapping[str, Any], name: str) -> str:
-    value = _given(place, record, name)
+    value = _given(place, record, name, 'a text')
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f'{place}: {name} is {files.shown(value)}; give a text, or delete the row')
     return value
 
 
 def _flag(place: str, record: Mapping[str, Any], name: str) -> bool:
-    value = _given(place, record, name)
+    value = _given(place, record, name, 'true or false')
     text = str(value).strip().lower()
     if not isinstance(value, bool | str) or text not in ('true', 'false'):
         raise ValueError(f'{place}: {name} is {files.shown(value)}; give true or false')
@@ -173,6 +175,7 @@ def _flag(place: str, record: Mapping[str, Any], name: str) -> bool:
 
 
 def _number(place: str, record: Mapping[str, Any], name: str) -> int:
+    _given(place, record, name, '0 or 1, the number of a response')
     text = records.identity(place, record, name)
     if text not in ('0', '1'):
         raise ValueError(f'{place}: {name} is {files.shown(record[name])}; give 0 or 1, the number of a response')

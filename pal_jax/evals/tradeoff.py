@@ -18,19 +18,21 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from pal_jax.evals.bootstrap import interval, resampled_counts, sums
-from pal_jax.runtime.curve import GREY, INK, STYLE, png
+from pal_jax.runtime.curve import GREY, INK, RED, STYLE, png
 from pal_jax.types import Exhibit
 
 MARKERS = 'oDs^vP*Xph<>'
+WITHIN = 'Within noise: the limit is less than two standard errors away.'
 
 
 class Point(NamedTuple):
-    """A system's mean reward and mean cost, and their standard errors."""
+    """A system's mean reward and mean cost, their standard errors, and its share of unsafe answers."""
 
     reward: float
     cost: float
     reward_se: float = 0.0
     cost_se: float = 0.0
+    unsafe: float = math.nan
 
 
 def measure(
@@ -38,44 +40,56 @@ def measure(
     costs: Float[np.ndarray, ' samples'],
     prompts: Int[np.ndarray, ' samples'],
     groups: Sequence[str],
-    limit: float,
+    limits: Mapping[str, float],
 ) -> dict[str, Any]:
     """The record of an evaluation.
 
-    `prompts` has the number of each sample's prompt, `groups` the name of its group. `violations` is the share of
-    prompts whose mean cost is above the limit, `unsafe_share` that of samples, and `cost_above` the mean of `max(cost -
-    limit, 0)`. Each figure has a standard error and a 95 % interval by the bootstrap over prompts: samples of one
-    prompt stay together.
+    `prompts` has the number of each sample's prompt, `groups` the name of its group, and `limits` the limit of each
+    group. `unsafe_share` is the share of samples whose cost is above 0, `above_limit` that of samples above their
+    limit, `prompts_above_limit` that of prompts whose mean cost is, and `cost_above` the mean of `max(cost - limit,
+    0)`. Each figure has a standard error and a 95 % interval by the bootstrap over prompts: samples of one prompt stay
+    together. `by_group` has the limit, the number of prompts, the mean cost (None without prompts) and its standard
+    error (None with less than two) of each group.
+    `limit` is there where all groups have the same.
     """
+    limit = np.array([limits[group] for group in groups], float)
     above = np.maximum(costs - limit, 0.0)
-    per_sample = np.stack([rewards, costs, costs > limit, above, np.ones(len(costs))], axis=1).astype(float)
-    _, prompt = np.unique(prompts, return_inverse=True)
-    by_prompt = sums(per_sample, prompt)
-    violated = by_prompt[:, 1] > limit * by_prompt[:, -1]
-    cells = np.column_stack([by_prompt, violated, np.ones(len(violated))])
+    per_sample = np.stack([rewards, costs, costs > 0.0, costs > limit, above, limit, np.ones(len(costs))], axis=1)
+    _, firsts, prompt = np.unique(prompts, return_index=True, return_inverse=True)
+    by_prompt = sums(per_sample.astype(float), prompt)
+    cells = np.column_stack([by_prompt, by_prompt[:, 1] > by_prompt[:, 5], np.ones(len(by_prompt))])
     figures, draws = _ratios(cells.sum(axis=0)), _ratios(resampled_counts(len(cells)) @ cells)
-    record: dict[str, Any] = {'samples': len(costs), 'prompts': len(cells), 'limit': float(limit)}
+    record: dict[str, Any] = {'samples': len(costs), 'prompts': len(cells)}
+    if len(used := {limits[group] for group in groups}) == 1:
+        record['limit'] = float(*used)
     for name, value in figures.items():
         record |= {
             name: float(value),
             f'{name}_se': float(draws[name].std()),
             f'{name}_interval': interval(draws[name]),
         }
-    names = np.asarray(groups)
-    record['cost_by_group'] = {str(name): float(costs[names == name].mean()) for name in np.unique(names)}
+    names = np.asarray(groups)[firsts]
+    record['by_group'] = {name: _of_group(cells[names == name], limits[name]) for name in limits}
     return record
 
 
-def _ratios(totals: Float[np.ndarray, '... 7']) -> dict[str, Float[np.ndarray, '...']]:
-    """The figures from sums over prompts: of four figures of samples, of samples, of violations and of prompts."""
-    reward, cost, unsafe, above, samples, violated, prompts = np.moveaxis(totals, -1, 0)
+def _ratios(totals: Float[np.ndarray, '... 9']) -> dict[str, Float[np.ndarray, '...']]:
+    """The figures from sums over prompts: of six figures of samples, of samples, of prompts above and of prompts."""
+    reward, cost, unsafe, over, above, _, samples, prompts_over, prompts = np.moveaxis(totals, -1, 0)
     return {
         'reward': reward / samples,
         'cost': cost / samples,
         'unsafe_share': unsafe / samples,
+        'above_limit': over / samples,
         'cost_above': above / samples,
-        'violations': violated / prompts,
+        'prompts_above_limit': prompts_over / prompts,
     }
+
+
+def _of_group(cells: Float[np.ndarray, 'prompts 9'], limit: float) -> dict[str, float | None]:
+    cost = float(_ratios(cells.sum(axis=0))['cost']) if len(cells) else None
+    error = float(_ratios(resampled_counts(len(cells)) @ cells)['cost'].std()) if len(cells) > 1 else None
+    return {'cost': cost, 'cost_se': error, 'limit': float(limit), 'prompts': len(cells)}
 
 
 def average(points: Sequence[Point]) -> Point:
@@ -84,7 +98,8 @@ def average(points: Sequence[Point]) -> Point:
         return points[0]
     values = np.array([point[:2] for point in points])
     errors = values.std(axis=0, ddof=1) / math.sqrt(len(points))
-    return Point(*map(float, values.mean(axis=0)), *map(float, errors))
+    unsafe = float(np.mean([point.unsafe for point in points]))
+    return Point(*map(float, values.mean(axis=0)), *map(float, errors), unsafe)
 
 
 def pareto(points: Sequence[Point]) -> list[bool]:
@@ -101,8 +116,36 @@ def _dominates(other: Point, point: Point) -> bool:
 # --- what a report shows ----------------------------------------------------------------------------------------------
 
 
-def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float) -> list[Exhibit]:
-    """A table of systems, each with its seeds, and the picture of `plot_tradeoff`."""
+def make_groups_exhibit(records: Mapping[str, Mapping[str, Any]]) -> Exhibit:
+    """A table of the groups of prompts, from the records of `measure` by the name of their system."""
+    rows = [
+        [
+            system,
+            group,
+            str(figures['prompts']),
+            f'{figures["limit"]:g}',
+            *_cost_of(figures),
+        ]
+        for system, record in records.items()
+        for group, figures in record['by_group'].items()
+    ]
+    text = f'Mean costs with their standard errors over prompts. {WITHIN}'
+    return Exhibit('Costs by group', text, [['', 'group', 'prompts', 'limit', 'cost', 'within the limit'], *rows])
+
+
+def _cost_of(figures: Mapping[str, Any]) -> tuple[str, str]:
+    """The cells of a group's mean cost and of whether it is within the limit; a dash where nothing is known."""
+    cost, error = figures['cost'], figures['cost_se']
+    if cost is None or error is None:
+        return '–' if cost is None else f'{cost:.3f}', '–'
+    return f'{cost:.3f} ± {error:.3f}', within(Point(0.0, cost, 0.0, error), figures['limit'])
+
+
+def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float | None) -> list[Exhibit]:
+    """A table of systems, each with its seeds, and the picture of `plot_tradeoff`.
+
+    `limit` is None where groups have limits of their own, which `make_groups_exhibit` shows, or costs have none.
+    """
     means = {name: average(seeds) for name, seeds in points.items()}
     front = pareto(list(means.values()))
     rows = [
@@ -111,29 +154,32 @@ def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float) -> list[E
             str(len(points[name])),
             f'{mean.reward:.3f} ± {mean.reward_se:.3f}',
             f'{mean.cost:.3f} ± {mean.cost_se:.3f}',
-            within(mean, limit),
+            f'{mean.unsafe:.3f}',
+            '' if limit is None else within(mean, limit),
             'yes' if best else 'no',
         ]
         for (name, mean), best in zip(means.items(), front, strict=True)
     ]
     text = (
-        f'Means over seeds with their standard errors, of one seed over its prompts. The limit of costs is {limit:g}. '
-        'On the front: no other has at least its reward for at most its cost.'
+        'Means over seeds with their standard errors, of one seed over its prompts. '
+        'Unsafe: the share of answers with a cost above 0. '
+        + ('' if limit is None else f'The limit of costs is {limit:g}. {WITHIN} ')
+        + 'On the front: no other has at least its reward for at most its cost.'
     )
-    head = ['', 'seeds', 'reward', 'cost', 'within the limit', 'on the front']
+    head = ['', 'seeds', 'reward', 'cost', 'unsafe', 'within the limit', 'on the front']
     return [Exhibit('Reward and cost', text, [head, *rows], plot_tradeoff(points, limit))]
 
 
 def within(point: Point, limit: float) -> str:
-    """Whether a mean cost is at most the limit, and if not, whether noise of two standard errors explains it."""
-    if point.cost <= limit:
-        return 'yes'
-    return 'within noise' if point.cost <= limit + 2.0 * point.cost_se else 'no'
+    """Whether a mean cost is below the limit or above it by two standard errors, or nearer to it than that."""
+    if abs(point.cost - limit) <= 2.0 * point.cost_se:
+        return 'within noise'
+    return 'yes' if point.cost <= limit else 'no'
 
 
-def plot_tradeoff(points: Mapping[str, Sequence[Point]], limit: float) -> bytes:
+def plot_tradeoff(points: Mapping[str, Sequence[Point]], limit: float | None) -> bytes:
     """A picture of systems by cost and reward: seeds pale, their means with error bars, systems on the front connected,
-    and the area above the limit shaded."""
+    and the area above the limit, if there is one, shaded."""
     means = {name: average(seeds) for name, seeds in points.items()}
     best = sorted(
         (mean.cost, mean.reward) for mean, on in zip(means.values(), pareto(list(means.values())), strict=True) if on
@@ -152,13 +198,14 @@ def plot_tradeoff(points: Mapping[str, Sequence[Point]], limit: float) -> bytes:
             bars: Any = {'elinewidth': 1.2, 'capsize': 2.5, 'markersize': 9, 'markeredgecolor': 'white', 'zorder': 3}
             ax.errorbar(mean.cost, mean.reward, mean.reward_se, mean.cost_se, label=name, **style, **bars)
         ax.margins(0.08)
-        left, right = ax.get_xlim()
-        span = 0.06 * (right - left)  # the limit is in the picture, wherever the systems are
-        left, right = min(left, limit - span), max(right, limit + span)
-        ax.axvspan(limit, right, color='#dc2626', alpha=0.05, linewidth=0)
-        ax.axvline(limit, color='#dc2626', linewidth=1.2, linestyle=(0, (4, 3)))
-        ax.text(limit, 0.01, f' limit {limit:g}', transform=ax.get_xaxis_transform(), color='#dc2626', fontsize=9)
-        ax.set_xlim(left, right)
+        if limit is not None:
+            left, right = ax.get_xlim()
+            span = 0.06 * (right - left)  # the limit is in the picture, wherever the systems are
+            left, right = min(left, limit - span), max(right, limit + span)
+            ax.axvspan(limit, right, color=RED, alpha=0.05, linewidth=0)
+            ax.axvline(limit, color=RED, linewidth=1.2, linestyle=(0, (4, 3)))
+            ax.text(limit, 0.01, f' limit {limit:g}', transform=ax.get_xaxis_transform(), color=RED, fontsize=9)
+            ax.set_xlim(left, right)
         ax.set_xlabel('mean cost of a sample')
         ax.set_ylabel('mean reward of a sample')
         figure.legend(frameon=False, loc='outside right upper', labelcolor=INK)

@@ -58,16 +58,20 @@ class SFT:
         return state, host, 'sft', metrics | {'tokens': tokens, 'left_out': left_out}
 
     def evaluate(self, state: ActorState, stage: str) -> Evaluation:
-        """The mean cross-entropy of held-out rows, in nats a token."""
-        total, count = 0.0, 0
-        # A mean over tokens, whatever row they stand in: sums are kept, and divided once.
+        """The mean cross-entropy of held-out rows, in nats a token, and its standard error over rows."""
+        sums, counts = [], []
         with self.ctx.phase('evaluate'):
             for _, batch in self.rows.tests(self.ctx.mesh):
                 logprobs = self.actor.logprobs(state.whole, batch)
-                total, count = total - float((logprobs * batch.acts).sum()), count + int(batch.acts.sum())
-        loss = total / count
+                sums.append(np.ravel(-(logprobs * batch.acts).sum(axis=-1)))
+                counts.append(np.ravel(batch.acts.sum(axis=-1)))
+        total, tokens = np.concatenate(sums), np.concatenate(counts)
+        # A mean over tokens, whatever row they stand in: sums are kept, and divided once.
+        loss = float(total.sum() / tokens.sum())
+        # The error of a ratio of sums: rows are independent, and their tokens are not.
+        error = float(np.sqrt(np.square(total - loss * tokens).sum()) / tokens.sum())
         rows = {'rows': len(self.rows.test), 'moved': self.rows.moved}
-        return Evaluation(rows | {'loss': loss, 'perplexity': float(np.exp(loss))})
+        return Evaluation(rows | {'loss': loss, 'loss_se': error, 'perplexity': float(np.exp(loss))})
 
 
 def make(settings: Settings, ctx: Context) -> SFT:

@@ -28,11 +28,13 @@ PANELS = {
     'profile': 'Profile F1',
     'response': 'Reply score',
     'format': 'Format rate',
+    'mean_cost': 'Mean cost and its limit',
+    'multiplier': 'Multiplier of costs',
     'kl': 'KL to the reference',
     'margin': 'Margin of pairs',
     'sign_accuracy': 'Signs right',
 }
-INK, BLUE, GREY, RULE = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db'
+INK, BLUE, GREY, RULE, RED = '#1f2937', '#2563eb', '#9ca3af', '#d1d5db', '#dc2626'
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -68,6 +70,8 @@ def learning_curve(rows: Rows) -> bytes:
         for key in panels:
             axes[key].set_title(PANELS[key])
             _draw_series(axes[key], rows, key, size=2)
+            if key == 'mean_cost':
+                axes[key].plot(column(rows, 'step'), column(rows, 'limit'), color=RED, linestyle=(0, (4, 3)))
         for key, ax in axes.items():
             _draw_phase_ends(ax, rows, name=key == headline)
             ax.xaxis.set_major_locator(MaxNLocator(nbins=8 if key == headline else 4, integer=True))

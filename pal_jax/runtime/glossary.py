@@ -160,15 +160,17 @@ FIGURES: dict[str, dict[str, str]] = {
         'accuracy': 'share of choices that it gets right, or of answers that it calls unsafe or safe',
         'cost': 'mean cost of an answer, which the limit bounds',
         'mean_cost': 'mean of the last costs, which is compared with the limit',
-        'over_limit': 'share of prompts whose mean cost is above the limit',
-        'violations': 'share of prompts whose mean cost is above the limit',
-        'unsafe_share': 'share of answers that are unsafe',
+        'mean_cost_{group}': 'mean of the last costs of {group}, which is compared with the limit of the group',
+        'by_group': 'mean cost, limit and number of prompts of each group of prompts',
+        'prompts_above_limit': 'share of prompts whose mean cost is above the limit',
+        'above_limit': 'share of answers whose cost is above the limit',
+        'unsafe_share': 'share of answers that are unsafe: those with a cost above 0',
         'cost_above': 'how far answers are above the limit, on average (0 for those below)',
-        'cost_by_group': 'mean cost of an answer, by group of prompts',
         '{judge}_{system}_reward': 'mean reward of {system}, {judge}',
         '{judge}_{system}_cost': 'mean cost of {system}, {judge}',
-        '{judge}_{system}_violations': 'share of prompts with a mean cost above the limit: {system}, {judge}',
-        '{judge}_{system}_unsafe_share': 'share of answers above the limit: {system}, {judge}',
+        '{judge}_{system}_prompts_above_limit': 'share of prompts with a mean cost above the limit: {system}, {judge}',
+        '{judge}_{system}_above_limit': 'share of answers above the limit: {system}, {judge}',
+        '{judge}_{system}_unsafe_share': 'share of unsafe answers, whose cost is above 0: {system}, {judge}',
         '{judge}_{system}_cost_above': 'how far answers are above the limit, on average: {system}, {judge}',
         '{judge}_helpful_elo_{system}': 'Elo rating of {system} for help, {judge}; the mean of all is 0',
         '{judge}_harmless_elo_{system}': 'Elo rating of {system} for harmlessness, {judge}; the mean of all is 0',
@@ -226,6 +228,7 @@ FIGURES: dict[str, dict[str, str]] = {
         'shared_nashconv_last': 'control: the same of the last table alone',
         'shared_value': 'control: what the first seat wins in self-play, learnt with one baseline for both seats',
         'limit': 'the limit of the mean cost',
+        'limit_{group}': 'the limit of the mean cost of {group}',
         '{judge}_{system}_limit': 'the limit of the mean cost',
         'greedy_to_least': 'the same of the greedy baseline: breadth-first trees, deepest first',
         'least_rounds': 'bound: rounds that every schedule takes at least',
@@ -283,6 +286,7 @@ FIGURES: dict[str, dict[str, str]] = {
         'support': 'answers that have a category',
         'threshold': 'probability above which an answer is given a category, chosen on answers that are not tested',
         'format': 'share of answers in the asked format: a profile, then a reply',
+        'own_{function}': 'what your function {function} returned, before its weight',
         'profile': 'F1 of the profile it wrote against the true one, from 0 to 1',
         'f1': 'F1 of the profile it wrote against the true one, from 0 to 1; in moderation: of the unsafe answers',
         'precision': 'share of written facts that are true; in moderation: of answers called unsafe, those that are',
@@ -409,10 +413,10 @@ def meaning(name: str) -> Meaning:
     return _written(name) or _ended(name) or _of_split(name) or Meaning(OTHER, '')
 
 
-def told(name: str, value: float) -> str:
-    """A figure as a line of the console: its value, what it is, and its name."""
-    words = meaning(name).words
-    return f'{value:.3f}  {words} [{name}]' if words else f'{value:.3f}  {name}'
+def told(name: str, value: float, error: float | None = None) -> str:
+    """A figure as a line of the console: its value, its standard error if it has one, what it is, and its name."""
+    words, number = meaning(name).words, f'{value:.3f}' if error is None else f'{value:.3f} ± {error:.3f}'
+    return f'{number}  {words} [{name}]' if words else f'{number}  {name}'
 
 
 def explained(names: Iterable[str]) -> dict[str, str]:

@@ -11,16 +11,16 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from pal_jax.runtime import memory
+from pal_jax.runtime import glossary, memory
 from pal_jax.runtime.forecast import Forecast, once, seconds_of, spoken
-from pal_jax.types import Metrics
+from pal_jax.types import Exhibit, Metrics
 
 OTHER = 'other'  # the phase of all time outside the named phases
 
@@ -72,8 +72,31 @@ def print_anything() -> None:
 
 def describe(metrics: Metrics) -> str:
     """A short text with the latest values of a step: `reward 0.412  format 0.98`."""
-    keys = [key for key in ('loss', 'accuracy', 'reward', 'format', 'kl') if key in metrics]
+    keys = [
+        key
+        for key in ('loss', 'accuracy', 'reward', 'format', 'cost', 'mean_cost', 'limit', 'multiplier', 'kl')
+        if key in metrics
+    ]
     return '  '.join(f'{key} {metrics[key]:.3g}' for key in keys)
+
+
+def evaluation_text(stage: str, record: Mapping[str, Any], exhibits: Iterable[Exhibit], shown: Sequence[str]) -> str:
+    """An evaluation as lines of the console.
+
+    `shown` has the names of its figures and the titles of its exhibits whose tables belong there; others are left to
+    the report.
+    """
+    lines = [glossary.told(key, value, record.get(f'{key}_se')) for key, value in record.items() if key in shown]
+    for exhibit in exhibits:
+        if exhibit.title in shown:
+            lines += [exhibit.title, *_columns(exhibit.table)]
+    return '\n  '.join([f'evaluation ({stage}):', *lines])
+
+
+def _columns(table: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table with cells of equal width in a column."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 class Progress:

@@ -66,6 +66,9 @@ def read_run(workdir: Path) -> dict[str, Any]:
     """The config of the run in a folder. Raises ValueError where there is no config, or it names no recipe."""
     path = workdir / CONFIG
     if not path.is_file():
+        stages = sorted(folder.parent.name for folder in workdir.glob(f'*/{CONFIG}'))
+        if stages:
+            raise ValueError(f'{workdir} has a folder for each stage of a run; name one: {", ".join(stages)}')
         raise ValueError(f'{workdir} is no run of this package: {CONFIG} is missing; name the folder of a run')
     try:
         config = files.read_object(path)

@@ -98,6 +98,13 @@ def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path, monkeypatch)
     [
         ({'constraint.handler': 'lagrange'}, r"constraint\.handler='lagrange'"),
         ({'constraint.limits': 'self_harm'}, r"limits='self_harm'"),
+        ({'constraint.limits': 'self_ham=-1'}, "'self_ham'"),
+        ({'constraint.limits': 'self_harm=nan'}, "'self_harm=nan'"),
+        ({'constraint.limits': 'self_harm=-1 self_harm=-2'}, "'self_harm' is"),
+        ({'constraint.limits': 'a=-1,b=-2'}, "'a=-1,b=-2'"),
+        ({'constraint.limits': 'others=-1'}, "'others' is"),
+        ({'prompts.train': 'absent.jsonl'}, r'absent\.jsonl'),
+        ({'evaluate.prompts': ('absent.csv',)}, r'absent\.csv'),
         ({'constraint.limits': 'self_harm=-1', 'constraint.handler': 'p3o'}, r"constraint\.limits='self_harm=-1'"),
         ({'ppo.estimator': 'group_norm'}, r"ppo\.estimator='group_norm'"),
         ({'compare': ('none', 'fixd')}, "'fixd'"),
@@ -147,6 +154,12 @@ def test_questions_that_are_tested_are_not_learnt(tmp_path):
     train_on, test_on = prompts.read_questions(get_settings(**files).prompts, 0, tokenizer)
     assert train_on == [Question('How?', 'mild')]
     assert [question.text for question in test_on] == ['WHY?', 'Where?']
+    alone = get_settings(**{'prompts.train': files['prompts.train']}).prompts
+    assert not alone.tests_embedded
+    train_on, test_on = prompts.read_questions(alone, 0, tokenizer)
+    assert {q.text.strip() for q in train_on} ^ {q.text.strip() for q in test_on} >= {'How?'} and train_on and test_on
+    with pytest.raises(ValueError, match="'hard'.* mild"):
+        prompts.check_groups(alone, 0, {'mild': 0.0, 'hard': 0.0})
     (tmp_path / 'test.jsonl').write_text('{"prompt": "Why?"}\n{"prompt": 3}\n')
     with pytest.raises(ValueError, match=r'test\.jsonl.*line 2.*prompt is 3'):
         prompts.read_questions(get_settings(**files).prompts, 0, tokenizer)
@@ -231,7 +244,7 @@ def test_policies_are_compared_by_reward_by_cost_and_by_what_they_refuse(tmp_pat
     sets = {'sets': [Asked('kill a process', False), Asked('harm', True)]}
     comparison = evaluate.Comparison(
         ONE._replace(workdir=tmp_path), systems, str, None, [Question('a'), Question('b')], 2, {'model': judges}, sets,
-        lambda asked, replies: np.array(['bad' in reply for reply in replies]), 0.0, 0,
+        lambda asked, replies: np.array(['bad' in reply for reply in replies]), make_groups(0.0, {}), 0,
     )  # fmt: skip
     refusal = 'I am sorry, but I cannot help with that.'
     records = [
@@ -240,7 +253,11 @@ def test_policies_are_compared_by_reward_by_cost_and_by_what_they_refuse(tmp_pat
     ]
     evaluation = comparison.finish(records)
     record = evaluation.record
-    assert (record['model_start_cost'], record['model_rl_cost'], record['model_rl_violations']) == (0.5, -1.0, 0.0)
+    assert (record['model_start_cost'], record['model_rl_cost'], record['model_rl_prompts_above_limit']) == (
+        0.5,
+        -1.0,
+        0.0,
+    )
     assert record['model_start_reward'] > record['model_rl_reward']
     assert record['model_harmless_elo_rl'] > 0 > record['model_harmless_elo_start']
     assert (record['overrefused_sets_start'], record['refused_sets_start'], record['unsafe_sets_start']) == (1, 0, 0.5)
@@ -374,6 +391,20 @@ def test_a_group_above_its_own_limit_is_penalised_alone():
     assert rows[1][f'multiplier_{CATEGORIES[0]}'] == 0.0
     assert rows[1][f'multiplier_{CATEGORIES[1]}'] > 0.0
     assert [len(costs) for costs in host['costs']] == [0, 16, 16]
+    assert rows[1][f'limit_{CATEGORIES[0]}'] == 100.0 and rows[1][f'mean_cost_{CATEGORIES[1]}'] > 0.0
+
+
+def test_an_evaluation_holds_every_group_against_its_limit():
+    recipe = dataclasses.replace(
+        make_recipe('linear', limits=f'{CATEGORIES[0]}=100 {CATEGORIES[1]}=-100'),
+        test=[Question(str(k), CATEGORIES[k % 2]) for k in range(4)],
+    )
+    evaluation = recipe.evaluate(recipe.init()[0], 'final')
+    assert evaluation.record['prompts_above_limit'] == 0.5
+    (exhibit,) = evaluation.exhibits
+    assert {row[1]: row[-1] for row in exhibit.table[1:]} == {'others': '–', CATEGORIES[0]: 'yes', CATEGORIES[1]: 'no'}
+    one = dataclasses.replace(recipe, groups=make_groups(0.2, {})).evaluate(recipe.init()[0], 'final')
+    assert set(one.record['by_group']) == set(CATEGORIES[:2]) and one.record['limit'] == 0.2
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from pal_jax.runtime.forecast import Forecast, spoken
-from pal_jax.runtime.progress import Progress, Stopwatch, describe
+from pal_jax.runtime.progress import Progress, Stopwatch, describe, evaluation_text
+from pal_jax.types import Exhibit
 
 
 class Clock:
@@ -153,6 +154,14 @@ def test_making_one_touches_no_device(monkeypatch):
     monkeypatch.setattr(jax, 'process_index', lambda: pytest.fail('asked before the processes have met'))
     with Progress().phase('load'):
         pass
+
+
+def test_an_evaluation_shows_its_figures_with_their_errors_and_its_tables():
+    table = Exhibit('Costs', table=[['', 'limit'], ['policy', '-1'], ['a', '-10']])
+    text = evaluation_text('final', {'reward': 1.0, 'reward_se': 0.25, 'other': 3.0}, [table], ('reward', 'Costs'))
+    first, reward, *rows = text.splitlines()
+    assert 'final' in first and '1.000 ± 0.250' in reward
+    assert [row.strip() for row in rows] == ['Costs', 'limit', 'policy  -1', 'a       -10']
 
 
 def test_only_the_metrics_that_matter_are_described():

@@ -80,6 +80,27 @@ def test_methods_that_compare_in_one_evaluation():
     assert found and found.answer == 'Yes'
 
 
+@pytest.mark.parametrize(('cost', 'answer'), [
+    (-2.0, 'Yes, within its limit'), (-0.9, 'Yes, at its limit within noise'), (0.0, 'Yes, above its limit')
+])  # fmt: skip
+def test_a_limit_on_costs_is_part_of_the_verdict(cost, answer):
+    rewards = {'reward_se': 0.1, 'cost_se': 0.2}
+    evals = [evaluation(0, 'base', reward=0.0, cost=-3.0, limit=-1.0, **rewards)]
+    evals.append(evaluation(4, 'final', reward=2.0, cost=cost, limit=-1.0, **rewards))
+    verdict = judge(steps([0.5] * 4, 'reward'), evals)
+    assert verdict and verdict.answer == answer and f'{cost:.3f}' in verdict.sentence
+    groups = {
+        'mild': {'cost': -2.0, 'cost_se': 0.1, 'limit': -1.0},
+        'hard': {'cost': cost, 'cost_se': 0.2, 'limit': -1},
+        'rare': {'cost': 9.0, 'cost_se': None, 'limit': -1.0},
+    }
+    grouped = [{k: v for k, v in record.items() if k != 'limit'} | {'by_group': groups} for record in evals]
+    verdict = judge(steps([0.5] * 4, 'reward'), grouped)
+    assert verdict and verdict.answer == answer.replace('limit', 'limits')
+    assert ('hard' in verdict.sentence) == (cost > -1.0) and 'mild' not in verdict.sentence
+    assert 'rare' in verdict.sentence
+
+
 def test_what_learns_nothing_has_no_verdict(tmp_path):
     assert judge([], []) is None
     assert judge([{'step': 0, 'phase': 'annotate', 'failed': 0.0}], [evaluation(1, 'final', rows=3)]) is None

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pal_jax.runtime.workdir import LOCK, NAMES, check_workdir, held
+from pal_jax.runtime.workdir import LOCK, NAMES, check_workdir, held, read_run
 
 HOLDER = """
 import pathlib, sys, time
@@ -44,6 +44,14 @@ def test_a_folder_with_files_of_a_runs_names_and_no_config_is_no_runs(name, tmp_
         check_workdir(tmp_path)
     (tmp_path / 'config.json').write_text('{"recipe": "sft"}')
     check_workdir(tmp_path)
+
+
+def test_the_folder_of_all_stages_names_them(tmp_path):
+    for stage in ('rl', 'cost'):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / 'config.json').write_text('{"recipe": "safe_rlhf"}')
+    with pytest.raises(ValueError, match='cost, rl'):
+        read_run(tmp_path)
 
 
 @pytest.mark.parametrize('config', ['{"model_type": "llama"}', '[]', 'not JSON', ''])

@@ -22,15 +22,15 @@ from pal_jax.evals.refusals import Asked, is_refusal, read_prompts
 from pal_jax.evals.tradeoff import Point
 from pal_jax.models.params import Params
 from pal_jax.parts import piecework
-from pal_jax.parts.answers import ModelScores, Sampler, check_finished, load_base, make_sampler
+from pal_jax.parts.answers import ModelScores, Sampler, as_dialogue, check_finished, load_base, make_sampler
 from pal_jax.parts.models import make_policy
 from pal_jax.parts.piecework import Piecework, Records
 from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host
 from pal_jax.parts.settings import ModelSettings
 from pal_jax.recipes import cost, moderation, reward
 from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name
-from pal_jax.recipes.safe_rlhf.prompts import EMBEDDED, Question, read_questions, tell_budget
-from pal_jax.recipes.safe_rlhf.settings import Evaluating
+from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, make_groups, read_questions, tell_budget
+from pal_jax.recipes.safe_rlhf.settings import Evaluating, groups_shown
 from pal_jax.runtime.workdir import run_folder
 from pal_jax.types import Exhibit, Metrics
 
@@ -68,7 +68,7 @@ class Comparison:
         questions alone, the rule that made them.
       sets: prompts that are harmful or only look so, by the name of their file.
       unsafe: marks the unsafe answers to such prompts; None: no moderator is given.
-      limit: the limit of the mean cost.
+      groups: the groups of questions, with the limits of their mean costs.
     """
 
     ctx: Context
@@ -80,7 +80,7 @@ class Comparison:
     judges: Mapping[str, Judges]
     sets: Mapping[str, Sequence[Asked]]
     unsafe: Callable[[Sequence[str], Sequence[str]], np.ndarray] | None
-    limit: float
+    groups: Groups
     seed: int
 
     def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
@@ -89,7 +89,9 @@ class Comparison:
         with self.ctx.phase('rollout'):
             weights, texts = self.load(system.source), [question.text for question in self.questions]
             # Only a policy of Saute has learnt to read budgets; in the prompts of others they would be noise.
-            prompts = [tell_budget(text, self.limit) for text in texts] if system.budget else texts
+            limits = self.groups.limits[self.groups.of(self.questions)]
+            with_budget = [tell_budget(text, limit) for text, limit in zip(texts, limits, strict=True)]
+            prompts = with_budget if system.budget else texts
             # All systems sample with the same seeds, so that chance has less part in their differences.
             samples = self.sample(weights, prompts, self.draws, (self.seed, EVALUATION + 1))
             further = [asked.prompt for by_file in self.sets.values() for asked in by_file]
@@ -115,16 +117,20 @@ class Comparison:
                 exhibits += [dataclasses.replace(exhibit, title=f'{exhibit.title} ({name})') for exhibit in shown]
             for system in self.systems if self.sets else ():
                 record |= self.refusals(system.name, written[system.name]['others'])
-        return Evaluation(record, exhibits=exhibits)
+        return Evaluation(record, self.examples(written), exhibits)
 
     def judge(self, judges: Judges, written: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[Exhibit]]:
         """Reward and cost of every system by one pair of judges, and the win rates of all pairs of systems."""
         texts, draws = [question.text for question in self.questions], self.draws
-        groups = np.repeat([question.group or 'all' for question in self.questions], draws)
+        names, limits = self.groups.shown(self.questions)
+        groups = np.repeat(names, draws).tolist()
+        # The rule's costs are -1 and 1: above 0 an answer is unsafe. Limits are on the scale of cost models.
+        by_rule = name == 'rule'
+        limits = {group: 0.0 if by_rule else limit for group, limit in limits.items()}
         # Standard errors are over prompts, since answers to one prompt are not independent.
-        # The rule's costs are -1 and 1, so its limit is 0; the limit of the config is on the cost model's scale.
-        prompts, limit = np.repeat(np.arange(len(texts)), draws), self.limit if name != 'rule' else 0.0
+        prompts = np.repeat(np.arange(len(texts)), draws)
         record: dict[str, Any] = {}
+        measured: dict[str, dict[str, Any]] = {}
         points: dict[str, list[Point]] = {}
         scored: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for system in self.systems:
@@ -132,11 +138,14 @@ class Comparison:
             replies = [answers[k : k + draws] for k in range(0, len(answers), draws)]
             rewards, costs = judges.reward(texts, replies), judges.cost(texts, replies)
             scored[system.name] = rewards.mean(axis=1), costs.mean(axis=1)
-            figures = tradeoff.measure(rewards.ravel(), costs.ravel(), prompts, groups.tolist(), limit)
-            record |= {f'{system.name}_{key}': value for key, value in figures.items() if key != 'cost_by_group'}
-            point = Point(figures['reward'], figures['cost'], figures['reward_se'], figures['cost_se'])
-            points.setdefault(system.kind, []).append(point)
-        exhibits = tradeoff.make_exhibits(points, limit)
+            figures = tradeoff.measure(rewards.ravel(), costs.ravel(), prompts, groups, limits)
+            measured[system.name] = figures
+            record |= {f'{system.name}_{key}': value for key, value in figures.items() if key != 'by_group'}
+            numbers = (figures[key] for key in ('reward', 'cost', 'reward_se', 'cost_se', 'unsafe_share'))
+            points.setdefault(system.kind, []).append(Point(*numbers))
+        # Where groups have limits of their own, no single one belongs in the table and the picture of all answers.
+        exhibits = tradeoff.make_exhibits(points, None if by_rule or self.groups.differ else self.groups.limits[0])
+        exhibits += [] if by_rule else [tradeoff.make_groups_exhibit(measured)]
         # Wins are by means over the answers to a question; the lower cost is the more harmless one.
         for side, (kind, sign) in enumerate((('helpful', 1), ('harmless', -1))):
             outcomes = {
@@ -151,6 +160,16 @@ class Comparison:
             exhibits += [Exhibit(f'Who is more {kind}', table=rows), *elo.make_exhibits(rated, scored)]
             record |= {f'{kind}_{key}': value for key, value in rated.items() if key != 'prompts'}
         return record, exhibits
+
+    def examples(self, written: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The first answer of the first and of the last system to one question, with its scores by the models."""
+        text, dialogues = self.questions[0].text, []
+        for system in (self.systems[0], self.systems[-1]):
+            answer = written[system.name]['outputs'][0]
+            scores = {key: getattr(self.judges['model'], key)([text], [[answer]]) for key in ('reward', 'cost')}
+            rewards = {key: float(score[0, 0]) for key, score in scores.items()}
+            dialogues.append(as_dialogue(text, answer, system.name, rewards))
+        return dialogues
 
     def refusals(self, name: str, replies: Sequence[str]) -> dict[str, float]:
         """Shares by file of prompts: refusals of harmful prompts, refusals of harmless prompts, and unsafe answers."""
@@ -192,9 +211,10 @@ def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
         ctx, systems, functools.partial(load_policy, settings.policy, policy.tokenizer, ctx, seed),
         make_sampler(settings.decode, settings.sampling, policy, ctx, at_once),
         questions, evaluate.draws, judges, sets, moderator.unsafe if moderator else None,
-        settings.constraint.limit, seed,
+        make_groups(settings.constraint.limit, settings.constraint.by_group), seed,
     )  # fmt: skip
-    shown = [f'{judge}_{system.name}_{key}' for judge in judges for system in systems for key in ('reward', 'cost')]
+    titles = ('Reward and cost', *groups_shown(settings.constraint))
+    shown = [f'{title} ({judge})' for judge in judges for title in titles]
     return piecework.make(ctx, len(systems), comparison.work, 'evaluate', comparison.finish, shown)
 
 
@@ -222,7 +242,7 @@ def make_judges(settings: Evaluating, ctx: Context) -> dict[str, Judges]:
         for name, models in named.items()
         if models.reward and models.cost
     }
-    if settings.prompts.test == EMBEDDED:
+    if settings.prompts.tests_embedded:
         judges['rule'] = Judges(
             functools.partial(by_answer, helps_by_rule), functools.partial(by_answer, unsafe_by_rule)
         )

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from pal_jax.evals.refusals import read_prompts
 from pal_jax.learners.ppo import PolicyLearner, check_samples
 from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params, abstract, decoder_specs
@@ -27,7 +28,7 @@ from pal_jax.recipes import cost, reward
 from pal_jax.recipes.safe_rlhf import collect
 from pal_jax.recipes.safe_rlhf.collect import make_collect, records_folder, rl_name, round_name
 from pal_jax.recipes.safe_rlhf.evaluate import make_evaluation
-from pal_jax.recipes.safe_rlhf.prompts import make_groups, read_questions
+from pal_jax.recipes.safe_rlhf.prompts import check_groups, make_groups, read_questions
 from pal_jax.recipes.safe_rlhf.recipe import SafeRLHF
 from pal_jax.recipes.safe_rlhf.settings import (
     RL,
@@ -38,10 +39,13 @@ from pal_jax.recipes.safe_rlhf.settings import (
     HandlerName,
     Settings,
     Stage,
+    groups_shown,
 )
 from pal_jax.runtime import files
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.runtime.summary import SUMMARY
+
+SHOWN = 'reward', 'cost', 'limit', 'prompts_above_limit', 'unsafe_share'  # of stage rl, on the console
 
 
 def make(settings: Stage, ctx: Context) -> Recipe:
@@ -77,8 +81,8 @@ def make_ppo(settings: RL, ctx: Context) -> SafeRLHF:
     # One decoder samples the answers of a step and those of an evaluation, so it is as large as both need.
     at_once = max(rl.rollout_batch_size * n, len(test))
     return SafeRLHF(
-        Plan(steps, learner.abstract, stage, trained, ('reward', 'cost', 'over_limit'), keep=keep), ctx, learner,
-        policy.source.load, [folder for folder in judges if folder.parent == ctx.workdir.parent],
+        Plan(steps, learner.abstract, stage, trained, (*SHOWN, *groups_shown(settings.constraint)), keep=keep), ctx,
+        learner, policy.source.load, [folder for folder in judges if folder.parent == ctx.workdir.parent],
         critics=functools.partial(read_critics, judges, policy, ctx) if settings.ppo.has_critic else tuple,
         sample=make_sampler(settings.decode, settings.sampling, policy, ctx, at_once),
         reward=scores[0], cost=scores[1], decode=policy.tokenizer.decode,
@@ -270,8 +274,11 @@ def check(settings: Settings) -> None:
         raise ValueError(f'evaluate.reward={evaluate.reward!r} and evaluate.cost={evaluate.cost!r}: give both or none')
     if evaluate.moderation and not evaluate.prompts:
         raise ValueError(f'evaluate.moderation={evaluate.moderation!r} judges answers to evaluate.prompts; name some')
+    for name in evaluate.prompts:
+        read_prompts(name)
     constraints = [constraint_of(settings, name) for name in settings.compare] or [settings.constraint]
     check_samples(settings.ppo, settings.rl.n_samples_per_prompt)
     estimate_of(settings)
     if settings.constraint.by_group and any(isinstance(constraint.chosen, P3O) for constraint in constraints):
         raise ValueError(f'constraint.limits={settings.constraint.limits!r}: p3o has one gate; use another handler')
+    check_groups(settings.prompts, settings.seed, settings.constraint.by_group)

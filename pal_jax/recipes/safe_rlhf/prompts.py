@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pal_jax.data import chats, records
-from pal_jax.data.holdouts import normal
+from pal_jax.data.holdouts import held_out, normal
 from pal_jax.data.safety import CATEGORIES
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.feedback import dilemmas
-from pal_jax.recipes.safe_rlhf.settings import PromptSettings
+from pal_jax.recipes.safe_rlhf.settings import OTHERS, PromptSettings
 from pal_jax.runtime import files
 
 EMBEDDED = 'embedded'
@@ -26,10 +26,32 @@ class Question(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Groups of questions with limits of their own; group 0 are all other questions."""
+    """Groups of questions with limits of their own; group 0, without a name, are all other questions."""
 
     names: tuple[str, ...]
     limits: np.ndarray
+
+    @property
+    def differ(self) -> bool:
+        """True where a group has a limit of its own."""
+        return len(self.names) > 1
+
+    def shown(self, questions: Sequence[Question]) -> tuple[list[str], dict[str, float]]:
+        """The group of each question, as an evaluation names it, and the limit by these names.
+
+        They are the groups with limits of their own, and `others`. Where there are none, they are the groups that
+        questions have.
+        """
+        if self.differ:
+            names = OTHERS, *self.names[1:]
+            return [names[k] for k in self.of(questions)], dict(zip(names, self.limits.tolist(), strict=True))
+        groups = [question.group or 'all' for question in questions]
+        return groups, dict.fromkeys(groups, float(self.limits[0]))
+
+    def apart(self, name: str, values: Iterable[float]) -> dict[str, float]:
+        """A figure of every group: `name` is that of group 0, and `name_<group>` that of another."""
+        keys = [f'{name}_{group}' if group else name for group in self.names]
+        return dict(zip(keys, map(float, values), strict=True))
 
     def of(self, questions: Sequence[Question]) -> np.ndarray:
         """The number of each question's group."""
@@ -53,11 +75,7 @@ def read_questions(settings: PromptSettings, seed: int, tokenizer: Tokenizer) ->
     Raises:
       ValueError: a source or a record of it is wrong, or no question is left.
     """
-    # Tests are read first: a question in both sources is lost to training and not to the test.
-    test = _fitting(_given(settings.test, 'test', settings.test_count, seed), settings, tokenizer)
-    tested = {normal(question.text) for question in test}
-    train = _fitting(_given(settings.train, 'train', settings.train_count, seed), settings, tokenizer)
-    train = [question for question in train if normal(question.text) not in tested]
+    train, test = (_fitting(questions, settings, tokenizer) for questions in given_questions(settings, seed))
     for split, questions in (('train', train), ('test', test)):
         if not questions:
             raise ValueError(
@@ -65,6 +83,44 @@ def read_questions(settings: PromptSettings, seed: int, tokenizer: Tokenizer) ->
                 f'{settings.max_length} and is not tested on; give others, or raise it'
             )
     return train, test
+
+
+def given_questions(settings: PromptSettings, seed: int) -> tuple[list[Question], list[Question]]:
+    """The questions to learn from and those to test on, of any length.
+
+    A question of both sources is tested on and not learnt. Without a source of tests some questions of the training are
+    held out, at most a fifth; the embedded corpus has other ones.
+
+    Raises:
+      ValueError: a source or a record of it is wrong, or no question can be held out.
+    """
+    train = _given(settings.train, 'train', settings.train_count, seed)
+    if settings.test or settings.tests_embedded:
+        test = _given(settings.test or EMBEDDED, 'test', settings.test_count, seed)
+    else:
+        try:
+            held = held_out([normal(question.text) for question in train], settings.test_count, seed=seed)
+        except ValueError as error:
+            raise ValueError(f'prompts.train={settings.train}: {error}; give more prompts, or prompts.test') from None
+        test = [question for question, is_held in zip(train, held, strict=True) if is_held]
+    tested = {normal(question.text) for question in test}
+    return [question for question in train if normal(question.text) not in tested], test
+
+
+def check_groups(settings: PromptSettings, seed: int, limits: Mapping[str, float]) -> None:
+    """Read all prompts, and refuse limits of groups that no prompt to learn from has.
+
+    Raises:
+      ValueError: a group is unknown, or a source or a record of it is wrong.
+    """
+    train, _ = given_questions(settings, seed)
+    known = CATEGORIES if settings.train == EMBEDDED else tuple(sorted({q.group for q in train if q.group}))
+    for group in limits:
+        if group not in known:
+            raise ValueError(
+                f'constraint.limits: no prompt of prompts.train={settings.train} has the group {group!r}; it has '
+                f'{" ".join(known) or "no groups"}'
+            )
 
 
 def _given(source: str, split: dilemmas.Split, count: int, seed: int) -> list[Question]:

@@ -122,9 +122,8 @@ class SafeRLHF:
             state, learnt = self.learn_answers(state, i)
         check_finite(state, ' or raise ppo.kl_coef')
         metrics = self.summarize(asked, samples, rewards, costs) | figures | estimated | updated | learnt
-        multipliers = zip(names, constraint['lambda'], strict=True)
-        metrics |= {f'multiplier_{name}' if name else 'multiplier': value for name, value in multipliers}
-        metrics |= {'mean_cost': float(means[0]), 'cost_step': float(weights.reward == 0)}
+        metrics |= self.groups.apart('multiplier', constraint['lambda']) | self.groups.apart('limit', limits)
+        metrics |= self.groups.apart('mean_cost', means) | {'cost_step': float(weights.reward == 0)}
         return state, {'constraint': constraint, 'costs': kept}, 'rl', metrics
 
     def update(
@@ -180,11 +179,13 @@ class SafeRLHF:
             texts = self.ask(self.test, self.groups.limits[self.groups.of(self.test)])
             samples = self.sample(self.learner.weights(state), texts, 1, (self.seed, EVALUATION))
             rewards, costs = self.scores(self.test, samples)
-        names = [question.group or 'all' for question in self.test]
-        record = tradeoff.measure(rewards, costs, np.arange(len(texts)), names, float(self.groups.limits[0]))
+        record = tradeoff.measure(rewards, costs, np.arange(len(texts)), *self.groups.shown(self.test))
         record |= self.summarize(self.test, samples, rewards, costs)
         answers = [sample.completion.text for sample in samples[:3]]
-        return Evaluation(record, [as_dialogue(text, answer) for text, answer in zip(texts, answers, strict=False)])
+        pays = [{'reward': float(r), 'cost': float(c)} for r, c in zip(rewards, costs, strict=True)]
+        shown = zip(texts, answers, pays, strict=False)
+        dialogues = [as_dialogue(text, answer, rewards=pay) for text, answer, pay in shown]
+        return Evaluation(record, dialogues, [tradeoff.make_groups_exhibit({'policy': record})])
 
     def scores(self, asked: Sequence[Question], samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
         """Reward and cost of every sample; the samples of a question stand side by side."""
@@ -240,8 +241,7 @@ class SafeRLHF:
             'reward': float(rewards.mean()),
             'reward_std': float(rewards.std()),
             'cost': float(costs.mean()),
-            'limit': float(self.groups.limits[0]),
-            'over_limit': float(np.mean(costs.reshape(-1, n).mean(axis=1) > limits)),
+            'prompts_above_limit': float(np.mean(costs.reshape(-1, n).mean(axis=1) > limits)),
             'samples': float(len(samples)),
             'length': float(np.mean(lengths)),
             'truncated': float(np.mean([sample.completion.finish_reason == 'length' for sample in samples])),
