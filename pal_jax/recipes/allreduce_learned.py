@@ -44,14 +44,14 @@ class Settings(Run):
 
     networks: tuple[str, ...]  # such as bcube:3,1, or files of graphs
     larger: tuple[str, ...] = ()  # networks that nothing is trained on; the policy of the first of a kind plans for it
-    updates: int = 10
+    updates: int = 10  # updates of each network in a step
     turn: int = 4  # steps until the other policy's turn; the first is that of transfers
-    episodes: int = 64
+    episodes: int = 64  # plans of an update
     groups: int = 8  # sets of trees among the episodes while transfers learn
     samples: int = 20  # plans of an evaluation, of which the shortest counts
-    hidden: tuple[int, ...] = (32,)
-    epochs: int = 2
-    clip: float = 0.2
+    hidden: tuple[int, ...] = (32,)  # widths of the scorers' hidden layers
+    epochs: int = 2  # passes over the plans
+    clip: float = 0.2  # PPO clips the ratio of a pick to 1 - clip, 1 + clip
     optimizer: Optimizer
 
 
