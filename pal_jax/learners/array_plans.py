@@ -113,6 +113,7 @@ class PlanPPO:
 
         def one_round(carry: Any) -> Any:
             t, state, rows, _ = carry
+            # Scores are made once a round; what picks forbid each other is masked, not scored again.
             seen = jax.vmap(task.candidates)(state)
             value: Any = scores(seen.features)
             keys = jax.random.split(jax.random.fold_in(key, t), batch)
@@ -123,6 +124,7 @@ class PlanPPO:
             state = jax.vmap(task.advance)(state, picks)
             return t + 1, state, rows, jax.vmap(task.left)(state)
 
+        # Buffers have room for a cut episode, so that episodes of any length are one program.
         rows = (
             jnp.zeros((task.cap, *sizes)), jnp.full((task.cap, batch, self.most), -1),
             jnp.zeros((task.cap, batch, self.most, sizes[1]), bool), jnp.zeros((task.cap, batch, self.most)),
@@ -133,6 +135,7 @@ class PlanPPO:
             lambda carry: (carry[0] < task.cap) & jnp.any(carry[3] > 0), one_round, start
         )
         features, picks, masks, logprobs = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), rows)
+        # A round without a pick comes after the end of an episode and counts nothing.
         made = jnp.sum(picks >= 0, axis=-1)
         rounds = jnp.where(left > 0, task.cap + 1, jnp.sum(made > 0, axis=-1))
         last = jnp.take_along_axis(made, jnp.minimum(rounds, task.cap)[:, None] - 1, axis=1)[:, 0]
@@ -151,6 +154,7 @@ class PlanPPO:
         """
         grouped = cost.reshape(groups, -1)
         size = grouped.shape[1]
+        # The mean of the others is a baseline that does not depend on the episode itself.
         others = (jnp.sum(grouped, axis=1, keepdims=True) - grouped) / (size - 1)
         advantage = (others - grouped).reshape(-1)
         advantage = advantage / (jnp.std(advantage) + 1e-6)
@@ -160,6 +164,7 @@ class PlanPPO:
             rows, advantage = part
             value: Any = self.scorer.apply(params, rows.features)
             new = self.logprobs(value, rows.picks, rows.masks)
+            # Every pick is an action with a ratio of its own; a whole round's would leave the clip at once.
             counts = rows.picks >= 0
             tokens = ppo_token_loss(new, rows.logprobs, advantage[:, None, None], clip=self.clip)
             return jnp.sum(tokens * counts) / jnp.maximum(jnp.sum(counts), 1)

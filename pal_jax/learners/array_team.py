@@ -164,6 +164,7 @@ class TeamPPO:
 
     def _new(self, seed: Int[Array, '']) -> TeamState:
         to_policy, to_heads, to_critic, to_env = jax.random.split(_key(seed, START, jnp.zeros((), jnp.int32)), 4)
+        # Shapes of parameters do not depend on the numbers of environments and steps.
         seen = jnp.zeros((1, 1, self.env.width))
         params = {'policy': self.policy_net.init(to_policy, self.policy_net.start(1), seen)}
         if self.mixtures:
@@ -184,6 +185,7 @@ class TeamPPO:
     ) -> tuple[Memory, Int[Array, 'N A H'], Float[Array, 'N A'], Float[Array, 'N A D']]:
         """The next memory, actions, their log-probabilities, and the observations that they are of."""
         seen = jax.vmap(self.env.observe)(scenes)
+        # A member is a sequence of its own; the policy does not know which one it is.
         rows = seen.reshape(-1, 1, seen.shape[-1])
         memory, thought = self.policy_net.apply(params['policy'], memory, rows)  # type: ignore[misc]
         output = thought.output.reshape(*seen.shape[:2], -1)
@@ -201,6 +203,7 @@ class TeamPPO:
         to_start, to_go = jax.random.split(key)
         scenes = jax.vmap(env.reset)(jax.random.split(to_start, environments))
 
+        # Figures are averaged within the program, since all scenes of all steps would be gigabytes.
         def step(carry: tuple[Memory, Any], key: Array) -> tuple[tuple[Memory, Any], Any]:
             memory, scenes = carry
             to_act, to_step = jax.random.split(key)
@@ -306,9 +309,11 @@ class TeamPPO:
         logprobs = self.env.actions.logprob(thought.output, legal, rows.actions)
         surrogate = jnp.mean(ppo_token_loss(logprobs, rows.logprobs, rows.advantages, clip=self.clip))
         entropy = jnp.mean(self.env.actions.entropy(thought.output, legal))
+        # The estimator k3 of the KL is never negative, and its mean is that of the log-ratio.
         ratio = logprobs - rows.logprobs
         metrics = {'entropy': entropy, 'approx_kl': jnp.mean(jnp.exp(ratio) - 1.0 - ratio)}
         loss = surrogate - self.entropy * entropy
+        # The heads read the action, for only with it can a camera's next pose be known.
         if self.mixtures:
             taken = jax.nn.one_hot(rows.actions, 3).reshape(*rows.actions.shape[:-1], -1)
             predicted = self.heads.apply(params['dynamics'], thought.features, taken)

@@ -222,7 +222,7 @@ class Cameras:
     # --- what cameras and the critic read -----------------------------------------------------------------------------
 
     def observe(self, scene: Scene) -> Float[Array, 'n D']:
-        """What every camera reads: the scene, itself, people (the target, then the nearest) and teammates, all of them
+        """Every camera's reading: the scene, itself, people (the target, then the nearest) and teammates, all of them
         by what the team has detected, in fixed scales. Places are in the camera's own directions, too."""
         crowd, sight = self.people[1], scene.sight
         turned = flat_axes(scene.cameras)
@@ -268,7 +268,7 @@ class Cameras:
         return jnp.concatenate([self.observe(scene), away, views, team], axis=-1)
 
     def outlook(self, before: Scene, after: Scene) -> dict[str, tuple[Array, Array]]:
-        """What dynamics heads predict after `before`: places `[n, slots, dimensions]` in units of 5 m in the order in
+        """The goals of dynamics heads after `before`: places `[n, slots, dimensions]` in units of 5 m in the order in
         which `before` was observed, and which slots count, `[n, slots]`."""
         near, mates = self._order(before)
         poses = pose(after.cameras)
