@@ -88,7 +88,7 @@ def write_reference(_: object) -> None:
     pages = {'commands.md': commands_page()} | {f'keys/{path.stem}.md': keys_page(path) for path in configs}
     names = '\n'.join(path.stem for path in configs)
     pages['keys/index.md'] = (
-        '# Keys of configs\n\nA page for each config of the package. `pal-jax train --config=NAME --help` prints it.\n\n'
+        '# Keys of configs\n\nA page for each config. `pal-jax train --config=NAME --help` prints the same.\n\n'
         f'```{{toctree}}\n{names}\n```\n'
     )
     for name, text in pages.items():

@@ -50,8 +50,8 @@ class Signals:
 
     def outlook(self, before, after):
         here = before.astype(jnp.float32)
-        return {'target': (here[:, None, None] * jnp.ones(3), jnp.ones((2, 1))),
-                'own': (here[:, None, None] * jnp.ones(2), jnp.ones((2, 1)))}  # fmt: skip
+        return {'target': (jnp.broadcast_to(here[:, None, None], (2, 1, 3)), jnp.ones((2, 1))),
+                'own': (jnp.broadcast_to(here[:, None, None], (2, 1, 2)), jnp.ones((2, 1)))}  # fmt: skip
 
 
 def make(mesh=ONE, **changes):
