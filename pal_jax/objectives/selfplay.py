@@ -1,4 +1,5 @@
-"""Advantages of self-play: a baseline for each game and seat (SPIRAL, arXiv 2506.24119, section 3).
+"""Advantages of self-play: a baseline for each game and seat (SPIRAL, arXiv 2506.24119, section 3), or statistics of
+each role (Self-RedTeam, arXiv 2506.07468).
 
 A seat that moves first may win more often whatever it does. A baseline of its own takes that advantage of the seat out
 of what its player learns.
@@ -6,13 +7,14 @@ of what its player learns.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pal_jax.objectives.advantages import Discounts, Estimates, Rollout, returns_of
+from pal_jax.objectives.advantages import Discounts, Estimates, Rollout, returns_of, whiten
 
 Baseline = Literal['role', 'shared', 'none']
 
@@ -60,3 +62,18 @@ def as_given(rollout: Rollout) -> Estimates:
     they pay for their distance from a reference."""
     returns = returns_of(rollout, rollout.rewards, Discounts(reward_clip=(-jnp.inf, jnp.inf)))
     return returns[..., 0], returns
+
+
+@dataclasses.dataclass(frozen=True)
+class ByRole:
+    """Returns as advantages, whitened over the actions of each role by itself (Self-RedTeam, arXiv 2506.07468).
+
+    It is REINFORCE++ with statistics by role: what one role is paid on average does not shift the other's advantages.
+    """
+
+    roles: int = 2
+    discounts: Discounts = Discounts()
+
+    def __call__(self, rollout: Rollout) -> Estimates:
+        returns = returns_of(rollout, rollout.rewards, self.discounts)
+        return whiten(returns[..., 0], rollout, roles=self.roles), returns

@@ -144,8 +144,8 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
     )
     if rewards.shuffled:
         others(train)
-    own = with_own(settings, system)
-    training = own(reward(judge, shuffled=rewards.shuffled, known=train))
+    paid = with_own(settings, system)
+    training = paid(reward(judge, shuffled=rewards.shuffled, known=train))
     # The control takes another person of the same call, so it has to see all of them.
     early = None if rewards.shuffled else models.early(rewards.matcher, rewards.judge, read)
     user = models.choose(
@@ -166,7 +166,7 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
             share_reward(early.then(training) if early else training, shares, together=rewards.shuffled),
             natural if rewards.naturalness == MODEL else None,
         ),
-        score=opening(share_reward(own(reward(score, informed=True)), shares), natural),
+        score=opening(share_reward(paid(reward(score, informed=True)), shares), natural),
         estimate=make_estimate(settings),
         early=early,
         models=models,

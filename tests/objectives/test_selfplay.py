@@ -8,7 +8,7 @@ import pytest
 
 from pal_jax.objectives.advantages import Rollout
 from pal_jax.objectives.policy import loss_weights, ppo_token_loss
-from pal_jax.objectives.selfplay import as_given, role_conditioned
+from pal_jax.objectives.selfplay import ByRole, as_given, role_conditioned
 
 RETURNS = [1, 1, -1, 1, 0.5, -1.5]
 
@@ -71,3 +71,38 @@ def test_the_loss_of_a_response_is_divided_by_a_constant():  # golden 1.7-7
     for agg, expected in (('constant', -0.754683), ('token_mean', -1.006244)):
         weights = loss_weights(acts, jnp.array([True]), agg, length=4)
         assert float(jnp.sum(weights * loss)) == pytest.approx(expected, abs=1e-6)
+
+
+# --- statistics of each role (Self-RedTeam) ---------------------------------------------------------------------------
+
+RED = Rollout(
+    rewards=jnp.array([[2.0], [-1.0], [0.5]]),
+    penalty=0.01 * jnp.array([[0.1, 0.2, 0.0], [0.05, 0.0, 0.1], [0.3, 0.0, 0.0]]),
+    values=None,
+    acts=jnp.array([[True, True, False], [True, True, True], [True, False, False]]),
+    ok=jnp.ones(3, bool),
+    role=jnp.zeros(3, int),
+    n=1,
+)
+
+
+def test_returns_less_their_distance_are_whitened():
+    """Golden numbers of REINFORCE++ (computed apart from this code)."""
+    advantages, returns = ByRole()(RED)
+    wanted = [[1.997, 1.998, 0], [-1.0015, -1.001, -1.001], [0.497, 0, 0]]
+    np.testing.assert_allclose(np.where(RED.acts, returns[..., 0], 0), wanted, atol=1e-6)
+    wanted = [[1.299675, 1.300418, 0], [-0.928605, -0.928233, -0.928233], [0.184978, 0, 0]]
+    np.testing.assert_allclose(advantages, wanted, atol=2e-6)
+
+
+def test_each_role_has_mean_0_and_deviation_1_and_one_normaliser_for_both_does_not():
+    rng = np.random.default_rng(0)
+    role = jnp.arange(12) % 2
+    rewards = jnp.asarray(np.where(role == 0, 2.0, -2.0) + rng.normal(size=12), jnp.float32)[:, None]
+    acts = jnp.arange(5)[None] < jnp.asarray(rng.integers(1, 6, 12))[:, None]
+    rollout = RED._replace(rewards=rewards, penalty=jnp.zeros((12, 5)), acts=acts, ok=jnp.ones(12, bool), role=role)
+    for roles, apart in ((2, True), (1, False)):
+        advantages = np.asarray(ByRole(roles)(rollout)[0])
+        for number in (0, 1):
+            own = advantages[np.asarray(acts & (role == number)[:, None])]
+            assert (abs(own.mean()) < 1e-5 and abs(own.std() - 1) < 1e-5) == apart

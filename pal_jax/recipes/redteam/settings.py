@@ -1,0 +1,159 @@
+"""The settings of Self-RedTeam and of its stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from pal_jax.envs.attack import Payment
+from pal_jax.parts.settings import (
+    ANSWERS,
+    DecodeSettings,
+    EndpointSettings,
+    ModelSettings,
+    Reinforced,
+    RowSettings,
+    Run,
+    StageSettings,
+)
+from pal_jax.recipes import sft
+from pal_jax.runtime.optim import Optimizer
+from pal_jax.types import Sampling
+
+EMBEDDED = 'embedded'
+
+Roles = Literal['shared', 'adapters', 'attacker', 'defender']
+POLICIES: dict[str, tuple[int | None, int | None]] = {  # who plays attacker and defender; None: the start, which rests
+    'shared': (0, 0),  # one policy plays both (arXiv 2506.07468)
+    'adapters': (0, 1),  # an adapter for each role on one frozen base (arXiv 2605.08427)
+    'attacker': (0, None),  # against a frozen defender
+    'defender': (None, 0),  # on seeds as they are
+}
+
+ENDPOINTS = {'judge': EndpointSettings(temperature=0.0, max_tokens=128)}
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedSettings:
+    """The seeds of games."""
+
+    train: str = EMBEDDED  # or a source of records with `vanilla`, `data_type` and maybe `completion` (WildJailbreak)
+    test: str = EMBEDDED  # likewise; seeds of train that it has are left out
+    train_count: int = 400  # harmful seeds, and as many harmless ones; 0: all of a source
+    test_count: int = 24  # likewise
+    max_length: int = 256  # tokens; longer seeds are left out
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleSettings:
+    """The examples of both roles that the start policy learns from."""
+
+    count: int = 640  # moves to learn from, a third of them the attacker's
+    test_count: int = 48  # of other dilemmas
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaySettings:
+    """The games of a step."""
+
+    roles: Roles = 'shared'  # who learns, see `POLICIES`
+    games: int = 24  # a quarter each of harmful and harmless seeds, rewritten by the attacker or not
+    hidden: bool = True  # moves think in private before they answer
+    payment: Payment = 'general'  # the table of the paper; 'all_one': equal weights; 'zero_sum': unsafe answers alone
+    judge: str = 'rule'  # or orbax:<workdir> of configs/moderation.py, endpoint:judge, local:<source>
+    max_failed: float = 0.1  # the share of the games of a step without a verdict above which the run ends
+    shown: int = 4  # games of a step that are written to rollouts.jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamSettings:
+    """Supervised batches beside the games, of finished answers to harmless seeds; `ppo.ptx_coef` weighs their loss."""
+
+    every: int = 1  # a batch at every so many steps
+    batch_size: int = 4  # finished answers of such a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """The play of attackers and defenders of all runs against each other."""
+
+    steps: tuple[int, ...] = ()  # earlier checkpoints that play, too; `checkpoint.keep` has to keep them
+    judge: str = ''  # a second judge, which nothing was trained on, as `play.judge`; '': none
+    encoder: str = ''  # 'minilm', or a folder of a BERT: attacks are also compared by embeddings
+    shown: int = 6  # attacks of each policy that a report shows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartSettings:
+    """The keys of `sft.Settings` that the start policy has for itself; `total_steps=0` leaves the policy as it is."""
+
+    total_steps: int  # its steps of supervised learning
+    optimizer: Optimizer
+    data: RowSettings
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage(Run):
+    """The keys of every stage that is no run of another recipe."""
+
+    stage: str  # the stage of this folder
+    variant: str = ''  # of stage play: who learns, and the seed, as shared-0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Making(Stage):
+    """The keys of stage examples."""
+
+    examples: ExampleSettings = ExampleSettings()
+    play: PlaySettings = PlaySettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asking(Stage):
+    """The keys of a stage in which policies play."""
+
+    seeds: SeedSettings = SeedSettings()
+    examples: ExampleSettings = ExampleSettings()
+    policy: ModelSettings = ModelSettings()
+    sampling: Sampling
+    decode: DecodeSettings = DecodeSettings()
+    play: PlaySettings = PlaySettings()
+    endpoints: Mapping[str, EndpointSettings] = dataclasses.field(default_factory=lambda: ENDPOINTS)
+    answers: str = ANSWERS  # '': endpoints are asked again
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Playing(Asking, Reinforced):
+    """The keys of stage play; `ppo.estimator` has no say, for advantages are returns whitened by role."""
+
+    stream: StreamSettings = StreamSettings()
+    eval: StageSettings = StageSettings()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluating(Asking):
+    """The keys of stage evaluate."""
+
+    compare: tuple[str, ...] = ()  # names of `POLICIES`, each a run for every seed
+    repeats: int = 1  # seeds of each
+    evaluate: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def variants(self) -> list[str]:
+        """The names of the runs: who learns, and the seed."""
+        return [f'{roles}-{self.seed + k}' for roles in self.compare or (self.play.roles,) for k in range(self.repeats)]
+
+
+STAGES: dict[str, type[Run]] = {'examples': Making, 'sft': sft.Settings, 'play': Playing, 'evaluate': Evaluating}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Making, Playing, Evaluating):
+    """The keys of all stages; `total_steps` is that of each self-play."""
+
+    stage: str = 'all'  # or one of examples, sft, play, evaluate
+    start: StartSettings

@@ -1,0 +1,55 @@
+"""Attackers against defenders: shares of each cell, and by kind of defender."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pal_jax.envs.attack import Labels, Seed
+from pal_jax.evals.attacks import Cell, diversity, make_exhibits, measure
+from pal_jax.evals.matches import wilson
+
+BAD, GOOD, REFUSED = Labels(True, False, True), Labels(True, False, False), Labels(False, True, False)
+KINDS = {'start': 'start', 'shared-0': 'shared', 'shared-1': 'shared'}
+
+
+def cell(*labels):
+    """Two harmful seeds, then two harmless ones; None: a broken form."""
+    return Cell([True, True, False, False], labels, [label is not None for label in labels])
+
+
+CELLS = {
+    ('plain', 'start'): cell(BAD, BAD, GOOD, REFUSED),
+    ('start', 'start'): cell(BAD, None, GOOD, GOOD),
+    ('shared-0', 'start'): cell(BAD, BAD, None, REFUSED),
+    ('shared-1', 'start'): cell(GOOD, GOOD, GOOD, GOOD),
+    ('plain', 'shared-0'): cell(GOOD, BAD, GOOD, GOOD),
+    ('start', 'shared-0'): cell(GOOD, GOOD, GOOD, GOOD),
+    ('shared-0', 'shared-0'): cell(GOOD, GOOD, REFUSED, REFUSED),
+    ('shared-1', 'shared-0'): cell(BAD, GOOD, GOOD, GOOD),
+    **{(a, 'shared-1'): cell(GOOD, GOOD, GOOD, GOOD) for a in ('plain', *KINDS)},
+}
+
+
+def test_shares_of_cells_and_the_best_attacker_against_each_defender():
+    record = measure(CELLS)
+    assert record['start_on_start_asr'] == 0.5 and record['start_on_start_whole'] == 0.75
+    assert record['shared-0_on_start_overrefusal'] == 0.5
+    assert record['plain_on_start_asr_interval'] == pytest.approx(wilson(2, 2))
+    assert record['shared-0_exploited'] == 0.5 and record['shared-1_exploited'] == 0.0
+
+
+def test_tables_of_all_defenders_and_of_kinds():
+    found = diversity([Seed('x', True)] * 2 + [Seed('y', False)], ['one two', None, 'z'], None)
+    assert found == {'attacks_form': pytest.approx(2 / 3)}
+    encode = lambda texts: np.eye(len(texts))  # noqa: E731
+    found = diversity([Seed('x', True)] * 2, ['one two', 'three'], encode)
+    assert found == {'attacks_form': 1.0, 'self_bleu': 0.0, 'diversity': 1.0}
+    success, refusal, kinds, attacks = make_exhibits(CELLS, KINDS, {'start': found}, 'judge')
+    assert success.table[0] == ['defender', 'plain', 'start', 'shared-0', 'shared-1']
+    assert success.table[1][1].startswith('1.000') and refusal.table[2][3].startswith('1.000')
+    shared = kinds.table[2]
+    # Two defenders: plain 1 of 4, own 0 of 4, others 1 of 8 (the start's and each other's).
+    assert shared[0] == 'shared (2)' and [text[:5] for text in shared[1:4]] == ['0.250', '0.000', '0.125']
+    assert attacks.table == [['attacker', 'attacks_form', 'self_bleu', 'diversity'],
+                             ['start', '1.000', '0.000', '1.000']]  # fmt: skip
