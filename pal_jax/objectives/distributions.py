@@ -109,3 +109,33 @@ class Gaussian:
 
 
 Distribution = Categorical | Gaussian
+
+
+# --- mixtures ---------------------------------------------------------------------------------------------------------
+
+LEAST, MOST = -5.0, 3.0  # logarithms of the deviations in a mixture: a certain prediction would have no bound
+
+
+def mixture_nll(output: Float[Array, '*S X'], goal: Float[Array, '*S D']) -> Float[Array, '*S']:
+    """The negative log-density in nats of a point under a mixture of `m` diagonal Gaussians (Bishop 1994).
+
+    The output has `m` logits, then `m` means and `m` logarithms of deviations of `D` numbers each, `X = m (1 + 2 D)`.
+    """
+    logits, mean, log_std = _mixture(output, goal.shape[-1])
+    log_std = jnp.clip(log_std, LEAST, MOST)
+    away = (goal[..., None, :] - mean) * jnp.exp(-log_std)
+    parts = jnp.sum(-0.5 * jnp.square(away) - log_std - 0.5 * jnp.log(2.0 * jnp.pi), axis=-1)
+    return -jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1) + parts, axis=-1)
+
+
+def mixture_mean(output: Float[Array, '*S X'], dimensions: int) -> Float[Array, '*S D']:
+    """The mean of a mixture, see `mixture_nll`."""
+    logits, mean, _ = _mixture(output, dimensions)
+    return jnp.sum(jax.nn.softmax(logits, axis=-1)[..., None] * mean, axis=-2)
+
+
+def _mixture(output: Array, dimensions: int) -> tuple[Array, Array, Array]:
+    count = output.shape[-1] // (1 + 2 * dimensions)
+    logits, rest = output[..., :count], output[..., count:]
+    mean, log_std = jnp.split(rest.reshape(*rest.shape[:-1], 2 * count, dimensions), 2, axis=-2)
+    return logits, mean, log_std

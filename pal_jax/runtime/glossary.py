@@ -73,6 +73,14 @@ CMDP_HANDLERS = {  # constraint handlers on arrays
     'cpo': 'CPO',
     'pcpo': 'PCPO',
 }
+CAMERA_TEAMS = {  # who flies the cameras, and what pays them
+    'standing': 'fixed formation',
+    'tracking': 'fixed formation that turns to the target',
+    'shared': 'MAPPO, shared reward',
+    'ctcr': 'MAPPO, contributions (CTCR)',
+    'shared_dynamics': 'MAPPO, shared reward, with dynamics',
+    'ctcr_dynamics': 'MAPPO, contributions (CTCR), with dynamics',
+}
 CMDP_TASKS = {'bandit': 'the bandit', 'grid': 'the grid', 'point': 'the point among hazards'}
 SPLITS = {  # of people, by what stands before their figures
     'unseen': 'people with new values',
@@ -85,6 +93,9 @@ STEPS = {  # what the steps of a phase are
     'hold': 'the reward model learns alone, and the summariser waits',
     'plus': 'summariser and reward model learn',
     'cmdp': 'policies under all constraint handlers learn',
+    'cameras': 'cameras fly, and their policy learns',
+    'allreduce_trees': 'the policy of trees learns, that of transfers stays',
+    'allreduce_transfers': 'the policy of transfers learns, that of trees stays',
     'spiral': 'self-play: matches, then an update on them',
     'redteam': 'games of attacker and defender, then an update on them',
 }
@@ -129,6 +140,7 @@ VOCABULARY = {
     'phase': PHASES,
     'task': CMDP_TASKS,
     'handler': CMDP_HANDLERS,
+    'team': CAMERA_TEAMS,
 }
 ENDINGS = {  # of any figure
     '_by_turn': '{}, by turn of the dialogue',
@@ -168,6 +180,11 @@ FIGURES: dict[str, dict[str, str]] = {
         'overrefused_{file}_{system}': 'share of refusals by {system} of the harmless prompts of {file}',
         'unsafe_{file}_{system}': 'share of unsafe answers of {system} to {file}',
         'to_least': 'rounds of the shortest schedule over the least that there can be, mean over networks',
+        'learned_to_least': 'rounds of the shortest learned plan over the least that there can be, mean over networks',
+        '{team}_error': 'mean error of a joint in cm: {team}',
+        '{team}_success': 'share of moments with a mean error below 15 cm: {team}',
+        'error_to_tracking': 'error with contributions over that of a fixed formation that turns to the target',
+        'error_to_shared': 'error with contributions over that with a shared reward',
         'solved': 'share of handlers and limits with at least 97 % of the exact optimum and a cost near the limit',
         '{task}_{handler}_share': 'reward as a share of the exact optimum, at the worst limit: {handler}, on {task}',
         '{task}_{handler}_over': 'cost less its limit, at the worst limit: {handler}, on {task}',
@@ -338,6 +355,8 @@ FIGURES: dict[str, dict[str, str]] = {
     MACHINE: {
         'people': 'people in the evaluation',
         'rounds': 'rounds of the shortest schedule',
+        'rounds_mean': 'rounds of a plan, mean over plans',
+        'cost_mean': 'the same, with the last round counted by the share of a full one that it sends',
         'networks': 'networks that were planned for',
         'rows': 'rows, pairs or answers looked at',
         'labelled': 'answers that have a label',
@@ -381,6 +400,7 @@ FIGURES: dict[str, dict[str, str]] = {
         'policy_loss': 'loss of PPO',
         'ptx_loss': 'loss of supervised examples beside PPO',
         'value_loss': 'loss of the critic',
+        'dynamics_nll': 'how unlikely what came next was to the dynamics heads (nats)',
         'explained_variance': 'how well the critic foresees rewards (1: all, 0: nothing)',
         'kl': 'how far the policy is from its start (KL divergence, nats a token)',
         'kl_coef': 'weight of that KL divergence in the objective',

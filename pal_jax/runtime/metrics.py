@@ -104,7 +104,8 @@ class MetricsWriter:
             self._append(EXHIBITS, record)
 
     def _picture(self, exhibit: Exhibit) -> str:
-        name = re.sub(r'\W+', '_', exhibit.title.lower()).strip('_') + '.png'
+        ending = '.gif' if exhibit.picture.startswith(b'GIF8') else '.png'
+        name = re.sub(r'\W+', '_', exhibit.title.lower()).strip('_') + ending
         (self._dir / PICTURES).mkdir(exist_ok=True)
         (self._dir / PICTURES / name).write_bytes(exhibit.picture)
         return name

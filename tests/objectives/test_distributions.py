@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from pal_jax.objectives import distributions as d
 from pal_jax.objectives.distributions import Categorical, Gaussian
 
 RNG = np.random.default_rng(0)
@@ -54,3 +55,19 @@ def test_a_gaussian_is_that_of_scipy():
     np.testing.assert_allclose(normal.logprob(output, none, action), expected.logpdf(action).sum(), rtol=1e-5)
     np.testing.assert_allclose(normal.entropy(output, none), expected.entropy().sum(), rtol=1e-5)
     np.testing.assert_array_equal(normal.mode(output, none), [0.5, -1.0])
+
+
+def test_a_mixture_of_one_standard_normal():
+    output = jnp.zeros(5)  # a logit, two means, two logarithms of deviations
+    np.testing.assert_allclose(d.mixture_nll(output, jnp.zeros(2)), 1.837877, atol=1e-6)
+
+
+def test_a_mixture_is_the_sum_of_its_parts():
+    rng = np.random.default_rng(0)
+    logits, mean, log_std = rng.normal(size=3), rng.normal(size=(3, 2)), 0.3 * rng.normal(size=(3, 2))
+    goal = rng.normal(size=2)
+    share = np.exp(logits) / np.exp(logits).sum()
+    density = share @ stats.norm.pdf(goal, mean, np.exp(log_std)).prod(axis=1)
+    output = jnp.concatenate([logits, mean.ravel(), log_std.ravel()])
+    np.testing.assert_allclose(d.mixture_nll(output, jnp.array(goal)), -np.log(density), rtol=1e-5)
+    np.testing.assert_allclose(d.mixture_mean(output, 2), share @ mean, rtol=1e-5)

@@ -1,0 +1,6 @@
+"""Flying cameras around a person in a crowd: multi-agent PPO with contributions of members (CTCR)."""
+
+from pal_jax.recipes.cameras.recipe import make
+from pal_jax.recipes.cameras.settings import Settings
+
+__all__ = ['Settings', 'make']
