@@ -40,7 +40,7 @@ class Task(NamedTuple):
 
 
 def after_mark(text: str) -> str | None:
-    """What follows the last `####`; None where there is none."""
+    """The text behind the last `####`; None where there is none."""
     _, mark, said = text.rpartition(MARK)
     return said.strip() if mark else None
 

@@ -60,10 +60,12 @@ class Keeper:
         done = i - self.warmup
         if not self.count or done < 0 or done % self.every:
             return state
+        # Self-play begins: the policy of the warm-up stands in every place until others have come.
         if done == 0:
             return self.new(state.policy)
         if self.count == 1:
             return state
+        # Place 0 keeps the policy from before self-play; the others are filled in turn, the oldest first.
         place = 1 + (done // self.every - 1) % (self.count - 1)
         past = tuple(copied(state.policy) if k == place else self_ for k, self_ in enumerate(state.past))
         return state.replace(past=past)
@@ -93,5 +95,5 @@ class Keeper:
 
 
 def copied(policy: PolicyState) -> Params:
-    """What the policy trains, as arrays that an update of the policy leaves alone."""
+    """The parameters that the policy trains, as arrays that an update of the policy leaves alone."""
     return jax.tree.map(jnp.copy, policy.actor.model.params)

@@ -50,7 +50,7 @@ class PlaySettings:
 class WarmupSettings:
     """Steps of supervised learning on legal actions, all of a position alike, before self-play."""
 
-    steps: int = 0
+    steps: int = 0  # of the warm-up; 0: none
     positions: int = 32  # of a step
     optimizer: Optimizer  # with the name of the policy's optimiser, whose state it shares
 

@@ -37,9 +37,11 @@ def make_supervised(settings: Settings, answers: Answers, mesh: Mesh) -> Callabl
     def batch(i: int) -> TokenBatch:
         groups = []
         for match in positions(matches, settings.warmup.positions, settings.seed, i):
+            # Every legal action is taught alike, so that the policy learns their form and no strategy.
             legal = matches.rules[match.game].legal(match.state)
             branches = [Branch([*tokenizer.encode(action), tokenizer.stop_ids[0]]) for action in legal]
             groups.append(Group(answers.prompt(match), branches))
+        # Positions differ in their number of legal actions; the batch has room for the largest.
         n = max(len(group.branches) for group in groups)
         shape = {'n': n, 'actions': most_actions(groups), 'ways': ways, 'row_tokens': settings.ppo.row_tokens}
         return sharding.put_batch(pack_whole(groups, **shape), mesh)
