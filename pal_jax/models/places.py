@@ -1,4 +1,4 @@
-"""Where tokens stand in packed rows, and which of them a token sees: by token and by block of tokens."""
+"""Places of tokens in packed rows, and which of them a token sees: by token and by block of tokens."""
 
 from __future__ import annotations
 

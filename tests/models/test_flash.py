@@ -60,6 +60,14 @@ def test_values_and_gradients_are_those_of_the_definition(way, name) -> None:
     check(way, name)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != 'gpu', reason='needs a CUDA device')
+@pytest.mark.parametrize('name', SCORINGS)
+def test_a_card_computes_what_is_interpreted(monkeypatch, name) -> None:
+    monkeypatch.setitem(WAYS, 'kernels', functools.partial(flash_attention, block=32))
+    check('kernels', name, tolerance=1e-4)
+
+
 @pytest.mark.parametrize('way', WAYS)
 def test_products_in_bfloat16_round_as_such(way) -> None:
     check(way, 'plain', 'bfloat16', 0.02)
