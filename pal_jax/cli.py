@@ -18,12 +18,14 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from pal_jax.data import inputs
+from pal_jax.parts.keys import described
 from pal_jax.parts.runs import read_config, recipe_module
-from pal_jax.parts.settings import Run, described, parse
+from pal_jax.parts.settings import Run, parse
 from pal_jax.runtime import checkpoint, processes
 from pal_jax.runtime.files import at_home
 from pal_jax.runtime.outputs import check_file
 from pal_jax.runtime.progress import print_anything
+from pal_jax.runtime.shipped import config_names, with_config
 from pal_jax.runtime.workdir import check_workdir
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/<name of the config file> by default.')
@@ -74,7 +76,7 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
         sys.exit(0)
     logging.set_verbosity(logging.ERROR)  # Orbax tells of every file
     try:
-        _parse([argv[0], *map(at_home, argv[1:])])
+        _parse([argv[0], *with_config(list(map(at_home, argv[1:])))])
         if needs_config or flags.FLAGS['config'].present:
             _find_config()
             _expand(CONFIG.value)
@@ -89,13 +91,13 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
 
 
 def _print_keys(argv: Sequence[str]) -> None:
-    """Print every key of the config that the command line names, with its value and where its section is explained."""
+    """Print every key of the config that the command line names, with its value and its meaning."""
     if not any(re.match(r'--?config([=.]|$)', arg) for arg in argv[1:]):
         return
     try:
-        _parse(argv)
+        _parse(with_config(argv))
         _find_config()
-        print('\nKeys, their values, and where they are explained:\n', *described(settings()), sep='\n')
+        print('\nKeys with their values and meanings:', *described(settings()), sep='\n')
     except Fault as fault:
         print(f'error: {fault}', file=sys.stderr)
         sys.exit(fault.code)
@@ -149,10 +151,10 @@ def _find_config() -> None:
     """Raise Fault where --config names no file, or a file whose get_config() returns no config of a recipe."""
     flag = flags.FLAGS['config']
     if CONFIG.value is None and not flag.present:
-        raise Fault('no configuration; give one, such as --config=configs/rlpa.py')
+        raise Fault('no configuration; give one, such as --config=rlpa or a file --config=my.py')
     path = config_flags.get_config_filename(flag).partition(':')[0]
     if not Path(path).is_file():
-        raise Fault(f'there is no configuration file {path}; see configs/')
+        raise Fault(f'there is no configuration file {path}; give one, or a name: {", ".join(config_names())}')
     if not isinstance(CONFIG.value, ConfigDict) or 'recipe' not in CONFIG.value:
         raise Fault(f'{path}: get_config() must return an ml_collections.ConfigDict that has a recipe; see configs/')
 

@@ -144,7 +144,12 @@ def _open_model(
 ) -> Scorer:  # fmt: skip
     _check_nobody(workdir, person, f'a {kind}')
     tokenizer, pooling, scores = opened(workdir, _one_device(workdir))
-    return Scorer(lambda record: read(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0], form)
+
+    def with_sign(groups: Sequence[Group]) -> list[dict[str, Any]]:
+        return [{'score': cost, 'unsafe': cost > 0.0} for cost in scores(groups)[:, 0].tolist()]
+
+    signed: dict[str, Any] = {'keys': ('score', 'unsafe'), 'details': with_sign} if kind == 'cost model' else {}
+    return Scorer(lambda record: read(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0], form, **signed)
 
 
 def _check_nobody(workdir: str, person: str, kind: str) -> None:

@@ -73,11 +73,11 @@ class Sampling:
       ValueError: a value out of its range.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_tokens: int = 64
-    stop: tuple[str, ...] = ()
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # draw from so many likeliest tokens; 0: from all
+    top_p: float = 1.0  # draw from the likeliest tokens with this probability in sum; 1: from all
+    max_tokens: int = 64  # the largest number of tokens of an answer
+    stop: tuple[str, ...] = ()  # strings that end an answer; they stay in it
     stop_ids: tuple[int, ...] = derived(())  # ids of tokens, from the tokenizer
 
     def __post_init__(self):

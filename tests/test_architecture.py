@@ -34,7 +34,19 @@ FLOORS = (
     {'presets', 'cli', 'planning'},
     {'talking', 'scoring'},
     {'train'},
-    {'evaluate', 'export', 'serve', 'chat', 'collect', 'summarize', 'personalize', 'score', 'plan', 'merge'},
+    {
+        'evaluate',
+        'export',
+        'serve',
+        'chat',
+        'collect',
+        'summarize',
+        'personalize',
+        'score',
+        'plan',
+        'merge',
+        '__main__',
+    },
 )
 PURE = {
     'jax',

@@ -107,7 +107,10 @@ def test_a_cost_model_gives_costs_and_knows_nobody(tmp_path):
     row = judged(dilemmas, 0)[0]
     texts = [{'prompt': row.prompt, 'response': text} for text in row.responses]
     # Texts are a chat of one turn, which is all that the model has learnt.
-    np.testing.assert_array_equal(scorer(texts), scorer([as_chat(row.prompt, text) for text in row.responses]))
+    scores = scorer(texts)
+    told = scorer.told(scorer.read_all(enumerate(texts)))
+    assert [record['unsafe'] for record in told] == (scores > 0).tolist()
+    np.testing.assert_array_equal(scores, scorer([as_chat(row.prompt, text) for text in row.responses]))
     with pytest.raises(ValueError, match='response'):
         scorer([{'prompt': row.prompt}])
     with pytest.raises(ValueError, match=r'person=ana'):

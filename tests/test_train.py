@@ -103,7 +103,7 @@ def assert_refused(result, message):
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        ([], 'no configuration; give one, such as --config=configs/rlpa.py'),
+        ([], 'no configuration; give one, such as --config=rlpa'),
         pytest.param(['--config=configs/nothing.py'], 'there is no configuration file configs/nothing.py', marks=SLOW),
         pytest.param(['--config=configs/rlpa.py:smok'], "variant 'smok' is unknown", marks=SLOW),
         (

@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pal_jax.data import choices, votes
-from pal_jax.runtime import processes
+from pal_jax.runtime import own, processes
 from pal_jax.runtime.checkpoint import CONFIG, FOLDER, KEPT, flatten, kept_in
 from pal_jax.runtime.files import write_whole
 
 FILE = 'inputs.json'
 KEYS = (  # keys of a config whose values name files that may not change while a run goes on
     'data', 'data.train', 'data.test', 'dialogue.profiles', 'dialogue.personalities', 'dialogue.system',
-    'dialogue.user', 'dialogue.slotter', 'reward.matcher', 'reward.judge', 'preferences',
-    'prompts.train', 'prompts.test', 'annotate.annotator', 'annotate.second', 'evaluate.judge', 'rl.reward',
-    'rl.person', '*.source',
+    'dialogue.user', 'dialogue.slotter', 'reward.matcher', 'reward.judge', 'reward.function', 'play.games',
+    'preferences', 'prompts.train', 'prompts.test', 'annotate.annotator', 'annotate.second', 'evaluate.judge',
+    'rl.reward', 'rl.person', '*.source',
 )  # fmt: skip
 MADE = {'oracle', 'recall', 'pets', 'embedded', 'rule', *choices.TABLES}  # names of data made here, and of no file
 ELSEWHERE = 'random:', 'gguf:package:', 'tfds:', 'endpoint:'
@@ -60,7 +60,12 @@ def look(config: dict[str, Any]) -> Inputs:
     """The files that a config names under `KEYS`."""
     inputs: Inputs = {}
     for key, value in flatten(config).items():
-        if any(fnmatch(key, pattern) for pattern in KEYS) and (path := path_of(value)):
+        if not any(fnmatch(key, pattern) for pattern in KEYS):
+            continue
+        if functions := own.named_in(value):  # a user's own files, one entry for each
+            for number, (text, file) in enumerate(functions):
+                inputs[f'{key}.{number}'] = Input(text, '', str(file.absolute()), hashes(file))
+        elif path := path_of(value):
             inputs[key] = Input(value, value[: -len(_ending(value))], str(path.absolute()), hashes(path))
     return inputs
 

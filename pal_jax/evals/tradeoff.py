@@ -22,15 +22,17 @@ from pal_jax.runtime.curve import GREY, INK, RED, STYLE, png
 from pal_jax.types import Exhibit
 
 MARKERS = 'oDs^vP*Xph<>'
+WITHIN = 'Within noise: the limit is less than two standard errors away.'
 
 
 class Point(NamedTuple):
-    """A system's mean reward and mean cost, and their standard errors."""
+    """A system's mean reward and mean cost, their standard errors, and its share of unsafe answers."""
 
     reward: float
     cost: float
     reward_se: float = 0.0
     cost_se: float = 0.0
+    unsafe: float = math.nan
 
 
 def measure(
@@ -46,8 +48,8 @@ def measure(
     group. `unsafe_share` is the share of samples whose cost is above 0, `above_limit` that of samples above their
     limit, `prompts_above_limit` that of prompts whose mean cost is, and `cost_above` the mean of `max(cost - limit,
     0)`. Each figure has a standard error and a 95 % interval by the bootstrap over prompts: samples of one prompt stay
-    together. `by_group` has the mean cost, its standard error (None of a single prompt), the limit and the number of
-    prompts of each group.
+    together. `by_group` has the limit, the number of prompts, the mean cost (None without prompts) and its standard
+    error (None with less than two) of each group.
     `limit` is there where all groups have the same.
     """
     limit = np.array([limits[group] for group in groups], float)
@@ -67,7 +69,7 @@ def measure(
             f'{name}_interval': interval(draws[name]),
         }
     names = np.asarray(groups)[firsts]
-    record['by_group'] = {name: _of_group(cells[names == name], limits[name]) for name in dict.fromkeys(groups)}
+    record['by_group'] = {name: _of_group(cells[names == name], limits[name]) for name in limits}
     return record
 
 
@@ -85,9 +87,8 @@ def _ratios(totals: Float[np.ndarray, '... 9']) -> dict[str, Float[np.ndarray, '
 
 
 def _of_group(cells: Float[np.ndarray, 'prompts 9'], limit: float) -> dict[str, float | None]:
-    draws = _ratios(resampled_counts(len(cells)) @ cells)['cost']
-    cost = float(_ratios(cells.sum(axis=0))['cost'])
-    error = float(draws.std()) if len(cells) > 1 else None
+    cost = float(_ratios(cells.sum(axis=0))['cost']) if len(cells) else None
+    error = float(_ratios(resampled_counts(len(cells)) @ cells)['cost'].std()) if len(cells) > 1 else None
     return {'cost': cost, 'cost_se': error, 'limit': float(limit), 'prompts': len(cells)}
 
 
@@ -97,7 +98,8 @@ def average(points: Sequence[Point]) -> Point:
         return points[0]
     values = np.array([point[:2] for point in points])
     errors = values.std(axis=0, ddof=1) / math.sqrt(len(points))
-    return Point(*map(float, values.mean(axis=0)), *map(float, errors))
+    unsafe = float(np.mean([point.unsafe for point in points]))
+    return Point(*map(float, values.mean(axis=0)), *map(float, errors), unsafe)
 
 
 def pareto(points: Sequence[Point]) -> list[bool]:
@@ -115,27 +117,34 @@ def _dominates(other: Point, point: Point) -> bool:
 
 
 def make_groups_exhibit(records: Mapping[str, Mapping[str, Any]]) -> Exhibit:
-    """A table of the groups with limits of their own, from the records of `measure` by the name of their system."""
+    """A table of the groups of prompts, from the records of `measure` by the name of their system."""
     rows = [
         [
             system,
             group,
             str(figures['prompts']),
             f'{figures["limit"]:g}',
-            f'{figures["cost"]:.3f}' + (f' ± {figures["cost_se"]:.3f}' if figures['cost_se'] is not None else ''),
-            within(Point(0.0, figures['cost'], 0.0, figures['cost_se'] or 0.0), figures['limit']),
+            *_cost_of(figures),
         ]
         for system, record in records.items()
         for group, figures in record['by_group'].items()
     ]
-    text = 'Mean costs with their standard errors over prompts; each group of prompts has a limit of its own.'
-    return Exhibit('Limits of groups', text, [['', 'group', 'prompts', 'limit', 'cost', 'within the limit'], *rows])
+    text = f'Mean costs with their standard errors over prompts. {WITHIN}'
+    return Exhibit('Costs by group', text, [['', 'group', 'prompts', 'limit', 'cost', 'within the limit'], *rows])
+
+
+def _cost_of(figures: Mapping[str, Any]) -> tuple[str, str]:
+    """The cells of a group's mean cost and of whether it is within the limit; a dash where nothing is known."""
+    cost, error = figures['cost'], figures['cost_se']
+    if cost is None or error is None:
+        return '–' if cost is None else f'{cost:.3f}', '–'
+    return f'{cost:.3f} ± {error:.3f}', within(Point(0.0, cost, 0.0, error), figures['limit'])
 
 
 def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float | None) -> list[Exhibit]:
     """A table of systems, each with its seeds, and the picture of `plot_tradeoff`.
 
-    `limit` is None where groups have limits of their own, which `make_groups_exhibit` shows.
+    `limit` is None where groups have limits of their own, which `make_groups_exhibit` shows, or costs have none.
     """
     means = {name: average(seeds) for name, seeds in points.items()}
     front = pareto(list(means.values()))
@@ -145,6 +154,7 @@ def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float | None) ->
             str(len(points[name])),
             f'{mean.reward:.3f} ± {mean.reward_se:.3f}',
             f'{mean.cost:.3f} ± {mean.cost_se:.3f}',
+            f'{mean.unsafe:.3f}',
             '' if limit is None else within(mean, limit),
             'yes' if best else 'no',
         ]
@@ -152,18 +162,19 @@ def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float | None) ->
     ]
     text = (
         'Means over seeds with their standard errors, of one seed over its prompts. '
-        + ('' if limit is None else f'The limit of costs is {limit:g}. ')
+        'Unsafe: the share of answers with a cost above 0. '
+        + ('' if limit is None else f'The limit of costs is {limit:g}. {WITHIN} ')
         + 'On the front: no other has at least its reward for at most its cost.'
     )
-    head = ['', 'seeds', 'reward', 'cost', 'within the limit', 'on the front']
+    head = ['', 'seeds', 'reward', 'cost', 'unsafe', 'within the limit', 'on the front']
     return [Exhibit('Reward and cost', text, [head, *rows], plot_tradeoff(points, limit))]
 
 
 def within(point: Point, limit: float) -> str:
-    """Whether a mean cost is at most the limit, and if not, whether noise of two standard errors explains it."""
-    if point.cost <= limit:
-        return 'yes'
-    return 'within noise' if point.cost <= limit + 2.0 * point.cost_se else 'no'
+    """Whether a mean cost is below the limit or above it by two standard errors, or nearer to it than that."""
+    if abs(point.cost - limit) <= 2.0 * point.cost_se:
+        return 'within noise'
+    return 'yes' if point.cost <= limit else 'no'
 
 
 def plot_tradeoff(points: Mapping[str, Sequence[Point]], limit: float | None) -> bytes:

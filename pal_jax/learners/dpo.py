@@ -32,10 +32,10 @@ class DPO:
       ValueError: a value is unknown or out of its range.
     """
 
-    loss: PairLoss = 'sigmoid'
-    beta: float = 0.1
+    loss: PairLoss = 'sigmoid'  # the loss of a pair
+    beta: float = 0.1  # the strength of the pull towards the reference
     label_smoothing: float = 0.0  # the chance that a pair is the wrong way round; with 'sigmoid' alone
-    reference_free: bool = False
+    reference_free: bool = False  # True: a reference that likes all answers alike
 
     def __post_init__(self):
         if self.loss not in get_args(PairLoss):

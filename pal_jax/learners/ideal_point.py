@@ -45,13 +45,13 @@ CPU_PART = 512  # pairs a device: their activations, 512 wide, stay in a process
 class Rates:
     """Adam's learning rates by group, without a schedule, as PAL has them, and Adam's decay of moments."""
 
-    projector: float = 1e-4
+    projector: float = 1e-4  # rate of the map from items to the space of preferences
     projector_decay: float = 0.01  # in its L2 form
-    prototypes: float = 5e-3
-    users: float = 5e-3
-    log_scale: float = 1e-1
-    b1: float = 0.9
-    b2: float = 0.999
+    prototypes: float = 5e-3  # rate of the prototypes
+    users: float = 5e-3  # rate of users' logits
+    log_scale: float = 1e-1  # rate of the logarithm of the rewards' scale
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.999  # decay of the second moment
 
 
 class Loss(NamedTuple):

@@ -50,26 +50,27 @@ class PPO:
     """
 
     estimator: str = 'gae'  # a name of `objectives.advantages.ESTIMATORS`
-    gamma: float = 1.0
-    lam: float = 0.95
-    clip: float = 0.2
+    gamma: float = 1.0  # the discount from token to token
+    lam: float = 0.95  # lambda of generalised advantage estimation
+    clip: float = 0.2  # PPO clips the ratio to 1 - clip, 1 + clip
     clip_high: float = 0.0  # 0: as `clip`; above it keeps entropy (DAPO)
-    value_clip: float = 0.2
+    value_clip: float = 0.2  # how far a value may move from the rollout's value before its error stops to count
     kl_coef: float = 0.01  # weight of the KL penalty; 0: no reference is kept, and no figure tells the distance from it
-    kl_estimator: kl_divergence.KLEstimator = 'k1'
+    kl_estimator: kl_divergence.KLEstimator = 'k1'  # Schulman's estimators of the divergence from the reference
+    # The penalty is a part of the reward of each token, or a term of the loss.
     kl_in: Literal['reward', 'loss'] = 'reward'
     kl_target: float = 0.0  # nats; adapts kl_coef when above 0
     # The KL that is compared with kl_target: the mean of the tokens, or the mean of the samples' sums.
     kl_target_per: Literal['token', 'sample'] = 'token'
-    kl_horizon: int = 10_000
-    reward_clip: tuple[float, float] = (-10.0, 10.0)
+    kl_horizon: int = 10_000  # samples in which an adaptive kl_coef moves
+    reward_clip: tuple[float, float] = (-10.0, 10.0)  # rewards of samples are clipped to this range
     negative_scale: float = 1.0  # weight of negative advantages
     std_floor: float = 0.0  # added to a group's standard deviation (group_norm): what is below it is taken for noise
     loss_agg: losses.Aggregation | Literal[''] = ''  # '': 'constant' with dr_grpo, whose half it is, else 'seq_mean'
     micro_train_batch_size: int = 4  # samples whose tokens loss_agg='micro_token_mean' takes the mean of
-    epochs: int = 1
+    epochs: int = 1  # passes over the samples of a step
     early_stop_kl: float = 0.0  # above 0: epochs end once approx_kl is above 1.5 times it (P-Soups' target_kl)
-    minibatches: int = 1
+    minibatches: int = 1  # updates of a pass
     micro_rows: int = 4  # rows in a device's memory at once
     row_tokens: int = 0  # prompts share rows of so many tokens; 0: a row a prompt
     ptx_coef: float = 0.0  # above 0: every update also learns supervised examples, weighted by it (RLPA's warm-up)

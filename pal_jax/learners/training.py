@@ -37,9 +37,9 @@ class Lora:
     """
 
     rank: int = 0  # 0: no adapters, all parameters are trained
-    alpha: float = 16.0
+    alpha: float = 16.0  # adapters' products are multiplied by alpha / rank
     targets: str = 'all-linear'  # or patterns over the paths of parameters, such as attn/(q|v),down
-    dropout: float = 0.0
+    dropout: float = 0.0  # the share of an adapter's inputs that an update leaves out
 
     @property
     def shape(self) -> dict[str, Any]:

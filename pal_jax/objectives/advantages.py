@@ -104,6 +104,53 @@ def dr_grpo(rollout: Rollout, constants: Discounts) -> Estimates:
     return returns[..., 0], returns
 
 
+class Apart(NamedTuple):
+    """Several rewards, each standardised by itself (GDPO, arXiv 2601.05242): an estimator by `estimate`.
+
+    z_k = (r_k - mean_group) / (max(std_group, floor) + 1e-4);  a = sum_k w_k z_k;
+    A = (a - mean_batch) / (max(std_batch, floor) + 1e-4), with unbiased deviations.
+
+    Channel 0 of the rewards is their sum, which does not count here; the others are the parts. A part that is NaN is
+    missing: it is left out of its group's statistics and gets the group's lowest z. The penalty is taken off after.
+
+    Attributes:
+      weights: w_k of the parts.
+      floor: the least deviation: parts of a group that differ by less are taken for noise.
+    """
+
+    weights: tuple[float, ...]
+    floor: float = 0.0
+
+    def estimate(self, rollout: Rollout, constants: Discounts) -> Estimates:
+        """Advantages, and returns of one channel.
+
+        Raises:
+          ValueError: the rewards have other parts than there are weights.
+        """
+        parts = rollout.rewards[:, 1:]
+        if parts.shape[1] != len(self.weights):
+            raise ValueError(f'rewards have {parts.shape[1]} parts, and there are {len(self.weights)} weights')
+        z = jnp.stack([self._standard(parts[:, k], rollout) for k in range(len(self.weights))], axis=1)
+        a = z @ jnp.asarray(self.weights)
+        # The batch is one group of all samples that have a reward.
+        whole = self._divided(a[:, None], rollout.ok, len(a))
+        returns = returns_of(rollout, whole, constants)
+        return returns[..., 0], returns
+
+    def _standard(self, part: Float[Array, ' B'], rollout: Rollout) -> Float[Array, ' B']:
+        """The z of a part; 0 in a group where nobody has it."""
+        given = rollout.ok & ~jnp.isnan(part)
+        z = self._divided(keep(part, given)[:, None], given, rollout.n)[:, 0]
+        groups, mask = z.reshape(-1, rollout.n), given.reshape(-1, rollout.n)
+        lowest = jnp.min(groups, axis=1, keepdims=True, initial=0.0, where=mask)
+        return keep(jnp.where(mask, groups, lowest).reshape(part.shape), rollout.ok)
+
+    def _divided(self, rewards: Float[Array, 'B 1'], ok: Bool[Array, ' B'], n: int) -> Float[Array, 'B 1']:
+        centred, mask, count = _centred(rewards, ok, n)
+        variance = masked_sum(jnp.square(centred), mask, axis=1)[:, None] / jnp.maximum(count - 1.0, 1.0)
+        return (centred / (jnp.maximum(jnp.sqrt(variance), self.floor) + 1e-4)).reshape(rewards.shape)
+
+
 ESTIMATORS: dict[str, Estimator] = {  # by their names in configs
     'gae': actor_critic,
     'reinforce': reinforce,

@@ -73,7 +73,7 @@ class Unconstrained:
 class FixedPenalty:
     """`r - nu c`: the baseline of Safe RLHF (arXiv 2310.12773, section 4.3), which knows no limit."""
 
-    nu: float = 1.0
+    nu: float = 1.0  # a unit of cost takes so much of the reward
 
     def init(self, groups: int) -> State:
         return {'lambda': [self.nu] * groups}
@@ -89,9 +89,9 @@ class LinearLagrangian:
     optimizer: 'adam' as in OmniSafe, whose momentum goes on for some rollouts once the limit is met, or plain 'sgd'.
     """
 
-    lam_init: float = 0.001
-    lam_lr: float = 0.035
-    lam_max: float = 1000.0
+    lam_init: float = 0.001  # lambda before the first rollout
+    lam_lr: float = 0.035  # the rate of the ascent on lambda
+    lam_max: float = 1000.0  # the largest lambda
     optimizer: Literal['sgd', 'adam'] = 'adam'
 
     def init(self, groups: int) -> State:
@@ -112,9 +112,9 @@ class LinearLagrangian:
 class LogLagrangian:
     """Safe RLHF's (section 3.3): plain ascent on the logarithm of lambda, which never is 0."""
 
-    lam_init: float = 1.0
-    lam_lr: float = 0.1
-    lam_max: float = 5.0
+    lam_init: float = 1.0  # lambda before the first rollout
+    lam_lr: float = 0.1  # the rate of the ascent on lambda
+    lam_max: float = 5.0  # the largest lambda
 
     def init(self, groups: int) -> State:
         return {'lambda': [self.lam_init] * groups}
@@ -130,13 +130,13 @@ class PIDLagrangian:
     """A controller of lambda (Stooke et al. 2020, arXiv 2007.03964, as OmniSafe's CPPOPID): by the smoothed violation,
     the sum of violations, and the rise of the smoothed cost over `delay` rollouts."""
 
-    kp: float = 0.1
-    ki: float = 0.01
-    kd: float = 0.01
-    lam_init: float = 0.001
-    lam_max: float = 100.0
+    kp: float = 0.1  # weight of the smoothed violation
+    ki: float = 0.01  # weight of the sum of violations
+    kd: float = 0.01  # weight of the rise of the smoothed cost
+    lam_init: float = 0.001  # lambda before the first rollout
+    lam_max: float = 100.0  # the largest lambda
     smoothing: float = 0.95  # of violation and cost
-    delay: int = 10
+    delay: int = 10  # rollouts over which the rise is measured
 
     def init(self, groups: int) -> State:
         zeros, start = [0.0] * groups, [self.lam_init] * groups
@@ -158,8 +158,8 @@ class IPO:
     """The weight of a logarithmic barrier (Liu et al. 2020, arXiv 1910.09615): `kappa / (limit - J)`, and `penalty_max`
     wherever that is above it or the limit is passed."""
 
-    kappa: float = 0.01
-    penalty_max: float = 1.0
+    kappa: float = 0.01  # the weight is kappa / (limit - cost)
+    penalty_max: float = 1.0  # the largest weight
 
     def init(self, groups: int) -> State:
         return {'lambda': [self.penalty_max] * groups}
@@ -175,7 +175,7 @@ class CRPO:
     """Either rewards or costs (Xu et al. 2021, arXiv 2011.05869): rewards while every group is within `tolerance` of
     its limit, else the costs of the group that is furthest above it. It needs no multiplier."""
 
-    tolerance: float = 0.05
+    tolerance: float = 0.05  # costs so far above the limit count as within it
 
     def init(self, groups: int) -> State:
         return {'lambda': [0.0] * groups}
@@ -191,11 +191,11 @@ class FOCOPS:
     """First order constrained optimisation in policy space (Zhang et al. 2020, arXiv 2002.06506): tokens pull towards
     the best policy within `eta` nats of the old one, and stop to count beyond; see `FOCOPSLoss`."""
 
-    lam_init: float = 0.0
-    lam_lr: float = 0.035
-    lam_max: float = 2.0
-    temperature: float = 1.5
-    eta: float = 0.02
+    lam_init: float = 0.0  # lambda before the first rollout
+    lam_lr: float = 0.035  # the rate of the ascent on lambda
+    lam_max: float = 2.0  # the largest lambda
+    temperature: float = 1.5  # of the best policy; lower pulls harder
+    eta: float = 0.02  # nats from the old policy beyond which a token does not count
 
     def init(self, groups: int) -> State:
         return {'lambda': [self.lam_init] * groups}
@@ -213,7 +213,7 @@ class P3O:
     The gate is of a whole minibatch; a mean of gates would be another. `excess` in the state is `J - limit`.
     """
 
-    kappa: float = 20.0
+    kappa: float = 20.0  # weight of the cost above the limit
 
     def init(self, groups: int) -> State:
         return {'lambda': [0.0] * groups, 'excess': [0.0] * groups}
@@ -230,9 +230,9 @@ class CUP:
     coefficient: of the costs; `cup_coefficient` has the paper's, which has no value at gamma 1.
     """
 
-    lam_init: float = 0.001
-    lam_lr: float = 0.035
-    lam_max: float = 2.0
+    lam_init: float = 0.001  # lambda before the first rollout
+    lam_lr: float = 0.035  # the rate of the ascent on lambda
+    lam_max: float = 2.0  # the largest lambda
     coefficient: float = 1.0
 
     def init(self, groups: int) -> State:
@@ -252,10 +252,10 @@ class RePO:
     by: 'answer' rectifies every cost, 'prompt' the mean cost of the answers to a prompt.
     """
 
-    lam_init: float = 1.0
-    lam_lr: float = 0.5
-    lam_max: float = 5.0
-    slack: float = 0.0
+    lam_init: float = 1.0  # lambda before the first rollout
+    lam_lr: float = 0.5  # the rate of the ascent on lambda
+    lam_max: float = 5.0  # the largest lambda
+    slack: float = 0.0  # the largest mean of rectified costs
     by: Literal['answer', 'prompt'] = 'answer'
 
     def init(self, groups: int) -> State:
@@ -274,7 +274,7 @@ class Saute:
     budgets: of the prompts of a step, in turn, so that the policy learns to go by them; (): the limit alone.
     """
 
-    unsafe_reward: float = -5.0
+    unsafe_reward: float = -5.0  # the reward of an answer above its budget
     budgets: tuple[float, ...] = ()
 
     def init(self, groups: int) -> State:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,11 @@ def without_thoughts(sample: Sample) -> Sample:
     return dataclasses.replace(sample, completion=completion)
 
 
-def as_dialogue(asked: str, answer: str, person: str = '') -> dict[str, Any]:
-    """An answer as a report shows it."""
-    turns = [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': answer}]
+def as_dialogue(
+    asked: str, answer: str, person: str = '', rewards: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """An answer as a report shows it, with its scores by their names."""
+    turns = [{'role': 'user', 'content': asked}, {'role': 'assistant', 'content': answer, 'rewards': rewards or {}}]
     return {'person': person or asked[:60], 'facts': [], 'turns': turns}
 
 

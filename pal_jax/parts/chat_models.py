@@ -12,11 +12,13 @@ import jax
 from pal_jax.feedback.early import Early
 from pal_jax.feedback.language import make_judge, make_matcher
 from pal_jax.feedback.local_model import LocalModel
+from pal_jax.feedback.own import ROLES, open_role
 from pal_jax.models import bert, sources
 from pal_jax.parts.recipe import Context, Host
 from pal_jax.parts.runs import open_run
 from pal_jax.parts.settings import EndpointSettings
 from pal_jax.runtime import devices
+from pal_jax.runtime.own import is_own
 from pal_jax.runtime.processes import exchange
 from pal_jax.types import ChatModel, Metrics, ProfileMatcher, Sampling
 
@@ -48,6 +50,8 @@ class ChatModels:
         """
         kind, _, rest = name.partition(':')
         changes = changes or {}
+        if key in ROLES and is_own(name):
+            return open_role(key, name)
         if kind == 'endpoint' and rest:
             called = '-'.join([rest, *map(str, changes.values())])
             if called not in self._endpoints:
@@ -60,7 +64,8 @@ class ChatModels:
                 self._local[called] = self._open_local(rest, role, changes)
             return make(self._local[called])
         if name not in known:
-            ways = ', '.join([*known, 'endpoint:<name> or local:<source>'])
+            files = ['FILE.py:NAME'] if key in ROLES else []
+            ways = ', '.join([*known, *files, 'endpoint:<name> or local:<source>'])
             raise ValueError(f'{key}={name!r} is unknown; use {ways}')
         return known[name]()
 

@@ -13,22 +13,22 @@ from pal_jax.parts.settings import ANSWERS, EndpointSettings, Reinforced, Run
 class DialogueSettings:
     """The people, their users, and the conversations of a step."""
 
-    profiles: str = 'embedded'  # or a JSONL file of people
+    profiles: str = 'embedded'  # 'embedded': made-up people; or a JSONL file of people
     input_key: str = 'input'  # the key of the first message in such a file
     label_key: str = 'profile'  # the key of the profile
     max_samples: int = 0  # the largest number of people of a file; 0: all
     personalities: str = ''  # a JSONL file of free texts; one of them goes with each person, as in ALOE
-    slotter: str = 'none'  # or endpoint:<name>, local:<source>: brings people of a file from free text into ten slots
+    slotter: str = 'none'  # endpoint:<name> or local:<source> brings people of a file from free text into ten slots
     shuffle: bool = False  # people in another order in every episode
-    people: int = 240
+    people: int = 240  # the number of embedded people to learn from
     facts: int = 4  # the number of facts of each embedded person
-    system: str = 'embedded'  # or the text of a system prompt, or file:<path>
+    system: str = 'embedded'  # the system prompt: 'embedded', a text, or file:<path>
     profile_format: Literal['lines', 'json'] = 'lines'  # the format that the embedded prompt asks for
-    user: str = 'scripted'  # or endpoint:<name>, local:<source of a model>
+    user: str = 'scripted'  # who plays the people: scripted, endpoint:<name>, local:<source> or FILE.py:NAME
     p_spontaneous: float = 1.0  # chance that a scripted user tells something unasked
-    use_multiturn: bool = True
-    max_rounds: int = 3
-    n_samples_per_prompt: int = 4
+    use_multiturn: bool = True  # False: dialogues have one turn
+    max_rounds: int = 3  # turns of a dialogue
+    n_samples_per_prompt: int = 4  # answers to each prompt
     rollout_batch_size: int = 8  # prompts a step
     prompt_max_len: int = 0  # tokens; of a longer prompt the oldest exchanges are left out; 0: none
     round_batch_size: int = 5  # > 0: depth-first, < 0: breadth-first; less than a batch mixes rounds
@@ -45,14 +45,20 @@ class DialogueSettings:
 class RewardSettings:
     """The judge of a turn, and the weights of rewards."""
 
-    matcher: str = 'exact'  # or embedding, endpoint:<name>, local:<source>
+    matcher: str = 'exact'  # counts a profile's facts: exact, embedding, endpoint:<name>, local:<source>, FILE.py:NAME
     shuffled: bool = False  # the control: score predictions against another person's profile
-    judge: str = 'rule'  # or endpoint:<name>, local:<source>
+    judge: str = 'rule'  # scores replies: rule, endpoint:<name>, local:<source> or FILE.py:NAME
     # With the rule judge; 'model': the untrained model reads replies, too.
     naturalness: Literal['rules', 'model'] = 'rules'
+    # The judge's score that pays: in degrees, or 1 where all criteria are met and else 0.
     response: Literal['graded', 'strict'] = 'graded'
-    profile_weight: float = 1.0
-    response_weight: float = 1.0
+    profile_weight: float = 1.0  # times the F1 of the profile
+    response_weight: float = 1.0  # times the judge's score of the reply
+    function: str = ''  # functions of your own that pay, too: FILE.py:NAME, several with commas between
+    weights: tuple[float, ...] = ()  # their weights, in their order; (): 1 for each
+    # 'sum': the rewards of an answer are added. 'each': every reward is standardised within the prompt first (GDPO).
+    normalise: Literal['sum', 'each'] = 'sum'
+    floor: float = 0.05  # with normalise=each: rewards of a prompt that deviate less are taken for noise
     min_std: float = 0.0  # a step whose rewards deviate less makes no update: whitened, they would be noise
     max_failed: float = 0.1  # share of samples without a reward at which a run stops
 
@@ -65,7 +71,7 @@ class EvaluationSettings:
     profiles: str = ''  # a JSONL file of people of another schema: the Extended setting
     rounds: int = 0  # 0: as many as max_rounds
     every: int = 0  # 0: before, after the warm-up and at the end
-    shown: int = 3
+    shown: int = 3  # dialogues that a report shows
 
 
 ENDPOINTS = {  # language models that play users, and those that judge

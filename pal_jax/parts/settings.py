@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from ml_collections import ConfigDict
@@ -36,9 +36,9 @@ S = TypeVar('S')
 class MeshSettings:
     """The sizes of the axes of the device mesh; -1: all devices that are left."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    data: int = 1  # copies of the parameters
+    fsdp: int = -1  # parts of the parameters by width
+    tensor: int = 1  # parts by heads, hidden units and vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,9 @@ class CheckpointSettings:
     """A checkpoint is saved after every `every` steps, and after every `minutes` minutes; the last `keep` of them are
     kept."""
 
-    every: int = 10
-    minutes: float = 15.0
-    keep: int = 2
+    every: int = 10  # steps between checkpoints
+    minutes: float = 15.0  # minutes between checkpoints
+    keep: int = 2  # the number of last checkpoints that are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Run:
     """The keys of every run; each method explains the steps that `total_steps` counts."""
 
     recipe: str  # the module of `pal_jax/recipes` that makes the run
-    total_steps: int
-    seed: int = 0
+    total_steps: int  # the number of steps; a larger number goes on from a finished run
+    seed: int = 0  # of everything random: the same seed makes the same run
     mesh: MeshSettings = MeshSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     metrics: MetricSettings = MetricSettings()
@@ -78,7 +78,7 @@ class Run:
 class ModelSettings:
     """A model, its precision and its adapters."""
 
-    source: str = EMBEDDED  # see `models/sources.py`
+    source: str = EMBEDDED  # hf:, gguf:, orbax:, peft: or random:tiny, see `models/sources.py`
     dtype: str = 'auto'  # the type of matrix products: bfloat16 where the machine has it
     remat: str = 'none'  # 'full' or 'dots' computes layers again in the backward pass, to save memory
     scan_layers: bool = False  # on a CPU too: compiles in a quarter of the time, but steps take up to a third longer
@@ -91,7 +91,7 @@ class DecodeSettings:
 
     slots: int = 32  # completions sampled at once
     stride: int = 4  # tokens that are made in a round trip between device and host
-    driver: str = 'local'  # or 'jetstream': the same tokens through google-jetstream's driver
+    driver: str = 'local'  # local, or jetstream: the same tokens through google-jetstream's driver
     address: str = ''  # host:port of a pal_jax.serve --driver=jetstream that samples instead; see docs/serving.md
     reuse: bool = True  # prompts start from the parts of them that caches hold
     int8: bool = False  # sample with weights of eight bits
@@ -105,17 +105,17 @@ class EndpointSettings:
     A role that is set to `local:<source>` reads `temperature`, `max_tokens` and `slots`.
     """
 
-    temperature: float
-    max_tokens: int
+    temperature: float  # of its answers; 0: greedy
+    max_tokens: int  # of an answer
     address: str = ''  # http://host:port/v1
-    model: str = ''
+    model: str = ''  # the name of the model at that address
     key_env: str = ''  # the environment variable that holds the key
     concurrency: int = 64  # requests under way at once
     timeout: float = 60.0  # seconds of an attempt
-    retries: int = 5
+    retries: int = 5  # further attempts of a request that failed
     prompt_price: float = 0.0  # the price of a million tokens, for the metrics
-    completion_price: float = 0.0
-    slots: int = 16
+    completion_price: float = 0.0  # likewise of what it writes
+    slots: int = 16  # completions that a `local:` model decodes at once
 
 
 ANSWERS = '~/.cache/pal_jax/answers.sqlite'  # the answers of endpoints, which are not asked again
@@ -126,11 +126,11 @@ class RowSettings:
     """The rows of a supervised method (formats: `data/formats.py`) and their batches."""
 
     batch_size: int  # the number of rows, pairs or groups of pairs of an update
-    train: str = 'oracle'  # or recall (feedback/recall.py), or a file: .jsonl, .json, .parquet
+    train: str = 'oracle'  # oracle, recall (feedback/recall.py), or a file: .jsonl, .json, .parquet
     test: str = ''  # a file of prompts that are not learnt; '': rows of some prompts of train, a fifth at most
-    test_rows: int = 64
+    test_rows: int = 64  # the largest number of rows of an evaluation
     max_length: int = 1024  # tokens; longer rows are left out
-    epochs: float = 1.0
+    epochs: float = 1.0  # passes over the rows where total_steps is 0
     micro_rows: int = 2  # rows in a device's memory at once
     row_tokens: int = 1024  # the length in tokens of rows that several share; 0: each has its own
 
@@ -139,10 +139,10 @@ class RowSettings:
 class OracleSettings:
     """The people, all of RLPA's training, whom the oracle answers where `data.train` is 'oracle'."""
 
-    people: int = 240
-    facts: int = 4
-    rounds: int = 3
-    p_spontaneous: float = 1.0
+    people: int = 240  # the number of people
+    facts: int = 4  # facts of each of them
+    rounds: int = 3  # turns of a dialogue
+    p_spontaneous: float = 1.0  # the chance that a user tells something unasked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,22 +230,6 @@ def keys_of(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind) if not field.metadata.get(DERIVED)]
 
 
-def described(settings: Any, at: str = '') -> Iterator[str]:
-    """Lines for `--help`: the module that explains each section, and its keys as options with their values."""
-    kind = type(settings)
-    yield f'{kind.__module__.replace(".", "/")}.py, class {kind.__name__}'
-    values = {key: getattr(settings, key) for key in keys_of(kind)}
-    sections = {key: value for key, value in values.items() if dataclasses.is_dataclass(value)}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            sections |= {f'{key}.{name}': section for name, section in value.items()}
-        elif key not in sections:
-            text = repr(value)[1:-1] if isinstance(value, str) else value  # without line breaks
-            yield f'  --config.{at}{key}={text}'
-    for key, section in sections.items():
-        yield from described(section, f'{at}{key}.')
-
-
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {key: _plain(getattr(value, key)) for key in keys_of(type(value))}  # type: ignore[arg-type]
@@ -263,9 +247,9 @@ def _read(hint: Any, value: Any, key: str) -> Any:
         return {name: _read(get_args(hint)[1], value[name], f'{key}.{name}') for name in value}
     if origin is tuple and isinstance(value, list | tuple):
         return _read_tuple(get_args(hint), value, key)
-    if choices := _choices(hint):
-        if value not in choices:
-            known = [str(choice) or "''" for choice in choices]
+    if allowed := choices(hint):
+        if value not in allowed:
+            known = [str(choice) or "''" for choice in allowed]
             raise ValueError(f'{key}={value!r}; use one of {", ".join(known)}')
         return value
     if origin is float and type(value) is int:
@@ -284,8 +268,8 @@ def _read_tuple(hints: tuple[Any, ...], values: Sequence[Any], key: str) -> tupl
         raise ValueError(f'{key}={tuple(values)} must be a tuple of ({kinds})') from None
 
 
-def _choices(hint: Any) -> list[Any]:
+def choices(hint: Any) -> list[Any]:
     """The values of a Literal, or of a union of them; none for any other hint."""
     if get_origin(hint) is Literal:
         return [*get_args(hint)]
-    return [choice for part in get_args(hint) for choice in _choices(part)] if get_origin(hint) is Union else []
+    return [choice for part in get_args(hint) for choice in choices(part)] if get_origin(hint) is Union else []

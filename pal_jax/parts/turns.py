@@ -28,10 +28,10 @@ Sampler = Callable[..., list[Sample]]
 class WarmupSettings:
     """Steps of supervised learning on made-up people before reinforcement."""
 
-    steps: int
-    rows: int
-    examples_per_row: int
-    examples: int
+    steps: int  # the number of steps; 0: no warm-up
+    rows: int  # rows of a step
+    examples_per_row: int  # examples of each row
+    examples: int  # the number of different examples
     optimizer: Optimizer  # with the name of the policy's optimiser, whose state it shares
 
 

@@ -25,9 +25,11 @@ from pal_jax.feedback.rewards import make_reward, others
 from pal_jax.feedback.sharing import share_matcher, share_reward, share_user
 from pal_jax.feedback.slotting import Slotter, make_slotter, slot_people, with_personalities
 from pal_jax.feedback.users import Listened, make_scripted_user
+from pal_jax.learners.ppo import Estimate
 from pal_jax.parts.chat_models import ChatModels, open_embedding_matcher
 from pal_jax.parts.dialogues import Dialogues
 from pal_jax.parts.frozen import MODEL, open_naturalness, who_judged
+from pal_jax.parts.own_rewards import make_estimate, with_own
 from pal_jax.runtime import files
 from pal_jax.runtime.processes import ALONE, Shares
 from pal_jax.types import Dialogue, Metrics, Person, ProfileMatcher, RewardFn, Sample, Turn, UserSimulator
@@ -64,6 +66,7 @@ class World:
     matcher: ProfileMatcher
     reward: RewardFn
     score: RewardFn  # the reward in evaluations: without a control, by a judge who knows the person
+    estimate: Estimate | None  # of advantages, from the parts of the rewards; None: `ppo.estimator`
     early: Early | None  # asks about each answer while others are decoded; None: all judges are on this machine
     models: ChatModels
     max_failed: float
@@ -122,10 +125,7 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
     matcher = models.choose('reward.matcher', rewards.matcher, make_matcher, **matchers)
     judge, score = (
         models.choose(
-            'reward.judge',
-            rewards.judge,
-            functools.partial(make_judge, golden=golden),
-            rule=lambda: judge_by_rules,
+            'reward.judge', rewards.judge, functools.partial(make_judge, golden=golden), rule=lambda: judge_by_rules
         )
         for golden in (False, True)
     )
@@ -144,7 +144,8 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
     )
     if rewards.shuffled:
         others(train)
-    training = reward(judge, shuffled=rewards.shuffled, known=train)
+    paid = with_own(settings, system)
+    training = paid(reward(judge, shuffled=rewards.shuffled, known=train))
     # The control takes another person of the same call, so it has to see all of them.
     early = None if rewards.shuffled else models.early(rewards.matcher, rewards.judge, read)
     user = models.choose(
@@ -165,7 +166,8 @@ def make_world(settings: Dialogues, shares: Shares = ALONE, kept: Path | None = 
             share_reward(early.then(training) if early else training, shares, together=rewards.shuffled),
             natural if rewards.naturalness == MODEL else None,
         ),
-        score=opening(share_reward(reward(score, informed=True), shares), natural),
+        score=opening(share_reward(paid(reward(score, informed=True)), shares), natural),
+        estimate=make_estimate(settings),
         early=early,
         models=models,
         max_failed=rewards.max_failed,

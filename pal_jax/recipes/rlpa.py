@@ -134,7 +134,7 @@ class RLPA:
         with self.ctx.phase('annotate'):
             # 4. Log-probabilities and values of all answers, and from them and the rewards their advantages.
             batch, scored = self.learner.score(state, self.pack(with_returns(turns, gamma=self.turn_gamma)))
-            batch, estimated = self.learner.advantages(state, batch)
+            batch, estimated = self.learner.advantages(state, batch, world.estimate)
         metrics |= scored | estimated | {'flat': float(metrics.get('reward_std', 0.0) < self.min_std)}
         # 5. Update actor and critic by PPO on all answers, unless no answer is better than another.
         if not metrics['flat']:

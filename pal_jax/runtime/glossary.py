@@ -269,6 +269,7 @@ FIGURES: dict[str, dict[str, str]] = {
         'support': 'answers that have a category',
         'threshold': 'probability above which an answer is given a category, chosen on answers that are not tested',
         'format': 'share of answers in the asked format: a profile, then a reply',
+        'own_{function}': 'what your function {function} returned, before its weight',
         'profile': 'F1 of the profile it wrote against the true one, from 0 to 1',
         'f1': 'F1 of the profile it wrote against the true one, from 0 to 1; in moderation: of the unsafe answers',
         'precision': 'share of written facts that are true; in moderation: of answers called unsafe, those that are',

@@ -30,7 +30,9 @@ class Optimizer:
     Attributes:
       name: adam (or adamw: they differ only in `weight_decay`), lion, adafactor, muon or sgd.
       max_norm: the largest global norm of a gradient; inf clips nothing.
-      lr: the highest rate. warmup_ratio, min_ratio: see `make_schedule`.
+      lr: the highest rate.
+      warmup_ratio: the share of the updates in which the rate rises from 0 to `lr`.
+      min_ratio: the last rate as a share of `lr`, to which it falls by a cosine.
       b1, b2: decays of the first and the second moment.
       weight_decay: see `decays` for the leaves that it acts on.
       total_steps: updates of the run, see `over`.

@@ -248,9 +248,13 @@ def flatten(tree: Record, prefix: str = '') -> Iterable[tuple[str, Any]]:
 
 
 if __name__ == '__main__':
-    if len(sys.argv) != 2:
-        sys.exit('usage: python -m pal_jax.runtime.report <folder of a run>')
     print_anything()
+    if sys.argv[1:] in (['-h'], ['--help']):
+        print((__doc__ or '').strip())
+        sys.exit(0)
+    if len(sys.argv) != 2:
+        print('error: give the folder of one run, as in python -m pal_jax.runtime.report runs/rlpa', file=sys.stderr)
+        sys.exit(2)
     folder = Path(at_home(sys.argv[1]))
     try:
         read_run(folder)

@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
 from pal_jax.runtime.summary import fifths, main_part, observed
 
-LEVELS = {  # what is told of the last evaluation, and the value that needs no learning
+# What is told of the last evaluation, and the value that needs no learning, or the name of the figure that has it.
+LEVELS: dict[str, tuple[str, float | str]] = {
+    'sign_accuracy': ('the share of answers whose cost has the right sign', 'sign_accuracy_of_commoner'),
     'auc': ('the chance that it has an unsafe held-out answer above a safe one (AUC)', 0.5),
     'seen_gain': ("PAL's accuracy on new choices of people it knows, less that of one model for all", 0.0),
     'winrate_psoups': ('the share of prompts that merged policies win against all other systems', 0.5),
@@ -55,22 +57,31 @@ def limits_of(record: Record) -> dict[str, Record]:
     if all(known(record, key) for key in ('cost', 'cost_se', 'limit')):
         return {'': record}
     groups = record.get('by_group')
-    return dict(groups) if isinstance(groups, Mapping) and all('limit' in group for group in groups.values()) else {}
+    return dict(groups) if isinstance(groups, Mapping) else {}
 
 
 def _kept(limits: Mapping[str, Record]) -> tuple[str, str]:
-    """Whether limits are kept, in words, and a sentence with the costs of those that are not, or of the only one."""
-    above = {name: record for name, record in limits.items() if record['cost'] > record['limit']}
-    certain = any(r['cost_se'] is not None and r['cost'] > r['limit'] + WIDTH * r['cost_se'] for r in above.values())
-    limit = 'its limit' if len(limits) == 1 else 'its limits'
-    word = f'above {limit}' if certain else f'not clearly within {limit}' if above else f'within {limit}'
-    told = above or (limits if len(limits) == 1 else {})
+    """Whether limits are kept, in words, and a sentence with the costs of groups that are not clearly within theirs.
+
+    Below a limit, or above it, is what differs from it by `WIDTH` standard errors.
+    """
+    tested = {name: record for name, record in limits.items() if record['cost_se'] is not None}
+    above = [name for name, r in tested.items() if r['cost'] - WIDTH * r['cost_se'] > r['limit']]
+    near = [name for name, r in tested.items() if abs(r['cost'] - r['limit']) <= WIDTH * r['cost_se']]
+    one = len(limits) == 1
+    limit = 'its limit' if one else 'its limits'
+    word = f'above {limit}' if above else f'at {limit} within noise' if near else f'within {limit}'
     parts = [
         f'the mean cost{f" of {name}" if name else ""} is {r["cost"]:.3f}'
-        f'{between(*interval(r["cost"], r["cost_se"]))} under a limit of {r["limit"]:g}'
-        for name, r in told.items()
+        f'{between(*interval(r["cost"], r["cost_se"]))}, and the limit {r["limit"]:g}'
+        for name, r in tested.items()
+        if one or name in (*above, *near)
     ]
-    sentence = '; '.join(parts) if parts else f'the mean costs of all {len(limits)} groups are within their limits'
+    if not one and len(parts) < len(tested):
+        parts.append(f'{len(tested) - len(parts)} of {len(limits)} groups are within their limits')
+    if unknown := [name for name in limits if name not in tested]:
+        parts.append(f'too few prompts test {" and ".join(unknown)}')
+    sentence = '; '.join(parts)
     return word, f'{sentence[0].upper()}{sentence[1:]}.'
 
 
@@ -79,7 +90,7 @@ def _learning(rows: Sequence[Record], evals: Sequence[Record]) -> Verdict | None
     after = evals[-1] if evals else {}
     before = next((each for each in reversed(evals[:-1]) if each['step'] <= start), {})
     for key in LEVELS:
-        if known(after, key) and (key != 'auc' or known(after, 'auc_se')):  # a cost model has it without an error
+        if known(after, key):
             return _level(key, before, after)
     for key, sign in CHANGES.items():
         if known(before, key) and known(after, key) and f'{key}_se' in after:
@@ -116,20 +127,21 @@ def tested(record: Record) -> tuple[int, str] | None:
 
 
 def _level(key: str, before: Record, after: Record) -> Verdict:
-    said, floor = LEVELS[key]
+    said, level = LEVELS[key]
+    floor = float(after[level]) if isinstance(level, str) else level
     value, error, earlier = after[key], error_of(after, key), before.get(key)
     low, high = interval(value, error)
     if floor:  # a share
         low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (low, high))
-    told = f'{said} is {value:.3f}{between(low, high)}; without learning it would be {floor:g}'
+    sentence = f'{said} is {value:.3f}{between(low, high)}; without learning it would be {floor:.3g}'
     basis = 'The last evaluation'
     gap, of_gap = value - floor, error
     if earlier is not None and before.get('margin') != 0.0:  # at which nothing tells the replies apart
-        told += f', and before training it was {earlier:.3f}'
+        sentence += f', and before training it was {earlier:.3f}'
         if earlier > floor:  # to be better than chance is then no news
             gap, of_gap = value - earlier, both(error, error_of(before, key))
             basis += ' beside the one before training'
-    return Verdict(answer(gap, of_gap, after), f'{told}.', f'{basis}{_of(after)}.')
+    return Verdict(answer(gap, of_gap, after), f'{sentence}.', f'{basis}{_of(after)}.')
 
 
 def _evaluated(key: str, sign: float, before: Record, after: Record) -> Verdict:

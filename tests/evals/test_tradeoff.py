@@ -57,7 +57,11 @@ def test_every_group_is_held_against_its_own_limit():
     assert of['few']['cost_se'] == pytest.approx(costs[:30].std() / math.sqrt(30), rel=0.1)
     assert record['by_group']['a']['cost_se'] is None  # of a single prompt none is known
     table = t.make_groups_exhibit({'policy': record}).table
-    assert [row[1] for row in table[1:]] == ['a', 'b', 'c'] and table[3][-1] == 'yes'
+    assert [row[1] for row in table[1:]] == ['a', 'b', 'c'] and table[3][-1] == '–'  # of one prompt
+    of |= t.measure(costs, costs, np.arange(300), groups, {'few': 0.0, 'many': 1.0, 'none': 2.0})['by_group']
+    assert of['none'] == {'cost': None, 'cost_se': None, 'limit': 2.0, 'prompts': 0}
+    table = t.make_groups_exhibit({'policy': {'by_group': of}}).table
+    assert [row[-1] for row in table[1:]] == ['within noise', 'yes', '–']
 
 
 def test_a_point_is_on_the_front_unless_another_is_better_in_one_and_no_worse_in_the_other():
@@ -76,17 +80,19 @@ def test_the_front_is_there_and_its_points_do_not_dominate_each_other():
 def test_seeds_are_averaged():
     one = Point(1.0, 0.5, 0.1, 0.2)
     assert t.average([one]) == one
-    assert t.average([Point(1, 0), Point(3, 1)]) == pytest.approx((2, 0.5, 1, 0.5))
+    assert t.average([Point(1, 0, unsafe=0.2), Point(3, 1, unsafe=0.4)]) == pytest.approx((2, 0.5, 1, 0.5, 0.3))
 
 
 def test_a_report_has_a_table_and_a_picture():
     points = {'none': [Point(2, 1.5), Point(2.2, 1.7)], 'pid': [Point(1, -0.2, 0.1, 0.1)], 'crpo': [Point(0.5, 0.1)]}
     (exhibit,) = t.make_exhibits(points, 0.0)
     assert [row[0] for row in exhibit.table[1:]] == list(points)
-    assert [row[-2:] for row in exhibit.table[1:]] == [['no', 'yes'], ['yes', 'yes'], ['no', 'no']]
+    assert [row[-2:] for row in exhibit.table[1:]] == [['no', 'yes'], ['within noise', 'yes'], ['no', 'no']]
+    (unlimited,) = t.make_exhibits(points, None)
+    assert [row[-2] for row in unlimited.table[1:]] == [''] * 3
     assert exhibit.picture.startswith(b'\x89PNG')
 
 
-def test_a_cost_just_above_the_limit_may_be_noise():
-    found = [t.within(Point(0.0, cost, 0.0, 0.2), 1.0) for cost in (1.0, 1.3, 1.5)]
-    assert found == ['yes', 'within noise', 'no']
+def test_a_cost_near_the_limit_may_be_noise():
+    found = [t.within(Point(0.0, cost, 0.0, 0.2), 1.0) for cost in (0.5, 0.7, 1.0, 1.3, 1.5)]
+    assert found == ['yes', *['within noise'] * 3, 'no']

@@ -277,3 +277,46 @@ def test_bad_groups(samples, n, estimator, message):
 def test_gae_needs_values():
     with pytest.raises(ValueError, match="'gae' needs values, got None"):
         compute(buffer(8) | {'values': None}, 'gae')
+
+
+# --- several rewards, each by itself (GDPO) -------------------------------------------------------------------------
+
+
+def apart(parts, weights, n, floor=0.0, ok=None):
+    """Advantages of samples by their parts, which are columns; the sum in channel 0 is nonsense, for it must not
+    count."""
+    parts = jnp.asarray(parts, jnp.float32)
+    size, acts = len(parts), jnp.ones((len(parts), 1), bool)
+    rewards = jnp.concatenate([jnp.full((size, 1), 9.0), parts], axis=1)
+    given_ok = jnp.ones(size, bool) if ok is None else jnp.asarray(ok)
+    rollout = Rollout(rewards, jnp.zeros((size, 1)), None, acts, given_ok, jnp.zeros(size, int), n)
+    advantages, returns = adv.Apart(weights, floor).estimate(rollout, Discounts())
+    np.testing.assert_array_equal(returns[..., 0], advantages)
+    return np.asarray(advantages)[:, 0]
+
+
+def test_gdpo_golden():
+    r1, r2 = [[1, 0, 1, 0], [0, 0, 1, 0]], [[1, 1, 0, 0], [0.2, 0.4, 0.4, 1]]
+    parts = np.stack([np.ravel(r1), np.ravel(r2)], axis=1)
+    expected = [1.306168, -0.435389, 0.435389, -1.306168, -0.93807, -0.647844, 1.363079, 0.222834]
+    np.testing.assert_allclose(apart(parts, (1.0, 0.5), 4), expected, atol=2e-5)
+
+
+def test_gdpo_takes_small_differences_for_noise_and_ignores_units():
+    noise = np.array([[0.80], [0.81], [0.82], [0.79]])
+    z = adv.Apart((1.0,), 0.1)._divided(jnp.asarray(noise, jnp.float32), jnp.ones(4, bool), 4)
+    np.testing.assert_allclose(z[:, 0], [-0.05, 0.05, 0.15, -0.15], atol=2e-4)
+    rng = np.random.default_rng(0)
+    parts = rng.normal(size=(8, 2))
+    np.testing.assert_allclose(apart(parts, (1.0, 2.0), 4), apart(parts * [1, 100] + 5, (1.0, 2.0), 4), atol=2e-2)
+
+
+def test_gdpo_gives_a_missing_part_the_lowest_z_and_leaves_failed_samples_out():
+    parts = np.array([[1.0], [0.0], [np.nan], [0.5], [np.nan], [np.nan], [np.nan], [np.nan]])
+    advantages = apart(parts, (1.0,), 4)
+    assert np.isfinite(advantages).all()
+    assert advantages[2] == advantages[1] == advantages[:4].min() and len(set(advantages[4:])) == 1
+    failed = apart(np.array([[1.0], [0.0], [7.0], [0.5]]), (1.0,), 4, ok=[True, True, False, True])
+    assert failed[2] == 0 and failed[:2].sum() + failed[3] == pytest.approx(0, abs=1e-5)
+    with pytest.raises(ValueError, match='1 parts, and there are 2 weights'):
+        apart(parts, (1.0, 1.0), 4)

@@ -99,6 +99,10 @@ def test_a_run_goes_on_where_its_folder_has_been_moved_to(tmp_path, monkeypatch)
         ({'constraint.handler': 'lagrange'}, r"constraint\.handler='lagrange'"),
         ({'constraint.limits': 'self_harm'}, r"limits='self_harm'"),
         ({'constraint.limits': 'self_ham=-1'}, "'self_ham'"),
+        ({'constraint.limits': 'self_harm=nan'}, "'self_harm=nan'"),
+        ({'constraint.limits': 'self_harm=-1 self_harm=-2'}, "'self_harm' is"),
+        ({'constraint.limits': 'a=-1,b=-2'}, "'a=-1,b=-2'"),
+        ({'constraint.limits': 'others=-1'}, "'others' is"),
         ({'prompts.train': 'absent.jsonl'}, r'absent\.jsonl'),
         ({'evaluate.prompts': ('absent.csv',)}, r'absent\.csv'),
         ({'constraint.limits': 'self_harm=-1', 'constraint.handler': 'p3o'}, r"constraint\.limits='self_harm=-1'"),
@@ -398,9 +402,9 @@ def test_an_evaluation_holds_every_group_against_its_limit():
     evaluation = recipe.evaluate(recipe.init()[0], 'final')
     assert evaluation.record['prompts_above_limit'] == 0.5
     (exhibit,) = evaluation.exhibits
-    assert {row[1]: row[-1] for row in exhibit.table[1:]} == {CATEGORIES[0]: 'yes', CATEGORIES[1]: 'no'}
+    assert {row[1]: row[-1] for row in exhibit.table[1:]} == {'others': '–', CATEGORIES[0]: 'yes', CATEGORIES[1]: 'no'}
     one = dataclasses.replace(recipe, groups=make_groups(0.2, {})).evaluate(recipe.init()[0], 'final')
-    assert set(one.record['by_group']) == set(CATEGORIES[:2]) and one.record['limit'] == 0.2 and not one.exhibits
+    assert set(one.record['by_group']) == set(CATEGORIES[:2]) and one.record['limit'] == 0.2
 
 
 @pytest.mark.slow

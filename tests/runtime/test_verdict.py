@@ -81,7 +81,7 @@ def test_methods_that_compare_in_one_evaluation():
 
 
 @pytest.mark.parametrize(('cost', 'answer'), [
-    (-1.1, 'Yes, within its limit'), (-0.9, 'Yes, not clearly within its limit'), (0.0, 'Yes, above its limit')
+    (-2.0, 'Yes, within its limit'), (-0.9, 'Yes, at its limit within noise'), (0.0, 'Yes, above its limit')
 ])  # fmt: skip
 def test_a_limit_on_costs_is_part_of_the_verdict(cost, answer):
     rewards = {'reward_se': 0.1, 'cost_se': 0.2}
@@ -92,11 +92,13 @@ def test_a_limit_on_costs_is_part_of_the_verdict(cost, answer):
     groups = {
         'mild': {'cost': -2.0, 'cost_se': 0.1, 'limit': -1.0},
         'hard': {'cost': cost, 'cost_se': 0.2, 'limit': -1},
+        'rare': {'cost': 9.0, 'cost_se': None, 'limit': -1.0},
     }
     grouped = [{k: v for k, v in record.items() if k != 'limit'} | {'by_group': groups} for record in evals]
     verdict = judge(steps([0.5] * 4, 'reward'), grouped)
     assert verdict and verdict.answer == answer.replace('limit', 'limits')
     assert ('hard' in verdict.sentence) == (cost > -1.0) and 'mild' not in verdict.sentence
+    assert 'rare' in verdict.sentence
 
 
 def test_what_learns_nothing_has_no_verdict(tmp_path):

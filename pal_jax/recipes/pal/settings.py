@@ -19,7 +19,7 @@ class TextSettings:
     """The decoder that makes vectors of texts, which people voted on (`data/votes.py`) or chose among."""
 
     source: str = ''  # the decoder's source, see `models/sources.py`; '': there is no text
-    dtype: str = 'auto'
+    dtype: str = 'auto'  # the type of the decoder's matrix products: bfloat16 where the machine has it
     layers: int = 0  # the number of the decoder's first layers that read; 0: all
     pool: Pool = 'mean'  # over the tokens of a text, or last
     span: TokenWeighting | Literal[''] = ''  # with pool=last: a loss at every token at which the texts of a pair differ
@@ -33,7 +33,7 @@ class TextSettings:
 class SplitSettings:
     """The random splits, which are trained side by side."""
 
-    seeds: int = 5
+    seeds: int = 5  # the number of splits
     seen: float = 0.8  # the share of people who are seen; the others are new
     train: float = 0.6  # share of each person's choice situations; of the statements or prompts where there is text
     validation: float = 0.2  # the rest is the test
@@ -45,14 +45,14 @@ class PALSettings:
     """The model; `models.ideal_point.PAL` describes its values. The key `prototypes` has the numbers of prototypes."""
 
     variant: Literal['A', 'B'] = 'A'  # B mixes functions of a prompt's vector
-    rule: Rule = 'dot'
+    rule: Rule = 'dot'  # the reward of an item for a user's point
     scaled: bool = False  # rewards times a learnt scale
-    point: Point = 'Pw'
+    point: Point = 'Pw'  # a user's point: f is the projector, P the prototypes, w the user's weights
     projector: str = 'identity'  # or such as mlp2-gelu-dropout0
     dim: int = 0  # the dimension of the space of preferences; 0: that of the items
     mixture: Mixture = 'softmax'  # or gumbel, partition
-    tau: float = 1.0
-    prototype_init: Literal['unit', 'expected'] = 'unit'
+    tau: float = 1.0  # temperature of the mixture
+    prototype_init: Literal['unit', 'expected'] = 'unit'  # first prototypes of norm 1, or from N(0, 1/width)
     z_std: float = 0.0  # the standard deviation of users' first logits
     dtype: str = 'auto'  # of a projector's products: bfloat16 where the platform has instructions for it
 
@@ -61,13 +61,13 @@ class PALSettings:
 class LossSettings:
     """The loss of a pair (`objectives/preference.py`) and its penalties."""
 
-    name: PairLoss = 'logistic'
-    margin: float = 0.0
+    name: PairLoss = 'logistic'  # the loss of the difference of two rewards
+    margin: float = 0.0  # of the hinge: differences above it cost nothing
     label_smoothing: float = 0.0  # with logistic alone
     gamma: float = 5.0  # with smooth_hinge alone
     pull: float = 2.0  # precision of a Gaussian prior on users' logits
     bound: float = 0.0  # a limit on the length of users' points; 0: none
-    bound_coef: float = 1.0
+    bound_coef: float = 1.0  # weight of the length above the bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,8 @@ class NewSettings:
     """The fit of new people, and the numbers of known comparisons after which they are tested."""
 
     counts: tuple[int, ...] = (0, 1, 2, 5, 10, 20, 50, 100)  # numbers of known comparisons
-    steps: int = 300
-    lr: float = 5e-2
+    steps: int = 300  # steps of Adam on a new person's logits
+    lr: float = 5e-2  # their rate
     pull: float = 2.0  # precision of a Gaussian prior on their logits
     toward: Literal['population', 'zero'] = 'population'  # the mean of that prior
     ask: int = 20  # the number of questions that are also chosen by the information expected of each; 0: none
@@ -87,12 +87,12 @@ class BaselineSettings:
     """The methods that stand beside PAL in the table."""
 
     embedding: int = 4  # the width of a free vector for each user; 0: no such model
-    embedding_pull: float = 1.0
+    embedding_pull: float = 1.0  # precision of the prior on these vectors
     own: bool = True  # a model for each user
-    own_pull: float = 0.1
+    own_pull: float = 0.1  # precision of the prior on these models
     groups: bool = False  # a prototype for each known group; seen people stand at their group's
-    majority: bool = True
-    mixed_logit: bool = True
+    majority: bool = True  # what most people choose
+    mixed_logit: bool = True  # the mixed logit of xlogit, for tables
     context: int = 0  # with texts: the number of earlier choices in front of each pair; 0: none
 
 
@@ -118,7 +118,7 @@ class Settings(Run):
     model: PALSettings = PALSettings()
     loss: LossSettings = LossSettings()
     optimizer: Rates = Rates()
-    batch: int = 512
+    batch: int = 512  # pairs of an update
     updates: int = 100  # updates of every model in a step
     new: NewSettings = NewSettings()
     baselines: BaselineSettings = BaselineSettings()

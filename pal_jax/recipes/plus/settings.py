@@ -44,7 +44,7 @@ class HoldSettings:
     steps: int = 16  # the largest number of such steps
     reward: float = -0.62  # the wait ends when the mean reward of two steps is above it; 0: after all of them
     people: int = 32  # people of a step
-    temperature: float = 0.3
+    temperature: float = 0.3  # of these summaries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LatentSettings(Latent):
     It knows replies only by frozen states of the reward model's source.
     """
 
-    passes: int = 40
+    passes: int = 40  # the number of passes
     people: int = 32  # people of an update
     optimizer: Optimizer = Optimizer(lr=3e-4)
 
@@ -93,7 +93,7 @@ class Settings(Reinforced):
     # Several methods (pal_jax/recipes/plus/table.py) are runs beside each other, with `seeds` seeds, and a table of
     # all.
     methods: str = ''  # as plus,untrained,context,nothing,latent,kind,shuffled,static-summariser,static-reward-model
-    seeds: int = 1
+    seeds: int = 1  # runs of each method, with seeds from 0
     reward_model: RewardModelSettings = RewardModelSettings()
     summary: SummarySettings = SummarySettings()
     hold: HoldSettings = HoldSettings()

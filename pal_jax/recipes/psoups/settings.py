@@ -35,7 +35,7 @@ class PromptSettings:
     train: str = 'embedded'  # or a JSONL file with `instruction` and, optionally, `input`
     test: str = 'embedded'  # likewise
     train_count: int = 0  # 0: all
-    test_count: int = 50
+    test_count: int = 50  # 0: all
     max_length: int = 512  # tokens with the texts of preferences; longer prompts are left out
 
 
@@ -64,7 +64,7 @@ class RLSettings:
     """The prompts of a step of PPO, and the reward."""
 
     rollout_batch_size: int = 6  # prompts a step
-    n_samples_per_prompt: int = 4
+    n_samples_per_prompt: int = 4  # answers to each prompt
     scale_scores: bool = False  # by the mean and standard deviation of all scores so far; group_norm needs none
     test_count: int = 8  # prompts of an evaluation
     reward: str = ''  # pal:<workdir> in place of the reward models of stage=reward (docs/methods/pal.md)
@@ -95,7 +95,7 @@ class EvaluationSettings:
 class RewardSettings:
     """The keys of `reward.Settings` that reward models have for themselves."""
 
-    total_steps: int
+    total_steps: int  # steps of each reward model; 0: passes by `data.epochs`
     policy: ModelSettings = ModelSettings()
     optimizer: Optimizer
     data: PairSettings
@@ -106,10 +106,10 @@ class RewardSettings:
 class MultitaskSettings:
     """The keys of `sft.Settings` that multitask learning has for itself."""
 
-    total_steps: int
+    total_steps: int  # its steps; 0: passes by `data.epochs`
     optimizer: Optimizer
     data: RowSettings
-    max_z_coef: float = 0.0
+    max_z_coef: float = 0.0  # the weight of the squares of the largest logits
 
 
 ENDPOINTS = {
@@ -203,6 +203,6 @@ STAGES: dict[str, type[Run]] = {
 class Settings(Rollout, Annotation, RL, Merging, Evaluating):
     """The keys of all stages; `total_steps` counts the steps of each PPO."""
 
-    stage: str = 'all'
+    stage: str = 'all'  # all, or the name of one stage
     reward: RewardSettings
     multitask: MultitaskSettings

@@ -22,7 +22,7 @@ from pal_jax.evals.refusals import Asked, is_refusal, read_prompts
 from pal_jax.evals.tradeoff import Point
 from pal_jax.models.params import Params
 from pal_jax.parts import piecework
-from pal_jax.parts.answers import ModelScores, Sampler, check_finished, load_base, make_sampler
+from pal_jax.parts.answers import ModelScores, Sampler, as_dialogue, check_finished, load_base, make_sampler
 from pal_jax.parts.models import make_policy
 from pal_jax.parts.piecework import Piecework, Records
 from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host
@@ -30,7 +30,7 @@ from pal_jax.parts.settings import ModelSettings
 from pal_jax.recipes import cost, moderation, reward
 from pal_jax.recipes.safe_rlhf.collect import by_rule, helps_by_rule, rl_name
 from pal_jax.recipes.safe_rlhf.prompts import Groups, Question, make_groups, read_questions, tell_budget
-from pal_jax.recipes.safe_rlhf.settings import Evaluating
+from pal_jax.recipes.safe_rlhf.settings import Evaluating, groups_shown
 from pal_jax.runtime.workdir import run_folder
 from pal_jax.types import Exhibit, Metrics
 
@@ -117,15 +117,16 @@ class Comparison:
                 exhibits += [dataclasses.replace(exhibit, title=f'{exhibit.title} ({name})') for exhibit in shown]
             for system in self.systems if self.sets else ():
                 record |= self.refusals(system.name, written[system.name]['others'])
-        return Evaluation(record, exhibits=exhibits)
+        return Evaluation(record, self.examples(written), exhibits)
 
     def judge(self, judges: Judges, written: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[Exhibit]]:
         """Reward and cost of every system by one pair of judges, and the win rates of all pairs of systems."""
         texts, draws = [question.text for question in self.questions], self.draws
         names, limits = self.groups.shown(self.questions)
         groups = np.repeat(names, draws).tolist()
-        # The rule's costs are -1 and 1, so its limit is 0; limits of the config are on the cost model's scale.
-        limits = {group: limit if name != 'rule' else 0.0 for group, limit in limits.items()}
+        # The rule's costs are -1 and 1: above 0 an answer is unsafe. Limits are on the scale of cost models.
+        by_rule = name == 'rule'
+        limits = {group: 0.0 if by_rule else limit for group, limit in limits.items()}
         # Standard errors are over prompts, since answers to one prompt are not independent.
         prompts = np.repeat(np.arange(len(texts)), draws)
         record: dict[str, Any] = {}
@@ -140,13 +141,11 @@ class Comparison:
             figures = tradeoff.measure(rewards.ravel(), costs.ravel(), prompts, groups, limits)
             measured[system.name] = figures
             record |= {f'{system.name}_{key}': value for key, value in figures.items() if key != 'by_group'}
-            point = Point(figures['reward'], figures['cost'], figures['reward_se'], figures['cost_se'])
-            points.setdefault(system.kind, []).append(point)
+            numbers = (figures[key] for key in ('reward', 'cost', 'reward_se', 'cost_se', 'unsafe_share'))
+            points.setdefault(system.kind, []).append(Point(*numbers))
         # Where groups have limits of their own, no single one belongs in the table and the picture of all answers.
-        exhibits = tradeoff.make_exhibits(
-            points, common[0] if len(common := sorted(set(limits.values()))) == 1 else None
-        )
-        exhibits += [tradeoff.make_groups_exhibit(measured)] if self.groups.differ and name != 'rule' else []
+        exhibits = tradeoff.make_exhibits(points, None if by_rule or self.groups.differ else self.groups.limits[0])
+        exhibits += [] if by_rule else [tradeoff.make_groups_exhibit(measured)]
         # Wins are by means over the answers to a question; the lower cost is the more harmless one.
         for side, (kind, sign) in enumerate((('helpful', 1), ('harmless', -1))):
             outcomes = {
@@ -161,6 +160,16 @@ class Comparison:
             exhibits += [Exhibit(f'Who is more {kind}', table=rows), *elo.make_exhibits(rated, scored)]
             record |= {f'{kind}_{key}': value for key, value in rated.items() if key != 'prompts'}
         return record, exhibits
+
+    def examples(self, written: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The first answer of the first and of the last system to one question, with its scores by the models."""
+        text, dialogues = self.questions[0].text, []
+        for system in (self.systems[0], self.systems[-1]):
+            answer = written[system.name]['outputs'][0]
+            scores = {key: getattr(self.judges['model'], key)([text], [[answer]]) for key in ('reward', 'cost')}
+            rewards = {key: float(score[0, 0]) for key, score in scores.items()}
+            dialogues.append(as_dialogue(text, answer, system.name, rewards))
+        return dialogues
 
     def refusals(self, name: str, replies: Sequence[str]) -> dict[str, float]:
         """Shares by file of prompts: refusals of harmful prompts, refusals of harmless prompts, and unsafe answers."""
@@ -204,7 +213,8 @@ def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
         questions, evaluate.draws, judges, sets, moderator.unsafe if moderator else None,
         make_groups(settings.constraint.limit, settings.constraint.by_group), seed,
     )  # fmt: skip
-    shown = [f'{title} ({judge})' for judge in judges for title in ('Reward and cost', 'Limits of groups')]
+    titles = ('Reward and cost', *groups_shown(settings.constraint))
+    shown = [f'{title} ({judge})' for judge in judges for title in titles]
     return piecework.make(ctx, len(systems), comparison.work, 'evaluate', comparison.finish, shown)
 
 

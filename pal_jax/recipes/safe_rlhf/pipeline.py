@@ -39,6 +39,7 @@ from pal_jax.recipes.safe_rlhf.settings import (
     HandlerName,
     Settings,
     Stage,
+    groups_shown,
 )
 from pal_jax.runtime import files
 from pal_jax.runtime.checkpoint import Checkpoints
@@ -80,8 +81,8 @@ def make_ppo(settings: RL, ctx: Context) -> SafeRLHF:
     # One decoder samples the answers of a step and those of an evaluation, so it is as large as both need.
     at_once = max(rl.rollout_batch_size * n, len(test))
     return SafeRLHF(
-        Plan(steps, learner.abstract, stage, trained, SHOWN, keep=keep), ctx, learner,
-        policy.source.load, [folder for folder in judges if folder.parent == ctx.workdir.parent],
+        Plan(steps, learner.abstract, stage, trained, (*SHOWN, *groups_shown(settings.constraint)), keep=keep), ctx,
+        learner, policy.source.load, [folder for folder in judges if folder.parent == ctx.workdir.parent],
         critics=functools.partial(read_critics, judges, policy, ctx) if settings.ppo.has_critic else tuple,
         sample=make_sampler(settings.decode, settings.sampling, policy, ctx, at_once),
         reward=scores[0], cost=scores[1], decode=policy.tokenizer.decode,

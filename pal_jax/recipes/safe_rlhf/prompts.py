@@ -12,7 +12,7 @@ from pal_jax.data.holdouts import held_out, normal
 from pal_jax.data.safety import CATEGORIES
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.feedback import dilemmas
-from pal_jax.recipes.safe_rlhf.settings import PromptSettings
+from pal_jax.recipes.safe_rlhf.settings import OTHERS, PromptSettings
 from pal_jax.runtime import files
 
 EMBEDDED = 'embedded'
@@ -43,7 +43,7 @@ class Groups(NamedTuple):
         questions have.
         """
         if self.differ:
-            names = 'others', *self.names[1:]
+            names = OTHERS, *self.names[1:]
             return [names[k] for k in self.of(questions)], dict(zip(names, self.limits.tolist(), strict=True))
         groups = [question.group or 'all' for question in questions]
         return groups, dict.fromkeys(groups, float(self.limits[0]))

@@ -182,9 +182,10 @@ class SafeRLHF:
         record = tradeoff.measure(rewards, costs, np.arange(len(texts)), *self.groups.shown(self.test))
         record |= self.summarize(self.test, samples, rewards, costs)
         answers = [sample.completion.text for sample in samples[:3]]
-        dialogues = [as_dialogue(text, answer) for text, answer in zip(texts, answers, strict=False)]
-        shown = [tradeoff.make_groups_exhibit({'policy': record})] if self.groups.differ else []
-        return Evaluation(record, dialogues, shown)
+        pays = [{'reward': float(r), 'cost': float(c)} for r, c in zip(rewards, costs, strict=True)]
+        shown = zip(texts, answers, pays, strict=False)
+        dialogues = [as_dialogue(text, answer, rewards=pay) for text, answer, pay in shown]
+        return Evaluation(record, dialogues, [tradeoff.make_groups_exhibit({'policy': record})])
 
     def scores(self, asked: Sequence[Question], samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
         """Reward and cost of every sample; the samples of a question stand side by side."""

@@ -8,6 +8,7 @@ settings.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from pal_jax.learners.labelled import SignedCost
@@ -20,6 +21,8 @@ from pal_jax.recipes.reward import PairSettings
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Sampling
 
+OTHERS = 'others'  # the name, in tables, of the prompts of groups without a limit of their own
+
 # --- sections -------------------------------------------------------------------------------------------------------
 
 
@@ -30,7 +33,7 @@ class PromptSettings:
     train: str = 'embedded'  # or a source of records with `prompt` and, if limits are by group, `group`
     test: str = ''  # likewise, and not learnt; '': some of train, or other embedded ones
     train_count: int = 1200  # 0: all of a source
-    test_count: int = 64
+    test_count: int = 64  # 0: all
     max_length: int = 512  # tokens; longer prompts are left out
 
     @property
@@ -58,7 +61,7 @@ class RLSettings:
     """The prompts of a step of PPO, and what pays."""
 
     rollout_batch_size: int = 8  # prompts a step
-    n_samples_per_prompt: int = 4
+    n_samples_per_prompt: int = 4  # answers to each prompt
     reward: str = ''  # orbax:<workdir> of a reward model for the first round; '': that of the stage
     cost: str = ''  # orbax:<workdir> of a cost model, likewise
 
@@ -86,7 +89,7 @@ HandlerName = Literal[
 class ConstraintSettings:
     """The limit on costs, and how it is kept (`objectives/constraints.py`)."""
 
-    handler: HandlerName = 'log'
+    handler: HandlerName = 'log'  # the constraint handler; 'none' measures costs alone
     limit: float = 0.0  # of the mean cost; Safe RLHF's -d
     limits: str = ''  # of groups of prompts by themselves, as 'privacy_violation=-1 self_harm=-2'; others have `limit`
     window: int = 128  # the last so many costs, of each group, whose mean is compared with its limit
@@ -111,16 +114,22 @@ class ConstraintSettings:
     @property
     def by_group(self) -> dict[str, float]:
         """The limits of groups. Raises ValueError where `limits` cannot be read."""
-        limits = {}
+        limits: dict[str, float] = {}
         for part in self.limits.split():
             group, _, value = part.rpartition('=')
             try:
-                limits[group] = float(value)
+                limit = float(value)
             except ValueError:
-                # No name and no number have one message, which the next lines raise.
-                group = ''
-            if not group:
-                raise ValueError(f"limits={self.limits!r}: {part!r} is none; write group=number, as 'self_harm=-2'")
+                limit = math.nan
+            if not group or '=' in group or not math.isfinite(limit):
+                raise ValueError(
+                    f'constraint.limits={self.limits!r}: {part!r} is no limit of a group; write group=number, with '
+                    "spaces between groups and none in their names, as 'self_harm=-2 privacy_violation=-1'"
+                )
+            if group in limits or group == OTHERS:
+                what = 'twice' if group in limits else 'reserved for prompts of all other groups: set constraint.limit'
+                raise ValueError(f'constraint.limits={self.limits!r}: {group!r} is {what}')
+            limits[group] = limit
         return limits
 
 
@@ -129,7 +138,7 @@ class PtxSettings:
     """Supervised steps between the updates of PPO, on the answers that the start policy has learnt."""
 
     coef: float = 0.0  # times the cross-entropy; 0: none; Safe RLHF: 16
-    batch_size: int = 8
+    batch_size: int = 8  # rows of such a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +157,7 @@ class EvaluationSettings:
 class StartSettings:
     """The keys of `sft.Settings` that the start policy has for itself; `total_steps=0` leaves the policy as it is."""
 
-    total_steps: int
+    total_steps: int  # its steps of supervised learning
     optimizer: Optimizer
     data: RowSettings
 
@@ -157,7 +166,7 @@ class StartSettings:
 class RewardSettings:
     """The keys of `reward.Settings` that the reward model has for itself."""
 
-    total_steps: int
+    total_steps: int  # its steps; 0: passes by `data.epochs`
     policy: ModelSettings = ModelSettings()
     optimizer: Optimizer
     data: PairSettings
@@ -168,7 +177,7 @@ class RewardSettings:
 class CostSettings:
     """The keys of `cost.Settings` that the cost model has for itself."""
 
-    total_steps: int
+    total_steps: int  # its steps; 0: passes by `data.epochs`
     policy: ModelSettings = ModelSettings()
     optimizer: Optimizer
     data: SafetyRows
@@ -231,6 +240,11 @@ class Evaluating(Asking):
         return [f'{handler}-{seed}' for handler in self.compare for seed in range(self.seeds)] or ['']
 
 
+def groups_shown(constraint: ConstraintSettings) -> tuple[str, ...]:
+    """The title of the table of groups that the console shows, where groups have limits of their own."""
+    return ('Costs by group',) if constraint.by_group else ()
+
+
 STAGES: dict[str, type[Run]] = {
     'collect': Collecting,
     'sft': sft.Settings,
@@ -245,7 +259,7 @@ STAGES: dict[str, type[Run]] = {
 class Settings(Collecting, RL, Evaluating):
     """The keys of all stages; `total_steps` is that of each PPO."""
 
-    stage: str = 'all'
+    stage: str = 'all'  # all, or the name of one stage
     start: StartSettings
     reward: RewardSettings
     cost: CostSettings

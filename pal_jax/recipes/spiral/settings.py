@@ -13,6 +13,7 @@ from pal_jax.envs.tictactoe import TicTacToe
 from pal_jax.objectives.selfplay import Baseline
 from pal_jax.parts.recipe import check_at_least
 from pal_jax.parts.settings import Reinforced, StageSettings
+from pal_jax.runtime import own
 
 GAMES: Mapping[str, Callable[[int], Rules[Any]]] = {  # by the rounds of a match of Kuhn poker
     'tictactoe': lambda rounds: TicTacToe(),
@@ -26,8 +27,9 @@ SOLVED = 'tictactoe', 'kuhn'  # games that an expert plays
 class PlaySettings:
     """The matches of a step."""
 
-    games: tuple[str, ...] = ('tictactoe', 'kuhn')  # in turn; 'negotiation' is another
-    matches: int = 32
+    # Played in turn; 'negotiation' is another, and FILE.py:NAME a class of your own (`envs.matches.Rules`).
+    games: tuple[str, ...] = ('tictactoe', 'kuhn')
+    matches: int = 32  # the number of matches
     max_turns: int = 128  # the most answers of a step that are learnt, drawn at random
     opponent: Literal['self', 'random', 'expert'] = 'self'  # expert: minimax, or an equilibrium of Kuhn poker
     baseline: Baseline = 'role'  # or 'shared' by both seats, or 'none', to compare with
@@ -56,7 +58,9 @@ class Settings(Reinforced):
 
 def make_rules(play: PlaySettings) -> tuple[Rules[Any], ...]:
     """The games of the settings."""
-    return tuple(GAMES[name](play.rounds) for name in play.games)
+    return tuple(
+        own.load('play.games', name)() if own.is_own(name) else GAMES[name](play.rounds) for name in play.games
+    )
 
 
 def check(settings: Settings) -> None:
@@ -67,8 +71,11 @@ def check(settings: Settings) -> None:
         'ppo.minibatches', 'ppo.micro_rows', 'decode.stride', 'checkpoint.every',
     )  # fmt: skip
     check_at_least(settings, 0, 'play.shown', 'eval.shown', 'eval.every')
-    if not play.games or len(set(play.games)) != len(play.games) or set(play.games) - set(GAMES):
-        raise ValueError(f'play.games={play.games} must be one or more of {", ".join(GAMES)}, each once')
+    unknown = {name for name in play.games if not own.is_own(name)} - set(GAMES)
+    if not play.games or len(set(play.games)) != len(play.games) or unknown:
+        raise ValueError(
+            f'play.games={play.games} must be one or more of {", ".join([*GAMES, "FILE.py:NAME"])}, each once'
+        )
     if not 0 <= play.alpha < 1:
         raise ValueError(f'play.alpha={play.alpha} must be at least 0 and below 1')
     if play.opponent == 'expert' and (unsolved := set(play.games) - set(SOLVED)):

@@ -1,0 +1,102 @@
+"""The site: Sphinx with MyST reads the pages of this folder; `make docs` builds it without a network.
+
+The pages of commands and keys are written here before Sphinx reads them, from the commands' own help and from the
+settings' dataclasses, into `reference/`; git ignores them.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+logging.getLogger('absl').setLevel(logging.WARNING)
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))
+
+from pal_jax import __version__  # noqa: E402
+from pal_jax.__main__ import COMMANDS  # noqa: E402
+
+project, author, release = 'pal_jax', 'the authors of pal_jax', __version__
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
+html_theme = 'furo'
+html_title = 'pal_jax'
+html_show_copyright = False
+exclude_patterns = ['_build']
+napoleon_use_ivar = True
+myst_heading_anchors = 4  # links to headings, as on GitHub
+myst_linkify_fuzzy_links = False
+default_role = 'code'
+autodoc_typehints = 'none'  # signatures have them
+autodoc_member_order = 'bysource'
+# A block of JSON may have ... in it, and a page may leave a level of headings out.
+suppress_warnings = ['misc.highlighting_failure', 'myst.header']
+
+
+def commands_page() -> str:
+    """The help of every command."""
+    lines = ['# Commands', '', '`pal-jax NAME` and `python -m MODULE` are the same. `--help` prints what stands here.']
+    for name, module in COMMANDS.items():
+        path = DOCS.parent / f'{module.replace(".", "/")}.py'
+        usage = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
+        lines += ['', f'## {name}', '', f'`python -m {module}`', '', '```text', usage, '```']
+    return '\n'.join(lines) + '\n'
+
+
+def keys_page(config: Path) -> str:
+    """Every key of a config with its default, its meaning and its choices."""
+    import runpy
+
+    from pal_jax.parts import keys
+    from pal_jax.parts.runs import recipe_module
+    from pal_jax.parts.settings import parse
+
+    values = runpy.run_path(str(config))['get_config']('')
+    settings = parse(recipe_module(values).Settings, values)
+    name = config.stem
+    lines = [f'# {name}', '', f'The keys of `--config={name}`; `--config.KEY=VALUE` changes one.']
+    for section in keys.sections(settings):
+        if not section.keys:
+            continue
+        title = section.name[:-1] or 'the run'
+        lines += ['', f'## {title}', '', f'{keys.first_sentence(section.kind)} (`{section.place}`).', '']
+        lines += ['| key | default | meaning |', '|---|---|---|']
+        lines += [
+            f'| `{key.name}` | {cell(keys.plain_text(key.value))} | {escaped(keys.with_choices(key))} |'
+            for key in section.keys
+        ]
+    return '\n'.join(lines) + '\n'
+
+
+def cell(text: str) -> str:
+    return f'`{text}`'.replace('|', '\\|') if text else ''
+
+
+def escaped(text: str) -> str:
+    """A text as it is, in a cell of a table."""
+    for letter in '\\|<>*_[]$':
+        text = text.replace(letter, f'\\{letter}')
+    return text
+
+
+def write_reference(_: object) -> None:
+    """Write the generated pages; those that have not changed keep their time."""
+    configs = sorted((DOCS.parent / 'configs').glob('[!_]*.py'))
+    pages = {'commands.md': commands_page()} | {f'keys/{path.stem}.md': keys_page(path) for path in configs}
+    names = '\n'.join(path.stem for path in configs)
+    pages['keys/index.md'] = (
+        '# Keys of configs\n\nA page for each config. `pal-jax train --config=NAME --help` prints the same.\n\n'
+        f'```{{toctree}}\n{names}\n```\n'
+    )
+    for name, text in pages.items():
+        path = DOCS / 'reference' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text(encoding='utf-8') != text:
+            path.write_text(text, encoding='utf-8')
+
+
+def setup(app: object) -> None:
+    app.connect('builder-inited', write_reference)  # type: ignore[attr-defined]

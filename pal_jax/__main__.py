@@ -1,0 +1,85 @@
+"""The command `pal-jax`, which starts every command of the package.
+
+pal-jax train --config=rlpa:smoke       the same as python -m pal_jax.train --config=rlpa:smoke
+pal-jax train --help                    the options of a command
+pal-jax train --config=rlpa --help      every key of a config: its value and its meaning
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import runpy
+import sys
+from pathlib import Path
+
+import pal_jax
+from pal_jax.runtime import memory
+from pal_jax.runtime.shipped import CONFIGS, LAUNCH
+
+COMMANDS = {  # the modules that are commands, in the order in which a newcomer meets them
+    'train': 'pal_jax.train',
+    'evaluate': 'pal_jax.evaluate',
+    'chat': 'pal_jax.chat',
+    'serve': 'pal_jax.serve',
+    'export': 'pal_jax.export',
+    'collect': 'pal_jax.collect',
+    'score': 'pal_jax.score',
+    'personalize': 'pal_jax.personalize',
+    'summarize': 'pal_jax.summarize',
+    'merge': 'pal_jax.merge',
+    'plan': 'pal_jax.plan',
+    'compare': 'pal_jax.runtime.compare',
+    'report': 'pal_jax.runtime.report',
+}
+HELP = '-h', '--help', '-help', 'help'
+
+
+def main() -> None:
+    """Run the command that the first argument names with the other arguments."""
+    name, *arguments = sys.argv[1:] or ['--help']
+    if name in HELP:
+        show_help()
+    elif name == '--version':
+        print(pal_jax.__version__)
+    elif name in COMMANDS:
+        memory.keep_freed()  # before the command imports jax
+        sys.argv = [f'pal-jax {name}', *arguments]
+        runpy.run_module(COMMANDS[name], run_name='__main__', alter_sys=True)
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f'did you mean {near[0]}? ' if near else ''
+        print(f'error: there is no command {name!r}; {hint}pal-jax --help lists them', file=sys.stderr)
+        sys.exit(2)
+
+
+def show_help() -> None:
+    """Print the commands, the configs of the package and the folders that hold them."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False)
+    console.print((__doc__ or '').strip(), soft_wrap=True)
+    package = Path(pal_jax.__file__).parents[1]
+    files = {
+        'command': {name: package / f'{module.replace(".", "/")}.py' for name, module in COMMANDS.items()},
+        '--config=': {path.stem: path for path in sorted(CONFIGS.glob('[!_]*.py'))},
+    }
+    for head, paths in files.items():
+        table = Table(head, '', box=box.SIMPLE_HEAD, pad_edge=False)
+        for name, path in paths.items():
+            table.add_row(name, first_sentence(path))
+        console.print(table)
+    console.print('A config of your own is a file: --config=my.py. Those above and launch scripts are in', end='\n\n')
+    console.print(f'  {CONFIGS}\n  {LAUNCH}', soft_wrap=True)
+
+
+def first_sentence(path: Path) -> str:
+    """The first paragraph of a module's docstring, without importing the module."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
+    return ' '.join(docstring.split('\n\n')[0].split())
+
+
+if __name__ == '__main__':
+    main()

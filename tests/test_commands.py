@@ -1,0 +1,65 @@
+"""The command `pal-jax` and the names of configs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pal_jax import __main__ as command
+from pal_jax.runtime import shipped
+from tests.test_architecture import FLOORS
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_command_is_listed_with_a_sentence(capsys):
+    of_package = {name for rooms in FLOORS[-2:] for name in rooms if name != '__main__'}
+    assert {name for name, module in command.COMMANDS.items() if module.count('.') == 1} == of_package
+    command.show_help()
+    text = capsys.readouterr().out
+    for name in [*command.COMMANDS, *shipped.config_names()]:
+        assert f' {name} ' in text
+    for module in command.COMMANDS.values():
+        path = ROOT / f'{module.replace(".", "/")}.py'
+        assert command.first_sentence(path).endswith('.')
+
+
+def test_the_console_script_is_this_command():
+    scripts = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['scripts']
+    assert scripts == {'pal-jax': f'{command.__name__}:{command.main.__name__}'}
+
+
+def test_a_command_runs_and_a_wrong_one_is_named():
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, '-m', 'pal_jax', *arguments]
+        return subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+
+    assert 'Writes a checkpoint' in call('export', '--help').stdout
+    wrong = call('trian', '--config=rlpa')
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: there is no command 'trian'; did you mean train?")
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (['--config=rlpa:smoke'], ['--config={}/rlpa.py:smoke']),
+        (['--config', 'psoups:stage=rlhf,smoke'], ['--config', '{}/psoups.py:stage=rlhf,smoke']),
+        (['--config=./rlpa', '--config=my.py'], ['--config=./rlpa', '--config=my.py']),
+        (['--config=nothing', '--config.data=rlpa'], ['--config=nothing', '--config.data=rlpa']),
+        (['--config='], ['--config=']),
+    ],
+)
+def test_a_name_stands_for_the_file_of_a_config(arguments, expected):
+    assert shipped.with_config(arguments) == [text.format(shipped.CONFIGS) for text in expected]
+
+
+def test_the_folders_are_those_of_the_checkout_or_of_the_wheel(tmp_path, monkeypatch):
+    assert shipped.CONFIGS == ROOT / 'configs' and shipped.LAUNCH == ROOT / 'launch'
+    (tmp_path / 'pal_jax' / 'configs').mkdir(parents=True)
+    monkeypatch.setattr(shipped, 'PACKAGE', tmp_path / 'pal_jax')
+    assert shipped.shipped('configs') == tmp_path / 'pal_jax' / 'configs'
+    assert shipped.shipped('launch') == tmp_path / 'launch'
