@@ -34,7 +34,7 @@ class Chip(NamedTuple):
 
 
 class Card(NamedTuple):
-    """What CUDA's compiler asks of a GPU that is not there (XLA's GpuTargetConfig), and the vendor's rates of it.
+    """A GPU as CUDA's compiler wants it described where it is not there (XLA's GpuTargetConfig), and the vendor's rates.
 
     capability: CUDA's compute capability. cores: multiprocessors. fpus: float32 lanes of each.
     shared, block_shared: bytes of shared memory of a multiprocessor, and of a block that asks for them.
@@ -184,8 +184,8 @@ def chip(device: Any, nodes: int = 1) -> Chip:
         # Pretended devices share the machine's memory.
         return Chip(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count('cpu'))
     if device.device_kind in CHIPS:
-        found = CHIPS[device.device_kind]
-        return found._replace(links=found.network) if nodes > 1 and found.network else found
+        known = CHIPS[device.device_kind]
+        return known._replace(links=known.network) if nodes > 1 and known.network else known
     stats = None if device.platform == 'tpu' else device.memory_stats()
     if not stats:
         raise ValueError(f'nothing is known of the device {device.device_kind!r}; add it to pal_jax/planning/chips.py')
