@@ -34,7 +34,7 @@ class Chip(NamedTuple):
 
 
 class Card(NamedTuple):
-    """A GPU as CUDA's compiler wants it described where it is not there (XLA's GpuTargetConfig), and the vendor's rates.
+    """A GPU as its compiler wants it described where it is not there (XLA's GpuTargetConfig), and the vendor's rates.
 
     capability: CUDA's compute capability. cores: multiprocessors. fpus: float32 lanes of each.
     shared, block_shared: bytes of shared memory of a multiprocessor, and of a block that asks for them.
