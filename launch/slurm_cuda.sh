@@ -15,6 +15,9 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?run this with sbatch, from the repository}"
 trap : TERM # Slurm may tell this script too; it has to outlive the step
+# Transfers between cards beside other work, and most of a card's memory, unless the environment says otherwise: docs/gpu.md
+export XLA_FLAGS=${XLA_FLAGS:---xla_gpu_enable_latency_hiding_scheduler=true}
+export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.92}
 
 code=0
 srun .venv/bin/python -m pal_jax.train "$@" || code=$?

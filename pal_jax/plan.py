@@ -1,12 +1,15 @@
-"""Plans a run: says by a TPU slice's own compiler if the run fits the slice, what it needs and how long a step takes.
+"""Plans a run: says by the chips' own compiler if the run fits them, what it needs and how long a step takes.
 
   python -m pal_jax.plan --config=configs/rlpa.py:paper --topology=v5e:4x4     no TPU is needed, no weight is read
+  python -m pal_jax.plan --config=configs/rlpa.py:paper --topology=h100:8      and no GPU: a node of eight H100s
   python -m pal_jax.plan --config=configs/rlpa.py --platform=cpu               this machine (or cuda)
   python -m pal_jax.plan --config=configs/rlpa.py:paper --topology=v5p:4x4x4 --model=meta-llama/Llama-3.1-8B
 
 Options:
   --config=FILE[:VARIANT]   the run; --config.KEY=VALUE changes one value, such as --config.mesh.tensor=2
   --topology=SLICE          a TPU slice: v5e:4x4, v6e:2x4, v5p:4x4x4; needs pip install 'pal_jax[plan]'
+                            or GPUs, a100, h100, h200 or b200, a node of eight or eight such nodes: h100:8, h100:8x8;
+                            needs pip install 'pal_jax[plan-cuda]'
   --platform=cpu|cuda       the devices of this machine instead
   --model=NAME              another model: a hub id, or a folder with a config.json; default config.policy.source
   --prompt=TOKENS           length of a prompt with its dialogue; default 1024
@@ -16,7 +19,7 @@ Options:
 
 Known without a network, by their hub ids with any suffix: SmolLM2-135M, Qwen2.5-0.5B, 3B and 7B, Llama-3.2-1B,
 Llama-3.1-8B and 70B. Every completion is taken to be as long as it may become. What does not fit is refused (exit
-status 1), with the cheapest mesh, remat and ppo.micro_rows that do. docs/tpu.md explains the tables.
+status 1), with the cheapest mesh, remat and micro_rows that do. docs/tpu.md explains the tables.
 """
 
 from __future__ import annotations
@@ -28,23 +31,18 @@ import sys
 from typing import Any
 
 from absl import flags
-from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
 from pal_jax import cli
-from pal_jax.learners.ppo import PolicyLearner
-from pal_jax.models.config import ModelConfig
-from pal_jax.parts.recipe import Context
 from pal_jax.parts.settings import Run
-from pal_jax.planning import chips, estimate, programs, shapes
+from pal_jax.planning import chips, estimate, shapes
 from pal_jax.planning.chips import GIB
 from pal_jax.planning.estimate import Plan, Request
-from pal_jax.recipes import rlpa
+from pal_jax.planning.methods import Method, method_of
 from pal_jax.runtime import devices
-from pal_jax.runtime.progress import Stopwatch
 
-TOPOLOGY = flags.DEFINE_string('topology', '', 'A TPU slice such as v5e:4x4.')
+TOPOLOGY = flags.DEFINE_string('topology', '', 'A TPU slice such as v5e:4x4, or GPUs such as h100:8.')
 PLATFORM = flags.DEFINE_enum('platform', '', ['', 'cpu', 'cuda'], 'The devices of this machine.')
 MODEL = flags.DEFINE_string('model', '', 'Another model: a hub id, or a folder with a config.json.')
 PROMPT = flags.DEFINE_integer('prompt', 1024, 'Tokens of a prompt with its dialogue.', lower_bound=1)
@@ -58,61 +56,53 @@ def main() -> None:
     if bool(TOPOLOGY.value) == bool(PLATFORM.value):
         raise cli.Fault('name either a slice (--topology=v5e:4x4) or the devices of this machine (--platform=cpu)')
     console = Console(stderr=True)
-    settings = cli.faults(planned, cli.settings())
-    request = cli.faults(make_request, settings)
-    run_plan = cli.faults(plan, settings, request, lambda line: console.print(f'compiling {line}', style='dim'))
+    settings = cli.settings()
+    method = cli.faults(method_of, settings, PROMPT.value)
+    request = cli.faults(make_request, settings, method)
+    run_plan = cli.faults(plan, settings, method, request, lambda line: console.print(f'compiling {line}', style='dim'))
     nearest = None
     if not JSON.value:
         show(run_plan, request)
     if not run_plan.fits:
-        everything = estimate.choices(request.cfg, len(request.devices), settings.ppo.micro_rows)
+        everything = estimate.choices(request.cfg, len(request.devices), method.micro_rows)
         others = [choice for choice in everything if choice != run_plan.choice]
         nearest = cli.faults(estimate.search, request, others, lambda line: console.print(line, style='dim'))
     if JSON.value:
         print(json.dumps(as_json(run_plan, nearest, request)))
     elif not run_plan.fits:
-        show_nearest(nearest)
+        show_nearest(nearest, request)
     if not run_plan.fits:
         sys.exit(1)
 
 
-def planned(settings: Run) -> rlpa.Settings:
-    """The settings as those of RLPA. Raises ValueError where they are of a method without dialogues."""
-    if not isinstance(settings, rlpa.Settings):
-        raise ValueError(f'recipe={settings.recipe!r} has no dialogues to plan; give a config of rlpa')
-    return settings
-
-
-def make_request(settings: rlpa.Settings) -> Request:
+def make_request(settings: Run, method: Method) -> Request:
     """The request that the command line makes: model, devices, learner and work of a step.
 
     Raises:
       ValueError, RuntimeError: an unknown slice, model or device.
     """
     os.environ.setdefault('JAX_PLATFORMS', 'cpu' if TOPOLOGY.value else PLATFORM.value)
-    cfg = shapes.shape(MODEL.value or settings.policy.source)
+    policy, decode = method.policy, method.decode
+    cfg = shapes.shape(MODEL.value or policy.source)
     slice_devices = chips.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chips.local_devices(PLATFORM.value)
-
-    def make_learner(cfg: ModelConfig, mesh: Mesh, micro_rows: int) -> PolicyLearner:
-        changed = dataclasses.replace(settings, ppo=dataclasses.replace(settings.ppo, micro_rows=micro_rows))
-        return rlpa.make_learner(changed, cfg, Context(mesh, Stopwatch().phase))
-
+    nodes = len({device.process_index for device in slice_devices})
     return Request(
-        cfg=devices.for_platform(cfg, settings.policy.dtype, slice_devices[0].platform, settings.policy.scan_layers),
-        make_learner=make_learner,
-        work=programs.work_of(settings, PROMPT.value),
+        cfg=devices.for_platform(cfg, policy.dtype, slice_devices[0].platform, policy.scan_layers),
+        make_learner=method.make_learner,
+        work=method.work,
         devices=slice_devices,
-        chip=chips.chip(slice_devices[0]),
-        decode=DECODE.value and not settings.decode.address,
-        int8=settings.decode.int8,
+        chip=chips.chip(slice_devices[0], nodes),
+        decode=DECODE.value and decode is not None and not decode.address,
+        int8=decode is not None and decode.int8,
         efficiency=EFFICIENCY.value,
+        rows=method.rows,
     )
 
 
-def plan(settings: rlpa.Settings, request: Request, log: Any) -> Plan:
+def plan(settings: Run, method: Method, request: Request, log: Any) -> Plan:
     """The plan of the mesh, remat and micro-rows that the settings name; `log` takes a line for each compilation."""
     mesh, count = dataclasses.asdict(settings.mesh), len(request.devices)
-    choice = estimate.settled(mesh, count, settings.policy.remat, settings.ppo.micro_rows)
+    choice = estimate.settled(mesh, count, method.policy.remat, method.micro_rows)
     return estimate.make_plan(request, choice, log)
 
 
@@ -127,14 +117,14 @@ def show(run_plan: Plan, request: Request) -> None:
     )
     for table in (memory_table(run_plan), bytes_table(run_plan), work_table(run_plan)):
         console.print(table)
-    console.print(verdict(run_plan), soft_wrap=True)
+    console.print(verdict(run_plan, request), soft_wrap=True)
 
 
-def show_nearest(nearest: Plan | None) -> None:
+def show_nearest(nearest: Plan | None, request: Request) -> None:
     """Print the nearest plan that fits, or that there is none."""
     console = cli.console()
-    nothing = 'no mesh of these devices fits, with any remat or ppo.micro_rows'
-    console.print(f'nearest that fits: {nearest.choice.flags()}' if nearest else nothing, soft_wrap=True)
+    nothing = f'no mesh of these devices fits, with any remat or {request.rows}'
+    console.print(f'nearest that fits: {nearest.choice.flags(request.rows)}' if nearest else nothing, soft_wrap=True)
     for table in (bytes_table(nearest), work_table(nearest)) if nearest else ():
         console.print(table)
 
@@ -158,19 +148,20 @@ def bytes_table(run_plan: Plan) -> Table:
 
 def work_table(run_plan: Plan) -> Table:
     """A table with a row for each hot function: the operations, bytes and seconds of one run on one device."""
-    table = Table('program', 'runs', 'TFLOP', 'GB moved', 'GB received', 'overlapped', 's a run')
+    table = Table('program', 'runs', 'TFLOP', 'GB moved', 'GB received', 'overlapped', 'kernels', 's a run')
     for program in run_plan.figures:
         received = [f'{kind} {size / 1e9:.3g}' for kind, size in program.collectives.items()]
         numbers = [f'{program.flops / 1e12:.3g}', f'{program.moved / 1e9:.3g}', '\n'.join(received)]
         overlap, seconds = f'{program.overlapped} of {program.started + program.waiting}', program.seconds
-        table.add_row(program.name, str(program.calls), *numbers, overlap, '' if seconds is None else f'{seconds:.3g}')
+        counts = overlap, str(program.kernels)
+        table.add_row(program.name, str(program.calls), *numbers, *counts, '' if seconds is None else f'{seconds:.3g}')
     return table
 
 
-def verdict(run_plan: Plan) -> str:
+def verdict(run_plan: Plan, request: Request) -> str:
     """One line of text that says if the plan fits, which program needs most memory, and how long a step takes."""
     worst, limit = run_plan.worst, run_plan.chip.memory
-    text = f'{"fits" if run_plan.fits else "does not fit"}: {run_plan.choice.flags()}'
+    text = f'{"fits" if run_plan.fits else "does not fit"}: {run_plan.choice.flags(request.rows)}'
     text += f'; {worst.name} needs {gib(worst.peak)} of {gib(limit)} GiB'
     if run_plan.fits and run_plan.step_seconds is not None:
         text += f'; a step of full length takes {run_plan.step_seconds:.0f} s at {EFFICIENCY.value:.0%} of the peak'

@@ -21,6 +21,7 @@ from pal_jax.planning import chips, estimate, hlo, programs, shapes
 from pal_jax.planning.chips import GIB, Chip
 from pal_jax.planning.estimate import Choice, Figures, Plan, Request
 from pal_jax.planning.flops import flops
+from pal_jax.planning.methods import method_of
 from pal_jax.recipes import rlpa
 from pal_jax.runtime.devices import for_platform, make_mesh
 from pal_jax.runtime.progress import Stopwatch
@@ -72,6 +73,7 @@ def test_golden_traffic_of_a_loop() -> None:
     found = hlo.traffic(MODULE)
     assert found.collectives == {'all-gather': 5 * 4096, 'all-reduce': 5 * 2 * 1024}
     assert (found.started, found.overlapped, found.waiting) == (1, 1, 1)
+    assert found.kernels == 5 * 5  # of a turn the slice, the gather's start, two that compute, and the sum
     slice_of_stack = 1024 + 1024 + 4  # read, written, and the index
     gathered = 1024 + (1024 + 4096) + (1024 + 4096) + 4096  # what the start and the end of the gather are given
     assert found.moved == 5 * (slice_of_stack + gathered + 2 * 1024) + 5 * (4 + 4 + 1) * 0
@@ -154,7 +156,7 @@ def request(memory: float = 64 * GIB, **changes) -> Request:
     return Request(
         cfg=tiny(),
         make_learner=lambda cfg, mesh, _: rlpa.make_learner(config, cfg, Context(mesh, Stopwatch().phase)),
-        work=programs.work_of(config, prompt=64),
+        work=method_of(config, prompt=64).work,
         devices=jax.devices(),
         chip=Chip(memory, 1e12, 1e11, 1e10),
         decode=False,
@@ -244,7 +246,7 @@ def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice)
     cfg = dataclasses.replace(cfg, remat=choice.remat)
     learner = rlpa.make_learner(config, cfg, Context(mesh, Stopwatch().phase))
     chip = chips.chip(mesh.devices.flat[0])
-    gradients = programs.training(learner, programs.work_of(config, prompt=1024))[0]
+    gradients = programs.training(learner, method_of(config, prompt=1024).work)[0]
     found = estimate.measure(gradients, chip, efficiency=0.4)
     assert not found.refused
     assert found.peak <= chip.memory

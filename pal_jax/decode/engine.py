@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
 from pal_jax.decode import sampling
-from pal_jax.models import attention, decoder, soups
+from pal_jax.models import attention, decoder, places, soups
 from pal_jax.models.config import LayerKind, ModelConfig
 from pal_jax.models.linear import SoupWeight, output_major, quantize
 from pal_jax.models.params import Params
@@ -179,7 +179,7 @@ def states(
     """The states of all tokens before the final norm, and the cache that `prefill` returns."""
     start = cached.length if cached else jnp.zeros_like(length)
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
-    queries = attention.one_sequence(positions)
+    queries = places.one_sequence(positions)
     x = decoder.embed(weights, cfg, tokens)
     cache = []
     for i, (layer, kind) in enumerate(zip(weights['layers'], cfg.kinds, strict=True)):
@@ -191,7 +191,7 @@ def states(
             keys = _write(cached.keys[i], new[0], start, axis=2)
             values = _write(cached.values[i], new[1], start, axis=1)
             k, v = keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
-            columns = attention.one_sequence(jnp.broadcast_to(jnp.arange(k.shape[1]), k.shape[:2]))
+            columns = places.one_sequence(jnp.broadcast_to(jnp.arange(k.shape[1]), k.shape[:2]))
             return attention.attention(q, k, v, queries, columns, cfg, kind), (keys, values)
 
         x, keys_values = decoder.block(layer, cfg, kind, x, positions, attend)
@@ -365,7 +365,7 @@ def attend_cache(
         scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
     distance = position - jnp.arange(keys.shape[3])[None]
     if cfg.alibi:
-        slopes = attention.alibi_slopes(H).reshape(1, keys.shape[1], -1, 1)
+        slopes = places.alibi_slopes(H).reshape(1, keys.shape[1], -1, 1)
         scores -= slopes * distance[:, None, None].astype(jnp.float32)
     visible = distance >= 0 if kind.window is None else (distance >= 0) & (distance < kind.window)
     scores = jnp.where(visible[:, None, None, :], scores, -jnp.inf)

@@ -94,7 +94,7 @@ def for_slots(cfg: ModelConfig, slots: int) -> tuple[ModelConfig, int]:
     in float32.
     """
     cfg = (
-        dataclasses.replace(cfg, attention='fused') if cfg.attention == 'splash' else cfg
+        dataclasses.replace(cfg, attention='fused') if cfg.attention in ('splash', 'flash') else cfg
     )  # prompts are no packed rows
     if jax.default_backend() != 'cpu':
         return cfg, slots

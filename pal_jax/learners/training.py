@@ -231,14 +231,13 @@ def apply(
     A norm that is not finite makes no step.
     """
     norm = global_norm(grads)
-
-    def step() -> TrainState:
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, optax.tree.scale(rate, updates))
-        return state.replace(params=params, opt_state=opt_state)
-
-    # The choice is made on the device, so that no step waits for a number to reach the host.
-    return jax.lax.cond(jnp.isfinite(norm), step, lambda: state), norm
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, optax.tree.scale(rate, updates))
+    # The choice is made on the device, so that no step waits for a number to reach the host, and number by number: what
+    # comes out of a condition the compiler for GPUs gathers on every device.
+    kept = functools.partial(jnp.where, jnp.isfinite(norm))
+    params, opt_state = jax.tree.map(kept, (params, opt_state), (state.params, state.opt_state))
+    return state.replace(params=params, opt_state=opt_state), norm
 
 
 @jax.jit

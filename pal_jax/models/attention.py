@@ -9,48 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from pal_jax.models.blockwise import blockwise_attention
 from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling
+from pal_jax.models.flash import flash_attention
+from pal_jax.models.places import MASKED, Places, Scoring, alibi_slopes, distance, visible
 from pal_jax.models.splash import splash_attention
-from pal_jax.types import OPENING
 
-MASKED = -1e30  # finite, so that a difference of two of them is 0 and not NaN
 BLOCK = 128  # queries of a causal block on CPU; smaller blocks compute fewer masked scores, but slower products
-
-
-class Places(NamedTuple):
-    """The segments, prefixes and positions of tokens, which decide the keys that a query sees (`types.TokenBatch`)."""
-
-    segments: Int[Array, 'R T']
-    prefix: Int[Array, 'R T']
-    positions: Int[Array, 'R T']
-
-
-def one_sequence(positions: Int[Array, 'R T']) -> Places:
-    """The places of rows that have one segment each."""
-    ones = jnp.ones_like(positions)
-    return Places(ones, ones, positions)
-
-
-def visible(queries: Places, keys: Places, window: int | None = None) -> Bool[Array, 'R T S']:
-    """The mask `[r, t, s]`, True where query `t` sees key `s`.
-
-    A query sees keys of its own segment, of its prefix and of the row's opening, at its own position and less than
-    `window` positions before it.
-
-    Padding, segment 0, sees padding, so every softmax has something to sum.
-    """
-    distance, segments = _distance(queries, keys), keys.segments[:, None]
-    related = (
-        (segments == queries.segments[:, :, None]) | (segments == queries.prefix[:, :, None]) | (segments == OPENING)
-    )
-    earlier = related & (distance >= 0)
-    return earlier if window is None else earlier & (distance < window)
-
-
-def _distance(queries: Places, keys: Places) -> Int[Array, 'R T S']:
-    return queries.positions[:, :, None] - keys.positions[:, None]
+LONG = 4096  # tokens of a row from which a CPU computes block by block, in memory that does not grow with the square
 
 
 def rope(
@@ -95,17 +63,6 @@ def _llama3(frequencies: Array, scaling: RopeScaling) -> Array:
     return frequencies * (blend + (1.0 - blend) / scaling.factor)
 
 
-def alibi_slopes(heads: int) -> Float[np.ndarray, ' H']:
-    """The slope `[H]` by which each head's scores fall with distance (Press et al. 2022).
-
-    Slopes are a geometric sequence where the heads are a power of two. The heads beyond a power have every other slope
-    of the next power.
-    """
-    power = 1 << (heads.bit_length() - 1)
-    exponents = [*range(2, 2 * power + 1, 2), *range(1, 2 * power, 2)][:heads]
-    return np.exp2(-4.0 * np.array(exponents) / power).astype(np.float32)
-
-
 def score_scale(cfg: ModelConfig) -> float:
     """The factor of the products of queries and keys."""
     return (cfg.head_dim if cfg.query_scalar is None else cfg.query_scalar) ** -0.5
@@ -127,14 +84,18 @@ def attention(
     `causal` says that queries and keys are the same tokens and that no query sees a column after its own. The masked
     half is then left out where possible.
     """
+    scoring = Scoring(score_scale(cfg), kind.window, cfg.attn_softcap, cfg.alibi)
     if cfg.attention == 'splash' and causal and not cfg.alibi:
-        scale, cap = score_scale(cfg), cfg.attn_softcap
-        return splash_attention(q, k, v, *queries, scale=scale, window=kind.window, soft_cap=cap)
+        return splash_attention(q, k, v, *queries, scale=scoring.scale, window=kind.window, soft_cap=scoring.soft_cap)
+    if cfg.attention == 'flash' and causal:
+        return flash_attention(q, k, v, queries, scoring)
+    if cfg.attention in ('splash', 'flash') or (cfg.attention == 'blocks' and causal and q.shape[1] > LONG):
+        return blockwise_attention(q, k, v, queries, keys, scoring, causal=causal, dtype=cfg.dtype)
     if cfg.attention == 'blocks' or cfg.attn_softcap is not None:
         return _blocked(q, k, v, queries, keys, cfg, kind, causal).astype(q.dtype)
     mask, bias = visible(queries, keys, kind.window)[:, None], None
     if cfg.alibi:
-        bias = -alibi_slopes(cfg.heads)[None, :, None, None] * _distance(queries, keys)[:, None].astype(jnp.float32)
+        bias = -alibi_slopes(cfg.heads)[None, :, None, None] * distance(queries, keys)[:, None].astype(jnp.float32)
     return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=score_scale(cfg))
 
 
@@ -215,7 +176,7 @@ def _probabilities(scores: Array, queries: Places, keys: Places, cfg: ModelConfi
     if cfg.alibi:
         groups, rows = scores.shape[1:3]
         slopes = np.tile(alibi_slopes(cfg.heads).reshape(groups, -1), rows * groups // cfg.heads)
-        scores -= slopes[None, :, :, None] * _distance(queries, keys)[:, None].astype(jnp.float32)
+        scores -= slopes[None, :, :, None] * distance(queries, keys)[:, None].astype(jnp.float32)
     scores = jnp.where(visible(queries, keys, kind.window)[:, None], scores, MASKED)
     # The barrier comes before the sum, since XLA's CPU backend does not vectorise an exp inside a reduction.
     weights = lax.optimization_barrier(jnp.exp(scores - scores.max(-1, keepdims=True)))

@@ -74,7 +74,8 @@ class ModelConfig:
     dtype: str = 'float32'  # of the inputs of matrix products
     act_dtype: str = 'float32'  # of their results
     unroll: bool = False  # layers as straight code (faster on CPU) instead of a scan (compiles faster)
-    attention: str = 'blocks'  # in plain XLA; 'fused': XLA's own choice; 'splash': kernels for TPU (models/splash.py)
+    # 'blocks': plain XLA; 'fused': XLA's own choice; 'splash': kernels for TPUs (models/splash.py); 'flash': for GPUs
+    attention: str = 'blocks'
     logit_states: int = 512  # states whose logits a device has at once; rows with few actions skip most of them
     remat: str = 'none'  # the part of a layer that the backward pass computes again; see `decoder.saved`
 

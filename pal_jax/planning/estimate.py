@@ -17,11 +17,11 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.planning import hlo, programs
 from pal_jax.planning.chips import GIB, Chip
 from pal_jax.planning.flops import flops
-from pal_jax.planning.programs import Program, Work
+from pal_jax.planning.programs import Learner, Program, Work
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.memory import peak_bytes
 
-MakeLearner = Callable[[ModelConfig, Mesh, int], PolicyLearner]  # the number is ppo.micro_rows
+MakeLearner = Callable[[ModelConfig, Mesh, int], Learner]  # the number is ppo.micro_rows or data.micro_rows
 REMAT = ('none', 'dots', 'full')  # cheapest first
 
 
@@ -34,10 +34,10 @@ class Choice(NamedTuple):
     remat: str
     micro_rows: int  # rows of an update that a device computes at once
 
-    def flags(self) -> str:
-        """The flags of a command line that make this choice."""
+    def flags(self, rows: str = 'ppo.micro_rows') -> str:
+        """The flags of a command line that make this choice, where `rows` is the key of the number of rows."""
         sizes = ' '.join(f'--config.mesh.{axis}={getattr(self, axis)}' for axis in devices.AXES)
-        return f'{sizes} --config.policy.remat={self.remat} --config.ppo.micro_rows={self.micro_rows}'
+        return f'{sizes} --config.policy.remat={self.remat} --config.{rows}={self.micro_rows}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Figures:
     beside: bytes that are in memory while it runs and are none of its arguments.
     peak: bytes of arguments, results, temporaries and `beside` together.
     moved: bytes between the device and its large memory.
-    collectives, started, overlapped, waiting: as `hlo.Traffic` has them.
+    collectives, started, overlapped, waiting, kernels: as `hlo.Traffic` has them.
     seconds: at the requested efficiency; None where a rate of the device is unknown.
     refused: the reason why the compiler refused the program, '' where it did not.
     """
@@ -65,6 +65,7 @@ class Figures:
     started: int = 0
     overlapped: int = 0
     waiting: int = 0
+    kernels: int = 0
     seconds: float | None = None
     refused: str = ''
 
@@ -111,6 +112,7 @@ class Request(NamedTuple):
     decode: bool
     int8: bool
     efficiency: float
+    rows: str = 'ppo.micro_rows'  # the key of the rows that a device computes at once
 
 
 def make_plan(request: Request, choice: Choice, log: Callable[[str], None], stop_early: bool = False) -> Plan:
@@ -147,38 +149,40 @@ def beside(figures: Figures, size: int) -> Figures:
     return dataclasses.replace(figures, beside=figures.beside + size, peak=figures.peak + size)
 
 
-def resident(learner: PolicyLearner) -> dict[str, int]:
+def resident(learner: Learner) -> dict[str, int]:
     """Bytes on a device of the arrays that training keeps through an update, by kind."""
-    state = learner.abstract
-    models = state.actor.model, *state.critics
+    parts = programs.parts_of(learner)
+    models = parts.models
     return {
-        'parameters': programs.bytes_of(([(m.params, m.frozen) for m in models], state.actor.reference)),
+        'parameters': programs.bytes_of(([(m.params, m.frozen) for m in models], parts.reference)),
         'optimiser': programs.bytes_of([model.opt_state for model in models]),
         'gradients': max(programs.bytes_of(programs.gradients(model.params)) for model in models),  # one at a time
     }
 
 
-def least(request: Request, learner: PolicyLearner, choice: Choice, memory: dict[str, int]) -> int:
+def least(request: Request, learner: Learner, choice: Choice, memory: dict[str, int]) -> int:
     """A lower bound of the bytes on a device, whatever the compiler does.
 
     An update needs its state and the activations that layers keep for the backward pass. Decoding needs parameters and
     optimiser state of the training, the weights that decode, and the caches.
     """
-    cfg, work, ways = learner.actor.cfg, request.work, sharding.batch_ways(learner.actor.mesh)
+    cfg, mesh, *_ = programs.parts_of(learner)
+    work, ways = request.work, sharding.batch_ways(mesh)
     rows = min(choice.micro_rows, -(-work.prompts // work.minibatches // ways))
     saved_width = cfg.width if choice.remat == 'full' else 3 * cfg.width + 3 * cfg.mlp // choice.tensor
     activations = rows * work.row * cfg.layers * saved_width * jnp.dtype(cfg.act_dtype).itemsize
     update = sum(memory.values()) + activations
     if not request.decode:
         return update
-    weights, caches = programs.decoding_memory(cfg, learner.actor.mesh, work, int8=request.int8)
+    weights, caches = programs.decoding_memory(cfg, mesh, work, int8=request.int8)
     return max(update, memory['parameters'] + memory['optimiser'] + weights + caches)
 
 
-def hot_functions(request: Request, learner: PolicyLearner, memory: dict[str, int]) -> Iterator[Program]:
+def hot_functions(request: Request, learner: Learner, memory: dict[str, int]) -> Iterator[Program]:
     """The programs of training, then those of decoding. The bytes that decoding keeps are added to `memory`."""
     yield from programs.training(learner, request.work)
     if request.decode:
+        assert isinstance(learner, PolicyLearner)
         parts = programs.decoding(learner.actor.cfg, learner, request.work, int8=request.int8)
         weights, caches = parts[-1].arguments
         memory |= {'decode weights': programs.bytes_of(weights), 'KV cache': programs.bytes_of(caches)}
@@ -229,7 +233,9 @@ def search(request: Request, choices: Iterable[Choice], log: Callable[[str], Non
     """The first choice that fits; None if none does."""
     for choice in choices:
         try:
-            plan = make_plan(request, choice, lambda name, c=choice: log(f'{c.flags()}: {name}'), stop_early=True)
+            plan = make_plan(
+                request, choice, lambda name, c=choice: log(f'{c.flags(request.rows)}: {name}'), stop_early=True
+            )
         except ValueError:
             continue  # the model does not divide over this mesh
         if plan.fits:

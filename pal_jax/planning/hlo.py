@@ -51,13 +51,14 @@ class Traffic(NamedTuple):
     started: int  # collectives in the text that run beside other work ...
     overlapped: int  # ... and for which there is such work
     waiting: int  # collectives that nothing runs beside
+    kernels: int  # instructions that a GPU is handed one by one
 
 
 def traffic(text: str) -> Traffic:
     """The traffic of a module, given as HLO text, when it runs once on one device."""
     module, entry = parse(text)
     received: dict[str, float] = dict.fromkeys(COLLECTIVES, 0.0)
-    moved, started, overlapped, waiting = 0.0, 0, 0, 0
+    moved, started, overlapped, waiting, kernels = 0.0, 0, 0, 0, 0
     for name, times in run_counts(module, entry).items():
         body = module[name]
         sizes = {instruction.name: instruction.size for instruction in body}
@@ -69,7 +70,9 @@ def traffic(text: str) -> Traffic:
         ]
         started, overlapped = started + len(pairs), overlapped + sum(pairs)
         waiting += sum(instruction.opcode in COLLECTIVES for instruction in body)
-    return Traffic(moved, {kind: size for kind, size in received.items() if size}, started, overlapped, waiting)
+        kernels += times * sum(_launches(instruction) for instruction in body)
+    by_kind = {kind: size for kind, size in received.items() if size}
+    return Traffic(moved, by_kind, started, overlapped, waiting, kernels)
 
 
 def parse(text: str) -> tuple[Module, str]:
@@ -145,6 +148,11 @@ def trip_count(module: Module, loop: Instruction) -> int:
             ),
         ]
     )
+
+
+def _launches(instruction: Instruction) -> bool:
+    """True for an instruction that runs on the device by itself: no name for memory, and no wait for another one."""
+    return instruction.opcode not in FREE and not instruction.opcode.endswith('-done')
 
 
 # --- bytes ----------------------------------------------------------------------------------------------------------

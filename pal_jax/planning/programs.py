@@ -16,16 +16,19 @@ from pal_jax.decode.programs import Programs
 from pal_jax.decode.requests import bucket
 from pal_jax.learners.actor import Actor
 from pal_jax.learners.critic import Critic
+from pal_jax.learners.dpo import PreferenceLearner
+from pal_jax.learners.labelled import LabelLesson
 from pal_jax.learners.ppo import PolicyLearner
-from pal_jax.learners.training import apply
+from pal_jax.learners.scorer import BradleyTerry, Lesson, Scorer
+from pal_jax.learners.training import TrainState, apply
 from pal_jax.models import params
 from pal_jax.models.config import ModelConfig
 from pal_jax.objectives.policy import Tokens
-from pal_jax.parts.dialogues import Dialogues
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import TokenBatch
 
 Tree = Any
+Learner = PolicyLearner | PreferenceLearner | Actor | Scorer
 CHUNK, PREFILL_ROWS = 512, 8  # as decode.local.LocalDecoder has them
 
 
@@ -79,17 +82,106 @@ class Work(NamedTuple):
         return self.shares or len({device.process_index for device in mesh.devices.flat})
 
 
-def work_of(settings: Dialogues, prompt: int) -> Work:
-    """The sizes of a step that settings name, with prompts of `prompt` tokens."""
-    dialogue, ppo = settings.dialogue, settings.ppo
-    return Work(
-        dialogue.rollout_batch_size, dialogue.n_samples_per_prompt, prompt, settings.sampling.max_tokens,
-        ppo.minibatches, ppo.epochs, settings.decode.slots, settings.decode.shares,
+class Parts(NamedTuple):
+    """The models of a learner: how they are computed, where, the states of those that train, and their reference."""
+
+    cfg: ModelConfig
+    mesh: Mesh
+    models: tuple[TrainState, ...]
+    reference: Tree
+    micro_rows: int
+
+
+def parts_of(learner: Learner) -> Parts:
+    """The models of a learner, as shapes with shardings."""
+    match learner:
+        case PolicyLearner():
+            actor, state = learner.actor, learner.abstract
+            models = state.actor.model, *state.critics
+            return Parts(actor.cfg, actor.mesh, models, state.actor.reference, actor.micro_rows)
+        case PreferenceLearner():
+            return parts_of(learner.actor)
+        case Actor():
+            state = learner.abstract
+            return Parts(learner.cfg, learner.mesh, (state.model,), state.reference, learner.micro_rows)
+        case Scorer():
+            return Parts(learner.cfg, learner.mesh, (learner.abstract.model,), {}, learner.micro_rows)
+
+
+def training(learner: Learner, work: Work) -> list[Program]:
+    """The programs of a training step: gradients, optimisers and scores of every model."""
+    match learner:
+        case PolicyLearner():
+            return improving(learner, work)
+        case PreferenceLearner():
+            return preferring(learner, work)
+        case Actor():
+            return imitating(learner, work)
+        case Scorer():
+            return scoring(learner, work)
+
+
+def rows_of(learner: Learner, work: Work) -> tuple[int, int]:
+    """The rows of a step and those in memory at once, on all devices together."""
+    parts = parts_of(learner)
+    ways = sharding.batch_ways(parts.mesh)
+    height = round_up(work.prompts, ways)
+    return height, min(parts.micro_rows * ways, height)
+
+
+def imitating(actor: Actor, work: Work) -> list[Program]:
+    """The programs of a supervised step."""
+    state, (height, rows) = actor.abstract, rows_of(actor, work)
+    batch, weight = tokens(actor.mesh, rows, work)
+    model, grads, ways = state.model, gradients(state.model.params), actor.mesh.size
+    arguments = actor, grads, model.params, model.frozen, batch, weight, (0, state.step, 0)
+    optimizer = actor.imitation or actor.optimizer
+    return [
+        Program('gradients', Actor._imitation, arguments, height // rows, (model.opt_state, state.reference), ways),
+        Program('apply', apply, (optimizer, model, grads), 1, state.reference, ways),
+    ]
+
+
+def preferring(learner: PreferenceLearner, work: Work) -> list[Program]:
+    """The programs of a step on pairs: the log-probabilities of actor and reference, then a supervised step."""
+    actor, state = learner.actor, learner.actor.abstract
+    (height, rows), models = rows_of(learner, work), [state.whole]
+    models += [] if learner.dpo.reference_free else [actor.reference(state)]
+    batch, calls = tokens(actor.mesh, rows, work)[0], height // rows
+    return [
+        *(
+            Program(name, Actor._logprobs, (actor, params, batch), calls, (state, params), actor.mesh.size)
+            for name, params in zip(('logprobs', 'reference'), models, strict=False)
+        ),
+        *imitating(actor, work),
+    ]
+
+
+def scoring(scorer: Scorer, work: Work) -> list[Program]:
+    """The programs of a step of a scorer, every reply of which is scored at its last token."""
+    state, (height, rows) = scorer.abstract, rows_of(scorer, work)
+    model, mesh = state.model, scorer.mesh
+    column: Any = array(mesh, rows, (work.row,), jnp.int32)
+    reply: Any = array(mesh, rows, (work.n, 1), jnp.int32)
+    acts: Any = array(mesh, rows, (work.n, 1), jnp.bool_)
+    batch = TokenBatch(
+        tokens=column, positions=column, segments=column, prefix=column, states=reply, actions=reply, acts=acts
     )  # fmt: skip
+    side, number = (array(mesh, rows, (work.n // 2,), dtype) for dtype in (jnp.int32, jnp.float32))
+    lesson: Any = Lesson(side, side, number, number)  # type: ignore[arg-type]
+    if not isinstance(scorer.loss, BradleyTerry):
+        labels, weight = (array(mesh, rows, sizes) for sizes in ((work.n, scorer.outputs), (work.n,)))
+        lesson = LabelLesson(labels, weight, lesson)  # type: ignore[arg-type]
+    grads = gradients(model.params)
+    arguments = scorer, grads, model, batch, lesson
+    return [
+        Program('gradients', Scorer._gradients, arguments, height // rows, (), mesh.size),
+        Program('apply', apply, (scorer.optimizer, model, grads), 1, (), mesh.size),
+    ]
 
 
-def training(learner: PolicyLearner, work: Work) -> list[Program]:
-    """The programs of a training step: gradients, optimisers and scores of the actor and of each critic."""
+def improving(learner: PolicyLearner, work: Work) -> list[Program]:
+    """The programs of a step of PPO: gradients, optimisers and scores of the actor and of each critic."""
     state, actor, ways = learner.abstract, learner.actor, sharding.batch_ways(learner.actor.mesh)
     mesh, model = actor.mesh, state.actor.model
     height = round_up(work.prompts, ways * work.minibatches)

@@ -30,6 +30,9 @@ LIBTPU_ARGS = (
     '--xla_tpu_overlap_compute_collective_tc=true',
 )
 
+# The same for GPUs: docs/gpu.md says what it changes.
+CUDA_FLAGS = ('--xla_gpu_enable_latency_hiding_scheduler=true',)
+
 
 def initialize(cache_dir: str | os.PathLike[str] | None = None, place: processes.Place | None = None) -> None:
     """Join the other processes, if there are any, and keep compiled programs in `cache_dir`.
@@ -54,6 +57,11 @@ def initialize(cache_dir: str | os.PathLike[str] | None = None, place: processes
 def overlap_on_tpu() -> None:
     """Set the flags by which the TPU compiler runs collectives beside other work. It reads them once, when loaded."""
     os.environ.setdefault('LIBTPU_INIT_ARGS', ' '.join(LIBTPU_ARGS))
+
+
+def overlap_on_cuda() -> None:
+    """Set the flags of `CUDA_FLAGS` for the compiler for GPUs, which reads them once, when loaded."""
+    os.environ.setdefault('XLA_FLAGS', ' '.join(CUDA_FLAGS))
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
@@ -107,7 +115,7 @@ def divide(mesh: Mesh, parts: int) -> Mesh:
     return Mesh(shaped, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-ATTENTION = {'cpu': 'blocks', 'tpu': 'splash'}  # others: 'fused'
+ATTENTION = {'cpu': 'blocks', 'tpu': 'splash', 'gpu': 'flash'}  # others: 'fused'
 
 
 def for_platform(

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pal_jax.models import attention
-from pal_jax.models.attention import Places
 from pal_jax.models.config import LayerKind, LinearScaling, ModelConfig, RopeScaling, tiny
+from pal_jax.models.places import Places, alibi_slopes, one_sequence, visible
 from pal_jax.types import OPENING
 
 pytestmark = pytest.mark.usefixtures('strict_promotion')
@@ -62,7 +62,7 @@ def sees(queries: Places, keys: Places, r: int, t: int, s: int, window: int | No
 
 
 def causal(rows: int, length: int) -> Places:
-    return attention.one_sequence(jnp.broadcast_to(jnp.arange(length), (rows, length)))
+    return one_sequence(jnp.broadcast_to(jnp.arange(length), (rows, length)))
 
 
 def branches() -> Places:
@@ -84,8 +84,8 @@ def test_golden_visibility_of_a_shared_prompt() -> None:
         2: ['x.....', 'xx....', '.xx...', '..xx..', '.x..x.', '.....x'],
     }
     for window, rows in expected.items():
-        visible = attention.visible(places, places, window)
-        assert [''.join('.x'[int(seen)] for seen in row) for row in visible[0]] == rows
+        seen = visible(places, places, window)
+        assert [''.join('.x'[int(each)] for each in row) for row in seen[0]] == rows
 
 
 @pytest.mark.parametrize('scaling', [None, RopeScaling(8.0, 1.0, 4.0, 64), LinearScaling(4.0)], ids=str)
@@ -110,11 +110,11 @@ def test_a_layer_without_rope_leaves_heads_as_they_are() -> None:
 
 def test_golden_slopes() -> None:
     """Those of Baichuan 2 13B: 32 of a geometric sequence, then every other one of that for 64 heads."""
-    slopes = attention.alibi_slopes(40)
+    slopes = alibi_slopes(40)
     np.testing.assert_allclose(slopes[[0, 1, 2, 3, 31]], [0.840896, 0.707107, 0.594604, 0.5, 0.003906], atol=1e-6)
     last = [0.917004, 0.771105, 0.648420, 0.545254, 0.458502, 0.385553, 0.324210, 0.272627]
     np.testing.assert_allclose(slopes[32:], last, atol=1e-6)
-    np.testing.assert_allclose(attention.alibi_slopes(2), [2**-4, 2**-8])
+    np.testing.assert_allclose(alibi_slopes(2), [2**-4, 2**-8])
 
 
 def frequency(exponent: float, theta: float, scaling: RopeScaling | LinearScaling | None) -> float:
@@ -156,7 +156,7 @@ def test_attention_agrees_with_its_definition(name, monkeypatch) -> None:
 @pytest.mark.parametrize('name', ['plain', 'all'])
 def test_attention_to_a_cache_agrees_with_its_definition(name) -> None:
     (cfg, kind), (q, k, v) = KINDS[name], eight_heads(3, 9)
-    queries = attention.one_sequence(jnp.array([[2, 3, 4], [6, 7, 8]]))
+    queries = one_sequence(jnp.array([[2, 3, 4], [6, 7, 8]]))
     got = jax.jit(lambda *x: attention.attention(*x, queries, causal(2, 9), cfg, kind))(q, k, v)
     np.testing.assert_allclose(got, one_by_one(q, k, v, queries, causal(2, 9), cfg, kind), atol=1e-5)
 
@@ -180,7 +180,7 @@ def test_causal_blocks_change_neither_value_nor_gradient(length, monkeypatch) ->
 def test_gradients_are_those_of_plain_autodiff(name, tolerance) -> None:
     cfg, kind = (KINDS | {'narrow': (NARROW, LAYER)})[name]
     (q, k, v), places = eight_heads(6, 6), causal(2, 6)
-    visible, weight = attention.visible(places, places, kind.window), normal(4, *q.shape)
+    seen, weight = visible(places, places, kind.window), normal(4, *q.shape)
     ahead = jnp.arange(6.0)[:, None] - jnp.arange(6.0)[None]
 
     def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -190,7 +190,7 @@ def test_gradients_are_those_of_plain_autodiff(name, tolerance) -> None:
             scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
         if cfg.alibi:
             scores -= jnp.exp2(-jnp.arange(1.0, 9.0))[None, :, None, None] * ahead[None, None]
-        p = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf))
+        p = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf))
         return (jnp.einsum('rhts,rshk->rthk', p, v) * weight).sum()
 
     def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
