@@ -15,7 +15,7 @@ Options:
   --task=gsm8k|math500      the accuracy of the model --source, or of each of --sources, on the problems of --rows
   --rows=FILE               a JSONL file with question and answer (gsm8k), or problem and answer (math500)
   --limit=N                 its first N problems; default all
-  --max_tokens=N            tokens of an answer, at temperature 0; default 512
+  --answer_tokens=N         tokens of an answer, at temperature 0; default 512
   --slots=N                 problems that are worked on at once; default 16
   --output=FILE             a new JSONL file of all answers
 
@@ -73,7 +73,7 @@ STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default
 TASK = flags.DEFINE_enum('task', None, [*TASKS], 'Problems of mathematics instead of people.')
 ROWS = flags.DEFINE_string('rows', '', 'A JSONL file of problems.')
 LIMIT = flags.DEFINE_integer('limit', None, 'How many of its problems; all by default.', lower_bound=1)
-MAX_TOKENS = flags.DEFINE_integer('max_tokens', 512, 'Tokens of an answer.', lower_bound=1)
+ANSWER_TOKENS = flags.DEFINE_integer('answer_tokens', 512, 'Tokens of an answer.', lower_bound=1)
 SLOTS = flags.DEFINE_integer('slots', 16, 'Problems at once.', lower_bound=1)
 COMPARED = ('al', 'n_ir', 'n_r2', 'reward', 'profile', 'precision', 'recall', 'response', 'strict')
 
@@ -203,7 +203,7 @@ def solve(task: str, names: Sequence[str]) -> None:
     answers: list[dict[str, Any]] = []
     for name in dict.fromkeys(names):
         source = cli.faults(sources.resolve, name, open_run=lambda run: open_run(run, Context(mesh)))
-        model = LocalModel(source, mesh, Sampling(temperature=0.0, max_tokens=MAX_TOKENS.value), slots=SLOTS.value)
+        model = LocalModel(source, mesh, Sampling(temperature=0.0, max_tokens=ANSWER_TOKENS.value), slots=SLOTS.value)
         # A problem that is too long for the model, or a thought that does not end, has no answer.
         texts = [spoken(text or '') or '' for text in cli.faults(model, [asked(problem) for problem in problems], 0)]
         cli.print_json({'source': name, 'task': task, **measure_answers(texts, problems, task)})

@@ -79,7 +79,13 @@ def from_fake_parts(people=4, **changes):
     crowd = [Person(f'u{k}', ('pet: cat',)) for k in range(people)]
     models = SimpleNamespace(usage={'user_requests': 1.0}, count_on=lambda host: host)
     world = SimpleNamespace(
-        train=crowd, user=user, reward=reward, early=None, models=models, check_answers=lambda samples, user: None
+        train=crowd,
+        user=user,
+        reward=reward,
+        early=None,
+        estimate=None,
+        models=models,
+        check_answers=lambda samples, user: None,
     )
     parts = {
         'plan': Plan(3, None, lambda i: None), 'ctx': CONTEXT, 'world': world, 'learner': Idle(),
