@@ -315,7 +315,7 @@ class TeamPPO:
         loss = surrogate - self.entropy * entropy
         # The heads read the action, for only with it can a camera's next pose be known.
         if self.mixtures:
-            taken = jax.nn.one_hot(rows.actions, 3).reshape(*rows.actions.shape[:-1], -1)
+            taken = self.env.actions.one_hot(rows.actions)
             predicted = self.heads.apply(params['dynamics'], thought.features, taken)
             predicted = predicted | {'target': thought.target[..., None, :]}  # type: ignore[operator]
             total = jnp.zeros(())

@@ -48,6 +48,10 @@ class Categorical:
         parts = [jnp.take_along_axis(part, action[..., i, None], axis=-1)[..., 0] for i, part in enumerate(heads)]
         return sum(parts, jnp.zeros(action.shape[:-1]))
 
+    def one_hot(self, action: Int[Array, '*S H']) -> Float[Array, '*S K']:
+        """An action as a 1 for the choice of each head, head after head."""
+        return jnp.concatenate([jax.nn.one_hot(action[..., i], size) for i, size in enumerate(self.heads)], axis=-1)
+
     def entropy(self, output: Float[Array, '*S K'], mask: Bool[Array, '*S K']) -> Float[Array, '*S']:
         """The entropy in nats, over all heads."""
         parts = [-jnp.sum(jnp.exp(part) * part, axis=-1) for part in self._logprobs(output, mask)]
