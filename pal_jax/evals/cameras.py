@@ -13,6 +13,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
 from pal_jax.envs.arrays.cameras import AREA, FIGURES, MARKS, REACH, Scene
@@ -166,7 +167,7 @@ def draw(ax: Axes, scenes: Scenes, t: int, title: str) -> None:
     ax.set_title(f'{title}: step {t + 1}, error {error:.1f} cm')
     for number in np.flatnonzero(np.asarray(scenes.present)[t]):
         colour = RED if number == 0 else GREY
-        ax.add_patch(matplotlib.patches.Circle(people[t, number], RADIUS, color=colour))
+        ax.add_patch(Circle(people[t, number], RADIUS, color=colour))
     for camera in range(cameras.shape[1]):
         ax.plot(*cameras[: t + 1, camera, :2].T, color=BLUE, linewidth=0.6, alpha=0.4)
         x, y, z, _, yaw = cameras[t, camera]
@@ -175,7 +176,7 @@ def draw(ax: Axes, scenes: Scenes, t: int, title: str) -> None:
         for side in (-45.0, 45.0):
             end = np.deg2rad(yaw + side)
             ax.plot([x, x + SIGHT * np.cos(end)], [y, y + SIGHT * np.sin(end)], color=BLUE, linewidth=0.8)
-    ax.add_patch(matplotlib.patches.Rectangle((-AREA, -AREA), 2 * AREA, 2 * AREA, fill=False, edgecolor=GREY))
+    ax.add_patch(Rectangle((-AREA, -AREA), 2 * AREA, 2 * AREA, fill=False, edgecolor=GREY))
     ax.set_xlim(-REACH - 60, REACH + 60)
     ax.set_ylim(-REACH - 60, REACH + 60)
     ax.set_aspect('equal')

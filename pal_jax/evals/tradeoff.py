@@ -99,7 +99,8 @@ def average(points: Sequence[Point]) -> Point:
     values = np.array([point[:2] for point in points])
     errors = values.std(axis=0, ddof=1) / math.sqrt(len(points))
     unsafe = float(np.mean([point.unsafe for point in points]))
-    return Point(*map(float, values.mean(axis=0)), *map(float, errors), unsafe)
+    (reward, cost), (reward_se, cost_se) = values.mean(axis=0).tolist(), errors.tolist()
+    return Point(reward, cost, reward_se, cost_se, unsafe)
 
 
 def pareto(points: Sequence[Point]) -> list[bool]:

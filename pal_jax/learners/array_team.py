@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from pal_jax.learners import array_updates as updates
 from pal_jax.models.mlp import MLP
-from pal_jax.models.team import Dynamics, Memory, TeamPolicy
+from pal_jax.models.team import Dynamics, Memory, TeamPolicy, Thought
 from pal_jax.objectives.advantages import gae
 from pal_jax.objectives.distributions import Categorical, mixture_nll
 from pal_jax.objectives.policy import ppo_token_loss, value_token_loss
@@ -42,14 +42,13 @@ class TeamEnv(Protocol):
     """Rules of a task for a team: a frozen dataclass of numbers whose functions are pure and of a single episode. See
     `envs/arrays/cameras.py`, whose names these are."""
 
+    width: ClassVar[int]
+    gamma: ClassVar[float]
+
     @property
     def cameras(self) -> int: ...
     @property
-    def width(self) -> int: ...
-    @property
     def central(self) -> int: ...
-    @property
-    def gamma(self) -> float: ...
     @property
     def horizon(self) -> int: ...
     @property
@@ -168,7 +167,7 @@ class TeamPPO:
         seen = jnp.zeros((1, 1, self.env.width))
         params = {'policy': self.policy_net.init(to_policy, self.policy_net.start(1), seen)}
         if self.mixtures:
-            _, thought = self.policy_net.apply(params['policy'], self.policy_net.start(1), seen)  # type: ignore
+            _, thought = self._think(params, self.policy_net.start(1), seen)
             taken = jnp.zeros((1, 1, self.env.actions.width))
             params['dynamics'] = self.heads.init(to_heads, thought.features, taken)
         critic = self.critic_net.init(to_critic, jnp.zeros(self.env.central))
@@ -177,6 +176,10 @@ class TeamPPO:
             seed, jnp.zeros((), jnp.int32), params, critic, self.optimizer.init(params), self.critic.init(critic),
             scenes,
         )  # fmt: skip
+
+    def _think(self, params: Any, memory: Memory, seen: Float[Array, 'B T D']) -> tuple[Memory, Thought]:
+        # The types of flax do not tell the results of a module.
+        return self.policy_net.apply(params['policy'], memory, seen)  # type: ignore[return-value]
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
@@ -187,7 +190,7 @@ class TeamPPO:
         seen = jax.vmap(self.env.observe)(scenes)
         # A member is a sequence of its own; the policy does not know which one it is.
         rows = seen.reshape(-1, 1, seen.shape[-1])
-        memory, thought = self.policy_net.apply(params['policy'], memory, rows)  # type: ignore[misc]
+        memory, thought = self._think(params, memory, rows)
         output = thought.output.reshape(*seen.shape[:2], -1)
         legal = jnp.ones(output.shape, bool)
         action = self.env.actions.sample(key, output, legal)
@@ -304,7 +307,7 @@ class TeamPPO:
     def loss(self, params: Any, steps: TeamSteps) -> tuple[Float[Array, ''], dict[str, Array]]:
         """PPO's clipped loss, less the entropy, and the negative log-likelihoods of the dynamics heads."""
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)  # a row for each member
-        _, thought = self.policy_net.apply(params['policy'], rows.memory, rows.observations)  # type: ignore[misc]
+        _, thought = self._think(params, rows.memory, rows.observations)
         legal = jnp.ones(thought.output.shape, bool)
         logprobs = self.env.actions.logprob(thought.output, legal, rows.actions)
         surrogate = jnp.mean(ppo_token_loss(logprobs, rows.logprobs, rows.advantages, clip=self.clip))

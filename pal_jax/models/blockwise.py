@@ -50,17 +50,18 @@ def blockwise_attention(
     repeated = Places(*(jnp.repeat(x, q.shape[2] // groups, axis=1) for x in queries))
     folded = sizes[0] * q.shape[2] // groups
     cut = _cut(repeated, folded), _cut(keys, sizes[1])
-    blocks = _query_blocks(q, missing, groups, sizes[0]), *(_key_blocks(x, absent, sizes[1]) for x in (k, v))
-    out = _attend(scoring, jnp.dtype(dtype or q.dtype), q.shape[2], *blocks, *cut, pairs)
+    blocks = _query_blocks(q, missing, groups, sizes[0])
+    k, v = (_key_blocks(x, absent, sizes[1]) for x in (k, v))
+    out = _attend(scoring, jnp.dtype(dtype or q.dtype), q.shape[2], blocks, k, v, cut[0], cut[1], pairs)
     return _from_query_blocks(out, sizes[0], q.shape).astype(q.dtype)
 
 
 class Pairs(NamedTuple):
-    """Pairs of blocks that see each other: the first `count` entries, each `m` times a block of queries plus one of
+    """Pairs of blocks that see each other: the first `total` numbers, each `m` times a block of queries plus one of
     keys."""
 
-    index: Array
-    count: Array
+    numbers: Array
+    total: Array
 
 
 # --- blocks: queries [n, R, G, t, K] with the heads of a group as rows, keys [m, R, G, s, K] --------------------------
@@ -150,9 +151,9 @@ def _over(pairs: Pairs, count: int, body: Callable[..., Any], start: Any) -> Any
     """The carry of `body(step, i, j, carry)` after all pairs."""
 
     def step(n: Any, carry: Any) -> Any:
-        return body(n, pairs.index[n] // count, pairs.index[n] % count, carry)
+        return body(n, pairs.numbers[n] // count, pairs.numbers[n] % count, carry)
 
-    return lax.fori_loop(0, pairs.count, step, start)
+    return lax.fori_loop(0, pairs.total, step, start)
 
 
 def _at(places: Places, i: Array) -> Places:

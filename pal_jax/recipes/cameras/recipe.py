@@ -117,17 +117,20 @@ class Team:
     ) -> tuple[list[Result], dict[str, Any]]:
         """The figures of rules, methods and seeds on whole episodes of a scene, and the first episode of each run."""
         episodes, results, shown = self.settings.eval.episodes, [], {}
+        # All play the same episodes, so that their differences are the policies'.
+        key = jax.random.key(self.settings.seed + EPISODES)
         for method, learner in self.learners.items():
             memory = learner.policy_net.start(episodes * scene.cameras)
             for seed in range(self.settings.seeds):
                 run = name(method, seed)
-                # All play the same episodes, so that their differences are the policies'.
-                key = jax.random.key(self.settings.seed + EPISODES)
                 if only in ('', run):
                     policy = state['runs'][run].policy
                     shown[run], figures = learner.play(policy, memory, key, episodes, scene)
                     results.append(Result(method, seed, *counts, tuple(np.mean(np.asarray(figures), axis=0).tolist())))
         if not only:
+            # A rule reads no policy; the first one stands there.
+            method, learner = next(iter(self.learners.items()))
+            policy, memory = state['runs'][name(method, 0)].policy, learner.policy_net.start(episodes * scene.cameras)
             for rule in RULES:
                 _, figures = learner.play(policy, memory, key, episodes, scene, rule)
                 results.append(Result(rule, 0, *counts, tuple(np.mean(np.asarray(figures), axis=0).tolist())))
