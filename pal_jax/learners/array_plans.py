@@ -47,7 +47,8 @@ class Scorer(nn.Module):
     def __call__(self, x: Float[Array, '*S F']) -> Float[Array, '*S']:
         for width in self.hidden:
             x = nn.tanh(nn.Dense(width, kernel_init=nn.initializers.orthogonal(2.0**0.5))(x))
-        return nn.Dense(1, kernel_init=nn.initializers.zeros)(x)[..., 0]
+        # Choices are by differences of scores, which a bias would not change: only rounding would move it.
+        return nn.Dense(1, use_bias=False, kernel_init=nn.initializers.zeros)(x)[..., 0]
 
 
 class PlanState(struct.PyTreeNode):
