@@ -61,7 +61,7 @@ def test_the_state_is_as_the_plan_says(run):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_evaluation_has_tables_pictures_and_an_animation(run):
     recipe, state, *_ = run
     evaluation = recipe.evaluate(state, 'final')

@@ -245,7 +245,7 @@ class Letters(RedTeam):
         return Said('', 'wicked' if unsafe else 'sorry')
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_defender_of_a_tiny_model_learns_to_do_half_the_harm():
     """The loop with a judge of key words: harmful answers become fewer than half, and attackers are paid for them."""
 
@@ -389,7 +389,7 @@ def test_a_stage_needs_those_before_it(tmp_path):
 ALONE = {'start.total_steps': 0, 'compare': ('adapters',), 'evaluate.steps': (1,)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_stopped_between_steps_goes_on_bit_by_bit(tmp_path, monkeypatch):
     assert run(monkeypatch, tmp_path / 'whole', get_config(**ALONE)) == 0
     stop_once(monkeypatch, SelfRedTeam)

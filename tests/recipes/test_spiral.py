@@ -424,7 +424,7 @@ def test_wrong_values_are_told_in_one_line(changes, named):
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_stopped_between_steps_goes_on_bit_by_bit(tmp_path, monkeypatch):
     assert run(monkeypatch, tmp_path / 'whole', get_config()) == 0
     stop_once(monkeypatch, Spiral)
