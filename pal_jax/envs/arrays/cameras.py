@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,8 @@ class Cameras:
             )
         if self.speed < 0 or self.horizon < 1:
             raise ValueError(f'speed={self.speed} must be at least 0, and horizon={self.horizon} at least 1')
-        contributions.value(jnp.zeros(()), self.value)  # this checks the name
+        if self.value not in get_args(contributions.Value):
+            raise ValueError(f'value={self.value!r}; use one of {", ".join(get_args(contributions.Value))}')
 
     @property
     def central(self) -> int:
