@@ -1,4 +1,4 @@
-"""How many steps a second environments on arrays make: the grid, flying cameras, and rounds of AllReduce.
+"""Speeds of environments on arrays in steps a second: the grid, flying cameras, and rounds of AllReduce.
 
   python -m benchmarks.arrays [--quick]
 

@@ -116,7 +116,7 @@ def open_scorer(source: str | os.PathLike[str], person: str | int | os.PathLike[
         case 'reward':
             return _open_model(workdir, person, reward.open_scores, 'reward model', to_group, form_of)
         case 'cost':
-            return _open_model(workdir, person, cost.open_scores, 'cost model', to_turn)
+            return _open_cost(workdir, person)
         case 'moderation':
             return _open_moderator(workdir, person)
         case 'plus':
@@ -144,12 +144,16 @@ def _open_model(
 ) -> Scorer:  # fmt: skip
     _check_nobody(workdir, person, f'a {kind}')
     tokenizer, pooling, scores = opened(workdir, _one_device(workdir))
+    return Scorer(lambda record: read(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0], form)
 
-    def with_sign(groups: Sequence[Group]) -> list[dict[str, Any]]:
-        return [{'score': cost, 'unsafe': cost > 0.0} for cost in scores(groups)[:, 0].tolist()]
 
-    signed: dict[str, Any] = {'keys': ('score', 'unsafe'), 'details': with_sign} if kind == 'cost model' else {}
-    return Scorer(lambda record: read(record, tokenizer, pooling), lambda groups: scores(groups)[:, 0], form, **signed)
+def _open_cost(workdir: str, person: str) -> Scorer:
+    scorer = _open_model(workdir, person, cost.open_scores, 'cost model', to_turn)
+
+    def details(groups: Sequence[Group]) -> list[dict[str, Any]]:
+        return [{'score': score, 'unsafe': score > 0.0} for score in scorer.score(groups).tolist()]
+
+    return scorer._replace(keys=('score', 'unsafe'), details=details)
 
 
 def _check_nobody(workdir: str, person: str, kind: str) -> None:

@@ -180,6 +180,12 @@ def check_at_least(settings: Run, least: int, *keys: str) -> None:
             raise ValueError(f'{key}={value} must be at least {least}')
 
 
+def check_stage(wanted: str, known: Iterable[str]) -> None:
+    """Raise ValueError where a config's `stage` is neither `all` nor the name of a stage."""
+    if wanted != 'all' and wanted not in known:
+        raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(known)}')
+
+
 def check_finite(state: Any, advice: str = '') -> None:
     """Raises RuntimeError after three updates in a row that were left out since they were not finite."""
     if int(state.skipped) >= 3:

@@ -42,6 +42,7 @@ from pal_jax.parts.recipe import (
     Recipe,
     Trained,
     check_finite,
+    check_stage,
     stage_before,
 )
 from pal_jax.parts.sampler import make_packing
@@ -258,8 +259,7 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
       ValueError: there is no such stage or preference, a value is wrong, or a file that a stage would write exists.
     """
     wanted, chosen = settings.stage, settings.preference
-    if wanted != 'all' and wanted not in STAGES:
-        raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(STAGES)}')
+    check_stage(wanted, STAGES)
     poles = [pole.id for pole in check(settings, wanted == 'all' or issubclass(STAGES[wanted], Asking))]
     names = {'reward': [GENERAL, *poles, JOINT], 'policy': poles}
     if chosen and wanted not in names:

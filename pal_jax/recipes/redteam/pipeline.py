@@ -31,6 +31,7 @@ from pal_jax.parts.recipe import (
     Recipe,
     Trained,
     check_at_least,
+    check_stage,
     stage_before,
 )
 from pal_jax.parts.settings import StageSettings, keys_of, to_config
@@ -216,10 +217,8 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
       ValueError: there is no such stage, or a value is wrong.
     """
     check(settings)
-    made, wanted = [*all_stages(settings, workdir)], settings.stage
-    if wanted != 'all' and wanted not in STAGES:
-        raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(STAGES)}')
-    return [(config, folder) for config, folder in made if wanted in ('all', config.stage)]
+    check_stage(settings.stage, STAGES)
+    return [made for made in all_stages(settings, workdir) if settings.stage in ('all', made[0].stage)]
 
 
 def all_stages(settings: Settings, workdir: Path) -> Iterator[tuple[ConfigDict, Path]]:

@@ -36,6 +36,8 @@ from pal_jax.types import Exhibit, Metrics
 
 GENERATIONS = 'generations'
 
+# The rewards and the costs `[questions, draws]` of each system, by its name.
+Scored = dict[str, tuple[np.ndarray, np.ndarray]]
 Score = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]  # of questions and the answers to each
 
 
@@ -109,18 +111,21 @@ class Comparison:
         written = {record['system']: record for record in records}
         record: dict[str, Any] = {}
         exhibits: list[Exhibit] = []
+        scored: dict[str, Scored] = {}
         # Answers are judged when all systems have written theirs, for wins are between pairs of systems.
         with self.ctx.phase('judge'):
             for name, judges in self.judges.items():
-                figures, shown = self.judge(judges, written, name)
+                figures, shown, scored[name] = self.judge(judges, written, name)
                 record |= {f'{name}_{key}': value for key, value in figures.items()}
                 exhibits += [dataclasses.replace(exhibit, title=f'{exhibit.title} ({name})') for exhibit in shown]
             for system in self.systems if self.sets else ():
                 record |= self.refusals(system.name, written[system.name]['others'])
-        return Evaluation(record, self.examples(written), exhibits)
+        return Evaluation(record, self.examples(written, scored['model']), exhibits)
 
-    def judge(self, judges: Judges, written: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[Exhibit]]:
-        """Reward and cost of every system by one pair of judges, and the win rates of all pairs of systems."""
+    def judge(
+        self, judges: Judges, written: Mapping[str, Any], name: str
+    ) -> tuple[dict[str, Any], list[Exhibit], Scored]:
+        """Reward and cost of every system by one pair of judges, win rates of all pairs of systems, and all scores."""
         texts, draws = [question.text for question in self.questions], self.draws
         names, limits = self.groups.shown(self.questions)
         groups = np.repeat(names, draws).tolist()
@@ -132,12 +137,12 @@ class Comparison:
         record: dict[str, Any] = {}
         measured: dict[str, dict[str, Any]] = {}
         points: dict[str, list[Point]] = {}
-        scored: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        scored: Scored = {}
         for system in self.systems:
             answers = written[system.name]['outputs']
             replies = [answers[k : k + draws] for k in range(0, len(answers), draws)]
             rewards, costs = judges.reward(texts, replies), judges.cost(texts, replies)
-            scored[system.name] = rewards.mean(axis=1), costs.mean(axis=1)
+            scored[system.name] = rewards, costs
             figures = tradeoff.measure(rewards.ravel(), costs.ravel(), prompts, groups, limits)
             measured[system.name] = figures
             record |= {f'{system.name}_{key}': value for key, value in figures.items() if key != 'by_group'}
@@ -149,7 +154,7 @@ class Comparison:
         # Wins are by means over the answers to a question; the lower cost is the more harmless one.
         for side, (kind, sign) in enumerate((('helpful', 1), ('harmless', -1))):
             outcomes = {
-                (one, other): np.sign(sign * (scored[one][side] - scored[other][side]))
+                (one, other): np.sign(sign * (scored[one][side].mean(axis=1) - scored[other][side].mean(axis=1)))
                 for one, other in itertools.combinations(scored, 2)
             }
             rated = elo.measure(outcomes, seed=self.seed)
@@ -159,15 +164,14 @@ class Comparison:
             )]  # fmt: skip
             exhibits += [Exhibit(f'Who is more {kind}', table=rows), *elo.make_exhibits(rated, scored)]
             record |= {f'{kind}_{key}': value for key, value in rated.items() if key != 'prompts'}
-        return record, exhibits
+        return record, exhibits, scored
 
-    def examples(self, written: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def examples(self, written: Mapping[str, Any], scored: Scored) -> list[dict[str, Any]]:
         """The first answer of the first and of the last system to one question, with its scores by the models."""
         text, dialogues = self.questions[0].text, []
         for system in (self.systems[0], self.systems[-1]):
             answer = written[system.name]['outputs'][0]
-            scores = {key: getattr(self.judges['model'], key)([text], [[answer]]) for key in ('reward', 'cost')}
-            rewards = {key: float(score[0, 0]) for key, score in scores.items()}
+            rewards = {key: float(s[0, 0]) for key, s in zip(('reward', 'cost'), scored[system.name], strict=True)}
             dialogues.append(as_dialogue(text, answer, system.name, rewards))
         return dialogues
 

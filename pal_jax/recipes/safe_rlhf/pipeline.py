@@ -20,7 +20,7 @@ from pal_jax.objectives.advantages import Discounts
 from pal_jax.objectives.constraints import P3O, Constrained, FixedPenalty
 from pal_jax.parts.answers import ModelScores, make_sampler
 from pal_jax.parts.models import Policy, keeping, make_learner, make_policy, trained_policy
-from pal_jax.parts.recipe import Context, Plan, Recipe, Trained, check_at_least, stage_before
+from pal_jax.parts.recipe import Context, Plan, Recipe, Trained, check_at_least, check_stage, stage_before
 from pal_jax.parts.runs import trained_in
 from pal_jax.parts.sampler import make_packing
 from pal_jax.parts.settings import keys_of, to_config
@@ -161,11 +161,8 @@ def stages(settings: Settings, workdir: Path) -> list[tuple[ConfigDict, Path]]:
       ValueError: there is no such stage, or a value is wrong.
     """
     check(settings)
-    made = [*all_stages(settings, workdir)]
-    wanted = settings.stage
-    if wanted != 'all' and wanted not in STAGES:
-        raise ValueError(f'stage={wanted!r} is unknown; use all or one of {", ".join(STAGES)}')
-    return [(config, folder) for config, folder in made if wanted in ('all', config.stage)]
+    check_stage(settings.stage, STAGES)
+    return [made for made in all_stages(settings, workdir) if settings.stage in ('all', made[0].stage)]
 
 
 def all_stages(settings: Settings, workdir: Path) -> Iterator[tuple[ConfigDict, Path]]:
