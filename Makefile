@@ -85,7 +85,7 @@ spiral: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/spiral.py $(ARGS)
 
 redteam: $(READY)
-	$(call SAY,about 250 TFLOP by estimate; nobody has timed it yet)
+	$(call SAY,42 minutes on two cores beside much other work; nobody has timed it on a quiet machine)
 	$(RUN) -m pal_jax.train --config=configs/redteam.py $(ARGS)
 
 smoke: $(READY)
