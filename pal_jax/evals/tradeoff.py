@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 
 from pal_jax.evals.bootstrap import interval, resampled_counts, sums
 from pal_jax.runtime.curve import GREY, INK, RED, STYLE, png
+from pal_jax.runtime.verdict import WIDTH
 from pal_jax.types import Exhibit
 
 MARKERS = 'oDs^vP*Xph<>'
-WITHIN = 'Within noise: the limit is less than two standard errors away.'
+WITHIN = 'Within noise: the limit is inside the 95 % interval of the cost.'
 
 
 class Point(NamedTuple):
@@ -172,8 +173,8 @@ def make_exhibits(points: Mapping[str, Sequence[Point]], limit: float | None) ->
 
 
 def within(point: Point, limit: float) -> str:
-    """Whether a mean cost is below the limit or above it by two standard errors, or nearer to it than that."""
-    if abs(point.cost - limit) <= 2.0 * point.cost_se:
+    """Whether a mean cost is below the limit or above it by `WIDTH` standard errors, or nearer to it than that."""
+    if abs(point.cost - limit) <= WIDTH * point.cost_se:
         return 'within noise'
     return 'yes' if point.cost <= limit else 'no'
 
