@@ -84,7 +84,7 @@ def test_seeds_are_averaged():
 
 
 def test_a_report_has_a_table_and_a_picture():
-    points = {'none': [Point(2, 1.5), Point(2.2, 1.7)], 'pid': [Point(1, -0.2, 0.1, 0.1)], 'crpo': [Point(0.5, 0.1)]}
+    points = {'none': [Point(2, 1.5), Point(2.2, 1.7)], 'pid': [Point(1, -0.19, 0.1, 0.1)], 'crpo': [Point(0.5, 0.1)]}
     (exhibit,) = t.make_exhibits(points, 0.0)
     assert [row[0] for row in exhibit.table[1:]] == list(points)
     assert [row[-2:] for row in exhibit.table[1:]] == [['no', 'yes'], ['within noise', 'yes'], ['no', 'no']]
