@@ -28,7 +28,8 @@ class Branch(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The indices of two branches of a group, the better and the worse one, and the stated margin between them."""
+    """The indices of two branches of a group, the better and the worse one, and the margin that the rater stated; 0
+    without one."""
 
     better: int
     worse: int
@@ -54,7 +55,7 @@ class Group(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A completion to imitate, after its prompt. Where `acts` is given, the tokens that it marks are learnt alone."""
+    """A completion to imitate, after its prompt. Where `acts` is given, only the tokens that it marks are learnt."""
 
     prompt: Sequence[int]
     completion: Sequence[int]
@@ -79,13 +80,16 @@ def lay_out(
     lengths: Sequence[int], *, ways: int = 1, micro_rows: int = 1, row_tokens: int = 0, multiple: int = 128,
     opening: int = 0,
 ) -> Layout:  # fmt: skip
-    """Lay groups of these lengths out in rows, in whole micro-batches for each of `ways` (devices times minibatches).
+    """Lay groups of these lengths out in rows, in whole micro-batches of `micro_rows` rows.
+
+    The number of rows divides over `ways`, the devices times the minibatches, so that every device has whole
+    micro-batches of every minibatch.
 
     With `row_tokens=0` a row has one group, and rows stand in order of length, so that micro-batches of neighbours have
     little padding. Otherwise rows have up to `row_tokens` tokens, or the padded length of the longest group where that
-    is more. They are as few rows as first-fit decreasing needs, as equal in length as possible, and each has the first
-    `opening` tokens of its groups once. The length is then a multiple of `multiple`, or `row_tokens`, and `groups` is a
-    power of two, so that the programs to compile stay few.
+    is more. First-fit decreasing says how many rows there are; then the groups are spread over them so that rows are
+    about equally long. A row has the first `opening` tokens of its groups once. The length is then a multiple of
+    `multiple`, or `row_tokens`, and `groups` is a power of two, so that the programs to compile stay few.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     rows, groups, opening = [[i] for i in order], 1, opening if row_tokens else 0
@@ -109,6 +113,7 @@ def lay_out_groups(groups: Sequence[Group], **shape: int) -> Layout:
     Each group keeps at least one token of its prompt.
     """
     prompts = [tuple(group.prompt) for group in groups]
+    # What the least and the greatest prompt in lexical order share is shared by all.
     alike = zip(min(prompts), max(prompts), strict=False)
     opening = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], alike))
     shortest = min(map(len, prompts))
@@ -157,7 +162,7 @@ def round_up(length: int, multiple: int) -> int:
 
 
 def pack_groups(groups: Sequence[Group], layout: Layout, *, n: int, actions: int) -> TokenBatch:
-    """Numpy arrays of `layout`'s shape, with `n` times `actions` actions for every group that a row may have.
+    """Numpy arrays of `layout`'s shape, with room for `n` branches of `actions` actions in every group of a row.
 
     A group may have fewer than `n` branches; the missing ones have no actions.
     """
@@ -181,6 +186,7 @@ def pack_groups(groups: Sequence[Group], layout: Layout, *, n: int, actions: int
                 end = start + len(branch)
                 tokens[r, start:end], positions[r, start:end] = branch, size + np.arange(len(branch))
                 segments[r, start:end], prefix[r, start:end] = shared + 1 + k, shared
+                # An action is predicted in the column before it; the first one of a branch in the prompt's last column.
                 before = np.concatenate([[fork], np.arange(start, end - 1)])
                 marked = np.arange(len(branch)) if acting is None else np.flatnonzero(acting)
                 where = r, place * n + k, slice(0, len(marked))
@@ -273,5 +279,6 @@ def most_actions(groups: Sequence[Group]) -> int:
 
 
 def _zeros(shape: tuple[int, ...], dtype: type) -> Any:
-    """A host array of zeros that becomes a device array. Its type is `Any`, since a type checker tells them apart."""
+    """A host array of zeros that becomes a device array. Its type is `Any`, for host and device arrays have different
+    types."""
     return np.zeros(shape, dtype)

@@ -28,6 +28,9 @@ from pal_jax.models.linear import SoupWeight, output_major, quantize
 from pal_jax.models.params import Params
 from pal_jax.runtime import sharding
 
+# Letters: `B` slots, `N` prompts, `M` entries of an admission, `T` tokens, `S` columns of a cache, `H` query heads, `G`
+# heads of keys and values, `K` the width of a head, `D` that of the model, `V` the size of the vocabulary.
+
 SCORED = 64  # columns of a prompt whose logits exist at once while it is scored
 
 Keys = tuple[Float[Array, 'B G K S'], ...]  # an array for each layer
@@ -53,7 +56,8 @@ class DecodeState(struct.PyTreeNode):
 
 
 class Prefix(struct.PyTreeNode):
-    """The caches of `N` prompts without their last tokens, which the first `generate` reads."""
+    """The caches of `N` prompts. `length` does not count the last token of a prompt, `token`, which the first
+    `generate` computes again and writes over its own column."""
 
     keys: Keys
     values: Values
@@ -82,10 +86,10 @@ def layer_of(stack: Params, i: Int[Array, ''], dtype: str | None) -> Params:
 def decode_layer(layer: Params, i: Int[Array, ''], cfg: ModelConfig, *, slots: int, int8: bool = False) -> Params:
     """A layer in the form for decoding in `slots` slots, with matrix products in `cfg.dtype`.
 
-    Adapters on the layer are still stacked, and adapters of layer `i` are taken. Layers are separate arrays because a
-    slice of a stacked array is a copy before every product. `int8` rounds the matrices to eight bits, which halves the
-    bytes that a step reads and changes the policy slightly. On a CPU, a single slot reads few large matrices, each in
-    order. Matrices of a single slot and of products in float32 have their outputs first there.
+    The adapters of a soup are stacked over layers, and those of layer `i` are taken. Layers are separate arrays because
+    a slice of a stacked array is a copy before every product. `int8` rounds the matrices to eight bits, which halves
+    the bytes that a step reads and changes the policy slightly. On a CPU, a single slot reads few large matrices, each
+    in order. There the output axis of a matrix comes first for a single slot and for products in float32.
     """
     cpu, single = jax.default_backend() == 'cpu', slots == 1
     layer = soups.at_layer(layer, i)
@@ -108,7 +112,7 @@ def _laid_out(name: str, w: Any, cfg: ModelConfig, turned: bool, int8: bool) -> 
     if isinstance(w, SoupWeight):
         base = _laid_out(name, w.base, cfg, turned, int8)
         return w.replace(base=base, a=w.a.astype(cfg.dtype), b=w.b.astype(cfg.dtype))
-    in_dims = 2 if name == 'o' else 1
+    in_dims = 2 if name == 'o' else 1  # the output of attention has heads and their width as inputs
     if name.endswith(('_bias', '_norm')):
         return w.astype(cfg.dtype) if name.endswith('_bias') else w
     if int8:
@@ -202,7 +206,8 @@ def states(
 
 
 def _write(rows: Array, new: Array, start: Int[Array, ' N'], axis: int) -> Array:
-    """The rows with `new[n]` written into `rows[n]`, from `start[n]` on along an axis of the row."""
+    """The rows with `new[n]` written into `rows[n]`, from `start[n]` on along `axis` of a row, which has no batch
+    axis."""
     ways = {'cpu': one_by_one, 'default': together}
     return lax.platform_dependent(
         rows, new.astype(rows.dtype), start, **{name: functools.partial(way, axis=axis) for name, way in ways.items()}
@@ -246,6 +251,7 @@ def insert(state: DecodeState, prefix: Prefix, entry: Admission) -> DecodeState:
         return jax.tree.map(copy, caches, (prefix.keys, prefix.values))
 
     keys, values = lax.fori_loop(0, entry.size, place, (state.keys, state.values))
+    # Entries that are not used point behind the last slot, where `mode='drop'` ignores them.
     slot = jnp.where(jnp.arange(len(entry.slot)) < entry.size, entry.slot, len(state.token))
 
     def put(old: Array, new: Array) -> Array:
@@ -343,6 +349,7 @@ def score(
     scores = jax.tree.map(
         lambda array: jnp.moveaxis(array, 0, 1).reshape(rows, columns, *array.shape[3:]), lax.map(some, parts)
     )
+    # All tokens have been read, so that the last one counts as cached, unlike in `prefill`.
     return prefix.replace(length=prefix.length + 1), Scores(*scores)
 
 
@@ -369,7 +376,8 @@ def attend_cache(
         scores -= slopes * distance[:, None, None].astype(jnp.float32)
     visible = distance >= 0 if kind.window is None else (distance >= 0) & (distance < kind.window)
     scores = jnp.where(visible[:, None, None, :], scores, -jnp.inf)
-    # The barrier comes before the sum, as in `models.attention`. The few outputs are divided, not the many weights.
+    # The barrier keeps a CPU from exponentiating within the sum, without vectors (`models.attention`). The outputs are
+    # divided by the sum, since they are fewer than the weights.
     mass = lax.optimization_barrier(jnp.exp(scores - scores.max(-1, keepdims=True)))
     out = jnp.einsum('bghs,bgsk->bghk', mass.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (out / mass.sum(-1, keepdims=True)).reshape(B, 1, H, K).astype(q.dtype)

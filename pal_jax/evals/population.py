@@ -1,4 +1,5 @@
-"""The results of PAL on a population: a table of methods, curves by K and by n, people and prototypes."""
+"""The results of PAL on a population: a table of methods, curves by K (the number of prototypes) and by n (the
+number of a new person's known comparisons), people and prototypes."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ class Panel(NamedTuple):
     """The models and data that are compared: PAL's models are named `K=...`, others as in `glossary.PAL_MODELS`.
 
     Where models have decoders of their own, `by_model` is the data as each decoder reads them, and `decoder_parameters`
-    is the number of a decoder's trained parameters.
+    is the number of a decoder's trained parameters. `prototypes` has the values of K, `counts` the numbers of known
+    comparisons of new people, and `toward` the mean of the prior on their logits.
     """
 
     data: Comparisons
@@ -119,6 +121,7 @@ def measure(panel: Panel, state: States, others: Mapping[str, Other] = MappingPr
         for K, name in names.items()
     }
     chosen = choose({K: [value.pairs for value in row] for K, row in validation.items()})
+    # The places of the splits with true user ids, and of the control's with shuffled ones, which come after them.
     true, false = ([r for r, trial in enumerate(trials) if trial.shuffled == wanted] for wanted in (False, True))
     methods = {'shared': _of(measured['K=1'], true), 'pal': _chosen(measured, chosen, true)}
     if panel.ask:
@@ -179,7 +182,8 @@ def _asked(
     panel: Panel, state: States, new: Newcomers, counts: tuple[int, ...], measured: Mapping[str, Method],
     chosen: Sequence[int],
 ) -> dict[str, Method]:  # fmt: skip
-    """The chosen models, with new people's comparisons in the order of the information expected of each."""
+    """The models, of which those chosen have new accuracies on new people: what is known of a person comes in the order
+    of the information expected of it."""
     by_model = dict(measured)
     for K in set(chosen) - {1}:  # with one prototype all people are alike, and no answer would tell anything
         name, most = f'K={K}', min(panel.ask, new.most)
@@ -225,8 +229,8 @@ def _chosen(measured: Mapping[str, Method], chosen: Sequence[int], trials: Seque
 
 
 def _by_vote(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
-    """The method that predicts by the choices of seen people between the same two items; a person's own choices count
-    nothing."""
+    """The method that predicts by the choices of seen people between the same two items; it ignores a
+    person's own choices."""
     differences = data.chosen[:] - data.rejected[:]
 
     def of(trial: Trial, index: np.ndarray) -> Accuracy:
@@ -237,8 +241,8 @@ def _by_vote(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) 
 
 
 def _by_mixed_logit(data: Comparisons, trials: Sequence[Trial], counts: Sequence[int]) -> Method:
-    """The mixed logit: a person's coefficients have a posterior given the known comparisons: the training part, or
-    n."""
+    """The mixed logit. A person's coefficients have a posterior given the known comparisons: those of the training part
+    for seen people, the first n for new ones."""
     differences, users = data.chosen[:] - data.rejected[:], data.users
     new = newcomers(data, trials)
     seen, rows = [], [[] for _ in counts]

@@ -155,7 +155,7 @@ class ArrayPPO:
       hidden: widths of the hidden layers of policy and critic.
       optimizer, critic: those of the two networks.
       epochs, minibatches: passes over a rollout, and the parts that each is cut into by environments.
-      clip: how far PPO's ratio may move before a step stops to count.
+      clip: how far PPO's ratio may move before its gradient is 0.
       lam: of the advantage estimator.
       entropy: weight of the entropy in the policy's loss.
       reward_scale: by which rewards are multiplied before anything is learnt of them; multipliers are then of the

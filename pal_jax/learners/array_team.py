@@ -3,12 +3,13 @@
     state = learner.init(seed)
     state, metrics = learner.iterate(state, credit)     # T steps of N environments, then the update
 
-A member is paid `credit` times its own contribution and `1 - credit` times the team's value, so that both kinds of
-reward are one program. Episodes are cut after the task's horizon, at the end of a rollout, and the critic stands for
-what would have followed. With `mixtures` heads predict the next places of members, target and others, and the reward
-(world dynamics learning, arXiv 2303.03767 section 3.3).
+A member is paid `credit` times its own contribution and `1 - credit` times the team's value; `credit` is an array,
+so that one compiled program has both kinds of reward. Episodes are cut after the task's horizon, at the end of a
+rollout; the critic's value of the last state is the bootstrap of the rewards after it. With `mixtures` heads predict
+the next places of members, target and others, and the reward (world dynamics learning, arXiv 2303.03767 section 3.3).
 
-Letters: `N` environments, `T` steps, `A` members of the team, `D` the width of an observation.
+Letters: `N` environments, `T` steps, `A` members of the team, `D` the width of an observation, `H` choices of an
+action, `W` the width of what the critic reads, `F` figures of a step.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from pal_jax.objectives.policy import ppo_token_loss, value_token_loss
 from pal_jax.runtime import sharding
 from pal_jax.runtime.optim import Optimizer
 
-START, ROLLOUT, UPDATE = range(3)  # uses of randomness
-WEIGHTS = {'own': 1.0, 'team': 1.0, 'target': 1.0, 'reward': 1.0, 'others': 0.1}  # of the dynamics' parts
+START, ROLLOUT, UPDATE = range(3)  # numbers that are folded into the random key, one for each use
+# The weights of the losses of the dynamics heads.
+WEIGHTS = {'own': 1.0, 'team': 1.0, 'target': 1.0, 'reward': 1.0, 'others': 0.1}
 
 
 class TeamEnv(Protocol):
@@ -200,7 +202,7 @@ class TeamPPO:
     def play(
         self, params: Any, memory: Memory, key: Array, environments: int, env: Any, rule: str = ''
     ) -> tuple[Any, Float[Array, 'T F']]:  # fmt: skip
-        """Whole episodes by the policy, or by a rule of the task's of that name: the first one's scenes, and the
+        """Whole episodes by the policy, or by the method `rule` of the task: the first one's scenes, and the
         figures of every step, means over `environments`. `env` is the task, which may have another team."""
         learner = dataclasses.replace(self, env=env)
         to_start, to_go = jax.random.split(key)
@@ -233,7 +235,7 @@ class TeamPPO:
         end = jax.vmap(self.env.oversee)(last)
         values = self.critic_net.apply(state.critic, over)[..., 0]  # type: ignore[index]
         bootstrap = self.critic_net.apply(state.critic, end)[..., 0]  # type: ignore[index]
-        # Members stand where channels of rewards do.
+        # `gae` takes the last axis for channels of rewards; here it is the members.
         paid = credit * outcome.contributions + (1.0 - credit) * outcome.shared[..., None]
         acts = jnp.ones(paid.shape[:2], bool)
         advantages, returns = gae(
@@ -264,7 +266,7 @@ class TeamPPO:
         scenes = jax.tree.map(
             lambda new, old: jnp.where(begins.reshape(-1, *[1] * (old.ndim - 1)), new, old), fresh, state.running
         )
-        # The memory of a fragment starts empty: 25 steps say more than the five seconds before them.
+        # The memory of a rollout starts empty, in the middle of an episode too, so that it need not be kept.
         memory = self.policy_net.start(self.environments * env.cameras)
 
         def step(carry: tuple[Memory, Any], key: Array) -> tuple[tuple[Memory, Any], Any]:
@@ -297,6 +299,7 @@ class TeamPPO:
         def error(params: Any, data: tuple[Array, Array]) -> Array:
             seen, goal = data
             values: Any = self.critic_net.apply(params, seen)
+            # Half the squared error without a clip, so that the values before the update do not count.
             return jnp.mean(value_token_loss(values[..., 0], values[..., 0], goal, clip=jnp.inf))
 
         critic, critic_opt = run(error, state.critic, state.critic_opt, self.critic, judged, for_critic)
@@ -312,9 +315,9 @@ class TeamPPO:
         logprobs = self.env.actions.logprob(thought.output, legal, rows.actions)
         surrogate = jnp.mean(ppo_token_loss(logprobs, rows.logprobs, rows.advantages, clip=self.clip))
         entropy = jnp.mean(self.env.actions.entropy(thought.output, legal))
-        # The estimator k3 of the KL is never negative, and its mean is that of the log-ratio.
-        ratio = logprobs - rows.logprobs
-        metrics = {'entropy': entropy, 'approx_kl': jnp.mean(jnp.exp(ratio) - 1.0 - ratio)}
+        # Schulman's k3 estimates the KL from the policy before the update, in nats; it is never negative.
+        log_ratio = logprobs - rows.logprobs
+        metrics = {'entropy': entropy, 'approx_kl': jnp.mean(jnp.exp(log_ratio) - 1.0 - log_ratio)}
         loss = surrogate - self.entropy * entropy
         # The heads read the action, for only with it can a camera's next pose be known.
         if self.mixtures:

@@ -38,7 +38,9 @@ from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics, RolloutBatch, TokenBatch, derived
 
 Estimate = Callable[..., Estimates]  # makes advantages of a `Rollout` and further arrays; static under `jit`
-Before = Callable[['PolicyState', RolloutBatch, Array], RolloutBatch]  # takes also a minibatch's weights `[R, N, A]`
+# Makes the minibatch that is trained on from the state, a minibatch and the weights `[R, N, A]` of its actions: `R`
+# rows, `N` samples of a row, `A` actions of a sample.
+Before = Callable[['PolicyState', RolloutBatch, Array], RolloutBatch]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +55,9 @@ class PPO:
     gamma: float = 1.0  # the discount from token to token
     lam: float = 0.95  # lambda of generalised advantage estimation
     clip: float = 0.2  # PPO clips the ratio to 1 - clip, 1 + clip
-    clip_high: float = 0.0  # 0: as `clip`; above it keeps entropy (DAPO)
-    value_clip: float = 0.2  # how far a value may move from the rollout's value before its error stops to count
+    clip_high: float = 0.0  # the ratio is clipped to 1 + clip_high; 0: to 1 + clip; above clip it keeps entropy (DAPO)
+    # In units of the reward: a value further from the rollout's value, and nearer to its return, gets no gradient.
+    value_clip: float = 0.2
     kl_coef: float = 0.01  # weight of the KL penalty; 0: no reference is kept, and no figure tells the distance from it
     kl_estimator: kl_divergence.KLEstimator = 'k1'  # Schulman's estimators of the divergence from the reference
     # The penalty is a part of the reward of each token, or a term of the loss.
@@ -62,11 +65,11 @@ class PPO:
     kl_target: float = 0.0  # nats; adapts kl_coef when above 0
     # The KL that is compared with kl_target: the mean of the tokens, or the mean of the samples' sums.
     kl_target_per: Literal['token', 'sample'] = 'token'
-    kl_horizon: int = 10_000  # samples in which an adaptive kl_coef moves
+    kl_horizon: int = 10_000  # a rollout of n samples changes an adaptive kl_coef by at most 20 % * n / kl_horizon
     reward_clip: tuple[float, float] = (-10.0, 10.0)  # rewards of samples are clipped to this range
     negative_scale: float = 1.0  # weight of negative advantages
     std_floor: float = 0.0  # added to a group's standard deviation (group_norm): what is below it is taken for noise
-    loss_agg: losses.Aggregation | Literal[''] = ''  # '': 'constant' with dr_grpo, whose half it is, else 'seq_mean'
+    loss_agg: losses.Aggregation | Literal[''] = ''  # '': 'constant' for dr_grpo, as it defines, else 'seq_mean'
     micro_train_batch_size: int = 4  # samples whose tokens loss_agg='micro_token_mean' takes the mean of
     epochs: int = 1  # passes over the samples of a step
     early_stop_kl: float = 0.0  # above 0: epochs end once approx_kl is above 1.5 times it (P-Soups' target_kl)
@@ -74,7 +77,9 @@ class PPO:
     micro_rows: int = 4  # rows in a device's memory at once
     row_tokens: int = 0  # prompts share rows of so many tokens; 0: a row a prompt
     ptx_coef: float = 0.0  # above 0: every update also learns supervised examples, weighted by it (RLPA's warm-up)
-    freezing_actor_steps: int = -1  # the actor stays as it is while step <= this, so that the critic settles first
+    # The actor makes no step in its first optimiser steps (one for each minibatch), up to this number, so that the
+    # critic settles first.
+    freezing_actor_steps: int = -1
     # The log-probs that count as those of before the update. 'policy': those of the policy, computed again. 'sampler':
     # those that the sampler drew with. The latter costs one pass less, and its ratio also corrects the difference
     # between sampler and trainer.
@@ -336,7 +341,7 @@ class PolicyLearner:
             means |= {name: _mean(history, name) for name in history[0]}
             means |= {'epochs': float(len(epochs))} if self.ppo.early_stop_kl else {}
             means |= {'first_ratio_deviation': history[0]['ratio_deviation']}
-        # 4. The KL coefficient moves toward the target, for the next rollout.
+        # 4. The KL coefficient of the next rollout rises where the KL is above `kl_target`, and falls below.
         return state.replace(kl_coef=self._adapted_kl(batch, state.kl_coef)), means
 
     def minibatch(
@@ -381,7 +386,7 @@ class PolicyLearner:
             for k, error in enumerate(sum(errors, jnp.zeros(critic.heads))):
                 metrics[channel_name('value_loss', channel + k)] = error
             norm, channel = norm + critic_norm, channel + critic.heads
-        # One norm that is not finite marks the whole update as skipped.
+        # An update counts as skipped where one norm is not finite; the models with finite norms have made their step.
         actor = actor.replace(step=step + 1, skipped=skipped(state.actor.skipped, norm))
         return state.replace(actor=actor, critics=tuple(critics)), floats(metrics)
 

@@ -1,8 +1,9 @@
 """Estimators that turn one reward per sample into an advantage per action.
 
-A sample is a row of actions that starts in column 0; `acts` marks the real ones. Rewards and values have a last axis of
-channels: channel 0 is the reward, the others are costs or further objectives. Nothing here is differentiated: rewards,
-values and advantages are constants of the update. Results are 0 on padding, whose inputs are ignored.
+A sample is a row of actions that starts in column 0; `acts` is True for those that are no padding. Rewards and values
+have a last axis of channels: channel 0 is the reward, the others are costs or further objectives. Nothing here is
+differentiated: rewards, values and advantages are constants of the update. Results are 0 on padding, whose inputs are
+ignored.
 
 An estimator is a function of a `Rollout` and of `Discounts`; it returns advantages and returns. A method may pass a
 function of its own in its place, made of the same pieces.
@@ -29,9 +30,10 @@ class Rollout(NamedTuple):
       penalty: the penalty of an action for its distance from the reference policy, in units of the reward; never
         clipped.
       values: the critics' values of the states before each action, by channel; None without critics.
-      acts: True for actions that count.
+      acts: True for the actions of samples that are `ok`; False for padding and for samples without a reward.
       ok: True for samples that have a reward.
-      role: the speaker's role, such as the seat of a game, or the group that a limit belongs to.
+      role: a number for each sample: the seat of its player in a game, or with constraints the group of samples that
+        share a limit.
       n: the number of samples of a prompt, which stand side by side.
     """
 
@@ -45,7 +47,8 @@ class Rollout(NamedTuple):
 
 
 class Discounts(NamedTuple):
-    """Constants of the estimators under the papers' names. `std_floor` is added to a group's standard deviation."""
+    """Constants of the estimators under the papers' names. A group's rewards are divided by its deviation plus
+    `std_floor`."""
 
     gamma: float = 1.0
     lam: float = 0.95
@@ -111,11 +114,12 @@ class Apart(NamedTuple):
     A = (a - mean_batch) / (max(std_batch, floor) + 1e-4), with unbiased deviations.
 
     Channel 0 of the rewards is their sum, which does not count here; the others are the parts. A part that is NaN is
-    missing: it is left out of its group's statistics and gets the group's lowest z. The penalty is taken off after.
+    missing: it is left out of its group's statistics and gets the group's lowest z. The KL penalty is taken off A, and
+    so is not standardised.
 
     Attributes:
       weights: w_k of the parts.
-      floor: the least deviation: parts of a group that differ by less are taken for noise.
+      floor: the least divisor; a group whose deviation is smaller is divided by it.
     """
 
     weights: tuple[float, ...]
@@ -138,7 +142,8 @@ class Apart(NamedTuple):
         return returns[..., 0], returns
 
     def _standard(self, part: Float[Array, ' B'], rollout: Rollout) -> Float[Array, ' B']:
-        """The z of a part; 0 in a group where nobody has it."""
+        """The z of a part. A sample without it gets the lowest of its group, which is at most 0; 0 where nobody has
+        it."""
         given = rollout.ok & ~jnp.isnan(part)
         z = self._divided(keep(part, given)[:, None], given, rollout.n)[:, 0]
         groups, mask = z.reshape(-1, rollout.n), given.reshape(-1, rollout.n)
@@ -162,7 +167,7 @@ ESTIMATORS: dict[str, Estimator] = {  # by their names in configs
 
 
 def paid(rollout: Rollout, rewards: Float[Array, 'B C'], constants: Discounts) -> Float[Array, 'B A C']:
-    """The rewards of actions: the penalty is taken off the reward, and costs have none."""
+    """The rewards of actions. The KL penalty is taken off channel 0, the reward; costs have no penalty."""
     signs = [-1.0, *[0.0] * (rewards.shape[-1] - 1)]
     return token_rewards(rewards, rollout.penalty, rollout.acts, clip=constants.reward_clip, signs=signs)
 
@@ -245,8 +250,9 @@ def gae(
 
     δₜ = rₜ + γₜ Vₜ₊₁ - Vₜ,  Aₜ = δₜ + γₜλ Aₜ₊₁,  Gₜ = Aₜ + Vₜ.
 
-    The value after the last column is `bootstrap`. Without one the value after the last action is 0: an answer cut at
-    the length limit counts as finished. A γₜ of 0 ends an episode after action t.
+    The value after the last column is `bootstrap`. Without one it is 0, as it is after the last action of a row that
+    ends earlier: an answer that is cut at the length limit counts as finished. A γₜ of 0 ends an episode after action
+    t.
     """
     acts, gamma = _beside(acts, rewards), _beside(jnp.broadcast_to(gamma, acts.shape), rewards)
     rewards, values = keep(rewards, acts), keep(values, acts)

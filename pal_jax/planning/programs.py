@@ -122,7 +122,7 @@ def training(learner: Learner, work: Work) -> list[Program]:
 
 
 def rows_of(learner: Learner, work: Work) -> tuple[int, int]:
-    """The rows of a step and those in memory at once, on all devices together."""
+    """The rows of a step, a prompt each and padded to the devices, and the rows of a micro-batch; of all devices."""
     parts = parts_of(learner)
     ways = sharding.batch_ways(parts.mesh)
     height = round_up(work.prompts, ways)
@@ -188,6 +188,7 @@ def improving(learner: PolicyLearner, work: Work) -> list[Program]:
     minibatch = height // work.minibatches
     rows, scored = (min(actor.micro_rows * ways, height_at_most) for height_at_most in (minibatch, height))
     batch, weight = tokens(mesh, rows, work)
+    # The log-probabilities before the update and of the reference, the advantages and the KL penalties are alike.
     number: Any = weight
     constants = Tokens(number, number, number if actor.anchored else None, number)
     grads, beside = gradients(model.params), (state.critics, batch)
@@ -253,12 +254,14 @@ def decoding(cfg: ModelConfig, learner: PolicyLearner, work: Work, *, int8: bool
     caches = slots_of(cfg, mesh, slots, room)
     chunk, place = min(CHUNK, bucket(work.prompt, 64)), sharding.sharding(mesh, ('batch',))
     tokens, length = (jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=place) for sizes in ((rows, chunk), (rows,)))
+    # The slots, the place of the first token, and the length of a prompt are `[rows]` integers.
     prompts = weights, caches, length, length, tokens, length
     cached = jax.eval_shape(functions.extend, *prompts)
     prefix = jax.tree.map(lambda like, new: placed(new, like.sharding), prefix_of(caches), cached)
     prompts_of_share = -(-work.prompts // shares)
     chunks = -(-work.prompt // chunk) * -(-prompts_of_share // rows)
     steps = work.completion * -(-prompts_of_share * work.n // slots)
+    # The trained weights are arguments already; the rest of the training's state is in memory beside.
     training = state.replace(actor=state.actor.replace(model=model.replace(params={})))
     return [
         Program(

@@ -2,7 +2,7 @@
 
 A step answers the open conversations at the head of a queue with `n` samples each. It rewards every sample for the
 profile it infers and for its reply, lets the best sample of each conversation go on to the user, and makes PPO's update
-on all of them. A turn is one PPO sequence: the reward of a turn does not reach earlier turns, as in the published code.
+on all of them. A turn is one PPO sequence. The reward of a turn does not reach earlier turns, as in the published code.
 With `turn_gamma` it does, as in the paper's decision process: a step then holds whole conversations with all their
 turns.
 
@@ -51,6 +51,7 @@ from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
 
+# Means over turns that the console shows of an evaluation; `strict`: the share of replies that meet all five criteria.
 SHOWN = 'reward', 'format', 'profile', 'strict'
 # Keys that may change when a run goes on.
 MAY_CHANGE = 'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'reward.max_failed'
@@ -76,10 +77,13 @@ class RLPA:
     pack: samples of a step, those of a prompt together, as the batch of an update.
     game: the dialogue, of `game.rounds` turns.
     dialogues, n: conversations that a step answers, and samples of each.
-    round_batch_size: when and where conversations go on: see `envs/queue.py`.
+    round_batch_size: how many best samples wait until their users answer together; above 0 their conversations go to
+      the head of the queue, below 0 to its end (`envs/queue.py`).
     shuffle: the seed of the order of people; None: the order of the data.
     turn_gamma: the discount from turn to turn; 0: a step plays one turn of each conversation.
     min_std: a step whose rewards deviate less makes no update.
+    warmup: supervised steps before PPO. ptx: whether PPO's minibatches also learn the demonstrations.
+    shown: samples of a step that a report shows.
     test_rounds, test_shown: turns of a dialogue in evaluations, and how many dialogues a report shows.
     """
 
@@ -124,7 +128,8 @@ class RLPA:
             # 2. Sample n answers to each and reward every answer.
             turns = self.roll_out(open_dialogues, user, i)
             self.decoder.release()
-            # 3. The best answer of each conversation goes on: its user replies, and it queues up for its next round.
+            # 3. The user replies to the best answer of each conversation, which queues up for its next round. With
+            # `turn_gamma` all rounds have been played, and nothing is left to continue.
             queue = continue_best(
                 queue, turns[-1], max_rounds=self.game.rounds, round_batch_size=self.round_batch_size, user=user, seed=i
             )
@@ -164,7 +169,8 @@ class RLPA:
 
     def answer(self, i: int, dialogues: Sequence[Dialogue], turn: int) -> list[list[Sample]]:
         """A group of `n` rewarded samples for each dialogue."""
-        early = self.world.early and functools.partial(self.world.early.ask, seed=i)  # judged while others are decoded
+        # A judge behind an address reads finished answers while the decoder still samples others.
+        early = self.world.early and functools.partial(self.world.early.ask, seed=i)
         samples = self.world.reward(self.sample_turns(dialogues, self.n, (self.seed, i, turn), early), i)
         return [samples[k : k + self.n] for k in range(0, len(samples), self.n)]
 

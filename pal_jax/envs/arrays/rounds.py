@@ -1,10 +1,11 @@
-"""Plans of AllReduce round by round on arrays: trees that grow, and transfers on them, as two tasks of one form.
+"""Two tasks on arrays that plan an AllReduce round by round: grow the trees of all chunks, and send along them.
 
 The rules are those of `envs/arrays/allreduce.py`, which checks every plan that is made here. A task has candidates, of
-which a policy picks one after the other until the links forbid all others; then the round ends. What comes in a round
-goes on from the next.
+which a policy picks one after the other until the links forbid all others; then the round ends. A chunk that a server
+gets in a round can be sent on from the next. The root of chunk j's tree is server j.
 
-Letters: `N` servers (and chunks), `H` hops, `L` links, `C` candidates, `F` features, `P` picks of a round.
+Letters: `N` servers (and chunks), `H` hops, `L` links, `C` candidates, `F` features, `P` picks of a round,
+`S` any leading axes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ NONE = -1  # a pick that was not made
 
 
 class Candidates(NamedTuple):
-    """The candidates of a round. `hop` is the hop that each takes; of one `group` at most one is picked."""
+    """The candidates of a round: `hop` is the number of the hop that a candidate takes. Candidates of the same `group`
+    exclude each other."""
 
     features: Float[Array, 'C F']
     valid: Bool[Array, ' C']
@@ -62,7 +64,7 @@ class Wires:
 
     @functools.cached_property
     def number(self) -> Int[np.ndarray, 'N N']:
-        """The number of the hop between two servers; 0 where there is none."""
+        """The number of the hop between two servers; 0 too where there is none."""
         table = np.zeros((self.servers, self.servers), int)
         for number, hop in enumerate(self.hops):
             table[hop] = number
@@ -78,15 +80,18 @@ class Wires:
 
     @functools.cached_property
     def most(self) -> int:
-        """A bound of the picks of a round: links over the shortest hop's, and a hop for each pair of ports."""
+        """A bound of the picks of a round: the number of links, over the number of links of the shortest hop."""
         return int(len(self.topology.links) // self.links.sum(axis=1).min())
 
 
 def pick(
     key: Array, scores: Float[Array, ' C'], candidates: Candidates, clash: Bool[Array, 'H H'], most: int
 ) -> tuple[Int[Array, ' P'], Bool[Array, 'P C']]:
-    """Candidates one after the other, each by a softmax of the scores over those that may still be picked, and what
-    might have been picked each time. Gumbel noise that is drawn once gives these probabilities for all picks."""
+    """Pick up to `most` candidates one after the other, by a softmax of the scores over those that are still valid.
+
+    Returns the picks, `NONE` for one that was not made, and the candidates that were valid at each. Gumbel noise that
+    is drawn once gives these probabilities for all picks.
+    """
     noisy, clash = scores + jax.random.gumbel(key, scores.shape), jnp.asarray(clash)
 
     def one(valid: Bool[Array, ' C'], _: None) -> tuple[Array, tuple[Array, Array]]:
@@ -117,7 +122,8 @@ def _marked(picks: Int[Array, ' P'], count: int) -> Bool[Array, ' C']:
 
 
 class Trees(NamedTuple):
-    """Trees under way: whether a server has a chunk, and the parent of a chunk's server, -1 at roots and so far."""
+    """Trees under way: whether a server has a chunk, and the server from which it gets the chunk; -1 for the root, and
+    for servers without a parent yet."""
 
     has: Bool[Array, 'N N']  # [server, chunk]
     parents: Int[Array, 'N N']  # [chunk, server]
@@ -134,7 +140,7 @@ class Growing:
 
     @property
     def cap(self) -> int:
-        """Rounds after which an episode is cut: those of the ring."""
+        """Rounds after which an episode is cut: those that a ring of `N` servers needs."""
         return max(2 * (self.wires.servers - 1), 2)
 
     def start(self) -> Trees:
@@ -249,10 +255,11 @@ class Sending:
         longest = jnp.maximum(jnp.max(deepest), 1)
         remaining = jnp.stack([state.depth + deepest, state.height + 1]) / (
             2.0 * longest.astype(jnp.float32)
-        )  # the chain behind it
+        )  # the longest chain of sends from this one on
         progress = jnp.mean(jnp.concatenate([state.up, state.down], axis=1), axis=1)[:, None]
+        # About how many sends wait for this one: of a reduce all copies, and the reduces outside its subtree.
         behind = jnp.stack([count - 1 + count - state.size, state.size - 1]) / (2.0 * count)
-        first = jnp.asarray([1.0, 0.0])[:, None, None] * jnp.ones((2, count, count))
+        first = jnp.asarray([1.0, 0.0])[:, None, None] * jnp.ones((2, count, count))  # 1 for a reduce, 0 for a copy
         features = jnp.stack([
             remaining, behind, pressure[hop], first, jnp.broadcast_to(progress[None], first.shape),
             jnp.broadcast_to((state.depth / longest)[None], first.shape), jnp.broadcast_to(jnp.mean(todo), first.shape),

@@ -43,7 +43,7 @@ class RoleStates(struct.PyTreeNode):
 
     Attributes:
       base: the frozen weights that all adapters stand on, once; empty where all weights train.
-      policies: states of the learner whose frozen weights are left out.
+      policies: the state of each policy that learns, without frozen weights, which `base` has.
     """
 
     base: Params
@@ -75,7 +75,8 @@ class SelfRedTeam:
       load: reads the weights before training.
       before: the folders of the stages that must be finished.
       learner: of every policy; each has its own optimiser state and gradient norm.
-      roles: the number of the policy that plays attacker and defender; None: the start policy, which does not learn.
+      roles: for attacker and defender the index of its policy in `RoleStates.policies`; None: the start policy, which
+        does not learn.
       judge: labels finished games.
       models: the chat models that may judge.
       pack: samples of a step as the batch of an update.
@@ -113,7 +114,8 @@ class SelfRedTeam:
         return RoleStates(base, tuple(with_frozen(state, {}) for state in states)), {}
 
     def step(self, state: RoleStates, host: Host, i: int) -> tuple[RoleStates, Host, str, Metrics]:
-        # 1. Draw seeds: harmful and harmless ones, half of which the attacker rewrites.
+        # 1. Draw as many harmful requests (seeds) as harmless ones. The attacker rewrites half of them, all where it
+        # learns by itself, and none where the defender does.
         seeds = self.drawn(i)
         with self.ctx.phase('rollout'):
             # 2. Play whole games with the current policies; 3. a judge labels request and answer of each.
@@ -168,7 +170,8 @@ class SelfRedTeam:
     def learnt(self, games: Sequence[Played], k: int) -> list[Sample]:
         """The samples that policy `k` learns from.
 
-        A role whose samples were all paid alike is left out: whitening would blow up their KL.
+        A role whose samples were all paid alike is left out. Their returns differ by the KL penalty alone, which
+        whitening would scale to a variance of 1.
         """
         samples = [one for game in games for one in game.samples if self.roles[one.role] == k]
         paid_by_role = {role: {one.reward for one in samples if one.ok and one.role == role} for role in (0, 1)}
@@ -181,7 +184,7 @@ class SelfRedTeam:
             return state, figures
         policy, ppo = state.policy(k), self.learner.ppo
         with self.ctx.phase('annotate'):
-            # The log-probabilities that ratios start from, and returns less the KL, whitened over each role's tokens.
+            # Compute the log-probabilities before the update, and returns (rewards less the KL) whitened by role.
             batch, scored = self.learner.score(policy, self.pack(samples))
             estimate = ByRole(len(NAMES), Discounts(ppo.gamma, ppo.lam, ppo.reward_clip))
             batch, estimated = self.learner.advantages(policy, batch, estimate)
@@ -195,7 +198,8 @@ class SelfRedTeam:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), i), k)
 
     def named(self, k: int, name: str) -> str:
-        """The name of a figure of policy `k`; with two policies those of the attacker say so."""
+        """The name of a figure of policy `k`: where each role has its policy, those of the attacker begin with its
+        name."""
         apart = None not in self.roles and self.roles[ATTACKER] != self.roles[DEFENDER]
         return f'attacker_{name}' if apart and self.roles[ATTACKER] == k else name
 
