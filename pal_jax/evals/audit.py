@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pal_jax.data.comparisons import Comparisons, Lookup, Split, questions, row_keys, same_texts
+from pal_jax.data.comparisons import Comparisons, Lookup, Split, questions, rank_within, row_keys, same_texts
 from pal_jax.data.holdouts import normal
 from pal_jax.evals import leakage, shortcuts
 from pal_jax.evals.accuracy import hits
@@ -18,7 +18,9 @@ from pal_jax.evals.leakage import Finding, logistic, not_applied
 
 MOST = 20_000  # pairs of a part that are read; more say the same
 PEOPLE = 300  # people who have a model of their own in T1
-PULLS = 1.0, 3.0, 10.0, 30.0, 100.0  # of a person's model to the shared one in T1; the validation part chooses
+PULLS = 1.0, 10.0, 100.0  # of a person's model to the shared one in T1
+DIRECTIONS = 1, 2, 4  # numbers of directions in which people differ in T1
+PARTS = 'train', 'validation', 'test'
 LONG = 20  # characters: T12 counts replies of more, since short ones are alike by chance
 SHARED = 2.0  # pairs for each text, above which people share items
 ROWS = ('T3', 'T4')  # shortcuts that are rows of the table and void no data set
@@ -67,26 +69,39 @@ def _shared(data: Comparisons, split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _person(data: Comparisons, split: Split, rng: np.random.Generator) -> Finding:
-    """T1 on the new choices of at most `PEOPLE` seen people."""
+    """T1 on the new choices of at most `PEOPLE` seen people, by the best of a few simple personal models.
+
+    A person's weights are pulled to the shared ones: all of them, or only in the few directions in which people differ
+    most. The validation part chooses.
+    """
     scale, shared = _shared(data, split)
-    people = rng.permutation(np.unique(data.users[split.train]))[:PEOPLE]
+    people = np.sort(rng.permutation(np.unique(data.users[split.train]))[:PEOPLE])
     train, validation, test = (
         part[np.isin(data.users[part], people)] for part in (split.train, split.validation, split.test)
     )
-    x_of = {name: differences(data, part) / scale for name, part in (('validation', validation), ('test', test))}
-    margins = {pull: {name: np.zeros(len(x)) for name, x in x_of.items()} for pull in PULLS}
-    x_train = differences(data, train) / scale
-    for person in people:
-        mine = x_train[data.users[train] == person]
-        rows = {name: data.users[part] == person for name, part in (('validation', validation), ('test', test))}
-        for pull in PULLS:
-            w = logistic(mine, pull, shared)
-            for name, row in rows.items():
-                margins[pull][name][row] = x_of[name][row] @ w
-    best = max(PULLS, key=lambda pull: hits(margins[pull]['validation']).mean() if len(validation) else pull)
+    person_of, x_of = ({name: f(part) for name, part in zip(PARTS, (train, validation, test), strict=True)} for f in (
+        lambda part: np.searchsorted(people, data.users[part]), lambda part: differences(data, part) / scale
+    ))  # fmt: skip
+    # Training pairs as rows of people.
+    rank = rank_within(person_of['train'], np.arange(len(train)))
+    x, weight = np.zeros((len(people), rank.max() + 1, len(scale))), np.zeros((len(people), rank.max() + 1))
+    x[person_of['train'], rank], weight[person_of['train'], rank] = x_of['train'], 1.0
+    models = {pull: leakage.logistic_by_person(x, weight, pull, shared) for pull in PULLS}
+    axes = np.linalg.svd(models[PULLS[1]] - shared, full_matrices=False)[2]
+    for few in (k for k in DIRECTIONS if k < len(scale)):
+        # The shared margin is one more coordinate, whose weight is pulled to 1.
+        along = np.concatenate([x @ axes[:few].T, (x @ shared)[..., None]], axis=2)
+        within = leakage.logistic_by_person(along, weight, 1.0, np.eye(few + 1)[few])
+        models[f'{few} directions'] = within[:, few:] * shared + within[:, :few] @ axes[:few]
+    right_of = {
+        key: {name: hits(np.sum(x_of[name] * w[person_of[name]], axis=1)) for name in PARTS[1:]}
+        for key, w in models.items()
+    }
+    best = max(right_of, key=lambda key: right_of[key]['validation'].mean() if len(validation) else 0.0)
     bound, bounded = _bound(data, test)
-    personal = hits(margins[best]['test'])
-    return leakage.blind_to_person(hits(x_of['test'] @ shared), personal, data.users[test], bound, bounded)
+    return leakage.blind_to_person(
+        hits(x_of['test'] @ shared), right_of[best]['test'], data.users[test], bound, bounded
+    )  # fmt: skip
 
 
 def _bound(data: Comparisons, index: np.ndarray) -> tuple[float, np.ndarray]:
@@ -203,7 +218,7 @@ def _label(data: Comparisons, index: np.ndarray, names: Sequence[str]) -> Findin
         wins = np.bincount(left, minlength=len(data.texts)) - np.bincount(right, minlength=len(data.texts))
         asked = np.flatnonzero(wins)
         texts = [data.texts[i] for i in asked]
-        return shortcuts.label_in_text(texts, wins[asked] > 0, asked, named)
+        return shortcuts.label_in_text(texts, wins[asked] > 0, asked, named, popularity=True)
     texts = [data.texts[i] for i in np.concatenate([left, right])]
     won = np.repeat([True, False], len(index))
     return shortcuts.label_in_text(texts, won, np.tile(data.users[index], 2), named)

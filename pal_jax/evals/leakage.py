@@ -133,6 +133,26 @@ def logistic(x: np.ndarray, ridge: float = 1.0, toward: np.ndarray | None = None
     return w
 
 
+def logistic_by_person(
+    x: np.ndarray, weight: np.ndarray, ridge: float, toward: np.ndarray, steps: int = 12
+) -> np.ndarray:
+    """The weights `[P, H]` of a model for each person, pulled to `toward` `[H]`, as `logistic` fits one.
+
+    Args:
+      x: differences `[P, T, H]`.
+      weight: 1 for pairs that exist, 0 for others `[P, T]`.
+    """
+    w = np.tile(toward, (len(x), 1))
+    for _ in range(steps):
+        p = 0.5 * (1.0 + np.tanh(-0.5 * np.einsum('pth,ph->pt', x, w)))
+        gradient = ridge * (w - toward) - np.einsum('pth,pt->ph', x, weight * p)
+        curved = np.matmul(np.swapaxes(x * (weight * p * (1 - p))[..., None], 1, 2), x)
+        step = np.linalg.solve(curved + ridge * np.eye(x.shape[2]), gradient[..., None])[..., 0]
+        # A step of Newton's method can overshoot on separable data, so its length is bounded.
+        w = w - step * np.minimum(1.0, 10.0 / np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-12))
+    return w
+
+
 def cross_fitted(x: np.ndarray, groups: np.ndarray, folds: int = 5, ridge: float = 1.0) -> np.ndarray:
     """The margins `[n]` of pairs by models that saw no pair of the same group; columns in units of their size."""
     scaled = x / np.maximum(np.sqrt(np.mean(x**2, axis=0)), 1e-9)

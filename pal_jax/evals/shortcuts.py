@@ -131,7 +131,7 @@ def words_of(text: str) -> set[str]:
 
 
 def label_in_text(
-    texts: Sequence[str], won: np.ndarray, groups: np.ndarray, names: Iterable[str] = ()
+    texts: Sequence[str], won: np.ndarray, groups: np.ndarray, names: Iterable[str] = (), *, popularity: bool = False
 ) -> Finding:  # fmt: skip
     """T9: one text alone, without the other side: did it win?
 
@@ -140,6 +140,8 @@ def label_in_text(
 
     Args:
       won: bools `[n]`, True for a text that was chosen.
+      popularity: people share the texts, so that the AUC is that of a text's popularity. A model of everybody may learn
+        it, and gains count over that model, so the AUC warns at most.
     """
     bags = [words_of(text) for text in texts]
     total: dict[str, int] = {}
@@ -160,7 +162,9 @@ def label_in_text(
     words = f'a bag of words tells winners with AUC {area:.3f}'
     words += f'; {word!r} has z {z_of[word]:+.2f}' if word else ''
     excluded = ends[0] > 0.5 or ends[1] < 0.5
-    verdict: Verdict = 'flag' if ends[0] > AUC or z > FLAG_Z else 'warn' if excluded or z > WARN_Z else 'pass'
+    flagged = (ends[0] > AUC and not popularity) or z > FLAG_Z
+    verdict: Verdict = 'flag' if flagged else 'warn' if excluded or z > WARN_Z else 'pass'
+    words += ' (people share the texts: it is their popularity)' if popularity and ends[0] > AUC else ''
     return finding('T9', area, verdict, words, ends=ends, chance=0.5)
 
 
