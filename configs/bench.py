@@ -1,4 +1,4 @@
-r"""The audited bench of personalised rewards: leakage tests of the data, then all methods on the same people and splits.
+r"""The audited bench of personalised rewards: leakage tests of the data, then all methods on the same people.
 
   python -m pal_jax.train --config=configs/bench.py                 # 361 people's choices of electricity tariffs
   python -m pal_jax.train --config=configs/bench.py --config.texts="('polis/bowling_green','jester:jester5k')"
@@ -7,8 +7,8 @@ r"""The audited bench of personalised rewards: leakage tests of the data, then a
   python -m pal_jax.train --config=configs/bench.py:smoke           # nothing learnt
   python -m pal_jax.train --config=configs/bench.py --config.methods="('majority','mixed_logit')"
 
-The sections pal and pal_text are configs/pal.py and configs/pal.py:text; all methods have their splits, their numbers of
-known choices and the vectors that their decoder makes of texts. The keys: pal_jax/recipes/bench/settings.py.
+The sections pal and pal_text are configs/pal.py and configs/pal.py:text; all methods have their splits, their numbers
+of known choices and the vectors that their decoder makes of texts. The keys: pal_jax/recipes/bench/settings.py.
 """
 
 import runpy

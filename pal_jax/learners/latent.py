@@ -58,10 +58,19 @@ def init(key: PRNGKeyArray, width: int, latent: Latent) -> Params:
     return params
 
 
-def encode(params: Params, past: Float[Array, 'B T 2 D']) -> tuple[Float[Array, 'B Z'], Float[Array, 'B Z']]:
-    """The mean and log standard deviation of z, from `T` past choices: the chosen reply and the other one."""
+def encode(
+    params: Params, past: Float[Array, 'B T 2 D'], weight: Float[Array, 'B T'] | None = None
+) -> tuple[Float[Array, 'B Z'], Float[Array, 'B Z']]:
+    """The mean and log standard deviation of z, from `T` past choices: the chosen reply and the other one.
+
+    Choices of weight 0 are not read.
+    """
     read = jax.nn.gelu(_dense(params['pair'], past.reshape(*past.shape[:2], -1)))
-    person = jax.nn.gelu(_dense(params['person'], read.mean(axis=1)))
+    if weight is None:
+        pooled = read.mean(axis=1)
+    else:
+        pooled = jnp.einsum('bth,bt->bh', read, weight) / jnp.maximum(weight.sum(axis=1), 1.0)[:, None]
+    person = jax.nn.gelu(_dense(params['person'], pooled))
     return _dense(params['mean'], person), _dense(params['log_std'], person)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from pal_jax.evals import accuracy, mixed_logit
 from pal_jax.learners.personal import Choices, Fitted, Method
+from pal_jax.recipes.bench import vpl
 
 
 class LogitPeople(NamedTuple):
@@ -54,6 +55,7 @@ def mixed_logit_margins(fitted: Fitted, known: Choices | None, asked: Choices) -
 METHODS: dict[str, Method] = {
     'majority': Method(fit_majority, majority_margins, personal=False),
     'mixed_logit': Method(fit_mixed_logit, mixed_logit_margins),
+    'vpl': Method(vpl.fit, vpl.margins, options=({'decay': 1e-2}, {'decay': 1.0})),
 }
 
 FOR_TABLES = ('majority', 'mixed_logit')  # methods whose attributes need a meaning; texts have none
