@@ -104,6 +104,7 @@ STEPS = {  # what the steps of a phase are
     'rlpa': 'PPO on dialogues',
     'hold': 'the reward model learns alone, and the summariser waits',
     'plus': 'summariser and reward model learn',
+    'bench': 'data sets are audited, and methods are fitted, a part a step',
     'cmdp': 'policies under all constraint handlers learn',
     'cameras': 'cameras fly, and their policy learns',
     'allreduce_trees': 'the policy of trees learns, that of transfers stays',
