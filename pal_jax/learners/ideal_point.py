@@ -203,7 +203,7 @@ class IdealPointLearner:
             return keep(self._losses(params, z, pairs, noise)[0], real(pairs))
 
         total, adapted = meta.outer_loss(losses, params['z0'], place, z.shape[0], real(pairs) & support, query, inner)
-        right = keep(correct(self._judge(params, adapted[place], pairs)[1]), query)
+        right = keep(correct(self._losses(params, adapted[place], pairs, None)[1]), query)
         return total, jnp.sum(right) / jnp.maximum(jnp.sum(query), 1)
 
     def _losses(self, params: Params, z: Array, batch: PairBatch, key: Array | None) -> tuple[Array, Array]:

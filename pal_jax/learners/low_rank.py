@@ -18,6 +18,8 @@ import numpy as np
 
 from pal_jax.data.comparisons import PairBatch
 
+LARGEST = 50_000_000  # cells of a matrix that is decomposed, 400 MB each
+
 
 class Factors(NamedTuple):
     """The parts of a matrix `[n, U]` of judgements.
@@ -68,14 +70,24 @@ def regress(x: np.ndarray, items: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def judgements(pairs: PairBatch, people: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The judgements `Y` `[n, U]` of the different pairs of a batch `[B]`, which are missing, and the pairs' differences.
+    """The judgements `Y` `[n, U]` of the different pairs of a batch `[B]`, which are missing, and their differences.
 
     Two pairs are one where their differences are the same but for the sign. A person who judged one twice has the mean.
+
+    Raises:
+      ValueError: the matrix is too large.
     """
     x = np.asarray(pairs.chosen, np.float64) - np.asarray(pairs.rejected, np.float64)
     first = x[np.arange(len(x)), np.argmax(x != 0, axis=1)]
     sign = np.where(first < 0, -1.0, 1.0)
+    # 1. The same pair has the same differences, whichever side was chosen.
     different, number = np.unique(np.round(sign[:, None] * x, 6) + 0.0, axis=0, return_inverse=True)
+    if len(different) * people > LARGEST:
+        raise ValueError(
+            f'{len(different)} pairs x {people} people are more than the {LARGEST} cells that are decomposed; start '
+            'from normal draws'
+        )
+    # 2. Each person's mean judgement of each pair.
     total, count = (np.zeros((len(different), people)) for _ in range(2))
     where = number.reshape(-1), np.asarray(pairs.users)
     np.add.at(total, where, sign)

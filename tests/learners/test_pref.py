@@ -176,5 +176,4 @@ def test_free_weights_on_a_population_of_rank_three():
         orders.append(accuracies)
     np.testing.assert_allclose(np.mean(rows, axis=0), [0.736, 0.658, 0.658, 0.717], atol=0.03)
     given, ellipsoid, information = np.mean(orders, axis=0)
-    print(given, ellipsoid, information)
     assert ellipsoid > given and information > given
