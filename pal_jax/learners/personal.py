@@ -6,8 +6,10 @@
     rank = method.ask(fitted, pool, questions)           # optional: the order of questions to new people
 
 To add a method of your own, write these functions in a file and a line in the table `METHODS` of
-`recipes/bench/methods.py`, such as `'mine': Method(mine.fit, mine.margins, options=({'pull': 0.1}, {'pull': 1.0}))`, with
-the method's name in words in `runtime/glossary.py` (`BENCH_METHODS`).
+`recipes/bench/methods.py`, with the method's name in words in `runtime/glossary.py` (`BENCH_METHODS`):
+
+    'mine': Method(mine.fit, mine.margins, options=({'pull': 0.1}, {'pull': 1.0})),
+
 The bench does the rest: it chooses the option on validation people, fits the method on five splits and on five more
 whose people are shuffled, tests seen people on new choices and new people at several numbers of known choices, times
 the fit of a person, and subtracts the shared model's figures.

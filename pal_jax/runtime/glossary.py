@@ -41,6 +41,18 @@ PAL_MODELS = {  # what PAL is compared with
     'mixed_logit': 'mixed logit (xlogit)',
     'context': 'in context: earlier choices before the pair',
 }
+BENCH_METHODS = {  # what the bench of personal rewards compares
+    'shared': 'one model for all',
+    'pal': 'PAL, K chosen on validation',
+    'embedding': 'user embedding',
+    'own': 'a model of their own each',
+    'groups': 'PAL that is told the groups of seen people',
+    'majority': 'majority vote on the same pair',
+    'mixed_logit': 'mixed logit (xlogit)',
+    'shallow': 'length and formatting alone',
+    'memory': 'wins less losses of the items in training',
+    'vpl': 'a latent vector read from choices (VPL)',
+}
 PLUS_METHODS = {  # what a reward model reads of a person in PLUS's table
     'plus': 'PLUS: summaries that are learnt',
     'untrained': 'summaries of the untrained model',
@@ -135,6 +147,7 @@ VOCABULARY = {
     'seat': SEATS,
     'judge': JUDGES,
     'pal': PAL_MODELS,
+    'bench': BENCH_METHODS,
     'soup': SOUP_SYSTEMS,
     'other': SOUP_SYSTEMS,
     'phase': PHASES,
@@ -201,6 +214,10 @@ FIGURES: dict[str, dict[str, str]] = {
         'sampled_reward': 'mean reward of summaries drawn as in training',
         'seen_gain': 'accuracy of PAL less that of one model for all, new choices of known people',
         'new_gain': 'accuracy of PAL less that of one model for all, new people',
+        'seen_gain_{bench}': 'accuracy less that of one model for all, new choices of seen people, mean over data: {bench}',
+        'new_gain_{bench}': 'accuracy less that of one model for all, new people, mean over data: {bench}',
+        'data_sets': 'the number of data sets',
+        'failed_data_sets': 'the number of data sets that a leakage test flags',
         'seen_pal': 'accuracy on new choices of known people: PAL, K chosen on validation',
         'new_pal': 'accuracy on new people: PAL, K chosen on validation',
         'winrate_psoups': 'prompts won against all other systems, ties half: P-Soups (merged policies)',
