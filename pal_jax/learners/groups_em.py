@@ -13,7 +13,7 @@ that it then scores, by which two coins have .57 on ten pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -115,14 +115,14 @@ def _logistic(x: np.ndarray, weight: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def run_prototypes(
-    learner: IdealPointLearner, state: PALState, batches: Callable[[int], PairBatch], pairs: PairBatch,
+    learner: IdealPointLearner, state: PALState, batches: Callable[[int], Iterable[PairBatch]], pairs: PairBatch,
     weight: np.ndarray, start: np.ndarray, *, rounds: int, belonging: Belonging = 'hard',
 ) -> tuple[Groups, PALState]:  # fmt: skip
     """Groups whose rewards are the prototypes of PAL; the rewards of the result are the prototypes' parameters.
 
     Args:
       learner: a learner of one replica with `Loss.mix='losses'` and rate 0 of users.
-      batches: the batches `[1, updates, B]` that the prototypes learn from in a round, by its number.
+      batches: the batches `[1, updates, B]` that the prototypes learn from in a round, in turn, by the round's number.
       pairs: all pairs `[1, n]`, by which people are put into groups; those of `weight` 0 do not count.
 
     Raises:
@@ -138,7 +138,9 @@ def run_prototypes(
         z = np.zeros(table.shape, np.float32)
         z[0, : len(people)] = np.maximum(np.log(np.maximum(people, 1e-30)), -CERTAIN)
         users = held[0].users.replace(z=jax.device_put(z, table.sharding))
-        held[0], _ = learner.update(held[0].replace(users=users), batches(done[0]))
+        held[0] = held[0].replace(users=users)
+        for batch in batches(done[0]):
+            held[0], _ = learner.update(held[0], batch)
         done[0] += 1
         return held[0].params
 

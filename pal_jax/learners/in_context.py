@@ -42,7 +42,7 @@ class InContextLearner:
     """Updates on meta-batches of people, and margins given known choices.
 
     people: the number of people of a meta-batch. context: the most known choices. targets: questions of each person.
-    steps: the length of the cosine from `lr` to 0.
+    steps: the length of the cosine from `lr` to 0. decay: of weights, beside it (AdamW).
     """
 
     net: SetTransformer
@@ -50,12 +50,14 @@ class InContextLearner:
     context: int = 20
     targets: int = 20
     lr: float = 3e-4
+    decay: float = 0.0
     steps: int = 1000
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """Adam with gradients of norm at most 1, and a cosine in updates."""
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(self.lr, self.steps)))
+        rate = optax.cosine_decay_schedule(self.lr, self.steps)
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=self.decay))
 
     def init(self, key: PRNGKeyArray) -> InContextState:
         """The state before the first update, in which all margins are 0."""
@@ -87,22 +89,12 @@ class InContextLearner:
     ) -> tuple[Array, Array, Array, Array]:
         """A meta-batch: known choices `[B, N, H + 1]` and which exist, questions `[B, M, H]` by the chosen side, and
         which exist."""
-        who, order, turn, number = jax.random.split(key, 4)
-        # 1. People, each with as good a chance, and a random order of their choices.
-        people = jax.random.randint(who, (self.people,), 0, index.shape[0])
-        counts = jnp.sum(exists[people], axis=1)
-        ranks = jnp.where(exists[people], jax.random.uniform(order, (self.people, index.shape[1])), 2.0)
-        shuffled = jnp.take_along_axis(index[people], jnp.argsort(ranks, axis=1), axis=1)
-        # 2. From none to `context` of them are known; at least one is asked.
-        most = jnp.clip(counts - 1, 0, self.context)
-        known = jnp.floor(jax.random.uniform(number, most.shape) * (most + 1)).astype(jnp.int32)
-        places = known[:, None] + jnp.arange(self.targets)[None]
-        asked = jnp.take_along_axis(shuffled, jnp.minimum(places, index.shape[1] - 1), axis=1)
-        context = shuffled[:, : self.context]
-        # 3. The order of the two items of a known choice.
+        kept, turn = jax.random.split(key)
+        context, known, asked, counted = draw_choices(kept, index, exists, self.people, self.context, self.targets)
+        # The order of the two items of a known choice.
         signs = jnp.where(jax.random.bernoulli(turn, 0.5, context.shape), 1.0, -1.0)[..., None]
         tokens = jnp.concatenate([signs * x[context], signs], axis=-1)
-        return tokens, jnp.arange(context.shape[1])[None] < known[:, None], x[asked], places < counts[:, None]
+        return tokens, known, x[asked], counted
 
     def loss(
         self, params: Params, context: Array, known: Array, asked: Array, counted: Array
@@ -124,6 +116,25 @@ class InContextLearner:
         sign, sign_asked = canonical_sign(known), canonical_sign(asked)
         context = jnp.concatenate([sign[..., None] * known, sign[..., None]], axis=-1)
         return sign_asked * odd_margin(params, self.net, context, exists, sign_asked[..., None] * asked)
+
+
+def draw_choices(
+    key: PRNGKeyArray, index: Int[Array, 'U T'], exists: Bool[Array, 'U T'], people: int, context: int, targets: int
+) -> tuple[Int[Array, 'B N'], Bool[Array, 'B N'], Int[Array, 'B M'], Bool[Array, 'B M']]:
+    """A meta-batch: the numbers of known choices and which of these exist, the same of questions."""
+    who, order, number = jax.random.split(key, 3)
+    # 1. People, each with as good a chance, and a random order of their choices.
+    drawn = jax.random.randint(who, (people,), 0, index.shape[0])
+    counts = jnp.sum(exists[drawn], axis=1)
+    ranks = jnp.where(exists[drawn], jax.random.uniform(order, (people, index.shape[1])), 2.0)
+    shuffled = jnp.take_along_axis(index[drawn], jnp.argsort(ranks, axis=1), axis=1)
+    # 2. From none to `context` of them are known; at least one is asked.
+    most = jnp.clip(counts - 1, 0, context)
+    known = jnp.floor(jax.random.uniform(number, most.shape) * (most + 1)).astype(jnp.int32)
+    places = known[:, None] + jnp.arange(targets)[None]
+    asked = jnp.take_along_axis(shuffled, jnp.minimum(places, index.shape[1] - 1), axis=1)
+    shown = shuffled[:, :context]
+    return shown, jnp.arange(shown.shape[1])[None] < known[:, None], asked, places < counts[:, None]
 
 
 def odd_margin(

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from pal_jax.data.comparisons import PairBatch
+from pal_jax.learners.ideal_point import IdealPointLearner, PALState
 
+ENOUGH = 0.5  # the share of pairs that several people judged, from which a decomposition says something
 LARGEST = 50_000_000  # cells of a matrix that is decomposed, 400 MB each
 
 
@@ -69,19 +71,19 @@ def regress(x: np.ndarray, items: np.ndarray, ridge: float) -> np.ndarray:
     return np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ items)
 
 
-def judgements(pairs: PairBatch, people: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The judgements `Y` `[n, U]` of the different pairs of a batch `[B]`, which are missing, and their differences.
+def judgements(x: np.ndarray, users: np.ndarray, people: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The judgements `Y` `[n, U]` of the different pairs, which of them are missing, and the pairs' differences.
 
     Two pairs are one where their differences are the same but for the sign. A person who judged one twice has the mean.
+
+    Args:
+      x: the chosen item less the other, by pair. users: the pair's person, from 0 to `people` - 1.
 
     Raises:
       ValueError: the matrix is too large.
     """
-    x = np.asarray(pairs.chosen, np.float64) - np.asarray(pairs.rejected, np.float64)
-    first = x[np.arange(len(x)), np.argmax(x != 0, axis=1)]
-    sign = np.where(first < 0, -1.0, 1.0)
     # 1. The same pair has the same differences, whichever side was chosen.
-    different, number = np.unique(np.round(sign[:, None] * x, 6) + 0.0, axis=0, return_inverse=True)
+    different, number, sign = _numbered(x)
     if len(different) * people > LARGEST:
         raise ValueError(
             f'{len(different)} pairs x {people} people are more than the {LARGEST} cells that are decomposed; start '
@@ -89,26 +91,52 @@ def judgements(pairs: PairBatch, people: int) -> tuple[np.ndarray, np.ndarray, n
         )
     # 2. Each person's mean judgement of each pair.
     total, count = (np.zeros((len(different), people)) for _ in range(2))
-    where = number.reshape(-1), np.asarray(pairs.users)
+    where = number, users
     np.add.at(total, where, sign)
     np.add.at(count, where, 1.0)
     return total / np.maximum(count, 1.0), count == 0, different
 
 
+def _numbered(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The different pairs, the number of each pair among them, and -1 for pairs that stand there turned around."""
+    x = np.asarray(x, np.float64)
+    first = x[np.arange(len(x)), np.argmax(x != 0, axis=1)]
+    sign = np.where(first < 0, -1.0, 1.0)
+    different, number = np.unique(np.round(sign[:, None] * x, 6) + 0.0, axis=0, return_inverse=True)
+    return different, number.reshape(-1), sign
+
+
+def can_start(x: np.ndarray, users: np.ndarray, people: int, rank: int) -> bool:
+    """True where most pairs were judged by several people, and the matrix is neither too large nor too small."""
+    different, number, _ = _numbered(x)
+    judges = np.bincount(np.unique(np.stack([number, users]), axis=1)[0], minlength=len(different))
+    enough = np.mean(judges > 1) >= ENOUGH
+    return bool(enough and len(different) * people <= LARGEST and min(len(different), people) > rank)
+
+
 def start(
-    pairs: PairBatch, people: int, *, rank: int, rounds: int = 10, ridge: float = 1e-2
+    Y: np.ndarray, missing: np.ndarray, x: np.ndarray, *, rank: int, rounds: int = 10, ridge: float = 1e-2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first prototypes `[K, H]` and people's logits `[U, K]` for the pairs `[B]` of `people`.
+    """The first prototypes `[K, H]` and people's logits `[U, K]` by `judgements`.
 
     Raises:
       ValueError: most pairs were judged by one person, so that there is nothing to decompose.
     """
-    Y, missing, x = judgements(pairs, people)
     several = np.mean(np.sum(~missing, axis=1) > 1)
-    if several < 0.5:
+    if several < ENOUGH:
         raise ValueError(
             f'a decomposition needs pairs that several people judged, and {several:.0%} of {len(Y)} are; start from '
             'normal draws'
         )
     parts = refill(Y, missing, rank=rank, rounds=rounds, low=-1.0, high=1.0)
     return regress(x, parts.items, ridge).T.astype(np.float32), parts.people.astype(np.float32)
+
+
+def placed(learner: IdealPointLearner, state: PALState, P: np.ndarray, z: np.ndarray) -> PALState:
+    """The state of one replica with these prototypes and people's logits; the table's further rows stay."""
+    table = state.users.z
+    rows = np.array(table)
+    rows[0, : len(z)] = z
+    users = state.users.replace(z=jax.device_put(rows, table.sharding))
+    params = {**state.params, 'P': jax.device_put(P[None], state.params['P'].sharding)}
+    return state.replace(params=params, users=users)

@@ -84,7 +84,7 @@ def test_prototypes_find_two_camps(belonging):
     batches = jax.tree.map(lambda a: np.broadcast_to(a[:, None], (1, 40, *a.shape[1:])), pairs)
     weight = np.ones(pairs.users.shape[1])
     groups, state = groups_em.run_prototypes(
-        learner, learner.init(jnp.arange(1)), lambda _: batches, pairs, weight, start, rounds=6, belonging=belonging
+        learner, learner.init(jnp.arange(1)), lambda _: [batches], pairs, weight, start, rounds=6, belonging=belonging
     )
     assert agreement(groups.belonging, camp) >= 0.95
     hard = groups.belonging[np.repeat(np.arange(20), 20)]
@@ -92,4 +92,4 @@ def test_prototypes_find_two_camps(belonging):
     assert np.mean(groups_em.mixed_margin(margins, hard) > 0) > 0.75
     moving = IdealPointLearner(pal, Loss(mix='losses'), dataclasses.replace(Rates(), users=0.1), ONE, users=20)
     with pytest.raises(ValueError, match='rates.users=0'):
-        groups_em.run_prototypes(moving, state, lambda _: batches, pairs, weight, start, rounds=1)
+        groups_em.run_prototypes(moving, state, lambda _: [batches], pairs, weight, start, rounds=1)

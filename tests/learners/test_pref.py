@@ -61,10 +61,8 @@ def test_the_centred_start():
 
 def test_a_pair_is_one_whichever_side_was_chosen():
     """Two people and two pairs: the second person has turned the first pair around."""
-    x = np.array([[[1.0, -2.0], [0.5, 1.0]], [[-1.0, 2.0], [0.5, 1.0]]], np.float32)
-    pairs = people.pairs_of(x)
-    Y, missing, different = low_rank.judgements(pairs.replace(
-        users=pairs.users[0], chosen=pairs.chosen[0], rejected=pairs.rejected[0]), 3)  # fmt: skip
+    x = np.array([[1.0, -2.0], [0.5, 1.0], [-1.0, 2.0], [0.5, 1.0]])
+    Y, missing, different = low_rank.judgements(x, np.array([0, 0, 1, 1]), 3)
     np.testing.assert_array_equal(different, [[0.5, 1.0], [1.0, -2.0]])
     np.testing.assert_array_equal(Y, [[1, 1, 0], [1, -1, 0]])
     np.testing.assert_array_equal(missing, [[False, False, True]] * 2)
@@ -74,18 +72,17 @@ def test_the_start_knows_camps_before_an_update():
     """Thirty people of two tastes judge the same pairs."""
     rng = np.random.default_rng(0)
     tastes, x = rng.normal(size=(2, people.WIDTH)), rng.normal(size=(40, people.WIDTH))
-    camp = np.arange(30) % 2
-    signs = np.sign(x @ tastes[camp].T)  # [pairs, people]
-    pairs = people.pairs_of((signs.T[:, :, None] * x[None]).astype(np.float32))
-    batch = pairs.replace(users=pairs.users[0], chosen=pairs.chosen[0], rejected=pairs.rejected[0])
-    P, z = low_rank.start(batch, 30, rank=2)
-    right = (x @ P.T @ z.T) * signs > 0
-    assert right.mean() > 0.9
-    alone = pairs.replace(chosen=rng.normal(size=pairs.chosen.shape).astype(np.float32))
+    signs = np.sign(x @ tastes[np.arange(30) % 2].T)  # [pairs, people]
+    chosen, users = (signs.T[:, :, None] * x[None]).reshape(-1, people.WIDTH), np.repeat(np.arange(30), 40)
+    assert low_rank.can_start(chosen, users, 30, 2) and not low_rank.can_start(chosen, users, 30, 30)
+    P, z = low_rank.start(*low_rank.judgements(chosen, users, 30), rank=2)
+    learner = people.make_learner(2, 'linear', users=30)
+    state = low_rank.placed(learner, learner.init(jnp.zeros(1, jnp.int32)), P, z)
+    assert people.accuracy(learner, state, state.users.z, chosen.reshape(30, 40, -1).astype(np.float32)) > 0.9
+    apart = rng.normal(size=chosen.shape)
+    assert not low_rank.can_start(apart, users, 30, 2)
     with pytest.raises(ValueError, match='several people'):
-        low_rank.start(
-            alone.replace(users=alone.users[0], chosen=alone.chosen[0], rejected=alone.rejected[0]), 30, rank=2
-        )
+        low_rank.start(*low_rank.judgements(apart, users, 30), rank=2)
 
 
 # --- questions --------------------------------------------------------------------------------------------------------
