@@ -170,10 +170,10 @@ def measure(users: int, options: argparse.Namespace) -> tuple[float, float]:
     import jax
     import jax.numpy as jnp
 
+    from pal_jax.data.comparisons import PairBatch
     from pal_jax.learners.ideal_point import IdealPointLearner, Loss, Rates, put
     from pal_jax.models.ideal_point import PAL
     from pal_jax.runtime import devices
-    from pal_jax.types import PairBatch
 
     pal = PAL(options.width, options.prototypes, projector=options.projector, **devices.precision(options.dtype))
     learner = IdealPointLearner(pal, Loss('hinge'), Rates(), devices.make_mesh(devices=jax.devices()[:1]), users=users)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from pal_jax.models.params import Params
 from pal_jax.runtime.optim import Optimizer
@@ -59,18 +59,19 @@ def init(key: PRNGKeyArray, width: int, latent: Latent) -> Params:
 
 
 def encode(
-    params: Params, past: Float[Array, 'B T 2 D'], weight: Float[Array, 'B T'] | None = None
+    params: Params, past: Float[Array, 'B T 2 D'], exists: Bool[Array, 'B T'] | None = None
 ) -> tuple[Float[Array, 'B Z'], Float[Array, 'B Z']]:
     """The mean and log standard deviation of z, from `T` past choices: the chosen reply and the other one.
 
-    Choices of weight 0 are not read.
+    Choices that do not exist count nowhere; by default all do.
     """
     read = jax.nn.gelu(_dense(params['pair'], past.reshape(*past.shape[:2], -1)))
-    if weight is None:
-        pooled = read.mean(axis=1)
+    if exists is None:
+        mean = read.mean(axis=1)
     else:
-        pooled = jnp.einsum('bth,bt->bh', read, weight) / jnp.maximum(weight.sum(axis=1), 1.0)[:, None]
-    person = jax.nn.gelu(_dense(params['person'], pooled))
+        kept = jnp.sum(jnp.where(exists[..., None], read, 0.0), axis=1)
+        mean = kept / jnp.maximum(jnp.sum(exists, axis=1, keepdims=True), 1)
+    person = jax.nn.gelu(_dense(params['person'], mean))
     return _dense(params['mean'], person), _dense(params['log_std'], person)
 
 

@@ -52,6 +52,11 @@ BENCH_METHODS = {  # what the bench of personal rewards compares
     'shallow': 'length and formatting alone',
     'memory': 'wins less losses of the items in training',
     'vpl': 'a latent vector read from choices (VPL)',
+    'lore': 'a mixture of bases (LoRe)',
+    'pref': 'free weights of features, ridge (PReF)',
+    'mrm': 'a start of the weights and a few steps (MRM)',
+    'maxmin': 'groups by EM (MaxMin-RLHF)',
+    'gpo': 'choices in context, a transformer (GPO)',
 }
 PLUS_METHODS = {  # what a reward model reads of a person in PLUS's table
     'plus': 'PLUS: summaries that are learnt',

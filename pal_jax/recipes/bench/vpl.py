@@ -68,7 +68,7 @@ def to_rows(choices: Choices, scale: np.ndarray) -> Rows:
 
 @jax.jit
 def _vectors(params: Params, rows: Rows) -> Float[Array, 'P Z']:
-    mean, _ = latent.encode(params, rows.sides, rows.exists.astype(jnp.float32))
+    mean, _ = latent.encode(params, rows.sides, rows.exists)
     return jnp.where(rows.exists.any(axis=1, keepdims=True), mean, 0.0)
 
 
@@ -81,7 +81,7 @@ def _gaps(params: Params, sides: Float[Array, 'B 2 H'], z: Float[Array, 'B Z']) 
 def loss(params: Params, sides: Array, read: Array, asked: Array, key: Array) -> Float[Array, '']:
     """The negative lower bound of the evidence: `read` and `asked` `[B, T]` are masks of a person's choices."""
     # 1. The distribution of each person's vector from the choices that are read.
-    mean, log_std = latent.encode(params, sides, read.astype(jnp.float32))
+    mean, log_std = latent.encode(params, sides, read)
     scores = latent.score(params, sides, latent.draw(key, mean, log_std))
     # 2. The fit of the other choices, and the divergence from the prior.
     losses = jax.nn.softplus(scores[..., 1] - scores[..., 0])
