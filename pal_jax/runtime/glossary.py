@@ -41,23 +41,12 @@ PAL_MODELS = {  # what PAL is compared with
     'mixed_logit': 'mixed logit (xlogit)',
     'context': 'in context: earlier choices before the pair',
 }
-BENCH_METHODS = {  # what the bench of personal rewards compares
-    'shared': 'one model for all',
-    'pal': 'PAL, K chosen on validation',
-    'embedding': 'user embedding',
-    'own': 'a model of their own each',
-    'groups': 'PAL that is told the groups of seen people',
-    'majority': 'majority vote on the same pair',
-    'mixed_logit': 'mixed logit (xlogit)',
-    'shallow': 'length and formatting alone',
-    'memory': 'wins less losses of the items in training',
-    'vpl': 'a latent vector read from choices (VPL)',
-    'lore': 'a mixture of bases (LoRe)',
-    'pref': 'free weights of features, ridge (PReF)',
-    'mrm': 'a start of the weights and a few steps (MRM)',
-    'maxmin': 'groups by EM (MaxMin-RLHF)',
-    'gpo': 'choices in context, a transformer (GPO)',
-}
+BENCH_METHODS = PAL_MODELS | {  # what the bench of personal rewards compares
+    'shallow': 'length and formatting alone', 'memory': 'wins less losses of the items in training',
+    'vpl': 'a latent vector read from choices (VPL)', 'lore': 'a mixture of bases (LoRe)',
+    'pref': 'free weights of features, ridge (PReF)', 'mrm': 'a start of the weights and a few steps (MRM)',
+    'maxmin': 'groups by EM (MaxMin-RLHF)', 'gpo': 'choices in context, a transformer (GPO)',
+}  # fmt: skip
 PLUS_METHODS = {  # what a reward model reads of a person in PLUS's table
     'plus': 'PLUS: summaries that are learnt',
     'untrained': 'summaries of the untrained model',

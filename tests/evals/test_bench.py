@@ -160,7 +160,7 @@ def test_the_report_marks_a_data_set_that_fails_and_a_gain_of_shuffled_people(ta
     exhibits = {exhibit.title: exhibit for exhibit in bench_report.make_exhibits(records, ['texts'])}
     assert [title for title in exhibits if 'toys' in title and 'FAILS T6' not in title] == ['Audit: toys']
     seen = exhibits['Seen people: toys (FAILS T6)'].table
-    assert seen[1][0] == 'one model for all'
+    assert seen[1][0] == 'one model for all (K = 1)'
     assert seen[2][seen[0].index('counts')] == 'yes'
     assert 'Not given: texts' in exhibits['Data and their audit'].text
     record = bench_report.make_record(records)
@@ -168,4 +168,4 @@ def test_the_report_marks_a_data_set_that_fails_and_a_gain_of_shuffled_people(ta
     assert record['new_gain_own'] > 0.2
     page = bench_report.markdown(list(exhibits.values()), 'Bench', ['a.png', 'b.png'])
     assert page.count('![') == 2
-    assert '| one model for all |' in page
+    assert '| one model for all (K = 1) |' in page

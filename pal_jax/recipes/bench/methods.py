@@ -23,6 +23,7 @@ class LogitPeople(NamedTuple):
     seen: Choices
 
 
+# Padding and choices that are not known have weight 0 and are left out before anything is fitted.
 def counted(choices: Choices) -> tuple[np.ndarray, np.ndarray]:
     """The differences `[n, H]` and users `[n]` of the choices that count."""
     index = choices.weight > 0

@@ -42,6 +42,7 @@ class Rows(NamedTuple):
 def fit(train: Choices, seed: int, *, decay: float = 0.0) -> Fitted:
     """Train encoder and reward on the seen people's choices; `decay` is AdamW's."""
     scale = np.maximum(np.sqrt(np.mean(train.difference[train.weight > 0] ** 2, axis=0)), 1e-6)
+    # Items in units of their differences: raw states of a decoder have a few large coordinates.
     rows, key = to_rows(train, scale), jax.random.key(seed)
     params = latent.init(key, len(scale), SIZES)
     params = _trained(params, rows, jax.random.fold_in(key, 1), decay)
