@@ -89,7 +89,7 @@ def by_set(records: Sequence[Mapping[str, Any]]) -> list[Set]:
 def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over data sets of each method's gains over the shared model, and the number of sets that fail the audit."""
     sets = by_set(records)
-    record: dict[str, Any] = {'data_sets': len(sets), 'failed_data_sets': sum(bool(data.mark) for data in sets)}
+    record: dict[str, Any] = {'failed_data_sets': sum(bool(data.mark) for data in sets)}
     for name in dict.fromkeys(method for data in sets for method in data.methods if method != SHARED):
         for part in ('seen', 'new'):
             gains = [gain.mean for data in sets if (gain := _gain(data, name, part))]

@@ -211,7 +211,6 @@ FIGURES: dict[str, dict[str, str]] = {
         'new_gain': 'accuracy of PAL less that of one model for all, new people',
         'seen_gain_{bench}': 'accuracy over that of one model for all, new choices of seen people: {bench}',
         'new_gain_{bench}': 'accuracy over that of one model for all, new people: {bench}',
-        'data_sets': 'the number of data sets',
         'failed_data_sets': 'the number of data sets that a leakage test flags',
         'seen_pal': 'accuracy on new choices of known people: PAL, K chosen on validation',
         'new_pal': 'accuracy on new people: PAL, K chosen on validation',

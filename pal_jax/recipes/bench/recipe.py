@@ -39,7 +39,10 @@ from pal_jax.runtime import sharding
 from pal_jax.runtime.files import write_whole
 from pal_jax.types import Exhibit, Metrics
 
-PROMPTS_MATTER = 'prism', 'tldr', 'choices'  # sources whose prompts are questions; others have topics
+# Sources whose prompts are questions; the prompts of others are topics, and T2 warns at most.
+PROMPTS_MATTER = (
+    'prism', 'tldr', 'choices', 'multipref', 'community', 'tldr_workers', 'personalllm', 'vpl', 'uf_p',
+)  # fmt: skip
 NEVER_GIVEN = 'texts of your own or of shared sets (--config.texts)'
 FIRST = 'audit', 'pal'  # the parts of every data set, before the methods
 
