@@ -52,6 +52,7 @@ def test_a_draw_has_the_persons_own_choices_and_each_once():
     assert sizes == {(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (2, 0)}
 
 
+@pytest.mark.slow
 def test_updates_follow_from_the_key_and_the_step():
     learner = InContextLearner(NET, people=4, context=3, targets=3, steps=10)
     x = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
