@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.data.records import TextChoice, field, identity, listed, rows
+from pal_jax.data.records import TextChoice, field, identity, listed, rows, text_of
 from pal_jax.runtime import files
 
 PAIRS = 40  # pairs of a person, at most, where pairs are drawn or dealt
@@ -41,7 +41,7 @@ def multipref(source: str) -> Iterator[TextChoice]:
       ValueError: a field is missing, or a preference has another value. The message names the row.
     """
     for place, row in rows(source):
-        prompt, *replies = (str(field(place, row, name)) for name in ('text', 'completion_a', 'completion_b'))
+        prompt, *replies = (text_of(place, row, name) for name in ('text', 'completion_a', 'completion_b'))
         for group in ('normal', 'expert'):
             for entry in listed(place, row, f'{group}_worker_annotations'):
                 if not isinstance(entry, Mapping):
@@ -106,8 +106,8 @@ def tldr_workers(folder: str) -> Iterator[TextChoice]:
                 raise ValueError(f'{place}: give two summaries and info as objects, got {str([*pair, info])[:60]}')
             if isinstance(choice, bool) or choice not in (0, 1):
                 raise ValueError(f'{place}: choice is {files.shown(choice)}; give 0 or 1')
-            post = str(info.get('post') or field(place, info, 'article'))
-            texts = [str(field(place, summary, 'text')).strip() for summary in pair]
+            post = text_of(place, info, 'post' if info.get('post') else 'article')
+            texts = [text_of(place, summary, 'text').strip() for summary in pair]
             if texts[0] != texts[1]:
                 yield TextChoice(worker, post, texts[int(choice)], texts[1 - int(choice)])
 
@@ -126,7 +126,7 @@ def dices(source: str) -> Iterator[TextChoice]:
         answer, rater = field(place, row, 'Q_overall'), identity(place, row, 'rater_id')
         if answer not in ('Yes', 'No', 'Unsure'):
             raise ValueError(f'{place}: Q_overall is {files.shown(answer)}; give Yes, No or Unsure')
-        words = f'{_text(row, "context")}\n\n{field(place, row, "response")}'.strip()
+        words = f'{_text(row, "context")}\n\n{text_of(place, row, "response")}'.strip()
         answers.setdefault(rater, {'Yes': [], 'No': []}).setdefault(str(answer), []).append(words)
     for number, (rater, by_answer) in enumerate(answers.items()):
         safe, unsafe = by_answer['No'], by_answer['Yes']
@@ -169,9 +169,9 @@ def personalllm(source: str) -> Iterator[TextChoice]:
             place, row = table[int(i)]
             a, b = rng.choice(size - 1, 2, replace=False)
             a, b = (a, b) if rewards[i, a] @ taste > rewards[i, b] @ taste else (b, a)
-            chosen, rejected = (str(field(place, row, f'response_{k + 1}')) for k in (a, b))
+            chosen, rejected = (text_of(place, row, f'response_{k + 1}') for k in (a, b))
             if chosen != rejected:
-                yield TextChoice(f'p{person}', str(field(place, row, 'prompt')), chosen, rejected)
+                yield TextChoice(f'p{person}', text_of(place, row, 'prompt'), chosen, rejected)
 
 
 def _number(place: str, row: Mapping[str, Any], name: str) -> float:
@@ -197,12 +197,14 @@ def vpl(source: str) -> Iterator[TextChoice]:
             raise ValueError(
                 f'{place}: give two responses and a label of 0 or 1, got {len(pair)} and {files.shown(label)}'
             )
-        texts = [str(text) for text in pair]
+        if not all(isinstance(text, str) for text in pair):
+            raise ValueError(f'{place}: responses are {files.shown(pair)}; give two texts')
+        texts = list(pair)
         if texts[0] != texts[1] and all(texts):
             person = dealt.get(kind, 0)
             dealt[kind] = person + 1
             name = f'{kind}-{person // PAIRS}'
-            yield TextChoice(name, str(field(place, row, 'prompt')), texts[int(label)], texts[1 - int(label)], kind)
+            yield TextChoice(name, text_of(place, row, 'prompt'), texts[int(label)], texts[1 - int(label)], kind)
 
 
 def uf_p(source: str) -> Iterator[TextChoice]:
@@ -220,17 +222,15 @@ def uf_p(source: str) -> Iterator[TextChoice]:
         if chosen != rejected:
             person = dealt.get(kind, 0)
             dealt[kind] = person + 1
-            yield TextChoice(f'{kind}-{person // PAIRS}', str(field(place, row, 'prompt')), chosen, rejected, kind)
+            yield TextChoice(f'{kind}-{person // PAIRS}', text_of(place, row, 'prompt'), chosen, rejected, kind)
 
 
 def _last(place: str, row: Mapping[str, Any], name: str) -> str:
     """The text of a field, or of the last message of a list; a text that is a list in words is refused by its kind."""
     value = field(place, row, name)
     if isinstance(value, list | tuple) and value and isinstance(value[-1], Mapping):
-        return str(field(place, value[-1], 'content'))
-    if not isinstance(value, str):
-        raise ValueError(f'{place}: {name} is {files.shown(value)}; give a text or messages')
-    return value
+        return text_of(place, value[-1], 'content')
+    return text_of(place, row, name)
 
 
 SOURCES: Mapping[str, Callable[[str], Iterator[TextChoice]]] = {

@@ -101,6 +101,20 @@ def field(place: str, row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
+def text_of(place: str, row: Mapping[str, Any], name: str) -> str:
+    """The text in a row's field.
+
+    A list of texts in place of one is refused: written with its brackets and quotes it would tell which side it is on.
+
+    Raises:
+      ValueError: the field is missing, or its value is no text.
+    """
+    value = field(place, row, name)
+    if not isinstance(value, str):
+        raise ValueError(f'{place}: {name} is {files.shown(value)}; give a text')
+    return value
+
+
 def listed(place: str, row: Mapping[str, Any], name: str) -> list[Any]:
     """The list in a row's field. Raises ValueError where it is none."""
     value = field(place, row, name)

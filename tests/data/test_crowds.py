@@ -143,7 +143,9 @@ def test_pairs_of_kinds_are_dealt_to_made_up_people(tmp_path):
         ('personalllm', {'prompt': 'p', 'response_1': 'r'}, 'no reward'),
         ('personalllm', {'prompt': 'p', 'response_1': 'r', 'response_1_m': 'high'}, 'give a number'),
         ('vpl', {'objective': 'a', 'prompt': 'p', 'responses': ['x'], 'label': 0}, 'two responses'),
-        ('uf_p', {'data_subset': '4', 'prompt': 'p', 'chosen': 'x', 'rejected': ['y']}, 'give a text or messages'),
+        ('uf_p', {'data_subset': '4', 'prompt': 'p', 'chosen': 'x', 'rejected': ['y']}, 'give a text'),
+        ('multipref', MULTIPREF | {'completion_b': ['Nobody.']}, 'completion_b is .*give a text'),
+        ('dices', rating('1', 1, 'No') | {'response': ['x']}, 'response is .*give a text'),
     ],
 )
 def test_rows_of_another_form_are_refused_by_name(tmp_path, kind, row, message):
