@@ -22,6 +22,7 @@ PULLS = 1.0, 10.0, 100.0  # of a person's model to the shared one in T1
 DIRECTIONS = 1, 2, 4  # numbers of directions in which people differ in T1
 PARTS = 'train', 'validation', 'test'
 LONG = 20  # characters: T12 counts replies of more, since short ones are alike by chance
+WIDE, MOST_FOR_AXES = 64, 5000  # coordinates of items that the models of the audit read, and pairs that choose them
 SHARED = 2.0  # pairs for each text, above which people share items
 ROWS = ('T3', 'T4')  # shortcuts that are rows of the table and void no data set
 
@@ -39,11 +40,14 @@ def audit(
     """
     rng = np.random.default_rng([seed, 7])
     part = Split(*(np.sort(rng.permutation(index)[:MOST]) for index in split))
-    findings = [_person(data, part, rng), _prompt(data, alone, part, prompts_matter)]
+    # A random direction (T10) is one of the items as they are; models of the other tests need few coordinates.
+    direction, data = _direction(data, rng), narrow(data, part.train)
+    alone = None if alone is None else narrow(alone, part.train)
+    findings = [direction, _person(data, part, rng), _prompt(data, alone, part, prompts_matter)]
     findings += _texts(data, part, names, rng) if data.texts else _no_texts()
     findings += [
         not_applied('T5', 'the order in which items were shown is not known; methods are asked with swapped sides'),
-        _repeated(data, split), _known(data, split), _direction(data, rng), _flipped(data, part, rng),
+        _repeated(data, split), _known(data, split), _flipped(data, part, rng),
     ]  # fmt: skip
     return sorted(findings, key=lambda row: int(row.test[1:]))
 
@@ -59,6 +63,21 @@ def fails(findings: Sequence[Finding]) -> list[str]:
 def differences(data: Comparisons, index: np.ndarray) -> np.ndarray:
     """Differences chosen - rejected `[n, H]` in float64."""
     return np.asarray(data.chosen[index], np.float64) - np.asarray(data.rejected[index], np.float64)
+
+
+def narrow(data: Comparisons, train: np.ndarray) -> Comparisons:
+    """The pairs by the `WIDE` coordinates along which training differences are largest, where there are more."""
+    if data.chosen.shape[-1] <= WIDE:
+        return data
+    x = differences(data, train[:MOST_FOR_AXES])
+    axes = np.linalg.eigh(x.T @ x)[1][:, -WIDE:]
+
+    def along(side: np.ndarray | Lookup) -> np.ndarray | Lookup:
+        if isinstance(side, Lookup):
+            return Lookup(np.asarray(side.table, np.float64) @ axes, side.numbers)
+        return np.asarray(side[:], np.float64) @ axes
+
+    return data._replace(chosen=along(data.chosen), rejected=along(data.rejected))
 
 
 def _shared(data: Comparisons, split: Split) -> tuple[np.ndarray, np.ndarray]:
