@@ -81,7 +81,7 @@ class VariationalLearner:
 
     def read(self, params: Params, known: Float[Array, 'B N H'], exists: Bool[Array, 'B N']) -> tuple[Array, Array]:
         """The mean and standard deviation `[B, Z]` of people, from differences of their known choices."""
-        mean, log_std = latent.encode(params, jnp.stack([known, -known], axis=2), exists)
+        mean, log_std = latent.encode(params, jnp.stack([known, -known], axis=2), exists, nothing=1.0)
         return mean, jnp.exp(log_std)
 
     def judge(
