@@ -1,4 +1,4 @@
-r"""The audited bench of personalised rewards: leakage tests of the data, then all methods on the same people and splits.
+r"""The audited bench of personalised rewards: leakage tests of the data, then all methods on the same people.
 
   python -m pal_jax.train --config=configs/bench.py                 # 361 people's choices of electricity tariffs
   python -m pal_jax.train --config=configs/bench.py --config.texts="('polis/bowling_green','jester:jester5k')"
@@ -7,8 +7,8 @@ r"""The audited bench of personalised rewards: leakage tests of the data, then a
   python -m pal_jax.train --config=configs/bench.py:smoke           # nothing learnt
   python -m pal_jax.train --config=configs/bench.py --config.methods="('majority','mixed_logit')"
 
-The sections pal and pal_text are configs/pal.py and configs/pal.py:text; all methods have their splits, their numbers of
-known choices and the vectors that their decoder makes of texts. The keys: pal_jax/recipes/bench/settings.py.
+The sections pal and pal_text are configs/pal.py and configs/pal.py:text; all methods have their splits, their numbers
+of known choices and the vectors that their decoder makes of texts. The keys: pal_jax/recipes/bench/settings.py.
 """
 
 import runpy
@@ -17,7 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from pal_jax import presets as p
-from pal_jax.parts.settings import parse
+from pal_jax.parts.settings import CheckpointSettings, parse
 from pal_jax.recipes import bench, pal
 
 
@@ -25,7 +25,11 @@ def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'quick', 'smoke')
     run_of_pal = runpy.run_path(str(Path(__file__).with_name('pal.py')))['get_config']
     table, text = (parse(pal.Settings, run_of_pal(name)) for name in ('', 'text'))
-    config = p.to_config(bench.Settings(recipe='bench', total_steps=0, export=False, pal=table, pal_text=text))
+    # A checkpoint after each part, so that a run that was killed does no finished part again.
+    every = CheckpointSettings(every=1)
+    config = p.to_config(
+        bench.Settings(recipe='bench', total_steps=0, export=False, checkpoint=every, pal=table, pal_text=text)
+    )
     return {'': lambda: config, 'quick': lambda: quick(config), 'smoke': lambda: smoke(config)}[variant]()
 
 

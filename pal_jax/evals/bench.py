@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.data.comparisons import Comparisons
+from pal_jax.data.comparisons import Comparisons, rank_within
 from pal_jax.evals.leakage import asymmetry
 from pal_jax.evals.panel import PADDING, Trial, newcomers, padded
 from pal_jax.evals.protocol import by_person, judge
@@ -97,24 +97,38 @@ def run(method: Method, tasks: Sequence[Task], counts: Sequence[int]) -> list[Ro
         rows.append(row(task, 'seen', -1, margins))
         for count in counts:
             rows.append(row(task, 'new', count, method.margins(fitted, after(task, count), task.asked)))
+        if not about:
+            about = _about(method, fitted, task, margins)
         if task.trial.shuffled or not method.personal:
             continue
         strangers = method.margins(fitted, shuffled_known(task), task.asked)
         rows.append(row(task, 'strangers', counts[-1], strangers))
         if method.ask:
+            # More questions than the largest number but one would only rank what all of them know.
             most = max((count for count in counts if count < counts[-1]), default=counts[-1])
-            rank = np.where(task.known.weight > 0, method.ask(fitted, task.known, most), PADDING)
+            rank = in_order(task, method.ask(fitted, task.known, most), most)
             for count in counts:
                 known = after(task, count, rank)
                 rows.append(row(task, 'asked', count, method.margins(fitted, known, task.asked)))
-        if not about:
-            swapped = method.margins(fitted, None, task.test.swapped())
-            about = {
-                'shared_parameters': fitted.shared, 'parameters_a_person': fitted.person,
-                'seconds_a_person': seconds_a_person(method, fitted, task),
-                'asymmetry': asymmetry(margins, np.asarray(swapped)),
-            }  # fmt: skip
     return [{'about': about | {'options': options, 'looks': len(rows)}}, *rows]
+
+
+def in_order(task: Task, asked: np.ndarray, most: int) -> np.ndarray:
+    """The rank of each known choice in its person: the first `most` as they were `asked`, then all others."""
+    keys = np.where(asked < most, asked, most + np.minimum(task.rank, PADDING - most - 1))
+    rank = rank_within(task.known.users, np.where(task.known.weight > 0, keys, PADDING))
+    return np.where(task.known.weight > 0, rank, PADDING)
+
+
+def _about(method: Method, fitted: Fitted, task: Task, margins: np.ndarray) -> Row:
+    """The sizes of a fitted method, the time of a person, and the asymmetry of seen people's margins (T5)."""
+    swapped = np.asarray(method.margins(fitted, None, task.test.swapped()))
+    exists = task.test.weight > 0
+    return {
+        'shared_parameters': fitted.shared, 'parameters_a_person': fitted.person,
+        'seconds_a_person': seconds_a_person(method, fitted, task),
+        'asymmetry': asymmetry(np.asarray(margins)[exists], swapped[exists]),
+    }  # fmt: skip
 
 
 def row(task: Task, part: str, known: int, margins: np.ndarray) -> Row:

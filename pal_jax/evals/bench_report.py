@@ -24,6 +24,8 @@ from pal_jax.runtime.glossary import BENCH_METHODS
 from pal_jax.types import Exhibit
 
 SHARED = 'shared'
+NOBODY = 'memory', 'shallow', 'majority'  # rules that know nobody, so that shuffled people change nothing
+VOTES = 'memory', 'majority'  # rules whose margins are counts of votes and no log-odds
 LEAKED = 0.01  # a gain with shuffled people above it is itself a flag
 BY_PEOPLE = (
     'Accuracy with each person alike; in brackets the 95 % bootstrap over people. Gains are paired differences to the '
@@ -87,7 +89,7 @@ def by_set(records: Sequence[Mapping[str, Any]]) -> list[Set]:
 def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over data sets of each method's gains over the shared model, and the number of sets that fail the audit."""
     sets = by_set(records)
-    record: dict[str, Any] = {'data_sets': len(sets), 'failed_data_sets': sum(bool(data.mark) for data in sets)}
+    record: dict[str, Any] = {'failed_data_sets': sum(bool(data.mark) for data in sets)}
     for name in dict.fromkeys(method for data in sets for method in data.methods if method != SHARED):
         for part in ('seen', 'new'):
             gains = [gain.mean for data in sets if (gain := _gain(data, name, part))]
@@ -184,8 +186,8 @@ def _seen(data: Set) -> list[list[str]]:
         rows.append([
             _marked(name, about), f'{figures.people:.3f} [{figures.low:.3f}, {figures.high:.3f}]',
             '–' if name == SHARED else _of_gain(figures.gain), f'{figures.pairs:.3f} ± {figures.pairs_error:.3f}',
-            '–' if name == SHARED else _leaked(shuffled), _counts(figures.gain, shuffled) if name != SHARED else '–',
-            f'{figures.worst:.3f} ({figures.worst_alike:.3f})', f'{figures.ece:.3f}', f'{figures.log_loss:.3f}',
+            *(('–', '–') if name in (SHARED, *NOBODY) else (_leaked(shuffled), _counts(figures.gain, shuffled))),
+            f'{figures.worst:.3f} ({figures.worst_alike:.3f})', *_calibration(name, figures),
             *(_number(about.get(key, np.nan)) for key in ('shared_parameters', 'parameters_a_person')),
             _number(1000 * about.get('seconds_a_person', np.nan)),
         ])  # fmt: skip
@@ -195,6 +197,10 @@ def _seen(data: Set) -> list[list[str]]:
 def _marked(name: str, about: Mapping[str, Any]) -> str:
     """The method in words; one whose margins change with the order of the sides is marked by T5."""
     return words(name) + (' (FAILS T5)' if about.get('asymmetry', 0.0) > ASYMMETRY else '')
+
+
+def _calibration(name: str, figures: Figures) -> tuple[str, str]:
+    return ('–', '–') if name in VOTES else (f'{figures.ece:.3f}', f'{figures.log_loss:.3f}')
 
 
 def _leaked(gain: Paired | None) -> str:
@@ -219,12 +225,12 @@ def _new(data: Set) -> list[list[str]]:
                 continue
             last, shuffled = by_count[-1], _gain(data, name, 'new', shuffled=True)
             strangers = data.figures(name, 'strangers', counts[-1])
-            base = name == SHARED
+            control = ('–', '–', '–')
+            if name not in (SHARED, *NOBODY):
+                control = _leaked(shuffled), _of_gain(strangers and strangers.gain), _counts(last.gain, shuffled)
             rows.append([
                 words(name) + suffix, *(f'{x.people:.3f}' if x else '–' for x in by_count),
-                '–' if base else _of_gain(last.gain), '–' if base else _leaked(shuffled),
-                _of_gain(strangers.gain if strangers else None) if not base else '–',
-                '–' if base else _counts(last.gain, shuffled), f'{last.ece:.3f}', f'{last.log_loss:.3f}',
+                '–' if name == SHARED else _of_gain(last.gain), *control, *_calibration(name, last),
             ])  # fmt: skip
     return rows
 

@@ -140,8 +140,8 @@ def label_in_text(
 
     Args:
       won: bools `[n]`, True for a text that was chosen.
-      popularity: people share the texts, so that the AUC is that of a text's popularity. A model of everybody may learn
-        it, and gains count over that model, so the AUC warns at most.
+      popularity: people share the texts, so that words tell a text's popularity. A model of everybody may learn it, and
+        gains count over that model, so they warn at most.
     """
     bags = [words_of(text) for text in texts]
     total: dict[str, int] = {}
@@ -162,9 +162,9 @@ def label_in_text(
     words = f'a bag of words tells winners with AUC {area:.3f}'
     words += f'; {word!r} has z {z_of[word]:+.2f}' if word else ''
     excluded = ends[0] > 0.5 or ends[1] < 0.5
-    flagged = (ends[0] > AUC and not popularity) or z > FLAG_Z
+    flagged = (ends[0] > AUC or z > FLAG_Z) and not popularity
     verdict: Verdict = 'flag' if flagged else 'warn' if excluded or z > WARN_Z else 'pass'
-    words += ' (people share the texts: it is their popularity)' if popularity and ends[0] > AUC else ''
+    words += ' (people share the texts: it is their popularity)' if popularity and verdict == 'warn' else ''
     return finding('T9', area, verdict, words, ends=ends, chance=0.5)
 
 

@@ -76,7 +76,8 @@ class Method(NamedTuple):
         person without a known choice is predicted by what all people have in common.
       options: values of hyper-parameters, one of which is chosen on validation people.
       ask: ranks a pool of choices of new people by what their answers would tell. The next question may depend only on
-        answers to the earlier ones. None: the method has no rule of its own.
+        answers to the earlier ones. Ranks of `questions` and more are not read, nor those of choices of weight 0. None:
+        the method has no rule of its own.
       personal: False where all people have the same margins, so that shuffled people change nothing.
     """
 

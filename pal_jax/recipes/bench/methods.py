@@ -1,7 +1,7 @@
 """The methods of the bench by name: a line for each. `learners/personal.py` says what a method has to give.
 
-PAL, its baselines with a learner, and the shared model are no lines here: they are the run that `configs/pal.py`
-describes, see `pal_rows.py`.
+LoRe, PReF, MRM, MaxMin-RLHF's groups and GPO stand in `learners/personal_methods.py`. PAL, its baselines with a
+learner, and the shared model are no lines here: they are the run that `configs/pal.py` describes, see `pal_rows.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pal_jax.evals import accuracy, mixed_logit
+from pal_jax.learners import personal_methods
 from pal_jax.learners.personal import Choices, Fitted, Method
+from pal_jax.recipes.bench import vpl
 
 
 class LogitPeople(NamedTuple):
@@ -21,6 +23,7 @@ class LogitPeople(NamedTuple):
     seen: Choices
 
 
+# Padding and choices that are not known have weight 0 and are left out before anything is fitted.
 def counted(choices: Choices) -> tuple[np.ndarray, np.ndarray]:
     """The differences `[n, H]` and users `[n]` of the choices that count."""
     index = choices.weight > 0
@@ -54,6 +57,8 @@ def mixed_logit_margins(fitted: Fitted, known: Choices | None, asked: Choices) -
 METHODS: dict[str, Method] = {
     'majority': Method(fit_majority, majority_margins, personal=False),
     'mixed_logit': Method(fit_mixed_logit, mixed_logit_margins),
+    'vpl': Method(vpl.fit, vpl.margins, options=({'decay': 1e-2}, {'decay': 1.0})),
+    **personal_methods.METHODS,
 }
 
 FOR_TABLES = ('majority', 'mixed_logit')  # methods whose attributes need a meaning; texts have none

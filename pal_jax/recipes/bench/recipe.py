@@ -39,7 +39,10 @@ from pal_jax.runtime import sharding
 from pal_jax.runtime.files import write_whole
 from pal_jax.types import Exhibit, Metrics
 
-PROMPTS_MATTER = 'prism', 'tldr', 'choices'  # sources whose prompts are questions; others have topics
+# Sources whose prompts are questions; the prompts of others are topics, and T2 warns at most.
+PROMPTS_MATTER = (
+    'prism', 'tldr', 'choices', 'multipref', 'community', 'tldr_workers', 'personalllm', 'vpl', 'uf_p',
+)  # fmt: skip
 NEVER_GIVEN = 'texts of your own or of shared sets (--config.texts)'
 FIRST = 'audit', 'pal'  # the parts of every data set, before the methods
 
@@ -68,6 +71,7 @@ class Bench:
         """The records of part `i`."""
         data, name = self.parts[i]
         recipe = self.opened(data)
+        # 1. The audit, 2. PAL's own run, or 3. one further method; each part needs the data and splits alone.
         with self.ctx.phase(name if name in FIRST else 'fit'):
             if name == 'audit':
                 records = self.audited(data, recipe)
@@ -99,6 +103,7 @@ class Bench:
             panel.data, panel.trials[0].split, alone=self.alone(data, panel.data), names=panel.data.names,
             prompts_matter=data.partition(':')[0] in PROMPTS_MATTER, seed=self.settings.seed,
         )  # fmt: skip
+        # The rules that need no model of people are what a shortcut or a memory would be worth.
         records: Records = [{'findings': [finding._asdict() for finding in findings]}]
         for name, margins_of in rules.of(panel.data).items():
             rows = rules.rows(panel.data, panel.trials, self.counts(data), margins_of)
@@ -142,6 +147,7 @@ def make(settings: Settings, ctx: Context) -> Recipe:
     check_at_least(settings, 1, 'checkpoint.every')
     if settings.total_steps:
         raise ValueError(f'total_steps={settings.total_steps} must be 0: there is a step for each part of the work')
+    # Names and files are looked up here, so that a wrong one ends the run before anything is trained.
     names = settings.methods or tuple(METHODS)
     if unknown := [name for name in names if name not in METHODS]:
         raise ValueError(

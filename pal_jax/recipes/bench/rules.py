@@ -24,6 +24,7 @@ def of(data: Comparisons) -> dict[str, Rule]:
 
 def memory(data: Comparisons) -> Rule:
     """A rule by wins less losses of an item in training."""
+    # A text that was in no training pair has neither wins nor losses, so its pair ties.
     pairs = np.stack(item_numbers(data), axis=1)
     return lambda trial, index: leakage.memory(pairs[trial.split.train], pairs[index])[0]
 

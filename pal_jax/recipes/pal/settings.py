@@ -116,7 +116,7 @@ class Settings(Run):
 
     # A table of choices: electricity, train, swissmetro (1,191 people), or a file or folder of your own. With
     # `text.source` votes or choices between texts, such as a public set: jester:, movielens:, ukp:, prism:,
-    # tldr:<folder>, personas:<file>, choices:<source> (data/opinions.py).
+    # tldr:<folder>, personas:<file>, choices:<source> (data/opinions.py, data/crowds.py).
     data: str = 'electricity'
     text: TextSettings = TextSettings()
     standardize: bool = True  # attributes in units of their standard deviation
