@@ -90,6 +90,7 @@ class VariationalLearner:
         """The margins of questions and their variances over points of the person."""
         by_base = asked @ params['V'].T
         m = jnp.einsum('bmk,bk->bm', by_base, weights(params, mean, std, self.tau))
+        # A point is a distribution without spread, so the same distance serves.
         points = mean[None] + std[None] * jax.random.normal(key, (self.draws, *mean.shape))
         drawn = weights(params, points, jnp.zeros_like(points), self.tau)
         return m, jnp.var(jnp.einsum('bmk,sbk->sbm', by_base, drawn), axis=0)
