@@ -55,9 +55,11 @@ def refill(Y: np.ndarray, missing: np.ndarray, *, rank: int, rounds: int, low: f
             f'{min(Y.shape) - 1} and at least one round fill anything in'
         )
     filled = np.array(Y, np.float64)
+    left, values, right = np.linalg.svd(filled, full_matrices=False)
     # Known cells stay; the others become what the known ones imply at this rank.
-    for _ in range(rounds):
-        left, values, right = np.linalg.svd(filled, full_matrices=False)
+    for i in range(rounds):
+        if i:
+            left, values, right = np.linalg.svd(filled, full_matrices=False)
         product = (left[:, :rank] * values[:rank]) @ right[:rank]
         filled = np.where(missing, np.clip(product, low, high), filled)
     # The signs of singular vectors are free; the largest entry by size says which.

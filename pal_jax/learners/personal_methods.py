@@ -186,11 +186,11 @@ def fit_gpo(
 def gpo_margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.ndarray:
     """The margins given up to `context` known choices of each person; those of seen people are training choices."""
     learner, params, scale, seen = fitted.params
-    known = seen if known is None else known
-    index, exists = (rows[:, : learner.context] for rows in by_person(known))
+    read: Choices = seen if known is None else known
+    index, exists = (rows[:, : learner.context] for rows in by_person(read))
     places, there = wide(*by_person(asked))
     margins = np.zeros(len(asked.users), np.float32)
-    context, questions = (known.difference / scale)[index], (asked.difference / scale)[places]
+    context, questions = (read.difference / scale)[index], (asked.difference / scale)[places]
     rows = np.asarray(learner.margins(params, *context_of(context, exists, learner.context), questions))
     margins[places[there]] = rows[there]
     return margins
