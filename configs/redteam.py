@@ -35,7 +35,7 @@ def get_config(variant: str = '') -> ConfigDict:
             critic=optimizer,  # there is none
             compare=('shared', 'attacker'),  # the attacker is one that the shared policy has never met
             play=PlaySettings(games=24),
-            seeds=SeedSettings(test_count=24),
+            seeds=SeedSettings(test_count=32),
             eval=StageSettings(base=False),  # stage evaluate has the start beside all others
             ppo=p.PPO(
                 estimator='reinforce',

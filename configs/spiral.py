@@ -24,11 +24,11 @@ def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'quick', 'smoke', 'tabular', 'mlp', 'paper')
     if variant in ('tabular', 'mlp'):
         return {'tabular': tabular, 'mlp': mlp}[variant]()
-    optimizer = p.Optimizer(lr=3e-4, warmup_ratio=0.05)
+    optimizer = p.Optimizer(lr=5e-4, warmup_ratio=0.05)
     config = p.to_config(
         spiral.Settings(
             recipe='spiral',
-            total_steps=36,
+            total_steps=24,
             policy=ModelSettings(lora=Lora(rank=16, alpha=32.0)),
             # Answers are the move alone; those of a negotiation take 13 tokens.
             sampling=p.Sampling(temperature=1.0, max_tokens=8),
@@ -46,7 +46,7 @@ def get_config(variant: str = '') -> ConfigDict:
                 old_logprobs='sampler',
             ),
             # Kuhn poker has twelve prompts, so that a hand costs a tenth of a match of tic-tac-toe.
-            play=PlaySettings(matches=64, shares=(1, 3), max_turns=256, past=3, past_every=12),
+            play=PlaySettings(matches=64, shares=(1, 3), max_turns=256, past=3, past_every=8),
             eval=EvalSettings(matches=24, crossplay=8),
         )
     )

@@ -102,6 +102,28 @@ def test_a_transfer_with_nothing_beside_it_is_not_overlapped() -> None:
     assert hlo.traffic(alone).overlapped == 0
 
 
+def test_golden_traffic_of_a_cache_that_is_updated_in_place() -> None:
+    """Two rows of a cache get a token of 64 numbers each: the fusion and the plain instruction write nothing else."""
+    module = """HloModule jit_f, is_scheduled=true
+
+%placed (cache: f32[2,16,64], at: s32[2,2], new: f32[2,1,1,64]) -> f32[2,16,64] {
+  %cache = f32[2,16,64]{2,1,0} parameter(0)
+  %at = s32[2,2]{1,0} parameter(1)
+  %new = f32[2,1,1,64]{3,2,1,0} parameter(2)
+  ROOT %written = f32[2,16,64]{2,1,0} scatter(%cache, %at, %new), update_window_dims={1,2,3}, to_apply=%second
+}
+
+ENTRY %main (x: f32[2,16,64], i: s32[2,2], y: f32[2,1,1,64]) -> f32[2,16,64] {
+  %x = f32[2,16,64]{2,1,0} parameter(0)
+  %i = s32[2,2]{1,0} parameter(1)
+  %y = f32[2,1,1,64]{3,2,1,0} parameter(2)
+  %once = f32[2,16,64]{2,1,0} fusion(%x, %i, %y), kind=kInput, calls=%placed
+  ROOT %twice = f32[2,16,64]{2,1,0} scatter(%once, %i, %y), update_window_dims={1,2,3}, to_apply=%second
+}
+"""
+    assert hlo.traffic(module).moved == 2 * (16 + 2 * 512)  # the places, and the new numbers read and written
+
+
 def test_loops_count_as_often_as_the_compiler_knows_they_run() -> None:
     known = MODULE.replace('body=%body', 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
     assert hlo.traffic(known).collectives['all-gather'] == 7 * 4096

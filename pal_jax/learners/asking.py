@@ -101,7 +101,7 @@ def mode(
 def ellipsoid(
     margin: Float[Array, ' B'], slopes: Float[Array, 'B K'], inverse: Float[Array, 'B K K'], form: Form
 ) -> Float[Array, ' B']:
-    """What an answer to each pair takes from the ellipsoid of a person's likely logits.
+    """The amount by which an answer to each pair shrinks the ellipsoid of a person's likely logits.
 
     With `v = x' H^-1 x` for a margin's slopes `x` by the logits, and `s' = p (1 - p)`, it is by `form`
 

@@ -106,6 +106,7 @@ def run_linear(
 
 def _logistic(x: np.ndarray, weight: np.ndarray, ridge: float) -> np.ndarray:
     """The minimum of `sum weight l(x . theta) + ridge |theta|² / 2`, by Newton's method."""
+    # The loss is convex and the ridge bounds its curve, so full steps converge.
     theta = np.zeros(x.shape[1])
     for _ in range(NEWTON):
         wrong = 1.0 / (1.0 + np.exp(np.clip(x @ theta, -50, 50)))
@@ -157,6 +158,7 @@ def mixed_margin(margins: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
     It is the negative one where sides are swapped.
     """
+    # Probabilities are mixed, for a mean of margins is no mean of groups.
     yes = np.logaddexp.reduce(np.log(np.maximum(weights, 1e-30)) - np.logaddexp(0.0, -margins), axis=1)
     no = np.logaddexp.reduce(np.log(np.maximum(weights, 1e-30)) - np.logaddexp(0.0, margins), axis=1)
     return yes - no

@@ -100,6 +100,7 @@ class InContextLearner:
         self, params: Params, context: Array, known: Array, asked: Array, counted: Array
     ) -> tuple[Array, dict[str, Array]]:
         """The mean loss of the questions, and its metrics."""
+        # Questions stand with the chosen item first, which an odd margin cannot tell.
         m = odd_margin(params, self.net, context, known, asked)
         total = masked_mean(jax.nn.softplus(-m), counted)
         return total, {'loss': total, 'accuracy': masked_mean((jnp.sign(m) + 1) / 2, counted)}
@@ -141,6 +142,7 @@ def odd_margin(
     params: Params, net: SetTransformer, context: Array, exists: Array, d: Float[Array, 'B M H']
 ) -> Float[Array, 'B M']:
     """`(f(d) - f(-d)) / 2` for differences `d`, given the tokens of a context."""
+    # Both orders in one pass: a question's output depends on no other question.
     both = jnp.concatenate([d, -d], axis=1)
     questions = jnp.concatenate([both, jnp.zeros((*both.shape[:2], 1))], axis=-1)
     ahead, back = jnp.split(set_transformer.apply(params, net, context, exists, questions)[..., 0], 2, axis=1)

@@ -55,8 +55,11 @@ def refill(Y: np.ndarray, missing: np.ndarray, *, rank: int, rounds: int, low: f
             f'{min(Y.shape) - 1} and at least one round fill anything in'
         )
     filled = np.array(Y, np.float64)
-    for _ in range(rounds):
-        left, values, right = np.linalg.svd(filled, full_matrices=False)
+    left, values, right = np.linalg.svd(filled, full_matrices=False)
+    # Known cells stay; the others become what the known ones imply at this rank.
+    for i in range(rounds):
+        if i:
+            left, values, right = np.linalg.svd(filled, full_matrices=False)
         product = (left[:, :rank] * values[:rank]) @ right[:rank]
         filled = np.where(missing, np.clip(product, low, high), filled)
     # The signs of singular vectors are free; the largest entry by size says which.
@@ -128,6 +131,7 @@ def start(
             f'a decomposition needs pairs that several people judged, and {several:.0%} of {len(Y)} are; start from '
             'normal draws'
         )
+    # Judgements in products of K numbers, and a linear map from a pair's difference to its own K.
     parts = refill(Y, missing, rank=rank, rounds=rounds, low=-1.0, high=1.0)
     return regress(x, parts.items, ridge).T.astype(np.float32), parts.people.astype(np.float32)
 

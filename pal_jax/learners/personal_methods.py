@@ -140,6 +140,7 @@ def fit_maxmin(
         width_of(train), train.people, groups, 'softmax', 1.0, Loss(mix='losses', bases=Bases(1e-4)), NewUsers(), None,
         lr, 0.0,
     )  # fmt: skip
+    # Equal groups would stay equal, so people start in groups at random.
     rng, draw = np.random.default_rng([seed, 6]), Draw(train, seed)
     start = np.eye(groups)[rng.integers(0, groups, train.people)]
     result, state = groups_em.run_prototypes(
@@ -154,6 +155,7 @@ def fit_maxmin(
 def maxmin_margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.ndarray:
     """The logit of the mean probability over groups, by the belonging of seen people or by new ones' known choices."""
     learner, params, belonging, shares = fitted.params
+    # New people belong where their known choices are likely, and by the shares where there are none.
     if known is not None:
         by_group = np.asarray(learner.by_prototype(params, pairs_of(known)))[0]
         likelihood = groups_em.likelihoods(by_group, known.users, known.people, known.weight)
@@ -184,11 +186,11 @@ def fit_gpo(
 def gpo_margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.ndarray:
     """The margins given up to `context` known choices of each person; those of seen people are training choices."""
     learner, params, scale, seen = fitted.params
-    known = seen if known is None else known
-    index, exists = (rows[:, : learner.context] for rows in by_person(known))
+    read: Choices = seen if known is None else known
+    index, exists = (rows[:, : learner.context] for rows in by_person(read))
     places, there = wide(*by_person(asked))
     margins = np.zeros(len(asked.users), np.float32)
-    context, questions = (known.difference / scale)[index], (asked.difference / scale)[places]
+    context, questions = (read.difference / scale)[index], (asked.difference / scale)[places]
     rows = np.asarray(learner.margins(params, *context_of(context, exists, learner.context), questions))
     margins[places[there]] = rows[there]
     return margins

@@ -81,7 +81,7 @@ class VariationalLearner:
 
     def read(self, params: Params, known: Float[Array, 'B N H'], exists: Bool[Array, 'B N']) -> tuple[Array, Array]:
         """The mean and standard deviation `[B, Z]` of people, from differences of their known choices."""
-        mean, log_std = latent.encode(params, jnp.stack([known, -known], axis=2), exists)
+        mean, log_std = latent.encode(params, jnp.stack([known, -known], axis=2), exists, nothing=1.0)
         return mean, jnp.exp(log_std)
 
     def judge(
@@ -90,6 +90,7 @@ class VariationalLearner:
         """The margins of questions and their variances over points of the person."""
         by_base = asked @ params['V'].T
         m = jnp.einsum('bmk,bk->bm', by_base, weights(params, mean, std, self.tau))
+        # A point is a distribution without spread, so the same distance serves.
         points = mean[None] + std[None] * jax.random.normal(key, (self.draws, *mean.shape))
         drawn = weights(params, points, jnp.zeros_like(points), self.tau)
         return m, jnp.var(jnp.einsum('bmk,sbk->sbm', by_base, drawn), axis=0)

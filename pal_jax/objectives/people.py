@@ -1,4 +1,4 @@
-"""How losses of pairs become a loss of people, and pulls on the rewards that people share.
+"""The loss of people from losses of pairs, and pulls on the rewards that people share.
 
 Letters: `n` pairs, `U` people, `K` bases, `H` width of an item's vector.
 

@@ -1,4 +1,4 @@
-"""What is best for the group that fares worst: MaxMin-RLHF (arXiv 2402.08925), with its published code's objective.
+"""Objectives of the group that fares worst: MaxMin-RLHF (arXiv 2402.08925), with its published code's objective.
 
 `r` has the rewards `[G, A]` of `A` replies by `G` groups, `pi` is a policy over the replies. The paper's objective is
 the worst group's expected reward, `min_g E r_g`; its code learns from the worst reward of each reply, `E min_g r_g`,

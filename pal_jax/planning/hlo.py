@@ -159,7 +159,11 @@ def _launches(instruction: Instruction) -> bool:
 
 
 def _moved(module: Module, sizes: Mapping[str, int], instruction: Instruction) -> int:
-    """Bytes that an instruction reads and writes. An instruction that slices an operand reads the slice alone."""
+    """Bytes that an instruction reads and writes.
+
+    An instruction that slices an operand reads the slice alone, and one that updates an operand in place the part that
+    changes.
+    """
     if instruction.opcode in FREE:
         return 0
     reads = [sizes.get(operand, 0) for operand in instruction.operands]
@@ -170,6 +174,8 @@ def _moved(module: Module, sizes: Mapping[str, int], instruction: Instruction) -
             return 2 * instruction.size
         case 'dynamic-update-slice':
             return 2 * reads[1]
+        case 'scatter' if len(reads) == 3:
+            return reads[1] + 2 * reads[2]
     return sum(reads) + instruction.size
 
 
@@ -196,6 +202,8 @@ def _part(name: str, user: Instruction, sizes: Mapping[str, int]) -> tuple[int |
         return user.size, False
     if user.opcode == 'dynamic-update-slice' and user.operands[0] == name:
         return sizes.get(user.operands[1], 0), True
+    if user.opcode == 'scatter' and len(user.operands) == 3 and user.operands[0] == name:
+        return sizes.get(user.operands[2], 0), True
     return None, False
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from pal_jax.envs.attack import Attack, Labels
-from pal_jax.envs.attack_seeds import asks_harm
+from pal_jax.envs.attack_seeds import asks_harm, does_harm
 from pal_jax.evals.refusals import is_refusal
 from pal_jax.feedback import dilemmas
 from pal_jax.parts.chat_models import ChatModels
@@ -47,7 +47,7 @@ def make_judge(key: str, named: str, models: ChatModels, ctx: Context) -> Judge:
 def by_rule(attacks: Sequence[Attack], seed: int) -> list[Labels | None]:
     """Labels by the words of the embedded stand-ins."""
     return [
-        Labels(asks_harm(request), refuses(answer), any(dilemmas.hazards(answer)))
+        Labels(asks_harm(request), refuses(answer), does_harm(answer))
         for request, answer in map(texts, attacks)
     ]
 
