@@ -13,6 +13,7 @@ of known choices and the vectors that their decoder makes of texts. The keys: pa
 
 import runpy
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -33,23 +34,18 @@ def get_config(variant: str = '') -> ConfigDict:
     return {'': lambda: config, 'quick': lambda: quick(config), 'smoke': lambda: smoke(config)}[variant]()
 
 
-def quick(config: ConfigDict) -> ConfigDict:
+def quick(config: Any) -> ConfigDict:
     for section in (config.pal, config.pal_text):
-        section.total_steps = 8
-        section.split.seeds = 3
-        section.prototypes = (1, 2, 4)
-        section.new.counts = (0, 5, 20)
+        section.update(total_steps=8, prototypes=(1, 2, 4), split=dict(seeds=3), new=dict(counts=(0, 5, 20)))
     return config
 
 
-def smoke(config: ConfigDict) -> ConfigDict:
+def smoke(config: Any) -> ConfigDict:
     for section in (config.pal, config.pal_text):
-        section.total_steps = 2
-        section.updates = 10
-        section.split.seeds = 2
-        section.prototypes = (1, 2)
-        section.new.update(counts=(0, 5), steps=50, ask=0)
-        section.baselines.update(mixed_logit=False, own=False)
+        section.update(
+            total_steps=2, updates=10, prototypes=(1, 2), split=dict(seeds=2),
+            new=dict(counts=(0, 5), steps=50, ask=0), baselines=dict(mixed_logit=False, own=False),
+        )  # fmt: skip
     config.methods = ('majority',)
     config.pal_text.text.update(source='random:tiny', layers=0, dtype='float32', width=4)
     return config

@@ -39,7 +39,7 @@ def audit(
       names: ids of people or personas that no text may have.
     """
     rng = np.random.default_rng([seed, 7])
-    part = Split(*(np.sort(rng.permutation(index)[:MOST]) for index in split))
+    part = Split._make(np.sort(rng.permutation(index)[:MOST]) for index in split)
     # A random direction (T10) is one of the items as they are; models of the other tests need few coordinates.
     direction, data = _direction(data, rng), narrow(data, part.train)
     alone = None if alone is None else narrow(alone, part.train)
@@ -98,15 +98,15 @@ def _person(data: Comparisons, split: Split, rng: np.random.Generator) -> Findin
     train, validation, test = (
         part[np.isin(data.users[part], people)] for part in (split.train, split.validation, split.test)
     )
-    person_of, x_of = ({name: f(part) for name, part in zip(PARTS, (train, validation, test), strict=True)} for f in (
-        lambda part: np.searchsorted(people, data.users[part]), lambda part: differences(data, part) / scale
-    ))  # fmt: skip
+    parts = dict(zip(PARTS, (train, validation, test), strict=True))
+    person_of = {name: np.searchsorted(people, data.users[part]) for name, part in parts.items()}
+    x_of = {name: differences(data, part) / scale for name, part in parts.items()}
     # Training pairs as rows of people.
     rank = rank_within(person_of['train'], np.arange(len(train)))
     x, weight = np.zeros((len(people), rank.max() + 1, len(scale))), np.zeros((len(people), rank.max() + 1))
     x[person_of['train'], rank], weight[person_of['train'], rank] = x_of['train'], 1.0
-    models = {pull: leakage.logistic_by_person(x, weight, pull, shared) for pull in PULLS}
-    axes = np.linalg.svd(models[PULLS[1]] - shared, full_matrices=False)[2]
+    models = {f'pull {pull}': leakage.logistic_by_person(x, weight, pull, shared) for pull in PULLS}
+    axes = np.linalg.svd(models[f'pull {PULLS[1]}'] - shared, full_matrices=False)[2]
     for few in (k for k in DIRECTIONS if k < len(scale)):
         # The shared margin is one more coordinate, whose weight is pulled to 1.
         along = np.concatenate([x @ axes[:few].T, (x @ shared)[..., None]], axis=2)
@@ -161,7 +161,7 @@ def _prompt(data: Comparisons, alone: Comparisons | None, split: Split, matter: 
     for table in (data, alone):
         scale, w = _shared(table, split)
         right.append(hits(differences(table, split.test) / scale @ w))
-    finding = leakage.blind_to_prompt(*right, data.users[split.test])
+    finding = leakage.blind_to_prompt(right[0], right[1], data.users[split.test])
     if finding.verdict == 'flag' and not matter:
         return finding._replace(verdict='warn', words=f'{finding.words} (prompts are topics here)')
     return finding
@@ -170,7 +170,8 @@ def _prompt(data: Comparisons, alone: Comparisons | None, split: Split, matter: 
 def _direction(data: Comparisons, rng: np.random.Generator) -> Finding:
     if not data.texts:
         return not_applied('T10', 'attributes have a meaning, and so has a random weighing of them')
-    index = leakage.disjoint(*item_numbers(data), rng, most=leakage.DIRECTED)
+    left, right = item_numbers(data)
+    index = leakage.disjoint(left, right, rng, most=leakage.DIRECTED)
     return leakage.random_direction(differences(data, index), rng)
 
 
@@ -198,7 +199,8 @@ def _texts(data: Comparisons, split: Split, names: Sequence[str], rng: np.random
     index = index if len(index) <= MOST else np.sort(rng.permutation(index)[:MOST])
     chosen, rejected = ([data.texts[i] for i in side.numbers[index]] for side in (data.chosen, data.rejected))
     lengths = np.array([[len(a), len(b)] for a, b in zip(chosen, rejected, strict=True)])
-    apart = leakage.disjoint(*(side[index] for side in item_numbers(data)), rng)
+    left, right = (side[index] for side in item_numbers(data))
+    apart = leakage.disjoint(left, right, rng)
     return [
         shortcuts.length_only(lengths, data.users[index]),
         shortcuts.formatting_only(chosen, rejected, data.users[index]),

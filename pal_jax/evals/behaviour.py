@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -51,7 +51,8 @@ def guided_logprob(
       place: the place of the reply's own token among the candidates.
     """
     scores = ref + beta * rewards
-    return float(np.sum(scores[np.arange(len(place)), place] - logsumexp(scores, axis=1)))
+    total: Any = logsumexp(scores, axis=1)
+    return float(np.sum(scores[np.arange(len(place)), place] - total))
 
 
 class PolicyAccuracy(NamedTuple):
@@ -103,7 +104,8 @@ def regret(rewards: Float[np.ndarray, ' N'], utilities: Float[np.ndarray, ' N'])
 
 def tau_b(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
     """Kendall's tau-b; NaN where all values of one side are equal."""
-    return float(stats.kendalltau(np.asarray(x), np.asarray(y), variant='b').statistic)
+    result: Any = stats.kendalltau(np.asarray(x), np.asarray(y), variant='b')
+    return float(result.statistic)
 
 
 def permutation_p(x: Sequence[float], y: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> float:

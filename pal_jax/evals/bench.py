@@ -73,10 +73,9 @@ def make_tasks(data: Comparisons, trials: Sequence[Trial]) -> list[Task]:
         )  # fmt: skip
 
     for r, trial in enumerate(trials):
-        of_seen = (choices(name, r, seen[r], sizes[0]) for name in ('train', 'validation', 'test'))
-        of_new = (choices(name, r, new_people[r], sizes[1]) for name in ('fit', 'new_test'))
-        known, asked = of_new
-        tasks.append(Task(trial, *of_seen, known, new.rank[r], asked, seen[r], new_people[r]))
+        train, validation, test = (choices(name, r, seen[r], sizes[0]) for name in ('train', 'validation', 'test'))
+        known, asked = (choices(name, r, new_people[r], sizes[1]) for name in ('fit', 'new_test'))
+        tasks.append(Task(trial, train, validation, test, known, new.rank[r], asked, seen[r], new_people[r]))
     return tasks
 
 
@@ -184,8 +183,8 @@ def seconds_a_person(method: Method, fitted: Fitted, task: Task) -> float:
     def of_first(choices: Choices) -> Choices:
         index = np.flatnonzero((choices.weight > 0) & (choices.users == 0))
         prompt = None if choices.prompt is None else choices.prompt[index]
-        arrays = (column[index] for column in choices[:4])
-        return Choices(*arrays, people=1, prompt=prompt)
+        users, chosen, rejected, weight = (column[index] for column in choices[:4])
+        return Choices(users, chosen, rejected, weight, 1, prompt)
 
     known, asked = map(of_first, columns)
     method.margins(fitted, known, asked)

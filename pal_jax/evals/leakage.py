@@ -298,7 +298,7 @@ def memory(train: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray
     size = int(max(train.max(initial=-1), asked.max(initial=-1))) + 1
     won, lost = (np.bincount(train[:, side], minlength=size) for side in (0, 1))
     score, seen = won - lost, (won + lost) > 0
-    return (score[asked[:, 0]] - score[asked[:, 1]]).astype(float), seen[asked].any(axis=1)
+    return (score[asked[:, 0]] - score[asked[:, 1]]).astype(float), np.asarray(seen[asked].any(axis=1))
 
 
 def in_training(

@@ -62,18 +62,18 @@ def judge(margins: np.ndarray, users: np.ndarray) -> Judged:
     right, confidence = hits(margins), 1.0 / (1.0 + np.exp(-np.abs(margins)))
     place = np.minimum((2.0 * (confidence - 0.5) * BINS).astype(int), BINS - 1)
     bins = np.stack([np.bincount(place, w, BINS) for w in (np.ones(len(margins)), confidence, right)], axis=1)
-    sums = (np.bincount(person, w) for w in (np.ones(len(margins)), right, np.logaddexp(0.0, -margins)))
-    return Judged(people, *sums, bins)
+    pairs, total, loss = (np.bincount(person, w) for w in (np.ones(len(margins)), right, np.logaddexp(0.0, -margins)))
+    return Judged(people, pairs, total, loss, bins)
 
 
 def together(parts: Sequence[Judged]) -> Judged:
     """The sums of several splits; a person who was tested in several has the sums of all."""
     people, person = np.unique(np.concatenate([part.people for part in parts]), return_inverse=True)
-    sums = (
+    pairs, total, loss = (
         np.bincount(person, np.concatenate([getattr(part, name) for part in parts]), len(people))
         for name in ('pairs', 'hits', 'loss')
     )
-    return Judged(people, *sums, np.sum([part.bins for part in parts], axis=0))
+    return Judged(people, pairs, total, loss, np.sum([part.bins for part in parts], axis=0))
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -107,7 +107,8 @@ def _trained(params: Params, rows: Rows, key: Array, decay: float) -> Params:
         read = exists & (order < first)
         grads = jax.grad(loss)(params, rows.sides[people], read, exists & ~read, of_loss)
         moved, moments = optimizer.update(grads, moments, params)
-        return (optax.apply_updates(params, moved), moments), None
+        stepped: Any = optax.apply_updates(params, moved)
+        return (stepped, moments), None
 
     (params, _), _ = jax.lax.scan(update, (params, optimizer.init(params)), jax.random.split(key, UPDATES))
     return params

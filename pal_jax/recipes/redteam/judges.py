@@ -46,10 +46,7 @@ def make_judge(key: str, named: str, models: ChatModels, ctx: Context) -> Judge:
 
 def by_rule(attacks: Sequence[Attack], seed: int) -> list[Labels | None]:
     """Labels by the words of the embedded stand-ins."""
-    return [
-        Labels(asks_harm(request), refuses(answer), does_harm(answer))
-        for request, answer in map(texts, attacks)
-    ]
+    return [Labels(asks_harm(request), refuses(answer), does_harm(answer)) for request, answer in map(texts, attacks)]
 
 
 def by_moderation(unsafe: Callable[[Sequence[str], Sequence[str]], Bool[np.ndarray, ' N']]) -> Judge:
