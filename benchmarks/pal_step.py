@@ -2,10 +2,11 @@
 
   python -m benchmarks.pal_step
   python -m benchmarks.pal_step --users=1000,1000000 --width=512 --batch=4096 --projector=mlp2-gelu-dropout0
+  python -m benchmarks.pal_step --method=lore         # or pref, mrm: options of the same learner
   python -m benchmarks.pal_step --against=torch
 
-The first two print a table: users, the table's size with its Adam moments, and the milliseconds of an update: the best
-of `--repeats` programs of `--updates` updates each, compiled before.
+The first three print a table: users, the table's size with its Adam moments, and the milliseconds of an update: the
+best of `--repeats` programs of `--updates` updates each, compiled before.
 
 The last one is PAL-B-Tiny on cached states of last tokens: 512 wide, K = 2, mlp2-gelu, rule angle, `--batch` pairs an
 update. Rounds in turn, see `contest.py`: ours, torch in both precisions, and matrix products alone, as many operations
@@ -170,13 +171,23 @@ def measure(users: int, options: argparse.Namespace) -> tuple[float, float]:
     import jax
     import jax.numpy as jnp
 
+    from pal_jax.data.comparisons import PairBatch
     from pal_jax.learners.ideal_point import IdealPointLearner, Loss, Rates, put
+    from pal_jax.learners.meta import Meta
+    from pal_jax.learners.pal_options import Bases
     from pal_jax.models.ideal_point import PAL
     from pal_jax.runtime import devices
-    from pal_jax.types import PairBatch
 
-    pal = PAL(options.width, options.prototypes, projector=options.projector, **devices.precision(options.dtype))
-    learner = IdealPointLearner(pal, Loss('hinge'), Rates(), devices.make_mesh(devices=jax.devices()[:1]), users=users)
+    plain: dict[str, Any] = {'rule': 'dot', 'point': 'Pw'}
+    model, loss, inner = {
+        'pal': ({'projector': options.projector}, Loss('hinge'), None),
+        'lore': (plain, Loss(pull=2.0, by='people', bases=Bases(1e-3)), None),
+        'pref': (plain | {'mixture': 'linear'}, Loss(pull=0.1), None),
+        'mrm': (plain, Loss(), Meta()),
+    }[options.method]
+    pal = PAL(options.width, options.prototypes, **model, **devices.precision(options.dtype))
+    mesh = devices.make_mesh(devices=jax.devices()[:1])
+    learner = IdealPointLearner(pal, loss, Rates(), mesh, users=users, inner=inner)
     state, rng = learner.init(jnp.zeros(1, jnp.int32)), np.random.default_rng(0)
     form = (1, options.updates, options.batch)
     chosen, rejected = (rng.standard_normal((*form, pal.width), np.float32) for _ in range(2))
@@ -196,6 +207,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument('--width', type=int, default=32)
     parser.add_argument('--prototypes', type=int, default=4)
     parser.add_argument('--projector', default='mlp1-gelu')
+    parser.add_argument('--method', default='pal', choices=('pal', 'lore', 'pref', 'mrm'))
     parser.add_argument('--batch', type=int, help='pairs of an update; 1,024, or 4,096 with --against')
     parser.add_argument('--updates', type=int, help='in a program; 50, or 2 with --against')
     parser.add_argument('--repeats', type=int, default=5, help='timed programs, or rounds')

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from os.path import exists  # False, and no error, for a text that is too long for a path
 from pathlib import Path
@@ -31,8 +31,9 @@ KEYS = (  # keys of a config whose values name files that may not change while a
     'data', 'data.train', 'data.test', 'dialogue.profiles', 'dialogue.personalities', 'dialogue.system',
     'dialogue.user', 'dialogue.slotter', 'reward.matcher', 'reward.judge', 'reward.function', 'play.games',
     'preferences', 'prompts.train', 'prompts.test', 'annotate.annotator', 'annotate.second', 'evaluate.judge',
-    'rl.reward', 'rl.person', '*.source',
+    'rl.reward', 'rl.person', '*.source', 'texts.*', 'tables.*',
 )  # fmt: skip
+LISTS = 'texts', 'tables'  # keys whose values are lists of such names
 MADE = {'oracle', 'recall', 'pets', 'embedded', 'rule', *choices.TABLES}  # names of data made here, and of no file
 ELSEWHERE = 'random:', 'gguf:package:', 'tfds:', 'endpoint:'
 WHOLE, BLOCKS, BLOCK = 1 << 28, 64, 1 << 16
@@ -59,7 +60,7 @@ Inputs = dict[str, Input]  # the inputs by their keys in the config
 def look(config: dict[str, Any]) -> Inputs:
     """The files that a config names under `KEYS`."""
     inputs: Inputs = {}
-    for key, value in flatten(config).items():
+    for key, value in _entries(flatten(config)):
         if not any(fnmatch(key, pattern) for pattern in KEYS):
             continue
         if functions := own.named_in(value):  # a user's own files, one entry for each
@@ -68,6 +69,15 @@ def look(config: dict[str, Any]) -> Inputs:
         elif path := path_of(value):
             inputs[key] = Input(value, value[: -len(_ending(value))], str(path.absolute()), hashes(path))
     return inputs
+
+
+def _entries(flat: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys and values of a config; those of `LISTS` have a key for each entry, such as texts.0."""
+    for key, value in flat.items():
+        if key in LISTS and isinstance(value, list | tuple):
+            yield from ((f'{key}.{number}', entry) for number, entry in enumerate(value))
+        else:
+            yield key, value
 
 
 def path_of(value: Any) -> Path | None:

@@ -7,8 +7,8 @@
     summaries     Reddit TL;DR comparisons by worker (Stiennon et al. 2020), labelled by length as PAL has them
     pictures      Pick-a-Pic by embeddings (Kirstain et al. 2023): vectors, as PAL has them
 
-`read` opens the sets of choices between texts by the names that `config.data` has. `votes.py` reads votes (Polis), and
-`choices.py` reads stated choices. Nothing is downloaded.
+`read` opens the sets of choices between texts by the names that `config.data` has, and those of `crowds.py`. `votes.py`
+reads votes (Polis), and `choices.py` reads stated choices. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.data import records
+from pal_jax.data import crowds, records
 from pal_jax.data.columns import read_arrays
 from pal_jax.data.comparisons import Comparisons, Lookup, alike, row_keys
-from pal_jax.data.records import TextChoice, identity, rows
+from pal_jax.data.records import TextChoice, field, identity, listed, rows, text_of
 from pal_jax.runtime import files
 
 PAIRS = 40  # pairs of a person, at most, where pairs are drawn
@@ -41,29 +41,14 @@ def read(data: str) -> Iterator[TextChoice]:
     """The choices of a named set.
 
     `data` is `ukp:<folder>`, `jester:<folder>`, `movielens:<folder>`, `prism:<folder>`, `personas:<file>`,
-    `tldr:<folder>` of train.jsonl and validation.jsonl, or `choices:<source>` (see `records.read`). Two ratings make a
-    pair where they are at least a quarter of their scale apart. Pairs of equal texts are left out.
+    `tldr:<folder>` of train.jsonl and validation.jsonl, `choices:<source>` (see `records.read`), or one of `crowds.py`.
+    Two ratings make a pair where they are at least a quarter of their scale apart. Pairs of equal texts are left out.
 
     Raises:
       ValueError: a file is missing, or a row is wrong.
     """
     name, _, where = data.partition(':')
     return SOURCES[name](where)
-
-
-def field(place: str, row: Mapping[str, Any], name: str) -> Any:
-    """The value of a row's field. Raises ValueError where the field is missing or empty."""
-    value = row.get(name)
-    if value is None or value == '' or value != value:  # tables write NaN for a missing value
-        raise ValueError(f'{place}: no {name}; its fields are {", ".join(map(str, row))}')
-    return value
-
-
-def _listed(place: str, row: Mapping[str, Any], name: str) -> list[Any]:
-    value = field(place, row, name)
-    if not isinstance(value, list | tuple):
-        raise ValueError(f'{place}: {name} is {files.shown(value)}; give a list')
-    return list(value)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -87,7 +72,7 @@ def arguments(folder: str | Path) -> Iterator[TextChoice]:
     """
     argument_of: dict[str, Argument] = {}
     for place, row in rows(str(Path(folder) / 'arguments.jsonl')):
-        debate, stance, text = (str(field(place, row, name)) for name in ('debate', 'stance', 'text'))
+        debate, stance, text = (text_of(place, row, name) for name in ('debate', 'stance', 'text'))
         argument_of[identity(place, row, 'id')] = Argument(f'{debate}: {stance}\n', text)
     for place, row in rows(str(Path(folder) / 'judgements.jsonl')):
         choice, worker = field(place, row, 'choice'), identity(place, row, 'worker')
@@ -142,9 +127,7 @@ def jester(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
     """The ratings in `ratings.csv` (user, joke, rating), and the jokes in `jokes.jsonl` (joke, text) by id."""
     folder = Path(folder)
     ratings = [_rating(place, row, ('user', 'joke', 'rating')) for place, row in rows(str(folder / 'ratings.csv'))]
-    return ratings, {
-        identity(p, row, 'joke'): str(field(p, row, 'text')) for p, row in rows(str(folder / 'jokes.jsonl'))
-    }
+    return ratings, {identity(p, row, 'joke'): text_of(p, row, 'text') for p, row in rows(str(folder / 'jokes.jsonl'))}
 
 
 def movielens(folder: str | Path) -> tuple[list[Rating], dict[str, str]]:
@@ -224,7 +207,7 @@ def conversations(path: str | Path) -> Iterator[TextChoice]:
     """
     for place, row in rows(str(path)):
         user, turns, before = identity(place, row, 'user_id'), {}, ''
-        for message in _listed(place, row, 'conversation_history'):
+        for message in listed(place, row, 'conversation_history'):
             if not isinstance(message, Mapping):
                 raise ValueError(f'{place}: a message is {str(message)[:40]!r}; give an object')
             turn = identity(place, message, 'turn')
@@ -232,11 +215,14 @@ def conversations(path: str | Path) -> Iterator[TextChoice]:
                 raise ValueError(f'{place}: turn is {files.shown(turn)}; give the number of the turn')
             turns.setdefault(int(turn), []).append(message)
         for number, turn_messages in sorted(turns.items()):
-            questions = [str(field(place, entry, 'content')) for entry in turn_messages if entry.get('role') == 'user']
+            questions = [text_of(place, entry, 'content') for entry in turn_messages if entry.get('role') == 'user']
             if not questions:
                 raise ValueError(f'{place}: turn {number} has no message of the user')
             models = (entry for entry in turn_messages if entry.get('role') != 'user')
-            replies = [(str(entry.get('content') or ''), entry.get('if_chosen')) for entry in models]
+            replies = [
+                (text_of(place, entry, 'content') if entry.get('content') else '', entry.get('if_chosen'))
+                for entry in models
+            ]
             chosen = [text for text, was_chosen in replies if was_chosen and text]
             if not chosen:
                 break  # the conversation ended without a choice
@@ -259,10 +245,10 @@ def personas(path: str | Path, behaviours: Sequence[str], *, users: int, pairs: 
     """
     statements_of: dict[str, list[tuple[str, str, str]]] = {name: [] for name in behaviours}
     for place, row in rows(str(path)):
-        name = str(field(place, row, 'behavior'))
+        name = text_of(place, row, 'behavior')
         if name in statements_of or not behaviours:
             names = 'question', 'answer_matching_behavior', 'answer_not_matching_behavior'
-            question, chosen, rejected = (str(field(place, row, name_of_field)) for name_of_field in names)
+            question, chosen, rejected = (text_of(place, row, name_of_field) for name_of_field in names)
             statements_of.setdefault(name, []).append((question, chosen, rejected))
     if not statements_of:
         raise ValueError(f'{path} has no statements')
@@ -323,13 +309,13 @@ def by_length(worker: str, post: str, left: str, right: str, *, short: bool) -> 
 
 def _supervised(source: str) -> Iterator[tuple[str, str, str, str]]:
     for place, row in rows(source):
-        pair, info = _listed(place, row, 'summaries'), field(place, row, 'info')
+        pair, info = listed(place, row, 'summaries'), field(place, row, 'info')
         if len(pair) != 2 or not all(isinstance(summary, Mapping) for summary in (*pair, info)):
             raise ValueError(f'{place}: give two summaries and info as objects, got {str([*pair, info])[:60]}')
         policies = [str(summary.get('policy')) for summary in pair]
         if all('sup' in policy and 'ppo' not in policy for policy in policies):
-            left, right = (str(field(place, summary, 'text')) for summary in pair)
-            yield identity(place, row, 'worker'), str(field(place, info, 'post')), left, right
+            left, right = (text_of(place, summary, 'text') for summary in pair)
+            yield identity(place, row, 'worker'), text_of(place, info, 'post'), left, right
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -414,4 +400,5 @@ SOURCES: Mapping[str, Callable[[str], Iterator[TextChoice]]] = {
     'personas': lambda file: personas(file, (), users=HOLDERS, pairs=PAIRS, seed=0),
     'tldr': _summaries,
     'choices': records.read,
+    **crowds.SOURCES,
 }

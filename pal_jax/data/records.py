@@ -93,6 +93,36 @@ def identity(place: str, row: Mapping[str, Any], name: str) -> str:
     raise ValueError(f'{at}{fault}; give a text or a whole number that says who or what it is')
 
 
+def field(place: str, row: Mapping[str, Any], name: str) -> Any:
+    """The value of a row's field. Raises ValueError where the field is missing or empty."""
+    value = row.get(name)
+    if value is None or value == '' or value != value:  # tables write NaN for a missing value
+        raise ValueError(f'{place}: no {name}; its fields are {", ".join(map(str, row))}')
+    return value
+
+
+def text_of(place: str, row: Mapping[str, Any], name: str) -> str:
+    """The text in a row's field.
+
+    A list of texts in place of one is refused: written with its brackets and quotes it would tell which side it is on.
+
+    Raises:
+      ValueError: the field is missing, or its value is no text.
+    """
+    value = field(place, row, name)
+    if not isinstance(value, str):
+        raise ValueError(f'{place}: {name} is {files.shown(value)}; give a text')
+    return value
+
+
+def listed(place: str, row: Mapping[str, Any], name: str) -> list[Any]:
+    """The list in a row's field. Raises ValueError where it is none."""
+    value = field(place, row, name)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f'{place}: {name} is {files.shown(value)}; give a list')
+    return list(value)
+
+
 def known(place: str, row: Mapping[str, Any], name: str) -> str:
     """The id in an optional field of a row, '' where it is missing. Raises ValueError where its value is no id."""
     return '' if _is_missing(row.get(name)) else identity(place, row, name)

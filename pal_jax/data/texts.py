@@ -113,11 +113,18 @@ def from_choices(
     Raises:
       ValueError: there is no choice, or the two texts of one have the same tokens.
     """
-    converted = []
+    converted, read_before = [], dict[tuple[str, str, str], Said]()
     for number, choice in enumerate(choices, 1):
         record = {key: value for key, value in choice._asdict().items() if value}
+        texts = choice.prompt, choice.chosen, choice.rejected
         try:
+            # Many people may choose between the same texts, which are then tokens already.
+            if texts in read_before and 'user' in record:
+                user, group = records.identity('', record, 'user'), records.known('', record, 'group')
+                converted.append(read_before[texts]._replace(user=user, group=group))
+                continue
             converted.append(to_said(record, tokenizer, alone=alone, template=template))
+            read_before[texts] = converted[-1]
         except ValueError as error:
             raise ValueError(f'{name}, choice {number}: {error}') from None
     if not converted:

@@ -148,10 +148,20 @@ def new_accuracy(
     learner: IdealPointLearner, state: PALState, new: Newcomers, counts: Sequence[int], prior: Array
 ) -> list[list[Accuracy]]:
     """The accuracies by number of known comparisons, then by trial: only the logits of new people are fitted."""
+    rows = new_margins(learner, state, new, counts, prior)
+    return [[accuracy(values, users) for values, users in row] for row in rows]
+
+
+def new_margins(
+    learner: IdealPointLearner, state: PALState, new: Newcomers, counts: Sequence[int], prior: Array
+) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """The margins of new people's test pairs and the pairs' users, numbered from 0, by number of known comparisons,
+    then by trial."""
     prior = jnp.broadcast_to(prior[:, None], (prior.shape[0], new.people, prior.shape[1]))
     rows = []
     for count in counts:
         z = learner.fit(state.params, new.fit, (new.rank < count).astype(np.float32), prior)
         table = margins(learner, state.params, z, new.test)
-        rows.append([accuracy(m[keep], u[keep]) for m, keep, u in zip(table, new.tested, new.test.users, strict=True)])
+        users = np.asarray(new.test.users)
+        rows.append([(m[keep], u[keep]) for m, keep, u in zip(table, new.tested, users, strict=True)])
     return rows

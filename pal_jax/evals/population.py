@@ -111,7 +111,7 @@ def measure(panel: Panel, state: States, others: Mapping[str, Other] = MappingPr
         people = new if theirs is data else newcomers(theirs, trials)
         measured[name] = Method(
             seen_accuracy(learner, state[name], theirs, trials, 'test'),
-            new_accuracy(learner, state[name], people, counts, _prior(panel, state[name])),
+            new_accuracy(learner, state[name], people, counts, prior(panel, state[name])),
             panel.decoder_parameters + sum(leaf[0].size for leaf in jax.tree.leaves(state[name].params)),
             0 if name == 'K=1' else learner.pal.logits,
         )
@@ -173,9 +173,10 @@ def _by_group(
     }
 
 
-def _prior(panel: Panel, state: PALState) -> jax.Array:
-    prior = population(state)
-    return prior if panel.toward == 'population' else jnp.zeros_like(prior)
+def prior(panel: Panel, state: PALState) -> jax.Array:
+    """The mean `[R, K]` of the prior of new people's logits."""
+    mean = population(state)
+    return mean if panel.toward == 'population' else jnp.zeros_like(mean)
 
 
 def _asked(
@@ -187,9 +188,9 @@ def _asked(
     by_model = dict(measured)
     for K in set(chosen) - {1}:  # with one prototype all people are alike, and no answer would tell anything
         name, most = f'K={K}', min(panel.ask, new.most)
-        learner, prior = panel.learners[name], _prior(panel, state[name])
-        ordered = questions(learner, state[name], new, prior, most)
-        by_model[name] = measured[name]._replace(new=new_accuracy(learner, state[name], ordered, counts, prior))
+        learner, mean = panel.learners[name], prior(panel, state[name])
+        ordered = questions(learner, state[name], new, mean, most)
+        by_model[name] = measured[name]._replace(new=new_accuracy(learner, state[name], ordered, counts, mean))
     return by_model
 
 

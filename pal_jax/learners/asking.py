@@ -9,11 +9,15 @@ Ghahramani & Lengyel 2011, "Bayesian active learning for classification and pref
 have given them are drawn from Laplace's approximation. It is a normal distribution about the likeliest logits, under a
 Bradley-Terry model of answers and the Gaussian prior of new users. Its precision is that of Gauss-Newton, `sum p (1 -
 p) J J' + pull`.
+
+The other rule has no draws: it is the gain in the logarithm of that determinant by one more answer
+(`ellipsoid`), after PReF (arXiv 2503.06358), whose code has its own forms of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +28,15 @@ NEWTON = 4  # steps of Newton's method to the likeliest logits after an answer
 UNASKED = 2**30
 
 
+Question = Literal['information', 'ellipsoid']
+Form = Literal['determinant', 'variance', 'slope', 'squared_slope']
+
 Margins = Callable[[Float[Array, 'B K']], Float[Array, ' B']]  # logits by pair to margins by pair
 
 
 def order(
     margins: Margins, users: Int[Array, ' B'], exists: Bool[Array, ' B'], prior: Float[Array, 'U K'], *, pull: float,
-    questions: int, key: UInt32[Array, '2'],
+    questions: int, key: UInt32[Array, '2'], rule: Question = 'information',
 ) -> Int[Array, ' B']:  # fmt: skip
     """Number the pairs of each user from 0 in the order in which they are asked.
 
@@ -42,8 +49,10 @@ def order(
     def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
         z, asked = carry
         answered = asked < UNASKED
-        # 1. The likeliest logits after the answers so far, and the information expected of each pair.
-        z, expected = expect(margins, users, answered, prior, pull=pull, key=jax.random.fold_in(key, i), start=z)
+        # 1. The likeliest logits after the answers so far, and what is expected of each pair.
+        z, expected = expect(
+            margins, users, answered, prior, pull=pull, key=jax.random.fold_in(key, i), start=z, rule=rule
+        )
         # 2. The best pair of each user that was not asked before; the first one of equals.
         expected = jnp.where(exists & ~answered, expected, -1.0)
         best = jax.ops.segment_max(expected, users, people)[users]
@@ -58,23 +67,65 @@ def order(
 
 def expect(
     margins: Margins, users: Int[Array, ' B'], answered: Bool[Array, ' B'], prior: Float[Array, 'U K'], *, pull: float,
-    key: UInt32[Array, '2'], start: Float[Array, 'U K'],
+    key: UInt32[Array, '2'], start: Float[Array, 'U K'], rule: Question = 'information',
 ) -> tuple[Float[Array, 'U K'], Float[Array, ' B']]:  # fmt: skip
     """Each user's likeliest logits given the answered pairs, and the information in nats expected of each pair.
 
     Newton's method begins at `start`.
     """
-    known, z = answered.astype(jnp.float32), start
     # The posterior's mode, by Newton's method.
-    for _ in range(NEWTON):
-        gradient, precision = _posterior(margins, z, users, known, prior, pull)
-        z = z - jnp.linalg.solve(precision, gradient[..., None])[..., 0]
-    _, precision = _posterior(margins, z, users, known, prior, pull)
+    z, precision = mode(margins, users, answered, prior, pull=pull, start=start)
+    if rule == 'ellipsoid':
+        margin, slopes = _with_slopes(margins, z[users])
+        return z, ellipsoid(margin, slopes, jnp.linalg.inv(precision)[users], 'determinant')
     # Laplace's approximation: normal draws about the mode, with the inverse of the precision as covariance.
     spread = jnp.linalg.inv(jnp.linalg.cholesky(precision))  # its transpose times noise has the covariance
     noise = jax.random.normal(key, (DRAWS, *z.shape))
     drawn = z[None] + jnp.einsum('ujk,suj->suk', spread, noise)
     return z, information(jax.lax.map(lambda logits: margins(logits[users]), drawn))
+
+
+def mode(
+    margins: Margins, users: Int[Array, ' B'], answered: Bool[Array, ' B'], prior: Float[Array, 'U K'], *, pull: float,
+    start: Float[Array, 'U K'], steps: int = NEWTON,
+) -> tuple[Float[Array, 'U K'], Float[Array, 'U K K']]:  # fmt: skip
+    """Each user's likeliest logits given the answered pairs, after so many steps of Newton's method, and the precision
+    there."""
+    known, z = answered.astype(jnp.float32), start
+    for _ in range(steps):
+        gradient, precision = _posterior(margins, z, users, known, prior, pull)
+        z = z - jnp.linalg.solve(precision, gradient[..., None])[..., 0]
+    return z, _posterior(margins, z, users, known, prior, pull)[1]
+
+
+def ellipsoid(
+    margin: Float[Array, ' B'], slopes: Float[Array, 'B K'], inverse: Float[Array, 'B K K'], form: Form
+) -> Float[Array, ' B']:
+    """The amount by which an answer to each pair shrinks the ellipsoid of a person's likely logits.
+
+    With `v = x' H^-1 x` for a margin's slopes `x` by the logits, and `s' = p (1 - p)`, it is by `form`
+
+    - determinant: `log(1 + s' v)`, the gain in log det H by the answer.
+    - variance: `v`. slope: `s' v`. squared_slope: `s'^2 v`, as PReF's code has it.
+
+    Args:
+      inverse: the inverse `H^-1` of each pair's own person.
+
+    Raises:
+      ValueError: `form` is none of these.
+    """
+    variance = jnp.einsum('bi,bij,bj->b', slopes, inverse, slopes)
+    slope = jax.nn.sigmoid(margin) * jax.nn.sigmoid(-margin)
+    match form:
+        case 'determinant':
+            return jnp.log1p(slope * variance)
+        case 'variance':
+            return variance
+        case 'slope':
+            return slope * variance
+        case 'squared_slope':
+            return jnp.square(slope) * variance
+    raise ValueError(f'unknown form {form!r}; use one of determinant, variance, slope, squared_slope')
 
 
 def information(margins: Float[Array, 'S B']) -> Float[Array, ' B']:
@@ -93,10 +144,16 @@ def _posterior(
 ) -> tuple[Float[Array, 'U K'], Float[Array, 'U K K']]:
     """The gradient and the Gauss-Newton matrix of the negative logarithm of users' posteriors at `z`."""
     mine, people = z[users], z.shape[0]
-    margin, pull_back = jax.vjp(margins, mine)
-    (slopes,) = pull_back(jnp.ones_like(margin))  # the derivative of each margin by its own logits
+    margin, slopes = _with_slopes(margins, mine)
     wrong = jax.nn.sigmoid(-margin)  # the probability of the other answer
     gradient = jax.ops.segment_sum((-known * wrong)[:, None] * slopes, users, people) + pull * (z - prior)
     weight = known * wrong * (1.0 - wrong)
     squares = jax.ops.segment_sum(weight[:, None, None] * slopes[:, :, None] * slopes[:, None], users, people)
     return gradient, squares + pull * jnp.eye(z.shape[1])[None]
+
+
+def _with_slopes(margins: Margins, z: Float[Array, 'B K']) -> tuple[Float[Array, ' B'], Float[Array, 'B K']]:
+    """The margins, and the derivative of each by its own logits."""
+    margin, pull_back = jax.vjp(margins, z)
+    (slopes,) = pull_back(jnp.ones_like(margin))
+    return margin, slopes

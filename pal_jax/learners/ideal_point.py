@@ -10,15 +10,16 @@
 A batch moves the users who have a pair in it and no others: their rows are gathered, moved by an Adam of their own (its
 moments and its count of updates stand in the table) and put back. So a step costs what its pairs cost, however many
 users there are, and a user who is not in it keeps every bit. The table lies over the mesh by users.
+
+LoRe, PReF, MRM and the rewards of MaxMin-RLHF have the same margin, so they are options: docs/methods/personal.md.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,54 +29,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.data.comparisons import PairBatch
-from pal_jax.learners import asking
+from pal_jax.learners import asking, meta
+from pal_jax.learners.meta import Meta
+from pal_jax.learners.pal_options import Loss, NewUsers, Rates, check
 from pal_jax.models import ideal_point
 from pal_jax.models import params as model_params
 from pal_jax.models.ideal_point import PAL
 from pal_jax.models.params import Params, ParamSpec
 from pal_jax.objectives.masked import keep
-from pal_jax.objectives.preference import PairLoss, bound, pair_loss
+from pal_jax.objectives.people import bases_pull, person_means, ramp
+from pal_jax.objectives.preference import bound, pair_loss
 from pal_jax.runtime import sharding
 
 BATCH = (None, None, 'batch')  # replicas, updates, pairs
 CPU_PART = 512  # pairs a device: their activations, 512 wide, stay in a processor's cache
-
-
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """Adam's learning rates by group, without a schedule, as PAL has them, and Adam's decay of moments."""
-
-    projector: float = 1e-4  # rate of the map from items to the space of preferences
-    projector_decay: float = 0.01  # in its L2 form
-    prototypes: float = 5e-3  # rate of the prototypes
-    users: float = 5e-3  # rate of users' logits
-    log_scale: float = 1e-1  # rate of the logarithm of the rewards' scale
-    b1: float = 0.9  # decay of the first moment
-    b2: float = 0.999  # decay of the second moment
-
-
-class Loss(NamedTuple):
-    """The loss of a pair and its penalties.
-
-    Attributes:
-      pull: the precision of users' Gaussian prior; a user of n pairs loses `pull |z|² / 2` beside n pair losses.
-      bound: an upper limit on the length of users' points, 0 for none.
-      bound_coef: the weight of the length above the bound.
-    """
-
-    name: PairLoss = 'logistic'
-    options: tuple[tuple[str, float], ...] = ()
-    pull: float = 0.0
-    bound: float = 0.0
-    bound_coef: float = 1.0
-
-
-class NewUsers(NamedTuple):
-    """The fit of a new user's logits: `steps` steps of Adam from z = 0 on all of the user's pairs."""
-
-    steps: int = 300
-    lr: float = 5e-2
-    pull: float = 1.0
 
 
 class UserTable(struct.PyTreeNode):
@@ -105,23 +72,28 @@ class IdealPointLearner:
       z_std: the standard deviation of users' first logits; 0 starts all users in the middle.
       part: the number of pairs whose gradients are made at once, the rest of a batch after them; 0: all pairs, None: as
         suits the platform.
+      inner: the inner steps of MRM. Users then have no rows of their own: an update adapts a shared start, `z0`, to
+        each user of the batch anew, and the start and the prototypes learn from that.
+
     Raises:
-      ValueError: there are more prototypes than users.
+      ValueError: there are more prototypes than users, or two options do not fit each other.
     """
 
     def __init__(
         self, pal: PAL, loss: Loss, rates: Rates, mesh: Mesh, *, users: int, replicas: int = 1, z_std: float = 0.0,
-        new: NewUsers | None = None, part: int | None = None,
+        new: NewUsers | None = None, part: int | None = None, inner: Meta | None = None,
     ):  # fmt: skip
+        check(pal, loss, inner)
         if pal.prototypes > users:
             raise ValueError(f'model.prototypes={pal.prototypes} is more than the {users} users; use fewer')
         self.pal, self.loss, self.rates, self.new, self.mesh = pal, loss, rates, new or NewUsers(), mesh
-        self.optimizer = make_optimizer(rates)
+        self.inner, self.optimizer = inner, make_optimizer(rates, shared_start=inner is not None)
         on_cpu = mesh.devices.flat[0].platform == 'cpu'
         self.part = part if part is not None else on_cpu * CPU_PART * sharding.batch_ways(mesh)
         ways = math.lcm(mesh.shape['fsdp'], 128)  # as many rows on every mesh: a run is opened on others
-        table = ParamSpec((-(-users // ways) * ways, pal.logits), ('users', None), jax.nn.initializers.normal(z_std))
-        self._specs = {'params': ideal_point.specs(pal), 'z': table}
+        table = ParamSpec((-(-users // ways) * ways, pal.logits), ('users', None), _first_logits(pal, z_std))
+        start = {} if inner is None else {'z0': ParamSpec((pal.logits,), (None,), _first_logits(pal, z_std))}
+        self._specs = {'params': ideal_point.specs(pal) | start, 'z': table}
         shapes = jax.eval_shape(jax.vmap(self._new_state), jax.ShapeDtypeStruct((replicas,), jnp.int32))
         self.abstract: PALState = jax.tree_util.tree_map_with_path(self._place, shapes)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
@@ -134,6 +106,7 @@ class IdealPointLearner:
         self._ask = functools.lru_cache(lambda questions: self._compiled_ask(questions, replicas))
         self._expect = jax.jit(side_by_side(self._expected, replicas), out_shardings=sharding.replicated(mesh))
         self.margins = jax.jit(side_by_side(self._margins, replicas), out_shardings=sharding.replicated(mesh))
+        self.by_prototype = jax.jit(side_by_side(self._each, replicas), out_shardings=sharding.replicated(mesh))
 
     def _place(self, path, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         of_users = any(getattr(key, 'name', None) == 'users' for key in path)
@@ -169,6 +142,7 @@ class IdealPointLearner:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         table, size, exists = state.users, batch.users.shape[0], real(batch)
         count, learnt, nobody = jnp.maximum(jnp.sum(exists), 1), jnp.any(exists), table.z.shape[0]
+        of_all = self._size(batch)
         # 1. The rows of the users in the batch; padding belongs to a user behind the table, whom nothing is written to.
         users = jnp.where(exists, batch.users, nobody)
         rows, place = jnp.unique(users, return_inverse=True, size=size, fill_value=nobody)
@@ -176,26 +150,72 @@ class IdealPointLearner:
 
         def loss(params: Params, z: Array, place: Array, pairs: PairBatch, key: Array) -> tuple[Array, Array]:
             pair_losses, margin = (keep(x, real(pairs)) for x in self._losses(params, z[place], pairs, key))
-            return jnp.sum(pair_losses) / count, jnp.sum(keep(correct(margin), real(pairs))) / count
+            total = jnp.sum(self._weighed(pair_losses, pairs)) / of_all
+            return total, jnp.sum(keep(correct(margin), real(pairs))) / count
 
         # 2. The gradient by the shared parameters and by these rows.
+        if self.inner is not None:
+            loss = functools.partial(self._outer, self.inner)
         value = functools.partial(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), state.params, mine.z)
-        (total, accuracy), (grads, z_grads) = summed(value, self.part, place, batch, key)
+        part = self.part if self.inner is None else 0  # a person's pairs stay together
+        (total, accuracy), (grads, z_grads) = summed(value, part, place, batch, key)
+        if self.loss.bases.pull:
+            pulled, slope = jax.value_and_grad(self._pull_of_bases)(state.params['P'], state.step)
+            total, grads = total + pulled, {**grads, 'P': grads['P'] + slope}
         # 3. Adam on the shared parameters, with a rate for each group.
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         # 4. Adam on the rows, each by its own count of updates, and back into the table.
-        mine = adam_rows(mine, z_grads, self.rates.users, self.rates.b1, self.rates.b2)
-        table = jax.tree.map(lambda x, new: x.at[rows].set(new, mode='drop', unique_indices=True), table, mine)
+        if self.inner is None:
+            mine = adam_rows(mine, z_grads, self.rates.users, self.rates.b1, self.rates.b2)
+            table = jax.tree.map(lambda x, new: x.at[rows].set(new, mode='drop', unique_indices=True), table, mine)
         params = optax.apply_updates(state.params, updates)
         moved = state.replace(step=state.step + 1, params=params, opt_state=opt_state, users=table)
         # A batch of padding alone moves nothing. The table needs no choice: no row of it was written.
         state = jax.tree.map(functools.partial(jnp.where, learnt), moved.replace(users=()), state.replace(users=()))
         return state.replace(users=table), ({'loss': total, 'accuracy': accuracy}, learnt)
 
+    def _weighed(self, losses: Array, pairs: PairBatch) -> Array:
+        """Losses by the weight of their pairs in the mean over a batch, whose sum is `_size`."""
+        return losses if self.loss.by == 'pairs' else pairs.share * losses
+
+    def _size(self, batch: PairBatch) -> Array:
+        if self.loss.by == 'pairs':
+            return jnp.maximum(jnp.sum(real(batch)), 1)
+        return jnp.maximum(jnp.sum(keep(batch.share, real(batch))), 1e-12)
+
+    def _pull_of_bases(self, P: Array, step: Array) -> Array:
+        bases = self.loss.bases
+        toward = jnp.asarray(bases.toward or jnp.zeros(P.shape[1]), P.dtype)
+        return bases.pull * ramp(step, bases.steps) * bases_pull(P, toward, bases.form)
+
+    def _outer(
+        self, inner: Meta, params: Params, z: Array, place: Array, pairs: PairBatch, key: Array
+    ) -> tuple[Array, Array]:
+        """MRM's loss of a batch, whose pairs are support or query by chance; `z` only says how many people there are.
+
+        The accuracy is that of the query.
+        """
+        half, noise = jax.random.split(key)
+        support = jax.random.bernoulli(half, inner.support, place.shape)
+        query = real(pairs) & ~support
+
+        def losses(z: Array) -> Array:
+            return keep(self._losses(params, z, pairs, noise)[0], real(pairs))
+
+        total, adapted = meta.outer_loss(losses, params['z0'], place, z.shape[0], real(pairs) & support, query, inner)
+        right = keep(correct(self._losses(params, adapted[place], pairs, None)[1]), query)
+        return total, jnp.sum(right) / jnp.maximum(jnp.sum(query), 1)
+
     def _losses(self, params: Params, z: Array, batch: PairBatch, key: Array | None) -> tuple[Array, Array]:
         """The loss and the margin of each pair, for users' logits by pair."""
         u, margin = self._judge(params, z, batch, training=True, key=key)
-        losses = pair_loss(margin, self.loss.name, **dict(self.loss.options))
+        if self.loss.mix == 'losses':
+            # Each prototype is a group's own reward; noise of training has no place in it.
+            alone = pair_loss(self._each(params, batch), self.loss.name, **dict(self.loss.options))
+            w = ideal_point.weights(self.pal, z, training=True)
+            losses = jnp.sum(w.reshape(*w.shape, *(1,) * (alone.ndim - 2)) * alone, axis=1)
+        else:
+            losses = pair_loss(margin, self.loss.name, **dict(self.loss.options))
         if batch.weight is not None:  # tokens have losses; the last one has read both replies
             losses, margin = jnp.sum(batch.weight * losses, axis=-1), margin[..., -1]
         if self.loss.pull:
@@ -232,7 +252,7 @@ class IdealPointLearner:
 
             def loss(sides: dict[str, Array]) -> Array:
                 losses = keep(self._losses(state.params, z, batch.replace(**sides), key)[0], real(batch))
-                return jnp.sum(losses) / jnp.maximum(jnp.sum(real(batch)), 1)
+                return jnp.sum(self._weighed(losses, batch)) / self._size(batch)
 
             sides = {side: getattr(batch, side) for side in ('chosen', 'rejected', 'prompt')}
             return batch.replace(**jax.grad(loss)({name: x for name, x in sides.items() if x is not None}))
@@ -244,21 +264,26 @@ class IdealPointLearner:
     def _fit(
         self, params: Params, pairs: PairBatch, weight: Float[Array, ' B'], prior: Float[Array, 'U K']
     ) -> Float[Array, 'U K']:
-        """The logits of new users, numbered from 0 in `pairs`; they start at 0 and are pulled to `prior`."""
-        adam = optax.adam(self.new.lr)
+        """The logits of new users, numbered from 0 in `pairs`; they are pulled to `prior`, see `NewUsers`."""
+        new = self.new
+        rule = optax.adam(new.lr) if new.optimizer == 'adam' else optax.sgd(new.lr)
 
         def loss(z: Array) -> Array:
             _, margin = self._judge(params, z[pairs.users], pairs, training=True)
             losses = pair_loss(margin, self.loss.name, **dict(self.loss.options))
-            return jnp.sum(weight * losses) + self.new.pull / 2 * jnp.sum(jnp.square(z - prior))
+            if new.average == 'mean':
+                fit = jnp.sum(person_means(losses, pairs.users, prior.shape[0], weight)[0])
+            else:
+                fit = jnp.sum(weight * losses)
+            return fit + new.pull / 2 * jnp.sum(jnp.square(z - prior))
 
         def step(carry, _):
             z, moments = carry
-            updates, moments = adam.update(jax.grad(loss)(z), moments)
+            updates, moments = rule.update(jax.grad(loss)(z), moments)
             return (z + updates, moments), None
 
-        start = jnp.zeros_like(prior)
-        (z, _), _ = jax.lax.scan(step, (start, adam.init(start)), length=self.new.steps)
+        start = prior if new.start == 'prior' else jnp.zeros_like(prior)
+        (z, _), _ = jax.lax.scan(step, (start, rule.init(start)), length=new.steps)
         return z
 
     def ask(
@@ -288,7 +313,8 @@ class IdealPointLearner:
                 return self._judge(params, z, pairs, training=True)[1]
 
             return asking.order(
-                margins, pairs.users, exists, prior, pull=self.new.pull, questions=questions, key=key
+                margins, pairs.users, exists, prior, pull=self.new.pull, questions=questions, key=key,
+                rule=self.new.question,
             )  # fmt: skip
 
         return jax.jit(side_by_side(ask, replicas), out_shardings=sharding.replicated(self.mesh))
@@ -307,11 +333,30 @@ class IdealPointLearner:
     def _expected(self, params: Params, pairs: PairBatch, answered: Array, prior: Array, key: Array) -> Array:
         return asking.expect(
             lambda z: self._judge(params, z, pairs, training=True)[1], pairs.users, answered, prior,
-            pull=self.new.pull, key=key, start=prior,
+            pull=self.new.pull, key=key, start=prior, rule=self.new.question,
         )[1]  # fmt: skip
 
     def _margins(self, params: Params, z: Float[Array, 'U K'], pairs: PairBatch) -> Float[Array, ' B']:
         return self._judge(params, z[pairs.users], pairs)[1]
+
+    def _each(self, params: Params, pairs: PairBatch) -> Float[Array, 'B K']:
+        """The margins of pairs by each prototype alone; those of the pairs' tokens `[B, K, T]` where they have some."""
+
+        def alone(w: Array) -> Array:
+            everybody = jnp.broadcast_to(w, (pairs.users.shape[0], w.shape[0]))
+            u = ideal_point.user_point(params, self.pal, everybody, pairs.prompt)
+            chosen, rejected = (ideal_point.item_reward(params, self.pal, u, x) for x in (pairs.chosen, pairs.rejected))
+            return chosen - rejected
+
+        return jnp.moveaxis(jax.vmap(alone)(jnp.eye(self.pal.prototypes)), 0, 1)
+
+
+def _first_logits(pal: PAL, std: float) -> Callable[..., Array]:
+    """Normal logits; of weights without bounds the first is larger by 1, for its prototype begins as everybody's."""
+    normal = jax.nn.initializers.normal(std)
+    if pal.mixture != 'linear':
+        return normal
+    return lambda key, shape, dtype: normal(key, shape, dtype).at[..., 0].add(1.0)
 
 
 def put(batches: PairBatch, mesh: Mesh) -> PairBatch:
@@ -358,8 +403,11 @@ def adam_rows(rows: UserTable, grads: Float[Array, 'B K'], lr: float, b1: float,
     return UserTable(rows.z - lr * direction, m, v, updates)
 
 
-def make_optimizer(rates: Rates) -> optax.GradientTransformation:
-    """The optimiser of the parameters that all users share: Adam with a rate for each group."""
+def make_optimizer(rates: Rates, *, shared_start: bool = False) -> optax.GradientTransformation:
+    """The optimiser of the parameters that all users share: Adam with a rate for each group.
+
+    A shared start of users' logits has the rate of users.
+    """
     adam = functools.partial(optax.adam, b1=rates.b1, b2=rates.b2)
     projector = optax.chain(optax.add_decayed_weights(rates.projector_decay), adam(rates.projector))
     groups: dict[Any, Any] = {
@@ -368,6 +416,8 @@ def make_optimizer(rates: Rates) -> optax.GradientTransformation:
         'P': adam(rates.prototypes),
         'log_scale': adam(rates.log_scale),
     }
+    if shared_start:
+        groups['z0'] = adam(rates.users)
     return optax.partition(groups, lambda params: {name: name for name in params})
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from pal_jax.models.params import Params
 from pal_jax.runtime.optim import Optimizer
@@ -58,10 +58,21 @@ def init(key: PRNGKeyArray, width: int, latent: Latent) -> Params:
     return params
 
 
-def encode(params: Params, past: Float[Array, 'B T 2 D']) -> tuple[Float[Array, 'B Z'], Float[Array, 'B Z']]:
-    """The mean and log standard deviation of z, from `T` past choices: the chosen reply and the other one."""
+def encode(
+    params: Params, past: Float[Array, 'B T 2 D'], exists: Bool[Array, 'B T'] | None = None, nothing: float = 0.0
+) -> tuple[Float[Array, 'B Z'], Float[Array, 'B Z']]:
+    """The mean and log standard deviation of z, from `T` past choices: the chosen reply and the other one.
+
+    Choices that do not exist count nowhere; by default all do. With them goes so much of a choice that says nothing,
+    `nothing`, by which the mean is shorter the fewer choices there are.
+    """
     read = jax.nn.gelu(_dense(params['pair'], past.reshape(*past.shape[:2], -1)))
-    person = jax.nn.gelu(_dense(params['person'], read.mean(axis=1)))
+    if exists is None:
+        mean = read.mean(axis=1)
+    else:
+        kept = jnp.sum(jnp.where(exists[..., None], read, 0.0), axis=1)
+        mean = kept / jnp.maximum(jnp.sum(exists, axis=1, keepdims=True) + nothing, 1.0)
+    person = jax.nn.gelu(_dense(params['person'], mean))
     return _dense(params['mean'], person), _dense(params['log_std'], person)
 
 

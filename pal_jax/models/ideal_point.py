@@ -24,7 +24,7 @@ from pal_jax.models.params import Params, ParamSpec
 
 Rule = Literal['dist', 'normalized_dist', 'angle', 'dot', 'norm']
 Point = Literal['f(Pw)', 'Pw', 'f(P)w', '|f(P)|w']
-Mixture = Literal['softmax', 'gumbel', 'partition', 'free', 'own']
+Mixture = Literal['softmax', 'gumbel', 'partition', 'free', 'linear', 'own']
 
 MAX_SCALE = 100.0
 ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': jax.nn.gelu, 'linear': lambda x: x}
@@ -77,10 +77,11 @@ class PAL:
     scaled: rewards are multiplied by `min(exp(log_scale), 100)`, which is learnt. The published rules are dist with a
       hinge (A), angle scaled with cross-entropy (B), dist scaled (their dist-logistic), and angle unscaled with a hinge
       (angle-hinge).
+    temperature: rewards are divided by it, a constant (LoRe, arXiv 2504.14439).
     point: the formula of the user's point, from PAL-A's mixture w and prototypes P.
     mixture: the formula of the weights, from logits z. softmax; gumbel: softmax with noise in training; partition:
-      softmax in training, and the largest alone after it; free: 1 and z without bounds (a user embedding); own: z is
-      the point itself, without P.
+      softmax in training, and the largest alone after it; free: 1 and z without bounds (a user embedding); linear: z
+      without bounds (PReF, arXiv 2503.06358); own: z is the point itself, without P.
 
     Raises:
       ValueError: a value is none of these, or two values do not fit each other.
@@ -93,6 +94,7 @@ class PAL:
     projector: str = 'identity'
     rule: Rule = 'dist'
     scaled: bool = False
+    temperature: float = 1.0
     point: Point = 'f(Pw)'
     mixture: Mixture = 'softmax'
     tau: float = 1.0
@@ -116,6 +118,10 @@ class PAL:
             raise ValueError(f'model.dim={d} is not the width {self.width} of items, which {self.projector} keeps')
         if self.prototypes < 1 or self.tau <= 0:
             raise ValueError(f'model.prototypes={self.prototypes} must be at least 1 and tau={self.tau} above 0')
+        if self.temperature <= 0:
+            raise ValueError(f'model.temperature={self.temperature} must be above 0, for rewards are divided by it')
+        if self.scaled and self.temperature != 1:
+            raise ValueError(f'model.temperature={self.temperature} and model.scaled are two scales; use one of them')
         if self.variant == 'B' and self.mixture == 'own':
             raise ValueError("model.mixture='own' has no prototypes, so it has no variant B")
         if self.rule == 'norm' and (self.variant == 'B' or self.point != 'Pw'):
@@ -192,6 +198,8 @@ def weights(
             return z
         case 'free':
             return jnp.concatenate([jnp.ones((z.shape[0], 1), z.dtype), z], axis=1)
+        case 'linear':
+            return z
         case 'partition' if not training:
             return jax.nn.one_hot(jnp.argmax(z, axis=-1), pal.prototypes, dtype=z.dtype)
         case 'gumbel' if key is not None:
@@ -246,7 +254,7 @@ def item_reward(
             case _:
                 reward = jnp.vecdot(point, u)
     if not pal.scaled:
-        return reward
+        return reward if pal.temperature == 1 else reward / pal.temperature
     return jnp.minimum(jnp.exp(params['log_scale']), MAX_SCALE) * reward
 
 

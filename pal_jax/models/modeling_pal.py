@@ -26,7 +26,8 @@ class PALConfig(PreTrainedConfig):
     """The config of the model.
 
     decoder: the config of the model that reads texts.
-    pal: variant, rule, scaled, point, width, dim, prototypes, and the projector's layers, activation, bias, residual.
+    pal: variant, rule, scaled, point, width, dim, prototypes, the projector's layers, activation, bias, residual, and
+      temperature where it is not 1.
     pool: 'last' or 'mean', the states that make a vector.
     frame: the number of principal coordinates of the vector, or 0 for the vector itself.
     mixture: the mixture of the population.
@@ -121,7 +122,7 @@ class PALRewardModel(PreTrainedModel):
             u = torch.stack([w[:, k, None] * g(prompt) for k, g in enumerate(self.g)]).sum(0)
         else:
             u = self.point(w)
-        reward = self.reward(u, x)
+        reward = self.reward(u, x) / self.config.pal.get('temperature', 1.0)
         return reward * self.log_scale.exp().clamp(max=MAX_SCALE) if self.config.pal['scaled'] else reward
 
     def point(self, w: Tensor) -> Tensor:

@@ -41,6 +41,12 @@ PAL_MODELS = {  # what PAL is compared with
     'mixed_logit': 'mixed logit (xlogit)',
     'context': 'in context: earlier choices before the pair',
 }
+BENCH_METHODS = PAL_MODELS | {  # what the bench of personal rewards compares
+    'shallow': 'length and formatting alone', 'memory': 'wins less losses of the items in training',
+    'vpl': 'a latent vector read from choices (VPL)', 'lore': 'a mixture of bases (LoRe)',
+    'pref': 'free weights of features, ridge (PReF)', 'mrm': 'a start of the weights and a few steps (MRM)',
+    'maxmin': 'groups by EM (MaxMin-RLHF)', 'gpo': 'choices in context, a transformer (GPO)',
+}  # fmt: skip
 PLUS_METHODS = {  # what a reward model reads of a person in PLUS's table
     'plus': 'PLUS: summaries that are learnt',
     'untrained': 'summaries of the untrained model',
@@ -92,6 +98,7 @@ STEPS = {  # what the steps of a phase are
     'rlpa': 'PPO on dialogues',
     'hold': 'the reward model learns alone, and the summariser waits',
     'plus': 'summariser and reward model learn',
+    'bench': 'data sets are audited, and methods are fitted, a part a step',
     'cmdp': 'policies under all constraint handlers learn',
     'cameras': 'cameras fly, and their policy learns',
     'allreduce_trees': 'the policy of trees learns, that of transfers stays',
@@ -135,6 +142,7 @@ VOCABULARY = {
     'seat': SEATS,
     'judge': JUDGES,
     'pal': PAL_MODELS,
+    'bench': BENCH_METHODS,
     'soup': SOUP_SYSTEMS,
     'other': SOUP_SYSTEMS,
     'phase': PHASES,
@@ -201,6 +209,9 @@ FIGURES: dict[str, dict[str, str]] = {
         'sampled_reward': 'mean reward of summaries drawn as in training',
         'seen_gain': 'accuracy of PAL less that of one model for all, new choices of known people',
         'new_gain': 'accuracy of PAL less that of one model for all, new people',
+        'seen_gain_{bench}': 'accuracy over that of one model for all, new choices of seen people: {bench}',
+        'new_gain_{bench}': 'accuracy over that of one model for all, new people: {bench}',
+        'failed_data_sets': 'the number of data sets that a leakage test flags',
         'seen_pal': 'accuracy on new choices of known people: PAL, K chosen on validation',
         'new_pal': 'accuracy on new people: PAL, K chosen on validation',
         'winrate_psoups': 'prompts won against all other systems, ties half: P-Soups (merged policies)',

@@ -87,6 +87,7 @@ def save_model(workdir: str, folder: str | Path, *, split: int = 0) -> None:
     # transformers finds a text's last token by its padding, which must be no token of the text.
     tokenizer = decoder.tokenizer.padding_apart()
     of_pal = {key: getattr(pal, key) for key in ('variant', 'rule', 'scaled', 'point', 'width', 'prototypes')}
+    of_pal |= {} if pal.temperature == 1 else {'temperature': pal.temperature}
     of_pal |= {key: getattr(shape, key) for key in ('layers', 'activation', 'bias', 'residual')}
     config = {
         'model_type': 'pal',

@@ -27,6 +27,7 @@ from pal_jax.evals import mixed_logit, panel
 from pal_jax.evals.panel import Trial
 from pal_jax.evals.population import OTHERS, Other, Panel, make_exhibits, make_record, measure
 from pal_jax.learners.ideal_point import IdealPointLearner, Loss, NewUsers, PALState, Rates, put
+from pal_jax.learners.pal_options import Bases
 from pal_jax.models import ideal_point
 from pal_jax.parts.recipe import Context, Evaluation, Host, Plan, check_at_least, stage_before
 from pal_jax.recipes.pal import context as pal_context
@@ -129,8 +130,21 @@ def check(settings: Settings, ways: int) -> None:
         raise ValueError(f'batch={settings.batch} does not divide over {ways} devices')
     if 1 not in settings.prototypes or len(set(settings.prototypes)) != len(settings.prototypes):
         raise ValueError(f'prototypes={settings.prototypes} needs 1, the shared model, and each K once')
-    if settings.model.mixture in ('free', 'own'):
-        raise ValueError(f'model.mixture={settings.model.mixture!r} is a baseline; use softmax, gumbel or partition')
+    if settings.model.mixture in ('free', 'linear', 'own'):
+        raise ValueError(
+            f'model.mixture={settings.model.mixture!r} has no model that all people share; use softmax, gumbel or '
+            'partition'
+        )
+    if settings.model.temperature <= 0 or (settings.model.scaled and settings.model.temperature != 1):
+        raise ValueError(
+            f'model.temperature={settings.model.temperature} must be above 0, and 1 with model.scaled, which has a '
+            'scale of its own'
+        )
+    if settings.loss.prototype_pull < 0 or (settings.loss.prototype_pull and settings.model.variant == 'B'):
+        raise ValueError(
+            f'loss.prototype_pull={settings.loss.prototype_pull} must be at least 0, and 0 with model.variant=B, whose '
+            'prototypes are functions'
+        )
     check_new(settings.new)
     if settings.baselines.mixed_logit:
         mixed_logit.require()
@@ -194,17 +208,19 @@ def make_learners(settings: Settings, kept: Kept, ctx: Context, replicas: int) -
     model: dict[str, Any] = dataclasses.asdict(settings.model) | devices.precision(settings.model.dtype)
     z_std = model.pop('z_std')
     options = tuple((name, getattr(loss, name)) for name in OPTIONS[loss.name])
+    bases = Bases(loss.prototype_pull)
 
     def learner(pull: float, new_pull: float, rates: Rates = rates, **changes: Any) -> IdealPointLearner:
+        pulled = changes.get('mixture') != 'own'  # whose users have no prototypes
         return IdealPointLearner(
             ideal_point.PAL(kept.width, **model | changes),
-            Loss(loss.name, options, pull, loss.bound, loss.bound_coef),
+            Loss(loss.name, options, pull, loss.bound, loss.bound_coef, loss.by, bases=bases if pulled else Bases()),
             rates,
             ctx.mesh,
             users=len(kept.names),
             replicas=replicas,
             z_std=z_std,
-            new=NewUsers(settings.new.steps, settings.new.lr, new_pull),
+            new=NewUsers(settings.new.steps, settings.new.lr, new_pull, question=settings.new.question),
         )
 
     learners = {f'K={K}': learner(loss.pull, settings.new.pull, prototypes=K) for K in settings.prototypes}

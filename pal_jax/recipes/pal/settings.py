@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from pal_jax.data.texts import Pool
+from pal_jax.learners.asking import Question
 from pal_jax.learners.ideal_point import Rates
 from pal_jax.learners.training import Lora
 from pal_jax.models.ideal_point import Mixture, Point, Rule
@@ -47,6 +48,7 @@ class PALSettings:
     variant: Literal['A', 'B'] = 'A'  # B mixes functions of a prompt's vector
     rule: Rule = 'dot'  # the reward of an item for a user's point
     scaled: bool = False  # rewards times a learnt scale
+    temperature: float = 1.0  # rewards are divided by it, a constant; not with a learnt scale
     point: Point = 'Pw'  # a user's point: f is the projector, P the prototypes, w the user's weights
     projector: str = 'identity'  # or such as mlp2-gelu-dropout0
     dim: int = 0  # the dimension of the space of preferences; 0: that of the items
@@ -68,6 +70,8 @@ class LossSettings:
     pull: float = 2.0  # precision of a Gaussian prior on users' logits
     bound: float = 0.0  # a limit on the length of users' points; 0: none
     bound_coef: float = 1.0  # weight of the length above the bound
+    by: Literal['pairs', 'people'] = 'pairs'  # a batch's mean over pairs, or over people, each of whom counts alike
+    prototype_pull: float = 0.0  # weight of the prototypes' squared length, beside a batch's mean loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,10 @@ class NewSettings:
     lr: float = 5e-2  # their rate
     pull: float = 2.0  # precision of a Gaussian prior on their logits
     toward: Literal['population', 'zero'] = 'population'  # the mean of that prior
-    ask: int = 20  # the number of questions that are also chosen by the information expected of each; 0: none
+    ask: int = 20  # the number of questions that are also chosen by what their answers would tell; 0: none
+    # The rule that chooses them: the information expected of an answer, or how much it shrinks the ellipsoid of the
+    # person's likely logits.
+    question: Question = 'information'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +116,7 @@ class Settings(Run):
 
     # A table of choices: electricity, train, swissmetro (1,191 people), or a file or folder of your own. With
     # `text.source` votes or choices between texts, such as a public set: jester:, movielens:, ukp:, prism:,
-    # tldr:<folder>, personas:<file>, choices:<source> (data/opinions.py).
+    # tldr:<folder>, personas:<file>, choices:<source> (data/opinions.py, data/crowds.py).
     data: str = 'electricity'
     text: TextSettings = TextSettings()
     standardize: bool = True  # attributes in units of their standard deviation

@@ -1,0 +1,396 @@
+"""Leakage tests of choices and splits, T1 to T12, which run before any method: could a number be high for another
+reason than that a method knows what a person likes?
+
+Each test is a pure function and returns a `Finding`. An interval is the 95 % bootstrap over people. A finding is a
+warning where the interval excludes chance, and a flag where its end passes the test's threshold. Tests of one-sided
+shortcuts of texts (T3, T4, T6, T9) are in `shortcuts.py`; `audit.py` runs all tests on a data set.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import sparse, stats
+
+from pal_jax.evals.accuracy import hits
+from pal_jax.evals.bootstrap import interval, resampled_counts
+
+FEW = 5  # people; with fewer the interval is that of pairs that are independent
+ERRORS = 2.0  # standard errors that count as a difference
+PROMPT_LOSS = 0.01  # T2: the accuracy that is lost without the prompt where prompts matter
+POSITION_P, POSITION_SHARE = 0.01, 0.02  # T5: the two-sided p, and the distance from a half
+ASYMMETRY = 1e-5  # T5: of margins when the sides are swapped
+ALIKE, ALIKE_SHARE, SHINGLE = 0.8, 0.01, 5  # T7: Jaccard's index, the share of test pairs, characters of a shingle
+MEMORY, MEMORY_SHARE = 0.55, 0.05  # T8: the accuracy of memory, and the share of test pairs it speaks about
+DIRECTIONS, DIRECTED, RATIO = 200, 400, 2.0  # T10: directions, pairs at most, and the ratio to random signs
+FLIPPED = 0.03  # T11: the distance from a half
+
+Verdict = Literal['pass', 'warn', 'flag', 'none']  # none: the test does not apply, and its words say why
+
+
+class Finding(NamedTuple):
+    """The result of a leakage test.
+
+    Attributes:
+      test: T1 to T12.
+      name: the test in words.
+      figure: the measured value; NaN where the test does not apply.
+      low, high: the 95 % interval of the figure; NaN where there is none.
+      chance: the figure of data without the leak.
+      words: the reason for the verdict.
+    """
+
+    test: str
+    name: str
+    figure: float
+    low: float
+    high: float
+    chance: float
+    verdict: Verdict
+    words: str
+
+
+NAMES = {
+    'T1': 'blind to the person',
+    'T2': 'blind to the prompt',
+    'T3': 'length only',
+    'T4': 'formatting only',
+    'T5': 'position',
+    'T6': 'string artefacts',
+    'T7': 'near-duplicates',
+    'T8': 'test in training',
+    'T9': 'label in the text',
+    'T10': 'random direction',
+    'T11': 'flipped labels',
+    'T12': 'known = tested',
+}
+
+
+def finding(
+    test: str, figure: float, verdict: Verdict, words: str, *, ends: Sequence[float] = (np.nan, np.nan),
+    chance: float = np.nan,
+) -> Finding:  # fmt: skip
+    """The finding of a test by its number."""
+    return Finding(test, NAMES[test], float(figure), float(ends[0]), float(ends[1]), chance, verdict, words)
+
+
+def not_applied(test: str, words: str) -> Finding:
+    """The finding of a test that the data do not allow."""
+    return finding(test, np.nan, 'none', words)
+
+
+def judged(ends: Sequence[float], chance: float, *, over: float = np.inf, under: float = -np.inf) -> Verdict:
+    """The verdict on an interval: a flag outside `under` to `over`, a warning where it excludes `chance`."""
+    if ends[0] > over or ends[1] < under:
+        return 'flag'
+    return 'pass' if ends[0] <= chance <= ends[1] else 'warn'
+
+
+def share_of(right: np.ndarray, people: np.ndarray) -> tuple[float, list[float]]:
+    """The share of pairs `[n]` that are right (1, 1/2 or 0), and its interval by the bootstrap over people.
+
+    Fewer than `FEW` people say nothing about other people; the interval is then the exact one of independent pairs.
+    """
+    _, person = np.unique(people, return_inverse=True)
+    pairs = np.bincount(person)
+    if len(pairs) < FEW:
+        ci = stats.binomtest(round(float(right.sum())), len(right)).proportion_ci()
+        return float(right.mean()), [float(ci.low), float(ci.high)]
+    draws = resampled_counts(len(pairs))
+    low, high = interval(draws @ np.bincount(person, right) / (draws @ pairs))
+    return float(right.mean()), [float(np.asarray(low)), float(np.asarray(high))]
+
+
+def error_of(values: np.ndarray, people: np.ndarray) -> float:
+    """The standard error of the mean of values `[n]`, whose people are the units: the ratio estimator by clusters."""
+    _, person = np.unique(people, return_inverse=True)
+    residuals = np.bincount(person, values - values.mean())
+    units = len(residuals)
+    return float(np.sqrt(units / max(units - 1, 1) * np.sum(residuals**2)) / len(values)) if units > 1 else np.inf
+
+
+# --- small models -----------------------------------------------------------------------------------------------------
+
+
+def logistic(x: np.ndarray, ridge: float = 1.0, toward: np.ndarray | None = None) -> np.ndarray:
+    """The weights `[H]` of a Bradley-Terry model of differences chosen - rejected `[n, H]`, by Newton's method.
+
+    The loss is the sum over pairs of `log(1 + exp(-x w))`, and `ridge / 2 |w - toward|²`; `toward` is 0 by default.
+    """
+    centre = np.zeros(x.shape[1]) if toward is None else toward
+    w = centre.copy()
+    for _ in range(25):
+        p = 0.5 * (1.0 + np.tanh(-0.5 * (x @ w)))  # the probability of the other choice
+        gradient = ridge * (w - centre) - x.T @ p
+        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + ridge * np.eye(len(w)), gradient)
+        # A step of Newton's method can overshoot on separable data, so its length is bounded.
+        w = w - step * min(1.0, 10.0 / max(float(np.linalg.norm(step)), 1e-12))
+        if np.abs(step).max() < 1e-8:
+            break
+    return w
+
+
+def logistic_by_person(
+    x: np.ndarray, weight: np.ndarray, ridge: float, toward: np.ndarray, steps: int = 12
+) -> np.ndarray:
+    """The weights `[P, H]` of a model for each person, pulled to `toward` `[H]`, as `logistic` fits one.
+
+    Args:
+      x: differences `[P, T, H]`.
+      weight: 1 for pairs that exist, 0 for others `[P, T]`.
+    """
+    w = np.tile(toward, (len(x), 1))
+    for _ in range(steps):
+        p = 0.5 * (1.0 + np.tanh(-0.5 * np.einsum('pth,ph->pt', x, w)))
+        gradient = ridge * (w - toward) - np.einsum('pth,pt->ph', x, weight * p)
+        curved = np.matmul(np.swapaxes(x * (weight * p * (1 - p))[..., None], 1, 2), x)
+        step = np.linalg.solve(curved + ridge * np.eye(x.shape[2]), gradient[..., None])[..., 0]
+        # A step of Newton's method can overshoot on separable data, so its length is bounded.
+        w = w - step * np.minimum(1.0, 10.0 / np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-12))
+    return w
+
+
+def cross_fitted(x: np.ndarray, groups: np.ndarray, folds: int = 5, ridge: float = 1.0) -> np.ndarray:
+    """The margins `[n]` of pairs by models that saw no pair of the same group; columns in units of their size."""
+    scaled = x / np.maximum(np.sqrt(np.mean(x**2, axis=0)), 1e-9)
+    names, number = np.unique(groups, return_inverse=True)
+    fold = np.random.default_rng(0).permutation(len(names))[number] % min(folds, max(len(names), 2))
+    margins = np.zeros(len(x))
+    for k in np.unique(fold):
+        margins[fold == k] = scaled[fold == k] @ logistic(scaled[fold != k], ridge)
+    return margins
+
+
+# --- T1, T2: what the models are blind to -----------------------------------------------------------------------------
+
+
+def vote_bound(votes: np.ndarray) -> float:
+    """The highest accuracy of a model that does not know who chooses, from votes `[pairs, 2]` for either side."""
+    return float(votes.max(axis=1).sum() / votes.sum())
+
+
+def blind_to_person(
+    shared: np.ndarray, personal: np.ndarray, people: np.ndarray, bound: float = np.nan,
+    bounded: np.ndarray | None = None,
+) -> Finding:  # fmt: skip
+    """T1: a model of everybody against the bound of such models, and against a personal model.
+
+    Args:
+      shared, personal: the hits `[n]` of both models on the same test pairs.
+      bound: see `vote_bound`; NaN where no pair has several judges.
+      bounded: a mask of the test pairs that the bound is of; all by default.
+    """
+    gain, error = float(np.mean(personal - shared)), error_of(personal - shared, people)
+    ends = gain - 1.96 * error, gain + 1.96 * error
+    part = np.ones(len(shared), bool) if bounded is None else bounded
+    words = f'shared model {shared.mean():.3f}, personal model {gain:+.3f} ± {error:.3f}'
+    if np.isfinite(bound) and part.any():
+        over, spread = float(shared[part].mean()) - bound, error_of(shared[part], people[part])
+        words += f', bound of blind models {bound:.3f}'
+        if over > ERRORS * spread:
+            words += ': a blind model is above its bound, so it leaks'
+            return finding('T1', gain, 'flag', words, ends=ends, chance=0.0)
+    if gain <= ERRORS * error:
+        return finding('T1', gain, 'flag', f'{words}: nothing to personalise', ends=ends, chance=0.0)
+    return finding('T1', gain, 'pass', words, ends=ends, chance=0.0)
+
+
+def blind_to_prompt(
+    full: np.ndarray, alone: np.ndarray, people: np.ndarray, mismatched: np.ndarray | None = None
+) -> Finding:
+    """T2: the hits `[n]` of a model that reads prompts, of one that does not, and with prompts of other pairs."""
+    loss = full - alone
+    mean, ends = _mean(loss, people)
+    words = f'with the prompt {full.mean():.3f}, the reply alone {alone.mean():.3f}'
+    if mismatched is not None:
+        words += f', after another prompt {mismatched.mean():.3f}'
+    verdict: Verdict = 'flag' if mean < PROMPT_LOSS else 'warn' if ends[0] < PROMPT_LOSS else 'pass'
+    words += ': the prompt decides little' if verdict == 'flag' else ''
+    return finding('T2', mean, verdict, words, ends=ends, chance=0.0)
+
+
+def _mean(values: np.ndarray, people: np.ndarray) -> tuple[float, list[float]]:
+    """The mean of values `[n]`, and its interval by the bootstrap over people."""
+    _, person = np.unique(people, return_inverse=True)
+    pairs = np.bincount(person)
+    draws = resampled_counts(len(pairs))
+    low, high = interval(draws @ np.bincount(person, values) / (draws @ pairs))
+    return float(values.mean()), [float(np.asarray(low)), float(np.asarray(high))]
+
+
+# --- T5: position -----------------------------------------------------------------------------------------------------
+
+
+def position(first_won: int, pairs: int) -> Finding:
+    """T5: the number of pairs whose item that was shown first won."""
+    p, share = float(stats.binomtest(first_won, pairs).pvalue), first_won / pairs
+    ci = stats.binomtest(first_won, pairs).proportion_ci()
+    flagged = p < POSITION_P and abs(share - 0.5) > POSITION_SHARE
+    words = f'the first shown won {first_won} of {pairs}, p {p:.4f}'
+    verdict: Verdict = 'flag' if flagged else 'warn' if p < 0.05 else 'pass'
+    return finding('T5', share, verdict, words, ends=(ci.low, ci.high), chance=0.5)
+
+
+def asymmetry(margins: np.ndarray, swapped: np.ndarray) -> float:
+    """The largest sum of a margin and of that with swapped sides, in units of the largest margin; above `ASYMMETRY` a
+    method knows which side was chosen."""
+    return float(np.max(np.abs(margins + swapped), initial=0.0) / max(float(np.max(np.abs(margins), initial=0.0)), 1.0))
+
+
+# --- T7, T8, T12: what stands on both sides ---------------------------------------------------------------------------
+
+
+def shingles(text: str) -> set[str]:
+    """The pieces of five characters of a text in lower case, whose blanks are squeezed."""
+    squeezed = ' '.join(text.lower().split())
+    return {squeezed[i : i + SHINGLE] for i in range(max(len(squeezed) - SHINGLE + 1, 1))}
+
+
+def jaccard(left: str, right: str) -> float:
+    """The share of shingles that two texts have in common."""
+    a, b = shingles(left), shingles(right)
+    return len(a & b) / len(a | b)
+
+
+def nearest(texts: Sequence[str], others: Sequence[str], chunk: int = 512) -> np.ndarray:
+    """The largest Jaccard index of each text with one of the others `[texts]`; 0 where there are none."""
+    if not len(texts) or not len(others):
+        return np.zeros(len(texts))
+    number: dict[str, int] = {}
+    pieces = [[number.setdefault(s, len(number)) for s in shingles(text)] for text in (*texts, *others)]
+    sizes = np.array([len(piece) for piece in pieces])
+    rows = np.repeat(np.arange(len(pieces)), sizes)
+    table = sparse.csr_matrix(
+        (np.ones(len(rows), np.float32), (rows, np.concatenate(pieces))), (len(pieces), len(number))
+    )
+    left, right, best = table[: len(texts)], table[len(texts) :].T.tocsc(), []
+    for start in range(0, len(texts), chunk):
+        common = (left[start : start + chunk] @ right).toarray()
+        union = sizes[start : min(start + chunk, len(texts)), None] + sizes[None, len(texts) :] - common
+        best.append((common / union).max(axis=1))
+    return np.concatenate(best)
+
+
+def near_duplicates(alike: np.ndarray, right: np.ndarray, people: np.ndarray, cosine: float = np.nan) -> Finding:
+    """T7: the largest Jaccard index `[n]` of each test pair's text with one of training, and a model's hits `[n]`.
+
+    `cosine` is the mean largest cosine of test states with training states, for the words.
+    """
+    near = alike >= ALIKE
+    share, ends = share_of(near.astype(float), people)
+    words = f'{near.sum()} of {len(near)} test pairs have a text like one of training'
+    if near.any() and not near.all():
+        words += f'; shared model {right.mean():.3f}, without them {right[~near].mean():.3f}'
+    words += f'; nearest state of training at cosine {cosine:.3f}' if np.isfinite(cosine) else ''
+    verdict: Verdict = 'flag' if share > ALIKE_SHARE else 'warn' if near.any() else 'pass'
+    return finding('T7', share, verdict, words, ends=ends, chance=0.0)
+
+
+def memory(train: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Margins `[m]` by wins less losses in training, and a mask of the pairs that have a text of training.
+
+    Args:
+      train, asked: numbers of the texts of pairs `[n, 2]` and `[m, 2]`, the chosen one first.
+    """
+    size = int(max(train.max(initial=-1), asked.max(initial=-1))) + 1
+    won, lost = (np.bincount(train[:, side], minlength=size) for side in (0, 1))
+    score, seen = won - lost, (won + lost) > 0
+    return (score[asked[:, 0]] - score[asked[:, 1]]).astype(float), np.asarray(seen[asked].any(axis=1))
+
+
+def in_training(
+    train: np.ndarray, asked: np.ndarray, people: np.ndarray, *, shared_people: int, shared_dialogues: int = 0,
+    by_design: bool = False,
+) -> Finding:  # fmt: skip
+    """T8: people, dialogues or texts of the test that stand in training.
+
+    Args:
+      train, asked: see `memory`.
+      people: the person of each pair of `asked`.
+      shared_people: the number of new people who have a choice in training.
+      shared_dialogues: the number of dialogues in training and in the test.
+      by_design: items are shared by all people, as tariffs are; memory is then a row of the table and no fault.
+    """
+    margins, known = memory(train, asked)
+    share = float(known.mean()) if len(known) else 0.0
+    if shared_people or shared_dialogues:
+        words = f'{shared_people} new people and {shared_dialogues} dialogues of the test are in training'
+        return finding('T8', share, 'flag', words, chance=0.5)
+    if not known.any():
+        return finding('T8', 0.5, 'pass', 'no person, dialogue or text of the test is in training', chance=0.5)
+    right, ends = share_of(hits(margins[known]), people[known])
+    words = f'{share:.1%} of test pairs have a text of training; wins less losses foretell {right:.3f} of them'
+    verdict = judged(ends, 0.5, over=MEMORY)
+    if verdict == 'flag' and (by_design or share <= MEMORY_SHARE):
+        verdict = 'warn'
+        words += ' (items are shared by design: memory is a row of the table)' if by_design else ''
+    return finding('T8', right, verdict, words, ends=ends, chance=0.5)
+
+
+def known_and_tested(
+    known: Iterable[tuple[int, str]], asked: Iterable[tuple[int, str]], kind: str = 'prompts, texts or dialogues'
+) -> Finding:
+    """T12: the contents that a new person has both among known choices and among tested ones.
+
+    Args:
+      known, asked: pairs of a person and a content: a prompt, a text, or the id of a dialogue.
+    """
+    both = set(known) & set(asked)
+    people = len({person for person, _ in both})
+    words = f'{len(both) or "no"} {kind}' + (f' of {people} new people' if both else '') + ' are known and tested'
+    return finding('T12', float(len(both)), 'flag' if both else 'pass', words, chance=0.0)
+
+
+# --- T10, T11: models that know nothing -------------------------------------------------------------------------------
+
+
+def random_direction(x: np.ndarray, rng: np.random.Generator) -> Finding:
+    """T10: the mean distance from 1/2 of the accuracies of random rewards on differences `[n, H]`, as a ratio to that
+    with the pairs' signs drawn at random.
+
+    Pairs must be independent: no text may be in two of them.
+    """
+    v = rng.normal(size=(DIRECTIONS, x.shape[1]))
+    signs = rng.choice([-1, 1], len(x))
+    won = x @ v.T > 0
+    distance, by_luck = (float(np.abs(right.mean(axis=0) - 0.5).mean()) for right in (won, won == (signs > 0)[:, None]))
+    ratio = distance / max(by_luck, 1e-12)
+    words = f'random rewards are {distance:.4f} from a half on {len(x)} pairs, {by_luck:.4f} with random signs'
+    return finding('T10', ratio, 'flag' if ratio > RATIO else 'pass', words, chance=1.0)
+
+
+def flipped_labels(
+    fit_and_judge: Callable[[np.ndarray], np.ndarray], pairs: int, people: np.ndarray, rng: np.random.Generator,
+    draws: int = 10,
+) -> Finding:  # fmt: skip
+    """T11: a model whose training labels are drawn by a coin, on true test labels.
+
+    Args:
+      fit_and_judge: the margins `[m]` of the test pairs after a fit whose training pairs `[pairs]` have these signs.
+      people: the person of each test pair.
+      draws: the number of models with coins of their own, since one of them is a random direction.
+    """
+    rights = np.array([hits(fit_and_judge(rng.choice([-1, 1], pairs))) for _ in range(draws)])
+    mean = float(rights.mean())
+    luck = float(np.std(rights.mean(axis=1), ddof=1)) / np.sqrt(draws) if draws > 1 else 0.0
+    error = float(np.hypot(luck, error_of(rights.mean(axis=0), people)))
+    away = abs(mean - 0.5)
+    verdict: Verdict = 'flag' if away > max(ERRORS * error, FLIPPED) else 'warn' if away > ERRORS * error else 'pass'
+    words = f'taught by a coin, {draws} models are right on {mean:.3f} of the test pairs'
+    return finding('T11', mean, verdict, words, ends=(mean - 1.96 * error, mean + 1.96 * error), chance=0.5)
+
+
+def disjoint(left: np.ndarray, right: np.ndarray, rng: np.random.Generator, most: int = 2**31) -> np.ndarray:
+    """Numbers of pairs of which no two have a text in common, in random order and at most `most`."""
+    used: Counter[int] = Counter()
+    kept = []
+    for i in rng.permutation(len(left)):
+        if not used[int(left[i])] and not used[int(right[i])]:
+            used[int(left[i])] = used[int(right[i])] = 1
+            kept.append(int(i))
+        if len(kept) == most:
+            break
+    return np.array(kept, np.int64)

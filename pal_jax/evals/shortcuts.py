@@ -1,0 +1,198 @@
+"""Leakage tests T3, T4, T6 and T9: shortcuts that stand in the texts themselves, whoever chooses.
+
+A symmetric shortcut that is known (length, formatting) does not void a data set: its model becomes a row of the table,
+and gains count over it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scipy import stats
+
+from pal_jax.evals.accuracy import hits
+from pal_jax.evals.bootstrap import interval, resampled_counts
+from pal_jax.evals.leakage import Finding, Verdict, cross_fitted, finding, judged, share_of
+
+OVER, UNDER = 0.55, 0.45  # T3 and T4: the accuracy of a shortcut that flags, by an end of its interval
+TRIED, CORRECTED = 512, 0.01  # T6: tests of bytes, and the corrected p
+AUC, FLAG_Z, WARN_Z = 0.60, 4.0, 3.0  # T9: of a bag of words, and of a word's log-odds
+WORDS = 2000  # T9: the most frequent words that are read
+RARE = 5  # T9: texts that a word must stand in
+
+MARKS = {  # T4: formatting that is counted
+    'headings': re.compile(r'^#{1,6} ', re.M),
+    'bullets': re.compile(r'^\s*[-*+] ', re.M),
+    'numbers': re.compile(r'^\s*\d+[.)] ', re.M),
+    'bold': re.compile(r'\*\*[^*\n]+\*\*'),
+    'code': re.compile(r'`[^`\n]+`'),
+    'new lines': re.compile(r'\n'),
+    'question marks': re.compile(r'\?'),
+    'digits': re.compile(r'\d'),
+}
+WORD = re.compile(r"[^\W\d_][\w'-]*")
+
+
+def marks(text: str) -> list[int]:
+    """The numbers of `MARKS` in a text."""
+    return [len(pattern.findall(text)) for pattern in MARKS.values()]
+
+
+def shallow(texts: Sequence[str]) -> np.ndarray:
+    """Length and formatting of texts `[n, 2 + len(MARKS)]`: characters, their logarithm, and the marks."""
+    lengths = np.array([[len(text), np.log1p(len(text))] for text in texts], float)
+    return np.concatenate([lengths, np.array([marks(text) for text in texts], float).reshape(len(texts), -1)], axis=1)
+
+
+def length_only(lengths: np.ndarray, people: np.ndarray) -> Finding:
+    """T3: the share of choices of the longer text, by lengths `[n, 2]` of the chosen and of the other one.
+
+    The words have the accuracy of a logistic model of lengths, which is fitted on other people, and that of each
+    person's own taste: the longer or the shorter, whichever the person chose more often in one half of the pairs.
+    """
+    longer = lengths[:, 0] - lengths[:, 1]
+    right, ends = share_of(hits(longer), people)
+    words = f'the longer text was chosen in {right:.3f}'
+    if len(np.unique(people)) > 1:
+        logs = np.log1p(lengths)
+        x = np.stack([longer, logs[:, 0] - logs[:, 1]], axis=1).astype(float)
+        words += f'; logistic {hits(cross_fitted(x, people)).mean():.3f}'
+    words += f'; by person {_by_person(longer, people):.3f}'
+    return finding('T3', right, judged(ends, 0.5, over=OVER, under=UNDER), words, ends=ends, chance=0.5)
+
+
+def _by_person(signs: np.ndarray, people: np.ndarray) -> float:
+    """The accuracy of each person's majority of signs in one half of the pairs on the other half, both ways."""
+    _, person = np.unique(people, return_inverse=True)
+    half = np.random.default_rng(0).permutation(len(signs)) % 2
+    taste = np.zeros((2, person.max() + 1))
+    np.add.at(taste, (half, person), np.sign(signs))
+    return float(hits(np.sign(signs) * taste[1 - half, person]).mean())
+
+
+def formatting_only(chosen: Sequence[str], rejected: Sequence[str], people: np.ndarray) -> Finding:
+    """T4: the accuracy of a logistic model of the differences of `marks`, fitted on other people."""
+    x = np.array([marks(text) for text in chosen], float) - np.array([marks(text) for text in rejected], float)
+    margins = cross_fitted(x, people)
+    right, ends = share_of(hits(margins), people)
+    words = f'counts of marks foretell {right:.3f}; {np.mean(margins == 0):.0%} of pairs have the same counts'
+    return finding('T4', right, judged(ends, 0.5, over=OVER), words, ends=ends, chance=0.5)
+
+
+def artefacts(chosen: Sequence[str], rejected: Sequence[str]) -> Finding:
+    """T6: characters that stand first or last, or bytes that occur, on one side alone, by exact binomial tests.
+
+    Pairs must be independent: no text may be in two of them.
+    """
+    features: dict[str, list[int]] = {}
+    for sides in zip(chosen, rejected, strict=True):
+        mine, other = map(_traces, sides)
+        for name in mine ^ other:
+            features.setdefault(name, [0, 0])[name in other] += 1
+    p_of = {name: float(stats.binomtest(a, a + b).pvalue) for name, (a, b) in features.items()}
+    if not p_of:
+        return finding('T6', 1.0, 'pass', 'both sides have the same characters', chance=1.0)
+    name = min(p_of, key=lambda key: (p_of[key], key))
+    p, (a, b) = min(p_of[name] * TRIED, 1.0), features[name]
+    words = f'{name} on the chosen side alone in {a} pairs, on the other alone in {b}; corrected p {p:.2g}'
+    verdict: Verdict = 'flag' if p < CORRECTED else 'warn' if p < 0.05 else 'pass'
+    return finding('T6', p, verdict, words, chance=1.0)
+
+
+def _traces(text: str) -> set[str]:
+    stands = {f'byte {byte:#04x} ({chr(byte)!r})' for byte in set(text.encode('utf-8', 'surrogatepass'))}
+    return stands | ({f'first character {text[0]!r}', f'last character {text[-1]!r}'} if text else set())
+
+
+# --- T9 ---------------------------------------------------------------------------------------------------------------
+
+
+def log_odds(won: int, won_all: int, lost: int, lost_all: int) -> tuple[float, float]:
+    """The log-odds of a word that stands in `won` of `won_all` texts and in `lost` of `lost_all`, and its z.
+
+    Half a text is added to each of the four counts.
+    """
+    counts = np.array([won, won_all - won, lost, lost_all - lost]) + 0.5
+    value = float(np.log(counts[0] / counts[1]) - np.log(counts[2] / counts[3]))
+    return value, value / float(np.sqrt(np.sum(1.0 / counts)))
+
+
+def auc(won: np.ndarray, lost: np.ndarray) -> float:
+    """The chance that a text that won has a higher score than one that lost; ties are a half."""
+    rank = stats.rankdata(np.concatenate([won, lost]))[: len(won)].sum()
+    return float((rank - len(won) * (len(won) + 1) / 2) / (len(won) * len(lost)))
+
+
+def words_of(text: str) -> set[str]:
+    """The different words of a text, in lower case."""
+    return set(WORD.findall(text.lower()))
+
+
+def label_in_text(
+    texts: Sequence[str], won: np.ndarray, groups: np.ndarray, names: Iterable[str] = (), *, popularity: bool = False
+) -> Finding:  # fmt: skip
+    """T9: one text alone, without the other side: did it win?
+
+    A bag of words is fitted on other groups (people, or the texts themselves where people share them), and each word
+    has its log-odds. `names` are ids of people, personas or stated preferences that no text may have.
+
+    Args:
+      won: bools `[n]`, True for a text that was chosen.
+      popularity: people share the texts, so that words tell a text's popularity. A model of everybody may learn it, and
+        gains count over that model, so they warn at most.
+    """
+    bags = [words_of(text) for text in texts]
+    total: dict[str, int] = {}
+    for bag in bags:
+        for word in bag:
+            total[word] = total.get(word, 0) + 1
+    vocabulary = sorted((word for word in total if total[word] >= RARE), key=lambda word: (-total[word], word))[:WORDS]
+    table = np.array([[word in bag for word in vocabulary] for bag in bags], bool).reshape(len(texts), -1)
+    if named := sorted(name for name in set(names) if any(_has(text, name) for text in texts)):
+        return finding('T9', 1.0, 'flag', f'texts name {", ".join(named[:5])}', chance=0.5)
+    winners, losers = int(won.sum()), int((~won).sum())
+    in_won, in_lost = table[won].sum(axis=0), table[~won].sum(axis=0)
+    counts = zip(vocabulary, in_won, in_lost, strict=True)
+    z_of = {word: log_odds(int(a), winners, int(b), losers)[1] for word, a, b in counts}
+    word = max(z_of, key=lambda key: abs(z_of[key])) if z_of else ''
+    z = abs(z_of[word]) if word else 0.0
+    area, ends = _bag_auc(table, won, groups) if vocabulary else (0.5, (0.5, 0.5))
+    words = f'a bag of words tells winners with AUC {area:.3f}'
+    words += f'; {word!r} has z {z_of[word]:+.2f}' if word else ''
+    excluded = ends[0] > 0.5 or ends[1] < 0.5
+    flagged = (ends[0] > AUC or z > FLAG_Z) and not popularity
+    verdict: Verdict = 'flag' if flagged else 'warn' if excluded or z > WARN_Z else 'pass'
+    words += ' (people share the texts: it is their popularity)' if popularity and verdict == 'warn' else ''
+    return finding('T9', area, verdict, words, ends=ends, chance=0.5)
+
+
+def _has(text: str, name: str) -> bool:
+    return re.search(rf'(?<!\w){re.escape(name)}(?!\w)', text) is not None
+
+
+def _bag_auc(
+    table: np.ndarray, won: np.ndarray, groups: np.ndarray, folds: int = 5, draws: int = 200
+) -> tuple[float, tuple[float, float]]:
+    """The AUC of summed log-odds of words, and its interval by the bootstrap over groups.
+
+    The log-odds of a group's texts are made of other groups' texts.
+    """
+    names, number = np.unique(groups, return_inverse=True)
+    fold = np.random.default_rng(0).permutation(len(names))[number] % min(folds, max(len(names), 2))
+    score = np.zeros(len(won))
+    for k in np.unique(fold):
+        learnt = fold != k
+        counts = [table[learnt & side].sum(axis=0) + 0.5 for side in (won, ~won)]
+        totals = [int((learnt & side).sum()) + 1 for side in (won, ~won)]
+        odds = [np.log(c / (t - c)) for c, t in zip(counts, totals, strict=True)]
+        score[~learnt] = table[~learnt] @ (odds[0] - odds[1])
+    drawn = []
+    for weight in resampled_counts(len(names), draws=draws):
+        rows = np.repeat(np.arange(len(won)), weight[number])
+        sides = score[rows][won[rows]], score[rows][~won[rows]]
+        if all(map(len, sides)):
+            drawn.append(auc(*sides))
+    low, high = interval(np.array(drawn or [0.5]))
+    return auc(score[won], score[~won]), (float(np.asarray(low)), float(np.asarray(high)))

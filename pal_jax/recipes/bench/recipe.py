@@ -1,0 +1,197 @@
+"""The audited bench of personalised rewards: all methods on the same people, splits and pairs, and what could be wrong.
+
+For each data set, a step each:
+
+1. audit it by the leakage tests T1 to T12, and test the shortcuts that anybody could take;
+2. train PAL, the shared model and PAL's other models, as `configs/pal.py` does;
+3. fit each further method of `methods.py` on the same splits, its options chosen on validation people.
+
+Each step writes its records to a file, so a run that was stopped does no finished part again. The report has the audit
+at its head, and a data set that fails a test is marked in every table made from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from pal_jax.data import choices, inputs, opinions
+from pal_jax.data.comparisons import Comparisons
+from pal_jax.evals import audit, bench, bench_report, mixed_logit
+from pal_jax.evals.bench import Task
+from pal_jax.evals.panel import newcomers
+from pal_jax.parts import piecework
+from pal_jax.parts.piecework import Records
+from pal_jax.parts.recipe import Context, Evaluation, Host, Recipe, check_at_least
+from pal_jax.recipes import pal
+from pal_jax.recipes.bench import pal_rows, rules
+from pal_jax.recipes.bench.methods import FOR_TABLES, METHODS
+from pal_jax.recipes.bench.settings import Settings
+from pal_jax.recipes.pal import recipe as pal_recipe
+from pal_jax.recipes.pal import text as pal_text
+from pal_jax.recipes.pal.recipe import PAL
+from pal_jax.runtime import sharding
+from pal_jax.runtime.files import write_whole
+from pal_jax.types import Exhibit, Metrics
+
+# Sources whose prompts are questions; the prompts of others are topics, and T2 warns at most.
+PROMPTS_MATTER = (
+    'prism', 'tldr', 'choices', 'multipref', 'community', 'tldr_workers', 'personalllm', 'vpl', 'uf_p',
+)  # fmt: skip
+NEVER_GIVEN = 'texts of your own or of shared sets (--config.texts)'
+FIRST = 'audit', 'pal'  # the parts of every data set, before the methods
+
+
+class Part(NamedTuple):
+    """A step: a data set and `audit`, `pal` or the name of a method."""
+
+    data: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bench:
+    """Makes the parts of a run.
+
+    Attributes:
+      of_texts: the data sets that are texts.
+    """
+
+    settings: Settings
+    ctx: Context
+    parts: Sequence[Part]
+    of_texts: frozenset[str]
+
+    def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
+        """The records of part `i`."""
+        data, name = self.parts[i]
+        recipe = self.opened(data)
+        # 1. The audit, 2. PAL's own run, or 3. one further method; each part needs the data and splits alone.
+        with self.ctx.phase(name if name in FIRST else 'fit'):
+            if name == 'audit':
+                records = self.audited(data, recipe)
+            elif name == 'pal':
+                by_method = pal_rows.rows(recipe, pal_rows.train(recipe))
+                records = [{'method': method} | row for method, rows in by_method.items() for row in rows]
+            else:
+                rows = bench.run(METHODS[name], self.tasks(data), self.counts(data))
+                records = [{'method': name} | row for row in rows]
+        return [{'data': data} | record for record in records], host, {'rows': float(len(records))}
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019, one data set at a time is in memory
+    def opened(self, data: str) -> PAL:
+        """PAL's recipe on a data set, which reads it and makes the splits of all methods."""
+        section = self.settings.pal_text if data in self.of_texts else self.settings.pal
+        settings = dataclasses.replace(section, data=data, seed=self.settings.seed)
+        return pal.make(settings, self.ctx._replace(kept=None))
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019
+    def tasks(self, data: str) -> list[Task]:
+        """The splits of a data set in the form that methods read."""
+        panel = self.opened(data).panel
+        return bench.make_tasks(panel.data, panel.trials)
+
+    def audited(self, data: str, recipe: PAL) -> Records:
+        """The findings on the first split, and the rows of what needs no model of people."""
+        panel = recipe.panel
+        findings = audit.audit(
+            panel.data, panel.trials[0].split, alone=self.alone(data, panel.data), names=panel.data.names,
+            prompts_matter=data.partition(':')[0] in PROMPTS_MATTER, seed=self.settings.seed,
+        )  # fmt: skip
+        # The rules that need no model of people are what a shortcut or a memory would be worth.
+        records: Records = [{'findings': [finding._asdict() for finding in findings]}]
+        for name, margins_of in rules.of(panel.data).items():
+            rows = rules.rows(panel.data, panel.trials, self.counts(data), margins_of)
+            records += [{'method': name} | row for row in rows]
+        return records
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019
+    def counts(self, data: str) -> tuple[int, ...]:
+        """The numbers of known choices of new people, the last of which is all that anybody has."""
+        panel = self.opened(data).panel
+        most = newcomers(panel.data, panel.trials).most
+        return *(count for count in panel.counts if count < most), most
+
+    def alone(self, data: str, items: Comparisons) -> Comparisons | None:
+        """The pairs by vectors of replies that were read without their prompts; None where there are no prompts."""
+        section = dataclasses.replace(self.settings.pal_text, data=data)
+        if data not in self.of_texts or items.prompt is None:
+            return None
+        section = dataclasses.replace(section, model=dataclasses.replace(section.model, variant='B'))
+        try:
+            decoder = pal_text.open_decoder(section.text, self.ctx, self.settings.seed)
+            return pal_text.read(section, self.ctx, decoder).items
+        except ValueError:  # all prompts are the same, so that nothing could be lost without them
+            return None
+
+    def finish(self, records: Sequence[Mapping[str, Any]]) -> Evaluation:
+        """The report, also as Markdown with its pictures, and the figures as one record."""
+        missing = [] if self.settings.texts else [NEVER_GIVEN]
+        exhibits = bench_report.make_exhibits(records, missing)
+        if jax.process_index() == 0:
+            write_markdown(self.ctx.workdir, exhibits)
+        return Evaluation(bench_report.make_record(records), exhibits=exhibits)
+
+
+def make(settings: Settings, ctx: Context) -> Recipe:
+    """Checks the settings and the names of data; each data set is read in its own steps.
+
+    Raises:
+      ValueError: a value is wrong, a method is unknown, or a file is missing.
+    """
+    check_at_least(settings, 1, 'checkpoint.every')
+    if settings.total_steps:
+        raise ValueError(f'total_steps={settings.total_steps} must be 0: there is a step for each part of the work')
+    # Names and files are looked up here, so that a wrong one ends the run before anything is trained.
+    names = settings.methods or tuple(METHODS)
+    if unknown := [name for name in names if name not in METHODS]:
+        raise ValueError(
+            f'methods has {unknown[0]!r}, which is unknown; use some of {", ".join(METHODS)}, or () for all'
+        )
+    data = (*settings.tables, *settings.texts)
+    if not data or len(set(data)) != len(data):
+        raise ValueError(f'tables={settings.tables} and texts={settings.texts} must name data, each once')
+    check_data(settings)
+    if settings.tables and 'mixed_logit' in names:
+        mixed_logit.require()
+    for section in (settings.pal, settings.pal_text):
+        pal_recipe.check(section, sharding.batch_ways(ctx.mesh))
+    parts = [
+        Part(data_name, name)
+        for data_name in data
+        for name in (*FIRST, *names)
+        if data_name in settings.tables or name not in FOR_TABLES
+    ]
+    work = Bench(settings, ctx, parts, frozenset(settings.texts))
+    return piecework.make(ctx, len(parts), work.work, 'bench', work.finish, ('failed_data_sets', 'new_gain_pal'))
+
+
+def check_data(settings: Settings) -> None:
+    """Raises ValueError where a data set has no file, or is of the other kind."""
+    for name in settings.tables:
+        if opinions.is_source(name):
+            raise ValueError(f'tables has {name!r}, which are texts; put it into texts')
+        if name not in choices.TABLES and inputs.path_of(name) is None:
+            raise ValueError(
+                f'tables has {name!r}, and there is no such file; give one, or {", ".join(choices.TABLES)}'
+            )
+    for name in settings.texts:
+        if inputs.path_of(name) is None and '://' not in name and 'hf:' not in name and 'tfds:' not in name:
+            raise ValueError(f'texts has {name!r}, and there is nothing at this path; see data in configs/pal.py')
+        if name in choices.TABLES:
+            raise ValueError(f'texts has {name!r}, which is a table; put it into tables')
+
+
+def write_markdown(workdir: Path, exhibits: Sequence[Exhibit]) -> None:
+    """Write report.md and its pictures into the run's folder."""
+    pictures = [exhibit.picture for exhibit in exhibits if exhibit.picture]
+    names = [f'report_{number}.png' for number in range(1, len(pictures) + 1)]
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name, picture in zip(names, pictures, strict=True):
+        (workdir / name).write_bytes(picture)
+    write_whole(workdir / 'report.md', bench_report.markdown(exhibits, 'Bench of personalised rewards', names))
