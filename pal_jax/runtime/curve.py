@@ -22,12 +22,15 @@ HEADLINES = {
     'accuracy': 'Accuracy on the pairs of a step',
     'loss': 'Mean loss of a step',
     'legal': 'Share of legal moves',
+    'attack_success': 'Share of unsafe answers to attacks',
     'return_first': 'What the first seat wins in self-play',
 }
 PANELS = {
     'profile': 'Profile F1',
     'response': 'Reply score',
     'format': 'Format rate',
+    'plain_success': 'Unsafe answers to plain seeds',
+    'overrefusal': 'Refused harmless seeds',
     'mean_cost': 'Mean cost and its limit',
     'multiplier': 'Multiplier of costs',
     'kl': 'KL to the reference',

@@ -23,6 +23,11 @@ from pal_jax.runtime.forecast import Forecast, once, seconds_of, spoken
 from pal_jax.types import Exhibit, Metrics
 
 OTHER = 'other'  # the phase of all time outside the named phases
+# The figures of a step that the console shows.
+DESCRIBED = (
+    'loss', 'accuracy', 'reward', 'format', 'legal', 'attack_success', 'plain_success', 'overrefusal', 'cost',
+    'mean_cost', 'limit', 'multiplier', 'kl',
+)  # fmt: skip
 
 
 class Stopwatch:
@@ -72,12 +77,7 @@ def print_anything() -> None:
 
 def describe(metrics: Metrics) -> str:
     """A short text with the latest values of a step: `reward 0.412  format 0.98`."""
-    keys = [
-        key
-        for key in ('loss', 'accuracy', 'reward', 'format', 'cost', 'mean_cost', 'limit', 'multiplier', 'kl')
-        if key in metrics
-    ]
-    return '  '.join(f'{key} {metrics[key]:.3g}' for key in keys)
+    return '  '.join(f'{key} {metrics[key]:.3g}' for key in DESCRIBED if key in metrics)
 
 
 def evaluation_text(stage: str, record: Mapping[str, Any], exhibits: Iterable[Exhibit], shown: Sequence[str]) -> str:

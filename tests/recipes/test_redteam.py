@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
+import re
 import signal
 
 import jax
@@ -29,7 +31,7 @@ from pal_jax.recipes.redteam import judges, pipeline
 from pal_jax.recipes.redteam.games import Played, Players, play_judged, summarize
 from pal_jax.recipes.redteam.recipe import SelfRedTeam
 from pal_jax.recipes.redteam.seeds import by_kind, kinds_of, read_seeds
-from pal_jax.recipes.redteam.settings import POLICIES, SeedSettings
+from pal_jax.recipes.redteam.settings import POLICIES, EvaluationSettings, PlaySettings, SeedSettings
 from pal_jax.runtime import devices, sharding
 from pal_jax.runtime.glossary import meaning
 from pal_jax.runtime.metrics import EVALS, METRICS, read_records
@@ -115,6 +117,24 @@ def test_generated_seeds_make_two_samples_and_others_one():
         assert (game.labels is None) == (game.end.offender is not None) and not game.failed
         assert BROKEN not in str([sample.source for sample in game.samples])
     assert {game.end.offender for game in games} == {None, ATTACKER, DEFENDER}
+
+
+def test_judges_and_seeds_are_checked_before_the_first_stage(tmp_path):
+    settings = get_settings('')
+    rows = tmp_path / 'seeds.jsonl'
+    rows.write_text('{"vanilla": "Hello?", "data_type": "harmless"}\n')
+    wrong = {
+        'endpoints.judge.address': dataclasses.replace(settings, play=PlaySettings(judge='endpoint:judge')),
+        str(tmp_path / 'none'): dataclasses.replace(settings, play=PlaySettings(judge=f'orbax:{tmp_path / "none"}')),
+        'evaluate.judge': dataclasses.replace(settings, evaluate=EvaluationSettings(judge='nobody')),
+        'seeds.jsonl, line 1': dataclasses.replace(
+            settings, seeds=SeedSettings(train=str(rows), test=str(rows)), play=PlaySettings(judge='local:random:tiny')
+        ),
+    }
+    for said, changed in wrong.items():
+        with pytest.raises((ValueError, RuntimeError), match=re.escape(said)):
+            pipeline.check(changed)
+    pipeline.check(settings)
 
 
 def test_samples_are_paid_by_the_table_and_those_that_nobody_judged_do_not_count():
@@ -342,7 +362,13 @@ def test_a_wrong_record_is_named(row, named, tmp_path):
 
 @pytest.mark.parametrize('variant', ['', 'quick', 'smoke', 'table', 'paper'])
 def test_every_variant_is_complete(variant, tmp_path):
-    changes = {'seeds.train': 'a.jsonl', 'seeds.test': 'b.jsonl'} if variant == 'paper' else {}
+    changes = {}
+    if variant == 'paper':
+        for name, harm in itertools.product(('train', 'test'), ('harmful', 'benign')):
+            with (tmp_path / f'{name}.jsonl').open('a') as file:
+                file.write(json.dumps({'vanilla': f'{name} {harm}?', 'data_type': f'vanilla_{harm}'}) + '\n')
+            changes[f'seeds.{name}'] = str(tmp_path / f'{name}.jsonl')
+        changes |= {'endpoints.judge.address': 'http://127.0.0.1:1/v1', 'endpoints.judge.model': 'judge'}
     assert pipeline.stages(get_settings(variant, **changes), tmp_path)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.envs.attack import Attack, Labels, RedTeam, Seed
+from pal_jax.envs.attack import Attack, Labels, Payment, RedTeam, Seed
 from pal_jax.envs.attack_seeds import framed
 from pal_jax.evals import attacks as figures
 from pal_jax.evals.attacks import Cell
@@ -30,7 +30,7 @@ from pal_jax.parts.models import make_policy
 from pal_jax.parts.piecework import Piecework, Records
 from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host
 from pal_jax.parts.runs import trained_in
-from pal_jax.recipes.redteam.games import Players, judge_ends, play_judged, shown
+from pal_jax.recipes.redteam.games import Players, judge_ends, play_judged, rewarded, shown
 from pal_jax.recipes.redteam.judges import Judge, make_judge
 from pal_jax.recipes.redteam.seeds import read_seeds
 from pal_jax.recipes.redteam.settings import EMBEDDED, Evaluating
@@ -38,6 +38,7 @@ from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.types import Exhibit, Metrics
 
 PLAIN, FRAMES = 'plain', 'frames'  # requests that no policy has written
+FIGURES = 'asr', 'overrefusal'  # of a cell of the table, on the console
 
 
 class System(NamedTuple):
@@ -62,6 +63,7 @@ class CrossPlay:
       judges: by name; the first is the one that training was paid by.
       seeds: held-out seeds.
       encode: vectors of texts; None: attacks are compared by words alone.
+      payment: by which the games that are shown are paid.
     """
 
     ctx: Context
@@ -72,6 +74,7 @@ class CrossPlay:
     seeds: Sequence[Seed]
     embedded: bool
     encode: Callable[[Sequence[str]], np.ndarray] | None
+    payment: Payment
     shown: int
     seed: int
 
@@ -95,7 +98,10 @@ class CrossPlay:
         seeds = [one._replace(generated=True) for one in self.seeds]
         judge = next(iter(self.judges.values()))
         games = play_judged(self.players, weights, seeds, judge, (self.seed, EVALUATION + 1))
-        examples = [shown(game, f'{system.name}, game {k + 1}') for k, game in enumerate(games[: self.shown])]
+        examples = [
+            shown(rewarded(game, self.payment, self.players.game.hidden), f'{system.name}, game {k + 1}')
+            for k, game in enumerate(games[: self.shown])
+        ]
         return {'system': system.name, 'requests': [game.end.request for game in games], 'games': examples}
 
     def defend(self, system: System, weights: tuple[Params, Params]) -> dict[str, Any]:
@@ -180,9 +186,11 @@ def make_evaluation(settings: Evaluating, ctx: Context) -> Piecework:
     cross = CrossPlay(
         ctx, systems, functools.partial(load_system, lambda: load_base(policy, ctx), ctx),
         Players(decoder, policy.tokenizer, settings.sampling, RedTeam(hidden=settings.play.hidden)),
-        judges, test, settings.seeds.test == EMBEDDED, encoder or None, evaluate.shown, seed,
+        judges, test, settings.seeds.test == EMBEDDED, encoder or None, settings.play.payment,
+        evaluate.shown, seed,
     )  # fmt: skip
-    shown = [f'{name}_on_{one.name}_asr' for one in systems for name in (PLAIN, FRAMES, systems[-1].name)]
+    attackers = PLAIN, FRAMES, *(one.name for one in systems)
+    shown = [f'{name}_on_{one.name}_{figure}' for one in systems for name in attackers for figure in FIGURES]
     return piecework.make(ctx, cross.parts, cross.work, 'evaluate', cross.finish, shown)
 
 

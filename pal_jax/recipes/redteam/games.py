@@ -10,7 +10,7 @@ import numpy as np
 
 from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.decode.choose import Decoder
-from pal_jax.envs.attack import ATTACKER, DEFENDER, OPENED, Attack, Labels, RedTeam, Seed
+from pal_jax.envs.attack import ATTACKER, DEFENDER, OPENED, Attack, Labels, Payment, RedTeam, Seed, paid
 from pal_jax.envs.game import Sampler, play
 from pal_jax.models.params import Params
 from pal_jax.parts import sampler
@@ -86,6 +86,16 @@ def play_judged(
     labels = judge_ends(judge, ends, seed)
     rows = zip(ends, whole, labels, strict=True)
     return [Played(end, [one for (one,) in groups], label) for end, groups, label in rows]
+
+
+def rewarded(game: Played, payment: Payment, hidden: bool) -> Played:
+    """A game whose samples have the rewards of their roles. A sample that cannot be judged does not count."""
+    rewards = paid(game.end, game.labels, payment, hidden)
+    samples = [
+        dataclasses.replace(one, rewards=(rewards[one.role] or 0.0,), ok=rewards[one.role] is not None)
+        for one in game.samples
+    ]
+    return game._replace(samples=samples)
 
 
 def judge_ends(judge: Judge, ends: Sequence[Attack], seed: Sequence[int]) -> list[Labels | None]:

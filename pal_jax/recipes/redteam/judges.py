@@ -13,9 +13,11 @@ from pal_jax.envs.attack import Attack, Labels
 from pal_jax.envs.attack_seeds import asks_harm, does_harm
 from pal_jax.evals.refusals import is_refusal
 from pal_jax.feedback import dilemmas
+from pal_jax.parts.answers import check_finished
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes import moderation
+from pal_jax.recipes.redteam.settings import Evaluating
 from pal_jax.types import ChatModel
 
 # Takes finished games and a seed. A verdict is None where it could not be had.
@@ -42,6 +44,20 @@ def make_judge(key: str, named: str, models: ChatModels, ctx: Context) -> Judge:
     if named.startswith('orbax:'):
         return by_moderation(moderation.open_moderator(Path(named.removeprefix('orbax:')), ctx).unsafe)
     return models.choose(key, named, by_model, rule=lambda: by_rule)
+
+
+def check(settings: Evaluating) -> None:
+    """Raises ValueError or RuntimeError where a judge is unknown, has no address, or is a run that is not finished.
+
+    A model on this machine is not read.
+    """
+    models = ChatModels(settings.endpoints, '', settings.seed)
+    for key, named in (('play.judge', settings.play.judge), ('evaluate.judge', settings.evaluate.judge)):
+        kind, _, rest = named.partition(':')
+        if kind == 'orbax':
+            check_finished(Path(rest))
+        elif named and kind != 'local':
+            models.choose(key, named, by_model, rule=lambda: by_rule)
 
 
 def by_rule(attacks: Sequence[Attack], seed: int) -> list[Labels | None]:

@@ -35,6 +35,8 @@ from pal_jax.parts.recipe import (
     stage_before,
 )
 from pal_jax.parts.settings import StageSettings, keys_of, to_config
+from pal_jax.recipes.redteam import judges
+from pal_jax.recipes.redteam import seeds as seed_sources
 from pal_jax.recipes.redteam.evaluate import make_evaluation
 from pal_jax.recipes.redteam.games import Players
 from pal_jax.recipes.redteam.judges import make_judge
@@ -290,5 +292,7 @@ def check(settings: Settings) -> None:
             f"play.judge='rule' knows the embedded seeds alone, got seeds.train={seeds.train} and seeds.test="
             f'{seeds.test}; give a moderator (orbax:<workdir>) or a language model (endpoint:judge)'
         )
+    judges.check(settings)
+    seed_sources.check(seeds, settings.seed)
     if late := [step for step in settings.evaluate.steps if not 0 < step < settings.total_steps]:
         raise ValueError(f'evaluate.steps has {late[0]}; give steps between 1 and total_steps={settings.total_steps}')

@@ -22,7 +22,7 @@ from flax import struct
 from jax import Array
 
 from pal_jax.data.passes import shuffled
-from pal_jax.envs.attack import ATTACKER, DEFENDER, Payment, Seed, paid
+from pal_jax.envs.attack import ATTACKER, DEFENDER, Payment, Seed
 from pal_jax.evals.diversity import self_bleu
 from pal_jax.learners.ppo import PolicyLearner, PolicyState
 from pal_jax.models.params import Params
@@ -31,7 +31,7 @@ from pal_jax.objectives.selfplay import ByRole
 from pal_jax.parts.answers import check_finished
 from pal_jax.parts.chat_models import ChatModels
 from pal_jax.parts.recipe import EVALUATION, Context, Evaluation, Host, Plan, check_finite
-from pal_jax.recipes.redteam.games import Played, Players, attacks_of, play_judged, shown, summarize
+from pal_jax.recipes.redteam.games import Played, Players, attacks_of, play_judged, rewarded, shown, summarize
 from pal_jax.recipes.redteam.judges import Judge
 from pal_jax.types import Metrics, RolloutBatch, Sample, TokenBatch
 
@@ -159,13 +159,8 @@ class SelfRedTeam:
             )
 
     def rewarded(self, game: Played) -> Played:
-        """A game whose samples have the rewards of their roles. A sample that cannot be judged does not count."""
-        rewards = paid(game.end, game.labels, self.payment, self.players.game.hidden)
-        samples = [
-            dataclasses.replace(one, rewards=(rewards[one.role] or 0.0,), ok=rewards[one.role] is not None)
-            for one in game.samples
-        ]
-        return game._replace(samples=samples)
+        """A game whose samples have the rewards of their roles."""
+        return rewarded(game, self.payment, self.players.game.hidden)
 
     def learnt(self, games: Sequence[Played], k: int) -> list[Sample]:
         """The samples that policy `k` learns from.

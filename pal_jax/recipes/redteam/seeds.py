@@ -41,6 +41,13 @@ def read_seeds(settings: SeedSettings, seed: int, skip: int, tokenizer: Tokenize
     return train, test
 
 
+def check(settings: SeedSettings, seed: int) -> None:
+    """Raises ValueError where a source of seeds cannot be read, or a record of it is wrong."""
+    for split, source, count in (('train', settings.train, settings.train_count), ('test', settings.test, 1)):
+        if source != EMBEDDED:
+            _given(source, split, count, seed, 0)
+
+
 def by_kind(seeds: Sequence[Seed]) -> list[list[Seed]]:
     """The seeds in four lists: harmful and harmless ones, each those that are generated first."""
     return [
