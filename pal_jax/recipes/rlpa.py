@@ -51,8 +51,7 @@ from pal_jax.runtime.files import write_whole
 from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Dialogue, Metrics, RolloutBatch, Sample, TokenBatch, UserSimulator
 
-# Means over turns that the console shows of an evaluation; `strict`: the share of replies that meet all five criteria.
-SHOWN = 'reward', 'format', 'profile', 'strict'
+SHOWN = 'reward', 'format', 'profile', 'strict'  # of an evaluation on the console; strict: all five criteria are met
 # Keys that may change when a run goes on.
 MAY_CHANGE = 'eval.rounds', 'eval.profiles', 'eval.shown', 'dialogue.shown', 'reward.max_failed'
 
@@ -77,13 +76,11 @@ class RLPA:
     pack: samples of a step, those of a prompt together, as the batch of an update.
     game: the dialogue, of `game.rounds` turns.
     dialogues, n: conversations that a step answers, and samples of each.
-    round_batch_size: how many best samples wait until their users answer together; above 0 their conversations go to
-      the head of the queue, below 0 to its end (`envs/queue.py`).
+    round_batch_size: the best samples that wait until users answer; below 0 they queue up last (`envs/queue.py`).
     shuffle: the seed of the order of people; None: the order of the data.
     turn_gamma: the discount from turn to turn; 0: a step plays one turn of each conversation.
     min_std: a step whose rewards deviate less makes no update.
-    warmup: supervised steps before PPO. ptx: whether PPO's minibatches also learn the demonstrations.
-    shown: samples of a step that a report shows.
+    warmup: supervised steps before PPO. ptx: minibatches learn demonstrations too. shown: a step's samples in a report.
     test_rounds, test_shown: turns of a dialogue in evaluations, and how many dialogues a report shows.
     """
 
@@ -128,8 +125,7 @@ class RLPA:
             # 2. Sample n answers to each and reward every answer.
             turns = self.roll_out(open_dialogues, user, i)
             self.decoder.release()
-            # 3. The user replies to the best answer of each conversation, which queues up for its next round. With
-            # `turn_gamma` all rounds have been played, and nothing is left to continue.
+            # 3. The user replies to the best answer of each conversation, which queues up unless its rounds are over.
             queue = continue_best(
                 queue, turns[-1], max_rounds=self.game.rounds, round_batch_size=self.round_batch_size, user=user, seed=i
             )
