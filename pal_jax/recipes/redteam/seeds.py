@@ -43,9 +43,9 @@ def read_seeds(settings: SeedSettings, seed: int, skip: int, tokenizer: Tokenize
 
 def check(settings: SeedSettings, seed: int) -> None:
     """Raises ValueError where a source of seeds cannot be read, or a record of it is wrong."""
-    for split, source, count in (('train', settings.train, settings.train_count), ('test', settings.test, 1)):
+    for source in (settings.train, settings.test):
         if source != EMBEDDED:
-            _given(source, split, count, seed, 0)
+            _given(source, 'train', 0, seed, 0)
 
 
 def by_kind(seeds: Sequence[Seed]) -> list[list[Seed]]:
