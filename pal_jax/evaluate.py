@@ -36,6 +36,8 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from pal_jax import cli
@@ -47,7 +49,7 @@ from pal_jax.decode.requests import Request
 from pal_jax.envs import dialogue as env
 from pal_jax.evals.baselines import BASELINES, Complete, plainly
 from pal_jax.evals.personalization import Respond
-from pal_jax.evals.problems import TASKS, asked, read_problems
+from pal_jax.evals.problems import TASKS, Problem, asked, read_problems
 from pal_jax.evals.problems import measure as measure_answers
 from pal_jax.feedback.local_model import LocalModel
 from pal_jax.models import sources
@@ -67,7 +69,7 @@ from pal_jax.runtime.progress import Progress
 from pal_jax.runtime.summary import by_stage
 from pal_jax.talking import CACHE, SOURCE, SOURCES, open_decoder
 from pal_jax.train import initialize, prepare
-from pal_jax.types import Chat, Completion, Sampling
+from pal_jax.types import Chat, ChatModel, Completion, Sampling
 
 STEP = flags.DEFINE_integer('step', None, 'Which checkpoint; the last by default.')
 TASK = flags.DEFINE_enum('task', None, [*TASKS], 'Problems of mathematics instead of people.')
@@ -75,6 +77,7 @@ ROWS = flags.DEFINE_string('rows', '', 'A JSONL file of problems.')
 LIMIT = flags.DEFINE_integer('limit', None, 'How many of its problems; all by default.', lower_bound=1)
 ANSWER_TOKENS = flags.DEFINE_integer('answer_tokens', 512, 'Tokens of an answer.', lower_bound=1)
 SLOTS = flags.DEFINE_integer('slots', 16, 'Problems at once.', lower_bound=1)
+CHUNK = 2  # times so many problems are between two movements of the progress bar
 COMPARED = ('al', 'n_ir', 'n_r2', 'reward', 'profile', 'precision', 'recall', 'response', 'strict')
 
 Records = dict[str, dict[str, Any]]
@@ -205,12 +208,20 @@ def solve(task: str, names: Sequence[str]) -> None:
         source = cli.faults(sources.resolve, name, open_run=lambda run: open_run(run, Context(mesh)))
         model = LocalModel(source, mesh, Sampling(temperature=0.0, max_tokens=ANSWER_TOKENS.value), slots=SLOTS.value)
         # A problem that is too long for the model, or a thought that does not end, has no answer.
-        texts = [spoken(text or '') or '' for text in cli.faults(model, [asked(problem) for problem in problems], 0)]
+        texts = [spoken(text or '') or '' for text in cli.faults(solved, model, problems, f'{name} on {task}')]
         cli.print_json({'source': name, 'task': task, **measure_answers(texts, problems, task)})
         rows = zip(problems, texts, strict=True)
         answers += [{'source': name, 'question': p.question, 'answer': p.answer, 'said': text} for p, text in rows]
     if output:
         cli.faults(write_lines, answers, output)
+
+
+def solved(model: ChatModel, problems: Sequence[Problem], title: str) -> list[str | None]:
+    """A model's answers to problems, with a progress bar on stderr."""
+    size, answers = CHUNK * SLOTS.value, []
+    for start in track(range(0, len(problems), size), title, console=Console(stderr=True)):
+        answers += model([asked(problem) for problem in problems[start : start + size]], 0)
+    return answers
 
 
 # --- what is shown --------------------------------------------------------------------------------------------------
