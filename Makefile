@@ -82,7 +82,7 @@ cmdp: $(READY)
 	$(RUN) -m pal_jax.train --config=configs/cmdp.py $(ARGS)
 
 cameras: $(READY)
-	$(call SAY,six runs of 300 thousand steps one after the other)
+	$(call SAY,25 minutes on two cores beside other programs: six runs of 300 thousand steps)
 	$(RUN) -m pal_jax.train --config=configs/cameras.py $(ARGS)
 
 spiral: $(READY)
