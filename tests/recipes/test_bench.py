@@ -123,7 +123,7 @@ def test_wrong_values_are_refused(table, changes, message):
         bench.make(small(table, **changes), Context(MESH, no_phase))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_planted_leak_marks_every_table(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / 'leaky.jsonl'
     with path.open('w') as file:
