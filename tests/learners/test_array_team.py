@@ -72,6 +72,7 @@ def test_members_learn_by_what_they_are_paid_for():
     assert trained(learner, 0.0, 15)[2] < 0.1  # the team's reward
 
 
+@pytest.mark.slow
 def test_memory_and_dynamics_heads_learn_to_predict():
     learner = make(memory=4, mixtures=2, dynamics=1.0)
     state, first, _ = trained(learner, 1.0, 1)

@@ -324,7 +324,11 @@ def steps(recipe, count=2):
     return rows, state, host
 
 
-@pytest.mark.parametrize('handler', ['none', *HANDLERS])
+# Each handler compiles programs of its own; the quick suite has the two of the default and its baseline.
+@pytest.mark.parametrize(
+    'handler',
+    ['none', *(name if name == 'pid' else pytest.param(name, marks=pytest.mark.slow) for name in HANDLERS)],
+)
 def test_every_handler_makes_a_step_and_its_state_goes_through_a_checkpoint(handler):
     rows, state, host = steps(make_recipe(handler))
     assert all(np.isfinite(list(row.values())).all() for row in rows)
