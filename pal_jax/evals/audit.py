@@ -83,7 +83,7 @@ def narrow(data: Comparisons, train: np.ndarray) -> Comparisons:
 def _shared(data: Comparisons, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """The scale of attributes, which training pairs have, and the weights of a model of everybody."""
     x = differences(data, split.train)
-    scale = np.maximum(np.sqrt(np.mean(x**2, axis=0)), 1e-9)
+    scale = leakage.sizes(x)
     return scale, logistic(x / scale)
 
 

@@ -115,6 +115,11 @@ def error_of(values: np.ndarray, people: np.ndarray) -> float:
 # --- small models -----------------------------------------------------------------------------------------------------
 
 
+def sizes(x: np.ndarray) -> np.ndarray:
+    """The root mean squares of the columns of `[n, H]`, above 0; in these units one ridge suits all data."""
+    return np.maximum(np.sqrt(np.mean(x**2, axis=0)), 1e-9)
+
+
 def logistic(x: np.ndarray, ridge: float = 1.0, toward: np.ndarray | None = None) -> np.ndarray:
     """The weights `[H]` of a Bradley-Terry model of differences chosen - rejected `[n, H]`, by Newton's method.
 
@@ -155,7 +160,7 @@ def logistic_by_person(
 
 def cross_fitted(x: np.ndarray, groups: np.ndarray, folds: int = 5, ridge: float = 1.0) -> np.ndarray:
     """The margins `[n]` of pairs by models that saw no pair of the same group; columns in units of their size."""
-    scaled = x / np.maximum(np.sqrt(np.mean(x**2, axis=0)), 1e-9)
+    scaled = x / sizes(x)
     names, number = np.unique(groups, return_inverse=True)
     fold = np.random.default_rng(0).permutation(len(names))[number] % min(folds, max(len(names), 2))
     margins = np.zeros(len(x))

@@ -18,6 +18,7 @@ from pal_jax.recipes.bench import recipe as bench_recipe
 from pal_jax.recipes.pal import recipe as pal
 from pal_jax.runtime import devices
 from tests import configs
+from tests.choices import two_kinds
 
 MESH = devices.make_mesh(devices=jax.devices()[:1])
 get_settings = functools.partial(configs.settings, 'bench')
@@ -31,16 +32,7 @@ def no_phase(name):
 @pytest.fixture(scope='session')
 def table(tmp_path_factory):
     """Thirty people of two kinds who want opposite things of two attributes, fifteen choices each."""
-    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp('table') / 'choices.jsonl'
-    with path.open('w') as file:
-        for person in range(30):
-            taste = np.array([3.0, 1.0]) if person % 2 else np.array([-3.0, 1.0])
-            for _ in range(15):
-                pair = rng.normal(size=(2, 2))
-                better = int((pair @ taste).argmax())
-                record = {'user': f'p{person}', 'chosen': pair[better].tolist(), 'rejected': pair[1 - better].tolist()}
-                file.write(json.dumps(record) + '\n')
-    return str(path)
+    return str(two_kinds(tmp_path_factory.mktemp('table') / 'choices.jsonl', 30))
 
 
 def small(table, **changes):

@@ -30,6 +30,7 @@ from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.recipes.pal import text as pal_text
 from pal_jax.runtime import devices
 from tests import configs
+from tests.choices import two_kinds
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,16 +50,7 @@ get_settings = functools.partial(configs.settings, 'pal')
 @pytest.fixture(scope='session')
 def table(tmp_path_factory):
     """Sixty people of two kinds who want opposite things of two attributes, fifteen choices each."""
-    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp('table') / 'choices.jsonl'
-    with path.open('w') as file:
-        for person in range(60):
-            taste = np.array([3.0, 1.0]) if person % 2 else np.array([-3.0, 1.0])
-            for _ in range(15):
-                pair = rng.normal(size=(2, 2))
-                better = int((pair @ taste).argmax())
-                record = {'user': f'p{person}', 'chosen': pair[better].tolist(), 'rejected': pair[1 - better].tolist()}
-                file.write(json.dumps(record) + '\n')
-    return path
+    return two_kinds(tmp_path_factory.mktemp('table') / 'choices.jsonl', 60)
 
 
 def small(table, **changes):

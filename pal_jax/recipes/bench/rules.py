@@ -37,7 +37,7 @@ def shallow(data: Comparisons) -> Rule:
 
     def margins(trial: Trial, index: np.ndarray) -> np.ndarray:
         train = x[trial.split.train]
-        scale = np.maximum(np.sqrt(np.mean(train**2, axis=0)), 1e-9)
+        scale = leakage.sizes(train)
         return x[index] / scale @ leakage.logistic(train / scale)
 
     return margins
