@@ -26,7 +26,7 @@ def get_config(variant: str = '') -> ConfigDict:
         Settings(
             recipe='redteam',
             stage=chosen.get('stage', 'all'),
-            total_steps=24,  # of each self-play
+            total_steps=16,  # of each self-play
             export=False,  # python -m pal_jax.export --workdir=.../play-shared-0 writes the policy
             policy=ModelSettings(scan_layers=True, lora=Lora(rank=16, alpha=32.0)),
             sampling=Sampling(temperature=0.6, max_tokens=80),  # at 1 a model of 135M writes neither harm nor help
