@@ -160,7 +160,7 @@ class Learned:
         parents, _, sent = planner.sample(params, key, settings.samples, place, sharp=True)
         # All scores are the same before the first update, so these picks are at random.
         untrained = {name: state.params for name, state in planner.init(settings.seed).items()}
-        _, _, random = planner.sample(untrained, key, settings.samples, place)
+        _, _, random = planner.sample(untrained, key, settings.samples, place, sharp=True)
         best = int(np.argmin(sent.rounds))
         # An episode that was cut is no plan yet.
         if int(sent.rounds[best]) <= planner.transfers.task.cap:

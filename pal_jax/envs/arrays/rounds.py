@@ -68,7 +68,7 @@ class Wires:
 
     @functools.cached_property
     def group(self) -> Int[np.ndarray, 'G N']:
-        """Where each symmetry sends each server."""
+        """The server that each symmetry sends each server to."""
         return free_group(self.topology) if self.symmetric else np.arange(self.servers)[None]
 
     @functools.cached_property

@@ -39,7 +39,7 @@ class _Hops:
     clash: Bool[np.ndarray, 'H H']
 
     def kept_by(self, symmetry: Symmetry) -> bool:
-        """Whether hops go to hops, those that share a link to such that do, and none to one that it shares a link with."""
+        """Whether hops go to hops, which share links as before, and no hop to one that it shares a link with."""
         to = np.array(symmetry)
         image = self.number[to[self.ends[0]], to[self.ends[1]]]
         if (image < 0).any() or self.clash[np.arange(len(image)), image].any():
