@@ -46,6 +46,7 @@ BENCH_METHODS = PAL_MODELS | {  # what the bench of personal rewards compares
     'vpl': 'a latent vector read from choices (VPL)', 'lore': 'a mixture of bases (LoRe)',
     'pref': 'free weights of features, ridge (PReF)', 'mrm': 'a start of the weights and a few steps (MRM)',
     'maxmin': 'groups by EM (MaxMin-RLHF)', 'gpo': 'choices in context, a transformer (GPO)',
+    'variational': 'distributions and distances to bases (own form of VRF)',
 }  # fmt: skip
 PLUS_METHODS = {  # what a reward model reads of a person in PLUS's table
     'plus': 'PLUS: summaries that are learnt',

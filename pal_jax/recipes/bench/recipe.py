@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from pal_jax.data import choices, inputs, opinions
-from pal_jax.data.comparisons import Comparisons
+from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.evals import audit, bench, bench_report, mixed_logit
 from pal_jax.evals.bench import Task
 from pal_jax.evals.panel import newcomers
@@ -118,16 +119,20 @@ class Bench:
         return *(count for count in panel.counts if count < most), most
 
     def alone(self, data: str, items: Comparisons) -> Comparisons | None:
-        """The pairs by vectors of replies that were read without their prompts; None where there are no prompts."""
+        """The pairs by vectors of replies that were read without their prompts.
+
+        None where nothing could be lost: there are no prompts, all are the same, or replies are read alone anyway.
+        """
         section = dataclasses.replace(self.settings.pal_text, data=data)
-        if data not in self.of_texts or items.prompt is None:
+        if (
+            not isinstance(items.prompt, Lookup)
+            or section.model.variant == 'B'
+            or len(np.unique(items.prompt.numbers)) < 2
+        ):
             return None
         section = dataclasses.replace(section, model=dataclasses.replace(section.model, variant='B'))
-        try:
-            decoder = pal_text.open_decoder(section.text, self.ctx, self.settings.seed)
-            return pal_text.read(section, self.ctx, decoder).items
-        except ValueError:  # all prompts are the same, so that nothing could be lost without them
-            return None
+        decoder = pal_text.open_decoder(section.text, self.ctx, self.settings.seed)
+        return pal_text.read(section, self.ctx, decoder).items
 
     def finish(self, records: Sequence[Mapping[str, Any]]) -> Evaluation:
         """The report, also as Markdown with its pictures, and the figures as one record."""
