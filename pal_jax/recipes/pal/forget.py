@@ -29,8 +29,8 @@ FRESH, OLD = 'forgetting', 'old'  # the folder in which the new checkpoint is ma
 
 
 class Forgotten(NamedTuple):
-    """What a run had of a person: the splits that learnt from the person, of how many, and the most updates in which a
-    model did so; `shared` has the names of parameters that all people share."""
+    """The traces of a person in a run: the splits that learnt from the person, of how many, and the most updates in which
+    a model did so; `shared` has the names of parameters that all people share."""
 
     splits: int
     of: int
@@ -38,7 +38,7 @@ class Forgotten(NamedTuple):
     shared: tuple[str, ...]
 
     def in_words(self, workdir: str, name: str) -> str:
-        """What was dropped, and what has learnt from the person and stays."""
+        """A sentence about what was dropped, and what has learnt from the person and stays."""
         dropped = f'{name}: the row and the name are dropped from {workdir}.'
         if not self.updates:
             return f'{dropped} No parameter has learnt from this person, who was new to all {self.of} splits.'

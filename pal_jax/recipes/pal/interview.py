@@ -76,7 +76,7 @@ class Interview:
     soup: bool = False
 
     def told(self, clicks: Sequence[Click]) -> dict[str, Any]:
-        """What is known after the clicks, as JSON: the next question, the mixture, and both in plain words.
+        """The state after the clicks, as JSON: the next question, the mixture, and in words what is known.
 
         `question` is None once all pairs were answered. Raises ValueError where a click is none.
         """
