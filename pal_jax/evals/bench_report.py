@@ -44,6 +44,7 @@ class Set(NamedTuple):
     findings: Sequence[Finding]
     rows: Rows
     about: Mapping[str, Mapping[str, Any]]  # by method
+    unfit: Mapping[str, str]  # reasons, by method
 
     @property
     def methods(self) -> list[str]:
@@ -73,16 +74,18 @@ def by_set(records: Sequence[Mapping[str, Any]]) -> list[Set]:
     """The records by data set, in their order."""
     sets: dict[str, Set] = {}
     for record in records:
-        data = sets.setdefault(record['data'], Set(record['data'], [], {}, {}))
-        rows, about, findings = dict(data.rows), dict(data.about), list(data.findings)
+        data = sets.setdefault(record['data'], Set(record['data'], [], {}, {}, {}))
+        rows, about, findings, unfit = dict(data.rows), dict(data.about), list(data.findings), dict(data.unfit)
         if 'findings' in record:
             findings += [Finding(**row) for row in record['findings']]
+        elif 'unfit' in record:
+            unfit[record['method']] = record['unfit']
         elif 'about' in record:
             about[record['method']] = record['about']
         else:
             key = record['method'], record['part'], record['known'], record['shuffled']
             rows[key] = [*rows.get(key, ()), protocol.from_json(record)]
-        sets[record['data']] = Set(data.name, findings, rows, about)
+        sets[record['data']] = Set(data.name, findings, rows, about, unfit)
     return list(sets.values())
 
 
@@ -111,7 +114,7 @@ def make_exhibits(records: Sequence[Mapping[str, Any]], missing: Sequence[str] =
     exhibits += [Exhibit(f'Audit: {data.name}', table=_audit(data)) for data in sets]
     for data in sets:
         exhibits += [
-            Exhibit(f'Seen people: {data.name}{data.mark}', BY_PEOPLE, _seen(data)),
+            Exhibit(f'Seen people: {data.name}{data.mark}', BY_PEOPLE + _unfit(data), _seen(data)),
             Exhibit(f'New people: {data.name}{data.mark}', _worst(data), _new(data)),
             Exhibit(f'Gains: {data.name}{data.mark}', picture=plot_gains(data)),
             Exhibit(
@@ -171,6 +174,10 @@ def _number(value: float) -> str:
 
 def _of_gain(gain: Paired | None) -> str:
     return f'{gain.mean:+.3f} ± {gain.error:.3f}' if gain else '–'
+
+
+def _unfit(data: Set) -> str:
+    return ''.join(f' Without a row: {words(name)}, since {reason}.' for name, reason in data.unfit.items())
 
 
 def _seen(data: Set) -> list[list[str]]:

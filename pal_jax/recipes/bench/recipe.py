@@ -26,6 +26,7 @@ from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.evals import audit, bench, bench_report, mixed_logit
 from pal_jax.evals.bench import Task
 from pal_jax.evals.panel import newcomers
+from pal_jax.learners.personal import Unfit
 from pal_jax.parts import piecework
 from pal_jax.parts.piecework import Records
 from pal_jax.parts.recipe import Context, Evaluation, Host, Recipe, check_at_least
@@ -80,9 +81,16 @@ class Bench:
                 by_method = pal_rows.rows(recipe, pal_rows.train(recipe))
                 records = [{'method': method} | row for method, rows in by_method.items() for row in rows]
             else:
-                rows = bench.run(METHODS[name], self.tasks(data), self.counts(data))
-                records = [{'method': name} | row for row in rows]
+                records = self.compared(data, name)
         return [{'data': data} | record for record in records], host, {'rows': float(len(records))}
+
+    def compared(self, data: str, name: str) -> Records:
+        """The rows of a method on all splits, or the reason why it has none."""
+        try:
+            rows = bench.run(METHODS[name], self.tasks(data), self.counts(data))
+        except Unfit as reason:
+            rows = [{'unfit': str(reason)}]
+        return [{'method': name} | row for row in rows]
 
     @functools.lru_cache(maxsize=1)  # noqa: B019, one data set at a time is in memory
     def opened(self, data: str) -> PAL:

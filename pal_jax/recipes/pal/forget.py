@@ -29,8 +29,8 @@ FRESH, OLD = 'forgetting', 'old'  # the folder in which the new checkpoint is ma
 
 
 class Forgotten(NamedTuple):
-    """The traces of a person in a run: the splits that learnt from the person, of how many, and the most updates in which
-    a model did so; `shared` has the names of parameters that all people share."""
+    """The traces of a person in a run: the number of splits that learnt from the person, of how many, the most updates
+    in which a model did so, and the names of the parameters that all people share."""
 
     splits: int
     of: int
