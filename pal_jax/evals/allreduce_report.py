@@ -13,10 +13,12 @@ from pal_jax.runtime.curve import STYLE, png
 from pal_jax.types import Exhibit
 
 RULES = {
+    'ring': 'ring',
     'random': 'breadth-first trees, at random',
     'greedy': 'breadth-first trees, deepest first',
     'spread': 'trees made together, deepest first',
     'back': 'trees made together, there and back',
+    'symmetric': 'trees made together, the same for every chunk',
     'programme': 'integer programme',
 }
 
@@ -31,20 +33,21 @@ def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def make_exhibits(records: Sequence[Mapping[str, Any]]) -> list[Exhibit]:
     """A table of networks by rule, and a picture of each network's shortest schedule."""
     rules = [rule for rule in RULES if any(rule in record['rounds'] for record in records)]
-    rows = [['network', 'servers', 'at least', 'ring', 'server', *(RULES[rule] for rule in rules), 'best to least']]
+    rows = [['network', 'servers', 'at least', 'server', *(RULES[rule] for rule in rules), 'best to least']]
     for record in records:
         rounds = record['rounds']
         rows.append(
             [
                 record['network'],
-                *(str(record[key]) for key in ('servers', 'least', 'ring', 'server')),
+                *(str(record[key]) for key in ('servers', 'least', 'server')),
                 *(str(rounds.get(rule, '')) for rule in rules),
                 f'{min(rounds.values()) / record["least"]:.2f}',
             ]
         )
     text = (
         'Rounds of an AllReduce. At least: no schedule that reduces every chunk to a server of its own and then '
-        'broadcasts it has fewer. Ring: 2 (N - 1), where neighbours of a ring share no links. Server: without merging.'
+        'broadcasts it has fewer. Server: without merging. Ring: nothing stands there where a search saw no circle of '
+        'all servers whose hops share no link. The same for every chunk: only where the network has symmetries.'
     )
     table = Exhibit('Rounds by network', text, rows)
     return [table, *(Exhibit(title(record), picture=plot(record)) for record in records)]
@@ -52,17 +55,20 @@ def make_exhibits(records: Sequence[Mapping[str, Any]]) -> list[Exhibit]:
 
 def learned_exhibit(records: Sequence[Mapping[str, Any]]) -> Exhibit:
     """A table of the learned policies' plans by network."""
-    rows = [['network', 'trained on it', 'servers', 'at least', 'learned, best', 'learned, mean', 'greedy', 'spread',
-             'best to least']]  # fmt: skip
+    counts = 'servers', 'symmetries', 'least', 'best'
+    rows = [['network', 'trained on it', 'servers', 'symmetries', 'at least', 'learned, best', 'learned, mean',
+             'unlearned, best', 'unlearned, mean', 'greedy', 'spread', 'best to least']]  # fmt: skip
     for record in records:
-        counts = [str(record[key]) for key in ('servers', 'least', 'best')]
         rows.append([
-            record['network'], 'yes' if record['trained'] else 'no', *counts, f'{record["mean"]:.2f}',
+            record['network'], 'yes' if record['trained'] else 'no', *(str(record[key]) for key in counts),
+            f'{record["mean"]:.2f}', str(record['unlearned']), f'{record["unlearned_mean"]:.2f}',
             str(record['greedy']), str(record['spread']), f'{record["best"] / record["least"]:.2f}',
         ])  # fmt: skip
     text = (
-        'Rounds of an AllReduce. Learned: trees by one policy and transfers by the other. Greedy: breadth-first trees, '
-        'deepest first; spread: trees made together by rule, deepest first. All are the shortest of as many plans.'
+        'Rounds of an AllReduce. Symmetries: by so many a plan for some chunks is moved to the others; 1 for none. '
+        'Learned: trees by one policy and transfers by the other. Unlearned: all picks at random, by the same '
+        'symmetries. Greedy: breadth-first trees, deepest first; spread: trees made together by rule, deepest first. '
+        'Best: the shortest of as many plans of each.'
     )
     return Exhibit('Rounds by learned policies', text, rows)
 

@@ -4,8 +4,10 @@ A step plans for one network:
 
 1. bound the rounds from below by cuts and a linear programme;
 2. schedule random breadth-first trees, at random and deepest first (the greedy baseline, best of `tries`);
-3. schedule trees that are made together, so that they share the links evenly, deepest first and there and back;
-4. where time is given, look for a shortest AllGather by integer programme, and mirror it;
+3. schedule trees that are made together, so that they share the links evenly, deepest first, there and back, and
+   by the network's symmetries, so that the plan is the same for every chunk;
+4. look for a ring whose hops share no link, and where time is given for a shortest AllGather by integer programme,
+   which is mirrored;
 5. check the shortest of these and write it as JSON: rounds of sends (src, dst, chunk, op).
 
 `runtime/collective.py` runs such a file on devices.
@@ -14,6 +16,7 @@ A step plans for one network:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from pal_jax.envs.arrays import allreduce, gather_programme, topology
+from pal_jax.envs.arrays import allreduce, gather_programme, symmetry, topology
 from pal_jax.envs.arrays.allreduce import Schedule
 from pal_jax.envs.arrays.topology import Topology
 from pal_jax.evals import allreduce_bounds, allreduce_report
@@ -70,7 +73,7 @@ class Planner:
         allreduce.save(best, self.folder / f'{file_name(network)}.json', network.name, network.servers)
         rounds = {name: len(schedule) for name, schedule in plans.items()}
         record = {
-            'network': network.name, 'servers': network.servers, 'least': least.rounds, 'ring': 2 * network.servers - 2,
+            'network': network.name, 'servers': network.servers, 'least': least.rounds,
             'server': allreduce.server_rounds(network), 'rounds': rounds, 'rule': rule,
             'used': used_by_round(network, best),
         }  # fmt: skip
@@ -84,6 +87,7 @@ class Planner:
 def plan(network: Topology, gather: Any, settings: Settings) -> dict[str, Schedule]:
     """The shortest schedule of every rule, by the rule's name."""
     tried: dict[str, list[Schedule]] = {name: [] for name in ('random', 'greedy', 'spread', 'back')}
+    group = symmetry.free_group(network)
     for number in range(settings.tries):
         # A generator for each try, so that more tries leave the earlier ones as they are.
         rng = np.random.default_rng([settings.seed, number])
@@ -93,6 +97,11 @@ def plan(network: Topology, gather: Any, settings: Settings) -> dict[str, Schedu
         trees = allreduce.spread_trees(network, rng)
         tried['spread'].append(allreduce.deepest_first(allreduce.workloads(network, trees), rng))
         tried['back'].append(allreduce.there_and_back(network, trees, rng))
+    if len(group) > 1:
+        symmetric = functools.partial(allreduce.spread, network, group=group)
+        tried['symmetric'] = [allreduce.best_of(symmetric, settings.tries, settings.seed)]
+    if order := allreduce.ring_order(network, np.random.default_rng(settings.seed)):
+        tried['ring'] = [allreduce.ring_schedule(order)]
     plans = {name: min(schedules, key=len) for name, schedules in tried.items()}
     if settings.programme:
         # No AllGather takes fewer rounds than its cut or the longest way asks for, so the search begins there.

@@ -15,6 +15,7 @@ each policy on a larger network of the same kind.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,7 @@ class Settings(Run):
     episodes: int = 64  # plans of an update
     groups: int = 8  # sets of trees among the episodes while transfers learn
     samples: int = 20  # plans of an evaluation, of which the shortest counts
+    symmetric: bool = True  # plan for one chunk, and move the plan by the network's symmetries to the others
     hidden: tuple[int, ...] = (32,)  # widths of the scorers' hidden layers
     epochs: int = 2  # passes over the plans
     clip: float = 0.2  # PPO clips the ratio of a pick to 1 - clip, 1 + clip
@@ -62,6 +64,10 @@ class Planner:
     wires: Wires
     trees: PlanPPO
     transfers: PlanPPO
+
+    def init(self, seed: int) -> dict[str, PlanState]:
+        """The states of both before the first update."""
+        return {TREES: self.trees.init(2 * seed), TRANSFERS: self.transfers.init(2 * seed + 1)}
 
     def sample(
         self, params: Mapping[str, Any], key: jax.Array, count: int, place: Any, *, groups: int = 0, sharp: bool = False
@@ -93,10 +99,7 @@ class Learned:
 
     def init(self) -> tuple[dict[str, Any], Host]:
         seed, everywhere = self.settings.seed, sharding.replicated(self.ctx.mesh)
-        states = {
-            name: {TREES: planner.trees.init(2 * seed), TRANSFERS: planner.transfers.init(2 * seed + 1)}
-            for name, planner in self.planners.items()
-        }
+        states = {name: planner.init(seed) for name, planner in self.planners.items()}
         return jax.device_put(states, everywhere), {}
 
     def step(self, state: dict[str, Any], host: Host, i: int) -> tuple[dict[str, Any], Host, str, Metrics]:
@@ -125,7 +128,8 @@ class Learned:
             return planner.transfers.update(pair[TRANSFERS], sent, sent.cost, settings.groups)
         _, growth, sent = planner.sample(params, key, count, place, sharp=True)
         # Trees are as good as the plans that the frozen policy of transfers makes of them.
-        return planner.trees.update(pair[TREES], growth, sent.cost, 1)
+        learnt, metrics = planner.trees.update(pair[TREES], growth, sent.cost, 1)
+        return learnt, metrics | {'rounds_mean': jnp.mean(sent.rounds)}  # of the whole plan, as of transfers
 
     def evaluate(self, state: dict[str, Any], stage: str) -> Evaluation:
         records = [
@@ -152,21 +156,28 @@ class Learned:
         params = {name: state.params for name, state in pair.items()}
         place = sharding.replicated(self.ctx.mesh)
         # Transfers are sharp, since one bad pick can cost a round, and the trees bring the variety.
-        parents, _, sent = planner.sample(
-            params, _key(settings.seed, number, SAMPLES), settings.samples, place, sharp=True
-        )  # fmt: skip
+        key = _key(settings.seed, number, SAMPLES)
+        parents, _, sent = planner.sample(params, key, settings.samples, place, sharp=True)
+        # All scores are the same before the first update, so these picks are at random.
+        untrained = {name: state.params for name, state in planner.init(settings.seed).items()}
+        _, _, random = planner.sample(untrained, key, settings.samples, place, sharp=True)
         best = int(np.argmin(sent.rounds))
-        schedule = rounds.schedule(np.asarray(parents[best]), np.asarray(sent.picks[best]))
-        allreduce.check(network, schedule)
-        if write:
-            folder = self.ctx.workdir / SCHEDULES
-            folder.mkdir(parents=True, exist_ok=True)
-            allreduce.save(schedule, folder / f'{file_name(network)}.json', network.name, network.servers)
+        # An episode that was cut is no plan yet.
+        if int(sent.rounds[best]) <= planner.transfers.task.cap:
+            schedule = rounds.schedule(planner.wires, np.asarray(parents[best]), np.asarray(sent.picks[best]))
+            allreduce.check(network, schedule)
+            if write:
+                folder = self.ctx.workdir / SCHEDULES
+                folder.mkdir(parents=True, exist_ok=True)
+                allreduce.save(schedule, folder / f'{file_name(network)}.json', network.name, network.servers)
+        greedy, spread = (functools.partial(rule, network) for rule in (allreduce.greedy, allreduce.spread))
         return {
-            'network': network.name, 'servers': network.servers, 'trained': trained, 'best': len(schedule),
-            'mean': float(np.mean(sent.rounds)), 'least': allreduce_bounds.bounds(network).rounds,
-            'greedy': len(allreduce.best_of(network, settings.samples, settings.seed)),
-            'spread': len(allreduce.best_of(network, settings.samples, settings.seed, 'spread')),
+            'network': network.name, 'servers': network.servers, 'symmetries': len(planner.wires.group),
+            'trained': trained, 'best': int(sent.rounds[best]), 'mean': float(np.mean(sent.rounds)),
+            'unlearned': int(np.min(random.rounds)), 'unlearned_mean': float(np.mean(random.rounds)),
+            'least': allreduce_bounds.bounds(network).rounds,
+            'greedy': len(allreduce.best_of(greedy, settings.samples, settings.seed)),
+            'spread': len(allreduce.best_of(spread, settings.samples, settings.seed)),
         }  # fmt: skip
 
 
@@ -183,7 +194,7 @@ def _kin(name: str, planners: Mapping[str, Any]) -> str:
 
 def make_planner(settings: Settings, name: str) -> Planner:
     """The learners of a network."""
-    wires = Wires(topology.by_name(name))
+    wires = Wires(topology.by_name(name), settings.symmetric)
     optimizer = settings.optimizer.over(settings.total_steps * settings.updates * settings.epochs)
 
     def learner(task: Any) -> PlanPPO:

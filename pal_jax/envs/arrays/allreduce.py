@@ -18,8 +18,10 @@ from jaxtyping import Bool, Float, Int
 
 from pal_jax.envs.arrays.topology import Topology, used
 
-Parents = Int[np.ndarray, 'N N']  # of each chunk's tree, by server; the root's is -1
+SEARCH = 200  # steps for each server after which the search for a ring gives up
 
+Parents = Int[np.ndarray, 'N N']  # of each chunk's tree, by server; the root's is -1
+Group = Int[np.ndarray, 'G N']  # the server that each symmetry sends each server to (`symmetry.py`)
 
 Op = Literal['reduce', 'copy']
 
@@ -70,10 +72,14 @@ def random_trees(topology: Topology, rng: np.random.Generator) -> Parents:
     return parents
 
 
-def spread_trees(topology: Topology, rng: np.random.Generator) -> Parents:
+def spread_trees(topology: Topology, rng: np.random.Generator, group: Group | None = None) -> Parents:
     """Trees made together: round by round every chunk is sent on from where it is to where it is not, over links that
-    are free, the rarest chunk and the neediest server first. Trees that are made together share the links evenly."""
+    are free, the rarest chunk and the neediest server first. Trees that are made together share the links evenly.
+
+    Under a free group of symmetries the images of every choice are chosen with it, so the trees are images of a few.
+    """
     count = topology.servers
+    group = np.arange(count)[None] if group is None else group
     has = np.eye(count, dtype=bool)  # [server, chunk]
     parents = np.full((count, count), -1)
     hops = sorted(topology.routes)
@@ -81,6 +87,7 @@ def spread_trees(topology: Topology, rng: np.random.Generator) -> Parents:
     for row, hop in enumerate(hops):
         links[row, list(topology.routes[hop])] = True
     src, dst = np.array(hops).T
+    row_of = {hop: row for row, hop in enumerate(hops)}
     while not has.all():
         new = has.copy()
         free = np.ones(len(topology.links), bool)
@@ -94,14 +101,13 @@ def spread_trees(topology: Topology, rng: np.random.Generator) -> Parents:
             np.add.at(ways, dst, useful.any(axis=1))
             rank = ways[dst][:, None] + new.sum(axis=0)[None, :] / (2.0 * count) + rng.random(useful.shape) * 0.5
             hop, chunk = np.unravel_index(np.argmin(np.where(useful, rank, np.inf)), useful.shape)
-            new[dst[hop], chunk] = True
-            parents[chunk, dst[hop]] = src[hop]
-            free &= ~links[hop]
+            for symmetry in group:
+                start, end = int(symmetry[src[hop]]), int(symmetry[dst[hop]])
+                new[end, symmetry[chunk]] = True
+                parents[symmetry[chunk], end] = start
+                free &= ~links[row_of[start, end]]
         has = new
     return parents
-
-
-TREES: dict[str, Callable[[Topology, np.random.Generator], Parents]] = {'bfs': random_trees, 'spread': spread_trees}
 
 
 def workloads(topology: Topology, parents: Parents) -> Workloads:
@@ -144,20 +150,27 @@ def _ahead(needs: Bool[np.ndarray, 'M M']) -> tuple[Int[np.ndarray, ' M'], Int[n
 # --- schedules --------------------------------------------------------------------------------------------------------
 
 
-def schedule(work: Workloads, priority: Callable[[Int[np.ndarray, ' E']], Float[np.ndarray, ' E']]) -> Schedule:
+def schedule(
+    work: Workloads,
+    priority: Callable[[Int[np.ndarray, ' E']], Float[np.ndarray, ' E']],
+    images: Int[np.ndarray, 'M G'] | None = None,
+) -> Schedule:
     """Round by round, take the enabled send of the highest priority that no link forbids, until none is left.
 
     Args:
       priority: of the enabled sends, by their numbers; called once a round.
+      images: the sends that are taken together with each, itself among them; by default itself alone.
     """
+    images = np.arange(len(work.sends))[:, None] if images is None else images
     done, rounds = np.zeros(len(work.sends), bool), []
     while not done.all():
         enabled = np.flatnonzero(~done & ~np.any(work.needs & ~done, axis=1))
         free, taken = np.ones(work.links.shape[1], bool), []
         for i in enabled[np.argsort(-priority(enabled), kind='stable')]:
-            if not np.any(work.links[i] & ~free):
-                free &= ~work.links[i]
-                taken.append(int(i))
+            links = np.any(work.links[images[i]], axis=0)
+            if not np.any(links & ~free):
+                free &= ~links
+                taken.extend(images[i].tolist())
         done[taken] = True
         rounds.append([work.sends[i] for i in taken])
     return rounds
@@ -168,18 +181,35 @@ def at_random(work: Workloads, rng: np.random.Generator) -> Schedule:
     return schedule(work, lambda enabled: rng.random(len(enabled)))
 
 
-def deepest_first(work: Workloads, rng: np.random.Generator) -> Schedule:
-    """A schedule that takes the sends with the longest chains behind them first, ties at random."""
-    return schedule(work, lambda enabled: work.depth[enabled] + rng.random(len(enabled)))
+def deepest_first(work: Workloads, rng: np.random.Generator, group: Group | None = None) -> Schedule:
+    """A schedule that takes the sends with the longest chains behind them first, ties at random.
+
+    Under a free group of symmetries, by which the trees have been made, the images of a send are taken with it.
+    """
+    images = None
+    if group is not None:
+        number = {send: i for i, send in enumerate(work.sends)}
+        images = np.array([
+            [number[Send(int(to[send.src]), int(to[send.dst]), int(to[send.chunk]), send.op)] for to in group]
+            for send in work.sends
+        ])  # fmt: skip
+    return schedule(work, lambda enabled: work.depth[enabled] + rng.random(len(enabled)), images)
 
 
-def best_of(topology: Topology, tries: int, seed: int, trees: str = 'bfs') -> Schedule:
-    """The shortest of `tries` deepest-first schedules, each on trees of its own."""
-    schedules = []
-    for number in range(tries):
-        rng = np.random.default_rng([seed, number])
-        schedules.append(deepest_first(workloads(topology, TREES[trees](topology, rng)), rng))
-    return min(schedules, key=len)
+def greedy(topology: Topology, rng: np.random.Generator) -> Schedule:
+    """A deepest-first schedule on breadth-first trees."""
+    return deepest_first(workloads(topology, random_trees(topology, rng)), rng)
+
+
+def spread(topology: Topology, rng: np.random.Generator, group: Group | None = None) -> Schedule:
+    """A deepest-first schedule on trees that are made together; with a group of symmetries, a symmetric one."""
+    return deepest_first(workloads(topology, spread_trees(topology, rng, group)), rng, group)
+
+
+def best_of(rule: Callable[[np.random.Generator], Schedule], tries: int, seed: int) -> Schedule:
+    """The shortest of `tries` schedules by a rule. Each has a generator of its own, so more tries leave these as they
+    are."""
+    return min((rule(np.random.default_rng([seed, number])) for number in range(tries)), key=len)
 
 
 def there_and_back(topology: Topology, parents: Parents, rng: np.random.Generator) -> Schedule:
@@ -208,6 +238,36 @@ def ring_schedule(order: Sequence[int]) -> Schedule:
             sends = [Send(order[i], order[(i + 1) % count], (i + first - t) % count, op) for i in range(count)]
             rounds.append(sends)
     return rounds
+
+
+def ring_order(topology: Topology, rng: np.random.Generator) -> list[int] | None:
+    """An order of all servers in a circle whose hops share no link, by depth-first search; None where none is seen.
+
+    Short hops go first, and of these the ones to servers with the fewest ways on.
+    """
+    order, free = [0], np.ones(len(topology.links), bool)
+    options: list[list[int]] = []  # servers not yet tried after each server of the order
+    for _ in range(SEARCH * topology.servers):
+        if len(options) < len(order):
+            here = order[-1]
+            ways = [
+                v for v in topology.neighbours[here] if v not in order and free[list(topology.routes[here, v])].all()
+            ]
+            onward = {v: sum(other not in order for other in topology.neighbours[v]) + rng.random() for v in ways}
+            options.append(sorted(ways, key=lambda v: (len(topology.routes[here, v]), onward[v]), reverse=True))
+            last = topology.routes.get((here, 0), ())
+            if len(order) == topology.servers and last and free[list(last)].all():
+                return order
+        if options[-1]:
+            order.append(options[-1].pop())
+            free[list(topology.routes[order[-2], order[-1]])] = False
+        elif len(order) > 1:
+            options.pop()
+            free[list(topology.routes[order[-2], order[-1]])] = True
+            order.pop()
+        else:
+            return None
+    return None
 
 
 def server_rounds(topology: Topology) -> int:

@@ -4,8 +4,11 @@ The rules are those of `envs/arrays/allreduce.py`, which checks every plan that 
 which a policy picks one after the other until the links forbid all others; then the round ends. A chunk that a server
 gets in a round can be sent on from the next. The root of chunk j's tree is server j.
 
-Letters: `N` servers (and chunks), `H` hops, `L` links, `C` candidates, `F` features, `P` picks of a round,
-`S` any leading axes.
+In a symmetric plan candidates are those of a few first chunks alone. A pick stands for itself and for its images under
+a free group of symmetries (`symmetry.py`), which are the same pick for the other chunks; all are made in one round.
+
+Letters: `N` servers (and chunks), `G` symmetries, `K = N / G` first chunks, `H` hops, `L` links, `C` candidates,
+`F` features, `P` picks of a round, `S` any leading axes.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from pal_jax.envs.arrays.allreduce import Schedule, Send
+from pal_jax.envs.arrays.symmetry import free_group
 from pal_jax.envs.arrays.topology import Topology
 
 NONE = -1  # a pick that was not made
@@ -37,9 +41,14 @@ class Candidates(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Wires:
-    """A network as arrays. It is equal to itself alone, so that programs are compiled once for each."""
+    """A network as arrays. It is equal to itself alone, so that programs are compiled once for each.
+
+    Attributes:
+      symmetric: whether plans are symmetric.
+    """
 
     topology: Topology
+    symmetric: bool = False
 
     @functools.cached_property
     def hops(self) -> list[tuple[int, int]]:
@@ -58,9 +67,30 @@ class Wires:
         return taken
 
     @functools.cached_property
+    def group(self) -> Int[np.ndarray, 'G N']:
+        """The server that each symmetry sends each server to."""
+        return free_group(self.topology) if self.symmetric else np.arange(self.servers)[None]
+
+    @functools.cached_property
+    def first(self) -> Int[np.ndarray, ' K']:
+        """The first chunks: the smallest of those that symmetries send to each other."""
+        return np.unique(self.group.min(axis=0))
+
+    @functools.cached_property
+    def origin(self) -> tuple[Int[np.ndarray, ' N'], Int[np.ndarray, 'N N']]:
+        """For each chunk the place in `first` of the chunk that it is an image of, and the server `[chunk, server]`
+        that the symmetry between them sends to each server."""
+        place, back = np.zeros(self.servers, int), np.zeros((self.servers, self.servers), int)
+        for symmetry in self.group:
+            place[symmetry[self.first]] = np.arange(len(self.first))
+            back[symmetry[self.first]] = np.argsort(symmetry)
+        return place, back
+
+    @functools.cached_property
     def clash(self) -> Bool[np.ndarray, 'H H']:
-        """Whether two hops share a link."""
-        return self.links @ self.links.T > 0
+        """Whether two hops share a link, or one does with an image of the other."""
+        images = self.number[self.group[:, self.ends[0]], self.group[:, self.ends[1]]]  # [G, H]
+        return self.links @ self.links[images].sum(axis=0).T > 0
 
     @functools.cached_property
     def number(self) -> Int[np.ndarray, 'N N']:
@@ -80,8 +110,8 @@ class Wires:
 
     @functools.cached_property
     def most(self) -> int:
-        """A bound of the picks of a round: the number of links, over the number of links of the shortest hop."""
-        return int(len(self.topology.links) // self.links.sum(axis=1).min())
+        """A bound of the picks of a round: the number of links, over those of the shortest hop and its images."""
+        return int(len(self.topology.links) // (self.links.sum(axis=1).min() * len(self.group)))
 
 
 def pick(
@@ -132,7 +162,7 @@ class Trees(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Growing:
-    """Grow the trees of all chunks together: a candidate is a hop and a chunk that its end does not have yet."""
+    """Grow the trees of all chunks together: a candidate is a hop and a first chunk that its end does not have yet."""
 
     wires: Wires
 
@@ -168,15 +198,17 @@ class Growing:
             jnp.broadcast_to(jnp.mean(lacks, axis=1)[dst][:, None], hops),  # chunks that the end lacks
             jnp.asarray(wires.distance[dst] / longest),  # how far the end is from the root
             jnp.asarray((wires.distance[dst] > wires.distance[src]).astype(np.float32)),  # whether it leads away
-        ], axis=-1)  # fmt: skip
-        hop = jnp.repeat(jnp.arange(len(src)), count)
-        group = (jnp.asarray(dst)[:, None] * count + jnp.arange(count)[None]).reshape(-1)
-        return Candidates(features.reshape(-1, self.features), useful.reshape(-1), hop, group)
+        ], axis=-1)[:, wires.first]  # fmt: skip
+        hop = jnp.repeat(jnp.arange(len(src)), len(wires.first))
+        group = (jnp.asarray(dst)[:, None] * count + wires.first[None]).reshape(-1)
+        return Candidates(features.reshape(-1, self.features), useful[:, wires.first].reshape(-1), hop, group)
 
     def advance(self, trees: Trees, picks: Int[Array, ' P']) -> Trees:
-        src, dst = self.wires.ends
-        count = self.wires.servers
-        sent = _marked(picks, len(src) * count).reshape(len(src), count)
+        wires, (src, dst) = self.wires, self.wires.ends
+        count, (place, back) = wires.servers, wires.origin
+        sent = _marked(picks, len(src) * len(wires.first)).reshape(len(src), -1)
+        # A hop takes a chunk where the hop that it is an image of takes the first chunk.
+        sent = sent[wires.number[back[:, src], back[:, dst]].T, place[None]]
         came = jnp.zeros((count, count), bool).at[dst].max(sent)
         # At most one hop brings a chunk to a server, so the maximum is its source.
         source = jnp.full((count, count), NONE).at[dst].max(jnp.where(sent, src[:, None], NONE))
@@ -205,7 +237,7 @@ class Transfers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sending:
-    """Send on given trees: a candidate is a chunk and a server whose sum goes up, or whose total comes down."""
+    """Send on given trees: a candidate is a first chunk and a server whose sum goes up, or whose total comes down."""
 
     wires: Wires
 
@@ -265,12 +297,14 @@ class Sending:
             jnp.broadcast_to((state.depth / longest)[None], first.shape), jnp.broadcast_to(jnp.mean(todo), first.shape),
             remaining * first,
         ], axis=-1)  # fmt: skip
-        valid = (jnp.stack([go_up, go_down]) & ~root[None]).reshape(-1)
-        return Candidates(features.reshape(-1, self.features), valid, hop.reshape(-1), jnp.arange(2 * count * count))
+        valid = jnp.stack([go_up, go_down]) & ~root[None]
+        features, valid, hop = (x[:, wires.first] for x in (features, valid, hop))
+        return Candidates(features.reshape(-1, self.features), valid.reshape(-1), hop.reshape(-1), jnp.arange(hop.size))
 
     def advance(self, state: Transfers, picks: Int[Array, ' P']) -> Transfers:
-        count = self.wires.servers
-        up, down = _marked(picks, 2 * count * count).reshape(2, count, count)
+        count, (place, back) = self.wires.servers, self.wires.origin
+        sent = _marked(picks, 2 * len(self.wires.first) * count).reshape(2, -1, count)
+        up, down = sent[:, place[:, None], back]
         return state._replace(up=state.up | up, down=state.down | down, round=state.round + 1)
 
     def left(self, state: Transfers) -> Float[Array, '']:
@@ -279,16 +313,17 @@ class Sending:
         return (jnp.sum(~state.up) + jnp.sum(~state.down)) / (2.0 * count * (count - 1.0))
 
 
-def schedule(parents: Int[np.ndarray, 'N N'], picks: Int[np.ndarray, 'T P']) -> Schedule:
+def schedule(wires: Wires, parents: Int[np.ndarray, 'N N'], picks: Int[np.ndarray, 'T P']) -> Schedule:
     """The sends of an episode of `Sending`, by round."""
-    count, rounds = len(parents), []
+    rounds = []
     for row in picks:
         sends = []
         for number in row[row != NONE].tolist():
-            op, rest = divmod(number, count * count)
-            chunk, server = divmod(rest, count)
-            parent = int(parents[chunk, server])
-            sends.append(Send(server, parent, chunk, 'reduce') if op == 0 else Send(parent, server, chunk, 'copy'))
+            op, place, server = np.unravel_index(number, (2, len(wires.first), wires.servers))
+            for symmetry in wires.group:
+                chunk, child = int(symmetry[wires.first[place]]), int(symmetry[server])
+                parent = int(parents[chunk, child])
+                sends.append(Send(child, parent, chunk, 'reduce') if op == 0 else Send(parent, child, chunk, 'copy'))
         if sends:
             rounds.append(sends)
     return rounds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pal_jax.envs.arrays import allreduce as a
-from pal_jax.envs.arrays import gather_programme
+from pal_jax.envs.arrays import gather_programme, symmetry
 from pal_jax.envs.arrays import topology as t
 
 SMALL = (t.bcube(2, 1), t.dcell(2, 1), t.ring(5), t.torus(2, 3), t.jellyfish(6, 3), t.fat_tree(2))
@@ -48,11 +49,11 @@ def test_a_hop_takes_its_links():
 
 
 @pytest.mark.parametrize('network', SMALL, ids=lambda network: network.name)
-@pytest.mark.parametrize('trees', a.TREES)
+@pytest.mark.parametrize('trees', [a.random_trees, a.spread_trees])
 @pytest.mark.parametrize('rule', [a.at_random, a.deepest_first])
 def test_schedules_add_up_and_no_link_is_used_twice(network, trees, rule):
     rng = np.random.default_rng(0)
-    work = a.workloads(network, a.TREES[trees](network, rng))
+    work = a.workloads(network, trees(network, rng))
     rounds = rule(work, rng)
     assert len(work.sends) == 2 * network.servers * (network.servers - 1) == sum(map(len, rounds))
     a.check(network, rounds)
@@ -66,6 +67,31 @@ def test_there_and_back_adds_up(network):
     rounds = a.there_and_back(network, a.spread_trees(network, rng), rng)
     a.check(network, rounds)
     assert len(rounds) % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ('network', 'size', 'most'),
+    [
+        (t.ring(8), 8, 8), (t.bcube(3, 1), 9, 8), (t.dcell(2, 1), 6, 6), (t.dcell(3, 1), 12, 13),
+        (t.torus(2, 3), 6, 8), (t.jellyfish(10, 3), 1, 99),
+    ],
+    ids=lambda value: getattr(value, 'name', ''),
+)  # fmt: skip
+def test_symmetric_schedules_are_short(network, size, most):
+    group = symmetry.free_group(network)
+    assert len(group) == size and (group[0] == np.arange(network.servers)).all()
+    # A free group: two symmetries never agree on a server, and one after the other is one of them.
+    assert all(len(set(column)) == size for column in group.T.tolist())
+    assert {tuple(one[other]) for one in group for other in group} == set(map(tuple, group.tolist()))
+    for symmetry_of in group:
+        assert {(symmetry_of[u], symmetry_of[v]) for u, v in network.routes} == set(network.routes)
+    rounds = a.best_of(functools.partial(a.spread, network, group=group), 20, 0)
+    a.check(network, rounds)
+    assert len(rounds) <= most
+    # The sends of a round are the images of each other.
+    for sends in rounds:
+        images = {a.Send(int(to[s.src]), int(to[s.dst]), int(to[s.chunk]), s.op) for s in sends for to in group}
+        assert images == set(sends)
 
 
 def test_a_wrong_schedule_is_told_from_a_right_one():
@@ -118,7 +144,7 @@ def test_rules_take_as_many_rounds_as_the_golden_table_says(network, random, dee
     means = np.mean(taken, axis=0)
     assert random is None or abs(means[0] - random) <= 1.0  # of BCube(4,1) ours takes 27.9, the table 26.5
     assert abs(means[1] - deepest) <= 1.0
-    assert abs(len(a.best_of(network, 20, 0)) - best) <= 1
+    assert abs(len(a.best_of(functools.partial(a.greedy, network), 20, 0)) - best) <= 1
 
 
 def test_depths_count_the_longest_chain():

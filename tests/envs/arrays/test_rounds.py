@@ -32,16 +32,20 @@ def played(task, state, key, wires):
     return state, rows
 
 
-@pytest.mark.parametrize('network', NETWORKS, ids=lambda network: network.name)
-def test_grown_trees_and_sent_transfers_are_a_schedule(network):
-    wires = r.Wires(network)
+@pytest.mark.parametrize(
+    ('network', 'symmetric'), [(NETWORKS[0], False), (NETWORKS[1], False), (NETWORKS[0], True), (t.torus(2, 3), True)],
+    ids=lambda value: getattr(value, 'name', str(value)),
+)  # fmt: skip
+def test_grown_trees_and_sent_transfers_are_a_schedule(network, symmetric):
+    wires = r.Wires(network, symmetric)
+    assert len(wires.first) == (1 if symmetric else network.servers)
     grown, growth = played(r.Growing(wires), r.Growing(wires).start(), jax.random.key(0), wires)
     parents = np.asarray(grown.parents)
     assert (np.diag(parents) == -1).all() and (parents >= 0).sum() == network.servers * (network.servers - 1)
     assert (np.asarray(grown.has)).all()
     task = r.Sending(wires)
     _, sent = played(task, task.start(grown.parents), jax.random.key(1), wires)
-    rounds = r.schedule(parents, np.stack([picks for picks, *_ in sent]))
+    rounds = r.schedule(wires, parents, np.stack([picks for picks, *_ in sent]))
     a.check(network, rounds)
     assert sum(map(len, rounds)) == 2 * network.servers * (network.servers - 1)
     # A round ends when nothing fits any more, so every link that could carry a transfer is taken.
