@@ -74,6 +74,7 @@ def test_clicks_change_the_mixture_of_the_next_answer(visitor, asking):  # noqa:
     page.get_by_text('All pairs are answered').wait_for()
     visitor.say('And now?')
     assert visitor.bodies[-1]['mixture'] == [0.6, 0.4]
+    assert visitor.texts('.assistant') == ['Hi.', 'Ho.']
     # Saved, forgotten by the page, and back again.
     page.get_by_label('Your name').fill('ana')
     page.get_by_role('button', name='Save').click()
