@@ -207,16 +207,19 @@ class Interview:
         by_prototype = np.asarray(self.run.learner.by_prototype(self._params, self.questions.batch))[0]
         mine, others = by_prototype[:, k], np.delete(by_prototype, k, axis=1).mean(axis=1)
         pair = int(np.argmax(np.sign(mine) * (mine - others)))
-        left, right = (text if len(text) <= SHOWN else text[: SHOWN - 1] + '…' for text in self._texts(pair))
+        left, right = (
+            text if len(text) <= SHOWN else text[: SHOWN - 1] + '…' for text in self._texts(pair, alike=False)
+        )
         return (left, right) if mine[pair] > 0 else (right, left)
 
-    def _texts(self, pair: int) -> tuple[str, str]:
-        """Both sides of a pair in words; of an item of a table, its attributes."""
-        left, right = (
-            side if isinstance(side, str) else ', '.join(f'{name} {value:g}' for name, value in side.items())
-            for side in self.questions.shown[pair]
-        )
-        return left, right
+    def _texts(self, pair: int, *, alike: bool = True) -> tuple[str, str]:
+        """Both sides of a pair in words; of items of a table, all attributes, or those that differ."""
+        left, right = self.questions.shown[pair]
+        if isinstance(left, str):
+            return left, right
+        names = [name for name in left if alike or left[name] != right[name]]
+        first, second = (', '.join(f'{name} {side[name]:g}' for name in names) for side in (left, right))
+        return first, second
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 
