@@ -41,8 +41,8 @@ def learn() -> ConfigDict:
     """The policies of which trees and which transfers."""
     return p.to_config(
         allreduce_learned.Settings(
-            recipe='allreduce_learned', total_steps=24, networks=('bcube:3,1', 'dcell:3,1'),
-            larger=('bcube:4,1', 'dcell:4,1'), optimizer=Optimizer('adam', lr=0.01, warmup_ratio=0.0, b2=0.999),
+            recipe='allreduce_learned', total_steps=24, networks=('bcube:3,1', 'bcube:4,1', 'dcell:3,1'),
+            larger=('bcube:5,1', 'dcell:4,1'), optimizer=Optimizer('adam', lr=0.01, warmup_ratio=0.0, b2=0.999),
             checkpoint=CheckpointSettings(every=4), export=False,
         )
     )  # fmt: skip

@@ -23,6 +23,7 @@ from pal_jax.parts.runs import read_config, recipe_module
 from pal_jax.parts.settings import Run, parse
 from pal_jax.runtime import checkpoint, processes
 from pal_jax.runtime.files import at_home
+from pal_jax.runtime.forecast import spoken
 from pal_jax.runtime.outputs import check_file
 from pal_jax.runtime.progress import print_anything
 from pal_jax.runtime.shipped import config_names, with_config
@@ -279,6 +280,7 @@ def runs() -> Iterator[tuple[ConfigDict, Path]]:
         faults(check_workdir, place)
         faults(checkpoint.check_config, place, stage.to_dict(), faults(may_change, stage, place))
         faults(inputs.compare, inputs.look(stage.to_dict()), place)
+    began = time.monotonic()
     for number, (stage, place) in enumerate(planned, 1):
         if finished(stage, place):
             print(f'{place} is finished')
@@ -286,6 +288,8 @@ def runs() -> Iterator[tuple[ConfigDict, Path]]:
             if len(planned) > 1:
                 print(f'part {number} of {len(planned)}: {place}')
             yield stage, place
+    if len(planned) > 1:
+        print(f'all {len(planned)} parts are finished, after {spoken(time.monotonic() - began)} in this call')
 
 
 def finished(config: ConfigDict, folder: Path) -> bool:

@@ -289,4 +289,8 @@ def chances(reads: Sequence[Read]) -> Exhibit:
         for name, read, bet in zip(names, reads, nash, strict=True)
     ]
     head = ['card, after (p: pass, b: bet)', 'policy bets or calls', 'an equilibrium does', 'legal mass']
-    return Exhibit('What the policy does in Kuhn poker', table=[head, *rows])
+    text = (
+        'Chances are shares of the legal mass, how likely the policy says a legal move at all. Where that is small, as '
+        'before it has learnt the form of an answer, NashConv is of answers that it hardly ever gives.'
+    )
+    return Exhibit('What the policy does in Kuhn poker', text, [head, *rows])
