@@ -98,7 +98,7 @@ smoke: $(READY)
 
 # Most of the time of quick tests is compiling what runs for a moment.
 test: $(TEST_READY)
-	XLA_FLAGS=--xla_backend_optimization_level=0 \
+	XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1" \
 	$(RUN) -m pytest -q -n auto --dist loadfile -m 'not slow and not long and not network' $(ARGS)
 
 test-slow: $(TEST_READY)

@@ -88,14 +88,17 @@ def floor(room: str) -> int:
     return found[0]
 
 
-def imports(node: ast.AST) -> Iterator[str]:
+@functools.cache
+def imports(node: ast.AST) -> tuple[str, ...]:
     """Dotted names of all modules imported in a tree. Of `from a.b import c`, `a.b.c`, for `c` may be a module."""
+    names = []
     for child in ast.walk(node):
         if isinstance(child, ast.Import):
-            yield from (alias.name for alias in child.names)
+            names += [alias.name for alias in child.names]
         elif isinstance(child, ast.ImportFrom):
             assert child.level == 0, f'line {child.lineno}: imports are absolute'
-            yield from (f'{child.module}.{alias.name}' for alias in child.names)
+            names += [f'{child.module}.{alias.name}' for alias in child.names]
+    return tuple(names)
 
 
 @functools.cache
@@ -117,41 +120,51 @@ def test_what_starts_a_command_again_is_of_the_standard_library():
     assert {imported.split('.')[0] for node in first for imported in imports(node)} <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize('path', FILES, ids=name)
-def test_imports_go_down(path):
+def wrong_imports(path: Path) -> Iterator[str]:
     here, home = room(name(path)), name(path).split('/')[0]
-    bad = {other for other in rooms_imported(path) if floor(other) + (other.split('/')[0] != home) > floor(here)}
-    assert not bad, f'{name(path)} imports {sorted(bad)}, which lie no lower than {here}'
+    for other in sorted(rooms_imported(path)):
+        if floor(other) + (other.split('/')[0] != home) > floor(here):
+            yield f'{name(path)} imports {other}, which lies no lower than {here}'
 
 
-@pytest.mark.parametrize('path', [path for path in FILES if room(name(path)) == 'objectives'], ids=name)
-def test_objectives_are_pure_maths(path):
+def test_imports_go_down():
+    assert [line for path in FILES for line in wrong_imports(path)] == []
+
+
+def test_objectives_are_pure_maths():
     allowed = PURE | set(sys.stdlib_module_names)
-    assert {imported.split('.')[0] for imported in imports(tree(path))} <= allowed
-    assert rooms_imported(path) <= {'types', 'objectives'}
+    for path in FILES:
+        if room(name(path)) == 'objectives':
+            assert {imported.split('.')[0] for imported in imports(tree(path))} <= allowed, name(path)
+            assert rooms_imported(path) <= {'types', 'objectives'}, name(path)
 
 
-@pytest.mark.parametrize('path', FILES, ids=name)
-def test_heavy_packages_stay_in_the_one_file_that_needs_them(path):
-    heavy = {imported.split('.')[0] for imported in imports(tree(path))} & LAZY.keys()
-    assert {package for package in heavy if name(path) not in LAZY[package]} == set()
+def test_heavy_packages_stay_in_the_one_file_that_needs_them():
+    bad = [
+        f'{name(path)} imports {package}'
+        for path in FILES
+        for package in {imported.split('.')[0] for imported in imports(tree(path))} & LAZY.keys()
+        if name(path) not in LAZY[package]
+    ]
+    assert bad == []
 
 
-@pytest.mark.parametrize('path', FILES, ids=name)
-def test_configs_stop_at_the_recipe(path):
-    if floor(room(name(path))) < floor('parts'):
-        assert not any(imported.split('.')[0] == 'ml_collections' for imported in imports(tree(path)))
+def test_configs_stop_at_the_recipe():
+    low = [path for path in FILES if floor(room(name(path))) < floor('parts')]
+    named = {name(path) for path in low for imported in imports(tree(path)) if imported.startswith('ml_collections')}
+    assert named == set()
 
 
-@pytest.mark.parametrize('path', FILES, ids=name)
-def test_files_and_functions_are_short(path):
+def long_files_and_functions(path: Path) -> Iterator[str]:
     limit = {'train.py': 200}.get(name(path), 300 if room(name(path)) in ('parts', 'recipes') else 500)
     lines = len(path.read_text(encoding='utf-8').splitlines())
-    assert lines <= limit, f'{name(path)} has {lines} lines'
+    if lines > limit:
+        yield f'{name(path)} has {lines} lines'
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not makes_closures(node):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= 80, f'{name(path)}: {node.name} has {length} lines'
+            if length > 80:
+                yield f'{name(path)}: {node.name} has {length} lines'
 
 
 def makes_closures(node: ast.AST) -> bool:
@@ -159,28 +172,32 @@ def makes_closures(node: ast.AST) -> bool:
     return any(isinstance(child, ast.FunctionDef) for child in ast.iter_child_nodes(node))
 
 
-@pytest.mark.parametrize('path', FILES, ids=name)
-def test_names_say_what_is_inside(path):
-    assert not any(word in part for part in name(path).removesuffix('.py').split('/') for word in BANNED)
+def test_files_and_functions_are_short():
+    assert [line for path in FILES for line in long_files_and_functions(path)] == []
 
 
-@pytest.mark.parametrize('path', FILES, ids=name)
-def test_modules_say_what_they_are(path):
-    if path.name != '__init__.py':
-        assert ast.get_docstring(tree(path)), f'{name(path)} has no docstring'
+def test_names_say_what_is_inside():
+    parts = {(name(path), part) for path in FILES for part in name(path).removesuffix('.py').split('/')}
+    assert [path for path, part in parts if any(word in part for word in BANNED)] == []
 
 
-@pytest.mark.parametrize('config', CONFIGS, ids=lambda path: path.stem)
-def test_a_method_opens_four_doors(config):
-    method = config.stem
+def test_modules_say_what_they_are():
+    bare = [name(path) for path in FILES if path.name != '__init__.py' and not ast.get_docstring(tree(path))]
+    assert bare == []
+
+
+def doors(method: str) -> tuple[str, ...]:
     recipe = f'recipes/{method}.py' if (PACKAGE / f'recipes/{method}.py').exists() else f'recipes/{method}/recipe.py'
-    doors = (f'pal_jax/{recipe}', f'tests/recipes/test_{method}.py', f'docs/methods/{method}.md')
-    assert [door for door in doors if not (ROOT / door).exists()] == []
+    return f'pal_jax/{recipe}', f'tests/recipes/test_{method}.py', f'docs/methods/{method}.md'
 
 
-@pytest.mark.parametrize('recipe', sorted((PACKAGE / 'recipes').glob('[!_]*')), ids=lambda path: path.stem)
-def test_a_recipe_is_a_method_that_a_config_names(recipe):
-    assert recipe.stem in {named for config in CONFIGS for named in recipes_named(tree(config))}
+def test_a_method_opens_four_doors():
+    assert [door for config in CONFIGS for door in doors(config.stem) if not (ROOT / door).exists()] == []
+
+
+def test_a_recipe_is_a_method_that_a_config_names():
+    named = {recipe for config in CONFIGS for recipe in recipes_named(tree(config))}
+    assert [path.stem for path in (PACKAGE / 'recipes').glob('[!_]*') if path.stem not in named] == []
 
 
 def recipes_named(config: ast.AST) -> Iterator[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ from pal_jax.data.tokenizer import byte_tokenizer
 from pal_jax.decode.page import PLAIN, Preset
 from pal_jax.feedback.profiles import render_completion
 from pal_jax.types import Completion
+from tests import commands
 
 TOKENIZER = byte_tokenizer()
 TRAINED = Preset('Note what you learn.', render_completion('{profile}', '{reply}'))
@@ -68,6 +67,6 @@ def test_a_conversation_that_is_too_long_says_so():
 
 @pytest.mark.slow
 def test_the_command_talks():
-    command = [sys.executable, '-m', 'pal_jax.chat', '--source=random:tiny', '--max_tokens=4']
-    done = subprocess.run(command, input='hello\n/quit\n', capture_output=True, text=True, check=True, timeout=120)
+    done = commands.run('pal_jax.chat', '--source=random:tiny', '--max_tokens=4', text='hello\n/quit\n')
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('random:tiny: /again starts anew')

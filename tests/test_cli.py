@@ -24,7 +24,7 @@ from pal_jax.parts.runs import folders_read
 from pal_jax.recipes.psoups import recipe as psoups
 from pal_jax.runtime.files import at_home
 from pal_jax.runtime.progress import print_anything
-from tests import configs
+from tests import commands, configs
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,18 +133,6 @@ def test_a_stage_writes_over_no_file_that_it_has_not_made(stage, name, tmp_path)
     psoups.stages(configs.settings('psoups'), tmp_path)
 
 
-def command(name, *flags, **env):
-    """A command that is to be refused: its one line."""
-    env = os.environ | {'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': ''} | env
-    done = subprocess.run(
-        [sys.executable, '-m', f'pal_jax.{name}', *flags], cwd=ROOT, env=env, capture_output=True, timeout=300
-    )
-    error = done.stderr.decode()
-    assert (done.returncode, error.count('\n')) == (2, 1), error
-    assert error.startswith('error: ')
-    return error
-
-
 @pytest.mark.parametrize(
     ('value', 'fault'),
     [(None, ''), ('', '--output=NAME'), ('new/', 'is a folder'), ('taken', 'taken exists'), ('new', '')],
@@ -175,6 +163,7 @@ def test_commands_refuse_the_places_of_others_in_one_line(tmp_path):
     for name in ('config.json', 'report.html', 'comparison.json', 'evaluation.png'):
         (foreign / name).write_text('{"model_type": "llama"}')
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    command = lambda name, *flags: commands.refusal(f'pal_jax.{name}', *flags)  # noqa: E731
     rlpa, sft = '--config=configs/rlpa.py:smoke', '--config=configs/sft.py:smoke'
     assert 'config.json is not the config of a run' in command('train', sft, f'--workdir={foreign}')
     assert 'is a file' in command('train', sft, f'--workdir={file}/run')
@@ -189,6 +178,15 @@ def test_commands_refuse_the_places_of_others_in_one_line(tmp_path):
     assert 'nothing to write to' in command('personalize', '--source=orbax:a', '--choices=a.csv', '--output=')
     assert 'exists and holds' in command('merge', '--sources=random:tiny,random:tiny', f'--output={foreign}')
     assert 'is a file' in command('merge', '--sources=random:tiny,random:tiny', f'--output={file}')
-    escaped = command('train', sft, f'--workdir={foreign}', PYTHONIOENCODING='ascii')
-    assert 'l\\xe4ufe' in escaped
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.slow  # a process of its own, whose streams Python opens
+def test_a_refusal_is_one_line_on_any_terminal(tmp_path):
+    (foreign := tmp_path / 'läufe').mkdir()
+    (foreign / 'config.json').write_text('{"model_type": "llama"}')
+    line = [sys.executable, '-m', 'pal_jax.train', '--config=configs/sft.py:smoke', f'--workdir={foreign}']
+    env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONIOENCODING': 'ascii'}
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr.count('\n')) == (2, 1), done.stderr
+    assert done.stderr.startswith('error: ') and 'l\\xe4ufe' in done.stderr

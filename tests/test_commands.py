@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 
 from pal_jax import __main__ as command
 from pal_jax.runtime import shipped
+from tests import commands
 from tests.test_architecture import FLOORS
 
 ROOT = Path(__file__).parents[1]
@@ -34,13 +33,9 @@ def test_the_console_script_is_this_command():
 
 
 def test_a_command_runs_and_a_wrong_one_is_named():
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, '-m', 'pal_jax', *arguments]
-        return subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
-
-    assert 'Writes a checkpoint' in call('export', '--help').stdout
-    wrong = call('trian', '--config=rlpa')
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: there is no command 'trian'; did you mean train?")
+    assert 'Writes a checkpoint' in commands.run('pal_jax', 'export', '--help').stdout
+    wrong = commands.refusal('pal_jax', 'trian', '--config=rlpa')
+    assert wrong.startswith("error: there is no command 'trian'; did you mean train?")
 
 
 @pytest.mark.parametrize(

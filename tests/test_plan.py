@@ -6,9 +6,6 @@ import dataclasses
 import importlib.util
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +22,7 @@ from pal_jax.planning.methods import method_of
 from pal_jax.recipes import rlpa
 from pal_jax.runtime.devices import for_platform, make_mesh
 from pal_jax.runtime.progress import Stopwatch
-from tests import configs
-
-ROOT = Path(__file__).parents[1]
+from tests import commands, configs
 
 # A loop of five turns. A turn reads a 1 KiB slice of a 5 KiB stack, starts a gather, computes beside it, and waits for
 # an all-reduce of 1 KiB. `near` lies on the chip.
@@ -280,14 +275,9 @@ def test_the_tpu_compiler_takes_the_update_of_the_paper(topology, model, choice)
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    run = [sys.executable, '-m', 'pal_jax.plan', *arguments]
-    return subprocess.run(run, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
 @pytest.mark.slow
 def test_the_command_plans_this_machine_whole() -> None:
-    done = command('--config=configs/rlpa.py:smoke', '--platform=cpu', '--prompt=64', '--json')
+    done = commands.run('pal_jax.plan', '--config=configs/rlpa.py:smoke', '--platform=cpu', '--prompt=64', '--json')
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     names = [each['name'] for each in told['programs']]
@@ -304,6 +294,6 @@ def test_faults_are_one_line() -> None:
         (['--config=configs/rlpa.py:smoke'], 'name either a slice'),
         (['--config=configs/rlpa.py:smoke', '--topology=v5e:3x9'], 'v5e:3x9' if compiler else 'pal_jax[plan]'),
     ):
-        done = command(*arguments)
+        done = commands.run('pal_jax.plan', *arguments)
         assert done.returncode in (1, 2)
         assert message in done.stderr.strip().splitlines()[-1]

@@ -20,8 +20,8 @@ from pal_jax.parts.recipe import Evaluation, Plan
 from pal_jax.runtime.glossary import told
 from pal_jax.runtime.metrics import MetricsWriter
 from pal_jax.runtime.progress import Progress
+from tests import commands
 
-SLOW = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 # Kills its own process in the middle of something: {target} at its {count}-th call, before or after it was made.
@@ -104,19 +104,17 @@ def assert_refused(result, message):
     ('flags', 'message'),
     [
         ([], 'no configuration; give one, such as --config=rlpa'),
-        pytest.param(['--config=configs/nothing.py'], 'there is no configuration file configs/nothing.py', marks=SLOW),
-        pytest.param(['--config=configs/rlpa.py:smok'], "variant 'smok' is unknown", marks=SLOW),
+        (['--config=configs/nothing.py'], 'there is no configuration file configs/nothing.py'),
+        (['--config=configs/rlpa.py:smok'], "variant 'smok' is unknown"),
         (
             ['--config=configs/rlpa.py:smoke', '--config.ppo.clp=0.1'],
             'error: unknown key clp; did you mean "clip" instead of "clp"?',
         ),
-        pytest.param(['--config=configs/rlpa.py:smoke', '--config.ppo.minibatches=3'], 'does not divide', marks=SLOW),
+        (['--config=configs/rlpa.py:smoke', '--config.ppo.minibatches=3'], 'does not divide'),
     ],
 )
 def test_wrong_commands_end_with_one_line_and_status_2(flags, message, tmp_path):
-    if not any('workdir' in flag for flag in flags):
-        flags = [*flags, f'--workdir={tmp_path}']
-    assert_refused(python('-m', 'pal_jax.train', *flags), message)
+    assert message in commands.refusal('pal_jax.train', *flags, f'--workdir={tmp_path}')
     assert not (tmp_path / 'checkpoints').exists()
 
 
@@ -124,14 +122,15 @@ def test_wrong_commands_end_with_one_line_and_status_2(flags, message, tmp_path)
     ('text', 'message'),
     [
         ('{"recipe": "rlpa"}', 'own.py must define get_config() in Python'),
-        pytest.param('def get_config(:', 'own.py, line 1: SyntaxError', marks=SLOW),
-        pytest.param('def get_config():\n    return 1 / 0', 'own.py, line 2: ZeroDivisionError', marks=SLOW),
-        pytest.param('def get_config():\n    return 5', 'own.py: get_config() must return', marks=SLOW),
+        ('def get_config(:', 'own.py, line 1: SyntaxError'),
+        ('def get_config():\n    return 1 / 0', 'own.py, line 2: ZeroDivisionError'),
+        ('def get_config():\n    return 5', 'own.py: get_config() must return'),
     ],
 )
 def test_a_config_file_that_is_none_is_named(text, message, tmp_path):
     (tmp_path / 'own.py').write_text(text)
-    assert_refused(python('-m', 'pal_jax.train', f'--config={tmp_path}/own.py', f'--workdir={tmp_path}/run'), message)
+    flags = f'--config={tmp_path}/own.py', f'--workdir={tmp_path}/run'
+    assert message in commands.refusal('pal_jax.train', *flags)
 
 
 def test_processes_agree_on_when_to_stop_and_the_first_ones_clock_says_when_to_save(monkeypatch):
@@ -156,7 +155,7 @@ def test_an_evaluation_is_announced_before_it_is_made(tmp_path):
 
 
 def test_help_tells_how_to_start():
-    result = python('-m', 'pal_jax.train', '--help')
+    result = commands.run('pal_jax.train', '--help')
     assert result.returncode == 0
     assert '--config=configs/rlpa.py' in result.stdout
 

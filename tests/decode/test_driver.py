@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import queue
 import random
 import threading
@@ -25,13 +26,11 @@ CFG = dataclasses.replace(config.tiny(vocab=TOKENIZER.vocab_size), unroll=True)
 ENDLESS = Sampling(temperature=0.0, max_tokens=900)
 
 
+@functools.cache
 def weights(seed: int) -> params.Params:
     return jax.tree.map(
         lambda x: 8 * x if x.ndim > 2 else x, params.init(params.decoder_specs(CFG), jax.random.key(seed))
     )
-
-
-VERSIONS = {version: weights(version) for version in range(3)}
 
 
 def prompt(seed: int, length: int = 12) -> tuple[int, ...]:
@@ -45,14 +44,14 @@ def request(seed: int, max_tokens: int = 8) -> Request:
 @pytest.fixture(scope='module')
 def decoder():
     decoder = LocalDecoder(CFG, TOKENIZER, devices.make_mesh(devices=jax.devices()[:1]), slots=8, stride=2)
-    decoder.load(VERSIONS[0])
+    decoder.load(weights(0))
     return decoder
 
 
 @pytest.fixture
 def driver(decoder):
     decoder.reset()
-    decoder.load(VERSIONS[0])
+    decoder.load(weights(0))
     driver = Driver(decoder, line=8)
     yield driver
     driver.close()
@@ -78,7 +77,7 @@ class Asker:
 
 
 def alone(decoder: LocalDecoder, request: Request, version: int = 0) -> Completion:
-    decoder.load(VERSIONS[version], version)
+    decoder.load(weights(version), version)
     (completion,) = decoder([request])
     return completion
 
@@ -119,7 +118,7 @@ def test_a_full_line_is_told_and_a_wrong_request_fails_alone(driver):
 def test_new_weights_reach_the_requests_they_are_meant_for(decoder, driver, policy):
     before = Asker(driver, request(1, 40))
     first = before.news.get(timeout=60)
-    swapped = driver.swap(VERSIONS[1], 1, policy)
+    swapped = driver.swap(weights(1), 1, policy)
     after = Asker(driver, request(2))
     assert swapped.result(timeout=60) == 1
     tokens, old = before.result()
@@ -193,7 +192,7 @@ def storm(driver: Driver) -> list[tuple[Request, bool, list[int], Completion | E
         thread.start()
     for version in (1, 2, 0):
         time.sleep(0.3)
-        assert driver.swap(VERSIONS[version], version).result(timeout=60) == version
+        assert driver.swap(weights(version), version).result(timeout=60) == version
     for thread in threads:
         thread.join(timeout=120)
     return ended
@@ -214,9 +213,9 @@ def test_in_a_storm_every_request_ends_and_equals_a_lone_one(decoder, driver):
     driver.close()
     started = [entry for entry in ended if not isinstance(entry[3], Exception)]
     assert len(started) > 100
-    for version in VERSIONS:
+    for version in range(3):
         chosen = [entry for entry in started if version in entry[3].versions]
-        decoder.load(VERSIONS[version], version)
+        decoder.load(weights(version), version)
         for (_, cancelled, tokens, end), lone in zip(chosen, decoder([e[0] for e in chosen]), strict=True):
             assert set(end.versions) == {version}, 'drained: no request mixes two versions'
             assert tuple(tokens) == end.token_ids == lone.token_ids[: len(end.token_ids)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import threading
 
@@ -25,16 +26,20 @@ from pal_jax.types import Sampling
 
 TOKENIZER = byte_tokenizer()
 CFG = dataclasses.replace(config.tiny(vocab=TOKENIZER.vocab_size), unroll=True)
-WEIGHTS = jax.tree.map(lambda x: 8 * x if x.ndim > 2 else x, params.init(params.decoder_specs(CFG), jax.random.key(0)))
 HELLO = [{'role': 'user', 'content': 'Hello'}]
 PAGE = 'https://page.example'
 LONG = 'naïve 🙂 ' * 12  # three pieces of 64 tokens
 
 
+@functools.cache
+def weights():
+    return jax.tree.map(lambda x: 8 * x if x.ndim > 2 else x, params.init(params.decoder_specs(CFG), jax.random.key(0)))
+
+
 def make_driver() -> Driver:
     mesh = devices.make_mesh(devices=jax.devices()[:1])
     local = LocalDecoder(CFG, TOKENIZER, mesh, slots=8, stride=2, chunk=64)
-    local.load(WEIGHTS, version=7)
+    local.load(weights(), version=7)
     return Driver(local, line=4)
 
 
@@ -60,7 +65,7 @@ def client(address):
 def forward(tokens: jax.Array) -> jax.Array:
     row = np.zeros((3, *tokens.shape), np.int32)
     row[0] = np.arange(tokens.shape[1])
-    return jax.nn.log_softmax(decoder.unembed(WEIGHTS, CFG, decoder.forward(WEIGHTS, CFG, tokens, *row))[0])
+    return jax.nn.log_softmax(decoder.unembed(weights(), CFG, decoder.forward(weights(), CFG, tokens, *row))[0])
 
 
 def scores(ids: list[int]) -> np.ndarray:
@@ -202,7 +207,7 @@ def test_new_weights_wait_for_a_prompt_or_it_is_scored_by_them():
     driver = make_driver()
     request = Request(tuple(TOKENIZER.encode(LONG)), Sampling(), 0, alternatives=1)
     before = driver.score(request)
-    swaps = [driver.swap(WEIGHTS, 8, 'drain'), driver.swap(WEIGHTS, 9, 'continue')]
+    swaps = [driver.swap(weights(), 8, 'drain'), driver.swap(weights(), 9, 'continue')]
     after = driver.score(request)
     assert before.result().version in (7, 8, 9)
     assert after.result().version == 9

@@ -19,8 +19,13 @@ from pal_jax.runtime.sharding import param_shardings, sharding
 pytestmark = pytest.mark.usefixtures('strict_promotion')
 
 CFG = tiny(vocab=64)
-WEIGHTS = params.init(params.decoder_specs(CFG), jax.random.key(0))
-TOKENS = jax.random.randint(jax.random.key(1), (2, 9), 0, CFG.vocab)
+TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, CFG.vocab, (2, 9)), jnp.int32)
+
+
+@functools.cache
+def first() -> params.Params:
+    """Weights that most tests share, made by the first that wants them."""
+    return params.init(params.decoder_specs(CFG), jax.random.key(0))
 
 
 def layout(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -62,32 +67,32 @@ VALUE_AND_GRAD = jax.jit(jax.value_and_grad(loss), static_argnums=1)
 @pytest.mark.slow
 @pytest.mark.parametrize('changes', [{'unroll': True}, {'remat': 'dots'}, {'unroll': True, 'remat': 'full'}], ids=str)
 def test_how_layers_are_run_changes_neither_loss_nor_gradient(changes: dict[str, bool]) -> None:
-    assert_trees_close(VALUE_AND_GRAD(WEIGHTS, variant(**changes)), VALUE_AND_GRAD(WEIGHTS, CFG), 1e-5)
+    assert_trees_close(VALUE_AND_GRAD(first(), variant(**changes)), VALUE_AND_GRAD(first(), CFG), 1e-5)
 
 
 @pytest.mark.parametrize('unroll', [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('act_dtype', [pytest.param('float32', marks=pytest.mark.slow), 'bfloat16'])
 def test_bfloat16_is_close_to_float32(unroll: bool, act_dtype: str) -> None:
     cfg = variant(dtype='bfloat16', act_dtype=act_dtype, unroll=unroll)
-    hidden = FORWARD(WEIGHTS, cfg, TOKENS, *layout(TOKENS))
-    assert (hidden.dtype, decoder.unembed(WEIGHTS, cfg, hidden).dtype) == (act_dtype, jnp.float32)
-    (value, grads), (narrow, narrow_grads) = VALUE_AND_GRAD(WEIGHTS, CFG), VALUE_AND_GRAD(WEIGHTS, cfg)
+    hidden = FORWARD(first(), cfg, TOKENS, *layout(TOKENS))
+    assert (hidden.dtype, decoder.unembed(first(), cfg, hidden).dtype) == (act_dtype, jnp.float32)
+    (value, grads), (narrow, narrow_grads) = VALUE_AND_GRAD(first(), CFG), VALUE_AND_GRAD(first(), cfg)
     np.testing.assert_allclose(narrow, value, rtol=2e-3)
     assert_trees_close(narrow_grads, grads, 0.08)
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(narrow_grads))
 
 
 def test_a_small_step_against_the_gradient_lowers_the_loss_by_its_square() -> None:
-    value, grads = VALUE_AND_GRAD(WEIGHTS, CFG)
+    value, grads = VALUE_AND_GRAD(first(), CFG)
     square = sum(float((g * g).sum()) for g in jax.tree.leaves(grads))
     step = 1e-2 / square
-    moved = jax.tree.map(lambda w, g: w - step * g, WEIGHTS, grads)
+    moved = jax.tree.map(lambda w, g: w - step * g, first(), grads)
     np.testing.assert_allclose(float(value - VALUE_AND_GRAD(moved, CFG)[0]), 1e-2, rtol=0.1)
 
 
 def test_later_tokens_change_nothing_before_them() -> None:
     changed = TOKENS.at[:, 6:].set((TOKENS[:, 6:] + 1) % CFG.vocab)
-    before, after = logits(WEIGHTS), logits(WEIGHTS, CFG, changed)
+    before, after = logits(first()), logits(first(), CFG, changed)
     np.testing.assert_array_equal(before[:, :6], after[:, :6])
     assert float(jnp.abs(before - after)[:, 6:].max()) > 1e-3
 
@@ -96,9 +101,9 @@ def test_padding_changes_nothing() -> None:
     padded = jnp.pad(TOKENS, ((0, 0), (0, 5)), constant_values=7)
     real = (jnp.arange(14)[None] < 9).astype(jnp.int32) * jnp.ones((2, 1), jnp.int32)
     positions = jnp.arange(14)[None] * real
-    hidden = FORWARD(WEIGHTS, CFG, padded, positions, real, real)
+    hidden = FORWARD(first(), CFG, padded, positions, real, real)
     assert bool(jnp.isfinite(hidden).all())
-    np.testing.assert_allclose(decoder.unembed(WEIGHTS, CFG, hidden)[:, :9], logits(WEIGHTS), atol=1e-5)
+    np.testing.assert_allclose(decoder.unembed(first(), CFG, hidden)[:, :9], logits(first()), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -111,11 +116,11 @@ def test_completions_that_share_a_prompt_equal_rows_of_their_own(unroll: bool) -
     positions = list(range(len(prompt))) + [len(prompt) + i for c in completions for i in range(len(c))]
     pad = [0, 0]
     tokens, segments, prefix, positions = (jnp.array([x + pad]) for x in (row, segments, [1] * len(row), positions))
-    hidden = FORWARD(WEIGHTS, cfg, tokens, positions, segments, prefix)
-    shared = decoder.unembed(WEIGHTS, cfg, hidden)[0]
+    hidden = FORWARD(first(), cfg, tokens, positions, segments, prefix)
+    shared = decoder.unembed(first(), cfg, hidden)[0]
     start = len(prompt)
     for completion in completions:
-        alone = logits(WEIGHTS, cfg, jnp.array([prompt + completion]))[0]
+        alone = logits(first(), cfg, jnp.array([prompt + completion]))[0]
         np.testing.assert_allclose(shared[: len(prompt)], alone[: len(prompt)], atol=1e-5)
         np.testing.assert_allclose(shared[start : start + len(completion)], alone[len(prompt) :], atol=1e-5)
         start += len(completion)
@@ -129,7 +134,7 @@ MIXED = variant(
 
 def test_a_loop_over_layers_keeps_no_second_stack_of_weights() -> None:
     cfg = variant(unroll=False)
-    adapters, frozen = lora.split(lora.attach(WEIGHTS, rank=2, alpha=4.0, targets='all-linear', key=jax.random.key(2)))
+    adapters, frozen = lora.split(lora.attach(first(), rank=2, alpha=4.0, targets='all-linear', key=jax.random.key(2)))
 
     def hidden(adapters: params.Params) -> jax.Array:
         return decoder.forward(lora.join(adapters, frozen), cfg, TOKENS, *layout(TOKENS))
@@ -174,8 +179,8 @@ def test_rms_norm_against_numpy() -> None:
 @pytest.mark.parametrize('unroll', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained(unroll: bool) -> None:
     cfg = variant(unroll=unroll)
-    adapted = lora.attach(WEIGHTS, rank=2, alpha=4.0, targets='all-linear', key=jax.random.key(3))
-    np.testing.assert_allclose(logits(adapted, cfg), logits(WEIGHTS, cfg), atol=1e-6)
+    adapted = lora.attach(first(), rank=2, alpha=4.0, targets='all-linear', key=jax.random.key(3))
+    np.testing.assert_allclose(logits(adapted, cfg), logits(first(), cfg), atol=1e-6)
     trainable, frozen = lora.split(adapted)
     grads = jax.jit(jax.grad(lambda t: loss(lora.join(t, frozen), cfg)))(trainable)
     assert all(float(jnp.abs(adapter.b).max()) > 0 for adapter in jax.tree.leaves(grads, is_leaf=is_adapter))
@@ -193,9 +198,9 @@ def is_adapter(x: Any) -> bool:
 def test_a_sharded_step_equals_an_unsharded_one(sizes: tuple[int, int, int], unroll: bool) -> None:
     cfg, mesh = variant(unroll=unroll), make_mesh(*sizes)
     tokens = jax.random.randint(jax.random.key(4), (8, 9), 0, cfg.vocab)
-    spread = jax.device_put(WEIGHTS, param_shardings(params.decoder_specs(cfg), mesh))
+    spread = jax.device_put(first(), param_shardings(params.decoder_specs(cfg), mesh))
     rows = jax.device_put(tokens, sharding(mesh, ('batch', None)))
-    assert_trees_close(VALUE_AND_GRAD(spread, cfg, rows), VALUE_AND_GRAD(WEIGHTS, cfg, tokens), 1e-4)
+    assert_trees_close(VALUE_AND_GRAD(spread, cfg, rows), VALUE_AND_GRAD(first(), cfg, tokens), 1e-4)
 
 
 @pytest.mark.slow

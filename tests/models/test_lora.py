@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +21,25 @@ OPTIONS: dict[str, Any] = {'rank': 3, 'alpha': 6.0, 'targets': 'all-linear'}
 IN_DIMS = {'q': 1, 'k': 1, 'v': 1, 'o': 2, 'gate': 1, 'up': 1, 'down': 1}
 
 
-@jax.jit
-def make_trees():
+class Trees(NamedTuple):
     """A plain tree, the same with fresh adapters, and with adapters as training leaves them: `b` is no longer 0."""
+
+    plain: Any
+    fresh: Any
+    trained: Any
+
+
+@functools.cache
+def trees() -> Trees:
     plain = params.init(SPECS, jax.random.key(0))
-    fresh = lora.attach(plain, **OPTIONS, key=jax.random.key(1))
+    fresh = jax.jit(lambda plain: lora.attach(plain, **OPTIONS, key=jax.random.key(1)))(plain)
     trainable, frozen = lora.split(fresh)
-    return (
-        plain,
-        fresh,
-        lora.join(
-            jax.tree.map(lambda x: 2 * x + 0.1 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), trainable), frozen
-        ),
-    )
 
+    def moved(x):
+        waves = np.sin(np.arange(x.size)).reshape(x.shape)
+        return jnp.asarray(2 * np.asarray(x) + 0.1 * waves, jnp.float32)
 
-PLAIN, FRESH, TRAINED = make_trees()
-MERGED = jax.jit(lora.merge)(TRAINED)
+    return Trees(plain, fresh, lora.join(jax.tree.map(moved, trainable), frozen))
 
 
 def weights_of(tree):
@@ -49,9 +52,9 @@ def assert_equal(actual, expected):
 
 
 def test_every_target_is_adapted_and_nothing_else():
-    adapted = {name for name, w in weights_of(FRESH).items() if isinstance(w, LoraWeight)}
+    adapted = {name for name, w in weights_of(trees().fresh).items() if isinstance(w, LoraWeight)}
     assert adapted == set(IN_DIMS)
-    assert not isinstance(FRESH['embed'], LoraWeight)
+    assert not isinstance(trees().fresh['embed'], LoraWeight)
 
 
 def test_only_named_targets_are_adapted():
@@ -74,85 +77,90 @@ def test_targets_are_patterns_over_the_ends_of_paths(targets, names):
 
 
 def test_dropout_keeps_the_mean_of_the_correction_and_spares_the_base():
-    gate = TRAINED['layers']['mlp']['gate']
-    x = jax.random.normal(jax.random.key(3), (1, 1, CFG.width))
+    gate = trees().trained['layers']['mlp']['gate']
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(1, 1, CFG.width)), jnp.float32)
 
+    @functools.partial(jax.jit, static_argnums=1)
     def output(key, rate):
         w = lora.with_dropout({'gate': gate}, rate, key)['gate']
         return linear(x, jax.tree.map(lambda leaf: leaf[0], w), CFG)[0, 0]
 
     keys = jax.random.split(jax.random.key(0), 4000)
-    base, full = (linear(x, jax.tree.map(lambda leaf: leaf[0], w), CFG)[0, 0] for w in (gate.base, gate))
-    dropped = jax.jit(jax.vmap(lambda key: output(key, 0.5)))(keys)
+    layer = jax.tree.map(lambda leaf: leaf[0], gate)
+    base, full = jax.jit(lambda gate: [linear(x, w, CFG)[0, 0] for w in (gate.base, gate)])(layer)
+    dropped = np.asarray(jax.jit(jax.vmap(lambda key: output(key, 0.5)))(keys))
     spread = dropped.std(0) / np.sqrt(len(keys))
-    assert jnp.all(jnp.abs(dropped.mean(0) - full) < 5 * spread)
+    assert np.all(np.abs(dropped.mean(0) - full) < 5 * spread)
     assert float(spread.min()) > 0
     np.testing.assert_allclose(output(keys[0], 1.0 - 1e-7), base, atol=1e-5)
 
 
 def test_every_layer_and_adapter_drops_what_no_other_does():
-    tree = lora.with_dropout(FRESH, 0.1, jax.random.key(0))
+    tree = jax.jit(lambda tree: lora.with_dropout(tree, 0.1, jax.random.key(0)))(trees().fresh)
     keys = np.concatenate([w.key for w in weights_of(tree).values() if isinstance(w, LoraWeight)])
     assert len(np.unique(keys, axis=0)) == len(IN_DIMS) * CFG.layers
-    assert_equal(lora.base(tree), PLAIN)
+    assert_equal(lora.base(tree), trees().plain)
 
 
 def test_a_fresh_adapter_has_unit_gain_and_changes_nothing():
-    gate = FRESH['layers']['mlp']['gate']
+    gate = trees().fresh['layers']['mlp']['gate']
     assert gate.scale == 2.0
     assert float(gate.a.std()) == pytest.approx(CFG.width**-0.5, rel=0.1)
     assert not gate.b.any()
-    assert_equal(lora.merge(FRESH), PLAIN)
+    assert_equal(jax.jit(lora.merge)(trees().fresh), trees().plain)
 
 
 def test_adapters_differ_between_weights_and_follow_the_key():
-    attn = FRESH['layers']['attn']
+    attn = trees().fresh['layers']['attn']
     assert not np.array_equal(attn['q'].a, attn['k'].a)
-    q = {'q': PLAIN['layers']['attn']['q']}
+    q = {'q': trees().plain['layers']['attn']['q']}
     attach = jax.jit(lambda key: lora.attach(q, rank=2, alpha=2.0, targets='q', key=key)['q'].a)
     np.testing.assert_array_equal(attach(jax.random.key(1)), attach(jax.random.key(1)))
     assert not np.array_equal(attach(jax.random.key(1)), attach(jax.random.key(2)))
 
 
 def test_adapters_are_float32_on_a_narrow_base():
-    narrow = jax.eval_shape(lambda: lora.attach(params.cast(PLAIN, jnp.bfloat16), **OPTIONS, key=jax.random.key(1)))
+    plain = trees().plain  # no values of a trace
+    narrow = jax.eval_shape(lambda: lora.attach(params.cast(plain, jnp.bfloat16), **OPTIONS, key=jax.random.key(1)))
     q = narrow['layers']['attn']['q']
     assert (q.base.dtype, q.a.dtype, q.b.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
     assert jax.eval_shape(lora.merge, narrow)['layers']['attn']['q'].dtype == jnp.bfloat16
 
 
 def test_base_is_the_plain_tree():
-    assert_equal(lora.base(TRAINED), PLAIN)
-    assert_equal(lora.base(PLAIN), PLAIN)
+    assert_equal(lora.base(trees().trained), trees().plain)
+    assert_equal(lora.base(trees().plain), trees().plain)
 
 
 def test_join_undoes_split():
-    tree = TRAINED
+    tree = trees().trained
     trainable, frozen = lora.split(tree)
     assert_equal(lora.join(trainable, frozen), tree)
-    assert_equal(frozen, PLAIN)
-    sizes = [sum(leaf.size for leaf in jax.tree.leaves(each)) for each in (trainable, PLAIN, tree)]
+    assert_equal(frozen, trees().plain)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(each)) for each in (trainable, trees().plain, tree)]
     assert sizes[0] + sizes[1] == sizes[2]
 
 
-@pytest.mark.parametrize('name', IN_DIMS)
-def test_merged_weight_computes_what_the_adapted_one_does(name):
-    weights = [weights_of(tree)[name] for tree in (TRAINED, MERGED, PLAIN)]
-
+def test_merged_weights_compute_what_the_adapted_ones_do():
     @jax.jit
-    def outputs(weights):
-        first = [jax.tree.map(lambda x: x[0], w) for w in weights]
-        x = jax.random.normal(jax.random.key(3), (2, 5, *first[-1].shape[: IN_DIMS[name]]))
-        return [linear(x, w, CFG, IN_DIMS[name]) for w in first]
+    def outputs(trained, plain):
+        return {name: of_name(name, trained, lora.merge(trained), plain) for name in IN_DIMS}
 
-    adapted, merged, plain = outputs(weights)
-    np.testing.assert_allclose(adapted, merged, atol=1e-4)
-    assert jnp.abs(adapted - plain).max() > 1e-2
+    def of_name(name, *trees):
+        first = [jax.tree.map(lambda x: x[0], weights_of(tree)[name]) for tree in trees]
+        shape = 2, 5, *first[-1].shape[: IN_DIMS[name]]
+        x = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+        return [linear(jnp.asarray(x), w, CFG, IN_DIMS[name]) for w in first]
+
+    for name, rows in outputs(trees().trained, trees().plain).items():
+        adapted, merged, plain = map(np.asarray, rows)
+        np.testing.assert_allclose(adapted, merged, atol=1e-4, err_msg=name)
+        assert np.abs(adapted - plain).max() > 1e-2, name
 
 
 def test_training_moves_adapters_only():
     optimizer = Optimizer('adamw', lr=0.1, total_steps=3, warmup_ratio=0.0, weight_decay=0.1)
-    trainable, frozen = lora.split(FRESH)
+    trainable, frozen = lora.split(trees().fresh)
     state = jax.jit(optimizer.init)(trainable)
 
     @jax.jit
@@ -167,13 +175,13 @@ def test_training_moves_adapters_only():
     after, _ = step(trainable, state)
     assert jax.tree.structure(after) == jax.tree.structure(trainable)
     assert all(jnp.any(x.b != 0) for x in jax.tree.leaves(after, is_leaf=lambda x: isinstance(x, lora.Adapter)))
-    assert_equal(lora.base(lora.join(after, frozen)), PLAIN)
+    assert_equal(lora.base(lora.join(after, frozen)), trees().plain)
 
 
 def test_specs_describe_the_adapted_tree():
     specs = lora.lora_specs(SPECS, **OPTIONS)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), FRESH)
-    assert jax.tree.structure(params.abstract(specs)) == jax.tree.structure(FRESH)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees().fresh)
+    assert jax.tree.structure(params.abstract(specs)) == jax.tree.structure(trees().fresh)
     assert params.abstract(specs) == shapes
     assert lora.base(specs) == SPECS
 
@@ -205,9 +213,9 @@ def test_factors_are_sharded_as_the_axes_of_their_weight(name, a, b):
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        lora.attach(PLAIN, **OPTIONS | options, key=jax.random.key(0))
+        lora.attach(trees().plain, **OPTIONS | options, key=jax.random.key(0))
 
 
 def test_attaching_twice_is_an_error():
     with pytest.raises(ValueError, match='match some of none: adapt a decoder, and only once'):
-        lora.attach(FRESH, **OPTIONS, key=jax.random.key(0))
+        lora.attach(trees().fresh, **OPTIONS, key=jax.random.key(0))

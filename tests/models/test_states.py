@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,13 @@ from pal_jax.models import config, decoder, params, states
 from pal_jax.runtime import devices
 
 CFG = dataclasses.replace(config.tiny(vocab=64), layers=3)
-WEIGHTS = params.init(params.decoder_specs(CFG), jax.random.key(1))
 TEXTS = [Text(tuple(np.random.default_rng(i).integers(1, 64, n).tolist())) for i, n in enumerate((5, 40, 1, 12, 33, 7))]
 AFTER = [Text(text.tokens, tuple(range(1, 2 + i))) for i, text in enumerate(TEXTS)]  # the same after other tokens
+
+
+@functools.cache
+def weights():
+    return params.init(params.decoder_specs(CFG), jax.random.key(1))
 
 
 def mesh(*shape):
@@ -25,14 +30,14 @@ def mesh(*shape):
 
 def table_of(mesh, cfg=CFG, texts=TEXTS, size=None, **changes):
     table = np.full((size or len(texts), CFG.width), np.nan, np.float32)
-    for numbers, vectors in states.hidden_states(WEIGHTS, cfg, mesh, texts, **changes):
+    for numbers, vectors in states.hidden_states(weights(), cfg, mesh, texts, **changes):
         table[numbers] = vectors
     return table
 
 
 def states_alone(text, cfg=CFG):
     """Of each token of a text, the only sequence in the batch."""
-    cut, ids = states.first_weights(WEIGHTS, cfg), [*text.before, *text.tokens]
+    cut, ids = states.first_weights(weights(), cfg), [*text.before, *text.tokens]
     ones, place = jnp.ones((1, len(ids)), jnp.int32), jnp.arange(len(ids))[None]
     return np.asarray(decoder.forward(cut, cfg, jnp.array([ids]), place, ones, ones))[0, len(text.before) :]
 

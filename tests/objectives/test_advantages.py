@@ -15,15 +15,13 @@ from pal_jax.objectives.advantages import (
     ESTIMATORS,
     Discounts,
     Rollout,
-    gae,
     less_mean,
     less_others,
-    reward_to_go,
     scale_negative,
     standardised,
-    token_rewards,
 )
 
+gae, reward_to_go, token_rewards = map(jax.jit, (adv.gae, adv.reward_to_go, adv.token_rewards))
 SHAPES = {'rloo': less_others, 'reinforce_baseline': less_mean, 'group_norm': standardised, 'dr_grpo': less_mean}
 GROUPED = list(SHAPES)
 B, A, N = 8, 6, 4
@@ -56,6 +54,7 @@ def compute(data, estimator, *, n=N, kl_coef=0.1, gamma=0.9, lam=0.8):
     return jitted(**jax.tree.map(jnp.asarray, data), estimator=estimator, n=n, kl_coef=kl_coef, constants=constants)
 
 
+@functools.partial(jax.jit, static_argnames=('n', 'estimator'))
 def shape_rewards(reward, n, estimator, ok=None):
     ok = jnp.ones(reward.shape, bool) if ok is None else ok
     return SHAPES[estimator](reward[:, None], ok, n)[:, 0]
@@ -91,10 +90,10 @@ def test_gae_equals_a_loop(seed, gamma, lam):
 
 @pytest.mark.parametrize('gamma', [1.0, 0.7])
 def test_gae_at_lambda_one_is_return_minus_value(gamma):
-    data = jax.tree.map(jnp.asarray, buffer(0))
+    data = buffer(0)
     advantages, returns = gae(data['kl'], data['values'], data['acts'], gamma=gamma, lam=1.0)
     to_go = reward_to_go(data['kl'], data['acts'], gamma=gamma)
-    assert_same((advantages, returns), (jnp.where(data['acts'], to_go - data['values'], 0), to_go))
+    assert_same((advantages, returns), (np.where(data['acts'], to_go - data['values'], 0), to_go))
 
 
 @settings(max_examples=10, deadline=None)
@@ -161,9 +160,8 @@ def test_failed_samples_get_zeros_and_leave_no_trace(estimator):
 @pytest.mark.parametrize('estimator', GROUPED)
 @pytest.mark.parametrize('n', [3, 7])
 def test_constant_groups_are_exactly_zero(estimator, n):
-    reward = jnp.repeat(jnp.array([0.0, 0.1, -1 / 3, 1e6]), n)
-    shape = jax.jit(functools.partial(shape_rewards, n=n, estimator=estimator))
-    np.testing.assert_array_equal(shape(reward), np.zeros(4 * n))
+    reward = np.repeat(np.array([0.0, 0.1, -1 / 3, 1e6], np.float32), n)
+    np.testing.assert_array_equal(shape_rewards(reward, n, estimator), np.zeros(4 * n))
 
 
 @pytest.mark.parametrize('estimator', GROUPED)
@@ -189,14 +187,14 @@ def test_without_kl_the_grouped_advantage_is_the_shaped_reward_at_every_token():
 
 def test_negative_scale_touches_negative_advantages_only():
     data = buffer(7)
-    plain = compute(data, 'group_norm')[0]
-    damped = scale_negative(plain, 0.2)
+    plain = np.asarray(compute(data, 'group_norm')[0])
+    damped = jax.jit(scale_negative)(plain, 0.2)
     np.testing.assert_allclose(damped, np.where(plain < 0, 0.2 * plain, plain), rtol=1e-6)
     np.testing.assert_allclose(scale_negative(jnp.array([-2.0, 0.0, 3.0]), 0.5), [-1, 0, 3])
 
 
 def test_reward_is_clipped():
-    acts, kl = jnp.array([[True, True, False]]), jnp.ones((1, 3))
+    acts, kl = np.array([[True, True, False]]), np.ones((1, 3), np.float32)
     np.testing.assert_array_equal(token_rewards(jnp.array([[99.0]]), 0 * kl, acts)[..., 0], [[0, 10, 0]])
     low = token_rewards(jnp.array([[-9.0]]), 0 * kl, acts, clip=(-2.0, 2.0))
     np.testing.assert_array_equal(low[..., 0], [[0, -2, 0]])
@@ -218,13 +216,14 @@ def test_statistics_span_all_devices():
 
 def test_a_penalty_comes_off_the_reward_and_onto_the_cost():
     acts = jnp.array([[True, True, False]])
-    paid = token_rewards(jnp.array([[3.0, 60.0]]), jnp.array([[0.5, 1.0, 9.0]]), acts, clip=(-50, 50), signs=(-1, 1))
+    given = jnp.array([[3.0, 60.0]]), jnp.array([[0.5, 1.0, 9.0]]), acts
+    paid = token_rewards(*given, clip=(-50.0, 50.0), signs=(-1.0, 1.0))
     np.testing.assert_array_equal(paid[0], [[-0.5, 0.5], [2.0, 51.0], [0.0, 0.0]])
 
 
 def test_channels_are_estimated_apart():
-    data, other = (jax.tree.map(jnp.asarray, buffer(seed)) for seed in (0, 1))
-    both = [jnp.stack([data[name], other[name]], axis=-1) for name in ('kl', 'values')]
+    data, other = buffer(0), buffer(1)
+    both = [np.stack([data[name], other[name]], axis=-1) for name in ('kl', 'values')]
     together = gae(*both, data['acts'], gamma=0.9, lam=0.8)
     for channel, each in enumerate((data, other)):
         alone = gae(each['kl'], each['values'], data['acts'], gamma=0.9, lam=0.8)
@@ -242,20 +241,21 @@ def test_a_discount_of_zero_ends_an_episode_and_a_bootstrap_stands_for_what_come
             delta = rewards[row, t] + gammas[row, t] * following - values[row, t]
             expected[row, t] = later = delta + gammas[row, t] * 0.8 * later
             following = values[row, t]
-    arrays = [jnp.asarray(x, jnp.float32) for x in (rewards, values, gammas, bootstrap)]
-    acts = jnp.ones((2, 6), bool)
+    arrays = [np.asarray(x, np.float32) for x in (rewards, values, gammas, bootstrap)]
+    acts = np.ones((2, 6), bool)
     advantages, returns = gae(*arrays[:2], acts, gamma=arrays[2], lam=0.8, bootstrap=arrays[3])
     assert_same((advantages, returns), (expected, expected + values))
 
 
 def test_roles_are_whitened_apart():
-    data = jax.tree.map(jnp.asarray, buffer(4))
-    role = jnp.arange(B) % 2
+    data, whiten = buffer(4), jax.jit(adv.whiten, static_argnames='roles')
+    role = np.arange(B, dtype=np.int32) % 2
     rollout = Rollout(data['reward'][:, None], data['kl'], None, data['acts'], data['ok'], role, N)
-    white = np.asarray(adv.whiten(data['values'] + 5.0 * role[:, None], rollout, roles=2))
+    moved = (data['values'] + 5.0 * role[:, None]).astype(np.float32)
+    white = np.asarray(whiten(moved, rollout, roles=2))
     for each in range(2):
-        alone = jax.tree.map(lambda x, each=each: x[each::2] if isinstance(x, jax.Array) else x, rollout)
-        expected = adv.whiten((data['values'] + 5.0 * role[:, None])[each::2], alone)
+        alone = jax.tree.map(lambda x, each=each: x[each::2] if isinstance(x, np.ndarray) else x, rollout)
+        expected = whiten(moved[each::2], alone)
         np.testing.assert_allclose(white[each::2], expected, atol=1e-5)
 
 
@@ -285,12 +285,12 @@ def test_gae_needs_values():
 def apart(parts, weights, n, floor=0.0, ok=None):
     """Advantages of samples by their parts, which are columns; the sum in channel 0 is nonsense, for it must not
     count."""
-    parts = jnp.asarray(parts, jnp.float32)
-    size, acts = len(parts), jnp.ones((len(parts), 1), bool)
-    rewards = jnp.concatenate([jnp.full((size, 1), 9.0), parts], axis=1)
-    given_ok = jnp.ones(size, bool) if ok is None else jnp.asarray(ok)
-    rollout = Rollout(rewards, jnp.zeros((size, 1)), None, acts, given_ok, jnp.zeros(size, int), n)
-    advantages, returns = adv.Apart(weights, floor).estimate(rollout, Discounts())
+    size, acts = len(parts), np.ones((len(parts), 1), bool)
+    rewards = np.concatenate([np.full((size, 1), 9.0), parts], axis=1).astype(np.float32)
+    rollout = rewards, np.zeros((size, 1), np.float32), None, acts, np.ones(size, bool) if ok is None else np.array(ok)
+    role = np.zeros(size, np.int32)
+    estimate = jax.jit(lambda *arrays: adv.Apart(weights, floor).estimate(Rollout(*arrays, role, n), Discounts()))
+    advantages, returns = estimate(*rollout)
     np.testing.assert_array_equal(returns[..., 0], advantages)
     return np.asarray(advantages)[:, 0]
 
@@ -304,7 +304,8 @@ def test_gdpo_golden():
 
 def test_gdpo_takes_small_differences_for_noise_and_ignores_units():
     noise = np.array([[0.80], [0.81], [0.82], [0.79]])
-    z = adv.Apart((1.0,), 0.1)._divided(jnp.asarray(noise, jnp.float32), jnp.ones(4, bool), 4)
+    divided = jax.jit(adv.Apart((1.0,), 0.1)._divided, static_argnums=2)
+    z = divided(noise.astype(np.float32), np.ones(4, bool), 4)
     np.testing.assert_allclose(z[:, 0], [-0.05, 0.05, 0.15, -0.15], atol=2e-4)
     rng = np.random.default_rng(0)
     parts = rng.normal(size=(8, 2))

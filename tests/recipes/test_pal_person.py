@@ -43,10 +43,15 @@ def test_a_mixture_is_where_the_persons_posterior_is_highest(run, tmp_path):
     fitted = pal_person.fit(run, own)
     mean, pull = np.asarray(pal_person.prior(run))[0, 0], run.learner.new.pull
 
+    @jax.jit
+    def margins(z):
+        w = ideal_point.weights(run.pal, z[None])[0]
+        chosen, rejected = (pal_reward.rewards(run, w, x[0], None) for x in (own.batch.chosen, own.batch.rejected))
+        return chosen - rejected
+
     def loss(z):
-        w = ideal_point.weights(run.pal, np.asarray(z, np.float32)[None])[0]
-        sides = [pal_reward.rewards(run, w, side[0], None) for side in (own.batch.chosen, own.batch.rejected)]
-        return np.logaddexp(0, -np.asarray(sides[0] - sides[1])).sum() + pull / 2 * np.sum((z - mean) ** 2)
+        of_choices = np.logaddexp(0, -np.asarray(margins(z.astype(np.float32)))).sum()
+        return of_choices + pull / 2 * np.sum((z - mean) ** 2)
 
     best = minimize(loss, mean, method='Nelder-Mead', options={'xatol': 1e-4, 'fatol': 1e-6}).x
     expected = np.exp(best - best.max()) / np.exp(best - best.max()).sum()

@@ -324,10 +324,9 @@ def steps(recipe, count=2):
     return rows, state, host
 
 
-# Each handler compiles programs of its own; the quick suite has the two of the default and its baseline.
+# Each handler compiles programs of its own; the quick suite has those of the default. A step of the baseline is below.
 @pytest.mark.parametrize(
-    'handler',
-    ['none', *(name if name == 'pid' else pytest.param(name, marks=pytest.mark.slow) for name in HANDLERS)],
+    'handler', [name if name == 'pid' else pytest.param(name, marks=pytest.mark.slow) for name in HANDLERS]
 )
 def test_every_handler_makes_a_step_and_its_state_goes_through_a_checkpoint(handler):
     rows, state, host = steps(make_recipe(handler))
@@ -335,7 +334,7 @@ def test_every_handler_makes_a_step_and_its_state_goes_through_a_checkpoint(hand
     assert int(state.skipped) == 0
     assert len(host['costs'][0]) == 32 and host['constraint']['lambda'][0] >= 0
     assert rows[1]['mean_cost'] > 0.2  # above the limit, so
-    if handler not in ('none', 'fixed', 'p3o', 'ipo', 'saute', 'early'):
+    if handler not in ('fixed', 'p3o', 'ipo', 'saute', 'early'):
         start = make_recipe(handler).handler.init(1)['lambda'][0]
         assert rows[1]['multiplier'] > start  # it grows
     assert rows[0]['cost_step'] == float(handler == 'crpo')
@@ -375,9 +374,8 @@ def test_without_a_multiplier_a_step_is_that_of_ppo_bit_for_bit():
     assert (actor_of(free) != actor_of(far)).any()
 
 
-@pytest.mark.parametrize('handler', ['log', 'cup'])
-def test_critics_of_reward_and_cost_learn_from_their_own_channel(handler):
-    rows, state, _ = steps(make_recipe(handler, estimator='gae'), 1)
+def test_critics_of_reward_and_cost_learn_from_their_own_channel():
+    rows, state, _ = steps(make_recipe('cup', estimator='gae'), 1)  # which updates the policy twice, its critics once
     assert {'value_loss', 'value_loss_1', 'explained_variance_1', 'critic_grad_norm_1'} <= rows[0].keys()
     assert rows[0]['value_loss_1'] > 2 * rows[0]['value_loss']  # costs are twice the rewards
     assert len(state.critics) == 2

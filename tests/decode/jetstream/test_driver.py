@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import queue
 import random
@@ -36,14 +37,12 @@ MESH = devices.make_mesh(devices=jax.devices()[:1])
 ENDLESS = Sampling(temperature=0.0, max_tokens=900)
 
 
+@functools.cache
 def weights(seed: int) -> params.Params:
     """Greedily they never end a text."""
     tree = params.init(params.decoder_specs(CFG), jax.random.key(seed))
     tree = jax.tree.map(lambda x: 8 * x if x.ndim > 2 else x, tree)
     return {**tree, 'embed': tree['embed'].at[jax.numpy.asarray(TOKENIZER.stop_ids)].set(0)}
-
-
-VERSIONS = {version: weights(version) for version in range(2)}
 
 
 def prompt(seed: int, length: int = 12) -> tuple[int, ...]:
@@ -57,7 +56,7 @@ def request(seed: int, max_tokens: int = 8, temperature: float = 0.0) -> Request
 @pytest.fixture(scope='module')
 def local():
     decoder = LocalDecoder(CFG, TOKENIZER, MESH, slots=8, stride=2)
-    decoder.load(VERSIONS[0])
+    decoder.load(weights(0))
     return decoder
 
 
@@ -68,7 +67,7 @@ def engine():
 
 @pytest.fixture
 def driver(engine):
-    engine.load(VERSIONS[0])
+    engine.load(weights(0))
     driver = JetStreamDriver(engine, line=8)
     yield driver
     driver.stop()
@@ -122,7 +121,7 @@ def test_completions_are_those_of_the_local_decoder(local, driver):
 
 def test_a_device_that_goes_ahead_of_the_host_changes_no_answer(local, engine, monkeypatch):
     """As on accelerators: slots are filled and weights swapped with a stride still on its way."""
-    engine.load(VERSIONS[0])
+    engine.load(weights(0))
     driver = JetStreamDriver(engine, line=40, ahead=1)
     stops = Sampling(1.0, max_tokens=40, stop_ids=tuple(range(0, 250, 5)))
     requests = [Request(prompt(i // 2), stops if i % 2 else Sampling(0.0, max_tokens=5 + i), i) for i in range(30)]
@@ -135,7 +134,7 @@ def test_a_device_that_goes_ahead_of_the_host_changes_no_answer(local, engine, m
     for asker in under_way[1:]:
         driver.cancel(asker.ticket)
         assert asker.result()[1] is not None
-    assert driver.swap(VERSIONS[1], 1, 'abort').result(timeout=60) == 1
+    assert driver.swap(weights(1), 1, 'abort').result(timeout=60) == 1
     assert set(whole(driver, [request(0)])[0].versions) == {1}
     driver.stop()
     assert (driver.free, driver.accepted) == (8, 0)
@@ -195,7 +194,7 @@ def test_a_full_line_is_told_and_a_wrong_request_fails_alone(driver):
 def test_new_weights_reach_the_requests_they_are_meant_for(local, driver, policy):
     before = Asker(driver, request(1, 200))
     first = before.news.get(timeout=60)
-    swapped = driver.swap(VERSIONS[1], 1, policy)
+    swapped = driver.swap(weights(1), 1, policy)
     after = Asker(driver, request(2))
     assert swapped.result(timeout=60) == 1
     tokens, old = before.result()
@@ -203,9 +202,9 @@ def test_new_weights_reach_the_requests_they_are_meant_for(local, driver, policy
     assert set(new.versions) == {1}
     assert (*first.tokens, *tokens) == old.token_ids
     lone = local([request(1, 200)])[0]
-    local.load(VERSIONS[1], 1)
+    local.load(weights(1), 1)
     assert new.token_ids == local([request(2)])[0].token_ids
-    local.load(VERSIONS[0])
+    local.load(weights(0))
     if policy == 'drain':
         assert old.token_ids == lone.token_ids
     elif policy == 'abort':
@@ -218,10 +217,10 @@ def test_new_weights_reach_the_requests_they_are_meant_for(local, driver, policy
 
 def test_weights_that_do_not_fit_are_told_and_the_next_ones_are_taken(driver):
     with pytest.raises(Exception, match='layers'):
-        driver.swap({'embed': VERSIONS[0]['embed']}, 1).result(timeout=60)
+        driver.swap({'embed': weights(0)['embed']}, 1).result(timeout=60)
     with pytest.raises(RuntimeError, match='has no weights'):
         whole(driver, [request(0)])
-    assert driver.swap(VERSIONS[0], 2).result(timeout=60) == 2
+    assert driver.swap(weights(0), 2).result(timeout=60) == 2
     assert set(whole(driver, [request(0)])[0].versions) == {2}
 
 
@@ -278,13 +277,13 @@ def test_drain_ends_what_was_accepted_and_stop_aborts_it(driver, engine):
     with pytest.raises(Closed):
         driver.submit(request(0), print)
     with pytest.raises(Closed):
-        driver.swap(VERSIONS[0], 1)
+        driver.swap(weights(0), 1)
     assert all(asker.result()[1].finish_reason in ('length', 'stop') for asker in askers)
     driver.stop()
     again = JetStreamDriver(engine, line=8)
     endless = [Asker(again, Request(prompt(i), ENDLESS, i)) for i in range(16)]
     endless[0].news.get(timeout=60)
-    swap = again.swap(VERSIONS[1], 1)
+    swap = again.swap(weights(1), 1)
     again.stop()
     again.stop()
     ends = [asker.result()[1] for asker in endless]
@@ -296,7 +295,7 @@ def test_drain_ends_what_was_accepted_and_stop_aborts_it(driver, engine):
 def test_what_nobody_foresaw_ends_every_request_and_not_the_process(driver, monkeypatch):
     askers = [Asker(driver, Request(prompt(i), ENDLESS, i)) for i in range(12)]
     askers[0].news.get(timeout=60)
-    swap = driver.swap(VERSIONS[1], 1)
+    swap = driver.swap(weights(1), 1)
     monkeypatch.setattr(driver, '_work', lambda _: 1 / 0)
     assert all(isinstance(asker.result()[1], RuntimeError | Completion) for asker in askers)
     assert 'takes no more requests' in str(swap.exception(timeout=60))
@@ -306,7 +305,7 @@ def test_what_nobody_foresaw_ends_every_request_and_not_the_process(driver, monk
 
 def test_two_drivers_in_one_process_do_not_meet(local, driver):
     other = JetStreamEngine(CFG, TOKENIZER, MESH, slots=8, stride=4)
-    other.load(VERSIONS[1], 1)
+    other.load(weights(1), 1)
     second = JetStreamDriver(other)
     requests = [request(seed, 30) for seed in range(12)]
     mine, theirs = Answers(driver, requests), Answers(second, requests)
@@ -321,7 +320,7 @@ def test_two_drivers_in_one_process_do_not_meet(local, driver):
 def test_slots_and_heads_may_be_spread_over_a_mesh(local):
     mesh = devices.make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
     engine = JetStreamEngine(CFG, TOKENIZER, mesh, slots=8, stride=2)
-    engine.load(VERSIONS[0])
+    engine.load(weights(0))
     driver = JetStreamDriver(engine)
     requests = [request(seed, 4 + seed) for seed in range(20)]
     told = whole(driver, requests)
@@ -370,7 +369,7 @@ def test_an_event_loop_that_closes_early_costs_its_own_request(driver):
 def test_the_engine_runs_under_jetstreams_own_driver(local):
     """Its first words are those of the local decoder; it adds no log-probs and drops the end."""
     engine = JetStreamEngine(CFG, TOKENIZER, MESH, slots=8, stride=1)
-    engine.load(VERSIONS[0])
+    engine.load(weights(0))
     driver = orchestrator.Driver([engine], [engine], [engine.load_params()], [engine.load_params()], True)
     lone = local([Request(tuple(TOKENIZER.encode('Hello')), Sampling(0.0, max_tokens=9), 0)])[0]
 
@@ -407,7 +406,7 @@ def test_a_trainers_decoder_starts_and_stops_with_its_weights(local):
     requests = [request(seed, 12, 1.0) for seed in range(10)]
     before = threading.active_count()
     for _ in range(2):
-        decoder.load(VERSIONS[0])
+        decoder.load(weights(0))
         assert [each.token_ids for each in decoder(requests)] == [each.token_ids for each in local(requests)]
         with pytest.raises(ValueError, match='token ids from 0 to'):
             decoder([*requests, Request((-3,), ENDLESS, 0)])

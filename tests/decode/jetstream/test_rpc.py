@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import random
 import threading
 import time
@@ -32,14 +33,12 @@ MESH = devices.make_mesh(devices=jax.devices()[:1])
 CODE = grpc.StatusCode
 
 
+@functools.cache
 def weights(seed: int) -> params.Params:
     """Greedily they never end a text."""
     tree = params.init(params.decoder_specs(CFG), jax.random.key(seed))
     tree = jax.tree.map(lambda x: 8 * x if x.ndim > 2 else x, tree)
     return {**tree, 'embed': tree['embed'].at[jax.numpy.asarray(TOKENIZER.stop_ids)].set(0)}
-
-
-VERSIONS = {version: weights(version) for version in range(4)}
 
 
 def prompt(seed: int, length: int = 12) -> tuple[int, ...]:
@@ -56,7 +55,7 @@ def local():
 
 
 def alone(local: LocalDecoder, requests: list[Request], version: int = 0) -> list[Completion]:
-    local.load(VERSIONS[version], version)
+    local.load(weights(version), version)
     return local(requests)
 
 
@@ -73,7 +72,7 @@ def serving(driver: JetStreamDriver, *, port: int = 0, token: str = '', grace: f
 
 
 def make_driver(engine: JetStreamEngine, version: int = 0, line: int = 16) -> JetStreamDriver:
-    engine.load(VERSIONS[version], version)
+    engine.load(weights(version), version)
     return JetStreamDriver(engine, line=line)
 
 
@@ -192,7 +191,7 @@ def test_batches_equal_the_local_decoder(address, local):
     ]
     requests = [Request(prompt(i // 4, 5 + i), settings[i % 3], 2**64 - 1 - i) for i in range(40)]
     for version in (1, 2):
-        decoder.load(VERSIONS[version], version)
+        decoder.load(weights(version), version)
         ours, theirs = decoder(requests), alone(local, requests, version)
         for one, other in zip(ours, theirs, strict=True):
             plain = [dataclasses.replace(each, logprobs=(), policy_logprobs=()) for each in (one, other)]
@@ -203,7 +202,7 @@ def test_batches_equal_the_local_decoder(address, local):
         decoder([request(0, 2000)])
     assert decoder([]) == []
     decoder.release()
-    decoder.load(VERSIONS[0])
+    decoder.load(weights(0))
     assert set(decoder([request(0)])[0].versions) == {decoder.version}
     decoder.release()
 
@@ -241,7 +240,7 @@ def test_a_full_line_is_told_and_text_is_taken_for_a_prompt(channel, driver):
 
 
 def test_an_update_that_is_not_whole_changes_nothing(channel, local):
-    before, whole = status(channel).version, list(wire.update(VERSIONS[3], 9, 'drain'))
+    before, whole = status(channel).version, list(wire.update(weights(3), 9, 'drain'))
     chunk = wire.unpack(wire.Chunk, whole[1])
     long = wire.pack(chunk.model_copy(update={'offset': len(chunk.data), 'data': b'more'}))
     header = wire.unpack(wire.UpdateHeader, whole[0])
@@ -281,7 +280,7 @@ def test_an_update_may_cut_what_is_under_way(channel, driver):
     batch = wire.pack(wire.Batch(requests=[wire.ask(request(3, 900))]))
     whole = method(channel, 'Generate')(batch, timeout=60)
     wait_until(lambda: driver.free == 6)
-    method(channel, 'Update')(wire.update(VERSIONS[0], 10, 'abort'), timeout=60)
+    method(channel, 'Update')(wire.update(weights(0), 10, 'abort'), timeout=60)
     with pytest.raises(grpc.RpcError, match='cut short') as error:
         list(stream)
     assert error.value.code() == CODE.ABORTED
@@ -293,7 +292,7 @@ def test_an_update_whose_sender_vanishes_leaves_room_for_the_next(channel):
     release, sent = threading.Event(), threading.Event()
 
     def slow():
-        messages = wire.update(VERSIONS[1], 11, 'drain')
+        messages = wire.update(weights(1), 11, 'drain')
         yield next(messages)
         yield next(messages)
         sent.set()
@@ -313,32 +312,32 @@ def test_an_update_whose_sender_vanishes_leaves_room_for_the_next(channel):
     call.cancel()
     release.set()
     wait_until(lambda: not refused())
-    method(channel, 'Update')(wire.update(VERSIONS[0], 12, 'drain'), timeout=60)
+    method(channel, 'Update')(wire.update(weights(0), 12, 'drain'), timeout=60)
     assert status(channel).version == 12
 
 
 def test_a_trainer_is_told_what_is_wrong_with_a_server(address):
     wider = dataclasses.replace(CFG, mlp=256)
     with pytest.raises(ValueError, match=f'the server at {address} has another model .tiny.: its mlp is 128, ours 256'):
-        RemoteDecoder(wider, TOKENIZER, address).load(VERSIONS[0])
+        RemoteDecoder(wider, TOKENIZER, address).load(weights(0))
     other = byte_tokenizer()
     other.stop_ids = (1,)
     with pytest.raises(ValueError, match='has another tokenizer: its answers end with'):
-        RemoteDecoder(CFG, other, address).load(VERSIONS[0])
+        RemoteDecoder(CFG, other, address).load(weights(0))
     with pytest.raises(RuntimeError, match='127.0.0.1:1: it cannot be reached; start python -m pal_jax.serve') as error:
-        RemoteDecoder(CFG, TOKENIZER, '127.0.0.1:1').load(VERSIONS[0])
+        RemoteDecoder(CFG, TOKENIZER, '127.0.0.1:1').load(weights(0))
     assert '\n' not in str(error.value)
 
 
 def test_weights_from_elsewhere_are_noticed(address, channel):
     decoder = RemoteDecoder(CFG, TOKENIZER, address)
-    decoder.load(VERSIONS[0], 21)
-    method(channel, 'Update')(wire.update(VERSIONS[1], 22, 'drain'), timeout=60)
+    decoder.load(weights(0), 21)
+    method(channel, 'Update')(wire.update(weights(1), 22, 'drain'), timeout=60)
     with pytest.raises(RuntimeError, match=r'asked version 21, got \[22\]'):
         decoder([request(0)])
-    decoder.load(VERSIONS[0])
+    decoder.load(weights(0))
     another = RemoteDecoder(CFG, TOKENIZER, address)
-    another.load(VERSIONS[1])  # as another trainer would
+    another.load(weights(1))  # as another trainer would
     with pytest.raises(RuntimeError, match=f'asked version {decoder.version}, got .{another.version}.'):
         decoder([request(0)])
     for each in (decoder, another):
@@ -361,9 +360,9 @@ def test_a_secret_is_asked_of_every_call():
                         call()
                     assert error.value.code() == CODE.UNAUTHENTICATED
         with pytest.raises(RuntimeError, match='set PAL_JAX_TOKEN'):
-            RemoteDecoder(CFG, TOKENIZER, address, 'guess').load(VERSIONS[0])
+            RemoteDecoder(CFG, TOKENIZER, address, 'guess').load(weights(0))
         decoder = RemoteDecoder(CFG, TOKENIZER, address, 'wonderland')
-        decoder.load(VERSIONS[0])
+        decoder.load(weights(0))
         assert len(decoder([request(1, 4)])[0].token_ids) == 4
         decoder.release()
 
@@ -425,7 +424,7 @@ def storm(address: str) -> list[tuple[Request, bool, Completion | grpc.StatusCod
     with grpc.insecure_channel(address, options=wire.OPTIONS) as channel:
         for version in (1, 2, 3):
             time.sleep(0.3)
-            method(channel, 'Update')(wire.update(VERSIONS[version], version, 'drain'), timeout=120)
+            method(channel, 'Update')(wire.update(weights(version), version, 'drain'), timeout=120)
     for thread in threads:
         thread.join(timeout=120)
     return ended
@@ -444,7 +443,7 @@ def test_in_a_storm_every_request_ends_and_equals_a_lone_one(local):
     answered = [(wanted, end) for wanted, _, end in ended if isinstance(end, Completion)]
     assert len(answered) >= 130
     assert len({end.versions[0] for _, end in answered}) > 1
-    for version in VERSIONS:
+    for version in range(4):
         chosen = [(wanted, end) for wanted, end in answered if version in end.versions]
         lone = alone(local, [wanted for wanted, _ in chosen], version) if chosen else []
         for (_, end), expected in zip(chosen, lone, strict=True):
