@@ -37,6 +37,7 @@ def get_config(variant: str = '') -> ConfigDict:
 def quick(config: Any) -> ConfigDict:
     for section in (config.pal, config.pal_text):
         section.update(total_steps=8, prototypes=(1, 2, 4), split=dict(seeds=3), new=dict(counts=(0, 5, 20)))
+    config.pal_text.text.pairs = 40  # of a person's votes
     return config
 
 

@@ -3,6 +3,8 @@
   python -m pal_jax.personalize --source=orbax:runs/pal --choices=ana.csv --output=ana.json
   python -m pal_jax.personalize --source=orbax:runs/pal --choices=ana.csv --ask=pairs.csv
   python -m pal_jax.score       --source=orbax:runs/pal --person=ana.json --texts=items.jsonl
+  python -m pal_jax.personalize --source=orbax:runs/pal --forget=17
+  python -m pal_jax.personalize --forget=people/ana.json
 
 Options:
   --source=orbax:FOLDER   a finished run of configs/pal.py
@@ -10,6 +12,8 @@ Options:
   --output=FILE           where the person is written, as a line of JSON; a file that exists is refused
   --ask=FILE              pairs that nobody has answered, in the same format without user and choice: left_<attribute>
                           and right_<attribute>, or JSON lines of left and right
+  --forget=ID             drop the row of a person whom the run was trained on, and say what has learnt from the person
+                          and stays; or delete the file of a person (.json)
   --split=N               the split of the run whose model is taken, default 0; from 0 to split.seeds - 1
 
 Without --output the person is printed. With --ask the pairs are printed instead, a JSON object a line, the most
@@ -25,6 +29,7 @@ import numpy as np
 from absl import flags
 
 from pal_jax import cli
+from pal_jax.recipes.pal import forget as pal_forget
 from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.runtime import devices
@@ -32,20 +37,29 @@ from pal_jax.talking import CACHE, SOURCE
 
 CHOICES = flags.DEFINE_string('choices', '', "One person's choices.")
 ASK = flags.DEFINE_string('ask', '', 'Pairs that could be asked.')
+FORGET = flags.DEFINE_string('forget', '', 'A person to be forgotten.')
 SPLIT = flags.DEFINE_integer('split', 0, "The run's split.", lower_bound=0)
 
 
 def main() -> None:
-    """Fit a person to choices, or rank pairs to ask about."""
+    """Fit a person to choices, rank pairs to ask about, or forget a person."""
+    if FORGET.value and (CHOICES.value or ASK.value):
+        raise cli.Fault(f'--forget={FORGET.value} goes with neither --choices nor --ask; give it alone')
+    if pal_person.is_file(FORGET.value):
+        print(cli.faults(forget_file, Path(FORGET.value)))
+        return
     workdir = SOURCE.value.removeprefix('orbax:')
     if not workdir or (':' in workdir and not Path(workdir).is_dir()):
         raise cli.Fault(f'--source={SOURCE.value}: give a run of configs/pal.py, as orbax:runs/pal')
-    if not CHOICES.value and not ASK.value:
-        raise cli.Fault('nothing to learn from and nothing to ask; give --choices=FILE or --ask=FILE')
+    if not CHOICES.value and not ASK.value and not FORGET.value:
+        raise cli.Fault('nothing to learn from and nothing to ask; give --choices=FILE, --ask=FILE or --forget=ID')
     output = cli.output_file()
     if output and not CHOICES.value:
         raise cli.Fault(f'--output={output} is a person, who is made of choices; give them with --choices')
     devices.initialize(Path(CACHE).expanduser())
+    if FORGET.value:
+        print(cli.faults(pal_forget.forget, workdir, FORGET.value).in_words(workdir, FORGET.value))
+        return
     cli.faults(personalize, workdir, CHOICES.value, ASK.value, output, SPLIT.value)
 
 
@@ -72,6 +86,15 @@ def personalize(workdir: str, choices_file: str, ask_file: str, output: Path | N
         for i in np.argsort(-expected, kind='stable'):
             left, right = pairs.shown[i]
             cli.print_json({'pair': int(i) + 1, 'information': float(expected[i]), 'left': left, 'right': right})
+
+
+def forget_file(path: Path) -> str:
+    """Delete the file of a person, and say so. Raises ValueError where it is none."""
+    if not path.is_file():
+        raise ValueError(f'--forget={path}: there is no such file')
+    pal_person.read_person(path)
+    path.unlink()
+    return f'{path} is deleted. No shared parameter has learnt from these choices.'
 
 
 if __name__ == '__main__':

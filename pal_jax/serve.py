@@ -18,6 +18,11 @@ Options:
   --mixing=KIND       factors: as pal_jax.merge --method=linear; delta: as --method=delta; default factors
   --int8              decode with weights of eight bits: less to read, and a slightly other policy
   --max_len=N         tokens of a prompt and its answer; default 2048, or what the model has room for
+  --asking=orbax:FOLDER       a finished run of configs/pal.py: the chat page shows two texts at a time and learns the
+                      user's taste from clicks; with --adapters, one for each of the run's prototypes, it mixes the next
+                      answer by it; HTTP only
+  --questions=FILE    pairs to ask about, as pal_jax.personalize --ask reads them
+  --people=FOLDER     where people who save their taste are kept, a file each; default people
   --moderation=orbax:FOLDER   a run of configs/moderation.py judges answers: an unsafe one is drawn again, and at last a
                       fixed refusal is told (finish_reason content_filter); /v1/chat/completions alone is then answered,
                       and a stream comes once its answer is judged; HTTP only
@@ -44,6 +49,7 @@ import sys
 import threading
 import urllib.parse
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -55,6 +61,7 @@ from pal_jax.decode.choose import TOKEN
 from pal_jax.decode.driver import Driver
 from pal_jax.decode.guard import Guard
 from pal_jax.decode.http import make_app
+from pal_jax.decode.interviews import make_routes
 from pal_jax.decode.local import LocalDecoder
 from pal_jax.decode.requests import Progress, Request
 from pal_jax.models import lora, peft, soups
@@ -62,6 +69,7 @@ from pal_jax.models.config import ModelConfig
 from pal_jax.models.params import Params
 from pal_jax.parts.recipe import Context
 from pal_jax.recipes.moderation import open_moderator
+from pal_jax.recipes.pal.interview import Interview, open_interview
 from pal_jax.runtime import devices
 from pal_jax.runtime.workdir import run_folder
 from pal_jax.talking import SOURCE, chat_preset, open_model
@@ -79,6 +87,9 @@ ADAPTERS = flags.DEFINE_list('adapters', [], 'Folders of adapters that requests 
 MIXING = flags.DEFINE_enum('mixing', 'factors', ['factors', 'delta'], 'What of adapters is mixed.')
 INT8 = flags.DEFINE_bool('int8', False, 'Decode with weights of eight bits.')
 CORS_ORIGINS = flags.DEFINE_list('cors_origins', [], 'Origins of web pages that may ask.')
+ASKING = flags.DEFINE_string('asking', '', "A run of PAL that learns the user's taste.")
+QUESTIONS = flags.DEFINE_string('questions', '', 'Pairs to ask about.')
+PEOPLE = flags.DEFINE_string('people', 'people', 'The folder of people who are kept.')
 MODERATION = flags.DEFINE_string('moderation', '', 'A run that judges answers.')
 MODERATION_DRAWS = flags.DEFINE_integer('moderation_draws', 4, 'Draws of an answer.', lower_bound=1)
 MODERATION_THRESHOLD = flags.DEFINE_float(
@@ -159,7 +170,7 @@ def check_origins(origins: Sequence[str]) -> None:
 def make_http(token: str):
     """The HTTP application, with its model loaded, its common programs compiled and its driver running."""
     model, cfg, tokenizer, mesh = open_model(SOURCE.value, DTYPE.value, MAX_LEN.value)
-    guard = make_guard()
+    guard, interview = make_guard(), make_interview()
     decoder = LocalDecoder(cfg, tokenizer, mesh, slots=SLOTS.value, grain=CACHE_GRAIN, int8=INT8.value)
     decoder.load(with_adapters(model.load(decoder.param_shardings), cfg))
     driver, preset = Driver(decoder, line=LINE.value), chat_preset(SOURCE.value)
@@ -167,7 +178,28 @@ def make_http(token: str):
     for length in (hello, hello + 40):  # the second goes on from the first, as the next turn does
         warm_up(driver, length, preset.sampling)
     name, origins = NAME.value or SOURCE.value, CORS_ORIGINS.value
-    return make_app(driver, tokenizer, model=name, token=token, preset=preset, origins=origins, guard=guard)
+    preset = preset._replace(asks=interview is not None)
+    routes = make_routes(interview) if interview else None
+    return make_app(
+        driver, tokenizer, model=name, token=token, preset=preset, origins=origins, guard=guard, routes=routes
+    )
+
+
+def make_interview() -> Interview | None:
+    """The interview of --asking about --questions, or None without --asking.
+
+    Raises:
+      ValueError: one of the flags is missing, the run is no finished run of PAL, or it does not fit --adapters.
+    """
+    if bool(ASKING.value) != bool(QUESTIONS.value):
+        raise ValueError(
+            f'--asking={ASKING.value} and --questions={QUESTIONS.value} belong together; give a run of configs/pal.py '
+            'and a file of pairs'
+        )
+    if not ASKING.value:
+        return None
+    folder = Path(PEOPLE.value).expanduser()
+    return open_interview(run_folder(ASKING.value), QUESTIONS.value, folder, adapters=len(ADAPTERS.value))
 
 
 def make_guard() -> Guard | None:
@@ -214,6 +246,8 @@ def make_driver():
         raise ValueError('--cors_origins are of the HTTP server alone; leave out --driver=jetstream')
     if MODERATION.value:
         raise ValueError('--moderation is of the HTTP server alone; leave out --driver=jetstream')
+    if ASKING.value:
+        raise ValueError('--asking is of the HTTP server alone; leave out --driver=jetstream')
     from pal_jax.decode.jetstream.driver import JetStreamDriver
     from pal_jax.decode.jetstream.engine import JetStreamEngine
 

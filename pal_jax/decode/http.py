@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from typing import Any, TypeVar
 
 import jinja2
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -250,7 +250,7 @@ class Service:
 
 def make_app(
     driver: Driver, tokenizer: Tokenizer, *, model: str, token: str = '', preset: Preset = PLAIN,
-    origins: Sequence[str] = (), guard: Guard | None = None,
+    origins: Sequence[str] = (), guard: Guard | None = None, routes: APIRouter | None = None,
 ) -> FastAPI:  # fmt: skip
     """The server's application.
 
@@ -260,6 +260,7 @@ def make_app(
       preset: the settings of the chat page.
       origins: other web pages that may call from a browser.
       guard: judges answers. With a guard, chats alone are answered.
+      routes: further routes for callers who know the token, such as those of `interviews.py`.
 
     The driver is closed when the server stops, after the requests under way have ended.
     """
@@ -291,6 +292,8 @@ def make_app(
     app.get('/v1/models', dependencies=[Depends(known)])(service.models)
     app.post('/v1/chat/completions', dependencies=[Depends(known)])(service.chat)
     app.post('/v1/completions', dependencies=[Depends(known)])(service.text)
+    if routes:
+        app.include_router(routes, dependencies=[Depends(known)])
     return app
 
 

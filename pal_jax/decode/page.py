@@ -22,18 +22,20 @@ class Preset(NamedTuple):
     system: the system prompt. The user may change it unless there is a `layout`.
     layout: the layout of an answer, with {profile} and {reply} in their places; '' where an answer is a reply alone.
     sampling: the sampling of answers. The user may change the temperature and the limit.
+    asks: whether the page may ask for the user's taste (`interviews.py`).
     """
 
     system: str = ''
     layout: str = ''
     sampling: Sampling = Sampling(temperature=0.7, max_tokens=256)
+    asks: bool = False
 
     def record(self) -> dict[str, Any]:
         """The settings as JSON for the page. `options` are those of a request."""
         sampling = self.sampling
         options = {'temperature': sampling.temperature, 'max_tokens': sampling.max_tokens}
         options |= {'top_k': sampling.top_k, 'top_p': sampling.top_p, 'stop': sampling.stop}
-        return {'system': self.system, 'layout': self.layout, 'options': options}
+        return {'system': self.system, 'layout': self.layout, 'options': options, 'asks': self.asks}
 
 
 PLAIN = Preset()

@@ -156,7 +156,7 @@ def _prompt(data: Comparisons, alone: Comparisons | None, split: Split, matter: 
     if data.prompt is None:
         return not_applied('T2', 'there are no prompts')
     if alone is None:
-        return not_applied('T2', 'the replies were not read without their prompts')
+        return not_applied('T2', 'all prompts are the same, or replies are read without them anyway')
     right = []
     for table in (data, alone):
         scale, w = _shared(table, split)

@@ -44,6 +44,7 @@ class Set(NamedTuple):
     findings: Sequence[Finding]
     rows: Rows
     about: Mapping[str, Mapping[str, Any]]  # by method
+    unfit: Mapping[str, str]  # reasons, by method
 
     @property
     def methods(self) -> list[str]:
@@ -73,16 +74,18 @@ def by_set(records: Sequence[Mapping[str, Any]]) -> list[Set]:
     """The records by data set, in their order."""
     sets: dict[str, Set] = {}
     for record in records:
-        data = sets.setdefault(record['data'], Set(record['data'], [], {}, {}))
-        rows, about, findings = dict(data.rows), dict(data.about), list(data.findings)
+        data = sets.setdefault(record['data'], Set(record['data'], [], {}, {}, {}))
+        rows, about, findings, unfit = dict(data.rows), dict(data.about), list(data.findings), dict(data.unfit)
         if 'findings' in record:
             findings += [Finding(**row) for row in record['findings']]
+        elif 'unfit' in record:
+            unfit[record['method']] = record['unfit']
         elif 'about' in record:
             about[record['method']] = record['about']
         else:
             key = record['method'], record['part'], record['known'], record['shuffled']
             rows[key] = [*rows.get(key, ()), protocol.from_json(record)]
-        sets[record['data']] = Set(data.name, findings, rows, about)
+        sets[record['data']] = Set(data.name, findings, rows, about, unfit)
     return list(sets.values())
 
 
@@ -111,7 +114,7 @@ def make_exhibits(records: Sequence[Mapping[str, Any]], missing: Sequence[str] =
     exhibits += [Exhibit(f'Audit: {data.name}', table=_audit(data)) for data in sets]
     for data in sets:
         exhibits += [
-            Exhibit(f'Seen people: {data.name}{data.mark}', BY_PEOPLE, _seen(data)),
+            Exhibit(f'Seen people: {data.name}{data.mark}', BY_PEOPLE + _unfit(data), _seen(data)),
             Exhibit(f'New people: {data.name}{data.mark}', _worst(data), _new(data)),
             Exhibit(f'Gains: {data.name}{data.mark}', picture=plot_gains(data)),
             Exhibit(
@@ -134,26 +137,42 @@ def _told(sets: Sequence[Set]) -> str:
     looks = sum(int(about.get('looks', 0)) for data in sets for about in data.about.values())
     verdict = f'Marked in every table: {"; ".join(flagged)}.' if flagged else 'No data set failed the audit.'
     return (
-        f'{verdict} {looks} results were read off test parts. Scales and coordinates of items are those of all items, '
-        'labels unread. T3 and T4 are shortcuts that anybody may use; they are the row '
-        f'"{words("shallow")}" and void no data set.'
+        f'{verdict} A method wins where its gain over one model for all counts and is the largest, and where no rule '
+        f'that does not know the person gains as much. {looks} results were read off test parts. Scales and '
+        'coordinates of items are those of all items, labels unread. T3 and T4 are shortcuts that anybody may use; '
+        f'they are the row "{words("shallow")}" and void no data set.'
     )
 
 
 def _summary(sets: Sequence[Set]) -> list[list[str]]:
-    rows = [['data', 'people tested', 'flags', 'warnings', 'shortcuts', 'best method, new people', 'gain']]
+    rows = [['data', 'people tested', 'flags', 'warnings', 'shortcuts', 'wins on seen people', 'wins on new people']]
     for data in sets:
         seen = data.figures(SHARED, 'seen', -1)
         by_verdict = {v: [row.test for row in data.findings if row.verdict == v] for v in ('flag', 'warn')}
         shortcuts = [test for test in by_verdict['flag'] if test in ROWS]
-        gains = {name: gain for name in data.methods[1:] if (gain := _gain(data, name, 'new'))}
-        best = max(gains, key=lambda name: gains[name].mean) if gains else ''
         rows.append([
             data.name, str(seen.tested if seen else 0), ', '.join(fails(data.findings)) or '–',
-            ', '.join(by_verdict['warn']) or '–', ', '.join(shortcuts) or '–', words(best) if best else '–',
-            _of_gain(gains[best]) if best else '–',
+            ', '.join(by_verdict['warn']) or '–', ', '.join(shortcuts) or '–', _winner(data, 'seen'),
+            _winner(data, 'new'),
         ])  # fmt: skip
     return rows
+
+
+def _winner(data: Set, part: str) -> str:
+    """The personal method with the largest gain of those that count, if it beats all that do not know the person."""
+    gains = {name: gain for name in data.methods[1:] if (gain := _gain(data, name, part))}
+    blind = max([name for name in gains if name in NOBODY], key=lambda name: gains[name].mean, default=SHARED)
+    blind = blind if blind != SHARED and gains[blind].mean > 0 else SHARED
+    least = gains[blind].mean if blind != SHARED else 0.0
+    won = [
+        name for name in gains
+        if name not in NOBODY and gains[name].mean > least
+        and _counts(gains[name], _gain(data, name, part, shuffled=True)) == 'yes'
+    ]  # fmt: skip
+    if not won:
+        return f'none beats {words(blind)}'
+    best = max(won, key=lambda name: gains[name].mean)
+    return f'{words(best)}: {_of_gain(gains[best])}'
 
 
 def _audit(data: Set) -> list[list[str]]:
@@ -171,6 +190,10 @@ def _number(value: float) -> str:
 
 def _of_gain(gain: Paired | None) -> str:
     return f'{gain.mean:+.3f} ± {gain.error:.3f}' if gain else '–'
+
+
+def _unfit(data: Set) -> str:
+    return ''.join(f' Without a row: {words(name)}, since {reason}.' for name, reason in data.unfit.items())
 
 
 def _seen(data: Set) -> list[list[str]]:
@@ -243,8 +266,8 @@ def _worst(data: Set) -> str:
     spread = float(np.median([x.spread for x in gain])) if gain else np.nan
     needed = protocol.people_needed(0.02, spread) if np.isfinite(spread) and spread else 0
     return (
-        f'{figures.tested} new people by the number of their known choices. "Strangers\' choices": the true model '
-        'reads known choices that were shuffled among people.'
+        f'Accuracy with each of {figures.tested} new people alike, by the number of their known choices. "Strangers\' '
+        'choices": the true model reads known choices that were shuffled among people.'
         + (f' A gain of .02 needs {needed} people here.' if needed else '')
     )
 

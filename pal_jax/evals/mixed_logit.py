@@ -11,8 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pal_jax.learners.personal import Unfit
+
 DRAWS = 200  # draws of the simulated likelihood
 POSTERIOR_DRAWS = 1000
+LEAST = 1e-12  # probability of a choice, whose log-odds stay finite
+DIVERGED = (
+    'the mixed logit diverges on these choices, which attributes may foretell without an error; leave mixed_logit out'
+)
 
 
 class MixedLogit(NamedTuple):
@@ -29,7 +35,11 @@ def require() -> None:
 
 
 def fit(difference: np.ndarray, users: np.ndarray, seed: int) -> MixedLogit:
-    """The model estimated from differences chosen - rejected `[n, H]` of a panel of users."""
+    """The model estimated from differences chosen - rejected `[n, H]` of a panel of users.
+
+    Raises:
+      Unfit: the estimate is not finite, as where attributes foretell all choices without an error.
+    """
     from xlogit import MixedLogit as Estimator
 
     order = np.argsort(users, kind='stable')
@@ -37,13 +47,19 @@ def fit(difference: np.ndarray, users: np.ndarray, seed: int) -> MixedLogit:
     n, names = len(users), [f'x{i}' for i in range(difference.shape[1])]
     long = np.stack([difference, np.zeros_like(difference)], axis=1).reshape(2 * n, -1)
     model: Any = Estimator()
-    model.fit(
-        X=long, y=np.tile([1, 0], n), varnames=names, alts=np.tile([1, 2], n), ids=np.repeat(np.arange(n), 2),
-        panels=np.repeat(users, 2), randvars=dict.fromkeys(names, 'n'), n_draws=DRAWS, random_state=seed, verbose=0,
-        skip_std_errs=True,
-    )  # fmt: skip
+    try:
+        with np.errstate(over='ignore', invalid='ignore'):
+            model.fit(
+                X=long, y=np.tile([1, 0], n), varnames=names, alts=np.tile([1, 2], n), ids=np.repeat(np.arange(n), 2),
+                panels=np.repeat(users, 2), randvars=dict.fromkeys(names, 'n'), n_draws=DRAWS, random_state=seed,
+                verbose=0, skip_std_errs=True,
+            )  # fmt: skip
+    except np.linalg.LinAlgError as error:
+        raise Unfit(f'{DIVERGED} ({error})') from None
     estimates = dict(zip(model.coeff_names, model.coeff_, strict=True))
     mean, deviation = (np.array([estimates[prefix + name] for name in names]) for prefix in ('', 'sd.'))
+    if not np.isfinite([mean, deviation]).all():
+        raise Unfit(DIVERGED)
     return MixedLogit(mean, np.abs(deviation))
 
 
@@ -63,7 +79,8 @@ def margins(
     weight = np.exp(evidence - evidence.max(axis=1, keepdims=True))
     weight /= weight.sum(axis=1, keepdims=True)
     probability = np.sum(weight[asked_users] * np.exp(_log_sigmoid(asked @ draws.T)), axis=1)
-    return np.log(probability) - np.log1p(-np.minimum(probability, 1 - 1e-12))
+    probability = np.clip(probability, LEAST, 1 - LEAST)
+    return np.log(probability) - np.log1p(-probability)
 
 
 def _log_sigmoid(x: np.ndarray) -> np.ndarray:

@@ -105,6 +105,7 @@ class IdealPointLearner:
         self.fit = jax.jit(side_by_side(self._fit, replicas), out_shardings=sharding.replicated(mesh))
         self._ask = functools.lru_cache(lambda questions: self._compiled_ask(questions, replicas))
         self._expect = jax.jit(side_by_side(self._expected, replicas), out_shardings=sharding.replicated(mesh))
+        self._posterior = jax.jit(side_by_side(self._mode, replicas), out_shardings=sharding.replicated(mesh))
         self.margins = jax.jit(side_by_side(self._margins, replicas), out_shardings=sharding.replicated(mesh))
         self.by_prototype = jax.jit(side_by_side(self._each, replicas), out_shardings=sharding.replicated(mesh))
 
@@ -335,6 +336,23 @@ class IdealPointLearner:
             lambda z: self._judge(params, z, pairs, training=True)[1], pairs.users, answered, prior,
             pull=self.new.pull, key=key, start=prior, rule=self.new.question,
         )[1]  # fmt: skip
+
+    def posterior(
+        self, params: Params, pairs: PairBatch, answered: Bool[Array, 'R B'], prior: Float[Array, 'R U K']
+    ) -> tuple[Float[Array, 'R U K'], Float[Array, 'R U K K']]:
+        """New users' likeliest logits given the answered pairs, and the precision there, under a Bradley-Terry model.
+
+        Raises:
+          ValueError: `new.pull` is 0, so new users have no prior.
+        """
+        self._key_of_questions(0)
+        return self._posterior(params, pairs, answered, prior)
+
+    def _mode(self, params: Params, pairs: PairBatch, answered: Array, prior: Array) -> tuple[Array, Array]:
+        return asking.mode(
+            lambda z: self._judge(params, z, pairs, training=True)[1], pairs.users, answered, prior,
+            pull=self.new.pull, start=prior,
+        )  # fmt: skip
 
     def _margins(self, params: Params, z: Float[Array, 'U K'], pairs: PairBatch) -> Float[Array, ' B']:
         return self._judge(params, z[pairs.users], pairs)[1]

@@ -53,6 +53,10 @@ class Choices(NamedTuple):
         return self._replace(chosen=self.rejected, rejected=self.chosen)
 
 
+class Unfit(ValueError):
+    """Raised by a method's `fit` where choices allow no fit. The bench says so in the place of the method's row."""
+
+
 class Fitted(NamedTuple):
     """A fitted method: whatever its `margins` reads, and the numbers of its parameters."""
 
@@ -70,7 +74,8 @@ class Method(NamedTuple):
     """A method of the bench.
 
     Attributes:
-      fit: learns from the seen people's choices alone. The same seed gives the same result.
+      fit: learns from the seen people's choices alone. The same seed gives the same result. It raises Unfit, with the
+        reason, where there is none.
       margins: predicts choices. `known` is None for seen people, whose rows the method has learnt. For new people
         `known` has their choices by weight, and `known.users` and `asked.users` number the same people from 0. A new
         person without a known choice is predicted by what all people have in common.

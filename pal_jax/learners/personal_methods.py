@@ -1,4 +1,4 @@
-"""LoRe, PReF, MRM, MaxMin-RLHF's groups and GPO as methods of the bench (`learners/personal.py`).
+"""LoRe, PReF, MRM, MaxMin-RLHF's groups, GPO and people as distributions as methods of the bench (`personal.py`).
 
 The first four are options of PAL's learner on the margin `x . V w_u`; docs/methods/personal.md says which. All learn
 from the chosen item less the other, and read no prompts.
@@ -22,9 +22,10 @@ from pal_jax.learners.in_context import InContextLearner, scale_of
 from pal_jax.learners.meta import Meta
 from pal_jax.learners.pal_options import Bases, Loss, NewUsers, Rates
 from pal_jax.learners.personal import Choices, Fitted, Method, by_person
+from pal_jax.learners.variational import VariationalLearner
 from pal_jax.models.ideal_point import PAL, Mixture
 from pal_jax.models.set_transformer import SetTransformer
-from pal_jax.objectives.people import Pull
+from pal_jax.objectives.people import Pull, probit
 from pal_jax.runtime import devices
 
 BATCH = 4096  # pairs of an update; all of them where there are no more
@@ -56,7 +57,7 @@ class Members(NamedTuple):
 class Reader(NamedTuple):
     """A fitted network that reads choices, the scale of its inputs, and seen people's choices."""
 
-    learner: InContextLearner
+    learner: InContextLearner | VariationalLearner
     params: Any
     scale: np.ndarray
     seen: Choices
@@ -196,6 +197,37 @@ def gpo_margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.nda
     return margins
 
 
+def fit_variational(
+    train: Choices, seed: int, *, bases: int = 4, tau: float = 1.0, updates: int = 600, lr: float = 3e-3
+) -> Fitted:
+    """People as distributions, and bases likewise: this project's own form of VRF, which is no run of VRF."""
+    learner = VariationalLearner(width_of(train), bases=bases, tau=tau, lr=lr)
+    index, exists = by_person(train)
+    scale = scale_of(train.difference[train.weight > 0])
+    key, start = jax.random.split(jax.random.key(seed))
+    state, x = learner.init(start), train.difference / scale
+    there = exists.any(axis=1)
+    for first in range(0, updates, PROGRAM):
+        state, _ = learner.update(
+            state, x, *wide(index[there], exists[there]), key, first, min(PROGRAM, updates - first)
+        )
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return Fitted(Reader(learner, state.params, scale, train), size, 2 * learner.dim)
+
+
+def variational_margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.ndarray:
+    """The margins by all known choices of each person; the less sure a margin is, the nearer it is to 0."""
+    learner, params, scale, seen = fitted.params
+    read: Choices = seen if known is None else known
+    index, exists = wide(*by_person(read))
+    places, there = wide(*by_person(asked))
+    m, v = learner.margins(params, (read.difference / scale)[index], exists, (asked.difference / scale)[places])
+    margins = np.zeros(len(asked.users), np.float32)
+    # As in the loss: the log-odds of the mean probability over who the person could be.
+    margins[places[there]] = np.asarray(probit(m, v))[there]
+    return margins
+
+
 METHODS: dict[str, Method] = {
     'lore': Method(fit_lore, low_rank_margins, ({'K': 2}, {'K': 4}, {'K': 8}), low_rank_ask),
     'pref': Method(
@@ -204,6 +236,7 @@ METHODS: dict[str, Method] = {
     'mrm': Method(fit_mrm, low_rank_margins, ({'K': 3}, {'K': 6}, {'K': 3, 'steps': 10})),
     'maxmin': Method(fit_maxmin, maxmin_margins, ({'groups': 2}, {'groups': 3}, {'groups': 4})),
     'gpo': Method(fit_gpo, gpo_margins, ({'steps': 200}, {'steps': 600})),
+    'variational': Method(fit_variational, variational_margins, ({'bases': 4}, {'bases': 8}, {'bases': 4, 'tau': 0.3})),
 }
 
 

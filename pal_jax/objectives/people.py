@@ -86,11 +86,16 @@ def hard_people(
     return jnp.where(there, omega, 0.0)
 
 
+def probit(m: Float[Array, '*S'], variance: Float[Array, '*S']) -> Float[Array, '*S']:
+    """The log-odds of the mean probability over a margin's variance, approximately: `m / sqrt(1 + pi v / 8)`."""
+    return m / jnp.sqrt(1.0 + jnp.pi * variance / 8.0)
+
+
 def attenuated(m: Float[Array, '*S'], variance: Float[Array, '*S'], form: Attenuation) -> Float[Array, '*S']:
     """The Bradley-Terry loss `l` of margins whose variance `v` is known.
 
     - none: `l(m)`.
-    - probit: `l(m / sqrt(1 + pi v / 8))`, the usual approximation of the loss of the mean probability.
+    - probit: `l(probit(m, v))`, the usual approximation of the loss of the mean probability.
     - gal: `l(m) / v + log(v) / 2`, v at least 1e-3.
     - inverse: `l(m) / (1 + v)`; raising v alone lowers it.
 
@@ -102,7 +107,7 @@ def attenuated(m: Float[Array, '*S'], variance: Float[Array, '*S'], form: Attenu
         case 'none':
             return loss
         case 'probit':
-            return jax.nn.softplus(-m / jnp.sqrt(1.0 + jnp.pi * variance / 8.0))
+            return jax.nn.softplus(-probit(m, variance))
         case 'gal':
             v = jnp.maximum(variance, LEAST_VARIANCE)
             return loss / v + jnp.log(v) / 2.0

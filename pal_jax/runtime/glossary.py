@@ -42,10 +42,10 @@ PAL_MODELS = {  # what PAL is compared with
     'context': 'in context: earlier choices before the pair',
 }
 BENCH_METHODS = PAL_MODELS | {  # what the bench of personal rewards compares
-    'shallow': 'length and formatting alone', 'memory': 'wins less losses of the items in training',
-    'vpl': 'a latent vector read from choices (VPL)', 'lore': 'a mixture of bases (LoRe)',
+    'memory': 'wins less losses of the items in training', 'variational': 'people as distributions (own form of VRF)',
+    'shallow': 'length and formatting alone', 'lore': 'mixture of bases (LoRe)', 'maxmin': 'groups by EM (MaxMin-RLHF)',
+    'vpl': 'a latent vector read from choices (VPL)', 'gpo': 'choices in context, a transformer (GPO)',
     'pref': 'free weights of features, ridge (PReF)', 'mrm': 'a start of the weights and a few steps (MRM)',
-    'maxmin': 'groups by EM (MaxMin-RLHF)', 'gpo': 'choices in context, a transformer (GPO)',
 }  # fmt: skip
 PLUS_METHODS = {  # what a reward model reads of a person in PLUS's table
     'plus': 'PLUS: summaries that are learnt',

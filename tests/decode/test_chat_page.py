@@ -49,7 +49,7 @@ class ScriptedDecoder:
     def free(self) -> int:
         return self.slots - len(self.live)
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Request, prompt_only: bool = False) -> None:
         pass
 
     def reset(self) -> None:

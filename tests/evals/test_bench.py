@@ -9,9 +9,9 @@ import pytest
 
 from pal_jax.data import comparisons
 from pal_jax.data.comparisons import Comparisons
-from pal_jax.evals import bench, bench_report, panel, protocol
+from pal_jax.evals import bench, bench_report, mixed_logit, panel, protocol
 from pal_jax.evals.leakage import ASYMMETRY, logistic, logistic_by_person
-from pal_jax.learners.personal import Choices, Fitted, Method, by_person
+from pal_jax.learners.personal import Choices, Fitted, Method, Unfit, by_person
 
 COUNTS = 0, 3, 9
 
@@ -156,12 +156,15 @@ def test_the_report_marks_a_data_set_that_fails_and_a_gain_of_shuffled_people(ta
     ]
     flag = {'test': 'T6', 'name': 'string artefacts', 'figure': 1e-5, 'low': np.nan, 'high': np.nan, 'chance': 1.0,
             'verdict': 'flag', 'words': 'a bracket'}  # fmt: skip
-    records = [{'data': 'toys'} | line for line in ({'findings': [flag]}, *lines)]
+    unfit = {'method': 'mixed_logit', 'unfit': 'it diverges'}
+    records = [{'data': 'toys'} | line for line in ({'findings': [flag]}, *lines, unfit)]
     exhibits = {exhibit.title: exhibit for exhibit in bench_report.make_exhibits(records, ['texts'])}
     assert [title for title in exhibits if 'toys' in title and 'FAILS T6' not in title] == ['Audit: toys']
     seen = exhibits['Seen people: toys (FAILS T6)'].table
     assert seen[1][0] == 'one model for all (K = 1)'
     assert seen[2][seen[0].index('counts')] == 'yes'
+    assert 'mixed logit (xlogit), since it diverges' in exhibits['Seen people: toys (FAILS T6)'].text
+    assert exhibits['Data and their audit'].table[1][-2].startswith('a model of their own each: +')
     assert 'Not given: texts' in exhibits['Data and their audit'].text
     record = bench_report.make_record(records)
     assert record['failed_data_sets'] == 1
@@ -169,3 +172,22 @@ def test_the_report_marks_a_data_set_that_fails_and_a_gain_of_shuffled_people(ta
     page = bench_report.markdown(list(exhibits.values()), 'Bench', ['a.png', 'b.png'])
     assert page.count('![') == 2
     assert '| one model for all (K = 1) |' in page
+
+
+def test_a_mixed_logit_that_diverges_has_no_fit(monkeypatch):
+    xlogit = pytest.importorskip('xlogit')
+
+    def diverge(*args, **options):
+        raise np.linalg.LinAlgError('SVD did not converge')
+
+    monkeypatch.setattr(xlogit.MixedLogit, 'fit', diverge)
+    with pytest.raises(Unfit, match=r'diverges.*SVD'):
+        mixed_logit.fit(np.ones((4, 2)), np.arange(4), 0)
+
+
+def test_log_odds_of_a_mixed_logit_stay_finite_and_odd():
+    model = mixed_logit.MixedLogit(np.array([1e4]), np.array([1.0]))
+    x, users = np.array([[3.0], [-3.0]]), np.zeros(2, int)
+    margins = mixed_logit.margins(model, x[:0], users[:0], x, users)
+    assert margins[0] > 20
+    assert margins[1] == pytest.approx(-margins[0], rel=1e-4)

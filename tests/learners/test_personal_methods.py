@@ -14,7 +14,7 @@ from pal_jax.learners.personal_methods import METHODS
 
 SHORT = {  # so few updates that only the form is tested
     'lore': {'updates': 20}, 'pref': {'updates': 20}, 'mrm': {'updates': 20}, 'maxmin': {'updates': 10, 'rounds': 2},
-    'gpo': {'steps': 50, 'width': 8, 'layers': 1, 'people': 8},
+    'gpo': {'steps': 50, 'width': 8, 'layers': 1, 'people': 8}, 'variational': {'updates': 20},
 }  # fmt: skip
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
+import signal
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.evals import protocol
 from pal_jax.parts import piecework
 from pal_jax.parts.recipe import Context
@@ -19,6 +23,7 @@ from pal_jax.recipes.pal import recipe as pal
 from pal_jax.runtime import devices
 from tests import configs
 from tests.choices import two_kinds
+from tests.recipes.test_pal import python, records
 
 MESH = devices.make_mesh(devices=jax.devices()[:1])
 get_settings = functools.partial(configs.settings, 'bench')
@@ -95,6 +100,67 @@ def test_a_finished_part_is_not_made_again(made, table, monkeypatch):
     state = recipe.step({'parts': 2}, {}, 2)[0]  # the last part alone
     again = recipe.evaluate(state, 'final')
     assert again.record == evaluation.record
+
+
+def test_replies_are_read_without_prompts_where_prompts_differ(table, monkeypatch):
+    """An error of that reading is an error of the run, and is not taken for prompts that are all the same."""
+    text = str(Path(table).with_name('texts.jsonl'))
+    settings = get_settings(tables=(), texts=(text,))
+
+    def fail(*_):
+        raise ValueError('a row is wrong')
+
+    monkeypatch.setattr(bench_recipe.pal_text, 'open_decoder', fail)
+    work = bench_recipe.Bench(settings, Context(MESH, no_phase), (), frozenset([text]))
+    sides = Lookup(np.eye(3), np.array([0, 1]))
+    items = Comparisons(np.zeros(2, int), np.arange(2), sides, sides, None, ('p',), ('x0', 'x1', 'x2'))
+    assert work.alone(text, items) is None
+    assert work.alone(text, items._replace(prompt=Lookup(np.eye(3), np.array([2, 2])))) is None
+    with pytest.raises(ValueError, match='a row is wrong'):
+        work.alone(text, items._replace(prompt=Lookup(np.eye(3), np.array([2, 0]))))
+
+
+KILLER = """
+import os, signal
+from pal_jax.recipes.bench import pal_rows
+original = pal_rows.train
+def deadly(recipe):
+    original(recipe)
+    os.kill(os.getpid(), signal.SIGKILL)
+pal_rows.train = deadly
+from pal_jax import cli, train
+cli.run(train.main, '')
+"""
+
+
+def untimed(workdir):
+    """The lines of all parts, without the times that they measured."""
+    lines = [line for path in sorted((workdir / 'parts').iterdir()) for line in piecework.read(path)]
+    for about in (line['about'] for line in lines if 'about' in line):
+        del about['seconds_a_person']
+    return lines
+
+
+@pytest.mark.slow
+def test_a_bench_killed_in_a_part_has_the_report_of_an_unbroken_one(table, tmp_path):
+    flags = ['--config=configs/bench.py:smoke', f"--config.tables=('{table}',)", '--config.pal.split.seeds=1']
+    flags += ['--config.pal.baselines.embedding=0', '--config.pal.prototypes=(1, 2)']
+    whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+    result = python('-m', 'pal_jax.train', *flags, f'--workdir={whole}')
+    assert result.returncode == 0, result.stderr
+    killed = python('-c', KILLER, *flags, f'--workdir={broken}')
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [path.name for path in (broken / 'parts').iterdir()] == ['00000.jsonl']
+    before = (broken / 'parts' / '00000.jsonl').stat().st_mtime_ns
+    resumed = python('-m', 'pal_jax.train', *flags, f'--workdir={broken}')
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resuming' in resumed.stdout
+    assert (broken / 'parts' / '00000.jsonl').stat().st_mtime_ns == before
+    assert untimed(broken) == untimed(whole)
+    assert records(broken, 'evals.jsonl') == records(whole, 'evals.jsonl')
+    # The last column of a table of seen people is a time.
+    pages = [re.sub(r'\| [\d.e-]+ \|$', '|', (run / 'report.md').read_text(), flags=re.M) for run in (broken, whole)]
+    assert pages[0] == pages[1]
 
 
 @pytest.mark.parametrize(

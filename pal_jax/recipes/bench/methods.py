@@ -1,7 +1,8 @@
 """The methods of the bench by name: a line for each. `learners/personal.py` says what a method has to give.
 
-LoRe, PReF, MRM, MaxMin-RLHF's groups and GPO stand in `learners/personal_methods.py`. PAL, its baselines with a
-learner, and the shared model are no lines here: they are the run that `configs/pal.py` describes, see `pal_rows.py`.
+LoRe, PReF, MRM, MaxMin-RLHF's groups, GPO and an own form of VRF stand in `learners/personal_methods.py`. PAL, its
+baselines with a learner, and the shared model are no lines here: they are the run that `configs/pal.py` describes, see
+`pal_rows.py`.
 """
 
 from __future__ import annotations

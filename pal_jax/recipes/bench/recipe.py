@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from pal_jax.data import choices, inputs, opinions
-from pal_jax.data.comparisons import Comparisons
+from pal_jax.data.comparisons import Comparisons, Lookup
 from pal_jax.evals import audit, bench, bench_report, mixed_logit
 from pal_jax.evals.bench import Task
 from pal_jax.evals.panel import newcomers
+from pal_jax.learners.personal import Unfit
 from pal_jax.parts import piecework
 from pal_jax.parts.piecework import Records
 from pal_jax.parts.recipe import Context, Evaluation, Host, Recipe, check_at_least
@@ -79,9 +81,16 @@ class Bench:
                 by_method = pal_rows.rows(recipe, pal_rows.train(recipe))
                 records = [{'method': method} | row for method, rows in by_method.items() for row in rows]
             else:
-                rows = bench.run(METHODS[name], self.tasks(data), self.counts(data))
-                records = [{'method': name} | row for row in rows]
+                records = self.compared(data, name)
         return [{'data': data} | record for record in records], host, {'rows': float(len(records))}
+
+    def compared(self, data: str, name: str) -> Records:
+        """The rows of a method on all splits, or the reason why it has none."""
+        try:
+            rows = bench.run(METHODS[name], self.tasks(data), self.counts(data))
+        except Unfit as reason:
+            rows = [{'unfit': str(reason)}]
+        return [{'method': name} | row for row in rows]
 
     @functools.lru_cache(maxsize=1)  # noqa: B019, one data set at a time is in memory
     def opened(self, data: str) -> PAL:
@@ -118,16 +127,20 @@ class Bench:
         return *(count for count in panel.counts if count < most), most
 
     def alone(self, data: str, items: Comparisons) -> Comparisons | None:
-        """The pairs by vectors of replies that were read without their prompts; None where there are no prompts."""
+        """The pairs by vectors of replies that were read without their prompts.
+
+        None where nothing could be lost: there are no prompts, all are the same, or replies are read alone anyway.
+        """
         section = dataclasses.replace(self.settings.pal_text, data=data)
-        if data not in self.of_texts or items.prompt is None:
+        if (
+            not isinstance(items.prompt, Lookup)
+            or section.model.variant == 'B'
+            or len(np.unique(items.prompt.numbers)) < 2
+        ):
             return None
         section = dataclasses.replace(section, model=dataclasses.replace(section.model, variant='B'))
-        try:
-            decoder = pal_text.open_decoder(section.text, self.ctx, self.settings.seed)
-            return pal_text.read(section, self.ctx, decoder).items
-        except ValueError:  # all prompts are the same, so that nothing could be lost without them
-            return None
+        decoder = pal_text.open_decoder(section.text, self.ctx, self.settings.seed)
+        return pal_text.read(section, self.ctx, decoder).items
 
     def finish(self, records: Sequence[Mapping[str, Any]]) -> Evaluation:
         """The report, also as Markdown with its pictures, and the figures as one record."""

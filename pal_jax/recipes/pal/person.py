@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array
 
 from pal_jax.data import comparisons, opinions, records, tables, texts
-from pal_jax.data.comparisons import Comparisons, PairBatch
+from pal_jax.data.comparisons import Comparisons, Lookup, PairBatch
 from pal_jax.data.texts import TextPairs
 from pal_jax.evals.panel import population
 from pal_jax.models import ideal_point
@@ -37,11 +37,13 @@ from pal_jax.runtime.outputs import whole_file
 
 
 class Choices(NamedTuple):
-    """One person's pairs as a trained run sees them; `shown` has both sides of each pair in the file's own words."""
+    """One person's pairs as a trained run sees them; `shown` has both sides of each pair in the file's own words, and
+    `prompts` the texts that they answer, where they answer some."""
 
     user: str
     batch: PairBatch  # of one replica: `[1, n]`
     shown: tuple[tuple[Any, Any], ...]
+    prompts: tuple[str, ...] = ()
 
 
 class Fitted(NamedTuple):
@@ -70,7 +72,9 @@ def read_choices(run: TrainedPAL, path: str | Path, *, answered: bool = True) ->
         raise ValueError(f'{path} has choices of {len(data.names)} people ({named}); give a file for each')
     index = np.arange(len(data.users))[None]
     nothing = np.zeros(index.shape, np.int32)
-    return Choices(next(iter(data.names)), comparisons.take(data, index, nothing, nothing.astype(np.float32)), shown)
+    batch = comparisons.take(data, index, nothing, nothing.astype(np.float32))
+    prompts = [data.texts[i] for i in data.prompt.numbers] if isinstance(data.prompt, Lookup) and data.texts else []
+    return Choices(next(iter(data.names)), batch, shown, tuple(prompts))
 
 
 def _of_table(run: TrainedPAL, path: str, answered: bool) -> tuple[Comparisons, tuple[tuple[Any, Any], ...]]:

@@ -1,0 +1,238 @@
+"""From reward to behaviour: do rewards that foretell a person's choices also pick the replies that the person likes?
+
+  python -m benchmarks.personal_behaviour --prompts=prompts.jsonl                 # 40 prompts, 16 replies to each
+  python -m benchmarks.personal_behaviour --prompts=prompts.jsonl --quick         # 12 prompts, 6 replies, 20 people
+
+Prompts are JSON lines of `prompt`, `instruction` or `text`. The embedded model samples replies. Made-up people, half of
+them seen and half new, have utilities `theta . attributes(reply)` of length, questions, warmth, formality and lists.
+Each method of the bench learns from the seen people's noisy choices between replies and reads 20 of each new person's;
+nobody's utility is computed by a reward, and the direction of lists is taken out of all that rewards read.
+
+For each reward it prints, on prompts that nothing was learnt from and over new people: reward accuracy on choices (with
+the same noise, so `ceiling` is the truth's), the utility of the best of 1, 4 and 16 replies in standard deviations of
+the person's utility, and the regret. `tau` is Kendall's tau-b between accuracy and utility over methods, with its 95 %
+bootstrap over people and its p by permuting methods (`evals/behaviour.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from pal_jax.data import records
+from pal_jax.data.texts import to_reply
+from pal_jax.evals.accuracy import hits
+from pal_jax.evals.behaviour import Agreement, agreement, best_of_n, regret
+from pal_jax.feedback.local_model import LocalModel
+from pal_jax.learners.personal import Choices
+from pal_jax.models import sources, states
+from pal_jax.models.params import decoder_specs
+from pal_jax.recipes.bench.methods import FOR_TABLES, METHODS
+from pal_jax.runtime import devices, sharding
+from pal_jax.types import Sampling
+
+WIDTH, KNOWN, PAIRS = 16, 20, 40  # coordinates of replies, known choices of a new person, choices of a seen one
+CEILING = 0.75  # the accuracy of the true utilities on choices
+WARM = re.compile(r'\b(thank\w*|glad|happy|great|love\w*|hope|wonderful|welcome|please|sure|enjoy)\b|!', re.IGNORECASE)
+BEST = 1, 4, 16
+KEYS = 'prompt', 'instruction', 'text'
+
+
+class Replies(NamedTuple):
+    """Replies to prompts: coordinates `[Q, N, H]` and attributes `[Q, N, A]`, which rewards do not read."""
+
+    x: np.ndarray
+    attributes: np.ndarray
+
+
+class People(NamedTuple):
+    """The tastes `[people, A]` of seen and of new people, and the noise of their choices."""
+
+    seen: np.ndarray
+    new: np.ndarray
+    scale: float
+
+
+class Behaviour(NamedTuple):
+    """Figures of a reward by new person: accuracy on choices, utility of the best of `BEST`, and regret."""
+
+    accuracy: np.ndarray  # [P]
+    best: np.ndarray  # [P, len(BEST)]
+    regret: np.ndarray  # [P]
+
+
+def attributes(texts: Sequence[str]) -> np.ndarray:
+    """Length, questions, warmth, formality and lists of replies `[n, A]`, each with mean 0 and deviation 1."""
+    rows = []
+    for text in texts:
+        words = re.findall(r'\w+', text)
+        long = sum(len(word) > 7 for word in words) / max(len(words), 1)
+        lists = len(re.findall(r'^\s*(?:[-*•]|\d+\.)', text, re.MULTILINE))
+        rows.append([np.log1p(len(text)), text.count('?'), len(WARM.findall(text)), long, lists])
+    table = np.array(rows)
+    return (table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-9)
+
+
+def without(x: np.ndarray, attribute: np.ndarray) -> np.ndarray:
+    """Coordinates `[n, H]` less the direction along which ridge regression finds an attribute `[n]`."""
+    way = np.linalg.solve(x.T @ x + len(x) * 1e-3 * np.eye(x.shape[1]), x.T @ attribute)
+    way /= np.maximum(np.linalg.norm(way), 1e-9)
+    return (x - np.outer(x @ way, way)).astype(np.float32)
+
+
+def draw_people(count: int, replies: Replies, seed: int) -> People:
+    """`count` seen and as many new people, with a common taste and own ones, whose choices have the ceiling."""
+    rng = np.random.default_rng([seed, 0])
+    width = replies.attributes.shape[-1]
+    theta = 0.5 * rng.normal(size=width) + rng.normal(size=(2 * count, width))
+    flat = replies.attributes.reshape(-1, width)
+    theta /= (flat @ theta.T).std(axis=0)[:, None]
+    # The noise of choices at which the truth is right on CEILING of the pairs, by bisection.
+    a, b = rng.integers(0, len(flat), (2, 4000))
+    gaps = np.abs(((flat[a] - flat[b]) @ theta.T).ravel())
+    low, high = 1e-3, 1e3
+    for _ in range(60):
+        scale = np.sqrt(low * high)
+        right = np.mean(1 / (1 + np.exp(-scale * gaps)))
+        low, high = (scale, high) if right < CEILING else (low, scale)
+    return People(theta[:count], theta[count:], float(np.sqrt(low * high)))
+
+
+def draw_choices(
+    replies: Replies, theta: np.ndarray, scale: float, count: int, seed: Sequence[int]
+) -> tuple[Choices, np.ndarray]:
+    """`count` noisy choices of each person between two replies to one prompt, and the differences `[B, A]` of their
+    attributes, which no reward reads."""
+    rng = np.random.default_rng(seed)
+    many, n = replies.x.shape[:2]
+    users = np.repeat(np.arange(len(theta), dtype=np.int32), count)
+    prompt, first = rng.integers(0, many, len(users)), rng.integers(0, n, len(users))
+    second = (first + rng.integers(1, n, len(users))) % n
+    gaps = replies.attributes[prompt, first] - replies.attributes[prompt, second]
+    won = rng.random(len(users)) < 1 / (1 + np.exp(-scale * np.sum(gaps * theta[users], axis=1)))
+    chosen, rejected = (replies.x[prompt, np.where(won, *pair)] for pair in ((first, second), (second, first)))
+    choices = Choices(users, chosen, rejected, np.ones(len(users), np.float32), len(theta))
+    return choices, np.where(won[:, None], gaps, -gaps)
+
+
+def behave(learning: Replies, held: Replies, people: People, seed: int, names: Sequence[str]) -> dict[str, Behaviour]:
+    """The figures of each reward on held-out prompts, over new people."""
+    train, _ = draw_choices(learning, people.seen, people.scale, PAIRS, [seed, 1])
+    known, _ = draw_choices(learning, people.new, people.scale, KNOWN, [seed, 2])
+    asked, gaps = draw_choices(held, people.new, people.scale, PAIRS, [seed, 3])
+    Q, N, H = held.x.shape
+    # All replies to held-out prompts, for each person against one and the same reply: rewards up to a constant.
+    everything = np.tile(held.x.reshape(-1, H), (len(people.new), 1))
+    users = np.repeat(np.arange(len(people.new), dtype=np.int32), Q * N)
+    ones = np.ones(len(users), np.float32)
+    all_replies = Choices(users, everything, np.zeros_like(everything), ones, len(people.new))
+    utility = np.einsum('qna,pa->pqn', held.attributes, people.new)
+
+    def judged(margins: np.ndarray, rewards: np.ndarray) -> Behaviour:
+        right = np.bincount(asked.users, hits(np.asarray(margins))) / np.bincount(asked.users)
+        rewards = np.asarray(rewards).reshape(utility.shape)
+        pairs = [[(rewards[p, q], utility[p, q]) for q in range(Q)] for p in range(len(people.new))]
+        best = [[np.mean([best_of_n(*pair, min(n, N)) for pair in of_one]) for n in BEST] for of_one in pairs]
+        return Behaviour(right, np.array(best), np.array([np.mean([regret(*pair) for pair in of_one])
+                                                          for of_one in pairs]))  # fmt: skip
+
+    rows = {}
+    for name in names:
+        method = METHODS['lore' if name in ('shared', 'shuffled') else name]
+        option = {'K': 1} if name == 'shared' else method.options[0]
+        data, told = train, known
+        if name == 'shuffled':
+            rng = np.random.default_rng([seed, 4])
+            data, told = (side._replace(users=rng.permutation(side.users)) for side in (train, known))
+        fitted = method.fit(data, seed, **option)
+        rows[name] = judged(method.margins(fitted, told, asked), method.margins(fitted, told, all_replies))
+    # The truth, which no reward may pass, and the length alone. Neither reads the coordinates.
+    rows['oracle'] = judged(np.sum(gaps * people.new[asked.users], axis=1), utility)
+    rows['length'] = judged(gaps[:, 0], np.broadcast_to(held.attributes[None, ..., 0], utility.shape))
+    return rows
+
+
+def agree(rows: dict[str, Behaviour]) -> Agreement:
+    """The agreement over methods, without the oracle, of reward accuracy and the utility of the best of the most."""
+    names = [name for name in rows if name != 'oracle']
+    return agreement(
+        np.stack([rows[name].accuracy for name in names], axis=1),
+        np.stack([rows[name].best[:, -1] for name in names], axis=1),
+    )
+
+
+def sampled(prompts: Sequence[str], n: int, tokens: int) -> tuple[list[str], np.ndarray]:
+    """`n` replies of the embedded model to each prompt, side by side, and their states `[Q * n, H]`."""
+    mesh = devices.make_mesh(devices=jax.local_devices()[:1])
+    source = sources.resolve(sources.EMBEDDED)
+    model = LocalModel(source, mesh, Sampling(temperature=1.0, max_tokens=tokens), slots=16)
+    chats = [[{'role': 'user', 'content': prompt}] for prompt in prompts]
+    draws = [model(chats, k) for k in range(n)]
+    texts = [draws[k][q] or '-' for q in range(len(prompts)) for k in range(n)]
+    tokenizer, cfg = source.tokenizer(), devices.for_platform(source.config)
+    read = [to_reply(tokenizer, prompts[i // n], text.strip() or '-', chat=True, alone=False)[0]
+            for i, text in enumerate(texts)]  # fmt: skip
+    params = source.load(sharding.param_shardings(decoder_specs(cfg), mesh))
+    table = np.zeros((len(texts), cfg.width), np.float32)
+    for numbers, vectors in states.hidden_states(params, cfg, mesh, read):
+        table[numbers] = vectors
+    return texts, table
+
+
+def in_halves(texts: Sequence[str], table: np.ndarray, n: int) -> tuple[Replies, Replies]:
+    """The replies to learn from, and those to prompts that are held out, in few coordinates without that of lists."""
+    marks = attributes(texts)
+    x = without(states.in_frame(table, states.frame(table, min(WIDTH, table.shape[1]))), marks[:, -1])
+    whole = Replies(x.reshape(-1, n, x.shape[1]), marks.reshape(-1, n, marks.shape[1]))
+    half = len(whole.x) // 2
+    return Replies(*(side[:half] for side in whole)), Replies(*(side[half:] for side in whole))
+
+
+def table_of(rows: dict[str, Behaviour]) -> str:
+    """The figures as Markdown, means over people and standard errors."""
+    head = ['reward', 'reward accuracy', *(f'best of {n}' for n in BEST), 'regret']
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    for name, row in rows.items():
+        columns = [row.accuracy, *row.best.T, row.regret]
+        cells = [f'{x.mean():.3f} ± {x.std(ddof=1) / np.sqrt(len(x)):.3f}' for x in columns]
+        lines.append('| ' + ' | '.join([name, *cells]) + ' |')
+    return '\n'.join(lines)
+
+
+def read_prompts(path: Path, count: int) -> list[str]:
+    """The first prompts of a file of JSON lines. Raises ValueError where a row has none, or there are too few."""
+    prompts: list[str] = []
+    for place, row in records.jsonl(path):
+        text = next((row[key] for key in KEYS if isinstance(row.get(key), str) and row[key].strip()), None)
+        if text is None:
+            raise ValueError(f'{place} has no text in {", ".join(KEYS)}')
+        prompts.append(text)
+    if len(prompts) < count:
+        raise ValueError(f'{path} has {len(prompts)} prompts; give {count} or more')
+    return prompts[:count]
+
+
+def main(argv: Sequence[str] | None = None, sample: Callable[..., Any] = sampled) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--prompts', type=Path, required=True)
+    parser.add_argument('--quick', action='store_true')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--methods', default='', help='names of the bench, by commas; default all')
+    args = parser.parse_args(argv)
+    count, n, people, tokens = (12, 6, 20, 32) if args.quick else (40, 16, 40, 64)
+    names = args.methods.split(',') if args.methods else [name for name in METHODS if name not in FOR_TABLES]
+    learning, held = in_halves(*sample(read_prompts(args.prompts, count), n, tokens), n)
+    rows = behave(learning, held, draw_people(people, learning, args.seed), args.seed, ['shared', *names, 'shuffled'])
+    print(table_of(rows))
+    print(json.dumps({'ceiling': CEILING, 'tau': agree(rows)._asdict()}))
+
+
+if __name__ == '__main__':
+    main()
