@@ -18,6 +18,7 @@ from pal_jax.evals.leakage import Finding, Verdict, cross_fitted, finding, judge
 
 OVER, UNDER = 0.55, 0.45  # T3 and T4: the accuracy of a shortcut that flags, by an end of its interval
 TRIED, CORRECTED = 512, 0.01  # T6: tests of bytes, and the corrected p
+ONE_WAY = 0.9  # T6: the share of pairs on one side from which lengths are no excuse
 AUC, FLAG_Z, WARN_Z = 0.60, 4.0, 3.0  # T9: of a bag of words, and of a word's log-odds
 WORDS = 2000  # T9: the most frequent words that are read
 RARE = 5  # T9: texts that a word must stand in
@@ -84,21 +85,38 @@ def formatting_only(chosen: Sequence[str], rejected: Sequence[str], people: np.n
 def artefacts(chosen: Sequence[str], rejected: Sequence[str]) -> Finding:
     """T6: characters that stand first or last, or bytes that occur, on one side alone, by exact binomial tests.
 
+    Longer texts have more of all bytes. So a byte that is on one side in less than `ONE_WAY` of its pairs must also
+    differ from how often its side would be chosen by length: the longer one as often as in all pairs.
+
     Pairs must be independent: no text may be in two of them.
     """
-    features: dict[str, list[int]] = {}
-    for sides in zip(chosen, rejected, strict=True):
+    longer = np.array([len(one) - len(other) for one, other in zip(chosen, rejected, strict=True)])
+    chance = np.where(longer == 0, 0.5, np.where(longer > 0, 1.0, 0.0))
+    by_length = np.where(longer == 0, 0.5, np.mean(chance))  # the longer text's chance to be chosen, by pair
+    features: dict[str, list[list[float]]] = {}  # for both sides, of each pair the chance of the side that has it
+    for i, sides in enumerate(zip(chosen, rejected, strict=True)):
         mine, other = map(_traces, sides)
         for name in mine ^ other:
-            features.setdefault(name, [0, 0])[name in other] += 1
-    p_of = {name: float(stats.binomtest(a, a + b).pvalue) for name, (a, b) in features.items()}
+            has_longer = (longer[i] > 0) == (name in mine)
+            expected = float(by_length[i] if has_longer else 1.0 - by_length[i])
+            features.setdefault(name, [[], []])[name in other].append(expected)
+    p_of = {name: _p_of(*of_sides) for name, of_sides in features.items()}
     if not p_of:
         return finding('T6', 1.0, 'pass', 'both sides have the same characters', chance=1.0)
     name = min(p_of, key=lambda key: (p_of[key], key))
-    p, (a, b) = min(p_of[name] * TRIED, 1.0), features[name]
+    p, (a, b) = min(p_of[name] * TRIED, 1.0), map(len, features[name])
     words = f'{name} on the chosen side alone in {a} pairs, on the other alone in {b}; corrected p {p:.2g}'
     verdict: Verdict = 'flag' if p < CORRECTED else 'warn' if p < 0.05 else 'pass'
     return finding('T6', p, verdict, words, chance=1.0)
+
+
+def _p_of(won: Sequence[float], lost: Sequence[float]) -> float:
+    """The p of a trace against chance, and where it is on both sides against the chances by length too, the larger."""
+    count = len(won) + len(lost)
+    p = float(stats.binomtest(len(won), count).pvalue)
+    if max(len(won), len(lost)) >= ONE_WAY * count:
+        return p
+    return max(p, float(stats.binomtest(len(won), count, float(np.mean([*won, *lost]))).pvalue))
 
 
 def _traces(text: str) -> set[str]:

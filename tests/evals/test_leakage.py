@@ -107,6 +107,21 @@ def test_a_rejected_reply_that_is_a_list_of_strings_flags():
     assert shortcuts.artefacts(chosen[:16], [str([text]) for text in rejected[:16]]).verdict != 'flag'
 
 
+def test_letters_of_longer_texts_are_no_artefact():
+    rng = np.random.default_rng(0)
+    letters, chances = np.array(list('abcdefghijklmnop')), rng.dirichlet(np.full(16, 0.7))
+    texts = [[''.join(rng.choice(letters, size=n, p=chances)) for n in rng.integers(4, 40, 2)] for _ in range(600)]
+    # The longer text is chosen in seven of ten, so its letters stand more often on the chosen side.
+    turned = [sorted(pair, key=len, reverse=rng.random() < 0.7) for pair in texts]
+    chosen, rejected = zip(*turned, strict=True)
+    assert shortcuts.artefacts(chosen, rejected).verdict == 'pass'
+    marked = [text + '!' * (rng.random() < 0.3) for text in rejected]
+    assert shortcuts.artefacts(chosen, marked).verdict == 'flag'
+    # A mark that both sides have, but the rejected ones more often than their lengths say.
+    both = [text + '!' * (rng.random() < 0.1) for text in chosen]
+    assert shortcuts.artefacts(both, [text + '!' * (rng.random() < 0.4) for text in rejected]).verdict == 'flag'
+
+
 # --- T7, T8, T12 ------------------------------------------------------------------------------------------------------
 
 RICE = 'How do I cook rice without burning it?'
