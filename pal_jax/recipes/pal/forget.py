@@ -105,9 +105,8 @@ def _put_back(folder: Path) -> None:
 def _shared(state: Any) -> tuple[str, ...]:
     """The names of what people share, over all models of a state, and the decoder's adapters of PAL-Large."""
     words = {'P': 'prototypes', 'f': 'the map of items', 'g': 'the maps of prompts', 'log_scale': 'the scale'}
-    models = state.models if isinstance(state, pal_large.LargeState) else state
-    names = {
-        name for model in models.values() for name in getattr(model, 'pal', model).params
-    }  # fmt: skip
+    large = isinstance(state, pal_large.LargeState)
+    models: Any = (model.pal for model in state.models.values()) if large else state.values()
+    names = {name for model in models for name in model.params}
     known = [words[name] for name in words if name in names] + sorted(names - words.keys())
-    return (*known, *(['the decoder'] if isinstance(state, pal_large.LargeState) else []))
+    return (*known, *(['the decoder'] if large else []))
