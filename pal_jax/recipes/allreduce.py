@@ -70,7 +70,7 @@ class Planner:
         best = plans[rule]
         allreduce.check(network, best)
         self.folder.mkdir(parents=True, exist_ok=True)
-        allreduce.save(best, self.folder / f'{file_name(network)}.json', network.name, network.servers)
+        allreduce.save(best, self.folder / f'{file_name(network)}.json', network)
         rounds = {name: len(schedule) for name, schedule in plans.items()}
         record = {
             'network': network.name, 'servers': network.servers, 'least': least.rounds,

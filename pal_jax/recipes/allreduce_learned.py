@@ -36,7 +36,7 @@ from pal_jax.runtime.optim import Optimizer
 from pal_jax.types import Metrics
 
 TREES, TRANSFERS = 'trees', 'transfers'
-SAMPLES = 2**20  # stands for a step in the key of an evaluation
+EVALUATION = 2**20  # takes the place of a step in the key of an evaluation, as no step has this number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,9 +137,9 @@ class Learned:
             for number, (name, planner) in enumerate(self.planners.items())
         ]
         if stage == 'final':
-            for number, (name, planner) in enumerate(self.larger.items()):
+            for number, (name, planner) in enumerate(self.larger.items(), len(self.planners)):
                 source = state[_kin(name, self.planners)]
-                records.append(self.measure(planner, source, len(records) + number, True, trained=False))
+                records.append(self.measure(planner, source, number, True, trained=False))
         trained = [record for record in records if record['trained']]
         figures = {
             'learned_to_least': float(np.mean([record['best'] / record['least'] for record in trained])),
@@ -156,7 +156,7 @@ class Learned:
         params = {name: state.params for name, state in pair.items()}
         place = sharding.replicated(self.ctx.mesh)
         # Transfers are sharp, since one bad pick can cost a round, and the trees bring the variety.
-        key = _key(settings.seed, number, SAMPLES)
+        key = _key(settings.seed, number, EVALUATION)
         parents, _, sent = planner.sample(params, key, settings.samples, place, sharp=True)
         # All scores are the same before the first update, so these picks are at random.
         untrained = {name: state.params for name, state in planner.init(settings.seed).items()}
@@ -169,7 +169,7 @@ class Learned:
             if write:
                 folder = self.ctx.workdir / SCHEDULES
                 folder.mkdir(parents=True, exist_ok=True)
-                allreduce.save(schedule, folder / f'{file_name(network)}.json', network.name, network.servers)
+                allreduce.save(schedule, folder / f'{file_name(network)}.json', network)
         greedy, spread = (functools.partial(rule, network) for rule in (allreduce.greedy, allreduce.spread))
         return {
             'network': network.name, 'servers': network.servers, 'symmetries': len(planner.wires.group),

@@ -308,9 +308,19 @@ def check(topology: Topology, rounds: Schedule) -> None:
             raise ValueError(f'{topology.name}: what server {source} contributes does not count once everywhere')
 
 
-def save(rounds: Schedule, path: Path, name: str, servers: int) -> None:
-    """Write a schedule as JSON: `name`, `servers`, and `rounds`, lists of objects with src, dst, chunk and op."""
-    data = {'name': name, 'servers': servers, 'rounds': [[send._asdict() for send in sends] for sends in rounds]}
+def save(rounds: Schedule, path: Path, topology: Topology) -> None:
+    """Write a schedule as JSON: the network's `name`, number of `servers` and their `labels` in a file of the user's;
+    `rounds`, lists of objects with src, dst, chunk and op; and `routes`, objects with src, dst and the nodes `through`
+    which the hop leads."""
+    hops = sorted({(send.src, send.dst) for sends in rounds for send in sends})
+    routes = [
+        {'src': u, 'dst': v, 'through': [topology.links[link][1] for link in topology.routes[u, v][:-1]]}
+        for u, v in hops
+    ]
+    data = {
+        'name': topology.name, 'servers': topology.servers, 'labels': topology.labels,
+        'rounds': [[send._asdict() for send in sends] for sends in rounds], 'routes': routes,
+    }  # fmt: skip
     path.write_text(json.dumps(data) + '\n', encoding='utf-8')
 
 

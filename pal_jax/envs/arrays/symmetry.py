@@ -39,7 +39,8 @@ class _Hops:
     clash: Bool[np.ndarray, 'H H']
 
     def kept_by(self, symmetry: Symmetry) -> bool:
-        """Whether hops go to hops, which share links as before, and no hop to one that it shares a link with."""
+        """Whether the symmetry takes hops to hops, those that share a link to hops that do, and no hop to a hop that
+        shares a link with it."""
         to = np.array(symmetry)
         image = self.number[to[self.ends[0]], to[self.ends[1]]]
         if (image < 0).any() or self.clash[np.arange(len(image)), image].any():
@@ -69,6 +70,7 @@ def free_group(topology: Topology, seed: int = 0) -> Int[np.ndarray, 'G N']:
 
 def _hops(topology: Topology) -> _Hops:
     hops = sorted(topology.routes)
+    # A kind is the distance in hops times more than any hop has links, plus the number of links.
     kind, number = topology.hops() * len(topology.links), np.full((topology.servers,) * 2, -1)
     takes = np.zeros((len(hops), len(topology.links)), np.float32)
     for i, (hop, route) in enumerate((hop, topology.routes[hop]) for hop in hops):
@@ -93,7 +95,7 @@ def _draw(hops: _Hops, rng: np.random.Generator) -> Symmetry:
         places.append(options[-1].pop())
         if len(places) == count:
             return tuple(np.array(places)[np.argsort(order)].tolist())
-        # The next server of the order is to be to all that have a place as its place is to theirs.
+        # A place fits the next server if its pairs with the places so far are of the kinds of the server's pairs.
         kinds = hops.kind[order[: len(places)], order[len(places)]]
         fits = hops.kind[places] == kinds[:, None]
         free = np.setdiff1d(np.flatnonzero(fits.all(axis=0)), places)

@@ -26,17 +26,23 @@ class Topology:
       name: of the network, such as 'BCube(3,1)'.
       servers: the number of servers.
       graph: undirected; its nodes are numbered as above.
+      labels: the names that a file gives to the servers, if any.
     Raises:
-      ValueError: there are fewer than two servers, nodes are not numbered from 0, or servers cannot reach each other.
+      ValueError: there are fewer than two servers, nodes are not numbered from 0, a node is linked to itself, or
+        servers cannot reach each other.
     """
 
     name: str
     servers: int
     graph: nx.Graph
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.servers < 2 or sorted(self.graph) != list(range(len(self.graph))):
             raise ValueError(f'{self.name}: {self.servers} servers must be at least 2, and nodes numbered from 0')
+        if loops := list(nx.nodes_with_selfloops(self.graph)):
+            name = self.labels[loops[0]] if loops[0] < len(self.labels) else loops[0]
+            raise ValueError(f'{self.name}: node {name} is linked to itself; leave such a link out')
         if not nx.is_connected(self.graph):
             raise ValueError(f'{self.name}: the network is not connected; every server has to reach every other')
 
@@ -188,22 +194,33 @@ def fat_tree(k: int) -> Topology:
 
 def from_file(path: Path) -> Topology:
     """A graph in a format of networkx, by the ending: .gml, .graphml, .adjlist, .edgelist. Nodes with the attribute
-    `kind` 'switch' are switches; without any all nodes are servers.
+    `kind` 'switch' are switches; without any, as in the last two formats, all nodes are servers. Servers are numbered
+    in the order in which the file names them.
 
     Raises:
-      ValueError: the ending is unknown, or as `Topology`.
+      ValueError: the ending is unknown, the file cannot be read, it has parallel links, or as `Topology`.
     """
     readers = {
         '.gml': nx.read_gml, '.graphml': nx.read_graphml, '.adjlist': nx.read_adjlist, '.edgelist': nx.read_edgelist,
     }  # fmt: skip
     if path.suffix not in readers:
         raise ValueError(f'{path} has an unknown ending; use one of {", ".join(readers)}')
-    graph = nx.Graph(readers[path.suffix](path))
+    try:
+        read = readers[path.suffix](path)
+    except (nx.NetworkXException, SyntaxError, TypeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f'{path} is not read as {path.suffix}: {error}; the lines of .edgelist are the two ends of a link and no '
+            'more, since all links are equally fast'
+        ) from None
+    if read.is_multigraph():
+        raise ValueError(f'{path} has parallel links between two nodes, which are not modelled; give each link once')
+    graph = nx.Graph(read)
     kinds = [graph.nodes[node].get('kind', 'server') for node in graph]
     order = [*(n for n, kind in zip(graph, kinds, strict=True) if kind != 'switch')]
     servers = len(order)
     order += [node for node, kind in zip(graph, kinds, strict=True) if kind == 'switch']
-    return Topology(path.stem, servers, nx.relabel_nodes(graph, {node: i for i, node in enumerate(order)}))
+    numbered = nx.relabel_nodes(graph, {node: i for i, node in enumerate(order)})
+    return Topology(path.stem, servers, numbered, tuple(map(str, order[:servers])))
 
 
 # --- networks by name -------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_depths_count_the_longest_chain():
 
 def test_a_schedule_goes_through_a_file(tmp_path):
     rounds = a.ring_schedule(range(4))
-    a.save(rounds, tmp_path / 'ring.json', 'Ring(4)', 4)
+    a.save(rounds, tmp_path / 'ring.json', t.ring(4))
     assert a.load(tmp_path / 'ring.json') == (rounds, 4)
     assert json.loads((tmp_path / 'ring.json').read_text())['rounds'][0][0] == rounds[0][0]._asdict()
     (tmp_path / 'bad.json').write_text('{"rounds": [[{"src": 0}]]}')
@@ -183,6 +183,39 @@ def test_a_network_may_come_from_a_file(tmp_path):
         t.from_file(tmp_path / 'apart.edgelist')
     with pytest.raises(ValueError, match='3'):
         t.fat_tree(3)
+
+
+def test_servers_of_a_file_keep_their_names(tmp_path):
+    path = tmp_path / 'mine.gml'
+    graph = nx.Graph([('rack', 'anna'), ('rack', 'bert'), ('rack', 'carl')])
+    nx.set_node_attributes(graph, {'rack': 'switch'}, 'kind')
+    nx.write_gml(graph, path)
+    network = t.from_file(path)
+    assert network.labels == ('anna', 'bert', 'carl')
+    a.save(a.ring_schedule(range(3)), tmp_path / 'plan.json', network)
+    plan = json.loads((tmp_path / 'plan.json').read_text())
+    assert plan['labels'] == ['anna', 'bert', 'carl']
+    assert plan['routes'][0] == {'src': 0, 'dst': 1, 'through': [3]}
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'message'),
+    [
+        ('broken.gml', 'graph [ node [ id 0', 'broken'),
+        ('broken.graphml', '<graphml><x', 'broken'),
+        ('fast.edgelist', 'a b 10', 'fast'),
+        ('loop.edgelist', 'a a\na b', 'node a'),
+        (
+            'twice.gml', 'graph [ multigraph 1 node [ id 0 label "a" ] node [ id 1 label "b" ] '
+            'edge [ source 0 target 1 key 0 ] edge [ source 0 target 1 key 1 ] ]', 'parallel',
+        ),
+        ('empty.edgelist', '', 'empty'),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_network_is_refused_by_name(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        t.by_name(str(tmp_path / name))
 
 
 def test_the_known_optimum_of_a_bcube_is_a_schedule():
