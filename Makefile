@@ -102,6 +102,7 @@ test: $(TEST_READY)
 	$(RUN) -m pytest -q -n auto --dist loadfile -m 'not slow and not long and not network' $(ARGS)
 
 test-slow: $(TEST_READY)
+	XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1" \
 	$(RUN) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m 'slow and not long and not network' $(ARGS)
 
 test-long: $(TEST_READY)
