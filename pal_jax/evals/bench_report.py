@@ -161,12 +161,11 @@ def _summary(sets: Sequence[Set]) -> list[list[str]]:
 def _winner(data: Set, part: str) -> str:
     """The personal method with the largest gain of those that count, if it beats all that do not know the person."""
     gains = {name: gain for name in data.methods[1:] if (gain := _gain(data, name, part))}
-    blind = max([name for name in gains if name in NOBODY], key=lambda name: gains[name].mean, default=SHARED)
-    blind = blind if blind != SHARED and gains[blind].mean > 0 else SHARED
-    least = gains[blind].mean if blind != SHARED else 0.0
+    impersonal = {SHARED: 0.0} | {name: gain.mean for name, gain in gains.items() if name in NOBODY}
+    blind = max(impersonal, key=lambda name: impersonal[name])
     won = [
         name for name in gains
-        if name not in NOBODY and gains[name].mean > least
+        if name not in NOBODY and gains[name].mean > impersonal[blind]
         and _counts(gains[name], _gain(data, name, part, shuffled=True)) == 'yes'
     ]  # fmt: skip
     if not won:

@@ -91,8 +91,7 @@ def artefacts(chosen: Sequence[str], rejected: Sequence[str]) -> Finding:
     Pairs must be independent: no text may be in two of them.
     """
     longer = np.array([len(one) - len(other) for one, other in zip(chosen, rejected, strict=True)])
-    chance = np.where(longer == 0, 0.5, np.where(longer > 0, 1.0, 0.0))
-    by_length = np.where(longer == 0, 0.5, np.mean(chance))  # the longer text's chance to be chosen, by pair
+    by_length = np.where(longer == 0, 0.5, np.mean(hits(longer)))  # the longer text's chance to be chosen, by pair
     features: dict[str, list[list[float]]] = {}  # for both sides, of each pair the chance of the side that has it
     for i, sides in enumerate(zip(chosen, rejected, strict=True)):
         mine, other = map(_traces, sides)

@@ -18,17 +18,12 @@ from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.recipes.pal.interview import open_interview
 from tests import configs, people
-from tests.recipes.test_pal_kept import FEW, choices, finished
+from tests.recipes.test_pal_kept import FEW, finished, two_tastes
 
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-    """A run on a table whose two prototypes disagree: odd people like their tariffs dear."""
-    folder = tmp_path_factory.mktemp('interview')
-    data = choices(folder / 'choices.jsonl', [f'p{i}' for i in range(12)])
-    changes = {'data': str(data), 'baselines.majority': False, 'baselines.mixed_logit': False, 'updates': 40}
-    finished(configs.load('pal', **FEW | changes), folder / 'run')
-    return folder / 'run'
+    return two_tastes(tmp_path_factory.mktemp('interview'))
 
 
 @pytest.fixture(scope='module')

@@ -55,6 +55,14 @@ def choices(path, people):
     return path
 
 
+def two_tastes(folder):
+    """A finished run on a table whose two prototypes disagree: odd people like their tariffs dear."""
+    data = choices(folder / 'choices.jsonl', [f'p{i}' for i in range(12)])
+    changes = {'data': str(data), 'baselines.majority': False, 'baselines.mixed_logit': False, 'updates': 40}
+    finished(configs.load('pal', **FEW | changes), folder / 'run')
+    return folder / 'run'
+
+
 @pytest.fixture(scope='module')
 def on_table(tmp_path_factory):
     folder = tmp_path_factory.mktemp('table')

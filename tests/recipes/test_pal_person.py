@@ -16,17 +16,12 @@ from pal_jax.recipes.pal import person as pal_person
 from pal_jax.recipes.pal import reward as pal_reward
 from pal_jax.runtime import checkpoint
 from tests import configs
-from tests.recipes.test_pal_kept import FEW, choices, finished, on_texts, statements  # noqa: F401
+from tests.recipes.test_pal_kept import FEW, choices, finished, on_texts, statements, two_tastes  # noqa: F401
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """A run on a table whose two prototypes disagree: odd people like their tariffs dear."""
-    folder = tmp_path_factory.mktemp('person')
-    data = choices(folder / 'choices.jsonl', [f'p{i}' for i in range(12)])
-    changes = {'data': str(data), 'baselines.majority': False, 'baselines.mixed_logit': False, 'updates': 40}
-    finished(configs.load('pal', **FEW | changes), folder / 'run')
-    return pal_reward.open_pal(str(folder / 'run'))
+    return pal_reward.open_pal(str(two_tastes(tmp_path_factory.mktemp('person'))))
 
 
 def of_person(path, number, count=6):

@@ -82,12 +82,7 @@ def spread_trees(topology: Topology, rng: np.random.Generator, group: Group | No
     group = np.arange(count)[None] if group is None else group
     has = np.eye(count, dtype=bool)  # [server, chunk]
     parents = np.full((count, count), -1)
-    hops = sorted(topology.routes)
-    links = np.zeros((len(hops), len(topology.links)), bool)
-    for row, hop in enumerate(hops):
-        links[row, list(topology.routes[hop])] = True
-    src, dst = np.array(hops).T
-    row_of = {hop: row for row, hop in enumerate(hops)}
+    links, (src, dst) = topology.taken, np.array(topology.ends).T
     while not has.all():
         new = has.copy()
         free = np.ones(len(topology.links), bool)
@@ -105,7 +100,7 @@ def spread_trees(topology: Topology, rng: np.random.Generator, group: Group | No
                 start, end = int(symmetry[src[hop]]), int(symmetry[dst[hop]])
                 new[end, symmetry[chunk]] = True
                 parents[symmetry[chunk], end] = start
-                free &= ~links[row_of[start, end]]
+                free &= ~links[topology.number[start, end]]
         has = new
     return parents
 
@@ -127,9 +122,7 @@ def workloads(topology: Topology, parents: Parents) -> Workloads:
         else:
             needs[up[chunk, parent], i] = True
             needs[size + i, size + up[chunk, parent]] = True
-    links = np.zeros((2 * size, len(topology.links)), bool)
-    for i, send in enumerate(sends):
-        links[i, list(topology.routes[send.src, send.dst])] = True
+    links = topology.taken[[topology.number[send.src, send.dst] for send in sends]]
     depth, waiting = _ahead(needs)
     return Workloads(sends, links, needs, depth, waiting)
 

@@ -35,7 +35,7 @@ def gather(topology: Topology, rounds: int, seconds: float) -> Schedule | None:
     chunk once; it has a chunk before it sends it, so a chunk that comes in a round goes on from the next; a link
     carries one chunk a round.
     """
-    hops = sorted(topology.routes)
+    hops = topology.ends
     count, size = topology.servers, len(topology.routes)
     number = rounds * size * count
     place = np.arange(number).reshape(rounds, size, count)
@@ -52,8 +52,8 @@ def gather(topology: Topology, rounds: int, seconds: float) -> Schedule | None:
                 rows.append(_row(number, [place[t, hop, chunk]], earlier))
                 right.append(float(src[hop] == chunk))
         for link in range(len(topology.links)):
-            through = [hop for hop, ends in enumerate(hops) if link in topology.routes[ends]]
-            if through:
+            through = np.flatnonzero(topology.taken[:, link])
+            if through.size:
                 rows.append(_row(number, place[t, through].ravel()))
                 right.append(1.0)
     constraint: Any = LinearConstraint  # whose annotations know single numbers alone

@@ -51,20 +51,13 @@ class Wires:
     symmetric: bool = False
 
     @functools.cached_property
-    def hops(self) -> list[tuple[int, int]]:
-        return sorted(self.topology.routes)
-
-    @functools.cached_property
     def ends(self) -> Int[np.ndarray, '2 H']:
         """The sources and the destinations of hops."""
-        return np.array(self.hops).T
+        return np.array(self.topology.ends).T
 
     @functools.cached_property
     def links(self) -> Float[np.ndarray, 'H L']:
-        taken = np.zeros((len(self.hops), len(self.topology.links)), np.float32)
-        for number, hop in enumerate(self.hops):
-            taken[number, list(self.topology.routes[hop])] = 1.0
-        return taken
+        return self.topology.taken.astype(np.float32)
 
     @functools.cached_property
     def group(self) -> Int[np.ndarray, 'G N']:
@@ -94,11 +87,8 @@ class Wires:
 
     @functools.cached_property
     def number(self) -> Int[np.ndarray, 'N N']:
-        """The number of the hop between two servers; 0 too where there is none."""
-        table = np.zeros((self.servers, self.servers), int)
-        for number, hop in enumerate(self.hops):
-            table[hop] = number
-        return table
+        """The number of the hop between two servers; 0 too where there is none, which no valid candidate takes."""
+        return np.maximum(self.topology.number, 0)
 
     @functools.cached_property
     def distance(self) -> Int[np.ndarray, 'N N']:
@@ -280,7 +270,7 @@ class Sending:
         number = jnp.asarray(wires.number)
         hop = jnp.stack([number[jnp.broadcast_to(server, upward.shape), upward], number[upward, server]])
         todo = jnp.stack([~state.up, ~state.down]) & ~root[None]
-        load = jnp.zeros(len(wires.hops)).at[hop].add(todo.astype(jnp.float32)) @ jnp.asarray(wires.links)  # by link
+        load = jnp.zeros(len(wires.links)).at[hop].add(todo.astype(jnp.float32)) @ jnp.asarray(wires.links)  # by link
         pressure = jnp.max(jnp.asarray(wires.links) * load[None], axis=1)  # of the fullest link of a hop
         pressure = pressure / jnp.maximum(jnp.max(load), 1.0)
         deepest = jnp.max(state.depth, axis=1, keepdims=True)

@@ -69,14 +69,11 @@ def free_group(topology: Topology, seed: int = 0) -> Int[np.ndarray, 'G N']:
 
 
 def _hops(topology: Topology) -> _Hops:
-    hops = sorted(topology.routes)
+    ends, takes = np.array(topology.ends).T, topology.taken.astype(np.float32)
     # A kind is the distance in hops times more than any hop has links, plus the number of links.
-    kind, number = topology.hops() * len(topology.links), np.full((topology.servers,) * 2, -1)
-    takes = np.zeros((len(hops), len(topology.links)), np.float32)
-    for i, (hop, route) in enumerate((hop, topology.routes[hop]) for hop in hops):
-        number[hop], takes[i, list(route)] = i, 1.0
-        kind[hop] += len(route)
-    return _Hops(kind, number, np.array(hops).T, takes @ takes.T > 0)
+    kind = topology.hops() * len(topology.links)
+    kind[ends[0], ends[1]] += topology.taken.sum(axis=1)
+    return _Hops(kind, topology.number, ends, takes @ takes.T > 0)
 
 
 def _draw(hops: _Hops, rng: np.random.Generator) -> Symmetry:

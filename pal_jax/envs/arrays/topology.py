@@ -78,6 +78,27 @@ class Topology:
         return routes
 
     @functools.cached_property
+    def ends(self) -> list[tuple[int, int]]:
+        """The source and the destination of every hop; their places are the numbers of the hops."""
+        return sorted(self.routes)
+
+    @functools.cached_property
+    def number(self) -> Int[np.ndarray, 'N N']:
+        """The number of the hop between two servers; -1 where there is none."""
+        table = np.full((self.servers, self.servers), -1)
+        for number, hop in enumerate(self.ends):
+            table[hop] = number
+        return table
+
+    @functools.cached_property
+    def taken(self) -> Bool[np.ndarray, 'H L']:
+        """The links that each hop takes."""
+        table = np.zeros((len(self.ends), len(self.links)), bool)
+        for number, hop in enumerate(self.ends):
+            table[number, list(self.routes[hop])] = True
+        return table
+
+    @functools.cached_property
     def neighbours(self) -> list[list[int]]:
         """The servers that are a hop away, by server."""
         return [[v for v in range(self.servers) if (u, v) in self.routes] for u in range(self.servers)]
