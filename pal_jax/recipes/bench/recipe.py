@@ -1,11 +1,9 @@
 """The audited bench of personalised rewards: all methods on the same people, splits and pairs, and what could be wrong.
 
-For each data set:
-
-1. a step that audits it by the leakage tests T1 to T12, and tests the shortcuts that anybody could take;
-2. a step that trains PAL, the shared model and PAL's other models, as `configs/pal.py` does;
-3. for each further method of `methods.py` and each of the same splits, a step that chooses the method's option on
-   validation people and fits it.
+1. A step for each data set audits it by the leakage tests T1 to T12, and tests the shortcuts that anybody could take.
+2. A step for each data set trains PAL, the shared model and PAL's other models, as `configs/pal.py` does.
+3. A step for each further method of `methods.py` and each of the same splits chooses the method's option on validation
+   people and fits it.
 
 Each step writes its records to a file, so a run that was stopped does no finished step again. The report has the audit
 at its head, and a data set that fails a test is marked in every table made from it.
@@ -47,7 +45,7 @@ PROMPTS_MATTER = (
     'prism', 'tldr', 'choices', 'multipref', 'community', 'tldr_workers', 'personalllm', 'vpl', 'uf_p',
 )  # fmt: skip
 NEVER_GIVEN = 'texts of your own or of shared sets (--config.texts)'
-FIRST = 'audit', 'pal'  # the parts of every data set, before the methods
+FIRST = 'audit', 'pal'  # a step of each data set, before the methods
 
 
 class Part(NamedTuple):
@@ -176,11 +174,10 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         mixed_logit.require()
     for section in (settings.pal, settings.pal_text):
         pal_recipe.check(section, sharding.batch_ways(ctx.mesh))
-    parts = []
+    parts = [Part(data_name, name) for name in FIRST for data_name in data]
     for data_name in data:
         is_table = data_name in settings.tables
         section = (settings.pal if is_table else settings.pal_text).split
-        parts += [Part(data_name, name) for name in FIRST]
         parts += [
             Part(data_name, name, split)
             for name in names
@@ -188,7 +185,9 @@ def make(settings: Settings, ctx: Context) -> Recipe:
             for split in range(section.seeds * (1 + section.control))
         ]
     work = Bench(settings, ctx, parts, frozenset(settings.texts))
-    return piecework.make(ctx, len(parts), work.work, 'bench', work.finish, ('failed_data_sets', 'new_gain_pal'))
+    phases = {'audits': len(data), 'PAL': len(data), 'further methods': len(parts) - 2 * len(data)}
+    shown = 'failed_data_sets', 'new_gain_pal'
+    return piecework.make(ctx, len(parts), work.work, 'bench', work.finish, shown, phases=phases)
 
 
 def check_data(settings: Settings) -> None:
