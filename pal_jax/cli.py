@@ -66,8 +66,8 @@ class Fault(Exception):
 def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True) -> None:
     """Parse the command line and call `main`, whose result is the exit status.
 
-    A `Fault` becomes one line on stderr and an exit status, and so does a Ctrl-C that `main` does not take. Where several
-    processes train together, a fault of one process ends them all. `usage` is the text of --help.
+    A `Fault` becomes one line on stderr and an exit status, and so does a Ctrl-C that `main` does not take. Where
+    several processes train together, a fault of one process ends them all. `usage` is the text of --help.
     """
     argv = sys.argv
     interrupts.raise_again()
