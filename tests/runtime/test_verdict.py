@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pal_jax.runtime.verdict import error_of, judge, told
@@ -70,6 +71,13 @@ def test_a_loss_is_judged_by_its_steps_and_by_what_was_held_out():
         assert found and found.answer == answer and f'{held:.3f}' in found.sentence
     found = judge(falling[:4], [])
     assert found and found.answer == 'Too little to tell'
+
+
+def test_a_noisy_loss_that_falls_fast_at_first_has_been_learnt_and_a_flat_one_has_not():
+    noise = 0.2 * np.random.default_rng(0).normal(size=40)
+    for fall, answer in ((1.5, 'Yes'), (0.0, 'Not beyond noise')):
+        found = judge(steps((2.0 + fall * np.exp(-np.arange(40) / 4) + noise).tolist(), 'loss', 'sft'), [])
+        assert found and found.answer == answer
 
 
 def test_methods_that_compare_in_one_evaluation():
