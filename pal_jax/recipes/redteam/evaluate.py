@@ -159,7 +159,9 @@ class CrossPlay:
                     record |= figures.safety_gain(cells, self.systems[0].name, self.defenders)
                 exhibits += figures.make_exhibits(cells, kinds, diversity if not before else {}, name)
         record |= {f'{name}_{key}': value for name, parts in diversity.items() for key, value in parts.items()}
-        games = [game for part in records[:count] for game in part['games']]
+        # A report puts the first policy beside the last one: the start beside one that has learnt to defend.
+        ordered = sorted(records[:count], key=lambda part: part['system'] in self.defenders)
+        games = [game for part in ordered for game in part['games']]
         return Evaluation(record, games, exhibits)
 
     def cell(self, judge: Judge, requests: Sequence[str | None], answers: Sequence[str | None]) -> Cell:
