@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import personal_behaviour as behaviour
 from benchmarks import personal_policies as bench
+from pal_jax.models import lora
 
 TEXTS = [
     'No.', 'yes and no and yes and no and yes and no and yes and no', 'Why? Who? How?', 'Thanks! Sure, I hope so!',
@@ -112,23 +113,34 @@ def test_of_planted_policies_the_oracle_makes_the_best_soup(monkeypatch, capsys,
     assert record['tau']['soup utility']['rewards'] == 4 and record['tau']['PPO utility']['people'] == 3
 
 
+def test_a_soup_of_one_policy_is_that_policy_and_no_soup_the_base():
+    models, asked, texts = bench.make_models('random:tiny', SIZES, 0), ['Hi?', 'Why?'], ['a', 'longer', 'yes', 'no!']
+    first, _ = lora.split(lora.attach(models.base, rank=2, alpha=4.0, targets='all-linear', key=jax.random.key(0)))
+    policies = [jax.tree.map(lambda x: x + 0.1, first), jax.tree.map(np.zeros_like, first)]
+    read = [models.logprobs(policies[::way], mixture, asked, texts)
+            for way, mixture in ((1, (1.0, 0.0)), (-1, (0.0, 1.0)), (1, (0.0, 1.0)), (1, None))]  # fmt: skip
+    (trained, lengths), (alone, _), (nothing, _), (base, _) = read
+    assert trained.shape == (4,) and lengths.tolist() == [1, 6, 3, 3]
+    np.testing.assert_array_equal(trained, alone)
+    np.testing.assert_array_equal(nothing, base)
+    assert np.abs(trained - base).min() > 1e-4
+
+
 @pytest.mark.slow
 def test_a_tiny_model_goes_all_the_way(monkeypatch, capsys, prompts):
     monkeypatch.setattr(bench, 'QUICK', SIZES._replace(poles=('length', 'warmth')))
     monkeypatch.setattr(behaviour, 'learn', lambda name, train, known, seed: Guess(len(name)))
-    bench.main([f'--prompts={prompts}', '--quick', '--source=random:tiny', '--methods=', '--ppo-methods=shared'])
+    made = []
+
+    def make(*args):
+        made.append(bench.make_models(*args))
+        return made[0]
+
+    bench.main([f'--prompts={prompts}', '--quick', '--source=random:tiny', '--methods=', '--ppo-methods=shared'], make)
     rows, record = figures_of(capsys.readouterr().out)
     assert rows['shared'][4] is not None and record['sizes']['rank'] == 2
-
-
-def test_a_soup_of_one_policy_is_that_policy_and_no_soup_the_base(prompts):
-    models, asked, texts = bench.make_models('random:tiny', SIZES, 0), ['Hi?', 'Why?'], ['a', 'longer', 'yes', 'no!']
-    policies = [models.train(lambda readings, replies: np.arange(4.0).reshape(2, 2), asked, lambda i, figures: None)]
-    policies.append(jax.tree.map(np.zeros_like, policies[0]))
-    trained, alone, base = (models.logprobs(*case, asked, texts)[0] for case in (
-        (policies, (1.0, 0.0)), (policies[::-1], (0.0, 1.0)), (policies, None)))  # fmt: skip
-    np.testing.assert_array_equal(trained, alone)
-    np.testing.assert_allclose(models.logprobs(policies, (0.0, 1.0), asked, texts)[0], base, atol=1e-6)
-    assert np.abs(trained - base).max() > 1e-4
-    one, other, plain, again = models.answers(policies, [(1.0, 0.0), (0.0, 1.0), None, (1.0, 0.0)], asked, 2)
-    assert one == again and other == plain and len(one) == 4
+    moved = made[0].train(lambda readings, replies: np.arange(4.0).reshape(2, 2), ['Hi?', 'Why?'], lambda i, step: None)
+    policies = [moved, jax.tree.map(np.zeros_like, moved)]
+    mixtures = [(1.0, 0.0), (0.0, 1.0), None, (1.0, 0.0)]
+    one, nothing, plain, again = made[0].answers(policies, mixtures, ['Hi?', 'Why?'], 2)
+    assert one == again and nothing == plain and len(one) == 4  # all by the same random numbers
