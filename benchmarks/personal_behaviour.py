@@ -122,14 +122,17 @@ def counts(texts: Sequence[str]) -> np.ndarray:
         words = re.findall(r'\w+', text)
         long = sum(len(word) > 7 for word in words) / max(len(words), 1)
         lists = len(re.findall(r'^\s*(?:[-*•]|\d+\.)', text, re.MULTILINE))
-        rows.append([np.log1p(len(text)), text.count('?'), len(WARM.findall(text)), long, lists])
-    return np.array(rows, float)
+        rows.append([len(text), text.count('?'), len(WARM.findall(text)), lists, long])
+    *numbers, long = np.array(rows, float).T
+    length, questions, warmth, lists = np.log1p(numbers)  # one more of them counts less and less
+    return np.stack([length, questions, warmth, long, lists], axis=1)
 
 
 def make_reader(texts: Sequence[str], table: np.ndarray) -> Reader:
     """The scales and axes of these replies, by their states `[n, H]`."""
     raw, axes = counts(texts), states.frame(table, min(WIDTH, table.shape[1]))
-    reader = Reader(raw.mean(axis=0), np.maximum(raw.std(axis=0), 1e-9), axes, np.zeros(axes.basis.shape[1]))
+    std = np.where(raw.std(axis=0) > 1e-9, raw.std(axis=0), 1.0)  # an attribute that no reply has is in its own unit
+    reader = Reader(raw.mean(axis=0), std, axes, np.zeros(axes.basis.shape[1]))
     return reader._replace(way=direction(states.in_frame(table, axes), reader.attributes(texts)[:, -1]))
 
 

@@ -13,11 +13,10 @@ Made-up people choose between replies of the embedded model, and the methods of 
   PPO      for a few new people and rewards, short PPO paid by the person's reward itself
 
 Each policy answers held-out prompts. The table has, as means over people ± errors, the reward's accuracy on held-out
-choices; the person's true utility of the policy's replies (0 and 1: mean and deviation of the base's replies); and
-policy accuracy, the share of the held-out choices whose preferred reply the policy finds likelier (`implicit`: by its
-log-probability less the base's). Rows without a reward are the base and the uniform soup; `oracle` is paid and weighted
-by the true utility, `shuffled` by the reward of shuffled people. The last line has Kendall's tau-b over rewards between
-reward accuracy and each other figure, with a 95 % bootstrap over people and its p by permuting rewards.
+choices, the true utility of the policy's replies in deviations of the base's, and policy accuracy: the share of the
+held-out choices whose preferred reply the policy finds likelier (`implicit`: by log-probabilities less the base's). The
+base and the uniform soup have no reward; the oracle's is the true utility. The last line has Kendall's tau-b over
+rewards between their accuracy and each other figure, with its bootstrap over people and its p by permuting rewards.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ LEARNERS = 'shared', 'lore', 'pref', 'mrm', 'gpo', 'shuffled', 'oracle'  # rewar
 FEW = 'shared', 'lore', 'oracle'  # the same with --quick
 UNPAID = 'base', 'uniform'  # policies that no reward made
 SCORED = 2  # replies of a policy to each learning prompt, by which soups are weighed
-ROW_TOKENS, SLOTS = 320, 128  # the tokens of a row of a batch, and the replies decoded at once
+ROW_TOKENS, SLOTS = 320, 64  # the tokens of a row of a batch, and the most replies decoded at once
 FIGURES = ('reward accuracy', 'soup utility', 'soup policy accuracy', 'soup implicit', 'PPO utility',
            'PPO policy accuracy', 'PPO implicit')  # fmt: skip
 
@@ -82,15 +81,15 @@ class Sizes(NamedTuple):
     learning: int = 24  # prompts that rewards and policies learn from
     held: int = 8  # prompts held out
     replies: int = 6  # replies of the base to each
-    tokens: int = 40  # of a reply
+    tokens: int = 32  # of a reply
     seen: int = 40  # people that methods learn from
-    new: int = 10  # people that soups are made for
+    new: int = 8  # people that soups are made for
     paid: int = 2  # the first of them, by whose rewards PPO pays
     poles: tuple[str, ...] = POLES  # attributes that have a policy
-    steps: int = 6  # of PPO
-    batch: int = 8
-    samples: int = 6
-    answers: int = 4  # of a policy to each held-out prompt
+    steps: int = 4  # of PPO
+    batch: int = 6
+    samples: int = 4
+    answers: int = 3  # of a policy to each held-out prompt
     rank: int = 16  # of adapters
     lr: float = 1e-3
 
@@ -109,6 +108,7 @@ class Models:
     policy: Policy
     ctx: Context
     sampler: PolicySampler
+    soups: Any  # the decoder of soups, which answer many prompts at once
     steps: int
     seed: int
 
@@ -144,10 +144,9 @@ class Models:
         seeds = np.random.SeedSequence([self.seed, 2]).generate_state(len(asked), np.uint64).tolist()
         requests = [Request(prompt, self.sampler.sampling, seed, mixture)
                     for mixture in mixtures for prompt, seed in zip(asked, seeds, strict=True)]  # fmt: skip
-        decoder: Any = self.sampler.decoder
-        decoder.load(soups.stack(self.base, policies))
-        texts = [completion.text.strip() or '-' for completion in decoder(requests)]
-        decoder.release()
+        self.soups.load(soups.stack(self.base, policies))
+        texts = [completion.text.strip() or '-' for completion in self.soups(requests)]
+        self.soups.release()
         return [texts[k : k + len(asked)] for k in range(0, len(texts), len(asked))]
 
     def logprobs(
@@ -187,6 +186,7 @@ def make_models(source: str, sizes: Sizes, seed: int) -> Models:
     )  # fmt: skip
     decoder = make_decoder(DecodeSettings(slots=SLOTS), policy, ctx, sizes.batch * sizes.samples)
     sampler = PolicySampler(decoder, policy.tokenizer, sampling)
+    together = make_decoder(DecodeSettings(slots=SLOTS), policy, ctx)
     pack = functools.partial(
         pack_rollouts, n=sizes.samples, actions=round_up(sizes.tokens, 8), mesh=ctx.mesh, row_tokens=ROW_TOKENS
     )
@@ -195,7 +195,7 @@ def make_models(source: str, sizes: Sizes, seed: int) -> Models:
         sample=sampler, score=lambda readings, replies: np.zeros(0), judge=None, pack=pack,
         train=(), test=(), wanted=[()], batch_size=sizes.batch, n=sizes.samples, seed=seed,
     )  # fmt: skip
-    return Models(rl, policy, ctx, sampler, sizes.steps, seed)
+    return Models(rl, policy, ctx, sampler, together, sizes.steps, seed)
 
 
 # --- rewards ----------------------------------------------------------------------------------------------------------
@@ -267,10 +267,7 @@ class Rows:
         return behaviour.as_markdown(head, rows)
 
     def tau(self) -> dict[str, dict[str, Any]]:
-        """The agreement over rewards, without the oracle, of reward accuracy with each other figure.
-
-        A bootstrap over one person says nothing, so it is None.
-        """
+        """The agreement over rewards, without the oracle, of their accuracy with each other figure."""
         result = {}
         for figure in FIGURES[1:]:
             rows = [row for name, row in self.values.items() if name not in ('oracle', *UNPAID) and figure in row]
@@ -278,7 +275,7 @@ class Rows:
                 continue
             behaved = np.array([row[figure] for row in rows]).T
             agreed = agreement(np.array([row[FIGURES[0]] for row in rows]).T[: len(behaved)], behaved)
-            alone = () if len(behaved) > 1 else ('low', 'high', 'mean')
+            alone = () if len(behaved) > 1 else ('low', 'high', 'mean')  # one person allows no bootstrap
             values = {key: None if key in alone or value != value else value for key, value in agreed._asdict().items()}
             result[figure] = {'rewards': len(rows), 'people': len(behaved), **values}
         return result
@@ -353,7 +350,8 @@ class Run:
     def weigh(self, policies: Sequence[Any]) -> dict[str, np.ndarray]:
         """The weights `[people, K]` of the policies by each reward, from replies to learning prompts."""
         K, count = len(policies), len(self.rewards.people.new)
-        answers = self.models.answers(policies, [one_hot(k, K) for k in range(K)], self.learning, SCORED)
+        self.watch.begin('policies answer learning prompts, and rewards weigh them')
+        answers = self.models.answers(policies, list(map(tuple, np.eye(K).tolist())), self.learning, SCORED)
         texts = [text for by_policy in answers for text in by_policy]
         asked = [prompt for _ in range(K) for prompt in self.learning for _ in range(SCORED)]
         marks = self.rewards.reader.attributes(texts).reshape(K, -1, len(POLES))
@@ -391,7 +389,7 @@ class Run:
 
     def ppo(self, held: Held, policies: Sequence[Any], names: Sequence[str]) -> None:
         """Short PPO by the rewards of a few new people."""
-        shared: Measured | None = None
+        shared, alone = None, (1.0, *[0.0] * (len(policies) - 1))
         for person, theta in enumerate(self.rewards.people.new[: self.sizes.paid]):
             for name in names:
                 result = shared if name == 'shared' else None  # which all people share
@@ -399,7 +397,7 @@ class Run:
                     tell = self._tell(f'PPO of person {person + 1} by {name}')
                     policy = self.models.train(self.rewards.score(name, person), self.learning, tell)
                     # In the place of the first policy, with all the weight, so that no other program is compiled.
-                    (result,) = self.measured(held, [policy, *policies[1:]], [one_hot(0, len(policies))])
+                    (result,) = self.measured(held, [policy, *policies[1:]], [alone])
                 shared = result if name == 'shared' else shared
                 self.rows.add(name, FIGURES[4:], result.figures(held, theta, person))
             self.tell_person(person, FIGURES[4], names)
@@ -413,10 +411,6 @@ class Run:
             self.watch.stepped(f'{text}, step {i + 1}/{self.sizes.steps}: reward {metrics.get("reward", 0.0):.2f}')
 
         return tell
-
-
-def one_hot(k: int, K: int) -> tuple[float, ...]:
-    return tuple(float(i == k) for i in range(K))
 
 
 # --- from the command line --------------------------------------------------------------------------------------------
@@ -486,6 +480,7 @@ def main(argv: Sequence[str] | None = None, make: Callable[[str, Sizes, int], Mo
     prompts = [text.strip() for text in behaviour.read_prompts(args.prompts, sizes.learning + sizes.held)]
     trainings = sum(1 if name == 'shared' else sizes.paid for name in learners) if sizes.paid else 0
     watch = Watch({'poles': len(sizes.poles) * sizes.steps, 'soups': sizes.new, 'PPO': trainings * sizes.steps})
+    watch.begin(f'{args.source} is opened')
     models = make(args.source, sizes, args.seed)
     rewards, rows, hold = prepared(models, prompts, names, sizes, args.seed, watch)
     run = Run(models, rewards, sizes, prompts[: sizes.learning], rows, watch)
