@@ -95,7 +95,7 @@ class Sizes(NamedTuple):
 
 
 QUICK = Sizes(
-    learning=12, held=4, replies=4, tokens=24, seen=20, new=4, paid=1, poles=('length', 'warmth', 'formality'),
+    learning=12, held=4, replies=6, tokens=24, seen=20, new=4, paid=1, poles=('length', 'warmth', 'formality'),
     steps=3, batch=4, samples=4, answers=2,
 )  # fmt: skip
 
