@@ -1,4 +1,4 @@
-"""People who each hold one persona, as a file of pairs for PAL: the persona figures of docs/methods/pal.md.
+"""People who each hold one persona, as a file of pairs for PAL: the persona figures of docs/evidence/pal.md.
 
   python -m benchmarks.pal_persona --source=../shared/data/anthropic_persona/persona.jsonl --output=runs/persona.jsonl
 

@@ -1,4 +1,4 @@
-"""PAL on people whose prototypes are known: the table of docs/methods/pal.md.
+"""PAL on people whose prototypes are known: the table of docs/evidence/pal.md.
 
   python -m benchmarks.pal_synthetic                     # the whole table
   python -m benchmarks.pal_synthetic --seeds=5 --dims=16 --projectors=linear

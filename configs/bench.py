@@ -25,7 +25,9 @@ from pal_jax.recipes import bench, pal
 def get_config(variant: str = '') -> ConfigDict:
     variant = p.parse_variant(variant, 'quick', 'smoke')
     run_of_pal = runpy.run_path(str(Path(__file__).with_name('pal.py')))['get_config']
-    table, text = (parse(pal.Settings, run_of_pal(name)) for name in ('', 'text'))
+    tables, texts = run_of_pal(''), run_of_pal('text')
+    texts.text.pairs = 40  # of a person's votes, as of a person's ratings: errors are over people, not over pairs
+    table, text = (parse(pal.Settings, section) for section in (tables, texts))
     # A checkpoint after each part, so that a run that was killed does no finished part again.
     every = CheckpointSettings(every=1)
     config = p.to_config(
@@ -37,7 +39,6 @@ def get_config(variant: str = '') -> ConfigDict:
 def quick(config: Any) -> ConfigDict:
     for section in (config.pal, config.pal_text):
         section.update(total_steps=8, prototypes=(1, 2, 4), split=dict(seeds=3), new=dict(counts=(0, 5, 20)))
-    config.pal_text.text.pairs = 40  # of a person's votes
     return config
 
 

@@ -8,7 +8,7 @@
 
 Options:
   --source=orbax:FOLDER   a finished run of configs/pal.py
-  --choices=FILE          one person's choices, in the format the run learnt from (docs/methods/pal.md)
+  --choices=FILE          one person's choices, in the format the run learnt from (docs/howto/choices.md)
   --output=FILE           where the person is written, as a line of JSON; a file that exists is refused
   --ask=FILE              pairs that nobody has answered, in the same format without user and choice: left_<attribute>
                           and right_<attribute>, or JSON lines of left and right

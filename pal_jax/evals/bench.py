@@ -1,8 +1,8 @@
-"""The protocol of the bench: one method (`learners/personal.py`) on all splits of one data set.
+"""The protocol of the bench: one method (`learners/personal.py`) on a split of a data set.
 
-    rows = run(method, data, trials, counts)
+    rows = run(method, task, counts)        # task, ... = make_tasks(data, trials)
 
-A row is the `Judged` of one part of one split as JSON, with the keys
+A row is the `Judged` of one part of the split as JSON, with the keys
 
     part     seen (people's new choices), new (people), asked (new people who answer the method's own questions), or
              strangers (new people by known choices that were shuffled among them, under the true model)
@@ -85,21 +85,19 @@ def after(task: Task, count: int, rank: np.ndarray | None = None) -> Choices:
     return task.known._replace(weight=task.known.weight * counted)
 
 
-def run(method: Method, tasks: Sequence[Task], counts: Sequence[int]) -> list[Row]:
-    """The rows of a method on all splits, after one row with its sizes, options and checks."""
-    rows, about, options = [], {}, []
-    for task in tasks:
-        option = choose(method, task)
-        options.append(dict(option))
-        fitted = method.fit(task.train, task.trial.seed, **option)
-        margins = method.margins(fitted, None, task.test)
-        rows.append(row(task, 'seen', -1, margins))
-        for count in counts:
-            rows.append(row(task, 'new', count, method.margins(fitted, after(task, count), task.asked)))
-        if not about:
-            about = _about(method, fitted, task, margins)
-        if task.trial.shuffled or not method.personal:
-            continue
+def run(method: Method, task: Task, counts: Sequence[int], *, measured: bool = True) -> list[Row]:
+    """The rows of a method on a split, after one row `about` with its option; if `measured`, also with its sizes, its
+    time and its asymmetry, for which one split of a data set is enough."""
+    # 1. Choose the option on people who are left out, and fit all seen people with it.
+    option = choose(method, task)
+    fitted = method.fit(task.train, task.trial.seed, **option)
+    # 2. Seen people's new choices, and new people by the number of their known choices.
+    margins = method.margins(fitted, None, task.test)
+    rows = [row(task, 'seen', -1, margins)]
+    for count in counts:
+        rows.append(row(task, 'new', count, method.margins(fitted, after(task, count), task.asked)))
+    # 3. Where people are the true ones: known choices of strangers, and the answers to the method's own questions.
+    if method.personal and not task.trial.shuffled:
         strangers = method.margins(fitted, shuffled_known(task), task.asked)
         rows.append(row(task, 'strangers', counts[-1], strangers))
         if method.ask:
@@ -109,7 +107,8 @@ def run(method: Method, tasks: Sequence[Task], counts: Sequence[int]) -> list[Ro
             for count in counts:
                 known = after(task, count, rank)
                 rows.append(row(task, 'asked', count, method.margins(fitted, known, task.asked)))
-    return [{'about': about | {'options': options, 'looks': len(rows)}}, *rows]
+    about = _about(method, fitted, task, margins) if measured else {}
+    return [{'about': about | {'option': dict(option), 'looks': len(rows)}}, *rows]
 
 
 def in_order(task: Task, asked: np.ndarray, most: int) -> np.ndarray:

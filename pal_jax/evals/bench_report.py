@@ -81,12 +81,19 @@ def by_set(records: Sequence[Mapping[str, Any]]) -> list[Set]:
         elif 'unfit' in record:
             unfit[record['method']] = record['unfit']
         elif 'about' in record:
-            about[record['method']] = record['about']
+            about[record['method']] = _joined(about.get(record['method'], {}), record['about'])
         else:
             key = record['method'], record['part'], record['known'], record['shuffled']
             rows[key] = [*rows.get(key, ()), protocol.from_json(record)]
+        # A method that could not be fitted on one split is compared on none.
+        rows = {key: value for key, value in rows.items() if key[0] not in unfit}
         sets[record['data']] = Set(data.name, findings, rows, about, unfit)
     return list(sets.values())
+
+
+def _joined(before: Mapping[str, Any], split: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's `about` after one more split: sizes are those of the first split, looks add up."""
+    return {**split, **before, 'looks': before.get('looks', 0) + split['looks']}
 
 
 def make_record(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pal_jax.feedback.profiles import split_fact
 from pal_jax.models import bert
 from pal_jax.types import ProfileMatcher
 
-THRESHOLD = 0.65  # see docs/methods/rlpa.md for its precision and recall
+THRESHOLD = 0.65  # see docs/evidence/rlpa.md for its precision and recall
 SAME_SLOT = 0.8  # the threshold between values of one slot
 # Sentences at once; a step in tokens of their padding; tokens of a sentence at most.
 _BATCH, _MULTIPLE, _LONGEST = 64, 16, 128

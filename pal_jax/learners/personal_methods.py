@@ -28,7 +28,7 @@ from pal_jax.models.set_transformer import SetTransformer
 from pal_jax.objectives.people import Pull, probit
 from pal_jax.runtime import devices
 
-BATCH = 4096  # pairs of an update; all of them where there are no more
+BATCH = 1024  # pairs of an update; all of them where there are no more
 OF_ONE = 32  # the most pairs of a person in a batch of people
 PROGRAM = 50  # updates of one compiled program, at most
 BYTES = 128e6  # of the items of a program's batches, at most
@@ -167,11 +167,11 @@ def maxmin_margins(fitted: Fitted, known: Choices | None, asked: Choices) -> np.
 
 def fit_gpo(
     train: Choices, seed: int, *, width: int = 32, layers: int = 2, steps: int = 600, lr: float = 1e-3,
-    decay: float = 0.1, people: int = 32,
+    decay: float = 0.1, people: int = 32, targets: int = 8,
 ) -> Fitted:  # fmt: skip
     """GPO: a transformer reads a person's choices and foretells others; nothing of a person is fitted."""
     net = SetTransformer(width_of(train) + 1, width=width, maps=2, layers=layers, heads=2, hidden=width)
-    learner = InContextLearner(net, people=people, lr=lr, decay=decay, steps=steps)
+    learner = InContextLearner(net, people=people, targets=targets, lr=lr, decay=decay, steps=steps)
     index, exists = by_person(train)
     scale = scale_of(train.difference[train.weight > 0])
     key, start = jax.random.split(jax.random.key(seed))

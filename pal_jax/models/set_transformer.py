@@ -66,15 +66,10 @@ def init(key: PRNGKeyArray, net: SetTransformer) -> Params:
     }
 
 
-def visible(exists: Bool[Array, 'B N'], targets: int) -> Bool[Array, 'B T']:
-    """The places that everybody sees: those of the context that exist, and no target."""
-    return jnp.concatenate([exists, jnp.zeros((exists.shape[0], targets), bool)], axis=1)
-
-
 def attend(
-    q: Float[Array, 'B T Y D'], k: Float[Array, 'B T Y D'], v: Float[Array, 'B T Y D'], seen: Bool[Array, 'B T']
+    q: Float[Array, 'B T Y D'], k: Float[Array, 'B N Y D'], v: Float[Array, 'B N Y D'], seen: Bool[Array, 'B N']
 ) -> Float[Array, 'B T Y D']:
-    """Attention of `Y` heads to the places that are seen; 0 where there are none."""
+    """Attention of `Y` heads from `T` places to those of `N` places that are seen; 0 where there are none."""
     scores = jnp.einsum('bqyd,bkyd->byqk', q, k) * q.shape[-1] ** -0.5
     mask = jnp.broadcast_to(seen[:, None, None], scores.shape)
     weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1, where=mask)
@@ -92,15 +87,17 @@ def apply(
 ) -> Float[Array, 'B M O']:
     """The outputs of targets given the context; places that do not exist change nothing."""
     tokens = jnp.concatenate([jnp.where(exists[..., None], context, 0.0), targets], axis=1)
-    seen, h = visible(exists, targets.shape[1]), tokens
+    size, h = exists.shape[1], tokens
     for i, layer in enumerate(params['embed']):
         h = _dense(layer, jax.nn.relu(h) if i else h)
     for layer in params['layers']:
-        q, k, v = (_dense(layer[name], h).reshape(*h.shape[:2], net.heads, -1) for name in ('query', 'key', 'value'))
-        h = _norm(layer['first'], h + _dense(layer['out'], attend(q, k, v, seen).reshape(h.shape)))
+        # Nobody sees a target, so keys and values are those of the context.
+        sides = (('query', h), ('key', h[:, :size]), ('value', h[:, :size]))
+        q, k, v = (_dense(layer[name], x).reshape(*x.shape[:2], net.heads, -1) for name, x in sides)
+        h = _norm(layer['first'], h + _dense(layer['out'], attend(q, k, v, exists).reshape(h.shape)))
         h = _norm(layer['second'], h + _dense(layer['down'], jax.nn.relu(_dense(layer['up'], h))))
     first, last = params['head']
-    return _dense(last, jax.nn.relu(_dense(first, h[:, exists.shape[1] :])))
+    return _dense(last, jax.nn.relu(_dense(first, h[:, size:])))
 
 
 def _dense(layer: Params, x: Array) -> Array:

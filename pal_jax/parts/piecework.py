@@ -57,10 +57,15 @@ class Piecework:
 def make(
     ctx: Context, steps: int, work: Work, name: str, finish: Callable[[Records], Evaluation],
     shown: Sequence[str] = ('rows',), resume: Callable[[Host], Host] = lambda host: host,
+    phases: Mapping[str, int] | None = None,
 ) -> Piecework:  # fmt: skip
-    """A recipe of `steps` parts in the run's folder, whose one evaluation comes after the last part."""
+    """A recipe of `steps` parts in the run's folder, whose one evaluation comes after the last part.
+
+    `phases` has the numbers of parts that take about as long, in their order, by which the time left is forecast.
+    """
     abstract = {'parts': jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(ctx.mesh))}
-    plan = Plan(steps, abstract, lambda i: 'final' if i == steps else None, shown=shown, resume=resume)
+    stage = {steps: 'final'}.get
+    plan = Plan(steps, abstract, stage, shown=shown, resume=resume, phases=phases or {})
     return Piecework(plan, ctx.workdir / 'parts', name, work, finish)
 
 

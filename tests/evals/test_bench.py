@@ -56,6 +56,11 @@ def margins(fitted, known, asked):
     return np.sum(asked.difference * w[asked.users], axis=1)
 
 
+def rows_of(method, tasks, counts):
+    """The rows of a method on all splits, of which the first is measured."""
+    return [row for r, task in enumerate(tasks) for row in bench.run(method, task, counts, measured=not r)]
+
+
 def figures_of(rows, part, known, shuffled=False):
     chosen = [
         row for row in rows if (row.get('part'), row.get('known'), row.get('shuffled')) == (part, known, shuffled)
@@ -64,17 +69,19 @@ def figures_of(rows, part, known, shuffled=False):
 
 
 def test_a_personal_method_gains_and_shuffled_people_do_not(tasks):
-    rows = bench.run(Method(fit, margins), tasks, COUNTS)
+    rows = rows_of(Method(fit, margins), tasks, COUNTS)
     assert figures_of(rows, 'seen', -1).people > 0.85
     assert figures_of(rows, 'seen', -1, shuffled=True).people < 0.7
     none, some, everything = (figures_of(rows, 'new', count).people for count in COUNTS)
     assert none < 0.7 < some < everything + 0.02
     assert everything > 0.85
     assert figures_of(rows, 'strangers', COUNTS[-1]).people < everything - 0.1
-    about = rows[0]['about']
+    first, *others = [row['about'] for row in rows if 'about' in row]
+    assert [sorted(about) for about in others] == [['looks', 'option']] * (len(tasks) - 1)
+    about = bench_report.by_set([{'data': 'toys', 'method': 'own', **row} for row in rows])[0].about['own']
     assert (about['shared_parameters'], about['parameters_a_person'], about['asymmetry']) == (2, 2, pytest.approx(0))
-    assert about['looks'] == len(rows) - 1
-    assert about['seconds_a_person'] > 0
+    assert about['looks'] == len(rows) - len(tasks) > first['looks']
+    assert about['seconds_a_person'] == first['seconds_a_person'] > 0
 
 
 def test_tests_have_true_people_where_training_has_shuffled_ones(tasks):
@@ -96,9 +103,8 @@ def test_padding_moves_nothing(tasks):
                                        ('rejected', task.train.rejected, -5), ('weight', task.train.weight, 0))
         })) for task in tasks
     ]  # fmt: skip
-    for a, b in zip(
-        bench.run(Method(fit, margins), tasks, (9,))[1:], bench.run(Method(fit, margins), wide, (9,))[1:], strict=True
-    ):
+    for task, padded in zip(tasks, wide, strict=True):
+        a, b = (bench.run(Method(fit, margins), side, (9,))[1:] for side in (task, padded))
         assert a == b
 
 
@@ -118,12 +124,12 @@ def test_a_method_that_looks_which_side_won_is_caught(tasks):
     def cheats(fitted, known, asked):
         return np.ones(len(asked.users))
 
-    assert bench.run(Method(fit, cheats), tasks, (9,))[0]['about']['asymmetry'] > ASYMMETRY
+    assert bench.run(Method(fit, cheats), tasks[0], (9,))[0]['about']['asymmetry'] > ASYMMETRY
 
 
 def test_margins_that_are_not_finite_are_refused(tasks):
     with pytest.raises(ValueError, match='not finite'):
-        bench.run(Method(fit, lambda fitted, known, asked: np.full(len(asked.users), np.nan)), tasks, (9,))
+        bench.run(Method(fit, lambda fitted, known, asked: np.full(len(asked.users), np.nan)), tasks[0], (9,))
 
 
 def test_questions_come_first_and_the_others_after_them(tasks):
@@ -140,7 +146,7 @@ def test_questions_come_first_and_the_others_after_them(tasks):
     index, _ = by_person(task.known)
     assert rank[index[0, :2]].tolist() == [1, 0]
     assert sorted(rank[index[0]].tolist()) == list(range(index.shape[1]))
-    rows = bench.run(Method(fit, margins, ask=ask), tasks, COUNTS)
+    rows = rows_of(Method(fit, margins, ask=ask), tasks, COUNTS)
     assert figures_of(rows, 'asked', 9).people == figures_of(rows, 'new', 9).people
     assert {row['known'] for row in rows if row.get('part') == 'asked'} == set(COUNTS)
 
@@ -152,7 +158,7 @@ def test_the_report_marks_a_data_set_that_fails_and_a_gain_of_shuffled_people(ta
     lines = [
         {'method': name} | row
         for name, m, personal in (('shared', shared_margins, True), ('own', margins, True))
-        for row in bench.run(Method(fit, m, personal=personal), tasks, COUNTS)
+        for row in rows_of(Method(fit, m, personal=personal), tasks, COUNTS)
     ]
     flag = {'test': 'T6', 'name': 'string artefacts', 'figure': 1e-5, 'low': np.nan, 'high': np.nan, 'chance': 1.0,
             'verdict': 'flag', 'words': 'a bracket'}  # fmt: skip
@@ -168,6 +174,10 @@ def test_the_report_marks_a_data_set_that_fails_and_a_gain_of_shuffled_people(ta
     assert 'Not given: texts' in exhibits['Data and their audit'].text
     record = bench_report.make_record(records)
     assert record['failed_data_sets'] == 1
+    # A method that fits some splits only is compared on none.
+    partly = bench_report.by_set([*records, {'data': 'toys', 'method': 'own', 'unfit': 'too few people'}])[0]
+    assert partly.methods == ['shared']
+    assert partly.unfit == {'mixed_logit': 'it diverges', 'own': 'too few people'}
     assert record['new_gain_own'] > 0.2
     page = bench_report.markdown(list(exhibits.values()), 'Bench', ['a.png', 'b.png'])
     assert page.count('![') == 2

@@ -14,20 +14,16 @@ from pal_jax.objectives import shares
 NET = SetTransformer(4, width=8, maps=2, layers=2, heads=2, hidden=8)
 
 
-def test_everybody_sees_the_context_alone():
-    np.testing.assert_array_equal(set_transformer.visible(jnp.ones((1, 2), bool), 2), [[True, True, False, False]])
-
-
 def test_attention_of_one_head_by_golden_numbers():
     tokens = jnp.array([[[1, 0, 1], [0, 1, 0], [1, 1, 0], [-1, 0.5, 0]]])
     heads = tokens[:, :, None]
-    seen = set_transformer.visible(jnp.ones((1, 2), bool), 2)
-    out = tokens + set_transformer.attend(heads, heads, heads, seen)[:, :, 0]
+    context = heads[:, :2]
+    out = tokens + set_transformer.attend(heads, context, context, jnp.ones((1, 2), bool))[:, :, 0]
     expected = [[1.5, 1.5, 0.5], [-0.703918, 1.203918, 0.296082]]
     np.testing.assert_allclose(out[0, 2:], expected, atol=2e-6)
     # The weights are those of the third number of the values, for y is 1 and 0.
     for target, row in ((2, [1.735542, 1.735542, 0.264458]), (3, [-1.378488, 1.097785, 0.141981])):
-        itself = seen.at[0, target].set(True)
+        itself = jnp.array([[True, True, False, False]]).at[0, target].set(True)
         out = tokens + set_transformer.attend(heads, heads, heads, itself)[:, :, 0]
         np.testing.assert_allclose(out[0, target], row, atol=2e-6)
 

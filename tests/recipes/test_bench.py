@@ -97,7 +97,7 @@ def test_a_finished_part_is_not_made_again(made, table, monkeypatch):
     _, folder, evaluation = made
     recipe = bench.make(small(table), Context(MESH, no_phase, workdir=folder))
     monkeypatch.setattr(bench_recipe.pal_rows, 'train', None)  # it would be called, and fail
-    state = recipe.step({'parts': 2}, {}, 2)[0]  # the last part alone
+    state = recipe.step({'parts': 2}, {}, 2)[0]  # a split of a method alone
     again = recipe.evaluate(state, 'final')
     assert again.record == evaluation.record
 

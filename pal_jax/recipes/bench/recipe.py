@@ -1,12 +1,11 @@
 """The audited bench of personalised rewards: all methods on the same people, splits and pairs, and what could be wrong.
 
-For each data set, a step each:
+1. A step for each data set audits it by the leakage tests T1 to T12, and tests the shortcuts that anybody could take.
+2. A step for each data set trains PAL, the shared model and PAL's other models, as `configs/pal.py` does.
+3. A step for each further method of `methods.py` and each of the same splits chooses the method's option on validation
+   people and fits it.
 
-1. audit it by the leakage tests T1 to T12, and test the shortcuts that anybody could take;
-2. train PAL, the shared model and PAL's other models, as `configs/pal.py` does;
-3. fit each further method of `methods.py` on the same splits, its options chosen on validation people.
-
-Each step writes its records to a file, so a run that was stopped does no finished part again. The report has the audit
+Each step writes its records to a file, so a run that was stopped does no finished step again. The report has the audit
 at its head, and a data set that fails a test is marked in every table made from it.
 """
 
@@ -46,14 +45,15 @@ PROMPTS_MATTER = (
     'prism', 'tldr', 'choices', 'multipref', 'community', 'tldr_workers', 'personalllm', 'vpl', 'uf_p',
 )  # fmt: skip
 NEVER_GIVEN = 'texts of your own or of shared sets (--config.texts)'
-FIRST = 'audit', 'pal'  # the parts of every data set, before the methods
+FIRST = 'audit', 'pal'  # a step of each data set, before the methods
 
 
 class Part(NamedTuple):
-    """A step: a data set and `audit`, `pal` or the name of a method."""
+    """A step: a data set, `audit`, `pal` or the name of a method, and the number of the method's split."""
 
     data: str
     name: str
+    split: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Bench:
 
     def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
         """The records of part `i`."""
-        data, name = self.parts[i]
+        data, name, split = self.parts[i]
         recipe = self.opened(data)
         # 1. The audit, 2. PAL's own run, or 3. one further method; each part needs the data and splits alone.
         with self.ctx.phase(name if name in FIRST else 'fit'):
@@ -81,13 +81,13 @@ class Bench:
                 by_method = pal_rows.rows(recipe, pal_rows.train(recipe))
                 records = [{'method': method} | row for method, rows in by_method.items() for row in rows]
             else:
-                records = self.compared(data, name)
+                records = self.compared(data, name, split)
         return [{'data': data} | record for record in records], host, {'rows': float(len(records))}
 
-    def compared(self, data: str, name: str) -> Records:
-        """The rows of a method on all splits, or the reason why it has none."""
+    def compared(self, data: str, name: str, split: int) -> Records:
+        """The rows of a method on a split, or the reason why it has none."""
         try:
-            rows = bench.run(METHODS[name], self.tasks(data), self.counts(data))
+            rows = bench.run(METHODS[name], self.tasks(data)[split], self.counts(data), measured=not split)
         except Unfit as reason:
             rows = [{'unfit': str(reason)}]
         return [{'method': name} | row for row in rows]
@@ -174,14 +174,20 @@ def make(settings: Settings, ctx: Context) -> Recipe:
         mixed_logit.require()
     for section in (settings.pal, settings.pal_text):
         pal_recipe.check(section, sharding.batch_ways(ctx.mesh))
-    parts = [
-        Part(data_name, name)
-        for data_name in data
-        for name in (*FIRST, *names)
-        if data_name in settings.tables or name not in FOR_TABLES
-    ]
+    parts = [Part(data_name, name) for name in FIRST for data_name in data]
+    for data_name in data:
+        is_table = data_name in settings.tables
+        section = (settings.pal if is_table else settings.pal_text).split
+        parts += [
+            Part(data_name, name, split)
+            for name in names
+            if is_table or name not in FOR_TABLES
+            for split in range(section.seeds * (1 + section.control))
+        ]
     work = Bench(settings, ctx, parts, frozenset(settings.texts))
-    return piecework.make(ctx, len(parts), work.work, 'bench', work.finish, ('failed_data_sets', 'new_gain_pal'))
+    phases = {'audits': len(data), 'PAL': len(data), 'further methods': len(parts) - 2 * len(data)}
+    shown = 'failed_data_sets', 'new_gain_pal'
+    return piecework.make(ctx, len(parts), work.work, 'bench', work.finish, shown, phases=phases)
 
 
 def check_data(settings: Settings) -> None:

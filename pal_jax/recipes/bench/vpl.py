@@ -1,7 +1,8 @@
 """VPL as a method of the bench: a person is a latent vector that one pass of an encoder reads from known choices
 (Poddar et al. 2024, arXiv 2408.10075, section 4; `learners/latent.py`), and nothing is fitted to a new person.
 
-Each update reads a random part of the choices of some people, and learns from their other choices.
+Each update reads a random part of the choices of some people, and learns from their other choices. Of a person who made
+many choices, an update draws some.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pal_jax.models.params import Params
 
 SIZES = Latent(dim=16, hidden=64, kl_coef=1e-3)
 PEOPLE, UPDATES, RATE = 64, 600, 1e-3  # people of an update, updates, Adam's rate
+OF_ONE = 32  # the most choices of a person in an update, so that its cost does not grow with them
 
 
 class Reader(NamedTuple):
@@ -100,12 +102,13 @@ def _trained(params: Params, rows: Rows, key: Array, decay: float) -> Params:
         of_people, of_order, of_count, of_loss = jax.random.split(key, 4)
         # People without choices are drawn never: there is nothing to learn from them.
         people = jax.random.categorical(of_people, jnp.where(counts > 0, 0.0, -jnp.inf), shape=(PEOPLE,))
-        exists = rows.exists[people]
-        # A random number of a person's choices is read, in random order, from none to all but one.
-        order = jnp.argsort(jnp.argsort(jnp.where(exists, jax.random.uniform(of_order, exists.shape), 2.0)))
-        first = jnp.floor(jax.random.uniform(of_count, (PEOPLE, 1)) * counts[people][:, None])
-        read = exists & (order < first)
-        grads = jax.grad(loss)(params, rows.sides[people], read, exists & ~read, of_loss)
+        # Choices stand in random order, those that do not exist last. From none to all but one of them are read.
+        drawn = jnp.where(rows.exists[people], jax.random.uniform(of_order, (PEOPLE, rows.exists.shape[1])), 2.0)
+        order = jnp.argsort(drawn)[:, :OF_ONE]
+        count, place = jnp.minimum(counts[people], OF_ONE)[:, None], jnp.arange(order.shape[1])[None]
+        first = jnp.floor(jax.random.uniform(of_count, (PEOPLE, 1)) * count)
+        read, asked = place < first, (place >= first) & (place < count)
+        grads = jax.grad(loss)(params, rows.sides[people[:, None], order], read, asked, of_loss)
         moved, moments = optimizer.update(grads, moments, params)
         stepped: Any = optax.apply_updates(params, moved)
         return (stepped, moments), None
