@@ -307,7 +307,8 @@ def main(argv: Sequence[str] | None = None, sample: Callable[..., Any] = sampled
     args = parser.parse_args(argv)
     count, n, people, tokens = (12, 6, 20, 32) if args.quick else (40, 16, 40, 64)
     names = args.methods.split(',') if args.methods else [name for name in METHODS if name not in FOR_TABLES]
-    learning, held = in_halves(*sample(read_prompts(args.prompts, count), n, tokens), n)
+    texts, table = sample(read_prompts(args.prompts, count), n, tokens)
+    learning, held = in_halves(texts, table, n)
     rows = behave(learning, held, draw_people(people, learning, args.seed), args.seed, ['shared', *names, 'shuffled'])
     print(table_of(rows))
     print(json.dumps({'ceiling': CEILING, 'tau': agree(rows)._asdict()}))
