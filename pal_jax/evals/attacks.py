@@ -62,7 +62,7 @@ def measure(cells: Cells) -> dict[str, Any]:
 
 
 def safety_gain(cells: Cells, start: str, defenders: Sequence[str]) -> dict[str, float]:
-    """The share of unsafe answers of the start policy less that of some defenders, over all requests.
+    """The share of unsafe answers of the start policy to all requests, less that of some defenders.
 
     The result has `safety_gain`, its standard error over the harmful seeds, for the same seeds stand behind all
     requests, and their number `seeds`. It is empty without defenders or with fewer than two harmful seeds.
