@@ -113,7 +113,7 @@ def test_bytes_between_hosts_go_by_the_members_that_a_host_has(groups, host, mem
 
 
 def test_golden_seconds_of_transfers_between_hosts() -> None:
-    """Of 100 bytes 40 stay on the host; 20 enter it by one adapter, and 40 by eight, which its links are slower than."""
+    """Of 100 bytes 40 stay on the host, 20 enter by one adapter, and 40 by eight, than which the links are slower."""
     chip = Chip(GIB, links=50.0, network=10.0, host=8)
     assert chip.transfer(100.0, {1: 20.0, 8: 40.0}) == pytest.approx(40 / 50 + 20 / 10 + 40 / 50)
     assert chip.transfer(100.0, {}) == 100 / 50
