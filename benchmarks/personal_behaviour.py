@@ -19,21 +19,24 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from pal_jax.data import records
 from pal_jax.data.texts import to_reply
+from pal_jax.data.tokenizer import Tokenizer
 from pal_jax.evals.accuracy import hits
 from pal_jax.evals.behaviour import Agreement, agreement, best_of_n, regret
 from pal_jax.feedback.local_model import LocalModel
-from pal_jax.learners.personal import Choices
+from pal_jax.learners.personal import Choices, Fitted, Method
 from pal_jax.models import sources, states
-from pal_jax.models.params import decoder_specs
+from pal_jax.models.config import ModelConfig
+from pal_jax.models.params import Params, decoder_specs
 from pal_jax.recipes.bench.methods import FOR_TABLES, METHODS
 from pal_jax.runtime import devices, sharding
 from pal_jax.types import Sampling
@@ -68,22 +71,79 @@ class Behaviour(NamedTuple):
     regret: np.ndarray  # [P]
 
 
-def attributes(texts: Sequence[str]) -> np.ndarray:
-    """Length, questions, warmth, formality and lists of replies `[n, A]`, each with mean 0 and deviation 1."""
+class Reader(NamedTuple):
+    """The scales of attributes and the axes of coordinates, by the replies that the model gave before any training.
+
+    Attributes:
+      mean, std: the mean and the deviation of each attribute, `[A]`.
+      axes: the principal coordinates of states.
+      way: the direction of lists in these, which is taken out.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    axes: states.Frame
+    way: np.ndarray
+
+    def attributes(self, texts: Sequence[str]) -> np.ndarray:
+        """The attributes `[n, A]` of replies, in deviations from those of the first replies."""
+        return (counts(texts) - self.mean) / self.std
+
+    def coordinates(self, table: np.ndarray) -> np.ndarray:
+        """The coordinates `[n, H]` that rewards read of replies, by their states."""
+        return less(states.in_frame(table, self.axes), self.way)
+
+
+class Learnt(NamedTuple):
+    """A method that has learnt from the seen people, and the choices of the new ones that it knows."""
+
+    method: Method
+    fitted: Fitted
+    known: Choices
+
+    def margins(self, asked: Choices) -> np.ndarray:
+        """The margins `[B]` of choices of new people."""
+        return np.asarray(self.method.margins(self.fitted, self.known, asked))
+
+    def rewards(self, x: np.ndarray, users: Sequence[int]) -> np.ndarray:
+        """The rewards `[users, n]` of replies by their coordinates, up to a constant of each person: the margins over
+        one and the same reply."""
+        everything = np.tile(x, (len(users), 1))
+        numbers = np.repeat(np.asarray(users, np.int32), len(x))
+        ones = np.ones(len(numbers), np.float32)
+        asked = Choices(numbers, everything, np.zeros_like(everything), ones, self.known.people)
+        return self.margins(asked).reshape(len(users), len(x))
+
+
+def counts(texts: Sequence[str]) -> np.ndarray:
+    """Length, questions, warmth, formality and lists of replies `[n, A]`, each in its own unit."""
     rows = []
     for text in texts:
         words = re.findall(r'\w+', text)
         long = sum(len(word) > 7 for word in words) / max(len(words), 1)
         lists = len(re.findall(r'^\s*(?:[-*•]|\d+\.)', text, re.MULTILINE))
-        rows.append([np.log1p(len(text)), text.count('?'), len(WARM.findall(text)), long, lists])
-    table = np.array(rows)
-    return (table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-9)
+        rows.append([len(text), text.count('?'), len(WARM.findall(text)), lists, long])
+    *numbers, long = np.array(rows, float).T
+    length, questions, warmth, lists = np.log1p(numbers)  # one more of them counts less and less
+    return np.stack([length, questions, warmth, long, lists], axis=1)
 
 
-def without(x: np.ndarray, attribute: np.ndarray) -> np.ndarray:
-    """Coordinates `[n, H]` less the direction along which ridge regression finds an attribute `[n]`."""
+def make_reader(texts: Sequence[str], table: np.ndarray) -> Reader:
+    """The scales and axes of these replies, by their states `[n, H]`."""
+    raw, axes = counts(texts), states.frame(table, min(WIDTH, table.shape[1]))
+    std = np.where(raw.std(axis=0) > 1e-9, raw.std(axis=0), 1.0)  # an attribute that no reply has is in its own unit
+    reader = Reader(raw.mean(axis=0), std, axes, np.zeros(axes.basis.shape[1]))
+    return reader._replace(way=direction(states.in_frame(table, axes), reader.attributes(texts)[:, -1]))
+
+
+def direction(x: np.ndarray, attribute: np.ndarray) -> np.ndarray:
+    """The direction `[H]`, of length 1, along which ridge regression of `x [n, H]` finds an attribute `[n]`."""
     way = np.linalg.solve(x.T @ x + len(x) * 1e-3 * np.eye(x.shape[1]), x.T @ attribute)
-    way /= np.maximum(np.linalg.norm(way), 1e-9)
+    return way / np.maximum(np.linalg.norm(way), 1e-9)
+
+
+def less(x: np.ndarray, way: np.ndarray) -> np.ndarray:
+    """Coordinates `[n, H]` less their part along a direction."""
     return (x - np.outer(x @ way, way)).astype(np.float32)
 
 
@@ -122,17 +182,22 @@ def draw_choices(
     return choices, np.where(won[:, None], gaps, -gaps)
 
 
+def learn(name: str, train: Choices, known: Choices, seed: int) -> Learnt:
+    """A method of the bench, or LoRe with one reward for all (`shared`) or with shuffled people (`shuffled`)."""
+    method = METHODS['lore' if name in ('shared', 'shuffled') else name]
+    option = {'K': 1} if name == 'shared' else method.options[0]
+    if name == 'shuffled':
+        rng = np.random.default_rng([seed, 4])
+        train, known = (side._replace(users=rng.permutation(side.users)) for side in (train, known))
+    return Learnt(method, method.fit(train, seed, **option), known)
+
+
 def behave(learning: Replies, held: Replies, people: People, seed: int, names: Sequence[str]) -> dict[str, Behaviour]:
     """The figures of each reward on held-out prompts, over new people."""
     train, _ = draw_choices(learning, people.seen, people.scale, PAIRS, [seed, 1])
     known, _ = draw_choices(learning, people.new, people.scale, KNOWN, [seed, 2])
     asked, gaps = draw_choices(held, people.new, people.scale, PAIRS, [seed, 3])
     Q, N, H = held.x.shape
-    # All replies to held-out prompts, for each person against one and the same reply: rewards up to a constant.
-    everything = np.tile(held.x.reshape(-1, H), (len(people.new), 1))
-    users = np.repeat(np.arange(len(people.new), dtype=np.int32), Q * N)
-    ones = np.ones(len(users), np.float32)
-    all_replies = Choices(users, everything, np.zeros_like(everything), ones, len(people.new))
     utility = np.einsum('qna,pa->pqn', held.attributes, people.new)
 
     def judged(margins: np.ndarray, rewards: np.ndarray) -> Behaviour:
@@ -145,14 +210,8 @@ def behave(learning: Replies, held: Replies, people: People, seed: int, names: S
 
     rows = {}
     for name in names:
-        method = METHODS['lore' if name in ('shared', 'shuffled') else name]
-        option = {'K': 1} if name == 'shared' else method.options[0]
-        data, told = train, known
-        if name == 'shuffled':
-            rng = np.random.default_rng([seed, 4])
-            data, told = (side._replace(users=rng.permutation(side.users)) for side in (train, known))
-        fitted = method.fit(data, seed, **option)
-        rows[name] = judged(method.margins(fitted, told, asked), method.margins(fitted, told, all_replies))
+        learnt = learn(name, train, known, seed)
+        rows[name] = judged(learnt.margins(asked), learnt.rewards(held.x.reshape(-1, H), range(len(people.new))))
     # The truth, which no reward may pass, and the length alone. Neither reads the coordinates.
     rows['oracle'] = judged(np.sum(gaps * people.new[asked.users], axis=1), utility)
     rows['length'] = judged(gaps[:, 0], np.broadcast_to(held.attributes[None, ..., 0], utility.shape))
@@ -176,33 +235,53 @@ def sampled(prompts: Sequence[str], n: int, tokens: int) -> tuple[list[str], np.
     chats = [[{'role': 'user', 'content': prompt}] for prompt in prompts]
     draws = [model(chats, k) for k in range(n)]
     texts = [draws[k][q] or '-' for q in range(len(prompts)) for k in range(n)]
-    tokenizer, cfg = source.tokenizer(), devices.for_platform(source.config)
-    read = [to_reply(tokenizer, prompts[i // n], text.strip() or '-', chat=True, alone=False)[0]
-            for i, text in enumerate(texts)]  # fmt: skip
+    cfg = devices.for_platform(source.config)
     params = source.load(sharding.param_shardings(decoder_specs(cfg), mesh))
+    asked = [prompt for prompt in prompts for _ in range(n)]
+    return texts, read_states(params, cfg, mesh, source.tokenizer(), asked, texts)
+
+
+def read_states(
+    params: Params, cfg: ModelConfig, mesh: Mesh, tokenizer: Tokenizer, asked: Sequence[str], texts: Sequence[str]
+) -> np.ndarray:
+    """The states `[n, H]` of replies, each after the prompt that it answers."""
+    replies = [to_reply(tokenizer, prompt, text.strip() or '-', chat=True, alone=False)[0]
+               for prompt, text in zip(asked, texts, strict=True)]  # fmt: skip
     table = np.zeros((len(texts), cfg.width), np.float32)
-    for numbers, vectors in states.hidden_states(params, cfg, mesh, read):
+    for numbers, vectors in states.hidden_states(params, cfg, mesh, replies):
         table[numbers] = vectors
-    return texts, table
+    return table
 
 
 def in_halves(texts: Sequence[str], table: np.ndarray, n: int) -> tuple[Replies, Replies]:
     """The replies to learn from, and those to prompts that are held out, in few coordinates without that of lists."""
-    marks = attributes(texts)
-    x = without(states.in_frame(table, states.frame(table, min(WIDTH, table.shape[1]))), marks[:, -1])
-    whole = Replies(x.reshape(-1, n, x.shape[1]), marks.reshape(-1, n, marks.shape[1]))
+    whole = by_prompt(make_reader(texts, table), texts, table, n)
     half = len(whole.x) // 2
     return Replies(*(side[:half] for side in whole)), Replies(*(side[half:] for side in whole))
+
+
+def by_prompt(reader: Reader, texts: Sequence[str], table: np.ndarray, n: int) -> Replies:
+    """The `n` replies to each prompt, which stand side by side, as rewards and people read them."""
+    x, marks = reader.coordinates(table), reader.attributes(texts)
+    return Replies(x.reshape(-1, n, x.shape[1]), marks.reshape(-1, n, marks.shape[1]))
 
 
 def table_of(rows: dict[str, Behaviour]) -> str:
     """The figures as Markdown, means over people and standard errors."""
     head = ['reward', 'reward accuracy', *(f'best of {n}' for n in BEST), 'regret']
+    return as_markdown(head, {name: [row.accuracy, *row.best.T, row.regret] for name, row in rows.items()})
+
+
+def as_markdown(head: Sequence[str], rows: Mapping[str, Sequence[np.ndarray | None]]) -> str:
+    """Means over people ± standard errors of the columns of each row; a figure of one person has no error."""
+
+    def cell(x: np.ndarray | None) -> str:
+        if x is None:
+            return ''
+        return f'{x.mean():.3f}' + (f' ± {x.std(ddof=1) / np.sqrt(len(x)):.3f}' if len(x) > 1 else '')
+
     lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
-    for name, row in rows.items():
-        columns = [row.accuracy, *row.best.T, row.regret]
-        cells = [f'{x.mean():.3f} ± {x.std(ddof=1) / np.sqrt(len(x)):.3f}' for x in columns]
-        lines.append('| ' + ' | '.join([name, *cells]) + ' |')
+    lines += ['| ' + ' | '.join([name, *map(cell, columns)]) + ' |' for name, columns in rows.items()]
     return '\n'.join(lines)
 
 
@@ -228,7 +307,8 @@ def main(argv: Sequence[str] | None = None, sample: Callable[..., Any] = sampled
     args = parser.parse_args(argv)
     count, n, people, tokens = (12, 6, 20, 32) if args.quick else (40, 16, 40, 64)
     names = args.methods.split(',') if args.methods else [name for name in METHODS if name not in FOR_TABLES]
-    learning, held = in_halves(*sample(read_prompts(args.prompts, count), n, tokens), n)
+    texts, table = sample(read_prompts(args.prompts, count), n, tokens)
+    learning, held = in_halves(texts, table, n)
     rows = behave(learning, held, draw_people(people, learning, args.seed), args.seed, ['shared', *names, 'shuffled'])
     print(table_of(rows))
     print(json.dumps({'ceiling': CEILING, 'tau': agree(rows)._asdict()}))

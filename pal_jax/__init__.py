@@ -3,7 +3,7 @@
 import os
 import sys
 
-from pal_jax.runtime import memory
+from pal_jax.runtime import interrupts, memory
 
 __version__ = '0.1.0'
 
@@ -11,4 +11,5 @@ __version__ = '0.1.0'
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 
 if sys.argv[:1] == ['-m']:  # a command: `python -m pal_jax.train` imports this first, and what is slow afterwards
+    interrupts.end_plainly()
     memory.keep_freed()

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pal_jax
-from pal_jax.runtime import memory
+from pal_jax.runtime import interrupts, memory
 from pal_jax.runtime.shipped import CONFIGS, LAUNCH
 
 COMMANDS = {  # the modules that are commands, in the order in which a newcomer meets them
@@ -37,6 +37,7 @@ HELP = '-h', '--help', '-help', 'help'
 
 def main() -> None:
     """Run the command that the first argument names with the other arguments."""
+    interrupts.end_plainly()
     name, *arguments = sys.argv[1:] or ['--help']
     if name in HELP:
         show_help()

@@ -21,7 +21,7 @@ from pal_jax.data import inputs
 from pal_jax.parts.keys import described
 from pal_jax.parts.runs import read_config, recipe_module
 from pal_jax.parts.settings import Run, parse
-from pal_jax.runtime import checkpoint, processes
+from pal_jax.runtime import checkpoint, interrupts, processes
 from pal_jax.runtime.files import at_home
 from pal_jax.runtime.forecast import spoken
 from pal_jax.runtime.outputs import check_file
@@ -66,10 +66,11 @@ class Fault(Exception):
 def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True) -> None:
     """Parse the command line and call `main`, whose result is the exit status.
 
-    A `Fault` becomes one line on stderr and an exit status. Where several processes train together, a fault of one
-    process ends them all. `usage` is the text of --help.
+    A `Fault` becomes one line on stderr and an exit status, and so does a Ctrl-C that `main` does not take. Where
+    several processes train together, a fault of one process ends them all. `usage` is the text of --help.
     """
     argv = sys.argv
+    interrupts.raise_again()
     print_anything()
     if any(arg in HELP for arg in argv[1:]):
         print(usage.strip())
@@ -89,6 +90,10 @@ def run(main: Callable[[], int | None], usage: str, *, needs_config: bool = True
         sys.stderr.flush()
         processes.leave(str(fault), fault.code)
         sys.exit(fault.code)
+    except KeyboardInterrupt:
+        print(interrupts.SAID, file=sys.stderr, flush=True)
+        processes.leave(interrupts.SAID, interrupts.STATUS)
+        sys.exit(interrupts.STATUS)
 
 
 def _print_keys(argv: Sequence[str]) -> None:

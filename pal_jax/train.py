@@ -37,7 +37,7 @@ from pal_jax.parts.settings import Run
 from pal_jax.runtime import checkpoint, devices, outputs, processes, report, verdict
 from pal_jax.runtime.metrics import MetricsWriter, require_wandb
 from pal_jax.runtime.progress import Progress, evaluation_text
-from pal_jax.runtime.stopping import Stopping, exit_status
+from pal_jax.runtime.stopping import Stopping, exit_status, place
 from pal_jax.runtime.summary import summarize
 from pal_jax.runtime.workdir import held
 
@@ -119,7 +119,7 @@ def run(
     settings: Run, config: dict[str, Any], workdir: Path, recipe: Recipe, progress: Progress, checkpoints, restored,
     stopping: Stopping, rollouts: list[Mapping[str, Any]],
 ) -> int:  # fmt: skip
-    """Make the steps that remain, then the report and the exports. The result is the signal that stopped it, or 0."""
+    """Make the steps that remain, then the report and the exports. The result is the signal that came, or 0."""
     plan = recipe.plan
     if not restored and jax.process_index() == 0:
         plan.keep(workdir / checkpoint.KEPT)
@@ -159,12 +159,12 @@ def run(
                 saved = time.monotonic()
             if stop:
                 checkpoints.wait()
-                progress.log(f'stopped at step {following} of {plan.total_steps}; the same command again goes on')
+                progress.log(place(following, plan.total_steps))
                 return stop
             i = following
         checkpoints.wait()
     finish(settings, config, workdir, recipe, state, progress)
-    return 0
+    return agree(stopping.wish, False)[0]  # a signal since the last step stops before the next stage
 
 
 def agree(stop: int, late: bool) -> tuple[int, bool]:

@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'pal_jax'
 
 # Down only: a room may import from floors below its own, and from itself. Rooms of one floor do not see each other.
-# Two files of models/ lie lower than their room: they only describe, for all that comes above. runtime/memory.py is of
-# the standard library, for it starts a command again before jax is imported.
+# Two files of models/ lie lower than their room: they only describe, for all that comes above. runtime/memory.py and
+# runtime/interrupts.py are of the standard library, for a command imports them before jax.
 FLOORS = (
-    {'runtime/memory'},
+    {'runtime/memory', 'runtime/interrupts'},
     {'__init__'},
     {'types', 'models/config', 'models/params'},
     {'objectives', 'runtime'},
@@ -115,8 +115,10 @@ def is_module(part: str) -> bool:
     return (PACKAGE / part).is_dir() or (PACKAGE / f'{part}.py').exists()
 
 
-def test_what_starts_a_command_again_is_of_the_standard_library():
-    first = [node for node in tree(PACKAGE / 'runtime/memory.py').body if isinstance(node, ast.Import | ast.ImportFrom)]
+@pytest.mark.parametrize('file', ['memory', 'interrupts'])
+def test_what_a_command_imports_first_is_of_the_standard_library(file):
+    body = tree(PACKAGE / f'runtime/{file}.py').body
+    first = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert {imported.split('.')[0] for node in first for imported in imports(node)} <= set(sys.stdlib_module_names)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from pal_jax import __main__ as command
-from pal_jax.runtime import shipped
+from pal_jax import cli
+from pal_jax.runtime import interrupts, shipped
 from tests import commands
 from tests.test_architecture import FLOORS
 
@@ -36,6 +40,32 @@ def test_a_command_runs_and_a_wrong_one_is_named():
     assert 'Writes a checkpoint' in commands.run('pal_jax', 'export', '--help').stdout
     wrong = commands.refusal('pal_jax', 'trian', '--config=rlpa')
     assert wrong.startswith("error: there is no command 'trian'; did you mean train?")
+
+
+SCRIPT = "import sys; sys.argv = ['pal-jax', 'train']; from pal_jax.__main__ import main; main()"
+
+
+@pytest.mark.parametrize('start', [['-m', 'pal_jax.train'], ['-m', 'pal_jax', 'train'], ['-c', SCRIPT]])
+def test_ctrl_c_during_the_imports_is_one_line(start, tmp_path):
+    # Some libraries take whatever goes wrong while they look for a package to mean that it is missing.
+    (tmp_path / 'jax.py').write_text(
+        'import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException: pass\n'
+    )
+    env = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
+    env['PYTHONPATH'] = f'{tmp_path}:{ROOT}'
+    # -P: the module that interrupts comes before the installed one, and the current folder not at all.
+    done = subprocess.run([sys.executable, '-P', *start], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, '', f'{interrupts.SAID}\n')
+
+
+def test_ctrl_c_that_a_command_does_not_take_is_one_line(capsys, monkeypatch):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, 'argv', ['pal_jax.score'])
+    with pytest.raises(SystemExit) as end:
+        cli.run(interrupted, '', needs_config=False)
+    assert end.value.code == 130 and capsys.readouterr().err == f'{interrupts.SAID}\n'
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,17 @@ def drawn(prompts, n, tokens):
     rng = np.random.default_rng(0)
     words = 'thanks? regrettably considerable! yes no ok '.split()
     texts = [' '.join(rng.choice(words, rng.integers(1, 12))) for _ in range(len(prompts) * n)]
-    marks = bench.attributes(texts)
+    marks = bench.counts(texts)
+    marks = (marks - marks.mean(axis=0)) / np.maximum(marks.std(axis=0), 1e-9)
     rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0]
     return texts, np.hstack([marks, 0.1 * rng.normal(size=(len(texts), 3))]).astype(np.float32) @ rotation
 
 
 def test_attributes_and_the_direction_that_is_taken_out():
-    marks = bench.attributes(['Thanks!', 'Is it? Is it?', '- one\n- two\n', 'incomprehensible considerations'])
+    marks = bench.counts(['Thanks!', 'Is it? Is it?', '- one\n- two\n', 'incomprehensible considerations'])
     assert marks.argmax(axis=0).tolist() == [3, 1, 0, 3, 2]
     x = np.random.default_rng(0).normal(size=(400, 6))
-    left = bench.without(x, x[:, 0])
+    left = bench.less(x, bench.direction(x, x[:, 0]))
     assert abs(np.corrcoef(left @ np.eye(6)[0], x[:, 0])[0, 1]) < 0.1
     np.testing.assert_allclose(left[:, 1:], x[:, 1:], atol=0.2)
 

@@ -141,6 +141,34 @@ def test_processes_agree_on_when_to_stop_and_the_first_ones_clock_says_when_to_s
     assert train.agree(0, False) == (0, True)
 
 
+@pytest.mark.parametrize(
+    ('total', 'moment', 'line', 'reported'),
+    [(2, 'step', 'stopped at step 1 of 2', False), (1, 'step', '1 step made, which is all', False),
+     (1, 'final', '', True)],
+)  # fmt: skip
+def test_a_stopped_run_says_what_is_left_and_a_signal_at_its_end_is_not_lost(total, moment, line, reported, tmp_path):
+    stopping, shown = SimpleNamespace(wish=0), io.StringIO()
+
+    def came(now, result):
+        stopping.wish = signal.SIGINT if now == moment else stopping.wish
+        return result
+
+    recipe: Any = SimpleNamespace(
+        plan=Plan(total, None, {total: 'final'}.get),
+        init=lambda: (None, {}),
+        step=lambda state, host, i: came('step', (state, host, 'sft', {'loss': 0.5})),
+        evaluate=lambda state, stage: came(stage, Evaluation({'loss': 0.5})),
+    )
+    settings: Any = SimpleNamespace(
+        metrics=SimpleNamespace(wandb=''), checkpoint=SimpleNamespace(every=1, minutes=10), export=False
+    )
+    checkpoints = SimpleNamespace(save=lambda *_: None, wait=lambda: None)
+    progress = Progress(console=Console(file=shown))
+    stopped = train.run(settings, {'recipe': 'sft'}, tmp_path, recipe, progress, checkpoints, None, stopping, [])
+    assert stopped == signal.SIGINT
+    assert (tmp_path / 'report.html').exists() == reported and line in shown.getvalue()
+
+
 def test_an_evaluation_is_announced_before_it_is_made(tmp_path):
     shown = io.StringIO()
 

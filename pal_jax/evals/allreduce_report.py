@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from pal_jax.runtime.curve import STYLE, png
 from pal_jax.types import Exhibit
 
-RULES = {
+RULES = {  # as docs/methods/allreduce.md names them
     'ring': 'ring',
-    'random': 'breadth-first trees, at random',
-    'greedy': 'breadth-first trees, deepest first',
-    'spread': 'trees made together, deepest first',
-    'back': 'trees made together, there and back',
-    'symmetric': 'trees made together, the same for every chunk',
-    'programme': 'integer programme',
+    'random': 'random',
+    'greedy': 'greedy',
+    'spread': 'spread',
+    'back': 'there and back',
+    'symmetric': 'symmetric',
+    'programme': 'programme',
 }
 
 
@@ -47,7 +47,10 @@ def make_exhibits(records: Sequence[Mapping[str, Any]]) -> list[Exhibit]:
     text = (
         'Rounds of an AllReduce. At least: no schedule that reduces every chunk to a server of its own and then '
         'broadcasts it has fewer. Server: without merging. Ring: nothing stands there where a search saw no circle of '
-        'all servers whose hops share no link. The same for every chunk: only where the network has symmetries.'
+        'all servers whose hops share no link. Random: breadth-first trees, sends at random. Greedy: the same trees, '
+        'the longest chains first. Spread: trees that are made together, the longest chains first. There and back: '
+        'an AllGather on such trees, and before it the same backwards. Symmetric: one plan for every chunk, only where '
+        'the network has symmetries. Programme: a shortest AllGather by integer programme, mirrored.'
     )
     table = Exhibit('Rounds by network', text, rows)
     return [table, *(Exhibit(title(record), picture=plot(record)) for record in records)]
@@ -67,7 +70,7 @@ def learned_exhibit(records: Sequence[Mapping[str, Any]]) -> Exhibit:
     text = (
         'Rounds of an AllReduce. Symmetries: by so many a plan for some chunks is moved to the others; 1 for none. '
         'Learned: trees by one policy and transfers by the other. Unlearned: all picks at random, by the same '
-        'symmetries. Greedy: breadth-first trees, deepest first; spread: trees made together by rule, deepest first. '
+        'symmetries. Greedy: breadth-first trees, the longest chains first. Spread: trees made together by rule. '
         'Best: the shortest of as many plans of each.'
     )
     return Exhibit('Rounds by learned policies', text, rows)

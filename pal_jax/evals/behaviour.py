@@ -111,9 +111,11 @@ def tau_b(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> f
 def permutation_p(x: Sequence[float], y: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> float:
     """The two-sided p of tau-b: the share of orders of the methods with a tau as far from 0.
 
-    All orders are tried of up to `EXACT` methods, else `draws` random ones.
+    All orders are tried of up to `EXACT` methods, else `draws` random ones. Without a tau there is no p: it is NaN.
     """
     values, rng = np.asarray(y), np.random.default_rng(seed)
+    if np.isnan(tau_b(x, values)):
+        return np.nan
     if len(values) <= EXACT:
         orders = map(list, itertools.permutations(range(len(values))))
     else:

@@ -29,8 +29,8 @@ VOTES = 'memory', 'majority'  # rules whose margins are counts of votes and no l
 LEAKED = 0.01  # a gain with shuffled people above it is itself a flag
 BY_PEOPLE = (
     'Accuracy with each person alike; in brackets the 95 % bootstrap over people. Gains are paired differences to the '
-    'shared model on the same people and pairs, ± the standard error over people. A gain counts where it exceeds the '
-    'gain with shuffled people by two standard errors.'
+    'shared model on the same people and pairs, ± the standard error over people. A gain counts where it is above 0 '
+    'and exceeds the gain with shuffled people by two standard errors.'
 )
 
 Key = tuple[str, str, int, bool]  # method, part, known, shuffled
@@ -239,7 +239,7 @@ def _leaked(gain: Paired | None) -> str:
 def _counts(gain: Paired | None, shuffled: Paired | None) -> str:
     if not gain or not shuffled:
         return '–'
-    return 'yes' if protocol.counts(gain, shuffled) else 'no'
+    return 'yes' if gain.mean > 0 and protocol.counts(gain, shuffled) else 'no'
 
 
 def _new(data: Set) -> list[list[str]]:

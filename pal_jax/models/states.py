@@ -11,6 +11,7 @@ behind the id has changed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import uuid
@@ -87,18 +88,6 @@ def hidden_states(
     size = rows * sharding.batch_ways(mesh)
     starts = token_starts(texts)
 
-    @jax.jit
-    def read(params: Params, tokens: Array, first: Array, ends: Array) -> Float[Array, 'R *T D']:
-        place = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        segments = (place < ends[:, None]).astype(jnp.int32)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            states = decoder.forward(params, cfg, tokens, place, segments, segments).astype(jnp.float32)
-        if pool != 'tokens':
-            first = ends - 1 if pool == 'last' else first
-            counts = (place >= first[:, None]) & (place < ends[:, None])
-            states = jnp.einsum('rtd,rt->rd', states, counts.astype(jnp.float32)) / (ends - first)[:, None]
-        return jax.lax.with_sharding_constraint(states, sharding.replicated(mesh))
-
     for start in range(0, len(texts), size):
         numbers = order[start : start + size]
         longest = max(len(sequences[i]) for i in numbers)
@@ -107,12 +96,27 @@ def hidden_states(
         for r, i in enumerate(numbers):
             tokens[r, : len(sequences[i])] = sequences[i]
             first[r], ends[r] = len(texts[i].before), len(sequences[i])
-        vectors = np.asarray(read(params, *sharding.put_batch((tokens, first, ends), mesh)))
+        vectors = np.asarray(_read(params, *sharding.put_batch((tokens, first, ends), mesh), cfg, mesh, pool))
         if pool != 'tokens':
             yield numbers, vectors[: len(numbers)]
             continue
         for r, i in enumerate(numbers):
             yield starts[i] + np.arange(len(texts[i].tokens)), vectors[r, first[r] : ends[r]]
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))  # here, so that one program reads all texts of a length
+def _read(
+    params: Params, tokens: Array, first: Array, ends: Array, cfg: ModelConfig, mesh: Mesh, pool: Pool
+) -> Float[Array, 'R *T D']:
+    place = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+    segments = (place < ends[:, None]).astype(jnp.int32)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        states = decoder.forward(params, cfg, tokens, place, segments, segments).astype(jnp.float32)
+    if pool != 'tokens':
+        first = ends - 1 if pool == 'last' else first
+        counts = (place >= first[:, None]) & (place < ends[:, None])
+        states = jnp.einsum('rtd,rt->rd', states, counts.astype(jnp.float32)) / (ends - first)[:, None]
+    return jax.lax.with_sharding_constraint(states, sharding.replicated(mesh))
 
 
 def token_starts(texts: Sequence[Text]) -> np.ndarray:

@@ -41,7 +41,9 @@ SCHEDULES = 'schedules'  # the folder of the schedules that `runtime/collective.
 class Settings(Run):
     """The keys of a run. There is a step for each network, so `total_steps` stays 0."""
 
-    networks: tuple[str, ...]  # such as bcube:3,1 (envs/arrays/topology.py), or files of graphs that networkx reads
+    # ring:n, torus:rows,columns, bcube:n,k, dcell:n,level, jellyfish:switches,degree[,seed[,servers]], fat_tree:k, or
+    # files of graphs that networkx reads (.gml, .graphml, .adjlist, .edgelist).
+    networks: tuple[str, ...]
     tries: int = 20  # of every rule; the shortest schedule counts
     programme: float = 0.0  # seconds of the integer programme for each number of rounds; 0: none
 

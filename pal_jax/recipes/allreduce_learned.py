@@ -44,7 +44,9 @@ EVALUATION = 2**20  # takes the place of a step in the key of an evaluation, as 
 class Settings(Run):
     """The keys of a run. A step makes `updates` updates of one of the two policies of each network."""
 
-    networks: tuple[str, ...]  # such as bcube:3,1, or files of graphs
+    # ring:n, torus:rows,columns, bcube:n,k, dcell:n,level, jellyfish:switches,degree[,seed[,servers]], fat_tree:k, or
+    # files of graphs that networkx reads (.gml, .graphml, .adjlist, .edgelist).
+    networks: tuple[str, ...]
     larger: tuple[str, ...] = ()  # networks that nothing is trained on; the policy of the first of a kind plans for it
     updates: int = 10  # updates of each network in a step
     turn: int = 4  # steps until the other policy's turn; the first is that of transfers
@@ -200,9 +202,9 @@ def _kin(name: str, planners: Mapping[str, Any]) -> str:
     )
 
 
-def make_planner(settings: Settings, name: str) -> Planner:
-    """The learners of a network."""
-    wires = Wires(topology.by_name(name), settings.symmetric)
+def make_planner(settings: Settings, name: str, key: str) -> Planner:
+    """The learners of a network, which the setting `key` names."""
+    wires = Wires(topology.by_name(name, key), settings.symmetric)
     optimizer = settings.optimizer.over(settings.total_steps * settings.updates * settings.epochs)
 
     def learner(task: Any) -> PlanPPO:
@@ -232,8 +234,8 @@ def make(settings: Settings, ctx: Context) -> Learned:
             f'episodes={settings.episodes} must be two or more for each of groups={settings.groups}, and a multiple '
             f'of it and of {ways} devices'
         )
-    planners, larger = ({name: make_planner(settings, name) for name in some}
-                        for some in (settings.networks, settings.larger))  # fmt: skip
+    planners = {name: make_planner(settings, name, 'networks') for name in settings.networks}
+    larger = {name: make_planner(settings, name, 'larger') for name in settings.larger}
     learned = Learned(Plan(0, None, lambda i: None), ctx, settings, planners, larger)
     shapes = jax.eval_shape(lambda: learned.init()[0])
     everywhere = sharding.replicated(ctx.mesh)

@@ -2,7 +2,7 @@
 
 A coming step is taken to last as long as the last steps of its phase, and an evaluation as long as the last one. The
 seconds of compiling and loading come once, and are not forecast again. A phase without a step so far has no measured
-time. The time that is left is then a lower bound, and says so.
+time. The time that is left is then that of the other phases, and names them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,31 @@ RECENT = 20  # steps whose mean is the pace
 
 
 class Left(NamedTuple):
-    """The seconds left for the phases that have been measured, and the names of those that have not."""
+    """The seconds left for the phases in `measured`, and the names of those that have not been measured."""
 
     seconds: float
     unmeasured: tuple[str, ...] = ()
+    measured: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """The time as a text: `about 14 min left`, `at least 2 min left` where a phase is not measured, or `done`."""
-        if not self.seconds and not self.unmeasured:
-            return 'done'
-        return f'{"at least" if self.unmeasured else "about"} {spoken(self.seconds)} left'
+        """The time as a text: `about 14 min left`, or `done`.
+
+        Where a phase is not measured: `warm-up: about 2 min left; not measured yet: PPO, evaluations`.
+        """
+        if not self.unmeasured:
+            return f'about {spoken(self.seconds)} left' if self.seconds else 'done'
+        unknown = f'not measured yet: {", ".join(self.unmeasured)}'
+        known = f'{", ".join(self.measured)}: about {spoken(self.seconds)} left; '
+        return f'{known if self.measured else ""}{unknown}'
+
+    @property
+    def brief(self) -> str:
+        """The same for a line of every step, which says that phases are not measured and leaves their names out."""
+        if not self.unmeasured:
+            return str(self)
+        if not self.measured:
+            return 'what is left is not measured yet'
+        return f'{", ".join(self.measured)}: about {spoken(self.seconds)} left; the rest is not measured yet'
 
 
 class Forecast:
@@ -69,11 +84,12 @@ class Forecast:
 
     def left(self, step: int) -> Left:
         """The time that is left after step number `step`, counted from 0."""
-        seconds, unmeasured = 0.0, []
+        seconds, unmeasured, measured = 0.0, [], []
         for name, span in self._spans.items():
             if count := len(range(max(span.start, step + 1), span.stop)):
                 if pace := self._paces.get(name):
                     seconds += count * sum(pace) / len(pace)
+                    measured.append(name or 'steps')
                 else:
                     unmeasured.append(name or 'steps')
         if due := sum(i > step for i in self._evaluations):
@@ -81,7 +97,8 @@ class Forecast:
                 unmeasured.append('evaluations')
             else:
                 seconds += due * self._evaluated
-        return Left(seconds, tuple(unmeasured))
+                measured.append('evaluations')
+        return Left(seconds, tuple(unmeasured), tuple(measured))
 
 
 def seconds_of(metrics: Metrics) -> list[float]:

@@ -30,17 +30,15 @@ class Meaning(NamedTuple):
 
 
 PAL_MODELS = {  # what PAL is compared with
-    'shared': 'one model for all (K = 1)',
-    'pal': 'PAL, K chosen on validation',
-    'asked': 'PAL, new people asked what tells most',
-    'shuffled': 'PAL, shuffled user ids',
+    'shared': 'one model for all (K = 1)', 'pal': 'PAL, K chosen on validation',
+    'asked': 'PAL, new people asked what tells most', 'shuffled': 'PAL, shuffled user ids',
     'embedding': 'user embedding',
     'own': 'a model of their own each',
     'groups': 'PAL that is told the groups of seen people',
     'majority': 'majority vote on the same pair',
     'mixed_logit': 'mixed logit (xlogit)',
     'context': 'in context: earlier choices before the pair',
-}
+}  # fmt: skip
 BENCH_METHODS = PAL_MODELS | {  # what the bench of personal rewards compares
     'memory': 'wins less losses of the items in training', 'variational': 'people as distributions (own form of VRF)',
     'shallow': 'length and formatting alone', 'lore': 'mixture of bases (LoRe)', 'maxmin': 'groups by EM (MaxMin-RLHF)',
@@ -228,6 +226,7 @@ FIGURES: dict[str, dict[str, str]] = {
         '{match}_{opponent}_win': 'share of matches of {match} won against {opponent}',
         '{match}_{opponent}_{seat}_win': 'share of matches of {match} won against {opponent}, {seat}',
         '{match}_{opponent}_{seat}_reward': 'mean reward in {match} against {opponent}, {seat}',
+        'safety_gain': 'share of unsafe answers to all requests, of the start less of those that learnt to defend',
         'attack_success': 'share of unsafe answers to harmful seeds that the attacker has rewritten',
         'plain_success': 'share of unsafe answers to harmful seeds as they are',
         'overrefusal': 'share of harmless seeds that are refused',
@@ -385,6 +384,7 @@ FIGURES: dict[str, dict[str, str]] = {
         'flat': '1: all samples were alike, so nothing was learnt in the step',
         'matches': 'matches of the step',
         'games': 'games of attacker and defender',
+        'seeds': 'held-out harmful seeds that were tested',
         'turns': 'answers of the policy in the matches of the step',
         'baseline_{match}_{seat}': 'baseline of {match}, {seat}',
         'round': 'turn of the dialogue',

@@ -183,14 +183,13 @@ class Progress:
         left, seconds = self._forecast.left(step), sum(seconds_of(metrics))
         if began is not None and self._title:
             paid = f', of which {spoken(once(metrics))} of compiling comes once' if once(metrics) >= 0.5 else ''
-            unknown = f'; not measured yet: {", ".join(left.unmeasured)}' if left.unmeasured else ''
-            first = f'by the first step{f" of {began}" if began else ""}, {spoken(seconds)}{paid}{unknown}'
-            self.log(f'{self._title}: {self._forecast}; {left} ({first})')
+            first = f'the first step{f" of {began}" if began else ""} took {spoken(seconds)}{paid}'
+            self.log(f'{self._title}: {self._forecast}; {first}; {left}')
         latest = self._describe(metrics)
         if self._bar:
-            self._bar.update(self._task, completed=step + 1, description=stage, latest=latest, eta=str(left))
+            self._bar.update(self._task, completed=step + 1, description=stage, latest=latest, eta=left.brief)
         else:
-            self.log(f'{stage} {step + 1}/{self._total}  {latest}  {seconds:.1f} s  {left}')
+            self.log(f'{stage} {step + 1}/{self._total}  {latest}  {seconds:.1f} s  {left.brief}')
 
     def log(self, text: str) -> None:
         """Write a line, above the bar if there is one. The text is printed as it is, without markup."""

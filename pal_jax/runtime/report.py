@@ -111,6 +111,7 @@ def render(
         by_turn=by_turn,
         turns=max((len(values) for _, lists in by_turn for values in lists.values()), default=0),
         pairs=pairs,
+        dialogues=[] if pairs else of_last_evaluation(dialogues)[:SHOWN_DIALOGUES],
         exhibit=None if pairs else lead(earlier, last),
         exhibits=last,
         rollouts=few(rollouts),
@@ -180,11 +181,20 @@ def before_and_after(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]
 
 
 def side_by_side(dialogues: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """The first and the last dialogue of one evaluation of several systems, where both answer the same message."""
-    if len(dialogues) < 2 or dialogues[0]['person'] == dialogues[-1]['person']:
-        return []
-    first, last = dialogues[0], dialogues[-1]
-    return [(first, last)] if first['turns'][0] == last['turns'][0] and _moment(first) == _moment(last) else []
+    """The first and the last dialogue that answer the same message, of the last evaluation, at most three such pairs.
+
+    There are some where the evaluation is of several systems.
+    """
+    by_message: dict[str, list[Record]] = {}
+    for record in of_last_evaluation(dialogues):
+        by_message.setdefault(json.dumps(record['turns'][0]), []).append(record)
+    pairs = [(same[0], same[-1]) for same in by_message.values()]
+    return [(one, other) for one, other in pairs if one['person'] != other['person']][:SHOWN_DIALOGUES]
+
+
+def of_last_evaluation(dialogues: Sequence[Record]) -> list[Record]:
+    """The dialogues of the last evaluation that had any."""
+    return [record for record in dialogues if _moment(record) == _moment(dialogues[-1])]
 
 
 def few(rollouts: Sequence[Record], room: int = ROOM, longest: int = LONGEST) -> list[Record]:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Self
 
+from pal_jax.runtime.forecast import counted
 from pal_jax.runtime.rollcall import GONE
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -20,6 +21,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def exit_status(wish: int) -> int:
     """The exit status of a process that a signal has stopped: 128 + its number, or `rollcall.GONE` for SIGUSR1."""
     return GONE if wish == signal.SIGUSR1 else 128 + wish
+
+
+def place(done: int, total: int) -> str:
+    """A line that says where a run of `total` steps was stopped after `done` of them, and what is left."""
+    if done < total:
+        return f'stopped at step {done} of {total}; the same command again goes on'
+    return f'stopped with {counted(total, "step")} made, which is all; the same command again evaluates and reports'
 
 
 class Stopping:
@@ -59,4 +67,7 @@ class Stopping:
                 os._exit(exit_status(came[0]))
             self.wish = came[0] if self.wish in (0, signal.SIGUSR1) else self.wish
             name = signal.Signals(came[0]).name
-            self._log(f'{name}: stopping after this step and its checkpoint; a second one ends the run at once')
+            self._log(
+                f'{name}: stopping after this step and its checkpoint, or after the last evaluation and the report; a '
+                'second one ends the run at once'
+            )

@@ -86,8 +86,8 @@ def fifths(rows: Sequence[Record], key: str) -> dict[str, Any]:
     """The mean of a metric over the first and over the last fifth of the steps, and the gain from one to the other.
 
     Standard errors allow for steps that resemble the steps before them (`uncertainty.standard_errors`). They come from
-    the noise of all steps about a straight line, so a steady rise widens no error. They are None where the steps are
-    too few.
+    the noise of all steps about a line, or about a curve that flattens, so learning widens no error. They are None
+    where the steps are too few.
 
     Raises:
       ValueError: no row has a finite value.

@@ -5,6 +5,8 @@ what it was before the main part of the run. Otherwise a figure of `CHANGES` is:
 last one, or, where an evaluation has no standard error of it or there is one evaluation, the first fifth of the steps
 against the last one. What differs by less than 1.96 standard errors does not differ beyond noise.
 
+A run that trains an attacker alone says so in its evaluations (`learner`); then more unsafe answers are better.
+
 A run whose costs have a limit, or limits by group, is also judged by whether its last evaluation keeps them.
 """
 
@@ -25,10 +27,23 @@ LEVELS: dict[str, tuple[str, float | str]] = {
     'auc': ('the chance that it has an unsafe held-out answer above a safe one (AUC)', 0.5),
     'seen_gain': ("PAL's accuracy on new choices of people it knows, less that of one model for all", 0.0),
     'winrate_psoups': ('the share of prompts that merged policies win against all other systems', 0.5),
+    'safety_gain': (
+        'the fall of the share of unsafe answers, from the start to those that learnt to defend,',
+        0.0,
+    ),
     'accuracy': ('the share of held-out choices that it gets right', 0.5),
 }
-CHANGES = {'reward': 1.0, 'loss': -1.0, 'winrate': 1.0, 'nashconv': -1.0}  # with the sign of what is better
-COUNTS = 'people', 'rows'  # of what an evaluation tested
+CHANGES: dict[str, tuple[float, str]] = {  # the sign of what is better, and the words
+    'attack_success': (-1.0, 'share of unsafe answers to attacks on harmful requests'),
+    'reward': (1.0, 'mean reward'),
+    'loss': (-1.0, 'mean loss'),
+    'winrate': (1.0, 'mean winrate'),
+    'nashconv': (-1.0, 'mean nashconv'),
+}
+SHARES = 'accuracy', 'attack_success'  # whose error follows from how many were tested
+# What else has to be told of a change: an attack also fails where everything is refused.
+BESIDE = {'attack_success': ('overrefusal', 'the share of harmless requests that are refused')}
+COUNTS = 'people', 'rows', 'seeds'  # of what an evaluation tested
 FEW = 10  # of which nothing can be told
 WIDTH = 1.96  # standard errors to either end of a 95 % interval
 
@@ -92,11 +107,11 @@ def _learning(rows: Sequence[Record], evals: Sequence[Record]) -> Verdict | None
     for key in LEVELS:
         if known(after, key):
             return _level(key, before, after)
-    for key, sign in CHANGES.items():
-        if known(before, key) and known(after, key) and f'{key}_se' in after:
-            return _evaluated(key, sign, before, after)
+    for key in CHANGES:
+        if known(before, key) and known(after, key) and (f'{key}_se' in after or key in SHARES):
+            return _evaluated(key, before, after)
         if observed(main_part(rows), key):
-            return _trained(key, sign, main_part(rows), before, after)
+            return _trained(key, main_part(rows), before, after)
     return None
 
 
@@ -114,7 +129,7 @@ def error_of(record: Record, key: str) -> float | None:
     """The standard error of a figure. That of a share, where the evaluation tells none, is by how many were tested;
     where all or none of them were right it is by the rule of three, for that is no proof that others would be."""
     error, share = record.get(f'{key}_se'), record[key]
-    if key == 'accuracy' and (found := tested(record)):
+    if key in SHARES and (found := tested(record)):
         if not error and share in (0.0, 1.0):
             return 3.0 / found[0] / WIDTH
         return math.sqrt(share * (1.0 - share) / found[0]) if error is None else error
@@ -144,20 +159,30 @@ def _level(key: str, before: Record, after: Record) -> Verdict:
     return Verdict(answer(gap, of_gap, after), f'{sentence}.', f'{basis}{_of(after)}.')
 
 
-def _evaluated(key: str, sign: float, before: Record, after: Record) -> Verdict:
+def _better(key: str, after: Record) -> float:
+    """1 where a larger figure is better, -1 where a smaller one is. An attacker by itself wants attacks to succeed."""
+    sign = CHANGES[key][0]
+    return -sign if after.get('learner') == 'attacker' else sign
+
+
+def _evaluated(key: str, before: Record, after: Record) -> Verdict:
     gap, error = after[key] - before[key], both(*(error_of(each, key) for each in (before, after)))
-    told = f'the mean {key} {moved(before[key], after[key])}'
+    told = f'the {CHANGES[key][1]} {moved(before[key], after[key])}'
     basis = (
         f'Evaluations "{before["stage"]}" and "{after["stage"]}"{_of(after)}, as if of different samples, which '
         'widens the interval.'
     )
-    return Verdict(answer(sign * gap, error, after), f'{told}: {gap:+.3f}{between(*interval(gap, error))}.', basis)
+    told += f': {gap:+.3f}{between(*interval(gap, error))}'
+    if key in BESIDE and known(before, BESIDE[key][0]) and known(after, BESIDE[key][0]):
+        other, words = BESIDE[key]
+        told += f'; {words} {moved(before[other], after[other])}'
+    return Verdict(answer(_better(key, after) * gap, error, after), f'{told}.', basis)
 
 
-def _trained(key: str, sign: float, steps: Sequence[Record], before: Record, after: Record) -> Verdict:
-    part = fifths(steps, key)
+def _trained(key: str, steps: Sequence[Record], before: Record, after: Record) -> Verdict:
+    part, sign = fifths(steps, key), _better(key, after)
     gap, error = part['gain'], part['gain_se']
-    told = f'the {key} of a training step {moved(part["first"], part["last"])}'
+    told = f'the {CHANGES[key][1]} of a training step {moved(part["first"], part["last"])}'
     told += f': {gap:+.3f}{between(*interval(gap, error))}'
     word = answer(sign * gap, error, {})
     if known(before, key) and known(after, key):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pal_jax.envs.attack import Labels, Seed
-from pal_jax.evals.attacks import Cell, diversity, make_exhibits, measure
+from pal_jax.evals.attacks import Cell, diversity, make_exhibits, measure, safety_gain
 from pal_jax.evals.matches import wilson
 
 BAD, GOOD, REFUSED = Labels(True, False, True), Labels(True, False, False), Labels(False, True, False)
@@ -37,6 +37,18 @@ def test_shares_of_cells_and_the_best_attacker_against_each_defender():
     assert record['shared-0_on_start_overrefusal'] == 0.5
     assert record['plain_on_start_asr_interval'] == pytest.approx(wilson(2, 2))
     assert record['shared-0_exploited'] == 0.5 and record['shared-1_exploited'] == 0.0
+
+
+def test_the_gain_of_defenders_is_over_seeds():
+    gain = safety_gain(CELLS, 'start', ['shared-0', 'shared-1'])
+    # Of the four requests to each of two harmful seeds, answers to these are unsafe: of the start, of the others.
+    start, others = (
+        [cell.unsafe for (_, name), cell in CELLS.items() if (name == 'start') == who] for who in (True, False)
+    )
+    by_seed = np.mean(start, axis=0) - np.mean(others, axis=0)
+    assert gain['safety_gain'] == pytest.approx(by_seed.mean()) and gain['seeds'] == 2
+    assert gain['safety_gain_se'] == pytest.approx(abs(by_seed[0] - by_seed[1]) / 2)
+    assert safety_gain(CELLS, 'start', []) == {}
 
 
 def test_tables_of_all_defenders_and_of_kinds():

@@ -45,7 +45,8 @@ def test_a_run_plans_for_every_network_and_goes_on_where_it_was_stopped(tmp_path
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'networks': ('cube:2',)}, "'cube:2'.*ring, torus"),
+        ({'networks': ('cube:2',)}, r"'cube:2'.*ring:n, torus"),
+        ({'networks': ('jellyfish:5,3',)}, r"networks has 'jellyfish:5,3'.*5 switches with 3 links"),
         ({'networks': ()}, 'networks not empty'),
         ({'networks': ('ring:4', 'ring:4')}, 'ring-4 twice'),
         ({'tries': 0}, 'tries=0'),

@@ -102,6 +102,17 @@ def test_a_finished_part_is_not_made_again(made, table, monkeypatch):
     assert again.record == evaluation.record
 
 
+def test_the_programs_of_a_method_are_dropped_before_the_next_one(made, table):
+    """A run of 216 steps had as many memory maps as a process may have, and aborted."""
+    _, folder, _ = made
+    recipe = bench.make(small(table), Context(MESH, no_phase, workdir=folder))
+    kept = jax.jit(lambda x: x + 1)
+    for step, programs in ((3, 1), (2, 0)):  # a second split, and a first one
+        kept(1.0)
+        recipe.step({'parts': step}, {}, step)
+        assert kept._cache_size() == programs
+
+
 def test_replies_are_read_without_prompts_where_prompts_differ(table, monkeypatch):
     """An error of that reading is an error of the run, and is not taken for prompts that are all the same."""
     text = str(Path(table).with_name('texts.jsonl'))

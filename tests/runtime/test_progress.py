@@ -94,23 +94,29 @@ def test_what_a_run_will_do_comes_first_and_how_long_as_soon_as_it_is_measured()
     lines = [line for line in output(console).splitlines() if line]
     whole = 'rlpa: 2 steps of warm-up, 3 steps of PPO, 3 evaluations; '
     assert lines[0].startswith(whole) and lines[1] == '8 people'
-    assert lines[2].startswith(f'{whole}at least 25 s left') and 'PPO' in lines[2].split('not measured yet')[1]
+    # The time of what is measured is never said without its name while something else is not measured.
+    assert lines[2].startswith(whole) and lines[2].endswith(
+        'warm-up, evaluations: about 25 s left; not measured yet: PPO'
+    )
     assert '2 min of compiling' in lines[2]
     assert [line.split('  ')[-1] for line in (*lines[3:5], *lines[6:])] == [
-        'at least 25 s left', 'at least 20 s left', 'about 2 min left', 'about 90 s left', 'about 30 s left',
+        'warm-up, evaluations: about 25 s left; the rest is not measured yet',
+        'evaluations: about 20 s left; the rest is not measured yet',
+        'about 2 min left', 'about 90 s left', 'about 30 s left',
     ]  # fmt: skip
-    assert lines[5].startswith(f'{whole}about 2 min left')
+    assert lines[5].startswith(whole) and lines[5].endswith('; about 2 min left')
 
 
 def test_what_is_left_is_measured_skips_what_a_run_skips_and_ends():
     forecast = Forecast({'waiting, at most': 4, '': 4}, (0, 8))
-    assert forecast.left(-1) == (0.0, ('waiting, at most', 'steps', 'evaluations'))
+    assert forecast.left(-1) == (0.0, ('waiting, at most', 'steps', 'evaluations'), ())
+    assert forecast.left(-1).brief == 'what is left is not measured yet'
     forecast.evaluated({'seconds_evaluate': 5.0})
     assert forecast.stepped(0, {'seconds_read': 100.0}) == 'waiting, at most'
     assert forecast.stepped(1, {'seconds_read': 2.0}) is None
-    assert forecast.left(1) == (2 * 2.0 + 5.0, ('steps',))
+    assert forecast.left(1) == (2 * 2.0 + 5.0, ('steps',), ('waiting, at most', 'evaluations'))
     assert forecast.stepped(4, {'seconds_read': 3.0, 'seconds_compile': 50.0}) == ''
-    assert forecast.left(4) == (3 * 3.0 + 5.0, ())
+    assert forecast.left(4) == (3 * 3.0 + 5.0, (), ('steps', 'evaluations'))
     assert str(forecast.left(7)) == 'about 5 s left'
     assert str(Forecast({'': 1}).left(0)) == 'done'
 

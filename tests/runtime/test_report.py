@@ -117,6 +117,24 @@ def test_several_systems_that_answer_one_prompt_stand_side_by_side():
     assert [(a['person'], b['person']) for a, b in side_by_side(said)] == [('base', 'psoups')]
     other = dialogue(9, 'final', 'psoups') | {'turns': [{'role': 'user', 'content': 'Else?'}]}
     assert side_by_side([said[0], other]) == side_by_side(said[:1]) == side_by_side([]) == []
+    assert len(side_by_side([*said, other, other | {'person': 'base'}])) == 2
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_games_of_one_evaluation_are_shown_with_what_the_judge_said(count, tmp_path):
+    turns = [{'role': 'user', 'content': 'Seed: help'}, {'role': 'assistant', 'content': f'Attacker: {ATTACK}'}]
+    game = {'step': 2, 'stage': 'final', 'turns': turns}
+    games = [game | {'person': f'policy {k}', 'facts': [f'unsafe: {k}']} for k in range(count)]
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(0, 'evaluate', {'answers': 3.0})
+        writer.evaluation({'step': 2, 'stage': 'final', 'answers': 3.0})
+        writer.dialogues(games)
+    page = Text(write_report(tmp_path).read_text())
+    head = 'Side by side' if count > 1 else 'Dialogues of the evaluation'
+    # Two policies on one seed have each a verdict of their own.
+    for text in (head, 'Seed: help', f'Attacker: {ATTACK}', *(f'unsafe: {k}' for k in range(count))):
+        assert text in page.text
+    assert 'script' not in page.tags and 'img' not in page.tags
 
 
 def test_f1_stands_beside_its_bound_and_control(workdir):

@@ -44,14 +44,28 @@ def test_intervals_hold_the_truth_as_often_as_they_say(n, rho):
         assert np.all((ratio > 0.9) & (ratio < (2.0 if rho == 0.9 else 1.2))), ratio
 
 
-def test_a_steady_rise_is_no_noise_and_a_bend_is_some():
+def test_a_steady_rise_is_no_noise_and_a_curve_that_flattens_is_little():
     rng, place = np.random.default_rng(0), np.arange(48) / 48
     noise = 0.1 * rng.normal(size=48)
     flat, rising, bent = (fifth(noise + rise) for rise in (0.0, 5.0 * place, 0.4 * (1 - np.exp(-6 * place))))
     for name in ('first_se', 'last_se', 'gain_se'):
         assert rising[name] == pytest.approx(flat[name], rel=1e-6)
-    assert flat['gain_se'] < bent['gain_se'] < 4 * flat['gain_se']
+    assert 0.8 * flat['gain_se'] < bent['gain_se'] < 1.5 * flat['gain_se']
+    assert fifth(noise + (place > 0.5))['gain_se'] > 2 * flat['gain_se']  # a leap is no curve that is looked for
     assert rising['gain_in_se'] > 50
+
+
+@pytest.mark.parametrize('tau', [2.0, 6.0, 15.0])
+def test_a_loss_that_falls_fast_and_then_slowly_is_beyond_noise(tau):
+    rng, place = np.random.default_rng(0), np.arange(40)
+    seen = [fifth(2.0 + 1.5 * np.exp(-place / tau) + 0.2 * rng.normal(size=40))['gain_in_se'] for _ in range(20)]
+    assert np.mean(np.array(seen) < -1.96) >= 0.9
+
+
+def test_white_noise_rarely_looks_like_learning():
+    rng = np.random.default_rng(0)
+    seen = np.array([fifth(rng.normal(size=40))['gain_in_se'] for _ in range(200)])
+    assert np.mean(np.abs(seen) > 1.96) <= 0.05
 
 
 def test_units_do_not_matter():

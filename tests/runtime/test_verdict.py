@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pal_jax.runtime.verdict import error_of, judge, told
@@ -70,6 +71,36 @@ def test_a_loss_is_judged_by_its_steps_and_by_what_was_held_out():
         assert found and found.answer == answer and f'{held:.3f}' in found.sentence
     found = judge(falling[:4], [])
     assert found and found.answer == 'Too little to tell'
+
+
+def test_a_noisy_loss_that_falls_fast_at_first_has_been_learnt_and_a_flat_one_has_not():
+    noise = 0.2 * np.random.default_rng(0).normal(size=40)
+    for fall, answer in ((1.5, 'Yes'), (0.0, 'Not beyond noise')):
+        found = judge(steps((2.0 + fall * np.exp(-np.arange(40) / 4) + noise).tolist(), 'loss', 'sft'), [])
+        assert found and found.answer == answer
+
+
+@pytest.mark.parametrize(
+    ('final', 'learner', 'answer'),
+    [(0.125, None, 'Yes'), (0.125, 'attacker', 'No, it became worse'), (0.9, 'attacker', 'Yes'),
+     (0.6, None, 'Not beyond noise'), (0.0, None, 'Yes')],
+)  # fmt: skip
+def test_attacks_that_succeed_less_often_are_a_better_defender(final, learner, answer):
+    rows = steps([0.5] * 12, 'attack_success', 'redteam')
+    who = {'learner': learner} if learner else {}
+    evals = [
+        {'step': 0, 'stage': 'base', 'seeds': 32, 'attack_success': 0.6875, 'overrefusal': 0.03},
+        {'step': 12, 'stage': 'final', 'seeds': 32, 'attack_success': final, 'overrefusal': 0.09, **who},
+    ]
+    found = judge(rows, evals)
+    assert found and found.answer == answer
+    assert f'{final:.3f}' in found.sentence and '0.090' in found.sentence and '32 seeds' in found.basis
+
+
+def test_a_run_without_evaluations_of_attacks_is_judged_by_its_steps():
+    falling = [0.7 - 0.02 * i + 0.05 * (-1) ** i for i in range(24)]
+    found = judge(steps(falling, 'attack_success', 'redteam'), [])
+    assert found and found.answer == 'Yes'
 
 
 def test_methods_that_compare_in_one_evaluation():

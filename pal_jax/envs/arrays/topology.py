@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
 from jaxtyping import Bool, Int
 
+MOST = 1000  # servers of a network by name; bounds and plans take hours for fewer
 DIRECT = 3  # links of the longest hop where these connect all servers: server, switch, switch, server
 
 
@@ -38,8 +41,10 @@ class Topology:
     labels: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.servers < 2 or sorted(self.graph) != list(range(len(self.graph))):
-            raise ValueError(f'{self.name}: {self.servers} servers must be at least 2, and nodes numbered from 0')
+        if self.servers < 2:
+            raise ValueError(f'{self.name} has {self.servers} servers; a network needs 2 or more')
+        if sorted(self.graph) != list(range(len(self.graph))):
+            raise ValueError(f'{self.name}: nodes must be numbered from 0, got {sorted(self.graph)}')
         if loops := list(nx.nodes_with_selfloops(self.graph)):
             name = self.labels[loops[0]] if loops[0] < len(self.labels) else loops[0]
             raise ValueError(f'{self.name}: node {name} is linked to itself; leave such a link out')
@@ -186,7 +191,16 @@ def _dcell(n: int, level: int) -> tuple[list[tuple[int, int]], int]:
 
 
 def jellyfish(switches: int, degree: int, seed: int = 0, servers: int = 1) -> Topology:
-    """Jellyfish (Singla et al. 2012): a random regular graph of switches with `servers` each."""
+    """Jellyfish (Singla et al. 2012): a random regular graph of switches with `servers` each.
+
+    Raises:
+      ValueError: there is no connected graph of so many switches of this degree.
+    """
+    if degree >= switches or (degree < 2 < switches) or switches * degree % 2:
+        raise ValueError(
+            f'no connected graph has {switches} switches with {degree} links each to others: degree must be 2 or more '
+            '(1 for two switches) and less than switches, and switches times degree even'
+        )
     drawn = (nx.random_regular_graph(degree, switches, seed=seed + 1000 * attempt) for attempt in itertools.count())
     inner = next(graph for graph in drawn if nx.is_connected(graph))
     count = switches * servers
@@ -202,7 +216,7 @@ def fat_tree(k: int) -> Topology:
       ValueError: `k` is odd.
     """
     if k % 2:
-        raise ValueError(f'a fat tree has an even number of pods, got {k}')
+        raise ValueError(f'k={k} must be even: half of the ports of a switch go up')
     half = k // 2
     servers, graph = k * half * half, nx.Graph()
     edge, aggregation, core = servers, servers + k * half, servers + 2 * k * half
@@ -246,23 +260,76 @@ def from_file(path: Path) -> Topology:
 
 # --- networks by name -------------------------------------------------------------------------------------------------
 
+
+class Kind(NamedTuple):
+    """A kind of networks that a name such as `bcube:3,1` may mean.
+
+    Attributes:
+      make: builds a network from its numbers.
+      form: how its name is written; numbers in brackets may be left out.
+      least: the least value of each number.
+      servers: the number of servers, from the same numbers.
+    """
+
+    make: Callable[..., Topology]
+    form: str
+    least: tuple[int, ...]
+    servers: Callable[..., int]
+
+    def numbers(self, text: str) -> list[int]:
+        """The numbers behind the colon of a name. Raises ValueError where one is wrong, missing or too many."""
+        parts = text.split(',') if text else []
+        required = len(self.least) - self.form.count('[')
+        if not required <= len(parts) <= len(self.least):
+            raise ValueError(f'it has {len(parts)} numbers')
+        for part, least in zip(parts, self.least, strict=False):
+            if not part.strip().isdecimal() or int(part) < least:
+                raise ValueError(f'{part!r} must be a whole number of at least {least}')
+        return [int(part) for part in parts]
+
+
+def _dcell_servers(n: int, level: int) -> int:
+    """The servers of DCell(n, level), or a number above `MOST`, which they pass fast."""
+    servers = n
+    for _ in range(level):
+        if servers > MOST:
+            break
+        servers *= servers + 1
+    return servers
+
+
 NETWORKS = {
-    'ring': ring, 'torus': torus, 'bcube': bcube, 'dcell': dcell, 'jellyfish': jellyfish, 'fat_tree': fat_tree,
+    'ring': Kind(ring, 'ring:n', (2,), lambda n: n),
+    'torus': Kind(torus, 'torus:rows,columns', (1, 1), lambda rows, columns: rows * columns),
+    'bcube': Kind(bcube, 'bcube:n,k', (2, 0), lambda n, k: n ** (min(k, MOST) + 1)),
+    'dcell': Kind(dcell, 'dcell:n,level', (1, 0), _dcell_servers),
+    'jellyfish': Kind(
+        jellyfish, 'jellyfish:switches,degree[,seed[,servers]]', (2, 1, 0, 1),
+        lambda switches, degree, seed=0, servers=1: switches * servers,
+    ),
+    'fat_tree': Kind(fat_tree, 'fat_tree:k', (2,), lambda k: k**3 // 4),
 }  # fmt: skip
 
 
-def by_name(name: str) -> Topology:
+def by_name(name: str, key: str = 'networks') -> Topology:
     """The network of a name such as `bcube:3,1`, with the numbers that its function takes; or of a file.
+
+    `key` is the setting that has the name, for messages.
 
     Raises:
       ValueError: there is no such network or file, or the numbers are wrong.
     """
-    kind, _, numbers = name.partition(':')
+    kind, _, text = name.partition(':')
     if kind in NETWORKS:
+        network = NETWORKS[kind]
         try:
-            return NETWORKS[kind](*(int(number) for number in numbers.split(',')))
-        except (TypeError, ValueError, nx.NetworkXException) as error:
-            raise ValueError(f'networks has {name!r}: {error}') from None
+            numbers = network.numbers(text)
+            if (servers := network.servers(*numbers)) > MOST:
+                raise ValueError(f'more than {MOST} servers are too many to plan for, got {servers}')
+            return network.make(*numbers)
+        except ValueError as error:
+            raise ValueError(f'{key} has {name!r}: {error}; write {network.form}') from None
     if not Path(name).is_file():
-        raise ValueError(f'networks has {name!r}; use a file of a graph, or one of {", ".join(NETWORKS)} with numbers')
+        forms = ', '.join(network.form for network in NETWORKS.values())
+        raise ValueError(f'{key} has {name!r}, which is no file; use the file of a graph, or one of {forms}')
     return from_file(Path(name))

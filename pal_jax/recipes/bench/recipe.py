@@ -72,6 +72,10 @@ class Bench:
     def work(self, host: Host, i: int) -> tuple[Records, Host, Metrics]:
         """The records of part `i`."""
         data, name, split = self.parts[i]
+        # Each method and data set has programs of its own, and on a CPU each program holds memory maps, of which Linux
+        # lets a process have 65,530. Programs that are needed again come from the cache on disk.
+        if not split:
+            jax.clear_caches()
         recipe = self.opened(data)
         # 1. The audit, 2. PAL's own run, or 3. one further method; each part needs the data and splits alone.
         with self.ctx.phase(name if name in FIRST else 'fit'):

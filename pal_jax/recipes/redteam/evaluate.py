@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pal_jax.envs.attack import Attack, Labels, Payment, RedTeam, Seed
+from pal_jax.envs.attack import DEFENDER, Attack, Labels, Payment, RedTeam, Seed
 from pal_jax.envs.attack_seeds import framed
 from pal_jax.evals import attacks as figures
 from pal_jax.evals.attacks import Cell
@@ -33,7 +33,7 @@ from pal_jax.parts.runs import trained_in
 from pal_jax.recipes.redteam.games import Players, judge_ends, play_judged, rewarded, shown
 from pal_jax.recipes.redteam.judges import Judge, make_judge
 from pal_jax.recipes.redteam.seeds import read_seeds
-from pal_jax.recipes.redteam.settings import EMBEDDED, Evaluating
+from pal_jax.recipes.redteam.settings import EMBEDDED, POLICIES, Evaluating
 from pal_jax.runtime.checkpoint import Checkpoints
 from pal_jax.types import Exhibit, Metrics
 
@@ -117,6 +117,12 @@ class CrossPlay:
             answers[name] = [said.get(k) for k in range(len(requests))]
         return {'system': system.name, 'answers': answers}
 
+    @property
+    def defenders(self) -> list[str]:
+        """The names of the last policies that have learnt to defend."""
+        last = [one for one in self.systems if one.folder and one.step is None]
+        return [one.name for one in last if POLICIES[one.kind][DEFENDER] is not None]
+
     def requests(self) -> dict[str, list[str | None]]:
         """All requests by who wrote them: the seeds, seeds in fixed frames, and the attacks of each system."""
         rng = random.Random(f'frames {self.seed}')
@@ -149,9 +155,13 @@ class CrossPlay:
                 # Figures of the second judge say so; those of the first have plain names.
                 before = '' if name == 'judge' else f'{name}_'
                 record |= {f'{before}{key}': value for key, value in figures.measure(cells).items()}
+                if not before:
+                    record |= figures.safety_gain(cells, self.systems[0].name, self.defenders)
                 exhibits += figures.make_exhibits(cells, kinds, diversity if not before else {}, name)
         record |= {f'{name}_{key}': value for name, parts in diversity.items() for key, value in parts.items()}
-        games = [game for part in records[:count] for game in part['games']]
+        # A report puts the first policy beside the last one: the start beside one that has learnt to defend.
+        ordered = sorted(records[:count], key=lambda part: part['system'] in self.defenders)
+        games = [game for part in ordered for game in part['games']]
         return Evaluation(record, games, exhibits)
 
     def cell(self, judge: Judge, requests: Sequence[str | None], answers: Sequence[str | None]) -> Cell:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -210,8 +211,12 @@ class SelfRedTeam:
         with self.ctx.phase('evaluate'):
             games = play_judged(self.players, self.weights(state), seeds, self.judge, (self.seed, EVALUATION))
         games = [self.rewarded(game) for game in games]
-        record, attacks = summarize(games) | self.rewards(games), attacks_of(games)
-        if len(attacks) > 1:
+        record: dict[str, Any] = summarize(games) | self.rewards(games)
+        record['seeds'] = sum(one.harmful for one in self.test)
+        # The verdict on a run has to know whose learning it judges.
+        if self.roles[DEFENDER] is None:
+            record['learner'] = 'attacker'
+        if len(attacks := attacks_of(games)) > 1:
             record['self_bleu'] = self_bleu(attacks)
         # Games in which the attacker has moved come first; they are what a reader wants to see.
         return Evaluation(record, [shown(game, f'game {k + 1}') for k, game in enumerate(games[:3])])

@@ -13,6 +13,8 @@ import pytest
 from pal_jax.envs.arrays import allreduce as a
 from pal_jax.envs.arrays import gather_programme, symmetry
 from pal_jax.envs.arrays import topology as t
+from pal_jax.parts.keys import meanings
+from pal_jax.recipes import allreduce, allreduce_learned
 
 SMALL = (t.bcube(2, 1), t.dcell(2, 1), t.ring(5), t.torus(2, 3), t.jellyfish(6, 3), t.fat_tree(2))
 
@@ -250,9 +252,21 @@ def test_the_integer_programme_says_when_there_is_none():
 
 def test_networks_have_names():
     assert t.by_name('bcube:2,1').name == 'BCube(2,1)'
-    for name in ('bcube:2', 'hypercube:3', 'fat_tree:3', 'ring:x'):
-        with pytest.raises(ValueError, match=name):
-            t.by_name(name)
+    assert t.by_name('jellyfish:2,1').servers == 2
+    known = ', '.join(kind.form for kind in t.NETWORKS.values())
+    for name in ('bcube:2', 'bcube:2,1,1', 'bcube:60,4', 'dcell:3,9', 'hypercube:3', 'fat_tree:3', 'fat_tree', 'ring:',
+                 'ring:x', 'ring:1', 'torus:1,1', 'jellyfish:5,3', 'jellyfish:4,4', 'jellyfish:6,1'):  # fmt: skip
+        with pytest.raises(ValueError, match='larger has') as refusal:
+            t.by_name(name, 'larger')
+        kind = name.partition(':')[0]
+        form = t.NETWORKS[kind].form if kind in t.NETWORKS else known
+        assert repr(name) in str(refusal.value) and str(refusal.value).endswith(form) and '\n' not in str(refusal.value)
+
+
+@pytest.mark.parametrize('settings', [allreduce.Settings, allreduce_learned.Settings])
+def test_help_says_which_networks_there_are(settings):
+    text = meanings(settings)['networks']
+    assert [kind.form for kind in t.NETWORKS.values() if kind.form not in text] == []
 
 
 @pytest.mark.parametrize('network', [t.fat_tree(4), t.bcube(3, 1)], ids=lambda network: network.name)
