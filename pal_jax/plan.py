@@ -85,13 +85,13 @@ def make_request(settings: Run, method: Method) -> Request:
     policy, decode = method.policy, method.decode
     cfg = shapes.shape(MODEL.value or policy.source)
     slice_devices = chips.topology_devices(TOPOLOGY.value) if TOPOLOGY.value else chips.local_devices(PLATFORM.value)
-    nodes = len({device.process_index for device in slice_devices})
+    hosts = len({device.process_index for device in slice_devices})
     return Request(
         cfg=devices.for_platform(cfg, policy.dtype, slice_devices[0].platform, policy.scan_layers),
         make_learner=method.make_learner,
         work=method.work,
         devices=slice_devices,
-        chip=chips.chip(slice_devices[0], nodes),
+        chip=chips.chip(slice_devices[0], len(slice_devices) // hosts if hosts > 1 else 0),
         decode=DECODE.value and decode is not None and not decode.address,
         int8=decode is not None and decode.int8,
         efficiency=EFFICIENCY.value,
@@ -151,6 +151,8 @@ def work_table(run_plan: Plan) -> Table:
     table = Table('program', 'runs', 'TFLOP', 'GB moved', 'GB received', 'overlapped', 'kernels', 's a run')
     for program in run_plan.figures:
         received = [f'{kind} {size / 1e9:.3g}' for kind, size in program.collectives.items()]
+        if between := sum(program.between.values()):
+            received.append(f'of it between nodes {between / 1e9:.3g}')
         numbers = [f'{program.flops / 1e12:.3g}', f'{program.moved / 1e9:.3g}', '\n'.join(received)]
         overlap, seconds = f'{program.overlapped} of {program.started + program.waiting}', program.seconds
         counts = overlap, str(program.kernels)

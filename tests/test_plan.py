@@ -92,6 +92,33 @@ ENTRY %main (x: f32[64,256]) -> f32[16,256] {
     assert hlo.traffic(module).collectives == {'reduce-scatter': 64 * 1024}
 
 
+@pytest.mark.parametrize(
+    ('groups', 'host', 'members'),
+    [
+        ('[1,4]<=[4]', 0, 0),  # all on one host
+        ('[1,4]<=[4]', 4, 0),
+        ('[1,4]<=[4]', 2, 2),
+        ('[2,2]<=[4]', 2, 0),
+        ('[2,2]<=[2,2]T(1,0)', 2, 1),
+        ('{{0,2},{1,3}}', 2, 1),
+        ("mesh['a'=2,'b'=2] {'b'}", 2, 0),
+        ("mesh['a'=2,'b'=2] {'a'}", 2, 1),
+        ("mesh['a'=2,'b'=2] {'a','b'}", 2, 2),
+    ],
+)
+def test_bytes_between_hosts_go_by_the_members_that_a_host_has(groups, host, members) -> None:
+    module = MODULE.replace('replica_groups=[1,4]<=[4]', f'replica_groups={groups}')
+    between = hlo.traffic(module.replace('{{0,1,2,3}}', '{{0,1}}'), host).between
+    assert between == ({members: 5 * 4096} if members else {})
+
+
+def test_golden_seconds_of_transfers_between_hosts() -> None:
+    """Of 100 bytes 40 stay on the host, 20 enter by one adapter, and 40 by eight, than which the links are slower."""
+    chip = Chip(GIB, links=50.0, network=10.0, host=8)
+    assert chip.transfer(100.0, {1: 20.0, 8: 40.0}) == pytest.approx(40 / 50 + 20 / 10 + 40 / 50)
+    assert chip.transfer(100.0, {}) == 100 / 50
+
+
 def test_a_transfer_with_nothing_beside_it_is_not_overlapped() -> None:
     alone = MODULE.replace('  %work = f32[1,256]{1,0:S(1)} dot(%near, %near), lhs_contracting_dims={1}\n', '')
     assert hlo.traffic(alone).overlapped == 0

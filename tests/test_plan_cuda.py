@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,6 +102,12 @@ def test_cards_have_what_their_compiler_asks_and_what_times_need() -> None:
         assert min(chip.flops, chip.bandwidth, chip.links, chip.network) > 0
         assert f'device_memory_size: {card.memory}' in card.config()
         assert f'major: {card.capability[0]} minor: {card.capability[1]}' in card.config()
+
+
+def test_only_cards_of_several_nodes_have_a_network() -> None:
+    card = SimpleNamespace(platform='gpu', device_kind='NVIDIA H100 80GB HBM3')
+    assert (chips.chip(card).host, chips.chip(card, 8).host) == (0, 8)
+    assert chips.chip(SimpleNamespace(platform='tpu', device_kind='TPU v5p'), 4).host == 0
 
 
 def test_launch_files_set_the_flags_that_are_planned_with() -> None:

@@ -376,9 +376,8 @@ def attend_cache(
         scores -= slopes * distance[:, None, None].astype(jnp.float32)
     visible = distance >= 0 if kind.window is None else (distance >= 0) & (distance < kind.window)
     scores = jnp.where(visible[:, None, None, :], scores, -jnp.inf)
-    # The barrier keeps a CPU from exponentiating within the sum, without vectors (`models.attention`). The outputs are
-    # divided by the sum, since they are fewer than the weights.
-    mass = lax.optimization_barrier(jnp.exp(scores - scores.max(-1, keepdims=True)))
+    mass = sampling.before_sum(jnp.exp(scores - scores.max(-1, keepdims=True)))
+    # The outputs are divided by the sum, since they are fewer than the weights.
     out = jnp.einsum('bghs,bgsk->bghk', mass.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (out / mass.sum(-1, keepdims=True)).reshape(B, 1, H, K).astype(q.dtype)
 

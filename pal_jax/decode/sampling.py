@@ -82,9 +82,18 @@ def argmax(logits: Float[Array, 'B V']) -> Int[Array, ' B']:
 
 
 def log_sum_exp(logits: Float[Array, 'B V']) -> Float[Array, ' B']:
-    """The log of the sum of exponentials of each row, with a barrier before the sum (vectorised on CPU)."""
+    """The log of the sum of exponentials of each row."""
     top = jnp.max(logits, axis=-1)
-    return top + jnp.log(jnp.sum(lax.optimization_barrier(jnp.exp(logits - top[:, None])), axis=-1))
+    return top + jnp.log(jnp.sum(before_sum(jnp.exp(logits - top[:, None])), axis=-1))
+
+
+def before_sum(mass: Float[Array, 'B *rest']) -> Float[Array, 'B *rest']:
+    """Exponentials that are summed next.
+
+    A barrier keeps a CPU from exponentiating within the sum, without vectors. A GPU would write them and read them
+    again.
+    """
+    return lax.platform_dependent(mass, cuda=lambda x: x, default=lax.optimization_barrier)
 
 
 def truncate(logits: Float[Array, 'B V'], top_k: Int[Array, ' B'], top_p: Float[Array, ' B']) -> Float[Array, 'B V']:

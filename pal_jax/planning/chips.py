@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,8 @@ class Chip(NamedTuple):
     flops: operations of bf16 products in a second.
     bandwidth: bytes that the large memory reads or writes in a second.
     links: bytes that the device receives from its neighbours in a second.
-    network: bytes that it receives from other hosts in a second, where that is another rate.
+    network: bytes that its adapter receives from other hosts in a second, where that is another rate.
+    host: the devices of a host, where several work together over such a network; else 0.
     """
 
     memory: float
@@ -31,6 +32,15 @@ class Chip(NamedTuple):
     bandwidth: float = 0.0
     links: float = 0.0
     network: float = 0.0
+    host: int = 0
+
+    def transfer(self, received: float, between: Mapping[int, float]) -> float:
+        """Seconds of collectives by which the device receives so many bytes, see `hlo.Traffic`.
+
+        A ring over several hosts enters a host once for each of its members there, by the adapter of each.
+        """
+        far = sum(size / min(self.links, members * self.network) for members, size in between.items())
+        return (received - sum(between.values())) / self.links + far
 
 
 class Card(NamedTuple):
@@ -172,10 +182,10 @@ def local_devices(platform: str) -> Sequence[Any]:
         raise RuntimeError(message) from None
 
 
-def chip(device: Any, nodes: int = 1) -> Chip:
+def chip(device: Any, host: int = 0) -> Chip:
     """The figures of a device. Its memory is always known; its rates are 0 where the device is not in `CHIPS`.
 
-    Where `nodes` hosts work together, a chip receives no faster than its network does, if it has one.
+    Where several hosts work together, `host` is the number of devices of each.
 
     Raises:
       ValueError: the device is not in `CHIPS` and does not state its memory.
@@ -185,7 +195,7 @@ def chip(device: Any, nodes: int = 1) -> Chip:
         return Chip(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count('cpu'))
     if device.device_kind in CHIPS:
         known = CHIPS[device.device_kind]
-        return known._replace(links=known.network) if nodes > 1 and known.network else known
+        return known._replace(host=host if known.network else 0)
     stats = None if device.platform == 'tpu' else device.memory_stats()
     if not stats:
         raise ValueError(f'nothing is known of the device {device.device_kind!r}; add it to pal_jax/planning/chips.py')

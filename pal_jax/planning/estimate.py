@@ -48,7 +48,7 @@ class Figures:
     beside: bytes that are in memory while it runs and are none of its arguments.
     peak: bytes of arguments, results, temporaries and `beside` together.
     moved: bytes between the device and its large memory.
-    collectives, started, overlapped, waiting, kernels: as `hlo.Traffic` has them.
+    collectives, started, overlapped, waiting, kernels, between: as `hlo.Traffic` has them.
     seconds: at the requested efficiency; None where a rate of the device is unknown.
     refused: the reason why the compiler refused the program, '' where it did not.
     """
@@ -66,6 +66,7 @@ class Figures:
     overlapped: int = 0
     waiting: int = 0
     kernels: int = 0
+    between: dict[int, float] = dataclasses.field(default_factory=dict)
     seconds: float | None = None
     refused: str = ''
 
@@ -208,11 +209,13 @@ def measure(program: Program, chip: Chip, efficiency: float) -> Figures:
             flops=work,
             refused=reason,
         )
-    stats, traffic = compiled.memory_analysis(), hlo.traffic(compiled.as_text())
+    stats, traffic = compiled.memory_analysis(), hlo.traffic(compiled.as_text(), chip.host)
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
     received = sum(traffic.collectives.values())
-    rates = (work, chip.flops), (traffic.moved, chip.bandwidth), (received, chip.links)
-    seconds = max(amount / rate for amount, rate in rates) / efficiency if all(rate for _, rate in rates) else None
+    seconds = None
+    if chip.flops and chip.bandwidth and chip.links:
+        transfer = chip.transfer(received, traffic.between)
+        seconds = max(work / chip.flops, traffic.moved / chip.bandwidth, transfer) / efficiency
     return Figures(
         program.name, program.calls,
         arguments=argument_bytes,

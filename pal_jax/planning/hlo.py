@@ -5,10 +5,13 @@ XLA's own cost analysis counts the body of a loop once, however often it runs; a
 
 from __future__ import annotations
 
+import collections
 import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's64': 8, 'u64': 8, 'f64': 8}  # else 4
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
@@ -52,19 +55,26 @@ class Traffic(NamedTuple):
     overlapped: int  # ... and for which there is such work
     waiting: int  # collectives that nothing runs beside
     kernels: int  # instructions that a GPU is handed one by one
+    between: Mapping[int, float]  # of the bytes received, those within groups of several hosts, by a host's members
 
 
-def traffic(text: str) -> Traffic:
-    """The traffic of a module, given as HLO text, when it runs once on one device."""
+def traffic(text: str, host: int = 0) -> Traffic:
+    """The traffic of a module, given as HLO text, when it runs once on one device.
+
+    A host has `host` devices with numbers that follow each other; 0 stands for all devices.
+    """
     module, entry = parse(text)
     received: dict[str, float] = dict.fromkeys(COLLECTIVES, 0.0)
+    between: dict[int, float] = collections.defaultdict(float)
     moved, started, overlapped, waiting, kernels = 0.0, 0, 0, 0, 0
     for name, times in run_counts(module, entry).items():
         body = module[name]
         sizes = {instruction.name: instruction.size for instruction in body}
         moved += times * sum(_moved(module, sizes, instruction) for instruction in body)
-        for kind, size in _received(module, body):
+        for kind, size, collective in _received(module, body):
             received[kind] += times * size
+            if members := _members_of_a_host(collective, host):
+                between[members] += times * size
         pairs = [
             _has_work_beside(module, body, at) for at, instruction in enumerate(body) if _starts(module, instruction)
         ]
@@ -72,7 +82,7 @@ def traffic(text: str) -> Traffic:
         waiting += sum(instruction.opcode in COLLECTIVES for instruction in body)
         kernels += times * sum(_launches(instruction) for instruction in body)
     by_kind = {kind: size for kind, size in received.items() if size}
-    return Traffic(moved, by_kind, started, overlapped, waiting, kernels)
+    return Traffic(moved, by_kind, started, overlapped, waiting, kernels, dict(between))
 
 
 def parse(text: str) -> tuple[Module, str]:
@@ -216,8 +226,8 @@ def _fused(fusion: Instruction) -> str:
 # --- collectives ----------------------------------------------------------------------------------------------------
 
 
-def _received(module: Module, body: Computation) -> Iterator[tuple[str, int]]:
-    """Kind and received bytes of each collective of a computation and of its fusions.
+def _received(module: Module, body: Computation) -> Iterator[tuple[str, int, Instruction]]:
+    """Kind, received bytes and instruction of each collective of a computation and of its fusions.
 
     The start, middle and end of an asynchronous collective have one channel and count once. A TPU's reduce-scatter is a
     fusion of an all-reduce and a slice of it.
@@ -231,21 +241,36 @@ def _received(module: Module, body: Computation) -> Iterator[tuple[str, int]]:
         if kind in COLLECTIVES and (key := channel[1] if channel else instruction.name) not in channels:
             channels.add(key)
             if name.startswith('all-reduce-scatter'):
-                yield 'reduce-scatter', instruction.largest
+                yield 'reduce-scatter', instruction.largest, instruction
             else:
-                yield kind, instruction.largest * {'all-reduce': 2, 'reduce-scatter': _group(instruction)}.get(kind, 1)
+                times = {'all-reduce': 2, 'reduce-scatter': len(_group(instruction))}.get(kind, 1)
+                yield kind, times * instruction.largest, instruction
 
 
-def _group(collective: Instruction) -> int:
-    """The number of devices that take part in a collective."""
-    if groups := re.search(r'replica_groups=\[\d+,(\d+)\]', collective.rest):
-        return int(groups[1])
-    if groups := re.search(r'replica_groups=\{\{([\d,]+)\}', collective.rest):
-        return groups[1].count(',') + 1
+def _group(collective: Instruction) -> list[int]:
+    """The numbers of the devices in the first group of a collective, or in the first pair of a permutation."""
+    if groups := re.search(r'replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', collective.rest):
+        sizes, order = (_numbers(part or '') for part in groups.group(2, 3))
+        numbers = np.arange(math.prod(sizes)).reshape(sizes)
+        return numbers.transpose(order or None).reshape(-1)[: int(groups[1])].tolist()
+    if groups := re.search(r'(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}', collective.rest):
+        return _numbers(groups[1])
     if groups := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', collective.rest):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups[1]))
-        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", groups[2]))
-    return 1
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", groups[1])}
+        names = re.findall(r"'(\w+)'", groups[2])
+        numbers = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
+        return numbers[tuple(slice(None) if name in names else 0 for name in sizes)].reshape(-1).tolist()
+    return [0]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(',') if number]
+
+
+def _members_of_a_host(collective: Instruction, host: int) -> int:
+    """The devices of one host in a group of a collective; 0 where a group lies within one."""
+    members = collections.Counter(number // host if host else 0 for number in _group(collective))
+    return max(members.values()) if len(members) > 1 else 0
 
 
 def _starts(module: Module, instruction: Instruction) -> bool:

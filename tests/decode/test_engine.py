@@ -247,6 +247,12 @@ def test_no_program_moves_whole_caches_between_devices(weights):
     )
 
 
+@pytest.mark.parametrize(('platform', 'barriers'), [('cpu', 1), ('tpu', 1), ('cuda', 0)])
+def test_a_gpu_does_not_write_exponentials_before_it_sums_them(platform, barriers):
+    traced = jax.jit(engine.sampling.log_sum_exp).trace(jax.ShapeDtypeStruct((2, 300), jnp.float32))
+    assert traced.lower(lowering_platforms=(platform,)).as_text().count('optimization_barrier') == barriers
+
+
 def test_buckets_are_few_and_a_third_padding_at_most():
     sizes = [bucket(n, 64) for n in (1, 64, 65, 129, 200, 257, 390, 600)]
     assert sizes == [64, 64, 128, 192, 256, 384, 512, 768]
